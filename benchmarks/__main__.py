@@ -27,6 +27,7 @@ from benchmarks import (
     switchboard,
     train,
     train_language,
+    watch,
 )
 
 HERE = Path(__file__).parent
@@ -67,6 +68,7 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "others": lambda: others.run(DATA, runs=RUNS),
     "train": lambda: train.run(runs=RUNS),
     "train-language": lambda: train_language.run(turns=3 * RUNS),
+    "watch": lambda: watch.run(runs=RUNS),
 }
 
 

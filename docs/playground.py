@@ -9,6 +9,7 @@ wide            r = 64, of which a dozen directions carry almost everything
 chat code legal poems terse    five adapters of r = 8; poems and terse want opposite things in blocks 2 and 3
 faint           so weak that a merge into bfloat16 loses most of it
 run             three checkpoints of one run, with its losses
+watch.jsonl     the log of a watcher that looked at them
 texts.txt held.txt    sentences of the tokenizer's words
 """
 
@@ -24,6 +25,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.core.lazy import Array
 from loralens.core.scaling import Scaling
+from loralens.watching import Watcher
 
 WIDTH, BLOCKS, INNER = 128, 4, 256
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -154,6 +156,14 @@ def run(folder: Path) -> None:
     write(folder / "checkpoint-300" / "trainer_state.json", {"global_step": 300, "log_history": losses})
 
 
+def watch(checkpoints: Path, log: Path) -> None:
+    """Look at the checkpoints of a run as a watcher does while they are trained."""
+    log.unlink(missing_ok=True)  # of an earlier playground in this folder
+    watcher = Watcher(log=log)
+    for step in (100, 200, 300):
+        watcher.look(step, loralens.load(checkpoints / f"checkpoint-{step}"))
+
+
 def texts(file: Path, *, seed: int, count: int) -> None:
     """Sentences, one a line; early words are likelier."""
     rng = np.random.default_rng(seed)
@@ -175,6 +185,7 @@ def main(folder: Path) -> None:
     tasks(folder)
     faint(folder / "faint")
     run(folder / "run")
+    watch(folder / "run", folder / "watch.jsonl")
     texts(folder / "texts.txt", seed=5, count=64)
     texts(folder / "held.txt", seed=6, count=64)
 

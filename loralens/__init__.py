@@ -60,6 +60,7 @@ _PACKAGES = [
     "tables",
     "training",
     "verbs",
+    "watching",
 ]
 
 # For type checkers and editors: what they would not find in the table below. At run time none of it is imported.
@@ -114,6 +115,7 @@ if TYPE_CHECKING:
     from loralens.verbs.trajectory import trajectory as trajectory
     from loralens.verbs.unmerge import unmerge as unmerge
     from loralens.verbs.verify import verify as verify
+    from loralens.watching.view import live as live
 else:
     _names, _get_type, _ = lazy_exports(
         __name__,
@@ -132,6 +134,7 @@ else:
             "errors": ["DivergenceError", "FormatError", "LoraLensError", "MismatchError", "OptionError", "ShapeError"],
             "formats": ["load", "save"],
             "formats.records.moments": ["load_moments", "save_moments"],
+            "watching.view": ["live"],
         },
     )
     __all__ = sorted([*_names, *VERBS, "plot", "__version__"])

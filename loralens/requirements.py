@@ -8,6 +8,7 @@ from loralens.errors import OptionError
 
 # Package → what pip installs; the versions are those of pyproject.toml, which a test compares.
 REQUIREMENTS = {
+    "threadpoolctl": "threadpoolctl>=3.1",
     "torch": "torch>=2.4",
     "transformers": "transformers>=4.45",
     "pandas": "pandas>=2.0",

@@ -10,7 +10,7 @@ from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("trajectory")
-@click.argument("adapters", nargs=-1, required=True, metavar="RUN|ADAPTER...")
+@click.argument("adapters", nargs=-1, required=True, metavar="RUN|LOG|ADAPTER...")
 @options.modules
 @row_options(csv="checkpoint", plot="the run over its steps")
 @options.reading
@@ -22,5 +22,8 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
     the global_step in the trainer_state.json beside them, else the number in the name. If one of them states no step,
     nothing is concluded from their order. Losses are read from the trainer_state.json of the latest step, or from the
     log of loralens train.
+
+    LOG is the .jsonl file that a Watcher or a callback of loralens.watching wrote while another program trained; it
+    needs no checkpoints.
     """
     show(loralens.trajectory(*adapters, **keywords), rows)

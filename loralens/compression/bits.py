@@ -6,9 +6,9 @@ bits grows with log σ. Directions below a certain σ, the water level, are not 
 For every direction, the points (bytes, error) of all numbers of bits have a lower convex hull. The steps from one point
 of a hull to the next are taken in the order of error saved per byte, over all modules, until the budget is used up.
 
-ε_b is the error of quantised Gaussian numbers (`loralens.linalg.quantise.expected_noise`). Measured on real adapters,
-the error is 0.7 to 1.1 times the expected one up to 8 bits (above 1 where factors have outliers), and at most half of
-it at 16 bits. Reported errors are therefore measured on the result (`loralens.compression.loss.losses`).
+ε_b is the error of quantised Gaussian numbers (`loralens.linalg.few_bits.quantise.expected_noise`). Measured on real
+adapters, the error is 0.7 to 1.1 times the expected one up to 8 bits (above 1 where factors have outliers), and at most
+half of it at 16 bits. Reported errors are therefore measured on the result (`loralens.compression.loss.losses`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +22,8 @@ from loralens.core.lazy import Array
 from loralens.core.quantised import direction_bytes
 from loralens.core.ranks import energies
 from loralens.errors import OptionError
-from loralens.linalg.packing import FEWEST, MOST
-from loralens.linalg.quantise import expected_noise
+from loralens.linalg.few_bits.packing import FEWEST, MOST
+from loralens.linalg.few_bits.quantise import expected_noise
 
 Shape = tuple[int, int]
 Bits = Mapping[str, tuple[int, ...]]

@@ -1,6 +1,6 @@
 """Modules in integers of a few bits: the bytes that store one, and the `LowRank` that reads them.
 
-The bytes of a module (out, in) with k directions, whose integers are packed by `loralens.linalg.packing`:
+The bytes of a module (out, in) with k directions, whose integers are packed by `loralens.linalg.few_bits.packing`:
 
 =====================  =======================================================================
 k bytes                bit width b of each direction, 2 to 16
@@ -24,8 +24,8 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, OptionError
-from loralens.linalg.packing import FEWEST, MOST, Bytes, Numbers, pack, packed_length, unpack
-from loralens.linalg.quantise import Quantised, quantise_product
+from loralens.linalg.few_bits.packing import FEWEST, MOST, Bytes, Numbers, pack, packed_length, unpack
+from loralens.linalg.few_bits.quantise import Quantised, quantise_product
 
 NAME = "loralens-q"  # the dialect of files that hold these bytes
 PART = "q"  # name of the tensor with the bytes of a module, after the name of the module

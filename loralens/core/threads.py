@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from threading import Event, Thread
 from typing import TypeVar
 
@@ -65,3 +65,17 @@ def in_threads(work: Callable[[str], T], names: Sequence[str], count: int, step:
         interrupted.set()
     # A name whose work failed in a thread is repeated here, so that the error has the caller's traceback.
     return {name: results[name] if name in results else work(name) for name in names}
+
+
+def single_blas_thread() -> AbstractContextManager[object]:
+    """Let BLAS use one thread within the block, where the package threadpoolctl is installed.
+
+    The command line does so for the whole process. A program that has imported NumPy already cannot, and several
+    threads of BLAS make thin products up to ten times slower, since they wait for each other.
+    """
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return nullcontext()
+    limits: AbstractContextManager[object] = ThreadpoolController().limit(limits=1, user_api="blas")
+    return limits

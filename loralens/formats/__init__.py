@@ -127,7 +127,7 @@ def _read_stored(file: Path) -> Stored:
 
 def _check_pickle(config: Mapping[str, Any] | None, *, allow_pickle: bool) -> None:
     # The type comes first: whoever allows the pickle of an IA³ adapter would only meet the next error.
-    _check_type(config)
+    check_peft_type(config)
     if not allow_pickle:
         fix = "give --allow-pickle (allow_pickle=True): loralens then reads the tensors and runs nothing"
         raise FormatError("is a pickle, which can run code where it is loaded", fix=fix)
@@ -139,13 +139,13 @@ def _read_dialect(stored: Stored, name: str | None) -> Adapter:
         if not len(adapter):
             raise FormatError(f"nothing in it is of the dialect {name}", fix="leave out --format, or give another one")
         return adapter
-    _check_type(stored.config)
+    check_peft_type(stored.config)
     adapter = detect_format(stored).read(stored)
-    _check_type(adapter.config)  # some readers take the configuration from the file's own header
+    check_peft_type(adapter.config)  # some readers take the configuration from the file's own header
     return adapter
 
 
-def _check_type(config: Mapping[str, Any] | None) -> None:
+def check_peft_type(config: Mapping[str, Any] | None) -> None:
     """Refuse an adapter whose PEFT configuration names a type whose update is not a sum, such as IA³.
 
     This happens before any dialect is tried, because the tensors of such an adapter may look like those of a dialect.

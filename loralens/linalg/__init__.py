@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from loralens.linalg.chance import projection_moments as projection_moments
     from loralens.linalg.device import Device as Device
     from loralens.linalg.exact import ExactProduct as ExactProduct
+    from loralens.linalg.few_bits.quantise import quantise_product as quantise_product
     from loralens.linalg.lanczos import LeadingTriplets as LeadingTriplets
     from loralens.linalg.lanczos import leading_triplets as leading_triplets
     from loralens.linalg.measures import effective_rank as effective_rank
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from loralens.linalg.product import product_norm as product_norm
     from loralens.linalg.product import product_singular_values as product_singular_values
     from loralens.linalg.product import product_svd as product_svd
-    from loralens.linalg.quantise import quantise_product as quantise_product
     from loralens.linalg.rounding import round_to_dtype as round_to_dtype
     from loralens.linalg.subspace import linear_cka as linear_cka
     from loralens.linalg.subspace import phi_map as phi_map
@@ -34,7 +34,7 @@ else:
             "lanczos": ["LeadingTriplets", "leading_triplets"],
             "measures": ["effective_rank", "stable_rank"],
             "product": ["product_bases", "product_norm", "product_singular_values", "product_svd"],
-            "quantise": ["quantise_product"],
+            "few_bits.quantise": ["quantise_product"],
             "rounding": ["round_to_dtype"],
             "subspace": ["linear_cka", "phi_map", "principal_angles"],
         },

@@ -12,6 +12,7 @@ from loralens.charts.similarity_nested import nesting_figure
 from loralens.charts.spec import Figure
 from loralens.charts.spectrum import spectrum_figure
 from loralens.charts.trajectory import trajectory_figure
+from loralens.charts.watched import watched_figure
 from loralens.errors import OptionError
 from loralens.verbs.amplify import AmplifyResult
 from loralens.verbs.curve import CurveResult
@@ -20,6 +21,7 @@ from loralens.verbs.outputs.collection_similarity import CollectionSimilarity
 from loralens.verbs.outputs.compress_result import CompressResult
 from loralens.verbs.outputs.nested_similarity import NestedSimilarity
 from loralens.verbs.outputs.pair_similarity import PairSimilarity
+from loralens.verbs.outputs.watched import WatchedResult
 from loralens.verbs.spectrum import SpectrumResult
 from loralens.verbs.trajectory import TrajectoryResult
 
@@ -103,6 +105,8 @@ def figure_of(result: object) -> Figure:
         curves = {name: [(loss.step, loss.value) for loss in logged] for name, logged in losses.items() if logged}
         steps = [checkpoint.step for checkpoint in run.checkpoints]
         return trajectory_figure(result.trajectory, steps, curves, result.names)
+    if isinstance(result, WatchedResult):
+        return watched_figure(result.rows, result.signs)
     if isinstance(result, AmplifyResult):
         title = f"{_name(result.path)} on {_name(result.base)}"
         return amplification_figure(result.modules, title=title, phi_rank=result.phi_rank)

@@ -25,6 +25,7 @@ from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, comma
 from loralens.verbs.inputs.checkpoints import with_checkpoints
 from loralens.verbs.inputs.choices import Blocks, as_globs
 from loralens.verbs.outputs.page import report_page
+from loralens.verbs.outputs.watched import read_watched, watch_log_of, watched_page
 
 ActivationSource = str | PathLike[str] | Moments
 
@@ -111,7 +112,7 @@ def report(
     ----------
     *adapters : path or Adapter
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. The folder of
-        a run stands for its checkpoints.
+        a run stands for its checkpoints. Or the log of a watched run (`loralens.watching`).
     output : path, optional
         The page to write, a ``.html`` file; folders on the way are made. Without it nothing is written.
     base : path, optional
@@ -170,23 +171,36 @@ def report(
         _check_apart(page, chosen, base, [*moments, *measured], with_markdown=markdown)
         # Only beside a page that is replaced: a Markdown file of the same name may else belong to something different.
         older = [] if markdown or not page.exists() else [path for path in markdown_paths(page) if path.exists()]
-    document = report_page(
-        with_checkpoints(chosen),
-        base=base,
-        activations=moments,
-        evaluations=measured,
-        modules=modules,
-        intruders=intruders,
-        reading=reading,
-        command=_command(
-            chosen, page, base, moments, measured, modules, reading, intruders=intruders, markdown=markdown
-        ),
-    )
+    command = _command(chosen, page, base, moments, measured, modules, reading, intruders=intruders, markdown=markdown)
+    if (log := watch_log_of(chosen)) is not None:
+        _check_log_alone(base, moments, measured)
+        document = watched_page(read_watched(log, modules), command=command)
+    else:
+        document = report_page(
+            with_checkpoints(chosen),
+            base=base,
+            activations=moments,
+            evaluations=measured,
+            modules=modules,
+            intruders=intruders,
+            reading=reading,
+            command=command,
+        )
     written = write_report(document, page, with_markdown=markdown) if page else []
     if older:
         names = " and ".join(map(str, older))
         note(f"{names} of an earlier report left unchanged; --markdown writes them again")
     return ReportResult(document, written)
+
+
+def _check_log_alone(base: object, activations: Sequence[object], evaluations: Sequence[object]) -> None:
+    """Refuse options that need an adapter, for the log of a watched run."""
+    given = [("base", base is not None), ("activations", bool(activations)), ("evaluations", bool(evaluations))]
+    for name, is_given in given:
+        if is_given:
+            raise OptionError(
+                f"{name} is for adapters, and this is the log of a run", fix=f"leave out {name}, or give the adapters"
+            )
 
 
 def _check_apart(

@@ -59,7 +59,7 @@ def train(
     evaluate_every: int | None = None,
     patience: int | None = None,
     snapshots: int | None = None,
-    spectra: bool = False,
+    watch: int | None = None,
     save_every: int = 50,
     resume: bool = False,
     more_steps: int | None = None,
@@ -137,8 +137,11 @@ def train(
     evaluate_every, patience : int, optional
         The number of steps between evaluations (by default only before and after training); stop after this many
         evaluations in a row without a better one.
-    snapshots, spectra : int and bool
-        Keep the adapter every ``snapshots`` steps; show how the spectra have changed at every snapshot.
+    snapshots : int, optional
+        Keep the adapter every ``snapshots`` steps.
+    watch : int, optional
+        Look at the adapter every ``watch`` steps (see `loralens.watching.Watcher`): its norms, ranks and directions
+        are written to ``watch.jsonl`` in the folder of the run, and signs that the run goes wrong are warned of.
     save_every : int
         The number of steps after which the state of the run is saved, for ``resume``.
     resume, overwrite, dry_run : bool

@@ -21,6 +21,7 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, check_unread, labels, sources
 from loralens.verbs.inputs.bases import warn_of_bases
 from loralens.verbs.inputs.choices import Blocks, as_globs
+from loralens.verbs.outputs.watched import WatchedResult, read_watched, watch_log_of
 
 # Cosine of the first A with the last from which φ of the in side shows the common start. Unrelated random A have
 # a cosine near 0, so only an A that training has hardly moved comes this close to 1.
@@ -150,7 +151,7 @@ class TrajectoryResult(Tabular):
 
 def trajectory(
     *adapters: Source, modules: Sequence[str] = (), block: Blocks = (), **reading: Unpack[Reading]
-) -> TrajectoryResult:
+) -> TrajectoryResult | WatchedResult:
     """Follow one run through its checkpoints: how far ΔW has moved, where it turned, and the loss.
 
     Parameters
@@ -159,7 +160,8 @@ def trajectory(
         A folder with ``checkpoint-N`` folders in it (`loralens train`, transformers' Trainer) or with
         ``NNNNNNN_adapters.safetensors`` files (mlx-lm); or two or more adapters. Paths are put in order of steps: the
         ``global_step`` of the trainer_state.json beside them, else the number in the name. Adapters that have been
-        read have no step, and nothing is concluded from their order.
+        read have no step, and nothing is concluded from their order. Or the log of a watched run
+        (`loralens.watching`), which needs no checkpoints.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
     block : int, str or sequence of them
@@ -176,8 +178,11 @@ def trajectory(
     MismatchError
         No two checkpoints have a module in common.
     """
-    modules = as_globs(modules, block)
-    run, loaded = _read_checkpoints(sources(adapters), reading)
+    modules, chosen = as_globs(modules, block), sources(adapters)
+    if (log := watch_log_of(chosen)) is not None:
+        check_unread(reading)
+        return read_watched(log, modules)
+    run, loaded = _read_checkpoints(chosen, reading)
     names = [str(checkpoint.path) for checkpoint in run.checkpoints]
     warn_of_bases(names, loaded)  # checkpoints of one run have one base
     with progress("comparing", trajectory_steps(loaded, modules)) as step:

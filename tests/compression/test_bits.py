@@ -15,7 +15,7 @@ from loralens.compression.quantise import quantise
 from loralens.core.quantised import direction_bytes
 from loralens.errors import OptionError
 from loralens.formats.dialects.sizes import file_size
-from loralens.linalg.quantise import expected_noise
+from loralens.linalg.few_bits.quantise import expected_noise
 from tests.reference import truncation_bytes
 
 LEVELS = (0, *range(2, 17))

@@ -11,7 +11,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.quantised import direction_bytes
 from loralens.core.ranks import Rule
-from loralens.linalg.quantise import expected_noise
+from loralens.linalg.few_bits.quantise import expected_noise
 from tests.compression.truncation import truncate
 from tests.tolerances import LOSS
 

@@ -20,7 +20,7 @@ from loralens.core.quantised import (
 )
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, OptionError
-from loralens.linalg.quantise import Quantised
+from loralens.linalg.few_bits.quantise import Quantised
 from tests.reference import unpacked_bits
 
 SCALING = Scaling("alpha/r", -6, 3, "adapter_config.json")

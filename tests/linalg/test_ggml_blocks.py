@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 
-from loralens.linalg.ggml_blocks import BLOCK, BLOCK_TYPES, BlockType
+from loralens.linalg.few_bits.ggml_blocks import BLOCK, BLOCK_TYPES, BlockType
 
 
 @pytest.mark.parametrize("type_", BLOCK_TYPES.values(), ids=lambda type_: type_.name)

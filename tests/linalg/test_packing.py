@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loralens.linalg.packing import FEWEST, MOST, pack, packed_length, unpack
+from loralens.linalg.few_bits.packing import FEWEST, MOST, pack, packed_length, unpack
 from tests.reference import unpacked_bits
 
 BITS = range(FEWEST, MOST + 1)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError, OptionError
-from loralens.linalg.quantise import SIDE, _rotation, expected_noise, quantise_product
+from loralens.linalg.few_bits.quantise import SIDE, _rotation, expected_noise, quantise_product
 from tests.reference import dense_product, gaussian_distortion, size
 from tests.strategies import factor_pairs
 from tests.tolerances import BACKWARD, FLOAT32_FACTORS, INT4, INT8
@@ -71,7 +71,7 @@ PARTS = {  # what it does without one of its parts
 def test_every_part_earns_its_place(name: str, without: object, worse: float, monkeypatch: pytest.MonkeyPatch) -> None:
     B, A = random(300, 200, 8, spread=0.03)
     whole = error(B, A, quantise_product(B, A, np.full(8, 4)))
-    monkeypatch.setattr(f"loralens.linalg.quantise.{name}", without)
+    monkeypatch.setattr(f"loralens.linalg.few_bits.quantise.{name}", without)
     assert error(B, A, quantise_product(B, A, np.full(8, 4))) > worse * whole
 
 
@@ -83,7 +83,7 @@ def test_fitting_the_second_side_to_the_first_earns_its_place() -> None:
 def test_fitting_both_sides_again_earns_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     B, A = random(300, 200, 8, spread=0.03)
     whole = error(B, A, quantise_product(B, A, np.full(8, 2)))
-    monkeypatch.setattr("loralens.linalg.quantise.ROUNDS", 0)
+    monkeypatch.setattr("loralens.linalg.few_bits.quantise.ROUNDS", 0)
     assert error(B, A, quantise_product(B, A, np.full(8, 2))) > 1.01 * whole
 
 

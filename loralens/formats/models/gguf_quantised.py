@@ -10,7 +10,7 @@ from loralens.core.names import some
 from loralens.formats.files.gguf.types import TENSOR_TYPES
 from loralens.formats.models.gguf_base import GgufModel
 from loralens.formats.models.gguf_writer import NewTypes
-from loralens.linalg.ggml_blocks import BLOCK, Q4_1, Q8_0
+from loralens.linalg.few_bits.ggml_blocks import BLOCK, Q4_1, Q8_0
 from loralens.tables.numbers import count
 
 # The numbers of general.file_type (llama_ftype in llama.h) by the type of most weights.

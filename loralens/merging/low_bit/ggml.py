@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
 from loralens.errors import FormatError
-from loralens.linalg.ggml_blocks import BLOCK, BlockType
+from loralens.linalg.few_bits.ggml_blocks import BLOCK, BlockType
 from loralens.merging.apply import TensorMerge
 from loralens.merging.low_bit.measure import QuantisedSums
 from loralens.merging.low_bit.record import in_file_order

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
 from loralens.linalg.exact import Singles
-from loralens.linalg.nf4 import BLOCK, LEVELS, dequantise_nf4, quantise_nf4
+from loralens.linalg.few_bits.nf4 import BLOCK, LEVELS, dequantise_nf4, quantise_nf4
 from loralens.merging.apply import MergedBlock, TensorMerge
 from loralens.merging.low_bit.measure import QuantisedSums
 from loralens.merging.plan import TensorPlan

@@ -17,7 +17,7 @@ from loralens.formats.models.checkpoint import CONV1D, Checkpoint
 from loralens.formats.models.gguf_quantised import block_types
 from loralens.formats.models.gguf_writer import NewTypes
 from loralens.formats.models.model_files import ModelFiles
-from loralens.linalg.ggml_blocks import Q4_1, Q8_0, BlockType
+from loralens.linalg.few_bits.ggml_blocks import Q4_1, Q8_0, BlockType
 from loralens.merging.low_bit.apply import check_movable
 from loralens.merging.low_bit.dequantised import decoded_block
 from loralens.merging.low_bit.nf4 import PARTS, Part

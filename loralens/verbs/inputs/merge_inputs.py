@@ -22,7 +22,7 @@ from loralens.formats.models.gguf_writer import float_dtypes
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
 from loralens.formats.models.model_location import resolve_path
 from loralens.formats.models.model_writer import Change
-from loralens.linalg.ggml_blocks import BLOCK_TYPES, BlockType
+from loralens.linalg.few_bits.ggml_blocks import BLOCK_TYPES, BlockType
 from loralens.merging.low_bit.ggml import stored_shape
 from loralens.merging.low_bit.nf4 import PARTS, part_shape
 from loralens.merging.make_plan import plan_merge

@@ -15,7 +15,7 @@ from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats.dialects.quantised.reader import EXTRA, VERSION, description
 from loralens.formats.files.container import Stored
-from loralens.linalg.quantise import quantise_product
+from loralens.linalg.few_bits.quantise import quantise_product
 
 Bits = int | Mapping[str, Sequence[int]]
 Kind = TypeVar("Kind")

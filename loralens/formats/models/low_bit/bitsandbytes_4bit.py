@@ -24,7 +24,7 @@ from loralens.formats.models.low_bit.grouped import CodeBlock, GroupedWeight, Gr
 from loralens.formats.models.low_bit.packing import Bytes, stored_bytes
 from loralens.formats.models.low_bit.parts import AGAIN, FLOATS, Config, Found, Tensors, bits_of, part, whole_number
 from loralens.linalg.exact import Singles
-from loralens.linalg.nf4 import LEVELS
+from loralens.linalg.few_bits.nf4 import LEVELS
 
 STATE = ".quant_state.bitsandbytes__"
 NF4 = Levels(LEVELS)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from loralens.errors import FormatError, OptionError
 from loralens.linalg.factor import Array, Floats
-from loralens.linalg.packing import FEWEST, MOST, Numbers
+from loralens.linalg.few_bits.packing import FEWEST, MOST, Numbers
 from loralens.linalg.product import product_norm, product_svd
 
 # ‖x − x̂‖² / ‖x‖² of Gaussian numbers under the best step, for b = 2 to 16: one side of a direction.

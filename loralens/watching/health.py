@@ -1,0 +1,201 @@
+"""Signs that a run goes wrong, found while it can still be helped.
+
+Every sign has a limit that random numbers do not reach by chance, or one that follows from a bound. A sign of a module
+counts if two looks in a row show it, since one look may catch a moment. Signs that healthy runs show in single modules
+are told if half of the modules have them. Each sign is told once in a run.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from typing import Any, NamedTuple, final
+
+from loralens.analysis.checks.spike import ENERGY as SPIKE_ENERGY
+from loralens.analysis.checks.spike import SMALLEST_RANK
+from loralens.analysis.spectrum import Spectrum
+from loralens.core.names import some
+from loralens.linalg.rounding import survivors
+from loralens.watching.measures import ModuleLook
+
+# code → what it means. The order is that of the documentation.
+SIGNS = {
+    "spike": "One direction holds at least 99 % of the energy of a module of rank 4 or more. Random factors give a "
+    "direction about 1/r of it.",
+    "collapse": "The effective rank of a module has fallen to less than half of the highest that it had.",
+    "rank-saturated": "The energy is spread over the directions as evenly as that of random factors, up to 5 %: the "
+    "rank is too small for what is learnt, or what is learnt is noise.",
+    "rank-unused": "Two directions or fewer hold 99 % of the energy, at a rank of 16 or more.",
+    "zero-update": "ΔW is still exactly 0 after the first steps: the module gets no gradient.",
+    "norm-explodes": "‖ΔW‖ is larger than twice ‖W‖, or has grown ten times as much between two looks as the square of "
+    "the steps. Both factors move at most in proportion to the steps while the learning rate is constant.",
+    "below-rounding": "No singular value of ΔW is above the edge of the noise that rounding adds when ΔW is merged "
+    "into weights of this dtype.",
+    "A-still": "A has moved by less than 1e-4 of its length, although B has moved.",
+    "not-finite": "A factor holds NaN or Inf.",
+}
+FIXES = {
+    "spike": "lower the learning rate, or clip gradients; look for examples that are repeated many times",
+    "collapse": "lower the learning rate from here on, or go back to a checkpoint from before",
+    "rank-saturated": "try a larger rank; if the loss does not fall either, lower the learning rate",
+    "rank-unused": "a smaller rank has the same effect: loralens compress --energy 0.99 shows which",
+    "zero-update": "check that the module runs in the forward pass and that its B is in the optimiser",
+    "norm-explodes": "lower the learning rate, or add warm-up and gradient clipping; go back to a checkpoint",
+    "below-rounding": "train longer or with a higher learning rate; else use the adapter unmerged, or merge in f32",
+    "A-still": "check that A is in the optimiser and that its learning rate is not far below that of B",
+    "not-finite": "lower the learning rate, and go back to the last checkpoint without NaN",
+}
+SHARE = 0.5  # of the modules that must show a sign, for signs that single modules of healthy runs show too
+SINGLE = ("zero-update", "not-finite")  # signs that one module is enough for
+FALL = 0.5  # of the highest effective rank
+EVEN = 0.95  # of the participation ratio of random factors, which is r if r is small beside the weight
+FEW, LEAST_RANK = 2, 16
+GROWTH = 10.0
+LARGEST = 2.0  # of ‖ΔW‖/‖W‖: healthy runs of models as narrow as 64 reach 1.8, those of large ones a tenth
+STILL = 1e-4
+YOUNG = 3  # looks after the first in which ΔW is not judged by its size or shape: it is just beginning
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class HealthWarning:
+    """A sign that a run goes wrong.
+
+    Attributes
+    ----------
+    code : str
+        A key of `SIGNS`.
+    step : int
+        The step of the look that shows it.
+    modules : tuple of str
+        The modules that show it.
+    text, fix : str
+        One sentence each, with the evidence.
+    """
+
+    code: str
+    step: int
+    modules: tuple[str, ...]
+    text: str
+    fix: str
+
+    def record(self) -> dict[str, Any]:
+        """The warning as a JSON object."""
+        return {**asdict(self), "modules": list(self.modules)}
+
+
+class WeightSize(NamedTuple):
+    """The size of an adapted weight W: ‖W‖_F, and the standard deviation of rounding where its dtype has 16 bits."""
+
+    norm: float | None = None
+    noise: float | None = None
+
+
+class _Past(NamedTuple):
+    """What the rules need of the earlier looks at a module."""
+
+    looks: int
+    step: int
+    norm: float
+    peak: float
+    signs: frozenset[str]
+
+
+@final
+@dataclass(slots=True)
+class Health:
+    """Judges one look after the other.
+
+    Attributes
+    ----------
+    weights : mapping of str to WeightSize
+        The sizes of the adapted weights; modules that are not there are not judged by them.
+    frozen : bool
+        Whether A is not trained on purpose.
+    """
+
+    weights: Mapping[str, WeightSize] = field(default_factory=dict)
+    frozen: bool = False
+    _past: dict[str, _Past] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
+
+    def check(self, step: int, looks: Mapping[str, ModuleLook]) -> list[HealthWarning]:
+        """The warnings that this look gives for the first time."""
+        evidence: dict[str, dict[str, str]] = {}
+        for name, look in looks.items():
+            before = self._past.get(name, _Past(0, 0, 0.0, 0.0, frozenset()))
+            weight = self.weights.get(name, WeightSize())
+            signs = dict(_signs(look, step, before, None if self.frozen else STILL, weight))
+            for code, text in signs.items():
+                if code in before.signs or code == "norm-explodes":
+                    evidence.setdefault(code, {})[name] = text
+            spectrum = look.spectrum
+            started = before.looks or spectrum.s.size
+            # Only what is past its beginning may set the mark that later looks are compared with.
+            peak = max(before.peak, spectrum.effective_rank if before.looks >= YOUNG else 0.0)
+            self._past[name] = _Past(
+                before.looks + 1 if started else 0, step, spectrum.frobenius, peak, frozenset(signs)
+            )
+        return [
+            warning
+            for code in SIGNS
+            if code in evidence and (warning := self._tell(code, step, evidence[code], len(looks))) is not None
+        ]
+
+    def mark_as_told(self, codes: Iterable[str]) -> None:
+        """Tell these signs no more: an earlier process has told them."""
+        self._told |= set(codes)
+
+    def tell_not_finite(self, step: int, name: str) -> HealthWarning | None:
+        """The warning that a factor holds NaN or Inf."""
+        return self._tell("not-finite", step, {name: "a factor holds NaN or Inf"}, 1)
+
+    def _tell(self, code: str, step: int, evidence: Mapping[str, str], modules: int) -> HealthWarning | None:
+        """The warning, if enough modules show the sign and it has not been told."""
+        if code in self._told or (code not in SINGLE and len(evidence) < SHARE * modules):
+            return None
+        self._told.add(code)
+        name, text = next(iter(evidence.items()))
+        where = f"{name}" if len(evidence) == 1 else f"{len(evidence)} of {modules} modules ({some(list(evidence), 1)})"
+        return HealthWarning(code, step, tuple(evidence), f"{where}: {text}", FIXES[code])
+
+
+def _signs(
+    look: ModuleLook, step: int, before: _Past, still: float | None, weight: WeightSize
+) -> Iterator[tuple[str, str]]:
+    """The codes of the signs that a look at one module shows, each with its evidence."""
+    spectrum, s = look.spectrum, look.spectrum.s
+    if not s.size:
+        # Warm-up from a rate of 0 leaves ΔW = 0 for a step; the second look decides.
+        if step > 0:
+            yield "zero-update", f"ΔW is 0 after {step} steps"
+        return
+    if weight.norm and spectrum.frobenius > LARGEST * weight.norm:
+        yield "norm-explodes", f"‖ΔW‖ is {spectrum.frobenius / weight.norm:.3g} times ‖W‖"
+    elif before.norm and before.step:
+        growth, bound = spectrum.frobenius / before.norm, GROWTH * (step / before.step) ** 2
+        if growth > bound:
+            yield "norm-explodes", f"‖ΔW‖ is {growth:.3g} times that of step {before.step}; {bound:.3g} is the limit"
+    if before.looks < YOUNG:
+        return
+    yield from _signs_of_shape(spectrum, before)
+    if weight.noise and survivors(s, weight.noise, spectrum.shape) == 0:
+        edge = weight.noise * (spectrum.shape[0] * spectrum.shape[1]) ** 0.25
+        yield "below-rounding", f"σ₁ is {s[0]:.2g}, and the noise of rounding reaches {edge:.2g}"
+    if still is not None and isfinite(look.drift) and look.drift < still:
+        yield "A-still", f"A has moved by {look.drift:.1g} of its length in {step} steps"
+
+
+def _signs_of_shape(spectrum: Spectrum, before: _Past) -> Iterator[tuple[str, str]]:
+    """The signs that the singular values show, whatever their size."""
+    rank = min(spectrum.rank, *spectrum.shape)
+    if spectrum.effective_rank < FALL * before.peak:
+        yield "collapse", f"the effective rank fell from {before.peak:.3g} to {spectrum.effective_rank:.3g}"
+    if rank < SMALLEST_RANK:
+        return
+    if spectrum.stable_rank < 1 / SPIKE_ENERGY:
+        share = 1 / spectrum.stable_rank
+        yield "spike", f"one of {rank} directions holds {share:.1%} of the energy, by chance {1 / rank:.0%}"
+    if spectrum.participation_ratio > EVEN * rank:
+        yield "rank-saturated", f"the energy is that of {spectrum.participation_ratio:.3g} equal directions of {rank}"
+    if rank >= LEAST_RANK and (used := spectrum.energy_rank(SPIKE_ENERGY)) <= FEW:
+        yield "rank-unused", f"{used} of {rank} directions hold {SPIKE_ENERGY:.0%} of the energy"

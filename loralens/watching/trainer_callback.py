@@ -1,0 +1,133 @@
+"""Callbacks of transformers' `Trainer`, and so of TRL and axolotl: a `Watcher`, and merging without drift."""
+
+from contextlib import ExitStack
+from os import PathLike
+from typing import Any, Unpack
+
+from loralens.errors import OptionError
+from loralens.requirements import missing_packages
+from loralens.watching.callback_options import WatcherOptions, log_path
+from loralens.watching.merged import BUDGET, LiveSwitchboard
+from loralens.watching.watcher import Look, Watcher
+
+try:
+    from transformers import Trainer, TrainerCallback
+except ImportError as error:
+    raise missing_packages("SpectralCallback", ("transformers",), error) from error
+
+
+class SpectralCallback(TrainerCallback):
+    """Looks at the adapter of a trainer every so many steps: a `Watcher`, with the same options.
+
+    Parameters
+    ----------
+    every : int
+        Steps of the optimiser between two looks. The first look is before the first step, and the last at the end.
+    log : path, optional
+        The file of the log; by default ``watch.jsonl`` in the output folder, or ``watch-2.jsonl`` … if that is there.
+    **options : WatcherOptions
+        As for `Watcher`: ``gradients``, ``base``, ``keep`` …
+
+    Attributes
+    ----------
+    watcher : Watcher or None
+        The watcher, once the training has begun.
+
+    Notes
+    -----
+    ``callback.attach(trainer)`` adds it to a trainer and sends ``lora/frobenius``, ``lora/effective_rank`` … to the
+    trainer's own logging, so that TensorBoard, W&B and trackio show them. A callback that is given to the trainer in
+    ``callbacks=[…]`` does not know its trainer: it watches, warns and writes the log all the same, and its numbers are
+    in ``trainer.state.log_history``.
+    """
+
+    def __init__(
+        self, every: int = 50, *, log: str | PathLike[str] | None = None, **options: Unpack[WatcherOptions]
+    ) -> None:
+        self.every, self.log, self.options = every, log, options
+        self.watcher: Watcher | None = None
+        self._trainer: Any = None
+        self._waiting: Look | None = None  # a look whose numbers have not been logged
+
+    def attach(self, trainer: Any) -> "SpectralCallback":
+        """Add the callback to a trainer, and log through it."""
+        if not isinstance(trainer, Trainer):
+            raise OptionError(f"{type(trainer).__name__} is not a Trainer of transformers", fix="give a Trainer")
+        self._trainer = trainer
+        if self not in trainer.callback_handler.callbacks:
+            trainer.add_callback(self)
+        return self
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make the watcher, which looks for the first time."""
+        done = state.global_step
+        resumed = done > 0
+        log = log_path(self.log, args.output_dir, resumed=resumed)
+        self.watcher = Watcher(
+            kwargs["model"], every=self.every, log=log, start=done, resume=resumed and log.exists(), **self.options
+        )
+        self._waiting = self.watcher.last
+        self._log(state)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look, while the gradients are still there."""
+        step = state.global_step + 1  # counted after this event
+        if self.watcher is not None and step % self.every == 0:
+            self._waiting = self.watcher.look(step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log the numbers of a look, once the step is counted."""
+        self._log(state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look for the last time."""
+        watcher = self.watcher
+        if watcher is not None and (watcher.last is None or watcher.last.step != state.global_step):
+            self._waiting = watcher.look(state.global_step, final=True)
+        self._log(state)
+
+    def _log(self, state: Any) -> None:
+        look, self._waiting = self._waiting, None
+        if look is None:
+            return
+        if self._trainer is not None:
+            # The method of transformers, since those of TRL also report and clear the averages of the trainer.
+            Trainer.log(self._trainer, dict(look.scalars))
+        else:
+            state.log_history.append({**look.scalars, "step": state.global_step})
+
+
+class ExactMergeCallback(TrainerCallback):
+    """Lets a trainer merge and unmerge its adapter without drift, for TRL's GRPO and others that send merged weights.
+
+    During the training ``model.merge_adapter()`` and ``model.unmerge_adapter()`` of the trainer's code are those of a
+    `LiveSwitchboard`. At the end the base is compared with that of the beginning by SHA-256.
+
+    Parameters
+    ----------
+    adapter : str, optional
+        The name of the adapter; by default the active one.
+    budget, threads
+        As for `LiveSwitchboard`.
+
+    Attributes
+    ----------
+    switchboard : LiveSwitchboard or None
+        Once the training has begun.
+    """
+
+    def __init__(self, adapter: str | None = None, *, budget: float = BUDGET, threads: int = 1) -> None:
+        self.switchboard: LiveSwitchboard | None = None
+        self._adapter, self._budget, self._threads = adapter, budget, threads
+        self._stack = ExitStack()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the place of PEFT's merging."""
+        self.switchboard = LiveSwitchboard(kwargs["model"], self._adapter, budget=self._budget, threads=self._threads)
+        self._stack.enter_context(self.switchboard.in_place_of_peft())
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give PEFT's methods back, and check the base."""
+        self._stack.close()
+        if self.switchboard is not None:
+            self.switchboard.verify()

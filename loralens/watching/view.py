@@ -1,0 +1,284 @@
+"""`live`: the adapter of a model in memory as a view, whose numbers are those of the moment at which they are read."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.core.names import nearest
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Update
+from loralens.core.vector import sum_adapters
+from loralens.errors import OptionError
+from loralens.formats import check_peft_type
+from loralens.formats.dialects.peft.keys import PREFIX
+from loralens.formats.dialects.peft.reader import read
+from loralens.formats.files.container import Stored
+from loralens.requirements import missing_packages
+from loralens.training.injection import Injection
+from loralens.training.layer import LoRALayer
+from loralens.training.readout import lazy_tensor, view_injection, view_layer, view_magnitudes
+
+# Parts of names that wrappers insert: torch.compile, checkpointing of activations, FSDP 1.
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
+def live(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
+    """The adapter of a model in memory, as a view: every analysis takes it, and `loralens.save` writes it.
+
+    Its factors are read when they are asked for, each time anew, and are copied to the CPU one module at a time. So the
+    numbers are always the current ones, and a view costs no memory. Names, ranks and scales are those at this call.
+
+    Parameters
+    ----------
+    model : nn.Module or Injection
+        A model of PEFT (or of transformers and diffusers with ``add_adapter``), or a model with the layers of
+        `loralens.training`. It may be inside others: DDP, a LightningModule, what ``accelerator.prepare`` or
+        ``torch.compile`` returns. If it is sharded by FSDP2, each factor is gathered when it is read, and all
+        processes must read the same factors in the same order. Analyses read in threads, so give them
+        ``live(model).load()``, which all processes call.
+    adapter : str, optional
+        The name of one of PEFT's adapters. By default the active one; if several are active, their sum, which is what
+        the model computes.
+
+    Returns
+    -------
+    Adapter
+        As it would be read from the file that PEFT saves, except that a scale that was set in the layers counts
+        (``set_scale``), and that an embedding is not saved in full beside its pair.
+
+    Raises
+    ------
+    OptionError
+        The model has no adapter, or none of that name; its parameters are divided by DeepSpeed.
+    FormatError
+        The adapter is of a type whose update is not a sum, such as IA³ or prompt tuning.
+    """
+    if isinstance(model, Injection):
+        return view_injection(model)
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"{type(model).__name__} is not a model", fix="give a torch module with an adapter")
+    wrapped = peft_model(model)
+    if wrapped is not None:
+        names = [adapter] if adapter is not None else active_adapters(wrapped)
+        views = [_peft_view(wrapped, name) for name in names]
+        return views[0] if len(views) == 1 else sum_adapters([(view, 1.0) for view in views])
+    layers = own_layers(model)
+    if not layers:
+        raise OptionError("the model has no adapter", fix="give a model that PEFT or loralens.training adapted")
+    if adapter is not None:
+        raise OptionError("the model has one adapter, which has no name", fix="leave the name out")
+    return _own_view(unwrapped(model), layers)
+
+
+def live_gradients(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
+    """The gradients of the factors as the factors of a view; those of parameters without one are 0."""
+    if isinstance(model, Injection):
+        return _own_gradients(model.layers)
+    wrapped = peft_model(model)
+    if wrapped is None:
+        return _own_gradients(own_layers(model))
+    name = one_active(wrapped) if adapter is None else adapter
+    return _peft_view(wrapped, name, gradients=True)
+
+
+def _own_gradients(layers: Mapping[str, LoRALayer]) -> Adapter:
+    pairs = {
+        name: LowRank(lazy_tensor(partial(_gradient_of, layer, "B")), lazy_tensor(partial(_gradient_of, layer, "A")))
+        for name, layer in layers.items()
+    }
+    return Adapter(modules=pairs)
+
+
+def _gradient_of(module: "nn.Module", own: str) -> Tensor:
+    """The gradient of a parameter; 0 if it has none."""
+    parameter: Tensor = getattr(module, own)
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def own_layers(model: "nn.Module") -> dict[str, LoRALayer]:
+    """The LoRA layers of `loralens.training` in a model, by the names of the layers that they adapt."""
+    layers = ((path, layer) for path, layer in unwrapped(model).named_modules() if isinstance(layer, LoRALayer))
+    return {plain_path(path): layer for path, layer in layers}
+
+
+def unwrapped(model: "nn.Module") -> "nn.Module":
+    """The model without DDP, whose name for it is one that a model's own module may have, so that the class decides."""
+    while type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
+        model = model.module  # type: ignore[assignment]
+    return model
+
+
+def plain_path(path: str) -> str:
+    """The name of a module or parameter in the base model, without the parts that wrappers insert."""
+    return ".".join(part for part in path.split(".") if part not in (*WRAPPERS, "base_layer"))
+
+
+def active_adapters(model: "nn.Module") -> list[str]:
+    """The names of the active adapters of a model of PEFT.
+
+    Raises
+    ------
+    OptionError
+        None is active.
+    """
+    # The layers know it in every kind of model; transformers' own method refuses older releases of PEFT.
+    layer: Any = next((module for module in model.modules() if hasattr(module, "adapter_layer_names")), model)
+    active = getattr(layer, "active_adapters", None) or getattr(layer, "active_adapter", None)
+    names = [active] if isinstance(active, str) else list(active or ())
+    if not names:
+        raise OptionError("no adapter of the model is active", fix="name one: live(model, adapter='default')")
+    return names
+
+
+def one_active(model: "nn.Module") -> str:
+    """The name of the only active adapter.
+
+    Raises
+    ------
+    OptionError
+        Several are active, whose factors and gradients are not those of their sum.
+    """
+    names = active_adapters(model)
+    if len(names) > 1:
+        raise OptionError(f"{len(names)} adapters are active: {', '.join(names)}", fix="name one: adapter=…")
+    return names[0]
+
+
+def peft_model(model: "nn.Module") -> Any:
+    """The outermost module in a model that has adapters of PEFT; None if there is none."""
+    holders = [(path, module) for path, module in model.named_modules() if hasattr(module, "peft_config")]
+    if not holders:
+        return None
+    first, holder = holders[0]
+    # PEFT's inner modules know the configuration too. A holder elsewhere is another model, such as a reference.
+    others = [path for path, _ in holders[1:] if first and not path.startswith(f"{first}.")]
+    if others:
+        raise OptionError(f"there are models with adapters at {first} and at {others[0]}", fix="give one of the two")
+    return holder
+
+
+def _peft_view(model: Any, name: str, *, gradients: bool = False) -> Adapter:
+    """One adapter of a model of PEFT, read as its file would be; or the gradients in the place of the factors."""
+    if name not in model.peft_config:
+        raise OptionError(
+            f"no adapter is called {name!r}", fix=f"the nearest names are {nearest(name, model.peft_config)}"
+        )
+    config = _file_config(model, name)
+    check_peft_type(config)
+    tensors = {_file_key(key): tensor for key, tensor in _peft_tensors(model, name, gradients=gradients)}
+    return _with_layer_scales(read(Stored(tensors, {"format": "pt"}, config)), model, name)
+
+
+def _file_config(model: Any, name: str) -> dict[str, Any]:
+    """The configuration as PEFT writes it beside the file."""
+    config = model.peft_config[name]
+    base = getattr(model, "get_base_model", lambda: model)()
+    fields: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=_as_json))
+    path = config.base_model_name_or_path or getattr(getattr(base, "config", None), "_name_or_path", None)
+    return {**fields, "base_model_name_or_path": path or None, "inference_mode": True}
+
+
+def _as_json(value: Any) -> Any:
+    """A value of a configuration that JSON does not have: sets of names, and dtypes."""
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def _peft_tensors(model: Any, name: str, *, gradients: bool) -> Iterator[tuple[str, LazyArray]]:
+    """The tensors of one adapter, or their gradients, by the keys in PEFT's file."""
+    try:
+        from peft import get_peft_model_state_dict
+    except ImportError as error:  # pragma: no cover - whoever has a model of PEFT has PEFT
+        raise missing_packages("a model of PEFT", ("peft",), error) from error
+
+    def state() -> dict[str, Tensor]:
+        # keep_vars, so that the tensors are the parameters themselves, which tells where each comes from.
+        own = model.state_dict(keep_vars=True)
+        # "auto" may ask the Hub whether the vocabulary was resized.
+        kept: dict[str, Tensor] = get_peft_model_state_dict(
+            model, state_dict=own, adapter_name=name, save_embedding_layers=False
+        )
+        return kept
+
+    places = {id(tensor): path for path, tensor in model.state_dict(keep_vars=True).items()}
+    for key, tensor in state().items():
+        if getattr(tensor, "ds_id", None) is not None:
+            raise OptionError(
+                "the parameters are divided by DeepSpeed (ZeRO-3)",
+                fix="read them within deepspeed.zero.GatheredParameters, or save a checkpoint and load it",
+            )
+        path = places.get(id(tensor))
+        # PEFT computes a few tensors when it saves them, such as the ranks that AdaLoRA keeps.
+        yield key, lazy_tensor(partial(_at, model, path, gradients) if path else partial(_computed, state, key))
+
+
+def _at(model: "nn.Module", path: str, gradient: bool = False) -> Tensor:
+    """The parameter or buffer at a path, looked up anew, since moving a model may replace its parameters."""
+    owner, _, own = path.rpartition(".")
+    module = model.get_submodule(owner)
+    tensor: Tensor = _gradient_of(module, own) if gradient else getattr(module, own)
+    return tensor
+
+
+def _computed(state: Any, key: str) -> Tensor:
+    tensor: Tensor = state()[key]
+    return tensor
+
+
+def _file_key(key: str) -> str:
+    """The key in a file of PEFT, with its prefix, which models with ``add_adapter`` do not have."""
+    key = ".".join(part for part in key.split(".") if part not in WRAPPERS)
+    return key if key.startswith(PREFIX) else PREFIX + key
+
+
+def _with_layer_scales(adapter: Adapter, model: "nn.Module", name: str) -> Adapter:
+    """The adapter with the scales of the layers, which may have been set after the configuration was made."""
+    scales: dict[str, float] = {}
+    for path, layer in model.named_modules():
+        layer_scales = getattr(layer, "scaling", None)
+        # Attention has a number of this name.
+        if isinstance(layer_scales, dict) and name in layer_scales:
+            # A wrapper of a parameter, such as a stack of experts, says which one it is.
+            parameter = getattr(layer, "parameter_name", "")
+            own = f"{plain_path(path)}.{parameter}".removesuffix(".").removeprefix(PREFIX)
+            scales[own] = float(layer_scales[name])
+    modules: dict[str, Update] = {}
+    for own, module in adapter.items():
+        # An expert has the scale of its stack.
+        scale = scales.get(own, scales.get(own.partition("[")[0]))
+        # PEFT adds the update of an attention's out_proj twice.
+        if scale is not None and scale * (1 + module.scaling.twice) != module.scale:
+            scaling = Scaling("given", origin="the scale of the layer")
+            scaling = scaling.doubled() if module.scaling.twice else scaling
+            module = module.rescaled(scale * (1 + module.scaling.twice), scaling)
+        modules[own] = module
+    return replace(adapter, modules=modules)
+
+
+def _own_view(model: "nn.Module", layers: Mapping[str, LoRALayer]) -> Adapter:
+    """The adapter of a model with our layers; what else is trained are its heads."""
+    scaling = Scaling("given", origin="the scale of the layer")
+    inside = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
+    extra = dict(view_magnitudes(layers))
+    heads = []
+    for path, module in model.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in inside:
+                name = plain_path(path)
+                heads.append(name)
+                tensor = lazy_tensor(partial(_at, model, f"{path}.{own}"))
+                extra[f"{PREFIX}{name}.{own}"] = Extra("saved", name, tensor, own)
+    return Adapter(
+        modules={name: view_layer(layer, scaling) for name, layer in layers.items()},
+        extra=extra,
+        metadata={"format": "pt"},
+        base_model=getattr(getattr(model, "config", None), "_name_or_path", None) or None,
+        peft_fields={"modules_to_save": sorted(set(heads))} if heads else {},
+    )

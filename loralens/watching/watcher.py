@@ -1,0 +1,323 @@
+"""`Watcher`: looks at an adapter every so many steps, and logs what it sees."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import hypot, isfinite, nan
+from os import PathLike
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, final
+
+from loralens.analysis.groups import mean_effective_rank, total_norm
+from loralens.analysis.spectrum import Spectrum
+from loralens.choices import Side
+from loralens.core.adapter import Adapter
+from loralens.core.lowrank import LowRank
+from loralens.core.messages import warn
+from loralens.core.naming.selection import select
+from loralens.core.threads import in_threads, processor_count, single_blas_thread
+from loralens.errors import FormatError, OptionError
+from loralens.formats import save
+from loralens.formats.files.json_text import finite_number
+from loralens.formats.records.watch_log import LoggedModule, WatchLog, read_watch_log
+from loralens.watching.beside_base import BaseOnDisk
+from loralens.watching.health import Health, HealthWarning
+from loralens.watching.measures import Memory, ModuleLook, measure_module, remember_start, short_number
+
+if TYPE_CHECKING:  # importing torch takes a second, and an adapter can be watched without a model
+    from torch import nn
+
+    from loralens.training.injection import Injection
+
+SIDES: tuple[Side, ...] = ("in", "out")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look found.
+
+    Attributes
+    ----------
+    step : int
+        The number of steps done.
+    modules : mapping of str to ModuleLook
+        Without those that hold NaN or Inf.
+    warnings : tuple of HealthWarning
+        The signs that this look shows for the first time.
+    seconds : float
+        The time that the look took.
+    """
+
+    step: int
+    modules: Mapping[str, ModuleLook]
+    warnings: tuple[HealthWarning, ...]
+    seconds: float
+
+    @property
+    def total(self) -> dict[str, float]:
+        """Measures of the whole adapter, NaN where they are not defined.
+
+        ``frobenius`` is ‖ΔW‖_F and ``spectral`` the largest σ₁; ``effective_rank``, ``drift`` and the φ and chance
+        levels of both sides are means over the modules. ``step_length`` is ‖ΔW − ΔW of the last look‖_F, and
+        ``previous_cosine`` and ``first_cosine`` are the cosines of the whole updates.
+        """
+        looks = list(self.modules.values())
+        totals = {
+            "frobenius": total_norm(look.spectrum for look in looks),
+            "spectral": max((look.spectrum.spectral for look in looks), default=0.0),
+            "effective_rank": mean_effective_rank(look.spectrum for look in looks),
+            "drift": _mean(look.drift for look in looks),
+        }
+        for name in ("previous", "first"):
+            turns = [(look, turn) for look in looks if (turn := getattr(look, name)) is not None]
+            before, now = hypot(*(turn.norm for _, turn in turns)), totals["frobenius"]
+            inner = sum(turn.cosine * turn.norm * look.spectrum.frobenius for look, turn in turns)
+            totals[f"{name}_cosine"] = inner / (before * now) if before and now else nan
+            if name == "previous":
+                totals["step_length"] = hypot(*(turn.length for _, turn in turns)) if turns else nan
+            for side in SIDES:
+                totals[f"{name}_phi_{side}"] = _mean(turn.phi[side] for _, turn in turns)
+                totals[f"{name}_chance_{side}"] = _mean(turn.chance[side] for _, turn in turns)
+        for name in ("B", "A"):
+            gradients = [look.gradients[name] for look in looks if name in look.gradients]
+            if gradients:
+                totals[f"gradient_{name}_norm"] = hypot(*(gradient.norm for gradient in gradients))
+                totals[f"gradient_{name}_overlap"] = _mean(gradient.overlap for gradient in gradients)
+        return totals
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """The measures of the whole adapter as a trainer logs them: ``lora/frobenius`` …"""
+        numbers = {f"lora/{name}": value for name, value in self.total.items() if isfinite(value)}
+        return {**numbers, "lora/warnings": float(len(self.warnings))}
+
+    def record(self) -> dict[str, Any]:
+        """The look as a line of the log."""
+        return {
+            "step": self.step,
+            "seconds": round(self.seconds, 3),
+            "total": {name: short_number(value) for name, value in self.total.items()},
+            "warnings": [warning.record() for warning in self.warnings],
+            "modules": {name: look.record() for name, look in self.modules.items()},
+        }
+
+
+@final
+class Watcher:
+    """Looks at the adapter of a model every so many steps.
+
+    It measures every module (`loralens.watching.measures.ModuleLook`), writes a line to a log, and warns when the run
+    shows a sign that it goes wrong (`loralens.watching.health.SIGNS`).
+
+    Parameters
+    ----------
+    model : nn.Module or Injection, optional
+        A model that `loralens.live` takes. `loralens.training.fit` gives its own to a watcher in ``Watch(watcher=…)``.
+        Without any, adapters are given to `look`.
+    every : int
+        `step` looks after so many steps.
+    log : path, optional
+        The file for JSON lines, which ``loralens trajectory`` reads.
+    adapter : str, optional
+        The name of one of PEFT's adapters; by default the active one.
+    modules : sequence of str
+        Only modules whose name or kind matches one of these glob patterns.
+    gradients : bool
+        Also measure the gradients of B and A, which must be there when `step` is called: before ``zero_grad``. This
+        needs a model.
+    base : path, optional
+        The base model on disk. ΔW is then measured beside W too. That reads the whole base, so that it is done at every
+        ``base_every``-th look and at the last only.
+    base_every : int
+    keep : path, optional
+        A folder for the adapter of every look, ``checkpoint-N``, with which ``loralens trajectory`` compares every look
+        with the last one.
+    on_warning : callable, optional
+        Called with every `HealthWarning`; by default they are logged by the logger ``loralens``.
+    threads : int, optional
+        Modules measured at a time, by default one for each processor.
+    start : int
+        The number of steps that were done before. A watcher of a model looks once when it is made, to know the first A.
+    resume : bool
+        Add to a log that is there, and go on with the signs that it shows. Directions are then compared with those of
+        the first look of this process.
+
+    Raises
+    ------
+    OptionError
+        The model has no adapter, or several that are active and no name; ``every`` is not a whole number of 1 or more;
+        the log exists.
+
+    Notes
+    -----
+    It keeps float32 copies of the first A, and of the directions of the first and of the last look: about 2.5 times the
+    numbers of the adapter. Of several processes the first one measures and writes. If the model is sharded, all of them
+    must call `step`, since each factor is gathered; the others drop it.
+    """
+
+    def __init__(
+        self,
+        model: "nn.Module | Injection | None" = None,
+        *,
+        every: int = 1,
+        log: str | PathLike[str] | None = None,
+        adapter: str | None = None,
+        modules: Sequence[str] = (),
+        gradients: bool = False,
+        base: str | PathLike[str] | None = None,
+        base_every: int = 10,
+        keep: str | PathLike[str] | None = None,
+        on_warning: Callable[[HealthWarning], None] | None = None,
+        threads: int | None = None,
+        start: int = 0,
+        resume: bool = False,
+    ) -> None:
+        for name, value in (("every", every), ("base_every", base_every)):
+            if type(value) is not int or value < 1:
+                raise OptionError(f"{name} {value!r} is not a whole number of 1 or more", fix="give 1, 50 …")
+        self.every, self.looks = every, 0
+        self.last: Look | None = None
+        self._modules, self._threads = tuple(modules), threads
+        self._adapter, self._measures_gradients = adapter, gradients
+        self._log_path, self._resume = None if log is None else Path(log), resume
+        self._keep = None if keep is None else Path(keep)
+        self._base = None if base is None else BaseOnDisk(Path(base), base_every)
+        self._on_warning = on_warning or (lambda warning: warn(f"step {warning.step}: {warning.text}", warning.fix))
+        self._memory: dict[str, Memory] = {}
+        self._health = Health()
+        self._log: WatchLog | None = None
+        self._steps, self._writes = start, True
+        self._view: Adapter | None = None
+        self._gradients: Adapter | None = None
+        if model is not None:
+            self.watch(model)
+            self.begin(start)
+
+    def watch(self, model: "nn.Module | Injection") -> None:
+        """Watch a model from now on: weigh what it adapts, and remember its A as the first one.
+
+        The constructor does this for the model that it is given, and so does `loralens.training.fit`.
+        """
+        from loralens.training.injection import Injection
+        from loralens.watching.model import is_sharded, is_writer, trains_A, weigh
+        from loralens.watching.view import live, live_gradients, one_active, peft_model
+
+        adapter = self._adapter
+        wrapped = None if adapter is not None or isinstance(model, Injection) else peft_model(model)
+        # The sum of several is made at once, and would not follow the training.
+        adapter = adapter if wrapped is None else one_active(wrapped)
+        self._view = live(model, adapter)
+        self._gradients = live_gradients(model, adapter) if self._measures_gradients else None
+        self._health = Health(weigh(model, self._view), frozen=not trains_A(model))
+        self._writes = is_writer()
+        # Threads would gather the factors in another order in each process.
+        if is_sharded(model):
+            self._threads = 1
+        for name in select(self._view, self._modules):
+            remember_start(self._view[name], self._memory.setdefault(name, Memory()))
+
+    def begin(self, step: int) -> Look:
+        """Look before the first step; ``step`` steps were done before. A look that the log has is not written again."""
+        logged = read_watch_log(self._log_path) if self._resumes and self._log_path is not None else []
+        for past in logged:
+            if past.step < step:
+                self._health.check(past.step, {name: _look_of(module) for name, module in past.modules.items()})
+            if past.step <= step:
+                self._health.mark_as_told(str(warning["code"]) for warning in past.warnings)
+        return self._look(step, self._view, write=all(past.step != step for past in logged))
+
+    @property
+    def _resumes(self) -> bool:
+        """Whether there is a log to which this process is to add."""
+        return self._resume and self._writes and self._log_path is not None and self._log_path.exists()
+
+    def step(self, *, final: bool = False) -> Look | None:
+        """Count one step of the optimiser, and look if it is time or if the step is the last.
+
+        Call it after ``optimizer.step()``, and before ``zero_grad()`` if gradients are watched.
+        """
+        self._steps += 1
+        return self.look(self._steps, final=final) if final or self._steps % self.every == 0 else None
+
+    def look(self, step: int, adapter: Adapter | None = None, *, final: bool = False) -> Look:
+        """Look now.
+
+        Parameters
+        ----------
+        step : int
+            The number of steps done.
+        adapter : Adapter, optional
+            The adapter at this step, if the watcher has no model.
+        final : bool
+            Whether this is the last look, which is also measured beside the base.
+        """
+        return self._look(step, adapter if adapter is not None else self._view, final=final)
+
+    def _look(self, step: int, view: Adapter | None, *, final: bool = False, write: bool = True) -> Look:
+        """Look, and with ``write`` write it to the log."""
+        begun = perf_counter()
+        if view is None:
+            raise OptionError("there is nothing to look at", fix="give a model to the Watcher, or an adapter to look")
+        if self._measures_gradients and self._gradients is None:
+            raise OptionError("gradients need a model", fix="give the model, or leave gradients out")
+        self._steps = step
+        names = select(view, self._modules)
+        broken: list[str] = []
+
+        def measure(name: str) -> ModuleLook | None:
+            gradient = self._gradients.modules.get(name) if self._gradients else None
+            memory = self._memory.setdefault(name, Memory())
+            try:
+                return measure_module(view[name], memory, gradient if isinstance(gradient, LowRank) else None)
+            except FormatError:
+                broken.append(name)
+                return None
+
+        with single_blas_thread():
+            threads = processor_count() if self._threads is None else self._threads
+            measured = in_threads(measure, names, threads)
+        looks = {name: look for name, look in measured.items() if look is not None}
+        if self._base is not None and self._writes:
+            looks = self._base.add(view, looks, final=final, first=not self.looks)
+        warnings = self._health.check(step, looks)
+        if broken and (told := self._health.tell_not_finite(step, min(broken))):
+            warnings.append(told)
+        self.last = Look(step, looks, tuple(warnings), perf_counter() - begun)
+        self.looks += 1
+        self._write(view, self.last, log=write)
+        return self.last
+
+    def _write(self, view: Adapter, look: Look, *, log: bool) -> None:
+        """Write the look to the log if ``log``, keep its adapter, and tell its warnings."""
+        if not self._writes:
+            return
+        if self._log_path is not None and log:
+            if self._log is None:
+                self._log = WatchLog(self._log_path, self._header(view), resume=self._resume)
+            self._log.write(look.record())
+        if self._keep is not None:
+            save(view, self._keep / f"checkpoint-{look.step}", overwrite=True)
+        for warning in look.warnings:
+            self._on_warning(warning)
+
+    def _header(self, view: Adapter) -> dict[str, Any]:
+        modules = {
+            name: {"shape": list(view[name].shape), "rank": view[name].rank, "dtype": str(view[name].dtype)}
+            for name in select(view, self._modules)
+        }
+        base = view.base_model if self._base is None else str(self._base.path)
+        return {"every": self.every, "base": base, "gradients": self._gradients is not None, "modules": modules}
+
+
+def _look_of(module: LoggedModule) -> ModuleLook:
+    """What a log says of a module, as far as signs are judged by it."""
+    drift = finite_number(module.measures.get("drift"))
+    spectrum = Spectrum(module.s, module.shape, module.rank)
+    return ModuleLook(spectrum, None, None, nan if drift is None else drift, {})
+
+
+def _mean(values: Any) -> float:
+    """The mean of the numbers that are defined; NaN if none is."""
+    known = [value for value in values if isfinite(value)]
+    return sum(known) / len(known) if known else nan

@@ -1,0 +1,68 @@
+"""Two processes with one model of PEFT, by DDP and by FSDP2: ``python -m tests.watching.pair FOLDER``."""
+
+import sys
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import loralens
+from loralens.watching import Watcher
+from tests import models
+
+
+def adapted() -> Any:
+    import peft
+
+    torch.manual_seed(1)
+    model = peft.get_peft_model(models.llama(), peft.LoraConfig(r=4, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model
+
+
+def shard(model: Any) -> Any:
+    from torch.distributed.fsdp import fully_shard
+
+    for block in model.base_model.model.model.layers:
+        fully_shard(block)
+    fully_shard(model)
+    return model
+
+
+def check(model: Any, folder: Path, name: str) -> None:
+    """The view is that of the whole model; both processes look, and the first one writes."""
+    view, whole = loralens.live(model), loralens.live(adapted())
+    for module in whole:
+        assert np.array_equal(view[module].A, whole[module].A), module
+        assert np.array_equal(view[module].B, whole[module].B), module
+    watcher = Watcher(model, log=folder / f"{name}.jsonl", gradients=True)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+        look = watcher.step()
+        optimiser.zero_grad()
+    assert look is not None
+    assert look.total["gradient_B_norm"] > 0
+
+
+def work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    check(torch.nn.parallel.DistributedDataParallel(adapted()), folder, "ddp")
+    check(shard(adapted()), folder, "fsdp")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    work(int(sys.argv[2]), Path(sys.argv[1]))

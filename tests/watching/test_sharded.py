@@ -1,0 +1,34 @@
+"""Views and watchers of a model that two processes train together."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loralens.formats.records.watch_log import read_watch_log
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_whole_adapter_and_one_writes(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRANSFORMERS_VERBOSITY": "error"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.watching.pair", tmp_path, str(rank)], env={**os.environ, **alone}, cwd=ROOT,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    ddp, fsdp = (read_watch_log(tmp_path / f"{name}.jsonl") for name in ("ddp", "fsdp"))
+    assert [look.step for look in ddp] == [look.step for look in fsdp] == [0, 1, 2]
+    # Of one seed and one batch, both ways of dividing the work train the same adapter.
+    for first, second in zip(ddp, fsdp, strict=True):
+        assert first.total["frobenius"] == pytest.approx(second.total["frobenius"], rel=1e-4)
+        assert first.total["gradient_B_norm"] == pytest.approx(second.total["gradient_B_norm"], rel=1e-4)

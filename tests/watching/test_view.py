@@ -1,0 +1,197 @@
+"""`live`: the adapter of a model in memory, in every kind of model and wrapper that trainers use."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import loralens
+from loralens.core.adapter import Adapter
+from loralens.errors import FormatError, OptionError
+from loralens.training import inject, read_injection
+from tests import models
+
+peft = pytest.importorskip("peft")
+
+IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
+
+
+def adapted(*names: str, **options: Any) -> Any:
+    """A tiny Llama with adapters of PEFT, whose B are not 0."""
+    config = peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"], **options})
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = peft.get_peft_model(models.llama(), config, adapter_name=(names or ("default",))[0])
+        for name in names[1:]:
+            model.add_adapter(name, config)
+        shake(model)
+    return model.eval()
+
+
+def shake(model: nn.Module) -> None:
+    """Training moves every factor."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad or "lora_" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, dtype=parameter.dtype))
+
+
+def same(view: Adapter, file: Adapter) -> None:
+    assert list(view) == list(file)
+    assert set(view.extra) == set(file.extra)
+    for name, module in file.items():
+        assert view[name].scale == module.scale
+        assert view[name].layout == module.layout
+        if hasattr(module, "factors"):
+            assert np.array_equal(view[name].A, module.A)
+            assert np.array_equal(view[name].B, module.B)
+    for key, extra in file.extra.items():
+        assert (view.extra[key].role, view.extra[key].module) == (extra.role, extra.module)
+        assert np.array_equal(view.extra[key].tensor.read(), extra.tensor.read())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True, "rank_pattern": {"down_proj": 2}, "alpha_pattern": {"q_proj": 5}},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"trainable_token_indices": {"embed_tokens": [3, 5]}},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_a_view_is_the_adapter_that_peft_saves(options: Any, tmp_path: Path) -> None:
+    model = adapted(**options)
+    model.save_pretrained(tmp_path / "peft", save_embedding_layers=False)
+    same(loralens.live(model), loralens.load(tmp_path / "peft"))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}], ids=str)
+def test_what_is_saved_from_a_view_gives_peft_the_same_logits(options: Any, tmp_path: Path) -> None:
+    model = adapted(**options)
+    loralens.save(loralens.live(model), tmp_path / "ours")
+    again = peft.PeftModel.from_pretrained(models.llama(), tmp_path / "ours").eval()
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, again(IDS).logits)
+
+
+def test_numbers_are_those_of_the_moment_and_analyses_take_a_view() -> None:
+    model = adapted()
+    view = loralens.live(model)
+    before = loralens.spectrum(view)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(2)
+    after = loralens.spectrum(view)
+    for name in view:
+        assert np.allclose(after[name].s, 2 * before[name].s)
+    # Moving a model replaces its parameters, and the view looks them up anew.
+    model.double()
+    model.float()
+    assert np.allclose(loralens.spectrum(view)[name].s, after[name].s)
+
+
+def test_several_adapters_by_name_and_the_sum_of_the_active_ones() -> None:
+    model = adapted("one", "two")
+    one, two = (loralens.live(model, adapter=name) for name in ("one", "two"))
+    assert loralens.equal(loralens.live(model), one).equal
+    model.set_adapter("two")
+    assert loralens.equal(loralens.live(model), two).equal
+    model.base_model.set_adapter(["one", "two"])
+    assert loralens.equal(loralens.live(model), one + two).equal
+    with pytest.raises(OptionError, match="no adapter is called 'on'"):
+        loralens.live(model, adapter="on")
+
+
+def test_a_scale_that_was_set_in_the_layers_counts(tmp_path: Path) -> None:
+    model = adapted()
+    for module in model.modules():
+        if hasattr(module, "set_scale"):
+            module.set_scale("default", 0.3)
+    view = loralens.live(model)
+    assert {module.scale for module in view.modules.values()} == {0.3 * 6 / 4}
+    loralens.save(view, tmp_path / "ours")
+    again = peft.PeftModel.from_pretrained(models.llama(), tmp_path / "ours").eval()
+    with torch.no_grad():
+        assert torch.allclose(model(IDS).logits, again(IDS).logits, atol=1e-6)
+
+
+class Module(nn.Module):
+    """A module of Lightning, or of a user, around the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.policy = model
+
+
+def test_wrappers_change_nothing() -> None:
+    model = adapted()
+    plain = loralens.live(model)
+    compiled = torch.compile(model, backend="eager")
+    for wrapped in (compiled, Module(model), Module(compiled), nn.DataParallel(model)):
+        same(loralens.live(wrapped), plain)
+    inner = adapted()
+    layers = inner.base_model.model.model.layers
+    for number in range(len(layers)):
+        layers[number] = torch.compile(layers[number], backend="eager")  # as accelerate compiles regions
+    same(loralens.live(inner), plain)
+
+
+def test_a_model_of_transformers_with_add_adapter(tmp_path: Path) -> None:
+    model = models.llama()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        # What add_adapter does, which asks for a later release of PEFT than the oldest that works.
+        peft.inject_adapter_in_model(peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj"]), model)
+        model._hf_peft_config_loaded = True
+        shake(model)
+    view = loralens.live(model)
+    assert list(view) == [f"model.layers.{i}.self_attn.q_proj" for i in range(2)]
+    loralens.save(view, tmp_path / "ours")
+    again = peft.PeftModel.from_pretrained(models.llama(), tmp_path / "ours").eval()
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(IDS).logits, again(IDS).logits)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "pissa", "rslora"])
+def test_our_own_layers_with_and_without_their_injection(method: str, tmp_path: Path) -> None:
+    model = models.llama()
+    injection = inject(model, targets=["q_proj", "down_proj"], rank=4, method=method, heads=["lm_head"])
+    shake(model)
+    copy = read_injection(injection)
+    same(loralens.live(injection), copy)
+    view = loralens.live(nn.DataParallel(model))
+    same(view, copy)
+    shake(model)
+    assert not np.array_equal(loralens.live(injection)[0].B, copy[0].B)
+    assert not np.array_equal(view[0].B, copy[0].B)
+    loralens.save(view, tmp_path / "ours")
+    again = peft.PeftModel.from_pretrained(models.llama(), tmp_path / "ours").eval()
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(IDS).logits, again(IDS).logits, atol=1e-5)
+
+
+def test_16_bits_are_read_as_they_are() -> None:
+    model = adapted().bfloat16()
+    view = loralens.live(model)
+    assert str(view[0].dtype) == "bfloat16"
+    weight = model.base_model.model.model.layers[0].mlp.down_proj.lora_A["default"].weight
+    assert np.array_equal(view["model.layers.0.mlp.down_proj"].A.astype("f4"), weight.float().detach().numpy())
+
+
+def test_refusals() -> None:
+    with pytest.raises(OptionError, match="no adapter"):
+        loralens.live(models.llama())
+    with pytest.raises(OptionError, match="is not a model"):
+        loralens.live("path")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="models with adapters at 0 and at 1"):
+        loralens.live(nn.ModuleList([adapted(), adapted()]))
+    prompt = peft.get_peft_model(models.llama(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(FormatError, match="not a LoRA"):
+        loralens.live(prompt)

@@ -1,0 +1,235 @@
+"""`Watcher`: its measures beside the careful analyses, its log, and the verbs that read the log."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import loralens
+from loralens.analysis.compare.similarity import compare_subspaces
+from loralens.errors import FormatError, OptionError
+from loralens.formats.records.watch_log import read_watch_log
+from loralens.training import Course, Watch, fit
+from loralens.watching import Watcher
+from tests import models
+
+peft = pytest.importorskip("peft")
+
+
+def adapted(**options: Any) -> Any:
+    config = peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj", "down_proj"], **options})
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return peft.get_peft_model(models.llama(), config)
+
+
+def train(model: Any, watcher: Watcher, steps: int = 6, lr: float = 1e-2) -> None:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=lr)
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        ids = torch.randint(3, 24, (2, 8), generator=draws)
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+        watcher.step()
+        optimiser.zero_grad()
+
+
+def test_a_look_measures_what_the_analyses_measure(tmp_path: Path) -> None:
+    model = adapted()
+    watcher = Watcher(model, every=2, keep=tmp_path / "kept", log=tmp_path / "log.jsonl")
+    train(model, watcher)
+    kept = {step: loralens.load(tmp_path / "kept" / f"checkpoint-{step}") for step in (0, 2, 4, 6)}
+    last = watcher.last
+    assert last is not None
+    assert last.step == 6
+    spectra = loralens.spectrum(kept[6])
+    for name, look in last.modules.items():
+        exact = spectra[name].s
+        assert np.allclose(look.spectrum.s, exact[: look.spectrum.s.size], atol=1e-6 * exact[0])
+    # ΔW was 0 at step 0, so that the first look with directions is the second.
+    for turn_of, before in (("previous", 4), ("first", 2)):
+        for name, pair in compare_subspaces(kept[before], kept[6]).items():
+            turn = getattr(last.modules[name], turn_of)
+            assert turn.cosine == pytest.approx(pair.cosine, abs=1e-5)
+            assert turn.norm == pytest.approx(pair.norms[0], rel=1e-5)
+            for side in ("in", "out"):
+                assert turn.phi[side] == pytest.approx(pair.spans[side], abs=1e-4)
+                n = kept[6][name].shape[0 if side == "out" else 1]
+                assert turn.chance[side] == 4 / n
+            length = np.linalg.norm(kept[6][name].dense() - kept[before][name].dense())
+            assert turn.length == pytest.approx(length, rel=1e-3)
+            start = kept[0][name].A
+            drift = np.linalg.norm(kept[6][name].A - start) / np.linalg.norm(start)
+            assert last.modules[name].drift == pytest.approx(drift, rel=1e-5)
+    whole = loralens.trajectory(*(kept[step] for step in (2, 4, 6)))
+    assert last.total["step_length"] == pytest.approx(whole.trajectory.points[-1].length, rel=1e-3)
+    assert last.total["previous_cosine"] == pytest.approx(whole.trajectory.points[-1].previous_cosine, abs=1e-5)
+    # The log says the same.
+    logged = loralens.trajectory(tmp_path / "log.jsonl")
+    assert [row.step for row in logged] == [0, 2, 4, 6]
+    row = logged.rows[-1]
+    for mine, theirs in (("frobenius", "frobenius"), ("effective_rank", "effective_rank"), ("drift", "drift")):
+        assert getattr(row, mine) == pytest.approx(last.total[theirs], rel=1e-4)
+    assert row.cosine == pytest.approx(last.total["previous_cosine"], abs=1e-4)
+    assert row.step_length == pytest.approx(last.total["step_length"], rel=1e-4)
+    assert row.phi_out == pytest.approx(last.total["previous_phi_out"], rel=1e-4)
+
+
+def test_gradients_are_those_of_the_factors() -> None:
+    model = adapted()
+    watcher = Watcher(model, every=2, gradients=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(trained, lr=0.1)
+    for step in (1, 2):
+        ids = torch.tensor([[3, 4, 5, 6, 7]])
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+        look = watcher.step()
+        if step == 2:
+            assert look is not None
+            layer = model.base_model.model.model.layers[1].self_attn.q_proj
+            measured = look.modules["model.layers.1.self_attn.q_proj"].gradients
+            for name, weight in (("B", layer.lora_B["default"].weight), ("A", layer.lora_A["default"].weight)):
+                gradient = weight.grad.double().numpy() if name == "B" else weight.grad.double().numpy().T
+                assert measured[name].norm == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
+                B, A = layer.lora_B["default"].weight, layer.lora_A["default"].weight
+                U, s, Vh = np.linalg.svd((B @ A).detach().double().numpy())
+                rank = int((s > 1e-6 * s[0]).sum())
+                columns = U[:, :rank] if name == "B" else Vh[:rank].T
+                inside = np.linalg.norm(columns.T @ gradient) ** 2 / np.linalg.norm(gradient) ** 2
+                assert measured[name].overlap == pytest.approx(inside, abs=1e-4)
+                assert measured[name].chance == rank / len(gradient)
+        optimiser.zero_grad()
+
+
+def test_beside_a_base_on_disk(tmp_path: Path) -> None:
+    models.llama().save_pretrained(tmp_path / "base")
+    model = adapted()
+    watcher = Watcher(model, every=3, base=tmp_path / "base", base_every=2)
+    train(model, watcher, steps=3)
+    look = watcher.look(3, final=True)
+    name = "model.layers.0.mlp.down_proj"
+    base = look.modules[name].base
+    assert base is not None
+    expected = loralens.amplify(loralens.live(model), base=tmp_path / "base")[name]
+    assert base.amplification == pytest.approx(expected.rows[-1].amplification)
+    W = models.llama().state_dict()[f"{name}.weight"].double().numpy()
+    dense = loralens.live(model)[name].dense()
+    U, _, Vh = np.linalg.svd(W)
+    k = len(expected.s)
+    assert base.share["out"] == pytest.approx(np.linalg.norm(U[:, :k].T @ dense) ** 2 / np.linalg.norm(dense) ** 2)
+    assert base.share["in"] == pytest.approx(np.linalg.norm(dense @ Vh[:k].T) ** 2 / np.linalg.norm(dense) ** 2)
+    assert base.chance == {"out": k / W.shape[0], "in": k / W.shape[1]}
+
+
+def test_fit_is_watched(tmp_path: Path) -> None:
+    watcher = Watcher(every=2, log=tmp_path / "log.jsonl", gradients=True)
+    ids = torch.tensor([[3, 4, 5, 6, 7]])
+    batches = [{"input_ids": ids, "labels": ids}] * 5
+    norms: list[float] = []
+    watch = Watch(watcher=watcher, on_step=lambda step: norms.append(step.norm))
+    fitted = fit(models.llama(), batches, rank=2, course=Course(steps=5, clip=0.0), watch=watch)
+    looks = read_watch_log(tmp_path / "log.jsonl")
+    assert [look.step for look in looks] == [0, 2, 4, 5]
+    last = watcher.last
+    assert last is not None
+    for name, look in last.modules.items():
+        assert look.spectrum.frobenius == pytest.approx(np.linalg.norm(fitted.adapter[name].dense()), rel=1e-5)
+    # The gradients are those of the last step.
+    both = np.hypot(last.total["gradient_B_norm"], last.total["gradient_A_norm"])
+    assert both == pytest.approx(norms[-1], rel=1e-4)
+    # The training itself is not changed by it.
+    plain = fit(models.llama(), batches, rank=2, course=Course(steps=5, clip=0.0))
+    assert plain.losses == fitted.losses
+    with pytest.raises(OptionError, match="is not a Watcher"):
+        Watch(watcher=print)  # type: ignore[arg-type]
+
+
+def test_nan_is_a_warning_and_not_the_end_of_the_run() -> None:
+    model, told = adapted(), []
+    watcher = Watcher(model, every=1, on_warning=told.append)
+    with torch.no_grad():
+        model.base_model.model.model.layers[1].self_attn.q_proj.lora_B["default"].weight[0, 0] = torch.nan
+    look = watcher.step()
+    assert look is not None
+    assert len(look.modules) == 3
+    assert [(warning.code, warning.modules) for warning in told] == [
+        ("not-finite", ("model.layers.1.self_attn.q_proj",))
+    ]
+
+
+def test_what_is_there_is_not_overwritten_and_a_run_is_resumed(tmp_path: Path) -> None:
+    model, log = adapted(), tmp_path / "log.jsonl"
+    train(model, Watcher(model, every=2, log=log))
+    with pytest.raises(OptionError, match="exists"):
+        Watcher(model, log=log)
+    train(model, Watcher(model, every=2, log=log, start=4, resume=True), steps=4)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line.get("step") for line in lines] == [None, 0, 2, 4, 6, 6, 8]
+    assert [look.step for look in read_watch_log(log)] == [0, 2, 4, 6, 8]
+    # A line that a kill cut off is left out.
+    log.write_text(log.read_text()[:-40])
+    assert [look.step for look in read_watch_log(log)] == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"watch": "x"}\n', "not the log of a watched run"),
+        ('{"watch": 9, "modules": {}}\n', "version 9"),
+        ('{"watch": 1, "modules": {}}\n', "names no modules"),
+        ('{"watch": 1, "modules": {"a": {"shape": [4], "rank": 2}}}\n', "does not describe"),
+        (
+            '{"watch": 1, "modules": {"a": {"shape": [4, 4], "rank": 2}}}\n{"step": 1, "modules": {"b": {"s": []}}}\n',
+            "does not name",
+        ),
+        (
+            '{"watch": 1, "modules": {"a": {"shape": [4, 4], "rank": 2}}}\n'
+            '{"step": 1, "modules": {"a": {"s": [1, 2]}}}\n',
+            "are not numbers that fall",
+        ),
+    ],
+)
+def test_a_damaged_log_is_one_message(text: str, message: str, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text(text)
+    with pytest.raises(FormatError, match=message):
+        loralens.trajectory(log)
+
+
+def test_a_log_without_looks_and_globs(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"watch": 1, "modules": {"a": {"shape": [4, 4], "rank": 2}}}\n')
+    with pytest.raises(OptionError, match="no looks yet"):
+        loralens.trajectory(log)
+    model = adapted()
+    train(model, Watcher(model, every=3, log=tmp_path / "run.jsonl"))
+    both = loralens.trajectory(tmp_path / "run.jsonl")
+    one = loralens.trajectory(tmp_path / "run.jsonl", modules=["q_proj"])
+    assert (both.modules, one.modules) == (4, 2)
+    assert 0 < one.rows[-1].frobenius < both.rows[-1].frobenius
+    with pytest.raises(OptionError, match="no module matches"):
+        loralens.trajectory(tmp_path / "run.jsonl", modules=["nothing"])
+    page = loralens.report(tmp_path / "run.jsonl", output=tmp_path / "page.html")
+    assert "From look to look" in (tmp_path / "page.html").read_text()
+    assert page.record()["modules"] == 4
+    with pytest.raises(OptionError, match="base is for adapters"):
+        loralens.report(tmp_path / "run.jsonl", base=tmp_path)
+
+
+def test_refusals() -> None:
+    with pytest.raises(OptionError, match="every 0"):
+        Watcher(adapted(), every=0)
+    with pytest.raises(OptionError, match="nothing to look at"):
+        Watcher().look(1)
+    with pytest.raises(OptionError, match="gradients need a model"):
+        Watcher(gradients=True).look(1, loralens.live(adapted()))
+    two = adapted()
+    two.add_adapter("other", peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    two.base_model.set_adapter(["default", "other"])
+    with pytest.raises(OptionError, match="2 adapters are active"):
+        Watcher(two)
