@@ -23,6 +23,7 @@ from loralens.verbs.inputs.adapters import Reading, stated_options
 from loralens.verbs.inputs.choices import Blocks, as_globs
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_sources
+from loralens.verbs.outputs.merges.certified import check_subtracted
 from loralens.verbs.outputs.merges.merge_run import THREADS
 from loralens.verbs.outputs.merges.model_copy import bytes_of_copy, rehearse, write_copy
 from loralens.verbs.outputs.merges.replay import settings_of
@@ -71,10 +72,15 @@ class UnmergeResult(Written):
             return [self.target.conclusion(f"the base of {self.merged}, bit for bit")]
         doubt, of = self.doubt, f"of {self.doubt.entries:,} entries could have come from"
         if not doubt.none:
-            return [
-                self.target.conclusion(f"the base of {self.merged}, by subtracting"),
+            # Nothing proves that the nearest of several weights is the one of the base.
+            what = "an estimate of the base" if doubt.several else "the base"
+            sentences = [
+                self.target.conclusion(f"{what} of {self.merged}, by subtracting"),
                 f"{doubt.several:,} {of} several weights.",
             ]
+            if doubt.several:
+                sentences.append("There it may differ from the base; only the undo file gives the base bit for bit.")
+            return sentences
         return [
             self.target.conclusion(f"{self.merged} without the update, which is not its base"),
             f"{doubt.none:,} {of} no weight, and {doubt.several:,} from several.",
@@ -148,7 +154,8 @@ def unmerge(
     OptionError
         ``output`` is missing, options exclude each other, or there is no such device.
     MismatchError
-        The undo file belongs to another model, the model was changed since, or the merge cannot be subtracted.
+        The undo file belongs to another model, the model was changed since, or the merge cannot be subtracted. For
+        codes of a low-bit model also: the certificate names another adapter or another weight.
     FormatError
         A file cannot be read.
     """
@@ -178,6 +185,9 @@ def unmerge(
         if inputs.decoded:
             what = f"{merged}: its weights are quantised, and an update cannot be subtracted from codes"
             raise OptionError(f"{what} unless a certificate says how they were rounded", fix="give the undo file")
+        # Of chosen modules the fingerprint is another one, so there is nothing to compare.
+        if not modules:
+            check_subtracted(Path(merged), inputs)
         doubt = _subtract(inputs, target, compute_device, settings.seed or 0)
         # An entry that no weight is rounded to proves that another merge, or a later change, wrote it.
         if doubt.none:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.errors import OptionError
+from loralens.errors import MismatchError, OptionError
 from loralens.formats.records.undo import NAME
 from tests.bases import MODULES, contents
 from tests.cli.test_merge import CERTIFICATE
@@ -171,8 +171,28 @@ def test_the_adapter_and_the_seed_bring_nearly_every_code_back(base: Path, tmp_p
     )
     # Wrong codes are among those that are counted as uncertain, and there are few.
     assert wrong <= result.doubt.several < 0.05 * result.doubt.entries
-    other = loralens.unmerge(tmp_path / "out", adapter=pair_adapter(5e-2, seed=3), dry_run=True)
-    assert not other.answer
+    text = " ".join(result.conclusion())
+    assert f"an estimate of the base of {tmp_path / 'out'}" in text
+    assert "There it may differ from the base" in text
+
+
+@pytest.mark.parametrize(
+    ("seed", "weight", "message"),
+    [(1, 0.5, "merged with the weight 1, and not 0.5"), (3, 1.0, "other adapters were merged than the given ones")],
+)
+def test_what_the_certificate_does_not_name_is_not_subtracted_from_codes(
+    base: Path, tmp_path: Path, seed: int, weight: float, message: str
+) -> None:
+    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep")
+    with pytest.raises(MismatchError, match=message):
+        loralens.unmerge(tmp_path / "out", adapter=(pair_adapter(seed=seed), weight), output=tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_chosen_modules_are_subtracted_from_codes(base: Path, tmp_path: Path) -> None:
+    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep")
+    result = loralens.unmerge(tmp_path / "out", adapter=pair_adapter(), dry_run=True, modules=MODULES[0])
+    assert result.answer
 
 
 def test_without_a_certificate_codes_are_not_subtracted(base: Path, tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""What the certificates of earlier merges say about the adapters that are given now."""
+
+from pathlib import Path
+
+from loralens.core.fingerprint import fingerprint
+from loralens.core.messages import warn
+from loralens.errors import MismatchError
+from loralens.formats.models.model_location import resolve_path
+from loralens.formats.records.merged import CERTIFICATE, CertifiedAdapter, certified_adapters
+from loralens.tables.numbers import number
+from loralens.verbs.inputs.merge_inputs import MergeInputs, record_path
+
+
+def check_subtracted(merged: Path, inputs: MergeInputs) -> None:
+    """Compare the adapters to be subtracted with those in the certificate of the merged model, if there is one.
+
+    Parameters
+    ----------
+    merged : Path
+    inputs : MergeInputs
+        The adapters, and the merged model in place of the base.
+
+    Raises
+    ------
+    MismatchError
+        The adapters or their weights are others, and the model stores codes: the draws of the merge can then not be
+        repeated, so the result would be wrong.
+    """
+    root = resolve_path(merged)
+    certificate = record_path(root, CERTIFICATE, folder=root.is_dir())
+    merged_in = certified_adapters(certificate)
+    if not merged_in:
+        return
+    given = [CertifiedAdapter(fingerprint(one.adapter), one.weight) for one in inputs.adapters]
+    if sorted(given) == sorted(merged_in):
+        return
+    # With several adapters, the weights alone do not tell which of them differs.
+    if [one.fingerprint for one in given] == [one.fingerprint for one in merged_in]:
+        weights = ", ".join(number(one.weight) for one in merged_in)
+        what = f"the adapter was merged with the weight {weights}, and not {number(given[0].weight)}"
+        if len(given) > 1:
+            what = f"the adapters were merged with the weights {weights}"
+        fix = "give this weight behind the adapter, as in ADAPTER:W"
+    else:
+        what, fix = "other adapters were merged than the given ones", "give the adapters that the certificate names"
+    error = MismatchError(f"{merged}: {certificate.name} says that {what}", fix=f"{fix}, or use the undo file")
+    # In floats the update of one of several adapters can be subtracted alone.
+    if not inputs.coded:
+        warn(error.what, error.fix)
+        return
+    raise error
