@@ -28,6 +28,7 @@ from loralens.verbs.outputs.merges.losses import (
     conclusion_on_codes,
     conclusion_on_texts,
     is_damaged,
+    modules_title,
     undamaged,
     warn_of_noise,
 )
@@ -86,7 +87,7 @@ class MergeResult(Written):
         """The adapted modules, one per row."""
         return [
             Table(
-                count(len(self.modules), "updated module"),
+                modules_title(self.modules, codes="changed" in self.certificate["total"]),
                 module_columns(self.modules),
                 self.modules,
                 uneventful=lambda row: not (is_damaged(row.fidelity) or row.fidelity.overflowed),
