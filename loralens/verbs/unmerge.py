@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Never, Unpack
 
 from loralens.core.lazy import Array
 from loralens.core.messages import warn
 from loralens.core.progress import progress
 from loralens.errors import MismatchError, OptionError
+from loralens.formats.records.merged import MergeSettings
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
 from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
@@ -183,8 +184,7 @@ def unmerge(
             sources, merged, reading, modules=modules, untie=False, bits="keep" if in_codes else None, decoded=True
         )
         if inputs.decoded:
-            what = f"{merged}: its weights are quantised, and an update cannot be subtracted from codes"
-            raise OptionError(f"{what} unless a certificate says how they were rounded", fix="give the undo file")
+            _refuse_codes(merged, settings)
         # Of chosen modules the fingerprint is another one, so there is nothing to compare.
         if not modules:
             check_subtracted(Path(merged), inputs)
@@ -234,6 +234,22 @@ def _subtract(inputs: MergeInputs, target: Target, device: Device, seed: int) ->
                 step=step,
             )
     return Doubt(*(sum(getattr(doubt, name) for doubt in doubts.values()) for name in ("entries", "several", "none")))
+
+
+def _refuse_codes(merged: str | PathLike[str], settings: MergeSettings) -> Never:
+    """Refuse to subtract from codes that do not show where they came from.
+
+    Raises
+    ------
+    OptionError
+        The message says why: the rounding, or a certificate that is missing.
+    """
+    if settings.bits == "keep" and settings.rounding in ("sweep", "nearest"):
+        way = "a sweep" if settings.rounding == "sweep" else "rounding to the nearest code"
+        what = f"its codes were moved by {way}, which only the undo file takes back, and not --adapter"
+        raise OptionError(f"{merged}: {what}", fix="leave out --adapter, or take the base")
+    what = f"{merged}: its weights are quantised, and an update cannot be subtracted from codes"
+    raise OptionError(f"{what} unless a certificate says how they were rounded", fix="give the undo file")
 
 
 def _check_subtractable(plan: MergePlan) -> None:

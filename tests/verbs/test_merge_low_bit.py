@@ -3,6 +3,7 @@
 import json
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from loralens.formats.records.undo import NAME
 from tests.bases import MODULES, contents
 from tests.cli.test_merge import CERTIFICATE
 from tests.verbs.low_bit_bases import SHAPE, decode, floats, nf4_base, pair_adapter, stored, unpack
+from tests.verbs.test_calibrate_inputs import moments_file
 
 
 @pytest.fixture
@@ -134,7 +136,9 @@ def test_a_dry_run_measures_and_writes_nothing(base: Path, tmp_path: Path) -> No
     assert contents(tmp_path) == before
     assert result.certificate["total"]["changed"] > 0.1
     text = " ".join(result.conclusion())
-    assert "of the codes changed" in text
+    assert "of the codes would change" in text
+    assert "The update would arrive with" in text
+    assert result.sentences() == []
     assert "in its own directions" in text
 
 
@@ -193,6 +197,17 @@ def test_chosen_modules_are_subtracted_from_codes(base: Path, tmp_path: Path) ->
     loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep")
     result = loralens.unmerge(tmp_path / "out", adapter=pair_adapter(), dry_run=True, modules=MODULES[0])
     assert result.answer
+
+
+@pytest.mark.parametrize(("rounding", "way"), [("nearest", "rounding to the nearest code"), ("sweep", "a sweep")])
+def test_codes_that_were_not_drawn_are_not_subtracted(
+    base: Path, tmp_path: Path, rounding: Literal["nearest", "sweep"], way: str
+) -> None:
+    moments = moments_file(tmp_path / "H.safetensors") if rounding == "sweep" else None
+    options: dict[str, Any] = {"rounding": rounding, "moments": moments}
+    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep", **options)
+    with pytest.raises(OptionError, match=f"moved by {way}, which only the undo file takes back"):
+        loralens.unmerge(tmp_path / "out", adapter=pair_adapter(), dry_run=True)
 
 
 def test_without_a_certificate_codes_are_not_subtracted(base: Path, tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def _limits(codes: bool) -> tuple[str, str]:
     return (f"{CLIPPED}", f"{NOISY:g}") if codes else (f"{SWALLOWED}", f"{DAMAGED}")
 
 
-def conclusion_on_codes(total: Mapping[str, Any]) -> list[str]:
-    """How much of an update arrived in codes, and how many of them changed."""
+def conclusion_on_codes(total: Mapping[str, Any], *, written: bool) -> list[str]:
+    """How much of an update arrived in codes, and how many of them changed; or would, if no model was written."""
     drawn, swept = total["drawn"], total["swept"]
     draw = "by stochastic rounding" if drawn else "by rounding to the nearest code"
     way = draw if not swept else "by a sweep" if not drawn else f"by a sweep in {swept} weights, and {draw} in {drawn}"
@@ -58,10 +58,12 @@ def conclusion_on_codes(total: Mapping[str, Any]) -> list[str]:
         error = f" and an error of {number(on_inputs)} on the measured inputs"
     else:
         error = "" if own is None else f" and an error of {number(own)} in its own directions"
+    changed, clipped = _percent(total["changed"]), _percent(total["clipped"])
+    were = "were" if written else "would be"
     return [
-        f"The update arrived with a gain of {total['gain']:.4f}{error}, {way}.",
-        f"{_percent(total['changed'])} of the codes changed, {_percent(total['clipped'])} were clipped, and the noise "
-        f"is {number(total['relative_error'])} times the update.",
+        f"The update {'arrived' if written else 'would arrive'} with a gain of {total['gain']:.4f}{error}, {way}.",
+        f"{changed} of the codes {'changed' if written else 'would change'}, {clipped} {were} clipped, and the noise "
+        f"{'is' if written else 'would be'} {number(total['relative_error'])} times the update.",
     ]
 
 

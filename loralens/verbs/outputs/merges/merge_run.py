@@ -113,6 +113,7 @@ class MergeRun:
         self.arrays: dict[str, LazyArray] = {}
         self.entries: dict[str, Any] = {}
         self.files: dict[str, int] | None = None  # name → bytes in the written folder, for the certificate
+        self.written: tuple[Path | None, Path | None] = None, None  # the undo file and the certificate
         self._lock = Lock()
         self._changes, self._planned = inputs.changes(), inputs.planned
 
@@ -193,6 +194,7 @@ class MergeRun:
                 threads=THREADS,
                 step=step,
             )
+        self.written = undo, certificate
         if files.left_out:
             note(f"left out, as they hold weights that are not merged: {some(files.left_out, NAMED)}")
 
@@ -325,7 +327,9 @@ class MergeRun:
         check_room(file)
         # Even --overwrite replaces only what a merge wrote.
         if file.exists() and not overwrite:
-            raise OptionError(f"{file}: exists", fix="choose another place, or give --overwrite")
+            # A model that is one file has its records beside it, and then the name of the output alone was given.
+            named = f"{output}: exists" if output.exists() else f"{file}: exists, and would be {what} of {output}"
+            raise OptionError(named, fix="choose another place, or give --overwrite")
         if file.exists() and not is_ours(file):
             raise OptionError(f"{file}: exists, and is not {what}", fix="choose another place")
 
