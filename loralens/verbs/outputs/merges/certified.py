@@ -43,7 +43,8 @@ def check_subtracted(merged: Path, inputs: MergeInputs) -> None:
         what = f"the adapter was merged with the weight {weights}, and not {number(given[0].weight)}"
         if len(given) > 1:
             what = f"the adapters were merged with the weights {weights}"
-        fix = "give this weight behind the adapter, as in ADAPTER:W"
+        right = zip(inputs.adapters, merged_in, strict=True)
+        fix = "give " + " and ".join(f"{one.label}:{number(held.weight)}" for one, held in right)
     else:
         what, fix = "other adapters were merged than the given ones", "give the adapters that the certificate names"
     error = MismatchError(f"{merged}: {certificate.name} says that {what}", fix=f"{fix}, or use the undo file")
