@@ -63,8 +63,8 @@ def conclusion_on_texts(certificate: Mapping[str, Any]) -> list[str]:
     return [
         f"On these texts its loss is {own['loss_merged']:.3f} (unmerged {own['loss_unmerged']:.3f}, base "
         f"{own['loss_base']:.3f}){share}; the divergence from the unmerged model is {own['kl_unmerged_merged']:.3f}.",
-        f"On general texts the loss is {general['loss_merged']:.3f} (unmerged {general['loss_unmerged']:.3f}), and the "
-        f"divergence {general['kl_unmerged_merged']:.3f}.",
+        f"On general texts the loss is {general['loss_merged']:.3f} (unmerged {general['loss_unmerged']:.3f}, base "
+        f"{general['loss_base']:.3f}), and the divergence {general['kl_unmerged_merged']:.3f}.",
     ]
 
 
@@ -74,10 +74,13 @@ def warn_of_noise(modules: Sequence[MergedModule]) -> None:
     noisy = [(fidelity, codes) for fidelity, codes in coded if codes and codes.noise > NOISY]
     if noisy:
         worst, codes = max(noisy, key=lambda pair: pair[1].noise)
+        # On the texts that it has measured, a sweep does less harm to a weak adapter.
+        sweep = "" if codes.rounding == "sweep" else " take --rounding sweep, which needs --moments,"
         warn(
             f"{len(noisy)} of {len(coded)} updates are weak compared with a step of the codes; worst is "
             f"{worst.module}: noise {codes.noise:.0f} times the update",
-            "serve the adapter unmerged, or write floats with --dtype bf16",
+            f"serve the adapter unmerged (for llama.cpp: loralens convert --to gguf),{sweep} or write floats with "
+            "--dtype bf16",
         )
     lost = [fidelity for fidelity, codes in coded if codes and fidelity.gain < CLIPPED and codes.rounding != "nearest"]
     if lost:
