@@ -157,9 +157,9 @@ class Loop:
         rate = self._set_rates(step)
         with _training_mode(self.injection, base_dropout=self.course.base_dropout):
             total, count, size = self._add_gradients(step)
-        asked = self.watch.stop is not None and self.watch.stop()
+        stop_asked = self.watch.stop is not None and self.watch.stop()
         # With the sums, so that it costs nothing to agree whether any process is to stop.
-        total, count, size, stops = self.world.total([total, count, size, float(asked)], device)
+        total, count, size, stops = self.world.total([total, count, size, float(stop_asked)], device)
         self.stopped = stops > 0
         parameters = [p for group in self._optimiser.param_groups for p in group["params"] if p.grad is not None]
         # The backward pass gave the gradient of the sum over this process's batches, and DDP and FSDP2 took the mean

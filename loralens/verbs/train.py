@@ -8,13 +8,13 @@ from loralens.choices import BaseDtype, MethodName, Optimiser, Schedule, TaskNam
 from loralens.formats.files.disk import check_new_folder
 from loralens.formats.records.training import Training
 from loralens.verbs.inputs.adapters import AdapterSource
+from loralens.verbs.inputs.corpus.texts import TextSource
 from loralens.verbs.inputs.models import ModelSource, device_of, restore_settings
-from loralens.verbs.inputs.texts import TextSource
 from loralens.verbs.inputs.training import read_training_inputs
 from loralens.verbs.inputs.training_options import TrainingOptions, default_dtype, fill_in
 from loralens.verbs.outputs.target import Target
-from loralens.verbs.outputs.training_result import TrainPlan, TrainResult
-from loralens.verbs.outputs.training_run import TrainingRun
+from loralens.verbs.outputs.training.training_result import TrainPlan, TrainResult
+from loralens.verbs.outputs.training.training_run import TrainingRun
 
 
 def train(

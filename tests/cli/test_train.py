@@ -211,7 +211,7 @@ def test_a_folder_called_as_a_corpus_is_not_in_its_way(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from loralens.formats.records.corpora import Example, Split
-    from loralens.verbs.inputs import data
+    from loralens.verbs.inputs.corpus import data
 
     examples = tuple(Example(text, number) for text, number in zip(models.TEXTS, (0, 1, 1, 0), strict=True))
     monkeypatch.setattr(data, "read_corpus", lambda name: Split(examples, examples, examples, ("x", "y")))
@@ -298,7 +298,7 @@ def test_choices_are_the_rows_of_the_tables_that_need_torch() -> None:
     from loralens.choices import Optimiser, Schedule
     from loralens.cli.train import command
     from loralens.training.method import METHODS
-    from loralens.training.tasks import TASKS
+    from loralens.training.texts.tasks import TASKS
 
     choices = {param.name: tuple(param.type.choices) for param in command.params if isinstance(param.type, Choice)}
     assert choices["method"] == tuple(method.name for method in METHODS)
@@ -386,7 +386,7 @@ def test_lists_that_are_empty_are_a_matter_of_usage(home: Path, tmp_path: Path, 
 
 
 def test_whole_numbers_are_ordered_as_numbers(home: Path, tmp_path: Path) -> None:
-    from loralens.verbs.inputs.data import read_data
+    from loralens.verbs.inputs.corpus.data import read_data
 
     for labels, ordered in (([10, 9, 2, 1], "1 2 9 10"), (["10", "-9", 2, "x"], "-9 10 2 x")):
         texts = models.jsonl(tmp_path / "n.jsonl", label=labels)
@@ -535,7 +535,7 @@ def test_labels_must_be_learnable(home: Path, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_names_step_batch_texts_and_the_last_good_snapshot(home: Path, tmp_path: Path) -> None:
-    import loralens.training.tasks as tasks
+    import loralens.training.texts.tasks as tasks
     from loralens.training.feed import shuffle_order
 
     loss, calls = tasks.Task.loss, []

@@ -10,9 +10,9 @@ from loralens.choices import CODES, BaseDtype, FloatType, MethodName, Optimiser,
 from loralens.errors import OptionError
 from loralens.verbs.inputs.adapters import AdapterSource
 from loralens.verbs.inputs.choices import check_at_least, check_choice, check_counts
-from loralens.verbs.inputs.cut import DEFAULT_LENGTH
+from loralens.verbs.inputs.corpus.cut import DEFAULT_LENGTH
+from loralens.verbs.inputs.corpus.texts import TextSource
 from loralens.verbs.inputs.models import ModelSource
-from loralens.verbs.inputs.texts import TextSource
 
 if TYPE_CHECKING:  # torch takes a second
     from torch import device as Device  # noqa: N812

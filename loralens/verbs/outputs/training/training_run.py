@@ -23,11 +23,11 @@ from loralens.verbs.inputs.adapters import read_adapter
 from loralens.verbs.inputs.model_identity import digest_of_model, model_name
 from loralens.verbs.inputs.training import TrainingInputs
 from loralens.verbs.inputs.training_options import TrainingOptions
-from loralens.verbs.outputs.divergence import explain_divergence
-from loralens.verbs.outputs.run_display import run_display
-from loralens.verbs.outputs.run_watcher import RunWatcher
-from loralens.verbs.outputs.termination import Termination
-from loralens.verbs.outputs.trained_parts import TrainedParts
+from loralens.verbs.outputs.training.divergence import explain_divergence
+from loralens.verbs.outputs.training.run_display import run_display
+from loralens.verbs.outputs.training.run_watcher import RunWatcher
+from loralens.verbs.outputs.training.termination import Termination
+from loralens.verbs.outputs.training.trained_parts import TrainedParts
 
 if TYPE_CHECKING:  # torch takes a second
     from torch import device as Device  # noqa: N812
@@ -230,8 +230,8 @@ class TrainingRun:
             from loralens.training.start import start_options
 
             own = start_options(self.start, method=options.method)._asdict()
-            rest = {name: getattr(options, name) for name in ("method", "dropout", "seed")}
-            return {**own, **rest, "heads": list(self.heads)}
+            new_options = {name: getattr(options, name) for name in ("method", "dropout", "seed")}
+            return {**own, **new_options, "heads": list(self.heads)}
         lists = {"targets": list(options.targets), "exclude": list(options.exclude), "heads": list(self.heads)}
         equal = ("rank", "rank_pattern", "alpha", "method", "dropout", "seed")
         return lists | {name: getattr(options, name) for name in equal}

@@ -48,7 +48,7 @@ class Examples:
     learned : sequence of list of bool, optional
         For every token of every text whether a causal language model learns it; by default all are learned.
     positions : sequence of list of int, optional
-        The positions of the tokens, if a row holds several texts: see `loralens.training.packing`.
+        The positions of the tokens, if a row holds several texts: see `loralens.training.texts.packing`.
     members : sequence of list of int, optional
         The numbers of the texts in each row, if a row holds several.
     """
