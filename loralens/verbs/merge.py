@@ -19,9 +19,9 @@ from loralens.tables.numbers import count, fixed, percent
 from loralens.tables.table import Table
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
+from loralens.verbs.inputs.corpus.texts import TextSource
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs, record_path
 from loralens.verbs.inputs.rounding import choose_rounding, sweep_inputs
-from loralens.verbs.inputs.texts import TextSource
 from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
 from loralens.verbs.outputs.merges.certified import warn_of_repeats
 from loralens.verbs.outputs.merges.losses import (

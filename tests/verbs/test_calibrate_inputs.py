@@ -117,6 +117,12 @@ def test_each_file_of_moments_is_refused_where_the_other_is_meant(
         load_input_moments(small)
 
 
+def test_the_sentence_about_inputs_says_what_positions_are(llama: Path, tmp_path: Path, quiet_torch: None) -> None:
+    said = str(measured(llama, tmp_path / "H.safetensors", general="none"))
+    assert "inputs measured at all" in said
+    assert "positions (tokens) of the texts" in said
+
+
 def test_general_texts_of_every_machine() -> None:
     texts, label = calibrate_inputs.general_texts(None, 20)
     assert len(texts) == 20

@@ -24,8 +24,8 @@ from loralens.tables.numbers import count
 from loralens.tables.numbers import size as size_text
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.corpus.texts import InputText, TextSource, read_texts, text_label
 from loralens.verbs.inputs.loaded import Loaded
-from loralens.verbs.inputs.texts import InputText, TextSource, read_texts, text_label
 
 NONE = "none"
 GENERAL = "20newsgroups"  # the corpus of general text: posts of people on 20 subjects
@@ -50,6 +50,10 @@ COLUMNS: tuple[Column[MeasuredInput], ...] = (
     Column("width", lambda row: row.width, "inputs", "{:,}".format, priority=7),
     Column("count", lambda row: row.count, "positions", "{:,}".format, priority=8),
 )
+
+
+def _sum_up(inputs: int, positions: int) -> str:
+    return f"{count(inputs, 'input')} measured at all {positions:,} positions (tokens) of the texts"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -101,9 +105,7 @@ class InputsResult(Tabular):
                 COLUMNS,
                 self.inputs,
                 uneventful=lambda row: row.count == max(reached, default=0),
-                sum_up=lambda whole: (
-                    f"{count(whole, 'input')} with all {max(reached, default=0):,} positions" if self.written else ""
-                ),
+                sum_up=lambda whole: _sum_up(whole, max(reached, default=0)) if self.written else "",
             )
         ]
 

@@ -83,8 +83,8 @@ def conclusion_on_texts(certificate: Mapping[str, Any]) -> list[str]:
     return [
         f"On these texts its loss is {own['loss_merged']:.3f} (unmerged {own['loss_unmerged']:.3f}, base "
         f"{own['loss_base']:.3f}){share}; the divergence from the unmerged model is {own['kl_unmerged_merged']:.3f}.",
-        f"On general texts the loss is {general['loss_merged']:.3f} (unmerged {general['loss_unmerged']:.3f}), and the "
-        f"divergence {general['kl_unmerged_merged']:.3f}.",
+        f"On general texts the loss is {general['loss_merged']:.3f} (unmerged {general['loss_unmerged']:.3f}, base "
+        f"{general['loss_base']:.3f}), and the divergence {general['kl_unmerged_merged']:.3f}.",
     ]
 
 
@@ -94,7 +94,9 @@ def warn_of_noise(modules: Sequence[MergedModule]) -> None:
     noisy = [(fidelity, codes) for fidelity, codes in coded if codes and fidelity.error > NOISY]
     if noisy:
         worst, codes = max(noisy, key=lambda pair: pair[0].error)
-        ways = "serve the adapter unmerged, or write floats with --dtype bf16"
+        ways = (
+            "serve the adapter unmerged (for llama.cpp: loralens convert --to gguf), or write floats with --dtype bf16"
+        )
         # A sweep adds no less noise, and moves it to where the inputs are small.
         if codes.rounding != "sweep":
             ways = f"measure the inputs with loralens calibrate --inputs and give --rounding sweep, {ways}"

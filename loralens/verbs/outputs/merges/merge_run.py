@@ -45,10 +45,10 @@ from loralens.merging.summary import (
 )
 from loralens.merging.undo.layout import layout_version, pack_record, text_digest
 from loralens.merging.undo.patch import keep_in_memory
+from loralens.verbs.inputs.corpus.texts import TextSource
 from loralens.verbs.inputs.input_moments import SweepInputs
 from loralens.verbs.inputs.low_bit import part_of
 from loralens.verbs.inputs.merge_inputs import MergeInputs
-from loralens.verbs.inputs.texts import TextSource
 from loralens.verbs.outputs.merges.merge_on_texts import measure_on_texts
 from loralens.verbs.outputs.merges.model_copy import bytes_of_copy, rehearse, write_copy
 from loralens.version import __version__
