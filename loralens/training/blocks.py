@@ -46,7 +46,7 @@ def _largest_list(model: nn.Module) -> nn.Module | None:
         and not any(isinstance(member, CONTAINERS) for member in module)
     ]
     # The first of equals: modules() names a list before those inside it.
-    return max(lists, key=lambda each: sum(parameter.numel() for parameter in each.parameters()), default=None)
+    return max(lists, key=lambda modules: sum(p.numel() for p in modules.parameters()), default=None)
 
 
 @contextmanager

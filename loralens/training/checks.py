@@ -7,7 +7,7 @@ from torch.nn.parameter import is_lazy
 
 from loralens.core.scaling import scale_of
 from loralens.errors import OptionError
-from loralens.training.layer import LoRALayer
+from loralens.training.layers.layer import LoRALayer
 from loralens.training.method import TrainingMethod
 from loralens.training.number import as_float, as_int
 from loralens.training.ranks import check_rank

@@ -15,10 +15,10 @@ from loralens.errors import OptionError
 from loralens.training.course import Course
 from loralens.training.draws import CPU
 from loralens.training.feed import Batches, Feed
-from loralens.training.initial import Initialisation
 from loralens.training.injection import Injection, inject
+from loralens.training.layers.initial import Initialisation
 from loralens.training.loop import Loop, Loss
-from loralens.training.own_loss import own_loss
+from loralens.training.losses.own_loss import own_loss
 from loralens.training.readout import read_injection
 from loralens.training.start import start_from
 from loralens.training.targets import ALL_LINEAR
@@ -103,7 +103,7 @@ def fit(
         processes. A scalar alone is taken as a mean, and all batches of a step weigh the same: this is the loss of the
         whole step only if they have equally many terms. The default is the loss that a transformers model computes
         itself, ``model(**batch).loss``, with the labels counted that are not −100: see
-        `loralens.training.own_loss.count_terms`.
+        `loralens.training.losses.own_loss.count_terms`.
     targets, exclude, rank, rank_pattern, alpha, method, heads, dropout, seed, initialisation
         As for `loralens.training.inject`. ``seed`` is also the seed of dropout.
     watch : Watch, optional

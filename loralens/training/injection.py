@@ -13,14 +13,14 @@ from loralens.core.names import natural_key
 from loralens.core.scaling import Scaling
 from loralens.errors import OptionError
 from loralens.training.checks import check_model, check_numbers, check_weight
-from loralens.training.construction import make_layers, matrix_of, no_experts
-from loralens.training.experts import ExpertLayer, innermost
 from loralens.training.heads import copy_tensors, restore_tensors, widen_heads
-from loralens.training.initial import INITIALISATIONS, Initialisation
-from loralens.training.layer import LoRALayer
+from loralens.training.layers.construction import make_layers, matrix_of, no_experts
+from loralens.training.layers.experts import ExpertLayer, innermost
+from loralens.training.layers.initial import INITIALISATIONS, Initialisation
+from loralens.training.layers.layer import LoRALayer
+from loralens.training.layers.quantised import codes_of, keep_codes
 from loralens.training.left_out import note_left_out
 from loralens.training.method import TrainingMethod, training_method
-from loralens.training.quantised import codes_of, keep_codes
 from loralens.training.ranks import check_rank_pattern, choose_ranks
 from loralens.training.running_statistics import freeze_statistics
 from loralens.training.targets import (
@@ -198,7 +198,7 @@ def inject(
         The probability of dropout on the input of every A, in training only.
     seed : int
     initialisation : str
-        ``kaiming-uniform`` or ``gaussian``, see `loralens.training.initial.draw_pair`; ignored by PiSSA.
+        ``kaiming-uniform`` or ``gaussian``, see `loralens.training.layers.initial.draw_pair`; ignored by PiSSA.
 
     Returns
     -------

@@ -26,7 +26,7 @@ def note_left_out(model: nn.Module, adapted: Collection[str], passed_over: Colle
         The names of modules that the user has excluded, or that are trained in full.
     """
     head = output_embedding_of(model)
-    total = left = 0
+    total = missed = 0
     kinds: Counter[str] = Counter()
     for path, module in model.named_modules():
         # Embeddings are no linear layers, and nobody expects them to be adapted.
@@ -37,10 +37,10 @@ def note_left_out(model: nn.Module, adapted: Collection[str], passed_over: Colle
             if parameter.ndim < 2 or "bias" in own:
                 continue
             total += parameter.numel()
-            within = any(f"{name}.".startswith(f"{each}.") for each in passed_over)
+            within = any(f"{name}.".startswith(f"{top}.") for top in passed_over)
             if not within and name not in adapted and name.removesuffix(".weight") not in adapted:
-                left += parameter.numel()
+                missed += parameter.numel()
                 kinds[".".join(part for part in name.split(".")[-3:] if not part.isdecimal())] += 1
-    if total and left / total >= SMALL:
-        each = [f"{kind} ({n} of them)" if n > 1 else kind for kind, n in kinds.most_common()]
-        note(f"all-linear leaves out {100 * left / total:.1f} % of the weights of the layers: {some(each)}")
+    if total and missed / total >= SMALL:
+        kind_texts = [f"{kind} ({n} of them)" if n > 1 else kind for kind, n in kinds.most_common()]
+        note(f"all-linear leaves out {100 * missed / total:.1f} % of the weights of the layers: {some(kind_texts)}")

@@ -26,7 +26,7 @@ from loralens.training.number import as_float
 from loralens.training.precision import Precision
 from loralens.training.readout import full_tensor, read_injection
 from loralens.training.state import capture_state, draws_of, overwrite, restore_state, run_identity, trained_tensors
-from loralens.training.watch import Measures, Step, Watch
+from loralens.training.watch import AdapterWatcher, Measures, Step, Watch
 from loralens.training.world import World
 
 Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Any]]
@@ -131,12 +131,23 @@ class Loop:
         # The caller, or a run that failed, may have left gradients in the heads.
         self._optimiser.zero_grad(set_to_none=True)
         self._rates = [group["lr"] for group in groups]
+        watcher = self._watcher
+        if watcher is not None:
+            # Before the state is restored, since the drift of A is measured from its start.
+            watcher.watch(self.injection)
         if state is not None:
             self._best = restore_state(self.injection, self._optimiser, state, run=self._identity)
             self.feed.begin(draws_of(state) or self.feed.first_draws)
             self.done, self._waited = state.step, state.record["waited"]
             self._best_value, self.best_step = state.record["best"], state.record["best_step"]
             self._precision.restore(state.record)
+        if watcher is not None:
+            watcher.begin(self.done)
+
+    @property
+    def _watcher(self) -> AdapterWatcher | None:
+        """The watcher, where this process has to call it: in the first one, and in all if the model is sharded."""
+        return self.watch.watcher if self.world.main or self.world.shard else None
 
     def _step(self) -> None:
         begun = perf_counter()
@@ -146,9 +157,9 @@ class Loop:
         rate = self._set_rates(step)
         with _training_mode(self.injection, base_dropout=self.course.base_dropout):
             total, count, size = self._add_gradients(step)
-        asked = self.watch.stop is not None and self.watch.stop()
+        stop_asked = self.watch.stop is not None and self.watch.stop()
         # With the sums, so that it costs nothing to agree whether any process is to stop.
-        total, count, size, stops = self.world.total([total, count, size, float(asked)], device)
+        total, count, size, stops = self.world.total([total, count, size, float(stop_asked)], device)
         self.stopped = stops > 0
         parameters = [p for group in self._optimiser.param_groups for p in group["params"] if p.grad is not None]
         # The backward pass gave the gradient of the sum over this process's batches, and DDP and FSDP2 took the mean
@@ -163,11 +174,15 @@ class Loop:
             raise self._divergence_error(loss, norm)
         if isfinite(norm):
             self._optimiser.step()
+        seconds = perf_counter() - begun
+        # While the gradients are there.
+        if self._watcher is not None:
+            self._watcher.step(final=step + 1 == self.course.steps)
         self._optimiser.zero_grad(set_to_none=True)
         self.done += 1
         self.losses.append(loss)
         if self.watch.on_step and self.world.main:
-            self.watch.on_step(Step(self.done, loss, rate, norm, int(size), perf_counter() - begun))
+            self.watch.on_step(Step(self.done, loss, rate, norm, int(size), seconds))
 
     def _set_rates(self, step: int) -> float:
         """Set the learning rates of a step, and return the rate of the course; that of B may be larger (LoRA+)."""

@@ -20,9 +20,9 @@ class TrainingMethod:
     formula : str
         How the scale follows from α and r.
     magnitude : bool
-        Whether every output has a trained length: W' = m · (W + ΔW)/‖W + ΔW‖, see `loralens.training.dora`.
+        Whether every output has a trained length: W' = m · (W + ΔW)/‖W + ΔW‖, see `loralens.training.layers.dora`.
     principal : bool
-        Whether the pair starts as the leading singular directions of W, see `loralens.training.pissa`.
+        Whether the pair starts as the leading singular directions of W, see `loralens.training.layers.pissa`.
     frozen : bool
         Whether the factor that is drawn at random (A; for embeddings B) is not trained.
     ratio : float

@@ -61,17 +61,17 @@ def choose_ranks(
     """
     for glob in pattern:
         select(sides, [glob], prefixes=False)  # which has the message for a glob that matches nothing
-    wanted = {
+    wishes = {
         name: next((r for glob, r in reversed([*pattern.items()]) if matches(name, glob)), rank) for name in sides
     }
     # More directions than the smaller side has cannot exist, and PiSSA could not take them from W.
-    ranks = {name: min(wanted[name], side) for name, side in sides.items()}
-    narrow = [name for name in sides if ranks[name] < wanted[name]]
+    ranks = {name: min(wishes[name], side) for name, side in sides.items()}
+    narrow = [name for name in sides if ranks[name] < wishes[name]]
     # A rank that fits nowhere is a mistake, not a model with a few narrow layers.
     if len(narrow) == len(sides):
-        name = max(narrow, key=lambda each: sides[each])
+        name = max(narrow, key=lambda layer: sides[layer])
         raise OptionError(
-            f"rank {wanted[name]} is larger than the matrix of any target allows: that of {name} allows {sides[name]}",
+            f"rank {wishes[name]} is larger than the matrix of any target allows: that of {name} allows {sides[name]}",
             fix=f"give a rank of at most {sides[name]}",
         )
     if narrow and say:
@@ -82,5 +82,7 @@ def choose_ranks(
 def _narrow_text(narrow: Sequence[str], ranks: Mapping[str, int]) -> str:
     """Which layers are narrower than the rank, by kind and rank."""
     counts = Counter((kind(name), ranks[name]) for name in narrow)
-    each = [f"{name} gets rank {rank}" + (f" ({n} of them)" if n > 1 else "") for (name, rank), n in counts.items()]
-    return f"some layers are narrower than the rank: {some(each)}"
+    kind_texts = [
+        f"{name} gets rank {rank}" + (f" ({n} of them)" if n > 1 else "") for (name, rank), n in counts.items()
+    ]
+    return f"some layers are narrower than the rank: {some(kind_texts)}"

@@ -15,11 +15,11 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.training import RECORD, record_of
-from loralens.training.experts import ExpertLayer, is_transposed
-from loralens.training.initial import Pair, combined_digest
 from loralens.training.injection import Injection
-from loralens.training.layer import LoRALayer, TransposedLayer
-from loralens.training.pissa import difference
+from loralens.training.layers.experts import ExpertLayer, is_transposed
+from loralens.training.layers.initial import Pair, combined_digest
+from loralens.training.layers.layer import LoRALayer, TransposedLayer
+from loralens.training.layers.pissa import difference
 
 PREFIX = "base_model.model."  # of every key in a PEFT file: the names of its wrappers around the model
 

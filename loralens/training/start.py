@@ -15,10 +15,10 @@ from loralens.core.lowrank import LowRank
 from loralens.core.names import some
 from loralens.core.scaling import Scaling
 from loralens.errors import MismatchError, OptionError
-from loralens.training.experts import ExpertLayer
-from loralens.training.initial import factor_digest
 from loralens.training.injection import Injection
-from loralens.training.layer import LoRALayer
+from loralens.training.layers.experts import ExpertLayer
+from loralens.training.layers.initial import factor_digest
+from loralens.training.layers.layer import LoRALayer
 from loralens.training.method import training_method
 
 SAVED, MAGNITUDE = "saved", "magnitude"  # roles of extras that a run can start with
@@ -92,19 +92,19 @@ def start_from(injection: Injection, adapter: Adapter) -> Injection:
         what = f"{injection.method.name} starts with directions of W, and not with an adapter"
         raise OptionError(what, fix="continue as plain LoRA: method lora")
     digests: dict[str, str] = {}
-    seen: set[str] = set()
+    started: set[str] = set()
     for name, layer in injection.layers.items():
         count = len(layer.A) if isinstance(layer, ExpertLayer) else 0
         names = [f"{name}[{e}]" for e in range(count)] or [name]
         modules = [_module_of(adapter, each) for each in names]
-        seen.update(names)
+        started.update(names)
         pairs = [(module.scale / layer.scale * module.B.astype(np.float64), module.A) for module in modules]
         B, A = (np.stack([pair[side] for pair in pairs]) if count else pairs[0][side] for side in (0, 1))
         _copy(layer.B, B, name)
         _copy(layer.A, A, name)
         digests |= {each: factor_digest(layer.A[e] if count else layer.A) for e, each in enumerate(names)}
         _copy_magnitude(layer, adapter, name)
-    if unknown := sorted(set(adapter) - seen):
+    if unknown := sorted(set(adapter) - started):
         raise MismatchError(f"the run does not adapt {some(unknown)} of the adapter", fix="adapt the same modules")
     _copy_heads(injection, adapter)
     return replace(injection, digests=digests, initialisation="adapter")
@@ -128,10 +128,10 @@ def _copy(tensor: Tensor, array: Array, name: str) -> None:
 def _copy_magnitude(layer: LoRALayer, adapter: Adapter, name: str) -> None:
     if layer.magnitude is None:
         return
-    found = [e for e in adapter.extra.values() if e.role == MAGNITUDE and e.module == name]
-    if not found:
+    magnitudes = [e for e in adapter.extra.values() if e.role == MAGNITUDE and e.module == name]
+    if not magnitudes:
         raise MismatchError(f"the adapter to start from has no magnitude of {name}", fix="give another --method")
-    _copy(layer.magnitude, found[0].tensor.read(), name)
+    _copy(layer.magnitude, magnitudes[0].tensor.read(), name)
 
 
 def _copy_heads(injection: Injection, adapter: Adapter) -> None:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from loralens.core.names import natural_key
 from loralens.core.naming.selection import select
 from loralens.errors import OptionError
-from loralens.training.conv import ConvLayer
-from loralens.training.embedding import EmbeddingLayer
-from loralens.training.experts import ExpertLayer, expert_stacks
-from loralens.training.layer import LinearLayer, LoRALayer, TransposedLayer
-from loralens.training.quantised import QuantisedLayer, weight_kind
+from loralens.training.layers.conv import ConvLayer
+from loralens.training.layers.embedding import EmbeddingLayer
+from loralens.training.layers.experts import ExpertLayer, expert_stacks
+from loralens.training.layers.layer import LinearLayer, LoRALayer, TransposedLayer
+from loralens.training.layers.quantised import QuantisedLayer, weight_kind
 
 ALL_LINEAR = "all-linear"
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isnan
-from typing import NamedTuple, final
+from typing import TYPE_CHECKING, NamedTuple, Protocol, final, runtime_checkable
 
 from torch import nn
 
@@ -11,6 +11,9 @@ from loralens.core.adapter import Adapter
 from loralens.core.training import State
 from loralens.errors import OptionError
 from loralens.training.number import as_int
+
+if TYPE_CHECKING:  # the layers know nothing of a watch
+    from loralens.training.injection import Injection
 
 # Every other measure, such as an accuracy, is better if it is larger.
 FALLING = ("loss", "perplexity")
@@ -31,6 +34,23 @@ class Step(NamedTuple):
     norm: float
     size: int
     seconds: float
+
+
+@runtime_checkable
+class AdapterWatcher(Protocol):
+    """What looks at the adapter during a run: `loralens.watching.Watcher` does.
+
+    If the model is divided, every process calls its methods, since each factor is gathered; otherwise only the first.
+    """
+
+    def watch(self, model: "Injection") -> None:
+        """Take the layers as they are before training, also if a run is resumed: the state is restored afterwards."""
+
+    def begin(self, step: int) -> object:
+        """Look before the first step of this call; ``step`` steps were done before."""
+
+    def step(self, *, final: bool = False) -> object:
+        """Count a step of the optimiser, and look if it is time, or if it is the last; the gradients are there."""
 
 
 Measures = Mapping[str, float]  # the loss, accuracy, perplexity … of held-out data
@@ -59,6 +79,9 @@ class Watch:
     save : callable, optional
         Called with the `State`, from which a run can be resumed; also after the last step, so that a finished run can
         go on with more steps.
+    watcher : AdapterWatcher, optional
+        Looks at the adapter before the first step, every so many steps, and after the last:
+        ``Watcher(every=50, log="run.jsonl")`` of `loralens.watching`.
     stop : callable, optional
         Asked after every step, and by every process. If one of them gets the answer True, the state is saved and the
         run ends, as a run does that is to be resumed.
@@ -66,7 +89,8 @@ class Watch:
     Raises
     ------
     OptionError
-        A number of steps is not a whole number; there is a ``patience`` without evaluations during training.
+        A number of steps is not a whole number; there is a ``patience`` without evaluations during training; the
+        ``watcher`` is none.
     """
 
     on_step: Callable[[Step], None] | None = None
@@ -79,6 +103,7 @@ class Watch:
     snapshot_every: int = 0
     save: Callable[[State], None] | None = None
     save_every: int = 0
+    watcher: AdapterWatcher | None = None
     stop: Callable[[], bool] | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +116,10 @@ class Watch:
                     f"{name} {value!r} is not a whole number of 0 or more", fix="give 1, 2 …, or 0 for never"
                 )
             object.__setattr__(self, name, number)  # the dataclass is frozen, and NumPy's numbers become Python's
+        if self.watcher is not None and not isinstance(self.watcher, AdapterWatcher):
+            raise OptionError(
+                f"watcher {self.watcher!r} is not a Watcher", fix="give watcher=loralens.watching.Watcher(every=50)"
+            )
         # The first and the last evaluation alone would come too late to stop anything.
         if self.patience is not None and (self.evaluate is None or self.evaluate_every < 1 or self.patience < 1):
             raise OptionError(

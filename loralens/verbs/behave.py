@@ -16,10 +16,10 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, read_adapter, sources
 from loralens.verbs.inputs.choices import check_counts
-from loralens.verbs.inputs.cut import Cut, count_cut
+from loralens.verbs.inputs.corpus.cut import Cut, count_cut
+from loralens.verbs.inputs.corpus.texts import TextSource, read_texts, text_label
 from loralens.verbs.inputs.loaded import Head
 from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings
-from loralens.verbs.inputs.texts import TextSource, read_texts, text_label
 
 NAMED = 3  # tensors that warnings name; an adapter of another base may have hundreds of the same kind
 # What the logits of a model are counted by: a classifier has one row of logits for a text.

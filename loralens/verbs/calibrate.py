@@ -23,10 +23,10 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_counts
-from loralens.verbs.inputs.cut import Cut, count_cut
+from loralens.verbs.inputs.corpus.cut import Cut, count_cut
+from loralens.verbs.inputs.corpus.texts import InputText, TextSource, read_texts, text_label
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings
-from loralens.verbs.inputs.texts import InputText, TextSource, read_texts, text_label
 from loralens.verbs.outputs.calibrate_inputs import CalibrationTexts, InputsResult, calibrate_inputs
 
 

@@ -22,17 +22,17 @@ from loralens.tables.numbers import count, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
-from loralens.verbs.inputs.causality import CAUSAL, check_causal
 from loralens.verbs.inputs.choices import check_choice, check_counts
-from loralens.verbs.inputs.cut import DEFAULT_LENGTH, Cut, count_cut
-from loralens.verbs.inputs.data import Texts, read_data
+from loralens.verbs.inputs.corpus.causality import CAUSAL, check_causal
+from loralens.verbs.inputs.corpus.cut import DEFAULT_LENGTH, Cut, count_cut
+from loralens.verbs.inputs.corpus.data import Texts, read_data
+from loralens.verbs.inputs.corpus.texts import TextSource, text_label
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import ModelSource, labels_of, load_headed, model_label, restore_settings
-from loralens.verbs.inputs.texts import TextSource, text_label
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # torch takes a second
-    from loralens.training.tasks import Task
+    from loralens.training.texts.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,7 @@ def evaluate(
     if target:
         _check_target(target, adapters, model, data, overwrite=overwrite)
     with restore_settings(model):
-        from loralens.training.tasks import task_named  # torch takes a second
+        from loralens.training.texts.tasks import task_named  # torch takes a second
 
         row = task_named(task)
         learned, held_out = read_data(data, labelled=row.labelled, one_label=True, dialogues=row.head == CAUSAL)

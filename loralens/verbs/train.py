@@ -8,13 +8,13 @@ from loralens.choices import BaseDtype, MethodName, Optimiser, Schedule, TaskNam
 from loralens.formats.files.disk import check_new_folder
 from loralens.formats.records.training import Training
 from loralens.verbs.inputs.adapters import AdapterSource
+from loralens.verbs.inputs.corpus.texts import TextSource
 from loralens.verbs.inputs.models import ModelSource, device_of, restore_settings
-from loralens.verbs.inputs.texts import TextSource
 from loralens.verbs.inputs.training import read_training_inputs
 from loralens.verbs.inputs.training_options import TrainingOptions, default_dtype, fill_in
 from loralens.verbs.outputs.target import Target
-from loralens.verbs.outputs.training_result import TrainPlan, TrainResult
-from loralens.verbs.outputs.training_run import TrainingRun
+from loralens.verbs.outputs.training.training_result import TrainPlan, TrainResult
+from loralens.verbs.outputs.training.training_run import TrainingRun
 
 
 def train(
@@ -59,7 +59,7 @@ def train(
     evaluate_every: int | None = None,
     patience: int | None = None,
     snapshots: int | None = None,
-    spectra: bool = False,
+    watch: int | None = None,
     save_every: int = 50,
     resume: bool = False,
     more_steps: int | None = None,
@@ -137,8 +137,11 @@ def train(
     evaluate_every, patience : int, optional
         The number of steps between evaluations (by default only before and after training); stop after this many
         evaluations in a row without a better one.
-    snapshots, spectra : int and bool
-        Keep the adapter every ``snapshots`` steps; show how the spectra have changed at every snapshot.
+    snapshots : int, optional
+        Keep the adapter every ``snapshots`` steps.
+    watch : int, optional
+        Look at the adapter every ``watch`` steps (see `loralens.watching.Watcher`): its norms, ranks and directions
+        are written to ``watch.jsonl`` in the folder of the run, and signs that the run goes wrong are warned of.
     save_every : int
         The number of steps after which the state of the run is saved, for ``resume``.
     resume, overwrite, dry_run : bool

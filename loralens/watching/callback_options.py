@@ -5,9 +5,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TypedDict
 
+from loralens.formats.records.watch_log import NAME
 from loralens.watching.health import HealthWarning
-
-NAME = "watch.jsonl"  # of the log in the output folder of a trainer
 
 
 class WatcherOptions(TypedDict, total=False):

@@ -5,7 +5,7 @@ counts if two looks in a row show it, since one look may catch a moment. Signs t
 are told if half of the modules have them. Each sign is told once in a run.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any, NamedTuple, final
@@ -140,6 +140,10 @@ class Health:
             for code in SIGNS
             if code in evidence and (warning := self._tell(code, step, evidence[code], len(looks))) is not None
         ]
+
+    def mark_as_told(self, codes: Iterable[str]) -> None:
+        """Tell these signs no more: an earlier process has told them."""
+        self._told |= set(codes)
 
     def tell_not_finite(self, step: int, name: str) -> HealthWarning | None:
         """The warning that a factor holds NaN or Inf."""

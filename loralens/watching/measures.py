@@ -161,6 +161,12 @@ class Memory:
     previous: QuickSVD | None = None
 
 
+def remember_start(module: Update, memory: Memory) -> None:
+    """Remember the first A, from which drift is measured."""
+    if isinstance(module, LowRank):
+        memory.start = _drawn(module, module.B, module.A).copy()
+
+
 def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> ModuleLook:
     """Measure a module once, and remember it; the factors are read once.
 
@@ -173,7 +179,7 @@ def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> 
     if isinstance(module, LowRank):
         B, A = module.B, module.A
         directions = quick_svd(B, A, module.scale)
-        drawn = np.asarray(B if module.layout.kind == "embedding" else A, dtype=np.float32)
+        drawn = _drawn(module, B, A)
         if memory.start is None:
             memory.start = drawn.copy()
         drift = _drift(drawn, memory.start)
@@ -193,6 +199,11 @@ def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> 
     if memory.first is None and directions.k:
         memory.first = directions
     return look
+
+
+def _drawn(module: LowRank, B: Array, A: Array) -> Array:
+    """The factor that starts at random numbers: A, and B of an embedding."""
+    return np.asarray(B if module.layout.kind == "embedding" else A, dtype=np.float32)
 
 
 def _drift(A: Array, start: Array) -> float:

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, final
 
 from loralens.analysis.groups import mean_effective_rank, total_norm
+from loralens.analysis.spectrum import Spectrum
 from loralens.choices import Side
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
@@ -17,10 +18,11 @@ from loralens.core.naming.selection import select
 from loralens.core.threads import in_threads, processor_count, single_blas_thread
 from loralens.errors import FormatError, OptionError
 from loralens.formats import save
-from loralens.formats.records.watch_log import WatchLog
+from loralens.formats.files.json_text import finite_number
+from loralens.formats.records.watch_log import LoggedModule, WatchLog, read_watch_log
 from loralens.watching.beside_base import BaseOnDisk
 from loralens.watching.health import Health, HealthWarning
-from loralens.watching.measures import Memory, ModuleLook, measure_module, short_number
+from loralens.watching.measures import Memory, ModuleLook, measure_module, remember_start, short_number
 
 if TYPE_CHECKING:  # importing torch takes a second, and an adapter can be watched without a model
     from torch import nn
@@ -111,7 +113,8 @@ class Watcher:
     Parameters
     ----------
     model : nn.Module or Injection, optional
-        A model that `loralens.live` takes. Without one, adapters are given to `look`.
+        A model that `loralens.live` takes. `loralens.training.fit` gives its own to a watcher in ``Watch(watcher=…)``.
+        Without any, adapters are given to `look`.
     every : int
         `step` looks after so many steps.
     log : path, optional
@@ -121,7 +124,8 @@ class Watcher:
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
     gradients : bool
-        Also measure the gradients of B and A, which must be there when `step` is called: before ``zero_grad``.
+        Also measure the gradients of B and A, which must be there when `step` is called: before ``zero_grad``. This
+        needs a model.
     base : path, optional
         The base model on disk. ΔW is then measured beside W too. That reads the whole base, so that it is done at every
         ``base_every``-th look and at the last only.
@@ -136,7 +140,8 @@ class Watcher:
     start : int
         The number of steps that were done before. A watcher of a model looks once when it is made, to know the first A.
     resume : bool
-        Add to a log that is there.
+        Add to a log that is there, and go on with the signs that it shows. Directions are then compared with those of
+        the first look of this process.
 
     Raises
     ------
@@ -171,11 +176,10 @@ class Watcher:
         for name, value in (("every", every), ("base_every", base_every)):
             if type(value) is not int or value < 1:
                 raise OptionError(f"{name} {value!r} is not a whole number of 1 or more", fix="give 1, 50 …")
-        if gradients and model is None:
-            raise OptionError("gradients need a model", fix="give the model, or leave gradients out")
         self.every, self.looks = every, 0
         self.last: Look | None = None
         self._modules, self._threads = tuple(modules), threads
+        self._adapter, self._measures_gradients = adapter, gradients
         self._log_path, self._resume = None if log is None else Path(log), resume
         self._keep = None if keep is None else Path(keep)
         self._base = None if base is None else BaseOnDisk(Path(base), base_every)
@@ -187,33 +191,54 @@ class Watcher:
         self._view: Adapter | None = None
         self._gradients: Adapter | None = None
         if model is not None:
-            self._watch(model, adapter, gradients=gradients)
-            self.look(start)
+            self.watch(model)
+            self.begin(start)
 
-    def _watch(self, model: "nn.Module | Injection", adapter: str | None, *, gradients: bool) -> None:
-        """Make the views of a model, and weigh what it adapts."""
+    def watch(self, model: "nn.Module | Injection") -> None:
+        """Watch a model from now on: weigh what it adapts, and remember its A as the first one.
+
+        The constructor does this for the model that it is given, and so does `loralens.training.fit`.
+        """
         from loralens.training.injection import Injection
         from loralens.watching.model import is_sharded, is_writer, trains_A, weigh
         from loralens.watching.view import live, live_gradients, one_active, peft_model
 
+        adapter = self._adapter
         wrapped = None if adapter is not None or isinstance(model, Injection) else peft_model(model)
         # The sum of several is made at once, and would not follow the training.
         adapter = adapter if wrapped is None else one_active(wrapped)
         self._view = live(model, adapter)
-        self._gradients = live_gradients(model, adapter) if gradients else None
+        self._gradients = live_gradients(model, adapter) if self._measures_gradients else None
         self._health = Health(weigh(model, self._view), frozen=not trains_A(model))
         self._writes = is_writer()
         # Threads would gather the factors in another order in each process.
         if is_sharded(model):
             self._threads = 1
+        for name in select(self._view, self._modules):
+            remember_start(self._view[name], self._memory.setdefault(name, Memory()))
 
-    def step(self) -> Look | None:
-        """Count one step of the optimiser, and look if it is time.
+    def begin(self, step: int) -> Look:
+        """Look before the first step; ``step`` steps were done before. A look that the log has is not written again."""
+        logged = read_watch_log(self._log_path) if self._resumes and self._log_path is not None else []
+        for past in logged:
+            if past.step < step:
+                self._health.check(past.step, {name: _look_of(module) for name, module in past.modules.items()})
+            if past.step <= step:
+                self._health.mark_as_told(str(warning["code"]) for warning in past.warnings)
+        return self._look(step, self._view, write=all(past.step != step for past in logged))
+
+    @property
+    def _resumes(self) -> bool:
+        """Whether there is a log to which this process is to add."""
+        return self._resume and self._writes and self._log_path is not None and self._log_path.exists()
+
+    def step(self, *, final: bool = False) -> Look | None:
+        """Count one step of the optimiser, and look if it is time or if the step is the last.
 
         Call it after ``optimizer.step()``, and before ``zero_grad()`` if gradients are watched.
         """
         self._steps += 1
-        return self.look(self._steps) if self._steps % self.every == 0 else None
+        return self.look(self._steps, final=final) if final or self._steps % self.every == 0 else None
 
     def look(self, step: int, adapter: Adapter | None = None, *, final: bool = False) -> Look:
         """Look now.
@@ -227,10 +252,15 @@ class Watcher:
         final : bool
             Whether this is the last look, which is also measured beside the base.
         """
+        return self._look(step, adapter if adapter is not None else self._view, final=final)
+
+    def _look(self, step: int, view: Adapter | None, *, final: bool = False, write: bool = True) -> Look:
+        """Look, and with ``write`` write it to the log."""
         begun = perf_counter()
-        view = adapter if adapter is not None else self._view
         if view is None:
             raise OptionError("there is nothing to look at", fix="give a model to the Watcher, or an adapter to look")
+        if self._measures_gradients and self._gradients is None:
+            raise OptionError("gradients need a model", fix="give the model, or leave gradients out")
         self._steps = step
         names = select(view, self._modules)
         broken: list[str] = []
@@ -255,14 +285,14 @@ class Watcher:
             warnings.append(told)
         self.last = Look(step, looks, tuple(warnings), perf_counter() - begun)
         self.looks += 1
-        self._write(view, self.last)
+        self._write(view, self.last, log=write)
         return self.last
 
-    def _write(self, view: Adapter, look: Look) -> None:
-        """Write the look to the log, keep its adapter, and tell its warnings."""
+    def _write(self, view: Adapter, look: Look, *, log: bool) -> None:
+        """Write the look to the log if ``log``, keep its adapter, and tell its warnings."""
         if not self._writes:
             return
-        if self._log_path is not None:
+        if self._log_path is not None and log:
             if self._log is None:
                 self._log = WatchLog(self._log_path, self._header(view), resume=self._resume)
             self._log.write(look.record())
@@ -278,6 +308,13 @@ class Watcher:
         }
         base = view.base_model if self._base is None else str(self._base.path)
         return {"every": self.every, "base": base, "gradients": self._gradients is not None, "modules": modules}
+
+
+def _look_of(module: LoggedModule) -> ModuleLook:
+    """What a log says of a module, as far as signs are judged by it."""
+    drift = finite_number(module.measures.get("drift"))
+    spectrum = Spectrum(module.s, module.shape, module.rank)
+    return ModuleLook(spectrum, None, None, nan if drift is None else drift, {})
 
 
 def _mean(values: Any) -> float:

@@ -15,10 +15,10 @@ import transformers
 from click.testing import CliRunner
 
 import loralens.training.fitting
-import loralens.training.tasks
+import loralens.training.texts.tasks
 from loralens.cli.main import main
 
-_IMPORTED = (transformers.BertForSequenceClassification, loralens.training.fitting, loralens.training.tasks)
+_IMPORTED = (transformers.BertForSequenceClassification, loralens.training.fitting, loralens.training.texts.tasks)
 
 
 def free_port() -> int:

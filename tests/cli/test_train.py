@@ -19,6 +19,7 @@ from loralens.cli.main import main
 from loralens.cli.train_show import TrainingLine
 from loralens.errors import FormatError
 from loralens.formats.records.training import Training
+from loralens.formats.records.watch_log import read_watch_log
 from loralens.training.readout import record_of
 from loralens.verbs.inputs import model_identity
 from loralens.verbs.inputs.training_options import TrainingOptions
@@ -210,7 +211,7 @@ def test_a_folder_called_as_a_corpus_is_not_in_its_way(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from loralens.formats.records.corpora import Example, Split
-    from loralens.verbs.inputs import data
+    from loralens.verbs.inputs.corpus import data
 
     examples = tuple(Example(text, number) for text, number in zip(models.TEXTS, (0, 1, 1, 0), strict=True))
     monkeypatch.setattr(data, "read_corpus", lambda name: Split(examples, examples, examples, ("x", "y")))
@@ -225,15 +226,18 @@ def test_hiding_tokens_needs_a_token_for_it(home: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_snapshots_spectra_and_trajectory(home: Path, tmp_path: Path) -> None:
-    result = good(*classify(home, tmp_path / "a", "--snapshots", 2, "--spectra", "--eval", home / "d.jsonl"))
-    assert "step 4: medians over modules: ‖ΔW‖" in result.stderr
-    assert "φ to step 2" in result.stderr
-    seen = [line for line in logged(tmp_path / "a") if "spectra" in line]
-    assert [line["step"] for line in seen] == [2, 4]
-    assert seen[1]["spectra"]["phi_to"] == 2
-    assert 0 < seen[1]["spectra"]["effective_rank"] <= 2
-    assert seen[1]["spectra"]["amplification"] > 0
+def test_snapshots_watch_and_trajectory(home: Path, tmp_path: Path) -> None:
+    good(*classify(home, tmp_path / "a", "--snapshots", 2, "--watch", 3, "--eval", home / "d.jsonl"))
+    watched = loralens.trajectory(tmp_path / "a" / "watch.jsonl")
+    # Every 3 steps, and before the first and after the last.
+    assert [row.step for row in watched] == [0, 3, 4]
+    adapter = loralens.load(tmp_path / "a")
+    norms = [np.linalg.norm(module.dense()) for _, module in adapter.items()]
+    assert watched.rows[-1].frobenius == pytest.approx(np.linalg.norm(norms), rel=1e-4)
+    assert watched.rows[0].frobenius == 0
+    assert watched.rows[-1].drift > 0
+    page = loralens.report(tmp_path / "a" / "watch.jsonl", output=tmp_path / "page.html")
+    assert page.record()["modules"] == len(norms)
     last = (tmp_path / "a" / "checkpoint-4" / "adapter_model.safetensors").read_bytes()
     assert len(last) > 100
     found = json.loads(CliRunner().invoke(main, ["trajectory", str(tmp_path / "a"), "--json"]).stdout)
@@ -242,7 +246,7 @@ def test_snapshots_spectra_and_trajectory(home: Path, tmp_path: Path) -> None:
     assert [step for step, _ in found["history"]["eval_loss"]] == [0, 4]
     assert found["trainer_state"] is None
     assert CliRunner().invoke(main, ["spectrum", str(tmp_path / "a")]).exit_code == 0
-    assert "--snapshots N" in refused(*classify(home, tmp_path / "b", "--spectra"))
+    assert "for that there is --watch" in refused(*classify(home, tmp_path / "b", "--spectra"))
 
 
 def test_names_are_said_in_one_line(home: Path, tmp_path: Path) -> None:
@@ -294,7 +298,7 @@ def test_choices_are_the_rows_of_the_tables_that_need_torch() -> None:
     from loralens.choices import Optimiser, Schedule
     from loralens.cli.train import command
     from loralens.training.method import METHODS
-    from loralens.training.tasks import TASKS
+    from loralens.training.texts.tasks import TASKS
 
     choices = {param.name: tuple(param.type.choices) for param in command.params if isinstance(param.type, Choice)}
     assert choices["method"] == tuple(method.name for method in METHODS)
@@ -382,7 +386,7 @@ def test_lists_that_are_empty_are_a_matter_of_usage(home: Path, tmp_path: Path, 
 
 
 def test_whole_numbers_are_ordered_as_numbers(home: Path, tmp_path: Path) -> None:
-    from loralens.verbs.inputs.data import read_data
+    from loralens.verbs.inputs.corpus.data import read_data
 
     for labels, ordered in (([10, 9, 2, 1], "1 2 9 10"), (["10", "-9", 2, "x"], "-9 10 2 x")):
         texts = models.jsonl(tmp_path / "n.jsonl", label=labels)
@@ -468,25 +472,54 @@ def test_texts_of_which_nothing_can_be_hidden_are_refused(home: Path, tmp_path: 
     assert not (tmp_path / "a").exists()
 
 
-def test_spectra_that_cannot_be_looked_at_are_refused_before_the_first_step(home: Path, tmp_path: Path) -> None:
-    model = models.llama(tie_word_embeddings=True)
-    models.folder(model, tmp_path / "tied")
-    more = ("--snapshots", 1, "--spectra", "--data", home / "d.txt")
-    (tmp_path / "tied" / "model.safetensors").unlink()
-    torch.save(model.state_dict(), tmp_path / "tied" / "pytorch_model.bin")
-    message = refused(*speak(tmp_path, tmp_path / "a", *more, model="tied"))
-    assert "error: --spectra: " in message
-    assert [path.name for path in tmp_path.iterdir()] == ["tied"]
-
-
-def test_live_spectra_go_on_from_the_last_snapshot(home: Path, tmp_path: Path) -> None:
-    more = ("--snapshots", 1, "--spectra", "--save-every", 2)
+def test_a_watched_run_that_is_resumed_has_the_log_of_one_that_was_not(home: Path, tmp_path: Path) -> None:
+    more = ("--watch", 2, "--save-every", 2, "--steps", 9)
     good(*classify(home, tmp_path / "whole", *more))
-    interrupted(home, tmp_path / "a", *more, at=3)
+    interrupted(home, tmp_path / "a", *more, at=5)
+    unfinished = tmp_path / "a.unfinished" / "watch.jsonl"
+    assert [look.step for look in read_watch_log(unfinished)] == [0, 2, 4]
+    with unfinished.open("a") as file:
+        file.write('{"step": 6, "modules": {}}\n{"step"')  # of steps that are done anew, and cut off
     good(*classify(home, tmp_path / "a", *more, "--resume"))
-    found = [[line for line in logged(tmp_path / name) if "spectra" in line] for name in ("whole", "a")]
-    assert found[0] == found[1]
-    assert found[1][2]["spectra"]["phi_to"] == 2
+    whole, again = (_looks(tmp_path / name / "watch.jsonl") for name in ("whole", "a"))
+    assert [look["step"] for look in whole] == [0, 2, 4, 6, 8, 9]
+    # Which way the first look went is not known to the second process.
+    for look in (*whole, *again):
+        look.pop("seconds")
+        for key in [key for key in look["total"] if key.startswith("first_")]:
+            look["total"].pop(key)
+        for module in look["modules"].values():
+            module.pop("first")
+    assert whole == again
+    assert whole[-1]["total"]["drift"] > whole[1]["total"]["drift"] > 0
+
+
+def _looks(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()[1:]]
+
+
+def test_signs_are_told_while_a_watched_run_lasts_and_once(home: Path, tmp_path: Path) -> None:
+    # Nothing is learned at a rate that float32 does not hold: ΔW stays 0.
+    more = ("--watch", 1, "--save-every", 1, "--lr", 1e-60)
+    result = interrupted(home, tmp_path / "a", *more, at=3)
+    assert "warning: step 2: " in result.stderr
+    assert "ΔW is 0 after 2 steps\n  fix: check that" in result.stderr
+    again = good(*classify(home, tmp_path / "a", *more, "--resume"))
+    assert "warning" not in again.stderr
+    assert loralens.trajectory(tmp_path / "a" / "watch.jsonl").signs == ["zero-update at step 2"]
+    shown = CliRunner().invoke(main, ["trajectory", str(tmp_path / "a" / "watch.jsonl")]).stdout
+    assert re.search(r"ΔW is 0 after 2 steps \(zero-update\)\.\n  fix: check that", shown)
+
+
+def test_a_run_may_be_watched_from_its_resumption_on(home: Path, tmp_path: Path) -> None:
+    interrupted(home, tmp_path / "a", "--save-every", 2, at=3)
+    good(*classify(home, tmp_path / "a", "--watch", 1, "--resume"))
+    assert [row.step for row in loralens.trajectory(tmp_path / "a" / "watch.jsonl")] == [2, 3, 4]
+    good(*classify(home, tmp_path / "a", "--watch", 1, "--more-steps", 2))
+    rows = loralens.trajectory(tmp_path / "a" / "watch.jsonl").rows
+    assert [row.step for row in rows] == [2, 3, 4, 5, 6]
+    # A has moved from where the whole run began.
+    assert all(row.drift > rows[0].drift > 0 for row in rows[1:])
 
 
 def test_labels_must_be_learnable(home: Path, tmp_path: Path) -> None:
@@ -502,7 +535,7 @@ def test_labels_must_be_learnable(home: Path, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_names_step_batch_texts_and_the_last_good_snapshot(home: Path, tmp_path: Path) -> None:
-    import loralens.training.tasks as tasks
+    import loralens.training.texts.tasks as tasks
     from loralens.training.feed import shuffle_order
 
     loss, calls = tasks.Task.loss, []

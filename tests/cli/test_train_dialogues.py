@@ -135,7 +135,7 @@ def test_other_uses_of_texts_say_that_they_take_none(home: Path) -> None:
 @pytest.mark.parametrize("kind", ["parquet", "folder"])
 def test_columns_are_read_as_lines_are(home: Path, tmp_path: Path, kind: str) -> None:
     datasets = pytest.importorskip("datasets")
-    from loralens.verbs.inputs.texts import read_texts
+    from loralens.verbs.inputs.corpus.texts import read_texts
 
     for name, records in (("pairs", PAIRS), ("talks", TALKS)):
         dataset, path = (

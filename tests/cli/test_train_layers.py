@@ -100,7 +100,7 @@ def test_a_base_is_coded_and_peft_loads_the_adapter(home: Path, tmp_path: Path, 
 def test_an_evaluation_takes_as_many_texts_at_a_time_as_the_training(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from loralens.training.tasks import Examples
+    from loralens.training.texts.tasks import Examples
 
     sizes: list[int] = []
     make = Examples.batch

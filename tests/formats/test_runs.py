@@ -122,7 +122,7 @@ def test_our_own_log_has_the_losses(tmp_path: Path) -> None:
         '{"step": 1, "loss": 3.0, "lr": 0.1}',
         '{"step": 2, "loss": 2.0}',
         '{"step": 2, "evaluation": {"loss": 2.5}}',
-        '{"step": 2, "spectra": {"norm": 1.0}}',
+        '{"step": 2, "other": {"norm": 1.0}}',
         "[1]",
         '{"step": 3, "lo',
     ]

@@ -10,7 +10,7 @@ def test_what_a_log_says(tmp_path: Path) -> None:
         '{"step": 0, "evaluation": {"loss": 2.5, "accuracy": null}}',
         '{"step": 1, "loss": 2.25, "lr": 0.1}',
         '{"step": 2, "loss": null}',
-        '{"step": 2, "spectra": {"norm": 1}}',
+        '{"step": 2, "other": {"norm": 1}}',
         "[1, 2]",
         '{"step": 2, "evaluation": {"loss": 1.5, "accuracy": 1}}',
         '{"step": 3, "lo',

@@ -19,7 +19,7 @@ def _train() -> Iterator[Case]:
             made = call("train", model=model, task=task, data=TEXTS, eval=OTHER, method=method, **SHORT)
             yield Case(f"train/{task}-{method}", (made, call("inspect", "OUT/adapter")))
     options = {
-        "snapshots": 1, "spectra": True, "schedule": "cosine", "optimiser": "sgd", "dropout": 0.1, "targets": "q_proj",
+        "snapshots": 1, "watch": 1, "schedule": "cosine", "optimiser": "sgd", "dropout": 0.1, "targets": "q_proj",
         "accumulate": 2, "weight_decay": 0.1, "evaluate_every": 1, "patience": 2, "seed": 4, "checkpointing": True,
     }  # fmt: skip
     causal = {"model": TASKS["causal-lm"], "task": "causal-lm", "data": TEXTS}

@@ -152,3 +152,13 @@ def test_factors_that_do_not_multiply_or_are_not_finite_are_refused():
         exact_product([(1.0, B, A), (1.0, B[:3], A)])
     with pytest.raises(FormatError, match="NaN or Inf"):
         exact_product([(1.0, np.full_like(B, np.inf), A)])
+
+
+def test_factors_near_the_limits_of_float64_lose_nothing() -> None:
+    draws = np.random.default_rng(5)
+    B, A = draws.integers(-15, 16, (6, 3)).astype(np.float64), draws.standard_normal((3, 5))
+    for slices in (1, 2):
+        plain = exact_product([(1.0, B, A)], slices=slices).dense()
+        # Subnormal numbers beside some of the largest: 2^-1060 · 2^1020.
+        far = exact_product([(1.0, np.ldexp(B, -1060), np.ldexp(A, 1020))], slices=slices).dense()
+        assert np.array_equal(far, np.ldexp(plain, -40))

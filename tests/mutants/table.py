@@ -748,6 +748,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "self._now = self._first",
         ("tests/training/test_drawing.py",),
     ),
+    Mutant(
+        "_SumOfLosses.forward",
+        "torch.full_like(norms, -1.0)",
+        "torch.full_like(norms, 1.0)",
+        ("tests/training/test_in_blocks.py",),
+    ),
     Mutant("count_terms", "labels.ndim > 1", "labels.ndim > 2", ("tests/training/test_own_loss.py",)),
     Mutant("shuffle_order", "number * size", "number / size", ("tests/training/test_feed.py",)),
     Mutant(

@@ -20,7 +20,7 @@ from loralens.errors import LoraLensError
 from loralens.training.course import Course
 from loralens.training.feed import shuffle_order
 from loralens.training.fitting import fit
-from loralens.training.tasks import Examples, task_named
+from loralens.training.texts.tasks import Examples, task_named
 from loralens.training.watch import Watch
 from loralens.training.world import World
 from tests import models

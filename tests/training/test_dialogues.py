@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.training.dialogues import encode_dialogue
-from loralens.training.encoding import encode_texts
-from loralens.training.tasks import IGNORED, task_named
+from loralens.training.texts.dialogues import encode_dialogue
+from loralens.training.texts.encoding import encode_texts
+from loralens.training.texts.tasks import IGNORED, task_named
 from tests import models
 
 torch = pytest.importorskip("torch")

@@ -11,8 +11,8 @@ import pytest
 import loralens
 from loralens.errors import OptionError
 from loralens.training import Course, fit
-from loralens.training.experts import ExpertLayer
 from loralens.training.injection import inject
+from loralens.training.layers.experts import ExpertLayer
 from loralens.training.readout import read_injection
 from tests.training.conftest import randomise
 from tests.training.test_ranks import IDS, mixture

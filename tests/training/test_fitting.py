@@ -9,7 +9,7 @@ import pytest
 import loralens
 from loralens.errors import OptionError
 from loralens.training import Course, Watch, fit, record_of
-from loralens.training.layer import LoRALayer
+from loralens.training.layers.layer import LoRALayer
 from loralens.version import __version__
 from tests import models
 from tests.tolerances import TRAINED_LIVE

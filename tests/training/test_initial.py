@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from loralens.training.initial import combined_digest, draw_pair, factor_digest
 from loralens.training.injection import inject
+from loralens.training.layers.initial import combined_digest, draw_pair, factor_digest
 from tests.training.conftest import holder
 
 torch = pytest.importorskip("torch")

@@ -10,7 +10,7 @@ import pytest
 import loralens
 from loralens.errors import OptionError
 from loralens.training.injection import inject
-from loralens.training.layer import LoRALayer
+from loralens.training.layers.layer import LoRALayer
 from loralens.training.method import METHODS
 from loralens.training.readout import read_injection
 from tests import models

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.training.layer import LoRALayer
+from loralens.training.layers.layer import LoRALayer
 from tests.tolerances import ATTACHED, ATTACHED_16, TRAINED_GRADIENT
 from tests.training.conftest import KINDS, Holder, holder, injected, peft_beside, their_gradients
 

@@ -13,8 +13,8 @@ import loralens.training.loop as loop_module
 from loralens.errors import DivergenceError, OptionError
 from loralens.training.course import Course
 from loralens.training.fitting import Fitted, fit
-from loralens.training.layer import LoRALayer
-from loralens.training.tasks import Examples, task_named
+from loralens.training.layers.layer import LoRALayer
+from loralens.training.texts.tasks import Examples, task_named
 from loralens.training.watch import Step, Watch
 from tests import models
 from tests.training.conftest import peft_beside

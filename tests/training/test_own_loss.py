@@ -10,7 +10,7 @@ import pytest
 from loralens.errors import DivergenceError, OptionError
 from loralens.training.course import Course
 from loralens.training.fitting import Fitted, fit
-from loralens.training.own_loss import own_loss
+from loralens.training.losses.own_loss import own_loss
 from tests import models
 
 torch = pytest.importorskip("torch")

@@ -8,8 +8,8 @@ import pytest
 
 from loralens.training.feed import shuffle_order
 from loralens.training.injection import inject
-from loralens.training.packing import filled, pack
-from loralens.training.tasks import Examples, task_named
+from loralens.training.texts.packing import filled, pack_texts
+from loralens.training.texts.tasks import Examples, task_named
 from tests import models
 from tests.training.conftest import randomise
 from tests.training.test_ranks import mixture
@@ -29,7 +29,7 @@ def texts(learned: bool = False) -> Examples:
 
 def test_rows_hold_every_text_once_and_are_full() -> None:
     some = texts()
-    rows = pack(some, 16)
+    rows = pack_texts(some, 16)
     assert sorted(text for row in rows.members or () for text in row) == list(range(len(LENGTHS)))
     assert len(rows) == 4  # 57 tokens take at least as many rows of 16
     assert filled(rows, 16) == 57 / 64
@@ -51,7 +51,7 @@ def test_the_loss_and_the_gradients_are_those_of_the_texts_alone(kind: str, lear
         "mixtral": lambda: mixture("mixtral"),
     }
     model, some = makers[kind](), texts(learned)
-    rows = pack(some, 16)
+    rows = pack_texts(some, 16)
     found: list[tuple[float, int, Any]] = []
     for examples in (some, rows):
         made = inject(copy.deepcopy(model), targets="*attn*", rank=2)

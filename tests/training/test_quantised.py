@@ -10,7 +10,7 @@ import loralens
 from loralens.errors import OptionError
 from loralens.training import Course, fit, record_of
 from loralens.training.injection import inject
-from loralens.training.quantised import QuantisedLayer, codes_of
+from loralens.training.layers.quantised import QuantisedLayer, codes_of
 from loralens.training.readout import read_injection
 from tests import models
 from tests.training.conftest import randomise

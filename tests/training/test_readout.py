@@ -9,8 +9,8 @@ import pytest
 
 import loralens
 from loralens.core.attached import Attachment
-from loralens.training.initial import combined_digest, factor_digest
 from loralens.training.injection import Injection, inject
+from loralens.training.layers.initial import combined_digest, factor_digest
 from loralens.training.method import METHODS
 from loralens.training.readout import RECORD, numpy_of, read_injection, record_of
 from tests import models

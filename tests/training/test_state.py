@@ -13,7 +13,7 @@ from loralens.formats.records.training import Training
 from loralens.training.course import Course
 from loralens.training.feed import shuffle_order
 from loralens.training.fitting import Fitted, fit
-from loralens.training.tasks import Examples, task_named
+from loralens.training.texts.tasks import Examples, task_named
 from loralens.training.watch import Watch
 from tests import models
 

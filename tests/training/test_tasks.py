@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from loralens.errors import OptionError
-from loralens.training.encoding import encode_texts
 from loralens.training.feed import shuffle_order
-from loralens.training.tasks import IGNORED, Examples, task_named
+from loralens.training.texts.encoding import encode_texts
+from loralens.training.texts.tasks import IGNORED, Examples, task_named
 from loralens.training.world import World
 from tests import models
 

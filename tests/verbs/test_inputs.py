@@ -8,8 +8,8 @@ import pytest
 
 import loralens
 from loralens.errors import FormatError, MismatchError, OptionError
-from loralens.verbs.inputs.data import read_data
-from loralens.verbs.inputs.texts import InputText, read_texts
+from loralens.verbs.inputs.corpus.data import read_data
+from loralens.verbs.inputs.corpus.texts import InputText, read_texts
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 

@@ -190,7 +190,7 @@ def test_a_plan_writes_nothing_and_needs_no_output(home: Path, tmp_path: Path, m
         ({"optimiser": "adam"}, "optimiser 'adam' is not possible"),
         ({"rank": 0}, "rank 0 is not possible"),
         ({"epochs": 1.0}, "--steps and --epochs exclude each other"),
-        ({"spectra": True}, "--spectra measures snapshots"),
+        ({"watch": 0}, "watch 0 is not possible"),
     ],
 )
 def test_wrong_values_of_train_are_one_message_and_leave_nothing(

@@ -12,7 +12,7 @@ import loralens
 from loralens.analysis.compare.similarity import compare_subspaces
 from loralens.errors import FormatError, OptionError
 from loralens.formats.records.watch_log import read_watch_log
-from loralens.training import Watch, fit
+from loralens.training import Course, Watch, fit
 from loralens.watching import Watcher
 from tests import models
 
@@ -126,12 +126,27 @@ def test_beside_a_base_on_disk(tmp_path: Path) -> None:
     assert base.chance == {"out": k / W.shape[0], "in": k / W.shape[1]}
 
 
-def test_fit_is_watched_through_its_snapshots(tmp_path: Path) -> None:
-    watcher = Watcher(log=tmp_path / "log.jsonl")
+def test_fit_is_watched(tmp_path: Path) -> None:
+    watcher = Watcher(every=2, log=tmp_path / "log.jsonl", gradients=True)
     ids = torch.tensor([[3, 4, 5, 6, 7]])
-    batches = [{"input_ids": ids, "labels": ids}] * 6
-    fit(models.llama(), batches, rank=2, watch=Watch(snapshot=watcher.look, snapshot_every=2))
-    assert [look.step for look in read_watch_log(tmp_path / "log.jsonl")] == [2, 4, 6]
+    batches = [{"input_ids": ids, "labels": ids}] * 5
+    norms: list[float] = []
+    watch = Watch(watcher=watcher, on_step=lambda step: norms.append(step.norm))
+    fitted = fit(models.llama(), batches, rank=2, course=Course(steps=5, clip=0.0), watch=watch)
+    looks = read_watch_log(tmp_path / "log.jsonl")
+    assert [look.step for look in looks] == [0, 2, 4, 5]
+    last = watcher.last
+    assert last is not None
+    for name, look in last.modules.items():
+        assert look.spectrum.frobenius == pytest.approx(np.linalg.norm(fitted.adapter[name].dense()), rel=1e-5)
+    # The gradients are those of the last step.
+    both = np.hypot(last.total["gradient_B_norm"], last.total["gradient_A_norm"])
+    assert both == pytest.approx(norms[-1], rel=1e-4)
+    # The training itself is not changed by it.
+    plain = fit(models.llama(), batches, rank=2, course=Course(steps=5, clip=0.0))
+    assert plain.losses == fitted.losses
+    with pytest.raises(OptionError, match="is not a Watcher"):
+        Watch(watcher=print)  # type: ignore[arg-type]
 
 
 def test_nan_is_a_warning_and_not_the_end_of_the_run() -> None:
@@ -154,7 +169,7 @@ def test_what_is_there_is_not_overwritten_and_a_run_is_resumed(tmp_path: Path) -
         Watcher(model, log=log)
     train(model, Watcher(model, every=2, log=log, start=4, resume=True), steps=4)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [line.get("step") for line in lines] == [None, 0, 2, 4, 6, 4, 6, 8]
+    assert [line.get("step") for line in lines] == [None, 0, 2, 4, 6, 6, 8]
     assert [look.step for look in read_watch_log(log)] == [0, 2, 4, 6, 8]
     # A line that a kill cut off is left out.
     log.write_text(log.read_text()[:-40])
@@ -212,7 +227,7 @@ def test_refusals() -> None:
     with pytest.raises(OptionError, match="nothing to look at"):
         Watcher().look(1)
     with pytest.raises(OptionError, match="gradients need a model"):
-        Watcher(gradients=True)
+        Watcher(gradients=True).look(1, loralens.live(adapted()))
     two = adapted()
     two.add_adapter("other", peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
     two.base_model.set_adapter(["default", "other"])

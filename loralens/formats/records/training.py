@@ -4,7 +4,8 @@ While it runs, it is a folder beside its target, ``OUT.unfinished``, with
 
 ==================== ===============================================================================================
 ``run.json``         the description of the run: everything that must be the same to resume it
-``log.jsonl``        one object on each line: steps, evaluations, live spectra
+``log.jsonl``        one object on each line: steps and evaluations
+``watch.jsonl``      the looks of a watcher (`loralens.formats.records.watch_log`)
 ``state.safetensors`` the latest state, from which the run is resumed
 ``checkpoint-N/``    snapshots of the adapter
 ==================== ===============================================================================================
@@ -37,10 +38,12 @@ from loralens.formats.files.leftovers import is_moved_aside, remove, tidy
 from loralens.formats.files.location import NAMES, SUFFIXES
 from loralens.formats.files.writing import write_safetensors
 from loralens.formats.records.training_log import log_entries
+from loralens.formats.records.watch_log import NAME as WATCHED
+from loralens.formats.records.watch_log import cut_watch_log
 
 KEY = "loralens.training"  # the key in the metadata of a state
 RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
-_OWN = re.compile(rf"{RUN}|{LOG}|{STATE}|(checkpoint-[0-9]+/)?({NAMES[0]}|{CONFIG})")  # the files of a run
+_OWN = re.compile(rf"{RUN}|{LOG}|{WATCHED}|{STATE}|(checkpoint-[0-9]+/)?({NAMES[0]}|{CONFIG})")  # the files of a run
 REPLACES = "replaces"  # the key in run.json that says whether the run replaces an existing target
 
 
@@ -120,7 +123,7 @@ class Training:
         check_room(self.target)
 
     def resume(self, run: Mapping[str, Any]) -> State | None:
-        """Resume an unfinished run: returns its state, and removes from the log what came after it.
+        """Resume an unfinished run: returns its state, and removes from the logs what came after it.
 
         None if no state had been saved yet, so that the run begins anew.
 
@@ -271,11 +274,14 @@ class Training:
             return State(step, {name: tensor.read() for name, tensor in stored.tensors.items()}, record, run)
 
     def _cut(self, step: int) -> None:
-        """Remove the lines of the log and the snapshots that came after a step."""
+        """Remove the lines of the logs and the snapshots that came after a step."""
         path = self.folder / LOG
         if path.exists():
             remaining = [entry for entry in log_entries(path) if entry["step"] <= step]
             self._write(LOG, "".join(f"{json.dumps(entry)}\n" for entry in remaining))
+        watched = self.folder / WATCHED
+        if watched.exists():
+            self._write(WATCHED, cut_watch_log(watched, step))
         # The resumed run will write these snapshots again, and they may differ.
         for at, snapshot in self.snapshots:
             if at > step:

@@ -19,6 +19,7 @@ from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.disk import disk_errors
 from loralens.formats.files.json_text import finite_number, is_safe_text, json_or_none
 
+NAME = "watch.jsonl"  # of the log in the folder of a run
 VERSION = 1
 MOST_VALUES = 1 << 16  # singular values of a module; ranks are far smaller
 FIX = "give the log that a Watcher or a callback of loralens.watching wrote"
@@ -83,6 +84,23 @@ def is_watch_log(path: Path) -> bool:
         return False
     with disk_errors(path), path.open("rb") as file:
         return file.read(32).lstrip().startswith(b'{"watch"')
+
+
+def cut_watch_log(path: Path, step: int) -> str:
+    """The text of a log without the looks after a step; empty if its first line is not whole."""
+    with disk_errors(path):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept: list[str] = []
+    for line in lines:
+        entry = json_or_none(line)
+        # Lines that a kill cut off are no objects.
+        if isinstance(entry, dict) and ("watch" in entry if not kept else _is_until(entry.get("step"), step)):
+            kept.append(line)
+    return "".join(kept)
+
+
+def _is_until(value: Any, step: int) -> bool:
+    return type(value) is int and value <= step
 
 
 def read_watch_log(path: Path) -> list[LoggedLook]:

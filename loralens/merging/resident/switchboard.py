@@ -1,18 +1,19 @@
 """`Switchboard`: a model in memory that is merged for one task at a time, and whose base stays exact."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite, prod
 from typing import TYPE_CHECKING, final
 
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import Array
 from loralens.core.names import nearest
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.device import Device
 from loralens.merging.make_plan import plan_merge
 from loralens.merging.plan import MergePlan, TensorPlan
 from loralens.merging.record import hash_rows
+from loralens.merging.resident.held import HeldAdapter
 from loralens.merging.resident.resident import MergedWeight, Task, merge_weight, restore_weight
 from loralens.merging.resident.slots import WeightSlot, check_slot_writable, has_conv1d_layers, lazy_weight, slots_of
 from loralens.merging.tied_weights import have_same_change
@@ -135,7 +136,8 @@ class Switchboard:
         self._base = {key: lazy_weight(slot) for key, slot in self._slots.items()}
         self._conv1d = has_conv1d_layers(model) if conv1d is None else conv1d
         self._threads, self._keep_tied = threads, keep_tied
-        self._adapters = {name: _read_all(adapter) for name, adapter in adapters.items()}
+        # Factors are read at every switch, and the file may be gone by then.
+        self._held = {name: HeldAdapter(adapter) for name, adapter in adapters.items()}
         self._merged: dict[str, MergedWeight] = {}
         # The requested task, and the weights that it changes.
         self._goal: tuple[Task, frozenset[str]] = ((), frozenset())
@@ -198,6 +200,8 @@ class Switchboard:
     def replace(self, name: str, adapter: Adapter) -> None:
         """Replace the adapter of a task, for which the model must not be merged.
 
+        The same object as before, such as a view of a model that is trained, is read again; the plan is kept.
+
         Raises
         ------
         OptionError
@@ -208,7 +212,11 @@ class Switchboard:
         (task,) = self._normalise_task(name)
         if task[0] in dict(self._goal[0]) or self.state.waiting:
             raise OptionError(f"the model is merged for {name}", fix="switch to the base first: switch(None)")
-        self._adapters[name] = _read_all(adapter)
+        if adapter is self._held[name].source:
+            # Names and shapes are the same, and so is the plan.
+            self._held[name].read_again()
+            return
+        self._held[name] = HeldAdapter(adapter)
         self._add_plan(name)
 
     @property
@@ -242,7 +250,7 @@ class Switchboard:
         """The memory in use now, in addition to the model."""
         merged_weights = self._merged.values()
         return MemoryUse(
-            {name: _nbytes(adapter) for name, adapter in self._adapters.items()},
+            {name: _nbytes(held.adapter) for name, held in self._held.items()},
             sum(weight.patch_bytes for weight in merged_weights),
             sum(weight.copy_bytes for weight in merged_weights),
         )
@@ -251,13 +259,13 @@ class Switchboard:
         """The task in its normal form: adapters in the order of the constructor, without those of weight 0."""
         weights = {} if request is None else {request: 1.0} if isinstance(request, str) else dict(request)
         for name, weight in weights.items():
-            if name not in self._adapters:
-                names = nearest(str(name), self._adapters) if self._adapters else "none: there are no adapters"
+            if name not in self._held:
+                names = nearest(str(name), self._held) if self._held else "none: there are no adapters"
                 raise OptionError(f"no adapter is called {name!r}", fix=f"the nearest names are {names}")
             if not isfinite(weight):
                 raise OptionError(f"the weight of {name} is {weight}", fix="give a finite number")
         # In one order, so that the same mixture has the same plan and the same bits however it was written down.
-        return tuple((name, float(weights[name])) for name in self._adapters if weights.get(name))
+        return tuple((name, float(weights[name])) for name in self._held if weights.get(name))
 
     def _add_plan(self, name: str) -> None:
         """Plan the merge of one adapter, and remember the digests of the weights that it changes."""
@@ -273,7 +281,7 @@ class Switchboard:
         }
 
     def _make_plan(self, task: Task) -> MergePlan:
-        pairs = [(self._adapters[name], weight) for name, weight in task]
+        pairs = [(self._held[name].adapter, weight) for name, weight in task]
         return plan_merge(pairs, self._base, config=UNTIED, conv1d=self._conv1d)
 
     def _without_duplicates(self, tensors: Mapping[str, TensorPlan]) -> dict[str, TensorPlan]:
@@ -349,13 +357,6 @@ class Switchboard:
 def _is_of_embedding(tensor: TensorPlan) -> bool:
     """Whether all updates of a plan belong to an embedding; also true if it has none."""
     return all(term.layout.kind == "embedding" for slab in tensor.slabs for _, term in slab.terms)
-
-
-def _read_all(adapter: Adapter) -> Adapter:
-    """The adapter with all its tensors in memory."""
-    # Factors are read at every switch, and the file may be gone by then.
-    extra = {key: replace(item, tensor=LazyArray.of(item.tensor.read())) for key, item in adapter.extra.items()}
-    return replace(adapter.load(), extra=extra)
 
 
 def _nbytes(adapter: Adapter) -> int:

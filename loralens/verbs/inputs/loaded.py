@@ -5,13 +5,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from loralens.errors import MismatchError, OptionError
-from loralens.verbs.inputs.texts import InputText
+from loralens.verbs.inputs.corpus.texts import InputText
 
 if TYPE_CHECKING:  # torch is imported where a model is loaded
     from torch import nn
 
-    from loralens.training.encoding import Dialogue
-    from loralens.training.tasks import Examples
+    from loralens.training.texts.encoding import Dialogue
+    from loralens.training.texts.tasks import Examples
 
 Head = Literal["causal", "masked", "classifier", ""]
 
@@ -75,7 +75,7 @@ class Loaded(NamedTuple):
         MismatchError
             The model has no embedding for a token.
         """
-        from loralens.training.encoding import encode_texts
+        from loralens.training.texts.encoding import encode_texts
 
         examples = encode_texts(
             self.tokenizer, texts, length=self.length(length), labels=labels, mask_prompt=mask_prompt

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 from loralens.core.messages import note
 from loralens.errors import OptionError, place
 from loralens.tables.numbers import count
-from loralens.verbs.inputs.causality import CAUSAL, check_causal
-from loralens.verbs.inputs.cut import Cut, count_cut
-from loralens.verbs.inputs.data import Texts, read_data
+from loralens.verbs.inputs.corpus.causality import CAUSAL, check_causal
+from loralens.verbs.inputs.corpus.cut import Cut, count_cut
+from loralens.verbs.inputs.corpus.data import Texts, read_data
+from loralens.verbs.inputs.corpus.packs import packed
+from loralens.verbs.inputs.corpus.texts import text_label
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import labels_of, load_headed, model_label
-from loralens.verbs.inputs.packs import packed
-from loralens.verbs.inputs.texts import text_label
 from loralens.verbs.inputs.training_options import TrainingOptions
 
 if TYPE_CHECKING:  # torch takes a second
     from torch import nn
 
-    from loralens.training.tasks import Examples, Task
+    from loralens.training.texts.tasks import Examples, Task
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +63,7 @@ class TrainingInputs:
 
 def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingInputs:
     """Read the data, load the model, and turn texts into tokens."""
-    from loralens.training.tasks import task_named  # torch takes a second
+    from loralens.training.texts.tasks import task_named  # torch takes a second
 
     task = task_named(options.task)
     learned, held_out = read_data(options.data, options.eval, labelled=task.labelled, dialogues=task.head == CAUSAL)

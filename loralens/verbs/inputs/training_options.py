@@ -10,9 +10,9 @@ from loralens.choices import CODES, BaseDtype, FloatType, MethodName, Optimiser,
 from loralens.errors import OptionError
 from loralens.verbs.inputs.adapters import AdapterSource
 from loralens.verbs.inputs.choices import check_at_least, check_choice, check_counts
-from loralens.verbs.inputs.cut import DEFAULT_LENGTH
+from loralens.verbs.inputs.corpus.cut import DEFAULT_LENGTH
+from loralens.verbs.inputs.corpus.texts import TextSource
 from loralens.verbs.inputs.models import ModelSource
-from loralens.verbs.inputs.texts import TextSource
 
 if TYPE_CHECKING:  # torch takes a second
     from torch import device as Device  # noqa: N812
@@ -91,7 +91,7 @@ class TrainingOptions:
     evaluate_every: int | None
     patience: int | None
     snapshots: int | None
-    spectra: bool
+    watch: int | None
     save_every: int
     resume: bool
     more_steps: int | None
@@ -126,7 +126,10 @@ class TrainingOptions:
             raise OptionError("--more-steps and --epochs exclude each other", fix="leave --epochs out")
         counts = ("eval_limit", "rank", "steps", "batch", "accumulate", "length", "threads", "save_every")
         check_counts(
-            **{name: getattr(self, name) for name in (*counts, "evaluate_every", "patience", "snapshots", "more_steps")}
+            **{
+                name: getattr(self, name)
+                for name in (*counts, "evaluate_every", "patience", "snapshots", "watch", "more_steps")
+            }
         )
         # torch and NumPy take no negative seeds.
         check_at_least("seed", self.seed, 0)
@@ -138,13 +141,6 @@ class TrainingOptions:
         if self.shard and self.dtype in CODES:
             raise OptionError(
                 f"--shard cannot divide codes ({self.dtype})", fix="leave out --shard, or give --dtype bf16"
-            )
-        if self.spectra and not self.snapshots:
-            raise OptionError("--spectra measures snapshots", fix="say how often one is taken: --snapshots N")
-        if self.spectra and isinstance(self.model, tuple):
-            raise OptionError(
-                "--spectra compares ΔW with the weights in a folder, but the model is an object",
-                fix="give the path of the folder of the model, or leave spectra out",
             )
 
     @property

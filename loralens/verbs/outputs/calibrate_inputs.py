@@ -24,8 +24,8 @@ from loralens.tables.numbers import count
 from loralens.tables.numbers import size as size_text
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.corpus.texts import InputText, TextSource, read_texts, text_label
 from loralens.verbs.inputs.loaded import Loaded
-from loralens.verbs.inputs.texts import InputText, TextSource, read_texts, text_label
 
 NONE = "none"
 GENERAL = "20newsgroups"  # the corpus of general text: posts of people on 20 subjects

@@ -24,11 +24,11 @@ from loralens.merging.apply import prepare_merge
 from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
 from loralens.merging.plan import TensorPlan
 from loralens.merging.rounding import MergeRounding
+from loralens.verbs.inputs.corpus.texts import InputText, TextSource, read_texts, text_label
 from loralens.verbs.inputs.input_moments import SweepInputs
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.merge_inputs import MergeInputs
 from loralens.verbs.inputs.models import load_model, restore_settings
-from loralens.verbs.inputs.texts import InputText, TextSource, read_texts, text_label
 from loralens.verbs.outputs.calibrate_inputs import general_texts
 
 if TYPE_CHECKING:  # torch is imported where a model is loaded

@@ -11,8 +11,8 @@ from typing import Any
 
 from loralens.errors import OptionError, place
 from loralens.formats.records.corpora import CORPORA, read_corpus
-from loralens.verbs.inputs.dialogues import Dialogue
-from loralens.verbs.inputs.texts import TextSource, read_texts, text_label
+from loralens.verbs.inputs.corpus.dialogues import Dialogue
+from loralens.verbs.inputs.corpus.texts import TextSource, read_texts, text_label
 
 # At most 18 digits: such a number fits into 64 bits, while int() refuses some of thousands of digits.
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
@@ -85,7 +85,7 @@ def read_data(
     Parameters
     ----------
     data, evaluation : path, name of a corpus, or iterable
-        As for `loralens.verbs.inputs.texts.read_texts`; ``data`` may also be the name of a corpus.
+        As for `loralens.verbs.inputs.corpus.texts.read_texts`; ``data`` may also be the name of a corpus.
     labelled : bool
         Whether every text must have a label.
     one_label : bool

@@ -9,8 +9,8 @@ from loralens.core.adapter import Adapter
 from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.inputs.cut import Cut
-from loralens.verbs.outputs.trained_parts import TrainedParts
+from loralens.verbs.inputs.corpus.cut import Cut
+from loralens.verbs.outputs.training.trained_parts import TrainedParts
 
 Evaluations = Sequence[tuple[int, Mapping[str, float | None]]]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from loralens.training.layer import LoRALayer, cast
+from loralens.training.layers.layer import LoRALayer, cast
 
 POINTWISE = (F.conv1d, F.conv2d, F.conv3d)  # by the number of dimensions of the kernel
 

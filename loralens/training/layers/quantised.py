@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from loralens.training.layer import LinearLayer
+from loralens.training.layers.layer import LinearLayer
 
 FOUR_BITS, EIGHT_BITS = "Linear4bit", "Linear8bitLt"  # classes of bitsandbytes
 _MODE = "_mode_outside"  # attribute of a layer during its call: the mode it was in

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loralens.core.messages import note
-from loralens.verbs.inputs.dialogues import Dialogue
+from loralens.verbs.inputs.corpus.dialogues import Dialogue
 from loralens.verbs.inputs.loaded import Loaded
 
 # In parts, so that the tokens of a large corpus are never all in memory.
@@ -26,7 +26,7 @@ class Cut:
         The number of all texts.
     limited : bool
         Whether the model has no positions for more tokens, so that a larger length would change nothing.
-    asked : int
+    asked_length : int
         The length that was asked for, which may be more than the model has positions for.
     """
 
@@ -35,7 +35,7 @@ class Cut:
     tokens: int
     of: int
     limited: bool
-    asked: int = DEFAULT_LENGTH
+    asked_length: int = DEFAULT_LENGTH
 
     def record(self) -> dict[str, int]:
         """The numbers as a JSON object."""
@@ -47,9 +47,9 @@ class Cut:
         ``data`` is the name of the texts in the message. Without ``length`` nothing is said of the length, for texts
         that are not the first ones of a command.
         """
-        if length and self.asked > self.length and self.asked != DEFAULT_LENGTH:
+        if length and self.asked_length > self.length and self.asked_length != DEFAULT_LENGTH:
             positions = f"the model has positions for {self.length:,} tokens"
-            note(f"--length {self.asked:,} is too large: {positions}, and texts are cut to that")
+            note(f"--length {self.asked_length:,} is too large: {positions}, and texts are cut to that")
         if not self.texts:
             return
         longer = f"{self.texts:,} of {self.of:,} texts {'is' if self.texts == 1 else 'are'} longer"
@@ -60,7 +60,7 @@ class Cut:
 
 def count_cut(loaded: Loaded, texts: Sequence[str | Dialogue], *, length: int) -> Cut:
     """Count what is left out of texts if ``length`` tokens of each are used, or fewer if the model has no positions."""
-    from loralens.training.encoding import encode_text  # torch takes a second
+    from loralens.training.texts.encoding import encode_text  # torch takes a second
 
     longest = loaded.length(length)
     beyond: list[int] = []
@@ -72,4 +72,4 @@ def count_cut(loaded: Loaded, texts: Sequence[str | Dialogue], *, length: int) -
         else:
             tokens = [encode_text(loaded.tokenizer, text)[0] for text in chunk]
         beyond += [len(row) - longest for row in tokens if len(row) > longest]
-    return Cut(longest, len(beyond), sum(beyond), len(texts), limited=longest == loaded.longest, asked=length)
+    return Cut(longest, len(beyond), sum(beyond), len(texts), limited=longest == loaded.longest, asked_length=length)

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loralens.errors import OptionError, place
-from loralens.training.dialogues import encode_dialogue
-from loralens.training.tasks import Examples
+from loralens.training.texts.dialogues import encode_dialogue
+from loralens.training.texts.tasks import Examples
 
 Dialogue = Mapping[str, Any]
 

@@ -14,6 +14,7 @@ from loralens.core.lazy import Array
 from loralens.core.names import row_named
 from loralens.errors import OptionError
 from loralens.training.feed import move_batch
+from loralens.training.losses.in_blocks import loss_in_blocks
 from loralens.training.watch import Measures
 from loralens.training.world import World
 
@@ -48,7 +49,7 @@ class Examples:
     learned : sequence of list of bool, optional
         For every token of every text whether a causal language model learns it; by default all are learned.
     positions : sequence of list of int, optional
-        The positions of the tokens, if a row holds several texts: see `loralens.training.packing`.
+        The positions of the tokens, if a row holds several texts: see `loralens.training.texts.packing`.
     members : sequence of list of int, optional
         The numbers of the texts in each row, if a row holds several.
     """
@@ -123,6 +124,11 @@ class Task:
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """The sum of −ln p over the targets, and their number, as `loralens.training.fit` expects them."""
+        if self.predict is _predict_next_tokens:
+            with loss_in_blocks(model, batch) as ending:
+                # Of a model that adds something to the loss of the tokens, only that of the tokens is wanted.
+                if ending is not None and ending.alone:
+                    return _loss_of_next_tokens(model, batch)
         logits, labels = self.predict(model, batch)
         # A sum, so that every token of a step has the same weight, whatever batch it is in.
         return cross_entropy(_at_least_float32(logits), labels, reduction="sum"), len(labels)
@@ -245,6 +251,15 @@ def _predict_next_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor
     # The logits at a position are those of the next token. A cache of keys and values would be of no use.
     logits = model(**_without_labels(batch), use_cache=False).logits[:, :-1]
     return logits[is_predicted], batch["input_ids"][:, 1:][is_predicted]
+
+
+def _loss_of_next_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """The sum of the losses of these tokens and their number, from the loss that the model computes itself."""
+    labels = batch.get("labels")
+    if labels is None:
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+    count = int((labels[:, 1:] != IGNORED).sum())
+    return model(**_without_labels(batch), labels=labels, use_cache=False).loss * count, count
 
 
 def _predict_hidden_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

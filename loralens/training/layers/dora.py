@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from loralens.training.layer import LoRALayer
+    from loralens.training.layers.layer import LoRALayer
 
 
 def add_magnitude(layer: "LoRALayer") -> None:

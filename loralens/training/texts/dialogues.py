@@ -45,41 +45,41 @@ def encode_dialogue(tokenizer: Any, dialogue: Mapping[str, Any], *, mask_prompt:
 def _encode_completion(tokenizer: Any, prompt: Any, completion: Any) -> tuple[list[int], int]:
     """The tokens of both, and the number of those before the completion."""
     if not isinstance(prompt, str):
-        whole = _template_tokens(tokenizer, [*prompt, *completion])
-        return whole, _common(_template_tokens(tokenizer, prompt, ask=True), whole)
+        tokens = _template_tokens(tokenizer, [*prompt, *completion])
+        return tokens, _common(_template_tokens(tokenizer, prompt, ask=True), tokens)
     # A model that never sees the end of an answer does not learn to stop.
     end = tokenizer.eos_token or ""
     completion = completion if end and completion.endswith(end) else completion + end
     # Together, since a token may reach over the boundary: it then belongs to the completion.
-    whole = tokenizer(prompt + completion, verbose=False)["input_ids"]
-    return whole, _common(tokenizer(prompt, verbose=False)["input_ids"], whole)
+    tokens = tokenizer(prompt + completion, verbose=False)["input_ids"]
+    return tokens, _common(tokenizer(prompt, verbose=False)["input_ids"], tokens)
 
 
 def _encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[bool]]:
     """The tokens of a conversation; all answers are learned, with the end that the template gives them."""
     if MARK in (tokenizer.chat_template or "").replace("{%-", "{%"):
-        found = _template(tokenizer, messages, return_assistant_tokens_mask=True)
-        return list(found["input_ids"]), [bool(mask) for mask in found["assistant_masks"]]
-    whole = _template_tokens(tokenizer, messages)
-    learned = [False] * len(whole)
+        encoded = _template(tokenizer, messages, return_assistant_tokens_mask=True)
+        return list(encoded["input_ids"]), [bool(mask) for mask in encoded["assistant_masks"]]
+    tokens = _template_tokens(tokenizer, messages)
+    learned = [False] * len(tokens)
     for number, message in enumerate(messages):
         if message["role"] == ROLE:
             # From where the template asks for the answer to where the conversation up to it ends.
-            start = _start(tokenizer, messages[: number + 1], whole)
-            stop = _common(_template_tokens(tokenizer, messages[: number + 1]), whole)
+            start = _start(tokenizer, messages[: number + 1], tokens)
+            stop = _common(_template_tokens(tokenizer, messages[: number + 1]), tokens)
             learned[start:stop] = [True] * (stop - start)
-    return whole, learned
+    return tokens, learned
 
 
-def _start(tokenizer: Any, messages: Sequence[Mapping[str, Any]], whole: Sequence[int]) -> int:
+def _start(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tokens: Sequence[int]) -> int:
     """The number of tokens before the answer that ends the messages, with the beginning that the template gives it."""
     *before, answer = messages
     if before:
-        return _common(_template_tokens(tokenizer, before, ask=True), whole)
+        return _common(_template_tokens(tokenizer, before, ask=True), tokens)
     # Nothing asks for an answer that begins a conversation. What two others in its place have in common with it is the
     # beginning.
-    others = ({**answer, "content": content} for content in ("0", "a"))
-    return min(_common(_template_tokens(tokenizer, [other]), whole) for other in others)
+    substitutes = ({**answer, "content": content} for content in ("0", "a"))
+    return min(_common(_template_tokens(tokenizer, [other]), tokens) for other in substitutes)
 
 
 def _template_tokens(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, ask: bool = False) -> list[int]:
@@ -94,7 +94,7 @@ def _template(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: 
             fix="copy the chat_template.jinja of the model into its folder, or give prompts and completions as strings",
         )
     try:
-        found: Mapping[str, Any] = tokenizer.apply_chat_template(
+        encoded: Mapping[str, Any] = tokenizer.apply_chat_template(
             list(messages), tokenize=True, return_dict=True, **options
         )
     except LoraLensError:
@@ -105,12 +105,12 @@ def _template(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: 
         raise FormatError(
             what, fix="give the roles in the order that the model knows: user, assistant, user …"
         ) from error
-    return found
+    return encoded
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def _common(these: Sequence[int], those: Sequence[int]) -> int:
     """The number of tokens with which both begin."""
-    for number, (mine, theirs) in enumerate(zip(one, other, strict=False)):
+    for number, (mine, theirs) in enumerate(zip(these, those, strict=False)):
         if mine != theirs:
             return number
-    return min(len(one), len(other))
+    return min(len(these), len(those))

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from loralens.training.layer import LoRALayer, add_product
+from loralens.training.layers.layer import LoRALayer, add_product
 
 
 class EmbeddingLayer(LoRALayer):

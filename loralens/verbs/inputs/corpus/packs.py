@@ -8,7 +8,7 @@ from loralens.tables.numbers import count
 from loralens.verbs.inputs.loaded import Loaded
 
 if TYPE_CHECKING:  # torch takes a second
-    from loralens.training.tasks import Examples, Task
+    from loralens.training.texts.tasks import Examples, Task
 
 # Logits of a text in a row and alone differ by rounding, a few units of the dtype. If texts see each other, they differ
 # by about their size.
@@ -26,13 +26,13 @@ def packed(loaded: Loaded, task: "Task", examples: "Examples", *, length: int) -
     MismatchError
         The texts of a row see each other in this model.
     """
-    from loralens.training.packing import filled, pack
+    from loralens.training.texts.packing import filled, pack_texts
 
     if task.labelled or task.task_type != "CAUSAL_LM":
         raise OptionError(f"--pack is for causal-lm, and the task is {task.name}", fix="leave out --pack")
     _check_apart(loaded, examples)
     most = loaded.length(length)
-    rows = pack(examples, most)
+    rows = pack_texts(examples, most)
     share = f"{100 * filled(rows, most):.0f} % of {most} tokens each"
     note(f"packed {count(len(examples), 'text')} into {count(len(rows), 'row')}, {share}")
     return rows
@@ -51,8 +51,8 @@ def _check_apart(loaded: Loaded, examples: "Examples") -> None:
     alone = torch.tensor([texts[1]], device=device)
     with torch.no_grad():
         logits = loaded.model(input_ids=row, position_ids=positions, use_cache=False).logits[1, len(texts[0]) :]
-        wanted = loaded.model(input_ids=alone, use_cache=False).logits[0]
-    if float((logits - wanted).abs().max()) > APART * float(wanted.abs().max()):
+        logits_alone = loaded.model(input_ids=alone, use_cache=False).logits[0]
+    if float((logits - logits_alone).abs().max()) > APART * float(logits_alone.abs().max()):
         config: Any = loaded.model.config
         raise MismatchError(
             f"the texts of a packed row see each other in this {config.model_type} model",

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from loralens.core.layers import compute_dtype
 from loralens.core.scaling import scale_of
 from loralens.errors import OptionError
-from loralens.training.dora import add_magnitude
-from loralens.training.experts import ExpertLayer
-from loralens.training.initial import Initialisation, Pair, draw_pair, factor_digest
-from loralens.training.layer import LoRALayer
+from loralens.training.layers.dora import add_magnitude
+from loralens.training.layers.experts import ExpertLayer
+from loralens.training.layers.initial import Initialisation, Pair, draw_pair, factor_digest
+from loralens.training.layers.layer import LoRALayer
+from loralens.training.layers.pissa import principal_pair
 from loralens.training.method import TrainingMethod
-from loralens.training.pissa import principal_pair
 
 
 def make_layers(

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loralens.errors import FormatError, OptionError, place
-from loralens.verbs.inputs.columns import PARQUET, SAVED, parquet_rows, saved_rows
-from loralens.verbs.inputs.dialogues import Dialogue, dialogue_of
+from loralens.verbs.inputs.corpus.columns import PARQUET, SAVED, parquet_rows, saved_rows
+from loralens.verbs.inputs.corpus.dialogues import Dialogue, dialogue_of
 
 SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv", PARQUET)
 _QUOTES = "put texts with commas, tabs or line ends into quotes, and double the quotes in them"

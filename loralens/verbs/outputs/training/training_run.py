@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import warn
-from loralens.errors import DivergenceError, LoraLensError, OptionError, place
+from loralens.errors import DivergenceError, LoraLensError, OptionError
 from loralens.formats.files.location import NAMES
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.model_location import model_path
 from loralens.formats.records.training import LOG, Training
 from loralens.formats.records.training_log import History, history
+from loralens.formats.records.watch_log import NAME as WATCHED
 from loralens.tables.numbers import json_number, number
 from loralens.training.course import Course
 from loralens.verbs.inputs.adapters import read_adapter
-from loralens.verbs.inputs.bases import base_weights
 from loralens.verbs.inputs.model_identity import digest_of_model, model_name
 from loralens.verbs.inputs.training import TrainingInputs
 from loralens.verbs.inputs.training_options import TrainingOptions
-from loralens.verbs.outputs.divergence import explain_divergence
-from loralens.verbs.outputs.live_spectra import LiveSpectra, describe_spectra
-from loralens.verbs.outputs.run_display import run_display
-from loralens.verbs.outputs.termination import Termination
-from loralens.verbs.outputs.trained_parts import TrainedParts
+from loralens.verbs.outputs.training.divergence import explain_divergence
+from loralens.verbs.outputs.training.run_display import run_display
+from loralens.verbs.outputs.training.run_watcher import RunWatcher
+from loralens.verbs.outputs.training.termination import Termination
+from loralens.verbs.outputs.training.trained_parts import TrainedParts
 
 if TYPE_CHECKING:  # torch takes a second
     from torch import device as Device  # noqa: N812
@@ -106,11 +106,6 @@ class TrainingRun:
         # By default modules with missing weights are heads; only the user's own choice can leave one out.
         if options.heads:
             self._warn_of_random_weights()
-        self.spectra = None
-        if options.spectra:
-            assert not isinstance(options.model, tuple)
-            self.spectra = LiveSpectra(options.model)
-            self._check_spectra(self.spectra)
         if world.main:
             inputs.warn_of_cut()
         # Every field of the course but this one is an option of the same name.
@@ -142,22 +137,6 @@ class TrainingRun:
                 f"{module} has new random weights, and the adapter will not contain it",
                 f"--heads {','.join((*self.heads, module))}",
             )
-
-    def _check_spectra(self, spectra: LiveSpectra) -> None:
-        """Refuse now weights that are missing or cannot be read, at which the first snapshot would fail."""
-        from loralens.training.injection import inject
-        from loralens.training.readout import read_injection
-
-        # As plain LoRA of rank 1, since only the names and shapes of the modules matter: PiSSA would take an SVD of
-        # each, and a note on narrow layers would come twice.
-        plain = {"method": "lora", "rank": 1, "rank_pattern": {}}
-        injection = inject(self.inputs.loaded.model, **{**self._injection_options, **plain})
-        try:
-            modules = read_injection(injection).modules
-        finally:
-            injection.remove()
-        with place("--spectra"):
-            base_weights(spectra.model, modules)
 
     @property
     def part(self) -> int:
@@ -221,9 +200,6 @@ class TrainingRun:
             self._begun = True
             self._done = state.step if state else 0
             self._say(f"going on after step {self._done}")
-            # The next snapshot is compared with the last one before the interruption.
-            if self.spectra and self.world.main and self.training.snapshots:
-                self.spectra.remember(*self.training.snapshots[-1])
         with Termination() as termination:
             fitted = self._fit(state, stop=lambda: termination.asked)
             self.display.clear()
@@ -254,8 +230,8 @@ class TrainingRun:
             from loralens.training.start import start_options
 
             own = start_options(self.start, method=options.method)._asdict()
-            rest = {name: getattr(options, name) for name in ("method", "dropout", "seed")}
-            return {**own, **rest, "heads": list(self.heads)}
+            new_options = {name: getattr(options, name) for name in ("method", "dropout", "seed")}
+            return {**own, **new_options, "heads": list(self.heads)}
         lists = {"targets": list(options.targets), "exclude": list(options.exclude), "heads": list(self.heads)}
         equal = ("rank", "rank_pattern", "alpha", "method", "dropout", "seed")
         return lists | {name: getattr(options, name) for name in equal}
@@ -272,7 +248,8 @@ class TrainingRun:
                 loss=inputs.task.loss,
                 watch=replace(self.watch, stop=stop),
                 state=state,
-                start=self.start if state is None else None,
+                # A run that is resumed needs it only to watch how far A has moved since.
+                start=self.start if state is None or options.watch else None,
                 shard=options.shard,
                 device=self._device,
                 base_model=model_name(options.model),
@@ -326,13 +303,21 @@ class TrainingRun:
             # A dry run without an output makes a watch too, for the checks in it.
             save=self._save if self._training else None,
             save_every=options.save_every,
+            watcher=self._make_watcher(options.watch) if options.watch and self._training else None,
         )
 
-    def _log(self, step: int, **entries: Any) -> None:
-        """Write a line of the log. The first one makes the folder, so that a run that cannot start leaves no files."""
-        if not self._begun:
+    def _make_watcher(self, every: int) -> RunWatcher:
+        return RunWatcher(every, self.training.folder / WATCHED, self._make_folder)
+
+    def _make_folder(self) -> None:
+        """Make the folder, in the first process, if it is not there: a run that cannot start leaves no files."""
+        if not self._begun and self.world.main:
             self.training.begin(self.identity, overwrite=self.options.overwrite)
-            self._begun = True
+        self._begun = True
+
+    def _log(self, step: int, **entries: Any) -> None:
+        """Write a line of the log."""
+        self._make_folder()
         self.training.log({"step": step, **entries})
 
     def _step(self, step: "Step") -> None:
@@ -356,10 +341,6 @@ class TrainingRun:
 
     def _write_snapshot(self, step: int, adapter: Adapter) -> None:
         self.training.snapshot(step, adapter)
-        if self.spectra:
-            medians = self.spectra.measure(step, adapter)
-            self._log(step, spectra={name: json_number(value) for name, value in medians.items()})
-            self.display.say(describe_spectra(step, medians))
 
     def _record(self) -> dict[str, Any]:
         """The part of the record in the metadata of the adapter that `fit` does not know: the model and the data."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from loralens.core.lazy import Array
 from loralens.linalg.device import Device
 from loralens.linalg.randomized import is_dense, leading_svd
-from loralens.training.initial import Pair
+from loralens.training.layers.initial import Pair
 
 # The bytes of directions that are kept, so that several runs on one base in a process compute them once. Those of a
 # model of 7 billion parameters take 0.3 GB at rank 16.

@@ -4,10 +4,10 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from dataclasses import replace
 
-from loralens.training.tasks import Examples
+from loralens.training.texts.tasks import Examples
 
 
-def pack(examples: Examples, length: int) -> Examples:
+def pack_texts(examples: Examples, length: int) -> Examples:
     """The same texts in as few rows of at most ``length`` tokens as best fit finds, the longest texts first.
 
     The first token of a text is not learned, since no token of the text comes before it. Every row begins its positions
@@ -16,23 +16,23 @@ def pack(examples: Examples, length: int) -> Examples:
     rows: list[list[int]] = []
     room: list[int] = []  # the different rooms that are left in rows, in order
     open_rows: dict[int, list[int]] = defaultdict(list)  # room → the rows that have it
-    for text in sorted(range(len(examples)), key=lambda each: (-len(examples.tokens[each]), each)):
+    for text in sorted(range(len(examples)), key=lambda number: (-len(examples.tokens[number]), number)):
         size = len(examples.tokens[text])
         place = bisect_left(room, size)
         if place < len(room):
-            left = room[place]
-            row = open_rows[left].pop()
-            if not open_rows[left]:
+            rest_length = room[place]
+            row = open_rows[rest_length].pop()
+            if not open_rows[rest_length]:
                 del room[place]
             rows[row].append(text)
         else:
-            row, left = len(rows), length
+            row, rest_length = len(rows), length
             rows.append([text])
-        left -= size
-        if left > 0:
-            if not open_rows[left]:
-                insort(room, left)
-            open_rows[left].append(row)
+        rest_length -= size
+        if rest_length > 0:
+            if not open_rows[rest_length]:
+                insort(room, rest_length)
+            open_rows[rest_length].append(row)
     return _joined(examples, rows)
 
 

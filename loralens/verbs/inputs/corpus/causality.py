@@ -6,7 +6,7 @@ from loralens.errors import MismatchError
 from loralens.verbs.inputs.loaded import Loaded
 
 if TYPE_CHECKING:
-    from loralens.training.tasks import Examples
+    from loralens.training.texts.tasks import Examples
 
 CAUSAL = "AutoModelForCausalLM"  # the head of the tasks for which the test is made
 TOKENS = 8  # of the text; a model that sees later tokens sees the next one, so that a short text is enough

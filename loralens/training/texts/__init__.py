@@ -1,0 +1,1 @@
+"""Texts and dialogues for training: as tokens, as rows of several texts, and as the batches of a task."""
