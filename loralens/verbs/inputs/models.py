@@ -15,7 +15,6 @@ from loralens.core.messages import warn
 from loralens.core.threads import processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import CONFIG
-from loralens.formats.models.float_folder import float_folder
 from loralens.formats.models.model_location import gguf_paths, model_path
 from loralens.requirements import missing_packages
 from loralens.verbs.inputs.choices import check_choice
@@ -255,8 +254,13 @@ def _model_folder(source: str | PathLike[str]) -> Path:
     """The folder of transformers that a path or a name means; for a GGUF model, its `float_folder`."""
     folder = model_path(Path(source))
     paths = gguf_paths(folder)
+    if not paths:
+        return folder
+    # Imported here because it imports the readers and writers of models, which other calls do not need.
+    from loralens.formats.models.float_folder import float_folder
+
     # transformers runs floats, so the weights are decoded once, as those of a package that holds a GGUF file.
-    return float_folder(Path(source).name, paths) if paths else folder
+    return float_folder(Path(source).name, paths)
 
 
 def _import_torch() -> tuple[Any, Any]:
