@@ -23,7 +23,7 @@ from loralens.formats.dialects.peft.reader import read
 from loralens.formats.files.container import Stored
 from loralens.requirements import missing_packages
 from loralens.training.injection import Injection
-from loralens.training.layer import LoRALayer
+from loralens.training.layers.layer import LoRALayer
 from loralens.training.readout import lazy_tensor, view_injection, view_layer, view_magnitudes
 
 # Parts of names that wrappers insert: torch.compile, checkpointing of activations, FSDP 1.
