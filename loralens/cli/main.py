@@ -23,7 +23,7 @@ from click.shell_completion import CompletionItem
 from loralens.cli.dashes import check_dashes
 from loralens.cli.messages import messages_on_stderr
 from loralens.cli.overview import COMMANDS, EXAMPLES, GROUPS, WITHOUT_VERB
-from loralens.cli.terminal import harmless_output, occupy_closed_streams
+from loralens.cli.terminal import harmless_output, occupy_closed_streams, say_message
 from loralens.errors import LoraLensError, visible
 from loralens.version import __version__
 
@@ -144,7 +144,7 @@ class LensGroup(click.Group):
             with _usage_in_one_line():
                 return super().invoke(ctx)
         except LoraLensError as error:
-            click.echo(f"error: {error}", err=True)
+            say_message(f"error: {error}")
             ctx.exit(FAILED)
         # These have their own messages and exit codes, and their texts may contain any word.
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -153,7 +153,7 @@ class LensGroup(click.Group):
             if not _is_out_of_memory(error):
                 raise
         # Outside the handler, where the memory that the command held has been released.
-        click.echo(f"error: {NO_MEMORY}", err=True)
+        say_message(f"error: {NO_MEMORY}")
         return ctx.exit(FAILED)
 
 

@@ -13,18 +13,20 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.command("merge")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[:W]...")
 @options.base(required=True)
-@options.output("OUT", "The folder to write, or the file if the base is a single file.")
+@options.output("OUT", "The folder to write, or the file if the base is a single file, such as a GGUF file.")
 @click.option(
     "--undo",
     type=options.PATH,
     metavar="FILE",
-    help="Where the undo patch is written; 'none' writes none. [default: into OUT]",
+    help="Where the undo patch is written; 'none' writes none. [default: undo.loralens in OUT; for a file OUT.gguf "
+    "OUT.undo.loralens]",
 )
 @click.option(
     "--certificate",
     type=options.PATH,
     metavar="FILE",
-    help="Where the certificate is written; 'none' writes none. [default: into OUT]",
+    help="Where the certificate is written; 'none' writes none. [default: merge_certificate.json in OUT; for a file "
+    "OUT.gguf OUT.merge_certificate.json]",
 )
 @click.option(
     "--measure", is_flag=True, help="Measure how much of every update arrived, even if no certificate is written."

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from loralens.cli.terminal import raw_stream, say
+from loralens.cli.terminal import raw_stream, say_message
 from loralens.core.messages import LEVELS, LOGGER
 from loralens.core.progress import Step, display_progress
 from loralens.errors import visible
@@ -30,7 +30,7 @@ class StandardError(logging.Handler):
         if first != place:
             text = f"{place}: the same as for {first}"
         # A message and its fix are two lines. Names in them have no line ends, since `tell` has escaped them.
-        say(*f"{level}: {text}".split("\n"), err=True)
+        say_message(f"{level}: {text}")
 
 
 @contextmanager

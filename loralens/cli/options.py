@@ -312,7 +312,7 @@ SAME_BITS = " The result has the same bits on every device."
 
 def model(*, required: bool = True) -> Callable[[F], F]:
     """``--model``: the model that is run."""
-    text = "The base model: a transformers folder, a Hub id in the local cache, or an installed package."
+    text = "The base model: a transformers folder, a GGUF file, a Hub id in the local cache, or an installed package."
     return click.option("--model", required=required, metavar="DIR", help=text)
 
 

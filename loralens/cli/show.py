@@ -101,7 +101,7 @@ def row_options(
             _check_no_file("--json" if as_json else "--csv" if as_csv else "", [*arguments, *values.values()])
             # They ask for the conclusion alone, for every row, and for some rows, so they contradict each other.
             if quiet + verbose + bool(rows_shown) > 1:
-                raise click.UsageError("--quiet, --verbose and --top exclude each other")
+                raise click.UsageError("--quiet, --verbose and --top exclude each other: give one of them")
             figure = {"figure_title": figure_title, "figure_size": figure_size, "figure_dpi": figure_dpi}
             _check_figure(figure, plot)
             # Warnings may change what the conclusion means, and notes do not.
@@ -112,7 +112,7 @@ def row_options(
 
         declared = [JSON, QUIET, click.option("--verbose", "-v", is_flag=True, help=verbose)]
         if top and csv:
-            text = "Show only the first N rows of each table."
+            text = "Show only the first N rows of each table. Not with --quiet or --verbose."
             declared.append(click.option("--top", "rows_shown", type=options.COUNT, metavar="N", help=text))
         # Not every result has rows or a figure. An option for something that a result does not have would mislead.
         if csv:

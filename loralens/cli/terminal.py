@@ -15,6 +15,8 @@ import click
 
 from loralens.errors import visible
 
+_NARROWEST = 20  # columns; a message for fewer is left to the terminal
+
 
 def say(*lines: str, err: bool = False) -> None:
     """Print lines, on standard error if ``err`` is True; line ends inside a line, such as in a name, become escapes.
@@ -23,6 +25,43 @@ def say(*lines: str, err: bool = False) -> None:
     """
     for line in lines:
         click.echo(visible(line), err=err)
+
+
+def say_message(text: str) -> None:
+    """Print a message and its fix on standard error: a terminal gets lines that break between words.
+
+    In a file or a pipe every line stays whole, so that programs can read it.
+    """
+    width = _terminal_width(sys.stderr)
+    for line in text.split("\n"):
+        # A command between backticks stays whole, so that it can be copied.
+        say(*([line] if "`" in line else _break_line(visible(line), width)), err=True)
+
+
+def _terminal_width(stream: TextIO) -> int:
+    """The columns of the terminal that a stream writes to; 0 if it is none, or does not know its width."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns if stream.isatty() else 0
+    except (OSError, ValueError, AttributeError):
+        return 0
+
+
+def _break_line(line: str, width: int) -> list[str]:
+    if len(line) <= width or width < _NARROWEST:
+        return [line]
+    from textwrap import wrap  # most messages are short
+
+    indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
+    # Long words are paths, and options have hyphens: neither is broken.
+    return wrap(
+        line,
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+        expand_tabs=False,
+    )
 
 
 @final

@@ -17,7 +17,8 @@ from loralens.cli.show import RowOptions, row_options, show
     "--undo",
     type=options.PATH,
     metavar="FILE",
-    help="The undo patch of the merge, which restores every bit. [default: the one in MERGED]",
+    help="The undo patch of the merge, which restores every bit. [default: undo.loralens in MERGED; for "
+    "a file MERGED.gguf MERGED.undo.loralens]",
 )
 @click.option(
     "--adapter",
@@ -36,6 +37,6 @@ def command(merged: Path, adapter: tuple[str, ...], rows: RowOptions, **keywords
 
     The undo patch restores every bit of the base, which its SHA-256 proves; the adapters are not needed. With --adapter
     the update is subtracted instead, and the entries that rounding leaves uncertain are counted. Several merges are
-    undone in reverse order.
+    undone in reverse order; of single files, keep the undo file of each merge.
     """
     show(loralens.unmerge(merged, adapter=[*map(options.split_weight, adapter)], **keywords), rows)

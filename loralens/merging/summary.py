@@ -64,13 +64,13 @@ def _of_codes(key: str, title: str = "", **options: Any) -> Column[MergedModule]
 # Further columns of a merge into the codes of low-bit weights.
 CODE_COLUMNS: tuple[Column[MergedModule], ...] = (
     _of_codes("rounding"),
-    _of_codes("changed", "codes changed", text=fixed(".2%"), priority=3),
-    _of_codes("clipped", "clipped", text=fixed(".2%"), priority=5),
-    _of_codes("mean_move", "steps", text=number, priority=6),
+    _of_codes("changed", "codes changed", text=fixed(".2%"), priority=6),
+    _of_codes("clipped", "clipped", text=fixed(".2%"), priority=3),
+    _of_codes("mean_move", "steps", text=number, priority=4),
     _of_codes("predicted_changed"),
     _of_codes("predicted_clipped"),
-    _of_codes("noise", "noise", text=number, priority=4),
-    _of_codes("input_error", "error on inputs", text=number, priority=5),
+    # The prediction for stochastic rounding; what the merge added is measured as `relative_error`.
+    _of_codes("noise"),
 )
 
 
@@ -79,7 +79,10 @@ def module_columns(modules: Sequence[MergedModule]) -> tuple[Column[MergedModule
     if not any(module.fidelity.codes for module in modules):
         return MODULE_COLUMNS
     # The table of a merge into codes shows the columns of the codes in place of `above_noise`.
-    return (*(column for column in MODULE_COLUMNS if column.key != "above_noise"), *CODE_COLUMNS)
+    measured = any(module.fidelity.codes and module.fidelity.codes.input_error is not None for module in modules)
+    # Without moments there is no error on inputs, and an empty column would take the place of another one.
+    on_inputs = _of_codes("input_error", "error on inputs" if measured else "", text=number, priority=5)
+    return (*(column for column in MODULE_COLUMNS if column.key != "above_noise"), *CODE_COLUMNS, on_inputs)
 
 
 def module_entries(modules: Sequence[MergedModule]) -> list[dict[str, Any]]:

@@ -23,11 +23,13 @@ from loralens.verbs.inputs.corpus.texts import TextSource
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs, record_path
 from loralens.verbs.inputs.rounding import choose_rounding, sweep_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
+from loralens.verbs.outputs.merges.certified import warn_of_repeats
 from loralens.verbs.outputs.merges.losses import (
     SWALLOWED,
     conclusion_on_codes,
     conclusion_on_texts,
     is_damaged,
+    modules_title,
     undamaged,
     warn_of_noise,
 )
@@ -52,6 +54,8 @@ class MergeResult(Written):
         The fidelity of every update; empty if it was not measured.
     certificate : mapping
         The certificate as a JSON object.
+    undo_file, certificate_file : Path or None
+        The places of the two files; None for a file that was not written.
     """
 
     target: Target
@@ -59,6 +63,8 @@ class MergeResult(Written):
     plan: MergePlan
     modules: Sequence[MergedModule]
     certificate: Mapping[str, Any]
+    undo_file: Path | None = None
+    certificate_file: Path | None = None
 
     def __repr__(self) -> str:
         total = self.certificate["total"]
@@ -76,17 +82,22 @@ class MergeResult(Written):
         # An adapter of heads alone has no update whose gain could be measured.
         elif self.modules:
             if "changed" in total:
-                return [*sentences, *conclusion_on_codes(total), *conclusion_on_texts(self.certificate)]
+                return [
+                    *sentences,
+                    *conclusion_on_codes(total, written=self.target.written is not None),
+                    *conclusion_on_texts(self.certificate),
+                ]
             # The gain of an update is 1 where all of it arrived; the error is what rounding adds.
+            arrived = "arrived" if self.target.written else "would arrive"
             gain, error = fixed(".4f")(total["gain"]), percent(total["relative_error"])
-            sentences.append(f"The update arrived with a gain of {gain} and an error of {error} from rounding.")
+            sentences.append(f"The update {arrived} with a gain of {gain} and an error of {error} from rounding.")
         return sentences
 
     def tables(self) -> list[Table[MergedModule]]:
         """The adapted modules, one per row."""
         return [
             Table(
-                count(len(self.modules), "updated module"),
+                modules_title(self.modules, codes="changed" in self.certificate["total"]),
                 module_columns(self.modules),
                 self.modules,
                 uneventful=lambda row: not (is_damaged(row.fidelity) or row.fidelity.overflowed),
@@ -95,12 +106,16 @@ class MergeResult(Written):
         ]
 
     def sentences(self) -> list[str]:
-        """The size of the undo patch."""
-        total = self.certificate["total"]
-        if total["undo_bytes"] is None:
-            return []
-        bits = total["undo_bits_per_weight"]
-        return [f"undo patch: {total['undo_bytes']:,} bytes, {bits:.2f} bits per weight of the changed tensors"]
+        """The undo file and its size, and the certificate."""
+        sentences, bits = [], self.certificate["total"]["undo_bits_per_weight"]
+        if self.undo_file:
+            # A result may outlive its files.
+            size = f", {self.undo_file.stat().st_size:,} bytes" if self.undo_file.is_file() else ""
+            share = f" (patches of {bits:.2f} bits per changed weight)" if bits is not None else ""
+            sentences.append(f"undo file: {self.undo_file}{size}{share}")
+        if self.certificate_file:
+            sentences.append(f"certificate: {self.certificate_file}")
+        return sentences
 
     def record(self) -> dict[str, Any]:
         """The certificate as a JSON object."""
@@ -220,18 +235,18 @@ def merge(
         rounding=rounding,
         seed=seed,
         fidelity=measured,
-        # A dry run has no use for a patch.
-        undo=undo_file is not None and not dry_run,
+        undo=undo_file is not None and not dry_run,  # a dry run has no use for a patch
         device=compute_device,
         moments=sweep_inputs(moments, inputs.coded),
         data=data,
     )
+    warn_of_repeats(run.adapters, inputs)
     if target.written is None:
         run.rehearse()
     else:
         run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
     _warn_of_losses(run.modules(), inputs, rounding)
-    return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate())
+    return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate(), *run.written)
 
 
 def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Never, Unpack
 
 from loralens.core.lazy import Array
 from loralens.core.messages import warn
 from loralens.core.progress import progress
 from loralens.errors import MismatchError, OptionError
+from loralens.formats.records.merged import MergeSettings
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
 from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
@@ -23,6 +24,7 @@ from loralens.verbs.inputs.adapters import Reading, stated_options
 from loralens.verbs.inputs.choices import Blocks, as_globs
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_sources
+from loralens.verbs.outputs.merges.certified import check_subtracted
 from loralens.verbs.outputs.merges.merge_run import THREADS
 from loralens.verbs.outputs.merges.model_copy import bytes_of_copy, rehearse, write_copy
 from loralens.verbs.outputs.merges.replay import settings_of
@@ -71,10 +73,15 @@ class UnmergeResult(Written):
             return [self.target.conclusion(f"the base of {self.merged}, bit for bit")]
         doubt, of = self.doubt, f"of {self.doubt.entries:,} entries could have come from"
         if not doubt.none:
-            return [
-                self.target.conclusion(f"the base of {self.merged}, by subtracting"),
+            # Nothing proves that the nearest of several weights is the one of the base.
+            what = "an estimate of the base" if doubt.several else "the base"
+            sentences = [
+                self.target.conclusion(f"{what} of {self.merged}, by subtracting"),
                 f"{doubt.several:,} {of} several weights.",
             ]
+            if doubt.several:
+                sentences.append("There it may differ from the base; only the undo file gives the base bit for bit.")
+            return sentences
         return [
             self.target.conclusion(f"{self.merged} without the update, which is not its base"),
             f"{doubt.none:,} {of} no weight, and {doubt.several:,} from several.",
@@ -148,7 +155,8 @@ def unmerge(
     OptionError
         ``output`` is missing, options exclude each other, or there is no such device.
     MismatchError
-        The undo file belongs to another model, the model was changed since, or the merge cannot be subtracted.
+        The undo file belongs to another model, the model was changed since, or the merge cannot be subtracted. For
+        codes of a low-bit model also: the certificate names another adapter or another weight.
     FormatError
         A file cannot be read.
     """
@@ -176,8 +184,10 @@ def unmerge(
             sources, merged, reading, modules=modules, untie=False, bits="keep" if in_codes else None, decoded=True
         )
         if inputs.decoded:
-            what = f"{merged}: its weights are quantised, and an update cannot be subtracted from codes"
-            raise OptionError(f"{what} unless a certificate says how they were rounded", fix="give the undo file")
+            _refuse_codes(merged, settings)
+        # Of chosen modules the fingerprint is another one, so there is nothing to compare.
+        if not modules:
+            check_subtracted(Path(merged), inputs)
         doubt = _subtract(inputs, target, compute_device, settings.seed or 0)
         # An entry that no weight is rounded to proves that another merge, or a later change, wrote it.
         if doubt.none:
@@ -224,6 +234,22 @@ def _subtract(inputs: MergeInputs, target: Target, device: Device, seed: int) ->
                 step=step,
             )
     return Doubt(*(sum(getattr(doubt, name) for doubt in doubts.values()) for name in ("entries", "several", "none")))
+
+
+def _refuse_codes(merged: str | PathLike[str], settings: MergeSettings) -> Never:
+    """Refuse to subtract from codes that do not show where they came from.
+
+    Raises
+    ------
+    OptionError
+        The message says why: the rounding, or a certificate that is missing.
+    """
+    if settings.bits == "keep" and settings.rounding in ("sweep", "nearest"):
+        way = "a sweep" if settings.rounding == "sweep" else "rounding to the nearest code"
+        what = f"its codes were moved by {way}, which only the undo file takes back, and not --adapter"
+        raise OptionError(f"{merged}: {what}", fix="leave out --adapter, or take the base")
+    what = f"{merged}: its weights are quantised, and an update cannot be subtracted from codes"
+    raise OptionError(f"{what} unless a certificate says how they were rounded", fix="give the undo file")
 
 
 def _check_subtractable(plan: MergePlan) -> None:

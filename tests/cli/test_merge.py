@@ -78,10 +78,12 @@ model.layers.10.self_attn.v_proj  1.0000          0                    0  100.0 
 def test_the_table_is_exactly_this(small: Path, base: Path, tmp_path: Path) -> None:
     result = done("merge", small, "--base", base, "-o", tmp_path / "out", "-v")
     stdout = result.stdout.replace(str(tmp_path / "out"), "OUT").replace(str(base), "BASE").replace(str(small), "SMALL")
-    table, undo = stdout.split("undo patch: ")
+    table, records = stdout.split("undo file: ")
     assert table.rstrip("\n") == TABLE.rstrip("\n")
-    size = json.loads((tmp_path / "out" / CERTIFICATE).read_text())["total"]["undo_bytes"]
-    assert undo == f"{size} bytes, {8 * size / 144:.2f} bits per weight of the changed tensors\n"
+    patches = json.loads((tmp_path / "out" / CERTIFICATE).read_text())["total"]["undo_bytes"]
+    size = (tmp_path / "out" / NAME).stat().st_size
+    told = f"OUT/{NAME}, {size:,} bytes (patches of {8 * patches / 144:.2f} bits per changed weight)"
+    assert records == f"{told}\ncertificate: OUT/{CERTIFICATE}\n"
     assert result.stderr == ""
 
 

@@ -1,13 +1,16 @@
 """What is printed does nothing to a terminal, whatever files and folders are called; closed streams are no crash."""
 
 import ast
+import fcntl
 import json
 import os
 import pty
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -312,3 +315,39 @@ def test_too_little_memory_is_one_message(tmp_path):
     assert "Traceback" not in done.stderr
     assert done.stderr.count("error:") == done.stderr.count("fix:") == 1
     assert not (tmp_path / "out").exists()
+
+
+def errors_of(words: list[str], folder: Path, *, width: int | None) -> list[str]:
+    """The lines on standard error, which is a terminal of that width, or a pipe."""
+    if width is None:
+        return subprocess.run([*RUN, *words], cwd=folder, capture_output=True, text=True).stderr.splitlines()
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
+    subprocess.run([*RUN, *words], cwd=folder, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as stream:
+        text = stream.read1(1 << 16).decode()
+    return text.splitlines()
+
+
+def test_a_message_breaks_between_words_on_a_terminal_and_nowhere_else(tmp_path: Path) -> None:
+    words = ["inspect", "a-folder-with-a-name-of-some-length/and-a-file-that-does-not-exist.safetensors"]
+    whole = errors_of(words, tmp_path, width=None)
+    assert [line.split(":")[0].strip() for line in whole] == ["error", "fix"]
+    broken = errors_of(words, tmp_path, width=60)
+    # The path is a word that is longer than the line.
+    assert all(len(line) <= 60 or words[1] in line for line in broken)
+    assert len(broken) > len(whole)
+    assert " ".join(" ".join(broken).split()) == " ".join(" ".join(whole).split())
+    assert broken[-1].startswith("    ")
+
+
+def test_a_command_in_a_message_is_not_broken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loralens.cli.terminal, "_terminal_width", lambda stream: 40)
+    command = "  fix: `loralens compress a-long-name -o another-long-name --energy 0.99`"
+    loralens.cli.terminal.say_message(f"note: {'word ' * 20}end\n{command}")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == command
+    assert max(map(len, lines[:-1])) <= 40

@@ -507,6 +507,8 @@ def test_signs_are_told_while_a_watched_run_lasts_and_once(home: Path, tmp_path:
     again = good(*classify(home, tmp_path / "a", *more, "--resume"))
     assert "warning" not in again.stderr
     assert loralens.trajectory(tmp_path / "a" / "watch.jsonl").signs == ["zero-update at step 2"]
+    shown = CliRunner().invoke(main, ["trajectory", str(tmp_path / "a" / "watch.jsonl")]).stdout
+    assert re.search(r"ΔW is 0 after 2 steps \(zero-update\)\.\n  fix: check that", shown)
 
 
 def test_a_run_may_be_watched_from_its_resumption_on(home: Path, tmp_path: Path) -> None:

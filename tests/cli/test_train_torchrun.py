@@ -44,7 +44,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
 def options(home: Path) -> list[str]:
     files = ("--model", home / "bert", "--data", home / "d.jsonl", "--eval", home / "d.jsonl")
     sgd = ("--optimiser", "sgd", "--lr", 1.0, "--targets", "query,value,dense", "--rank", 2)
-    return [str(part) for part in (*files, "--task", "classification", *sgd, "--batch", 4, "--steps", 3)]
+    rest = ("--batch", 4, "--steps", 3, "--watch", 2)
+    return [str(part) for part in (*files, "--task", "classification", *sgd, *rest)]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,17 @@ def close(theirs: Adapter, ours: Adapter) -> None:
     assert np.abs(next(iter(ours.modules.values())).B).max() > 1e-4
 
 
+def see_the_same(theirs: Path, ours: Path) -> None:
+    """Both runs have one log, with a line for every look."""
+    lines = [(folder / "watch.jsonl").read_text(encoding="utf-8").splitlines() for folder in (theirs, ours)]
+    assert [len(one) for one in lines] == [4, 4]
+    looks = [loralens.trajectory(folder / "watch.jsonl").rows for folder in (theirs, ours)]
+    assert [row.step for row in looks[0]] == [row.step for row in looks[1]] == [0, 2, 3]
+    for first, second in zip(*looks, strict=True):
+        assert first.frobenius == pytest.approx(second.frobenius, rel=1e-3)
+        assert first.drift == pytest.approx(second.drift, rel=1e-3)
+
+
 def test_torchrun_starts_two_that_write_one_adapter(home: Path, tmp_path: Path) -> None:
     many = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "loralens", "train")
     two = subprocess.run(
@@ -85,6 +97,7 @@ def test_torchrun_starts_two_that_write_one_adapter(home: Path, tmp_path: Path) 
     assert two.stderr.count("step 3: evaluation") == 1
     assert "Warning" not in two.stderr
     close(loralens.load(tmp_path / "two"), loralens.load(home / "one"))
+    see_the_same(tmp_path / "two", home / "one")
     files = [sorted(path.name for path in folder.iterdir()) for folder in (tmp_path / "two", home / "one")]
     assert files[0] == files[1]
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
@@ -97,6 +110,7 @@ def test_a_model_in_shards_gives_the_same(home: Path, forked: dict[str, list[dic
     assert second["stdout"] == second["stderr"] == ""
     assert "Warning" not in first["stderr"]
     close(loralens.load(home / "shard"), loralens.load(home / "one"))
+    see_the_same(home / "shard", home / "one")
 
 
 def test_an_error_ends_both(home: Path, forked: dict[str, list[dict[str, Any]]]) -> None:

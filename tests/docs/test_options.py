@@ -19,6 +19,7 @@ OTHERS = {
     "--clamp": {"others.md"},  # sd-scripts: --clamp_quantile
     "--no-deps": {"formats.md", "low_bit.md", "train.md"},  # pip
     "--nproc-per-node": {"train.md"},  # torchrun
+    "--lora": {"gguf.md", "low_bit.md"},  # llama.cpp
     "--max-lora-rank": {"cookbook.md", "doctor.md", "inspect.md"},  # vLLM
 }
 

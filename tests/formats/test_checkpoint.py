@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import loralens
 from loralens.errors import FormatError, OptionError
 from loralens.formats.models.checkpoint import model_config, open_checkpoint, shapes, stores_conv1d, weights
+from tests.conftest import small_adapter
 
 
 def array(*shape, dtype=np.float32):
@@ -128,3 +130,19 @@ def test_of_several_indices_the_usual_one(tmp_path):
 def test_a_path_that_the_system_refuses(read):
     with pytest.raises(FormatError, match="cannot be opened: File name too long"):
         read(Path("a" * 300))
+
+
+@pytest.mark.parametrize("form", ["peft", "kohya"])
+def test_an_adapter_is_not_a_model(tmp_path, form):
+    path = tmp_path / "adapter.safetensors"
+    loralens.save(small_adapter(), path, format=form)
+    for read in (open_checkpoint, shapes):
+        with pytest.raises(OptionError, match="is an adapter and not a model") as refused:
+            read(path)
+        assert refused.value.fix == "give the base model that it was trained on"
+
+
+def test_a_model_with_factors_beside_its_weights_is_not_refused_as_an_adapter(tmp_path):
+    held = {"q.base_layer.weight": np.ones((4, 4), np.float32), "q.lora_A.weight": np.ones((1, 4), np.float32)}
+    save_file(held, tmp_path / "model.safetensors")
+    assert open_checkpoint(tmp_path).tensors.keys() == held.keys()

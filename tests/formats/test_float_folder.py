@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFValueType
+from safetensors.numpy import load_file
 
+import loralens
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files.location import existing_path, known_folder
 from loralens.formats.files.packages import gguf_file
@@ -62,7 +64,7 @@ def test_the_folder_has_every_number_and_is_made_once(
         folder = resolve_path(Path(NAME))
         assert resolve_path(Path(NAME)) == folder
     assert [record.getMessage() for record in caplog.records] == [
-        f"{NAME}: its weights are decoded once to float32, 0 MB in {folder}"
+        f"{NAME}: its weights are decoded once to float32, 0 MB in {folder}, which can be deleted later"
     ]
     assert folder.parent == tmp_path / "cache" / "loralens" / "models"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -129,3 +131,16 @@ def test_the_real_model_knows_a_capital(tmp_path: Path, monkeypatch: pytest.Monk
     text = tokenizer.decode(model.generate(**ids, max_new_tokens=2, do_sample=False)[0])
     assert text == "The capital of Germany is Berlin."
     shutil.rmtree(folder)  # half a gigabyte
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet_torch")
+def test_a_gguf_file_can_be_run(package: Path, tmp_path: Path) -> None:
+    """A command with --model decodes a GGUF file once, as it does for a package that holds one."""
+    target = tmp_path / "H.safetensors"
+    options = {"data": ["abc", "cab"], "inputs": True, "general": "none", "threads": 1}
+    loralens.calibrate(model=package, output=target, **options)
+    loralens.calibrate(model=NAME, output=tmp_path / "of package.safetensors", **options)
+    from_file, from_package = load_file(target), load_file(tmp_path / "of package.safetensors")
+    assert from_file.keys() == from_package.keys()
+    assert all((from_file[key] == from_package[key]).all() for key in from_file)

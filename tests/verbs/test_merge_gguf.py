@@ -10,7 +10,7 @@ from gguf import GGUFReader, quants
 
 import loralens
 from loralens.core.adapter import Adapter
-from loralens.errors import OptionError
+from loralens.errors import MismatchError, OptionError
 from loralens.formats.models.checkpoint import open_checkpoint
 from tests import ggufs
 
@@ -101,3 +101,65 @@ def test_threads_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(merge_run, "THREADS", threads)
         loralens.merge(adapter_for(base), base=base, output=tmp_path / f"{threads}.gguf", bits="keep")
     assert digest(tmp_path / "1.gguf") == digest(tmp_path / "3.gguf")
+
+
+def test_merges_into_a_single_file_are_undone_one_after_the_other(tmp_path: Path) -> None:
+    base, once, twice, back = (tmp_path / f"{name}.gguf" for name in ("base", "once", "twice", "back"))
+    base_of(base, "Q4_1")
+    adapter = adapter_for(base)
+    loralens.merge(adapter, base=base, output=once, bits="keep")
+    loralens.merge(adapter, base=once, output=twice, bits="keep", seed=1)
+    loralens.unmerge(twice, output=back)
+    assert digest(back) == digest(once)
+    with pytest.raises(OptionError, match="does not exist") as refused:
+        loralens.unmerge(back, output=tmp_path / "first.gguf")
+    assert "(here: once.undo.loralens, twice.undo.loralens)" in refused.value.fix
+    assert "--adapter" in refused.value.fix
+    loralens.unmerge(back, undo=tmp_path / "once.undo.loralens", output=tmp_path / "first.gguf")
+    assert digest(tmp_path / "first.gguf") == digest(base)
+
+
+def test_an_adapter_that_is_merged_again_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base, once = base_of(tmp_path / "base.gguf", "Q4_1"), tmp_path / "once.gguf"
+    adapter = adapter_for(base)
+    loralens.merge(adapter, base=base, output=once, bits="keep")
+    loralens.merge(adapter_for(base, 0.1), base=once, bits="keep", dry_run=True)
+    assert "a second time" not in caplog.text
+    loralens.merge(adapter, base=once, bits="keep", dry_run=True)
+    assert f"was merged into {once} before, as once.merge_certificate.json says: it is added" in caplog.text
+    caplog.clear()
+    loralens.merge(adapter, adapter, base=base, bits="keep", dry_run=True)
+    assert "is given 2 times" in caplog.text
+
+
+def test_a_certificate_is_not_taken_for_an_undo_file(tmp_path: Path) -> None:
+    base, out = base_of(tmp_path / "base.gguf", "Q4_1"), tmp_path / "out.gguf"
+    loralens.merge(adapter_for(base), base=base, output=out, bits="keep")
+    with pytest.raises(OptionError, match="is the certificate of the merge, not its undo file"):
+        loralens.unmerge(out, undo=tmp_path / "out.merge_certificate.json", dry_run=True)
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_changed_model_is_named_and_not_the_output(dry: bool, tmp_path: Path) -> None:
+    base, out = base_of(tmp_path / "base.gguf", "Q4_1"), tmp_path / "out.gguf"
+    loralens.merge(adapter_for(base), base=base, output=out, bits="keep")
+    data = bytearray(out.read_bytes())
+    data[-3] ^= 1
+    out.write_bytes(data)
+    with pytest.raises(MismatchError, match="was changed since") as refused:
+        loralens.unmerge(out, output=tmp_path / "back.gguf", dry_run=dry)
+    assert refused.value.where[0] == str(out)
+    assert "back.gguf" not in str(refused.value)
+
+
+def test_the_output_that_exists_is_named(tmp_path: Path) -> None:
+    base, out = base_of(tmp_path / "base.gguf", "Q4_1"), tmp_path / "out.gguf"
+    told = loralens.merge(adapter_for(base), base=base, output=out, bits="keep").sentences()
+    size = (tmp_path / "out.undo.loralens").stat().st_size
+    assert told[0].startswith(f"undo file: {tmp_path / 'out.undo.loralens'}, {size:,} bytes")
+    assert told[1] == f"certificate: {tmp_path / 'out.merge_certificate.json'}"
+    with pytest.raises(OptionError, match=f"^{out}: exists"):
+        loralens.merge(adapter_for(base), base=base, output=out, bits="keep")
+    out.unlink()
+    with pytest.raises(OptionError, match=f"out.undo.loralens: exists, and would be an undo file of {out}"):
+        loralens.merge(adapter_for(base), base=base, output=out, bits="keep")

@@ -3,16 +3,18 @@
 import json
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 import loralens
-from loralens.errors import OptionError
+from loralens.errors import MismatchError, OptionError
 from loralens.formats.records.undo import NAME
 from tests.bases import MODULES, contents
 from tests.cli.test_merge import CERTIFICATE
 from tests.verbs.low_bit_bases import SHAPE, decode, floats, nf4_base, pair_adapter, stored, unpack
+from tests.verbs.test_calibrate_inputs import moments_file
 
 
 @pytest.fixture
@@ -134,7 +136,9 @@ def test_a_dry_run_measures_and_writes_nothing(base: Path, tmp_path: Path) -> No
     assert contents(tmp_path) == before
     assert result.certificate["total"]["changed"] > 0.1
     text = " ".join(result.conclusion())
-    assert "of the codes changed" in text
+    assert "of the codes would change" in text
+    assert "The update would arrive with" in text
+    assert result.sentences() == []
     assert "in its own directions" in text
 
 
@@ -171,8 +175,39 @@ def test_the_adapter_and_the_seed_bring_nearly_every_code_back(base: Path, tmp_p
     )
     # Wrong codes are among those that are counted as uncertain, and there are few.
     assert wrong <= result.doubt.several < 0.05 * result.doubt.entries
-    other = loralens.unmerge(tmp_path / "out", adapter=pair_adapter(5e-2, seed=3), dry_run=True)
-    assert not other.answer
+    text = " ".join(result.conclusion())
+    assert f"an estimate of the base of {tmp_path / 'out'}" in text
+    assert "There it may differ from the base" in text
+
+
+@pytest.mark.parametrize(
+    ("seed", "weight", "message"),
+    [(1, 0.5, "merged with the weight 1, and not 0.5"), (3, 1.0, "other adapters were merged than the given ones")],
+)
+def test_what_the_certificate_does_not_name_is_not_subtracted_from_codes(
+    base: Path, tmp_path: Path, seed: int, weight: float, message: str
+) -> None:
+    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep")
+    with pytest.raises(MismatchError, match=message):
+        loralens.unmerge(tmp_path / "out", adapter=(pair_adapter(seed=seed), weight), output=tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_chosen_modules_are_subtracted_from_codes(base: Path, tmp_path: Path) -> None:
+    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep")
+    result = loralens.unmerge(tmp_path / "out", adapter=pair_adapter(), dry_run=True, modules=MODULES[0])
+    assert result.answer
+
+
+@pytest.mark.parametrize(("rounding", "way"), [("nearest", "rounding to the nearest code"), ("sweep", "a sweep")])
+def test_codes_that_were_not_drawn_are_not_subtracted(
+    base: Path, tmp_path: Path, rounding: Literal["nearest", "sweep"], way: str
+) -> None:
+    moments = moments_file(tmp_path / "H.safetensors") if rounding == "sweep" else None
+    options: dict[str, Any] = {"rounding": rounding, "moments": moments}
+    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep", **options)
+    with pytest.raises(OptionError, match=f"moved by {way}, which only the undo file takes back"):
+        loralens.unmerge(tmp_path / "out", adapter=pair_adapter(), dry_run=True)
 
 
 def test_without_a_certificate_codes_are_not_subtracted(base: Path, tmp_path: Path) -> None:

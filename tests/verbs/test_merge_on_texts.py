@@ -12,6 +12,7 @@ from loralens.core.lazy import LazyArray
 from loralens.errors import OptionError
 from loralens.linalg.device import Device
 from loralens.merging.plan import Slab, TensorPlan
+from loralens.verbs.outputs.merges.losses import conclusion_on_texts
 from loralens.verbs.outputs.merges.merge_on_texts import changed_rows
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
@@ -53,6 +54,18 @@ def test_the_losses_are_those_of_the_three_models(home: Path, tmp_path: Path, qu
     in_domain = texts["in_domain"]
     assert 0 <= in_domain["kl_unmerged_merged"] < in_domain["kl_unmerged_base"]
     assert texts["general"]["tokens"] > 0
+
+
+def test_of_many_texts_it_says_that_the_first_were_taken(
+    home: Path, tmp_path: Path, quiet_torch: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "many.txt"
+    file.write_text("\n".join([TEXTS[0]] * 40))
+    with caplog.at_level("INFO", "loralens"):
+        result = loralens.merge(home / "adapter", base=home / "llama", dry_run=True, data=file)
+    assert f"measured on the first 16 texts of {file}, which bounds the time, and on 16 of" in caplog.text
+    general = result.certificate["texts"]["general"]
+    assert f"base {general['loss_base']:.3f}), and the divergence" in " ".join(conclusion_on_texts(result.certificate))
 
 
 def test_in_float32_the_merged_model_is_the_unmerged_one(home: Path, quiet_torch: None) -> None:

@@ -13,7 +13,7 @@ from loralens.choices import ModelDtype
 from loralens.errors import FormatError, OptionError
 from loralens.merging.verify import Verdict, relation
 from loralens.tables.text import lay_out
-from loralens.verbs.verify import VerifyResult
+from loralens.verbs.outputs.merges.verify_result import VerifyResult
 from tests.bases import MODULES, contents, single, tensors
 from tests.cli.test_merge import done, run
 from tests.conftest import small_adapter
@@ -227,5 +227,5 @@ def test_an_exact_merge_that_is_mostly_noise_is_not_called_the_adapter() -> None
     quiet = Verdict("v", "exact", gain=1.0, predicted=1.0, error=0.1, different=0, norm=2.0, noise=0.1)
     assert told(quiet) == "out holds chat exactly."
     # √((3² · 1² + 0.1² · 2²) / (1² + 2²)) and (0.9 · 1² + 1 · 2²) / (1² + 2²)
-    expected = "a gain of 0.980, and adds an error of 1.34 times the update"
+    expected = "a gain of 0.980, and adds an error of 1.345 times the update"
     assert told(noisy, quiet) == f"out is the merge of chat, bit for bit; rounding leaves {expected}."

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, final
 
 from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.core.messages import quote_word
 from loralens.tables.numbers import count, number, percent
 
 if TYPE_CHECKING:  # examinations hold a prediction
@@ -18,7 +20,10 @@ CODES = {
 }
 # Noise relative to the update. At 3 to 8, adapters kept 85 % and more of the loss that they gain; at 22 they did not.
 NOISY = 15.0
-FIX = "serve the adapter unmerged, or merge in floats (`loralens merge --dtype bf16`)"
+FIX = (
+    "serve the adapter unmerged (for llama.cpp: `loralens convert --to gguf`), or merge in floats "
+    "(`loralens merge --dtype bf16`)"
+)
 
 
 @final
@@ -38,6 +43,8 @@ class CodesPrediction:
         The mean move of a code that the adapter requires, in steps.
     noises : mapping of str to float
         The noise of every module.
+    base : str
+        The base as the user wrote it, for a suggested command.
     """
 
     layouts: str
@@ -47,6 +54,7 @@ class CodesPrediction:
     clipped: float
     mean_move: float
     noises: Mapping[str, float] = field(default_factory=dict)
+    base: str = ""
 
 
 def look(exam: "Examination") -> Iterator[Diagnosis]:
@@ -59,10 +67,23 @@ def look(exam: "Examination") -> Iterator[Diagnosis]:
         "codes-merge",
         f"merged into the codes of the base ({expected.layouts}) it arrives with a gain of {expected.gain:.3f}; "
         f"{percent(expected.changed)} of the codes change by {number(expected.mean_move)} steps on average, "
-        f"{percent(expected.clipped)} of its energy is clipped, and the noise is {number(expected.noise)} times the "
-        f"update ({count(len(expected.noises), 'module')})",
+        f"{percent(expected.clipped)} of its energy lies beyond their range, and the noise is "
+        f"{number(expected.noise)} times the update ({count(len(expected.noises), 'module')})",
+        _merge_command(exam, expected),
     )
     for name, noise in sorted(expected.noises.items(), key=lambda item: -item[1]):
         if noise > NOISY:
             evidence = f"merged into the codes of the base, the noise is {noise:.0f} times the update"
             yield Diagnosis("warning", "codes-weak", evidence, FIX, name)
+
+
+def _merge_command(exam: "Examination", expected: CodesPrediction) -> str:
+    """The command that merges the adapter into the codes; empty if its noise would be too large."""
+    if expected.noise > NOISY or not expected.base:
+        return ""
+    base = PurePath(expected.base)
+    # A base that is one file becomes one file, whose suffix decides the container.
+    suffix = base.suffix if base.suffix in (".gguf", ".safetensors") else ""
+    target = quote_word(str(PurePath(exam.path).with_suffix("").name or "adapter") + f"-merged{suffix}")
+    command = exam.command("merge", "--base", quote_word(expected.base), "--bits", "keep", "-o", target)
+    return f"`{command}` merges it into the codes"

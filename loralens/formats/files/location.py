@@ -93,6 +93,19 @@ def existing_path(path: Path) -> Path:
     raise OptionError(f"{path}: no such file or folder{tried}", fix=fix)
 
 
+def existing_file(path: Path, *, fix: str) -> Path:
+    """The path of a file that is neither an adapter nor a model, so that it is no Hub id and no package.
+
+    Raises
+    ------
+    OptionError
+        There is no such file; the advice is the nearest name there, or else ``fix``.
+    """
+    if not path.exists():
+        raise OptionError(f"{path}: no such file", fix=_meant(path) or fix)
+    return path
+
+
 def _meant(path: Path) -> str:
     """Advice for a path that does not exist, such as the nearest name in its folder; empty if there is none."""
     from difflib import get_close_matches  # only when something is wrong

@@ -4,7 +4,7 @@ Verbs that can take a base import this module, also where none is given. The rea
 therefore imported by the functions that open a base.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -13,7 +13,7 @@ import numpy as np
 
 from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray
-from loralens.errors import FormatError, place
+from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import read_json, read_safetensors
 from loralens.formats.files.shards import weight_files
 from loralens.formats.models.float8 import dequantise, scales_of
@@ -83,6 +83,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(gguf.tensors, gguf.notes, coded=gguf.coded, gguf=gguf)
     # The configuration is read separately, as a single file may be given.
     stored, config = _read_tensors(path), _quantised_config(path)
+    _refuse_adapter(stored, path)
     with place(path):
         low_bit = _coded_tensors(stored, config, path)
         decoded = low_bit.floats(stored)
@@ -112,10 +113,25 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     if gguf:
         return {key: tensor.shape for key, tensor in gguf.tensors.items()}
     stored, config = _read_tensors(path), _quantised_config(path)
+    _refuse_adapter(stored, path)
     with place(path):
         decoded = _coded_tensors(stored, config, path).floats(stored)
         check_not_quantised(decoded, config, only_shapes=True)
     return {key: tensor.shape for key, tensor in decoded.items()}
+
+
+def _refuse_adapter(keys: Iterable[str], path: Path) -> None:
+    """Refuse an adapter that was given as a model; its message would otherwise be about dtypes or missing weights.
+
+    Raises
+    ------
+    OptionError
+        Every key is that of a factor.
+    """
+    listed = list(keys)
+    # A PEFT model that was saved unmerged has factors too, and weights beside them.
+    if any("lora_" in key for key in listed) and all("lora_" in key or key.endswith(".alpha") for key in listed):
+        raise OptionError(f"{path}: is an adapter and not a model", fix="give the base model that it was trained on")
 
 
 def model_config(path: Path) -> dict[str, Any] | None:

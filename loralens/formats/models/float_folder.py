@@ -44,7 +44,10 @@ def float_folder(name: str, paths: tuple[Path, ...]) -> Path:
         return folder
     model = open_gguf(paths)
     needed = sum(4 * tensor.size for tensor in model.tensors.values())
-    note(f"{name}: its weights are decoded once to float32, {needed / 1e6:,.0f} MB in {folder}")
+    note(
+        f"{name}: its weights are decoded once to float32, {needed / 1e6:,.0f} MB in {folder}, "
+        "which can be deleted later"
+    )
     with place(folder), disk_errors():
         folder.parent.mkdir(parents=True, exist_ok=True)
         tidy(folder)

@@ -23,7 +23,7 @@ from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.atomic import atomic_file, check_space
 from loralens.formats.files.container import Stored, header_bytes, read_safetensors
 from loralens.formats.files.disk import check_room
-from loralens.formats.files.location import existing_path
+from loralens.formats.files.location import existing_file
 from loralens.formats.records.moments import INPUTS_KEY as KEY
 from loralens.formats.records.moments import KEY as MOMENTS_KEY
 
@@ -169,7 +169,7 @@ def load_input_moments(path: Path) -> InputMoments:
     FormatError
         It holds no moments, or is damaged.
     """
-    path = existing_path(path)
+    existing_file(path, fix="check the path, or measure the moments: loralens calibrate --inputs")
     stored = read_safetensors(path)
     if MOMENTS_KEY in (stored.metadata or {}):
         raise OptionError(

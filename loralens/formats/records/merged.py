@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.container import read_json, read_safetensors
+from loralens.formats.files.json_text import finite_number
 from loralens.formats.files.relative_name import is_relative_name
 from loralens.formats.records.undo import KEY, NAME
 
@@ -57,6 +58,25 @@ def merge_settings(path: Path) -> MergeSettings:
         seed if type(seed) is int else None,
         moments if isinstance(moments, str) else None,
     )
+
+
+class CertifiedAdapter(NamedTuple):
+    """An adapter in a certificate: the fingerprint of what was merged, and its weight."""
+
+    fingerprint: str
+    weight: float
+
+
+def certified_adapters(path: Path) -> list[CertifiedAdapter]:
+    """The adapters of the merge with this certificate; nothing if the file is missing or damaged."""
+    try:
+        content = read_json(path) if path.is_file() else {}
+    except (LoraLensError, OSError):
+        return []
+    listed = content.get("adapters")
+    entries = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    pairs = [(each.get("fingerprint"), finite_number(each.get("weight"))) for each in entries]
+    return [CertifiedAdapter(text, weight) for text, weight in pairs if isinstance(text, str) and weight is not None]
 
 
 def file_sizes(folder: Path) -> dict[str, int]:

@@ -19,7 +19,7 @@ from loralens.core.moments import Moment, Moments
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.disk import check_room
-from loralens.formats.files.location import existing_path
+from loralens.formats.files.location import existing_file
 from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens.moments"
@@ -86,7 +86,7 @@ def load_moments(path: str | PathLike[str]) -> Moments:
     FormatError
         The file holds no moments, or they are damaged.
     """
-    path = existing_path(Path(path))
+    path = existing_file(Path(path), fix="check the path, or measure the moments: loralens calibrate")
     stored = read_safetensors(path)
     with place(path):
         record = _record(stored)

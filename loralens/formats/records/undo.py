@@ -74,7 +74,9 @@ def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:
         It is damaged, or is not an undo file.
     """
     if not path.is_file():
-        raise OptionError(f"{path}: no such file", fix=f"give the undo file of the merge: {NAME} in its folder")
+        raise OptionError(
+            f"{path}: no such file", fix=f"give the undo file of the merge: OUT/{NAME}, or OUT.{NAME} for one file"
+        )
     stored = read_safetensors(path)
     with place(path):
         content = json_or_none((stored.metadata or {}).get(KEY))

@@ -12,6 +12,7 @@ from loralens.analysis.checks.low_bit import CodesPrediction
 from loralens.analysis.checks.merge_effect import Base
 from loralens.core.adapter import Adapter
 from loralens.core.naming.selection import select
+from loralens.core.threads import Step
 from loralens.errors import LoraLensError
 from loralens.formats.models.checkpoint import model_config
 from loralens.merging.low_bit.apply import CodeRounding, CodesMerge, prepare_codes
@@ -29,8 +30,13 @@ class _Share(NamedTuple):
     weight: float
 
 
-def predict_codes(adapter: Adapter, base: Base, *, modules: Sequence[str] = ()) -> CodesPrediction | None:
-    """What a merge that keeps codes would do; None for a base of floats, or an adapter that does not fit it."""
+def predict_codes(
+    adapter: Adapter, base: Base, *, modules: Sequence[str] = (), step: Step | None = None
+) -> CodesPrediction | None:
+    """What a merge that keeps codes would do; None for a base of floats, or an adapter that does not fit it.
+
+    ``step`` is called with 1 for every module whose weight is coded.
+    """
     if not base.coded:
         return None
     try:
@@ -54,11 +60,15 @@ def predict_codes(adapter: Adapter, base: Base, *, modules: Sequence[str] = ()) 
                 continue
             merge = prepare_codes(tensor, weight, CodeRounding(key=key))
             layouts.append(weight.layout)
-            shares |= {slab.module: _predict(merge, slab) for slab in tensor.slabs}
+            for slab in tensor.slabs:
+                # A module that was split into pieces is one step.
+                if step and slab.module not in shares:
+                    step(1)
+                shares[slab.module] = _predict(merge, slab)
     except LoraLensError:
         # Whatever is wrong is reported by the checks of names, shapes and numbers.
         return None
-    return _summary(shares, layouts) if shares else None
+    return replace(_summary(shares, layouts), base=base.name) if shares else None
 
 
 def _predict(merge: CodesMerge, slab: Slab) -> _Share:

@@ -65,4 +65,8 @@ def examine_adapters(
         )
     if base is None or not base.coded:
         return examinations
-    return [replace(exam, codes=predict_codes(exam.adapter, base, modules=modules)) for exam in examinations]
+    # The longest part: some rows of every weight are decoded.
+    with progress("predicting the merge", sum(len(exam.readings) for exam in examinations)) as step:
+        return [
+            replace(exam, codes=predict_codes(exam.adapter, base, modules=modules, step=step)) for exam in examinations
+        ]

@@ -15,6 +15,7 @@ from loralens.core.messages import warn
 from loralens.core.threads import processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import CONFIG
+from loralens.formats.models.float_folder import float_folder
 from loralens.formats.models.model_location import gguf_paths, model_path
 from loralens.requirements import missing_packages
 from loralens.verbs.inputs.choices import check_choice
@@ -251,13 +252,11 @@ def labels_of(source: ModelSource) -> tuple[str, ...]:
 
 
 def _model_folder(source: str | PathLike[str]) -> Path:
-    """The folder of transformers that a path or a name means."""
+    """The folder of transformers that a path or a name means; for a GGUF model, its `float_folder`."""
     folder = model_path(Path(source))
-    if gguf_paths(folder):
-        what = "is a GGUF model, and models are run by transformers here"
-        fix = "give the folder of the model in 16 or 32 bits; --base takes GGUF files"
-        raise FormatError(what, fix=fix).at(str(source))
-    return folder
+    paths = gguf_paths(folder)
+    # transformers runs floats, so the weights are decoded once, as those of a package that holds a GGUF file.
+    return float_folder(Path(source).name, paths) if paths else folder
 
 
 def _import_torch() -> tuple[Any, Any]:

@@ -52,6 +52,10 @@ COLUMNS: tuple[Column[MeasuredInput], ...] = (
 )
 
 
+def _sum_up(inputs: int, positions: int) -> str:
+    return f"{count(inputs, 'input')} measured at all {positions:,} positions (tokens) of the texts"
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class InputsResult(Tabular):
     """The second moments of the inputs of a model's layers.
@@ -101,9 +105,7 @@ class InputsResult(Tabular):
                 COLUMNS,
                 self.inputs,
                 uneventful=lambda row: row.count == max(reached, default=0),
-                sum_up=lambda whole: (
-                    f"{count(whole, 'input')} with all {max(reached, default=0):,} positions" if self.written else ""
-                ),
+                sum_up=lambda whole: _sum_up(whole, max(reached, default=0)) if self.written else "",
             )
         ]
 

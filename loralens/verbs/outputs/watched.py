@@ -81,7 +81,11 @@ class WatchedResult(Tabular):
         """How far the update has come, whether it still turns, and the warnings."""
         lines = list(self.on_run)
         told = self.warnings
-        lines += [f"Step {self.step_of(w)}: {w['text']} ({w['code']}).\n  fix: {w['fix']}" for w in told]
+        for warning in told:
+            lines += [
+                f"Step {self.step_of(warning)}: {warning['text']} ({warning['code']}).",
+                f"  fix: {warning['fix']}",
+            ]
         return lines if told else [*lines, "No look showed a sign that the run went wrong."]
 
     @property

@@ -1,11 +1,17 @@
 """What the doctor predicts of a merge into codes: the numbers of the merge itself, and a warning for weak updates."""
 
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import loralens
+from loralens.cli.main import main
+from loralens.core.progress import display_progress
 from tests.bases import MODULES, single
 from tests.verbs.low_bit_bases import floats, nf4_base, pair_adapter
 
@@ -41,3 +47,33 @@ def test_an_adapter_of_another_base_is_no_prediction(tmp_path: Path) -> None:
     adapter = pair_adapter()
     strangers = {f"{name}.inner": module for name, module in adapter.items()}
     assert "codes-merge" not in findings(type(adapter)(modules=strangers), base)
+
+
+def test_the_note_has_the_command_of_the_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command is run as it is printed."""
+    monkeypatch.chdir(tmp_path)
+    nf4_base(tmp_path / "a base")
+    loralens.save(pair_adapter(), tmp_path / "adapter")
+    (note,) = findings("adapter", Path("a base"))["codes-merge"]
+    assert note.fix == (
+        "`loralens merge adapter --base 'a base' --bits keep -o adapter-merged` merges it into the codes"
+    )
+    done = CliRunner().invoke(main, shlex.split(note.fix.split("`")[1])[1:])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "adapter-merged" / "model.safetensors").is_file()
+    (noisy,) = findings(pair_adapter(1e-6), Path("a base"))["codes-merge"]
+    assert noisy.fix == ""
+
+
+def test_the_prediction_has_a_bar_of_its_own(tmp_path: Path) -> None:
+    base, bars = nf4_base(tmp_path / "base"), dict[str, tuple[int, list[int]]]()
+
+    @contextmanager
+    def watched(label: str, total: int) -> Iterator[Callable[[int], None]]:
+        bars[label] = total, []
+        yield bars[label][1].append
+
+    with display_progress(watched):
+        loralens.doctor(pair_adapter(), base=base)
+    total, steps = bars["predicting the merge"]
+    assert total == sum(steps) == len(MODULES)

@@ -6,7 +6,7 @@ from typing import Any
 from loralens.core.messages import warn
 from loralens.merging.fidelity import Fidelity
 from loralens.merging.summary import MergedModule
-from loralens.tables.numbers import count, number, percent
+from loralens.tables.numbers import count, number
 
 # A merge warns of an update with a smaller gain or a larger error. The gain is stricter than the 0.9 below which verify
 # calls an update partial. At an error of 0.2, what rounding adds to the update has a fifth of its norm. docs/merge.md
@@ -24,20 +24,33 @@ CLIPPED = 0.8
 def is_damaged(fidelity: Fidelity) -> bool:
     """Whether rounding takes a noticeable part of an update, or adds much to it."""
     if fidelity.codes:
-        return fidelity.gain < CLIPPED or fidelity.codes.noise > NOISY
+        # The error that was measured: a sweep adds more noise than the prediction for stochastic rounding says.
+        return fidelity.gain < CLIPPED or fidelity.error > NOISY
     return fidelity.gain < SWALLOWED or fidelity.error > DAMAGED
 
 
 def undamaged(modules: int, *, codes: bool) -> str:
     """The sentence on the modules that are not damaged."""
-    limits = f"gain ≥ {CLIPPED}, noise ≤ {NOISY:g}" if codes else f"gain ≥ {SWALLOWED}, error ≤ {DAMAGED}"
-    return f"{count(modules, 'module')} undamaged ({limits})"
+    gain, error = _limits(codes)
+    return f"{count(modules, 'module')} undamaged (gain ≥ {gain}, error ≤ {error})"
 
 
-def conclusion_on_codes(total: Mapping[str, Any]) -> list[str]:
-    """How much of an update arrived in codes, and how many of them changed."""
+def modules_title(modules: Sequence[MergedModule], *, codes: bool) -> str:
+    """The title of the table of modules, with the number of those that are damaged."""
+    title, gain, error = count(len(modules), "updated module"), *_limits(codes)
+    damaged = sum(is_damaged(module.fidelity) for module in modules)
+    return f"{title}, {damaged} damaged (gain < {gain} or error > {error})" if damaged else title
+
+
+def _limits(codes: bool) -> tuple[str, str]:
+    """The gain below which a module is damaged, and the error above which it is."""
+    return (f"{CLIPPED}", f"{NOISY:g}") if codes else (f"{SWALLOWED}", f"{DAMAGED}")
+
+
+def conclusion_on_codes(total: Mapping[str, Any], *, written: bool) -> list[str]:
+    """How much of an update arrived in codes, and how many of them changed; or would, if no model was written."""
     drawn, swept = total["drawn"], total["swept"]
-    draw = "by stochastic rounding"
+    draw = "by stochastic rounding" if drawn else "by rounding to the nearest code"
     way = draw if not swept else "by a sweep" if not drawn else f"by a sweep in {swept} weights, and {draw} in {drawn}"
     # A sweep moves the error to where inputs are small, which the adapter's own directions do not show.
     on_inputs, own = total["input_error"], total["subspace_error"]
@@ -45,11 +58,18 @@ def conclusion_on_codes(total: Mapping[str, Any]) -> list[str]:
         error = f" and an error of {number(on_inputs)} on the measured inputs"
     else:
         error = "" if own is None else f" and an error of {number(own)} in its own directions"
+    changed, clipped = _percent(total["changed"]), _percent(total["clipped"])
+    were = "were" if written else "would be"
     return [
-        f"The update arrived with a gain of {total['gain']:.4f}{error}, {way}.",
-        f"{percent(total['changed'])} of the codes changed, {percent(total['clipped'])} were clipped, and the noise is "
-        f"{number(total['noise'])} times the update.",
+        f"The update {'arrived' if written else 'would arrive'} with a gain of {total['gain']:.4f}{error}, {way}.",
+        f"{changed} of the codes {'changed' if written else 'would change'}, {clipped} {were} clipped, and the noise "
+        f"{'is' if written else 'would be'} {number(total['relative_error'])} times the update.",
     ]
+
+
+def _percent(share: float) -> str:
+    """A share in percent, however small: beside another percentage, a power of ten would be read as one too."""
+    return f"{100 * share:.3g} %"
 
 
 def conclusion_on_texts(certificate: Mapping[str, Any]) -> list[str]:
@@ -63,21 +83,27 @@ def conclusion_on_texts(certificate: Mapping[str, Any]) -> list[str]:
     return [
         f"On these texts its loss is {own['loss_merged']:.3f} (unmerged {own['loss_unmerged']:.3f}, base "
         f"{own['loss_base']:.3f}){share}; the divergence from the unmerged model is {own['kl_unmerged_merged']:.3f}.",
-        f"On general texts the loss is {general['loss_merged']:.3f} (unmerged {general['loss_unmerged']:.3f}), and the "
-        f"divergence {general['kl_unmerged_merged']:.3f}.",
+        f"On general texts the loss is {general['loss_merged']:.3f} (unmerged {general['loss_unmerged']:.3f}, base "
+        f"{general['loss_base']:.3f}), and the divergence {general['kl_unmerged_merged']:.3f}.",
     ]
 
 
 def warn_of_noise(modules: Sequence[MergedModule]) -> None:
     """Warn if the noise of codes hides an update, or the ends of the grid clip much of it."""
     coded = [(module.fidelity, module.fidelity.codes) for module in modules if module.fidelity.codes]
-    noisy = [(fidelity, codes) for fidelity, codes in coded if codes and codes.noise > NOISY]
+    noisy = [(fidelity, codes) for fidelity, codes in coded if codes and fidelity.error > NOISY]
     if noisy:
-        worst, codes = max(noisy, key=lambda pair: pair[1].noise)
+        worst, codes = max(noisy, key=lambda pair: pair[0].error)
+        ways = (
+            "serve the adapter unmerged (for llama.cpp: loralens convert --to gguf), or write floats with --dtype bf16"
+        )
+        # A sweep adds no less noise, and moves it to where the inputs are small.
+        if codes.rounding != "sweep":
+            ways = f"measure the inputs with loralens calibrate --inputs and give --rounding sweep, {ways}"
         warn(
             f"{len(noisy)} of {len(coded)} updates are weak compared with a step of the codes; worst is "
-            f"{worst.module}: noise {codes.noise:.0f} times the update",
-            "serve the adapter unmerged, or write floats with --dtype bf16",
+            f"{worst.module}: noise {worst.error:.0f} times the update",
+            ways,
         )
     lost = [fidelity for fidelity, codes in coded if codes and fidelity.gain < CLIPPED and codes.rounding != "nearest"]
     if lost:

@@ -24,7 +24,7 @@ from loralens.merging.apply import prepare_merge
 from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
 from loralens.merging.plan import TensorPlan
 from loralens.merging.rounding import MergeRounding
-from loralens.verbs.inputs.corpus.texts import InputText, TextSource, read_texts
+from loralens.verbs.inputs.corpus.texts import InputText, TextSource, read_texts, text_label
 from loralens.verbs.inputs.input_moments import SweepInputs
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.merge_inputs import MergeInputs
@@ -78,13 +78,15 @@ def measure_on_texts(
     MismatchError
         The model has no parameter of the name and shape of a weight that changes.
     """
-    texts = read_texts(data, limit=MOST)
+    # One text more than is used shows whether there are more.
+    texts = read_texts(data, limit=MOST + 1)
+    first, texts = "the first " if len(texts) > MOST else "", texts[:MOST]
     general, label = general_texts(None, len(texts))
     if inputs.decoded or (inputs.coded and not inputs.files.gguf):
         raise OptionError(
             "--data runs the base, and one of codes can only be run if it is GGUF", fix="leave out --data"
         )
-    source = float_folder(Path(inputs.base).stem, inputs.files.gguf.paths) if inputs.files.gguf else inputs.base
+    source = float_folder(Path(inputs.base).name, inputs.files.gguf.paths) if inputs.files.gguf else inputs.base
     with restore_settings(source):
         loaded = load_model(source, device="cpu", dtype="f32", threads=None)
         if loaded.head != "causal":
@@ -95,7 +97,8 @@ def measure_on_texts(
                 kind: _measure(loaded, weights, part, step).record()
                 for kind, part in (("in_domain", texts), ("general", general))
             }
-    note(f"measured on {len(texts)} texts, and on as many of {label}")
+    why = ", which bounds the time" if first else ""
+    note(f"measured on {first}{len(texts)} texts of {text_label(data)}{why}, and on {len(general)} of {label}")
     return {**measured, "general_texts": label}
 
 

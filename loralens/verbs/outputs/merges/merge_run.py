@@ -113,6 +113,7 @@ class MergeRun:
         self.arrays: dict[str, LazyArray] = {}
         self.entries: dict[str, Any] = {}
         self.files: dict[str, int] | None = None  # name → bytes in the written folder, for the certificate
+        self.written: tuple[Path | None, Path | None] = None, None  # the undo file and the certificate
         self._lock = Lock()
         self._changes, self._planned = inputs.changes(), inputs.planned
 
@@ -154,6 +155,8 @@ class MergeRun:
                 fix="choose another place for one of them",
             )
 
+        self.written = undo, certificate
+
         def write_beside(part: Path) -> None:
             # Last, when all tensors were read: a base that changed meanwhile would give a model of two halves.
             files.check_unchanged()
@@ -166,10 +169,6 @@ class MergeRun:
                 with atomic_file(_in_unfinished(certificate, output, part)) as stream:
                     stream.write(dumps(self.certificate()).encode("utf-8"))
 
-        # The records of an earlier merge into this base wait in before/, from where unmerging moves them back.
-        ours = [name for name in files.companions if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
-        # Programs would take a model of floats for one of codes.
-        ours += [name for name in files.companions if self.inputs.plan.dropped and name in SETTINGS]
         total = bytes_of_copy(files, self._changes, self.inputs.dtype, self.inputs.quantised.types)
         # Patches are kept on the output's disk until all are known, so that memory does not grow with the model.
         with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
@@ -186,7 +185,7 @@ class MergeRun:
                 dropped=[key for key in self.inputs.plan.dropped if key not in self._changes],
                 homes=self._homes(),
                 texts=self.inputs.texts(),
-                names={name: BEFORE + name for name in ours},
+                names=self._moved(),
                 write_beside=write_beside,
                 inputs=self.inputs.places(),
                 overwrite=overwrite,
@@ -195,6 +194,15 @@ class MergeRun:
             )
         if files.left_out:
             note(f"left out, as they hold weights that are not merged: {some(files.left_out, NAMED)}")
+
+    def _moved(self) -> dict[str, str]:
+        """The files beside the weights that get another name in the merged model."""
+        companions = self.inputs.files.companions
+        # The records of an earlier merge into this base wait in before/, from where unmerging moves them back.
+        ours = [name for name in companions if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
+        # Programs would take a model of floats for one of codes.
+        ours += [name for name in companions if self.inputs.plan.dropped and name in SETTINGS]
+        return {name: BEFORE + name for name in ours}
 
     def _homes(self) -> dict[str, str]:
         """The key of a new tensor, of floats or of codes → a key of the base in whose shard it is stored."""
@@ -325,7 +333,9 @@ class MergeRun:
         check_room(file)
         # Even --overwrite replaces only what a merge wrote.
         if file.exists() and not overwrite:
-            raise OptionError(f"{file}: exists", fix="choose another place, or give --overwrite")
+            # A model that is one file has its records beside it, and then the name of the output alone was given.
+            named = f"{output}: exists" if output.exists() else f"{file}: exists, and would be {what} of {output}"
+            raise OptionError(named, fix="choose another place, or give --overwrite")
         if file.exists() and not is_ours(file):
             raise OptionError(f"{file}: exists, and is not {what}", fix="choose another place")
 

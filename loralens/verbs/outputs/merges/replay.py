@@ -40,6 +40,8 @@ class Replay:
         The low-bit weights of the model in question.
     moments : SweepInputs or None
     device : Device
+    strength_only : bool
+        Whether this was a sweep that cannot be repeated, because its moments are missing.
     """
 
     inputs: MergeInputs
@@ -48,6 +50,7 @@ class Replay:
     coded: Mapping[str, CodedWeight]
     moments: SweepInputs | None
     device: Device
+    strength_only: bool = False
 
     @classmethod
     def of(
@@ -81,11 +84,12 @@ class Replay:
                 f"{moments}: these are not the moments with which {merged} was merged",
                 fix="give the file that the merge was given, or leave --moments out",
             )
-        if mode == "sweep" and sweep is None:
+        strength_only = mode == "sweep" and sweep is None
+        if strength_only:
             note("the codes of a sweep cannot be repeated without --moments: their strength alone is compared")
             mode = "stochastic"
         number = seed if seed is not None else settings.seed or 0
-        return cls(inputs, mode, number, open_checkpoint(merged).coded, sweep, device)
+        return cls(inputs, mode, number, open_checkpoint(merged).coded, sweep, device, strength_only)
 
     def prepare(self, key: str, dtype: np.dtype[Any]) -> TensorMerge:
         """The merge of one tensor of floats, in this dtype."""
@@ -100,7 +104,7 @@ class Replay:
         mode: RoundingMode = "stochastic" if self.rounding == "sweep" and moments is None else self.rounding
         rounding = CodeRounding(mode, self.seed, key, moments)
         merge = prepare_codes(self.inputs.plan.tensors[key], weight, rounding, device=self.device)
-        return code_verdicts(merge, self.coded.get(key))
+        return code_verdicts(merge, self.coded.get(key), strength_only=self.strength_only)
 
 
 def settings_of(merged: Path) -> MergeSettings:

@@ -1,20 +1,22 @@
 """One unmerge in progress, by an undo patch: it restores the changed tensors, and checks all others."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from loralens.core.lazy import Array
+from loralens.core.names import some
 from loralens.core.progress import progress
-from loralens.errors import FormatError, MismatchError, place
+from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.shards import check_index
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.model_files import CONFIG, model_files, offsets_of
 from loralens.formats.models.model_location import resolve_path
 from loralens.formats.models.model_writer import Change
 from loralens.formats.records.kept import restore_kept
-from loralens.formats.records.merged import BEFORE, CERTIFICATE
+from loralens.formats.records.merged import BEFORE, CERTIFICATE, is_certificate
 from loralens.formats.records.undo import NAME, read_undo
 from loralens.linalg.device import Device
 from loralens.merging.low_bit.restore import restore_codes
@@ -52,7 +54,7 @@ class UnmergeRun:
     """
 
     def __init__(self, merged: Path, undo: Path | None, device: Device) -> None:
-        self.device = device
+        self.device, self.merged = device, str(merged)
         # A merge that was killed may have left its new undo file beside the old model. An undo file in a model's folder
         # cannot be left so, because it is replaced together with the model.
         outside = undo or (record_path(merged, NAME, folder=False) if merged.suffix else None)
@@ -60,6 +62,7 @@ class UnmergeRun:
             restore_kept(outside, merged)
         root = resolve_path(merged)
         self.file = file = undo or record_path(root, NAME, folder=root.is_dir())
+        _check_undo_file(file, merged, given=undo is not None)
         arrays, content = read_undo(file)
         self.files = model_files(root)
         self.tensors = self.files.stored
@@ -135,7 +138,7 @@ class UnmergeRun:
         names = list(undo.headers) if folder else [files.shards[0].name]
         headers = (text.encode("utf-8") for text in undo.headers.values())
         changes = self._changes()
-        with progress("unmerging", bytes_of_copy(files, changes)) as step:
+        with self._named(output), progress("unmerging", bytes_of_copy(files, changes)) as step:
             write_copy(
                 files,
                 output,
@@ -160,6 +163,16 @@ class UnmergeRun:
                 step=step,
             )
 
+    @contextmanager
+    def _named(self, output: Path) -> Iterator[None]:
+        """Name the merged model where the writer names its output: what differs is in the model that was read."""
+        try:
+            yield
+        except MismatchError as error:
+            if error.where[:1] == (str(output),):
+                error.where = error.where[1:]
+            raise error.at(self.merged) from None
+
     def rehearse(self) -> None:
         """Restore and prove every tensor of the base, and write nothing.
 
@@ -170,8 +183,9 @@ class UnmergeRun:
         """
         changes = self._changes()
         copies = {key: self.tensors[key] for key in self.undo.copies if key not in changes}
-        rehearse("checking", self._fill, changes, copies=copies)
-        self._check_copies(self.file)
+        with place(self.merged):
+            rehearse("checking", self._fill, changes, copies=copies)
+            self._check_copies(self.file)
 
     def _changes(self) -> dict[str, Change]:
         return {key: Change(*self.undo.outline(key)) for key in (*self.undo.entries, *self.undo.dropped)}
@@ -212,3 +226,29 @@ class UnmergeRun:
         for key, digest in self.undo.copies.items():
             if key in self._digests and self._digests[key].hexdigest() != digest:
                 raise MismatchError(f"{key} is not as it was merged: it was changed since", fix=LATER)
+
+
+def _check_undo_file(file: Path, merged: Path, *, given: bool) -> None:
+    """Refuse a certificate in place of an undo file, and say what can be done if the usual undo file is missing.
+
+    Raises
+    ------
+    OptionError
+        The message names the ways out.
+    """
+    if is_certificate(file):
+        raise OptionError(
+            f"{file}: is the certificate of the merge, not its undo file",
+            fix=f"give the file that ends with {NAME}, or leave out --undo if it lies in the usual place",
+        )
+    if given or file.is_file():
+        return
+    ways = "give --undo FILE, or --adapter with the adapter that was merged"
+    # A model that is one file has no place for the records of earlier merges: they keep the names of their outputs.
+    others = sorted(other.name for other in file.parent.glob(f"*.{NAME}"))
+    if others:
+        ways += f"; for an earlier merge give the undo file that has the name of its output (here: {some(others)})"
+    raise OptionError(
+        f"{merged}: its undo file {file} does not exist",
+        fix=f"{ways}; a model into which nothing was merged has nothing to undo",
+    )

@@ -1,0 +1,89 @@
+"""What the certificates of earlier merges say about the adapters that are given now."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loralens.core.fingerprint import fingerprint
+from loralens.core.messages import warn
+from loralens.errors import MismatchError
+from loralens.formats.models.model_location import resolve_path
+from loralens.formats.records.merged import BEFORE, CERTIFICATE, CertifiedAdapter, certified_adapters
+from loralens.tables.numbers import number
+from loralens.verbs.inputs.merge_inputs import MergeInputs, record_path
+
+
+def check_subtracted(merged: Path, inputs: MergeInputs) -> None:
+    """Compare the adapters to be subtracted with those in the certificate of the merged model, if there is one.
+
+    Parameters
+    ----------
+    merged : Path
+    inputs : MergeInputs
+        The adapters, and the merged model in place of the base.
+
+    Raises
+    ------
+    MismatchError
+        The adapters or their weights are others, and the model stores codes: the draws of the merge can then not be
+        repeated, so the result would be wrong.
+    """
+    root = resolve_path(merged)
+    certificate = record_path(root, CERTIFICATE, folder=root.is_dir())
+    merged_in = certified_adapters(certificate)
+    if not merged_in:
+        return
+    given = [CertifiedAdapter(fingerprint(one.adapter), one.weight) for one in inputs.adapters]
+    if sorted(given) == sorted(merged_in):
+        return
+    # With several adapters, the weights alone do not tell which of them differs.
+    if [one.fingerprint for one in given] == [one.fingerprint for one in merged_in]:
+        weights = ", ".join(number(one.weight) for one in merged_in)
+        what = f"the adapter was merged with the weight {weights}, and not {number(given[0].weight)}"
+        if len(given) > 1:
+            what = f"the adapters were merged with the weights {weights}"
+        right = zip(inputs.adapters, merged_in, strict=True)
+        fix = "give " + " and ".join(f"{one.label}:{number(held.weight)}" for one, held in right)
+    else:
+        what, fix = "other adapters were merged than the given ones", "give the adapters that the certificate names"
+    error = MismatchError(f"{merged}: {certificate.name} says that {what}", fix=f"{fix}, or use the undo file")
+    # In floats the update of one of several adapters can be subtracted alone.
+    if not inputs.coded:
+        warn(error.what, error.fix)
+        return
+    raise error
+
+
+def warn_of_repeats(adapters: Sequence[Mapping[str, Any]], inputs: MergeInputs) -> None:
+    """Warn of an adapter that is given twice, or that an earlier merge put into the base.
+
+    Parameters
+    ----------
+    adapters : sequence of mapping
+        The adapters as a certificate records them.
+    inputs : MergeInputs
+    """
+    paths = {each["fingerprint"]: each["path"] for each in reversed(adapters)}
+    for fingerprint_given, times in Counter(each["fingerprint"] for each in adapters).items():
+        path = paths[fingerprint_given]
+        if times > 1:
+            warn(f"{path} is given {times} times, and is merged with the sum of the weights", "give it once")
+        for certificate in _certificates(inputs.files.root):
+            if any(one.fingerprint == fingerprint_given for one in certified_adapters(certificate)):
+                known = f"as {certificate.name} says: it is added a second time"
+                warn(
+                    f"{path} was merged into {inputs.base} before, {known}",
+                    "give the model without it as --base, or undo this merge with loralens unmerge",
+                )
+                break
+
+
+def _certificates(root: Path) -> Iterator[Path]:
+    """The certificates of a model: that of the last merge, and in a folder those of the merges before it."""
+    path = record_path(root, CERTIFICATE, folder=root.is_dir())
+    while path.is_file():
+        yield path
+        if not root.is_dir():
+            return
+        path = path.parent / BEFORE / CERTIFICATE

@@ -1,0 +1,108 @@
+"""What `merge --bits keep` and `verify` say about the error of each rounding, against sums over the stored codes."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.verbs.outputs.merges.losses import NOISY
+from tests.bases import MODULES
+from tests.verbs.low_bit_bases import decode, nf4_base, pair_adapter, stored, unpack
+from tests.verbs.test_calibrate_inputs import moments_file
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return nf4_base(tmp_path / "base")
+
+
+def merged(base: Path, size: float, rounding: Any) -> Any:
+    moments = moments_file(base.parent / "H.safetensors") if rounding == "sweep" else None
+    out = base.parent / "out"
+    return loralens.merge(pair_adapter(size), base=base, output=out, bits="keep", rounding=rounding, moments=moments)
+
+
+def error_in_codes(base: Path, out: Path, size: float) -> float:
+    """‖Q − W − ΔW‖/‖ΔW‖ over all modules, from the stored codes."""
+    before, after, adapter = stored(base), stored(out), pair_adapter(size)
+    lost = energy = 0.0
+    for name in MODULES:
+        absmax = before[f"{name}.weight.absmax"]
+        moved = decode(unpack(after[f"{name}.weight"]), absmax) - decode(unpack(before[f"{name}.weight"]), absmax)
+        D = adapter[name].dense()
+        lost, energy = lost + float(np.sum((moved - D) ** 2)), energy + float(np.sum(D**2))
+    return (lost / energy) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("rounding", "words"),
+    [
+        ("stochastic", "by stochastic rounding."),
+        ("sweep", "on the measured inputs, by a sweep."),
+        ("nearest", "by rounding to the nearest code."),
+    ],
+)
+def test_the_noise_is_the_error_that_was_measured(base: Path, rounding: str, words: str) -> None:
+    result = merged(base, 1e-3, rounding)
+    arrived, changed = result.conclusion()[1:]
+    assert arrived.endswith(words)
+    told = re.search(r"the noise is (\S+) times the update", changed)
+    assert told
+    assert float(told[1]) == pytest.approx(error_in_codes(base, base.parent / "out", 1e-3), rel=1e-3)
+
+
+def test_a_sweep_is_damaged_by_its_own_noise(base: Path) -> None:
+    result = merged(base, 4e-5, "sweep")
+    own, predicted = (result.certificate["total"][key] for key in ("relative_error", "noise"))
+    # The limit lies between what stochastic rounding would add and what the sweep added.
+    assert predicted < NOISY < own
+    assert "damaged (gain < 0.8 or error > 15)" in result.tables()[0].title
+
+
+def test_rounding_to_the_nearest_code_is_told_with_the_way_out(base: Path) -> None:
+    result = merged(base, 1e-4, "nearest")
+    (changed,) = [sentence for sentence in result.conclusion() if "codes changed" in sentence]
+    assert re.search(r"^[0-9.]+ % of the codes changed, [0-9.]+ % were clipped", changed)
+    assert f"{len(MODULES)} damaged (gain < 0.8 or error > 15)" in result.tables()[0].title
+    result = loralens.verify(base.parent / "out", base=base, adapter=pair_adapter(1e-4), rounding="nearest")
+    assert "rounding to the nearest code takes the update" in result.conclusion()[0]
+    assert "leave out --rounding nearest" in result.sentences()[0]
+    assert "dtype" not in " ".join([*result.conclusion(), *result.sentences()])
+
+
+def test_without_moments_a_sweep_is_judged_by_its_strength(base: Path) -> None:
+    merged(base, 1e-3, "sweep")
+    whole = loralens.verify(base.parent / "out", base=base, adapter=pair_adapter(1e-3))
+    assert (whole.verdict, whole.answer) == ("rounded", True)
+    assert "at full strength" in whole.conclusion()[0]
+    half = loralens.verify(base.parent / "out", base=base, adapter=(pair_adapter(1e-3), 2.0))
+    assert (half.verdict, half.answer) == ("partial", False)
+    assert ": its strength there is 0.5" in half.conclusion()[0]
+
+
+def test_a_weak_update_is_sent_to_a_sweep(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    merged(base, 2e-5, "stochastic")
+    assert "give --rounding sweep" in caplog.text
+    caplog.clear()
+    merged_again = base.parent / "H.safetensors"
+    moments_file(merged_again)
+    loralens.merge(pair_adapter(2e-5), base=base, dry_run=True, bits="keep", rounding="sweep", moments=merged_again)
+    assert "are weak compared" in caplog.text
+    assert "give --rounding sweep" not in caplog.text
+
+
+def test_columns_without_a_number_are_not_shown(base: Path) -> None:
+    titles = [column.title for column in merged(base, 1e-3, "stochastic").tables()[0].columns]
+    assert "error on inputs" not in titles
+    swept = loralens.merge(
+        pair_adapter(1e-3),
+        base=base,
+        dry_run=True,
+        bits="keep",
+        rounding="sweep",
+        moments=moments_file(base.parent / "H.safetensors"),
+    )
+    assert "error on inputs" in [column.title for column in swept.tables()[0].columns]
