@@ -173,7 +173,7 @@ def test_a_model_object_is_trained_and_left_as_it_was(home: Path, tmp_path: Path
 def test_a_plan_writes_nothing_and_needs_no_output(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plan = loralens.train(model=home / "llama", task="causal-lm", data=models.TEXTS, dry_run=True, **SHORT)
-    assert (plan.run["steps"], plan.run["rank"], plan.parts.rank, plan.output) == (2, 2, 2, None)
+    assert (plan.run["steps"], plan.run["rank"], plan.parts.ranks, plan.output) == (2, 2, (2,), None)
     assert plan.conclusion()[0].startswith("Would train ")
     assert plan.record()["target"] is None
     assert not list(tmp_path.iterdir())
