@@ -129,7 +129,12 @@ def test_an_adapter_that_is_merged_again_is_told(tmp_path: Path, caplog: pytest.
     assert f"was merged into {once} before, as once.merge_certificate.json says: it is added" in caplog.text
     caplog.clear()
     loralens.merge(adapter, adapter, base=base, bits="keep", dry_run=True)
-    assert "is given 2 times" in caplog.text
+    assert "adapter 1 and adapter 2 are the same adapter, which" in caplog.text
+    caplog.clear()
+    for name in ("a", "b"):
+        loralens.save(adapter, tmp_path / name)
+    loralens.merge(tmp_path / "a", tmp_path / "b", base=base, bits="keep", dry_run=True)
+    assert f"{tmp_path / 'a'} and {tmp_path / 'b'} are the same adapter, which" in caplog.text
 
 
 def test_a_certificate_is_not_taken_for_an_undo_file(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from loralens.core.messages import warn
 from loralens.errors import MismatchError
 from loralens.formats.models.model_location import resolve_path
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, CertifiedAdapter, certified_adapters
-from loralens.tables.numbers import number
+from loralens.tables.numbers import join_words, number
 from loralens.verbs.inputs.merge_inputs import MergeInputs, record_path
 
 
@@ -68,7 +68,9 @@ def warn_of_repeats(adapters: Sequence[Mapping[str, Any]], inputs: MergeInputs) 
     for fingerprint_given, times in Counter(each["fingerprint"] for each in adapters).items():
         path = paths[fingerprint_given]
         if times > 1:
-            warn(f"{path} is given {times} times, and is merged with the sum of the weights", "give it once")
+            same = [each["path"] for each in adapters if each["fingerprint"] == fingerprint_given]
+            what = f"{path} is given {times} times" if len({*same}) == 1 else f"{join_words(same)} are the same adapter"
+            warn(f"{what}, which is merged with the sum of the weights", "give it once")
         for certificate in _certificates(inputs.files.root):
             if any(one.fingerprint == fingerprint_given for one in certified_adapters(certificate)):
                 known = f"as {certificate.name} says: it is added a second time"
