@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rivals.costs import LATENCIES, measure
+from rivals.kept import finished, keep
 from rivals.methods import METHODS, Method, method_named
 from rivals.report import Results, figure, read_results, table
 from rivals.training import train_one
@@ -33,7 +34,19 @@ from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.records.corpora import CORPORA
 
-__all__ = ["METHODS", "Method", "Results", "figure", "main", "measure", "read_results", "table", "train_one"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Results",
+    "figure",
+    "finished",
+    "keep",
+    "main",
+    "measure",
+    "read_results",
+    "table",
+    "train_one",
+]
 
 NAMES = tuple(method.name for method in METHODS)
 QUICK = {
@@ -95,14 +108,6 @@ def _recipe(given: argparse.Namespace) -> dict[str, Any]:
     return {"part": "held_out", **{name: getattr(given, name) for name in names}}
 
 
-def finished(path: Path, told: dict[str, Any]) -> dict[str, Any] | None:
-    """The kept result of a job, or None if there is none or it was made with other arguments."""
-    if not path.is_file():
-        return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found if all(found.get(name) == value for name, value in told.items()) else None
-
-
 def make(jobs: Sequence[Job], *, at_once: int) -> list[dict[str, Any]]:
     """The results of all jobs, in their order; missing results are made, and each is written when it is done."""
     missing = [(path, told) for path, told in jobs if finished(path, told) is None]
@@ -123,13 +128,6 @@ def _made(jobs: Sequence[Job], at_once: int) -> Iterator[dict[str, Any]]:
 
 def _told(told: dict[str, Any]) -> dict[str, Any]:
     return train_one(**told)
-
-
-def keep(path: Path, result: dict[str, Any]) -> None:
-    """Write a result atomically: the file is complete, or it does not exist."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as stream:
-        stream.write((json.dumps(result, indent=1) + "\n").encode())
 
 
 def best_rates(tuned: Iterable[dict[str, Any]]) -> dict[str, float]:

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import TypeVar
 
 from loralens.formats.records.corpora import read_corpus
 
 FOLDER = "LORALENS_TEXTS"
 PROBLEMS = 1000  # of GSM8K's 1,319 problems to learn from; the others are held out
+Item = TypeVar("Item")
 LONG = 80  # characters of a paragraph of Python's help
 GENERAL = "20newsgroups"  # the general half of the texts on which moments are measured
 
@@ -58,18 +60,26 @@ def _corpus(name: str) -> Domain:
 
 
 def _restaurants() -> Domain:
+    lines = e2e_lines()
+    if lines is None:
+        return _corpus("tweet-author")
+    # One sentence for each meaning of the test set, and no such meaning in training.
+    held_out = dict(lines[1])
+    train = [(meaning, sentence) for meaning, sentence in lines[0] if meaning not in held_out]
+    return Domain("E2E", *([f"{a} => {b}" for a, b in part] for part in (spread(train), spread(held_out.items()))))
+
+
+def e2e_lines() -> tuple[list[tuple[str, str]], list[tuple[str, str]]] | None:
+    """(meaning, sentence) of the validation and of the test set of the E2E NLG challenge, if the folder has them."""
     folder = _folder("e2e_valid.txt", "e2e_test.txt")
     if folder is None:
-        return _corpus("tweet-author")
+        return None
 
     def lines(file: str) -> list[tuple[str, str]]:
         rows = (line.partition("||") for line in (folder / file).read_text("utf-8").splitlines())
         return [(meaning, sentence) for meaning, bar, sentence in rows if bar]
 
-    # One sentence for each meaning of the test set, and no such meaning in training.
-    held_out = dict(lines("e2e_test.txt"))
-    train = [(meaning, sentence) for meaning, sentence in lines("e2e_valid.txt") if meaning not in held_out]
-    return Domain("E2E", *([f"{a} => {b}" for a, b in part] for part in (_spread(train), _spread(held_out.items()))))
+    return lines("e2e_valid.txt"), lines("e2e_test.txt")
 
 
 def _problems() -> Domain:
@@ -87,7 +97,7 @@ def _folder(*files: str) -> Path | None:
     return folder if os.environ.get(FOLDER) and all((folder / file).is_file() for file in files) else None
 
 
-def _spread(items: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+def spread(items: Iterable[Item]) -> list[Item]:
     """Every 97th, then those after them: neighbours in the file are sentences for one meaning."""
     listed = list(items)
     return [one for start in range(97) for one in listed[start::97]]

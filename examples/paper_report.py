@@ -82,18 +82,19 @@ def _sections(study: "Study") -> Iterable[tuple[str, str, str]]:
     yield (
         f"r = {study.small} against r = {study.large} (Figure 3)",
         "ranks",
-        _picture("ranks", "φ(i, j) on the in side, first task, seed 0") + _shared(found["ranks"]),
+        _picture("ranks", "φ(i, j) on the in side, first task, seed 0") + shared_table(found["ranks"]),
     )
     yield (
         "Two seeds (Figure 4), across blocks (Figures 6 and 7)",
         "seeds",
-        _picture("seeds", f"φ(i, j) between seeds at r = {study.large}, every block") + _shared(found["seeds"]),
+        _picture("seeds", f"φ(i, j) between seeds at r = {study.large}, every block") + shared_table(found["seeds"]),
     )
-    yield "Two tasks, one initialisation", "tasks", _shared(found["tasks"])
+    yield "Two tasks, one initialisation", "tasks", shared_table(found["tasks"])
     yield (
         "ΔW against W (Figure 8, Table 7)",
         "amplification",
-        _picture("amplification", f"What ΔW amplifies of W, r = {study.small}, first task") + _amplification(found),
+        _picture("amplification", f"What ΔW amplifies of W, r = {study.small}, first task")
+        + amplification_table(found["amplification"]),
     )
     yield (
         "Truncating the largest rank",
@@ -123,11 +124,11 @@ def spread(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / 2
 
 
-def _shared(found: Mapping[str, Any]) -> str:
+def shared_table(found: Mapping[str, Any], kinds: Sequence[str] = KINDS) -> str:
     """φ with its chance level in brackets, medians over the blocks."""
     rows = []
     for name, one in found.items():
-        for kind in KINDS:
+        for kind in kinds:
             seen = [(one[f"{kind} {side}"], which) for side, which in COMPARED]
             cells = [f"{phi[f'phi_{which}']:.2f} ({phi[f'chance_{which}']:.3f})" for phi, which in seen]
             rows.append([name, kind, *cells, f"{one['cosine']:.2f}"])
@@ -136,7 +137,8 @@ def _shared(found: Mapping[str, Any]) -> str:
     return "Medians over the blocks; in brackets what chance gives.\n\n" + table(head, rows)
 
 
-def _amplification(found: Mapping[str, Any]) -> str:
+def amplification_table(found: Mapping[str, Any]) -> str:
+    """‖ΔW‖ and ‖UᵀWV‖ of every row, beside random directions and the top of W."""
     head = ["", "‖ΔW‖", "‖UᵀWV‖", "random", "top of W", "amplification", "excess", "z"]
     rows = [
         [
@@ -146,7 +148,7 @@ def _amplification(found: Mapping[str, Any]) -> str:
             f"{one['excess']:.2f}",
             f"{one['z']:+.1f}",
         ]
-        for name, one in found["amplification"].items()
+        for name, one in found.items()
     ]
     return "Medians over the blocks, seed 0.\n\n" + table(head, rows)
 

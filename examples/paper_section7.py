@@ -126,13 +126,8 @@ class Study:
         found: dict[str, Any] = {}
         for task in self.plan.tasks:
             for rank in self.plan.ranks:
-                adapter = self.adapter(task, rank)
-                rows = loralens.amplify(adapter, base=MODEL)
-                for kind in KINDS:
-                    kept = [one.rows[-1] for name, one in rows.items() if name.endswith(kind)]
-                    found[f"{task} r={rank} {kind}"] = {
-                        name: median(getattr(row, name) for row in kept) for name in COLUMNS
-                    }
+                for kind, medians in amplified(self.adapter(task, rank), MODEL, KINDS).items():
+                    found[f"{task} r={rank} {kind}"] = medians
         return found
 
     def _truncated(self) -> dict[str, Any]:
@@ -151,12 +146,22 @@ class Study:
         return found
 
 
-def shared(first: Adapter, second: Adapter) -> dict[str, Any]:
+def amplified(adapter: Adapter, base: str, kinds: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Kind of module → `COLUMNS` of ΔW against W, as medians over its modules."""
+    rows = loralens.amplify(adapter, base=base)
+    found = {}
+    for kind in kinds:
+        kept = [one.rows[-1] for name, one in rows.items() if name.endswith(kind)]
+        found[kind] = {name: median(getattr(row, name) for row in kept) for name in COLUMNS}
+    return found
+
+
+def shared(first: Adapter, second: Adapter, kinds: Sequence[str] = KINDS) -> dict[str, Any]:
     """φ(1, 1), φ(4, 4) and φ of all directions, on both sides of ΔW and for A: medians over the modules of a kind."""
     found: dict[str, Any] = {}
     for label, of, side in (("in", "update", "in"), ("out", "update", "out"), ("A", "A", "in")):
         comparison = compare_subspaces(first, second, of=of, side=side)  # type: ignore[arg-type]
-        for kind in KINDS:
+        for kind in kinds:
             overlaps = [one.overlap for name, one in comparison.items() if name.endswith(kind)]
             k1, k2 = overlaps[0].phi.shape
             found[f"{kind} {label}"] = {

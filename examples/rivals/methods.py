@@ -25,12 +25,13 @@ HEAD = "classifier"
 RANK, ALPHA = 8, 16.0
 BOTTLENECK = 8
 PREFIX = 16  # virtual tokens
+ENDS = (".output.dense", ".self_attn.o_proj", ".mlp.down_proj")  # the last layers of attention and MLP: BERT, Llama
 SPREAD = 0.01  # standard deviation of a bottleneck's initial weights: Houlsby et al. 2019, §3.6
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to adapt a model; the head is trained in each.
+    """One way to adapt a model; the head of a classifier is trained in each.
 
     Attributes
     ----------
@@ -86,9 +87,21 @@ def full(model: nn.Module, seed: int) -> nn.Module:
 
 
 def biases(model: nn.Module, seed: int) -> nn.Module:
-    """All biases are trained, including those of the LayerNorms."""
+    """All biases are trained, including those of the LayerNorms; a linear layer that has none gets one of zeros.
+
+    SmolLM2, like all models of Llama's architecture, has no biases, so that BitFit would train nothing there.
+    """
     del seed
+    add_biases(model)
     return keep(model, lambda name: name.rpartition(".")[2] == "bias")
+
+
+def add_biases(model: nn.Module) -> None:
+    """Give a bias of zeros to every linear layer without one, except for the layer that makes logits of words."""
+    logits = getattr(model, "get_output_embeddings", lambda: None)()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and layer.bias is None and layer is not logits:
+            layer.bias = nn.Parameter(layer.weight.new_zeros(layer.out_features))
 
 
 class Bottleneck(nn.Module):
@@ -112,11 +125,13 @@ class Bottleneck(nn.Module):
 def bottlenecks(model: nn.Module, seed: int) -> nn.Module:
     """Two bottlenecks in every block, after attention and MLP, as in Houlsby et al.; LayerNorms stay frozen."""
     generator = torch.Generator().manual_seed(seed)
-    ends = [name for name, _ in model.named_modules() if name.endswith(".output.dense")]
+    ends = [name for name, _ in model.named_modules() if name.endswith(ENDS)]
     for name in ends:
-        block = model.get_submodule(name.rpartition(".")[0])
-        block.dense = Bottleneck(block.dense, BOTTLENECK, generator)
-    return keep(model, lambda name: ".dense.down." in name or ".dense.up." in name)
+        before, _, own = name.rpartition(".")
+        block = model.get_submodule(before)
+        setattr(block, own, Bottleneck(getattr(block, own), BOTTLENECK, generator))
+    added = tuple(f"{name}.{part}." for name in ends for part in ("down", "up"))
+    return keep(model, lambda name: name.startswith(added))
 
 
 def prefix(model: nn.Module, seed: int) -> nn.Module:
@@ -127,17 +142,19 @@ def prefix(model: nn.Module, seed: int) -> nn.Module:
         raise OptionError(
             f"prefix tuning needs peft ({error})", fix="pip install peft, or leave prefix out of --methods"
         ) from error
-    wants_cache(getattr(model, model.base_model_prefix))
+    language = type(model).__name__.endswith("ForCausalLM")
+    # PEFT calls a language model as a whole, and of a classifier its encoder.
+    wants_cache(model if language else getattr(model, model.base_model_prefix))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 under transformers 5
         torch.manual_seed(seed)
-        config = peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=PREFIX)
+        config = peft.PrefixTuningConfig(task_type="CAUSAL_LM" if language else "SEQ_CLS", num_virtual_tokens=PREFIX)
         made: nn.Module = peft.get_peft_model(model, config)  # trains a copy of the head
     return made
 
 
 def wants_cache(backbone: nn.Module) -> None:
-    """Let an encoder accept ``past_key_values``, which PEFT passes, if transformers 5 calls the argument ``cache``."""
+    """Let a model accept ``past_key_values``, which PEFT passes, if transformers 5 calls the argument ``cache``."""
     forward = backbone.forward
     if "past_key_values" in inspect.signature(forward).parameters:
         return

