@@ -191,6 +191,18 @@ from loralens.verbs.outputs.training.run_display import displaying_runs
     metavar="ADAPTER",
     help="An adapter whose factors the run starts with; its modules, ranks and α are those of the run.",
 )
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="OPTION=VALUES",
+    help="Train an adapter for every combination of values: --grid rank=1,8 --grid seed=0..4 (see above). Repeatable.",
+)
+@click.option(
+    "--jobs",
+    type=options.COUNT,
+    metavar="N",
+    help="The number of runs of a grid at a time. [default: what memory and processors allow]",
+)
 @options.OVERWRITE
 @options.DRY_RUN
 @row_options(verbose="Also print every evaluation.")
@@ -204,6 +216,10 @@ def command(rows: RowOptions, **keywords: Any) -> None:
 
     During the run its files are in DIR.unfinished: the log, the snapshots, and the state from which --resume continues.
     On one machine, a run that was killed and resumed ends with the same bytes.
+
+    With --grid, DIR is a folder of runs. Values are separated by commas, globs of one value by plus signs
+    (--grid targets=all-linear,q_proj+v_proj), and 0..4 are the numbers from 0 to 4. Runs that are done are not
+    repeated; runs.csv in DIR has a row for each, with every setting and result.
 
     On several GPUs: torchrun --nproc-per-node N -m loralens train …
     """

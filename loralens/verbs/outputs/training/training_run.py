@@ -76,6 +76,8 @@ class TrainingRun:
     world : World
     device : torch.device
         The device on which the model is trained.
+    keep_model : bool
+        Whether the layers of the model are restored after the run; those of a model that was given as an object are.
 
     Raises
     ------
@@ -90,11 +92,14 @@ class TrainingRun:
         training: Training | None,
         world: "World",
         device: "Device",
+        *,
+        keep_model: bool = False,
     ) -> None:
         from loralens.training.feed import shuffle_order
 
         self.options, self.inputs, self._training, self.world = options, inputs, training, world
         self._device = device
+        self._keep_model = (keep_model or isinstance(options.model, tuple)) and not options.shard
         self.start = None if options.start_from is None else read_adapter(options.start_from, {}, applies_all=True)
         # The number is rounded up, so that every text of the last pass is used.
         self.steps = options.steps or max(1, ceil((options.epochs or 1) * len(inputs.examples) / options.batch))
@@ -204,7 +209,7 @@ class TrainingRun:
             fitted = self._fit(state, stop=lambda: termination.asked)
             self.display.clear()
             parts = TrainedParts.of(fitted.injection)
-            if isinstance(self.options.model, tuple) and not self.options.shard:
+            if self._keep_model:
                 fitted.injection.remove()
             if fitted.stopped:
                 self._say(f"stopped after step {fitted.steps}; {self._describe_files()}")

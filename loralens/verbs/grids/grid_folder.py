@@ -1,0 +1,327 @@
+"""The folder of a grid: which runs belong to it, which of them are done, and the tables of their results.
+
+==================== ===============================================================================================
+``grid.json``        every run that the folder has been asked for, in order: its settings, and what failed
+``NAME/``            the finished run of that name, as ``loralens train`` writes it
+``NAME.unfinished/`` a run that was interrupted or has diverged
+``runs.csv``         a row for each run: settings and results, the same bytes however often the grid was interrupted
+``timings.csv``      what depends on the machine and its load: seconds, and tokens or texts per second
+==================== ===============================================================================================
+"""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from io import StringIO
+from os import PathLike
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, final
+
+from loralens.core.adapter import Adapter
+from loralens.core.training import record_of
+from loralens.errors import FormatError, MismatchError, place
+from loralens.formats import load
+from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.container import read_json
+from loralens.formats.files.disk import disk_errors
+from loralens.formats.files.hold import Hold
+from loralens.formats.files.location import NAMES
+from loralens.formats.models.base_digest import base_digest
+from loralens.formats.models.model_location import model_path
+from loralens.formats.records.training import LOG, RUN
+from loralens.formats.records.training_log import history, log_entries
+from loralens.verbs.grids.spelling import value_text
+from loralens.verbs.inputs.corpus.texts import text_label
+from loralens.verbs.inputs.model_identity import digest_of_model, model_name
+from loralens.verbs.inputs.training_options import TrainingOptions
+
+RECORD, RUNS, TIMINGS = "grid.json", "runs.csv", "timings.csv"
+VERSION = 1
+# Options that change no number of a result, or none on one machine: they are no settings of a run.
+FREE = ("output", "device", "threads", "save_every", "resume", "more_steps", "overwrite", "dry_run", "shard")
+DIGITS = 12  # of a digest of texts, 48 bits
+TAIL = 0.1  # the share of the steps over which `loss_tail` is the mean
+
+Status = Literal["done", "diverged", "unfinished", "missing"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GridRun:
+    """One run of a grid.
+
+    Attributes
+    ----------
+    name : str
+        The values of the axes; also the name of its folder.
+    output : Path
+        Its folder, which exists if it is done.
+    settings : mapping of str to value
+        Every option that decides about its numbers, as JSON holds them.
+    status : str
+        ``done``, ``diverged``, ``unfinished`` or ``missing``.
+    results : mapping of str to number
+        The results, by the names of the columns of ``runs.csv``; empty unless it is done or has diverged.
+    timings : mapping of str to number
+        Seconds of all steps, and tokens (or texts) per second.
+    message : str
+        Why it has diverged.
+    """
+
+    name: str
+    output: Path
+    settings: Mapping[str, Any]
+    status: Status
+    results: Mapping[str, Any]
+    timings: Mapping[str, float]
+    message: str = ""
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter of the run, read from its folder."""
+        return load(self.output)
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of its log: every step and evaluation."""
+        folder = self.output if self.output.exists() else unfinished(self.output)
+        return log_entries(folder / LOG)
+
+
+@final
+class GridFolder:
+    """The folder of a grid, on disk.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder, which need not exist.
+
+    Raises
+    ------
+    FormatError
+        Its record is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._hold = Hold()
+        self.threads: int | None = None
+        self.settings: dict[str, dict[str, Any]] = {}
+        self.failures: dict[str, str] = {}
+        if (folder / RECORD).exists():
+            with place(folder):
+                self._read()
+
+    def _read(self) -> None:
+        record = read_json(self.folder / RECORD)
+        runs, failed = record.get("runs"), record.get("failed", {})
+        if record.get("version") != VERSION or not isinstance(runs, dict) or not isinstance(failed, dict):
+            raise FormatError(f"{RECORD} is not the record of a grid", fix="choose another folder")
+        for name, settings in runs.items():
+            # The name becomes a path, and the file may come from anybody.
+            if not isinstance(settings, dict) or name != Path(name).name or name in ("", ".", ".."):
+                raise FormatError(f"{RECORD} has a run {name!r}, which is not one", fix="choose another folder")
+        self.settings = dict(runs)
+        self.failures = {str(name): str(message) for name, message in failed.items()}
+        threads = record.get("threads")
+        self.threads = threads if isinstance(threads, int) and threads > 0 else None
+
+    def begin(self) -> None:
+        """Make the folder and hold it, so that no second grid writes there."""
+        with place(self.folder), disk_errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._hold.take(self.folder)
+
+    def release(self) -> None:
+        """Let other processes write there."""
+        self._hold.release()
+
+    def add(self, name: str, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
+        """Add a run, unless it is there already; returns whether a run with other settings has to be replaced.
+
+        Raises
+        ------
+        MismatchError
+            There is a run of this name with other settings, and ``overwrite`` is false.
+        """
+        known = self.settings.get(name)
+        new = json.loads(json.dumps(settings))
+        if known is None or known == new:
+            self.settings.setdefault(name, new)
+            return False
+        if not overwrite:
+            keys = [key for key in {**known, **new} if known.get(key) != new.get(key)]
+            differences = "; ".join(f"{key} is {known.get(key)!r} there, {new.get(key)!r} here" for key in keys[:3])
+            fix = "choose another folder, give the option as an axis, or replace these runs: --overwrite"
+            raise MismatchError(f"{self.folder}: {name} was made with other settings: {differences}", fix=fix)
+        self.settings[name] = new
+        self.failures.pop(name, None)
+        return True
+
+    def fail(self, name: str, message: str) -> None:
+        """Record that a run has diverged, so that it is not tried again."""
+        self.failures[name] = message
+        self.write_record()
+
+    def write_record(self) -> None:
+        """Write the record."""
+        record = {"version": VERSION, "threads": self.threads, "runs": self.settings, "failed": self.failures}
+        self._write(RECORD, json.dumps(record, indent=1) + "\n")
+
+    def status(self, name: str) -> Status:
+        """Whether a run is done, has diverged, was interrupted, or has not begun."""
+        target = self.folder / name
+        if (target / RUN).exists() and (target / NAMES[0]).exists():
+            return "done"
+        if name in self.failures:
+            return "diverged"
+        return "unfinished" if (unfinished(target) / RUN).exists() else "missing"
+
+    def runs(self) -> list[GridRun]:
+        """All runs, in the order in which they were first asked for."""
+        return [self._run(name, settings) for name, settings in self.settings.items()]
+
+    def _run(self, name: str, settings: Mapping[str, Any]) -> GridRun:
+        status, target = self.status(name), self.folder / name
+        results: Mapping[str, Any] = {}
+        timings: Mapping[str, float] = {}
+        if status in ("done", "diverged"):
+            folder = target if status == "done" else unfinished(target)
+            results = _results(folder, done=status == "done")
+            timings = _timings(log_entries(folder / LOG))
+        return GridRun(name, target, settings, status, results, timings, self.failures.get(name, ""))
+
+    def write_tables(self) -> list[GridRun]:
+        """Write ``runs.csv`` and ``timings.csv``; returns the runs."""
+        runs = self.runs()
+        self._write(RUNS, runs_csv(runs))
+        self._write(TIMINGS, timings_csv(runs))
+        return runs
+
+    def _write(self, name: str, text: str) -> None:
+        with place(self.folder), disk_errors(), atomic_file(self.folder / name) as file:
+            file.write(text.encode())
+
+
+def unfinished(target: Path) -> Path:
+    """The folder of a run that is not done."""
+    return target.with_name(f"{target.name}.unfinished")
+
+
+@final
+class SettingsReader:
+    """Describes runs by their settings; files that several runs read are looked at once."""
+
+    def __init__(self) -> None:
+        self._digests: dict[tuple[str, str], str] = {}
+
+    def read(self, options: TrainingOptions) -> dict[str, Any]:
+        """Every option that decides about the numbers of a run, as JSON holds it.
+
+        The files of the model and of the texts are described by digests, so that other numbers under the same name are
+        noticed.
+        """
+        settings: dict[str, Any] = {}
+        for name in options.__dataclass_fields__:
+            if name not in FREE:
+                value = getattr(options, name)
+                plain = value is None or isinstance(value, bool | int | float)
+                settings[name] = value if plain else value_text(value)
+        settings["model"] = model_name(options.model)
+        settings["base"] = self._digest("model", options.model, lambda: _base_of(options))
+        for name in ("data", "eval"):
+            if (source := getattr(options, name)) is not None:
+                # Without its folder, as in the record of the adapter: a path means nothing on another machine.
+                settings[name] = Path(text_label(source)).name
+                settings[f"{name}_digest"] = self._digest("texts", source, partial(_digest_of_texts, source))
+        return settings
+
+    def _digest(self, kind: str, source: Any, make: Callable[[], str]) -> str:
+        key = kind, str(source) if isinstance(source, str | PathLike) else str(id(source))
+        if key not in self._digests:
+            self._digests[key] = make()
+        return self._digests[key]
+
+
+def _base_of(options: TrainingOptions) -> str:
+    model = options.model
+    return digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(model_path(Path(model)))
+
+
+def _digest_of_texts(source: Any) -> str:
+    """A digest of texts or of their file; empty for the name of a corpus and for a folder."""
+    if not isinstance(source, str | PathLike):
+        return sha256(repr(list(source)).encode(errors="replace")).hexdigest()[:DIGITS]
+    if not Path(source).is_file():
+        return ""
+    with place(str(source)), disk_errors():
+        return sha256(Path(source).read_bytes()).hexdigest()[:DIGITS]
+
+
+# ---- The results of a run, from its files
+
+
+def _results(folder: Path, *, done: bool) -> dict[str, Any]:
+    """The results of a run by column; those of a diverged run are those before its end."""
+    log = history(folder / LOG)
+    record: Mapping[str, Any] = {}
+    modules: int | None = None
+    if done:
+        with place(folder):
+            adapter = load(folder)
+        record, modules = record_of(adapter) or {}, len(adapter)
+    last = max(log.losses, default=0)
+    steps = record.get("steps_done", last)
+    best = record.get("best_step")
+    written = steps if best is None else best
+    tail = [
+        loss for step, loss in log.losses.items() if step > steps - max(1, round(TAIL * steps)) and loss is not None
+    ]
+    results = {
+        "steps_done": steps,
+        "best_step": best,
+        "modules": modules,
+        "trainable": record.get("trainable"),
+        "loss": log.losses.get(written),
+        "loss_tail": fmean(tail) if tail else None,
+    }
+    first = next((measures for step, measures in log.evaluations if step == 0), {})
+    final = next((measures for step, measures in reversed(log.evaluations) if step == written), {})
+    results |= {f"before_{name}": value for name, value in first.items()}
+    results |= {f"eval_{name}": value for name, value in final.items()}
+    return results
+
+
+def _timings(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    steps = [entry for entry in entries if isinstance(entry.get("seconds"), int | float)]
+    seconds, size = sum(entry["seconds"] for entry in steps), sum(entry.get("size") or 0 for entry in steps)
+    return {"seconds": round(seconds, 3), "size": size, "size_per_second": round(size / seconds, 1) if seconds else 0.0}
+
+
+# ---- The tables
+
+
+def runs_csv(runs: Sequence[GridRun]) -> str:
+    """All runs as CSV: name, status, settings, results, and why a run has diverged."""
+    return _csv([{"run": r.name, "status": r.status, **r.settings, **r.results, "message": r.message} for r in runs])
+
+
+def timings_csv(runs: Sequence[GridRun]) -> str:
+    """The timings of all runs that have any, as CSV."""
+    return _csv([{"run": run.name, **run.timings} for run in runs if run.timings])
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    # Last, also where only a later row has a result.
+    columns.sort(key=lambda column: column == "message")
+    stream = StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
