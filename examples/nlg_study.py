@@ -120,7 +120,7 @@ def lora_runs(plan: Plan, bench: "Bench", folder: Path) -> tuple[list[dict[str, 
         return tried, {}
     every = {"rank": plan.ranks, "lr": [best["lr"]], "seed": plan.seeds}
     made = train_grid(folder / "lora", [every], bench=bench, targets=TARGETS)
-    runs = [judged_adapter(bench, folder, run) for run in made]
+    runs = [judged_adapter(bench, folder, run) for run in made if run["validation"] is not None]
     places = {(run["rank"], run["seed"]): Path(run["folder"]) for run in runs}
     return [*(run for run in tried if run["lr"] != best["lr"]), *runs], places
 
@@ -165,6 +165,7 @@ def study(plan: Plan, pairs: Pairs, folder: Path, *, device: str, threads: int) 
     return {
         "plan": {"recipe": asdict(plan.recipe), "rates": {name: list(rates) for name, rates in plan.rates.items()}}
         | {"ranks": list(plan.ranks), "seeds": list(plan.seeds), "model": plan.model, "device": device},
+        "model_size": bench.size,
         "texts": {"source": pairs.source, **bench.counts},
         "base": without_texts(base),
         "runs": [without_texts(run) for run in [*rivals, *adapted]],

@@ -57,6 +57,11 @@ class Bench:
         return self._loaded.model
 
     @property
+    def size(self) -> int:
+        """The number of parameters of the base."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
     def tokenizer(self) -> Any:
         return self._loaded.tokenizer
 
