@@ -16,7 +16,6 @@ Everything that was measured is kept, and a study that was interrupted continues
 reports/nlg.json, and figures.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,8 +28,9 @@ from runs import quiet
 
 os.environ.update(quiet())  # before torch is imported
 
+from language.options import read_options
 from language.recipe import MODEL, Recipe
-from language.texts import Pairs, read_pairs
+from language.texts import read_pairs
 from low_bit_texts import FOLDER
 
 from loralens.errors import LoraLensError
@@ -94,17 +94,18 @@ def rival_runs(plan: Plan, bench: "Bench", folder: Path) -> list[dict[str, Any]]
     """The runs of all methods beside LoRA: every rate at the first seed, and the best one at the others."""
     from language.kept_runs import best_of, rival_run
 
-    found = []
+    found: list[dict[str, Any]] = []
+    best: dict[str, Any] = {}
     for method in plan.rivals:
         tried: list[dict[str, Any]] = []
         for lr in plan.rates[method]:
-            best = best_of(tried)
-            tried.append(rival_run(bench, folder, method, lr=lr, seed=plan.seeds[0], better_than=best))
-        chosen = best_of(tried)
+            run = rival_run(bench, folder, method, lr=lr, seed=plan.seeds[0], better_than=best_of(tried))
+            tried += [run] if run else []
+        best[method] = best_of(tried)
         found += tried
-        if chosen is not None:
-            more = [rival_run(bench, folder, method, lr=chosen["lr"], seed=seed) for seed in plan.seeds[1:]]
-            found += more
+    for seed in plan.seeds[1:]:
+        runs = [rival_run(bench, folder, name, lr=run["lr"], seed=seed) for name, run in best.items() if run]
+        found += [run for run in runs if run]
     return found
 
 
@@ -120,9 +121,10 @@ def lora_runs(plan: Plan, bench: "Bench", folder: Path) -> tuple[list[dict[str, 
         return tried, {}
     every = {"rank": plan.ranks, "lr": [best["lr"]], "seed": plan.seeds}
     made = train_grid(folder / "lora", [every], bench=bench, targets=TARGETS)
-    runs = [judged_adapter(bench, folder, run) for run in made if run["validation"] is not None]
-    places = {(run["rank"], run["seed"]): Path(run["folder"]) for run in runs}
-    return [*(run for run in tried if run["lr"] != best["lr"]), *runs], places
+    finite = [run for run in made if run["validation"] is not None]
+    places = {(run["rank"], run["seed"]): Path(run["folder"]) for run in finite}
+    judged = [judged_adapter(bench, folder, run) for run in finite]
+    return [*(run for run in tried if run["lr"] != best["lr"]), *(run for run in judged if run)], places
 
 
 def section7(plan: Plan, places: Mapping[tuple[int, int], Path]) -> dict[str, Any]:
@@ -153,52 +155,43 @@ def section7(plan: Plan, places: Mapping[tuple[int, int], Path]) -> dict[str, An
     return {"ranks": measured(pairs), "seeds": measured(across), "amplification": amplification}
 
 
-def study(plan: Plan, pairs: Pairs, folder: Path, *, device: str, threads: int) -> dict[str, Any]:
+def study(plan: Plan, bench: "Bench", folder: Path) -> dict[str, Any]:
     """Train and judge what is missing; return everything that the page shows as plain numbers."""
-    from language.bench import Bench
-    from language.kept_runs import judged_base, without_texts
+    from language.kept_runs import model_facts, without_texts
 
-    bench = Bench(plan.model, pairs, plan.recipe, device=device, threads=threads)
-    base = judged_base(bench, folder)
+    facts = model_facts(bench, folder, lambda: bench.judged(bench.model))
     adapted, places = lora_runs(plan, bench, folder)
     rivals = rival_runs(plan, bench, folder)
     return {
-        "plan": {"recipe": asdict(plan.recipe), "rates": {name: list(rates) for name, rates in plan.rates.items()}}
-        | {"ranks": list(plan.ranks), "seeds": list(plan.seeds), "model": plan.model, "device": device},
-        "model_size": bench.size,
-        "texts": {"source": pairs.source, **bench.counts},
-        "base": without_texts(base),
+        "plan": {
+            "recipe": asdict(plan.recipe),
+            "rates": {name: list(rates) for name, rates in plan.rates.items()},
+            "ranks": list(plan.ranks),
+            "seeds": list(plan.seeds),
+            "model": plan.model,
+            "device": bench.device,
+        },
+        **facts,
         "runs": [without_texts(run) for run in [*rivals, *adapted]],
         **section7(plan, places),
     }
 
 
-def parsed(arguments: Sequence[str] | None, text: str | None, folder: str) -> argparse.Namespace:
-    """The options of a study of a language model."""
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    doing = parser.add_mutually_exclusive_group()
-    doing.add_argument("--full", action="store_true", help="all texts and many steps: for a GPU")
-    doing.add_argument("--report", action="store_true", help="draw the page again from its numbers")
-    parser.add_argument("--runs", type=Path, help=f"where runs are kept [{folder}; full: {folder}-full]")
-    parser.add_argument("--reports", type=Path, default=Path("reports"), help="where the page goes [reports]")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda … [cpu]")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the CPU [1]")
-    given = parser.parse_args(arguments)
-    given.runs = given.runs or Path(f"{folder}-full" if given.full else folder)
-    return given
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, judge it, and write the page."""
-    given = parsed(arguments, __doc__, "out/nlg")
+    given = read_options(arguments, __doc__, "out/nlg")
     from language.nlg_report import read, write
 
     try:
         if given.report:
             print(write(read(given.reports), given.reports))
             return
+        from language.bench import Bench
+
         plan = FULL if given.full else QUICK
-        found = study(plan, read_pairs(plan.recipe.characters), given.runs, device=given.device, threads=given.threads)
+        pairs = read_pairs(plan.recipe.characters)
+        machine = {"device": given.device, "threads": given.threads, "only_done": given.so_far}
+        found = study(plan, Bench(plan.model, pairs, plan.recipe, **machine), given.runs)
         texts = f"{FOLDER}=FOLDER " if os.environ.get(FOLDER) else ""
         found["command"] = f"{texts}python examples/nlg_study.py" + (" --full" if given.full else "")
         print(write(found, given.reports))

@@ -28,6 +28,7 @@ from loralens.verbs.inputs.models import load_headed
 
 TASK = task_named("causal-lm")
 EVALUATED = 16  # texts in a batch of an evaluation
+PARTS = ("validation", "held_out")
 LONGEST = 64  # tokens of a sentence that the model writes
 
 
@@ -41,11 +42,22 @@ class Bench:
     recipe : Recipe
     device : str
     threads : int
+    only_done : bool
+        Whether nothing is trained or judged that is not done already.
     """
 
-    def __init__(self, model: str, pairs: Pairs, recipe: Recipe, *, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: str,
+        pairs: Pairs,
+        recipe: Recipe,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        only_done: bool = False,
+    ) -> None:
         self.source, self.pairs, self.recipe = model, pairs, recipe
-        self.device, self.threads = device, threads
+        self.device, self.threads, self.only_done = device, threads, only_done
 
     @cached_property
     def _loaded(self) -> Any:
@@ -73,13 +85,14 @@ class Bench:
     def _learned(self) -> Examples:
         return self.tokens(self.pairs.train)
 
+    def part(self, name: str) -> Sequence[Pair]:
+        """The texts that a loss is measured on: those of ``validation`` or ``held_out``."""
+        recipe, pairs = self.recipe, self.pairs
+        return {"validation": pairs.validation[: recipe.validation], "held_out": pairs.held_out[: recipe.judged]}[name]
+
     @cached_property
     def _parts(self) -> dict[str, Examples]:
-        recipe, pairs = self.recipe, self.pairs
-        return {
-            "validation": self.tokens(pairs.validation[: recipe.validation]),
-            "held_out": self.tokens(pairs.held_out[: recipe.judged]),
-        }
+        return {name: self.tokens(part) for name in PARTS if (part := self.part(name))}
 
     @property
     def counts(self) -> dict[str, int]:
@@ -89,14 +102,16 @@ class Bench:
             counts |= {part: len(examples), f"{part}_tokens": sum(sum(row[1:]) for row in examples.learned or ())}
         return counts
 
-    def trained(self, method: str, *, lr: float, seed: int, **changed: Any) -> tuple[nn.Module, dict[str, Any]]:
+    def trained(
+        self, method: str, *, lr: float, seed: int, steps: int | None = None, batch: int | None = None
+    ) -> tuple[nn.Module, dict[str, Any]]:
         """A copy of the model, trained by a method of `rivals`, and the record of the run.
 
-        ``changed`` are steps or a batch other than those of the recipe. A run whose loss is no longer finite ends
-        there, and its record says so.
+        Steps and batch are by default those of the recipe. A run whose loss is no longer finite ends there, and has
+        no losses in its record.
         """
         begun, recipe = perf_counter(), self.recipe
-        steps, batch = changed.get("steps", recipe.steps), changed.get("batch", recipe.batch)
+        steps, batch = steps or recipe.steps, batch or recipe.batch
         course = Course(steps, lr=lr, schedule=recipe.schedule)  # type: ignore[arg-type]
         made = method_named(method).prepare(copy.deepcopy(self.model), seed)
         order = shuffle_order(len(self._learned), size=batch, seed=seed)

@@ -13,30 +13,35 @@ import loralens
 Axes = Mapping[str, Sequence[Any]]
 
 
-def train_grid(folder: Path, grids: Sequence[Axes], *, bench: Bench, **options: Any) -> list[dict[str, Any]]:
+def train_grid(
+    folder: Path, grids: Sequence[Axes], *, bench: Bench, part: str = "validation", **options: Any
+) -> list[dict[str, Any]]:
     """Make the runs of some grids that are missing in the folder; return the records of all, in their order.
 
     ``options`` are those of `loralens.train` that differ from the recipe of the bench, or that it does not have. The
-    loss on the validation texts is None for a run that has diverged.
+    loss on the texts of ``part``, which has this name in the record, is None for a run that has diverged. Runs that are
+    not done are left out, which happens only if the bench trains nothing.
     """
-    recipe, pairs = bench.recipe, bench.pairs
+    recipe = bench.recipe
     texts = folder.parent / "texts"
     options = {
         "model": bench.source,
         "task": "causal-lm",
-        "data": write_pairs(pairs.train, texts / "train.jsonl"),
-        "eval": write_pairs(pairs.validation[: recipe.validation], texts / "validation.jsonl"),
+        "data": write_pairs(bench.pairs.train, texts / "train.jsonl"),
+        "eval": write_pairs(bench.part(part), texts / f"{part}.jsonl"),
         "length": recipe.length,
         "schedule": recipe.schedule,
         "device": bench.device,
         "dtype": "f32",
         "threads": bench.threads,
         "jobs": 1,
+        "dry_run": bench.only_done,
     } | options
     axes = {name for grid in grids for name in grid}
     options |= {name: getattr(recipe, name) for name in ("steps", "batch") if name not in axes}
     made = loralens.train(output=folder, grid=grids, **options)
-    return [_record(run) for point in _points(grids) for run in made.where(**point)]
+    done = [run for point in _points(grids) for run in made.where(**point) if run.status in ("done", "diverged")]
+    return [_record(run, part) for run in done]
 
 
 def _points(grids: Sequence[Axes]) -> Iterator[dict[str, Any]]:
@@ -46,7 +51,7 @@ def _points(grids: Sequence[Axes]) -> Iterator[dict[str, Any]]:
             yield dict(zip(grid, values, strict=True))
 
 
-def _record(run: Any) -> dict[str, Any]:
+def _record(run: Any, part: str) -> dict[str, Any]:
     """A run of a grid as a record like those of `language.bench`."""
     losses = [entry["loss"] for entry in run.log if "loss" in entry]
     done = run.status == "done"
@@ -55,7 +60,7 @@ def _record(run: Any) -> dict[str, Any]:
         **{name: run.settings[name] for name in ("targets", "rank", "lr", "seed", "steps", "batch")},
         "trained": run.results.get("trainable"),
         "losses": losses if done else None,
-        "validation": run.results["eval_loss"] if done else None,
+        part: run.results["eval_loss"] if done else None,
         "seconds": round(run.timings.get("seconds", 0.0), 1),
         "folder": str(run.output),
     }

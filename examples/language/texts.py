@@ -17,7 +17,8 @@ from loralens.formats.records.corpora import read_corpus
 
 NEWS = "reuters-r8"
 BEGINNING, END = 10, 16  # words of a news text in the prompt and in the completion
-VALIDATION = 8  # every eighth meaning of the set that is learned from is for validation
+VALIDATION = 6  # every sixth meaning of the set that is learned from is for validation
+SEVERAL = 2  # sentences for each of these, so that a short set has enough of them
 
 
 class Pair(NamedTuple):
@@ -36,7 +37,7 @@ class Pairs:
     source : str
         Where the texts come from, for the report.
     validation, held_out : sequence of Pair
-        One completion for each prompt.
+        At most two completions for each prompt, and one.
     references : mapping of str to sequence of str
         All sentences for each prompt that is held out.
     """
@@ -70,7 +71,7 @@ def _meanings(learned: Sequence[tuple[str, str]], judged: Sequence[tuple[str, st
     return Pairs(
         "E2E NLG",
         short({prompt: sentences for prompt, sentences in own.items() if prompt not in chosen}),
-        short({prompt: own[prompt] for prompt in own if prompt in chosen}, 1),
+        short({prompt: own[prompt] for prompt in own if prompt in chosen}, SEVERAL),
         short(references, 1),
         references,
     )

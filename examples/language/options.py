@@ -1,0 +1,21 @@
+"""The command line of the studies of a language model."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def read_options(arguments: Sequence[str] | None, text: str | None, folder: str) -> argparse.Namespace:
+    """The options of a study of a language model."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    doing = parser.add_mutually_exclusive_group()
+    doing.add_argument("--report", action="store_true", help="draw the page again from its numbers")
+    doing.add_argument("--so-far", action="store_true", help="train nothing: the page of the runs that are done")
+    parser.add_argument("--full", action="store_true", help="all texts and many steps: for a GPU")
+    parser.add_argument("--runs", type=Path, help=f"where runs are kept [{folder}; full: {folder}-full]")
+    parser.add_argument("--reports", type=Path, default=Path("reports"), help="where the page goes [reports]")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda … [cpu]")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the CPU [1]")
+    given = parser.parse_args(arguments)
+    given.runs = given.runs or Path(f"{folder}-full" if given.full else folder)
+    return given

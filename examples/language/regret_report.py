@@ -1,0 +1,349 @@
+"""The page of `without_regret_study.py`: what agrees with the claims and what does not, and every sweep."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from language.page_parts import (
+    around,
+    counted,
+    keep_numbers,
+    listed,
+    log_chart,
+    machine_line,
+    rate_text,
+    read_numbers,
+)
+from language.sweeps import (
+    SAME,
+    TENFOLD,
+    Sweep,
+    Verdict,
+    gaps,
+    is_larger,
+    is_no_larger,
+    rank_spread,
+    rate_ratios,
+    sweeps,
+    within,
+)
+from paper_report import table
+
+from loralens.charts.figure import save_figure
+from loralens.charts.spec import Band, Figure, Line, LineChart
+from loralens.tables.numbers import UNDEFINED, fixed
+
+NUMBERS = "without_regret.json"
+LAYERS = {
+    "all-linear": "all layers",
+    "q_proj+k_proj+v_proj+o_proj": "attention",
+    "gate_proj+up_proj+down_proj": "MLP",
+    "v_proj": "v of all blocks",
+    "model.layers.14.self_attn.v_proj": "v of block 14",
+}
+MATCHED = 8  # the rank of all layers that attention and MLP have as many parameters as
+MARKERS = ("square", "dot", "triangle", "star")
+
+
+class Claim(NamedTuple):
+    """What the paper says, what was measured here, and whether that agrees."""
+
+    text: str
+    measured: str
+    verdict: Verdict
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What a study has measured."""
+    return read_numbers(folder / NUMBERS)
+
+
+def write(found: dict[str, Any], folder: Path) -> Path:
+    """Write page, numbers and figure; the page's path."""
+    found = keep_numbers(found, folder / NUMBERS)
+    save_figure(figure(found), folder / "without_regret.png")
+    path = folder / "without_regret.md"
+    path.write_text(page(found, Path(__file__).with_name("regret_reading.md")), encoding="utf-8")
+    return path
+
+
+class Cells:
+    """The sweeps of a study, by what is asked of them."""
+
+    def __init__(self, found: Mapping[str, Any]) -> None:
+        self.all = sweeps(found)
+        self.batch = self.all[0].batch if self.all else 0
+
+    def full(self, batch: int | None = None) -> Sweep | None:
+        """Full fine-tuning."""
+        return self._first(lambda one: one.targets is None, batch)
+
+    def ranks(self) -> list[Sweep]:
+        """LoRA on all layers, by rank."""
+        ours = [one for one in self.all if one.targets == "all-linear" and one.batch == self.batch]
+        return sorted(ours, key=lambda one: one.rank or 0)
+
+    def layers(self, name: str) -> Sweep | None:
+        """LoRA on attention or MLP."""
+        return self._first(lambda one: LAYERS.get(one.targets or "") == name, self.batch)
+
+    def matched(self, batch: int | None = None) -> Sweep | None:
+        """LoRA on all layers, at the rank that the layers are compared at."""
+        return self._first(lambda one: one.targets == "all-linear" and one.rank == MATCHED, batch)
+
+    @property
+    def larger(self) -> int | None:
+        """The larger batch."""
+        return next((one.batch for one in self.all if one.batch != self.batch), None)
+
+    def _first(self, wanted: Callable[[Sweep], bool], batch: int | None) -> Sweep | None:
+        batch = self.batch if batch is None else batch
+        return next((one for one in self.all if one.batch == batch and wanted(one)), None)
+
+
+def label(sweep: Sweep) -> str:
+    """The name of a cell in tables."""
+    if sweep.targets is None:
+        return "full fine-tuning"
+    return f"{LAYERS.get(sweep.targets, sweep.targets)}, r = {sweep.rank}"
+
+
+def claims(found: Mapping[str, Any]) -> list[Claim]:
+    """Every claim with what was measured."""
+    cells = Cells(found)
+    full, ranked, matched = cells.full(), cells.ranks(), cells.matched()
+    made = [
+        _same_rate(ranked),
+        _tenfold(ranked, full),
+        _gap("LoRA on all layers reaches the loss of full fine-tuning", ranked[-1:], full, is_no_larger),
+        _gap("also at r = 1", ranked[:1], full, is_no_larger),
+    ]
+    attention, mlp = cells.layers("attention"), cells.layers("MLP")
+    made += [
+        _gap("Attention alone trails all layers, with as many parameters", [attention], matched, is_larger),
+        _gap("MLP alone does not", [mlp], matched, is_no_larger),
+        _gap("Attention alone trails MLP alone, with as many parameters", [attention], mlp, is_larger),
+    ]
+    return [*made, _batches(cells), _capacity(cells)]
+
+
+def _same_rate(ranked: Sequence[Sweep]) -> Claim:
+    text, ratios = "The best rate does not depend on the rank", rank_spread(ranked)
+    said = ", ".join(f"r = {one.rank}: {_rates(one)}" for one in ranked)
+    step = max((one.factor for one in ranked), default=1.0)
+    known = f"a factor of {_numbers(ratios, '.1f')} between ranks" if ratios else "missing"
+    verdict = within(ratios, 1.0, step)
+    if verdict == "agrees" and any(best.edge for one in ranked for best in one.bests):
+        verdict = "not decided"  # the best rate of a rank may lie outside the grid
+    return Claim(text, f"{known} ({said}); the grid has a step of {step:.1f}", verdict)
+
+
+def _tenfold(ranked: Sequence[Sweep], full: Sweep | None) -> Claim:
+    text = "It is about ten times that of full fine-tuning"
+    ratios = rate_ratios(ranked, full) if full else []
+    if not ratios or full is None:
+        return Claim(text, "missing", "not measured")
+    step = full.factor
+    return Claim(
+        text,
+        f"{_numbers(ratios, '.0f')} times (full fine-tuning: {_rates(full)}); agrees within a step of the grid, "
+        f"{TENFOLD / step:.0f} to {TENFOLD * step:.0f}",
+        within(ratios, TENFOLD / step, TENFOLD * step),
+    )
+
+
+def _gap(
+    text: str, firsts: Sequence[Sweep | None], second: Sweep | None, judge: Callable[[Sequence[float]], Verdict]
+) -> Claim:
+    first = next(iter(firsts), None)
+    if first is None or second is None:
+        return Claim(text, "missing", "not measured")
+    differences = gaps(first, second)
+    measured = f"{label(first)} − {label(second)}: {_numbers(differences, '+.3f')}" if differences else "missing"
+    return Claim(text, measured, judge(differences))
+
+
+def _batches(cells: Cells) -> Claim:
+    text = "A large batch costs LoRA more than full fine-tuning"
+    larger = cells.larger
+    pairs = [(cells.matched(batch), cells.full(batch)) for batch in (cells.batch, larger or 0)]
+    if any(one is None or other is None for one, other in pairs):
+        return Claim(text, "missing", "not measured")
+    small, large = (gaps(one, other) for one, other in pairs if one and other)
+    if not small or not large:
+        return Claim(text, "missing", "not measured")
+    grown = [b - a for a, b in zip(small, large, strict=False)]
+    measured = (
+        f"LoRA − full fine-tuning: {_numbers(small, '+.3f')} with {cells.batch} texts, {_numbers(large, '+.3f')} with "
+        f"{larger}; the difference of these: {_numbers(grown, '+.3f')}"
+    )
+    return Claim(text, measured, is_larger(grown))
+
+
+def _capacity(cells: Cells) -> Claim:
+    text = "LoRA falls behind where its capacity ends"
+    measured = [(one.trained, one, [best.loss for best in one.bests]) for one in _by_size(cells)]
+    measured = [row for row in measured if row[2]]
+    if len(measured) < 2:
+        return Claim(text, "missing", "not measured")
+    lowest = min(sum(losses) / len(losses) for _, _, losses in measured)
+    enough = [size for size, _, losses in measured if sum(losses) / len(losses) <= lowest + SAME]
+    said = ", ".join(f"{counted(size)} parameters {around(losses, '.3f')}" for size, _, losses in measured)
+    return Claim(text, f"{said}; from {counted(min(enough))} on within {SAME} of the best", "not decided")
+
+
+def _by_size(cells: Cells) -> list[Sweep]:
+    """The cells of LoRA that differ in their number of parameters alone, and not in the kind of layer that trails."""
+    ours = [one for one in cells.all if one.targets in ("all-linear", "v_proj") or _is_one(one)]
+    return sorted((one for one in ours if one.batch == cells.batch), key=lambda one: one.trained)
+
+
+def _is_one(sweep: Sweep) -> bool:
+    return (sweep.targets or "").endswith(".v_proj")
+
+
+def _numbers(values: Sequence[float], form: str) -> str:
+    """One number for each seed."""
+    return " and ".join(fixed(form)(value) for value in values) if values else UNDEFINED
+
+
+def _rates(sweep: Sweep) -> str:
+    """The best rates of a cell, one for each seed."""
+    return " and ".join(f"{rate_text(best.fitted)}{' (end)' if best.edge else ''}" for best in sweep.bests) or "missing"
+
+
+def verdicts(found: Mapping[str, Any]) -> str:
+    """The table of the claims."""
+    rows = [[claim.text, claim.measured, f"**{claim.verdict}**"] for claim in claims(found)]
+    return table(["claim", "here (one number for each seed)", ""], rows)
+
+
+def sweep_table(found: Mapping[str, Any]) -> str:
+    """Every cell with its loss at every rate."""
+    cells = sweeps(found)
+    rows = []
+    for one in cells:
+        means = one.mean()
+        best = min(means, key=lambda lr: means[lr], default=None)
+        shown = []
+        for lr in one.rates:
+            values = [losses[lr] for losses in one.losses.values() if lr in losses]
+            finite = [value for value in values if value is not None]
+            text = around(finite, ".3f") if finite else "diverged" if values else UNDEFINED
+            shown.append(f"{rate_text(lr)}: {f'**{text}**' if lr == best else text}")
+        losses = around([each.loss for each in one.bests], ".3f")
+        size = f"{one.trained:,}" if one.trained else UNDEFINED
+        rows.append([label(one), size, f"{one.steps} × {one.batch}", "; ".join(shown), _rates(one), losses])
+    head = ["cell", "trained", "steps × texts", "loss at each rate", "best rate (fitted)", "loss at the best rate"]
+    return table(head, rows)
+
+
+def missing(found: Mapping[str, Any]) -> str:
+    """The runs of the plan that are not there, in words."""
+    lines = []
+    for one in sweeps(found):
+        for seed in found["plan"]["seeds"]:
+            lost = [lr for lr in one.rates if lr not in one.losses.get(seed, {})]
+            if lost:
+                which = "all rates" if len(lost) == len(one.rates) else listed(list(map(rate_text, lost)))
+                lines.append(f"- {label(one)}, batches of {one.batch}, seed {seed}: {which}")
+    return "\n".join(lines)
+
+
+def figure(found: Mapping[str, Any]) -> Figure:
+    """Loss against the rate for ranks, layers and batches, and the best loss against the number of parameters."""
+    cells = Cells(found)
+    ceiling = found["base"]["held_out"]
+    layers = [cells.layers("attention"), cells.layers("MLP"), cells.matched()]
+    batches = [cells.full(), cells.matched()]
+    batches += [cells.full(cells.larger), cells.matched(cells.larger)] if cells.larger else []
+    charts = [
+        _rate_chart("ranks", [cells.full(), *cells.ranks()], ceiling),
+        _rate_chart("layers, equal parameters", layers, ceiling),
+        _rate_chart("batches, equal texts", batches, ceiling, batch=True),
+        _size_chart(cells),
+    ]
+    bands = [Band([chart for chart in charts if chart is not None], columns=2)]
+    return Figure("LoRA Without Regret, in small: mean loss over the seeds", bands)
+
+
+def _rate_chart(title: str, drawn: Sequence[Sweep | None], ceiling: float, *, batch: bool = False) -> LineChart | None:
+    """The mean loss over the rate. What is worse than the untrained model is left out."""
+    lines, ticks = [], {}
+    for number, one in enumerate(sweep for sweep in drawn if sweep is not None):
+        points = {lr: loss for lr, loss in one.mean().items() if loss < ceiling}
+        if points:
+            name = label(one) + (f", {one.batch} texts" if batch else "")
+            marker = MARKERS[number % len(MARKERS)]
+            dashed = one.targets is None
+            xs, ys = list(points), list(points.values())
+            lines.append(Line(name, xs, ys, ("series", number), marker=marker, dashed=dashed))  # type: ignore[arg-type]
+            ticks |= {lr: rate_text(lr) for lr in points if round(lr / 10 ** _floor(lr), 6) == 1.0}
+    return log_chart(title, lines, "learning rate", "loss (nats per token)", ticks) if lines else None
+
+
+def _floor(value: float) -> int:
+    return int(f"{value:e}".partition("e")[2])
+
+
+def _size_chart(cells: Cells) -> LineChart | None:
+    """The best loss of every seed over the number of parameters."""
+    points = [(one.trained, best.loss) for one in _by_size(cells) for best in one.bests]
+    if not points:
+        return None
+    sizes = sorted({size for size, _ in points})
+    ticks = {10.0**power: counted(10.0**power) for power in range(2, 9) if sizes[0] <= 10.0**power <= sizes[-1]}
+    lines = [Line("LoRA, each seed", *zip(*points, strict=True), ("series", 0), marker="dot", unjoined=True)]
+    full = cells.full()
+    if full is not None and full.bests:
+        ends, loss = [sizes[0], sizes[-1]], min(best.loss for best in full.bests)
+        lines.append(Line("full fine-tuning, best seed", ends, [loss, loss], ("quiet", 0), dashed=True))
+    return log_chart("capacity: at the best rate", lines, "trained parameters", "loss (nats per token)", ticks)
+
+
+def page(found: Mapping[str, Any], reading: Path) -> str:
+    """The page as Markdown."""
+    import without_regret_study
+
+    intro = (without_regret_study.__doc__ or "").split("\n\n")[2]
+    parts = [f"    {found['command']}", "# LoRA Without Regret, in small", intro, _sizes(found)]
+    parts += ["## What agrees and what does not", verdicts(found) + RULES]
+    if reading.exists():
+        parts.append(reading.read_text(encoding="utf-8").strip())
+    parts.append("![Loss against the learning rate, and against parameters](without_regret.png)")
+    sections = [("Every sweep", sweep_table(found)), ("What is missing", missing(found) or "Nothing of the plan.")]
+    sections.append(("What this cannot show", _limits(found)))
+    parts += [f"## {title}\n\n{text.strip()}" for title, text in sections]
+    return "\n\n".join(parts) + "\n"
+
+
+RULES = f"""
+Losses are compared at the best rate of each cell, seed by seed; below {SAME} nats they are called equal. *Agrees* means
+that every seed says so, *not decided* that the seeds differ or that a best rate is at the end of its grid. A best rate
+is the lowest point of a parabola through the best rate of the grid and its neighbours."""
+
+
+def _sizes(found: Mapping[str, Any]) -> str:
+    plan, texts = found["plan"], found["texts"]
+    recipe = plan["recipe"]
+    where = "one thread of the CPU, while other programs ran" if plan["device"] == "cpu" else plan["device"]
+    return (
+        f"Base: SmolLM2-135M-Instruct ({found['model_size']:,} parameters, package `{plan['model']}`, decoded from 4 "
+        f"bits to float32); its loss is {found['base']['held_out']:.3f} before training. Texts: {texts['source']}, "
+        f"{texts['train']:,} pairs of at most {recipe['characters']} characters. **{recipe['steps']} steps of "
+        f"{recipe['batch']} texts**, AdamW, constant rate with a warm-up of 5 %. Judged on {texts['held_out']} "
+        f"sentences ({texts['held_out_tokens']:,} tokens). Seeds: "
+        f"{listed(plan['seeds'])}; ± is half of the range over them. {machine_line(found['machine'])}; {where}."
+    )
+
+
+def _limits(found: Mapping[str, Any]) -> str:
+    recipe, seeds = found["plan"]["recipe"], found["plan"]["seeds"]
+    return f"""\
+- {recipe["steps"]} steps are the beginning of a training. The paper says itself that short runs bear larger rates, and
+  its ratio of ten is that of long ones. B starts at 0, so LoRA loses more of a short run to its start.
+- Where the capacity ends: {recipe["steps"] * recipe["batch"]} texts are far fewer than fill even r = 1. A cell with few
+  parameters is slow here; that it is full cannot be seen. This claim is therefore never decided by these settings.
+- The rate of each cell is chosen on the texts that it is judged on, which favours cells with more rates a little.
+- {len(seeds)} seeds, one model of 135 million parameters, one kind of text, and no reinforcement learning.
+- Batches see the same number of texts, so a larger one has fewer steps, as in one epoch of the paper."""
