@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         plan = FULL if given.full else QUICK
         pairs = read_pairs(plan.recipe.characters)
-        machine = {"device": given.device, "threads": given.threads, "only_done": given.so_far}
+        machine = {"device": given.device, "threads": given.threads, "jobs": given.jobs, "only_done": given.so_far}
         found = study(plan, Bench(plan.model, pairs, plan.recipe, **machine), given.runs)
         texts = f"{FOLDER}=FOLDER " if os.environ.get(FOLDER) else ""
         found["command"] = f"{texts}python examples/nlg_study.py" + (" --full" if given.full else "")

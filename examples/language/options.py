@@ -16,6 +16,7 @@ def read_options(arguments: Sequence[str] | None, text: str | None, folder: str)
     parser.add_argument("--reports", type=Path, default=Path("reports"), help="where the page goes [reports]")
     parser.add_argument("--device", default="cpu", help="cpu, cuda … [cpu]")
     parser.add_argument("--threads", type=int, default=1, help="threads of the CPU [1]")
+    parser.add_argument("--jobs", type=int, default=1, help="runs of LoRA at a time [1]")
     given = parser.parse_args(arguments)
     given.runs = given.runs or Path(f"{folder}-full" if given.full else folder)
     return given

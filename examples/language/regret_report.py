@@ -116,7 +116,7 @@ def claims(found: Mapping[str, Any]) -> list[Claim]:
         _same_rate(ranked),
         _tenfold(ranked, full),
         _gap("LoRA on all layers reaches the loss of full fine-tuning", ranked[-1:], full, is_no_larger),
-        _gap("also at r = 1", ranked[:1], full, is_no_larger),
+        _gap("LoRA on all layers does so at the lowest rank too", ranked[:1], full, is_no_larger),
     ]
     attention, mlp = cells.layers("attention"), cells.layers("MLP")
     made += [
@@ -273,7 +273,7 @@ def _rate_chart(title: str, drawn: Sequence[Sweep | None], ceiling: float, *, ba
     for number, one in enumerate(sweep for sweep in drawn if sweep is not None):
         points = {lr: loss for lr, loss in one.mean().items() if loss < ceiling}
         if points:
-            name = label(one) + (f", {one.batch} texts" if batch else "")
+            name = label(one).replace("all layers", "all") + (f", {one.batch} texts" if batch else "")
             marker = MARKERS[number % len(MARKERS)]
             dashed = one.targets is None
             xs, ys = list(points), list(points.values())
@@ -297,7 +297,7 @@ def _size_chart(cells: Cells) -> LineChart | None:
     full = cells.full()
     if full is not None and full.bests:
         ends, loss = [sizes[0], sizes[-1]], min(best.loss for best in full.bests)
-        lines.append(Line("full fine-tuning, best seed", ends, [loss, loss], ("quiet", 0), dashed=True))
+        lines.append(Line("full fine-tuning, best", ends, [loss, loss], ("quiet", 0), dashed=True))
     return log_chart("capacity: at the best rate", lines, "trained parameters", "loss (nats per token)", ticks)
 
 
@@ -340,8 +340,8 @@ def _sizes(found: Mapping[str, Any]) -> str:
 def _limits(found: Mapping[str, Any]) -> str:
     recipe, seeds = found["plan"]["recipe"], found["plan"]["seeds"]
     return f"""\
-- {recipe["steps"]} steps are the beginning of a training. The paper says itself that short runs bear larger rates, and
-  its ratio of ten is that of long ones. B starts at 0, so LoRA loses more of a short run to its start.
+- {recipe["steps"]} steps are the beginning of a training. B starts at 0, so LoRA loses more of a short run to its
+  start. For runs of up to a hundred steps the paper finds a ratio of the rates of about 15; ten is that of long runs.
 - Where the capacity ends: {recipe["steps"] * recipe["batch"]} texts are far fewer than fill even r = 1. A cell with few
   parameters is slow here; that it is full cannot be seen. This claim is therefore never decided by these settings.
 - The rate of each cell is chosen on the texts that it is judged on, which favours cells with more rates a little.
