@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from os import PathLike
 
-from loralens.choices import BaseDtype, MethodName, Optimiser, Schedule, TaskName
+from loralens.choices import BaseDtype, MethodName, Optimiser, ScaleRule, Schedule, StartName, TaskName
 from loralens.errors import OptionError
+from loralens.training.course import MakeOptimiser
 from loralens.verbs.grids.axes import Grid
 from loralens.verbs.grids.grid_result import GridResult
 from loralens.verbs.grids.grid_run import train_grid
@@ -33,6 +34,11 @@ def train(
     rank_pattern: str | Sequence[str] | Mapping[str, int] = (),
     alpha: float = 16.0,
     method: MethodName = "lora",
+    scale_rule: ScaleRule | None = None,
+    start: StartName | None = None,
+    magnitude: bool | None = None,
+    lr_ratio: float | None = None,
+    freeze_a: bool | None = None,
     dropout: float = 0.0,
     base_dropout: bool = False,
     steps: int | None = None,
@@ -46,7 +52,10 @@ def train(
     lr: float | None = None,
     schedule: Schedule | None = None,
     warmup: float = 0.05,
-    optimiser: Optimiser = "adamw",
+    optimiser: Optimiser | MakeOptimiser = "adamw",
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
     weight_decay: float = 0.0,
     clip: float = 1.0,
     seed: int = 0,
@@ -64,6 +73,7 @@ def train(
     resume: bool = False,
     more_steps: int | None = None,
     start_from: AdapterSource | None = None,
+    first_a: AdapterSource | None = None,
     grid: Grid = (),
     jobs: int | None = None,
     overwrite: bool = False,
@@ -103,7 +113,12 @@ def train(
     rank_pattern : str, sequence of str, or mapping of str to int
         Other ranks for the layers that match a glob: ``"down_proj=4"``, several of them, or ``{"down_proj": 4}``.
     method : str
-        ``lora``, ``rslora``, ``lora+``, ``dora``, ``pissa`` or ``frozen-a``.
+        ``lora``, ``rslora``, ``lora+``, ``dora``, ``pissa``, ``olora``, ``lora-ga`` or ``frozen-a``: short names of
+        combinations of the next five options, each of which replaces what the method has.
+    scale_rule, start, magnitude, lr_ratio, freeze_a : optional
+        The scale ``lora`` (α/r) or ``rslora`` (α/√r); the first factors ``kaiming``, ``gaussian``, ``pissa``,
+        ``olora`` or ``lora-ga``; whether the length of every output is trained (DoRA); the learning rate of B divided
+        by that of A; whether A is not trained.
     dropout, base_dropout : float and bool
         The probability of dropout on the input of every A; whether the model's own dropout stays switched on.
     steps, epochs : int and float, optional
@@ -119,10 +134,13 @@ def train(
     lr, schedule, warmup : float, str and float
         The highest learning rate (5e-4 by default); how it changes after the warm-up, ``constant`` (the default),
         ``linear`` or ``cosine``; the share of the steps in which it rises from 0.
-    optimiser, weight_decay, clip : str, float and float
-        ``adamw``, or ``sgd`` without momentum; the weight decay of ``adamw``; the norm above which the gradient is
-        scaled
-        down, where 0 never scales it.
+    optimiser : str or callable
+        ``adamw``, ``sgd`` without momentum, or ``muon`` for the factors beside ``adamw`` for everything else. Or a
+        function that takes parameter groups and returns an optimiser of torch: ``torch.optim.RAdam``.
+    beta1, beta2, epsilon, weight_decay : float
+        β₁, β₂, ε and the weight decay of ``adamw``; ``muon`` has the weight decay too.
+    clip : float
+        The norm above which the gradient is scaled down, where 0 never scales it.
     seed : int
         Seed of the random numbers for A, new heads, the order of the texts, and dropout.
     device, dtype : str
@@ -154,6 +172,8 @@ def train(
     start_from : path or Adapter, optional
         An adapter whose factors, heads and magnitudes the run starts with. Its modules, ranks and α are those of the
         run, which is a new one: nothing is known of the optimiser.
+    first_a : path or Adapter, optional
+        An adapter whose A the run starts with, while B starts at 0. Its ranks must be those of the run.
     grid : str, mapping, or sequence of these
         Train one adapter for every combination of values of options: ``{"rank": [1, 8], "seed": range(5)}``, or as on
         the command line ``["rank=1,8", "seed=0..4"]``. Several mappings are several grids in one folder. ``output`` is

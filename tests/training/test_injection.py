@@ -119,7 +119,7 @@ def test_all_linear_means_conv1d_too_and_not_the_head() -> None:
         ({"heads": [None]}, r"heads \[None\] are not strings"),
         ({"method": None}, "'None' is not a training method"),
         ({"method": "lroa"}, r"'lroa' is not a training method\n  fix: .*nearest: lora"),
-        ({"initialisation": "zeros"}, "initialisation 'zeros' does not exist"),
+        ({"start": "zeros"}, "start 'zeros' does not exist"),
         ({"heads": ["score"]}, "no module matches 'score'"),
         ({"targets": "lm_head", "heads": ["lm_head"]}, "both adapted and trained in full"),
     ],

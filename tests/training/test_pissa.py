@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.training.layers import pissa
-from loralens.training.layers.pissa import principal_pair
+from loralens.training.starts import pissa
+from loralens.training.starts.pissa import principal_pair
 
 torch = pytest.importorskip("torch")
 

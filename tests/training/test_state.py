@@ -152,7 +152,7 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "frozen-a": ({"method": "frozen-a"}, {"method": "frozen-a", "seed": 9}, "seed is 0 there, 9 here"),
     "initialisation": (
         {},
-        {"initialisation": "gaussian"},
+        {"start": "gaussian"},
         "initialisation is 'kaiming-uniform' there, 'gaussian' here",
     ),
     "heads": ({}, {"heads": ()}, r"heads is \['classifier'\] there, \[\] here"),

@@ -109,7 +109,7 @@ def _plain_value(option: str, value: Any) -> Any:
     """A value of Python as the same value has on the command line: globs as a tuple, numbers as Python's own."""
     parse = _parser_of(option)
     if isinstance(value, str):
-        return value if parse is _as_text else _value_of(option, value, parse)
+        return _value_of(option, value, parse)
     # NumPy's numbers are not JSON.
     value = value.item() if hasattr(value, "item") and not getattr(value, "ndim", 1) else value
     return tuple(value) if isinstance(value, list) and parse is _as_list else value
@@ -154,7 +154,7 @@ def _values_of_text(option: str, text: str) -> list[Any]:
 
 
 def _value_of(option: str, word: str, parse: Callable[[str], Any]) -> Any:
-    if word == "none" and parse is not _as_text and (parse is _as_list or NoneType in _members(_HINTS[option])):
+    if word == "none" and (parse is _as_list or NoneType in _members(_HINTS[option])):
         return () if parse is _as_list else None
     try:
         return parse(word)

@@ -22,6 +22,7 @@ from statistics import fmean
 from typing import Any, Literal, final
 
 from loralens.core.adapter import Adapter
+from loralens.core.fingerprint import fingerprint
 from loralens.core.training import record_of
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats import load
@@ -35,6 +36,7 @@ from loralens.formats.models.model_location import model_path
 from loralens.formats.records.training import LOG, RUN
 from loralens.formats.records.training_log import history, log_entries
 from loralens.verbs.grids.spelling import value_text
+from loralens.verbs.inputs.adapters import load_source
 from loralens.verbs.inputs.corpus.texts import text_label
 from loralens.verbs.inputs.model_identity import digest_of_model, model_name
 from loralens.verbs.inputs.training_options import TrainingOptions
@@ -110,6 +112,7 @@ class GridFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._hold = Hold()
+        self._done: dict[str, GridRun] = {}
         self.threads: int | None = None
         self.settings: dict[str, dict[str, Any]] = {}
         self.failures: dict[str, str] = {}
@@ -184,7 +187,10 @@ class GridFolder:
 
     def runs(self) -> list[GridRun]:
         """All runs, in the order in which they were first asked for."""
-        return [self._run(name, settings) for name, settings in self.settings.items()]
+        runs = [self._done.get(name) or self._run(name, settings) for name, settings in self.settings.items()]
+        # What is finished stays as it is, and the files of many runs take long to read.
+        self._done = {run.name: run for run in runs if run.status in ("done", "diverged")}
+        return runs
 
     def _run(self, name: str, settings: Mapping[str, Any]) -> GridRun:
         status, target = self.status(name), self.folder / name
@@ -239,6 +245,9 @@ class SettingsReader:
                 # Without its folder, as in the record of the adapter: a path means nothing on another machine.
                 settings[name] = Path(text_label(source)).name
                 settings[f"{name}_digest"] = self._digest("texts", source, partial(_digest_of_texts, source))
+        for name in ("start_from", "first_a"):
+            if (source := getattr(options, name)) is not None:
+                settings[name] = self._digest("adapter", source, partial(_digest_of_adapter, source))
         return settings
 
     def _digest(self, kind: str, source: Any, make: Callable[[], str]) -> str:
@@ -251,6 +260,10 @@ class SettingsReader:
 def _base_of(options: TrainingOptions) -> str:
     model = options.model
     return digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(model_path(Path(model)))
+
+
+def _digest_of_adapter(source: Any) -> str:
+    return fingerprint(load_source(source, {}, strict=False))[:DIGITS]
 
 
 def _digest_of_texts(source: Any) -> str:

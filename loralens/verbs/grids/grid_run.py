@@ -1,26 +1,30 @@
 """Makes the missing runs of a grid, and the tables of all its runs."""
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from loralens.core.memory import free_memory
 from loralens.core.messages import note
-from loralens.errors import DivergenceError, LoraLensError, OptionError, place
+from loralens.core.threads import processor_count
+from loralens.errors import DivergenceError, OptionError, place
+from loralens.tables.numbers import count, number, size
 from loralens.verbs.grids.axes import Grid, grid_points
-from loralens.verbs.grids.grid_folder import GridFolder, SettingsReader, unfinished
+from loralens.verbs.grids.grid_checks import check_run, run_bytes
+from loralens.verbs.grids.grid_folder import GridFolder, GridRun, SettingsReader, unfinished
 from loralens.verbs.grids.grid_result import GridResult
+from loralens.verbs.grids.grid_workers import GridTask, make_runs
 from loralens.verbs.grids.shared_inputs import SharedInputs, inputs_key
-from loralens.verbs.inputs.models import restore_settings
-from loralens.verbs.inputs.training_options import TrainingOptions, fill_in
-from loralens.verbs.outputs.training.train_adapter import train_adapter
+from loralens.verbs.inputs.choices import check_counts
+from loralens.verbs.inputs.models import device_of, restore_settings
+from loralens.verbs.inputs.training_options import default_dtype, fill_in
 
-
-class PlannedRun(NamedTuple):
-    """A run of a grid: its name, and its options, which are checked."""
-
-    name: str
-    options: TrainingOptions
+# Options of a single run, which mean nothing for a grid.
+SINGLE = {"resume": "a grid goes on by itself", "more_steps": "train more steps of single runs", "shard": ""}
+# The share of the free memory that a grid takes: the estimates are rough, and the machine has other work.
+SHARE = 0.8
 
 
 def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, given: Collection[str]) -> GridResult:
@@ -33,39 +37,47 @@ def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, giv
     grid : str, mapping, or sequence of these
         The axes, see `loralens.verbs.grids.axes.grid_points`.
     jobs : int, optional
-        The number of runs at a time.
+        The number of runs at a time; by default what memory and processors allow.
     given : collection of str
         The options that are given for all runs.
+
+    Raises
+    ------
+    OptionError
+        An axis or a value is not allowed; the message names the run. Nothing has been trained.
+    MismatchError
+        The folder has a run of the same name with other settings.
     """
-    if keywords["output"] is None:
-        raise OptionError("Missing option '--output'", fix="say where to write the grid (-o FOLDER)")
-    for name in ("resume", "more_steps", "shard"):
-        if keywords[name]:
-            option = f"--{name.replace('_', '-')}"
-            fix = "leave it out: a grid goes on by itself" if name == "resume" else "leave it out"
-            raise OptionError(f"--grid and {option} exclude each other", fix=fix)
-    del jobs  # one at a time so far
+    _check_whole(keywords, jobs)
     folder = GridFolder(Path(keywords["output"]))
     planned = plan_runs(keywords, grid, given)
     reader = SettingsReader()
     replaced = {
-        run.name for run in planned if folder.add(run.name, reader.read(run.options), overwrite=keywords["overwrite"])
+        task.name
+        for task in planned
+        if folder.add(task.name, reader.read(task.options), overwrite=keywords["overwrite"])
     }
-    missing = [run for run in planned if run.name in replaced or folder.status(run.name) in ("missing", "unfinished")]
+    statuses = {task.name: folder.status(task.name) for task in planned}
+    missing = [task for task in planned if task.name in replaced or statuses[task.name] in ("missing", "unfinished")]
     axes = tuple(dict.fromkeys(option for point in grid_points(grid, given) for option in point.values))
     if keywords["dry_run"]:
         return GridResult(folder.folder, folder.runs(), axes, 0, dry=True)
-    folder.begin()
-    try:
-        folder.write_record()
-        _train_missing(folder, missing, replaced)
-        runs = folder.write_tables()
-    finally:
-        folder.release()
-    return GridResult(folder.folder, runs, axes, len(missing))
+    if missing:
+        _train_missing(folder, missing, replaced, jobs=jobs)
+    return GridResult(folder.folder, folder.write_tables(), axes, len(missing))
 
 
-def plan_runs(keywords: Mapping[str, Any], grid: Grid, given: Collection[str]) -> list[PlannedRun]:
+def _check_whole(keywords: Mapping[str, Any], jobs: int | None) -> None:
+    if keywords["output"] is None:
+        raise OptionError("Missing option '--output'", fix="say where to write the grid (-o FOLDER)")
+    for name, fix in SINGLE.items():
+        if keywords[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise OptionError(f"--grid and {option} exclude each other", fix=fix or f"leave {option} out")
+    check_counts(jobs=jobs)
+
+
+def plan_runs(keywords: Mapping[str, Any], grid: Grid, given: Collection[str]) -> list[GridTask]:
     """The runs with their options; every value is checked that can be without the model.
 
     Raises
@@ -74,32 +86,102 @@ def plan_runs(keywords: Mapping[str, Any], grid: Grid, given: Collection[str]) -
         A value is not allowed; the message names the run.
     """
     output = Path(keywords["output"])
-    planned: list[PlannedRun] = []
+    # Texts that can be iterated once only are kept for all runs.
+    keywords = {**keywords, **{name: _kept(keywords[name]) for name in ("data", "eval")}}
+    planned: list[GridTask] = []
     for point in grid_points(grid, given):
-        with place(f"{output} {point.name}" if point.values else str(output)):
+        with place(point.name):
             options = fill_in({**keywords, **point.values, "output": output / point.name})
             options.check()
-        planned.append(PlannedRun(point.name, options))
+        planned.append(GridTask(point.name, options))
     if not planned:
         raise OptionError("the grid has no axes", fix="give one: --grid rank=1,8")
     return planned
 
 
-def _train_missing(folder: GridFolder, missing: Sequence[PlannedRun], replaced: Collection[str]) -> None:
+def _kept(source: Any) -> Any:
+    return list(source) if hasattr(source, "__next__") else source
+
+
+def _train_missing(
+    folder: GridFolder, missing: Sequence[GridTask], replaced: Collection[str], *, jobs: int | None
+) -> None:
     """Make the runs that are missing, those with the same inputs one after the other."""
+    # With missing weights the seed decides about the model, so that runs of one seed follow each other.
+    ordered = sorted(missing, key=lambda task: (inputs_key(task.options), task.options.seed))
     shared = SharedInputs()
-    # With missing weights the seed decides about the model, so runs of one seed follow each other.
-    ordered = sorted(missing, key=lambda run: (inputs_key(run.options), run.options.seed))
-    for number, run in enumerate(ordered, start=1):
-        note(f"run {number} of {len(ordered)}: {run.name}")
-        begun = unfinished(folder.folder / run.name).exists()
-        options = replace(run.options, resume=begun and run.name not in replaced, overwrite=run.name in replaced)
+    with restore_settings(ordered[0].options.model):
+        needed = _check_runs(ordered, shared)
+        folder.begin()
         try:
-            with restore_settings(options.model):
-                train_adapter(options, read=shared.read, keep_model=True)
-        except DivergenceError as error:
-            folder.fail(run.name, error.what)
-            note(f"{run.name} diverged: {error.what}")
-        except LoraLensError as error:
-            raise error.at(run.name) from None
-        folder.write_tables()
+            jobs = _decide(folder, ordered, needed, jobs)
+            folder.write_record()
+            tasks = [_begun(folder, task, replaced) for task in ordered]
+            with closing(make_runs(tasks, shared, jobs=jobs)) as outcomes:
+                for done, (task, error) in enumerate(outcomes, start=1):
+                    if isinstance(error, DivergenceError):
+                        folder.fail(task.name, error.what)
+                    elif error is not None:
+                        raise error.at(task.name)
+                    run = next(run for run in folder.write_tables() if run.name == task.name)
+                    note(f"{done} of {len(tasks)}: {_told(run)}")
+        finally:
+            folder.release()
+
+
+def _check_runs(tasks: Sequence[GridTask], shared: SharedInputs) -> int:
+    """Check all runs against their models and texts, and return the memory that the largest needs, in bytes."""
+    needed = 0
+    warned: set[tuple[str, ...]] = set()
+    for task in tasks:
+        options = task.options
+        given = isinstance(options.model, tuple)
+        device = options.device if given else str(device_of(options.device))
+        dtype = options.dtype or ("f32" if given else default_dtype(device_of(options.device)))
+        inputs = shared.read(replace(options, dtype=dtype), device=device)
+        with place(task.name):
+            needed = max(needed, run_bytes(options, inputs, check_run(options, inputs)))
+        # Once for all runs that read these texts.
+        if inputs_key(options) not in warned:
+            warned.add(inputs_key(options))
+            inputs.warn_of_cut()
+    return needed
+
+
+def _decide(folder: GridFolder, tasks: Sequence[GridTask], needed: int, jobs: int | None) -> int:
+    """The number of runs at a time; decides the number of threads of each run too, once for the folder.
+
+    The threads are recorded, since the last bits of a result depend on them: a grid that is repeated has the same.
+    """
+    processors = processor_count()
+    given = tasks[0].options.threads or folder.threads
+    free = free_memory()
+    room = max(1, int(SHARE * free / needed)) if free and needed else processors
+    most = min(len(tasks), max(1, processors // (given or 1)), room)
+    # Several processes on one GPU take its memory from each other, so that only the user can want them.
+    most = most if device_of(tasks[0].options.device).type == "cpu" else 1
+    at_once = min(jobs or most, len(tasks))
+    folder.threads = given or max(1, processors // at_once)
+    # A grid of one run says nothing that the run does not say.
+    if len(tasks) > 1:
+        memory = f"about {size(needed)} each, {size(free)} free" if free else f"about {size(needed)} each"
+        threads = count(folder.threads, "thread")
+        note(f"{count(len(tasks), 'run')} to make, {at_once} at a time with {threads}: {memory}")
+    return at_once
+
+
+def _begun(folder: GridFolder, task: GridTask, replaced: Collection[str]) -> GridTask:
+    """The run with what its folder decides: whether it goes on, and its number of threads."""
+    again = task.name in replaced
+    begun = unfinished(folder.folder / task.name).exists() and not again
+    options = replace(task.options, resume=begun, overwrite=again, threads=folder.threads)
+    return GridTask(task.name, options)
+
+
+def _told(run: GridRun) -> str:
+    """A run that is finished, in one line."""
+    if run.status == "diverged":
+        return f"{run.name} diverged: {run.message}"
+    measures = {name.removeprefix("eval_"): v for name, v in run.results.items() if name.startswith("eval_")}
+    shown = measures or {"loss": run.results.get("loss_tail")}
+    return f"{run.name}: {', '.join(f'{name} {number(value)}' for name, value in shown.items())}"

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from loralens.training.course import optimiser_name
+
 
 def value_text(value: Any) -> str:
     """A value as it is written in ``--grid``, in ``runs.csv`` and in the name of a run."""
@@ -16,7 +18,8 @@ def value_text(value: Any) -> str:
         return "+".join(f"{key}={item}" for key, item in value.items())
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return "+".join(value) or "none"
-    return str(value)
+    # A function that makes an optimiser.
+    return optimiser_name(value) if callable(value) else str(value)
 
 
 def spelled(option: str) -> str:
