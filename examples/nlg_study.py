@@ -67,7 +67,7 @@ class Plan:
 
 
 QUICK = Plan(
-    Recipe(steps=32, batch=4, characters=200, length=96, schedule="linear", validation=32, judged=64, written=64),
+    Recipe(steps=24, batch=4, characters=200, length=96, schedule="linear", validation=32, judged=64, written=48),
     rates={
         "full": (1e-4, 3e-4, 1e-3),
         "bitfit": (3e-3, 1e-2, 3e-2),
@@ -77,7 +77,17 @@ QUICK = Plan(
     },
 )
 FULL = Plan(
-    Recipe(steps=3200, batch=8, characters=1000, length=192, schedule="linear", validation=64, judged=600, written=600),
+    Recipe(
+        steps=3200,
+        batch=8,
+        characters=1000,
+        length=192,
+        schedule="linear",
+        validation=64,
+        judged=600,
+        written=600,
+        longest=96,
+    ),
     rates={
         "full": (2e-5, 5e-5, 1e-4, 2e-4),
         "bitfit": (1e-3, 3e-3, 1e-2),

@@ -59,7 +59,7 @@ class Cell:
     targets: str | None = None
     rank: int | None = None
     batch: int = 4
-    steps: int = 24
+    steps: int = 16
 
 
 @dataclass(frozen=True)
@@ -86,20 +86,19 @@ def cells(
     yield Cell("ranks", full, **fixed)
     for rank in ranks:
         yield Cell("ranks", lora, ALL, rank, **fixed)
-    middle = lora[1:-1]
-    yield Cell("layers", middle, ATTENTION, 21, **fixed)
-    yield Cell("layers", middle, MLP, 13, **fixed)
-    yield Cell("batches", full[1:-1], **fewer)
-    yield Cell("batches", middle, ALL, 8, **fewer)
-    # Few parameters bear a larger rate.
-    yield Cell("capacity", lora[2:], VALUES, 1, **fixed)
-    yield Cell("capacity", lora[2:], ONE, 1, **fixed)
+    yield Cell("layers", lora, ATTENTION, 21, **fixed)
+    yield Cell("layers", lora, MLP, 13, **fixed)
+    # Few steps and few parameters bear larger rates.
+    yield Cell("batches", full[1:], **fewer)
+    yield Cell("batches", lora[1:], ALL, 8, **fewer)
+    yield Cell("capacity", lora[1:], VALUES, 1, **fixed)
+    yield Cell("capacity", lora[1:], ONE, 1, **fixed)
 
 
-QUICK_RATES = {"full": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), "lora": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
+QUICK_RATES = {"full": (1e-4, 3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2, 3e-2)}
 QUICK = Plan(
-    Recipe(steps=24, batch=4, characters=200, length=96, schedule="constant", validation=0, judged=32),
-    tuple(cells(steps=24, batch=4, larger=16, ranks=(1, 8, 64), **QUICK_RATES)),
+    Recipe(steps=16, batch=4, characters=200, length=96, schedule="constant", validation=0, judged=32),
+    tuple(cells(steps=16, batch=4, larger=16, ranks=(1, 8, 64), **QUICK_RATES)),
 )
 FULL_RATES = {
     "full": (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4),

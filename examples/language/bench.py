@@ -29,7 +29,6 @@ from loralens.verbs.inputs.models import load_headed
 TASK = task_named("causal-lm")
 EVALUATED = 16  # texts in a batch of an evaluation
 PARTS = ("validation", "held_out")
-LONGEST = 64  # tokens of a sentence that the model writes
 
 
 class Bench:
@@ -148,7 +147,7 @@ class Bench:
         ends, tokenizer = self.tokenizer.eos_token_id, self.tokenizer
         prompts = [tokenizer(prompt, verbose=False)["input_ids"] for prompt in self._written]
         with frozen_evaluation(model, gradient=False):
-            made = continuations(model, prompts, end=ends, pad=tokenizer.pad_token_id or 0, most=LONGEST)
+            made = continuations(model, prompts, end=ends, pad=tokenizer.pad_token_id or 0, most=self.recipe.longest)
         return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in made]
 
     @contextmanager

@@ -17,6 +17,8 @@ class Recipe:
         Tokens after which a text would be cut.
     validation, judged, written : int
         Texts for the choice of a learning rate, for the loss, and for BLEU.
+    longest : int
+        Tokens after which a sentence that the model writes is cut.
     """
 
     steps: int
@@ -27,3 +29,4 @@ class Recipe:
     validation: int
     judged: int
     written: int = 0
+    longest: int = 48

@@ -197,7 +197,9 @@ def test_the_sweeps_from_end_to_end(bench: Any, tmp_path: Path) -> None:
     from without_regret_study import Plan, cells, study
 
     rates = {"full": (1e-4, 1e-3, 1e-2), "lora": (1e-3, 1e-2, 1e-1)}
-    chosen = [cell for cell in cells(steps=4, batch=2, larger=4, ranks=(1, 8), **rates) if cell.part != "capacity"]
+    every = cells(steps=4, batch=2, larger=4, ranks=(1, 8), **rates)
+    # The model is so narrow that a larger rank does not fit, and has no block 14.
+    chosen = [replace(cell, rank=cell.rank and min(cell.rank, 8)) for cell in every if cell.part != "capacity"]
     bench.recipe = recipe(steps=4, validation=0, written=0)
     plan = Plan(bench.recipe, chosen, seeds=(0,), model=bench.source)
     found = study(plan, bench, tmp_path / "runs") | {"command": "this"}
