@@ -118,7 +118,7 @@ def rates(found: Mapping[str, Any]) -> str:
 def figure(found: Mapping[str, Any]) -> Figure:
     """Loss and BLEU against the number of trained parameters; a mark for each seed, and a line through LoRA's ranks."""
     groups = variants(found)
-    sizes = [run["trained"] for group in groups.values() for run in group]
+    sizes = [run["trained"] for group in groups.values() for run in group] or [1]
     ticks = {10.0**power: counted(10.0**power) for power in range(4, 10) if min(sizes) < 10.0 ** (power + 0.5)}
     ticks = {x: text for x, text in ticks.items() if min(sizes) * 0.7 < x < max(sizes) * 1.4}
     charts = [
