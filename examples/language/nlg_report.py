@@ -27,7 +27,7 @@ LABELS = {
     "full": "full fine-tuning",
     "bitfit": "BitFit, with biases added",
     "prefix": "prefix of 16 tokens",
-    "bottleneck": "bottleneck adapters, width 8",
+    "bottleneck": "bottlenecks of width 8",
 }
 MARKERS = {"full": "square", "bitfit": "triangle", "prefix": "star", "bottleneck": "dot"}
 NUMBERS = "nlg.json"
@@ -123,7 +123,7 @@ def figure(found: Mapping[str, Any]) -> Figure:
     ticks = {x: text for x, text in ticks.items() if min(sizes) * 0.7 < x < max(sizes) * 1.4}
     charts = [
         log_chart("", list(_lines(groups, key)), "trained parameters", label, ticks)
-        for key, label in (("loss", "loss on held-out sentences (nats per token)"), ("bleu", "BLEU"))
+        for key, label in (("loss", "loss (nats per token)"), ("bleu", "BLEU"))
     ]
     return Figure("Table 3 of the LoRA paper, in small: a mark for each seed", [Band(charts)])
 
