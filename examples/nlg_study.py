@@ -28,7 +28,7 @@ from runs import quiet
 
 os.environ.update(quiet())  # before torch is imported
 
-from language.options import read_options
+from language.options import read_options, show_progress
 from language.recipe import MODEL, Recipe
 from language.texts import read_pairs
 from low_bit_texts import FOLDER
@@ -167,8 +167,10 @@ def section7(plan: Plan, places: Mapping[tuple[int, int], Path]) -> dict[str, An
 
 def study(plan: Plan, bench: "Bench", folder: Path) -> dict[str, Any]:
     """Train and judge what is missing; return everything that the page shows as plain numbers."""
+    from language.bleu import new_metric
     from language.kept_runs import model_facts, without_texts
 
+    new_metric()  # what is not installed is missed now and not after hours of training
     facts = model_facts(bench, folder, lambda: bench.judged(bench.model))
     adapted, places = lora_runs(plan, bench, folder)
     rivals = rival_runs(plan, bench, folder)
@@ -198,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         from language.bench import Bench
 
+        show_progress()
         plan = FULL if given.full else QUICK
         pairs = read_pairs(plan.recipe.characters)
         machine = {"device": given.device, "threads": given.threads, "jobs": given.jobs, "only_done": given.so_far}

@@ -27,7 +27,7 @@ from runs import quiet
 
 os.environ.update(quiet())  # before torch is imported
 
-from language.options import read_options
+from language.options import read_options, show_progress
 from language.recipe import MODEL, Recipe
 from language.texts import read_pairs
 from low_bit_texts import FOLDER
@@ -161,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         from language.bench import Bench
 
+        show_progress()
         plan = FULL if given.full else QUICK
         pairs = read_pairs(plan.recipe.characters)
         machine = {"device": given.device, "threads": given.threads, "jobs": given.jobs, "only_done": given.so_far}

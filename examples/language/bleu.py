@@ -16,11 +16,7 @@ def bleu(sentences: Sequence[str], references: Sequence[Sequence[str]]) -> dict[
 
     A sentence may have any number of references.
     """
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError as error:
-        raise OptionError(f"BLEU needs sacrebleu ({error})", fix="pip install sacrebleu") from error
-    metric = BLEU(force=True)  # the sentences of E2E NLG are tokens with spaces between them
+    metric = new_metric()
     # sacrebleu takes the first references of all sentences, then the second ones …; an empty one is none.
     streams = [list(stream) for stream in zip_longest(*references, fillvalue="")]
     logging.getLogger("sacrebleu").setLevel(logging.ERROR)
@@ -28,3 +24,18 @@ def bleu(sentences: Sequence[str], references: Sequence[Sequence[str]]) -> dict[
     signature = str(metric.get_signature())
     told = json.loads(score.format(width=4, signature=signature, is_json=True))
     return {"bleu": score.score, "interval": float(told.get("confidence_var", 0.0)), "signature": signature}
+
+
+def new_metric() -> Any:
+    """BLEU as sacrebleu computes it by default.
+
+    Raises
+    ------
+    OptionError
+        sacrebleu is not installed.
+    """
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError as error:
+        raise OptionError(f"BLEU needs sacrebleu ({error})", fix="pip install sacrebleu") from error
+    return BLEU(force=True)  # the sentences of E2E NLG are tokens with spaces between them

@@ -1,6 +1,8 @@
 """The command line of the studies of a language model."""
 
 import argparse
+import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,3 +22,12 @@ def read_options(arguments: Sequence[str] | None, text: str | None, folder: str)
     given = parser.parse_args(arguments)
     given.runs = given.runs or Path(f"{folder}-full" if given.full else folder)
     return given
+
+
+def show_progress() -> None:
+    """Print what loralens says about its runs, such as the end of each run of a grid."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("  %(message)s"))
+    logger = logging.getLogger("loralens")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)

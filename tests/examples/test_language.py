@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from loralens.errors import OptionError
 from tests import models
 
 torch = pytest.importorskip("torch")
@@ -135,6 +136,14 @@ def test_bleu_is_that_of_its_formula() -> None:
     precisions = (6 / 7) * (4 / 6) * (2 / 5) * (1 / 4)
     assert found["bleu"] == pytest.approx(100 * precisions**0.25 * exp(1 - 8 / 7))
     assert "tok:13a" in found["signature"]
+
+
+def test_without_sacrebleu_a_study_ends_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nlg_study import QUICK, study
+
+    monkeypatch.setitem(__import__("sys").modules, "sacrebleu.metrics", None)
+    with pytest.raises(OptionError, match="BLEU needs sacrebleu"):
+        study(QUICK, None, Path("none"))  # type: ignore[arg-type]
 
 
 def recipe(**changes: Any) -> Any:
