@@ -5,6 +5,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from language.claims import claim_table
+from language.nlg_claims import RULES, claims
 from language.page_parts import (
     around,
     counted,
@@ -152,6 +154,7 @@ def page(found: Mapping[str, Any], reading: Path) -> str:
 
     intro = (nlg_study.__doc__ or "").split("\n\n")[2]
     parts = [f"    {found['command']}", "# Table 3 of the LoRA paper, in small", intro, _sizes(found)]
+    parts += ["## What agrees and what does not", claim_table(claims(found, variants(found))) + RULES]
     if reading.exists():
         parts.append(reading.read_text(encoding="utf-8").strip())
     parts.append("![Loss and BLEU against trained parameters](nlg.png)")

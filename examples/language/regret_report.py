@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from language.claims import SAME, Claim, Verdict, claim_table, each, is_larger, is_no_larger, missing, within
 from language.page_parts import (
     around,
     counted,
@@ -14,24 +15,12 @@ from language.page_parts import (
     rate_text,
     read_numbers,
 )
-from language.sweeps import (
-    SAME,
-    TENFOLD,
-    Sweep,
-    Verdict,
-    gaps,
-    is_larger,
-    is_no_larger,
-    rank_spread,
-    rate_ratios,
-    sweeps,
-    within,
-)
+from language.sweeps import TENFOLD, Sweep, gaps, rank_spread, rate_ratios, sweeps
 from paper_report import table
 
 from loralens.charts.figure import save_figure
 from loralens.charts.spec import Band, Figure, Line, LineChart
-from loralens.tables.numbers import UNDEFINED, fixed
+from loralens.tables.numbers import UNDEFINED
 
 NUMBERS = "without_regret.json"
 LAYERS = {
@@ -43,14 +32,6 @@ LAYERS = {
 }
 MATCHED = 8  # the rank of all layers that attention and MLP have as many parameters as
 MARKERS = ("square", "dot", "triangle", "star")
-
-
-class Claim(NamedTuple):
-    """What the paper says, what was measured here, and whether that agrees."""
-
-    text: str
-    measured: str
-    verdict: Verdict
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -131,7 +112,7 @@ def _same_rate(ranked: Sequence[Sweep]) -> Claim:
     text, ratios = "The best rate does not depend on the rank", rank_spread(ranked)
     said = ", ".join(f"r = {one.rank}: {_rates(one)}" for one in ranked)
     step = max((one.factor for one in ranked), default=1.0)
-    known = f"a factor of {_numbers(ratios, '.1f')} between ranks" if ratios else "missing"
+    known = f"a factor of {each(ratios, '.1f')} between ranks" if ratios else "missing"
     verdict = within(ratios, 1.0, step)
     if verdict == "agrees" and any(best.edge for one in ranked for best in one.bests):
         verdict = "not decided"  # the best rate of a rank may lie outside the grid
@@ -142,11 +123,11 @@ def _tenfold(ranked: Sequence[Sweep], full: Sweep | None) -> Claim:
     text = "It is about ten times that of full fine-tuning"
     ratios = rate_ratios(ranked, full) if full else []
     if not ratios or full is None:
-        return Claim(text, "missing", "not measured")
+        return missing(text)
     step = full.factor
     return Claim(
         text,
-        f"{_numbers(ratios, '.0f')} times (full fine-tuning: {_rates(full)}); agrees within a step of the grid, "
+        f"{each(ratios, '.0f')} times (full fine-tuning: {_rates(full)}); agrees within a step of the grid, "
         f"{TENFOLD / step:.0f} to {TENFOLD * step:.0f}",
         within(ratios, TENFOLD / step, TENFOLD * step),
     )
@@ -157,9 +138,9 @@ def _gap(
 ) -> Claim:
     first = next(iter(firsts), None)
     if first is None or second is None:
-        return Claim(text, "missing", "not measured")
+        return missing(text)
     differences = gaps(first, second)
-    measured = f"{label(first)} − {label(second)}: {_numbers(differences, '+.3f')}" if differences else "missing"
+    measured = f"{label(first)} − {label(second)}: {each(differences, '+.3f')}" if differences else "missing"
     return Claim(text, measured, judge(differences))
 
 
@@ -168,14 +149,14 @@ def _batches(cells: Cells) -> Claim:
     larger = cells.larger
     pairs = [(cells.matched(batch), cells.full(batch)) for batch in (cells.batch, larger or 0)]
     if any(one is None or other is None for one, other in pairs):
-        return Claim(text, "missing", "not measured")
+        return missing(text)
     small, large = (gaps(one, other) for one, other in pairs if one and other)
     if not small or not large:
-        return Claim(text, "missing", "not measured")
+        return missing(text)
     grown = [b - a for a, b in zip(small, large, strict=False)]
     measured = (
-        f"LoRA − full fine-tuning: {_numbers(small, '+.3f')} with {cells.batch} texts, {_numbers(large, '+.3f')} with "
-        f"{larger}; the difference of these: {_numbers(grown, '+.3f')}"
+        f"LoRA − full fine-tuning: {each(small, '+.3f')} with {cells.batch} texts, {each(large, '+.3f')} with "
+        f"{larger}; the difference of these: {each(grown, '+.3f')}"
     )
     return Claim(text, measured, is_larger(grown))
 
@@ -185,7 +166,7 @@ def _capacity(cells: Cells) -> Claim:
     measured = [(one.trained, one, [best.loss for best in one.bests]) for one in _by_size(cells)]
     measured = [row for row in measured if row[2]]
     if len(measured) < 2:
-        return Claim(text, "missing", "not measured")
+        return missing(text)
     lowest = min(sum(losses) / len(losses) for _, _, losses in measured)
     enough = [size for size, _, losses in measured if sum(losses) / len(losses) <= lowest + SAME]
     said = ", ".join(f"{counted(size)} parameters {around(losses, '.3f')}" for size, _, losses in measured)
@@ -202,20 +183,9 @@ def _is_one(sweep: Sweep) -> bool:
     return (sweep.targets or "").endswith(".v_proj")
 
 
-def _numbers(values: Sequence[float], form: str) -> str:
-    """One number for each seed."""
-    return " and ".join(fixed(form)(value) for value in values) if values else UNDEFINED
-
-
 def _rates(sweep: Sweep) -> str:
     """The best rates of a cell, one for each seed."""
     return " and ".join(f"{rate_text(best.fitted)}{' (end)' if best.edge else ''}" for best in sweep.bests) or "missing"
-
-
-def verdicts(found: Mapping[str, Any]) -> str:
-    """The table of the claims."""
-    rows = [[claim.text, claim.measured, f"**{claim.verdict}**"] for claim in claims(found)]
-    return table(["claim", "here (one number for each seed)", ""], rows)
 
 
 def sweep_table(found: Mapping[str, Any]) -> str:
@@ -231,14 +201,14 @@ def sweep_table(found: Mapping[str, Any]) -> str:
             finite = [value for value in values if value is not None]
             text = around(finite, ".3f") if finite else "diverged" if values else UNDEFINED
             shown.append(f"{rate_text(lr)}: {f'**{text}**' if lr == best else text}")
-        losses = around([each.loss for each in one.bests], ".3f")
+        losses = around([best.loss for best in one.bests], ".3f")
         size = f"{one.trained:,}" if one.trained else UNDEFINED
         rows.append([label(one), size, f"{one.steps} × {one.batch}", "; ".join(shown), _rates(one), losses])
     head = ["cell", "trained", "steps × texts", "loss at each rate", "best rate (fitted)", "loss at the best rate"]
     return table(head, rows)
 
 
-def missing(found: Mapping[str, Any]) -> str:
+def missing_runs(found: Mapping[str, Any]) -> str:
     """The runs of the plan that are not there, in words."""
     lines = []
     for one in sweeps(found):
@@ -307,11 +277,11 @@ def page(found: Mapping[str, Any], reading: Path) -> str:
 
     intro = (without_regret_study.__doc__ or "").split("\n\n")[2]
     parts = [f"    {found['command']}", "# LoRA Without Regret, in small", intro, _sizes(found)]
-    parts += ["## What agrees and what does not", verdicts(found) + RULES]
+    parts += ["## What agrees and what does not", claim_table(claims(found)) + RULES]
     if reading.exists():
         parts.append(reading.read_text(encoding="utf-8").strip())
     parts.append("![Loss against the learning rate, and against parameters](without_regret.png)")
-    sections = [("Every sweep", sweep_table(found)), ("What is missing", missing(found) or "Nothing of the plan.")]
+    sections = [("Every sweep", sweep_table(found)), ("What is missing", missing_runs(found) or "Nothing of the plan.")]
     sections.append(("What this cannot show", _limits(found)))
     parts += [f"## {title}\n\n{text.strip()}" for title, text in sections]
     return "\n\n".join(parts) + "\n"

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import log10
 from statistics import fmean
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-Verdict = Literal["agrees", "does not agree", "not decided", "not measured"]
-SAME = 0.02  # nats per token: losses that differ by less are called equal
 TENFOLD = 10.0  # the paper's ratio of the best rates of LoRA and of full fine-tuning
 
 
@@ -120,21 +118,6 @@ def gaps(first: Sweep, second: Sweep) -> list[float]:
     return [one.loss - other.loss for one, other in both if one and other]
 
 
-def is_larger(differences: Sequence[float]) -> Verdict:
-    """Whether all differences are larger than `SAME`: ``agrees``, or ``does not agree`` if none is."""
-    if not differences:
-        return "not measured"
-    larger = [difference > SAME for difference in differences]
-    return "agrees" if all(larger) else "not decided" if any(larger) else "does not agree"
-
-
-def is_no_larger(differences: Sequence[float]) -> Verdict:
-    """The opposite of `is_larger`."""
-    opposite: dict[Verdict, Verdict] = {"agrees": "does not agree", "does not agree": "agrees"}
-    verdict = is_larger(differences)
-    return opposite.get(verdict, verdict)
-
-
 def rank_spread(ranked: Sequence[Sweep]) -> list[float]:
     """The ratio of the largest and the smallest best rate over ranks, at every seed that all have."""
     common = [seed for seed in ranked[0].seeds if all(seed in one.seeds for one in ranked)] if ranked else []
@@ -155,11 +138,3 @@ def rate_ratios(ranked: Sequence[Sweep], full: Sweep) -> list[float]:
         if own is not None and ranked and len(rates) == len(ranked):
             found.append(10 ** fmean(log10(rate) for rate in rates) / own.fitted)
     return found
-
-
-def within(values: Sequence[float], low: float, high: float) -> Verdict:
-    """Whether all values lie in a range: ``agrees``, or ``does not agree`` if none does."""
-    if not values:
-        return "not measured"
-    inside = [low <= value <= high for value in values]
-    return "agrees" if all(inside) else "not decided" if any(inside) else "does not agree"

@@ -29,6 +29,7 @@ def numbers() -> dict[str, Any]:
                     run |= {"loss": 1.2 + 0.1 * seed, "bleu": 50.0 + seed, "interval": 4.0, "signature": "s"}
                 runs.append(run)
     shared = {f"{kind} {side}": PHI for kind in KINDS for side in ("in", "out", "A")} | {"cosine": 0.5}
+    low, high = ({"amplification": factor} for factor in (9.0, 2.0))
     columns = ("delta_norm", "projected_norm", "random_norm", "top_norm", "amplification", "excess", "z")
     texts = {"source": "E2E", "train": 9, "validation": 3, "validation_tokens": 5, "held_out": 3, "held_out_tokens": 7}
     return json.loads(json.dumps({
@@ -37,7 +38,10 @@ def numbers() -> dict[str, Any]:
         | {"model": "m", "device": "cpu"},
         "base": {"loss": 3.0, "bleu": 1.0, "interval": 0.5, "signature": "s"}, "runs": runs,
         "ranks": {"r = 8 and r = 64, seed 0": shared}, "seeds": {},
-        "amplification": {"r = 8": dict.fromkeys(columns, 1.5)},
+        "amplification": {
+            f"r = {rank}, {kind}": dict.fromkeys(columns, 1.5) | changed
+            for rank, changed in ((1, low), (64, high)) for kind in KINDS
+        },
     }))  # fmt: skip
 
 
@@ -87,3 +91,23 @@ def test_the_figure_has_a_mark_for_every_run() -> None:
     assert len(draw_figure(made).axes) == 2
     empty = figure(numbers() | {"runs": []})
     assert all(chart.empty for chart in empty.charts)
+
+
+def test_the_claims_follow_from_the_numbers() -> None:
+    from language.nlg_claims import claims
+    from language.nlg_report import variants
+
+    found = numbers()
+    made = claims(found, variants(found))
+    no = "does not agree"
+    assert [claim.verdict for claim in made] == ["agrees", no, no, "agrees", no, "not measured", "agrees"]
+    assert made[0].measured.startswith("LoRA r = 8, q and v − full fine-tuning: loss +0.000 and +0.000, BLEU +0.0")
+    for run in found["runs"]:
+        if run["method"] == "lora" and run["rank"] == 1 and "loss" in run and run["seed"] == 0:
+            run["loss"] += 0.1
+        if run["method"] in ("prefix", "bottleneck") and "loss" in run:
+            run["loss"] += 0.1
+    found["seeds"] = found["ranks"]
+    verdicts = [claim.verdict for claim in claims(found, variants(found))]
+    assert verdicts == ["agrees", "agrees", "agrees", "not decided", no, no, "agrees"]
+    assert "| **not measured** |" in page(numbers() | {"runs": []})

@@ -48,7 +48,8 @@ def test_a_cell_that_misses_a_rate_has_no_best_one() -> None:
 
 
 def test_differences_are_those_of_one_seed() -> None:
-    from language.sweeps import gaps, is_larger, is_no_larger
+    from language.claims import is_larger, is_no_larger
+    from language.sweeps import gaps
 
     first = sweep({0: bowl(1e-3, 1.5), 1: bowl(1e-3, 1.1), 2: bowl(1e-3, 9)})
     second = sweep({1: bowl(1e-3, 1.0), 0: bowl(1e-3, 1.0)})
