@@ -85,5 +85,5 @@ def _amplification(found: Mapping[str, Any], ranks: Sequence[int]) -> Claim:
 
 
 RULES = f"""
-*Agrees* means that every seed says so, *not decided* that the seeds differ. Losses that differ by less than {SAME} nats
-are called equal."""
+Methods are compared by their loss: BLEU of so few sentences is too uncertain. *Agrees* means that every seed says so,
+*not decided* that the seeds differ. Losses that differ by less than {SAME} nats are called equal."""
