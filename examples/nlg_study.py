@@ -67,9 +67,9 @@ class Plan:
 
 
 QUICK = Plan(
-    Recipe(steps=24, batch=4, characters=200, length=96, schedule="linear", validation=32, judged=64, written=48),
+    Recipe(steps=16, batch=4, characters=200, length=96, schedule="linear", validation=32, judged=48, written=32),
     rates={
-        "full": (1e-4, 3e-4, 1e-3),
+        "full": (3e-5, 1e-4, 3e-4),
         "bitfit": (3e-3, 1e-2, 3e-2),
         "prefix": (1e-2, 3e-2, 1e-1),
         "bottleneck": (1e-3, 3e-3, 1e-2),

@@ -95,7 +95,7 @@ def cells(
     yield Cell("capacity", lora[1:], ONE, 1, **fixed)
 
 
-QUICK_RATES = {"full": (1e-4, 3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2, 3e-2)}
+QUICK_RATES = {"full": (3e-5, 1e-4, 3e-4, 1e-3), "lora": (3e-4, 1e-3, 3e-3, 1e-2)}
 QUICK = Plan(
     Recipe(steps=16, batch=4, characters=200, length=96, schedule="constant", validation=0, judged=32),
     tuple(cells(steps=16, batch=4, larger=16, ranks=(1, 8, 64), **QUICK_RATES)),
