@@ -46,12 +46,8 @@ class Turn:
 
     def record(self) -> dict[str, Any]:
         """The turn as a JSON object."""
-        numbers = {
-            "norm": short_number(self.norm),
-            "length": short_number(self.length),
-            "cosine": short_number(self.cosine),
-        }
-        return {**numbers, "phi": _sides(self.phi), "chance": _sides(self.chance)}
+        numbers = _numbers(norm=self.norm, length=self.length, cosine=self.cosine)
+        return {**numbers, "phi": _numbers(**self.phi), "chance": _numbers(**self.chance)}
 
 
 @final
@@ -77,12 +73,7 @@ class GradientLook:
 
     def record(self) -> dict[str, Any]:
         """The gradient as a JSON object."""
-        return {
-            "norm": short_number(self.norm),
-            "effective_rank": short_number(self.effective_rank),
-            "overlap": short_number(self.overlap),
-            "chance": short_number(self.chance),
-        }
+        return _numbers(norm=self.norm, effective_rank=self.effective_rank, overlap=self.overlap, chance=self.chance)
 
 
 @final
@@ -106,8 +97,8 @@ class BaseLook:
 
     def record(self) -> dict[str, Any]:
         """The measures as a JSON object."""
-        numbers = {name: short_number(getattr(self, name)) for name in ("amplification", "excess", "z")}
-        return {**numbers, "share": _sides(self.share), "chance": _sides(self.chance)}
+        numbers = _numbers(amplification=self.amplification, excess=self.excess, z=self.z)
+        return {**numbers, "share": _numbers(**self.share), "chance": _numbers(**self.chance)}
 
 
 @final
@@ -140,9 +131,11 @@ class ModuleLook:
         spectrum = self.spectrum
         return {
             "s": [short_number(value) for value in spectrum.s.tolist()],
-            "frobenius": short_number(spectrum.frobenius),
-            "stable_rank": short_number(spectrum.stable_rank),
-            "effective_rank": short_number(spectrum.effective_rank),
+            **_numbers(
+                frobenius=spectrum.frobenius,
+                stable_rank=spectrum.stable_rank,
+                effective_rank=spectrum.effective_rank,
+            ),
             "previous": self.previous and self.previous.record(),
             "first": self.first and self.first.record(),
             "drift": short_number(self.drift),
@@ -247,8 +240,9 @@ def _gradient(factor: Array, columns: Array) -> GradientLook:
     return GradientLook(spectrum.frobenius, spectrum.effective_rank, overlap, chance)
 
 
-def _sides(values: Mapping[Side, float]) -> dict[str, float | None]:
-    return {side: short_number(value) for side, value in values.items()}
+def _numbers(**values: float) -> dict[str, float | None]:
+    """Numbers with the digits of the log, by their keys in it."""
+    return {key: short_number(value) for key, value in values.items()}
 
 
 def short_number(value: float) -> float | None:
