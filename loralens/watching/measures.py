@@ -18,13 +18,13 @@ from loralens.linalg.quick import QuickSVD, quick_svd
 from loralens.linalg.subspace import phi_map, update_cosine
 from loralens.tables.numbers import json_number
 
-DIGITS = 6  # of numbers in the log, which are measured to about as many
+DIGITS = 6  # significant digits of numbers in the log; they are measured to about as many
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The directions of a module beside those of an earlier look.
+    """The directions of a module compared with those of an earlier look.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Turn:
     length : float
         ‖ΔW − ΔW of the earlier look‖_F, to 1e-3 of the larger norm.
     cosine : float
-        Of the two ΔW, in [−1, 1].
+        The cosine of the two ΔW, in [−1, 1].
     phi, chance : mapping of side to float
         φ of all directions, and its mean for random ones.
     """
@@ -84,7 +84,7 @@ class BaseLook:
     Attributes
     ----------
     amplification, excess, z : float
-        As of `loralens amplify`: ‖ΔW‖/‖UᵀWV‖, ‖UᵀWV‖ relative to random directions, and its z-score.
+        As in `loralens amplify`: ‖ΔW‖/‖UᵀWV‖, ‖UᵀWV‖ relative to random directions, and its z-score.
     share, chance : mapping of side to float
         The share of the energy of ΔW in as many leading directions of W as ΔW has, and that of random directions.
     """
@@ -111,11 +111,12 @@ class ModuleLook:
     spectrum : Spectrum
         Singular values above 1e-6 of the first; none if ΔW = 0.
     previous, first : Turn or None
-        Beside the last look and the first one in which ΔW was not 0; None before that.
+        Compared with the last look, and with the first one in which ΔW was not 0; None before that.
     drift : float
-        ‖A − A₀‖_F/‖A₀‖_F, A₀ that of the first look (of an embedding B, which starts at random there); NaN without A.
+        ‖A − A₀‖_F/‖A₀‖_F, where A₀ is A at the first look. For an embedding it is the drift of B, the factor that
+        starts at random there. NaN if the module is not a pair.
     gradients : mapping of str to GradientLook
-        Of ``B`` and ``A``; empty if gradients are not watched.
+        The gradients of ``B`` and ``A``; empty if they are not watched.
     base : BaseLook or None
     """
 
