@@ -16,6 +16,7 @@ from loralens.core.naming.base_model import BaseModel
 from loralens.core.naming.matching import Shape, match
 from loralens.core.naming.storage import Storage
 from loralens.core.structured import Update, Updates
+from loralens.core.threads import Step
 from loralens.core.weights import Weight, merged_dtype, weights_of
 from loralens.errors import MismatchError
 from loralens.linalg.rounding import RoundingLoss, product_entries, sample_entries, sampled_rounding
@@ -130,10 +131,12 @@ def merge_effects(
     *,
     dtype: str | None = None,
     stochastic: bool = False,
+    step: Step | None = None,
 ) -> tuple[dict[str, MergeEffect], dict[str, int]]:
     """The effect of merging every update, from entries drawn with a fixed seed; and the weights with NaN or Inf.
 
     The merge writes ``dtype``, by default that of the base, and rounds to the nearest number unless ``stochastic``.
+    ``step`` is called with 1 for every module.
 
     Returns
     -------
@@ -145,6 +148,8 @@ def merge_effects(
     scales = _scales(modules, weights, base)
     merge_dtype = None if dtype is None else np.dtype(getattr(ml_dtypes, dtype, dtype))
     for name, spectrum in spectra.items():
+        if step:
+            step(1)
         if name not in weights or spectrum.spectral == 0:
             continue
         W, scale = weights[name].read(), scales.get(name)
