@@ -46,8 +46,8 @@ class Turn:
 
     def record(self) -> dict[str, Any]:
         """The turn as a JSON object."""
-        numbers = _numbers(norm=self.norm, length=self.length, cosine=self.cosine)
-        return {**numbers, "phi": _numbers(**self.phi), "chance": _numbers(**self.chance)}
+        numbers = _numbers({name: getattr(self, name) for name in ("norm", "length", "cosine")})
+        return {**numbers, "phi": _numbers(self.phi), "chance": _numbers(self.chance)}
 
 
 @final
@@ -73,7 +73,8 @@ class GradientLook:
 
     def record(self) -> dict[str, Any]:
         """The gradient as a JSON object."""
-        return _numbers(norm=self.norm, effective_rank=self.effective_rank, overlap=self.overlap, chance=self.chance)
+        names = ("norm", "effective_rank", "overlap", "chance")
+        return _numbers({name: getattr(self, name) for name in names})
 
 
 @final
@@ -97,8 +98,8 @@ class BaseLook:
 
     def record(self) -> dict[str, Any]:
         """The measures as a JSON object."""
-        numbers = _numbers(amplification=self.amplification, excess=self.excess, z=self.z)
-        return {**numbers, "share": _numbers(**self.share), "chance": _numbers(**self.chance)}
+        numbers = _numbers({name: getattr(self, name) for name in ("amplification", "excess", "z")})
+        return {**numbers, "share": _numbers(self.share), "chance": _numbers(self.chance)}
 
 
 @final
@@ -132,11 +133,7 @@ class ModuleLook:
         spectrum = self.spectrum
         return {
             "s": [short_number(value) for value in spectrum.s.tolist()],
-            **_numbers(
-                frobenius=spectrum.frobenius,
-                stable_rank=spectrum.stable_rank,
-                effective_rank=spectrum.effective_rank,
-            ),
+            **_numbers({name: getattr(spectrum, name) for name in ("frobenius", "stable_rank", "effective_rank")}),
             "previous": self.previous and self.previous.record(),
             "first": self.first and self.first.record(),
             "drift": short_number(self.drift),
@@ -241,7 +238,7 @@ def _gradient(factor: Array, columns: Array) -> GradientLook:
     return GradientLook(spectrum.frobenius, spectrum.effective_rank, overlap, chance)
 
 
-def _numbers(**values: float) -> dict[str, float | None]:
+def _numbers(values: Mapping[Any, float]) -> dict[str, float | None]:
     """Numbers with the digits of the log, by their keys in it."""
     return {key: short_number(value) for key, value in values.items()}
 
