@@ -15,6 +15,7 @@ from loralens.errors import OptionError
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.linalg.device import Device
 from loralens.merging.plan import Slab, TensorPlan
+from loralens.verbs.inputs.low_bit import NO_CODES
 from loralens.verbs.outputs.merges.losses import conclusion_on_texts
 from loralens.verbs.outputs.merges.merge_on_texts import changed_rows
 from tests import models
@@ -139,7 +140,7 @@ def test_a_weight_of_several_blocks_is_taken_block_by_block() -> None:
         rng.standard_normal((3000, 2)).astype(np.float32), rng.standard_normal((2, 256)).astype(np.float32), 1.0
     )
     plan = TensorPlan("w", LazyArray.of(W), W.shape, (Slab("m", 0, 3000, ((1.0, update),)),))
-    inputs: Any = SimpleNamespace(coded={}, dtypes={"w": np.dtype(np.float32)})
+    inputs: Any = SimpleNamespace(coded={}, dtypes={"w": np.dtype(np.float32)}, quantised=NO_CODES)
     whole, merged = np.zeros_like(W), np.zeros_like(W)
     blocks = 0
     for start, *rows in changed_rows(inputs, plan, "nearest", 0, None, Device.of("cpu")):
