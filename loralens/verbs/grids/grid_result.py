@@ -15,7 +15,9 @@ from loralens.verbs.grids.spelling import value_text
 
 @dataclass(frozen=True, slots=True)
 class GridResult(Tabular):
-    """The runs of a grid, in the order of ``runs.csv``; the result is a sequence of them.
+    """The runs of a grid, where the last axis varies fastest; the result is a sequence of them.
+
+    ``runs.csv`` in the folder has them too, beside those of other grids in the same folder.
 
     Attributes
     ----------

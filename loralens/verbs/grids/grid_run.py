@@ -60,11 +60,11 @@ def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, giv
     statuses = {task.name: folder.status(task.name) for task in planned}
     missing = [task for task in planned if task.name in replaced or statuses[task.name] in ("missing", "unfinished")]
     axes = tuple(dict.fromkeys(option for point in grid_points(grid, given) for option in point.values))
-    if keywords["dry_run"]:
-        return GridResult(folder.folder, folder.runs(), axes, 0, dry=True)
-    if missing:
+    if missing and not keywords["dry_run"]:
         _train_missing(folder, missing, replaced, jobs=jobs)
-    return GridResult(folder.folder, folder.write_tables(), axes, len(missing))
+    runs = {run.name: run for run in (folder.runs() if keywords["dry_run"] else folder.write_tables())}
+    own = [runs[task.name] for task in planned]
+    return GridResult(folder.folder, own, axes, len(missing), dry=keywords["dry_run"])
 
 
 def _check_whole(keywords: Mapping[str, Any], jobs: int | None) -> None:
