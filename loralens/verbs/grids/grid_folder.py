@@ -35,6 +35,7 @@ from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.model_location import model_path
 from loralens.formats.records.training import LOG, RUN
 from loralens.formats.records.training_log import history, log_entries
+from loralens.verbs.grids.grid_checks import Counts
 from loralens.verbs.grids.spelling import value_text
 from loralens.verbs.inputs.adapters import load_source
 from loralens.verbs.inputs.corpus.texts import text_label
@@ -115,6 +116,7 @@ class GridFolder:
         self._done: dict[str, GridRun] = {}
         self.threads: int | None = None
         self.settings: dict[str, dict[str, Any]] = {}
+        self.counts: dict[str, Counts] = {}
         self.failures: dict[str, str] = {}
         if (folder / RECORD).exists():
             with place(folder):
@@ -122,14 +124,20 @@ class GridFolder:
 
     def _read(self) -> None:
         record = read_json(self.folder / RECORD)
-        runs, failed = record.get("runs"), record.get("failed", {})
-        if record.get("version") != VERSION or not isinstance(runs, dict) or not isinstance(failed, dict):
+        runs, failed, counts = record.get("runs"), record.get("failed"), record.get("parameters")
+        known = all(isinstance(part, dict) for part in (runs, failed, counts))
+        if record.get("version") != VERSION or not known:
             raise FormatError(f"{RECORD} is not the record of a grid", fix="choose another folder")
         for name, settings in runs.items():
             # The name becomes a path, and the file may come from anybody.
             if not isinstance(settings, dict) or name != Path(name).name or name in ("", ".", ".."):
                 raise FormatError(f"{RECORD} has a run {name!r}, which is not one", fix="choose another folder")
         self.settings = dict(runs)
+        self.counts = {
+            name: Counts(*pair)
+            for name, pair in counts.items()
+            if isinstance(pair, list) and len(pair) == 2 and all(isinstance(count, int) for count in pair)
+        }
         self.failures = {str(name): str(message) for name, message in failed.items()}
         threads = record.get("threads")
         self.threads = threads if isinstance(threads, int) and threads > 0 else None
@@ -173,7 +181,13 @@ class GridFolder:
 
     def write_record(self) -> None:
         """Write the record."""
-        record = {"version": VERSION, "threads": self.threads, "runs": self.settings, "failed": self.failures}
+        record = {
+            "version": VERSION,
+            "threads": self.threads,
+            "runs": self.settings,
+            "parameters": self.counts,
+            "failed": self.failures,
+        }
         self._write(RECORD, json.dumps(record, indent=1) + "\n")
 
     def status(self, name: str) -> Status:
@@ -198,7 +212,8 @@ class GridFolder:
         timings: Mapping[str, float] = {}
         if status in ("done", "diverged"):
             folder = target if status == "done" else unfinished(target)
-            results = _results(folder, done=status == "done")
+            counts = self.counts.get(name)
+            results = (counts._asdict() if counts else {}) | _results(folder, done=status == "done")
             timings = _timings(log_entries(folder / LOG))
         return GridRun(name, target, settings, status, results, timings, self.failures.get(name, ""))
 
@@ -299,7 +314,6 @@ def _results(folder: Path, *, done: bool) -> dict[str, Any]:
         "steps_done": steps,
         "best_step": best,
         "modules": modules,
-        "trainable": record.get("trainable"),
         "loss": log.losses.get(written),
         "loss_tail": fmean(tail) if tail else None,
     }

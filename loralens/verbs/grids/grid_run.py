@@ -1,5 +1,6 @@
 """Makes the missing runs of a grid, and the tables of all its runs."""
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -74,6 +75,9 @@ def _check_whole(keywords: Mapping[str, Any], jobs: int | None) -> None:
         if keywords[name]:
             option = f"--{name.replace('_', '-')}"
             raise OptionError(f"--grid and {option} exclude each other", fix=fix or f"leave {option} out")
+    # torchrun starts every process with the same command.
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise OptionError("a grid is made by one process, and torchrun has started several", fix="start it without")
     check_counts(jobs=jobs)
 
 
@@ -111,7 +115,7 @@ def _train_missing(
     ordered = sorted(missing, key=lambda task: (inputs_key(task.options), task.options.seed))
     shared = SharedInputs()
     with restore_settings(ordered[0].options.model):
-        needed = _check_runs(ordered, shared)
+        needed = _check_runs(folder, ordered, shared)
         folder.begin()
         try:
             jobs = _decide(folder, ordered, needed, jobs)
@@ -129,7 +133,7 @@ def _train_missing(
             folder.release()
 
 
-def _check_runs(tasks: Sequence[GridTask], shared: SharedInputs) -> int:
+def _check_runs(folder: GridFolder, tasks: Sequence[GridTask], shared: SharedInputs) -> int:
     """Check all runs against their models and texts, and return the memory that the largest needs, in bytes."""
     needed = 0
     warned: set[tuple[str, ...]] = set()
@@ -140,7 +144,8 @@ def _check_runs(tasks: Sequence[GridTask], shared: SharedInputs) -> int:
         dtype = options.dtype or ("f32" if given else default_dtype(device_of(options.device)))
         inputs = shared.read(replace(options, dtype=dtype), device=device)
         with place(task.name):
-            needed = max(needed, run_bytes(options, inputs, check_run(options, inputs)))
+            folder.counts[task.name] = counts = check_run(options, inputs)
+            needed = max(needed, run_bytes(options, inputs, counts.trainable))
         # Once for all runs that read these texts.
         if inputs_key(options) not in warned:
             warned.add(inputs_key(options))

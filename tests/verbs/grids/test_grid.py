@@ -127,6 +127,24 @@ def test_the_listing_is_the_table(made: GridResult) -> None:
     assert set(frame[0]) == set(table[0])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "dora", "targets": "*_proj,embed_tokens"},
+        {"freeze_a": True, "targets": "q_proj,embed_tokens", "rank_pattern": "q_proj=3"},
+        {"method": "pissa", "heads": "lm_head"},
+    ],
+)
+def test_parameters_are_counted_without_training(home: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    from loralens.training.injection import inject
+
+    (run,) = grid(**speak(home, steps=1, **options), grid={"rank": [2]}, output=tmp_path / "g")
+    pattern = {"q_proj": 3} if "rank_pattern" in options else None
+    given = {key: value.split(",") if key == "targets" else value for key, value in options.items()}
+    made = inject(models.llama(), rank=2, **given | {"rank_pattern": pattern})
+    assert (run.results["trainable"], run.results["frozen"]) == (made.trainable, made.frozen)
+
+
 def test_runs_are_chosen_by_their_settings(made: GridResult) -> None:
     assert [run.settings["seed"] for run in made.where(rank=2, targets="q_proj+v_proj")] == [0, 1]
     assert made.where(rank=3) == []
@@ -243,7 +261,16 @@ def test_a_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "g").exists()
 
 
-@pytest.mark.parametrize("text", ["[]", '{"version": 2, "runs": {}}', '{"version": 1, "runs": {"../x": {}}}', "{"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{",
+        '{"version": 1, "runs": {}}',
+        '{"version": 2, "runs": {}, "failed": {}, "parameters": {}}',
+        '{"version": 1, "runs": {"../x": {}}, "failed": {}, "parameters": {}}',
+    ],
+)
 def test_a_damaged_record_is_refused(home: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "g").mkdir()
     (tmp_path / "g" / "grid.json").write_text(text)
