@@ -187,6 +187,47 @@ def test_another_setting_in_the_same_folder_is_refused_and_overwrite_replaces(ho
     assert [(row["rank"], row["lr"]) for row in rows(folder)] == [("1", "0.02"), ("2", "0.01")]
 
 
+def test_a_kill_while_runs_are_replaced_does_not_leave_the_old_one(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, axes = tmp_path / "g", {"rank": [1, 2]}
+    old = [weights(run.output) for run in grid(**speak(home), grid=axes, output=folder)]
+    with monkeypatch.context() as patch:
+
+        def kill(*args: Any, **more: Any) -> Any:
+            raise KeyboardInterrupt
+
+        patch.setattr("loralens.verbs.grids.grid_workers.train_adapter", kill)
+        with pytest.raises(KeyboardInterrupt):
+            grid(**speak(home, lr=0.02), grid=axes, output=folder, overwrite=True)
+    assert grid(**speak(home, lr=0.02), grid=axes, output=folder, dry_run=True)[0].status == "missing"
+    again = grid(**speak(home, lr=0.02), grid=axes, output=folder)
+    assert again.trained == 2
+    assert all(weights(run.output) != before for run, before in zip(again, old, strict=True))
+    assert grid(**speak(home, lr=0.02), grid=axes, output=folder).trained == 0
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "run.json", "adapter_model.safetensors"])
+def test_a_folder_of_something_else_is_refused(home: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / name).write_text("mine")
+    with pytest.raises(OptionError, match=f"holds {name}, which no grid has written there"):
+        grid(**speak(home), grid={"rank": [1]}, output=tmp_path / "g")
+    assert (tmp_path / "g" / name).read_text() == "mine"
+    with pytest.raises(OptionError, match="is a file, but a grid is a folder"):
+        grid(**speak(home), grid={"rank": [1]}, output=tmp_path / "g" / name)
+
+
+def test_one_process_makes_a_grid(home: Path, made: GridResult) -> None:
+    from loralens.verbs.grids.grid_folder import GridFolder
+
+    first = GridFolder(made.output, hold=True)
+    with pytest.raises(OptionError, match="a run is going on there at this moment"):
+        grid(**speak(home), grid=AXES, output=made.output)
+    first.release()
+    assert grid(**speak(home), grid=AXES, output=made.output).trained == 0
+
+
 def test_other_texts_under_the_same_name_are_other_settings(home: Path, tmp_path: Path) -> None:
     data = tmp_path / "t.txt"
     data.write_text((home / "d.txt").read_text())
@@ -215,7 +256,7 @@ def test_a_run_that_diverges_does_not_stop_the_others_and_is_not_tried_again(hom
         ({}, {"rank": [1, 200]}, r"rank=200: rank 200 is larger than the matrix of any target allows"),
         ({}, {"targets": ["q_proj", "q_prj"]}, r"targets=q_prj: no module matches 'q_prj'\n  fix: .*q_proj"),
         ({}, {"batch": [4, 6], "accumulate": 4}, "batch=6_accumulate=4: a batch of 6 cannot be cut into 4"),
-        ({}, {"lr_ratio": [1, -1]}, "lr-ratio=-1: lr_ratio -1.0 is not a positive number"),
+        ({}, {"lr_ratio": [1, -1]}, "lr-ratio=-1: lr_ratio -1 is not a positive number"),
         ({}, {"beta1": [0.9, 1.0]}, "beta1=1: beta1 1.0 is not a number in"),
         ({}, {"start": ["kaiming", "kaimnig"]}, "start=kaimnig: start 'kaimnig' is not possible"),
         ({}, {"dropout": [0.0, 1.5]}, "dropout=1.5: dropout 1.5 is not in"),
