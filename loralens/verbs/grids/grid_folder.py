@@ -24,15 +24,15 @@ from typing import Any, Literal, final
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.training import record_of
-from loralens.errors import FormatError, MismatchError, OptionError, place
+from loralens.errors import MismatchError, OptionError, place
 from loralens.formats import load
 from loralens.formats.files.atomic import atomic_file
-from loralens.formats.files.container import read_json
 from loralens.formats.files.disk import disk_errors
 from loralens.formats.files.hold import Hold
 from loralens.formats.files.location import NAMES
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.model_location import model_path
+from loralens.formats.records.grid_record import RECORD, VERSION, is_finished, read_grid
 from loralens.formats.records.training import LOG, RUN
 from loralens.formats.records.training_log import history, log_entries
 from loralens.verbs.grids.grid_checks import Counts
@@ -42,8 +42,7 @@ from loralens.verbs.inputs.corpus.texts import text_label
 from loralens.verbs.inputs.model_identity import digest_of_model, model_name
 from loralens.verbs.inputs.training_options import TrainingOptions
 
-RECORD, RUNS, TIMINGS = "grid.json", "runs.csv", "timings.csv"
-VERSION = 1
+RUNS, TIMINGS = "runs.csv", "timings.csv"
 # Options that change no number of a result, or none on one machine: they are no settings of a run.
 FREE = ("output", "device", "threads", "save_every", "resume", "more_steps", "overwrite", "dry_run", "shard")
 DIGITS = 12  # of a digest of texts, 48 bits
@@ -130,22 +129,14 @@ class GridFolder:
         self.replaced: set[str] = set()
         self._known = (folder / RECORD).exists()
         if self._known:
-            with place(folder):
-                self._read()
+            self._read()
         elif stranger := next((name for name in (RUNS, TIMINGS, RUN, NAMES[0]) if (folder / name).exists()), None):
             what = f"{folder}: holds {stranger}, which no grid has written there"
             raise OptionError(what, fix="choose another folder")
 
     def _read(self) -> None:
-        record = read_json(self.folder / RECORD)
-        runs, failed, counts = record.get("runs"), record.get("failed"), record.get("parameters")
-        known = all(isinstance(part, dict) for part in (runs, failed, counts))
-        if record.get("version") != VERSION or not known:
-            raise FormatError(f"{RECORD} is not the record of a grid", fix="choose another folder")
-        for name, settings in runs.items():
-            # The name becomes a path, and the file may come from anybody.
-            if not isinstance(settings, dict) or name != Path(name).name or name in ("", ".", ".."):
-                raise FormatError(f"{RECORD} has a run {name!r}, which is not one", fix="choose another folder")
+        record = read_grid(self.folder)
+        runs, failed, counts = record["runs"], record["failed"], record["parameters"]
         self.settings = dict(runs)
         self.counts = {
             name: Counts(*pair)
@@ -225,7 +216,7 @@ class GridFolder:
         target = self.folder / name
         if name in self.replaced:
             return "missing"
-        if (target / RUN).exists() and (target / NAMES[0]).exists():
+        if is_finished(target):
             return "done"
         if name in self.failures:
             return "diverged"

@@ -270,6 +270,8 @@ def test_every_value_is_checked_before_the_first_run(
     home: Path, tmp_path: Path, more: dict[str, Any], axes: Any, words: str
 ) -> None:
     options = {key: value for key, value in speak(home, **more).items() if key not in axes}
+    if "data" in axes:
+        axes = {"data": [home / name for name in axes["data"]]}
     with pytest.raises(OptionError, match=words):
         grid(**options, grid=axes, output=tmp_path / "g")
     assert not (tmp_path / "g").exists()
@@ -380,11 +382,22 @@ def test_the_command_makes_the_same_and_its_table_has_the_axes(home: Path, made:
     assert said["trained"] == 0
 
 
-def test_other_commands_read_the_folder(made: GridResult) -> None:
+def test_other_commands_read_the_folder(made: GridResult, tmp_path: Path) -> None:
     survey = json.loads(Command("survey").good(made.output, "--json").stdout)
     assert len(survey["adapters"]) == 8
     similar = json.loads(Command("similarity").good(made.output, "--json").stdout)
-    assert len(similar["adapters"] if "adapters" in similar else similar["cosine"]) == 8
+    assert [Path(path).name for path in similar["adapters"]] == [run.name for run in made]
+    page = Command("report").good(made.output, "-o", tmp_path / "page.html")
+    assert "page.html" in page.stdout
+    text = (tmp_path / "page.html").read_text()
+    assert all(run.name in text for run in made)
+
+
+def test_a_grid_without_finished_runs_is_no_collection(made: GridResult, tmp_path: Path) -> None:
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "grid.json").write_text((made.output / "grid.json").read_text())
+    with pytest.raises(OptionError, match="no run of this grid is finished"):
+        loralens.similarity(tmp_path / "g")
 
 
 # ---- Several at a time, and kills
