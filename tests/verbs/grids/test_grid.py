@@ -385,6 +385,7 @@ def test_the_command_makes_the_same_and_its_table_has_the_axes(home: Path, made:
 def test_other_commands_read_the_folder(made: GridResult, tmp_path: Path) -> None:
     survey = json.loads(Command("survey").good(made.output, "--json").stdout)
     assert len(survey["adapters"]) == 8
+    assert not survey["unreadable"]
     similar = json.loads(Command("similarity").good(made.output, "--json").stdout)
     assert [Path(path).name for path in similar["adapters"]] == [run.name for run in made]
     page = Command("report").good(made.output, "-o", tmp_path / "page.html")
