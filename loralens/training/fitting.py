@@ -168,23 +168,10 @@ def fit(
     course = course or _course_of_one_round(feed)
     gradients = first_gradients(model, batches, course, loss=loss, world=world, device=device, state=state)
     injection = inject(
-        model,
-        targets=targets,
-        exclude=exclude,
-        rank=rank,
-        rank_pattern=rank_pattern,
-        alpha=alpha,
-        method=method,
-        scale_rule=scale_rule,
-        start=None if isinstance(start, Adapter) else start,
-        magnitude=magnitude,
-        lr_ratio=lr_ratio,
-        freeze_a=freeze_a,
-        heads=heads,
-        dropout=dropout,
-        seed=seed,
-        gradients=gradients,
-    )
+        model, targets=targets, exclude=exclude, rank=rank, rank_pattern=rank_pattern, alpha=alpha, method=method,
+        scale_rule=scale_rule, start=None if isinstance(start, Adapter) else start, magnitude=magnitude,
+        lr_ratio=lr_ratio, freeze_a=freeze_a, heads=heads, dropout=dropout, seed=seed, gradients=gradients,
+    )  # fmt: skip
     with _removed_on_error(injection, shard=shard):
         if isinstance(start, Adapter):
             injection = start_from(injection, start)

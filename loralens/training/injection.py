@@ -225,12 +225,7 @@ def inject(
         A layer is in several places of the model. It is adapted in all of them, while PEFT would adapt only the first.
     """
     row = training_method(
-        method,
-        scale_rule=scale_rule,
-        start=start,
-        magnitude=magnitude,
-        lr_ratio=lr_ratio,
-        freeze_a=freeze_a,
+        method, scale_rule=scale_rule, start=start, magnitude=magnitude, lr_ratio=lr_ratio, freeze_a=freeze_a
     )
     check_model(model)
     pattern = check_rank_pattern(rank_pattern or {})
@@ -256,23 +251,14 @@ def inject(
     before = copy_tensors(full.values())
     _freeze_base(model, layers, full, frozen=row.frozen)
     return Injection(
-        model=model,
-        layers=layers,
-        heads=full,
-        method=row,
-        rank=rank,
-        rank_pattern=pattern,
-        alpha=alpha,
-        dropout=dropout,
-        seed=seed,
-        initialisation=RECORDED.get(row.start, row.start),
-        digests=digests,
+        model=model, layers=layers, heads=full, method=row, rank=rank, rank_pattern=pattern, alpha=alpha,
+        dropout=dropout, seed=seed, initialisation=RECORDED.get(row.start, row.start), digests=digests,
         _places=places,
         _nested=_disable_nested_tensors(model, layers),
         _handles=(*freeze_statistics(model, heads=full.values()), *widen_heads(full.values()), *keep_codes(model)),
         _trained=trained,
         _head_tensors=before,
-    )
+    )  # fmt: skip
 
 
 def _gradients_of(

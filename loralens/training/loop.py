@@ -118,7 +118,6 @@ class Loop:
     def record(self) -> dict[str, Any]:
         """The course and its outcome, for the record in the adapter."""
         outcome = {"steps_done": self.done, "best_step": self.best_step, "processes": self.world.size}
-        outcome |= {"trainable": self.injection.trainable, "frozen": self.injection.frozen}
         return {**self.course.record, **outcome}
 
     def _prepare(self, state: State | None) -> None:

@@ -62,10 +62,14 @@ def capture_state(
     whether the caller has made the optimiser.
     """
     trained = trained_tensors(injection)
-    tensors: dict[str, Array] = {TRAINED + name: numpy_of(tensor) for name, tensor in trained.items()}
     # Values of groups that do not follow from the course: those of an optimiser of the caller.
     remembered, values = capture_optimiser(optimiser, trained, groups=own_optimiser, numpy_of=numpy_of)
-    tensors |= {REMEMBERED + name: array for name, array in remembered.items()}
+    tensors: dict[str, Array] = {}
+    for name, tensor in trained.items():
+        # What the optimiser remembers of a tensor comes behind it, as in the files of older releases.
+        tensors[TRAINED + name] = numpy_of(tensor)
+        tensors |= {REMEMBERED + key: value for key, value in remembered.items() if key.startswith(f"{name}.")}
+    tensors |= {REMEMBERED + key: value for key, value in remembered.items()}
     record = {**record, "optimiser": values} if values else record
     tensors |= {BEST + name: numpy_of(tensor) for name, tensor in best.items()}
     tensors |= {DRAWN + name: array for name, array in draws.items()}

@@ -55,9 +55,7 @@ def holder(kind: str, *, dtype: Any = torch.float64) -> nn.Module:
 
 def injected(kind: str, *, dtype: Any = torch.float64, random: bool = True, **options: Any) -> Injection:
     """Our layers in a model of one, every factor filled with random numbers."""
-    made = inject(
-        holder(kind, dtype=dtype), targets="layer", rank=3, alpha=5.0, gradients=random_gradients, **options
-    )
+    made = inject(holder(kind, dtype=dtype), targets="layer", rank=3, alpha=5.0, gradients=random_gradients, **options)
     if random:
         randomise(made)
     return made

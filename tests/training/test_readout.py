@@ -63,7 +63,9 @@ def test_whole_models_are_read_written_and_loaded(method: str, tmp_path: Path) -
     with torch.no_grad():
         wanted = made.model(input_ids=ids).logits
     adapter = read_injection(made, base_model="tiny/llama")
-    assert adapter.parameters == made.trainable * (2 if made.method.subtracted else 1) - _magnitudes(made) + _frozen(made)
+    assert adapter.parameters == made.trainable * (2 if made.method.subtracted else 1) - _magnitudes(made) + _frozen(
+        made
+    )
     loralens.save(adapter, tmp_path / "a")
     back = loralens.load(tmp_path / "a")
     assert back.base_model == "tiny/llama"

@@ -38,13 +38,13 @@ def gradient_pair(name: str, W: Tensor, gradient: Tensor, *, rank: int) -> Pair:
         )
     # A matrix that is narrower than 2r has fewer directions, of which A takes the first and B the last.
     count = min(2 * rank, *gradient.shape)
-    U, _, Vh = leading_triplets(gradient.to(torch.float64 if W.dtype == torch.float64 else torch.float32), count)
+    compute = torch.float64 if W.dtype == torch.float64 else torch.float32
+    U, _, Vh = leading_triplets(gradient.to(compute), count, keep=False)
     sign = signs(Vh)
     length = W.shape[0] ** 0.25 / GAMMA**0.5
     B = length * (U * sign[:, 0])[:, count - rank :]
     A = length * (sign * Vh)[:rank]
-    dtype = torch.float64 if W.dtype == torch.float64 else torch.float32
-    return Pair(B.to(W.device, dtype).contiguous(), A.to(W.device, dtype).contiguous())
+    return Pair(B.to(W.device, compute).contiguous(), A.to(W.device, compute).contiguous())
 
 
 def weight_gradients(

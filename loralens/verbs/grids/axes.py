@@ -69,7 +69,10 @@ def grid_points(grid: Grid, given: Iterable[str]) -> list[GridPoint]:
         for values in product(*axes.values()):
             point = dict(zip(axes, values, strict=True))
             name = _name_of(point)
-            points.setdefault(name, GridPoint(name, point))
+            # 8 and 8.0 are one value, and two files of one name in two folders are not.
+            if points.setdefault(name, GridPoint(name, point)).values != point:
+                what = f"two runs of the grid have the name {name}, which is made of the names of files"
+                raise OptionError(what, fix="rename one of the files or folders")
     return list(points.values())
 
 
@@ -217,7 +220,9 @@ def _name_of(point: Mapping[str, Any]) -> str:
 
 def _in_name(value: Any) -> str:
     text = value_text(value)
-    short = Path(text).name if isinstance(value, str | PathLike) and ("/" in text or "\\" in text) else text
-    safe = _UNSAFE.sub("-", short)[:LONGEST]
-    # What a name leaves out is in the digest, so that two values never have one name.
+    # Of a path the last part, since the folder of a file does not matter.
+    if isinstance(value, str | PathLike):
+        text = Path(text).name or text
+    safe = _UNSAFE.sub("-", text)[:LONGEST]
+    # What a name leaves out of a value is in the digest.
     return safe if safe == text else f"{safe}-{sha256(text.encode(errors='replace')).hexdigest()[:6]}"

@@ -1,6 +1,6 @@
 """Checks every run of a grid against its model and texts before the first one begins, and estimates its memory."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from loralens.verbs.inputs.adapters import read_adapter
 from loralens.verbs.inputs.training import TrainingInputs
@@ -19,8 +19,15 @@ TRAINED = 16
 KEPT = 3.0
 
 
-def check_run(options: TrainingOptions, inputs: TrainingInputs) -> int:
-    """Refuse a run that its model or its texts do not allow, and return the number of its parameters.
+class Counts(NamedTuple):
+    """The number of parameters that a run trains, and of those of the model that it does not."""
+
+    trainable: int
+    frozen: int
+
+
+def check_run(options: TrainingOptions, inputs: TrainingInputs) -> Counts:
+    """Refuse a run that its model or its texts do not allow, and count its parameters.
 
     Raises
     ------
@@ -31,6 +38,8 @@ def check_run(options: TrainingOptions, inputs: TrainingInputs) -> int:
     from loralens.training.checks import check_numbers
     from loralens.training.layer_plan import plan_layers
     from loralens.training.layers.construction import matrix_of
+    from loralens.training.layers.embedding import EmbeddingLayer
+    from loralens.training.layers.experts import ExpertLayer
     from loralens.training.starts.adapter import start_options
 
     options.part(1)
@@ -52,10 +61,19 @@ def check_run(options: TrainingOptions, inputs: TrainingInputs) -> int:
         heads=list(options.heads or inputs.heads),
         dropout=options.dropout,
     )
-    factors = sum(
-        plan.ranks[name] * sum(matrix_of(plan.named[name], kind, name).shape) for name, kind in plan.kinds.items()
-    )
-    return factors + sum(parameter.numel() for head in plan.heads for parameter in plan.named[head].parameters())
+    trainable = 0
+    for name, kind in plan.kinds.items():
+        module = plan.named[name]
+        matrix, count = matrix_of(module, kind, name), 1
+        if kind is ExpertLayer:
+            count = len(ExpertLayer.stack(module, name.rpartition(".")[2]))
+        out, in_ = matrix.shape
+        # The factor that is drawn may be frozen: A, for an embedding B.
+        sides = out + in_ if not method.frozen else in_ if kind is EmbeddingLayer else out
+        trainable += count * plan.ranks[name] * sides + (out if method.magnitude else 0)
+    heads = {id(p): p.numel() for head in plan.heads for p in plan.named[head].parameters()}
+    total = sum(parameter.numel() for parameter in inputs.loaded.model.parameters())
+    return Counts(trainable + sum(heads.values()), total - sum(heads.values()))
 
 
 def run_bytes(options: TrainingOptions, inputs: TrainingInputs, trained: int) -> int:

@@ -24,25 +24,25 @@ from typing import Any, Literal, final
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.training import record_of
-from loralens.errors import FormatError, MismatchError, place
+from loralens.errors import MismatchError, OptionError, place
 from loralens.formats import load
 from loralens.formats.files.atomic import atomic_file
-from loralens.formats.files.container import read_json
 from loralens.formats.files.disk import disk_errors
 from loralens.formats.files.hold import Hold
 from loralens.formats.files.location import NAMES
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.model_location import model_path
+from loralens.formats.records.grid_record import RECORD, VERSION, is_finished, read_grid
 from loralens.formats.records.training import LOG, RUN
 from loralens.formats.records.training_log import history, log_entries
+from loralens.verbs.grids.grid_checks import Counts
 from loralens.verbs.grids.spelling import value_text
 from loralens.verbs.inputs.adapters import load_source
 from loralens.verbs.inputs.corpus.texts import text_label
 from loralens.verbs.inputs.model_identity import digest_of_model, model_name
 from loralens.verbs.inputs.training_options import TrainingOptions
 
-RECORD, RUNS, TIMINGS = "grid.json", "runs.csv", "timings.csv"
-VERSION = 1
+RUNS, TIMINGS = "runs.csv", "timings.csv"
 # Options that change no number of a result, or none on one machine: they are no settings of a run.
 FREE = ("output", "device", "threads", "save_every", "resume", "more_steps", "overwrite", "dry_run", "shard")
 DIGITS = 12  # of a digest of texts, 48 bits
@@ -102,50 +102,74 @@ class GridFolder:
     ----------
     folder : Path
         The folder, which need not exist.
+    hold : bool
+        Whether to hold it until `release`, so that no second grid writes there.
 
     Raises
     ------
     FormatError
         Its record is damaged.
+    OptionError
+        Another process holds it; or it has files of these names that no grid has written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, hold: bool) -> None:
         self.folder = folder
         self._hold = Hold()
+        if folder.exists() and not folder.is_dir():
+            raise OptionError(f"{folder}: is a file, but a grid is a folder", fix="choose another folder")
+        # Before the record is read: what another process adds to it must not be lost.
+        if hold and folder.exists():
+            self._hold.take(folder)
         self._done: dict[str, GridRun] = {}
         self.threads: int | None = None
         self.settings: dict[str, dict[str, Any]] = {}
+        self.counts: dict[str, Counts] = {}
         self.failures: dict[str, str] = {}
-        if (folder / RECORD).exists():
-            with place(folder):
-                self._read()
+        self.replaced: set[str] = set()
+        self._known = (folder / RECORD).exists()
+        if self._known:
+            self._read()
+        elif stranger := next((name for name in (RUNS, TIMINGS, RUN, NAMES[0]) if (folder / name).exists()), None):
+            what = f"{folder}: holds {stranger}, which no grid has written there"
+            raise OptionError(what, fix="choose another folder")
 
     def _read(self) -> None:
-        record = read_json(self.folder / RECORD)
-        runs, failed = record.get("runs"), record.get("failed", {})
-        if record.get("version") != VERSION or not isinstance(runs, dict) or not isinstance(failed, dict):
-            raise FormatError(f"{RECORD} is not the record of a grid", fix="choose another folder")
-        for name, settings in runs.items():
-            # The name becomes a path, and the file may come from anybody.
-            if not isinstance(settings, dict) or name != Path(name).name or name in ("", ".", ".."):
-                raise FormatError(f"{RECORD} has a run {name!r}, which is not one", fix="choose another folder")
+        record = read_grid(self.folder)
+        runs, failed, counts = record["runs"], record["failed"], record["parameters"]
         self.settings = dict(runs)
+        self.counts = {
+            name: Counts(*pair)
+            for name, pair in counts.items()
+            if isinstance(pair, list) and len(pair) == 2 and all(isinstance(count, int) for count in pair)
+        }
         self.failures = {str(name): str(message) for name, message in failed.items()}
+        self.replaced = {str(name) for name in record.get("replaced") or ()}
         threads = record.get("threads")
         self.threads = threads if isinstance(threads, int) and threads > 0 else None
 
     def begin(self) -> None:
-        """Make the folder and hold it, so that no second grid writes there."""
+        """Make the folder, if it is not there, and write the record.
+
+        Raises
+        ------
+        OptionError
+            Another process has begun a grid there meanwhile.
+        """
         with place(self.folder), disk_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
         self._hold.take(self.folder)
+        if not self._known and (self.folder / RECORD).exists():
+            raise OptionError(f"{self.folder}: another grid was begun there meanwhile", fix="give the command again")
+        self.write_record()
+        self._known = True
 
     def release(self) -> None:
         """Let other processes write there."""
         self._hold.release()
 
-    def add(self, name: str, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
-        """Add a run, unless it is there already; returns whether a run with other settings has to be replaced.
+    def add(self, name: str, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Add a run, unless it is there already. With ``overwrite``, one with other settings is to be replaced.
 
         Raises
         ------
@@ -156,7 +180,7 @@ class GridFolder:
         new = json.loads(json.dumps(settings))
         if known is None or known == new:
             self.settings.setdefault(name, new)
-            return False
+            return
         if not overwrite:
             keys = [key for key in {**known, **new} if known.get(key) != new.get(key)]
             differences = "; ".join(f"{key} is {known.get(key)!r} there, {new.get(key)!r} here" for key in keys[:3])
@@ -164,22 +188,35 @@ class GridFolder:
             raise MismatchError(f"{self.folder}: {name} was made with other settings: {differences}", fix=fix)
         self.settings[name] = new
         self.failures.pop(name, None)
-        return True
+        # Recorded until the new run is done: a kill must not leave the old one under the new settings.
+        self.replaced.add(name)
 
-    def fail(self, name: str, message: str) -> None:
-        """Record that a run has diverged, so that it is not tried again."""
-        self.failures[name] = message
-        self.write_record()
+    def finish(self, name: str, failure: str = "") -> None:
+        """Record that a run is done, or that it has diverged, so that it is not tried again."""
+        if failure:
+            self.failures[name] = failure
+        if failure or name in self.replaced:
+            self.replaced.discard(name)
+            self.write_record()
 
     def write_record(self) -> None:
         """Write the record."""
-        record = {"version": VERSION, "threads": self.threads, "runs": self.settings, "failed": self.failures}
+        record = {
+            "version": VERSION,
+            "threads": self.threads,
+            "runs": self.settings,
+            "parameters": self.counts,
+            "failed": self.failures,
+            "replaced": sorted(self.replaced),
+        }
         self._write(RECORD, json.dumps(record, indent=1) + "\n")
 
     def status(self, name: str) -> Status:
         """Whether a run is done, has diverged, was interrupted, or has not begun."""
         target = self.folder / name
-        if (target / RUN).exists() and (target / NAMES[0]).exists():
+        if name in self.replaced:
+            return "missing"
+        if is_finished(target):
             return "done"
         if name in self.failures:
             return "diverged"
@@ -198,7 +235,8 @@ class GridFolder:
         timings: Mapping[str, float] = {}
         if status in ("done", "diverged"):
             folder = target if status == "done" else unfinished(target)
-            results = _results(folder, done=status == "done")
+            counts = self.counts.get(name)
+            results = (counts._asdict() if counts else {}) | _results(folder, done=status == "done")
             timings = _timings(log_entries(folder / LOG))
         return GridRun(name, target, settings, status, results, timings, self.failures.get(name, ""))
 
@@ -299,7 +337,6 @@ def _results(folder: Path, *, done: bool) -> dict[str, Any]:
         "steps_done": steps,
         "best_step": best,
         "modules": modules,
-        "trainable": record.get("trainable"),
         "loss": log.losses.get(written),
         "loss_tail": fmean(tail) if tail else None,
     }

@@ -15,7 +15,9 @@ from loralens.verbs.grids.spelling import value_text
 
 @dataclass(frozen=True, slots=True)
 class GridResult(Tabular):
-    """The runs of a grid, in the order of ``runs.csv``; the result is a sequence of them.
+    """The runs of a grid, where the last axis varies fastest; the result is a sequence of them.
+
+    ``runs.csv`` in the folder has them too, beside those of other grids in the same folder.
 
     Attributes
     ----------
@@ -65,7 +67,7 @@ class GridResult(Tabular):
         keys = list(dict.fromkeys(key for run in self.runs for key in run.results))
         shown = [key for key in keys if key in ("trainable", "loss_tail") or key.startswith("eval_")]
         return [
-            Column(key, _result(key), key.replace("_", " "), number, priority=2 if key.startswith("eval_") else 1)
+            Column(key, _result(key), key.replace("_", " "), _number, priority=2 if key.startswith("eval_") else 1)
             for key in shown
         ]
 
@@ -130,6 +132,10 @@ def _setting(name: str) -> Any:
 
 def _result(name: str) -> Any:
     return lambda run: run.results.get(name)
+
+
+def _number(value: float | None) -> str:
+    return f"{value:,}" if isinstance(value, int) else number(value)
 
 
 STATUS: Column[GridRun] = Column("status", lambda run: run.status, "status", align="left", priority=ALWAYS)

@@ -1,5 +1,6 @@
 """Makes the missing runs of a grid, and the tables of all its runs."""
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -49,22 +50,21 @@ def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, giv
         The folder has a run of the same name with other settings.
     """
     _check_whole(keywords, jobs)
-    folder = GridFolder(Path(keywords["output"]))
     planned = plan_runs(keywords, grid, given)
-    reader = SettingsReader()
-    replaced = {
-        task.name
-        for task in planned
-        if folder.add(task.name, reader.read(task.options), overwrite=keywords["overwrite"])
-    }
-    statuses = {task.name: folder.status(task.name) for task in planned}
-    missing = [task for task in planned if task.name in replaced or statuses[task.name] in ("missing", "unfinished")]
     axes = tuple(dict.fromkeys(option for point in grid_points(grid, given) for option in point.values))
-    if keywords["dry_run"]:
-        return GridResult(folder.folder, folder.runs(), axes, 0, dry=True)
-    if missing:
-        _train_missing(folder, missing, replaced, jobs=jobs)
-    return GridResult(folder.folder, folder.write_tables(), axes, len(missing))
+    dry: bool = keywords["dry_run"]
+    folder = GridFolder(Path(keywords["output"]), hold=not dry)
+    try:
+        reader = SettingsReader()
+        for task in planned:
+            folder.add(task.name, reader.read(task.options), overwrite=keywords["overwrite"])
+        missing = [task for task in planned if folder.status(task.name) in ("missing", "unfinished")]
+        if missing and not dry:
+            _train_missing(folder, missing, jobs=jobs)
+        runs = {run.name: run for run in (folder.runs() if dry else folder.write_tables())}
+    finally:
+        folder.release()
+    return GridResult(folder.folder, [runs[task.name] for task in planned], axes, len(missing), dry=dry)
 
 
 def _check_whole(keywords: Mapping[str, Any], jobs: int | None) -> None:
@@ -74,6 +74,9 @@ def _check_whole(keywords: Mapping[str, Any], jobs: int | None) -> None:
         if keywords[name]:
             option = f"--{name.replace('_', '-')}"
             raise OptionError(f"--grid and {option} exclude each other", fix=fix or f"leave {option} out")
+    # torchrun starts every process with the same command.
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise OptionError("a grid is made by one process, and torchrun has started several", fix="start it without")
     check_counts(jobs=jobs)
 
 
@@ -103,33 +106,26 @@ def _kept(source: Any) -> Any:
     return list(source) if hasattr(source, "__next__") else source
 
 
-def _train_missing(
-    folder: GridFolder, missing: Sequence[GridTask], replaced: Collection[str], *, jobs: int | None
-) -> None:
+def _train_missing(folder: GridFolder, missing: Sequence[GridTask], *, jobs: int | None) -> None:
     """Make the runs that are missing, those with the same inputs one after the other."""
     # With missing weights the seed decides about the model, so that runs of one seed follow each other.
     ordered = sorted(missing, key=lambda task: (inputs_key(task.options), task.options.seed))
     shared = SharedInputs()
     with restore_settings(ordered[0].options.model):
-        needed = _check_runs(ordered, shared)
+        needed = _check_runs(folder, ordered, shared)
+        jobs = _decide(folder, ordered, needed, jobs)
         folder.begin()
-        try:
-            jobs = _decide(folder, ordered, needed, jobs)
-            folder.write_record()
-            tasks = [_begun(folder, task, replaced) for task in ordered]
-            with closing(make_runs(tasks, shared, jobs=jobs)) as outcomes:
-                for done, (task, error) in enumerate(outcomes, start=1):
-                    if isinstance(error, DivergenceError):
-                        folder.fail(task.name, error.what)
-                    elif error is not None:
-                        raise error.at(task.name)
-                    run = next(run for run in folder.write_tables() if run.name == task.name)
-                    note(f"{done} of {len(tasks)}: {_told(run)}")
-        finally:
-            folder.release()
+        tasks = [_begun(folder, task) for task in ordered]
+        with closing(make_runs(tasks, shared, jobs=jobs)) as outcomes:
+            for done, (task, error) in enumerate(outcomes, start=1):
+                if error is not None and not isinstance(error, DivergenceError):
+                    raise error.at(task.name)
+                folder.finish(task.name, error.what if error else "")
+                run = next(run for run in folder.write_tables() if run.name == task.name)
+                note(f"{done} of {len(tasks)}: {_told(run)}")
 
 
-def _check_runs(tasks: Sequence[GridTask], shared: SharedInputs) -> int:
+def _check_runs(folder: GridFolder, tasks: Sequence[GridTask], shared: SharedInputs) -> int:
     """Check all runs against their models and texts, and return the memory that the largest needs, in bytes."""
     needed = 0
     warned: set[tuple[str, ...]] = set()
@@ -140,7 +136,8 @@ def _check_runs(tasks: Sequence[GridTask], shared: SharedInputs) -> int:
         dtype = options.dtype or ("f32" if given else default_dtype(device_of(options.device)))
         inputs = shared.read(replace(options, dtype=dtype), device=device)
         with place(task.name):
-            needed = max(needed, run_bytes(options, inputs, check_run(options, inputs)))
+            folder.counts[task.name] = counts = check_run(options, inputs)
+            needed = max(needed, run_bytes(options, inputs, counts.trainable))
         # Once for all runs that read these texts.
         if inputs_key(options) not in warned:
             warned.add(inputs_key(options))
@@ -170,9 +167,9 @@ def _decide(folder: GridFolder, tasks: Sequence[GridTask], needed: int, jobs: in
     return at_once
 
 
-def _begun(folder: GridFolder, task: GridTask, replaced: Collection[str]) -> GridTask:
+def _begun(folder: GridFolder, task: GridTask) -> GridTask:
     """The run with what its folder decides: whether it goes on, and its number of threads."""
-    again = task.name in replaced
+    again = task.name in folder.replaced
     begun = unfinished(folder.folder / task.name).exists() and not again
     options = replace(task.options, resume=begun, overwrite=again, threads=folder.threads)
     return GridTask(task.name, options)

@@ -282,7 +282,14 @@ def default_dtype(device: "Device") -> FloatType:
 
 def _check_alone(keywords: Mapping[str, Any]) -> None:
     """Refuse options that an adapter to start from decides."""
-    decided: dict[str, Any] = {"targets": None, "exclude": None, "rank": 8, "rank_pattern": {}, "alpha": 16.0}
+    decided: dict[str, Any] = {
+        "targets": None,
+        "exclude": None,
+        "rank": 8,
+        "rank_pattern": {},
+        "alpha": 16.0,
+        "start": None,
+    }
     for name, default in decided.items():
         if keywords[name] != default:
             what = f"--{name.replace('_', '-')} and --start-from exclude each other"

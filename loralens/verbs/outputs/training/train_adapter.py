@@ -39,7 +39,10 @@ def train_adapter(
         # Neither the adapter nor the unfinished run may overwrite the model or the texts.
         for folder in (training.target, training.folder):
             Target(folder).check_inputs(options.places)
-    from loralens.training.world import join_processes  # torch takes a second
+    # torch takes a second
+    from loralens.training.starts.leading import keeping_directions
+    from loralens.training.world import join_processes
+    from loralens.verbs.outputs.training.kept_directions import KeptDirections
 
     # A model that was given as an object stays on its device.
     if isinstance(options.model, tuple):
@@ -50,7 +53,7 @@ def train_adapter(
         # What one GPU does not hold is loaded into the memory of the CPU, and moved in parts.
         name = "cpu" if options.shard else str(device)
         options = replace(options, dtype=options.dtype or default_dtype(device))
-    with join_processes(device) as world:
+    with join_processes(device) as world, keeping_directions(KeptDirections()):
         inputs = read(options, device=name)
         cuts = inputs.cut, inputs.evaluation_cut
         run = TrainingRun(options, inputs, training, world, device, keep_model=keep_model)
