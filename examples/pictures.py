@@ -5,7 +5,8 @@
 
 The adapters of other people that `similarity` compares are not part of the project. Their folder is
 LORALENS_REAL_ADAPTERS, else ../shared/adapters; without it this picture is left out. The figures of the studies in
-reports/ are drawn by the studies (`make paper`); only that of `low_bit_study.py` can be drawn from its numbers alone.
+reports/ are drawn by the studies (`make paper`); only those of `low_bit_study.py` and of the studies of a language
+model can be drawn from their numbers alone.
 """
 
 import argparse
@@ -58,12 +59,22 @@ def low_bit() -> None:
     draw([entry for entry in merged(found) if entry["base"] == "q4_1"], REPORTS / "low_bit.png")
 
 
+def language() -> None:
+    """The pages of the studies of a language model, from the numbers beside them."""
+    for script, name in (("nlg_study", "nlg"), ("without_regret_study", "without_regret")):
+        if (REPORTS / f"{name}.json").exists():
+            run(f"examples/{script}.py", "--report")
+        else:
+            print(f"left out, as the numbers of {name} do not exist")
+
+
 PICTURES: Mapping[str, Callable[[], None]] = {
     "hero": hero,
     "watch": watch,
     "similarity": similarity,
     "report": report,
     "low-bit": low_bit,
+    "language": language,
 }
 
 
