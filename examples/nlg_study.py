@@ -28,7 +28,7 @@ from runs import quiet
 
 os.environ.update(quiet())  # before torch is imported
 
-from language.options import read_options, show_progress
+from language.options import read_options, shown_progress
 from language.recipe import MODEL, Recipe
 from language.texts import read_pairs
 from low_bit_texts import FOLDER
@@ -200,11 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         from language.bench import Bench
 
-        show_progress()
         plan = FULL if given.full else QUICK
         pairs = read_pairs(plan.recipe.characters)
         machine = {"device": given.device, "threads": given.threads, "jobs": given.jobs, "only_done": given.so_far}
-        found = study(plan, Bench(plan.model, pairs, plan.recipe, **machine), given.runs)
+        with shown_progress():
+            found = study(plan, Bench(plan.model, pairs, plan.recipe, **machine), given.runs)
         texts = f"{FOLDER}=FOLDER " if os.environ.get(FOLDER) else ""
         found["command"] = f"{texts}python examples/nlg_study.py" + (" --full" if given.full else "")
         print(write(found, given.reports))

@@ -8,6 +8,8 @@ from typing import Any
 from language.bench import Bench
 from rivals.kept import finished, keep
 
+from loralens.errors import OptionError
+
 TEXTS = ("sentences", "folder")  # of a record, which a report leaves out
 
 
@@ -60,9 +62,17 @@ def plain_run(
 
 
 def model_facts(bench: Bench, folder: Path, judge: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """``base``: what ``judge`` says of the model before any training; ``texts``: the counts; ``model_size``."""
+    """``base``: what ``judge`` says of the model before any training; ``texts``: the counts; ``model_size``.
+
+    Raises
+    ------
+    OptionError
+        The study has not begun, and the bench trains nothing.
+    """
     path, told = folder / "base.json", {"recipe": asdict(bench.recipe)}
     found = finished(path, told)
+    if found is None and bench.only_done:
+        raise OptionError(f"{folder}: contains no runs of this study", fix="leave --so-far out")
     if found is None:
         facts = {"base": judge(), "texts": {"source": bench.pairs.source, **bench.counts}, "model_size": bench.size}
         found = _keep(path, {**told, **facts})

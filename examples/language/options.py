@@ -3,7 +3,8 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -24,10 +25,16 @@ def read_options(arguments: Sequence[str] | None, text: str | None, folder: str)
     return given
 
 
-def show_progress() -> None:
-    """Print what loralens says about its runs, such as the end of each run of a grid."""
+@contextmanager
+def shown_progress() -> Iterator[None]:
+    """Within the context, what loralens says about its runs is printed, such as the end of each run of a grid."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("  %(message)s"))
-    logger = logging.getLogger("loralens")
+    logger, level = logging.getLogger("loralens"), logging.getLogger("loralens").level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

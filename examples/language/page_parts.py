@@ -11,6 +11,7 @@ from low_bit_report import machine
 
 from loralens.charts.axes import line_chart
 from loralens.charts.spec import Line, LineChart
+from loralens.errors import OptionError
 from loralens.tables.numbers import MINUS, UNDEFINED, fixed
 
 ROOM = 0.06  # of the height of a chart, above and below its points
@@ -50,7 +51,15 @@ def keep_numbers(found: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def read_numbers(path: Path) -> dict[str, Any]:
-    """What `keep_numbers` has written."""
+    """What `keep_numbers` has written.
+
+    Raises
+    ------
+    OptionError
+        There is no such file.
+    """
+    if not path.is_file():
+        raise OptionError(f"{path}: no such file", fix="run the study first: the same command without --report")
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 

@@ -146,6 +146,17 @@ def test_without_sacrebleu_a_study_ends_before_it_trains(monkeypatch: pytest.Mon
         study(QUICK, None, Path("none"))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("script", ["nlg_study", "without_regret_study"])
+def test_a_page_of_nothing_is_refused(script: str, tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu")
+    study = __import__(script)
+    with pytest.raises(SystemExit, match=r"no such file\n  fix: run the study first"):
+        study.main(["--report", "--reports", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"contains no runs of this study\n  fix: leave --so-far out"):
+        study.main(["--so-far", "--runs", str(tmp_path / "none"), "--reports", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
+
+
 def recipe(**changes: Any) -> Any:
     from language.recipe import Recipe
 
