@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from loralens.errors import OptionError
 from loralens.training.starts.drawn import Pair
@@ -81,7 +82,9 @@ def weight_gradients(
         parameter.grad = None
 
     with _only_trained(model, weights):
-        handles = [w.register_post_accumulate_grad_hook(take) for w in {id(w): w for w in weights.values()}.values()]
+        handles: list[RemovableHandle] = []
+        for weight in {id(weight): weight for weight in weights.values()}.values():
+            handles.append(weight.register_post_accumulate_grad_hook(take))  # type: ignore[no-untyped-call]
         try:
             add_gradients()
         finally:
