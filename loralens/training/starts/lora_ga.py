@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from loralens.errors import OptionError
 from loralens.training.starts.drawn import Pair
@@ -82,9 +81,8 @@ def weight_gradients(
         parameter.grad = None
 
     with _only_trained(model, weights):
-        handles: list[RemovableHandle] = []
-        for weight in {id(weight): weight for weight in weights.values()}.values():
-            handles.append(weight.register_post_accumulate_grad_hook(take))  # type: ignore[no-untyped-call]
+        own = {id(weight): weight for weight in weights.values()}.values()
+        handles = [weight.register_post_accumulate_grad_hook(take) for weight in own]  # type: ignore[no-untyped-call]
         try:
             add_gradients()
         finally:
