@@ -34,12 +34,12 @@ class StartOptions(NamedTuple):
 
 
 def start_options(adapter: Adapter, *, method: TrainingMethod) -> StartOptions:
-    """What an injection has to be given so that it can start with an adapter.
+    """The arguments with which an injection can start with an adapter.
 
     Raises
     ------
     OptionError
-        The adapter has no modules, modules that are no pairs, or content that a training has no place for.
+        The adapter has no modules, modules that are not pairs, or content that a training has no place for.
     """
     formula = method.formula
     _check_content(adapter, magnitude=method.magnitude)
@@ -53,7 +53,7 @@ def start_options(adapter: Adapter, *, method: TrainingMethod) -> StartOptions:
         alphas[scaling.alpha_for(module.scale, module.rank, formula)] += 1
     ((rank, _),) = Counter(ranks.values()).most_common(1)
     alpha = alphas.most_common(1)[0][0]
-    # A scale that is not positive cannot be trained with, so that it is put into B.
+    # Training needs a positive scale. Any other scale is multiplied into B.
     return StartOptions(list(ranks), rank, {n: r for n, r in ranks.items() if r != rank}, alpha if alpha > 0 else 1.0)
 
 
