@@ -740,6 +740,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # train
     Mutant("Course.factor", "1 - cos(pi * remaining)", "1 + cos(pi * remaining)", ("tests/training/test_course.py",)),
+    Mutant("gradient_pair", "W.shape[0] ** 0.25", "W.shape[1] ** 0.25", ("tests/training/test_starts.py",)),
+    Mutant("_values_of_text", "range(first, last + 1)", "range(first, last)", ("tests/verbs/grids/test_axes.py",)),
     Mutant("Feed._next_streamed", "number - self._next", "number + self._next", ("tests/training/test_feed.py",)),
     Mutant("Feed.__getitem__", "turn * self._world.size", "turn / self._world.size", ("tests/training/test_feed.py",)),
     Mutant(
