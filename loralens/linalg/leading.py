@@ -26,9 +26,9 @@ def leading_directions(X: Floats) -> Directions:
 
     Notes
     -----
-    They are eigenvectors of X Xᵀ or XᵀX, whichever is smaller. Directions with less than 1e-13 of the largest energy are left out. An SVD of a wide stack of factors is slower by
-    an order of magnitude, and may not converge. The error of an energy is ε·‖X‖², which is far below any error of
-    rounding to few bits.
+    They are eigenvectors of X Xᵀ or XᵀX, whichever is smaller. Directions with less than 1e-13 of the largest energy
+    are left out. An SVD of a wide stack of factors is slower by an order of magnitude, and may not converge. The error
+    of an energy is ε·‖X‖², which is far below any error of rounding to few bits.
     """
     m, n = X.shape
     if not (m and n):

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.compression.joint.split import SplitUpdate
+from loralens.core.shared_bases import MOST_WIDTH, STEP, WIDTH_BITS
 from loralens.linalg.factor import Floats
 from loralens.linalg.few_bits.columns import (
     CodedColumns,
@@ -31,10 +32,9 @@ from loralens.linalg.few_bits.packing import packed_length
 from loralens.linalg.few_bits.quantise import SIDE
 from loralens.linalg.leading import Directions, leading_directions
 
-CORE_HEAD = 4  # bytes of a core besides its integers: the step, float32
-LARGEST_INTEGER = 2**15 - 1  # of an entry of a core
-# A column gets b bits if its energy for every stored number is at least THRESHOLDS[b - 2] prices. The noise falls by the
-# differences of _NOISE, and the price is paid for every bit.
+LARGEST_INTEGER = 2 ** (MOST_WIDTH - 1) - 1  # of an entry of a core
+# A column gets b bits if its energy for every stored number is at least THRESHOLDS[b - 2] prices. The noise falls by
+# the differences of _NOISE, and the price is paid for every bit.
 _NOISE = (1.0, *SIDE[:7])  # of 0, 2, 3 … 8 bits
 THRESHOLDS = tuple(bits / (a - b) for a, b, bits in zip(_NOISE, _NOISE[1:], (2, *(1,) * 6), strict=False))
 PRICES = 2.0 ** np.arange(-1, 9)[::-1]  # prices that are tried, in units of the first guess
@@ -79,13 +79,12 @@ class JointCoding:
     def shared_bytes(self) -> int:
         """The size of the bases and of the widths, which all members share."""
         bases = sum(side.nbytes for module in self.bases for side in module)
-        # Two widths share a byte.
-        return bases + packed_length(self.widths.size, 4)
+        return bases + packed_length(self.widths.size, WIDTH_BITS)
 
     @property
     def core_bytes(self) -> int:
         """The size of the core of one member."""
-        return CORE_HEAD + entries_bytes(self.widths)
+        return STEP + entries_bytes(self.widths)
 
 
 class _Rounded(NamedTuple):
@@ -187,7 +186,7 @@ class _Group:
             integers = _integers(fitted, joint, steps[joint])
             widths = entry_widths(integers)
             # Core sizes are equal, so a member that is smaller alone is so whatever the others do.
-            pays = self.alone[joint] > CORE_HEAD + entries_bytes(widths)
+            pays = self.alone[joint] > STEP + entries_bytes(widths)
             if pays.all():
                 break
             joint = joint[pays]
@@ -218,7 +217,7 @@ class _Group:
         n = len(self.members)
         largest = np.max([np.abs(m.cores).max(axis=(1, 2)) for m in fitted], axis=0) if fitted else np.zeros(n)
         low = np.maximum(largest, 1e-30) / LARGEST_INTEGER
-        high = low * 2.0**15
+        high = low * LARGEST_INTEGER
         feasible = self._squared_errors(fitted, low) <= self.error**2
         for _ in range(ROUNDS):
             middle = np.sqrt(low * high)
