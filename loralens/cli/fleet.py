@@ -5,7 +5,10 @@ from importlib import import_module
 import click
 
 # Name → the module in `loralens.cli.fleets` with ``command_NAME``, and the line in the help of the group.
-SUBCOMMANDS: dict[str, tuple[str, str]] = {}
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "compress": ("compress", "Write all adapters to one file, in the fewest bytes at a given error."),
+    "expand": ("expand", "Write one adapter of such a file as a PEFT adapter."),
+}
 
 
 class FleetGroup(click.Group):

@@ -10,6 +10,7 @@ from loralens.core.adapter import Adapter
 
 if TYPE_CHECKING:
     from loralens.fleet.catalogue.members import Member, Signature, Unreadable
+    from loralens.fleet.joint.result import CompressionResult, ExpansionResult
     from loralens.fleet.sketching.sketches import Sketch, Sketches
 
 
@@ -133,11 +134,75 @@ class Fleet:
 
     # Joint compression
 
-    def compress(self, output: str | PathLike[str], **options: Any) -> Any:
-        """Write the fleet in less space."""
-        raise NotImplementedError
+    def compress(
+        self,
+        output: str | PathLike[str],
+        *,
+        error: float = 0.15,
+        executor: Executor | None = None,
+        overwrite: bool = False,
+    ) -> "CompressionResult":
+        """Write all adapters to one file, each with at most this error, in as few bytes as possible.
 
-    @classmethod
-    def expand(cls, source: str | PathLike[str], output: str | PathLike[str], **options: Any) -> Any:
-        """Write the adapters of a compressed fleet."""
-        raise NotImplementedError
+        Adapters of one run share bases U and V for every module, and each has a small core C in them: ΔW ≈ U C Vᵀ.
+        Copies are stored once, and so are equal heads and other tensors that belong to no pair. An adapter that takes
+        fewer bytes alone is stored alone in few bits. The errors are measured on the written file.
+
+        Parameters
+        ----------
+        output : path
+            A ``.safetensors`` file, which appears complete or not at all. docs/fleet_file.md describes it.
+        error : float
+            The largest ‖ΔW − ΔW'‖/‖ΔW‖ of an adapter, over all its modules.
+        executor : Executor, optional
+            Where the groups are compressed; by default in this process, one at a time, which takes the least memory.
+        overwrite : bool
+            Replace what is there.
+
+        Raises
+        ------
+        OptionError
+            The error is not between 0 and 1, the target exists, or there is no adapter.
+        FormatError
+            A worker was killed, a file has changed meanwhile, or the disk cannot be written. Nothing is written then.
+        """
+        from loralens.fleet.joint.compress import compress_fleet
+        from loralens.fleet.joint.sources import fleet_groups
+
+        groups = fleet_groups(self)
+        return compress_fleet(groups, Path(output), error=error, executor=executor, overwrite=overwrite)
+
+    @staticmethod
+    def expand(
+        source: str | PathLike[str],
+        name: str,
+        output: str | PathLike[str] | None = None,
+        *,
+        rank: int | None = None,
+        overwrite: bool = False,
+    ) -> "ExpansionResult":
+        """Take one adapter out of a compressed fleet, and write it as a PEFT adapter.
+
+        Parameters
+        ----------
+        source : path
+            The file that `compress` wrote. No index is needed.
+        name : str
+            The name of the adapter in the fleet.
+        output : path, optional
+            The folder to write. Without it nothing is written, and the result holds the adapter.
+        rank : int, optional
+            The largest rank of a module. By default every module has the rank that it had before.
+        overwrite : bool
+            Replace what is there.
+
+        Raises
+        ------
+        OptionError
+            There is no such adapter, the rank is not positive, or the target exists.
+        FormatError
+            The file is damaged, or PEFT cannot hold something of the adapter.
+        """
+        from loralens.fleet.joint.expand import expand_adapter
+
+        return expand_adapter(source, name, output, rank=rank, overwrite=overwrite)

@@ -1,0 +1,30 @@
+"""The command ``loralens fleet expand``: declares its options, calls the fleet and shows the result."""
+
+from pathlib import Path
+
+import click
+
+from loralens.cli import options
+from loralens.cli.show import RowOptions, row_options, show
+
+
+@click.command("expand")
+@click.argument("file", type=options.PATH)
+@click.argument("name")
+@options.output("DIR", "The folder to write.", required=True)
+@click.option(
+    "--rank",
+    type=options.COUNT,
+    metavar="R",
+    help="The largest rank of a module. [default: the rank that the adapter had]",
+)
+@options.OVERWRITE
+@row_options()
+def command_expand(file: Path, name: str, output: Path, rank: int | None, overwrite: bool, rows: RowOptions) -> None:
+    """Write one adapter of a compressed fleet as a PEFT adapter.
+
+    The printed error was measured when the fleet was compressed. With --rank it is a bound.
+    """
+    from loralens.fleet.fleet import Fleet
+
+    show(Fleet.expand(file, name, output, rank=rank, overwrite=overwrite), rows)
