@@ -17,11 +17,10 @@ from loralens.compression.joint.split import SplitUpdate
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.naming.matching import same_modules
-from loralens.core.naming.normal_form import normal_form
 from loralens.core.ranks import shared_ranks
 from loralens.core.shared_bases import SharedBases, SharedShape, encode_cores, encode_widths
 from loralens.errors import LoraLensError
+from loralens.fleet.sketching.module_keys import module_keys
 from loralens.formats import load
 from loralens.formats.records.fleets.about import (
     Coded,
@@ -35,7 +34,7 @@ from loralens.formats.records.fleets.contents import Kind
 from loralens.linalg.few_bits.columns import encode_columns, encode_entries
 from loralens.linalg.few_bits.packing import Bytes
 
-Split = dict[str, SplitUpdate]  # by the normal form of the module's name, sorted
+Split = dict[str, SplitUpdate]  # by the key of the module, sorted
 RETRIES = 4  # codings of one adapter or group until the measured error, with all rounding, is small enough
 # A group is divided if the stack of its factors has more columns than this in a module: the time of an eigh grows with
 # the third power, and 1,024 columns take half a second.
@@ -64,7 +63,8 @@ class FleetSource:
 
     def load(self) -> Adapter:
         """The adapter, in the dialect in which it was before it was quantised, if it was."""
-        adapter = load(self.path, allow_pickle=self.allow_pickle, once=self.once)
+        # Not strict, as the index: what is wrong about the numbers is among the findings, and stays there.
+        adapter = load(self.path, strict=False, allow_pickle=self.allow_pickle, once=self.once)
         if adapter.format != QUANTISED:
             return adapter
         from loralens.formats.dialects.quantised.reader import expand
@@ -133,7 +133,7 @@ def code_group(sources: Sequence[FleetSource], error: float) -> CodedTask:
             else:
                 _store(task, source.name, adapter)
         except LoraLensError as reason:
-            task.refused[source.name] = str(reason)
+            task.refused[source.name] = ": ".join((*reason.where, reason.what))
     copies = {s.name: s.copy_of for s in sources if s.copy_of in splits and s.name in splits}
     own = {name: split for name, split in splits.items() if name not in copies}
     for part in _parts(own):
@@ -159,14 +159,12 @@ def is_codable(adapter: Adapter) -> bool:
 
 
 def _split(adapter: Adapter) -> Split:
-    keys = module_keys(adapter)
-    return {key: SplitUpdate.of(adapter[keys[key]]) for key in sorted(keys)}  # type: ignore[arg-type]
+    return {key: SplitUpdate.of(adapter[name]) for key, name in _names(adapter).items()}  # type: ignore[arg-type]
 
 
-def module_keys(adapter: Adapter) -> dict[str, str]:
-    """Normal form of a module's name → the name; the names themselves if two have one normal form."""
-    keys = {normal_form(name): name for name in adapter}
-    return keys if len(keys) == len(adapter) else {name: name for name in adapter}
+def _names(adapter: Adapter) -> dict[str, str]:
+    """The key of a module, under which adapters of a fleet are compared → its name in this adapter, in order of keys."""
+    return dict(sorted((key, name) for name, key in module_keys(adapter).items()))
 
 
 def _parts(splits: Mapping[str, Split]) -> list[list[str]]:
@@ -216,7 +214,7 @@ def _code_jointly(
         for i, data in zip(coding.members, cores, strict=True):
             name = names[i]
             place = {key: number for number, key in enumerate(splits[name])}
-            frame = {module: place[key] for key, module in module_keys(adapters[name]).items()}
+            frame = {module: place[key] for key, module in _names(adapters[name]).items()}
             about, _ = about_coded(adapters[name], frame)
             coded = joint_numbers(bases, data, nbytes)
             measured = measured_error(adapters[name], splits[name], about, coded)
@@ -247,7 +245,7 @@ def _encode(coding: JointCoding, updates: Sequence[SplitUpdate]) -> tuple[CodedG
 
 def _code_single(task: CodedTask, name: str, adapter: Adapter, split: Split, error: float) -> None:
     """Code an adapter alone, or store it as it is if that takes fewer bytes."""
-    keys, aim = module_keys(adapter), error
+    keys, aim = _names(adapter), error
     by_name = {keys[key]: update for key, update in split.items()}
     for _ in range(RETRIES):
         coding = code_alone(by_name, error=aim, shared=shared_ranks(adapter.modules))
@@ -272,10 +270,10 @@ def _code_copy(
 ) -> bool:
     """Add an adapter that uses the numbers of another one; returns whether it keeps the error with them."""
     owner = task.sources.get(original)
-    names = same_modules(adapters[name], adapters[original])
-    if owner is None or not isinstance(owner.numbers, np.ndarray) or names.keys() != set(adapters[name]):
+    names, names_of_original = _names(adapters[name]), _names(adapters[original])
+    if owner is None or not isinstance(owner.numbers, np.ndarray) or names.keys() != names_of_original.keys():
         return False
-    frame = {module: owner.about["frame"][names[module]] for module in adapters[name]}
+    frame = {module: owner.about["frame"][names_of_original[key]] for key, module in names.items()}
     about, _ = about_coded(adapters[name], frame, owner.about.get("parts"))
     coded = _numbers(task, owner)
     if any(coded.shapes[frame[module]] != update.shape for module, update in adapters[name].items()):
@@ -308,7 +306,7 @@ def measured_error(adapter: Adapter, split: Split, about: Mapping[str, Any], cod
     nothing: Callable[[str], LazyArray] = lambda _: LazyArray.of(np.empty(0, np.float32))  # noqa: E731 - not read
     after = coded_adapter(about, coded, nothing)
     squares = 0.0
-    for key, name in module_keys(adapter).items():
+    for key, name in _names(adapter).items():
         module = after[name]
         assert isinstance(module, LowRank)
         squares += split[key].squared_distance(module.scale * module.B.astype(np.float64), module.A)

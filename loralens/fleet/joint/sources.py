@@ -14,6 +14,11 @@ def fleet_groups(fleet: "Fleet") -> list[list[FleetSource]]:
 
     Adapters of one run share the start of A, so their rows lie near a common space. Unrelated adapters do not, and
     bases for all of them would be larger than the adapters. A copy is in the group of its original.
+
+    Raises
+    ------
+    FormatError
+        A file has changed since it was indexed, or is gone.
     """
     copies_result = fleet.copies()
     originals = {copy.member.name: copy.kept.name for copy in copies_result.copies}
@@ -22,10 +27,10 @@ def fleet_groups(fleet: "Fleet") -> list[list[FleetSource]]:
     run_of = {member.name: run.number for run in fleet.runs().runs for member in run.members}
     groups: dict[str | int, list[FleetSource]] = defaultdict(list)
     for member in fleet.members():
+        fleet.check_unchanged(member)
         original = _first(originals, member.name)
-        source = FleetSource(
-            member.name, str(member.path), *fleet.reading, copy_of="" if original == member.name else original
-        )
+        copy_of = "" if original == member.name else original
+        source = FleetSource(member.name, str(member.path), **fleet.reading, copy_of=copy_of)
         groups[run_of.get(original, original)].append(source)
     return list(groups.values())
 
