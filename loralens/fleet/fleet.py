@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
+from loralens.choices import TargetFormat
 from loralens.core.adapter import Adapter
 from loralens.errors import FormatError
 from loralens.fleet.catalogue.reading import commit_number, read_norms, read_signature, read_state
@@ -286,9 +287,10 @@ class Fleet:
         output: str | PathLike[str] | None = None,
         *,
         rank: int | None = None,
+        to: TargetFormat = "peft",
         overwrite: bool = False,
     ) -> "ExpansionResult":
-        """Take one adapter out of a compressed fleet, and write it as a PEFT adapter.
+        """Take one adapter out of a compressed fleet, and write it.
 
         Parameters
         ----------
@@ -300,6 +302,8 @@ class Fleet:
             The folder to write. Without it nothing is written, and the result holds the adapter.
         rank : int, optional
             The largest rank of a module. By default every module has the rank that it had before.
+        to : str
+            The dialect to write.
         overwrite : bool
             Replace what is there.
 
@@ -308,8 +312,8 @@ class Fleet:
         OptionError
             There is no such adapter, the rank is not positive, or the target exists.
         FormatError
-            The file is damaged, or PEFT cannot hold something of the adapter.
+            The file is damaged, or the dialect cannot hold something of the adapter.
         """
         from loralens.fleet.joint.expand import expand_adapter
 
-        return expand_adapter(source, name, output, rank=rank, overwrite=overwrite)
+        return expand_adapter(source, name, output, rank=rank, to=to, overwrite=overwrite)

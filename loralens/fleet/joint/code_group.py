@@ -163,7 +163,7 @@ def _split(adapter: Adapter) -> Split:
 
 
 def _names(adapter: Adapter) -> dict[str, str]:
-    """The key of a module, under which adapters of a fleet are compared → its name in this adapter, in order of keys."""
+    """The key of a module, under which the adapters of a fleet are compared → its name, in order of the keys."""
     return dict(sorted((key, name) for name, key in module_keys(adapter).items()))
 
 

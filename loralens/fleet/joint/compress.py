@@ -9,14 +9,13 @@ from typing import final
 import numpy as np
 
 from loralens.compression.loss import losses, total_error
-from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.progress import Step, progress
 from loralens.core.threads import processor_count
 from loralens.errors import FormatError, OptionError
 from loralens.fleet.joint.code_group import CodedTask, FleetSource, code_group
 from loralens.fleet.joint.result import CompressedAdapter, CompressionResult, Refused
-from loralens.formats import encode_adapter
+from loralens.formats.records.fleets.about import about_stored
 from loralens.formats.records.fleets.reader import FleetFile
 from loralens.formats.records.fleets.writer import FleetEntry, GroupEntry, check_fleet_target, write_fleet
 from loralens.formats.records.undo import Spool
@@ -92,6 +91,7 @@ class _Collected:
         self.groups: list[GroupEntry] = []
         self.refused: dict[str, str] = {}
         self._load = lru_cache(OPEN)(lambda name: sources[name].load())
+        self._stored = lru_cache(OPEN)(lambda name: about_stored(self._load(name))[1])
 
     def add(self, task: CodedTask) -> None:
         """Take over the result of a task."""
@@ -105,7 +105,10 @@ class _Collected:
                 source.kind, source.error, source.pair_bytes, source.about,
                 self.spool.keep(numbers.tobytes()) if isinstance(numbers, np.ndarray) else numbers,
                 None if source.group is None else first + source.group,
-                {digest: self._extra(name, key, stored=numbers is None) for digest, key in source.extras.items()},
+                {
+                    digest: self._extra(name, digest if numbers is None else key, stored=numbers is None)
+                    for digest, key in source.extras.items()
+                },
             )  # fmt: skip
         self.refused |= task.refused
 
@@ -113,8 +116,8 @@ class _Collected:
         """A tensor of a source that is copied as it is. The file is opened when it is needed, not kept open."""
 
         def tensor() -> LazyArray:
-            adapter: Adapter = self._load(name)
-            return encode_adapter(adapter)[0].tensors[key] if stored else adapter.extra[key].tensor
+            found: LazyArray = self._stored(name)[key] if stored else self._load(name).extra[key].tensor
+            return found
 
         def rows(start: int, stop: int) -> Array:
             return tensor().rows(start, stop).read()
@@ -188,9 +191,8 @@ def _result(
     written = {row.name for row in rows}
     before = sum(_file_bytes(Path(source.path)) for name, source in sources.items() if name in written)
     refused = [Refused(name, reason) for name, reason in collected.refused.items()]
-    return CompressionResult(
-        output, error, rows, refused, len(file.contents.groups), file.pair_bytes, before, file.size
-    )
+    bases = [file.group_bytes(group) for group in range(len(file.contents.groups))]
+    return CompressionResult(output, error, rows, refused, bases, before, file.size)
 
 
 def _file_bytes(path: Path) -> int:

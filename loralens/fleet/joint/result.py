@@ -1,6 +1,6 @@
 """The results of `compress` and `expand`."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any, final
 
 from loralens.core.adapter import Adapter
 from loralens.formats.records.fleets.contents import Kind
-from loralens.tables.numbers import count, percent, size
+from loralens.tables.numbers import count, percent, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 
@@ -52,12 +52,46 @@ class Refused:
     reason: str
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One row for people: the adapters of one group, or all adapters that are stored in one way.
+
+    Attributes
+    ----------
+    name : str
+        The first adapter.
+    adapters : int
+    before, after : int
+        The bytes of their pairs in the sources, and of what replaces them, shared bases included.
+    error : float
+        The largest error of an adapter.
+    """
+
+    kind: Kind
+    name: str
+    adapters: int
+    before: int
+    after: int
+    error: float
+
+
+KINDS: dict[Kind, str] = {"joint": "together", "alone": "alone", "copy": "copies", "stored": "as they were"}
+PARTS: tuple[Column[Part], ...] = (
+    Column("kind", lambda row: row.kind, "stored", lambda kind: KINDS[kind], align="left", priority=ALWAYS),
+    Column("adapters", lambda row: row.adapters, "adapters", priority=ALWAYS),
+    Column("name", lambda row: row.name, "the first", align="left", priority=4),
+    Column("before", lambda row: row.before, "pairs before", size, priority=7),
+    Column("after", lambda row: row.after, "after", size, priority=8),
+    Column("share", lambda row: row.after / row.before if row.before else None, "share", percent, priority=8),
+    Column("error", lambda row: row.error, "largest error", percent, priority=8),
+)
 COLUMNS: tuple[Column[CompressedAdapter], ...] = (
     Column("name", lambda row: row.name, "adapter", align="left", priority=ALWAYS),
-    Column("kind", lambda row: row.kind, "kind", align="left", priority=9),
+    Column("kind", lambda row: row.kind, "kind", align="left", priority=8),
     Column("group", lambda row: row.group, "group", priority=5),
     Column("rank", lambda row: row.rank, "r", priority=6),
-    Column("error", lambda row: row.error, "error", percent, priority=9),
+    Column("error", lambda row: row.error, "error", percent, priority=8),
     Column("pair_bytes", lambda row: row.pair_bytes, "pairs before", size, priority=7),
     Column("own_bytes", lambda row: row.own_bytes, "own bytes", size, priority=7),
 )
@@ -65,18 +99,12 @@ REFUSED: tuple[Column[Refused], ...] = (
     Column("name", lambda row: row.name, "adapter", align="left", priority=ALWAYS),
     Column("reason", lambda row: row.reason, "reason", align="left", priority=ALWAYS),
 )
-KINDS: dict[Kind, str] = {
-    "joint": "in bases of their group",
-    "alone": "each alone",
-    "copy": "as copies of others",
-    "stored": "as they were",
-}
 
 
 @final
 @dataclass(frozen=True, slots=True, repr=False)
 class CompressionResult(Tabular):
-    """A fleet in one file, with the error of every adapter.
+    """A fleet in one file, with the error of every adapter; the result is a sequence of these.
 
     Attributes
     ----------
@@ -86,10 +114,8 @@ class CompressionResult(Tabular):
     adapters : sequence of CompressedAdapter
     refused : sequence of Refused
         Adapters that are not in the file.
-    groups : int
-        The number of groups with shared bases.
-    pair_bytes_after : int
-        The bytes of everything in the file that replaces pairs.
+    group_bytes : sequence of int
+        The bytes of the bases that each group shares.
     file_bytes_before, file_bytes_after : int
         The sizes of the files of weights before, and of the new file.
     """
@@ -98,10 +124,15 @@ class CompressionResult(Tabular):
     allowed: float
     adapters: Sequence[CompressedAdapter]
     refused: Sequence[Refused]
-    groups: int
-    pair_bytes_after: int
+    group_bytes: Sequence[int]
     file_bytes_before: int
     file_bytes_after: int
+
+    def __len__(self) -> int:
+        return len(self.adapters)
+
+    def __getitem__(self, index: int) -> CompressedAdapter:
+        return self.adapters[index]
 
     def __repr__(self) -> str:
         return f"CompressionResult({count(len(self.adapters), 'adapter')}, {size(self.file_bytes_after)})"
@@ -110,6 +141,11 @@ class CompressionResult(Tabular):
     def pair_bytes_before(self) -> int:
         """The bytes of all pairs in the sources."""
         return sum(row.pair_bytes for row in self.adapters)
+
+    @property
+    def pair_bytes_after(self) -> int:
+        """The bytes of everything in the file that replaces pairs, shared bases included."""
+        return sum(row.own_bytes for row in self.adapters) + sum(self.group_bytes)
 
     @property
     def largest_error(self) -> float:
@@ -129,15 +165,31 @@ class CompressionResult(Tabular):
         ]
 
     def tables(self) -> list[Table[Any]]:
-        """The adapters, and those that are not in the file."""
-        tables: list[Table[Any]] = [Table(str(self.output), COLUMNS, self.adapters)]
-        return [*tables, Table("not in the file", REFUSED, self.refused)] if self.refused else tables
+        """The groups and ways of storing, the adapters, and those that are not in the file."""
+        return [
+            Table(str(self.output), PARTS, self.parts()),
+            Table("adapters", COLUMNS, self.adapters, uneventful=lambda _: True, sum_up=lambda _: ""),
+            Table("not in the file", REFUSED, self.refused),
+        ]
 
-    def sentences(self) -> list[str]:
-        """How many adapters are stored in which way."""
-        kinds = Counter(row.kind for row in self.adapters)
-        parts = [f"{kinds[kind]} {text}" for kind, text in KINDS.items() if kinds[kind]]
-        return [f"{', '.join(parts)}; {count(self.groups, 'group')} with shared bases"]
+    def listing(self) -> list[Table[CompressedAdapter]]:
+        """The adapters, one a row."""
+        return [Table("adapters", COLUMNS, self.adapters)]
+
+    def parts(self) -> list[Part]:
+        """The groups, and the adapters that are stored in each of the other ways, the most bytes first."""
+        rows: dict[tuple[Kind, int | None], list[CompressedAdapter]] = defaultdict(list)
+        for row in self.adapters:
+            rows[row.kind, row.group if row.kind == "joint" else None].append(row)
+        parts = [
+            Part(
+                kind, members[0].name, len(members), sum(row.pair_bytes for row in members),
+                sum(row.own_bytes for row in members) + (0 if group is None else self.group_bytes[group]),
+                max(row.error for row in members),
+            )
+            for (kind, group), members in rows.items()
+        ]  # fmt: skip
+        return sorted(parts, key=lambda part: -part.before)
 
     def record(self) -> dict[str, Any]:
         """The result as a JSON object."""
@@ -145,11 +197,11 @@ class CompressionResult(Tabular):
             "output": str(self.output),
             "allowed_error": self.allowed,
             "largest_error": self.largest_error,
-            "groups": self.groups,
             "pair_bytes_before": self.pair_bytes_before,
             "pair_bytes_after": self.pair_bytes_after,
             "file_bytes_before": self.file_bytes_before,
             "file_bytes_after": self.file_bytes_after,
+            "parts": Table("", PARTS, self.parts()).records(),
             "adapters": Table("", COLUMNS, self.adapters).records(),
             "refused": Table("", REFUSED, self.refused).records(),
         }
@@ -193,12 +245,12 @@ class ExpansionResult(Tabular):
     def conclusion(self) -> list[str]:
         """What was written, and how far it is from the adapter before compression."""
         ranks = {module.rank for module in self.adapter.modules.values()}
-        rank = f"rank {max(ranks, default=0)}"
+        rank = f"rank {span(sorted(ranks))}"
         where = f"Wrote {self.output}" if self.output else "Nothing was written"
         is_ = f"at most {percent(self.error_bound)}" if self.truncation else percent(self.error)
         return [
-            f"{where}: {self.name} ({count(len(self.adapter), 'module')}, {rank}) as a PEFT adapter. "
-            f"Its error is {is_} of ΔW before compression."
+            f"{where}: {self.name}, {count(len(self.adapter), 'module')} of {rank}.",
+            f"Its error is {is_} of ΔW before compression.",
         ]
 
     def tables(self) -> list[Table[Any]]:

@@ -21,12 +21,14 @@ import ml_dtypes  # noqa: F401 - teaches NumPy the names of narrow floats
 import numpy as np
 
 from loralens.core.adapter import Adapter
+from loralens.core.carried import NORMS
+from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.quantised import direction_bytes, from_bytes
 from loralens.core.scaling import Scaling
 from loralens.core.shared_bases import Pair, SharedBases, lazy_pair, shared_factors
-from loralens.errors import FormatError, place
+from loralens.errors import FormatError, LoraLensError, place
 from loralens.formats import encode_adapter
 from loralens.formats.dialects import record
 from loralens.formats.dialects.quantised.reader import VERSION, Outline, parse_description
@@ -83,17 +85,40 @@ def about_stored(adapter: Adapter) -> tuple[dict[str, Any], dict[str, LazyArray]
     Raises
     ------
     LoraLensError
-        Its dialect cannot be written.
+        Its dialect cannot be written, and its tensors alone do not give the adapter back.
     """
-    stored, _ = encode_adapter(adapter)
-    tensors = {key: content_digest(tensor) for key, tensor in stored.tensors.items()}
-    about = {
-        "dialect": adapter.format,
-        "config": None if stored.config is None else dict(stored.config),
-        "metadata": None if stored.metadata is None else dict(stored.metadata),
-        "tensors": tensors,
-    }
-    return about, {digest: stored.tensors[key] for key, digest in tensors.items()}
+    problem: LoraLensError | None = None
+    for collect in (_as_written, _as_read):
+        try:
+            stored = collect(adapter)
+            digests = {key: content_digest(tensor) for key, tensor in stored.tensors.items()}
+            about = {
+                "dialect": adapter.format,
+                "config": None if stored.config is None else dict(stored.config),
+                "metadata": None if stored.metadata is None else dict(stored.metadata),
+                "tensors": digests,
+            }
+            tensors = {digest: stored.tensors[key] for key, digest in digests.items()}
+            if fingerprint(stored_adapter(about, tensors.__getitem__)) == fingerprint(adapter):
+                return about, tensors
+        except LoraLensError as error:
+            problem = problem or error
+    raise problem or FormatError("would not be the same adapter when it is read back", fix="report this as a bug")
+
+
+def _as_written(adapter: Adapter) -> Stored:
+    """The tensors that the writer of its dialect gives."""
+    return encode_adapter(adapter)[0]
+
+
+def _as_read(adapter: Adapter) -> Stored:
+    """The tensors from which it was read; some dialects are only read."""
+    tensors = {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
+    for module in adapter.modules.values():
+        if module.origin is None:
+            raise FormatError("was not read from a file", fix="save it first")
+        tensors |= module.origin.tensors
+    return Stored(tensors, adapter.metadata, adapter.config)
 
 
 def stored_adapter(about: Mapping[str, Any], extras: Extras) -> Adapter:

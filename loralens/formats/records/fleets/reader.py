@@ -131,16 +131,6 @@ class FleetFile:
         """The bytes of the file."""
         return self.path.stat().st_size
 
-    @property
-    def pair_bytes(self) -> int:
-        """The bytes of all tensors that replace the pairs: bases, cores, and modules in few bits.
-
-        Tensors of adapters that are stored as they were count too, as their pairs are among them.
-        """
-        replaced = sum(
-            tensor.nbytes
-            for key, tensor in self._tensors.items()
-            if key.endswith(".numbers") or key.startswith("groups.")
-        )
-        stored = [entry for entry in self.contents.adapters.values() if entry.numbers is None]
-        return replaced + sum(entry.pair_bytes for entry in stored)
+    def group_bytes(self, group: int) -> int:
+        """The bytes of the bases and widths that a group shares."""
+        return sum(self._tensors[key].nbytes for key in group_keys(group))
