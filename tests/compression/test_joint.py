@@ -92,9 +92,7 @@ def test_another_gauge_and_an_equal_scale_give_the_same_group():
     for adapter in factors:
         R = [rng.standard_normal((4, 4)) + 3 * np.eye(4) for _ in adapter]
         turned.append([(B @ X, np.linalg.inv(X) @ A) for (B, A), X in zip(adapter, R, strict=True)])
-    first, second = (
-        code_jointly(u, alone_bytes(u, 0.15), error=0.15) for u in (split(factors), split(turned))
-    )
+    first, second = (code_jointly(u, alone_bytes(u, 0.15), error=0.15) for u in (split(factors), split(turned)))
     assert first.shared_bytes + 5 * first.core_bytes == second.shared_bytes + 5 * second.core_bytes
     assert np.allclose(first.errors, second.errors, atol=1e-4)
 
@@ -102,9 +100,7 @@ def test_another_gauge_and_an_equal_scale_give_the_same_group():
 def test_a_strong_adapter_does_not_change_the_bases_of_the_others():
     factors = run(6, noise=0.02)
     strong = [[(1e4 * B, A) for B, A in adapter] if i == 2 else adapter for i, adapter in enumerate(factors)]
-    first, second = (
-        code_jointly(u, alone_bytes(u, 0.15), error=0.15) for u in (split(factors), split(strong))
-    )
+    first, second = (code_jointly(u, alone_bytes(u, 0.15), error=0.15) for u in (split(factors), split(strong)))
     assert np.allclose(first.errors, second.errors, atol=1e-4)
 
 
