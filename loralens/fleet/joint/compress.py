@@ -77,7 +77,7 @@ def compress_fleet(
             with progress("measuring", len(ordered)) as step:
                 rows.extend(_measure(FleetFile(part), sources, step))
 
-        write_fleet(output, ordered, collected.groups, error=error, check=check, overwrite=overwrite)
+        write_fleet(output, ordered, collected.groups, error=error, check=check)
     return _result(output, error, rows, collected, sources)
 
 

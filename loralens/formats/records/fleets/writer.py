@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -10,7 +11,7 @@ import numpy as np
 from loralens.core.lazy import LazyArray
 from loralens.core.shared_bases import SharedShape
 from loralens.errors import OptionError, place
-from loralens.formats.files.atomic import atomic_path
+from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import Stored
 from loralens.formats.files.disk import check_room
 from loralens.formats.files.json_text import json_text
@@ -89,16 +90,12 @@ def write_fleet(
     *,
     error: float,
     check: Callable[[Path], None],
-    overwrite: bool = False,
 ) -> None:
-    """Write a fleet, which appears complete or not at all.
+    """Write a fleet in place of what is at the path; it appears complete or not at all.
 
     ``check`` gets the path of the written file before it takes its place; if it raises an error, nothing is replaced.
     """
-    stored = _stored(adapters, groups, error)
-    with atomic_path(path, folder=False, overwrite=overwrite) as part:
-        write_safetensors(stored, part)
-        check(part)
+    write_safetensors(_stored(adapters, groups, error), path, put=partial(atomic_file, check=check))
 
 
 def _stored(adapters: Mapping[str, FleetEntry], groups: Sequence[GroupEntry], error: float) -> Stored:
