@@ -5,7 +5,13 @@ from importlib import import_module
 import click
 
 # Name → the module in `loralens.cli.fleets` with ``command_NAME``, and the line in the help of the group.
-SUBCOMMANDS: dict[str, tuple[str, str]] = {}
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "near": ("near", "Find the adapters that are most like an example."),
+    "copies": ("groups", "Find copies, and the files that can be deleted."),
+    "runs": ("groups", "Group the adapters that began from the same random A."),
+    "families": ("groups", "Group the adapters whose updates are alike."),
+    "bases": ("bases", "Show which base model each adapter is for."),
+}
 
 
 class FleetGroup(click.Group):

@@ -1,6 +1,6 @@
 """Exact cosines of updates, over all modules and over the common ones, and the spread that chance would give."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import NamedTuple, final
@@ -97,10 +97,3 @@ def exact_cosine(first: ExactUpdate, second: ExactUpdate) -> ExactCosine:
 def _ratio(inner: float, norms: float) -> float:
     """A cosine, which rounding may not carry beyond ±1."""
     return float(np.clip(inner / norms, -1.0, 1.0)) if norms else 0.0
-
-
-def cosine_matrix(updates: list[ExactUpdate]) -> Iterator[tuple[int, int, ExactCosine]]:
-    """The exact cosines of every pair, as (first, second, cosine)."""
-    for i, first in enumerate(updates):
-        for j in range(i):
-            yield i, j, exact_cosine(first, updates[j])
