@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
 from loralens.core.adapter import Adapter
+from loralens.errors import FormatError
+from loralens.fleet.catalogue.reading import commit_number, read_norms, read_signature, read_state
+from loralens.fleet.catalogue.schema import find_home
 
 if TYPE_CHECKING:
+    from loralens.fleet.answers.empty import EmptyResult
+    from loralens.fleet.answers.rows import RowsResult
+    from loralens.fleet.answers.stats import StatsResult
     from loralens.fleet.bases.bases import BasesResult
     from loralens.fleet.catalogue.members import Member, Signature, Unreadable
+    from loralens.fleet.catalogue.reading import State
     from loralens.fleet.grouping.copies import CopiesResult
     from loralens.fleet.grouping.families import FamiliesResult
     from loralens.fleet.grouping.runs import RunsResult
+    from loralens.fleet.indexing.update_result import UpdateResult
     from loralens.fleet.search.near import NearResult
     from loralens.fleet.sketching.sketches import Sketch, Sketches
 
@@ -26,63 +34,108 @@ class Fleet:
     ----------
     home : Path
         The folder of the index.
-    root : Path
-        The folder of the adapters.
+
+    Notes
+    -----
+    Answers are about the last committed state of the index. Another process may update it at any time.
     """
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self._state: State | None = None
+        self._signatures: dict[str, Signature] = {}
 
     @classmethod
     def open(cls, home: str | PathLike[str] = ".") -> Self:
         """Open the index at ``home``, or in the folder ``.loralens-fleet`` within it.
 
-        There need not be an index yet: `update` makes it. Everything that reads one raises an OptionError if there is
-        none.
+        There need not be an index yet: `update` makes it. Everything that reads an index raises an OptionError if there
+        is none.
         """
-        raise NotImplementedError
+        return cls(find_home(Path(home)))
+
+    def __repr__(self) -> str:
+        return f"Fleet({str(self.home)!r})"
 
     @property
     def root(self) -> Path:
         """The folder of the adapters."""
-        raise NotImplementedError
+        return self._read().root
 
     def update(
         self,
         root: str | PathLike[str] | None = None,
         executor: Executor | None = None,
         *,
+        jobs: int | None = None,
         allow_pickle: bool = False,
         once: bool = False,
-    ) -> Any:
-        """Index what is new or has changed under ``root``, and forget what is gone."""
-        raise NotImplementedError
+    ) -> "UpdateResult":
+        """Index what is new or has changed under ``root``, and forget what is gone.
+
+        Parameters
+        ----------
+        root : path, optional
+            The folder of the adapters; by default that of the last update.
+        executor : Executor, optional
+            Measures the files: a pool of threads or processes, or ``distributed.Client(…).get_executor(pure=False)``
+            for several machines that share the disk. By default threads of this process.
+        jobs : int, optional
+            Without an executor, measure the files in this many processes.
+        allow_pickle, once : bool
+            As in `loralens.load`. If they differ from those of the last update, every file is measured again.
+
+        Returns
+        -------
+        UpdateResult
+            What has changed, and which files cannot be read.
+
+        Raises
+        ------
+        OptionError
+            ``root`` is not a folder, another process updates the index, or the executor is broken.
+        FormatError
+            The disk cannot be written.
+        """
+        from loralens.fleet.indexing.updating import update_index
+
+        folder = None if root is None else Path(root)
+        return update_index(self.home, folder, executor, jobs=jobs, allow_pickle=allow_pickle, once=once)
 
     # What the index has
 
+    def _read(self) -> "State":
+        """The last committed state."""
+        if self._state is None or self._state.commit != commit_number(self.home):
+            self._state, self._signatures = read_state(self.home), {}
+        return self._state
+
     def members(self) -> "Sequence[Member]":
         """The adapters, in order of their names."""
-        raise NotImplementedError
+        return self._read().members
 
     def unreadable(self) -> "Sequence[Unreadable]":
         """The files that should be adapters and cannot be read, in order of their names."""
-        raise NotImplementedError
+        return self._read().unreadable
 
     def sketches(self) -> "Sketches":
         """The sketches; row i belongs to ``members()[i]``."""
-        raise NotImplementedError
+        return self._read().sketches
 
     def snapshot(self) -> "tuple[Sequence[Member], Sketches]":
         """`members` and `sketches` of one state of the index, also while another process updates it."""
-        raise NotImplementedError
+        state = self._read()
+        return state.members, state.sketches
 
     def signature(self, member: "Member") -> "Signature":
         """The names and shapes of the modules of a member."""
-        raise NotImplementedError
+        if member.signature not in self._signatures:
+            self._signatures[member.signature] = read_signature(self.home, member.signature)
+        return self._signatures[member.signature]
 
     def norms(self, member: "Member") -> Mapping[str, float]:
         """Normalised name of a module → ‖ΔW‖_F, with five digits, in the order of ``signature(member).keys``."""
-        raise NotImplementedError
+        return read_norms(self.home, member)
 
     def adapter(self, member: "Member") -> Adapter:
         """The adapter itself, read from its file as the index has read it.
@@ -92,15 +145,37 @@ class Fleet:
         FormatError
             The file has changed since it was indexed, or is gone.
         """
-        raise NotImplementedError
+        from loralens.fleet.indexing.scanning import stamp_of
+        from loralens.formats import load
+
+        state = self._read()
+        if stamp_of(member.path) != state.stamps.get(member.number):
+            raise FormatError(
+                f"{member.path}: has changed since it was indexed, or is gone",
+                fix=f"update the index: loralens fleet index {state.root}",
+            )
+        options = {name: f"{name}=True" in state.settings for name in ("allow_pickle", "once")}
+        return load(member.path, strict=False, **options)
 
     def modules(self, adapter: Adapter) -> Mapping[str, str]:
         """Normalised name → the name in this adapter, in order of the normalised names."""
-        raise NotImplementedError
+        from loralens.fleet.sketching.module_keys import module_keys
+
+        return dict(sorted((key, name) for name, key in module_keys(adapter).items()))
 
     def sketch(self, adapter: Adapter) -> "Sketch":
-        """The sketch of any adapter, in the index or not."""
-        raise NotImplementedError
+        """The sketch of any adapter, in the index or not.
+
+        Raises
+        ------
+        FormatError
+            A module holds NaN or Inf.
+        """
+        from loralens.core.threads import single_blas_thread
+        from loralens.fleet.sketching.measures import measure_adapter
+
+        with single_blas_thread():
+            return measure_adapter(adapter).sketch
 
     # Answers
 
@@ -139,17 +214,34 @@ class Fleet:
 
         return find_bases(self)
 
-    def empty(self) -> Any:
-        """The members that do nothing."""
-        raise NotImplementedError
+    def empty(self) -> "EmptyResult":
+        """The members with modules whose ΔW is 0, those first that change no weight at all."""
+        from loralens.fleet.answers.empty import empty_members
 
-    def stats(self) -> Any:
-        """The fleet in numbers."""
-        raise NotImplementedError
+        state = self._read()
+        return empty_members(state.root, state.members)
 
-    def rows(self, sql: str) -> Any:
-        """The answer of the catalogue to a SELECT."""
-        raise NotImplementedError
+    def stats(self) -> "StatsResult":
+        """The fleet in numbers: sizes, ranks, dialects."""
+        from loralens.fleet.answers.stats import count_members
+
+        state = self._read()
+        return count_members(state.root, self.home, state.members, len(state.unreadable))
+
+    def rows(self, sql: str) -> "RowsResult":
+        """The answer of the catalogue to one SELECT.
+
+        The tables are ``adapters``, ``unreadable``, ``files`` (both, and files without LoRA pairs) and ``signatures``.
+        The catalogue is opened for reading only, and an answer may take 30 seconds and 256 MiB at most.
+
+        Raises
+        ------
+        OptionError
+            It is not one valid SELECT, or exceeds these limits.
+        """
+        from loralens.fleet.answers.rows import select_rows
+
+        return select_rows(self.home, sql)
 
     # Joint compression
 

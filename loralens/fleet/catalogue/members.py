@@ -51,7 +51,7 @@ class Member:
     findings : tuple of str
         Codes of findings, the most serious first.
     added : str
-        When the file was first indexed: UTC, as ``2026-01-31T12:00:00Z``.
+        When the file was first indexed: UTC, as ``2026-01-31 12:00:00``.
     """
 
     number: int

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 WIDTH = 4096  # numbers in the sketch of an update
 START_WIDTH = 256  # numbers in the start sketch
+LARGEST_CODE = 127  # −128 is not used, so that −ΔW has the codes of ΔW with the opposite sign
 
 
 @final
@@ -52,6 +53,9 @@ class Sketches:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def __repr__(self) -> str:
+        return f"Sketches({len(self)})"
+
     def directions(self, width: int = WIDTH, rows: Any = slice(None)) -> NDArray[np.float32]:
         """The sketches folded to ``width`` numbers and divided by their own lengths; rows of zeros stay zeros.
 
@@ -62,6 +66,15 @@ class Sketches:
     def start_directions(self, rows: Any = slice(None)) -> NDArray[np.float32]:
         """The start sketches, divided by their own lengths."""
         return unit_rows(self.starts[rows].astype(np.float32))
+
+
+def to_codes(vector: NDArray[np.float64]) -> tuple[NDArray[np.int8], float]:
+    """A vector as whole numbers from −127 to 127 and the step between them; the step of a vector of zeros is 0."""
+    largest = float(np.abs(vector).max(initial=0))
+    if not largest:
+        return np.zeros(len(vector), np.int8), 0.0
+    # Divided by the largest number first, because 127 / largest may overflow.
+    return np.rint(vector / largest * LARGEST_CODE).astype(np.int8), largest / LARGEST_CODE
 
 
 def fold(codes: NDArray[np.int8], width: int) -> NDArray[np.float32]:
