@@ -14,9 +14,8 @@ from loralens.fleet.catalogue.members import Member
 from loralens.fleet.grouping.links import link_targets, paths_by_file
 from loralens.fleet.levels import COPY, COPY_NORM
 from loralens.fleet.search.inner import ExactUpdate
-from loralens.fleet.search.sameness import TENSORS, Kind, Sameness, judge_sameness
+from loralens.fleet.search.sameness import TENSORS, Kind, Sameness, judge_sameness, known_steps
 from loralens.fleet.sketching.sketches import Sketches
-from loralens.formats.records.runs import checkpoint_step
 from loralens.tables.numbers import count, fixed, number, size
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
@@ -261,6 +260,7 @@ class _Judge:
         self.fleet, self.members = fleet, members
         self.judged: dict[tuple[int, int], Sameness] = {}
         self._updates: dict[int, ExactUpdate] = {}
+        self._known_steps: dict[str, set[int]] = {}
         self._failed: set[str] = set()
 
     def __call__(self, first: int, second: int) -> Sameness:
@@ -295,8 +295,13 @@ class _Judge:
             except LoraLensError:
                 self._failed.add(member.name)
                 return Sameness("", 0.0, float("inf"))
-        steps = checkpoint_step(one.path), checkpoint_step(other.path)
+        steps = self._steps(one.fingerprint), self._steps(other.fingerprint)
         return judge_sameness(adapters[0], adapters[1], (updates[0], updates[1]), steps=steps)
+
+    def _steps(self, fingerprint: str) -> set[int]:
+        if fingerprint not in self._known_steps:
+            self._known_steps[fingerprint] = known_steps(self.members, fingerprint)
+        return self._known_steps[fingerprint]
 
     def _update(self, row: int, adapter: Any) -> ExactUpdate:
         if row not in self._updates:

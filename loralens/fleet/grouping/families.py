@@ -25,7 +25,7 @@ from loralens.tables.table import ALWAYS, Column, Table
 if TYPE_CHECKING:
     from loralens.fleet.fleet import Fleet
 
-NAMES = 3  # members of a group that its row names
+NAMES = 1  # members of a group that its row names; the listing has all
 
 
 @final

@@ -11,6 +11,7 @@ from loralens.fleet.grouping.components import components
 from loralens.fleet.grouping.families import base_of, exact_ends, names_text
 from loralens.fleet.grouping.links import distinct_files
 from loralens.fleet.levels import RUN, ChanceLevels
+from loralens.fleet.sketching.sketches import Sketches
 from loralens.formats.records.runs import checkpoint_step
 from loralens.tables.numbers import count, number, signed, span
 from loralens.tables.result import Tabular
@@ -33,8 +34,8 @@ class SharedStart:
         In order of their steps; those without a known step last, in order of names.
     steps : sequence of int or None
         The training step of each, as its folder or the state of its trainer says.
-    cosine : float
-        Of the updates of the first and the last member.
+    cosine : float or None
+        Of the updates of the first and the last step; None if fewer than two steps are known.
     exact : bool
         Whether it is exact, or by sketches.
     """
@@ -42,7 +43,7 @@ class SharedStart:
     number: int
     members: Sequence[Member]
     steps: Sequence[int | None]
-    cosine: float
+    cosine: float | None
     exact: bool
 
     @property
@@ -160,7 +161,7 @@ COLUMNS: tuple[Column[SharedStart], ...] = (
         "first to last",
         signed,
         priority=7,
-        about="cosine of the updates of the first and the last adapter",
+        about="cosine of the updates of the first and the last step",
     ),
     Column("exact", lambda row: row.exact),
     Column("base", lambda row: base_of(row.members) or None, "base", align="left", priority=5),
@@ -190,19 +191,24 @@ def find_runs(fleet: "Fleet", *, sketch: bool = False) -> RunsResult:
     groups = components(sketches.start_directions, len(sketches), RUN)
     groups.sort(key=lambda rows: (-len(rows), int(rows[0])))
     ordered = [_in_order_of_steps(members, rows.tolist()) for rows in groups]
-    ends = [(rows[0][0], rows[-1][0]) for rows in ordered]
+    stepped = [[row for row, step in rows if step is not None] for rows in ordered]
+    ends = [(rows[0], rows[-1]) for rows in stepped if len(rows) > 1]
     exact, spreads = ({}, []) if sketch else exact_ends(fleet, members, ends)
     runs = []
-    for index, (rows, pair) in enumerate(zip(ordered, ends, strict=True), 1):
-        first, last = sketches.directions(rows=np.array(pair))
-        cosine = exact.get(pair, float(first @ last))
-        runs.append(
-            SharedStart(index, [members[row] for row, _ in rows], [step for _, step in rows], cosine, pair in exact)
-        )
+    for index, (rows, known) in enumerate(zip(ordered, stepped, strict=True), 1):
+        pair = (known[0], known[-1]) if len(known) > 1 else None
+        cosine = None if pair is None else exact.get(pair, _sketched_cosine(sketches, pair))
+        steps = [step for _, step in rows]
+        runs.append(SharedStart(index, [members[row] for row, _ in rows], steps, cosine, pair in exact))
     grouped = {row for rows in ordered for row, _ in rows}
     alone = [member for row, member in enumerate(members) if row not in grouped]
     spread = float(np.sqrt(np.mean(np.square(spreads)))) if spreads else None
     return RunsResult(runs, alone, ChanceLevels(spread, len(members)))
+
+
+def _sketched_cosine(sketches: Sketches, pair: tuple[int, int]) -> float:
+    first, last = sketches.directions(rows=np.array(pair))
+    return float(first @ last)
 
 
 def _in_order_of_steps(members: Sequence[Member], rows: Sequence[int]) -> list[tuple[int, int | None]]:

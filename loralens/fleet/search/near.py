@@ -1,5 +1,6 @@
 """Search by example: the members of a fleet whose updates are most like a given one."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -16,12 +17,13 @@ from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import LoraLensError, OptionError
 from loralens.fleet.catalogue.members import Member
+from loralens.fleet.indexing.scanning import real_of
 from loralens.fleet.levels import COPY, MEANINGS, ChanceLevels, Level, level_of
 from loralens.fleet.search.inner import ExactCosine, ExactUpdate, exact_cosine
-from loralens.fleet.search.sameness import judge_sameness
+from loralens.fleet.search.sameness import judge_sameness, known_steps
 from loralens.fleet.sketching.sketches import Sketch, Sketches, fold, unit_rows
 from loralens.formats import load
-from loralens.formats.records.runs import checkpoint_step
+from loralens.formats.files.location import adapter_file
 from loralens.linalg.factor import Integers
 from loralens.tables.numbers import count, number, signed, size, span
 from loralens.tables.result import Tabular
@@ -108,7 +110,7 @@ class NearResult(Tabular):
         nearest = self.neighbours[0]
         cosine = f"cosine {signed(nearest.cosine)}"
         if not nearest.level:
-            return [f"Nothing in the fleet is like {self.example}: the largest {cosine}."]
+            return [f"Nothing in the fleet is like {self.example}: the largest cosine is {signed(nearest.cosine)}."]
         words = {"copy": "a copy", "run": "from the same start", "family": "of one family with it", "kin": "kin"}
         name = f"{nearest.member.name}, {words[nearest.level]} ({cosine})"
         if self.compared == 1:
@@ -216,10 +218,11 @@ def find_near(
         rows = propose(sketches, example.sketch, others, k if sketch else max(RERANKED, 3 * k))
     updates = {} if sketch else _exact_cosines(fleet, members, rows, example.adapter)
     neighbours = [
-        _neighbour(fleet, members[row], example, sketches, row, updates.get(row))
+        _neighbour(fleet, members, example, sketches, row, updates.get(row))
         for row in rows.tolist()
-        # A file that has changed since it was indexed has no exact cosine, and its sketch is out of date.
-        if sketch or row in updates
+        # A file that has changed since it was indexed has no exact cosine, and its sketch is out of date. An adapter
+        # without a common module has the cosine 0 by definition, and is no neighbour.
+        if sketch or (row in updates and updates[row].modules)
     ]
     neighbours.sort(key=lambda neighbour: (-neighbour.cosine, neighbour.member.name))
     spreads = [one.spread for one in updates.values() if one.modules]
@@ -252,13 +255,29 @@ def _example(
     """The example: an object, a member by its name or path, or any other file."""
     if isinstance(source, Adapter):
         return _Example("the adapter", source, fleet.sketch(source))
-    member = fleet.member(source)
-    if member is not None and member in members:
-        row = members.index(member)
+    row = find_member(members, source)
+    if row is not None:
+        member = members[row]
         sketch = Sketch(sketches.codes[row], float(sketches.steps[row]), sketches.starts[row])
         return _Example(member.name, fleet.adapter(member), sketch, member)
     adapter = load(Path(source))
     return _Example(str(source), adapter, fleet.sketch(adapter))
+
+
+def find_member(members: Sequence[Member], source: "str | PathLike[str]") -> int | None:
+    """The row of a member, by its name, by its file, or by a folder that holds the file alone; None if it is none."""
+    text = os.fspath(source)
+    by_name = {member.name: row for row, member in enumerate(members)}
+    if text.rstrip("/") in by_name and not os.path.lexists(text):
+        return by_name[text.rstrip("/")]
+    path = Path(text)
+    if path.is_dir():
+        try:
+            path = adapter_file(path)
+        except LoraLensError:  # several adapters, or none: `load` says so
+            return None
+    real = real_of(path)
+    return next((row for row, member in enumerate(members) if real and member.real == real), None)
 
 
 def _sharing_modules(fleet: "Fleet", members: Sequence[Member], adapter: Adapter) -> list[bool]:
@@ -299,17 +318,25 @@ def _exact_cosines(
 
 
 def _neighbour(
-    fleet: "Fleet", member: Member, example: _Example, sketches: Sketches, row: int, exact: ExactCosine | None
+    fleet: "Fleet",
+    members: Sequence[Member],
+    example: _Example,
+    sketches: Sketches,
+    row: int,
+    exact: ExactCosine | None,
 ) -> Neighbour:
     """A member as a neighbour of the example, with its level; a copy is confirmed by reading both once more."""
+    member = members[row]
     sketch = float(sketches.directions(rows=[row])[0] @ _direction(example.sketch.codes))
     start = float(sketches.start_directions([row])[0] @ _direction(example.sketch.start))
     copy = False
-    if exact and exact.whole >= COPY:
+    if example.member and example.member.fingerprint == member.fingerprint:
+        copy = True
+    elif exact and exact.whole >= COPY:
         adapters = example.adapter, fleet.adapter(member)
         first, second = (ExactUpdate.of(adapter, fleet.modules(adapter)) for adapter in adapters)
-        own_step = checkpoint_step(example.member.path) if example.member else None
-        steps = own_step, checkpoint_step(member.path)
+        own = known_steps(members, example.member.fingerprint) if example.member else set()
+        steps = own, known_steps(members, member.fingerprint)
         copy = judge_sameness(*adapters, (first, second), steps=steps).is_copy
     level = level_of(exact.whole if exact else sketch, start=start, copy=copy)
     return Neighbour(member, sketch, start, exact, level)

@@ -1,5 +1,6 @@
 """Whether two adapters are copies: the same update up to rounding, with the same other tensors, of the same step."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -10,8 +11,10 @@ from loralens.analysis.survey import SAME
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.fingerprint import LEFT_OUT
 from loralens.core.naming.normal_form import normal_form
+from loralens.fleet.catalogue.members import Member
 from loralens.fleet.levels import COPY, COPY_NORM
 from loralens.fleet.search.inner import ExactUpdate, exact_cosine
+from loralens.formats.records.runs import checkpoint_step
 
 Kind = Literal["tensors", "update", "close", ""]
 
@@ -54,7 +57,7 @@ def judge_sameness(
     second: Adapter,
     updates: tuple[ExactUpdate, ExactUpdate],
     *,
-    steps: tuple[int | None, int | None] = (None, None),
+    steps: tuple[Collection[int], Collection[int]] = ((), ()),
 ) -> Sameness:
     """Compare two adapters exactly, module by module, and their other tensors.
 
@@ -64,8 +67,9 @@ def judge_sameness(
         Two adapters whose fingerprints differ.
     updates : pair of ExactUpdate
         Their updates.
-    steps : pair of int or None
-        The training steps of both. Two steps are two adapters, however little training has changed between them.
+    steps : pair of collections of int
+        The training steps of both, and of files with the same numbers; empty if they are unknown. Two steps are two
+        adapters, however little training has changed between them.
 
     Raises
     ------
@@ -77,13 +81,23 @@ def judge_sameness(
     if cosine < COPY or norms[1] - norms[0] > COPY_NORM * norms[1]:
         return Sameness("", cosine, float("inf"))
     difference = max((one.relative for one in differences(first, second)), default=0.0)
-    if None not in steps and steps[0] != steps[1]:
-        return Sameness("close", cosine, difference, f"steps {min(steps)} and {max(steps)}")  # type: ignore[type-var]
+    if all(steps) and not set(steps[0]) & set(steps[1]):
+        low, high = sorted(max(known) for known in steps)
+        return Sameness("close", cosine, difference, f"steps {low} and {high}")
     if difference > SAME:
         return Sameness("close", cosine, difference, "differs by more than rounding")
     if other := _differing_extra(first, second):
         return Sameness("close", cosine, difference, f"other {other}")
     return Sameness("update", cosine, difference)
+
+
+def known_steps(members: Iterable[Member], fingerprint: str) -> set[int]:
+    """The training steps of the members with this fingerprint, as their paths or the states of their trainers say.
+
+    A final adapter has no step in its name, but the last checkpoint of its run has the same numbers.
+    """
+    steps = (checkpoint_step(member.path) for member in members if member.fingerprint == fingerprint)
+    return {step for step in steps if step is not None}
 
 
 def _differing_extra(first: Adapter, second: Adapter) -> str:
