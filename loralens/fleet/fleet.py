@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, final
 
 from loralens.core.adapter import Adapter
 from loralens.errors import FormatError
-from loralens.fleet.catalogue.reading import commit_number, read_norms, read_signature, read_state
+from loralens.fleet.catalogue.reading import commit_number, read_norms, read_signature, read_stamps, read_state
 from loralens.fleet.catalogue.schema import find_home
 
 if TYPE_CHECKING:
@@ -117,6 +117,16 @@ class Fleet:
     def unreadable(self) -> "Sequence[Unreadable]":
         """The files that should be adapters and cannot be read, in order of their names."""
         return self._read().unreadable
+
+    def changes(self) -> Mapping[str, int]:
+        """How many files are ``new``, ``changed`` and ``gone`` since the last update; kinds without files are left out.
+
+        The folders are looked through, and no file is read.
+        """
+        from loralens.fleet.indexing.scanning import count_changes
+
+        state = self._read()
+        return count_changes(state.root, self.home, read_stamps(self.home))
 
     def sketches(self) -> "Sketches":
         """The sketches; row i belongs to ``members()[i]``."""

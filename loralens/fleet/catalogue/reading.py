@@ -147,6 +147,12 @@ def to_signature(text: str) -> Signature:
     )
 
 
+def read_stamps(home: Path) -> dict[str, str]:
+    """Path → stamp of every file when it was measured."""
+    with reading(home) as connection:
+        return {name_of(path): stamp for path, stamp in connection.execute("select path, stamp from files")}
+
+
 def read_norms(home: Path, member: Member) -> Mapping[str, float]:
     """Key → ‖ΔW‖_F of the modules of a member."""
     with reading(home) as connection:
