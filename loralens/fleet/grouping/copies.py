@@ -57,6 +57,14 @@ class Copy:
 
 @final
 @dataclass(frozen=True, slots=True)
+class CopyGroup:
+    """Adapters that are the same update, the one that stays first."""
+
+    members: Sequence[Member]
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class LinkedPath:
     """A path that leads to the file of a member through a link, and is therefore not a copy."""
 
@@ -95,6 +103,14 @@ class CopiesResult(Tabular):
         return f"CopiesResult({count(len(self.copies), 'copy').replace('copys', 'copies')})"
 
     @property
+    def groups(self) -> list[CopyGroup]:
+        """The adapters that are the same update, together."""
+        by_kept: dict[int, list[Member]] = {}
+        for copy in self.copies:
+            by_kept.setdefault(copy.kept.number, [copy.kept]).append(copy.member)
+        return [CopyGroup(members) for members in by_kept.values()]
+
+    @property
     def safe_to_delete(self) -> list[Path]:
         """The files that can be deleted: each is a copy of one that stays."""
         return [copy.member.path for copy in self.copies if copy.safe]
@@ -104,7 +120,7 @@ class CopiesResult(Tabular):
         among = f"{count(self.members, 'adapter')}"
         if not self.copies:
             return [f"{among}: none is a copy of another."]
-        kept = len({copy.kept.number for copy in self.copies})
+        kept = len(self.groups)
         are = "is a copy" if len(self.copies) == 1 else "are copies"
         sentences = [f"{among}: {len(self.copies)} {are} of {kept} other{'' if kept == 1 else 's'}."]
         safe = [copy for copy in self.copies if copy.safe]
