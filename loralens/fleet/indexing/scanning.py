@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR
@@ -55,12 +55,35 @@ def scan(root: Path, *, without: Path | None = None) -> dict[str, FoundFile]:
     return found
 
 
+def count_changes(root: Path, home: Path, stamps: Mapping[str, str]) -> dict[str, int]:
+    """How many files are ``new``, ``changed`` and ``gone``, compared with path → stamp; zeros are left out."""
+    if not root.is_dir():
+        return {"gone": len(stamps)} if stamps else {}
+    real = Path(os.path.realpath(root))
+    found = scan(real, without=Path(os.path.realpath(home)))
+    counted = {
+        "new": len(found.keys() - stamps.keys()),
+        "changed": sum(stamps.get(path, file.stamp) != file.stamp for path, file in found.items()),
+        "gone": len(stamps.keys() - found.keys()),
+    }
+    return {kind: number for kind, number in counted.items() if number}
+
+
 def stamp_of(path: Path) -> str:
     """The stamp of a file now; empty if it is gone."""
     try:
         return _stamp(str(path), path.stat())
     except OSError:
         return ""
+
+
+def real_of(path: Path) -> str:
+    """The device and inode of a file, as in `FoundFile`; empty if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f"{status.st_dev:x}:{status.st_ino:x}"
 
 
 def _stamp(path: str, status: os.stat_result) -> str:

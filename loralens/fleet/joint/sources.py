@@ -24,7 +24,7 @@ def fleet_groups(fleet: "Fleet") -> list[list[FleetSource]]:
     originals = {copy.member.name: copy.kept.name for copy in copies_result.copies}
     # A link leads to the file of another member, so it is a copy too.
     originals |= {link.member.name: link.file.name for link in copies_result.links}
-    run_of = {member.name: run.number for run in fleet.runs().runs for member in run.members}
+    run_of = {member.name: run.number for run in fleet.runs(sketch=True).runs for member in run.members}
     groups: dict[str | int, list[FleetSource]] = defaultdict(list)
     for member in fleet.members():
         fleet.check_unchanged(member)
