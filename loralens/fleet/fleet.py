@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, final
+from typing import TYPE_CHECKING, Self, final
 
 from loralens.choices import TargetFormat
 from loralens.core.adapter import Adapter
@@ -278,6 +278,7 @@ class Fleet:
         *,
         error: float = 0.15,
         executor: Executor | None = None,
+        jobs: int | None = None,
         overwrite: bool = False,
     ) -> "CompressionResult":
         """Write all adapters to one file, each with at most this error, in as few bytes as possible.
@@ -293,7 +294,10 @@ class Fleet:
         error : float
             The largest ‖ΔW − ΔW'‖/‖ΔW‖ of an adapter, over all its modules.
         executor : Executor, optional
-            Where the groups are compressed; by default in this process, one at a time, which takes the least memory.
+            Where the groups are compressed, as in `update`; by default in this process, one at a time, which takes the
+            least memory.
+        jobs : int, optional
+            Without an executor, compress the groups in this many processes.
         overwrite : bool
             Replace what is there.
 
@@ -307,8 +311,9 @@ class Fleet:
         from loralens.fleet.joint.compress import compress_fleet
         from loralens.fleet.joint.sources import fleet_groups
 
-        groups = fleet_groups(self)
-        return compress_fleet(groups, Path(output), error=error, executor=executor, overwrite=overwrite)
+        return compress_fleet(
+            fleet_groups(self), Path(output), error=error, executor=executor, jobs=jobs, overwrite=overwrite
+        )
 
     @staticmethod
     def expand(

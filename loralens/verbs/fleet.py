@@ -3,6 +3,9 @@
 What the sub-commands answer are methods of `loralens.Fleet`.
 """
 
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +16,7 @@ from loralens.requirements import missing_packages
 
 if TYPE_CHECKING:
     from loralens.fleet.indexing.update_result import UpdateResult
+    from loralens.fleet.joint.result import CompressionResult
 
 
 def index_fleet(
@@ -45,15 +49,53 @@ def index_fleet(
         ``folder`` is not a folder, another process updates the index, or there is no scheduler at the address.
     """
     fleet = Fleet.open(folder if output is None else output)
-    if dask is None:
-        return fleet.update(folder, jobs=jobs, allow_pickle=allow_pickle, once=once)
+    with _dask_executor(dask) as executor:
+        return fleet.update(folder, executor, jobs=jobs, allow_pickle=allow_pickle, once=once)
+
+
+def compress_index(
+    home: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    error: float = 0.15,
+    jobs: int | None = None,
+    dask: str | None = None,
+    overwrite: bool = False,
+) -> "CompressionResult":
+    """Write all adapters of an index to one file, as `loralens.Fleet.compress` does.
+
+    Parameters
+    ----------
+    home : path
+        The index, or the folder that holds ``.loralens-fleet``.
+    output : path
+        The ``.safetensors`` file to write.
+    error : float
+        The largest ‖ΔW − ΔW'‖/‖ΔW‖ of an adapter.
+    jobs : int, optional
+        Compress the groups in this many processes; by default in this one.
+    dask : str, optional
+        The address of a Dask scheduler, whose workers compress the groups. They need the same disk.
+    overwrite : bool
+        Replace what is there.
+    """
+    fleet = open_fleet(home)
+    with _dask_executor(dask) as executor:
+        return fleet.compress(output, error=error, executor=executor, jobs=jobs, overwrite=overwrite)
+
+
+@contextmanager
+def _dask_executor(address: str | None) -> Iterator[Executor | None]:
+    """The executor of a Dask scheduler; None without an address."""
+    if address is None:
+        yield None
+        return
     try:
         from distributed import Client
     except ImportError as error:
         raise missing_packages("--dask", ["distributed"], error) from error
-    with Client(dask) as client:
-        executor = client.get_executor(pure=False)
-        return fleet.update(folder, executor, allow_pickle=allow_pickle, once=once)
+    with Client(address) as client:
+        yield client.get_executor(pure=False)
 
 
 def open_fleet(home: str | PathLike[str]) -> Fleet:

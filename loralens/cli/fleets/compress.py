@@ -1,6 +1,7 @@
 """The command ``loralens fleet compress``: declares its options, calls the fleet and shows the result."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,15 +21,27 @@ from loralens.cli.show import RowOptions, row_options, show
     callback=options.refuse_non_finite,
     help="The largest ‖ΔW−ΔW'‖/‖ΔW‖ of an adapter.",
 )
+@click.option(
+    "--jobs",
+    "-j",
+    type=options.COUNT,
+    metavar="N",
+    help="Compress the groups in N processes.  [default: one after the other in this process]",
+)
+@click.option(
+    "--dask", metavar="ADDRESS", help="Compress them on the workers of this Dask scheduler; they need the disk."
+)
 @options.OVERWRITE
 @row_options(csv="adapter")
-def command_compress(fleet: Path, output: Path, error: float, overwrite: bool, rows: RowOptions) -> None:
+def command_compress(fleet: Path, output: Path, rows: RowOptions, **keywords: Any) -> None:
     """Write all adapters of a fleet to one file, in the fewest bytes at a given error.
 
     Adapters of one run share bases, and each has a small core in them. Copies are stored once, and so are equal heads
     and other tensors. Adapters that take fewer bytes alone are stored alone in few bits. The errors are those of the
     written file, read back.
     """
-    from loralens.verbs.fleet import open_fleet
+    if keywords["dask"] and keywords["jobs"]:
+        raise click.UsageError("--jobs and --dask exclude each other: the workers of Dask are as many as were started")
+    from loralens.verbs.fleet import compress_index
 
-    show(open_fleet(fleet).compress(output, error=error, overwrite=overwrite), rows)
+    show(compress_index(fleet, output, **keywords), rows)

@@ -1,7 +1,9 @@
 """`compress_fleet`: writes all adapters of a fleet to one file, and measures every error on that file."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import final
@@ -13,8 +15,10 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.progress import Step, progress
 from loralens.core.threads import processor_count
 from loralens.errors import FormatError, OptionError
+from loralens.fleet.indexing.workers import check_processes_start, process_pool
 from loralens.fleet.joint.code_group import CodedTask, FleetSource, code_group
 from loralens.fleet.joint.result import CompressedAdapter, CompressionResult, Refused
+from loralens.formats.files.apart import check_apart
 from loralens.formats.records.fleets.about import about_stored
 from loralens.formats.records.fleets.reader import FleetFile
 from loralens.formats.records.fleets.writer import FleetEntry, GroupEntry, check_fleet_target, write_fleet
@@ -22,8 +26,12 @@ from loralens.formats.records.undo import Spool
 
 # The worker and the measurement of the written file compute the error in two ways, which agree to rounding.
 AGREE = 1e-6
-AHEAD = 2  # tasks that wait for each worker of an executor, so that none is idle and few results are in memory
+AHEAD = 2  # tasks for each worker of an executor, so that none is idle and few results are in memory
+REMOTE_AHEAD = 256  # tasks at a time for an executor that does not say how many workers it has, such as Dask
 OPEN = 8  # sources whose headers stay in memory while their extras are copied
+
+Place = tuple[int, int]  # the number of a task, and of a group within it
+NOWHERE: Place = (-1, -1)  # of adapters without a group
 
 
 def compress_fleet(
@@ -32,6 +40,7 @@ def compress_fleet(
     *,
     error: float = 0.15,
     executor: Executor | None = None,
+    jobs: int | None = None,
     overwrite: bool = False,
 ) -> CompressionResult:
     """Write adapters to one file, each with at most this error, in as few bytes as possible.
@@ -46,11 +55,15 @@ def compress_fleet(
         The largest ‖ΔW − ΔW'‖/‖ΔW‖ of an adapter, over all its modules.
     executor : Executor, optional
         Where the tasks run; by default in this process, one group at a time.
+    jobs : int, optional
+        Without an executor, run the tasks in this many processes.
+    overwrite : bool
+        Replace what is there.
 
     Raises
     ------
     OptionError
-        The error is not between 0 and 1, there is no adapter, or the target exists.
+        The error is not between 0 and 1, there is no adapter, or the target exists or is one of the adapters.
     FormatError
         A worker was killed, a source changed meanwhile, or the disk cannot be written. Nothing was written then.
     """
@@ -58,26 +71,26 @@ def compress_fleet(
         raise OptionError(f"the error {error:g} is not between 0 and 1", fix="give a share of ‖ΔW‖, such as 0.15")
     check_fleet_target(output, overwrite=overwrite)
     sources = {source.name: source for group in groups for source in group}
+    check_apart(output, [(f"the adapter {source.name}", Path(source.path)) for source in sources.values()])
     with Spool(output.absolute().parent) as spool:
         collected = _Collected(sources, spool)
         with progress("compressing", len(sources)) as step:
-            for number, task in _results(groups, error, executor):
-                collected.add(task)
+            for number, task in _results(groups, error, executor, jobs):
+                collected.add(number, task)
                 if step:
                     step(len(groups[number]))
-        if not collected.entries:
+        entries, group_entries = collected.in_order()
+        if not entries:
             refused = next(iter(collected.refused.items()), None)
             what = "no adapter could be compressed" if refused else "there is no adapter to compress"
-            raise OptionError(what, fix=f"{refused[0]}: {refused[1]}" if refused else "give a fleet that has some")
-        # In the order of their names, so that the file does not depend on the order in which tasks end.
-        ordered = {name: collected.entries[name] for name in sorted(collected.entries)}
+            raise OptionError(what, fix=": ".join(refused) if refused else "give a fleet that has some")
         rows: list[CompressedAdapter] = []
 
         def check(part: Path) -> None:
-            with progress("measuring", len(ordered)) as step:
+            with progress("measuring", len(entries)) as step:
                 rows.extend(_measure(FleetFile(part), sources, step))
 
-        write_fleet(output, ordered, collected.groups, error=error, check=check)
+        write_fleet(output, entries, group_entries, error=error, check=check)
     return _result(output, error, rows, collected, sources)
 
 
@@ -86,31 +99,44 @@ class _Collected:
     """What the tasks have given so far; their bytes are in a temporary file."""
 
     def __init__(self, sources: Mapping[str, FleetSource], spool: Spool) -> None:
-        self.sources, self.spool = sources, spool
-        self.entries: dict[str, FleetEntry] = {}
-        self.groups: list[GroupEntry] = []
+        self.spool = spool
         self.refused: dict[str, str] = {}
+        self._entries: dict[str, FleetEntry] = {}
+        self._groups: dict[Place, GroupEntry] = {}
+        self._group_of: dict[str, Place] = {}
         self._load = lru_cache(OPEN)(lambda name: sources[name].load())
         self._stored = lru_cache(OPEN)(lambda name: about_stored(self._load(name))[1])
 
-    def add(self, task: CodedTask) -> None:
-        """Take over the result of a task."""
-        first = len(self.groups)
-        for group in task.groups:
+    def add(self, number: int, task: CodedTask) -> None:
+        """Take over the result of the task of that number."""
+        for local, group in enumerate(task.groups):
             out, in_, widths = (self.spool.keep(part.tobytes()) for part in group.parts)
-            self.groups.append(GroupEntry(group.shapes, (out, in_, widths)))
+            self._groups[number, local] = GroupEntry(group.shapes, (out, in_, widths))
         for name, source in task.sources.items():
-            numbers = source.numbers
-            self.entries[name] = FleetEntry(
-                source.kind, source.error, source.pair_bytes, source.about,
+            numbers, stored = source.numbers, source.numbers is None
+            self._entries[name] = FleetEntry(
+                source.kind,
+                source.error,
+                source.pair_bytes,
+                source.about,
                 self.spool.keep(numbers.tobytes()) if isinstance(numbers, np.ndarray) else numbers,
-                None if source.group is None else first + source.group,
-                {
-                    digest: self._extra(name, digest if numbers is None else key, stored=numbers is None)
+                extras={
+                    digest: self._extra(name, digest if stored else key, stored=stored)
                     for digest, key in source.extras.items()
                 },
-            )  # fmt: skip
+            )
+            if source.group is not None:
+                self._group_of[name] = number, source.group
         self.refused |= task.refused
+
+    def in_order(self) -> tuple[dict[str, FleetEntry], list[GroupEntry]]:
+        """The adapters by name and the groups by task, so that the file does not depend on which task ends first."""
+        order = {place: i for i, place in enumerate(sorted(self._groups))}
+        entries = {
+            name: replace(self._entries[name], group=order.get(self._group_of.get(name, NOWHERE)))
+            for name in sorted(self._entries)
+        }
+        return entries, [self._groups[place] for place in order]
 
     def _extra(self, name: str, key: str, *, stored: bool) -> LazyArray:
         """A tensor of a source that is copied as it is. The file is opened when it is needed, not kept open."""
@@ -127,27 +153,37 @@ class _Collected:
 
 
 def _results(
-    groups: Sequence[Sequence[FleetSource]], error: float, executor: Executor | None
+    groups: Sequence[Sequence[FleetSource]], error: float, executor: Executor | None, jobs: int | None
 ) -> Iterator[tuple[int, CodedTask]]:
     """The results of all tasks with their numbers, as they end."""
-    if executor is None:
+    if executor is not None:
+        yield from _on_executor(groups, error, executor)
+    elif jobs is not None and jobs > 1:
+        with process_pool(min(jobs, len(groups) or 1)) as pool:
+            check_processes_start(pool)
+            yield from _on_executor(groups, error, pool)
+    else:
         for number, group in enumerate(groups):
             yield number, code_group(group, error)
-        return
+
+
+def _on_executor(
+    groups: Sequence[Sequence[FleetSource]], error: float, executor: Executor
+) -> Iterator[tuple[int, CodedTask]]:
     waiting: dict[Future[CodedTask], int] = {}
-    numbers = iter(range(len(groups)))
-    workers = getattr(executor, "_max_workers", None) or processor_count()
+    workers = getattr(executor, "_max_workers", None)
+    limit = AHEAD * workers if isinstance(workers, int) else REMOTE_AHEAD
+    # Large groups first, so that none of them is left for the end.
+    numbers = deque(sorted(range(len(groups)), key=lambda number: -len(groups[number])))
     try:
-        while True:
-            for number in numbers:
+        while numbers or waiting:
+            while numbers and len(waiting) < limit:
+                number = numbers.popleft()
                 waiting[executor.submit(code_group, groups[number], error)] = number
-                if len(waiting) >= AHEAD * workers:
-                    break
-            if not waiting:
-                return
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
-                yield waiting.pop(future), future.result()
+                number = waiting.pop(future)
+                yield number, _outcome(future, groups[number])
     except BrokenExecutor as broken:
         raise FormatError(
             "a worker was killed while it compressed adapters; nothing was written",
@@ -156,6 +192,20 @@ def _results(
     finally:
         for future in waiting:
             future.cancel()
+
+
+def _outcome(future: "Future[CodedTask]", group: Sequence[FleetSource]) -> CodedTask:
+    try:
+        return future.result()
+    except Exception as error:
+        # Dask tries a task on other workers, and gives it up after some of them were killed. By its name, as Dask need
+        # not be installed.
+        if type(error).__name__ != "KilledWorker":
+            raise
+        raise FormatError(
+            f"the workers that compressed {group[0].name} and {len(group) - 1} others were killed; nothing was written",
+            fix="give the workers more memory",
+        ) from error
 
 
 def _measure(file: FleetFile, sources: Mapping[str, FleetSource], step: Step | None) -> Iterable[CompressedAdapter]:

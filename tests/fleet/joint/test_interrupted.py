@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from loralens.errors import FormatError
+import loralens
+from loralens.errors import FormatError, OptionError
 from loralens.fleet.joint.compress import compress_fleet
 from loralens.fleet.joint.expand import expand_adapter
 from tests.fleet.joint.collection import make
@@ -119,27 +120,37 @@ def test_a_killed_worker_ends_the_run_and_leaves_nothing(fleet, tmp_path):
     assert target.read_bytes() == whole
 
 
-def test_a_source_that_changes_meanwhile_is_noticed(fleet, tmp_path, monkeypatch):
-    groups, _ = fleet
-    import loralens.fleet.joint.compress as module
+class Replacing(ThreadPoolExecutor):
+    """Replaces the file of the stranger when its task is done."""
 
-    read_back = module.FleetFile
+    def submit(self, function, group, error):
+        def work():
+            task = function(group, error)
+            for source in group:
+                if source.name == "stranger":
+                    loralens.save(loralens.load(run3_beside(source)), source.path, overwrite=True)
+            return task
 
-    def change_first(path):
-        # The stranger's file is replaced after it was compressed and before its error is measured.
-        swapped = dict(groups[0][1].load().modules)
-        monkeypatch.setattr(type(groups[1][0]), "load", lambda source: swapped_adapter(source, swapped))
-        return read_back(path)
+        return super().submit(work)
 
-    def swapped_adapter(source, modules):
-        from dataclasses import replace
 
-        from loralens.formats import load
+def run3_beside(stranger):
+    return Path(stranger.path).with_name("run3")
 
-        adapter = load(source.path)
-        return replace(adapter, modules=modules) if source.name == "stranger" else adapter
 
-    monkeypatch.setattr(module, "FleetFile", change_first)
-    with pytest.raises(FormatError, match="stranger: its error in the file"):
-        compress_fleet(groups, tmp_path / "fleet.safetensors", error=0.15)
-    assert not list(tmp_path.iterdir())
+def test_a_source_that_changes_meanwhile_is_noticed(tmp_path):
+    sources = make(tmp_path / "adapters")
+    groups = [[sources["run0"], sources["run1"]], [sources["stranger"]]]
+    target = tmp_path / "fleet.safetensors"
+    with Replacing(1) as executor, pytest.raises(FormatError, match="stranger: its error in the file"):
+        compress_fleet(groups, target, error=0.15, executor=executor)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapters"]
+
+
+def test_a_target_that_is_a_source_is_refused(tmp_path):
+    sources = make(tmp_path / "adapters")
+    file = tmp_path / "adapters" / "run0" / "adapter_model.safetensors"
+    before = file.read_bytes()
+    with pytest.raises(OptionError, match="the adapter run0"):
+        compress_fleet([[sources["run0"]]], file, overwrite=True)
+    assert file.read_bytes() == before
