@@ -145,22 +145,27 @@ class _Group:
     ) -> None:
         self.modules = list(zip(*units, strict=True))  # by module: the updates of all members
         self.members, self.alone, self.error = members, alone, error
-        self.left = [leading_directions(np.hstack([u.left for u in module])) for module in self.modules]
+        numbers = sum(sum(u.shape) * u.left.shape[1] for (u, *_) in self.modules)
+        # The price if the noise of all numbers of one adapter alone, in every adapter, made up an eighth of the error.
+        self.guess = len(members) * error**2 / numbers / 8
         # The lengths of the columns belong to both sides.
-        self.right = [
-            leading_directions(np.hstack([u.right * u.singular_values for u in module])) for module in self.modules
-        ]
+        self.left = [self._directions([u.left for u in module]) for module in self.modules]
+        self.right = [self._directions([u.right * u.singular_values for u in module]) for module in self.modules]
+
+    def _directions(self, factors: Sequence[Floats]) -> Directions:
+        """The leading directions of some factors side by side, as far as a price that is tried needs them."""
+        directions = _worth(leading_directions(np.hstack(factors)), self.guess * PRICES[-1])
+        # A copy, so that the others do not stay in memory.
+        return Directions(directions.columns.copy(), directions.energies)
 
     def cheapest(self) -> tuple[float, JointCoding] | None:
         """The total bytes, those of members that are better alone included, and the coding of the others."""
-        numbers = sum(sum(u.shape) * u.left.shape[1] for (u, *_) in self.modules)
-        guess = len(self.members) * self.error**2 / numbers / 8
         best: tuple[float, float] | None = None
         worse = 0
         for factor in PRICES:
-            total = self._total(trial) if (trial := self.at(guess * factor)) else np.inf
+            total = self._total(trial) if (trial := self.at(self.guess * factor)) else np.inf
             if best is None or total < best[0]:
-                best, worse = (total, guess * factor), 0
+                best, worse = (total, self.guess * factor), 0
             elif best[0] < np.inf:
                 worse += 1
             # Bytes have one minimum over the price, apart from steps of single columns.
