@@ -192,6 +192,6 @@ def lazy_pair(
 
 def _pad(factor: Array, axis: int, rank: int) -> Array:
     """The factor with zeros behind its last column (axis 1) or row (axis 0)."""
-    more = [(0, 0), (0, 0)]
-    more[axis] = (0, rank - factor.shape[axis])
-    return np.pad(factor, more)
+    widths = [(0, 0), (0, 0)]
+    widths[axis] = (0, rank - factor.shape[axis])
+    return np.pad(factor, widths)

@@ -10,18 +10,18 @@ from loralens.linalg.factor import Floats
 NOISE = 1e-13
 
 
-class Directions(NamedTuple):
+class LeadingDirections(NamedTuple):
     """Orthonormal columns (m, k), and the energy of the matrix along each of them, largest first."""
 
     columns: Floats
     energies: Floats
 
-    def head(self, k: int) -> "Directions":
+    def head(self, k: int) -> "LeadingDirections":
         """The first k directions."""
-        return Directions(self.columns[:, :k], self.energies[:k])
+        return LeadingDirections(self.columns[:, :k], self.energies[:k])
 
 
-def leading_directions(X: Floats) -> Directions:
+def leading_directions(X: Floats) -> LeadingDirections:
     """Left singular vectors of X (m, n) and its squared singular values.
 
     Notes
@@ -32,10 +32,10 @@ def leading_directions(X: Floats) -> Directions:
     """
     m, n = X.shape
     if not (m and n):
-        return Directions(np.zeros((m, 0)), np.zeros(0))
+        return LeadingDirections(np.zeros((m, 0)), np.zeros(0))
     values, vectors = np.linalg.eigh(X @ X.T if m <= n else X.T @ X)
     # eigh gives the smallest eigenvalue first.
     values, vectors = values[::-1], vectors[:, ::-1]
     k = int(np.count_nonzero(values > NOISE * max(float(values[0]), 0.0)))
     values, vectors = values[:k], vectors[:, :k]
-    return Directions(vectors if m <= n else (X @ vectors) / np.sqrt(values), values)
+    return LeadingDirections(vectors if m <= n else (X @ vectors) / np.sqrt(values), values)

@@ -30,7 +30,7 @@ from loralens.linalg.few_bits.columns import (
 )
 from loralens.linalg.few_bits.packing import packed_length
 from loralens.linalg.few_bits.quantise import SIDE
-from loralens.linalg.leading import Directions, leading_directions
+from loralens.linalg.leading import LeadingDirections, leading_directions
 
 LARGEST_INTEGER = 2 ** (MOST_WIDTH - 1) - 1  # of an entry of a core
 # A column gets b bits if its energy for every stored number is at least THRESHOLDS[b - 2] prices. The noise falls by
@@ -149,14 +149,14 @@ class _Group:
         # The price if the noise of all numbers of one adapter alone, in every adapter, made up an eighth of the error.
         self.guess = len(members) * error**2 / numbers / 8
         # The lengths of the columns belong to both sides.
-        self.left = [self._directions([u.left for u in module]) for module in self.modules]
-        self.right = [self._directions([u.right * u.singular_values for u in module]) for module in self.modules]
+        self.out_sides = [self._directions([u.left for u in module]) for module in self.modules]
+        self.in_sides = [self._directions([u.right * u.singular_values for u in module]) for module in self.modules]
 
-    def _directions(self, factors: Sequence[Floats]) -> Directions:
+    def _directions(self, factors: Sequence[Floats]) -> LeadingDirections:
         """The leading directions of some factors side by side, as far as a price that is tried needs them."""
         directions = _worth(leading_directions(np.hstack(factors)), self.guess * PRICES[-1])
         # A copy, so that the others do not stay in memory.
-        return Directions(directions.columns.copy(), directions.energies)
+        return LeadingDirections(directions.columns.copy(), directions.energies)
 
     def cheapest(self) -> tuple[float, JointCoding] | None:
         """The total bytes, those of members that are better alone included, and the coding of the others."""
@@ -205,11 +205,11 @@ class _Group:
     def _round(self, k: int, price: float, *, alternate: bool) -> _Rounded:
         """The bases of module k at a price, rounded, and the cores that fit them."""
         module = self.modules[k]
-        right, left = _worth(self.right[k], price), _worth(self.left[k], price)
-        if alternate and left.energies.size and right.energies.size:
-            left = _again([(u.left, u.right) for u in module], right, left.energies.size)
-            right = _again([(u.right, u.left) for u in module], left, right.energies.size)
-        U, V = _round_side(left, price), _round_side(right, price)
+        in_side, out_side = _worth(self.in_sides[k], price), _worth(self.out_sides[k], price)
+        if alternate and out_side.energies.size and in_side.energies.size:
+            out_side = _again([(u.left, u.right) for u in module], in_side, out_side.energies.size)
+            in_side = _again([(u.right, u.left) for u in module], out_side, in_side.energies.size)
+        U, V = _round_side(out_side, price), _round_side(in_side, price)
         Q_out, Q_in = U.values.astype(np.float64), V.values.astype(np.float64)
         G_out, G_in = (np.linalg.cholesky(Q.T @ Q) for Q in (Q_out, Q_in))
         crossed = np.array([(Q_out.T @ u.left) @ (u.right.T @ Q_in) for u in module])
@@ -247,19 +247,19 @@ def _integers(fitted: Sequence[_Rounded], joint: NDArray[np.int64], steps: Float
     return np.hstack(rows)
 
 
-def _worth(directions: Directions, price: float) -> Directions:
+def _worth(directions: LeadingDirections, price: float) -> LeadingDirections:
     """The directions whose energy is worth two bits for each of their numbers."""
     least = THRESHOLDS[0] * price * len(directions.columns)
     return directions.head(int(np.count_nonzero(directions.energies >= least)))
 
 
-def _round_side(directions: Directions, price: float) -> CodedColumns:
+def _round_side(directions: LeadingDirections, price: float) -> CodedColumns:
     worth = directions.energies / (price * max(1, len(directions.columns)))
     bits = 1 + np.searchsorted(THRESHOLDS, worth, side="right")
     return round_columns(directions.columns, np.clip(bits, 2, 8))
 
 
-def _again(sides: Sequence[tuple[Floats, Floats]], other: Directions, k: int) -> Directions:
+def _again(sides: Sequence[tuple[Floats, Floats]], other: LeadingDirections, k: int) -> LeadingDirections:
     """The k leading directions of the first sides, after the second sides were projected onto ``other``."""
     # ΔW V has the same left directions as left · Tᵀ, where T is the triangle of Vᵀ right.
     stacks = [first @ np.linalg.qr(other.columns.T @ second, mode="r").T for first, second in sides]

@@ -1,8 +1,6 @@
 """`SplitUpdate`: the update of a module as the two sides of its singular value decomposition."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
 from typing import Self, final
 
 import numpy as np
@@ -59,8 +57,3 @@ class SplitUpdate:
         B, A = B.astype(np.float64), A.astype(np.float64)
         crossed = float(np.sum((self.left.T @ B) * (A @ self.right).T))
         return max(0.0, self.energy - 2 * crossed + float(np.sum((B.T @ B) * (A @ A.T))))
-
-
-def norm_of(updates: Mapping[str, SplitUpdate]) -> float:
-    """‖ΔW‖ of a whole adapter."""
-    return sqrt(sum(update.energy for update in updates.values()))

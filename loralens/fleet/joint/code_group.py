@@ -186,14 +186,14 @@ def _parts(splits: Mapping[str, Split]) -> list[list[str]]:
 
 def _code_part(task: CodedTask, splits: Mapping[str, Split], adapters: Mapping[str, Adapter], error: float) -> None:
     """Code adapters with the same names and shapes."""
-    left = list(splits)
+    remaining = list(splits)
     # Adapters that the first bases do not fit may fit others.
-    while len(left) > 1:
-        coded = _code_jointly(task, {name: splits[name] for name in left}, adapters, error)
+    while len(remaining) > 1:
+        coded = _code_jointly(task, {name: splits[name] for name in remaining}, adapters, error)
         if not coded:
             break
-        left = [name for name in left if name not in coded]
-    for name in left:
+        remaining = [name for name in remaining if name not in coded]
+    for name in remaining:
         _code_single(task, name, adapters[name], splits[name], error)
 
 
@@ -217,7 +217,7 @@ def _code_jointly(
             frame = {module: place[key] for key, module in _names(adapters[name]).items()}
             about, _ = about_coded(adapters[name], frame)
             coded = joint_numbers(bases, data, nbytes)
-            measured = measured_error(adapters[name], splits[name], about, coded)
+            measured = error_of_bytes(adapters[name], splits[name], about, coded)
             extras = {digest: key for key, digest in about["extras"].items()}
             members[name] = CodedSource(
                 "joint", measured, adapters[name].nbytes, about, data, len(task.groups), extras
@@ -254,7 +254,7 @@ def _code_single(task: CodedTask, name: str, adapter: Adapter, split: Split, err
         about, _ = about_coded(adapter, frame, parts)
         data = np.concatenate(list(coding.parts.values()))
         coded = alone_numbers(about["parts"], LazyArray.of(data))
-        measured = measured_error(adapter, split, about, coded)
+        measured = error_of_bytes(adapter, split, about, coded)
         if measured <= error or len(data) >= adapter.nbytes:
             break
         aim *= error / measured * 0.999
@@ -278,7 +278,7 @@ def _code_copy(
     coded = _numbers(task, owner)
     if any(coded.shapes[frame[module]] != update.shape for module, update in adapters[name].items()):
         return False
-    measured = measured_error(adapters[name], split, about, coded)
+    measured = error_of_bytes(adapters[name], split, about, coded)
     if measured > error:
         return False
     extras = {digest: key for key, digest in about["extras"].items()}
@@ -301,7 +301,7 @@ def _store(task: CodedTask, name: str, adapter: Adapter) -> None:
     task.sources[name] = CodedSource("stored", 0.0, adapter.nbytes, about, None, None, extras)
 
 
-def measured_error(adapter: Adapter, split: Split, about: Mapping[str, Any], coded: Coded) -> float:
+def error_of_bytes(adapter: Adapter, split: Split, about: Mapping[str, Any], coded: Coded) -> float:
     """‖ΔW − ΔW'‖/‖ΔW‖ of the adapter that the bytes give back; 0 if the adapter is 0 and stays so."""
     nothing: Callable[[str], LazyArray] = lambda _: LazyArray.of(np.empty(0, np.float32))  # noqa: E731 - not read
     after = coded_adapter(about, coded, nothing)

@@ -142,8 +142,8 @@ class _Collected:
         """A tensor of a source that is copied as it is. The file is opened when it is needed, not kept open."""
 
         def tensor() -> LazyArray:
-            found: LazyArray = self._stored(name)[key] if stored else self._load(name).extra[key].tensor
-            return found
+            extra: LazyArray = self._stored(name)[key] if stored else self._load(name).extra[key].tensor
+            return extra
 
         def rows(start: int, stop: int) -> Array:
             return tensor().rows(start, stop).read()

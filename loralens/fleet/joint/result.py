@@ -246,11 +246,11 @@ class ExpansionResult(Tabular):
         """What was written, and how far it is from the adapter before compression."""
         ranks = {module.rank for module in self.adapter.modules.values()}
         rank = f"rank {span(sorted(ranks))}"
-        where = f"Wrote {self.output}" if self.output else "Nothing was written"
-        is_ = f"at most {percent(self.error_bound)}" if self.truncation else percent(self.error)
+        written = f"Wrote {self.output}" if self.output else "Nothing was written"
+        error = f"at most {percent(self.error_bound)}" if self.truncation else percent(self.error)
         return [
-            f"{where}: {self.name}, {count(len(self.adapter), 'module')} of {rank}.",
-            f"Its error is {is_} of ΔW before compression.",
+            f"{written}: {self.name}, {count(len(self.adapter), 'module')} of {rank}.",
+            f"Its error is {error} of ΔW before compression.",
         ]
 
     def tables(self) -> list[Table[Any]]:

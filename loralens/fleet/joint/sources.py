@@ -54,8 +54,8 @@ def _divide(group: "list[tuple[Member, FleetSource]]") -> list[list[FleetSource]
 
 def _first(originals: dict[str, str], name: str) -> str:
     """The adapter of which the others are copies; a chain of copies is followed to its end."""
-    seen = {name}
-    while name in originals and originals[name] not in seen:
+    chain = {name}
+    while name in originals and originals[name] not in chain:
         name = originals[name]
-        seen.add(name)
+        chain.add(name)
     return name

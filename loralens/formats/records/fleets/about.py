@@ -187,14 +187,14 @@ def _module(outline: Outline, name: str, coded: Coded, place_: Any, dtype: Any, 
     fits = type(place_) is int and 0 <= place_ < len(coded.shapes) and coded.shapes[place_] == shape
     if not fits or source_rank < 1 or not isinstance(dtype, str) or DTYPES.get(dtype) not in FLOATS:
         raise FormatError("its description is damaged", fix=DAMAGED)
-    kept = source_rank if rank is None else min(rank, source_rank)
+    new_rank = source_rank if rank is None else min(rank, source_rank)
 
     def factors() -> Pair:
-        B, A = coded.factors(place_, kept)
+        B, A = coded.factors(place_, new_rank)
         # The numbers are those of ΔW. An update whose scale is 0 is 0 whatever its factors are.
         return (B / scale if scale else 0 * B), A
 
-    B, A = lazy_pair(factors, shape, kept, DTYPES[dtype])
+    B, A = lazy_pair(factors, shape, new_rank, DTYPES[dtype])
     return LowRank(B, A, scale, scaling=scaling, layout=layout)
 
 

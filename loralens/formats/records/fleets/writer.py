@@ -105,7 +105,7 @@ def _stored(adapters: Mapping[str, FleetEntry], groups: Sequence[GroupEntry], er
     entries: dict[str, Any] = {}
     for name, adapter in adapters.items():
         number, numbers = places[name], adapter.numbers
-        tensors[about_key(number)] = as_text(adapter.about)
+        tensors[about_key(number)] = json_tensor(adapter.about)
         if isinstance(numbers, LazyArray):
             tensors[numbers_key(number)] = numbers
         tensors |= {extra_key(digest): tensor for digest, tensor in adapter.extras.items()}
@@ -129,6 +129,6 @@ def _stored(adapters: Mapping[str, FleetEntry], groups: Sequence[GroupEntry], er
     return Stored(tensors, {KEY: json_text({**fields, "digest": fields_digest(fields)})})
 
 
-def as_text(value: Mapping[str, Any]) -> LazyArray:
+def json_tensor(value: Mapping[str, Any]) -> LazyArray:
     """A JSON object as the bytes of its text."""
     return LazyArray.of(np.frombuffer(json_text(value).encode("utf-8"), np.uint8))
