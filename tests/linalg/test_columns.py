@@ -35,8 +35,8 @@ def test_columns_come_back_from_their_bytes(rows, bits, seed):
 def test_the_noise_of_a_column_is_that_of_its_bits(bits):
     x = np.random.default_rng(bits).standard_normal((4000, 1))
     noise = np.sum((round_columns(x, np.array([bits])).values - x) ** 2) / np.sum(x**2)
-    # Twelve clips miss the best step by a little.
-    assert 0.95 * SIDE[bits - 2] < noise < 1.35 * SIDE[bits - 2]
+    # SIDE is for endless columns; the largest of 4,000 numbers is smaller, which helps where the steps are fine.
+    assert 0.6 * SIDE[bits - 2] < noise < 1.2 * SIDE[bits - 2]
 
 
 def test_widths_outside_of_2_to_8_bits_and_scales_that_are_not_finite_are_refused():

@@ -9,7 +9,7 @@ from loralens.fleet.joint.expand import expand_adapter
 from loralens.formats.records.fleets.reader import FleetFile
 from tests import models
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 COUNT = 4
 FORMS = {
     "plain": {"r": 4, "lora_alpha": 16},
