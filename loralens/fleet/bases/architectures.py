@@ -147,11 +147,13 @@ STYLES: Mapping[str, Style] = {
         m_h="layer_#_ffn_lin1",
         h_m="layer_#_ffn_lin2",
     ),
+    # The second names are those of transformers 5.
     "vit": _style(
         r"(?:vit_)?",
-        h_h="encoder_layer_#_attention_attention_{query,key,value} encoder_layer_#_attention_output_dense",
-        m_h="encoder_layer_#_intermediate_dense",
-        h_m="encoder_layer_#_output_dense",
+        h_h="encoder_layer_#_attention_attention_{query,key,value} encoder_layer_#_attention_output_dense "
+        "layers_#_attention_{q,k,v,o}_proj",
+        m_h="encoder_layer_#_intermediate_dense layers_#_mlp_fc1",
+        h_m="encoder_layer_#_output_dense layers_#_mlp_fc2",
     ),
     # The second number of a name counts the parts of a block; `wi` has one only where the MLP is gated.
     "t5": _style(
