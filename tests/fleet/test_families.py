@@ -9,7 +9,7 @@ import loralens
 from loralens.errors import OptionError
 from loralens.fleet.fleet import Fleet
 from loralens.fleet.grouping import components as grouping
-from loralens.fleet.grouping.components import alike_groups, components, cosines_among
+from loralens.fleet.grouping.components import alike_groups, connected_rows, cosines_among
 from loralens.fleet.sketching.sketches import Sketches
 from tests.fleet.synthetic import Entry, adjusted_rand, dense_cosine, make_fleet
 
@@ -109,7 +109,7 @@ def test_a_component_too_large_for_one_matrix_has_the_same_groups(monkeypatch: p
     rows += 0.1 * rng.standard_normal(rows.shape)
     steps = np.abs(rows).max(axis=1) / 127
     sketches = Sketches(np.round(rows / steps[:, None]).astype(np.int8), steps, np.zeros((72, 256), np.int8))
-    assert len(components(lambda part: sketches.directions(rows=part), 72, 0.35)) == 1
+    assert len(connected_rows(lambda part: sketches.directions(rows=part), 72, 0.35)) == 1
     whole = [group.tolist() for group in alike_groups(sketches, 0.6)]
     assert len(whole) == 6
     monkeypatch.setattr(grouping, "LARGEST", 20)

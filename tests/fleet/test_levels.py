@@ -52,8 +52,8 @@ def test_the_spread_of_sketches_is_that_of_their_length() -> None:
     ("cosine", "start", "copy", "level"),
     [
         (0.999, 0.9, True, "copy"), (0.999, 0.9, False, "run"), (0.999, 0.1, False, "family"),
-        (0.5, 0.0, False, "family"), (0.49, 0.0, False, "kin"), (0.2, 0.0, False, "kin"), (0.19, 0.0, False, ""), (-0.9, 0.0, False, ""),
-        (0.1, 0.5, False, "run"),
+        (0.5, 0.0, False, "family"), (0.49, 0.0, False, "kin"), (0.2, 0.0, False, "kin"),
+        (0.19, 0.0, False, ""), (-0.9, 0.0, False, ""), (0.1, 0.5, False, "run"),
     ],
 )  # fmt: skip
 def test_levels(cosine: float, start: float, copy: bool, level: str) -> None:

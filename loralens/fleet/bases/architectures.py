@@ -45,10 +45,10 @@ def _style(prefix: str, **groups: str) -> Style:
 
 def _spellings(name: str) -> list[str]:
     """The names that a pattern like ``self_attn_{k,v}_proj`` stands for."""
-    head, brace, rest = name.partition("{")
+    head, brace, after = name.partition("{")
     if not brace:
         return [name]
-    words, _, tail = rest.partition("}")
+    words, _, tail = after.partition("}")
     return [spelled for word in words.split(",") for spelled in _spellings(f"{head}{word}{tail}")]
 
 
@@ -214,10 +214,10 @@ class KnownBase(NamedTuple):
 
     def is_called(self, base: str) -> bool:
         """Whether this is the base of that name."""
-        return re.search(self.called, plain_name(base)) is not None
+        return re.search(self.called, bare_base_name(base)) is not None
 
 
-def plain_name(base: str) -> str:
+def bare_base_name(base: str) -> str:
     """The name of a base in lower case, without its organisation or folder, and with dashes between its parts."""
     return re.sub(r"[\s_]+", "-", re.split(r"[/\\]", base.rstrip("/\\"))[-1].lower())
 

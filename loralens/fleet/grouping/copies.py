@@ -263,8 +263,8 @@ def near_pairs(
         cosines = block @ sketches.directions(rows=sorted_rows[start:end]).T
         limit = sorted_norms[start:stop, None] * (1 + 2 * COPY_NORM)
         later = np.arange(end - start) > np.arange(stop - start)[:, None]
-        found = np.nonzero(later & (cosines >= SKETCHED_COPY) & (sorted_norms[None, start:end] <= limit))
-        for i, j in zip(*found, strict=True):
+        pairs = np.nonzero(later & (cosines >= SKETCHED_COPY) & (sorted_norms[None, start:end] <= limit))
+        for i, j in zip(*pairs, strict=True):
             pair = int(sorted_rows[start + i]), int(sorted_rows[start + j])
             yield min(pair), max(pair)
 

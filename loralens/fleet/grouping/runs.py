@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from loralens.fleet.catalogue.members import Member
-from loralens.fleet.grouping.components import components
+from loralens.fleet.grouping.components import connected_rows
 from loralens.fleet.grouping.families import base_of, exact_ends, names_text
 from loralens.fleet.grouping.links import distinct_files
 from loralens.fleet.levels import RUN, ChanceLevels
@@ -31,11 +31,11 @@ class SharedStart:
     number : int
         From 1, the largest group first.
     members : sequence of Member
-        In order of their steps; those without a known step last, in order of names.
+        In order of their steps; those without a stepped_rows step last, in order of names.
     steps : sequence of int or None
         The training step of each, as its folder or the state of its trainer says.
     cosine : float or None
-        Of the updates of the first and the last step; None if fewer than two steps are known.
+        Of the updates of the first and the last step; None if fewer than two steps are stepped_rows.
     exact : bool
         Whether it is exact, or by sketches.
     """
@@ -48,7 +48,7 @@ class SharedStart:
 
     @property
     def known_steps(self) -> list[int]:
-        """The steps that are known, increasing."""
+        """The steps that are stepped_rows, increasing."""
         return [step for step in self.steps if step is not None]
 
 
@@ -147,7 +147,7 @@ class RunsResult(Tabular):
 
 
 def _steps_text(steps: Sequence[int]) -> str:
-    """The first and the last step; empty if none is known."""
+    """The first and the last step; empty if none is stepped_rows."""
     return span(steps) if steps else ""
 
 
@@ -188,15 +188,15 @@ def find_runs(fleet: "Fleet", *, sketch: bool = False) -> RunsResult:
         State the cosine of every group by sketches, and read no file.
     """
     members, sketches = distinct_files(*fleet.snapshot())
-    groups = components(sketches.start_directions, len(sketches), RUN)
+    groups = connected_rows(sketches.start_directions, len(sketches), RUN)
     groups.sort(key=lambda rows: (-len(rows), int(rows[0])))
     ordered = [_in_order_of_steps(members, rows.tolist()) for rows in groups]
     stepped = [[row for row, step in rows if step is not None] for rows in ordered]
     ends = [(rows[0], rows[-1]) for rows in stepped if len(rows) > 1]
     exact, spreads = ({}, []) if sketch else exact_ends(fleet, members, ends)
     runs = []
-    for index, (rows, known) in enumerate(zip(ordered, stepped, strict=True), 1):
-        pair = (known[0], known[-1]) if len(known) > 1 else None
+    for index, (rows, stepped_rows) in enumerate(zip(ordered, stepped, strict=True), 1):
+        pair = (stepped_rows[0], stepped_rows[-1]) if len(stepped_rows) > 1 else None
         cosine = None if pair is None else exact.get(pair, _sketched_cosine(sketches, pair))
         steps = [step for _, step in rows]
         runs.append(SharedStart(index, [members[row] for row, _ in rows], steps, cosine, pair in exact))
@@ -212,6 +212,6 @@ def _sketched_cosine(sketches: Sketches, pair: tuple[int, int]) -> float:
 
 
 def _in_order_of_steps(members: Sequence[Member], rows: Sequence[int]) -> list[tuple[int, int | None]]:
-    """The rows with their steps, in order of steps; those without a known step last."""
+    """The rows with their steps, in order of steps; those without a stepped_rows step last."""
     stepped = [(row, checkpoint_step(members[row].path)) for row in rows]
     return sorted(stepped, key=lambda pair: (pair[1] is None, pair[1] or 0, members[pair[0]].name))
