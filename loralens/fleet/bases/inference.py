@@ -8,7 +8,7 @@ from functools import cache
 from typing import NamedTuple, final
 
 from loralens.core.naming.image_models import likely_models
-from loralens.fleet.bases.architectures import NUMBER, STYLES, KnownBase, known_bases, bare_base_name
+from loralens.fleet.bases.architectures import NUMBER, STYLES, KnownBase, bare_base_name, known_bases
 from loralens.fleet.catalogue.members import Signature
 
 

@@ -31,11 +31,11 @@ class SharedStart:
     number : int
         From 1, the largest group first.
     members : sequence of Member
-        In order of their steps; those without a stepped_rows step last, in order of names.
+        In order of their steps; those without a known step last, in order of names.
     steps : sequence of int or None
         The training step of each, as its folder or the state of its trainer says.
     cosine : float or None
-        Of the updates of the first and the last step; None if fewer than two steps are stepped_rows.
+        Of the updates of the first and the last step; None if fewer than two steps are known.
     exact : bool
         Whether it is exact, or by sketches.
     """
@@ -48,7 +48,7 @@ class SharedStart:
 
     @property
     def known_steps(self) -> list[int]:
-        """The steps that are stepped_rows, increasing."""
+        """The steps that are known, increasing."""
         return [step for step in self.steps if step is not None]
 
 
@@ -147,7 +147,7 @@ class RunsResult(Tabular):
 
 
 def _steps_text(steps: Sequence[int]) -> str:
-    """The first and the last step; empty if none is stepped_rows."""
+    """The first and the last step; empty if none is known."""
     return span(steps) if steps else ""
 
 
@@ -212,6 +212,6 @@ def _sketched_cosine(sketches: Sketches, pair: tuple[int, int]) -> float:
 
 
 def _in_order_of_steps(members: Sequence[Member], rows: Sequence[int]) -> list[tuple[int, int | None]]:
-    """The rows with their steps, in order of steps; those without a stepped_rows step last."""
+    """The rows with their steps, in order of steps; those without a known step last."""
     stepped = [(row, checkpoint_step(members[row].path)) for row in rows]
     return sorted(stepped, key=lambda pair: (pair[1] is None, pair[1] or 0, members[pair[0]].name))
