@@ -37,6 +37,9 @@ def update_index(
     once: bool = False,
 ) -> UpdateResult:
     """Make or update the index at ``home``; see `loralens.Fleet.update`."""
+    # Before anything is made.
+    if root is not None and not root.is_dir():
+        raise OptionError(f"{root}: is not a folder", fix="give the folder of the adapters")
     existed = _is_readable(home)
     with closing(CatalogueWriter(home)) as writer:
         folder = _chosen_root(writer, root)
@@ -106,8 +109,6 @@ def _chosen_root(writer: CatalogueWriter, root: Path | None) -> Path:
             raise OptionError(f"{writer.home}: the index is new", fix="say which folder it is of: update(DIR)")
         return Path(os.path.realpath(stored))
     real = Path(os.path.realpath(root))
-    if not real.is_dir():
-        raise OptionError(f"{root}: is not a folder", fix="give the folder of the adapters")
     # A collection may have been moved. But two folders under one index would drive each other out at every update.
     if stored is not None and stored.is_dir() and Path(os.path.realpath(stored)) != real:
         fix = f"choose another place for the index (-o), or remove {writer.home}"
