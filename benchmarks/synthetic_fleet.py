@@ -2,9 +2,9 @@
 
     python -m benchmarks.synthetic_fleet FOLDER [FAMILIES]
 
-Twenty groups of families share a weak direction. A family shares a strong one, and has eight runs of six checkpoints and
-two copies: 50 members. The first four runs of a family began from one random A. A copy is a checkpoint in another dtype,
-gauge, rank, dialect, or with another α. Families are of three shapes. FOLDER/truth.csv says what each adapter is.
+Twenty groups of families share a weak direction. A family shares a strong one, and has eight runs of six checkpoints
+and two copies: 50 members. The A of a run stays near its random start. A copy is a checkpoint in another dtype, gauge,
+rank or dialect, or with another α. Families are of three shapes. FOLDER/truth.csv says what each adapter is.
 """
 
 import csv
@@ -23,6 +23,9 @@ GROUPS, RUNS, CHECKPOINTS, COPIES = 20, 8, 6, 2
 MEMBERS = RUNS * CHECKPOINTS + COPIES
 RANK, ALPHA = 8, 16
 COPYING = (("dtype", "gauge"), ("rank", "mlx"), ("alpha", "gauge"))  # by number of the family, in turn
+
+START = 0.3  # entries of the random start of A over those of the directions in it
+NOISE = 0.12  # entries of B that are noise at the beginning of a run
 
 Matrix = NDArray[np.float32]
 Factors = dict[str, tuple[Matrix, Matrix]]
@@ -93,24 +96,27 @@ def _family(family: int, model: Model, weak: Factors, seed: int) -> Iterator[tup
     rng = np.random.default_rng([seed, GROUPS, family])
     group = family % GROUPS
     strong = {name: _pair(rng, out, in_, 2) for name, out, in_ in model.layers}
-    start = {name: rng.standard_normal((RANK, in_), np.float32) for name, _, in_ in model.layers}
     members = []
     for run in range(RUNS):
         # In every third family half of the runs adapt only q.
         few = family % 3 == 0 and run % 2 == 1
         layers = [layer for layer in model.layers if not few or layer[0].endswith("q_proj")]
         own = {name: _pair(rng, out, in_, 4) for name, out, in_ in layers}
+        # Where A is turned, the directions that runs share are in no row of it, as in training.
+        turns = {name: np.linalg.qr(rng.standard_normal((RANK, RANK)))[0].astype(np.float32) for name, *_ in layers}
+        starts = {name: START * rng.standard_normal((RANK, in_), np.float32) for name, _, in_ in layers}
         dtype = np.float16 if rng.random() < 0.8 else np.float32
         for checkpoint in range(CHECKPOINTS):
             share = (checkpoint + 1) / CHECKPOINTS
             factors = {}
-            for name, out, _ in layers:
-                weights = (0.6, 0.9, 0.55 + 0.25 * share)
+            for name, *_ in layers:
+                weights = (0.6, 0.9, 0.25 + 0.2 * share)
                 parts = (weak[name], strong[name], own[name])
                 B = np.concatenate([w * b for w, (b, _) in zip(weights, parts, strict=True)], axis=1) * share**0.5
-                A = np.concatenate([a for _, a in parts]) + (0.15 * start[name] if run < RUNS // 2 else 0)
-                B = B + 0.25 * (1 - share) * rng.standard_normal(B.shape, np.float32)
-                factors[name] = (np.float32(0.01) * B.astype(np.float32), np.float32(0.03) * A.astype(np.float32))
+                B = B + NOISE * (1 - share) * rng.standard_normal(B.shape, np.float32)
+                A = np.concatenate([a for _, a in parts])
+                turned = (B @ turns[name].T).astype(np.float32), turns[name] @ A + starts[name]
+                factors[name] = (np.float32(0.01) * turned[0], np.float32(0.03) * turned[1])
             truth = Truth(f"f{family:03d}_r{run}_c{checkpoint}", group, family, family * RUNS + run)
             members.append((truth, factors))
             yield truth, factors, {"base": model.base, "dtype": dtype}

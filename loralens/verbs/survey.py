@@ -27,7 +27,7 @@ OTHERS_NAMED = 3  # files without LoRA pairs that a sentence names; --json lists
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class SurveyReading:
     """How the files of a survey are read."""
 
     allow_pickle: bool
@@ -69,7 +69,7 @@ class SurveyedAdapter:
     original: "SurveyedAdapter | None" = None
     reason: str = ""
     fix: str = ""
-    reading: "Reading | None" = None
+    reading: "SurveyReading | None" = None
 
     @property
     def adapter(self) -> Adapter | None:
@@ -268,7 +268,7 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
     root = Path(folder)
     if not root.is_dir():
         raise OptionError(f"{root}: is not a folder", fix="give the folder to look through")
-    reading = Reading(allow_pickle, once)
+    reading = SurveyReading(allow_pickle, once)
     with _index_of(root, reading) as fleet:
         result = _view(root, fleet, reading)
     # Several bases are not a fault of a collection, but only adapters of one base can be compared.
@@ -277,7 +277,7 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
 
 
 @contextmanager
-def _index_of(root: Path, reading: Reading) -> Iterator[Fleet]:
+def _index_of(root: Path, reading: SurveyReading) -> Iterator[Fleet]:
     """The index in a folder if it is up to date, otherwise a fresh one that is removed afterwards."""
     stored = Fleet.open(root)
     if _is_current(stored, root, reading):
@@ -290,7 +290,7 @@ def _index_of(root: Path, reading: Reading) -> Iterator[Fleet]:
         yield fresh
 
 
-def _is_current(fleet: Fleet, root: Path, reading: Reading) -> bool:
+def _is_current(fleet: Fleet, root: Path, reading: SurveyReading) -> bool:
     """Whether there is an index of this folder, whose files were read in the same way and have not changed since."""
     if not (fleet.home / CATALOGUE).exists():
         return False
@@ -305,7 +305,7 @@ def _is_current(fleet: Fleet, root: Path, reading: Reading) -> bool:
 class _OnDemand(Sequence[Adapter]):
     """The adapters of a survey, each opened when it is asked for: only some of them are compared."""
 
-    def __init__(self, paths: Sequence[Path], reading: Reading) -> None:
+    def __init__(self, paths: Sequence[Path], reading: SurveyReading) -> None:
         self.paths, self.reading = paths, reading
 
     def __len__(self) -> int:
@@ -321,7 +321,7 @@ class _OnDemand(Sequence[Adapter]):
         return self.reading(self.paths[index])
 
 
-def _view(root: Path, fleet: Fleet, reading: Reading) -> SurveyResult:
+def _view(root: Path, fleet: Fleet, reading: SurveyReading) -> SurveyResult:
     """The rows of the survey in order of paths, with the duplicates among them."""
 
     def shown(path: Path) -> Path:

@@ -45,10 +45,10 @@ def _style(prefix: str, **groups: str) -> Style:
 
 def _spellings(name: str) -> list[str]:
     """The names that a pattern like ``self_attn_{k,v}_proj`` stands for."""
-    head, brace, rest = name.partition("{")
+    head, brace, after = name.partition("{")
     if not brace:
         return [name]
-    words, _, tail = rest.partition("}")
+    words, _, tail = after.partition("}")
     return [spelled for word in words.split(",") for spelled in _spellings(f"{head}{word}{tail}")]
 
 
@@ -147,11 +147,13 @@ STYLES: Mapping[str, Style] = {
         m_h="layer_#_ffn_lin1",
         h_m="layer_#_ffn_lin2",
     ),
+    # The second names are those of transformers 5.
     "vit": _style(
         r"(?:vit_)?",
-        h_h="encoder_layer_#_attention_attention_{query,key,value} encoder_layer_#_attention_output_dense",
-        m_h="encoder_layer_#_intermediate_dense",
-        h_m="encoder_layer_#_output_dense",
+        h_h="encoder_layer_#_attention_attention_{query,key,value} encoder_layer_#_attention_output_dense "
+        "layers_#_attention_{q,k,v,o}_proj",
+        m_h="encoder_layer_#_intermediate_dense layers_#_mlp_fc1",
+        h_m="encoder_layer_#_output_dense layers_#_mlp_fc2",
     ),
     # The second number of a name counts the parts of a block; `wi` has one only where the MLP is gated.
     "t5": _style(
@@ -212,10 +214,10 @@ class KnownBase(NamedTuple):
 
     def is_called(self, base: str) -> bool:
         """Whether this is the base of that name."""
-        return re.search(self.called, plain_name(base)) is not None
+        return re.search(self.called, bare_base_name(base)) is not None
 
 
-def plain_name(base: str) -> str:
+def bare_base_name(base: str) -> str:
     """The name of a base in lower case, without its organisation or folder, and with dashes between its parts."""
     return re.sub(r"[\s_]+", "-", re.split(r"[/\\]", base.rstrip("/\\"))[-1].lower())
 

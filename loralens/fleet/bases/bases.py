@@ -178,22 +178,24 @@ CONTRADICTION_COLUMNS: tuple[Column[MemberBase], ...] = (
 def find_bases(fleet: "Fleet") -> BasesResult:
     """The base of every member: the one that it names, else the one that its modules or its neighbours show."""
     members, sketches = fleet.snapshot()
-    found = [_own_base(fleet, member) for member in members]
-    unknown = [row for row, one in enumerate(found) if not one.base and members[row].frobenius > 0]
-    known = np.array([row for row, one in enumerate(found) if one.base and members[row].frobenius > 0], dtype=np.int64)
+    member_bases = [_own_base(fleet, member) for member in members]
+    unknown = [row for row, one in enumerate(member_bases) if not one.base and members[row].frobenius > 0]
+    known_rows = np.array(
+        [row for row, one in enumerate(member_bases) if one.base and members[row].frobenius > 0], dtype=np.int64
+    )
     with progress("reading", len(unknown)) as step:
-        for row in unknown if known.size else ():
-            base = _neighbour_base(fleet, found, sketches, row, known)
+        for row in unknown if known_rows.size else ():
+            base = _neighbour_base(fleet, member_bases, sketches, row, known_rows)
             if base:
-                found[row] = MemberBase(members[row], base, "neighbours")
+                member_bases[row] = MemberBase(members[row], base, "neighbours")
             if step:
                 step(1)
     by_base: dict[str, list[MemberBase]] = {}
-    for one in found:
-        by_base.setdefault(one.base, []).append(one)
+    for member_base in member_bases:
+        by_base.setdefault(member_base.base, []).append(member_base)
     rows = [BaseRow(base, adapters) for base, adapters in by_base.items() if base]
     rows.sort(key=lambda row: (-len(row.adapters), row.base))
-    return BasesResult(rows, by_base.get("", []), [one for one in found if one.contradiction])
+    return BasesResult(rows, by_base.get("", []), [one for one in member_bases if one.contradiction])
 
 
 def _own_base(fleet: "Fleet", member: Member) -> MemberBase:
@@ -208,16 +210,16 @@ def _own_base(fleet: "Fleet", member: Member) -> MemberBase:
 
 
 def _neighbour_base(
-    fleet: "Fleet", found: Sequence[MemberBase], sketches: Sketches, row: int, known: "np.ndarray[Any, Any]"
+    fleet: "Fleet", member_bases: Sequence[MemberBase], sketches: Sketches, row: int, known_rows: "np.ndarray[Any, Any]"
 ) -> str:
     """The base of the nearest members, if one of them is kin; empty if none is, or if they have several bases."""
     own = Sketch(sketches.codes[row], float(sketches.steps[row]), sketches.starts[row])
     bases = set()
     try:
-        update = _read(fleet, found[row].member)
-        for other in propose(sketches, own, known, NEIGHBOURS).tolist():
-            if exact_cosine(update, _read(fleet, found[other].member)).whole >= KIN:
-                bases.add(found[other].base)
+        update = _read(fleet, member_bases[row].member)
+        for other in propose(sketches, own, known_rows, NEIGHBOURS).tolist():
+            if exact_cosine(update, _read(fleet, member_bases[other].member)).whole >= KIN:
+                bases.add(member_bases[other].base)
     except LoraLensError:  # a file that has changed since it was indexed shows nothing
         return ""
     return bases.pop() if len(bases) == 1 else ""

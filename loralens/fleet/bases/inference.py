@@ -8,7 +8,7 @@ from functools import cache
 from typing import NamedTuple, final
 
 from loralens.core.naming.image_models import likely_models
-from loralens.fleet.bases.architectures import NUMBER, STYLES, KnownBase, known_bases, plain_name
+from loralens.fleet.bases.architectures import NUMBER, STYLES, KnownBase, bare_base_name, known_bases
 from loralens.fleet.catalogue.members import Signature
 
 
@@ -52,8 +52,8 @@ def identify_base(signature: Signature) -> Identification:
     fitting = [base for base in known_bases() if fits(base, modules)]
     last = max((module.block for module in modules), default=-1)
     complete = [base.name for base in fitting if base.blocks == last + 1]
-    others = [base.name for base in fitting if base.blocks > last + 1]
-    return Identification(complete[0] if len(complete) == 1 else "", (*complete, *others))
+    larger = [base.name for base in fitting if base.blocks > last + 1]
+    return Identification(complete[0] if len(complete) == 1 else "", (*complete, *larger))
 
 
 def block_modules(signature: Signature) -> list[BlockModule]:
@@ -134,7 +134,7 @@ def _named_by_neighbours(
 def base_name(base: str) -> str:
     """The name of a base in the table, if exactly one row is called so; otherwise its plain name."""
     rows = [row.name for row in known_bases() if row.is_called(base)]
-    return rows[0] if len(rows) == 1 else plain_name(base)
+    return rows[0] if len(rows) == 1 else bare_base_name(base)
 
 
 def contradicts(base: str, signature: Signature) -> str:

@@ -61,13 +61,11 @@ create view unreadable as select number, path, name, size, added, reason, fix fr
 def find_home(path: Path) -> Path:
     """The folder of the index that a path means: the path itself, or `FOLDER` in it.
 
-    A folder that holds other things is never used as an index: a new index then goes into `FOLDER`.
+    In a folder that exists and is no index, a new index goes into `FOLDER`, so that no folder of the user is filled.
     """
     if path.name == FOLDER or (path / CATALOGUE).exists():
         return path
-    inner = path / FOLDER
-    holds_others = path.is_dir() and any(path.iterdir())
-    return inner if inner.exists() or holds_others else path
+    return path / FOLDER if path.is_dir() else path
 
 
 @contextmanager

@@ -22,7 +22,7 @@ LARGEST = 10_000  # members whose similarities are in one matrix
 NEARLY_EQUAL = (0.98, 0.95, 0.9, 0.8, 0.7)  # levels at which members of a larger component are joined beforehand
 
 
-def components(directions: Callable[[slice], Directions], count: int, at: float) -> list[Integers]:
+def connected_rows(directions: Callable[[slice], Directions], count: int, at: float) -> list[Integers]:
     """The connected components of pairs with at least this cosine; members without such a partner are left out.
 
     Parameters
@@ -54,11 +54,11 @@ def alike_groups(sketches: Sketches, at: float) -> list[Integers]:
     Shorter sketches find the components of pairs that may reach the level. Within a component the whole sketches
     decide. Average linkage never joins two groups without a pair at the level, so no group extends beyond a component.
     """
-    found: list[Integers] = []
-    coarse = components(lambda rows: sketches.directions(COARSE, rows), len(sketches), at - MARGIN)
+    groups: list[Integers] = []
+    coarse = connected_rows(lambda rows: sketches.directions(COARSE, rows), len(sketches), at - MARGIN)
     for rows in coarse:
-        found += [rows[group] for group in _linked(sketches, rows, at) if len(group) > 1]
-    return sorted(found, key=lambda group: (-len(group), int(group[0])))
+        groups += [rows[group] for group in _linked(sketches, rows, at) if len(group) > 1]
+    return sorted(groups, key=lambda group: (-len(group), int(group[0])))
 
 
 def cosines_among(sketches: Sketches, rows: Integers) -> Directions:
@@ -87,7 +87,7 @@ def _bundles(sketches: Sketches, rows: Integers, at: float) -> list[Integers]:
     """Members of a component that is too large for one matrix, joined where they are nearly equal."""
     for level in (*(level for level in NEARLY_EQUAL if level > at), at):
         labels = np.arange(len(rows))
-        for group in components(lambda part: sketches.directions(COARSE, rows[part]), len(rows), level):
+        for group in connected_rows(lambda part: sketches.directions(COARSE, rows[part]), len(rows), level):
             labels[group] = group[0]
         bundles = _groups(labels)
         if len(bundles) <= LARGEST:

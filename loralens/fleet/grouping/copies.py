@@ -126,7 +126,9 @@ class CopiesResult(Tabular):
         safe = [copy for copy in self.copies if copy.safe]
         freed = size(sum(copy.member.size for copy in safe))
         if safe:
-            sentences.append(f"{count(len(safe), 'file')} can be deleted, which frees {freed} (--paths lists them).")
+            sentences.append(
+                f"{count(len(safe), 'file')} can be deleted, which frees {freed}: loralens fleet copies --paths lists them."
+            )
         return sentences
 
     def tables(self) -> list[Table[Copy]]:
@@ -263,8 +265,8 @@ def near_pairs(
         cosines = block @ sketches.directions(rows=sorted_rows[start:end]).T
         limit = sorted_norms[start:stop, None] * (1 + 2 * COPY_NORM)
         later = np.arange(end - start) > np.arange(stop - start)[:, None]
-        found = np.nonzero(later & (cosines >= SKETCHED_COPY) & (sorted_norms[None, start:end] <= limit))
-        for i, j in zip(*found, strict=True):
+        pairs = np.nonzero(later & (cosines >= SKETCHED_COPY) & (sorted_norms[None, start:end] <= limit))
+        for i, j in zip(*pairs, strict=True):
             pair = int(sorted_rows[start + i]), int(sorted_rows[start + j])
             yield min(pair), max(pair)
 
@@ -289,6 +291,14 @@ class _Judge:
     def same_pairs(self) -> list[tuple[int, int]]:
         """The pairs that are copies."""
         return [pair for pair, sameness in self.judged.items() if sameness.is_copy]
+
+    def width(self, row: int) -> int:
+        """The bytes of each number of an adapter; 0 if its file cannot be read any more."""
+        try:
+            adapter = self.fleet.adapter(self.members[row])
+        except LoraLensError:
+            return 0
+        return min((module.dtype.itemsize for module in adapter.modules.values()), default=0)
 
     def tell_failed(self) -> None:
         """Name the files that have changed since they were indexed."""
@@ -356,7 +366,9 @@ def _copies_of_group(
 ) -> list[Copy]:
     """The copies among rows that may be the same: each is confirmed to be the same as the one that stays."""
     copies = []
-    waiting = sorted(rows, key=lambda row: _reasons_to_keep(members[row], targets))
+    waiting = rows
+    if len(rows) > 1:
+        waiting = sorted(rows, key=lambda row: _reasons_to_keep(members[row], judge.width(row), targets))
     while len(waiting) > 1:
         kept, *others = waiting
         waiting = []
@@ -371,12 +383,10 @@ def _copies_of_group(
     return copies
 
 
-def _reasons_to_keep(member: Member, targets: Mapping[Path, str]) -> tuple[Any, ...]:
-    """A key that sorts the file first that should stay: the target of a link, the largest per number, the oldest."""
+def _reasons_to_keep(member: Member, width: int, targets: Mapping[Path, str]) -> tuple[Any, ...]:
+    """A key that sorts the file first that should stay: the target of a link, the widest numbers, the oldest file."""
     try:
-        written = member.path.stat().st_mtime
+        written = member.path.stat().st_mtime_ns
     except OSError:
-        written = float("inf")
-    # A file with wider numbers holds at least as much of the update.
-    bits = member.size / max(member.parameters, 1)
-    return member.path not in targets, -round(bits), written, len(member.name), member.name
+        written = 0
+    return member.path not in targets, -width, written, len(member.name), member.name

@@ -23,7 +23,7 @@ def link_targets(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:
             link = folder / name
             if link.is_symlink():
                 targets.setdefault(os.path.realpath(link), str(link.relative_to(root)))
-    found = {}
+    reasons = {}
     for path in paths:
         # A link may lead to the file or to a folder above it.
         real = os.path.realpath(path)
@@ -31,8 +31,8 @@ def link_targets(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:
             real = os.path.dirname(real)  # noqa: PTH120
         if real in targets:
             own = os.path.relpath(path, root)
-            found[path] = "is a link" if targets[real] == own else f"{targets[real]} links to it"
-    return found
+            reasons[path] = "is a link" if targets[real] == own else f"{targets[real]} links to it"
+    return reasons
 
 
 def distinct_files(members: Sequence[Member], sketches: Sketches) -> tuple[Sequence[Member], Sketches]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from loralens.fleet.catalogue.members import Member
-from loralens.fleet.grouping.components import components
+from loralens.fleet.grouping.components import connected_rows
 from loralens.fleet.grouping.families import base_of, exact_ends, names_text
 from loralens.fleet.grouping.links import distinct_files
 from loralens.fleet.levels import RUN, ChanceLevels
@@ -188,15 +188,15 @@ def find_runs(fleet: "Fleet", *, sketch: bool = False) -> RunsResult:
         State the cosine of every group by sketches, and read no file.
     """
     members, sketches = distinct_files(*fleet.snapshot())
-    groups = components(sketches.start_directions, len(sketches), RUN)
+    groups = connected_rows(sketches.start_directions, len(sketches), RUN)
     groups.sort(key=lambda rows: (-len(rows), int(rows[0])))
     ordered = [_in_order_of_steps(members, rows.tolist()) for rows in groups]
     stepped = [[row for row, step in rows if step is not None] for rows in ordered]
     ends = [(rows[0], rows[-1]) for rows in stepped if len(rows) > 1]
     exact, spreads = ({}, []) if sketch else exact_ends(fleet, members, ends)
     runs = []
-    for index, (rows, known) in enumerate(zip(ordered, stepped, strict=True), 1):
-        pair = (known[0], known[-1]) if len(known) > 1 else None
+    for index, (rows, stepped_rows) in enumerate(zip(ordered, stepped, strict=True), 1):
+        pair = (stepped_rows[0], stepped_rows[-1]) if len(stepped_rows) > 1 else None
         cosine = None if pair is None else exact.get(pair, _sketched_cosine(sketches, pair))
         steps = [step for _, step in rows]
         runs.append(SharedStart(index, [members[row] for row, _ in rows], steps, cosine, pair in exact))

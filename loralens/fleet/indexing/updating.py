@@ -37,6 +37,9 @@ def update_index(
     once: bool = False,
 ) -> UpdateResult:
     """Make or update the index at ``home``; see `loralens.Fleet.update`."""
+    # Before anything is made.
+    if root is not None and not root.is_dir():
+        raise OptionError(f"{root}: is not a folder", fix="give the folder of the adapters")
     existed = _is_readable(home)
     with closing(CatalogueWriter(home)) as writer:
         folder = _chosen_root(writer, root)
@@ -46,7 +49,9 @@ def update_index(
         same_way = writer.setting("reading") == settings["reading"]
         writer.begin(folder, settings)
         found = scan(folder, without=Path(os.path.realpath(home)))
-        note_repeated_links(folder, [folder / path for path in found])
+        # With the folder as the user wrote it, which is shorter than its real path.
+        shown = folder if root is None else root
+        note_repeated_links(shown, [shown / path for path in found])
         stamps = {path: stamp for path, (stamp, _) in known.items()} if same_way else {}
         todo = [file for file in found.values() if stamps.get(file.path) != file.stamp]
         gone = sorted(known - found.keys())
@@ -106,8 +111,6 @@ def _chosen_root(writer: CatalogueWriter, root: Path | None) -> Path:
             raise OptionError(f"{writer.home}: the index is new", fix="say which folder it is of: update(DIR)")
         return Path(os.path.realpath(stored))
     real = Path(os.path.realpath(root))
-    if not real.is_dir():
-        raise OptionError(f"{root}: is not a folder", fix="give the folder of the adapters")
     # A collection may have been moved. But two folders under one index would drive each other out at every update.
     if stored is not None and stored.is_dir() and Path(os.path.realpath(stored)) != real:
         fix = f"choose another place for the index (-o), or remove {writer.home}"

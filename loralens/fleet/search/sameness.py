@@ -9,6 +9,7 @@ import numpy as np
 from loralens.analysis.compare.equality import differences
 from loralens.analysis.survey import SAME
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.carried import BOUND
 from loralens.core.fingerprint import LEFT_OUT
 from loralens.core.naming.normal_form import normal_form
 from loralens.fleet.catalogue.members import Member
@@ -87,7 +88,7 @@ def judge_sameness(
     if difference > SAME:
         return Sameness("close", cosine, difference, "differs by more than rounding")
     if other := _differing_extra(first, second):
-        return Sameness("close", cosine, difference, f"other {other}")
+        return Sameness("close", cosine, difference, f"{other} differs")
     return Sameness("update", cosine, difference)
 
 
@@ -106,7 +107,8 @@ def _differing_extra(first: Adapter, second: Adapter) -> str:
     for key in sorted(one.keys() | other.keys()):
         if key not in one or key not in other or not _nearly_equal(one[key], other[key]):
             role, module, parameter = key
-            return f"{'head' if role == 'saved' else role.replace('_', ' ')} {module}.{parameter}"
+            # A magnitude or a bias of B belongs to an update; anything else is a parameter of the model.
+            return f"{role.replace('_', ' ')} of {module}" if role in BOUND else f"{module}.{parameter}"
     return ""
 
 
