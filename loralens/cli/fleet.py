@@ -9,6 +9,11 @@ from loralens.cli.dashes import check_dashes
 # Name → the module in `loralens.cli.fleets` with ``command_NAME``, and the line in the help of the group.
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "index": ("catalogue", "Make or update the index of all adapters under a folder."),
+    "near": ("near", "Find the adapters that are most like an example."),
+    "copies": ("groups", "Find copies, and the files that can be deleted."),
+    "runs": ("groups", "Group the adapters that began from the same random A."),
+    "families": ("groups", "Group the adapters whose updates are alike."),
+    "bases": ("bases", "Show which base model each adapter is for."),
     "empty": ("catalogue", "List the adapters that change no weight."),
     "stats": ("catalogue", "Count adapters, ranks and dialects."),
     "rows": ("catalogue", "Show what the catalogue answers to a SELECT."),

@@ -15,9 +15,14 @@ if TYPE_CHECKING:
     from loralens.fleet.answers.empty import EmptyResult
     from loralens.fleet.answers.rows import RowsResult
     from loralens.fleet.answers.stats import StatsResult
+    from loralens.fleet.bases.bases import BasesResult
     from loralens.fleet.catalogue.members import Member, Signature, Unreadable
     from loralens.fleet.catalogue.reading import State
+    from loralens.fleet.grouping.copies import CopiesResult
+    from loralens.fleet.grouping.families import FamiliesResult
+    from loralens.fleet.grouping.runs import RunsResult
     from loralens.fleet.indexing.update_result import UpdateResult
+    from loralens.fleet.search.near import NearResult
     from loralens.fleet.sketching.sketches import Sketch, Sketches
 
 
@@ -184,25 +189,40 @@ class Fleet:
 
     # Answers
 
-    def near(self, adapter: Any, k: int = 10, *, exact: bool = True) -> Any:
-        """The members whose updates are most alike."""
-        raise NotImplementedError
+    def near(
+        self, adapter: "Adapter | str | PathLike[str]", k: int = 10, *, sketch: bool = False, exact: bool = False
+    ) -> "NearResult":
+        """The members whose updates have the largest cosines with that of an adapter.
 
-    def copies(self) -> Any:
-        """Groups of members that are the same update."""
-        raise NotImplementedError
+        Sketches propose members, and exact inner products order them. See `loralens.fleet.search.near.find_near`.
+        """
+        from loralens.fleet.search.near import find_near
 
-    def runs(self) -> Any:
-        """Groups of members that began from the same random start."""
-        raise NotImplementedError
+        return find_near(self, adapter, k, sketch=sketch, exact=exact)
 
-    def families(self, at: float = 0.5) -> Any:
-        """Groups of members whose updates are alike."""
-        raise NotImplementedError
+    def copies(self) -> "CopiesResult":
+        """The members that are the same update as another, and the files that can be deleted without a loss."""
+        from loralens.fleet.grouping.copies import find_copies
 
-    def bases(self) -> Any:
-        """The base models of the members, named and inferred."""
-        raise NotImplementedError
+        return find_copies(self)
+
+    def runs(self, *, sketch: bool = False) -> "RunsResult":
+        """Groups of members that began from the same random A: checkpoints of a run, and runs with one seed."""
+        from loralens.fleet.grouping.runs import find_runs
+
+        return find_runs(self, sketch=sketch)
+
+    def families(self, at: float = 0.5, *, sketch: bool = False) -> "FamiliesResult":
+        """Groups of members whose updates are alike: average linkage of cosines, cut at a level."""
+        from loralens.fleet.grouping.families import find_families
+
+        return find_families(self, at, sketch=sketch)
+
+    def bases(self) -> "BasesResult":
+        """The base models of the members: those that they name, those that they show, and contradictions."""
+        from loralens.fleet.bases.bases import find_bases
+
+        return find_bases(self)
 
     def empty(self) -> "EmptyResult":
         """The members with modules whose ΔW is 0, those first that change no weight at all."""

@@ -119,9 +119,17 @@ def _member(row: tuple[object, ...], root: Path) -> Member:
     )  # type: ignore[arg-type]  # fmt: skip  # SQLite keeps the types of what was written
 
 
-def _read_unreadable(connection: sqlite3.Connection, root: Path) -> tuple[Unreadable, ...]:
+def read_others(home: Path, root: Path) -> tuple[Unreadable, ...]:
+    """The files that hold tensors and no LoRA pairs, with the reason why they are not adapters."""
+    with reading(home) as connection:
+        return _read_unreadable(connection, root, status="other")
+
+
+def _read_unreadable(
+    connection: sqlite3.Connection, root: Path, *, status: str = "unreadable"
+) -> tuple[Unreadable, ...]:
     rows = connection.execute(
-        "select name, path, size, reason, fix from files where status = 'unreadable' order by name, number"
+        "select name, path, size, reason, fix from files where status = ? order by name, number", [status]
     )
     return tuple(
         Unreadable(name_of(name), root / name_of(path), size, reason, fix) for name, path, size, reason, fix in rows

@@ -77,6 +77,15 @@ def stamp_of(path: Path) -> str:
         return ""
 
 
+def real_of(path: Path) -> str:
+    """The device and inode of a file, as in `FoundFile`; empty if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f"{status.st_dev:x}:{status.st_ino:x}"
+
+
 def _stamp(path: str, status: os.stat_result) -> str:
     is_folder = S_ISDIR(status.st_mode)
     config = os.path.join(path if is_folder else os.path.dirname(path), CONFIG)  # noqa: PTH118, PTH120
