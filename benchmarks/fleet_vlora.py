@@ -3,8 +3,9 @@
     python fleet_vlora.py BYTES ADAPTER ADAPTER …
 
 vlora-dev (PyPI, 1.0.0) makes one basis for the flattened A and one for the flattened B of every layer. So it depends on
-the gauge: (B R)(R⁻¹ A) is the same update with other factors. The last number shows that: the error after every adapter
-was given another gauge, an orthogonal one, and bases of the same size were made again.
+the gauge: (B R)(R⁻¹ A) is the same update with other factors. The last numbers show that: the errors after every
+adapter was given a gauge of its own (a rotation) and bases of the same size were made again, and the error of one adapter
+in another gauge (a rotation, and any invertible matrix) in the bases of the first ones.
 """
 
 import json
@@ -19,30 +20,39 @@ from vlora.io import LoRAWeights
 import loralens
 
 
-def weights(adapter, rng=None):
+def rotation(rng, r):
+    return np.linalg.qr(rng.standard_normal((r, r)))[0]
+
+
+def invertible(rng, r):
+    return rng.standard_normal((r, r))
+
+
+def weights(adapter, rng=None, gauge=rotation):
     """The factors as vlora reads them, in another gauge if there is a generator. The scale is part of B."""
     a, b = {}, {}
     for name, module in adapter.items():
         A, B = module.A.astype(np.float64), module.scale * module.B.astype(np.float64)
         if rng is not None:
-            Q = np.linalg.qr(rng.standard_normal((len(A), len(A))))[0]
-            A, B = Q.T @ A, B @ Q
+            R = gauge(rng, len(A))
+            A, B = np.linalg.solve(R, A), B @ R
         a[name], b[name] = (torch.tensor(X, dtype=torch.float32) for X in (A, B))
     return LoRAWeights(list(adapter), a, b, next(iter(adapter.modules.values())).rank)
 
 
+def error(before, after):
+    """‖ΔW − ΔW'‖/‖ΔW‖ of one adapter."""
+    lost = total = 0.0
+    for name in before.layer_names:
+        W = before.lora_b[name].double() @ before.lora_a[name].double()
+        lost += float(((W - after.lora_b[name].double() @ after.lora_a[name].double()) ** 2).sum())
+        total += float((W**2).sum())
+    return (lost / total) ** 0.5
+
+
 def errors(subspace, given):
-    """‖ΔW − ΔW'‖/‖ΔW‖ of every adapter."""
-    result = []
-    for task, before in enumerate(given):
-        after = subspace.reconstruct(f"task_{task}")
-        lost = total = 0.0
-        for name in before.layer_names:
-            W = before.lora_b[name].double() @ before.lora_a[name].double()
-            lost += float(((W - after.lora_b[name].double() @ after.lora_a[name].double()) ** 2).sum())
-            total += float((W**2).sum())
-        result.append((lost / total) ** 0.5)
-    return result
+    """The error of every adapter."""
+    return [error(before, subspace.reconstruct(f"task_{task}")) for task, before in enumerate(given)]
 
 
 def size(given, k):
@@ -65,27 +75,16 @@ def main():
     turned = [weights(adapter, rng) for adapter in adapters]
     again = SharedSubspace.from_adapters(turned, num_components=k)
     again.quantize(bits=8)
-    # One adapter in another gauge, in the bases of the others as they are.
-    projected = subspace.project(turned[0], "turned")
-    subspace.add_task(projected)
-    before, after = given[0], subspace.reconstruct("turned")
-    lost = sum(
-        float(
-            (
-                (before.lora_b[n].double() @ before.lora_a[n].double())
-                - after.lora_b[n].double() @ after.lora_a[n].double()
-            )
-            .pow(2)
-            .sum()
-        )
-        for n in names
-    )
-    total = sum(float((before.lora_b[n].double() @ before.lora_a[n].double()).pow(2).sum()) for n in names)
+    single = {}
+    for gauge in (rotation, invertible):
+        task = gauge.__name__
+        subspace.add_task(subspace.project(weights(adapters[0], rng, gauge), task))
+        single[task] = error(given[0], subspace.reconstruct(task))
     first, second = errors(subspace, given), errors(again, turned)
     print(json.dumps({
         "components": k, "bytes": size(given, k), "median error": round(median(first), 4),
         "largest error": round(max(first), 4), "median error in other gauges": round(median(second), 4),
-        "error of one in another gauge": round((lost / total) ** 0.5, 4),
+        "error of one in another gauge": {task: round(value, 4) for task, value in single.items()},
     }))  # fmt: skip
 
 

@@ -37,7 +37,7 @@ LARGEST_INTEGER = 2 ** (MOST_WIDTH - 1) - 1  # of an entry of a core
 # the differences of _NOISE, and the price is paid for every bit.
 _NOISE = (1.0, *SIDE[:7])  # of 0, 2, 3 … 8 bits
 THRESHOLDS = tuple(bits / (a - b) for a, b, bits in zip(_NOISE, _NOISE[1:], (2, *(1,) * 6), strict=False))
-PRICES = 2.0 ** np.arange(-1, 9)[::-1]  # prices that are tried, in units of the first guess
+PRICES = 2.0 ** np.arange(-4, 9)[::-1]  # prices that are tried, in units of the first guess, the largest first
 ROUNDS = 10  # halvings of the interval of a step on a logarithmic scale of 2¹²
 
 
@@ -146,7 +146,7 @@ class _Group:
         self.modules = list(zip(*units, strict=True))  # by module: the updates of all members
         self.members, self.alone, self.error = members, alone, error
         numbers = sum(sum(u.shape) * u.left.shape[1] for (u, *_) in self.modules)
-        # The price if the noise of all numbers of one adapter alone, in every adapter, made up an eighth of the error.
+        # The noise of each number if an eighth of the allowed one came from bases as large as the factors of one adapter.
         self.guess = len(members) * error**2 / numbers / 8
         # The lengths of the columns belong to both sides.
         self.out_sides = [self._directions([u.left for u in module]) for module in self.modules]
