@@ -4,8 +4,8 @@
 
 vlora-dev (PyPI, 1.0.0) makes one basis for the flattened A and one for the flattened B of every layer. So it depends on
 the gauge: (B R)(R⁻¹ A) is the same update with other factors. The last numbers show that: the errors after every
-adapter was given a gauge of its own (a rotation) and bases of the same size were made again, and the error of one adapter
-in another gauge (a rotation, and any invertible matrix) in the bases of the first ones.
+adapter was given a gauge of its own (a rotation) and bases of the same size were made again, and the error of one
+adapter in another gauge (a rotation, and any invertible matrix) in the bases of the first ones.
 """
 
 import json

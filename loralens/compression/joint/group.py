@@ -146,7 +146,7 @@ class _Group:
         self.modules = list(zip(*units, strict=True))  # by module: the updates of all members
         self.members, self.alone, self.error = members, alone, error
         numbers = sum(sum(u.shape) * u.left.shape[1] for (u, *_) in self.modules)
-        # The noise of each number if an eighth of the allowed one came from bases as large as the factors of one adapter.
+        # The noise of each number if an eighth of the allowed noise came from bases of the size of one adapter.
         self.guess = len(members) * error**2 / numbers / 8
         # The lengths of the columns belong to both sides.
         self.out_sides = [self._directions([u.left for u in module]) for module in self.modules]
