@@ -133,6 +133,9 @@ def forced(splits: Mapping[str, Split], names: Sequence[str], error: float) -> t
     group = _Group(units, np.arange(len(units)), np.full(len(units), float(FORCED)), error)
     codings = [group.at(group.guess * factor, alternate=True) for factor in PRICES]
     whole = [c for c in codings if c is not None and len(c.members) == len(units)]
+    if not whole:
+        print(f"{names[0]} and {len(names) - 1} more: no price gives all of them {error:.3f}", file=sys.stderr)
+        return sum(estimate_alone(splits[name], error=error) for name in names), error
     coding = min(whole, key=lambda c: c.shared_bytes + len(units) * c.core_bytes)
     return coding.shared_bytes + len(units) * coding.core_bytes, float(median(coding.errors))
 

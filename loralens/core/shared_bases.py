@@ -101,7 +101,8 @@ class SharedBases:
 
 def encode_widths(widths: NDArray[np.uint8]) -> Bytes:
     """The bytes of the widths of a core, two in each byte."""
-    return pack(widths[None].astype(np.int16) - 8, WIDTH_BITS)[0]
+    (line,) = pack(widths[None].astype(np.int16) - 8, WIDTH_BITS)
+    return np.asarray(line, np.uint8)
 
 
 def encode_cores(steps: NDArray[np.float32], packed: Bytes) -> Bytes:

@@ -160,7 +160,8 @@ class Fleet:
         from loralens.formats import load
 
         self.check_unchanged(member)
-        return load(member.path, strict=False, **self.reading)
+        reading = self.reading
+        return load(member.path, strict=False, allow_pickle=reading["allow_pickle"], once=reading["once"])
 
     @property
     def reading(self) -> Mapping[str, bool]:

@@ -211,7 +211,7 @@ class _Group:
             in_side = _again([(u.right, u.left) for u in module], out_side, in_side.energies.size)
         U, V = _round_side(out_side, price), _round_side(in_side, price)
         Q_out, Q_in = U.values.astype(np.float64), V.values.astype(np.float64)
-        G_out, G_in = (np.linalg.cholesky(Q.T @ Q) for Q in (Q_out, Q_in))
+        G_out, G_in = (np.asarray(np.linalg.cholesky(Q.T @ Q), np.float64) for Q in (Q_out, Q_in))
         crossed = np.array([(Q_out.T @ u.left) @ (u.right.T @ Q_in) for u in module])
         inverse_out, inverse_in = np.linalg.inv(G_out), np.linalg.inv(G_in)
         projected = inverse_out @ crossed @ inverse_in.T
@@ -262,5 +262,6 @@ def _round_side(directions: LeadingDirections, price: float) -> CodedColumns:
 def _again(sides: Sequence[tuple[Floats, Floats]], other: LeadingDirections, k: int) -> LeadingDirections:
     """The k leading directions of the first sides, after the second sides were projected onto ``other``."""
     # ΔW V has the same left directions as left · Tᵀ, where T is the triangle of Vᵀ right.
-    stacks = [first @ np.linalg.qr(other.columns.T @ second, mode="r").T for first, second in sides]
+    triangles = [np.asarray(np.linalg.qr(other.columns.T @ second, mode="r")) for _, second in sides]
+    stacks = [first @ triangle.T for (first, _), triangle in zip(sides, triangles, strict=True)]
     return leading_directions(np.hstack(stacks)).head(k)

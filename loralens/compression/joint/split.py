@@ -41,7 +41,7 @@ class SplitUpdate:
     @property
     def singular_values(self) -> Floats:
         """The lengths of the columns of ``left``, largest first."""
-        return np.linalg.norm(self.left, axis=0)
+        return np.asarray(np.linalg.norm(self.left, axis=0), np.float64)
 
     @property
     def energy(self) -> float:

@@ -29,13 +29,14 @@ def fleet_groups(fleet: "Fleet") -> list[list[FleetSource]]:
     originals = {copy.member.name: copy.kept.name for copy in copies_result.copies}
     # A link leads to the file of another member, so it is a copy too.
     originals |= {link.member.name: link.file.name for link in copies_result.links}
+    reading = fleet.reading
     run_of = {member.name: run.number for run in fleet.runs(sketch=True).runs for member in run.members}
     groups: dict[str | int, list[tuple[Member, FleetSource]]] = defaultdict(list)
     for member in fleet.members():
         fleet.check_unchanged(member)
         original = _first(originals, member.name)
         copy_of = "" if original == member.name else original
-        source = FleetSource(member.name, str(member.path), **fleet.reading, copy_of=copy_of)
+        source = FleetSource(member.name, str(member.path), **reading, copy_of=copy_of)
         groups[run_of.get(original, original)].append((member, source))
     return [part for group in groups.values() for part in _divide(group)]
 

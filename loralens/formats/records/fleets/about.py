@@ -131,10 +131,11 @@ def stored_adapter(about: Mapping[str, Any], extras: Extras) -> Adapter:
     """
     dialect = next((form for form in FORMATS if form.name == about.get("dialect")), None)
     config, metadata, tensors = (about.get(key) for key in ("config", "metadata", "tensors"))
-    sound = dialect is not None and isinstance(tensors, dict) and all(map(is_safe_text, tensors.values()))
-    sound = sound and (config is None or isinstance(config, dict))
+    sound = config is None or isinstance(config, dict)
     texts = metadata is None or (isinstance(metadata, dict) and all(isinstance(t, str) for t in metadata.values()))
-    if dialect is None or not (sound and texts):
+    if dialect is None or not (sound and texts and isinstance(tensors, dict)):
+        raise FormatError("its description is damaged", fix=DAMAGED)
+    if not all(map(is_safe_text, tensors.values())):
         raise FormatError("its description is damaged", fix=DAMAGED)
     stored = Stored({key: extras(digest) for key, digest in tensors.items()}, metadata, config)
     return record.apply_stored(dialect.read(stored), stored)
@@ -153,10 +154,12 @@ def coded_adapter(about: Mapping[str, Any], coded: Coded, extras: Extras, *, ran
     FormatError
         The description is damaged.
     """
-    fields, frame = about.get("description"), about.get("frame")
-    dtypes, digests = about.get("dtypes", {}), about.get("extras")
-    if not (isinstance(fields, dict) and all(isinstance(part, dict) for part in (frame, dtypes, digests))):
+    # Only files of narrow floats have the field `dtypes`.
+    parts = [about.get(key, {} if key == "dtypes" else None) for key in ("description", "frame", "extras", "dtypes")]
+    mappings: list[dict[str, Any]] = [part for part in parts if isinstance(part, dict)]
+    if len(mappings) < len(parts):
         raise FormatError("its description is damaged", fix=DAMAGED)
+    fields, frame, digests, dtypes = mappings
     if fields.get("version") != VERSION:
         raise FormatError(f"its description is of version {fields.get('version')!a:.20}", fix="update loralens")
     outline = parse_description(fields)
