@@ -72,6 +72,7 @@ def measure(folder: Path, work: Path, vlora: str | None) -> dict[str, object]:
         "one basis for all of one base": one_basis(splits, copies),
     }
     runs = [[s for s in group if not s.copy_of and s.name in splits] for group in groups]
+    print(json.dumps({name: round(size / pairs, 4) for name, size in sizes.items()}), file=sys.stderr)
     return {
         "adapters": len(splits),
         "copies": len(copies),
@@ -85,7 +86,7 @@ def measure(folder: Path, work: Path, vlora: str | None) -> dict[str, object]:
         "file_bytes": [written.file_bytes_before, written.file_bytes_after],
         "largest error": written.largest_error,
         "kinds": dict(Counter(row.kind for row in written.adapters)),
-        "runs": [_of_run(run, splits, alone, vlora) for run in runs if len(run) > 2],
+        "runs": [_of_run(run, splits, alone, vlora) for run in runs if len(run) > 3],
         "strangers": strangers(splits, alone),
         "a new adapter": new_adapter(splits),
     }
@@ -131,13 +132,22 @@ def forced(splits: Mapping[str, Split], names: Sequence[str], error: float) -> t
     norms = [sum(update.energy for update in adapter) ** 0.5 for adapter in updates]
     units = [[u.divided(norm) for u in adapter] for adapter, norm in zip(updates, norms, strict=True)]
     group = _Group(units, np.arange(len(units)), np.full(len(units), float(FORCED)), error)
-    codings = [group.at(group.guess * factor, alternate=True) for factor in PRICES]
-    whole = [c for c in codings if c is not None and len(c.members) == len(units)]
-    if not whole:
+    best, worse = None, 0
+    for factor in PRICES:
+        coding = group.at(group.guess * factor)
+        if coding is None or len(coding.members) < len(units):
+            continue
+        total = coding.shared_bytes + len(units) * coding.core_bytes
+        if best is None or total < best[0]:
+            best, worse = (total, float(median(coding.errors))), 0
+        else:
+            worse += 1
+        if worse == 2:
+            break
+    if best is None:
         print(f"{names[0]} and {len(names) - 1} more: no price gives all of them {error:.3f}", file=sys.stderr)
         return sum(estimate_alone(splits[name], error=error) for name in names), error
-    coding = min(whole, key=lambda c: c.shared_bytes + len(units) * c.core_bytes)
-    return coding.shared_bytes + len(units) * coding.core_bytes, float(median(coding.errors))
+    return best
 
 
 def by_signature(splits: Mapping[str, Split]) -> list[list[str]]:
@@ -197,7 +207,7 @@ def _alone_error(splits: Mapping[str, Split], names: Sequence[str], budget: int)
 
 def joint_error(splits: Mapping[str, Split], names: Sequence[str], budget: int) -> float:
     """The median error of a group within some bytes."""
-    return forced(splits, names, error_at(lambda e: forced(splits, names, e)[0], budget, steps=7))[1]
+    return forced(splits, names, error_at(lambda e: forced(splits, names, e)[0], budget, steps=5))[1]
 
 
 def error_at(size: Callable[[float], int], budget: int, *, steps: int) -> float:
