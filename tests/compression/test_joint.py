@@ -85,6 +85,16 @@ def test_a_stranger_is_left_out_of_the_group():
     assert coding.members.tolist() == list(range(7))
 
 
+def test_an_adapter_whose_core_is_larger_than_it_is_alone_stays_alone():
+    updates = split(run(7))
+    alone = alone_bytes(updates, 0.15)
+    alone[3] = 20
+    coding = code_jointly(updates, alone, error=0.15)
+    assert coding.core_bytes > 20
+    assert 3 not in coding.members
+    assert len(coding.members) == 6
+
+
 def test_another_gauge_and_an_equal_scale_give_the_same_group():
     rng = np.random.default_rng(5)
     factors = run(5, noise=0.02)

@@ -225,6 +225,17 @@ def test_a_flipped_bit_anywhere_is_one_error(fleet, tmp_path, seed):
         read_all(tmp_path / "flipped.safetensors")
 
 
+def test_a_digit_of_the_table_of_contents_is_checked(fleet, tmp_path):
+    # The error of an adapter is in no tensor, so only the digest of the table knows it.
+    data = fleet.read_bytes()
+    place = data.index(b'\\"error\\":', data.index(b"adapters")) + len(b'\\"error\\": 0.1')
+    digit = data[place : place + 1]
+    assert digit.isdigit()
+    (tmp_path / "digit.safetensors").write_bytes(data[:place] + (b"1" if digit != b"1" else b"2") + data[place + 1 :])
+    with pytest.raises(FormatError, match="table of contents"):
+        FleetFile(tmp_path / "digit.safetensors")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 def test_a_truncated_file_is_one_error(fleet, tmp_path, share):
     data = fleet.read_bytes()
