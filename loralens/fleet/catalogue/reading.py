@@ -102,6 +102,14 @@ def read_state(home: Path) -> State:
     )
 
 
+def read_summary(home: Path) -> tuple[Path, int, tuple[Unreadable, ...]]:
+    """The folder of the adapters, how many there are, and the files that cannot be read; no sketch is looked at."""
+    with reading(home) as connection:
+        root = read_root(connection, home) or home
+        adapters = connection.execute("select count(*) from adapters").fetchone()[0]
+        return root, adapters, _read_unreadable(connection, root)
+
+
 def _gather(slots: NDArray[np.int8], rows: list[tuple[Any, ...]]) -> Sketches:
     """The sketches in the order of the rows; the memory map itself, if that is its order."""
     order = np.array([row[1] for row in rows], np.intp)
