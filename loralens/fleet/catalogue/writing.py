@@ -75,9 +75,13 @@ class CatalogueWriter:
         return read_root(self._connection, self.home)
 
     def setting(self, key: str) -> str | None:
-        """A value of the table ``state``."""
+        """A value that `begin` has stored."""
+        value = self._value(key)
+        return None if value is None else str(value)
+
+    def _value(self, key: str) -> object:
         row = self._connection.execute("select value from state where key = ?", [key]).fetchone()
-        return None if row is None else str(row[0])
+        return row[0] if row else None
 
     def begin(self, root: Path, settings: Mapping[str, str]) -> None:
         """Store the folder of the adapters, and settings."""
@@ -85,9 +89,12 @@ class CatalogueWriter:
         inside = root == home or root in home.parents
         # Relative to the index if it lies within, so that both can be moved together.
         text = stored_name(os.path.relpath(root, home) if inside else str(root))
-        with self._transaction():
-            for key, value in {"root": text, **settings}.items():
-                self._connection.execute("insert or replace into state values(?, ?)", [key, value])
+        wanted = {"root": text, **settings}
+        # An update that changes nothing writes nothing.
+        if any(self._value(key) != value for key, value in wanted.items()):
+            with self._transaction():
+                for key, value in wanted.items():
+                    self._connection.execute("insert or replace into state values(?, ?)", [key, value])
 
     def known(self) -> dict[str, tuple[str, str]]:
         """Path → stamp and identity of every file; the stamp is empty where the slot is damaged."""

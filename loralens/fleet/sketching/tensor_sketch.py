@@ -46,12 +46,14 @@ class TensorSketch:
         out, in_ = bucket_hash(key, "out", len(B), WIDTH), bucket_hash(key, "in", A.shape[1], WIDTH)
         for first in range(0, B.shape[1], COLUMNS):
             columns = slice(first, first + COLUMNS)
-            x, y = np.multiply(B[:, columns].T, scale, dtype=np.float64), A[columns].astype(np.float64)
+            x, y = np.multiply(B[:, columns].T, scale, dtype=np.float64, order="C"), A[columns].astype(np.float64)
             x_sizes, y_sizes = (np.abs(rows).max(axis=1, initial=0) for rows in (x, y))
-            # A column of zeros adds nothing, and NaN would be compared with nothing.
+            # A column of zeros adds nothing.
             used = (x_sizes != 0) & (y_sizes != 0)
-            if used.any():
-                self._add_columns((x[used], out, x_sizes[used]), (y[used], in_, y_sizes[used]))
+            if not used.all():
+                x, y, x_sizes, y_sizes = x[used], y[used], x_sizes[used], y_sizes[used]
+            if len(x):
+                self._add_columns((x, out, x_sizes), (y, in_, y_sizes))
 
     def _add_columns(self, *sides: tuple[Floats, BucketHash, Floats]) -> None:
         """Add the circular convolutions of the count-sketches of the rows of two matrices."""
@@ -62,18 +64,17 @@ class TensorSketch:
         x_bits, y_bits = (np.frexp(sizes * hashed.most)[1].astype(np.int64) for _, hashed, sizes in sides)
         shift = self._common_shift(len(x_bits), BITS - int((x_bits + y_bits).max()))
         x_shifts = (shift + y_bits - x_bits) // 2
-        buckets, weights = [], []
+        columns = self._columns[: len(x_bits)]
+        columns[:] = 0
+        # A complex number is stored as its real part, from B, and its imaginary part, from A.
+        numbers = columns.view(np.float64).ravel()
+        firsts = 2 * WIDTH * np.arange(len(columns))[:, None]
         for part, ((rows, hashed, _), shifts) in enumerate(zip(sides, (x_shifts, shift - x_shifts), strict=True)):
             rows *= np.ldexp(1.0, shifts.astype(np.int32))[:, None]
             np.rint(rows, out=rows)
             rows *= hashed.signs
-            weights.append(rows.ravel())
-            # A complex number is stored as its real part, from B, and its imaginary part, from A.
-            buckets.append((2 * (hashed.positions + WIDTH * np.arange(len(rows))[:, None]) + part).ravel())
-        columns = self._columns[: len(x_bits)]
-        columns[:] = 0
-        # The sums are integers, so that they are exact in any order.
-        np.add.at(columns.view(np.float64).ravel(), np.concatenate(buckets), np.concatenate(weights))
+            # The sums are integers, so that they are exact in any order.
+            np.add.at(numbers[part:], (2 * hashed.positions + firsts).ravel(), rows.ravel())
         transformed = fft(columns, axis=1, overwrite_x=True)
         # With z = x + iy the imaginary part of z∗z is 2 x∗y: one transform for both.
         self._transform += np.square(transformed, out=transformed).sum(axis=0)
