@@ -61,7 +61,8 @@ def test_near_something_that_is_not_there(root: Path) -> None:
 def test_the_paths_of_copies_can_be_deleted(root: Path) -> None:
     assert fleet.good("copies").stdout.splitlines()[0] == "9 adapters: 1 is a copy of 1 other."
     (path,) = fleet.good("copies", "--paths").stdout.splitlines()
-    assert path == "final/adapter_model.safetensors"
+    # Both are of one time, and the shorter name stays.
+    assert path == "f0-r0/checkpoint-200/adapter_model.safetensors"
     shutil.rmtree(root / Path(path).parent)
     fleet.good("index", ".", "-q")
     assert fleet.good("copies", "--paths").stdout == ""

@@ -1,7 +1,7 @@
 """Search by example: the members of a fleet whose updates are most like a given one."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from os import PathLike
@@ -167,11 +167,12 @@ COLUMNS: tuple[Column[Neighbour], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class _Example:
-    """What is searched for: an adapter, its sketch, and the member that it is, if it is one."""
+    """What is searched for: its sketch, the member that it is, if it is one, and how to read it."""
 
     label: str
-    adapter: Adapter
+    modules: int
     sketch: Sketch
+    read: Callable[[], Adapter]
     member: Member | None = None
 
 
@@ -207,32 +208,35 @@ def find_near(
         raise OptionError(f"k is {k}, and there is nothing to show below 1", fix="give 1 or more")
     members, sketches = fleet.snapshot()
     example = _example(fleet, adapter, members, sketches)
-    own = example.member.real if example.member else None
-    others = np.array([i for i, one in enumerate(members) if one.real != own and one.frobenius > 0], dtype=np.int64)
     # An update of 0 has no direction to compare.
+    comparable = sketches.steps > 0
+    if example.member:
+        comparable[[row for row, member in enumerate(members) if member.real == example.member.real]] = False
+    others = np.flatnonzero(comparable)
     if not others.size or not example.sketch.step:
-        return NearResult(example.label, len(example.adapter), [], len(others), 0, ChanceLevels(None, len(others)))
-    if exact:
-        rows = others[_sharing_modules(fleet, [members[row] for row in others], example.adapter)]
+        return NearResult(example.label, example.modules, [], len(others), 0, ChanceLevels(None, len(others)))
+    own = None if sketch else example.read()
+    if exact and own:
+        rows = others[_sharing_modules(fleet, [members[row] for row in others], own)]
     else:
-        rows = propose(sketches, example.sketch, others, k if sketch else max(RERANKED, 3 * k))
-    updates = {} if sketch else _exact_cosines(fleet, members, rows, example.adapter)
+        rows = propose(sketches, example.sketch, others, k if own is None else max(RERANKED, 3 * k))
+    cosines = _exact_cosines(fleet, members, rows, own) if own else {}
     neighbours = [
-        _neighbour(fleet, members, example, sketches, row, updates.get(row))
+        _neighbour(fleet, members, example, own, sketches, row, cosines.get(row))
         for row in rows.tolist()
         # A file that has changed since it was indexed has no exact cosine, and its sketch is out of date. An adapter
         # without a common module has the cosine 0 by definition, and is no neighbour.
-        if sketch or (row in updates and updates[row].modules)
+        if own is None or (row in cosines and cosines[row].modules)
     ]
     neighbours.sort(key=lambda neighbour: (-neighbour.cosine, neighbour.member.name))
-    spreads = [one.spread for one in updates.values() if one.modules]
+    spreads = [one.spread for one in cosines.values() if one.modules]
     chance = ChanceLevels(sqrt(sum(x * x for x in spreads) / len(spreads)) if spreads else None, len(others))
-    return NearResult(example.label, len(example.adapter), neighbours[:k], len(others), len(updates), chance)
+    return NearResult(example.label, example.modules, neighbours[:k], len(others), len(cosines), chance)
 
 
 def propose(sketches: Sketches, example: Sketch, rows: Integers, kept: int) -> Integers:
     """The rows with the largest cosines by sketches, the largest first: by shorter ones, and the best by whole ones."""
-    short = sketches.directions(COARSE) @ unit_rows(fold(example.codes[None], COARSE))[0]
+    short = sketches.shorter(COARSE) @ unit_rows(fold(example.codes[None], COARSE))[0]
     candidates = rows[_largest(short[rows], max(COARSE_KEPT, 4 * kept))]
     whole = sketches.directions(rows=candidates) @ _direction(example.codes)
     return candidates[_largest(whole, kept)]
@@ -254,22 +258,22 @@ def _example(
 ) -> _Example:
     """The example: an object, a member by its name or path, or any other file."""
     if isinstance(source, Adapter):
-        return _Example("the adapter", source, fleet.sketch(source))
+        return _Example("the adapter", len(source), fleet.sketch(source), lambda: source)
     row = find_member(members, source)
     if row is not None:
         member = members[row]
         sketch = Sketch(sketches.codes[row], float(sketches.steps[row]), sketches.starts[row])
-        return _Example(member.name, fleet.adapter(member), sketch, member)
+        return _Example(member.name, member.modules, sketch, lambda: fleet.adapter(member), member)
     adapter = load(Path(source))
-    return _Example(str(source), adapter, fleet.sketch(adapter))
+    return _Example(str(source), len(adapter), fleet.sketch(adapter), lambda: adapter)
 
 
 def find_member(members: Sequence[Member], source: "str | PathLike[str]") -> int | None:
     """The row of a member, by its name, by its file, or by a folder that holds the file alone; None if it is none."""
     text = os.fspath(source)
-    by_name = {member.name: row for row, member in enumerate(members)}
-    if text.rstrip("/") in by_name and not os.path.lexists(text):
-        return by_name[text.rstrip("/")]
+    # A path that exists is meant as a path.
+    if not os.path.lexists(text):
+        return next((row for row, member in enumerate(members) if member.name == text.rstrip("/")), None)
     path = Path(text)
     if path.is_dir():
         try:
@@ -321,22 +325,24 @@ def _neighbour(
     fleet: "Fleet",
     members: Sequence[Member],
     example: _Example,
+    own: Adapter | None,
     sketches: Sketches,
     row: int,
     exact: ExactCosine | None,
 ) -> Neighbour:
-    """A member as a neighbour of the example, with its level; a copy is confirmed by reading both once more."""
+    """A member as a neighbour of the example, with its level; ``own`` is None if no file is read."""
     member = members[row]
     sketch = float(sketches.directions(rows=[row])[0] @ _direction(example.sketch.codes))
     start = float(sketches.start_directions([row])[0] @ _direction(example.sketch.start))
     copy = False
     if example.member and example.member.fingerprint == member.fingerprint:
         copy = True
-    elif exact and exact.whole >= COPY:
-        adapters = example.adapter, fleet.adapter(member)
+    elif own and exact and exact.whole >= COPY:
+        # Confirmed by reading both once more, module by module.
+        adapters = own, fleet.adapter(member)
         first, second = (ExactUpdate.of(adapter, fleet.modules(adapter)) for adapter in adapters)
-        own = known_steps(members, example.member.fingerprint) if example.member else set()
-        steps = own, known_steps(members, member.fingerprint)
+        own_steps = known_steps(members, example.member.fingerprint) if example.member else set()
+        steps = own_steps, known_steps(members, member.fingerprint)
         copy = judge_sameness(*adapters, (first, second), steps=steps).is_copy
     level = level_of(exact.whole if exact else sketch, start=start, copy=copy)
     return Neighbour(member, sketch, start, exact, level)
