@@ -19,7 +19,7 @@ from loralens.errors import LoraLensError, OptionError
 from loralens.fleet.catalogue.members import Member
 from loralens.fleet.indexing.scanning import real_of
 from loralens.fleet.levels import COPY, MEANINGS, ChanceLevels, Level, level_of
-from loralens.fleet.search.inner import ExactCosine, ExactUpdate, exact_cosine
+from loralens.fleet.search.inner import ExactCosine, ExactUpdate, ModuleKey, exact_cosine
 from loralens.fleet.search.sameness import judge_sameness, known_steps
 from loralens.fleet.sketching.sketches import Sketch, Sketches, fold, unit_rows
 from loralens.formats import load
@@ -81,7 +81,7 @@ class NearResult(Tabular):
         The number of modules of the example.
     neighbours : sequence of Neighbour
     compared : int
-        How many members were looked at by sketches.
+        How many members have a module of the example, and were compared by sketches.
     read : int
         How many of them were compared exactly.
     chance : ChanceLevels
@@ -106,7 +106,7 @@ class NearResult(Tabular):
     def conclusion(self) -> list[str]:
         """Which member is nearest, and what that means."""
         if not self.neighbours:
-            return [f"{self.example}: there is no other update in the fleet to compare it with."]
+            return [f"{self.example}: no other adapter of the fleet has an update of the same modules."]
         nearest = self.neighbours[0]
         cosine = f"cosine {signed(nearest.cosine)}"
         if not nearest.level:
@@ -114,8 +114,8 @@ class NearResult(Tabular):
         words = {"copy": "a copy", "run": "from the same start", "family": "of one family with it", "kin": "kin"}
         name = f"{nearest.member.name}, {words[nearest.level]} ({cosine})"
         if self.compared == 1:
-            return [f"The only other adapter is {name}."]
-        return [f"Of {count(self.compared, 'adapter')} the nearest to {self.example} is {name}."]
+            return [f"The only other adapter with common modules is {name}."]
+        return [f"Of {count(self.compared, 'adapter')} with common modules the nearest to {self.example} is {name}."]
 
     def tables(self) -> list[Table[Neighbour]]:
         """The neighbours, the nearest first."""
@@ -167,10 +167,10 @@ COLUMNS: tuple[Column[Neighbour], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class _Example:
-    """What is searched for: its sketch, the member that it is, if it is one, and how to read it."""
+    """What is searched for: its modules, its sketch, the member that it is, if it is one, and how to read it."""
 
     label: str
-    modules: int
+    modules: frozenset[ModuleKey]
     sketch: Sketch
     read: Callable[[], Adapter]
     member: Member | None = None
@@ -212,26 +212,27 @@ def find_near(
     comparable = sketches.steps > 0
     if example.member:
         comparable[[row for row, member in enumerate(members) if member.real == example.member.real]] = False
-    others = np.flatnonzero(comparable)
+    # The noise of sketches without a common module would crowd out neighbours with a small cosine.
+    others = np.flatnonzero(comparable & _sharing_modules(fleet, members, example.modules))
     if not others.size or not example.sketch.step:
-        return NearResult(example.label, example.modules, [], len(others), 0, ChanceLevels(None, len(others)))
+        chance = ChanceLevels(None, len(others))
+        return NearResult(example.label, len(example.modules), [], len(others), 0, chance)
     own = None if sketch else example.read()
-    if exact and own:
-        rows = others[_sharing_modules(fleet, [members[row] for row in others], own)]
+    if exact:
+        rows = others
     else:
-        rows = propose(sketches, example.sketch, others, k if own is None else max(RERANKED, 3 * k))
+        rows = propose(sketches, example.sketch, others, k if sketch else max(RERANKED, 3 * k))
     cosines = _exact_cosines(fleet, members, rows, own) if own else {}
     neighbours = [
         _neighbour(fleet, members, example, own, sketches, row, cosines.get(row))
         for row in rows.tolist()
-        # A file that has changed since it was indexed has no exact cosine, and its sketch is out of date. An adapter
-        # without a common module has the cosine 0 by definition, and is no neighbour.
-        if own is None or (row in cosines and cosines[row].modules)
+        # A file that has changed since it was indexed has no exact cosine, and its sketch is out of date.
+        if own is None or row in cosines
     ]
     neighbours.sort(key=lambda neighbour: (-neighbour.cosine, neighbour.member.name))
     spreads = [one.spread for one in cosines.values() if one.modules]
     chance = ChanceLevels(sqrt(sum(x * x for x in spreads) / len(spreads)) if spreads else None, len(others))
-    return NearResult(example.label, example.modules, neighbours[:k], len(others), len(cosines), chance)
+    return NearResult(example.label, len(example.modules), neighbours[:k], len(others), len(cosines), chance)
 
 
 def propose(sketches: Sketches, example: Sketch, rows: Integers, kept: int) -> Integers:
@@ -258,14 +259,20 @@ def _example(
 ) -> _Example:
     """The example: an object, a member by its name or path, or any other file."""
     if isinstance(source, Adapter):
-        return _Example("the adapter", len(source), fleet.sketch(source), lambda: source)
+        return _Example("the adapter", _module_keys(fleet, source), fleet.sketch(source), lambda: source)
     row = find_member(members, source)
     if row is not None:
         member = members[row]
+        signature = fleet.signature(member)
+        keys = frozenset(zip(signature.keys, signature.shapes, strict=True))
         sketch = Sketch(sketches.codes[row], float(sketches.steps[row]), sketches.starts[row])
-        return _Example(member.name, member.modules, sketch, lambda: fleet.adapter(member), member)
+        return _Example(member.name, keys, sketch, lambda: fleet.adapter(member), member)
     adapter = load(Path(source))
-    return _Example(str(source), len(adapter), fleet.sketch(adapter), lambda: adapter)
+    return _Example(str(source), _module_keys(fleet, adapter), fleet.sketch(adapter), lambda: adapter)
+
+
+def _module_keys(fleet: "Fleet", adapter: Adapter) -> frozenset[ModuleKey]:
+    return frozenset((key, adapter[name].shape) for key, name in fleet.modules(adapter).items())
 
 
 def find_member(members: Sequence[Member], source: "str | PathLike[str]") -> int | None:
@@ -284,16 +291,15 @@ def find_member(members: Sequence[Member], source: "str | PathLike[str]") -> int
     return next((row for row, member in enumerate(members) if real and member.real == real), None)
 
 
-def _sharing_modules(fleet: "Fleet", members: Sequence[Member], adapter: Adapter) -> list[bool]:
-    """Whether each member has a module of the adapter, by name and shape."""
-    own = {(key, adapter[name].shape) for key, name in fleet.modules(adapter).items()}
+def _sharing_modules(fleet: "Fleet", members: Sequence[Member], own: frozenset[ModuleKey]) -> NDArray[np.bool_]:
+    """Whether each member has one of these modules, by name and shape."""
     shares: dict[str, bool] = {}
     for member in members:
         # Few signatures occur in a fleet, and each is looked at once.
         if member.signature not in shares:
             signature = fleet.signature(member)
             shares[member.signature] = not own.isdisjoint(zip(signature.keys, signature.shapes, strict=True))
-    return [shares[member.signature] for member in members]
+    return np.array([shares[member.signature] for member in members], dtype=np.bool_)
 
 
 def _exact_cosines(
