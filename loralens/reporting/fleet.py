@@ -12,7 +12,7 @@ from loralens.fleet.catalogue.members import Member, Unreadable
 from loralens.fleet.grouping.copies import CopiesResult
 from loralens.fleet.grouping.families import FamiliesResult
 from loralens.fleet.grouping.runs import RunsResult
-from loralens.fleet.levels import MEANINGS
+from loralens.fleet.levels import KIN, MEANINGS
 from loralens.linalg.factor import Floats
 from loralens.reporting.document import Notice, Notices, PageTable, Paragraph, Part, Picture, Report, Section
 from loralens.tables.numbers import count, number, percent, size
@@ -114,7 +114,7 @@ def fleet_report(answers: FleetAnswers, *, command: str) -> Report:
 
 _RANKS_LEAD = (
     "The largest rank of each adapter. A server has one limit for the rank of all adapters: the last column says how "
-    "many adapters a limit of this rank takes. `loralens compress --rank` makes the others fit."
+    "many adapters a limit of this rank takes. loralens compress --rank makes the others fit."
 )
 
 
@@ -140,13 +140,12 @@ def _families_section(answers: FleetAnswers) -> Section:
             )
         )
     parts += [PageTable(table) for table in answers.families.tables() if table.rows]
-    lead = f"A family has a mean cosine of at least {answers.families.at:g}. {_meaning('family')} {_meaning('kin')}"
+    meaning = MEANINGS["family"].partition(": ")[2]
+    lead = (
+        f"The adapters of a family have a mean cosine of at least {answers.families.at:g}: {meaning}. Adapters with a "
+        f"cosine of {KIN} or more are kin: {MEANINGS['kin'].partition(': ')[2]}."
+    )
     return Section("families", "Families", lead, parts or [Paragraph(answers.families.conclusion()[0])])
-
-
-def _meaning(level: str) -> str:
-    """What a level means, as a sentence."""
-    return f"{level.capitalize()}: {MEANINGS[level]}."  # type: ignore[index]  # one of the words of a level
 
 
 def _groups_section(key: str, title: str, lead: str, tables: Sequence[Table[Any]], sentences: Sequence[str]) -> Section:
@@ -251,6 +250,7 @@ def _record(answers: FleetAnswers, command: str, summary: Sequence[str]) -> Mapp
     return {
         "fleet": answers.root,
         "command": command,
+        "headline": summary[0],
         "summary": list(summary),
         "members": len(members),
         "bytes": sum(member.size for member in members),

@@ -49,7 +49,9 @@ def update_index(
         same_way = writer.setting("reading") == settings["reading"]
         writer.begin(folder, settings)
         found = scan(folder, without=Path(os.path.realpath(home)))
-        note_repeated_links(folder, [folder / path for path in found])
+        # With the folder as the user wrote it, which is shorter than its real path.
+        shown = folder if root is None else root
+        note_repeated_links(shown, [shown / path for path in found])
         stamps = {path: stamp for path, (stamp, _) in known.items()} if same_way else {}
         todo = [file for file in found.values() if stamps.get(file.path) != file.stamp]
         gone = sorted(known - found.keys())

@@ -1,21 +1,25 @@
 """The page of a fleet: asks its index, and assembles the document."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 
 import numpy as np
 
+from loralens.analysis.compare.clusters import cluster_order
 from loralens.core.messages import warn
 from loralens.core.progress import progress
 from loralens.errors import LoraLensError
+from loralens.fleet.catalogue.members import Member
 from loralens.fleet.fleet import Fleet
 from loralens.fleet.grouping.families import FamiliesResult, Family
 from loralens.fleet.search.inner import ExactUpdate, exact_cosine
+from loralens.fleet.sketching.sketches import Sketches
 from loralens.linalg.factor import Floats
 from loralens.reporting.document import Report
 from loralens.reporting.fleet import FleetAnswers, FleetMap, fleet_report
 from loralens.verbs.fleet import open_fleet
 
+MIN_ORDERED = 3  # families from which on their order can bring alike ones together
 ROOM = 72  # adapters on the map: more would be rows of less than 9 pixels
 # A pair of modules takes about 0.1 ms, so this takes some seconds.
 MOST_PAIRS = 60_000  # pairs of modules up to which the cosines of the map are exact
@@ -40,24 +44,32 @@ def fleet_page(home: str | PathLike[str], *, command: str) -> Report:
 
 def _map_of(fleet: Fleet, families: FamiliesResult) -> FleetMap | None:
     """The map of the largest families; None if there is no family."""
-    chosen = families.families[:ROOM]
-    if not chosen:
+    if not families.families:
         return None
+    every, sketches = fleet.snapshot()
+    row_of = {member.number: row for row, member in enumerate(every)}
+    chosen = _side_by_side(families.families[:ROOM], row_of, sketches)
     most = _most_per_family(chosen)
     members = [member for family in chosen for member in family.members[:most]]
     sizes = [min(len(family.members), most) for family in chosen]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    pairs = len(members) * (len(members) - 1) // 2 * max(member.modules for member in members)
-    cosines = _exact_cosines(fleet, families, most) if pairs <= MOST_PAIRS else None
+    pairs = sum(min(x.modules, y.modules) for i, x in enumerate(members) for y in members[:i])
+    cosines = _exact_cosines(fleet, members) if pairs <= MOST_PAIRS else None
+    exact = cosines is not None
+    if cosines is None:
+        directions = sketches.directions(rows=[row_of[member.number] for member in members]).astype(np.float64)
+        cosines = directions @ directions.T
     cut = most if any(len(family.members) > most for family in chosen) else 0
-    names = [member.name for member in members]
-    if cosines is not None:
-        return FleetMap(names, starts, cosines, exact=True, most=cut)
-    every, sketches = fleet.snapshot()
-    row_of = {member.number: row for row, member in enumerate(every)}
-    rows = np.array([row_of[member.number] for member in members if member.number in row_of])
-    directions = sketches.directions(rows=rows).astype(np.float64)
-    return FleetMap(names, starts, directions @ directions.T, exact=False, most=cut)
+    return FleetMap([member.name for member in members], starts, cosines, exact, cut)
+
+
+def _side_by_side(families: Sequence[Family], row_of: Mapping[int, int], sketches: Sketches) -> Sequence[Family]:
+    """The families in an order in which those that are alike are side by side, by the sketches of their middles."""
+    if len(families) < MIN_ORDERED:
+        return families
+    middles = sketches.directions(rows=[row_of[family.members[0].number] for family in families])
+    order = cluster_order((middles @ middles.T).astype(np.float64))[1]
+    return [families[i] for i in order]
 
 
 def _most_per_family(families: Sequence[Family]) -> int:
@@ -70,9 +82,8 @@ def _most_per_family(families: Sequence[Family]) -> int:
     return most
 
 
-def _exact_cosines(fleet: Fleet, families: FamiliesResult, most: int) -> Floats | None:
-    """The exact cosines of all pairs on the map; None if a file has changed since it was indexed."""
-    members = [member for family in families.families[:ROOM] for member in family.members[:most]]
+def _exact_cosines(fleet: Fleet, members: Sequence[Member]) -> Floats | None:
+    """The exact cosines of all pairs of members; None if a file has changed since it was indexed."""
     updates = []
     with progress("reading", len(members)) as step:
         for member in members:
