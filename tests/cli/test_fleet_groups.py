@@ -36,7 +36,10 @@ def rows(result: str) -> list[dict[str, str]]:
 
 def test_near(root: Path) -> None:
     lines = fleet.good("near", "final", "-k", 3).stdout.splitlines()
-    assert lines[0] == "Of 8 adapters the nearest to final is f0-r0/checkpoint-200, a copy (cosine +1.000)."
+    assert (
+        lines[0]
+        == "Of 8 adapters with common modules the nearest to final is f0-r0/checkpoint-200, a copy (cosine +1.000)."
+    )
     table = [line.split()[:2] for line in lines[4:7]]
     assert table[:2] == [["f0-r0/checkpoint-200", "copy"], ["f0-r0/checkpoint-100", "run"]]
     assert table[2][1] == "family"
@@ -61,7 +64,8 @@ def test_near_something_that_is_not_there(root: Path) -> None:
 def test_the_paths_of_copies_can_be_deleted(root: Path) -> None:
     assert fleet.good("copies").stdout.splitlines()[0] == "9 adapters: 1 is a copy of 1 other."
     (path,) = fleet.good("copies", "--paths").stdout.splitlines()
-    assert path == "final/adapter_model.safetensors"
+    # Both are of one time, and the shorter name stays.
+    assert path == "f0-r0/checkpoint-200/adapter_model.safetensors"
     shutil.rmtree(root / Path(path).parent)
     fleet.good("index", ".", "-q")
     assert fleet.good("copies", "--paths").stdout == ""
@@ -91,7 +95,7 @@ def test_a_fleet_of_one_is_no_error(command: str, made: Path, tmp_path: Path) ->
     shutil.copytree(made / "final", tmp_path / "one" / "only")
     fleet.good("index", tmp_path / "one", "-q")
     assert fleet.good(command, "--fleet", tmp_path / "one").stdout.startswith("1 adapter")
-    assert "there is no other update" in fleet.good("near", "only", "--fleet", tmp_path / "one").stdout
+    assert "no other adapter" in fleet.good("near", "only", "--fleet", tmp_path / "one").stdout
 
 
 @pytest.mark.parametrize("words", [["copies"], ["runs"], ["families"], ["bases"], ["near", "x"]])

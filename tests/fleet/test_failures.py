@@ -83,6 +83,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_its_worker_is_found_and_gets_a_reason(tmp_path: Path, killing: None) -> None:
     root = tmp_path / "fleet"
     save_many(root, 10)
@@ -100,7 +101,7 @@ def test_a_file_that_kills_its_worker_is_found_and_gets_a_reason(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_two_killers_in_different_chunks(tmp_path: Path, killing: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_such_files_in_different_chunks(tmp_path: Path, killing: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "CHUNK", 4)
     root = tmp_path / "fleet"
     save_many(root, 12)
@@ -111,6 +112,7 @@ def test_two_killers_in_different_chunks(tmp_path: Path, killing: None, monkeypa
     assert result.adapters == 12
 
 
+@pytest.mark.slow
 def test_an_executor_of_the_caller_that_breaks(tmp_path: Path, killing: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Committed rows stay, the next call does the rest, and it finds the file that kills."""
     monkeypatch.setattr(engine, "CHUNK", 4)
@@ -130,6 +132,7 @@ def test_an_executor_of_the_caller_that_breaks(tmp_path: Path, killing: None, mo
     assert len(fleet.members()) == 12
 
 
+@pytest.mark.slow
 def test_a_killed_worker_of_a_pool(tmp_path: Path) -> None:
     """No file is to blame: everything is measured in the end."""
     root = tmp_path / "fleet"

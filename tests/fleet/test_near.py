@@ -99,7 +99,7 @@ def test_another_model_has_no_neighbour(fleet: Fleet) -> None:
     )
     result = fleet.near(other)
     assert len(result) == 0
-    assert result.conclusion() == ["the adapter: there is no other update in the fleet to compare it with."]
+    assert result.conclusion() == ["the adapter: no other adapter of the fleet has an update of the same modules."]
 
 
 def test_unrelated_adapters_have_no_level(fleet: Fleet) -> None:

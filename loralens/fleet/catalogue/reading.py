@@ -6,9 +6,10 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loralens.errors import FormatError
 from loralens.fleet.catalogue.members import Member, Signature, Unreadable
@@ -86,7 +87,7 @@ def read_state(home: Path) -> State:
         slots = read_slots(home)
         damaged = damaged_slots(slots, {row[1]: row[-2] for row in rows})
         if not damaged:
-            members = tuple(_member(row, root) for row in rows)
+            members = tuple(_sound_member(row, root, home) for row in rows)
             stamps = {row[0]: row[-3] for row in rows}
             return State(
                 commit, root, members, unreadable, _gather(slots, rows), stamps, settings[0] if settings else ""
@@ -101,7 +102,27 @@ def read_state(home: Path) -> State:
     )
 
 
-def _gather(slots: "np.ndarray[tuple[int, ...], np.dtype[np.int8]]", rows: list[tuple[object, ...]]) -> Sketches:
+def check_catalogue(home: Path) -> None:
+    """Refuse a catalogue that is damaged, or has rows that no update can have written; sketches are not looked at."""
+    with reading(home) as connection:
+        sound = connection.execute("pragma quick_check").fetchone()[0] == "ok"
+        rows = connection.execute(_MEMBER).fetchall()
+        root = read_root(connection, home) or home
+    for row in rows:
+        _sound_member(row, root, home)
+    if not sound:
+        raise FormatError(f"{home}: the catalogue is damaged", fix=f"index again: loralens fleet index {root}")
+
+
+def read_summary(home: Path) -> tuple[Path, int, tuple[Unreadable, ...]]:
+    """The folder of the adapters, how many there are, and the files that cannot be read; no sketch is looked at."""
+    with reading(home) as connection:
+        root = read_root(connection, home) or home
+        adapters = connection.execute("select count(*) from adapters").fetchone()[0]
+        return root, adapters, _read_unreadable(connection, root)
+
+
+def _gather(slots: NDArray[np.int8], rows: list[tuple[Any, ...]]) -> Sketches:
     """The sketches in the order of the rows; the memory map itself, if that is its order."""
     order = np.array([row[1] for row in rows], np.intp)
     steps = np.array([row[-1] for row in rows], np.float64)
@@ -109,14 +130,32 @@ def _gather(slots: "np.ndarray[tuple[int, ...], np.dtype[np.int8]]", rows: list[
     return Sketches(in_order[:, :WIDTH], steps, in_order[:, WIDTH:])
 
 
-def _member(row: tuple[object, ...], root: Path) -> Member:
+def _sound_member(row: tuple[Any, ...], root: Path, home: Path) -> Member:
+    """The member of a row; a row that no update can have written is refused, since an index may come from anywhere."""
+    try:
+        if _leads_out(name_of(row[3])):
+            raise ValueError
+        return _member(row, root)
+    except (ValueError, TypeError) as error:
+        raise FormatError(
+            f"{home}: the catalogue is damaged", fix=f"index again: loralens fleet index {root}"
+        ) from error
+
+
+def _leads_out(path: str) -> bool:
+    """Whether a path may lead out of the folder that it is joined to."""
+    drive, rest = os.path.splitdrive(path)
+    return bool(drive) or rest.startswith(("/", "\\")) or os.pardir in rest.replace("\\", "/").split("/")
+
+
+def _member(row: tuple[Any, ...], root: Path) -> Member:
     (number, slot, name, path, real, size, form, base, inferred, signature, modules, zero, extras, ranks, scales,
      parameters, norm, effective, fingerprint, findings, added, _, _, _) = row  # fmt: skip
     return Member(
         number, slot, name_of(name), root / name_of(path), name_of(real), size, form, base, inferred, signature,
         modules, zero, extras, tuple(json.loads(ranks)), tuple(json.loads(scales)), parameters, norm, effective,
         fingerprint, tuple(json.loads(findings)), added,
-    )  # type: ignore[arg-type]  # fmt: skip  # SQLite keeps the types of what was written
+    )  # fmt: skip
 
 
 def read_others(home: Path, root: Path) -> tuple[Unreadable, ...]:

@@ -126,9 +126,8 @@ class CopiesResult(Tabular):
         safe = [copy for copy in self.copies if copy.safe]
         freed = size(sum(copy.member.size for copy in safe))
         if safe:
-            sentences.append(
-                f"{count(len(safe), 'file')} can be deleted, which frees {freed}: loralens fleet copies --paths lists them."
-            )
+            files = count(len(safe), "file")
+            sentences.append(f"{files} can be deleted, which frees {freed}: loralens fleet copies --paths lists them.")
         return sentences
 
     def tables(self) -> list[Table[Copy]]:

@@ -1,7 +1,7 @@
 """Search by example: the members of a fleet whose updates are most like a given one."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from os import PathLike
@@ -19,7 +19,7 @@ from loralens.errors import LoraLensError, OptionError
 from loralens.fleet.catalogue.members import Member
 from loralens.fleet.indexing.scanning import real_of
 from loralens.fleet.levels import COPY, MEANINGS, ChanceLevels, Level, level_of
-from loralens.fleet.search.inner import ExactCosine, ExactUpdate, exact_cosine
+from loralens.fleet.search.inner import ExactCosine, ExactUpdate, ModuleKey, exact_cosine
 from loralens.fleet.search.sameness import judge_sameness, known_steps
 from loralens.fleet.sketching.sketches import Sketch, Sketches, fold, unit_rows
 from loralens.formats import load
@@ -81,7 +81,7 @@ class NearResult(Tabular):
         The number of modules of the example.
     neighbours : sequence of Neighbour
     compared : int
-        How many members were looked at by sketches.
+        How many members have a module of the example, and were compared by sketches.
     read : int
         How many of them were compared exactly.
     chance : ChanceLevels
@@ -106,7 +106,7 @@ class NearResult(Tabular):
     def conclusion(self) -> list[str]:
         """Which member is nearest, and what that means."""
         if not self.neighbours:
-            return [f"{self.example}: there is no other update in the fleet to compare it with."]
+            return [f"{self.example}: no other adapter of the fleet has an update of the same modules."]
         nearest = self.neighbours[0]
         cosine = f"cosine {signed(nearest.cosine)}"
         if not nearest.level:
@@ -114,8 +114,8 @@ class NearResult(Tabular):
         words = {"copy": "a copy", "run": "from the same start", "family": "of one family with it", "kin": "kin"}
         name = f"{nearest.member.name}, {words[nearest.level]} ({cosine})"
         if self.compared == 1:
-            return [f"The only other adapter is {name}."]
-        return [f"Of {count(self.compared, 'adapter')} the nearest to {self.example} is {name}."]
+            return [f"The only other adapter with common modules is {name}."]
+        return [f"Of {count(self.compared, 'adapter')} with common modules the nearest to {self.example} is {name}."]
 
     def tables(self) -> list[Table[Neighbour]]:
         """The neighbours, the nearest first."""
@@ -167,11 +167,12 @@ COLUMNS: tuple[Column[Neighbour], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class _Example:
-    """What is searched for: an adapter, its sketch, and the member that it is, if it is one."""
+    """What is searched for: its modules, its sketch, the member that it is, if it is one, and how to read it."""
 
     label: str
-    adapter: Adapter
+    modules: frozenset[ModuleKey]
     sketch: Sketch
+    read: Callable[[], Adapter]
     member: Member | None = None
 
 
@@ -207,32 +208,36 @@ def find_near(
         raise OptionError(f"k is {k}, and there is nothing to show below 1", fix="give 1 or more")
     members, sketches = fleet.snapshot()
     example = _example(fleet, adapter, members, sketches)
-    own = example.member.real if example.member else None
-    others = np.array([i for i, one in enumerate(members) if one.real != own and one.frobenius > 0], dtype=np.int64)
     # An update of 0 has no direction to compare.
+    comparable = sketches.steps > 0
+    if example.member:
+        comparable[[row for row, member in enumerate(members) if member.real == example.member.real]] = False
+    # The noise of sketches without a common module would crowd out neighbours with a small cosine.
+    others = np.flatnonzero(comparable & _sharing_modules(fleet, members, example.modules))
     if not others.size or not example.sketch.step:
-        return NearResult(example.label, len(example.adapter), [], len(others), 0, ChanceLevels(None, len(others)))
+        chance = ChanceLevels(None, len(others))
+        return NearResult(example.label, len(example.modules), [], len(others), 0, chance)
+    own = None if sketch else example.read()
     if exact:
-        rows = others[_sharing_modules(fleet, [members[row] for row in others], example.adapter)]
+        rows = others
     else:
         rows = propose(sketches, example.sketch, others, k if sketch else max(RERANKED, 3 * k))
-    updates = {} if sketch else _exact_cosines(fleet, members, rows, example.adapter)
+    cosines = _exact_cosines(fleet, members, rows, own) if own else {}
     neighbours = [
-        _neighbour(fleet, members, example, sketches, row, updates.get(row))
+        _neighbour(fleet, members, example, own, sketches, row, cosines.get(row))
         for row in rows.tolist()
-        # A file that has changed since it was indexed has no exact cosine, and its sketch is out of date. An adapter
-        # without a common module has the cosine 0 by definition, and is no neighbour.
-        if sketch or (row in updates and updates[row].modules)
+        # A file that has changed since it was indexed has no exact cosine, and its sketch is out of date.
+        if own is None or row in cosines
     ]
     neighbours.sort(key=lambda neighbour: (-neighbour.cosine, neighbour.member.name))
-    spreads = [one.spread for one in updates.values() if one.modules]
+    spreads = [one.spread for one in cosines.values() if one.modules]
     chance = ChanceLevels(sqrt(sum(x * x for x in spreads) / len(spreads)) if spreads else None, len(others))
-    return NearResult(example.label, len(example.adapter), neighbours[:k], len(others), len(updates), chance)
+    return NearResult(example.label, len(example.modules), neighbours[:k], len(others), len(cosines), chance)
 
 
 def propose(sketches: Sketches, example: Sketch, rows: Integers, kept: int) -> Integers:
     """The rows with the largest cosines by sketches, the largest first: by shorter ones, and the best by whole ones."""
-    short = sketches.directions(COARSE) @ unit_rows(fold(example.codes[None], COARSE))[0]
+    short = sketches.shorter(COARSE) @ unit_rows(fold(example.codes[None], COARSE))[0]
     candidates = rows[_largest(short[rows], max(COARSE_KEPT, 4 * kept))]
     whole = sketches.directions(rows=candidates) @ _direction(example.codes)
     return candidates[_largest(whole, kept)]
@@ -254,22 +259,28 @@ def _example(
 ) -> _Example:
     """The example: an object, a member by its name or path, or any other file."""
     if isinstance(source, Adapter):
-        return _Example("the adapter", source, fleet.sketch(source))
+        return _Example("the adapter", _module_keys(fleet, source), fleet.sketch(source), lambda: source)
     row = find_member(members, source)
     if row is not None:
         member = members[row]
+        signature = fleet.signature(member)
+        keys = frozenset(zip(signature.keys, signature.shapes, strict=True))
         sketch = Sketch(sketches.codes[row], float(sketches.steps[row]), sketches.starts[row])
-        return _Example(member.name, fleet.adapter(member), sketch, member)
+        return _Example(member.name, keys, sketch, lambda: fleet.adapter(member), member)
     adapter = load(Path(source))
-    return _Example(str(source), adapter, fleet.sketch(adapter))
+    return _Example(str(source), _module_keys(fleet, adapter), fleet.sketch(adapter), lambda: adapter)
+
+
+def _module_keys(fleet: "Fleet", adapter: Adapter) -> frozenset[ModuleKey]:
+    return frozenset((key, adapter[name].shape) for key, name in fleet.modules(adapter).items())
 
 
 def find_member(members: Sequence[Member], source: "str | PathLike[str]") -> int | None:
     """The row of a member, by its name, by its file, or by a folder that holds the file alone; None if it is none."""
     text = os.fspath(source)
-    by_name = {member.name: row for row, member in enumerate(members)}
-    if text.rstrip("/") in by_name and not os.path.lexists(text):
-        return by_name[text.rstrip("/")]
+    # A path that exists is meant as a path.
+    if not os.path.lexists(text):
+        return next((row for row, member in enumerate(members) if member.name == text.rstrip("/")), None)
     path = Path(text)
     if path.is_dir():
         try:
@@ -280,16 +291,15 @@ def find_member(members: Sequence[Member], source: "str | PathLike[str]") -> int
     return next((row for row, member in enumerate(members) if real and member.real == real), None)
 
 
-def _sharing_modules(fleet: "Fleet", members: Sequence[Member], adapter: Adapter) -> list[bool]:
-    """Whether each member has a module of the adapter, by name and shape."""
-    own = {(key, adapter[name].shape) for key, name in fleet.modules(adapter).items()}
+def _sharing_modules(fleet: "Fleet", members: Sequence[Member], own: frozenset[ModuleKey]) -> NDArray[np.bool_]:
+    """Whether each member has one of these modules, by name and shape."""
     shares: dict[str, bool] = {}
     for member in members:
         # Few signatures occur in a fleet, and each is looked at once.
         if member.signature not in shares:
             signature = fleet.signature(member)
             shares[member.signature] = not own.isdisjoint(zip(signature.keys, signature.shapes, strict=True))
-    return [shares[member.signature] for member in members]
+    return np.array([shares[member.signature] for member in members], dtype=np.bool_)
 
 
 def _exact_cosines(
@@ -321,22 +331,24 @@ def _neighbour(
     fleet: "Fleet",
     members: Sequence[Member],
     example: _Example,
+    own: Adapter | None,
     sketches: Sketches,
     row: int,
     exact: ExactCosine | None,
 ) -> Neighbour:
-    """A member as a neighbour of the example, with its level; a copy is confirmed by reading both once more."""
+    """A member as a neighbour of the example, with its level; ``own`` is None if no file is read."""
     member = members[row]
     sketch = float(sketches.directions(rows=[row])[0] @ _direction(example.sketch.codes))
     start = float(sketches.start_directions([row])[0] @ _direction(example.sketch.start))
     copy = False
     if example.member and example.member.fingerprint == member.fingerprint:
         copy = True
-    elif exact and exact.whole >= COPY:
-        adapters = example.adapter, fleet.adapter(member)
+    elif own and exact and exact.whole >= COPY:
+        # Confirmed by reading both once more, module by module.
+        adapters = own, fleet.adapter(member)
         first, second = (ExactUpdate.of(adapter, fleet.modules(adapter)) for adapter in adapters)
-        own = known_steps(members, example.member.fingerprint) if example.member else set()
-        steps = own, known_steps(members, member.fingerprint)
+        own_steps = known_steps(members, example.member.fingerprint) if example.member else set()
+        steps = own_steps, known_steps(members, member.fingerprint)
         copy = judge_sameness(*adapters, (first, second), steps=steps).is_copy
     level = level_of(exact.whole if exact else sketch, start=start, copy=copy)
     return Neighbour(member, sketch, start, exact, level)
