@@ -36,7 +36,10 @@ def rows(result: str) -> list[dict[str, str]]:
 
 def test_near(root: Path) -> None:
     lines = fleet.good("near", "final", "-k", 3).stdout.splitlines()
-    assert lines[0] == "Of 8 adapters with common modules the nearest to final is f0-r0/checkpoint-200, a copy (cosine +1.000)."
+    assert (
+        lines[0]
+        == "Of 8 adapters with common modules the nearest to final is f0-r0/checkpoint-200, a copy (cosine +1.000)."
+    )
     table = [line.split()[:2] for line in lines[4:7]]
     assert table[:2] == [["f0-r0/checkpoint-200", "copy"], ["f0-r0/checkpoint-100", "run"]]
     assert table[2][1] == "family"
