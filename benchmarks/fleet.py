@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import fleet_real
 from benchmarks.synthetic_fleet import MEMBERS, Truth, make
 
 FAMILIES = 200
@@ -49,6 +50,9 @@ def run(folder: Path, *, families: int = FAMILIES) -> dict[str, object]:
     report["update"] = updates(fleet, folder / "fleet-updated", min(THOUSAND, len(truth)))
     report["near"] = near(fleet, home, truth)
     report["groups"] = in_own_process("groups", fleet, home)
+    # Published adapters that `fleet_real` describes, where there are any.
+    published = os.environ.get("LORALENS_REAL_FLEET")
+    report["published"] = fleet_real.run(Path(published)) if published else "not measured: set LORALENS_REAL_FLEET"
     return report
 
 

@@ -6,9 +6,10 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loralens.errors import FormatError
 from loralens.fleet.catalogue.members import Member, Signature, Unreadable
@@ -101,7 +102,15 @@ def read_state(home: Path) -> State:
     )
 
 
-def _gather(slots: "np.ndarray[tuple[int, ...], np.dtype[np.int8]]", rows: list[tuple[object, ...]]) -> Sketches:
+def read_summary(home: Path) -> tuple[Path, int, tuple[Unreadable, ...]]:
+    """The folder of the adapters, how many there are, and the files that cannot be read; no sketch is looked at."""
+    with reading(home) as connection:
+        root = read_root(connection, home) or home
+        adapters = connection.execute("select count(*) from adapters").fetchone()[0]
+        return root, adapters, _read_unreadable(connection, root)
+
+
+def _gather(slots: NDArray[np.int8], rows: list[tuple[Any, ...]]) -> Sketches:
     """The sketches in the order of the rows; the memory map itself, if that is its order."""
     order = np.array([row[1] for row in rows], np.intp)
     steps = np.array([row[-1] for row in rows], np.float64)
@@ -109,14 +118,14 @@ def _gather(slots: "np.ndarray[tuple[int, ...], np.dtype[np.int8]]", rows: list[
     return Sketches(in_order[:, :WIDTH], steps, in_order[:, WIDTH:])
 
 
-def _member(row: tuple[object, ...], root: Path) -> Member:
+def _member(row: tuple[Any, ...], root: Path) -> Member:
     (number, slot, name, path, real, size, form, base, inferred, signature, modules, zero, extras, ranks, scales,
      parameters, norm, effective, fingerprint, findings, added, _, _, _) = row  # fmt: skip
     return Member(
         number, slot, name_of(name), root / name_of(path), name_of(real), size, form, base, inferred, signature,
         modules, zero, extras, tuple(json.loads(ranks)), tuple(json.loads(scales)), parameters, norm, effective,
         fingerprint, tuple(json.loads(findings)), added,
-    )  # type: ignore[arg-type]  # fmt: skip  # SQLite keeps the types of what was written
+    )  # fmt: skip
 
 
 def read_others(home: Path, root: Path) -> tuple[Unreadable, ...]:

@@ -21,7 +21,7 @@ def slot_bytes(sketch: Sketch) -> bytes:
     return sketch.codes.tobytes() + sketch.start.tobytes()
 
 
-def checksum(content: bytes | memoryview | NDArray[np.int8]) -> int:
+def checksum(content: bytes | memoryview) -> int:
     """The checksum of a slot."""
     return zlib.crc32(content)
 

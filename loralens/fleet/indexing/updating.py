@@ -13,7 +13,7 @@ from loralens.core.progress import Step, progress
 from loralens.core.threads import processor_count, single_blas_thread
 from loralens.errors import FormatError, OptionError
 from loralens.fleet.bases.inference import infer_bases
-from loralens.fleet.catalogue.reading import read_state
+from loralens.fleet.catalogue.reading import read_summary
 from loralens.fleet.catalogue.schema import CATALOGUE, reading
 from loralens.fleet.catalogue.writing import CatalogueWriter, remove_index
 from loralens.fleet.indexing.engine import Engine, broken_executor, make_chunks
@@ -68,9 +68,9 @@ def update_index(
         *(Change(file.path, "changed" if file.path in known else "new") for file in todo),
         *(Change(path, "gone") for path in gone),
     ]
-    state = read_state(home)
-    others = len(found) - len(state.members) - len(state.unreadable)
-    return UpdateResult(home, state.root, len(state.members), others, changes, state.unreadable, first=not existed)
+    place, adapters, unreadable = read_summary(home)
+    others = len(found) - adapters - len(unreadable)
+    return UpdateResult(home, place, adapters, others, changes, unreadable, first=not existed)
 
 
 def _is_readable(home: Path) -> bool:

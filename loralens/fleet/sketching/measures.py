@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, isfinite, sqrt
 from typing import final
 
 import numpy as np
@@ -22,6 +22,7 @@ from loralens.linalg.measures import effective_rank, frobenius
 # The squares of singular values come from Gram matrices, which err by ε‖B‖²‖A‖². Where that is not small against ‖ΔW‖²,
 # the singular values are computed from the factors.
 CANCELLING = 1e-9  # ‖ΔW‖² over ‖B‖²‖A‖² below which it is not
+CONVERTED = 1 << 18  # numbers of a pair that are held in float64 as a whole: 2 MiB
 ROUNDING = 1e-7  # singular values below this share of the first one are rounding errors of the Gram matrices
 
 
@@ -61,13 +62,17 @@ def measure_adapter(adapter: Adapter) -> AdapterMeasures:
     grams: dict[str, tuple[Floats, Floats]] = {}
     for key, name in names.items():
         module = adapter.modules[name]
-        with place(name):
+        # NaN and numbers out of range are seen in the Gram matrices, and refused with a message.
+        with place(name), np.errstate(over="ignore", invalid="ignore"):
             if not isinstance(module, LowRank):
                 spectra[key] = module.singular_values()
                 update_sketch.add_dense(key, module.dense())
                 continue
             B, A = module.B, module.A
-            grams[key] = (gram(B), gram(A.T))
+            if B.size + A.size <= CONVERTED:
+                # Converted once for all that follows.
+                B, A = B.T.astype(np.float64, order="C").T, A.astype(np.float64)
+            grams[key] = (_gram(B.T), _gram(A))
             if not _is_safe(*grams[key], module.scale):
                 # Refuses NaN and Inf with a message.
                 spectra[key] = LowRank(B, A, module.scale).singular_values()
@@ -87,6 +92,11 @@ def measure_adapter(adapter: Adapter) -> AdapterMeasures:
     )
 
 
+def _gram(rows: Array) -> Floats:
+    """The inner products of the rows of a matrix, float64."""
+    return np.dot(rows, rows.T) if rows.dtype == np.float64 else gram(rows.T)
+
+
 def total_norm(norms: Mapping[str, float]) -> float:
     """‖ΔW‖_F of the whole update."""
     return sqrt(sum(norm * norm for norm in norms.values()))
@@ -94,11 +104,9 @@ def total_norm(norms: Mapping[str, float]) -> float:
 
 def _is_safe(of_B: Floats, of_A: Floats, scale: float) -> bool:
     """Whether the Gram matrices give the singular values of B·A with enough digits; False if they hold NaN or Inf."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths = float(np.trace(of_B)) * float(np.trace(of_A))
-        energy = float((of_B * of_A).sum())
-        # Exactly 0 only if a factor is. A scale of 0 makes every norm 0, whatever B·A is.
-        return lengths == 0 or bool(CANCELLING * lengths < energy < np.inf) or (scale == 0 and np.isfinite(lengths))
+    lengths, energy = float(of_B.trace()) * float(of_A.trace()), float(np.vdot(of_B, of_A))
+    # Exactly 0 only if a factor is. A scale of 0 makes every norm 0, whatever B·A is.
+    return lengths == 0 or CANCELLING * lengths < energy < inf or (scale == 0 and isfinite(lengths))
 
 
 def _singular_values(grams: Mapping[str, tuple[Floats, Floats]]) -> dict[str, Floats]:

@@ -90,7 +90,8 @@ def fold(codes: NDArray[np.int8], width: int) -> NDArray[np.float32]:
     assert length % width == 0, (length, width)
     if length == width:
         return codes.astype(np.float32)
-    return codes.reshape(*rows, length // width, width).sum(axis=-2, dtype=np.float32)
+    shorter: NDArray[np.float32] = codes.reshape(*rows, length // width, width).sum(axis=-2, dtype=np.float32)
+    return shorter
 
 
 def unit_rows(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
