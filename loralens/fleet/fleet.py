@@ -174,8 +174,8 @@ class Fleet:
                 f"{member.path}: has changed since it was indexed, or is gone",
                 fix=f"update the index: loralens fleet index {state.root}",
             )
-        options = {name: f"{name}=True" in state.settings for name in ("allow_pickle", "once")}
-        return load(member.path, strict=False, **options)
+        allow_pickle, once = (f"{name}=True" in state.settings for name in ("allow_pickle", "once"))
+        return load(member.path, strict=False, allow_pickle=allow_pickle, once=once)
 
     def modules(self, adapter: Adapter) -> Mapping[str, str]:
         """Normalised name → the name in this adapter, in order of the normalised names."""

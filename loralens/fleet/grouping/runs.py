@@ -193,8 +193,8 @@ def find_runs(fleet: "Fleet", *, sketch: bool = False) -> RunsResult:
     """
     members, sketches = distinct_files(*fleet.snapshot())
     labels = np.arange(len(members))
-    for rows in connected_rows(sketches.start_directions, len(sketches), RUN):
-        labels[rows] = rows[0]
+    for same_start in connected_rows(sketches.start_directions, len(sketches), RUN):
+        labels[same_start] = same_start[0]
     norms = np.array([member.frobenius for member in members])
     copies = np.array(list(near_pairs(sketches, norms, np.arange(len(members)), least=COPY)), dtype=np.int64)
     join_pairs(labels, *copies.reshape(-1, 2).T)

@@ -62,7 +62,7 @@ class MemberLookup:
             # Few signatures occur in a fleet, and each is looked at once.
             signature = fleet.signature(self.members[row])
             shares.append(not modules.isdisjoint(zip(signature.keys, signature.shapes, strict=True)))
-        return np.array(shares, dtype=np.bool_)[self._signatures]
+        return np.asarray(np.array(shares)[self._signatures], dtype=np.bool_)
 
 
 def _numbered(words: Sequence[str]) -> NDArray[Any]:
