@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loralens.fleet.grouping.runs import RunsResult
     from loralens.fleet.indexing.update_result import UpdateResult
     from loralens.fleet.joint.result import CompressionResult, ExpansionResult
+    from loralens.fleet.search.lookup import MemberLookup
     from loralens.fleet.search.near import NearResult
     from loralens.fleet.sketching.sketches import Sketch, Sketches
 
@@ -46,6 +47,7 @@ class Fleet:
         self.home = home
         self._state: State | None = None
         self._signatures: dict[str, Signature] = {}
+        self._lookup: MemberLookup | None = None
 
     @classmethod
     def open(cls, home: str | PathLike[str] = ".") -> Self:
@@ -144,6 +146,14 @@ class Fleet:
         if member.signature not in self._signatures:
             self._signatures[member.signature] = read_signature(self.home, member.signature)
         return self._signatures[member.signature]
+
+    def lookup(self, members: "Sequence[Member]") -> "MemberLookup":
+        """The members of a `snapshot` by name, file and modules; made once for each state."""
+        from loralens.fleet.search.lookup import MemberLookup
+
+        if self._lookup is None or self._lookup.members is not members:
+            self._lookup = MemberLookup(members)
+        return self._lookup
 
     def norms(self, member: "Member") -> Mapping[str, float]:
         """Normalised name of a module → ‖ΔW‖_F, with five digits, in the order of ``signature(member).keys``."""

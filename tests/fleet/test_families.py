@@ -44,6 +44,19 @@ def test_runs_are_those_of_the_truth_in_order_of_steps(made: tuple[Fleet, list[E
     assert all(run.steps == [100, 200, 300] for run in result)
 
 
+def test_a_copy_with_other_factors_belongs_to_the_run_of_its_original(tmp_path: Path) -> None:
+    make_fleet(tmp_path, families=1, runs=2)
+    adapter = loralens.load(tmp_path / "f0-r0" / "checkpoint-300")
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0]
+    turned = adapter.map(lambda m: loralens.LowRank(m.B @ turn, turn.T @ m.A, m.scale))
+    loralens.save(turned, tmp_path / "turned")
+    fleet = Fleet.open(tmp_path)
+    fleet.update(tmp_path)
+    groups = [{member.name for member in run.members} for run in fleet.runs()]
+    assert sorted(map(len, groups)) == [3, 4]
+    assert {"turned", "f0-r0/checkpoint-100"} <= max(groups, key=len)
+
+
 def test_cosines_of_groups_are_exact(made: tuple[Fleet, list[Entry]]) -> None:
     fleet, _ = made
     for family in fleet.families():
