@@ -323,7 +323,13 @@ class Fleet:
         from loralens.fleet.joint.sources import fleet_groups
 
         return compress_fleet(
-            fleet_groups(self), Path(output), error=error, executor=executor, jobs=jobs, overwrite=overwrite
+            fleet_groups(self),
+            Path(output),
+            error=error,
+            executor=executor,
+            jobs=jobs,
+            overwrite=overwrite,
+            unreadable={file.name: file.reason for file in self.unreadable()},
         )
 
     @staticmethod

@@ -19,6 +19,7 @@ from loralens.fleet.indexing.workers import check_processes_start, process_pool
 from loralens.fleet.joint.code_group import CodedTask, FleetSource, code_group
 from loralens.fleet.joint.result import CompressedAdapter, CompressionResult, Refused
 from loralens.formats.files.apart import check_apart
+from loralens.formats.files.relative_name import is_relative_name
 from loralens.formats.records.fleets.about import about_stored
 from loralens.formats.records.fleets.reader import FleetFile
 from loralens.formats.records.fleets.writer import FleetEntry, GroupEntry, check_fleet_target, write_fleet
@@ -28,6 +29,7 @@ from loralens.formats.records.undo import Spool
 AGREE = 1e-6
 AHEAD = 2  # tasks for each worker of an executor, so that none is idle and few results are in memory
 REMOTE_AHEAD = 256  # tasks at a time for an executor that does not say how many workers it has, such as Dask
+UNNAMED = "its name is not a path of plain parts on every system: rename its folder"
 OPEN = 8  # sources whose headers stay in memory while their extras are copied
 
 Place = tuple[int, int]  # the number of a task, and of a group within it
@@ -42,6 +44,7 @@ def compress_fleet(
     executor: Executor | None = None,
     jobs: int | None = None,
     overwrite: bool = False,
+    unreadable: Mapping[str, str] | None = None,
 ) -> CompressionResult:
     """Write adapters to one file, each with at most this error, in as few bytes as possible.
 
@@ -59,6 +62,8 @@ def compress_fleet(
         Without an executor, run the tasks in this many processes.
     overwrite : bool
         Replace what is there.
+    unreadable : mapping of str to str, optional
+        Names of files that cannot be read, with the reasons; the result lists them among those that are left out.
 
     Raises
     ------
@@ -70,10 +75,12 @@ def compress_fleet(
     if not 0 < error < 1:
         raise OptionError(f"the error {error:g} is not between 0 and 1", fix="give a share of ‖ΔW‖, such as 0.15")
     check_fleet_target(output, overwrite=overwrite)
+    refused = {name: UNNAMED for group in groups for name in (s.name for s in group) if not is_relative_name(name)}
+    groups = [[source for source in group if source.name not in refused] for group in groups]
     sources = {source.name: source for group in groups for source in group}
     check_apart(output, [(f"the adapter {source.name}", Path(source.path)) for source in sources.values()])
     with Spool(output.absolute().parent) as spool:
-        collected = _Collected(sources, spool)
+        collected = _Collected(sources, spool, {**(unreadable or {}), **refused})
         with progress("compressing", len(sources)) as step:
             for number, task in _results(groups, error, executor, jobs):
                 collected.add(number, task)
@@ -81,9 +88,9 @@ def compress_fleet(
                     step(len(groups[number]))
         entries, group_entries = collected.in_order()
         if not entries:
-            refused = next(iter(collected.refused.items()), None)
-            what = "no adapter could be compressed" if refused else "there is no adapter to compress"
-            raise OptionError(what, fix=": ".join(refused) if refused else "give a fleet that has some")
+            first = next(iter(collected.refused.items()), None)
+            what = "no adapter could be compressed" if first else "there is no adapter to compress"
+            raise OptionError(what, fix=": ".join(first) if first else "give a fleet that has some")
         rows: list[CompressedAdapter] = []
 
         def check(part: Path) -> None:
@@ -98,9 +105,9 @@ def compress_fleet(
 class _Collected:
     """What the tasks have given so far; their bytes are in a temporary file."""
 
-    def __init__(self, sources: Mapping[str, FleetSource], spool: Spool) -> None:
+    def __init__(self, sources: Mapping[str, FleetSource], spool: Spool, refused: Mapping[str, str]) -> None:
         self.spool = spool
-        self.refused: dict[str, str] = {}
+        self.refused = dict(refused)
         self._entries: dict[str, FleetEntry] = {}
         self._groups: dict[Place, GroupEntry] = {}
         self._group_of: dict[str, Place] = {}

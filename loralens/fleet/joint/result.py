@@ -162,6 +162,11 @@ class CompressionResult(Tabular):
             f"The pairs take {percent(pairs)} of their bytes ({size(self.pair_bytes_before)} → "
             f"{size(self.pair_bytes_after)}), and the whole file {percent(files)} of the files "
             f"({size(self.file_bytes_before)} → {size(self.file_bytes_after)}).",
+            *(
+                [f"Not in it: {count(len(self.refused), 'file')} that cannot be read or written."]
+                if self.refused
+                else []
+            ),
         ]
 
     def tables(self) -> list[Table[Any]]:

@@ -1,6 +1,7 @@
 """The index, `fleet compress` and `fleet expand` together: which adapters are grouped, and what users read."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -107,9 +108,22 @@ def test_what_is_wrong_is_said(fleet, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_changed_since_it_was_indexed_is_refused(fleet, tmp_path):
-    import shutil
+def test_what_cannot_be_in_the_file_is_listed(fleet, tmp_path):
+    root = tmp_path / "fleet"
+    shutil.copytree(fleet, root, symlinks=True)
+    (root / "broken").mkdir()
+    (root / "broken" / "adapter_model.safetensors").write_bytes(b"nothing")
+    shutil.copytree(root / "run1" / "checkpoint-3", root / "a\\b")
+    opened = loralens.Fleet.open(root)
+    opened.update(root)
+    result = opened.compress(tmp_path / "fleet.safetensors")
+    reasons = {row.name: row.reason for row in result.refused}
+    assert reasons.keys() == {"broken", "a\\b"}
+    assert "plain parts" in reasons["a\\b"]
+    assert result.conclusion()[-1] == "Not in it: 2 files that cannot be read or written."
 
+
+def test_a_file_that_changed_since_it_was_indexed_is_refused(fleet, tmp_path):
     root = tmp_path / "fleet"
     shutil.copytree(fleet, root, symlinks=True)
     opened = loralens.Fleet.open(root)
