@@ -21,6 +21,7 @@ from loralens.fleet.joint.result import CompressedAdapter, CompressionResult, Re
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.relative_name import is_relative_name
 from loralens.formats.records.fleets.about import about_stored
+from loralens.formats.records.fleets.contents import content_digest
 from loralens.formats.records.fleets.reader import FleetFile
 from loralens.formats.records.fleets.writer import FleetEntry, GroupEntry, check_fleet_target, write_fleet
 from loralens.formats.records.undo import Spool
@@ -29,6 +30,7 @@ from loralens.formats.records.undo import Spool
 AGREE = 1e-6
 AHEAD = 2  # tasks for each worker of an executor, so that none is idle and few results are in memory
 REMOTE_AHEAD = 256  # tasks at a time for an executor that does not say how many workers it has, such as Dask
+AGAIN = "begin again when nothing else writes to the adapter"
 UNNAMED = "its name is not a path of plain parts on every system: rename its folder"
 OPEN = 8  # sources whose headers stay in memory while their extras are copied
 
@@ -224,11 +226,12 @@ def _measure(file: FleetFile, sources: Mapping[str, FleetSource], step: Step | N
         if not abs(measured - entry.error) <= AGREE:
             raise FormatError(
                 f"{name}: its error in the file is {measured:.6f}, and was {entry.error:.6f} when it was compressed",
-                fix="begin again when nothing else writes to the adapter",
+                fix=AGAIN,
             )
         for key, extra in before.extra.items():
-            if key not in after.extra or after.extra[key].tensor.shape != extra.tensor.shape:
-                raise FormatError(f"{name}: {key} is missing in the file", fix="report this as a bug")
+            # Extras are read from the source once more while the file is written.
+            if content_digest(after.extra[key].tensor) != content_digest(extra.tensor):
+                raise FormatError(f"{name}: {key} was changed while it was read", fix=AGAIN)
         ranks = [module.rank for module in before.modules.values()]
         yield CompressedAdapter(
             name, entry.kind, measured, max(ranks), entry.pair_bytes, file.own_bytes(name), entry.group

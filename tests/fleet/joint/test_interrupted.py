@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,26 +124,31 @@ def test_a_killed_worker_ends_the_run_and_leaves_nothing(fleet, tmp_path):
 class Replacing(ThreadPoolExecutor):
     """Replaces the file of the stranger when its task is done."""
 
+    def __init__(self, replacement):
+        super().__init__(1)
+        self.replacement = replacement
+
     def submit(self, function, group, error):
         def work():
             task = function(group, error)
             for source in group:
                 if source.name == "stranger":
-                    loralens.save(loralens.load(run3_beside(source)), source.path, overwrite=True)
+                    loralens.save(self.replacement, source.path, overwrite=True)
             return task
 
         return super().submit(work)
 
 
-def run3_beside(stranger):
-    return Path(stranger.path).with_name("run3")
-
-
-def test_a_source_that_changes_meanwhile_is_noticed(tmp_path):
+@pytest.mark.parametrize("part", ["pairs", "head"])
+def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, part):
     sources = make(tmp_path / "adapters")
     groups = [[sources["run0"], sources["run1"]], [sources["stranger"]]]
     target = tmp_path / "fleet.safetensors"
-    with Replacing(1) as executor, pytest.raises(FormatError, match="stranger: its error in the file"):
+    # The other adapter has other pairs, or a head with other numbers.
+    stranger, run5 = (loralens.load(sources[name].path).load() for name in ("stranger", "run5"))
+    other = replace(stranger, modules=run5.modules) if part == "pairs" else replace(stranger, extra=run5.extra)
+    what = "stranger: its error in the file" if part == "pairs" else "classifier.weight was changed"
+    with Replacing(other) as executor, pytest.raises(FormatError, match=what):
         compress_fleet(groups, target, error=0.15, executor=executor)
     assert [path.name for path in tmp_path.iterdir()] == ["adapters"]
 
