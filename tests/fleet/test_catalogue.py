@@ -1,5 +1,6 @@
 """What is on the disk: slots and their checksums, commits, one writer and its readers, damaged files, and SELECTs."""
 
+import shutil
 import sqlite3
 import threading
 from pathlib import Path
@@ -112,6 +113,41 @@ def test_an_index_of_another_version_is_refused_and_made_anew(
         loralens.Fleet.open(tmp_path).members()
     assert len(fleet.update(tmp_path).changes) == 4
     assert "another version" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("path", "../../elsewhere/adapter_model.safetensors"),
+        ("path", "/etc/passwd"),
+        ("path", b"a/../../b"),
+        ("ranks", "four"),
+        ("ranks", None),
+        ("findings", b"\xff"),
+    ],
+)
+def test_rows_that_no_update_has_written_are_refused(
+    fleet: loralens.Fleet, tmp_path: Path, column: str, value: object
+) -> None:
+    """An index may come with a collection from anywhere, and its paths must not lead out of it."""
+    with sqlite3.connect(fleet.home / "catalogue.sqlite") as connection:
+        connection.execute(f"update files set {column} = ? where name = 'a001'", [value])
+        connection.execute("update state set value = '99' where key = 'commit'")
+    connection.close()
+    with pytest.raises(loralens.FormatError, match="the catalogue is damaged") as caught:
+        fleet.members()
+    assert f"loralens fleet index {tmp_path}" in caught.value.fix
+    assert fleet.update(tmp_path).adapters == 4
+    assert [member.name for member in fleet.members()] == ["a000", "a001", "a002", "a003"]
+
+
+def test_signatures_are_kept_as_long_as_they_are_used(fleet: loralens.Fleet, tmp_path: Path) -> None:
+    save(tmp_path / "other", random_adapter(5, out=7))
+    fleet.update()
+    assert len(fleet.rows("select * from signatures")) == 2
+    shutil.rmtree(tmp_path / "other")
+    fleet.update()
+    assert len(fleet.rows("select * from signatures")) == 1
 
 
 def test_one_writer_at_a_time(fleet: loralens.Fleet, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from tests.mutants.mutant import Mutant
 
+SKETCH = ("tests/fleet/test_tensor_sketch.py",)
+
 MUTANTS: tuple[Mutant, ...] = (
     # analysis
     Mutant(
@@ -362,6 +364,23 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "weights_of.transposed", 'layout.kind == "linear"', 'layout.kind != "linear"', ("tests/core/test_weights.py",)
     ),
+    # fleet
+    Mutant("TensorSketch.add_pair", "np.multiply(B[:, columns].T, scale,", "np.multiply(B[:, columns].T, 1.0,", SKETCH),
+    Mutant("TensorSketch.add_pairs", "rows *= hashed.signs", "rows *= abs(hashed.signs)", SKETCH),
+    Mutant("TensorSketch.add_pairs", "size * hashed.most", "size / 4096", SKETCH),
+    Mutant("TensorSketch._common_shift", "self._count + count <= COLUMNS", "self._count + count > COLUMNS", SKETCH),
+    Mutant("TensorSketch._common_shift", "self._shift <= shift", "self._shift != shift", SKETCH),
+    Mutant("TensorSketch._round", "np.rint(ifft(self._transform).imag / 2)", "ifft(self._transform).imag / 2", SKETCH),
+    Mutant("StartSketch.add", "whole *= hashed.signs", "whole *= 1", ("tests/fleet/test_measures.py",)),
+    Mutant("module_keys", "if uses[key] == 1", "if uses[key] >= 1", ("tests/fleet/test_measures.py",)),
+    Mutant("_Reader._take_grams", "CANCELLING * lengths < energy", "-1 < energy", ("tests/fleet/test_measures.py",)),
+    Mutant("SlotWriter.__init__", "- taken", "- set()", ("tests/fleet/test_catalogue.py",)),
+    Mutant("damaged_slots", "checksum(plain[slot].data) != expected", "False", ("tests/fleet/test_catalogue.py",)),
+    Mutant("CatalogueWriter.store", "self._slots.write(filled)", "None", ("tests/fleet/test_catalogue.py",)),
+    Mutant("_authorise", "action not in _ALLOWED", "False", ("tests/fleet/test_catalogue.py",)),
+    Mutant("_stamp", "{_size_and_time(os.stat(config))}", "", ("tests/fleet/test_update.py",)),
+    Mutant("_chosen_root", "!= real", "== real", ("tests/fleet/test_update.py",)),
+    Mutant("short_names", "count[folder] == 1", "count[folder] >= 1", ("tests/fleet/test_update.py",)),
     # formats
     Mutant(
         "_rescale",

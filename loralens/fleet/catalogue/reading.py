@@ -87,7 +87,7 @@ def read_state(home: Path) -> State:
         slots = read_slots(home)
         damaged = damaged_slots(slots, {row[1]: row[-2] for row in rows})
         if not damaged:
-            members = tuple(_member(row, root) for row in rows)
+            members = tuple(_sound_member(row, root, home) for row in rows)
             stamps = {row[0]: row[-3] for row in rows}
             return State(
                 commit, root, members, unreadable, _gather(slots, rows), stamps, settings[0] if settings else ""
@@ -100,6 +100,18 @@ def read_state(home: Path) -> State:
         f"{home}: the sketches of {len(damaged)} adapters are damaged, such as that of {name_of(names[0])}",
         fix=f"index again: loralens fleet index {root}",
     )
+
+
+def check_catalogue(home: Path) -> None:
+    """Refuse a catalogue that is damaged, or has rows that no update can have written; sketches are not looked at."""
+    with reading(home) as connection:
+        sound = connection.execute("pragma quick_check").fetchone()[0] == "ok"
+        rows = connection.execute(_MEMBER).fetchall()
+        root = read_root(connection, home) or home
+    for row in rows:
+        _sound_member(row, root, home)
+    if not sound:
+        raise FormatError(f"{home}: the catalogue is damaged", fix=f"index again: loralens fleet index {root}")
 
 
 def read_summary(home: Path) -> tuple[Path, int, tuple[Unreadable, ...]]:
@@ -116,6 +128,24 @@ def _gather(slots: NDArray[np.int8], rows: list[tuple[Any, ...]]) -> Sketches:
     steps = np.array([row[-1] for row in rows], np.float64)
     in_order = slots if np.array_equal(order, np.arange(len(slots))) else slots[order]
     return Sketches(in_order[:, :WIDTH], steps, in_order[:, WIDTH:])
+
+
+def _sound_member(row: tuple[Any, ...], root: Path, home: Path) -> Member:
+    """The member of a row; a row that no update can have written is refused, since an index may come from anywhere."""
+    try:
+        if _leads_out(name_of(row[3])):
+            raise ValueError
+        return _member(row, root)
+    except (ValueError, TypeError) as error:
+        raise FormatError(
+            f"{home}: the catalogue is damaged", fix=f"index again: loralens fleet index {root}"
+        ) from error
+
+
+def _leads_out(path: str) -> bool:
+    """Whether a path may lead out of the folder that it is joined to."""
+    drive, rest = os.path.splitdrive(path)
+    return bool(drive) or rest.startswith(("/", "\\")) or os.pardir in rest.replace("\\", "/").split("/")
 
 
 def _member(row: tuple[Any, ...], root: Path) -> Member:

@@ -162,11 +162,16 @@ class CatalogueWriter:
             with self._transaction():
                 self._connection.executemany("update files set name = ? where path = ?", changed)
 
+    def forget_signatures(self) -> None:
+        """Remove the signatures that no file has any more."""
+        unused = "from signatures where signature not in (select signature from files where signature is not null)"
+        if self._connection.execute(f"select exists (select * {unused})").fetchone()[0]:
+            with self._transaction():
+                self._connection.execute(f"delete {unused}")
+
     def bases(self) -> tuple[dict[str, Signature], dict[str, Counter[str]]]:
         """The signatures in use, and how many members with each name which base."""
-        rows = self._connection.execute(
-            "select signature, modules from signatures where signature in (select signature from files)"
-        )
+        rows = self._connection.execute("select signature, modules from signatures")
         signatures = {digest: to_signature(text) for digest, text in rows}
         named: dict[str, Counter[str]] = {digest: Counter() for digest in signatures}
         query = "select signature, base, count(*) from files where base is not null group by signature, base"

@@ -13,13 +13,14 @@ from loralens.core.progress import Step, progress
 from loralens.core.threads import processor_count, single_blas_thread
 from loralens.errors import FormatError, OptionError
 from loralens.fleet.bases.inference import infer_bases
-from loralens.fleet.catalogue.reading import read_summary
-from loralens.fleet.catalogue.schema import CATALOGUE, reading
+from loralens.fleet.catalogue.reading import check_catalogue, read_summary
+from loralens.fleet.catalogue.schema import CATALOGUE
 from loralens.fleet.catalogue.writing import CatalogueWriter, remove_index
 from loralens.fleet.indexing.engine import Engine, broken_executor, make_chunks
 from loralens.fleet.indexing.measuring import Measured
 from loralens.fleet.indexing.scanning import FoundFile, scan, short_names
 from loralens.fleet.indexing.update_result import Change, UpdateResult
+from loralens.formats.files.hold import Hold
 from loralens.formats.records.collection import note_repeated_links
 
 # Each commit waits for the disk several times. A run that is killed loses what was not committed.
@@ -54,13 +55,14 @@ def update_index(
         note_repeated_links(shown, [shown / path for path in found])
         stamps = {path: stamp for path, (stamp, _) in known.items()} if same_way else {}
         todo = [file for file in found.values() if stamps.get(file.path) != file.stamp]
-        gone = sorted(known - found.keys())
+        gone = sorted(known.keys() - found.keys())
         writer.remove(gone)
         _Update(writer, Engine(str(folder), allow_pickle, once, writer.set_in_work), found).run(todo, executor, jobs)
         writer.identify(
             {path: file.real for path, file in found.items() if path in known and known[path][1] != file.real}
         )
         writer.rename(short_names(writer.listed()))
+        writer.forget_signatures()
         signatures, named = writer.bases()
         writer.infer(infer_bases(signatures, named))
         writer.finish()
@@ -78,10 +80,7 @@ def _is_readable(home: Path) -> bool:
     if not (home / CATALOGUE).exists():
         return False
     try:
-        with reading(home) as connection:
-            sound = connection.execute("pragma quick_check").fetchone()[0] == "ok"
-        if not sound:
-            raise FormatError(f"{home}: the catalogue is damaged", fix="")
+        check_catalogue(home)
     except OptionError as error:
         if "version" not in error.what:
             raise
@@ -92,8 +91,6 @@ def _is_readable(home: Path) -> bool:
         return True
     warn(f"{reason}; it is made anew")
     # Not while another process may write it.
-    from loralens.formats.files.hold import Hold
-
     hold = Hold()
     hold.take(home)
     try:

@@ -1,5 +1,6 @@
 """The hash functions of sketches: random positions and signs that are the same on every machine."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
@@ -37,6 +38,13 @@ def bucket_hash(key: str, side: str, size: int, width: int) -> BucketHash:
         A power of two up to 4096.
     """
     return _cached_hash(key, side, size, width) if size <= LARGEST_CACHED else _draw(key, side, size, width)
+
+
+def bucket_hashes(keys: Sequence[str], side: str, size: int, width: int) -> BucketHash:
+    """The hashes of several modules as rows; ``most`` is the largest of all."""
+    hashes = [bucket_hash(key, side, size, width) for key in keys]
+    positions, signs, most = zip(*hashes, strict=True)
+    return BucketHash(np.stack(positions), np.stack(signs), max(most))
 
 
 def _draw(key: str, side: str, size: int, width: int) -> BucketHash:

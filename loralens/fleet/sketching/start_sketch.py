@@ -4,12 +4,13 @@ A stays near its start in training, while B begins at zero. Two adapters whose A
 began from the same random numbers: they are checkpoints of one run, or runs with the same seed.
 """
 
+from collections.abc import Sequence
 from typing import final
 
 import numpy as np
 
 from loralens.core.lazy import Array
-from loralens.fleet.sketching.hashes import bucket_hash
+from loralens.fleet.sketching.hashes import bucket_hashes
 from loralens.fleet.sketching.sketches import START_WIDTH
 from loralens.fleet.sketching.tensor_sketch import Floats
 
@@ -24,16 +25,17 @@ class StartSketch:
     def __init__(self) -> None:
         self.total: Floats = np.zeros(START_WIDTH)
 
-    def add(self, key: str, A: Array) -> None:
-        """Add the first numbers of the factor A of the module with this key."""
-        rows = -(-NUMBERS // max(1, A.shape[1]))
-        numbers = A[:rows].ravel()[:NUMBERS].astype(np.float64)
-        largest = float(np.abs(numbers).max(initial=0))
-        # NaN is refused elsewhere.
-        if not (0 < largest < np.inf):
-            return
+    def add(self, keys: Sequence[str], A: Array) -> None:
+        """Add the first numbers of the factors A of modules of one shape; A has the shape (modules, rank, in)."""
+        numbers = A.reshape(len(keys), -1)[:, :NUMBERS].astype(np.float64)
+        largest = np.abs(numbers).max(axis=1, initial=0)
         # Integers, because the length of a vector of floats would depend on the order in which squares are added.
-        whole = np.rint(np.ldexp(numbers, BITS - int(np.frexp(largest)[1]))).astype(np.int64)
-        hashed = bucket_hash(key, "start", whole.size, START_WIDTH)
-        sums = np.bincount(hashed.positions, whole * hashed.signs.astype(np.int64), START_WIDTH)
-        self.total += sums / np.sqrt(float((whole * whole).sum()))
+        shifts = BITS - np.frexp(largest)[1].astype(np.int32)
+        whole = np.rint(numbers * np.ldexp(1.0, shifts)[:, None])
+        lengths = np.sqrt((whole * whole).sum(axis=1))
+        # An A of zeros has no direction.
+        whole /= np.where(lengths > 0, lengths, 1)[:, None]
+        hashed = bucket_hashes(keys, "start", numbers.shape[1], START_WIDTH)
+        whole *= hashed.signs
+        # bincount adds in the order of the numbers, so that the bits of the sums do not depend on the machine.
+        self.total += np.bincount(hashed.positions.ravel(), whole.ravel(), START_WIDTH)

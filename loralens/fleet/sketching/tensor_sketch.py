@@ -10,6 +10,7 @@ convolution. Everything else is a sum of float64 numbers in a fixed order. The f
 1e-4 of its length, and the rounding to 8 bits that follows by 1e-2.
 """
 
+from collections.abc import Sequence
 from typing import final
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
 from loralens.errors import FormatError
-from loralens.fleet.sketching.hashes import BucketHash, bucket_hash
+from loralens.fleet.sketching.hashes import bucket_hash, bucket_hashes
 from loralens.fleet.sketching.sketches import WIDTH
 
 COLUMNS = 32  # convolutions that are added before they are rounded
@@ -42,43 +43,51 @@ class TensorSketch:
         self._transform, self._count, self._shift = np.zeros(WIDTH, np.complex128), 0, 0
 
     def add_pair(self, key: str, B: Array, A: Array, scale: float) -> None:
-        """Add scale·B·A of the module with this key."""
-        out, in_ = bucket_hash(key, "out", len(B), WIDTH), bucket_hash(key, "in", A.shape[1], WIDTH)
+        """Add scale·B·A of the module with this key; some columns at a time are converted to float64."""
         for first in range(0, B.shape[1], COLUMNS):
             columns = slice(first, first + COLUMNS)
-            x, y = np.multiply(B[:, columns].T, scale, dtype=np.float64, order="C"), A[columns].astype(np.float64)
-            x_sizes, y_sizes = (np.abs(rows).max(axis=1, initial=0) for rows in (x, y))
-            # A column of zeros adds nothing.
-            used = (x_sizes != 0) & (y_sizes != 0)
-            if not used.all():
-                x, y, x_sizes, y_sizes = x[used], y[used], x_sizes[used], y_sizes[used]
-            if len(x):
-                self._add_columns((x, out, x_sizes), (y, in_, y_sizes))
+            x = np.multiply(B[:, columns].T, scale, dtype=np.float64, order="C")
+            self.add_pairs([key], x[None], A[None, columns].astype(np.float64))
 
-    def _add_columns(self, *sides: tuple[Floats, BucketHash, Floats]) -> None:
-        """Add the circular convolutions of the count-sketches of the rows of two matrices."""
+    def add_pairs(self, keys: Sequence[str], B: Floats, A: Floats) -> None:
+        """Add the products of pairs of one shape and rank.
+
+        Parameters
+        ----------
+        keys : sequence of str
+        B : float64 array, shape (modules, rank, out)
+            The columns of scale·B as rows. There are at most 32 in all modules. The numbers are changed.
+        A : float64 array, shape (modules, rank, in)
+            The rows of A. The numbers are changed.
+        """
         # Imported here, since it takes long and only indexing needs it.
         from scipy.fft import fft
 
-        # The exponent of a bound on the entries of the count-sketches.
-        x_bits, y_bits = (np.frexp(sizes * hashed.most)[1].astype(np.int64) for _, hashed, sizes in sides)
-        shift = self._common_shift(len(x_bits), BITS - int((x_bits + y_bits).max()))
-        x_shifts = (shift + y_bits - x_bits) // 2
-        columns = self._columns[: len(x_bits)]
+        hashes = [bucket_hashes(keys, side, rows.shape[2], WIDTH) for side, rows in (("out", B), ("in", A))]
+        sizes = [np.abs(rows).max(axis=2, initial=0) for rows in (B, A)]
+        used = (sizes[0] != 0) & (sizes[1] != 0)
+        if not used.any():
+            return
+        # The exponents of bounds on the entries of the count-sketches.
+        bits = [np.frexp(size * hashed.most)[1].astype(np.int64) for size, hashed in zip(sizes, hashes, strict=True)]
+        shift = self._common_shift(used.size, BITS - int((bits[0] + bits[1])[used].max()))
+        x_shifts = (shift + bits[1] - bits[0]) // 2
+        columns = self._columns[: used.size]
         columns[:] = 0
         # A complex number is stored as its real part, from B, and its imaginary part, from A.
         numbers = columns.view(np.float64).ravel()
-        firsts = 2 * WIDTH * np.arange(len(columns))[:, None]
-        for part, ((rows, hashed, _), shifts) in enumerate(zip(sides, (x_shifts, shift - x_shifts), strict=True)):
-            rows *= np.ldexp(1.0, shifts.astype(np.int32))[:, None]
+        firsts = 2 * WIDTH * np.arange(used.size).reshape(*used.shape, 1)
+        for part, (rows, hashed, shifts) in enumerate(zip((B, A), hashes, (x_shifts, shift - x_shifts), strict=True)):
+            # A column of zeros adds nothing, so the row of the other factor must not either.
+            rows *= (np.ldexp(1.0, shifts.astype(np.int32)) * used)[..., None]
             np.rint(rows, out=rows)
-            rows *= hashed.signs
+            rows *= hashed.signs[:, None]
             # The sums are integers, so that they are exact in any order.
-            np.add.at(numbers[part:], (2 * hashed.positions + firsts).ravel(), rows.ravel())
+            np.add.at(numbers[part:], (2 * hashed.positions[:, None] + firsts).ravel(), rows.ravel())
         transformed = fft(columns, axis=1, overwrite_x=True)
         # With z = x + iy the imaginary part of z∗z is 2 x∗y: one transform for both.
         self._transform += np.square(transformed, out=transformed).sum(axis=0)
-        self._count += len(columns)
+        self._count += used.size
 
     def _common_shift(self, count: int, shift: int) -> int:
         """The exponent of the scale of the next ``count`` convolutions, for which ``shift`` would be best.
