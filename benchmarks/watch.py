@@ -21,7 +21,7 @@ def measure(shapes: list[tuple[int, int]], *, looks: int = 7, gradients: bool = 
     import torch
     from torch import nn
 
-    from loralens.training.layers.initial import Pair
+    from loralens.training.starts.drawn import Pair
     from loralens.training.layers.layer import LinearLayer
     from loralens.watching import Watcher
 
