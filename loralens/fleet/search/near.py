@@ -231,7 +231,8 @@ def find_near(
         # A file that has changed since it was indexed has no exact cosine, and its sketch is out of date.
         if own is None or row in cosines
     ]
-    neighbours.sort(key=lambda neighbour: (-neighbour.cosine, neighbour.member.name))
+    # Rounded, since the last bits of equal cosines differ between machines, and the order would then too.
+    neighbours.sort(key=lambda neighbour: (-round(neighbour.cosine, 9), neighbour.member.name))
     spreads = [one.spread for one in cosines.values() if one.modules]
     chance = ChanceLevels(sqrt(sum(x * x for x in spreads) / len(spreads)) if spreads else None, len(others))
     return NearResult(example.label, len(example.modules), neighbours[:k], len(others), len(cosines), chance)
