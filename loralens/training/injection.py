@@ -267,7 +267,10 @@ def _gradients_of(
     """The gradients of the weights of layers, where the method starts along them."""
     if method.start != "lora-ga":
         return {}
-    return gradients({name: named[name].weight for name in names}) if callable(gradients) else gradients
+    if not callable(gradients):
+        return gradients
+    weights: dict[str, Any] = {name: named[name].weight for name in names}
+    return gradients(weights)
 
 
 def _replace_layers(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[tuple[nn.Module, str, LoRALayer], ...]:

@@ -92,11 +92,11 @@ class _States(dict[Tensor, Any]):
 
     def __init__(self, optimisers: Sequence[Optimizer]) -> None:
         super().__init__()
-        self._owner = {
+        self._owner: dict[Tensor, Any] = {
             parameter: one.state for one in optimisers for group in one.param_groups for parameter in group["params"]
         }
 
-    def get(self, parameter: Tensor, default: Any = None) -> Any:  # type: ignore[override]
+    def get(self, parameter: Tensor, default: Any = None) -> Any:
         return self._owner.get(parameter, {}).get(parameter, default)
 
     def __getitem__(self, parameter: Tensor) -> Any:

@@ -81,7 +81,8 @@ def weight_gradients(
         parameter.grad = None
 
     with _only_trained(model, weights):
-        handles = [w.register_post_accumulate_grad_hook(take) for w in {id(w): w for w in weights.values()}.values()]
+        own = {id(weight): weight for weight in weights.values()}.values()
+        handles = [weight.register_post_accumulate_grad_hook(take) for weight in own]  # type: ignore[no-untyped-call]
         try:
             add_gradients()
         finally:

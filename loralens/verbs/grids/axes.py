@@ -66,8 +66,8 @@ def grid_points(grid: Grid, given: Iterable[str]) -> list[GridPoint]:
             count *= len(values)
         if count > MOST_RUNS:
             raise OptionError(f"the grid has {count:,} runs", fix=f"give fewer values: at most {MOST_RUNS:,} runs")
-        for values in product(*axes.values()):
-            point = dict(zip(axes, values, strict=True))
+        for combination in product(*axes.values()):
+            point = dict(zip(axes, combination, strict=True))
             name = _name_of(point)
             # 8 and 8.0 are one value, and two files of one name in two folders are not.
             if points.setdefault(name, GridPoint(name, point)).values != point:

@@ -75,7 +75,10 @@ class GridResult(Tabular):
         """The runs with all settings and results: the content of ``runs.csv``."""
         settings = dict.fromkeys(key for run in self.runs for key in run.settings)
         results = dict.fromkeys(key for run in self.runs for key in run.results)
-        columns = [Column("run", lambda run: run.name), Column("status", lambda run: run.status)]
+        columns: list[Column[GridRun]] = [
+            Column("run", lambda run: run.name),
+            Column("status", lambda run: run.status),
+        ]
         columns += [Column(key, _setting(key)) for key in settings]
         columns += [Column(key, _result(key)) for key in results]
         return [Table("runs", (*columns, Column("message", lambda run: run.message)), self.runs)]

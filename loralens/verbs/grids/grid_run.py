@@ -14,7 +14,7 @@ from loralens.errors import DivergenceError, OptionError, place
 from loralens.tables.numbers import count, number, size
 from loralens.verbs.grids.axes import Grid, grid_points
 from loralens.verbs.grids.grid_checks import check_run, run_bytes
-from loralens.verbs.grids.grid_folder import GridFolder, GridRun, SettingsReader, unfinished
+from loralens.verbs.grids.grid_folder import GridFolder, GridRun, SettingsReader
 from loralens.verbs.grids.grid_result import GridResult
 from loralens.verbs.grids.grid_workers import GridTask, make_runs
 from loralens.verbs.grids.shared_inputs import SharedInputs, inputs_key
@@ -115,7 +115,7 @@ def _train_missing(folder: GridFolder, missing: Sequence[GridTask], *, jobs: int
         needed = _check_runs(folder, ordered, shared)
         jobs = _decide(folder, ordered, needed, jobs)
         folder.begin()
-        tasks = [_begun(folder, task) for task in ordered]
+        tasks = [_decided(folder, task) for task in ordered]
         with closing(make_runs(tasks, shared, jobs=jobs)) as outcomes:
             for done, (task, error) in enumerate(outcomes, start=1):
                 if error is not None and not isinstance(error, DivergenceError):
@@ -167,12 +167,10 @@ def _decide(folder: GridFolder, tasks: Sequence[GridTask], needed: int, jobs: in
     return at_once
 
 
-def _begun(folder: GridFolder, task: GridTask) -> GridTask:
-    """The run with what its folder decides: whether it goes on, and its number of threads."""
+def _decided(folder: GridFolder, task: GridTask) -> GridTask:
+    """The run with what its folder decides: whether it replaces another one, and its number of threads."""
     again = task.name in folder.replaced
-    begun = unfinished(folder.folder / task.name).exists() and not again
-    options = replace(task.options, resume=begun, overwrite=again, threads=folder.threads)
-    return GridTask(task.name, options)
+    return GridTask(task.name, replace(task.options, overwrite=again, threads=folder.threads))
 
 
 def _told(run: GridRun) -> str:

@@ -5,7 +5,9 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from threading import Lock
 from time import monotonic, sleep
 from typing import Any, NamedTuple, final
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple, final
 from loralens.core.messages import LEVELS, LOGGER, note
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.hold import check_free
+from loralens.formats.records.grid_record import is_finished
 from loralens.verbs.grids.grid_folder import unfinished
 from loralens.verbs.grids.shared_inputs import SharedInputs, inputs_key
 from loralens.verbs.inputs.training_options import TrainingOptions
@@ -79,19 +82,24 @@ def _make_runs(
 
 def make_run(task: GridTask, shared: SharedInputs) -> LoraLensError | None:
     """Make a run, or go on with it; returns the error of a run that has diverged or could not be made."""
+    options, target = task.options, task.options.output
+    assert target
     try:
-        _wait_for(task)
+        _wait_for(task, unfinished(target))
+        # A process of a grid that was killed may have done the last step meanwhile.
+        if is_finished(target) and not options.overwrite:
+            return None
+        begun = unfinished(target).exists() and not options.overwrite
         with naming_runs(task.name):
-            train_adapter(task.options, read=shared.read, keep_model=True)
+            train_adapter(replace(options, resume=begun), read=shared.read, keep_model=True)
     except LoraLensError as error:
         return error
     return None
 
 
-def _wait_for(task: GridTask) -> None:
+def _wait_for(task: GridTask, folder: Path) -> None:
     """Wait until no process of an earlier grid, which was killed, writes the run."""
-    assert task.options.output
-    folder, begun, told = unfinished(task.options.output), monotonic(), False
+    begun, told = monotonic(), False
     while folder.exists():
         try:
             check_free(folder)
@@ -107,8 +115,11 @@ def _wait_for(task: GridTask) -> None:
 
 
 def _can_be_sent(task: GridTask) -> bool:
+    optimiser = task.options.optimiser
+    while isinstance(optimiser, partial):
+        optimiser = optimiser.func
     # A function of the caller's script is pickled by name, and the other process has another main module.
-    own = getattr(task.options.optimiser, "__module__", "") == "__main__"
+    own = getattr(optimiser, "__module__", "") == "__main__"
     return not own and not isinstance(task.options.model, tuple) and can_be_sent(task)
 
 

@@ -58,7 +58,7 @@ class SharedInputs:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.__init__()  # type: ignore[misc]
+        self._texts, self._model, self._model_key = {}, None, ()
 
     def _load(
         self,

@@ -209,12 +209,17 @@ def serve_tasks(perform: Callable[[Any, Callable[[Said], None]], Any]) -> None:
         channel.flush()
 
     def listen() -> None:
-        with suppress(EOFError, OSError, pickle.UnpicklingError):
+        try:
             while True:
                 task = pickle.load(sys.stdin.buffer)  # noqa: S301  # from the process that has started this one
                 busy.set()
                 tasks.put(task)
-        tasks.put(None)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            tasks.put(None)
+        # A task that names what this process does not have. The first process then sees that this one has ended.
+        except Exception as error:  # noqa: BLE001
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            os._exit(1)
         # In a thread nothing can be stopped, but a signal stops the main thread.
         if busy.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
