@@ -1,7 +1,7 @@
 """Claims of a paper beside what was measured here: whether every seed agrees."""
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from paper_report import table
 
@@ -19,9 +19,13 @@ class Claim(NamedTuple):
     verdict: Verdict
 
 
-def claim_table(claims: Sequence[Claim]) -> str:
-    """The claims as Markdown."""
-    rows = [[claim.text, claim.measured, f"**{claim.verdict}**"] for claim in claims]
+def claim_table(claims: Sequence[Claim], seeds: int) -> str:
+    """The claims as Markdown; what one seed alone says is marked."""
+    one = {"agrees", "does not agree"} if seeds == 1 else set()
+    rows = [
+        [claim.text, claim.measured, f"**{claim.verdict}**{', one seed' if claim.verdict in one else ''}"]
+        for claim in claims
+    ]
     return table(["claim", "here (one number for each seed)", ""], rows)
 
 
@@ -56,3 +60,15 @@ def within(values: Sequence[float], low: float, high: float) -> Verdict:
         return "not measured"
     inside = [low <= value <= high for value in values]
     return "agrees" if all(inside) else "not decided" if any(inside) else "does not agree"
+
+
+def seeds_of(runs: Iterable[Mapping[str, Any]]) -> list[int]:
+    """The seeds of some runs."""
+    return sorted({int(run["seed"]) for run in runs})
+
+
+def seeds_line(found: Mapping[str, Any]) -> str:
+    """The seeds of the runs that are done, and whether the plan has others."""
+    done, planned = seeds_of(found["runs"]), sorted(found["plan"]["seeds"])
+    text = ", ".join(map(str, done)) or "none"
+    return text if done == planned else f"{text} (planned: {', '.join(map(str, planned))})"

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from language.claims import claim_table
+from language.claims import claim_table, seeds_line, seeds_of
 from language.nlg_claims import RULES, claims
 from language.page_parts import (
     around,
@@ -154,7 +154,10 @@ def page(found: Mapping[str, Any], reading: Path) -> str:
 
     intro = (nlg_study.__doc__ or "").split("\n\n")[2]
     parts = [f"    {found['command']}", "# Table 3 of the LoRA paper, in small", intro, _sizes(found)]
-    parts += ["## What agrees and what does not", claim_table(claims(found, variants(found))) + RULES]
+    parts += [
+        "## What agrees and what does not",
+        claim_table(claims(found, variants(found)), len(seeds_of(found["runs"]))) + RULES,
+    ]
     if reading.exists():
         parts.append(reading.read_text(encoding="utf-8").strip())
     parts.append("![Loss and BLEU against trained parameters](nlg.png)")
@@ -189,7 +192,7 @@ def _sizes(found: Mapping[str, Any]) -> str:
         f"the paper trains for 5 epochs of 42,061 texts. Rates are chosen on {texts['validation']} sentences "
         f"({texts['validation_tokens']:,} tokens). Loss: {texts['held_out']} sentences "
         f"({texts['held_out_tokens']:,} tokens). BLEU: {texts['written']} meanings; {found['base']['signature']}. "
-        f"Seeds: {listed(plan['seeds'])}. α = 16 at every rank. {machine_line(found['machine'])}; {where}."
+        f"Seeds: {seeds_line(found)}. α = 16 at every rank. {machine_line(found['machine'])}; {where}."
     )
 
 
@@ -214,8 +217,8 @@ def _limits(found: Mapping[str, Any]) -> str:
 - {seen:,} texts are seen, {seen / max(texts["train"], 1):.2g} of an epoch. Methods that start slowly look worse than
   they are, and the differences between ranks can only be those of the beginning of training.
 - One text set, one model of 135 million parameters, which its makers have tuned to follow instructions already.
-- {len(found["plan"]["seeds"])} seeds give a range and no test. The rate of each method is chosen on one seed, from
-  {max(len(rates) for rates in found["plan"]["rates"].values())} rates that are a factor of about three apart.
+- {len(seeds_of(found["runs"]))} seeds give at most a range, and no test. The rate of each method is chosen on one
+  seed, from {max(len(rates) for rates in found["plan"]["rates"].values())} rates that are a factor of about three apart.
 - Greedy decoding, where the paper uses a beam of 10. BLEU of sacrebleu on {texts["written"]} short meanings cannot be
   compared with the numbers of the paper's Table 3; only the order of the methods can.
 - LoRA trains q and v alone, as in the paper. Prefix and bottlenecks have one size each."""

@@ -26,9 +26,9 @@ def around(values: Sequence[float], form: str) -> str:
     return f"{mean} ± {format((max(values) - min(values)) / 2, form.lstrip('+'))}" if len(values) > 1 else mean
 
 
-def rate_text(lr: float) -> str:
-    """A learning rate: 3e−4."""
-    return f"{lr:.0e}".replace("e-0", f"e{MINUS}").replace("e+0", "e").replace("-", MINUS)
+def rate_text(lr: float, digits: int = 0) -> str:
+    """A learning rate: 3e−4; with a digit after the point 2.8e−4."""
+    return f"{lr:.{digits}e}".replace("e-0", f"e{MINUS}").replace("e+0", "e").replace("-", MINUS)
 
 
 def listed(values: Sequence[Any]) -> str:

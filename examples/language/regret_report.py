@@ -4,7 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from language.claims import SAME, Claim, Verdict, claim_table, each, is_larger, is_no_larger, missing, within
+from language.claims import (
+    SAME,
+    Claim,
+    Verdict,
+    claim_table,
+    each,
+    is_larger,
+    is_no_larger,
+    missing,
+    seeds_line,
+    seeds_of,
+    within,
+)
 from language.page_parts import (
     around,
     counted,
@@ -92,7 +104,8 @@ def label(sweep: Sweep) -> str:
 def claims(found: Mapping[str, Any]) -> list[Claim]:
     """Every claim with what was measured."""
     cells = Cells(found)
-    full, ranked, matched = cells.full(), cells.ranks(), cells.matched()
+    full, matched = cells.full(), cells.matched()
+    ranked = [one for one in cells.ranks() if one.bests]
     made = [
         _same_rate(ranked),
         _tenfold(ranked, full),
@@ -113,6 +126,8 @@ def _same_rate(ranked: Sequence[Sweep]) -> Claim:
     said = ", ".join(f"r = {one.rank}: {_rates(one)}" for one in ranked)
     step = max((one.factor for one in ranked), default=1.0)
     known = f"a factor of {each(ratios, '.1f')} between ranks" if ratios else "missing"
+    if len(ranked) < 2:
+        return missing(text)
     verdict = within(ratios, 1.0, step)
     if verdict == "agrees" and any(best.edge for one in ranked for best in one.bests):
         verdict = "not decided"  # the best rate of a rank may lie outside the grid
@@ -185,7 +200,9 @@ def _is_one(sweep: Sweep) -> bool:
 
 def _rates(sweep: Sweep) -> str:
     """The best rates of a cell, one for each seed."""
-    return " and ".join(f"{rate_text(best.fitted)}{' (end)' if best.edge else ''}" for best in sweep.bests) or "missing"
+    return (
+        " and ".join(f"{rate_text(best.fitted, 1)}{' (end)' if best.edge else ''}" for best in sweep.bests) or "missing"
+    )
 
 
 def sweep_table(found: Mapping[str, Any]) -> str:
@@ -277,7 +294,7 @@ def page(found: Mapping[str, Any], reading: Path) -> str:
 
     intro = (without_regret_study.__doc__ or "").split("\n\n")[2]
     parts = [f"    {found['command']}", "# LoRA Without Regret, in small", intro, _sizes(found)]
-    parts += ["## What agrees and what does not", claim_table(claims(found)) + RULES]
+    parts += ["## What agrees and what does not", claim_table(claims(found), len(seeds_of(found["runs"]))) + RULES]
     if reading.exists():
         parts.append(reading.read_text(encoding="utf-8").strip())
     parts.append("![Loss against the learning rate, and against parameters](without_regret.png)")
@@ -290,30 +307,33 @@ def page(found: Mapping[str, Any], reading: Path) -> str:
 RULES = f"""
 Losses are compared at the best rate of each cell, seed by seed; below {SAME} nats they are called equal. *Agrees* means
 that every seed says so, *not decided* that the seeds differ or that a best rate is at the end of its grid. A best rate
-is the lowest point of a parabola through the best rate of the grid and its neighbours."""
+is the lowest point of a parabola through the best rate of the grid and its neighbours. A sweep that is not complete
+counts if these three rates are done."""
 
 
 def _sizes(found: Mapping[str, Any]) -> str:
     plan, texts = found["plan"], found["texts"]
     recipe = plan["recipe"]
     where = "one thread of the CPU, while other programs ran" if plan["device"] == "cpu" else plan["device"]
+    planned = len(plan["seeds"]) * sum(len(cell["rates"]) for cell in plan["cells"])
     return (
-        f"Base: SmolLM2-135M-Instruct ({found['model_size']:,} parameters, package `{plan['model']}`, decoded from 4 "
+        f"**{len(found['runs'])} of {planned} runs are done**; those that are missing are named below. Base: "
+        f"SmolLM2-135M-Instruct ({found['model_size']:,} parameters, package `{plan['model']}`, decoded from 4 "
         f"bits to float32); its loss is {found['base']['held_out']:.3f} before training. Texts: {texts['source']}, "
         f"{texts['train']:,} pairs of at most {recipe['characters']} characters. **{recipe['steps']} steps of "
         f"{recipe['batch']} texts**, AdamW, constant rate with a warm-up of 5 %. Judged on {texts['held_out']} "
         f"sentences ({texts['held_out_tokens']:,} tokens). Seeds: "
-        f"{listed(plan['seeds'])}; ± is half of the range over them. {machine_line(found['machine'])}; {where}."
+        f"{seeds_line(found)}; ± is half of the range over them. {machine_line(found['machine'])}; {where}."
     )
 
 
 def _limits(found: Mapping[str, Any]) -> str:
-    recipe, seeds = found["plan"]["recipe"], found["plan"]["seeds"]
+    recipe, seeds = found["plan"]["recipe"], seeds_of(found["runs"])
     return f"""\
 - {recipe["steps"]} steps are the beginning of a training. B starts at 0, so LoRA loses more of a short run to its
   start. For runs of up to a hundred steps the paper finds a ratio of the rates of about 15; ten is that of long runs.
 - Where the capacity ends: {recipe["steps"] * recipe["batch"]} texts are far fewer than fill even r = 1. A cell with few
   parameters is slow here; that it is full cannot be seen. This claim is therefore never decided by these settings.
 - The rate of each cell is chosen on the texts that it is judged on, which favours cells with more rates a little.
-- {len(seeds)} seeds, one model of 135 million parameters, one kind of text, and no reinforcement learning.
+- Number of seeds: {len(seeds)}. One model of 135 million parameters, one kind of text, no reinforcement learning.
 - Batches see the same number of texts, so a larger one has fewer steps, as in one epoch of the paper."""

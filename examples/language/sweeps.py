@@ -45,18 +45,24 @@ class Sweep:
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds at which every rate is done."""
-        return [seed for seed, losses in self.losses.items() if len(losses) == len(self.rates)]
+        """The seeds with a best rate."""
+        return [seed for seed in self.losses if self.best(seed) is not None]
 
     def best(self, seed: int) -> Best | None:
-        """The best rate at a seed; None if a run is missing or all have diverged."""
+        """The best rate at a seed; None if it is not known.
+
+        It is known if all rates are done, or those on both sides of the best one.
+        """
         losses = self.losses.get(seed, {})
         finite = {lr: loss for lr, loss in losses.items() if loss is not None}
-        if len(losses) < len(self.rates) or not finite:
+        if not finite:
             return None
         lr = min(finite, key=lambda rate: finite[rate])
-        place = sorted(losses).index(lr)
-        around = sorted(losses)[max(0, place - 1) : place + 2]
+        rates = sorted(self.rates)
+        place = rates.index(lr)
+        around = rates[max(0, place - 1) : place + 2]
+        if len(losses) < len(rates) and (len(around) < 3 or not all(rate in losses for rate in around)):
+            return None
         points = [(log10(rate), finite[rate]) for rate in around if rate in finite]
         edge = len(points) < 3
         return Best(lr, lr if edge else 10 ** _lowest(points), finite[lr], edge)

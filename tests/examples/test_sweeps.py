@@ -40,11 +40,14 @@ def test_a_best_rate_at_the_end_of_the_grid_is_not_fitted() -> None:
     assert (diverged.lr, diverged.edge) == (1e-3, True)
 
 
-def test_a_cell_that_misses_a_rate_has_no_best_one() -> None:
-    cell = sweep({0: bowl(1e-3), 1: {1e-3: 0.1}})
+def test_a_cell_has_a_best_rate_if_its_neighbours_are_done() -> None:
+    cell = sweep({0: bowl(1e-3), 1: {1e-3: 0.1}, 2: dict.fromkeys(RATES)})
     assert cell.seeds == [0]
     assert cell.best(1) is None
-    assert sweep({0: dict.fromkeys(RATES)}).best(0) is None
+    assert cell.best(2) is None
+    wider = sweep({0: bowl(1e-3), 1: bowl(1e-2), 2: bowl(1e-5)}, rates=(*RATES, 1e-1))
+    assert wider.seeds == [0]  # at the others the best rate may be one that is missing
+    assert wider.best(0).fitted == pytest.approx(1e-3)
 
 
 def test_differences_are_those_of_one_seed() -> None:
