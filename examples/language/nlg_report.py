@@ -218,7 +218,7 @@ def _limits(found: Mapping[str, Any]) -> str:
   they are, and the differences between ranks can only be those of the beginning of training.
 - One text set, one model of 135 million parameters, which its makers have tuned to follow instructions already.
 - {len(seeds_of(found["runs"]))} seeds give at most a range, and no test. The rate of each method is chosen on one
-  seed, from {max(len(rates) for rates in found["plan"]["rates"].values())} rates that are a factor of about three apart.
+  seed, from {max(map(len, found["plan"]["rates"].values()))} rates that are a factor of about three apart.
 - Greedy decoding, where the paper uses a beam of 10. BLEU of sacrebleu on {texts["written"]} short meanings cannot be
   compared with the numbers of the paper's Table 3; only the order of the methods can.
 - LoRA trains q and v alone, as in the paper. Prefix and bottlenecks have one size each."""
