@@ -145,12 +145,16 @@ def _outcome(future: "Future[list[Measured]]", chunk: Chunk) -> tuple[list[Measu
     return [], [chunk[:half], chunk[half:]]
 
 
-def make_chunks(sizes: Sequence[tuple[str, int]]) -> list[Chunk]:
-    """Files with their sizes → chunks of at most `CHUNK` files and about `CHUNK_BYTES` bytes, in the same order."""
+def make_chunks(sizes: Sequence[tuple[str, int]], workers: int) -> list[Chunk]:
+    """Files with their sizes → chunks of at most `CHUNK` files and about `CHUNK_BYTES` bytes, in the same order.
+
+    Few files make smaller chunks, so that the workers end at about the same time.
+    """
+    most = min(CHUNK, -(-len(sizes) // (workers * AHEAD)))
     chunks: list[list[str]] = [[]]
     filled = 0
     for file, size in sizes:
-        if chunks[-1] and (len(chunks[-1]) == CHUNK or filled + size > CHUNK_BYTES):
+        if chunks[-1] and (len(chunks[-1]) >= most or filled + size > CHUNK_BYTES):
             chunks.append([])
             filled = 0
         chunks[-1].append(file)

@@ -145,9 +145,9 @@ class _Update:
     ) -> Iterator[list[Measured]]:
         """Measure files that may have killed an earlier run in processes, and the others where the caller wants."""
         before = self._writer.suspects()
-        suspects = make_chunks([(file.path, file.size) for file in todo if file.path in before])
-        chunks = make_chunks([(file.path, file.size) for file in todo if file.path not in before])
-        workers = jobs or processor_count()
+        workers = jobs or getattr(executor, "_max_workers", None) or processor_count()
+        suspects = make_chunks([(file.path, file.size) for file in todo if file.path in before], workers)
+        chunks = make_chunks([(file.path, file.size) for file in todo if file.path not in before], workers)
         if suspects:
             yield from self._engine.in_processes(workers, suspects)
         if not chunks:
