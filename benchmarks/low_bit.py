@@ -58,7 +58,8 @@ from peft import PeftModel
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16, device_map="cpu")
-PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretrained(sys.argv[3])
+merged = PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload()
+merged.save_pretrained(sys.argv[3], save_original_format=False)  # transformers 5.24 cannot save 4 bits otherwise
 """
 
 

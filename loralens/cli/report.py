@@ -49,7 +49,7 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
 
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. With --base the page also says what ΔW
     amplifies, which dimensions are intruders, and what a merge would lose. The folder of a run stands for its
-    checkpoints.
+    checkpoints, and that of a grid of runs for its finished runs.
     """
     if not (adapters or keywords["fleet"]):
         raise click.UsageError("Missing argument 'ADAPTER...': give adapters, or --fleet HOME")

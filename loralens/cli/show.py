@@ -210,14 +210,24 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
 def wrapped(sentences: Sequence[str]) -> list[str]:
     """The sentences as lines that break between words, if standard output is a terminal."""
     # Programs that read the output get every sentence as one line.
-    if not (sys.stdout.isatty() and sentences):
+    width = _terminal_width()
+    if not (width and sentences):
         return list(sentences)
-    from shutil import get_terminal_size
-
     from loralens.tables.text import wrap
 
-    width = get_terminal_size().columns
     return [line for sentence in sentences for line in wrap(visible(sentence), width)]
+
+
+def _terminal_width() -> int | None:
+    """The columns of the terminal that is standard output.
+
+    None for a pipe or a file: whole tables are written there, for grep and for other programs.
+    """
+    if not sys.stdout.isatty():
+        return None
+    from shutil import get_terminal_size  # imported here, as it brings the modules of three compressions with it
+
+    return get_terminal_size().columns
 
 
 def show_json(record: dict[str, Any]) -> None:
@@ -235,13 +245,9 @@ def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = F
     every_row : bool
         Show all rows, also those with nothing notable, and below a table what its columns mean.
     """
-    # Imported here, as --json needs neither: shutil alone brings the modules of three compressions with it.
-    from shutil import get_terminal_size
+    from loralens.tables.text import lay_out  # imported here, as --json does not need it
 
-    from loralens.tables.text import lay_out
-
-    # A pipe or a file has no width: whole tables are written there, for grep and for other programs.
-    width = get_terminal_size().columns if sys.stdout.isatty() else None
+    width = _terminal_width()
     explained: set[str] = set()
     for table in tables:
         # A heading without rows would look like an error.

@@ -4,11 +4,11 @@ If the columns of a table are too wide together, texts that are aligned on the l
 that is not enough, whole columns are left out, those of the lowest priority first, and named below the table.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
-from unicodedata import combining, east_asian_width
 
 from loralens.errors import visible
 from loralens.tables.table import ALWAYS, Column, Table
@@ -17,6 +17,8 @@ GAP = 2  # spaces between columns; cells may hold single spaces, so only a wider
 # No text is made narrower than this. In 16 characters the name of a module still shows its block and its projection:
 # "…10.s…ttn.q_proj" stands for model.layers.10.self_attn.q_proj.
 SHORTEST = 16
+# Blocks of Unicode without wide and combining characters: Latin, Greek, punctuation, arrows, mathematics, and bars.
+_NARROW = re.compile(r"[\x00-\u02ff\u0370-\u0482\u2000-\u20cf\u2100-\u22ff\u2500-\u25fc]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +150,11 @@ def _prefix(text: str, width: int) -> str:
 
 def display_width(text: str) -> int:
     """Return how many columns of a terminal a text takes: wide characters of East Asia two, combining ones none."""
-    # This short cut serves nearly all texts, as asking unicodedata for every character is slow.
-    if text.isascii():
+    # This short cut serves nearly all texts, as loading unicodedata and asking it for every character is slow.
+    if _NARROW.fullmatch(text):
         return len(text)
+    from unicodedata import combining, east_asian_width
+
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 

@@ -785,7 +785,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "self._waited <= patience",
         ("tests/training/test_loop.py",),
     ),
-    Mutant("_loss_and_count", "len(returned) == 2", "len(returned) != 2", ("tests/training/test_loop.py",)),
+    Mutant("loss_and_count", "len(returned) == 2", "len(returned) != 2", ("tests/training/test_loop.py",)),
     Mutant(
         "restore_state",
         "set(tensors) != stored_names",

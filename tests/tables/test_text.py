@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -98,3 +99,12 @@ def test_names_that_begin_and_end_alike_stay_different() -> None:
     assert shorten_names(names, 16) == ["exper…ith-first…", "exper…th-second…", "exper…ith-third…"]
     assert shorten_names(names, 60) == names
     assert shorten_names(["same", "same"], 3) == [shorten("same", 3)] * 2
+
+
+def test_the_short_cut_for_narrow_texts_agrees_with_unicode() -> None:
+    for point in range(0x3000):
+        character = chr(point)
+        wide = unicodedata.east_asian_width(character) in {"W", "F"}
+        expected = 0 if unicodedata.combining(character) else 2 if wide else 1
+        # Points without a character have no width of their own.
+        assert unicodedata.category(character) == "Cn" or display_width(character) == expected, hex(point)

@@ -12,7 +12,6 @@ from loralens.formats.dialects.table import WriterOptions
 from loralens.formats.files.container import Files, Stored, header_parts, sort_by_width
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.container import ALIGNMENT
-from loralens.formats.files.torch.writer import pickle_bytes
 
 
 def file_size(adapter: Adapter, format: str | None = None, **options: Unpack[WriterOptions]) -> int:
@@ -29,6 +28,8 @@ def stored_size(stored: Stored, files: Files) -> int:
     if suffix == ".gguf":
         return _gguf(stored)
     if suffix == ".bin":
+        from loralens.formats.files.torch.writer import pickle_bytes  # loads zipfile, and few files are pickles
+
         # The pickle is written with zeros, which take as many bytes as other numbers.
         zeros = {
             key: LazyArray.of(np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape))

@@ -21,7 +21,10 @@ from loralens.formats.files.location import SUFFIXES, is_gguf, is_pickle
 from loralens.formats.files.walking import folders
 
 # Files that training tools leave beside an adapter, and pickles of whole models.
-NO_ADAPTERS = ("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json")
+NO_ADAPTERS = (
+    *("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json"),
+    "state.safetensors",  # of loralens train
+)
 
 Status = Literal["adapter", "unreadable", "other"]
 

@@ -87,7 +87,11 @@ def warn_of_base(path: str, adapter: Adapter, base: ModelPath) -> None:
 
 def warn_of_bases(labels: Sequence[str], adapters: Sequence[Adapter]) -> None:
     """Warn if adapters name different bases, or have different sizes."""
-    difference = find_contradiction(list(labels), list(adapters), [base_model_of(adapter) for adapter in adapters])
+    names = {adapter.base_model or "" for adapter in adapters}
+    # One name is one base, whatever its configuration says. Then the search for it on this machine, which takes longer
+    # than reading a small adapter, is not needed.
+    models = [BaseModel.of(name) for name in names] * len(adapters) if len(names) == 1 else map(base_model_of, adapters)
+    difference = find_contradiction(list(labels), list(adapters), list(models))
     if difference:
         warn(difference, OF_ONE)
 
