@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from loralens.fleet.grouping.families import FamiliesResult
     from loralens.fleet.grouping.runs import RunsResult
     from loralens.fleet.indexing.update_result import UpdateResult
+    from loralens.fleet.search.lookup import MemberLookup
     from loralens.fleet.search.near import NearResult
     from loralens.fleet.sketching.sketches import Sketch, Sketches
 
@@ -44,6 +45,7 @@ class Fleet:
         self.home = home
         self._state: State | None = None
         self._signatures: dict[str, Signature] = {}
+        self._lookup: MemberLookup | None = None
 
     @classmethod
     def open(cls, home: str | PathLike[str] = ".") -> Self:
@@ -143,6 +145,14 @@ class Fleet:
             self._signatures[member.signature] = read_signature(self.home, member.signature)
         return self._signatures[member.signature]
 
+    def lookup(self, members: "Sequence[Member]") -> "MemberLookup":
+        """The members of a `snapshot` by name, file and modules; made once for each state."""
+        from loralens.fleet.search.lookup import MemberLookup
+
+        if self._lookup is None or self._lookup.members is not members:
+            self._lookup = MemberLookup(members)
+        return self._lookup
+
     def norms(self, member: "Member") -> Mapping[str, float]:
         """Normalised name of a module → ‖ΔW‖_F, with five digits, in the order of ``signature(member).keys``."""
         return read_norms(self.home, member)
@@ -164,8 +174,8 @@ class Fleet:
                 f"{member.path}: has changed since it was indexed, or is gone",
                 fix=f"update the index: loralens fleet index {state.root}",
             )
-        options = {name: f"{name}=True" in state.settings for name in ("allow_pickle", "once")}
-        return load(member.path, strict=False, **options)
+        allow_pickle, once = (f"{name}=True" in state.settings for name in ("allow_pickle", "once"))
+        return load(member.path, strict=False, allow_pickle=allow_pickle, once=once)
 
     def modules(self, adapter: Adapter) -> Mapping[str, str]:
         """Normalised name → the name in this adapter, in order of the normalised names."""

@@ -14,7 +14,9 @@ from loralens.analysis.compare.equality import differences
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.fleet.fleet import Fleet
+from loralens.fleet.grouping import judging
 from loralens.fleet.grouping.copies import CopiesResult
+from loralens.fleet.sketching.sketches import Sketches
 from tests.fleet.synthetic import adapter_of, make_fleet, random_factors
 
 
@@ -188,3 +190,25 @@ def test_what_can_be_deleted_leaves_one_of_every_update(tmp_path: Path) -> None:
     assert {member.fingerprint for member in fleet.members()} == before
     assert len(fleet.members()) == len(before)
     assert fleet.copies().conclusion() == ["6 adapters: none is a copy of another."]
+
+
+def test_the_pairs_that_are_compared_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    rows = np.repeat(rng.standard_normal((12, 4096)), 4, axis=0) + 0.02 * rng.standard_normal((48, 4096))
+    norms = np.exp(rng.integers(0, 4, 48) * 0.004)
+    norms[5] = 0
+    steps = np.abs(rows).max(axis=1) / 127
+    sketches = Sketches(np.round(rows / steps[:, None]).astype(np.int8), steps, np.zeros((48, 256), np.int8))
+    cosines = sketches.directions() @ sketches.directions().T
+    expected = {
+        (i, j)
+        for j in range(48)
+        for i in range(j)
+        if cosines[i, j] >= 0.985
+        and min(norms[i], norms[j]) > 0
+        and max(norms[i], norms[j]) <= 1.01 * min(norms[i], norms[j])
+    }
+    monkeypatch.setattr(judging, "BLOCK", 7)
+    found = list(judging.near_pairs(sketches, norms, np.arange(48)))
+    assert set(found) == expected
+    assert len(found) == len(expected) > 20

@@ -44,6 +44,19 @@ def test_runs_are_those_of_the_truth_in_order_of_steps(made: tuple[Fleet, list[E
     assert all(run.steps == [100, 200, 300] for run in result)
 
 
+def test_a_copy_with_other_factors_belongs_to_the_run_of_its_original(tmp_path: Path) -> None:
+    make_fleet(tmp_path, families=1, runs=2)
+    adapter = loralens.load(tmp_path / "f0-r0" / "checkpoint-300")
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0]
+    turned = adapter.map(lambda m: loralens.LowRank(m.B @ turn, turn.T @ m.A, m.scale))
+    loralens.save(turned, tmp_path / "turned")
+    fleet = Fleet.open(tmp_path)
+    fleet.update(tmp_path)
+    groups = [{member.name for member in run.members} for run in fleet.runs()]
+    assert sorted(map(len, groups)) == [3, 4]
+    assert {"turned", "f0-r0/checkpoint-100"} <= max(groups, key=len)
+
+
 def test_cosines_of_groups_are_exact(made: tuple[Fleet, list[Entry]]) -> None:
     fleet, _ = made
     for family in fleet.families():
@@ -114,7 +127,21 @@ def test_a_component_too_large_for_one_matrix_has_the_same_groups(monkeypatch: p
     assert len(whole) == 6
     monkeypatch.setattr(grouping, "LARGEST", 20)
     monkeypatch.setattr(grouping, "MARGIN", 0.3)
+    # The matrix of all of them would be too large.
+    monkeypatch.setattr(grouping, "cosines_among", None)
     assert [group.tolist() for group in alike_groups(sketches, 0.6)] == whole
+
+
+def test_adapters_that_were_joined_beforehand_count_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The cosine of c with a is 0.1 and with b 0.677. Its mean with a, a, a and b is 0.244, and 0.389 if a counts once.
+    x, y = np.linalg.qr(np.random.default_rng(3).standard_normal((4096, 2)))[0].T
+    rows = np.array([x, x, x, 0.8 * x + 0.6 * y, 0.1 * x + np.sqrt(0.99) * y])
+    steps = np.abs(rows).max(axis=1) / 127
+    sketches = Sketches(np.round(rows / steps[:, None]).astype(np.int8), steps, np.zeros((5, 256), np.int8))
+    whole = [group.tolist() for group in alike_groups(sketches, 0.3)]
+    assert whole == [[0, 1, 2, 3]]
+    monkeypatch.setattr(grouping, "LARGEST", 3)
+    assert [group.tolist() for group in alike_groups(sketches, 0.3)] == whole
 
 
 def test_an_adapter_that_is_0_is_in_no_group(tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import loralens
 from loralens.errors import OptionError
 from loralens.fleet.fleet import Fleet
 from loralens.verbs.outputs import fleet_page
-from tests.fleet.synthetic import make_fleet
+from tests.fleet.synthetic import adapter_of, make_fleet, random_factors
 
 
 @pytest.fixture
@@ -17,6 +18,7 @@ def fleet(tmp_path: Path) -> Path:
     folder = tmp_path / "fleet"
     make_fleet(folder, families=3, runs=2, checkpoints=2)
     shutil.copytree(folder / "f0-r0" / "checkpoint-200", folder / "<b>bold")
+    loralens.save(adapter_of(random_factors(np.random.default_rng(7), 2)), folder / "low")
     (folder / "bad.safetensors").write_bytes(b"{}")
     Fleet.open(folder).update(folder)
     return folder
@@ -25,16 +27,16 @@ def fleet(tmp_path: Path) -> Path:
 def test_the_page_has_what_the_fleet_answers(fleet: Path, tmp_path: Path) -> None:
     result = loralens.report(fleet=fleet, output=tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert result.document.headline.startswith("13 adapters of ")
-    assert "3 families, and 0 adapters in none." in result.document.headline
+    assert result.document.headline.startswith("14 adapters of ")
+    assert "3 families, and 1 adapter in none." in result.document.headline
     keys = [section.key for section in result.document.sections]
     assert keys == ["findings", "families", "ranks", "sizes", "bases", "runs", "copies", "newest"]
     assert "<b>bold" not in page
     assert "&lt;b&gt;bold" in page
     assert "2 bytes are too few for any tensor file" in page
     record = result.record()
-    assert record["members"] == 13
-    assert record["ranks"] == [{"rank": 8, "adapters": 13, "share": 1.0, "fitting": 13}]
+    assert record["members"] == 14
+    assert [(row["rank"], row["adapters"], row["fitting"]) for row in record["ranks"]] == [(2, 1, 1), (8, 13, 14)]
     assert sum(row["total"] for row in record["sizes"]) == record["bytes"]
     (deleted,) = record["copies"]["safe_to_delete"]
     assert Path(deleted).parent == fleet / "f0-r0" / "checkpoint-200"
@@ -46,7 +48,7 @@ def test_the_map_has_the_exact_cosines_and_each_family_together(fleet: Path) -> 
     assert shown is not None
     assert shown.exact
     assert shown.most == 0
-    assert sorted(shown.names) == sorted(member.name for member in Fleet.open(fleet).members())
+    assert sorted([*shown.names, "low"]) == sorted(member.name for member in Fleet.open(fleet).members())
     for start, end in zip(shown.starts, [*shown.starts[1:], 13], strict=True):
         inside = {name.partition("-")[0] for name in shown.names[start:end]} - {"<b>bold"}
         assert len(inside) == 1

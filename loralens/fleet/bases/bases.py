@@ -15,7 +15,7 @@ from loralens.fleet.levels import KIN
 from loralens.fleet.search.inner import ExactUpdate, exact_cosine
 from loralens.fleet.search.near import propose
 from loralens.fleet.sketching.sketches import Sketch, Sketches
-from loralens.tables.numbers import count
+from loralens.tables.numbers import UNDEFINED, count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 
@@ -67,7 +67,9 @@ class BaseRow:
     @property
     def names(self) -> list[str]:
         """The names under which the adapters call this base, the most frequent first."""
-        return [name for name, _ in Counter(one.member.base for one in self.adapters).most_common() if name]
+        # A name that contradicts the shapes is not a name of this base.
+        named = Counter(adapter.member.base for adapter in self.adapters if adapter.source == "named")
+        return [name for name, _ in named.most_common() if name]
 
 
 @final
@@ -143,6 +145,8 @@ def _count_column(key: str, source: Source, title: str, about: str, priority: in
 
 
 def _some_names(names: Sequence[str]) -> str:
+    if not names:
+        return UNDEFINED
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 

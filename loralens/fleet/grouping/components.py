@@ -45,7 +45,7 @@ def connected_rows(directions: Callable[[slice], Directions], count: int, at: fl
         second = first if rows == columns else directions(columns)
         near, far = np.nonzero(first @ second.T >= at)
         join_pairs(labels, near + rows.start, far + columns.start)
-    return [group for group in _groups(labels) if len(group) > 1]
+    return [group for group in rows_by_label(labels) if len(group) > 1]
 
 
 def alike_groups(sketches: Sketches, at: float) -> list[Integers]:
@@ -74,13 +74,13 @@ def cosines_among(sketches: Sketches, rows: Integers) -> Directions:
 def _linked(sketches: Sketches, rows: Integers, at: float) -> list[Integers]:
     """Groups of average linkage within one component, as indices of ``rows``."""
     if len(rows) <= LARGEST:
-        return _groups(average_linkage_groups(cosines_among(sketches, rows), at))
+        return rows_by_label(average_linkage_groups(cosines_among(sketches, rows), at))
     bundles = _bundles(sketches, rows, at)
     sizes = np.array([len(bundle) for bundle in bundles])
     # The mean cosine between two bundles is the inner product of the means of their directions.
     means = np.stack([sketches.directions(COARSE, rows[bundle]).mean(axis=0) for bundle in bundles])
     labels = average_linkage_groups(means @ means.T, at, sizes=sizes)
-    return [np.sort(np.concatenate([bundles[i] for i in group])) for group in _groups(labels)]
+    return [np.sort(np.concatenate([bundles[i] for i in group])) for group in rows_by_label(labels)]
 
 
 def _bundles(sketches: Sketches, rows: Integers, at: float) -> list[Integers]:
@@ -89,13 +89,13 @@ def _bundles(sketches: Sketches, rows: Integers, at: float) -> list[Integers]:
         labels = np.arange(len(rows))
         for group in connected_rows(lambda part: sketches.directions(COARSE, rows[part]), len(rows), level):
             labels[group] = group[0]
-        bundles = _groups(labels)
+        bundles = rows_by_label(labels)
         if len(bundles) <= LARGEST:
             break
     return bundles
 
 
-def _groups(labels: Integers) -> list[Integers]:
+def rows_by_label(labels: Integers) -> list[Integers]:
     """The rows of each label, in order of labels."""
     order = np.argsort(labels, kind="stable")
     bounds = np.flatnonzero(np.diff(labels[order])) + 1

@@ -1,31 +1,22 @@
 """Copies in a fleet: which adapters are the same update, and which files can be deleted without a loss."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from loralens.core.messages import warn
-from loralens.core.progress import progress
-from loralens.errors import LoraLensError
 from loralens.fleet.catalogue.members import Member
+from loralens.fleet.grouping.judging import Judge, near_pairs
 from loralens.fleet.grouping.links import link_targets, paths_by_file
-from loralens.fleet.levels import COPY, COPY_NORM
-from loralens.fleet.search.inner import ExactUpdate
-from loralens.fleet.search.sameness import TENSORS, Kind, Sameness, judge_sameness, known_steps
-from loralens.fleet.sketching.sketches import Sketches
+from loralens.fleet.search.sameness import Kind, Sameness
 from loralens.tables.numbers import count, fixed, number, size
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 
 if TYPE_CHECKING:
     from loralens.fleet.fleet import Fleet
-
-# The sketches of two nearly equal updates differ by their rounding to int8 alone, 1e-4 of the cosine.
-SKETCHED_COPY = COPY - 0.01  # smallest cosine by sketches of a pair that is compared exactly
-BLOCK = 512  # members of nearly equal norms whose sketches are compared in one product: 8 MiB
 
 
 @final
@@ -223,18 +214,14 @@ def find_copies(fleet: "Fleet") -> CopiesResult:
     members, sketches = fleet.snapshot()
     by_file = paths_by_file(members)
     files = sorted(rows[0] for rows in by_file)
-    judge = _Judge(fleet, members)
+    judge = Judge(fleet, members)
     first_of = _first_by_fingerprint(members, files)
     firsts = sorted(set(first_of.values()))
     proposed = list(near_pairs(sketches, np.array([members[row].frobenius for row in firsts]), np.array(firsts)))
-    with progress("comparing", len(proposed)) as step:
-        for first, second in proposed:
-            judge(first, second)
-            if step:
-                step(1)
+    judge.compare_all(proposed)
     copies: list[Copy] = []
     close: list[Copy] = []
-    groups = [[row for row in files if first_of[row] in group] for group in _linked_groups(firsts, judge.same_pairs())]
+    groups = _groups_of_files(files, first_of, _linked_groups(firsts, judge.same_pairs()))
     targets = link_targets(fleet.root, [members[row].path for rows in groups if len(rows) > 1 for row in rows])
     for rows in groups:
         copies += _copies_of_group(rows, members, judge, targets)
@@ -245,96 +232,6 @@ def find_copies(fleet: "Fleet") -> CopiesResult:
             close.append(Copy(*pair, sameness))
     judge.tell_failed()
     return CopiesResult(len(files), copies, close, _further_paths(members, by_file))
-
-
-def near_pairs(
-    sketches: Sketches, norms: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]
-) -> Iterator[tuple[int, int]]:
-    """Pairs of rows that may be copies: their norms are within 1 %, and their sketches nearly parallel.
-
-    The rows are sorted by their norms, so that only a narrow band of all pairs is compared.
-    """
-    order = np.argsort(norms, kind="stable")
-    order = order[norms[order] > 0]
-    sorted_norms, sorted_rows = norms[order], rows[order]
-    for start in range(0, len(sorted_rows), BLOCK):
-        stop = min(start + BLOCK, len(sorted_rows))
-        end = int(np.searchsorted(sorted_norms, sorted_norms[stop - 1] * (1 + 2 * COPY_NORM), side="right"))
-        block = sketches.directions(rows=sorted_rows[start:stop])
-        cosines = block @ sketches.directions(rows=sorted_rows[start:end]).T
-        limit = sorted_norms[start:stop, None] * (1 + 2 * COPY_NORM)
-        later = np.arange(end - start) > np.arange(stop - start)[:, None]
-        pairs = np.nonzero(later & (cosines >= SKETCHED_COPY) & (sorted_norms[None, start:end] <= limit))
-        for i, j in zip(*pairs, strict=True):
-            pair = int(sorted_rows[start + i]), int(sorted_rows[start + j])
-            yield min(pair), max(pair)
-
-
-class _Judge:
-    """Compares pairs of members exactly, each once, and keeps the last updates that it has read."""
-
-    def __init__(self, fleet: "Fleet", members: Sequence[Member]) -> None:
-        self.fleet, self.members = fleet, members
-        self.judged: dict[tuple[int, int], Sameness] = {}
-        self._updates: dict[int, ExactUpdate] = {}
-        self._known_steps: dict[str, set[int]] = {}
-        self._failed: set[str] = set()
-
-    def __call__(self, first: int, second: int) -> Sameness:
-        """How much two rows are the same; a file that cannot be read any more is the same as nothing."""
-        pair = min(first, second), max(first, second)
-        if pair not in self.judged:
-            self.judged[pair] = self._compare(*pair)
-        return self.judged[pair]
-
-    def same_pairs(self) -> list[tuple[int, int]]:
-        """The pairs that are copies."""
-        return [pair for pair, sameness in self.judged.items() if sameness.is_copy]
-
-    def width(self, row: int) -> int:
-        """The bytes of each number of an adapter; 0 if its file cannot be read any more."""
-        try:
-            adapter = self.fleet.adapter(self.members[row])
-        except LoraLensError:
-            return 0
-        return min((module.dtype.itemsize for module in adapter.modules.values()), default=0)
-
-    def tell_failed(self) -> None:
-        """Name the files that have changed since they were indexed."""
-        if self._failed:
-            warn(
-                f"{count(len(self._failed), 'file')} not compared, as they have changed since they were indexed: "
-                f"{min(self._failed)}",
-                fix="index the fleet again: loralens fleet index",
-            )
-
-    def _compare(self, first: int, second: int) -> Sameness:
-        one, other = self.members[first], self.members[second]
-        if one.fingerprint == other.fingerprint:
-            return TENSORS
-        updates, adapters = [], []
-        for row, member in ((first, one), (second, other)):
-            try:
-                adapters.append(self.fleet.adapter(member))
-                updates.append(self._update(row, adapters[-1]))
-            except LoraLensError:
-                self._failed.add(member.name)
-                return Sameness("", 0.0, float("inf"))
-        steps = self._steps(one.fingerprint), self._steps(other.fingerprint)
-        return judge_sameness(adapters[0], adapters[1], (updates[0], updates[1]), steps=steps)
-
-    def _steps(self, fingerprint: str) -> set[int]:
-        if fingerprint not in self._known_steps:
-            self._known_steps[fingerprint] = known_steps(self.members, fingerprint)
-        return self._known_steps[fingerprint]
-
-    def _update(self, row: int, adapter: Any) -> ExactUpdate:
-        if row not in self._updates:
-            # Pairs come in order of norms, so one update is compared with the few that follow.
-            while len(self._updates) >= 8:
-                self._updates.pop(next(iter(self._updates)))
-            self._updates[row] = ExactUpdate.of(adapter, self.fleet.modules(adapter))
-        return self._updates[row]
 
 
 def _further_paths(members: Sequence[Member], files: Sequence[Sequence[int]]) -> list[LinkedPath]:
@@ -349,6 +246,15 @@ def _first_by_fingerprint(members: Sequence[Member], rows: Sequence[int]) -> dic
     return {row: first.setdefault(members[row].fingerprint, row) for row in rows}
 
 
+def _groups_of_files(files: Sequence[int], first_of: Mapping[int, int], groups: Sequence[set[int]]) -> list[list[int]]:
+    """The rows of each group: all files whose fingerprint is that of a row in it."""
+    number = {row: i for i, group in enumerate(groups) for row in group}
+    members: list[list[int]] = [[] for _ in groups]
+    for row in files:
+        members[number[first_of[row]]].append(row)
+    return members
+
+
 def _linked_groups(rows: Sequence[int], pairs: Sequence[tuple[int, int]]) -> list[set[int]]:
     """Sets of rows that pairs connect; a row without a pair is a set of its own."""
     group = {row: {row} for row in rows}
@@ -361,13 +267,15 @@ def _linked_groups(rows: Sequence[int], pairs: Sequence[tuple[int, int]]) -> lis
 
 
 def _copies_of_group(
-    rows: Sequence[int], members: Sequence[Member], judge: _Judge, targets: Mapping[Path, str]
+    rows: Sequence[int], members: Sequence[Member], judge: Judge, targets: Mapping[Path, str]
 ) -> list[Copy]:
     """The copies among rows that may be the same: each is confirmed to be the same as the one that stays."""
     copies = []
-    waiting = rows
+    # Between files with the same numbers their width decides nothing.
+    same = len({members[row].fingerprint for row in rows}) == 1
+    waiting = list(rows)
     if len(rows) > 1:
-        waiting = sorted(rows, key=lambda row: _reasons_to_keep(members[row], judge.width(row), targets))
+        waiting.sort(key=lambda row: _reasons_to_keep(members[row], 0 if same else judge.width(row), targets))
     while len(waiting) > 1:
         kept, *others = waiting
         waiting = []

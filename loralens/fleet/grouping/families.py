@@ -217,7 +217,9 @@ def middle_first(sketches: Sketches, rows: Integers) -> Integers:
     """The rows of a group, those nearest to the mean of their directions first."""
     directions = sketches.directions(rows=rows)
     middle = unit_rows(directions.mean(axis=0, keepdims=True))[0]
-    return np.asarray(rows[np.argsort(-(directions @ middle), kind="stable")], dtype=np.int64)
+    # Rounded, since the last bits of equal rows may differ between two products, and the order would then change.
+    nearness = np.round(directions @ middle, 5)
+    return np.asarray(rows[np.argsort(-nearness, kind="stable")], dtype=np.int64)
 
 
 def exact_ends(

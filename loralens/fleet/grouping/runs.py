@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from loralens.fleet.catalogue.members import Member
-from loralens.fleet.grouping.components import connected_rows
+from loralens.fleet.grouping.components import connected_rows, rows_by_label
 from loralens.fleet.grouping.families import base_of, exact_ends, names_text
+from loralens.fleet.grouping.judging import near_pairs
 from loralens.fleet.grouping.links import distinct_files
-from loralens.fleet.levels import RUN, ChanceLevels
+from loralens.fleet.levels import COPY, RUN, ChanceLevels
 from loralens.fleet.sketching.sketches import Sketches
 from loralens.formats.records.runs import checkpoint_step
+from loralens.linalg.linkage import join_pairs
 from loralens.tables.numbers import count, number, signed, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
@@ -179,7 +181,9 @@ def find_runs(fleet: "Fleet", *, sketch: bool = False) -> RunsResult:
     """Group the members of a fleet that began from the same random A.
 
     Two members began from the same A if the cosine of their start sketches is at least 0.5. Groups are the connected
-    components of such pairs: training moves A, so the first and the last checkpoint of a long run may have less.
+    components of such pairs: training moves A, so the first and the last checkpoint of a long run may have less. A copy
+    with other factors has another A, and belongs to the run of its original: updates with a cosine of at least 0.995 by
+    sketches and norms within 1 % are in one group too.
 
     Parameters
     ----------
@@ -188,7 +192,13 @@ def find_runs(fleet: "Fleet", *, sketch: bool = False) -> RunsResult:
         State the cosine of every group by sketches, and read no file.
     """
     members, sketches = distinct_files(*fleet.snapshot())
-    groups = connected_rows(sketches.start_directions, len(sketches), RUN)
+    labels = np.arange(len(members))
+    for same_start in connected_rows(sketches.start_directions, len(sketches), RUN):
+        labels[same_start] = same_start[0]
+    norms = np.array([member.frobenius for member in members])
+    copies = np.array(list(near_pairs(sketches, norms, np.arange(len(members)), least=COPY)), dtype=np.int64)
+    join_pairs(labels, *copies.reshape(-1, 2).T)
+    groups = [rows for rows in rows_by_label(labels) if len(rows) > 1]
     groups.sort(key=lambda rows: (-len(rows), int(rows[0])))
     ordered = [_in_order_of_steps(members, rows.tolist()) for rows in groups]
     stepped = [[row for row, step in rows if step is not None] for rows in ordered]

@@ -1,12 +1,11 @@
 """Search by example: the members of a fleet whose updates are most like a given one."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +16,12 @@ from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import LoraLensError, OptionError
 from loralens.fleet.catalogue.members import Member
-from loralens.fleet.indexing.scanning import real_of
 from loralens.fleet.levels import COPY, MEANINGS, ChanceLevels, Level, level_of
 from loralens.fleet.search.inner import ExactCosine, ExactUpdate, ModuleKey, exact_cosine
+from loralens.fleet.search.lookup import MemberLookup
 from loralens.fleet.search.sameness import judge_sameness, known_steps
 from loralens.fleet.sketching.sketches import Sketch, Sketches, fold, unit_rows
 from loralens.formats import load
-from loralens.formats.files.location import adapter_file
 from loralens.linalg.factor import Integers
 from loralens.tables.numbers import count, number, signed, size, span
 from loralens.tables.result import Tabular
@@ -173,6 +171,7 @@ class _Example:
     modules: frozenset[ModuleKey]
     sketch: Sketch
     read: Callable[[], Adapter]
+    row: int | None = None
     member: Member | None = None
 
 
@@ -207,13 +206,14 @@ def find_near(
     if k < 1:
         raise OptionError(f"k is {k}, and there is nothing to show below 1", fix="give 1 or more")
     members, sketches = fleet.snapshot()
-    example = _example(fleet, adapter, members, sketches)
+    lookup = fleet.lookup(members)
+    example = _example(fleet, adapter, lookup, sketches)
     # An update of 0 has no direction to compare.
     comparable = sketches.steps > 0
-    if example.member:
-        comparable[[row for row, member in enumerate(members) if member.real == example.member.real]] = False
+    if example.row is not None:
+        comparable &= ~lookup.of_file(example.row)
     # The noise of sketches without a common module would crowd out neighbours with a small cosine.
-    others = np.flatnonzero(comparable & _sharing_modules(fleet, members, example.modules))
+    others = np.flatnonzero(comparable & lookup.sharing(fleet, example.modules))
     if not others.size or not example.sketch.step:
         chance = ChanceLevels(None, len(others))
         return NearResult(example.label, len(example.modules), [], len(others), 0, chance)
@@ -223,13 +223,16 @@ def find_near(
     else:
         rows = propose(sketches, example.sketch, others, k if sketch else max(RERANKED, 3 * k))
     cosines = _exact_cosines(fleet, members, rows, own) if own else {}
+    scores = sketches.directions(rows=rows) @ _direction(example.sketch.codes)
+    starts = sketches.start_directions(rows) @ _direction(example.sketch.start)
     neighbours = [
-        _neighbour(fleet, members, example, own, sketches, row, cosines.get(row))
-        for row in rows.tolist()
+        _Pair(row, score, start, cosines.get(row)).neighbour(fleet, members, example, own)
+        for row, score, start in zip(rows.tolist(), scores.tolist(), starts.tolist(), strict=True)
         # A file that has changed since it was indexed has no exact cosine, and its sketch is out of date.
         if own is None or row in cosines
     ]
-    neighbours.sort(key=lambda neighbour: (-neighbour.cosine, neighbour.member.name))
+    # Rounded, since the last bits of equal cosines differ between machines, and the order would then too.
+    neighbours.sort(key=lambda neighbour: (-round(neighbour.cosine, 9), neighbour.member.name))
     spreads = [one.spread for one in cosines.values() if one.modules]
     chance = ChanceLevels(sqrt(sum(x * x for x in spreads) / len(spreads)) if spreads else None, len(others))
     return NearResult(example.label, len(example.modules), neighbours[:k], len(others), len(cosines), chance)
@@ -245,7 +248,7 @@ def propose(sketches: Sketches, example: Sketch, rows: Integers, kept: int) -> I
 
 def _direction(codes: NDArray[np.int8]) -> NDArray[np.float32]:
     """One sketch divided by its length."""
-    return unit_rows(codes[None].astype(np.float32))[0]
+    return np.asarray(unit_rows(codes[None].astype(np.float32))[0], dtype=np.float32)
 
 
 def _largest(values: Any, kept: int) -> Integers:
@@ -255,51 +258,24 @@ def _largest(values: Any, kept: int) -> Integers:
 
 
 def _example(
-    fleet: "Fleet", source: "Adapter | str | PathLike[str]", members: Sequence[Member], sketches: Sketches
+    fleet: "Fleet", source: "Adapter | str | PathLike[str]", lookup: MemberLookup, sketches: Sketches
 ) -> _Example:
     """The example: an object, a member by its name or path, or any other file."""
     if isinstance(source, Adapter):
         return _Example("the adapter", _module_keys(fleet, source), fleet.sketch(source), lambda: source)
-    row = find_member(members, source)
+    row = lookup.row_of(source)
     if row is not None:
-        member = members[row]
+        member = lookup.members[row]
         signature = fleet.signature(member)
         keys = frozenset(zip(signature.keys, signature.shapes, strict=True))
         sketch = Sketch(sketches.codes[row], float(sketches.steps[row]), sketches.starts[row])
-        return _Example(member.name, keys, sketch, lambda: fleet.adapter(member), member)
+        return _Example(member.name, keys, sketch, lambda: fleet.adapter(member), row, member)
     adapter = load(Path(source))
     return _Example(str(source), _module_keys(fleet, adapter), fleet.sketch(adapter), lambda: adapter)
 
 
 def _module_keys(fleet: "Fleet", adapter: Adapter) -> frozenset[ModuleKey]:
     return frozenset((key, adapter[name].shape) for key, name in fleet.modules(adapter).items())
-
-
-def find_member(members: Sequence[Member], source: "str | PathLike[str]") -> int | None:
-    """The row of a member, by its name, by its file, or by a folder that holds the file alone; None if it is none."""
-    text = os.fspath(source)
-    # A path that exists is meant as a path.
-    if not os.path.lexists(text):
-        return next((row for row, member in enumerate(members) if member.name == text.rstrip("/")), None)
-    path = Path(text)
-    if path.is_dir():
-        try:
-            path = adapter_file(path)
-        except LoraLensError:  # several adapters, or none: `load` says so
-            return None
-    real = real_of(path)
-    return next((row for row, member in enumerate(members) if real and member.real == real), None)
-
-
-def _sharing_modules(fleet: "Fleet", members: Sequence[Member], own: frozenset[ModuleKey]) -> NDArray[np.bool_]:
-    """Whether each member has one of these modules, by name and shape."""
-    shares: dict[str, bool] = {}
-    for member in members:
-        # Few signatures occur in a fleet, and each is looked at once.
-        if member.signature not in shares:
-            signature = fleet.signature(member)
-            shares[member.signature] = not own.isdisjoint(zip(signature.keys, signature.shapes, strict=True))
-    return np.array([shares[member.signature] for member in members], dtype=np.bool_)
 
 
 def _exact_cosines(
@@ -327,28 +303,26 @@ def _exact_cosines(
     return {int(row): cosine for row, cosine in compared.items() if cosine}
 
 
-def _neighbour(
-    fleet: "Fleet",
-    members: Sequence[Member],
-    example: _Example,
-    own: Adapter | None,
-    sketches: Sketches,
-    row: int,
-    exact: ExactCosine | None,
-) -> Neighbour:
-    """A member as a neighbour of the example, with its level; ``own`` is None if no file is read."""
-    member = members[row]
-    sketch = float(sketches.directions(rows=[row])[0] @ _direction(example.sketch.codes))
-    start = float(sketches.start_directions([row])[0] @ _direction(example.sketch.start))
-    copy = False
-    if example.member and example.member.fingerprint == member.fingerprint:
-        copy = True
-    elif own and exact and exact.whole >= COPY:
-        # Confirmed by reading both once more, module by module.
-        adapters = own, fleet.adapter(member)
-        first, second = (ExactUpdate.of(adapter, fleet.modules(adapter)) for adapter in adapters)
-        own_steps = known_steps(members, example.member.fingerprint) if example.member else set()
-        steps = own_steps, known_steps(members, member.fingerprint)
-        copy = judge_sameness(*adapters, (first, second), steps=steps).is_copy
-    level = level_of(exact.whole if exact else sketch, start=start, copy=copy)
-    return Neighbour(member, sketch, start, exact, level)
+class _Pair(NamedTuple):
+    """A row that is compared with the example."""
+
+    row: int
+    sketch: float
+    start: float
+    exact: ExactCosine | None
+
+    def neighbour(self, fleet: "Fleet", members: Sequence[Member], example: _Example, own: Adapter | None) -> Neighbour:
+        """The member as a neighbour of the example, with its level; ``own`` is None if no file is read."""
+        member = members[self.row]
+        copy = False
+        if example.member and example.member.fingerprint == member.fingerprint:
+            copy = True
+        elif own and self.exact and self.exact.whole >= COPY:
+            # Confirmed by reading both once more, module by module.
+            adapters = own, fleet.adapter(member)
+            first, second = (ExactUpdate.of(adapter, fleet.modules(adapter)) for adapter in adapters)
+            own_steps = known_steps(members, example.member.fingerprint) if example.member else set()
+            steps = own_steps, known_steps(members, member.fingerprint)
+            copy = judge_sameness(*adapters, (first, second), steps=steps).is_copy
+        level = level_of(self.exact.whole if self.exact else self.sketch, start=self.start, copy=copy)
+        return Neighbour(member, self.sketch, self.start, self.exact, level)
