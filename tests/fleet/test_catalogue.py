@@ -314,7 +314,7 @@ def test_empty(fleet: loralens.Fleet, tmp_path: Path) -> None:
     fleet.update()
     result = fleet.empty()
     assert [member.name for member in result] == ["untrained", "partly"]
-    assert [member.name for member in result.whole] == ["untrained"]
+    assert [member.name for member in result.without_effect] == ["untrained"]
     assert [member.zero_modules for member in result] == [4, 1]
     assert result[0].findings == ("zero-update",)
     assert result.conclusion() == [f"{tmp_path}: 1 of 6 adapters changes no weight: ΔW = 0."]

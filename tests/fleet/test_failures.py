@@ -15,7 +15,7 @@ import pytest
 
 import loralens
 from loralens.fleet.indexing import engine, updating
-from loralens.fleet.indexing.measuring import Measured, measure_files
+from loralens.fleet.indexing.measuring import MeasuredFile, measure_files
 from loralens.fleet.indexing.workers import process_pool
 from tests.fleet.makers import random_adapter, save, save_many
 
@@ -262,9 +262,9 @@ def test_halves_of_a_chunk_that_a_cluster_gives_up(tmp_path: Path) -> None:
     class Cluster(Executor):
         tasks: list[int] = []  # noqa: RUF012
 
-        def submit(self, work: object, root: str, paths: list[str], *options: bool) -> Future[list[Measured]]:  # type: ignore[override]
+        def submit(self, work: object, root: str, paths: list[str], *options: bool) -> Future[list[MeasuredFile]]:  # type: ignore[override]
             self.tasks.append(len(paths))
-            future: Future[list[Measured]] = Future()
+            future: Future[list[MeasuredFile]] = Future()
             if any("killer" in path for path in paths):
                 future.set_exception(KilledWorker())
             else:
@@ -302,7 +302,7 @@ def test_a_killed_worker_of_dask(tmp_path: Path, cluster: object, monkeypatch: p
     inner = updating._Update._take
     killed: list[int] = []
 
-    def take(self: updating._Update, measured: list[Measured], step: None) -> None:
+    def take(self: updating._Update, measured: list[MeasuredFile], step: None) -> None:
         inner(self, measured, step)
         if not killed:
             killed.append(pids[0])

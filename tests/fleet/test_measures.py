@@ -5,7 +5,7 @@ import pytest
 
 import loralens
 from loralens.analysis.survey import summarise_adapter
-from loralens.fleet.sketching.measures import measure_adapter, total_norm
+from loralens.fleet.sketching.measures import measure_adapter, norm_of_update
 from loralens.fleet.sketching.module_keys import module_keys
 from tests.conftest import small_adapter
 from tests.fleet.makers import random_adapter
@@ -20,7 +20,7 @@ def start_cosine(first: loralens.Adapter, second: loralens.Adapter) -> float:
 def test_norms_and_ranks_are_those_of_the_survey(adapter: loralens.Adapter) -> None:
     measures, summary = measure_adapter(adapter), summarise_adapter(adapter)
     ranks = [rank for rank in measures.effective_ranks.values() if rank]
-    assert total_norm(measures.norms) == pytest.approx(summary.frobenius, rel=1e-12)
+    assert norm_of_update(measures.norms) == pytest.approx(summary.frobenius, rel=1e-12)
     assert np.mean(ranks) == pytest.approx(summary.effective_rank, rel=1e-6)
     assert sum(norm == 0 for norm in measures.norms.values()) == summary.zero
     for key, name in measures.names.items():

@@ -309,7 +309,7 @@ def test_an_error_of_the_program_is_raised_and_what_was_measured_stays(
     save_many(tmp_path, 40)
     inner = measuring._measure_file
 
-    def measure(root: str, path: str, **options: bool) -> measuring.Measured:
+    def measure(root: str, path: str, **options: bool) -> measuring.MeasuredFile:
         if path.startswith("a035"):
             raise RuntimeError("a mistake")
         return inner(root, path, **options)

@@ -371,7 +371,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("TensorSketch._common_shift", "self._count + count <= COLUMNS", "self._count + count > COLUMNS", SKETCH),
     Mutant("TensorSketch._common_shift", "self._shift <= shift", "self._shift != shift", SKETCH),
     Mutant("TensorSketch._round", "np.rint(ifft(self._transform).imag / 2)", "ifft(self._transform).imag / 2", SKETCH),
-    Mutant("StartSketch.add", "whole *= hashed.signs", "whole *= 1", ("tests/fleet/test_measures.py",)),
+    Mutant("StartSketch.add", "directions *= hashed.signs", "directions *= 1", ("tests/fleet/test_measures.py",)),
     Mutant("module_keys", "if uses[key] == 1", "if uses[key] >= 1", ("tests/fleet/test_measures.py",)),
     Mutant("_Reader._take_grams", "CANCELLING * lengths < energy", "-1 < energy", ("tests/fleet/test_measures.py",)),
     Mutant("SlotWriter.__init__", "- taken", "- set()", ("tests/fleet/test_catalogue.py",)),
