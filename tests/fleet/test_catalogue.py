@@ -70,9 +70,8 @@ def test_a_damaged_slot_is_found_and_measured_again(fleet: loralens.Fleet, tmp_p
     expected = fleet.sketches().codes.copy()
     file = fleet.home / SKETCHES
     content = bytearray(file.read_bytes())
-    slot = fleet.members()[-1].slot
-    content[slot * SLOT + 17] ^= 1
     if damage == "flipped":
+        content[fleet.members()[-1].slot * SLOT + 17] ^= 1
         file.write_bytes(content)
     elif damage == "short":
         file.write_bytes(content[: 3 * SLOT + 5])
