@@ -97,3 +97,13 @@ def test_the_start_does_not_depend_on_the_size_of_A() -> None:
     first = random_adapter(1)
     grown = first.map(lambda m: loralens.LowRank(m.B, m.A * np.float32(3), m.scale))
     assert start_cosine(first, grown) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_start_estimates_cosines_of_any_numbers() -> None:
+    """Half of the entries of A are ones, and in the other adapter the other half: the cosine is 0."""
+    halves = np.zeros((2, 1, 1024), np.float32)
+    halves[0, 0, :512] = halves[1, 0, 512:] = 1
+    B = np.ones((3, 1), np.float32)
+    layers = [f"layers.{i}.q" for i in range(8)]
+    first, second = (loralens.Adapter(modules={name: loralens.LowRank(B, A) for name in layers}) for A in halves)
+    assert abs(start_cosine(first, second)) < 0.25
