@@ -105,7 +105,7 @@ def adapter_of_many_sizes() -> loralens.Adapter:
     modules = {}
     for i in range(8):
         B, A = RNG.standard_normal((50 + i, 4)), RNG.standard_normal((4, 80))
-        modules[f"layers.{i}.q"] = loralens.LowRank(B, A, 2.0 ** (2 * i))
+        modules[f"layers.{i}.q"] = loralens.LowRank(B, A, 2.0 ** (6 * i))
     return loralens.Adapter(modules=modules)
 
 
