@@ -24,7 +24,7 @@ MEMBERS = RUNS * CHECKPOINTS + COPIES
 RANK, ALPHA = 8, 16
 COPYING = (("dtype", "gauge"), ("rank", "mlx"), ("alpha", "gauge"))  # by number of the family, in turn
 
-START = 0.3  # entries of the random start of A over those of the directions in it
+START = 0.2  # entries of the random start of A over those of the directions in it
 NOISE = 0.12  # entries of B that are noise at the beginning of a run
 
 Matrix = NDArray[np.float32]
@@ -33,15 +33,16 @@ Factors = dict[str, tuple[Matrix, Matrix]]
 
 @dataclass(frozen=True)
 class Model:
-    """The adapted layers of a base: (name, out, in)."""
+    """The adapted layers of a base, (name, out, in), and the first half of their kinds."""
 
     base: str
     layers: tuple[tuple[str, int, int], ...]
+    first_half: tuple[str, ...]
 
 
 def _model(base: str, blocks: int, width: int, kinds: tuple[str, ...]) -> Model:
     names = tuple((f"layers.{block}.self_attn.{kind}", width, width) for block in range(blocks) for kind in kinds)
-    return Model(base, names)
+    return Model(base, names, kinds[: -(-len(kinds) // 2)])
 
 
 SMALL = _model("org/llama-768", 6, 768, ("q_proj", "v_proj"))
@@ -98,9 +99,9 @@ def _family(family: int, model: Model, weak: Factors, seed: int) -> Iterator[tup
     strong = {name: _pair(rng, out, in_, 2) for name, out, in_ in model.layers}
     members = []
     for run in range(RUNS):
-        # In every third family half of the runs adapt only q.
+        # In every third family half of the runs adapt only half of the kinds.
         few = family % 3 == 0 and run % 2 == 1
-        layers = [layer for layer in model.layers if not few or layer[0].endswith("q_proj")]
+        layers = [layer for layer in model.layers if not few or layer[0].endswith(model.first_half)]
         own = {name: _pair(rng, out, in_, 4) for name, out, in_ in layers}
         # Where A is turned, the directions that runs share are in no row of it, as in training.
         turns = {name: np.linalg.qr(rng.standard_normal((RANK, RANK)))[0].astype(np.float32) for name, *_ in layers}
@@ -110,7 +111,7 @@ def _family(family: int, model: Model, weak: Factors, seed: int) -> Iterator[tup
             share = (checkpoint + 1) / CHECKPOINTS
             factors = {}
             for name, *_ in layers:
-                weights = (0.6, 0.9, 0.25 + 0.2 * share)
+                weights = (0.6, 0.9, 0.2 + 0.15 * share)
                 parts = (weak[name], strong[name], own[name])
                 B = np.concatenate([w * b for w, (b, _) in zip(weights, parts, strict=True)], axis=1) * share**0.5
                 B = B + NOISE * (1 - share) * rng.standard_normal(B.shape, np.float32)

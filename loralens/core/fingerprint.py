@@ -110,5 +110,6 @@ def _canonical_array(array: Array, dtype: np.dtype[Any]) -> Array:
     # −0 + 0 is 0.
     wide += dtype.type(0)
     # NaN has many bit patterns.
-    wide[np.isnan(wide)] = np.nan
+    if (nan := np.isnan(wide)).any():
+        wide[nan] = np.nan
     return np.ascontiguousarray(wide, dtype=dtype.newbyteorder("<"))

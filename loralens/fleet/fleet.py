@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from loralens.fleet.answers.stats import StatsResult
     from loralens.fleet.bases.bases import BasesResult
     from loralens.fleet.catalogue.members import Member, Signature, Unreadable
-    from loralens.fleet.catalogue.reading import State
+    from loralens.fleet.catalogue.reading import FleetState
     from loralens.fleet.grouping.copies import CopiesResult
     from loralens.fleet.grouping.families import FamiliesResult
     from loralens.fleet.grouping.runs import RunsResult
@@ -45,7 +45,7 @@ class Fleet:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self._state: State | None = None
+        self._state: FleetState | None = None
         self._signatures: dict[str, Signature] = {}
         self._lookup: MemberLookup | None = None
 
@@ -108,7 +108,7 @@ class Fleet:
 
     # What the index has
 
-    def _read(self) -> "State":
+    def _read(self) -> "FleetState":
         """The last committed state."""
         if self._state is None or self._state.commit != commit_number(self.home):
             self._state, self._signatures = read_state(self.home), {}

@@ -111,10 +111,10 @@ def open_fleet(home: str | PathLike[str]) -> Fleet:
     fleet = Fleet.open(home)
     changes = fleet.changes()
     if changes:
-        said = ", ".join(f"{number} {kind}" for kind, number in changes.items())
+        counts = ", ".join(f"{number} {kind}" for kind, number in changes.items())
         index = Path(fleet.home)
         words = ["loralens", "fleet", "index", str(fleet.root)]
         if index.parent.resolve() != fleet.root.resolve():
             words += ["-o", str(index)]
-        note(f"{fleet.home}: the files have changed since they were indexed: {said}", fix=command_line(*words))
+        note(f"{fleet.home}: the files have changed since they were indexed: {counts}", fix=command_line(*words))
     return fleet

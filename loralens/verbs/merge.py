@@ -234,8 +234,7 @@ def merge(
         rounding=rounding,
         seed=seed,
         fidelity=measured,
-        # A dry run needs no place for the undo file to say how large it would be.
-        undo=undo_file is not None or (dry_run and str(undo) != NONE and not inputs.laid_anew),
+        undo=undo_file is not None or (dry_run and _has_patches(undo, inputs)),
         device=compute_device,
         moments=sweep_inputs(moments, inputs.coded),
         data=data,
@@ -247,6 +246,11 @@ def merge(
         run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
     _warn_of_losses(run.modules(), inputs, rounding)
     return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate(), *run.written, run.undo_size())
+
+
+def _has_patches(undo: str | PathLike[str] | None, inputs: MergeInputs) -> bool:
+    """Whether the merge would write patches. A dry run needs no place for them to say how large they would be."""
+    return str(undo) != NONE and not inputs.laid_anew
 
 
 def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:

@@ -91,7 +91,7 @@ def test_rows(root: Path) -> None:
     lines = fleet.good("rows", "select name, rank, base from adapters order by name").stdout.splitlines()
     assert lines[0] == "3 rows."
     assert lines[-2].split() == ["a002", "4", "tiny/base"]
-    told = json.loads(fleet.good("rows", "select name from adapters limit 1", "--json").stdout)
+    told = json.loads(fleet.good("rows", "select name from adapters order by name limit 1", "--json").stdout)
     assert told["rows"] == [{"name": "a000"}]
 
 

@@ -70,9 +70,8 @@ def test_a_damaged_slot_is_found_and_measured_again(fleet: loralens.Fleet, tmp_p
     expected = fleet.sketches().codes.copy()
     file = fleet.home / SKETCHES
     content = bytearray(file.read_bytes())
-    slot = fleet.members()[-1].slot
-    content[slot * SLOT + 17] ^= 1
     if damage == "flipped":
+        content[fleet.members()[-1].slot * SLOT + 17] ^= 1
         file.write_bytes(content)
     elif damage == "short":
         file.write_bytes(content[: 3 * SLOT + 5])
@@ -314,7 +313,7 @@ def test_empty(fleet: loralens.Fleet, tmp_path: Path) -> None:
     fleet.update()
     result = fleet.empty()
     assert [member.name for member in result] == ["untrained", "partly"]
-    assert [member.name for member in result.whole] == ["untrained"]
+    assert [member.name for member in result.without_effect] == ["untrained"]
     assert [member.zero_modules for member in result] == [4, 1]
     assert result[0].findings == ("zero-update",)
     assert result.conclusion() == [f"{tmp_path}: 1 of 6 adapters changes no weight: ΔW = 0."]

@@ -5,7 +5,7 @@ import pytest
 
 import loralens
 from loralens.analysis.survey import summarise_adapter
-from loralens.fleet.sketching.measures import measure_adapter, total_norm
+from loralens.fleet.sketching.measures import measure_adapter, norm_of_update
 from loralens.fleet.sketching.module_keys import module_keys
 from tests.conftest import small_adapter
 from tests.fleet.makers import random_adapter
@@ -20,7 +20,7 @@ def start_cosine(first: loralens.Adapter, second: loralens.Adapter) -> float:
 def test_norms_and_ranks_are_those_of_the_survey(adapter: loralens.Adapter) -> None:
     measures, summary = measure_adapter(adapter), summarise_adapter(adapter)
     ranks = [rank for rank in measures.effective_ranks.values() if rank]
-    assert total_norm(measures.norms) == pytest.approx(summary.frobenius, rel=1e-12)
+    assert norm_of_update(measures.norms) == pytest.approx(summary.frobenius, rel=1e-12)
     assert np.mean(ranks) == pytest.approx(summary.effective_rank, rel=1e-6)
     assert sum(norm == 0 for norm in measures.norms.values()) == summary.zero
     for key, name in measures.names.items():
@@ -97,3 +97,13 @@ def test_the_start_does_not_depend_on_the_size_of_A() -> None:
     first = random_adapter(1)
     grown = first.map(lambda m: loralens.LowRank(m.B, m.A * np.float32(3), m.scale))
     assert start_cosine(first, grown) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_start_estimates_cosines_of_any_numbers() -> None:
+    """Half of the entries of A are ones, and in the other adapter the other half: the cosine is 0."""
+    halves = np.zeros((2, 1, 1024), np.float32)
+    halves[0, 0, :512] = halves[1, 0, 512:] = 1
+    B = np.ones((3, 1), np.float32)
+    layers = [f"layers.{i}.q" for i in range(8)]
+    first, second = (loralens.Adapter(modules={name: loralens.LowRank(B, A) for name in layers}) for A in halves)
+    assert abs(start_cosine(first, second)) < 0.25

@@ -395,7 +395,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("coded_adapter", "numbers > MOST_NUMBERS * coded.nbytes", "False", ("tests/fleet/joint/test_hostile.py",)),
     Mutant("_measure", "abs(measured - entry.error) <= AGREE", "True", ("tests/fleet/joint/test_interrupted.py",)),
-    Mutant("StartSketch.add", "whole *= hashed.signs", "whole *= 1", ("tests/fleet/test_measures.py",)),
+    Mutant("StartSketch.add", "directions *= hashed.signs", "directions *= 1", ("tests/fleet/test_measures.py",)),
     Mutant("module_keys", "if uses[key] == 1", "if uses[key] >= 1", ("tests/fleet/test_measures.py",)),
     Mutant("_Reader._take_grams", "CANCELLING * lengths < energy", "-1 < energy", ("tests/fleet/test_measures.py",)),
     Mutant("SlotWriter.__init__", "- taken", "- set()", ("tests/fleet/test_catalogue.py",)),

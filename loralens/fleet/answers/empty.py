@@ -32,19 +32,21 @@ class EmptyResult(Tabular):
         return self.members[index]
 
     @property
-    def whole(self) -> list[Member]:
+    def without_effect(self) -> list[Member]:
         """The adapters whose ΔW is 0 everywhere."""
         return [member for member in self.members if is_empty(member)]
 
     def conclusion(self) -> list[str]:
         """How many adapters change no weight, and how many of these have other trained tensors."""
-        whole = self.whole
-        if not whole:
+        without_effect = self.without_effect
+        if not without_effect:
             return [f"{self.root}: none of {count(self.total, 'adapter')} is empty: each has a ΔW that is not 0."]
-        with_extras = sum(member.extras > 0 for member in whole)
+        with_extras = sum(member.extras > 0 for member in without_effect)
         also = f" {with_extras} of them have other tensors, such as a head, that do something." if with_extras else ""
-        change = "changes" if len(whole) == 1 else "change"
-        return [f"{self.root}: {len(whole)} of {count(self.total, 'adapter')} {change} no weight: ΔW = 0.{also}"]
+        change = "changes" if len(without_effect) == 1 else "change"
+        return [
+            f"{self.root}: {len(without_effect)} of {count(self.total, 'adapter')} {change} no weight: ΔW = 0.{also}"
+        ]
 
     def tables(self) -> list[Table[Member]]:
         """The adapters; those that are empty only in some modules are counted."""
@@ -70,8 +72,9 @@ def is_empty(member: Member) -> bool:
 
 def empty_members(root: Path, members: Sequence[Member]) -> EmptyResult:
     """The members with modules whose ΔW is 0."""
-    found = sorted((member for member in members if member.zero_modules), key=lambda each: not is_empty(each))
-    return EmptyResult(root, found, len(members))
+    with_zeros = [member for member in members if member.zero_modules]
+    ordered = sorted(with_zeros, key=lambda member: not is_empty(member))
+    return EmptyResult(root, ordered, len(members))
 
 
 COLUMNS: tuple[Column[Member], ...] = (

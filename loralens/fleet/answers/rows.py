@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any
 
 from loralens.errors import OptionError
-from loralens.fleet.catalogue.schema import reading
+from loralens.fleet.catalogue.schema import open_to_read
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
@@ -74,7 +74,7 @@ def select_rows(home: Path, sql: str) -> RowsResult:
     OptionError
         It is not one valid SELECT, or takes too long, or its answer is too large.
     """
-    with reading(home) as connection:
+    with open_to_read(home) as connection:
         connection.set_authorizer(_authorise)
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
         deadline = monotonic() + SECONDS
@@ -117,9 +117,9 @@ def _refused(error: Exception, late: bool) -> OptionError:
 
 def _different(names: Sequence[str]) -> list[str]:
     """Names of columns that differ, since JSON and data frames need that."""
-    seen: Counter[str] = Counter()
+    uses: Counter[str] = Counter()
     different = []
     for name in names:
-        seen[name] += 1
-        different.append(f"{name}_{seen[name]}" if seen[name] > 1 else name or "column")
+        uses[name] += 1
+        different.append(f"{name}_{uses[name]}" if uses[name] > 1 else name or "column")
     return different

@@ -76,11 +76,13 @@ class StatsResult(Tabular):
     def conclusion(self) -> list[str]:
         """How many adapters of which ranks there are."""
         broken = f", and {count(self.unreadable, 'file')} that cannot be read" if self.unreadable else ""
-        told = [f"{self.root}: {count(self.adapters, 'adapter')}, {size(self.bytes)}{broken}."]
+        sentences = [f"{self.root}: {count(self.adapters, 'adapter')}, {size(self.bytes)}{broken}."]
         if self.ranks:
             first, last = self.ranks[0].rank, self.ranks[-1].rank
-            told.append(f"Their largest ranks are {first} to {last}." if first < last else f"Their rank is {first}.")
-        return told
+            sentences.append(
+                f"Their largest ranks are {first} to {last}." if first < last else f"Their rank is {first}."
+            )
+        return sentences
 
     def tables(self) -> list[Table[Any]]:
         """Ranks and dialects."""
@@ -92,19 +94,19 @@ class StatsResult(Tabular):
 
     def sentences(self) -> list[str]:
         """The rank that a server needs, the command that makes all adapters fit, and the size of the index."""
-        told = []
+        sentences = []
         if self.ranks and self.ranks[0].rank < self.ranks[-1].rank:
             enough = next(row for row in self.ranks if row.share >= MOST)
-            told.append(f"A server that loads all of them needs a largest rank of {self.ranks[-1].rank}.")
+            sentences.append(f"A server that loads all of them needs a largest rank of {self.ranks[-1].rank}.")
             if enough.rank < self.ranks[-1].rank:
                 command = command_line("loralens", "compress", str(self.root), "--rank", str(enough.rank), "-o", "OUT")
-                told.append(
+                sentences.append(
                     f"{percent(enough.share)} of them need no more than {enough.rank}; for the others: {command}"
                 )
         if self.adapters:
             per_adapter = size(round(self.index_bytes / self.adapters))
-            told.append(f"The index takes {size(self.index_bytes)}: {per_adapter} per adapter.")
-        return told
+            sentences.append(f"The index takes {size(self.index_bytes)}: {per_adapter} per adapter.")
+        return sentences
 
     def record(self) -> dict[str, Any]:
         """The whole result as a JSON object."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from loralens.errors import FormatError
 from loralens.fleet.catalogue.members import Member, Signature, Unreadable
-from loralens.fleet.catalogue.schema import reading
+from loralens.fleet.catalogue.schema import open_to_read
 from loralens.fleet.catalogue.slots import damaged_slots, read_slots
 from loralens.fleet.sketching.sketches import WIDTH, Sketches
 
@@ -25,7 +25,7 @@ TRIES = 3  # how often a state is read again that was changed while it was read
 
 @final
 @dataclass(frozen=True, slots=True)
-class State:
+class FleetState:
     """One committed state of an index.
 
     Attributes
@@ -51,7 +51,7 @@ class State:
 
 def commit_number(home: Path) -> int:
     """The number of the last commit."""
-    with reading(home) as connection:
+    with open_to_read(home) as connection:
         return _commit(connection)
 
 
@@ -67,7 +67,7 @@ def read_root(connection: sqlite3.Connection, home: Path) -> Path | None:
     return Path(os.path.normpath(home / name_of(row[0]))) if row else None
 
 
-def read_state(home: Path) -> State:
+def read_state(home: Path) -> FleetState:
     """The last committed state.
 
     Raises
@@ -77,7 +77,7 @@ def read_state(home: Path) -> State:
     """
     damaged: list[int] = []
     for _ in range(TRIES):
-        with reading(home) as connection:
+        with open_to_read(home) as connection:
             connection.execute("begin")
             commit = _commit(connection)
             root = read_root(connection, home) or home
@@ -89,7 +89,7 @@ def read_state(home: Path) -> State:
         if not damaged:
             members = tuple(_sound_member(row, root, home) for row in rows)
             stamps = {row[0]: row[-3] for row in rows}
-            return State(
+            return FleetState(
                 commit, root, members, unreadable, _gather(slots, rows), stamps, settings[0] if settings else ""
             )
         # A writer may have used a slot again that was freed after the rows were read.
@@ -104,7 +104,7 @@ def read_state(home: Path) -> State:
 
 def check_catalogue(home: Path) -> None:
     """Refuse a catalogue that is damaged, or has rows that no update can have written; sketches are not looked at."""
-    with reading(home) as connection:
+    with open_to_read(home) as connection:
         sound = connection.execute("pragma quick_check").fetchone()[0] == "ok"
         rows = connection.execute(_MEMBER).fetchall()
         root = read_root(connection, home) or home
@@ -116,7 +116,7 @@ def check_catalogue(home: Path) -> None:
 
 def read_summary(home: Path) -> tuple[Path, int, tuple[Unreadable, ...]]:
     """The folder of the adapters, how many there are, and the files that cannot be read; no sketch is looked at."""
-    with reading(home) as connection:
+    with open_to_read(home) as connection:
         root = read_root(connection, home) or home
         adapters = connection.execute("select count(*) from adapters").fetchone()[0]
         return root, adapters, _read_unreadable(connection, root)
@@ -144,8 +144,10 @@ def _sound_member(row: tuple[Any, ...], root: Path, home: Path) -> Member:
 
 def _leads_out(path: str) -> bool:
     """Whether a path may lead out of the folder that it is joined to."""
-    drive, rest = os.path.splitdrive(path)
-    return bool(drive) or rest.startswith(("/", "\\")) or os.pardir in rest.replace("\\", "/").split("/")
+    drive, path_on_drive = os.path.splitdrive(path)
+    return (
+        bool(drive) or path_on_drive.startswith(("/", "\\")) or os.pardir in path_on_drive.replace("\\", "/").split("/")
+    )
 
 
 def _member(row: tuple[Any, ...], root: Path) -> Member:
@@ -160,7 +162,7 @@ def _member(row: tuple[Any, ...], root: Path) -> Member:
 
 def read_others(home: Path, root: Path) -> tuple[Unreadable, ...]:
     """The files that hold tensors and no LoRA pairs, with the reason why they are not adapters."""
-    with reading(home) as connection:
+    with open_to_read(home) as connection:
         return _read_unreadable(connection, root, status="other")
 
 
@@ -177,7 +179,7 @@ def _read_unreadable(
 
 def read_signature(home: Path, digest: str) -> Signature:
     """The names and shapes that a digest stands for."""
-    with reading(home) as connection:
+    with open_to_read(home) as connection:
         row = connection.execute("select modules from signatures where signature = ?", [digest]).fetchone()
     if row is None:
         raise FormatError(f"{home}: the signature {digest} is missing", fix="index again: loralens fleet index DIR")
@@ -196,13 +198,13 @@ def to_signature(text: str) -> Signature:
 
 def read_stamps(home: Path) -> dict[str, str]:
     """Path → stamp of every file when it was measured."""
-    with reading(home) as connection:
+    with open_to_read(home) as connection:
         return {name_of(path): stamp for path, stamp in connection.execute("select path, stamp from files")}
 
 
 def read_norms(home: Path, member: Member) -> Mapping[str, float]:
     """Key → ‖ΔW‖_F of the modules of a member."""
-    with reading(home) as connection:
+    with open_to_read(home) as connection:
         row = connection.execute("select norms from files where number = ?", [member.number]).fetchone()
     if row is None or row[0] is None:
         raise FormatError(f"{member.path}: is not in the index any more", fix="take the members of the fleet anew")

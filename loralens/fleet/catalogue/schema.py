@@ -69,7 +69,7 @@ def find_home(path: Path) -> Path:
 
 
 @contextmanager
-def reading(home: Path) -> Iterator[sqlite3.Connection]:
+def open_to_read(home: Path) -> Iterator[sqlite3.Connection]:
     """A connection to the catalogue that cannot write.
 
     Raises
@@ -101,7 +101,7 @@ def _finish_killed_write(file: Path) -> None:
             connection.execute("select count(*) from state").fetchone()
 
 
-def writing(home: Path) -> sqlite3.Connection:
+def open_to_write(home: Path) -> sqlite3.Connection:
     """A connection that writes; the catalogue is made if it is missing."""
     with catalogue_errors(home):
         connection = _connect(home / CATALOGUE, "rwc")

@@ -11,7 +11,7 @@ from typing import Any, final
 
 from loralens.fleet.catalogue.members import Signature
 from loralens.fleet.catalogue.reading import name_of, read_root, stored_name, to_signature
-from loralens.fleet.catalogue.schema import CATALOGUE, catalogue_errors, writing
+from loralens.fleet.catalogue.schema import CATALOGUE, catalogue_errors, open_to_write
 from loralens.fleet.catalogue.slots import SKETCHES, SlotWriter, checksum, damaged_slots, read_slots
 from loralens.formats.files.disk import disk_errors, sync_folder
 from loralens.formats.files.hold import Hold
@@ -54,7 +54,7 @@ class CatalogueWriter:
         self._hold = Hold()
         self._hold.take(home)
         try:
-            self._connection = writing(home)
+            self._connection = open_to_write(home)
             with catalogue_errors(home):
                 self._slots = SlotWriter(home, self._used())
         except BaseException:
@@ -89,11 +89,11 @@ class CatalogueWriter:
         inside = root == home or root in home.parents
         # Relative to the index if it lies within, so that both can be moved together.
         text = stored_name(os.path.relpath(root, home) if inside else str(root))
-        wanted = {"root": text, **settings}
+        state = {"root": text, **settings}
         # An update that changes nothing writes nothing.
-        if any(self._value(key) != value for key, value in wanted.items()):
+        if any(self._value(key) != value for key, value in state.items()):
             with self._transaction():
-                for key, value in wanted.items():
+                for key, value in state.items():
                     self._connection.execute("insert or replace into state values(?, ?)", [key, value])
 
     def known(self) -> dict[str, tuple[str, str]]:
@@ -221,7 +221,7 @@ class _Transaction:
         with catalogue_errors(self._home):
             self._connection.execute("begin immediate")
 
-    def __exit__(self, kind: object, *rest: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         with catalogue_errors(self._home):
             if kind is not None:
                 self._connection.execute("rollback")

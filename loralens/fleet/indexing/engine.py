@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import final
 
 from loralens.errors import OptionError
-from loralens.fleet.indexing.measuring import Measured, measure_files
+from loralens.fleet.indexing.measuring import MeasuredFile, measure_files
 from loralens.fleet.indexing.workers import check_processes_start, process_pool
 
 CHUNK = 32  # files that one task measures: enough to make the cost of a task small, few enough to stop soon
@@ -21,7 +21,7 @@ AHEAD = 3  # tasks for each worker that are given to an executor at a time
 REMOTE_AHEAD = 2048  # the same in all for an executor that does not say how many workers it has, such as Dask
 
 Chunk = Sequence[str]
-KILLED = Measured(
+KILLED = MeasuredFile(
     "",
     "unreadable",
     "the process that measured it was killed, each time that it was tried",
@@ -48,11 +48,11 @@ class Engine:
     once: bool = False
     watch: Callable[[Sequence[str]], None] | None = None
 
-    def submit(self, executor: Executor, chunk: Chunk) -> "Future[list[Measured]]":
+    def submit(self, executor: Executor, chunk: Chunk) -> "Future[list[MeasuredFile]]":
         """Give a chunk to an executor."""
         return executor.submit(measure_files, self.root, list(chunk), self.allow_pickle, self.once)
 
-    def on_executor(self, executor: Executor, chunks: Sequence[Chunk]) -> Iterator[list[Measured]]:
+    def on_executor(self, executor: Executor, chunks: Sequence[Chunk]) -> Iterator[list[MeasuredFile]]:
         """Measure chunks on any executor, and yield what is ready.
 
         Raises
@@ -62,7 +62,7 @@ class Engine:
         """
         workers = getattr(executor, "_max_workers", None)
         limit = workers * AHEAD if isinstance(workers, int) else REMOTE_AHEAD
-        queue, pending = deque(chunks), dict[Future[list[Measured]], Chunk]()
+        queue, pending = deque(chunks), dict[Future[list[MeasuredFile]], Chunk]()
         try:
             while queue or pending:
                 while queue and len(pending) < limit:
@@ -82,7 +82,7 @@ class Engine:
             for future in pending:
                 future.cancel()
 
-    def in_processes(self, workers: int, chunks: Sequence[Chunk]) -> Iterator[list[Measured]]:
+    def in_processes(self, workers: int, chunks: Sequence[Chunk]) -> Iterator[list[MeasuredFile]]:
         """Measure chunks in processes of our own; a file that kills them gets a reason.
 
         Raises
@@ -90,23 +90,23 @@ class Engine:
         OptionError
             No process can be started.
         """
-        left = {file: None for chunk in chunks for file in chunk}
+        unfinished = {file: None for chunk in chunks for file in chunk}
         try:
             with process_pool(min(workers, len(chunks))) as pool:
                 check_processes_start(pool)
                 try:
                     for measured in self.on_executor(pool, chunks):
-                        for each in measured:
-                            del left[each.path]
+                        for measured_file in measured:
+                            del unfinished[measured_file.path]
                         yield measured
                 finally:
                     pool.shutdown(cancel_futures=True)
         except BrokenExecutor:
             for chunk in chunks:
-                if suspects := [file for file in chunk if file in left]:
+                if suspects := [file for file in chunk if file in unfinished]:
                     yield from self._one_after_the_other(suspects)
 
-    def _one_after_the_other(self, chunk: Chunk) -> Iterator[list[Measured]]:
+    def _one_after_the_other(self, chunk: Chunk) -> Iterator[list[MeasuredFile]]:
         """Measure a chunk alone in a new process, and its halves if it kills this process."""
         if self.watch:
             self.watch(chunk)
@@ -125,12 +125,12 @@ class Engine:
             yield measured
 
 
-def killed(file: str) -> Measured:
+def killed(file: str) -> MeasuredFile:
     """The outcome of a file that kills the process that measures it."""
-    return Measured(file, KILLED.status, KILLED.reason, KILLED.fix)
+    return MeasuredFile(file, KILLED.status, KILLED.reason, KILLED.fix)
 
 
-def _outcome(future: "Future[list[Measured]]", chunk: Chunk) -> tuple[list[Measured], list[Chunk]]:
+def _outcome(future: "Future[list[MeasuredFile]]", chunk: Chunk) -> tuple[list[MeasuredFile], list[Chunk]]:
     """What a task has measured, and the halves of its chunk that are to be tried again."""
     try:
         return future.result(), []
@@ -145,12 +145,16 @@ def _outcome(future: "Future[list[Measured]]", chunk: Chunk) -> tuple[list[Measu
     return [], [chunk[:half], chunk[half:]]
 
 
-def make_chunks(sizes: Sequence[tuple[str, int]]) -> list[Chunk]:
-    """Files with their sizes → chunks of at most `CHUNK` files and about `CHUNK_BYTES` bytes, in the same order."""
+def make_chunks(sizes: Sequence[tuple[str, int]], workers: int) -> list[Chunk]:
+    """Files with their sizes → chunks of at most `CHUNK` files and about `CHUNK_BYTES` bytes, in the same order.
+
+    Few files make smaller chunks, so that the workers end at about the same time.
+    """
+    most = min(CHUNK, -(-len(sizes) // (workers * AHEAD)))
     chunks: list[list[str]] = [[]]
     filled = 0
     for file, size in sizes:
-        if chunks[-1] and (len(chunks[-1]) == CHUNK or filled + size > CHUNK_BYTES):
+        if chunks[-1] and (len(chunks[-1]) >= most or filled + size > CHUNK_BYTES):
             chunks.append([])
             filled = 0
         chunks[-1].append(file)

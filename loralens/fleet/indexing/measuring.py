@@ -13,18 +13,18 @@ from loralens.core.fingerprint import fingerprint
 from loralens.core.naming.normal_form import normal_form
 from loralens.errors import FormatError, LoraLensError, OptionError
 from loralens.fleet.catalogue.slots import slot_bytes
-from loralens.fleet.sketching.measures import AdapterMeasures, measure_adapter, total_norm
+from loralens.fleet.sketching.measures import AdapterMeasures, measure_adapter, norm_of_update
 from loralens.formats.records.collection import FolderEntry, Status, examine_file
 
 HEADER = 1 << 20  # bytes that are hashed of a file whose header has no stated length
-IN_MEMORY = 16 << 20  # bytes up to which an adapter is read once and held, since it is measured and hashed
+IN_MEMORY = 16 << 20  # bytes up to which an adapter is read once and loaded, since it is measured and hashed
 DIGITS = 5  # digits of a norm in the catalogue: its thousands of numbers are as short as that
 LEVELS: tuple[Literal["error", "warning", "note"], ...] = ("error", "warning", "note")
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredFile:
     """What was found out about one file.
 
     Attributes
@@ -54,7 +54,7 @@ class Measured:
 
 def measure_files(
     root: str, paths: Sequence[str], allow_pickle: bool, once: bool
-) -> list[Measured]:  # plain arguments, since they go to other processes and machines
+) -> list[MeasuredFile]:  # plain arguments, since they go to other processes and machines
     """Measure files by their paths relative to ``root``; a file that cannot be read has a reason."""
     if not Path(root).is_dir():
         raise OptionError(
@@ -63,11 +63,11 @@ def measure_files(
     return [_measure_file(root, path, allow_pickle=allow_pickle, once=once) for path in paths]
 
 
-def _measure_file(root: str, path: str, *, allow_pickle: bool, once: bool) -> Measured:
+def _measure_file(root: str, path: str, *, allow_pickle: bool, once: bool) -> MeasuredFile:
     try:
         entry = examine_file(Path(root) / path, allow_pickle=allow_pickle, once=once)
         if entry.adapter is None:
-            return Measured(path, entry.status, entry.reason, entry.fix)
+            return MeasuredFile(path, entry.status, entry.reason, entry.fix)
         return _measure(path, entry, entry.adapter)
     except LoraLensError as error:
         # A header that can be read promises nothing about the numbers behind it.
@@ -77,15 +77,15 @@ def _measure_file(root: str, path: str, *, allow_pickle: bool, once: bool) -> Me
             f"cannot be measured: {error or type(error).__name__}",
             "check the file; loralens doctor says more",
         )
-    return Measured(path, "unreadable", reason, fix)
+    return MeasuredFile(path, "unreadable", reason, fix)
 
 
-def _measure(path: str, entry: FolderEntry, adapter: Adapter) -> Measured:
+def _measure(path: str, entry: FolderEntry, adapter: Adapter) -> MeasuredFile:
     if not len(adapter):
         raise FormatError("holds no modules", fix="save it again from the code that trained it")
     size = sum(module.nbytes for module in adapter.modules.values())
-    held = adapter.map(lambda module: module.load()) if size <= IN_MEMORY else adapter
-    measures = measure_adapter(held)
+    loaded = adapter.map(lambda module: module.load()) if size <= IN_MEMORY else adapter
+    measures = measure_adapter(loaded)
     modules = dumps(_signature(adapter, measures), ensure_ascii=True)
     ranks = sorted({module.rank for module in adapter.modules.values()})
     effective = [rank for rank in measures.effective_ranks.values() if rank]
@@ -102,13 +102,13 @@ def _measure(path: str, entry: FolderEntry, adapter: Adapter) -> Measured:
         "ranks": dumps(ranks),
         "scales": dumps(sorted({module.scale for module in adapter.modules.values()})),
         "parameters": adapter.parameters,
-        "frobenius": total_norm(measures.norms),
+        "frobenius": norm_of_update(measures.norms),
         "effective_rank": fsum(effective) / len(effective) if effective else 0.0,
         "norms": f"[{','.join(f'{norm:.{DIGITS}g}' for norm in measures.norms.values())}]",
-        "fingerprint": fingerprint(held),
+        "fingerprint": fingerprint(loaded),
         "findings": dumps(_findings(adapter, measures)),
     }
-    return Measured(path, "adapter", slot=slot_bytes(measures.sketch), modules=modules, columns=columns)
+    return MeasuredFile(path, "adapter", slot=slot_bytes(measures.sketch), modules=modules, columns=columns)
 
 
 def _signature(adapter: Adapter, measures: AdapterMeasures) -> list[tuple[str, str, int, int]]:

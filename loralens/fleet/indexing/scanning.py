@@ -39,7 +39,7 @@ def scan(root: Path, *, without: Path | None = None) -> dict[str, FoundFile]:
     """The files under ``root`` by their paths relative to it; what lies under ``without`` is left out."""
     prefix = len(str(root / "x")) - 1
     outside = f"{without}{os.sep}" if without else None
-    found = {}
+    files = {}
     for candidate in candidates(root):
         text = str(candidate)
         if outside and text.startswith(outside):
@@ -51,8 +51,8 @@ def scan(root: Path, *, without: Path | None = None) -> dict[str, FoundFile]:
             continue
         name = text[prefix:] if text != str(root) else "."
         size = 0 if S_ISDIR(status.st_mode) else status.st_size
-        found[name] = FoundFile(name, size, _stamp(text, status), f"{status.st_dev:x}:{status.st_ino:x}")
-    return found
+        files[name] = FoundFile(name, size, _stamp(text, status), f"{status.st_dev:x}:{status.st_ino:x}")
+    return files
 
 
 def count_changes(root: Path, home: Path, stamps: Mapping[str, str]) -> dict[str, int]:
@@ -60,11 +60,11 @@ def count_changes(root: Path, home: Path, stamps: Mapping[str, str]) -> dict[str
     if not root.is_dir():
         return {"gone": len(stamps)} if stamps else {}
     real = Path(os.path.realpath(root))
-    found = scan(real, without=Path(os.path.realpath(home)))
+    files = scan(real, without=Path(os.path.realpath(home)))
     counted = {
-        "new": len(found.keys() - stamps.keys()),
-        "changed": sum(stamps.get(path, file.stamp) != file.stamp for path, file in found.items()),
-        "gone": len(stamps.keys() - found.keys()),
+        "new": len(files.keys() - stamps.keys()),
+        "changed": sum(stamps.get(path, file.stamp) != file.stamp for path, file in files.items()),
+        "gone": len(stamps.keys() - files.keys()),
     }
     return {kind: number for kind, number in counted.items() if number}
 

@@ -16,7 +16,7 @@ Kind = Literal["new", "changed", "gone"]
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class FileChange:
     """A file that is new, changed or gone since the last update; ``path`` is relative to the root."""
 
     path: str
@@ -35,7 +35,7 @@ class UpdateResult(Tabular):
         How many adapters it has now.
     others : int
         Files that hold tensors and no LoRA pairs.
-    changes : sequence of Change
+    changes : sequence of FileChange
         The files that were measured or forgotten.
     unreadable : sequence of Unreadable
         All files that should be adapters and cannot be read.
@@ -47,14 +47,14 @@ class UpdateResult(Tabular):
     root: Path
     adapters: int
     others: int
-    changes: Sequence[Change]
+    changes: Sequence[FileChange]
     unreadable: Sequence[Unreadable]
     first: bool
 
     def __len__(self) -> int:
         return len(self.changes)
 
-    def __getitem__(self, index: int) -> Change:
+    def __getitem__(self, index: int) -> FileChange:
         return self.changes[index]
 
     def counted(self) -> dict[str, int]:
@@ -66,13 +66,13 @@ class UpdateResult(Tabular):
         """How many adapters the index has, and what has changed."""
         counted = self.counted()
         if self.first:
-            said = ""
+            news = ""
         elif self.changes:
-            said = " " + ", ".join(f"{number} {kind}" for kind, number in counted.items() if number) + "."
+            news = " " + ", ".join(f"{number} {kind}" for kind, number in counted.items() if number) + "."
         else:
-            said = " Nothing has changed."
+            news = " Nothing has changed."
         broken = f" {count(len(self.unreadable), 'file')} cannot be read." if self.unreadable else ""
-        return [f"{self.root}: {count(self.adapters, 'adapter')} in the index {self.home}.{said}{broken}"]
+        return [f"{self.root}: {count(self.adapters, 'adapter')} in the index {self.home}.{news}{broken}"]
 
     def tables(self) -> list[Table[Any]]:
         """The changes, unless everything is new, and the files that cannot be read."""
@@ -82,7 +82,7 @@ class UpdateResult(Tabular):
             Table("cannot be read", UNREADABLE, self.unreadable, most=MOST_CHANGES),
         ]
 
-    def listing(self) -> list[Table[Change]]:
+    def listing(self) -> list[Table[FileChange]]:
         """The changes."""
         return [Table("changes", CHANGES, self.changes)]
 
@@ -99,7 +99,7 @@ class UpdateResult(Tabular):
         }
 
 
-CHANGES: tuple[Column[Change], ...] = (
+CHANGES: tuple[Column[FileChange], ...] = (
     Column("path", lambda row: row.path, "file", align="left", priority=ALWAYS),
     Column("change", lambda row: row.change, "change", align="left", priority=ALWAYS),
 )

@@ -17,9 +17,9 @@ from loralens.fleet.catalogue.reading import check_catalogue, read_summary
 from loralens.fleet.catalogue.schema import CATALOGUE
 from loralens.fleet.catalogue.writing import CatalogueWriter, remove_index
 from loralens.fleet.indexing.engine import Engine, broken_executor, make_chunks
-from loralens.fleet.indexing.measuring import Measured
+from loralens.fleet.indexing.measuring import MeasuredFile
 from loralens.fleet.indexing.scanning import FoundFile, scan, short_names
-from loralens.fleet.indexing.update_result import Change, UpdateResult
+from loralens.fleet.indexing.update_result import FileChange, UpdateResult
 from loralens.formats.files.hold import Hold
 from loralens.formats.records.collection import note_repeated_links
 
@@ -45,21 +45,21 @@ def update_index(
     with closing(CatalogueWriter(home)) as writer:
         folder = _chosen_root(writer, root)
         settings = {"reading": f"allow_pickle={allow_pickle} once={once}"}
-        known = writer.known()
+        indexed = writer.known()
         # Files that were read in another way are read again.
         same_way = writer.setting("reading") == settings["reading"]
         writer.begin(folder, settings)
-        found = scan(folder, without=Path(os.path.realpath(home)))
+        files = scan(folder, without=Path(os.path.realpath(home)))
         # With the folder as the user wrote it, which is shorter than its real path.
         shown = folder if root is None else root
-        note_repeated_links(shown, [shown / path for path in found])
-        stamps = {path: stamp for path, (stamp, _) in known.items()} if same_way else {}
-        todo = [file for file in found.values() if stamps.get(file.path) != file.stamp]
-        gone = sorted(known.keys() - found.keys())
+        note_repeated_links(shown, [shown / path for path in files])
+        stamps = {path: stamp for path, (stamp, _) in indexed.items()} if same_way else {}
+        todo = [file for file in files.values() if stamps.get(file.path) != file.stamp]
+        gone = sorted(indexed.keys() - files.keys())
         writer.remove(gone)
-        _Update(writer, Engine(str(folder), allow_pickle, once, writer.set_in_work), found).run(todo, executor, jobs)
+        _Update(writer, Engine(str(folder), allow_pickle, once, writer.set_in_work), files).run(todo, executor, jobs)
         writer.identify(
-            {path: file.real for path, file in found.items() if path in known and known[path][1] != file.real}
+            {path: file.real for path, file in files.items() if path in indexed and indexed[path][1] != file.real}
         )
         writer.rename(short_names(writer.listed()))
         writer.forget_signatures()
@@ -67,12 +67,12 @@ def update_index(
         writer.infer(infer_bases(signatures, named))
         writer.finish()
     changes = [
-        *(Change(file.path, "changed" if file.path in known else "new") for file in todo),
-        *(Change(path, "gone") for path in gone),
+        *(FileChange(file.path, "changed" if file.path in indexed else "new") for file in todo),
+        *(FileChange(path, "gone") for path in gone),
     ]
     place, adapters, unreadable = read_summary(home)
-    others = len(found) - adapters - len(unreadable)
-    return UpdateResult(home, place, adapters, others, changes, unreadable, first=not existed)
+    without_pairs = len(files) - adapters - len(unreadable)
+    return UpdateResult(home, place, adapters, without_pairs, changes, unreadable, first=not existed)
 
 
 def _is_readable(home: Path) -> bool:
@@ -119,9 +119,9 @@ def _chosen_root(writer: CatalogueWriter, root: Path | None) -> Path:
 class _Update:
     """Measures files and stores what is found out about them."""
 
-    def __init__(self, writer: CatalogueWriter, engine: Engine, found: dict[str, FoundFile]) -> None:
-        self._writer, self._engine, self._found = writer, engine, found
-        self._waiting: list[Measured] = []
+    def __init__(self, writer: CatalogueWriter, engine: Engine, files: dict[str, FoundFile]) -> None:
+        self._writer, self._engine, self._files = writer, engine, files
+        self._waiting: list[MeasuredFile] = []
         self._committed = monotonic()
 
     def run(self, todo: Sequence[FoundFile], executor: Executor | None, jobs: int | None) -> None:
@@ -142,12 +142,12 @@ class _Update:
 
     def _measure(
         self, todo: Sequence[FoundFile], executor: Executor | None, jobs: int | None
-    ) -> Iterator[list[Measured]]:
+    ) -> Iterator[list[MeasuredFile]]:
         """Measure files that may have killed an earlier run in processes, and the others where the caller wants."""
         before = self._writer.suspects()
-        suspects = make_chunks([(file.path, file.size) for file in todo if file.path in before])
-        chunks = make_chunks([(file.path, file.size) for file in todo if file.path not in before])
-        workers = jobs or processor_count()
+        workers = jobs or getattr(executor, "_max_workers", None) or processor_count()
+        suspects = make_chunks([(file.path, file.size) for file in todo if file.path in before], workers)
+        chunks = make_chunks([(file.path, file.size) for file in todo if file.path not in before], workers)
         if suspects:
             yield from self._engine.in_processes(workers, suspects)
         if not chunks:
@@ -163,7 +163,7 @@ class _Update:
                 stack.callback(pool.shutdown, cancel_futures=True)
                 yield from self._engine.on_executor(pool, chunks)
 
-    def _take(self, measured: Sequence[Measured], step: Step | None) -> None:
+    def _take(self, measured: Sequence[MeasuredFile], step: Step | None) -> None:
         self._waiting += measured
         if step:
             step(len(measured))
@@ -178,8 +178,8 @@ class _Update:
             self._writer.store(rows, [each.slot for each in waiting], signatures)
         self._committed = monotonic()
 
-    def _row(self, measured: Measured) -> dict[str, object]:
-        found = self._found[measured.path]
-        stated = {"size": found.size, "stamp": found.stamp, "real": found.real, "path": found.path}
+    def _row(self, measured: MeasuredFile) -> dict[str, object]:
+        file = self._files[measured.path]
+        stated = {"size": file.size, "stamp": file.stamp, "real": file.real, "path": file.path}
         result = {"status": measured.status, "reason": measured.reason, "fix": measured.fix}
         return {**(measured.columns or {}), **stated, **result}

@@ -145,7 +145,7 @@ class _Reader:
             self.spectra[key] = self.modules[key].singular_values()
 
 
-def total_norm(norms: Mapping[str, float]) -> float:
+def norm_of_update(norms: Mapping[str, float]) -> float:
     """‖ΔW‖_F of the whole update."""
     return sqrt(sum(norm * norm for norm in norms.values()))
 
@@ -155,15 +155,15 @@ def _singular_values(grams: Mapping[str, tuple[Floats, Floats]]) -> dict[str, Fl
     by_rank: dict[int, list[str]] = defaultdict(list)
     for key, (of_B, _) in grams.items():
         by_rank[len(of_B)].append(key)
-    found: dict[str, Floats] = {}
+    values_by_key: dict[str, Floats] = {}
     for keys in by_rank.values():
         of_B, of_A = (np.stack([grams[key][side] for key in keys]) for side in (0, 1))
         squares, vectors = np.linalg.eigh(of_A)
         roots = vectors * np.sqrt(np.maximum(squares, 0))[:, None, :]
         values = np.sqrt(np.maximum(np.linalg.eigvalsh(_congruent(roots, of_B)), 0))[:, ::-1]
         values[values < ROUNDING * values[:, :1]] = 0
-        found |= dict(zip(keys, values, strict=True))
-    return found
+        values_by_key |= dict(zip(keys, values, strict=True))
+    return values_by_key
 
 
 def _congruent(roots: Array, matrices: Array) -> Array:

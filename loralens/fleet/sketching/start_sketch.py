@@ -31,11 +31,11 @@ class StartSketch:
         largest = np.abs(numbers).max(axis=1, initial=0)
         # Integers, because the length of a vector of floats would depend on the order in which squares are added.
         shifts = BITS - np.frexp(largest)[1].astype(np.int32)
-        whole = np.rint(numbers * np.ldexp(1.0, shifts)[:, None])
-        lengths = np.sqrt((whole * whole).sum(axis=1))
+        integers = np.rint(numbers * np.ldexp(1.0, shifts)[:, None])
+        lengths = np.sqrt((integers * integers).sum(axis=1))
         # An A of zeros has no direction.
-        whole /= np.where(lengths > 0, lengths, 1)[:, None]
+        directions = integers / np.where(lengths > 0, lengths, 1)[:, None]
         hashed = bucket_hashes(keys, "start", numbers.shape[1], START_WIDTH)
-        whole *= hashed.signs
+        directions *= hashed.signs
         # bincount adds in the order of the numbers, so that the bits of the sums do not depend on the machine.
-        self.total += np.bincount(hashed.positions.ravel(), whole.ravel(), START_WIDTH)
+        self.total += np.bincount(hashed.positions.ravel(), directions.ravel(), START_WIDTH)
