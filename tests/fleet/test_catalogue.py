@@ -237,13 +237,13 @@ HOSTILE = [
     "drop table files",
     "create table x(y)",
     "create temp table x(y)",
-    "attach '/tmp/loralens-attached' as other",
-    "vacuum into '/tmp/loralens-vacuumed'",
+    "attach 'OUTSIDE' as other",
+    "vacuum into 'OUTSIDE'",
     "pragma writable_schema = on",
     "pragma journal_mode = wal",
     "begin",
     "select load_extension('x')",
-    "select writefile('/tmp/loralens-written', 'x')",
+    "select writefile('OUTSIDE', 'x')",
     "select 1; delete from files",
     "explain delete from files",
     "select zeroblob(1000000000)",
@@ -254,13 +254,14 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("sql", HOSTILE)
-def test_a_select_is_all_that_is_allowed(fleet: loralens.Fleet, sql: str) -> None:
+def test_a_select_is_all_that_is_allowed(fleet: loralens.Fleet, tmp_path: Path, sql: str) -> None:
+    outside = tmp_path / "outside"
     before = {file.name: file.read_bytes() for file in fleet.home.iterdir()}
     with pytest.raises(loralens.OptionError) as caught:
-        fleet.rows(sql)
+        fleet.rows(sql.replace("OUTSIDE", str(outside)))
     assert "SELECT" in caught.value.fix
     assert {file.name: file.read_bytes() for file in fleet.home.iterdir()} == before
-    assert not list(Path("/tmp").glob("loralens-*ed"))
+    assert not outside.exists()
 
 
 def test_a_select_without_end_is_stopped(fleet: loralens.Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
