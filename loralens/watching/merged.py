@@ -36,7 +36,8 @@ class LiveSwitchboard:
     adapter : str, optional
         The name of the adapter; by default the active one.
     budget : float
-        The most memory for patches, as a share of the bytes of the adapted weights. A copy of the factors comes on top.
+        The most memory for patches, as a share of the bytes of the adapted weights. The factors of the merge come on
+        top: in 16 bits for weights of 16 bits, else a copy.
     threads : int
         Weights that are processed at a time.
 
@@ -62,8 +63,10 @@ class LiveSwitchboard:
             raise OptionError("the model is not one of PEFT", fix="give a PeftModel; Switchboard takes any other model")
         self._model = wrapped
         self._name = one_active(wrapped) if adapter is None else adapter
-        self._view = _mergeable(live(wrapped, self._name))
-        self._board = Switchboard(wrapped, {TASK: self._view}, threads=threads)
+        view = _mergeable(live(wrapped, self._name))
+        self._board = Switchboard(wrapped, {TASK: view}, threads=threads, views=True)
+        # Looking for them takes longer than merging a small layer.
+        self._layers = _layers_with(wrapped, self._name)
         self._limit = int(budget * sum(self._board.weights.values()))
 
     def merge(self) -> None:
@@ -74,7 +77,9 @@ class LiveSwitchboard:
         OptionError
             It is merged already, or the memory would be more than the budget; the base is then restored.
         """
-        self._board.replace(TASK, self._view)
+        state = self._board.state
+        if state.task or state.waiting:
+            raise OptionError(f"the model is merged for {self._name}", fix="call unmerge() first")
         self._board.switch(TASK)
         memory = self._board.bytes()
         used = memory.patch + memory.copies
@@ -84,7 +89,7 @@ class LiveSwitchboard:
                 f"the merge needs {used:,} bytes to be undone, and {self._limit:,} are allowed",
                 fix="give a larger budget",
             )
-        for layer in self._layers():
+        for layer in self._layers:
             # From now on PEFT's layers do not add the update again.
             layer.merged_adapters.append(self._name)
 
@@ -96,14 +101,16 @@ class LiveSwitchboard:
         MismatchError
             PEFT has unmerged the adapter in the meantime, so that the weights are not those of the merge.
         """
-        layers = self._layers()
-        if self._board.state.task and not all(self._name in layer.merged_adapters for layer in layers):
+        state = self._board.state
+        # A merge that was interrupted has not reached PEFT's layers.
+        complete = bool(state.task) and state.is_complete
+        if complete and not all(self._name in layer.merged_adapters for layer in self._layers):
             raise MismatchError(
                 "PEFT has unmerged the adapter while it was merged here, which changed the weights",
                 fix="load the base again, and do not disable the adapter while it is merged",
             )
         self._board.switch(None)
-        for layer in layers:
+        for layer in self._layers:
             if self._name in layer.merged_adapters:
                 layer.merged_adapters.remove(self._name)
 
@@ -146,15 +153,16 @@ class LiveSwitchboard:
             )
         self.merge()
 
-    def _layers(self) -> list[Any]:
-        """PEFT's layers that have the adapter and know whether it is merged."""
-        return [
-            layer
-            for layer in self._model.modules()
-            if isinstance(getattr(layer, "merged_adapters", None), list)
-            and isinstance(getattr(layer, "scaling", None), dict)
-            and self._name in layer.scaling
-        ]
+
+def _layers_with(model: nn.Module, name: str) -> list[Any]:
+    """PEFT's layers that have the adapter and know whether it is merged."""
+    return [
+        layer
+        for layer in model.modules()
+        if isinstance(getattr(layer, "merged_adapters", None), list)
+        and isinstance(getattr(layer, "scaling", None), dict)
+        and name in layer.scaling
+    ]
 
 
 def _mergeable(view: Adapter) -> Adapter:

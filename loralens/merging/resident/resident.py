@@ -14,10 +14,10 @@ from loralens.merging.apply import prepare_merge
 from loralens.merging.dora_factors import DoraFactors
 from loralens.merging.matrix import Buffer
 from loralens.merging.plan import TensorPlan
+from loralens.merging.resident.sixteen_bits import RoundedMerge, merge_sixteen_bits, restore_sixteen_bits
+from loralens.merging.resident.task import Task
 from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter
 from loralens.merging.undo.restore import subtract_updates
-
-Task = tuple[tuple[str, float], ...]  # names of adapters and their weights; empty for the base
 
 
 @final
@@ -35,6 +35,8 @@ class MergedWeight:
         The patch relative to W' − D.
     copy : array or None
         The weight of the base itself, if the adapter replaces it.
+    factor_bytes : int
+        Bytes of the factors in the plan, if they are a copy that this merge made.
     """
 
     task: Task
@@ -42,6 +44,7 @@ class MergedWeight:
     slab_factors: dict[int, DoraFactors]
     patch: Blob | None = None
     copy: Array | None = None
+    factor_bytes: int = 0
 
     @property
     def patch_bytes(self) -> int:
@@ -56,8 +59,13 @@ class MergedWeight:
         return 0 if self.copy is None else self.copy.nbytes
 
 
-def merge_weight(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, MergedWeight]:
-    """W' = round(W + D) in a new array with the shape of W, and the `MergedWeight` that restores W.
+Undo = MergedWeight | RoundedMerge
+
+
+def merge_weight(
+    W: Array, plan: TensorPlan, task: Task, *, with_torch: bool = False, hold: bool = False
+) -> tuple[Array, Undo]:
+    """W' = round(W + D) in a new array with the shape of W, and what restores W.
 
     Parameters
     ----------
@@ -66,7 +74,15 @@ def merge_weight(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, MergedW
     plan : TensorPlan
         Its result must have the shape and dtype of W.
     task : Task
+    with_torch : bool
+        Let torch merge a weight of 16 bits, which changes no bit of W'.
+    hold : bool
+        Keep a copy of the factors, because those of the plan may change before the weight is restored.
     """
+    quick = merge_sixteen_bits(W, plan, task) if with_torch else None
+    if quick:
+        return quick
+    plan = _with_factors(plan) if hold else plan
     # `plan.base` reads the memory of the model, which may hold merged numbers by now. W has those of the base.
     merge = prepare_merge(replace(plan, base=LazyArray.of(W)), dtype=W.dtype)
     replaced = plan.replacement is not None
@@ -77,10 +93,22 @@ def merge_weight(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, MergedW
             writer.block(block.stored, block.subtract(buffer.of(block.merged.shape)))
     # A patch against unrelated numbers would be as large as the weight, and a copy is faster.
     patch, copy = (None, W.copy()) if replaced else (writer.finish(), None)
-    return result.reshape(W.shape), MergedWeight(task, plan, merge.slab_factors, patch, copy)
+    return result.reshape(W.shape), MergedWeight(
+        task, plan, merge.slab_factors, patch, copy, _factor_bytes(plan) if hold else 0
+    )
 
 
-def restore_weight(W: Array, undo: MergedWeight) -> Array:
+def _with_factors(plan: TensorPlan) -> TensorPlan:
+    """The plan with its factors in memory."""
+    slabs = (replace(slab, terms=tuple((weight, term.load()) for weight, term in slab.terms)) for slab in plan.slabs)
+    return replace(plan, slabs=tuple(slabs))
+
+
+def _factor_bytes(plan: TensorPlan) -> int:
+    return sum(term.nbytes for slab in plan.slabs for _, term in slab.terms)
+
+
+def restore_weight(W: Array, undo: Undo) -> Array:
     """Restore the weight of the base from the merged one. The array must not be modified.
 
     Raises
@@ -88,6 +116,8 @@ def restore_weight(W: Array, undo: MergedWeight) -> Array:
     FormatError
         The patch does not fit, because the weight was changed after the merge.
     """
+    if isinstance(undo, RoundedMerge):
+        return restore_sixteen_bits(W, undo)
     if undo.copy is not None:
         return undo.copy
     assert undo.patch is not None
