@@ -52,7 +52,8 @@ class NarrowFactor:
 
     def dense(self) -> Singles:
         """The rounded rows, float32."""
-        return self.integers * np.ldexp(np.float32(1), self.exponents)
+        powers: Singles = np.ldexp(np.ones(1, np.float32), self.exponents)
+        return self.integers.astype(np.float32) * powers
 
 
 @final
