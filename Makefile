@@ -63,7 +63,7 @@ paper: $(READY)-dev $(DATA)
 test: $(READY)-test $(DATA)
 	$(PYTEST) -m "not slow and not live"
 
-# Everything that needs no program of the extras `oracles`, `quantised` and `trainers`.
+# Everything that needs no program of the extras `fleet`, `oracles`, `quantised` and `trainers`.
 test-all: $(READY)-dev $(DATA) $(MODEL)
 	$(PYTEST) -m "not live"
 

@@ -17,6 +17,7 @@ from benchmarks import (
     amplify,
     combine,
     compress,
+    fleet,
     intruders,
     low_bit,
     merge,
@@ -68,6 +69,7 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "others": lambda: others.run(DATA, runs=RUNS),
     "train": lambda: train.run(runs=RUNS),
     "train-language": lambda: train_language.run(turns=3 * RUNS),
+    "fleet": lambda: fleet.run(DATA),
     "watch": lambda: watch.run(runs=RUNS),
 }
 

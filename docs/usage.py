@@ -18,32 +18,30 @@ from pathlib import Path
 import click
 
 import loralens
+from loralens.cli.fleet import SUBCOMMANDS
+from loralens.cli.overview import COMMANDS
 from loralens.verbs import VERBS
 
 PAGES = Path(__file__).parent / "commands"
 BLOCK = re.compile(r"<!-- usage -->\n.*?<!-- /usage -->", re.DOTALL)
 WIDTH = 100  # columns, as wide on every machine
-DEMO = {
-    "demo": "Run the main commands once, on real weights: a first command for newcomers."
-}  # the one command that is no function
-COMMANDS = DEMO | VERBS
 PYTHON = (
     "The function of the same name has the same options ([all functions](../api/index.md)). Its result has "
     "`to_frame()`, `to_latex()`, `to_csv()` and `record()`."
 )
 
 
-def help_text(command: str) -> str:
+def help_text(*command: str) -> str:
     """What ``loralens COMMAND --help`` prints."""
     done = subprocess.run(
-        [sys.executable, "-m", "loralens", command, "--help"],
+        [sys.executable, "-m", "loralens", *command, "--help"],
         env=os.environ | {"COLUMNS": str(WIDTH + 2), "PYTHONUTF8": "1"},
         capture_output=True,
         encoding="utf-8",
         check=False,
     )
     if done.returncode:
-        raise click.ClickException(f"loralens {command} --help ends with {done.returncode}: {done.stderr}")
+        raise click.ClickException(f"loralens {' '.join(command)} --help ends with {done.returncode}: {done.stderr}")
     return done.stdout.rstrip()
 
 
@@ -73,6 +71,8 @@ def arguments(function: object) -> Iterator[str]:
 def usage(command: str) -> str:
     """The block for a command: its ``--help``, and the function of the same name."""
     blocks = [f"```text\n{help_text(command)}\n```"]
+    if command == "fleet":
+        blocks += [f"```text\n{help_text(command, name)}\n```" for name in SUBCOMMANDS]
     if command in VERBS:
         # The heading stands in the block, so that the page goes on with an example in Python.
         blocks.append(f"## Python\n\n{PYTHON}\n\n```text\n{call(command)}\n```")

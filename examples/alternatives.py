@@ -20,20 +20,32 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from rivals.costs import LATENCIES, measure
 from rivals.methods import METHODS, Method, method_named
 from rivals.report import Results, figure, read_results, table
-from rivals.training import train_one
+from rivals.training import train_lora, train_one
 
 from loralens.charts.figure import save_figure
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.records.corpora import CORPORA
 
-__all__ = ["METHODS", "Method", "Results", "figure", "main", "measure", "read_results", "table", "train_one"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Results",
+    "figure",
+    "main",
+    "measure",
+    "read_results",
+    "table",
+    "train_lora",
+    "train_one",
+]
 
 NAMES = tuple(method.name for method in METHODS)
 QUICK = {
@@ -107,7 +119,12 @@ def make(jobs: Sequence[Job], *, at_once: int) -> list[dict[str, Any]]:
     """The results of all jobs, in their order; missing results are made, and each is written when it is done."""
     missing = [(path, told) for path, told in jobs if finished(path, told) is None]
     print(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them done", flush=True)
-    for (path, _), made in zip(missing, _made(missing, at_once), strict=True):
+    # LoRA is what `loralens train` trains; its runs are grids.
+    ours = [job for job in missing if method_named(job[1]["method"]).targets]
+    others = [job for job in missing if job not in ours]
+    folder = jobs[0][0].parent.parent / f"{jobs[0][0].parent.name}-lora"
+    results = chain(train_lora([told for _, told in ours], folder, jobs=at_once), _made(others, at_once))
+    for (path, _), made in zip([*ours, *others], results, strict=True):
         keep(path, made)
         print(f"  {path.stem}: accuracy {made['accuracy']:.3f}, {made['seconds']:.0f} s", flush=True)
     return [json.loads(path.read_text(encoding="utf-8")) for path, _ in jobs]

@@ -192,7 +192,7 @@ def main() -> None:
     given = asked("combining_study", __doc__)
     plan, runs, reports = QUICK if given.quick else Plan(), given.runs, given.reports
     made = make([run for number in plan.sets for run in plan.runs(number)], runs, jobs=given.jobs)
-    folders = {number: [made[run] for run in plan.runs(number)] for number in plan.sets}
+    folders = {number: [made[run].output for run in plan.runs(number)] for number in plan.sets}
     kept = runs / "combining"
     kept.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(given.jobs) as pool:

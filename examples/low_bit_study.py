@@ -15,13 +15,13 @@ Writes reports/low_bit.md, its numbers in reports/low_bit.json, and a figure.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runs import asked, quiet, train
+from runs import asked, quiet
 
 os.environ.update(quiet())  # before torch is there
 
@@ -54,27 +54,22 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Of the folder of what was measured."""
         kinds = self.targets.replace("_proj", "").replace(",", "-").replace("all-linear", "all")
         return f"{self.texts}-{kinds}-r{self.rank}-lr{self.lr:g}"
 
-    def command(self, data: Path) -> list[str]:
-        """The command that trains it, without where it goes."""
-        said = {
-            "model": MODEL,
-            "task": "causal-lm",
-            "data": data,
-            "targets": self.targets,
+    def axes(self, texts: Path) -> dict[str, Any]:
+        """The options in which it differs from the other recipes."""
+        return {
+            "data": texts / f"{self.texts}.jsonl",
+            "targets": [self.targets.split(",")],
             "rank": self.rank,
             "alpha": 2 * self.rank,
             "steps": self.steps,
             "batch": self.batch,
             "length": self.length,
             "lr": self.lr,
-            "schedule": "linear",
-            "threads": 1,
         }
-        return ["loralens", "train", *(str(word) for name, value in said.items() for word in (f"--{name}", value))]
 
 
 RECIPES = (
@@ -152,25 +147,26 @@ QUICK = Plan(
 )
 
 
-def make(plan: Plan, folder: Path, jobs: int) -> None:
-    """Train the adapters that are missing."""
-    (folder / "texts").mkdir(parents=True, exist_ok=True)
+def make(plan: Plan, folder: Path, jobs: int) -> dict[Recipe, Path]:
+    """The folder of every adapter; those that are missing are trained."""
+    texts = folder / "texts"
+    texts.mkdir(parents=True, exist_ok=True)
     for name in {recipe.texts for recipe in plan.recipes}:
         lines = [json.dumps({"text": text}) for text in domain(name).train]
-        (folder / "texts" / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        (texts / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    grid = loralens.train(
+        model=MODEL,
+        task="causal-lm",
+        schedule="linear",
+        threads=1,
+        grid=[recipe.axes(texts) for recipe in plan.recipes],
+        output=folder / "adapters",
+        jobs=jobs,
+    )
+    return {recipe: run.output for recipe, run in zip(plan.recipes, grid, strict=True)}
 
-    def one(recipe: Recipe) -> None:
-        target = folder / "adapters" / recipe.name
-        if not target.is_dir():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            train(recipe.command(folder / "texts" / f"{recipe.texts}.jsonl"), target)
-            print(f"  {recipe.name} trained", flush=True)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, plan.recipes))
-
-
-def moments(plan: Plan, folder: Path, recipe: Recipe, name: str) -> Path:
+def moments(plan: Plan, folder: Path, made: Mapping[Recipe, Path], recipe: Recipe, name: str) -> Path:
     """The file of second moments for an adapter; measured if it is missing.
 
     ``name`` says which texts: ``both``, ``task`` or ``general``. ``adapted`` means both, with the adapter added to the
@@ -183,7 +179,7 @@ def moments(plan: Plan, folder: Path, recipe: Recipe, name: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         data, mixed_in = domain(recipe.texts).train[:count], general()[:count]
         loralens.calibrate(
-            model=adapted(folder / "adapters" / recipe.name) if kind == "adapted" else MODEL,
+            model=adapted(made[recipe]) if kind == "adapted" else MODEL,
             data=mixed_in if kind == "general" else data,
             general="none" if kind in ("task", "general") else mixed_in,
             inputs=True,
@@ -207,8 +203,8 @@ def adapted(path: Path) -> tuple[Any, Any]:
     return loaded.model, loaded.tokenizer
 
 
-def examine(plan: Plan, folder: Path, task: Task) -> None:
-    """Merge in all ways of a task and judge; what is there is not judged again."""
+def examine(plan: Plan, folder: Path, made: Mapping[Recipe, Path], task: Task) -> None:
+    """Merge in all ways of a task and judge; what is there is not judged again. ``made`` has the adapters."""
     kept = folder / "found" / task.recipe.name / task.base
     kept.mkdir(parents=True, exist_ok=True)
     missing = [way for way in task.ways if not (kept / f"{way.name}.json").exists()]
@@ -217,7 +213,7 @@ def examine(plan: Plan, folder: Path, task: Task) -> None:
     from low_bit_judge import Judge
 
     texts, weights = domain(task.recipe.texts), base(task.base)
-    adapter = loralens.load(folder / "adapters" / task.recipe.name)
+    adapter = loralens.load(made[task.recipe])
     judge = Judge({"in": texts.held_out[: plan.judged], "out": elsewhere(plan.judged)}, plan.length)
     if task.base != "q4_1":
         for key, weight in weights.weights.items():
@@ -229,13 +225,13 @@ def examine(plan: Plan, folder: Path, task: Task) -> None:
         # Another process may have been faster.
         if (kept / f"{way.name}.json").exists():
             continue
-        measured = moments(plan, folder, task.recipe, way.moments) if way.needs_moments else None
+        measured = moments(plan, folder, made, task.recipe, way.moments) if way.needs_moments else None
         sums = Sums()
-        for name, made in merge(weights, adapter, way, measured):
-            if isinstance(made, Sums):
-                sums = made
+        for name, merged in merge(weights, adapter, way, measured):
+            if isinstance(merged, Sums):
+                sums = merged
             else:
-                judge.put(name, made)
+                judge.put(name, merged)
         looked = {part: asdict(one) for part, one in judge.look().items()}
         _write(kept / f"{way.name}.json", {"way": asdict(way), **looked, **sums.record()})
 
@@ -263,11 +259,11 @@ def main() -> None:
     """Train what is missing, merge, judge, and write the report."""
     given = asked("low_bit_study", __doc__, "out/low_bit")
     plan, folder = QUICK if given.quick else Plan(), given.runs
-    make(plan, folder, given.jobs)
+    made = make(plan, folder, given.jobs)
     for recipe in plan.recipes:
-        moments(plan, folder, recipe, "both")
+        moments(plan, folder, made, recipe, "both")
     with ProcessPoolExecutor(given.jobs) as pool:
-        for job in [pool.submit(examine, plan, folder, task) for task in plan.tasks()]:
+        for job in [pool.submit(examine, plan, folder, made, task) for task in plan.tasks()]:
             job.result()
     from low_bit_report import write  # matplotlib only now
 

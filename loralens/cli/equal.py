@@ -21,7 +21,7 @@ from loralens.cli.show import RowOptions, row_options, show
     show_default=True,
     help="The largest relative difference ‖ΔW₁−ΔW₂‖/‖ΔW‖ of equal modules.",
 )
-@options.base("Needed for the head counts of GGUF files.")
+@options.base("Says the head counts for GGUF files, and how stacks of experts are ordered.")
 @row_options(csv="module")
 @options.reading
 def command(first: str, second: str, rows: RowOptions, **keywords: Any) -> None:

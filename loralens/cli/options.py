@@ -144,10 +144,10 @@ UNIFORM = click.option(
 DROP_DEAD = click.option("--drop-dead", is_flag=True, help="Leave out modules whose update is zero.")
 
 
-def output(metavar: str, text: str) -> Callable[[F], F]:
+def output(metavar: str, text: str, *, required: bool = False) -> Callable[[F], F]:
     """``-o``: where a command writes; without a default, since nothing is written to a path that was not named."""
-    # click does not require this option, because a dry run needs no target; see `require_output`.
-    return click.option("-o", "--output", type=PATH, metavar=metavar, help=text)
+    # Most commands do not let click require this option, because a dry run needs no target; see `require_output`.
+    return click.option("-o", "--output", type=PATH, metavar=metavar, required=required, help=text)
 
 
 ADAPTER_OUTPUT = output("OUT", "The file or folder to write.")

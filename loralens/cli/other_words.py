@@ -15,7 +15,9 @@ SAID_FOR = {
     "spectrum": "svd rank ranks singular singular-values spectra eigen effective-rank analyze analyse analysis norm "
     "norms energy",
     "report": "plot html page figure figures graph chart draw visualize visualise export-html dashboard",
-    "survey": "scan find search folder dir collection index duplicates dedupe batch walk list ls",
+    "survey": "scan find folder dir duplicates dedupe batch walk list ls",
+    "fleet": "fleets index search near nearest neighbours neighbors registry catalogue catalog database collection "
+    "copies families clusters cluster",
     "similarity": "compare comparison sim similar overlap cosine distance subspace phi cka angles correlation between",
     "equal": "diff same eq equals identical cmp equality",
     "trajectory": "checkpoints steps history run progress timeline",

@@ -2,12 +2,17 @@
 
 from loralens.verbs import VERBS
 
-# The demo is not a verb: it runs the other commands as a shell does, so there is nothing to call from Python.
-COMMANDS = {"demo": "Run the main commands once, on real weights: a first command for newcomers.", **VERBS}
+# Neither is a verb. The demo runs the other commands as a shell does, so there is nothing to call from Python. The
+# sub-commands of fleet are methods of `loralens.Fleet`.
+COMMANDS = {
+    "demo": "Run the main commands once, on real weights: a first command for newcomers.",
+    **VERBS,
+    "fleet": "Index thousands of adapters, and search and group them.",
+}
 
 # In the order in which a newcomer needs them; a test compares with `COMMANDS`, so that no command is forgotten.
 GROUPS = {
-    "Look": ("demo", "inspect", "doctor", "spectrum", "report", "survey"),
+    "Look": ("demo", "inspect", "doctor", "spectrum", "report", "survey", "fleet"),
     "Compare": ("similarity", "equal", "trajectory"),
     "Against the base": ("amplify", "intruders"),
     "Make smaller": ("compress", "curve", "calibrate"),

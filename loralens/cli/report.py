@@ -11,8 +11,14 @@ from loralens.cli.terminal import say
 
 
 @click.command("report")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@click.argument("adapters", nargs=-1, metavar="[ADAPTER...]")
 @options.output("FILE", "The HTML page to write, such as reports/x.html.")
+@click.option(
+    "--fleet",
+    type=options.PATH,
+    metavar="HOME",
+    help="Write the page of a fleet: its index, or the folder that holds .loralens-fleet. Without ADAPTER.",
+)
 @options.base("Also compare each adapter with its weights.")
 @click.option(
     "--activations",
@@ -39,12 +45,14 @@ from loralens.cli.terminal import say
 @options.OVERWRITE
 @options.reading
 def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
-    """Write one self-contained page about adapters: findings, spectra, ranks, and comparisons.
+    """Write one self-contained page about adapters: findings, spectra, ranks, and comparisons; or about a fleet.
 
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. With --base the page also says what ΔW
     amplifies, which dimensions are intruders, and what a merge would lose. The folder of a run stands for its
-    checkpoints.
+    checkpoints, and that of a grid of runs for its finished runs.
     """
+    if not (adapters or keywords["fleet"]):
+        raise click.UsageError("Missing argument 'ADAPTER...': give adapters, or --fleet HOME")
     # The page is the result; only the numbers can be had without it.
     if keywords["output"] is None and not rows.as_json:
         raise click.UsageError(

@@ -42,6 +42,6 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
 
     One adapter: its own modules of equal width are compared with each other. Two adapters: φ(i, j), cosine, principal
     angles and CKA of every module. Three and more: every pair, clustered. --alpha and --scale are used for files that
-    do not state their own.
+    do not state their own. The folder of a grid of runs stands for its finished runs.
     """
     show(loralens.similarity(*adapters, **keywords), rows)

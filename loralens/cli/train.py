@@ -5,7 +5,7 @@ from typing import Any, get_args
 import click
 
 import loralens
-from loralens.choices import BaseDtype, MethodName, Optimiser, Schedule, TaskName
+from loralens.choices import BaseDtype, MethodName, Optimiser, ScaleRule, Schedule, StartName, TaskName
 from loralens.cli import options
 from loralens.cli.show import RowOptions, row_options, show
 from loralens.cli.train_show import TrainingLine
@@ -61,8 +61,20 @@ from loralens.verbs.outputs.training.run_display import displaying_runs
     type=click.Choice(get_args(MethodName)),
     default="lora",
     show_default=True,
-    help="The variant of LoRA.",
+    help="The variant of LoRA: a short name for a combination of the next five options.",
 )
+@click.option("--scale-rule", type=click.Choice(get_args(ScaleRule)), help="The scale: α/r (lora) or α/√r (rslora).")
+@click.option(
+    "--start",
+    type=click.Choice(get_args(StartName)),
+    help="The first factors: drawn (kaiming, gaussian), made of the weight (pissa, olora), or along the gradient of "
+    "the first step (lora-ga).",
+)
+@click.option(
+    "--magnitude/--no-magnitude", default=None, help="Train the length of every output separately, as DoRA does."
+)
+@click.option("--lr-ratio", type=float, metavar="X", help="The learning rate of B divided by that of A.")
+@click.option("--freeze-a/--no-freeze-a", default=None, help="Train only B.")
 @click.option(
     "--dropout", type=float, default=0.0, show_default=True, help="The probability of dropout on the input of every A."
 )
@@ -117,9 +129,12 @@ from loralens.verbs.outputs.training.run_display import displaying_runs
     type=click.Choice(get_args(Optimiser)),
     default="adamw",
     show_default=True,
-    help="The optimiser; sgd has no momentum.",
+    help="The optimiser; sgd has no momentum, and muon is for the factors, beside adamw for everything else.",
 )
-@click.option("--weight-decay", type=float, default=0.0, show_default=True, help="The weight decay of adamw.")
+@click.option("--beta1", type=float, default=0.9, show_default=True, help="The β₁ of adamw.")
+@click.option("--beta2", type=float, default=0.999, show_default=True, help="The β₂ of adamw.")
+@click.option("--epsilon", type=float, default=1e-8, show_default=True, help="The ε of adamw.")
+@click.option("--weight-decay", type=float, default=0.0, show_default=True, help="The weight decay of adamw and muon.")
 @click.option(
     "--clip",
     type=float,
@@ -191,6 +206,19 @@ from loralens.verbs.outputs.training.run_display import displaying_runs
     metavar="ADAPTER",
     help="An adapter whose factors the run starts with; its modules, ranks and α are those of the run.",
 )
+@click.option("--first-a", metavar="ADAPTER", help="An adapter whose A the run starts with, while B starts at 0.")
+@click.option(
+    "--grid",
+    multiple=True,
+    metavar="OPTION=VALUES",
+    help="Train an adapter for every combination of values: --grid rank=1,8 --grid seed=0..4 (see above). Repeatable.",
+)
+@click.option(
+    "--jobs",
+    type=options.COUNT,
+    metavar="N",
+    help="The number of runs of a grid at a time. [default: what memory and processors allow]",
+)
 @options.OVERWRITE
 @options.DRY_RUN
 @row_options(verbose="Also print every evaluation.")
@@ -204,6 +232,10 @@ def command(rows: RowOptions, **keywords: Any) -> None:
 
     During the run its files are in DIR.unfinished: the log, the snapshots, and the state from which --resume continues.
     On one machine, a run that was killed and resumed ends with the same bytes.
+
+    With --grid, DIR is a folder of runs. Values are separated by commas, globs of one value by plus signs
+    (--grid targets=all-linear,q_proj+v_proj), and 0..4 are the numbers from 0 to 4. Runs that are done are not
+    repeated; runs.csv in DIR has a row for each, with every setting and result.
 
     On several GPUs: torchrun --nproc-per-node N -m loralens train …
     """

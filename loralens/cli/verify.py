@@ -23,13 +23,13 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.option(
     "--rounding",
     type=click.Choice(get_args(RoundingMode)),
-    help="How the merge rounded the new weights. [default: nearest; for codes, as its certificate says]",
+    help="How the merge rounded the new weights. [default: as its certificate says; without one, nearest]",
 )
 @click.option(
     "--seed",
     type=click.INT,
     metavar="N",
-    help="Seed of the random numbers for stochastic rounding. [default: 0; for codes, as the certificate says]",
+    help="Seed of the random numbers for stochastic rounding. [default: as the certificate says; without one, 0]",
 )
 @click.option(
     "--moments",

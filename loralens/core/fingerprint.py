@@ -1,5 +1,6 @@
 """A hash of the update of an adapter that is the same in every dialect with the same numbers."""
 
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -14,6 +15,7 @@ from loralens.core.structured import Dense, Update
 # 2 MiB in float64.
 BLOCK = 1 << 18  # numbers hashed at a time
 BYTES = 16  # bytes of a fingerprint; about 2⁶⁴ adapters are needed before two are likely to have the same one
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 LEFT_OUT = frozenset({"copy", "shape"})  # roles whose tensors repeat what other tensors say
 
 
@@ -67,17 +69,27 @@ def _hash_arrays(role: str, name: str, *arrays: Array | LazyArray | np.float64) 
     """The hash of arrays under a name. Each array is preceded by its shape, so different lists have different input."""
     hashed = blake2b(f"{role}\0{name}\0".encode("utf-8", "backslashreplace"), digest_size=BYTES)
     for array in arrays:
-        stored = LazyArray.of(array if isinstance(array, LazyArray) else np.asarray(array))
         # A single number counts as an array of one, in every dialect.
-        tensor = stored if stored.shape else stored.reshape(1)
+        tensor = array if isinstance(array, LazyArray) else LazyArray.of(np.atleast_1d(array))
+        tensor = tensor if tensor.shape else tensor.reshape(1)
+        # Numbers that are read at once are read once.
+        blocks: Iterable[Array] = [tensor.read()] if tensor.size <= BLOCK else _Blocks(tensor)
         # The narrowest dtype that holds the numbers, so that a float64 copy of float32 numbers has the same hash.
-        dtype: np.dtype[Any] = np.dtype(
-            np.float32 if all(_fits_float32(rows) for _, rows in row_blocks(tensor, BLOCK)) else np.float64
-        )
-        hashed.update(f"{dtype}{tensor.shape}\0".encode())
-        for _, rows in row_blocks(tensor, BLOCK):
+        dtype = _FLOAT32 if all(map(_fits_float32, blocks)) else _FLOAT64
+        hashed.update(f"{dtype.name}{tensor.shape}\0".encode())
+        for rows in blocks:
             hashed.update(_canonical_array(rows, dtype).data)
     return hashed.digest()
+
+
+class _Blocks:
+    """The blocks of rows of a tensor, read anew each time."""
+
+    def __init__(self, tensor: LazyArray) -> None:
+        self._tensor = tensor
+
+    def __iter__(self) -> Iterator[Array]:
+        return (rows for _, rows in row_blocks(self._tensor, BLOCK))
 
 
 def _fits_float32(array: Array) -> bool:
@@ -98,5 +110,6 @@ def _canonical_array(array: Array, dtype: np.dtype[Any]) -> Array:
     # −0 + 0 is 0.
     wide += dtype.type(0)
     # NaN has many bit patterns.
-    wide[np.isnan(wide)] = np.nan
+    if (nan := np.isnan(wide)).any():
+        wide[nan] = np.nan
     return np.ascontiguousarray(wide, dtype=dtype.newbyteorder("<"))

@@ -74,13 +74,17 @@ class MergedBlock:
 @final
 @dataclass(slots=True)
 class TensorMerge:
-    """The merge of one tensor: its plan, the products of its updates and DoRA's factors. `prepare_merge` makes it."""
+    """The merge of one tensor: its plan, the products of its updates and DoRA's factors. `prepare_merge` makes it.
+
+    ``within`` is the range of rows that are merged; None for all.
+    """
 
     plan: TensorPlan
     dtype: np.dtype[Any]
     rounding: MergeRounding
     products: dict[int, UpdateMatrix]
     slab_factors: dict[int, DoraFactors] = field(default_factory=dict)
+    within: tuple[int, int] | None = None
 
     @property
     def requantised(self) -> bool:
@@ -88,13 +92,13 @@ class TensorMerge:
         return self.plan.scale is not None and self.dtype == self.plan.source.dtype
 
     def blocks(self) -> Iterator[MergedBlock]:
-        """Yield all rows in order, in blocks that do not cross the limits of slabs."""
+        """Yield the rows in order, in blocks that do not cross the limits of slabs."""
         plan = self.plan
         source = MatrixRows(plan.source, plan.matrix)
         scales = MatrixRows(plan.scale, plan.matrix) if plan.scale else None
         # D and the sum of a block are alive at the same time, so each has its own buffer.
         buffers, feedback = (Buffer(), Buffer()), self._feedback()
-        for start, stop, slab in cuts(plan):
+        for start, stop, slab in cuts(plan, within=self.within):
             stored = source.rows(start, stop)
             scale = scales.rows(start, stop) if scales else None
             W = stored if scale is None else stored.astype(np.float32) * scale
@@ -162,6 +166,7 @@ def prepare_merge(
     dtype: DTypeLike | None = None,
     rounding: MergeRounding | None = None,
     device: Device | None = None,
+    within: tuple[int, int] | None = None,
 ) -> TensorMerge:
     """Prepare the merge of a planned tensor.
 
@@ -174,10 +179,12 @@ def prepare_merge(
         The default is rounding to the nearest.
     device : Device or None
         The device that multiplies the factors of the update. NumPy computes everything else.
+    within : (int, int) or None
+        The range of rows that are merged, with the bits that they have in the whole weight; all rows by default.
 
     Notes
     -----
-    For DoRA the weight is read once here, to compute the norms.
+    For DoRA the whole weight is read once here, to compute the norms.
     """
     source = plan.source
     # The precision of D follows the dtype of the base, not the dtype of the result. Unmerging by a patch does the same.
@@ -189,4 +196,4 @@ def prepare_merge(
         for slab in plan.slabs
         if slab.magnitude
     }
-    return TensorMerge(plan, np.dtype(dtype or plan.dtype), rounding or MergeRounding(), products, slab_factors)
+    return TensorMerge(plan, np.dtype(dtype or plan.dtype), rounding or MergeRounding(), products, slab_factors, within)

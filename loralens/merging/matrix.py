@@ -60,15 +60,19 @@ def matrix_blocks(tensor: LazyArray) -> Iterator[Array]:
     return MatrixRows(tensor, as_matrix(tensor.shape)).blocks()
 
 
-def cuts(plan: TensorPlan, numbers: int | None = None) -> Iterator[tuple[int, int, Slab | None]]:
+def cuts(
+    plan: TensorPlan, numbers: int | None = None, *, within: tuple[int, int] | None = None
+) -> Iterator[tuple[int, int, Slab | None]]:
     """Yield blocks of rows in order, each with its slab or None. A block does not cross limits of slabs or experts.
 
     A block has at most ``numbers`` numbers, but at least one row; by default as many as `row_ranges` gives it.
+    ``within`` limits the rows to those from a first one to before another.
     """
     rows, columns = plan.matrix
     shape = plan.shape
     height = shape[1] if len(shape) == 3 and rows != shape[0] else rows
     # Blocks end at the limits of slabs and at those of experts, whichever come first.
+    least, most = within or (0, rows)
     edges = sorted({0, rows, *range(0, rows, max(height, 1)), *(e for s in plan.slabs for e in (s.start, s.stop))})
     at = {slab.start: slab for slab in plan.slabs}
     slab: Slab | None = None
@@ -76,8 +80,9 @@ def cuts(plan: TensorPlan, numbers: int | None = None) -> Iterator[tuple[int, in
     for start, stop in pairwise(edges):
         # A slab goes on until its stop, even past the end of an expert within it.
         slab = at.get(start, slab if slab and slab.stop > start else None)
-        for first, last in row_ranges(stop - start, columns, *limit):
-            yield start + first, start + last, slab
+        begin, end = max(start, least), min(stop, most)
+        for first, last in row_ranges(max(end - begin, 0), columns, *limit):
+            yield begin + first, begin + last, slab
 
 
 @final

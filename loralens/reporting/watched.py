@@ -47,7 +47,7 @@ def watched_report(
         headline=sentences[0],
         remarks=list(sentences[1:]),
         sections=[
-            Section("findings", "Signs", "Signs that a run goes wrong; each is told once.", [signs]),
+            Section("findings", "Signs", "Signs that a run goes wrong; each is reported once.", [signs]),
             Section("run", "The run", lead, [picture, PageTable(table)]),
         ],
         modules=[],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from math import cos, inf, pi
 from typing import Any, final, get_args
 
@@ -11,8 +12,13 @@ from loralens.choices import Optimiser, Schedule
 from loralens.errors import OptionError
 from loralens.training.number import as_float, as_int
 
-# LoRA+ multiplies the rate of B by 16, and the optimisers of torch compute in float32, whose largest number is 3.4e38.
+# LoRA+ multiplies the rate of B, and the optimisers of torch compute in float32, whose largest number is 3.4e38.
 LARGE = 1e36
+ADAM = ("beta1", "beta2", "epsilon")  # fields of a course that are options of AdamW
+DEFAULTS = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}  # of torch
+
+# Takes parameter groups, and returns an optimiser of torch; written out, since this module does not import torch.
+MakeOptimiser = Callable[[list[dict[str, Any]]], Any]
 
 
 @final
@@ -28,11 +34,15 @@ class Course:
         Highest learning rate. The default is ten times 5e-5, which is a common rate for full fine-tuning: the best rate
         for LoRA is about ten times that of full fine-tuning and hardly depends on the rank (Schulman et al. 2025, "LoRA
         Without Regret").
-    optimiser : str
-        ``adamw`` (β₁ = 0.9, β₂ = 0.999, ε = 1e-8), or ``sgd`` without momentum, whose update is linear in the gradient,
-        so that runs can be compared up to rounding.
+    optimiser : str or callable
+        ``adamw``; ``sgd`` without momentum, whose update is linear in the gradient, so that runs can be compared up to
+        rounding; ``muon`` of torch for the factors, beside AdamW for everything else. Or a function that takes the
+        parameter groups of `loralens.training.Injection.groups`, each with its ``lr``, and returns an optimiser of
+        torch, such as the class ``torch.optim.RAdam``. Its learning rates follow the schedule.
     weight_decay : float
-        The decoupled weight decay of ``adamw``, in [0, 1). It applies to all parameters that are trained.
+        The decoupled weight decay of ``adamw`` and ``muon``, in [0, 1). It applies to all parameters that are trained.
+    beta1, beta2, epsilon : float
+        The β₁, β₂ and ε of AdamW.
     schedule : str
         The learning rate after the warm-up: ``constant``, or ``linear`` or ``cosine``, which reach 0 after the last
         step.
@@ -59,7 +69,7 @@ class Course:
 
     steps: int
     lr: float = 5e-4
-    optimiser: Optimiser = "adamw"
+    optimiser: Optimiser | MakeOptimiser = "adamw"
     weight_decay: float = 0.0  # decay of the factors pulls ΔW towards 0, not W + ΔW
     # A constant rate and a short warm-up are that paper's recipe.
     schedule: Schedule = "constant"
@@ -69,6 +79,9 @@ class Course:
     base_dropout: bool = False
     checkpointing: bool = False
     autocast: bool | None = None
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate"):
@@ -77,12 +90,21 @@ class Course:
         self._convert("weight_decay", as_float, lambda x: 0 <= x < 1, "a number in [0, 1)", "give 0, 0.01 …")
         self._convert("warmup", as_float, lambda x: 0 <= x < 1, "a share of the steps in [0, 1)", "give 0, 0.05 …")
         self._convert("clip", as_float, lambda x: 0 <= x < inf, "a norm", "give 1, or 0 for no clipping")
+        for name in ("beta1", "beta2"):
+            self._convert(name, as_float, lambda x: 0 <= x < 1, "a number in [0, 1)", "give 0.9, 0.999 …")
+        self._convert("epsilon", as_float, lambda x: 0 < x < 1, "a number between 0 and 1", "give 1e-8, 1e-6 …")
         for name in ("base_dropout", "checkpointing", *(["autocast"] if self.autocast is not None else [])):
             self._convert(name, _as_bool, lambda _: True, "True or False", "give True or False")
         for name, choices in (("optimiser", get_args(Optimiser)), ("schedule", get_args(Schedule))):
-            if getattr(self, name) not in choices:
-                what = f"{name} {getattr(self, name)!r} does not exist"
+            value = getattr(self, name)
+            if value not in choices and not (name == "optimiser" and callable(value)):
+                what = f"{name} {value!r} does not exist"
                 raise OptionError(what, fix=f"choose one of {', '.join(choices)}")
+        # An option without effect would look as if it had one.
+        for name in ADAM if self.optimiser not in ("adamw", "muon") else ():
+            if getattr(self, name) != DEFAULTS[name]:
+                optimiser = optimiser_name(self.optimiser)
+                raise OptionError(f"{name} is an option of AdamW, and not of {optimiser}", fix=f"leave {name} out")
 
     def _convert(
         self, name: str, kind: Callable[[object], Any], allows: Callable[[Any], bool], what: str, fix: str
@@ -108,7 +130,23 @@ class Course:
     @property
     def record(self) -> dict[str, Any]:
         """The fields, as JSON holds them."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        # The options of AdamW only where they are not its defaults, as in the records of older releases.
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ADAM}
+        other = {name: getattr(self, name) for name in ADAM if getattr(self, name) != DEFAULTS[name]}
+        return {**known, "optimiser": optimiser_name(self.optimiser), **other}
+
+
+def optimiser_name(optimiser: "Optimiser | MakeOptimiser") -> str:
+    """The name of an optimiser in records: a word, or the name of a function with the arguments that it was given."""
+    if isinstance(optimiser, str):
+        return optimiser
+    words: list[str] = []
+    while isinstance(optimiser, partial):
+        words = [*map(repr, optimiser.args), *(f"{k}={v!r}" for k, v in sorted(optimiser.keywords.items())), *words]
+        optimiser = optimiser.func
+    name = getattr(optimiser, "__qualname__", type(optimiser).__qualname__)
+    module = getattr(optimiser, "__module__", "")
+    return f"{module}.{name}" + (f"({', '.join(words)})" if words else "")
 
 
 def _as_bool(value: object) -> bool | None:

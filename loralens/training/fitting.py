@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from loralens.choices import ScaleRule, StartName
 from loralens.core.adapter import Adapter
 from loralens.core.training import State
 from loralens.errors import OptionError
@@ -16,11 +17,12 @@ from loralens.training.course import Course
 from loralens.training.draws import CPU
 from loralens.training.feed import Batches, Feed
 from loralens.training.injection import Injection, inject
-from loralens.training.layers.initial import Initialisation
-from loralens.training.loop import Loop, Loss
+from loralens.training.loop import Loop
 from loralens.training.losses.own_loss import own_loss
+from loralens.training.losses.returned import Loss
 from loralens.training.readout import read_injection
-from loralens.training.start import start_from
+from loralens.training.starts.adapter import start_from, start_with_a
+from loralens.training.starts.first_gradients import first_gradients
 from loralens.training.targets import ALL_LINEAR
 from loralens.training.watch import Measures, Watch
 from loralens.training.world import World
@@ -72,13 +74,17 @@ def fit(
     rank_pattern: Mapping[str, int] | None = None,
     alpha: float = 16.0,
     method: str = "lora",
+    scale_rule: ScaleRule | None = None,
+    start: StartName | Adapter | None = None,
+    magnitude: bool | None = None,
+    lr_ratio: float | None = None,
+    freeze_a: bool | None = None,
     heads: str | Sequence[str] = (),
     dropout: float = 0.0,
     seed: int = 0,
-    initialisation: Initialisation = "kaiming-uniform",
+    first_a: Adapter | None = None,
     watch: Watch | None = None,
     state: State | None = None,
-    start: Adapter | None = None,
     shard: bool = False,
     device: torch.device | None = None,
     base_model: str | None = None,
@@ -104,17 +110,20 @@ def fit(
         whole step only if they have equally many terms. The default is the loss that a transformers model computes
         itself, ``model(**batch).loss``, with the labels counted that are not −100: see
         `loralens.training.losses.own_loss.count_terms`.
-    targets, exclude, rank, rank_pattern, alpha, method, heads, dropout, seed, initialisation
+    targets, exclude, rank, rank_pattern, alpha, method, scale_rule, magnitude, lr_ratio, freeze_a, heads, dropout, seed
         As for `loralens.training.inject`. ``seed`` is also the seed of dropout.
+    start : str or Adapter, optional
+        The first factors, as for `loralens.training.inject`; ``lora-ga`` takes the gradient of the first step. Or an
+        adapter with whose factors, magnitudes and heads the run begins instead of new ones. The targets and the ranks
+        must then be those of the adapter: see `loralens.training.starts.adapter.start_options`.
+    first_a : Adapter, optional
+        An adapter whose A the run begins with, while B is 0. The ranks must be those of the adapter.
     watch : Watch, optional
         The functions that are called during training.
     state : State, optional
         The state from which to continue. On one machine the result is, bit for bit, that of a run without interruption.
         The model, the batches and the loss must be those of that run; everything else is compared. The state holds the
         seed of the batches: the generators need not be seeded again.
-    start : Adapter, optional
-        An adapter with whose factors, magnitudes and heads the run begins instead of new ones. The targets and the
-        ranks must be those of the adapter: see `loralens.training.start.start_options`.
     shard : bool
         Whether to divide the model among all processes (FSDP2).
     device : torch.device, optional
@@ -157,22 +166,17 @@ def fit(
     device = _training_device(model, device, shard=shard)
     feed = Feed(batches, world=world, device=device)
     course = course or _course_of_one_round(feed)
+    gradients = first_gradients(model, batches, course, loss=loss, world=world, device=device, state=state)
     injection = inject(
-        model,
-        targets=targets,
-        exclude=exclude,
-        rank=rank,
-        rank_pattern=rank_pattern,
-        alpha=alpha,
-        method=method,
-        heads=heads,
-        dropout=dropout,
-        seed=seed,
-        initialisation=initialisation,
-    )
+        model, targets=targets, exclude=exclude, rank=rank, rank_pattern=rank_pattern, alpha=alpha, method=method,
+        scale_rule=scale_rule, start=None if isinstance(start, Adapter) else start, magnitude=magnitude,
+        lr_ratio=lr_ratio, freeze_a=freeze_a, heads=heads, dropout=dropout, seed=seed, gradients=gradients,
+    )  # fmt: skip
     with _removed_on_error(injection, shard=shard):
-        if start is not None:
+        if isinstance(start, Adapter):
             injection = start_from(injection, start)
+        if first_a is not None:
+            injection = start_with_a(injection, first_a)
         loop = Loop(injection, feed, course, loss=loss, world=world, watch=watch or Watch(), seed=seed, device=device)
         loop.run(state)
     # The record names the versions because the numbers of two releases may differ. The values of the caller come last,

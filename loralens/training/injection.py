@@ -1,39 +1,35 @@
 """Injection: replaces chosen layers of a model by LoRA layers, and restores them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from loralens.choices import ScaleRule, StartName
 from loralens.core.attached import keep_modes
 from loralens.core.names import natural_key
 from loralens.core.scaling import Scaling
-from loralens.errors import OptionError
-from loralens.training.checks import check_model, check_numbers, check_weight
+from loralens.training.checks import check_model, check_numbers
 from loralens.training.heads import copy_tensors, restore_tensors, widen_heads
-from loralens.training.layers.construction import make_layers, matrix_of, no_experts
-from loralens.training.layers.experts import ExpertLayer, innermost
-from loralens.training.layers.initial import INITIALISATIONS, Initialisation
+from loralens.training.layer_plan import plan_layers
+from loralens.training.layers.construction import make_layers
+from loralens.training.layers.experts import innermost
 from loralens.training.layers.layer import LoRALayer
 from loralens.training.layers.quantised import codes_of, keep_codes
 from loralens.training.left_out import note_left_out
 from loralens.training.method import TrainingMethod, training_method
-from loralens.training.ranks import check_rank_pattern, choose_ranks
+from loralens.training.ranks import check_rank_pattern
 from loralens.training.running_statistics import freeze_statistics
-from loralens.training.targets import (
-    ALL_LINEAR,
-    choose_heads,
-    choose_layers,
-    excluded_modules,
-    glob_list,
-    modules_by_name,
-    warn_of_doubles,
-    with_stacks,
-)
+from loralens.training.targets import ALL_LINEAR, excluded_modules, glob_list
 from loralens.training.world import World
+
+# Layer → its weight, from which a function computes the gradients for a start along the gradient.
+Gradients = Mapping[str, Tensor] | Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+# The names of starts in the records of adapters and runs, which older releases wrote too.
+RECORDED: Final[Mapping[str, str]] = {"kaiming": "kaiming-uniform", "pissa": "principal"}
 
 
 @final
@@ -52,7 +48,8 @@ class Injection:
     rank_pattern : mapping of str to int
         The ranks that globs were given.
     initialisation : str
-        How the initial factors were made; ``principal`` for PiSSA.
+        How the initial factors were made: ``kaiming-uniform``, ``gaussian``, ``principal`` (PiSSA), ``olora``,
+        ``lora-ga``; ``adapter`` or ``A of an adapter`` where an adapter brought them.
     digests : mapping of str to str
         For each layer a digest of the initial factor that was drawn: A₀, for embeddings B₀.
     """
@@ -110,7 +107,7 @@ class Injection:
     def groups(self, *, lr: float) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser of torch: "A", "B", "magnitude" and "heads", without empty ones.
 
-        The learning rate is ``lr``, and for B ``lr`` times the ratio of the method, which is 16 for LoRA+. The B of an
+        The learning rate is ``lr``, and for B ``lr`` times the ratio of the method, such as 16 for LoRA+. The B of an
         embedding is the factor that is drawn at random, so it is in the group "A".
         """
         parts: dict[str, list[nn.Parameter]] = {"A": [], "B": [], "magnitude": [], "heads": []}
@@ -120,7 +117,6 @@ class Injection:
             if layer.magnitude is not None:
                 parts["magnitude"].append(layer.magnitude)
         parts["heads"] = [parameter for head in self.heads.values() for parameter in head.parameters()]
-        # Only LoRA+ has a ratio other than 1.
         rates = {"B": lr * self.method.ratio}
         groups = []
         for name, group_parameters in parts.items():
@@ -163,14 +159,20 @@ def inject(
     rank_pattern: Mapping[str, int] | None = None,
     alpha: float = 16.0,
     method: str = "lora",
+    scale_rule: ScaleRule | None = None,
+    start: StartName | None = None,
+    magnitude: bool | None = None,
+    lr_ratio: float | None = None,
+    freeze_a: bool | None = None,
     heads: str | Sequence[str] = (),
     dropout: float = 0.0,
     seed: int = 0,
-    initialisation: Initialisation = "kaiming-uniform",
+    gradients: Gradients | None = None,
 ) -> Injection:
     """Put LoRA layers into a model, and freeze the rest of it.
 
-    The model is changed in place and computes the same as before (with DoRA and PiSSA up to rounding). The names of the
+    The model is changed in place and computes the same as before (with DoRA and with starts other than ``kaiming`` and
+    ``gaussian`` up to rounding). The names of the
     adapted layers end with ``.base_layer`` now. What ``torch.compile`` has wrapped has the names of the modules inside.
     A model is wrapped for distributed training after this call. Running statistics are frozen in training too, see
     `loralens.training.running_statistics`.
@@ -191,14 +193,19 @@ def inject(
     alpha : float
         The scale is α/r, for rsLoRA α/√r, with the rank r of each layer, as in PEFT.
     method : str
-        The name of a row of `loralens.training.method.METHODS`.
+        The name of a row of `loralens.training.method.METHODS`: a combination of the five options below.
+    scale_rule, start, magnitude, lr_ratio, freeze_a : optional
+        Each replaces the one of the method: the scale ``lora`` (α/r) or ``rslora`` (α/√r); the first factors
+        ``kaiming``, ``gaussian``, ``pissa``, ``olora`` or ``lora-ga``; whether the length of every output is trained
+        (DoRA); the learning rate of B divided by that of A; whether A is not trained.
     heads : str or sequence of str
         Globs for the names of modules that are trained in full, in float32 even if the model has 16 bits.
     dropout : float
         The probability of dropout on the input of every A, in training only.
     seed : int
-    initialisation : str
-        ``kaiming-uniform`` or ``gaussian``, see `loralens.training.layers.initial.draw_pair`; ignored by PiSSA.
+    gradients : mapping of str to tensor, or callable, optional
+        For the start ``lora-ga``, the gradient of the loss with respect to the weight of every layer, by the name of
+        the layer; or a function that computes these from the weights by name. `loralens.training.fit` gives them.
 
     Returns
     -------
@@ -217,26 +224,24 @@ def inject(
     UserWarning
         A layer is in several places of the model. It is adapted in all of them, while PEFT would adapt only the first.
     """
-    row = training_method(method)
+    row = training_method(
+        method, scale_rule=scale_rule, start=start, magnitude=magnitude, lr_ratio=lr_ratio, freeze_a=freeze_a
+    )
     check_model(model)
     pattern = check_rank_pattern(rank_pattern or {})
     rank, alpha, dropout, seed = check_numbers(row, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
-    if initialisation not in INITIALISATIONS:
-        what = f"initialisation {initialisation!r} does not exist"
-        raise OptionError(what, fix=f"choose one of {', '.join(INITIALISATIONS)}")
-    named = with_stacks(modules_by_name(model))
-    tops = choose_heads(model, heads)
     # In evaluation mode, since reading a parametrised weight (a spectral norm) in training mode changes it.
     with keep_modes(model):
         model.eval()
-        kinds = choose_layers(model, targets, heads=tops, exclude=exclude, no_experts=no_experts(row, dropout))
-        warn_of_doubles(model, {name: named[name] for name, kind in kinds.items() if kind is not ExpertLayer})
-        sides = {name: check_weight(name, matrix_of(named[name], kind, name)) for name, kind in kinds.items()}
-        ranks = choose_ranks(sides, rank=rank, pattern=pattern, say=World.current().main)
+        named, kinds, ranks, tops = plan_layers(
+            model, row, targets=targets, exclude=exclude, rank=rank, rank_pattern=pattern, heads=heads, dropout=dropout,
+            say=World.current().main,
+        )  # fmt: skip
         if World.current().main and ALL_LINEAR in glob_list(targets, "targets"):
             note_left_out(model, kinds, (*tops, *excluded_modules(named, exclude)))
+        known = _gradients_of(row, gradients or {}, named, list(kinds))
         layers, digests = make_layers(
-            named, kinds, ranks, row, alpha=alpha, dropout=dropout, seed=seed, how=initialisation
+            named, kinds, ranks, row, alpha=alpha, dropout=dropout, seed=seed, gradients=known
         )
     # Stored before freezing: remove() makes exactly these trainable again.
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
@@ -246,23 +251,26 @@ def inject(
     before = copy_tensors(full.values())
     _freeze_base(model, layers, full, frozen=row.frozen)
     return Injection(
-        model=model,
-        layers=layers,
-        heads=full,
-        method=row,
-        rank=rank,
-        rank_pattern=pattern,
-        alpha=alpha,
-        dropout=dropout,
-        seed=seed,
-        initialisation="principal" if row.principal else initialisation,
-        digests=digests,
+        model=model, layers=layers, heads=full, method=row, rank=rank, rank_pattern=pattern, alpha=alpha,
+        dropout=dropout, seed=seed, initialisation=RECORDED.get(row.start, row.start), digests=digests,
         _places=places,
         _nested=_disable_nested_tensors(model, layers),
         _handles=(*freeze_statistics(model, heads=full.values()), *widen_heads(full.values()), *keep_codes(model)),
         _trained=trained,
         _head_tensors=before,
-    )
+    )  # fmt: skip
+
+
+def _gradients_of(
+    method: TrainingMethod, gradients: Gradients, named: Mapping[str, nn.Module], names: Sequence[str]
+) -> Mapping[str, Tensor]:
+    """The gradients of the weights of layers, where the method starts along them."""
+    if method.start != "lora-ga":
+        return {}
+    if not callable(gradients):
+        return gradients
+    weights: dict[str, Any] = {name: named[name].weight for name in names}
+    return gradients(weights)
 
 
 def _replace_layers(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[tuple[nn.Module, str, LoRALayer], ...]:

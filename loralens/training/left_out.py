@@ -29,7 +29,7 @@ def note_left_out(model: nn.Module, adapted: Collection[str], passed_over: Colle
     total = missed = 0
     kinds: Counter[str] = Counter()
     for path, module in model.named_modules():
-        # Embeddings are no linear layers, and nobody expects them to be adapted.
+        # Embeddings are not linear layers, and nobody expects them to be adapted.
         if isinstance(module, nn.Embedding) or module is head:
             continue
         for own, parameter in module.named_parameters(recurse=False):

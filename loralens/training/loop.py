@@ -1,7 +1,7 @@
 """The training loop: computes gradients of batches, updates the parameters, and calls the functions of a `Watch`."""
 
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from loralens.core.attached import keep_modes
 from loralens.core.messages import warn
@@ -22,14 +22,13 @@ from loralens.training.blocks import recompute_blocks
 from loralens.training.course import Course
 from loralens.training.feed import Feed, length_of, move_batch, size_of
 from loralens.training.injection import Injection
-from loralens.training.number import as_float
+from loralens.training.losses.returned import Loss, loss_and_count
+from loralens.training.optimisers import make_optimiser
 from loralens.training.precision import Precision
 from loralens.training.readout import full_tensor, read_injection
 from loralens.training.state import capture_state, draws_of, overwrite, restore_state, run_identity, trained_tensors
 from loralens.training.watch import AdapterWatcher, Measures, Step, Watch
 from loralens.training.world import World
-
-Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Any]]
 
 
 @final
@@ -123,14 +122,11 @@ class Loop:
 
     def _prepare(self, state: State | None) -> None:
         """Make the optimiser, and restore the state if there is one."""
-        course, groups = self.course, self.injection.groups(lr=self.course.lr)
-        if course.optimiser == "sgd":
-            self._optimiser = SGD(groups, lr=course.lr)
-        else:
-            self._optimiser = AdamW(groups, lr=course.lr, weight_decay=course.weight_decay)
+        groups = self.injection.groups(lr=self.course.lr)
+        self._optimiser = make_optimiser(groups, self.course, device=self.device, shard=self.world.shard)
         # The caller, or a run that failed, may have left gradients in the heads.
         self._optimiser.zero_grad(set_to_none=True)
-        self._rates = [group["lr"] for group in groups]
+        self._rates = [group["lr"] for group in self._optimiser.param_groups]
         watcher = self._watcher
         if watcher is not None:
             # Before the state is restored, since the drift of A is measured from its start.
@@ -208,7 +204,7 @@ class Loop:
             with self.world.gathering(self._model, last=last):
                 with self._precision.context():
                     result = self.loss(self._model, batch)
-                summed, over = _loss_and_count(result)
+                summed, over = loss_and_count(result)
                 if not self._precision.begun:
                     # The mean over processes, so that all have one scale.
                     self._precision.begin(self.world.mean(float(over), self.device))
@@ -253,6 +249,7 @@ class Loop:
                 draws=self.feed.first_draws,
                 record=record,
                 run=self._identity,
+                own_optimiser=callable(self.course.optimiser),
             )
             if self.world.main:
                 self.watch.save(state)
@@ -301,26 +298,6 @@ class Loop:
             f"{what} at step {self.done + 1}, {batches}",
             fix=f"lower the learning rate (it was {rate:.2g}), clip gradients, or look at that batch",
         )
-
-
-def _loss_and_count(returned: Any) -> tuple[Tensor, Tensor | float]:
-    """The loss and the number of its terms, from the return value of a loss function; 1 where it is a mean."""
-    loss, over = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, 1)
-    number = over.detach().reshape(()) if isinstance(over, Tensor) and over.numel() == 1 else as_float(over)
-    if not isinstance(loss, Tensor) or number is None:
-        raise OptionError(
-            f"the loss is {reprlib.repr(returned)}, which is not a tensor",
-            fix="return a tensor with one number, or a pair of it and the number of its terms",
-        )
-    if loss.ndim:
-        raise OptionError(
-            f"the loss has the shape {tuple(loss.shape)}, and it must be one number", fix="return its mean or its sum"
-        )
-    if not loss.requires_grad:
-        raise OptionError(
-            "the loss depends on nothing that is trained", fix="compute it from the model's output, with gradients on"
-        )
-    return loss, number
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from typing import Any, final
 import torch
 from torch import nn
 
-# The numbers of torch.amp.GradScaler: gradients of float16 are lost below 6e-8, and a power of two rounds nothing.
+# The numbers of torch.amp.GradScaler. float16 loses gradients below 6e-8, and a power of two rounds nothing.
 FIRST = 2.0**16
-STEPS = 2000  # without an infinite gradient, after which the scale is doubled
-SKIPPED = 24  # steps in a row, after which it is not the scale that makes the gradients infinite
+STEPS = 2000  # steps without an infinite gradient, after which the scale is doubled
+SKIPPED = 24  # steps left out in a row, after which the scale is not the reason for infinite gradients
 
 
 @final
@@ -42,9 +42,9 @@ class Precision:
 
     @classmethod
     def of(cls, model: nn.Module, device: torch.device, *, autocast: bool | None) -> "Precision":
-        """The precision for a model on a device. By default autocast is on with a GPU of CUDA alone.
+        """The precision for a model on a device. By default autocast is on only on a CUDA GPU.
 
-        Autocast is to bfloat16, or to float16 where the weights of the model are that, or the GPU has no bfloat16.
+        Autocast is to bfloat16, or to float16 where the weights of the model are float16 or the GPU has no bfloat16.
         """
         on = device.type == "cuda" if autocast is None else autocast
         half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
@@ -58,14 +58,14 @@ class Precision:
     def begin(self, terms: float) -> None:
         """Set the first scale, for batches whose loss is a sum over so many terms.
 
-        The loss of a batch is a sum and not a mean, so that its gradients are that much larger.
+        The loss of a batch is a sum and not a mean, so its gradients are larger by this factor.
         """
         self.begun = True
         if self.scaled:
             self.scale = FIRST / 2 ** ceil(log2(max(terms, 1)))
 
     def accepts(self, *, finite: bool) -> bool:
-        """Whether the run goes on after a step whose gradients are finite or not; the scale follows.
+        """Adapt the scale to whether the gradients of a step are finite, and return whether the run goes on.
 
         An infinite gradient of a scaled loss means that the scale is too large. The step is left out, and the scale
         halved, as `torch.amp.GradScaler` does.

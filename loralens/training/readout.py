@@ -17,9 +17,9 @@ from loralens.core.scaling import Scaling
 from loralens.core.training import RECORD, record_of
 from loralens.training.injection import Injection
 from loralens.training.layers.experts import ExpertLayer, is_transposed
-from loralens.training.layers.initial import Pair, combined_digest
 from loralens.training.layers.layer import LoRALayer, TransposedLayer
-from loralens.training.layers.pissa import difference
+from loralens.training.starts.drawn import Pair, combined_digest
+from loralens.training.starts.subtracted import difference
 
 PREFIX = "base_model.model."  # of every key in a PEFT file: the names of its wrappers around the model
 

@@ -13,6 +13,7 @@ from loralens.core.training import State
 from loralens.errors import MismatchError
 from loralens.training.course import Course
 from loralens.training.injection import Injection
+from loralens.training.optimiser_state import capture_optimiser, restore_optimiser
 from loralens.training.readout import numpy_of, settings
 
 FREE = ("checkpointing",)  # fields of a course that change no number
@@ -53,16 +54,23 @@ def capture_state(
     draws: Mapping[str, Array],
     record: Mapping[str, Any],
     run: Mapping[str, Any],
+    own_optimiser: bool,
 ) -> State:
     """The state of a run after a step. If the model is sharded, all processes must call this at the same time.
 
-    ``draws`` are the states of the generators with which the run began to draw batches.
+    ``draws`` are the states of the generators with which the run began to draw batches, and ``own_optimiser`` says
+    whether the caller has made the optimiser.
     """
+    trained = trained_tensors(injection)
+    # Values of groups that do not follow from the course: those of an optimiser of the caller.
+    remembered, values = capture_optimiser(optimiser, trained, groups=own_optimiser, numpy_of=numpy_of)
     tensors: dict[str, Array] = {}
-    for name, tensor in trained_tensors(injection).items():
+    for name, tensor in trained.items():
+        # What the optimiser remembers of a tensor comes behind it, as in the files of older releases.
         tensors[TRAINED + name] = numpy_of(tensor)
-        remembered = optimiser.state.get(tensor, {})
-        tensors |= {f"{REMEMBERED}{name}.{own}": numpy_of(value) for own, value in remembered.items()}
+        tensors |= {REMEMBERED + key: value for key, value in remembered.items() if key.startswith(f"{name}.")}
+    tensors |= {REMEMBERED + key: value for key, value in remembered.items()}
+    record = {**record, "optimiser": values} if values else record
     tensors |= {BEST + name: numpy_of(tensor) for name, tensor in best.items()}
     tensors |= {DRAWN + name: array for name, array in draws.items()}
     return State(step, tensors, dict(record), dict(run))
@@ -91,17 +99,10 @@ def restore_state(
         )
     for name, tensor in tensors.items():
         _check_shape(tensor, state.tensors[TRAINED + name], name)
-    optimised = {parameter for group in optimiser.param_groups for parameter in group["params"]}
     for name, tensor in tensors.items():
         overwrite(tensor, state.tensors[TRAINED + name], name)
-        begin = f"{REMEMBERED}{name}."
-        own = {key.removeprefix(begin): value for key, value in state.tensors.items() if key.startswith(begin)}
-        if own and tensor in optimised:
-            optimiser.state[tensor] = {
-                # torch's optimisers keep the count of steps on the CPU, and the moments with the weight.
-                key: torch.from_numpy(value.copy()) if key == "step" else _tensor_like(tensor, value)
-                for key, value in own.items()
-            }
+    remembered = {n.removeprefix(REMEMBERED): value for n, value in state.tensors.items() if n.startswith(REMEMBERED)}
+    restore_optimiser(optimiser, tensors, remembered, state.record.get("optimiser", {}), like=_tensor_like)
     best = {name.removeprefix(BEST): value for name, value in state.tensors.items() if name.startswith(BEST)}
     return {name: _tensor_like(tensors[name], value) for name, value in best.items()}
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 from os import PathLike
+from pathlib import Path
 from typing import Any, Unpack
 
 from loralens.analysis.compare.equality import UpdateDifference, differences
 from loralens.core.messages import tell_findings
 from loralens.core.progress import progress
 from loralens.errors import MismatchError, OptionError
+from loralens.formats.dialects.experts import divide_as
 from loralens.formats.dialects.gguf.reader import has_permuted_rows, restore_rows
 from loralens.tables.numbers import count, json_number, number
 from loralens.tables.result import Tabular
@@ -142,7 +144,8 @@ def equal(
     tolerance : float
         The largest relative difference ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of equal modules.
     base : path, optional
-        The base model of GGUF files: its head counts determine the order of rows of q and k.
+        The base model. Its head counts determine the order of rows of q and k in GGUF files, and its type how gate and
+        up lie in stacks of experts.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``. ``alpha`` and ``scale`` are
         used for whichever of the two does not state its own.
@@ -150,7 +153,7 @@ def equal(
     Raises
     ------
     OptionError
-        A tolerance that is negative or not finite.
+        A tolerance that is negative or not finite; stacks of experts of PEFT and of mlx-lm without a base.
     FormatError
         A file that is not an adapter; a module that holds NaN or Inf.
     MismatchError
@@ -175,6 +178,17 @@ def equal(
     for name, findings in zip(names, (adapter.findings, other.findings), strict=True):
         tell_findings(name, findings)
     warn_of_bases(names, (adapter, other))
+    # What PEFT has in one stack, llama.cpp and mlx-lm have in two.
+    config = _config_of(base) if base else None
+    adapter, other = divide_as(adapter, other, config), divide_as(other, adapter, config)
     with progress("comparing", max(len(adapter), len(other))) as step:
         measured = differences(adapter, other, step=step)
     return EqualResult(measured, tolerance, len(adapter.extra) + len(other.extra))
+
+
+def _config_of(base: str | PathLike[str]) -> dict[str, Any] | None:
+    """The content of the base's config.json."""
+    # Most comparisons need no reader of bases.
+    from loralens.formats.models.checkpoint import model_config
+
+    return model_config(Path(base))

@@ -56,6 +56,8 @@ class MergeResult(Written):
         The certificate as a JSON object.
     undo_file, certificate_file : Path or None
         The places of the two files; None for a file that was not written.
+    undo_size : int or None
+        The bytes of the undo file, also of one that a dry run would write; None for a merge without one.
     """
 
     target: Target
@@ -65,6 +67,7 @@ class MergeResult(Written):
     certificate: Mapping[str, Any]
     undo_file: Path | None = None
     certificate_file: Path | None = None
+    undo_size: int | None = None
 
     def __repr__(self) -> str:
         total = self.certificate["total"]
@@ -82,16 +85,13 @@ class MergeResult(Written):
         # An adapter of heads alone has no update whose gain could be measured.
         elif self.modules:
             if "changed" in total:
-                return [
-                    *sentences,
-                    *conclusion_on_codes(total, written=self.target.written is not None),
-                    *conclusion_on_texts(self.certificate),
-                ]
-            # The gain of an update is 1 where all of it arrived; the error is what rounding adds.
-            arrived = "arrived" if self.target.written else "would arrive"
-            gain, error = fixed(".4f")(total["gain"]), percent(total["relative_error"])
-            sentences.append(f"The update {arrived} with a gain of {gain} and an error of {error} from rounding.")
-        return sentences
+                sentences += conclusion_on_codes(total, written=self.target.written is not None)
+            else:
+                # The gain of an update is 1 where all of it arrived; the error is what rounding adds.
+                arrived = "arrived" if self.target.written else "would arrive"
+                gain, error = fixed(".4f")(total["gain"]), percent(total["relative_error"])
+                sentences.append(f"The update {arrived} with a gain of {gain} and an error of {error} from rounding.")
+        return [*sentences, *conclusion_on_texts(self.certificate)]
 
     def tables(self) -> list[Table[MergedModule]]:
         """The adapted modules, one per row."""
@@ -108,11 +108,10 @@ class MergeResult(Written):
     def sentences(self) -> list[str]:
         """The undo file and its size, and the certificate."""
         sentences, bits = [], self.certificate["total"]["undo_bits_per_weight"]
-        if self.undo_file:
-            # A result may outlive its files.
-            size = f", {self.undo_file.stat().st_size:,} bytes" if self.undo_file.is_file() else ""
+        if self.undo_size is not None:
+            file = f"{self.undo_file}, " if self.undo_file else "would have "
             share = f" (patches of {bits:.2f} bits per changed weight)" if bits is not None else ""
-            sentences.append(f"undo file: {self.undo_file}{size}{share}")
+            sentences.append(f"undo file: {file}{self.undo_size:,} bytes{share}")
         if self.certificate_file:
             sentences.append(f"certificate: {self.certificate_file}")
         return sentences
@@ -191,7 +190,7 @@ def merge(
     overwrite : bool
         Replace what is already at ``output``.
     dry_run : bool
-        Measure what would arrive, and write nothing.
+        Measure what would arrive and how large the undo file would be, and write nothing.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
     block : int, str or sequence of them
@@ -235,7 +234,7 @@ def merge(
         rounding=rounding,
         seed=seed,
         fidelity=measured,
-        undo=undo_file is not None and not dry_run,  # a dry run has no use for a patch
+        undo=undo_file is not None or (dry_run and _has_patches(undo, inputs)),
         device=compute_device,
         moments=sweep_inputs(moments, inputs.coded),
         data=data,
@@ -246,7 +245,12 @@ def merge(
     else:
         run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
     _warn_of_losses(run.modules(), inputs, rounding)
-    return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate(), *run.written)
+    return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate(), *run.written, run.undo_size())
+
+
+def _has_patches(undo: str | PathLike[str] | None, inputs: MergeInputs) -> bool:
+    """Whether the merge would write patches. A dry run needs no place for them to say how large they would be."""
+    return str(undo) != NONE and not inputs.laid_anew
 
 
 def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:

@@ -24,6 +24,7 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, command_line_options, path_of, sources
 from loralens.verbs.inputs.checkpoints import with_checkpoints
 from loralens.verbs.inputs.choices import Blocks, as_globs
+from loralens.verbs.outputs.fleet_page import fleet_page
 from loralens.verbs.outputs.page import report_page
 from loralens.verbs.outputs.watched import read_watched, watch_log_of, watched_page
 
@@ -94,6 +95,7 @@ def _adapter_column(label: str) -> Column[Any]:
 def report(
     *adapters: Source,
     output: str | PathLike[str] | None = None,
+    fleet: str | PathLike[str] | None = None,
     base: str | PathLike[str] | None = None,
     activations: ActivationSource | Sequence[ActivationSource] = (),
     evaluations: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
@@ -115,6 +117,8 @@ def report(
         a run stands for its checkpoints. Or the log of a watched run (`loralens.watching`).
     output : path, optional
         The page to write, a ``.html`` file; folders on the way are made. Without it nothing is written.
+    fleet : path, optional
+        The index of a fleet, or the folder that holds it: the page is about the fleet, and no adapter is given.
     base : path, optional
         The base model: each adapter is also measured against it.
     activations : path or Moments, or a sequence of them
@@ -143,7 +147,8 @@ def report(
     ------
     OptionError
         A page of another suffix than ``.html``, or that exists; ``markdown`` without ``output``; ``intruders`` without
-        a base; a folder of several adapters that is not a run; a glob that matches nothing.
+        a base; ``fleet`` with adapters, or with what is measured on them; a folder of several adapters that is not a
+        run; a glob that matches nothing.
     FormatError
         A file that is not an adapter.
     MismatchError
@@ -159,7 +164,7 @@ def report(
     # Not to look for intruders needs no base, so only True is refused.
     if intruders and base is None:
         raise OptionError("intruders are directions of W + ΔW, and no base is given", fix="give base, the base model")
-    chosen = sources(adapters)
+    chosen = [] if fleet is not None else sources(adapters)
     # A single path is recognised by its type, since a string is a sequence too.
     moments = [activations] if isinstance(activations, str | PathLike | Moments) else list(activations)
     measured = [evaluations] if isinstance(evaluations, str | PathLike) else list(evaluations)
@@ -171,6 +176,11 @@ def report(
         _check_apart(page, chosen, base, [*moments, *measured], with_markdown=markdown)
         # Only beside a page that is replaced: a Markdown file of the same name may else belong to something different.
         older = [] if markdown or not page.exists() else [path for path in markdown_paths(page) if path.exists()]
+    if fleet is not None:
+        _check_fleet_alone(adapters, base=base, activations=moments, evaluations=measured, modules=modules)
+        words = ["loralens", "report", "--fleet", str(fleet), *(["-o", str(page)] if page else ["--json"])]
+        document = fleet_page(fleet, command=command_line(*words, *(["--markdown"] if markdown else [])))
+        return ReportResult(document, write_report(document, page, with_markdown=markdown) if page else [])
     command = _command(chosen, page, base, moments, measured, modules, reading, intruders=intruders, markdown=markdown)
     if (log := watch_log_of(chosen)) is not None:
         _check_log_alone(base, moments, measured)
@@ -191,6 +201,15 @@ def report(
         names = " and ".join(map(str, older))
         note(f"{names} of an earlier report left unchanged; --markdown writes them again")
     return ReportResult(document, written)
+
+
+def _check_fleet_alone(adapters: Sequence[object], **given: object) -> None:
+    """Refuse adapters, and options that need one, for the page of a fleet."""
+    if adapters:
+        raise OptionError("fleet and adapters exclude each other", fix="leave out the adapters, or leave out fleet")
+    for name, value in given.items():
+        if value is not None and value != [] and value != ():
+            raise OptionError(f"{name} is for adapters, and this page is about a fleet", fix=f"leave out {name}")
 
 
 def _check_log_alone(base: object, activations: Sequence[object], evaluations: Sequence[object]) -> None:

@@ -17,6 +17,7 @@ from loralens.core.threads import processor_count
 from loralens.core.training import same_start
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_where_unknown, sources
 from loralens.verbs.inputs.bases import warn_of_bases
+from loralens.verbs.inputs.checkpoints import with_grids
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_at_least, check_choice
 from loralens.verbs.outputs.collection_similarity import CollectionSimilarity
 from loralens.verbs.outputs.nested_similarity import NestedSimilarity
@@ -47,7 +48,7 @@ def similarity(
     ----------
     *adapters : path or Adapter
         One, two, or more: files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load`
-        returns.
+        returns. The folder of a grid of runs stands for its finished runs.
     of : str
         Whose directions: ``update``, the singular directions of ΔW; ``A`` or ``B``, those of one factor alone.
         Cosines and CKA are always of ΔW.
@@ -83,7 +84,7 @@ def similarity(
     check_at_least("phi_rank", phi_rank, 1)
     # A and B have one side each. Called here so that asking for the other side is an error before any file is read.
     compared_side = side_of(of, side)
-    chosen = sources(adapters)
+    chosen = with_grids(sources(adapters))
     names = labels(chosen)
     loaded = [read_where_unknown(source, reading) for source in chosen]
     for source, name, adapter in zip(chosen, names, loaded, strict=True):

@@ -1,30 +1,41 @@
-"""The verb ``survey``: lists the adapters under a folder, and names duplicates."""
+"""The verb ``survey``: lists the adapters under a folder, and names duplicates; a view of the index of a fleet."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, overload
 
-from loralens.analysis.survey import Duplicate, Summary, duplicates, summarise_adapter
-from loralens.core.adapter import Adapter
-from loralens.core.progress import progress
-from loralens.core.threads import processor_count
-from loralens.errors import LoraLensError
-from loralens.formats.records.collection import (
-    FolderEntry,
-    candidates,
-    examine_file,
-    folder_labels,
-    note_repeated_links,
-)
+from loralens.analysis.survey import Duplicate, Summary, duplicates
+from loralens.core.adapter import Adapter, Finding
+from loralens.errors import LoraLensError, OptionError
+from loralens.fleet.catalogue.members import Member
+from loralens.fleet.catalogue.reading import read_others, read_state
+from loralens.fleet.catalogue.schema import CATALOGUE
+from loralens.fleet.fleet import Fleet
+from loralens.formats import load
+from loralens.formats.records.collection import FolderEntry, folder_labels
 from loralens.tables.numbers import UNDEFINED, count, fixed, number, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.bases import note_of_bases
 
+OF_INDEX = "zero-update"  # the code of the only finding that the index itself adds
 OTHERS_NAMED = 3  # files without LoRA pairs that a sentence names; --json lists all of them
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyReading:
+    """How the files of a survey are read."""
+
+    allow_pickle: bool
+    once: bool
+
+    def __call__(self, path: Path) -> Adapter:
+        """The adapter at a path; its numbers are read on demand."""
+        return load(path, allow_pickle=self.allow_pickle, once=self.once, strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +50,8 @@ class SurveyedAdapter:
         The name in the table, relative to the folder of the survey: the folder of the adapter if it holds no other one.
     size : int
         Bytes on disk.
-    adapter : Adapter or None
-        None if it cannot be read.
+    member : Member or None
+        What the index has of it; None if it cannot be read.
     duplicate : Duplicate or None
         In which way it equals an adapter that comes before it.
     original : SurveyedAdapter or None
@@ -52,12 +63,26 @@ class SurveyedAdapter:
     path: Path
     label: str
     size: int
-    adapter: Adapter | None = None
+    member: Member | None = None
     summary: Summary | None = None
     duplicate: Duplicate | None = None
     original: "SurveyedAdapter | None" = None
     reason: str = ""
     fix: str = ""
+    reading: "SurveyReading | None" = None
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter, whose numbers are read on demand; None if it cannot be read."""
+        return self.reading(self.path) if self.reading and self.member else None
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """The findings of the reader."""
+        # The index has the codes. Only files with a finding are opened again.
+        if self.member is None or not set(self.member.findings) - {OF_INDEX}:
+            return ()
+        return self.adapter.findings if self.adapter else ()
 
     @property
     def note(self) -> str:
@@ -68,9 +93,8 @@ class SurveyedAdapter:
                 return f"= {self.original.label}"
             difference = f" (ΔW differs by {self.duplicate.difference:.1g})" if self.duplicate.difference else ""
             return f"≈ {self.original.label}{difference}"
-        findings = self.adapter.findings if self.adapter else ()
         # Warnings and notes would fill the column; inspect shows them.
-        wrong = [finding.code for finding in findings if finding.level == "error"]
+        wrong = [finding.code for finding in self.findings if finding.level == "error"]
         return f"wrong: {', '.join(wrong)}" if wrong else ""
 
 
@@ -185,10 +209,8 @@ NOTE: Column[SurveyedAdapter] = Column("note", lambda row: row.note, "note", ali
 # apart.
 COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
     Column("path", lambda row: str(row.path)),
-    Column("format", lambda row: row.adapter and row.adapter.format, "format", align="left", priority=3),
-    Column(
-        "base_model", lambda row: row.adapter and row.adapter.base_model, "base", _base_name, align="left", priority=4
-    ),
+    Column("format", lambda row: row.member and row.member.format, "format", align="left", priority=3),
+    Column("base_model", lambda row: row.member and row.member.base, "base", _base_name, align="left", priority=4),
     _summary_column("modules"),
     # One column for people instead of two, as modules with ΔW = 0 are rare.
     Column("modules_and_zeros", _modules_text, "modules", priority=4, json=False, csv=False),
@@ -203,7 +225,7 @@ COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
         about="the number before B·A",
     ),
     _summary_column("parameters", "parameters", text="{:,}".format, priority=5),
-    Column("bytes", lambda row: row.size if row.adapter else None, "size", size, priority=6),
+    Column("bytes", lambda row: row.size if row.member else None, "size", size, priority=6),
     _summary_column("frobenius", "‖ΔW‖F", text=number, priority=ALWAYS, about="length of ΔW"),
     _summary_column(
         "effective_rank", "effective", text=fixed(".2f"), priority=7, about="effective rank, mean over modules"
@@ -216,8 +238,8 @@ COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
     Column("duplicate_kind", lambda row: row.duplicate and row.duplicate.kind),
     Column("duplicate_difference", lambda row: row.duplicate and row.duplicate.difference),
     # JSON has the whole findings; a cell of CSV holds their codes.
-    Column("findings", lambda row: [f.record() for f in row.adapter.findings] if row.adapter else [], csv=False),
-    Column("findings", lambda row: " ".join(f.code for f in row.adapter.findings) if row.adapter else "", json=False),
+    Column("findings", lambda row: [finding.record() for finding in row.findings], csv=False),
+    Column("findings", lambda row: " ".join(finding.code for finding in row.findings), json=False),
     Column("reason", lambda row: row.reason, json=False),
 )
 
@@ -226,7 +248,8 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
     """List the adapters under a folder: format, base, ranks, norms, effective rank, fingerprint, duplicates.
 
     A file that should be an adapter and cannot be read is listed with the reason. Whole models are recognised by their
-    headers, and only counted.
+    headers, and only counted. If the folder has an index (`loralens.Fleet`) and no file has changed since it was made,
+    the index answers; otherwise all files are read.
 
     Parameters
     ----------
@@ -243,49 +266,100 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
         ``folder`` is not a folder.
     """
     root = Path(folder)
-
-    def measure(path: Path) -> tuple[FolderEntry, Summary | None]:
-        file = examine_file(path, allow_pickle=allow_pickle, once=once)
-        if file.adapter is None:
-            return file, None
-        try:
-            return file, summarise_adapter(file.adapter)
-        except LoraLensError as error:
-            # A header that can be read promises nothing about the numbers behind it.
-            reason = ": ".join((*error.where, error.what))
-            return replace(file, adapter=None, status="unreadable", reason=reason, fix=error.fix), None
-
-    paths = candidates(root)
-    note_repeated_links(root, paths)
-    measured = []
-    # One file a thread: most adapters are small, and reading overlaps with the arithmetic of others.
-    with progress("reading", len(paths)) as step, ThreadPoolExecutor(processor_count()) as pool:
-        try:
-            for pair in pool.map(measure, paths):
-                measured.append(pair)
-                if step:
-                    step(1)
-        finally:  # after Ctrl-C, files that are not being read yet are not read at all
-            pool.shutdown(cancel_futures=True)
-    result = _summarise(root, measured)
+    if not root.is_dir():
+        raise OptionError(f"{root}: is not a folder", fix="give the folder to look through")
+    reading = SurveyReading(allow_pickle, once)
+    with _index_of(root, reading) as fleet:
+        result = _view(root, fleet, reading)
     # Several bases are not a fault of a collection, but only adapters of one base can be compared.
-    note_of_bases([row.adapter for row in result.adapters if row.adapter])
+    note_of_bases(row.member.base for row in result.adapters if row.member)
     return result
 
 
-def _summarise(root: Path, measured: Sequence[tuple[FolderEntry, Summary | None]]) -> SurveyResult:
-    """The rows of the survey, with the duplicates among them."""
-    readable = [(file, adapter, summary) for file, summary in measured if summary and (adapter := file.adapter)]
-    unreadable = [file for file, _ in measured if file.status == "unreadable"]
-    copies = duplicates([adapter for _, adapter, _ in readable], [summary for _, _, summary in readable])
-    by_index = {copy.index: copy for copy in copies}
-    label = folder_labels(root, [*(file.path for file, _, _ in readable), *(file.path for file in unreadable)])
+@contextmanager
+def _index_of(root: Path, reading: SurveyReading) -> Iterator[Fleet]:
+    """The index in a folder if it is up to date, otherwise a fresh one that is removed afterwards."""
+    stored = Fleet.open(root)
+    if _is_current(stored, root, reading):
+        yield stored
+        return
+    # Not in the folder itself: a survey writes nothing there.
+    with TemporaryDirectory(prefix="loralens-survey-") as home:
+        fresh = Fleet.open(home)
+        fresh.update(root, allow_pickle=reading.allow_pickle, once=reading.once)
+        yield fresh
+
+
+def _is_current(fleet: Fleet, root: Path, reading: SurveyReading) -> bool:
+    """Whether there is an index of this folder, whose files were read in the same way and have not changed since."""
+    if not (fleet.home / CATALOGUE).exists():
+        return False
+    try:
+        settings = f"allow_pickle={reading.allow_pickle} once={reading.once}"
+        same = read_state(fleet.home).settings == settings and fleet.root.samefile(root)
+        return same and not fleet.changes()
+    except (LoraLensError, OSError):  # an index that cannot be read is no obstacle, as a fresh one is made
+        return False
+
+
+class _OnDemand(Sequence[Adapter]):
+    """The adapters of a survey, each opened when it is asked for: only some of them are compared."""
+
+    def __init__(self, paths: Sequence[Path], reading: SurveyReading) -> None:
+        self.paths, self.reading = paths, reading
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> Adapter: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Adapter]: ...
+    def __getitem__(self, index: int | slice) -> Adapter | Sequence[Adapter]:
+        if isinstance(index, slice):
+            return _OnDemand(self.paths[index], self.reading)
+        return self.reading(self.paths[index])
+
+
+def _view(root: Path, fleet: Fleet, reading: SurveyReading) -> SurveyResult:
+    """The rows of the survey in order of paths, with the duplicates among them."""
+
+    def shown(path: Path) -> Path:
+        # The folder as the user wrote it; the index has its real path.
+        return root / path.relative_to(fleet.root)
+
+    members = sorted(fleet.members(), key=lambda member: member.path.parts)
+    unreadable = sorted(fleet.unreadable(), key=lambda file: file.path.parts)
+    paths = [shown(member.path) for member in members]
+    summaries = [_summary(fleet, member) for member in members]
+    by_index = {copy.index: copy for copy in duplicates(_OnDemand(paths, reading), summaries)}
+    label = folder_labels(root, [*paths, *(shown(file.path) for file in unreadable)])
     rows: list[SurveyedAdapter] = []
-    for i, (file, adapter, summary) in enumerate(readable):
+    for i, (path, member, summary) in enumerate(zip(paths, members, summaries, strict=True)):
         copy = by_index.get(i)
         original = rows[copy.original] if copy else None  # which comes before its copies, so its row is there
-        rows.append(SurveyedAdapter(file.path, label[file.path], file.size, adapter, summary, copy, original))
+        rows.append(SurveyedAdapter(path, label[path], member.size, member, summary, copy, original, reading=reading))
     failed = [
-        SurveyedAdapter(file.path, label[file.path], file.size, reason=file.reason, fix=file.fix) for file in unreadable
+        SurveyedAdapter(shown(file.path), label[shown(file.path)], file.size, reason=file.reason, fix=file.fix)
+        for file in unreadable
     ]
-    return SurveyResult(root, rows, failed, [file for file, _ in measured if file.status == "other"])
+    others = [
+        FolderEntry(shown(file.path), None, file.size, "other", file.reason)
+        for file in sorted(read_others(fleet.home, fleet.root), key=lambda file: file.path.parts)
+    ]
+    return SurveyResult(root, rows, failed, others)
+
+
+def _summary(fleet: Fleet, member: Member) -> Summary:
+    """The summary of one adapter, from the index."""
+    return Summary(
+        modules=member.modules,
+        zero=member.zero_modules,
+        ranks=member.ranks,
+        scales=member.scales,
+        parameters=member.parameters,
+        frobenius=member.frobenius,
+        norms=tuple(sorted(fleet.norms(member).values())),
+        effective_rank=member.effective_rank,
+        fingerprint=member.fingerprint,
+    )

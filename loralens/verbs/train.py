@@ -1,20 +1,21 @@
 """The verb ``train``: trains LoRA layers of a local model on texts, and writes the adapter."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from inspect import signature
 from os import PathLike
 
-from loralens.choices import BaseDtype, MethodName, Optimiser, Schedule, TaskName
-from loralens.formats.files.disk import check_new_folder
-from loralens.formats.records.training import Training
+from loralens.choices import BaseDtype, MethodName, Optimiser, ScaleRule, Schedule, StartName, TaskName
+from loralens.errors import OptionError
+from loralens.training.course import MakeOptimiser
+from loralens.verbs.grids.axes import Grid
+from loralens.verbs.grids.grid_result import GridResult
+from loralens.verbs.grids.grid_run import train_grid
 from loralens.verbs.inputs.adapters import AdapterSource
 from loralens.verbs.inputs.corpus.texts import TextSource
-from loralens.verbs.inputs.models import ModelSource, device_of, restore_settings
-from loralens.verbs.inputs.training import read_training_inputs
-from loralens.verbs.inputs.training_options import TrainingOptions, default_dtype, fill_in
-from loralens.verbs.outputs.target import Target
+from loralens.verbs.inputs.models import ModelSource, restore_settings
+from loralens.verbs.inputs.training_options import fill_in
+from loralens.verbs.outputs.training.train_adapter import train_adapter
 from loralens.verbs.outputs.training.training_result import TrainPlan, TrainResult
-from loralens.verbs.outputs.training.training_run import TrainingRun
 
 
 def train(
@@ -22,8 +23,7 @@ def train(
     model: ModelSource | None = None,
     task: TaskName | None = None,
     data: TextSource | None = None,
-    eval: TextSource | None = None,
-    eval_limit: int | None = None,
+    eval: TextSource | None = None, eval_limit: int | None = None,
     output: str | PathLike[str] | None = None,
     demo: bool = False,
     targets: str | Sequence[str] = (),
@@ -33,21 +33,17 @@ def train(
     rank_pattern: str | Sequence[str] | Mapping[str, int] = (),
     alpha: float = 16.0,
     method: MethodName = "lora",
-    dropout: float = 0.0,
-    base_dropout: bool = False,
-    steps: int | None = None,
-    epochs: float | None = None,
-    batch: int | None = None,
-    accumulate: int = 1,
-    length: int | None = None,
-    mask_prompt: bool = True,
-    pack: bool = False,
-    group_by_length: bool = False,
+    scale_rule: ScaleRule | None = None, start: StartName | None = None, magnitude: bool | None = None,
+    lr_ratio: float | None = None, freeze_a: bool | None = None,
+    dropout: float = 0.0, base_dropout: bool = False,
+    steps: int | None = None, epochs: float | None = None,
+    batch: int | None = None, accumulate: int = 1, length: int | None = None,
+    mask_prompt: bool = True, pack: bool = False, group_by_length: bool = False,
     lr: float | None = None,
     schedule: Schedule | None = None,
     warmup: float = 0.05,
-    optimiser: Optimiser = "adamw",
-    weight_decay: float = 0.0,
+    optimiser: Optimiser | MakeOptimiser = "adamw",
+    beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8, weight_decay: float = 0.0,
     clip: float = 1.0,
     seed: int = 0,
     device: str = "auto",
@@ -56,17 +52,14 @@ def train(
     threads: int | None = None,
     checkpointing: bool = False,
     shard: bool = False,
-    evaluate_every: int | None = None,
-    patience: int | None = None,
-    snapshots: int | None = None,
+    evaluate_every: int | None = None, patience: int | None = None, snapshots: int | None = None,
     watch: int | None = None,
     save_every: int = 50,
-    resume: bool = False,
-    more_steps: int | None = None,
-    start_from: AdapterSource | None = None,
-    overwrite: bool = False,
-    dry_run: bool = False,
-) -> TrainResult | TrainPlan:
+    resume: bool = False, more_steps: int | None = None,
+    start_from: AdapterSource | None = None, first_a: AdapterSource | None = None,
+    grid: Grid = (), jobs: int | None = None,
+    overwrite: bool = False, dry_run: bool = False,
+) -> TrainResult | TrainPlan | GridResult:  # fmt: skip
     """Train LoRA layers on texts, and write the adapter.
 
     During the run its files are in ``OUTPUT.unfinished``: the log, the snapshots, and the state from which ``resume``
@@ -101,7 +94,12 @@ def train(
     rank_pattern : str, sequence of str, or mapping of str to int
         Other ranks for the layers that match a glob: ``"down_proj=4"``, several of them, or ``{"down_proj": 4}``.
     method : str
-        ``lora``, ``rslora``, ``lora+``, ``dora``, ``pissa`` or ``frozen-a``.
+        ``lora``, ``rslora``, ``lora+``, ``dora``, ``pissa``, ``olora``, ``lora-ga`` or ``frozen-a``: short names of
+        combinations of the next five options, each of which replaces what the method has.
+    scale_rule, start, magnitude, lr_ratio, freeze_a : optional
+        The scale ``lora`` (α/r) or ``rslora`` (α/√r); the first factors ``kaiming``, ``gaussian``, ``pissa``,
+        ``olora`` or ``lora-ga``; whether the length of every output is trained (DoRA); the learning rate of B divided
+        by that of A; whether A is not trained.
     dropout, base_dropout : float and bool
         The probability of dropout on the input of every A; whether the model's own dropout stays switched on.
     steps, epochs : int and float, optional
@@ -117,10 +115,13 @@ def train(
     lr, schedule, warmup : float, str and float
         The highest learning rate (5e-4 by default); how it changes after the warm-up, ``constant`` (the default),
         ``linear`` or ``cosine``; the share of the steps in which it rises from 0.
-    optimiser, weight_decay, clip : str, float and float
-        ``adamw``, or ``sgd`` without momentum; the weight decay of ``adamw``; the norm above which the gradient is
-        scaled
-        down, where 0 never scales it.
+    optimiser : str or callable
+        ``adamw``, ``sgd`` without momentum, or ``muon`` for the factors beside ``adamw`` for everything else. Or a
+        function that takes parameter groups and returns an optimiser of torch: ``torch.optim.RAdam``.
+    beta1, beta2, epsilon, weight_decay : float
+        β₁, β₂, ε and the weight decay of ``adamw``; ``muon`` has the weight decay too.
+    clip : float
+        The norm above which the gradient is scaled down, where 0 never scales it.
     seed : int
         Seed of the random numbers for A, new heads, the order of the texts, and dropout.
     device, dtype : str
@@ -152,6 +153,14 @@ def train(
     start_from : path or Adapter, optional
         An adapter whose factors, heads and magnitudes the run starts with. Its modules, ranks and α are those of the
         run, which is a new one: nothing is known of the optimiser.
+    first_a : path or Adapter, optional
+        An adapter whose A the run starts with, while B starts at 0. Its ranks must be those of the run.
+    grid : str, mapping, or sequence of these
+        Train one adapter for every combination of values of options: ``{"rank": [1, 8], "seed": range(5)}``, or as on
+        the command line ``["rank=1,8", "seed=0..4"]``. Several mappings are several grids in one folder. ``output`` is
+        the folder of all runs; what is done there is not done again. The result is a `GridResult`.
+    jobs : int, optional
+        The number of runs of a grid that are trained at a time; by default as many as memory and processors allow.
 
     Raises
     ------
@@ -166,56 +175,15 @@ def train(
     """
     # All options by name: nothing else is in the scope of the function yet.
     keywords = dict(locals())
+    grid, jobs = keywords.pop("grid"), keywords.pop("jobs")
+    if grid:
+        defaults = {name: parameter.default for name, parameter in signature(train).parameters.items()}
+        given = {name for name, value in keywords.items() if value is not defaults[name] and value != defaults[name]}
+        return train_grid(keywords, grid, jobs=jobs, given=given)
+    if jobs is not None:
+        raise OptionError("--jobs is the number of runs of a grid at a time", fix="leave it out, or give --grid")
     options = fill_in(keywords)
     options.check()
     # The settings of torch and transformers, and a model that was given as an object, belong to the caller.
     with restore_settings(options.model):
-        return _train(options)
-
-
-def _train(options: TrainingOptions) -> TrainResult | TrainPlan:
-    """Check the target, read the inputs, and train or make the plan."""
-    # The target first: a model takes long to load, and a run of hours must not fail at the end for lack of a folder.
-    training = None if options.output is None else Training(options.output)
-    if training is not None:
-        if not options.resume and not options.more_steps:
-            training.check(overwrite=options.overwrite)
-            check_new_folder(training.target)
-        # Neither the adapter nor the unfinished run may overwrite the model or the texts.
-        for folder in (training.target, training.folder):
-            Target(folder).check_inputs(options.places)
-    from loralens.training.world import join_processes  # torch takes a second
-
-    # A model that was given as an object stays on its device.
-    if isinstance(options.model, tuple):
-        device, name = next(options.model[0].parameters()).device, options.device
-        options = replace(options, dtype=options.dtype or "f32")
-    else:
-        device = device_of(options.device)
-        # What one GPU does not hold is loaded into the memory of the CPU, and moved in parts.
-        name = "cpu" if options.shard else str(device)
-        options = replace(options, dtype=options.dtype or default_dtype(device))
-    with join_processes(device) as world:
-        inputs = read_training_inputs(options, device=name)
-        cuts = inputs.cut, inputs.evaluation_cut
-        run = TrainingRun(options, inputs, training, world, device)
-        try:
-            if options.dry_run:
-                return TrainPlan(options.output, run.rehearse(), run.identity, *cuts, main=world.main)
-            fitted, parts, log = run.train()
-        # The folder of the run is locked while a process writes it.
-        finally:
-            if training is not None:
-                training.release()
-    assert options.output is not None
-    return TrainResult(
-        fitted.adapter,
-        options.output,
-        parts,
-        fitted.steps,
-        fitted.best_step,
-        log.losses,
-        log.evaluations,
-        *cuts,
-        main=world.main,
-    )
+        return train_adapter(options)

@@ -80,10 +80,10 @@ def verify(
     adapter : path or Adapter, pair, mapping, or sequence of these, optional
         The adapters that may have been merged, with their weights: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     rounding : str, optional
-        How the merge rounded the new weights: ``nearest``, ``stochastic``, ``feedback`` or ``sweep``. By default
-        ``nearest``; for the codes of a low-bit base what the certificate of the merge says, else ``stochastic``.
+        How the merge rounded the new weights: ``nearest``, ``stochastic``, ``feedback`` or ``sweep``. By default what
+        the certificate of the merge says; without one ``nearest``, or ``stochastic`` for the codes of a low-bit base.
     seed : int, optional
-        Seed of the random numbers for stochastic rounding, by default 0; for codes what the certificate says.
+        Seed of the random numbers for stochastic rounding, by default what the certificate says; without one 0.
     moments : path, optional
         The second moments of the inputs with which a sweep was made. Without them the strength alone is compared.
     untie : bool, optional

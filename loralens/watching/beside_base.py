@@ -1,4 +1,4 @@
-"""The measures of an update beside its weight in a base on disk, at some of the looks."""
+"""The measures that compare an update with its weight in a base on disk, at some of the looks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -32,7 +32,7 @@ class BaseOnDisk:
     def add(
         self, adapter: Adapter, looks: Mapping[str, ModuleLook], *, final: bool, first: bool
     ) -> dict[str, ModuleLook]:
-        """The looks with the measures beside the base, if it is time for them.
+        """The looks, with the measures that need the base if it is time for them.
 
         Raises
         ------

@@ -1,8 +1,8 @@
 """Signs that a run goes wrong, found while it can still be helped.
 
 Every sign has a limit that random numbers do not reach by chance, or one that follows from a bound. A sign of a module
-counts if two looks in a row show it, since one look may catch a moment. Signs that healthy runs show in single modules
-are told if half of the modules have them. Each sign is told once in a run.
+counts if two looks in a row show it, since a single look may be an exception. Signs that healthy runs show in single
+modules are reported if half of the modules have them. Each sign is reported once in a run.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,8 +26,9 @@ SIGNS = {
     "rank is too small for what is learnt, or what is learnt is noise.",
     "rank-unused": "Two directions or fewer hold 99 % of the energy, at a rank of 16 or more.",
     "zero-update": "ΔW is still exactly 0 after the first steps: the module gets no gradient.",
-    "norm-explodes": "‖ΔW‖ is larger than twice ‖W‖, or has grown ten times as much between two looks as the square of "
-    "the steps. Both factors move at most in proportion to the steps while the learning rate is constant.",
+    "norm-explodes": "‖ΔW‖ is larger than twice ‖W‖, or it has grown between two looks by more than ten times the "
+    "square of the ratio of their steps. Both factors move at most in proportion to the steps while the learning rate "
+    "is constant.",
     "below-rounding": "No singular value of ΔW is above the edge of the noise that rounding adds when ΔW is merged "
     "into weights of this dtype.",
     "A-still": "A has moved by less than 1e-4 of its length, although B has moved.",
@@ -44,15 +45,15 @@ FIXES = {
     "A-still": "check that A is in the optimiser and that its learning rate is not far below that of B",
     "not-finite": "lower the learning rate, and go back to the last checkpoint without NaN",
 }
-SHARE = 0.5  # of the modules that must show a sign, for signs that single modules of healthy runs show too
+SHARE = 0.5  # share of the modules that must show a sign, since single modules of healthy runs show most signs too
 SINGLE = ("zero-update", "not-finite")  # signs that one module is enough for
-FALL = 0.5  # of the highest effective rank
-EVEN = 0.95  # of the participation ratio of random factors, which is r if r is small beside the weight
+FALL = 0.5  # a collapse is an effective rank below this share of the highest one
+EVEN = 0.95  # limit for participation ratio/r; random factors have 1 if r is small beside the weight
 FEW, LEAST_RANK = 2, 16
 GROWTH = 10.0
-LARGEST = 2.0  # of ‖ΔW‖/‖W‖: healthy runs of models as narrow as 64 reach 1.8, those of large ones a tenth
+LARGEST = 2.0  # limit for ‖ΔW‖/‖W‖: healthy runs of models as narrow as 64 reach 1.8, those of large ones a tenth
 STILL = 1e-4
-YOUNG = 3  # looks after the first in which ΔW is not judged by its size or shape: it is just beginning
+YOUNG = 3  # looks at a ΔW that is not 0 before it is judged by its shape
 
 
 @final
@@ -91,7 +92,7 @@ class WeightSize(NamedTuple):
 
 
 class _Past(NamedTuple):
-    """What the rules need of the earlier looks at a module."""
+    """What the rules need to know about the earlier looks at a module."""
 
     looks: int
     step: int
@@ -108,7 +109,7 @@ class Health:
     Attributes
     ----------
     weights : mapping of str to WeightSize
-        The sizes of the adapted weights; modules that are not there are not judged by them.
+        The sizes of the adapted weights. Modules without an entry are judged without their weight.
     frozen : bool
         Whether A is not trained on purpose.
     """
@@ -130,7 +131,7 @@ class Health:
                     evidence.setdefault(code, {})[name] = text
             spectrum = look.spectrum
             started = before.looks or spectrum.s.size
-            # Only what is past its beginning may set the mark that later looks are compared with.
+            # The first looks do not count for the highest effective rank, with which later looks are compared.
             peak = max(before.peak, spectrum.effective_rank if before.looks >= YOUNG else 0.0)
             self._past[name] = _Past(
                 before.looks + 1 if started else 0, step, spectrum.frobenius, peak, frozenset(signs)
@@ -142,7 +143,7 @@ class Health:
         ]
 
     def mark_as_told(self, codes: Iterable[str]) -> None:
-        """Tell these signs no more: an earlier process has told them."""
+        """Do not report these signs: an earlier process has reported them."""
         self._told |= set(codes)
 
     def tell_not_finite(self, step: int, name: str) -> HealthWarning | None:
@@ -150,7 +151,7 @@ class Health:
         return self._tell("not-finite", step, {name: "a factor holds NaN or Inf"}, 1)
 
     def _tell(self, code: str, step: int, evidence: Mapping[str, str], modules: int) -> HealthWarning | None:
-        """The warning, if enough modules show the sign and it has not been told."""
+        """The warning, if enough modules show the sign and it has not been reported."""
         if code in self._told or (code not in SINGLE and len(evidence) < SHARE * modules):
             return None
         self._told.add(code)

@@ -9,7 +9,7 @@ from loralens.requirements import missing_packages
 from loralens.watching.callback_options import WatcherOptions, log_path
 from loralens.watching.watcher import Watcher
 
-# Lightning under its two names; a callback has to be of the one whose trainer runs.
+# The two packages of Lightning. A callback has to come from the package whose trainer runs.
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
 

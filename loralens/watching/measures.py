@@ -18,13 +18,13 @@ from loralens.linalg.quick import QuickSVD, quick_svd
 from loralens.linalg.subspace import phi_map, update_cosine
 from loralens.tables.numbers import json_number
 
-DIGITS = 6  # of numbers in the log, which are measured to about as many
+DIGITS = 6  # significant digits of numbers in the log; they are measured to about as many
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The directions of a module beside those of an earlier look.
+    """The directions of a module compared with those of an earlier look.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Turn:
     length : float
         ‖ΔW − ΔW of the earlier look‖_F, to 1e-3 of the larger norm.
     cosine : float
-        Of the two ΔW, in [−1, 1].
+        The cosine of the two ΔW, in [−1, 1].
     phi, chance : mapping of side to float
         φ of all directions, and its mean for random ones.
     """
@@ -46,12 +46,8 @@ class Turn:
 
     def record(self) -> dict[str, Any]:
         """The turn as a JSON object."""
-        numbers = {
-            "norm": short_number(self.norm),
-            "length": short_number(self.length),
-            "cosine": short_number(self.cosine),
-        }
-        return {**numbers, "phi": _sides(self.phi), "chance": _sides(self.chance)}
+        numbers = _numbers({name: getattr(self, name) for name in ("norm", "length", "cosine")})
+        return {**numbers, "phi": _numbers(self.phi), "chance": _numbers(self.chance)}
 
 
 @final
@@ -77,12 +73,8 @@ class GradientLook:
 
     def record(self) -> dict[str, Any]:
         """The gradient as a JSON object."""
-        return {
-            "norm": short_number(self.norm),
-            "effective_rank": short_number(self.effective_rank),
-            "overlap": short_number(self.overlap),
-            "chance": short_number(self.chance),
-        }
+        names = ("norm", "effective_rank", "overlap", "chance")
+        return _numbers({name: getattr(self, name) for name in names})
 
 
 @final
@@ -93,7 +85,7 @@ class BaseLook:
     Attributes
     ----------
     amplification, excess, z : float
-        As of `loralens amplify`: ‖ΔW‖/‖UᵀWV‖, ‖UᵀWV‖ relative to random directions, and its z-score.
+        As in `loralens amplify`: ‖ΔW‖/‖UᵀWV‖, ‖UᵀWV‖ relative to random directions, and its z-score.
     share, chance : mapping of side to float
         The share of the energy of ΔW in as many leading directions of W as ΔW has, and that of random directions.
     """
@@ -106,8 +98,8 @@ class BaseLook:
 
     def record(self) -> dict[str, Any]:
         """The measures as a JSON object."""
-        numbers = {name: short_number(getattr(self, name)) for name in ("amplification", "excess", "z")}
-        return {**numbers, "share": _sides(self.share), "chance": _sides(self.chance)}
+        numbers = _numbers({name: getattr(self, name) for name in ("amplification", "excess", "z")})
+        return {**numbers, "share": _numbers(self.share), "chance": _numbers(self.chance)}
 
 
 @final
@@ -120,11 +112,12 @@ class ModuleLook:
     spectrum : Spectrum
         Singular values above 1e-6 of the first; none if ΔW = 0.
     previous, first : Turn or None
-        Beside the last look and the first one in which ΔW was not 0; None before that.
+        Compared with the last look, and with the first one in which ΔW was not 0; None before that.
     drift : float
-        ‖A − A₀‖_F/‖A₀‖_F, A₀ that of the first look (of an embedding B, which starts at random there); NaN without A.
+        ‖A − A₀‖_F/‖A₀‖_F, where A₀ is A at the first look. For an embedding it is the drift of B, the factor that
+        starts at random there. NaN if the module is not a pair.
     gradients : mapping of str to GradientLook
-        Of ``B`` and ``A``; empty if gradients are not watched.
+        The gradients of ``B`` and ``A``; empty if they are not watched.
     base : BaseLook or None
     """
 
@@ -140,9 +133,7 @@ class ModuleLook:
         spectrum = self.spectrum
         return {
             "s": [short_number(value) for value in spectrum.s.tolist()],
-            "frobenius": short_number(spectrum.frobenius),
-            "stable_rank": short_number(spectrum.stable_rank),
-            "effective_rank": short_number(spectrum.effective_rank),
+            **_numbers({name: getattr(spectrum, name) for name in ("frobenius", "stable_rank", "effective_rank")}),
             "previous": self.previous and self.previous.record(),
             "first": self.first and self.first.record(),
             "drift": short_number(self.drift),
@@ -247,8 +238,9 @@ def _gradient(factor: Array, columns: Array) -> GradientLook:
     return GradientLook(spectrum.frobenius, spectrum.effective_rank, overlap, chance)
 
 
-def _sides(values: Mapping[Side, float]) -> dict[str, float | None]:
-    return {side: short_number(value) for side, value in values.items()}
+def _numbers(values: Mapping[Any, float]) -> dict[str, float | None]:
+    """Numbers with the digits of the log, by their keys in it."""
+    return {key: short_number(value) for key, value in values.items()}
 
 
 def short_number(value: float) -> float | None:

@@ -14,6 +14,7 @@ from torch import nn
 from loralens.core.adapter import Adapter
 from loralens.errors import MismatchError, OptionError
 from loralens.merging.resident.switchboard import MemoryUse, Switchboard
+from loralens.watching.model import any_process, is_sharded
 from loralens.watching.view import live, one_active, peft_model
 
 TASK = "live"
@@ -32,7 +33,8 @@ class LiveSwitchboard:
     ----------
     model : nn.Module
         A model of PEFT whose weights are float32, bfloat16 or float16. Weights on another device than the CPU are
-        copied to it and back.
+        copied to it and back. If FSDP2 has divided the model, each process merges and restores its own rows, and all
+        processes must make the same calls.
     adapter : str, optional
         The name of the adapter; by default the active one.
     budget : float
@@ -46,7 +48,8 @@ class LiveSwitchboard:
     OptionError
         The model is not one of PEFT, or several adapters are active.
     MismatchError
-        The weights cannot be changed in place: they are quantised, or shared with weights that are not adapted.
+        The weights cannot be changed in place: they are quantised, shared with weights that are not adapted, or divided
+        over processes in another way than FSDP2 does by default.
 
     Notes
     -----
@@ -63,8 +66,11 @@ class LiveSwitchboard:
             raise OptionError("the model is not one of PEFT", fix="give a PeftModel; Switchboard takes any other model")
         self._model = wrapped
         self._name = one_active(wrapped) if adapter is None else adapter
-        view = _mergeable(live(wrapped, self._name))
-        self._board = Switchboard(wrapped, {TASK: view}, threads=threads, views=True)
+        self._sharded = is_sharded(wrapped)
+        self._reshard()
+        self._view = _mergeable(live(wrapped, self._name))
+        # All processes read sharded factors together and at once, so these are copied before every merge.
+        self._board = Switchboard(wrapped, {TASK: self._view}, threads=threads, views=not self._sharded)
         # Looking for them takes longer than merging a small layer.
         self._layers = _layers_with(wrapped, self._name)
         self._limit = int(budget * sum(self._board.weights.values()))
@@ -77,16 +83,20 @@ class LiveSwitchboard:
         OptionError
             It is merged already, or the memory would be more than the budget; the base is then restored.
         """
+        self._reshard()
         state = self._board.state
         if state.task or state.waiting:
             raise OptionError(f"the model is merged for {self._name}", fix="call unmerge() first")
+        self._board.replace(TASK, self._view)
         self._board.switch(TASK)
         memory = self._board.bytes()
         used = memory.patch + memory.copies
-        if used > self._limit:
+        # Of several processes none goes on alone: the others would wait for it.
+        if self._any_process(used > self._limit):
             self._board.switch(None)
             raise OptionError(
-                f"the merge needs {used:,} bytes to be undone, and {self._limit:,} are allowed",
+                f"the merge needs {used:,} bytes to be undone{' here' if self._sharded else ''}, and {self._limit:,} "
+                "are allowed",
                 fix="give a larger budget",
             )
         for layer in self._layers:
@@ -101,6 +111,7 @@ class LiveSwitchboard:
         MismatchError
             PEFT has unmerged the adapter in the meantime, so that the weights are not those of the merge.
         """
+        self._reshard()
         state = self._board.state
         # A merge that was interrupted has not reached PEFT's layers.
         complete = bool(state.task) and state.is_complete
@@ -139,6 +150,7 @@ class LiveSwitchboard:
 
     def verify(self) -> None:
         """Check by SHA-256 that the base is the one of the beginning: `Switchboard.verify`."""
+        self._reshard()
         self._board.verify()
 
     def bytes(self) -> MemoryUse:
@@ -152,6 +164,16 @@ class LiveSwitchboard:
                 f"the switchboard merges {self._name}, not {adapter_names}", fix="make one for that adapter"
             )
         self.merge()
+
+    def _reshard(self) -> None:
+        """Let FSDP2 drop the whole weights that it keeps after a forward pass; it makes them anew from the shards."""
+        for module in self._model.modules() if self._sharded else ():
+            if hasattr(module, "reshard"):
+                module.reshard()
+
+    def _any_process(self, condition: bool) -> bool:
+        """Whether the condition holds in one of the processes that share the model."""
+        return any_process(condition, self._model) if self._sharded else condition
 
 
 def _layers_with(model: nn.Module, name: str) -> list[Any]:

@@ -36,21 +36,52 @@ def weigh(model: "nn.Module | Injection", adapter: Adapter) -> dict[str, WeightS
         parameter = tree.parameter(weight.key).detach()
         if not parameter.dtype.is_floating_point or not parameter.numel():
             continue
-        entries = _sample(parameter)
-        squares = float(np.square(entries.astype(np.float64)).mean())
+        squares, unit_squares = _mean_squares(parameter)
         # One weight may hold the matrices of several modules, of which each has its share.
         norm = sqrt(squares * prod(adapter[name].shape))
-        units = ulp(entries, entries.dtype) if parameter.dtype in NARROW else None
-        sizes[name] = WeightSize(norm, None if units is None else sqrt(float((units**2).mean()) / 12))
+        sizes[name] = WeightSize(norm, sqrt(unit_squares / 12) if parameter.dtype in NARROW else None)
     return sizes
 
 
-def _sample(parameter: Tensor) -> Any:
-    """Entries of a weight at equal distances; of a sharded one those that this process has."""
+def _mean_squares(parameter: Tensor) -> tuple[float, float]:
+    """The means of w² and of u² over a weight, u the unit in the last place, from a sample; 0 for units in float32.
+
+    Of a sharded weight every process samples its own part, and all of them get the means over all parts.
+    """
     own: Tensor = getattr(parameter, "to_local", lambda: parameter)()
+    totals = np.zeros(3)
+    if own.numel():
+        entries = _sample(own)
+        units = ulp(entries, entries.dtype) if parameter.dtype in NARROW else np.zeros(1)
+        means = [float(np.square(numbers.astype(np.float64)).mean()) for numbers in (entries, units)]
+        # Parts may differ in size.
+        totals = own.numel() * np.array([*means, 1.0])
+    squares, unit_squares, count = sum_over_shards(torch.from_numpy(totals), parameter).tolist()
+    return squares / count, unit_squares / count
+
+
+def _sample(own: Tensor) -> Any:
+    """Entries of a weight at equal distances."""
     # Along every axis, and not of the flattened weight, which would be copied if it is not contiguous.
     step = max(1, int((own.numel() / SAMPLE) ** (1 / max(1, own.ndim))))
     return numpy_of(own[(slice(None, None, step),) * own.ndim])
+
+
+def sum_over_shards(numbers: Tensor, parameter: Tensor) -> Tensor:
+    """The sum of ``numbers`` over the processes that have different parts of a parameter, on the CPU."""
+    distributed: Any = parameter
+    for axis, placement in enumerate(getattr(parameter, "placements", ())):
+        if not placement.is_replicate():
+            # NCCL adds only what is on its device.
+            numbers = numbers.to(distributed.to_local().device)
+            torch.distributed.all_reduce(numbers, group=distributed.device_mesh.get_group(axis))
+    return numbers.cpu()
+
+
+def any_process(condition: bool, model: nn.Module) -> bool:
+    """Whether the condition holds in one of the processes that share a sharded model; all of them must ask."""
+    parameter = next(parameter for parameter in model.parameters() if hasattr(parameter, "full_tensor"))
+    return bool(sum_over_shards(torch.tensor([float(condition)]), parameter))
 
 
 def trains_A(model: "nn.Module | Injection") -> bool:

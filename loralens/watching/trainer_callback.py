@@ -113,7 +113,7 @@ class ExactMergeCallback(TrainerCallback):
     Attributes
     ----------
     switchboard : LiveSwitchboard or None
-        Once the training has begun.
+        The switchboard, once the training has begun.
     """
 
     def __init__(self, adapter: str | None = None, *, budget: float = BUDGET, threads: int = 1) -> None:

@@ -110,7 +110,7 @@ def own_layers(model: "nn.Module") -> dict[str, LoRALayer]:
 
 
 def unwrapped(model: "nn.Module") -> "nn.Module":
-    """The model without DDP, whose name for it is one that a model's own module may have, so that the class decides."""
+    """The model inside of DDP, which is recognised by its class: layers of a model may be called ``module`` too."""
     while type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
         model = model.module  # type: ignore[assignment]
     return model
@@ -129,7 +129,7 @@ def active_adapters(model: "nn.Module") -> list[str]:
     OptionError
         None is active.
     """
-    # The layers know it in every kind of model; transformers' own method refuses older releases of PEFT.
+    # The layers know what is active in every kind of model; transformers' own method refuses older releases of PEFT.
     layer: Any = next((module for module in model.modules() if hasattr(module, "adapter_layer_names")), model)
     active = getattr(layer, "active_adapters", None) or getattr(layer, "active_adapter", None)
     names = [active] if isinstance(active, str) else list(active or ())
@@ -233,7 +233,7 @@ def _computed(state: Any, key: str) -> Tensor:
 
 
 def _file_key(key: str) -> str:
-    """The key in a file of PEFT, with its prefix, which models with ``add_adapter`` do not have."""
+    """The key in a file of PEFT: with its prefix, which the names in a model with ``add_adapter`` lack."""
     key = ".".join(part for part in key.split(".") if part not in WRAPPERS)
     return key if key.startswith(PREFIX) else PREFIX + key
 

@@ -108,7 +108,7 @@ class Watcher:
     """Looks at the adapter of a model every so many steps.
 
     It measures every module (`loralens.watching.measures.ModuleLook`), writes a line to a log, and warns when the run
-    shows a sign that it goes wrong (`loralens.watching.health.SIGNS`).
+    shows a sign of going wrong (`loralens.watching.health.SIGNS`).
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ class Watcher:
 
         adapter = self._adapter
         wrapped = None if adapter is not None or isinstance(model, Injection) else peft_model(model)
-        # The sum of several is made at once, and would not follow the training.
+        # The sum of several adapters is computed once, and would not follow the training.
         adapter = adapter if wrapped is None else one_active(wrapped)
         self._view = live(model, adapter)
         self._gradients = live_gradients(model, adapter) if self._measures_gradients else None

@@ -57,7 +57,7 @@ COMMANDS = {
     "similarity": (BASES, ["similarity", "a", "b", "--plot", "made.png"]),
     "similarity of many": (BASES, ["similarity", "a", "b", "c", "--json"]),
     "trajectory": (BASES, ["trajectory", "a", "b", "c"]),
-    "survey": (VALUES, ["survey", "."]),
+    "survey": ("loralens.fleet.indexing.measuring:fingerprint", ["survey", "."]),
     "doctor": (VALUES, ["doctor", "a", "b", "c", "--sarif", "made.sarif"]),
     "compress": (TRUNCATE, ["compress", "a", "-o", "made", "--rank", "2"]),
     "compress, measuring what it wrote": (BASES, ["compress", "a", "--dry-run", "--rank", "2"]),

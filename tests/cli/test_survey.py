@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -141,3 +142,35 @@ def test_all_real_adapters(real: Path) -> None:
     copies = [one for one in record["adapters"] if one["duplicate_of"]]
     assert [Path(one["path"]).parent.name for one in copies] == ["sd15-timohavdk-kohya"]
     assert Path(copies[0]["duplicate_of"]).parent.name == "sd15-timohavdk-diffusers"
+
+
+def test_it_writes_nothing_into_the_folder(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    run(folder)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_index_that_is_up_to_date_answers(folder: Path) -> None:
+    def norm(*options: str) -> float:
+        return float(json.loads(run("--json", *options, folder).stdout)["adapters"][0]["frobenius"])
+
+    before = norm()
+    loralens.Fleet.open(folder).update(folder)
+    # Other numbers in a file of the same size and time, which only a survey that reads the file sees.
+    file = folder / "a" / "adapter_model.safetensors"
+    status, content = file.stat(), file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    file.write_bytes(content[:start] + (2 * np.frombuffer(content[start:], "<f4")).tobytes())
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert norm() == before
+    # With another option the files are read in another way, and after a change of its time the file is read again.
+    assert norm("--once") == pytest.approx(4 * before)
+    os.utime(file)
+    assert norm() == pytest.approx(4 * before)
+
+
+def test_an_index_that_cannot_be_read_is_no_obstacle(folder: Path) -> None:
+    expected = json.loads(run("--json", folder).stdout)
+    loralens.Fleet.open(folder).update(folder)
+    (folder / ".loralens-fleet" / "catalogue.sqlite").write_bytes(b"not a catalogue")
+    assert json.loads(run("--json", folder).stdout) == expected

@@ -671,7 +671,7 @@ def test_the_demo_is_its_options_and_each_may_be_overridden(home: Path, tmp_path
         raise FormatError("is full", fix="make room")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loralens.verbs.train._train", keep)
+        patch.setattr("loralens.verbs.train.train_adapter", keep)
         refused("--demo", "-o", tmp_path / "a")
         refused(
             "--demo", "-o", tmp_path / "a", "--lr", "0.1", "--epochs", "2", "--targets", "key", "--batch", 16,

@@ -61,10 +61,23 @@ def test_every_merge_of_ours_is_exact(mode: str, dtype: str, small: Path, base: 
         "--dtype",
         dtype,
     )
-    result = done(
-        "verify", tmp_path / "out", "--base", base, "--adapter", f"{small}:0.6", "--rounding", mode, "--seed", 4
-    )
-    assert result.stdout.splitlines()[0].endswith(f"holds 0.6 × {small} exactly.")
+    # The certificate says how the merge rounded; without it, the options do.
+    words = ["verify", tmp_path / "out", "--base", base, "--adapter", f"{small}:0.6"]
+    exactly = f"holds 0.6 × {small} exactly."
+    assert done(*words).stdout.splitlines()[0].endswith(exactly)
+    (tmp_path / "out" / "merge_certificate.json").unlink()
+    assert done(*words, "--rounding", mode, "--seed", 4).stdout.splitlines()[0].endswith(exactly)
+
+
+def test_a_rounding_that_is_given_goes_before_the_certificate(small: Path, base: Path, tmp_path: Path) -> None:
+    # At this strength no sum is a number of float16.
+    merged, scaled = tmp_path / "out", f"{small}:0.6137"
+    options = ["--rounding", "stochastic", "--seed", 4, "--dtype", "f16"]
+    done("merge", scaled, "--base", base, "-o", merged, *options)
+    words = ["verify", merged, "--base", base, "--adapter", scaled, "--json"]
+    assert json.loads(done(*words).stdout)["verdict"] == "exact"
+    assert json.loads(run(*words, "--seed", 5).stdout)["verdict"] != "exact"
+    assert json.loads(run(*words, "--rounding", "nearest").stdout)["verdict"] != "exact"
 
 
 def test_json_keeps_its_contract(small: Path, base: Path, tmp_path: Path) -> None:

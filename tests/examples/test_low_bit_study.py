@@ -23,9 +23,9 @@ def test_the_study(tmp_path: Path) -> None:
 
     recipe = replace(QUICK.recipes[0], targets="model.layers.1?.self_attn.v_proj", steps=2)
     plan = replace(QUICK, recipes=(recipe,), judged=2, length=16, calibrated=2)
-    make(plan, tmp_path, 1)
+    adapters = make(plan, tmp_path, 1)
     for task in plan.tasks():
-        examine(plan, tmp_path, task)
+        examine(plan, tmp_path, adapters, task)
     found = gather(plan, tmp_path)
     (entry,) = merged(found)
     methods = [way["way"]["method"] for way in entry["ways"]]
@@ -44,7 +44,7 @@ def test_the_study(tmp_path: Path) -> None:
     # What is there is not made again.
     files = [*(tmp_path / "found").rglob("*.json"), *(tmp_path / "adapters").rglob("*.safetensors")]
     before = {path: path.stat().st_mtime_ns for path in files}
-    make(plan, tmp_path, 1)
+    adapters = make(plan, tmp_path, 1)
     for task in plan.tasks():
-        examine(plan, tmp_path, task)
+        examine(plan, tmp_path, adapters, task)
     assert {path: path.stat().st_mtime_ns for path in files} == before

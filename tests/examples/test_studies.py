@@ -55,7 +55,7 @@ def test_combining(runs: Path, tmp_path: Path) -> None:
     few = ("tweet-sentiment", "tweet-author")  # of few labels: some guesses are right
     plan = replace(QUICK, tasks=few, methods=("sum", "ties"), validation=8, judged=16, **SMALL)
     made = make(plan.runs(0), runs)
-    folders = {0: [made[run] for run in plan.runs(0)]}
+    folders = {0: [made[run].output for run in plan.runs(0)]}
     ends = alone(plan, folders, tmp_path)
     found = [examine(plan, folders, method, tmp_path) for method in plan.methods]
     assert [one["method"] for one in found] == ["sum", "ties"]

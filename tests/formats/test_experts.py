@@ -66,6 +66,32 @@ def test_square_stacks_follow_the_others_or_the_version_of_peft():
         np.testing.assert_allclose(found, halves(one[f"{MOE}.experts.gate_up_proj[1]"], turned=turned)[1], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("kind", "arch"), [("qwen3_moe", "qwen3moe"), ("gpt_oss", "gpt-oss")])
+@pytest.mark.parametrize("turned", [False, True])
+def test_stacks_are_equal_to_their_gguf_file(kind, arch, turned, tmp_path: Path):
+    source = adapter(turned=turned, transposed=turned)
+    config = {"model_type": kind, "hidden_size": D}
+    loralens.save(source, tmp_path / "a.gguf", format="gguf", base_config=config)
+    for pair_of in ((source, tmp_path / "a.gguf"), (tmp_path / "a.gguf", source)):
+        result = loralens.equal(*pair_of)
+        assert result.equal, result
+        assert len(result.differences) == 3 * E
+    changed = source.map(lambda module: module.rescaled(module.scale * 2, module.scaling))
+    assert not loralens.equal(changed, tmp_path / "a.gguf")
+
+
+def test_stacks_are_equal_to_those_of_mlx_if_the_base_is_known(tmp_path: Path):
+    source = adapter()
+    config = {"model_type": "qwen3_moe", "hidden_size": D}
+    loralens.save(source, tmp_path / "mlx", format="mlx", base_config=config)
+    with pytest.raises(OptionError, match="does not say which model") as refused:
+        loralens.equal(source, tmp_path / "mlx")
+    assert "--base" in refused.value.fix
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    assert loralens.equal(source, tmp_path / "mlx", base=tmp_path / "base")
+
+
 def test_what_has_no_stacks_is_left_alone():
     plain = loralens.Adapter(modules={"model.layers.0.mlp.gate_proj": pair(4, 6, kind="linear")}, format="peft")
     assert split_stacks(plain, None) is plain

@@ -2,6 +2,8 @@
 
 from tests.mutants.mutant import Mutant
 
+SKETCH = ("tests/fleet/test_tensor_sketch.py",)
+
 MUTANTS: tuple[Mutant, ...] = (
     # analysis
     Mutant(
@@ -278,6 +280,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_few_bits", "shared_ranks(plan.adapter.modules)", "None", ("tests/compression/test_curve.py",)),
     Mutant("_few_bits.error", "last >= 0", "last > 0", ("tests/compression/test_curve.py",)),
     Mutant("measure_choice", "max(ranks, default=0)", "min(ranks, default=0)", ("tests/compression/test_curve.py",)),
+    Mutant(
+        "code_jointly", "coding.steps * norms[coding.members]", "coding.steps", ("tests/compression/test_joint.py",)
+    ),
+    Mutant("code_jointly", "update.divided(norm)", "update", ("tests/compression/test_joint.py",)),
+    Mutant(
+        "_Group.at", "self.alone[joint] > STEP", "self.alone[joint] > -1e9 * STEP", ("tests/compression/test_joint.py",)
+    ),
+    Mutant("code_alone", "coding.error <= error", "coding.error <= 1.2 * error", ("tests/compression/test_joint.py",)),
     Mutant("directions_on_data", "out * root", "out / root", ("tests/compression/test_informed.py",)),
     Mutant(
         "equalise_units",
@@ -362,6 +372,39 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "weights_of.transposed", 'layout.kind == "linear"', 'layout.kind != "linear"', ("tests/core/test_weights.py",)
     ),
+    # fleet
+    Mutant("TensorSketch.add_pair", "np.multiply(B[:, columns].T, scale,", "np.multiply(B[:, columns].T, 1.0,", SKETCH),
+    Mutant("TensorSketch.add_pairs", "rows *= hashed.signs", "rows *= abs(hashed.signs)", SKETCH),
+    Mutant("TensorSketch.add_pairs", "size * hashed.most", "size / 4096", SKETCH),
+    Mutant("TensorSketch._common_shift", "self._count + count <= COLUMNS", "self._count + count > COLUMNS", SKETCH),
+    Mutant("TensorSketch._common_shift", "self._shift <= shift", "self._shift != shift", SKETCH),
+    Mutant("TensorSketch._round", "np.rint(ifft(self._transform).imag / 2)", "ifft(self._transform).imag / 2", SKETCH),
+    Mutant("_code_jointly", "worst <= error", "True", ("tests/fleet/joint/test_compress.py",)),
+    Mutant("_code_copy", "measured > error", "False", ("tests/fleet/joint/test_compress.py",)),
+    Mutant(
+        "shared_factors", "np.linalg.solve(G_U.T, P[:, :rank])", "P[:, :rank]", ("tests/fleet/joint/test_compress.py",)
+    ),
+    Mutant(
+        "FleetFile._tensor",
+        "tensor_digest(tensor) != self.contents.digests[key]",
+        "False",
+        ("tests/fleet/joint/test_hostile.py",),
+    ),
+    Mutant(
+        "parse_contents", 'fields["digest"] == fields_digest(fields)', "True", ("tests/fleet/joint/test_hostile.py",)
+    ),
+    Mutant("coded_adapter", "numbers > MOST_NUMBERS * coded.nbytes", "False", ("tests/fleet/joint/test_hostile.py",)),
+    Mutant("_measure", "abs(measured - entry.error) <= AGREE", "True", ("tests/fleet/joint/test_interrupted.py",)),
+    Mutant("StartSketch.add", "directions *= hashed.signs", "directions *= 1", ("tests/fleet/test_measures.py",)),
+    Mutant("module_keys", "if uses[key] == 1", "if uses[key] >= 1", ("tests/fleet/test_measures.py",)),
+    Mutant("_Reader._take_grams", "CANCELLING * lengths < energy", "-1 < energy", ("tests/fleet/test_measures.py",)),
+    Mutant("SlotWriter.__init__", "- taken", "- set()", ("tests/fleet/test_catalogue.py",)),
+    Mutant("damaged_slots", "checksum(plain[slot].data) != expected", "False", ("tests/fleet/test_catalogue.py",)),
+    Mutant("CatalogueWriter.store", "self._slots.write(filled)", "None", ("tests/fleet/test_catalogue.py",)),
+    Mutant("_authorise", "action not in _ALLOWED", "False", ("tests/fleet/test_catalogue.py",)),
+    Mutant("_stamp", "{_size_and_time(os.stat(config))}", "", ("tests/fleet/test_update.py",)),
+    Mutant("_chosen_root", "!= real", "== real", ("tests/fleet/test_update.py",)),
+    Mutant("short_names", "count[folder] == 1", "count[folder] >= 1", ("tests/fleet/test_update.py",)),
     # formats
     Mutant(
         "_rescale",
@@ -740,6 +783,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # train
     Mutant("Course.factor", "1 - cos(pi * remaining)", "1 + cos(pi * remaining)", ("tests/training/test_course.py",)),
+    Mutant("gradient_pair", "W.shape[0] ** 0.25", "W.shape[1] ** 0.25", ("tests/training/test_starts.py",)),
+    Mutant("_values_of_text", "range(first, last + 1)", "range(first, last)", ("tests/verbs/grids/test_axes.py",)),
     Mutant("Feed._next_streamed", "number - self._next", "number + self._next", ("tests/training/test_feed.py",)),
     Mutant("Feed.__getitem__", "turn * self._world.size", "turn / self._world.size", ("tests/training/test_feed.py",)),
     Mutant(
@@ -766,7 +811,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "self._waited <= patience",
         ("tests/training/test_loop.py",),
     ),
-    Mutant("_loss_and_count", "len(returned) == 2", "len(returned) != 2", ("tests/training/test_loop.py",)),
+    Mutant("loss_and_count", "len(returned) == 2", "len(returned) != 2", ("tests/training/test_loop.py",)),
     Mutant(
         "restore_state",
         "set(tensors) != stored_names",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loralens.training.injection import inject
-from loralens.training.layers.initial import combined_digest, draw_pair, factor_digest
+from loralens.training.starts.drawn import combined_digest, draw_pair, factor_digest
 from tests.training.conftest import holder
 
 torch = pytest.importorskip("torch")
@@ -23,7 +23,7 @@ def test_kaiming_uniform_is_that_of_torch_in_law() -> None:
 
 
 def test_gaussian_has_the_width_of_pefts() -> None:
-    _, A = draw_pair("m", (10, 4000), rank=16, seed=0, initialisation="gaussian")
+    _, A = draw_pair("m", (10, 4000), rank=16, seed=0, start="gaussian")
     np.testing.assert_allclose(A.std().item(), 1 / 16, rtol=0.02)
 
 

@@ -14,7 +14,7 @@ from loralens.training.layers.layer import LoRALayer
 from loralens.training.method import METHODS
 from loralens.training.readout import read_injection
 from tests import models
-from tests.training.conftest import Holder, holder, randomise
+from tests.training.conftest import Holder, holder, random_gradients, randomise
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -47,7 +47,7 @@ def test_only_factors_and_magnitudes_change_and_removal_gives_the_model_back(met
     model.model.norm.weight.requires_grad_(False)
     before, objects = bits(model), dict(model.named_modules())
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    made = inject(model, targets=["*_proj", "embed_tokens"], rank=2, method=method)
+    made = inject(model, targets=["*_proj", "embed_tokens"], rank=2, method=method, gradients=random_gradients)
     trained = {id(parameter) for parameter in made.parameters}
     assert {id(p) for p in model.parameters() if p.requires_grad} == trained
     start = {name: [p.clone() for p in layer.parameters(recurse=False)] for name, layer in made.layers.items()}
@@ -119,7 +119,7 @@ def test_all_linear_means_conv1d_too_and_not_the_head() -> None:
         ({"heads": [None]}, r"heads \[None\] are not strings"),
         ({"method": None}, "'None' is not a training method"),
         ({"method": "lroa"}, r"'lroa' is not a training method\n  fix: .*nearest: lora"),
-        ({"initialisation": "zeros"}, "initialisation 'zeros' does not exist"),
+        ({"start": "zeros"}, "start 'zeros' does not exist"),
         ({"heads": ["score"]}, "no module matches 'score'"),
         ({"targets": "lm_head", "heads": ["lm_head"]}, "both adapted and trained in full"),
     ],
@@ -272,12 +272,16 @@ def test_pissa_names_the_module_whose_weight_is_not_finite() -> None:
         ("lora+", 4.0, ""),
         ("dora", 4.0, ""),
         ("pissa", 4.0, ""),
+        ("olora", 4.0, ""),
+        ("lora-ga", 4.0, ""),
         ("frozen-a", 4.0, "A"),
     ],
 )
 def test_methods(method: str, scale: float, frozen: str) -> None:
     model = models.llama()
-    made = inject(model, targets=["q_proj", "embed_tokens"], rank=4, alpha=16, method=method)
+    made = inject(
+        model, targets=["q_proj", "embed_tokens"], rank=4, alpha=16, method=method, gradients=random_gradients
+    )
     for layer in made.layers.values():
         assert layer.scale == scale
         still = {name for name in ("A", "B") if not getattr(layer, name).requires_grad}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import loralens.training.loop as loop_module
 from loralens.errors import DivergenceError, OptionError
+from loralens.training import optimisers
 from loralens.training.course import Course
 from loralens.training.fitting import Fitted, fit
 from loralens.training.layers.layer import LoRALayer
@@ -138,7 +138,7 @@ def test_weight_decay_is_decoupled_and_of_adamw() -> None:
 def test_the_rates_are_those_of_the_course_and_the_method() -> None:
     rates: list[list[float]] = []
 
-    class Spy(loop_module.SGD):
+    class Spy(optimisers.SGD):
         def step(self, closure: Any = None) -> Any:
             rates.append([group["lr"] for group in self.param_groups])
             return super().step(closure)
@@ -146,7 +146,7 @@ def test_the_rates_are_those_of_the_course_and_the_method() -> None:
     course = Course(6, lr=0.1, schedule="linear", warmup=0.34, optimiser="sgd")
     steps: list[Step] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop_module, "SGD", Spy)
+        patch.setattr(optimisers, "SGD", Spy)
         fit(
             models.llama(), batches(8), course=course, loss=TASK.loss, targets="q_proj", rank=2, method="lora+",
             watch=Watch(on_step=steps.append),

@@ -1,12 +1,13 @@
 """The first pair of PiSSA on matrices that are too big for a dense SVD at every start."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from loralens.training.layers import pissa
-from loralens.training.layers.pissa import principal_pair
+from loralens.training.starts import leading
+from loralens.training.starts.pissa import principal_pair
 
 torch = pytest.importorskip("torch")
 
@@ -60,7 +61,7 @@ def test_where_directions_are_crowded_the_pair_takes_as_much_of_the_weight() -> 
 def test_the_same_weight_has_the_same_pair_to_the_bit() -> None:
     W = torch.tensor(weight(SHAPES[0], "falling")[0]).float()
     one = principal_pair(W, rank=RANK, scale=SCALE)
-    pissa._known.clear()
+    leading._known.clear()
     two = principal_pair(W, rank=RANK, scale=SCALE)
     for mine, other in zip(one, two, strict=True):
         assert mine.dtype == torch.float32
@@ -71,14 +72,14 @@ def test_the_same_weight_has_the_same_pair_to_the_bit() -> None:
 def test_directions_are_computed_once_in_a_process_and_the_oldest_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     W, other = (torch.tensor(weight(shape, "falling")[0]).float() for shape in SHAPES)
     calls: list[int] = []
-    compute = pissa.leading_svd
+    compute = leading.leading_svd
 
     def counted(matrix: Any, rank: int, **options: Any) -> Any:
         calls.append(rank)
         return compute(matrix, rank, **options)
 
-    monkeypatch.setattr(pissa, "leading_svd", counted)
-    monkeypatch.setattr(pissa, "_known", {})
+    monkeypatch.setattr(leading, "leading_svd", counted)
+    monkeypatch.setattr(leading, "_known", {})
     first = principal_pair(W, rank=RANK, scale=SCALE)
     again = principal_pair(W.clone(), rank=RANK, scale=3 * SCALE)  # the scale is no part of the directions
     assert calls == [RANK]
@@ -87,7 +88,7 @@ def test_directions_are_computed_once_in_a_process_and_the_oldest_make_room(monk
     torch.testing.assert_close(principal_pair(W, rank=RANK, scale=3 * SCALE).B, again.B, rtol=0, atol=0)
     principal_pair(W, rank=RANK - 1, scale=SCALE)
     assert calls == [RANK, RANK - 1]
-    monkeypatch.setattr(pissa, "KEPT", 1)
+    monkeypatch.setattr(leading, "KEPT", 1)
     principal_pair(other, rank=RANK, scale=SCALE)
     principal_pair(W, rank=RANK, scale=SCALE)
     assert calls == [RANK, RANK - 1, RANK, RANK]
@@ -98,3 +99,61 @@ def test_a_weight_of_float64_has_the_exact_pair() -> None:
     B, A = principal_pair(torch.tensor(W), rank=RANK, scale=SCALE)
     best = (U[:, :RANK] * s[:RANK]) @ V[:, :RANK].T
     np.testing.assert_allclose(SCALE * (B @ A).numpy(), best, rtol=0, atol=1e-11)
+
+
+class Shelf:
+    """A store in memory that counts."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, leading.Directions] = {}
+        self.found = 0
+
+    def read(self, key: str, shape: tuple[int, int], rank: int) -> leading.Directions | None:
+        self.found += key in self.kept
+        return self.kept.get(key)
+
+    def write(self, key: str, directions: leading.Directions) -> None:
+        self.kept[key] = directions
+
+
+@pytest.mark.parametrize("rank", [RANK, 200])  # the randomised SVD, and the dense one
+def test_directions_are_looked_up_in_a_store_and_kept_there(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    W, shelf = torch.tensor(weight(SHAPES[0], "falling")[0]).float(), Shelf()
+    monkeypatch.setattr(leading, "_known", {})
+    alone = principal_pair(W, rank=rank, scale=SCALE)
+    for found in (0, 1):
+        leading._known.clear()
+        with leading.keeping_directions(shelf):
+            pair = principal_pair(W, rank=rank, scale=SCALE)
+        assert (len(shelf.kept), shelf.found) == (1, found)
+        assert torch.equal(pair.A, alone.A)
+        assert torch.equal(pair.B, alone.B)
+    leading._known.clear()
+    principal_pair(W, rank=rank, scale=SCALE)  # without the context nothing is looked up
+    assert shelf.found == 1
+
+
+@pytest.mark.parametrize("rank", [RANK, 200])
+def test_the_cache_folder_keeps_directions_bit_for_bit(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loralens.verbs.outputs.training.kept_directions import KeptDirections
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(leading, "_known", {})
+    W = torch.tensor(weight(SHAPES[1], "falling")[0]).float()
+    with leading.keeping_directions(KeptDirections()):
+        first = principal_pair(W, rank=rank, scale=SCALE)
+    (file,) = (tmp_path / "loralens").glob("*.safetensors")
+    leading._known.clear()
+    monkeypatch.setattr(leading, "_compute", None)  # nothing is computed again
+    with leading.keeping_directions(KeptDirections()):
+        again = principal_pair(W, rank=rank, scale=SCALE)
+    assert torch.equal(first.A, again.A)
+    assert torch.equal(first.B, again.B)
+    leading._known.clear()
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(bytes(content))
+    with leading.keeping_directions(KeptDirections()), pytest.raises(TypeError):  # a damaged file is not believed
+        principal_pair(W, rank=rank, scale=SCALE)

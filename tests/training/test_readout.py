@@ -10,12 +10,12 @@ import pytest
 import loralens
 from loralens.core.attached import Attachment
 from loralens.training.injection import Injection, inject
-from loralens.training.layers.initial import combined_digest, factor_digest
 from loralens.training.method import METHODS
 from loralens.training.readout import RECORD, numpy_of, read_injection, record_of
+from loralens.training.starts.drawn import combined_digest, factor_digest
 from tests import models
 from tests.tolerances import ATTACHED, TRAINED_LIVE
-from tests.training.conftest import KINDS, holder, injected, randomise
+from tests.training.conftest import KINDS, holder, injected, random_gradients, randomise
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -48,7 +48,11 @@ def test_peft_loads_it_on_the_original_base(kind: str, method: str, tmp_path: Pa
 
 
 def llama_trained(**options: Any) -> tuple[Injection, Any]:
-    made = inject(models.llama().double(), rank=3, **{"targets": ["*_proj", "lm_head"], **options})
+    made = inject(
+        models.llama().double(),
+        rank=3,
+        **{"targets": ["*_proj", "lm_head"], "gradients": random_gradients, **options},
+    )
     randomise(made)
     return made, torch.tensor([[3, 4, 5, 9]])
 
@@ -59,7 +63,9 @@ def test_whole_models_are_read_written_and_loaded(method: str, tmp_path: Path) -
     with torch.no_grad():
         wanted = made.model(input_ids=ids).logits
     adapter = read_injection(made, base_model="tiny/llama")
-    assert adapter.parameters == made.trainable * (2 if method == "pissa" else 1) - _magnitudes(made) + _frozen(made)
+    assert adapter.parameters == made.trainable * (2 if made.method.subtracted else 1) - _magnitudes(made) + _frozen(
+        made
+    )
     loralens.save(adapter, tmp_path / "a")
     back = loralens.load(tmp_path / "a")
     assert back.base_model == "tiny/llama"
@@ -151,7 +157,7 @@ def test_the_layout_says_how_the_weight_is_stored(kind: str) -> None:
 
 
 def test_the_record_says_how_it_began(tmp_path: Path) -> None:
-    made = inject(models.llama(), targets=["q_proj"], rank=2, alpha=8, seed=3, dropout=0.1, initialisation="gaussian")
+    made = inject(models.llama(), targets=["q_proj"], rank=2, alpha=8, seed=3, dropout=0.1, start="gaussian")
     digests = {name: factor_digest(layer.A) for name, layer in made.layers.items()}
     randomise(made)
     loralens.save(read_injection(made, training={"steps": 5}), tmp_path / "a")

@@ -8,7 +8,7 @@ import pytest
 
 import loralens
 from loralens.training.injection import inject
-from loralens.training.start import start_from, start_options
+from loralens.training.starts.adapter import start_from, start_options
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 
 torch = pytest.importorskip("torch")

@@ -1,6 +1,7 @@
 """States: a run that goes on is the run in one go, bit for bit."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from loralens.core.training import State
-from loralens.errors import MismatchError
+from loralens.errors import MismatchError, OptionError
 from loralens.formats.records.training import Training
 from loralens.training.course import Course
 from loralens.training.feed import shuffle_order
@@ -18,6 +19,38 @@ from loralens.training.watch import Watch
 from tests import models
 
 torch = pytest.importorskip("torch")
+
+
+class Remembering(torch.optim.Optimizer):
+    """One that keeps whatever an optimiser may keep, and whose steps depend on all of it."""
+
+    def __init__(self, groups: Any) -> None:
+        super().__init__([{**group, "sums": [0.0, 0.0]} for group in groups], {"k": 0, "mode": "first"})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["k"] += 1
+            group["sums"][0] += 0.1 * group["k"]
+            group["mode"] = "even" if group["k"] % 2 == 0 else "odd"
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                kept = self.state[p]
+                if not kept:
+                    kept |= {
+                        "step": 0,
+                        "past": [torch.zeros_like(p)],
+                        "pair": (torch.ones(()), None),
+                        "by": {"a": {1: 0.5}},
+                    }
+                kept["step"] += 1
+                kept["past"] = [kept["past"][-1] * 0.5 + p.grad, *kept["past"][:1]]
+                kept["pair"] = (kept["pair"][0] * 1.01, None)
+                kept["by"]["a"][1] *= 0.9
+                length = kept["by"]["a"][1] + 0.1 * kept["step"] + group["sums"][0] + (group["mode"] == "even")
+                p -= group["lr"] * length * float(kept["pair"][0]) * sum(kept["past"])
+
 
 STEPS = 8
 TASK = task_named("classification")
@@ -30,7 +63,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "accumulate": {"course": {"accumulate": 3, "clip": 0.1, "schedule": "cosine", "warmup": 0.3}},
     "dora": {"method": "dora"},
     "pissa": {"method": "pissa"},
+    "olora": {"method": "olora"},
+    "lora-ga": {"method": "lora-ga", "course": {"accumulate": 2}},
+    "axes": {"scale_rule": "rslora", "start": "gaussian", "magnitude": True, "lr_ratio": 4.0, "freeze_a": True},
     "frozen-a": {"method": "frozen-a"},
+    "betas": {"course": {"beta1": 0.5, "beta2": 0.9, "epsilon": 1e-3, "weight_decay": 0.1}},
+    "muon": {"course": {"optimiser": "muon"}},
+    "muon of factors alone": {"course": {"optimiser": "muon"}, "heads": ()},
+    "radam": {"course": {"optimiser": torch.optim.RAdam}},
+    "adagrad": {"course": {"optimiser": partial(torch.optim.Adagrad, initial_accumulator_value=0.1)}},
+    "a state of every kind": {"course": {"optimiser": Remembering}},
     "bfloat16 head": {"dtype": torch.bfloat16},
     "no head": {"heads": ()},
     "patience": {"patience": 2},
@@ -90,7 +132,7 @@ def test_a_run_that_goes_on_is_the_run_in_one_go(variant: str) -> None:
         assert numbers(rest) == numbers(whole)
         assert rest.losses == whole.losses[state.step :]
         assert (rest.steps, rest.best_step) == (whole.steps, whole.best_step)
-    if variant != "pissa":  # which draws nothing
+    if variant not in ("pissa", "olora", "lora-ga"):  # which draw nothing
         assert numbers(run(seed=1, **options)[0]) != numbers(whole)
     if variant == "patience":
         assert (whole.steps, whole.best_step) == (4, 2)
@@ -152,11 +194,18 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "frozen-a": ({"method": "frozen-a"}, {"method": "frozen-a", "seed": 9}, "seed is 0 there, 9 here"),
     "initialisation": (
         {},
-        {"initialisation": "gaussian"},
+        {"start": "gaussian"},
         "initialisation is 'kaiming-uniform' there, 'gaussian' here",
     ),
     "heads": ({}, {"heads": ()}, r"heads is \['classifier'\] there, \[\] here"),
     "optimiser": ({}, {"course": {"optimiser": "sgd"}}, "optimiser is 'adamw' there, 'sgd' here"),
+    "betas": ({}, {"course": {"beta2": 0.9}}, "beta2 is None there, 0.9 here"),
+    "an optimiser of the caller": (
+        {"course": {"optimiser": torch.optim.RAdam}},
+        {"course": {"optimiser": partial(torch.optim.RAdam, eps=1e-6)}},
+        r"optimiser is 'torch.optim.radam.RAdam' there, 'torch.optim.radam.RAdam\(eps=1e-06\)' here",
+    ),
+    "lr ratio": ({"lr_ratio": 2}, {"lr_ratio": 4}, r"method is 'lora\+2' there, 'lora\+4' here"),
     "lr": ({}, {"course": {"lr": 0.5}}, r"lr is 0\.01 there, 0\.5 here"),
     "accumulate": ({}, {"course": {"accumulate": 2}}, "accumulate is 1 there, 2 here"),
     "many": (
@@ -216,3 +265,19 @@ def test_a_state_that_was_written_and_read_is_gone_on_from(tmp_path: Path) -> No
     assert found is not None
     assert found.run == states[2].run
     assert numbers(run(found, alpha=1 / 3)[0]) == numbers(whole)
+
+
+class Odd(torch.optim.SGD):
+    """One that keeps what no file holds."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["odd"] = object()
+
+
+def test_an_optimiser_that_keeps_what_no_state_holds_is_refused_only_where_states_are_saved() -> None:
+    with pytest.raises(OptionError, match=r"the optimiser keeps a object for .*\.odd, which a state cannot hold"):
+        run(course={"optimiser": Odd})
+    found, states = run(course={"optimiser": Odd}, save_every=0)
+    assert (found.steps, states) == (STEPS, [])

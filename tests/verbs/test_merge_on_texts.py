@@ -1,17 +1,21 @@
 """`merge --data`: losses and divergences of the base, the unmerged and the merged model, in and out of the domain."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.core.lazy import LazyArray
 from loralens.errors import OptionError
+from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.linalg.device import Device
 from loralens.merging.plan import Slab, TensorPlan
+from loralens.verbs.inputs.low_bit import NO_CODES
 from loralens.verbs.outputs.merges.losses import conclusion_on_texts
 from loralens.verbs.outputs.merges.merge_on_texts import changed_rows
 from tests import models
@@ -30,24 +34,38 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+def held(folder: Path) -> Any:
+    """The model of a folder, with its weights as transformers or, if they are codes, our reader decode them."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if getattr(config, "quantization_config", None):
+        del config.quantization_config
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    weights = {key: torch.from_numpy(t.read().astype(np.float32)) for key, t in open_checkpoint(folder).tensors.items()}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    return model.eval()
+
+
+def loss_of(model: Any) -> float:
+    """The mean loss of the tokens of all texts."""
+    total, count, tokenizer = 0.0, 0, models.tokenizer()
+    for text in TEXTS:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        with torch.no_grad():
+            logarithms = model(ids).logits[0, :-1].log_softmax(-1)
+        total -= float(logarithms.gather(1, ids[0, 1:, None]).sum())
+        count += ids.shape[1] - 1
+    return total / count
+
+
 def test_the_losses_are_those_of_the_three_models(home: Path, tmp_path: Path, quiet_torch: None) -> None:
     result = loralens.merge(home / "adapter", base=home / "llama", output=tmp_path / "out", dtype="bf16", data=TEXTS)
     texts = result.certificate["texts"]
-    import transformers
-
-    tokenizer = models.tokenizer()
-    losses = {}
-    for name, folder in (("base", home / "llama"), ("merged", tmp_path / "out")):
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        total, count = 0.0, 0
-        for text in TEXTS:
-            ids = tokenizer(text, return_tensors="pt").input_ids
-            with torch.no_grad():
-                logarithms = model(ids).logits[0, :-1].log_softmax(-1)
-            total -= float(logarithms.gather(1, ids[0, 1:, None]).sum())
-            count += ids.shape[1] - 1
-        losses[name] = total / count
-        assert texts["in_domain"]["tokens"] == count
+    losses = {name: loss_of(held(folder)) for name, folder in (("base", home / "llama"), ("merged", tmp_path / "out"))}
+    assert texts["in_domain"]["tokens"] == sum(len(text.split()) - 1 for text in TEXTS)
     for name, loss in losses.items():
         # The unplanned weights of the merged folder are rounded to bfloat16 too.
         assert texts["in_domain"][f"loss_{name}"] == pytest.approx(loss, rel=1e-5 if name == "base" else 1e-2)
@@ -77,6 +95,38 @@ def test_in_float32_the_merged_model_is_the_unmerged_one(home: Path, quiet_torch
     assert np.isfinite(own["loss_base"])
 
 
+def test_a_merge_into_floats_says_the_losses_too(home: Path, tmp_path: Path, quiet_torch: None) -> None:
+    result = loralens.merge(home / "adapter", base=home / "llama", dry_run=True, dtype="bf16", data=TEXTS)
+    own, general = (result.certificate["texts"][kind] for kind in ("in_domain", "general"))
+    *_, first, second = result.conclusion()
+    assert first.startswith(f"On these texts the loss of the merged model is {own['loss_merged']:.3f} (unmerged ")
+    assert f"divergence from the unmerged model is {own['kl_unmerged_merged']:.2g}." in first
+    assert second.startswith(f"On general texts the loss is {general['loss_merged']:.3f} (unmerged ")
+
+
+def test_a_model_that_is_quantised_once_is_measured_as_codes(home: Path, tmp_path: Path, quiet_torch: None) -> None:
+    result = loralens.merge(home / "adapter", base=home / "llama", output=tmp_path / "out", bits="nf4", data=TEXTS)
+    own = result.certificate["texts"]["in_domain"]
+    assert own["loss_merged"] == pytest.approx(loss_of(held(tmp_path / "out")), abs=1e-5)
+    # Four bits move every weight, so the two cannot be confused.
+    assert abs(own["loss_merged"] - own["loss_unmerged"]) > 1e-4
+
+
+def test_a_weight_that_is_saved_in_full_is_in_both_models(home: Path, tmp_path: Path, quiet_torch: None) -> None:
+    folder = tmp_path / "adapter"
+    models.saved(models.adapter(models.llama(), ("q_proj",)), folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights["base_model.model.model.norm.weight"] = np.full(models.llama().config.hidden_size, 3, np.float32)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": ["norm"]}))
+    result = loralens.merge(folder, base=home / "llama", output=tmp_path / "out", data=TEXTS)
+    own = result.certificate["texts"]["in_domain"]
+    loss = loss_of(held(tmp_path / "out"))
+    assert own["loss_merged"] == pytest.approx(loss, abs=1e-5)
+    assert own["loss_unmerged"] == pytest.approx(loss, abs=1e-5)
+
+
 def test_a_base_that_cannot_be_run_is_refused(tmp_path: Path) -> None:
     base = nf4_base(tmp_path / "base")
     with pytest.raises(OptionError, match="can only be run if it is GGUF"):
@@ -90,7 +140,7 @@ def test_a_weight_of_several_blocks_is_taken_block_by_block() -> None:
         rng.standard_normal((3000, 2)).astype(np.float32), rng.standard_normal((2, 256)).astype(np.float32), 1.0
     )
     plan = TensorPlan("w", LazyArray.of(W), W.shape, (Slab("m", 0, 3000, ((1.0, update),)),))
-    inputs: Any = SimpleNamespace(coded={}, dtypes={"w": np.dtype(np.float32)})
+    inputs: Any = SimpleNamespace(coded={}, dtypes={"w": np.dtype(np.float32)}, quantised=NO_CODES)
     whole, merged = np.zeros_like(W), np.zeros_like(W)
     blocks = 0
     for start, *rows in changed_rows(inputs, plan, "nearest", 0, None, Device.of("cpu")):

@@ -12,13 +12,13 @@ from loralens.formats.records.watch_log import read_watch_log
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
-def test_two_processes_see_the_whole_adapter_and_one_writes(tmp_path: Path) -> None:
+def run_pair(module: str, folder: Path) -> None:
+    """Run a module in two processes, which must both succeed."""
     pytest.importorskip("peft")
     alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRANSFORMERS_VERBOSITY": "error"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.watching.pair", tmp_path, str(rank)], env={**os.environ, **alone}, cwd=ROOT,
+            [sys.executable, "-m", module, folder, str(rank)], env={**os.environ, **alone}, cwd=ROOT,
             stderr=subprocess.PIPE, text=True,
         )
         for rank in (0, 1)
@@ -26,9 +26,19 @@ def test_two_processes_see_the_whole_adapter_and_one_writes(tmp_path: Path) -> N
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_whole_adapter_and_one_writes(tmp_path: Path) -> None:
+    run_pair("tests.watching.pair", tmp_path)
     ddp, fsdp = (read_watch_log(tmp_path / f"{name}.jsonl") for name in ("ddp", "fsdp"))
     assert [look.step for look in ddp] == [look.step for look in fsdp] == [0, 1, 2]
     # Of one seed and one batch, both ways of dividing the work train the same adapter.
     for first, second in zip(ddp, fsdp, strict=True):
         assert first.total["frobenius"] == pytest.approx(second.total["frobenius"], rel=1e-4)
         assert first.total["gradient_B_norm"] == pytest.approx(second.total["gradient_B_norm"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_each_process_merges_its_rows_and_restores_them_bit_for_bit(tmp_path: Path) -> None:
+    run_pair("tests.watching.pair_merging", tmp_path)

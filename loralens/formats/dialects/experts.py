@@ -23,6 +23,7 @@ from loralens.formats.files.gguf.values import plain_values
 
 FUSED = "gate_up_proj"
 STACKS = (FUSED, "down_proj")  # the parameters of the experts in transformers
+SPLITTING = ("gguf", "mlx")  # dialects with a stack of gate and another of up
 _ALTERNATE = ("gpt_oss",)  # model types in which rows of gate and up alternate
 # The mixture is a module of its layer: mlp in most models, block_sparse_moe in Mixtral, feed_forward in Jamba.
 _LAYER = r"^(?P<path>.+)\.(?P<owner>mlp|block_sparse_moe|feed_forward)\."
@@ -84,6 +85,19 @@ def fit_experts(
         stated = plain_values(adapter.metadata).get("general.architecture") if adapter.format == "gguf" else None
         return name_for_mlx(adapter, base_config or _config_of(stated))
     return name_single_experts(adapter) if dialect == "peft" else adapter
+
+
+def divide_as(adapter: Adapter, other: Adapter, base_config: Mapping[str, Any] | None = None) -> Adapter:
+    """The adapter with gate and up of its experts apart, if ``other`` is of llama.cpp or mlx-lm, which have them so.
+
+    Raises
+    ------
+    OptionError
+        Neither ``base_config``, the base's config.json, nor ``other`` says how the rows of gate and up are ordered.
+    """
+    if other.format not in SPLITTING or adapter.format in SPLITTING:
+        return adapter
+    return split_stacks(adapter, base_config or _config_of(plain_values(other.metadata).get("general.architecture")))
 
 
 def _config_of(arch: object) -> Mapping[str, Any] | None:

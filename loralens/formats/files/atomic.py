@@ -172,9 +172,10 @@ Put = Callable[[Path], AbstractContextManager[BinaryIO]]
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, check: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
     """Give a stream whose file takes the place of ``path`` when the block succeeds and is removed otherwise.
 
+    ``check`` gets the path of the complete file before it takes its place. If it raises an error, nothing is replaced.
     An OSError of the block becomes a FormatError that names ``path``; other errors pass unchanged. Leftovers of killed
     runs that wrote the same file are removed.
     """
@@ -184,6 +185,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             with part.open("wb") as stream:
                 yield stream
                 flush(stream)
+            if check:
+                check(part)
             part.replace(path)
 
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import ml_dtypes
 import numpy as np
@@ -21,7 +21,6 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray, row_blocks
 from loralens.errors import FormatError, place
 from loralens.formats.dialects.gguf.names import place_of
-from loralens.formats.files.apart import Input
 from loralens.formats.files.atomic import check_space
 from loralens.formats.files.container import tensor_pieces
 from loralens.formats.files.disk import write_at
@@ -33,7 +32,7 @@ from loralens.formats.files.relative_name import path_to_write
 from loralens.formats.models.gguf_base import GgufModel, StoredWeight
 from loralens.formats.models.gguf_config import ARCHITECTURE
 from loralens.formats.models.low_bit.gguf_layouts import Order, can_decode
-from loralens.formats.models.model_copy import CopyTarget, Fill, JobWriter, Step, Watch, WriteJob, new_copy, run_jobs
+from loralens.formats.models.model_copy import CopyOptions, Fill, WriteJob, new_copy, write_tensors
 from loralens.formats.models.model_files import ModelFiles
 
 # The values of general.file_type (llama_ftype in llama.h), which states the type of most tensors.
@@ -108,16 +107,8 @@ def write_gguf_copy(
     fill: Fill,
     dtype: np.dtype[Any] | None = None,
     types: NewTypes | None = None,
-    watch: Watch | None = None,
     added: Mapping[str, StoredChange] | None = None,
-    texts: Mapping[str, str] | None = None,
-    without: Collection[str] = (),
-    names: Mapping[str, str] | None = None,
-    write_beside: Callable[[Path], None] | None = None,
-    inputs: Collection[Input] = (),
-    overwrite: bool = False,
-    threads: int = 1,
-    step: Step | None = None,
+    **options: Unpack[CopyOptions],
 ) -> None:
     """Write a copy of a GGUF model in which some weights are changed.
 
@@ -139,13 +130,11 @@ def write_gguf_copy(
         not change are decoded and rounded. None: every tensor keeps its type.
     types : NewTypes or None
         Weights that become codes; all of them are among ``changes``. Not together with ``dtype``.
-    watch : callable or None
-        Called with the key and each block of bytes (uint8) of every weight that is copied as it is, in the order of
-        `ModelFiles.stored`. With ``dtype`` or ``types``, these are only the weights whose type does not change.
     added : mapping of str to StoredChange, or None
         New matrices, such as a head that was tied to the embedding. ``fill`` makes their rows.
-    texts, without, names, write_beside, inputs, overwrite, threads, step
-        As for `loralens.formats.models.model_writer.write_model`; the bytes of all steps are `gguf_copy_bytes`.
+    **options : CopyOptions
+        ``watch`` gets blocks of bytes (uint8), in the order of `ModelFiles.stored`. With ``dtype`` or ``types``, these
+        are only the weights whose type does not change. The steps have `gguf_copy_bytes` in all.
 
     Raises
     ------
@@ -161,8 +150,7 @@ def write_gguf_copy(
     new = _added_tensors(model, added or {})
     plans = [_plan_part(model, part, types, new) for part in range(len(model.paths))]
     makers = _Makers(model, frozenset(changes), fill, dtypes)
-    copy = CopyTarget(target, texts or {}, without, names or {}, inputs, overwrite)
-    with new_copy(files, copy) as unfinished, ExitStack() as opened:
+    with new_copy(files, target, options) as unfinished, ExitStack() as opened:
         check_space(target, sum(plan.size for plan in plans))
         jobs = list[WriteJob]()
         for part, plan in enumerate(plans):
@@ -179,9 +167,7 @@ def write_gguf_copy(
                 for key, (tensor, _) in new.items()
                 if part == len(plans) - 1
             ]
-        run_jobs(jobs, JobWriter(watch, step), threads)
-        if write_beside:
-            write_beside(unfinished)
+        write_tensors(unfinished, jobs, options)
 
 
 def gguf_copy_bytes(

@@ -8,11 +8,10 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from typing import NamedTuple, final
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -33,39 +32,48 @@ Watch = Callable[[str, Array], None]
 Step = Callable[[int], None]
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class CopyTarget:
-    """The place of a copy, and what it takes over from the model.
+class CopyOptions(TypedDict, total=False):
+    """How a copy is written: the options of the writers of all containers.
 
     Attributes
     ----------
-    path : Path
-        A folder, or a file if the model is a file. It appears complete or not at all.
+    watch : callable or None
+        Called with the key and each block of every tensor that is copied as it is, in order.
     texts : mapping of str to str
         New contents of other files of the folder.
     without : collection of str
         Other files that are not copied.
     names : mapping of str to str
         Other files that are copied under a new name.
+    write_beside : callable
+        Writes further files into the folder before it takes its place.
     inputs : collection of (str, Path)
         Everything that is read, each with a description and its path; the model itself is the first. The target must
         not overlap with any of them.
     overwrite : bool
         Let the copy replace an existing target, by two renames. At every moment, the old or the new one is complete.
+    threads : int
+        The number of tensors that are processed at a time, 1 by default.
+    step : callable or None
+        Called with the bytes of every block that is written, in the thread that wrote it.
     """
 
-    path: Path
+    watch: Watch | None
     texts: Mapping[str, str]
     without: Collection[str]
     names: Mapping[str, str]
+    write_beside: Callable[[Path], None]
     inputs: Collection[Input]
     overwrite: bool
+    threads: int
+    step: Step | None
 
 
 @contextmanager
-def new_copy(files: ModelFiles, target: CopyTarget) -> Iterator[Path]:
+def new_copy(files: ModelFiles, target: Path, options: CopyOptions) -> Iterator[Path]:
     """Yield the path of the unfinished copy, which has all but the weights. After the block it becomes the target.
+
+    ``target`` is a folder, or a file if the model is a file.
 
     Raises
     ------
@@ -74,20 +82,21 @@ def new_copy(files: ModelFiles, target: CopyTarget) -> Iterator[Path]:
     FormatError
         The disk reports an error.
     """
-    path, folder = target.path, files.root.is_dir()
-    companions = {name: target.names.get(name, name) for name in files.companions if name not in target.without}
-    with place(path), disk_errors():
-        tidy(path)
-        known_inputs = target.inputs or [("the base", files.root)]
-        check_write_target(path, known_inputs, folder=folder, overwrite=target.overwrite)
+    folder, overwrite = files.root.is_dir(), options.get("overwrite", False)
+    names, left_out = options.get("names", {}), options.get("without", ())
+    companions = {name: names.get(name, name) for name in files.companions if name not in left_out}
+    with place(target), disk_errors():
+        tidy(target)
+        inputs = options.get("inputs") or [("the base", files.root)]
+        check_write_target(target, inputs, folder=folder, overwrite=overwrite)
         # Unrelated files in the folder would be lost, so they are refused even with `overwrite`.
-        if path.is_dir():
+        if target.is_dir():
             weights = {*(shard.name for shard in files.shards), *(index.name for index in files.indices)}
-            check_replaceable(path, weights | {*companions.values()})
-    with atomic_path(path, folder=folder, overwrite=target.overwrite) as part:
+            check_replaceable(target, weights | {*companions.values()})
+    with atomic_path(target, folder=folder, overwrite=overwrite) as part:
         if folder:
             _copy_others(files, part, companions)
-            for name, text in target.texts.items():
+            for name, text in options.get("texts", {}).items():
                 write_text(path_to_write(part, name), text)
         yield part
 
@@ -117,7 +126,7 @@ class WriteJob(NamedTuple):
     copied
         Whether the tensor is unchanged. Only such tensors are passed to ``watch``: the caller makes the others itself.
     watched
-        Yields the blocks for `JobWriter.watch`, if they differ from the written ones.
+        Yields the blocks for ``watch``, if they differ from the written ones.
     """
 
     key: str
@@ -129,43 +138,11 @@ class WriteJob(NamedTuple):
     watched: Callable[[], Iterator[Array]] | None = None
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class JobWriter:
-    """Writes one tensor after another.
+def write_tensors(part: Path, jobs: Collection[WriteJob], options: CopyOptions) -> None:
+    """Do all jobs in several threads, and write what belongs beside them into the unfinished copy ``part``.
 
-    Attributes
-    ----------
-    watch : callable or None
-        Called with the key and each block of every tensor that is copied, in order.
-    step : callable or None
-        Called with the bytes of every block that is written, in the thread that wrote it.
+    The first error stops every thread and is raised here.
     """
-
-    watch: Watch | None
-    step: Step | None
-
-    def do(self, job: WriteJob, stop: Event) -> None:
-        """Write one tensor, unless ``stop`` is set."""
-        offset = job.offset
-        for block in job.blocks():
-            if stop.is_set():
-                return
-            if self.watch and job.copied and job.watched is None:
-                self.watch(job.key, block)
-            data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
-            write_at(job.file, data, offset)
-            _start_writeback(job.file, offset, len(data))
-            offset += len(data)
-            if self.step:
-                self.step(len(data))
-        for block in job.watched() if self.watch and job.watched else ():
-            self.watch(job.key, block)  # type: ignore[misc]
-        assert offset == job.offset + job.nbytes, (job.key, offset - job.offset, job.nbytes)
-
-
-def run_jobs(jobs: Collection[WriteJob], writer: JobWriter, threads: int) -> None:
-    """Do all jobs in several threads. The first error stops every thread and is raised here."""
     queue: SimpleQueue[WriteJob] = SimpleQueue()
     # The largest tensors first: else one of them could begin last and keep a single thread busy at the end.
     for job in sorted(jobs, key=lambda job: -job.nbytes):
@@ -176,7 +153,7 @@ def run_jobs(jobs: Collection[WriteJob], writer: JobWriter, threads: int) -> Non
     def work() -> None:
         while not stop.is_set():
             try:
-                writer.do(queue.get_nowait(), stop)
+                _do(queue.get_nowait(), stop, options.get("watch"), options.get("step"))
             except Empty:
                 return
             except BaseException as error:  # noqa: BLE001 - raised again in the calling thread, whatever it is
@@ -185,7 +162,7 @@ def run_jobs(jobs: Collection[WriteJob], writer: JobWriter, threads: int) -> Non
 
     workers: list[Thread] = []
     try:
-        for _ in range(threads - 1):
+        for _ in range(options.get("threads", 1) - 1):
             thread = Thread(target=work, daemon=True)
             thread.start()  # this fails without memory for a stack; the threads that run are then joined below
             workers.append(thread)
@@ -198,6 +175,27 @@ def run_jobs(jobs: Collection[WriteJob], writer: JobWriter, threads: int) -> Non
             thread.join()
     if errors:
         raise errors[0]
+    if "write_beside" in options:
+        options["write_beside"](part)
+
+
+def _do(job: WriteJob, stop: Event, watch: Watch | None, step: Step | None) -> None:
+    """Write one tensor, unless ``stop`` is set."""
+    offset = job.offset
+    for block in job.blocks():
+        if stop.is_set():
+            return
+        if watch and job.copied and job.watched is None:
+            watch(job.key, block)
+        data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+        write_at(job.file, data, offset)
+        _start_writeback(job.file, offset, len(data))
+        offset += len(data)
+        if step:
+            step(len(data))
+    for block in job.watched() if watch and job.watched else ():
+        watch(job.key, block)  # type: ignore[misc]
+    assert offset == job.offset + job.nbytes, (job.key, offset - job.offset, job.nbytes)
 
 
 def _start_writeback(fd: int, offset: int, count: int) -> None:

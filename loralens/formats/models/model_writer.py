@@ -2,34 +2,24 @@
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Unpack, final
 
 import numpy as np
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
-from loralens.formats.files.apart import Input
 from loralens.formats.files.atomic import check_space
 from loralens.formats.files.container import DTYPES, header_bytes, tensor_pieces
 from loralens.formats.files.disk import write_at
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.relative_name import path_to_write
-from loralens.formats.models.model_copy import (
-    CopyTarget,
-    JobWriter,
-    Step,
-    Watch,
-    WriteJob,
-    new_copy,
-    run_jobs,
-    write_text,
-)
+from loralens.formats.models.model_copy import CopyOptions, WriteJob, new_copy, write_tensors, write_text
 from loralens.formats.models.model_copy import Fill as Fill
 from loralens.formats.models.model_files import Index, ModelFiles, Shard, offsets_of
 
@@ -58,18 +48,10 @@ def write_model(
     *,
     changes: Mapping[str, Change],
     fill: Fill,
-    watch: Watch | None = None,
     dropped: Collection[str] = (),
     homes: Mapping[str, str] | None = None,
     headers: Mapping[str, bytes] | None = None,
-    texts: Mapping[str, str] | None = None,
-    without: Collection[str] = (),
-    names: Mapping[str, str] | None = None,
-    write_beside: Callable[[Path], None] | None = None,
-    inputs: Collection[Input] = (),
-    overwrite: bool = False,
-    threads: int = 1,
-    step: Step | None = None,
+    **options: Unpack[CopyOptions],
 ) -> None:
     """Write a copy of a model in which some tensors are changed.
 
@@ -85,31 +67,14 @@ def write_model(
     fill : callable
         Gives the rows of a changed tensor by its key, in order and in blocks of the new dtype. It is called in several
         threads, each for one tensor.
-    watch : callable or None
-        Called with the key and each block of rows of every tensor that is copied, in order.
     dropped : collection of str
         Keys that the copy leaves out.
     homes : mapping of str to str, or None
         New key → a key of the model; the new tensor is written to the shard of that key.
     headers : mapping of str to bytes, or None
         The complete headers (length and JSON) of some shards. They say which tensors these shards hold.
-    texts : mapping of str to str, or None
-        New contents of other files of the folder.
-    without : collection of str
-        Other files that are not copied.
-    names : mapping of str to str, or None
-        Other files that are copied under a new name.
-    write_beside : callable or None
-        Writes further files into the folder before it takes its place.
-    inputs : collection of (str, Path)
-        Everything that is read, each with a description and its path; the model itself is the first. The target must
-        not overlap with any of them.
-    overwrite : bool
-        Let the copy replace an existing target, by two renames. At every moment, the old or the new one is complete.
-    threads : int
-        The number of tensors that are processed at a time.
-    step : callable or None
-        Called with the bytes of every block that is written, in the thread that wrote it; `copy_bytes` in all.
+    **options : CopyOptions
+        The steps have `copy_bytes` in all.
 
     Raises
     ------
@@ -119,11 +84,10 @@ def write_model(
         The disk reports an error.
     """
     assert files.gguf is None, "GGUF files are copied by write_gguf_copy"
-    place = CopyTarget(target, texts or {}, without, names or {}, inputs, overwrite)
-    with new_copy(files, place) as part, ExitStack() as opened:
+    with new_copy(files, target, options) as part, ExitStack() as opened:
         if files.root.is_dir():
             # If an undo file gives the original text of an index, `new_copy` has written it already.
-            for index in (index for index in files.indices if index.name not in (texts or {})):
+            for index in (index for index in files.indices if index.name not in options.get("texts", {})):
                 write_text(path_to_write(part, index.name), _index_text(index, files, changes, dropped, homes or {}))
         jobs, tensors = list[WriteJob](), files.tensors
         check_space(target, copy_bytes(tensors, changes))
@@ -133,9 +97,7 @@ def write_model(
             opened.callback(os.close, fd)
             parts = frozenset(dropped), homes or {}, (headers or {}).get(shard.name)
             jobs += _jobs(shard, fd, files, changes, fill, *parts)
-        run_jobs(jobs, JobWriter(watch, step), threads)
-        if write_beside:
-            write_beside(part)
+        write_tensors(part, jobs, options)
 
 
 def copy_bytes(tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> int:

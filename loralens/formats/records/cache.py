@@ -72,8 +72,11 @@ class SvdCache:
     def __contains__(self, key: str) -> bool:
         return self._file(key).is_file()
 
-    def read(self, key: str, shape: tuple[int, int]) -> Decomposed | None:
-        """The SVD of a weight of this shape under a key; None if there is none or it is damaged."""
+    def read(self, key: str, shape: tuple[int, int], rank: int | None = None) -> Decomposed | None:
+        """The SVD of a weight of this shape under a key; None if there is none or it is damaged.
+
+        ``rank`` is the number of its triplets; by default all, which have the dtypes of `Decomposed`.
+        """
         file = self._file(key)
         if not file.is_file():
             return None
@@ -83,7 +86,7 @@ class SvdCache:
         except (FormatError, KeyError):
             return None
         # A truncated or changed file must not become a wrong result.
-        if not _is_thin_svd(svd, shape) or (stored.metadata or {}).get("crc32") != _checksum(svd):
+        if not _is_thin_svd(svd, shape, rank) or (stored.metadata or {}).get("crc32") != _checksum(svd):
             return None
         # The time of the file is that of its last use. In a cache that is read-only, it stays as it is.
         with suppress(OSError):
@@ -141,10 +144,12 @@ class SvdCache:
         return True
 
 
-def _is_thin_svd(svd: Decomposed, shape: tuple[int, int]) -> bool:
+def _is_thin_svd(svd: Decomposed, shape: tuple[int, int], rank: int | None) -> bool:
     """Whether the arrays can be the thin SVD of a weight of this shape, which the checksum does not tell."""
-    (out, in_), k = shape, min(shape)
-    expected = {"U": ((out, k), np.float32), "s": ((k,), np.float64), "V": ((in_, k), np.float32)}
+    (out, in_), k = shape, min(*shape, *([] if rank is None else [rank]))
+    # The leading triplets of a dense SVD have vectors of float64.
+    vectors = np.float64 if rank is not None and svd.U.dtype == np.float64 else np.float32
+    expected = {"U": ((out, k), vectors), "s": ((k,), np.float64), "V": ((in_, k), vectors)}
     if {name: (part.shape, part.dtype) for name, part in svd._asdict().items()} != expected:
         return False
     descending = bool((svd.s[:-1] >= svd.s[1:]).all()) and bool((svd.s >= 0).all())

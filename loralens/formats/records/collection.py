@@ -21,7 +21,10 @@ from loralens.formats.files.location import SUFFIXES, is_gguf, is_pickle
 from loralens.formats.files.walking import folders
 
 # Files that training tools leave beside an adapter, and pickles of whole models.
-NO_ADAPTERS = ("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json")
+NO_ADAPTERS = (
+    *("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json"),
+    "state.safetensors",  # of loralens train
+)
 
 Status = Literal["adapter", "unreadable", "other"]
 
@@ -99,14 +102,22 @@ def _walk(root: Path) -> Iterator[Path]:
 
 def note_repeated_links(root: Path, candidates: Sequence[Path]) -> None:
     """Print a note about links to folders within ``root`` that hold candidates, since candidates are read only once."""
+    links = [
+        folder / name
+        for folder, names in folders(root, without=lambda name: name.startswith("."))
+        for name in names
+        if not name.startswith(".") and (folder / name).is_symlink()
+    ]
+    # Most folders have none, and the real paths of thousands of candidates take longer than the search for links.
+    if not links:
+        return
     home = Path(os.path.realpath(root))
     holding = {folder for path in candidates for folder in Path(os.path.realpath(path)).parents}
     repeated = []
-    for folder, names in folders(root, without=lambda name: name.startswith(".")):
-        for link in (folder / name for name in names if (folder / name).is_symlink() and not name.startswith(".")):
-            target = Path(os.path.realpath(link))
-            if target in holding and home in target.parents:
-                repeated.append(f"{link.relative_to(root)} → {target.relative_to(home)}")
+    for link in links:
+        target = Path(os.path.realpath(link))
+        if target in holding and home in target.parents:
+            repeated.append(f"{link.relative_to(root)} → {target.relative_to(home)}")
     if repeated:
         many = (
             "links to folders that are read anyway are"

@@ -105,6 +105,15 @@ def read_run(paths: Sequence[Path]) -> Run:
     return Run(tuple(ordered), _losses(entries, "loss"), _losses(entries, "eval_loss"), _state_file(latest))
 
 
+def checkpoint_step(path: Path) -> int | None:
+    """The optimiser's step of one checkpoint, a file or its folder, as in `RunCheckpoint`; None if it is unknown."""
+    # A state that cannot be read says nothing about the adapter beside it.
+    with suppress(LoraLensError):
+        state = _state(path)
+        return _step(path, {path: state} if state else {})
+    return _step(path, {})
+
+
 def nearest_loss(losses: Iterable[LoggedLoss], step: int | None) -> LoggedLoss | None:
     """The loss nearest to ``step``, the earlier one of two; None if there are no losses or no step."""
     if step is None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.files.container import Stored, read_safetensors
+from loralens.formats.files.container import Stored, header_parts, read_safetensors, sort_by_width
 from loralens.formats.files.disk import write_at
 from loralens.formats.files.json_text import json_or_none, json_text
 from loralens.formats.files.writing import write_safetensors
@@ -61,6 +61,12 @@ class Spool:
 def write_undo(tensors: Mapping[str, LazyArray], content: Mapping[str, Any], path: Path) -> None:
     """Write an undo file, which appears complete or not at all."""
     write_safetensors(Stored(dict(tensors), {KEY: json_text(content)}), path)
+
+
+def undo_size(tensors: Mapping[str, LazyArray], content: Mapping[str, Any]) -> int:
+    """The bytes of the file that `write_undo` would write; no number is read."""
+    header = header_parts(sort_by_width(tensors), {KEY: json_text(content)})
+    return sum(map(len, header)) + sum(tensor.nbytes for tensor in tensors.values())
 
 
 def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:

@@ -19,9 +19,9 @@ from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.disk import disk_errors
 from loralens.formats.files.json_text import finite_number, is_safe_text, json_or_none
 
-NAME = "watch.jsonl"  # of the log in the folder of a run
+NAME = "watch.jsonl"  # the name of the log in the folder of a run
 VERSION = 1
-MOST_VALUES = 1 << 16  # singular values of a module; ranks are far smaller
+MOST_VALUES = 1 << 16  # most singular values of a module; ranks are far smaller
 FIX = "give the log that a Watcher or a callback of loralens.watching wrote"
 
 
@@ -93,7 +93,7 @@ def cut_watch_log(path: Path, step: int) -> str:
     kept: list[str] = []
     for line in lines:
         entry = json_or_none(line)
-        # Lines that a kill cut off are no objects.
+        # Lines that a kill cut off are not objects.
         if isinstance(entry, dict) and ("watch" in entry if not kept else _is_until(entry.get("step"), step)):
             kept.append(line)
     return "".join(kept)
@@ -104,14 +104,14 @@ def _is_until(value: Any, step: int) -> bool:
 
 
 def read_watch_log(path: Path) -> list[LoggedLook]:
-    """The looks of a log in order of steps; of two at one step the later, which a resumed run wrote.
+    """The looks of a log in order of steps. If two have the same step, the later one counts: a resumed run wrote it.
 
     Lines that were cut off when a run was killed are left out.
 
     Raises
     ------
     FormatError
-        The file is not such a log, is of a later version, or its numbers are not what they say.
+        The file is not such a log, is of a later version, or its numbers contradict each other.
     """
     with place(path):
         with disk_errors(path), path.open(encoding="utf-8", errors="replace") as file:

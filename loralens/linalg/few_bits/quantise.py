@@ -208,13 +208,13 @@ def _round_columns(X: Floats, G: Floats, bits: Array) -> QuantisedColumns:
     Q, scales, errors = np.zeros(X.shape, np.int16), np.zeros(bits.size, np.float32), np.zeros_like(X)
     for i in reversed(range(bits.size)):
         target = X[:, i] + errors[:, i + 1 :] @ (L[i + 1 :, i] * lengths[i + 1 :] / (L[i, i] * lengths[i]))
-        Q[:, i], scales[i] = _round_column(target, int(bits[i]))
+        Q[:, i], scales[i] = round_column(target, int(bits[i]))
         errors[:, i] = X[:, i] - Q[:, i] * np.float64(scales[i])
     return QuantisedColumns(Q, scales)
 
 
-def _round_column(x: Floats, bits: int) -> tuple[Array, np.float32]:
-    """The integers in [−n, n] and the scale whose product is nearest to x."""
+def round_column(x: Floats, bits: int) -> tuple[Array, np.float32]:
+    """The integers in [−n, n] and the scale whose product is nearest to x, among the clips that are tried."""
     n, largest = 2 ** (bits - 1) - 1, np.abs(x).max(initial=0.0)
     if not largest:
         return np.zeros(x.size), np.float32(0)

@@ -1,7 +1,6 @@
 """A merge in floats whose weight is quantised once to a block type of ggml, as a GGUF file stores it."""
 
 from collections.abc import Iterator
-from hashlib import sha256
 from math import prod
 from typing import final
 
@@ -12,10 +11,10 @@ from loralens.core.lazy import Array
 from loralens.errors import FormatError
 from loralens.linalg.few_bits.ggml_blocks import BLOCK, BlockType
 from loralens.merging.apply import TensorMerge
-from loralens.merging.low_bit.measure import QuantisedSums
+from loralens.merging.low_bit.quantised import QuantisedRecord
 from loralens.merging.low_bit.record import in_file_order
 from loralens.merging.plan import TensorPlan
-from loralens.merging.record import StoredCodes, TensorRecord, feed_hash
+from loralens.merging.record import StoredCodes, TensorRecord
 
 
 def stored_shape(type_: BlockType, plan: TensorPlan) -> tuple[int, int]:
@@ -47,47 +46,33 @@ class BlocksRecorder:
         hashes: bool,
         fidelity: bool,
     ) -> None:
-        self._merge, self._type, self._order, self._fidelity = merge, type_, order, fidelity
-        self._before = sha256() if hashes else None
-        self._after = sha256() if hashes else None
-        self._sums: dict[int, QuantisedSums] = {}
+        self._merge, self._type, self._order, self._hashes = merge, type_, order, hashes
+        plan, dtype = merge.plan, np.dtype(np.uint8)
+        stored = StoredCodes(plan.key, type_.name, dtype, (prod(stored_shape(type_, plan)),))
+        self._record = QuantisedRecord(plan, stored, hash_base=hashes, hash_merged=hashes, fidelity=fidelity)
 
     def blocks(self) -> Iterator[Array]:
         """Yield the bytes of the rows in their own order. When all have been taken, `record` is complete."""
         waiting: list[tuple[int, NDArray[np.uint8]]] = []
         for block in self._merge.blocks():
-            feed_hash(self._before, block.stored)
+            self._record.take_base(block)
             numbers = block.merged.astype(np.float32, copy=False)
             quantised = self._type.quantise(np.ascontiguousarray(numbers).reshape(-1, BLOCK))
             # Scales are float16. An infinite one would turn the 32 numbers of its block into NaN or infinity.
             if not np.isfinite(quantised.numbers).all() and np.isfinite(numbers).all():
                 what = f"{self._merge.plan.key}: numbers are too large for the float16 scales of {self._type.name}"
                 raise FormatError(what, fix="check the adapter's α with loralens doctor, or merge with --dtype")
-            if self._fidelity and block.slab:
-                sums = self._sums.setdefault(block.slab.start, QuantisedSums(block.slab))
-                sums.take(block, quantised.numbers.reshape(numbers.shape))
+            self._record.take_numbers(block, quantised.numbers.reshape(numbers.shape))
             rows = quantised.stored.reshape(len(numbers), -1)
             # The bytes are hashed as the file has them.
             if self._order is None:
-                feed_hash(self._after, rows)
-            elif self._after is not None:
+                self._record.take_stored(rows)
+            elif self._hashes:
                 waiting.append((block.start, rows))
             yield rows
         for tensor in in_file_order(self._order, iter(waiting)) if self._order is not None else ():
-            feed_hash(self._after, tensor)
+            self._record.take_stored(tensor)
 
     def record(self) -> TensorRecord:
         """The record of all blocks."""
-        plan, dtype = self._merge.plan, np.dtype(np.uint8)
-        return TensorRecord(
-            plan,
-            dtype,
-            tuple(sums.fidelity() for _, sums in sorted(self._sums.items())),
-            self._before.hexdigest() if self._before else "",
-            self._after.hexdigest() if self._after else "",
-            None,
-            0,
-            "nothing",
-            {},
-            StoredCodes(plan.key, self._type.name, dtype, (prod(stored_shape(self._type, plan)),)),
-        )
+        return self._record.record()

@@ -6,19 +6,17 @@ update moves some of them over a boundary, and on average all of it arrives.
 
 import json
 from collections.abc import Iterator
-from hashlib import sha256
 from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
-from loralens.linalg.exact import Singles
 from loralens.linalg.few_bits.nf4 import BLOCK, LEVELS, dequantise_nf4, quantise_nf4
-from loralens.merging.apply import MergedBlock, TensorMerge
-from loralens.merging.low_bit.measure import QuantisedSums
+from loralens.merging.apply import TensorMerge
+from loralens.merging.low_bit.quantised import QuantisedRecord
 from loralens.merging.plan import TensorPlan
-from loralens.merging.record import StoredCodes, TensorRecord, feed_hash
+from loralens.merging.record import StoredCodes, TensorRecord
 
 Part = Literal["", ".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4"]
 PARTS: tuple[Part, ...] = ("", ".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4")
@@ -58,17 +56,21 @@ class Nf4Recorder:
 
     def __init__(self, merge: TensorMerge, part: Part, *, hashes: bool, fidelity: bool) -> None:
         self._merge, self._part = merge, part
-        codes = part == ""
+        codes, plan = part == "", merge.plan
         # The fidelity is measured on whole rows, so each row must consist of whole blocks.
-        self._fidelity = fidelity and codes and merge.plan.matrix[1] % BLOCK == 0
-        self._before = sha256() if hashes and codes and merge.plan.base is not None else None
-        self._after = sha256() if hashes else None
-        self._sums: dict[int, QuantisedSums] = {}
+        self._measured = fidelity and codes and plan.matrix[1] % BLOCK == 0
+        self._record = QuantisedRecord(
+            plan,
+            StoredCodes(plan.key + part, "bitsandbytes NF4", *part_shape(part, plan)),
+            hash_base=hashes and codes and plan.base is not None,
+            hash_merged=hashes,
+            fidelity=self._measured,
+        )
 
     def blocks(self) -> Iterator[Array]:
         """Yield the part in order. When all has been taken, `record` is complete."""
         for numbers in self._made():
-            feed_hash(self._after, numbers)
+            self._record.take_stored(numbers)
             yield numbers
 
     def _made(self) -> Iterator[Array]:
@@ -83,39 +85,21 @@ class Nf4Recorder:
         pending = np.empty(0, np.float32)
         total, done = self._merge.plan.matrix[0] * self._merge.plan.matrix[1], 0
         for block in self._merge.blocks():
-            feed_hash(self._before, block.stored)
+            self._record.take_base(block)
             numbers = block.merged.astype(np.float32, copy=False).reshape(-1)
             done += numbers.size
             # A block of 64 may go on in the next rows.
             pending = np.concatenate([pending, numbers]) if pending.size else numbers
             size = pending.size if done == total else pending.size // BLOCK * BLOCK
             codes, absmax = quantise_nf4(pending[:size])
-            if self._fidelity and block.slab:
-                self._measure(block, dequantise_nf4(codes, absmax).reshape(block.merged.shape))
+            if self._measured:
+                self._record.take_numbers(block, dequantise_nf4(codes, absmax).reshape(block.merged.shape))
             pending = pending[size:].copy()
             yield absmax if self._part else _packed(codes)
 
-    def _measure(self, block: MergedBlock, quantised: Singles) -> None:
-        slab = block.slab
-        assert slab is not None
-        self._sums.setdefault(slab.start, QuantisedSums(slab)).take(block, quantised)
-
     def record(self) -> TensorRecord:
         """The record of all blocks; that of a part beside the codes has only a hash."""
-        plan = self._merge.plan
-        dtype, shape = part_shape(self._part, plan)
-        return TensorRecord(
-            plan,
-            dtype,
-            tuple(sums.fidelity() for _, sums in sorted(self._sums.items())),
-            self._before.hexdigest() if self._before else "",
-            self._after.hexdigest() if self._after else "",
-            None,
-            0,
-            "nothing",
-            {},
-            StoredCodes(plan.key + self._part, "bitsandbytes NF4", dtype, shape),
-        )
+        return self._record.record()
 
 
 def _packed(codes: NDArray[np.uint8]) -> Array:

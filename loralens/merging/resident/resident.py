@@ -4,7 +4,6 @@ D, rounding and patch are those of `loralens merge` and `unmerge`, so the weight
 """
 
 from dataclasses import dataclass, replace
-from math import prod
 from typing import final
 
 import numpy as np
@@ -14,6 +13,7 @@ from loralens.merging.apply import prepare_merge
 from loralens.merging.dora_factors import DoraFactors
 from loralens.merging.matrix import Buffer
 from loralens.merging.plan import TensorPlan
+from loralens.merging.resident.shards import Shard
 from loralens.merging.resident.sixteen_bits import RoundedMerge, merge_sixteen_bits, restore_sixteen_bits
 from loralens.merging.resident.task import Task
 from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter
@@ -37,6 +37,8 @@ class MergedWeight:
         The weight of the base itself, if the adapter replaces it.
     factor_bytes : int
         Bytes of the factors in the plan, if they are a copy that this merge made.
+    shard : Shard or None
+        The rows that this process has of a weight that several share.
     """
 
     task: Task
@@ -45,6 +47,7 @@ class MergedWeight:
     patch: Blob | None = None
     copy: Array | None = None
     factor_bytes: int = 0
+    shard: Shard | None = None
 
     @property
     def patch_bytes(self) -> int:
@@ -63,39 +66,52 @@ Undo = MergedWeight | RoundedMerge
 
 
 def merge_weight(
-    W: Array, plan: TensorPlan, task: Task, *, with_torch: bool = False, hold: bool = False
+    W: Array,
+    plan: TensorPlan,
+    task: Task,
+    *,
+    shard: Shard | None = None,
+    whole: LazyArray | None = None,
+    with_torch: bool = False,
+    hold: bool = False,
 ) -> tuple[Array, Undo]:
     """W' = round(W + D) in a new array with the shape of W, and what restores W.
 
     Parameters
     ----------
     W : array
-        The weight of the base, which is not modified.
+        The weight of the base, or of ``shard`` of it, which is not modified.
     plan : TensorPlan
-        Its result must have the shape and dtype of W.
+        Its result must have the shape and dtype of the whole weight.
     task : Task
+    shard : Shard or None
+        The rows that W has of a weight that several processes share. They get the bits that they have in the whole.
+    whole : LazyArray or None
+        The whole weight of the base, which is read only for DoRA, whose norms need all rows.
     with_torch : bool
-        Let torch merge a weight of 16 bits, which changes no bit of W'.
+        Let torch merge a whole weight of 16 bits, which changes no bit of W'.
     hold : bool
         Keep a copy of the factors, because those of the plan may change before the weight is restored.
     """
-    quick = merge_sixteen_bits(W, plan, task) if with_torch else None
+    quick = merge_sixteen_bits(W, plan, task) if with_torch and shard is None else None
     if quick:
         return quick
     plan = _with_factors(plan) if hold else plan
+    within = shard.rows_of(plan.matrix) if shard else None
     # `plan.base` reads the memory of the model, which may hold merged numbers by now. W has those of the base.
-    merge = prepare_merge(replace(plan, base=LazyArray.of(W)), dtype=W.dtype)
+    merge = prepare_merge(replace(plan, base=_source(W, plan, shard, whole)), dtype=W.dtype, within=within)
     replaced = plan.replacement is not None
-    result, writer, buffer = np.empty(plan.matrix, W.dtype), PatchWriter(W.dtype.itemsize), Buffer()
+    first, last = within or (0, plan.matrix[0])
+    result = np.empty((last - first, plan.matrix[1]), W.dtype)
+    writer, buffer = PatchWriter(W.dtype.itemsize), Buffer()
     for block in merge.blocks():
-        result[block.start : block.stop] = block.merged
+        result[block.start - first : block.stop - first] = block.merged
         if not replaced:
             writer.block(block.stored, block.subtract(buffer.of(block.merged.shape)))
     # A patch against unrelated numbers would be as large as the weight, and a copy is faster.
     patch, copy = (None, W.copy()) if replaced else (writer.finish(), None)
-    return result.reshape(W.shape), MergedWeight(
-        task, plan, merge.slab_factors, patch, copy, _factor_bytes(plan) if hold else 0
-    )
+    kept = _factor_bytes(plan) if hold else 0
+    return result.reshape(W.shape), MergedWeight(task, plan, merge.slab_factors, patch, copy, kept, shard)
 
 
 def _with_factors(plan: TensorPlan) -> TensorPlan:
@@ -108,8 +124,17 @@ def _factor_bytes(plan: TensorPlan) -> int:
     return sum(term.nbytes for slab in plan.slabs for _, term in slab.terms)
 
 
+def _source(W: Array, plan: TensorPlan, shard: Shard | None, whole: LazyArray | None) -> LazyArray:
+    """The weight of the base as far as it is needed."""
+    if shard is None:
+        return LazyArray.of(W)
+    if whole is not None and any(slab.magnitude for slab in plan.slabs):
+        return LazyArray.of(whole.read())
+    return shard.as_part(W)
+
+
 def restore_weight(W: Array, undo: Undo) -> Array:
-    """Restore the weight of the base from the merged one. The array must not be modified.
+    """Restore the weight of the base, or a shard of it, from the merged one. The array must not be modified.
 
     Raises
     ------
@@ -121,9 +146,13 @@ def restore_weight(W: Array, undo: Undo) -> Array:
     if undo.copy is not None:
         return undo.copy
     assert undo.patch is not None
-    assert prod(undo.plan.matrix) == W.size
-    reader, result, start = PatchReader(undo.patch, W.dtype.itemsize), np.empty(undo.plan.matrix, W.dtype), 0
-    for R in subtract_updates(replace(undo.plan, base=LazyArray.of(W)), undo.slab_factors, W.dtype):
+    shard, matrix = undo.shard, undo.plan.matrix
+    within = shard.rows_of(matrix) if shard else None
+    first, last = within or (0, matrix[0])
+    assert (last - first) * matrix[1] == W.size
+    reader, result, start = PatchReader(undo.patch, W.dtype.itemsize), np.empty((last - first, matrix[1]), W.dtype), 0
+    plan = replace(undo.plan, base=_source(W, undo.plan, shard, None))
+    for R in subtract_updates(plan, undo.slab_factors, W.dtype, within=within):
         result[start : start + len(R)] = reader.block(R)
         start += len(R)
     reader.finish()

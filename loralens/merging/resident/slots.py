@@ -1,7 +1,8 @@
 """Access to the weights of a model in memory: they are read as NumPy arrays and written in place.
 
 On the CPU the array is the memory of the parameter itself, with bf16 and float8 passed as bits. On any other device the
-array is a copy, and writing copies it back, one weight at a time.
+array is a copy, and writing copies it back, one weight at a time. Of a weight that several processes share (FSDP2), the
+array has the rows of this process.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 from loralens.core.attached import Tree
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import MismatchError, OptionError
+from loralens.merging.resident.shards import Shard, gather
 
 if TYPE_CHECKING:  # importing torch takes 1.4 s, so functions that use it import it
     from torch import Tensor, nn
@@ -31,6 +33,16 @@ class ArraySlot:
         self._array, self.shape, self.dtype = array, array.shape, array.dtype
 
     @property
+    def shard(self) -> None:
+        """An array is always whole."""
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the array."""
+        return self._array.nbytes
+
+    @property
     def address(self) -> int:
         """The address of the first number. Two slots with the same address share their numbers."""
         return int(self._array.__array_interface__["data"][0])
@@ -38,6 +50,10 @@ class ArraySlot:
     def read(self) -> Array:
         """The array itself, which must not be modified."""
         return self._array
+
+    def whole(self, own: Array) -> Array:
+        """The whole weight: ``own`` itself."""
+        return own
 
     def write(self, array: Array) -> None:
         """Overwrite the numbers with others of the same shape and dtype."""
@@ -47,31 +63,55 @@ class ArraySlot:
 
 @final
 class TensorSlot:
-    """A weight that is a parameter of a torch module.
+    """A weight that is a parameter of a torch module, or the rows of it that this process has.
 
     The parameter is looked up at each access, since the module may have replaced it.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        The shape of the whole weight.
+    is_divided : bool
+        Whether several processes share the weight.
+    shard : Shard or None
+        The rows of this process; None if the weight is not divided, or not by rows.
     """
 
-    __slots__ = ("_key", "_tree", "dtype", "shape")
+    __slots__ = ("_key", "_tree", "dtype", "is_divided", "shape", "shard")
 
     def __init__(self, tree: Tree, key: str) -> None:
         self._tree, self._key = tree, key
         tensor = tree.parameter(key)
         self.shape: tuple[int, ...] = tuple(tensor.shape)
-        self.dtype = _dtype(tensor)
+        self.dtype, self.is_divided = _dtype(tensor), _is_divided(tensor)
+        self.shard = Shard.of(tensor) if self.is_divided else None
 
     @property
     def address(self) -> int:
-        """The address of the first number on its device."""
-        return int(self._tensor().data_ptr())
+        """The address of the first number on its device. Slots with the same address share their numbers."""
+        own = self._own()
+        # A process without a row has no address. The object is the same where parameters are tied.
+        return int(own.data_ptr()) if own.numel() else -id(self._tree.parameter(self._key))
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that this process has."""
+        return self._own().numel() * self.dtype.itemsize
 
     def read(self) -> Array:
         """The memory of the parameter, or a copy if it is on another device than the CPU. It must not be modified."""
-        return _numpy(self._tensor(), self.dtype)
+        return _numpy(self._own(), self.dtype)
+
+    def whole(self, own: Array) -> Array:
+        """The whole weight, of which this process has ``own``; all processes that share it must call this."""
+        if not self.is_divided:
+            return own
+        tensor = self._own()
+        return _numpy(gather(_tensor(own, tensor.dtype).to(tensor.device), self._parameter()), self.dtype)
 
     def write(self, array: Array) -> None:
         """Copy the array into the storage of the parameter."""
-        tensor = self._tensor()
+        tensor = self._own()
         if tensor.device.type == "cpu":
             # The array shares its memory with the parameter, so this writes in place.
             # As bits where NumPy does not have the dtype and would copy number by number.
@@ -80,13 +120,21 @@ class TensorSlot:
             carrier = _BITS.get(self.dtype.itemsize, self.dtype)
             np.copyto(target.view(carrier), array.view(carrier), casting="no")
             return
-        import torch
+        tensor.copy_(_tensor(array, tensor.dtype))
 
-        numbers, bits = np.ascontiguousarray(array), _BITS.get(self.dtype.itemsize)
-        tensor.copy_(torch.from_numpy(numbers.view(bits) if bits else numbers).view(tensor.dtype))
+    def _own(self) -> "Tensor":
+        """The numbers of the parameter that this process has."""
+        tensor: Any = self._parameter()
+        own: Tensor = tensor.to_local() if self.is_divided else tensor
+        return own
 
-    def _tensor(self) -> "Tensor":
+    def _parameter(self) -> "Tensor":
         tensor = self._tree.parameter(self._key).detach()
+        if _is_divided(tensor) != self.is_divided:
+            raise MismatchError(
+                f"{self._key} is no longer {'divided' if self.is_divided else 'whole'}",
+                fix="call reshard() on the modules of FSDP2 first, or make a new Switchboard",
+            )
         # Moving a model to another device is allowed; another shape or dtype makes the patch meaningless.
         if tuple(tensor.shape) != self.shape or _dtype(tensor) != self.dtype:
             raise MismatchError(
@@ -106,6 +154,19 @@ def _dtype(tensor: "Tensor") -> np.dtype[Any]:
     if tensor.device.type == "meta" or not tensor.dtype.is_floating_point:
         return np.dtype(np.void)
     return np.dtype(getattr(ml_dtypes, name, None) or name)
+
+
+def _is_divided(tensor: "Tensor") -> bool:
+    """Whether a parameter is distributed over processes, as by FSDP2."""
+    return hasattr(tensor, "placements") and hasattr(tensor, "to_local")
+
+
+def _tensor(array: Array, dtype: Any) -> "Tensor":
+    """An array as a tensor of this dtype of torch."""
+    import torch
+
+    numbers, bits = np.ascontiguousarray(array), _BITS.get(array.dtype.itemsize)
+    return torch.from_numpy(numbers.view(bits) if bits else numbers).view(dtype)
 
 
 def _numpy(tensor: "Tensor", dtype: np.dtype[Any]) -> Array:
@@ -142,8 +203,8 @@ def has_conv1d_layers(model: "nn.Module | Mapping[str, Array]") -> bool:
 
 
 def lazy_weight(slot: WeightSlot) -> LazyArray:
-    """The weight as a `LazyArray`, which matching and merging need."""
-    return LazyArray(slot.read, shape=slot.shape, dtype=slot.dtype)
+    """The whole weight as a `LazyArray`, which matching and merging need."""
+    return LazyArray(lambda: slot.whole(slot.read()), shape=slot.shape, dtype=slot.dtype)
 
 
 def check_slot_writable(key: str, slot: WeightSlot) -> None:
@@ -158,6 +219,11 @@ def check_slot_writable(key: str, slot: WeightSlot) -> None:
         raise MismatchError(
             f"{key} is not of a float dtype: it is quantised, or on the meta device",
             fix="load the model in 16 or 32 bits",
+        )
+    if isinstance(slot, TensorSlot) and slot.is_divided and slot.shard is None:
+        raise MismatchError(
+            f"{key} is divided over processes in another way than by its rows",
+            fix="shard the model along the first axis, as fully_shard does by default",
         )
     if isinstance(slot, ArraySlot) and not slot.read().flags.writeable:
         raise MismatchError(f"{key} is read-only", fix="pass writable arrays: np.array(array)")

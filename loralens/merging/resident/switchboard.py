@@ -2,13 +2,13 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import isfinite, prod
+from math import isfinite
 from typing import TYPE_CHECKING, final
 
 import numpy as np
 
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array
+from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import nearest
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.device import Device
@@ -104,7 +104,8 @@ class Switchboard:
     ----------
     model : torch module, or mapping of str to array
         Weights of any float dtype; arrays must be writable. Parameters on another device than the CPU are copied to it
-        and back, one at a time. Training and `load_state_dict` change the base, so merged tasks cannot be undone
+        and back, one at a time. Of a model that FSDP2 divides, each process merges its own rows; all processes must
+        make the same calls. Training and `load_state_dict` change the base, so merged tasks cannot be undone
         afterwards.
     adapters : mapping of str to Adapter
         The tasks. Pairs of every kind, LyCORIS products, DoRA (alone, not mixed), biases, token rows and saved modules
@@ -116,7 +117,7 @@ class Switchboard:
         Let a head that shares the numbers of the embedding change with it, even if the unmerged adapter does not.
     threads : int
         Number of weights that are processed in parallel. More than one helps only if BLAS itself uses one. The
-        result does not depend on it.
+        result does not depend on it. Weights that are divided over processes are processed one by one.
     views : bool
         The adapters are views of models in memory (`loralens.live`). They are read anew by each switch, and no copy is
         kept of their factors between switches.
@@ -152,7 +153,9 @@ class Switchboard:
         self._slots: dict[str, WeightSlot] = slots_of(model)
         self._base = {key: lazy_weight(slot) for key, slot in self._slots.items()}
         self._conv1d = has_conv1d_layers(model) if conv1d is None else conv1d
-        self._threads, self._keep_tied = threads, keep_tied
+        # Threads would gather weights in another order in each process.
+        divided = any(slot.shard is not None for slot in self._slots.values())
+        self._threads, self._keep_tied = 1 if divided else threads, keep_tied
         # Factors are read at every switch, and the file may be gone by then.
         self._hold: type[HeldAdapter | ViewedAdapter] = ViewedAdapter if views else HeldAdapter
         self._held = {name: self._hold(adapter) for name, adapter in adapters.items()}
@@ -208,13 +211,19 @@ class Switchboard:
 
         def make(key: str) -> tuple[str, Made]:
             with place(key):
-                W = self._base_of(key)
+                W, slot = self._base_of(key), self._slots[key]
                 if key not in tensors:
                     return key, (W, None)
-                # The model is one of torch, which is loaded then.
-                with_torch = key in self._finite and isinstance(self._slots[key], TensorSlot)
-                view = self._hold is ViewedAdapter
-                return key, merge_weight(W, tensors[key], target, with_torch=with_torch, hold=view)
+                return key, merge_weight(
+                    W,
+                    tensors[key],
+                    target,
+                    shard=slot.shard,
+                    whole=LazyArray(lambda: slot.whole(W), shape=slot.shape, dtype=slot.dtype),
+                    # The model is one of torch, which is loaded then.
+                    with_torch=key in self._finite and isinstance(slot, TensorSlot),
+                    hold=self._hold is ViewedAdapter,
+                )
 
         # Computed in threads, but written one after the other by this one.
         for new_weight in Device("cpu", self._threads).map(make, self.state.waiting):
@@ -245,8 +254,8 @@ class Switchboard:
 
     @property
     def weights(self) -> dict[str, int]:
-        """The weights that some adapter changes, with their bytes."""
-        return {key: prod(self._slots[key].shape) * self._slots[key].dtype.itemsize for key in self._hashes}
+        """The weights that some adapter changes, with the bytes that this process has of them."""
+        return {key: self._slots[key].nbytes for key in self._hashes}
 
     def repair(self) -> None:
         """Finish a switch that was interrupted, if there is one."""
@@ -342,6 +351,12 @@ class Switchboard:
                     fix="resize the model's own weight first",
                 )
             check_slot_writable(key, self._slots[key])
+            shard = self._slots[key].shard
+            if shard and not shard.divides(tensor.matrix):
+                raise MismatchError(
+                    f"{key} is a vector of which each process has a part, so it cannot be changed",
+                    fix="leave it out of the adapter, or merge into a model that is not sharded",
+                )
             notes += self._check_shared(key, tensor, meant)
         return notes
 

@@ -133,7 +133,12 @@ def _patch_start(undo: TensorUndo, merged: LazyArray, device: Device | None) -> 
 
 
 def subtract_updates(
-    plan: TensorPlan, slab_factors: Mapping[int, DoraFactors], dtype: np.dtype[Any], *, device: Device | None = None
+    plan: TensorPlan,
+    slab_factors: Mapping[int, DoraFactors],
+    dtype: np.dtype[Any],
+    *,
+    device: Device | None = None,
+    within: tuple[int, int] | None = None,
 ) -> Iterator[Array]:
     """Yield the rows of R in order, where R is a merged tensor minus its update, rounded to ``dtype``.
 
@@ -147,10 +152,12 @@ def subtract_updates(
         The dtype of the base.
     device : Device or None
         The device that multiplies the factors of the update.
+    within : (int, int) or None
+        The range of rows, as in `prepare_merge`.
     """
     source, buffers = MatrixRows(plan.source, plan.matrix), (Buffer(), Buffer())
     products = {slab.start: slab.update(slices_for(dtype), device) for slab in plan.slabs}
-    for start, stop, slab in cuts(plan):
+    for start, stop, slab in cuts(plan, within=within):
         rows = source.rows(start, stop)
         if slab is None:
             yield round_sums(rows, dtype)

@@ -1,4 +1,4 @@
-"""The LoRA layer of a linear layer whose frozen weight is codes of bitsandbytes: NF4 or FP4, and int8 (QLoRA).
+"""The LoRA layer for a linear layer whose frozen weight is stored in codes of bitsandbytes: NF4, FP4 or int8 (QLoRA).
 
 The frozen layer computes with its codes, and the pair beside it is float32. bitsandbytes is an extra: its layers are
 recognised by their classes, so that it is imported only where there are some.
@@ -15,7 +15,7 @@ from loralens.training.layers.layer import LinearLayer
 
 FOUR_BITS, EIGHT_BITS = "Linear4bit", "Linear8bitLt"  # classes of bitsandbytes
 _MODE = "_mode_outside"  # attribute of a layer during its call: the mode it was in
-LARGEST = 127.0  # of the codes of int8, which stands for the largest entry of a row
+LARGEST = 127.0  # the largest code of int8, which stands for the largest entry of a row
 
 
 class QuantisedLayer(LinearLayer):
@@ -39,7 +39,7 @@ class QuantisedLayer(LinearLayer):
 
 
 def keep_codes(model: nn.Module) -> tuple[RemovableHandle, ...]:
-    """Let gradients pass all layers with codes of a model until the handles are removed.
+    """Let gradients pass through all layers with codes of a model until the handles are removed.
 
     In evaluation mode on a CPU, bitsandbytes puts the codes into another order at the first call without gradients, and
     from then on its products have no gradients. In training mode it does neither.
@@ -88,7 +88,7 @@ def weight_kind(layer: nn.Module) -> str | None:
 
 
 def codes_of(model: nn.Module) -> str | None:
-    """The name of the codes that the weights of a model are, such as ``nf4``; None if there are none."""
+    """The name of the codes in which the weights of a model are stored, such as ``nf4``; None if there are none."""
     for layer in model.modules():
         kind = weight_kind(layer)
         if kind == EIGHT_BITS:

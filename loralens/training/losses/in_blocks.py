@@ -22,19 +22,20 @@ from torch.autograd.function import once_differentiable
 from loralens.training.targets import output_embedding_of
 
 # The most numbers in the logits of a block. On a CPU, with the head of SmolLM2, blocks of 2²¹, 2²², 2²³ and 2²⁴ take
-# 1.10, 0.89, 0.85 and 0.91 of the time of the whole: small ones read the weight too often, large ones leave the cache.
+# 1.10, 0.89, 0.85 and 0.91 of the time without blocks: small ones read the weight too often, large ones do not fit into
+# the cache.
 # A GPU needs more rows at a time for its products; that number is not measured.
 BLOCKS = {"cpu": 2**23}
 BLOCK = 2**26  # on any other device: 256 MiB in float32
 PROBED = 4  # tokens with which a model is tried before the first batch
-# Their names in transformers. Anything else that a model does with its logits is recognised as unknown.
+# Names of settings in transformers, and what each does to the logits. Anything else that a model does is unknown.
 FINISHES: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "final_logit_softcapping": lambda logits, cap: torch.tanh(logits / cap) * cap,  # Gemma 2
     "logit_scale": lambda logits, scale: logits * scale,  # Cohere
     "logits_scaling": lambda logits, scale: logits / scale,  # Granite
 }
-# In float16 the gradient of a sum over many tokens would need the scale of the run before it is stored. A model rounds
-# float64 logits to float32; small blocks round otherwise, and whoever computes in float64 compares digits.
+# In float16 the gradient of a sum over many tokens would need the scale of the run before it is stored. In float64 a
+# model rounds its logits to float32. Blocks would round otherwise, and whoever computes in float64 compares digits.
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -65,7 +66,7 @@ class Ending:
         return lambda logits: function(logits, value)
 
 
-# What the trial of a model has found: None if its loss has to be computed as it does.
+# Model → what its trial has found; None if the model has to compute its loss itself.
 _endings: WeakKeyDictionary[nn.Module, Ending | None] = WeakKeyDictionary()
 
 
@@ -190,13 +191,13 @@ class Hidden:
         self.calls: list[Tensor] = []
 
     def keep(self, states: Tensor) -> Tensor:
-        """In place of the output layer."""
+        """Keep the hidden states; called in place of the output layer."""
         self.calls.append(states)
         return states
 
     @property
     def states(self) -> Tensor:
-        """Those of the last call."""
+        """The hidden states of the last call."""
         return self.calls[-1]
 
 
@@ -221,7 +222,7 @@ def _has_usual_loss(model: Any) -> bool:
     # A model that is compiled as a whole does not notice that something in it is replaced.
     if getattr(config, "is_encoder_decoder", True) or getattr(model, "_compiled_call_impl", None) is not None:
         return False
-    # transformers' name for the loss, for which None stands too: GPT-2 has it. Other libraries have no such attribute.
+    # transformers' name for the loss. GPT-2 has None for it. Models of other libraries have no such attribute.
     if getattr(model, "loss_type", "") not in ("ForCausalLM", "ForConditionalGeneration", None):
         return False
     try:
@@ -242,7 +243,7 @@ def _is_frozen_linear(layer: nn.Module) -> bool:
 def _try_model(model: Any, layer: nn.Module, ids: Tensor) -> Ending | None:
     """Call a model with a few tokens and made-up logits, and see what it does with them before its loss.
 
-    They reach from 0.001 to 1000, so that what is done to large logits alone is seen too.
+    The made-up logits reach from 0.001 to 1000, so that what is done to large logits alone is seen too.
     """
     designs: list[Tensor] = []
     arrived: list[tuple[Tensor, Any]] = []
@@ -296,8 +297,8 @@ def _text_config(model: Any) -> Any:
 
 @contextmanager
 def _replaced(model: Any, layer: nn.Module, forward: Callable[..., Any], loss: Callable[..., Any]) -> Iterator[None]:
-    """Within the context the output layer and the loss function of a model are these."""
-    # Of the instances, whose classes have the originals.
+    """Replace the output layer and the loss function of a model within the context."""
+    # Set on the instances; their classes keep the originals.
     own = model.__dict__.get("_loss_function")
     layer.__dict__["forward"] = forward
     model.__dict__["_loss_function"] = loss

@@ -43,7 +43,7 @@ def encode_dialogue(tokenizer: Any, dialogue: Mapping[str, Any], *, mask_prompt:
 
 
 def _encode_completion(tokenizer: Any, prompt: Any, completion: Any) -> tuple[list[int], int]:
-    """The tokens of both, and the number of those before the completion."""
+    """The tokens of prompt and completion together, and the number of tokens before the completion."""
     if not isinstance(prompt, str):
         tokens = _template_tokens(tokenizer, [*prompt, *completion])
         return tokens, _common(_template_tokens(tokenizer, prompt, ask=True), tokens)
@@ -64,7 +64,7 @@ def _encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> t
     learned = [False] * len(tokens)
     for number, message in enumerate(messages):
         if message["role"] == ROLE:
-            # From where the template asks for the answer to where the conversation up to it ends.
+            # An answer reaches from where the template asks for it to the end of the conversation up to it.
             start = _start(tokenizer, messages[: number + 1], tokens)
             stop = _common(_template_tokens(tokenizer, messages[: number + 1]), tokens)
             learned[start:stop] = [True] * (stop - start)
@@ -76,8 +76,8 @@ def _start(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tokens: Sequen
     *before, answer = messages
     if before:
         return _common(_template_tokens(tokenizer, before, ask=True), tokens)
-    # Nothing asks for an answer that begins a conversation. What two others in its place have in common with it is the
-    # beginning.
+    # Nothing asks for an answer that begins a conversation. Its beginning is what it has in common with two other
+    # answers in its place.
     substitutes = ({**answer, "content": content} for content in ("0", "a"))
     return min(_common(_template_tokens(tokenizer, [other]), tokens) for other in substitutes)
 
@@ -109,7 +109,7 @@ def _template(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: 
 
 
 def _common(these: Sequence[int], those: Sequence[int]) -> int:
-    """The number of tokens with which both begin."""
+    """The number of first tokens that both have in common."""
     for number, (mine, theirs) in enumerate(zip(these, those, strict=False)):
         if mine != theirs:
             return number

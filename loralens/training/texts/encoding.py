@@ -20,7 +20,7 @@ def encode_texts(
 ) -> Examples:
     """Texts as the tokens of a transformers tokenizer, cut to ``length`` tokens.
 
-    Of dialogues, only completions and answers are learned, unless ``mask_prompt`` is False.
+    In dialogues, only completions and answers are learned, unless ``mask_prompt`` is False.
 
     Raises
     ------

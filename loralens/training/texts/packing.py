@@ -14,8 +14,8 @@ def pack_texts(examples: Examples, length: int) -> Examples:
     anew with every text, from which a model of transformers knows that they do not see each other.
     """
     rows: list[list[int]] = []
-    room: list[int] = []  # the different rooms that are left in rows, in order
-    open_rows: dict[int, list[int]] = defaultdict(list)  # room → the rows that have it
+    room: list[int] = []  # the numbers of tokens that still fit into some row, each once, in order
+    open_rows: dict[int, list[int]] = defaultdict(list)  # such a number → the rows into which so many fit
     for text in sorted(range(len(examples)), key=lambda number: (-len(examples.tokens[number]), number)):
         size = len(examples.tokens[text])
         place = bisect_left(room, size)

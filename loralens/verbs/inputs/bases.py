@@ -1,6 +1,6 @@
 """Base models as inputs of a verb: their weights, and warnings if an adapter belongs to another model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
@@ -49,7 +49,11 @@ def base_weights(base: ModelPath, modules: Updates) -> Weights:
 
 def base_model_of(adapter: Adapter) -> BaseModel:
     """The base that an adapter names, with its sizes if this machine has it."""
-    name = adapter.base_model or ""
+    return base_model_named(adapter.base_model or "")
+
+
+def base_model_named(name: str) -> BaseModel:
+    """The base of this name, with its sizes if this machine has it."""
     folder = known_folder(name)
     try:
         config = model_config(folder) if folder else None
@@ -92,10 +96,10 @@ def warn_of_bases(labels: Sequence[str], adapters: Sequence[Adapter]) -> None:
         warn(difference, OF_ONE)
 
 
-def note_of_bases(adapters: Sequence[Adapter]) -> None:
+def note_of_bases(names: Iterable[str | None]) -> None:
     """Note the number of bases of a collection, if there are several, which is not a mistake in a collection."""
     # Each name is looked up once, as a collection has few bases and many adapters.
-    models = [base_model_of(adapter) for adapter in {adapter.base_model: adapter for adapter in adapters}.values()]
+    models = [base_model_named(name or "") for name in dict.fromkeys(names)]
     groups = group_models(models)
     if len(groups) > 1:
         names = some([models[group[0]].name for group in groups], 4)

@@ -1,4 +1,4 @@
-"""The folder of a training run as an input of a verb: it stands for its checkpoints."""
+"""Folders of training as inputs of a verb: a run stands for its checkpoints, and a grid for its finished runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +7,37 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.location import SUFFIXES, adapter_file
+from loralens.formats.records.grid_record import finished_runs, is_grid
 from loralens.formats.records.runs import read_run
 from loralens.verbs.inputs.adapters import AdapterSource
 
 SHOWN = 3  # adapters of a folder that a message names
 
 
+def with_grids(adapters: Sequence[AdapterSource]) -> list[AdapterSource]:
+    """The adapters, with the finished runs of a grid in place of its folder.
+
+    Raises
+    ------
+    OptionError
+        No run of the grid is finished.
+    FormatError
+        The record of a grid is damaged.
+    """
+    members: list[AdapterSource] = []
+    for source in adapters:
+        if isinstance(source, Adapter) or not is_grid(Path(source)):
+            members.append(source)
+            continue
+        runs = finished_runs(Path(source))
+        if not runs:
+            raise OptionError(f"{source}: no run of this grid is finished", fix="give the command of the grid again")
+        members += map(str, runs)
+    return members
+
+
 def with_checkpoints(adapters: Sequence[AdapterSource]) -> list[AdapterSource]:
-    """The adapters, each of them once, with the checkpoints of a run in place of its folder.
+    """The adapters, each of them once, with the checkpoints of a run, or the runs of a grid, in place of the folder.
 
     Raises
     ------
@@ -23,7 +46,7 @@ def with_checkpoints(adapters: Sequence[AdapterSource]) -> list[AdapterSource]:
     """
     # A dict keeps the order. An object has no path, so its identity stands for it.
     members: dict[object, AdapterSource] = {}
-    for source in adapters:
+    for source in with_grids(adapters):
         if isinstance(source, Adapter):
             members[id(source)] = source
         else:

@@ -49,7 +49,9 @@ def examine_adapters(
     stochastic : bool
         Whether a merge rounds stochastically instead of to the nearest number.
     """
-    with progress("examining", sum(map(len, adapters.values()))) as step:
+    # A module is read, and then compared with its weight. The second takes longer, as the whole weight is read.
+    rounds = 2 if base else 1
+    with progress("examining", rounds * sum(map(len, adapters.values()))) as step:
         examinations = examine_all(
             adapters,
             base=base,

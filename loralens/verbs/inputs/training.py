@@ -1,6 +1,6 @@
 """The inputs of a training run: a model with the head for the task, and texts as tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -61,8 +61,10 @@ class TrainingInputs:
             self.evaluation_cut.warn(self.held_out.name, length=False)
 
 
-def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingInputs:
-    """Read the data, load the model, and turn texts into tokens."""
+def read_training_inputs(
+    options: TrainingOptions, *, device: str, load: Callable[..., Loaded] = load_headed
+) -> TrainingInputs:
+    """Read the data, load the model, and turn texts into tokens. ``load`` may keep models for other runs."""
     from loralens.training.texts.tasks import task_named  # torch takes a second
 
     task = task_named(options.task)
@@ -73,7 +75,7 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
         learned, held_out = learned.ordered(own), held_out and held_out.ordered(own)
     held_out = held_out.head(options.eval_limit) if held_out else None
     # The data comes first, since its labels give the size of the head, and an error in it is found in no time.
-    loaded = load_headed(
+    loaded = load(
         options.model,
         task.head,
         device=device,

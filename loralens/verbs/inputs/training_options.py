@@ -1,13 +1,25 @@
 """The options of ``train``, with the values that replace those left out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from loralens.choices import CODES, BaseDtype, FloatType, MethodName, Optimiser, Schedule, TaskName
+from loralens.choices import (
+    CODES,
+    BaseDtype,
+    FloatType,
+    MethodName,
+    Optimiser,
+    ScaleRule,
+    Schedule,
+    StartName,
+    TaskName,
+)
 from loralens.errors import OptionError
+from loralens.training.course import Course, MakeOptimiser
+from loralens.training.method import TrainingMethod, training_method
 from loralens.verbs.inputs.adapters import AdapterSource
 from loralens.verbs.inputs.choices import check_at_least, check_choice, check_counts
 from loralens.verbs.inputs.corpus.cut import DEFAULT_LENGTH
@@ -41,6 +53,8 @@ DEFAULTS: dict[str, Any] = {
     "lr": 5e-4,
     "schedule": "constant",
 }
+# The options that replace one axis of the method each.
+METHOD_AXES = ("scale_rule", "start", "magnitude", "lr_ratio", "freeze_a")
 # More than any run has; it excludes infinity, from which no number of steps follows.
 MOST_EPOCHS = 1e6
 
@@ -65,6 +79,11 @@ class TrainingOptions:
     rank_pattern: Mapping[str, int]
     alpha: float
     method: MethodName
+    scale_rule: ScaleRule | None
+    start: StartName | None
+    magnitude: bool | None
+    lr_ratio: float | None
+    freeze_a: bool | None
     dropout: float
     base_dropout: bool
     steps: int | None
@@ -78,7 +97,10 @@ class TrainingOptions:
     lr: float
     schedule: Schedule
     warmup: float
-    optimiser: Optimiser
+    optimiser: Optimiser | MakeOptimiser
+    beta1: float
+    beta2: float
+    epsilon: float
     weight_decay: float
     clip: float
     seed: int
@@ -96,6 +118,7 @@ class TrainingOptions:
     resume: bool
     more_steps: int | None
     start_from: AdapterSource | None
+    first_a: AdapterSource | None
     overwrite: bool
     dry_run: bool
 
@@ -112,10 +135,18 @@ class TrainingOptions:
             ("task", TaskName),
             ("method", MethodName),
             ("schedule", Schedule),
-            ("optimiser", Optimiser),
+            ("scale_rule", ScaleRule),
+            ("start", StartName),
+            *([] if callable(self.optimiser) else [("optimiser", Optimiser)]),
             *([("dtype", BaseDtype)] if self.dtype is not None else []),
         ):
             check_choice(name, getattr(self, name), get_args(allowed))
+        # Each of these checks its own values.
+        self.training_method()
+        self.course(steps=1)
+        if self.start_from is not None and self.first_a is not None:
+            what = "--start-from and --first-a exclude each other"
+            raise OptionError(what, fix="leave one of them out: an adapter brings its A too")
         if self.pack and self.group_by_length:
             raise OptionError(
                 "--pack and --group-by-length exclude each other", fix="packed rows have no padding to save"
@@ -143,6 +174,39 @@ class TrainingOptions:
                 f"--shard cannot divide codes ({self.dtype})", fix="leave out --shard, or give --dtype bf16"
             )
 
+    def part(self, processes: int) -> int:
+        """The number of texts in a batch of one process.
+
+        Raises
+        ------
+        OptionError
+            The texts of a step cannot be divided evenly.
+        """
+        parts = self.accumulate * processes
+        if self.batch % parts:
+            raise OptionError(
+                f"a batch of {self.batch} cannot be cut into {parts} equal parts",
+                fix=f"give a --batch that is a multiple of --accumulate times the number of processes, {parts}",
+            )
+        return self.batch // parts
+
+    def check_evaluation(self, *, has_texts: bool) -> None:
+        """Refuse options of evaluation without texts for it, or without steps between evaluations."""
+        for option in ("patience", "evaluate_every", "eval_limit"):
+            if getattr(self, option) and not has_texts:
+                raise OptionError(f"--{option.replace('_', '-')} needs texts to evaluate on", fix="give --eval")
+        if self.patience and not self.evaluate_every:
+            raise OptionError("--patience counts evaluations during training", fix="say how often: --evaluate-every N")
+
+    def training_method(self) -> TrainingMethod:
+        """The method, with the axes that are given by themselves."""
+        return training_method(self.method, **{name: getattr(self, name) for name in METHOD_AXES})
+
+    def course(self, *, steps: int) -> Course:
+        """The course of the run: every field of it but the steps is an option of the same name."""
+        names = {field.name for field in fields(Course)} - {"steps"}
+        return Course(steps, **{name: getattr(self, name) for name in names})
+
     @property
     def places(self) -> dict[str, str | PathLike[str] | None]:
         """The paths that are read, each with its name in messages, for the check that none of them is overwritten.
@@ -150,7 +214,7 @@ class TrainingOptions:
         A Hub id, a package, the name of a corpus and an object have no path.
         """
         inputs = {"the model": self.model, "the texts": self.data, "the texts to evaluate on": self.eval}
-        inputs |= {"the adapter to start from": self.start_from}
+        inputs |= {"the adapter to start from": self.start_from, "the adapter with the first A": self.first_a}
         return {
             what: source
             for what, source in inputs.items()
@@ -218,7 +282,14 @@ def default_dtype(device: "Device") -> FloatType:
 
 def _check_alone(keywords: Mapping[str, Any]) -> None:
     """Refuse options that an adapter to start from decides."""
-    decided: dict[str, Any] = {"targets": None, "exclude": None, "rank": 8, "rank_pattern": {}, "alpha": 16.0}
+    decided: dict[str, Any] = {
+        "targets": None,
+        "exclude": None,
+        "rank": 8,
+        "rank_pattern": {},
+        "alpha": 16.0,
+        "start": None,
+    }
     for name, default in decided.items():
         if keywords[name] != default:
             what = f"--{name.replace('_', '-')} and --start-from exclude each other"

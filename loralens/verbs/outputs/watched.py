@@ -22,7 +22,7 @@ from loralens.verbs.inputs.adapters import AdapterSource
 
 
 class WatchedLook(NamedTuple):
-    """One row: a look, and the measures of the chosen modules together; NaN where one is not defined.
+    """One row: a look, and the measures of the chosen modules together; NaN for a measure that is not defined.
 
     ``drift``, φ, its chance level and the effective rank are means over modules, the cosine is that of the whole
     update with the look before.
@@ -241,8 +241,8 @@ COLUMNS: tuple[Column[WatchedLook], ...] = (
     _column("effective_rank", "effective", fixed(".2f"), 7, "effective rank, mean over modules"),
     _column("step_length", "moved", number, 4, "‖ΔW − ΔW of the row above‖"),
     _column("cosine", "cos previous", fixed(".3f"), 6, "cosine with the row above"),
-    _column("phi_out", "φ out", fixed(".3f"), 5, "directions of the out side that are those of the row above"),
-    _column("phi_in", "φ in", fixed(".3f"), 4, "the same of the in side"),
+    _column("phi_out", "φ out", fixed(".3f"), 5, "share of the out side's directions that the row above has too"),
+    _column("phi_in", "φ in", fixed(".3f"), 4, "the same for the in side"),
     _column("drift", "drift of A", fixed(".2%"), 5, "‖A − A₀‖/‖A₀‖, mean over modules"),
     Column("chance_out", lambda row: json_number(row.chance_out)),
     Column("chance_in", lambda row: json_number(row.chance_in)),

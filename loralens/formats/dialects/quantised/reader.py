@@ -25,11 +25,12 @@ are float32.
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, get_args
+from dataclasses import dataclass, replace
+from typing import Any, final, get_args
 
 from loralens.choices import Level
 from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.quantised import NAME, PART, from_bytes, kernel_fits
 from loralens.core.scaling import Scaling
@@ -64,36 +65,101 @@ def read(stored: Stored) -> Adapter:
     if fields.get("version") != VERSION:
         what = f"is {NAME} of version {fields.get('version')!a:.20}, but this loralens knows {VERSION}"
         raise FormatError(what, fix="update loralens")
+    outline = parse_description(fields)
+    entries, extras = outline.modules, outline.extra
+    # Checked before tensors are looked up: every key must be in the description, and the other way round.
+    _check_keys(stored, entries, extras)
+    modules = {}
+    for name in entries:
+        with place(name):
+            modules[name] = _module(stored, name, outline)
+    return Adapter(
+        modules=modules,
+        extra={key: outline.extra_tensor(key, stored.tensors[EXTRA + key]) for key in extras},
+        config=fields["config"],
+        metadata=stored.metadata,
+        format=NAME,
+        base_model=outline.base_model,
+        findings=outline.findings,
+        narrowed=fields["narrowed"],
+        peft_fields=outline.peft_fields,
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """The checked fields of a description; those that are not listed here are used as they are.
+
+    Attributes
+    ----------
+    modules : mapping of str to entry
+        The entries are not checked yet: `module` does that.
+    scalings : list of float and Scaling
+    """
+
+    modules: Mapping[str, Any]
+    scalings: list[tuple[float, Scaling]]
+    layouts: list[Layout]
+    extra: Mapping[str, Any]
+    findings: tuple[Finding, ...]
+    base_model: str | None
+    peft_fields: Mapping[str, Any]
+
+    def module(self, name: str) -> tuple[tuple[int, int], int, float, Scaling, Layout]:
+        """Shape, rank, scale, scaling and layout of a module.
+
+        Raises
+        ------
+        FormatError
+            Its entry is damaged.
+        """
+        entry = self.modules[name]
+        well_formed = isinstance(entry, list) and len(entry) == 5 and all(type(x) is int and x >= 0 for x in entry)
+        # Every number of the description is an index or a size, which a damaged file may have wrong.
+        if not (well_formed and entry[3] < len(self.scalings) and entry[4] < len(self.layouts) and entry[0] * entry[1]):
+            raise FormatError("its description is damaged", fix=_BROKEN)
+        out, in_, rank, scaling, layout = entry
+        # A small file must not ask for arrays that are larger than its update.
+        if rank > min(out, in_) or not kernel_fits(self.layouts[layout], (out, in_)):
+            raise FormatError(f"{rank} directions or a kernel do not fit ({out}, {in_})", fix=_BROKEN)
+        return (out, in_), rank, *self.scalings[scaling], self.layouts[layout]
+
+    def extra_tensor(self, key: str, tensor: LazyArray) -> Extra:
+        """The extra of a key."""
+        entry = self.extra[key]
+        if not (isinstance(entry, list) and len(entry) == 3 and all(map(is_safe_text, entry))):
+            raise FormatError(f"the description of {key} is damaged", fix=_BROKEN)
+        role, module, parameter = entry
+        return Extra(role, module, tensor, parameter)
+
+
+def parse_description(fields: Mapping[str, Any]) -> Outline:
+    """Check the fields of a description.
+
+    Raises
+    ------
+    FormatError
+        A field is missing or has another type.
+    """
     try:
-        scalings = [_scaling(entry) for entry in fields["scalings"]]
-        layouts = [_layout(entry) for entry in fields["layouts"]]
-        entries, extras = dict(fields["modules"]), dict(fields["extra"])
-        findings = tuple(_finding(entry) for entry in fields["findings"])
         texts = fields["metadata"]
         _check(texts is None or all(isinstance(text, str) for text in texts.values()))
         _check(fields["config"] is None or isinstance(fields["config"], dict))
         _check(is_safe_text(fields["source"]))
         _check(isinstance(fields["narrowed"], bool))
+        return Outline(
+            dict(fields["modules"]),
+            [_scaling(entry) for entry in fields["scalings"]],
+            [_layout(entry) for entry in fields["layouts"]],
+            dict(fields["extra"]),
+            tuple(_finding(entry) for entry in fields["findings"]),
+            plain_text(fields.get("base_model")),
+            valid_fields(fields.get("peft")),
+        )
     # These are all exceptions that a missing field, or one of another type, can raise.
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError("its description is damaged", fix=_BROKEN) from error
-    # Checked before tensors are looked up: every key must be in the description, and the other way round.
-    _check_keys(stored, entries, extras)
-    modules = {}
-    for name, entry in entries.items():
-        with place(name):
-            modules[name] = _module(stored, name, entry, scalings, layouts)
-    return Adapter(
-        modules=modules,
-        extra={key: _extra(stored, key, entry) for key, entry in extras.items()},
-        config=fields["config"],
-        metadata=stored.metadata,
-        format=NAME,
-        base_model=plain_text(fields.get("base_model")),
-        findings=findings,
-        narrowed=fields["narrowed"],
-        peft_fields=valid_fields(fields.get("peft")),
-    )
 
 
 def description(metadata: Mapping[str, str] | None) -> dict[str, Any]:
@@ -136,19 +202,10 @@ def _check_keys(stored: Stored, modules: Mapping[str, Any], extras: Mapping[str,
         raise FormatError(f"{key} is not in the description", fix=_BROKEN)
 
 
-def _module(stored: Stored, name: str, entry: Any, scalings: list[Any], layouts: list[Layout]) -> LowRank:
-    well_formed = isinstance(entry, list) and len(entry) == 5 and all(type(x) is int and x >= 0 for x in entry)
-    # Every number of the description is an index or a size, which a damaged file may have wrong.
-    if not well_formed or entry[3] >= len(scalings) or entry[4] >= len(layouts) or not entry[0] * entry[1]:
-        raise FormatError("its description is damaged", fix=_BROKEN)
-    out, in_, rank, scaling, layout = entry
-    # A small file must not ask for arrays that are larger than its update.
-    if rank > min(out, in_) or not kernel_fits(layouts[layout], (out, in_)):
-        raise FormatError(f"{rank} directions or a kernel do not fit ({out}, {in_})", fix=_BROKEN)
-    key, shape = f"{name}.{PART}", (out, in_)
-    scale, how = scalings[scaling]
-    data = stored.tensors[key]
-    return from_bytes(data, shape, rank=rank, scale=scale, scaling=how, layout=layouts[layout], key=key)
+def _module(stored: Stored, name: str, outline: Outline) -> LowRank:
+    shape, rank, scale, how, layout = outline.module(name)
+    key = f"{name}.{PART}"
+    return from_bytes(stored.tensors[key], shape, rank=rank, scale=scale, scaling=how, layout=layout, key=key)
 
 
 def _scaling(entry: Any) -> tuple[float, Scaling]:
@@ -176,10 +233,3 @@ def _check(sound: bool) -> None:
     """Raise a ValueError, which `read` reports as damage, if a part of the description is not valid."""
     if not sound:
         raise ValueError
-
-
-def _extra(stored: Stored, key: str, entry: Any) -> Extra:
-    if not (isinstance(entry, list) and len(entry) == 3 and all(map(is_safe_text, entry))):
-        raise FormatError(f"the description of {key} is damaged", fix=_BROKEN)
-    role, module, parameter = entry
-    return Extra(role, module, stored.tensors[EXTRA + key], parameter)

@@ -42,23 +42,38 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
     if not isinstance(bits, int):
         for name in sorted(set(bits) - set(adapter)):
             raise OptionError(f"bits for {name}, but there is no such module", fix="give the names of modules")
-    tensors, modules = {}, {}
+    tensors, ranks = {}, {}
+    for name, module in adapter.items():
+        with place(name):
+            module_bits = bits if isinstance(bits, int) else bits.get(name, 8)
+            ranks[name], tensors[f"{name}.{PART}"] = _bytes(module, module_bits)
+    tensors |= {EXTRA + key: extra.tensor for key, extra in adapter.extra.items()}
+    # A file that was loralens-q before keeps the source and the metadata of its first conversion.
+    again = description(adapter.metadata) if adapter.format == NAME and NAME in (adapter.metadata or {}) else None
+    fields = describe(adapter, ranks)
+    if again:
+        fields |= {"source": again["source"], "metadata": again["metadata"]}
+    metadata = dict(adapter.metadata or {}) if again else {"format": NAME}
+    # If nothing changed, the text of the old description is kept, so that the file stays the same byte for byte.
+    if again is None or _resolve_kinds(fields) != _resolve_kinds(again):
+        metadata[NAME] = json.dumps(fields, separators=(",", ":"))
+    return Stored(tensors, metadata)
+
+
+def describe(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """Everything about an adapter but its numbers, as JSON values; ``ranks`` are those of the stored modules."""
+    modules = {}
     scalings: list[Any] = []
     layouts: list[Any] = []
     for name, module in adapter.items():
-        with place(name):
-            rank, tensors[f"{name}.{PART}"] = _bytes(module, bits if isinstance(bits, int) else bits.get(name, 8))
         scaling = _number([module.scale, *astuple(module.scaling)], scalings)
         kind = astuple(module.layout)
         # The order of rows is written only where it is not the usual one: older readers know four entries.
         layout = _number(_to_json(kind if module.layout.rows else kind[:-1]), layouts)
-        modules[name] = [*module.shape, rank, scaling, layout]
-    tensors |= {EXTRA + key: extra.tensor for key, extra in adapter.extra.items()}
-    # A file that was loralens-q before keeps the source and the metadata of its first conversion.
-    again = description(adapter.metadata) if adapter.format == NAME and NAME in (adapter.metadata or {}) else None
-    fields = {
+        modules[name] = [*module.shape, ranks[name], scaling, layout]
+    return {
         "version": VERSION,
-        "source": again["source"] if again else adapter.format,
+        "source": adapter.format,
         "base_model": adapter.base_model,
         "modules": modules,
         "scalings": scalings,
@@ -66,15 +81,10 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
         "extra": {key: [extra.role, extra.module, extra.parameter] for key, extra in adapter.extra.items()},
         "findings": [[f.level, f.code, f.text, f.fix] for f in adapter.findings],
         "config": _to_json(adapter.config),
-        "metadata": again["metadata"] if again else _to_json(adapter.metadata),
+        "metadata": _to_json(adapter.metadata),
         "narrowed": adapter.narrowed,
         **({"peft": dict(adapter.peft_fields)} if adapter.peft_fields else {}),
     }
-    metadata = dict(adapter.metadata or {}) if again else {"format": NAME}
-    # If nothing changed, the text of the old description is kept, so that the file stays the same byte for byte.
-    if again is None or _resolve_kinds(fields) != _resolve_kinds(again):
-        metadata[NAME] = json.dumps(fields, separators=(",", ":"))
-    return Stored(tensors, metadata)
 
 
 def _bytes(module: Update, bits: int | Sequence[int]) -> tuple[int, LazyArray]:

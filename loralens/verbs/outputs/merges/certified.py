@@ -26,8 +26,8 @@ def check_subtracted(merged: Path, inputs: MergeInputs) -> None:
     Raises
     ------
     MismatchError
-        The adapters or their weights are others, and the model stores codes: the draws of the merge can then not be
-        repeated, so the result would be wrong.
+        The adapters or their weights differ, and the model stores codes: the random numbers of the merge can then not
+        be repeated, so the result would be wrong.
     """
     root = resolve_path(merged)
     certificate = record_path(root, CERTIFICATE, folder=root.is_dir())

@@ -6,7 +6,7 @@ from typing import Any
 from loralens.core.messages import warn
 from loralens.merging.fidelity import Fidelity
 from loralens.merging.summary import MergedModule
-from loralens.tables.numbers import count, number
+from loralens.tables.numbers import count, number, percent
 
 # A merge warns of an update with a smaller gain or a larger error. The gain is stricter than the 0.9 below which verify
 # calls an update partial. At an error of 0.2, what rounding adds to the update has a fifth of its norm. docs/merge.md
@@ -79,13 +79,19 @@ def conclusion_on_texts(certificate: Mapping[str, Any]) -> list[str]:
         return []
     own, general = texts["in_domain"], texts["general"]
     gained = own["loss_base"] - own["loss_unmerged"]
-    share = f", {(own['loss_base'] - own['loss_merged']) / gained:.0%} of what the adapter gains" if gained > 0 else ""
+    share = (own["loss_base"] - own["loss_merged"]) / gained if gained > 0 else None
+    kept = "" if share is None else f": it keeps {percent(share)} of what the adapter gains"
+    divergences = number(own["kl_unmerged_merged"], 2), number(general["kl_unmerged_merged"], 2)
     return [
-        f"On these texts its loss is {own['loss_merged']:.3f} (unmerged {own['loss_unmerged']:.3f}, base "
-        f"{own['loss_base']:.3f}){share}; the divergence from the unmerged model is {own['kl_unmerged_merged']:.3f}.",
-        f"On general texts the loss is {general['loss_merged']:.3f} (unmerged {general['loss_unmerged']:.3f}, base "
-        f"{general['loss_base']:.3f}), and the divergence {general['kl_unmerged_merged']:.3f}.",
+        f"On these texts the loss of the merged model is {_losses(own)}{kept}. "
+        f"Its divergence from the unmerged model is {divergences[0]}.",
+        f"On general texts the loss is {_losses(general)}, and the divergence {divergences[1]}.",
     ]
+
+
+def _losses(texts: Mapping[str, Any]) -> str:
+    """The loss of the merged model on some texts, and those of the other two."""
+    return f"{texts['loss_merged']:.3f} (unmerged {texts['loss_unmerged']:.3f}, base {texts['loss_base']:.3f})"
 
 
 def warn_of_noise(modules: Sequence[MergedModule]) -> None:

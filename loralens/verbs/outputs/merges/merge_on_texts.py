@@ -20,6 +20,9 @@ from loralens.core.progress import progress
 from loralens.errors import MismatchError, OptionError, place
 from loralens.formats.models.float_folder import float_folder
 from loralens.linalg.device import Device
+from loralens.linalg.exact import Singles
+from loralens.linalg.few_bits.ggml_blocks import BLOCK
+from loralens.linalg.few_bits.nf4 import dequantise_nf4, quantise_nf4
 from loralens.merging.apply import prepare_merge
 from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
 from loralens.merging.plan import TensorPlan
@@ -82,9 +85,9 @@ def measure_on_texts(
     texts = read_texts(data, limit=MOST + 1)
     first, texts = "the first " if len(texts) > MOST else "", texts[:MOST]
     general, label = general_texts(None, len(texts))
-    if inputs.decoded or (inputs.coded and not inputs.files.gguf):
+    if (inputs.decoded or inputs.coded) and not inputs.files.gguf:
         raise OptionError(
-            "--data runs the base, and one of codes can only be run if it is GGUF", fix="leave out --data"
+            "--data runs the base, and a base of codes can only be run if it is GGUF", fix="leave out --data"
         )
     source = float_folder(Path(inputs.base).name, inputs.files.gguf.paths) if inputs.files.gguf else inputs.base
     with restore_settings(source):
@@ -118,10 +121,11 @@ class _Weights:
         import torch
 
         parameters = dict(loaded.model.named_parameters())
-        plans = {key: plan for key, plan in inputs.plan.tensors.items() if plan.slabs}
+        plans = {key: plan for key, plan in inputs.plan.tensors.items() if _changes(inputs, plan)}
         strange = [key for key, plan in plans.items() if key not in parameters or parameters[key].shape != plan.shape]
         if strange:
-            raise MismatchError(f"the model has no parameter {some(strange, 3)}", fix="leave out --data")
+            what = f"the model has no parameter with the name and the shape of {some(strange, 3)}"
+            raise MismatchError(what, fix="leave out --data")
         self._parameters = {key: parameters[key] for key in plans}
         self._versions: dict[str, dict[str, Tensor]] = {"base": {}, "unmerged": {}, "merged": {}}
         for key, plan in plans.items():
@@ -133,6 +137,8 @@ class _Weights:
                 for start, whole, merged in changed_rows(inputs, plan, rounding, seed, moments, device):
                     rows = slice(start, start + len(whole))
                     versions["unmerged"][rows], versions["merged"][rows] = whole, merged
+                if key in inputs.quantised.keys:
+                    versions["merged"] = _quantised(inputs, key, versions["merged"])
             for name, numbers in versions.items():
                 self._versions[name][key] = torch.from_numpy(numbers.reshape(plan.shape))
 
@@ -140,6 +146,13 @@ class _Weights:
         """Put one version into the model."""
         for key, parameter in self._parameters.items():
             parameter.data = self._versions[version][key]
+
+
+def _changes(inputs: MergeInputs, plan: TensorPlan) -> bool:
+    """Whether the merge changes a weight by more than its dtype."""
+    trained = bool(plan.slabs or plan.tokens) or plan.replacement is not None
+    # Weights that become new codes change, whether or not the adapter moves them.
+    return trained or plan.key in inputs.quantised.keys
 
 
 def changed_rows(
@@ -154,20 +167,30 @@ def changed_rows(
     weight = inputs.coded.get(plan.key)
     if weight is None:
         floats: RoundingMode = "nearest" if rounding == "sweep" else rounding
-        merge = prepare_merge(
-            plan, dtype=inputs.dtypes[plan.key], rounding=MergeRounding(floats, seed, plan.key), device=device
-        )
+        # New codes are made from float32 (`MergeRun`).
+        dtype = np.dtype(np.float32) if plan.key in inputs.quantised.keys else inputs.dtypes[plan.key]
+        merge = prepare_merge(plan, dtype=dtype, rounding=MergeRounding(floats, seed, plan.key), device=device)
+        # Rows of trained tokens are put in after the update, which the merge in float32 does.
+        exact = prepare_merge(plan, dtype=np.float32, device=device).blocks() if plan.tokens else None
         for block in merge.blocks():
             W = block.W.astype(np.float32)
             updated = W if block.D is None else W + block.D
             whole = updated if block.dora_factors is None else updated * block.dora_factors
-            yield block.start, whole, block.numbers(block.merged)
+            yield block.start, next(exact).merged if exact else whole, block.numbers(block.merged)
         return
     H = moments.of(plan.key, weight.shape[1]) if moments else None
     mode: RoundingMode = "stochastic" if rounding == "sweep" and H is None else rounding
     for codes in prepare_codes(plan, weight, CodeRounding(mode, seed, plan.key, H), device=device).blocks():
         W = codes.grid.values(codes.grid.codes)
         yield codes.start, W if codes.D is None else W + codes.D, codes.grid.values(codes.drawn.codes)
+
+
+def _quantised(inputs: MergeInputs, key: str, merged: Singles) -> Singles:
+    """The numbers of the codes that a merge makes of a whole weight, in the same shape."""
+    type_ = inputs.block_type(key)
+    if type_:
+        return type_.quantise(merged.reshape(-1, BLOCK)).numbers.reshape(merged.shape)
+    return dequantise_nf4(*quantise_nf4(merged.reshape(-1))).reshape(merged.shape)
 
 
 def _measure(loaded: Loaded, weights: _Weights, texts: list[InputText], step: Any) -> _Sums:

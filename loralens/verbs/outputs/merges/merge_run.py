@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from loralens.choices import RoundingMode
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import Array
 from loralens.core.messages import note
 from loralens.core.names import some
 from loralens.core.progress import progress
@@ -24,7 +24,7 @@ from loralens.formats.files.disk import check_room
 from loralens.formats.files.json_text import dumps
 from loralens.formats.records.kept import keep_files, restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
-from loralens.formats.records.undo import NAME, Spool, write_undo
+from loralens.formats.records.undo import NAME, Spool
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
 from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
@@ -32,7 +32,7 @@ from loralens.merging.low_bit.ggml import BlocksRecorder
 from loralens.merging.low_bit.nf4 import Nf4Recorder
 from loralens.merging.low_bit.record import CodesRecorder
 from loralens.merging.matrix import matrix_blocks
-from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash, hash_rows
+from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash
 from loralens.merging.rounding import MergeRounding
 from loralens.merging.summary import (
     Hashed,
@@ -43,7 +43,6 @@ from loralens.merging.summary import (
     module_entries,
     total_entry,
 )
-from loralens.merging.undo.layout import layout_version, pack_record, text_digest
 from loralens.merging.undo.patch import keep_in_memory
 from loralens.verbs.inputs.corpus.texts import TextSource
 from loralens.verbs.inputs.input_moments import SweepInputs
@@ -51,6 +50,7 @@ from loralens.verbs.inputs.low_bit import part_of
 from loralens.verbs.inputs.merge_inputs import MergeInputs
 from loralens.verbs.outputs.merges.merge_on_texts import measure_on_texts
 from loralens.verbs.outputs.merges.model_copy import bytes_of_copy, rehearse, write_copy
+from loralens.verbs.outputs.merges.undo_file import UndoContent, count_only
 from loralens.version import __version__
 
 THREADS = processor_count()
@@ -75,7 +75,7 @@ class MergeRun:
     fidelity : bool
         Measure how much of every update arrives.
     undo : bool
-        Keep what restores the base.
+        Keep what restores the base; in a dry run, only find out how much that is.
     device : Device
         The device that computes the products of factors.
     """
@@ -109,9 +109,8 @@ class MergeRun:
         )
         self.records: dict[str, TensorRecord] = {}
         self.digests: dict[str, Any] = {}
-        self.spool: Spool | None = None
-        self.arrays: dict[str, LazyArray] = {}
-        self.entries: dict[str, Any] = {}
+        # In a dry run the patches are made for their size.
+        self.undo_content = UndoContent(inputs, self.adapters, count_only) if undo else None
         self.files: dict[str, int] | None = None  # name → bytes in the written folder, for the certificate
         self.written: tuple[Path | None, Path | None] = None, None  # the undo file and the certificate
         self._lock = Lock()
@@ -160,8 +159,9 @@ class MergeRun:
         def write_beside(part: Path) -> None:
             # Last, when all tensors were read: a base that changed meanwhile would give a model of two halves.
             files.check_unchanged()
-            if undo:
-                self._write_undo(_in_unfinished(undo, output, part))
+            if undo and self.undo_content:
+                digests = {key: digest.hexdigest() for key, digest in self.digests.items()}
+                self.undo_content.write(_in_unfinished(undo, output, part), digests)
             # After the undo file, which is in the list, and before the certificate, which cannot state its own size.
             if files.root.is_dir():
                 self.files = file_sizes(part)
@@ -172,7 +172,8 @@ class MergeRun:
         total = bytes_of_copy(files, self._changes, self.inputs.dtype, self.inputs.quantised.types)
         # Patches are kept on the output's disk until all are known, so that memory does not grow with the model.
         with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
-            self.spool = spool if undo else None
+            if self.undo_content:
+                self.undo_content.keep = spool.keep
             write_copy(
                 files,
                 output,
@@ -208,6 +209,13 @@ class MergeRun:
         """The key of a new tensor, of floats or of codes → a key of the base in whose shard it is stored."""
         floats = {key: weight.stored for key, weight in self.inputs.decoded.items()}
         return {**floats, **{part: key for part, key in self._planned.items() if key in self.inputs.quantised.keys}}
+
+    def undo_size(self) -> int | None:
+        """The bytes of the undo file, also of one that a dry run would write; None without one."""
+        file = self.written[0]
+        if file:
+            return file.stat().st_size
+        return self.undo_content.size() if self.undo_content else None
 
     def modules(self) -> list[MergedModule]:
         """How much of the update of every module arrived; empty if that was not measured."""
@@ -269,17 +277,16 @@ class MergeRun:
             record = watch.record()
             # Several threads finish their tensors here.
             with self._lock:
-                if self.spool and record.patch:
-                    arrays, self.entries[key] = pack_record(record)
-                    self.arrays |= arrays
-                # Without the patch, which is in the spool now.
+                if self.undo_content and record.patch:
+                    self.undo_content.take(key, record)
+                # Without the patch, which the undo file has.
                 self.records[key] = replace(record, patch=None)
 
     def _recorder(self, key: str) -> MergeRecorder | CodesRecorder | Nf4Recorder | BlocksRecorder:
         """The recorder of the merge of one tensor, which looks at every block on its way to the file."""
         plan = self.inputs.plan.tensors[self._planned[key]]
         weight = self.inputs.coded.get(plan.key)
-        keep = self.spool.keep if self.spool else keep_in_memory
+        keep = self.undo_content.keep if self.undo_content else keep_in_memory
         if weight is not None:
             moments = self.moments.of(plan.key, weight.shape[1]) if self.moments else None
             mode = "stochastic" if self.rounding == "sweep" and moments is None else self.rounding
@@ -338,24 +345,6 @@ class MergeRun:
             raise OptionError(named, fix="choose another place, or give --overwrite")
         if file.exists() and not is_ours(file):
             raise OptionError(f"{file}: exists, and is not {what}", fix="choose another place")
-
-    def _write_undo(self, path: Path) -> None:
-        """Write the undo file. Its arrays and entries are sorted, so that equal merges give equal bytes."""
-        tensors, originals = self.inputs.files.tensors, self.inputs.originals()
-        # A tensor that the merged model does not have cannot be restored by a patch.
-        dropped = {f"{key}#whole": tensors[key] for key in self.inputs.plan.dropped}
-        hashes = {key: hash_rows(matrix_blocks(tensors[key])) for key in self.inputs.plan.dropped}
-        content = {
-            "version": layout_version(self.entries),
-            "adapters": self.adapters,
-            "tensors": dict(sorted(self.entries.items())),
-            "copies": {key: hashed.hexdigest() for key, hashed in sorted(self.digests.items())},
-            **originals,
-            **({"whole": hashes} if hashes else {}),
-            # The tensors have hashes of their own; this one is of the texts and headers.
-            "digest": text_digest(originals["headers"], originals["texts"]),
-        }
-        write_undo(dict(sorted({**self.arrays, **dropped}.items())), content, path)
 
     def _written(self) -> set[str]:
         """The keys of the stored tensors that have a record."""

@@ -1,19 +1,18 @@
 """Writing a changed copy of a model in its own container: safetensors or GGUF."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
 from loralens.core.lazy import LazyArray
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
-from loralens.formats.files.apart import Input
 from loralens.formats.files.gguf.container import TYPES
 from loralens.formats.models.gguf_base import GgufModel
 from loralens.formats.models.gguf_writer import NewTypes, StoredChange, gguf_copy_bytes, write_gguf_copy
-from loralens.formats.models.model_copy import Fill, Step, Watch
+from loralens.formats.models.model_copy import CopyOptions, Fill
 from loralens.formats.models.model_files import ModelFiles
 from loralens.formats.models.model_writer import Change, copy_bytes, write_model
 
@@ -36,44 +35,24 @@ def write_copy(
     fill: Fill,
     dtype: str | None = None,
     types: NewTypes | None = None,
-    watch: Watch | None = None,
     dropped: Collection[str] = (),
     homes: Mapping[str, str] | None = None,
     headers: Mapping[str, bytes] | None = None,
-    texts: Mapping[str, str] | None = None,
-    without: Collection[str] = (),
-    names: Mapping[str, str] | None = None,
-    write_beside: Callable[[Path], None] | None = None,
-    inputs: Collection[Input] = (),
-    overwrite: bool = False,
-    threads: int = 1,
-    step: Step | None = None,
+    **options: Unpack[CopyOptions],
 ) -> None:
-    """Write a changed copy of a model; the options are those of `write_model`.
+    """Write a changed copy of a model; the parameters are those of `write_model`.
 
     ``dtype`` is NumPy's name of the dtype of a copy in floats. Only the writer of GGUF needs ``dtype`` and ``types``.
     For safetensors ``changes`` says which dtypes are written. ``dropped``, ``homes`` and ``headers`` are only for
     safetensors.
     """
-    common: dict[str, Any] = {
-        "fill": fill,
-        "watch": watch,
-        "texts": texts,
-        "without": without,
-        "names": names,
-        "write_beside": write_beside,
-        "inputs": inputs,
-        "overwrite": overwrite,
-        "threads": threads,
-        "step": step,
-    }
     if files.gguf:
         as_floats = np.dtype(dtype) if dtype else None
         added = _added(files.gguf, changes)
         known = changes.keys() - added.keys()
-        write_gguf_copy(files, target, changes=known, dtype=as_floats, types=types, added=added, **common)
+        write_gguf_copy(files, target, changes=known, fill=fill, dtype=as_floats, types=types, added=added, **options)
     else:
-        write_model(files, target, changes=changes, dropped=dropped, homes=homes, headers=headers, **common)
+        write_model(files, target, changes=changes, fill=fill, dropped=dropped, homes=homes, headers=headers, **options)
 
 
 def _added(model: GgufModel, changes: Mapping[str, Change]) -> dict[str, StoredChange]:

@@ -63,7 +63,7 @@ class Replay:
         moments: str | PathLike[str] | None,
         device: Device,
     ) -> Self:
-        """The merge that gave ``merged``: options come first, then the certificate for codes, then the defaults.
+        """The merge that gave ``merged``: options come first, then its certificate, then the defaults.
 
         Raises
         ------
@@ -72,11 +72,14 @@ class Replay:
         OptionError
             Moments without a sweep.
         """
+        settings = settings_of(merged)
+        number = seed if seed is not None else settings.seed or 0
         if not inputs.coded:
             if moments is not None:
                 raise OptionError("--moments goes with a base of codes", fix="leave it out")
-            return cls(inputs, rounding or "nearest", seed or 0, {}, None, device)
-        settings = settings_of(merged)
+            # A certificate that names a sweep is not that of a merge into floats.
+            stated = "nearest" if settings.rounding in {None, "sweep"} else settings.rounding
+            return cls(inputs, rounding or cast("RoundingMode", stated), number, {}, None, device)
         mode = rounding or cast("RoundingMode", settings.rounding or "stochastic")
         sweep = sweep_inputs(moments, inputs.coded)
         if sweep and settings.moments is not None and sweep.digest != settings.moments:
@@ -88,7 +91,6 @@ class Replay:
         if strength_only:
             note("the codes of a sweep cannot be repeated without --moments: their strength alone is compared")
             mode = "stochastic"
-        number = seed if seed is not None else settings.seed or 0
         return cls(inputs, mode, number, open_checkpoint(merged).coded, sweep, device, strength_only)
 
     def prepare(self, key: str, dtype: np.dtype[Any]) -> TensorMerge:

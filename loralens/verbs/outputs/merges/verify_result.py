@@ -13,9 +13,9 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.outputs.merges.losses import DAMAGED
 
-# The cosines from which the directions of two updates are called the same, and similar. Of the steps 400 and 100 of a
-# run with its step 750 (docs/merge.md) they are 0.99 and 0.70; of two runs on one base 0.01. Chance alone gives
-# 1/√(out·in), such as 0.003.
+# The cosines from which the directions of two updates are called the same, and similar. Between step 750 of a run and
+# its steps 400 and 100 (docs/merge.md) the cosine is 0.99 and 0.70, and between two runs on one base 0.01. Chance alone
+# gives 1/√(out·in), such as 0.003.
 SAME = 0.9
 RELATED = 0.3
 
@@ -67,7 +67,7 @@ class VerifyResult(Tabular):
 
     @property
     def verdict(self) -> Outcome:
-        """The outcome of the worst module; ``exact`` if the adapter has none."""
+        """The outcome of the worst module; ``exact`` if the adapter has no modules."""
         return max((verdict.outcome for verdict in self.modules), key=OUTCOMES.index, default="exact")
 
     @property

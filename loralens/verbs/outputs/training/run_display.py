@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import isfinite, nan
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from loralens.core.messages import note
@@ -19,6 +20,11 @@ PARTS = 10
 SMOOTH = 0.9
 
 
+_name: ContextVar[str] = ContextVar("run_name", default="")
+# Seconds after which a run among many says that it is still going on.
+SILENT = 60.0
+
+
 class RunDisplay:
     """Reports a run as notes: the step after each tenth of the run, and further messages.
 
@@ -26,10 +32,18 @@ class RunDisplay:
     ----------
     steps : int
         The number of steps of the run.
+
+    Attributes
+    ----------
+    name : str
+        The name of the run if it is one of many. Such a run reports neither evaluations nor steps, except for one step
+        a minute, and its name is before everything that it says.
     """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
+        self.name = _name.get()
+        self._said = monotonic()
         self._loss = self._tokens = self._seconds = 0.0
         # The sums of the weights so far: without them the first averages would be too small, as in Adam.
         self._weight = self._loss_weight = 0.0
@@ -48,8 +62,12 @@ class RunDisplay:
 
     def show(self, step: "Step") -> None:
         """Display the step if it ends a tenth of the run, or the run."""
+        if self.name:
+            if monotonic() - self._said > SILENT:
+                self._said = monotonic()
+                self.say(self.text(step))
         # A run of fewer steps than parts shows every step.
-        if step.number % max(1, self.steps // PARTS) == 0 or step.number == self.steps:
+        elif step.number % max(1, self.steps // PARTS) == 0 or step.number == self.steps:
             self.say(self.text(step))
 
     def text(self, step: "Step") -> str:
@@ -60,9 +78,18 @@ class RunDisplay:
         speed = f"{tokens:,.0f} tokens/s  {remaining} left"
         return f"step {step.number}/{self.steps}  loss {loss:.3f}  lr {step.lr:.1e}  {speed}"
 
+    def evaluated(self, text: str) -> None:
+        """Display an evaluation."""
+        if not self.name:
+            self.say(text)
+
     def say(self, text: str) -> None:
         """Display a line permanently."""
-        note(text)
+        note(self.named(text))
+
+    def named(self, text: str) -> str:
+        """The text, after the name of the run if it is one of many."""
+        return f"{self.name}: {text}" if self.name else text
 
     def clear(self) -> None:
         """Remove what is displayed only for the moment; nothing here."""
@@ -91,3 +118,13 @@ def displaying_runs(display: Callable[[int], RunDisplay]) -> Iterator[None]:
         yield
     finally:
         _display.reset(token)
+
+
+@contextmanager
+def naming_runs(name: str) -> Iterator[None]:
+    """Within the context, a training run is one of many: it reports little, and its name with it."""
+    token = _name.set(name)
+    try:
+        yield
+    finally:
+        _name.reset(token)

@@ -1,7 +1,7 @@
 """A training run: from options and inputs to the finished folder, or to one from which the run can be resumed."""
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import warn
-from loralens.errors import DivergenceError, LoraLensError, OptionError
+from loralens.errors import DivergenceError, LoraLensError
 from loralens.formats.files.location import NAMES
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.model_location import model_path
@@ -18,11 +18,11 @@ from loralens.formats.records.training import LOG, Training
 from loralens.formats.records.training_log import History, history
 from loralens.formats.records.watch_log import NAME as WATCHED
 from loralens.tables.numbers import json_number, number
-from loralens.training.course import Course
+from loralens.training.course import ADAM
 from loralens.verbs.inputs.adapters import read_adapter
 from loralens.verbs.inputs.model_identity import digest_of_model, model_name
 from loralens.verbs.inputs.training import TrainingInputs
-from loralens.verbs.inputs.training_options import TrainingOptions
+from loralens.verbs.inputs.training_options import METHOD_AXES, TrainingOptions
 from loralens.verbs.outputs.training.divergence import explain_divergence
 from loralens.verbs.outputs.training.run_display import run_display
 from loralens.verbs.outputs.training.run_watcher import RunWatcher
@@ -44,7 +44,6 @@ DECIDING = (
     "targets",
     "rank",
     "alpha",
-    "method",
     "dropout",
     "base_dropout",
     "batch",
@@ -53,7 +52,6 @@ DECIDING = (
     "lr",
     "schedule",
     "warmup",
-    "optimiser",
     "weight_decay",
     "clip",
     "seed",
@@ -76,6 +74,8 @@ class TrainingRun:
     world : World
     device : torch.device
         The device on which the model is trained.
+    keep_model : bool
+        Whether the layers of the model are restored after the run; those of a model that was given as an object are.
 
     Raises
     ------
@@ -90,12 +90,19 @@ class TrainingRun:
         training: Training | None,
         world: "World",
         device: "Device",
+        *,
+        keep_model: bool = False,
     ) -> None:
         from loralens.training.feed import shuffle_order
 
         self.options, self.inputs, self._training, self.world = options, inputs, training, world
         self._device = device
-        self.start = None if options.start_from is None else read_adapter(options.start_from, {}, applies_all=True)
+        self._keep_model = (keep_model or isinstance(options.model, tuple)) and not options.shard
+        self.start, self.first_a = (
+            None if source is None else read_adapter(source, {}, applies_all=True)
+            for source in (options.start_from, options.first_a)
+        )
+        self.method = options.training_method()
         # The number is rounded up, so that every text of the last pass is used.
         self.steps = options.steps or max(1, ceil((options.epochs or 1) * len(inputs.examples) / options.batch))
         if options.more_steps:
@@ -106,11 +113,10 @@ class TrainingRun:
         # By default modules with missing weights are heads; only the user's own choice can leave one out.
         if options.heads:
             self._warn_of_random_weights()
-        if world.main:
+        # Of many runs on the same texts, none says it again.
+        if world.main and not self.display.name:
             inputs.warn_of_cut()
-        # Every field of the course but this one is an option of the same name.
-        fields_of_course = {field.name for field in fields(Course)} - {"steps"}
-        self.course = Course(self.steps, **{name: getattr(options, name) for name in fields_of_course})
+        self.course = options.course(steps=self.steps)
         self.watch = self._make_watch()
         lengths = [len(tokens) for tokens in inputs.examples.tokens] if options.group_by_length else None
         self.order = shuffle_order(len(inputs.examples), size=self.part, seed=options.seed, lengths=lengths)
@@ -141,26 +147,27 @@ class TrainingRun:
     @property
     def part(self) -> int:
         """The number of texts in a batch of one process."""
-        parts = self.options.accumulate * self.world.size
-        if self.options.batch % parts:
-            raise OptionError(
-                f"a batch of {self.options.batch} cannot be cut into {parts} equal parts",
-                fix=f"give a --batch that is a multiple of --accumulate times the number of processes, {parts}",
-            )
-        return self.options.batch // parts
+        return self.options.part(self.world.size)
 
     @property
     def identity(self) -> dict[str, Any]:
         """The identity of the run: only a run with the same one can be resumed."""
         held_out = self.inputs.held_out
         deciding = {name: getattr(self.options, name) for name in DECIDING}
+        course = self.course.record
         return deciding | {
+            # By its axes, since several options may say the same.
+            "method": self.method.name,
+            **({"start": self.method.start} if self.method.start == "gaussian" else {}),
+            "optimiser": course["optimiser"],
+            **{name: course[name] for name in ADAM if name in course},
             "targets": list(self.options.targets),
             # Only where they are given, so that runs of releases that did not know them are the same runs.
             **({"exclude": list(self.options.exclude)} if self.options.exclude else {}),
             **{name: True for name in ("pack", "group_by_length") if getattr(self.options, name)},
             **({} if self.options.mask_prompt else {"mask_prompt": False}),
             **({} if self.start is None else {"start_from": fingerprint(self.start)}),
+            **({} if self.first_a is None else {"first_a": fingerprint(self.first_a)}),
             **({} if self.options.autocast is None else {"autocast": self.options.autocast}),
             **({"rank_pattern": dict(self.options.rank_pattern)} if self.options.rank_pattern else {}),
             "model": model_name(self.options.model),
@@ -204,7 +211,7 @@ class TrainingRun:
             fitted = self._fit(state, stop=lambda: termination.asked)
             self.display.clear()
             parts = TrainedParts.of(fitted.injection)
-            if isinstance(self.options.model, tuple) and not self.options.shard:
+            if self._keep_model:
                 fitted.injection.remove()
             if fitted.stopped:
                 self._say(f"stopped after step {fitted.steps}; {self._describe_files()}")
@@ -227,13 +234,13 @@ class TrainingRun:
         """The keywords for `loralens.training.inject`."""
         options = self.options
         if self.start is not None:
-            from loralens.training.start import start_options
+            from loralens.training.starts.adapter import start_options
 
-            own = start_options(self.start, method=options.method)._asdict()
-            new_options = {name: getattr(options, name) for name in ("method", "dropout", "seed")}
+            own = start_options(self.start, method=self.method)._asdict()
+            new_options = {name: getattr(options, name) for name in ("method", *METHOD_AXES, "dropout", "seed")}
             return {**own, **new_options, "heads": list(self.heads)}
         lists = {"targets": list(options.targets), "exclude": list(options.exclude), "heads": list(self.heads)}
-        equal = ("rank", "rank_pattern", "alpha", "method", "dropout", "seed")
+        equal = ("rank", "rank_pattern", "alpha", "method", *METHOD_AXES, "dropout", "seed")
         return lists | {name: getattr(options, name) for name in equal}
 
     def _fit(self, state: "State | None", *, stop: "Callable[[], bool]") -> "Fitted":
@@ -248,14 +255,13 @@ class TrainingRun:
                 loss=inputs.task.loss,
                 watch=replace(self.watch, stop=stop),
                 state=state,
-                # A run that is resumed needs it only to watch how far A has moved since.
-                start=self.start if state is None or options.watch else None,
+                first_a=self.first_a,
                 shard=options.shard,
                 device=self._device,
                 base_model=model_name(options.model),
                 task_type=inputs.task.task_type,
                 record=self._record(),
-                **self._injection_options,
+                **self._injection_options | ({} if self.start is None else {"start": self.start}),
             )
         except DivergenceError as error:
             # All processes have the same error, and the first reports it.
@@ -287,11 +293,7 @@ class TrainingRun:
         if evaluated is not None:
             # As many texts at a time as in training, since they need the same memory.
             evaluate = self.inputs.task.evaluation(evaluated, size=self.part, world=self.world)
-        for option in ("patience", "evaluate_every", "eval_limit"):
-            if getattr(options, option) and evaluate is None:
-                raise OptionError(f"--{option.replace('_', '-')} needs texts to evaluate on", fix="give --eval")
-        if options.patience and not options.evaluate_every:
-            raise OptionError("--patience counts evaluations during training", fix="say how often: --evaluate-every N")
+        options.check_evaluation(has_texts=evaluate is not None)
         return Watch(
             on_step=self._step,
             evaluate=evaluate,
@@ -331,7 +333,7 @@ class TrainingRun:
     def _log_evaluation(self, step: int, measures: "Measures") -> None:
         self._log(step, evaluation={name: json_number(value) for name, value in measures.items()})
         values = "  ".join(f"{name} {number(value)}" for name, value in measures.items())
-        self.display.say(f"step {step}: evaluation {values}")
+        self.display.evaluated(f"step {step}: evaluation {values}")
 
     def _save(self, state: "State") -> None:
         from loralens.training.state import without_draws
@@ -355,6 +357,7 @@ class TrainingRun:
             "batch": self.options.batch,
             # A digest of the pairs: a path means nothing on another machine.
             **({} if self.start is None else {"started_from": fingerprint(self.start)}),
+            **({} if self.first_a is None else {"first_a": fingerprint(self.first_a)}),
         }
 
     def _describe_files(self) -> str:

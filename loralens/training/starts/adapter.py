@@ -1,4 +1,4 @@
-"""Starts a training with the factors, magnitudes and heads of an adapter."""
+"""Starts a training with the factors, magnitudes and heads of an adapter, or with its A alone."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from loralens.core.scaling import Scaling
 from loralens.errors import MismatchError, OptionError
 from loralens.training.injection import Injection
 from loralens.training.layers.experts import ExpertLayer
-from loralens.training.layers.initial import factor_digest
 from loralens.training.layers.layer import LoRALayer
-from loralens.training.method import training_method
+from loralens.training.method import TrainingMethod
+from loralens.training.starts.drawn import factor_digest
 
 SAVED, MAGNITUDE = "saved", "magnitude"  # roles of extras that a run can start with
 
@@ -33,16 +33,16 @@ class StartOptions(NamedTuple):
     alpha: float
 
 
-def start_options(adapter: Adapter, *, method: str) -> StartOptions:
-    """What an injection has to be given so that it can start with an adapter.
+def start_options(adapter: Adapter, *, method: TrainingMethod) -> StartOptions:
+    """The arguments with which an injection can start with an adapter.
 
     Raises
     ------
     OptionError
-        The adapter has no modules, modules that are no pairs, or content that a training has no place for.
+        The adapter has no modules, modules that are not pairs, or content that a training has no place for.
     """
-    formula = training_method(method).formula
-    _check_content(adapter, magnitude=training_method(method).magnitude)
+    formula = method.formula
+    _check_content(adapter, magnitude=method.magnitude)
     ranks: dict[str, int] = {}
     alphas: Counter[float] = Counter()
     for name, module in adapter.items():
@@ -53,7 +53,7 @@ def start_options(adapter: Adapter, *, method: str) -> StartOptions:
         alphas[scaling.alpha_for(module.scale, module.rank, formula)] += 1
     ((rank, _),) = Counter(ranks.values()).most_common(1)
     alpha = alphas.most_common(1)[0][0]
-    # A scale that is not positive cannot be trained with, so that it is put into B.
+    # Training needs a positive scale. Any other scale is multiplied into B.
     return StartOptions(list(ranks), rank, {n: r for n, r in ranks.items() if r != rank}, alpha if alpha > 0 else 1.0)
 
 
@@ -86,10 +86,10 @@ def start_from(injection: Injection, adapter: Adapter) -> Injection:
     MismatchError
         The adapter has other modules, other heads or other shapes than the injection.
     OptionError
-        The method starts with directions of the weights.
+        The method starts with other factors.
     """
-    if injection.method.principal:
-        what = f"{injection.method.name} starts with directions of W, and not with an adapter"
+    if injection.method.subtracted:
+        what = f"{injection.method.start} starts with factors of its own, and not with an adapter"
         raise OptionError(what, fix="continue as plain LoRA: method lora")
     digests: dict[str, str] = {}
     started: set[str] = set()
@@ -108,6 +108,34 @@ def start_from(injection: Injection, adapter: Adapter) -> Injection:
         raise MismatchError(f"the run does not adapt {some(unknown)} of the adapter", fix="adapt the same modules")
     _copy_heads(injection, adapter)
     return replace(injection, digests=digests, initialisation="adapter")
+
+
+@torch.no_grad()
+def start_with_a(injection: Injection, adapter: Adapter) -> Injection:
+    """Copy the A of every module of an adapter into an injection, whose B stays 0; returns it with the new digests.
+
+    For an embedding it is B that is copied, since its A is 0 at the start.
+
+    Raises
+    ------
+    MismatchError
+        The adapter has no pair for a module of the injection, or one of another rank or shape.
+    OptionError
+        The method starts with other factors.
+    """
+    if injection.method.subtracted:
+        what = f"{injection.method.start} starts with an A of its own, and not with that of an adapter"
+        raise OptionError(what, fix="choose the start kaiming or gaussian")
+    digests: dict[str, str] = {}
+    for name, layer in injection.layers.items():
+        side = "B" if layer.kind == "embedding" else "A"
+        count = len(layer.A) if isinstance(layer, ExpertLayer) else 0
+        names = [f"{name}[{e}]" for e in range(count)] or [name]
+        arrays = [getattr(_module_of(adapter, each), side) for each in names]
+        factor: Tensor = getattr(layer, side)
+        _copy(factor, np.stack(arrays) if count else arrays[0], name)
+        digests |= {each: factor_digest(factor[e] if count else factor) for e, each in enumerate(names)}
+    return replace(injection, digests=digests, initialisation="A of an adapter")
 
 
 def _module_of(adapter: Adapter, name: str) -> LowRank:

@@ -8,16 +8,14 @@ one seed are independent, as they must be where the subspaces of two ranks are c
 from collections.abc import Mapping
 from hashlib import blake2b, sha256
 from math import sqrt
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from loralens.choices import StartName
 from loralens.core.names import natural_key
-
-Initialisation = Literal["kaiming-uniform", "gaussian"]
-INITIALISATIONS: tuple[Initialisation, ...] = get_args(Initialisation)
 
 BYTES = 8  # of a digest: 64 bits tell the runs of a study apart, and there is nothing to protect against
 
@@ -35,7 +33,7 @@ def draw_pair(
     *,
     rank: int,
     seed: int,
-    initialisation: Initialisation = "kaiming-uniform",
+    start: StartName = "kaiming",
     embedding: bool = False,
 ) -> Pair:
     """A pair whose product is 0: one factor is drawn at random, the other is zero.
@@ -47,11 +45,11 @@ def draw_pair(
     shape : tuple of int
         (out, in) of its weight.
     rank, seed : int
-    initialisation : str
-        ``kaiming-uniform``: A ~ U(−1/√in, 1/√in), which is Kaiming's initialisation with a = √5, as in loralib and
+    start : str
+        ``kaiming``: A ~ U(−1/√in, 1/√in), which is Kaiming's initialisation with a = √5, as in loralib and
         PEFT. ``gaussian``: A ~ N(0, 1/r²), as in PEFT (Hu et al. 2021 say Gaussian and give no variance).
     embedding : bool
-        B ~ N(0, 1) and A = 0, as in loralib and PEFT, whatever ``initialisation`` says.
+        B ~ N(0, 1) and A = 0, as in loralib and PEFT, whatever ``start`` says.
 
     Returns
     -------
@@ -65,7 +63,7 @@ def draw_pair(
     # One factor must be zero so that the update is; if both were, neither would get a gradient.
     if embedding:
         B, A = generator.standard_normal((out, rank)), np.zeros((rank, in_))
-    elif initialisation == "gaussian":
+    elif start == "gaussian":
         B, A = np.zeros((out, rank)), generator.standard_normal((rank, in_)) / rank
     else:
         B, A = np.zeros((out, rank)), (2 * generator.random((rank, in_)) - 1) / sqrt(in_)

@@ -1,0 +1,1 @@
+"""The sub-commands of `loralens fleet`, one subject in each file."""

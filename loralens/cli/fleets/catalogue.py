@@ -1,0 +1,80 @@
+"""The sub-commands of ``loralens fleet`` that make an index and show what is in it."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loralens.cli import options
+from loralens.cli.fleets.options import FLEET
+from loralens.cli.show import RowOptions, row_options, show
+
+
+@click.command("index")
+@click.argument("folder", metavar="DIR", type=options.PATH)
+@click.option(
+    "--output",
+    "-o",
+    type=options.PATH,
+    metavar="HOME",
+    help="The folder of the index.  [default: .loralens-fleet in DIR]",
+)
+@click.option(
+    "--jobs",
+    "-j",
+    type=options.COUNT,
+    metavar="N",
+    help="Measure the files in N processes.  [default: threads of one process]",
+)
+@click.option(
+    "--dask", metavar="ADDRESS", help="Measure them on the workers of this Dask scheduler; they need the disk."
+)
+@options.ALLOW_PICKLE
+@options.ONCE
+@row_options(csv="file that has changed")
+def command_index(folder: Path, rows: RowOptions, **keywords: Any) -> None:
+    """Make or update the index of all adapters under DIR.
+
+    Only files that are new or have changed are read. A file that cannot be read is listed with the reason. The exit
+    code is 0 whatever is there. A run that is interrupted or killed goes on from there when it is called again.
+    """
+    if keywords["dask"] and keywords["jobs"]:
+        raise click.UsageError("--jobs and --dask exclude each other: the workers of Dask are as many as were started")
+    from loralens.verbs.fleet import index_fleet
+
+    show(index_fleet(folder, **keywords), rows)
+
+
+@click.command("rows")
+@click.argument("sql", metavar='"SELECT …"')
+@FLEET
+@row_options(csv="row")
+def command_rows(sql: str, fleet: Path, rows: RowOptions) -> None:
+    """Show what the catalogue answers to a SELECT.
+
+    The tables are adapters, unreadable, files (both, and files without LoRA pairs) and signatures. The catalogue is
+    opened for reading only.
+    """
+    from loralens.verbs.fleet import open_fleet
+
+    show(open_fleet(fleet).rows(sql), rows)
+
+
+@click.command("stats")
+@FLEET
+@row_options(csv="rank")
+def command_stats(fleet: Path, rows: RowOptions) -> None:
+    """Count adapters, ranks and dialects, and say which rank a server must allow."""
+    from loralens.verbs.fleet import open_fleet
+
+    show(open_fleet(fleet).stats(), rows)
+
+
+@click.command("empty")
+@FLEET
+@row_options(csv="adapter with ΔW = 0 in a module")
+def command_empty(fleet: Path, rows: RowOptions) -> None:
+    """List the adapters that change no weight, because ΔW is 0 in all their modules."""
+    from loralens.verbs.fleet import open_fleet
+
+    show(open_fleet(fleet).empty(), rows)

@@ -1,0 +1,13 @@
+"""The option that every sub-command of `loralens fleet` has but ``index``."""
+
+import click
+
+from loralens.cli import options
+
+FLEET = click.option(
+    "--fleet",
+    type=options.PATH,
+    default=".",
+    metavar="HOME",
+    help="The index, or the folder that holds .loralens-fleet.  [default: the current folder]",
+)

@@ -1,0 +1,1 @@
+"""Base models of adapters: which one names and shapes show."""

@@ -1,0 +1,157 @@
+"""The base model that the names and shapes of modules show."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple, final
+
+from loralens.core.naming.image_models import likely_models
+from loralens.fleet.bases.architectures import NUMBER, STYLES, KnownBase, bare_base_name, known_bases
+from loralens.fleet.catalogue.members import Signature
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Identification:
+    """What names and shapes say about the base model.
+
+    Attributes
+    ----------
+    name : str
+        The base, or empty if several or none fit.
+    candidates : tuple of str
+        Every base of the table whose weights have these names and shapes, best first; none if no base fits.
+    """
+
+    name: str
+    candidates: tuple[str, ...] = ()
+
+
+class BlockModule(NamedTuple):
+    """A module in a block: its name with ``#`` for numbers, the number of its block, and its shape."""
+
+    pattern: str
+    block: int
+    shape: tuple[int, int]
+
+
+def identify_base(signature: Signature) -> Identification:
+    """The base model that the table of known bases gives for names and shapes.
+
+    A base fits if it has every module of the adapter that is in a block, with its shape. The name is given only if
+    exactly one base fits and the adapter reaches its last block: otherwise a larger base that the table does not have
+    could have the same blocks.
+    """
+    image = likely_models(dict(zip(signature.names, signature.shapes, strict=True)))
+    if image:
+        names = tuple(model.name for model in image)
+        return Identification(names[0] if len(names) == 1 else "", names)
+    modules = block_modules(signature)
+    fitting = [base for base in known_bases() if fits(base, modules)]
+    last = max((module.block for module in modules), default=-1)
+    complete = [base.name for base in fitting if base.blocks == last + 1]
+    larger = [base.name for base in fitting if base.blocks > last + 1]
+    return Identification(complete[0] if len(complete) == 1 else "", (*complete, *larger))
+
+
+def block_modules(signature: Signature) -> list[BlockModule]:
+    """The modules that are in blocks; heads and embeddings are not, as their sizes depend on task and vocabulary."""
+    modules = []
+    for name, shape in zip(signature.names, signature.shapes, strict=True):
+        number = NUMBER.search(name)
+        if number:
+            modules.append(BlockModule(NUMBER.sub("#", name), int(number[0][:9]), shape))
+    return modules
+
+
+def fits(base: KnownBase, modules: list[BlockModule]) -> bool:
+    """Whether a base has all these modules, with their shapes; no module fits no base."""
+    shapes, prefix = _shapes(base), _prefix(base.style)
+    return bool(modules) and all(
+        module.block < base.blocks and shapes.get(prefix.sub("", module.pattern, count=1)) == module.shape
+        for module in modules
+    )
+
+
+@cache
+def _shapes(base: KnownBase) -> dict[str, tuple[int, int]]:
+    return base.shapes()
+
+
+@cache
+def _prefix(style: str) -> re.Pattern[str]:
+    return re.compile(f"^{STYLES[style].prefix}")
+
+
+def infer_bases(signatures: Mapping[str, Signature], named: Mapping[str, Counter[str]]) -> Mapping[str, str]:
+    """Digest of a signature → the base model that it shows; signatures that show none are left out.
+
+    The table of known bases comes first. Where it does not decide, the neighbours do: adapters that have modules of the
+    same names (with the prefix of the model) and shapes, and name their base. They decide if all of them name one base,
+    which one of the candidates of the table is or which the table does not have.
+
+    Parameters
+    ----------
+    signatures : mapping of str to Signature
+        By their digests.
+    named : mapping of str to Counter of str
+        Digest → how many adapters with this signature name each base.
+    """
+    inferred = {}
+    for digest, signature in signatures.items():
+        identification = identify_base(signature)
+        name = identification.name or _named_by_neighbours(digest, signatures, named, identification)
+        if name:
+            inferred[digest] = name
+    return inferred
+
+
+def _named_by_neighbours(
+    digest: str,
+    signatures: Mapping[str, Signature],
+    named: Mapping[str, Counter[str]],
+    identification: Identification,
+) -> str:
+    """The one base that all adapters with modules of the same names and shapes name; empty if there is none."""
+    own = set(block_modules(signatures[digest]))
+    if not own:
+        return ""
+    last = max(module.block for module in own)
+    bases: set[str] = set()
+    for other, counts in named.items():
+        modules = set(block_modules(signatures[other])) if other in signatures else set()
+        # With another number of blocks it would be another size of the model, or another part of the same one.
+        if modules & own and max(module.block for module in modules) == last:
+            bases |= {base_name(base) for base in counts}
+    if identification.candidates:
+        bases &= set(identification.candidates)
+    return bases.pop() if len(bases) == 1 else ""
+
+
+@cache
+def base_name(base: str) -> str:
+    """The name of a base in the table, if exactly one row is called so; otherwise its plain name."""
+    rows = [row.name for row in known_bases() if row.is_called(base)]
+    return rows[0] if len(rows) == 1 else bare_base_name(base)
+
+
+def contradicts(base: str, signature: Signature) -> str:
+    """Why an adapter with these names and shapes cannot belong to the base of this name; empty if it can.
+
+    Only bases that the table knows can be contradicted.
+    """
+    rows = [row for row in known_bases() if row.is_called(base)]
+    modules = block_modules(signature)
+    if not rows or not modules or any(fits(row, modules) for row in rows):
+        return ""
+    row = rows[0]
+    shapes, prefix = _shapes(row), _prefix(row.style)
+    for module in modules:
+        own = shapes.get(prefix.sub("", module.pattern, count=1))
+        if own is None:
+            return f"{row.name} has no module {module.pattern}"
+        if own != module.shape:
+            return f"{module.pattern} is {module.shape[0]} × {module.shape[1]}, and {own[0]} × {own[1]} in {row.name}"
+    return f"it has block {max(module.block for module in modules)}, and {row.name} has {row.blocks} blocks"

@@ -1,0 +1,150 @@
+"""The tables of the catalogue, and connections to it for the writer and for readers."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from loralens.errors import FormatError, OptionError
+
+FOLDER = ".loralens-fleet"  # the folder of an index within the folder of the adapters
+CATALOGUE = "catalogue.sqlite"
+# Indexes of another version are made anew. It changes with the tables, with the sketches, and with what is measured.
+VERSION = "1"
+WAIT = 60.0  # seconds for which a connection waits until another one has finished reading or writing
+
+TABLES = """
+create table state(key text primary key, value text not null) without rowid;
+create table signatures(signature text primary key, modules text not null) without rowid;
+create table files(
+    number integer primary key,
+    path text not null unique,
+    name text not null,
+    real text not null,
+    size integer not null,
+    stamp text not null,
+    status text not null,
+    reason text not null default '',
+    fix text not null default '',
+    header text not null default '',
+    added text not null,
+    indexed text not null,
+    slot integer unique,
+    checksum integer,
+    step real,
+    format text,
+    base text,
+    inferred text,
+    signature text,
+    modules integer,
+    zero_modules integer,
+    extras integer,
+    rank integer,
+    ranks text,
+    scales text,
+    parameters integer,
+    frobenius real,
+    effective_rank real,
+    norms text,
+    fingerprint text,
+    findings text
+);
+create view adapters as
+    select number, path, name, real, size, added, indexed, format, base, inferred, signature, modules, zero_modules,
+        extras, rank, ranks, scales, parameters, frobenius, effective_rank, norms, fingerprint, findings
+    from files where status = 'adapter';
+create view unreadable as select number, path, name, size, added, reason, fix from files where status = 'unreadable';
+"""
+
+
+def find_home(path: Path) -> Path:
+    """The folder of the index that a path means: the path itself, or `FOLDER` in it.
+
+    In a folder that exists and is no index, a new index goes into `FOLDER`, so that no folder of the user is filled.
+    """
+    if path.name == FOLDER or (path / CATALOGUE).exists():
+        return path
+    return path / FOLDER if path.is_dir() else path
+
+
+@contextmanager
+def open_to_read(home: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to the catalogue that cannot write.
+
+    Raises
+    ------
+    OptionError
+        There is no index, or it is of another version.
+    FormatError
+        The catalogue is damaged.
+    """
+    file = home / CATALOGUE
+    if not file.exists():
+        raise OptionError(
+            f"{home}: there is no index of a fleet",
+            fix="make one: loralens fleet index DIR; --fleet names the index, or the folder that holds it",
+        )
+    with catalogue_errors(home):
+        _finish_killed_write(file)
+        with closing(_connect(file, "ro")) as connection:
+            connection.execute("pragma query_only = on")
+            check_version(connection, home)
+            yield connection
+
+
+def _finish_killed_write(file: Path) -> None:
+    """Undo the transaction of a writer that was killed, which a connection that cannot write is unable to do."""
+    # SQLite takes the journal for that of a killed writer only if no process holds its lock.
+    if file.with_name(f"{file.name}-journal").exists():
+        with closing(_connect(file, "rw")) as connection:
+            connection.execute("select count(*) from state").fetchone()
+
+
+def open_to_write(home: Path) -> sqlite3.Connection:
+    """A connection that writes; the catalogue is made if it is missing."""
+    with catalogue_errors(home):
+        connection = _connect(home / CATALOGUE, "rwc")
+        # A transaction is on the disk when it is committed. The journal is a file that readers on any disk can cope
+        # with, where that of the mode WAL needs memory shared between processes.
+        connection.execute("pragma journal_mode = delete")
+        connection.execute("pragma synchronous = full")
+        if not connection.execute("select count(*) from sqlite_master").fetchone()[0]:
+            connection.executescript(f"begin; {TABLES} insert into state values('version', '{VERSION}'); commit;")
+        check_version(connection, home)
+        return connection
+
+
+def _connect(file: Path, mode: str) -> sqlite3.Connection:
+    # Transactions are begun by `begin`, and not by Python.
+    address = f"file:{quote(str(file.absolute()))}?mode={mode}"
+    connection = sqlite3.connect(address, uri=True, timeout=WAIT, isolation_level=None, check_same_thread=False)
+    # An index may come with a collection from elsewhere: its views and triggers run no function that does anything.
+    connection.execute("pragma trusted_schema = off")
+    return connection
+
+
+def check_version(connection: sqlite3.Connection, home: Path) -> None:
+    """Refuse a catalogue of another version."""
+    row = connection.execute("select value from state where key = 'version'").fetchone()
+    if row is None or row[0] != VERSION:
+        raise OptionError(
+            f"{home}: the index was made by another version of loralens", fix="index again: loralens fleet index DIR"
+        )
+
+
+@contextmanager
+def catalogue_errors(home: Path) -> Iterator[None]:
+    """Turn an error of SQLite into one that says what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        text = str(error)
+        if "locked" in text or "busy" in text:
+            fix = "wait for the end of the other process, and call again"
+            raise OptionError(f"{home}: another process uses the catalogue", fix=fix) from error
+        if "disk" in text and "full" in text:
+            raise FormatError(f"{home}: cannot be written: {text}", fix="make room on the disk") from error
+        raise FormatError(
+            f"{home}: the catalogue is damaged ({text})", fix="index again: loralens fleet index DIR"
+        ) from error

@@ -1,0 +1,81 @@
+"""The file of the sketches: slots of fixed size, which the catalogue names together with a checksum."""
+
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loralens.fleet.sketching.sketches import START_WIDTH, WIDTH, Sketch
+from loralens.formats.files.disk import disk_errors, sync_folder, write_at
+
+SKETCHES = "sketches.i8"
+SLOT = WIDTH + START_WIDTH  # bytes: the sketch of the update, then the start sketch
+
+
+def slot_bytes(sketch: Sketch) -> bytes:
+    """The content of the slot of an adapter."""
+    return sketch.codes.tobytes() + sketch.start.tobytes()
+
+
+def checksum(content: bytes | memoryview) -> int:
+    """The checksum of a slot."""
+    return zlib.crc32(content)
+
+
+def read_slots(home: Path) -> NDArray[np.int8]:
+    """All slots, memory-mapped, shape (slots, 4352). The file never shrinks while it is mapped."""
+    file = home / SKETCHES
+    count = file.stat().st_size // SLOT if file.exists() else 0
+    if not count:
+        return np.empty((0, SLOT), np.int8)
+    return np.memmap(file, np.int8, "r", shape=(count, SLOT))
+
+
+def damaged_slots(slots: NDArray[np.int8], checksums: Mapping[int, int]) -> list[int]:
+    """The slots that are not there or do not have the checksum that the catalogue states."""
+    # A plain array, since a slice of a memory map takes ten times as long.
+    plain = slots.view(np.ndarray)
+    return [
+        slot for slot, expected in checksums.items() if slot >= len(plain) or checksum(plain[slot].data) != expected
+    ]
+
+
+@final
+class SlotWriter:
+    """Writes slots, and knows which ones are free."""
+
+    def __init__(self, home: Path, used: Iterable[int]) -> None:
+        self._file = home / SKETCHES
+        taken = set(used)
+        self._end = max(taken, default=-1) + 1
+        self._free = sorted(set(range(self._end)) - taken, reverse=True)
+        with disk_errors(self._file):
+            self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+            sync_folder(home)
+
+    def take(self) -> int:
+        """A slot that no committed row names: a free one, or a new one at the end."""
+        if self._free:
+            return self._free.pop()
+        self._end += 1
+        return self._end - 1
+
+    def free(self, slots: Iterable[int]) -> None:
+        """Let slots be used again. The commit that frees them must be on the disk."""
+        self._free = sorted({*self._free, *slots}, reverse=True)
+
+    def write(self, contents: Mapping[int, bytes]) -> None:
+        """Write slots, and wait until they are on the disk."""
+        with disk_errors(self._file):
+            for slot, content in contents.items():
+                assert len(content) == SLOT, len(content)
+                write_at(self._descriptor, content, slot * SLOT)
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)

@@ -1,0 +1,1 @@
+"""Groups of the members of a fleet: copies, runs and families."""

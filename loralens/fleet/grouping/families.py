@@ -1,0 +1,255 @@
+"""Families in a fleet: groups of adapters whose updates are alike."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from loralens.core.messages import warn
+from loralens.core.progress import progress
+from loralens.core.threads import in_threads, processor_count
+from loralens.errors import LoraLensError, OptionError
+from loralens.fleet.catalogue.members import Member
+from loralens.fleet.grouping.components import alike_groups
+from loralens.fleet.grouping.links import distinct_files
+from loralens.fleet.levels import FAMILY, KIN, ChanceLevels
+from loralens.fleet.search.inner import ExactUpdate, exact_cosine
+from loralens.fleet.sketching.sketches import Sketches, unit_rows
+from loralens.linalg.factor import Integers
+from loralens.tables.numbers import count, signed, span
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+
+if TYPE_CHECKING:
+    from loralens.fleet.fleet import Fleet
+
+NAMES = 1  # members of a group that its row names; the listing has all
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A group of adapters whose updates are alike.
+
+    Attributes
+    ----------
+    number : int
+        From 1, the largest family first.
+    members : sequence of Member
+        Those nearest to the middle first.
+    least : float
+        The cosine of the first member, which is nearest to the middle, with the last one, which is furthest from it.
+    exact : bool
+        Whether ``least`` is exact, or by sketches.
+    """
+
+    number: int
+    members: Sequence[Member]
+    least: float
+    exact: bool
+
+    @property
+    def base(self) -> str:
+        """The base that most members name, or that their names and shapes show; empty if there is none."""
+        return base_of(self.members)
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks that occur, increasing."""
+        return sorted({rank for member in self.members for rank in member.ranks})
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FamilyMember:
+    """One adapter and the number of its family."""
+
+    family: int
+    member: Member
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FamiliesResult(Tabular):
+    """The families of a fleet, the largest first; the result is a sequence of them.
+
+    Attributes
+    ----------
+    at : float
+        The smallest mean cosine within a family.
+    families : sequence of Family
+    alone : sequence of Member
+        The adapters that are in none.
+    chance : ChanceLevels
+    """
+
+    at: float
+    families: Sequence[Family]
+    alone: Sequence[Member]
+    chance: ChanceLevels
+
+    def __len__(self) -> int:
+        return len(self.families)
+
+    def __getitem__(self, index: int) -> Family:
+        return self.families[index]
+
+    def __repr__(self) -> str:
+        return f"FamiliesResult({len(self.families)} families at {self.at})"
+
+    @property
+    def members(self) -> int:
+        """The number of adapters."""
+        return sum(len(family.members) for family in self.families) + len(self.alone)
+
+    def conclusion(self) -> list[str]:
+        """How many families there are, how large the largest is, and how many adapters are in none."""
+        among = count(self.members, "adapter")
+        if not self.families:
+            return [f"{among}: no two have a cosine of {self.at:g} or more, so there is no family."]
+        largest = self.families[0]
+        families = "1 family" if len(self.families) == 1 else f"{len(self.families)} families"
+        return [
+            f"{among}: {families} of adapters that are alike (mean cosine at least {self.at:g}), and {len(self.alone)} "
+            f"in none. The largest has {count(len(largest.members), 'adapter')}."
+        ]
+
+    def tables(self) -> list[Table[Family]]:
+        """The families, the largest first."""
+        return [Table(f"families at {self.at:g}", COLUMNS, self.families)]
+
+    def listing(self) -> list[Table[FamilyMember]]:
+        """Every adapter with the number of its family, 0 if it is in none."""
+        rows = [FamilyMember(family.number, member) for family in self.families for member in family.members]
+        return [Table("members", MEMBER_COLUMNS, [*rows, *(FamilyMember(0, member) for member in self.alone)])]
+
+    def sentences(self) -> list[str]:
+        """What chance gives."""
+        return [self.chance.sentence(sketched=not any(one.exact for one in self.families))] if self.families else []
+
+    def record(self) -> dict[str, Any]:
+        """The whole result as a JSON object."""
+        return {
+            "at": self.at,
+            "members": self.members,
+            "families": [
+                {**Table("", COLUMNS, [family]).records()[0], "members": [str(one.path) for one in family.members]}
+                for family in self.families
+            ],
+            "alone": [str(member.path) for member in self.alone],
+            "chance": self.chance.record(),
+        }
+
+
+def base_of(members: Sequence[Member]) -> str:
+    """The base of most members: the one that they name, else the one that their names and shapes show."""
+    bases = Counter(base for member in members if (base := member.base or member.inferred))
+    return bases.most_common(1)[0][0] if bases else ""
+
+
+def names_text(members: Sequence[Member]) -> str:
+    """The names of the first members, and how many more there are."""
+    named = ", ".join(member.name for member in members[:NAMES])
+    return named + (f" and {len(members) - NAMES} more" if len(members) > NAMES else "")
+
+
+COLUMNS: tuple[Column[Family], ...] = (
+    Column("family", lambda row: row.number, "#", priority=ALWAYS),
+    Column("adapters", lambda row: len(row.members), "adapters", priority=ALWAYS),
+    Column(
+        "least",
+        lambda row: row.least,
+        "least cosine",
+        signed,
+        priority=7,
+        about="of the adapter in the middle of the family with the one furthest from it",
+    ),
+    Column("exact", lambda row: row.exact),
+    Column("base", lambda row: row.base or None, "base", align="left", priority=5),
+    Column("ranks", lambda row: row.ranks, "r", span, priority=4),
+    Column("names", lambda row: names_text(row.members), "members", align="left", priority=ALWAYS, json=False),
+)
+MEMBER_COLUMNS: tuple[Column[FamilyMember], ...] = (
+    Column("family", lambda row: row.family, "family"),
+    Column("name", lambda row: row.member.name, "adapter", align="left"),
+    Column("path", lambda row: str(row.member.path)),
+    Column("base", lambda row: row.member.base or row.member.inferred),
+)
+
+
+def find_families(fleet: "Fleet", at: float = FAMILY, *, sketch: bool = False) -> FamiliesResult:
+    """Group the members of a fleet by average linkage of the cosines of their updates, by sketches.
+
+    Parameters
+    ----------
+    fleet : Fleet
+    at : float
+        The smallest mean cosine within a family: 0.5 by default; 0.2 finds kin.
+    sketch : bool
+        State the least cosine of every family by sketches, and read no file.
+
+    Raises
+    ------
+    OptionError
+        ``at`` is not between 0.1 and 1.
+    """
+    # Below 0.1 the groups would depend on the error of the sketches, which is up to 0.06.
+    if not KIN / 2 <= at <= 1:
+        raise OptionError(f"at is {at:g}, and a level lies between 0.1 and 1", fix=f"give {FAMILY}, or {KIN} for kin")
+    members, sketches = distinct_files(*fleet.snapshot())
+    groups = [middle_first(sketches, rows) for rows in alike_groups(sketches, at)]
+    ends = [(int(rows[0]), int(rows[-1])) for rows in groups]
+    exact, spreads = ({}, []) if sketch else exact_ends(fleet, members, ends)
+    families = []
+    for number, (rows, pair) in enumerate(zip(groups, ends, strict=True), 1):
+        sketched = float(sketches.directions(rows=np.array(pair))[0] @ sketches.directions(rows=np.array(pair))[1])
+        least = exact.get(pair, sketched)
+        families.append(Family(number, [members[row] for row in rows], least, pair in exact))
+    grouped = {int(row) for rows in groups for row in rows}
+    alone = [member for row, member in enumerate(members) if row not in grouped]
+    spread = float(np.sqrt(np.mean(np.square(spreads)))) if spreads else None
+    return FamiliesResult(at, families, alone, ChanceLevels(spread, len(members)))
+
+
+def middle_first(sketches: Sketches, rows: Integers) -> Integers:
+    """The rows of a group, those nearest to the mean of their directions first."""
+    directions = sketches.directions(rows=rows)
+    middle = unit_rows(directions.mean(axis=0, keepdims=True))[0]
+    # Rounded, since the last bits of equal rows may differ between two products, and the order would then change.
+    nearness = np.round(directions @ middle, 5)
+    return np.asarray(rows[np.argsort(-nearness, kind="stable")], dtype=np.int64)
+
+
+def exact_ends(
+    fleet: "Fleet", members: Sequence[Member], pairs: Sequence[tuple[int, int]]
+) -> tuple[dict[tuple[int, int], float], list[float]]:
+    """Pair of rows → the exact cosine of their whole updates; and the spreads that chance would give.
+
+    Pairs with a file that has changed since it was indexed are left out, and the file is named in a warning.
+    """
+    failed: list[str] = []
+    spreads: list[float] = []
+    with progress("reading", len(pairs)) as step:
+
+        def compare(index: str) -> float | None:
+            updates = []
+            for row in pairs[int(index)]:
+                try:
+                    adapter = fleet.adapter(members[row])
+                    updates.append(ExactUpdate.of(adapter, fleet.modules(adapter)))
+                except LoraLensError:
+                    failed.append(members[row].name)
+                    return None
+            cosine = exact_cosine(*updates)
+            spreads.append(cosine.spread)
+            return cosine.whole
+
+        compared = in_threads(compare, [str(i) for i in range(len(pairs))], processor_count(), step)
+    if failed:
+        warn(
+            f"{count(len(failed), 'file')} not read, as they have changed since they were indexed: {min(failed)}",
+            fix="index the fleet again: loralens fleet index",
+        )
+    return {pairs[int(i)]: cosine for i, cosine in compared.items() if cosine is not None}, spreads

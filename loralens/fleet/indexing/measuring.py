@@ -1,0 +1,133 @@
+"""Measuring files, in this process or in any other: paths in, plain data out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from json import dumps
+from math import fsum
+from pathlib import Path
+from typing import Any, Literal, final
+
+from loralens.core.adapter import Adapter
+from loralens.core.fingerprint import fingerprint
+from loralens.core.naming.normal_form import normal_form
+from loralens.errors import FormatError, LoraLensError, OptionError
+from loralens.fleet.catalogue.slots import slot_bytes
+from loralens.fleet.sketching.measures import AdapterMeasures, measure_adapter, norm_of_update
+from loralens.formats.records.collection import FolderEntry, Status, examine_file
+
+HEADER = 1 << 20  # bytes that are hashed of a file whose header has no stated length
+IN_MEMORY = 16 << 20  # bytes up to which an adapter is read once and loaded, since it is measured and hashed
+DIGITS = 5  # digits of a norm in the catalogue: its thousands of numbers are as short as that
+LEVELS: tuple[Literal["error", "warning", "note"], ...] = ("error", "warning", "note")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MeasuredFile:
+    """What was found out about one file.
+
+    Attributes
+    ----------
+    path : str
+        As it was given.
+    status : str
+        ``adapter``, ``unreadable`` or ``other``: a file that holds tensors and no LoRA pairs.
+    reason, fix : str
+        Why it is not an adapter, and what the user can do.
+    slot : bytes
+        The content of its slot.
+    modules : str
+        The signature, as the catalogue stores it.
+    columns : mapping of str to value
+        The other columns of the catalogue.
+    """
+
+    path: str
+    status: Status
+    reason: str = ""
+    fix: str = ""
+    slot: bytes = b""
+    modules: str = ""
+    columns: dict[str, Any] | None = None
+
+
+def measure_files(
+    root: str, paths: Sequence[str], allow_pickle: bool, once: bool
+) -> list[MeasuredFile]:  # plain arguments, since they go to other processes and machines
+    """Measure files by their paths relative to ``root``; a file that cannot be read has a reason."""
+    if not Path(root).is_dir():
+        raise OptionError(
+            f"{root}: this folder is not there on the machine of a worker", fix="share it with all machines"
+        )
+    return [_measure_file(root, path, allow_pickle=allow_pickle, once=once) for path in paths]
+
+
+def _measure_file(root: str, path: str, *, allow_pickle: bool, once: bool) -> MeasuredFile:
+    try:
+        entry = examine_file(Path(root) / path, allow_pickle=allow_pickle, once=once)
+        if entry.adapter is None:
+            return MeasuredFile(path, entry.status, entry.reason, entry.fix)
+        return _measure(path, entry, entry.adapter)
+    except LoraLensError as error:
+        # A header that can be read promises nothing about the numbers behind it.
+        reason, fix = ": ".join((*error.where, error.what)), error.fix
+    except (MemoryError, ArithmeticError, ValueError, OSError) as error:
+        reason, fix = (
+            f"cannot be measured: {error or type(error).__name__}",
+            "check the file; loralens doctor says more",
+        )
+    return MeasuredFile(path, "unreadable", reason, fix)
+
+
+def _measure(path: str, entry: FolderEntry, adapter: Adapter) -> MeasuredFile:
+    if not len(adapter):
+        raise FormatError("holds no modules", fix="save it again from the code that trained it")
+    size = sum(module.nbytes for module in adapter.modules.values())
+    loaded = adapter.map(lambda module: module.load()) if size <= IN_MEMORY else adapter
+    measures = measure_adapter(loaded)
+    modules = dumps(_signature(adapter, measures), ensure_ascii=True)
+    ranks = sorted({module.rank for module in adapter.modules.values()})
+    effective = [rank for rank in measures.effective_ranks.values() if rank]
+    columns = {
+        "header": _header_digest(entry.path),
+        "step": measures.sketch.step,
+        "format": adapter.format,
+        "base": adapter.base_model or None,
+        "signature": blake2b(modules.encode(), digest_size=8).hexdigest(),
+        "modules": len(adapter),
+        "zero_modules": sum(norm == 0 for norm in measures.norms.values()),
+        "extras": len(adapter.extra),
+        "rank": ranks[-1],
+        "ranks": dumps(ranks),
+        "scales": dumps(sorted({module.scale for module in adapter.modules.values()})),
+        "parameters": adapter.parameters,
+        "frobenius": norm_of_update(measures.norms),
+        "effective_rank": fsum(effective) / len(effective) if effective else 0.0,
+        "norms": f"[{','.join(f'{norm:.{DIGITS}g}' for norm in measures.norms.values())}]",
+        "fingerprint": fingerprint(loaded),
+        "findings": dumps(_findings(adapter, measures)),
+    }
+    return MeasuredFile(path, "adapter", slot=slot_bytes(measures.sketch), modules=modules, columns=columns)
+
+
+def _signature(adapter: Adapter, measures: AdapterMeasures) -> list[tuple[str, str, int, int]]:
+    return [(key, normal_form(name), *adapter.modules[name].shape) for key, name in measures.names.items()]
+
+
+def _findings(adapter: Adapter, measures: AdapterMeasures) -> list[str]:
+    """The codes of findings that need no more than one pass: those of the reader, and modules that are 0.
+
+    The doctor has more checks, which take several times as long as everything else here.
+    """
+    by_level = sorted(adapter.findings, key=lambda finding: LEVELS.index(finding.level))
+    zero = any(norm == 0 and adapter.modules[measures.names[key]].scale for key, norm in measures.norms.items())
+    return list(dict.fromkeys([finding.code for finding in by_level] + ["zero-update"] * zero))
+
+
+def _header_digest(file: Path) -> str:
+    """The digest of the header of a safetensors file, or of the first bytes of another file."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        return blake2b(start + stream.read(min(length, HEADER)), digest_size=16).hexdigest()

@@ -1,0 +1,185 @@
+"""Updating an index: what is new or changed is measured, what is gone is forgotten, and the rest is left alone."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+from time import monotonic
+from typing import final
+
+from loralens.core.messages import warn
+from loralens.core.progress import Step, progress
+from loralens.core.threads import processor_count, single_blas_thread
+from loralens.errors import FormatError, OptionError
+from loralens.fleet.bases.inference import infer_bases
+from loralens.fleet.catalogue.reading import check_catalogue, read_summary
+from loralens.fleet.catalogue.schema import CATALOGUE
+from loralens.fleet.catalogue.writing import CatalogueWriter, remove_index
+from loralens.fleet.indexing.engine import Engine, broken_executor, make_chunks
+from loralens.fleet.indexing.measuring import MeasuredFile
+from loralens.fleet.indexing.scanning import FoundFile, scan, short_names
+from loralens.fleet.indexing.update_result import FileChange, UpdateResult
+from loralens.formats.files.hold import Hold
+from loralens.formats.records.collection import note_repeated_links
+
+# Each commit waits for the disk several times. A run that is killed loses what was not committed.
+COMMIT_SECONDS = 1.0  # seconds between commits
+COMMIT_FILES = 512  # or this many files
+
+
+def update_index(
+    home: Path,
+    root: Path | None,
+    executor: Executor | None,
+    *,
+    jobs: int | None = None,
+    allow_pickle: bool = False,
+    once: bool = False,
+) -> UpdateResult:
+    """Make or update the index at ``home``; see `loralens.Fleet.update`."""
+    # Before anything is made.
+    if root is not None and not root.is_dir():
+        raise OptionError(f"{root}: is not a folder", fix="give the folder of the adapters")
+    existed = _is_readable(home)
+    with closing(CatalogueWriter(home)) as writer:
+        folder = _chosen_root(writer, root)
+        settings = {"reading": f"allow_pickle={allow_pickle} once={once}"}
+        indexed = writer.known()
+        # Files that were read in another way are read again.
+        same_way = writer.setting("reading") == settings["reading"]
+        writer.begin(folder, settings)
+        files = scan(folder, without=Path(os.path.realpath(home)))
+        # With the folder as the user wrote it, which is shorter than its real path.
+        shown = folder if root is None else root
+        note_repeated_links(shown, [shown / path for path in files])
+        stamps = {path: stamp for path, (stamp, _) in indexed.items()} if same_way else {}
+        todo = [file for file in files.values() if stamps.get(file.path) != file.stamp]
+        gone = sorted(indexed.keys() - files.keys())
+        writer.remove(gone)
+        _Update(writer, Engine(str(folder), allow_pickle, once, writer.set_in_work), files).run(todo, executor, jobs)
+        writer.identify(
+            {path: file.real for path, file in files.items() if path in indexed and indexed[path][1] != file.real}
+        )
+        writer.rename(short_names(writer.listed()))
+        writer.forget_signatures()
+        signatures, named = writer.bases()
+        writer.infer(infer_bases(signatures, named))
+        writer.finish()
+    changes = [
+        *(FileChange(file.path, "changed" if file.path in indexed else "new") for file in todo),
+        *(FileChange(path, "gone") for path in gone),
+    ]
+    place, adapters, unreadable = read_summary(home)
+    without_pairs = len(files) - adapters - len(unreadable)
+    return UpdateResult(home, place, adapters, without_pairs, changes, unreadable, first=not existed)
+
+
+def _is_readable(home: Path) -> bool:
+    """Whether there is an index that this version can go on with; one that it cannot read is removed."""
+    if not (home / CATALOGUE).exists():
+        return False
+    try:
+        check_catalogue(home)
+    except OptionError as error:
+        if "version" not in error.what:
+            raise
+        reason = error.what
+    except FormatError as error:
+        reason = error.what
+    else:
+        return True
+    warn(f"{reason}; it is made anew")
+    # Not while another process may write it.
+    hold = Hold()
+    hold.take(home)
+    try:
+        remove_index(home)
+    finally:
+        hold.release()
+    return False
+
+
+def _chosen_root(writer: CatalogueWriter, root: Path | None) -> Path:
+    """The real path of the folder of the adapters."""
+    stored = writer.root()
+    if root is None:
+        if stored is None:
+            raise OptionError(f"{writer.home}: the index is new", fix="say which folder it is of: update(DIR)")
+        return Path(os.path.realpath(stored))
+    real = Path(os.path.realpath(root))
+    # A collection may have been moved. But two folders under one index would drive each other out at every update.
+    if stored is not None and stored.is_dir() and Path(os.path.realpath(stored)) != real:
+        fix = f"choose another place for the index (-o), or remove {writer.home}"
+        raise OptionError(f"{writer.home}: is the index of {stored}, not of {real}", fix=fix)
+    return real
+
+
+@final
+class _Update:
+    """Measures files and stores what is found out about them."""
+
+    def __init__(self, writer: CatalogueWriter, engine: Engine, files: dict[str, FoundFile]) -> None:
+        self._writer, self._engine, self._files = writer, engine, files
+        self._waiting: list[MeasuredFile] = []
+        self._committed = monotonic()
+
+    def run(self, todo: Sequence[FoundFile], executor: Executor | None, jobs: int | None) -> None:
+        """Measure these files."""
+        with progress("indexing", len(todo)) as step:
+            try:
+                for measured in self._measure(todo, executor, jobs):
+                    self._take(measured, step)
+            except BrokenExecutor as error:
+                raise broken_executor(error) from error
+            except BaseException:
+                # Nothing was killed, so nothing is suspect.
+                self._writer.finish()
+                raise
+            finally:
+                # Also after Ctrl-C: what was measured is kept, and the same call goes on from there.
+                self._commit()
+
+    def _measure(
+        self, todo: Sequence[FoundFile], executor: Executor | None, jobs: int | None
+    ) -> Iterator[list[MeasuredFile]]:
+        """Measure files that may have killed an earlier run in processes, and the others where the caller wants."""
+        before = self._writer.suspects()
+        workers = jobs or getattr(executor, "_max_workers", None) or processor_count()
+        suspects = make_chunks([(file.path, file.size) for file in todo if file.path in before], workers)
+        chunks = make_chunks([(file.path, file.size) for file in todo if file.path not in before], workers)
+        if suspects:
+            yield from self._engine.in_processes(workers, suspects)
+        if not chunks:
+            return
+        with ExitStack() as stack:
+            if executor is not None:
+                yield from self._engine.on_executor(executor, chunks)
+            elif jobs is not None:
+                yield from self._engine.in_processes(jobs, chunks)
+            else:
+                stack.enter_context(single_blas_thread())
+                pool = ThreadPoolExecutor(workers)
+                stack.callback(pool.shutdown, cancel_futures=True)
+                yield from self._engine.on_executor(pool, chunks)
+
+    def _take(self, measured: Sequence[MeasuredFile], step: Step | None) -> None:
+        self._waiting += measured
+        if step:
+            step(len(measured))
+        if len(self._waiting) >= COMMIT_FILES or monotonic() - self._committed >= COMMIT_SECONDS:
+            self._commit()
+
+    def _commit(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            rows = [self._row(each) for each in waiting]
+            signatures = {each.columns["signature"]: each.modules for each in waiting if each.columns}
+            self._writer.store(rows, [each.slot for each in waiting], signatures)
+        self._committed = monotonic()
+
+    def _row(self, measured: MeasuredFile) -> dict[str, object]:
+        file = self._files[measured.path]
+        stated = {"size": file.size, "stamp": file.stamp, "real": file.real, "path": file.path}
+        result = {"status": measured.status, "reason": measured.reason, "fix": measured.fix}
+        return {**(measured.columns or {}), **stated, **result}

@@ -1,0 +1,1 @@
+"""Joint compression: the whole fleet in one file, and its adapters back."""

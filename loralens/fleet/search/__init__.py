@@ -1,0 +1,1 @@
+"""Search by example: sketches propose members, and exact inner products decide."""

@@ -1,0 +1,61 @@
+"""The hash functions of sketches: random positions and signs that are the same on every machine."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loralens.linalg.draws import Draws
+
+# The version is part of every key: sketches of two versions must not be compared.
+VERSION = "loralens-fleet-1"
+CACHED = 512  # hashes that are kept; a model of 32 blocks with 7 adapted modules each needs 448
+LARGEST_CACHED = 4096  # numbers of a hash that is kept, so that the cache has at most 24 MiB
+
+
+class BucketHash(NamedTuple):
+    """A position and a sign for each index of one side of a module; ``most`` indices at most have the same position."""
+
+    positions: NDArray[np.intp]
+    signs: NDArray[np.float32]
+    most: int
+
+
+def bucket_hash(key: str, side: str, size: int, width: int) -> BucketHash:
+    """The hash of the indices 0 … size−1 of a side of a module into ``width`` buckets.
+
+    Parameters
+    ----------
+    key : str
+        The key of the module.
+    side : str
+        ``out``, ``in`` or ``start``.
+    size : int
+    width : int
+        A power of two up to 4096.
+    """
+    return _cached_hash(key, side, size, width) if size <= LARGEST_CACHED else _draw(key, side, size, width)
+
+
+def bucket_hashes(keys: Sequence[str], side: str, size: int, width: int) -> BucketHash:
+    """The hashes of several modules as rows; ``most`` is the largest of all."""
+    hashes = [bucket_hash(key, side, size, width) for key in keys]
+    positions, signs, most = zip(*hashes, strict=True)
+    return BucketHash(np.stack(positions), np.stack(signs), max(most))
+
+
+def _draw(key: str, side: str, size: int, width: int) -> BucketHash:
+    assert width <= 4096, width
+    text = f"{VERSION}|{key}|{side}|{size}"
+    digest = blake2b(text.encode("utf-8", "backslashreplace"), digest_size=16).digest()
+    # 12 bits of each number are the position and one is the sign.
+    numbers = Draws(int.from_bytes(digest, "little")).words(0, size)
+    signs = 1 - 2 * ((numbers >> 12) & 1).astype(np.float32)
+    positions = (numbers % width).astype(np.intp)
+    return BucketHash(positions, signs, int(np.bincount(positions).max(initial=0)))
+
+
+_cached_hash = lru_cache(maxsize=CACHED)(_draw)

@@ -1,0 +1,132 @@
+"""The TensorSketch of an update: a vector that is linear in ΔW, with the same bits on every machine.
+
+The count-sketch of B·A adds s(o)·s(i)·ΔW[o, i] into bucket h(o) + h(i) mod 4096. For a pair it is the sum over the rank
+of circular convolutions of the count-sketch of a column of B with that of a row of A (Pham & Pagh 2013), which the
+Fourier transform computes.
+
+A Fourier transform rounds differently on different processors. Therefore the factors are rounded to integers first.
+They are so small that the transform errs by less than a half, and rounding its result to integers gives the exact
+convolution. Everything else is a sum of float64 numbers in a fixed order. The first rounding changes a sketch by about
+1e-4 of its length, and the rounding to 8 bits that follows by 1e-2.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loralens.core.lazy import Array
+from loralens.errors import FormatError
+from loralens.fleet.sketching.hashes import bucket_hash, bucket_hashes
+from loralens.fleet.sketching.sketches import WIDTH
+
+COLUMNS = 32  # convolutions that are added before they are rounded
+# An entry of the count-sketch of a column times one of its row is at most 2²⁸, so the sum of 32 convolutions of 4096
+# numbers is at most 2⁵·2¹²·2²⁸ = 2⁴⁵. A transform of 4096 numbers errs by at most about 10·2⁻⁵³ of that: 0.04.
+BITS = 28  # bits of the product of two entries
+LOST = 3  # bits of a module that may be lost if its convolutions are added to those of the modules before it
+DENSE_NUMBERS = 1 << 18  # numbers of a full matrix that are added at a time
+
+Floats = NDArray[np.float64]
+
+
+@final
+class TensorSketch:
+    """The sum of the sketches of modules; `total` returns it."""
+
+    def __init__(self) -> None:
+        self._total = np.zeros(WIDTH)
+        # Kept, because fresh pages of memory for every module would take longer than the transforms.
+        self._columns = np.empty((COLUMNS, WIDTH), np.complex128)
+        # Transforms of convolutions that are not rounded yet, their number, and the exponent of their scale.
+        self._transform, self._count, self._shift = np.zeros(WIDTH, np.complex128), 0, 0
+
+    def add_pair(self, key: str, B: Array, A: Array, scale: float) -> None:
+        """Add scale·B·A of the module with this key; some columns at a time are converted to float64."""
+        for first in range(0, B.shape[1], COLUMNS):
+            columns = slice(first, first + COLUMNS)
+            x = np.multiply(B[:, columns].T, scale, dtype=np.float64, order="C")
+            self.add_pairs([key], x[None], A[None, columns].astype(np.float64))
+
+    def add_pairs(self, keys: Sequence[str], B: Floats, A: Floats) -> None:
+        """Add the products of pairs of one shape and rank.
+
+        Parameters
+        ----------
+        keys : sequence of str
+        B : float64 array, shape (modules, rank, out)
+            The columns of scale·B as rows. There are at most 32 in all modules. The numbers are changed.
+        A : float64 array, shape (modules, rank, in)
+            The rows of A. The numbers are changed.
+        """
+        # Imported here, since it takes long and only indexing needs it.
+        from scipy.fft import fft
+
+        hashes = [bucket_hashes(keys, side, rows.shape[2], WIDTH) for side, rows in (("out", B), ("in", A))]
+        sizes = [np.abs(rows).max(axis=2, initial=0) for rows in (B, A)]
+        used = (sizes[0] != 0) & (sizes[1] != 0)
+        if not used.any():
+            return
+        # The exponents of bounds on the entries of the count-sketches.
+        bits = [np.frexp(size * hashed.most)[1].astype(np.int64) for size, hashed in zip(sizes, hashes, strict=True)]
+        shift = self._common_shift(used.size, BITS - int((bits[0] + bits[1])[used].max()))
+        x_shifts = (shift + bits[1] - bits[0]) // 2
+        columns = self._columns[: used.size]
+        columns[:] = 0
+        # A complex number is stored as its real part, from B, and its imaginary part, from A.
+        numbers = columns.view(np.float64).ravel()
+        firsts = 2 * WIDTH * np.arange(used.size).reshape(*used.shape, 1)
+        for part, (rows, hashed, shifts) in enumerate(zip((B, A), hashes, (x_shifts, shift - x_shifts), strict=True)):
+            # A column of zeros adds nothing, so the row of the other factor must not either.
+            rows *= (np.ldexp(1.0, shifts.astype(np.int32)) * used)[..., None]
+            np.rint(rows, out=rows)
+            rows *= hashed.signs[:, None]
+            # The sums are integers, so that they are exact in any order.
+            np.add.at(numbers[part:], (2 * hashed.positions[:, None] + firsts).ravel(), rows.ravel())
+        transformed = fft(columns, axis=1, overwrite_x=True)
+        # With z = x + iy the imaginary part of z∗z is 2 x∗y: one transform for both.
+        self._transform += np.square(transformed, out=transformed).sum(axis=0)
+        self._count += used.size
+
+    def _common_shift(self, count: int, shift: int) -> int:
+        """The exponent of the scale of the next ``count`` convolutions, for which ``shift`` would be best.
+
+        Convolutions are added before they are rounded, and then need the same scale.
+        """
+        if self._count and not (self._count + count <= COLUMNS and self._shift <= shift <= self._shift + LOST):
+            self._round()
+        if not self._count:
+            self._shift = shift
+        return self._shift
+
+    def _round(self) -> None:
+        """Add the convolutions whose transforms wait, as exact integers times their scale."""
+        from scipy.fft import ifft
+
+        if self._count:
+            self._total += np.ldexp(np.rint(ifft(self._transform).imag / 2), -self._shift)
+            self._transform[:], self._count = 0, 0
+
+    def add_dense(self, key: str, matrix: Array) -> None:
+        """Add a full matrix ΔW, each entry to its bucket."""
+        rows, columns = bucket_hash(key, "out", len(matrix), WIDTH), bucket_hash(key, "in", matrix.shape[1], WIDTH)
+        step = max(1, DENSE_NUMBERS // max(1, matrix.shape[1]))
+        for first in range(0, len(matrix), step):
+            part = slice(first, first + step)
+            buckets = (rows.positions[part, None] + columns.positions) % WIDTH
+            weights = matrix[part] * rows.signs[part, None] * columns.signs
+            self._total += np.bincount(buckets.ravel(), weights.ravel(), WIDTH)
+
+    def total(self) -> Floats:
+        """The sketch of all modules, shape (4096,).
+
+        Raises
+        ------
+        FormatError
+            It leaves the range of float64, or a factor holds NaN or Inf.
+        """
+        self._round()
+        if not np.isfinite(self._total).all():
+            raise FormatError("ΔW holds NaN or Inf", fix="go back to an earlier checkpoint")
+        return self._total

@@ -1,0 +1,105 @@
+"""The leading singular directions of a weight or of a gradient, the same numbers in every call and on every device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from hashlib import blake2b
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loralens.core.lazy import Array
+from loralens.linalg.device import Device
+from loralens.linalg.randomized import is_dense, leading_svd
+
+# The bytes of directions that are kept, so that several runs on one base in a process compute them once. Those of a
+# model of 7 billion parameters take 0.3 GB at rank 16.
+KEPT = 1 << 30
+# The smaller side of matrices whose directions take so little time that they are not kept.
+SMALL = 128
+VERSION = "loralens directions 1"  # of their computation; it is part of the digest
+
+
+class Directions(NamedTuple):
+    """U (out, r), s (r,) and V (in, r)."""
+
+    U: Array
+    s: Array
+    V: Array
+
+
+class DirectionStore(Protocol):
+    """A place that keeps directions between processes."""
+
+    def read(self, key: str, shape: tuple[int, int], rank: int) -> Directions | None:
+        """The directions under a key; None if there are none."""
+
+    def write(self, key: str, directions: Directions) -> None:
+        """Keep directions under a key."""
+
+
+_known: dict[str, Directions] = {}  # by a digest of a weight and a rank
+_store: ContextVar[DirectionStore | None] = ContextVar("direction_store", default=None)
+
+
+@contextmanager
+def keeping_directions(store: DirectionStore) -> Iterator[None]:
+    """Within the context, directions of weights are looked up in a store, and kept there."""
+    token = _store.set(store)
+    try:
+        yield
+    finally:
+        _store.reset(token)
+
+
+def leading_triplets(W: Tensor, rank: int, *, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """U (out, r), s (r,) and Vᵀ (r, in), on the device of W.
+
+    ``keep`` says whether the same matrix will come again, as a weight does in the next run.
+    """
+    if W.dtype == torch.float64 or min(W.shape) <= SMALL or not keep:
+        found = _compute(W, rank)
+    else:
+        found = _kept(W, rank)
+    U, s, V = (torch.from_numpy(part.copy()).to(W.device) for part in found)
+    return U, s, V.T
+
+
+def _kept(W: Tensor, rank: int) -> Directions:
+    """The directions of a weight, computed if they are neither known in this process nor in the store."""
+    matrix = W.float().cpu().contiguous().numpy()
+    key = blake2b(matrix.data, digest_size=32, key=f"{VERSION} {matrix.shape} {rank}".encode()).hexdigest()
+    if key not in _known:
+        store = _store.get()
+        found = store.read(key, (W.shape[0], W.shape[1]), rank) if store else None
+        if found is None:
+            found = _compute(W, rank)
+            if store:
+                store.write(key, found)
+        _known[key] = found
+        # The oldest first, which a dictionary names first.
+        while len(_known) > 1 and sum(part.nbytes for parts in _known.values() for part in parts) > KEPT:
+            del _known[next(iter(_known))]
+    return _known[key]
+
+
+def _compute(W: Tensor, rank: int) -> Directions:
+    if W.dtype == torch.float64 or is_dense((W.shape[0], W.shape[1]), rank):
+        U, s, Vh = torch.linalg.svd(W.double(), full_matrices=False)
+        return Directions(*(part.cpu().contiguous().numpy() for part in (U[:, :rank], s[:rank], Vh[:rank].T)))
+    # On the CPU wherever W is, so that all devices start from the same pair. The start of the iteration is no random
+    # choice of the run, so that the pair depends on W alone.
+    matrix = W.float().cpu().contiguous().numpy()
+    leading = leading_svd(matrix, rank, rng=np.random.default_rng(0), device=Device())
+    return Directions(leading.U, leading.s, leading.V)
+
+
+def signs(Vh: Tensor) -> Tensor:
+    """−1 or 1 for each row, shape (r, 1), which makes the largest entry of the row positive.
+
+    An SVD leaves the signs open, and libraries choose them differently.
+    """
+    largest = Vh.gather(1, Vh.abs().argmax(dim=1, keepdim=True))
+    return torch.where(largest < 0, -1.0, 1.0)

@@ -1,0 +1,120 @@
+"""The verb ``fleet``: makes, updates and opens indexes for the sub-commands of ``loralens fleet``.
+
+What the sub-commands answer are methods of `loralens.Fleet`.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loralens.core.messages import command_line, note
+from loralens.fleet.fleet import Fleet
+from loralens.requirements import missing_packages
+
+if TYPE_CHECKING:
+    from loralens.fleet.indexing.update_result import UpdateResult
+    from loralens.fleet.joint.result import CompressionResult
+
+
+def index_fleet(
+    folder: str | PathLike[str],
+    *,
+    output: str | PathLike[str] | None = None,
+    jobs: int | None = None,
+    dask: str | None = None,
+    allow_pickle: bool = False,
+    once: bool = False,
+) -> "UpdateResult":
+    """Make or update the index of the adapters under a folder.
+
+    Parameters
+    ----------
+    folder : path
+        The folder of the adapters.
+    output : path, optional
+        The folder of the index; by default ``.loralens-fleet`` in ``folder``.
+    jobs : int, optional
+        Measure the files in this many processes; by default in threads of this one.
+    dask : str, optional
+        The address of a Dask scheduler, whose workers measure the files. They need the same disk.
+    allow_pickle, once : bool
+        As in `loralens.load`.
+
+    Raises
+    ------
+    OptionError
+        ``folder`` is not a folder, another process updates the index, or there is no scheduler at the address.
+    """
+    fleet = Fleet.open(folder if output is None else output)
+    with _dask_executor(dask) as executor:
+        return fleet.update(folder, executor, jobs=jobs, allow_pickle=allow_pickle, once=once)
+
+
+def compress_index(
+    home: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    error: float = 0.15,
+    jobs: int | None = None,
+    dask: str | None = None,
+    overwrite: bool = False,
+) -> "CompressionResult":
+    """Write all adapters of an index to one file, as `loralens.Fleet.compress` does.
+
+    Parameters
+    ----------
+    home : path
+        The index, or the folder that holds ``.loralens-fleet``.
+    output : path
+        The ``.safetensors`` file to write.
+    error : float
+        The largest ‖ΔW − ΔW'‖/‖ΔW‖ of an adapter.
+    jobs : int, optional
+        Compress the groups in this many processes; by default in this one.
+    dask : str, optional
+        The address of a Dask scheduler, whose workers compress the groups. They need the same disk.
+    overwrite : bool
+        Replace what is there.
+    """
+    fleet = open_fleet(home)
+    with _dask_executor(dask) as executor:
+        return fleet.compress(output, error=error, executor=executor, jobs=jobs, overwrite=overwrite)
+
+
+@contextmanager
+def _dask_executor(address: str | None) -> Iterator[Executor | None]:
+    """The executor of a Dask scheduler; None without an address."""
+    if address is None:
+        yield None
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise missing_packages("--dask", ["distributed"], error) from error
+    with Client(address) as client:
+        yield client.get_executor(pure=False)
+
+
+def open_fleet(home: str | PathLike[str]) -> Fleet:
+    """Open an index for a question, and note whether the files have changed since it was made.
+
+    Raises
+    ------
+    OptionError
+        There is no index, or another version made it.
+    FormatError
+        It is damaged.
+    """
+    fleet = Fleet.open(home)
+    changes = fleet.changes()
+    if changes:
+        counts = ", ".join(f"{number} {kind}" for kind, number in changes.items())
+        index = Path(fleet.home)
+        words = ["loralens", "fleet", "index", str(fleet.root)]
+        if index.parent.resolve() != fleet.root.resolve():
+            words += ["-o", str(index)]
+        note(f"{fleet.home}: the files have changed since they were indexed: {counts}", fix=command_line(*words))
+    return fleet

@@ -1,0 +1,147 @@
+"""``loralens fleet``: the sub-commands, their outputs, messages and exit codes."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loralens.cli.fleet import SUBCOMMANDS
+from tests.cli.command import Command
+from tests.fleet.makers import random_adapter, save, save_many
+
+fleet = Command("fleet")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    save_many(tmp_path / "fleet", 3)
+    monkeypatch.chdir(tmp_path / "fleet")
+    fleet.good("index", ".")
+    return tmp_path / "fleet"
+
+
+def test_the_first_index_and_the_next(tmp_path: Path) -> None:
+    save_many(tmp_path / "fleet", 3)
+    home = tmp_path / "fleet" / ".loralens-fleet"
+    first = fleet.good("index", tmp_path / "fleet").stdout
+    assert first == f"{tmp_path}/fleet: 3 adapters in the index {home}.\n"
+    save(tmp_path / "fleet" / "b", random_adapter(9))
+    shutil.rmtree(tmp_path / "fleet" / "a000")
+    (tmp_path / "fleet" / "bad.safetensors").write_bytes(b"{}")
+    lines = fleet.good("index", tmp_path / "fleet").stdout.splitlines()
+    assert lines[0] == f"{tmp_path}/fleet: 3 adapters in the index {home}. 2 new, 1 gone. 1 file cannot be read."
+    rows = {" ".join(line.split()) for line in lines}
+    assert {"b/adapter_model.safetensors new", "a000/adapter_model.safetensors gone"} <= rows
+    assert "bad.safetensors 2 bytes are too few for any tensor file" in rows
+    assert fleet.good("index", tmp_path / "fleet", "-q").stdout.splitlines() == [
+        f"{tmp_path}/fleet: 3 adapters in the index {home}. Nothing has changed. 1 file cannot be read."
+    ]
+
+
+def test_the_changes_as_json_and_csv(root: Path) -> None:
+    save(root / "b", random_adapter(9))
+    told = json.loads(fleet.good("index", root, "--json").stdout)
+    assert (told["new"], told["changed"], told["gone"]) == (1, 0, 0)
+    assert told["changes"] == [{"path": "b/adapter_model.safetensors", "change": "new"}]
+    shutil.rmtree(root / "b")
+    rows = list(csv.DictReader(io.StringIO(fleet.good("index", root, "--csv").stdout)))
+    assert rows == [{"path": "b/adapter_model.safetensors", "change": "gone"}]
+
+
+def test_an_index_elsewhere(root: Path, tmp_path: Path) -> None:
+    fleet.good("index", root, "-o", tmp_path / "index", "--jobs", 1)
+    assert "3 adapters" in fleet.good("stats", "--fleet", tmp_path / "index").stdout
+    save(root / "b", random_adapter(9))
+    told = fleet.good("stats", "--fleet", tmp_path / "index").stderr
+    assert f"loralens fleet index {root} -o {tmp_path}/index" in told
+
+
+def test_the_default_is_the_current_folder(root: Path) -> None:
+    assert fleet.good("stats").stdout.startswith(".: 3 adapters, ")
+    assert fleet.good("stats", "--fleet", ".loralens-fleet").stdout.startswith(".: 3 adapters, ")
+
+
+@pytest.mark.parametrize("words", [["stats"], ["empty"], ["rows", "select 1"]])
+def test_a_missing_index_is_one_message(words: list[str], tmp_path: Path) -> None:
+    told = fleet.refused(*words, "--fleet", tmp_path / "nowhere")
+    assert told.splitlines() == [
+        f"error: {tmp_path}/nowhere: there is no index of a fleet",
+        "  fix: make one: loralens fleet index DIR; --fleet names the index, or the folder that holds it",
+    ]
+
+
+def test_a_stale_index_is_one_note(root: Path) -> None:
+    save(root / "b", random_adapter(9))
+    save(root / "a001", random_adapter(8), overwrite=True)
+    result = fleet.good("rows", "select count(*) from adapters", "--csv")
+    assert result.stderr.splitlines() == [
+        "note: .loralens-fleet: the files have changed since they were indexed: 1 new, 1 changed",
+        "  fix: loralens fleet index .",
+    ]
+    assert result.stdout == "count(*)\n3\n"
+
+
+def test_rows(root: Path) -> None:
+    lines = fleet.good("rows", "select name, rank, base from adapters order by name").stdout.splitlines()
+    assert lines[0] == "3 rows."
+    assert lines[-2].split() == ["a002", "4", "tiny/base"]
+    told = json.loads(fleet.good("rows", "select name from adapters order by name limit 1", "--json").stdout)
+    assert told["rows"] == [{"name": "a000"}]
+
+
+def test_rows_that_are_refused(root: Path) -> None:
+    told = fleet.refused("rows", "drop table files")
+    assert told.startswith("error: the catalogue is only read here\n  fix: give one SELECT")
+    assert "no such column: nonsense" in fleet.refused("rows", "select nonsense from adapters")
+
+
+def test_empty(root: Path) -> None:
+    assert "none of 3 adapters is empty" in fleet.good("empty").stdout
+
+
+def test_wrong_usage(root: Path) -> None:
+    assert "exclude each other" in fleet.refused("index", root, "--jobs", 2, "--dask", "tcp://localhost:1")
+    assert "-json has two dashes" in fleet.refused("stats", "-json")
+    assert "No such command 'nonsense'" in fleet.refused("nonsense")
+    assert "is not a folder" in fleet.refused("index", root / "nowhere")
+    assert fleet.run("index", root, "--jobs", 0).exit_code == 2
+
+
+def test_dask_without_its_package(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    told = fleet.refused("index", root, "--dask", "tcp://localhost:1")
+    assert "needs distributed" in told
+    assert "pip install" in told
+
+
+def test_names_cannot_act_on_a_terminal(tmp_path: Path) -> None:
+    save(tmp_path / "x\x1b[2Jy", random_adapter(1))
+    (tmp_path / "z\x1b[2J.safetensors").write_bytes(b"{}")
+    shown = fleet.good("index", tmp_path).output
+    shown += fleet.good("rows", "select name, name as 'a\x1b[2J' from files", "--fleet", tmp_path).output
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_every_sub_command_says_what_it_does_and_imports_no_numpy(name: str) -> None:
+    code = (
+        "import sys\nfrom loralens.cli.main import main\n"
+        "try:\n    main(sys.argv[1:], standalone_mode=False)\nfinally:\n    print('numpy' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-c", code, "fleet", name, "--help"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert ("--fleet HOME" in done.stdout) == (name != "index")
+    assert "--json" in done.stdout
+
+
+def test_help_lists_the_sub_commands_in_their_order() -> None:
+    lines = fleet.good("--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == list(SUBCOMMANDS)

@@ -1,0 +1,230 @@
+"""The base of an adapter from names and shapes, against the model classes of transformers."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.naming.normal_form import normal_form
+from loralens.fleet.bases.architectures import STYLES, known_bases
+from loralens.fleet.bases.inference import base_name, contradicts, identify_base, infer_bases
+from loralens.fleet.catalogue.members import Signature
+from loralens.fleet.fleet import Fleet
+
+Shapes = dict[str, tuple[int, int]]
+
+
+def signature(shapes: Shapes) -> Signature:
+    names = sorted(shapes)
+    return Signature(tuple(map(normal_form, names)), tuple(map(normal_form, names)), tuple(shapes[n] for n in names))
+
+
+def gpt2(blocks: int, width: int = 768) -> Shapes:
+    return {f"transformer.h.{b}.attn.c_attn": (3 * width, width) for b in range(blocks)}
+
+
+def llama(blocks: int, hidden: int, q: int, kv: int, mlp: int, kinds: str = "qv") -> Shapes:
+    sizes = {"q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, q)}
+    shapes = {f"model.layers.{b}.self_attn.{kind}_proj": sizes[kind] for b in range(blocks) for kind in kinds}
+    return {**shapes, **{f"model.layers.{b}.mlp.up_proj": (mlp, hidden) for b in range(blocks)}}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "name"),
+    [
+        (gpt2(12), "gpt2"),
+        (gpt2(6), "distilgpt2"),
+        (gpt2(24, 1024), "gpt2-medium"),
+        ({**gpt2(12), "score": (2, 768)}, "gpt2"),
+        (llama(18, 640, 1024, 256, 2048), "gemma-3-270m"),
+        (llama(24, 896, 896, 128, 4864), "qwen2-0.5b"),
+        ({f"bert.encoder.layer.{b}.attention.self.query": (384, 384) for b in range(6)}, "minilm-l6"),
+        ({f"decoder.block.{b}.layer.0.SelfAttention.q": (512, 512) for b in range(6)}, "t5-small"),
+    ],
+)
+def test_one_base_fits(shapes: Shapes, name: str) -> None:
+    assert identify_base(signature(shapes)).name == name
+
+
+@pytest.mark.parametrize(
+    ("shapes", "candidates"),
+    [
+        # Llama 3 and Mistral have the same shapes, and so have Llama 2 and others.
+        (llama(32, 4096, 4096, 1024, 14336), {"llama-3-8b", "mistral-7b"}),
+        # Without the prefix of the model it may be any of three.
+        (
+            {f"encoder.layer.{b}.attention.self.query": (768, 768) for b in range(12)},
+            {"bert-base", "roberta-base", "electra-base"},
+        ),
+        # Six of the blocks of a larger model, or all of a smaller one that the table does not have.
+        (gpt2(8), {"gpt2"}),
+        # Only a head.
+        ({"classifier": (6, 768)}, set()),
+        # A shape that no base has.
+        (gpt2(12, 770), set()),
+        # A module that GPT-2 does not have.
+        ({**gpt2(12), "transformer.h.0.attn.other": (768, 768)}, set()),
+    ],
+)
+def test_unknown_rather_than_a_guess(shapes: Shapes, candidates: set[str]) -> None:
+    identification = identify_base(signature(shapes))
+    assert identification.name == ""
+    assert set(identification.candidates) == candidates
+
+
+def test_image_models_are_those_of_their_own_table() -> None:
+    shapes = {f"unet.up_blocks.1.attentions.{i}.transformer_blocks.0.attn2.to_k": (1280, 768) for i in range(3)}
+    assert identify_base(signature(shapes)).name == "SD 1.5"
+
+
+def test_every_row_of_the_table_fits_itself_and_is_found_by_its_name() -> None:
+    for row in known_bases():
+        shapes = {}
+        start = {"opt": "decoder.", "bart": "decoder.", "t5": "decoder.", "t5-gated": "decoder."}.get(row.style, "")
+        for block in range(row.blocks):
+            for name, shape in row.shapes().items():
+                shapes[start.replace(".", "_") + name.replace("#", str(block), 1).replace("#", "0")] = shape
+        candidates = identify_base(signature(shapes)).candidates
+        assert row.name in candidates, row.name
+        assert row.style in STYLES
+    names = [row.name for row in known_bases()]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [
+        ("distilbert/distilbert-base-uncased-finetuned-sst-2-english", "distilbert-base"),
+        ("gpt2", "gpt2"),
+        ("openai-community/gpt2", "gpt2"),
+        ("gpt2-medium", "gpt2-medium"),
+        ("distilgpt2", "distilgpt2"),
+        ("unsloth/Qwen2.5-0.5B-Instruct-bnb-4bit", "qwen2-0.5b"),
+        (r"D:\models\gemma3-270m", "gemma-3-270m"),
+        ("meta-llama/Llama-2-7b-hf", "llama-7b"),
+        ("meta-llama/Meta-Llama-3-8B", "llama-3-8b"),
+        ("meta-llama/Llama-3.2-1B-Instruct", "llama-3.2-1b"),
+        ("mistralai/Mistral-7B-v0.1", "mistral-7b"),
+        ("sentence-transformers/all-MiniLM-L6-v2", "minilm-l6"),
+        ("google/flan-t5-base", "flan-t5-base or mt5-base"),
+        ("t5-base", "t5-base"),
+        ("EleutherAI/pythia-1.4b", "pythia-1.4b"),
+        ("EleutherAI/pythia-1b", "pythia-1b"),
+        ("xlm-roberta-base", "roberta-base"),
+        ("google/gemma-2b", "gemma-2b"),
+        ("google/gemma-2-2b-it", "gemma-2-2b"),
+        ("someone/My Own_Model", "my-own-model"),
+    ],
+)
+def test_names_of_bases(called: str, name: str) -> None:
+    assert base_name(called) == name
+
+
+@pytest.mark.parametrize(
+    ("base", "shapes", "reason"),
+    [
+        ("gpt2", gpt2(12), ""),
+        ("gpt2", gpt2(6), ""),  # an adapter of some blocks
+        ("distilgpt2", gpt2(12), "it has block 11, and distilgpt2 has 6 blocks"),
+        ("gpt2", gpt2(12, 1024), "h_#_attn_c_attn is 3072 × 1024, and 2304 × 768 in gpt2"),
+        ("gpt2", llama(12, 768, 768, 768, 3072), "gpt2 has no module model_layers_#_mlp_up_proj"),
+        ("someone/else", gpt2(12), ""),
+        ("gpt2", {"classifier": (6, 768)}, ""),
+    ],
+)
+def test_a_base_that_is_named_and_does_not_fit(base: str, shapes: Shapes, reason: str) -> None:
+    assert contradicts(base, signature(shapes)) == reason
+
+
+def test_neighbours_of_equal_names_and_shapes_decide_if_they_agree() -> None:
+    own = {f"model.layers.{b}.attn.wqkv": (30, 10) for b in range(4)}
+    signatures = {"own": signature(own), "more": signature({**own, "model.layers.0.mlp.w1": (40, 10)})}
+    assert infer_bases(signatures, {}) == {}
+    assert infer_bases(signatures, {"more": Counter({"org/Odd-1B": 2})}) == {"own": "odd-1b", "more": "odd-1b"}
+    two = {"more": Counter({"org/Odd-1B": 2}), "own": Counter({"org/even-1b": 1})}
+    assert infer_bases(signatures, two) == {}
+    # A deeper model has the same first blocks.
+    deeper = {"deeper": signature({f"model.layers.{b}.attn.wqkv": (30, 10) for b in range(8)})}
+    assert infer_bases({"own": signatures["own"], **deeper}, {"deeper": Counter({"org/Odd-2B": 1})}) == {
+        "deeper": "odd-2b"
+    }
+
+
+def test_a_candidate_of_the_table_that_neighbours_name(tmp_path: Path) -> None:
+    shapes = signature(llama(32, 4096, 4096, 1024, 14336))
+    assert infer_bases({"a": shapes}, {"a": Counter({"mistralai/Mistral-7B-v0.3": 3})}) == {"a": "mistral-7b"}
+    both = Counter({"mistralai/Mistral-7B-v0.3": 3, "meta-llama/Meta-Llama-3-8B": 1})
+    assert infer_bases({"a": shapes}, {"a": both}) == {}
+
+
+def save(folder: Path, shapes: Shapes, base: str | None, *, B: float = 1.0, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+
+    def pair(shape: tuple[int, int]) -> loralens.LowRank:
+        factors = rng.standard_normal((shape[0], 1)) * B, rng.standard_normal((1, shape[1]))
+        return loralens.LowRank(*(factor.astype(np.float32) for factor in factors))
+
+    loralens.save(loralens.Adapter(modules={n: pair(s) for n, s in shapes.items()}, base_model=base), folder)
+
+
+def test_the_bases_of_a_fleet(tmp_path: Path) -> None:
+    odd = {f"model.blocks.{b}.attn.wqkv": (30, 10) for b in range(4)}
+    save(tmp_path / "named", gpt2(12, 768), "gpt2")
+    save(tmp_path / "shown", gpt2(12, 768), None, seed=1)
+    save(tmp_path / "wrong", gpt2(12, 1024), "gpt2", seed=2)
+    save(tmp_path / "odd-named", odd, "org/odd", seed=3)
+    save(tmp_path / "odd-named-otherwise", odd, "org/strange", seed=4)
+    save(tmp_path / "odd-alike", odd, None, seed=3)
+    save(tmp_path / "odd-alone", odd, None, seed=5)
+    fleet = Fleet.open(tmp_path)
+    fleet.update(tmp_path)
+    result = fleet.bases()
+    found = {
+        one.member.name: (one.base, one.source)
+        for one in [*(x for row in result for x in row.adapters), *result.unknown]
+    }
+    assert found == {
+        "named": ("gpt2", "named"),
+        "shown": ("gpt2", "names and shapes"),
+        "wrong": ("", "unknown"),
+        "odd-named": ("odd", "named"),
+        "odd-named-otherwise": ("strange", "named"),
+        "odd-alike": ("odd", "neighbours"),
+        "odd-alone": ("", "unknown"),
+    }
+    assert [one.member.name for one in result.contradictions] == ["wrong"]
+    assert result.contradictions[0].contradiction == "h_#_attn_c_attn is 3072 × 1024, and 2304 × 768 in gpt2"
+    assert result.conclusion() == [
+        "7 adapters of 3 base models; the base of 2 is unknown.",
+        "1 adapter names a base that it does not fit.",
+    ]
+
+
+# The default sizes of a configuration of transformers are those of one published model.
+CLASSES = {
+    "distilbert-base": "DistilBertModel", "gpt2": "GPT2Model", "bert-base": "BertModel", "roberta-base": "RobertaModel",
+    "t5-small": "T5Model", "opt-125m": "OPTModel", "whisper-tiny": "WhisperModel", "vit-base": "ViTModel",
+    "mistral-7b": "MistralModel", "llama-7b": "LlamaModel", "gpt-neo-1.3b": "GPTNeoModel",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "model"), CLASSES.items())
+def test_the_table_has_the_shapes_of_the_model_classes(name: str, model: str) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    kind: Any = getattr(transformers, model)
+    with torch.device("meta"):
+        made = kind(kind.config_class())
+    shapes: Shapes = {}
+    for path, module in made.named_modules():
+        if type(module).__name__ == "Linear":
+            shapes[path] = (module.out_features, module.in_features)
+        elif type(module).__name__ == "Conv1D":
+            shapes[path] = (module.weight.shape[1], module.weight.shape[0])
+    # What is not in a block, such as a pooler, depends on the class and not on the base.
+    inside = {path: shape for path, shape in shapes.items() if any(part.isdigit() for part in path.split("."))}
+    assert name in identify_base(signature(inside)).candidates

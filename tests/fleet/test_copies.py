@@ -1,0 +1,214 @@
+"""Copies in other dialects, dtypes, gauges and ranks are found, and what is not a copy is not called one."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_dtypes import bfloat16
+
+import loralens
+from loralens.analysis.compare.equality import differences
+from loralens.core.adapter import Extra
+from loralens.core.lazy import LazyArray
+from loralens.fleet.fleet import Fleet
+from loralens.fleet.grouping import judging
+from loralens.fleet.grouping.copies import CopiesResult
+from loralens.fleet.sketching.sketches import Sketches
+from tests.fleet.synthetic import adapter_of, make_fleet, random_factors
+
+
+def indexed(folder: Path) -> Fleet:
+    fleet = Fleet.open(folder)
+    fleet.update(folder)
+    return fleet
+
+
+def copies_of(result: CopiesResult) -> dict[str, str]:
+    return {copy.member.name: copy.kept.name for copy in result}
+
+
+def changed(adapter: loralens.Adapter, by: float, seed: int = 5) -> loralens.Adapter:
+    """The adapter with noise of this relative size in every B."""
+    rng = np.random.default_rng(seed)
+
+    def noisy(module: loralens.LowRank) -> loralens.LowRank:
+        noise = rng.standard_normal(module.B.shape)
+        noise *= by * np.linalg.norm(module.B) / np.linalg.norm(noise)
+        return loralens.LowRank(module.B + noise.astype(np.float32), module.A, module.scale)
+
+    return adapter.map(noisy)  # type: ignore[arg-type]
+
+
+def adapter() -> loralens.Adapter:
+    return adapter_of(random_factors(np.random.default_rng(11), 8), scale=2.0)
+
+
+def turned(one: loralens.Adapter) -> loralens.Adapter:
+    rng = np.random.default_rng(1)
+    Q = np.linalg.qr(rng.standard_normal((8, 8)))[0].astype(np.float32)
+    return one.map(lambda m: loralens.LowRank(m.B @ Q, Q.T @ m.A, m.scale))
+
+
+def wider(one: loralens.Adapter) -> loralens.Adapter:
+    Q = np.linalg.qr(np.random.default_rng(2).standard_normal((16, 8)))[0].astype(np.float32)
+    return one.map(lambda m: loralens.LowRank(m.B @ Q.T, Q @ m.A, m.scale))
+
+
+def test_copies_in_other_forms_are_found(tmp_path: Path) -> None:
+    one = adapter()
+    loralens.save(one, tmp_path / "a-original")
+    forms = {
+        "alpha": one.map(lambda m: loralens.LowRank(m.B * 2, m.A, m.scale / 2)),
+        "gauge": turned(one),
+        "rank": wider(one),
+        "bf16": one.map(lambda m: loralens.LowRank(m.B.astype(bfloat16), m.A.astype(bfloat16), m.scale)),
+        "f16": one.map(lambda m: loralens.LowRank(m.B.astype(np.float16), m.A.astype(np.float16), m.scale)),
+    }
+    for name, form in forms.items():
+        loralens.save(form, tmp_path / name)
+    for dialect in ("mlx", "kohya"):
+        loralens.save(one, tmp_path / dialect, format=dialect)
+    make_fleet(tmp_path / "others")
+    result = indexed(tmp_path).copies()
+    assert copies_of(result) == dict.fromkeys((*forms, "mlx", "kohya"), "a-original")
+    kinds = {copy.member.name: copy.sameness.kind for copy in result}
+    assert kinds == {**dict.fromkeys(forms, "update"), "mlx": "tensors", "kohya": "tensors"}
+    assert all(copy.sameness.difference < 5e-3 and copy.safe for copy in result)
+    assert not result.close
+    assert len(result.safe_to_delete) == 7
+    assert tmp_path / "a-original" / "adapter_model.safetensors" not in result.safe_to_delete
+
+
+def test_steps_are_not_copies_however_near(tmp_path: Path) -> None:
+    one = adapter()
+    loralens.save(one, tmp_path / "run/checkpoint-3500")
+    loralens.save(changed(one, 0.001), tmp_path / "run/checkpoint-3750")
+    # The final adapter has no step of its own, and the numbers of the last checkpoint.
+    loralens.save(changed(one, 0.001), tmp_path / "run/final")
+    result = indexed(tmp_path).copies()
+    assert len(result) == 1
+    assert {result[0].member.name, result[0].kept.name} == {"run/checkpoint-3750", "run/final"}
+    assert [copy.sameness.reason for copy in result.close] == ["steps 3500 and 3750"]
+    assert result.close[0].sameness.difference < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("by", "kind"),
+    # Noise in B of 1 % is more than rounding, and the cosine is 0.99995.
+    [(0.002, "copy"), (0.01, "close"), (0.2, "")],
+)
+def test_more_than_rounding_is_not_a_copy(tmp_path: Path, by: float, kind: str) -> None:
+    loralens.save(adapter(), tmp_path / "a")
+    loralens.save(changed(adapter(), by), tmp_path / "b")
+    result = indexed(tmp_path).copies()
+    assert (len(result), len(result.close)) == ((1, 0) if kind == "copy" else (0, 1) if kind == "close" else (0, 0))
+    assert all(copy.sameness.reason == "differs by more than rounding" for copy in result.close)
+
+
+def test_another_strength_is_not_a_copy(tmp_path: Path) -> None:
+    loralens.save(adapter(), tmp_path / "a")
+    loralens.save(adapter().map(lambda m: loralens.LowRank(m.B, m.A, m.scale * 1.01)), tmp_path / "b")
+    result = indexed(tmp_path).copies()
+    assert not result.copies
+    assert not result.close
+
+
+def test_another_head_is_not_a_copy(tmp_path: Path) -> None:
+    one = adapter()
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        head = Extra("saved", "classifier", LazyArray.of(np.full((2, 32), value, np.float32)))
+        with_head = replace(turned(one) if name == "b" else one, extra={"base_model.model.classifier.weight": head})
+        loralens.save(with_head, tmp_path / name)
+    result = indexed(tmp_path).copies()
+    assert not result.copies
+    assert [copy.sameness.reason for copy in result.close] == ["classifier.weight differs"]
+
+
+def test_many_small_differences_do_not_add_up(tmp_path: Path) -> None:
+    one = adapter()
+    # Each is a copy of the one before it, and the last differs from the first by 1 %.
+    for i in range(4):
+        drift = np.random.default_rng(9)
+        noise = {name: drift.standard_normal(m.B.shape).astype(np.float32) for name, m in one.items()}
+        moved = {
+            name: loralens.LowRank(
+                m.B + np.float32(0.0035 * i * np.linalg.norm(m.B) / np.linalg.norm(noise[name])) * noise[name],
+                m.A,
+                m.scale,
+            )
+            for name, m in one.items()
+        }
+        loralens.save(loralens.Adapter(modules=moved), tmp_path / f"a{i}")
+    result = indexed(tmp_path).copies()
+    assert len(result) == 2
+    for copy in result:
+        x, y = (loralens.load(member.path) for member in (copy.kept, copy.member))
+        assert all(row.relative <= 5e-3 for row in differences(x, y))
+
+
+def test_links_are_not_copies_and_their_targets_stay(tmp_path: Path) -> None:
+    loralens.save(adapter(), tmp_path / "real")
+    shutil.copytree(tmp_path / "real", tmp_path / "copy")
+    shutil.copytree(tmp_path / "real", tmp_path / "used")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/adapter_model.safetensors").symlink_to(tmp_path / "used/adapter_model.safetensors")
+    shutil.copy(tmp_path / "used/adapter_config.json", tmp_path / "linked")
+    (tmp_path / "hard").mkdir()
+    os.link(tmp_path / "real/adapter_model.safetensors", tmp_path / "hard/adapter_model.safetensors")
+    shutil.copy(tmp_path / "used/adapter_config.json", tmp_path / "hard")
+    result = indexed(tmp_path).copies()
+    assert result.members == 3
+    assert {link.member.name: link.file.name for link in result.links} == {"linked": "used", "real": "hard"}
+    assert all(copy.kept.name == "used" for copy in result)
+    assert {path.parent.name for path in result.safe_to_delete} == {"copy", "hard"}
+    assert "used" not in copies_of(result)
+
+
+def test_two_targets_of_links_both_stay(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        loralens.save(adapter(), tmp_path / name)
+        (tmp_path / f"to-{name}").symlink_to(tmp_path / name)
+    result = indexed(tmp_path).copies()
+    assert len(result) == 1
+    assert result.safe_to_delete == []
+    assert result[0].protected == f"to-{result[0].member.name} links to it"
+
+
+def test_what_can_be_deleted_leaves_one_of_every_update(tmp_path: Path) -> None:
+    make_fleet(tmp_path, families=2, runs=1)
+    for i in range(3):
+        shutil.copytree(tmp_path / "f0-r0/checkpoint-100", tmp_path / f"again-{i}")
+    fleet = indexed(tmp_path)
+    before = {member.fingerprint for member in fleet.members()}
+    for path in fleet.copies().safe_to_delete:
+        path.unlink()
+        (path.parent / "adapter_config.json").unlink()
+    fleet.update(tmp_path)
+    assert {member.fingerprint for member in fleet.members()} == before
+    assert len(fleet.members()) == len(before)
+    assert fleet.copies().conclusion() == ["6 adapters: none is a copy of another."]
+
+
+def test_the_pairs_that_are_compared_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    rows = np.repeat(rng.standard_normal((12, 4096)), 4, axis=0) + 0.02 * rng.standard_normal((48, 4096))
+    norms = np.exp(rng.integers(0, 4, 48) * 0.004)
+    norms[5] = 0
+    steps = np.abs(rows).max(axis=1) / 127
+    sketches = Sketches(np.round(rows / steps[:, None]).astype(np.int8), steps, np.zeros((48, 256), np.int8))
+    cosines = sketches.directions() @ sketches.directions().T
+    expected = {
+        (i, j)
+        for j in range(48)
+        for i in range(j)
+        if cosines[i, j] >= 0.985
+        and min(norms[i], norms[j]) > 0
+        and max(norms[i], norms[j]) <= 1.01 * min(norms[i], norms[j])
+    }
+    monkeypatch.setattr(judging, "BLOCK", 7)
+    found = list(judging.near_pairs(sketches, norms, np.arange(48)))
+    assert set(found) == expected
+    assert len(found) == len(expected) > 20

@@ -1,0 +1,366 @@
+"""Processes that are killed (workers, coordinators) and files that kill them: nothing is lost, no process stays."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.fleet.indexing import engine, updating
+from loralens.fleet.indexing.measuring import MeasuredFile, measure_files
+from loralens.fleet.indexing.workers import process_pool
+from tests.fleet.makers import random_adapter, save, save_many
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes under /proc")
+
+# Run by every Python that starts with this folder in its path: the process dies when it opens a file of this name.
+KILLER = """
+import os, signal, sys
+
+def watch(event, arguments):
+    if event == "open" and "killer" in str(arguments[0]) and str(arguments[0]).endswith(".safetensors"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+"""
+
+
+@pytest.fixture
+def killing(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes die when they open a file whose path holds the word ``killer``."""
+    hook = tmp_path_factory.mktemp("hook")
+    (hook / "sitecustomize.py").write_text(KILLER)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hook), *sys.path]))
+
+
+def undisturbed(root: Path, tmp_path: Path) -> loralens.Fleet:
+    fleet = loralens.Fleet.open(tmp_path / "undisturbed")
+    fleet.update(root)
+    return fleet
+
+
+def same(first: loralens.Fleet, second: loralens.Fleet) -> bool:
+    """Whether two indexes have the same members with the same bits."""
+    names = [[member.name for member in fleet.members()] for fleet in (first, second)]
+    a, b = first.sketches(), second.sketches()
+    parts = [(a.codes, b.codes), (a.starts, b.starts), (a.steps, b.steps)]
+    return names[0] == names[1] and all(np.array_equal(one, other) for one, other in parts)
+
+
+def children(pid: int) -> set[int]:
+    """The processes that a process has started, and theirs."""
+    found: set[int] = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):
+            fields = status.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid and fields[0] != "Z":
+                found |= {int(status.parent.name)} | children(int(status.parent.name))
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if Path(f"/proc/{pid}/stat").exists() and _state(pid) != "Z"}
+
+
+def _state(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "Z"
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "this takes too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_file_that_kills_its_worker_is_found_and_gets_a_reason(tmp_path: Path, killing: None) -> None:
+    root = tmp_path / "fleet"
+    save_many(root, 10)
+    save(root / "a004-killer", random_adapter(99))
+    fleet = loralens.Fleet.open(tmp_path / "index")
+    result = fleet.update(root, jobs=2)
+    assert [row.name for row in result.unreadable] == ["a004-killer"]
+    assert "was killed" in result.unreadable[0].reason
+    assert len(fleet.members()) == 10
+    # It is not tried again as long as it does not change.
+    assert not fleet.update(jobs=2).changes
+    shutil.rmtree(root / "a004-killer")
+    fleet.update()
+    assert same(fleet, undisturbed(root, tmp_path))
+
+
+@pytest.mark.slow
+def test_two_such_files_in_different_chunks(tmp_path: Path, killing: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "CHUNK", 4)
+    root = tmp_path / "fleet"
+    save_many(root, 12)
+    for name in ("a001-killer", "a009-killer"):
+        save(root / name, random_adapter(99))
+    result = loralens.Fleet.open(tmp_path / "index").update(root, jobs=2)
+    assert [row.name for row in result.unreadable] == ["a001-killer", "a009-killer"]
+    assert result.adapters == 12
+
+
+@pytest.mark.slow
+def test_an_executor_of_the_caller_that_breaks(tmp_path: Path, killing: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Committed rows stay, the next call does the rest, and it finds the file that kills."""
+    monkeypatch.setattr(engine, "CHUNK", 4)
+    root = tmp_path / "fleet"
+    save_many(root, 12)
+    save(root / "a010-killer", random_adapter(99))
+    fleet = loralens.Fleet.open(tmp_path / "index")
+    with process_pool(1) as pool, pytest.raises(loralens.OptionError, match="takes no more work") as caught:
+        fleet.update(root, pool)
+    assert "call update again" in caught.value.fix
+    kept = len(fleet.members())
+    assert kept >= 4
+    with process_pool(1) as pool:
+        result = fleet.update(root, pool)
+    assert [row.name for row in result.unreadable] == ["a010-killer"]
+    assert len(result.changes) == 13 - kept
+    assert len(fleet.members()) == 12
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_a_pool(tmp_path: Path) -> None:
+    """No file is to blame: everything is measured in the end."""
+    root = tmp_path / "fleet"
+    save_many(root, 6)
+    fleet = loralens.Fleet.open(tmp_path / "index")
+    with process_pool(1) as pool:
+        os.kill(pool.submit(os.getpid).result(), signal.SIGKILL)
+        wait_until(lambda: pool._broken)
+        with pytest.raises(loralens.OptionError, match="takes no more work"):
+            fleet.update(root, pool)
+    with process_pool(1) as pool:
+        fleet.update(root, pool)
+    assert same(fleet, undisturbed(root, tmp_path))
+
+
+COORDINATOR = (
+    "import sys, loralens; loralens.Fleet.open(sys.argv[2]).update(sys.argv[1], jobs=int(sys.argv[3]) or None)"
+)
+SLOW = """
+import time
+from loralens.fleet.indexing import updating
+updating.COMMIT_SECONDS = 0
+inner = updating._Update._take
+
+def take(self, measured, step):
+    inner(self, measured, step)
+    time.sleep(0.2)
+
+updating._Update._take = take
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["0", "2"], ids=["threads", "processes"])
+def test_a_killed_coordinator(tmp_path: Path, jobs: str) -> None:
+    """SIGKILL in the middle: what was committed stays, no process does, and the next call makes the same bits."""
+    root = tmp_path / "fleet"
+    save_many(root, 200)
+    code = f"if __name__ == '__main__':\n{_indented(SLOW + COORDINATOR)}"
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    fleet = loralens.Fleet.open(tmp_path / "index")
+    process = subprocess.Popen([sys.executable, script, root, fleet.home, jobs], env=environment)
+    try:
+        wait_until(lambda: (fleet.home / "catalogue.sqlite").exists() and _count(fleet) > 0)
+        started = children(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: not alive(started))
+    assert bool(started) == (jobs != "0")
+    kept = len(fleet.members())
+    assert 0 < kept < 200
+    assert len(fleet.update(root).changes) == 200 - kept
+    assert same(fleet, undisturbed(root, tmp_path))
+    assert sorted(path.name for path in fleet.home.iterdir()) == ["catalogue.sqlite", "sketches.i8"]
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _count(fleet: loralens.Fleet) -> int:
+    with suppress(loralens.LoraLensError):
+        return int(fleet.rows("select count(*) from files")[0][0])
+    return 0
+
+
+@pytest.mark.slow
+def test_a_file_that_killed_the_coordinator_is_found_by_the_next_call(tmp_path: Path, killing: None) -> None:
+    """In threads the file kills everything; the next call measures the suspects in processes."""
+    root = tmp_path / "fleet"
+    save_many(root, 5)
+    save(root / "a002-killer", random_adapter(99))
+    script = tmp_path / "script.py"
+    script.write_text(f"if __name__ == '__main__':\n{_indented(COORDINATOR)}")
+    words = [sys.executable, str(script), str(root), str(tmp_path / "index"), "0"]
+    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    assert subprocess.run(words, check=False).returncode == 0
+    fleet = loralens.Fleet.open(tmp_path / "index")
+    assert [row.name for row in fleet.unreadable()] == ["a002-killer"]
+    assert len(fleet.members()) == 5
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    save_many(tmp_path / "fleet", 2)
+    script = tmp_path / "script.py"
+    script.write_text(COORDINATOR)
+    words = [sys.executable, str(script), str(tmp_path / "fleet"), str(tmp_path / "index"), "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "worker processes end as soon as they are started" in done.stderr
+    assert '__name__ == "__main__"' in done.stderr
+    assert loralens.Fleet.open(tmp_path / "index").unreadable() == ()
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
+    root = tmp_path / "fleet"
+    save_many(root, 100)
+    fleet = loralens.Fleet.open(tmp_path / "index")
+    script = tmp_path / "script.py"
+    script.write_text(f"if __name__ == '__main__':\n{_indented(SLOW + COORDINATOR)}")
+    process = subprocess.Popen(
+        [sys.executable, script, root, fleet.home, "2"], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_until(lambda: (fleet.home / "catalogue.sqlite").exists() and _count(fleet) > 0)
+    started = children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(60)
+    assert not alive(started)
+    kept = len(fleet.members())
+    assert kept > 0
+    # Nothing was killed, so nothing is suspect.
+    assert not (fleet.home / "in-work.json").exists()
+    assert len(fleet.update(root).changes) == 100 - kept
+
+
+def test_halves_of_a_chunk_that_a_cluster_gives_up(tmp_path: Path) -> None:
+    """An executor that raises the error of Dask for every chunk with this file."""
+    from concurrent.futures import Executor, Future
+
+    class KilledWorker(Exception):  # the name that Dask gives it
+        pass
+
+    class Cluster(Executor):
+        tasks: list[int] = []  # noqa: RUF012
+
+        def submit(self, work: object, root: str, paths: list[str], *options: bool) -> Future[list[MeasuredFile]]:  # type: ignore[override]
+            self.tasks.append(len(paths))
+            future: Future[list[MeasuredFile]] = Future()
+            if any("killer" in path for path in paths):
+                future.set_exception(KilledWorker())
+            else:
+                future.set_result(measure_files(root, paths, *options))
+            return future
+
+    save_many(tmp_path, 30)
+    save(tmp_path / "a004-killer", random_adapter(99))
+    fleet = loralens.Fleet.open(tmp_path)
+    result = fleet.update(tmp_path, Cluster())
+    assert [row.name for row in result.unreadable] == ["a004-killer"]
+    assert result.adapters == 30
+    assert max(Cluster.tasks) > 1
+    assert 1 in Cluster.tasks
+
+
+@pytest.fixture
+def cluster() -> Iterator[object]:
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as local,
+        distributed.Client(local) as client,
+    ):
+        yield client
+
+
+@pytest.mark.live
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_worker_of_dask(tmp_path: Path, cluster: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run ends by itself, and the sketches have the same bits."""
+    root = tmp_path / "fleet"
+    save_many(root, 200)
+    monkeypatch.setattr(updating, "COMMIT_SECONDS", 0)
+    pids = list(cluster.run(os.getpid).values())  # type: ignore[attr-defined]
+    inner = updating._Update._take
+    killed: list[int] = []
+
+    def take(self: updating._Update, measured: list[MeasuredFile], step: None) -> None:
+        inner(self, measured, step)
+        if not killed:
+            killed.append(pids[0])
+            os.kill(pids[0], signal.SIGKILL)
+
+    monkeypatch.setattr(updating._Update, "_take", take)
+    fleet = loralens.Fleet.open(tmp_path / "index")
+    result = fleet.update(root, cluster.get_executor(pure=False))  # type: ignore[attr-defined]
+    assert killed
+    assert result.adapters == 200
+    assert not result.unreadable
+    assert same(fleet, undisturbed(root, tmp_path))
+
+
+@pytest.mark.live
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_with_a_scheduler_of_dask(tmp_path: Path, cluster: object) -> None:
+    from tests.cli.command import Command
+
+    save_many(tmp_path / "fleet", 5)
+    address = cluster.scheduler.address  # type: ignore[attr-defined]
+    done = Command("fleet").run("index", tmp_path / "fleet", "--dask", address)
+    assert done.exit_code == 0, done.output
+    assert "5 adapters in the index" in done.stdout
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, time\n"
+        "from loralens.fleet.indexing.workers import process_pool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = process_pool(2)\n"
+        "    for _ in range(4):\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    workers = {int(word) for word in done.stdout.split()}
+    assert workers
+    wait_until(lambda: not alive(workers))
+
+
+def test_a_pool_of_threads_or_processes_is_the_same(tmp_path: Path) -> None:
+    root = tmp_path / "fleet"
+    save_many(root, 6)
+    fleet = loralens.Fleet.open(tmp_path / "index")
+    fleet.update(root, jobs=2)
+    assert same(fleet, undisturbed(root, tmp_path))
+
+
+def test_chunks_are_smaller_for_few_files_and_for_large_ones() -> None:
+    many = engine.make_chunks([(str(i), 1000) for i in range(1000)], 2)
+    assert [len(chunk) for chunk in many] == [32] * 31 + [8]
+    few = engine.make_chunks([(str(i), 1000) for i in range(70)], 2)
+    assert [len(chunk) for chunk in few] == [12, 12, 12, 12, 12, 10]
+    large = engine.make_chunks([("a", 1000), ("b", 30 << 20), ("c", 30 << 20), ("d", 1 << 30), ("e", 1)] * 100, 1)
+    assert [list(chunk) for chunk in large[:4]] == [["a", "b"], ["c"], ["d"], ["e", "a", "b"]]
+    assert engine.make_chunks([], 2) == []

@@ -1,0 +1,60 @@
+"""Levels of likeness, and the chance levels that are stated, against draws."""
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.fleet.levels import ChanceLevels, level_of
+from loralens.fleet.search.inner import ExactUpdate, exact_cosine
+from loralens.fleet.sketching.measures import measure_adapter
+from loralens.fleet.sketching.module_keys import module_keys
+from tests.fleet.synthetic import adapter_of, dense_cosine, random_factors
+
+
+def updates_of(adapters: list[loralens.Adapter]) -> list[ExactUpdate]:
+    return [ExactUpdate.of(one, {key: name for name, key in module_keys(one).items()}) for one in adapters]
+
+
+def test_the_spread_of_exact_cosines_is_that_of_random_directions() -> None:
+    rng = np.random.default_rng(0)
+    adapters = [adapter_of(random_factors(rng)) for _ in range(60)]
+    updates = updates_of(adapters)
+    pairs = [(i, j) for i in range(60) for j in range(i)]
+    cosines = [dense_cosine(adapters[i], adapters[j])[0] for i, j in pairs]
+    stated = np.mean([exact_cosine(updates[i], updates[j]).spread for i, j in pairs])
+    # 1,770 pairs of 60 adapters: the standard deviation is known to about 3 %.
+    assert np.std(cosines) == pytest.approx(stated, rel=0.1)
+    assert abs(np.mean(cosines)) < stated / 5
+    # The largest of 59 is about √(2 ln 59) standard deviations.
+    largest = np.mean([max(c for c, (i, j) in zip(cosines, pairs, strict=True) if k in (i, j)) for k in range(60)])
+    assert largest == pytest.approx(ChanceLevels(float(stated), 59).largest, rel=0.25)
+
+
+def test_the_spread_of_sketches_is_that_of_their_length() -> None:
+    rng = np.random.default_rng(1)
+    adapters = [adapter_of(random_factors(rng)) for _ in range(60)]
+    sketches = [measure_adapter(adapter).sketch for adapter in adapters]
+    above = np.triu_indices(60, 1)
+    levels = ChanceLevels(None, 60)
+    exact = np.array([[dense_cosine(x, y)[0] for y in adapters] for x in adapters])[above]
+    for rows, stated in (
+        (np.array([sketch.codes for sketch in sketches]), levels.sketch),
+        (np.array([sketch.start for sketch in sketches]), levels.start),
+    ):
+        units = rows / np.linalg.norm(rows.astype(float), axis=1)[:, None]
+        estimated = (units @ units.T)[above]
+        # What the sketches add to the exact cosine; the starts have independent A, whose cosine is small.
+        error = estimated - exact if stated == levels.sketch else estimated
+        assert error.std() == pytest.approx(stated, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("cosine", "start", "copy", "level"),
+    [
+        (0.999, 0.9, True, "copy"), (0.999, 0.9, False, "run"), (0.999, 0.1, False, "family"),
+        (0.5, 0.0, False, "family"), (0.49, 0.0, False, "kin"), (0.2, 0.0, False, "kin"),
+        (0.19, 0.0, False, ""), (-0.9, 0.0, False, ""), (0.1, 0.5, False, "run"),
+    ],
+)  # fmt: skip
+def test_levels(cosine: float, start: float, copy: bool, level: str) -> None:
+    assert level_of(cosine, start=start, copy=copy) == level

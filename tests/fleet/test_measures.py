@@ -1,0 +1,109 @@
+"""Norms and effective ranks of one pass, module keys, and the start sketch."""
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.analysis.survey import summarise_adapter
+from loralens.fleet.sketching.measures import measure_adapter, norm_of_update
+from loralens.fleet.sketching.module_keys import module_keys
+from tests.conftest import small_adapter
+from tests.fleet.makers import random_adapter
+
+
+def start_cosine(first: loralens.Adapter, second: loralens.Adapter) -> float:
+    a, b = (measure_adapter(each).sketch.start.astype(float) for each in (first, second))
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("adapter", [small_adapter(), random_adapter(1), random_adapter(2, rank=40)])
+def test_norms_and_ranks_are_those_of_the_survey(adapter: loralens.Adapter) -> None:
+    measures, summary = measure_adapter(adapter), summarise_adapter(adapter)
+    ranks = [rank for rank in measures.effective_ranks.values() if rank]
+    assert norm_of_update(measures.norms) == pytest.approx(summary.frobenius, rel=1e-12)
+    assert np.mean(ranks) == pytest.approx(summary.effective_rank, rel=1e-6)
+    assert sum(norm == 0 for norm in measures.norms.values()) == summary.zero
+    for key, name in measures.names.items():
+        assert measures.norms[key] == pytest.approx(np.linalg.norm(adapter.modules[name].dense()), rel=1e-6)
+
+
+def test_a_product_that_cancels_is_measured_from_its_factors() -> None:
+    """B·A is small although both are large: the Gram matrices know no digit of it."""
+    rng = np.random.default_rng(0)
+    b, a, d = rng.standard_normal((50, 1)), rng.standard_normal((1, 60)), rng.standard_normal((1, 60))
+    B, A = np.hstack([b, b]), np.vstack([a, -a + 1e-9 * d])
+    measures = measure_adapter(loralens.Adapter(modules={"q": loralens.LowRank(B, A)}))
+    assert measures.norms["q"] == pytest.approx(1e-9 * np.linalg.norm(b) * np.linalg.norm(d), rel=1e-5)
+
+
+def test_a_scale_of_zero_is_a_norm_of_zero() -> None:
+    measures = measure_adapter(random_adapter(1, scale=0.0))
+    assert set(measures.norms.values()) == {0.0}
+    assert not measures.sketch.step
+    assert not measures.sketch.codes.any()
+
+
+SAME = [
+    ("distilbert.transformer.layer.0.attention.q_lin", "transformer.layer.0.attention.q_lin"),
+    ("base_model.model.model.layers.3.self_attn.q_proj", "layers.3.self_attn.q_proj"),
+    ("transformer.h.0.attn.c_attn", "h.0.attn.c_attn"),
+    ("roberta.encoder.layer.1.attention.self.query", "encoder.layer.1.attention.self.query"),
+    ("lora_unet_down_blocks_0_attentions_0_proj_in", "unet.down_blocks.0.attentions.0.proj_in"),
+]
+DIFFERENT = [
+    ("encoder.block.0.layer.0.SelfAttention.q", "decoder.block.0.layer.0.SelfAttention.q"),
+    ("unet.down_blocks.0.attentions.0.proj_in", "unet.up_blocks.0.attentions.0.proj_in"),
+    ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.attn.to_q"),
+    ("lora_te1_text_model_encoder_layers_0_mlp_fc1", "lora_te2_text_model_encoder_layers_0_mlp_fc1"),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), SAME)
+def test_one_module_under_two_names_has_one_key(first: str, second: str) -> None:
+    assert module_keys([first])[first] == module_keys([second])[second]
+
+
+@pytest.mark.parametrize(("first", "second"), DIFFERENT)
+def test_two_modules_have_two_keys(first: str, second: str) -> None:
+    assert module_keys([first])[first] != module_keys([second])[second]
+    together = module_keys([first, second])
+    assert len(set(together.values())) == 2
+
+
+def test_modules_whose_keys_would_be_equal_keep_more_of_their_names() -> None:
+    names = ["text_model.encoder.layers.0.q", "model.encoder.layers.0.q", "model.encoder.layers.1.q"]
+    keys = module_keys(names)
+    assert keys[names[0]] == "text_model_encoder_layers_0_q"
+    assert keys[names[1]] == "model_encoder_layers_0_q"
+    assert keys[names[2]] == "encoder_layers_1_q"
+    assert len(set(module_keys(["a.b", "a/b", "a_b"]).values())) == 3
+
+
+def test_the_start_tells_who_began_from_one_A() -> None:
+    rng = np.random.default_rng(0)
+    first = random_adapter(1, in_=300)
+    moved = first.map(
+        lambda m: loralens.LowRank(
+            rng.standard_normal(m.B.shape).astype(np.float32),
+            (m.A + 0.3 * rng.standard_normal(m.A.shape)).astype(np.float32),
+            m.scale,
+        )
+    )
+    assert start_cosine(first, moved) > 0.9
+    assert abs(start_cosine(first, random_adapter(2, in_=300))) < 0.25
+
+
+def test_the_start_does_not_depend_on_the_size_of_A() -> None:
+    first = random_adapter(1)
+    grown = first.map(lambda m: loralens.LowRank(m.B, m.A * np.float32(3), m.scale))
+    assert start_cosine(first, grown) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_start_estimates_cosines_of_any_numbers() -> None:
+    """Half of the entries of A are ones, and in the other adapter the other half: the cosine is 0."""
+    halves = np.zeros((2, 1, 1024), np.float32)
+    halves[0, 0, :512] = halves[1, 0, 512:] = 1
+    B = np.ones((3, 1), np.float32)
+    layers = [f"layers.{i}.q" for i in range(8)]
+    first, second = (loralens.Adapter(modules={name: loralens.LowRank(B, A) for name in layers}) for A in halves)
+    assert abs(start_cosine(first, second)) < 0.25

@@ -1,0 +1,149 @@
+"""Search by example against brute force on dense matrices."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.errors import OptionError
+from loralens.fleet.fleet import Fleet
+from loralens.fleet.search import near as search
+from loralens.fleet.search.inner import ExactUpdate, exact_cosine
+from loralens.fleet.sketching.module_keys import module_keys
+from tests.fleet.synthetic import SHAPES, adapter_of, dense_cosine, make_fleet, random_factors
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    folder = tmp_path_factory.mktemp("fleet")
+    make_fleet(folder)
+    index = Fleet.open(folder)
+    index.update(folder)
+    return index
+
+
+def brute_force(fleet: Fleet, example: loralens.Adapter, own: str = "") -> list[tuple[str, float]]:
+    cosines = [(member.name, dense_cosine(example, fleet.adapter(member))[0]) for member in fleet.members()]
+    return sorted((pair for pair in cosines if pair[0] != own), key=lambda pair: -pair[1])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_nearest_are_those_of_brute_force(fleet: Fleet, exact: bool) -> None:
+    name = "f1-r0/checkpoint-200"
+    result = fleet.near(fleet.root / name, 5, exact=exact)
+    expected = brute_force(fleet, loralens.load(fleet.root / name), name)[:5]
+    assert [row.member.name for row in result] == [pair[0] for pair in expected]
+    np.testing.assert_allclose([row.cosine for row in result], [pair[1] for pair in expected], atol=1e-6)
+    assert [row.level for row in result] == ["run", "run", "family", "family", "family"]
+    assert result.compared == 26
+    assert result.read == 26
+
+
+def test_sketches_propose_what_is_read(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "RERANKED", 8)
+    monkeypatch.setattr(search, "COARSE_KEPT", 12)
+    result = fleet.near("f2-r1/checkpoint-100", 2)
+    expected = brute_force(fleet, loralens.load(fleet.root / "f2-r1/checkpoint-100"), "f2-r1/checkpoint-100")
+    assert result.read == 8
+    assert [row.member.name for row in result] == [name for name, _ in expected[:2]]
+
+
+def test_by_sketch_no_file_is_read(tmp_path: Path) -> None:
+    make_fleet(tmp_path / "fleet")
+    example = loralens.load(shutil.copytree(tmp_path / "fleet/f0-r0/checkpoint-300", tmp_path / "example"))
+    index = Fleet.open(tmp_path / "fleet")
+    index.update(tmp_path / "fleet")
+    cosines = dict(brute_force(index, example))
+    for file in (tmp_path / "fleet").rglob("*.safetensors"):
+        file.unlink()
+    result = index.near(example, 9, sketch=True)
+    assert {row.member.name.split("-")[0] for row in result} == {"f0"}
+    assert all(row.exact is None and abs(row.cosine - cosines[row.member.name]) < 0.06 for row in result)
+    assert result.read == 0
+
+
+def test_a_part_of_the_modules_has_two_cosines(fleet: Fleet, tmp_path: Path) -> None:
+    whole = loralens.load(fleet.root / "f0-r1/checkpoint-300")
+    part = whole["*.q_proj"]
+    result = fleet.near(part, 1)
+    expected = dense_cosine(part, whole)
+    assert result[0].member.name == "f0-r1/checkpoint-300"
+    assert result[0].exact is not None
+    assert (result[0].exact.whole, result[0].exact.common) == pytest.approx(expected, abs=1e-6)
+    assert result[0].exact.common == pytest.approx(1)
+    assert result[0].exact.whole < 0.8
+    assert result[0].exact.modules == 3
+
+
+def test_the_same_update_in_other_factors_is_a_copy_and_in_half_strength_it_is_not(fleet: Fleet) -> None:
+    adapter = loralens.load(fleet.root / "f0-r2/checkpoint-100")
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0]
+    turned = adapter.map(lambda m: loralens.LowRank(m.B @ turn, turn.T @ m.A, m.scale))
+    assert [fleet.near(turned, 1)[0].level, fleet.near(turned, 1)[0].cosine] == ["copy", pytest.approx(1)]
+    half = adapter.map(lambda m: loralens.LowRank(m.B, m.A, m.scale / 2))
+    assert [fleet.near(half, 1)[0].level, fleet.near(half, 1)[0].cosine] == ["run", pytest.approx(1)]
+
+
+def test_other_names_of_the_model_are_the_same_modules(fleet: Fleet) -> None:
+    adapter = loralens.load(fleet.root / "f1-r1/checkpoint-100")
+    renamed = adapter.renamed({name: name.removeprefix("model.") for name in adapter})
+    assert fleet.near(renamed, 1)[0].cosine == pytest.approx(1)
+
+
+def test_another_model_has_no_neighbour(fleet: Fleet) -> None:
+    other = loralens.Adapter(
+        modules={"h.0.attn.c_attn": loralens.LowRank(np.ones((6, 1), np.float32), np.ones((1, 4), np.float32))}
+    )
+    result = fleet.near(other)
+    assert len(result) == 0
+    assert result.conclusion() == ["the adapter: no other adapter of the fleet has an update of the same modules."]
+
+
+def test_unrelated_adapters_have_no_level(fleet: Fleet) -> None:
+    result = fleet.near(adapter_of(random_factors(np.random.default_rng(99))), 3)
+    assert [row.level for row in result] == ["", "", ""]
+    assert result.conclusion()[0].startswith("Nothing in the fleet is like the adapter: the largest cosine is ")
+
+
+def test_an_update_of_0_has_no_neighbour(fleet: Fleet) -> None:
+    zero = {
+        name: (np.zeros((out, 2), np.float32), np.ones((2, in_), np.float32)) for name, (out, in_) in SHAPES.items()
+    }
+    assert len(fleet.near(adapter_of(zero))) == 0
+
+
+def test_a_file_that_has_changed_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_fleet(tmp_path, families=1)
+    index = Fleet.open(tmp_path)
+    index.update(tmp_path)
+    (tmp_path / "f0-r0/checkpoint-300/adapter_model.safetensors").unlink()
+    with caplog.at_level(logging.WARNING, "loralens"):
+        result = index.near("f0-r0/checkpoint-200")
+    assert len(result) == 7
+    assert "f0-r0/checkpoint-300" not in [row.member.name for row in result]
+    assert "1 file left out, as they have changed since they were indexed: f0-r0/checkpoint-300" in caplog.text
+
+
+@pytest.mark.parametrize(("options", "message"), [({"k": 0}, "k is 0"), ({"sketch": True, "exact": True}, "exclude")])
+def test_wrong_options_are_refused(fleet: Fleet, options: dict[str, int], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        fleet.near("f0-r0/checkpoint-100", **options)  # type: ignore[arg-type]
+
+
+def test_exact_cosines_are_those_of_dense_matrices_in_every_gauge() -> None:
+    rng = np.random.default_rng(3)
+    first, second = (adapter_of(random_factors(rng), scale=-1.5) for _ in range(2))
+    # Columns of lengths 1e-6 to 1e6, whose product is unchanged.
+    lengths = 10.0 ** np.array([-6, -2, 2, 6])
+    skewed = second.map(
+        lambda m: loralens.LowRank(m.B.astype(float) * lengths, m.A.astype(float) / lengths[:, None], m.scale)
+    )
+    updates = [
+        ExactUpdate.of(one, {key: name for name, key in module_keys(one).items()}) for one in (first, second, skewed)
+    ]
+    expected = dense_cosine(first, second)[0]
+    assert exact_cosine(updates[0], updates[1]).whole == pytest.approx(expected, abs=1e-12)
+    assert exact_cosine(updates[0], updates[2]).whole == pytest.approx(expected, abs=1e-12)

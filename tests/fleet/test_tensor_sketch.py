@@ -1,0 +1,276 @@
+"""The sketch of an update: against its definition entry by entry, linear, and with the same bits everywhere."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.lazy import LazyArray
+from loralens.core.structured import Dense, Structured
+from loralens.fleet.sketching import tensor_sketch
+from loralens.fleet.sketching.hashes import bucket_hash
+from loralens.fleet.sketching.measures import measure_adapter
+from loralens.fleet.sketching.sketches import WIDTH, Sketches, fold, to_codes
+from loralens.fleet.sketching.tensor_sketch import TensorSketch
+from tests.fleet.makers import cosine, random_adapter
+
+RNG = np.random.default_rng(5)
+
+
+def by_definition(key: str, matrix: np.ndarray) -> np.ndarray:
+    """Σ s(o) s(i) ΔW[o, i] in bucket h(o) + h(i), entry by entry."""
+    rows, columns = (
+        bucket_hash(key, side, size, WIDTH) for side, size in zip(("out", "in"), matrix.shape, strict=True)
+    )
+    total = np.zeros(WIDTH)
+    for (o, i), value in np.ndenumerate(matrix):
+        bucket = (rows.positions[o] + columns.positions[i]) % WIDTH
+        total[bucket] += float(rows.signs[o]) * float(columns.signs[i]) * value
+    return total
+
+
+def sketch_of(B: np.ndarray, A: np.ndarray, scale: float = 1.0, key: str = "q") -> np.ndarray:
+    sketch = TensorSketch()
+    sketch.add_pair(key, B, A, scale)
+    return sketch.total()
+
+
+def relative(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.linalg.norm(first - second) / np.linalg.norm(second))
+
+
+@pytest.mark.parametrize("rank", [1, 3, 32, 33, 70])
+@pytest.mark.parametrize("scale", [1.0, -0.37])
+def test_a_pair_is_sketched_as_its_product(rank: int, scale: float) -> None:
+    B, A = RNG.standard_normal((20, rank)).astype(np.float16), RNG.standard_normal((rank, 30)).astype(np.float32)
+    expected = by_definition("q", scale * (B.astype(float) @ A.astype(float)))
+    assert relative(sketch_of(B, A, scale), expected) < 1e-3
+
+
+def test_a_full_matrix_is_sketched_exactly() -> None:
+    matrix = RNG.standard_normal((40, 50))
+    sketch = TensorSketch()
+    sketch.add_dense("q", matrix)
+    np.testing.assert_allclose(sketch.total(), by_definition("q", matrix), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 1e5])
+def test_columns_of_very_different_size(spread: float) -> None:
+    """Where columns of B are large their rows of A may be small: only the products count."""
+    sizes = np.geomspace(1, spread, 6)
+    B, A = RNG.standard_normal((20, 6)) * sizes, RNG.standard_normal((6, 30)) / sizes[:, None]
+    assert relative(sketch_of(B, A), by_definition("q", B @ A)) < 1e-3
+
+
+def test_modules_of_very_different_size_add_up() -> None:
+    sketch, expected = TensorSketch(), np.zeros(WIDTH)
+    for i, size in enumerate(10.0 ** RNG.permutation(np.arange(-8, 4))):
+        B, A = size * RNG.standard_normal((20, 2)), RNG.standard_normal((2, 30))
+        sketch.add_pair(f"m{i}", B, A, 1.0)
+        expected += by_definition(f"m{i}", B @ A)
+    assert relative(sketch.total(), expected) < 1e-3
+
+
+def test_many_inputs_share_buckets() -> None:
+    B, A = RNG.standard_normal((3, 2)), RNG.standard_normal((2, 20_000))
+    assert relative(sketch_of(B, A), by_definition("q", B @ A)) < 2e-3
+
+
+def test_the_gauge_does_not_matter() -> None:
+    B, A = RNG.standard_normal((64, 8)), RNG.standard_normal((8, 64))
+    turn = RNG.standard_normal((8, 8)) + 3 * np.eye(8)
+    assert relative(sketch_of(B @ turn, np.linalg.solve(turn, A)), sketch_of(B, A)) < 2e-3
+
+
+def test_zeros_add_nothing() -> None:
+    B, A = RNG.standard_normal((8, 4)), RNG.standard_normal((4, 8))
+    B[:, 1], A[2] = 0, 0
+    assert relative(sketch_of(B, A), by_definition("q", B @ A)) < 1e-3
+    assert not sketch_of(np.zeros((8, 2)), A[:2]).any()
+    assert not sketch_of(B, A, 0.0).any()
+
+
+def test_numbers_near_the_ends_of_the_range() -> None:
+    B, A = RNG.standard_normal((8, 2)), RNG.standard_normal((2, 8))
+    for size in (2.0**-300, 2.0**300):
+        np.testing.assert_array_equal(sketch_of(size * B, A), size * sketch_of(B, A))
+
+
+def adapter_of_many_sizes() -> loralens.Adapter:
+    """Modules of different shapes, each much larger than those before it."""
+    modules = {}
+    for i in range(8):
+        B, A = RNG.standard_normal((50 + i, 4)), RNG.standard_normal((4, 80))
+        modules[f"layers.{i}.q"] = loralens.LowRank(B, A, 2.0 ** (6 * i))
+    return loralens.Adapter(modules=modules)
+
+
+@pytest.mark.parametrize("sizes", ["one", "many"])
+def test_a_transform_that_rounds_differently_gives_the_same_bits(sizes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another library, and errors a hundred times as large as a library makes."""
+    import scipy.fft
+
+    adapter = random_adapter(1, rank=16, out=100, in_=300) if sizes == "one" else adapter_of_many_sizes()
+    expected = measure_adapter(adapter)
+    exact = total_of(adapter)
+    noise = np.random.default_rng(0)
+
+    def other(x: np.ndarray, axis: int = -1, **_: object) -> np.ndarray:
+        exact = np.fft.fft(x, axis=axis)
+        size = 2e-14 * np.linalg.norm(exact) / np.sqrt(exact.size)
+        return exact + size * (noise.standard_normal(exact.shape) + 1j * noise.standard_normal(exact.shape))
+
+    monkeypatch.setattr(scipy.fft, "fft", other)
+    monkeypatch.setattr(scipy.fft, "ifft", np.fft.ifft)
+    disturbed = measure_adapter(adapter)
+    assert disturbed.sketch.codes.tobytes() == expected.sketch.codes.tobytes()
+    assert disturbed.sketch.step == expected.sketch.step
+    # Not only after the rounding to 8 bits, which hides small differences.
+    np.testing.assert_array_equal(total_of(adapter), exact)
+
+
+def total_of(adapter: loralens.Adapter) -> np.ndarray:
+    """The sketch before it is rounded to 8 bits; modules one by one."""
+    sketch = TensorSketch()
+    for key, module in adapter.items():
+        sketch.add_pair(key, module.B, module.A, module.scale)
+    return sketch.total()
+
+
+def test_the_rounding_leaves_room_for_the_transform(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The results of inverse transforms are integers up to a small error, in the worst case too."""
+    import scipy.fft
+
+    errors = []
+    inverse = scipy.fft.ifft
+
+    def watched(x: np.ndarray) -> np.ndarray:
+        result = inverse(x)
+        halves = result.imag / 2
+        errors.append(np.abs(halves - np.rint(halves)).max())
+        return result
+
+    monkeypatch.setattr(scipy.fft, "ifft", watched)
+    # Equal numbers of one sign: every sum is as large as it can be.
+    random = RNG.standard_normal((900, 32)), RNG.standard_normal((32, 900))
+    for B, A in (random, (np.ones((4000, 32)), np.ones((32, 4000)))):
+        sketch_of(B, A)
+    assert max(errors) < 0.05
+
+
+# Factors from raw random bits, since distributions of NumPy may change with its version.
+RECORDED = "716649ba27922b282fdef745686daad158c29610e3ce94f4dc9293adcce209f1"
+DIGEST = """
+import hashlib, loralens, numpy as np
+from loralens.fleet.sketching.measures import measure_adapter
+
+def numbers(seed, *shape):
+    raw = np.random.Philox(key=seed).random_raw(int(np.prod(shape)))
+    return ((raw >> np.uint64(40)).astype(np.float32) / 2**23 - 1).reshape(shape)
+
+modules = {f"layers.{i}.q": loralens.LowRank(numbers(i, 64, 9), numbers(9 + i, 9, 96), 0.7) for i in range(9)}
+sketch = measure_adapter(loralens.Adapter(modules=modules)).sketch
+print(hashlib.sha256(sketch.codes.tobytes() + sketch.start.tobytes() + sketch.step.hex().encode()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        {"OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "4"},
+        {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": "AVX2 AVX512F AVX512CD AVX512_SKX"},
+    ],
+)
+def test_the_bits_do_not_depend_on_threads_and_processors(environment: dict[str, str]) -> None:
+    settings = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", DIGEST], env=settings, capture_output=True, text=True)
+    assert done.stdout.strip() == RECORDED, done.stderr
+
+
+def test_inner_products_of_sketches_estimate_those_of_updates() -> None:
+    first = random_adapter(1, out=200, in_=300)
+    second = first + random_adapter(2, out=200, in_=300)
+    sketches = [measure_adapter(each).sketch for each in (first, second, random_adapter(3, out=200, in_=300))]
+    stacked = Sketches(
+        np.stack([each.codes for each in sketches]),
+        np.array([each.step for each in sketches]),
+        np.stack([each.start for each in sketches]),
+    )
+    for width, error in ((4096, 0.04), (1024, 0.09)):
+        directions = stacked.directions(width)
+        assert directions[0] @ directions[1] == pytest.approx(cosine(first, second), abs=error)
+        assert directions[0] @ directions[2] == pytest.approx(0, abs=error)
+    length = sketches[0].step * np.linalg.norm(sketches[0].codes.astype(float))
+    norm = np.sqrt(sum(module.dense().ravel() @ module.dense().ravel() for _, module in first.items()))
+    assert length == pytest.approx(norm, rel=0.06)
+
+
+def test_a_sketch_folds_to_that_of_a_shorter_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    B, A = RNG.standard_normal((40, 4)), RNG.standard_normal((4, 50))
+    whole = sketch_of(B, A)
+    hashes = {side: bucket_hash("q", side, size, WIDTH) for side, size in (("out", 40), ("in", 50))}
+    expected = np.zeros(512)
+    for (o, i), value in np.ndenumerate(B @ A):
+        out, in_ = hashes["out"], hashes["in"]
+        expected[(out.positions[o] + in_.positions[i]) % 512] += float(out.signs[o] * in_.signs[i]) * value
+    assert relative(whole.reshape(8, 512).sum(axis=0), expected) < 1e-3
+    codes, step = to_codes(whole)
+    assert relative(step * fold(codes, 512).astype(float), expected) < 0.05
+    assert step * codes.astype(float) == pytest.approx(whole, abs=step / 2 + 1e-12)
+
+
+def test_a_module_that_is_missing_counts_as_zero() -> None:
+    whole = random_adapter(1)
+    part = whole.without(list(whole)[:2])
+    rest = whole.without(list(whole)[2:])
+    first, second, third = (measure_adapter(each).sketch for each in (whole, part, rest))
+    total = second.step * second.codes.astype(float) + third.step * third.codes.astype(float)
+    assert relative(first.step * first.codes.astype(float), total) < 0.03
+
+
+def test_a_full_difference_has_the_sketch_of_the_same_pair() -> None:
+    pair = random_adapter(1, layers=("q",))
+    matrix = pair.modules["q"].dense().astype(np.float32)
+    full = loralens.Adapter(modules={"q": Structured(Dense(LazyArray.of(matrix)))})
+    first, second = (measure_adapter(each) for each in (pair, full))
+    codes = [each.sketch.codes.astype(float) * each.sketch.step for each in (first, second)]
+    assert relative(codes[0], codes[1]) < 0.02
+    assert first.norms["q"] == pytest.approx(second.norms["q"], rel=1e-6)
+    assert not second.sketch.start.any()
+
+
+def test_nan_is_refused_and_never_a_code() -> None:
+    for factor in ("B", "A"):
+        broken = random_adapter(1).map(
+            lambda module: loralens.LowRank(
+                module.B * (np.float32(np.nan) if factor == "B" else 1),  # noqa: B023
+                module.A * (np.float32(np.inf) if factor == "A" else 1),  # noqa: B023
+            )
+        )
+        with pytest.raises(loralens.FormatError, match="NaN or Inf"):
+            measure_adapter(broken)
+
+
+def test_hashes_are_balanced_and_differ_by_key_side_and_size() -> None:
+    one = bucket_hash("q", "in", 4000, 4096)
+    assert abs(one.signs.mean()) < 0.06
+    assert one.positions.min() >= 0
+    assert np.bincount(one.positions // 512).std() < 60
+    assert one.most == np.bincount(one.positions).max()
+    for other in (bucket_hash("k", "in", 4000, 4096), bucket_hash("q", "out", 4000, 4096)):
+        assert np.mean(other.positions == one.positions) < 0.01
+    assert np.mean(bucket_hash("q", "in", 3999, 4096).positions == one.positions[:3999]) < 0.01
+    large = bucket_hash("q", "in", 5000, 4096)
+    assert hashlib.sha256(large.positions.astype("<i8").tobytes()).hexdigest()[:16] == "434c76185608862d"
+
+
+def test_the_number_of_columns_at_a_time_changes_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    B, A = RNG.standard_normal((20, 40)), RNG.standard_normal((40, 30))
+    expected = sketch_of(B, A)
+    monkeypatch.setattr(tensor_sketch, "COLUMNS", 8)
+    assert relative(sketch_of(B, A), expected) < 1e-3

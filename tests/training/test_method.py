@@ -1,0 +1,68 @@
+"""Methods as combinations of axes."""
+
+from itertools import product
+from typing import Any, get_args
+
+import pytest
+
+from loralens.choices import MethodName, ScaleRule, StartName
+from loralens.errors import OptionError
+from loralens.training.method import AXES, METHODS, training_method
+
+
+def test_the_names_are_those_of_the_command() -> None:
+    assert tuple(method.name for method in METHODS) == get_args(MethodName)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_name_is_short_for_its_axes(method: Any) -> None:
+    given = {
+        "scale_rule": method.scale_rule,
+        "start": method.start,
+        "magnitude": method.magnitude,
+        "freeze_a": method.frozen,
+        "lr_ratio": method.ratio,
+    }
+    assert training_method("lora", **given) is method
+    assert training_method(method.name) is method
+    assert training_method(method.name, **given) is method
+
+
+def test_every_combination_has_a_name_of_its_own() -> None:
+    """A Gaussian start alone has the name of the Kaiming one: the record names the start."""
+    names: dict[str, tuple[Any, ...]] = {}
+    starts = [start for start in get_args(StartName) if start != "gaussian"]
+    for rule, start, magnitude, frozen, ratio in product(
+        get_args(ScaleRule), starts, (False, True), (False, True), (1.0, 4.0, 16.0)
+    ):
+        found = training_method(scale_rule=rule, start=start, magnitude=magnitude, freeze_a=frozen, lr_ratio=ratio)
+        axes = tuple(getattr(found, axis) for axis in AXES)
+        assert axes == (rule, start, magnitude, frozen, ratio)
+        assert names.setdefault(found.name, axes) == axes
+    assert len(names) == 2 * len(starts) * 2 * 2 * 3
+
+
+def test_an_option_replaces_what_the_method_has() -> None:
+    assert training_method("dora", magnitude=False).name == "lora"
+    assert training_method("dora", scale_rule="rslora").name == "rslora, dora"
+    assert training_method("lora+", lr_ratio=2).name == "lora+2"
+    assert training_method("pissa", start="kaiming") is training_method("lora")
+    assert training_method("lora", start="gaussian").name == "lora"
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        ({"start": "zeros"}, r"start 'zeros' does not exist\n  fix: choose one of kaiming"),
+        ({"scale_rule": "r"}, "scale_rule 'r' does not exist"),
+        ({"magnitude": 1}, "magnitude 1 is not True or False"),
+        ({"freeze_a": "yes"}, "freeze_a 'yes' is not True or False"),
+        ({"lr_ratio": 0}, "lr_ratio 0 is not a positive number"),
+        ({"lr_ratio": float("nan")}, "lr_ratio nan is not"),
+        ({"lr_ratio": 1e9}, "lr_ratio 1000000000.0 is not a positive number up to 1e"),
+        ({"lr_ratio": True}, "lr_ratio True is not"),
+    ],
+)
+def test_values_that_no_axis_has_are_refused(axes: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        training_method(**axes)

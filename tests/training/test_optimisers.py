@@ -1,0 +1,123 @@
+"""The optimisers of a run."""
+
+from typing import Any
+
+import pytest
+
+from loralens.errors import OptionError
+from loralens.training.course import Course, optimiser_name
+from loralens.training.injection import inject
+from loralens.training.optimisers import Together, make_optimiser
+from tests import models
+
+torch = pytest.importorskip("torch")
+CPU = torch.device("cpu")
+
+
+def groups(**options: Any) -> list[dict[str, Any]]:
+    made = inject(models.llama(), targets="q_proj", rank=2, **options)
+    return made.groups(lr=1e-3)
+
+
+def test_adamw_has_the_options_of_the_course() -> None:
+    made = make_optimiser(groups(), Course(1, beta1=0.5, beta2=0.6, epsilon=1e-3, weight_decay=0.1), device=CPU)
+    assert type(made) is torch.optim.AdamW
+    assert (made.defaults["betas"], made.defaults["eps"], made.defaults["weight_decay"]) == ((0.5, 0.6), 1e-3, 0.1)
+    assert made.defaults["fused"] is None  # on a CPU the numbers stay those of the plain loop
+
+
+def test_adamw_is_fused_on_a_gpu_of_cuda_and_not_for_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses to fuse parameters on a CPU at the first step only: the choice can be seen without a GPU."""
+    seen: list[Any] = []
+
+    class Seen(torch.optim.AdamW):
+        def __init__(self, *args: Any, fused: Any = None, **more: Any) -> None:
+            seen.append(fused)
+            super().__init__(*args, **more)
+
+    monkeypatch.setattr("loralens.training.optimisers.AdamW", Seen)
+    for device, shard in (("cuda", False), ("cuda", True), ("cpu", False)):
+        make_optimiser(groups(), Course(1), device=torch.device(device), shard=shard)
+    assert seen == [True, None, None]
+
+
+def test_muon_takes_the_factors_and_adamw_everything_else() -> None:
+    made = make_optimiser(groups(method="dora", heads=["lm_head"]), Course(1, optimiser="muon"), device=CPU)
+    assert isinstance(made, Together)
+    muon, adamw = made.optimisers
+    assert type(muon) is torch.optim.Muon
+    assert [group["name"] for group in muon.param_groups] == ["A", "B"]
+    assert type(adamw) is torch.optim.AdamW
+    assert [group["name"] for group in adamw.param_groups] == ["magnitude", "heads"]
+    assert type(make_optimiser(groups(), Course(1, optimiser="muon"), device=CPU)) is torch.optim.Muon
+
+
+def test_together_takes_the_steps_of_both() -> None:
+    first, second = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
+    alone = [torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2)]
+    make = (lambda p: torch.optim.SGD([p], lr=0.1, momentum=0.9), lambda p: torch.optim.AdamW([p], lr=0.2))
+    both = Together([make[0](first), make[1](second)])
+    single = [make[i](alone[i]) for i in range(2)]
+    for step in range(3):
+        for parameter in (first, second, *alone):
+            parameter.grad = torch.full((2, 2), step + 1.0)
+        for group in both.param_groups:
+            group["lr"] *= 0.5
+        both.step()
+        for one in single:
+            one.param_groups[0]["lr"] *= 0.5
+            one.step()
+        both.zero_grad(set_to_none=True)
+        assert first.grad is None
+    assert torch.equal(first, alone[0])
+    assert torch.equal(second, alone[1])
+    assert set(both.state.get(second)) == {"step", "exp_avg", "exp_avg_sq"}
+    assert both.state.get(torch.ones(1), "none") == "none"
+
+
+def test_a_torch_without_muon_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(OptionError, match=r"has no Muon\n  fix: install torch 2.9 or newer"):
+        make_optimiser(groups(), Course(1, optimiser="muon"), device=CPU)
+
+
+def test_muon_refuses_stacks_of_experts() -> None:
+    stack = [{"name": "A", "params": [torch.nn.Parameter(torch.ones(2, 3, 4))], "lr": 1e-3}]
+    with pytest.raises(OptionError, match="Muon takes matrices"):
+        make_optimiser(stack, Course(1, optimiser="muon"), device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda groups: None, "returned a NoneType"),
+        (lambda groups: torch.optim.SGD(groups[:1]), "does not have the parameters of the run"),
+        (lambda groups: torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]), "does not have the parameters"),
+        (lambda groups: torch.optim.LBFGS(groups[0]["params"]), "needs a closure"),
+    ],
+)
+def test_what_is_no_optimiser_of_the_run_is_refused(make: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        make_optimiser(groups(), Course(1, optimiser=make), device=CPU)
+
+
+def test_an_optimiser_of_the_caller_keeps_the_rates_of_groups() -> None:
+    made = make_optimiser(groups(method="lora+"), Course(1, optimiser=torch.optim.RAdam), device=CPU)
+    assert [group["lr"] for group in made.param_groups] == [1e-3, 16e-3]
+
+
+def test_names_of_optimisers_tell_their_arguments() -> None:
+    from functools import partial
+
+    assert optimiser_name("adamw") == "adamw"
+    assert optimiser_name(torch.optim.RAdam) == "torch.optim.radam.RAdam"
+    one = partial(partial(torch.optim.SGD, momentum=0.9), nesterov=True)
+    assert optimiser_name(one) == "torch.optim.sgd.SGD(momentum=0.9, nesterov=True)"
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", torch.optim.RAdam])
+def test_options_of_adamw_are_refused_where_they_have_no_effect(optimiser: Any) -> None:
+    with pytest.raises(OptionError, match="beta1 is an option of AdamW, and not of"):
+        Course(1, optimiser=optimiser, beta1=0.5)
+    assert "beta1" not in Course(1).record
+    assert Course(1, beta1=0.5).record["beta1"] == 0.5

@@ -1,0 +1,190 @@
+"""The starts that are made of a weight or of a gradient, and those that an adapter brings."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loralens.errors import MismatchError, OptionError
+from loralens.training.course import Course
+from loralens.training.fitting import fit
+from loralens.training.injection import inject
+from loralens.training.readout import read_injection, record_of
+from loralens.training.starts.lora_ga import GAMMA, gradient_pair, weight_gradients
+from loralens.training.starts.olora import orthogonal_pair
+from tests import models
+
+torch = pytest.importorskip("torch")
+
+IDS = torch.tensor([[3, 4, 5, 9, 2], [7, 7, 3, 1, 6]])
+BATCHES = [{"input_ids": IDS, "labels": IDS}, {"input_ids": IDS.flip(0, 1), "labels": IDS.flip(0, 1)}]
+
+
+def numbers(*shape: int, seed: int = 0) -> Any:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(9, 6), (6, 9), (5, 5)])
+def test_olora_is_the_qr_of_the_whole_weight(shape: tuple[int, int]) -> None:
+    W = numbers(*shape)
+    Q, R = torch.linalg.qr(W)
+    for rank in (1, 3, 5):
+        B, A = orthogonal_pair(W, rank=rank)
+        torch.testing.assert_close(B, Q[:, :rank], rtol=0, atol=1e-12)
+        torch.testing.assert_close(A, R[:rank], rtol=0, atol=1e-12)
+        assert orthogonal_pair(W.float(), rank=rank).B.dtype == torch.float32
+
+
+def test_lora_ga_has_the_directions_and_the_lengths_of_the_paper() -> None:
+    W, G = numbers(12, 9), numbers(12, 9, seed=1)
+    U, _, Vh = torch.linalg.svd(G)
+    B, A = gradient_pair("m", W, G, rank=3)
+    length = 12**0.25 / GAMMA**0.5
+    for row, direction in zip(A, Vh[:3], strict=True):
+        torch.testing.assert_close(abs(row @ direction), torch.tensor(length, dtype=torch.float64))
+        torch.testing.assert_close(row.norm(), torch.tensor(length, dtype=torch.float64))
+    for column, direction in zip(B.T, U.T[3:6], strict=True):
+        torch.testing.assert_close(abs(column @ direction), torch.tensor(length, dtype=torch.float64))
+    # The size of the gradient does not matter.
+    torch.testing.assert_close(gradient_pair("m", W, 1e-6 * G, rank=3).A, A)
+    # A matrix that has fewer than 2r directions.
+    B, A = gradient_pair("m", numbers(12, 4), G[:, :4], rank=3)
+    assert (B.shape, A.shape) == ((12, 3), (3, 4))
+    torch.testing.assert_close(B.T @ B, length**2 * torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("gradient", "words"),
+    [
+        (torch.zeros(4, 3), "the gradient of the first step is 0"),
+        (torch.full((4, 3), float("nan")), "the gradient of the first step is not finite"),
+        (torch.ones(3, 4), r"the gradient has the shape \(3, 4\), where the weight has \(4, 3\)"),
+    ],
+)
+def test_a_gradient_without_directions_is_refused(gradient: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=f"^m: {words}"):
+        gradient_pair("m", torch.ones(4, 3), gradient, rank=1)
+
+
+def test_weight_gradients_are_those_of_autograd_and_leave_the_model_as_it_was() -> None:
+    model = models.llama()
+    model.model.norm.weight.requires_grad_(False)
+    model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)
+    weights = {name: model.get_submodule(name).weight for name in ("model.layers.0.mlp.up_proj", "lm_head")}
+    wanted = torch.autograd.grad(sum(model(**batch).loss for batch in BATCHES), list(weights.values()))
+
+    def add() -> None:
+        for batch in BATCHES:
+            model(**batch).loss.backward()
+
+    found = weight_gradients(model, weights, add)
+    for name, gradient in zip(weights, wanted, strict=True):
+        torch.testing.assert_close(found[name], gradient)
+    assert not model.model.norm.weight.requires_grad
+    assert model.model.layers[1].mlp.up_proj.weight.requires_grad
+    assert torch.equal(model.lm_head.weight.grad, torch.ones_like(model.lm_head.weight))
+    assert model.model.layers[0].mlp.up_proj.weight.grad is None
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters() if p._post_accumulate_grad_hooks)
+
+
+def test_fit_starts_along_the_gradient_of_its_first_step() -> None:
+    model = models.llama()
+    weight = model.model.layers[0].mlp.up_proj.weight
+    both = torch.autograd.grad(sum(model(**batch).loss for batch in BATCHES), weight)[0]
+    first = torch.autograd.grad(model(**BATCHES[0]).loss, weight)[0]
+    for accumulate, gradient in ((2, both), (1, first)):
+        made = fit(
+            copy.deepcopy(model), BATCHES, course=Course(1, lr=1e-9, accumulate=accumulate), targets="up_proj", rank=2,
+            method="lora-ga",
+        )  # fmt: skip
+        layer = made.injection.layers["model.layers.0.mlp.up_proj"]
+        wanted = gradient_pair("m", weight, gradient, rank=2)
+        torch.testing.assert_close(layer.A0, wanted.A, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(layer.B0, wanted.B, rtol=1e-4, atol=1e-5)
+        assert (record_of(made.adapter) or {})["initialisation"] == "lora-ga"
+
+
+def test_the_first_step_of_lora_ga_is_along_the_gradient() -> None:
+    """With the pair of a long A and B the first change of ΔW lies along −G, more than that of another start."""
+    model = models.llama()
+    name = "model.layers.0.mlp.up_proj"
+    gradient = torch.autograd.grad(model(**BATCHES[0]).loss, model.get_submodule(name).weight)[0]
+    along = {}
+    for start in ("kaiming", "lora-ga"):
+        made = fit(
+            copy.deepcopy(model), BATCHES[:1], course=Course(1, lr=1e-3, optimiser="sgd", clip=0, warmup=0), rank=2,
+            targets="up_proj", start=start,
+        )  # fmt: skip
+        delta = torch.from_numpy(np.array(made.adapter[name].dense())).float()
+        along[start] = float(-(delta * gradient).sum() / delta.norm() / gradient.norm())
+    assert along["lora-ga"] > 0.7
+    assert along["lora-ga"] > along["kaiming"] + 0.1
+
+
+def test_batches_of_one_round_cannot_be_read_twice() -> None:
+    with pytest.raises(OptionError, match="there are no more batches"):
+        fit(models.llama(), iter(BATCHES), course=Course(2), targets="up_proj", rank=2, method="lora-ga")
+
+
+def test_inject_needs_gradients_for_the_start_along_them() -> None:
+    with pytest.raises(OptionError, match=r"up_proj: lora-ga starts along the gradient of the loss, and none is given"):
+        inject(models.llama(), targets="up_proj", rank=2, start="lora-ga")
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "lora-ga"])
+@pytest.mark.parametrize("rule", ["lora", "rslora"])
+def test_a_model_starts_as_it_is(start: Any, rule: Any) -> None:
+    model = models.llama().double()
+    with torch.no_grad():
+        wanted = model(input_ids=IDS).logits
+    made = inject(
+        model, targets="all-linear", rank=3, start=start, scale_rule=rule, magnitude=True,
+        gradients=lambda weights: {name: numbers(*weight.shape) for name, weight in weights.items()},
+    )  # fmt: skip
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=IDS).logits, wanted)
+    assert all(layer.B.abs().max() > 0 for layer in made.layers.values())
+
+
+# ---- A of an adapter
+
+
+def trained(rank: int = 2, **options: Any) -> Any:
+    made = inject(models.llama(), targets=["q_proj", "embed_tokens"], rank=rank, seed=5, **options)
+    with torch.no_grad():
+        for layer in made.layers.values():
+            layer.A.add_(0.1)
+            layer.B.add_(0.2)
+    return read_injection(made)
+
+
+def test_a_run_starts_with_the_a_of_an_adapter_and_with_b_of_0() -> None:
+    adapter = trained()
+    made = fit(
+        models.llama(), BATCHES, course=Course(1, lr=1e-12), targets=["q_proj", "embed_tokens"], rank=2,
+        first_a=adapter, freeze_a=True,
+    )  # fmt: skip
+    for name, layer in made.injection.layers.items():
+        drawn, other = ("B", "A") if layer.kind == "embedding" else ("A", "B")
+        np.testing.assert_array_equal(getattr(layer, drawn).detach().numpy(), getattr(adapter[name], drawn))
+        assert not getattr(layer, drawn).requires_grad
+        assert getattr(layer, other).abs().max() < 1e-10
+    record = record_of(made.adapter) or {}
+    assert (record["initialisation"], record["method"]) == ("A of an adapter", "frozen-a")
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "error"),
+    [
+        ({"rank": 3}, r"q_proj has \(2, 16\), where the model needs \(3, 16\)", MismatchError),
+        ({"targets": "v_proj"}, "has no pair for model.layers.0.self_attn.v_proj", MismatchError),
+        ({"method": "pissa"}, "pissa starts with an A of its own", OptionError),
+    ],
+)
+def test_an_a_that_does_not_fit_is_refused(options: dict[str, Any], words: str, error: Any) -> None:
+    model = models.llama()
+    modules = dict(model.named_modules())
+    with pytest.raises(error, match=words):
+        fit(model, BATCHES, course=Course(1), first_a=trained(), **{"targets": "q_proj", "rank": 2, **options})
+    assert dict(model.named_modules()) == modules

@@ -1,0 +1,474 @@
+"""Grids of runs: what is made, what is not made again, and what a kill leaves."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+import loralens
+from loralens.errors import FormatError, MismatchError, OptionError
+from loralens.verbs.grids.grid_result import GridResult
+from tests import models
+from tests.cli.command import Command
+from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.usefixtures("quiet_torch")
+
+LABELS = ["x", "y", "y", "x"]
+TRAIN = Command("train", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    models.folder(models.llama(), home / "llama")
+    models.folder(models.bert(), home / "bert")
+    models.jsonl(home / "d.jsonl", models.TEXTS * 3, label=LABELS * 3)
+    (home / "d.txt").write_text("\n".join(models.TEXTS * 3), encoding="utf-8")
+    (home / "other.txt").write_text("\n".join(models.TEXTS[1:]), encoding="utf-8")
+    return home
+
+
+def speak(home: Path, **more: Any) -> dict[str, Any]:
+    return {"model": home / "llama", "task": "causal-lm", "data": home / "d.txt", "eval": home / "d.txt", "steps": 3,
+            "batch": 4, "threads": 1, "lr": 0.01, "jobs": 1} | more  # fmt: skip
+
+
+def classify(home: Path, **more: Any) -> dict[str, Any]:
+    return {"model": home / "bert", "task": "classification", "data": home / "d.jsonl", "rank": 2, "steps": 2,
+            "batch": 4, "threads": 1, "lr": 0.01, "jobs": 1} | more  # fmt: skip
+
+
+def grid(**options: Any) -> GridResult:
+    made = loralens.train(**options)
+    assert isinstance(made, GridResult)
+    return made
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(StringIO((folder / "runs.csv").read_text())))
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+AXES: dict[str, Any] = {"rank": [1, 2], "seed": range(2), "targets": ["all-linear", "q_proj,v_proj"]}
+
+
+@pytest.fixture(scope="module")
+def made(home: Path, tmp_path_factory: pytest.TempPathFactory) -> GridResult:
+    return grid(**speak(home), grid=AXES, output=tmp_path_factory.mktemp("made") / "g")
+
+
+def test_every_run_has_the_bytes_of_the_run_alone(home: Path, made: GridResult, tmp_path: Path) -> None:
+    """Whatever the runs before it have left in the model, which is loaded once."""
+    assert len(made) == 8
+    for run in made:
+        settings = run.settings
+        alone = {"rank": settings["rank"], "seed": settings["seed"], "targets": settings["targets"].replace("+", ",")}
+        single = speak(home) | alone | {"output": tmp_path / run.name}
+        single.pop("jobs")
+        loralens.train(**single)
+        assert weights(tmp_path / run.name) == weights(run.output)
+
+
+def test_a_classifier_of_another_seed_has_another_head_and_that_of_the_run_alone(home: Path, tmp_path: Path) -> None:
+    options = classify(home)
+    options.pop("rank")
+    found = grid(**options, grid={"rank": [1, 2], "seed": [0, 1]}, output=tmp_path / "g")
+    for run in found:
+        single = options | {"rank": run.settings["rank"], "seed": run.settings["seed"], "output": tmp_path / run.name}
+        single.pop("jobs")
+        loralens.train(**single)
+        assert weights(tmp_path / run.name) == weights(run.output)
+    assert weights(found[0].output) != weights(found[1].output)
+
+
+def test_runs_csv_has_every_setting_and_result(made: GridResult) -> None:
+    found = rows(made.output)
+    assert [row["run"] for row in found] == [run.name for run in made]
+    for row, run in zip(found, made, strict=True):
+        assert row["status"] == run.status == "done"
+        assert (row["rank"], row["seed"]) == (str(run.settings["rank"]), str(run.settings["seed"]))
+        assert row["targets"] in ("all-linear", "q_proj+v_proj")
+        assert (row["model"], row["data"], row["lr"], row["patience"]) == ("llama", "d.txt", "0.01", "")
+        result = run.results
+        assert float(row["eval_loss"]) == result["eval_loss"]
+        evaluations = [line["evaluation"]["loss"] for line in run.log if "evaluation" in line]
+        assert [result["before_loss"], result["eval_loss"]] == [evaluations[0], evaluations[-1]]
+        losses = [line["loss"] for line in run.log if "loss" in line]
+        assert result["loss"] == losses[-1]
+        assert result["trainable"] == run.adapter.parameters
+        assert (result["steps_done"], result["modules"]) == (3, len(run.adapter))
+        assert "seconds" not in row
+    timed = list(csv.DictReader(StringIO((made.output / "timings.csv").read_text())))
+    assert [row["run"] for row in timed] == [run.name for run in made]
+    assert all(float(row["seconds"]) > 0 for row in timed)
+
+
+def test_the_listing_is_the_table(made: GridResult) -> None:
+    frame = list(csv.DictReader(StringIO(made.to_csv())))
+    table = rows(made.output)
+    assert [row["run"] for row in frame] == [row["run"] for row in table]
+    for mine, theirs in zip(frame, table, strict=True):
+        assert {key: mine[key] for key in mine if key in theirs} == {key: theirs[key] for key in mine if key in theirs}
+    assert set(frame[0]) == set(table[0])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "dora", "targets": "*_proj,embed_tokens"},
+        {"freeze_a": True, "targets": "q_proj,embed_tokens", "rank_pattern": "q_proj=3"},
+        {"method": "pissa", "heads": "lm_head"},
+    ],
+)
+def test_parameters_are_counted_without_training(home: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    from loralens.training.injection import inject
+
+    (run,) = grid(**speak(home, steps=1, **options), grid={"rank": [2]}, output=tmp_path / "g")
+    pattern = {"q_proj": 3} if "rank_pattern" in options else None
+    given = {key: value.split(",") if key == "targets" else value for key, value in options.items()}
+    made = inject(models.llama(), rank=2, **given | {"rank_pattern": pattern})
+    assert (run.results["trainable"], run.results["frozen"]) == (made.trainable, made.frozen)
+
+
+def test_runs_are_chosen_by_their_settings(made: GridResult) -> None:
+    assert [run.settings["seed"] for run in made.where(rank=2, targets="q_proj+v_proj")] == [0, 1]
+    assert made.where(rank=3) == []
+    assert made.where(targets=["q_proj", "v_proj"], rank=1, seed=1)[0].results["modules"] == 4
+
+
+def test_what_is_done_is_not_done_again_and_new_values_add_runs(
+    home: Path, made: GridResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    folder = tmp_path / "g"
+    shutil.copytree(made.output, folder)
+    before, table = {run.name: weights(run.output) for run in made}, (folder / "runs.csv").read_bytes()
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    with monkeypatch.context() as patch:
+        # Nothing is read for it.
+        patch.setattr("loralens.verbs.grids.shared_inputs.read_training_inputs", None)
+        again = grid(**speak(home), grid=AXES, output=folder)
+    assert (again.trained, len(again)) == (0, 8)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == times
+    assert (folder / "runs.csv").read_bytes() == table
+    more = grid(**speak(home), grid={**AXES, "rank": [2, 3], "seed": 0}, output=folder)
+    assert (more.trained, len(more)) == (2, 4)
+    assert [row["run"] for row in rows(folder)][:8] == list(before)
+    assert [row["rank"] for row in rows(folder)][8:] == ["3", "3"]
+    assert {name: weights(folder / name) for name in before} == before
+
+
+def test_another_setting_in_the_same_folder_is_refused_and_overwrite_replaces(home: Path, tmp_path: Path) -> None:
+    folder, axes = tmp_path / "g", {"rank": [1, 2]}
+    first = grid(**speak(home), grid=axes, output=folder)
+    old = weights(first[0].output)
+    with pytest.raises(MismatchError, match=r"rank=1 was made with other settings: lr is 0.01 there, 0.02 here"):
+        grid(**speak(home, lr=0.02), grid=axes, output=folder)
+    assert weights(first[0].output) == old
+    second = grid(**speak(home, lr=0.02), grid={"rank": [1]}, output=folder, overwrite=True)
+    assert second.trained == 1
+    assert weights(first[0].output) != old
+    assert [(row["rank"], row["lr"]) for row in rows(folder)] == [("1", "0.02"), ("2", "0.01")]
+
+
+def test_a_kill_while_runs_are_replaced_does_not_leave_the_old_one(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, axes = tmp_path / "g", {"rank": [1, 2]}
+    old = [weights(run.output) for run in grid(**speak(home), grid=axes, output=folder)]
+    with monkeypatch.context() as patch:
+
+        def kill(*args: Any, **more: Any) -> Any:
+            raise KeyboardInterrupt
+
+        patch.setattr("loralens.verbs.grids.grid_workers.train_adapter", kill)
+        with pytest.raises(KeyboardInterrupt):
+            grid(**speak(home, lr=0.02), grid=axes, output=folder, overwrite=True)
+    assert grid(**speak(home, lr=0.02), grid=axes, output=folder, dry_run=True)[0].status == "missing"
+    again = grid(**speak(home, lr=0.02), grid=axes, output=folder)
+    assert again.trained == 2
+    assert all(weights(run.output) != before for run, before in zip(again, old, strict=True))
+    assert grid(**speak(home, lr=0.02), grid=axes, output=folder).trained == 0
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "run.json", "adapter_model.safetensors"])
+def test_a_folder_of_something_else_is_refused(home: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / name).write_text("mine")
+    with pytest.raises(OptionError, match=f"holds {name}, which no grid has written there"):
+        grid(**speak(home), grid={"rank": [1]}, output=tmp_path / "g")
+    assert (tmp_path / "g" / name).read_text() == "mine"
+    with pytest.raises(OptionError, match="is a file, but a grid is a folder"):
+        grid(**speak(home), grid={"rank": [1]}, output=tmp_path / "g" / name)
+
+
+def test_one_process_makes_a_grid(home: Path, made: GridResult) -> None:
+    from loralens.verbs.grids.grid_folder import GridFolder
+
+    first = GridFolder(made.output, hold=True)
+    with pytest.raises(OptionError, match="a run is going on there at this moment"):
+        grid(**speak(home), grid=AXES, output=made.output)
+    first.release()
+    assert grid(**speak(home), grid=AXES, output=made.output).trained == 0
+
+
+def test_other_texts_under_the_same_name_are_other_settings(home: Path, tmp_path: Path) -> None:
+    data = tmp_path / "t.txt"
+    data.write_text((home / "d.txt").read_text())
+    grid(**speak(home, data=data), grid={"rank": [1]}, output=tmp_path / "g")
+    data.write_text((home / "other.txt").read_text())
+    with pytest.raises(MismatchError, match="data_digest is"):
+        grid(**speak(home, data=data), grid={"rank": [1]}, output=tmp_path / "g")
+
+
+def test_a_run_that_diverges_does_not_stop_the_others_and_is_not_tried_again(home: Path, tmp_path: Path) -> None:
+    options = speak(home, optimiser="sgd", clip=0)
+    options.pop("lr")
+    first = grid(**options, grid={"lr": [1e30, 0.01]}, output=tmp_path / "g")
+    assert [run.status for run in first] == ["diverged", "done"]
+    assert "at step" in first[0].message
+    assert rows(tmp_path / "g")[0]["message"] == first[0].message
+    assert "1 run diverged" in first.conclusion()[1]
+    table = (tmp_path / "g" / "runs.csv").read_bytes()
+    assert grid(**options, grid={"lr": [1e30, 0.01]}, output=tmp_path / "g").trained == 0
+    assert (tmp_path / "g" / "runs.csv").read_bytes() == table
+
+
+@pytest.mark.parametrize(
+    ("more", "axes", "words"),
+    [
+        ({}, {"rank": [1, 200]}, r"rank=200: rank 200 is larger than the matrix of any target allows"),
+        ({}, {"targets": ["q_proj", "q_prj"]}, r"targets=q_prj: no module matches 'q_prj'\n  fix: .*q_proj"),
+        ({}, {"batch": [4, 6], "accumulate": 4}, "batch=6_accumulate=4: a batch of 6 cannot be cut into 4"),
+        ({}, {"lr_ratio": [1, -1]}, "lr-ratio=-1: lr_ratio -1 is not a positive number"),
+        ({}, {"beta1": [0.9, 1.0]}, "beta1=1: beta1 1.0 is not a number in"),
+        ({}, {"start": ["kaiming", "kaimnig"]}, "start=kaimnig: start 'kaimnig' is not possible"),
+        ({}, {"dropout": [0.0, 1.5]}, "dropout=1.5: dropout 1.5 is not in"),
+        ({}, {"seed": [0, -1]}, "seed=-1: seed -1 is not possible"),
+        ({}, {"patience": [None, 2]}, "patience=2: --patience counts evaluations"),
+        ({"eval": None}, {"evaluate_every": [None, 2]}, "evaluate-every=2: --evaluate-every needs texts"),
+        ({}, {"data": ["d.txt", "nowhere.txt"]}, "nowhere.txt: "),
+    ],
+)
+def test_every_value_is_checked_before_the_first_run(
+    home: Path, tmp_path: Path, more: dict[str, Any], axes: Any, words: str
+) -> None:
+    options = {key: value for key, value in speak(home, **more).items() if key not in axes}
+    if "data" in axes:
+        axes = {"data": [home / name for name in axes["data"]]}
+    with pytest.raises(OptionError, match=words):
+        grid(**options, grid=axes, output=tmp_path / "g")
+    assert not (tmp_path / "g").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"resume": True}, "--grid and --resume exclude each other"),
+        ({"more_steps": 3}, "--grid and --more-steps exclude each other"),
+        ({"shard": True}, "--grid and --shard exclude each other"),
+        ({"output": None}, "Missing option '--output'"),
+        ({"jobs": 0}, "jobs 0 is not possible"),
+    ],
+)
+def test_options_of_a_single_run_are_refused(home: Path, tmp_path: Path, more: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        grid(**speak(home) | {"output": tmp_path / "g"} | more, grid={"rank": [1]})
+
+
+def test_jobs_without_a_grid_are_refused(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--jobs is the number of runs of a grid"):
+        loralens.train(**speak(home), output=tmp_path / "a")
+
+
+def test_a_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
+    found = grid(**speak(home), grid={"rank": [1, 2]}, output=tmp_path / "g", dry_run=True)
+    assert [run.status for run in found] == ["missing", "missing"]
+    assert "2 runs, of which 2 would be trained" in found.conclusion()[0]
+    assert not (tmp_path / "g").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{",
+        '{"version": 1, "runs": {}}',
+        '{"version": 2, "runs": {}, "failed": {}, "parameters": {}}',
+        '{"version": 1, "runs": {"../x": {}}, "failed": {}, "parameters": {}}',
+    ],
+)
+def test_a_damaged_record_is_refused(home: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "grid.json").write_text(text)
+    with pytest.raises(FormatError):
+        grid(**speak(home), grid={"rank": [1]}, output=tmp_path / "g")
+
+
+def test_several_data_are_read_once_each(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loralens.verbs.grids import shared_inputs
+
+    read, loaded = [], []
+    inputs, load = shared_inputs.read_training_inputs, shared_inputs.load_headed
+
+    def count_inputs(options: Any, **more: Any) -> Any:
+        read.append(Path(options.data).name)
+        return inputs(options, **more)
+
+    def count_models(*args: Any, **more: Any) -> Any:
+        loaded.append(args[0])
+        return load(*args, **more)
+
+    monkeypatch.setattr(shared_inputs, "read_training_inputs", count_inputs)
+    monkeypatch.setattr(shared_inputs, "load_headed", count_models)
+    options = speak(home, eval=None)
+    options.pop("data")
+    axes = {"rank": [1, 2], "data": [home / "d.txt", home / "other.txt"], "seed": range(2)}
+    assert len(grid(**options, grid=axes, output=tmp_path / "g")) == 8
+    assert sorted(read) == ["d.txt", "other.txt"]
+    assert len(loaded) == 1
+
+
+def test_the_model_of_the_caller_is_as_it_was(home: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(home / "llama", dtype=torch.float32)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    options = speak(home, model=(model, AutoTokenizer.from_pretrained(home / "llama")), jobs=2)
+    found = grid(**options, grid={"rank": [1, 2], "start": ["kaiming", "pissa"]}, output=tmp_path / "g")
+    assert [run.status for run in found] == ["done"] * 4
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert set(before) == set(model.state_dict())
+
+
+def test_optimisers_of_the_caller_are_an_axis(home: Path, tmp_path: Path) -> None:
+    found = grid(
+        **speak(home), grid={"optimiser": ["adamw", torch.optim.RAdam, torch.optim.Adagrad]}, output=tmp_path / "g"
+    )
+    assert found[0].settings["optimiser"] == "adamw"
+    assert "RAdam" in found[1].settings["optimiser"]
+    assert len({weights(run.output) for run in found}) == 3
+
+
+# ---- The command
+
+
+def test_the_command_makes_the_same_and_its_table_has_the_axes(home: Path, made: GridResult, tmp_path: Path) -> None:
+    words = ["--model", home / "llama", "--task", "causal-lm", "--data", home / "d.txt", "--eval", home / "d.txt"]
+    words += ["--steps", 3, "--batch", 4, "--lr", 0.01, "--jobs", 1, "--grid", "rank=1,2", "--grid", "seed=0..1"]
+    result = TRAIN.good(*words, "--grid", "targets=all-linear,q_proj+v_proj", "-o", tmp_path / "g")
+    assert (tmp_path / "g" / "runs.csv").read_bytes() == (made.output / "runs.csv").read_bytes()
+    assert result.stdout.startswith(f"{tmp_path / 'g'}: 8 runs done; runs.csv has their results.")
+    assert "q_proj+v_proj" in result.stdout
+    said = TRAIN.told(*words, "--grid", "targets=all-linear,q_proj+v_proj", "-o", tmp_path / "g")
+    assert said["axes"] == ["rank", "seed", "targets"]
+    assert [run["run"] for run in said["runs"]] == [run.name for run in made]
+    assert said["trained"] == 0
+
+
+def test_other_commands_read_the_folder(made: GridResult, tmp_path: Path) -> None:
+    survey = json.loads(Command("survey").good(made.output, "--json").stdout)
+    assert len(survey["adapters"]) == 8
+    assert not survey["unreadable"]
+    similar = json.loads(Command("similarity").good(made.output, "--json").stdout)
+    assert [Path(path).name for path in similar["adapters"]] == [run.name for run in made]
+    page = Command("report").good(made.output, "-o", tmp_path / "page.html")
+    assert "page.html" in page.stdout
+    text = (tmp_path / "page.html").read_text()
+    assert all(run.name in text for run in made)
+
+
+def test_a_grid_without_finished_runs_is_no_collection(made: GridResult, tmp_path: Path) -> None:
+    (tmp_path / "g").mkdir()
+    (tmp_path / "g" / "grid.json").write_text((made.output / "grid.json").read_text())
+    with pytest.raises(OptionError, match="no run of this grid is finished"):
+        loralens.similarity(tmp_path / "g")
+
+
+# ---- Several at a time, and kills
+
+
+def command(home: Path, folder: Path, *more: object) -> list[str]:
+    words: list[object] = ["--model", home / "llama", "--task", "causal-lm", "--data", home / "d.txt"]
+    words += ["--eval", home / "d.txt", "--batch", 4, "--lr", 0.01, "--threads", 1, "--steps", 40, "--save-every", 5]
+    words += ["--grid", "rank=1,2,3", "-o", folder, *more]
+    return [sys.executable, "-m", "loralens", "train", *map(str, words)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(loralens.__file__).parents[1]), *sys.path])}
+
+
+def done_runs(folder: Path) -> int:
+    return sum(1 for path in folder.glob("*/adapter_model.safetensors") if not path.parent.name.endswith(".unfinished"))
+
+
+@pytest.fixture(scope="module")
+def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grid that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole") / "g"
+    subprocess.run(command(home, folder, "--jobs", 1), check=True, env=environment(), capture_output=True)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "jobs"), [(signal.SIGKILL, 2), (signal.SIGTERM, 2), (signal.SIGKILL, 1)])
+def test_a_grid_that_is_killed_and_repeated_has_the_same_table(
+    home: Path, whole: Path, tmp_path: Path, sent: signal.Signals, jobs: int
+) -> None:
+    killed = tmp_path / "g"
+    process = subprocess.Popen(
+        command(home, killed, "--jobs", jobs), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    # In the middle: when a run has saved a state.
+    begun = monotonic()
+    while not any(killed.glob("*.unfinished/state.safetensors")) and monotonic() - begun < 120:
+        assert process.poll() is None
+        sleep(0.01)
+    process.send_signal(sent)
+    code = process.wait(60)
+    assert code in (-signal.SIGKILL, 143)
+    assert done_runs(killed) < 3
+    again = subprocess.run(command(home, killed, "--jobs", jobs), check=True, env=environment(), capture_output=True)
+    assert b"going on after step" in again.stderr
+    assert (killed / "runs.csv").read_bytes() == (whole / "runs.csv").read_bytes()
+    for run in whole.glob("*/adapter_model.safetensors"):
+        assert run.read_bytes() == (killed / run.relative_to(whole)).read_bytes()
+    assert not any(killed.glob("*.unfinished"))
+
+
+@pytest.mark.slow
+def test_several_at_a_time_make_the_same(home: Path, made: GridResult, tmp_path: Path) -> None:
+    found = grid(**speak(home, jobs=2), grid=AXES, output=tmp_path / "g")
+    assert (tmp_path / "g" / "runs.csv").read_bytes() == (made.output / "runs.csv").read_bytes()
+    assert [weights(run.output) for run in found] == [weights(run.output) for run in made]
+
+
+@pytest.mark.slow
+def test_an_error_in_another_process_is_the_error_of_the_grid(home: Path, tmp_path: Path) -> None:
+    options = speak(home, jobs=2, optimiser="adamw")
+    found = grid(**options, grid={"rank": [1, 2]}, output=tmp_path / "g")
+    # A file in the place of a run cannot be foreseen by the checks of values.
+    import shutil
+
+    shutil.rmtree(found[0].output)
+    found[0].output.write_text("in the way")
+    shutil.rmtree(found[1].output)
+    with pytest.raises(OptionError, match=r"rank=1: .*is a file"):
+        grid(**options, grid={"rank": [1, 2]}, output=tmp_path / "g")

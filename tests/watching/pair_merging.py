@@ -1,0 +1,126 @@
+"""Two processes that merge one model of PEFT, divided by FSDP2: ``python -m tests.watching.pair_merging DIR RANK``."""
+
+import sys
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import loralens
+from loralens.errors import OptionError
+from loralens.watching import LiveSwitchboard
+from loralens.watching.model import weigh
+from tests.watching.pair import shard
+
+IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
+
+
+def adapted(dtype: Any, **options: Any) -> Any:
+    """A model with odd numbers of rows, so that the processes have parts of different sizes."""
+    import peft
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=25, hidden_size=16, intermediate_size=23, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, eos_token_id=1, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = transformers.LlamaForCausalLM(config).to(dtype)
+    adapter = peft.LoraConfig(r=4, target_modules=["q_proj", "gate_proj", "down_proj", "lm_head"], **options)
+    return peft.get_peft_model(model, adapter).eval()
+
+
+def train(model: Any, seed: int) -> None:
+    """The same change of the factors in a whole and in a divided model."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                change = 0.05 * torch.randn(parameter.shape, dtype=parameter.dtype)
+                if hasattr(parameter, "placements"):
+                    change = torch.distributed.tensor.distribute_tensor(
+                        change, parameter.device_mesh, parameter.placements, src_data_rank=None
+                    )
+                parameter.add_(change)
+
+
+def own(model: Any) -> dict[str, torch.Tensor]:
+    """Copies of the parts that this process has."""
+    parameters = ((name, p.detach()) for name, p in model.named_parameters() if "lora_" not in name)
+    return {name: getattr(p, "to_local", lambda p=p: p)().clone() for name, p in parameters}  # type: ignore[misc]
+
+
+def wholes(model: Any) -> dict[str, torch.Tensor]:
+    parameters = ((name, p.detach()) for name, p in model.named_parameters() if "lora_" not in name)
+    return {name: getattr(p, "full_tensor", lambda p=p: p)().clone() for name, p in parameters}  # type: ignore[misc]
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(tensor.view(torch.uint8), second[name].view(torch.uint8)) for name, tensor in first.items()
+    )
+
+
+def check(dtype: Any, **options: Any) -> None:
+    whole, divided = adapted(dtype, **options), shard(adapted(dtype, **options))
+    before = own(divided)
+    boards = [LiveSwitchboard(model, budget=3.0, threads=2) for model in (whole, divided)]
+    for cycle in range(3):
+        for model in (whole, divided):
+            train(model, cycle)
+        with torch.no_grad():
+            # FSDP2 keeps the last weights whole after a forward pass.
+            divided(IDS)
+        with boards[0].merged(), boards[1].merged():
+            assert not same(own(divided), before)
+            assert same(wholes(divided), wholes(whole))
+            with torch.no_grad():
+                assert torch.allclose(divided(IDS).logits.float(), whole(IDS).logits.float(), atol=1e-2)
+        for module in divided.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()
+        assert same(own(divided), before)
+    boards[1].verify()
+    # Every process has its own rows, and patches for them alone.
+    assert 0 < sum(tensor.numel() for tensor in before.values()) < sum(t.numel() for t in wholes(divided).values())
+
+
+def check_that_all_refuse() -> None:
+    """A budget that one process alone exceeds is refused by both, so that neither waits."""
+    divided = shard(adapted(torch.bfloat16))
+    before = own(divided)
+    board = LiveSwitchboard(divided, budget=1000.0 if dist.get_rank() else 0.0)
+    with pytest.raises(OptionError, match="bytes to be undone here"):
+        board.merge()
+    assert same(own(divided), before)
+
+
+def check_sizes() -> None:
+    """The sizes of weights are those of the whole model in both processes."""
+    whole, divided = adapted(torch.bfloat16), shard(adapted(torch.bfloat16))
+    expected, found = (weigh(model, loralens.live(model)) for model in (whole, divided))
+    assert expected.keys() == found.keys()
+    for name, size in expected.items():
+        assert found[name].norm == pytest.approx(size.norm, rel=1e-6), name
+        assert found[name].noise == pytest.approx(size.noise, rel=1e-6), name
+
+
+def work(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    check_sizes()
+    check(torch.bfloat16)
+    check(torch.float32)
+    check(torch.float32, use_dora=True)
+    check_that_all_refuse()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    work(int(sys.argv[2]), Path(sys.argv[1]))
