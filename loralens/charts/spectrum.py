@@ -131,10 +131,11 @@ def _lines(spectra: Spectra, grid: Grid, row: int, numbers: Mapping[str, int], *
     cells = grid.row(row)
     if len(cells) > FEW:
         cells.sort(key=lambda cell: cell[0] * GOLDEN % 1)
-    lines = []
+    # Asked once: the answer takes a pass over the row.
+    lines, crowded = [], _is_crowded(grid, row)
     for column, names in cells:
         curves = [(name, nonzero(spectra[name]), [name]) for name in names if spectra[name].numerical_rank]
-        if _is_crowded(grid, row) and len(curves) > 1:
+        if crowded and len(curves) > 1:
             label = f"mean of {len(curves)} modules of block {grid.columns[column]}"
             # Modules of lower rank count as 0 beyond it; without them the mean would rise where they end.
             total = np.zeros(max(s.size for _, s, _ in curves))

@@ -22,6 +22,10 @@ from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, sort_by
 # and the page stores them.
 STOPS = 32
 
+# Each of the 20 trials of `find_layout` and of the choices under a budget takes about 0.3 ms for each module, so that
+# 20,000 modules would take minutes.
+MANY = 5_000  # modules from which on sizes are approximate
+
 Write = Callable[[Adapter], tuple[Stored, Files]]  # adapter → the tensors and the header of its file
 Shape = tuple[int, ...]
 
@@ -111,12 +115,16 @@ def rank_groups(plan: TruncationPlan, dialect: Dialect) -> dict[str, int]:
 
 
 def find_layout(plan: TruncationPlan, dialect: Dialect) -> FileLayout | None:
-    """The formula for the size of the file at any ranks; None if there is no formula, or the file is not safetensors.
+    """The formula for the size of the file at any ranks; None if there is none, or it would take too long to find.
+
+    There is none if the file is not safetensors.
 
     The writer itself shows which tensor grows with the rank of which group. In a first trial all groups have rank 1, in
     a second all have rank 2. In the n-th trial after these, the groups whose number has bit n set have rank 2 and the
     others rank 1. So the trials in which a tensor grew spell the number of its group in binary, and few trials suffice.
     """
+    if len(plan.directions) > MANY:
+        return None
     # At full rank a fused or structured module is stored in its own form, whose size does not follow from the rank.
     if any(
         is_fused_module(plan.adapter[name]) or isinstance(plan.adapter[name], Structured) for name in plan.directions

@@ -38,7 +38,8 @@ class LiveSwitchboard:
     adapter : str, optional
         The name of the adapter; by default the active one.
     budget : float
-        The most memory for patches, as a share of the bytes of the adapted weights. A copy of the factors comes on top.
+        The most memory for patches, as a share of the bytes of the adapted weights. The factors of the merge come on
+        top: in 16 bits for weights of 16 bits, else a copy.
     threads : int
         Weights that are processed at a time.
 
@@ -68,7 +69,10 @@ class LiveSwitchboard:
         self._sharded = is_sharded(wrapped)
         self._reshard()
         self._view = _mergeable(live(wrapped, self._name))
-        self._board = Switchboard(wrapped, {TASK: self._view}, threads=threads)
+        # All processes read sharded factors together and at once, so these are copied before every merge.
+        self._board = Switchboard(wrapped, {TASK: self._view}, threads=threads, views=not self._sharded)
+        # Looking for them takes longer than merging a small layer.
+        self._layers = _layers_with(wrapped, self._name)
         self._limit = int(budget * sum(self._board.weights.values()))
 
     def merge(self) -> None:
@@ -80,6 +84,9 @@ class LiveSwitchboard:
             It is merged already, or the memory would be more than the budget; the base is then restored.
         """
         self._reshard()
+        state = self._board.state
+        if state.task or state.waiting:
+            raise OptionError(f"the model is merged for {self._name}", fix="call unmerge() first")
         self._board.replace(TASK, self._view)
         self._board.switch(TASK)
         memory = self._board.bytes()
@@ -92,7 +99,7 @@ class LiveSwitchboard:
                 "are allowed",
                 fix="give a larger budget",
             )
-        for layer in self._layers():
+        for layer in self._layers:
             # From now on PEFT's layers do not add the update again.
             layer.merged_adapters.append(self._name)
 
@@ -105,14 +112,16 @@ class LiveSwitchboard:
             PEFT has unmerged the adapter in the meantime, so that the weights are not those of the merge.
         """
         self._reshard()
-        layers = self._layers()
-        if self._board.state.task and not all(self._name in layer.merged_adapters for layer in layers):
+        state = self._board.state
+        # A merge that was interrupted has not reached PEFT's layers.
+        complete = bool(state.task) and state.is_complete
+        if complete and not all(self._name in layer.merged_adapters for layer in self._layers):
             raise MismatchError(
                 "PEFT has unmerged the adapter while it was merged here, which changed the weights",
                 fix="load the base again, and do not disable the adapter while it is merged",
             )
         self._board.switch(None)
-        for layer in layers:
+        for layer in self._layers:
             if self._name in layer.merged_adapters:
                 layer.merged_adapters.remove(self._name)
 
@@ -166,15 +175,16 @@ class LiveSwitchboard:
         """Whether the condition holds in one of the processes that share the model."""
         return any_process(condition, self._model) if self._sharded else condition
 
-    def _layers(self) -> list[Any]:
-        """PEFT's layers that have the adapter and know whether it is merged."""
-        return [
-            layer
-            for layer in self._model.modules()
-            if isinstance(getattr(layer, "merged_adapters", None), list)
-            and isinstance(getattr(layer, "scaling", None), dict)
-            and self._name in layer.scaling
-        ]
+
+def _layers_with(model: nn.Module, name: str) -> list[Any]:
+    """PEFT's layers that have the adapter and know whether it is merged."""
+    return [
+        layer
+        for layer in model.modules()
+        if isinstance(getattr(layer, "merged_adapters", None), list)
+        and isinstance(getattr(layer, "scaling", None), dict)
+        and name in layer.scaling
+    ]
 
 
 def _mergeable(view: Adapter) -> Adapter:

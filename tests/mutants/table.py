@@ -600,7 +600,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("MatrixRows.rows", "start - expert * height", "start + expert * height", ("tests/merging/test_apply.py",)),
     Mutant("sampled_threshold", "1 + sqrt(beta)", "1 + beta", ("tests/merging/test_noise_edge.py",)),
     Mutant(
-        "PatchReader.block",
+        "PatchReader.correct",
         "_to_ordinals(r[positions]) + units",
         "_to_ordinals(r[positions]) - units",
         ("tests/merging/test_patch.py",),

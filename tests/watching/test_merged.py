@@ -121,3 +121,62 @@ def test_refusals() -> None:
     assert same(base_of(model), before)
     with pytest.raises(MismatchError, match="PEFT has unmerged"), switchboard.merged(), model.disable_adapter():
         model(IDS)
+
+
+def test_factors_are_kept_while_merged_only() -> None:
+    switchboard = LiveSwitchboard(adapted(), budget=2.0)
+    assert switchboard.bytes().total == 0
+    with switchboard.merged():
+        kept = switchboard.bytes()
+        assert kept.factors == {}
+        # q_proj and down_proj of two blocks, rank 4, in two bytes; and an exponent for each row and column.
+        assert kept.patch_factors == sum(2 * (4 + 1) * sum(shape) for shape in shapes(switchboard))
+    assert switchboard.bytes().total == 0
+
+
+def shapes(switchboard: LiveSwitchboard) -> list[Any]:
+    return [module.shape for _, module in loralens.live(switchboard._model).items()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_weights_of_other_kinds_keep_the_factors_of_their_merge(dtype: Any) -> None:
+    model = adapted(dtype)
+    switchboard, before = LiveSwitchboard(model, budget=2.0), base_of(model)
+    with switchboard.merged():
+        assert switchboard.bytes().patch_factors > 0
+        train(model)
+    assert same(base_of(model), before)
+
+
+def test_a_weight_with_nan_is_restored_too() -> None:
+    model = adapted()
+    weight = next(p for name, p in model.named_parameters() if name.endswith("q_proj.base_layer.weight"))
+    with torch.no_grad():
+        # A NaN whose payload no computation would make.
+        weight.view(torch.int16)[0, 0] = 0x7F85
+        weight[1, 1] = float("inf")
+    switchboard, before = LiveSwitchboard(model, budget=2.0), base_of(model)
+    with switchboard.merged():
+        pass
+    assert same(base_of(model), before)
+
+
+def test_a_merge_that_was_interrupted_can_be_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted()
+    switchboard, before = LiveSwitchboard(model, budget=2.0), base_of(model)
+    from loralens.merging.resident import switchboard as room
+
+    merge, calls = room.merge_weight, []
+
+    def stop(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return merge(*args, **options)
+
+    monkeypatch.setattr(room, "merge_weight", stop)
+    with pytest.raises(KeyboardInterrupt):
+        switchboard.merge()
+    assert not same(base_of(model), before)
+    switchboard.unmerge()
+    assert same(base_of(model), before)

@@ -1,4 +1,4 @@
-"""An adapter in memory whose numbers can be read anew, while plans that were made with it stay valid."""
+"""Adapters of a switchboard whose numbers can be read anew, while plans that were made with them stay valid."""
 
 from dataclasses import replace
 from typing import final
@@ -7,6 +7,25 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
+
+
+@final
+class ViewedAdapter:
+    """An adapter that is a view of a model in memory: its numbers are read where they are, and nothing is kept.
+
+    Attributes
+    ----------
+    source, adapter : Adapter
+        The view.
+    """
+
+    __slots__ = ("adapter", "source")
+
+    def __init__(self, source: Adapter) -> None:
+        self.source = self.adapter = source
+
+    def read_again(self) -> None:
+        """Do nothing: every reading of a view gives the numbers of the moment."""
 
 
 @final

@@ -14,10 +14,10 @@ from loralens.merging.dora_factors import DoraFactors
 from loralens.merging.matrix import Buffer
 from loralens.merging.plan import TensorPlan
 from loralens.merging.resident.shards import Shard
+from loralens.merging.resident.sixteen_bits import RoundedMerge, merge_sixteen_bits, restore_sixteen_bits
+from loralens.merging.resident.task import Task
 from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter
 from loralens.merging.undo.restore import subtract_updates
-
-Task = tuple[tuple[str, float], ...]  # names of adapters and their weights; empty for the base
 
 
 @final
@@ -35,6 +35,8 @@ class MergedWeight:
         The patch relative to W' − D.
     copy : array or None
         The weight of the base itself, if the adapter replaces it.
+    factor_bytes : int
+        Bytes of the factors in the plan, if they are a copy that this merge made.
     shard : Shard or None
         The rows that this process has of a weight that several share.
     """
@@ -44,6 +46,7 @@ class MergedWeight:
     slab_factors: dict[int, DoraFactors]
     patch: Blob | None = None
     copy: Array | None = None
+    factor_bytes: int = 0
     shard: Shard | None = None
 
     @property
@@ -59,10 +62,20 @@ class MergedWeight:
         return 0 if self.copy is None else self.copy.nbytes
 
 
+Undo = MergedWeight | RoundedMerge
+
+
 def merge_weight(
-    W: Array, plan: TensorPlan, task: Task, *, shard: Shard | None = None, whole: LazyArray | None = None
-) -> tuple[Array, MergedWeight]:
-    """W' = round(W + D) in a new array with the shape of W, and the `MergedWeight` that restores W.
+    W: Array,
+    plan: TensorPlan,
+    task: Task,
+    *,
+    shard: Shard | None = None,
+    whole: LazyArray | None = None,
+    with_torch: bool = False,
+    hold: bool = False,
+) -> tuple[Array, Undo]:
+    """W' = round(W + D) in a new array with the shape of W, and what restores W.
 
     Parameters
     ----------
@@ -75,7 +88,15 @@ def merge_weight(
         The rows that W has of a weight that several processes share. They get the bits that they have in the whole.
     whole : LazyArray or None
         The whole weight of the base, which is read only for DoRA, whose norms need all rows.
+    with_torch : bool
+        Let torch merge a whole weight of 16 bits, which changes no bit of W'.
+    hold : bool
+        Keep a copy of the factors, because those of the plan may change before the weight is restored.
     """
+    quick = merge_sixteen_bits(W, plan, task) if with_torch and shard is None else None
+    if quick:
+        return quick
+    plan = _with_factors(plan) if hold else plan
     within = shard.rows_of(plan.matrix) if shard else None
     # `plan.base` reads the memory of the model, which may hold merged numbers by now. W has those of the base.
     merge = prepare_merge(replace(plan, base=_source(W, plan, shard, whole)), dtype=W.dtype, within=within)
@@ -89,7 +110,18 @@ def merge_weight(
             writer.block(block.stored, block.subtract(buffer.of(block.merged.shape)))
     # A patch against unrelated numbers would be as large as the weight, and a copy is faster.
     patch, copy = (None, W.copy()) if replaced else (writer.finish(), None)
-    return result.reshape(W.shape), MergedWeight(task, plan, merge.slab_factors, patch, copy, shard)
+    kept = _factor_bytes(plan) if hold else 0
+    return result.reshape(W.shape), MergedWeight(task, plan, merge.slab_factors, patch, copy, kept, shard)
+
+
+def _with_factors(plan: TensorPlan) -> TensorPlan:
+    """The plan with its factors in memory."""
+    slabs = (replace(slab, terms=tuple((weight, term.load()) for weight, term in slab.terms)) for slab in plan.slabs)
+    return replace(plan, slabs=tuple(slabs))
+
+
+def _factor_bytes(plan: TensorPlan) -> int:
+    return sum(term.nbytes for slab in plan.slabs for _, term in slab.terms)
 
 
 def _source(W: Array, plan: TensorPlan, shard: Shard | None, whole: LazyArray | None) -> LazyArray:
@@ -101,7 +133,7 @@ def _source(W: Array, plan: TensorPlan, shard: Shard | None, whole: LazyArray | 
     return shard.as_part(W)
 
 
-def restore_weight(W: Array, undo: MergedWeight) -> Array:
+def restore_weight(W: Array, undo: Undo) -> Array:
     """Restore the weight of the base, or a shard of it, from the merged one. The array must not be modified.
 
     Raises
@@ -109,6 +141,8 @@ def restore_weight(W: Array, undo: MergedWeight) -> Array:
     FormatError
         The patch does not fit, because the weight was changed after the merge.
     """
+    if isinstance(undo, RoundedMerge):
+        return restore_sixteen_bits(W, undo)
     if undo.copy is not None:
         return undo.copy
     assert undo.patch is not None

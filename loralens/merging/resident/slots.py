@@ -114,7 +114,11 @@ class TensorSlot:
         tensor = self._own()
         if tensor.device.type == "cpu":
             # The array shares its memory with the parameter, so this writes in place.
-            np.copyto(_numpy(tensor, self.dtype), array, casting="no")
+            # As bits where NumPy does not have the dtype and would copy number by number.
+            target = _numpy(tensor, self.dtype)
+            assert array.dtype == target.dtype
+            carrier = _BITS.get(self.dtype.itemsize, self.dtype)
+            np.copyto(target.view(carrier), array.view(carrier), casting="no")
             return
         tensor.copy_(_tensor(array, tensor.dtype))
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, final
 
+import numpy as np
+
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import nearest
@@ -13,9 +15,17 @@ from loralens.linalg.device import Device
 from loralens.merging.make_plan import plan_merge
 from loralens.merging.plan import MergePlan, TensorPlan
 from loralens.merging.record import hash_rows
-from loralens.merging.resident.held import HeldAdapter
-from loralens.merging.resident.resident import MergedWeight, Task, merge_weight, restore_weight
-from loralens.merging.resident.slots import WeightSlot, check_slot_writable, has_conv1d_layers, lazy_weight, slots_of
+from loralens.merging.resident.held import HeldAdapter, ViewedAdapter
+from loralens.merging.resident.resident import Undo, merge_weight, restore_weight
+from loralens.merging.resident.slots import (
+    TensorSlot,
+    WeightSlot,
+    check_slot_writable,
+    has_conv1d_layers,
+    lazy_weight,
+    slots_of,
+)
+from loralens.merging.resident.task import Task
 from loralens.merging.tied_weights import have_same_change
 
 if TYPE_CHECKING:  # importing torch takes 1.4 s, and only its type is needed
@@ -23,7 +33,7 @@ if TYPE_CHECKING:  # importing torch takes 1.4 s, and only its type is needed
 
 Wanted = str | Mapping[str, float] | None
 UNTIED = {"tie_word_embeddings": False}  # tied weights are found by their memory address, not by the configuration
-Made = tuple[Array, MergedWeight | None]  # the new numbers of a weight, and what restores the base (None for the base)
+Made = tuple[Array, Undo | None]  # the new numbers of a weight, and what restores the base (None for the base)
 
 
 @final
@@ -66,9 +76,11 @@ class MemoryUse:
     Attributes
     ----------
     factors : mapping of str to int
-        All tensors of each adapter.
+        All tensors of each adapter; none of views.
     patch : int
         Patches that restore the base from the current task.
+    patch_factors : int
+        Factors of the current task to which patches are relative: in 16 bits, or a copy of those of a view.
     copies : int
         Weights of the base that the current task replaces.
     """
@@ -76,11 +88,12 @@ class MemoryUse:
     factors: Mapping[str, int]
     patch: int
     copies: int
+    patch_factors: int = 0
 
     @property
     def total(self) -> int:
         """The total number of bytes."""
-        return sum(self.factors.values()) + self.patch + self.copies
+        return sum(self.factors.values()) + self.patch + self.patch_factors + self.copies
 
 
 @final
@@ -105,6 +118,9 @@ class Switchboard:
     threads : int
         Number of weights that are processed in parallel. More than one helps only if BLAS itself uses one. The
         result does not depend on it. Weights that are divided over processes are processed one by one.
+    views : bool
+        The adapters are views of models in memory (`loralens.live`). They are read anew by each switch, and no copy is
+        kept of their factors between switches.
 
     Attributes
     ----------
@@ -132,6 +148,7 @@ class Switchboard:
         conv1d: bool | None = None,
         keep_tied: bool = False,
         threads: int = 1,
+        views: bool = False,
     ) -> None:
         self._slots: dict[str, WeightSlot] = slots_of(model)
         self._base = {key: lazy_weight(slot) for key, slot in self._slots.items()}
@@ -140,14 +157,16 @@ class Switchboard:
         divided = any(slot.shard is not None for slot in self._slots.values())
         self._threads, self._keep_tied = 1 if divided else threads, keep_tied
         # Factors are read at every switch, and the file may be gone by then.
-        self._held = {name: HeldAdapter(adapter) for name, adapter in adapters.items()}
-        self._merged: dict[str, MergedWeight] = {}
+        self._hold: type[HeldAdapter | ViewedAdapter] = ViewedAdapter if views else HeldAdapter
+        self._held = {name: self._hold(adapter) for name, adapter in adapters.items()}
+        self._merged: dict[str, Undo] = {}
         # The requested task, and the weights that it changes.
         self._goal: tuple[Task, frozenset[str]] = ((), frozenset())
         # Set before the first byte is written and cleared after the last, so that an interrupted write is repeated.
         self._writing: tuple[str, Made] | None = None  # the weight that is being written, and its new numbers
         self._plans: dict[Task, Mapping[str, TensorPlan]] = {(): {}}  # of the base, and of every adapter alone
         self._hashes: dict[str, str] = {}
+        self._finite: set[str] = set()  # weights whose base holds neither NaN nor Inf
         self.notes: tuple[str, ...] = ()
         for name in adapters:
             self._add_plan(name)
@@ -195,8 +214,16 @@ class Switchboard:
                 W, slot = self._base_of(key), self._slots[key]
                 if key not in tensors:
                     return key, (W, None)
-                whole = LazyArray(lambda: slot.whole(W), shape=slot.shape, dtype=slot.dtype)
-                return key, merge_weight(W, tensors[key], target, shard=slot.shard, whole=whole)
+                return key, merge_weight(
+                    W,
+                    tensors[key],
+                    target,
+                    shard=slot.shard,
+                    whole=LazyArray(lambda: slot.whole(W), shape=slot.shape, dtype=slot.dtype),
+                    # The model is one of torch, which is loaded then.
+                    with_torch=key in self._finite and isinstance(slot, TensorSlot),
+                    hold=self._hold is ViewedAdapter,
+                )
 
         # Computed in threads, but written one after the other by this one.
         for new_weight in Device("cpu", self._threads).map(make, self.state.waiting):
@@ -222,7 +249,7 @@ class Switchboard:
             # Names and shapes are the same, and so is the plan.
             self._held[name].read_again()
             return
-        self._held[name] = HeldAdapter(adapter)
+        self._held[name] = self._hold(adapter)
         self._add_plan(name)
 
     @property
@@ -256,9 +283,10 @@ class Switchboard:
         """The memory in use now, in addition to the model."""
         merged_weights = self._merged.values()
         return MemoryUse(
-            {name: _nbytes(held.adapter) for name, held in self._held.items()},
+            {name: _nbytes(held.adapter) for name, held in self._held.items() if isinstance(held, HeldAdapter)},
             sum(weight.patch_bytes for weight in merged_weights),
             sum(weight.copy_bytes for weight in merged_weights),
+            sum(weight.factor_bytes for weight in merged_weights),
         )
 
     def _normalise_task(self, request: Wanted) -> Task:
@@ -282,9 +310,13 @@ class Switchboard:
         self._plans[((name, 1.0),)] = tensors
         self.notes = tuple(dict.fromkeys([*self.notes, *(f"{name}: {note}" for note in notes)]))
         # Only weights that some adapter changes are written by this class, so only these are checked.
-        self._hashes |= {
-            key: hash_rows([self._base_of(key)]) for key in self._slots if key in tensors and key not in self._hashes
-        }
+        for key in (key for key in self._slots if key in tensors and key not in self._hashes):
+            W = self._base_of(key)
+            self._hashes[key] = hash_rows([W])
+            # A signalling NaN is no reason for a warning.
+            with np.errstate(invalid="ignore"):
+                if np.isfinite(W).all():
+                    self._finite.add(key)
 
     def _make_plan(self, task: Task) -> MergePlan:
         pairs = [(self._held[name].adapter, weight) for name, weight in task]

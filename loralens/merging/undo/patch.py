@@ -140,6 +140,11 @@ class PatchReader:
     def block(self, R: Array) -> Array:
         """The rows of W for the next rows of R, with the same dtype and shape."""
         r = bits(R).copy()
+        self.correct(r)
+        return r.view(R.dtype).reshape(R.shape)
+
+    def correct(self, r: NDArray[Any]) -> None:
+        """Change the `bits` of the next rows of R to those of W, in place."""
         if self._planes:
             planes = [plane.take(r.size) for plane in self._planes]
             r ^= np.ascontiguousarray(np.stack(planes, axis=1)).reshape(-1).view(r.dtype)
@@ -148,7 +153,6 @@ class PatchReader:
             positions = places - self._done
             r[positions] = _from_ordinals(_to_ordinals(r[positions]) + units)
         self._done += r.size
-        return r.view(R.dtype).reshape(R.shape)
 
     def finish(self) -> None:
         """Check at the end that all of the patch was used; raise FormatError if not."""
