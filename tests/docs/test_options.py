@@ -17,22 +17,30 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 OTHERS = {
     "--concat": {"doctor.md", "others.md"},  # sd-scripts
     "--clamp": {"others.md"},  # sd-scripts: --clamp_quantile
-    "--no-deps": {"formats.md", "low_bit.md", "train.md"},  # pip
+    "--no-deps": {"formats.md", "low_bit.md", "paper.md", "train.md"},  # pip
+    "--full": {"paper.md"},  # examples/nlg_study.py and without_regret_study.py
     "--nproc-per-node": {"train.md"},  # torchrun
     "--lora": {"gguf.md", "low_bit.md"},  # llama.cpp
     "--max-lora-rank": {"cookbook.md", "doctor.md", "inspect.md"},  # vLLM
 }
 
 
-def options_of(command: str) -> set[str]:
-    params = import_module(f"loralens.cli.{command}").command.params
+def options_of(command: click.Command) -> set[str]:
+    """The options of a command; those of a group are the options of all its sub-commands."""
     named = {
-        name for param in params if isinstance(param, click.Option) for name in (*param.opts, *param.secondary_opts)
+        name
+        for param in command.params
+        if isinstance(param, click.Option)
+        for name in (*param.opts, *param.secondary_opts)
     }
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        parts = (command.get_command(context, name) for name in command.list_commands(context))
+        named = named.union(*(options_of(part) for part in parts if part))
     return named | {"--help"}
 
 
-OPTIONS = {command: options_of(command) for command in COMMANDS}
+OPTIONS = {name: options_of(import_module(f"loralens.cli.{name}").command) for name in COMMANDS}
 
 
 def lines(page: Path) -> Iterator[str]:

@@ -85,7 +85,8 @@ def run_bytes(options: TrainingOptions, inputs: TrainingInputs, trained: int) ->
     if options.checkpointing:
         # The blocks keep their inputs alone, and one block at a time everything.
         tokens = tokens // 2
-    return PROCESS + weights + TRAINED * trained + int(KEPT * 4 * tokens * _outputs(model))
+    # The pages of the file from which the weights are read count as memory of the process too.
+    return PROCESS + 2 * weights + TRAINED * trained + int(KEPT * 4 * tokens * _outputs(model))
 
 
 def _outputs(model: "nn.Module") -> int:
