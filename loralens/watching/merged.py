@@ -13,7 +13,8 @@ from torch import nn
 
 from loralens.core.adapter import Adapter
 from loralens.errors import MismatchError, OptionError
-from loralens.merging.resident.switchboard import MemoryUse, Switchboard
+from loralens.merging.resident.switchboard import Switchboard
+from loralens.merging.resident.switchboard_state import MemoryUse
 from loralens.watching.model import any_process, is_sharded
 from loralens.watching.view import live, one_active, peft_model
 
@@ -178,9 +179,10 @@ class LiveSwitchboard:
 
 def _layers_with(model: nn.Module, name: str) -> list[Any]:
     """PEFT's layers that have the adapter and know whether it is merged."""
+    layers: list[Any] = list(model.modules())
     return [
         layer
-        for layer in model.modules()
+        for layer in layers
         if isinstance(getattr(layer, "merged_adapters", None), list)
         and isinstance(getattr(layer, "scaling", None), dict)
         and name in layer.scaling

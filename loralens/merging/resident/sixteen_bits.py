@@ -163,7 +163,7 @@ def _torch_keeps_float32() -> bool:
     """Whether torch multiplies float32 numbers as they are. A program may ask it to round them to bfloat16 first."""
     import torch
 
-    mkldnn = torch.backends.mkldnn
+    mkldnn: Any = torch.backends.mkldnn
     try:
         # Older releases have the first setting alone; a mixture of both is refused by an error.
         levels = [getattr(one, "fp32_precision", "none") for one in (torch.backends, mkldnn, mkldnn.matmul)]
@@ -179,8 +179,10 @@ def _buffers(block: Array) -> tuple[Any, Any, Any, Array]:
     size = block.size
     buffer = _scratch.of(2 * size + size // 4 + 1)
     singles, halves = buffer[size : 2 * size].view(np.float32), buffer[2 * size :].view(block.dtype)
-    tensors = (torch.from_numpy(part.reshape(block.shape)) for part in (buffer[:size], singles[:size], singles[size:]))
-    return *tensors, halves[:size].reshape(block.shape)
+    wide, total, product = (
+        torch.from_numpy(part.reshape(block.shape)) for part in (buffer[:size], singles[:size], singles[size:])
+    )
+    return wide, total, product, halves[:size].reshape(block.shape)
 
 
 def _tensor(array: Array) -> Any:
