@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,19 @@ def test_the_paths_of_copies_can_be_deleted(root: Path) -> None:
     fleet.good("index", ".", "-q")
     assert fleet.good("copies", "--paths").stdout == ""
     assert fleet.good("copies").stdout == "8 adapters: none is a copy of another.\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("name", [b"run\x1b[1mA", b"b\xff", b"x\ny"])
+def test_a_path_that_cannot_be_printed_exactly_is_left_out(name: bytes, root: Path) -> None:
+    source = root / "f0-r0" / "checkpoint-100"
+    shutil.copytree(source, os.fsdecode(bytes(root) + b"/" + name))
+    for file in source.iterdir():
+        os.utime(file, (1e9, 1e9))  # the oldest file stays
+    fleet.good("index", ".", "-q")
+    done = fleet.good("copies", "--paths")
+    assert done.stdout.splitlines() == ["f0-r0/checkpoint-200/adapter_model.safetensors"]
+    assert "1 path with a line end, a control character or a wrong encoding left out" in done.stderr
 
 
 def test_groups_as_csv_have_a_line_for_each_adapter(root: Path) -> None:

@@ -212,3 +212,30 @@ def test_the_pairs_that_are_compared_are_those_of_brute_force(monkeypatch: pytes
     found = list(judging.near_pairs(sketches, norms, np.arange(48)))
     assert set(found) == expected
     assert len(found) == len(expected) > 20
+
+
+@pytest.mark.parametrize("change", ["gone", "another", "config"])
+def test_no_copy_is_safe_to_delete_if_the_kept_file_is_not_what_was_indexed(change: str, tmp_path: Path) -> None:
+    first, other = (adapter_of(random_factors(np.random.default_rng(seed))) for seed in (1, 2))
+    for name, age in (("a", 3), ("b", 2)):
+        loralens.save(first, tmp_path / name)
+        for file in (tmp_path / name).iterdir():
+            os.utime(file, (1e9 - age, 1e9 - age))
+    fleet = indexed(tmp_path)
+    (safe,) = fleet.copies().safe_to_delete
+    assert safe.parent.name == "b"
+    if change == "gone":
+        shutil.rmtree(tmp_path / "a")
+    elif change == "another":
+        file = tmp_path / "a" / "adapter_model.safetensors"
+        written = file.stat()
+        loralens.save(other, tmp_path / "a", overwrite=True)
+        # Even if its time and size are those that were indexed.
+        if file.stat().st_size == written.st_size:
+            os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
+        config = tmp_path / "a" / "adapter_config.json"
+        os.utime(config, (1e9 - 3, 1e9 - 3))
+    else:
+        config = tmp_path / "b" / "adapter_config.json"
+        config.write_text(config.read_text().replace("lora_alpha", "lora_Alpha"))
+    assert fleet.copies().safe_to_delete == []

@@ -1,5 +1,6 @@
 """The commands ``loralens fleet copies``, ``runs`` and ``families``: groups of the adapters of a fleet."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import click
 
 from loralens.cli.fleets.options import FLEET
 from loralens.cli.show import RowOptions, row_options, show
+from loralens.core.messages import warn
+from loralens.tables.numbers import count
 
 SKETCH = click.option("--sketch", is_flag=True, help="State cosines by sketches, and read no file of the fleet.")
 
@@ -26,10 +29,22 @@ def command_copies(fleet: Path, rows: RowOptions, paths: bool) -> None:
 
     result = open_fleet(fleet).copies()
     if paths:
-        for path in result.safe_to_delete:
-            click.echo(str(path))
+        _print_paths(result.safe_to_delete)
         return
     show(result, rows)
+
+
+def _print_paths(paths: Sequence[Path]) -> None:
+    """Print the paths that are printed as they are; a program that deletes them must not be given another name."""
+    exact = [path for path in paths if str(path).isprintable()]
+    for path in exact:
+        click.echo(str(path))
+    left_out = len(paths) - len(exact)
+    if left_out:
+        warn(
+            f"{count(left_out, 'path')} with a line end, a control character or a wrong encoding left out",
+            fix="loralens fleet copies --json has them in safe_to_delete",
+        )
 
 
 @click.command("runs")

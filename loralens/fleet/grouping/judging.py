@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loralens.core.adapter import Adapter
+from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import warn
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
-from loralens.errors import LoraLensError
+from loralens.errors import FormatError, LoraLensError
 from loralens.fleet.catalogue.members import Member
 from loralens.fleet.levels import COPY, COPY_NORM
 from loralens.fleet.search.inner import ExactUpdate
@@ -102,16 +103,21 @@ class Judge:
 
     def _compare(self, first: int, second: int) -> Sameness:
         one, other = self.members[first], self.members[second]
-        if one.fingerprint == other.fingerprint:
-            return TENSORS
+        # Also with equal fingerprints: users delete copies, and a file may be gone or another one now.
+        same_numbers = one.fingerprint == other.fingerprint
         updates, adapters = [], []
         for row, member in ((first, one), (second, other)):
             try:
                 adapters.append(self.fleet.adapter(member))
-                updates.append(self._update(row, adapters[-1]))
+                if not same_numbers:
+                    updates.append(self._update(row, adapters[-1]))
+                elif fingerprint(adapters[-1]) != member.fingerprint:
+                    raise FormatError(f"{member.path}: does not hold what was indexed", fix="index the fleet again")
             except LoraLensError:
                 self._failed.add(member.name)
                 return Sameness("", 0.0, float("inf"))
+        if same_numbers:
+            return TENSORS
         steps = self._steps(one.fingerprint), self._steps(other.fingerprint)
         return judge_sameness(adapters[0], adapters[1], (updates[0], updates[1]), steps=steps)
 
