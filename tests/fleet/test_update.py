@@ -272,6 +272,16 @@ def test_a_folder_that_holds_other_things_is_not_filled(tmp_path: Path) -> None:
     assert loralens.Fleet.open(tmp_path / "docs").home == fleet.home
 
 
+def test_a_database_of_another_program_is_not_replaced(tmp_path: Path) -> None:
+    content = b"a database of another program"
+    save_many(tmp_path / "adapters", 1)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "catalogue.sqlite").write_bytes(content)
+    with pytest.raises(loralens.OptionError, match="is not an index of loralens"):
+        loralens.Fleet.open(tmp_path / "home").update(tmp_path / "adapters")
+    assert (tmp_path / "home" / "catalogue.sqlite").read_bytes() == content
+
+
 def test_an_empty_folder_has_an_empty_index(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     fleet = loralens.Fleet.open(tmp_path / "empty")

@@ -14,7 +14,8 @@ from loralens.core.threads import processor_count, single_blas_thread
 from loralens.errors import FormatError, OptionError
 from loralens.fleet.bases.inference import infer_bases
 from loralens.fleet.catalogue.reading import check_catalogue, read_summary
-from loralens.fleet.catalogue.schema import CATALOGUE
+from loralens.fleet.catalogue.schema import CATALOGUE, FOLDER
+from loralens.fleet.catalogue.slots import SKETCHES
 from loralens.fleet.catalogue.writing import CatalogueWriter, remove_index
 from loralens.fleet.indexing.engine import Engine, broken_executor, make_chunks
 from loralens.fleet.indexing.measuring import MeasuredFile
@@ -89,6 +90,12 @@ def _is_readable(home: Path) -> bool:
         reason = error.what
     else:
         return True
+    # An index has both files. Without the second one this may be a database of another program. A process that was
+    # killed at its beginning leaves an empty one.
+    lone = home.name != FOLDER and not (home / SKETCHES).exists()
+    if lone and (home / CATALOGUE).stat().st_size:
+        what = f"{home / CATALOGUE}: is not an index of loralens that could be made anew"
+        raise OptionError(what, fix="choose another place for the index (-o), or remove this file")
     warn(f"{reason}; it is made anew")
     # Not while another process may write it.
     hold = Hold()
