@@ -17,7 +17,7 @@ from loralens.formats.files.disk import disk_errors, sync_folder
 from loralens.formats.files.hold import Hold
 
 # The files in work, in a file of its own: it is written often, and must survive the process but not the machine.
-IN_WORK = "in-work.json"
+IN_WORK, NEXT_IN_WORK = "in-work.json", "in-work.json.new"
 _COLUMNS = (
     "path", "name", "real", "size", "stamp", "status", "reason", "fix", "added", "indexed", "slot", "checksum",
     "header", "step", "format", "base", "signature", "modules", "zero_modules", "extras", "rank", "ranks", "scales",
@@ -191,7 +191,10 @@ class CatalogueWriter:
 
     def set_in_work(self, files: Sequence[str]) -> None:
         """Note the files that are in work: if the process is killed, one of them may be the cause."""
-        (self.home / IN_WORK).write_text(json.dumps([os.fsencode(file).hex() for file in files]), encoding="ascii")
+        # Replaced as a whole, since one of them may kill the process at this moment.
+        part = self.home / NEXT_IN_WORK
+        part.write_text(json.dumps([os.fsencode(file).hex() for file in files]), encoding="ascii")
+        part.replace(self.home / IN_WORK)
 
     def suspects(self) -> set[str]:
         """The files that were in work when the last writer was killed."""
@@ -204,7 +207,8 @@ class CatalogueWriter:
 
     def finish(self) -> None:
         """Nothing is in work any more."""
-        (self.home / IN_WORK).unlink(missing_ok=True)
+        for name in (IN_WORK, NEXT_IN_WORK):
+            (self.home / name).unlink(missing_ok=True)
 
     def _transaction(self) -> "_Transaction":
         return _Transaction(self._connection, self.home)
@@ -235,6 +239,6 @@ class _Transaction:
 
 def remove_index(home: Path) -> None:
     """Remove a damaged index, so that it is made anew."""
-    for name in (CATALOGUE, f"{CATALOGUE}-journal", SKETCHES, IN_WORK):
+    for name in (CATALOGUE, f"{CATALOGUE}-journal", SKETCHES, IN_WORK, NEXT_IN_WORK):
         (home / name).unlink(missing_ok=True)
     sync_folder(home)

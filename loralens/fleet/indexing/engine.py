@@ -65,11 +65,12 @@ class Engine:
         queue, pending = deque(chunks), dict[Future[list[MeasuredFile]], Chunk]()
         try:
             while queue or pending:
-                while queue and len(pending) < limit:
-                    chunk = queue.popleft()
-                    pending[self.submit(executor, chunk)] = chunk
+                coming = [queue.popleft() for _ in range(min(limit - len(pending), len(queue)))]
+                # Before they are begun, since the first one may kill this process at once.
                 if self.watch and isinstance(workers, int):
-                    self.watch([file for chunk in pending.values() for file in chunk])
+                    self.watch([file for chunk in (*pending.values(), *coming) for file in chunk])
+                for chunk in coming:
+                    pending[self.submit(executor, chunk)] = chunk
                 ready, _ = wait(pending, return_when=FIRST_COMPLETED)
                 for future in ready:
                     chunk = pending[future]
