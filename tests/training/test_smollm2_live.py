@@ -8,6 +8,7 @@ import pytest
 
 import loralens
 from loralens.training.injection import inject
+from loralens.training.method import training_method
 from loralens.training.starts.adapter import start_from, start_options
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 
@@ -44,7 +45,7 @@ def test_chat_data_is_learned_and_peft_gives_the_same_logits(dtype: str, pack: b
     ours = base(folder, dtype)
     with torch.no_grad():
         plain = ours(input_ids=ids, use_cache=False).logits
-        start_from(inject(ours, **start_options(adapter, method="lora")._asdict()), adapter)
+        start_from(inject(ours, **start_options(adapter, method=training_method())._asdict()), adapter)
         wanted = ours(input_ids=ids, use_cache=False).logits
         theirs = peft.PeftModel.from_pretrained(base(folder, dtype), tmp_path / "a").train()
         found = theirs(input_ids=ids, use_cache=False).logits

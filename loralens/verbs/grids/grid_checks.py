@@ -16,7 +16,7 @@ PROCESS = 600_000_000
 TRAINED = 16
 # Numbers that are kept for the backward pass or live beside it, for each output of a layer with weights: its input, its
 # output, and what functions between layers keep. See tests/verbs/grids/test_memory.py.
-KEPT = 3.0
+KEPT = 4.5
 
 
 class Counts(NamedTuple):
