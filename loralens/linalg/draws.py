@@ -30,7 +30,7 @@ class Draws:
     key: int
 
     @classmethod
-    def of(cls, seed: np.random.SeedSequence, index: int) -> Self:
+    def of(cls, seed: "np.random.SeedSequence", index: int) -> Self:
         """The random integers of matrix number ``index`` under a seed."""
         # A hash of the seed's state and the index: independent for each matrix, with no state shared between them.
         state = seed.generate_state(4, np.uint64).astype("<u8").tobytes()

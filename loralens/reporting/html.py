@@ -6,8 +6,8 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from functools import cache
 from hashlib import sha256
-from importlib.resources import files
 from math import isfinite, nan, prod
+from pkgutil import get_data
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
@@ -83,8 +83,10 @@ def script_json(values: Mapping[str, Any]) -> Markup:
 
 
 def _template(name: str) -> str:
-    # Not by path: a package may be imported from a zip archive.
-    return (files("loralens.reporting") / "templates" / name).read_text(encoding="utf-8")
+    # Not by path: a package may be imported from a zip archive. `importlib.resources` does this too, but loads zipfile.
+    data = get_data("loralens.reporting", f"templates/{name}")
+    assert data is not None, name
+    return data.decode("utf-8")
 
 
 # Kept, as the templates of a page take more memory to compile than its adapters do.

@@ -16,7 +16,7 @@ from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.core.structured import Structured
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
-from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, sort_by_width
+from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, by_width
 
 # The number of stops of the slider over sizes, in steps of 3 % of its range. For every stop all ranks are chosen anew,
 # and the page stores them.
@@ -148,7 +148,7 @@ def _trial(plan: TruncationPlan, dialect: Dialect, ranks: Mapping[str, int]) -> 
     stored, files = dialect.write(plan.at(ranks))
     if not files.weights.endswith(".safetensors"):
         raise _LayoutError
-    return replace(stored, tensors=sort_by_width(stored.tensors))
+    return replace(stored, tensors=dict(by_width(stored.tensors.items)))
 
 
 def _shapes(plan: TruncationPlan, dialect: Dialect, ranks: Mapping[str, int], least: Stored) -> list[Shape]:

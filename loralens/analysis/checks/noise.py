@@ -63,7 +63,7 @@ def random_participation(shape: tuple[int, int], rank: int) -> Floats:
     return np.sort(ratios)
 
 
-def _bartlett(rng: np.random.Generator, n: int, rank: int) -> Floats:
+def _bartlett(rng: "np.random.Generator", n: int, rank: int) -> Floats:
     R = np.triu(rng.standard_normal((rank, rank)), 1)
     R[np.diag_indices(rank)] = np.sqrt(rng.chisquare(n - np.arange(rank)))
     return R

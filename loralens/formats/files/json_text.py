@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable, Iterator
 from math import isfinite
 from typing import Any
 
@@ -89,6 +90,19 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     if not _SURROGATE.search(text):
         return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def object_pieces(items: Iterable[tuple[str, Any]]) -> Iterator[str]:
+    """The `json_text` of an object in pieces, so that a long text is never held as a whole.
+
+    ``items`` are its names and values. A value that is an iterator of such pairs is an object in pieces again.
+    """
+    opening = "{"
+    for name, value in items:
+        yield f"{opening}{json_text(name)}: "
+        yield from object_pieces(value) if isinstance(value, Iterator) else [json_text(value)]
+        opening = ", "
+    yield "{}" if opening == "{" else "}"
 
 
 def json_or_none(text: str | None) -> Any:

@@ -1,13 +1,29 @@
 """Writing the files of an adapter: they appear complete or not at all, and old ones are kept until then."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from os import SEEK_END
 from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
 
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.atomic import ImmovableError, Put, atomic_file, atomic_path, why_immovable
-from loralens.formats.files.container import PEFT, RECORD, Files, Stored, chunks
+from loralens.formats.files.container import (
+    PEFT,
+    PREFIX,
+    RECORD,
+    Files,
+    Metadata,
+    Named,
+    Stored,
+    by_width,
+    header_pieces,
+    prefix_of,
+    tensor_pieces,
+)
 from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.gguf.container import write_gguf
 from loralens.formats.files.json_text import dumps
@@ -25,8 +41,7 @@ def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> 
     from safetensors import SafetensorError, safe_open
 
     with put(path) as stream:
-        for chunk in chunks(stored.tensors, stored.metadata):
-            stream.write(chunk)
+        write_tensors(stream, lambda: by_width(stored.tensors.items), stored.metadata)
         stream.flush()
         try:
             with safe_open(stream.name, framework="numpy") as check:
@@ -35,6 +50,18 @@ def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> 
         except SafetensorError as error:
             what = f"safetensors cannot read what was written ({error})"
             raise FormatError(what, fix="report this as a bug") from error
+
+
+def write_tensors(stream: BinaryIO, tensors: Callable[[], Named], metadata: Metadata | None) -> None:
+    """Write the content of a safetensors file to an empty stream; ``tensors`` is called twice."""
+    # The length is known when the header has been written, and the header is never held as a whole.
+    stream.write(bytes(PREFIX))
+    length = sum(map(stream.write, header_pieces(tensors(), metadata)))
+    stream.seek(0)
+    stream.write(prefix_of(length))
+    stream.seek(0, SEEK_END)
+    for _, tensor in tensors():
+        stream.writelines(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data for rows in tensor_pieces(tensor))
 
 
 def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dry_run: bool = False) -> None:

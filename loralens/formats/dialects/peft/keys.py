@@ -46,6 +46,13 @@ class PeftKey(NamedTuple):
     adapter: str
 
 
+# Files have the halves of a pair one after the other, so that a few paths are enough to share them.
+@lru_cache(maxsize=1 << 6)
+def _once(path: str) -> str:
+    """A path as one object for both halves of its pair, because paths may be long."""
+    return path
+
+
 # Reading, checking and writing parse every key several times; 16,384 keys are those of a large adapter.
 @lru_cache(maxsize=1 << 14)
 def parse_peft_key(key: str) -> PeftKey | None:
@@ -54,7 +61,8 @@ def parse_peft_key(key: str) -> PeftKey | None:
         match = regex.match(key)
         if match:
             parts = match.groupdict()
-            return PeftKey(role, parts["path"].removeprefix(PREFIX), parts.get("half") or "", parts["adapter"] or "")
+            path = _once(parts["path"].removeprefix(PREFIX))
+            return PeftKey(role, path, parts.get("half") or "", parts["adapter"] or "")
     return None
 
 
