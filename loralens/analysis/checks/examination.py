@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any, final
 
@@ -200,6 +199,8 @@ def _read_module(module: Update) -> ModuleReading:
 
 def _factor_statistics(X: Array) -> Factor:
     """The statistics of the rows of X (r, n)."""
+    from hashlib import blake2b  # it loads OpenSSL, which verbs that only name the checks do not need
+
     # The dtype is part of the hash: zeros of two dtypes with entries of one size have equal bytes.
     digest = blake2b(X.tobytes() + str(X.dtype).encode(), digest_size=16).digest()
     X = X.astype(np.float64)

@@ -51,6 +51,7 @@ from loralens.merging.undo.entry import check_arrays, check_entry, check_factor,
 from loralens.merging.undo.patch import Blob
 from loralens.merging.undo.restore import TensorUndo
 
+PIECE = 1 << 16  # letters that are hashed at a time
 VERSION = 1
 WITH_CODES = 2  # the version of files with codes, which older readers would take for floats
 _DAMAGED = "the undo file is damaged: use another copy"
@@ -58,9 +59,13 @@ _DAMAGED = "the undo file is damaged: use another copy"
 
 def text_digest(headers: Mapping[str, str], texts: Mapping[str, str]) -> str:
     """The SHA-256 of the texts of an undo file; its arrays have hashes of their own."""
+    digest = sha256()
     # Sorted and in ASCII, so that the digest depends on the texts alone.
-    content = json.dumps([sorted(headers.items()), sorted(texts.items())], ensure_ascii=True)
-    return sha256(content.encode("ascii")).hexdigest()
+    for part in json.JSONEncoder(ensure_ascii=True).iterencode([sorted(headers.items()), sorted(texts.items())]):
+        # In pieces, since the header of a large base is long.
+        for start in range(0, len(part), PIECE):
+            digest.update(part[start : start + PIECE].encode("ascii"))
+    return digest.hexdigest()
 
 
 def pack_arrays(record: TensorRecord) -> dict[str, LazyArray]:

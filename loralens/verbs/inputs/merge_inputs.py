@@ -166,8 +166,8 @@ class MergeInputs:
         return {
             "dropped": list(self.plan.dropped),
             "texts": {name: (root / name).read_bytes().decode("utf-8") for name in names},
-            # Without the first 8 bytes, which are the length of the header.
-            "headers": {shard.name: shard.header[8:].decode("utf-8") for shard in self.files.shards},
+            # Without the first 8 bytes, which are the length of the header; as a view, since a header may be long.
+            "headers": {shard.name: str(memoryview(shard.header)[8:], "utf-8") for shard in self.files.shards},
         }
 
 

@@ -80,7 +80,8 @@ class UndoContent:
         yield "adapters", self._adapters
         yield "tensors", ((key, pack_entry(self._records[key])) for key in sorted(self._records))
         yield "copies", dict(sorted(digests.items()))
-        yield from originals.items()
+        for name, value in originals.items():
+            yield name, iter(value.items()) if isinstance(value, dict) else value
         if dropped:
             yield "whole", dropped
         # The tensors have hashes of their own; this one is of the texts and headers.
