@@ -360,7 +360,7 @@ def _metadata_texts(metadata: Metadata, encode: Callable[[object], str]) -> Iter
         for piece in value if isinstance(value, Iterator) else [value]:
             _metadata({key: piece})
             # Without its quotes: the escapes of a text are those of its pieces.
-            yield encode(piece)[1:-1]
+            yield from (encode(piece[start : start + PIECE])[1:-1] for start in range(0, len(piece), PIECE))
         yield '"'
     yield "{}" if opening == "{" else "}"
 

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import islice
 from math import isfinite
 from typing import Any, BinaryIO
@@ -120,13 +119,12 @@ def object_pieces(items: Iterable[tuple[str, Any]]) -> Iterator[str]:
     yield "{}" if opening == "{" else "}"
 
 
-def text_pieces(text: str, *, ensure_ascii: bool = False) -> Iterator[str]:
-    """The JSON of a text in pieces. With ``ensure_ascii`` it is that of `json.dumps`, else that of `json_text`."""
-    encode = partial(json.dumps, ensure_ascii=True) if ensure_ascii else json_text
+def text_pieces(text: str) -> Iterator[str]:
+    """The `json_text` of a text in pieces."""
     yield '"'
     for start in range(0, len(text), PIECE):
         # Without its quotes: the escapes of a text are those of its pieces.
-        yield encode(text[start : start + PIECE])[1:-1]
+        yield json_text(text[start : start + PIECE])[1:-1]
     yield '"'
 
 
