@@ -548,7 +548,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "max(_squared_distance(block, Y[rows], V) for rows, block in panels())",
         ("tests/linalg/test_sketch.py",),
     ),
-    Mutant("linear_cka_chance", "_unit(s2) ** 2", "_unit(s2) * 2", ("tests/linalg/test_subspace.py",)),
+    Mutant("unit_energies", "scale_to_unit(s) ** 2", "scale_to_unit(s) * 2", ("tests/linalg/test_subspace.py",)),
     Mutant("phi_map", "G * G", "G / G", ("tests/linalg/test_subspace.py",)),
     # merge
     Mutant("_matrices", "not _is_floating(theirs)", "_is_floating(theirs)", ("tests/merging/test_extract.py",)),
