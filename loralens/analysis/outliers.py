@@ -120,14 +120,13 @@ def _members(spectra: Mapping[str, Spectrum], quantity: str) -> list[_Member]:
         return []
     values = np.array([getattr(spectra[name], quantity) for name in names])
     x = np.array([_unbounded_value(spectra[name], quantity) for name in names])
-    members = []
-    for i, name in enumerate(names):
-        # Two neighbours on either side; at the ends of a stack more of them are on one side.
-        start = min(max(i - NEIGHBOURS // 2, 0), len(names) - NEIGHBOURS - 1)
-        near = [j for j in range(start, start + NEIGHBOURS + 1) if j != i]
-        typical, distance = float(np.median(values[near])), float(x[i] - np.median(x[near]))
-        members.append(_Member(name, float(values[i]), typical, distance))
-    return members
+    # Two neighbours on either side; at the ends of a stack more of them are on one side.
+    own = np.arange(len(names))
+    starts = np.clip(own - NEIGHBOURS // 2, 0, len(names) - NEIGHBOURS - 1)
+    near = starts[:, None] + np.arange(NEIGHBOURS)
+    near += near >= own[:, None]  # without the module itself
+    typical, distances = np.median(values[near], axis=1), x - np.median(x[near], axis=1)
+    return [_Member(name, float(values[i]), float(typical[i]), float(distances[i])) for i, name in enumerate(names)]
 
 
 def _directions(spectrum: Spectrum) -> int:

@@ -17,7 +17,7 @@ from loralens.compression.plan import TruncationPlan, is_fused_module
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.ranks import Rule, ranks, shared_ranks
+from loralens.core.ranks import Rule, choose_ranks, rank_items, shared_ranks
 from loralens.core.structured import Structured, Update
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
@@ -236,19 +236,19 @@ def budget_stops(
     of very many modules. Then the budgets are those of the curve, and the ranks are approximately those of the command.
     """
     costs = {name: plan.direction_bytes(plan.adapter[name]) for name in plan.directions}
+    spectra = {name: directions.s for name, directions in plan.directions.items()}
+    items = rank_items(
+        spectra,
+        costs,
+        shared=shared_ranks(plan.adapter.modules),
+        least=plan.least(drop_dead=False),
+        one_rank=dialect.one_rank,
+        widths={name: plan.adapter[name].rank for name in plan.directions},
+    )
 
     def choose(budget: int, size: Callable[[Mapping[str, int]], int] | None) -> dict[str, int]:
         # `plan.ranks` is not used here, as it makes a whole adapter for every choice that it tries.
-        return ranks(
-            {name: directions.s for name, directions in plan.directions.items()},
-            costs,
-            Rule("bytes", budget),
-            shared=shared_ranks(plan.adapter.modules),
-            least=plan.least(drop_dead=False),
-            one_rank=dialect.one_rank,
-            widths={name: plan.adapter[name].rank for name in plan.directions},
-            size=size,
-        )
+        return choose_ranks(items, Rule("bytes", budget), spectra, one_rank=dialect.one_rank, size=size)
 
     # The key is the budget, so that points of equal size become one stop.
     stops: dict[int, Stop] = {}
