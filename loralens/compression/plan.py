@@ -7,14 +7,22 @@ from typing import Any, Literal, final
 
 import numpy as np
 
-from loralens.compression.directions import Directions, DType, cast_factors, locate_errors, nearest_pair, truncate_pair
+from loralens.compression.directions import (
+    Directions,
+    DType,
+    bases_of,
+    cast_factors,
+    locate_errors,
+    nearest_pair,
+    truncate_pair,
+)
 from loralens.compression.informed import directions_on_data, equalise_units
 from loralens.compression.loss import UpdateLoss, predict_loss
 from loralens.compression.protection import Protection, protection
 from loralens.core.adapter import Adapter
 from loralens.core.carried import BOUND
 from loralens.core.lazy import Recent
-from loralens.core.lowrank import LowRank
+from loralens.core.lowrank import Bases, LowRank
 from loralens.core.moments import Moments
 from loralens.core.naming.selection import select
 from loralens.core.ranks import Rule, RuleName, choose_ranks, rank_items, shared_ranks
@@ -52,13 +60,15 @@ class TruncationPlan:
         modules: Sequence[str] = (),
         dtype: Any = None,
         moments: Moments | None = None,
+        bases: bool = False,
         threads: int = 1,
         step: Step | None = None,
     ) -> "TruncationPlan":
         """Make the plan for these modules (all by default), in one pass over the factors.
 
-        With ``moments``, the directions are ordered by their effect on the data that was measured. ``step`` is called
-        with 1 after every module.
+        With ``moments``, the directions are ordered by their effect on the data that was measured. With ``bases`` the
+        plan keeps what `bases` needs, which is two more r × r matrices a module. ``step`` is called with 1 after every
+        module.
 
         Without moments, no update of the same rank is nearer in the Frobenius or spectral norm (Eckart & Young 1936).
         ΔW is never formed: the work is O((out + in)·r²) a module, and two r × r matrices a module are kept in memory.
@@ -79,7 +89,7 @@ class TruncationPlan:
         def find(name: str) -> Directions:
             with place(name):
                 moment = moments[name] if moments is not None and name in moments else None
-                return directions_on_data(adapter[name], moment)
+                return directions_on_data(adapter[name], moment, bases=bases)
 
         def check(name: str) -> None:
             with place(name):
@@ -260,6 +270,10 @@ class TruncationPlan:
             if modules[name] is not module:
                 modules[name] = locate_errors(name, modules[name])
         return replace(self.adapter, modules=modules).without([name for name, rank in chosen.items() if rank == 0])
+
+    def bases(self, name: str) -> Bases | None:
+        """The bases of a module of the adapter, if the plan has them; the factors are read."""
+        return bases_of(self.adapter[name], self.directions[name]) if name in self.directions else None
 
     def losses(self, chosen: Mapping[str, int]) -> dict[str, UpdateLoss]:
         """The errors of the chosen modules from the directions that are dropped, before rounding, in units of ``s``."""

@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
+from loralens.core.threads import in_order
 from loralens.errors import FormatError, place
 from loralens.formats.files.json_text import check_printable, encodable, parse_object
 
@@ -30,6 +31,7 @@ RECORD = "loralens"  # the key of our record in the metadata, and the name of it
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
 MOST_AXES = 64  # NumPy's limit
 PIECE = 1 << 20  # bytes of a tensor that are copied at a time, so that memory does not grow with the tensor
+AHEAD = 1 << 24  # bytes of the largest tensor up to which several are computed at a time
 
 # The dtypes of safetensors, from NumPy or from ml_dtypes. Those of less than 8 bits are missing.
 _TYPES: dict[str, type] = {
@@ -305,12 +307,21 @@ def sort_by_width(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
     return dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
 
 
-def chunks(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> Iterable[bytes | memoryview]:
-    """The bytes of a safetensors file in order, one tensor or some rows of a tensor at a time."""
+def chunks(
+    tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None, *, threads: int = 1
+) -> Iterable[bytes | memoryview]:
+    """The bytes of a safetensors file in order, one tensor or some rows of a tensor at a time.
+
+    So many ``threads`` compute the next tensors, apart from those that are read in pieces.
+    """
     tensors = sort_by_width(tensors)
     yield from header_parts(tensors, metadata)
-    for tensor in tensors.values():
-        for rows in tensor_pieces(tensor):
+    # A tensor that streams is only copied, which no thread would speed up, and may be large.
+    calls = [(lambda: None) if tensor.streams else tensor.read for tensor in tensors.values()]
+    largest = max((tensor.nbytes for tensor in tensors.values() if not tensor.streams), default=0)
+    arrays = in_order(calls, threads if largest <= AHEAD else 1)
+    for tensor, array in zip(tensors.values(), arrays, strict=True):
+        for rows in tensor_pieces(tensor) if array is None else (array,):
             yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from loralens.core.threads import processor_count
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.atomic import ImmovableError, Put, atomic_file, atomic_path, why_immovable
 from loralens.formats.files.container import PEFT, RECORD, Files, Stored, chunks
@@ -17,7 +18,9 @@ from loralens.formats.files.staging import Staging
 
 
 def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> None:
-    """Write tensors and metadata, one tensor at a time; the same input gives the same bytes.
+    """Write tensors and metadata, one tensor at a time, while threads compute the next ones.
+
+    The same input gives the same bytes.
 
     Before the file takes its place, the reference implementation of the format opens it as a check. ``put`` gives the
     stream to write to.
@@ -25,7 +28,7 @@ def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> 
     from safetensors import SafetensorError, safe_open
 
     with put(path) as stream:
-        for chunk in chunks(stored.tensors, stored.metadata):
+        for chunk in chunks(stored.tensors, stored.metadata, threads=processor_count()):
             stream.write(chunk)
         stream.flush()
         try:

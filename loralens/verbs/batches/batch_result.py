@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loralens.analysis.checks.diagnosis import LEVELS
 from loralens.core.names import some
 from loralens.tables.numbers import count, join_words, percent, size
 from loralens.tables.result import Tabular
@@ -276,6 +275,9 @@ def _number(key: str, title: str = "", *, text: Callable[[Any], str] = str, **op
 
 def _levels(row: BatchRow) -> str:
     """``1 error, 2 warnings: code, code``."""
+    # Imported here, as it comes with all checks, and only rows of `doctor` have levels.
+    from loralens.analysis.checks.diagnosis import LEVELS
+
     counts = {level: row.number(f"{level}s") or 0 for level in LEVELS}
     counted = ", ".join(count(counts[level], level) for level in LEVELS if counts[level])
     return f"{counted}: {', '.join(row.number('codes') or ())}" if counted else "nothing found"
