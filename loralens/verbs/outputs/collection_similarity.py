@@ -213,7 +213,7 @@ class CollectionSimilarity(Tabular):
 
     def _pair_records(self, keep: Callable[[dict[str, Any]], Kept]) -> Iterator[tuple[int, int, list[Kept]]]:
         """The indices of every pair, and what is kept of the record of each module that both have."""
-        table = Table("", record_columns(maps=self.maps), ())
+        record = Table("", record_columns(maps=self.maps), ()).recorder()
         return compare_every_pair(
             self.loaded,
             self.pairs.modules,
@@ -221,7 +221,7 @@ class CollectionSimilarity(Tabular):
             side=self.side,
             phi_rank=self.phi_rank,
             maps=self.maps,
-            keep=lambda name, similarity: keep(table.record(ModuleSimilarity(name, similarity))),
+            keep=lambda name, similarity: keep(record(ModuleSimilarity(name, similarity))),
         )
 
     def _adapters_table(self) -> Table[int]:

@@ -213,9 +213,13 @@ def _kinds(comparison: Comparison) -> list[KindSimilarity]:
 
 def _sides(row: ModuleSimilarity) -> dict[str, dict[str, float | None]]:
     """The overlaps on both sides, for JSON."""
-    quantities = {"first": "first", "full": "full", "chance": "full_chance", "z": "z"}
     return {
-        side: {key: json_number(getattr(overlap, name)) for key, name in quantities.items()}
+        side: {
+            "first": json_number(overlap.first),
+            "full": json_number(overlap.full),
+            "chance": json_number(overlap.full_chance),
+            "z": json_number(overlap.z),
+        }
         for side, overlap in row.similarity.overlaps.items()
     }
 
