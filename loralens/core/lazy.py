@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from math import prod
+from threading import RLock
 from typing import Any, final
 
 import numpy as np
@@ -214,29 +215,33 @@ def stack_rows(parts: Sequence[LazyArray]) -> LazyArray:
 class Recent:
     """A cache of the last arrays that were read, for callers that need many small parts of a big tensor in turn.
 
+    A thread that needs an array while another thread computes it waits for it.
+
     Parameters
     ----------
     count : int
         Number of arrays to keep: 2 if parts of two tensors are needed alternately.
     """
 
-    __slots__ = ("_count", "_held")
+    __slots__ = ("_count", "_held", "_lock")
 
     def __init__(self, count: int = 1) -> None:
         self._count = count
+        self._lock = RLock()  # an array may be computed from another one of the same cache
         self._held: tuple[tuple[LazyArray, Array], ...] = ()  # in the order of reading
 
     def keep(self, array: LazyArray) -> LazyArray:
         """``array`` as a LazyArray that does not read again while the array is in the cache."""
 
         def read() -> Array:
-            earlier = tuple(held for held in self._held if held[0] is not array)
-            hit = next((held for held in self._held if held[0] is array), None)
-            if hit is None:
-                earlier = earlier[max(0, len(earlier) - self._count + 1) :]  # before one more is read
-                self._held = earlier
-                hit = array, array.read()
-            self._held = (*earlier, hit)
-            return hit[1]
+            with self._lock:
+                earlier = tuple(held for held in self._held if held[0] is not array)
+                hit = next((held for held in self._held if held[0] is array), None)
+                if hit is None:
+                    earlier = earlier[max(0, len(earlier) - self._count + 1) :]  # before one more is read
+                    self._held = earlier
+                    hit = array, array.read()
+                self._held = (*earlier, hit)
+                return hit[1]
 
         return LazyArray(read, shape=array.shape, dtype=array.dtype)

@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from functools import cache
 from hashlib import sha256
+from itertools import islice
 from math import isfinite, nan, prod
 from pkgutil import get_data
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,8 @@ from loralens.charts.spec import Chart, HeatMap, LineChart
 from loralens.charts.svg_lines import lines_svg
 from loralens.charts.svg_maps import heat_svg, key_svg, overlaps_svg
 from loralens.errors import visible
-from loralens.reporting.document import Report, code_pieces
+from loralens.reporting.document import PageTable, Report, code_pieces
+from loralens.tables.table import Column
 from loralens.version import __version__
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ DARK = (
     "--page:#12171c;--card:#181f26;--text:#e4e8eb;--soft:#a3aeb8;--faint:#6f7b85;--edge:#2b343d;--accent:#74b8ea;"
     "--wash:#1e262e;--bar:#24445c;--error:#ff8a80;--warning:#e7b05a;--note:#86b6d1;--good:#63c995;color-scheme:dark;"
 )
+
+
+PIECES = 256  # pieces of a template that are one part of the page
 
 
 def report_html(report: Report) -> str:
@@ -43,7 +48,7 @@ def report_html_parts(report: Report) -> Iterator[str]:
     # The style repeats both sets of colours: the dark one for the setting of the system and for the button, the light
     # one for the screen and for paper.
     style = _template("report.css").replace("DARK", DARK + stylesheet("dark")).replace("LIGHT", stylesheet("light"))
-    for text in (
+    pieces = (
         _environment()
         .get_template("report.html")
         .generate(
@@ -54,8 +59,10 @@ def report_html_parts(report: Report) -> Iterator[str]:
             script_hash=f"sha256-{digest}",
             data=script_json({"modules": list(map(_make_visible, report.modules)), "adapters": list(report.sliders)}),
         )
-    ):
-        yield _make_visible(text)
+    )
+    # A template yields a piece for every expression in it, and most are a few letters.
+    while piece := "".join(islice(pieces, PIECES)):
+        yield _make_visible(piece)
 
 
 def _make_visible(text: str) -> str:
@@ -82,6 +89,9 @@ def script_json(values: Mapping[str, Any]) -> Markup:
     return Markup(text)  # noqa: S704  # escaped above
 
 
+_BREAK = re.compile(r"\.(?=\D)")
+
+
 def _template(name: str) -> str:
     # Not by path: a package may be imported from a zip archive. `importlib.resources` does this too, but loads zipfile.
     data = get_data("loralens.reporting", f"templates/{name}")
@@ -102,12 +112,10 @@ def _environment() -> "Environment":
         "draw": _draw,
         "key": lambda key: Markup(key_svg(key)),  # noqa: S704  # escaped where it was made
         "kind": lambda part: type(part).__name__,
-        "sort_key": _sort_key,
+        "lines": _lines,
         "mark_code": lambda text: Markup("").join(
             Markup("<code>{}</code>").format(piece) if i % 2 else piece for i, piece in enumerate(code_pieces(text))
         ),
-        # A line may break after the dots of a module name, but not after a decimal point.
-        "break_at_dots": lambda text: Markup(re.sub(r"\.(?=\D)", ".<wbr>", escape(text))),  # noqa: S704
         # No line breaks between a number and its unit.
         "join_units": lambda text: re.sub(r"(?<=\d) (?=(?:%|[kMGT]?B)(?!\w))", "\u00a0", text),
     }
@@ -125,6 +133,27 @@ def _draw(chart: Chart, alt: str, count: int) -> Markup:
         # There are many maps of φ in one picture, so each is described by its own numbers and not by the caption.
         text = overlaps_svg(chart, f"{chart.title}: {', '.join(chart.notes)}")
     return Markup(text)  # noqa: S704  # escaped where it was made
+
+
+def _lines(table: PageTable) -> Iterator[Markup]:
+    """The rows of a table, one after the other.
+
+    They are not in the template, which would take three times as long, and a page may have a hundred thousand rows.
+    """
+    columns = table.table.shown
+    for row, modules in table.lines:
+        cells = "".join(_cell(column, column.value(row)) for column in columns)
+        numbers = f' data-m="{" ".join(map(str, modules))}"' if modules else ""
+        yield Markup(f"<tr{numbers}>{cells}</tr>")  # noqa: S704  # escaped in `_cell`
+
+
+def _cell(column: Column[Any], value: object) -> str:
+    text = escape(column.text(value))
+    if column.align == "left":
+        # A line may break after the dots of a module name, but not after a decimal point.
+        return f'<td class="words">{_BREAK.sub(".<wbr>", text)}</td>'
+    bar = f' class="bar" style="--f:{100 * value:.1f}%"' if column.bar and isinstance(value, int | float) else ""
+    return f'<td{bar} data-s="{_sort_key(value)}">{text}</td>'
 
 
 def _sort_key(value: object) -> str:
