@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -136,9 +136,19 @@ def find_layout(plan: TruncationPlan, dialect: Dialect) -> FileLayout | None:
         if not files.weights.endswith(".safetensors"):
             return None
         layout = _layout(stored, groups, first)
-        return layout if _matches_writer(layout, stored, plan, dialect, groups) else None
+        # Without the tensors of this file, which are freed before another one is made.
+        outline = _Outline(list(stored.tensors), stored.metadata)
+        del stored
+        return layout if _matches_writer(layout, outline, plan, dialect, groups) else None
     except (LoraLensError, _LayoutError):  # the dialect cannot hold such ranks, or its files follow another formula
         return None
+
+
+class _Outline(NamedTuple):
+    """The keys and the metadata of a file."""
+
+    keys: Sequence[str]
+    metadata: Mapping[str, str] | None
 
 
 def _without_numbers(plan: TruncationPlan, ranks: Mapping[str, int]) -> Adapter:
@@ -146,13 +156,18 @@ def _without_numbers(plan: TruncationPlan, ranks: Mapping[str, int]) -> Adapter:
 
     def stub(module: Update, rank: int) -> LowRank:
         factors = [
-            LazyArray.of(np.broadcast_to(np.zeros((), plan.dtype or factor.dtype), shape))
+            _zeros(plan.dtype or factor.dtype, shape)
             for factor, shape in zip(module.factors, ((module.shape[0], rank), (rank, module.shape[1])), strict=True)
         ]
         return LowRank(*factors, module.scale, scaling=module.scaling, layout=module.layout)
 
     modules = {name: stub(plan.adapter[name], rank) for name, rank in ranks.items()}
     return replace(plan.adapter, modules={**plan.adapter.modules, **modules})
+
+
+def _zeros(dtype: np.dtype[Any], shape: tuple[int, ...]) -> LazyArray:
+    # The array itself would take more memory than the module.
+    return LazyArray(lambda: np.broadcast_to(np.zeros((), dtype), shape), shape=shape, dtype=dtype)
 
 
 def _layout(stored: Stored, groups: Mapping[str, int], first: int) -> FileLayout:
@@ -181,7 +196,7 @@ def _json_text(value: Any) -> str:
 
 
 def _matches_writer(
-    layout: FileLayout, stored: Stored, plan: TruncationPlan, dialect: Dialect, groups: Mapping[str, int]
+    layout: FileLayout, outline: _Outline, plan: TruncationPlan, dialect: Dialect, groups: Mapping[str, int]
 ) -> bool:
     """Whether the formula gives the same sizes as the writer, at ranks of one digit and of two."""
     # Offsets and ranks are written as digits, so the formula is tested at ranks where they get longer. Any 12
@@ -190,7 +205,7 @@ def _matches_writer(
         ranks = {name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in groups.items()}
         trial, files = dialect.write(plan.at(ranks))
         # Metadata that names ranks, as diffusers writes it, would have another length at every choice.
-        if trial.metadata != stored.metadata or list(trial.tensors) != list(stored.tensors):
+        if trial.metadata != outline.metadata or list(trial.tensors) != outline.keys:
             return False
         if layout.size(ranks) != stored_size(trial, files):
             return False
