@@ -69,7 +69,11 @@ def parse_peft_key(key: str) -> PeftKey | None:
 def canonical_key(key: str) -> str:
     """A key in PEFT's own form: with its prefix and without the name of the adapter."""
     parts = parse_peft_key(key)
-    return key if parts is None else f"{PREFIX}{parts.path}.{_WRITTEN[parts.role].format(parts.half)}"
+    if parts is None:
+        return key
+    own = f"{PREFIX}{parts.path}.{_WRITTEN[parts.role].format(parts.half)}"
+    # The same string where it is in this form, so that long keys are not held twice.
+    return key if key == own else own
 
 
 def is_pair(key: str) -> bool:
