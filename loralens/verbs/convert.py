@@ -22,7 +22,6 @@ from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.batches.batch_task import AdapterWork
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, read_adapter
 from loralens.verbs.inputs.choices import numpy_dtype
-from loralens.verbs.outputs.combine_run import check_writing
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, check_known, writer_options
 from loralens.verbs.outputs.module_columns import COLUMNS, NamedModule
 from loralens.verbs.outputs.renaming import (
@@ -33,6 +32,7 @@ from loralens.verbs.outputs.renaming import (
 )
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.target import Target, Written
+from loralens.verbs.outputs.writing import check_writing
 
 
 @dataclass(frozen=True, slots=True)

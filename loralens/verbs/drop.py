@@ -15,10 +15,11 @@ from loralens.tables.table import Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, sources
 from loralens.verbs.inputs.blocks import BlockWeights, weights_by_module
 from loralens.verbs.inputs.choices import Blocks, as_globs, numpy_dtype
-from loralens.verbs.outputs.combine_run import check_writing, form_of, read_source
+from loralens.verbs.outputs.combine_run import form_of, read_source
 from loralens.verbs.outputs.module_columns import COLUMNS, NamedModule
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.target import Target, Written
+from loralens.verbs.outputs.writing import check_writing
 
 
 @dataclass(frozen=True, slots=True)

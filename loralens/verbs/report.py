@@ -15,16 +15,13 @@ from loralens.formats.files.apart import check_apart
 from loralens.formats.files.location import existing_path
 from loralens.reporting.document import PageTable, Report
 from loralens.reporting.html import report_html
-from loralens.reporting.markdown import report_markdown as markdown_text
 from loralens.reporting.writing import check_report_target, markdown_paths, write_report
 from loralens.tables.numbers import join_words
-from loralens.tables.render import html_sentence, html_table
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, command_line_options, path_of, sources
 from loralens.verbs.inputs.checkpoints import with_checkpoints
 from loralens.verbs.inputs.choices import Blocks, as_globs
-from loralens.verbs.outputs.fleet_page import fleet_page
 from loralens.verbs.outputs.page import report_page
 from loralens.verbs.outputs.watched import read_watched, watch_log_of, watched_page
 
@@ -73,13 +70,17 @@ class ReportResult(Tabular):
 
     def to_markdown(self, folder: str = "report_files") -> str:
         """The report as Markdown, whose pictures are PNG files of ``folder``."""
-        return markdown_text(self.document, folder)
+        from loralens.reporting.markdown import report_markdown  # most reports are pages alone
+
+        return report_markdown(self.document, folder)
 
     def record(self) -> dict[str, Any]:
         """The numbers of the report as a JSON object."""
         return dict(self.document.record)
 
     def _repr_html_(self) -> str:
+        from loralens.tables.render import html_sentence, html_table  # as in `Tabular`
+
         document = self.document
         sentences = "".join(f"<li>{escape(visible(sentence))}</li>" for sentence in document.remarks)
         verdicts = html_table(document.verdicts.table) if document.verdicts else ""
@@ -178,6 +179,8 @@ def report(
         older = [] if markdown or not page.exists() else [path for path in markdown_paths(page) if path.exists()]
     if fleet is not None:
         _check_fleet_alone(adapters, base=base, activations=moments, evaluations=measured, modules=modules)
+        from loralens.verbs.outputs.fleet_page import fleet_page  # takes 60 ms to import, and few reports are of fleets
+
         words = ["loralens", "report", "--fleet", str(fleet), *(["-o", str(page)] if page else ["--json"])]
         document = fleet_page(fleet, command=command_line(*words, *(["--markdown"] if markdown else [])))
         return ReportResult(document, write_report(document, page, with_markdown=markdown) if page else [])

@@ -185,7 +185,9 @@ def _shard(path: Path, name: str, prefix: str) -> Shard:
     # The header is read once more as bytes, because parsing it loses its order of fields and its spaces.
     length = stored.file.read(0, 8)
     header = stored.file.read(8, int.from_bytes(length, "little"))
-    return Shard(name, prefix, stored, length + header, offsets_of(header))
+    offsets = offsets_of(header)
+    # With the names of the tensors, so that they are held once.
+    return Shard(name, prefix, stored, length + header, {key: offsets[key] for key in stored.tensors})
 
 
 def offsets_of(header: bytes) -> dict[str, int]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from functools import wraps
-from hashlib import sha256
 from inspect import Parameter, signature
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -266,6 +265,8 @@ def _digest_options(verb: str, options: Options) -> str | None:
         for name, value in options.items()
         if name not in ("output", "jobs") and name not in _OF_THE_RUN and value not in (None, False, (), [])
     }
+    from hashlib import sha256  # it loads OpenSSL, and runs of one adapter need no hash
+
     digests = {name: files_digest([Path(stated[name])]) for name in _FILES if _is_path(stated.get(name))}
     if stated.get("base") is not None:
         # A base under the same path may be another one tomorrow.

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from loralens.analysis.checks.diagnosis import LEVELS
+from loralens.choices import Level
 from loralens.core.names import some
 from loralens.tables.numbers import count, join_words, percent, size
 from loralens.tables.result import Tabular
@@ -276,8 +276,8 @@ def _number(key: str, title: str = "", *, text: Callable[[Any], str] = str, **op
 
 def _levels(row: BatchRow) -> str:
     """``1 error, 2 warnings: code, code``."""
-    counts = {level: row.number(f"{level}s") or 0 for level in LEVELS}
-    counted = ", ".join(count(counts[level], level) for level in LEVELS if counts[level])
+    counts = {level: row.number(f"{level}s") or 0 for level in get_args(Level)}
+    counted = ", ".join(count(number, level) for level, number in counts.items() if number)
     return f"{counted}: {', '.join(row.number('codes') or ())}" if counted else "nothing found"
 
 

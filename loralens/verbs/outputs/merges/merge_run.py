@@ -21,7 +21,7 @@ from loralens.errors import OptionError, place
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.disk import check_room
-from loralens.formats.files.json_text import dumps
+from loralens.formats.files.json_text import dump
 from loralens.formats.records.kept import keep_files, restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
 from loralens.formats.records.undo import NAME, Spool
@@ -167,7 +167,7 @@ class MergeRun:
                 self.files = file_sizes(part)
             if certificate:
                 with atomic_file(_in_unfinished(certificate, output, part)) as stream:
-                    stream.write(dumps(self.certificate()).encode("utf-8"))
+                    dump(self.certificate(), stream)
 
         total = bytes_of_copy(files, self._changes, self.inputs.dtype, self.inputs.quantised.types)
         # Patches are kept on the output's disk until all are known, so that memory does not grow with the model.
