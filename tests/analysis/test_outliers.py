@@ -35,7 +35,9 @@ def exchangeable(rng, draw, modules, kinds, shapes):
     return spectra
 
 
-@pytest.mark.parametrize("law", SPECTRA)
+@pytest.mark.parametrize(
+    "law", [pytest.param(law, marks=() if law in ("normal", "power law") else pytest.mark.slow) for law in SPECTRA]
+)
 def test_where_modules_are_exchangeable_at_most_one_in_a_hundred_is_named(law: str) -> None:
     rng = np.random.default_rng(sum(map(ord, law)))
     rates = []

@@ -38,7 +38,9 @@ def names(path):
 
 
 @pytest.mark.parametrize("path", [LETTERS, DIGITS], ids=["letters", "digits"])
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    "dialect", [pytest.param(name, marks=() if name in ("peft", "kohya") else pytest.mark.slow) for name in DIALECTS]
+)
 def test_a_file_of_long_names_takes_ten_times_its_size(dialect, path, tmp_path):
     key, halves = DIALECTS[dialect]
     weights = packed({key.format(name, half): ("F16", [1, 1]) for name in names(path) for half in halves})

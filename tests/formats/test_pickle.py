@@ -446,25 +446,25 @@ def test_a_program_without_an_end(tmp_path):
 
 
 DEEP = 400_000  # deep enough to crash CPython 3.11 when hashed
+BOMBS = {
+    "key": b"}" + b")" + b"\x85" * DEEP + b"Ns",
+    "value": b"}" + push("x") + b")" + b"\x85" * DEEP + b"s",
+    "marks": b"}" + push("x") + b"(" * DEEP + b"t" * DEEP + b"s",
+    "lists": b"]" * DEEP + b"a" * (DEEP - 1),
+    "dicts": b"}" + (push("a") + b"}") * DEEP + b"s" * DEEP,
+    "storage": push(("storage", b")" + b"\x85" * DEEP, "0", "cpu", 4)) + b"Q",
+    "storage id": b")" + b"\x85" * DEEP + b"Q",
+    "size": tensor(size=b")" + b"\x85" * DEEP),
+    "itself": b"]q\x00" + b"h\x00a" * 3,
+}
+QUICK_BOMBS = ("key", "itself")  # the others take a second each
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        b"}" + b")" + b"\x85" * DEEP + b"Ns",
-        b"}" + push("x") + b")" + b"\x85" * DEEP + b"s",
-        b"}" + push("x") + b"(" * DEEP + b"t" * DEEP + b"s",
-        b"]" * DEEP + b"a" * (DEEP - 1),
-        b"}" + (push("a") + b"}") * DEEP + b"s" * DEEP,
-        push(("storage", b")" + b"\x85" * DEEP, "0", "cpu", 4)) + b"Q",
-        b")" + b"\x85" * DEEP + b"Q",
-        tensor(size=b")" + b"\x85" * DEEP),
-        b"]q\x00" + b"h\x00a" * 3,
-    ],
-    ids=["key", "value", "marks", "lists", "dicts", "storage", "storage id", "size", "itself"],
+    "name", [pytest.param(name, marks=() if name in QUICK_BOMBS else pytest.mark.slow) for name in BOMBS]
 )
-def test_recursion_bombs(tmp_path, body):
-    refused(zip_file(tmp_path / "x.bin", b"\x80\x02" + body + b"."), ".")
+def test_recursion_bombs(tmp_path, name):
+    refused(zip_file(tmp_path / "x.bin", b"\x80\x02" + BOMBS[name] + b"."), ".")
 
 
 FALSE = struct.pack("<I", 0xFFFFFFF0)
@@ -720,6 +720,7 @@ def whole(scratch):
 fuzz = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.slow
 @both
 @fuzz
 @given(data=st.data())
@@ -729,6 +730,7 @@ def test_damaged_files_give_a_result_or_a_clear_error(scratch, whole, zipped, da
     assert all(array.nbytes <= path.stat().st_size for array in arrays(path))
 
 
+@pytest.mark.slow
 @fuzz
 @given(data=st.data())
 def test_damaged_pickles_in_a_whole_zip(scratch, data):
