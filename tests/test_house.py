@@ -91,6 +91,7 @@ def test_every_package_but_the_commands_is_there_by_its_name() -> None:
     assert all(getattr(loralens, name).__name__ == f"loralens.{name}" for name in packages)
 
 
+@pytest.mark.slow
 def test_no_module_shadows_a_verb() -> None:
     """Whatever is imported first, a verb stays a function and is not the module of the same name.
 

@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.bases import contents, sharded, tensors
 from tests.cli.test_merge import done
+from tests.marks import slow_except
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="terminals and signals of POSIX")
 
@@ -53,12 +52,7 @@ def commands(small: Path, tmp_path: Path) -> dict[str, list[object]]:
     }
 
 
-def quick_and_slow(names: Iterable[str], *quick: str) -> list[Any]:
-    """Each runs a process of its own, so that most are slow tests."""
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("name", quick_and_slow(PLACES, "merge", "extract"))
+@pytest.mark.parametrize("name", slow_except(PLACES, "merge", "extract"))
 def test_interrupted_it_ends_with_130_and_leaves_nothing(name: str, commands, tmp_path: Path) -> None:
     before = contents(tmp_path)
     command = [
@@ -101,7 +95,7 @@ LABELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", quick_and_slow(LABELS, "unmerge", "verify"))
+@pytest.mark.parametrize("name", slow_except(LABELS, "unmerge", "verify"))
 def test_on_a_terminal_there_is_a_bar_and_the_time_that_is_left(name: str, commands) -> None:
     """A terminal of the system stands behind stderr; the bar is drawn there and wiped off, stdout has the result."""
     import pty

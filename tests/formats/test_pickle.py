@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from loralens.errors import FormatError, LoraLensError
 from loralens.formats.files.torch.pickle import read_pickle
 from loralens.formats.files.torch.unpickler import OPCODES
+from tests.marks import slow_except
 
 REAL = [
     "bertbase-rslora-epoch2/adapter_model.bin",
@@ -457,12 +458,9 @@ BOMBS = {
     "size": tensor(size=b")" + b"\x85" * DEEP),
     "itself": b"]q\x00" + b"h\x00a" * 3,
 }
-QUICK_BOMBS = ("key", "itself")  # the others take a second each
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK_BOMBS else pytest.mark.slow) for name in BOMBS]
-)
+@pytest.mark.parametrize("name", slow_except(BOMBS, "key", "itself"))
 def test_recursion_bombs(tmp_path, name):
     refused(zip_file(tmp_path / "x.bin", b"\x80\x02" + BOMBS[name] + b"."), ".")
 
