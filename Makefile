@@ -7,8 +7,10 @@ DATA   := $(VENV)/.data
 MODEL  := $(VENV)/.model
 # Small matrices on few cores: BLAS threads would wait for each other.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+# The processes that tests start are short: where each would compile the package anew, that takes longer than their work.
+COMPILED_ONCE := PYTHONDONTWRITEBYTECODE=
 # A process a core, of the first four; each starts with neighbours, which share what takes long to make.
-PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+PYTEST := $(ONE_THREAD) $(COMPILED_ONCE) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo paper test test-all test-live check docs wheel bench mutants clean
 .DEFAULT_GOAL := test
