@@ -65,7 +65,7 @@ class Shard:
         return LazyArray(read, shape=self.shape, dtype=own.dtype, numbers=numbers)
 
 
-def gather(own: "Tensor", like: "Tensor") -> "Tensor":
+def gather_shards(own: "Tensor", like: "Tensor") -> "Tensor":
     """The whole weight, from the rows ``own`` of every process; all processes must call this at the same time."""
     from torch.distributed.tensor import DTensor
 

@@ -19,7 +19,7 @@ from loralens.linalg.factor import Scratch
 from loralens.linalg.narrow import NarrowProduct
 from loralens.merging.matrix import cuts
 from loralens.merging.plan import TensorPlan
-from loralens.merging.resident.differences import Found, Patch
+from loralens.merging.resident.differences import BlockComparison, Patch
 from loralens.merging.resident.task import Task
 from loralens.merging.undo.patch import bits
 
@@ -95,7 +95,7 @@ def _merge_rows(
     import torch
 
     factors = {start: one.factors() for start, one in products.items()}
-    result, found = np.empty(W.shape, W.dtype), Found()
+    result, comparison = np.empty(W.shape, W.dtype), BlockComparison()
     stored, merged = _tensor(W), _tensor(result)
     shape: tuple[int, ...] = ()
     # Both ways give the same bits, as the product is exact; torch takes half the time.
@@ -108,7 +108,7 @@ def _merge_rows(
             rounded = _tensor(R)
         if slab is None:
             result[start:stop] = rows
-            found.compare(rows, rows)
+            comparison.compare(rows, rows)
             continue
         first, last = start - slab.start, stop - slab.start
         piece = exact[slab.start].pieces[0]
@@ -118,8 +118,8 @@ def _merge_rows(
         merged[start:stop].copy_(total.copy_(stored[start:stop]).add_(product))
         B, A = factors[slab.start]
         _subtract(merged[start:stop], B[first:last], A, product, total, rounded, by_torch=by_torch)
-        found.compare(rows, R)
-    return result, found.patch()
+        comparison.compare(rows, R)
+    return result, comparison.patch()
 
 
 def restore_sixteen_bits(W: Array, undo: RoundedMerge) -> Array:

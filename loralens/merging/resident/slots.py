@@ -14,7 +14,7 @@ import numpy as np
 from loralens.core.attached import Tree
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import MismatchError, OptionError
-from loralens.merging.resident.shards import Shard, gather
+from loralens.merging.resident.shards import Shard, gather_shards
 
 if TYPE_CHECKING:  # importing torch takes 1.4 s, so functions that use it import it
     from torch import Tensor, nn
@@ -107,7 +107,7 @@ class TensorSlot:
         if not self.is_divided:
             return own
         tensor = self._own()
-        return _numpy(gather(_tensor(own, tensor.dtype).to(tensor.device), self._parameter()), self.dtype)
+        return _numpy(gather_shards(_tensor(own, tensor.dtype).to(tensor.device), self._parameter()), self.dtype)
 
     def write(self, array: Array) -> None:
         """Copy the array into the storage of the parameter."""

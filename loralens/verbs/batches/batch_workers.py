@@ -12,7 +12,7 @@ from typing import final
 from loralens.verbs.batches.batch_task import BatchTask, Outcome, failed, perform
 from loralens.verbs.workers.worker import Ended, Worker, can_be_sent, perform_in, serve_tasks
 
-_SERVE = "loralens.verbs.batches.batch_workers:serve"
+_SERVE = "loralens.verbs.batches.batch_workers:serve_batch"
 
 
 def perform_all(tasks: Sequence[BatchTask], jobs: int) -> Generator[tuple[BatchTask, Outcome], None, None]:
@@ -81,6 +81,6 @@ class PendingTasks:
             self._changed.notify_all()
 
 
-def serve() -> None:
+def serve_batch() -> None:
     """Perform the tasks of a batch; the work of a process that `Worker` has started."""
     serve_tasks(lambda task, _: perform(task))

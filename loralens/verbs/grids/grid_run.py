@@ -15,9 +15,9 @@ from loralens.tables.numbers import count, number, size
 from loralens.verbs.grids.axes import Grid, grid_points
 from loralens.verbs.grids.grid_checks import check_run, run_bytes
 from loralens.verbs.grids.grid_folder import GridFolder, GridRun, SettingsReader
+from loralens.verbs.grids.grid_inputs import GridInputs, inputs_key
 from loralens.verbs.grids.grid_result import GridResult
 from loralens.verbs.grids.grid_workers import GridTask, make_runs
-from loralens.verbs.grids.shared_inputs import SharedInputs, inputs_key
 from loralens.verbs.inputs.choices import check_counts
 from loralens.verbs.inputs.models import device_of, restore_settings
 from loralens.verbs.inputs.training_options import default_dtype, fill_in
@@ -110,7 +110,7 @@ def _train_missing(folder: GridFolder, missing: Sequence[GridTask], *, jobs: int
     """Make the runs that are missing, those with the same inputs one after the other."""
     # With missing weights the seed decides about the model, so that runs of one seed follow each other.
     ordered = sorted(missing, key=lambda task: (inputs_key(task.options), task.options.seed))
-    shared = SharedInputs()
+    shared = GridInputs()
     with restore_settings(ordered[0].options.model):
         needed = _check_runs(folder, ordered, shared)
         jobs = _decide(folder, ordered, needed, jobs)
@@ -125,7 +125,7 @@ def _train_missing(folder: GridFolder, missing: Sequence[GridTask], *, jobs: int
                 note(f"{done} of {len(tasks)}: {_told(run)}")
 
 
-def _check_runs(folder: GridFolder, tasks: Sequence[GridTask], shared: SharedInputs) -> int:
+def _check_runs(folder: GridFolder, tasks: Sequence[GridTask], shared: GridInputs) -> int:
     """Check all runs against their models and texts, and return the memory that the largest needs, in bytes."""
     needed = 0
     warned: set[tuple[str, ...]] = set()

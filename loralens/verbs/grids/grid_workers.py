@@ -17,13 +17,13 @@ from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.hold import check_free
 from loralens.formats.records.grid_record import is_finished
 from loralens.verbs.grids.grid_folder import unfinished
-from loralens.verbs.grids.shared_inputs import SharedInputs, inputs_key
+from loralens.verbs.grids.grid_inputs import GridInputs, inputs_key
 from loralens.verbs.inputs.training_options import TrainingOptions
 from loralens.verbs.outputs.training.run_display import naming_runs
 from loralens.verbs.outputs.training.train_adapter import train_adapter
 from loralens.verbs.workers.worker import Ended, Said, Worker, can_be_sent, perform_in, serve_tasks
 
-_SERVE = "loralens.verbs.grids.grid_workers:serve"
+_SERVE = "loralens.verbs.grids.grid_workers:serve_grid"
 # Seconds for which a run that is told to stop may finish its step and save its state. A step of a large model on a CPU
 # takes that long; what is killed after it goes on from the state before.
 GRACE = 60.0
@@ -41,7 +41,7 @@ class GridTask(NamedTuple):
 
 
 def make_runs(
-    tasks: Sequence[GridTask], shared: SharedInputs, *, jobs: int
+    tasks: Sequence[GridTask], shared: GridInputs, *, jobs: int
 ) -> Generator[tuple[GridTask, LoraLensError | None], None, None]:
     """Make runs, and give each with its error, if it has one, when it is finished.
 
@@ -49,7 +49,7 @@ def make_runs(
     ----------
     tasks : sequence of GridTask
         Those with the same inputs follow each other.
-    shared : SharedInputs
+    shared : GridInputs
         Inputs that this process has read already.
     jobs : int
         How many runs are made at a time.
@@ -59,7 +59,7 @@ def make_runs(
 
 
 def _make_runs(
-    tasks: Sequence[GridTask], shared: SharedInputs, *, jobs: int
+    tasks: Sequence[GridTask], shared: GridInputs, *, jobs: int
 ) -> Generator[tuple[GridTask, LoraLensError | None], None, None]:
     if jobs > 1 and not all(map(_can_be_sent, tasks)):
         note("a model or an optimiser that another process cannot receive: the runs are made one after the other")
@@ -80,7 +80,7 @@ def _make_runs(
             yield task, outcome
 
 
-def make_run(task: GridTask, shared: SharedInputs) -> LoraLensError | None:
+def make_run(task: GridTask, shared: GridInputs) -> LoraLensError | None:
     """Make a run, or go on with it; returns the error of a run that has diverged or could not be made."""
     options, target = task.options, task.options.output
     assert target
@@ -180,13 +180,13 @@ def _hear(said: Said) -> None:
 # ---- In the process that works
 
 
-def serve() -> None:
+def serve_grid() -> None:
     """Make the runs of a grid; the work of a process that `Worker` has started."""
-    shared = SharedInputs()
+    shared = GridInputs()
     serve_tasks(partial(_perform, shared))
 
 
-def _perform(shared: SharedInputs, task: GridTask, send: Callable[[Said], None]) -> LoraLensError | None:
+def _perform(shared: GridInputs, task: GridTask, send: Callable[[Said], None]) -> LoraLensError | None:
     with _sending_messages(send):
         try:
             return make_run(task, shared)

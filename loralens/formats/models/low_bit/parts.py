@@ -25,7 +25,7 @@ INDICES: frozenset[np.dtype[Any]] = frozenset(map(np.dtype, (np.int32, np.int64)
 MOST = 1 << 48
 
 
-class Found(NamedTuple):
+class CheckpointWeight(NamedTuple):
     """A coded weight in a checkpoint.
 
     Attributes
