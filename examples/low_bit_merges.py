@@ -16,7 +16,7 @@ import numpy as np
 from low_bit_bases import Base
 
 from loralens.core.adapter import Adapter
-from loralens.core.coded_weight import CodedWeight, Codes, GridRows
+from loralens.core.few_bits.coded_weight import CodedWeight, Codes, GridRows
 from loralens.core.lazy import Array
 from loralens.formats.records.input_moments import InputMoments, load_input_moments
 from loralens.linalg.draws import Draws

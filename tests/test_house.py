@@ -1,6 +1,7 @@
 """House rules that are tests: what is imported when, what is public, what is documented."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,14 @@ def test_a_package_lists_what_is_public_and_no_module_shadows_it(room: str) -> N
     for name in package.__all__:
         assert getattr(package, name) is not None
     assert not {path.stem for path in (PACKAGE / room).iterdir()} & set(package.__all__)
+
+
+@pytest.mark.parametrize("folder", ["examples", "benchmarks", "docs"])
+def test_what_shows_loralens_to_users_imports_no_command(folder: str) -> None:
+    """Python programs call verbs. The commands are no interface of Python."""
+    texts = {file: file.read_text(encoding="utf-8") for file in (PACKAGE.parent / folder).rglob("*.py")}
+    assert texts
+    assert not [file for file, text in texts.items() if re.search(r"loralens\.cli|from loralens import .*\bcli\b", text)]
 
 
 def sources() -> list[Path]:

@@ -18,8 +18,8 @@ from typing import NamedTuple, final
 
 import numpy as np
 
+from loralens.core.few_bits.quantised import direction_bytes
 from loralens.core.lazy import Array
-from loralens.core.quantised import direction_bytes
 from loralens.core.ranks import energies
 from loralens.errors import OptionError
 from loralens.linalg.few_bits.packing import FEWEST, MOST

@@ -10,9 +10,9 @@ from loralens.compression.curve import CurvePoint, curve_ranks, rank_curve, reco
 from loralens.compression.plan import TruncationPlan
 from loralens.compression.protection import Protection
 from loralens.core.adapter import Adapter
+from loralens.core.few_bits.quantised import direction_bytes
 from loralens.core.moments import Moments
 from loralens.core.progress import progress
-from loralens.core.quantised import direction_bytes
 from loralens.core.structured import Structured
 from loralens.core.threads import processor_count
 from loralens.errors import place

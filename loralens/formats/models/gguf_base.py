@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from loralens.core.adapter import Finding
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, place
 from loralens.formats.dialects.gguf import names as gguf_names

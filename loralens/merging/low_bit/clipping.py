@@ -7,7 +7,7 @@ loses 4 % of the gain. Larger moves of the other entries of the row would give i
 
 import numpy as np
 
-from loralens.core.coded_weight import GridRows
+from loralens.core.few_bits.coded_weight import GridRows
 from loralens.linalg.factor import Floats
 
 

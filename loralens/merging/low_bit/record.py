@@ -7,7 +7,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.coded_weight import CodedWeight, Codes
+from loralens.core.few_bits.coded_weight import CodedWeight, Codes
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError
 from loralens.merging.low_bit.apply import CodesMerge

@@ -5,7 +5,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from loralens.core.coded_weight import CodedWeight, Codes
+from loralens.core.few_bits.coded_weight import CodedWeight, Codes
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, MismatchError
 from loralens.merging.low_bit.record import codes_as_bytes, hashed_rows

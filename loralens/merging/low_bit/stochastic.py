@@ -24,7 +24,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.coded_weight import Codes, GridRows
+from loralens.core.few_bits.coded_weight import Codes, GridRows
 from loralens.errors import FormatError
 from loralens.linalg.draws import WIDE_STEPS, Draws
 from loralens.linalg.exact import Singles

@@ -37,7 +37,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.coded_weight import Codes, GridRows
+from loralens.core.few_bits.coded_weight import Codes, GridRows
 from loralens.core.lazy import Array
 from loralens.errors import FormatError
 from loralens.linalg.exact import Singles

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from loralens.choices import MergeBits
 from loralens.core.adapter import Adapter
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
 from loralens.core.messages import note, warn
 from loralens.core.names import block, some

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from loralens.core.coded_weight import CodedWeight, Codes, GridRows
+from loralens.core.few_bits.coded_weight import CodedWeight, Codes, GridRows
 from loralens.core.lazy import LazyArray
 from loralens.errors import place
 from loralens.formats.models.low_bit.packing import Bytes, bytes_of

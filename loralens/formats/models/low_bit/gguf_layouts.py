@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.coded_weight import CodedWeight, Codes, GridRows
+from loralens.core.few_bits.coded_weight import CodedWeight, Codes, GridRows
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
 from loralens.formats.files.gguf.types import TENSOR_TYPES

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from loralens.core.adapter import Finding
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
 from loralens.formats.models.low_bit.awq import find_awq
 from loralens.formats.models.low_bit.bitsandbytes_4bit import find_4bit

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
 from loralens.formats.models.float8 import BESIDE

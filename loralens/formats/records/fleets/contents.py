@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, final, get_args
 
+from loralens.core.few_bits.shared_bases import SharedShape
 from loralens.core.lazy import LazyArray
-from loralens.core.shared_bases import SharedShape
 from loralens.errors import FormatError
 from loralens.formats.files.container import Stored, tensor_pieces
 from loralens.formats.files.json_text import finite_number, is_safe_text, unique_keys

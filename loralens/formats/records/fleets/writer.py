@@ -8,8 +8,8 @@ from typing import Any, final
 
 import numpy as np
 
+from loralens.core.few_bits.shared_bases import SharedShape
 from loralens.core.lazy import LazyArray
-from loralens.core.shared_bases import SharedShape
 from loralens.errors import OptionError, place
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import Stored
