@@ -155,7 +155,9 @@ def test_what_shows_loralens_to_users_imports_no_command(folder: str) -> None:
     """Python programs call verbs. The commands are no interface of Python."""
     texts = {file: file.read_text(encoding="utf-8") for file in (PACKAGE.parent / folder).rglob("*.py")}
     assert texts
-    assert not [file for file, text in texts.items() if re.search(r"loralens\.cli|from loralens import .*\bcli\b", text)]
+    assert not [
+        file for file, text in texts.items() if re.search(r"loralens\.cli|from loralens import .*\bcli\b", text)
+    ]
 
 
 def sources() -> list[Path]:

@@ -80,7 +80,7 @@ class Bench:
 
     def tokens(self, pairs: Sequence[Pair]) -> Examples:
         """Prompts and completions, of which the completions are learned."""
-        return self._loaded.encoded(records(pairs), length=self.recipe.length)
+        return self._loaded.encode(records(pairs), length=self.recipe.length)
 
     @cached_property
     def _learned(self) -> Examples:

@@ -84,7 +84,7 @@ class Loop:
             closing(self.feed),
         ):
             self._precision = Precision.of(self.injection.model, self.device, autocast=self.course.autocast)
-            self._model = self.world.wrapped(self.injection.model, self.device, narrow=self._gathered_dtype)
+            self._model = self.world.wrap(self.injection.model, self.device, narrow=self._gathered_dtype)
             self._prepare(state)
             # A resumed run has its first evaluation already, in its log.
             if state is None:

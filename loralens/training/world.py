@@ -57,7 +57,7 @@ class World:
         """Whether this process is the first, which alone writes files and messages."""
         return self.rank == 0
 
-    def wrapped(self, model: nn.Module, device: torch.device, *, narrow: torch.dtype | None = None) -> nn.Module:
+    def wrap(self, model: nn.Module, device: torch.device, *, narrow: torch.dtype | None = None) -> nn.Module:
         """The model as it is called in training. With ``shard`` it is changed in place, block by block.
 
         Parameters

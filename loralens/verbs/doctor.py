@@ -251,12 +251,12 @@ WORK["doctor"] = AdapterWork(
 
 
 def _write_sarif(diagnoses: Sequence[Diagnosis], file: Path) -> None:
-    def located(label: str) -> str:
+    def locate(label: str) -> str:
         # SARIF names files, and a user may have given the folder of one, or a Hub id; what has no file keeps its label.
         try:
             return str(adapter_file(Path(label)))
         except LoraLensError:
             return label
 
-    records = [{**finding.record(), "adapter": located(finding.adapter)} for finding in diagnoses]
+    records = [{**finding.record(), "adapter": locate(finding.adapter)} for finding in diagnoses]
     write_sarif(sarif_log(records, rules=diagnosis_codes(), root=Path.cwd()), file)

@@ -293,8 +293,8 @@ class _Evaluator:
         # By default the length of the training, so that texts are cut as they were there.
         length = self.length or record.get("length") or DEFAULT_LENGTH
         with place(self.place):
-            numbers = None if labels is None else self.texts.numbered(labels)
-            examples = loaded.encoded(self.texts.texts, length=length, labels=numbers)
+            numbers = None if labels is None else self.texts.label_numbers(labels)
+            examples = loaded.encode(self.texts.texts, length=length, labels=numbers)
             cut = count_cut(loaded, self.texts.texts, length=length)
         with place(label):
             # With a model that sees later tokens the loss would be close to 0.

@@ -30,7 +30,6 @@ from loralens.verbs.outputs.merges.losses import (
     conclusion_on_texts,
     is_damaged,
     modules_title,
-    undamaged,
     warn_of_noise,
 )
 from loralens.verbs.outputs.merges.merge_run import MergeRun
@@ -101,7 +100,7 @@ class MergeResult(Written):
                 module_columns(self.modules),
                 self.modules,
                 uneventful=lambda row: not (is_damaged(row.fidelity) or row.fidelity.overflowed),
-                sum_up=lambda whole: undamaged(whole, codes="changed" in self.certificate["total"]),
+                sum_up=lambda modules: undamaged_sentence(modules, codes="changed" in self.certificate["total"]),
             )
         ]
 

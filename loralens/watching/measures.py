@@ -155,7 +155,7 @@ class Memory:
 def remember_start(module: Update, memory: Memory) -> None:
     """Remember the first A, from which drift is measured."""
     if isinstance(module, LowRank):
-        memory.start = _drawn(module, module.B, module.A).copy()
+        memory.start = _random_factor(module, module.B, module.A).copy()
 
 
 def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> ModuleLook:
@@ -170,7 +170,7 @@ def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> 
     if isinstance(module, LowRank):
         B, A = module.B, module.A
         directions = quick_svd(B, A, module.scale)
-        drawn = _drawn(module, B, A)
+        drawn = _random_factor(module, B, A)
         if memory.start is None:
             memory.start = drawn.copy()
         drift = _drift(drawn, memory.start)
@@ -192,7 +192,7 @@ def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> 
     return look
 
 
-def _drawn(module: LowRank, B: Array, A: Array) -> Array:
+def _random_factor(module: LowRank, B: Array, A: Array) -> Array:
     """The factor that starts at random numbers: A, and B of an embedding."""
     return np.asarray(B if module.layout.kind == "embedding" else A, dtype=np.float32)
 

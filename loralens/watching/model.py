@@ -14,7 +14,7 @@ from loralens.linalg.rounding import ulp
 from loralens.training.injection import Injection
 from loralens.training.readout import numpy_of
 from loralens.watching.health import WeightSize
-from loralens.watching.view import peft_model, unwrapped
+from loralens.watching.view import peft_model, unwrap
 
 SAMPLE = 1 << 12  # entries of a weight: a mean of squares has an error of a few per cent
 NARROW = (torch.float16, torch.bfloat16)  # what float32 weights lose is below anything that is trained
@@ -25,7 +25,7 @@ def weigh(model: "nn.Module | Injection", adapter: Adapter) -> dict[str, WeightS
 
     Quantised weights, and those that are not found under the names of the adapter, are left out.
     """
-    inner = model.model if isinstance(model, Injection) else (peft_model(model) or unwrapped(model))
+    inner = model.model if isinstance(model, Injection) else (peft_model(model) or unwrap(model))
     tree = Tree.of(inner)
     try:
         weights = tree.weights(adapter)

@@ -75,7 +75,7 @@ def live(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
         raise OptionError("the model has no adapter", fix="give a model that PEFT or loralens.training adapted")
     if adapter is not None:
         raise OptionError("the model has one adapter, which has no name", fix="leave the name out")
-    return _own_view(unwrapped(model), layers)
+    return _own_view(unwrap(model), layers)
 
 
 def live_gradients(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
@@ -105,11 +105,11 @@ def _gradient_of(module: "nn.Module", own: str) -> Tensor:
 
 def own_layers(model: "nn.Module") -> dict[str, LoRALayer]:
     """The LoRA layers of `loralens.training` in a model, by the names of the layers that they adapt."""
-    layers = ((path, layer) for path, layer in unwrapped(model).named_modules() if isinstance(layer, LoRALayer))
+    layers = ((path, layer) for path, layer in unwrap(model).named_modules() if isinstance(layer, LoRALayer))
     return {plain_path(path): layer for path, layer in layers}
 
 
-def unwrapped(model: "nn.Module") -> "nn.Module":
+def unwrap(model: "nn.Module") -> "nn.Module":
     """The model inside of DDP, which is recognised by its class: layers of a model may be called ``module`` too."""
     while type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
         model = model.module  # type: ignore[assignment]
@@ -216,7 +216,7 @@ def _peft_tensors(model: Any, name: str, *, gradients: bool) -> Iterator[tuple[s
             )
         path = places.get(id(tensor))
         # PEFT computes a few tensors when it saves them, such as the ranks that AdaLoRA keeps.
-        yield key, lazy_tensor(partial(_at, model, path, gradients) if path else partial(_computed, state, key))
+        yield key, lazy_tensor(partial(_at, model, path, gradients) if path else partial(_computed_tensor, state, key))
 
 
 def _at(model: "nn.Module", path: str, gradient: bool = False) -> Tensor:
@@ -227,7 +227,7 @@ def _at(model: "nn.Module", path: str, gradient: bool = False) -> Tensor:
     return tensor
 
 
-def _computed(state: Any, key: str) -> Tensor:
+def _computed_tensor(state: Any, key: str) -> Tensor:
     tensor: Tensor = state()[key]
     return tensor
 

@@ -46,7 +46,7 @@ def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
         written = back.modules.get(file, module)
         folded = abs(written.scale - module.scale) > AGREE * abs(module.scale)
         true = written if folded and written.scaling.formula != "unknown" else module
-        modules[file] = {"name": name, "scale": true.scale, "scaling": _written(true.scaling)}
+        modules[file] = {"name": name, "scale": true.scale, "scaling": _scaling_record(true.scaling)}
     record = {
         "version": __version__,
         "format": back.format,
@@ -145,7 +145,7 @@ def _is_valid(module: Any) -> bool:
     return named and finite_number(module.get("scale")) is not None and is_valid_scaling(*values)
 
 
-def _written(scaling: Scaling) -> dict[str, Any]:
+def _scaling_record(scaling: Scaling) -> dict[str, Any]:
     return dict(zip(SCALING_KEYS, astuple(scaling), strict=True))
 
 

@@ -122,12 +122,12 @@ def read_watch_log(path: Path) -> list[LoggedLook]:
             raise FormatError(
                 f"is a log of version {entries[0]['watch']}, and this release reads {VERSION}", fix="update loralens"
             )
-        described = _described(entries[0].get("modules"))
+        described = _shapes_and_ranks(entries[0].get("modules"))
         looks = {look.step: look for entry in entries[1:] if (look := _look(entry, described)) is not None}
     return [looks[step] for step in sorted(looks)]
 
 
-def _described(modules: Any) -> dict[str, tuple[tuple[int, int], int]]:
+def _shapes_and_ranks(modules: Any) -> dict[str, tuple[tuple[int, int], int]]:
     """Shape and rank of every module."""
     described = {}
     for name, about in modules.items() if isinstance(modules, dict) else ():

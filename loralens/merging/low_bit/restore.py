@@ -44,11 +44,11 @@ def restore_codes(
     if weight is None or weight.grid is None or weight.encode is None or weight.shape != undo.matrix:
         raise MismatchError("is not stored as codes that a merge could have moved", fix=ANOTHER)
     digest = sha256()
-    yield from hashed_rows(weight, _restored(undo, weight), digest, ordered=ordered)
+    yield from hashed_rows(weight, _restore_blocks(undo, weight), digest, ordered=ordered)
     check_restored(undo, digest.hexdigest())
 
 
-def _restored(undo: TensorUndo, weight: CodedWeight) -> Iterator[tuple[int, Codes]]:
+def _restore_blocks(undo: TensorUndo, weight: CodedWeight) -> Iterator[tuple[int, Codes]]:
     assert weight.grid is not None
     reader = PatchReader(undo.patch, 1)
     for start, stop in row_ranges(*undo.matrix):

@@ -88,10 +88,10 @@ class SweepMoments:
 
     def energy(self, X: Singles) -> float:
         """Σ x H xᵀ over the rows x of X (m, columns)."""
-        outputs = self.transposed(np.ascontiguousarray(X.T[self.order], dtype=np.float64))
+        outputs = self.multiply_transposed(np.ascontiguousarray(X.T[self.order], dtype=np.float64))
         return float(np.vdot(outputs * self.pivots[:, None], outputs))
 
-    def transposed(self, X: Floats) -> Floats:
+    def multiply_transposed(self, X: Floats) -> Floats:
         """Cᵀ X, for X (n, m) with its columns in the order of the sweep."""
         product = X.copy()
         for start in range(0, len(X), COLUMNS):
@@ -205,7 +205,7 @@ def sweep_rows(grid: GridRows, D: Singles, moments: SweepMoments) -> DrawnCodes:
             asked[j + 1 : stop] += np.outer(C[j - start, j + 1 - start :], error)
             errors[j - start] = error
         asked[stop:] += moments.after(errors, start, stop)
-    return columns.drawn()
+    return columns.in_weight_order()
 
 
 @final
@@ -256,7 +256,7 @@ def _along_numbers(update: Floats, moments: SweepMoments) -> Floats:
 
 def _along_outputs(update: Floats, moments: SweepMoments) -> Floats:
     """C⁻¹u₂, which is D Cᵀ ΔWᵀ/√(ΔW H ΔWᵀ)."""
-    outputs = moments.transposed(update)
+    outputs = moments.multiply_transposed(update)
     # ΔW H ΔWᵀ is the sum of squares of √D Cᵀ ΔWᵀ.
     outputs *= np.sqrt(moments.pivots)[:, None]
     norm = np.sqrt(_exact_squares(outputs))
@@ -300,7 +300,7 @@ class _Columns:
         self._codes[j] = np.where(change == 0, codes, new)
         return change
 
-    def drawn(self) -> DrawnCodes:
+    def in_weight_order(self) -> DrawnCodes:
         """The codes in the order of the weight, with rows first."""
         back = np.argsort(self._order)
         return DrawnCodes(np.ascontiguousarray(self._codes[back].T), np.ascontiguousarray(self._clipped[back].T))

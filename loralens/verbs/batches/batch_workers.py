@@ -9,7 +9,7 @@ from contextlib import closing
 from threading import Condition
 from typing import final
 
-from loralens.verbs.batches.batch_task import BatchTask, Outcome, failed, perform
+from loralens.verbs.batches.batch_task import BatchTask, Outcome, failure, perform
 from loralens.verbs.workers.worker import Ended, Worker, can_be_sent, perform_in, serve_tasks
 
 _SERVE = "loralens.verbs.batches.batch_workers:serve_batch"
@@ -38,7 +38,7 @@ def perform_all(tasks: Sequence[BatchTask], jobs: int) -> Generator[tuple[BatchT
         for task, outcome in outcomes:
             if isinstance(outcome, Ended):
                 what = f"the process that worked on it has ended ({outcome})"
-                outcome = failed(task, what, "give fewer --jobs if memory is short; else report this as a bug")
+                outcome = failure(task, what, "give fewer --jobs if memory is short; else report this as a bug")
             yield task, outcome
 
 

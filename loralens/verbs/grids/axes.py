@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from loralens.core.names import nearest
 from loralens.errors import OptionError
-from loralens.verbs.grids.spelling import spelled, value_text
+from loralens.verbs.grids.spelling import spell, value_text
 from loralens.verbs.inputs.training_options import TrainingOptions
 
 # "rank=1,8,64"; several of these; a mapping of options to values; or several mappings, whose runs are all made.
@@ -59,7 +59,7 @@ def grid_points(grid: Grid, given: Iterable[str]) -> list[GridPoint]:
     for axes in grids:
         for option in axes:
             if option in given:
-                what = f"--{spelled(option)} is given for all runs and as an axis of the grid"
+                what = f"--{spell(option)} is given for all runs and as an axis of the grid"
                 raise OptionError(what, fix="leave one of them out")
         count = 1
         for values in axes.values():
@@ -84,7 +84,7 @@ def _axes_of_texts(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise OptionError(f"--grid {text!r} is not OPTION=VALUES", fix="write --grid rank=1,8 or --grid seed=0..4")
         option = _option_of(option)
         if option in axes:
-            raise OptionError(f"--grid has the axis {spelled(option)} twice", fix="give all its values in one --grid")
+            raise OptionError(f"--grid has the axis {spell(option)} twice", fix="give all its values in one --grid")
         axes[option] = _values_of_text(option, values)
     return axes
 
@@ -104,7 +104,7 @@ def _axes_of_mapping(mapping: Any) -> dict[str, list[Any]]:
         else:
             axes[option] = [_plain_value(option, values)]
         if not axes[option]:
-            raise OptionError(f"the axis {spelled(option)} of the grid has no values", fix="give one or more")
+            raise OptionError(f"the axis {spell(option)} of the grid has no values", fix="give one or more")
     return axes
 
 
@@ -129,11 +129,11 @@ def _option_of(key: object) -> str:
     option = str(key).strip().removeprefix("--").replace("-", "_")
     options = [name for name in _HINTS if name not in WHOLE]
     if option in WHOLE:
-        what = f"--grid: {spelled(option)} concerns the grid as a whole, so it is no axis"
-        raise OptionError(what, fix=f"give --{spelled(option)} once, beside --grid")
+        what = f"--grid: {spell(option)} concerns the grid as a whole, so it is no axis"
+        raise OptionError(what, fix=f"give --{spell(option)} once, beside --grid")
     if option not in options:
-        near = nearest(spelled(option), map(spelled, options))
-        raise OptionError(f"--grid: train has no option {spelled(option)!r}", fix=f"nearest: {near}")
+        near = nearest(spell(option), map(spell, options))
+        raise OptionError(f"--grid: train has no option {spell(option)!r}", fix=f"nearest: {near}")
     return option
 
 
@@ -146,11 +146,11 @@ def _values_of_text(option: str, text: str) -> list[Any]:
         if bounds and parse in (_as_integer, float):
             first, last = int(bounds[1]), int(bounds[2])
             if not first <= last < first + MOST_RUNS:
-                what = f"--grid {spelled(option)}: {word} is not a range"
+                what = f"--grid {spell(option)}: {word} is not a range"
                 raise OptionError(what, fix="write the smaller number first: 0..4")
             values += [parse(str(number)) for number in range(first, last + 1)]
         elif not word:
-            raise OptionError(f"--grid {spelled(option)}={text}: a value is empty", fix="leave the extra comma out")
+            raise OptionError(f"--grid {spell(option)}={text}: a value is empty", fix="leave the extra comma out")
         else:
             values.append(_value_of(option, word, parse))
     return values
@@ -163,8 +163,8 @@ def _value_of(option: str, word: str, parse: Callable[[str], Any]) -> Any:
         return parse(word)
     except ValueError as error:
         kind = {_as_integer: "a whole number", float: "a number", _as_flag: "true or false"}[parse]
-        fix = f"write {spelled(option)}=1,8 or {spelled(option)}=0..4" if parse is _as_integer else f"give {kind}"
-        raise OptionError(f"--grid {spelled(option)}: {word!r} is not {kind}", fix=fix) from error
+        fix = f"write {spell(option)}=1,8 or {spell(option)}=0..4" if parse is _as_integer else f"give {kind}"
+        raise OptionError(f"--grid {spell(option)}: {word!r} is not {kind}", fix=fix) from error
 
 
 # ---- The types of options
@@ -214,7 +214,7 @@ def _name_of(point: Mapping[str, Any]) -> str:
 
     The order of the axes does not matter, so that the same run has the same name in every grid.
     """
-    words = [f"{spelled(option)}={_in_name(point[option])}" for option in _HINTS if option in point]
+    words = [f"{spell(option)}={_in_name(point[option])}" for option in _HINTS if option in point]
     return "_".join(words) or "run"
 
 

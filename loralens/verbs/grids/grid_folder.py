@@ -90,7 +90,7 @@ class GridRun:
     @property
     def log(self) -> list[dict[str, Any]]:
         """The lines of its log: every step and evaluation."""
-        folder = self.output if self.output.exists() else unfinished(self.output)
+        folder = self.output if self.output.exists() else unfinished_folder(self.output)
         return log_entries(folder / LOG)
 
 
@@ -220,7 +220,7 @@ class GridFolder:
             return "done"
         if name in self.failures:
             return "diverged"
-        return "unfinished" if (unfinished(target) / RUN).exists() else "missing"
+        return "unfinished" if (unfinished_folder(target) / RUN).exists() else "missing"
 
     def runs(self) -> list[GridRun]:
         """All runs, in the order in which they were first asked for."""
@@ -234,7 +234,7 @@ class GridFolder:
         results: Mapping[str, Any] = {}
         timings: Mapping[str, float] = {}
         if status in ("done", "diverged"):
-            folder = target if status == "done" else unfinished(target)
+            folder = target if status == "done" else unfinished_folder(target)
             counts = self.counts.get(name)
             results = (counts._asdict() if counts else {}) | _results(folder, done=status == "done")
             timings = _timings(log_entries(folder / LOG))
@@ -252,7 +252,7 @@ class GridFolder:
             file.write(text.encode())
 
 
-def unfinished(target: Path) -> Path:
+def unfinished_folder(target: Path) -> Path:
     """The folder of a run that is not done."""
     return target.with_name(f"{target.name}.unfinished")
 

@@ -90,7 +90,7 @@ def plan_runs(keywords: Mapping[str, Any], grid: Grid, given: Collection[str]) -
     """
     output = Path(keywords["output"])
     # Texts that can be iterated once only are kept for all runs.
-    keywords = {**keywords, **{name: _kept(keywords[name]) for name in ("data", "eval")}}
+    keywords = {**keywords, **{name: _as_list(keywords[name]) for name in ("data", "eval")}}
     planned: list[GridTask] = []
     for point in grid_points(grid, given):
         with place(point.name):
@@ -102,7 +102,7 @@ def plan_runs(keywords: Mapping[str, Any], grid: Grid, given: Collection[str]) -
     return planned
 
 
-def _kept(source: Any) -> Any:
+def _as_list(source: Any) -> Any:
     return list(source) if hasattr(source, "__next__") else source
 
 
@@ -115,14 +115,14 @@ def _train_missing(folder: GridFolder, missing: Sequence[GridTask], *, jobs: int
         needed = _check_runs(folder, ordered, shared)
         jobs = _decide(folder, ordered, needed, jobs)
         folder.begin()
-        tasks = [_decided(folder, task) for task in ordered]
+        tasks = [_with_folder_settings(folder, task) for task in ordered]
         with closing(make_runs(tasks, shared, jobs=jobs)) as outcomes:
             for done, (task, error) in enumerate(outcomes, start=1):
                 if error is not None and not isinstance(error, DivergenceError):
                     raise error.at(task.name)
                 folder.finish(task.name, error.what if error else "")
                 run = next(run for run in folder.write_tables() if run.name == task.name)
-                note(f"{done} of {len(tasks)}: {_told(run)}")
+                note(f"{done} of {len(tasks)}: {_run_line(run)}")
 
 
 def _check_runs(folder: GridFolder, tasks: Sequence[GridTask], shared: GridInputs) -> int:
@@ -167,13 +167,13 @@ def _decide(folder: GridFolder, tasks: Sequence[GridTask], needed: int, jobs: in
     return at_once
 
 
-def _decided(folder: GridFolder, task: GridTask) -> GridTask:
+def _with_folder_settings(folder: GridFolder, task: GridTask) -> GridTask:
     """The run with what its folder decides: whether it replaces another one, and its number of threads."""
     again = task.name in folder.replaced
     return GridTask(task.name, replace(task.options, overwrite=again, threads=folder.threads))
 
 
-def _told(run: GridRun) -> str:
+def _run_line(run: GridRun) -> str:
     """A run that is finished, in one line."""
     if run.status == "diverged":
         return f"{run.name} diverged: {run.message}"

@@ -16,7 +16,7 @@ from loralens.core.messages import LEVELS, LOGGER, note
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.hold import check_free
 from loralens.formats.records.grid_record import is_finished
-from loralens.verbs.grids.grid_folder import unfinished
+from loralens.verbs.grids.grid_folder import unfinished_folder
 from loralens.verbs.grids.grid_inputs import GridInputs, inputs_key
 from loralens.verbs.inputs.training_options import TrainingOptions
 from loralens.verbs.outputs.training.run_display import naming_runs
@@ -54,7 +54,7 @@ def make_runs(
     jobs : int
         How many runs are made at a time.
     """
-    with _said_once():
+    with _each_message_once():
         yield from _make_runs(tasks, shared, jobs=min(jobs, len(tasks)))
 
 
@@ -85,11 +85,11 @@ def make_run(task: GridTask, shared: GridInputs) -> LoraLensError | None:
     options, target = task.options, task.options.output
     assert target
     try:
-        _wait_for(task, unfinished(target))
+        _wait_for(task, unfinished_folder(target))
         # A process of a grid that was killed may have done the last step meanwhile.
         if is_finished(target) and not options.overwrite:
             return None
-        begun = unfinished(target).exists() and not options.overwrite
+        begun = unfinished_folder(target).exists() and not options.overwrite
         with naming_runs(task.name):
             train_adapter(replace(options, resume=begun), read=shared.read, keep_model=True)
     except LoraLensError as error:
@@ -157,7 +157,7 @@ class _PendingRuns:
 
 
 @contextmanager
-def _said_once() -> Iterator[None]:
+def _each_message_once() -> Iterator[None]:
     """Within the context, a message that several runs have is said once."""
     said: set[str] = set()
 

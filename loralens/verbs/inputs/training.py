@@ -11,7 +11,7 @@ from loralens.tables.numbers import count
 from loralens.verbs.inputs.corpus.causality import CAUSAL, check_causal
 from loralens.verbs.inputs.corpus.cut import Cut, count_cut
 from loralens.verbs.inputs.corpus.data import Texts, read_data
-from loralens.verbs.inputs.corpus.packs import packed
+from loralens.verbs.inputs.corpus.packs import pack_rows
 from loralens.verbs.inputs.corpus.texts import text_label
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import labels_of, load_headed, model_label
@@ -95,7 +95,7 @@ def read_training_inputs(
         with place(model_label(options.model)):
             check_causal(loaded, examples)
     if options.pack:
-        examples = packed(loaded, task, examples, length=options.length)
+        examples = pack_rows(loaded, task, examples, length=options.length)
     heads = heads_to_train(loaded.model, loaded.missing, classifier=task.labelled)
     # Counted apart from the examples, which hold only what was kept.
     cut = count_cut(loaded, learned.texts, length=options.length)

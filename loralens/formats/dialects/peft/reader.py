@@ -87,7 +87,7 @@ def read(stored: Stored) -> Adapter:
         # The setting itself is only reported if magnitudes are there; missing ones have a warning of their own.
         silent = missing and not any(item.role == "magnitude" for item in extra.values())
         findings += [finding for finding in config.variants() if not (silent and finding.code == "use-dora")] + missing
-        findings += _unmatched(config, paths, modules)
+        findings += _target_findings(config, paths, modules)
     base_model = plain_text((stored.config or {}).get("base_model_name_or_path"))
     adapter = pairs.make_adapter(stored, NAME, modules, extra, findings, base_model=base_model)
     return replace(adapter, narrowed=bool(pruned))
@@ -222,7 +222,7 @@ def _about_rank(name: str, module: LowRank) -> list[Finding]:
     return [Finding("error", "rank-disagrees", text, fix)]
 
 
-def _unmatched(config: PeftConfig, paths: set[str], modules: Mapping[str, Update]) -> list[Finding]:
+def _target_findings(config: PeftConfig, paths: set[str], modules: Mapping[str, Update]) -> list[Finding]:
     """Findings about differences between ``target_modules`` and the modules in the file."""
     findings = [
         Finding("warning", "target-unmatched", f"target_modules names {target!r} and no module of the file matches it")

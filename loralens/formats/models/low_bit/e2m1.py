@@ -65,7 +65,7 @@ def find_packed(stored: Tensors, config: Config | None) -> Iterator[CheckpointWe
             if global_key in stored:
                 divisor = single(stored, global_key, SINGLE)
                 keys: tuple[str, ...] = (key, scale_key, global_key)
-                steps = partial(_divided, divisor)
+                steps = partial(_divide_scales, divisor)
                 yield e2m1_weight(
                     stored, module, keys, "compressed-tensors NVFP4", size=NV, scale_types=E4M3, steps=steps
                 )
@@ -93,7 +93,7 @@ def find_modelopt(stored: Tensors, config: Config | None) -> Iterator[Checkpoint
         with place(key):
             factor = single(stored, factor_key, SINGLE)
             keys = (key, f"{module}.weight_scale", factor_key)
-            steps = partial(_multiplied, factor)
+            steps = partial(_multiply_scales, factor)
             yield e2m1_weight(stored, module, keys, "modelopt NVFP4", size=NV, scale_types=E4M3, steps=steps)
 
 
@@ -152,12 +152,12 @@ def float8(scales: Array) -> Singles:
     return steps
 
 
-def _divided(divisor: LazyArray, scales: Array) -> Singles:
+def _divide_scales(divisor: LazyArray, scales: Array) -> Singles:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.divide(scales.astype(np.float32), divisor.read(), dtype=np.float32)
 
 
-def _multiplied(factor: LazyArray, scales: Array) -> Singles:
+def _multiply_scales(factor: LazyArray, scales: Array) -> Singles:
     with np.errstate(invalid="ignore", over="ignore"):
         return np.multiply(scales.astype(np.float32), factor.read(), dtype=np.float32)
 

@@ -29,7 +29,7 @@ def is_damaged(fidelity: Fidelity) -> bool:
     return fidelity.gain < SWALLOWED or fidelity.error > DAMAGED
 
 
-def undamaged(modules: int, *, codes: bool) -> str:
+def undamaged_sentence(modules: int, *, codes: bool) -> str:
     """The sentence on the modules that are not damaged."""
     gain, error = _limits(codes)
     return f"{count(modules, 'module')} undamaged (gain ≥ {gain}, error ≤ {error})"

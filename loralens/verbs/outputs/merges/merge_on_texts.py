@@ -138,7 +138,7 @@ class _Weights:
                     rows = slice(start, start + len(whole))
                     versions["unmerged"][rows], versions["merged"][rows] = whole, merged
                 if key in inputs.quantised.keys:
-                    versions["merged"] = _quantised(inputs, key, versions["merged"])
+                    versions["merged"] = _quantise(inputs, key, versions["merged"])
             for name, numbers in versions.items():
                 self._versions[name][key] = torch.from_numpy(numbers.reshape(plan.shape))
 
@@ -185,7 +185,7 @@ def changed_rows(
         yield codes.start, W if codes.D is None else W + codes.D, codes.grid.values(codes.drawn.codes)
 
 
-def _quantised(inputs: MergeInputs, key: str, merged: Singles) -> Singles:
+def _quantise(inputs: MergeInputs, key: str, merged: Singles) -> Singles:
     """The numbers of the codes that a merge makes of a whole weight, in the same shape."""
     type_ = inputs.block_type(key)
     if type_:

@@ -138,7 +138,7 @@ class UnmergeRun:
         names = list(undo.headers) if folder else [files.shards[0].name]
         headers = (text.encode("utf-8") for text in undo.headers.values())
         changes = self._changes()
-        with self._named(output), progress("unmerging", bytes_of_copy(files, changes)) as step:
+        with self._naming_output(output), progress("unmerging", bytes_of_copy(files, changes)) as step:
             write_copy(
                 files,
                 output,
@@ -164,7 +164,7 @@ class UnmergeRun:
             )
 
     @contextmanager
-    def _named(self, output: Path) -> Iterator[None]:
+    def _naming_output(self, output: Path) -> Iterator[None]:
         """Name the merged model where the writer names its output: what differs is in the model that was read."""
         try:
             yield
@@ -194,7 +194,7 @@ class UnmergeRun:
         """The rows of one tensor of the base; those of a copied tensor are hashed."""
         with place(key):
             if key in self.undo.dropped:
-                yield from self._dropped(key)
+                yield from self._dropped_rows(key)
             elif key in self.undo.entries:
                 undo = self.undo.tensor(key)
                 if undo.weight:
@@ -208,7 +208,7 @@ class UnmergeRun:
                     self._hash_copy(key, rows)
                     yield rows
 
-    def _dropped(self, key: str) -> Iterator[Array]:
+    def _dropped_rows(self, key: str) -> Iterator[Array]:
         """The rows of a tensor that the merged model does not have."""
         digest = sha256()
         for rows in matrix_blocks(self.undo.dropped[key]):

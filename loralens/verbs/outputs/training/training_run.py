@@ -333,7 +333,7 @@ class TrainingRun:
     def _log_evaluation(self, step: int, measures: "Measures") -> None:
         self._log(step, evaluation={name: json_number(value) for name, value in measures.items()})
         values = "  ".join(f"{name} {number(value)}" for name, value in measures.items())
-        self.display.evaluated(f"step {step}: evaluation {values}")
+        self.display.show_evaluation(f"step {step}: evaluation {values}")
 
     def _save(self, state: "State") -> None:
         from loralens.training.state import without_draws
