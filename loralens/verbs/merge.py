@@ -30,6 +30,7 @@ from loralens.verbs.outputs.merges.losses import (
     conclusion_on_texts,
     is_damaged,
     modules_title,
+    undamaged_sentence,
     warn_of_noise,
 )
 from loralens.verbs.outputs.merges.merge_run import MergeRun
