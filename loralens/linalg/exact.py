@@ -195,8 +195,8 @@ def _slice_rows(X: Floats, t: int, first: Floats | None = None) -> Floats:
     of the row.
     """
     e = np.frexp(np.abs(X).max(axis=1, initial=0.0))[1].astype(np.int64)[:, None]
-    rest, places = (X, t) if first is None else (X - first, 2 * t)
-    scaled = _times_power(rest, places - e)
+    remainder, places = (X, t) if first is None else (X - first, 2 * t)
+    scaled = _times_power(remainder, places - e)
     np.rint(scaled, out=scaled)
     return _times_power(scaled, e - places)
 

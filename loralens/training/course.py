@@ -131,9 +131,9 @@ class Course:
     def record(self) -> dict[str, Any]:
         """The fields, as JSON holds them."""
         # The options of AdamW only where they are not its defaults, as in the records of older releases.
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ADAM}
+        always = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ADAM}
         other = {name: getattr(self, name) for name in ADAM if getattr(self, name) != DEFAULTS[name]}
-        return {**known, "optimiser": optimiser_name(self.optimiser), **other}
+        return {**always, "optimiser": optimiser_name(self.optimiser), **other}
 
 
 def optimiser_name(optimiser: "Optimiser | MakeOptimiser") -> str:

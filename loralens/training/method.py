@@ -106,14 +106,14 @@ def training_method(
     """
     # Python may pass anything; the error message quotes it.
     row = row_named(name if isinstance(name, str) else repr(name), METHODS, "training method")
-    given: dict[str, Any] = {
+    axes: dict[str, Any] = {
         "scale_rule": _one_of("scale_rule", scale_rule, get_args(ScaleRule)),
         "start": _one_of("start", start, get_args(StartName)),
         "magnitude": _flag("magnitude", magnitude),
         "frozen": _flag("freeze_a", freeze_a),
         "ratio": _ratio(lr_ratio),
     }
-    method = replace(row, **{axis: value for axis, value in given.items() if value is not None})
+    method = replace(row, **{axis: value for axis, value in axes.items() if value is not None})
     if method == row:
         return row
     same = next((other for other in METHODS if _axes(other) == _axes(method)), None)

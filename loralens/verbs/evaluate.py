@@ -97,7 +97,7 @@ class EvaluationResult(Tabular):
         on = f"On {count(self.texts, 'text')} of {self.data}"
         if not finite:
             return [f"{on} there is nothing to measure."]
-        best = max(finite, key=lambda each: each.measures["accuracy"] if accurate else -each.measures["loss"])
+        best = max(finite, key=lambda row: row.measures["accuracy"] if accurate else -row.measures["loss"])
         names = ("accuracy", *(name for name in best.measures if name != "accuracy")) if accurate else best.measures
         measured = ", ".join(f"{name} {number(best.measures[name])}" for name in names)
         who = f"{self.model} as it is" if best.path is None else best.path

@@ -203,19 +203,19 @@ def report(
     return ReportResult(document, written)
 
 
-def _check_fleet_alone(adapters: Sequence[object], **given: object) -> None:
+def _check_fleet_alone(adapters: Sequence[object], **options: object) -> None:
     """Refuse adapters, and options that need one, for the page of a fleet."""
     if adapters:
         raise OptionError("fleet and adapters exclude each other", fix="leave out the adapters, or leave out fleet")
-    for name, value in given.items():
+    for name, value in options.items():
         if value is not None and value != [] and value != ():
             raise OptionError(f"{name} is for adapters, and this page is about a fleet", fix=f"leave out {name}")
 
 
 def _check_log_alone(base: object, activations: Sequence[object], evaluations: Sequence[object]) -> None:
     """Refuse options that need an adapter, for the log of a watched run."""
-    given = [("base", base is not None), ("activations", bool(activations)), ("evaluations", bool(evaluations))]
-    for name, is_given in given:
+    options = [("base", base is not None), ("activations", bool(activations)), ("evaluations", bool(evaluations))]
+    for name, is_given in options:
         if is_given:
             raise OptionError(
                 f"{name} is for adapters, and this is the log of a run", fix=f"leave out {name}, or give the adapters"

@@ -302,8 +302,8 @@ def _append_missing(header: GgufHeader, front: bytearray, file_type: int) -> Non
         if key not in header.values:
             text = key.encode()
             front += struct.pack(f"<Q{len(text)}sII", len(text), text, CODES["u32"], number)
-            (held,) = struct.unpack_from("<Q", front, 16)  # the count follows the number of tensors
-            struct.pack_into("<Q", front, 16, held + 1)
+            (field_count,) = struct.unpack_from("<Q", front, 16)  # the count follows the number of tensors
+            struct.pack_into("<Q", front, 16, field_count + 1)
 
 
 class _Makers(NamedTuple):

@@ -94,7 +94,7 @@ class CodesSums:
     merge: CodesMerge
     losses: LossSums = field(init=False)
     prediction: DrawPrediction = field(default_factory=DrawPrediction)
-    seen: int = 0
+    entries: int = 0
     changed: int = 0
     clipped: int = 0
     lost_on_inputs: float = 0.0
@@ -109,7 +109,7 @@ class CodesSums:
         assert block.moves is not None
         lost = block.moved - block.D
         self.losses.take(block.start, (dot(block.D, block.D), dot(lost, block.D), dot(lost, lost)), lost)
-        self.seen += lost.size
+        self.entries += lost.size
         self.changed += int(np.count_nonzero(block.drawn.codes != block.grid.codes))
         self.clipped += int(np.count_nonzero(block.drawn.clipped))
         size = (self.slab.stop - self.slab.start) * self.merge.plan.matrix[1]
@@ -124,9 +124,9 @@ class CodesSums:
     def fidelity(self) -> Fidelity:
         """The fidelity of all rows together."""
         sums, expected = self.losses, self.prediction
-        still, drawn = 1 - self.changed / max(self.seen, 1), self.merge.mode == "stochastic"
+        still, drawn = 1 - self.changed / max(self.entries, 1), self.merge.mode == "stochastic"
         # Only stochastic rounding is predicted: a sweep moves codes jointly, and rounding to the nearest moves few.
-        directions, surviving = sums.directions(self.seen)
+        directions, surviving = sums.directions(self.entries)
         return Fidelity(
             self.slab.module,
             sums.gain,
@@ -139,12 +139,12 @@ class CodesSums:
             directions,
             surviving,
             sums.norm,
-            self.seen,
+            self.entries,
             0,
             CodeFidelity(
                 self.merge.mode,
                 1 - still,
-                self.clipped / max(self.seen, 1),
+                self.clipped / max(self.entries, 1),
                 expected.share(expected.steps),
                 expected.share(expected.moving),
                 1 - expected.gain,

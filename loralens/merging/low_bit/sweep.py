@@ -169,11 +169,11 @@ def _factorise(H: Floats, least: float) -> Floats:
             column = H[:j, j] / pivots[j]
             H[:j, start:j] -= np.outer(H[:j, j], column[start:])
             H[:j, j] = column
-        beside = H[:start, start:stop]
+        above = H[:start, start:stop]
         for first in range(0, start, PANEL):
             rows = slice(first, min(first + PANEL, start))
             # Only what lies above the diagonal is read later.
-            H[rows, first:start] -= _exact_product(beside[rows] * pivots[start:stop], beside[first:].T)
+            H[rows, first:start] -= _exact_product(above[rows] * pivots[start:stop], above[first:].T)
     return pivots
 
 
@@ -191,16 +191,16 @@ def sweep_rows(grid: GridRows, D: Singles, moments: SweepMoments) -> DrawnCodes:
     # All arrays have the columns first here, since the sweep visits one column after the other.
     columns = _Columns(grid, moments.order)
     update = np.ascontiguousarray(D.T[moments.order], dtype=np.float64)
-    held = _held_gains(update, moments)
+    gains = _held_gains(update, moments)
     asked: Floats = np.zeros(update.shape)  # f
     left: Floats = np.zeros((2, update.shape[1]))  # g
     for start in range(0, len(update), COLUMNS):
         stop = min(start + COLUMNS, len(update))
         C, errors = moments.block(start, stop), np.empty((stop - start, update.shape[1]))
         for j in range(start, stop):
-            pulled = left[0] * held.pull[0][j] + left[1] * held.pull[1][j]
+            pulled = left[0] * gains.pull[0][j] + left[1] * gains.pull[1][j]
             error = columns.add(j, update[j] - asked[j] - pulled) - update[j]
-            for gain, along in zip(left, held.along, strict=True):
+            for gain, along in zip(left, gains.along, strict=True):
                 gain += along[j] * (error + asked[j])
             asked[j + 1 : stop] += np.outer(C[j - start, j + 1 - start :], error)
             errors[j - start] = error

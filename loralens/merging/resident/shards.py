@@ -70,7 +70,7 @@ def gather_shards(own: "Tensor", like: "Tensor") -> "Tensor":
     from torch.distributed.tensor import DTensor
 
     distributed: Any = like
-    whole: Tensor = DTensor.from_local(
+    whole_weight: Tensor = DTensor.from_local(
         own, distributed.device_mesh, distributed.placements, run_check=False, shape=like.shape, stride=like.stride()
     ).full_tensor()
-    return whole
+    return whole_weight

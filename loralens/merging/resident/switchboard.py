@@ -159,7 +159,7 @@ class Switchboard:
                     tensors[key],
                     target,
                     shard=slot.shard,
-                    whole=LazyArray(lambda: slot.whole(W), shape=slot.shape, dtype=slot.dtype),
+                    whole_weight=LazyArray(lambda: slot.whole_weight(W), shape=slot.shape, dtype=slot.dtype),
                     # The model is one of torch, which is loaded then.
                     with_torch=key in self._finite and isinstance(slot, TensorSlot),
                     hold=self._hold is ViewedAdapter,

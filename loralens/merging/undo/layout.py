@@ -140,7 +140,7 @@ class MergeUndo:
         The JSON entries of all tensors that changed, by key.
     dropped : mapping of str to LazyArray
         Tensors of the base that the merged model does not have.
-    whole : mapping of str to str
+    dropped_hashes : mapping of str to str
         SHA-256 of dropped tensors, by key.
     copies : mapping of str to str
         SHA-256 of the tensors that did not change, by key.
@@ -151,7 +151,7 @@ class MergeUndo:
     entries: Mapping[str, Mapping[str, Any]]
     arrays: Mapping[str, LazyArray]
     dropped: Mapping[str, LazyArray]
-    whole: Mapping[str, str]
+    dropped_hashes: Mapping[str, str]
     copies: Mapping[str, str]
     headers: Mapping[str, str]
     texts: Mapping[str, str]

@@ -80,13 +80,12 @@ class WatchedResult(Tabular):
     def conclusion(self) -> list[str]:
         """How far the update has come, whether it still turns, and the warnings."""
         lines = list(self.on_run)
-        told = self.warnings
-        for warning in told:
+        for warning in self.warnings:
             lines += [
                 f"Step {self.step_of(warning)}: {warning['text']} ({warning['code']}).",
                 f"  fix: {warning['fix']}",
             ]
-        return lines if told else [*lines, "No look showed a sign that the run went wrong."]
+        return lines if self.warnings else [*lines, "No look showed a sign that the run went wrong."]
 
     @property
     def on_run(self) -> list[str]:
@@ -111,10 +110,10 @@ class WatchedResult(Tabular):
 
     def sentences(self) -> list[str]:
         """How to read the columns."""
-        known = [row for row in self.rows if isfinite(row.chance_out)]
-        if not known:
+        compared = [row for row in self.rows if isfinite(row.chance_out)]
+        if not compared:
             return []
-        out, in_ = known[-1].chance_out, known[-1].chance_in
+        out, in_ = compared[-1].chance_out, compared[-1].chance_in
         return [f"φ: with the look before; chance level out {number(out)}, in {number(in_)}"]
 
     def record(self) -> dict[str, Any]:
@@ -208,8 +207,8 @@ def _at(measures: Mapping[str, Any], *keys: str) -> float:
     value: Any = measures
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
-    found = finite_number(value)
-    return nan if found is None else found
+    number = finite_number(value)
+    return nan if number is None else number
 
 
 def _mean(values: Iterator[float]) -> float:

@@ -108,8 +108,8 @@ def content_digest(tensor: LazyArray) -> str:
 
 def fields_digest(fields: Mapping[str, Any]) -> str:
     """The SHA-256 of the fields of a table of contents without ``digest``."""
-    others = {key: value for key, value in fields.items() if key != "digest"}
-    return sha256(json.dumps(others, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+    digested = {key: value for key, value in fields.items() if key != "digest"}
+    return sha256(json.dumps(digested, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
 def parse_contents(stored: Stored) -> Contents:

@@ -49,8 +49,8 @@ def write_copy(
     if files.gguf:
         as_floats = np.dtype(dtype) if dtype else None
         added = _new_tensors(files.gguf, changes)
-        known = changes.keys() - added.keys()
-        write_gguf_copy(files, target, changes=known, fill=fill, dtype=as_floats, types=types, added=added, **options)
+        stored = changes.keys() - added.keys()
+        write_gguf_copy(files, target, changes=stored, fill=fill, dtype=as_floats, types=types, added=added, **options)
     else:
         write_model(files, target, changes=changes, fill=fill, dropped=dropped, homes=homes, headers=headers, **options)
 

@@ -114,8 +114,11 @@ class VerifyResult(Tabular):
     def _absence(self, bad: Sequence[Verdict]) -> list[str]:
         """The modules in which the adapter is absent."""
         absent = [verdict.module for verdict in bad if verdict.outcome == "absent"]
-        where = f" ({some(absent)})" if len(absent) < max(2, len(self.modules)) else ""
-        return [f"It is absent in {'' if where else 'all '}{count(len(absent), 'module')}{where}."] if absent else []
+        if not absent:
+            return []
+        number = count(len(absent), "module")
+        every = len(absent) == len(self.modules) > 1
+        return [f"It is absent in all {number}." if every else f"It is absent in {number} ({some(absent)})."]
 
     @property
     def _taker(self) -> str:
