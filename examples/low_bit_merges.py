@@ -23,7 +23,7 @@ from loralens.linalg.draws import Draws
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
 from loralens.merging.low_bit.apply import CodeRounding, added_numbers, prepare_codes
-from loralens.merging.low_bit.clipping import clipped_share
+from loralens.merging.low_bit.measure import clipped_share
 from loralens.merging.low_bit.record import codes_as_bytes
 from loralens.merging.low_bit.stochastic import asked_moves, draw_codes
 from loralens.merging.low_bit.sweep import DAMPING, SweepMoments, sweep_moments

@@ -79,7 +79,8 @@ class Loop:
         """Train until the last step or until patience ends, from the beginning or from a state."""
         # The optimiser is made after the model is wrapped, since FSDP2 replaces the parameters.
         with (
-            _own_generators(self.device),
+            # The caller's random number generators have their old state after it.
+            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
             recompute_blocks(self.injection.model, on=self.course.checkpointing),
             closing(self.feed),
         ):
@@ -316,13 +317,6 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     # Unlike in `frozen_evaluation` of core, what is trained keeps requires_grad, which shards need.
     with keep_modes(model), torch.no_grad():
         model.eval()
-        yield
-
-
-@contextmanager
-def _own_generators(device: torch.device) -> Iterator[None]:
-    """Restore the state of the caller's random number generators after the block."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 

@@ -211,7 +211,9 @@ def extract(
     FormatError
         A file cannot be read, or a difference has NaN or infinity.
     """
-    _check_choices(noise_edge, to, dtype)
+    check_choice("noise_edge", noise_edge, get_args(Noise))
+    check_choice("to", to, FLOAT_FORMATS)
+    check_choice("dtype", dtype, FLOAT_TYPES)
     rule = _rule(noise_edge, rules)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_inputs({"the base": base, "the tuned model": tuned})
@@ -253,13 +255,6 @@ def extract(
         tell_findings(str(target.written), back.findings)
     _tell(extraction)
     return ExtractResult(str(base), str(tuned), target, to, extraction)
-
-
-def _check_choices(noise_edge: Noise | None, to: str, dtype: str) -> None:
-    """Refuse values that an option does not allow."""
-    check_choice("noise_edge", noise_edge, get_args(Noise))
-    check_choice("to", to, FLOAT_FORMATS)
-    check_choice("dtype", dtype, FLOAT_TYPES)
 
 
 def _rename_for_readers(adapter: Adapter, *, to: str, config: Mapping[str, Any] | None) -> Adapter:

@@ -234,7 +234,8 @@ def merge(
         rounding=rounding,
         seed=seed,
         fidelity=measured,
-        undo=undo_file is not None or (dry_run and _has_patches(undo, inputs)),
+        # A dry run says how large the patches would be, and needs no place for them.
+        undo=undo_file is not None or (dry_run and str(undo) != NONE and not inputs.laid_anew),
         device=compute_device,
         moments=sweep_inputs(moments, inputs.coded),
         data=data,
@@ -246,11 +247,6 @@ def merge(
         run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
     _warn_of_losses(run.modules(), inputs, rounding)
     return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate(), *run.written, run.undo_size())
-
-
-def _has_patches(undo: str | PathLike[str] | None, inputs: MergeInputs) -> bool:
-    """Whether the merge would write patches. A dry run needs no place for them to say how large they would be."""
-    return str(undo) != NONE and not inputs.laid_anew
 
 
 def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:

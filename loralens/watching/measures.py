@@ -173,7 +173,8 @@ def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> 
         drawn = _random_factor(module, B, A)
         if memory.start is None:
             memory.start = drawn.copy()
-        drift = _drift(drawn, memory.start)
+        length = float(np.linalg.norm(memory.start))
+        drift = float(np.linalg.norm(drawn - memory.start)) / length if length else nan
     else:
         bases = module.bases()
         U, V = (basis.columns().astype(np.float32) for basis in (bases.left, bases.right))
@@ -195,11 +196,6 @@ def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> 
 def _random_factor(module: LowRank, B: Array, A: Array) -> Array:
     """The factor that starts at random numbers: A, and B of an embedding."""
     return np.asarray(B if module.layout.kind == "embedding" else A, dtype=np.float32)
-
-
-def _drift(A: Array, start: Array) -> float:
-    length = float(np.linalg.norm(start))
-    return float(np.linalg.norm(A - start)) / length if length else nan
 
 
 def _turn(now: QuickSVD, before: QuickSVD | None) -> Turn | None:

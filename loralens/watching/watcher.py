@@ -19,7 +19,7 @@ from loralens.core.threads import in_threads, processor_count, single_blas_threa
 from loralens.errors import FormatError, OptionError
 from loralens.formats import save
 from loralens.formats.files.json_text import finite_number
-from loralens.formats.records.watch_log import LoggedModule, WatchLog, read_watch_log
+from loralens.formats.records.watch_log import LoggedLook, LoggedModule, WatchLog, read_watch_log
 from loralens.watching.beside_base import BaseOnDisk
 from loralens.watching.health import Health, HealthWarning
 from loralens.watching.measures import Memory, ModuleLook, measure_module, remember_start, short_number
@@ -219,18 +219,16 @@ class Watcher:
 
     def begin(self, step: int) -> Look:
         """Look before the first step; ``step`` steps were done before. A look that the log has is not written again."""
-        logged = read_watch_log(self._log_path) if self._resumes and self._log_path is not None else []
+        logged: list[LoggedLook] = []
+        # Only the process that writes the log reads it, and only if the run goes on.
+        if self._resume and self._writes and self._log_path is not None and self._log_path.exists():
+            logged = read_watch_log(self._log_path)
         for past in logged:
             if past.step < step:
                 self._health.check(past.step, {name: _look_of(module) for name, module in past.modules.items()})
             if past.step <= step:
                 self._health.mark_as_told(str(warning["code"]) for warning in past.warnings)
         return self._look(step, self._view, write=all(past.step != step for past in logged))
-
-    @property
-    def _resumes(self) -> bool:
-        """Whether there is a log to which this process is to add."""
-        return self._resume and self._writes and self._log_path is not None and self._log_path.exists()
 
     def step(self, *, final: bool = False) -> Look | None:
         """Count one step of the optimiser, and look if it is time or if the step is the last.

@@ -87,13 +87,12 @@ def fit_image(dialect: str, adapter: Adapter) -> Adapter:
         if name in divided
     }
     # A layer whose halves have the other order in diffusers keeps the original order of rows until it is renamed.
-    swapped = [name for name, found in layers.items() if name in divided and _swaps(name, found, names[name], model)]
+    swapped = [
+        name
+        for name, new in names.items()
+        if layers[name][0].swapped and model.is_original(name) != model.is_original(new)
+    ]
     return _swap(divided, swapped).renamed({old: new for old, new in names.items() if old != new})
-
-
-def _swaps(name: str, layers: Layers, new: str, model: ImageModel) -> bool:
-    """Whether a module gets its halves in the other order when it is renamed."""
-    return layers[0].swapped and model.is_original(name) != model.is_original(new)
 
 
 def _swap(adapter: Adapter, names: Iterable[str]) -> Adapter:

@@ -94,13 +94,12 @@ def cut_watch_log(path: Path, step: int) -> str:
     for line in lines:
         entry = json_or_none(line)
         # Lines that a kill cut off are not objects.
-        if isinstance(entry, dict) and ("watch" in entry if not earlier_lines else _is_until(entry.get("step"), step)):
+        if not isinstance(entry, dict):
+            continue
+        number = entry.get("step")
+        if (type(number) is int and number <= step) if earlier_lines else "watch" in entry:
             earlier_lines.append(line)
     return "".join(earlier_lines)
-
-
-def _is_until(value: Any, step: int) -> bool:
-    return type(value) is int and value <= step
 
 
 def read_watch_log(path: Path) -> list[LoggedLook]:

@@ -14,8 +14,7 @@ from loralens.merging.dora_factors import DoraFactors
 from loralens.merging.matrix import Buffer
 from loralens.merging.plan import TensorPlan
 from loralens.merging.resident.shards import Shard
-from loralens.merging.resident.sixteen_bits import RoundedMerge, merge_sixteen_bits, restore_sixteen_bits
-from loralens.merging.resident.task import Task
+from loralens.merging.resident.sixteen_bits import RoundedMerge, Task, merge_sixteen_bits, restore_sixteen_bits
 from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter
 from loralens.merging.undo.restore import subtract_updates
 
@@ -110,7 +109,7 @@ def merge_weight(
             writer.block(block.stored, block.subtract(buffer.of(block.merged.shape)))
     # A patch against unrelated numbers would be as large as the weight, and a copy is faster.
     patch, copy = (None, W.copy()) if replaced else (writer.finish(), None)
-    factor_bytes = _factor_bytes(plan) if hold else 0
+    factor_bytes = sum(term.nbytes for slab in plan.slabs for _, term in slab.terms) if hold else 0
     return result.reshape(W.shape), MergedWeight(task, plan, merge.slab_factors, patch, copy, factor_bytes, shard)
 
 
@@ -118,10 +117,6 @@ def _with_factors(plan: TensorPlan) -> TensorPlan:
     """The plan with its factors in memory."""
     slabs = (replace(slab, terms=tuple((weight, term.load()) for weight, term in slab.terms)) for slab in plan.slabs)
     return replace(plan, slabs=tuple(slabs))
-
-
-def _factor_bytes(plan: TensorPlan) -> int:
-    return sum(term.nbytes for slab in plan.slabs for _, term in slab.terms)
 
 
 def _source(W: Array, plan: TensorPlan, shard: Shard | None, whole_weight: LazyArray | None) -> LazyArray:

@@ -20,8 +20,9 @@ from loralens.linalg.narrow import NarrowProduct
 from loralens.merging.matrix import cuts
 from loralens.merging.plan import TensorPlan
 from loralens.merging.resident.differences import BlockComparison, Patch
-from loralens.merging.resident.task import Task
 from loralens.merging.undo.patch import bits
+
+Task = tuple[tuple[str, float], ...]  # what is merged: names of adapters and their weights; empty for the base
 
 BLOCK = 1 << 16  # numbers in a block of rows: all arrays of a block stay in the cache of a core
 DTYPES = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))

@@ -16,6 +16,7 @@ from loralens.merging.plan import MergePlan, TensorPlan
 from loralens.merging.record import hash_rows
 from loralens.merging.resident.held import HeldAdapter, ViewedAdapter
 from loralens.merging.resident.resident import Undo, merge_weight, restore_weight
+from loralens.merging.resident.sixteen_bits import Task
 from loralens.merging.resident.slots import (
     TensorSlot,
     WeightSlot,
@@ -25,7 +26,6 @@ from loralens.merging.resident.slots import (
     slots_of,
 )
 from loralens.merging.resident.switchboard_state import MemoryUse, SwitchboardState
-from loralens.merging.resident.task import Task
 from loralens.merging.tied_weights import have_same_change
 
 if TYPE_CHECKING:  # importing torch takes 1.4 s, and only its type is needed

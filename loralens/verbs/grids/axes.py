@@ -143,7 +143,7 @@ def _values_of_text(option: str, text: str) -> list[Any]:
     for word in text.split(","):
         word = word.strip()
         bounds = _RANGE.fullmatch(word)
-        if bounds and parse in (_as_integer, float):
+        if bounds and parse in (int, float):
             first, last = int(bounds[1]), int(bounds[2])
             if not first <= last < first + MOST_RUNS:
                 what = f"--grid {spell(option)}: {word} is not a range"
@@ -162,8 +162,8 @@ def _value_of(option: str, word: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(word)
     except ValueError as error:
-        kind = {_as_integer: "a whole number", float: "a number", _as_flag: "true or false"}[parse]
-        fix = f"write {spell(option)}=1,8 or {spell(option)}=0..4" if parse is _as_integer else f"give {kind}"
+        kind = {int: "a whole number", float: "a number", _as_flag: "true or false"}[parse]
+        fix = f"write {spell(option)}=1,8 or {spell(option)}=0..4" if parse is int else f"give {kind}"
         raise OptionError(f"--grid {spell(option)}: {word!r} is not {kind}", fix=fix) from error
 
 
@@ -176,26 +176,18 @@ def _parser_of(option: str) -> Callable[[str], Any]:
     if bool in members:
         return _as_flag
     if int in members or float in members:
-        return float if float in members else _as_integer
-    return _as_list if any(get_origin(member) in (tuple, Mapping) for member in members) else _as_text
+        return float if float in members else int
+    return _as_list if any(get_origin(member) in (tuple, Mapping) for member in members) else str
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _as_integer(word: str) -> int:
-    return int(word)
-
-
 def _as_flag(word: str) -> bool:
     if word.lower() not in FLAGS:
         raise ValueError(word)
     return FLAGS[word.lower()]
-
-
-def _as_text(word: str) -> str:
-    return word
 
 
 def _as_list(word: str) -> tuple[str, ...]:

@@ -69,7 +69,11 @@ def read(stored: Stored) -> Adapter:
     # The stored blocks are not the factors of the whole weight.
     if config and config.fields.get("use_bdlora"):
         raise FormatError("use_bdlora: factors are stored as compact blocks", fix="merge or convert it with PEFT first")
-    findings: list[Finding] = [] if config else [_alpha_unknown()]
+    findings: list[Finding] = []
+    if not config:
+        text = "no adapter_config.json beside the file, so α is unknown and the scale is taken as 1"
+        fix = "put the configuration beside the file, or give --alpha or --scale"
+        findings.append(Finding("warning", "alpha-unknown", text, fix))
     modules: Mapping[str, Update]
     unpaired: Mapping[str, LazyArray]
     pruned: list[str] = []
@@ -111,13 +115,6 @@ def _plain(
                 findings += _about_rank(name, module)
     findings += [_about_out_proj(module_path(path)) for path in groups if f"{path}.{OUT_PROJ}" in groups]
     return modules, unpaired, {_target(path, groups) for path in groups}, findings
-
-
-def _alpha_unknown() -> Finding:
-    text = "no adapter_config.json beside the file, so α is unknown and the scale is taken as 1"
-    return Finding(
-        "warning", "alpha-unknown", text, "put the configuration beside the file, or give --alpha or --scale"
-    )
 
 
 def _about_out_proj(name: str) -> Finding:

@@ -346,15 +346,12 @@ class MergeRun:
         if file.exists() and not is_ours(file):
             raise OptionError(f"{file}: exists, and is not {what}", fix="choose another place")
 
-    def _recorded_keys(self) -> set[str]:
-        """The keys of the stored tensors that have a record."""
-        return self._planned.keys() & self.records.keys()
-
     def _hashes(self, records: list[TensorRecord], side: Literal["base", "merged"]) -> dict[str, Hashed] | None:
         """The hashes of a model; None if not every tensor was hashed, as in a dry run, which copies nothing."""
         tensors, dropped = self.inputs.files.stored, self.inputs.plan.dropped
+        recorded = self._planned.keys() & self.records.keys()
         # A hash of only some tensors would look like that of the model.
-        if not self.hashes or tensors.keys() - self.digests.keys() - self._recorded_keys() - set(dropped):
+        if not self.hashes or tensors.keys() - self.digests.keys() - recorded - set(dropped):
             return None
         digests = dict(self.digests)
         # The base has these tensors, and the merged model does not.

@@ -27,7 +27,7 @@ from loralens.verbs.outputs.training.divergence import explain_divergence
 from loralens.verbs.outputs.training.run_display import run_display
 from loralens.verbs.outputs.training.run_watcher import RunWatcher
 from loralens.verbs.outputs.training.termination import Termination
-from loralens.verbs.outputs.training.trained_parts import TrainedParts
+from loralens.verbs.outputs.training.training_result import TrainedParts
 
 if TYPE_CHECKING:  # torch takes a second
     from torch import device as Device  # noqa: N812
@@ -294,6 +294,9 @@ class TrainingRun:
             # As many texts at a time as in training, since they need the same memory.
             evaluate = self.inputs.task.evaluation(evaluated, size=self.part, world=self.world)
         options.check_evaluation(has_texts=evaluate is not None)
+        watcher = None
+        if options.watch and self._training:
+            watcher = RunWatcher(options.watch, self.training.folder / WATCHED, self._make_folder)
         return Watch(
             on_step=self._step,
             evaluate=evaluate,
@@ -305,11 +308,8 @@ class TrainingRun:
             # A dry run without an output makes a watch too, for the checks in it.
             save=self._save if self._training else None,
             save_every=options.save_every,
-            watcher=self._make_watcher(options.watch) if options.watch and self._training else None,
+            watcher=watcher,
         )
-
-    def _make_watcher(self, every: int) -> RunWatcher:
-        return RunWatcher(every, self.training.folder / WATCHED, self._make_folder)
 
     def _make_folder(self) -> None:
         """Make the folder, in the first process, if it is not there: a run that cannot start leaves no files."""
