@@ -211,7 +211,6 @@ def extract(
     FormatError
         A file cannot be read, or a difference has NaN or infinity.
     """
-    check_choice("noise_edge", noise_edge, get_args(Noise))
     check_choice("to", to, FLOAT_FORMATS)
     check_choice("dtype", dtype, FLOAT_TYPES)
     rule = _rule(noise_edge, rules)
@@ -269,10 +268,11 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
     Raises
     ------
     OptionError
-        No rule or several were given.
+        No rule or several were given, or there is no such noise.
     TypeError
         A keyword is not an option of `extract`.
     """
+    check_choice("noise_edge", noise_edge, get_args(Noise))
     names = [name for name, value in rules.items() if value is not None]
     unknown = [name for name in names if name not in RULES]
     # A TypedDict is not checked at run time, so a misspelt option would silently be no rule.

@@ -227,14 +227,13 @@ def merge(
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     undo_file = _undo_file(target, undo, inputs)
     certificate_file = _record_file(target, certificate, CERTIFICATE, inputs)
-    # Measuring is the only purpose of a dry run.
+    # Measuring is the only purpose of a dry run; it says how large the patches would be without a place for them.
     measured = dry_run or measure or certificate_file is not None
     run = MergeRun(
         inputs,
         rounding=rounding,
         seed=seed,
         fidelity=measured,
-        # A dry run says how large the patches would be, and needs no place for them.
         undo=undo_file is not None or (dry_run and str(undo) != NONE and not inputs.laid_anew),
         device=compute_device,
         moments=sweep_inputs(moments, inputs.coded),
