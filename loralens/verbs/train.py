@@ -178,8 +178,8 @@ def train(
     grid, jobs = keywords.pop("grid"), keywords.pop("jobs")
     if grid:
         defaults = {name: parameter.default for name, parameter in signature(train).parameters.items()}
-        given = {name for name, value in keywords.items() if value is not defaults[name] and value != defaults[name]}
-        return train_grid(keywords, grid, jobs=jobs, given=given)
+        fixed = {name for name, value in keywords.items() if value is not defaults[name] and value != defaults[name]}
+        return train_grid(keywords, grid, jobs=jobs, fixed=fixed)
     if jobs is not None:
         raise OptionError("--jobs is the number of runs of a grid at a time", fix="leave it out, or give --grid")
     options = fill_in(keywords)

@@ -125,7 +125,8 @@ def perform(task: BatchTask) -> Outcome:
         except OSError as error:
             what = f"{error.filename or task.row.source}: {error.strerror or error}"
             outcome = failure(task, what, "check the path and its permissions")
-        except Exception as error:  # noqa: BLE001  # one adapter must not stop two hundred others
+        # One adapter must not stop two hundred others, whatever is wrong with it; its row reports the error.
+        except Exception as error:  # noqa: BLE001
             outcome = failure(task, f"{type(error).__name__}: {error}", "report this as a bug")
     messages_kept = messages[:MOST_MESSAGES]
     entry = outcome.entry and replace(outcome.entry, messages=messages_kept)

@@ -34,7 +34,7 @@ class GridPoint(NamedTuple):
     values: Mapping[str, Any]
 
 
-def grid_points(grid: Grid, given: Iterable[str]) -> list[GridPoint]:
+def grid_points(grid: Grid, fixed: Iterable[str]) -> list[GridPoint]:
     """The runs of a grid in their order, where the last axis varies fastest. Equal runs come once.
 
     Parameters
@@ -42,8 +42,8 @@ def grid_points(grid: Grid, given: Iterable[str]) -> list[GridPoint]:
     grid : str, mapping, or sequence of these
         Texts are ``OPTION=VALUE,VALUE…``, one for each axis. In a mapping, values may be such a text, a list of values,
         or a single value. Every mapping of a sequence is a grid of its own.
-    given : iterable of str
-        The options that are given for all runs, which cannot be axes.
+    fixed : iterable of str
+        The options that have one value for all runs, which cannot be axes.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def grid_points(grid: Grid, given: Iterable[str]) -> list[GridPoint]:
     points: dict[str, GridPoint] = {}
     for axes in grids:
         for option in axes:
-            if option in given:
+            if option in fixed:
                 what = f"--{spell(option)} is given for all runs and as an axis of the grid"
                 raise OptionError(what, fix="leave one of them out")
         count = 1
@@ -69,7 +69,7 @@ def grid_points(grid: Grid, given: Iterable[str]) -> list[GridPoint]:
         for combination in product(*axes.values()):
             point = dict(zip(axes, combination, strict=True))
             name = _name_of(point)
-            # 8 and 8.0 are one value, and two files of one name in two folders are not.
+            # 8 and 8.0 are the same value. Two files of one name in two folders are not, although the name is the same.
             if points.setdefault(name, GridPoint(name, point)).values != point:
                 what = f"two runs of the grid have the name {name}, which is made of the names of files"
                 raise OptionError(what, fix="rename one of the files or folders")
@@ -109,7 +109,7 @@ def _axes_of_mapping(mapping: Any) -> dict[str, list[Any]]:
 
 
 def _plain_value(option: str, value: Any) -> Any:
-    """A value of Python as the same value has on the command line: globs as a tuple, numbers as Python's own."""
+    """A value from Python in the form that it has from the command line: globs as a tuple, numbers as Python's own."""
     parse = _parser_of(option)
     if isinstance(value, str):
         return _value_of(option, value, parse)
@@ -129,7 +129,7 @@ def _option_of(key: object) -> str:
     option = str(key).strip().removeprefix("--").replace("-", "_")
     options = [name for name in _HINTS if name not in WHOLE]
     if option in WHOLE:
-        what = f"--grid: {spell(option)} concerns the grid as a whole, so it is no axis"
+        what = f"--grid: {spell(option)} concerns the grid as a whole, so it cannot be an axis"
         raise OptionError(what, fix=f"give --{spell(option)} once, beside --grid")
     if option not in options:
         near = nearest(spell(option), map(spell, options))
@@ -216,5 +216,5 @@ def _in_name(value: Any) -> str:
     if isinstance(value, str | PathLike):
         text = Path(text).name or text
     safe = _UNSAFE.sub("-", text)[:LONGEST]
-    # What a name leaves out of a value is in the digest.
+    # Values of which the name shows only a part differ in their digests.
     return safe if safe == text else f"{safe}-{sha256(text.encode(errors='replace')).hexdigest()[:6]}"
