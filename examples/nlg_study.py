@@ -17,9 +17,8 @@ reports/nlg.json, and figures.
 """
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +27,8 @@ from runs import quiet
 
 os.environ.update(quiet())  # before torch is imported
 
-from language.options import read_options, shown_progress
 from language.recipe import MODEL, Recipe
-from language.texts import read_pairs
-from low_bit_texts import FOLDER
-
-from loralens.errors import LoraLensError
+from language.study import plan_facts, run_study
 
 if TYPE_CHECKING:
     from language.bench import Bench
@@ -174,15 +169,9 @@ def study(plan: Plan, bench: "Bench", folder: Path) -> dict[str, Any]:
     facts = model_facts(bench, folder, lambda: bench.judged(bench.model))
     adapted, places = lora_runs(plan, bench, folder)
     rivals = rival_runs(plan, bench, folder)
+    rates = {name: list(tried) for name, tried in plan.rates.items()}
     return {
-        "plan": {
-            "recipe": asdict(plan.recipe),
-            "rates": {name: list(rates) for name, rates in plan.rates.items()},
-            "ranks": list(plan.ranks),
-            "seeds": list(plan.seeds),
-            "model": plan.model,
-            "device": bench.device,
-        },
+        **plan_facts(plan, bench, rates=rates, ranks=list(plan.ranks)),
         **facts,
         "runs": [without_texts(run) for run in [*rivals, *adapted]],
         **section7(plan, places),
@@ -191,25 +180,15 @@ def study(plan: Plan, bench: "Bench", folder: Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, judge it, and write the page."""
-    given = read_options(arguments, __doc__, "out/nlg")
-    from language.nlg_report import read, write
-
-    try:
-        if given.report:
-            print(write(read(given.reports), given.reports))
-            return
-        from language.bench import Bench
-
-        plan = FULL if given.full else QUICK
-        pairs = read_pairs(plan.recipe.characters)
-        machine = {"device": given.device, "threads": given.threads, "jobs": given.jobs, "only_done": given.so_far}
-        with shown_progress():
-            found = study(plan, Bench(plan.model, pairs, plan.recipe, **machine), given.runs)
-        texts = f"{FOLDER}=FOLDER " if os.environ.get(FOLDER) else ""
-        found["command"] = f"{texts}python examples/nlg_study.py" + (" --full" if given.full else "")
-        print(write(found, given.reports))
-    except LoraLensError as error:
-        sys.exit(str(error))
+    run_study(
+        arguments,
+        __doc__,
+        script="nlg_study",
+        report="nlg_report",
+        folder="out/nlg",
+        plans={"quick": QUICK, "full": FULL},
+        measure=study,
+    )
 
 
 if __name__ == "__main__":

@@ -1,25 +1,24 @@
 """The page of `nlg_study.py`: what every method reaches with how many parameters, and Section 7's questions."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from language.claims import claim_table, seeds_line, seeds_of
+from language.claims import seeds_line, seeds_of
 from language.nlg_claims import RULES, claims
 from language.page_parts import (
+    StudyPage,
     around,
+    base_text,
     counted,
-    keep_numbers,
     listed,
     log_chart,
-    machine_line,
+    machine_text,
     rate_text,
-    read_numbers,
+    training_text,
 )
 from paper_report import amplification_table, shared_table, table
 
-from loralens.charts.figure import save_figure
 from loralens.charts.spec import Band, Figure, Line
 from loralens.tables.numbers import fixed
 
@@ -32,21 +31,6 @@ LABELS = {
     "bottleneck": "bottlenecks of width 8",
 }
 MARKERS = {"full": "square", "bitfit": "triangle", "prefix": "star", "bottleneck": "dot"}
-NUMBERS = "nlg.json"
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """What a study has measured."""
-    return read_numbers(folder / NUMBERS)
-
-
-def write(found: dict[str, Any], folder: Path) -> Path:
-    """Write page, numbers and figure; the page's path."""
-    found = keep_numbers(found, folder / NUMBERS)
-    save_figure(figure(found), folder / "nlg.png")
-    path = folder / "nlg.md"
-    path.write_text(page(found, Path(__file__).with_name("nlg_reading.md")), encoding="utf-8")
-    return path
 
 
 def variants(found: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
@@ -148,20 +132,9 @@ def _lines(groups: Mapping[str, Runs], key: str) -> Iterator[Line]:
         yield Line("LoRA on q and v, each seed", *zip(*seeds, strict=True), ("series", 0), marker="dot", unjoined=True)
 
 
-def page(found: Mapping[str, Any], reading: Path) -> str:
-    """The page as Markdown."""
-    import nlg_study
-
-    intro = (nlg_study.__doc__ or "").split("\n\n")[2]
-    parts = [f"    {found['command']}", "# Table 3 of the LoRA paper, in small", intro, _sizes(found)]
-    parts += [
-        "## What agrees and what does not",
-        claim_table(claims(found, variants(found)), len(seeds_of(found["runs"]))) + RULES,
-    ]
-    if reading.exists():
-        parts.append(reading.read_text(encoding="utf-8").strip())
-    parts.append("![Loss and BLEU against trained parameters](nlg.png)")
-    sections = [
+def sections(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The parts of the page below the figure."""
+    return [
         ("Loss and BLEU (Table 3)", results(found) + "\n" + NOTES),
         ("The learning rates", rates(found)),
         ("Two ranks (Figure 3)", shared_table(found["ranks"], KINDS) if found["ranks"] else ""),
@@ -170,8 +143,6 @@ def page(found: Mapping[str, Any], reading: Path) -> str:
         ("What is missing", _missing(found)),
         ("What this cannot show", _limits(found)),
     ]
-    parts += [f"## {title}\n\n{text.strip()}" for title, text in sections if text]
-    return "\n\n".join(parts) + "\n"
 
 
 NOTES = """
@@ -182,17 +153,12 @@ SmolLM2 has no biases. For BitFit every linear layer except for the last gets on
 
 
 def _sizes(found: Mapping[str, Any]) -> str:
-    plan, texts = found["plan"], found["texts"]
-    recipe = plan["recipe"]
-    where = "one thread of the CPU, while other programs ran" if plan["device"] == "cpu" else plan["device"]
+    texts, schedule = found["texts"], found["plan"]["recipe"]["schedule"]
     return (
-        f"Base: SmolLM2-135M-Instruct ({found['model_size']:,} parameters, package `{plan['model']}`, decoded from 4 "
-        f"bits to float32). Texts: {texts['source']}, {texts['train']:,} pairs of at most {recipe['characters']} "
-        f"characters. **{recipe['steps']} steps of {recipe['batch']} texts**, AdamW, {recipe['schedule']} schedule; "
-        f"the paper trains for 5 epochs of 42,061 texts. Rates are chosen on {texts['validation']} sentences "
-        f"({texts['validation_tokens']:,} tokens). Loss: {texts['held_out']} sentences "
-        f"({texts['held_out_tokens']:,} tokens). BLEU: {texts['written']} meanings; {found['base']['signature']}. "
-        f"Seeds: {seeds_line(found)}. α = 16 at every rank. {machine_line(found['machine'])}; {where}."
+        f"{base_text(found)}. {training_text(found)}, {schedule} schedule; the paper trains for 5 epochs of 42,061 "
+        f"texts. Rates are chosen on {texts['validation']} sentences ({texts['validation_tokens']:,} tokens). Loss: "
+        f"{texts['held_out']} sentences ({texts['held_out_tokens']:,} tokens). BLEU: {texts['written']} meanings; "
+        f"{found['base']['signature']}. Seeds: {seeds_line(found)}. α = 16 at every rank. {machine_text(found)}"
     )
 
 
@@ -222,3 +188,18 @@ def _limits(found: Mapping[str, Any]) -> str:
 - Greedy decoding, where the paper uses a beam of 10. BLEU of sacrebleu on {texts["written"]} short meanings cannot be
   compared with the numbers of the paper's Table 3; only the order of the methods can.
 - LoRA trains q and v alone, as in the paper. Prefix and bottlenecks have one size each."""
+
+
+PAGE = StudyPage(
+    script="nlg_study",
+    name="nlg",
+    reading="nlg_reading.md",
+    title="Table 3 of the LoRA paper, in small",
+    caption="Loss and BLEU against trained parameters",
+    sizes=_sizes,
+    claims=lambda found: claims(found, variants(found)),
+    rules=RULES,
+    figure=figure,
+    sections=sections,
+)
+read, write, page = PAGE.read, PAGE.write, PAGE.text

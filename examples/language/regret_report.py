@@ -1,14 +1,12 @@
 """The page of `without_regret_study.py`: what agrees with the claims and what does not, and every sweep."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from language.claims import (
     SAME,
     Claim,
     Verdict,
-    claim_table,
     each,
     is_larger,
     is_no_larger,
@@ -18,23 +16,22 @@ from language.claims import (
     within,
 )
 from language.page_parts import (
+    StudyPage,
     around,
+    base_text,
     counted,
-    keep_numbers,
     listed,
     log_chart,
-    machine_line,
+    machine_text,
     rate_text,
-    read_numbers,
+    training_text,
 )
 from language.sweeps import TENFOLD, Sweep, gaps, rank_spread, rate_ratios, sweeps
 from paper_report import table
 
-from loralens.charts.figure import save_figure
 from loralens.charts.spec import Band, Figure, Line, LineChart
 from loralens.tables.numbers import UNDEFINED
 
-NUMBERS = "without_regret.json"
 LAYERS = {
     "all-linear": "all layers",
     "q_proj+k_proj+v_proj+o_proj": "attention",
@@ -44,20 +41,6 @@ LAYERS = {
 }
 MATCHED = 8  # the rank of all layers that attention and MLP have as many parameters as
 MARKERS = ("square", "dot", "triangle", "star")
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """What a study has measured."""
-    return read_numbers(folder / NUMBERS)
-
-
-def write(found: dict[str, Any], folder: Path) -> Path:
-    """Write page, numbers and figure; the page's path."""
-    found = keep_numbers(found, folder / NUMBERS)
-    save_figure(figure(found), folder / "without_regret.png")
-    path = folder / "without_regret.md"
-    path.write_text(page(found, Path(__file__).with_name("regret_reading.md")), encoding="utf-8")
-    return path
 
 
 class Cells:
@@ -288,20 +271,13 @@ def _size_chart(cells: Cells) -> LineChart | None:
     return log_chart("capacity: at the best rate", lines, "trained parameters", "loss (nats per token)", ticks)
 
 
-def page(found: Mapping[str, Any], reading: Path) -> str:
-    """The page as Markdown."""
-    import without_regret_study
-
-    intro = (without_regret_study.__doc__ or "").split("\n\n")[2]
-    parts = [f"    {found['command']}", "# LoRA Without Regret, in small", intro, _sizes(found)]
-    parts += ["## What agrees and what does not", claim_table(claims(found), len(seeds_of(found["runs"]))) + RULES]
-    if reading.exists():
-        parts.append(reading.read_text(encoding="utf-8").strip())
-    parts.append("![Loss against the learning rate, and against parameters](without_regret.png)")
-    sections = [("Every sweep", sweep_table(found)), ("What is missing", missing_runs(found) or "Nothing of the plan.")]
-    sections.append(("What this cannot show", _limits(found)))
-    parts += [f"## {title}\n\n{text.strip()}" for title, text in sections]
-    return "\n\n".join(parts) + "\n"
+def sections(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The parts of the page below the figure."""
+    return [
+        ("Every sweep", sweep_table(found)),
+        ("What is missing", missing_runs(found) or "Nothing of the plan."),
+        ("What this cannot show", _limits(found)),
+    ]
 
 
 RULES = f"""
@@ -313,17 +289,12 @@ counts if these three rates are done."""
 
 def _sizes(found: Mapping[str, Any]) -> str:
     plan, texts = found["plan"], found["texts"]
-    recipe = plan["recipe"]
-    where = "one thread of the CPU, while other programs ran" if plan["device"] == "cpu" else plan["device"]
     planned = len(plan["seeds"]) * sum(len(cell["rates"]) for cell in plan["cells"])
     return (
-        f"**{len(found['runs'])} of {planned} runs are done**; those that are missing are named below. Base: "
-        f"SmolLM2-135M-Instruct ({found['model_size']:,} parameters, package `{plan['model']}`, decoded from 4 "
-        f"bits to float32); its loss is {found['base']['held_out']:.3f} before training. Texts: {texts['source']}, "
-        f"{texts['train']:,} pairs of at most {recipe['characters']} characters. **{recipe['steps']} steps of "
-        f"{recipe['batch']} texts**, AdamW, constant rate with a warm-up of 5 %. Judged on {texts['held_out']} "
-        f"sentences ({texts['held_out_tokens']:,} tokens). Seeds: "
-        f"{seeds_line(found)}; ± is half of the range over them. {machine_line(found['machine'])}; {where}."
+        f"**{len(found['runs'])} of {planned} runs are done**; those that are missing are named below. "
+        f"{base_text(found)}; its loss is {found['base']['held_out']:.3f} before training. {training_text(found)}, "
+        f"constant rate with a warm-up of 5 %. Judged on {texts['held_out']} sentences ({texts['held_out_tokens']:,} "
+        f"tokens). Seeds: {seeds_line(found)}; ± is half of the range over them. {machine_text(found)}"
     )
 
 
@@ -337,3 +308,18 @@ def _limits(found: Mapping[str, Any]) -> str:
 - The rate of each cell is chosen on the texts that it is judged on, which favours cells with more rates a little.
 - Number of seeds: {len(seeds)}. One model of 135 million parameters, one kind of text, no reinforcement learning.
 - Batches see the same number of texts, so a larger one has fewer steps, as in one epoch of the paper."""
+
+
+PAGE = StudyPage(
+    script="without_regret_study",
+    name="without_regret",
+    reading="regret_reading.md",
+    title="LoRA Without Regret, in small",
+    caption="Loss against the learning rate, and against parameters",
+    sizes=_sizes,
+    claims=claims,
+    rules=RULES,
+    figure=figure,
+    sections=sections,
+)
+read, write, page = PAGE.read, PAGE.write, PAGE.text
