@@ -149,6 +149,7 @@ class LensGroup(click.Group):
         # These have their own messages and exit codes, and their texts may contain any word.
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        # Lack of memory appears as errors of many classes, such as OSError, ImportError and RuntimeError of torch.
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise

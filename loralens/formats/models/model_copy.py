@@ -156,7 +156,8 @@ def write_tensors(part: Path, jobs: Collection[WriteJob], options: CopyOptions) 
                 _do(queue.get_nowait(), stop, options.get("watch"), options.get("step"))
             except Empty:
                 return
-            except BaseException as error:  # noqa: BLE001 - raised again in the calling thread, whatever it is
+            # The calling thread raises it again, whatever it is.
+            except BaseException as error:  # noqa: BLE001
                 errors.append(error)
                 stop.set()
 

@@ -19,6 +19,7 @@ from loralens.tables.numbers import count, fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource
+from loralens.watching.measures import defined_mean
 
 
 class WatchedLook(NamedTuple):
@@ -179,13 +180,13 @@ def _row(look: LoggedLook, modules: Mapping[str, LoggedModule]) -> WatchedLook:
         frobenius=norm,
         spectral=max((spectrum.spectral for spectrum in spectra), default=0.0),
         effective_rank=mean_effective_rank(spectra),
-        drift=_mean(_at(module.measures, "drift") for module in modules.values()),
+        drift=defined_mean(_at(module.measures, "drift") for module in modules.values()),
         step_length=sum(x * x for x in lengths) ** 0.5 if lengths else nan,
         cosine=_cosine(turns, norm),
-        phi_out=_mean(_at(turn, "phi", "out") for _, turn in turns),
-        phi_in=_mean(_at(turn, "phi", "in") for _, turn in turns),
-        chance_out=_mean(_at(turn, "chance", "out") for _, turn in turns),
-        chance_in=_mean(_at(turn, "chance", "in") for _, turn in turns),
+        phi_out=defined_mean(_at(turn, "phi", "out") for _, turn in turns),
+        phi_in=defined_mean(_at(turn, "phi", "in") for _, turn in turns),
+        chance_out=defined_mean(_at(turn, "chance", "out") for _, turn in turns),
+        chance_in=defined_mean(_at(turn, "chance", "in") for _, turn in turns),
         gradient_b=_length(_at(module.measures, "gradients", "B", "norm") for module in modules.values()),
         gradient_a=_length(_at(module.measures, "gradients", "A", "norm") for module in modules.values()),
         warnings=look.warnings,
@@ -207,19 +208,14 @@ def _at(measures: Mapping[str, Any], *keys: str) -> float:
     value: Any = measures
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
-    number = finite_number(value)
-    return nan if number is None else number
-
-
-def _mean(values: Iterator[float]) -> float:
-    known = [value for value in values if isfinite(value)]
-    return sum(known) / len(known) if known else nan
+    finite = finite_number(value)
+    return nan if finite is None else finite
 
 
 def _length(values: Iterator[float]) -> float:
     """√Σx² of the numbers that are defined; NaN if none is."""
-    known = [value for value in values if isfinite(value)]
-    return sum(value**2 for value in known) ** 0.5 if known else nan
+    defined = [value for value in values if isfinite(value)]
+    return sum(value**2 for value in defined) ** 0.5 if defined else nan
 
 
 def _column(key: str, title: str, text: Any, priority: int, about: str) -> Column[WatchedLook]:
