@@ -99,7 +99,7 @@ def rival_runs(plan: Plan, bench: "Bench", folder: Path) -> list[dict[str, Any]]
     """The runs of all methods beside LoRA: every rate at the first seed, and the best one at the others."""
     from language.kept_runs import best_of, rival_run
 
-    found: list[dict[str, Any]] = []
+    rivals: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
     for method in plan.rivals:
         tried: list[dict[str, Any]] = []
@@ -107,11 +107,11 @@ def rival_runs(plan: Plan, bench: "Bench", folder: Path) -> list[dict[str, Any]]
             run = rival_run(bench, folder, method, lr=lr, seed=plan.seeds[0], better_than=best_of(tried))
             tried += [run] if run else []
         best[method] = best_of(tried)
-        found += tried
+        rivals += tried
     for seed in plan.seeds[1:]:
         runs = [rival_run(bench, folder, name, lr=run["lr"], seed=seed) for name, run in best.items() if run]
-        found += [run for run in runs if run]
-    return found
+        rivals += [run for run in runs if run]
+    return rivals
 
 
 def lora_runs(plan: Plan, bench: "Bench", folder: Path) -> tuple[list[dict[str, Any]], dict[tuple[int, int], Path]]:
@@ -125,8 +125,8 @@ def lora_runs(plan: Plan, bench: "Bench", folder: Path) -> tuple[list[dict[str, 
     if best is None:
         return tried, {}
     every = {"rank": plan.ranks, "lr": [best["lr"]], "seed": plan.seeds}
-    made = train_grid(folder / "lora", [every], bench=bench, targets=TARGETS)
-    finite = [run for run in made if run["validation"] is not None]
+    trained = train_grid(folder / "lora", [every], bench=bench, targets=TARGETS)
+    finite = [run for run in trained if run["validation"] is not None]
     places = {(run["rank"], run["seed"]): Path(run["folder"]) for run in finite}
     judged = [judged_adapter(bench, folder, run) for run in finite]
     return [*(run for run in tried if run["lr"] != best["lr"]), *(run for run in judged if run)], places
@@ -148,8 +148,8 @@ def section7(plan: Plan, places: Mapping[tuple[int, int], Path]) -> dict[str, An
     }
 
     def measured(compared: Mapping[str, Any]) -> dict[str, Any]:
-        there = {name: two for name, two in compared.items() if all(place in adapters for place in two)}
-        return {name: shared(*(adapters[place] for place in two), KINDS) for name, two in there.items()}
+        available = {name: two for name, two in compared.items() if all(place in adapters for place in two)}
+        return {name: shared(*(adapters[place] for place in two), KINDS) for name, two in available.items()}
 
     amplification = {
         f"r = {rank}, {kind}": medians

@@ -126,17 +126,17 @@ def seed_runs(plan: Plan, seed: int, bench: "Bench", folder: Path) -> list[dict[
     from language.kept_runs import plain_run
     from language.lora import train_grid
 
-    found, grids = [], []
+    full_runs, grids = [], []
     for cell in plan.cells:
         if cell.targets is None:
             size = {"steps": cell.steps, "batch": cell.batch}
-            found += [plain_run(bench, folder, "full", lr=lr, seed=seed, **size) for lr in cell.rates]
+            full_runs += [plain_run(bench, folder, "full", lr=lr, seed=seed, **size) for lr in cell.rates]
         else:
             # The options in one order for all cells, so that all runs have their names in one folder.
             grid = {"targets": [cell.targets], "rank": [cell.rank], "lr": cell.rates, "batch": [cell.batch]}
             grids.append(grid | {"steps": [cell.steps], "seed": [seed]})
     adapted = train_grid(folder / "lora", grids, bench=bench, part="held_out", alpha=ALPHA)
-    return [*(run for run in found if run is not None), *adapted]
+    return [*(run for run in full_runs if run is not None), *adapted]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -60,24 +60,24 @@ class StudyPage:
         """What a study has measured."""
         return read_numbers(folder / f"{self.name}.json")
 
-    def write(self, found: dict[str, Any], folder: Path) -> Path:
+    def write(self, numbers: dict[str, Any], folder: Path) -> Path:
         """Write page, numbers and figure; return the path of the page."""
-        found = keep_numbers(found, folder / f"{self.name}.json")
-        save_figure(self.figure(found), folder / f"{self.name}.png")
+        numbers = keep_numbers(numbers, folder / f"{self.name}.json")
+        save_figure(self.figure(numbers), folder / f"{self.name}.png")
         path = folder / f"{self.name}.md"
-        path.write_text(self.text(found, Path(__file__).with_name(self.reading)), encoding="utf-8")
+        path.write_text(self.text(numbers, Path(__file__).with_name(self.reading)), encoding="utf-8")
         return path
 
-    def text(self, found: Numbers, reading: Path) -> str:
+    def text(self, numbers: Numbers, reading: Path) -> str:
         """The page as Markdown."""
         introduction = (import_module(self.script).__doc__ or "").split("\n\n")[2]
-        parts = [f"    {found['command']}", f"# {self.title}", introduction, self.sizes(found)]
-        table = claim_table(self.claims(found), len(seeds_of(found["runs"])))
+        parts = [f"    {numbers['command']}", f"# {self.title}", introduction, self.sizes(numbers)]
+        table = claim_table(self.claims(numbers), len(seeds_of(numbers["runs"])))
         parts += ["## What agrees and what does not", table + self.rules]
         if reading.exists():
             parts.append(reading.read_text(encoding="utf-8").strip())
         parts.append(f"![{self.caption}]({self.name}.png)")
-        parts += [f"## {title}\n\n{text.strip()}" for title, text in self.sections(found) if text]
+        parts += [f"## {title}\n\n{text.strip()}" for title, text in self.sections(numbers) if text]
         return "\n\n".join(parts) + "\n"
 
 
@@ -104,37 +104,35 @@ def machine_line(facts: Mapping[str, str]) -> str:
     return f"{facts['processor']}, " + ", ".join(f"{name} {facts[name]}" for name in PACKAGES if name in facts)
 
 
-def base_text(found: Numbers) -> str:
+def base_text(numbers: Numbers) -> str:
     """The base model, without a full stop."""
-    return (
-        f"Base: SmolLM2-135M-Instruct ({found['model_size']:,} parameters, package `{found['plan']['model']}`, decoded "
-        "from 4 bits to float32)"
-    )
+    size, package = numbers["model_size"], numbers["plan"]["model"]
+    return f"Base: SmolLM2-135M-Instruct ({size:,} parameters, package `{package}`, decoded from 4 bits to float32)"
 
 
-def training_text(found: Numbers) -> str:
+def training_text(numbers: Numbers) -> str:
     """The texts, steps and batches, and the optimiser; the schedule follows."""
-    texts, recipe = found["texts"], found["plan"]["recipe"]
+    texts, recipe = numbers["texts"], numbers["plan"]["recipe"]
     return (
         f"Texts: {texts['source']}, {texts['train']:,} pairs of at most {recipe['characters']} characters. "
         f"**{recipe['steps']} steps of {recipe['batch']} texts**, AdamW"
     )
 
 
-def machine_text(found: Numbers) -> str:
+def machine_text(numbers: Numbers) -> str:
     """Processor, versions, and where the study ran."""
-    device = found["plan"]["device"]
-    where = "one thread of the CPU, while other programs ran" if device == "cpu" else device
-    return f"{machine_line(found['machine'])}; {where}."
+    device = numbers["plan"]["device"]
+    place = "one thread of the CPU, while other programs ran" if device == "cpu" else device
+    return f"{machine_line(numbers['machine'])}; {place}."
 
 
-def keep_numbers(found: dict[str, Any], path: Path) -> dict[str, Any]:
+def keep_numbers(numbers: dict[str, Any], path: Path) -> dict[str, Any]:
     """Write everything that was measured, with the machine, unless it has been read from there."""
-    if "machine" not in found:
-        found = {"machine": machine(), **found}
+    if "machine" not in numbers:
+        numbers = {"machine": machine(), **numbers}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    return found
+    path.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    return numbers
 
 
 def read_numbers(path: Path) -> dict[str, Any]:
@@ -147,8 +145,8 @@ def read_numbers(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise OptionError(f"{path}: no such file", fix="run the study first: the same command without --report")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    numbers: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return numbers
 
 
 def counted(value: float) -> str:
