@@ -293,8 +293,9 @@ def _sizes(numbers: Mapping[str, Any]) -> str:
     return (
         f"**{len(numbers['runs'])} of {planned} runs are done**; those that are missing are named below. "
         f"{base_text(numbers)}; its loss is {numbers['base']['held_out']:.3f} before training. "
-        f"{training_text(numbers)}, constant rate with a warm-up of 5 %. Judged on {texts['held_out']} sentences ({texts['held_out_tokens']:,} "
-        f"tokens). Seeds: {seeds_line(numbers)}; ± is half of the range over them. {machine_text(numbers)}"
+        f"{training_text(numbers)}, constant rate with a warm-up of 5 %. Judged on {texts['held_out']} sentences "
+        f"({texts['held_out_tokens']:,} tokens). Seeds: {seeds_line(numbers)}; ± is half of the range over them. "
+        f"{machine_text(numbers)}"
     )
 
 
