@@ -175,6 +175,19 @@ def test_files_and_functions_stay_small(file: Path) -> None:
             assert lines <= 60, f"{node.name}: {lines} lines"
 
 
+# Each of these is the one function that every file of a table has: commands, dialects, and checks of the doctor.
+CONTRACTS = {"command", "detect", "read", "write", "look"}
+
+
+def test_a_public_name_is_defined_in_one_file() -> None:
+    owners: dict[str, set[str]] = {}
+    for file in sources():
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                owners.setdefault(node.name, set()).add(str(file.relative_to(PACKAGE)))
+    assert {name: files for name, files in owners.items() if len(files) > 1 and name not in CONTRACTS} == {}
+
+
 def test_tables_that_keep_numpy_out_of_help_agree_with_those_they_stand_for() -> None:
     from loralens.analysis.clients.rules import CONSUMERS
     from loralens.choices import TARGET_FORMATS, Consumer

@@ -21,7 +21,7 @@ from loralens.verbs.grids.grid_inputs import GridInputs, inputs_key
 from loralens.verbs.inputs.training_options import TrainingOptions
 from loralens.verbs.outputs.training.run_display import naming_runs
 from loralens.verbs.outputs.training.train_adapter import train_adapter
-from loralens.verbs.workers.worker import Ended, Worker, WorkerMessage, can_be_sent, perform_in, serve_tasks
+from loralens.verbs.workers.worker import Worker, WorkerEnd, WorkerMessage, can_be_sent, perform_in, serve_tasks
 
 _SERVE = "loralens.verbs.grids.grid_workers:serve_grid"
 # Seconds in which a run that is told to stop may finish its step and save its state. A step of a large model on a CPU
@@ -74,7 +74,7 @@ def _make_runs(
     workers = [Worker(_SERVE, jobs, on_message=_log, environment=environment, grace=GRACE) for _ in range(jobs)]
     with closing(perform_in(workers, _PendingRuns(tasks), len(tasks))) as outcomes:
         for task, outcome in outcomes:
-            if isinstance(outcome, Ended):
+            if isinstance(outcome, WorkerEnd):
                 what = f"the process that trained it has ended ({outcome})"
                 outcome = OptionError(what, fix="give fewer --jobs if memory is short; else report this as a bug")
             yield task, outcome

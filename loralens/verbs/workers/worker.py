@@ -27,7 +27,7 @@ GRACE = 10.0  # seconds in which a worker that was stopped may clean up; then it
 _BLAS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
-class Ended(NamedTuple):
+class WorkerEnd(NamedTuple):
     """The outcome of a task whose worker has ended, for example for lack of memory."""
 
     code: int
@@ -94,7 +94,7 @@ class Worker:
         )
 
     def perform(self, task: Any) -> Any:
-        """Send a task and wait for its outcome, which is `Ended` if the process ends."""
+        """Send a task and wait for its outcome, which is `WorkerEnd` if the process ends."""
         process = self._process
         assert process.stdin
         assert process.stdout
@@ -112,7 +112,7 @@ class Worker:
             if not self._stopped:
                 self.close()
                 self._process = self._start()
-            return Ended(code)
+            return WorkerEnd(code)
 
     def stop(self) -> None:
         """Let the process clean up and end."""
