@@ -173,7 +173,7 @@ def _samplers_of(batches: Any) -> list[Any]:
 
 def _is_distributed(sampler: Any) -> bool:
     """Whether a sampler gives each process its own part of the data, as `torch.utils.data.DistributedSampler` does."""
-    # By its attributes, since other libraries have samplers of this kind that are no subclass of torch's.
+    # The attributes tell, since other libraries have samplers of this kind that are not subclasses of torch's.
     return isinstance(getattr(sampler, "num_replicas", None), int) and isinstance(getattr(sampler, "rank", None), int)
 
 

@@ -130,7 +130,7 @@ class Loop:
         self._rates = [group["lr"] for group in self._optimiser.param_groups]
         watcher = self._watcher
         if watcher is not None:
-            # Before the state is restored, since the drift of A is measured from its start.
+            # This comes before the state is restored, since the drift of A is measured from its start.
             watcher.watch(self.injection)
         if state is not None:
             self._best = restore_state(self.injection, self._optimiser, state, run=self._identity)
@@ -230,7 +230,7 @@ class Loop:
     def _after_step(self) -> None:
         """Evaluate, take a snapshot and save the state, where each is due."""
         last = self.done == self.course.steps
-        # Before the state is saved, which contains the best evaluation so far.
+        # The evaluation comes before the state is saved, which contains the best evaluation so far.
         if last or _is_due(self.done, self.watch.evaluate_every):
             self._evaluate()
         if self.watch.snapshot and _is_due(self.done, self.watch.snapshot_every):

@@ -113,7 +113,7 @@ def _of_caller(groups: Groups, course: Course) -> Optimizer:
     if not isinstance(optimiser, Optimizer):
         what = f"optimiser {name} returned a {type(optimiser).__name__}"
         raise OptionError(what, fix="return an optimiser of torch, made of the groups that the function is given")
-    # Such as LBFGS, which computes the loss several times in a step.
+    # LBFGS, for example, computes the loss several times in a step.
     closure = signature(optimiser.step).parameters.get("closure")
     if closure is not None and closure.default is Parameter.empty:
         what = f"optimiser {name} needs a closure that computes the loss anew, which a run does not give"

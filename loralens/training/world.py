@@ -133,7 +133,7 @@ class World:
         try:
             holder = [(make(),)] if self.main else [None]
         finally:
-            # Also after an error, since the others wait for it.
+            # This happens after an error too, since the other processes wait for it.
             dist.broadcast_object_list(holder, src=0)
         if holder[0] is None:
             # The message is printed once, by the main process.

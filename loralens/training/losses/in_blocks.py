@@ -298,7 +298,7 @@ def _text_config(model: Any) -> Any:
 @contextmanager
 def _replacing(model: Any, layer: nn.Module, forward: Callable[..., Any], loss: Callable[..., Any]) -> Iterator[None]:
     """Replace the output layer and the loss function of a model within the context."""
-    # Set on the instances; their classes keep the originals.
+    # They are set on the instances; the classes keep the originals.
     own = model.__dict__.get("_loss_function")
     layer.__dict__["forward"] = forward
     model.__dict__["_loss_function"] = loss

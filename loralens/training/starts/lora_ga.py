@@ -74,7 +74,7 @@ def weight_gradients(
     sums: dict[int, Tensor] = {}
 
     def take(parameter: Tensor) -> None:
-        # At once to the CPU, so that no more than one gradient of a weight is in the memory of a GPU.
+        # Each goes to the CPU at once, so that no more than one gradient of a weight is in the memory of a GPU.
         assert parameter.grad is not None
         gradient = parameter.grad.detach().to("cpu", torch.float32)
         sums[id(parameter)] = sums[id(parameter)] + gradient if id(parameter) in sums else gradient.clone()

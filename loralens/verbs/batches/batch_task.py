@@ -165,7 +165,7 @@ def _perform(task: BatchTask) -> Outcome:
     if target is None:
         return _run(task, work, None)
     digest = output_digest(target)
-    # Read before the work: if the adapter changes meanwhile, the next run sees another digest, and does it again.
+    # It is read before the work. If the adapter changes meanwhile, the next run sees another digest and does it again.
     source = None if isinstance(task.source, Adapter) else adapter_digest(Path(task.source))
     vouched = entry is not None and entry.output is not None and entry.output == digest
     if entry and _is_up_to_date(task, entry, source) and (vouched or entry.status == "no"):

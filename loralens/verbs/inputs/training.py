@@ -97,7 +97,7 @@ def read_training_inputs(
     if options.pack:
         examples = pack_rows(loaded, task, examples, length=options.length)
     heads = heads_to_train(loaded.model, loaded.missing, classifier=task.labelled)
-    # Counted apart from the examples, which hold only what was kept.
+    # The texts are counted again, since the examples hold only what was kept of them.
     cut = count_cut(loaded, learned.texts, length=options.length)
     held_out_cut = count_cut(loaded, held_out.texts, length=options.length) if held_out else None
     return TrainingInputs(task, loaded, learned, held_out, examples, evaluated, heads, cut, held_out_cut)

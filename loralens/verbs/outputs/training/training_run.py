@@ -156,13 +156,13 @@ class TrainingRun:
         deciding = {name: getattr(self.options, name) for name in DECIDING}
         course = self.course.record
         return deciding | {
-            # By its axes, since several options may say the same.
+            # The method is named by its axes, since different options may mean the same axes.
             "method": self.method.name,
             **({"start": self.method.start} if self.method.start == "gaussian" else {}),
             "optimiser": course["optimiser"],
             **{name: course[name] for name in ADAM if name in course},
             "targets": list(self.options.targets),
-            # Only where they are given, so that runs of releases that did not know them are the same runs.
+            # Options that are not given are left out, so that a run of a release without them is the same run.
             **({"exclude": list(self.options.exclude)} if self.options.exclude else {}),
             **{name: True for name in ("pack", "group_by_length") if getattr(self.options, name)},
             **({} if self.options.mask_prompt else {"mask_prompt": False}),
@@ -218,7 +218,7 @@ class TrainingRun:
                 termination.answer()
         if not self.world.main:
             return fitted, parts, History({}, fitted.evaluations)
-        # Read before the folder takes its final name.
+        # The log is read before the folder takes its final name.
         log = history(self.training.folder / LOG)
         try:
             self.training.finish(fitted.adapter)
