@@ -21,7 +21,7 @@ def run_verb(
     from loralens.verbs.batches.batch_items import is_several
 
     source = adapters[0] if len(adapters) == 1 else list(adapters)
-    # Before any work.
+    # This is refused before any work.
     if rows.plot and is_several(source):
         raise click.UsageError("--plot draws one adapter, and there are several")
     with lines_shown(rows):

@@ -205,7 +205,7 @@ def calibrate(
         raise OptionError("moments of an adapter's modules need the adapter", fix="give --adapter, or --inputs")
     if general is not None or modules:
         raise OptionError("--general and --modules go with --inputs", fix="give --inputs, or leave them out")
-    # Before the texts are read and the model runs, which may take minutes.
+    # The target is checked before the texts are read and the model runs, which may take minutes.
     if target is not None:
         check_moments_target(target, overwrite=overwrite)
     examples = read_texts(data, limit=limit)

@@ -144,7 +144,7 @@ def drop(
     # As in the other verbs that combine: --alpha only counts if the file does not state its own.
     before = read_source(original, label, reading, base)
     form = form_of(before, target, to=to, base=base)
-    # Before the work, as in the other verbs.
+    # The target is checked before the work, as in the other verbs.
     form.check_target(target, original)
     with place(label):
         gone = _to_drop(before, as_globs(modules, block), BlockWeights(preset=preset, block_weights=block_weights))

@@ -210,7 +210,7 @@ def evaluate(
     check_choice("task", task, get_args(TaskName))
     check_counts(limit=limit, batch=batch, length=length, threads=threads)
     target = None if output is None else Path(output)
-    # Before the model runs, which may take minutes.
+    # The target is checked before the model runs, which may take minutes.
     if target:
         _check_target(target, adapters, model, data, overwrite=overwrite)
     with restore_settings(model):
@@ -290,7 +290,7 @@ class _Evaluator:
         record = (record_of(adapter) if adapter else None) or {}
         labels = self._labels(record.get("labels") or ()) if self.task.labelled else None
         loaded = self._load(labels)
-        # By default the length of the training, so that texts are cut as they were there.
+        # The default is the length of the training, so that texts are cut as they were there.
         length = self.length or record.get("length") or DEFAULT_LENGTH
         with place(self.place):
             numbers = None if labels is None else self.texts.label_numbers(labels)

@@ -161,7 +161,7 @@ def report(
     modules = as_globs(modules, block)
     if markdown and output is None:
         raise OptionError("markdown is written next to the page, and there is no page", fix="give output, the page")
-    # Not to look for intruders needs no base, so only True is refused.
+    # A report without intruders needs no base, so only True is refused.
     if intruders and base is None:
         raise OptionError("intruders are directions of W + ΔW, and no base is given", fix="give base, the base model")
     chosen = [] if fleet is not None else sources(adapters)
@@ -170,7 +170,7 @@ def report(
     measured = [evaluations] if isinstance(evaluations, str | PathLike) else list(evaluations)
     page = None if output is None else Path(output)
     older: list[Path] = []
-    # Before anything is measured, which may take minutes.
+    # The target is checked before anything is measured, which may take minutes.
     if page:
         check_report_target(page, with_markdown=markdown, overwrite=overwrite)
         _check_apart(page, chosen, base, [*moments, *measured], with_markdown=markdown)

@@ -103,7 +103,7 @@ def new_copy(files: ModelFiles, target: Path, options: CopyOptions) -> Iterator[
 
 def _copy_others(files: ModelFiles, part: Path, names: Mapping[str, str]) -> None:
     """Copy all files other than weights under their new names; links are followed."""
-    # Also the folders of shards, whose files are made later.
+    # The folders of shards are made too, although their files are made later.
     for name in (*names.values(), *(shard.name for shard in files.shards)):
         path_to_write(part, name).parent.mkdir(parents=True, exist_ok=True)
     # copyfile follows links, so that the copy does not depend on a cache.

@@ -102,7 +102,7 @@ class Switchboard:
         self._merged: dict[str, Undo] = {}
         # The requested task, and the weights that it changes.
         self._goal: tuple[Task, frozenset[str]] = ((), frozenset())
-        # Set before the first byte is written and cleared after the last, so that an interrupted write is repeated.
+        # Set before the first byte is written and cleared after the last one, this repeats an interrupted write.
         self._writing: tuple[str, Made] | None = None  # the weight that is being written, and its new numbers
         self._plans: dict[Task, Mapping[str, TensorPlan]] = {(): {}}  # of the base, and of every adapter alone
         self._hashes: dict[str, str] = {}

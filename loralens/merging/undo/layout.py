@@ -224,7 +224,7 @@ def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyAr
     """Build the `TensorUndo` of one tensor from its entry and arrays, the inverse of `pack_record`."""
     check_entry(entry)
     stem = f"{key}#patch."
-    # By number: as text, stream 10 would come before stream 2.
+    # They are sorted by number, since as text stream 10 would come before stream 2.
     names = sorted((name for name in arrays if name.startswith(stem)), key=lambda name: int(name[len(stem) :]))
     streams = tuple(arrays[name] for name in names)
     patch = Blob(entry["coding"], int(entry["different"]), streams)

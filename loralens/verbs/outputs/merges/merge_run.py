@@ -99,9 +99,9 @@ class MergeRun:
         recast = inputs.files.gguf is not None and inputs.dtype is not None
         # Nothing but the certificate and the undo file needs the SHA-256 of every tensor.
         self.hashes = (fidelity or undo) and not recast
-        # Made at once, since it reads all factors: a faulty adapter is an error before the base is read.
+        # This reads all factors, so that a faulty adapter is an error before the base is read.
         self.adapters = [adapter.record() for adapter in inputs.adapters]
-        # Before the merge, as the certificate is written with the model.
+        # They are measured before the merge, as the certificate is written with the model.
         self.texts = (
             None
             if data is None
@@ -162,7 +162,7 @@ class MergeRun:
             if undo and self.undo_content:
                 digests = {key: digest.hexdigest() for key, digest in self.digests.items()}
                 self.undo_content.write(_in_unfinished(undo, output, part), digests)
-            # After the undo file, which is in the list, and before the certificate, which cannot state its own size.
+            # The undo file is in the list. The certificate is written later, as it cannot state its own size.
             if files.root.is_dir():
                 self.files = file_sizes(part)
             if certificate:
