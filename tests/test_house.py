@@ -1,7 +1,6 @@
 """House rules that are tests: what is imported when, what is public, what is documented."""
 
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -155,9 +154,7 @@ def test_what_shows_loralens_to_users_imports_no_command(folder: str) -> None:
     """Python programs call verbs. The commands are no interface of Python."""
     texts = {file: file.read_text(encoding="utf-8") for file in (PACKAGE.parent / folder).rglob("*.py")}
     assert texts
-    assert not [
-        file for file, text in texts.items() if re.search(r"loralens\.cli|from loralens import .*\bcli\b", text)
-    ]
+    assert not [file for file, text in texts.items() if "loralens.cli" in text or "loralens import cli" in text]
 
 
 def sources() -> list[Path]:
