@@ -84,7 +84,7 @@ def read_training_inputs(
         seed=options.seed,
         labels=learned.labels if task.labelled else None,
     )
-    encode = partial(loaded.encoded, length=options.length, mask_prompt=options.mask_prompt)
+    encode = partial(loaded.encode, length=options.length, mask_prompt=options.mask_prompt)
     with place(text_label(options.data)):
         examples = encode(learned.texts, labels=learned.numbers)
         _check_something_to_learn(task, examples)
