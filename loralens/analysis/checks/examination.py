@@ -205,7 +205,7 @@ def _factor_statistics(X: Array) -> Factor:
     X = X.astype(np.float64)
     largest = float(np.abs(X).max(initial=0.0))
     zeros = 1 - np.count_nonzero(X) / max(X.size, 1)
-    # Relative to the largest entry, and scaled back below.
+    # Entries are divided by the largest one, and the result is scaled back below.
     if largest:
         X = X / largest  # the squares of numbers below 1e-162 underflow to 0
     lengths, across = np.linalg.norm(X, axis=1), np.linalg.norm(X, axis=0)
