@@ -221,8 +221,9 @@ class Stop:
 def rank_stops(plan: TruncationPlan, dialect: Dialect, points: Sequence[CurvePoint]) -> list[Stop]:
     """The stops of the slider over ranks: one rank for all modules, rising."""
     stops = []
+    choose = plan.chooser("rank", one_rank=dialect.one_rank)
     for point in reversed(points):
-        chosen = plan.ranks(Rule("rank", point.rank), one_rank=dialect.one_rank)
+        chosen = choose(Rule("rank", point.rank))
         stops.append(Stop(point.rank, list(chosen.values()), point.uniform.bytes, point.uniform.error))
     return stops
 
