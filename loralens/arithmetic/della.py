@@ -21,7 +21,7 @@ def della(
     epsilon: float = 0.07,
     lam: float = 1.0,
     space: Space = "full",
-    seed: np.random.SeedSequence | None = None,
+    seed: "np.random.SeedSequence | None" = None,
 ) -> Fused:
     """λ times the mean of those of the pruned w_t ΔW_t that have the elected sign.
 
@@ -62,7 +62,7 @@ def della(
     return fuse_entries(joint, lambda entries: _rule(entries, density, epsilon, seed), space=space, lam=lam)
 
 
-def _rule(entries: Entries, density: float, epsilon: float, seed: np.random.SeedSequence | None) -> Fuse:
+def _rule(entries: Entries, density: float, epsilon: float, seed: "np.random.SeedSequence | None") -> Fuse:
     draws, work = adapter_draws(entries, seed), Workspace()
     n = entries.shape[1]
     # The probabilities of a row by rank, from the smallest entry to the largest; a row of one entry has the mean.

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from loralens.core.ranks import Rule, choose_ranks, rank_items, shared_ranks
 from loralens.core.structured import Structured, Update
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
-from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, sort_by_width
+from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, by_width
 
 # The number of stops of the slider over sizes, in steps of 3 % of its range. For every stop all ranks are chosen anew,
 # and the page stores them.
@@ -137,9 +137,19 @@ def find_layout(plan: TruncationPlan, dialect: Dialect) -> FileLayout | None:
         if not files.weights.endswith(".safetensors"):
             return None
         layout = _layout(stored, groups, first)
-        return layout if _matches_writer(layout, stored, plan, dialect, groups) else None
+        # Without the tensors of this file, which are freed before another one is made.
+        outline = _Outline(list(stored.tensors), stored.metadata)
+        del stored
+        return layout if _matches_writer(layout, outline, plan, dialect, groups) else None
     except (LoraLensError, _LayoutError):  # the dialect cannot hold such ranks, or its files follow another formula
         return None
+
+
+class _Outline(NamedTuple):
+    """The keys and the metadata of a file."""
+
+    keys: Sequence[str]
+    metadata: Mapping[str, str] | None
 
 
 def _without_numbers(plan: TruncationPlan, ranks: Mapping[str, int]) -> Adapter:
@@ -147,7 +157,7 @@ def _without_numbers(plan: TruncationPlan, ranks: Mapping[str, int]) -> Adapter:
 
     def stub(module: Update, rank: int) -> LowRank:
         factors = [
-            LazyArray.of(np.broadcast_to(np.zeros((), plan.dtype or factor.dtype), shape))
+            _zeros(plan.dtype or factor.dtype, shape)
             for factor, shape in zip(module.factors, ((module.shape[0], rank), (rank, module.shape[1])), strict=True)
         ]
         return LowRank(*factors, module.scale, scaling=module.scaling, layout=module.layout)
@@ -156,11 +166,16 @@ def _without_numbers(plan: TruncationPlan, ranks: Mapping[str, int]) -> Adapter:
     return replace(plan.adapter, modules={**plan.adapter.modules, **modules})
 
 
+def _zeros(dtype: np.dtype[Any], shape: tuple[int, ...]) -> LazyArray:
+    # The array itself would take more memory than the module.
+    return LazyArray(lambda: np.broadcast_to(np.zeros((), dtype), shape), shape=shape, dtype=dtype)
+
+
 def _layout(stored: Stored, groups: Mapping[str, int], first: int) -> FileLayout:
     """The layout of a file in which the rank of a group is its number plus ``first``."""
     modules = {group: name for name, group in reversed(groups.items())}
     tensors = []
-    for key, tensor in sort_by_width(stored.tensors).items():
+    for key, tensor in by_width(stored.tensors.items):
         grown = [i for i, n in enumerate(tensor.shape) if n >= first]
         # A tensor of r × r numbers does not grow in proportion to r, and the digits of a multiple of r are not its own.
         if len(grown) > 1 or any(tensor.shape[i] - first not in modules for i in grown):
@@ -182,7 +197,7 @@ def _json_text(value: Any) -> str:
 
 
 def _matches_writer(
-    layout: FileLayout, stored: Stored, plan: TruncationPlan, dialect: Dialect, groups: Mapping[str, int]
+    layout: FileLayout, outline: _Outline, plan: TruncationPlan, dialect: Dialect, groups: Mapping[str, int]
 ) -> bool:
     """Whether the formula gives the same sizes as the writer, at ranks of one digit and of two."""
     # Offsets and ranks are written as digits, so the formula is tested at ranks where they get longer. Any 12
@@ -192,7 +207,7 @@ def _matches_writer(
     for ranks in trials if len(groups) <= GROUPS else [dict.fromkeys(groups, max(RANKS))]:
         trial, files = dialect.write(plan.at(ranks))
         # Metadata that names ranks, as diffusers writes it, would have another length at every choice.
-        if trial.metadata != stored.metadata or list(trial.tensors) != list(stored.tensors):
+        if trial.metadata != outline.metadata or list(trial.tensors) != outline.keys:
             return False
         if layout.size(ranks) != stored_size(trial, files):
             return False

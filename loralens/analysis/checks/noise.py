@@ -69,7 +69,7 @@ def _rejected_below(shape: tuple[int, int], rank: int) -> float:
     return float(np.quantile(random_participation(shape, rank), REJECTED))
 
 
-def _bartlett(rng: np.random.Generator, n: int, rank: int) -> Floats:
+def _bartlett(rng: "np.random.Generator", n: int, rank: int) -> Floats:
     R = np.triu(rng.standard_normal((rank, rank)), 1)
     R[np.diag_indices(rank)] = np.sqrt(rng.chisquare(n - np.arange(rank)))
     return R
