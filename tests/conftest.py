@@ -2,7 +2,9 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -24,6 +26,18 @@ def pytest_collection_finish() -> None:
     """Take what stays to the end out of the search for garbage: imported packages, and thousands of tests."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Tests write tens of thousands of small files, and none can tell whether a file would outlast a loss of power."""
+
+    def fsync(file: int | BinaryIO) -> None:
+        os.fstat(file if isinstance(file, int) else file.fileno())  # which refuses what is closed, as fsync does
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield
 
 
 def real_adapters() -> Path | None:

@@ -1,6 +1,7 @@
 """Adapters of different bases, and a base that is not the adapter's: said by every verb that holds them together."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -44,17 +45,24 @@ WITH_BASE = {
 }
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two names of one base, and adapters that say different names of it."""
+    folder = tmp_path_factory.mktemp("made")
     held = bases.tensors(np.float32, size=1.0)
-    bases.single(tmp_path / "bert-base-uncased", held)
-    bases.single(tmp_path / "base", held)
+    bases.single(folder / "bert-base-uncased", held)
+    bases.single(folder / "base", held)
     named = {"one": CASED, "two": UNCASED, "three": CASED, "spelt": f"org/{CASED.upper()}-GGUF", "none": None}
     for i, (name, model) in enumerate(named.items()):
         adapter = small_adapter()
         modules = {key: loralens.LowRank(module.B + i, module.A, module.scale) for key, module in adapter.items()}
-        loralens.save(replace(adapter, modules=modules, base_model=model), tmp_path / name)
-    return tmp_path
+        loralens.save(replace(adapter, modules=modules, base_model=model), folder / name)
+    return folder
+
+
+@pytest.fixture
+def home(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "home")
 
 
 def said(words: str, home: Path, **names: str) -> str:

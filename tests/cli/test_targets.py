@@ -14,10 +14,10 @@ from tests.bases import contents, sharded, single, tensors
 from tests.cli.test_merge import CERTIFICATE, done, run
 
 
-@pytest.fixture
-def home(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def made(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``runs/a``, an adapter among other runs; ``models/base`` and ``models/merged`` of it; ``lone``, one file."""
-    folder = tmp_path / "home"
+    folder = tmp_path_factory.mktemp("made") / "home"
     shutil.copytree(small, folder / "runs" / "a")
     shutil.copytree(small, folder / "runs" / "b")
     (folder / "runs" / "notes.txt").write_text("years")
@@ -31,8 +31,14 @@ def home(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "link").symlink_to("runs/a")
     (folder / "texts").mkdir()
     (folder / "texts" / "t.txt").write_text("one\ntwo\n")
-    monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `made`, which is the working directory."""
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "home", symlinks=True))
+    return tmp_path / "home"
 
 
 B = ("--base", "models/base")
