@@ -81,12 +81,14 @@ def test_several_adapters_of_two_bases(verb: str, home: Path) -> None:
     assert f"{UNCASED}: {home / 'two'}" in told
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("verb", SEVERAL)
 @pytest.mark.parametrize("other", ["spelt", "none"])
 def test_several_of_one_base_under_two_spellings_or_none(verb: str, other: str, home: Path) -> None:
     assert "base model" not in said(SEVERAL[verb], home, two=other)
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("verb", WITH_BASE)
 def test_a_base_that_is_not_the_adapters(verb: str, home: Path) -> None:
     told = said(WITH_BASE[verb], home, base="bert-base-uncased")
@@ -94,6 +96,7 @@ def test_a_base_that_is_not_the_adapters(verb: str, home: Path) -> None:
     assert "their names are of two models" in told
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("verb", WITH_BASE)
 def test_a_base_that_may_be_the_adapters(verb: str, home: Path) -> None:
     """A folder of any name; the same name spelt otherwise; an adapter that names none; a configuration that agrees."""

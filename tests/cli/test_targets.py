@@ -90,6 +90,7 @@ TARGETS = [
 ]
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize(("command", "output", "message"), TARGETS, ids=lambda part: str(part)[:60])
 def test_what_is_read_is_never_replaced(command: tuple[str, ...], output: str, message: str, home: Path) -> None:
     before = contents(home)
@@ -170,6 +171,7 @@ def other_base(home: Path, shards: int = 2) -> Path:
 STRANGERS = ["mine.txt", "code/mine.py", ".git/HEAD", "checkpoint-1/model.safetensors", "config.json.bak", "before/x"]
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("verb", ["merge", "unmerge", "unmerge --adapter"])
 @pytest.mark.parametrize("name", STRANGERS)
 def test_what_others_put_there_is_named_and_stays(name: str, verb: str, home: Path) -> None:

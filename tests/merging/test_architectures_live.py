@@ -67,6 +67,7 @@ def named(name):
     return next(architecture for architecture in ARCHITECTURES if architecture.name == name)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -85,6 +86,7 @@ def test_what_else_an_adapter_carries_goes_to_the_stored_names_too(name, changes
     merged_alike(tmp_path)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("to", "file"), [("mlx", "mlx"), ("gguf", "a.gguf")])
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "olmoe"])
 def test_a_round_through_other_names_is_loaded_by_peft(name, to, file, tmp_path: Path) -> None:
@@ -134,6 +136,7 @@ def test_an_adapter_of_transformers_4_on_the_model_in_memory(tmp_path: Path) -> 
     answers_alike(transformers.ViTForImageClassification, tmp_path, tmp_path / "adapter", x)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("stored", ["old", "new"])
 @pytest.mark.parametrize("adapted", ["old", "new"])
 @pytest.mark.parametrize("target", ["all-linear", ["embed_tokens", "q_proj"]], ids=["linear", "embedding"])
