@@ -16,7 +16,7 @@ PYTEST := $(ONE_THREAD) $(COMPILED_ONCE) $(BIN)/python -m pytest -n auto --maxpr
 .DEFAULT_GOAL := test
 
 # What the targets install, and what that takes: measured with Python 3.11 on Linux and a torch for CPUs only, one that
-# was there already or was chosen as the README says. The torch that pip chooses on Linux brings libraries for GPUs.
+# was there already or was chosen as docs/install.md says. The torch that pip chooses on Linux brings libraries for GPUs.
 SIZE-demo := torch and transformers (1.3 GB on disk, some 2 minutes)
 SIZE-test := torch, transformers and what the tests need (1.4 GB on disk, some 2 minutes)
 SIZE-dev  := all that checks and documents need (2.1 GB on disk, some 4 minutes)

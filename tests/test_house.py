@@ -187,6 +187,14 @@ def test_a_package_lists_what_is_public_and_no_module_shadows_it(room: str) -> N
     assert not {path.stem for path in (PACKAGE / room).iterdir()} & set(package.__all__)
 
 
+@pytest.mark.parametrize("folder", ["examples", "benchmarks", "docs"])
+def test_what_shows_loralens_to_users_imports_no_command(folder: str) -> None:
+    """Python programs call verbs. The commands are no interface of Python."""
+    texts = {file: file.read_text(encoding="utf-8") for file in (PACKAGE.parent / folder).rglob("*.py")}
+    assert texts
+    assert not [file for file, text in texts.items() if "loralens.cli" in text or "loralens import cli" in text]
+
+
 def sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
@@ -205,6 +213,19 @@ def test_files_and_functions_stay_small(file: Path) -> None:
             doc = ast.get_docstring(node, clean=False)
             lines = node.end_lineno - node.lineno + 1 - (doc.count("\n") + 1 if doc else 0)  # type: ignore[operator]
             assert lines <= 60, f"{node.name}: {lines} lines"
+
+
+# Each of these is the one function that every file of a table has: commands, dialects, and checks of the doctor.
+CONTRACTS = {"command", "detect", "read", "write", "look"}
+
+
+def test_a_public_name_is_defined_in_one_file() -> None:
+    owners: dict[str, set[str]] = {}
+    for file in sources():
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                owners.setdefault(node.name, set()).add(str(file.relative_to(PACKAGE)))
+    assert {name: files for name, files in owners.items() if len(files) > 1 and name not in CONTRACTS} == {}
 
 
 def test_tables_that_keep_numpy_out_of_help_agree_with_those_they_stand_for() -> None:

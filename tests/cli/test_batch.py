@@ -106,11 +106,11 @@ def test_on_a_terminal_a_line_for_each_and_then_the_conclusion(folder: Path) -> 
 SLOW = """
 import time
 import loralens.compression.directions as directions
-inner = directions.truncating_maps
+inner = directions.truncation
 def slow(*arguments, **keywords):
     time.sleep(0.02)
     return inner(*arguments, **keywords)
-directions.truncating_maps = slow
+directions.truncation = slow
 """
 
 

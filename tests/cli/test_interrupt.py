@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 VALUES, BASES = "loralens.core.lowrank:LowRank.singular_values", "loralens.core.lowrank:LowRank.bases"
-TRUNCATE = "loralens.compression.directions:truncating_maps"
+TRUNCATE = "loralens.compression.directions:truncation"
 COMMANDS = {
     "spectrum": (VALUES, ["spectrum", "a", "--plot", "made.png"]),
     "similarity": (BASES, ["similarity", "a", "b", "--plot", "made.png"]),
@@ -60,7 +60,10 @@ COMMANDS = {
     "survey": ("loralens.fleet.indexing.measuring:fingerprint", ["survey", "."]),
     "doctor": (VALUES, ["doctor", "a", "b", "c", "--sarif", "made.sarif"]),
     "compress": (TRUNCATE, ["compress", "a", "-o", "made", "--rank", "2"]),
-    "compress, measuring what it wrote": (BASES, ["compress", "a", "--dry-run", "--rank", "2"]),
+    "compress, measuring what it wrote": (
+        "loralens.compression.loss:difference_singular_values",
+        ["compress", "a", "--dry-run", "--rank", "2"],
+    ),
     "curve": (TRUNCATE, ["curve", "a", "--plot", "made.png"]),
 }
 

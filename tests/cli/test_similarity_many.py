@@ -100,7 +100,7 @@ def test_output_is_exactly_this(collection: list[Path]) -> None:
 
 
 def test_json_keeps_its_contract(collection: list[Path]) -> None:
-    record = json.loads(run("--json", *collection).stdout)
+    record = json.loads(run("--json", "--phi", *collection).stdout)
     assert (record["loralens"], record["of"], record["side"]) == (loralens.__version__, "update", "out")
     assert record["adapters"] == [str(path) for path in collection]
     assert [(pair["first"], pair["second"]) for pair in record["pairs"]] == [
@@ -127,6 +127,14 @@ def test_json_keeps_its_contract(collection: list[Path]) -> None:
     fight = record["fights"][0]
     assert (fight["first"], fight["second"], fight["blocks"], fight["kinds"]) == (0, 3, [0, 2], ["v"])
     assert fight["cosine"] == pytest.approx(-np.cos(0.2), abs=1e-6)
+
+
+def test_json_has_maps_of_pairs_only_if_they_are_asked_for(collection: list[Path]) -> None:
+    with_maps, without = (json.loads(run("--json", *options, *collection).stdout) for options in (["--phi"], []))
+    for pair in with_maps["pairs"]:
+        for module in pair["modules"]:
+            del module["phi"], module["chance"]
+    assert without == with_maps
 
 
 def test_side_rank_factor_and_modules_are_passed_on(collection: list[Path]) -> None:

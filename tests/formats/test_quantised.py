@@ -15,9 +15,9 @@ import loralens
 from loralens.cli.main import main
 from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Extra, Finding
+from loralens.core.few_bits.quantised import NAME
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout
-from loralens.core.quantised import NAME
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
 from loralens.formats.dialects.quantised import reader as quantised

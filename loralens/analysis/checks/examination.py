@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any, final
 
@@ -46,8 +45,9 @@ class Factor:
         The number of columns of A, or rows of B, that are exactly 0.
     largest : float
         Largest |entry|.
-    digest : bytes
-        Hash of the numbers and their dtype, which is equal only if all numbers are.
+    digest : int
+        Python's hash of the numbers and their dtype: another one in every process, and equal for other numbers with a
+        chance of 2⁻⁶⁴. Those of hashlib would load OpenSSL, which takes 4 MB.
     """
 
     lengths: Array
@@ -56,7 +56,7 @@ class Factor:
     unevenness: float = 0.0
     dead: int = 0
     largest: float = 0.0
-    digest: bytes = b""
+    digest: int = 0
 
 
 @final
@@ -201,11 +201,11 @@ def _read_module(module: Update) -> ModuleReading:
 def _factor_statistics(X: Array) -> Factor:
     """The statistics of the rows of X (r, n)."""
     # The dtype is part of the hash: zeros of two dtypes with entries of one size have equal bytes.
-    digest = blake2b(X.tobytes() + str(X.dtype).encode(), digest_size=16).digest()
+    digest = hash((X.tobytes(), str(X.dtype)))
     X = X.astype(np.float64)
     largest = float(np.abs(X).max(initial=0.0))
     zeros = 1 - np.count_nonzero(X) / max(X.size, 1)
-    # Relative to the largest entry, and scaled back below.
+    # Entries are divided by the largest one, and the result is scaled back below.
     if largest:
         X = X / largest  # the squares of numbers below 1e-162 underflow to 0
     lengths, across = np.linalg.norm(X, axis=1), np.linalg.norm(X, axis=0)

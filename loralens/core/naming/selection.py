@@ -83,11 +83,11 @@ def select(names: Iterable[str], globs: str | Sequence[str], *, prefixes: bool =
     clock = Clock()
     chosen: set[str] = set()
     for glob in globs:
-        chosen |= _selected(names, called, glob, clock, prefixes=prefixes)
+        chosen |= _select_by_glob(names, called, glob, clock, prefixes=prefixes)
     return [name for name in names if name in chosen]
 
 
-def _selected(
+def _select_by_glob(
     names: Sequence[str], called: Mapping[str, set[str]], glob: str, clock: Clock, *, prefixes: bool
 ) -> set[str]:
     """The names that a glob selects, which are at least one."""
@@ -191,7 +191,7 @@ def as_prefix(names: Iterable[str], text: str) -> list[str]:
     return list(globs)
 
 
-def written_out(names: Mapping[str, object], glob: str) -> list[str]:
+def expand_glob(names: Mapping[str, object], glob: str) -> list[str]:
     """The glob itself, or globs for the modules whose names it begins."""
     pattern, blocks = _split(glob)
     if any(matches(name, pattern) for name in names):

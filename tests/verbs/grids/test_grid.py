@@ -162,7 +162,7 @@ def test_what_is_done_is_not_done_again_and_new_values_add_runs(
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     with monkeypatch.context() as patch:
         # Nothing is read for it.
-        patch.setattr("loralens.verbs.grids.shared_inputs.read_training_inputs", None)
+        patch.setattr("loralens.verbs.grids.grid_inputs.read_training_inputs", None)
         again = grid(**speak(home), grid=AXES, output=folder)
     assert (again.trained, len(again)) == (0, 8)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == times
@@ -322,10 +322,10 @@ def test_a_damaged_record_is_refused(home: Path, tmp_path: Path, text: str) -> N
 
 
 def test_several_data_are_read_once_each(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loralens.verbs.grids import shared_inputs
+    from loralens.verbs.grids import grid_inputs
 
     read, loaded = [], []
-    inputs, load = shared_inputs.read_training_inputs, shared_inputs.load_headed
+    inputs, load = grid_inputs.read_training_inputs, grid_inputs.load_headed
 
     def count_inputs(options: Any, **more: Any) -> Any:
         read.append(Path(options.data).name)
@@ -335,8 +335,8 @@ def test_several_data_are_read_once_each(home: Path, tmp_path: Path, monkeypatch
         loaded.append(args[0])
         return load(*args, **more)
 
-    monkeypatch.setattr(shared_inputs, "read_training_inputs", count_inputs)
-    monkeypatch.setattr(shared_inputs, "load_headed", count_models)
+    monkeypatch.setattr(grid_inputs, "read_training_inputs", count_inputs)
+    monkeypatch.setattr(grid_inputs, "load_headed", count_models)
     options = speak(home, eval=None)
     options.pop("data")
     axes = {"rank": [1, 2], "data": [home / "d.txt", home / "other.txt"], "seed": range(2)}
