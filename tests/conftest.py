@@ -1,5 +1,6 @@
 """Adapters that several tests share: small ones made here, real ones where there are any."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -17,6 +18,12 @@ settings.register_profile("house", deadline=None)  # a deadline asserts a time
 settings.load_profile("house")
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """Take what stays to the end out of the search for garbage: imported packages, and thousands of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def real_adapters() -> Path | None:

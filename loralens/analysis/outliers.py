@@ -81,7 +81,7 @@ def find_outliers(spectra: Mapping[str, Spectrum]) -> list[Outlier]:
     Kinds are those of `kind_in_block`, which are the same in every dialect. Modules with ΔW = 0 are left out, and so
     are kinds of fewer than `FEWEST` modules, in which no gap is wide enough to exclude chance.
     """
-    # By shape too: in diffusers' files to_q stands for self-attention and cross-attention of several widths.
+    # Shapes separate modules too: in diffusers' files to_q is self-attention and cross-attention of several widths.
     cells: dict[tuple[str, tuple[int, int]], dict[str, Spectrum]] = {}
     for name in sorted(spectra, key=natural_key):
         if spectra[name].spectral > 0:

@@ -76,7 +76,7 @@ class Rule:
         if self.name == "energy":
             return energy_rank(s, self.value)
         if self.name == "error":
-            # Relative to σ_1, so that squares neither over- nor underflow.
+            # Values are divided by σ_1, so that squares neither over- nor underflow.
             tails = ((s / s[0]) ** 2)[::-1].cumsum()[::-1]  # tails[k] is lost if k values are kept
             # 2ε forgives the rounding of the sums, so that exact decimal cases come out as on paper. At least 1 is
             # kept, because 0 would leave the module out.

@@ -44,7 +44,8 @@ def in_threads(work: Callable[[str], T], names: Sequence[str], count: int, step:
     interrupted = Event()
 
     def share(first: int) -> None:
-        with suppress(Exception):  # of any kind: the caller's thread will raise it again
+        # Any error ends this share. The caller's thread repeats the name that failed, and so raises the error again.
+        with suppress(Exception):
             for name in names[first::count]:
                 if interrupted.is_set():
                     return

@@ -202,7 +202,7 @@ def compress(
     form = OutputFormat.of(before, to=to, base=base, dtype=dtype)
     # Moments in memory have no place that the target could overwrite.
     activations_file = None if isinstance(activations, Moments) else activations
-    # Before any factor is read, so that a wrong target costs no work.
+    # The target is checked before any factor is read, so that a wrong one costs no work.
     form.check_target(target, source, other_inputs={"the moments": activations_file})
     protect, moments = read_protection(weights), read_moments(activations)
     with place(label):

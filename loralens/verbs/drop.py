@@ -145,10 +145,10 @@ def drop(
     # As in the other verbs that combine: --alpha only counts if the file does not state its own.
     before = read_source(original, label, reading, base)
     form = form_of(before, target, to=to, base=base)
-    # Before the work, as in the other verbs.
+    # The target is checked before the work, as in the other verbs.
     form.check_target(target, original)
     with place(label):
-        gone = _dropped(before, as_globs(modules, block), BlockWeights(preset=preset, block_weights=block_weights))
+        gone = _to_drop(before, as_globs(modules, block), BlockWeights(preset=preset, block_weights=block_weights))
         # No reader accepts an adapter without modules.
         if len(gone) == len(before):
             raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
@@ -165,7 +165,7 @@ def drop(
     return DropResult(label, before, new, form.name, cost, target)
 
 
-def _dropped(adapter: Adapter, globs: Sequence[str], blocks: BlockWeights) -> set[str]:
+def _to_drop(adapter: Adapter, globs: Sequence[str], blocks: BlockWeights) -> set[str]:
     """The modules that are left out."""
     weights = weights_by_module(adapter, blocks)
     if weights is None and not globs:

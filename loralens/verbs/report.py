@@ -162,7 +162,7 @@ def report(
     modules = as_globs(modules, block)
     if markdown and output is None:
         raise OptionError("markdown is written next to the page, and there is no page", fix="give output, the page")
-    # Not to look for intruders needs no base, so only True is refused.
+    # A report without intruders needs no base, so only True is refused.
     if intruders and base is None:
         raise OptionError("intruders are directions of W + ΔW, and no base is given", fix="give base, the base model")
     chosen = [] if fleet is not None else sources(adapters)
@@ -171,7 +171,7 @@ def report(
     measured = [evaluations] if isinstance(evaluations, str | PathLike) else list(evaluations)
     page = None if output is None else Path(output)
     older: list[Path] = []
-    # Before anything is measured, which may take minutes.
+    # The target is checked before anything is measured, which may take minutes.
     if page:
         check_report_target(page, with_markdown=markdown, overwrite=overwrite)
         _check_apart(page, chosen, base, [*moments, *measured], with_markdown=markdown)
@@ -206,19 +206,19 @@ def report(
     return ReportResult(document, written)
 
 
-def _check_fleet_alone(adapters: Sequence[object], **given: object) -> None:
+def _check_fleet_alone(adapters: Sequence[object], **options: object) -> None:
     """Refuse adapters, and options that need one, for the page of a fleet."""
     if adapters:
         raise OptionError("fleet and adapters exclude each other", fix="leave out the adapters, or leave out fleet")
-    for name, value in given.items():
+    for name, value in options.items():
         if value is not None and value != [] and value != ():
             raise OptionError(f"{name} is for adapters, and this page is about a fleet", fix=f"leave out {name}")
 
 
 def _check_log_alone(base: object, activations: Sequence[object], evaluations: Sequence[object]) -> None:
     """Refuse options that need an adapter, for the log of a watched run."""
-    given = [("base", base is not None), ("activations", bool(activations)), ("evaluations", bool(evaluations))]
-    for name, is_given in given:
+    options = [("base", base is not None), ("activations", bool(activations)), ("evaluations", bool(evaluations))]
+    for name, is_given in options:
         if is_given:
             raise OptionError(
                 f"{name} is for adapters, and this is the log of a run", fix=f"leave out {name}, or give the adapters"

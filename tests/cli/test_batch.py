@@ -216,6 +216,7 @@ def is_alive(pid: int) -> bool:
     return bool(listed.stdout.strip()) and not listed.stdout.strip().startswith("Z")
 
 
+@pytest.mark.slow
 @posix
 def test_a_worker_that_is_killed_fails_its_adapter_alone(six: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the system does where memory is short; another process takes the place of the one that is gone."""

@@ -72,9 +72,12 @@ ENDS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")
 TERMINATED = ("spectrum", "doctor", "compress")
 
 
+QUICK = {("spectrum", signal.SIGINT), ("similarity of many", signal.SIGINT), ("compress", signal.SIGTERM)}
+CASES = [*((name, signal.SIGINT) for name in COMMANDS), *((name, signal.SIGTERM) for name in TERMINATED)]
+
+
 @pytest.mark.parametrize(
-    ("name", "number"),
-    [*((name, signal.SIGINT) for name in COMMANDS), *((name, signal.SIGTERM) for name in TERMINATED)],
+    ("name", "number"), [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
 )
 def test_interrupted(name: str, number: signal.Signals, folder: Path, tmp_path: Path) -> None:
     work, arguments = COMMANDS[name]

@@ -69,6 +69,7 @@ def test_the_page_is_written_into_a_folder_that_it_makes(first: Path, tmp_path: 
     assert names(target.parent) == ["x.html"]
 
 
+@pytest.mark.slow
 def test_same_adapters_same_bytes(first: Path, second: Path, tmp_path: Path) -> None:
     target = tmp_path / "x.html"
     run(first, second, "-o", target, "--markdown")

@@ -177,7 +177,11 @@ def test_names_in_an_adapter_are_said_in_one_line(where, made, small, tmp_path):
         said(words[0], folder, *words[1:])
 
 
-@named
+# A report with its pictures takes half a second.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, id=key, marks=() if key == "escape" else pytest.mark.slow) for key, name in NAMES.items()],
+)
 def test_reports_show_such_names_as_escapes(name, made, tmp_path):
     folder = made(name)
     assert said("report", folder, "-o", tmp_path / "r.html", "--markdown")[0] == 0

@@ -12,7 +12,7 @@ import loralens
 from loralens.compression.bits import _hull, allocate_bits, expected_error, tradeoff
 from loralens.compression.loss import losses, total_error
 from loralens.compression.quantise import quantise
-from loralens.core.quantised import direction_bytes
+from loralens.core.few_bits.quantised import direction_bytes
 from loralens.errors import OptionError
 from loralens.formats.dialects.sizes import file_size
 from loralens.linalg.few_bits.quantise import expected_noise

@@ -108,7 +108,7 @@ def furnished(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(params=["folder", "working directory", "one file"])
+@pytest.fixture(params=["folder", pytest.param("working directory", marks=pytest.mark.slow), "one file"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A folder with an adapter, and the target under which it is replaced."""
     folder = furnished(tmp_path / "home" / "run")

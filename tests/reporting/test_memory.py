@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from loralens.cli.main import main
 from tests.formats.blobs import limits
 from tests.formats.test_fuzz import packed
@@ -18,6 +20,7 @@ def write_adapter(folder, modules):
     return len(weights)
 
 
+@pytest.mark.slow
 def test_the_page_of_long_names_takes_ten_times_the_file(tmp_path):
     (tmp_path / "short").mkdir()
     write_adapter(tmp_path / "short", [f"layers.{i}.m" for i in range(8)])

@@ -138,6 +138,7 @@ def test_every_picture_says_what_it_shows_its_chance_and_its_source() -> None:
     assert len(re.findall(r"<svg (?![^>]*(aria-label|aria-hidden))", text)) == 0
 
 
+@pytest.mark.slow
 def test_two_adapters_of_224_modules_stay_within_three_megabytes() -> None:
     names = [f"base_model.model.model.layers.{block}.{kind}" for block in range(32) for kind in KINDS]
     pair = made({"first": drawn(1, rank=16, names=names), "second": drawn(2, rank=16, names=names)})

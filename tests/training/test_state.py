@@ -17,6 +17,7 @@ from loralens.training.fitting import Fitted, fit
 from loralens.training.texts.tasks import Examples, task_named
 from loralens.training.watch import Watch
 from tests import models
+from tests.marks import slow_except
 
 torch = pytest.importorskip("torch")
 
@@ -121,7 +122,7 @@ def numbers(found: Fitted) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", slow_except(VARIANTS, "dropout", "muon", "patience"))
 def test_a_run_that_goes_on_is_the_run_in_one_go(variant: str) -> None:
     options = VARIANTS[variant]
     whole, states = run(**options)

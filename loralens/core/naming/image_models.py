@@ -85,11 +85,11 @@ class ImageModel:
 
         The name may be of any dialect; ``shape`` is (out, in) of ΔW.
         """
-        layers = self.named(name)
+        layers = self.layers_named(name)
         rows, width = sum(layer.shape[0] for layer in layers), layers[0].update_shape[1] if layers else 0
         return layers if shape == (rows, width) else ()
 
-    def named(self, name: str) -> tuple[Layer, ...]:
+    def layers_named(self, name: str) -> tuple[Layer, ...]:
         """The layers that a module of this name adapts, whatever its shape."""
         return self._found.get(_key(name), ())
 

@@ -221,7 +221,7 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
     if file.size < 8:
         raise FormatError(f"{file.size} bytes are too few for any tensor file", fix=_TRUNCATED)
     length = int.from_bytes(file.read(0, 8), "little")
-    # Before anything of that length is read.
+    # The length is checked before anything of that length is read.
     if length > file.size - 8 or length > HEADER_LIMIT:
         raise FormatError(f"the header claims {length:,} bytes, but the file has {file.size:,}", fix=_BROKEN)
     return parse_object(file.read(8, length), "utf-8", what="the header ", fix=_BROKEN), 8 + length

@@ -147,7 +147,7 @@ class MergeUndo:
         The JSON entries of all tensors that changed, by key.
     dropped : mapping of str to LazyArray
         Tensors of the base that the merged model does not have.
-    whole : mapping of str to str
+    dropped_hashes : mapping of str to str
         SHA-256 of dropped tensors, by key.
     copies : mapping of str to str
         SHA-256 of the tensors that did not change, by key.
@@ -158,7 +158,7 @@ class MergeUndo:
     entries: Mapping[str, Mapping[str, Any]]
     arrays: Mapping[str, LazyArray]
     dropped: Mapping[str, LazyArray]
-    whole: Mapping[str, str]
+    dropped_hashes: Mapping[str, str]
     copies: Mapping[str, str]
     headers: Mapping[str, str]
     texts: Mapping[str, str]
@@ -231,7 +231,7 @@ def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyAr
     """Build the `TensorUndo` of one tensor from its entry and arrays, the inverse of `pack_entry` and `pack_arrays`."""
     check_entry(entry)
     stem = f"{key}#patch."
-    # By number: as text, stream 10 would come before stream 2.
+    # They are sorted by number, since as text stream 10 would come before stream 2.
     names = sorted((name for name in arrays if name.startswith(stem)), key=lambda name: int(name[len(stem) :]))
     streams = tuple(arrays[name] for name in names)
     patch = Blob(entry["coding"], int(entry["different"]), streams)

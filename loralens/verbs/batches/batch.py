@@ -74,7 +74,7 @@ def in_batches(work: Callable[[Callable[..., Any]], AdapterWork]) -> Callable[[F
     def decorate(verb: F) -> F:
         name, parameters = verb.__name__, signature(verb).parameters
         first = next(iter(parameters))
-        catch_all = [each.name for each in parameters.values() if each.kind is Parameter.VAR_KEYWORD]
+        catch_all = [parameter.name for parameter in parameters.values() if parameter.kind is Parameter.VAR_KEYWORD]
         WORK[name] = work(verb)
 
         @wraps(verb)
@@ -84,8 +84,8 @@ def in_batches(work: Callable[[Callable[..., Any]], AdapterWork]) -> Callable[[F
                 return verb(*arguments, **keywords)
             options = signature(verb).bind(*arguments, **keywords).arguments
             # The options of a TypedDict are bound as one mapping.
-            for each in catch_all:
-                options |= options.pop(each, {})
+            for keyword in catch_all:
+                options |= options.pop(keyword, {})
             adapters = options.pop(first)
             chosen = adapters if isinstance(adapters, list | tuple) else [adapters]
             return run_batch(name, chosen, adapter_target(options), options)

@@ -112,7 +112,7 @@ class BatchResult(Tabular):
     def tables(self) -> list[Table[BatchRow]]:
         """The adapters, one per row."""
         words = WORDS[self.verb]
-        columns = [NAME, *(column for column in COLUMNS[self.verb] if column.title), _happened(words)]
+        columns = [NAME, *(column for column in COLUMNS[self.verb] if column.title), _outcome_column(words)]
         return [Table(count(len(self.rows), "adapter"), columns, self.rows)]
 
     def listing(self) -> list[Table[BatchRow]]:
@@ -126,7 +126,7 @@ class BatchResult(Tabular):
         if len(parts) == 1:
             parts = [f"{'all ' if len(self.rows) > 1 else ''}{words[self.rows[0].status]}"]
         place = f"{self.output}: " if self.output else ""
-        sentences = [f"{place}{count(len(self.rows), 'adapter')}, {join_words(parts)}{self._saved()}."]
+        sentences = [f"{place}{count(len(self.rows), 'adapter')}, {join_words(parts)}{self._size_change()}."]
         if self.failed:
             sentences.append(f"Failed: {_names(self.failed)}.")
         if self.answered_no:
@@ -137,7 +137,7 @@ class BatchResult(Tabular):
             sentences += [f"With {level}s: {_names(rows)}." for level, rows in by_level.items() if rows]
         return sentences
 
-    def _saved(self) -> str:
+    def _size_change(self) -> str:
         """The size of all adapters before and after, for a verb that makes them smaller."""
         rows = [row for row in self.rows if row.number("bytes_before") and row.status != "no"]
         before, after = (sum(row.number(key) for row in rows) for key in ("bytes_before", "bytes_after"))
@@ -217,7 +217,7 @@ def line_of(verb: str, row: BatchRow, width: int) -> str:
     # The numbers show what was done, and 80 columns have room for them alone.
     plain = row.numbers is not None and row.status in ("written", "done")
     changed = CHANGES[verb](row) if row.numbers and row.status != "skipped" else ""
-    happened = "" if plain else _happened(WORDS[verb]).cell(row)
+    happened = "" if plain else _outcome_column(WORDS[verb]).cell(row)
     return f"{name}{' ' * (width - display_width(name))}  " + ", ".join(filter(None, [changed, happened]))
 
 
@@ -256,7 +256,7 @@ WORDS: Mapping[str, Mapping[str, str]] = {
 NAME: Column[BatchRow] = Column("name", lambda row: row.name, "adapter", align="left", priority=ALWAYS)
 
 
-def _happened(words: Mapping[str, str]) -> Column[BatchRow]:
+def _outcome_column(words: Mapping[str, str]) -> Column[BatchRow]:
     """What happened to an adapter, in words."""
 
     def text(row: BatchRow) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from loralens.choices import MergeBits
 from loralens.core.adapter import Adapter
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.core.naming.selection import select

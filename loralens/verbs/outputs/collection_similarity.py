@@ -92,7 +92,7 @@ class CollectionSimilarity(Tabular):
 
         It is None if they have no module in common.
         """
-        # Made when it is asked for: the φ maps of all pairs of a hundred adapters would take 200 MB.
+        # It is made when it is asked for, since the φ maps of all pairs of a hundred adapters would take 200 MB.
         names_in_both = [(module.holders[first], module.holders[second]) for module in self.pairs.modules]
         # Modules of one name may have another shape in some adapter; these are in `pairs` under their own entries.
         names = [name for name, other in names_in_both if name is not None and other is not None]

@@ -128,7 +128,7 @@ def form_of(adapter: Adapter, target: Target, *, to: TargetFormat | None, base: 
     Some dialects can be read and not written. If no file is wanted, PEFT takes the place of such a dialect, and there
     is no error.
     """
-    if to is None and not target.wanted and adapter.format not in TARGET_FORMATS:
+    if to is None and not target.is_wanted and adapter.format not in TARGET_FORMATS:
         return OutputFormat("peft", {}, base)
     return OutputFormat.of(adapter, to=to, base=base)
 
@@ -142,7 +142,7 @@ def _write(adapter: Adapter, recipe: Recipe, form: OutputFormat, target: Target)
         stored, files = _encode_with_recipe(adapter, recipe, form)
     except LoraLensError:
         # A result that stays in memory need not fit into any dialect.
-        if not target.wanted:
+        if not target.is_wanted:
             return None
         raise
     target.write(stored, files)

@@ -144,11 +144,11 @@ def page_quality_table(evaluation: StoredEvaluation) -> "Table[Evaluation]":
     table = quality_table(f"{evaluation.model}, {count(evaluation.texts, 'text')} of {evaluation.data}", rows)
     if all(row.parameters is None for row in rows):
         return table
-    columns = [replace(x, title="parameters", text=_grouped) if x.key == "parameters" else x for x in table.columns]
+    columns = [replace(x, title="parameters", text=_with_commas) if x.key == "parameters" else x for x in table.columns]
     return replace(table, columns=columns)
 
 
-def _grouped(parameters: int | None) -> str:
+def _with_commas(parameters: int | None) -> str:
     return "" if parameters is None else f"{parameters:,}"
 
 

@@ -54,7 +54,7 @@ def forked(work, dies_at):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-@pytest.mark.parametrize("old", [None, b"an older file"])
+@pytest.mark.parametrize("old", [None, pytest.param(b"an older file", marks=pytest.mark.slow)])
 def test_compress_that_is_killed_at_any_step(fleet, tmp_path, old):
     groups, whole = fleet
     target = tmp_path / "fleet.safetensors"
