@@ -95,7 +95,7 @@ class Similarity:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Directions:
+class ModuleDirections:
     """An update with its directions, and with everything that a comparison needs of it alone.
 
     Attributes
@@ -149,8 +149,8 @@ class Directions:
 class DirectionsPair(NamedTuple):
     """Two updates of one weight, and the name of the module in the second adapter."""
 
-    first: Directions
-    second: Directions
+    first: ModuleDirections
+    second: ModuleDirections
     other: str
 
 
