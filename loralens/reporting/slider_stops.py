@@ -204,9 +204,11 @@ def _matches_writer(
     # successive groups have different ranks here, so that a tensor in the wrong group changes the size. Of very many
     # groups all get one rank, because a configuration that names the rank of each takes three times as long.
     trials = [{name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in groups.items()} for rank in RANKS]
-    for ranks in trials if len(groups) <= GROUPS else [dict.fromkeys(groups, max(RANKS))]:
+    # The metadata may name a rank only if all modules have the same.
+    uniform = [dict.fromkeys(groups, rank) for rank in RANKS]
+    for ranks in [*trials, *uniform] if len(groups) <= GROUPS else uniform[-1:]:
         trial, files = dialect.write(plan.at(ranks))
-        # Metadata that names ranks, as diffusers writes it, would have another length at every choice.
+        # Metadata that names ranks, as those of diffusers and kohya do, would have another length at every choice.
         if trial.metadata != outline.metadata or list(trial.tensors) != outline.keys:
             return False
         if layout.size(ranks) != stored_size(trial, files):
