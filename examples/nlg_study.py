@@ -64,11 +64,11 @@ class Plan:
 QUICK = Plan(
     Recipe(steps=16, batch=4, characters=200, length=96, schedule="linear", validation=32, judged=48, written=32),
     rates={
-        "full": (3e-5, 1e-4, 3e-4),
+        "full": (3e-5, 1e-4, 3e-4, 1e-3),
         "bitfit": (3e-3, 1e-2, 3e-2),
-        "prefix": (1e-2, 3e-2, 1e-1),
+        "prefix": (3e-2, 1e-1, 3e-1, 1),
         "bottleneck": (1e-3, 3e-3, 1e-2),
-        LORA: (1e-3, 3e-3, 1e-2),
+        LORA: (1e-3, 3e-3, 1e-2, 3e-2),
     },
 )
 FULL = Plan(

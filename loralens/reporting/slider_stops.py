@@ -29,8 +29,9 @@ STOPS = 32
 
 # Every choice under a budget takes some rounds, and every round looks at all directions of all modules.
 MANY = 5_000  # modules above which the ranks and sizes of the slider over sizes are approximate
-# With more groups of modules than this, one trial of `_matches_writer` tests every rank in many places.
+# With more groups of modules than this, `_matches_writer` makes one trial.
 GROUPS = 200
+RANKS = (1, 3, 12)  # the ranks of its trials, of one digit and of two
 
 Write = Callable[[Adapter], tuple[Stored, Files]]  # adapter → the tensors and the header of its file
 
@@ -200,9 +201,10 @@ def _matches_writer(
 ) -> bool:
     """Whether the formula gives the same sizes as the writer, at ranks of one digit and of two."""
     # Offsets and ranks are written as digits, so the formula is tested at ranks where they get longer. Any 12
-    # successive groups have different ranks here, so that a tensor in the wrong group changes the size.
-    for rank in (1, 3, 12) if len(groups) <= GROUPS else (1,):
-        ranks = {name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in groups.items()}
+    # successive groups have different ranks here, so that a tensor in the wrong group changes the size. Of very many
+    # groups all get one rank, because a configuration that names the rank of each takes three times as long.
+    trials = [{name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in groups.items()} for rank in RANKS]
+    for ranks in trials if len(groups) <= GROUPS else [dict.fromkeys(groups, max(RANKS))]:
         trial, files = dialect.write(plan.at(ranks))
         # Metadata that names ranks, as diffusers writes it, would have another length at every choice.
         if trial.metadata != outline.metadata or list(trial.tensors) != outline.keys:
@@ -236,8 +238,9 @@ class Stop:
 def rank_stops(plan: TruncationPlan, dialect: Dialect, points: Sequence[CurvePoint]) -> list[Stop]:
     """The stops of the slider over ranks: one rank for all modules, rising."""
     stops = []
+    choose = plan.chooser("rank", one_rank=dialect.one_rank)
     for point in reversed(points):
-        chosen = plan.ranks(Rule("rank", point.rank), one_rank=dialect.one_rank)
+        chosen = choose(Rule("rank", point.rank))
         stops.append(Stop(point.rank, list(chosen.values()), point.uniform.bytes, point.uniform.error))
     return stops
 

@@ -76,6 +76,7 @@ def healthy(rng, blocks, *, spread=0.1, shapes=1, kinds=("self_attn.q_proj", "se
     return spectra
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("blocks", [12, 16, 24, 48])
 @pytest.mark.parametrize("factor", [10.0, 0.1])
 def test_a_module_ten_times_as_strong_or_weak_is_found_and_nothing_else(blocks: int, factor: float) -> None:

@@ -87,6 +87,7 @@ def test_peft_does_what_its_row_says(pair: Path, tmp_path: Path) -> None:
     assert (tmp_path / "peft_rslora_cat").exists()
 
 
+@pytest.mark.slow
 def test_extracting_without_the_rival(pair: Path, tmp_path: Path) -> None:
     absent = rivals.Rival("mergekit==0", tmp_path / "mergekit", missing="not measured: no network")
     found = json.loads(json.dumps(others_extract.compare(pair, tmp_path, absent, runs=1)))

@@ -191,7 +191,8 @@ def test_colours_end_at_the_largest_tenth_and_ticks_at_the_last_direction() -> N
     assert [map_ticks(k) for k in (1, 2, 3, 8, 64)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 6, 8], [1, 16, 32, 48, 64]]
 
 
-@pytest.mark.parametrize("blocks", [pytest.param(32, marks=pytest.mark.slow), 10])
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", [32, 10])
 def test_no_label_leaves_the_figure(blocks: int) -> None:
     names = [f"{i}_a_kind_with_a_name_that_is_rather_long" for i in range(7)]
     for figure in (

@@ -158,6 +158,7 @@ def test_what_nobody_shares_is_a_dash(collection: list[Path], tmp_path: Path) ->
     assert record["pairs"][1]["modules"] == []
 
 
+@pytest.mark.slow
 def test_many_adapters_leave_the_matrices_to_the_figure(collection: list[Path], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     paths = []

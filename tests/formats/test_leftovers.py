@@ -164,6 +164,7 @@ with reserve(Path(sys.argv[1]), folder=sys.argv[2] == "folder") as part:
 """
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("kind", ["file", "folder"])
 @pytest.mark.parametrize("namesake", [False, True])
 def test_what_a_live_run_writes_stays(kind: str, namesake: bool, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_names_are_matched_with_a_base_in_their_own_size():
         assert match(modules, base).edit == "adding 'x.'"
 
 
+@pytest.mark.slow
 def test_many_leading_parts_of_a_base_are_not_all_tried():
     modules = {f"m{i}": (2, 2) for i in range(300)}
     base = {f"x{i}.m0.weight": (2, 2) for i in range(3000)}

@@ -179,6 +179,7 @@ def test_options_that_make_no_sense(tmp_path: Path) -> None:
     assert not (tmp_path / "q").exists()
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize("case", sorted(folder.name for folder in CONFORMANCE.iterdir() if folder.is_dir()))
 def test_every_dialect_goes_in_is_told_apart_and_comes_back(case: str, tmp_path: Path) -> None:
     """Its extras lie in the file too, and must not make it another dialect's."""

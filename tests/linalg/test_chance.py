@@ -90,6 +90,7 @@ def far_bases(rank):
     return haar(rng, 40, rank), haar(rng, 48, rank)[:, :40]
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("rank", [1, 2, 4])
 @pytest.mark.parametrize("s", [np.ones(40), np.linspace(1, 0.05, 40), 1 / np.arange(1, 41.0), np.eye(40)[0]])
 def test_how_often_chance_is_far_is_that_of_draws(rank, s):

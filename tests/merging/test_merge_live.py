@@ -59,6 +59,7 @@ def ours(adapter, state, case, dtype=None):
     return found
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_weight_is_what_peft_merges_to_a_rounding(case, tmp_path: Path) -> None:
     model = adapt(case)

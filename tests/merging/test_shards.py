@@ -18,6 +18,7 @@ def shares(height):
     return pairwise(edges)
 
 
+@pytest.mark.some(15)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize("made", CASES, ids=lambda made: made.__name__)
 def test_the_rows_of_a_process_are_those_of_the_whole(made, dtype):

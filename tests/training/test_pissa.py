@@ -36,6 +36,7 @@ def never_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.linalg, "svd", refuse)
 
 
+@pytest.mark.some(1)
 @pytest.mark.usefixtures("never_dense")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)

@@ -56,6 +56,7 @@ def read(folder: Path, key: str) -> Any:
     return open_checkpoint(folder).tensors[key].read().astype(np.float64)
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize("name", MATRICES)
 def test_the_update_arrives_and_the_base_comes_back(name: str, tmp_path: Path) -> None:
     case = BASES[name]()

@@ -39,6 +39,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize(("count", "kind"), [(1, NestedSimilarity), (2, PairSimilarity), (4, CollectionSimilarity)])
 @pytest.mark.parametrize(
     "options", [{}, {"of": "B"}, {"side": "out", "phi_rank": 1, "phi": True}, {"modules": ["q_proj"]}]

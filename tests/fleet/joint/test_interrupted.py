@@ -53,8 +53,9 @@ def forked(work, dies_at):
         os._exit(code)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
-@pytest.mark.parametrize("old", [None, pytest.param(b"an older file", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("old", [None, b"an older file"])
 def test_compress_that_is_killed_at_any_step(fleet, tmp_path, old):
     groups, whole = fleet
     target = tmp_path / "fleet.safetensors"
