@@ -217,7 +217,9 @@ class FidelitySums:
             D -= block.W.astype(np.float32)
         # W' − total is exact; W' − W − D rounds twice in float32.
         if block.total is not None:
-            np.subtract(block.merged, block.total, out=lost, dtype=np.float32, casting="same_kind")
+            # Converted first, since NumPy takes longer to do it within the subtraction.
+            np.copyto(lost, block.merged)
+            np.subtract(lost, block.total, out=lost, dtype=np.float32, casting="same_kind")
         else:
             np.subtract(block.numbers(block.merged), block.W, out=lost, dtype=np.float32, casting="same_kind")
             lost -= D

@@ -8,6 +8,7 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.linalg.exact import Singles
+from loralens.linalg.factor import aligned
 from loralens.merging.plan import Slab, TensorPlan, as_matrix
 from loralens.merging.update import row_ranges
 
@@ -99,5 +100,5 @@ class Buffer:
         size = int(np.prod(shape))
         # It only grows: the last block of a tensor is the smallest.
         if self._array.size < size:
-            self._array = np.empty(size, np.float32)
+            self._array = aligned(size, np.float32)
         return self._array[:size].reshape(shape)

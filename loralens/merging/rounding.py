@@ -7,7 +7,7 @@ weights are added in float64. With DoRA's factors g the result is round(g·(W + 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -78,23 +78,20 @@ def subtract_update(
     merged: Array, D: Singles, dtype: DTypeLike, *, dora_factors: Singles | None = None, out: Singles | None = None
 ) -> Array:
     """R = round(W'/g − D) in ``dtype``: it is W unless several W are rounded to the same W'; ``out`` is a buffer."""
-    # float64 for float64 weights, and float32 for all others.
-    wide = np.result_type(merged.dtype, np.float32)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         if dora_factors is None:
-            total = np.subtract(merged, D, out=_usable_buffer(out, wide), dtype=wide)
+            total = _in_wide(np.subtract, merged, D, out)
         else:
             # W' = g·(W + D), so g is taken out before D.
-            total = np.divide(merged, dora_factors, out=_usable_buffer(out, wide), dtype=wide)
+            total = _in_wide(np.divide, merged, dora_factors, out)
             total -= D
     return round_sums(total, dtype)
 
 
 def add_update(W: Array, D: Singles, *, dora_factors: Singles | None = None, out: Singles | None = None) -> Array:
     """g·(W + D) in float32, or in float64 for float64 weights; in ``out`` (float32) if the dtype fits."""
-    wide = np.result_type(W.dtype, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        total: Array = np.add(W, D, out=_usable_buffer(out, wide), dtype=wide)
+        total = _in_wide(np.add, W, D, out)
         if dora_factors is not None:
             total *= dora_factors
     return total
@@ -111,6 +108,13 @@ def round_sums(total: Array, dtype: DTypeLike, *, rounding: MergeRounding | None
     return np.where(rounding.draws(total.size).reshape(total.shape) < share, other, nearest)
 
 
-def _usable_buffer(out: Singles | None, dtype: np.dtype[Any]) -> Singles | None:
-    # Buffers are float32, and float64 weights are added in float64: they get a new array.
-    return out if out is not None and out.dtype == dtype else None
+def _in_wide(operation: np.ufunc, W: Array, other: Singles, out: Singles | None) -> Array:
+    """The operation in float32, or in float64 for float64 weights; in ``out`` if the dtype fits."""
+    wide = np.result_type(W.dtype, np.float32)
+    # Buffers are float32, and float64 weights get a new array.
+    total: Array = np.empty(W.shape, wide) if out is None or out.dtype != wide else out
+    if W.dtype != wide:
+        # Quicker than to convert within the operation, for which NumPy goes through small buffers.
+        np.copyto(total, W)
+        W = total
+    return operation(W, other, out=total)

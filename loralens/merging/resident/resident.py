@@ -13,8 +13,8 @@ from loralens.merging.apply import prepare_merge
 from loralens.merging.dora_factors import DoraFactors
 from loralens.merging.matrix import Buffer
 from loralens.merging.plan import TensorPlan
+from loralens.merging.resident.by_torch import RoundedMerge, merge_by_torch, restore_by_torch
 from loralens.merging.resident.shards import Shard
-from loralens.merging.resident.sixteen_bits import RoundedMerge, merge_sixteen_bits, restore_sixteen_bits
 from loralens.merging.resident.task import Task
 from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter
 from loralens.merging.undo.restore import subtract_updates
@@ -89,11 +89,11 @@ def merge_weight(
     whole : LazyArray or None
         The whole weight of the base, which is read only for DoRA, whose norms need all rows.
     with_torch : bool
-        Let torch merge a whole weight of 16 bits, which changes no bit of W'.
+        Let torch merge a whole weight of 16 or 32 bits, which changes no bit of W'.
     hold : bool
         Keep a copy of the factors, because those of the plan may change before the weight is restored.
     """
-    quick = merge_sixteen_bits(W, plan, task) if with_torch and shard is None else None
+    quick = merge_by_torch(W, plan, task) if with_torch and shard is None else None
     if quick:
         return quick
     plan = _with_factors(plan) if hold else plan
@@ -142,7 +142,7 @@ def restore_weight(W: Array, undo: Undo) -> Array:
         The patch does not fit, because the weight was changed after the merge.
     """
     if isinstance(undo, RoundedMerge):
-        return restore_sixteen_bits(W, undo)
+        return restore_by_torch(W, undo)
     if undo.copy is not None:
         return undo.copy
     assert undo.patch is not None
