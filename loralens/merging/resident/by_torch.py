@@ -5,19 +5,19 @@ patch is relative to R = round(W' − D̃). D̃ is a coarse product (`loralens.l
 the merge is undone. So the adapter may change in the meantime.
 """
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.linalg.exact import ExactProduct, SlicedBlock
-from loralens.linalg.factor import Scratch
 from loralens.linalg.narrow import NarrowProduct
-from loralens.merging.matrix import cuts
 from loralens.merging.plan import TensorPlan
 from loralens.merging.resident.differences import Found, Patch, share_of_entries
 from loralens.merging.resident.task import Task
@@ -30,8 +30,6 @@ DTYPES = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float3
 QUICK = 1 / 12  # of the bytes of a weight: what its factors and its patch may take
 # Where the factors alone take more, as those of narrow layers do.
 QUICK_PATCH = 1 / 25  # of the bytes of a weight: what its patch may always take
-
-_scratch = Scratch()
 
 
 @final
@@ -102,18 +100,20 @@ def restore_by_torch(W: Array, undo: RoundedMerge) -> Array:
     If other code changed the weight after the merge, the result differs too, and `Switchboard.verify` finds it.
     """
     plan, differences = undo.plan, undo.patch.reader()
-    coarse = {start: _Coarse.of(product) for start, product in undo.products.items()}
     result = np.empty(plan.matrix, W.dtype)
-    merged, restored = _tensor(W.reshape(plan.matrix)), _tensor(result)
-    buffers: _Buffers | None = None
-    for start, stop, slab in cuts(plan, BLOCK):
-        if slab is None:
-            restored[start:stop].copy_(merged[start:stop])
-            continue
-        buffers = _fitting(buffers, result[start:stop])
-        coarse[slab.start].multiply(start - slab.start, stop - slab.start, buffers)
-        _subtract(merged[start:stop], buffers, out=restored[start:stop])
-        differences.correct(bits(result[start:stop]))
+    merged, restored, numbers = _tensor(W.reshape(plan.matrix)), _tensor(result), bits(result)
+    _copy_rows_between(plan, merged, restored)
+    for slab in plan.slabs:
+        coarse = _Coarse.of(undo.products[slab.start])
+        sides = (merged[slab.start : slab.stop], restored[slab.start : slab.stop], coarse.B)
+        first = slab.start * plan.matrix[1]
+        for rows, out, B in _in_blocks(*sides):
+            buffers = _buffers(rows)
+            coarse.multiply(B, buffers)
+            _subtract(rows, buffers, out=out)
+            last = first + rows.numel()
+            differences.correct(numbers[first:last])
+            first = last
     differences.finish()
     return result.reshape(W.shape)
 
@@ -122,23 +122,39 @@ def _merge_rows(
     W: Array, plan: TensorPlan, exact: Mapping[int, SlicedBlock], products: Mapping[int, NarrowProduct]
 ) -> tuple[Array, Patch]:
     """W' and the patch, a block of rows at a time."""
-    slices = {start: _Slices.of(piece) for start, piece in exact.items()}
-    coarse = {start: _Coarse.of(product) for start, product in products.items()}
     result, found = np.empty(W.shape, W.dtype), Found(W.itemsize, few=_few_entries(W, products))
-    stored, merged = _tensor(W), _tensor(result)
-    buffers: _Buffers | None = None
-    for start, stop, slab in cuts(plan, BLOCK):
-        if slab is None:
-            result[start:stop] = W[start:stop]
-            continue
-        buffers = _fitting(buffers, W[start:stop])
-        first, last = start - slab.start, stop - slab.start
-        slices[slab.start].add(stored[start:stop], first, last, buffers, out=merged[start:stop])
-        if W.itemsize == 2:
-            coarse[slab.start].multiply(first, last, buffers)
-        _subtract(merged[start:stop], buffers, out=buffers.rounded)
-        found.compare(W[start:stop], buffers.R)
+    stored, merged, numbers = _tensor(W), _tensor(result), bits(W)
+    _copy_rows_between(plan, stored, merged)
+    for slab in plan.slabs:
+        slices, coarse = _Slices.of(exact[slab.start]), _Coarse.of(products[slab.start])
+        within = slice(slab.start, slab.stop)
+        first = slab.start * plan.matrix[1]
+        for rows, out, B, *slices_of_rows in _in_blocks(stored[within], merged[within], coarse.B, *slices.left):
+            buffers = _buffers(rows)
+            slices.add(rows, slices_of_rows, buffers, out=out)
+            if W.itemsize == 2:
+                coarse.multiply(B, buffers)
+            _subtract(out, buffers, out=buffers.rounded)
+            last = first + rows.numel()
+            found.compare(numbers[first:last], buffers.bits)
+            first = last
     return result, found.patch()
+
+
+def _in_blocks(*sides: Any) -> Iterator[tuple[Any, ...]]:
+    """The rows of several tensors, a block at a time."""
+    # At once, since slicing a tensor takes as long as adding a thousand numbers.
+    step = max(1, BLOCK // max(1, sides[0].shape[1]))
+    return zip(*(side.split(step) for side in sides), strict=True)
+
+
+def _copy_rows_between(plan: TensorPlan, rows: Any, out: Any) -> None:
+    """Copy the rows that have no update."""
+    start = 0
+    for stop, following in [*((slab.start, slab.stop) for slab in plan.slabs), (plan.matrix[0], 0)]:
+        if stop > start:
+            out[start:stop].copy_(rows[start:stop])
+        start = following
 
 
 def _few_entries(W: Array, products: Mapping[int, NarrowProduct]) -> float:
@@ -147,74 +163,81 @@ def _few_entries(W: Array, products: Mapping[int, NarrowProduct]) -> float:
     return share_of_entries(max(QUICK - factors, QUICK_PATCH), W.itemsize)
 
 
-@final
 class _Buffers(NamedTuple):
-    """Memory of this thread in the shape of a block, as tensors that overwrite those of the block before.
+    """Tensors in the shape of a block, which the next block overwrites.
 
     ``wide`` and ``second`` are float64, ``product`` and ``total`` float32, and ``rounded`` is R in the dtype of W.
+    ``bits`` is R as a flat array.
     """
 
     wide: Any
     second: Any
     product: Any
     total: Any
-    R: Array
     rounded: Any
+    bits: NDArray[Any]
 
 
-def _fitting(buffers: _Buffers | None, block: Array) -> _Buffers:
-    """The buffers, or others if the block has another shape, as the last one of a slab may have."""
+class _Memory(threading.local):
+    """The buffers of a thread for the last shape of a block."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[Any, ...] = ()
+        self.buffers: _Buffers | None = None
+
+
+_memory = _Memory()
+
+
+def _buffers(block: Any) -> _Buffers:
+    """The buffers of this thread for a block."""
     import torch
 
-    if buffers and buffers.R.shape == block.shape:
-        return buffers
-    size = block.size
-    wide, second, singles, rest = np.split(_scratch.of(4 * size), 4)
-    # A float64 number has the memory of two float32 numbers.
-    product, total = np.split(singles.view(np.float32), 2)
-    R = rest.view(block.dtype)[:size].reshape(block.shape)
-    tensors = (torch.from_numpy(part.reshape(block.shape)) for part in (wide, second, product, total))
-    return _Buffers(*tensors, R, _tensor(R))
+    shape = (block.shape, block.dtype)
+    if _memory.buffers is None or _memory.shape != shape:
+        # Torch aligns memory with lines of the cache, which NumPy does not.
+        wide, second = (torch.empty(block.shape, dtype=torch.float64) for _ in range(2))
+        product, total = (torch.empty(block.shape, dtype=torch.float32) for _ in range(2))
+        rounded = torch.empty(block.shape, dtype=block.dtype)
+        whole = rounded.view(torch.int16 if block.dtype.itemsize == 2 else torch.int32).numpy()
+        _memory.shape, _memory.buffers = shape, _Buffers(wide, second, product, total, rounded, bits(whole))
+    return _memory.buffers
 
 
-@final
 class _Slices(NamedTuple):
     """The slices of D as tensors; the second pair only for weights of 32 bits."""
 
-    B1: Any
-    A1: Any
-    B2: Any = None
-    A2: Any = None
+    left: tuple[Any, ...]  # B1, and B2
+    right: tuple[Any, ...]  # A1, and A2
 
     @classmethod
     def of(cls, piece: SlicedBlock) -> "_Slices":
         """The slices of an exact product."""
         import torch
 
-        sides = (piece.B1, piece.A1, piece.B2, piece.A2)
-        return cls(*(torch.from_numpy(side) for side in sides if side is not None))
+        left, right = (piece.B1, piece.B2), (piece.A1, piece.A2)
+        sides = (tuple(torch.from_numpy(one) for one in side if one is not None) for side in (left, right))
+        return cls(*sides)
 
-    def add(self, W: Any, first: int, last: int, buffers: _Buffers, *, out: Any) -> None:
-        """W' = round(W + D) in ``out``, for rows of W that have the rows ``first`` to ``last`` of D.
+    def add(self, W: Any, left: Sequence[Any], buffers: _Buffers, *, out: Any) -> None:
+        """W' = round(W + D) in ``out``, for some rows of W and those of the left slices.
 
         For weights of 32 bits, ``buffers.product`` has D̃ afterwards, which is the product of the first pair.
         """
         import torch
 
         wide, product, total = buffers.wide, buffers.product, buffers.total
-        torch.mm(self.B1[first:last], self.A1, out=wide)
+        torch.mm(left[0], self.right[0], out=wide)
         # D is rounded to float32 before it is added.
-        if self.B2 is None:
-            product.copy_(wide)
+        product.copy_(wide)
+        if len(left) == 1:
             out.copy_(total.copy_(W).add_(product))
             return
-        product.copy_(wide)
         # Added up before they are added to the terms of the first pair, as in `ExactProduct`.
-        torch.mm(self.B2[first:last], self.A2, out=buffers.second)
+        torch.mm(left[1], self.right[1], out=buffers.second)
         torch.add(W, total.copy_(wide.add_(buffers.second)), out=out)
 
 
-@final
 class _Coarse(NamedTuple):
     """The factors of D̃ as tensors, float32 for weights of 16 bits and float64 for others."""
 
@@ -230,17 +253,16 @@ class _Coarse(NamedTuple):
         B, A = (torch.from_numpy(factor) for factor in product.factors())
         return cls(B, A, B.dtype == torch.float64 or _torch_keeps_float32())
 
-    def multiply(self, first: int, last: int, buffers: _Buffers) -> None:
-        """Rows ``first`` to ``last`` of D̃ in ``buffers.product``, float32; no order of summation changes its bits."""
+    def multiply(self, B: Any, buffers: _Buffers) -> None:
+        """D̃ for some rows of B in ``buffers.product``, float32; no order of summation changes its bits."""
         import torch
 
-        if self.B.dtype == torch.float64:
-            torch.mm(self.B[first:last], self.A, out=buffers.wide)
-            buffers.product.copy_(buffers.wide)
-        elif self.by_torch:
-            torch.mm(self.B[first:last], self.A, out=buffers.product)
+        if not self.by_torch:
+            np.dot(B.numpy(), self.A.numpy(), out=buffers.product.numpy())
+        elif B.dtype == torch.float64:
+            buffers.product.copy_(torch.mm(B, self.A, out=buffers.wide))
         else:
-            np.dot(self.B[first:last].numpy(), self.A.numpy(), out=buffers.product.numpy())
+            torch.mm(B, self.A, out=buffers.product)
 
 
 def _subtract(merged: Any, buffers: _Buffers, *, out: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
-from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter, bits
+from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter, bits, differing
 
 GROUP = 256  # numbers: the place of an entry among them is one byte
 # As in undo files, the range without it is symmetric.
@@ -146,22 +146,6 @@ class Found:
 def _groups(size: int) -> int:
     """The number of groups of a block; the last one may be smaller."""
     return -(-size // GROUP)
-
-
-def differing(w: NDArray[Any], r: NDArray[Any]) -> NDArray[np.int64]:
-    """Where w and r differ.
-
-    NumPy finds the few true values of an array by a search for each, which a processor cannot predict. It is quicker to
-    find the groups of eight that have some first, and then to look into these.
-    """
-    different = w != r
-    if different.size % 8:
-        return np.flatnonzero(different)
-    groups = different.view(np.uint64)
-    chosen = np.flatnonzero(groups != 0)
-    inside = np.flatnonzero(groups[chosen].view(np.bool_))
-    places: NDArray[np.int64] = (chosen[inside >> 3] << 3) + (inside & 7)
-    return places
 
 
 def share_of_entries(share: float, itemsize: int) -> float:
