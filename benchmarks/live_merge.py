@@ -21,7 +21,7 @@ import warnings
 from typing import Any
 
 CYCLES = 1000
-WARM = 10  # cycles that do not count
+WARM = {"block": 10, "many": 10}  # cycles that do not count; those of a single large layer are alike from the second on
 # What a step of training adds to each factor, on average; after 1,000 steps ΔW is 1.6 % of W in the block.
 STEP = 1e-4
 
@@ -47,7 +47,8 @@ def measure(cycles: int, case: str = "block") -> dict[str, Any]:
     unmerges = {"peft": sides["peft"].unmerge_adapter, "ours": board.unmerge}
     seconds: dict[str, list[float]] = {"peft": [], "ours": []}
     patch = factors = 0
-    for cycle in range(WARM + cycles):
+    warm = WARM.get(case, 2)
+    for cycle in range(warm + cycles):
         for name in ("peft", "ours") if cycle % 2 else ("ours", "peft"):
             _train(sides[name], cycle)
             begun = time.process_time()
@@ -70,11 +71,11 @@ def measure(cycles: int, case: str = "block") -> dict[str, Any]:
         result[name] = {
             "changed": changed / size,
             "drift": drift,
-            "seconds": _spread(seconds[name][WARM:]),
+            "seconds": _spread(seconds[name][warm:]),
             "patch_share": patch / adapted if name == "ours" else 0,
             "factor_share": factors / adapted if name == "ours" else 0,
         }
-    ratios = [ours / theirs for ours, theirs in zip(seconds["ours"][WARM:], seconds["peft"][WARM:], strict=True)]
+    ratios = [ours / theirs for ours, theirs in zip(seconds["ours"][warm:], seconds["peft"][warm:], strict=True)]
     return result | {"ratio": _spread(ratios), "threads_of_blas": os.environ.get("OPENBLAS_NUM_THREADS")}
 
 

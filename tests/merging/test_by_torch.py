@@ -36,7 +36,7 @@ def as_merged(plan):
 @pytest.mark.parametrize("size", [1e-7, 5e-5, 1e-3, 1e6])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_the_weight_is_that_of_a_merge_and_comes_back(dtype, size, transposed, monkeypatch):
-    monkeypatch.setattr(by_torch, "BLOCK", 400)  # several blocks, the last of another height
+    monkeypatch.setattr(by_torch, "BLOCK", 800)  # several blocks, the last of another height
     W, plan = case(dtype, size=size, transposed=transposed)
     merged, undo = merge_by_torch(W, plan, TASK)
     assert np.array_equal(bits(merged), bits(as_merged(plan)))
@@ -46,7 +46,7 @@ def test_the_weight_is_that_of_a_merge_and_comes_back(dtype, size, transposed, m
 
 
 def test_rows_without_an_update_and_ranges_that_do_not_begin_at_0(monkeypatch):
-    monkeypatch.setattr(by_torch, "BLOCK", 300)
+    monkeypatch.setattr(by_torch, "BLOCK", 600)
     W, plan = case(ml_dtypes.bfloat16, (12, 48))
     (slab,) = plan.slabs
     tall = np.concatenate([W, W, W])
