@@ -6,6 +6,7 @@ double rounding, with an error of at most 0.5 + 2⁻¹⁴ units in the last plac
 weights are added in float64. With DoRA's factors g the result is round(g·(W + D)).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -131,12 +132,17 @@ def _part_rows(W: Array) -> int:
     return max(1, PART * len(W) // max(1, W.size))
 
 
+def row_parts(W: Array) -> Iterator[slice]:
+    """Ranges of rows of W, each of which fits into the cache of a core together with what is computed from it."""
+    rows = _part_rows(W)
+    return (slice(first, first + rows) for first in range(0, len(W), rows))
+
+
 def _round_in_parts(operation: np.ufunc, W: Array, D: Singles, dtype: np.dtype[Any], out: Singles) -> Array:
     """The operation in float32, rounded to a dtype of 16 bits; ``out`` has all rows of W, or those of a part."""
-    rounded, rows = np.empty(W.shape, dtype), _part_rows(W)
+    rounded = np.empty(W.shape, dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        for first in range(0, len(W), rows):
-            part = slice(first, first + rows)
+        for part in row_parts(W):
             total = out[part] if len(out) == len(W) else out[: len(W[part])]
             _in_wide(operation, W[part], D[part], total)
             # As `astype` does it; 16 bits have an infinity for what is too large.

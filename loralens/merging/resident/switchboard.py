@@ -76,7 +76,7 @@ class Switchboard:
     Notes
     -----
     Subtracting D does not restore W, because rounding gives several W the same W'. So a patch is kept for every weight
-    of the current task, W = patch(round(W' − D)), which takes 0.05 to 0.4 bits per weight. After any number of switches
+    of the current task, W = patch(round(W' − D)), which takes 0.05 to 1.3 bits per weight. After any number of switches
     the base is the original, bit for bit. A switch costs two products for each adapted weight, and the patch. The
     forward pass costs the same as without adapters. During a switch one weight for each thread is in memory twice.
     """
