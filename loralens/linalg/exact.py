@@ -228,7 +228,8 @@ def _slice_columns(X: Floats, t: int, count: int) -> list[Floats]:
     e = np.frexp(np.abs(X).max(axis=0, initial=0.0))[1]
     slices: list[Floats] = []
     for places in (t, 2 * t)[:count]:
-        scaled = _times_power(X - slices[0] if slices else X, places - e)
+        remainder = X - slices[0] if slices else X
+        scaled = _times_power(remainder, places - e)
         np.rint(scaled, out=scaled)
         slices.append(_times_power(scaled, e - places, out=scaled))
     return slices

@@ -20,10 +20,11 @@ from loralens.linalg.exact import ExactProduct, SlicedBlock
 from loralens.linalg.narrow import NarrowProduct
 from loralens.merging.matrix import NewArray
 from loralens.merging.plan import TensorPlan
-from loralens.merging.resident.differences import Found, Patch, share_of_entries
-from loralens.merging.resident.task import Task
+from loralens.merging.resident.differences import BlockComparison, Patch, share_of_entries
 from loralens.merging.rounding import slices_for
 from loralens.merging.undo.patch import bits
+
+Task = tuple[tuple[str, float], ...]  # what is merged: names of adapters and their weights; empty for the base
 
 BLOCK = 1 << 17  # bytes of W in a block of rows: all arrays of a block, 12 times as much, stay in the cache of a core
 DTYPES = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32))
@@ -131,7 +132,7 @@ def _merge_rows(
     out: Array,
 ) -> Patch:
     """W' in ``out``, and the patch, a block of rows at a time."""
-    found = Found(W.itemsize, few=_few_entries(W, products))
+    comparison = BlockComparison(W.itemsize, few=_few_entries(W, products))
     stored, merged, numbers = _tensor(W), _tensor(out), bits(W)
     _copy_rows_between(plan, stored, merged)
     for slab in plan.slabs:
@@ -145,9 +146,9 @@ def _merge_rows(
                 coarse.multiply(B, buffers)
             _subtract(changed, buffers, out=buffers.rounded)
             last = first + rows.numel()
-            found.compare(numbers[first:last], buffers.bits)
+            comparison.compare(numbers[first:last], buffers.bits)
             first = last
-    return found.patch()
+    return comparison.patch()
 
 
 def _in_blocks(*sides: Any) -> Iterator[tuple[Any, ...]]:

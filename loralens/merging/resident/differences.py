@@ -96,8 +96,8 @@ class Patch:
 
 
 @final
-class Found:
-    """The entries in which W and R differ, found a block at a time.
+class BlockComparison:
+    """Compares W and R a block of rows at a time, and collects the entries in which they differ.
 
     Parameters
     ----------
