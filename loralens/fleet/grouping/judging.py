@@ -61,6 +61,9 @@ class Judge:
         self.judged: dict[tuple[int, int], Sameness] = {}
         self._updates: dict[int, ExactUpdate] = {}
         self._known_steps: dict[str, set[int]] = {}
+        self._by_fingerprint: dict[str, list[Member]] = {}
+        for member in members:
+            self._by_fingerprint.setdefault(member.fingerprint, []).append(member)
         self._failed: set[str] = set()
 
     def __call__(self, first: int, second: int) -> Sameness:
@@ -123,7 +126,7 @@ class Judge:
 
     def _steps(self, fingerprint: str) -> set[int]:
         if fingerprint not in self._known_steps:
-            self._known_steps[fingerprint] = known_steps(self.members, fingerprint)
+            self._known_steps[fingerprint] = known_steps(self._by_fingerprint[fingerprint], fingerprint)
         return self._known_steps[fingerprint]
 
     def _update(self, row: int, adapter: Adapter) -> ExactUpdate:

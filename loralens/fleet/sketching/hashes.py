@@ -12,15 +12,16 @@ from loralens.linalg.draws import Draws
 
 # The version is part of every key: sketches of two versions must not be compared.
 VERSION = "loralens-fleet-1"
-CACHED = 512  # hashes that are kept; a model of 32 blocks with 7 adapted modules each needs 448
-LARGEST_CACHED = 4096  # numbers of a hash that is kept, so that the cache has at most 24 MiB
+# A model of 32 blocks with 7 modules each, of which two are read together, needs 336: for out, in and start.
+CACHED = 512  # hashes that are kept
+LARGEST_CACHED = 16_384  # numbers of a hash that is kept, so that the cache has at most 24 MiB
 
 
 class BucketHash(NamedTuple):
     """A position and a sign for each index of one side of a module; ``most`` indices at most have the same position."""
 
-    positions: NDArray[np.intp]
-    signs: NDArray[np.float32]
+    positions: NDArray[np.uint16]
+    signs: NDArray[np.int8]
     most: int
 
 
@@ -37,12 +38,18 @@ def bucket_hash(key: str, side: str, size: int, width: int) -> BucketHash:
     width : int
         A power of two up to 4096.
     """
-    return _cached_hash(key, side, size, width) if size <= LARGEST_CACHED else _draw(key, side, size, width)
+    positions, signs, most = bucket_hashes([key], side, size, width)
+    return BucketHash(positions[0], signs[0], most)
 
 
 def bucket_hashes(keys: Sequence[str], side: str, size: int, width: int) -> BucketHash:
     """The hashes of several modules as rows; ``most`` is the largest of all."""
-    hashes = [bucket_hash(key, side, size, width) for key in keys]
+    draw = _cached_hashes if len(keys) * size <= LARGEST_CACHED else _draw_rows
+    return draw(tuple(keys), side, size, width)
+
+
+def _draw_rows(keys: tuple[str, ...], side: str, size: int, width: int) -> BucketHash:
+    hashes = [_draw(key, side, size, width) for key in keys]
     positions, signs, most = zip(*hashes, strict=True)
     return BucketHash(np.stack(positions), np.stack(signs), max(most))
 
@@ -53,9 +60,9 @@ def _draw(key: str, side: str, size: int, width: int) -> BucketHash:
     digest = blake2b(text.encode("utf-8", "backslashreplace"), digest_size=16).digest()
     # 12 bits of each number are the position and one is the sign.
     numbers = Draws(int.from_bytes(digest, "little")).words(0, size)
-    signs = 1 - 2 * ((numbers >> 12) & 1).astype(np.float32)
-    positions = (numbers % width).astype(np.intp)
+    signs = (1 - 2 * ((numbers >> 12) & 1).astype(np.int8)).astype(np.int8)
+    positions = (numbers % width).astype(np.uint16)
     return BucketHash(positions, signs, int(np.bincount(positions).max(initial=0)))
 
 
-_cached_hash = lru_cache(maxsize=CACHED)(_draw)
+_cached_hashes = lru_cache(maxsize=CACHED)(_draw_rows)

@@ -65,7 +65,7 @@ def measure_adapter(adapter: Adapter) -> AdapterMeasures:
             reader.read(keys)
         reader.spectra |= _singular_values(reader.grams)
     codes, step = to_codes(reader.update.total())
-    sketch = Sketch(codes, step, to_codes(reader.start.total)[0])
+    sketch = Sketch(codes, step, to_codes(reader.start.total())[0])
     spectra = {key: check_float64(1.0, reader.spectra[key]) for key in names}
     return AdapterMeasures(
         sketch,
@@ -122,27 +122,30 @@ class _Reader:
             module = self.modules[key]
             B[i], A[i] = module.B.T, module.A
             B[i] *= module.scale
-        grams = [np.matmul(rows, np.swapaxes(rows, 1, 2)) for rows in (B, A)]
-        for key, of_B, of_A in zip(keys, *grams, strict=True):
-            self._take_grams(key, of_B, of_A)
+        of_B, of_A = (np.matmul(rows, np.swapaxes(rows, 1, 2)) for rows in (B, A))
+        self._take_grams(keys, of_B, of_A)
         self.start.add(keys, A)
         self.update.add_pairs(keys, B, A)
 
     def _read_pair(self, key: str, module: LowRank) -> None:
         B, A = module.B, module.A
-        self._take_grams(key, module.scale**2 * gram(B), gram(A.T))
+        self._take_grams([key], (module.scale**2 * gram(B))[None], gram(A.T)[None])
         self.start.add([key], A[None, : -(-NUMBERS // max(1, A.shape[1]))])
         self.update.add_pair(key, B, A, module.scale)
 
-    def _take_grams(self, key: str, of_B: Floats, of_A: Floats) -> None:
-        lengths, energy = float(of_B.trace()) * float(of_A.trace()), float(np.vdot(of_B, of_A))
+    def _take_grams(self, keys: Sequence[str], of_B: Floats, of_A: Floats) -> None:
+        """Keep the Gram matrices of modules, shape (modules, rank, rank), where they say enough."""
+        lengths = np.trace(of_B, axis1=1, axis2=2) * np.trace(of_A, axis1=1, axis2=2)
+        energies = np.einsum("mij,mij->m", of_B, of_A)
         # Exactly 0 only if a factor or the scale is.
-        if lengths == 0 or CANCELLING * lengths < energy < inf:
-            self.grams[key] = of_B, of_A
-            return
-        with place(self._names[key]):
-            # Refuses NaN and Inf with a message.
-            self.spectra[key] = self.modules[key].singular_values()
+        enough = (lengths == 0) | ((CANCELLING * lengths < energies) & (energies < inf))
+        for i, (key, kept) in enumerate(zip(keys, enough.tolist(), strict=True)):
+            if kept:
+                self.grams[key] = of_B[i], of_A[i]
+                continue
+            with place(self._names[key]):
+                # Refuses NaN and Inf with a message.
+                self.spectra[key] = self.modules[key].singular_values()
 
 
 def norm_of_update(norms: Mapping[str, float]) -> float:

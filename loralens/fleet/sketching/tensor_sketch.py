@@ -10,6 +10,7 @@ convolution. Everything else is a sum of float64 numbers in a fixed order. The f
 1e-4 of its length, and the rounding to 8 bits that follows by 1e-2.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import final
 
@@ -25,10 +26,22 @@ COLUMNS = 32  # convolutions that are added before they are rounded
 # An entry of the count-sketch of a column times one of its row is at most 2²⁸, so the sum of 32 convolutions of 4096
 # numbers is at most 2⁵·2¹²·2²⁸ = 2⁴⁵. A transform of 4096 numbers errs by at most about 10·2⁻⁵³ of that: 0.04.
 BITS = 28  # bits of the product of two entries
+TOGETHER = 16  # columns that are transformed together: with 1 MiB they stay in the cache
 LOST = 3  # bits of a module that may be lost if its convolutions are added to those of the modules before it
 DENSE_NUMBERS = 1 << 18  # numbers of a full matrix that are added at a time
 
 Floats = NDArray[np.float64]
+Complexes = NDArray[np.complex128]
+
+
+class _Columns(threading.local):
+    """Memory for the columns of a transform, one for each thread; fresh pages for every adapter would take longer."""
+
+    def __init__(self) -> None:
+        self.numbers = np.empty((COLUMNS, WIDTH), np.complex128)
+
+
+_columns = _Columns()
 
 
 @final
@@ -37,8 +50,6 @@ class TensorSketch:
 
     def __init__(self) -> None:
         self._total = np.zeros(WIDTH)
-        # Kept, because fresh pages of memory for every module would take longer than the transforms.
-        self._columns = np.empty((COLUMNS, WIDTH), np.complex128)
         # Transforms of convolutions that are not rounded yet, their number, and the exponent of their scale.
         self._transform, self._count, self._shift = np.zeros(WIDTH, np.complex128), 0, 0
 
@@ -56,13 +67,10 @@ class TensorSketch:
         ----------
         keys : sequence of str
         B : float64 array, shape (modules, rank, out)
-            The columns of scale·B as rows. There are at most 32 in all modules. The numbers are changed.
+            The columns of scale·B as rows. There are at most 32 in all modules.
         A : float64 array, shape (modules, rank, in)
-            The rows of A. The numbers are changed.
+            The rows of A.
         """
-        # Imported here, since it takes long and only indexing needs it.
-        from scipy.fft import fft
-
         hashes = [bucket_hashes(keys, side, rows.shape[2], WIDTH) for side, rows in (("out", B), ("in", A))]
         sizes = [np.abs(rows).max(axis=2, initial=0) for rows in (B, A)]
         used = (sizes[0] != 0) & (sizes[1] != 0)
@@ -72,21 +80,13 @@ class TensorSketch:
         bits = [np.frexp(size * hashed.most)[1].astype(np.int64) for size, hashed in zip(sizes, hashes, strict=True)]
         shift = self._common_shift(used.size, BITS - int((bits[0] + bits[1])[used].max()))
         x_shifts = (shift + bits[1] - bits[0]) // 2
-        columns = self._columns[: used.size]
-        columns[:] = 0
-        # A complex number is stored as its real part, from B, and its imaginary part, from A.
-        numbers = columns.view(np.float64).ravel()
-        firsts = 2 * WIDTH * np.arange(used.size).reshape(*used.shape, 1)
-        for part, (rows, hashed, shifts) in enumerate(zip((B, A), hashes, (x_shifts, shift - x_shifts), strict=True)):
-            # A column of zeros adds nothing, so the row of the other factor must not either.
-            rows *= (np.ldexp(1.0, shifts.astype(np.int32)) * used)[..., None]
-            np.rint(rows, out=rows)
-            rows *= hashed.signs[:, None]
-            # The sums are integers, so that they are exact in any order.
-            np.add.at(numbers[part:], (2 * hashed.positions[:, None] + firsts).ravel(), rows.ravel())
-        transformed = fft(columns, axis=1, overwrite_x=True)
-        # With z = x + iy the imaginary part of z∗z is 2 x∗y: one transform for both.
-        self._transform += np.square(transformed, out=transformed).sum(axis=0)
+        # A column of zeros adds nothing, so the row of the other factor must not either.
+        scales = [(np.ldexp(1.0, shifts.astype(np.int32)) * used)[..., None] for shifts in (x_shifts, shift - x_shifts)]
+        step = max(1, TOGETHER // B.shape[1])
+        for first in range(0, len(keys), step):
+            part = slice(first, first + step)
+            rows = [factor[part] * scale[part] for factor, scale in zip((B, A), scales, strict=True)]
+            self._transform += _squares(rows, [(hashed.positions[part], hashed.signs[part]) for hashed in hashes])
         self._count += used.size
 
     def _common_shift(self, count: int, shift: int) -> int:
@@ -102,10 +102,8 @@ class TensorSketch:
 
     def _round(self) -> None:
         """Add the convolutions whose transforms wait, as exact integers times their scale."""
-        from scipy.fft import ifft
-
         if self._count:
-            self._total += np.ldexp(np.rint(ifft(self._transform).imag / 2), -self._shift)
+            self._total += np.ldexp(np.rint(np.fft.ifft(self._transform).imag / 2), -self._shift)
             self._transform[:], self._count = 0, 0
 
     def add_dense(self, key: str, matrix: Array) -> None:
@@ -130,3 +128,35 @@ class TensorSketch:
         if not np.isfinite(self._total).all():
             raise FormatError("ΔW holds NaN or Inf", fix="go back to an earlier checkpoint")
         return self._total
+
+
+def _squares(factors: Sequence[Floats], hashes: Sequence[tuple[NDArray[np.uint16], NDArray[np.int8]]]) -> Complexes:
+    """The sum of the transforms of z∗z over all columns: z is the count-sketch of a column of B plus i times that of A.
+
+    Its imaginary part is twice the convolution of both, so that one transform does for them.
+
+    Parameters
+    ----------
+    factors : two float64 arrays, shape (modules, rank, size)
+        Those of B and of A. They are rounded in place.
+    hashes : two pairs of arrays, shape (modules, size)
+        Their positions and signs.
+    """
+    modules, rank, _ = factors[0].shape
+    columns = _columns.numbers[: modules * rank]
+    columns.fill(0)
+    # A complex number is stored as its real part, from B, and its imaginary part, from A.
+    numbers = columns.view(np.float64).ravel()
+    firsts = 2 * WIDTH * np.arange(modules * rank).reshape(modules, rank, 1)
+    for part, (rows, (positions, signs)) in enumerate(zip(factors, hashes, strict=True)):
+        np.rint(rows, out=rows)
+        rows *= signs.astype(np.float64)[:, None]
+        places = firsts + 2 * positions.astype(np.intp)[:, None]
+        # The sums are integers, so that they are exact in any order.
+        np.add.at(numbers[part:], places.ravel(), rows.ravel())
+    # NumPy's, since SciPy's is no faster and takes 27 MB to import.
+    np.fft.fft(columns, axis=1, out=columns)
+    np.square(columns, out=columns)
+    # Their sum as a product with ones, which takes half the time.
+    total: Complexes = np.dot(np.ones(len(columns)), columns.view(np.float64)).view(np.complex128)
+    return total
