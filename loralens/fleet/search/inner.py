@@ -20,6 +20,8 @@ ModuleKey = tuple[str, tuple[int, int]]
 
 # Inner products from Gram matrices err by about ε‖B‖²‖A‖², which is then less than 1e-12 of ‖ΔW‖².
 KEPT = 1e-3  # ‖ΔW‖² over ‖B‖²‖A‖² below which too much of a product cancels
+# Such a square is the difference of numbers near 1, with an error of 1e-15 for most factors.
+TELLING = 1e-8  # square of a relative difference below which it is computed from the stacked factors
 
 
 @final
@@ -68,6 +70,14 @@ class ExactModule:
         one, two = self.bases(), other.bases()
         cosine = update_cosine(one.s, two.s, one.left.cross(two.left), one.right.cross(two.right))
         return self.norm * other.norm * cosine
+
+    def difference(self, other: "ExactModule") -> float | None:
+        """‖ΔW₁ − ΔW₂‖/max(‖ΔW₁‖, ‖ΔW₂‖) with a module of the same shape; None where it is too small to be told."""
+        largest = max(self.norm, other.norm)
+        if not (self._pair and other._pair):
+            return None
+        square = (self.norm**2 + other.norm**2 - 2 * self.inner(other)) / largest**2
+        return sqrt(square) if square > TELLING else None
 
 
 @final
