@@ -378,12 +378,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("TensorSketch.add_pairs", "size * hashed.most", "size / 4096", SKETCH),
     Mutant("TensorSketch._common_shift", "self._count + count <= COLUMNS", "self._count + count > COLUMNS", SKETCH),
     Mutant("TensorSketch._common_shift", "self._shift <= shift", "self._shift != shift", SKETCH),
-    Mutant(
-        "TensorSketch._round",
-        "np.rint(np.fft.ifft(self._transform).imag / 2)",
-        "np.fft.ifft(self._transform).imag / 2",
-        SKETCH,
-    ),
+    Mutant("TensorSketch._invert", "convolutions = np.rint(", "convolutions = np.positive(", SKETCH),
     Mutant("_code_jointly", "worst <= error", "True", ("tests/fleet/joint/test_compress.py",)),
     Mutant("_code_copy", "measured > error", "False", ("tests/fleet/joint/test_compress.py",)),
     Mutant(

@@ -27,6 +27,7 @@ COLUMNS = 32  # convolutions that are added before they are rounded
 # numbers is at most 2⁵·2¹²·2²⁸ = 2⁴⁵. A transform of 4096 numbers errs by at most about 10·2⁻⁵³ of that: 0.04.
 BITS = 28  # bits of the product of two entries
 TOGETHER = 16  # columns that are transformed together: with 1 MiB they stay in the cache
+INVERTED = 8  # sums of transforms that are transformed back together, since one alone takes twice as long: 512 KiB
 LOST = 3  # bits of a module that may be lost if its convolutions are added to those of the modules before it
 DENSE_NUMBERS = 1 << 18  # numbers of a full matrix that are added at a time
 
@@ -52,6 +53,8 @@ class TensorSketch:
         self._total = np.zeros(WIDTH)
         # Transforms of convolutions that are not rounded yet, their number, and the exponent of their scale.
         self._transform, self._count, self._shift = np.zeros(WIDTH, np.complex128), 0, 0
+        # Those that are complete, with their exponents, until they are transformed back.
+        self._complete: list[tuple[Complexes, int]] = []
 
     def add_pair(self, key: str, B: Array, A: Array, scale: float) -> None:
         """Add scale·B·A of the module with this key; some columns at a time are converted to float64."""
@@ -101,13 +104,25 @@ class TensorSketch:
         return self._shift
 
     def _round(self) -> None:
-        """Add the convolutions whose transforms wait, as exact integers times their scale."""
+        """Complete the sum of transforms that waits."""
         if self._count:
-            self._total += np.ldexp(np.rint(np.fft.ifft(self._transform).imag / 2), -self._shift)
-            self._transform[:], self._count = 0, 0
+            self._complete.append((self._transform, self._shift))
+            self._transform, self._count = np.zeros(WIDTH, np.complex128), 0
+        if len(self._complete) >= INVERTED:
+            self._invert()
+
+    def _invert(self) -> None:
+        """Add the convolutions whose transforms are complete, as exact integers times their scale."""
+        complete, self._complete = self._complete, []
+        if complete:
+            convolutions = np.rint(np.fft.ifft(np.stack([transform for transform, _ in complete])).imag / 2)
+            for convolution, (_, shift) in zip(convolutions, complete, strict=True):
+                self._total += np.ldexp(convolution, -shift)
 
     def add_dense(self, key: str, matrix: Array) -> None:
         """Add a full matrix ΔW, each entry to its bucket."""
+        # The order in which modules are added decides the last bits.
+        self._invert()
         rows, columns = bucket_hash(key, "out", len(matrix), WIDTH), bucket_hash(key, "in", matrix.shape[1], WIDTH)
         step = max(1, DENSE_NUMBERS // max(1, matrix.shape[1]))
         for first in range(0, len(matrix), step):
@@ -125,6 +140,7 @@ class TensorSketch:
             It leaves the range of float64, or a factor holds NaN or Inf.
         """
         self._round()
+        self._invert()
         if not np.isfinite(self._total).all():
             raise FormatError("ΔW holds NaN or Inf", fix="go back to an earlier checkpoint")
         return self._total
