@@ -12,16 +12,20 @@ from loralens.linalg.draws import Draws
 
 # The version is part of every key: sketches of two versions must not be compared.
 VERSION = "loralens-fleet-1"
-# A model of 32 blocks with 7 modules each, of which two are read together, needs 336: for out, in and start.
-CACHED = 512  # hashes that are kept
-LARGEST_CACHED = 16_384  # numbers of a hash that is kept, so that the cache has at most 24 MiB
+# Those of small groups of modules are kept in the form in which they are used, 16 bytes for each index, and those of
+# large ones in 3 bytes. A model of 32 blocks with 7 modules each, of which two are read together, needs 336 of them.
+SMALL, SMALL_CACHED = 4096, 256  # indices of a small group, and how many hashes are kept: at most 16 MiB
+LARGE, LARGE_CACHED = 16_384, 512  # the same for large ones: at most 24 MiB
+
+Positions = NDArray[np.intp] | NDArray[np.uint16]
+Signs = NDArray[np.float64] | NDArray[np.int8]
 
 
 class BucketHash(NamedTuple):
     """A position and a sign for each index of one side of a module; ``most`` indices at most have the same position."""
 
-    positions: NDArray[np.uint16]
-    signs: NDArray[np.int8]
+    positions: Positions
+    signs: Signs
     most: int
 
 
@@ -44,7 +48,8 @@ def bucket_hash(key: str, side: str, size: int, width: int) -> BucketHash:
 
 def bucket_hashes(keys: Sequence[str], side: str, size: int, width: int) -> BucketHash:
     """The hashes of several modules as rows; ``most`` is the largest of all."""
-    draw = _cached_hashes if len(keys) * size <= LARGEST_CACHED else _draw_rows
+    numbers = len(keys) * size
+    draw = _small_hashes if numbers <= SMALL else _large_hashes if numbers <= LARGE else _draw_rows
     return draw(tuple(keys), side, size, width)
 
 
@@ -52,6 +57,12 @@ def _draw_rows(keys: tuple[str, ...], side: str, size: int, width: int) -> Bucke
     hashes = [_draw(key, side, size, width) for key in keys]
     positions, signs, most = zip(*hashes, strict=True)
     return BucketHash(np.stack(positions), np.stack(signs), max(most))
+
+
+@lru_cache(maxsize=SMALL_CACHED)
+def _small_hashes(keys: tuple[str, ...], side: str, size: int, width: int) -> BucketHash:
+    positions, signs, most = _draw_rows(keys, side, size, width)
+    return BucketHash(positions.astype(np.intp), signs.astype(np.float64), most)
 
 
 def _draw(key: str, side: str, size: int, width: int) -> BucketHash:
@@ -65,4 +76,4 @@ def _draw(key: str, side: str, size: int, width: int) -> BucketHash:
     return BucketHash(positions, signs, int(np.bincount(positions).max(initial=0)))
 
 
-_cached_hashes = lru_cache(maxsize=CACHED)(_draw_rows)
+_large_hashes = lru_cache(maxsize=LARGE_CACHED)(_draw_rows)

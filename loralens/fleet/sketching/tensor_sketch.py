@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
 from loralens.errors import FormatError
-from loralens.fleet.sketching.hashes import bucket_hash, bucket_hashes
+from loralens.fleet.sketching.hashes import Positions, Signs, bucket_hash, bucket_hashes
 from loralens.fleet.sketching.sketches import WIDTH
 
 COLUMNS = 32  # convolutions that are added before they are rounded
@@ -88,7 +88,9 @@ class TensorSketch:
         step = max(1, TOGETHER // B.shape[1])
         for first in range(0, len(keys), step):
             part = slice(first, first + step)
-            rows = [factor[part] * scale[part] for factor, scale in zip((B, A), scales, strict=True)]
+            rows = [factor[part] for factor in (B, A)]
+            for each, scale in zip(rows, scales, strict=True):
+                each *= scale[part]
             self._transform += _squares(rows, [(hashed.positions[part], hashed.signs[part]) for hashed in hashes])
         self._count += used.size
 
@@ -146,7 +148,7 @@ class TensorSketch:
         return self._total
 
 
-def _squares(factors: Sequence[Floats], hashes: Sequence[tuple[NDArray[np.uint16], NDArray[np.int8]]]) -> Complexes:
+def _squares(factors: Sequence[Floats], hashes: Sequence[tuple[Positions, Signs]]) -> Complexes:
     """The sum of the transforms of z∗z over all columns: z is the count-sketch of a column of B plus i times that of A.
 
     Its imaginary part is twice the convolution of both, so that one transform does for them.
@@ -166,8 +168,8 @@ def _squares(factors: Sequence[Floats], hashes: Sequence[tuple[NDArray[np.uint16
     firsts = 2 * WIDTH * np.arange(modules * rank).reshape(modules, rank, 1)
     for part, (rows, (positions, signs)) in enumerate(zip(factors, hashes, strict=True)):
         np.rint(rows, out=rows)
-        rows *= signs.astype(np.float64)[:, None]
-        places = firsts + 2 * positions.astype(np.intp)[:, None]
+        rows *= signs.astype(np.float64, copy=False)[:, None]
+        places = firsts + 2 * positions.astype(np.intp, copy=False)[:, None]
         # The sums are integers, so that they are exact in any order.
         np.add.at(numbers[part:], places.ravel(), rows.ravel())
     # NumPy's, since SciPy's is no faster and takes 27 MB to import.
