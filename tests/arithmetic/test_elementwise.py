@@ -191,6 +191,7 @@ def test_blocks_have_the_same_bits_however_they_are_cut():
     np.testing.assert_array_equal(pieces, whole)
 
 
+@pytest.mark.slow
 def test_the_mean_of_dare_over_seeds_is_the_sum():
     ups = updates(np.random.default_rng(15))
     joint, expected = Joint.of(ups, STRENGTHS), sum(weighted(ups))
@@ -271,6 +272,7 @@ def test_truncation_is_what_does_not_fit_into_the_ranks():
     assert lost <= smallest * (1 + RANGE_FINDER)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_few_blocks(monkeypatch):
     monkeypatch.setattr(sketch, "PANEL", 0)
     rng = np.random.default_rng(20)
@@ -392,6 +394,7 @@ def test_what_a_rule_makes_is_the_same_to_the_bit_on_every_machine(name, monkeyp
     assert sha256(F.astype("<f4").tobytes()).hexdigest() == DIGESTS[name]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", ["dare", "della", "ties", "sce"])
 def test_threads_make_no_difference(name):
     rng = np.random.default_rng(25)

@@ -302,8 +302,8 @@ def _append_missing(header: GgufHeader, front: bytearray, file_type: int) -> Non
         if key not in header.values:
             text = key.encode()
             front += struct.pack(f"<Q{len(text)}sII", len(text), text, CODES["u32"], number)
-            (held,) = struct.unpack_from("<Q", front, 16)  # the count follows the number of tensors
-            struct.pack_into("<Q", front, 16, held + 1)
+            (field_count,) = struct.unpack_from("<Q", front, 16)  # the count follows the number of tensors
+            struct.pack_into("<Q", front, 16, field_count + 1)
 
 
 class _Makers(NamedTuple):
@@ -317,14 +317,14 @@ class _Makers(NamedTuple):
     def blocks(self, key: str, weight: StoredWeight) -> Iterator[Array]:
         """The rows of a changed or converted weight, in the order of the file."""
         dtype = self.dtypes.get(key)
-        rows = self.fill(key) if key in self.changes else _rounded(self.model.tensors[key], dtype)
+        rows = self.fill(key) if key in self.changes else _round_rows(self.model.tensors[key], dtype)
         with place(key):
             if weight.shift:
                 rows = ((block.astype(np.float32) + np.float32(weight.shift)).astype(block.dtype) for block in rows)
             yield from rows if weight.order is None else in_file_order(rows, weight.order)
 
 
-def _rounded(tensor: LazyArray, dtype: np.dtype[Any] | None) -> Iterator[Array]:
+def _round_rows(tensor: LazyArray, dtype: np.dtype[Any] | None) -> Iterator[Array]:
     assert dtype is not None
     for _, block in row_blocks(tensor, _BLOCK):
         # A number that is too large becomes infinite, as everywhere in a merge.

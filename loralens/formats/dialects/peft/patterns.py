@@ -77,7 +77,7 @@ class Pattern:
         FormatError
             The expressions of the adapter take too long.
         """
-        # Most configurations have no pattern.
+        # Without keys, as in most configurations, every path has the default.
         if not self._keys:
             return default, None
         if path not in self._found:
