@@ -17,7 +17,7 @@ from loralens.compression.plan import TruncationPlan, is_fused_module
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.ranks import Rule, choose_ranks, rank_items, shared_ranks
+from loralens.core.ranks import Rule, choose_item_ranks, rank_items, shared_ranks
 from loralens.core.structured import Structured, Update
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
@@ -29,8 +29,9 @@ STOPS = 32
 
 # Every choice under a budget takes some rounds, and every round looks at all directions of all modules.
 MANY = 5_000  # modules above which the ranks and sizes of the slider over sizes are approximate
-# With more groups of modules than this, one trial of `_matches_writer` tests every rank in many places.
+# With more groups of modules than this, `_matches_writer` makes one trial.
 GROUPS = 200
+RANKS = (1, 3, 12)  # the ranks of its trials, of one digit and of two
 
 Write = Callable[[Adapter], tuple[Stored, Files]]  # adapter → the tensors and the header of its file
 
@@ -200,11 +201,14 @@ def _matches_writer(
 ) -> bool:
     """Whether the formula gives the same sizes as the writer, at ranks of one digit and of two."""
     # Offsets and ranks are written as digits, so the formula is tested at ranks where they get longer. Any 12
-    # successive groups have different ranks here, so that a tensor in the wrong group changes the size.
-    for rank in (1, 3, 12) if len(groups) <= GROUPS else (1,):
-        ranks = {name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in groups.items()}
+    # successive groups have different ranks here, so that a tensor in the wrong group changes the size. Of very many
+    # groups all get one rank, because a configuration that names the rank of each takes three times as long.
+    trials = [{name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in groups.items()} for rank in RANKS]
+    # The metadata may name a rank only if all modules have the same.
+    uniform = [dict.fromkeys(groups, rank) for rank in RANKS]
+    for ranks in [*trials, *uniform] if len(groups) <= GROUPS else uniform[-1:]:
         trial, files = dialect.write(plan.at(ranks))
-        # Metadata that names ranks, as diffusers writes it, would have another length at every choice.
+        # Metadata that names ranks, as those of diffusers and kohya do, would have another length at every choice.
         if trial.metadata != outline.metadata or list(trial.tensors) != outline.keys:
             return False
         if layout.size(ranks) != stored_size(trial, files):
@@ -236,8 +240,9 @@ class Stop:
 def rank_stops(plan: TruncationPlan, dialect: Dialect, points: Sequence[CurvePoint]) -> list[Stop]:
     """The stops of the slider over ranks: one rank for all modules, rising."""
     stops = []
+    choose = plan.chooser("rank", one_rank=dialect.one_rank)
     for point in reversed(points):
-        chosen = plan.ranks(Rule("rank", point.rank), one_rank=dialect.one_rank)
+        chosen = choose(Rule("rank", point.rank))
         stops.append(Stop(point.rank, list(chosen.values()), point.uniform.bytes, point.uniform.error))
     return stops
 
@@ -263,7 +268,7 @@ def budget_stops(
 
     def choose(budget: int, size: Callable[[Mapping[str, int]], int] | None) -> dict[str, int]:
         # `plan.ranks` is not used here, as it makes a whole adapter for every choice that it tries.
-        return choose_ranks(items, Rule("bytes", budget), spectra, one_rank=dialect.one_rank, size=size)
+        return choose_item_ranks(items, Rule("bytes", budget), spectra, one_rank=dialect.one_rank, size=size)
 
     # The key is the budget, so that points of equal size become one stop.
     stops: dict[int, Stop] = {}

@@ -31,8 +31,8 @@ PIXEL = 0.06  # of a coordinate that is written to a tenth, in pixels
 
 def svg_of(chart: Chart, *, alone: bool = False) -> str:
     if isinstance(chart, LineChart):
-        return lines_svg(chart, "", alone=alone)
-    return heat_svg(chart, "") if isinstance(chart, HeatMap) else overlaps_svg(chart, "")
+        return "".join(lines_svg(chart, "", alone=alone))
+    return "".join(heat_svg(chart, "") if isinstance(chart, HeatMap) else overlaps_svg(chart, ""))
 
 
 def texts_of(svg: str) -> set[str]:
@@ -123,7 +123,7 @@ def test_every_word_of_the_page_stands_in_the_picture_and_no_other(name: str) ->
             if chart is not None:
                 page |= texts_of(svg_of(chart, alone=len(band.charts) == 1))
         for key in band.keys:
-            page |= texts_of(key_svg(key))
+            page |= texts_of("".join(key_svg(key)))
     drawing = drawing_named(name)
     shown = [text for text in drawing.findobj(Text) if text.get_visible() and text.get_text()]
     picture = {line for text in shown for line in text.get_text().split("\n")}
@@ -142,7 +142,7 @@ def test_shared_colours_are_the_same_on_the_page_and_in_the_picture(name: str) -
         for chart in band.charts:
             next(bars) if isinstance(chart, HeatMap) else None
         for key in band.keys:
-            root = ET.fromstring(key_svg(key))  # our own
+            root = ET.fromstring("".join(key_svg(key)))  # our own
             if isinstance(key, ColourScale):
                 assert read_key(root) == pytest.approx(read_bar(next(bars)), abs=1e-3)
             else:

@@ -4,7 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import TypeVar
 
-from loralens.analysis.compare.module_similarity import Directions, DirectionsPair, Similarity, measure_similarities
+from loralens.analysis.compare.module_similarity import (
+    DirectionsPair,
+    ModuleDirections,
+    Similarity,
+    measure_similarities,
+)
 from loralens.analysis.compare.pairwise import Module
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
@@ -80,12 +85,14 @@ def _numbers(first: int, second: int, *, maps: bool) -> int:
     return min(first, second) + (2 * first * second if maps else 0)
 
 
-def _load(adapters: Sequence[Adapter], names: dict[int, str], ids: Sequence[int], of: Of) -> dict[int, Directions]:
+def _load(
+    adapters: Sequence[Adapter], names: dict[int, str], ids: Sequence[int], of: Of
+) -> dict[int, ModuleDirections]:
     """The directions of one module in these adapters; ``names`` has its name in each of them."""
     directions = {}
     for t in ids:
         with place(names[t]):
-            directions[t] = Directions.of(adapters[t][names[t]], of, cast=True)
+            directions[t] = ModuleDirections.of(adapters[t][names[t]], of, cast=True)
     return directions
 
 

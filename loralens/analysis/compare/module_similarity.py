@@ -95,7 +95,7 @@ class Similarity:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Directions:
+class ModuleDirections:
     """An update with its directions, and with everything that a comparison needs of it alone.
 
     Attributes
@@ -149,8 +149,8 @@ class Directions:
 class DirectionsPair(NamedTuple):
     """Two updates of one weight, and the name of the module in the second adapter."""
 
-    first: Directions
-    second: Directions
+    first: ModuleDirections
+    second: ModuleDirections
     other: str
 
 
@@ -164,10 +164,10 @@ def measure_similarities(pairs: Sequence[DirectionsPair], side: Side, phi_rank: 
     for p, pair in enumerate(pairs):
         shapes = tuple(basis.T.shape for one in (pair.first, pair.second) for basis in one.bases())
         alike.setdefault(shapes, []).append(p)
-    found: dict[int, Similarity] = {}
+    similarities: dict[int, Similarity] = {}
     for ids in alike.values():
-        found |= zip(ids, _measure_alike([pairs[p] for p in ids], side, phi_rank), strict=True)
-    return [found[p] for p in range(len(pairs))]
+        similarities |= zip(ids, _measure_alike([pairs[p] for p in ids], side, phi_rank), strict=True)
+    return [similarities[p] for p in range(len(pairs))]
 
 
 def _measure_alike(pairs: Sequence[DirectionsPair], side: Side, phi_rank: int | None) -> list[Similarity]:

@@ -94,12 +94,15 @@ def _select_by_glob(
     # The glob is first compared as a whole, because a name may end in a text that looks like an @ with blocks.
     hits = set(called.get(glob, ()))
     pattern, blocks = (glob, "") if hits else _split(glob)
-    inside = inside_blocks(names, blocks) if blocks else {*names}
     matched = hits or _matching_names(called, pattern, clock)
     if not matched and prefixes:
         matched = set().union(*(_matching_names(called, wider, clock) for wider in as_prefix(names, pattern)))
     if not matched:
         raise OptionError(f"no module matches {pattern!r}", fix=suggestion(pattern, names))
+    # Before the set of all names is made: there may be as many globs as names.
+    if not blocks:
+        return matched
+    inside = inside_blocks(names, blocks)
     if not matched & inside:
         places = describe_blocks(name for name in names if name in matched)
         raise OptionError(
