@@ -17,7 +17,7 @@ from loralens.compression.plan import TruncationPlan, is_fused_module
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.ranks import Rule, choose_item_ranks, rank_items, shared_ranks
+from loralens.core.ranks import Rule, rank_items, ranks_from_items, shared_ranks
 from loralens.core.structured import Structured, Update
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
@@ -268,7 +268,7 @@ def budget_stops(
 
     def choose(budget: int, size: Callable[[Mapping[str, int]], int] | None) -> dict[str, int]:
         # `plan.ranks` is not used here, as it makes a whole adapter for every choice that it tries.
-        return choose_item_ranks(items, Rule("bytes", budget), spectra, one_rank=dialect.one_rank, size=size)
+        return ranks_from_items(items, Rule("bytes", budget), spectra, one_rank=dialect.one_rank, size=size)
 
     # The key is the budget, so that points of equal size become one stop.
     stops: dict[int, Stop] = {}
