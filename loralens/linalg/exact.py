@@ -29,8 +29,12 @@ from loralens.linalg.factor import Array, Floats, Scratch, require_finite
 Singles = NDArray[np.float32]
 Term = tuple[float, Array, Array]  # s, B (m, r), A (r, n)
 
-# 64 rows of 4,096 float64 numbers are 2 MiB.
-ROWS = 64  # rows of D computed at a time, so that their float64 buffer stays in the cache
+ROWS = 64  # rows of D computed at a time
+# OpenBLAS multiplies small matrices without copying them first, and their float64 sums stay in the cache of a core.
+SMALL = 1_000_000  # multiplications in a tile of D
+# Of a thin tile, most of the time goes into calls.
+NARROWEST = 192  # columns of a tile; products of which a tile would have fewer are computed in rows of full length
+WIDEST_TILE = 2000  # columns of a tile; wider ones are slower again at ranks below 8
 # t falls as the rank grows (⌈log₂ r⌉ = 9 here, t = 22), and with it the precision of a slice.
 WIDEST = 512  # most rank indices in one product without rounding; the products of further blocks are added to it
 
@@ -63,27 +67,36 @@ class ExactProduct:
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Rows ``start`` to ``stop`` of D, float32, shape (stop − start, n); their bits do not depend on the range.
 
-        They are written into ``out`` if it is given. 64 rows at a time are computed in a float64 buffer of the thread.
+        They are written into ``out`` if it is given. A tile at a time is computed in a float64 buffer of the thread.
         """
         if out is None:
             out = np.empty((stop - start, self.shape[1]), np.float32)
+        width = self._tile_width()
         for first in range(start, stop, ROWS):
             last = min(first + ROWS, stop)
-            # Sums beyond float32 become ±inf, which the caller reports with the name of the weight.
-            with np.errstate(over="ignore"):
-                np.copyto(out[first - start : last - start], self._sum(first, last), casting="same_kind")
+            for column in range(0, self.shape[1], width):
+                columns = slice(column, column + width)
+                # Sums beyond float32 become ±inf, which the caller reports with the name of the weight.
+                with np.errstate(over="ignore"):
+                    total = self._sum(first, last, columns)
+                    np.copyto(out[first - start : last - start, columns], total, casting="same_kind")
         return out
 
-    def _sum(self, start: int, stop: int) -> Floats:
-        """The sum of the pieces for these rows, float64, in the buffer of this thread."""
-        shape = (stop - start, self.shape[1])
+    def _tile_width(self) -> int:
+        """The number of columns that are computed at a time."""
+        width = SMALL // (ROWS * max(1, *(piece.inner for piece in self.pieces))) // 8 * 8
+        return max(1, self.shape[1]) if width < NARROWEST else min(width, WIDEST_TILE)
+
+    def _sum(self, start: int, stop: int, columns: slice) -> Floats:
+        """The sum of the pieces for these rows and columns, float64, in the buffer of this thread."""
+        shape = (stop - start, len(range(self.shape[1])[columns]))
         total = _scratch.of(shape[0] * shape[1]).reshape(shape)
         for i, piece in enumerate(self.pieces):
             # The first piece is written into the buffer, which saves clearing it.
             if i == 0:
-                piece.rows(start, stop, out=total)
+                piece.tile(start, stop, columns, out=total)
             else:
-                total += piece.rows(start, stop)
+                total += piece.tile(start, stop, columns)
         return total
 
     def dense(self) -> Singles:
@@ -115,11 +128,16 @@ class SlicedBlock:
         swapped = (None, None) if self.B2 is None or self.A2 is None else (self.A2.T, self.B2.T)
         return SlicedBlock(self.A1.T, self.B1.T, *swapped)
 
-    def rows(self, start: int, stop: int, out: Floats | None = None) -> Floats:
-        """Some rows of the product, float64; the terms of an entry share one power of two, so their sum is exact."""
-        total = np.asarray(np.dot(self.B1[start:stop], self.A1, out=out), dtype=np.float64)
+    @property
+    def inner(self) -> int:
+        """The largest number of products in the sum of an entry."""
+        return (self.B1 if self.B2 is None else self.B2).shape[1]
+
+    def tile(self, start: int, stop: int, columns: slice, out: Floats | None = None) -> Floats:
+        """Some entries of the product, float64; the terms of one share one power of two, so their sum is exact."""
+        total = np.asarray(np.dot(self.B1[start:stop], self.A1[:, columns], out=out), dtype=np.float64)
         if self.B2 is not None and self.A2 is not None:
-            total += np.dot(self.B2[start:stop], self.A2)
+            total += np.dot(self.B2[start:stop], self.A2[:, columns])
         return total
 
 
@@ -152,58 +170,74 @@ def exact_product(terms: Sequence[Term], *, slices: int = 1) -> ExactProduct:
         raise ShapeError(
             f"the products {shapes_text} cannot be added", fix="pass factors (m, r) and (r, n) with the same m and n"
         )
-    B = require_finite(np.hstack([s * B.astype(np.float64) for s, B, _ in terms]))
-    A = require_finite(np.vstack([A.astype(np.float64) for _, _, A in terms]))
+    # B is split as Bᵀ, so that NumPy goes through both factors along their long sides.
+    B = np.concatenate([_wide(B.T, s) for s, B, _ in terms])
+    A = np.concatenate([_wide(A) for _, _, A in terms])
     # max(…, 1): a rank of 0 also gives one (empty) piece, so that D = 0 has its shape.
-    cuts = range(0, max(B.shape[1], 1), WIDEST)
-    pieces = tuple(_split_product(B[:, i : i + WIDEST], A[i : i + WIDEST], slices) for i in cuts)
-    return ExactProduct(pieces, (B.shape[0], A.shape[1]))
+    cuts = range(0, max(len(B), 1), WIDEST)
+    pieces = tuple(_split_product(B[i : i + WIDEST], A[i : i + WIDEST], slices) for i in cuts)
+    return ExactProduct(pieces, (B.shape[1], A.shape[1]))
+
+
+def _wide(X: Array, scale: float | None = None) -> Floats:
+    """X in float64 and in C order, times the scale if there is one."""
+    wide: Floats = X.astype(np.float64, order="C")
+    return wide if scale is None else np.multiply(wide, scale, out=wide)
 
 
 def _split_product(B: Floats, A: Floats, slices: int) -> SlicedBlock:
-    """Split the factors of one block of rank indices into one slice each, or into two."""
+    """Split the factors of one block of rank indices, Bᵀ (r, m) and A (r, n), into one slice each, or into two."""
     B, A = _balance(B, A)
     # Products of two slices have 2t bits and r of them are added: 2t + ⌈log₂ r⌉ ≤ 53, the bits of a float64.
-    t = (53 - ceil(log2(max(B.shape[1], 1)))) // 2
-    B1, A1 = _slice_rows(B, t), np.ascontiguousarray(_slice_rows(A.T, t).T)
+    t = (53 - ceil(log2(max(len(B), 1)))) // 2
+    (B1, *B2), (A1, *A2) = _slice_columns(B, t, slices), _slice_columns(A, t, slices)
     # A second slice would be lost in the rounding to 16 bits.
     if slices == 1:
-        return SlicedBlock(B1, A1, None, None)
-    # The second slice is relative to the largest entry of the whole row, and not of what the first slice leaves.
-    B2, A2 = _slice_rows(B, t, B1), _slice_rows(A.T, t, A1.T).T
-    return SlicedBlock(B1, A1, np.hstack([B1, B2]), np.vstack([A2, A1]))
+        return SlicedBlock(_rows_first(B1), A1, None, None)
+    return SlicedBlock(_rows_first(B1), A1, _rows_first(B1, *B2), np.concatenate([*A2, A1]))
+
+
+def _rows_first(*slices: Floats) -> Floats:
+    """Slices of Bᵀ below each other as B, in the order in which small products are quick."""
+    return np.ascontiguousarray(np.concatenate(slices).T)
 
 
 def _balance(B: Floats, A: Floats) -> tuple[Floats, Floats]:
-    """Move powers of two between the factors until both sides of each rank index have largest entries of one exponent.
+    """Move powers of two between Bᵀ and A until the rows of each rank index have largest entries of one exponent.
 
     Rank indices that are zero on one side are left out. Their other side would otherwise decide the precision of all.
     """
-    largest_b, largest_a = np.abs(B).max(axis=0, initial=0.0), np.abs(A).max(axis=1, initial=0.0)
-    # A zero column has no exponent
+    # A maximum passes NaN and Inf on, so the check reads r numbers instead of all.
+    largest_b, largest_a = (require_finite(np.abs(X).max(axis=1, initial=0.0)) for X in (B, A))
+    # A row of zeros has no exponent
     alive = (largest_b > 0) & (largest_a > 0)
-    b, a = (np.frexp(largest[alive])[1].astype(np.int64) for largest in (largest_b, largest_a))
+    if not alive.all():
+        B, A, largest_b, largest_a = B[alive], A[alive], largest_b[alive], largest_a[alive]
+    b, a = (np.frexp(largest)[1] for largest in (largest_b, largest_a))
     # Half of the difference to each side; powers of two change no mantissa.
-    p = (b - a) // 2
-    return _times_power(B[:, alive], -p), _times_power(A[alive], p[:, None])
+    p = ((b - a) // 2)[:, None]
+    return _times_power(B, -p), _times_power(A, p)
 
 
-def _slice_rows(X: Floats, t: int, first: Floats | None = None) -> Floats:
-    """A slice of t bits of every row: the leading one, or the second if the ``first`` is given, X ≈ X₁ + X₂.
+def _slice_columns(X: Floats, t: int, count: int) -> list[Floats]:
+    """The leading slice of t bits of every column; if ``count`` is 2, also the second one: X ≈ X₁ + X₂.
 
     They are integers, at most 2ᵗ and 2^(t − 1), times 2^(e − t) and 2^(e − 2t). e is the exponent of the largest entry
-    of the row.
+    of the whole column, also for the second slice.
     """
-    e = np.frexp(np.abs(X).max(axis=1, initial=0.0))[1].astype(np.int64)[:, None]
-    remainder, places = (X, t) if first is None else (X - first, 2 * t)
-    scaled = _times_power(remainder, places - e)
-    np.rint(scaled, out=scaled)
-    return _times_power(scaled, e - places)
+    e = np.frexp(np.abs(X).max(axis=0, initial=0.0))[1]
+    slices: list[Floats] = []
+    for places in (t, 2 * t)[:count]:
+        remainder = X - slices[0] if slices else X
+        scaled = _times_power(remainder, places - e)
+        np.rint(scaled, out=scaled)
+        slices.append(_times_power(scaled, e - places, out=scaled))
+    return slices
 
 
-def _times_power(X: Floats, exponents: NDArray[np.int64]) -> Floats:
-    """X · 2^exponents in a new array, with the bits of `np.ldexp`, which takes several times as long."""
+def _times_power(X: Floats, exponents: NDArray[np.int32], out: Floats | None = None) -> Floats:
+    """X · 2^exponents with the bits of `np.ldexp`, which takes several times as long; in a new array, or in ``out``."""
     # A product rounds as ldexp does as long as the power itself is a normal number.
-    if exponents.size and np.abs(exponents).max() > NORMAL:
-        return np.ldexp(X, exponents)
-    return X * np.ldexp(1.0, exponents)
+    if exponents.size and max(exponents.max(), -exponents.min()) > NORMAL:
+        return np.ldexp(X, exponents, out=out)
+    return np.multiply(X, np.ldexp(1.0, exponents), out=out)

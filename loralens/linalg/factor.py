@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from loralens.errors import FormatError
 
@@ -29,6 +29,7 @@ CONDITION_LIMIT = 40.0  # measured: the Gram matrix errs by up to 2.3e-16 κ ‖
 STRONG = 10.0  # a second pass is needed for the directions of X̂ with σ below σ_1 / STRONG
 NEARLY_ORTHOGONAL = 3.0  # condition up to which one Cholesky makes columns orthonormal to a few ε
 SQUARES = (1e-200, 1e200)  # squared norms outside are measured again after an exact scaling
+LINE = 64  # bytes of a line of the cache
 BLOCK = 1 << 16  # elements of a factor that are held in float64 at a time: 512 KiB stay in the cache
 
 
@@ -81,8 +82,18 @@ class Scratch(threading.local):
     def of(self, size: int) -> Floats:
         """``size`` numbers to write into."""
         if self.buffer.size < size:
-            self.buffer = np.empty(size)
+            self.buffer = aligned(size, np.float64)
         return self.buffer[:size]
+
+
+def aligned(size: int, dtype: DTypeLike) -> Array:
+    """Uninitialised memory for ``size`` numbers that begins with a line of the cache.
+
+    Elsewhere every instruction on 64 bytes touches two lines, which takes a fifth more time.
+    """
+    memory = np.empty(size * np.dtype(dtype).itemsize + LINE, np.uint8)
+    first = -memory.ctypes.data % LINE
+    return memory[first : first + size * np.dtype(dtype).itemsize].view(dtype)
 
 
 _scratch = Scratch()

@@ -1,80 +1,99 @@
-"""A coarse product of two factors that float32 arithmetic computes exactly, kept in 16 bits per number.
+"""A coarse product of two factors that involves no rounding, kept in 16 or 32 bits per number.
 
-Undoing a merge needs no exact update: a patch may be relative to any matrix, if the same bits are computed again. Each
-row of B and each column of A is rounded to integers of t = ⌊(24 − ⌈log₂ r⌉)/2⌋ bits, times a power of two. The sum of r
-products of such integers is at most 2²⁴, so a float32 product involves no rounding in any order of summation. It takes
-half the time and half the memory of the exact product (`loralens.linalg.exact`), and its error is about 2⁻ᵗ.
+Undoing a merge needs no exact update: a patch may be relative to any matrix, if the same bits are computed again. There
+are two kinds.
+
+For weights of 16 bits each row of B and each column of A is rounded to integers times a power of two, of which the sum
+of squares is at most 2²⁴. By the inequality of Cauchy and Schwarz no partial sum of their products exceeds 2²⁴, so a
+float32 product involves no rounding in any order of summation. It takes half the time and half the memory of the exact
+product (`loralens.linalg.exact`), and its error is about √r·2⁻¹².
+
+For weights of 32 bits the factors are the leading slices of the exact product, which are integers too.
 """
 
 from dataclasses import dataclass
-from math import ceil, log2
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.linalg.exact import Singles
-from loralens.linalg.factor import Floats
+from loralens.linalg.factor import Array, Floats
 
-BITS = 24  # of the mantissa of float32
+NORM = 2.0**12  # of a rounded column: products of two are at most 2²⁴, the integers that float32 has
 # The smallest product is then 2^-120, a normal float32 number, and the largest sum 2^104.
-EXPONENTS = (-60, 40)  # rows and columns outside of this range are taken as 0
+EXPONENTS = (-60, 40)  # columns outside of this range are taken as 0
+# A slice of the exact product has at most 27 bits.
+WIDE_BITS = 30  # of an integer in 32 bits
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class NarrowFactor:
-    """Rows of integers, each times a power of two.
+    """Columns of integers, each times a power of two.
 
     Attributes
     ----------
-    integers : int16 array, shape (m, r)
-    exponents : int16 array, shape (m, 1)
+    integers : int16 or int32 array, shape (r, n)
+    exponents : int16 array, shape (n,)
     """
 
-    integers: NDArray[np.int16]
+    integers: NDArray[Any]
     exponents: NDArray[np.int16]
 
     @classmethod
-    def of(cls, X: Floats, bits: int) -> "NarrowFactor":
-        """The rows of X, each rounded to integers of so many bits relative to its largest entry."""
-        largest = np.maximum(X.max(axis=1, initial=0.0), -X.min(axis=1, initial=0.0))
-        exponents = np.frexp(largest)[1][:, None] - bits
-        inside = (exponents >= EXPONENTS[0]) & (exponents <= EXPONENTS[1])
+    def rounded(cls, X: Floats) -> "NarrowFactor":
+        """The columns of X (r, n), rounded so that the norm of each is at most 2¹² in units of its integers."""
+        with np.errstate(over="ignore"):
+            norms = np.sqrt(np.einsum("ij,ij->j", X, X))
+        # Rounding adds at most ½ to each of r integers.
+        exponents = np.frexp(norms / (NORM - np.sqrt(len(X)) / 2 - 1e-3))[1]
+        inside = (exponents >= EXPONENTS[0]) & (exponents <= EXPONENTS[1]) & np.isfinite(norms)
         exponents = np.where(inside, exponents, 0)
         scaled = X * np.ldexp(inside.astype(np.float64), -exponents)
         return cls(np.rint(scaled, out=scaled).astype(np.int16), exponents.astype(np.int16))
+
+    @classmethod
+    def of_slice(cls, X: Floats) -> "NarrowFactor":
+        """The columns of X (r, n), a slice of an exact product, without any rounding."""
+        exponents = np.frexp(np.abs(X).max(axis=0, initial=0.0))[1] - WIDE_BITS
+        return cls(np.ldexp(X, -exponents).astype(np.int32), exponents.astype(np.int16))
 
     @property
     def nbytes(self) -> int:
         """Bytes of both arrays."""
         return self.integers.nbytes + self.exponents.nbytes
 
-    def dense(self) -> Singles:
-        """The rounded rows, float32."""
-        powers: Singles = np.ldexp(np.ones(1, np.float32), self.exponents)
-        return self.integers.astype(np.float32) * powers
+    def dense(self) -> Array:
+        """The columns, in float32 for integers of 16 bits and in float64 for others."""
+        if self.integers.dtype == np.int16:
+            # Quicker than `ldexp` of all numbers where NumPy has no AVX-512.
+            return self.integers.astype(np.float32) * np.ldexp(np.ones(1, np.float32), self.exponents)
+        return np.ldexp(self.integers.astype(np.float64), self.exponents)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class NarrowProduct:
-    """The rounded factors of a product: the rows of B, and the columns of A as rows."""
+    """The factors of a coarse product, both with the rank index first: Bᵀ (r, m) and A (r, n)."""
 
     left: NarrowFactor
     right: NarrowFactor
 
     @classmethod
-    def of(cls, B: Floats, A: Floats) -> "NarrowProduct":
-        """The factors B (m, r) and A (r, n), rounded; r is at most 512."""
-        bits = (BITS - ceil(log2(max(B.shape[1], 1)))) // 2
-        return cls(NarrowFactor.of(B, bits), NarrowFactor.of(A.T, bits))
+    def rounded(cls, B: Floats, A: Floats) -> "NarrowProduct":
+        """The factors B (m, r) and A (r, n), rounded to 16 bits; r is at most 512."""
+        return cls(NarrowFactor.rounded(B.T), NarrowFactor.rounded(A))
+
+    @classmethod
+    def of_slices(cls, B: Floats, A: Floats) -> "NarrowProduct":
+        """The leading slices B (m, r) and A (r, n) of an exact product."""
+        return cls(NarrowFactor.of_slice(B.T), NarrowFactor.of_slice(A))
 
     @property
     def nbytes(self) -> int:
         """Bytes of both factors."""
         return self.left.nbytes + self.right.nbytes
 
-    def factors(self) -> tuple[Singles, Singles]:
-        """B (m, r) and A (r, n), float32; their product has the same bits however it is summed."""
-        return self.left.dense(), np.ascontiguousarray(self.right.dense().T)
+    def factors(self) -> tuple[Array, Array]:
+        """B (m, r) and A (r, n), whose product in their dtype has the same bits however it is summed."""
+        return self.left.dense().T, self.right.dense()

@@ -15,7 +15,15 @@ from loralens.merging.dora_factors import DoraFactors, compute_dora_factors
 from loralens.merging.feedback import Feedback, input_directions
 from loralens.merging.matrix import Buffer, MatrixRows, cuts
 from loralens.merging.plan import Slab, TensorPlan
-from loralens.merging.rounding import WIDE, MergeRounding, add_update, round_sums, slices_for, subtract_update
+from loralens.merging.rounding import (
+    WIDE,
+    MergeRounding,
+    add_and_round,
+    add_update,
+    round_sums,
+    slices_for,
+    subtract_update,
+)
 from loralens.merging.update import UpdateMatrix
 
 
@@ -115,22 +123,28 @@ class TensorMerge:
             D = self.products[slab.start].rows(first, last, out=buffers[0].of(W.shape))
             of_slab = self.slab_factors.get(slab.start)
             dora_factors = of_slab.of(first, last) if of_slab else None
-            total = add_update(W, D, dora_factors=dora_factors, out=buffers[1].of(W.shape))
-            if scale is not None:
-                # A scale of 0 belongs to weights that are all 0. The quotient is NaN or infinite then, which needs no
-                # warning.
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    total /= scale
-            merged = (
-                feedback[slab.start].round_rows(total, first, self.dtype)
-                if slab.start in feedback
-                # Random numbers belong to entries, so each block begins at the index of its first one.
-                else round_sums(total, self.dtype, rounding=self.rounding.at(start * W.shape[1]))
-            )
+            total = buffers[1].of(W.shape)
+            if dora_factors is None and scale is None and self.rounding.mode == "nearest":
+                total, merged = add_and_round(W, D, self.dtype, out=total)
+            else:
+                total = add_update(W, D, dora_factors=dora_factors, out=total)
+                merged = self._round(total, scale, start, feedback.get(slab.start), first)
             merged = self._with_tokens(start, stop, merged)
             # In a wide dtype the merged rows may be `total` itself, so it is kept for narrow dtypes only.
             unrounded = total if scale is None and self.dtype not in WIDE else None
             yield MergedBlock(start, stop, slab, stored, W, D, dora_factors, scale, merged, unrounded)
+
+    def _round(self, total: Array, scale: Singles | None, start: int, feedback: Feedback | None, first: int) -> Array:
+        """The sums of a block, rounded; the block begins at row ``start``, which is row ``first`` of its slab."""
+        if scale is not None:
+            # A scale of 0 belongs to weights that are all 0. The quotient is NaN or infinite then, which needs no
+            # warning.
+            with np.errstate(divide="ignore", invalid="ignore"):
+                total /= scale
+        if feedback:
+            return feedback.round_rows(total, first, self.dtype)
+        # Random numbers belong to entries, so each block begins at the index of its first one.
+        return round_sums(total, self.dtype, rounding=self.rounding.at(start * total.shape[1]))
 
     def _feedback(self) -> dict[int, Feedback]:
         """The error feedback of each slab, by its first row; none for wide dtypes and updates that are not pairs."""

@@ -18,7 +18,7 @@ from loralens.merging.feedback import input_directions
 from loralens.merging.matrix import Buffer
 from loralens.merging.plan import Slab
 from loralens.merging.prediction import Prediction
-from loralens.merging.rounding import add_update
+from loralens.merging.rounding import add_update, row_parts
 from loralens.merging.undo.patch import bits
 
 
@@ -217,7 +217,10 @@ class FidelitySums:
             D -= block.W.astype(np.float32)
         # W' − total is exact; W' − W − D rounds twice in float32.
         if block.total is not None:
-            np.subtract(block.merged, block.total, out=lost, dtype=np.float32, casting="same_kind")
+            for rows in row_parts(lost):
+                # Converted first, since NumPy takes longer to do it within the subtraction.
+                np.copyto(lost[rows], block.merged[rows])
+                np.subtract(lost[rows], block.total[rows], out=lost[rows], dtype=np.float32, casting="same_kind")
         else:
             np.subtract(block.numbers(block.merged), block.W, out=lost, dtype=np.float32, casting="same_kind")
             lost -= D

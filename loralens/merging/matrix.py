@@ -1,15 +1,21 @@
 """Reading a stored tensor as a matrix, a block of rows at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import final
+from math import prod
+from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.linalg.exact import Singles
+from loralens.linalg.factor import aligned
 from loralens.merging.plan import Slab, TensorPlan, as_matrix
 from loralens.merging.update import row_ranges
+
+# Takes a shape and a dtype, as `np.empty` does, and returns an array to write into.
+NewArray = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 
 
 @final
@@ -99,5 +105,27 @@ class Buffer:
         size = int(np.prod(shape))
         # It only grows: the last block of a tensor is the smallest.
         if self._array.size < size:
-            self._array = np.empty(size, np.float32)
+            self._array = aligned(size, np.float32)
         return self._array[:size].reshape(shape)
+
+
+@final
+class ReusedMemory:
+    """Gives arrays in the same memory: each overwrites the one before.
+
+    New memory comes in pages that the system clears first, which takes a large part of the time of a merge.
+    """
+
+    __slots__ = ("_memory",)
+
+    def __init__(self) -> None:
+        self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def __call__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array without defined numbers."""
+        size = prod(shape) * dtype.itemsize
+        if self._memory.size < size:
+            # Given back first, so that both are never there at the same time.
+            self._memory = np.empty(0, np.uint8)
+            self._memory = aligned(size, np.uint8)
+        return self._memory[:size].view(dtype).reshape(shape)

@@ -61,9 +61,12 @@ class Prediction:
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             lost, still = self._losses(w, d, unit)
             finite = np.isfinite(lost) & np.isfinite(d)
-            lost, d = np.where(finite, lost, 0).astype(np.float64), np.where(finite, d, 0).astype(np.float64)
-        self._still += int(np.count_nonzero(still & finite))
-        self._count += int(np.count_nonzero(finite))
+            count = int(np.count_nonzero(finite))
+            if count < finite.size:
+                lost, d, still = np.where(finite, lost, 0), np.where(finite, d, 0), still & finite
+        lost, d = lost.astype(np.float64, copy=False), d.astype(np.float64, copy=False)
+        self._still += int(np.count_nonzero(still))
+        self._count += count
         squares, along, control = lost * lost, lost * d, d * d
         if self._mode == "stochastic":
             squares = lost  # under stochastic rounding `lost` is the variance
@@ -72,12 +75,12 @@ class Prediction:
     def _sample_entries(self, block: MergedBlock, D: Array) -> tuple[Array, Array, Array | None]:
         """W, D and the float8 scale at the sampled entries of a block."""
         arrays = (block.W, D, block.scale)
-        if self._rng is None:
-            sample: slice | NDArray[np.int64] = slice(None)
-        else:
+        flat = [None if array is None else np.ascontiguousarray(array).reshape(-1) for array in arrays]
+        if self._rng is not None:
             # Each block gives its share of the sample, rounded up.
             sample = self._rng.integers(D.size, size=-(-SAMPLE * D.size // self._size))
-        w, d, unit = (None if array is None else np.ascontiguousarray(array).ravel()[sample] for array in arrays)
+            flat = [None if array is None else array.take(sample) for array in flat]
+        w, d, unit = flat
         assert w is not None
         assert d is not None
         return w, d, unit

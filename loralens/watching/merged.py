@@ -21,7 +21,7 @@ from loralens.watching.view import live, one_active, peft_model
 TASK = "live"
 # Extras that belong to the merged weight. PEFT's own layers apply all others, such as modules that are saved in full.
 MERGED = ("magnitude", "norms", "lora_bias")
-BUDGET = 0.1  # share of the bytes of the adapted weights; patches of large weights take 0.05 to 0.4 bits per number
+BUDGET = 0.1  # share of the bytes of the adapted weights; a patch of more than a twelfth of them is deflated
 
 
 @final
@@ -40,7 +40,7 @@ class LiveSwitchboard:
         The name of the adapter; by default the active one.
     budget : float
         The most memory for patches, as a share of the bytes of the adapted weights. The factors of the merge come on
-        top: in 16 bits for weights of 16 bits, else a copy.
+        top, in as many bits as the weights have.
     threads : int
         Weights that are processed at a time.
 

@@ -1,7 +1,8 @@
-"""The entries in which a weight of 16 bits differs from what subtracting an update gives, in memory.
+"""The entries in which a weight differs from what subtracting an update gives, in memory.
 
-An entry takes four bytes: its place in its block of rows, and the bits of W. That is quick, and little as long as few
-entries differ. If many differ, the patch is coded as in an undo file, which takes half as much or less.
+An entry takes two bytes: its place within 256 numbers, and a difference of bits. Each 256 numbers have a count of
+entries. That is quick, and little as long as few entries differ. If many differ, the patch is coded as in an undo file,
+which takes half as much or less.
 """
 
 from dataclasses import dataclass
@@ -11,65 +12,78 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
-from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter, bits
+from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter, bits, differing
 
-# At this share a patch takes a twentieth of the bytes of the weight.
-DENSE = 1 / 40  # share of different entries from which on the time to deflate them is worth the memory
-BYTES = 2  # of a weight
+GROUP = 256  # numbers: the place of an entry among them is one byte
+# As in undo files, the range without it is symmetric.
+ESCAPE = -128  # the difference that means: the bits of W follow
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class FewEntries:
-    """The entries of W that differ from R, block by block.
+    """The entries of W that differ from R, in order.
 
     Attributes
     ----------
-    ends : tuple of int
-        The number of entries up to the end of each block.
-    places : array of uint16 or uint32
-        Where the entries are in their blocks.
-    numbers : uint16 array
-        The bits of W there.
+    counts : uint16 array
+        The number of entries in each group of 256 numbers. Each block begins with a group of its own.
+    places : uint8 array
+        Where the entries are in their groups.
+    steps : int8 array
+        The bits of W minus those of R, as integers, or `ESCAPE`.
+    numbers : array of unsigned integers
+        The bits of W where the step is `ESCAPE`.
     """
 
-    ends: tuple[int, ...]
-    places: NDArray[Any]
-    numbers: NDArray[np.uint16]
+    counts: NDArray[np.uint16]
+    places: NDArray[np.uint8]
+    steps: NDArray[np.int8]
+    numbers: NDArray[Any]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both arrays."""
-        return self.places.nbytes + self.numbers.nbytes
+        """Bytes of all arrays."""
+        return self.counts.nbytes + self.places.nbytes + self.steps.nbytes + self.numbers.nbytes
 
 
 @final
 class EntryReader:
     """Restores W from R. The blocks are those of the comparison."""
 
-    __slots__ = ("_block", "_entries")
+    __slots__ = ("_entries", "_entry", "_escaped", "_group")
 
     def __init__(self, entries: FewEntries) -> None:
-        self._entries, self._block = entries, 0
+        self._entries = entries
+        # The next group, entry and escaped number.
+        self._group = self._entry = self._escaped = 0
 
     def correct(self, r: NDArray[Any]) -> None:
         """Change the `bits` of the next block of R to those of W, in place."""
         entries = self._entries
-        block = slice(entries.ends[self._block - 1] if self._block else 0, entries.ends[self._block])
-        r[entries.places[block]] = entries.numbers[block]
-        self._block += 1
+        group, self._group = self._group, self._group + _groups(r.size)
+        counts = entries.counts[group : self._group]
+        groups = np.repeat(np.arange(counts.size), counts)
+        entry, self._entry = self._entry, self._entry + groups.size
+        places, steps = groups * GROUP + entries.places[entry : self._entry], entries.steps[entry : self._entry]
+        # Unsigned integers wrap around, as they did in the comparison.
+        r[places] += steps.astype(r.dtype)
+        escaped = places[steps == ESCAPE]
+        first, self._escaped = self._escaped, self._escaped + escaped.size
+        r[escaped] = entries.numbers[first : self._escaped]
 
     def finish(self) -> None:
         """Check that all blocks were restored."""
-        assert self._block == len(self._entries.ends)
+        assert self._group == self._entries.counts.size
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Few entries as they are, or many as the patch of an undo file."""
+    """Few entries as they are, or many as the patch of an undo file; ``itemsize`` is that of the weight."""
 
     coded: FewEntries | Blob
+    itemsize: int
 
     @property
     def nbytes(self) -> int:
@@ -78,49 +92,63 @@ class Patch:
 
     def reader(self) -> EntryReader | PatchReader:
         """What restores W, block by block."""
-        return PatchReader(self.coded, BYTES) if isinstance(self.coded, Blob) else EntryReader(self.coded)
+        return PatchReader(self.coded, self.itemsize) if isinstance(self.coded, Blob) else EntryReader(self.coded)
 
 
 @final
 class BlockComparison:
-    """Compares W and R a block of rows at a time, and collects the entries in which they differ."""
+    """Compares W and R a block of rows at a time, and collects the entries in which they differ.
 
-    __slots__ = ("_blocks", "_writer")
+    Parameters
+    ----------
+    itemsize : int
+        Bytes of a number of the weight.
+    few : float
+        The share of different entries up to which they are kept as they are.
+    """
 
-    def __init__(self) -> None:
-        self._blocks: list[tuple[NDArray[Any], NDArray[np.uint16]]] = []
+    __slots__ = ("_blocks", "_few", "_itemsize", "_writer")
+
+    def __init__(self, itemsize: int, *, few: float) -> None:
+        self._itemsize, self._few = itemsize, few
+        self._blocks: list[FewEntries] = []
         self._writer: PatchWriter | None = None
 
     def compare(self, W: Array, R: Array) -> None:
         """Note where the next rows differ. The bits are compared, since as numbers −0 equals 0."""
         w, r = bits(W), bits(R)
+        places = np.empty(0, np.int64) if self._writer else differing(w, r)
+        # As all blocks of a weight are alike, the first one decides.
+        if not self._writer and not self._blocks and places.size > self._few * w.size:
+            self._writer = PatchWriter(self._itemsize)
         if self._writer:
             self._writer.block(w, r)
             return
-        places = _differing(w, r)
-        # As all blocks of a weight are alike, the first one decides.
-        if not self._blocks and places.size > DENSE * w.size:
-            self._writer = PatchWriter(BYTES)
-            self._writer.block(w, r)
-            return
-        # A block of one long row has places that need 32 bits.
-        self._blocks.append((places.astype(np.uint16 if w.size <= 1 << 16 else np.uint32), w[places]))
+        counts = np.bincount(places >> 8, minlength=_groups(w.size)).astype(np.uint16)
+        numbers = w[places]
+        steps = (numbers - r[places]).view(f"i{self._itemsize}")
+        far = (steps <= ESCAPE) | (steps >= -ESCAPE)
+        steps[far], numbers = ESCAPE, numbers[far]
+        # The conversion to bytes keeps the place in the group.
+        self._blocks.append(FewEntries(counts, places.astype(np.uint8), steps.astype(np.int8), numbers))
 
     def patch(self) -> Patch:
         """The patch of the whole weight."""
         if self._writer:
-            return Patch(self._writer.finish())
-        places, numbers = zip(*self._blocks, strict=True)
-        ends = np.cumsum([block.size for block in places])
-        return Patch(FewEntries(tuple(ends.tolist()), np.concatenate(places), np.concatenate(numbers)))
+            return Patch(self._writer.finish(), self._itemsize)
+        one = self._blocks[0]
+        if len(self._blocks) > 1:
+            arrays = zip(*((each.counts, each.places, each.steps, each.numbers) for each in self._blocks), strict=True)
+            one = FewEntries(*map(np.concatenate, arrays))
+        return Patch(one, self._itemsize)
 
 
-def _differing(w: NDArray[np.uint16], r: NDArray[np.uint16]) -> NDArray[np.int64]:
-    """Where w and r differ: four numbers are compared as one, which takes half the time where few differ."""
-    if w.size % 4:
-        return np.flatnonzero(w != r)
-    w_quads, r_quads = w.view(np.uint64), r.view(np.uint64)
-    chosen = np.flatnonzero(w_quads != r_quads)
-    inside = np.flatnonzero((w_quads[chosen] ^ r_quads[chosen]).view(np.uint16) != 0)
-    places: NDArray[np.int64] = chosen[inside >> 2] * 4 + (inside & 3)
-    return places
+def _groups(size: int) -> int:
+    """The number of groups of a block; the last one may be smaller."""
+    return -(-size // GROUP)
+
+
+def share_of_entries(share: float, itemsize: int) -> float:
+    """The share of different entries for which `FewEntries` takes a ``share`` of the bytes of a weight."""
+    # Two bytes for each group, and two for each entry.
+    return (share * itemsize - 2 / GROUP) / 2

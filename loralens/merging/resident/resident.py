@@ -11,10 +11,10 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.merging.apply import prepare_merge
 from loralens.merging.dora_factors import DoraFactors
-from loralens.merging.matrix import Buffer
+from loralens.merging.matrix import Buffer, NewArray
 from loralens.merging.plan import TensorPlan
+from loralens.merging.resident.by_torch import RoundedMerge, Task, merge_by_torch, restore_by_torch
 from loralens.merging.resident.shards import Shard
-from loralens.merging.resident.sixteen_bits import RoundedMerge, Task, merge_sixteen_bits, restore_sixteen_bits
 from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter
 from loralens.merging.undo.restore import subtract_updates
 
@@ -73,8 +73,9 @@ def merge_weight(
     whole_weight: LazyArray | None = None,
     with_torch: bool = False,
     hold: bool = False,
+    new: NewArray = np.empty,
 ) -> tuple[Array, Undo]:
-    """W' = round(W + D) in a new array with the shape of W, and what restores W.
+    """W' = round(W + D) in an array of its own with the shape of W, and what restores W.
 
     Parameters
     ----------
@@ -88,11 +89,13 @@ def merge_weight(
     whole_weight : LazyArray or None
         The whole weight of the base, which is read only for DoRA, whose norms need all rows.
     with_torch : bool
-        Let torch merge a whole weight of 16 bits, which changes no bit of W'.
+        Let torch merge a whole weight of 16 or 32 bits, which changes no bit of W'.
     hold : bool
         Keep a copy of the factors, because those of the plan may change before the weight is restored.
+    new : callable
+        Makes the array of W' where torch merges.
     """
-    quick = merge_sixteen_bits(W, plan, task) if with_torch and shard is None else None
+    quick = merge_by_torch(W, plan, task, new=new) if with_torch and shard is None else None
     if quick:
         return quick
     plan = _with_factors(plan) if hold else plan
@@ -128,8 +131,10 @@ def _source(W: Array, plan: TensorPlan, shard: Shard | None, whole_weight: LazyA
     return shard.as_part(W)
 
 
-def restore_weight(W: Array, undo: Undo) -> Array:
+def restore_weight(W: Array, undo: Undo, *, new: NewArray = np.empty) -> Array:
     """Restore the weight of the base, or a shard of it, from the merged one. The array must not be modified.
+
+    Where torch merged the weight, ``new`` makes the array.
 
     Raises
     ------
@@ -137,7 +142,7 @@ def restore_weight(W: Array, undo: Undo) -> Array:
         The patch does not fit, because the weight was changed after the merge.
     """
     if isinstance(undo, RoundedMerge):
-        return restore_sixteen_bits(W, undo)
+        return restore_by_torch(W, undo, new=new)
     if undo.copy is not None:
         return undo.copy
     assert undo.patch is not None

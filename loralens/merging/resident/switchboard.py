@@ -12,11 +12,12 @@ from loralens.core.names import nearest
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.device import Device
 from loralens.merging.make_plan import plan_merge
+from loralens.merging.matrix import NewArray, ReusedMemory
 from loralens.merging.plan import MergePlan, TensorPlan
 from loralens.merging.record import hash_rows
+from loralens.merging.resident.by_torch import Task
 from loralens.merging.resident.held import HeldAdapter, ViewedAdapter
 from loralens.merging.resident.resident import Undo, merge_weight, restore_weight
-from loralens.merging.resident.sixteen_bits import Task
 from loralens.merging.resident.slots import (
     TensorSlot,
     WeightSlot,
@@ -75,7 +76,7 @@ class Switchboard:
     Notes
     -----
     Subtracting D does not restore W, because rounding gives several W the same W'. So a patch is kept for every weight
-    of the current task, W = patch(round(W' − D)), which takes 0.05 to 0.4 bits per weight. After any number of switches
+    of the current task, W = patch(round(W' − D)), which takes 0.05 to 1.3 bits per weight. After any number of switches
     the base is the original, bit for bit. A switch costs two products for each adapted weight, and the patch. The
     forward pass costs the same as without adapters. During a switch one weight for each thread is in memory twice.
     """
@@ -148,10 +149,12 @@ class Switchboard:
         # An interrupted write is finished first: the weight may be half old and half new.
         self._finish_writing()
         self._goal = target, frozenset(tensors)
+        # One thread is done with a weight before it begins the next one.
+        for_base, for_merged = (ReusedMemory(), ReusedMemory()) if self._threads == 1 else (np.empty, np.empty)
 
         def make(key: str) -> tuple[str, Made]:
             with place(key):
-                W, slot = self._base_of(key), self._slots[key]
+                W, slot = self._base_of(key, for_base), self._slots[key]
                 if key not in tensors:
                     return key, (W, None)
                 return key, merge_weight(
@@ -163,6 +166,7 @@ class Switchboard:
                     # The model is one of torch, which is loaded then.
                     with_torch=key in self._finite and isinstance(slot, TensorSlot),
                     hold=self._hold is ViewedAdapter,
+                    new=for_merged,
                 )
 
         # Computed in threads, but written one after the other by this one.
@@ -320,10 +324,10 @@ class Switchboard:
             )
         return [f"{sharing[0]} shares the numbers of {key} and changes with it"]
 
-    def _base_of(self, key: str) -> Array:
+    def _base_of(self, key: str, new: NewArray = np.empty) -> Array:
         """A weight of the base, restored if it is merged."""
         weight = self._slots[key].read()
-        return restore_weight(weight, self._merged[key]) if key in self._merged else weight
+        return restore_weight(weight, self._merged[key], new=new) if key in self._merged else weight
 
     def _finish_writing(self) -> None:
         """Write the weight that is due. If this is interrupted, it can be repeated with the same result."""
