@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import hypot, prod, sqrt
 from typing import NamedTuple, final
 
 import numpy as np
@@ -52,7 +52,7 @@ class ExactUpdate:
     @property
     def norm(self) -> float:
         """‖ΔW‖_F of the whole update."""
-        return sqrt(sum(norm * norm for norm in self.norms.values()))
+        return hypot(*self.norms.values())
 
 
 class ExactCosine(NamedTuple):
@@ -60,38 +60,40 @@ class ExactCosine(NamedTuple):
 
     Attributes
     ----------
-    whole : float
+    cosine : float
         ⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖), where a module that one of them lacks counts as 0 there.
-    common : float
+    common_cosine : float
         The same over the modules that both have; 0 if there is none.
-    modules : int
-        The number of common modules.
+    common_modules : int
+        The number of these.
     spread : float
-        Standard deviation of ``whole`` if the directions were random in every common module.
+        Standard deviation of ``cosine`` if the directions were random in every common module.
     """
 
-    whole: float
-    common: float
-    modules: int
+    cosine: float
+    common_cosine: float
+    common_modules: int
     spread: float
 
 
 def exact_cosine(first: ExactUpdate, second: ExactUpdate) -> ExactCosine:
     """The cosines of two updates from orthonormal bases, in which nothing cancels; 0 where one of them is 0."""
     inner = variance = 0.0
-    squares = [0.0, 0.0]
+    wholes = first.norm or 1.0, second.norm or 1.0
+    parts: list[tuple[float, float]] = []
     shared = [key for key in first.bases if key in second.bases]
     for key in shared:
         one, other = first.bases[key], second.bases[key]
-        norms = first.norms[key], second.norms[key]
-        if all(norms):
+        # Shares of the whole norms, whose products neither overflow nor underflow.
+        shares = first.norms[key] / wholes[0], second.norms[key] / wholes[1]
+        if all(shares):
             cosine = update_cosine(one.s, other.s, one.left.cross(other.left), one.right.cross(other.right))
-            inner += norms[0] * norms[1] * cosine
+            inner += shares[0] * shares[1] * cosine
             # Directions of different modules are independent, so their variances add up.
-            variance += (norms[0] * norms[1] * cosine_spread(key[1])) ** 2
-        squares = [total + norm * norm for total, norm in zip(squares, norms, strict=True)]
-    wholes, parts = first.norm * second.norm, sqrt(squares[0] * squares[1])
-    return ExactCosine(_ratio(inner, wholes), _ratio(inner, parts), len(shared), sqrt(variance) / (wholes or 1.0))
+            variance += (shares[0] * shares[1] * cosine_spread(key[1])) ** 2
+        parts.append(shares)
+    common = prod(hypot(*side) for side in zip(*parts, strict=True)) if parts else 0.0
+    return ExactCosine(_ratio(inner, 1.0), _ratio(inner, common), len(shared), sqrt(variance))
 
 
 def _ratio(inner: float, norms: float) -> float:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import hypot, inf
 from typing import final
 
 import numpy as np
@@ -20,11 +20,11 @@ from loralens.fleet.sketching.tensor_sketch import COLUMNS, TensorSketch
 from loralens.linalg.factor import Floats, gram
 from loralens.linalg.measures import effective_rank, frobenius
 
-# The squares of singular values come from Gram matrices, which err by ε‖B‖²‖A‖². Where that is not small against ‖ΔW‖²,
-# the singular values are computed from the factors.
-CANCELLING = 1e-9  # ‖ΔW‖² over ‖B‖²‖A‖² below which it is not
+# The squares of singular values come from Gram matrices, which err by ε‖B‖²‖A‖² = 2e-16 ‖B‖²‖A‖². Where that is not
+# small against ‖ΔW‖² or against a σ², the singular values are computed from the factors. Both ways then agree to 1e-10.
+CANCELLING = 1e-5  # ‖ΔW‖² over ‖B‖²‖A‖² below which it is not
+SMALL = 1e-3  # σ of a module over the largest one below which it is not
 CONVERTED = 1 << 18  # numbers of pairs that are read together, and held in float64: 2 MiB
-ROUNDING = 1e-7  # singular values below this share of the first one are rounding errors of the Gram matrices
 
 
 @final
@@ -63,7 +63,7 @@ def measure_adapter(adapter: Adapter) -> AdapterMeasures:
     with np.errstate(over="ignore", invalid="ignore"):
         for keys in _together(reader.modules):
             reader.read(keys)
-        reader.spectra |= _singular_values(reader.grams)
+        reader.read_small_values(_singular_values(reader.grams))
     codes, step = to_codes(reader.update.total())
     sketch = Sketch(codes, step, to_codes(reader.start.total)[0])
     spectra = {key: check_float64(1.0, reader.spectra[key]) for key in names}
@@ -144,10 +144,16 @@ class _Reader:
             # Refuses NaN and Inf with a message.
             self.spectra[key] = self.modules[key].singular_values()
 
+    def read_small_values(self, spectra: Mapping[str, Floats]) -> None:
+        """Take over singular values from Gram matrices, and read the modules again where some of them are too small."""
+        for key, values in spectra.items():
+            exact = values[-1] >= SMALL * values[0]
+            self.spectra[key] = values if exact else self.modules[key].singular_values()
+
 
 def norm_of_update(norms: Mapping[str, float]) -> float:
     """‖ΔW‖_F of the whole update."""
-    return sqrt(sum(norm * norm for norm in norms.values()))
+    return hypot(*norms.values())
 
 
 def _singular_values(grams: Mapping[str, tuple[Floats, Floats]]) -> dict[str, Floats]:
@@ -161,7 +167,6 @@ def _singular_values(grams: Mapping[str, tuple[Floats, Floats]]) -> dict[str, Fl
         squares, vectors = np.linalg.eigh(of_A)
         roots = vectors * np.sqrt(np.maximum(squares, 0))[:, None, :]
         values = np.sqrt(np.maximum(np.linalg.eigvalsh(_congruent(roots, of_B)), 0))[:, ::-1]
-        values[values < ROUNDING * values[:, :1]] = 0
         values_by_key |= dict(zip(keys, values, strict=True))
     return values_by_key
 
