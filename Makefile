@@ -7,14 +7,16 @@ DATA   := $(VENV)/.data
 MODEL  := $(VENV)/.model
 # Small matrices on few cores: BLAS threads would wait for each other.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+# The processes that tests start are short: where each would compile the package anew, that takes longer than their work.
+COMPILED_ONCE := PYTHONDONTWRITEBYTECODE=
 # A process a core, of the first four; each starts with neighbours, which share what takes long to make.
-PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+PYTEST := $(ONE_THREAD) $(COMPILED_ONCE) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo paper test test-all test-live check docs wheel bench mutants clean
 .DEFAULT_GOAL := test
 
 # What the targets install, and what that takes: measured with Python 3.11 on Linux and a torch for CPUs only, one that
-# was there already or was chosen as the README says. The torch that pip chooses on Linux brings libraries for GPUs.
+# was there already or was chosen as docs/install.md says. The torch that pip chooses on Linux brings libraries for GPUs.
 SIZE-demo := torch and transformers (1.3 GB on disk, some 2 minutes)
 SIZE-test := torch, transformers and what the tests need (1.4 GB on disk, some 2 minutes)
 SIZE-dev  := all that checks and documents need (2.1 GB on disk, some 4 minutes)

@@ -1,4 +1,7 @@
-"""``loralens similarity`` of two 7B adapters, every module, both sides, against ``loralens spectrum`` of both."""
+"""``loralens similarity``: two 7B adapters against ``loralens spectrum`` of both, and a hundred small ones.
+
+The JSON of the hundred has every pair, module by module; their CSV has the pairs alone.
+"""
 
 import subprocess
 import sys
@@ -14,6 +17,20 @@ from benchmarks.synthetic import adapter
 for rank in (16, 64):
     adapter(Path(sys.argv[1]) / f"r{rank}", rank=rank)
     adapter(Path(sys.argv[1]) / f"r{rank}-other", rank=rank, seed=1000 + rank)
+"""
+
+
+COUNT, GOAL_MANY = 100, 10.0  # adapters, and seconds for all pairs of them
+MAKE_MANY = """
+import sys
+import numpy as np
+import loralens
+rng = np.random.default_rng(0)
+def factors():
+    return [rng.standard_normal(shape).astype(np.float32) for shape in ((768, 8), (8, 768))]
+for t in range(int(sys.argv[2])):
+    modules = {f"model.layers.{i}.self_attn.q_proj": loralens.LowRank(*factors()) for i in range(12)}
+    loralens.save(loralens.Adapter(modules=modules), f"{sys.argv[1]}/{t:03}", overwrite=True)
 """
 
 
@@ -34,4 +51,13 @@ def run(data: Path, *, runs: int) -> dict[str, object]:
         ratio = figures["similarity"].seconds / figures["spectrum"].seconds
         records = {name: figure.record() for name, figure in figures.items()}
         report[f"r{rank}"] = records | {"similarity_ratio": round(ratio, 2)}
+    many = data / f"{COUNT}-adapters"
+    many.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-c", MAKE_MANY, str(many), str(COUNT)], check=True)
+    adapters = [str(path) for path in sorted(many.iterdir())]
+    figures = alternate(
+        {"csv": [loralens, "similarity", "--csv", *adapters], "json": [loralens, "similarity", "--json", *adapters]},
+        runs=runs,
+    )
+    report["hundred"] = {"goal_seconds": GOAL_MANY, **{name: figure.record() for name, figure in figures.items()}}
     return report

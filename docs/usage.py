@@ -1,16 +1,17 @@
-"""Paste what every command says of itself (``--help``), and the signature of its function, into its page.
+"""Paste the ``--help`` of every command, and the signature of its function, into the page of the command.
 
     python docs/usage.py            # write
-    python docs/usage.py --check    # exit 1 where a page is missing, or no longer says what the command says
+    python docs/usage.py --check    # exit 1 where a page is missing, or no longer shows what the command prints
 
-A page is docs/commands/NAME.md; both stand between two comments, ``<!-- usage -->`` and ``<!-- /usage -->``.
+A page is docs/commands/NAME.md. Both texts stand between two comments, ``<!-- usage -->`` and ``<!-- /usage -->``. The
+commands are run as users run them, and their names too are read from ``loralens --help``.
 """
 
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from inspect import Parameter, signature
 from pathlib import Path
@@ -18,13 +19,16 @@ from pathlib import Path
 import click
 
 import loralens
-from loralens.cli.fleet import SUBCOMMANDS
-from loralens.cli.overview import COMMANDS
 from loralens.verbs import VERBS
 
 PAGES = Path(__file__).parent / "commands"
 BLOCK = re.compile(r"<!-- usage -->\n.*?<!-- /usage -->", re.DOTALL)
-WIDTH = 100  # columns, as wide on every machine
+WIDTH = 100  # columns, the same on every machine
+# In the help of a group of commands: the heading of a section, and the row of a command, which may go on in a further
+# line that is indented more deeply.
+HEADING = re.compile(r"(\S.*):")
+ROW = re.compile(r"  ([a-z]+)  +(\S.*)")
+CONTINUATION = re.compile(r"    +(\S.*)")
 PYTHON = (
     "The function of the same name has the same options ([all functions](../api/index.md)). Its result has "
     "`to_frame()`, `to_latex()`, `to_csv()` and `record()`."
@@ -45,8 +49,23 @@ def help_text(*command: str) -> str:
     return done.stdout.rstrip()
 
 
-def call(verb: str) -> str:
-    """The signature of a verb, options that travel together written out."""
+def commands_of(help_of_group: str) -> dict[str, dict[str, str]]:
+    """The commands that the help of a group lists: heading of a section → name of a command → what the command does."""
+    sections: dict[str, dict[str, str]] = {}
+    name = ""
+    for line in help_of_group.splitlines():
+        if heading := HEADING.fullmatch(line):
+            section, name = sections.setdefault(heading[1], {}), ""
+        elif sections and (row := ROW.fullmatch(line)):
+            name = row[1]
+            section[name] = row[2]
+        elif name and (more := CONTINUATION.fullmatch(line)):
+            section[name] += f" {more[1]}"
+    return {heading: commands for heading, commands in sections.items() if commands}
+
+
+def signature_text(verb: str) -> str:
+    """The signature of a verb, with every option that it takes as a keyword."""
     function = getattr(loralens, verb)
     parts, line, lines = [*arguments(function)], "", []
     for part in parts:
@@ -72,15 +91,16 @@ def usage(command: str) -> str:
     """The block for a command: its ``--help``, and the function of the same name."""
     blocks = [f"```text\n{help_text(command)}\n```"]
     if command == "fleet":
-        blocks += [f"```text\n{help_text(command, name)}\n```" for name in SUBCOMMANDS]
+        (subcommands,) = commands_of(help_text(command)).values()
+        blocks += [f"```text\n{help_text(command, name)}\n```" for name in subcommands]
     if command in VERBS:
         # The heading stands in the block, so that the page goes on with an example in Python.
-        blocks.append(f"## Python\n\n{PYTHON}\n\n```text\n{call(command)}\n```")
+        blocks.append(f"## Python\n\n{PYTHON}\n\n```text\n{signature_text(command)}\n```")
     return "<!-- usage -->\n\n" + "\n\n".join(blocks) + "\n\n<!-- /usage -->"
 
 
-def pasted(text: str, command: str) -> str:
-    """A page with the usage of today in it."""
+def with_usage(text: str, command: str) -> str:
+    """The text of a page, with the usage of today in place of the one that it has."""
     if len(BLOCK.findall(text)) != 1:
         raise click.ClickException(
             f"docs/commands/{command}.md needs one <!-- usage --> and one <!-- /usage --> behind it"
@@ -88,32 +108,37 @@ def pasted(text: str, command: str) -> str:
     return BLOCK.sub(lambda _: usage(command), text)
 
 
-def index() -> str:
-    """The table of commands for docs/commands/index.md: a line each, and where its page is."""
-    rows = [f"| [`{name}`]({name}.md) | {text} |" for name, text in COMMANDS.items()]
-    return "\n".join(["<!-- usage -->\n", "| command | |", "| --- | --- |", *rows, "\n<!-- /usage -->"])
+def index(sections: Mapping[str, Mapping[str, str]]) -> str:
+    """The table of all commands for docs/commands/index.md, in the sections of ``loralens --help``."""
+    rows = [
+        f"| {'' if number else heading} | [`{name}`]({name}.md) | {text} |"
+        for heading, commands in sections.items()
+        for number, (name, text) in enumerate(commands.items())
+    ]
+    return "\n".join(["<!-- usage -->\n", "| | command | |", "| --- | --- | --- |", *rows, "\n<!-- /usage -->"])
 
 
-def wanted() -> dict[Path, str]:
-    """Every page of a command and what it should hold; a missing page is an error."""
-    pages = {PAGES / f"{command}.md": command for command in COMMANDS}
+def expected_pages() -> dict[Path, str]:
+    """Every page of a command and what it should contain; a missing page is an error."""
+    sections = commands_of(help_text())
+    pages = {PAGES / f"{command}.md": command for commands in sections.values() for command in commands}
     missing = [page.name for page in pages if not page.is_file()]
     if missing:
         raise click.ClickException(f"no page in docs/commands: {', '.join(missing)}")
     orphans = sorted({page.name for page in PAGES.glob("*.md")} - {page.name for page in pages} - {"index.md"})
     if orphans:
         raise click.ClickException(f"no such command, but a page in docs/commands: {', '.join(orphans)}")
+    # A command is a process of its own, and most of its time is the start of Python.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        texts = dict(
-            zip(pages, pool.map(lambda page: pasted(page.read_text(encoding="utf-8"), pages[page]), pages), strict=True)
-        )
+        texts = pool.map(lambda page: with_usage(page.read_text(encoding="utf-8"), pages[page]), pages)
+        expected = dict(zip(pages, texts, strict=True))
     overview = PAGES / "index.md"
-    return texts | {overview: BLOCK.sub(lambda _: index(), overview.read_text(encoding="utf-8"))}
+    return expected | {overview: BLOCK.sub(lambda _: index(sections), overview.read_text(encoding="utf-8"))}
 
 
 def run(*, check: bool) -> int:
-    """Write the pages, or say which of them are not as they should be."""
-    stale = {page: text for page, text in wanted().items() if page.read_text(encoding="utf-8") != text}
+    """Write the pages, or name those that are not as they should be."""
+    stale = {page: text for page, text in expected_pages().items() if page.read_text(encoding="utf-8") != text}
     for page, text in stale.items():
         if not check:
             page.write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from loralens.core.coded_weight import CodedWeight, GridRows
+from loralens.core.few_bits.coded_weight import CodedWeight, GridRows
 from loralens.formats.files.location import existing_path
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.linalg.exact import Singles

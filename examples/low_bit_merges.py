@@ -16,14 +16,14 @@ import numpy as np
 from low_bit_bases import Base
 
 from loralens.core.adapter import Adapter
-from loralens.core.coded_weight import CodedWeight, Codes, GridRows
+from loralens.core.few_bits.coded_weight import CodedWeight, Codes, GridRows
 from loralens.core.lazy import Array
 from loralens.formats.records.input_moments import InputMoments, load_input_moments
 from loralens.linalg.draws import Draws
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
 from loralens.merging.low_bit.apply import CodeRounding, added_numbers, prepare_codes
-from loralens.merging.low_bit.clipping import clipped_share
+from loralens.merging.low_bit.measure import clipped_share
 from loralens.merging.low_bit.record import codes_as_bytes
 from loralens.merging.low_bit.stochastic import asked_moves, draw_codes
 from loralens.merging.low_bit.sweep import DAMPING, SweepMoments, sweep_moments

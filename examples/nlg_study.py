@@ -17,9 +17,8 @@ reports/nlg.json, and figures.
 """
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +27,8 @@ from runs import quiet
 
 os.environ.update(quiet())  # before torch is imported
 
-from language.options import read_options, shown_progress
 from language.recipe import MODEL, Recipe
-from language.texts import read_pairs
-from low_bit_texts import FOLDER
-
-from loralens.errors import LoraLensError
+from language.study import plan_facts, run_study
 
 if TYPE_CHECKING:
     from language.bench import Bench
@@ -69,11 +64,11 @@ class Plan:
 QUICK = Plan(
     Recipe(steps=16, batch=4, characters=200, length=96, schedule="linear", validation=32, judged=48, written=32),
     rates={
-        "full": (3e-5, 1e-4, 3e-4),
+        "full": (3e-5, 1e-4, 3e-4, 1e-3),
         "bitfit": (3e-3, 1e-2, 3e-2),
-        "prefix": (1e-2, 3e-2, 1e-1),
+        "prefix": (3e-2, 1e-1, 3e-1, 1),
         "bottleneck": (1e-3, 3e-3, 1e-2),
-        LORA: (1e-3, 3e-3, 1e-2),
+        LORA: (1e-3, 3e-3, 1e-2, 3e-2),
     },
 )
 FULL = Plan(
@@ -104,7 +99,7 @@ def rival_runs(plan: Plan, bench: "Bench", folder: Path) -> list[dict[str, Any]]
     """The runs of all methods beside LoRA: every rate at the first seed, and the best one at the others."""
     from language.kept_runs import best_of, rival_run
 
-    found: list[dict[str, Any]] = []
+    rivals: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
     for method in plan.rivals:
         tried: list[dict[str, Any]] = []
@@ -112,11 +107,11 @@ def rival_runs(plan: Plan, bench: "Bench", folder: Path) -> list[dict[str, Any]]
             run = rival_run(bench, folder, method, lr=lr, seed=plan.seeds[0], better_than=best_of(tried))
             tried += [run] if run else []
         best[method] = best_of(tried)
-        found += tried
+        rivals += tried
     for seed in plan.seeds[1:]:
         runs = [rival_run(bench, folder, name, lr=run["lr"], seed=seed) for name, run in best.items() if run]
-        found += [run for run in runs if run]
-    return found
+        rivals += [run for run in runs if run]
+    return rivals
 
 
 def lora_runs(plan: Plan, bench: "Bench", folder: Path) -> tuple[list[dict[str, Any]], dict[tuple[int, int], Path]]:
@@ -130,8 +125,8 @@ def lora_runs(plan: Plan, bench: "Bench", folder: Path) -> tuple[list[dict[str, 
     if best is None:
         return tried, {}
     every = {"rank": plan.ranks, "lr": [best["lr"]], "seed": plan.seeds}
-    made = train_grid(folder / "lora", [every], bench=bench, targets=TARGETS)
-    finite = [run for run in made if run["validation"] is not None]
+    trained = train_grid(folder / "lora", [every], bench=bench, targets=TARGETS)
+    finite = [run for run in trained if run["validation"] is not None]
     places = {(run["rank"], run["seed"]): Path(run["folder"]) for run in finite}
     judged = [judged_adapter(bench, folder, run) for run in finite]
     return [*(run for run in tried if run["lr"] != best["lr"]), *(run for run in judged if run)], places
@@ -153,8 +148,8 @@ def section7(plan: Plan, places: Mapping[tuple[int, int], Path]) -> dict[str, An
     }
 
     def measured(compared: Mapping[str, Any]) -> dict[str, Any]:
-        there = {name: two for name, two in compared.items() if all(place in adapters for place in two)}
-        return {name: shared(*(adapters[place] for place in two), KINDS) for name, two in there.items()}
+        available = {name: two for name, two in compared.items() if all(place in adapters for place in two)}
+        return {name: shared(*(adapters[place] for place in two), KINDS) for name, two in available.items()}
 
     amplification = {
         f"r = {rank}, {kind}": medians
@@ -174,15 +169,9 @@ def study(plan: Plan, bench: "Bench", folder: Path) -> dict[str, Any]:
     facts = model_facts(bench, folder, lambda: bench.judged(bench.model))
     adapted, places = lora_runs(plan, bench, folder)
     rivals = rival_runs(plan, bench, folder)
+    rates = {name: list(tried) for name, tried in plan.rates.items()}
     return {
-        "plan": {
-            "recipe": asdict(plan.recipe),
-            "rates": {name: list(rates) for name, rates in plan.rates.items()},
-            "ranks": list(plan.ranks),
-            "seeds": list(plan.seeds),
-            "model": plan.model,
-            "device": bench.device,
-        },
+        **plan_facts(plan, bench, rates=rates, ranks=list(plan.ranks)),
         **facts,
         "runs": [without_texts(run) for run in [*rivals, *adapted]],
         **section7(plan, places),
@@ -191,25 +180,15 @@ def study(plan: Plan, bench: "Bench", folder: Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, judge it, and write the page."""
-    given = read_options(arguments, __doc__, "out/nlg")
-    from language.nlg_report import read, write
-
-    try:
-        if given.report:
-            print(write(read(given.reports), given.reports))
-            return
-        from language.bench import Bench
-
-        plan = FULL if given.full else QUICK
-        pairs = read_pairs(plan.recipe.characters)
-        machine = {"device": given.device, "threads": given.threads, "jobs": given.jobs, "only_done": given.so_far}
-        with shown_progress():
-            found = study(plan, Bench(plan.model, pairs, plan.recipe, **machine), given.runs)
-        texts = f"{FOLDER}=FOLDER " if os.environ.get(FOLDER) else ""
-        found["command"] = f"{texts}python examples/nlg_study.py" + (" --full" if given.full else "")
-        print(write(found, given.reports))
-    except LoraLensError as error:
-        sys.exit(str(error))
+    run_study(
+        arguments,
+        __doc__,
+        script="nlg_study",
+        report="nlg_report",
+        folder="out/nlg",
+        plans={"quick": QUICK, "full": FULL},
+        measure=study,
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ named on the page. Writes reports/without_regret.md, its numbers in reports/with
 """
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,12 +26,8 @@ from runs import quiet
 
 os.environ.update(quiet())  # before torch is imported
 
-from language.options import read_options, shown_progress
 from language.recipe import MODEL, Recipe
-from language.texts import read_pairs
-from low_bit_texts import FOLDER
-
-from loralens.errors import LoraLensError
+from language.study import plan_facts, run_study
 
 if TYPE_CHECKING:
     from language.bench import Bench
@@ -120,13 +115,7 @@ def study(plan: Plan, bench: "Bench", folder: Path) -> dict[str, Any]:
     for seed in plan.seeds:  # all cells at one seed before the next: a study that is cut short is broad
         runs += seed_runs(plan, seed, bench, folder)
     return {
-        "plan": {
-            "recipe": asdict(plan.recipe),
-            "cells": [asdict(cell) for cell in plan.cells],
-            "seeds": list(plan.seeds),
-            "model": plan.model,
-            "device": bench.device,
-        },
+        **plan_facts(plan, bench, cells=[asdict(cell) for cell in plan.cells]),
         **facts,
         "runs": [without_texts(run) for run in runs],
     }
@@ -137,40 +126,30 @@ def seed_runs(plan: Plan, seed: int, bench: "Bench", folder: Path) -> list[dict[
     from language.kept_runs import plain_run
     from language.lora import train_grid
 
-    found, grids = [], []
+    full_runs, grids = [], []
     for cell in plan.cells:
         if cell.targets is None:
             size = {"steps": cell.steps, "batch": cell.batch}
-            found += [plain_run(bench, folder, "full", lr=lr, seed=seed, **size) for lr in cell.rates]
+            full_runs += [plain_run(bench, folder, "full", lr=lr, seed=seed, **size) for lr in cell.rates]
         else:
             # The options in one order for all cells, so that all runs have their names in one folder.
             grid = {"targets": [cell.targets], "rank": [cell.rank], "lr": cell.rates, "batch": [cell.batch]}
             grids.append(grid | {"steps": [cell.steps], "seed": [seed]})
     adapted = train_grid(folder / "lora", grids, bench=bench, part="held_out", alpha=ALPHA)
-    return [*(run for run in found if run is not None), *adapted]
+    return [*(run for run in full_runs if run is not None), *adapted]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, and write the page."""
-    given = read_options(arguments, __doc__, "out/without_regret")
-    from language.regret_report import read, write
-
-    try:
-        if given.report:
-            print(write(read(given.reports), given.reports))
-            return
-        from language.bench import Bench
-
-        plan = FULL if given.full else QUICK
-        pairs = read_pairs(plan.recipe.characters)
-        machine = {"device": given.device, "threads": given.threads, "jobs": given.jobs, "only_done": given.so_far}
-        with shown_progress():
-            found = study(plan, Bench(plan.model, pairs, plan.recipe, **machine), given.runs)
-        texts = f"{FOLDER}=FOLDER " if os.environ.get(FOLDER) else ""
-        found["command"] = f"{texts}python examples/without_regret_study.py" + (" --full" if given.full else "")
-        print(write(found, given.reports))
-    except LoraLensError as error:
-        sys.exit(str(error))
+    run_study(
+        arguments,
+        __doc__,
+        script="without_regret_study",
+        report="regret_report",
+        folder="out/without_regret",
+        plans={"quick": QUICK, "full": FULL},
+        measure=study,
+    )
 
 
 if __name__ == "__main__":

@@ -69,8 +69,8 @@ if TYPE_CHECKING:
     from loralens.analysis.base.amplification import Amplification as Amplification
     from loralens.analysis.behaviour import Behaviour as Behaviour
     from loralens.analysis.checks.diagnosis import Diagnosis as Diagnosis
+    from loralens.analysis.compare.module_similarity import Similarity as Similarity
     from loralens.analysis.compare.similarity import Comparison as Comparison
-    from loralens.analysis.compare.similarity import Similarity as Similarity
     from loralens.analysis.spectrum import Spectrum as Spectrum
     from loralens.arithmetic.combine import Combination as Combination
     from loralens.core.adapter import Adapter as Adapter
@@ -125,7 +125,8 @@ else:
             "analysis.base.amplification": ["Amplification"],
             "analysis.behaviour": ["Behaviour"],
             "analysis.checks.diagnosis": ["Diagnosis"],
-            "analysis.compare.similarity": ["Comparison", "Similarity"],
+            "analysis.compare.module_similarity": ["Similarity"],
+            "analysis.compare.similarity": ["Comparison"],
             "analysis.spectrum": ["Spectrum"],
             "arithmetic.combine": ["Combination"],
             "core.adapter": ["Adapter"],

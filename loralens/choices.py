@@ -46,7 +46,7 @@ Side = Literal["in", "out"]
 Space = Literal["full", "knots", "core"]  # where an elementwise method of combining works
 
 RoundingMode = Literal["nearest", "stochastic", "feedback", "sweep"]
-# Not error feedback, whose effect on one weight depends on the weights before it.
+# Error feedback cannot be predicted, since its effect on one weight depends on the weights before it.
 PredictedRounding = Literal["nearest", "stochastic"]
 Noise = Literal["rounding", "median"]
 

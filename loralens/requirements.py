@@ -59,7 +59,7 @@ def install_command(packages: Iterable[str]) -> str:
 
     names = list(packages)
     first = which("python")
-    # Not resolved: the python of every virtual environment is a link to the same file.
+    # Links are not resolved: the python of every virtual environment is a link to the same file.
     python = "python" if first and Path(first).absolute() == Path(sys.executable).absolute() else sys.executable
     words = [python, "-m", "pip", "install"]
     # Environments that uv makes have no pip.

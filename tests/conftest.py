@@ -1,7 +1,10 @@
 """Adapters that several tests share: small ones made here, real ones where there are any."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -17,6 +20,38 @@ settings.register_profile("house", deadline=None)  # a deadline asserts a time
 settings.load_profile("house")
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before the selection by -m
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the quick cases of a test with the marker ``some(count)``, let so many be quick, evenly spread."""
+    series: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("some") and not item.get_closest_marker("slow"):
+            series.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in series.values():
+        (count,) = next(cases[0].iter_markers("some")).args
+        quick = {round(i * (len(cases) - 1) / max(count - 1, 1)) for i in range(count)}
+        for place in set(range(len(cases))) - quick:
+            cases[place].add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Take what stays to the end out of the search for garbage: imported packages, and thousands of tests."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Tests write tens of thousands of small files, and none can tell whether a file would outlast a loss of power."""
+
+    def fsync(file: int | BinaryIO) -> None:
+        os.fstat(file if isinstance(file, int) else file.fileno())  # which refuses what is closed, as fsync does
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        yield
 
 
 def real_adapters() -> Path | None:

@@ -622,19 +622,21 @@ def dense_quality(updates, weights, result):
 # Draws, where a test holds a closed form against chance itself.
 
 
-def haar_corner(rng, n, shape):
+def haar_corner(rng, n, shape, draws=()):
     """The overlap UᵀV of two uniform orthonormal bases of R^n, float64, of this shape; O(k³) whatever n is.
+
+    With ``draws=(m,)`` it is m independent ones, shape (m, k1, k2).
 
     U may be taken as the first columns of 1, so this is the corner of a Haar matrix: a Gaussian block over the
     Cholesky factor of its Gram matrix plus that of the n − k1 rows below, which Bartlett's triangle gives.
     """
     k1, k2 = shape
-    X = rng.standard_normal((k1, k2))
+    X = rng.standard_normal((*draws, k1, k2))
     rest = n - k1
     if rest >= k2:
-        R = np.triu(rng.standard_normal((k2, k2)), 1)
-        R[np.diag_indices(k2)] = np.sqrt(rng.chisquare(rest - np.arange(k2)))
+        R = np.triu(rng.standard_normal((*draws, k2, k2)), 1)
+        R[..., range(k2), range(k2)] = np.sqrt(rng.chisquare(rest - np.arange(k2), (*draws, k2)))
     else:
-        R = rng.standard_normal((rest, k2))
-    L = np.linalg.cholesky(X.T @ X + R.T @ R)
-    return np.linalg.solve(L, X.T).T
+        R = rng.standard_normal((*draws, rest, k2))
+    L = np.linalg.cholesky(X.swapaxes(-1, -2) @ X + R.swapaxes(-1, -2) @ R)
+    return np.linalg.solve(L, X.swapaxes(-1, -2)).swapaxes(-1, -2)

@@ -61,7 +61,11 @@ def test_the_sentence() -> None:
     [
         ("pandas", "loralens.spectrum(sys.argv[1]).to_frame()"),
         ("torch", "from loralens.linalg.device import Device; Device.of('cuda')"),
-        ("transformers", "loralens.evaluate(sys.argv[1], model=sys.argv[2], task='causal-lm', data=sys.argv[3])"),
+        pytest.param(
+            "transformers",
+            "loralens.evaluate(sys.argv[1], model=sys.argv[2], task='causal-lm', data=sys.argv[3])",
+            marks=pytest.mark.slow,  # imports torch
+        ),
     ],
 )
 def test_every_use_of_a_package_that_is_missing_says_so(package: str, code: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A language model that methods are tried on, one after the other: each trains a copy of it, and is judged alike."""
+"""A language model on which methods are compared: each trains a copy of it, and all are judged in the same way."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -80,7 +80,7 @@ class Bench:
 
     def tokens(self, pairs: Sequence[Pair]) -> Examples:
         """Prompts and completions, of which the completions are learned."""
-        return self._loaded.encoded(records(pairs), length=self.recipe.length)
+        return self._loaded.encode(records(pairs), length=self.recipe.length)
 
     @cached_property
     def _learned(self) -> Examples:
@@ -114,16 +114,16 @@ class Bench:
         begun, recipe = perf_counter(), self.recipe
         steps, batch = steps or recipe.steps, batch or recipe.batch
         course = Course(steps, lr=lr, schedule=recipe.schedule)  # type: ignore[arg-type]
-        made = method_named(method).prepare(copy.deepcopy(self.model), seed)
+        model = method_named(method).prepare(copy.deepcopy(self.model), seed)
         order = shuffle_order(len(self._learned), size=batch, seed=seed)
         record = {"method": method, "lr": lr, "seed": seed, "steps": steps, "batch": batch}
-        record["trained"] = sum(parameter.numel() for parameter in trained(made).values())
+        record["trained"] = sum(parameter.numel() for parameter in trained(model).values())
         try:
             batches = TASK.batches(self._learned, order, seed=seed)
-            record["losses"] = learn(made, batches, course, TASK)
+            record["losses"] = learn(model, batches, course, TASK)
         except DivergenceError:
             record["losses"] = None
-        return made, record | {"seconds": round(perf_counter() - begun, 1)}
+        return model, record | {"seconds": round(perf_counter() - begun, 1)}
 
     def loss(self, model: nn.Module, part: str) -> float | None:
         """The loss per token of the completions of a part: ``validation`` or ``held_out``; None if it is not finite."""
@@ -147,8 +147,8 @@ class Bench:
         ends, tokenizer = self.tokenizer.eos_token_id, self.tokenizer
         prompts = [tokenizer(prompt, verbose=False)["input_ids"] for prompt in self._written]
         with frozen_evaluation(model, gradient=False):
-            made = continuations(model, prompts, end=ends, pad=tokenizer.pad_token_id or 0, most=self.recipe.longest)
-        return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in made]
+            written = continuations(model, prompts, end=ends, pad=tokenizer.pad_token_id or 0, most=self.recipe.longest)
+        return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in written]
 
     @contextmanager
     def with_adapter(self, path: str | PathLike[str]) -> Iterator[nn.Module]:

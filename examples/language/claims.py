@@ -29,7 +29,7 @@ def claim_table(claims: Sequence[Claim], seeds: int) -> str:
     return table(["claim", "here (one number for each seed)", ""], rows)
 
 
-def each(values: Sequence[float], form: str) -> str:
+def per_seed(values: Sequence[float], form: str) -> str:
     """One number for each seed."""
     return " and ".join(fixed(form)(value) for value in values) if values else UNDEFINED
 
@@ -67,8 +67,8 @@ def seeds_of(runs: Iterable[Mapping[str, Any]]) -> list[int]:
     return sorted({int(run["seed"]) for run in runs})
 
 
-def seeds_line(found: Mapping[str, Any]) -> str:
+def seeds_line(numbers: Mapping[str, Any]) -> str:
     """The seeds of the runs that are done, and whether the plan has others."""
-    done, planned = seeds_of(found["runs"]), sorted(found["plan"]["seeds"])
+    done, planned = seeds_of(numbers["runs"]), sorted(numbers["plan"]["seeds"])
     text = ", ".join(map(str, done)) or "none"
     return text if done == planned else f"{text} (planned: {', '.join(map(str, planned))})"

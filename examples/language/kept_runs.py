@@ -1,4 +1,4 @@
-"""Runs of a study of a language model, each kept as JSON when it is done: what is there is not made again."""
+"""Runs of a study of a language model. Each is kept as JSON when it is done, and is not made again."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -10,7 +10,7 @@ from rivals.kept import finished, keep
 
 from loralens.errors import OptionError
 
-TEXTS = ("sentences", "folder")  # of a record, which a report leaves out
+TEXTS = ("sentences", "folder")  # parts of a record that a report leaves out
 
 
 def best_of(runs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -33,19 +33,19 @@ def rival_run(
     None if it is not done and the bench trains nothing.
     """
     path = folder / "rivals" / f"{method}.lr{lr:g}.seed{seed}.json"
-    told = {"recipe": asdict(bench.recipe)}
+    identity = {"recipe": asdict(bench.recipe)}
 
     def is_better(run: Mapping[str, Any]) -> bool:
         return best_of([run, better_than] if better_than else [run]) is run
 
-    found = finished(path, told)
-    if bench.only_done or (found is not None and ("loss" in found or not is_better(found))):
-        return found
-    made, found = bench.trained(method, lr=lr, seed=seed)
-    found |= {"validation": bench.loss(made, "validation") if found["losses"] else None, **told}
-    if is_better(found):
-        found |= bench.judged(made)
-    return _keep(path, found)
+    record = finished(path, identity)
+    if bench.only_done or (record is not None and ("loss" in record or not is_better(record))):
+        return record
+    model, record = bench.trained(method, lr=lr, seed=seed)
+    record |= {"validation": bench.loss(model, "validation") if record["losses"] else None, **identity}
+    if is_better(record):
+        record |= bench.judged(model)
+    return _keep(path, record)
 
 
 def plain_run(
@@ -53,49 +53,49 @@ def plain_run(
 ) -> dict[str, Any] | None:
     """A run of a method of `rivals` with its loss on the held-out texts alone."""
     path = folder / "rivals" / f"{method}.lr{lr:g}.batch{batch}.steps{steps}.seed{seed}.json"
-    told = {"recipe": asdict(bench.recipe)}
-    found = finished(path, told)
-    if found is not None or bench.only_done:
-        return found
-    made, found = bench.trained(method, lr=lr, seed=seed, steps=steps, batch=batch)
-    return _keep(path, found | {"held_out": bench.loss(made, "held_out") if found["losses"] else None, **told})
+    identity = {"recipe": asdict(bench.recipe)}
+    record = finished(path, identity)
+    if record is not None or bench.only_done:
+        return record
+    model, record = bench.trained(method, lr=lr, seed=seed, steps=steps, batch=batch)
+    return _keep(path, record | {"held_out": bench.loss(model, "held_out") if record["losses"] else None, **identity})
 
 
 def model_facts(bench: Bench, folder: Path, judge: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """``base``: what ``judge`` says of the model before any training; ``texts``: the counts; ``model_size``.
+    """``base``: what ``judge`` returns for the model before any training; ``texts``: the counts; ``model_size``.
 
     Raises
     ------
     OptionError
         The study has not begun, and the bench trains nothing.
     """
-    path, told = folder / "base.json", {"recipe": asdict(bench.recipe)}
-    found = finished(path, told)
-    if found is None and bench.only_done:
+    path, identity = folder / "base.json", {"recipe": asdict(bench.recipe)}
+    record = finished(path, identity)
+    if record is None and bench.only_done:
         raise OptionError(f"{folder}: contains no runs of this study", fix="leave --so-far out")
-    if found is None:
+    if record is None:
         facts = {"base": judge(), "texts": {"source": bench.pairs.source, **bench.counts}, "model_size": bench.size}
-        found = _keep(path, {**told, **facts})
-    return {"base": without_texts(found["base"]), "texts": found["texts"], "model_size": found["model_size"]}
+        record = _keep(path, {**identity, **facts})
+    return {"base": without_texts(record["base"]), "texts": record["texts"], "model_size": record["model_size"]}
 
 
 def judged_adapter(bench: Bench, folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record of a run of LoRA with its loss on the held-out texts and BLEU."""
     path = folder / "judged" / f"{Path(run['folder']).name}.json"
-    told = {"recipe": asdict(bench.recipe)} | {name: run[name] for name in ("rank", "lr", "seed")}
-    found = finished(path, told)
-    if found is None and bench.only_done:
+    identity = {"recipe": asdict(bench.recipe)} | {name: run[name] for name in ("rank", "lr", "seed")}
+    record = finished(path, identity)
+    if record is None and bench.only_done:
         return None
-    if found is None:
+    if record is None:
         with bench.with_adapter(run["folder"]) as model:
-            found = _keep(path, {**told, **bench.judged(model)})
-    return {**run, **found}
+            record = _keep(path, {**identity, **bench.judged(model)})
+    return {**run, **record}
 
 
-def _keep(path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    keep(path, found)
-    print(f"  {path.stem}: {_said(found)}", flush=True)
-    return found
+def _keep(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    keep(path, record)
+    print(f"  {path.stem}: {_said(record)}", flush=True)
+    return record
 
 
 def without_texts(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,8 +39,8 @@ def train_grid(
     } | options
     axes = {name for grid in grids for name in grid}
     options |= {name: getattr(recipe, name) for name in ("steps", "batch") if name not in axes}
-    made = loralens.train(output=folder, grid=grids, **options)
-    done = [run for point in _points(grids) for run in made.where(**point) if run.status in ("done", "diverged")]
+    result = loralens.train(output=folder, grid=grids, **options)
+    done = [run for point in _points(grids) for run in result.where(**point) if run.status in ("done", "diverged")]
     return [_record(run, part) for run in done]
 
 

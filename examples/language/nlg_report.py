@@ -1,25 +1,24 @@
 """The page of `nlg_study.py`: what every method reaches with how many parameters, and Section 7's questions."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from language.claims import claim_table, seeds_line, seeds_of
+from language.claims import seeds_line, seeds_of
 from language.nlg_claims import RULES, claims
 from language.page_parts import (
+    StudyPage,
     around,
+    base_text,
     counted,
-    keep_numbers,
     listed,
     log_chart,
-    machine_line,
+    machine_text,
     rate_text,
-    read_numbers,
+    training_text,
 )
 from paper_report import amplification_table, shared_table, table
 
-from loralens.charts.figure import save_figure
 from loralens.charts.spec import Band, Figure, Line
 from loralens.tables.numbers import fixed
 
@@ -32,32 +31,17 @@ LABELS = {
     "bottleneck": "bottlenecks of width 8",
 }
 MARKERS = {"full": "square", "bitfit": "triangle", "prefix": "star", "bottleneck": "dot"}
-NUMBERS = "nlg.json"
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """What a study has measured."""
-    return read_numbers(folder / NUMBERS)
-
-
-def write(found: dict[str, Any], folder: Path) -> Path:
-    """Write page, numbers and figure; the page's path."""
-    found = keep_numbers(found, folder / NUMBERS)
-    save_figure(figure(found), folder / "nlg.png")
-    path = folder / "nlg.md"
-    path.write_text(page(found, Path(__file__).with_name("nlg_reading.md")), encoding="utf-8")
-    return path
-
-
-def variants(found: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+def variants(numbers: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     """Name → the runs at the best rate of the method, one per seed; the ranks of LoRA are methods of their own."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     order = [*LABELS, "lora"]
-    runs = [run for run in found["runs"] if "loss" in run]
-    for run in sorted(runs, key=lambda one: (order.index(one["method"]), one.get("rank") or 0)):
+    runs = [run for run in numbers["runs"] if "loss" in run]
+    for run in sorted(runs, key=lambda record: (order.index(record["method"]), record.get("rank") or 0)):
         groups.setdefault(name_of(run), []).append(run)
     # At the first seed several rates may have been judged, until a better one was found.
-    first = found["plan"]["seeds"][0]
+    first = numbers["plan"]["seeds"][0]
     return {name: [run for run in group if run["lr"] == _best_rate(group, first)] for name, group in groups.items()}
 
 
@@ -72,12 +56,12 @@ def _best_rate(group: Runs, seed: int) -> float:
     return float(min(tried, key=lambda run: run["validation"])["lr"])
 
 
-def results(found: Mapping[str, Any]) -> str:
+def results(numbers: Mapping[str, Any]) -> str:
     """Table 3: parameters, loss, BLEU."""
-    model = found["model_size"]
-    base = found["base"]
+    model = numbers["model_size"]
+    base = numbers["base"]
     rows = [["not trained", "0", "", "", fixed(".3f")(base["loss"]), fixed(".1f")(base["bleu"]), _interval([base]), ""]]
-    for name, group in variants(found).items():
+    for name, group in variants(numbers).items():
         size = group[0]["trained"]
         rows.append(
             [
@@ -99,11 +83,11 @@ def _interval(runs: Runs) -> str:
     return f"± {fmean(run['interval'] for run in runs):.1f}"
 
 
-def rates(found: Mapping[str, Any]) -> str:
+def rates(numbers: Mapping[str, Any]) -> str:
     """The loss on the validation texts at every rate that was tried, at the first seed."""
-    first, rows = found["plan"]["seeds"][0], []
-    for method, tried in found["plan"]["rates"].items():
-        runs = [run for run in found["runs"] if run["method"] == method and run["seed"] == first]
+    first, rows = numbers["plan"]["seeds"][0], []
+    for method, tried in numbers["plan"]["rates"].items():
+        runs = [run for run in numbers["runs"] if run["method"] == method and run["seed"] == first]
         if method == "lora":
             runs = [run for run in runs if run["rank"] == 8]
         losses = {run["lr"]: run["validation"] for run in runs}
@@ -117,9 +101,9 @@ def rates(found: Mapping[str, Any]) -> str:
     return table(["method", "loss on the validation texts at each rate", "best at the end of the grid"], rows)
 
 
-def figure(found: Mapping[str, Any]) -> Figure:
+def figure(numbers: Mapping[str, Any]) -> Figure:
     """Loss and BLEU against the number of trained parameters; a mark for each seed, and a line through LoRA's ranks."""
-    groups = variants(found)
+    groups = variants(numbers)
     sizes = [run["trained"] for group in groups.values() for run in group] or [1]
     ticks = {10.0**power: counted(10.0**power) for power in range(4, 10) if min(sizes) < 10.0 ** (power + 0.5)}
     ticks = {x: text for x, text in ticks.items() if min(sizes) * 0.7 < x < max(sizes) * 1.4}
@@ -148,30 +132,17 @@ def _lines(groups: Mapping[str, Runs], key: str) -> Iterator[Line]:
         yield Line("LoRA on q and v, each seed", *zip(*seeds, strict=True), ("series", 0), marker="dot", unjoined=True)
 
 
-def page(found: Mapping[str, Any], reading: Path) -> str:
-    """The page as Markdown."""
-    import nlg_study
-
-    intro = (nlg_study.__doc__ or "").split("\n\n")[2]
-    parts = [f"    {found['command']}", "# Table 3 of the LoRA paper, in small", intro, _sizes(found)]
-    parts += [
-        "## What agrees and what does not",
-        claim_table(claims(found, variants(found)), len(seeds_of(found["runs"]))) + RULES,
+def sections(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The parts of the page below the figure."""
+    return [
+        ("Loss and BLEU (Table 3)", results(numbers) + "\n" + NOTES),
+        ("The learning rates", rates(numbers)),
+        ("Two ranks (Figure 3)", shared_table(numbers["ranks"], KINDS) if numbers["ranks"] else ""),
+        ("Two seeds (Figure 4)", shared_table(numbers["seeds"], KINDS) if numbers["seeds"] else ""),
+        ("ΔW against W (Table 7)", amplification_table(numbers["amplification"]) if numbers["amplification"] else ""),
+        ("What is missing", _missing(numbers)),
+        ("What this cannot show", _limits(numbers)),
     ]
-    if reading.exists():
-        parts.append(reading.read_text(encoding="utf-8").strip())
-    parts.append("![Loss and BLEU against trained parameters](nlg.png)")
-    sections = [
-        ("Loss and BLEU (Table 3)", results(found) + "\n" + NOTES),
-        ("The learning rates", rates(found)),
-        ("Two ranks (Figure 3)", shared_table(found["ranks"], KINDS) if found["ranks"] else ""),
-        ("Two seeds (Figure 4)", shared_table(found["seeds"], KINDS) if found["seeds"] else ""),
-        ("ΔW against W (Table 7)", amplification_table(found["amplification"]) if found["amplification"] else ""),
-        ("What is missing", _missing(found)),
-        ("What this cannot show", _limits(found)),
-    ]
-    parts += [f"## {title}\n\n{text.strip()}" for title, text in sections if text]
-    return "\n\n".join(parts) + "\n"
 
 
 NOTES = """
@@ -181,28 +152,23 @@ SmolLM2 has no biases. For BitFit every linear layer except for the last gets on
 """
 
 
-def _sizes(found: Mapping[str, Any]) -> str:
-    plan, texts = found["plan"], found["texts"]
-    recipe = plan["recipe"]
-    where = "one thread of the CPU, while other programs ran" if plan["device"] == "cpu" else plan["device"]
+def _sizes(numbers: Mapping[str, Any]) -> str:
+    texts, schedule = numbers["texts"], numbers["plan"]["recipe"]["schedule"]
     return (
-        f"Base: SmolLM2-135M-Instruct ({found['model_size']:,} parameters, package `{plan['model']}`, decoded from 4 "
-        f"bits to float32). Texts: {texts['source']}, {texts['train']:,} pairs of at most {recipe['characters']} "
-        f"characters. **{recipe['steps']} steps of {recipe['batch']} texts**, AdamW, {recipe['schedule']} schedule; "
-        f"the paper trains for 5 epochs of 42,061 texts. Rates are chosen on {texts['validation']} sentences "
-        f"({texts['validation_tokens']:,} tokens). Loss: {texts['held_out']} sentences "
-        f"({texts['held_out_tokens']:,} tokens). BLEU: {texts['written']} meanings; {found['base']['signature']}. "
-        f"Seeds: {seeds_line(found)}. α = 16 at every rank. {machine_line(found['machine'])}; {where}."
+        f"{base_text(numbers)}. {training_text(numbers)}, {schedule} schedule; the paper trains for 5 epochs of 42,061 "
+        f"texts. Rates are chosen on {texts['validation']} sentences ({texts['validation_tokens']:,} tokens). Loss: "
+        f"{texts['held_out']} sentences ({texts['held_out_tokens']:,} tokens). BLEU: {texts['written']} meanings; "
+        f"{numbers['base']['signature']}. Seeds: {seeds_line(numbers)}. α = 16 at every rank. {machine_text(numbers)}"
     )
 
 
-def _missing(found: Mapping[str, Any]) -> str:
+def _missing(numbers: Mapping[str, Any]) -> str:
     """The cells of the plan that have no result."""
-    plan, groups = found["plan"], variants(found)
-    wanted = [*(LABELS[method] for method in plan["rates"] if method != "lora")]
-    wanted += [f"LoRA r = {rank}, q and v" for rank in plan["ranks"]]
+    plan, groups = numbers["plan"], variants(numbers)
+    planned = [*(LABELS[method] for method in plan["rates"] if method != "lora")]
+    planned += [f"LoRA r = {rank}, q and v" for rank in plan["ranks"]]
     lines = []
-    for name in wanted:
+    for name in planned:
         seeds = {run["seed"] for run in groups.get(name, [])}
         lost = [seed for seed in plan["seeds"] if seed not in seeds]
         if lost:
@@ -210,15 +176,30 @@ def _missing(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _limits(found: Mapping[str, Any]) -> str:
-    recipe, texts = found["plan"]["recipe"], found["texts"]
-    seen = recipe["steps"] * recipe["batch"]
+def _limits(numbers: Mapping[str, Any]) -> str:
+    recipe, texts = numbers["plan"]["recipe"], numbers["texts"]
+    count = recipe["steps"] * recipe["batch"]
     return f"""\
-- {seen:,} texts are seen, {seen / max(texts["train"], 1):.2g} of an epoch. Methods that start slowly look worse than
+- {count:,} texts are seen, {count / max(texts["train"], 1):.2g} of an epoch. Methods that start slowly look worse than
   they are, and the differences between ranks can only be those of the beginning of training.
 - One text set, one model of 135 million parameters, which its makers have tuned to follow instructions already.
-- {len(seeds_of(found["runs"]))} seeds give at most a range, and no test. The rate of each method is chosen on one
-  seed, from {max(map(len, found["plan"]["rates"].values()))} rates that are a factor of about three apart.
+- {len(seeds_of(numbers["runs"]))} seeds give at most a range, and no test. The rate of each method is chosen on one
+  seed, from {max(map(len, numbers["plan"]["rates"].values()))} rates that are a factor of about three apart.
 - Greedy decoding, where the paper uses a beam of 10. BLEU of sacrebleu on {texts["written"]} short meanings cannot be
   compared with the numbers of the paper's Table 3; only the order of the methods can.
 - LoRA trains q and v alone, as in the paper. Prefix and bottlenecks have one size each."""
+
+
+PAGE = StudyPage(
+    script="nlg_study",
+    name="nlg",
+    reading="nlg_reading.md",
+    title="Table 3 of the LoRA paper, in small",
+    caption="Loss and BLEU against trained parameters",
+    sizes=_sizes,
+    claims=lambda numbers: claims(numbers, variants(numbers)),
+    rules=RULES,
+    figure=figure,
+    sections=sections,
+)
+read, write, page = PAGE.read, PAGE.write, PAGE.text

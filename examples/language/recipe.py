@@ -1,4 +1,4 @@
-"""What is the same for all methods of a study of a language model."""
+"""The settings that all methods in a study of a language model share."""
 
 from dataclasses import dataclass
 

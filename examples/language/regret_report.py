@@ -1,40 +1,37 @@
 """The page of `without_regret_study.py`: what agrees with the claims and what does not, and every sweep."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from language.claims import (
     SAME,
     Claim,
     Verdict,
-    claim_table,
-    each,
     is_larger,
     is_no_larger,
     missing,
+    per_seed,
     seeds_line,
     seeds_of,
     within,
 )
 from language.page_parts import (
+    StudyPage,
     around,
+    base_text,
     counted,
-    keep_numbers,
     listed,
     log_chart,
-    machine_line,
+    machine_text,
     rate_text,
-    read_numbers,
+    training_text,
 )
 from language.sweeps import TENFOLD, Sweep, gaps, rank_spread, rate_ratios, sweeps
 from paper_report import table
 
-from loralens.charts.figure import save_figure
 from loralens.charts.spec import Band, Figure, Line, LineChart
 from loralens.tables.numbers import UNDEFINED
 
-NUMBERS = "without_regret.json"
 LAYERS = {
     "all-linear": "all layers",
     "q_proj+k_proj+v_proj+o_proj": "attention",
@@ -46,52 +43,38 @@ MATCHED = 8  # the rank of all layers that attention and MLP have as many parame
 MARKERS = ("square", "dot", "triangle", "star")
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """What a study has measured."""
-    return read_numbers(folder / NUMBERS)
-
-
-def write(found: dict[str, Any], folder: Path) -> Path:
-    """Write page, numbers and figure; the page's path."""
-    found = keep_numbers(found, folder / NUMBERS)
-    save_figure(figure(found), folder / "without_regret.png")
-    path = folder / "without_regret.md"
-    path.write_text(page(found, Path(__file__).with_name("regret_reading.md")), encoding="utf-8")
-    return path
-
-
 class Cells:
     """The sweeps of a study, by what is asked of them."""
 
-    def __init__(self, found: Mapping[str, Any]) -> None:
-        self.all = sweeps(found)
+    def __init__(self, numbers: Mapping[str, Any]) -> None:
+        self.all = sweeps(numbers)
         self.batch = self.all[0].batch if self.all else 0
 
     def full(self, batch: int | None = None) -> Sweep | None:
         """Full fine-tuning."""
-        return self._first(lambda one: one.targets is None, batch)
+        return self._first(lambda sweep: sweep.targets is None, batch)
 
     def ranks(self) -> list[Sweep]:
         """LoRA on all layers, by rank."""
-        ours = [one for one in self.all if one.targets == "all-linear" and one.batch == self.batch]
-        return sorted(ours, key=lambda one: one.rank or 0)
+        ours = [sweep for sweep in self.all if sweep.targets == "all-linear" and sweep.batch == self.batch]
+        return sorted(ours, key=lambda sweep: sweep.rank or 0)
 
     def layers(self, name: str) -> Sweep | None:
         """LoRA on attention or MLP."""
-        return self._first(lambda one: LAYERS.get(one.targets or "") == name, self.batch)
+        return self._first(lambda sweep: LAYERS.get(sweep.targets or "") == name, self.batch)
 
     def matched(self, batch: int | None = None) -> Sweep | None:
         """LoRA on all layers, at the rank that the layers are compared at."""
-        return self._first(lambda one: one.targets == "all-linear" and one.rank == MATCHED, batch)
+        return self._first(lambda sweep: sweep.targets == "all-linear" and sweep.rank == MATCHED, batch)
 
     @property
     def larger(self) -> int | None:
         """The larger batch."""
         return next((one.batch for one in self.all if one.batch != self.batch), None)
 
-    def _first(self, wanted: Callable[[Sweep], bool], batch: int | None) -> Sweep | None:
+    def _first(self, matches: Callable[[Sweep], bool], batch: int | None) -> Sweep | None:
         batch = self.batch if batch is None else batch
-        return next((one for one in self.all if one.batch == batch and wanted(one)), None)
+        return next((one for one in self.all if one.batch == batch and matches(one)), None)
 
 
 def label(sweep: Sweep) -> str:
@@ -101,37 +84,37 @@ def label(sweep: Sweep) -> str:
     return f"{LAYERS.get(sweep.targets, sweep.targets)}, r = {sweep.rank}"
 
 
-def claims(found: Mapping[str, Any]) -> list[Claim]:
+def claims(numbers: Mapping[str, Any]) -> list[Claim]:
     """Every claim with what was measured."""
-    cells = Cells(found)
+    cells = Cells(numbers)
     full, matched = cells.full(), cells.matched()
     ranked = [one for one in cells.ranks() if one.bests]
-    made = [
+    judged = [
         _same_rate(ranked),
         _tenfold(ranked, full),
         _gap("LoRA on all layers reaches the loss of full fine-tuning", ranked[-1:], full, is_no_larger),
         _gap("LoRA on all layers does so at the lowest rank too", ranked[:1], full, is_no_larger),
     ]
     attention, mlp = cells.layers("attention"), cells.layers("MLP")
-    made += [
+    judged += [
         _gap("Attention alone trails all layers, with as many parameters", [attention], matched, is_larger),
         _gap("MLP alone does not", [mlp], matched, is_no_larger),
         _gap("Attention alone trails MLP alone, with as many parameters", [attention], mlp, is_larger),
     ]
-    return [*made, _batches(cells), _capacity(cells)]
+    return [*judged, _batches(cells), _capacity(cells)]
 
 
 def _same_rate(ranked: Sequence[Sweep]) -> Claim:
     text, ratios = "The best rate does not depend on the rank", rank_spread(ranked)
-    said = ", ".join(f"r = {one.rank}: {_rates(one)}" for one in ranked)
+    rates = ", ".join(f"r = {one.rank}: {_rates(one)}" for one in ranked)
     step = max((one.factor for one in ranked), default=1.0)
-    known = f"a factor of {each(ratios, '.1f')} between ranks" if ratios else "missing"
+    ratio_text = f"a factor of {per_seed(ratios, '.1f')} between ranks" if ratios else "missing"
     if len(ranked) < 2:
         return missing(text)
     verdict = within(ratios, 1.0, step)
     if verdict == "agrees" and any(best.edge for one in ranked for best in one.bests):
         verdict = "not decided"  # the best rate of a rank may lie outside the grid
-    return Claim(text, f"{known} ({said}); the grid has a step of {step:.1f}", verdict)
+    return Claim(text, f"{ratio_text} ({rates}); the grid has a step of {step:.1f}", verdict)
 
 
 def _tenfold(ranked: Sequence[Sweep], full: Sweep | None) -> Claim:
@@ -142,7 +125,7 @@ def _tenfold(ranked: Sequence[Sweep], full: Sweep | None) -> Claim:
     step = full.factor
     return Claim(
         text,
-        f"{each(ratios, '.0f')} times (full fine-tuning: {_rates(full)}); agrees within a step of the grid, "
+        f"{per_seed(ratios, '.0f')} times (full fine-tuning: {_rates(full)}); agrees within a step of the grid, "
         f"{TENFOLD / step:.0f} to {TENFOLD * step:.0f}",
         within(ratios, TENFOLD / step, TENFOLD * step),
     )
@@ -155,7 +138,7 @@ def _gap(
     if first is None or second is None:
         return missing(text)
     differences = gaps(first, second)
-    measured = f"{label(first)} − {label(second)}: {each(differences, '+.3f')}" if differences else "missing"
+    measured = f"{label(first)} − {label(second)}: {per_seed(differences, '+.3f')}" if differences else "missing"
     return Claim(text, measured, judge(differences))
 
 
@@ -170,8 +153,8 @@ def _batches(cells: Cells) -> Claim:
         return missing(text)
     grown = [b - a for a, b in zip(small, large, strict=False)]
     measured = (
-        f"LoRA − full fine-tuning: {each(small, '+.3f')} with {cells.batch} texts, {each(large, '+.3f')} with "
-        f"{larger}; the difference of these: {each(grown, '+.3f')}"
+        f"LoRA − full fine-tuning: {per_seed(small, '+.3f')} with {cells.batch} texts, {per_seed(large, '+.3f')} with "
+        f"{larger}; the difference of these: {per_seed(grown, '+.3f')}"
     )
     return Claim(text, measured, is_larger(grown))
 
@@ -184,14 +167,14 @@ def _capacity(cells: Cells) -> Claim:
         return missing(text)
     lowest = min(sum(losses) / len(losses) for _, _, losses in measured)
     enough = [size for size, _, losses in measured if sum(losses) / len(losses) <= lowest + SAME]
-    said = ", ".join(f"{counted(size)} parameters {around(losses, '.3f')}" for size, _, losses in measured)
-    return Claim(text, f"{said}; from {counted(min(enough))} on within {SAME} of the best", "not decided")
+    losses_text = ", ".join(f"{counted(size)} parameters {around(losses, '.3f')}" for size, _, losses in measured)
+    return Claim(text, f"{losses_text}; from {counted(min(enough))} on within {SAME} of the best", "not decided")
 
 
 def _by_size(cells: Cells) -> list[Sweep]:
     """The cells of LoRA that differ in their number of parameters alone, and not in the kind of layer that trails."""
-    ours = [one for one in cells.all if one.targets in ("all-linear", "v_proj") or _is_one(one)]
-    return sorted((one for one in ours if one.batch == cells.batch), key=lambda one: one.trained)
+    ours = [cell for cell in cells.all if cell.targets in ("all-linear", "v_proj") or _is_one(cell)]
+    return sorted((cell for cell in ours if cell.batch == cells.batch), key=lambda cell: cell.trained)
 
 
 def _is_one(sweep: Sweep) -> bool:
@@ -205,42 +188,42 @@ def _rates(sweep: Sweep) -> str:
     )
 
 
-def sweep_table(found: Mapping[str, Any]) -> str:
+def sweep_table(numbers: Mapping[str, Any]) -> str:
     """Every cell with its loss at every rate."""
-    cells = sweeps(found)
+    cells = sweeps(numbers)
     rows = []
-    for one in cells:
-        means = one.mean()
+    for cell in cells:
+        means = cell.mean()
         best = min(means, key=lambda lr: means[lr], default=None)
         shown = []
-        for lr in one.rates:
-            values = [losses[lr] for losses in one.losses.values() if lr in losses]
+        for lr in cell.rates:
+            values = [losses[lr] for losses in cell.losses.values() if lr in losses]
             finite = [value for value in values if value is not None]
             text = around(finite, ".3f") if finite else "diverged" if values else UNDEFINED
             shown.append(f"{rate_text(lr)}: {f'**{text}**' if lr == best else text}")
-        losses = around([best.loss for best in one.bests], ".3f")
-        size = f"{one.trained:,}" if one.trained else UNDEFINED
-        rows.append([label(one), size, f"{one.steps} × {one.batch}", "; ".join(shown), _rates(one), losses])
+        losses = around([best.loss for best in cell.bests], ".3f")
+        size = f"{cell.trained:,}" if cell.trained else UNDEFINED
+        rows.append([label(cell), size, f"{cell.steps} × {cell.batch}", "; ".join(shown), _rates(cell), losses])
     head = ["cell", "trained", "steps × texts", "loss at each rate", "best rate (fitted)", "loss at the best rate"]
     return table(head, rows)
 
 
-def missing_runs(found: Mapping[str, Any]) -> str:
+def missing_runs(numbers: Mapping[str, Any]) -> str:
     """The runs of the plan that are not there, in words."""
     lines = []
-    for one in sweeps(found):
-        for seed in found["plan"]["seeds"]:
-            lost = [lr for lr in one.rates if lr not in one.losses.get(seed, {})]
+    for cell in sweeps(numbers):
+        for seed in numbers["plan"]["seeds"]:
+            lost = [lr for lr in cell.rates if lr not in cell.losses.get(seed, {})]
             if lost:
-                which = "all rates" if len(lost) == len(one.rates) else listed(list(map(rate_text, lost)))
-                lines.append(f"- {label(one)}, batches of {one.batch}, seed {seed}: {which}")
+                which = "all rates" if len(lost) == len(cell.rates) else listed(list(map(rate_text, lost)))
+                lines.append(f"- {label(cell)}, batches of {cell.batch}, seed {seed}: {which}")
     return "\n".join(lines)
 
 
-def figure(found: Mapping[str, Any]) -> Figure:
+def figure(numbers: Mapping[str, Any]) -> Figure:
     """Loss against the rate for ranks, layers and batches, and the best loss against the number of parameters."""
-    cells = Cells(found)
-    ceiling = found["base"]["held_out"]
+    cells = Cells(numbers)
+    ceiling = numbers["base"]["held_out"]
     layers = [cells.layers("attention"), cells.layers("MLP"), cells.matched()]
     batches = [cells.full(), cells.matched()]
     batches += [cells.full(cells.larger), cells.matched(cells.larger)] if cells.larger else []
@@ -288,20 +271,13 @@ def _size_chart(cells: Cells) -> LineChart | None:
     return log_chart("capacity: at the best rate", lines, "trained parameters", "loss (nats per token)", ticks)
 
 
-def page(found: Mapping[str, Any], reading: Path) -> str:
-    """The page as Markdown."""
-    import without_regret_study
-
-    intro = (without_regret_study.__doc__ or "").split("\n\n")[2]
-    parts = [f"    {found['command']}", "# LoRA Without Regret, in small", intro, _sizes(found)]
-    parts += ["## What agrees and what does not", claim_table(claims(found), len(seeds_of(found["runs"]))) + RULES]
-    if reading.exists():
-        parts.append(reading.read_text(encoding="utf-8").strip())
-    parts.append("![Loss against the learning rate, and against parameters](without_regret.png)")
-    sections = [("Every sweep", sweep_table(found)), ("What is missing", missing_runs(found) or "Nothing of the plan.")]
-    sections.append(("What this cannot show", _limits(found)))
-    parts += [f"## {title}\n\n{text.strip()}" for title, text in sections]
-    return "\n\n".join(parts) + "\n"
+def sections(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The parts of the page below the figure."""
+    return [
+        ("Every sweep", sweep_table(numbers)),
+        ("What is missing", missing_runs(numbers) or "Nothing of the plan."),
+        ("What this cannot show", _limits(numbers)),
+    ]
 
 
 RULES = f"""
@@ -311,24 +287,20 @@ is the lowest point of a parabola through the best rate of the grid and its neig
 counts if these three rates are done."""
 
 
-def _sizes(found: Mapping[str, Any]) -> str:
-    plan, texts = found["plan"], found["texts"]
-    recipe = plan["recipe"]
-    where = "one thread of the CPU, while other programs ran" if plan["device"] == "cpu" else plan["device"]
+def _sizes(numbers: Mapping[str, Any]) -> str:
+    plan, texts = numbers["plan"], numbers["texts"]
     planned = len(plan["seeds"]) * sum(len(cell["rates"]) for cell in plan["cells"])
     return (
-        f"**{len(found['runs'])} of {planned} runs are done**; those that are missing are named below. Base: "
-        f"SmolLM2-135M-Instruct ({found['model_size']:,} parameters, package `{plan['model']}`, decoded from 4 "
-        f"bits to float32); its loss is {found['base']['held_out']:.3f} before training. Texts: {texts['source']}, "
-        f"{texts['train']:,} pairs of at most {recipe['characters']} characters. **{recipe['steps']} steps of "
-        f"{recipe['batch']} texts**, AdamW, constant rate with a warm-up of 5 %. Judged on {texts['held_out']} "
-        f"sentences ({texts['held_out_tokens']:,} tokens). Seeds: "
-        f"{seeds_line(found)}; ± is half of the range over them. {machine_line(found['machine'])}; {where}."
+        f"**{len(numbers['runs'])} of {planned} runs are done**; those that are missing are named below. "
+        f"{base_text(numbers)}; its loss is {numbers['base']['held_out']:.3f} before training. "
+        f"{training_text(numbers)}, constant rate with a warm-up of 5 %. Judged on {texts['held_out']} sentences "
+        f"({texts['held_out_tokens']:,} tokens). Seeds: {seeds_line(numbers)}; ± is half of the range over them. "
+        f"{machine_text(numbers)}"
     )
 
 
-def _limits(found: Mapping[str, Any]) -> str:
-    recipe, seeds = found["plan"]["recipe"], seeds_of(found["runs"])
+def _limits(numbers: Mapping[str, Any]) -> str:
+    recipe, seeds = numbers["plan"]["recipe"], seeds_of(numbers["runs"])
     return f"""\
 - {recipe["steps"]} steps are the beginning of a training. B starts at 0, so LoRA loses more of a short run to its
   start. For runs of up to a hundred steps the paper finds a ratio of the rates of about 15; ten is that of long runs.
@@ -337,3 +309,18 @@ def _limits(found: Mapping[str, Any]) -> str:
 - The rate of each cell is chosen on the texts that it is judged on, which favours cells with more rates a little.
 - Number of seeds: {len(seeds)}. One model of 135 million parameters, one kind of text, no reinforcement learning.
 - Batches see the same number of texts, so a larger one has fewer steps, as in one epoch of the paper."""
+
+
+PAGE = StudyPage(
+    script="without_regret_study",
+    name="without_regret",
+    reading="regret_reading.md",
+    title="LoRA Without Regret, in small",
+    caption="Loss against the learning rate, and against parameters",
+    sizes=_sizes,
+    claims=claims,
+    rules=RULES,
+    figure=figure,
+    sections=sections,
+)
+read, write, page = PAGE.read, PAGE.write, PAGE.text

@@ -69,12 +69,12 @@ class Sweep:
 
     def mean(self) -> dict[float, float]:
         """Rate → the mean loss over the seeds at which it is finite."""
-        found: dict[float, list[float]] = {}
+        by_rate: dict[float, list[float]] = {}
         for losses in self.losses.values():
             for lr, loss in losses.items():
                 if loss is not None:
-                    found.setdefault(lr, []).append(loss)
-        return {lr: fmean(values) for lr, values in sorted(found.items())}
+                    by_rate.setdefault(lr, []).append(loss)
+        return {lr: fmean(values) for lr, values in sorted(by_rate.items())}
 
     @property
     def bests(self) -> list[Best]:
@@ -95,11 +95,11 @@ def _lowest(points: Sequence[tuple[float, float]]) -> float:
     return x1 if curvature <= 0 else min(max((x0 + x1) / 2 - left / (2 * curvature), x0), x2)
 
 
-def sweeps(found: Mapping[str, Any]) -> list[Sweep]:
+def sweeps(numbers: Mapping[str, Any]) -> list[Sweep]:
     """The cells of a study in their order, with their losses."""
     listed = []
-    for cell in found["plan"]["cells"]:
-        runs = [run for run in found["runs"] if _is_of(run, cell)]
+    for cell in numbers["plan"]["cells"]:
+        runs = [run for run in numbers["runs"] if _is_of(run, cell)]
         losses: dict[int, dict[float, float | None]] = {}
         for run in runs:
             if any(_same(run["lr"], lr) for lr in cell["rates"]):
@@ -127,20 +127,20 @@ def gaps(first: Sweep, second: Sweep) -> list[float]:
 def rank_spread(ranked: Sequence[Sweep]) -> list[float]:
     """The ratio of the largest and the smallest best rate over ranks, at every seed that all have."""
     common = [seed for seed in ranked[0].seeds if all(seed in one.seeds for one in ranked)] if ranked else []
-    found = []
+    ratios = []
     for seed in common:
         rates = [best.fitted for one in ranked if (best := one.best(seed)) is not None]
         if len(rates) == len(ranked):
-            found.append(max(rates) / min(rates))
-    return found
+            ratios.append(max(rates) / min(rates))
+    return ratios
 
 
 def rate_ratios(ranked: Sequence[Sweep], full: Sweep) -> list[float]:
     """The geometric mean of the best rates over ranks divided by that of full fine-tuning, at every seed."""
-    found = []
+    ratios = []
     for seed in full.seeds:
         rates = [best.fitted for one in ranked if (best := one.best(seed)) is not None]
         own = full.best(seed)
         if own is not None and ranked and len(rates) == len(ranked):
-            found.append(10 ** fmean(log10(rate) for rate in rates) / own.fitted)
-    return found
+            ratios.append(10 ** fmean(log10(rate) for rate in rates) / own.fitted)
+    return ratios

@@ -83,23 +83,23 @@ def _pair(meaning: str, sentence: str) -> Pair:
 
 def _by_prompt(pairs: Iterable[Pair]) -> dict[str, list[str]]:
     """All completions of each prompt, in their order."""
-    found: dict[str, list[str]] = {}
+    completions: dict[str, list[str]] = {}
     for prompt, completion in pairs:
-        found.setdefault(prompt, []).append(completion)
-    return found
+        completions.setdefault(prompt, []).append(completion)
+    return completions
 
 
 def _news(longest: int) -> Pairs:
     corpus = read_corpus(NEWS)
     parts = []
-    seen: set[str] = set()
+    prompts: set[str] = set()
     for examples in (corpus.held_out, corpus.validation, corpus.train):
         part = {}
         for words in (example.text.split() for example in examples):
             prompt, completion = " ".join(words[:BEGINNING]), " ".join(words[BEGINNING : BEGINNING + END])
-            if len(words) >= BEGINNING + END and len(prompt) + len(completion) <= longest and prompt not in seen:
+            if len(words) >= BEGINNING + END and len(prompt) + len(completion) <= longest and prompt not in prompts:
                 part[prompt] = Pair(prompt, f" {completion}")
-        seen |= set(part)
+        prompts |= set(part)
         parts.append(list(part.values()))
     held_out, validation, train = parts
     return Pairs(NEWS, train, validation, held_out, {one.prompt: [one.completion.strip()] for one in held_out})

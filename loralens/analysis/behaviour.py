@@ -200,7 +200,7 @@ class _Difference:
         for layer, (h1, h2) in enumerate(zip(first.hidden, second.hidden, strict=True)):
             h1 = _double(h1)
             self.distance[layer] += float((h1 - _double(h2)).square().sum())
-            # Relative to the first version: in the pairs with the base that is the base.
+            # The distance is relative to the first version, which is the base in the pairs with the base.
             self.length[layer] += float(h1.square().sum())
         self.states += len(first.hidden[0]) if first.hidden else len(first.logits)  # type: ignore[arg-type]
 

@@ -22,7 +22,7 @@ and the median scale of the other kinds is used, and is treated as better known 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log
+from math import log, nan
 from typing import NamedTuple, final
 
 import numpy as np
@@ -81,7 +81,7 @@ def find_outliers(spectra: Mapping[str, Spectrum]) -> list[Outlier]:
     Kinds are those of `kind_in_block`, which are the same in every dialect. Modules with ΔW = 0 are left out, and so
     are kinds of fewer than `FEWEST` modules, in which no gap is wide enough to exclude chance.
     """
-    # By shape too: in diffusers' files to_q stands for self-attention and cross-attention of several widths.
+    # Shapes separate modules too: in diffusers' files to_q is self-attention and cross-attention of several widths.
     cells: dict[tuple[str, tuple[int, int]], dict[str, Spectrum]] = {}
     for name in sorted(spectra, key=natural_key):
         if spectra[name].spectral > 0:
@@ -98,11 +98,11 @@ def _outliers_in(cells: Mapping[tuple[str, tuple[int, int]], Mapping[str, Spectr
     kinds = {kind: members for kind, members in kinds.items() if len(members) >= FEWEST}
     distances = {kind: np.array([member.distance for member in members]) for kind, members in kinds.items()}
     # ln 2 is the median of an exponential of scale 1: robust, so an odd module in one kind spoils no other.
-    scales = {kind: float(np.median(np.abs(x - np.median(x)))) / log(2) for kind, x in distances.items()}
+    scales = {kind: float(_medians(np.abs(x - _medians(x)))) / log(2) for kind, x in distances.items()}
     results = []
     for kind, members in kinds.items():
         other_scales = [scale for other, scale in scales.items() if other != kind]
-        x, agreed = distances[kind], float(np.median(other_scales)) if other_scales else None
+        x, agreed = distances[kind], float(_medians(np.array(other_scales))) if other_scales else None
         # The false alarms allowed for one end of one quantity: a quarter of all, as two quantities have two ends each.
         level = min(SURE, PER_MODULE / 2 * x.size / 4)
         for end in (1, -1):  # unusually large values, then unusually small ones
@@ -120,14 +120,23 @@ def _members(spectra: Mapping[str, Spectrum], quantity: str) -> list[_Member]:
         return []
     values = np.array([getattr(spectra[name], quantity) for name in names])
     x = np.array([_unbounded_value(spectra[name], quantity) for name in names])
-    members = []
-    for i, name in enumerate(names):
-        # Two neighbours on either side; at the ends of a stack more of them are on one side.
-        start = min(max(i - NEIGHBOURS // 2, 0), len(names) - NEIGHBOURS - 1)
-        near = [j for j in range(start, start + NEIGHBOURS + 1) if j != i]
-        typical, distance = float(np.median(values[near])), float(x[i] - np.median(x[near]))
-        members.append(_Member(name, float(values[i]), typical, distance))
-    return members
+    # Two neighbours on either side; at the ends of a stack more of them are on one side.
+    own = np.arange(len(names))
+    starts = np.clip(own - NEIGHBOURS // 2, 0, len(names) - NEIGHBOURS - 1)
+    near = starts[:, None] + np.arange(NEIGHBOURS)
+    near += near >= own[:, None]  # without the module itself
+    typical, distances = _medians(values[near]), x - _medians(x[near])
+    return [_Member(name, float(values[i]), float(typical[i]), float(distances[i])) for i, name in enumerate(names)]
+
+
+def _medians(values: Floats) -> Floats:
+    """The medians along the last axis. `numpy.median` gives the same, and loads numpy.ma, which takes 2 MB."""
+    ordered = np.sort(values, axis=-1)
+    middle, odd = divmod(ordered.shape[-1], 2)
+    upper = ordered[..., middle]
+    medians = upper if odd else (ordered[..., middle - 1] + upper) / 2
+    # NaN is sorted behind all numbers.
+    return np.where(np.isnan(ordered[..., -1]), nan, medians)
 
 
 def _directions(spectrum: Spectrum) -> int:
@@ -158,7 +167,7 @@ def upper_outliers(x: Floats, level: float, agreed: float | None = None) -> Sequ
         Mean spacing of other kinds, which is used if it is larger than that of these values.
     """
     order = np.argsort(-x, kind="stable")
-    x = x[order] - np.median(x)
+    x = x[order] - _medians(x)
     half = x.size // 2
     # Times k, all spacings of exponential variables have one mean.
     spacings = np.arange(1, half + 1) * (x[:half] - x[1 : half + 1])

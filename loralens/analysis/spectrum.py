@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import final
 
 from loralens.core.adapter import Adapter
@@ -13,7 +14,7 @@ from loralens.linalg import measures
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, so that what tables, figures and checks ask for is computed once
 class Spectrum:
     """The singular values of one update ΔW, with the norms and ranks that follow from them.
 
@@ -31,42 +32,42 @@ class Spectrum:
     shape: tuple[int, int]
     rank: int
 
-    @property
+    @cached_property
     def frobenius(self) -> float:
         """‖ΔW‖_F = √Σσ²."""
         return measures.frobenius(self.s)
 
-    @property
+    @cached_property
     def spectral(self) -> float:
         """‖ΔW‖₂ = σ₁."""
         return measures.spectral(self.s)
 
-    @property
+    @cached_property
     def nuclear(self) -> float:
         """‖ΔW‖_* = Σσ."""
         return measures.nuclear(self.s)
 
-    @property
+    @cached_property
     def numerical_rank(self) -> int:
         """Singular values above σ₁ · max(out, in) · ε of float64."""
         return measures.numerical_rank(self.s, self.shape)
 
-    @property
+    @cached_property
     def stable_rank(self) -> float:
         """Σσ² / σ₁²."""
         return measures.stable_rank(self.s)
 
-    @property
+    @cached_property
     def effective_rank(self) -> float:
         """exp(−Σ p ln p) with p = σ/Σσ (Roy & Vetterli 2007)."""
         return measures.effective_rank(self.s)
 
-    @property
+    @cached_property
     def effective_rank_energy(self) -> float:
         """exp(−Σ p ln p) with p = σ²/Σσ², so that strong directions count more."""
         return measures.effective_rank_energy(self.s)
 
-    @property
+    @cached_property
     def participation_ratio(self) -> float:
         """(Σσ²)² / Σσ⁴."""
         return measures.participation_ratio(self.s)

@@ -17,7 +17,7 @@ def dare(
     density: float = 0.1,
     lam: float = 1.0,
     space: Space = "full",
-    seed: np.random.SeedSequence | None = None,
+    seed: "np.random.SeedSequence | None" = None,
 ) -> Fused:
     """λ Σ_t w_t ΔW_t ∘ m_t / q, where every entry of m_t is 1 with probability q and 0 otherwise.
 
@@ -54,7 +54,7 @@ def dare_ties(
     density: float = 0.1,
     lam: float = 1.0,
     space: Space = "full",
-    seed: np.random.SeedSequence | None = None,
+    seed: "np.random.SeedSequence | None" = None,
 ) -> Fused:
     """DARE, then the sign election of TIES: λ times the mean of the rescaled entries that have the elected sign.
 
@@ -67,7 +67,7 @@ def dare_ties(
     return fuse_entries(joint, lambda entries: _rule(entries, density, seed, elect=True), space=space, lam=lam)
 
 
-def _rule(entries: Entries, density: float, seed: np.random.SeedSequence | None, *, elect: bool) -> Fuse:
+def _rule(entries: Entries, density: float, seed: "np.random.SeedSequence | None", *, elect: bool) -> Fuse:
     # An entry is kept if its random 16-bit word is below the threshold. The threshold is at least 1, because kept
     # entries are divided by the probability.
     threshold = min(max(1, round(density * STEPS)), STEPS)
@@ -87,7 +87,7 @@ def _rule(entries: Entries, density: float, seed: np.random.SeedSequence | None,
     return fuse
 
 
-def adapter_draws(entries: Entries, seed: np.random.SeedSequence | None) -> list[Draws]:
+def adapter_draws(entries: Entries, seed: "np.random.SeedSequence | None") -> list[Draws]:
     """Return the source of random numbers of every update, which depends on its place among the adapters."""
     seed = np.random.SeedSequence(0) if seed is None else seed
     # The seed comes from the place, not from the order of the matrices: if an adapter is 0 in a module, the random

@@ -1,7 +1,5 @@
 """DELLA: entries are dropped at random, small ones with a higher probability; then as in TIES (Deep et al. 2024)."""
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from loralens.arithmetic.dare import adapter_draws
@@ -23,7 +21,7 @@ def della(
     epsilon: float = 0.07,
     lam: float = 1.0,
     space: Space = "full",
-    seed: np.random.SeedSequence | None = None,
+    seed: "np.random.SeedSequence | None" = None,
 ) -> Fused:
     """λ times the mean of those of the pruned w_t ΔW_t that have the elected sign.
 
@@ -64,20 +62,20 @@ def della(
     return fuse_entries(joint, lambda entries: _rule(entries, density, epsilon, seed), space=space, lam=lam)
 
 
-def _rule(entries: Entries, density: float, epsilon: float, seed: np.random.SeedSequence | None) -> Fuse:
+def _rule(entries: Entries, density: float, epsilon: float, seed: "np.random.SeedSequence | None") -> Fuse:
     draws, work = adapter_draws(entries, seed), Workspace()
     n = entries.shape[1]
     # The probabilities of a row by rank, from the smallest entry to the largest; a row of one entry has the mean.
     q = density + epsilon * (2 * np.arange(n) / (n - 1) - 1) if n > 1 else np.full(1, density)
     # An entry is kept if its random number, 0 … STEPS − 1, is below the threshold. The threshold is at least 1,
-    # because entries are divided by q.
-    thresholds = np.clip(np.rint(q * STEPS), 1, STEPS)
+    # because entries are divided by q. In the dtype of the entries, so that they are copied without a conversion.
+    thresholds = np.clip(np.rint(q * STEPS), 1, STEPS).astype(entries.dtype)
 
     def fuse(rows: slice, stack: Array) -> Array:
         for x, draws_t in zip(stack, draws, strict=True):
             chances = work.of("chances", x.shape, x.dtype)
             # From ranks back to the places of the entries.
-            for row, order in zip(chances, _orders(x), strict=True):
+            for row, order in zip(chances, _orders(x, work), strict=True):
                 row[order] = thresholds
             words = draws_t.words(rows.start * n, x.size).reshape(x.shape)
             x *= np.less(words, chances, out=work.of("mask", x.shape, np.bool_))
@@ -88,14 +86,18 @@ def _rule(entries: Entries, density: float, epsilon: float, seed: np.random.Seed
     return fuse
 
 
-def _orders(x: Array) -> Iterable[Integers]:
+def _orders(x: Array, work: Workspace) -> Integers:
     """For every row, the positions of its entries by rising absolute value; equal entries from left to right."""
     if x.dtype != np.float32:
-        yield from np.argsort(np.abs(x), axis=1, kind="stable")
-        return
-    # Without its sign bit, the pattern of a float32 orders as its absolute value does. NumPy sorts 16-bit integers by
-    # counting, and two such sorts take half the time of one sort of 32 bits.
-    bits = x.view(np.uint32) & np.uint32(0x7FFFFFFF)
-    for low, high in zip(bits.astype(np.uint16), (bits >> 16).astype(np.uint16), strict=True):
-        first = np.argsort(low, kind="stable")
-        yield first.take(np.argsort(high.take(first), kind="stable"))
+        return np.argsort(np.abs(x), axis=1, kind="stable")
+    # Without its sign bit, the pattern of a float32 orders as its absolute value does. With the position in the lower
+    # bits all keys differ, and NumPy sorts integers several times as fast as it sorts positions stably.
+    places = max(1, x.shape[1] - 1).bit_length()
+    keys = work.of("keys", x.shape, np.int64)
+    np.copyto(keys, x.view(np.int32))
+    keys &= 0x7FFFFFFF
+    keys <<= places
+    keys |= np.arange(x.shape[1])
+    keys.sort(axis=1)
+    keys &= (1 << places) - 1
+    return keys

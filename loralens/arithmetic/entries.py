@@ -14,7 +14,7 @@ from loralens.linalg.exact import ExactProduct, exact_product
 from loralens.linalg.factor import Floats
 from loralens.linalg.selection import kth_largest
 
-BLOCK = 1 << 18  # entries of one update in a block: 1 MiB in float32, which fits the cache of a core
+BLOCK = 1 << 17  # entries of one update in a block: 512 KiB in float32, of which several fit the cache of a core
 FEWEST = 8  # rows of a block at least: BLAS is slow on products of fewer rows
 
 Fuse = Callable[[slice, Array], Array]

@@ -137,7 +137,7 @@ class Grid:
             return "module" if len(self.blocks) > 1 else ""
         return f"block of {fit_name(next(iter(stacks)))}" if len(stacks) == 1 else "block"
 
-    @property
+    @cached_property
     def places(self) -> int:
         """The number of columns with a colour of their own, which are all but that of modules outside any block."""
         return sum(column is not None for column in self.blocks)

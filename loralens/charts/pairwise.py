@@ -46,7 +46,7 @@ def pairwise_figure(
     energy : Interference
         The interference in the same modules.
     tree : float64 array, shape (T − 1, 4)
-        As `loralens.analysis.compare.pairwise.cluster_order` returns it.
+        As `loralens.analysis.compare.clusters.cluster_order` returns it.
     sides : sequence of str
         The sides whose φ is drawn.
 

@@ -5,7 +5,7 @@ stylesheet of the page, so that one picture serves light and dark pages. `data-`
 hovering and filtering need.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 
@@ -19,12 +19,14 @@ def upwards(text: str, x: float, y: float, kind: str) -> str:
     return f'<text class="{kind}" transform="translate({n(x)} {n(y)}) rotate(-90)">{escape(text)}</text>'
 
 
-def svg(width: float, height: float, parts: Iterable[str], alt: str, attributes: str) -> str:
-    """Return a picture of these parts, with an accessible name unless ``alt`` is empty, and further attributes."""
+def svg(width: float, height: float, parts: Iterable[str], alt: str, attributes: str) -> Iterator[str]:
+    """Yield a picture of these parts, with an accessible name unless ``alt`` is empty, and further attributes."""
     # The width is a property of the style and no attribute, so that a page can shrink a picture to its column.
     size = f'viewBox="0 0 {n(width)} {n(height)}" style="--w:{n(width)}px"'
     label = f' role="img" aria-label="{escape(alt)}"' if alt else ""
-    return f"<svg{attributes} {size}{label}>{''.join(parts)}</svg>"
+    yield f"<svg{attributes} {size}{label}>"
+    yield from parts
+    yield "</svg>"
 
 
 def n(value: float, places: int = 1) -> str:

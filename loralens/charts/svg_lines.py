@@ -1,7 +1,8 @@
 """Renders line charts as SVG."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
+from itertools import chain
 from math import cos, log10, pi, sin
 from typing import NamedTuple
 
@@ -38,8 +39,11 @@ class PlotArea(NamedTuple):
         )
 
 
-def lines_svg(chart: LineChart, alt: str, *, alone: bool = False) -> str:
-    """Return a line chart as SVG with axes, levels and legend; ``alone`` as in `loralens.charts.layout.chart_box`."""
+def lines_svg(chart: LineChart, alt: str, *, alone: bool = False) -> Iterator[str]:
+    """Return the pieces of a line chart as SVG with axes, levels and legend.
+
+    ``alone`` is as in `loralens.charts.layout.chart_box`.
+    """
     room = chart_box(chart, alone=alone)
     frame = PlotArea(room.left, room.top, room.across, room.down, chart.x, chart.y)
     middle = frame.left + frame.width / 2, frame.top + frame.height / 2
@@ -48,15 +52,15 @@ def lines_svg(chart: LineChart, alt: str, *, alone: bool = False) -> str:
     numbers = (frame.left, frame.top, frame.width, frame.height, *frame.x.limits, *frame.y.limits)
     data = f' data-frame="{" ".join(f"{value:.9g}" for value in numbers)}"' + ' data-log=""' * frame.y.log
     # In SVG what comes later covers what comes earlier: lines cover areas, and notes cover lines.
-    parts = [
-        *(_area(area, frame) for area in chart.areas),
-        *_axes(chart, frame),
-        *(nothing if chart.empty else []),
-        *_levels(chart, frame),
-        *(_line(line, frame) for line in chart.lines),
-        *_note(chart, frame),
-        *_names(chart.named, room),
-    ]
+    parts = chain(
+        (_area(area, frame) for area in chart.areas),
+        _axes(chart, frame),
+        nothing if chart.empty else [],
+        _levels(chart, frame),
+        (_line(line, frame) for line in chart.lines),
+        _note(chart, frame),
+        _names(chart.named, room),
+    )
     hover = f' data-hover="{escape(chart.x.label)}"'
     return svg(room.width, room.height, parts, alt or chart.title, f' class="lines"{hover}{data}')
 

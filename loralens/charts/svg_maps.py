@@ -1,6 +1,6 @@
 """Renders maps of cells, maps of φ(i, j) and colour keys as SVG."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import groupby
 
@@ -14,44 +14,50 @@ from loralens.charts.svg import modules_attribute, n, svg, upwards, words
 TITLE = 26  # letters of a title that fit above a map of φ(i, j)
 
 
-def heat_svg(chart: HeatMap, alt: str) -> str:
-    """Return a map of cells with its colour bar below, as SVG."""
-    room, (wide, high) = layout.chart_box(chart), layout.cell_size(chart)
+def heat_svg(chart: HeatMap, alt: str) -> Iterator[str]:
+    """Return the pieces of a map of cells with its colour bar below, as SVG."""
+    room = layout.chart_box(chart)
+    return svg(room.width, room.height, _map(chart, room), alt or chart.title, ' class="heat"')
+
+
+def _map(chart: HeatMap, room: layout.Box) -> Iterator[str]:
+    """What is drawn on a map of cells, from the lowest layer to the highest."""
+    wide, high = layout.cell_size(chart)
     gap = 1 if min(wide, high) > 6 else 0  # a gap would take much of a cell of few pixels
-    parts = [words(chart.title, 0, 13, "head")] if chart.title else []
+    if chart.title:
+        yield words(chart.title, 0, 13, "head")
     if chart.tree:
         bottom = layout.above_cells(chart)[0] + layout.TREE - 4
         places = [[(room.left + wide * x, bottom - (layout.TREE - 8) * y) for x, y in branch] for branch in chart.tree]
         paths = ("M" + "L".join(f"{n(x)} {n(y)}" for x, y in branch) for branch in places)
-        parts.append(f'<path class="tree" d="{"".join(paths)}"/>')
+        yield f'<path class="tree" d="{"".join(paths)}"/>'
     middles = ((room.left + wide * (a + b) / 2, name) for a, b, name in chart.heads)
-    parts += [words(name, x, room.top - 4, "num mid") for x, name in middles]
+    yield from (words(name, x, room.top - 4, "num mid") for x, name in middles)
     kind = "label end" if high > 9 else "num end"  # low rows have no room for the larger letters
-    parts += [words(name, room.left - 6, room.top + high * (i + 0.5) + 4, kind) for i, name in chart.row_texts]
+    yield from (words(name, room.left - 6, room.top + high * (i + 0.5) + 4, kind) for i, name in chart.row_texts)
 
     def rectangle(i: int, j: int) -> str:
         return _rectangle(room.left + wide * j, room.top + high * i, wide - gap, high - gap)
 
-    parts += [f'<rect class="hole" {rectangle(i, j)}/>' for i, j in (*chart.holes, *chart.zeros)]
+    yield from (f'<rect class="hole" {rectangle(i, j)}/>' for i, j in (*chart.holes, *chart.zeros))
     r = (min(wide, high) - gap) / 4  # half the side of the cross of a cell in which ΔW is 0
     for i, j in chart.zeros:
         start = f"M{n(room.left + wide * j + (wide - gap) / 2 - r)} {n(room.top + high * i + (high - gap) / 2 - r)}"
-        parts.append(f'<path class="zero" d="{start}l{n(2 * r)} {n(2 * r)}m0 {n(-2 * r)}l{n(-2 * r)} {n(2 * r)}"/>')
+        yield f'<path class="zero" d="{start}l{n(2 * r)} {n(2 * r)}m0 {n(-2 * r)}l{n(-2 * r)} {n(2 * r)}"/>'
     for i, j in sorted(chart.cells):
         cell, scale = chart.cells[i, j], chart.scale
         colour = level(cell.value, scale.low, scale.high, diverging=scale.diverging)
         tip = f'data-t="{escape(cell.tip)}"{modules_attribute(cell.modules)}'
-        parts.append(f'<rect class="{colour}" {rectangle(i, j)} {tip}/>')
+        yield f'<rect class="{colour}" {rectangle(i, j)} {tip}/>'
         if chart.written:
             x, y = room.left + wide * (j + 0.5), room.top + high * (i + 0.5) + 4
-            parts.append(words(scale.text(cell.value), x, y, "cell mid strong" if is_strong(colour) else "cell mid"))
+            yield words(scale.text(cell.value), x, y, "cell mid strong" if is_strong(colour) else "cell mid")
     # Half a pixel before the cell, in the gap between two cells.
     edges = [f"M{n(room.left + wide * j - 0.5)} {n(room.top)}v{n(room.down)}" for j in chart.column_edges]
     edges += [f"M{n(room.left)} {n(room.top + high * i - 0.5)}h{n(room.across)}" for i in chart.row_edges]
-    parts += [f'<path class="edge" d="{edge}"/>' for edge in edges]
-    parts += _columns(chart, room, wide)
-    parts += _bar(chart.scale, room.left, room.height - layout.BAR_ROOM)
-    return svg(room.width, room.height, parts, alt or chart.title, ' class="heat"')
+    yield from (f'<path class="edge" d="{edge}"/>' for edge in edges)
+    yield from _columns(chart, room, wide)
+    yield from _bar(chart.scale, room.left, room.height - layout.BAR_ROOM)
 
 
 def _rectangle(x: float, y: float, width: float, height: float) -> str:
@@ -98,8 +104,8 @@ def _bar(scale: ColourScale, left: float, top: float) -> list[str]:
     return parts
 
 
-def overlaps_svg(chart: Overlaps, alt: str) -> str:
-    """Return a map of φ(i, j) as SVG.
+def overlaps_svg(chart: Overlaps, alt: str) -> Iterator[str]:
+    """Return the pieces of a map of φ(i, j) as SVG.
 
     There is one path for each colour and not one element for each cell, so that a page of many maps stays small. An
     attribute holds the values for hovering, two digits for each cell.
@@ -135,8 +141,8 @@ def _runs(row: Sequence[float], scale: ColourScale) -> Iterable[tuple[str, int, 
         start += length
 
 
-def key_svg(key: Key) -> str:
-    """Return a colour key as SVG, for charts that share it."""
+def key_svg(key: Key) -> Iterator[str]:
+    """Return the pieces of a colour key as SVG, for charts that share it."""
     width, height = layout.key_size(key)
     parts = _ramp(key) if isinstance(key, Ramp) else _bar(key, 8, 0)
     return svg(width, height, parts, "", ' class="key" aria-hidden="true"')

@@ -35,7 +35,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
     metavar="FILE",
     help="Follow a recipe: a .toml file, or an adapter that combine has written.",
 )
-# Not a click.Choice: the help would show 21 names without explanation, and the message for a wrong name explains each.
+# With a click.Choice the help would show 21 names without explanation. The message for a wrong name explains each.
 @click.option(
     "--method", metavar="NAME", help="How the updates are combined; a wrong name lists all methods. [default: sum]"
 )

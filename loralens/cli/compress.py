@@ -22,7 +22,7 @@ from loralens.cli.show import RowOptions, row_options
 @options.to()
 @options.dtype(tuple(INTEGER_TYPES), note=f"; int8 and int4 are written as {QUANTISED}")
 @options.modules
-# Not `options.DROP_DEAD`, since a budget may also give a module no rank.
+# `options.DROP_DEAD` does not fit, since a budget may also give a module no rank.
 @click.option(
     "--drop-dead", is_flag=True, help="Leave out modules whose update is zero, or that get no rank from the budget."
 )

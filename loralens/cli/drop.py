@@ -11,7 +11,7 @@ from loralens.cli.show import RowOptions, row_options, show
 
 @click.command("drop")
 @click.argument("adapter")
-# Not `options.MODULES`: it says what is left out, not what is chosen.
+# `options.MODULES` does not fit: this option says what is left out, not what is chosen.
 @click.option(
     "--modules",
     "-m",

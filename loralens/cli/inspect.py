@@ -9,7 +9,7 @@ import loralens
 from loralens.choices import Consumer
 from loralens.cli import options
 from loralens.cli.overview import WITHOUT_VERB, next_steps
-from loralens.cli.show import RowOptions, row_options, show, show_tables, wrapped
+from loralens.cli.show import RowOptions, row_options, show, show_tables, wrap_sentences
 from loralens.cli.terminal import say
 
 
@@ -42,7 +42,7 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
                 show_tables(*adapter.listing())
         if WITHOUT_VERB in click.get_current_context().meta and not rows.quiet:
             # Tables end with an empty line, and findings do not.
-            say(*([""] if result.adapters[-1].sentences() else []), *wrapped([next_steps(quote(adapters[0]))]))
+            say(*([""] if result.adapters[-1].sentences() else []), *wrap_sentences([next_steps(quote(adapters[0]))]))
     # None without --consumer: then nothing was asked that could be answered with no.
     if result.answer is False:
         click.get_current_context().exit(1)

@@ -149,6 +149,7 @@ class LensGroup(click.Group):
         # These have their own messages and exit codes, and their texts may contain any word.
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        # Lack of memory appears as errors of many classes, such as OSError, ImportError and RuntimeError of torch.
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
@@ -271,7 +272,7 @@ def run() -> None:
             # A terminal whose encoding has no σ shows a question mark, and there is no traceback.
             stream.reconfigure(errors="replace")
     try:
-        # Not standalone, since click would then turn a signal into exit code 1, which here is the answer no.
+        # In standalone mode click would turn a signal into exit code 1, which here is the answer no.
         code = main(prog_name="loralens", standalone_mode=False)
     except click.exceptions.Abort:
         number = signals[0] if signals else signal.SIGINT

@@ -87,7 +87,7 @@ def on_unknown(word: str, following: str = "") -> str:
         return f"{word!r} is not a command: type loralens {f'{verb} ' if verb else ''}{option}"
     if answer := ANSWER_OF.get(plain):
         return f"{word!r} is not a command: {answer}"
-    if _looks_like_path(word):
+    if "/" in word or os.sep in word or word.lower().endswith(SUFFIXES):
         # A Hub id and a path look alike, and only the readers know how to find the first.
         hub = f"; of a Hub id, type loralens inspect {word}" if word.count("/") == 1 and word[0] not in "./~" else ""
         return f"{word!r} is not an existing file or folder{hub}"
@@ -106,7 +106,3 @@ def _verb_for(word: str) -> str | None:
     # 0.75 accepts one wrong or missing letter of a word of five, and no other word of the table.
     near = get_close_matches(word, [*COMMANDS, *VERB_OF], n=1, cutoff=0.75)
     return VERB_OF.get(near[0], near[0]) if near else None
-
-
-def _looks_like_path(word: str) -> bool:
-    return "/" in word or os.sep in word or word.lower().endswith(SUFFIXES)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from loralens.cli.show import RowOptions, show, wrapped
+from loralens.cli.show import RowOptions, show, wrap_sentences
 from loralens.cli.terminal import say
 
 FAILED, NO = 2, 1  # exit codes: an adapter could not be processed, an answer is no
@@ -21,7 +21,7 @@ def run_verb(
     from loralens.verbs.batches.batch_items import is_several
 
     source = adapters[0] if len(adapters) == 1 else list(adapters)
-    # Before any work.
+    # This is refused before any work.
     if rows.plot and is_several(source):
         raise click.UsageError("--plot draws one adapter, and there are several")
     with lines_shown(rows):
@@ -55,9 +55,9 @@ def show_answer(result: Any, rows: RowOptions) -> None:
     from loralens.verbs.batches.batch_result import BatchResult
 
     if isinstance(result, BatchResult) and _is_live(rows):
-        say("", *wrapped(result.conclusion()))
+        say("", *wrap_sentences(result.conclusion()))
         if sentences := result.sentences():
-            say("", *wrapped([sentence.strip() for sentence in sentences]))
+            say("", *wrap_sentences([sentence.strip() for sentence in sentences]))
     else:
         show(result, rows)
     if isinstance(result, BatchResult) and rows.verbose and not (rows.as_json or rows.as_csv):
@@ -70,5 +70,5 @@ def show_answer(result: Any, rows: RowOptions) -> None:
 
 
 def _print_line(line: str) -> None:
-    first, *continued = wrapped([line])
+    first, *continued = wrap_sentences([line])
     say(first, *(f"  {part}" for part in continued))

@@ -211,9 +211,9 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
     conclusion = result.conclusion()
     if rows.quiet:
         # A result without a conclusion is a few sentences, and these are then the answer.
-        say(*(wrapped(conclusion) or result.sentences()))
+        say(*(wrap_sentences(conclusion) or result.sentences()))
         return
-    say(*wrapped(conclusion))
+    say(*wrap_sentences(conclusion))
     tables, sentences = result.tables(), result.sentences()
     # Some results say everything in sentences; their rows are shown only if the user asks for rows.
     if not tables and (rows.verbose or rows.top):
@@ -226,7 +226,7 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
     say(*sentences)
 
 
-def wrapped(sentences: Sequence[str]) -> list[str]:
+def wrap_sentences(sentences: Sequence[str]) -> list[str]:
     """The sentences as lines that break between words, if standard output is a terminal."""
     # Programs that read the output get every sentence as one line.
     width = _terminal_width()

@@ -32,6 +32,11 @@ from loralens.cli.show import RowOptions, row_options, show
     metavar="N",
     help="Compare at most the N leading directions. [default: all]",
 )
+@click.option(
+    "--phi",
+    is_flag=True,
+    help="With --json: also the map φ(i, j) of every module of two adapters, and its chance level.",
+)
 @row_options(
     csv="module (of one adapter: pair of modules; of three and more: pair of adapters)",
     plot="φ(i, j)",

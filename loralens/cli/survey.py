@@ -13,7 +13,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.command("survey")
 @click.argument("folder", metavar="DIR", type=options.PATH)
 @row_options(csv="file")
-# Not `options.reading`: one format or one scale would be wrong for most files of a folder.
+# `options.reading` does not fit: one format or one scale would be wrong for most files of a folder.
 @options.ALLOW_PICKLE
 @options.ONCE
 def command(folder: Path, rows: RowOptions, **keywords: Any) -> None:

@@ -38,7 +38,7 @@ class TrainingLine(RunDisplay):
     def say(self, text: str) -> None:
         """Print a line permanently, above the line of the run."""
         self.clear()
-        say(self.named(text), err=True)
+        say(self.with_name(text), err=True)
 
     def clear(self) -> None:
         """Remove the line of the run."""

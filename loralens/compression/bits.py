@@ -18,8 +18,8 @@ from typing import NamedTuple, final
 
 import numpy as np
 
+from loralens.core.few_bits.quantised import direction_bytes
 from loralens.core.lazy import Array
-from loralens.core.quantised import direction_bytes
 from loralens.core.ranks import energies
 from loralens.errors import OptionError
 from loralens.linalg.few_bits.packing import FEWEST, MOST
@@ -113,7 +113,7 @@ def allocate_bits(
     """
     ladder = _Ladder.of(spectra, shapes, weights or {}, shared or {}, least)
     exact = size or (lambda bits: sum(direction_bytes(shapes[n], b) for n, each in bits.items() for b in each))
-    floor = ladder.taken(0)  # the forced steps alone
+    floor = ladder.steps_within(0)  # the forced steps alone
     needed = exact(ladder.bits(floor))
     if needed > budget:
         what = f"a budget of {budget:,} bytes is too small"
@@ -122,7 +122,7 @@ def allocate_bits(
     # lowered by the bytes by which a trial exceeds the budget, until a trial fits; each round lowers it by 1 or more.
     chosen, capacity = floor, budget - needed + ladder.cost(floor)
     while capacity > ladder.cost(floor):  # at the floor, which fits, there is nothing left to take back
-        trial = ladder.taken(capacity)
+        trial = ladder.steps_within(capacity)
         excess = exact(ladder.bits(trial)) - budget
         if excess <= 0:
             chosen = trial
@@ -241,7 +241,7 @@ class _Ladder:
         """Bytes of these steps."""
         return int(self.costs[taken].sum())
 
-    def taken(self, capacity: int) -> Array:
+    def steps_within(self, capacity: int) -> Array:
         """The steps taken within a capacity: the forced ones, then in order all that still fit."""
         reached = max(self.forced, int(np.searchsorted(np.cumsum(self.costs), capacity, side="right")))
         taken = np.zeros(self.costs.size, bool)

@@ -1,12 +1,12 @@
 """The trade-off between rank, file size and error of an adapter, computed without writing a file."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from loralens.compression.bits import tradeoff
-from loralens.compression.loss import total_error
+from loralens.compression.loss import UpdateLoss, total_error
 from loralens.compression.plan import Size, TruncationPlan
 from loralens.compression.protection import Protection, protection
 from loralens.core.ranks import Rule, shared_ranks
@@ -72,6 +72,7 @@ def rank_curve(
     one_rank: bool = False,
     protect: Protection = "absolute",
     header: int | None = None,
+    size_at: Callable[[Mapping[str, int]], int] | None = None,
     step: Step | None = None,
 ) -> list[CurvePoint]:
     """The size and the error at every rank, with one rank for all modules and with the best ranks of the same size.
@@ -87,6 +88,8 @@ def rank_curve(
         What the budget protects, as in `TruncationPlan.ranks`.
     header : int, optional
         Bytes that a file in few bits (loralens-q) needs besides its directions; ``few_bits`` is computed only with it.
+    size_at : callable, optional
+        Ranks → bytes of the file, where this is known without making the adapter; ``size`` is then not used.
     step : callable, optional
         Called with 1 after every point.
 
@@ -102,12 +105,15 @@ def rank_curve(
     """
     most = max((plan.adapter[name].rank for name in plan.directions), default=0)
     few = None if header is None else _few_bits(plan, protect, header)
+    uniform_ranks = plan.chooser("rank", one_rank=one_rank)
+    best_ranks = plan.chooser("bytes", one_rank=one_rank, protect=protect)
+    measure, nbytes = _choices(plan, size_at or (lambda chosen: size(plan.at(chosen)))), plan.measure("nbytes")
     points = []
     for rank in reversed(curve_ranks(most)):
-        chosen = plan.ranks(Rule("rank", rank), one_rank=one_rank)
-        best = plan.ranks(Rule("bytes", plan.at(chosen).nbytes), one_rank=one_rank, protect=protect)
-        uniform = measure_choice(plan, chosen, size)
-        points.append(CurvePoint(rank, uniform, measure_choice(plan, best, size), few(uniform.bytes) if few else None))
+        chosen = uniform_ranks(Rule("rank", rank))
+        best = best_ranks(Rule("bytes", nbytes(chosen)))
+        uniform = measure(chosen)
+        points.append(CurvePoint(rank, uniform, measure(best), few(uniform.bytes) if few else None))
         if step:
             step(1)
     return points
@@ -131,12 +137,19 @@ def _few_bits(plan: TruncationPlan, protect: Protection, header: int) -> Callabl
     return error
 
 
-def measure_choice(plan: TruncationPlan, chosen: dict[str, int], size: Size) -> Choice:
-    """The size and the error of these ranks."""
-    after = plan.at(chosen)
-    ranks: Sequence[int] = [after[name].rank for name in chosen if name in after]
-    span = min(ranks, default=0), max(ranks, default=0)
-    return Choice(span, after.parameters, size(after), total_error(plan.losses(chosen)))
+def _choices(plan: TruncationPlan, size: Callable[[Mapping[str, int]], int]) -> Callable[[Mapping[str, int]], Choice]:
+    """A function from ranks to their size and error. The error of a module at a rank is computed once."""
+    parameters = plan.measure("parameters")
+    errors: dict[tuple[str, int], UpdateLoss] = {}
+
+    def measure_choice(chosen: Mapping[str, int]) -> Choice:
+        new = {name: rank for name, rank in chosen.items() if (name, rank) not in errors}
+        errors.update({(name, new[name]): loss for name, loss in plan.losses(new).items()})
+        error = total_error({name: errors[name, rank] for name, rank in chosen.items()})
+        ranks = [rank for rank in chosen.values() if rank]  # modules of rank 0 are left out
+        return Choice((min(ranks, default=0), max(ranks, default=0)), parameters(chosen), size(chosen), error)
+
+    return measure_choice
 
 
 def recommended_point(points: Sequence[CurvePoint], *, budget: bool = False) -> CurvePoint | None:

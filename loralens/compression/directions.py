@@ -6,13 +6,14 @@ from typing import Any, final
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray, Recent
-from loralens.core.lowrank import LowRank, check_float64
+from loralens.core.lowrank import Bases, LowRank, check_float64
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Structured, Update
 from loralens.errors import place
+from loralens.linalg.basis import Basis
 from loralens.linalg.factor import check_in_range, times
 from loralens.linalg.measures import numerical_rank
-from loralens.linalg.product import truncating_maps
+from loralens.linalg.product import truncation
 
 DType = np.dtype[Any]
 
@@ -31,11 +32,15 @@ class Directions:
         The values by which ranks are chosen, decreasing and nonzero.
     out : float64 array, shape (r, k)
     in_ : float64 array, shape (k, r)
+    bases : tuple of float64 arrays, shape (r, k), or None
+        If ``s`` are the singular values of ΔW: the matrices T of the two bases of `LowRank.bases`, which refer to the
+        stored factors. None if these are not known.
     """
 
     s: Array
     out: Array
     in_: Array
+    bases: tuple[Array, Array] | None = None
 
     def head(self, k: int) -> "Directions":
         """The first k directions. If there are fewer, padding that adds nothing follows: zero columns of B."""
@@ -46,20 +51,34 @@ class Directions:
         return Directions(s, out, in_)
 
 
-def singular_directions(module: Update) -> Directions:
+def singular_directions(module: Update, *, bases: bool = False) -> Directions:
     """The singular directions of ΔW, with which truncation is optimal (Eckart & Young 1936).
 
     The resulting factors are balanced: of all factors with this product they have the smallest ‖A‖_F² + ‖B‖_F². For an
-    update without factors the combinations are empty; `nearest_pair` makes its pair.
+    update without factors the combinations are empty; `nearest_pair` makes its pair. With ``bases`` those of ΔW are
+    kept too, as far as that costs little.
     """
     if isinstance(module, Structured):
         s = module.singular_values()
         # Values below rounding would count as directions in a budget.
         s = s[: numerical_rank(s, module.shape)]
         return Directions(s, np.zeros((0, s.size)), np.zeros((s.size, 0)))
-    out, s, in_ = truncating_maps(module.B, module.A)
-    count = s.size if module.scale else 0  # a scale of 0 makes ΔW = 0, whatever the factors are
-    return Directions(check_float64(abs(module.scale), s[:count]), out[:, :count], in_[:count])
+    out, s, in_, small = truncation(module.B, module.A, bases=bases)
+    # A scale of 0 makes ΔW = 0, whatever the factors are.
+    if not module.scale:
+        return Directions(s[:0], out[:, :0], in_[:0])
+    s = check_float64(abs(module.scale), s)
+    if small and module.scale < 0:
+        small = -small[0], small[1]
+    return Directions(s, out, in_, small)
+
+
+def bases_of(module: Update, directions: Directions) -> Bases | None:
+    """`LowRank.bases` of a module from its directions, if they have them."""
+    if directions.bases is None or not isinstance(module, LowRank):
+        return None
+    left, right = directions.bases
+    return Bases(Basis(module.B, left), directions.s, Basis(module.A.T, right))
 
 
 def truncate_pair(module: LowRank, leading: Directions, dtype: DType | None = None) -> LowRank:

@@ -17,14 +17,16 @@ from loralens.linalg.factor import cross_gram
 from loralens.linalg.measures import frobenius, numerical_rank
 
 
-def directions_on_data(module: Update, moment: Moment | None) -> Directions:
+def directions_on_data(module: Update, moment: Moment | None, *, bases: bool = False) -> Directions:
     """The directions of a module, ordered by their effect on its inputs; by singular value if there is no moment.
+
+    ``bases`` is passed on to `singular_directions`.
 
     ``s`` is in units of the module's output on the data, so that a budget can compare modules. The two factors of every
     direction have equal length. Unlike singular directions, these are not orthogonal to each other.
     """
     if moment is None or not isinstance(module, LowRank) or not module.scale:
-        return singular_directions(module)
+        return singular_directions(module, bases=bases)
     svd = whitened_svd(module, moment.K, moment.G)
     k = numerical_rank(svd.s, module.shape)  # the others are rounding errors of 0
     X, Y = svd.X[:, :k], svd.Y[:k]

@@ -1,6 +1,6 @@
 """The error of a compressed adapter, measured on its stored factors, so that rounding is included."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import final
@@ -9,7 +9,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import LowRank, same_numbers
+from loralens.core.lowrank import Bases, LowRank, same_numbers
 from loralens.core.naming.matching import same_modules
 from loralens.core.structured import Dense, Update
 from loralens.core.threads import Step, in_threads
@@ -64,13 +64,22 @@ def predict_loss(s: Array, rank_after: int, rank_before: int) -> UpdateLoss:
     return _loss(rank_before, rank_after, s, s[rank_after:])
 
 
-def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | None = None) -> dict[str, UpdateLoss]:
+def losses(
+    before: Adapter,
+    after: Adapter,
+    *,
+    bases: Callable[[str], Bases | None] | None = None,
+    threads: int = 1,
+    step: Step | None = None,
+) -> dict[str, UpdateLoss]:
     """The error of every module of ``before`` in ``after``, in natural order.
 
     Parameters
     ----------
     before, after : Adapter
         Modules are matched by name, else by normal form, because another dialect may name them differently.
+    bases : callable, optional
+        Name → `LowRank.bases` of the module of ``before``, if they are known already.
     threads : int
         Modules worked on at a time.
     step : callable, optional
@@ -97,13 +106,13 @@ def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | No
 
     def measure_loss(name: str) -> UpdateLoss:
         with place(name):
-            return update_loss(before[name], after[names[name]] if name in names else None)
+            return update_loss(before[name], after[names[name]] if name in names else None, bases=bases and bases(name))
 
     return in_threads(measure_loss, list(before), threads, step)
 
 
-def update_loss(before: Update, after: Update | None) -> UpdateLoss:
-    """The error of one update that was replaced by another, or left out."""
+def update_loss(before: Update, after: Update | None, *, bases: Bases | None = None) -> UpdateLoss:
+    """The error of one update that was replaced or left out; ``bases`` are those of ``before``, if known."""
     if after is not None and before.shape != after.shape:
         raise ShapeError(
             f"the update had the shape {before.shape} and now has {after.shape}",
@@ -114,7 +123,7 @@ def update_loss(before: Update, after: Update | None) -> UpdateLoss:
         if after is not None:
             lost = Dense(LazyArray.of(before.dense() - after.dense())).singular_values()
         return _loss(before.rank, after.rank if after else 0, s, lost)
-    Q_B, s, Q_A = before.bases()
+    Q_B, s, Q_A = bases or before.bases()
     if after is None:
         return _loss(before.rank, 0, s, s)
     if isinstance(after, LowRank) and same_numbers(before, after):

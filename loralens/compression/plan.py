@@ -3,21 +3,29 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 
-from loralens.compression.directions import Directions, DType, cast_factors, locate_errors, nearest_pair, truncate_pair
+from loralens.compression.directions import (
+    Directions,
+    DType,
+    bases_of,
+    cast_factors,
+    locate_errors,
+    nearest_pair,
+    truncate_pair,
+)
 from loralens.compression.informed import directions_on_data, equalise_units
 from loralens.compression.loss import UpdateLoss, predict_loss
 from loralens.compression.protection import Protection, protection
 from loralens.core.adapter import Adapter
 from loralens.core.carried import BOUND
 from loralens.core.lazy import Recent
-from loralens.core.lowrank import LowRank
+from loralens.core.lowrank import Bases, LowRank
 from loralens.core.moments import Moments
 from loralens.core.naming.selection import select
-from loralens.core.ranks import Rule, ranks, shared_ranks
+from loralens.core.ranks import Rule, RuleName, choose_item_ranks, rank_items, shared_ranks
 from loralens.core.structured import Structured, Update
 from loralens.core.threads import Step, in_threads
 from loralens.errors import OptionError, place
@@ -52,13 +60,15 @@ class TruncationPlan:
         modules: Sequence[str] = (),
         dtype: Any = None,
         moments: Moments | None = None,
+        bases: bool = False,
         threads: int = 1,
         step: Step | None = None,
     ) -> "TruncationPlan":
         """Make the plan for these modules (all by default), in one pass over the factors.
 
-        With ``moments``, the directions are ordered by their effect on the data that was measured. ``step`` is called
-        with 1 after every module.
+        With ``moments``, the directions are ordered by their effect on the data that was measured. With ``bases`` the
+        plan keeps what `bases` needs, which is two more r × r matrices a module. ``step`` is called with 1 after every
+        module.
 
         Without moments, no update of the same rank is nearer in the Frobenius or spectral norm (Eckart & Young 1936).
         ΔW is never formed: the work is O((out + in)·r²) a module, and two r × r matrices a module are kept in memory.
@@ -79,7 +89,7 @@ class TruncationPlan:
         def find(name: str) -> Directions:
             with place(name):
                 moment = moments[name] if moments is not None and name in moments else None
-                return directions_on_data(adapter[name], moment)
+                return directions_on_data(adapter[name], moment, bases=bases)
 
         def check(name: str) -> None:
             with place(name):
@@ -129,43 +139,94 @@ class TruncationPlan:
         OptionError
             The budget is too small for rank 1 everywhere, a glob matches nothing, or no module is left.
         """
+        chooser = self.chooser(rule.name, one_rank=one_rank, protect=protect, drop_dead=drop_dead, size=size, cost=cost)
+        return chooser(rule)
+
+    def chooser(
+        self,
+        name: RuleName,
+        *,
+        one_rank: bool = False,
+        protect: Protection = "absolute",
+        drop_dead: bool = False,
+        size: Size | None = None,
+        cost: Callable[[Update], int] | None = None,
+    ) -> Callable[[Rule], dict[str, int]]:
+        """A function from rules of this name to ranks: `ranks`, with all that does not depend on the value done once.
+
+        Parameters and errors are those of `ranks`.
+        """
         spectra = {name: one.s for name, one in self.directions.items()}
         nbytes: Size = size or attrgetter("nbytes")
+        fused = [name for name in self.directions if is_fused_module(self.adapter[name])]
 
         def adjust(chosen: Mapping[str, int]) -> Mapping[str, int]:
-            return chosen if one_rank else self._restore_fused(chosen, nbytes)
+            return self._restore_fused(chosen, fused, nbytes) if fused and not one_rank else chosen
 
-        measure: Size = nbytes if rule.name == "bytes" else attrgetter("parameters")
-        price = (cost or self.direction_bytes) if rule.name == "bytes" else lambda module: sum(module.shape)
-        # No module fits into one parameter or less, so such a number can mean a share instead.
-        if rule.name == "parameters" and rule.value <= 1:
-            rule = Rule("parameters", max(1, int(rule.value * self.adapter.parameters)))
-        chosen = ranks(
+        price = (cost or self.direction_bytes) if name == "bytes" else lambda module: sum(module.shape)
+        items = rank_items(
             spectra,
             {name: price(self.adapter[name]) for name in self.directions},
-            rule,
             shared=shared_ranks(self.adapter.modules),
             weights=protection(spectra, protect),
             least=self.least(drop_dead=drop_dead),
             one_rank=one_rank,
             widths={name: self.adapter[name].rank for name in self.directions},
-            # The adapter is made at these ranks, because sizes of a file depend on more than its directions.
-            size=lambda chosen: measure(self.at(adjust(chosen))) if self._any_left(chosen) else 0,
         )
-        if not self._any_left(chosen):
-            raise OptionError("no module is left: ΔW is 0 in all of them", fix="leave out --drop-dead")
-        return dict(adjust(chosen))
+        # With a size of its own the adapter is made at these ranks, because sizes of a file depend on more than ranks.
+        of_ranks = self.measure("nbytes" if name == "bytes" else "parameters")
+        measure = (lambda chosen: size(self.at(chosen))) if size and name == "bytes" else of_ranks
 
-    def _restore_fused(self, chosen: Mapping[str, int], size: Size) -> Mapping[str, int]:
-        """``chosen``, with the old rank for fused projections that would not become smaller.
+        def choose(rule: Rule) -> dict[str, int]:
+            # No module fits into one parameter or less, so such a number can mean a share instead.
+            if rule.name == "parameters" and rule.value <= 1:
+                rule = Rule("parameters", max(1, int(rule.value * self.adapter.parameters)))
+            chosen = choose_item_ranks(
+                items,
+                rule,
+                spectra,
+                one_rank=one_rank,
+                size=lambda chosen: measure(adjust(chosen)) if self._any_left(chosen) else 0,
+            )
+            if not self._any_left(chosen):
+                raise OptionError("no module is left: ΔW is 0 in all of them", fix="leave out --drop-dead")
+            return dict(adjust(chosen))
+
+        return choose
+
+    def measure(self, quantity: Literal["parameters", "nbytes"]) -> Callable[[Mapping[str, int]], int]:
+        """A function from the ranks of all modules of the plan to this quantity of `at` these ranks.
+
+        It makes no adapter, which takes a hundred times as long.
+        """
+        others = self.at({}) if self.dtype else self.adapter
+        fixed = sum(getattr(module, quantity) for name, module in others.items() if name not in self.directions)
+        # Of each module: the rank at which it stays as it is, what it has then, and what one direction has.
+        whole: dict[str, int] = {}
+        unit: dict[str, int] = {}
+        for name in self.directions:
+            module = self.adapter[name]
+            unit[name] = self.direction_bytes(module) if quantity == "nbytes" else sum(module.shape)
+            if isinstance(module, LowRank) and (self.dtype is None or cast_factors(module, self.dtype) is module):
+                whole[name] = getattr(module, quantity)
+
+        def total(chosen: Mapping[str, int]) -> int:
+            return fixed + sum(
+                whole[name] if name in whole and rank == self.adapter.modules[name].rank else rank * unit[name]
+                for name, rank in chosen.items()
+            )
+
+        return total
+
+    def _restore_fused(self, chosen: Mapping[str, int], fused: Sequence[str], size: Size) -> Mapping[str, int]:
+        """``chosen``, with the old rank for those of the ``fused`` projections that would not become smaller.
 
         A fused projection is stored as blocks. A truncated one has no blocks, and may take more at a lower rank.
         """
         restored = {
             name: self.adapter[name].rank
-            for name, rank in chosen.items()
-            if is_fused_module(self.adapter[name])
-            and rank * sum(self.adapter[name].shape) >= self.adapter[name].parameters
+            for name in fused
+            if chosen[name] * sum(self.adapter[name].shape) >= self.adapter[name].parameters
         }
         if all(chosen[name] == rank for name, rank in restored.items()):
             return chosen
@@ -209,6 +270,10 @@ class TruncationPlan:
             if modules[name] is not module:
                 modules[name] = locate_errors(name, modules[name])
         return replace(self.adapter, modules=modules).without([name for name, rank in chosen.items() if rank == 0])
+
+    def bases(self, name: str) -> Bases | None:
+        """The bases of a module of the adapter, if the plan has them; the factors are read."""
+        return bases_of(self.adapter[name], self.directions[name]) if name in self.directions else None
 
     def losses(self, chosen: Mapping[str, int]) -> dict[str, UpdateLoss]:
         """The errors of the chosen modules from the directions that are dropped, before rounding, in units of ``s``."""

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from loralens.core.adapter import Adapter
+from loralens.core.few_bits.quantised import quantise_module
 from loralens.core.lowrank import LowRank
-from loralens.core.quantised import quantise_module
 from loralens.core.structured import Update
 from loralens.core.threads import in_threads
 from loralens.errors import MismatchError, OptionError, place

@@ -40,7 +40,7 @@ class Clock:
             yield
         finally:
             self.spent += thread_time() - begin
-        # After the block and outside `finally`, so that an error inside it is not replaced by this one.
+        # This is outside of `finally`, so that an error inside the block is not replaced by this one.
         if self.spent > self.limit:
             raise self.error(what, fix=fix)
 

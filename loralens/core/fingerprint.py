@@ -1,7 +1,6 @@
 """A hash of the update of an adapter that is the same in every dialect with the same numbers."""
 
 from collections.abc import Iterable, Iterator
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,8 @@ def fingerprint(adapter: Adapter) -> str:
     differs for the same update with other factors or another scale, because rounding makes such updates only nearly
     equal. `loralens.Fleet.copies` finds these.
     """
+    from hashlib import blake2b  # it loads OpenSSL, and many commands import this module without hashing
+
     parts = [_hash_module(normal_form(name), update) for name, update in adapter.items()]
     parts += [
         _hash_arrays(extra.role, normal_form(extra.module), extra.tensor)
@@ -67,6 +68,8 @@ def _lazy_difference(stored: LazyArray, scale: float) -> LazyArray:
 
 def _hash_arrays(role: str, name: str, *arrays: Array | LazyArray | np.float64) -> bytes:
     """The hash of arrays under a name. Each array is preceded by its shape, so different lists have different input."""
+    from hashlib import blake2b
+
     hashed = blake2b(f"{role}\0{name}\0".encode("utf-8", "backslashreplace"), digest_size=BYTES)
     for array in arrays:
         # A single number counts as an array of one, in every dialect.

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from math import prod
+from threading import RLock
 from typing import Any, final
 
 import numpy as np
@@ -21,8 +22,8 @@ class LazyArray:
 
     Parameters
     ----------
-    read : callable
-        Takes nothing and returns the array. Callers must not modify the result.
+    read : callable or None
+        Takes nothing and returns the array. Callers must not modify the result. It may be None if ``numbers`` is given.
     shape : tuple of int
     dtype : dtype
         Shape and dtype of the result of ``read``. Any other result is a bug and fails an assertion.
@@ -37,19 +38,17 @@ class LazyArray:
 
     def __init__(
         self,
-        read: Callable[[], Array],
+        read: Callable[[], Array] | None,
         *,
         shape: tuple[int, ...],
         dtype: DTypeLike,
         rows: Callable[[int, int], Array] | None = None,
         numbers: Callable[[int, int], Array] | None = None,
     ) -> None:
+        assert read or numbers, "nothing gives the numbers"
         self._read = read
         self._rows = rows
         self._numbers = numbers
-        if numbers and shape:
-            # Rows are consecutive numbers in C order.
-            self._rows = _rows_of(numbers, shape[1:])
         self.shape = shape
         self.dtype: np.dtype[Any] = np.dtype(dtype)
 
@@ -75,11 +74,15 @@ class LazyArray:
 
     def read(self) -> Array:
         """The array, read or computed now."""
-        array = self._read()
+        array = self._read() if self._read else self._all_numbers()
         # A wrong shape here is a bug of a reader, and would show up far away from its cause.
         assert array.shape == self.shape, (array.shape, self.shape)
         assert array.dtype == self.dtype, (array.dtype, self.dtype)
         return array
+
+    def _all_numbers(self) -> Array:
+        assert self._numbers
+        return self._numbers(0, self.size).reshape(self.shape)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
         return self.read().astype(self.dtype if dtype is None else dtype, copy=bool(copy))
@@ -94,16 +97,18 @@ class LazyArray:
         """Rows ``start`` to ``stop``. The others are not read if ``streams`` is true."""
         assert 0 <= start <= stop <= self.shape[0], (start, stop, self.shape)
         rows, numbers, shape = self._rows, self._numbers, (stop - start, *self.shape[1:])
+        if numbers is not None:
+            # Rows are consecutive numbers in C order.
+            first = start * prod(self.shape[1:])
+            return LazyArray(None, shape=shape, dtype=self.dtype, numbers=lambda a, b: numbers(first + a, first + b))
         if rows is None:
             return self.map(lambda array: array[start:stop], shape=shape)
-        first = start * prod(self.shape[1:])
-        inside = None if numbers is None else lambda a, b: numbers(first + a, first + b)
-        return LazyArray(lambda: rows(start, stop), shape=shape, dtype=self.dtype, numbers=inside)
+        return LazyArray(lambda: rows(start, stop), shape=shape, dtype=self.dtype)
 
     @property
     def streams(self) -> bool:
         """Whether rows can be read without the others."""
-        return self._rows is not None
+        return self._rows is not None or (self._numbers is not None and bool(self.shape))
 
     def reshape(self, *shape: int) -> "LazyArray":
         """The same numbers in another shape.
@@ -111,6 +116,9 @@ class LazyArray:
         Rows can still be read separately if single numbers can, as in a file, or if the first dimension is the same.
         """
         assert prod(shape) == self.size, (shape, self.shape)
+        if self._numbers is not None:
+            read = None if self._read is None else lambda: self.read().reshape(shape)
+            return LazyArray(read, shape=shape, dtype=self.dtype, numbers=self._numbers)
         # If the first dimension changes, the rows hold other numbers. They can then be read only as ranges of numbers.
         rows = self._rows if shape and self.shape and shape[0] == self.shape[0] else None
         return LazyArray(
@@ -118,7 +126,6 @@ class LazyArray:
             shape=shape,
             dtype=self.dtype,
             rows=None if rows is None else lambda start, stop: rows(start, stop).reshape(stop - start, *shape[1:]),
-            numbers=self._numbers,
         )
 
     @property
@@ -134,12 +141,6 @@ class LazyArray:
 
     def __repr__(self) -> str:
         return f"LazyArray(shape={self.shape}, dtype={self.dtype})"
-
-
-def _rows_of(numbers: Callable[[int, int], Array], inner: tuple[int, ...]) -> Callable[[int, int], Array]:
-    """A function that reads rows, whose shape is ``inner``, by means of a function that reads numbers."""
-    size = prod(inner)
-    return lambda start, stop: numbers(start * size, stop * size).reshape(stop - start, *inner)
 
 
 def without_numbers(shape: tuple[int, ...], dtype: DTypeLike) -> LazyArray:
@@ -180,7 +181,7 @@ def concatenate(parts: Sequence[LazyArray]) -> LazyArray:
             start, first = last, first + 1
         return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
 
-    return LazyArray(lambda: numbers(0, size), shape=(size,), dtype=dtype, numbers=numbers)
+    return LazyArray(None, shape=(size,), dtype=dtype, numbers=numbers)
 
 
 def stack_rows(parts: Sequence[LazyArray]) -> LazyArray:
@@ -214,29 +215,33 @@ def stack_rows(parts: Sequence[LazyArray]) -> LazyArray:
 class Recent:
     """A cache of the last arrays that were read, for callers that need many small parts of a big tensor in turn.
 
+    A thread that needs an array while another thread computes it waits for it.
+
     Parameters
     ----------
     count : int
         Number of arrays to keep: 2 if parts of two tensors are needed alternately.
     """
 
-    __slots__ = ("_count", "_held")
+    __slots__ = ("_count", "_held", "_lock")
 
     def __init__(self, count: int = 1) -> None:
         self._count = count
+        self._lock = RLock()  # an array may be computed from another one of the same cache
         self._held: tuple[tuple[LazyArray, Array], ...] = ()  # in the order of reading
 
     def keep(self, array: LazyArray) -> LazyArray:
         """``array`` as a LazyArray that does not read again while the array is in the cache."""
 
         def read() -> Array:
-            earlier = tuple(held for held in self._held if held[0] is not array)
-            hit = next((held for held in self._held if held[0] is array), None)
-            if hit is None:
-                earlier = earlier[max(0, len(earlier) - self._count + 1) :]  # before one more is read
-                self._held = earlier
-                hit = array, array.read()
-            self._held = (*earlier, hit)
-            return hit[1]
+            with self._lock:
+                earlier = tuple(held for held in self._held if held[0] is not array)
+                hit = next((held for held in self._held if held[0] is array), None)
+                if hit is None:
+                    earlier = earlier[max(0, len(earlier) - self._count + 1) :]  # before one more is read
+                    self._held = earlier
+                    hit = array, array.read()
+                self._held = (*earlier, hit)
+                return hit[1]
 
         return LazyArray(read, shape=array.shape, dtype=array.dtype)

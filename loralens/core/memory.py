@@ -18,10 +18,10 @@ _LIMITS = (
 
 def free_memory() -> int | None:
     """The bytes that can be used without swapping, by the system and by the container; None where nothing says so."""
-    known: list[int] = []
+    limits: list[int] = []
     with suppress(OSError, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        known += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        limits += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
     for limit, usage, stat, cache in _LIMITS:
         # Without a limit the file says "max", which is no number.
         with suppress(OSError, ValueError):
@@ -30,9 +30,9 @@ def free_memory() -> int | None:
             used -= sum(
                 int(line.split()[1]) for line in Path(stat).read_text().splitlines() if line.split()[0] == cache
             )
-            known.append(max(0, int(Path(limit).read_text()) - used))
-    if not known:
+            limits.append(max(0, int(Path(limit).read_text()) - used))
+    if not limits:
         # macOS: half of all memory, since nothing simple says what is free.
         with suppress(OSError, ValueError, AttributeError):
-            known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return min(known, default=None)
+            limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    return min(limits, default=None)

@@ -76,7 +76,7 @@ class Rule:
         if self.name == "energy":
             return energy_rank(s, self.value)
         if self.name == "error":
-            # Relative to σ_1, so that squares neither over- nor underflow.
+            # Values are divided by σ_1, so that squares neither over- nor underflow.
             tails = ((s / s[0]) ** 2)[::-1].cumsum()[::-1]  # tails[k] is lost if k values are kept
             # 2ε forgives the rounding of the sums, so that exact decimal cases come out as on paper. At least 1 is
             # kept, because 0 would leave the module out.
@@ -158,31 +158,35 @@ def allocate_ranks(items: Sequence[Item], capacity: int) -> list[int]:
         if total_cost(items, chosen) <= capacity:  # the largest rank that fits saves more than any smaller one
             candidates.append(_fill(items, chosen, capacity))
             break
+    if all(candidate == candidates[0] for candidate in candidates):
+        return candidates[0]
     return max(candidates, key=lambda chosen: total_gain(items, chosen))  # on a tie the first one, the greedy choice
 
 
 def _fill(items: Sequence[Item], start: Chosen, capacity: int) -> list[int]:
     """``start`` and every further direction that fits, by gain per cost; directions that save nothing are left out."""
-    chosen = list(start)
-    remaining = capacity - total_cost(items, chosen)
-    open_ = [item.gains[rank : item.most] / item.cost for item, rank in zip(items, chosen, strict=True)]
+    remaining = capacity - total_cost(items, start)
+    open_ = [item.gains[rank : item.most] / item.cost for item, rank in zip(items, start, strict=True)]
     which = np.repeat(np.arange(len(items)), [gains.size for gains in open_])
     # `concatenate` refuses an empty list, so an empty array is added for the case of no items.
     worth = np.concatenate([*open_, np.zeros(0)])
-    ended: set[int] = set()
     # Stable, so that equal directions are taken in the order of the modules on every machine.
-    for j in np.argsort(-worth, kind="stable"):
-        i = int(which[j])
-        # The directions are sorted, so all that follow save nothing either.
-        if worth[j] <= 0:
-            break
-        # A later direction of the item must not be taken without this one.
-        if i in ended or items[i].cost > remaining:
-            ended.add(i)
-            continue
-        chosen[i] += 1
-        remaining -= items[i].cost
-    return chosen
+    order = np.argsort(-worth, kind="stable")
+    # The directions are sorted, so all that save nothing come last.
+    owners = which[order[: np.count_nonzero(worth > 0)]]
+    costs = np.array([item.cost for item in items], dtype=np.int64)[owners]
+    # No more than all of them is ever taken, so a budget of any size fits into 64 bits.
+    remaining = min(remaining, int(costs.sum()))
+    taken = np.zeros(len(items), dtype=np.int64)
+    # What does not fit once never fits again, and neither do later directions of its item, which cost the same.
+    while (fits := costs <= remaining).any():
+        owners, costs = owners[fits], costs[fits]
+        totals = costs.cumsum()
+        count = int(np.searchsorted(totals, remaining, side="right"))  # all up to the first that does not fit
+        taken += np.bincount(owners[:count], minlength=len(items))
+        remaining -= int(totals[count - 1])
+        owners, costs = owners[count:], costs[count:]
+    return [rank + int(more) for rank, more in zip(start, taken, strict=True)]
 
 
 def within(
@@ -307,15 +311,25 @@ def ranks(
     OptionError
         Not even the smallest ranks are within the budget.
     """
-    floors = {name: least if isinstance(least, int) else least[name] for name in spectra}
-    # One rank for all may exceed the directions of some modules; these are padded with zeros up to their width.
-    tops = {name: widths[name] if widths and one_rank else s.size for name, s in spectra.items()}
-    items = _items(spectra, costs, shared or {}, weights or {}, floors, tops)
+    items = rank_items(spectra, costs, shared=shared, weights=weights, least=least, one_rank=one_rank, widths=widths)
+    return choose_item_ranks(items, rule, spectra, one_rank=one_rank, size=size)
+
+
+def choose_item_ranks(
+    items: Sequence[Item],
+    rule: Rule,
+    spectra: Mapping[str, Array],
+    *,
+    one_rank: bool = False,
+    size: Callable[[Mapping[str, int]], int] | None = None,
+) -> dict[str, int]:
+    """As `ranks`, from the items that `rank_items` makes; for choosing by many rules."""
     if rule.budget:
-        exact = size or (lambda chosen: sum(costs[name] * rank for name, rank in chosen.items()))
-        chosen = within(
-            items, int(rule.value), lambda c: exact(_by_module(items, c)), one_rank=one_rank, unit=rule.name
-        )
+
+        def measure(chosen: Chosen) -> int:
+            return size(_by_module(items, chosen)) if size else total_cost(items, chosen)
+
+        chosen = within(items, int(rule.value), measure, one_rank=one_rank, unit=rule.name)
         return _by_module(items, chosen, order=spectra)
     needed = [max(rule.rank_of(spectra[name]) for name in item.names) for item in items]
     if one_rank:
@@ -330,15 +344,21 @@ def energies(spectra: Mapping[str, Array]) -> dict[str, Array]:
     return {name: (s / (top or 1.0)) ** 2 for name, s in spectra.items()}
 
 
-def _items(
+def rank_items(
     spectra: Mapping[str, Array],
     costs: Mapping[str, int],
-    shared: Mapping[str, str],
-    weights: Mapping[str, float],
-    floors: Mapping[str, int],
-    tops: Mapping[str, int],
+    *,
+    shared: Mapping[str, str] | None = None,
+    weights: Mapping[str, float] | None = None,
+    least: int | Mapping[str, int] = 1,
+    one_rank: bool = False,
+    widths: Mapping[str, int] | None = None,
 ) -> list[Item]:
-    """An `Item` for every module, or for every group of modules that share a rank."""
+    """An `Item` for every module, or for every group of modules that share a rank; parameters as for `ranks`."""
+    shared, weights = shared or {}, weights or {}
+    floors = {name: least if isinstance(least, int) else least[name] for name in spectra}
+    # One rank for all may exceed the directions of some modules; these are padded with zeros up to their width.
+    tops = {name: widths[name] if widths and one_rank else s.size for name, s in spectra.items()}
     groups: dict[str, list[str]] = {}
     for name in spectra:
         groups.setdefault(shared.get(name, name), []).append(name)

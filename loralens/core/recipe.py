@@ -8,7 +8,7 @@ from typing import Any, Self, final
 
 from loralens.core.clock import Clock
 from loralens.core.names import kind
-from loralens.core.naming.selection import FEWER_GLOBS, matches, select, wild, written_out
+from loralens.core.naming.selection import FEWER_GLOBS, expand_glob, matches, select, wild
 from loralens.errors import FormatError, place
 
 FIELDS = ("adapters", "method", "options", "space", "seed", "modules", "take", "drop_dead", "truncate", "uniform")
@@ -50,7 +50,7 @@ class Strength:
             A glob matches none of the modules; the message has the nearest names.
         """
         select(names, tuple(self.modules))
-        written = {each: weight for glob, weight in self.modules.items() for each in written_out(names, glob)}
+        written = {each: weight for glob, weight in self.modules.items() for each in expand_glob(names, glob)}
         return Strength(self.weight, written, self.clock)
 
     def of(self, name: str) -> float:

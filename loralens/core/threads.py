@@ -1,9 +1,9 @@
 """Running a function for many modules in threads, and how many processors there are for it."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from threading import Event, Thread
+from threading import Condition, Event, Semaphore, Thread
 from typing import TypeVar
 
 FEW = 16  # number of modules below which starting threads costs more than they save
@@ -44,7 +44,8 @@ def in_threads(work: Callable[[str], T], names: Sequence[str], count: int, step:
     interrupted = Event()
 
     def share(first: int) -> None:
-        with suppress(Exception):  # of any kind: the caller's thread will raise it again
+        # Any error ends this share. The caller's thread repeats the name that failed, and so raises the error again.
+        with suppress(Exception):
             for name in names[first::count]:
                 if interrupted.is_set():
                     return
@@ -65,6 +66,55 @@ def in_threads(work: Callable[[str], T], names: Sequence[str], count: int, step:
         interrupted.set()
     # A name whose work failed in a thread is repeated here, so that the error has the caller's traceback.
     return {name: results[name] if name in results else work(name) for name in names}
+
+
+def in_order(calls: Sequence[Callable[[], T]], count: int) -> Iterator[T]:
+    """Yield what the calls return, in their order, while ``count`` threads make the next ones.
+
+    At most twice as many results as threads are held or in work. A call that fails in a thread is repeated in the
+    caller's thread, which then raises the error. After an interrupt every thread ends with its current call.
+    """
+    if count < 2 or len(calls) < FEW:
+        yield from (call() for call in calls)
+        return
+    results: dict[int, T] = {}
+    failed: set[int] = set()
+    places = iter(range(len(calls)))
+    changed, room, stopped = Condition(), Semaphore(2 * count), Event()
+
+    def work() -> None:
+        while True:
+            room.acquire()
+            with changed:
+                i = None if stopped.is_set() else next(places, None)
+            if i is None:
+                return
+            try:
+                result = calls[i]()
+            except Exception:  # noqa: BLE001  # of any kind: the caller's thread will raise it again
+                with changed:
+                    failed.add(i)
+                    changed.notify()
+                continue
+            with changed:
+                results[i] = result
+                changed.notify()
+
+    workers = [Thread(target=work) for _ in range(count)]
+    for thread in workers:
+        thread.start()
+    try:
+        for i, call in enumerate(calls):
+            with changed:
+                changed.wait_for(lambda i=i: i in results or i in failed)
+            yield call() if i in failed else results.pop(i)
+            room.release()
+    finally:
+        stopped.set()
+        for _ in workers:
+            room.release()
+        for thread in workers:
+            thread.join()
 
 
 def single_blas_thread() -> AbstractContextManager[object]:

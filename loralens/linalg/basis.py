@@ -1,5 +1,6 @@
 """`Basis`: orthonormal columns, stored as the product of a tall factor and a small matrix."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -45,6 +46,20 @@ class Basis:
         """The first k columns."""
         return Basis(self.X, self.T[:, :k])
 
+    def cast(self) -> "Basis":
+        """The same basis with its tall factor in float64, which `cross` then need not cast each time."""
+        return Basis(self.X.astype(np.float64), self.T)  # the memory order stays, and so do the bits of products
+
     def cross(self, other: "Basis") -> Floats:
         """Inner products of the columns, float64, shape (k, other.k), by one thin product without forming columns."""
         return np.asarray(self.T.T @ cross_gram(self.X, other.X) @ other.T, dtype=np.float64)
+
+
+def cross_products(first: Sequence[Basis], second: Sequence[Basis]) -> Floats:
+    """``first[p].cross(second[p])`` for every p, shape (P, k1, k2).
+
+    All bases of a sequence have the same shape of ``T``. The small products are done together, with the same bits.
+    """
+    G = np.stack([cross_gram(one.X, other.X) for one, other in zip(first, second, strict=True)])
+    left, right = (np.stack([basis.T for basis in bases]) for bases in (first, second))
+    return np.asarray(left.swapaxes(1, 2) @ G @ right, dtype=np.float64)

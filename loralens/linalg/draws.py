@@ -1,7 +1,6 @@
 """Random numbers for the entries of a matrix that are the same on every machine and for every division into blocks."""
 
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Self, final
 
 import numpy as np
@@ -30,8 +29,10 @@ class Draws:
     key: int
 
     @classmethod
-    def of(cls, seed: np.random.SeedSequence, index: int) -> Self:
+    def of(cls, seed: "np.random.SeedSequence", index: int) -> Self:
         """The random integers of matrix number ``index`` under a seed."""
+        from hashlib import sha256  # it loads OpenSSL, and merges that draw nothing import this module
+
         # A hash of the seed's state and the index: independent for each matrix, with no state shared between them.
         state = seed.generate_state(4, np.uint64).astype("<u8").tobytes()
         return cls(int.from_bytes(sha256(state + index.to_bytes(8, "little")).digest()[:16], "little"))
@@ -39,6 +40,8 @@ class Draws:
     @classmethod
     def named(cls, seed: int, name: str) -> Self:
         """The random integers of the matrix with this name under a seed."""
+        from hashlib import sha256
+
         # A hash spreads seed and name over the 128 bits of a Philox key, so that matrices have independent numbers.
         return cls(int.from_bytes(sha256(f"{seed}:{name}".encode()).digest()[:16], "little"))
 

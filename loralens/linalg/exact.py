@@ -169,7 +169,7 @@ def _split_product(B: Floats, A: Floats, slices: int) -> SlicedBlock:
     # A second slice would be lost in the rounding to 16 bits.
     if slices == 1:
         return SlicedBlock(B1, A1, None, None)
-    # Relative to the largest entry of the whole row, and not of what the first slice leaves.
+    # The second slice is relative to the largest entry of the whole row, and not of what the first slice leaves.
     B2, A2 = _slice_rows(B, t, B1), _slice_rows(A.T, t, A1.T).T
     return SlicedBlock(B1, A1, np.hstack([B1, B2]), np.vstack([A2, A1]))
 
@@ -195,8 +195,8 @@ def _slice_rows(X: Floats, t: int, first: Floats | None = None) -> Floats:
     of the row.
     """
     e = np.frexp(np.abs(X).max(axis=1, initial=0.0))[1].astype(np.int64)[:, None]
-    rest, places = (X, t) if first is None else (X - first, 2 * t)
-    scaled = _times_power(rest, places - e)
+    remainder, places = (X, t) if first is None else (X - first, 2 * t)
+    scaled = _times_power(remainder, places - e)
     np.rint(scaled, out=scaled)
     return _times_power(scaled, e - places)
 

@@ -49,9 +49,13 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
 
 def cross_gram(X: Array, Y: Array) -> Floats:
     """Xᵀ Y in float64, shape (r1, r2), for X (m, r1) and Y (m, r2) of any float dtypes; computed as in `gram`."""
-    G = np.zeros((X.shape[1], Y.shape[1]))
     # The wider factor decides the height of a block; both are walked in step.
     rows = min(_block_rows(X), _block_rows(Y))
+    # One block that need not be cast: copying it would take longer than the product.
+    if len(X) <= rows and all(Z.dtype == np.float64 and (Z.flags.c_contiguous or Z.flags.f_contiguous) for Z in (X, Y)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(np.dot(X.T, Y) + 0.0, dtype=np.float64)  # as the sum below, which turns −0 into 0
+    G = np.zeros((X.shape[1], Y.shape[1]))
     buffer = _scratch.of(min(X.size, rows * X.shape[1]))
     with np.errstate(over="ignore", invalid="ignore"):
         for x, y in zip(_blocks(X, rows, buffer), _blocks(Y, rows), strict=True):

@@ -85,7 +85,7 @@ def _bidiagonal(M: RankUpdate, limit: int, *, first: int) -> Iterator[tuple[Floa
             yield U[: j + 1], V[: j + 1], B[: j + 1, : j + 1], beta
 
 
-def _direction(x: Floats, Q: Floats, least: float, rng: np.random.Generator) -> tuple[Floats, float]:
+def _direction(x: Floats, Q: Floats, least: float, rng: "np.random.Generator") -> tuple[Floats, float]:
     """The unit vector of the part of x orthogonal to the rows of Q, and the length of that part.
 
     If the length is 0, the vector is a random one orthogonal to Q. Two projections are enough (Giraud et al. 2005).

@@ -63,16 +63,16 @@ def average_linkage_groups(similarity: Singles, at: float, *, sizes: Integers | 
     return _smallest_of_group(owner)
 
 
-def _join(similarity: Singles, weights: NDArray[np.float64], owner: Integers, kept: int, joined: int) -> None:
+def _join(similarity: Singles, weights: NDArray[np.float64], owner: Integers, kept_row: int, joined_row: int) -> None:
     """Let one row stand for the members of two groups, and take the other row out of the matrix."""
-    total = weights[kept] + weights[joined]
-    means = similarity[kept] * np.float32(weights[kept] / total) + similarity[joined] * np.float32(
-        weights[joined] / total
+    total = weights[kept_row] + weights[joined_row]
+    means = similarity[kept_row] * np.float32(weights[kept_row] / total) + similarity[joined_row] * np.float32(
+        weights[joined_row] / total
     )
-    weights[kept], owner[joined] = total, kept
-    means[[kept, joined]] = -np.inf
-    similarity[kept] = similarity[:, kept] = means
-    similarity[joined] = similarity[:, joined] = -np.inf
+    weights[kept_row], owner[joined_row] = total, kept_row
+    means[[kept_row, joined_row]] = -np.inf
+    similarity[kept_row] = similarity[:, kept_row] = means
+    similarity[joined_row] = similarity[:, joined_row] = -np.inf
 
 
 def _smallest_of_group(owner: Integers) -> Integers:

@@ -6,6 +6,8 @@ Its entries get smaller from the top left corner on, and LAPACK computes small s
 accurately.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from loralens.errors import ShapeError
@@ -129,21 +131,39 @@ def product_bases(B: Array, A: Array) -> tuple[Basis, Floats, Basis]:
 
 
 def truncating_maps(B: Array, A: Array) -> tuple[Floats, Floats, Floats]:
-    """The best approximations of ``B @ A`` of every rank, expressed by two small matrices.
+    """The maps L and R and the singular values s of `truncation`."""
+    L, s, R, _ = truncation(B, A)
+    return L, s, R
 
-    Parameters
+
+class Truncation(NamedTuple):
+    """The best approximations of ``B @ A`` of every rank, expressed by small matrices.
+
+    Attributes
     ----------
-    B : array, shape (m, r), any float dtype
-    A : array, shape (r, n), any float dtype
-
-    Returns
-    -------
     L : float64 array, shape (r, k)
     s : float64 array, shape (k,)
         The nonzero singular values, largest first, as in `product_bases`.
     R : float64 array, shape (k, r)
         For every j ≤ k, ``(B @ L[:, :j]) @ (R[:j] @ A)`` is the best approximation of rank j (Eckart & Young 1936).
         Its factors are balanced: column i of the first and row i of the second have the same length √σ_i.
+    bases : tuple of float64 arrays, shape (r, k), or None
+        The matrices T of the two bases of `product_bases` if these refer to B and to Aᵀ themselves; else None.
+    """
+
+    L: Floats
+    s: Floats
+    R: Floats
+    bases: tuple[Floats, Floats] | None
+
+
+def truncation(B: Array, A: Array, *, bases: bool = False) -> Truncation:
+    """The `Truncation` of ``B @ A``; with ``bases`` also the bases, which then cost little.
+
+    Parameters
+    ----------
+    B : array, shape (m, r), any float dtype
+    A : array, shape (r, n), any float dtype
 
     Raises
     ------
@@ -156,7 +176,7 @@ def truncating_maps(B: Array, A: Array) -> tuple[Floats, Floats, Floats]:
     inverted, and no tall matrix is formed. Each direction has an error of c ε ‖B‖₂‖A‖₂, as in `product_svd`.
     """
     factor_B, factor_A, order, D, exponent = _measure_nonzero(B, A)
-    R_B, R_A = triangle(factor_B, order)[1], triangle(factor_A, order)[1]
+    (route_B, R_B), (route_A, R_A) = triangle(factor_B, order), triangle(factor_A, order)
     U, s, Vh = _core_svd((R_B * D) @ R_A.T)
     k = numerical_rank(s, (B.shape[0], A.shape[1]))
     U, s, Vh = U[:, :k], s[:k], Vh[:k]
@@ -165,7 +185,14 @@ def truncating_maps(B: Array, A: Array) -> tuple[Floats, Floats, Floats]:
     L, R = np.zeros((B.shape[1], k)), np.zeros((k, B.shape[1]))
     L[order] = _to_factor_columns(D[:, None] * (R_A.T @ Vh.T) * root, factor_B, order)
     R[:, order] = _to_factor_columns(D[:, None] * (R_B.T @ U) * root, factor_A, order).T
-    return L, np.ldexp(s, exponent), R
+    small = None
+    # On this route the triangles, and so U, s and V, are those of `product_bases`.
+    if bases and (route_B, route_A) == ("cholesky", "cholesky"):
+        (X_B, T_B, _), (X_A, T_A, _) = implicit(factor_B, order), implicit(factor_A, order)
+        # The bases refer to the factors unless columns were scaled by powers of two.
+        if X_B is factor_B.X and X_A is factor_A.X and not (factor_B.exponents.any() or factor_A.exponents.any()):
+            small = T_B @ U, T_A @ Vh.T
+    return Truncation(L, np.ldexp(s, exponent), R, small)
 
 
 def column_basis(X: Array) -> tuple[Basis, Floats]:

@@ -30,7 +30,7 @@ class Estimate(NamedTuple):
     error: float
 
 
-def gaussian(rng: np.random.Generator, n: int) -> Floats:
+def gaussian(rng: "np.random.Generator", n: int) -> Floats:
     """Ω: independent standard normal numbers, float64, shape (n, 8)."""
     return rng.standard_normal((n, SKETCH))
 

@@ -46,7 +46,7 @@ def input_dtype(shape: tuple[int, int], k: int, *, exact: bool = False) -> Float
 
 
 def leading_svd(
-    W: Any, k: int, *, rng: np.random.Generator, device: Device, exact: bool = False, step: Step | None = None
+    W: Any, k: int, *, rng: "np.random.Generator", device: Device, exact: bool = False, step: Step | None = None
 ) -> Leading:
     """Compute the k leading singular triplets of W.
 

@@ -110,7 +110,8 @@ class _Bracket:
         # Above `high` implies at or above `low`, so this leaves low ≤ x ≤ high without a third comparison. NaN is in
         # neither.
         inside ^= above
-        numbers = block[inside]
+        # By positions, which takes less time than indexing with a mask.
+        numbers = block.ravel().take(np.flatnonzero(inside))
         # Comparing and selecting is the costly part and runs in all threads; only the bookkeeping is serialised.
         with self.lock:
             self.above += count

@@ -4,9 +4,10 @@ Everything is computed from the inner products G = U₁ᵀU₂ of two orthonorma
 length n are formed only if two directions nearly coincide, because G then no longer determines their angle.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import pi, sqrt
-from typing import Self, final
+from typing import NamedTuple, Self, final
 
 import numpy as np
 
@@ -90,10 +91,14 @@ class Overlap:
         return float(np.sin(self.angles[-1])) if self.angles.size else 0.0
 
 
-def overlap(first: Basis, second: Basis, G: Floats | None = None) -> Overlap:
-    """The `Overlap` of two bases; ``G`` is ``first.cross(second)``, if the caller has computed it already."""
-    G = first.cross(second) if G is None else G
-    return Overlap(phi_map(G), principal_angles(first, second, G), first.n)
+def overlaps(first: Sequence[Basis], second: Sequence[Basis], G: Floats) -> list[Overlap]:
+    """The `Overlap` of the first basis of both sequences, of the second, and so on.
+
+    ``G`` has their inner products ``first[p].cross(second[p])``, shape (P, k1, k2). One call for many pairs costs less
+    than many calls, and gives the same bits.
+    """
+    maps, angles = phi_map(G), _stacked_angles(first, second, G)
+    return [Overlap(phi, own, basis.n) for phi, own, basis in zip(maps, angles, first, strict=True)]
 
 
 def phi_map(G: Floats) -> Floats:
@@ -104,16 +109,16 @@ def phi_map(G: Floats) -> Floats:
 
     Parameters
     ----------
-    G : float64 array, shape (k1, k2)
-        U₁ᵀU₂.
+    G : float64 array, shape (..., k1, k2)
+        U₁ᵀU₂, or a stack of them.
 
     Returns
     -------
-    float64 array, shape (k1, k2)
+    float64 array, shape (..., k1, k2)
         In [0, 1]. The cumulative sums of G² along both axes give all entries at the cost of one.
     """
-    i, j = np.ogrid[1 : G.shape[0] + 1, 1 : G.shape[1] + 1]
-    sums = (G * G).cumsum(axis=0).cumsum(axis=1)
+    i, j = np.ogrid[1 : G.shape[-2] + 1, 1 : G.shape[-1] + 1]
+    sums = (G * G).cumsum(axis=-2).cumsum(axis=-1)
     return np.asarray(np.clip(sums / np.minimum(i, j), 0.0, 1.0), dtype=np.float64)
 
 
@@ -125,19 +130,24 @@ def principal_angles(first: Basis, second: Basis, G: Floats | None = None) -> Fl
     2002), so that an angle of 1e-9 is not lost. Only in this case are columns formed.
     """
     G = first.cross(second) if G is None else G
+    return np.asarray(_stacked_angles([first], [second], G[None])[0], dtype=np.float64)
+
+
+def _stacked_angles(first: Sequence[Basis], second: Sequence[Basis], G: Floats) -> Floats:
+    """`principal_angles` of many pairs of bases of one shape, from their inner products (P, k1, k2)."""
     # The smaller span comes second, because parts of its directions may lie outside the larger one.
-    if G.shape[0] < G.shape[1]:
-        first, second, G = second, first, G.T
+    if G.shape[1] < G.shape[2]:
+        first, second, G = second, first, G.swapaxes(1, 2)
     cosines = np.linalg.svd(G, compute_uv=False)
     angles = np.arccos(np.minimum(cosines, 1.0))
-    near = int(np.count_nonzero(cosines > NEAR))
+    near = np.count_nonzero(cosines > NEAR, axis=1)
     # Few pairs of directions are so near, so the costly columns are rarely formed.
-    if near:
-        Z = np.linalg.svd(G, full_matrices=False)[2][:near].T
+    for p in np.flatnonzero(near):
+        Z = np.linalg.svd(G[p], full_matrices=False)[2][: near[p]].T
         # A basis is orthonormal to about 1e-12; sines of 1e-9 need it to be orthonormal to ε.
-        U, P = _orthonormalise(first.columns()), _orthonormalise(second.columns()) @ Z
+        U, P = _orthonormalise(first[p].columns()), _orthonormalise(second[p].columns()) @ Z
         sines = np.linalg.svd(P - U @ (U.T @ P), compute_uv=False)[::-1]
-        angles[:near] = np.arcsin(np.minimum(sines, 1.0))
+        angles[p, : near[p]] = np.arcsin(np.minimum(sines, 1.0))
     return np.asarray(np.clip(angles, 0.0, pi / 2), dtype=np.float64)
 
 
@@ -158,7 +168,8 @@ def update_cosine(s1: Floats, s2: Floats, left: Floats, right: Floats) -> float:
     """
     if not (s1.size and s2.size):
         return 0.0
-    return float(np.clip(_scale_to_unit(s1) @ (left * right) @ _scale_to_unit(s2), -1.0, 1.0))
+    strengths = scale_to_unit(s1)[None], scale_to_unit(s2)[None]
+    return float(np.clip(weighted_sums(strengths[0], (left * right)[None], strengths[1]), -1.0, 1.0)[0])
 
 
 def linear_cka(s1: Floats, s2: Floats, G: Floats) -> float:
@@ -170,30 +181,55 @@ def linear_cka(s1: Floats, s2: Floats, G: Floats) -> float:
     """
     if not (s1.size and s2.size):
         return float("nan")
-    first, second = _scale_to_unit(_scale_to_unit(s1) ** 2), _scale_to_unit(_scale_to_unit(s2) ** 2)
-    return float(np.clip(first @ (G * G) @ second, 0.0, 1.0))
+    energies = unit_energies(s1)[None], unit_energies(s2)[None]
+    return float(np.clip(weighted_sums(energies[0], (G * G)[None], energies[1]), 0.0, 1.0)[0])
 
 
 def linear_cka_chance(s1: Floats, s2: Floats, n: int) -> float:
     """Mean of `linear_cka` between uniform directions of R^n: (Σs₁²/√Σs₁⁴)(Σs₂²/√Σs₂⁴)/n; NaN where one is 0."""
     if not (s1.size and s2.size):
         return float("nan")
-    return float(_scale_to_unit(_scale_to_unit(s1) ** 2).sum() * _scale_to_unit(_scale_to_unit(s2) ** 2).sum() / n)
+    return float(unit_energies(s1).sum() * unit_energies(s2).sum() / n)
+
+
+def weighted_sums(first: Floats, M: Floats, second: Floats) -> Floats:
+    """Σ first_i M_ij second_j of P matrices (P, k1, k2) under the weights of their rows (P, k1) and columns (P, k2)."""
+    return np.asarray((first[:, None] @ M @ second[:, :, None])[:, 0, 0], dtype=np.float64)
+
+
+def unit_energies(s: Floats) -> Floats:
+    """The squares of the singular values, scaled to a vector of length 1, from which linear CKA is computed."""
+    return scale_to_unit(scale_to_unit(s) ** 2)
+
+
+class FlatVector(NamedTuple):
+    """An array as one vector in float64, with its squared length. The vector is scaled if its square would overflow."""
+
+    x: Floats
+    square: float
+
+    @classmethod
+    def of(cls, X: Array) -> Self:
+        """The numbers of an array of any float dtype."""
+        x = X.astype(np.float64).ravel()
+        with np.errstate(over="ignore", under="ignore"):
+            return cls(x, float(np.dot(x, x)))
+
+    def cosine(self, other: "FlatVector") -> float:
+        """Cosine with a vector of the same length, in [−1, 1]; NaN where one of them is 0."""
+        # The usual sizes need no scaling, which would cost a copy of both arrays.
+        if not all(SQUARES[0] < one.square < SQUARES[1] for one in (self, other)):
+            self, other = (FlatVector.of(scale_to_unit(one.x)) for one in (self, other))
+        lengths = sqrt(self.square) * sqrt(other.square)
+        return float(np.clip(np.dot(self.x, other.x) / lengths, -1.0, 1.0)) if lengths else float("nan")
 
 
 def vector_cosine(X: Array, Y: Array) -> float:
     """Cosine of two arrays of the same shape, taken as vectors, in [−1, 1]; NaN where one of them is 0."""
-    x, y = (Z.astype(np.float64).ravel() for Z in (X, Y))
-    with np.errstate(over="ignore", under="ignore"):
-        # The usual sizes need no scaling, which would cost a copy of both arrays.
-        safe = all(SQUARES[0] < np.dot(z, z) < SQUARES[1] for z in (x, y))
-    if not safe:
-        x, y = _scale_to_unit(x), _scale_to_unit(y)
-    lengths = sqrt(np.dot(x, x)) * sqrt(np.dot(y, y))
-    return float(np.clip(np.dot(x, y) / lengths, -1.0, 1.0)) if lengths else float("nan")
+    return FlatVector.of(X).cosine(FlatVector.of(Y))
 
 
-def _scale_to_unit(x: Floats) -> Floats:
+def scale_to_unit(x: Floats) -> Floats:
     """The vector scaled to length 1, without overflow or underflow; a zero vector stays 0."""
     peak = np.abs(x).max(initial=0.0)
     # Left as it is: dividing by its length would make NaN of it.

@@ -60,7 +60,11 @@ def recast(
         for key, tensor in untouched.items()
         if key in coded or recast_dtype(tensor, dtype) != tensor.source.dtype
     }
-    planned = {key: _as_new(tensor) if key in coded else tensor for key, tensor in {**plan.tensors, **changing}.items()}
+    # A decoded weight is a new tensor of the merged model.
+    planned = {
+        key: replace(tensor, base=None, replacement=tensor.source) if key in coded else tensor
+        for key, tensor in {**plan.tensors, **changing}.items()
+    }
     fields: dict[str, object] = {name: dtype for name in FIELDS if name in config}
     if scales or coded:
         # transformers and mlx-lm would otherwise look for the scales that are no longer stored.
@@ -74,11 +78,6 @@ def recast(
         dropped=tuple(without),
         notes=(*plan.notes, *notes),
     )
-
-
-def _as_new(tensor: TensorPlan) -> TensorPlan:
-    """The plan of a decoded weight, which is a new tensor of the merged model."""
-    return replace(tensor, base=None, replacement=tensor.source)
 
 
 def recast_dtype(tensor: TensorPlan, dtype: str | None) -> np.dtype[Any]:

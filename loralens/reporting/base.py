@@ -64,7 +64,7 @@ def base_section(subjects: Sequence[Subject], numbers: Numbers, base: str, table
 def _parts(subject: Subject, numbers: Numbers, scales: MapScales, tables: ResultTables) -> list[Part]:
     """The parts of a single adapter."""
     measures = [part for measure in MEASURES for part in measure(subject, numbers, scales, tables, 0)]
-    parts = [*_left_out(subject), *measures, *_not_measured(subject)]
+    parts = [*_left_out_warnings(subject), *measures, *_not_measured(subject)]
     return parts or [Paragraph("No module of this adapter has a weight in the base.")]
 
 
@@ -75,7 +75,7 @@ def _parts_of_several(
     notes = [
         Paragraph(f"{subject.label}: {note.text}", note.warning)
         for subject in subjects
-        for note in (*_left_out(subject), *_not_measured(subject))
+        for note in (*_left_out_warnings(subject), *_not_measured(subject))
     ]
     parts: list[Part] = []
     for measure in MEASURES:
@@ -90,7 +90,7 @@ def _parts_of_several(
     return [*(note for note in notes if note.warning), *parts, *(note for note in notes if not note.warning)]
 
 
-def _left_out(subject: Subject) -> list[Paragraph]:
+def _left_out_warnings(subject: Subject) -> list[Paragraph]:
     """Warnings about modules that are not compared with the base."""
     parts: list[Paragraph] = []
     # Modules that are left out come first, so that no map is read as one of the whole adapter.
@@ -135,7 +135,7 @@ def _shared_scales(subjects: Sequence[Subject]) -> MapScales:
     )
 
 
-def _amplified(subject: Subject, numbers: Numbers, scales: MapScales, tables: ResultTables, i: int) -> list[Part]:
+def _amplification(subject: Subject, numbers: Numbers, scales: MapScales, tables: ResultTables, i: int) -> list[Part]:
     rows = full_rank_rows(subject.against_base.amplified)
     if not rows:
         return []
@@ -245,7 +245,7 @@ def error_in_words(error: float) -> str:
 
 # In the order of the page.
 MEASURES: tuple[Callable[[Subject, Numbers, MapScales, ResultTables, int], list[Part]], ...] = (
-    _amplified,
+    _amplification,
     _intruders,
     _merges,
 )

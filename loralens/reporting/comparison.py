@@ -53,7 +53,7 @@ def comparison_section(
     # Matrices of two adapters would have one cell that is not on the diagonal.
     if len(labels) > 2:
         parts.append(_matrices(labels, collection))
-    maps = _shared(labels, collection), _conflicts(labels, collection, numbers)
+    maps = _shared_energy_picture(labels, collection), _conflicts(labels, collection, numbers)
     parts += [SideBySide([("", [chart]) for chart in maps]), *_interactions(labels, collection)]
     for k, (pair, compared) in enumerate(collection.compared.items()):
         # All pairs after the first are folded: each takes two rows of heat maps.
@@ -79,7 +79,7 @@ def _matrices(labels: Sequence[str], collection: Collection) -> Picture:
     )
 
 
-def _shared(labels: Sequence[str], collection: Collection) -> Picture:
+def _shared_energy_picture(labels: Sequence[str], collection: Collection) -> Picture:
     chart = shared_energy_map(labels, collection.pairs, collection.energy, collection.order)
     (level,) = chart.scale.chance
     values = [cell.value for cell in chart.cells.values()] or [0.0]

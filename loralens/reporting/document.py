@@ -233,7 +233,7 @@ class Report:
     # Numbers instead of names keep the page small: a name of 60 letters would stand in every cell and line that it has.
     modules: Sequence[str]
     sliders: Sequence[Mapping[str, Any]] = ()
-    # Made together with the sections and from the same measurements, so that --json and the page cannot differ.
+    # Of the same measurements as the sections, so that --json and the page cannot differ.
     record: Mapping[str, Any] = field(default_factory=dict)
     headline: str = ""
     verdicts: PageTable | None = None

@@ -12,7 +12,7 @@ from loralens.reporting.document import Report
 from loralens.reporting.overview import facts_section, findings_section, modules_section
 from loralens.reporting.quality import quality_section, quality_sentences
 from loralens.reporting.ranks import ranks_section, slider_data
-from loralens.reporting.record import report_record
+from loralens.reporting.record import DeferredRecord, report_record
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.run import run_section
 from loralens.reporting.spectra import spectra_section
@@ -93,5 +93,7 @@ def make_report(
         sections=sections,
         modules=names,
         sliders=[slider_data(subject, i) for i, subject in enumerate(subjects) if subject.plan is not None],
-        record=report_record(subjects, findings, collection, run, sentences, tables, choices | first_screen),
+        record=DeferredRecord(
+            lambda: report_record(subjects, findings, collection, run, sentences, tables, choices | first_screen)
+        ),
     )

@@ -1,7 +1,7 @@
 """The numbers of a report as one JSON object, without NaN."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, final
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.compare.interference import Interaction
@@ -11,6 +11,31 @@ from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import json_number, matrix
 from loralens.version import __version__
+
+
+@final
+class DeferredRecord(Mapping[str, Any]):
+    """A record that is made when it is first read: a page needs none, and that of many modules is large."""
+
+    __slots__ = ("_content", "_make")
+
+    def __init__(self, make: Callable[[], Mapping[str, Any]]) -> None:
+        self._make = make
+        self._content: Mapping[str, Any] | None = None
+
+    def _made(self) -> Mapping[str, Any]:
+        if self._content is None:
+            self._content = self._make()
+        return self._content
+
+    def __getitem__(self, key: str) -> Any:
+        return self._made()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made())
+
+    def __len__(self) -> int:
+        return len(self._made())
 
 
 def report_record(

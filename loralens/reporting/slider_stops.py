@@ -6,28 +6,34 @@ Every stop is computed here, with the rules by which `loralens compress` chooses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from math import prod
+from typing import Any, NamedTuple, final
+
+import numpy as np
 
 from loralens.compression.curve import CurvePoint
 from loralens.compression.loss import total_error
 from loralens.compression.plan import TruncationPlan, is_fused_module
 from loralens.core.adapter import Adapter
-from loralens.core.ranks import Rule, ranks, shared_ranks
-from loralens.core.structured import Structured
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.core.ranks import Rule, choose_item_ranks, rank_items, shared_ranks
+from loralens.core.structured import Structured, Update
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
-from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, sort_by_width
+from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, by_width
 
 # The number of stops of the slider over sizes, in steps of 3 % of its range. For every stop all ranks are chosen anew,
 # and the page stores them.
 STOPS = 32
 
-# Each of the 20 trials of `find_layout` and of the choices under a budget takes about 0.3 ms for each module, so that
-# 20,000 modules would take minutes.
-MANY = 5_000  # modules from which on sizes are approximate
+# Every choice under a budget takes some rounds, and every round looks at all directions of all modules.
+MANY = 5_000  # modules above which the ranks and sizes of the slider over sizes are approximate
+# With more groups of modules than this, `_matches_writer` makes one trial.
+GROUPS = 200
+RANKS = (1, 3, 12)  # the ranks of its trials, of one digit and of two
 
 Write = Callable[[Adapter], tuple[Stored, Files]]  # adapter → the tensors and the header of its file
-Shape = tuple[int, ...]
 
 
 @final
@@ -95,10 +101,6 @@ class FileLayout:
             begin = end
         return 8 + length + -length % 8 + begin  # the header: 8 bytes for its length, then padded to a multiple of 8
 
-    def adapter_size(self, adapter: Adapter) -> int:
-        """Bytes of the file of an adapter of the same modules."""
-        return self.size({tensor.module: adapter[tensor.module].rank for tensor in self.tensors if tensor.module})
-
 
 class _LayoutError(Exception):
     """The sizes of the files follow no formula of this form."""
@@ -115,68 +117,77 @@ def rank_groups(plan: TruncationPlan, dialect: Dialect) -> dict[str, int]:
 
 
 def find_layout(plan: TruncationPlan, dialect: Dialect) -> FileLayout | None:
-    """The formula for the size of the file at any ranks; None if there is none, or it would take too long to find.
+    """The formula for the size of the file at any ranks; None if there is none, as for a file that is not safetensors.
 
-    There is none if the file is not safetensors.
-
-    The writer itself shows which tensor grows with the rank of which group. In a first trial all groups have rank 1, in
-    a second all have rank 2. In the n-th trial after these, the groups whose number has bit n set have rank 2 and the
-    others rank 1. So the trials in which a tensor grew spell the number of its group in binary, and few trials suffice.
+    The writer itself shows which tensor grows with the rank of which group: it gets factors without numbers in which
+    every group has a rank of its own, larger than any other dimension.
     """
-    if len(plan.directions) > MANY:
-        return None
     # At full rank a fused or structured module is stored in its own form, whose size does not follow from the rank.
     if any(
         is_fused_module(plan.adapter[name]) or isinstance(plan.adapter[name], Structured) for name in plan.directions
     ):
         return None
     groups = rank_groups(plan, dialect)
-    bits = max(groups.values()).bit_length()
+    shapes = [module.shape for module in plan.adapter.modules.values()]
+    shapes += [extra.tensor.shape for extra in plan.adapter.extra.values()]
+    # Above the number of groups too, so that no multiple of a rank is the rank of another group.
+    first = 1 + max(len(groups), *(n for shape in shapes for n in shape))
     try:
-        least = _trial(plan, dialect, dict.fromkeys(groups, 1))
-        doubled = _shapes(plan, dialect, dict.fromkeys(groups, 2), least)
-        trials = [{name: 1 + (i >> n & 1) for name, i in groups.items()} for n in range(bits)]
-        # Only shapes are kept: every trial has its own copy of the names, which may take more memory than the numbers.
-        layout = _layout(least, doubled, [_shapes(plan, dialect, ranks, least) for ranks in trials], groups)
-        return layout if _matches_writer(layout, plan, dialect, groups) else None
+        stored, files = dialect.write(_without_numbers(plan, {name: first + i for name, i in groups.items()}))
+        if not files.weights.endswith(".safetensors"):
+            return None
+        layout = _layout(stored, groups, first)
+        # Without the tensors of this file, which are freed before another one is made.
+        outline = _Outline(list(stored.tensors), stored.metadata)
+        del stored
+        return layout if _matches_writer(layout, outline, plan, dialect, groups) else None
     except (LoraLensError, _LayoutError):  # the dialect cannot hold such ranks, or its files follow another formula
         return None
 
 
-def _trial(plan: TruncationPlan, dialect: Dialect, ranks: Mapping[str, int]) -> Stored:
-    """The content of the file at these ranks, its tensors in the order in which they are stored."""
-    stored, files = dialect.write(plan.at(ranks))
-    if not files.weights.endswith(".safetensors"):
-        raise _LayoutError
-    return replace(stored, tensors=sort_by_width(stored.tensors))
+class _Outline(NamedTuple):
+    """The keys and the metadata of a file."""
+
+    keys: Sequence[str]
+    metadata: Mapping[str, str] | None
 
 
-def _shapes(plan: TruncationPlan, dialect: Dialect, ranks: Mapping[str, int], least: Stored) -> list[Shape]:
-    """The shapes of all tensors at these ranks."""
-    trial = _trial(plan, dialect, ranks)
-    # Metadata that names ranks, as diffusers writes it, would have another length at every choice.
-    if trial.metadata != least.metadata or list(trial.tensors) != list(least.tensors):
-        raise _LayoutError
-    return [tensor.shape for tensor in trial.tensors.values()]
+def _without_numbers(plan: TruncationPlan, ranks: Mapping[str, int]) -> Adapter:
+    """The adapter of the plan with factors of these ranks, whose numbers are all 0."""
+
+    def stub(module: Update, rank: int) -> LowRank:
+        factors = [
+            _zeros(plan.dtype or factor.dtype, shape)
+            for factor, shape in zip(module.factors, ((module.shape[0], rank), (rank, module.shape[1])), strict=True)
+        ]
+        return LowRank(*factors, module.scale, scaling=module.scaling, layout=module.layout)
+
+    modules = {name: stub(plan.adapter[name], rank) for name, rank in ranks.items()}
+    return replace(plan.adapter, modules={**plan.adapter.modules, **modules})
 
 
-def _layout(
-    least: Stored, doubled: Sequence[Shape], bits: Sequence[Sequence[Shape]], groups: dict[str, int]
-) -> FileLayout:
-    first = {group: name for name, group in reversed(groups.items())}
+def _zeros(dtype: np.dtype[Any], shape: tuple[int, ...]) -> LazyArray:
+    # The array itself would take more memory than the module.
+    return LazyArray(lambda: np.broadcast_to(np.zeros((), dtype), shape), shape=shape, dtype=dtype)
+
+
+def _layout(stored: Stored, groups: Mapping[str, int], first: int) -> FileLayout:
+    """The layout of a file in which the rank of a group is its number plus ``first``."""
+    modules = {group: name for name, group in reversed(groups.items())}
     tensors = []
-    for place, (key, tensor) in enumerate(least.tensors.items()):
-        grown = [i for i, (a, b) in enumerate(zip(tensor.shape, doubled[place], strict=True)) if a != b]
-        # A tensor of r × r numbers does not grow in proportion to r.
-        if len(grown) > 1:
+    for key, tensor in by_width(stored.tensors.items):
+        grown = [i for i, n in enumerate(tensor.shape) if n >= first]
+        # A tensor of r × r numbers does not grow in proportion to r, and the digits of a multiple of r are not its own.
+        if len(grown) > 1 or any(tensor.shape[i] - first not in modules for i in grown):
             raise _LayoutError
-        group = sum(1 << n for n, shapes in enumerate(bits) if shapes[place] != tensor.shape)
         # The entry with its comma, without the digits of the rank and of the offsets.
         dimensions = ",".join("" if i in grown else str(n) for i, n in enumerate(tensor.shape))
         dtype = DTYPE_NAMES[tensor.dtype]
         entry = f'{_json_text(key)}:{{"dtype":"{dtype}","shape":[{dimensions}],"data_offsets":[,]}},'
-        tensors.append(TensorSize(len(entry.encode()), tensor.nbytes, first[group] if grown else None))
-    metadata = "" if least.metadata is None else f'"__metadata__":{_json_text(dict(least.metadata))},'
+        unit = tensor.dtype.itemsize * prod(n for i, n in enumerate(tensor.shape) if i not in grown)
+        module = modules[tensor.shape[grown[0]] - first] if grown else None
+        tensors.append(TensorSize(len(entry.encode()), unit, module))
+    metadata = "" if stored.metadata is None else f'"__metadata__":{_json_text(dict(stored.metadata))},'
     return FileLayout(len(metadata.encode()) + 2 - 1, tensors)  # two braces, and no comma after the last entry
 
 
@@ -185,13 +196,20 @@ def _json_text(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _matches_writer(layout: FileLayout, plan: TruncationPlan, dialect: Dialect, groups: Mapping[str, int]) -> bool:
+def _matches_writer(
+    layout: FileLayout, outline: _Outline, plan: TruncationPlan, dialect: Dialect, groups: Mapping[str, int]
+) -> bool:
     """Whether the formula gives the same sizes as the writer, at ranks of one digit and of two."""
     # Offsets and ranks are written as digits, so the formula is tested at ranks where they get longer. Any 12
-    # successive groups have different ranks here, so that a tensor in the wrong group changes the size.
-    for rank in (1, 3, 12):
-        ranks = {name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in groups.items()}
-        if layout.size(ranks) != dialect.size(plan.at(ranks)):
+    # successive groups have different ranks here, so that a tensor in the wrong group changes the size. Of very many
+    # groups all get one rank, because a configuration that names the rank of each takes three times as long.
+    trials = [{name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in groups.items()} for rank in RANKS]
+    for ranks in trials if len(groups) <= GROUPS else [dict.fromkeys(groups, max(RANKS))]:
+        trial, files = dialect.write(plan.at(ranks))
+        # Metadata that names ranks, as diffusers writes it, would have another length at every choice.
+        if trial.metadata != outline.metadata or list(trial.tensors) != outline.keys:
+            return False
+        if layout.size(ranks) != stored_size(trial, files):
             return False
     return True
 
@@ -220,8 +238,9 @@ class Stop:
 def rank_stops(plan: TruncationPlan, dialect: Dialect, points: Sequence[CurvePoint]) -> list[Stop]:
     """The stops of the slider over ranks: one rank for all modules, rising."""
     stops = []
+    choose = plan.chooser("rank", one_rank=dialect.one_rank)
     for point in reversed(points):
-        chosen = plan.ranks(Rule("rank", point.rank), one_rank=dialect.one_rank)
+        chosen = choose(Rule("rank", point.rank))
         stops.append(Stop(point.rank, list(chosen.values()), point.uniform.bytes, point.uniform.error))
     return stops
 
@@ -231,23 +250,23 @@ def budget_stops(
 ) -> list[Stop]:
     """The stops of the slider over file sizes: the ranks that ``loralens compress --size`` chooses.
 
-    Without a `FileLayout` the writer would have to give the size of every trial, which takes too long. Then the budgets
-    are those of the curve, and the ranks are approximately those of the command.
+    Without a `FileLayout` the writer would have to give the size of every trial, which takes too long, as do the trials
+    of very many modules. Then the budgets are those of the curve, and the ranks are approximately those of the command.
     """
     costs = {name: plan.direction_bytes(plan.adapter[name]) for name in plan.directions}
+    spectra = {name: directions.s for name, directions in plan.directions.items()}
+    items = rank_items(
+        spectra,
+        costs,
+        shared=shared_ranks(plan.adapter.modules),
+        least=plan.least(drop_dead=False),
+        one_rank=dialect.one_rank,
+        widths={name: plan.adapter[name].rank for name in plan.directions},
+    )
 
     def choose(budget: int, size: Callable[[Mapping[str, int]], int] | None) -> dict[str, int]:
         # `plan.ranks` is not used here, as it makes a whole adapter for every choice that it tries.
-        return ranks(
-            {name: directions.s for name, directions in plan.directions.items()},
-            costs,
-            Rule("bytes", budget),
-            shared=shared_ranks(plan.adapter.modules),
-            least=plan.least(drop_dead=False),
-            one_rank=dialect.one_rank,
-            widths={name: plan.adapter[name].rank for name in plan.directions},
-            size=size,
-        )
+        return choose_item_ranks(items, Rule("bytes", budget), spectra, one_rank=dialect.one_rank, size=size)
 
     # The key is the budget, so that points of equal size become one stop.
     stops: dict[int, Stop] = {}

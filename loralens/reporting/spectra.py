@@ -49,7 +49,7 @@ def spectra_section(subjects: Sequence[Subject], numbers: Numbers, tables: Resul
             own.append(_energy_picture(subject, grid, numbers, share, i))
         pictures.append(own)
     labels = [subject.label for subject in measured]
-    parts = [*_arranged(labels, pictures), *_tables(measured, numbers, tables)]
+    parts = [*_arrange(labels, pictures), *_tables(measured, numbers, tables)]
     lead = (
         "The singular values σ₁ ≥ σ₂ ≥ … of ΔW = scale·B·A in every module. Energy is a share of Σσ² = ‖ΔW‖²: an "
         "update whose energy lies in few directions can be compressed to a low rank."
@@ -57,7 +57,7 @@ def spectra_section(subjects: Sequence[Subject], numbers: Numbers, tables: Resul
     return Section("spectra", "Spectra", lead, parts)
 
 
-def _arranged(labels: Sequence[str], pictures: Sequence[Sequence[Picture]]) -> list[Part]:
+def _arrange(labels: Sequence[str], pictures: Sequence[Sequence[Picture]]) -> list[Part]:
     """The pictures of one adapter as they are; those of several adapters in one row for each measure."""
     # A single adapter has the width of the page, so its maps stand next to its energy curves.
     if len(pictures) == 1:

@@ -1,6 +1,6 @@
 """One adapter of a report, and everything that was measured of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import hypot
@@ -20,7 +20,7 @@ from loralens.core.moments import Moments
 from loralens.core.ranks import Rule
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError, place
-from loralens.reporting.slider_stops import Dialect, FileLayout, find_layout
+from loralens.reporting.slider_stops import MANY, Dialect, FileLayout, find_layout
 
 
 @final
@@ -70,7 +70,8 @@ class Subject:
     dialect : Dialect
         How a smaller adapter would be written.
     layout : FileLayout or None
-        The formula for the size of its file at any ranks; None where there is none.
+        The formula for the size of its file at any ranks; None where there is none, or there are too many modules to
+        choose ranks by it.
     points : sequence of CurvePoint
         Size and error at every rank, from the highest down to 1.
     on_data : bool
@@ -204,8 +205,12 @@ def measure_subject(
             with place(examination.path):
                 new = TruncationPlan.of(finite, modules=list(spectra), moments=moments, threads=threads, step=step)
                 layout = find_layout(new, dialect)
-                size = layout.adapter_size if layout else dialect.size
-                points = rank_curve(new, size=size, one_rank=dialect.one_rank)
+                points = rank_curve(
+                    new,
+                    size=dialect.size,
+                    size_at=_sizes(new, dialect, layout) if layout else None,
+                    one_rank=dialect.one_rank,
+                )
                 best = recommended_point(points)
                 if moments is not None and best is not None:
                     ranks = new.ranks(Rule("rank", best.rank), one_rank=dialect.one_rank)
@@ -224,7 +229,7 @@ def measure_subject(
         plan=plan,
         no_plan=no_plan,
         dialect=dialect,
-        layout=layout,
+        layout=layout if len(spectra) <= MANY else None,
         points=points,
         on_data=moments is not None,
         activations=activations if moments is not None else "",
@@ -232,3 +237,11 @@ def measure_subject(
         update_error=update_error,
         against_base=against_base or BaseMeasurements(),
     )
+
+
+def _sizes(plan: TruncationPlan, dialect: Dialect, layout: FileLayout) -> Callable[[Mapping[str, int]], int]:
+    """Ranks → bytes of the file."""
+    own = {name: plan.adapter[name].rank for name in plan.directions}
+    # A file in which nothing changes may have older keys.
+    whole = dialect.size(plan.adapter)
+    return lambda chosen: whole if chosen == own else layout.size(chosen)

@@ -155,7 +155,7 @@ def headline(
     if run:
         return f"{len(run.order)} checkpoints of one run: {settled_sentence(run)}."
     warned = [verdict for verdict in verdicts if verdict.levels["warning"]]
-    parts = [_warned(warned, several=several)] if warned else []
+    parts = [_count_warnings(warned, several=several)] if warned else []
     if several:
         relation = _relation(subjects, collection)
         parts = [*([relation] if relation else []), *parts, *_savings_of_all(verdicts)]
@@ -172,7 +172,7 @@ def _names(verdicts: Sequence[AdapterVerdict]) -> str:
     return join_words(labels) if len(labels) < 4 else f"{labels[0]} and {len(labels) - 1} more"
 
 
-def _warned(warned: Sequence[AdapterVerdict], *, several: bool) -> str:
+def _count_warnings(warned: Sequence[AdapterVerdict], *, several: bool) -> str:
     total = count(sum(verdict.levels["warning"] for verdict in warned), "warning")
     return f"{total} for {_names(warned)}" if several else f"{warned[0].label} has {total}"
 

@@ -11,7 +11,6 @@ from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.leftovers import tidy
 from loralens.reporting.document import Report
 from loralens.reporting.html import report_html_parts
-from loralens.reporting.markdown import report_markdown, report_pictures
 
 SUFFIX = ".html"
 
@@ -63,18 +62,22 @@ def write_report(report: Report, page: Path, *, with_markdown: bool = False) -> 
         The files cannot be written.
     """
     text, folder = markdown_paths(page)
-    # Everything is rendered before anything is written, so that an error in a picture leaves no half report.
-    contents: dict[Path, bytes] = {page: b"".join(part.encode("utf-8") for part in report_html_parts(report))}
-    pictures = report_pictures(report) if with_markdown else {}
+    pictures: Mapping[str, bytes] = {}
     if with_markdown:
-        contents[text] = report_markdown(report, folder.name).encode("utf-8")
+        from loralens.reporting.markdown import report_markdown, report_pictures  # most reports are pages alone
+
+        # Before anything is written, so that an error in a picture leaves no half report.
+        pictures = report_pictures(report)
     # The files are complete before the stack is left, and only then put in place: an error leaves the old report.
     with ExitStack() as stack:
-        for path, content in contents.items():
-            stack.enter_context(atomic_file(path)).write(content)
+        stream = stack.enter_context(atomic_file(page))
+        # Part by part, since a page of many long names is several times as large as the adapter.
+        for part in report_html_parts(report):
+            stream.write(part.encode("utf-8"))
         if with_markdown:
+            stack.enter_context(atomic_file(text)).write(report_markdown(report, folder.name).encode("utf-8"))
             _write_folder(folder, pictures)
-    return [*contents, *([folder] if with_markdown else [])]
+    return [page, *([text, folder] if with_markdown else [])]
 
 
 def _write_folder(folder: Path, pictures: Mapping[str, bytes]) -> None:

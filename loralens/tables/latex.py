@@ -36,9 +36,9 @@ _PIECE = re.compile(f"(?P<high>[{''.join(_HIGH)}]+)|(?P<low>[{''.join(_LOW)}]+)|
 def latex_text(text: str) -> str:
     """Return text as LaTeX. Letters of names, such as Chinese ones, stay as they are."""
     parts, end = [], 0
-    for found in _FORMULA.finditer(text):
-        parts += [text[end : found.start()].translate(_TEXT), f"${_formula(found[0])}$"]
-        end = found.end()
+    for match in _FORMULA.finditer(text):
+        parts += [text[end : match.start()].translate(_TEXT), f"${_formula(match[0])}$"]
+        end = match.end()
     return "".join([*parts, text[end:].translate(_TEXT)])
 
 

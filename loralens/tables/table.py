@@ -131,19 +131,26 @@ class Table(Generic[Row]):
         # An empty text means that the conclusion says it already.
         return replace(self, rows=shown), "; ".join(filter(None, sentences))
 
+    def recorder(self) -> Callable[[Row], dict[str, Any]]:
+        """Return the function that makes a JSON object of a row; the columns are looked at once."""
+        paths = [((column.key,) if isinstance(column.key, str) else column.key, column) for column in self.columns]
+        steps = [(path[:-1], path[-1], column.value) for path, column in paths if column.json]
+
+        def record(row: Row) -> dict[str, Any]:
+            result: dict[str, Any] = {}
+            for outer, last, value in steps:
+                place = result
+                for key in outer:
+                    place = place.setdefault(key, {})
+                place[last] = value(row)
+            return result
+
+        return record
+
     def record(self, row: Row) -> dict[str, Any]:
         """Return one row as a JSON object."""
-        record: dict[str, Any] = {}
-        for column in self.columns:
-            if not column.json:
-                continue
-            *outer, last = (column.key,) if isinstance(column.key, str) else column.key
-            place = record
-            for key in outer:
-                place = place.setdefault(key, {})
-            place[last] = column.value(row)
-        return record
+        return self.recorder()(row)
 
     def records(self) -> list[dict[str, Any]]:
         """Return all rows as JSON objects."""
-        return [self.record(row) for row in self.rows]
+        return list(map(self.recorder(), self.rows))

@@ -118,22 +118,22 @@ class Course:
 
     def factor(self, step: int) -> float:
         """The factor of the learning rate in a step, where the first step is 0; it is in (0, 1]."""
-        # The number is rounded, so that a warm-up of less than half a step is no warm-up.
+        # The number is rounded, so a warm-up of less than half a step has no step.
         rising = round(self.warmup * self.steps)
         if step < rising:
-            # Counted from 1, so that the first step learns too, and the first step after the warm-up has the full rate.
+            # The first step has the factor 1/(rising + 1) and not 0, so that it learns too.
             return (step + 1) / (rising + 1)
-        # 1 in the first step after the warm-up, and 1/(steps − rising), not 0, in the last: no step is wasted.
+        # It falls from 1 to 1/(steps − rising) in the last step, and not to 0, so that the last step learns too.
         remaining = (self.steps - step) / (self.steps - rising)
         return {"constant": 1.0, "linear": remaining, "cosine": (1 - cos(pi * remaining)) / 2}[self.schedule]
 
     @property
     def record(self) -> dict[str, Any]:
         """The fields, as JSON holds them."""
-        # The options of AdamW only where they are not its defaults, as in the records of older releases.
-        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ADAM}
+        # Options of AdamW that have its defaults are left out, as in the records of older releases.
+        always = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ADAM}
         other = {name: getattr(self, name) for name in ADAM if getattr(self, name) != DEFAULTS[name]}
-        return {**known, "optimiser": optimiser_name(self.optimiser), **other}
+        return {**always, "optimiser": optimiser_name(self.optimiser), **other}
 
 
 def optimiser_name(optimiser: "Optimiser | MakeOptimiser") -> str:
@@ -150,5 +150,5 @@ def optimiser_name(optimiser: "Optimiser | MakeOptimiser") -> str:
 
 
 def _as_bool(value: object) -> bool | None:
-    # NumPy's bool is no bool of Python, and json cannot write it.
+    # NumPy's bool is not a bool of Python, and json cannot write it.
     return bool(value) if isinstance(value, bool | np.bool_) else None

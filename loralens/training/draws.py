@@ -78,7 +78,7 @@ class BatchGenerators:
     def part(self, rank: int) -> None:
         """Draw other numbers in every process but the first, for batches that are divided among processes already."""
         if rank:
-            with self._restored():
+            with self._restoring_states():
                 self._seed(f"process\0{rank}")
                 self._now = self._states()
 
@@ -88,7 +88,7 @@ class BatchGenerators:
 
         With a number their states depend on it and on the first states alone, for batches that are asked for by number.
         """
-        with self._restored():
+        with self._restoring_states():
             if number is None:
                 self._set(self._now)
             else:
@@ -98,7 +98,7 @@ class BatchGenerators:
                 self._now = self._states()
 
     @contextmanager
-    def _restored(self) -> Iterator[None]:
+    def _restoring_states(self) -> Iterator[None]:
         """After the block, restore the states that the generators had before it."""
         outside = self._states()
         try:

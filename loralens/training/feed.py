@@ -173,7 +173,7 @@ def _samplers_of(batches: Any) -> list[Any]:
 
 def _is_distributed(sampler: Any) -> bool:
     """Whether a sampler gives each process its own part of the data, as `torch.utils.data.DistributedSampler` does."""
-    # By its attributes, since other libraries have samplers of this kind that are no subclass of torch's.
+    # The attributes tell, since other libraries have samplers of this kind that are not subclasses of torch's.
     return isinstance(getattr(sampler, "num_replicas", None), int) and isinstance(getattr(sampler, "rank", None), int)
 
 
@@ -204,7 +204,7 @@ def shuffle_order(
             # Philox, since its key holds two numbers: the orders of two rounds, and of two seeds, are independent.
             generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, round_]))
             permutation = generator.permutation(count)
-            orders[round_] = permutation if lengths is None else _grouped(permutation, lengths, size, generator)
+            orders[round_] = permutation if lengths is None else _group_by_length(permutation, lengths, size, generator)
             # A run asks for rising numbers, so older rounds are never needed again.
             for old in [known for known in orders if abs(known - round_) > 1]:
                 del orders[old]
@@ -217,7 +217,7 @@ def shuffle_order(
     return batch
 
 
-def _grouped(permutation: Any, lengths: Sequence[int], size: int, generator: np.random.Generator) -> Any:
+def _group_by_length(permutation: Any, lengths: Sequence[int], size: int, generator: np.random.Generator) -> Any:
     """A permutation in which runs of ``size`` examples have similar lengths, and the runs are in random order."""
     sizes = np.asarray(lengths)
     runs: list[Any] = []

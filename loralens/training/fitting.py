@@ -172,7 +172,7 @@ def fit(
         scale_rule=scale_rule, start=None if isinstance(start, Adapter) else start, magnitude=magnitude,
         lr_ratio=lr_ratio, freeze_a=freeze_a, heads=heads, dropout=dropout, seed=seed, gradients=gradients,
     )  # fmt: skip
-    with _removed_on_error(injection, shard=shard):
+    with _removing_on_error(injection, shard=shard):
         if isinstance(start, Adapter):
             injection = start_from(injection, start)
         if first_a is not None:
@@ -189,7 +189,7 @@ def fit(
 
 
 @contextmanager
-def _removed_on_error(injection: Injection, *, shard: bool) -> Iterator[None]:
+def _removing_on_error(injection: Injection, *, shard: bool) -> Iterator[None]:
     """After an error within the context, the model has its original layers again."""
     try:
         yield

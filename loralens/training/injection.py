@@ -239,15 +239,15 @@ def inject(
         )  # fmt: skip
         if World.current().main and ALL_LINEAR in glob_list(targets, "targets"):
             note_left_out(model, kinds, (*tops, *excluded_modules(named, exclude)))
-        known = _gradients_of(row, gradients or {}, named, list(kinds))
+        layer_gradients = _gradients_of(row, gradients or {}, named, list(kinds))
         layers, digests = make_layers(
-            named, kinds, ranks, row, alpha=alpha, dropout=dropout, seed=seed, gradients=known
+            named, kinds, ranks, row, alpha=alpha, dropout=dropout, seed=seed, gradients=layer_gradients
         )
-    # Stored before freezing: remove() makes exactly these trainable again.
+    # They are listed before freezing, so that remove() makes exactly these trainable again.
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     places = _replace_layers(model, layers)
     full = {name: named[name] for name in sorted(tops, key=natural_key)}
-    # Copied before anything is widened or trained, so that remove() gives back the same bits.
+    # They are copied before anything is widened or trained, so that remove() gives back the same bits.
     before = copy_tensors(full.values())
     _freeze_base(model, layers, full, frozen=row.frozen)
     return Injection(

@@ -79,12 +79,13 @@ class Loop:
         """Train until the last step or until patience ends, from the beginning or from a state."""
         # The optimiser is made after the model is wrapped, since FSDP2 replaces the parameters.
         with (
-            _own_generators(self.device),
+            # The caller's random number generators have their old state after it.
+            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
             recompute_blocks(self.injection.model, on=self.course.checkpointing),
             closing(self.feed),
         ):
             self._precision = Precision.of(self.injection.model, self.device, autocast=self.course.autocast)
-            self._model = self.world.wrapped(self.injection.model, self.device, narrow=self._gathered_dtype)
+            self._model = self.world.wrap(self.injection.model, self.device, narrow=self._gathered_dtype)
             self._prepare(state)
             # A resumed run has its first evaluation already, in its log.
             if state is None:
@@ -129,7 +130,7 @@ class Loop:
         self._rates = [group["lr"] for group in self._optimiser.param_groups]
         watcher = self._watcher
         if watcher is not None:
-            # Before the state is restored, since the drift of A is measured from its start.
+            # This comes before the state is restored, since the drift of A is measured from its start.
             watcher.watch(self.injection)
         if state is not None:
             self._best = restore_state(self.injection, self._optimiser, state, run=self._identity)
@@ -229,7 +230,7 @@ class Loop:
     def _after_step(self) -> None:
         """Evaluate, take a snapshot and save the state, where each is due."""
         last = self.done == self.course.steps
-        # Before the state is saved, which contains the best evaluation so far.
+        # The evaluation comes before the state is saved, which contains the best evaluation so far.
         if last or _is_due(self.done, self.watch.evaluate_every):
             self._evaluate()
         if self.watch.snapshot and _is_due(self.done, self.watch.snapshot_every):
@@ -316,13 +317,6 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     # Unlike in `frozen_evaluation` of core, what is trained keeps requires_grad, which shards need.
     with keep_modes(model), torch.no_grad():
         model.eval()
-        yield
-
-
-@contextmanager
-def _own_generators(device: torch.device) -> Iterator[None]:
-    """Restore the state of the caller's random number generators after the block."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 

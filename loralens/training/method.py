@@ -14,7 +14,7 @@ from loralens.training.number import as_float
 FORMULAS: Mapping[ScaleRule, ScaleFormula] = {"lora": "alpha/r", "rslora": "alpha/sqrt(r)"}
 # The starts whose product B₀A₀ is not 0. It is subtracted in the forward pass, so that the model starts as it is.
 SUBTRACTED: tuple[StartName, ...] = ("pissa", "olora", "lora-ga")
-MOST_RATIO = 1e6  # of two learning rates; with the largest rate, it stays below the largest float32
+MOST_RATIO = 1e6  # of two learning rates; times the largest rate of a course it is below the largest float32
 
 
 @final
@@ -30,7 +30,7 @@ class TrainingMethod:
         How the scale follows from α and r: ``lora`` (α/r) or ``rslora`` (α/√r).
     start : str
         How the first factors are made: one is drawn and the other is 0 (``kaiming``, ``gaussian``); or both come from W
-        (``pissa``, ``olora``) or from the first gradient (``lora-ga``), see `loralens.training.layers.starts`.
+        (``pissa``, ``olora``) or from the first gradient (``lora-ga``); see `loralens.training.starts`.
     magnitude : bool
         Whether every output has a trained length: W' = m · (W + ΔW)/‖W + ΔW‖, see `loralens.training.layers.dora`.
     frozen : bool
@@ -94,7 +94,7 @@ def training_method(
     lr_ratio: float | None = None,
     freeze_a: bool | None = None,
 ) -> TrainingMethod:
-    """The method of a name, with those axes replaced that are given.
+    """The method of this name, with the given axes in place of its own.
 
     If a row of `METHODS` has the same axes, the result is that row. Otherwise the name lists what differs from plain
     LoRA: ``rslora, dora``. A Gaussian start has no name, since the record of a run names the start by itself.
@@ -106,14 +106,14 @@ def training_method(
     """
     # Python may pass anything; the error message quotes it.
     row = row_named(name if isinstance(name, str) else repr(name), METHODS, "training method")
-    given: dict[str, Any] = {
+    axes: dict[str, Any] = {
         "scale_rule": _one_of("scale_rule", scale_rule, get_args(ScaleRule)),
         "start": _one_of("start", start, get_args(StartName)),
         "magnitude": _flag("magnitude", magnitude),
         "frozen": _flag("freeze_a", freeze_a),
         "ratio": _ratio(lr_ratio),
     }
-    method = replace(row, **{axis: value for axis, value in given.items() if value is not None})
+    method = replace(row, **{axis: value for axis, value in axes.items() if value is not None})
     if method == row:
         return row
     same = next((other for other in METHODS if _axes(other) == _axes(method)), None)
@@ -127,7 +127,7 @@ def training_method(
         rate: method.ratio != 1,
         "frozen-a": method.frozen,
     }
-    named = [part for part, there in parts.items() if there]
+    named = [part for part, differs in parts.items() if differs]
     papers = "; ".join(other.paper for other in METHODS if other.name in named)
     return replace(method, name=", ".join(named) or "lora", text=" and ".join(named) or row.text, paper=papers)
 

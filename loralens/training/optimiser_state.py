@@ -93,7 +93,7 @@ def restore_optimiser(
                 continue
             begin = f"{name}."
             state: dict[Any, Any] = {
-                key.removeprefix(begin): _placed(key.removeprefix(begin), value, tensor, groups[tensor], like)
+                key.removeprefix(begin): _place(key.removeprefix(begin), value, tensor, groups[tensor], like)
                 for key, value in arrays.items()
                 if key.startswith(begin) and "/" not in key
             }
@@ -109,7 +109,7 @@ def restore_optimiser(
         raise FormatError("the state of the optimiser is damaged", fix="begin the run anew") from error
 
 
-def _placed(key: str, value: Array, tensor: Tensor, group: Mapping[str, Any], like: TensorLike) -> Tensor:
+def _place(key: str, value: Array, tensor: Tensor, group: Mapping[str, Any], like: TensorLike) -> Tensor:
     # torch's optimisers count steps on the CPU, unless one kernel updates everything on the device.
     if key == STEP and not (group.get("fused") or group.get("capturable")):
         return torch.from_numpy(value.copy())

@@ -58,12 +58,12 @@ def _muon(groups: Groups, course: Course, *, device: torch.device, shard: bool) 
             fix="leave the stacks out (--exclude), or choose --optimiser adamw",
         )
     factors = [group for group in groups if group["name"] in FACTORS]
-    others = [group for group in groups if group["name"] not in FACTORS]
+    other_groups = [group for group in groups if group["name"] not in FACTORS]
     # Steps of the length that AdamW's have, so that one learning rate serves both.
     first = muon(factors, lr=course.lr, weight_decay=course.weight_decay, adjust_lr_fn="match_rms_adamw")
-    if not others:
+    if not other_groups:
         return cast(Optimizer, first)
-    return Together([first, _adamw(others, course, device=device, shard=shard)])
+    return Together([first, _adamw(other_groups, course, device=device, shard=shard)])
 
 
 class Together(Optimizer):
@@ -83,8 +83,8 @@ class Together(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Take a step with each."""
-        for one in self.optimisers:
-            one.step(closure)
+        for optimiser in self.optimisers:
+            optimiser.step(closure)
 
 
 class _States(dict[Tensor, Any]):
@@ -108,19 +108,19 @@ class _States(dict[Tensor, Any]):
 
 def _of_caller(groups: Groups, course: Course) -> Optimizer:
     assert callable(course.optimiser)
-    made = course.optimiser(groups)
+    optimiser = course.optimiser(groups)
     name = optimiser_name(course.optimiser)
-    if not isinstance(made, Optimizer):
-        what = f"optimiser {name} returned a {type(made).__name__}"
+    if not isinstance(optimiser, Optimizer):
+        what = f"optimiser {name} returned a {type(optimiser).__name__}"
         raise OptionError(what, fix="return an optimiser of torch, made of the groups that the function is given")
-    # Such as LBFGS, which computes the loss several times in a step.
-    closure = signature(made.step).parameters.get("closure")
+    # LBFGS, for example, computes the loss several times in a step.
+    closure = signature(optimiser.step).parameters.get("closure")
     if closure is not None and closure.default is Parameter.empty:
         what = f"optimiser {name} needs a closure that computes the loss anew, which a run does not give"
         raise OptionError(what, fix="choose an optimiser that takes a step from gradients alone")
     ours = {id(parameter) for group in groups for parameter in group["params"]}
-    theirs = {id(parameter) for group in made.param_groups for parameter in group["params"]}
+    theirs = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
     if ours != theirs:
         what = f"optimiser {name} does not have the parameters of the run"
         raise OptionError(what, fix="give it all the groups that the function is given, and nothing else")
-    return made
+    return optimiser

@@ -92,7 +92,7 @@ def settings(injection: Injection) -> dict[str, Any]:
         "dropout": injection.dropout,
         "seed": injection.seed,
         "initialisation": injection.initialisation,
-        # Only where there is one, so that the record of an ordinary run stays short.
+        # It is left out if it is empty, so that the record of an ordinary run stays short.
         **({"rank_pattern": dict(injection.rank_pattern)} if injection.rank_pattern else {}),
     }
 

@@ -57,7 +57,7 @@ class World:
         """Whether this process is the first, which alone writes files and messages."""
         return self.rank == 0
 
-    def wrapped(self, model: nn.Module, device: torch.device, *, narrow: torch.dtype | None = None) -> nn.Module:
+    def wrap(self, model: nn.Module, device: torch.device, *, narrow: torch.dtype | None = None) -> nn.Module:
         """The model as it is called in training. With ``shard`` it is changed in place, block by block.
 
         Parameters
@@ -133,7 +133,7 @@ class World:
         try:
             holder = [(make(),)] if self.main else [None]
         finally:
-            # Also after an error, since the others wait for it.
+            # This happens after an error too, since the other processes wait for it.
             dist.broadcast_object_list(holder, src=0)
         if holder[0] is None:
             # The message is printed once, by the main process.

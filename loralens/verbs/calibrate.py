@@ -201,9 +201,14 @@ def calibrate(
         with restore_settings(model):
             loaded = load_model(model, device=device, dtype=dtype, threads=threads)
             return calibrate_inputs(loaded, model_label(model), texts, modules, target, dtype=dtype, dry_run=dry_run)
-    if adapter is None or general is not None or modules:
-        raise _misplaced_error(has_adapter=adapter is not None)
-    examples = _read_examples(data, limit, target, overwrite=overwrite)
+    if adapter is None:
+        raise OptionError("moments of an adapter's modules need the adapter", fix="give --adapter, or --inputs")
+    if general is not None or modules:
+        raise OptionError("--general and --modules go with --inputs", fix="give --inputs, or leave them out")
+    # The target is checked before the texts are read and the model runs, which may take minutes.
+    if target is not None:
+        check_moments_target(target, overwrite=overwrite)
+    examples = read_texts(data, limit=limit)
     (name,) = labels([adapter])
     base = None if isinstance(model, tuple) else model  # a loaded model has no path to read the base from
     adapter_in_full = read_adapter(adapter, reading, base=base, applies_all=True, label=name)
@@ -225,13 +230,6 @@ def calibrate(
     return CalibrateResult(name, model_label(model), text_label(data), len(examples), cut, hooked, moments, target)
 
 
-def _read_examples(data: TextSource, limit: int | None, target: Path | None, *, overwrite: bool) -> list[InputText]:
-    """The texts; a target that cannot be written is refused first, as running the model may take minutes."""
-    if target is not None:
-        check_moments_target(target, overwrite=overwrite)
-    return read_texts(data, limit=limit)
-
-
 def _measure(
     loaded: Loaded, adapter: Adapter, texts: Sequence[InputText], loss: Any, *, batch: int, source: dict[str, Any]
 ) -> Moments:
@@ -250,13 +248,6 @@ def _keep(moments: Moments, target: Path | None, *, overwrite: bool) -> None:
     if target is not None:
         save_moments(moments, target, overwrite=overwrite)
     _tell_unmeasured(moments)
-
-
-def _misplaced_error(*, has_adapter: bool) -> OptionError:
-    """The error for options of moments of inputs, or for no adapter, without ``inputs``."""
-    if has_adapter:
-        return OptionError("--general and --modules go with --inputs", fix="give --inputs, or leave them out")
-    return OptionError("moments of an adapter's modules need the adapter", fix="give --adapter, or --inputs")
 
 
 def _check_inputs(has_adapter: bool, out_side: bool, target: Path | None, *, overwrite: bool) -> Path:

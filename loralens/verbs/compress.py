@@ -8,7 +8,6 @@ from typing import Any, Unpack, overload
 
 import numpy as np
 
-from loralens.analysis.clients.rules import experts_differ
 from loralens.choices import QUANTISED, FloatType, IntegerType, TargetFormat
 from loralens.compression.bits import allocate_bits
 from loralens.compression.informed import data_losses
@@ -203,7 +202,7 @@ def compress(
     form = OutputFormat.of(before, to=to, base=base, dtype=dtype)
     # Moments in memory have no place that the target could overwrite.
     activations_file = None if isinstance(activations, Moments) else activations
-    # Before any factor is read, so that a wrong target costs no work.
+    # The target is checked before any factor is read, so that a wrong one costs no work.
     form.check_target(target, source, other_inputs={"the moments": activations_file})
     protect, moments = read_protection(weights), read_moments(activations)
     with place(label):
@@ -223,7 +222,7 @@ def compress(
     # Errors are measured on what is read back, so that rounding and the writer are included.
     after, bytes_after = decision.form.write(new, target)
     with progress("measuring", len(before)) as step:
-        module_losses = losses(before, after, threads=processor_count(), step=step)
+        module_losses = losses(before, after, bases=plans[-1].bases, threads=processor_count(), step=step)
     on_data = data_losses(before, after, moments) if moments else {}
     notes += _notes(plans[0], decision, after, rules.get("rank"))
     measured = module_losses, on_data, bytes_before, bytes_after, notes
@@ -356,5 +355,8 @@ def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: floa
     notes += rank_notes(rank, ranks)
     # transformers 5 joins such experts into one stack, for which PEFT has one rank and one α.
     if decision.form.name == "peft":
+        # Imported here, as the rules of all clients take long to import, and only notes on this dialect need one.
+        from loralens.analysis.clients.rules import experts_differ
+
         notes += [f"{finding.text} ({finding.fix})" for finding in experts_differ(after)]
     return notes if decision.plan is plan else [*notes, BY_WEIGHTS]

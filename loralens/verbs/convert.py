@@ -22,7 +22,6 @@ from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.batches.batch_task import AdapterWork
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, read_adapter
 from loralens.verbs.inputs.choices import numpy_dtype
-from loralens.verbs.outputs.combine_run import check_writing
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, check_known, writer_options
 from loralens.verbs.outputs.module_columns import COLUMNS, NamedModule
 from loralens.verbs.outputs.renaming import (
@@ -33,6 +32,7 @@ from loralens.verbs.outputs.renaming import (
 )
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.target import Target, Written
+from loralens.verbs.outputs.writing import check_writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class ConvertResult(Written):
         """The result as a JSON object."""
         return {
             "source": self.source,
-            # Also in a dry run, as docs/json.md says.
+            # A dry run states it too, as docs/json.md says.
             "target": None if self.target.output is None else str(self.target.output),
             "format": self.format,
             "notes": self.notes,
@@ -249,7 +249,7 @@ def convert(
         # Prefixes last, so that OLD may begin a name of the base.
         adapter, magnitude_notes = add_magnitudes(replace_prefixes(adapter, prefix), base)
         notes += magnitude_notes
-        # After the magnitudes: those that were just added are left out too if the user wants no extras.
+        # This comes after the magnitudes: those that were just added are left out too if the user wants no extras.
         if drop_extra:
             notes.append(f"left out {len(adapter.extra)} tensors that do not belong to a pair")
             adapter = replace(adapter, extra={})

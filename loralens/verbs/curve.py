@@ -10,9 +10,9 @@ from loralens.compression.curve import CurvePoint, curve_ranks, rank_curve, reco
 from loralens.compression.plan import TruncationPlan
 from loralens.compression.protection import Protection
 from loralens.core.adapter import Adapter
+from loralens.core.few_bits.quantised import direction_bytes
 from loralens.core.moments import Moments
 from loralens.core.progress import progress
-from loralens.core.quantised import direction_bytes
 from loralens.core.structured import Structured
 from loralens.core.threads import processor_count
 from loralens.errors import place
@@ -65,9 +65,9 @@ class CurveResult(Tabular):
             text = f"No rank below {largest.rank} in every module keeps 99 % {quantity} of {self.source}"
             half = next((point for point in self.points if 2 * point.rank <= largest.rank), None)
             return [
-                f"{text}; rank {half.rank} keeps {_kept(half)}, in {_saving(half, largest)}." if half else f"{text}."
+                f"{text}; rank {half.rank} keeps {_energy(half)}, in {_saving(half, largest)}." if half else f"{text}."
             ]
-        sentence = f"Rank {best.rank} in every module keeps {_kept(best)} {quantity} of {self.source}"
+        sentence = f"Rank {best.rank} in every module keeps {_energy(best)} {quantity} of {self.source}"
         return [f"{sentence}; the file would have {_saving(best, largest)}."]
 
     def tables(self) -> list[Table[CurvePoint]]:
@@ -176,7 +176,7 @@ def trade_off(
         return rank_curve(plan, size=file_size, one_rank=form.one_rank, protect=protect, header=header, step=step)
 
 
-def _kept(point: CurvePoint) -> str:
+def _energy(point: CurvePoint) -> str:
     return percent(1 - point.uniform.error**2)
 
 

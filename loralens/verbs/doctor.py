@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any, Unpack, get_args, overload
 
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
+from loralens.analysis.clients.rules import check
 from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
 from loralens.choices import FLOAT_TYPES, Consumer, Level, MergeDType, PredictedRounding
-from loralens.core.adapter import Adapter
-from loralens.errors import FormatError, LoraLensError, OptionError
+from loralens.core.adapter import Adapter, Finding
+from loralens.core.naming.matching import match
+from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import read_json
 from loralens.formats.files.disk import check_room
 from loralens.formats.files.json_text import dumps, is_safe_text
 from loralens.formats.files.location import adapter_file
+from loralens.formats.models.checkpoint import shapes
 from loralens.formats.records.sarif import check_log_target, write_sarif
 from loralens.formats.records.sarif import sarif as sarif_log
 from loralens.verbs.batches.batch import run_batch
@@ -23,8 +26,8 @@ from loralens.verbs.batches.batch_items import is_several
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.batches.batch_task import WORK, AdapterWork
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, load_source, sources
+from loralens.verbs.inputs.bases import ModelPath, with_tied_head
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
-from loralens.verbs.inputs.consumers import consumer_findings
 from loralens.verbs.inputs.examination import examine_adapters, open_base
 from loralens.verbs.outputs.doctor_result import FINDING_COLUMNS, DoctorResult
 from loralens.version import __version__
@@ -178,7 +181,7 @@ def _examine(
     findings = run_checks(examinations)
     if consumer is not None:
         for label, adapter in loaded.items():
-            refused = consumer_findings(adapter, consumer, base) if adapter is not None else ()
+            refused = _consumer_findings(adapter, consumer, base) if adapter is not None else ()
             findings += [Diagnosis(f.level, f.code, f"{consumer}: {f.text}", f.fix, adapter=label) for f in refused]
     # Unreadable files are errors. Sorting is stable, so what a consumer does comes last within a level.
     findings = sorted(unreadable + findings, key=lambda finding: LEVELS.index(finding.level))
@@ -251,12 +254,29 @@ WORK["doctor"] = AdapterWork(
 
 
 def _write_sarif(diagnoses: Sequence[Diagnosis], file: Path) -> None:
-    def located(label: str) -> str:
+    def locate(label: str) -> str:
         # SARIF names files, and a user may have given the folder of one, or a Hub id; what has no file keeps its label.
         try:
             return str(adapter_file(Path(label)))
         except LoraLensError:
             return label
 
-    records = [{**finding.record(), "adapter": located(finding.adapter)} for finding in diagnoses]
+    records = [{**finding.record(), "adapter": locate(finding.adapter)} for finding in diagnoses]
     write_sarif(sarif_log(records, rules=diagnosis_codes(), root=Path.cwd()), file)
+
+
+def _consumer_findings(adapter: Adapter, consumer: Consumer, base: ModelPath | None) -> list[Finding]:
+    """The findings about ``consumer``, the program that loads the adapter.
+
+    With a base, the names of the modules are compared with it too, because some programs look names up as they are.
+    """
+    matched = None
+    if base is not None:
+        # Names that match nothing are a finding of the doctor itself.
+        try:
+            matched = match(
+                {name: module.shape for name, module in adapter.items()}, with_tied_head(shapes(Path(base)), base)
+            )
+        except MismatchError:
+            matched = None
+    return check(adapter, consumer, matched)

@@ -15,10 +15,11 @@ from loralens.tables.table import Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, sources
 from loralens.verbs.inputs.blocks import BlockWeights, weights_by_module
 from loralens.verbs.inputs.choices import Blocks, as_globs, numpy_dtype
-from loralens.verbs.outputs.combine_run import check_writing, form_of, read_source
+from loralens.verbs.outputs.combine_run import form_of, read_source
 from loralens.verbs.outputs.module_columns import COLUMNS, NamedModule
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.target import Target, Written
+from loralens.verbs.outputs.writing import check_writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +145,10 @@ def drop(
     # As in the other verbs that combine: --alpha only counts if the file does not state its own.
     before = read_source(original, label, reading, base)
     form = form_of(before, target, to=to, base=base)
-    # Before the work, as in the other verbs.
+    # The target is checked before the work, as in the other verbs.
     form.check_target(target, original)
     with place(label):
-        gone = _dropped(before, as_globs(modules, block), BlockWeights(preset=preset, block_weights=block_weights))
+        gone = _to_drop(before, as_globs(modules, block), BlockWeights(preset=preset, block_weights=block_weights))
         # No reader accepts an adapter without modules.
         if len(gone) == len(before):
             raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
@@ -164,7 +165,7 @@ def drop(
     return DropResult(label, before, new, form.name, cost, target)
 
 
-def _dropped(adapter: Adapter, globs: Sequence[str], blocks: BlockWeights) -> set[str]:
+def _to_drop(adapter: Adapter, globs: Sequence[str], blocks: BlockWeights) -> set[str]:
     """The modules that are left out."""
     weights = weights_by_module(adapter, blocks)
     if weights is None and not globs:

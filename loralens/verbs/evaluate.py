@@ -97,7 +97,7 @@ class EvaluationResult(Tabular):
         on = f"On {count(self.texts, 'text')} of {self.data}"
         if not finite:
             return [f"{on} there is nothing to measure."]
-        best = max(finite, key=lambda each: each.measures["accuracy"] if accurate else -each.measures["loss"])
+        best = max(finite, key=lambda row: row.measures["accuracy"] if accurate else -row.measures["loss"])
         names = ("accuracy", *(name for name in best.measures if name != "accuracy")) if accurate else best.measures
         measured = ", ".join(f"{name} {number(best.measures[name])}" for name in names)
         who = f"{self.model} as it is" if best.path is None else best.path
@@ -210,7 +210,7 @@ def evaluate(
     check_choice("task", task, get_args(TaskName))
     check_counts(limit=limit, batch=batch, length=length, threads=threads)
     target = None if output is None else Path(output)
-    # Before the model runs, which may take minutes.
+    # The target is checked before the model runs, which may take minutes.
     if target:
         _check_target(target, adapters, model, data, overwrite=overwrite)
     with restore_settings(model):
@@ -290,11 +290,11 @@ class _Evaluator:
         record = (record_of(adapter) if adapter else None) or {}
         labels = self._labels(record.get("labels") or ()) if self.task.labelled else None
         loaded = self._load(labels)
-        # By default the length of the training, so that texts are cut as they were there.
+        # The default is the length of the training, so that texts are cut as they were there.
         length = self.length or record.get("length") or DEFAULT_LENGTH
         with place(self.place):
-            numbers = None if labels is None else self.texts.numbered(labels)
-            examples = loaded.encoded(self.texts.texts, length=length, labels=numbers)
+            numbers = None if labels is None else self.texts.label_numbers(labels)
+            examples = loaded.encode(self.texts.texts, length=length, labels=numbers)
             cut = count_cut(loaded, self.texts.texts, length=length)
         with place(label):
             # With a model that sees later tokens the loss would be close to 0.

@@ -211,7 +211,8 @@ def extract(
     FormatError
         A file cannot be read, or a difference has NaN or infinity.
     """
-    _check_choices(noise_edge, to, dtype)
+    check_choice("to", to, FLOAT_FORMATS)
+    check_choice("dtype", dtype, FLOAT_TYPES)
     rule = _rule(noise_edge, rules)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_inputs({"the base": base, "the tuned model": tuned})
@@ -255,13 +256,6 @@ def extract(
     return ExtractResult(str(base), str(tuned), target, to, extraction)
 
 
-def _check_choices(noise_edge: Noise | None, to: str, dtype: str) -> None:
-    """Refuse values that an option does not allow."""
-    check_choice("noise_edge", noise_edge, get_args(Noise))
-    check_choice("to", to, FLOAT_FORMATS)
-    check_choice("dtype", dtype, FLOAT_TYPES)
-
-
 def _rename_for_readers(adapter: Adapter, *, to: str, config: Mapping[str, Any] | None) -> Adapter:
     """The adapter with the names that its readers look for; ``config`` is that of the tuned model."""
     # PEFT looks for modules in memory, where transformers 5 renames and stacks some of those in the files.
@@ -274,10 +268,11 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
     Raises
     ------
     OptionError
-        No rule or several were given.
+        No rule or several were given, or there is no such noise.
     TypeError
         A keyword is not an option of `extract`.
     """
+    check_choice("noise_edge", noise_edge, get_args(Noise))
     names = [name for name, value in rules.items() if value is not None]
     unknown = [name for name in names if name not in RULES]
     # A TypedDict is not checked at run time, so a misspelt option would silently be no rule.

@@ -30,7 +30,7 @@ from loralens.verbs.outputs.merges.losses import (
     conclusion_on_texts,
     is_damaged,
     modules_title,
-    undamaged,
+    undamaged_sentence,
     warn_of_noise,
 )
 from loralens.verbs.outputs.merges.merge_run import MergeRun
@@ -101,7 +101,7 @@ class MergeResult(Written):
                 module_columns(self.modules),
                 self.modules,
                 uneventful=lambda row: not (is_damaged(row.fidelity) or row.fidelity.overflowed),
-                sum_up=lambda whole: undamaged(whole, codes="changed" in self.certificate["total"]),
+                sum_up=lambda modules: undamaged_sentence(modules, codes="changed" in self.certificate["total"]),
             )
         ]
 
@@ -227,14 +227,14 @@ def merge(
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     undo_file = _undo_file(target, undo, inputs)
     certificate_file = _record_file(target, certificate, CERTIFICATE, inputs)
-    # Measuring is the only purpose of a dry run.
+    # Measuring is the only purpose of a dry run; it says how large the patches would be without a place for them.
     measured = dry_run or measure or certificate_file is not None
     run = MergeRun(
         inputs,
         rounding=rounding,
         seed=seed,
         fidelity=measured,
-        undo=undo_file is not None or (dry_run and _has_patches(undo, inputs)),
+        undo=undo_file is not None or (dry_run and str(undo) != NONE and not inputs.laid_anew),
         device=compute_device,
         moments=sweep_inputs(moments, inputs.coded),
         data=data,
@@ -246,11 +246,6 @@ def merge(
         run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
     _warn_of_losses(run.modules(), inputs, rounding)
     return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate(), *run.written, run.undo_size())
-
-
-def _has_patches(undo: str | PathLike[str] | None, inputs: MergeInputs) -> bool:
-    """Whether the merge would write patches. A dry run needs no place for them to say how large they would be."""
-    return str(undo) != NONE and not inputs.laid_anew
 
 
 def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:

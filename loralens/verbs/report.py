@@ -15,16 +15,13 @@ from loralens.formats.files.apart import check_apart
 from loralens.formats.files.location import existing_path
 from loralens.reporting.document import PageTable, Report
 from loralens.reporting.html import report_html
-from loralens.reporting.markdown import report_markdown as markdown_text
 from loralens.reporting.writing import check_report_target, markdown_paths, write_report
 from loralens.tables.numbers import join_words
-from loralens.tables.render import html_sentence, html_table
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, command_line_options, path_of, sources
 from loralens.verbs.inputs.checkpoints import with_checkpoints
 from loralens.verbs.inputs.choices import Blocks, as_globs
-from loralens.verbs.outputs.fleet_page import fleet_page
 from loralens.verbs.outputs.page import report_page
 from loralens.verbs.outputs.watched import read_watched, watch_log_of, watched_page
 
@@ -73,13 +70,17 @@ class ReportResult(Tabular):
 
     def to_markdown(self, folder: str = "report_files") -> str:
         """The report as Markdown, whose pictures are PNG files of ``folder``."""
-        return markdown_text(self.document, folder)
+        from loralens.reporting.markdown import report_markdown  # most reports are pages alone
+
+        return report_markdown(self.document, folder)
 
     def record(self) -> dict[str, Any]:
         """The numbers of the report as a JSON object."""
         return dict(self.document.record)
 
     def _repr_html_(self) -> str:
+        from loralens.tables.render import html_sentence, html_table  # as in `Tabular`
+
         document = self.document
         sentences = "".join(f"<li>{escape(visible(sentence))}</li>" for sentence in document.remarks)
         verdicts = html_table(document.verdicts.table) if document.verdicts else ""
@@ -161,7 +162,7 @@ def report(
     modules = as_globs(modules, block)
     if markdown and output is None:
         raise OptionError("markdown is written next to the page, and there is no page", fix="give output, the page")
-    # Not to look for intruders needs no base, so only True is refused.
+    # A report without intruders needs no base, so only True is refused.
     if intruders and base is None:
         raise OptionError("intruders are directions of W + ΔW, and no base is given", fix="give base, the base model")
     chosen = [] if fleet is not None else sources(adapters)
@@ -170,7 +171,7 @@ def report(
     measured = [evaluations] if isinstance(evaluations, str | PathLike) else list(evaluations)
     page = None if output is None else Path(output)
     older: list[Path] = []
-    # Before anything is measured, which may take minutes.
+    # The target is checked before anything is measured, which may take minutes.
     if page:
         check_report_target(page, with_markdown=markdown, overwrite=overwrite)
         _check_apart(page, chosen, base, [*moments, *measured], with_markdown=markdown)
@@ -178,6 +179,8 @@ def report(
         older = [] if markdown or not page.exists() else [path for path in markdown_paths(page) if path.exists()]
     if fleet is not None:
         _check_fleet_alone(adapters, base=base, activations=moments, evaluations=measured, modules=modules)
+        from loralens.verbs.outputs.fleet_page import fleet_page  # takes 60 ms to import, and few reports are of fleets
+
         words = ["loralens", "report", "--fleet", str(fleet), *(["-o", str(page)] if page else ["--json"])]
         document = fleet_page(fleet, command=command_line(*words, *(["--markdown"] if markdown else [])))
         return ReportResult(document, write_report(document, page, with_markdown=markdown) if page else [])
@@ -203,19 +206,19 @@ def report(
     return ReportResult(document, written)
 
 
-def _check_fleet_alone(adapters: Sequence[object], **given: object) -> None:
+def _check_fleet_alone(adapters: Sequence[object], **options: object) -> None:
     """Refuse adapters, and options that need one, for the page of a fleet."""
     if adapters:
         raise OptionError("fleet and adapters exclude each other", fix="leave out the adapters, or leave out fleet")
-    for name, value in given.items():
+    for name, value in options.items():
         if value is not None and value != [] and value != ():
             raise OptionError(f"{name} is for adapters, and this page is about a fleet", fix=f"leave out {name}")
 
 
 def _check_log_alone(base: object, activations: Sequence[object], evaluations: Sequence[object]) -> None:
     """Refuse options that need an adapter, for the log of a watched run."""
-    given = [("base", base is not None), ("activations", bool(activations)), ("evaluations", bool(evaluations))]
-    for name, is_given in given:
+    options = [("base", base is not None), ("activations", bool(activations)), ("evaluations", bool(evaluations))]
+    for name, is_given in options:
         if is_given:
             raise OptionError(
                 f"{name} is for adapters, and this is the log of a run", fix=f"leave out {name}, or give the adapters"

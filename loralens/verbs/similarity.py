@@ -1,6 +1,7 @@
 """The verb ``similarity``: compares the directions of adapters with each other and with chance."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Unpack, get_args
 
 from loralens.analysis.compare.clusters import cluster_order
@@ -35,6 +36,7 @@ def similarity(
     modules: Sequence[str] = (),
     block: Blocks = (),
     phi_rank: int | None = None,
+    phi: bool = False,
     **reading: Unpack[Reading],
 ) -> SimilarityResult:
     """Compare the directions of adapters with each other and with chance.
@@ -61,6 +63,9 @@ def similarity(
         Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     phi_rank : int, optional
         Compare at most this many leading directions; by default all.
+    phi : bool
+        The record of the result, which is also its JSON, has the map φ(i, j) of every module of two adapters and its
+        chance level. The maps of many adapters are most of the text.
     **reading : Reading
         How files are read; ``alpha`` and ``scale`` apply to files that do not state their own.
 
@@ -100,8 +105,8 @@ def similarity(
             )
         return NestedSimilarity((names[0],), groups, of, compared_side)
     if len(loaded) == 2:
-        return _compare_pair((names[0], names[1]), loaded, of, side, modules, phi_rank)
-    return _compare_collection(names, loaded, of, side, modules, phi_rank)
+        return replace(_compare_pair((names[0], names[1]), loaded, of, side, modules, phi_rank), maps=phi)
+    return replace(_compare_collection(names, loaded, of, side, modules, phi_rank), maps=phi)
 
 
 def _compare_pair(

@@ -176,7 +176,7 @@ class SurveyResult(Tabular):
             sentences += [f"{pickles} of them {are}: give --allow-pickle", ""]
         if self.without_pairs:
             total = size(sum(file.size for file in self.without_pairs))
-            # Counted and not listed, as the files of models would hide the adapters.
+            # These files are counted and not listed, as the files of models would hide the adapters.
             hold = "holds" if len(self.without_pairs) == 1 else "hold"
             names = ", ".join(str(file.path.relative_to(self.folder)) for file in self.without_pairs[:OTHERS_NAMED])
             ellipsis = " …" if len(self.without_pairs) > OTHERS_NAMED else ""
@@ -298,7 +298,7 @@ def _index_of(root: Path, reading: SurveyReading) -> Iterator[Fleet]:
     if _is_current(stored, root, reading):
         yield stored
         return
-    # Not in the folder itself: a survey writes nothing there.
+    # The index is not in the folder itself, since a survey writes nothing there.
     with TemporaryDirectory(prefix="loralens-survey-") as home:
         fresh = Fleet.open(home)
         fresh.update(root, allow_pickle=reading.allow_pickle, once=reading.once)

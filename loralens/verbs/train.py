@@ -75,7 +75,7 @@ def train(
     data, eval : path, name of a corpus, or iterable
         The texts to learn from, and to evaluate on: a ``.jsonl``, ``.csv``, ``.tsv``, ``.parquet`` or ``.txt`` file, a
         folder of ``datasets``, or a list of texts or of (text, label) pairs. ``data`` may also be the name of a corpus:
-        ``reuters-r8``, ``20newsgroups``, ``tweet-author``, ``tweet-sentiment``; what that holds out is evaluated on by
+        ``reuters-r8``, ``20newsgroups``, ``tweet-author``, ``tweet-sentiment``. Its held-out texts are evaluated on by
         default. For ``causal-lm`` a record may have ``prompt`` and ``completion``, or ``messages``, instead of
         ``text``.
     eval_limit : int, optional
@@ -105,7 +105,7 @@ def train(
     steps, epochs : int and float, optional
         The number of updates of the weights, or of passes over the texts; by default one pass.
     batch, accumulate, length : int
-        The number of texts in a step, over all processes (16 by default); of parts that a step is cut into, to save
+        The number of texts in a step, over all processes (16 by default); of parts into which a step is cut to save
         memory; of tokens after which a text is cut (256 by default).
     mask_prompt : bool
         Whether only completions and the answers of the assistant are learned, and not what they answer.
@@ -151,14 +151,14 @@ def train(
         Continue the finished run of ``output`` for so many steps, with the same options otherwise. The learning rate is
         that of a run which has all these steps.
     start_from : path or Adapter, optional
-        An adapter whose factors, heads and magnitudes the run starts with. Its modules, ranks and α are those of the
-        run, which is a new one: nothing is known of the optimiser.
+        An adapter with whose factors, heads and magnitudes the run starts. The run has its modules, ranks and α, but it
+        is a new run: the optimiser begins anew.
     first_a : path or Adapter, optional
-        An adapter whose A the run starts with, while B starts at 0. Its ranks must be those of the run.
+        An adapter with whose A the run starts, while B starts at 0. Its ranks must be those of the run.
     grid : str, mapping, or sequence of these
         Train one adapter for every combination of values of options: ``{"rank": [1, 8], "seed": range(5)}``, or as on
         the command line ``["rank=1,8", "seed=0..4"]``. Several mappings are several grids in one folder. ``output`` is
-        the folder of all runs; what is done there is not done again. The result is a `GridResult`.
+        the folder of all runs; runs that are done there are not repeated. The result is a `GridResult`.
     jobs : int, optional
         The number of runs of a grid that are trained at a time; by default as many as memory and processors allow.
 
@@ -173,13 +173,13 @@ def train(
     DivergenceError
         The loss is no longer finite: its texts and the last good snapshot are named.
     """
-    # All options by name: nothing else is in the scope of the function yet.
+    # These are all options by name, since nothing else is in the scope of the function yet.
     keywords = dict(locals())
     grid, jobs = keywords.pop("grid"), keywords.pop("jobs")
     if grid:
         defaults = {name: parameter.default for name, parameter in signature(train).parameters.items()}
-        given = {name for name, value in keywords.items() if value is not defaults[name] and value != defaults[name]}
-        return train_grid(keywords, grid, jobs=jobs, given=given)
+        fixed = {name for name, value in keywords.items() if value is not defaults[name] and value != defaults[name]}
+        return train_grid(keywords, grid, jobs=jobs, fixed=fixed)
     if jobs is not None:
         raise OptionError("--jobs is the number of runs of a grid at a time", fix="leave it out, or give --grid")
     options = fill_in(keywords)

@@ -1,4 +1,4 @@
-"""The measures that compare an update with its weight in a base on disk, at some of the looks."""
+"""The measures that compare an update with its weight in a base on disk, which only some of the looks take."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -62,7 +62,7 @@ class BaseOnDisk:
 
 
 def _base_look(measured: Amplification) -> BaseLook:
-    whole = measured.at_rank(measured.s.size)
+    all_directions = measured.at_rank(measured.s.size)
     shares: dict[Side, float] = {"in": nan, "out": nan}
     chance = dict(shares)
     if measured.top is not None and measured.s.size:
@@ -74,7 +74,7 @@ def _base_look(measured: Amplification) -> BaseLook:
         for side, phi, n in maps:
             shares[side] = _energy_share(measured.s, phi)
             chance[side] = min(directions / n, 1.0)
-    return BaseLook(whole.amplification, whole.excess, whole.z, shares, chance)
+    return BaseLook(all_directions.amplification, all_directions.excess, all_directions.z, shares, chance)
 
 
 def _energy_share(s: Array, phi: Array) -> float:

@@ -1,8 +1,8 @@
-"""Signs that a run goes wrong, found while it can still be helped.
+"""Signs that a run goes wrong, while it can still be helped.
 
-Every sign has a limit that random numbers do not reach by chance, or one that follows from a bound. A sign of a module
-counts if two looks in a row show it, since a single look may be an exception. Signs that healthy runs show in single
-modules are reported if half of the modules have them. Each sign is reported once in a run.
+The limit of every sign is one that random numbers do not reach by chance, or it follows from a bound. A sign of a
+module counts if two looks in a row show it, since a single look may be an exception. Healthy runs show most signs in
+single modules, so these signs are reported only if half of the modules have them. Each sign is reported once in a run.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,10 +45,10 @@ FIXES = {
     "A-still": "check that A is in the optimiser and that its learning rate is not far below that of B",
     "not-finite": "lower the learning rate, and go back to the last checkpoint without NaN",
 }
-SHARE = 0.5  # share of the modules that must show a sign, since single modules of healthy runs show most signs too
-SINGLE = ("zero-update", "not-finite")  # signs that one module is enough for
+SHARE = 0.5  # share of the modules that must show a sign, since single modules of healthy runs show most signs
+SINGLE = ("zero-update", "not-finite")  # signs for which one module is enough
 FALL = 0.5  # a collapse is an effective rank below this share of the highest one
-EVEN = 0.95  # limit for participation ratio/r; random factors have 1 if r is small beside the weight
+EVEN = 0.95  # limit for participation ratio/r, which is 1 for random factors if r is small beside out and in
 FEW, LEAST_RANK = 2, 16
 GROWTH = 10.0
 LARGEST = 2.0  # limit for ‖ΔW‖/‖W‖: healthy runs of models as narrow as 64 reach 1.8, those of large ones a tenth
@@ -70,7 +70,7 @@ class HealthWarning:
     modules : tuple of str
         The modules that show it.
     text, fix : str
-        One sentence each, with the evidence.
+        The evidence, and what to do; one sentence each.
     """
 
     code: str
@@ -111,13 +111,13 @@ class Health:
     weights : mapping of str to WeightSize
         The sizes of the adapted weights. Modules without an entry are judged without their weight.
     frozen : bool
-        Whether A is not trained on purpose.
+        Whether A is frozen on purpose, so that it need not move.
     """
 
     weights: Mapping[str, WeightSize] = field(default_factory=dict)
     frozen: bool = False
     _past: dict[str, _Past] = field(default_factory=dict)
-    _told: set[str] = field(default_factory=set)
+    _reported: set[str] = field(default_factory=set)
 
     def check(self, step: int, looks: Mapping[str, ModuleLook]) -> list[HealthWarning]:
         """The warnings that this look gives for the first time."""
@@ -139,34 +139,34 @@ class Health:
         return [
             warning
             for code in SIGNS
-            if code in evidence and (warning := self._tell(code, step, evidence[code], len(looks))) is not None
+            if code in evidence and (warning := self._report(code, step, evidence[code], len(looks))) is not None
         ]
 
-    def mark_as_told(self, codes: Iterable[str]) -> None:
+    def mark_as_reported(self, codes: Iterable[str]) -> None:
         """Do not report these signs: an earlier process has reported them."""
-        self._told |= set(codes)
+        self._reported |= set(codes)
 
-    def tell_not_finite(self, step: int, name: str) -> HealthWarning | None:
+    def warn_not_finite(self, step: int, name: str) -> HealthWarning | None:
         """The warning that a factor holds NaN or Inf."""
-        return self._tell("not-finite", step, {name: "a factor holds NaN or Inf"}, 1)
+        return self._report("not-finite", step, {name: "a factor holds NaN or Inf"}, 1)
 
-    def _tell(self, code: str, step: int, evidence: Mapping[str, str], modules: int) -> HealthWarning | None:
+    def _report(self, code: str, step: int, evidence: Mapping[str, str], modules: int) -> HealthWarning | None:
         """The warning, if enough modules show the sign and it has not been reported."""
-        if code in self._told or (code not in SINGLE and len(evidence) < SHARE * modules):
+        if code in self._reported or (code not in SINGLE and len(evidence) < SHARE * modules):
             return None
-        self._told.add(code)
+        self._reported.add(code)
         name, text = next(iter(evidence.items()))
-        where = f"{name}" if len(evidence) == 1 else f"{len(evidence)} of {modules} modules ({some(list(evidence), 1)})"
-        return HealthWarning(code, step, tuple(evidence), f"{where}: {text}", FIXES[code])
+        subject = name if len(evidence) == 1 else f"{len(evidence)} of {modules} modules ({some(list(evidence), 1)})"
+        return HealthWarning(code, step, tuple(evidence), f"{subject}: {text}", FIXES[code])
 
 
 def _signs(
     look: ModuleLook, step: int, before: _Past, still: float | None, weight: WeightSize
 ) -> Iterator[tuple[str, str]]:
-    """The codes of the signs that a look at one module shows, each with its evidence."""
+    """The code and the evidence of every sign that a look at one module shows."""
     spectrum, s = look.spectrum, look.spectrum.s
     if not s.size:
-        # Warm-up from a rate of 0 leaves ΔW = 0 for a step; the second look decides.
+        # A warm-up that begins with a rate of 0 leaves ΔW = 0 for one step, which is why one look does not count yet.
         if step > 0:
             yield "zero-update", f"ΔW is 0 after {step} steps"
         return

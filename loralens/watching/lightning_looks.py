@@ -43,9 +43,9 @@ def lightning_callback(
             base = import_module(names[1]).Callback
         except ImportError as error:
             raise missing_packages("lightning_callback", ("lightning",), error) from error
-    # Made here, since its base class is in a package that need not be installed.
-    made: Any = type("SpectralCallback", (_Looks, base), {})
-    return made(every, log, options)
+    # The class is made here, since its base class is in a package that need not be installed.
+    callback: Any = type("SpectralCallback", (_Looks, base), {})
+    return callback(every, log, options)
 
 
 class _Looks:

@@ -1,8 +1,8 @@
-"""What one look measures of a module: spectrum, directions beside earlier ones, drift of A, and gradients."""
+"""What one look measures in a module: spectrum, directions compared with earlier ones, drift of A, and gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import isfinite, nan, sqrt
 from typing import Any, final
 
 import numpy as np
@@ -18,7 +18,7 @@ from loralens.linalg.quick import QuickSVD, quick_svd
 from loralens.linalg.subspace import phi_map, update_cosine
 from loralens.tables.numbers import json_number
 
-DIGITS = 6  # significant digits of numbers in the log; they are measured to about as many
+DIGITS = 6  # significant digits in the log; the numbers are measured about as accurately
 
 
 @final
@@ -58,7 +58,7 @@ class GradientLook:
     Attributes
     ----------
     norm : float
-        Its Frobenius norm, as it is in memory: after clipping, and averaged as the trainer does.
+        The Frobenius norm of the gradient as it is in memory: after clipping, and averaged as the trainer averages it.
     effective_rank : float
         exp(−Σ p ln p), p = σ/Σσ.
     overlap, chance : float
@@ -80,7 +80,7 @@ class GradientLook:
 @final
 @dataclass(frozen=True, slots=True)
 class BaseLook:
-    """A module beside its weight W in the base.
+    """ΔW compared with its weight W in the base.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class BaseLook:
 @final
 @dataclass(frozen=True, slots=True)
 class ModuleLook:
-    """What one look measures of a module.
+    """What one look measures in a module.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ class ModuleLook:
 @final
 @dataclass(slots=True)
 class Memory:
-    """What a watcher remembers of a module: the first A, and the directions of the first and of the last look."""
+    """What a watcher remembers about a module: the first A, and the directions of the first and of the last look."""
 
     start: Array | None = None
     first: QuickSVD | None = None
@@ -155,11 +155,11 @@ class Memory:
 def remember_start(module: Update, memory: Memory) -> None:
     """Remember the first A, from which drift is measured."""
     if isinstance(module, LowRank):
-        memory.start = _drawn(module, module.B, module.A).copy()
+        memory.start = _random_factor(module, module.B, module.A).copy()
 
 
 def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> ModuleLook:
-    """Measure a module once, and remember it; the factors are read once.
+    """Measure a module, and remember its directions. Each factor is read once.
 
     Raises
     ------
@@ -170,10 +170,11 @@ def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> 
     if isinstance(module, LowRank):
         B, A = module.B, module.A
         directions = quick_svd(B, A, module.scale)
-        drawn = _drawn(module, B, A)
+        drawn = _random_factor(module, B, A)
         if memory.start is None:
             memory.start = drawn.copy()
-        drift = _drift(drawn, memory.start)
+        length = float(np.linalg.norm(memory.start))
+        drift = float(np.linalg.norm(drawn - memory.start)) / length if length else nan
     else:
         bases = module.bases()
         U, V = (basis.columns().astype(np.float32) for basis in (bases.left, bases.right))
@@ -192,21 +193,16 @@ def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> 
     return look
 
 
-def _drawn(module: LowRank, B: Array, A: Array) -> Array:
+def _random_factor(module: LowRank, B: Array, A: Array) -> Array:
     """The factor that starts at random numbers: A, and B of an embedding."""
     return np.asarray(B if module.layout.kind == "embedding" else A, dtype=np.float32)
 
 
-def _drift(A: Array, start: Array) -> float:
-    length = float(np.linalg.norm(start))
-    return float(np.linalg.norm(A - start)) / length if length else nan
-
-
 def _turn(now: QuickSVD, before: QuickSVD | None) -> Turn | None:
-    """The directions beside earlier ones; None if there are none on one of the two sides."""
+    """The directions compared with earlier ones; None if one of the two looks has no directions."""
     if before is None or not (now.k and before.k):
         return None
-    # In float32, since φ needs three digits.
+    # Products in float32 are accurate enough, since φ needs three digits.
     left, right = (np.dot(x.T, y).astype(np.float64) for x, y in ((before.U, now.U), (before.V, now.V)))
     phi: dict[Side, float] = {"in": float(phi_map(right)[-1, -1]), "out": float(phi_map(left)[-1, -1])}
     chance: dict[Side, float] = {
@@ -221,7 +217,7 @@ def _turn(now: QuickSVD, before: QuickSVD | None) -> Turn | None:
 
 
 def _gradients(gradient: LowRank, directions: QuickSVD) -> dict[str, GradientLook]:
-    """The looks at the gradients of B and A, which are the factors of ``gradient``."""
+    """The measures of the gradients of B and A, which are the factors of ``gradient``."""
     sides = {"B": (gradient.B, directions.U), "A": (gradient.A.T, directions.V)}
     return {name: _gradient(factor, columns) for name, (factor, columns) in sides.items()}
 
@@ -241,6 +237,12 @@ def _gradient(factor: Array, columns: Array) -> GradientLook:
 def _numbers(values: Mapping[Any, float]) -> dict[str, float | None]:
     """Numbers with the digits of the log, by their keys in it."""
     return {key: short_number(value) for key, value in values.items()}
+
+
+def defined_mean(values: Iterable[float]) -> float:
+    """The mean of the numbers that are finite; NaN if none is."""
+    defined = [value for value in values if isfinite(value)]
+    return sum(defined) / len(defined) if defined else nan
 
 
 def short_number(value: float) -> float | None:

@@ -21,7 +21,7 @@ from loralens.watching.view import live, one_active, peft_model
 TASK = "live"
 # Extras that belong to the merged weight. PEFT's own layers apply all others, such as modules that are saved in full.
 MERGED = ("magnitude", "norms", "lora_bias")
-BUDGET = 0.1  # of the bytes of the adapted weights: patches of large weights take 0.05 to 0.4 bits per number
+BUDGET = 0.1  # share of the bytes of the adapted weights; patches of large weights take 0.05 to 0.4 bits per number
 
 
 @final
@@ -54,8 +54,8 @@ class LiveSwitchboard:
 
     Notes
     -----
-    The merged weights are, bit for bit, those that `loralens merge` writes for this adapter, and the base after the
-    block is the one before it. While the model is merged, do not train it, and do not disable the adapter: PEFT would
+    The merged weights have the bits that `loralens merge` writes for this adapter, and after the block the base has the
+    bits that it had before. While the model is merged, do not train it, and do not disable the adapter: PEFT would
     then subtract the update by itself.
     """
 
@@ -72,7 +72,7 @@ class LiveSwitchboard:
         self._view = _mergeable(live(wrapped, self._name))
         # All processes read sharded factors together and at once, so these are copied before every merge.
         self._board = Switchboard(wrapped, {TASK: self._view}, threads=threads, views=not self._sharded)
-        # Looking for them takes longer than merging a small layer.
+        # They are found once, since finding them takes longer than merging a small layer.
         self._layers = _layers_with(wrapped, self._name)
         self._limit = int(budget * sum(self._board.weights.values()))
 
@@ -92,7 +92,7 @@ class LiveSwitchboard:
         self._board.switch(TASK)
         memory = self._board.bytes()
         used = memory.patch + memory.copies
-        # Of several processes none goes on alone: the others would wait for it.
+        # If one of several processes is over the limit, all of them stop, since they would wait for each other.
         if self._any_process(used > self._limit):
             self._board.switch(None)
             raise OptionError(
@@ -114,7 +114,7 @@ class LiveSwitchboard:
         """
         self._reshard()
         state = self._board.state
-        # A merge that was interrupted has not reached PEFT's layers.
+        # An interrupted merge has not yet been noted in PEFT's layers.
         complete = bool(state.task) and state.is_complete
         if complete and not all(self._name in layer.merged_adapters for layer in self._layers):
             raise MismatchError(

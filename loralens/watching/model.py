@@ -1,4 +1,4 @@
-"""What a watcher needs to know of a model besides its adapter: the sizes of its weights, and who writes."""
+"""What a watcher has to know about a model besides its adapter: the sizes of its weights, and which process writes."""
 
 from math import prod, sqrt
 from typing import Any
@@ -14,10 +14,10 @@ from loralens.linalg.rounding import ulp
 from loralens.training.injection import Injection
 from loralens.training.readout import numpy_of
 from loralens.watching.health import WeightSize
-from loralens.watching.view import peft_model, unwrapped
+from loralens.watching.view import peft_model, unwrap
 
 SAMPLE = 1 << 12  # entries of a weight: a mean of squares has an error of a few per cent
-NARROW = (torch.float16, torch.bfloat16)  # what float32 weights lose is below anything that is trained
+NARROW = (torch.float16, torch.bfloat16)  # the rounding of float32 weights is smaller than any trained update
 
 
 def weigh(model: "nn.Module | Injection", adapter: Adapter) -> dict[str, WeightSize]:
@@ -25,7 +25,7 @@ def weigh(model: "nn.Module | Injection", adapter: Adapter) -> dict[str, WeightS
 
     Quantised weights, and those that are not found under the names of the adapter, are left out.
     """
-    inner = model.model if isinstance(model, Injection) else (peft_model(model) or unwrapped(model))
+    inner = model.model if isinstance(model, Injection) else (peft_model(model) or unwrap(model))
     tree = Tree.of(inner)
     try:
         weights = tree.weights(adapter)
@@ -37,7 +37,7 @@ def weigh(model: "nn.Module | Injection", adapter: Adapter) -> dict[str, WeightS
         if not parameter.dtype.is_floating_point or not parameter.numel():
             continue
         squares, unit_squares = _mean_squares(parameter)
-        # One weight may hold the matrices of several modules, of which each has its share.
+        # One weight may hold the matrices of several modules, so the mean is scaled to the shape of the module.
         norm = sqrt(squares * prod(adapter[name].shape))
         sizes[name] = WeightSize(norm, sqrt(unit_squares / 12) if parameter.dtype in NARROW else None)
     return sizes
@@ -62,7 +62,7 @@ def _mean_squares(parameter: Tensor) -> tuple[float, float]:
 
 def _sample(own: Tensor) -> Any:
     """Entries of a weight at equal distances."""
-    # Along every axis, and not of the flattened weight, which would be copied if it is not contiguous.
+    # The steps are along every axis. A flattened weight would be copied if it is not contiguous.
     step = max(1, int((own.numel() / SAMPLE) ** (1 / max(1, own.ndim))))
     return numpy_of(own[(slice(None, None, step),) * own.ndim])
 
@@ -88,12 +88,12 @@ def trains_A(model: "nn.Module | Injection") -> bool:
     """Whether the factors A get gradients: methods that freeze A do so on purpose."""
     inner = model.model if isinstance(model, Injection) else model
     trained = {path.rpartition(".")[2] for path, p in inner.named_parameters() if p.requires_grad}
-    # A of our layers, weight below lora_A in PEFT's.
+    # The parameter is called A in our layers, and weight below lora_A in those of PEFT.
     return "A" in trained or any("lora_A" in path for path, p in inner.named_parameters() if p.requires_grad)
 
 
 def is_sharded(model: "nn.Module | Injection") -> bool:
-    """Whether FSDP2 has divided parameters of the model, so that reading one is work of all processes."""
+    """Whether FSDP2 has divided parameters of the model, so that all processes must read a parameter together."""
     inner = model.model if isinstance(model, Injection) else model
     return any(hasattr(parameter, "full_tensor") for parameter in inner.parameters())
 

@@ -37,8 +37,8 @@ class SpectralCallback(TrainerCallback):
     -----
     ``callback.attach(trainer)`` adds it to a trainer and sends ``lora/frobenius``, ``lora/effective_rank`` … to the
     trainer's own logging, so that TensorBoard, W&B and trackio show them. A callback that is given to the trainer in
-    ``callbacks=[…]`` does not know its trainer: it watches, warns and writes the log all the same, and its numbers are
-    in ``trainer.state.log_history``.
+    ``callbacks=[…]`` does not know its trainer: it watches, warns and writes the log too, but its numbers go to
+    ``trainer.state.log_history`` and not to these programs.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SpectralCallback(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look, while the gradients are still there."""
-        step = state.global_step + 1  # counted after this event
+        step = state.global_step + 1  # the trainer counts the step after this event
         if self.watcher is not None and step % self.every == 0:
             self._waiting = self.watcher.look(step)
 

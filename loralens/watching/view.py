@@ -1,4 +1,4 @@
-"""`live`: the adapter of a model in memory as a view, whose numbers are those of the moment at which they are read."""
+"""`live`: a view of the adapter of a model in memory, whose numbers are those of the moment at which they are read."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -33,8 +33,9 @@ WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 def live(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
     """The adapter of a model in memory, as a view: every analysis takes it, and `loralens.save` writes it.
 
-    Its factors are read when they are asked for, each time anew, and are copied to the CPU one module at a time. So the
-    numbers are always the current ones, and a view costs no memory. Names, ranks and scales are those at this call.
+    Its factors are read anew whenever they are asked for, and are copied to the CPU one module at a time. So the
+    numbers are always the current ones, and a view takes no memory. Names, ranks and scales are those at the time of
+    this call.
 
     Parameters
     ----------
@@ -75,7 +76,7 @@ def live(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
         raise OptionError("the model has no adapter", fix="give a model that PEFT or loralens.training adapted")
     if adapter is not None:
         raise OptionError("the model has one adapter, which has no name", fix="leave the name out")
-    return _own_view(unwrapped(model), layers)
+    return _own_view(unwrap(model), layers)
 
 
 def live_gradients(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
@@ -105,11 +106,11 @@ def _gradient_of(module: "nn.Module", own: str) -> Tensor:
 
 def own_layers(model: "nn.Module") -> dict[str, LoRALayer]:
     """The LoRA layers of `loralens.training` in a model, by the names of the layers that they adapt."""
-    layers = ((path, layer) for path, layer in unwrapped(model).named_modules() if isinstance(layer, LoRALayer))
+    layers = ((path, layer) for path, layer in unwrap(model).named_modules() if isinstance(layer, LoRALayer))
     return {plain_path(path): layer for path, layer in layers}
 
 
-def unwrapped(model: "nn.Module") -> "nn.Module":
+def unwrap(model: "nn.Module") -> "nn.Module":
     """The model inside of DDP, which is recognised by its class: layers of a model may be called ``module`` too."""
     while type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
         model = model.module  # type: ignore[assignment]
@@ -129,7 +130,7 @@ def active_adapters(model: "nn.Module") -> list[str]:
     OptionError
         None is active.
     """
-    # The layers know what is active in every kind of model; transformers' own method refuses older releases of PEFT.
+    # In every kind of model the layers know what is active. The method of transformers refuses older releases of PEFT.
     layer: Any = next((module for module in model.modules() if hasattr(module, "adapter_layer_names")), model)
     active = getattr(layer, "active_adapters", None) or getattr(layer, "active_adapter", None)
     names = [active] if isinstance(active, str) else list(active or ())
@@ -159,9 +160,9 @@ def peft_model(model: "nn.Module") -> Any:
         return None
     first, holder = holders[0]
     # PEFT's inner modules know the configuration too. A holder elsewhere is another model, such as a reference.
-    others = [path for path, _ in holders[1:] if first and not path.startswith(f"{first}.")]
-    if others:
-        raise OptionError(f"there are models with adapters at {first} and at {others[0]}", fix="give one of the two")
+    elsewhere = [path for path, _ in holders[1:] if first and not path.startswith(f"{first}.")]
+    if elsewhere:
+        raise OptionError(f"there are models with adapters at {first} and at {elsewhere[0]}", fix="give one of the two")
     return holder
 
 
@@ -178,7 +179,7 @@ def _peft_view(model: Any, name: str, *, gradients: bool = False) -> Adapter:
 
 
 def _file_config(model: Any, name: str) -> dict[str, Any]:
-    """The configuration as PEFT writes it beside the file."""
+    """The configuration as PEFT writes it beside the file of an adapter."""
     config = model.peft_config[name]
     base = getattr(model, "get_base_model", lambda: model)()
     fields: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=_as_json))
@@ -199,13 +200,13 @@ def _peft_tensors(model: Any, name: str, *, gradients: bool) -> Iterator[tuple[s
         raise missing_packages("a model of PEFT", ("peft",), error) from error
 
     def state() -> dict[str, Tensor]:
-        # keep_vars, so that the tensors are the parameters themselves, which tells where each comes from.
+        # keep_vars gives the parameters themselves, which tells from where each tensor comes.
         own = model.state_dict(keep_vars=True)
         # "auto" may ask the Hub whether the vocabulary was resized.
-        kept: dict[str, Tensor] = get_peft_model_state_dict(
+        tensors: dict[str, Tensor] = get_peft_model_state_dict(
             model, state_dict=own, adapter_name=name, save_embedding_layers=False
         )
-        return kept
+        return tensors
 
     places = {id(tensor): path for path, tensor in model.state_dict(keep_vars=True).items()}
     for key, tensor in state().items():
@@ -216,7 +217,7 @@ def _peft_tensors(model: Any, name: str, *, gradients: bool) -> Iterator[tuple[s
             )
         path = places.get(id(tensor))
         # PEFT computes a few tensors when it saves them, such as the ranks that AdaLoRA keeps.
-        yield key, lazy_tensor(partial(_at, model, path, gradients) if path else partial(_computed, state, key))
+        yield key, lazy_tensor(partial(_at, model, path, gradients) if path else partial(_computed_tensor, state, key))
 
 
 def _at(model: "nn.Module", path: str, gradient: bool = False) -> Tensor:
@@ -227,7 +228,7 @@ def _at(model: "nn.Module", path: str, gradient: bool = False) -> Tensor:
     return tensor
 
 
-def _computed(state: Any, key: str) -> Tensor:
+def _computed_tensor(state: Any, key: str) -> Tensor:
     tensor: Tensor = state()[key]
     return tensor
 
@@ -263,7 +264,7 @@ def _with_layer_scales(adapter: Adapter, model: "nn.Module", name: str) -> Adapt
 
 
 def _own_view(model: "nn.Module", layers: Mapping[str, LoRALayer]) -> Adapter:
-    """The adapter of a model with our layers; what else is trained are its heads."""
+    """The adapter of a model with our layers. All other trained parameters are its heads."""
     scaling = Scaling("given", origin="the scale of the layer")
     inside = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
     extra = dict(view_magnitudes(layers))

@@ -19,10 +19,10 @@ from loralens.core.threads import in_threads, processor_count, single_blas_threa
 from loralens.errors import FormatError, OptionError
 from loralens.formats import save
 from loralens.formats.files.json_text import finite_number
-from loralens.formats.records.watch_log import LoggedModule, WatchLog, read_watch_log
+from loralens.formats.records.watch_log import LoggedLook, LoggedModule, WatchLog, read_watch_log
 from loralens.watching.beside_base import BaseOnDisk
 from loralens.watching.health import Health, HealthWarning
-from loralens.watching.measures import Memory, ModuleLook, measure_module, remember_start, short_number
+from loralens.watching.measures import Memory, ModuleLook, defined_mean, measure_module, remember_start, short_number
 
 if TYPE_CHECKING:  # importing torch takes a second, and an adapter can be watched without a model
     from torch import nn
@@ -35,14 +35,14 @@ SIDES: tuple[Side, ...] = ("in", "out")
 @final
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look found.
+    """What one look has measured.
 
     Attributes
     ----------
     step : int
         The number of steps done.
     modules : mapping of str to ModuleLook
-        Without those that hold NaN or Inf.
+        The measures of every module whose factors are finite.
     warnings : tuple of HealthWarning
         The signs that this look shows for the first time.
     seconds : float
@@ -67,7 +67,7 @@ class Look:
             "frobenius": total_norm(look.spectrum for look in looks),
             "spectral": max((look.spectrum.spectral for look in looks), default=0.0),
             "effective_rank": mean_effective_rank(look.spectrum for look in looks),
-            "drift": _mean(look.drift for look in looks),
+            "drift": defined_mean(look.drift for look in looks),
         }
         for name in ("previous", "first"):
             turns = [(look, turn) for look in looks if (turn := getattr(look, name)) is not None]
@@ -77,13 +77,13 @@ class Look:
             if name == "previous":
                 totals["step_length"] = hypot(*(turn.length for _, turn in turns)) if turns else nan
             for side in SIDES:
-                totals[f"{name}_phi_{side}"] = _mean(turn.phi[side] for _, turn in turns)
-                totals[f"{name}_chance_{side}"] = _mean(turn.chance[side] for _, turn in turns)
+                totals[f"{name}_phi_{side}"] = defined_mean(turn.phi[side] for _, turn in turns)
+                totals[f"{name}_chance_{side}"] = defined_mean(turn.chance[side] for _, turn in turns)
         for name in ("B", "A"):
             gradients = [look.gradients[name] for look in looks if name in look.gradients]
             if gradients:
                 totals[f"gradient_{name}_norm"] = hypot(*(gradient.norm for gradient in gradients))
-                totals[f"gradient_{name}_overlap"] = _mean(gradient.overlap for gradient in gradients)
+                totals[f"gradient_{name}_overlap"] = defined_mean(gradient.overlap for gradient in gradients)
         return totals
 
     @property
@@ -127,12 +127,12 @@ class Watcher:
         Also measure the gradients of B and A, which must be there when `step` is called: before ``zero_grad``. This
         needs a model.
     base : path, optional
-        The base model on disk. ΔW is then measured beside W too. That reads the whole base, so that it is done at every
-        ``base_every``-th look and at the last only.
+        The base model on disk, with which ΔW is compared too. That reads the whole base, so it is done only at every
+        ``base_every``-th look and at the last.
     base_every : int
     keep : path, optional
-        A folder for the adapter of every look, ``checkpoint-N``, with which ``loralens trajectory`` compares every look
-        with the last one.
+        A folder in which the adapter of every look is saved as ``checkpoint-N``. From these ``loralens trajectory``
+        compares every look with the last one.
     on_warning : callable, optional
         Called with every `HealthWarning`; by default they are logged by the logger ``loralens``.
     threads : int, optional
@@ -140,7 +140,7 @@ class Watcher:
     start : int
         The number of steps that were done before. A watcher of a model looks once when it is made, to know the first A.
     resume : bool
-        Add to a log that is there, and go on with the signs that it shows. Directions are then compared with those of
+        Add to a log that exists. Signs that it reports are not reported again. Directions are compared with those of
         the first look of this process.
 
     Raises
@@ -151,9 +151,9 @@ class Watcher:
 
     Notes
     -----
-    It keeps float32 copies of the first A, and of the directions of the first and of the last look: about 2.5 times the
-    numbers of the adapter. Of several processes the first one measures and writes. If the model is sharded, all of them
-    must call `step`, since each factor is gathered; the others drop it.
+    A watcher keeps float32 copies of the first A, and of the directions of the first and of the last look: about 2.5
+    times the numbers of the adapter. If there are several processes, the first one measures and writes. If the model is
+    sharded, all processes must call `step`, since gathering a factor takes all of them.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class Watcher:
             self.begin(start)
 
     def watch(self, model: "nn.Module | Injection") -> None:
-        """Watch a model from now on: weigh what it adapts, and remember its A as the first one.
+        """Watch a model from now on: measure the size of the adapted weights, and remember A as the first one.
 
         The constructor does this for the model that it is given, and so does `loralens.training.fit`.
         """
@@ -205,13 +205,13 @@ class Watcher:
 
         adapter = self._adapter
         wrapped = None if adapter is not None or isinstance(model, Injection) else peft_model(model)
-        # The sum of several adapters is computed once, and would not follow the training.
+        # The sum of several adapters would be computed once, and would not follow the training.
         adapter = adapter if wrapped is None else one_active(wrapped)
         self._view = live(model, adapter)
         self._gradients = live_gradients(model, adapter) if self._measures_gradients else None
         self._health = Health(weigh(model, self._view), frozen=not trains_A(model))
         self._writes = is_writer()
-        # Threads would gather the factors in another order in each process.
+        # With several threads, each process would gather the factors in another order.
         if is_sharded(model):
             self._threads = 1
         for name in select(self._view, self._modules):
@@ -219,18 +219,16 @@ class Watcher:
 
     def begin(self, step: int) -> Look:
         """Look before the first step; ``step`` steps were done before. A look that the log has is not written again."""
-        logged = read_watch_log(self._log_path) if self._resumes and self._log_path is not None else []
+        logged: list[LoggedLook] = []
+        # Only the process that writes the log reads it, and only if the run goes on.
+        if self._resume and self._writes and self._log_path is not None and self._log_path.exists():
+            logged = read_watch_log(self._log_path)
         for past in logged:
             if past.step < step:
                 self._health.check(past.step, {name: _look_of(module) for name, module in past.modules.items()})
             if past.step <= step:
-                self._health.mark_as_told(str(warning["code"]) for warning in past.warnings)
+                self._health.mark_as_reported(str(warning["code"]) for warning in past.warnings)
         return self._look(step, self._view, write=all(past.step != step for past in logged))
-
-    @property
-    def _resumes(self) -> bool:
-        """Whether there is a log to which this process is to add."""
-        return self._resume and self._writes and self._log_path is not None and self._log_path.exists()
 
     def step(self, *, final: bool = False) -> Look | None:
         """Count one step of the optimiser, and look if it is time or if the step is the last.
@@ -250,7 +248,7 @@ class Watcher:
         adapter : Adapter, optional
             The adapter at this step, if the watcher has no model.
         final : bool
-            Whether this is the last look, which is also measured beside the base.
+            Whether this is the last look, at which ΔW is compared with the base too.
         """
         return self._look(step, adapter if adapter is not None else self._view, final=final)
 
@@ -281,15 +279,15 @@ class Watcher:
         if self._base is not None and self._writes:
             looks = self._base.add(view, looks, final=final, first=not self.looks)
         warnings = self._health.check(step, looks)
-        if broken and (told := self._health.tell_not_finite(step, min(broken))):
-            warnings.append(told)
+        if broken and (warning := self._health.warn_not_finite(step, min(broken))):
+            warnings.append(warning)
         self.last = Look(step, looks, tuple(warnings), perf_counter() - begun)
         self.looks += 1
         self._write(view, self.last, log=write)
         return self.last
 
     def _write(self, view: Adapter, look: Look, *, log: bool) -> None:
-        """Write the look to the log if ``log``, keep its adapter, and tell its warnings."""
+        """Write the look to the log if ``log`` is true, save its adapter, and report its warnings."""
         if not self._writes:
             return
         if self._log_path is not None and log:
@@ -311,13 +309,7 @@ class Watcher:
 
 
 def _look_of(module: LoggedModule) -> ModuleLook:
-    """What a log says of a module, as far as signs are judged by it."""
+    """The part of a logged module by which signs are judged."""
     drift = finite_number(module.measures.get("drift"))
     spectrum = Spectrum(module.s, module.shape, module.rank)
     return ModuleLook(spectrum, None, None, nan if drift is None else drift, {})
-
-
-def _mean(values: Any) -> float:
-    """The mean of the numbers that are defined; NaN if none is."""
-    known = [value for value in values if isfinite(value)]
-    return sum(known) / len(known) if known else nan

@@ -74,6 +74,7 @@ def test_every_row_is_that_of_the_dense_formulas(factors, scale, transposed, see
         assert (row.top_error, row.z_error == 0 or isnan(row.z)) == (0, True)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("shape", [(700, 600), (600, 700)])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_product_on_the_wrong_side_is_noticed_on_a_rectangle(shape, transposed):
@@ -214,6 +215,7 @@ def test_where_nothing_is_left_to_chance_there_is_no_z():
     assert found.excess == pytest.approx(1)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("shape", [(900, 640), (640, 900)])
 def test_a_big_weight_within_the_stated_errors(shape):
     """The sketch and the randomised SVD beside the exact path, on NumPy and on torch."""

@@ -40,6 +40,7 @@ def test_energy_is_divided_as_dense_projections_divide_it(seed: int, count: int,
         assert found.private_chance[0, t] == pytest.approx((1 - d_U / D.shape[0]) * (1 - d_V / D.shape[1]))
 
 
+@pytest.mark.slow
 def test_chance_is_the_mean_over_random_directions() -> None:
     rng = np.random.default_rng(1)
     fixed = [loralens.Adapter(modules={"q": low_rank(rng, (12, 9), 2)}) for _ in range(2)]

@@ -58,6 +58,7 @@ def test_some_are_intruders_and_some_are_not():
     assert 0 < counts[1] <= counts[2] < 10
 
 
+@pytest.mark.slow
 def test_larger_than_any_matrix_that_is_finished():
     W, module = made((640, 700), r=8)
     found = find_intruders(module, decompose(W))

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 import loralens
 from loralens.analysis.outliers import PER_MODULE, find_outliers, upper_outliers
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
+from tests.marks import slow_except
 
 # How the singular values of a module are drawn: the law of a kind is the same in all its modules.
 SPECTRA = {
@@ -35,7 +36,7 @@ def exchangeable(rng, draw, modules, kinds, shapes):
     return spectra
 
 
-@pytest.mark.parametrize("law", SPECTRA)
+@pytest.mark.parametrize("law", slow_except(SPECTRA, "normal", "power law"))
 def test_where_modules_are_exchangeable_at_most_one_in_a_hundred_is_named(law: str) -> None:
     rng = np.random.default_rng(sum(map(ord, law)))
     rates = []
@@ -75,6 +76,7 @@ def healthy(rng, blocks, *, spread=0.1, shapes=1, kinds=("self_attn.q_proj", "se
     return spectra
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("blocks", [12, 16, 24, 48])
 @pytest.mark.parametrize("factor", [10.0, 0.1])
 def test_a_module_ten_times_as_strong_or_weak_is_found_and_nothing_else(blocks: int, factor: float) -> None:

@@ -13,9 +13,9 @@ from loralens.arithmetic import spaces
 from loralens.arithmetic.breadcrumbs import breadcrumbs
 from loralens.arithmetic.combine import combine_adapters
 from loralens.arithmetic.dare import dare, dare_ties
-from loralens.arithmetic.della import della
+from loralens.arithmetic.della import _orders, della
 from loralens.arithmetic.elementwise import Modules, whole_cutoffs
-from loralens.arithmetic.entries import Entries, Product
+from loralens.arithmetic.entries import Entries, Product, Workspace
 from loralens.arithmetic.magnitude import magnitude
 from loralens.arithmetic.sce import sce
 from loralens.arithmetic.spaces import entries_in_space
@@ -191,6 +191,7 @@ def test_blocks_have_the_same_bits_however_they_are_cut():
     np.testing.assert_array_equal(pieces, whole)
 
 
+@pytest.mark.slow
 def test_the_mean_of_dare_over_seeds_is_the_sum():
     ups = updates(np.random.default_rng(15))
     joint, expected = Joint.of(ups, STRENGTHS), sum(weighted(ups))
@@ -271,6 +272,7 @@ def test_truncation_is_what_does_not_fit_into_the_ranks():
     assert lost <= smallest * (1 + RANGE_FINDER)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_few_blocks(monkeypatch):
     monkeypatch.setattr(sketch, "PANEL", 0)
     rng = np.random.default_rng(20)
@@ -392,6 +394,7 @@ def test_what_a_rule_makes_is_the_same_to_the_bit_on_every_machine(name, monkeyp
     assert sha256(F.astype("<f4").tobytes()).hexdigest() == DIGESTS[name]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", ["dare", "della", "ties", "sce"])
 def test_threads_make_no_difference(name):
     rng = np.random.default_rng(25)
@@ -400,3 +403,10 @@ def test_threads_make_no_difference(name):
     first, second = (combine_adapters(pair, method=name, threads=threads).adapter for threads in (1, 4))
     assert all(first[n].B.tobytes() == second[n].B.tobytes() for n in first)
     assert all(first[n].A.tobytes() == second[n].A.tobytes() for n in first)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 64, 65])
+def test_della_ranks_equal_entries_from_left_to_right(n):
+    rng = np.random.default_rng(19)
+    x = rng.integers(-3, 4, (6, n)).astype(np.float32) * np.float32(1e-38)  # with zeros of both signs and subnormals
+    np.testing.assert_array_equal(_orders(-x, Workspace()), np.argsort(np.abs(x), axis=1, kind="stable"))

@@ -51,6 +51,7 @@ def outputs(net, inputs):
     return {name: getattr(net, name)(x).detach().numpy() for name, x in inputs.items()}
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize(("method", "space"), CASES, ids=[f"{name}-{space or 'exact'}" for name, space in CASES])
 def test_the_result_of_every_method_works_in_peft(method, space, tmp_path):
     from peft import PeftModel

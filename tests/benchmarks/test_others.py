@@ -59,6 +59,7 @@ def test_what_fine_tuning_and_a_merge_leave(pair: Path) -> None:
     assert relative == pytest.approx(synthetic_pair.RELATIVE, rel=0.05)
 
 
+@pytest.mark.slow
 def test_combining_is_measured_by_name(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(others_combine, "find_spec", lambda name: None)  # PEFT's side loads torch twice
     found = json.loads(json.dumps(others_combine.compare(pair, tmp_path, runs=1)))
@@ -69,6 +70,7 @@ def test_combining_is_measured_by_name(pair: Path, tmp_path: Path, monkeypatch: 
     assert found["ties"]["loralens_ties_cut"]["error"] >= found["ties"]["least_error_of_rank_16"]
 
 
+@pytest.mark.slow
 def test_peft_does_what_its_row_says(pair: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     pytest.importorskip("transformers")
@@ -85,6 +87,7 @@ def test_peft_does_what_its_row_says(pair: Path, tmp_path: Path) -> None:
     assert (tmp_path / "peft_rslora_cat").exists()
 
 
+@pytest.mark.slow
 def test_extracting_without_the_rival(pair: Path, tmp_path: Path) -> None:
     absent = rivals.Rival("mergekit==0", tmp_path / "mergekit", missing="not measured: no network")
     found = json.loads(json.dumps(others_extract.compare(pair, tmp_path, absent, runs=1)))

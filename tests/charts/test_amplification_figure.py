@@ -131,6 +131,7 @@ def test_stacks_with_names_that_are_alike_at_both_ends_stay_apart() -> None:
     assert len(set(labels)) == len(labels) == 4
 
 
+@pytest.mark.slow
 def test_no_labels_overlap_at_32_blocks_of_seven_kinds() -> None:
     kinds = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
     found = {f"model.layers.{b}.{kind}": one(8, 1 + b) for b in range(32) for kind in kinds}

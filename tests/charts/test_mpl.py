@@ -79,6 +79,7 @@ def test_overlaps_share_one_bar_with_the_levels_of_chance() -> None:
     assert "chance 0.20 to 0.40" in texts
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", ["$x^{2$", "a_b\\frac{", "<script>"])
 def test_no_name_is_read_as_mathematics(name: str) -> None:
     scale, line = ColourScale(0.0, 1.0, name), Line(name, [1], [1.0], ("quiet", 0), labels=[name])

@@ -115,6 +115,7 @@ def test_one_side_or_two(options: dict[str, object]) -> None:
     assert len(maps(figure(collection(3, 1), **options))) == (6 if "phi_rank" in options else 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "blocks"), [(3, 32), (30, 3)])
 def test_no_label_leaves_the_figure_nor_meets_another(count: int, blocks: int) -> None:
     kinds = (*KINDS, "self_attn.k_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -16,7 +17,7 @@ from matplotlib.text import Text
 from loralens.charts.figure import save_figure
 from loralens.charts.mpl import draw_figure
 from loralens.charts.palette import BLOCKS
-from loralens.charts.spec import Chart, ColourScale, Figure, HeatMap, LineChart, Overlaps
+from loralens.charts.spec import Chart, ColourScale, HeatMap, LineChart, Overlaps
 from loralens.charts.svg_lines import lines_svg
 from loralens.charts.svg_maps import heat_svg, key_svg, overlaps_svg
 from loralens.errors import OptionError
@@ -30,17 +31,25 @@ PIXEL = 0.06  # of a coordinate that is written to a tenth, in pixels
 
 def svg_of(chart: Chart, *, alone: bool = False) -> str:
     if isinstance(chart, LineChart):
-        return lines_svg(chart, "", alone=alone)
-    return heat_svg(chart, "") if isinstance(chart, HeatMap) else overlaps_svg(chart, "")
+        return "".join(lines_svg(chart, "", alone=alone))
+    return "".join(heat_svg(chart, "") if isinstance(chart, HeatMap) else overlaps_svg(chart, ""))
 
 
 def texts_of(svg: str) -> set[str]:
     return {str(text.text) for text in ET.fromstring(svg).iter("text")}  # our own
 
 
-def in_picture(figure: Figure) -> list[Read]:
+@cache
+def drawing_named(name: str) -> Drawing:
+    """The figure as matplotlib draws it, once for all tests, which only read it; every text has its place."""
+    drawing = draw_figure(FIGURES[name]())
+    drawing.draw_without_rendering()
+    return drawing
+
+
+def in_picture(name: str) -> list[Read]:
     """What matplotlib drew of each chart, in their order."""
-    drawing = draw_figure(figure)
+    figure, drawing = FIGURES[name](), drawing_named(name)
     keys = sum(isinstance(key, ColourScale) for band in figure.bands for key in band.keys)
     colours = iter([axes for axes in drawing.axes if axes.get_label() == "<colorbar>"])
     bars: list[Axes | None] = []
@@ -59,7 +68,7 @@ def test_a_figure_is_the_same_on_the_page_and_in_the_picture(name: str) -> None:
     assert any(
         (isinstance(chart, LineChart) and chart.lines) or not isinstance(chart, LineChart) for chart in figure.charts
     )
-    for chart, by_itself, picture in zip(figure.charts, alone, in_picture(figure), strict=True):
+    for chart, by_itself, picture in zip(figure.charts, alone, in_picture(name), strict=True):
         page = read_svg(svg_of(chart, alone=by_itself))
         assert page.title == picture.title
         assert picture.cells == page.cells
@@ -114,9 +123,8 @@ def test_every_word_of_the_page_stands_in_the_picture_and_no_other(name: str) ->
             if chart is not None:
                 page |= texts_of(svg_of(chart, alone=len(band.charts) == 1))
         for key in band.keys:
-            page |= texts_of(key_svg(key))
-    drawing = draw_figure(figure)
-    drawing.draw_without_rendering()
+            page |= texts_of("".join(key_svg(key)))
+    drawing = drawing_named(name)
     shown = [text for text in drawing.findobj(Text) if text.get_visible() and text.get_text()]
     picture = {line for text in shown for line in text.get_text().split("\n")}
     titles = {line for title in [figure.title, *(band.title for band in figure.bands)] for line in title.split("\n")}
@@ -127,14 +135,14 @@ def test_every_word_of_the_page_stands_in_the_picture_and_no_other(name: str) ->
 @pytest.mark.parametrize("name", FIGURES)
 def test_shared_colours_are_the_same_on_the_page_and_in_the_picture(name: str) -> None:
     figure = FIGURES[name]()
-    drawing = draw_figure(figure)
+    drawing = drawing_named(name)
     ramps = iter([axes for axes in drawing.axes if axes.get_label() == "<key>"])
     bars = iter([axes for axes in drawing.axes if axes.get_label() == "<colorbar>"])
     for band in figure.bands:
         for chart in band.charts:
             next(bars) if isinstance(chart, HeatMap) else None
         for key in band.keys:
-            root = ET.fromstring(key_svg(key))  # our own
+            root = ET.fromstring("".join(key_svg(key)))  # our own
             if isinstance(key, ColourScale):
                 assert read_key(root) == pytest.approx(read_bar(next(bars)), abs=1e-3)
             else:
@@ -148,8 +156,7 @@ def test_shared_colours_are_the_same_on_the_page_and_in_the_picture(name: str) -
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_text_leaves_the_picture(name: str) -> None:
-    drawing = draw_figure(FIGURES[name]())
-    drawing.draw_without_rendering()
+    drawing = drawing_named(name)
     for text in drawing.findobj(Text):
         if text.get_text() and text.get_visible():
             box = text.get_window_extent()
@@ -161,8 +168,7 @@ def test_no_text_leaves_the_picture(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_label_of_an_axis_meets_another(name: str) -> None:
-    drawing = draw_figure(FIGURES[name]())
-    drawing.draw_without_rendering()
+    drawing = drawing_named(name)
     for axes in drawing.axes:
         across = [one.get_window_extent() for one in axes.get_xticklabels() if one.get_text()]
         if not any(one.get_rotation() not in (0.0, 90.0) for one in axes.get_xticklabels()):
@@ -173,8 +179,7 @@ def test_no_label_of_an_axis_meets_another(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_titles_stay_clear_of_each_other(name: str) -> None:
-    drawing = draw_figure(FIGURES[name]())
-    drawing.draw_without_rendering()
+    drawing = drawing_named(name)
     titles = [axes._left_title for axes in drawing.axes if axes.get_title(loc="left")]  # type: ignore[attr-defined]
     boxes = [title.get_window_extent() for title in titles]
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])

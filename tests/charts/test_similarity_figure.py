@@ -102,7 +102,14 @@ def test_of_96_blocks_they_are_the_paper_s_1_32_64_and_96() -> None:
     assert titles == [f"q_proj, block {b - 1}" for b in (1, 32, 64, 96)]
 
 
-@pytest.mark.parametrize(("blocks", "kinds", "tail"), [(32, 7, ""), (1, 9, ""), (110, 9, "_with_a_rather_long_name")])
+@pytest.mark.parametrize(
+    ("blocks", "kinds", "tail"),
+    [
+        (1, 9, ""),
+        pytest.param(32, 7, "", marks=pytest.mark.slow),
+        pytest.param(110, 9, "_with_a_rather_long_name", marks=pytest.mark.slow),
+    ],
+)
 def test_no_panel_title_touches_its_neighbour(blocks: int, kinds: int, tail: str) -> None:
     names = [f"{k}_proj{tail}" for k in ("q", "k", "v", "o", "gate", "up", "down", "in", "out")]
     figure = similarity_figure(compared(blocks, *names[:kinds]), labels=LABELS)
@@ -184,6 +191,7 @@ def test_colours_end_at_the_largest_tenth_and_ticks_at_the_last_direction() -> N
     assert [map_ticks(k) for k in (1, 2, 3, 8, 64)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 6, 8], [1, 16, 32, 48, 64]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [32, 10])
 def test_no_label_leaves_the_figure(blocks: int) -> None:
     names = [f"{i}_a_kind_with_a_name_that_is_rather_long" for i in range(7)]

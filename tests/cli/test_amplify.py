@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 import loralens
 from tests.cli.command import Command
 from tests.conftest import small_adapter
+from tests.marks import slow_except
 
 MODULE_KEYS = {
     "name", "rank", "delta_norm", "weight_norm", "projected_norm", "top_norm", "random_norm", "amplification",
@@ -109,7 +110,7 @@ def test_the_paths_of_no_top_and_exact_agree(small: Path, base: Path) -> None:
     assert len(third[0]["phi"]["in"][0]) == 4
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+@pytest.mark.parametrize("suffix", slow_except(["png", "svg", "pdf"], "png"))
 @pytest.mark.parametrize("top", [(), ("--no-top",)])
 def test_plot_is_written(small: Path, base: Path, tmp_path: Path, suffix: str, top: tuple[str, ...]) -> None:
     file = tmp_path / f"amplification.{suffix}"

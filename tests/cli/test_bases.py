@@ -1,6 +1,7 @@
 """Adapters of different bases, and a base that is not the adapter's: said by every verb that holds them together."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -44,17 +45,24 @@ WITH_BASE = {
 }
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two names of one base, and adapters that say different names of it."""
+    folder = tmp_path_factory.mktemp("made")
     held = bases.tensors(np.float32, size=1.0)
-    bases.single(tmp_path / "bert-base-uncased", held)
-    bases.single(tmp_path / "base", held)
+    bases.single(folder / "bert-base-uncased", held)
+    bases.single(folder / "base", held)
     named = {"one": CASED, "two": UNCASED, "three": CASED, "spelt": f"org/{CASED.upper()}-GGUF", "none": None}
     for i, (name, model) in enumerate(named.items()):
         adapter = small_adapter()
         modules = {key: loralens.LowRank(module.B + i, module.A, module.scale) for key, module in adapter.items()}
-        loralens.save(replace(adapter, modules=modules, base_model=model), tmp_path / name)
-    return tmp_path
+        loralens.save(replace(adapter, modules=modules, base_model=model), folder / name)
+    return folder
+
+
+@pytest.fixture
+def home(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "home")
 
 
 def said(words: str, home: Path, **names: str) -> str:
@@ -73,12 +81,14 @@ def test_several_adapters_of_two_bases(verb: str, home: Path) -> None:
     assert f"{UNCASED}: {home / 'two'}" in told
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("verb", SEVERAL)
 @pytest.mark.parametrize("other", ["spelt", "none"])
 def test_several_of_one_base_under_two_spellings_or_none(verb: str, other: str, home: Path) -> None:
     assert "base model" not in said(SEVERAL[verb], home, two=other)
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("verb", WITH_BASE)
 def test_a_base_that_is_not_the_adapters(verb: str, home: Path) -> None:
     told = said(WITH_BASE[verb], home, base="bert-base-uncased")
@@ -86,6 +96,7 @@ def test_a_base_that_is_not_the_adapters(verb: str, home: Path) -> None:
     assert "their names are of two models" in told
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("verb", WITH_BASE)
 def test_a_base_that_may_be_the_adapters(verb: str, home: Path) -> None:
     """A folder of any name; the same name spelt otherwise; an adapter that names none; a configuration that agrees."""

@@ -106,11 +106,11 @@ def test_on_a_terminal_a_line_for_each_and_then_the_conclusion(folder: Path) -> 
 SLOW = """
 import time
 import loralens.compression.directions as directions
-inner = directions.truncating_maps
+inner = directions.truncation
 def slow(*arguments, **keywords):
     time.sleep(0.02)
     return inner(*arguments, **keywords)
-directions.truncating_maps = slow
+directions.truncation = slow
 """
 
 
@@ -216,6 +216,7 @@ def is_alive(pid: int) -> bool:
     return bool(listed.stdout.strip()) and not listed.stdout.strip().startswith("Z")
 
 
+@pytest.mark.slow
 @posix
 def test_a_worker_that_is_killed_fails_its_adapter_alone(six: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the system does where memory is short; another process takes the place of the one that is gone."""

@@ -73,6 +73,7 @@ def refuse(word):
     raise ValueError(f"{word} is no JSON")
 
 
+@pytest.mark.some(23)
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("damage", [huge, infinite, broken])
 def test_every_verb_ends_with_json_or_one_message(damage, verb, places, tmp_path):

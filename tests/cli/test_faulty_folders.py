@@ -91,6 +91,7 @@ def nested(tmp_path):
         os.chdir(before)
 
 
+@pytest.mark.slow
 def test_nested_folders_are_walked_through(nested):
     done = CliRunner().invoke(main, ["survey", str(nested)])
     assert done.exception is None
@@ -136,6 +137,7 @@ def rewrite(path, *, replace):
         target.replace(path)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("replace", [False, True], ids=["written to", "replaced"])
 @pytest.mark.parametrize("verb", ["merge", "verify", "unmerge"])
 def test_a_model_that_is_rewritten_while_it_is_read(verb, replace, small, base, tmp_path, monkeypatch):

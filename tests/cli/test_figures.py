@@ -14,6 +14,7 @@ from loralens.charts.spec import Figure as Chart
 from loralens.cli.main import main
 from loralens.errors import OptionError
 from loralens.verbs.plot import figure_of
+from tests.marks import slow_except
 from tests.reporting.adapters import drawn
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -31,7 +32,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [*map(str, arguments)])
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", slow_except(FORMATS, next(iter(FORMATS))))
 def test_the_picture_has_the_format_of_its_name_and_the_dots_asked_for(suffix: str, folder: Path) -> None:
     file = folder / f"curve{suffix}"
     done = run("curve", folder / "mine", "--plot", file, "--figure-size", "6x4", "--figure-dpi", 100, "-q")

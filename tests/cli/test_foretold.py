@@ -74,6 +74,7 @@ def foretold(adapter: Path, base: object, dtype: str | None, rounding: str) -> d
     }
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("stored", STORED)
 def test_every_module_as_merge_measures_it(stored: str, asked: str | None, home: Path) -> None:

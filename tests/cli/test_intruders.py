@@ -117,6 +117,7 @@ def test_json_keeps_its_contract_and_agrees_with_the_definition(spread, top: int
         assert counts[list(adapter).index("model.layers.0.self_attn.o_proj")] == 0
 
 
+@pytest.mark.slow
 def test_transposed_convolution_and_embedding_weights(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.bases import contents, sharded, tensors
 from tests.cli.test_merge import done
+from tests.marks import slow_except
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="terminals and signals of POSIX")
 
@@ -51,7 +52,7 @@ def commands(small: Path, tmp_path: Path) -> dict[str, list[object]]:
     }
 
 
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name", slow_except(PLACES, "merge", "extract"))
 def test_interrupted_it_ends_with_130_and_leaves_nothing(name: str, commands, tmp_path: Path) -> None:
     before = contents(tmp_path)
     command = [
@@ -94,7 +95,7 @@ LABELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("name", slow_except(LABELS, "unmerge", "verify"))
 def test_on_a_terminal_there_is_a_bar_and_the_time_that_is_left(name: str, commands) -> None:
     """A terminal of the system stands behind stderr; the bar is drawn there and wiped off, stdout has the result."""
     import pty

@@ -52,10 +52,10 @@ def test_a_text_of_the_most_tokens_that_there_are_positions_for(kind: str, first
 
 def test_a_length_must_leave_room_for_a_text() -> None:
     loaded = Loaded(models.bert(), framed(), "")
-    assert loaded.encoded(["the cat"], length=3).tokens == [[1, 3, 1]]
+    assert loaded.encode(["the cat"], length=3).tokens == [[1, 3, 1]]
     for length in (1, 2):
         with pytest.raises(OptionError, match=f"--length {length} leaves no room .* adds 2 tokens") as error:
-            loaded.encoded(["the cat"], length=length)
+            loaded.encode(["the cat"], length=length)
         assert "fix: give 3 or more" in str(error.value)
         with pytest.raises(OptionError):
             next(loaded.batches([InputText("the cat")], batch=1, length=length))
@@ -66,15 +66,15 @@ def test_tokens_that_the_model_does_not_have_are_named() -> None:
     tokenizer.add_tokens([f"extra{number}" for number in range(10)])
     tokenizer.add_special_tokens({"mask_token": "[MASK]"})
     loaded = Loaded(models.bert(), tokenizer, "")
-    known = loaded.encoded(["the cat"], length=8)  # a larger tokenizer alone does no harm
+    known = loaded.encode(["the cat"], length=8)  # a larger tokenizer alone does no harm
     assert (known.vocabulary, known.mask) == (24, None)
     with pytest.raises(MismatchError, match="text 2 holds 'extra9', token 26 of the tokenizer, and the model has 24"):
-        loaded.encoded(["the cat", "the extra9"], length=8)
+        loaded.encode(["the cat", "the extra9"], length=8)
     with pytest.raises(MismatchError, match="text 3 holds 'extra9'"):
         list(loaded.batches([InputText("a"), InputText("a"), InputText("extra9")], batch=2, length=8))
     tokenizer.pad_token = "[MASK]"
     with pytest.raises(MismatchError, match="pads with token 27, and the model has 24"):
-        loaded.encoded(["the cat"], length=8)
+        loaded.encode(["the cat"], length=8)
 
 
 def load(path: Path, head: str | None = None, **how: Any) -> LoraLensError:

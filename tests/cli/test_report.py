@@ -69,6 +69,7 @@ def test_the_page_is_written_into_a_folder_that_it_makes(first: Path, tmp_path: 
     assert names(target.parent) == ["x.html"]
 
 
+@pytest.mark.slow
 def test_same_adapters_same_bytes(first: Path, second: Path, tmp_path: Path) -> None:
     target = tmp_path / "x.html"
     run(first, second, "-o", target, "--markdown")
@@ -344,6 +345,7 @@ def test_a_folder_of_adapters_that_is_no_run_says_how_to_give_them(tmp_path: Pat
     assert f"give each: loralens report {tmp_path / 'many' / 'a'} {tmp_path / 'many' / 'b'}" in result.stderr
 
 
+@pytest.mark.slow
 def test_what_an_older_report_leaves_is_named(first: Path, tmp_path: Path) -> None:
     run(first, "-o", tmp_path / "x.html", "--markdown")
     result = run(first, "-o", tmp_path / "x.html", "--overwrite")
@@ -359,6 +361,7 @@ def test_a_link_to_nothing_is_there(first: Path, tmp_path: Path) -> None:
     assert (tmp_path / "x.html").is_symlink()
 
 
+@pytest.mark.slow
 def test_the_command_on_the_page_survives_a_newline(tmp_path: Path) -> None:
     strange = tmp_path / "a\nb  'c\\"
     loralens.save(drawn(1), strange)

@@ -30,6 +30,7 @@ def factors(found: loralens.Adapter, whole: loralens.Adapter) -> dict[str, float
     return multiples
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize(
     ("command", "inside", "outside"),
     [

@@ -70,7 +70,7 @@ def test_the_table_has_the_smallest_and_the_largest_angle_in_degrees(small: Path
 
 
 def test_json_keeps_its_contract(small: Path, other: Path) -> None:
-    record = json.loads(run(small, other, "--json", "--side", "in").stdout)
+    record = json.loads(run(small, other, "--json", "--phi", "--side", "in").stdout)
     assert (record["of"], record["side"], record["adapters"]) == ("update", "in", [str(small), str(other)])
     assert record["loralens"] == loralens.__version__
     by_name = {module["name"]: module for module in record["modules"]}
@@ -93,6 +93,14 @@ def test_json_keeps_its_contract(small: Path, other: Path) -> None:
     assert (record["only_second"], record["misfits"]) == ([], [])
 
 
+def test_json_has_maps_only_if_they_are_asked_for(small: Path, other: Path) -> None:
+    with_maps, without = (json.loads(run(small, other, "--json", *options).stdout) for options in (["--phi"], []))
+    for module in with_maps["modules"]:
+        assert {"phi", "chance"} <= module.keys()
+        del module["phi"], module["chance"]
+    assert without == with_maps
+
+
 @pytest.mark.parametrize(
     ("options", "shape", "side"),
     [
@@ -103,7 +111,7 @@ def test_json_keeps_its_contract(small: Path, other: Path) -> None:
     ],
 )
 def test_options_choose_directions(small: Path, other: Path, options: list[str], shape: tuple[int, int], side: str):
-    record = json.loads(run(small, other, "--json", "-m", "q_proj", *options).stdout)
+    record = json.loads(run(small, other, "--json", "--phi", "-m", "q_proj", *options).stdout)
     assert [np.shape(module["phi"]) for module in record["modules"]] == [shape] * 2
     assert record["side"] == side
 

@@ -100,7 +100,7 @@ def test_output_is_exactly_this(collection: list[Path]) -> None:
 
 
 def test_json_keeps_its_contract(collection: list[Path]) -> None:
-    record = json.loads(run("--json", *collection).stdout)
+    record = json.loads(run("--json", "--phi", *collection).stdout)
     assert (record["loralens"], record["of"], record["side"]) == (loralens.__version__, "update", "out")
     assert record["adapters"] == [str(path) for path in collection]
     assert [(pair["first"], pair["second"]) for pair in record["pairs"]] == [
@@ -129,6 +129,14 @@ def test_json_keeps_its_contract(collection: list[Path]) -> None:
     assert fight["cosine"] == pytest.approx(-np.cos(0.2), abs=1e-6)
 
 
+def test_json_has_maps_of_pairs_only_if_they_are_asked_for(collection: list[Path]) -> None:
+    with_maps, without = (json.loads(run("--json", *options, *collection).stdout) for options in (["--phi"], []))
+    for pair in with_maps["pairs"]:
+        for module in pair["modules"]:
+            del module["phi"], module["chance"]
+    assert without == with_maps
+
+
 def test_side_rank_factor_and_modules_are_passed_on(collection: list[Path]) -> None:
     record = json.loads(run("--json", "--of", "B", "-m", "q", *collection).stdout)
     assert (record["of"], record["side"], list(record["phi"])) == ("B", "out", ["out"])
@@ -150,6 +158,7 @@ def test_what_nobody_shares_is_a_dash(collection: list[Path], tmp_path: Path) ->
     assert record["pairs"][1]["modules"] == []
 
 
+@pytest.mark.slow
 def test_many_adapters_leave_the_matrices_to_the_figure(collection: list[Path], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     paths = []

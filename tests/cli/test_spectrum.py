@@ -103,6 +103,7 @@ def test_selection_and_order(small: Path, options: list[str], blocks: list[str])
     assert [module["name"].split(".")[2] for module in modules] == blocks
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_plot_is_written(small: Path, tmp_path: Path, suffix: str) -> None:
     file = tmp_path / f"spectra.{suffix}"

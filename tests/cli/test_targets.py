@@ -14,10 +14,10 @@ from tests.bases import contents, sharded, single, tensors
 from tests.cli.test_merge import CERTIFICATE, done, run
 
 
-@pytest.fixture
-def home(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def made(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``runs/a``, an adapter among other runs; ``models/base`` and ``models/merged`` of it; ``lone``, one file."""
-    folder = tmp_path / "home"
+    folder = tmp_path_factory.mktemp("made") / "home"
     shutil.copytree(small, folder / "runs" / "a")
     shutil.copytree(small, folder / "runs" / "b")
     (folder / "runs" / "notes.txt").write_text("years")
@@ -31,8 +31,14 @@ def home(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "link").symlink_to("runs/a")
     (folder / "texts").mkdir()
     (folder / "texts" / "t.txt").write_text("one\ntwo\n")
-    monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `made`, which is the working directory."""
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "home", symlinks=True))
+    return tmp_path / "home"
 
 
 B = ("--base", "models/base")
@@ -84,6 +90,7 @@ TARGETS = [
 ]
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize(("command", "output", "message"), TARGETS, ids=lambda part: str(part)[:60])
 def test_what_is_read_is_never_replaced(command: tuple[str, ...], output: str, message: str, home: Path) -> None:
     before = contents(home)
@@ -164,6 +171,7 @@ def other_base(home: Path, shards: int = 2) -> Path:
 STRANGERS = ["mine.txt", "code/mine.py", ".git/HEAD", "checkpoint-1/model.safetensors", "config.json.bak", "before/x"]
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("verb", ["merge", "unmerge", "unmerge --adapter"])
 @pytest.mark.parametrize("name", STRANGERS)
 def test_what_others_put_there_is_named_and_stays(name: str, verb: str, home: Path) -> None:

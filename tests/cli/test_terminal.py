@@ -117,6 +117,7 @@ def test_names_of_missing_files_and_wrong_options(name, made):
         assert code in (1, 2)
 
 
+@pytest.mark.some(2)
 @named
 def test_outputs_metadata_and_json_hold_such_paths(name, made, tmp_path):
     folder, out = made(name), tmp_path / f"out{name}"
@@ -177,7 +178,11 @@ def test_names_in_an_adapter_are_said_in_one_line(where, made, small, tmp_path):
         said(words[0], folder, *words[1:])
 
 
-@named
+# A report with its pictures takes half a second.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, id=key, marks=() if key == "escape" else pytest.mark.slow) for key, name in NAMES.items()],
+)
 def test_reports_show_such_names_as_escapes(name, made, tmp_path):
     folder = made(name)
     assert said("report", folder, "-o", tmp_path / "r.html", "--markdown")[0] == 0
@@ -268,6 +273,7 @@ def closed(words, *numbers):
     return subprocess.run(["sh", "-c", line, "sh", *RUN, *map(str, words)], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("words", [["spectrum"], ["inspect", "--json"], ["spectrum", "--csv"]])
 def test_a_closed_standard_output_is_one_message(words, small):
     done = closed([*words, small], 1)

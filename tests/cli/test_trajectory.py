@@ -126,6 +126,7 @@ def test_a_checkpoint_that_is_zero_is_a_dash(tmp_path: Path) -> None:
     assert record["settled"] is None
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_plot_is_written(folder: Path, suffix: str) -> None:
     file = folder / f"run.{suffix}"

@@ -216,7 +216,7 @@ def tampered(out: Path, change) -> None:
     arrays = {key: LazyArray.of(array.read()) for key, array in arrays.items()}
     change(content)
     content.pop("digest", None)  # whoever changes the one changes the other
-    write_undo(arrays, content, out / NAME)
+    write_undo(arrays.items, content.items, out / NAME)
 
 
 @pytest.mark.parametrize("part", ["texts", "headers"])
@@ -225,7 +225,7 @@ def test_a_damaged_text_of_an_undo_file_is_noticed(part: str, out: Path, tmp_pat
     arrays = {key: LazyArray.of(array.read()) for key, array in arrays.items()}
     name, text = next(iter(content[part].items()))
     content[part][name] = text.replace("t", "T", 1)
-    write_undo(arrays, content, out / NAME)
+    write_undo(arrays.items, content.items, out / NAME)
     refused = run("unmerge", out, "-o", tmp_path / "back")
     assert refused.exit_code == 2
     assert "do not match their digest" in refused.stderr

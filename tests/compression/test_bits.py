@@ -12,7 +12,7 @@ import loralens
 from loralens.compression.bits import _hull, allocate_bits, expected_error, tradeoff
 from loralens.compression.loss import losses, total_error
 from loralens.compression.quantise import quantise
-from loralens.core.quantised import direction_bytes
+from loralens.core.few_bits.quantised import direction_bytes
 from loralens.errors import OptionError
 from loralens.formats.dialects.sizes import file_size
 from loralens.linalg.few_bits.quantise import expected_noise
@@ -73,6 +73,7 @@ def test_more_bytes_lose_no_more_by_more_than_a_step(problem, first: float, seco
     assert allocate_bits(spectra, shapes, top).error <= expected_noise(16) ** 0.5 * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_against_every_other_choice() -> None:
     """Two modules of two directions: at most one step behind the best of all 16⁴ choices, at every budget."""
     spectra, shapes = {"a": np.array([1.0, 0.3]), "b": np.array([0.5, 0.02])}, {"a": (40, 30), "b": (90, 20)}

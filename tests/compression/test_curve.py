@@ -8,8 +8,8 @@ from loralens.compression.curve import curve_ranks, rank_curve
 from loralens.compression.loss import total_error
 from loralens.compression.plan import TruncationPlan
 from loralens.core.adapter import Adapter
+from loralens.core.few_bits.quantised import direction_bytes
 from loralens.core.lowrank import Layout, LowRank
-from loralens.core.quantised import direction_bytes
 from loralens.core.ranks import Rule
 from loralens.linalg.few_bits.quantise import expected_noise
 from tests.compression.truncation import truncate

@@ -6,8 +6,8 @@ import pytest
 from loralens.compression.joint.alone import code_alone, estimate_alone
 from loralens.compression.joint.group import code_jointly
 from loralens.compression.joint.split import SplitUpdate
+from loralens.core.few_bits.quantised import direction_bytes
 from loralens.core.lowrank import LowRank
-from loralens.core.quantised import direction_bytes
 
 SHAPES = ((48, 64), (96, 40))
 

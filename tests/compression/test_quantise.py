@@ -8,8 +8,8 @@ import pytest
 import loralens
 from loralens.compression.loss import losses, total_error
 from loralens.compression.quantise import quantise
+from loralens.core.few_bits.quantised import NAME
 from loralens.core.lazy import LazyArray
-from loralens.core.quantised import NAME
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError, OptionError

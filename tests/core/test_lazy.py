@@ -140,3 +140,28 @@ def test_joined_arrays_are_one_and_only_those_that_are_asked_for_are_read(sizes)
             asked.clear()
             np.testing.assert_array_equal(one.rows(start, stop).read(), whole[start:stop])
             assert sum(last - first for _, first, last in asked) == stop - start
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_numbers_alone_are_enough(name):
+    lazy, dense = VIEWS[name]
+    flat, asked = NUMBERS.ravel(), []
+    array = LazyArray(
+        None,
+        shape=NUMBERS.shape,
+        dtype=NUMBERS.dtype,
+        numbers=lambda first, last: asked.append((first, last)) or flat[first:last],
+    )
+    view = lazy(array)
+    assert not asked
+    assert np.array_equal(view.read(), dense(NUMBERS))
+    assert len(asked) == 1
+    if name == "rows":
+        assert asked == [(6, 18)]
+
+
+def test_a_single_number_has_no_rows():
+    array = LazyArray(None, shape=(), dtype=np.float32, numbers=lambda first, last: NUMBERS.ravel()[first:last])
+    assert array.read() == 0
+    assert not array.streams
+    assert array.reshape(1).streams

@@ -138,6 +138,7 @@ def test_nearest():
     assert nearest("q_prj", iter(NAMES)) == nearest("q_prj", NAMES)
 
 
+@pytest.mark.slow
 def test_nearest_among_many_names_is_quick():
     names = [f"model.layers.{i}.mlp.experts.{p}[{e}]" for i in range(48) for e in range(128) for p in ("up", "down")]
     start = time.perf_counter()

@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.quantised import (
+from loralens.core.few_bits.quantised import (
     NAME,
     as_bytes,
     direction_bits,
@@ -18,6 +16,8 @@ from loralens.core.quantised import (
     kernel_fits,
     quantise_module,
 )
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, OptionError
 from loralens.linalg.few_bits.quantise import Quantised
@@ -27,7 +27,7 @@ SCALING = Scaling("alpha/r", -6, 3, "adapter_config.json")
 
 
 def bit_by_bit(data: bytes, out: int, in_: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """B and A of the bytes, as the table in `loralens.core.quantised` says, one bit after the other."""
+    """B and A of the bytes, as the table in `loralens.core.few_bits.quantised` says, one bit after the other."""
     bits, place = data[:rank], rank
     scales = struct.unpack(f"<{2 * rank}f", data[place : place + 8 * rank])
     place += 8 * rank

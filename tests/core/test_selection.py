@@ -96,6 +96,7 @@ def test_what_takes_minutes_for_all_names_is_refused(monkeypatch: pytest.MonkeyP
         select([f"{'a' * 4000}{i}" for i in range(50)], ["*a" * 2000 + "b"])
 
 
+@pytest.mark.slow
 def test_a_recipe_of_countless_globs_is_refused() -> None:
     strength = Strength(1.0, {f"*a{i}*": 2.0 for i in range(5000)}, Clock(0.0))
     with pytest.raises(FormatError, match="5,000 globs"):

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from loralens.cli.main import main
 from tests.conftest import ROOT, real_adapters
@@ -28,7 +29,10 @@ pytestmark = pytest.mark.slow
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
-SHELL = set("|;&><$`*(")  # a command with one of these is for a shell; any other is run within this process
+SHELL = set("|;&><$`*(")  # a command with one of these, outside of quotes, is for a shell
+QUOTED = re.compile(r"""'[^']*'|"[^"$`]*"|(?<!\S)#.*""")  # what a shell leaves as it is, or does not read
+# What pages put behind a command of loralens most often. This process does it, as each start of Python takes a second.
+EXIT_SHOWN, NEVER_FAILS, INTO_FILE = '; echo "exit $?"', " || true", re.compile(r"\s>\s*([\w./-]+)$")
 PASSIVE = {"text", "{include}", "{toctree}", "{automodule}", "{eval-rst}", "{autosummary}"}
 
 
@@ -167,12 +171,19 @@ def run_console(block: Block) -> str:
 
 def run_command(text: str) -> tuple[str, str, int]:
     """Standard output, everything that was printed, and the exit code."""
-    words = [] if SHELL & set(text) else shlex.split(text, comments=True)
-    if words[:1] == ["loralens"]:
-        done = CliRunner().invoke(main, words[1:], prog_name="loralens")
-        if done.exception and not isinstance(done.exception, SystemExit):
-            raise done.exception
-        return done.stdout, done.output, done.exit_code
+    if text.startswith("loralens "):
+        into = INTO_FILE.search(text)
+        plain = INTO_FILE.sub("", text).removesuffix(EXIT_SHOWN).removesuffix(NEVER_FAILS)
+        if not needs_shell(plain):
+            done = run_loralens(plain)
+            stdout, printed = ("", done.stderr) if into else (done.stdout, done.output)
+            if into:
+                Path(into[1]).write_text(done.stdout, encoding="utf-8")
+            if text.endswith(EXIT_SHOWN):
+                shown = f"exit {done.exit_code}\n"
+                return stdout + shown, printed + shown, 0
+            return stdout, printed, 0 if text.endswith(NEVER_FAILS) else done.exit_code
+    words = [] if needs_shell(text) else shlex.split(text, comments=True)
     if words[:1] == ["make"]:
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert all(f"\n{goal}:" in makefile for goal in words[1:] if "=" not in goal), f"no such goal: {text}"
@@ -188,6 +199,17 @@ def run_command(text: str) -> tuple[str, str, int]:
         env=environment(),
     )
     return ran.stdout, ran.stdout, ran.returncode
+
+
+def needs_shell(text: str) -> bool:
+    return bool(SHELL & set(QUOTED.sub("", text)))
+
+
+def run_loralens(text: str) -> Result:
+    done = CliRunner().invoke(main, shlex.split(text, comments=True)[1:], prog_name="loralens")
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
 
 
 def environment() -> dict[str, str]:

@@ -72,7 +72,7 @@ def test_a_rate_at_the_end_of_its_grid_and_what_is_missing_are_named() -> None:
             run["validation"] = None
     text = page(found)
     assert "| BitFit, with biases added | 3e−3: 2.000, 1e−2: 1.000, 3e−2: **0.500** | yes |" in text
-    assert "3e−4: diverged |" in text
+    assert "3e−4: diverged, 1e−3: 2.000 |" in text
     assert "- prefix of 16 tokens: seed 1\n" in text
     found["runs"] = []
     assert "- LoRA r = 1, q and v: seed 0, 1" in page(found)
@@ -100,7 +100,7 @@ def test_the_claims_follow_from_the_numbers() -> None:
     found = numbers()
     made = claims(found, variants(found))
     no = "does not agree"
-    assert [claim.verdict for claim in made] == ["agrees", no, no, "agrees", no, "not measured", "agrees"]
+    assert [claim.verdict for claim in made] == ["agrees", no, no, "agrees", no, "not measured", "agrees", no]
     assert made[0].measured.startswith("LoRA r = 8, q and v − full fine-tuning: loss +0.000 and +0.000, BLEU +0.0")
     for run in found["runs"]:
         if run["method"] == "lora" and run["rank"] == 1 and "loss" in run and run["seed"] == 0:
@@ -109,5 +109,13 @@ def test_the_claims_follow_from_the_numbers() -> None:
             run["loss"] += 0.1
     found["seeds"] = found["ranks"]
     verdicts = [claim.verdict for claim in claims(found, variants(found))]
-    assert verdicts == ["agrees", "agrees", "agrees", "not decided", no, no, "agrees"]
+    assert verdicts == ["agrees", "agrees", "agrees", "not decided", no, no, "agrees", no]
+    far = {
+        key: value | {"phi_all": 0.9, "chance_1_1": 0.05, "chance_all": 0.1} if key != "cosine" else value
+        for key, value in found["ranks"]["r = 8 and r = 64, seed 0"].items()
+    }
+    found["seeds"] = {"two": far}
+    for measures in found["amplification"].values():
+        measures["z"] = 4.0
+    assert [claim.verdict for claim in claims(found, variants(found))][-3:] == ["agrees"] * 3
     assert "| **not measured** |" in page(numbers() | {"runs": []})

@@ -29,7 +29,7 @@ def test_the_paper(runs: Path, tmp_path: Path) -> None:
     from runs import make
 
     plan = replace(QUICK, tasks=("tweet-sentiment",), ranks=(8, 16), **SMALL)
-    study = Study(plan, make(plan.runs, runs))
+    study = Study(plan, make(plan.runs, runs, jobs=1))
     study.measure()
     assert set(study.found["accuracy"]) == set(plan.tasks)
     assert study.found["truncated"][plan.tasks[0]]["error"]["1"] > study.found["truncated"][plan.tasks[0]]["error"]["8"]
@@ -43,7 +43,7 @@ def test_the_paper(runs: Path, tmp_path: Path) -> None:
     assert "16 held-out texts, so one standard error of an accuracy of 0.7 is 0.115" in text
     assert all((tmp_path / f"paper_{name}.png").stat().st_size for name in ("ranks", "seeds", "truncated"))
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
-    make(plan.runs, runs)  # what is there is not made again
+    make(plan.runs, runs, jobs=1)  # what is there is not made again
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")} == before
 
 
@@ -54,7 +54,7 @@ def test_combining(runs: Path, tmp_path: Path) -> None:
 
     few = ("tweet-sentiment", "tweet-author")  # of few labels: some guesses are right
     plan = replace(QUICK, tasks=few, methods=("sum", "ties"), validation=8, judged=16, **SMALL)
-    made = make(plan.runs(0), runs)
+    made = make(plan.runs(0), runs, jobs=1)
     folders = {0: [made[run].output for run in plan.runs(0)]}
     ends = alone(plan, folders, tmp_path)
     found = [examine(plan, folders, method, tmp_path) for method in plan.methods]

@@ -274,6 +274,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("sql", HOSTILE)
 def test_a_select_is_all_that_is_allowed(fleet: loralens.Fleet, tmp_path: Path, sql: str) -> None:
     outside = tmp_path / "outside"

@@ -15,6 +15,7 @@ def updates_of(adapters: list[loralens.Adapter]) -> list[ExactUpdate]:
     return [ExactUpdate.of(one, {key: name for name, key in module_keys(one).items()}) for one in adapters]
 
 
+@pytest.mark.slow
 def test_the_spread_of_exact_cosines_is_that_of_random_directions() -> None:
     rng = np.random.default_rng(0)
     adapters = [adapter_of(random_factors(rng)) for _ in range(60)]

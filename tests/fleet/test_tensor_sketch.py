@@ -182,7 +182,7 @@ print(hashlib.sha256(sketch.codes.tobytes() + sketch.start.tobytes() + sketch.st
     "environment",
     [
         {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        {"OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "4"},
+        pytest.param({"OMP_NUM_THREADS": "4", "OPENBLAS_NUM_THREADS": "4"}, marks=pytest.mark.slow),
         {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": "AVX2 AVX512F AVX512CD AVX512_SKX"},
     ],
 )

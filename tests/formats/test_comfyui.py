@@ -355,6 +355,7 @@ def surgery(draw: Any) -> Stored:
         return Stored({k: LazyArray.of(np.full(shape, value).astype(d)) for k, (d, shape) in tensors.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @fuzz
 @given(surgery())

@@ -17,7 +17,17 @@ from hypothesis.extra import numpy as hnp
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
-from loralens.formats.files.container import DTYPES, FLOATS, HEADER_LIMIT, header_bytes, read_json, read_safetensors
+from loralens.formats.files import container
+from loralens.formats.files.container import (
+    DTYPES,
+    FLOATS,
+    HEADER_LIMIT,
+    header_bytes,
+    header_pieces,
+    header_size,
+    read_json,
+    read_safetensors,
+)
 from loralens.formats.files.json_text import dumps
 from tests.formats.blobs import blob, entry, limits
 
@@ -350,3 +360,38 @@ def test_what_safetensors_cannot_hold_is_not_written():
     ):
         with pytest.raises(FormatError, match=what):
             header_bytes(held, metadata)
+
+
+LONG = 'ä"\\\n😀' * 3
+
+
+@pytest.mark.parametrize("text", ["", "x", LONG], ids=["empty", "short", "escapes"])
+def test_metadata_in_pieces_give_the_header_of_the_whole_text(text):
+    tensors = {"a": LazyArray.of(np.zeros(2)), "b": LazyArray.of(np.zeros(3, np.float16))}
+    whole = header_bytes(tensors, {"k": text, "l": "m"})
+    pieces = b"".join(header_pieces(tensors.items(), {"k": iter(text), "l": "m"}))
+    assert whole == len(pieces).to_bytes(8, "little") + pieces
+    assert json.loads(pieces)["__metadata__"] == {"k": text, "l": "m"}
+    assert header_size(tensors.items(), {"k": iter(text), "l": "m"}) == len(whole)
+
+
+def test_a_piece_that_utf8_cannot_hold_is_not_written():
+    with pytest.raises(FormatError, match="__metadata__ is not a mapping of text"):
+        list(header_pieces([], {"k": iter(["x", "\ud800"])}))
+
+
+def test_a_header_that_no_reader_accepts_is_not_written(monkeypatch):
+    tensors = {f"{i}": LazyArray.of(np.zeros(2)) for i in range(9)}
+    size = len(header_bytes(tensors, None)) - 8
+    monkeypatch.setattr(container, "HEADER_LIMIT", size)
+    assert header_bytes(tensors, None)
+    monkeypatch.setattr(container, "HEADER_LIMIT", size - 1)
+    with pytest.raises(FormatError, match=f"a header of {size:,} bytes is too long for safetensors"):
+        header_bytes(tensors, None)
+
+
+def test_tensors_of_one_shape_share_it(tmp_path):
+    data = blob({key: entry([1, 2], 2 * i, 2 * i + 2) for i, key in enumerate("ab")}, bytes(4))
+    first, second = read(data, tmp_path).tensors.values()
+    assert first.shape == (1, 2)
+    assert first.shape is second.shape

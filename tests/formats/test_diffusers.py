@@ -540,6 +540,7 @@ def surgery(draw: Any) -> Stored:
     return Stored(made, None if said is None else {KEY: said})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @fuzz
 @given(surgery())
@@ -558,6 +559,7 @@ PARTS = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @fuzz
 @given(
     st.lists(st.lists(PARTS, min_size=1, max_size=4).map(".".join), min_size=1, max_size=5, unique=True),

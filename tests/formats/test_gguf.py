@@ -845,6 +845,7 @@ def test_a_file_that_shrinks_after_it_was_opened_is_an_error(whole, tmp_path):
         read_everything(found)
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.data())
 def test_whatever_happens_to_the_bytes_it_is_an_adapter_or_an_error(whole, tmp_path_factory, data):
@@ -885,6 +886,7 @@ METADATA = (
 SHAPES = ((2, 8), (8, 2), (2,), (), (3, 2, 8), (3, 8, 2), (1, 2, 8), (0, 2), (8, 3))
 
 
+@pytest.mark.slow
 @fuzz
 @given(st.data())
 def test_whatever_the_file_holds_it_is_an_adapter_or_an_error(data):

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from loralens.core.lazy import LazyArray
 from loralens.formats.files.gguf.types import TENSOR_TYPES
-from loralens.formats.models.low_bit.gguf_layouts import LAYOUTS, SLAB, StoredRows, can_decode, coded_weight, decoded
+from loralens.formats.models.low_bit.gguf_layouts import (
+    LAYOUTS,
+    SLAB,
+    StoredRows,
+    can_decode,
+    coded_weight,
+    row_decoder,
+)
 
 # Older releases of gguf do not know MXFP4.
 ALL = [layout for layout in LAYOUTS.values() if layout.number in {int(kind) for kind in GGMLQuantizationType}]
@@ -134,7 +141,7 @@ def test_the_sizes_of_blocks_are_those_of_gguf() -> None:
 def test_rows_are_read_apart_in_any_number_of_axes(shape) -> None:
     layout = LAYOUTS[12]
     raw, rows = rows_of(layout, int(np.prod(shape[:-1])), shape[-1] // 256, 1, strange=False)
-    read = decoded(rows, 12, shape, name="x")
+    read = row_decoder(rows, 12, shape, name="x")
     whole = quants.dequantize(raw, GGMLQuantizationType.Q4_K).reshape(shape)
     np.testing.assert_array_equal(read(0, shape[0]), whole)
     np.testing.assert_array_equal(read(1, 2), whole[1:2])
@@ -146,7 +153,7 @@ def test_a_matrix_larger_than_a_slab_is_decoded_in_slabs() -> None:
     rows, columns = 40, 2**14
     assert rows * columns > 2 * SLAB
     raw, stored = rows_of(layout, rows, columns // 32, 1, strange=False)
-    numbers = decoded(stored, 3, (rows, columns), name="x")(0, rows)
+    numbers = row_decoder(stored, 3, (rows, columns), name="x")(0, rows)
     np.testing.assert_array_equal(numbers, quants.dequantize(raw, GGMLQuantizationType.Q4_1))
 
 
@@ -155,6 +162,6 @@ def test_other_types_are_decoded_by_gguf_or_refused() -> None:
     assert not can_decode(15)  # Q8_K is a type of intermediate results
     raw = np.random.default_rng(0).integers(0, 256, (2, 136), dtype=np.uint8)
     raw[:, :2] = np.array([0.01], np.float16).view(np.uint8)
-    read = decoded(StoredRows(LazyArray.of(raw)), 23, (2, 256), name="x")
+    read = row_decoder(StoredRows(LazyArray.of(raw)), 23, (2, 256), name="x")
     np.testing.assert_array_equal(read(0, 2), quants.dequantize(raw, GGMLQuantizationType.IQ4_XS))
     assert coded_weight(StoredRows(LazyArray.of(raw)), 23, (2, 256), stored="x") is None

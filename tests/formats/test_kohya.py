@@ -508,6 +508,7 @@ def surgery(draw):
         return {key: np.full(shape, value).astype(dtype) for key, (dtype, shape) in tensors.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @fuzz
 @given(surgery())

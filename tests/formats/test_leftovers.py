@@ -95,7 +95,7 @@ MOMENTS = Moments(modules={"q": Moment(np.eye(2), 3, trace=1.0)}, fingerprint="f
 WRITERS: dict[str, Callable[[Path], None]] = {
     **{dialect: lambda home, dialect=dialect: write_adapter(dialect, home) for dialect in DIALECTS},  # type: ignore[misc]
     "model": write_copy,
-    "undo file": lambda home: write_undo({}, {}, home / "undo.loralens"),
+    "undo file": lambda home: write_undo({}.items, {}.items, home / "undo.loralens"),
     "moments": lambda home: save_moments(MOMENTS, home / "m.safetensors", overwrite=True),
     "log of findings": lambda home: write_sarif("{}", home / "a.sarif"),
     "figure": write_figure,
@@ -164,6 +164,7 @@ with reserve(Path(sys.argv[1]), folder=sys.argv[2] == "folder") as part:
 """
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("kind", ["file", "folder"])
 @pytest.mark.parametrize("namesake", [False, True])
 def test_what_a_live_run_writes_stays(kind: str, namesake: bool, tmp_path: Path) -> None:

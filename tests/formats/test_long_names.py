@@ -17,6 +17,7 @@ from loralens.merging.extraction.differences import compare_checkpoints
 from tests.analysis.checks.patients import diagnose
 from tests.formats.blobs import limits
 from tests.formats.test_fuzz import packed
+from tests.marks import slow_except
 
 MIB = 1 << 20
 COUNT = 15
@@ -38,7 +39,7 @@ def names(path):
 
 
 @pytest.mark.parametrize("path", [LETTERS, DIGITS], ids=["letters", "digits"])
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", slow_except(DIALECTS, "peft", "kohya"))
 def test_a_file_of_long_names_takes_ten_times_its_size(dialect, path, tmp_path):
     key, halves = DIALECTS[dialect]
     weights = packed({key.format(name, half): ("F16", [1, 1]) for name in names(path) for half in halves})
@@ -83,6 +84,7 @@ def test_names_are_matched_with_a_base_in_their_own_size():
         assert match(modules, base).edit == "adding 'x.'"
 
 
+@pytest.mark.slow
 def test_many_leading_parts_of_a_base_are_not_all_tried():
     modules = {f"m{i}": (2, 2) for i in range(300)}
     base = {f"x{i}.m0.weight": (2, 2) for i in range(3000)}

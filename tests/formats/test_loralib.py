@@ -254,6 +254,7 @@ PARTS = [Q, "c", "c_attn", "embed_tokens", ".lora_A", ".lora_B", ".conv", ".weig
 GOOD = stored({**pair(Q, 6, 4, 2), **fused(), **convolution(), "head.weight": drawn(2, 4)}, config=SLICES)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(broken(GOOD, PARTS, ["enable_lora", "peft_type", "scale"]))
 def test_whatever_is_broken_ends_in_an_adapter_or_a_message(bad):

@@ -437,6 +437,7 @@ def surgery(draw):
     return tensors
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @fuzz
 @given(surgery())

@@ -42,6 +42,7 @@ def merged(model: Any) -> dict[str, np.ndarray]:
     return {key.removesuffix(".weight"): W.numpy() for key, W in state.items()}
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("make", "config"),
     [(llama, LORA), (llama, {**LORA, "use_rslora": True}), (gpt2, {"target_modules": ["c_attn", "c_proj"], "r": 4})],

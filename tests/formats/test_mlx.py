@@ -290,6 +290,7 @@ PARTS = [Q, UP, EMBED, "[0]", "[1]", ".lora_a", ".lora_b", ".m", ".weight", ""]
 FIELDS = ["fine_tune_type", "lora_parameters", "model", "num_layers"]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(broken(file(**full(), **{f"{Q}.m": drawn(6)}), PARTS, FIELDS))
 def test_whatever_is_broken_ends_in_an_adapter_or_a_message(bad):

@@ -347,6 +347,7 @@ def shrunk(adapter: Adapter) -> Adapter:
 # ---------------------------------------------------------------- tests
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_reads_what_peft_adds_and_peft_reads_what_is_written(case: Case, tmp_path: Path) -> None:
     model = adapt(case)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from loralens.errors import FormatError, LoraLensError
 from loralens.formats.files.torch.pickle import read_pickle
 from loralens.formats.files.torch.unpickler import OPCODES
+from tests.marks import slow_except
 
 REAL = [
     "bertbase-rslora-epoch2/adapter_model.bin",
@@ -446,25 +447,22 @@ def test_a_program_without_an_end(tmp_path):
 
 
 DEEP = 400_000  # deep enough to crash CPython 3.11 when hashed
+BOMBS = {
+    "key": b"}" + b")" + b"\x85" * DEEP + b"Ns",
+    "value": b"}" + push("x") + b")" + b"\x85" * DEEP + b"s",
+    "marks": b"}" + push("x") + b"(" * DEEP + b"t" * DEEP + b"s",
+    "lists": b"]" * DEEP + b"a" * (DEEP - 1),
+    "dicts": b"}" + (push("a") + b"}") * DEEP + b"s" * DEEP,
+    "storage": push(("storage", b")" + b"\x85" * DEEP, "0", "cpu", 4)) + b"Q",
+    "storage id": b")" + b"\x85" * DEEP + b"Q",
+    "size": tensor(size=b")" + b"\x85" * DEEP),
+    "itself": b"]q\x00" + b"h\x00a" * 3,
+}
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"}" + b")" + b"\x85" * DEEP + b"Ns",
-        b"}" + push("x") + b")" + b"\x85" * DEEP + b"s",
-        b"}" + push("x") + b"(" * DEEP + b"t" * DEEP + b"s",
-        b"]" * DEEP + b"a" * (DEEP - 1),
-        b"}" + (push("a") + b"}") * DEEP + b"s" * DEEP,
-        push(("storage", b")" + b"\x85" * DEEP, "0", "cpu", 4)) + b"Q",
-        b")" + b"\x85" * DEEP + b"Q",
-        tensor(size=b")" + b"\x85" * DEEP),
-        b"]q\x00" + b"h\x00a" * 3,
-    ],
-    ids=["key", "value", "marks", "lists", "dicts", "storage", "storage id", "size", "itself"],
-)
-def test_recursion_bombs(tmp_path, body):
-    refused(zip_file(tmp_path / "x.bin", b"\x80\x02" + body + b"."), ".")
+@pytest.mark.parametrize("name", slow_except(BOMBS, "key", "itself"))
+def test_recursion_bombs(tmp_path, name):
+    refused(zip_file(tmp_path / "x.bin", b"\x80\x02" + BOMBS[name] + b"."), ".")
 
 
 FALSE = struct.pack("<I", 0xFFFFFFF0)
@@ -720,6 +718,7 @@ def whole(scratch):
 fuzz = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.slow
 @both
 @fuzz
 @given(data=st.data())
@@ -729,6 +728,7 @@ def test_damaged_files_give_a_result_or_a_clear_error(scratch, whole, zipped, da
     assert all(array.nbytes <= path.stat().st_size for array in arrays(path))
 
 
+@pytest.mark.slow
 @fuzz
 @given(data=st.data())
 def test_damaged_pickles_in_a_whole_zip(scratch, data):

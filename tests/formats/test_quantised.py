@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ import loralens
 from loralens.cli.main import main
 from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Extra, Finding
+from loralens.core.few_bits.quantised import NAME
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout
-from loralens.core.quantised import NAME
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
 from loralens.formats.dialects.quantised import reader as quantised
@@ -178,6 +179,7 @@ def test_options_that_make_no_sense(tmp_path: Path) -> None:
     assert not (tmp_path / "q").exists()
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize("case", sorted(folder.name for folder in CONFORMANCE.iterdir() if folder.is_dir()))
 def test_every_dialect_goes_in_is_told_apart_and_comes_back(case: str, tmp_path: Path) -> None:
     """Its extras lie in the file too, and must not make it another dialect's."""
@@ -248,9 +250,16 @@ def poke(tensors, place, value):
     tensors["model.conv.q"][place] = value
 
 
-def parts():
+@cache
+def written():
     stored = write(adapter())
-    return {key: tensor.read() for key, tensor in stored.tensors.items()}, json.loads(stored.metadata[NAME])
+    return {key: tensor.read() for key, tensor in stored.tensors.items()}, stored.metadata[NAME]
+
+
+def parts():
+    """The tensors, which nobody may write into, and the description, which is the caller's own."""
+    tensors, text = written()
+    return dict(tensors), json.loads(text)
 
 
 def put_together(tensors, said):
@@ -281,6 +290,7 @@ def test_a_scale_that_is_nan_is_found_when_it_is_read() -> None:
         _ = broken["model.conv"].B
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_description_gives_an_adapter_or_a_message(data: st.DataObject) -> None:

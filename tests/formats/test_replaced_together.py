@@ -15,6 +15,7 @@ import loralens
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.atomic import _is_bound, why_immovable
 from loralens.formats.files.hold import lock
+from tests.marks import slow_except
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 
@@ -108,7 +109,7 @@ def furnished(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(params=["folder", "working directory", "one file"])
+@pytest.fixture(params=slow_except(["folder", "working directory", "one file"], "folder"))
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A folder with an adapter, and the target under which it is replaced."""
     folder = furnished(tmp_path / "home" / "run")

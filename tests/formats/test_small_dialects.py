@@ -243,6 +243,7 @@ PARTS = {
 FIELDS = ["enable_lora", "n_head", "n_query_groups", "head_size", "lora_query", "lora_alpha", "lora_r", "r"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", GOOD, ids=lambda module: module.NAME)
 def test_whatever_is_broken_ends_in_an_adapter_or_a_message(module):
     @settings(max_examples=200, deadline=None)

@@ -17,7 +17,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         kept = [spool.keep(part.tobytes()) for part in (data[:100], data[100:100], data[100:])]
         np.testing.assert_array_equal(kept[2].rows(5, 9).read(), data[105:109])
-        write_undo({f"{i}": array for i, array in enumerate(kept)}, {"é": [1, None]}, tmp_path / NAME)
+        arrays = {f"{i}": array for i, array in enumerate(kept)}
+        write_undo(arrays.items, {"é": [1, None]}.items, tmp_path / NAME)
     tensors, content = read_undo(tmp_path / NAME)
     assert content == {"é": [1, None]}
     np.testing.assert_array_equal(np.concatenate([tensors[f"{i}"].read() for i in range(3)]), data)

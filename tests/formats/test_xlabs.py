@@ -128,6 +128,7 @@ TENSORS = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(KEYS, TENSORS, max_size=6), st.booleans())
 def test_any_tensors_give_an_adapter_or_an_error_of_ours(tensors: Any, good: bool) -> None:

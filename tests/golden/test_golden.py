@@ -74,6 +74,7 @@ def test_a_number_a_key_and_a_file_are_noticed(
     assert "2 cases compared: 2 differ, 0 with additions" in out
 
 
+@pytest.mark.slow
 def test_what_is_added_is_allowed_only_where_asked(
     golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,7 @@
 """Moments of the random controls against draws of their definition."""
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 
@@ -41,7 +43,7 @@ def test_overlap_of_uniform_subspaces(n, i, j):
 def test_the_corner_of_a_haar_matrix_has_the_same_moments():
     rng = np.random.default_rng(2)
     for n, i, j in ((12, 3, 5), (6, 3, 5), (4096, 8, 8)):
-        phi = np.array([np.linalg.norm(reference.haar_corner(rng, n, (i, j))) ** 2 / min(i, j) for _ in range(DRAWS)])
+        phi = squares(reference.haar_corner(rng, n, (i, j), (DRAWS,))) / min(i, j)
         spread = overlap_spread(i, j, n)
         assert abs(phi.mean() - max(i, j) / n) < MEAN * spread
         assert abs(phi.std() / spread - 1) < SPREAD
@@ -58,13 +60,8 @@ def test_the_whole_space_overlaps_without_spread():
 
 def test_cosine_of_updates_whose_directions_are_uniform():
     rng, s1, s2 = np.random.default_rng(3), np.array([3.0, 1.0]), np.array([1.0, 0.9, 0.1])
-    draws = [
-        s1
-        @ (reference.haar_corner(rng, 9, (2, 3)) * reference.haar_corner(rng, 7, (2, 3)))
-        @ s2
-        / (np.linalg.norm(s1) * np.linalg.norm(s2))
-        for _ in range(DRAWS)
-    ]
+    left, right = (reference.haar_corner(rng, n, (2, 3), (DRAWS,)) for n in (9, 7))
+    draws = s1 @ (left * right) @ s2 / (np.linalg.norm(s1) * np.linalg.norm(s2))
     assert abs(np.mean(draws)) < MEAN * cosine_spread((9, 7))
     assert abs(np.std(draws) / cosine_spread((9, 7)) - 1) < SPREAD
 
@@ -86,12 +83,19 @@ def test_projection_of_any_weight(shape, rank):
         assert abs(draws.std() / spread - 1) < 0.15
 
 
+@lru_cache(maxsize=1)
+def far_bases(rank):
+    """Left and right bases of `rank` uniform directions, shapes (DRAWS, 40, rank); they are large, so one is kept."""
+    rng = np.random.default_rng(rank)
+    return haar(rng, 40, rank), haar(rng, 48, rank)[:, :40]
+
+
+@pytest.mark.some(3)
 @pytest.mark.parametrize("rank", [1, 2, 4])
 @pytest.mark.parametrize("s", [np.ones(40), np.linspace(1, 0.05, 40), 1 / np.arange(1, 41.0), np.eye(40)[0]])
 def test_how_often_chance_is_far_is_that_of_draws(rank, s):
-    rng = np.random.default_rng(rank)
     mean, spread = projection_moments((40, 48), rank, np.sum(s**2), np.sum(s**4))
-    U, V = haar(rng, 40, rank), haar(rng, 48, rank)[:, :40]
+    U, V = far_bases(rank)
     z = (squares(U.swapaxes(1, 2) @ (s[:, None] * V)) - mean) / spread
     for far in (2.0, 3.0):
         share = np.mean(np.abs(z) > far)

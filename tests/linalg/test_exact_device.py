@@ -23,6 +23,7 @@ def both(terms, slices):
     return here, there
 
 
+@pytest.mark.some(9)
 @pytest.mark.parametrize("slices", [1, 2])
 @pytest.mark.parametrize("rank", [1, 8, 16, 64, WIDEST, 2 * WIDEST + 37])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])

@@ -10,6 +10,7 @@ from loralens.linalg.largest_entry import largest_entry_chance, largest_entry_me
 DRAWS = 10_000
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("n", "k"), [(3, 3), (5, 2), (8, 8), (30, 10), (100, 100), (384, 384)])
 def test_it_is_what_drawing_gives(n, k):
     z = np.random.default_rng(0).standard_normal((DRAWS, n))

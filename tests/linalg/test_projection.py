@@ -123,6 +123,7 @@ def test_exact_fourth_powers(shape):
         assert exact_fourth_powers(device.put(S, "float64"), device=device) == pytest.approx(truth, rel=1e-12)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("shape", [(96, 160), (160, 96), (128, 128)])
 def test_random_directions_catch_what_the_random_control_says(shape):
     """The mean of ‖UᵀWV‖² over 200 random pairs is r²‖W‖²/(out·in) within 1 %, four standard errors at r = 64."""

@@ -179,6 +179,7 @@ def test_nothing_is_nothing() -> None:
     assert found.B.shape == (6, 3)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("bits", range(2, 13))
 def test_the_table_is_the_best_uniform_quantiser_of_gaussian_numbers(bits: int) -> None:
     levels = 2 ** (bits - 1) - 1

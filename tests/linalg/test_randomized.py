@@ -30,6 +30,7 @@ def devices():
     return [*found, Device("cpu", 1, torch.device("cpu"))]
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("device", devices(), ids=["numpy", "torch"][: len(devices())])
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("k", [1, 12])

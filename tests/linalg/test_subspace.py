@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loralens.linalg.basis import Basis
+from loralens.linalg.basis import Basis, cross_products
 from loralens.linalg.product import product_bases
 from loralens.linalg.subspace import (
     linear_cka,
     linear_cka_chance,
-    overlap,
+    overlaps,
     phi_map,
     principal_angles,
     update_cosine,
@@ -22,6 +22,10 @@ from tests.tolerances import ANGLE, SIMILARITY
 
 def haar(rng, n, k):
     return np.linalg.qr(rng.standard_normal((n, k)))[0]
+
+
+def overlap_of(first, second):
+    return overlaps([first], [second], first.cross(second)[None])[0]
 
 
 @st.composite
@@ -38,7 +42,7 @@ def bases(draw):
 @settings(max_examples=60, deadline=None)
 def test_phi_and_distances_are_those_of_the_formulas(pair):
     U, V = pair
-    found = overlap(Basis.of(U), Basis.of(V))
+    found = overlap_of(Basis.of(U), Basis.of(V))
     np.testing.assert_allclose(found.phi, reference.phi_of(U, V), atol=SIMILARITY)
     p = min(U.shape[1], V.shape[1])
     assert found.full == pytest.approx(1 - found.projection_distance**2 / p, abs=SIMILARITY)
@@ -47,7 +51,7 @@ def test_phi_and_distances_are_those_of_the_formulas(pair):
     assert found.geodesic_distance == pytest.approx(np.sqrt(np.sum(found.angles**2)), abs=SIMILARITY)
     assert found.angles.shape == (p,)
     assert np.all(np.diff(found.angles) >= -SIMILARITY)
-    np.testing.assert_allclose(overlap(Basis.of(V), Basis.of(U)).phi, found.phi.T, atol=SIMILARITY)
+    np.testing.assert_allclose(overlap_of(Basis.of(V), Basis.of(U)).phi, found.phi.T, atol=SIMILARITY)
 
 
 @pytest.mark.parametrize("angle", [1e-12, 1e-9, 1e-5, 0.02, 0.141, 0.142, 0.8, np.pi / 2])
@@ -85,7 +89,7 @@ def test_a_basis_left_as_a_product_gives_angles_as_good():
 
 def test_a_basis_lies_in_itself():
     U = haar(np.random.default_rng(0), 12, 5)
-    found = overlap(Basis.of(U), Basis.of(U))
+    found = overlap_of(Basis.of(U), Basis.of(U))
     np.testing.assert_allclose(np.diag(found.phi), 1.0, rtol=1e-14)
     assert found.first == pytest.approx(1.0)
     assert found.phi.max() <= 1.0
@@ -96,7 +100,7 @@ def test_chance_is_max_over_n_and_z_counts_standard_deviations():
     rng = np.random.default_rng(11)
     n, k1, k2 = 40, 3, 5
     maps = [phi_map(reference.haar_corner(rng, n, (k1, k2))) for _ in range(2000)]
-    found = overlap(Basis.of(haar(rng, n, k1)), Basis.of(haar(rng, n, k2)))
+    found = overlap_of(Basis.of(haar(rng, n, k1)), Basis.of(haar(rng, n, k2)))
     np.testing.assert_allclose(np.mean(maps, axis=0), found.chance, rtol=0.1)
     assert (found.full_chance, found.chance[0, 0]) == (k2 / n, 1 / n)
     full = np.array([one[-1, -1] for one in maps])
@@ -105,12 +109,12 @@ def test_chance_is_max_over_n_and_z_counts_standard_deviations():
 
 def test_what_is_empty_or_everything_has_no_z():
     U = haar(np.random.default_rng(1), 6, 6)
-    nothing = overlap(Basis.of(U[:, :0]), Basis.of(U))
+    nothing = overlap_of(Basis.of(U[:, :0]), Basis.of(U))
     assert nothing.phi.shape == (0, 6)
     assert nothing.angles.shape == (0,)
     assert all(np.isnan(x) for x in (nothing.first, nothing.full, nothing.full_chance, nothing.z))
     assert (nothing.projection_distance, nothing.geodesic_distance, nothing.gap) == (0.0, 0.0, 0.0)
-    assert np.isnan(overlap(Basis.of(U), Basis.of(U[:, :2])).z)
+    assert np.isnan(overlap_of(Basis.of(U), Basis.of(U[:, :2])).z)
 
 
 def test_cosine_and_cka_are_those_of_the_dense_matrices():
@@ -145,3 +149,16 @@ def test_cosine_of_vectors_of_any_size(size):
     assert vector_cosine(size * X, Y) == pytest.approx(24 / 25)
     assert vector_cosine(X.T, -Y.T) == pytest.approx(-24 / 25)
     assert np.isnan(vector_cosine(0 * X, Y))
+
+
+def test_products_of_many_bases_are_those_of_each_pair_bit_for_bit():
+    rng = np.random.default_rng(12)
+    pairs = [product_bases(rng.standard_normal((40, 5)), rng.standard_normal((5, 30))) for _ in range(7)]
+    first, second = [left for left, _, _ in pairs[:6]], [left for left, _, _ in pairs[1:]]
+    G = cross_products(first, second)
+    for p, (one, other) in enumerate(zip(first, second, strict=True)):
+        np.testing.assert_array_equal(G[p], one.cross(other))
+        own = overlaps(first, second, G)[p]
+        alone = overlaps([one], [other], one.cross(other)[None])[0]
+        np.testing.assert_array_equal(own.phi, alone.phi)
+        np.testing.assert_array_equal(own.angles, alone.angles)

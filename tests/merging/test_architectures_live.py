@@ -13,6 +13,7 @@ from tests.architectures import ARCHITECTURES
 from tests.cli.command import Command
 from tests.cli.test_merge import loaded
 from tests.formats.conftest import quiet_torch
+from tests.marks import slow_except
 from tests.tolerances import MERGED_BY_PEFT
 
 torch = pytest.importorskip("torch")
@@ -39,7 +40,11 @@ def merged_alike(folder: Path, **options: str) -> dict[str, np.ndarray]:
     return theirs
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
+# One of each way to name and to store layers; the others take long together.
+QUICK = tuple(one for one in ARCHITECTURES if one.name in {"llama", "gpt2", "t5", "vit", "llava", "mixtral", "gpt-oss"})
+
+
+@pytest.mark.parametrize("architecture", slow_except(ARCHITECTURES, *QUICK), ids=str)
 def test_a_merge_of_the_files_is_peft_s_and_comes_off_again(architecture, tmp_path: Path) -> None:
     architecture.save(tmp_path)
     theirs, before = merged_alike(tmp_path), loaded(tmp_path / "base")
@@ -62,6 +67,7 @@ def named(name):
     return next(architecture for architecture in ARCHITECTURES if architecture.name == name)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -80,6 +86,7 @@ def test_what_else_an_adapter_carries_goes_to_the_stored_names_too(name, changes
     merged_alike(tmp_path)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("to", "file"), [("mlx", "mlx"), ("gguf", "a.gguf")])
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "olmoe"])
 def test_a_round_through_other_names_is_loaded_by_peft(name, to, file, tmp_path: Path) -> None:
@@ -129,6 +136,7 @@ def test_an_adapter_of_transformers_4_on_the_model_in_memory(tmp_path: Path) -> 
     answers_alike(transformers.ViTForImageClassification, tmp_path, tmp_path / "adapter", x)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("stored", ["old", "new"])
 @pytest.mark.parametrize("adapted", ["old", "new"])
 @pytest.mark.parametrize("target", ["all-linear", ["embed_tokens", "q_proj"]], ids=["linear", "embedding"])
@@ -182,9 +190,10 @@ def answers_alike(model, folder: Path, adapter: Path, x) -> None:
     assert not torch.allclose(plain, wanted, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name", ["vit", "dinov2-swiglu", "llava", "qwen2-vl", "mixtral", "phimoe", "granitemoe", "jamba", "gpt-oss"]
-)
+EXTRACTED = ["vit", "dinov2-swiglu", "llava", "qwen2-vl", "mixtral", "phimoe", "granitemoe", "jamba", "gpt-oss"]
+
+
+@pytest.mark.parametrize("name", slow_except(EXTRACTED, "vit", "mixtral"))
 def test_peft_loads_what_is_extracted_of_two_stored_models(name, tmp_path: Path) -> None:
     architecture = named(name)
     architecture.save(tmp_path)

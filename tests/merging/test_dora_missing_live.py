@@ -90,6 +90,7 @@ CASES = [
 ]
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(("make", "targets", "options"), CASES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_merged_is_what_peft_merges(make, targets, options, dtype, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from loralens.merging.extraction.extract import extract_adapter
 from loralens.merging.extraction.triplets import NoiseEdge, compute_triplets
 from loralens.merging.make_plan import plan_merge
 from tests import reference
+from tests.marks import slow_except
 from tests.tolerances import EXTRACTED
 
 
@@ -73,7 +74,10 @@ def test_a_pair_is_the_best_of_its_rank_and_the_error_is_true(rows, columns, rul
     assert told.svd_error == 0
 
 
-@pytest.mark.parametrize("rule", [Rule("rank", 20), Rule("energy", 0.98), Rule("error", 0.1), NoiseEdge()])
+RULES = [Rule("rank", 20), Rule("energy", 0.98), Rule("error", 0.1), NoiseEdge()]
+
+
+@pytest.mark.parametrize("rule", slow_except(RULES, RULES[0]))
 def test_big_matrices_take_a_randomised_svd_and_say_how_good_it_is(rule):
     rng = np.random.default_rng(2)
     W = weights(rng, 700, 560, dtype=ml_dtypes.bfloat16)
@@ -109,7 +113,7 @@ def level(rng, values, rows=620, columns=530):
     return ((U * values) @ V.T).astype(np.float32)
 
 
-@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("exact", slow_except([False, True], True))
 @pytest.mark.parametrize(("flat", "directions"), [(24, 28), (50, 44)])
 def test_a_budget_is_shared_as_if_all_spectra_were_known(flat, directions, exact):
     rng = np.random.default_rng(4)

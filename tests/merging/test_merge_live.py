@@ -16,6 +16,7 @@ from loralens.merging.make_plan import plan_merge
 from tests.cli.test_merge import CERTIFICATE, done, run
 from tests.formats.conftest import quiet_torch
 from tests.formats.test_peft_live import CASES, adapt, base
+from tests.marks import slow_except
 from tests.models import llama
 from tests.tolerances import MERGED_BY_PEFT, MERGED_OUTPUT, NEVER_FURTHER
 
@@ -58,6 +59,7 @@ def ours(adapter, state, case, dtype=None):
     return found
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_weight_is_what_peft_merges_to_a_rounding(case, tmp_path: Path) -> None:
     model = adapt(case)
@@ -170,7 +172,7 @@ def test_a_new_head_is_loaded_by_the_model_that_has_it(tmp_path: Path) -> None:
     assert not torch.equal(merged.classifier.weight, whole.classifier.weight)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", slow_except(["float32", "bfloat16", "float16"], "bfloat16"))
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_what_peft_merges_is_rounded_and_less_of_it_is_not(dtype: str, use_dora: bool, tmp_path: Path) -> None:
     root = saved(llama().to(getattr(torch, dtype)), tmp_path / "base")

@@ -18,6 +18,7 @@ def shares(height):
     return pairwise(edges)
 
 
+@pytest.mark.some(15)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize("made", CASES, ids=lambda made: made.__name__)
 def test_the_rows_of_a_process_are_those_of_the_whole(made, dtype):
@@ -33,7 +34,7 @@ def test_the_rows_of_a_process_are_those_of_the_whole(made, dtype):
         merged, _ = merge_weight(W, tensor, ())
         for start, stop in shares(len(W)):
             own, shard = W[start:stop], Shard(W.shape, start, stop)
-            part, undo = merge_weight(own, tensor, (), shard=shard, whole=LazyArray.of(W))
+            part, undo = merge_weight(own, tensor, (), shard=shard, whole_weight=LazyArray.of(W))
             assert part.tobytes() == merged[start:stop].tobytes()
             assert restore_weight(part, undo).tobytes() == own.tobytes()
             divided += 1

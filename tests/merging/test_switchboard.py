@@ -95,6 +95,7 @@ def test_a_task_has_the_bits_of_a_merge_and_the_base_comes_back(dtype):
     assert bits(live) == bits(base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_a_thousand_switches_leave_the_base_and_subtracting_alone_does_not(dtype):
     live, tasks = model(dtype), adapters()
@@ -155,6 +156,7 @@ def stopped_at(line, act):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way_out", ["repair", "switch"])
 def test_stopped_at_any_line_it_can_be_named_and_repaired(way_out):
     base, tasks = model(np.float16), adapters()

@@ -14,7 +14,7 @@ from loralens.merging.apply import prepare_merge
 from loralens.merging.make_plan import plan_merge
 from loralens.merging.record import MergeRecorder
 from loralens.merging.rounding import MergeRounding
-from loralens.merging.undo.layout import VERSION, pack_record, parse_undo
+from loralens.merging.undo.layout import VERSION, pack_arrays, pack_entry, parse_undo
 from loralens.merging.undo.patch import bits
 from loralens.merging.undo.restore import restore_tensor
 from tests.merging.made import CASES, DTYPES, Case, Maker, adapter, linear, streamed, tokens
@@ -46,8 +46,8 @@ def merged_and_undo(case, dtype, mode):
         tensors[key] = np.concatenate([rows.copy() for rows in watch.blocks()]).reshape(tensor.shape)
         record = watch.record()
         if tensor.base is not None:
-            made, entries[key] = pack_record(record)
-            arrays |= made
+            entries[key] = pack_entry(record)
+            arrays |= {f"{key}{end}": array for end, array in pack_arrays(record).items()}
     content = {"version": VERSION, "tensors": entries, "dropped": [], "copies": {}, "headers": {}, "texts": {}}
     return tensors, parse_undo(arrays, content)
 

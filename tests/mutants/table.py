@@ -279,7 +279,12 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_few_bits", "protection(spectra, protect)", "None", ("tests/compression/test_curve.py",)),
     Mutant("_few_bits", "shared_ranks(plan.adapter.modules)", "None", ("tests/compression/test_curve.py",)),
     Mutant("_few_bits.error", "last >= 0", "last > 0", ("tests/compression/test_curve.py",)),
-    Mutant("measure_choice", "max(ranks, default=0)", "min(ranks, default=0)", ("tests/compression/test_curve.py",)),
+    Mutant(
+        "_choices.measure_choice",
+        "max(ranks, default=0)",
+        "min(ranks, default=0)",
+        ("tests/compression/test_curve.py",),
+    ),
     Mutant(
         "code_jointly", "coding.steps * norms[coding.members]", "coding.steps", ("tests/compression/test_joint.py",)
     ),
@@ -548,7 +553,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "max(_squared_distance(block, Y[rows], V) for rows, block in panels())",
         ("tests/linalg/test_sketch.py",),
     ),
-    Mutant("linear_cka_chance", "_unit(s2) ** 2", "_unit(s2) * 2", ("tests/linalg/test_subspace.py",)),
+    Mutant("unit_energies", "scale_to_unit(s) ** 2", "scale_to_unit(s) * 2", ("tests/linalg/test_subspace.py",)),
     Mutant("phi_map", "G * G", "G / G", ("tests/linalg/test_subspace.py",)),
     # merge
     Mutant("_matrices", "not _is_floating(theirs)", "_is_floating(theirs)", ("tests/merging/test_extract.py",)),
@@ -701,14 +706,14 @@ MUTANTS: tuple[Mutant, ...] = (
     # report
     Mutant(
         "_layout",
-        "sum(1 << n for n, shapes in enumerate(bits) if shapes[place] != tensor.shape)",
-        "max(1 << n for n, shapes in enumerate(bits) if shapes[place] != tensor.shape)",
+        "n >= first",
+        "n > first",
         ("tests/reporting/test_slider_stops.py",),
     ),
     Mutant(
         "find_layout",
-        "max(groups.values())",
-        "min(groups.values())",
+        "first + i for name, i in",
+        "first - i for name, i in",
         ("tests/reporting/test_slider_stops.py",),
     ),
     Mutant(

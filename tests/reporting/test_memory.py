@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from loralens.cli.main import main
 from tests.formats.blobs import limits
 from tests.formats.test_fuzz import packed
@@ -18,6 +20,7 @@ def write_adapter(folder, modules):
     return len(weights)
 
 
+@pytest.mark.slow
 def test_the_page_of_long_names_takes_ten_times_the_file(tmp_path):
     (tmp_path / "short").mkdir()
     write_adapter(tmp_path / "short", [f"layers.{i}.m" for i in range(8)])
@@ -37,3 +40,50 @@ def test_a_page_without_pictures_needs_no_matplotlib(tmp_path):
     words = ["report", str(tmp_path), "-o", str(tmp_path / "page.html"), "--quiet"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""  # below the conclusion
+
+
+def many(count):
+    """Names of 470 letters, so that a file consists of names."""
+    return [f"model.{'x' * 434}.layers.{i}.q_proj" for i in range(count)]
+
+
+def test_the_page_of_many_modules_takes_ten_times_the_file(tmp_path):
+    (tmp_path / "short").mkdir()
+    write_adapter(tmp_path / "short", [f"layers.{i}.m" for i in range(20)])
+    words = ["report", "-o", str(tmp_path / "page.html"), "--overwrite"]
+    main([*words, str(tmp_path / "short")], standalone_mode=False)  # imports
+    size = write_adapter(tmp_path, many(150))
+    with limits(60, 14 * size + MIB):
+        main([*words, str(tmp_path)], standalone_mode=False)
+
+
+def test_a_merge_of_many_modules_takes_ten_times_the_file(tmp_path):
+    (tmp_path / "short").mkdir()
+    write_adapter(tmp_path / "short", ["m"])
+    (tmp_path / "one.safetensors").write_bytes(packed({"m.weight": ("F16", [1, 1])}))
+    main(
+        ["merge", str(tmp_path / "short"), "--base", str(tmp_path / "one.safetensors"), "-o",
+         str(tmp_path / "out.safetensors")], standalone_mode=False,
+    )  # imports  # fmt: skip
+    size = write_adapter(tmp_path, many(150))
+    (tmp_path / "base.safetensors").write_bytes(packed({f"{name}.weight": ("F16", [1, 1]) for name in many(150)}))
+    words = [
+        "merge",
+        str(tmp_path),
+        "--base",
+        str(tmp_path / "base.safetensors"),
+        "-o",
+        str(tmp_path / "b.safetensors"),
+    ]
+    with limits(60, 10 * size + MIB):
+        main(words, standalone_mode=False)
+
+
+def test_a_conversion_of_many_modules_takes_ten_times_the_file(tmp_path):
+    (tmp_path / "short").mkdir()
+    write_adapter(tmp_path / "short", ["m"])
+    words = ["--to", "kohya", "-o", str(tmp_path / "out.safetensors"), "--overwrite"]
+    main(["convert", str(tmp_path / "short"), *words], standalone_mode=False)  # imports
+    size = write_adapter(tmp_path, many(150))
+    with limits(60, 10 * size + MIB):
+        main(["convert", str(tmp_path), *words], standalone_mode=False)

@@ -2,8 +2,11 @@
 
 import json
 import re
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from loralens.charts.spec import LineChart
 from loralens.charts.svg_lines import lines_svg
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
+from loralens.reporting import html
 from loralens.reporting.collection import measure_collection
 from loralens.reporting.document import (
     Notice,
@@ -134,6 +138,7 @@ def test_every_picture_says_what_it_shows_its_chance_and_its_source() -> None:
     assert len(re.findall(r"<svg (?![^>]*(aria-label|aria-hidden))", text)) == 0
 
 
+@pytest.mark.slow
 def test_two_adapters_of_224_modules_stay_within_three_megabytes() -> None:
     names = [f"base_model.model.model.layers.{block}.{kind}" for block in range(32) for kind in KINDS]
     pair = made({"first": drawn(1, rank=16, names=names), "second": drawn(2, rank=16, names=names)})
@@ -316,7 +321,7 @@ def test_more_kinds_than_colours_are_dashed_then_dotted() -> None:
     assert isinstance(chart, LineChart)
     looks = [(line.ink, line.dashed, line.dotted) for line in chart.lines]
     assert len(set(looks)) == len(looks) == 19
-    svg = lines_svg(chart, "", alone=True)
+    svg = "".join(lines_svg(chart, "", alone=True))
     assert svg.count('class="line dotted') == 2 * 2  # in the chart, and beside its name
     labels = [float(y) for y in re.findall(r'<text[^>]*y="([\d.]+)"[^>]*>9[09] %', svg)]
     levels = [float(y) for y in re.findall(r'class="level" d="M[\d.]+ ([\d.]+)h', svg)]
@@ -343,3 +348,9 @@ def test_findings_are_gathered_by_kind() -> None:
     text = report_html(report(subjects, told))
     assert "4 of 6 modules" in text
     assert "and 1 more like these" in text
+
+
+def test_the_policy_allows_the_script_of_the_page() -> None:
+    script = Path(html.__file__).with_name("templates") / "report.js"
+    digest = b64encode(sha256(script.read_text(encoding="utf-8").encode("utf-8")).digest()).decode("ascii")
+    assert f"sha256-{digest}" == html.SCRIPT_HASH

@@ -11,7 +11,7 @@ from loralens.compression.plan import TruncationPlan
 from loralens.core.lowrank import Layout as Kind
 from loralens.core.lowrank import LowRank
 from loralens.core.ranks import Rule
-from loralens.reporting import slider_stops
+from loralens.reporting import slider_stops, subject
 from loralens.reporting.ranks import slider_data
 from loralens.reporting.slider_stops import STOPS, budget_stops, find_layout, rank_groups, rank_stops
 from loralens.tables.numbers import percent, size
@@ -35,11 +35,16 @@ def test_the_file_has_the_size_that_the_layout_says_at_any_ranks(name: str, rank
 
 
 def test_many_modules_have_approximate_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = TruncationPlan.of(drawn())
-    monkeypatch.setattr(slider_stops, "MANY", len(plan.directions))
-    assert find_layout(plan, dialect()) is not None
-    monkeypatch.setattr(slider_stops, "MANY", len(plan.directions) - 1)
-    assert find_layout(plan, dialect()) is None
+    (few,) = measured({"x": drawn()})
+    assert few.layout is not None
+    monkeypatch.setattr(subject, "MANY", len(few.spectra) - 1)
+    (many,) = measured({"x": drawn()})
+    assert many.layout is None
+    # The curve is exact in any case.
+    assert many.points == few.points
+    monkeypatch.setattr(slider_stops, "GROUPS", 0)
+    (tested_once,) = measured({"x": drawn()})
+    assert tested_once.points == few.points
 
 
 def test_one_rank_dialects_have_one_item() -> None:

@@ -141,6 +141,7 @@ def test_the_nearest_to_each_other_may_be_opposite() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_largest_of_many_cosines_is_held_against_as_many():
     """Unrelated updates of one direction: the largest of 28 cosines is beyond 3 standard deviations as a rule."""
     beyond = alarms = 0

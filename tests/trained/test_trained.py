@@ -79,6 +79,7 @@ def test_every_update_is_what_its_trainer_says(folder: str) -> None:
             assert not s.any()
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("to", ["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib"])
 @pytest.mark.parametrize(
     "folder", ["gpt2-conv1d", "bloom-merged", "opt-bf16-partly-zero", "bert-rslora-run/checkpoint-60"]

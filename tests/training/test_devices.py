@@ -91,7 +91,7 @@ def test_shards_under_autocast_leave_no_copies_of_weights_until_the_backward_pas
     kept: dict[str, int] = {}
     for name, narrow in (("own dtype", None), ("narrow", torch.bfloat16)):
         made = inject(models.wide_llama(), rank=2)
-        model = alone_in_a_group.wrapped(made.model, cpu, narrow=narrow)
+        model = alone_in_a_group.wrap(made.model, cpu, narrow=narrow)
         sizes = {p.numel() for key, p in models.wide_llama().named_parameters() if "layers." in key and p.ndim == 2}
         saved: dict[int, Any] = {}
 

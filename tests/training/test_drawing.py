@@ -17,6 +17,7 @@ from loralens.training.feed import Feed
 from loralens.training.fitting import Fitted, fit
 from loralens.training.watch import Watch
 from loralens.training.world import World
+from tests.marks import slow_except
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -132,7 +133,7 @@ def test_another_seed_of_the_caller_gives_other_batches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FEEDS)
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("accumulate", slow_except([1, 3], 3))
 def test_a_run_that_goes_on_sees_what_the_whole_run_saw(name: str, accumulate: int) -> None:
     course = {"accumulate": accumulate}
     seed_all(5)

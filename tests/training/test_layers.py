@@ -43,6 +43,7 @@ def unpadded(kind: str) -> Any:
     return x if x.is_floating_point() else x.clamp(min=1)
 
 
+@pytest.mark.some(10)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_output_and_gradients_are_pefts(kind: str, method: str) -> None:

@@ -17,6 +17,7 @@ from loralens.training.layers.layer import LoRALayer
 from loralens.training.texts.tasks import Examples, task_named
 from loralens.training.watch import Step, Watch
 from tests import models
+from tests.marks import slow_except
 from tests.training.conftest import peft_beside
 
 torch = pytest.importorskip("torch")
@@ -155,7 +156,7 @@ def test_the_rates_are_those_of_the_course_and_the_method() -> None:
     assert [step.lr for step in steps] == [pytest.approx(0.1 * course.factor(s)) for s in range(6)]
 
 
-@pytest.mark.parametrize("method", ["lora", "rslora", "dora"])
+@pytest.mark.parametrize("method", slow_except(["lora", "rslora", "dora"], "dora"))
 def test_twenty_steps_of_adamw_are_pefts(method: str) -> None:
     peft = pytest.importorskip("peft")
     assert peft

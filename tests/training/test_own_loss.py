@@ -135,6 +135,7 @@ def same(one: Fitted, other: Fitted) -> None:
     assert moved > 1e-5
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize("sizes", [[1] * 8, [2] * 4, [1, 5, 2]], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_cut_into_parts_is_the_step_of_the_whole(name: str, sizes: list[int]) -> None:

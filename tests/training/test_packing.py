@@ -8,7 +8,7 @@ import pytest
 
 from loralens.training.feed import shuffle_order
 from loralens.training.injection import inject
-from loralens.training.texts.packing import filled, pack_texts
+from loralens.training.texts.packing import filled_share, pack_texts
 from loralens.training.texts.tasks import Examples, task_named
 from tests import models
 from tests.training.conftest import randomise
@@ -32,7 +32,7 @@ def test_rows_hold_every_text_once_and_are_full() -> None:
     rows = pack_texts(some, 16)
     assert sorted(text for row in rows.members or () for text in row) == list(range(len(LENGTHS)))
     assert len(rows) == 4  # 57 tokens take at least as many rows of 16
-    assert filled(rows, 16) == 57 / 64
+    assert filled_share(rows, 16) == 57 / 64
     for row, members in enumerate(rows.members or ()):
         assert rows.tokens[row] == [token for text in members for token in some.tokens[text]]
 

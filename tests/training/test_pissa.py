@@ -36,6 +36,7 @@ def never_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.linalg, "svd", refuse)
 
 
+@pytest.mark.some(1)
 @pytest.mark.usefixtures("never_dense")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -105,14 +106,14 @@ class Shelf:
     """A store in memory that counts."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, leading.Directions] = {}
+        self.kept: dict[str, leading.TruncatedSvd] = {}
         self.found = 0
 
-    def read(self, key: str, shape: tuple[int, int], rank: int) -> leading.Directions | None:
+    def read(self, key: str, shape: tuple[int, int], rank: int) -> leading.TruncatedSvd | None:
         self.found += key in self.kept
         return self.kept.get(key)
 
-    def write(self, key: str, directions: leading.Directions) -> None:
+    def write(self, key: str, directions: leading.TruncatedSvd) -> None:
         self.kept[key] = directions
 
 
@@ -137,17 +138,17 @@ def test_directions_are_looked_up_in_a_store_and_kept_there(rank: int, monkeypat
 def test_the_cache_folder_keeps_directions_bit_for_bit(
     rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from loralens.verbs.outputs.training.kept_directions import KeptDirections
+    from loralens.verbs.outputs.training.direction_cache import DirectionCache
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(leading, "_known", {})
     W = torch.tensor(weight(SHAPES[1], "falling")[0]).float()
-    with leading.keeping_directions(KeptDirections()):
+    with leading.keeping_directions(DirectionCache()):
         first = principal_pair(W, rank=rank, scale=SCALE)
     (file,) = (tmp_path / "loralens").glob("*.safetensors")
     leading._known.clear()
     monkeypatch.setattr(leading, "_compute", None)  # nothing is computed again
-    with leading.keeping_directions(KeptDirections()):
+    with leading.keeping_directions(DirectionCache()):
         again = principal_pair(W, rank=rank, scale=SCALE)
     assert torch.equal(first.A, again.A)
     assert torch.equal(first.B, again.B)
@@ -155,5 +156,5 @@ def test_the_cache_folder_keeps_directions_bit_for_bit(
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(bytes(content))
-    with leading.keeping_directions(KeptDirections()), pytest.raises(TypeError):  # a damaged file is not believed
+    with leading.keeping_directions(DirectionCache()), pytest.raises(TypeError):  # a damaged file is not believed
         principal_pair(W, rank=rank, scale=SCALE)

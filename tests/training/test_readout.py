@@ -37,6 +37,7 @@ def close(found: Any, wanted: Any, tolerance: Any = TRAINED_LIVE) -> None:
     np.testing.assert_allclose(found.detach().double().numpy(), wanted.detach().double().numpy(), **tolerance)
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize("method", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_peft_loads_it_on_the_original_base(kind: str, method: str, tmp_path: Path) -> None:
@@ -57,6 +58,7 @@ def llama_trained(**options: Any) -> tuple[Injection, Any]:
     return made, torch.tensor([[3, 4, 5, 9]])
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("method", NAMES)
 def test_whole_models_are_read_written_and_loaded(method: str, tmp_path: Path) -> None:
     made, ids = llama_trained(method=method)

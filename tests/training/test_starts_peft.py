@@ -76,6 +76,7 @@ def close(found: Any, wanted: Any) -> None:
     torch.testing.assert_close(found.detach(), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("start", STARTS)
 def test_the_scale_is_pefts_and_the_model_starts_as_it_is_in_both(start: str, rule: str) -> None:

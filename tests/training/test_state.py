@@ -17,6 +17,7 @@ from loralens.training.fitting import Fitted, fit
 from loralens.training.texts.tasks import Examples, task_named
 from loralens.training.watch import Watch
 from tests import models
+from tests.marks import slow_except
 
 torch = pytest.importorskip("torch")
 
@@ -121,7 +122,7 @@ def numbers(found: Fitted) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", slow_except(VARIANTS, "dropout", "muon", "patience"))
 def test_a_run_that_goes_on_is_the_run_in_one_go(variant: str) -> None:
     options = VARIANTS[variant]
     whole, states = run(**options)
@@ -138,6 +139,7 @@ def test_a_run_that_goes_on_is_the_run_in_one_go(variant: str) -> None:
         assert (whole.steps, whole.best_step) == (4, 2)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("variant", ["adamw", "dropout", "no head"])
 def test_a_finished_run_goes_on_with_more_steps_as_one_that_had_them_from_the_start(variant: str) -> None:
     options = {**VARIANTS[variant], "course": {**VARIANTS[variant].get("course", {}), "warmup": 0.0}}
@@ -216,6 +218,7 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("other", OTHERS)
 def test_the_state_of_other_options_is_refused_by_what_differs(other: str) -> None:
     first, second, words = OTHERS[other]

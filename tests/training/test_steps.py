@@ -8,6 +8,7 @@ import pytest
 
 from loralens.training.injection import inject
 from tests import models
+from tests.marks import slow_except
 from tests.tolerances import TRAINED_LOSS
 from tests.training.conftest import peft_beside
 
@@ -28,7 +29,7 @@ def losses(model: Any, optimiser: Any) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("method", ["lora", "rslora", "lora+", "dora", "frozen-a"])
+@pytest.mark.parametrize("method", slow_except(["lora", "rslora", "lora+", "dora", "frozen-a"], "lora", "lora+"))
 def test_losses_are_pefts_step_for_step(method: str) -> None:
     model = models.llama().double().train()
     made = inject(copy.deepcopy(model), targets="*_proj", rank=4, method=method)

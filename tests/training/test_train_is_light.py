@@ -14,6 +14,7 @@ def test_importing_the_package_imports_neither_torch_nor_numpy() -> None:
     assert not {"torch", "numpy"} & set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_fit_is_found_from_the_top() -> None:
     pytest.importorskip("torch")
     code = "import loralens; print(loralens.training.fit.__name__)"

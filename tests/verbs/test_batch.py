@@ -25,6 +25,7 @@ from loralens.verbs.doctor import DoctorOptions
 from loralens.verbs.outputs.compress_result import CompressResult
 from loralens.verbs.scale import ScaleOptions
 from tests.conftest import small_adapter
+from tests.marks import slow_except
 from tests.verbs.batches import files_under, lay_adapters, outputs_under, spoil, statuses
 
 WRITING: Mapping[str, Mapping[str, Any]] = {
@@ -56,7 +57,7 @@ def test_each_adapter_is_written_as_the_verb_alone_writes_it(verb: str, folder: 
     assert outputs_under(Path("by-folder")) == outputs_under(Path("by-list")) == files_under(Path("alone"))
 
 
-@pytest.mark.parametrize("verb", WRITING)
+@pytest.mark.parametrize("verb", slow_except(WRITING, "scale"))
 def test_the_number_of_jobs_changes_no_byte(verb: str, folder: Path) -> None:
     spoil(folder / "all" / "b")
     call = getattr(loralens, verb)
@@ -240,7 +241,7 @@ def test_two_files_that_would_become_one_are_refused(folder: Path) -> None:
         loralens.convert("loras", output="out", to="peft", allow_pickle=True, scale=4)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", slow_except([1, 2], 1))
 def test_checkpoints_within_an_adapters_folder_go_into_its_output(folder: Path, jobs: int) -> None:
     for step in (10, 20):
         shutil.copytree("all/b", f"all/a/checkpoint-{step}")

@@ -244,6 +244,7 @@ HOSTILE: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("change", HOSTILE)
 def test_an_entry_that_is_none_is_not_believed(change: str, folder: Path) -> None:
     record = read_record(folder / "out")

@@ -129,6 +129,7 @@ def test_a_file_of_other_origin_is_not_replaced(folder: Path) -> None:
     assert statuses(loralens.doctor("all", output="found", overwrite=True))["a"] == "written"
 
 
+@pytest.mark.slow
 def test_the_jobs_change_no_byte(folder: Path) -> None:
     shutil.copytree("all/a", "all/e/f")
     for jobs in (1, 2):

@@ -83,6 +83,7 @@ def told(verb: str, places: dict[str, Path], *more: str) -> Any:
     return {key: value for key, value in record.items() if key not in ("chosen", "command")}
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("verb", CHOOSING)
 def test_a_block_is_the_glob_of_its_modules(verb: str, places: dict[str, Path]) -> None:
     by_glob = told(verb, places, "-m", "*.1.*", "-m", "*.10.*")

@@ -123,6 +123,7 @@ def test_the_sentence_about_inputs_says_what_positions_are(llama: Path, tmp_path
     assert "positions (tokens) of the texts" in said
 
 
+@pytest.mark.slow
 def test_general_texts_of_every_machine() -> None:
     texts, label = calibrate_inputs.general_texts(None, 20)
     assert len(texts) == 20

@@ -30,6 +30,7 @@ def head_adapter() -> Adapter:
     return Adapter(modules={"lm_head": loralens.LowRank(B, A, 0.1)})
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("stored", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("bits", ["q4_1", "q8_0"])
 def test_the_bits_are_those_of_the_sum_quantised_once(bits: str, stored: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors import deserialize
 
 import loralens
 from loralens.core.adapter import Adapter
-from loralens.core.coded_weight import CodedWeight, GridRows
+from loralens.core.few_bits.coded_weight import CodedWeight, GridRows
 from loralens.errors import FormatError, MismatchError
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.merging.plan import MergePlan, TensorPlan
@@ -56,6 +56,7 @@ def read(folder: Path, key: str) -> Any:
     return open_checkpoint(folder).tensors[key].read().astype(np.float64)
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize("name", MATRICES)
 def test_the_update_arrives_and_the_base_comes_back(name: str, tmp_path: Path) -> None:
     case = BASES[name]()

@@ -74,6 +74,7 @@ def test_the_losses_are_those_of_the_three_models(home: Path, tmp_path: Path, qu
     assert texts["general"]["tokens"] > 0
 
 
+@pytest.mark.slow
 def test_of_many_texts_it_says_that_the_first_were_taken(
     home: Path, tmp_path: Path, quiet_torch: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -86,6 +87,7 @@ def test_of_many_texts_it_says_that_the_first_were_taken(
     assert f"base {general['loss_base']:.3f}), and the divergence" in " ".join(conclusion_on_texts(result.certificate))
 
 
+@pytest.mark.slow
 def test_in_float32_the_merged_model_is_the_unmerged_one(home: Path, quiet_torch: None) -> None:
     result = loralens.merge(home / "adapter", base=home / "llama", dry_run=True, data=TEXTS)
     own = result.certificate["texts"]["in_domain"]
@@ -95,6 +97,7 @@ def test_in_float32_the_merged_model_is_the_unmerged_one(home: Path, quiet_torch
     assert np.isfinite(own["loss_base"])
 
 
+@pytest.mark.slow
 def test_a_merge_into_floats_says_the_losses_too(home: Path, tmp_path: Path, quiet_torch: None) -> None:
     result = loralens.merge(home / "adapter", base=home / "llama", dry_run=True, dtype="bf16", data=TEXTS)
     own, general = (result.certificate["texts"][kind] for kind in ("in_domain", "general"))
@@ -112,6 +115,7 @@ def test_a_model_that_is_quantised_once_is_measured_as_codes(home: Path, tmp_pat
     assert abs(own["loss_merged"] - own["loss_unmerged"]) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_weight_that_is_saved_in_full_is_in_both_models(home: Path, tmp_path: Path, quiet_torch: None) -> None:
     folder = tmp_path / "adapter"
     models.saved(models.adapter(models.llama(), ("q_proj",)), folder)

@@ -146,6 +146,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_says_of_codes_what_it_says_of_floats(command, bases, tmp_path):
     if command == "extract":

@@ -38,6 +38,7 @@ def test_the_record_is_that_of_the_command(paths: list[Path]) -> None:
     assert loralens.report(*paths).record() == json.loads(printed)
 
 
+@pytest.mark.slow
 def test_the_page_is_that_of_the_command(paths: list[Path], tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     result = loralens.report(paths, output=page, markdown=True)

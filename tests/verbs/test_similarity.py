@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import loralens
+from loralens.analysis.compare import every_pair
 from loralens.analysis.compare.similarity import compare_subspaces
 from loralens.tables.result import Tabular
 from loralens.verbs.outputs.collection_similarity import CollectionSimilarity
@@ -38,8 +39,11 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize(("count", "kind"), [(1, NestedSimilarity), (2, PairSimilarity), (4, CollectionSimilarity)])
-@pytest.mark.parametrize("options", [{}, {"of": "B"}, {"side": "out", "phi_rank": 1}, {"modules": ["q_proj"]}])
+@pytest.mark.parametrize(
+    "options", [{}, {"of": "B"}, {"side": "out", "phi_rank": 1, "phi": True}, {"modules": ["q_proj"]}]
+)
 def test_the_result_is_what_the_command_prints(
     several: list[Path], count: int, kind: type[Tabular], options: dict[str, Any]
 ) -> None:
@@ -49,7 +53,7 @@ def test_the_result_is_what_the_command_prints(
     words = [
         word
         for name, value in options.items()
-        for word in (f"--{name.replace('_', '-')}", value[0] if name == "modules" else value)
+        for word in (f"--{name.replace('_', '-')}", *([] if value is True else value if name == "modules" else [value]))
     ]
     assert record_of(result) == run.told(*several[:count], *words)
     assert run.good(*several[:count], *words, "--csv").stdout == result.to_csv()
@@ -82,6 +86,22 @@ def test_the_json_of_many_comes_in_pieces(several: list[Path]) -> None:
     assert len(pieces) == 2 + 6
     assert json.loads("".join(pieces)) == record_of(result)
     assert result.cosine[0, 1] == pytest.approx(loralens.similarity(*several[:2]).cosine)
+
+
+@pytest.mark.parametrize("options", [{}, {"of": "A"}, {"of": "B", "phi_rank": 1}])
+def test_every_pair_of_many_is_what_the_two_alone_are(several: list[Path], options: dict[str, Any]) -> None:
+    pairs = record_of(loralens.similarity(several, phi=True, **options))["pairs"]
+    assert len(pairs) == 6
+    for pair in pairs:
+        two = (several[pair["first"]], several[pair["second"]])
+        assert pair["modules"] == record_of(loralens.similarity(*two, phi=True, **options))["modules"]
+
+
+@pytest.mark.parametrize("limit", ["HELD", "LOADED", "PRODUCTS"])
+def test_limits_of_memory_change_no_number(several: list[Path], monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    expected = record_of(loralens.similarity(several))
+    monkeypatch.setattr(every_pair, limit, 1)
+    assert record_of(loralens.similarity(several)) == expected
 
 
 def test_csv_has_a_row_a_module_or_a_pair(several: list[Path], small: Path) -> None:

@@ -83,6 +83,7 @@ def snapshot(path: Path, strength: float, turned: float) -> Path:
     return path
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize(
     ("strength", "turned", "conclusion"),
     [

@@ -9,7 +9,7 @@ import numpy as np
 
 from loralens.analysis.inspection import count_non_finite
 from loralens.analysis.spectrum import Spectrum
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.naming.base_model import BaseModel

@@ -36,7 +36,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         null = random_participation(spectrum.shape, spectrum.rank)
         tested += 1
         # The test is one-sided: training concentrates the energy, so only spectra below the null show learning.
-        if spectrum.participation_ratio >= np.quantile(null, REJECTED):
+        if spectrum.participation_ratio >= _rejected_below(spectrum.shape, spectrum.rank):
             alike += 1
             first = first or f"{name} {spectrum.participation_ratio:.2f} (random {null.min():.2f}–{null.max():.2f})"
     if tested >= FEWEST and alike > MOST * tested:
@@ -63,7 +63,13 @@ def random_participation(shape: tuple[int, int], rank: int) -> Floats:
     return np.sort(ratios)
 
 
-def _bartlett(rng: np.random.Generator, n: int, rank: int) -> Floats:
+@cache
+def _rejected_below(shape: tuple[int, int], rank: int) -> float:
+    """The participation ratio below which a spectrum is not random."""
+    return float(np.quantile(random_participation(shape, rank), REJECTED))
+
+
+def _bartlett(rng: "np.random.Generator", n: int, rank: int) -> Floats:
     R = np.triu(rng.standard_normal((rank, rank)), 1)
     R[np.diag_indices(rank)] = np.sqrt(rng.chisquare(n - np.arange(rank)))
     return R

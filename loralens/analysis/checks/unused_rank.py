@@ -34,7 +34,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         before += stored
         # A module that is 0 keeps one direction. A fused projection is stored as blocks, and may grow when truncated.
         after += min(stored, max(1, reading.spectrum.energy_rank(ENERGY)) * sum(reading.module.shape))
-    # Counted over the whole adapter, because that is what the suggested command would save.
+    # The whole adapter counts, because that is what the suggested command would save.
     saved = 1 - after / before if before else 0.0
     ranks = [one.module.rank for one in exam.pairs.values()]
     if saved < LEAST or not ranks:

@@ -2,101 +2,28 @@
 
 from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
-from typing import NamedTuple, Self, final
+from math import sqrt
+from typing import final
 
 import numpy as np
 
+from loralens.analysis.compare.module_similarity import (
+    DirectionsPair,
+    ModuleDirections,
+    Similarity,
+    measure_similarities,
+)
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank, same_numbers
 from loralens.core.names import some
 from loralens.core.naming.matching import same_modules
 from loralens.core.naming.selection import select
-from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
 from loralens.core.together import check_same_rows
 from loralens.errors import MismatchError, OptionError, place
-from loralens.linalg.basis import Basis
 from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import Floats
 from loralens.linalg.measures import frobenius
-from loralens.linalg.product import column_basis
-from loralens.linalg.subspace import (
-    Overlap,
-    linear_cka,
-    linear_cka_chance,
-    overlap,
-    phi_map,
-    update_cosine,
-    vector_cosine,
-)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Similarity:
-    """The similarity of two updates of one weight, ΔW₁ and ΔW₂.
-
-    Attributes
-    ----------
-    other : str
-        The name of the module in the second adapter.
-    side : str
-        The side of `overlap`.
-    shape : tuple of int
-        (out, in) of both.
-    ranks : tuple of int
-        Nominal ranks.
-    directions : tuple of int
-        The numerical ranks of ΔW₁ and ΔW₂; 0 where ΔW = 0.
-    norms : tuple of float
-        ‖ΔW₁‖_F and ‖ΔW₂‖_F.
-    cosine : float
-        ⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖), in [−1, 1]; 0 if one of them is 0.
-    overlaps : mapping of side to Overlap
-        The overlap of the chosen directions, at most the leading ``phi_rank``: of both sides of the update, of the in
-        side of A, or of the out side of B.
-    spans : mapping of side to float
-        φ(k1, k2) of all directions of ΔW, whichever directions were chosen. NaN if one of the updates is 0.
-    cka, cka_chance : mapping of side to float
-        Linear CKA of ΔW, and its mean for random directions on that side; NaN if one of the updates is 0.
-    initial : float
-        Cosine of vec(A) over the rows that both have; NaN if there is no A, or it is 0.
-    """
-
-    other: str
-    side: Side
-    shape: tuple[int, int]
-    ranks: tuple[int, int]
-    directions: tuple[int, int]
-    norms: tuple[float, float]
-    cosine: float
-    overlaps: Mapping[Side, Overlap]
-    spans: Mapping[Side, float]
-    cka: Mapping[Side, float]
-    cka_chance: Mapping[Side, float]
-    initial: float
-
-    @property
-    def overlap(self) -> Overlap:
-        """The overlap on the chosen side."""
-        return self.overlaps[self.side]
-
-    @property
-    def cosine_z(self) -> float:
-        """`cosine` in standard deviations 1/√(out·in) of its null.
-
-        Under the null both updates keep their singular values and have uniform (Haar) random directions on both sides.
-        Its first two moments are known exactly (`loralens.linalg.chance`), so nothing is sampled.
-        """
-        return self.cosine / cosine_spread(self.shape)
-
-    @property
-    def zero(self) -> str:
-        """Which of the two is 0, in words; empty if none is."""
-        first, second = (norm == 0 for norm in self.norms)
-        return "both are 0" if first and second else "the first is 0" if first else "the second is 0" if second else ""
 
 
 @final
@@ -235,10 +162,10 @@ def compare_subspaces(
     def measure(name: str) -> Similarity:
         other = fitting[name]
         with place(labels[0]), place(name):
-            a = _Directions.of(first[name], of)
+            a = ModuleDirections.of(first[name], of)
         with place(labels[1]), place(other):
-            b = _Directions.of(second[other], of)
-        return _similarity(a, b, other, side, phi_rank)
+            b = ModuleDirections.of(second[other], of)
+        return measure_similarities([DirectionsPair(a, b, other)], side, phi_rank)[0]
 
     return Comparison(
         in_threads(measure, list(fitting), threads, step),
@@ -279,75 +206,3 @@ def _nothing_to_compare(
     if same_modules(first, second):
         return MismatchError(f"only one of the two adapters has {some(chosen, 1)}", fix="choose others with --modules")
     return MismatchError(f"no module in common: the first has {some(first, 1)}, the second {some(second, 1)}", fix=fix)
-
-
-class _Directions(NamedTuple):
-    """An update with its directions, and those of the chosen factor."""
-
-    update: Update
-    left: Basis
-    s: Floats
-    right: Basis
-    factor: Basis | None  # None if the directions of ΔW are compared
-
-    @classmethod
-    def of(cls, update: Update, of: Of) -> Self:
-        update = update.load()
-        bases = update.bases()
-        factor = None if of == "update" else column_basis(update.A.T if of == "A" else update.B)[0]
-        return cls(update, *bases, factor)
-
-
-def _similarity(a: _Directions, b: _Directions, other: str, side: Side, phi_rank: int | None) -> Similarity:
-    first, second = a.update, b.update
-    sizes: dict[Side, int] = {"in": first.shape[1], "out": first.shape[0]}
-    overlaps: dict[Side, Overlap]
-    if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
-        # The numbers of equal updates are known: exactly 1, where rounding would give nearly 1.
-        k = a.s.size
-        width = a.factor.k if a.factor else k
-        width = width if phi_rank is None else min(width, phi_rank)
-        overlaps = {one: Overlap.of_one(width, n) for one, n in sizes.items() if one == side or not a.factor}
-        spans = cka = dict.fromkeys(sizes, 1.0 if k else nan)
-        cosine, initial = float(k > 0), 1.0 if first.A.any() else nan
-    else:
-        # Two small matrices of inner products, from which all other numbers follow.
-        crosses: dict[Side, Floats] = {"in": a.right.cross(b.right), "out": a.left.cross(b.left)}
-        if a.factor and b.factor:
-            overlaps = {side: _leading(a.factor, b.factor, a.factor.cross(b.factor), phi_rank)}
-        else:
-            overlaps = {
-                "in": _leading(a.right, b.right, crosses["in"], phi_rank),
-                "out": _leading(a.left, b.left, crosses["out"], phi_rank),
-            }
-        spans = {one: float(phi_map(G)[-1, -1]) if G.size else nan for one, G in crosses.items()}
-        cka = {one: linear_cka(a.s, b.s, G) for one, G in crosses.items()}
-        cosine, initial = update_cosine(a.s, b.s, crosses["out"], crosses["in"]), _initial(first, second)
-    return Similarity(
-        other=other,
-        side=side,
-        shape=first.shape,
-        ranks=(first.rank, second.rank),
-        directions=(a.s.size, b.s.size),
-        norms=(frobenius(a.s), frobenius(b.s)),
-        cosine=cosine,
-        overlaps=overlaps,
-        spans=spans,
-        cka=cka,
-        cka_chance={one: linear_cka_chance(a.s, b.s, n) for one, n in sizes.items()},
-        initial=initial,
-    )
-
-
-def _leading(first: Basis, second: Basis, G: Floats, count: int | None) -> Overlap:
-    """The overlap of at most the leading ``count`` directions of both."""
-    return overlap(first.head(count or first.k), second.head(count or second.k), G[:count, :count])
-
-
-def _initial(first: Update, second: Update) -> float:
-    """Cosine of vec(A) over the rows that both have."""
-    if not (isinstance(first, LowRank) and isinstance(second, LowRank)):
-        return nan
-    # Random numbers are drawn row by row, so the first rows of two ranks may be the same numbers.
-    rows = min(first.rank, second.rank)
-    return vector_cosine(first.A[:rows], second.A[:rows])

@@ -9,7 +9,7 @@ import numpy as np
 
 from loralens.compression.bits import allocate_bits, tradeoff
 from loralens.compression.joint.split import SplitUpdate
-from loralens.core.quantised import as_bytes
+from loralens.core.few_bits.quantised import as_bytes
 from loralens.linalg.factor import Floats
 from loralens.linalg.few_bits.packing import MOST, Bytes
 from loralens.linalg.few_bits.quantise import Quantised, quantise_product
@@ -43,7 +43,7 @@ class AloneCoding:
 
     @property
     def parts(self) -> dict[str, Bytes]:
-        """The bytes of each module, as `loralens.core.quantised` describes them."""
+        """The bytes of each module, as `loralens.core.few_bits.quantised` describes them."""
         return {name: as_bytes(product) for name, product in self.products.items()}
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.compression.joint.split import SplitUpdate
-from loralens.core.shared_bases import MOST_WIDTH, STEP, WIDTH_BITS
+from loralens.core.few_bits.shared_bases import MOST_WIDTH, STEP, WIDTH_BITS
 from loralens.linalg.factor import Floats
 from loralens.linalg.few_bits.columns import (
     CodedColumns,

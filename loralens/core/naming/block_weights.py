@@ -176,7 +176,7 @@ def _parse(blocks: Weights, kin: str, inside: Mapping[str, list[str]], present: 
     weights: dict[str, float] = {}
     # An entry for all blocks is applied first, wherever it is written, so that the others are exceptions to it.
     for name, value in sorted(entries, key=lambda entry: entry[0].upper() not in _EVERYTHING):
-        chosen = _counted(name, present) if counted else _chosen(name, list(inside))
+        chosen = _blocks_by_number(name, present) if counted else _chosen(name, list(inside))
         weights |= dict.fromkeys((block for own in chosen for block in inside[own]), _number(value))
     return weights
 
@@ -222,11 +222,14 @@ def _chosen(text: str, model_blocks: Sequence[str]) -> list[str]:
     match = _ENTRY.match(name)
     if match and match["last"]:
         letters = match["first"].rstrip("0123456789")
-        first, last = _padded(match["first"]), _padded(letters + match["last"].lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+        first, last = (
+            _pad(match["first"]),
+            _pad(letters + match["last"].lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")),
+        )
         if first in model_blocks and last in model_blocks:
             start, stop = sorted((model_blocks.index(first), model_blocks.index(last)))
             return [each for each in model_blocks[start : stop + 1] if each.startswith(letters)]
-    for exact in (name, _padded(name)):
+    for exact in (name, _pad(name)):
         if exact in model_blocks:
             return [exact]
     group = [each for each in model_blocks if match and not match["last"] and each.rstrip("0123456789") == name]
@@ -235,14 +238,14 @@ def _chosen(text: str, model_blocks: Sequence[str]) -> list[str]:
     raise OptionError(f"--block-weights: no block {text!r}", fix=f"the nearest are {nearest(name, model_blocks)}")
 
 
-def _padded(name: str) -> str:
+def _pad(name: str) -> str:
     """The name of a block with two digits: IN4 is IN04."""
     letters = name.rstrip("0123456789")
     digits = name[len(letters) :]
     return f"{letters}{int(digits):02}" if letters in ("IN", "OUT", "D", "S") and digits else name
 
 
-def _counted(text: str, model_blocks: Sequence[str]) -> list[str]:
+def _blocks_by_number(text: str, model_blocks: Sequence[str]) -> list[str]:
     """The blocks of an entry of the Inspire Pack's ``%`` form, whose numbers count the blocks that the adapter has."""
     match = re.match(r"^(default|base|in|mid|out|double|single)(\d+)?(?:-(\d+))?$", text.lower())
     if not match:

@@ -46,10 +46,10 @@ def inside_blocks(names: Sequence[str], blocks: str) -> set[str]:
     for entry in blocks.split(","):
         if numbered and entry[:1].isdigit():
             what = f"block {entry} does not exist: the blocks of an image model are chosen by name, not by number"
-            raise OptionError(what, fix=f"give one of {_named(image)}, or a range of them")
+            raise OptionError(what, fix=f"give one of {_block_names(image)}, or a range of them")
         members = {name for name in names if in_block(entry, name, image.get(name, ()))}
         if not members:
-            places = describe_blocks(names) if entry[:1].isdigit() else _named(image)
+            places = describe_blocks(names) if entry[:1].isdigit() else _block_names(image)
             raise OptionError(f"no module is in block {entry}", fix=f"the modules are in {places}")
         inside |= members
     return inside
@@ -88,13 +88,13 @@ def image_blocks(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     from loralens.core.naming.image_models import image_models
 
     for model in image_models():
-        layers = [model.named(name) for name in names]
+        layers = [model.layers_named(name) for name in names]
         if names and all(layers):
             return {name: layer_block_names(found[0]) for name, found in zip(names, layers, strict=True)}
     return {}
 
 
-def _named(image: Mapping[str, Sequence[str]]) -> str:
+def _block_names(image: Mapping[str, Sequence[str]]) -> str:
     """The names of the blocks of these modules, in the order of the model; consecutive blocks are given as ranges."""
     if not image:
         return "no block that has a name; give numbers"

@@ -85,11 +85,11 @@ class ImageModel:
 
         The name may be of any dialect; ``shape`` is (out, in) of ΔW.
         """
-        layers = self.named(name)
+        layers = self.layers_named(name)
         rows, width = sum(layer.shape[0] for layer in layers), layers[0].update_shape[1] if layers else 0
         return layers if shape == (rows, width) else ()
 
-    def named(self, name: str) -> tuple[Layer, ...]:
+    def layers_named(self, name: str) -> tuple[Layer, ...]:
         """The layers that a module of this name adapts, whatever its shape."""
         return self._found.get(_key(name), ())
 
@@ -113,6 +113,13 @@ def _key(name: str) -> Key:
     return number, bare_form(name) if number else inner_form(name)
 
 
+# The first words of the normal forms of all names in the table.
+FIRST_WORDS = frozenset((
+    "add", "context", "conv", "double", "down", "encoder", "final", "guidance", "img", "input", "label", "mid",
+    "middle", "norm", "out", "output", "proj", "single", "text", "time", "transformer", "txt", "up", "vector", "x",
+))  # fmt: skip
+
+
 def image_model(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()) -> ImageModel | None:
     """The most likely architecture that has all these modules; None if there is none.
 
@@ -134,6 +141,9 @@ def likely_models(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()
         for example, if only some blocks are adapted. Without a hint, names of the original checkpoint decide, because
         kohya's files have them for SDXL only, and after them the presence of a second text encoder.
     """
+    # Decided without the table, which takes 25 ms to make, for the modules of most other models.
+    if not all(_key(name)[1].partition("_")[0] in FIRST_WORDS for name in modules):
+        return []
     fitting = [model for model in image_models() if modules and all(map(model.find, modules, modules.values()))]
     words = " ".join(hint.lower() for hint in hints if hint)
 

@@ -83,23 +83,26 @@ def select(names: Iterable[str], globs: str | Sequence[str], *, prefixes: bool =
     clock = Clock()
     chosen: set[str] = set()
     for glob in globs:
-        chosen |= _selected(names, called, glob, clock, prefixes=prefixes)
+        chosen |= _select_by_glob(names, called, glob, clock, prefixes=prefixes)
     return [name for name in names if name in chosen]
 
 
-def _selected(
+def _select_by_glob(
     names: Sequence[str], called: Mapping[str, set[str]], glob: str, clock: Clock, *, prefixes: bool
 ) -> set[str]:
     """The names that a glob selects, which are at least one."""
     # The glob is first compared as a whole, because a name may end in a text that looks like an @ with blocks.
     hits = set(called.get(glob, ()))
     pattern, blocks = (glob, "") if hits else _split(glob)
-    inside = inside_blocks(names, blocks) if blocks else {*names}
     matched = hits or _matching_names(called, pattern, clock)
     if not matched and prefixes:
         matched = set().union(*(_matching_names(called, wider, clock) for wider in as_prefix(names, pattern)))
     if not matched:
         raise OptionError(f"no module matches {pattern!r}", fix=suggestion(pattern, names))
+    # Before the set of all names is made: there may be as many globs as names.
+    if not blocks:
+        return matched
+    inside = inside_blocks(names, blocks)
     if not matched & inside:
         places = describe_blocks(name for name in names if name in matched)
         raise OptionError(
@@ -191,7 +194,7 @@ def as_prefix(names: Iterable[str], text: str) -> list[str]:
     return list(globs)
 
 
-def written_out(names: Mapping[str, object], glob: str) -> list[str]:
+def expand_glob(names: Mapping[str, object], glob: str) -> list[str]:
     """The glob itself, or globs for the modules whose names it begins."""
     pattern, blocks = _split(glob)
     if any(matches(name, pattern) for name in names):

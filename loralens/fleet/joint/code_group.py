@@ -15,10 +15,10 @@ from loralens.compression.joint.alone import code_alone, estimate_alone
 from loralens.compression.joint.group import JointCoding, code_jointly
 from loralens.compression.joint.split import SplitUpdate
 from loralens.core.adapter import Adapter
+from loralens.core.few_bits.shared_bases import SharedBases, SharedShape, encode_cores, encode_widths
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.ranks import shared_ranks
-from loralens.core.shared_bases import SharedBases, SharedShape, encode_cores, encode_widths
 from loralens.errors import LoraLensError
 from loralens.fleet.sketching.module_keys import module_keys
 from loralens.formats import load

@@ -78,22 +78,21 @@ def fit_image(dialect: str, adapter: Adapter) -> Adapter:
     shapes = {name: found[0].shape for name, found in layers.items() if len(found) == 1}
     adapter = with_kernels(adapter, shapes)
     if dialect == "kohya":
-        return _joined(adapter, layers, model)
+        return _join_layers(adapter, layers, model)
     # ComfyUI has the names of the original checkpoint, too, so there whole matrices stay whole.
-    divided = _divided(adapter, layers) if dialect == "diffusers" else adapter
+    divided = _split_into_layers(adapter, layers) if dialect == "diffusers" else adapter
     names = {
         name: found[0].name if len(found) == 1 else found[0].original
         for name, found in layers.items()
         if name in divided
     }
     # A layer whose halves have the other order in diffusers keeps the original order of rows until it is renamed.
-    swapped = [name for name, found in layers.items() if name in divided and _swaps(name, found, names[name], model)]
+    swapped = [
+        name
+        for name, new in names.items()
+        if layers[name][0].swapped and model.is_original(name) != model.is_original(new)
+    ]
     return _swap(divided, swapped).renamed({old: new for old, new in names.items() if old != new})
-
-
-def _swaps(name: str, layers: Layers, new: str, model: ImageModel) -> bool:
-    """Whether a module gets its halves in the other order when it is renamed."""
-    return layers[0].swapped and model.is_original(name) != model.is_original(new)
 
 
 def _swap(adapter: Adapter, names: Iterable[str]) -> Adapter:
@@ -116,7 +115,7 @@ class Rows:
     stop: int
 
 
-def _divided(adapter: Adapter, layers: Mapping[str, Layers]) -> Adapter:
+def _split_into_layers(adapter: Adapter, layers: Mapping[str, Layers]) -> Adapter:
     """The adapter with one module for each layer of diffusers that is adapted."""
     modules: dict[str, Update] = {}
     extra = dict(adapter.extra)
@@ -162,7 +161,7 @@ def _pair(module: Update, parts: Sequence[Sequence[Rows]]) -> list[LowRank]:
     return pairs
 
 
-def _joined(adapter: Adapter, layers: Mapping[str, Layers], model: ImageModel) -> Adapter:
+def _join_layers(adapter: Adapter, layers: Mapping[str, Layers], model: ImageModel) -> Adapter:
     """The adapter with the layers of one matrix as one module, under the name of the original checkpoint."""
     groups: dict[str, list[str]] = {}
     for name, own_layers in layers.items():

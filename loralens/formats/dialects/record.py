@@ -46,7 +46,8 @@ def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
         written = back.modules.get(file, module)
         folded = abs(written.scale - module.scale) > AGREE * abs(module.scale)
         true = written if folded and written.scaling.formula != "unknown" else module
-        modules[file] = {"name": name, "scale": true.scale, "scaling": _written(true.scaling)}
+        scaling = dict(zip(SCALING_KEYS, astuple(true.scaling), strict=True))
+        modules[file] = {"name": name, "scale": true.scale, "scaling": scaling}
     record = {
         "version": __version__,
         "format": back.format,
@@ -143,10 +144,6 @@ def _is_valid(module: Any) -> bool:
     named = plain_text(module.get("name")) is not None
     values = (scaling[key] for key in SCALING_KEYS)
     return named and finite_number(module.get("scale")) is not None and is_valid_scaling(*values)
-
-
-def _written(scaling: Scaling) -> dict[str, Any]:
-    return dict(zip(SCALING_KEYS, astuple(scaling), strict=True))
 
 
 def _scaling(entry: Mapping[str, Any]) -> Scaling:

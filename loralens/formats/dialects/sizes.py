@@ -9,7 +9,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.formats import encode_adapter
 from loralens.formats.dialects.table import WriterOptions
-from loralens.formats.files.container import Files, Stored, header_parts, sort_by_width
+from loralens.formats.files.container import Files, Stored, by_width, header_size
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.container import ALIGNMENT
 
@@ -36,8 +36,8 @@ def stored_size(stored: Stored, files: Files) -> int:
             for key, tensor in stored.tensors.items()
         }
         return sum(map(len, pickle_bytes(zeros)))
-    tensors = sort_by_width(stored.tensors)
-    return sum(map(len, header_parts(tensors, stored.metadata))) + sum(tensor.nbytes for tensor in tensors.values())
+    numbers = sum(tensor.nbytes for tensor in stored.tensors.values())
+    return header_size(by_width(stored.tensors.items), stored.metadata) + numbers
 
 
 def _gguf(stored: Stored) -> int:

@@ -10,7 +10,7 @@ Layout of a safetensors file (https://github.com/huggingface/safetensors): 8 byt
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
@@ -27,6 +27,7 @@ from loralens.formats.files.json_text import check_printable, encodable, parse_o
 
 CONFIG = "adapter_config.json"
 RECORD = "loralens"  # the key of our record in the metadata, and the name of its file beside a pickle
+PREFIX = 8  # bytes before the header, which hold its length
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
 MOST_AXES = 64  # NumPy's limit
 PIECE = 1 << 20  # bytes of a tensor that are copied at a time, so that memory does not grow with the tensor
@@ -118,17 +119,29 @@ class OpenFile:
 
     def array(self, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> LazyArray:
         """The numbers at ``start`` as an array that is read when it is needed."""
-
-        def numbers(first: int, last: int) -> Array:
-            data = self.read(start + first * dtype.itemsize, (last - first) * dtype.itemsize)
-            return np.frombuffer(data, dtype)
-
         # Rows can be read separately, because the numbers are contiguous.
-        return LazyArray(lambda: numbers(0, prod(shape)).reshape(shape), shape=shape, dtype=dtype, numbers=numbers)
+        return LazyArray(None, shape=shape, dtype=dtype, numbers=_Numbers(self, start, dtype))
 
     def __del__(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+
+
+@final
+class _Numbers:
+    """Numbers of a file, read from their first to their last index; called by `LazyArray`.
+
+    A class, since a function with the same three values takes four times the memory, and a file has many tensors.
+    """
+
+    __slots__ = ("_dtype", "_file", "_start")
+
+    def __init__(self, file: OpenFile, start: int, dtype: np.dtype[Any]) -> None:
+        self._file, self._start, self._dtype = file, start, dtype
+
+    def __call__(self, first: int, last: int) -> Array:
+        width = self._dtype.itemsize
+        return np.frombuffer(self._file.read(self._start + first * width, (last - first) * width), self._dtype)
 
 
 @final
@@ -190,8 +203,13 @@ def read_safetensors(path: Path) -> Stored:
         header, start = _header(file)
         metadata = _metadata(header.pop("__metadata__", None))
         spans = {key: _span(key, entry) for key, entry in header.items()}
+        del header
         _check_coverage(spans, file.size - start)
-        tensors = {key: file.array(start + begin, shape, dtype) for key, (begin, _, shape, dtype) in spans.items()}
+        shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # each once, as most tensors share theirs with others
+        tensors = {
+            key: file.array(start + begin, shapes.setdefault(shape, shape), dtype)
+            for key, (begin, _, shape, dtype) in spans.items()
+        }
         return Stored(tensors, metadata, file=file)
 
 
@@ -203,7 +221,7 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
     if file.size < 8:
         raise FormatError(f"{file.size} bytes are too few for any tensor file", fix=_TRUNCATED)
     length = int.from_bytes(file.read(0, 8), "little")
-    # Before anything of that length is read.
+    # The length is checked before anything of that length is read.
     if length > file.size - 8 or length > HEADER_LIMIT:
         raise FormatError(f"the header claims {length:,} bytes, but the file has {file.size:,}", fix=_BROKEN)
     return parse_object(file.read(8, length), "utf-8", what="the header ", fix=_BROKEN), 8 + length
@@ -274,44 +292,86 @@ def read_json(path: Path, *, fix: str = _RESTORE) -> dict[str, Any]:
         return parse_object(file.read(0, file.size), "utf-8-sig", what="", fix=fix)
 
 
+Named = Iterable[tuple[str, LazyArray]]  # tensors with their keys
+# Metadata by key. A long text may be given as an iterator of its pieces, so that it is never held as a whole.
+Metadata = Mapping[str, str | Iterator[str]]
+
+
 def header_bytes(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> bytes:
     """The length prefix and the JSON header of a safetensors file; the same input gives the same bytes."""
-    return b"".join(header_parts(tensors, metadata))
+    parts = list(header_pieces(tensors.items(), metadata))
+    return b"".join([prefix_of(sum(map(len, parts))), *parts])
 
 
-def header_parts(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> list[bytes]:
-    """The header in parts. Long names can make it as large as the tensors, so it is never copied as a whole."""
+def header_size(tensors: Named, metadata: Metadata | None) -> int:
+    """The number of bytes of `header_bytes`."""
+    return PREFIX + sum(map(len, header_pieces(tensors, metadata)))
+
+
+def prefix_of(length: int) -> bytes:
+    """The first bytes of a safetensors file: the length of its header.
+
+    Raises
+    ------
+    FormatError
+        No reader accepts a header of this length.
+    """
+    if length > HEADER_LIMIT:
+        what = f"a header of {length:,} bytes is too long for safetensors, which allows {HEADER_LIMIT:,}"
+        raise FormatError(what, fix="write fewer modules (--modules)")
+    return length.to_bytes(PREFIX, "little")
+
+
+def header_pieces(tensors: Named, metadata: Metadata | None) -> Iterator[bytes]:
+    """The JSON of a header in pieces, since long names can make it as large as the tensors."""
     encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
-    parts = [b"{"] if metadata is None else [b'{"__metadata__":', encode(_metadata(dict(metadata))).encode("utf-8")]
-    begin = 0
-    for key, tensor in tensors.items():
+    length = 0
+    for text in _header_texts(tensors, metadata, encode):
+        piece = text.encode("utf-8")
+        length += len(piece)
+        yield piece
+    # The numbers then start at a multiple of 8, as in files of the reference implementation.
+    yield b" " * (-length % 8)
+
+
+def _header_texts(tensors: Named, metadata: Metadata | None, encode: Callable[[object], str]) -> Iterator[str]:
+    yield "{"
+    if metadata is not None:
+        yield '"__metadata__":'
+        yield from _metadata_texts(metadata, encode)
+    begin, comma = 0, "" if metadata is None else ","
+    for key, tensor in tensors:
         check_printable(key)
         if tensor.dtype not in DTYPE_NAMES:
             raise FormatError(f"{key}: safetensors has no {tensor.dtype}", fix="convert it to float32")
         end = begin + tensor.nbytes
         span = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-        # Without metadata, the first tensor follows the brace directly.
-        parts.append(f"{',' if len(parts) > 1 else ''}{encode(key)}:{encode(span)}".encode())
-        begin = end
-    parts.append(b"}")
-    length = sum(map(len, parts))
-    # The numbers then start at a multiple of 8, as in files of the reference implementation.
-    parts.append(b" " * (-length % 8))
-    return [(length + len(parts[-1])).to_bytes(8, "little"), *parts]
+        yield f"{comma}{encode(key)}:{encode(span)}"
+        begin, comma = end, ","
+    yield "}"
 
 
-def sort_by_width(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
-    """Tensors in the order of a file: wide numbers first, so that every tensor is aligned to its own dtype."""
-    return dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
+def _metadata_texts(metadata: Metadata, encode: Callable[[object], str]) -> Iterator[str]:
+    opening = "{"
+    for key, value in metadata.items():
+        yield f"{opening}{encode(key)}:"
+        opening = ","
+        yield '"'
+        for piece in value if isinstance(value, Iterator) else [value]:
+            _metadata({key: piece})
+            # Without its quotes: the escapes of a text are those of its pieces.
+            yield from (encode(piece[start : start + PIECE])[1:-1] for start in range(0, len(piece), PIECE))
+        yield '"'
+    yield "{}" if opening == "{" else "}"
 
 
-def chunks(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> Iterable[bytes | memoryview]:
-    """The bytes of a safetensors file in order, one tensor or some rows of a tensor at a time."""
-    tensors = sort_by_width(tensors)
-    yield from header_parts(tensors, metadata)
-    for tensor in tensors.values():
-        for rows in tensor_pieces(tensor):
-            yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+def by_width(tensors: Callable[[], Named]) -> Iterator[tuple[str, LazyArray]]:
+    """Tensors in the order of a file: wide numbers first, so that every tensor is aligned to its own dtype.
+
+    ``tensors`` is called once for every width, and once before.
+    """
+    for width in sorted({tensor.dtype.itemsize for _, tensor in tensors()}, reverse=True):
+        yield from (item for item in tensors() if item[1].dtype.itemsize == width)
 
 
 def tensor_pieces(tensor: LazyArray) -> Iterator[Array]:

@@ -2,11 +2,14 @@
 
 import json
 import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from math import isfinite
-from typing import Any
+from typing import Any, BinaryIO
 
 from loralens.errors import UNPRINTABLE, FormatError
 
+PIECE = 1 << 16  # characters of a long text that are encoded at a time
 NAME_LIMIT = 4096  # characters; far more than any module path, and little enough to be shown in a message
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -82,6 +85,15 @@ def dumps(value: Any) -> str:
     return json_text(value, indent=2) + "\n"
 
 
+def dump(value: Any, stream: BinaryIO) -> None:
+    """Write the text of `dumps` in pieces, so that a long text is never held as a whole."""
+    pieces = json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(value)
+    # Pieces are words and numbers, so each batch has some kilobytes, or a few long names.
+    while batch := "".join(islice(pieces, 256)):
+        stream.write(batch.encode("utf-8", "backslashreplace"))
+    stream.write(b"\n")
+
+
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """JSON that can be encoded as UTF-8: a lone surrogate (a byte of a path that is not UTF-8) becomes an escape."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
@@ -89,6 +101,31 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     if not _SURROGATE.search(text):
         return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def object_pieces(items: Iterable[tuple[str, Any]]) -> Iterator[str]:
+    """The `json_text` of an object in pieces, so that a long text is never held as a whole.
+
+    ``items`` are its names and values. A value that is an iterator of such pairs is an object in pieces again.
+    """
+    opening = "{"
+    for name, value in items:
+        yield f"{opening}{json_text(name)}: "
+        if isinstance(value, Iterator):
+            yield from object_pieces(value)
+        else:
+            yield from text_pieces(value) if isinstance(value, str) else [json_text(value)]
+        opening = ", "
+    yield "{}" if opening == "{" else "}"
+
+
+def text_pieces(text: str) -> Iterator[str]:
+    """The `json_text` of a text in pieces."""
+    yield '"'
+    for start in range(0, len(text), PIECE):
+        # Without its quotes: the escapes of a text are those of its pieces.
+        yield json_text(text[start : start + PIECE])[1:-1]
+    yield '"'
 
 
 def json_or_none(text: str | None) -> Any:

@@ -1,13 +1,31 @@
 """Writing the files of an adapter: they appear complete or not at all, and old ones are kept until then."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from os import SEEK_END
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
+
+from loralens.core.lazy import LazyArray
+from loralens.core.threads import in_order, processor_count
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.atomic import ImmovableError, Put, atomic_file, atomic_path, why_immovable
-from loralens.formats.files.container import PEFT, RECORD, Files, Stored, chunks
+from loralens.formats.files.container import (
+    PEFT,
+    PREFIX,
+    RECORD,
+    Files,
+    Metadata,
+    Named,
+    Stored,
+    by_width,
+    header_pieces,
+    prefix_of,
+    tensor_pieces,
+)
 from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.gguf.container import write_gguf
 from loralens.formats.files.json_text import dumps
@@ -15,9 +33,16 @@ from loralens.formats.files.leftovers import COMPANIONS, is_moved_aside, tidy, t
 from loralens.formats.files.location import NAMES, SUFFIXES
 from loralens.formats.files.staging import Staging
 
+# Bytes of the largest tensor up to which several are computed ahead, and the threads that do so. They hold at most
+# twice as many tensors, so at most 32 MiB. A factor of rank 64 for 11,008 inputs has 2.7 MiB.
+AHEAD = 1 << 22
+AHEAD_THREADS = 4
+
 
 def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> None:
-    """Write tensors and metadata, one tensor at a time; the same input gives the same bytes.
+    """Write tensors and metadata, one tensor at a time, while threads compute the next ones.
+
+    The same input gives the same bytes.
 
     Before the file takes its place, the reference implementation of the format opens it as a check. ``put`` gives the
     stream to write to.
@@ -25,8 +50,12 @@ def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> 
     from safetensors import SafetensorError, safe_open
 
     with put(path) as stream:
-        for chunk in chunks(stored.tensors, stored.metadata):
-            stream.write(chunk)
+        write_tensors(
+            stream,
+            lambda: by_width(stored.tensors.items),
+            stored.metadata,
+            threads=min(AHEAD_THREADS, processor_count()),
+        )
         stream.flush()
         try:
             with safe_open(stream.name, framework="numpy") as check:
@@ -35,6 +64,40 @@ def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> 
         except SafetensorError as error:
             what = f"safetensors cannot read what was written ({error})"
             raise FormatError(what, fix="report this as a bug") from error
+
+
+def write_tensors(
+    stream: BinaryIO, tensors: Callable[[], Named], metadata: Metadata | None, *, threads: int = 1
+) -> None:
+    """Write the content of a safetensors file to an empty stream; ``tensors`` is called twice.
+
+    So many ``threads`` compute the next tensors while others are written.
+    """
+    # The length is known when the header has been written, and the header is never held as a whole.
+    stream.write(bytes(PREFIX))
+    length = sum(map(stream.write, header_pieces(tensors(), metadata)))
+    stream.seek(0)
+    stream.write(prefix_of(length))
+    stream.seek(0, SEEK_END)
+    stream.writelines(_numbers([tensor for _, tensor in tensors()], threads))
+
+
+def _numbers(tensors: Sequence[LazyArray], threads: int = 1) -> Iterator[memoryview]:
+    """The numbers of tensors in order, as bytes, one tensor or some of its rows at a time.
+
+    So many ``threads`` compute the next tensors, apart from those that are read in pieces.
+    """
+    # A tensor that streams is only copied, which no thread would speed up, and may be large.
+    calls = [_nothing if tensor.streams else tensor.read for tensor in tensors]
+    largest = max((tensor.nbytes for tensor in tensors if not tensor.streams), default=0)
+    arrays = in_order(calls, threads if largest <= AHEAD else 1)
+    for tensor, array in zip(tensors, arrays, strict=True):
+        for rows in tensor_pieces(tensor) if array is None else (array,):
+            yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+
+
+def _nothing() -> None:
+    """The call of a tensor that is not computed ahead."""
 
 
 def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dry_run: bool = False) -> None:

@@ -1,7 +1,6 @@
 """A digest of the files of a base model, cheap enough to check at every run that the base is still the same."""
 
 import re
-from hashlib import sha256
 from pathlib import Path
 
 from loralens.errors import FormatError, place
@@ -23,6 +22,8 @@ def base_digest(folder: Path) -> str:
     FormatError
         A file cannot be read.
     """
+    from hashlib import sha256  # it loads OpenSSL, and few runs with a base need its digest
+
     files = [folder] if folder.is_file() else sorted(p for p in folder.iterdir() if _TELLING.fullmatch(p.name))
     hasher = sha256()
     for file in files:
@@ -33,6 +34,8 @@ def base_digest(folder: Path) -> str:
 
 
 def _digest(file: Path) -> bytes:
+    from hashlib import sha256
+
     hasher = sha256()
     try:
         with file.open("rb") as stream:

@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from loralens.core.adapter import Finding
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, place
 from loralens.formats.dialects.gguf import names as gguf_names
@@ -40,8 +40,8 @@ from loralens.formats.models.low_bit.gguf_layouts import (
     StoredRows,
     can_decode,
     coded_weight,
-    decoded,
     float_rows,
+    row_decoder,
 )
 from loralens.linalg.exact import Singles
 from loralens.tables.numbers import count
@@ -265,9 +265,9 @@ def _numbers(header: GgufHeader, weight: StoredWeight) -> tuple[LazyArray, Coded
     rows = StoredRows(raw, order)
     # A vector has one row of blocks, which cannot be read in parts.
     if len(shape) == 1:
-        row = decoded(rows, info.kind, (1, *shape), name=weight.tensor)
+        row = row_decoder(rows, info.kind, (1, *shape), name=weight.tensor)
         return LazyArray(lambda: row(0, 1).reshape(shape), shape=shape, dtype=np.float32), None
-    read = decoded(rows, info.kind, shape, name=weight.tensor)
+    read = row_decoder(rows, info.kind, shape, name=weight.tensor)
     tensor = LazyArray(lambda: read(0, shape[0]), shape=shape, dtype=np.float32, rows=read)
     matrix = len(shape) == 2
     return tensor, coded_weight(rows, info.kind, (shape[0], shape[1]), stored=weight.tensor) if matrix else None
@@ -290,13 +290,13 @@ def _notes(headers: tuple[GgufHeader, ...], weights: Mapping[str, StoredWeight])
     for kind, names in types.items():
         if kind not in LAYOUTS and not can_decode(kind):
             stored = f"{count(len(names), 'tensor')} stored as {TENSOR_TYPES[kind].name}"
-            text = f"cannot be decoded here: {stored} ({_listed(names)})"
+            text = f"cannot be decoded here: {stored} ({_first_names(names)})"
             yield Finding("warning", "undecodable", text, "give the model in another quantisation, such as Q4_K_M")
     unnamed = [key for key, weight in weights.items() if key == weight.tensor]
     if unnamed:
         text = f"llama.cpp's name is kept for {count(len(unnamed), 'tensor')}, for lack of a known Hugging Face name"
-        yield Finding("note", "names-unknown", f"{text}: {_listed(unnamed)}")
+        yield Finding("note", "names-unknown", f"{text}: {_first_names(unnamed)}")
 
 
-def _listed(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")

@@ -52,8 +52,8 @@ def block_types(model: GgufModel, number: int, *, new_head: bool = False) -> tup
     text = f"{count(own, 'weight')} become {TENSOR_TYPES[number].name}"
     if own < len(kinds):
         text += f" and the head {TENSOR_TYPES[Q8_0.number].name}"
-    rest = f"{some(list(dict.fromkeys(floats)), 3)} and vectors" if floats else "vectors"
-    return NewTypes(kinds, FILE_TYPES[number]), f"{text}; {rest} stay floats"
+    float_names = f"{some(list(dict.fromkeys(floats)), 3)} and vectors" if floats else "vectors"
+    return NewTypes(kinds, FILE_TYPES[number]), f"{text}; {float_names} stay floats"
 
 
 def _is_quantised(name: str, shape: tuple[int, ...]) -> bool:

@@ -32,7 +32,7 @@ from loralens.formats.files.relative_name import path_to_write
 from loralens.formats.models.gguf_base import GgufModel, StoredWeight
 from loralens.formats.models.gguf_config import ARCHITECTURE
 from loralens.formats.models.low_bit.gguf_layouts import Order, can_decode
-from loralens.formats.models.model_copy import CopyOptions, Fill, WriteJob, new_copy, write_tensors
+from loralens.formats.models.model_copy import CopyOptions, Fill, WriteJob, new_copy, write_jobs
 from loralens.formats.models.model_files import ModelFiles
 
 # The values of general.file_type (llama_ftype in llama.h), which states the type of most tensors.
@@ -167,7 +167,7 @@ def write_gguf_copy(
                 for key, (tensor, _) in new.items()
                 if part == len(plans) - 1
             ]
-        write_tensors(unfinished, jobs, options)
+        write_jobs(unfinished, jobs, options)
 
 
 def gguf_copy_bytes(
@@ -302,8 +302,8 @@ def _append_missing(header: GgufHeader, front: bytearray, file_type: int) -> Non
         if key not in header.values:
             text = key.encode()
             front += struct.pack(f"<Q{len(text)}sII", len(text), text, CODES["u32"], number)
-            (held,) = struct.unpack_from("<Q", front, 16)  # the count follows the number of tensors
-            struct.pack_into("<Q", front, 16, held + 1)
+            (field_count,) = struct.unpack_from("<Q", front, 16)  # the count follows the number of tensors
+            struct.pack_into("<Q", front, 16, field_count + 1)
 
 
 class _Makers(NamedTuple):
@@ -317,14 +317,14 @@ class _Makers(NamedTuple):
     def blocks(self, key: str, weight: StoredWeight) -> Iterator[Array]:
         """The rows of a changed or converted weight, in the order of the file."""
         dtype = self.dtypes.get(key)
-        rows = self.fill(key) if key in self.changes else _rounded(self.model.tensors[key], dtype)
+        rows = self.fill(key) if key in self.changes else _round_rows(self.model.tensors[key], dtype)
         with place(key):
             if weight.shift:
                 rows = ((block.astype(np.float32) + np.float32(weight.shift)).astype(block.dtype) for block in rows)
             yield from rows if weight.order is None else in_file_order(rows, weight.order)
 
 
-def _rounded(tensor: LazyArray, dtype: np.dtype[Any] | None) -> Iterator[Array]:
+def _round_rows(tensor: LazyArray, dtype: np.dtype[Any] | None) -> Iterator[Array]:
     assert dtype is not None
     for _, block in row_blocks(tensor, _BLOCK):
         # A number that is too large becomes infinite, as everywhere in a merge.

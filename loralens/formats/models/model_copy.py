@@ -103,7 +103,7 @@ def new_copy(files: ModelFiles, target: Path, options: CopyOptions) -> Iterator[
 
 def _copy_others(files: ModelFiles, part: Path, names: Mapping[str, str]) -> None:
     """Copy all files other than weights under their new names; links are followed."""
-    # Also the folders of shards, whose files are made later.
+    # The folders of shards are made too, although their files are made later.
     for name in (*names.values(), *(shard.name for shard in files.shards)):
         path_to_write(part, name).parent.mkdir(parents=True, exist_ok=True)
     # copyfile follows links, so that the copy does not depend on a cache.
@@ -138,7 +138,7 @@ class WriteJob(NamedTuple):
     watched: Callable[[], Iterator[Array]] | None = None
 
 
-def write_tensors(part: Path, jobs: Collection[WriteJob], options: CopyOptions) -> None:
+def write_jobs(part: Path, jobs: Collection[WriteJob], options: CopyOptions) -> None:
     """Do all jobs in several threads, and write what belongs beside them into the unfinished copy ``part``.
 
     The first error stops every thread and is raised here.
@@ -156,7 +156,8 @@ def write_tensors(part: Path, jobs: Collection[WriteJob], options: CopyOptions) 
                 _do(queue.get_nowait(), stop, options.get("watch"), options.get("step"))
             except Empty:
                 return
-            except BaseException as error:  # noqa: BLE001 - raised again in the calling thread, whatever it is
+            # The calling thread raises it again, whatever it is.
+            except BaseException as error:  # noqa: BLE001
                 errors.append(error)
                 stop.set()
 

@@ -23,7 +23,7 @@ LEFT_OUT = (".git", ".cache", ".locks")  # folders that a download leaves beside
 
 @final
 @dataclass(frozen=True, slots=True)
-class Shard:
+class WeightFile:
     """One file of a model with weights: safetensors, or GGUF.
 
     Attributes
@@ -78,7 +78,7 @@ class ModelFiles:
     """
 
     root: Path
-    shards: tuple[Shard, ...]
+    shards: tuple[WeightFile, ...]
     indices: tuple[Index, ...]
     left_out: tuple[str, ...]
     gguf: GgufModel | None = None
@@ -161,7 +161,7 @@ def _gguf_files(root: Path, gguf: GgufModel) -> ModelFiles:
     for key, weight in gguf.weights.items():
         parts[weight.part][key] = gguf.tensors[key]
     shards = tuple(
-        Shard(path.name, "", Stored(tensors, file=header.file), b"", {})
+        WeightFile(path.name, "", Stored(tensors, file=header.file), b"", {})
         for path, header, tensors in zip(gguf.paths, gguf.headers, parts, strict=True)
     )
     used = {shard.name for shard in shards}
@@ -169,7 +169,7 @@ def _gguf_files(root: Path, gguf: GgufModel) -> ModelFiles:
     return ModelFiles(root, shards, (), unused, gguf)
 
 
-def _in_folder(root: Path, folder: Path) -> tuple[list[Shard], Index | None]:
+def _in_folder(root: Path, folder: Path) -> tuple[list[WeightFile], Index | None]:
     # The names of a pipeline's tensors begin with its component, and the names of files with its folder.
     prefix, inside = ("", "") if folder == root else (f"{folder.name}.", f"{folder.name}/")
     listing = weight_files(folder)
@@ -179,13 +179,15 @@ def _in_folder(root: Path, folder: Path) -> tuple[list[Shard], Index | None]:
     return shards, Index(inside + listing.index.name, prefix, listing.content) if listing.index else None
 
 
-def _shard(path: Path, name: str, prefix: str) -> Shard:
+def _shard(path: Path, name: str, prefix: str) -> WeightFile:
     stored = read_safetensors(path)
     assert stored.file
     # The header is read once more as bytes, because parsing it loses its order of fields and its spaces.
     length = stored.file.read(0, 8)
     header = stored.file.read(8, int.from_bytes(length, "little"))
-    return Shard(name, prefix, stored, length + header, offsets_of(header))
+    offsets = offsets_of(header)
+    # With the names of the tensors, so that they are held once.
+    return WeightFile(name, prefix, stored, length + header, {key: offsets[key] for key in stored.tensors})
 
 
 def offsets_of(header: bytes) -> dict[str, int]:

@@ -19,9 +19,9 @@ from loralens.formats.files.container import DTYPES, header_bytes, tensor_pieces
 from loralens.formats.files.disk import write_at
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.relative_name import path_to_write
-from loralens.formats.models.model_copy import CopyOptions, WriteJob, new_copy, write_tensors, write_text
+from loralens.formats.models.model_copy import CopyOptions, WriteJob, new_copy, write_jobs, write_text
 from loralens.formats.models.model_copy import Fill as Fill
-from loralens.formats.models.model_files import Index, ModelFiles, Shard, offsets_of
+from loralens.formats.models.model_files import Index, ModelFiles, WeightFile, offsets_of
 
 # Headers come only from an undo file, so a bad header means that this file is damaged.
 _DAMAGED = "the undo file is damaged: use another copy"
@@ -97,7 +97,7 @@ def write_model(
             opened.callback(os.close, fd)
             parts = frozenset(dropped), homes or {}, (headers or {}).get(shard.name)
             jobs += _jobs(shard, fd, files, changes, fill, *parts)
-        write_tensors(part, jobs, options)
+        write_jobs(part, jobs, options)
 
 
 def copy_bytes(tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> int:
@@ -135,7 +135,7 @@ def _index_text(
     return dumps({**index.content, "metadata": metadata, "weight_map": names})
 
 
-def _shard_for(key: str, files: ModelFiles, homes: Mapping[str, str]) -> Shard:
+def _shard_for(key: str, files: ModelFiles, homes: Mapping[str, str]) -> WeightFile:
     """The shard for a tensor that the model does not have: that of its home, or the last one of its component."""
     if key in homes:
         home = homes[key]
@@ -155,7 +155,7 @@ def _spec(key: str, tensors: Mapping[str, LazyArray], changes: Mapping[str, Chan
 
 
 def _jobs(
-    shard: Shard,
+    shard: WeightFile,
     fd: int,
     files: ModelFiles,
     changes: Mapping[str, Change],

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self, final
 
@@ -155,6 +154,8 @@ def output_digest(path: Path) -> str | None:
 
 def files_digest(files: Sequence[Path]) -> str:
     """SHA-256 of the names and contents of those of the files that exist; times do not count."""
+    from hashlib import sha256  # it loads OpenSSL, and runs of one adapter need no hash
+
     hasher = sha256()
     for file in files:
         if not file.exists():

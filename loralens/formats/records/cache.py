@@ -3,7 +3,6 @@
 import os
 import re
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import final
 from zlib import crc32
@@ -34,6 +33,8 @@ def default_folder() -> Path:
 
 def weight_digest(weight: Weight) -> str:
     """SHA-256 of the numbers, dtype, shape and orientation of a weight, which is read a block of rows at a time."""
+    from hashlib import sha256  # it loads OpenSSL, and reports without a base import this module
+
     stored = weight.stored
     hasher = sha256(f"{VERSION} {stored.dtype} {stored.shape} {weight.transposed}".encode())
     for _, block in weight.blocks():

@@ -68,10 +68,10 @@ def read_evaluation(path: Path) -> StoredEvaluation:
             raise FormatError("is not an evaluation: it lacks the model, the task, the texts or the adapters", fix=_FIX)
         if not adapters:
             raise FormatError("is an evaluation without adapters or measures", fix=_FIX)
-        return StoredEvaluation(model, task, data, texts, [_measured(entry) for entry in adapters])
+        return StoredEvaluation(model, task, data, texts, [_parse_adapter(entry) for entry in adapters])
 
 
-def _measured(entry: Any) -> MeasuredAdapter:
+def _parse_adapter(entry: Any) -> MeasuredAdapter:
     if not isinstance(entry, dict):
         raise FormatError("is not an evaluation: an adapter is not an object", fix=_FIX)
     numbers = dict(entry)

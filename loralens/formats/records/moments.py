@@ -26,7 +26,7 @@ KEY = "loralens.moments"
 INPUTS_KEY = "loralens.input_moments"  # of another file with moments (`loralens.formats.records.input_moments`)
 VERSION = 1
 LARGEST = 1e150  # of an entry: products of two such entries, as an eigenvalue routine makes them, stay finite
-# Relative to the largest entry: how far K may be from symmetric, and how far below 0 an eigenvalue may be.
+# How far K may be from symmetric, and how far below 0 an eigenvalue may be, relative to the largest entry.
 ROUNDING = 1e-4
 _AGAIN = "measure them again: loralens calibrate"
 

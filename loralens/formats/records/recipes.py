@@ -66,7 +66,7 @@ def _from_toml(path: Path) -> Recipe:
         if file.size > LONGEST:
             raise FormatError(f"{file.size:,} bytes are too many for a recipe", fix="give the path of a recipe")
         text = file.read(0, file.size).decode("utf-8")
-        # Before tomllib sees it.
+        # This is checked before tomllib sees the text.
         if _DEEP.search(text):
             raise FormatError(f"has a name of more than {DEEPEST} parts", fix="give the path of a recipe")
         content = tomllib.loads(text)

@@ -146,19 +146,19 @@ def _short(text: object) -> str:
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
-def _parsed(header: Mapping[str, str], key: str) -> Any:
+def _parse(header: Mapping[str, str], key: str) -> Any:
     text = header.get(key, "")
     return json_or_none(text) if 0 < len(text) <= PARSED else None
 
 
 def _from_json(header: Mapping[str, str], key: str, field: str) -> str | None:
-    parsed = _parsed(header, key)
+    parsed = _parse(header, key)
     value = parsed.get(field) if isinstance(parsed, dict) else None
     return _short(value) if isinstance(value, int | float | str) else None
 
 
 def _trainer(header: Mapping[str, str]) -> str | None:
-    software = _parsed(header, "software")
+    software = _parse(header, "software")
     if isinstance(software, dict) and isinstance(software.get("name"), str):
         version = software.get("version")
         return _short(f"{software['name']} {version}" if isinstance(version, str | int | float) else software["name"])
@@ -174,7 +174,7 @@ def _arguments(header: Mapping[str, str]) -> str:
         for word, key in (("dim", "ss_network_dim"), ("alpha", "ss_network_alpha"))
         if key in header
     ]
-    arguments = _parsed(header, "ss_network_args")
+    arguments = _parse(header, "ss_network_args")
     pairs = (
         [f"{_short(name)}={_short(value)}" for name, value in arguments.items()] if isinstance(arguments, dict) else []
     )
@@ -197,14 +197,17 @@ def _date(header: Mapping[str, str]) -> str | None:
 
 
 def _datasets(header: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    parsed = _parsed(header, "ss_datasets")
+    parsed = _parse(header, "ss_datasets")
     return [each for each in parsed if isinstance(each, dict)] if isinstance(parsed, list) else []
 
 
 def _tags(header: Mapping[str, str]) -> "Counter[str]":
     """The tags of all folders, and the number of images that have them."""
     counts: Counter[str] = Counter()
-    for folders in (_parsed(header, "ss_tag_frequency"), *(each.get("tag_frequency") for each in _datasets(header))):
+    for folders in (
+        _parse(header, "ss_tag_frequency"),
+        *(each.get("tag_frequency") for each in _datasets(header)),
+    ):
         if not isinstance(folders, dict):
             continue
         for tags in folders.values():
@@ -220,7 +223,7 @@ def _tags(header: Mapping[str, str]) -> "Counter[str]":
 
 def _folders(header: Mapping[str, str]) -> Iterator[Folder]:
     """The folders of images. sd-scripts takes the repeats and the trigger words from their names: ``10_sks dog``."""
-    parsed = _parsed(header, "ss_dataset_dirs")
+    parsed = _parse(header, "ss_dataset_dirs")
     for path, about in list(parsed.items())[:MOST_TAGS] if isinstance(parsed, dict) else ():
         about = about if isinstance(about, dict) else {}
         repeats, images = about.get("n_repeats"), about.get("img_count")

@@ -5,7 +5,8 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, Self, final
@@ -14,10 +15,11 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.files.container import Stored, header_parts, read_safetensors, sort_by_width
+from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.container import Named, by_width, header_size, read_safetensors
 from loralens.formats.files.disk import write_at
-from loralens.formats.files.json_text import json_or_none, json_text
-from loralens.formats.files.writing import write_safetensors
+from loralens.formats.files.json_text import json_or_none, object_pieces
+from loralens.formats.files.writing import write_tensors
 
 KEY = "loralens_undo"
 NAME = "undo.loralens"
@@ -50,23 +52,39 @@ class Spool:
                 self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed when the context ends
             file, start, self._end = self._file.fileno(), self._end, self._end + len(data)
         write_at(file, data, start)
-        size = len(data)
-
-        def numbers(first: int, last: int) -> Array:
-            return np.frombuffer(os.pread(file, last - first, start + first), np.uint8)
-
-        return LazyArray(lambda: numbers(0, size), shape=(size,), dtype=np.uint8, numbers=numbers)
+        return LazyArray(None, shape=(len(data),), dtype=np.uint8, numbers=_KeptBytes(file, start))
 
 
-def write_undo(tensors: Mapping[str, LazyArray], content: Mapping[str, Any], path: Path) -> None:
-    """Write an undo file, which appears complete or not at all."""
-    write_safetensors(Stored(dict(tensors), {KEY: json_text(content)}), path)
+@final
+class _KeptBytes:
+    """Bytes of a spool from their first to their last index; called by `LazyArray`, and smaller than a function."""
+
+    __slots__ = ("_file", "_start")
+
+    def __init__(self, file: int, start: int) -> None:
+        self._file, self._start = file, start
+
+    def __call__(self, first: int, last: int) -> Array:
+        return np.frombuffer(os.pread(self._file, last - first, self._start + first), np.uint8)
 
 
-def undo_size(tensors: Mapping[str, LazyArray], content: Mapping[str, Any]) -> int:
+Content = Callable[[], Iterable[tuple[str, Any]]]  # the fields of the JSON object, as `object_pieces` takes them
+
+
+def write_undo(tensors: Callable[[], Named], content: Content, path: Path) -> None:
+    """Write an undo file, which appears complete or not at all.
+
+    Only loralens reads undo files, so `safetensors` does not check them: it would take four times the memory of all
+    names. ``tensors`` is called several times.
+    """
+    with atomic_file(path) as stream:
+        write_tensors(stream, partial(by_width, tensors), {KEY: object_pieces(content())})
+
+
+def undo_size(tensors: Callable[[], Named], content: Content) -> int:
     """The bytes of the file that `write_undo` would write; no number is read."""
-    header = header_parts(sort_by_width(tensors), {KEY: json_text(content)})
-    return sum(map(len, header)) + sum(tensor.nbytes for tensor in tensors.values())
+    header = header_size(by_width(tensors), {KEY: object_pieces(content())})
+    return header + sum(tensor.nbytes for _, tensor in tensors())
 
 
 def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:

@@ -90,17 +90,16 @@ def cut_watch_log(path: Path, step: int) -> str:
     """The text of a log without the looks after a step; empty if its first line is not whole."""
     with disk_errors(path):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    kept: list[str] = []
+    earlier_lines: list[str] = []
     for line in lines:
         entry = json_or_none(line)
         # Lines that a kill cut off are not objects.
-        if isinstance(entry, dict) and ("watch" in entry if not kept else _is_until(entry.get("step"), step)):
-            kept.append(line)
-    return "".join(kept)
-
-
-def _is_until(value: Any, step: int) -> bool:
-    return type(value) is int and value <= step
+        if not isinstance(entry, dict):
+            continue
+        number = entry.get("step")
+        if (type(number) is int and number <= step) if earlier_lines else "watch" in entry:
+            earlier_lines.append(line)
+    return "".join(earlier_lines)
 
 
 def read_watch_log(path: Path) -> list[LoggedLook]:
@@ -122,21 +121,21 @@ def read_watch_log(path: Path) -> list[LoggedLook]:
             raise FormatError(
                 f"is a log of version {entries[0]['watch']}, and this release reads {VERSION}", fix="update loralens"
             )
-        described = _described(entries[0].get("modules"))
+        described = _shapes_and_ranks(entries[0].get("modules"))
         looks = {look.step: look for entry in entries[1:] if (look := _look(entry, described)) is not None}
     return [looks[step] for step in sorted(looks)]
 
 
-def _described(modules: Any) -> dict[str, tuple[tuple[int, int], int]]:
+def _shapes_and_ranks(modules: Any) -> dict[str, tuple[tuple[int, int], int]]:
     """Shape and rank of every module."""
     described = {}
     for name, about in modules.items() if isinstance(modules, dict) else ():
         shape, rank = (about.get("shape"), about.get("rank")) if isinstance(about, dict) else (None, None)
         sizes = shape if isinstance(shape, list) else []
-        whole = [number for number in (*sizes, rank) if type(number) is int and 0 < number < 2**63]
-        if len(sizes) != 2 or len(whole) != 3 or not is_safe_text(name):
+        numbers = [number for number in (*sizes, rank) if type(number) is int and 0 < number < 2**63]
+        if len(sizes) != 2 or len(numbers) != 3 or not is_safe_text(name):
             raise FormatError(f"its first line does not describe {name!a:.80}", fix=FIX)
-        described[name] = ((whole[0], whole[1]), whole[2])
+        described[name] = ((numbers[0], numbers[1]), numbers[2])
     if not described:
         raise FormatError("its first line names no modules", fix=FIX)
     return described

@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 
 from loralens.choices import RoundingMode
-from loralens.core.coded_weight import CodedWeight, Codes, GridRows
+from loralens.core.few_bits.coded_weight import CodedWeight, Codes, GridRows
 from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.linalg.device import Device
 from loralens.linalg.draws import Draws

@@ -12,7 +12,7 @@ from loralens.errors import FormatError
 from loralens.linalg.few_bits.ggml_blocks import BLOCK, BlockType
 from loralens.merging.apply import TensorMerge
 from loralens.merging.low_bit.quantised import QuantisedRecord
-from loralens.merging.low_bit.record import in_file_order
+from loralens.merging.low_bit.record import tensor_in_file_order
 from loralens.merging.plan import TensorPlan
 from loralens.merging.record import StoredCodes, TensorRecord
 
@@ -70,7 +70,7 @@ class BlocksRecorder:
             elif self._hashes:
                 waiting.append((block.start, rows))
             yield rows
-        for tensor in in_file_order(self._order, iter(waiting)) if self._order is not None else ():
+        for tensor in tensor_in_file_order(self._order, iter(waiting)) if self._order is not None else ():
             self._record.take_stored(tensor)
 
     def record(self) -> TensorRecord:

@@ -69,19 +69,19 @@ class Nf4Recorder:
 
     def blocks(self) -> Iterator[Array]:
         """Yield the part in order. When all has been taken, `record` is complete."""
-        for numbers in self._made():
+        for numbers in self._new_rows():
             self._record.take_stored(numbers)
             yield numbers
 
-    def _made(self) -> Iterator[Array]:
+    def _new_rows(self) -> Iterator[Array]:
         if self._part == ".quant_map":
             yield LEVELS
         elif self._part == ".quant_state.bitsandbytes__nf4":
             yield _state(self._merge.plan)
         else:
-            yield from self._quantised()
+            yield from self._quantise_rows()
 
-    def _quantised(self) -> Iterator[Array]:
+    def _quantise_rows(self) -> Iterator[Array]:
         pending = np.empty(0, np.float32)
         total, done = self._merge.plan.matrix[0] * self._merge.plan.matrix[1], 0
         for block in self._merge.blocks():
@@ -95,14 +95,14 @@ class Nf4Recorder:
             if self._measured:
                 self._record.take_numbers(block, dequantise_nf4(codes, absmax).reshape(block.merged.shape))
             pending = pending[size:].copy()
-            yield absmax if self._part else _packed(codes)
+            yield absmax if self._part else _pack_nibbles(codes)
 
     def record(self) -> TensorRecord:
         """The record of all blocks; that of a part beside the codes has only a hash."""
         return self._record.record()
 
 
-def _packed(codes: NDArray[np.uint8]) -> Array:
+def _pack_nibbles(codes: NDArray[np.uint8]) -> Array:
     """Two codes in a byte, the first in the high nibble, shape (bytes, 1)."""
     if codes.size % 2:
         # The byte that is left over holds the code of 0, as bitsandbytes pads the numbers.

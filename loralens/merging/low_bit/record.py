@@ -7,7 +7,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.coded_weight import CodedWeight, Codes
+from loralens.core.few_bits.coded_weight import CodedWeight, Codes
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError
 from loralens.merging.low_bit.apply import CodesMerge
@@ -116,7 +116,7 @@ def encode_rows(weight: CodedWeight, blocks: Iterator[tuple[int, Codes]]) -> Ite
         for start, codes in blocks:
             yield encode(start, codes)
     else:
-        yield from in_file_order(weight.row_order, ((start, encode(start, codes)) for start, codes in blocks))
+        yield from tensor_in_file_order(weight.row_order, ((start, encode(start, codes)) for start, codes in blocks))
 
 
 def hashed_rows(
@@ -141,11 +141,11 @@ def hashed_rows(
             parts.append((start, rows))
         yield rows
     if weight.row_order is not None and digest is not None:
-        for tensor in in_file_order(weight.row_order, iter(parts)):
+        for tensor in tensor_in_file_order(weight.row_order, iter(parts)):
             feed_hash(digest, tensor)
 
 
-def in_file_order(order: NDArray[np.intp], blocks: Iterator[tuple[int, Bytes]]) -> Iterator[Bytes]:
+def tensor_in_file_order(order: NDArray[np.intp], blocks: Iterator[tuple[int, Bytes]]) -> Iterator[Bytes]:
     """The bytes of all rows in the order of the file. An expert is a part of a stored tensor and begins within it."""
     tensor, first = None, int(order.min()) if len(order) else 0
     for start, rows in blocks:

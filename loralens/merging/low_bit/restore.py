@@ -5,7 +5,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from loralens.core.coded_weight import CodedWeight, Codes
+from loralens.core.few_bits.coded_weight import CodedWeight, Codes
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, MismatchError
 from loralens.merging.low_bit.record import codes_as_bytes, hashed_rows
@@ -44,11 +44,11 @@ def restore_codes(
     if weight is None or weight.grid is None or weight.encode is None or weight.shape != undo.matrix:
         raise MismatchError("is not stored as codes that a merge could have moved", fix=ANOTHER)
     digest = sha256()
-    yield from hashed_rows(weight, _restored(undo, weight), digest, ordered=ordered)
+    yield from hashed_rows(weight, _restore_blocks(undo, weight), digest, ordered=ordered)
     check_restored(undo, digest.hexdigest())
 
 
-def _restored(undo: TensorUndo, weight: CodedWeight) -> Iterator[tuple[int, Codes]]:
+def _restore_blocks(undo: TensorUndo, weight: CodedWeight) -> Iterator[tuple[int, Codes]]:
     assert weight.grid is not None
     reader = PatchReader(undo.patch, 1)
     for start, stop in row_ranges(*undo.matrix):

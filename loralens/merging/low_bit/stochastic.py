@@ -24,7 +24,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.coded_weight import Codes, GridRows
+from loralens.core.few_bits.coded_weight import Codes, GridRows
 from loralens.errors import FormatError
 from loralens.linalg.draws import WIDE_STEPS, Draws
 from loralens.linalg.exact import Singles
@@ -60,7 +60,7 @@ def asked_moves(grid: GridRows, D: Singles) -> Floats:
     """
     if not np.isfinite(D).all():
         raise FormatError("the update leaves float32", fix="check the adapter's α and scale with loralens doctor")
-    moves = np.multiply(per_column(_inverse(grid.step), grid), _grouped(D, grid), dtype=np.float64).reshape(D.shape)
+    moves = np.multiply(per_column(_inverse(grid.step), grid), _in_groups(D, grid), dtype=np.float64).reshape(D.shape)
     return moves if grid.levels is None else _along_levels(grid, grid.levels, moves)
 
 
@@ -118,12 +118,12 @@ def group_size(grid: GridRows) -> int | None:
 
 
 def per_column(values: NDArray[np.floating], grid: GridRows) -> NDArray[np.floating]:
-    """Values (rows, groups) in a shape that broadcasts with what `_grouped` returns."""
+    """Values (rows, groups) in a shape that broadcasts with what `_in_groups` returns."""
     # Broadcasting is several times as fast as indexing every column.
     return values[:, :, None] if group_size(grid) else values[:, grid.group_of_column]
 
 
-def _grouped(D: NDArray[np.floating], grid: GridRows) -> NDArray[np.floating]:
+def _in_groups(D: NDArray[np.floating], grid: GridRows) -> NDArray[np.floating]:
     """D (rows, columns), with its columns in groups if these are of one size."""
     size = group_size(grid)
     return D.reshape(len(D), -1, size) if size else D

@@ -11,7 +11,7 @@ from math import ceil
 
 import numpy as np
 
-from loralens.core.coded_weight import Codes, GridRows
+from loralens.core.few_bits.coded_weight import Codes, GridRows
 from loralens.errors import MismatchError
 from loralens.linalg.draws import Draws
 from loralens.linalg.exact import Singles

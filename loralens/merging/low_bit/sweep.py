@@ -37,7 +37,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.coded_weight import Codes, GridRows
+from loralens.core.few_bits.coded_weight import Codes, GridRows
 from loralens.core.lazy import Array
 from loralens.errors import FormatError
 from loralens.linalg.exact import Singles
@@ -88,10 +88,10 @@ class SweepMoments:
 
     def energy(self, X: Singles) -> float:
         """Σ x H xᵀ over the rows x of X (m, columns)."""
-        outputs = self.transposed(np.ascontiguousarray(X.T[self.order], dtype=np.float64))
+        outputs = self.multiply_transposed(np.ascontiguousarray(X.T[self.order], dtype=np.float64))
         return float(np.vdot(outputs * self.pivots[:, None], outputs))
 
-    def transposed(self, X: Floats) -> Floats:
+    def multiply_transposed(self, X: Floats) -> Floats:
         """Cᵀ X, for X (n, m) with its columns in the order of the sweep."""
         product = X.copy()
         for start in range(0, len(X), COLUMNS):
@@ -169,11 +169,11 @@ def _factorise(H: Floats, least: float) -> Floats:
             column = H[:j, j] / pivots[j]
             H[:j, start:j] -= np.outer(H[:j, j], column[start:])
             H[:j, j] = column
-        beside = H[:start, start:stop]
+        above = H[:start, start:stop]
         for first in range(0, start, PANEL):
             rows = slice(first, min(first + PANEL, start))
             # Only what lies above the diagonal is read later.
-            H[rows, first:start] -= _exact_product(beside[rows] * pivots[start:stop], beside[first:].T)
+            H[rows, first:start] -= _exact_product(above[rows] * pivots[start:stop], above[first:].T)
     return pivots
 
 
@@ -191,21 +191,21 @@ def sweep_rows(grid: GridRows, D: Singles, moments: SweepMoments) -> DrawnCodes:
     # All arrays have the columns first here, since the sweep visits one column after the other.
     columns = _Columns(grid, moments.order)
     update = np.ascontiguousarray(D.T[moments.order], dtype=np.float64)
-    held = _held_gains(update, moments)
+    gains = _held_gains(update, moments)
     asked: Floats = np.zeros(update.shape)  # f
     left: Floats = np.zeros((2, update.shape[1]))  # g
     for start in range(0, len(update), COLUMNS):
         stop = min(start + COLUMNS, len(update))
         C, errors = moments.block(start, stop), np.empty((stop - start, update.shape[1]))
         for j in range(start, stop):
-            pulled = left[0] * held.pull[0][j] + left[1] * held.pull[1][j]
+            pulled = left[0] * gains.pull[0][j] + left[1] * gains.pull[1][j]
             error = columns.add(j, update[j] - asked[j] - pulled) - update[j]
-            for gain, along in zip(left, held.along, strict=True):
+            for gain, along in zip(left, gains.along, strict=True):
                 gain += along[j] * (error + asked[j])
             asked[j + 1 : stop] += np.outer(C[j - start, j + 1 - start :], error)
             errors[j - start] = error
         asked[stop:] += moments.after(errors, start, stop)
-    return columns.drawn()
+    return columns.in_weight_order()
 
 
 @final
@@ -256,7 +256,7 @@ def _along_numbers(update: Floats, moments: SweepMoments) -> Floats:
 
 def _along_outputs(update: Floats, moments: SweepMoments) -> Floats:
     """C⁻¹u₂, which is D Cᵀ ΔWᵀ/√(ΔW H ΔWᵀ)."""
-    outputs = moments.transposed(update)
+    outputs = moments.multiply_transposed(update)
     # ΔW H ΔWᵀ is the sum of squares of √D Cᵀ ΔWᵀ.
     outputs *= np.sqrt(moments.pivots)[:, None]
     norm = np.sqrt(_exact_squares(outputs))
@@ -300,7 +300,7 @@ class _Columns:
         self._codes[j] = np.where(change == 0, codes, new)
         return change
 
-    def drawn(self) -> DrawnCodes:
+    def in_weight_order(self) -> DrawnCodes:
         """The codes in the order of the weight, with rows first."""
         back = np.argsort(self._order)
         return DrawnCodes(np.ascontiguousarray(self._codes[back].T), np.ascontiguousarray(self._clipped[back].T))

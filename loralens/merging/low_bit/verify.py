@@ -6,13 +6,13 @@ from typing import final
 
 import numpy as np
 
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.linalg.factor import Floats
 from loralens.merging.fidelity import dot
 from loralens.merging.low_bit.apply import CodesBlock, CodesMerge, added_numbers
 from loralens.merging.verify import ERRORS, HIGH, LOW, TRACE, Outcome, Verdict
 
-# By how much the gains of merges with two seeds may differ beyond the standard error: the clipped part is an estimate.
+# The gains of merges with two seeds may differ by this much beyond the standard error: the clipped part is an estimate.
 NEAR = 0.02
 
 

@@ -55,8 +55,8 @@ class EntryReader:
     def correct(self, r: NDArray[Any]) -> None:
         """Change the `bits` of the next block of R to those of W, in place."""
         entries = self._entries
-        here = slice(entries.ends[self._block - 1] if self._block else 0, entries.ends[self._block])
-        r[entries.places[here]] = entries.numbers[here]
+        block = slice(entries.ends[self._block - 1] if self._block else 0, entries.ends[self._block])
+        r[entries.places[block]] = entries.numbers[block]
         self._block += 1
 
     def finish(self) -> None:
@@ -82,8 +82,8 @@ class Patch:
 
 
 @final
-class Found:
-    """The entries in which W and R differ, found a block at a time."""
+class BlockComparison:
+    """Compares W and R a block of rows at a time, and collects the entries in which they differ."""
 
     __slots__ = ("_blocks", "_writer")
 
@@ -119,8 +119,8 @@ def _differing(w: NDArray[np.uint16], r: NDArray[np.uint16]) -> NDArray[np.int64
     """Where w and r differ: four numbers are compared as one, which takes half the time where few differ."""
     if w.size % 4:
         return np.flatnonzero(w != r)
-    quads, others = w.view(np.uint64), r.view(np.uint64)
-    chosen = np.flatnonzero(quads != others)
-    inside = np.flatnonzero((quads[chosen] ^ others[chosen]).view(np.uint16) != 0)
+    w_quads, r_quads = w.view(np.uint64), r.view(np.uint64)
+    chosen = np.flatnonzero(w_quads != r_quads)
+    inside = np.flatnonzero((w_quads[chosen] ^ r_quads[chosen]).view(np.uint16) != 0)
     places: NDArray[np.int64] = chosen[inside >> 2] * 4 + (inside & 3)
     return places

@@ -14,8 +14,7 @@ from loralens.merging.dora_factors import DoraFactors
 from loralens.merging.matrix import Buffer
 from loralens.merging.plan import TensorPlan
 from loralens.merging.resident.shards import Shard
-from loralens.merging.resident.sixteen_bits import RoundedMerge, merge_sixteen_bits, restore_sixteen_bits
-from loralens.merging.resident.task import Task
+from loralens.merging.resident.sixteen_bits import RoundedMerge, Task, merge_sixteen_bits, restore_sixteen_bits
 from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter
 from loralens.merging.undo.restore import subtract_updates
 
@@ -71,7 +70,7 @@ def merge_weight(
     task: Task,
     *,
     shard: Shard | None = None,
-    whole: LazyArray | None = None,
+    whole_weight: LazyArray | None = None,
     with_torch: bool = False,
     hold: bool = False,
 ) -> tuple[Array, Undo]:
@@ -86,7 +85,7 @@ def merge_weight(
     task : Task
     shard : Shard or None
         The rows that W has of a weight that several processes share. They get the bits that they have in the whole.
-    whole : LazyArray or None
+    whole_weight : LazyArray or None
         The whole weight of the base, which is read only for DoRA, whose norms need all rows.
     with_torch : bool
         Let torch merge a whole weight of 16 bits, which changes no bit of W'.
@@ -99,7 +98,7 @@ def merge_weight(
     plan = _with_factors(plan) if hold else plan
     within = shard.rows_of(plan.matrix) if shard else None
     # `plan.base` reads the memory of the model, which may hold merged numbers by now. W has those of the base.
-    merge = prepare_merge(replace(plan, base=_source(W, plan, shard, whole)), dtype=W.dtype, within=within)
+    merge = prepare_merge(replace(plan, base=_source(W, plan, shard, whole_weight)), dtype=W.dtype, within=within)
     replaced = plan.replacement is not None
     first, last = within or (0, plan.matrix[0])
     result = np.empty((last - first, plan.matrix[1]), W.dtype)
@@ -110,8 +109,8 @@ def merge_weight(
             writer.block(block.stored, block.subtract(buffer.of(block.merged.shape)))
     # A patch against unrelated numbers would be as large as the weight, and a copy is faster.
     patch, copy = (None, W.copy()) if replaced else (writer.finish(), None)
-    kept = _factor_bytes(plan) if hold else 0
-    return result.reshape(W.shape), MergedWeight(task, plan, merge.slab_factors, patch, copy, kept, shard)
+    factor_bytes = sum(term.nbytes for slab in plan.slabs for _, term in slab.terms) if hold else 0
+    return result.reshape(W.shape), MergedWeight(task, plan, merge.slab_factors, patch, copy, factor_bytes, shard)
 
 
 def _with_factors(plan: TensorPlan) -> TensorPlan:
@@ -120,16 +119,12 @@ def _with_factors(plan: TensorPlan) -> TensorPlan:
     return replace(plan, slabs=tuple(slabs))
 
 
-def _factor_bytes(plan: TensorPlan) -> int:
-    return sum(term.nbytes for slab in plan.slabs for _, term in slab.terms)
-
-
-def _source(W: Array, plan: TensorPlan, shard: Shard | None, whole: LazyArray | None) -> LazyArray:
+def _source(W: Array, plan: TensorPlan, shard: Shard | None, whole_weight: LazyArray | None) -> LazyArray:
     """The weight of the base as far as it is needed."""
     if shard is None:
         return LazyArray.of(W)
-    if whole is not None and any(slab.magnitude for slab in plan.slabs):
-        return LazyArray.of(whole.read())
+    if whole_weight is not None and any(slab.magnitude for slab in plan.slabs):
+        return LazyArray.of(whole_weight.read())
     return shard.as_part(W)
 
 

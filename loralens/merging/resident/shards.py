@@ -65,12 +65,12 @@ class Shard:
         return LazyArray(read, shape=self.shape, dtype=own.dtype, numbers=numbers)
 
 
-def gather(own: "Tensor", like: "Tensor") -> "Tensor":
+def gather_shards(own: "Tensor", like: "Tensor") -> "Tensor":
     """The whole weight, from the rows ``own`` of every process; all processes must call this at the same time."""
     from torch.distributed.tensor import DTensor
 
     distributed: Any = like
-    whole: Tensor = DTensor.from_local(
+    whole_weight: Tensor = DTensor.from_local(
         own, distributed.device_mesh, distributed.placements, run_check=False, shape=like.shape, stride=like.stride()
     ).full_tensor()
-    return whole
+    return whole_weight

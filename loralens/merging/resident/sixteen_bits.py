@@ -19,9 +19,10 @@ from loralens.linalg.factor import Scratch
 from loralens.linalg.narrow import NarrowProduct
 from loralens.merging.matrix import cuts
 from loralens.merging.plan import TensorPlan
-from loralens.merging.resident.differences import Found, Patch
-from loralens.merging.resident.task import Task
+from loralens.merging.resident.differences import BlockComparison, Patch
 from loralens.merging.undo.patch import bits
+
+Task = tuple[tuple[str, float], ...]  # what is merged: names of adapters and their weights; empty for the base
 
 BLOCK = 1 << 16  # numbers in a block of rows: all arrays of a block stay in the cache of a core
 DTYPES = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
@@ -95,7 +96,7 @@ def _merge_rows(
     import torch
 
     factors = {start: one.factors() for start, one in products.items()}
-    result, found = np.empty(W.shape, W.dtype), Found()
+    result, comparison = np.empty(W.shape, W.dtype), BlockComparison()
     stored, merged = _tensor(W), _tensor(result)
     shape: tuple[int, ...] = ()
     # Both ways give the same bits, as the product is exact; torch takes half the time.
@@ -108,7 +109,7 @@ def _merge_rows(
             rounded = _tensor(R)
         if slab is None:
             result[start:stop] = rows
-            found.compare(rows, rows)
+            comparison.compare(rows, rows)
             continue
         first, last = start - slab.start, stop - slab.start
         piece = exact[slab.start].pieces[0]
@@ -118,8 +119,8 @@ def _merge_rows(
         merged[start:stop].copy_(total.copy_(stored[start:stop]).add_(product))
         B, A = factors[slab.start]
         _subtract(merged[start:stop], B[first:last], A, product, total, rounded, by_torch=by_torch)
-        found.compare(rows, R)
-    return result, found.patch()
+        comparison.compare(rows, R)
+    return result, comparison.patch()
 
 
 def restore_sixteen_bits(W: Array, undo: RoundedMerge) -> Array:

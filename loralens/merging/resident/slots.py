@@ -14,7 +14,7 @@ import numpy as np
 from loralens.core.attached import Tree
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import MismatchError, OptionError
-from loralens.merging.resident.shards import Shard, gather
+from loralens.merging.resident.shards import Shard, gather_shards
 
 if TYPE_CHECKING:  # importing torch takes 1.4 s, so functions that use it import it
     from torch import Tensor, nn
@@ -51,7 +51,7 @@ class ArraySlot:
         """The array itself, which must not be modified."""
         return self._array
 
-    def whole(self, own: Array) -> Array:
+    def whole_weight(self, own: Array) -> Array:
         """The whole weight: ``own`` itself."""
         return own
 
@@ -102,12 +102,12 @@ class TensorSlot:
         """The memory of the parameter, or a copy if it is on another device than the CPU. It must not be modified."""
         return _numpy(self._own(), self.dtype)
 
-    def whole(self, own: Array) -> Array:
+    def whole_weight(self, own: Array) -> Array:
         """The whole weight, of which this process has ``own``; all processes that share it must call this."""
         if not self.is_divided:
             return own
         tensor = self._own()
-        return _numpy(gather(_tensor(own, tensor.dtype).to(tensor.device), self._parameter()), self.dtype)
+        return _numpy(gather_shards(_tensor(own, tensor.dtype).to(tensor.device), self._parameter()), self.dtype)
 
     def write(self, array: Array) -> None:
         """Copy the array into the storage of the parameter."""
@@ -204,7 +204,7 @@ def has_conv1d_layers(model: "nn.Module | Mapping[str, Array]") -> bool:
 
 def lazy_weight(slot: WeightSlot) -> LazyArray:
     """The whole weight as a `LazyArray`, which matching and merging need."""
-    return LazyArray(lambda: slot.whole(slot.read()), shape=slot.shape, dtype=slot.dtype)
+    return LazyArray(lambda: slot.whole_weight(slot.read()), shape=slot.shape, dtype=slot.dtype)
 
 
 def check_slot_writable(key: str, slot: WeightSlot) -> None:

@@ -16,6 +16,7 @@ from loralens.merging.plan import MergePlan, TensorPlan
 from loralens.merging.record import hash_rows
 from loralens.merging.resident.held import HeldAdapter, ViewedAdapter
 from loralens.merging.resident.resident import Undo, merge_weight, restore_weight
+from loralens.merging.resident.sixteen_bits import Task
 from loralens.merging.resident.slots import (
     TensorSlot,
     WeightSlot,
@@ -25,7 +26,6 @@ from loralens.merging.resident.slots import (
     slots_of,
 )
 from loralens.merging.resident.switchboard_state import MemoryUse, SwitchboardState
-from loralens.merging.resident.task import Task
 from loralens.merging.tied_weights import have_same_change
 
 if TYPE_CHECKING:  # importing torch takes 1.4 s, and only its type is needed
@@ -102,7 +102,7 @@ class Switchboard:
         self._merged: dict[str, Undo] = {}
         # The requested task, and the weights that it changes.
         self._goal: tuple[Task, frozenset[str]] = ((), frozenset())
-        # Set before the first byte is written and cleared after the last, so that an interrupted write is repeated.
+        # Set before the first byte is written and cleared after the last one, this repeats an interrupted write.
         self._writing: tuple[str, Made] | None = None  # the weight that is being written, and its new numbers
         self._plans: dict[Task, Mapping[str, TensorPlan]] = {(): {}}  # of the base, and of every adapter alone
         self._hashes: dict[str, str] = {}
@@ -159,7 +159,7 @@ class Switchboard:
                     tensors[key],
                     target,
                     shard=slot.shard,
-                    whole=LazyArray(lambda: slot.whole(W), shape=slot.shape, dtype=slot.dtype),
+                    whole_weight=LazyArray(lambda: slot.whole_weight(W), shape=slot.shape, dtype=slot.dtype),
                     # The model is one of torch, which is loaded then.
                     with_torch=key in self._finite and isinstance(slot, TensorSlot),
                     hold=self._hold is ViewedAdapter,

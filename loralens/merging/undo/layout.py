@@ -32,7 +32,7 @@ factors, or null).
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -51,6 +51,7 @@ from loralens.merging.undo.entry import check_arrays, check_entry, check_factor,
 from loralens.merging.undo.patch import Blob
 from loralens.merging.undo.restore import TensorUndo
 
+PIECE = 1 << 16  # letters that are hashed at a time
 VERSION = 1
 WITH_CODES = 2  # the version of files with codes, which older readers would take for floats
 _DAMAGED = "the undo file is damaged: use another copy"
@@ -58,63 +59,69 @@ _DAMAGED = "the undo file is damaged: use another copy"
 
 def text_digest(headers: Mapping[str, str], texts: Mapping[str, str]) -> str:
     """The SHA-256 of the texts of an undo file; its arrays have hashes of their own."""
+    digest = sha256()
     # Sorted and in ASCII, so that the digest depends on the texts alone.
-    content = json.dumps([sorted(headers.items()), sorted(texts.items())], ensure_ascii=True)
-    return sha256(content.encode("ascii")).hexdigest()
+    for part in json.JSONEncoder(ensure_ascii=True).iterencode([sorted(headers.items()), sorted(texts.items())]):
+        # In pieces, since the header of a large base is long.
+        for start in range(0, len(part), PIECE):
+            digest.update(part[start : start + PIECE].encode("ascii"))
+    return digest.hexdigest()
 
 
-def pack_record(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, Any]]:
-    """The arrays and the JSON entry of one tensor."""
-    plan, patch = record.plan, record.patch
-    if record.stored is not None:
-        return _pack_codes(record)
-    assert plan.base is not None
+def pack_arrays(record: TensorRecord) -> dict[str, LazyArray]:
+    """The arrays of one tensor by what follows its key in their names."""
+    patch = record.patch
     assert patch is not None
-    arrays = {f"{plan.key}#patch.{i}": stream for i, stream in enumerate(patch.streams)}
-    factors = record.against == "subtracted"
-    # Factors are only needed if unmerging subtracts the update. Otherwise the merged tensor and the patch are enough.
-    for slab in plan.slabs if factors else ():
+    arrays = {f"#patch.{i}": stream for i, stream in enumerate(patch.streams)}
+    for slab in _packed_slabs(record):
         if slab.start in record.slab_factors:
-            arrays[f"{plan.key}#gain.{slab.start}"] = LazyArray.of(record.slab_factors[slab.start].values)
+            arrays[f"#gain.{slab.start}"] = LazyArray.of(record.slab_factors[slab.start].values)
         for i, (_, update) in enumerate(slab.terms):
             B, A = update.factors
-            arrays |= {f"{plan.key}#B.{slab.start}.{i}": B, f"{plan.key}#A.{slab.start}.{i}": A}
-    entry = {
-        "dtype": str(plan.base.dtype),
-        "shape": list(plan.base.shape),
-        "matrix": list(plan.matrix if plan.base.shape == plan.shape else as_matrix(plan.base.shape)),
-        "base": record.base_hash,
-        "merged": record.merged_hash,
-        "coding": patch.coding,
-        "different": patch.different,
-        "against": record.against,
-        "slabs": [_slab_entry(slab, record) for slab in plan.slabs] if factors else [],
-    }
-    return arrays, entry
+            arrays |= {f"#B.{slab.start}.{i}": B, f"#A.{slab.start}.{i}": A}
+    return arrays
 
 
-def _pack_codes(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, Any]]:
-    stored, patch = record.stored, record.patch
-    assert stored is not None
+def pack_entry(record: TensorRecord) -> dict[str, Any]:
+    """The JSON entry of one tensor."""
+    plan, patch, stored = record.plan, record.patch, record.stored
     assert patch is not None
-    entry = {
-        "dtype": str(stored.dtype),
-        "shape": list(stored.shape),
-        "matrix": list(record.plan.matrix),
-        "weight": record.plan.key,
+    outline: dict[str, Any]
+    if stored is not None:
+        outline = {
+            "dtype": str(stored.dtype),
+            "shape": list(stored.shape),
+            "matrix": list(plan.matrix),
+            "weight": plan.key,
+        }
+    else:
+        assert plan.base is not None
+        outline = {
+            "dtype": str(plan.base.dtype),
+            "shape": list(plan.base.shape),
+            "matrix": list(plan.matrix if plan.base.shape == plan.shape else as_matrix(plan.base.shape)),
+        }
+    return outline | {
         "base": record.base_hash,
         "merged": record.merged_hash,
         "coding": patch.coding,
         "different": patch.different,
         "against": record.against,
-        "slabs": [],
+        "slabs": [_slab_entry(slab, record) for slab in _packed_slabs(record)],
     }
-    return {f"{stored.key}#patch.{i}": stream for i, stream in enumerate(patch.streams)}, entry
 
 
-def layout_version(entries: Mapping[str, Mapping[str, Any]]) -> int:
-    """The version of an undo file with these entries."""
-    return WITH_CODES if any(entry["against"] == "codes" for entry in entries.values()) else VERSION
+def _packed_slabs(record: TensorRecord) -> Sequence[Slab]:
+    """The slabs whose factors the undo file holds.
+
+    Factors are only needed if unmerging subtracts the update. Otherwise the merged tensor and the patch are enough.
+    """
+    return record.plan.slabs if record.stored is None and record.against == "subtracted" else ()
+
+
+def layout_version(records: Iterable[TensorRecord]) -> int:
+    """The version of an undo file of these records."""
+    return WITH_CODES if any(record.against == "codes" for record in records) else VERSION
 
 
 def _slab_entry(slab: Slab, record: TensorRecord) -> dict[str, Any]:
@@ -140,7 +147,7 @@ class MergeUndo:
         The JSON entries of all tensors that changed, by key.
     dropped : mapping of str to LazyArray
         Tensors of the base that the merged model does not have.
-    whole : mapping of str to str
+    dropped_hashes : mapping of str to str
         SHA-256 of dropped tensors, by key.
     copies : mapping of str to str
         SHA-256 of the tensors that did not change, by key.
@@ -151,7 +158,7 @@ class MergeUndo:
     entries: Mapping[str, Mapping[str, Any]]
     arrays: Mapping[str, LazyArray]
     dropped: Mapping[str, LazyArray]
-    whole: Mapping[str, str]
+    dropped_hashes: Mapping[str, str]
     copies: Mapping[str, str]
     headers: Mapping[str, str]
     texts: Mapping[str, str]
@@ -221,10 +228,10 @@ def parse_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
 
 
 def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> TensorUndo:
-    """Build the `TensorUndo` of one tensor from its entry and arrays, the inverse of `pack_record`."""
+    """Build the `TensorUndo` of one tensor from its entry and arrays, the inverse of `pack_entry` and `pack_arrays`."""
     check_entry(entry)
     stem = f"{key}#patch."
-    # By number: as text, stream 10 would come before stream 2.
+    # They are sorted by number, since as text stream 10 would come before stream 2.
     names = sorted((name for name in arrays if name.startswith(stem)), key=lambda name: int(name[len(stem) :]))
     streams = tuple(arrays[name] for name in names)
     patch = Blob(entry["coding"], int(entry["different"]), streams)

@@ -51,8 +51,8 @@ class LoRALayer(nn.Module):
         self, base_layer: nn.Module, pair: "Pair", *, scale: float, dropout: float = 0.0, start: "Pair | None" = None
     ) -> None:
         super().__init__()
-        # Before the frozen layer, since torch refuses the name of an attribute that is there: layers of experts are
-        # nested, and the inner one has all these.
+        # They are set before the frozen layer, since torch refuses the name of an attribute that exists: layers of
+        # experts are nested, and the inner one has all these.
         self.B, self.A = nn.Parameter(pair.B), nn.Parameter(pair.A)
         self.register_parameter("magnitude", None)
         # Buffers move to another device with the layer, and no optimiser updates them.
@@ -76,7 +76,7 @@ class LoRALayer(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a parameter of the frozen layer there, since transformers ties weights by setting them."""
-        # Read from __dict__: before nn.Module.__init__ has run, attribute access would recurse.
+        # It is read from __dict__, since attribute access would recurse before nn.Module.__init__ has run.
         base = self.__dict__.get("_modules", {}).get("base_layer")
         if base is not None and name in base._parameters and name not in self._parameters:
             setattr(base, name, value)

@@ -106,7 +106,7 @@ def loss_in_blocks(model: nn.Module, batch: Mapping[str, Any]) -> Iterator[Endin
         # The model's mean over nothing is NaN; 0 has the same gradients.
         return summed / (max(len(places), 1) if num_items_in_batch is None else num_items_in_batch)
 
-    with _replaced(inner, ending.layer, hidden.keep, loss):
+    with _replacing(inner, ending.layer, hidden.keep, loss):
         yield ending
 
 
@@ -267,7 +267,7 @@ def _try_model(model: Any, layer: nn.Module, ids: Tensor) -> Ending | None:
         suppress(Exception),
         torch.random.fork_rng(devices=devices),
         torch.no_grad(),
-        _replaced(model, layer, make, note_logits),
+        _replacing(model, layer, make, note_logits),
     ):
         output = model(input_ids=ids, labels=ids)
     if output is None or len(designs) != 1 or len(arrived) != 1:
@@ -296,9 +296,9 @@ def _text_config(model: Any) -> Any:
 
 
 @contextmanager
-def _replaced(model: Any, layer: nn.Module, forward: Callable[..., Any], loss: Callable[..., Any]) -> Iterator[None]:
+def _replacing(model: Any, layer: nn.Module, forward: Callable[..., Any], loss: Callable[..., Any]) -> Iterator[None]:
     """Replace the output layer and the loss function of a model within the context."""
-    # Set on the instances; their classes keep the originals.
+    # They are set on the instances; the classes keep the originals.
     own = model.__dict__.get("_loss_function")
     layer.__dict__["forward"] = forward
     model.__dict__["_loss_function"] = loss

@@ -1,4 +1,4 @@
-"""The leading singular directions of a weight or of a gradient, the same numbers in every call and on every device."""
+"""The leading singular directions of a weight or of a gradient: the same numbers in every call and on every device."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ SMALL = 128
 VERSION = "loralens directions 1"  # of their computation; it is part of the digest
 
 
-class Directions(NamedTuple):
+class TruncatedSvd(NamedTuple):
     """U (out, r), s (r,) and V (in, r)."""
 
     U: Array
@@ -33,14 +33,14 @@ class Directions(NamedTuple):
 class DirectionStore(Protocol):
     """A place that keeps directions between processes."""
 
-    def read(self, key: str, shape: tuple[int, int], rank: int) -> Directions | None:
+    def read(self, key: str, shape: tuple[int, int], rank: int) -> TruncatedSvd | None:
         """The directions under a key; None if there are none."""
 
-    def write(self, key: str, directions: Directions) -> None:
+    def write(self, key: str, directions: TruncatedSvd) -> None:
         """Keep directions under a key."""
 
 
-_known: dict[str, Directions] = {}  # by a digest of a weight and a rank
+_known: dict[str, TruncatedSvd] = {}  # by a digest of a weight and a rank
 _store: ContextVar[DirectionStore | None] = ContextVar("direction_store", default=None)
 
 
@@ -54,46 +54,46 @@ def keeping_directions(store: DirectionStore) -> Iterator[None]:
         _store.reset(token)
 
 
-def leading_triplets(W: Tensor, rank: int, *, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def truncated_svd(W: Tensor, rank: int, *, keep: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """U (out, r), s (r,) and Vᵀ (r, in), on the device of W.
 
     ``keep`` says whether the same matrix will come again, as a weight does in the next run.
     """
     if W.dtype == torch.float64 or min(W.shape) <= SMALL or not keep:
-        found = _compute(W, rank)
+        svd = _compute(W, rank)
     else:
-        found = _kept(W, rank)
-    U, s, V = (torch.from_numpy(part.copy()).to(W.device) for part in found)
+        svd = _look_up(W, rank)
+    U, s, V = (torch.from_numpy(part.copy()).to(W.device) for part in svd)
     return U, s, V.T
 
 
-def _kept(W: Tensor, rank: int) -> Directions:
+def _look_up(W: Tensor, rank: int) -> TruncatedSvd:
     """The directions of a weight, computed if they are neither known in this process nor in the store."""
     matrix = W.float().cpu().contiguous().numpy()
     key = blake2b(matrix.data, digest_size=32, key=f"{VERSION} {matrix.shape} {rank}".encode()).hexdigest()
     if key not in _known:
         store = _store.get()
-        found = store.read(key, (W.shape[0], W.shape[1]), rank) if store else None
-        if found is None:
-            found = _compute(W, rank)
+        svd = store.read(key, (W.shape[0], W.shape[1]), rank) if store else None
+        if svd is None:
+            svd = _compute(W, rank)
             if store:
-                store.write(key, found)
-        _known[key] = found
-        # The oldest first, which a dictionary names first.
+                store.write(key, svd)
+        _known[key] = svd
+        # The oldest is forgotten first; a dictionary gives its keys in the order of insertion.
         while len(_known) > 1 and sum(part.nbytes for parts in _known.values() for part in parts) > KEPT:
             del _known[next(iter(_known))]
     return _known[key]
 
 
-def _compute(W: Tensor, rank: int) -> Directions:
+def _compute(W: Tensor, rank: int) -> TruncatedSvd:
     if W.dtype == torch.float64 or is_dense((W.shape[0], W.shape[1]), rank):
         U, s, Vh = torch.linalg.svd(W.double(), full_matrices=False)
-        return Directions(*(part.cpu().contiguous().numpy() for part in (U[:, :rank], s[:rank], Vh[:rank].T)))
-    # On the CPU wherever W is, so that all devices start from the same pair. The start of the iteration is no random
-    # choice of the run, so that the pair depends on W alone.
+        return TruncatedSvd(*(part.cpu().contiguous().numpy() for part in (U[:, :rank], s[:rank], Vh[:rank].T)))
+    # This is computed on the CPU wherever W is, so that all devices start from the same pair. The iteration starts from
+    # a fixed seed and not from that of the run, so that the pair depends on W alone.
     matrix = W.float().cpu().contiguous().numpy()
     leading = leading_svd(matrix, rank, rng=np.random.default_rng(0), device=Device())
-    return Directions(leading.U, leading.s, leading.V)
+    return TruncatedSvd(leading.U, leading.s, leading.V)
 
 
 def signs(Vh: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from loralens.errors import OptionError
 from loralens.training.starts.drawn import Pair
-from loralens.training.starts.leading import leading_triplets, signs
+from loralens.training.starts.leading import signs, truncated_svd
 
 GAMMA = 16.0  # the default of the paper and of PEFT
 
@@ -39,7 +39,7 @@ def gradient_pair(name: str, W: Tensor, gradient: Tensor, *, rank: int) -> Pair:
     # A matrix that is narrower than 2r has fewer directions, of which A takes the first and B the last.
     count = min(2 * rank, *gradient.shape)
     compute = torch.float64 if W.dtype == torch.float64 else torch.float32
-    U, _, Vh = leading_triplets(gradient.to(compute), count, keep=False)
+    U, _, Vh = truncated_svd(gradient.to(compute), count, keep=False)
     sign = signs(Vh)
     length = W.shape[0] ** 0.25 / GAMMA**0.5
     B = length * (U * sign[:, 0])[:, count - rank :]
@@ -74,7 +74,7 @@ def weight_gradients(
     sums: dict[int, Tensor] = {}
 
     def take(parameter: Tensor) -> None:
-        # At once to the CPU, so that no more than one gradient of a weight is in the memory of a GPU.
+        # Each goes to the CPU at once, so that no more than one gradient of a weight is in the memory of a GPU.
         assert parameter.grad is not None
         gradient = parameter.grad.detach().to("cpu", torch.float32)
         sums[id(parameter)] = sums[id(parameter)] + gradient if id(parameter) in sums else gradient.clone()

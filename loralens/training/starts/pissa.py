@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from loralens.training.starts.drawn import Pair
-from loralens.training.starts.leading import leading_triplets, signs
+from loralens.training.starts.leading import signs, truncated_svd
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def principal_pair(W: Tensor, *, rank: int, scale: float) -> Pair:
     The directions of a big matrix are those of `loralens.linalg.randomized.leading_svd`, the same in every call: a
     dense SVD would take seconds for each module at every start. For a float64 W the SVD is always dense.
     """
-    U, s, Vh = leading_triplets(W, rank)
+    U, s, Vh = truncated_svd(W, rank)
     sign = signs(Vh)
     # The singular values are divided evenly between the factors, as in the paper.
     root = torch.sqrt(s / scale)

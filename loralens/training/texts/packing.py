@@ -33,10 +33,10 @@ def pack_texts(examples: Examples, length: int) -> Examples:
             if not open_rows[rest_length]:
                 insort(room, rest_length)
             open_rows[rest_length].append(row)
-    return _joined(examples, rows)
+    return _join(examples, rows)
 
 
-def _joined(examples: Examples, rows: list[list[int]]) -> Examples:
+def _join(examples: Examples, rows: list[list[int]]) -> Examples:
     tokens, learned, positions = [], [], []
     for row in rows:
         tokens.append([token for text in row for token in examples.tokens[text]])
@@ -46,6 +46,6 @@ def _joined(examples: Examples, rows: list[list[int]]) -> Examples:
     return replace(examples, tokens=tokens, learned=learned, positions=positions, members=rows)
 
 
-def filled(examples: Examples, length: int) -> float:
+def filled_share(examples: Examples, length: int) -> float:
     """The share of the tokens of rows of ``length`` that are not padding."""
     return sum(map(len, examples.tokens)) / (len(examples) * length)

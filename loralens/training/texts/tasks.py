@@ -73,7 +73,7 @@ class Examples:
         ``input_ids`` and ``attention_mask`` have the shape (batch, length), ``labels``, if there are any, (batch,).
         """
         part = [self.tokens[i] for i in chosen]
-        # On the right, so that the positions of a text do not depend on the other texts.
+        # Padding is on the right, so that the positions of a text do not depend on the other texts.
         ids = torch.full((len(part), max(map(len, part))), self.pad)
         attention = torch.zeros_like(ids)
         for row, tokens in enumerate(part):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from functools import wraps
-from hashlib import sha256
 from inspect import Parameter, signature
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -75,7 +74,7 @@ def in_batches(work: Callable[[Callable[..., Any]], AdapterWork]) -> Callable[[F
     def decorate(verb: F) -> F:
         name, parameters = verb.__name__, signature(verb).parameters
         first = next(iter(parameters))
-        catch_all = [each.name for each in parameters.values() if each.kind is Parameter.VAR_KEYWORD]
+        catch_all = [parameter.name for parameter in parameters.values() if parameter.kind is Parameter.VAR_KEYWORD]
         WORK[name] = work(verb)
 
         @wraps(verb)
@@ -85,8 +84,8 @@ def in_batches(work: Callable[[Callable[..., Any]], AdapterWork]) -> Callable[[F
                 return verb(*arguments, **keywords)
             options = signature(verb).bind(*arguments, **keywords).arguments
             # The options of a TypedDict are bound as one mapping.
-            for each in catch_all:
-                options |= options.pop(each, {})
+            for keyword in catch_all:
+                options |= options.pop(keyword, {})
             adapters = options.pop(first)
             chosen = adapters if isinstance(adapters, list | tuple) else [adapters]
             return run_batch(name, chosen, adapter_target(options), options)
@@ -266,6 +265,8 @@ def _digest_options(verb: str, options: Options) -> str | None:
         for name, value in options.items()
         if name not in ("output", "jobs") and name not in _OF_THE_RUN and value not in (None, False, (), [])
     }
+    from hashlib import sha256  # it loads OpenSSL, and runs of one adapter need no hash
+
     digests = {name: files_digest([Path(stated[name])]) for name in _FILES if _is_path(stated.get(name))}
     if stated.get("base") is not None:
         # A base under the same path may be another one tomorrow.

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from loralens.analysis.checks.diagnosis import LEVELS
+from loralens.choices import Level
 from loralens.core.names import some
 from loralens.tables.numbers import count, join_words, percent, size
 from loralens.tables.result import Tabular
@@ -112,7 +112,7 @@ class BatchResult(Tabular):
     def tables(self) -> list[Table[BatchRow]]:
         """The adapters, one per row."""
         words = WORDS[self.verb]
-        columns = [NAME, *(column for column in COLUMNS[self.verb] if column.title), _happened(words)]
+        columns = [NAME, *(column for column in COLUMNS[self.verb] if column.title), _outcome_column(words)]
         return [Table(count(len(self.rows), "adapter"), columns, self.rows)]
 
     def listing(self) -> list[Table[BatchRow]]:
@@ -126,7 +126,7 @@ class BatchResult(Tabular):
         if len(parts) == 1:
             parts = [f"{'all ' if len(self.rows) > 1 else ''}{words[self.rows[0].status]}"]
         place = f"{self.output}: " if self.output else ""
-        sentences = [f"{place}{count(len(self.rows), 'adapter')}, {join_words(parts)}{self._saved()}."]
+        sentences = [f"{place}{count(len(self.rows), 'adapter')}, {join_words(parts)}{self._size_change()}."]
         if self.failed:
             sentences.append(f"Failed: {_names(self.failed)}.")
         if self.answered_no:
@@ -137,7 +137,7 @@ class BatchResult(Tabular):
             sentences += [f"With {level}s: {_names(rows)}." for level, rows in by_level.items() if rows]
         return sentences
 
-    def _saved(self) -> str:
+    def _size_change(self) -> str:
         """The size of all adapters before and after, for a verb that makes them smaller."""
         rows = [row for row in self.rows if row.number("bytes_before") and row.status != "no"]
         before, after = (sum(row.number(key) for row in rows) for key in ("bytes_before", "bytes_after"))
@@ -217,7 +217,7 @@ def line_of(verb: str, row: BatchRow, width: int) -> str:
     # The numbers show what was done, and 80 columns have room for them alone.
     plain = row.numbers is not None and row.status in ("written", "done")
     changed = CHANGES[verb](row) if row.numbers and row.status != "skipped" else ""
-    happened = "" if plain else _happened(WORDS[verb]).cell(row)
+    happened = "" if plain else _outcome_column(WORDS[verb]).cell(row)
     return f"{name}{' ' * (width - display_width(name))}  " + ", ".join(filter(None, [changed, happened]))
 
 
@@ -256,7 +256,7 @@ WORDS: Mapping[str, Mapping[str, str]] = {
 NAME: Column[BatchRow] = Column("name", lambda row: row.name, "adapter", align="left", priority=ALWAYS)
 
 
-def _happened(words: Mapping[str, str]) -> Column[BatchRow]:
+def _outcome_column(words: Mapping[str, str]) -> Column[BatchRow]:
     """What happened to an adapter, in words."""
 
     def text(row: BatchRow) -> str:
@@ -276,8 +276,8 @@ def _number(key: str, title: str = "", *, text: Callable[[Any], str] = str, **op
 
 def _levels(row: BatchRow) -> str:
     """``1 error, 2 warnings: code, code``."""
-    counts = {level: row.number(f"{level}s") or 0 for level in LEVELS}
-    counted = ", ".join(count(counts[level], level) for level in LEVELS if counts[level])
+    counts = {level: row.number(f"{level}s") or 0 for level in get_args(Level)}
+    counted = ", ".join(count(number, level) for level, number in counts.items() if number)
     return f"{counted}: {', '.join(row.number('codes') or ())}" if counted else "nothing found"
 
 

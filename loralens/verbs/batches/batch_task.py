@@ -119,21 +119,22 @@ def perform(task: BatchTask) -> Outcome:
         try:
             outcome = _perform(task)
         except LoraLensError as error:
-            outcome = failed(task, ": ".join((*error.where, error.what)), error.fix)
+            outcome = failure(task, ": ".join((*error.where, error.what)), error.fix)
         except MemoryError:
-            outcome = failed(task, "there is not enough memory", "give --jobs 1, or use a machine with more memory")
+            outcome = failure(task, "there is not enough memory", "give --jobs 1, or use a machine with more memory")
         except OSError as error:
             what = f"{error.filename or task.row.source}: {error.strerror or error}"
-            outcome = failed(task, what, "check the path and its permissions")
-        except Exception as error:  # noqa: BLE001  # one adapter must not stop two hundred others
-            outcome = failed(task, f"{type(error).__name__}: {error}", "report this as a bug")
+            outcome = failure(task, what, "check the path and its permissions")
+        # One adapter must not stop two hundred others, whatever is wrong with it; its row reports the error.
+        except Exception as error:  # noqa: BLE001
+            outcome = failure(task, f"{type(error).__name__}: {error}", "report this as a bug")
     messages_kept = messages[:MOST_MESSAGES]
     entry = outcome.entry and replace(outcome.entry, messages=messages_kept)
     row = outcome.row if outcome.row.messages else replace(outcome.row, messages=messages_kept)
     return Outcome(row, entry)
 
 
-def failed(task: BatchTask, reason: str, fix: str) -> Outcome:
+def failure(task: BatchTask, reason: str, fix: str) -> Outcome:
     """The outcome of an adapter that could not be processed."""
     return Outcome(replace(task.row, status="failed", answer=None, reason=reason, fix=fix))
 
@@ -164,7 +165,7 @@ def _perform(task: BatchTask) -> Outcome:
     if target is None:
         return _run(task, work, None)
     digest = output_digest(target)
-    # Read before the work: if the adapter changes meanwhile, the next run sees another digest, and does it again.
+    # It is read before the work. If the adapter changes meanwhile, the next run sees another digest and does it again.
     source = None if isinstance(task.source, Adapter) else adapter_digest(Path(task.source))
     vouched = entry is not None and entry.output is not None and entry.output == digest
     if entry and _is_up_to_date(task, entry, source) and (vouched or entry.status == "no"):

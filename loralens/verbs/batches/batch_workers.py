@@ -9,10 +9,10 @@ from contextlib import closing
 from threading import Condition
 from typing import final
 
-from loralens.verbs.batches.batch_task import BatchTask, Outcome, failed, perform
-from loralens.verbs.workers.worker import Ended, Worker, can_be_sent, perform_in, serve_tasks
+from loralens.verbs.batches.batch_task import BatchTask, Outcome, failure, perform
+from loralens.verbs.workers.worker import Worker, WorkerEnd, can_be_sent, perform_in, serve_tasks
 
-_SERVE = "loralens.verbs.batches.batch_workers:serve"
+_SERVE = "loralens.verbs.batches.batch_workers:serve_batch"
 
 
 def perform_all(tasks: Sequence[BatchTask], jobs: int) -> Generator[tuple[BatchTask, Outcome], None, None]:
@@ -36,9 +36,9 @@ def perform_all(tasks: Sequence[BatchTask], jobs: int) -> Generator[tuple[BatchT
     # Closed with the caller's generator, so that no process stays behind.
     with closing(perform_in(workers, PendingTasks(tasks), len(tasks))) as outcomes:
         for task, outcome in outcomes:
-            if isinstance(outcome, Ended):
+            if isinstance(outcome, WorkerEnd):
                 what = f"the process that worked on it has ended ({outcome})"
-                outcome = failed(task, what, "give fewer --jobs if memory is short; else report this as a bug")
+                outcome = failure(task, what, "give fewer --jobs if memory is short; else report this as a bug")
             yield task, outcome
 
 
@@ -81,6 +81,6 @@ class PendingTasks:
             self._changed.notify_all()
 
 
-def serve() -> None:
+def serve_batch() -> None:
     """Perform the tasks of a batch; the work of a process that `Worker` has started."""
     serve_tasks(lambda task, _: perform(task))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from loralens.core.names import nearest
 from loralens.errors import OptionError
-from loralens.verbs.grids.spelling import spelled, value_text
+from loralens.verbs.grids.spelling import spell, value_text
 from loralens.verbs.inputs.training_options import TrainingOptions
 
 # "rank=1,8,64"; several of these; a mapping of options to values; or several mappings, whose runs are all made.
@@ -34,7 +34,7 @@ class GridPoint(NamedTuple):
     values: Mapping[str, Any]
 
 
-def grid_points(grid: Grid, given: Iterable[str]) -> list[GridPoint]:
+def grid_points(grid: Grid, fixed: Iterable[str]) -> list[GridPoint]:
     """The runs of a grid in their order, where the last axis varies fastest. Equal runs come once.
 
     Parameters
@@ -42,8 +42,8 @@ def grid_points(grid: Grid, given: Iterable[str]) -> list[GridPoint]:
     grid : str, mapping, or sequence of these
         Texts are ``OPTION=VALUE,VALUE…``, one for each axis. In a mapping, values may be such a text, a list of values,
         or a single value. Every mapping of a sequence is a grid of its own.
-    given : iterable of str
-        The options that are given for all runs, which cannot be axes.
+    fixed : iterable of str
+        The options that have one value for all runs, which cannot be axes.
 
     Raises
     ------
@@ -58,8 +58,8 @@ def grid_points(grid: Grid, given: Iterable[str]) -> list[GridPoint]:
     points: dict[str, GridPoint] = {}
     for axes in grids:
         for option in axes:
-            if option in given:
-                what = f"--{spelled(option)} is given for all runs and as an axis of the grid"
+            if option in fixed:
+                what = f"--{spell(option)} is given for all runs and as an axis of the grid"
                 raise OptionError(what, fix="leave one of them out")
         count = 1
         for values in axes.values():
@@ -69,7 +69,7 @@ def grid_points(grid: Grid, given: Iterable[str]) -> list[GridPoint]:
         for combination in product(*axes.values()):
             point = dict(zip(axes, combination, strict=True))
             name = _name_of(point)
-            # 8 and 8.0 are one value, and two files of one name in two folders are not.
+            # 8 and 8.0 are the same value. Two files of one name in two folders are not, although the name is the same.
             if points.setdefault(name, GridPoint(name, point)).values != point:
                 what = f"two runs of the grid have the name {name}, which is made of the names of files"
                 raise OptionError(what, fix="rename one of the files or folders")
@@ -84,7 +84,7 @@ def _axes_of_texts(texts: Sequence[str]) -> dict[str, list[Any]]:
             raise OptionError(f"--grid {text!r} is not OPTION=VALUES", fix="write --grid rank=1,8 or --grid seed=0..4")
         option = _option_of(option)
         if option in axes:
-            raise OptionError(f"--grid has the axis {spelled(option)} twice", fix="give all its values in one --grid")
+            raise OptionError(f"--grid has the axis {spell(option)} twice", fix="give all its values in one --grid")
         axes[option] = _values_of_text(option, values)
     return axes
 
@@ -104,12 +104,12 @@ def _axes_of_mapping(mapping: Any) -> dict[str, list[Any]]:
         else:
             axes[option] = [_plain_value(option, values)]
         if not axes[option]:
-            raise OptionError(f"the axis {spelled(option)} of the grid has no values", fix="give one or more")
+            raise OptionError(f"the axis {spell(option)} of the grid has no values", fix="give one or more")
     return axes
 
 
 def _plain_value(option: str, value: Any) -> Any:
-    """A value of Python as the same value has on the command line: globs as a tuple, numbers as Python's own."""
+    """A value from Python in the form that it has from the command line: globs as a tuple, numbers as Python's own."""
     parse = _parser_of(option)
     if isinstance(value, str):
         return _value_of(option, value, parse)
@@ -129,11 +129,11 @@ def _option_of(key: object) -> str:
     option = str(key).strip().removeprefix("--").replace("-", "_")
     options = [name for name in _HINTS if name not in WHOLE]
     if option in WHOLE:
-        what = f"--grid: {spelled(option)} concerns the grid as a whole, so it is no axis"
-        raise OptionError(what, fix=f"give --{spelled(option)} once, beside --grid")
+        what = f"--grid: {spell(option)} concerns the grid as a whole, so it cannot be an axis"
+        raise OptionError(what, fix=f"give --{spell(option)} once, beside --grid")
     if option not in options:
-        near = nearest(spelled(option), map(spelled, options))
-        raise OptionError(f"--grid: train has no option {spelled(option)!r}", fix=f"nearest: {near}")
+        near = nearest(spell(option), map(spell, options))
+        raise OptionError(f"--grid: train has no option {spell(option)!r}", fix=f"nearest: {near}")
     return option
 
 
@@ -143,14 +143,14 @@ def _values_of_text(option: str, text: str) -> list[Any]:
     for word in text.split(","):
         word = word.strip()
         bounds = _RANGE.fullmatch(word)
-        if bounds and parse in (_as_integer, float):
+        if bounds and parse in (int, float):
             first, last = int(bounds[1]), int(bounds[2])
             if not first <= last < first + MOST_RUNS:
-                what = f"--grid {spelled(option)}: {word} is not a range"
+                what = f"--grid {spell(option)}: {word} is not a range"
                 raise OptionError(what, fix="write the smaller number first: 0..4")
             values += [parse(str(number)) for number in range(first, last + 1)]
         elif not word:
-            raise OptionError(f"--grid {spelled(option)}={text}: a value is empty", fix="leave the extra comma out")
+            raise OptionError(f"--grid {spell(option)}={text}: a value is empty", fix="leave the extra comma out")
         else:
             values.append(_value_of(option, word, parse))
     return values
@@ -162,9 +162,9 @@ def _value_of(option: str, word: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(word)
     except ValueError as error:
-        kind = {_as_integer: "a whole number", float: "a number", _as_flag: "true or false"}[parse]
-        fix = f"write {spelled(option)}=1,8 or {spelled(option)}=0..4" if parse is _as_integer else f"give {kind}"
-        raise OptionError(f"--grid {spelled(option)}: {word!r} is not {kind}", fix=fix) from error
+        kind = {int: "a whole number", float: "a number", _as_flag: "true or false"}[parse]
+        fix = f"write {spell(option)}=1,8 or {spell(option)}=0..4" if parse is int else f"give {kind}"
+        raise OptionError(f"--grid {spell(option)}: {word!r} is not {kind}", fix=fix) from error
 
 
 # ---- The types of options
@@ -176,26 +176,18 @@ def _parser_of(option: str) -> Callable[[str], Any]:
     if bool in members:
         return _as_flag
     if int in members or float in members:
-        return float if float in members else _as_integer
-    return _as_list if any(get_origin(member) in (tuple, Mapping) for member in members) else _as_text
+        return float if float in members else int
+    return _as_list if any(get_origin(member) in (tuple, Mapping) for member in members) else str
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _as_integer(word: str) -> int:
-    return int(word)
-
-
 def _as_flag(word: str) -> bool:
     if word.lower() not in FLAGS:
         raise ValueError(word)
     return FLAGS[word.lower()]
-
-
-def _as_text(word: str) -> str:
-    return word
 
 
 def _as_list(word: str) -> tuple[str, ...]:
@@ -214,7 +206,7 @@ def _name_of(point: Mapping[str, Any]) -> str:
 
     The order of the axes does not matter, so that the same run has the same name in every grid.
     """
-    words = [f"{spelled(option)}={_in_name(point[option])}" for option in _HINTS if option in point]
+    words = [f"{spell(option)}={_in_name(point[option])}" for option in _HINTS if option in point]
     return "_".join(words) or "run"
 
 
@@ -224,5 +216,5 @@ def _in_name(value: Any) -> str:
     if isinstance(value, str | PathLike):
         text = Path(text).name or text
     safe = _UNSAFE.sub("-", text)[:LONGEST]
-    # What a name leaves out of a value is in the digest.
+    # Values of which the name shows only a part differ in their digests.
     return safe if safe == text else f"{safe}-{sha256(text.encode(errors='replace')).hexdigest()[:6]}"

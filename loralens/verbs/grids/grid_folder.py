@@ -43,7 +43,7 @@ from loralens.verbs.inputs.model_identity import digest_of_model, model_name
 from loralens.verbs.inputs.training_options import TrainingOptions
 
 RUNS, TIMINGS = "runs.csv", "timings.csv"
-# Options that change no number of a result, or none on one machine: they are no settings of a run.
+# Options that change no number of a result, or none on one machine. They do not count as settings of a run.
 FREE = ("output", "device", "threads", "save_every", "resume", "more_steps", "overwrite", "dry_run", "shard")
 DIGITS = 12  # of a digest of texts, 48 bits
 TAIL = 0.1  # the share of the steps over which `loss_tail` is the mean
@@ -90,7 +90,7 @@ class GridRun:
     @property
     def log(self) -> list[dict[str, Any]]:
         """The lines of its log: every step and evaluation."""
-        folder = self.output if self.output.exists() else unfinished(self.output)
+        folder = self.output if self.output.exists() else unfinished_folder(self.output)
         return log_entries(folder / LOG)
 
 
@@ -118,7 +118,7 @@ class GridFolder:
         self._hold = Hold()
         if folder.exists() and not folder.is_dir():
             raise OptionError(f"{folder}: is a file, but a grid is a folder", fix="choose another folder")
-        # Before the record is read: what another process adds to it must not be lost.
+        # The folder is held before its record is read, so that nothing that another process adds to it is lost.
         if hold and folder.exists():
             self._hold.take(folder)
         self._done: dict[str, GridRun] = {}
@@ -127,11 +127,11 @@ class GridFolder:
         self.counts: dict[str, Counts] = {}
         self.failures: dict[str, str] = {}
         self.replaced: set[str] = set()
-        self._known = (folder / RECORD).exists()
-        if self._known:
+        self._has_record = (folder / RECORD).exists()
+        if self._has_record:
             self._read()
-        elif stranger := next((name for name in (RUNS, TIMINGS, RUN, NAMES[0]) if (folder / name).exists()), None):
-            what = f"{folder}: holds {stranger}, which no grid has written there"
+        elif foreign := next((name for name in (RUNS, TIMINGS, RUN, NAMES[0]) if (folder / name).exists()), None):
+            what = f"{folder}: holds {foreign}, which no grid has written there"
             raise OptionError(what, fix="choose another folder")
 
     def _read(self) -> None:
@@ -159,10 +159,10 @@ class GridFolder:
         with place(self.folder), disk_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
         self._hold.take(self.folder)
-        if not self._known and (self.folder / RECORD).exists():
+        if not self._has_record and (self.folder / RECORD).exists():
             raise OptionError(f"{self.folder}: another grid was begun there meanwhile", fix="give the command again")
         self.write_record()
-        self._known = True
+        self._has_record = True
 
     def release(self) -> None:
         """Let other processes write there."""
@@ -176,19 +176,20 @@ class GridFolder:
         MismatchError
             There is a run of this name with other settings, and ``overwrite`` is false.
         """
-        known = self.settings.get(name)
+        recorded = self.settings.get(name)
         new = json.loads(json.dumps(settings))
-        if known is None or known == new:
+        if recorded is None or recorded == new:
             self.settings.setdefault(name, new)
             return
         if not overwrite:
-            keys = [key for key in {**known, **new} if known.get(key) != new.get(key)]
-            differences = "; ".join(f"{key} is {known.get(key)!r} there, {new.get(key)!r} here" for key in keys[:3])
+            keys = [key for key in {**recorded, **new} if recorded.get(key) != new.get(key)]
+            differences = "; ".join(f"{key} is {recorded.get(key)!r} there, {new.get(key)!r} here" for key in keys[:3])
             fix = "choose another folder, give the option as an axis, or replace these runs: --overwrite"
             raise MismatchError(f"{self.folder}: {name} was made with other settings: {differences}", fix=fix)
         self.settings[name] = new
         self.failures.pop(name, None)
-        # Recorded until the new run is done: a kill must not leave the old one under the new settings.
+        # The record names it until the new run is done. After a kill the old run would otherwise pass for one with the
+        # new settings.
         self.replaced.add(name)
 
     def finish(self, name: str, failure: str = "") -> None:
@@ -220,7 +221,7 @@ class GridFolder:
             return "done"
         if name in self.failures:
             return "diverged"
-        return "unfinished" if (unfinished(target) / RUN).exists() else "missing"
+        return "unfinished" if (unfinished_folder(target) / RUN).exists() else "missing"
 
     def runs(self) -> list[GridRun]:
         """All runs, in the order in which they were first asked for."""
@@ -234,7 +235,7 @@ class GridFolder:
         results: Mapping[str, Any] = {}
         timings: Mapping[str, float] = {}
         if status in ("done", "diverged"):
-            folder = target if status == "done" else unfinished(target)
+            folder = target if status == "done" else unfinished_folder(target)
             counts = self.counts.get(name)
             results = (counts._asdict() if counts else {}) | _results(folder, done=status == "done")
             timings = _timings(log_entries(folder / LOG))
@@ -252,14 +253,14 @@ class GridFolder:
             file.write(text.encode())
 
 
-def unfinished(target: Path) -> Path:
+def unfinished_folder(target: Path) -> Path:
     """The folder of a run that is not done."""
     return target.with_name(f"{target.name}.unfinished")
 
 
 @final
 class SettingsReader:
-    """Describes runs by their settings; files that several runs read are looked at once."""
+    """Describes runs by their settings. A file that several runs read is hashed once."""
 
     def __init__(self) -> None:
         self._digests: dict[tuple[str, str], str] = {}
@@ -280,7 +281,7 @@ class SettingsReader:
         settings["base"] = self._digest("model", options.model, lambda: _base_of(options))
         for name in ("data", "eval"):
             if (source := getattr(options, name)) is not None:
-                # Without its folder, as in the record of the adapter: a path means nothing on another machine.
+                # The name alone, as in the record of the adapter, since a path means nothing on another machine.
                 settings[name] = Path(text_label(source)).name
                 settings[f"{name}_digest"] = self._digest("texts", source, partial(_digest_of_texts, source))
         for name in ("start_from", "first_a"):
@@ -368,7 +369,7 @@ def timings_csv(runs: Sequence[GridRun]) -> str:
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    # Last, also where only a later row has a result.
+    # The message comes last, although rows without results have it before the results of later rows.
     columns.sort(key=lambda column: column == "message")
     stream = StringIO()
     writer = csv.DictWriter(stream, columns, lineterminator="\n")

@@ -52,16 +52,17 @@ class GridResult(Tabular):
 
     def where(self, **settings: Any) -> list[GridRun]:
         """The runs that have these settings: ``result.where(rank=8, seed=0)``."""
-        wanted = {name: _comparable(value) for name, value in settings.items()}
+        values = {name: _comparable(value) for name, value in settings.items()}
         return [
             run
             for run in self.runs
-            if all(_comparable(run.settings.get(name)) == value for name, value in wanted.items())
+            if all(_comparable(run.settings.get(name)) == value for name, value in values.items())
         ]
 
     def tables(self) -> list[Table[GridRun]]:
         """The runs with the values of the axes and the main results."""
-        return [Table("runs", (*map(_axis, self.axes), *self._results(), STATUS), self.runs)]
+        axes = [Column(name, _setting(name), name.replace("_", " "), value_text, priority=ALWAYS) for name in self.axes]
+        return [Table("runs", (*axes, *self._results(), STATUS), self.runs)]
 
     def _results(self) -> list[Column[GridRun]]:
         keys = list(dict.fromkeys(key for run in self.runs for key in run.results))
@@ -90,14 +91,14 @@ class GridResult(Tabular):
             missing = statuses["missing"] + statuses["unfinished"]
             return [f"{self.output}: {count(len(self.runs), 'run')}, of which {missing} would be trained."]
         before = statuses["done"] + statuses["diverged"] - self.trained
-        there = f", {before} of them before" if before else ""
-        lines = [f"{self.output}: {count(statuses['done'], 'run')} done{there}; {RUNS} has their results."]
+        earlier = f", {before} of them before" if before else ""
+        lines = [f"{self.output}: {count(statuses['done'], 'run')} done{earlier}; {RUNS} has their results."]
         if statuses["diverged"]:
             lines.append(f"{count(statuses['diverged'], 'run')} diverged: the loss is no longer finite.")
-        left = statuses["missing"] + statuses["unfinished"]
-        if left:
+        pending = statuses["missing"] + statuses["unfinished"]
+        if pending:
             lines.append(
-                f"{count(left, 'run')} of an earlier grid in this folder {'is' if left == 1 else 'are'} not done."
+                f"{count(pending, 'run')} of an earlier grid in this folder {'is' if pending == 1 else 'are'} not done."
             )
         return lines
 
@@ -123,10 +124,6 @@ class GridResult(Tabular):
 
 def _comparable(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float) else value_text(value)
-
-
-def _axis(name: str) -> Column[GridRun]:
-    return Column(name, _setting(name), name.replace("_", " "), value_text, priority=ALWAYS)
 
 
 def _setting(name: str) -> Any:

@@ -15,9 +15,9 @@ from loralens.tables.numbers import count, number, size
 from loralens.verbs.grids.axes import Grid, grid_points
 from loralens.verbs.grids.grid_checks import check_run, run_bytes
 from loralens.verbs.grids.grid_folder import GridFolder, GridRun, SettingsReader
+from loralens.verbs.grids.grid_inputs import GridInputs, inputs_key
 from loralens.verbs.grids.grid_result import GridResult
 from loralens.verbs.grids.grid_workers import GridTask, make_runs
-from loralens.verbs.grids.shared_inputs import SharedInputs, inputs_key
 from loralens.verbs.inputs.choices import check_counts
 from loralens.verbs.inputs.models import device_of, restore_settings
 from loralens.verbs.inputs.training_options import default_dtype, fill_in
@@ -28,7 +28,7 @@ SINGLE = {"resume": "a grid goes on by itself", "more_steps": "train more steps 
 SHARE = 0.8
 
 
-def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, given: Collection[str]) -> GridResult:
+def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, fixed: Collection[str]) -> GridResult:
     """Make the runs of a grid that are missing in its folder.
 
     Parameters
@@ -39,8 +39,8 @@ def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, giv
         The axes, see `loralens.verbs.grids.axes.grid_points`.
     jobs : int, optional
         The number of runs at a time; by default what memory and processors allow.
-    given : collection of str
-        The options that are given for all runs.
+    fixed : collection of str
+        The options that have one value for all runs.
 
     Raises
     ------
@@ -49,9 +49,9 @@ def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, giv
     MismatchError
         The folder has a run of the same name with other settings.
     """
-    _check_whole(keywords, jobs)
-    planned = plan_runs(keywords, grid, given)
-    axes = tuple(dict.fromkeys(option for point in grid_points(grid, given) for option in point.values))
+    _check_options(keywords, jobs)
+    planned = plan_runs(keywords, grid, fixed)
+    axes = tuple(dict.fromkeys(option for point in grid_points(grid, fixed) for option in point.values))
     dry: bool = keywords["dry_run"]
     folder = GridFolder(Path(keywords["output"]), hold=not dry)
     try:
@@ -67,7 +67,7 @@ def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, giv
     return GridResult(folder.folder, [runs[task.name] for task in planned], axes, len(missing), dry=dry)
 
 
-def _check_whole(keywords: Mapping[str, Any], jobs: int | None) -> None:
+def _check_options(keywords: Mapping[str, Any], jobs: int | None) -> None:
     if keywords["output"] is None:
         raise OptionError("Missing option '--output'", fix="say where to write the grid (-o FOLDER)")
     for name, fix in SINGLE.items():
@@ -80,8 +80,8 @@ def _check_whole(keywords: Mapping[str, Any], jobs: int | None) -> None:
     check_counts(jobs=jobs)
 
 
-def plan_runs(keywords: Mapping[str, Any], grid: Grid, given: Collection[str]) -> list[GridTask]:
-    """The runs with their options; every value is checked that can be without the model.
+def plan_runs(keywords: Mapping[str, Any], grid: Grid, fixed: Collection[str]) -> list[GridTask]:
+    """The runs with their options. Every value that can be checked without the model is checked.
 
     Raises
     ------
@@ -89,10 +89,11 @@ def plan_runs(keywords: Mapping[str, Any], grid: Grid, given: Collection[str]) -
         A value is not allowed; the message names the run.
     """
     output = Path(keywords["output"])
-    # Texts that can be iterated once only are kept for all runs.
-    keywords = {**keywords, **{name: _kept(keywords[name]) for name in ("data", "eval")}}
+    # Texts that can be iterated only once are stored for all runs.
+    iterators = {name: list(keywords[name]) for name in ("data", "eval") if hasattr(keywords[name], "__next__")}
+    keywords = {**keywords, **iterators}
     planned: list[GridTask] = []
-    for point in grid_points(grid, given):
+    for point in grid_points(grid, fixed):
         with place(point.name):
             options = fill_in({**keywords, **point.values, "output": output / point.name})
             options.check()
@@ -102,78 +103,72 @@ def plan_runs(keywords: Mapping[str, Any], grid: Grid, given: Collection[str]) -
     return planned
 
 
-def _kept(source: Any) -> Any:
-    return list(source) if hasattr(source, "__next__") else source
-
-
 def _train_missing(folder: GridFolder, missing: Sequence[GridTask], *, jobs: int | None) -> None:
     """Make the runs that are missing, those with the same inputs one after the other."""
-    # With missing weights the seed decides about the model, so that runs of one seed follow each other.
+    # If the model lacks weights, they are random numbers of the seed, so runs of one seed follow each other.
     ordered = sorted(missing, key=lambda task: (inputs_key(task.options), task.options.seed))
-    shared = SharedInputs()
+    shared = GridInputs()
     with restore_settings(ordered[0].options.model):
         needed = _check_runs(folder, ordered, shared)
-        jobs = _decide(folder, ordered, needed, jobs)
+        jobs = _choose_jobs(folder, ordered, needed, jobs)
         folder.begin()
-        tasks = [_decided(folder, task) for task in ordered]
+        # The folder decides whether a run replaces another one, and its number of threads.
+        tasks = [
+            GridTask(name, replace(options, overwrite=name in folder.replaced, threads=folder.threads))
+            for name, options in ordered
+        ]
         with closing(make_runs(tasks, shared, jobs=jobs)) as outcomes:
             for done, (task, error) in enumerate(outcomes, start=1):
                 if error is not None and not isinstance(error, DivergenceError):
                     raise error.at(task.name)
                 folder.finish(task.name, error.what if error else "")
                 run = next(run for run in folder.write_tables() if run.name == task.name)
-                note(f"{done} of {len(tasks)}: {_told(run)}")
+                note(f"{done} of {len(tasks)}: {_run_line(run)}")
 
 
-def _check_runs(folder: GridFolder, tasks: Sequence[GridTask], shared: SharedInputs) -> int:
+def _check_runs(folder: GridFolder, tasks: Sequence[GridTask], shared: GridInputs) -> int:
     """Check all runs against their models and texts, and return the memory that the largest needs, in bytes."""
     needed = 0
     warned: set[tuple[str, ...]] = set()
     for task in tasks:
         options = task.options
-        given = isinstance(options.model, tuple)
-        device = options.device if given else str(device_of(options.device))
-        dtype = options.dtype or ("f32" if given else default_dtype(device_of(options.device)))
+        is_object = isinstance(options.model, tuple)
+        device = options.device if is_object else str(device_of(options.device))
+        dtype = options.dtype or ("f32" if is_object else default_dtype(device_of(options.device)))
         inputs = shared.read(replace(options, dtype=dtype), device=device)
         with place(task.name):
             folder.counts[task.name] = counts = check_run(options, inputs)
             needed = max(needed, run_bytes(options, inputs, counts.trainable))
-        # Once for all runs that read these texts.
+        # The warning comes once for all runs that read these texts.
         if inputs_key(options) not in warned:
             warned.add(inputs_key(options))
             inputs.warn_of_cut()
     return needed
 
 
-def _decide(folder: GridFolder, tasks: Sequence[GridTask], needed: int, jobs: int | None) -> int:
-    """The number of runs at a time; decides the number of threads of each run too, once for the folder.
+def _choose_jobs(folder: GridFolder, tasks: Sequence[GridTask], needed: int, jobs: int | None) -> int:
+    """The number of runs at a time. Sets the number of threads of each run too, once for the folder.
 
-    The threads are recorded, since the last bits of a result depend on them: a grid that is repeated has the same.
+    That number is recorded, since the last bits of a result depend on it: a grid that is repeated uses the same number.
     """
     processors = processor_count()
-    given = tasks[0].options.threads or folder.threads
+    threads = tasks[0].options.threads or folder.threads
     free = free_memory()
     room = max(1, int(SHARE * free / needed)) if free and needed else processors
-    most = min(len(tasks), max(1, processors // (given or 1)), room)
-    # Several processes on one GPU take its memory from each other, so that only the user can want them.
+    most = min(len(tasks), max(1, processors // (threads or 1)), room)
+    # Several processes on one GPU take its memory from each other, so they are started only if the user asks for them.
     most = most if device_of(tasks[0].options.device).type == "cpu" else 1
     at_once = min(jobs or most, len(tasks))
-    folder.threads = given or max(1, processors // at_once)
-    # A grid of one run says nothing that the run does not say.
+    folder.threads = threads or max(1, processors // at_once)
+    # For one run there is nothing to share.
     if len(tasks) > 1:
         memory = f"about {size(needed)} each, {size(free)} free" if free else f"about {size(needed)} each"
-        threads = count(folder.threads, "thread")
-        note(f"{count(len(tasks), 'run')} to make, {at_once} at a time with {threads}: {memory}")
+        each = count(folder.threads, "thread")
+        note(f"{count(len(tasks), 'run')} to make, {at_once} at a time with {each}: {memory}")
     return at_once
 
 
-def _decided(folder: GridFolder, task: GridTask) -> GridTask:
-    """The run with what its folder decides: whether it replaces another one, and its number of threads."""
-    again = task.name in folder.replaced
-    return GridTask(task.name, replace(task.options, overwrite=again, threads=folder.threads))
-
-
-def _told(run: GridRun) -> str:
+def _run_line(run: GridRun) -> str:
     """A run that is finished, in one line."""
     if run.status == "diverged":
         return f"{run.name} diverged: {run.message}"

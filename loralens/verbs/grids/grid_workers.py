@@ -16,20 +16,20 @@ from loralens.core.messages import LEVELS, LOGGER, note
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.hold import check_free
 from loralens.formats.records.grid_record import is_finished
-from loralens.verbs.grids.grid_folder import unfinished
-from loralens.verbs.grids.shared_inputs import SharedInputs, inputs_key
+from loralens.verbs.grids.grid_folder import unfinished_folder
+from loralens.verbs.grids.grid_inputs import GridInputs, inputs_key
 from loralens.verbs.inputs.training_options import TrainingOptions
 from loralens.verbs.outputs.training.run_display import naming_runs
 from loralens.verbs.outputs.training.train_adapter import train_adapter
-from loralens.verbs.workers.worker import Ended, Said, Worker, can_be_sent, perform_in, serve_tasks
+from loralens.verbs.workers.worker import Worker, WorkerEnd, WorkerMessage, can_be_sent, perform_in, serve_tasks
 
-_SERVE = "loralens.verbs.grids.grid_workers:serve"
-# Seconds for which a run that is told to stop may finish its step and save its state. A step of a large model on a CPU
-# takes that long; what is killed after it goes on from the state before.
+_SERVE = "loralens.verbs.grids.grid_workers:serve_grid"
+# Seconds in which a run that is told to stop may finish its step and save its state. A step of a large model on a CPU
+# takes that long. A run that is killed after this time goes on from the state before.
 GRACE = 60.0
 # Threads that wait must not spin: two runs on two processors would slow each other down.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-# Seconds to wait for processes of a grid that was killed, which still finish a step and save the state.
+# Seconds to wait for the processes of a grid that was killed, which still finish a step and save the state.
 PATIENCE = 60.0
 
 
@@ -41,7 +41,7 @@ class GridTask(NamedTuple):
 
 
 def make_runs(
-    tasks: Sequence[GridTask], shared: SharedInputs, *, jobs: int
+    tasks: Sequence[GridTask], shared: GridInputs, *, jobs: int
 ) -> Generator[tuple[GridTask, LoraLensError | None], None, None]:
     """Make runs, and give each with its error, if it has one, when it is finished.
 
@@ -49,17 +49,17 @@ def make_runs(
     ----------
     tasks : sequence of GridTask
         Those with the same inputs follow each other.
-    shared : SharedInputs
+    shared : GridInputs
         Inputs that this process has read already.
     jobs : int
         How many runs are made at a time.
     """
-    with _said_once():
+    with _each_message_once():
         yield from _make_runs(tasks, shared, jobs=min(jobs, len(tasks)))
 
 
 def _make_runs(
-    tasks: Sequence[GridTask], shared: SharedInputs, *, jobs: int
+    tasks: Sequence[GridTask], shared: GridInputs, *, jobs: int
 ) -> Generator[tuple[GridTask, LoraLensError | None], None, None]:
     if jobs > 1 and not all(map(_can_be_sent, tasks)):
         note("a model or an optimiser that another process cannot receive: the runs are made one after the other")
@@ -71,25 +71,25 @@ def _make_runs(
     # Every process has inputs of its own.
     shared.clear()
     environment = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
-    workers = [Worker(_SERVE, jobs, hear=_hear, environment=environment, grace=GRACE) for _ in range(jobs)]
+    workers = [Worker(_SERVE, jobs, on_message=_log, environment=environment, grace=GRACE) for _ in range(jobs)]
     with closing(perform_in(workers, _PendingRuns(tasks), len(tasks))) as outcomes:
         for task, outcome in outcomes:
-            if isinstance(outcome, Ended):
+            if isinstance(outcome, WorkerEnd):
                 what = f"the process that trained it has ended ({outcome})"
                 outcome = OptionError(what, fix="give fewer --jobs if memory is short; else report this as a bug")
             yield task, outcome
 
 
-def make_run(task: GridTask, shared: SharedInputs) -> LoraLensError | None:
+def make_run(task: GridTask, shared: GridInputs) -> LoraLensError | None:
     """Make a run, or go on with it; returns the error of a run that has diverged or could not be made."""
     options, target = task.options, task.options.output
     assert target
     try:
-        _wait_for(task, unfinished(target))
+        _wait_for(task, unfinished_folder(target))
         # A process of a grid that was killed may have done the last step meanwhile.
         if is_finished(target) and not options.overwrite:
             return None
-        begun = unfinished(target).exists() and not options.overwrite
+        begun = unfinished_folder(target).exists() and not options.overwrite
         with naming_runs(task.name):
             train_adapter(replace(options, resume=begun), read=shared.read, keep_model=True)
     except LoraLensError as error:
@@ -99,16 +99,16 @@ def make_run(task: GridTask, shared: SharedInputs) -> LoraLensError | None:
 
 def _wait_for(task: GridTask, folder: Path) -> None:
     """Wait until no process of an earlier grid, which was killed, writes the run."""
-    begun, told = monotonic(), False
+    begun, is_noted = monotonic(), False
     while folder.exists():
         try:
             check_free(folder)
         except OptionError:
             if monotonic() - begun > PATIENCE:
                 raise
-            if not told:
+            if not is_noted:
                 note(f"{task.name}: an earlier process saves its state")
-            told = True
+            is_noted = True
             sleep(0.2)
         else:
             break
@@ -138,17 +138,17 @@ class _PendingRuns:
             if not self._waiting:
                 return None
             own = self._keys.get(worker)
-            others = [key for number, key in self._keys.items() if number != worker]
+            keys_of_others = [key for number, key in self._keys.items() if number != worker]
             keys = [inputs_key(task.options) for task in self._waiting]
-            # Its own inputs first, then those that no other worker has read.
+            # Runs whose inputs the worker has read come first, then those whose inputs no other worker has read.
             place = next((i for i, key in enumerate(keys) if key == own), None)
             if place is None:
-                place = next((i for i, key in enumerate(keys) if key not in others), 0)
+                place = next((i for i, key in enumerate(keys) if key not in keys_of_others), 0)
             self._keys[worker] = keys[place]
             return self._waiting.pop(place)
 
     def finish(self, task: GridTask) -> None:
-        """Nothing waits for a run."""
+        """Note that a run is done, for which nothing waits here."""
 
     def close(self) -> None:
         """Give no more runs."""
@@ -157,13 +157,13 @@ class _PendingRuns:
 
 
 @contextmanager
-def _said_once() -> Iterator[None]:
-    """Within the context, a message that several runs have is said once."""
-    said: set[str] = set()
+def _each_message_once() -> Iterator[None]:
+    """Within the context, a message that several runs have appears once."""
+    seen_texts: set[str] = set()
 
     def is_new(record: logging.LogRecord) -> bool:
-        new = record.getMessage() not in said
-        said.add(record.getMessage())
+        new = record.getMessage() not in seen_texts
+        seen_texts.add(record.getMessage())
         return new
 
     LOGGER.addFilter(is_new)
@@ -173,36 +173,37 @@ def _said_once() -> Iterator[None]:
         LOGGER.removeFilter(is_new)
 
 
-def _hear(said: Said) -> None:
-    LOGGER.log(said.level, "%s", said.text)
+def _log(message: WorkerMessage) -> None:
+    LOGGER.log(message.level, "%s", message.text)
 
 
 # ---- In the process that works
 
 
-def serve() -> None:
+def serve_grid() -> None:
     """Make the runs of a grid; the work of a process that `Worker` has started."""
-    shared = SharedInputs()
+    shared = GridInputs()
     serve_tasks(partial(_perform, shared))
 
 
-def _perform(shared: SharedInputs, task: GridTask, send: Callable[[Said], None]) -> LoraLensError | None:
+def _perform(shared: GridInputs, task: GridTask, send: Callable[[WorkerMessage], None]) -> LoraLensError | None:
     with _sending_messages(send):
         try:
             return make_run(task, shared)
         except MemoryError:
             return OptionError("there is not enough memory", fix="give --jobs 1, or use a machine with more memory")
-        except Exception as error:  # noqa: BLE001  # an error of torch, which the first process reports
+        # Whatever torch or transformers raise is an answer too, which the first process reports.
+        except Exception as error:  # noqa: BLE001
             return OptionError(f"{type(error).__name__}: {error}", fix="report this as a bug")
 
 
 @contextmanager
-def _sending_messages(send: Callable[[Said], None]) -> Iterator[None]:
+def _sending_messages(send: Callable[[WorkerMessage], None]) -> Iterator[None]:
     """Send the messages of the block to the first process."""
 
     class Sender(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            send(Said(record.levelno, record.getMessage()))
+            send(WorkerMessage(record.levelno, record.getMessage()))
 
     before = LOGGER.handlers, LOGGER.level, LOGGER.propagate
     LOGGER.handlers, LOGGER.propagate = [Sender()], False

@@ -22,6 +22,6 @@ def value_text(value: Any) -> str:
     return optimiser_name(value) if callable(value) else str(value)
 
 
-def spelled(option: str) -> str:
+def spell(option: str) -> str:
     """The option as it is written on the command line."""
     return option.replace("_", "-")

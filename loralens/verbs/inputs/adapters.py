@@ -78,7 +78,7 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
 
 def labels(adapters: Sequence[AdapterSource]) -> list[str]:
     """The labels of adapters in messages and tables: their paths; objects are numbered if there are several."""
-    # Counted from 1, as people count arguments.
+    # They are counted from 1, as people count arguments.
     return [
         (f"adapter {i}" if len(adapters) > 1 else "adapter") if isinstance(source, Adapter) else str(source)
         for i, source in enumerate(adapters, start=1)

@@ -13,7 +13,6 @@ from loralens.formats.dialects.table import FORMATS
 from loralens.formats.models.checkpoint import stores_conv1d
 from loralens.verbs.inputs.adapters import Reading, command_line_options
 from loralens.verbs.inputs.bases import ModelPath, base_model_at, base_model_of, read_checkpoint, with_tied_head
-from loralens.verbs.inputs.code_prediction import predict_codes
 
 
 def open_base(base: ModelPath) -> Base:
@@ -67,6 +66,8 @@ def examine_adapters(
         )
     if base is None or not base.coded:
         return examinations
+    from loralens.verbs.inputs.code_prediction import predict_codes  # with the code of merging, for few bases
+
     # The longest part: some rows of every weight are decoded.
     with progress("predicting the merge", sum(len(exam.readings) for exam in examinations)) as step:
         return [

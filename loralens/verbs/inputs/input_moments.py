@@ -5,7 +5,7 @@ from pathlib import Path
 from threading import Lock
 from typing import final
 
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.messages import note, warn
 from loralens.core.names import some
 from loralens.errors import FormatError, MismatchError, place

@@ -58,7 +58,7 @@ class Loaded(NamedTuple):
             if step:
                 step(len(part))
 
-    def encoded(
+    def encode(
         self,
         texts: "Sequence[str | Dialogue]",
         *,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from loralens.choices import MergeBits
 from loralens.core.adapter import Adapter
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
 from loralens.core.messages import note, warn
 from loralens.core.names import block, some
@@ -175,12 +175,12 @@ def quantised_plan(
             raise OptionError("it has no matrices that could become codes", fix="leave out --bits")
         return _with_codes(plan, files, types.kinds, text), NewCodes(frozenset(types.kinds), types)
     if files.gguf or bits != "nf4":
-        here, there = (
+        base_kind, needed_kind = (
             ("a GGUF model", "a safetensors folder") if files.gguf else ("a safetensors folder", "GGUF models")
         )
         fitting = " or ".join(GGUF_BITS) if files.gguf else "nf4"
         raise OptionError(
-            f"--bits {bits} is for {there}, and the base is {here}",
+            f"--bits {bits} is for {needed_kind}, and the base is {base_kind}",
             fix=f"give --bits {fitting}; or --dtype, and quantise the merged model with other software",
         )
     if config.get("model_type") in CONV1D:

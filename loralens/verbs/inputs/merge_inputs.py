@@ -9,7 +9,7 @@ import numpy as np
 
 from loralens.choices import MergeBits
 from loralens.core.adapter import Adapter
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.core.naming.selection import select
@@ -166,8 +166,8 @@ class MergeInputs:
         return {
             "dropped": list(self.plan.dropped),
             "texts": {name: (root / name).read_bytes().decode("utf-8") for name in names},
-            # Without the first 8 bytes, which are the length of the header.
-            "headers": {shard.name: shard.header[8:].decode("utf-8") for shard in self.files.shards},
+            # Without the first 8 bytes, which are the length of the header; as a view, since a header may be long.
+            "headers": {shard.name: str(memoryview(shard.header)[8:], "utf-8") for shard in self.files.shards},
         }
 
 
@@ -223,8 +223,12 @@ def read_merge_inputs(
     scales = {key: scale for key, (_, scale) in checkpoint.float8.items()}
     # The scales of float8 weights are not weights, and would look like tensors that nothing adapts. Neither are the
     # codes of low-bit weights, which are planned as the numbers that they stand for.
+    stored = files.tensors
+    # Both have read the headers; with the strings of one of them, the other's are freed.
+    own = {key: key for key in stored}
     tensors = {
-        key: tensor if key in checkpoint.coded else files.tensors[key] for key, tensor in checkpoint.tensors.items()
+        own.get(key, key): tensor if key in checkpoint.coded else stored[key]
+        for key, tensor in checkpoint.tensors.items()
     }
     try:
         planned = plan_merge(

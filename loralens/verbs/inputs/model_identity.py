@@ -20,7 +20,7 @@ def model_name(model: ModelSource) -> str:
         return model_name(loaded_from) if loaded_from else type(model[0]).__name__
     if not Path(model).exists():
         return str(model)
-    # Not the path: it would mean nothing on another machine, and may contain the name of the user.
+    # The path is left out: it would mean nothing on another machine, and may contain the name of the user.
     folder = Path(model).resolve()
     cache = folder.parent.parent.name  # a Hub id in the cache: models--org--name/snapshots/…
     hub = folder.parent.name == "snapshots" and cache.startswith("models--")

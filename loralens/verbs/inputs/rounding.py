@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from loralens.choices import MergeBits, ModelDtype, RoundingMode
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.messages import warn
 from loralens.errors import OptionError
 from loralens.verbs.inputs.choices import check_choice

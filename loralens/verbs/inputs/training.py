@@ -11,7 +11,7 @@ from loralens.tables.numbers import count
 from loralens.verbs.inputs.corpus.causality import CAUSAL, check_causal
 from loralens.verbs.inputs.corpus.cut import Cut, count_cut
 from loralens.verbs.inputs.corpus.data import Texts, read_data
-from loralens.verbs.inputs.corpus.packs import packed
+from loralens.verbs.inputs.corpus.packs import pack_rows
 from loralens.verbs.inputs.corpus.texts import text_label
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import labels_of, load_headed, model_label
@@ -84,7 +84,7 @@ def read_training_inputs(
         seed=options.seed,
         labels=learned.labels if task.labelled else None,
     )
-    encode = partial(loaded.encoded, length=options.length, mask_prompt=options.mask_prompt)
+    encode = partial(loaded.encode, length=options.length, mask_prompt=options.mask_prompt)
     with place(text_label(options.data)):
         examples = encode(learned.texts, labels=learned.numbers)
         _check_something_to_learn(task, examples)
@@ -95,9 +95,9 @@ def read_training_inputs(
         with place(model_label(options.model)):
             check_causal(loaded, examples)
     if options.pack:
-        examples = packed(loaded, task, examples, length=options.length)
+        examples = pack_rows(loaded, task, examples, length=options.length)
     heads = heads_to_train(loaded.model, loaded.missing, classifier=task.labelled)
-    # Counted apart from the examples, which hold only what was kept.
+    # The texts are counted again, since the examples hold only what was kept of them.
     cut = count_cut(loaded, learned.texts, length=options.length)
     held_out_cut = count_cut(loaded, held_out.texts, length=options.length) if held_out else None
     return TrainingInputs(task, loaded, learned, held_out, examples, evaluated, heads, cut, held_out_cut)

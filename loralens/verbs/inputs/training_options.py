@@ -43,7 +43,7 @@ DEMO: dict[str, Any] = {
     "schedule": "linear",
 }
 # The values of options that neither the user nor the demo gives. They are not defaults of the signature, since the demo
-# fills in only what was left out. Why these: see `loralens.training.course.Course`.
+# fills in only what was left out. `loralens.training.course.Course` gives the reasons for these values.
 DEFAULTS: dict[str, Any] = {
     "targets": ("all-linear",),
     "exclude": (),
@@ -53,9 +53,9 @@ DEFAULTS: dict[str, Any] = {
     "lr": 5e-4,
     "schedule": "constant",
 }
-# The options that replace one axis of the method each.
+# Each of these options replaces one axis of the method.
 METHOD_AXES = ("scale_rule", "start", "magnitude", "lr_ratio", "freeze_a")
-# More than any run has; it excludes infinity, from which no number of steps follows.
+# No run has so many. The limit excludes infinity, from which no number of steps follows.
 MOST_EPOCHS = 1e6
 
 
@@ -199,11 +199,11 @@ class TrainingOptions:
             raise OptionError("--patience counts evaluations during training", fix="say how often: --evaluate-every N")
 
     def training_method(self) -> TrainingMethod:
-        """The method, with the axes that are given by themselves."""
+        """The method, in which single axes are replaced if their options are given."""
         return training_method(self.method, **{name: getattr(self, name) for name in METHOD_AXES})
 
     def course(self, *, steps: int) -> Course:
-        """The course of the run: every field of it but the steps is an option of the same name."""
+        """The course of the run. Each of its fields except for the steps is an option of the same name."""
         names = {field.name for field in fields(Course)} - {"steps"}
         return Course(steps, **{name: getattr(self, name) for name in names})
 

@@ -105,7 +105,7 @@ class InputsResult(Tabular):
                 COLUMNS,
                 self.inputs,
                 uneventful=lambda row: row.count == max(reached, default=0),
-                sum_up=lambda whole: _sum_up(whole, max(reached, default=0)) if self.written else "",
+                sum_up=lambda number: _sum_up(number, max(reached, default=0)) if self.written else "",
             )
         ]
 

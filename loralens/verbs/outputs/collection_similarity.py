@@ -1,16 +1,17 @@
 """The result of `similarity` for three and more adapters: tables of pairs, and where adapters agree or conflict."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import isnan
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from loralens.analysis.compare.alikeness import FIGHT, LARGE, in_words, is_same
 from loralens.analysis.compare.clusters import connected_groups
+from loralens.analysis.compare.every_pair import compare_every_pair
 from loralens.analysis.compare.interference import Interaction, Interference, far_cosine
 from loralens.analysis.compare.pairwise import SAME_START, Pairwise, known_mean
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
@@ -21,9 +22,10 @@ from loralens.tables.numbers import UNDEFINED, count, fixed, json_number, matrix
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import short_labels
-from loralens.verbs.outputs.pair_similarity import pair_modules_table
+from loralens.verbs.outputs.pair_similarity import ModuleSimilarity, record_columns
 from loralens.version import __version__
 
+Kept = TypeVar("Kept")
 Pair = tuple[int, int]  # the indices of two adapters, which are also an index of a matrix
 
 SHARES = ("shared", "private", "shared_chance", "private_chance")  # the arrays of `Interference`
@@ -55,6 +57,8 @@ class CollectionSimilarity(Tabular):
         The indices of the adapters, with similar ones together.
     fights, agreements : sequence of Interaction
         The modules in which two updates oppose each other, and in which they agree; the largest contribution first.
+    maps : bool
+        Whether the record has the map φ(i, j) of every module of every pair.
     """
 
     adapters: tuple[str, ...]
@@ -68,6 +72,7 @@ class CollectionSimilarity(Tabular):
     order: Sequence[int]
     fights: Sequence[Interaction]
     agreements: Sequence[Interaction]
+    maps: bool = False
 
     def __repr__(self) -> str:
         return f"CollectionSimilarity({len(self.adapters)} adapters, {len(self.pairs.modules)} modules)"
@@ -87,7 +92,7 @@ class CollectionSimilarity(Tabular):
 
         It is None if they have no module in common.
         """
-        # Made when it is asked for: the φ maps of all pairs of a hundred adapters would take 200 MB.
+        # It is made when it is asked for, since the φ maps of all pairs of a hundred adapters would take 200 MB.
         names_in_both = [(module.holders[first], module.holders[second]) for module in self.pairs.modules]
         # Modules of one name may have another shape in some adapter; these are in `pairs` under their own entries.
         names = [name for name, other in names_in_both if name is not None and other is not None]
@@ -160,17 +165,22 @@ class CollectionSimilarity(Tabular):
     def record(self) -> dict[str, Any]:
         """The whole result as a JSON object.
 
-        With a hundred adapters of 12 modules it takes more than 200 MB of text; `json_pieces` never holds all of it.
+        With a hundred adapters of 12 modules it takes 70 MB of text; `json_pieces` never holds all of it.
         """
-        return {**self._summary(), "pairs": list(self._pair_records())}
+        pairs = [
+            {"first": s, "second": t, "modules": modules} for s, t, modules in self._pair_records(lambda record: record)
+        ]
+        return {**self._summary(), "pairs": pairs}
 
     def json_pieces(self) -> Iterator[str]:
         """The text of that JSON object in pieces, one pair of adapters after the other."""
         # The object is opened without its brace at the end, and the pairs, which come last, follow.
         head = json.dumps({"loralens": __version__, **self._summary()})
         yield f'{head[:-1]}, "pairs": ['
-        for i, record in enumerate(self._pair_records()):
-            yield (", " if i else "") + json.dumps(record)
+        separator = ""
+        for s, t, modules in self._pair_records(json.dumps):
+            yield f'{separator}{{"first": {s}, "second": {t}, "modules": [{", ".join(modules)}]}}'
+            separator = ", "
         yield "]}"
 
     def _summary(self) -> dict[str, Any]:
@@ -201,11 +211,18 @@ class CollectionSimilarity(Tabular):
             "agreements": [_interaction_record(interaction) for interaction in self.agreements],
         }
 
-    def _pair_records(self) -> Iterator[dict[str, Any]]:
-        """The φ maps, cosines and angles of every pair, as `similarity` gives them of two adapters."""
-        for s, t in combinations(range(self.pairs.count), 2):
-            comparison = self.compare(s, t)
-            yield {"first": s, "second": t, "modules": pair_modules_table(comparison).records() if comparison else []}
+    def _pair_records(self, keep: Callable[[dict[str, Any]], Kept]) -> Iterator[tuple[int, int, list[Kept]]]:
+        """The indices of every pair, and what is kept of the record of each module that both have."""
+        record = Table("", record_columns(maps=self.maps), ()).recorder()
+        return compare_every_pair(
+            self.loaded,
+            self.pairs.modules,
+            of=self.of,
+            side=self.side,
+            phi_rank=self.phi_rank,
+            maps=self.maps,
+            keep=lambda name, similarity: keep(record(ModuleSimilarity(name, similarity))),
+        )
 
     def _adapters_table(self) -> Table[int]:
         """The adapters, one adapter a row, in the order of the clusters."""

@@ -141,7 +141,7 @@ class CombineResult(Written):
         written = f"{count(len(self.adapter), 'module')}, {self.format}"
         if self.size is not None:
             written += f", {size(self.size)}"
-        parts = [_weighted(each) for each in recipe.adapters]
+        parts = [_ingredient_text(each) for each in recipe.adapters]
         plain = recipe.method == "sum" and not recipe.options
         # A minus sign in place of "+ -".
         origin = (
@@ -232,7 +232,7 @@ class CombineResult(Written):
         return Table(title, ADAPTER_COLUMNS, rows)
 
 
-def _weighted(ingredient: Ingredient) -> str:
+def _ingredient_text(ingredient: Ingredient) -> str:
     """An adapter in a sentence: ``chat``, ``0.7 × chat``, or ``chat × 0.7 in q_proj``."""
     strength = ingredient.strength
     if not strength.modules:

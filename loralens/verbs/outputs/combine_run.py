@@ -11,7 +11,7 @@ import numpy as np
 from loralens.arithmetic.combine import Combination, combine_adapters
 from loralens.arithmetic.method import find_combining_method
 from loralens.arithmetic.methods import METHODS
-from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, Space, TargetFormat
+from loralens.choices import TARGET_FORMATS, FloatType, Space, TargetFormat
 from loralens.compression.directions import Directions, cast_factors, singular_directions, truncate_pair
 from loralens.compression.plan import TruncationPlan, keeps_rank
 from loralens.core.adapter import Adapter
@@ -32,14 +32,14 @@ from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.recipes import stamp_recipe
 from loralens.verbs.inputs.adapters import DORA, AdapterSource, Reading, check_unread, read_where_unknown, sources
 from loralens.verbs.inputs.bases import base_weights, warn_of_base, warn_of_bases
-from loralens.verbs.inputs.choices import check_choice, numpy_dtype
+from loralens.verbs.inputs.choices import numpy_dtype
 from loralens.verbs.inputs.weighted import ingredients, label_of_taken
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.form import OutputFormat, check_known
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.rules import rank_notes
 from loralens.verbs.outputs.target import Target
-from loralens.verbs.outputs.writing import WritingAndReading
+from loralens.verbs.outputs.writing import WritingAndReading, check_writing
 
 BasePath = str | PathLike[str]
 
@@ -128,7 +128,7 @@ def form_of(adapter: Adapter, target: Target, *, to: TargetFormat | None, base: 
     Some dialects can be read and not written. If no file is wanted, PEFT takes the place of such a dialect, and there
     is no error.
     """
-    if to is None and not target.wanted and adapter.format not in TARGET_FORMATS:
+    if to is None and not target.is_wanted and adapter.format not in TARGET_FORMATS:
         return OutputFormat("peft", {}, base)
     return OutputFormat.of(adapter, to=to, base=base)
 
@@ -142,17 +142,11 @@ def _write(adapter: Adapter, recipe: Recipe, form: OutputFormat, target: Target)
         stored, files = _encode_with_recipe(adapter, recipe, form)
     except LoraLensError:
         # A result that stays in memory need not fit into any dialect.
-        if not target.wanted:
+        if not target.is_wanted:
             return None
         raise
     target.write(stored, files)
     return stored_size(stored, files)
-
-
-def check_writing(to: str | None, dtype: str | None) -> None:
-    """Refuse an unknown dialect or dtype before anything is read."""
-    check_choice("to", to, TARGET_FORMATS)
-    check_choice("dtype", dtype, FLOAT_TYPES)
 
 
 def read_source(source: AdapterSource, label: str, reading: Reading, base: BasePath | None) -> Adapter:

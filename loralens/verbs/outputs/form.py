@@ -104,7 +104,7 @@ class OutputFormat:
     def cost(self, module: Update) -> int:
         """The bytes of one direction of a module if all numbers have the same bits."""
         assert isinstance(self.bits, int)
-        from loralens.core.quantised import direction_bytes  # only for integers
+        from loralens.core.few_bits.quantised import direction_bytes  # only for integers
 
         return direction_bytes(module.shape, self.bits)
 

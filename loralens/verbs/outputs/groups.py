@@ -41,7 +41,7 @@ def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
         return group.name.rpartition(".")[2] if short else group.name
 
     def bar(group: Group) -> str:
-        # Relative to the largest group: shares of a deep model are all small, and their bars would be empty.
+        # Bars are relative to the largest group: shares of a deep model are all small, and their bars would be empty.
         return "█" * round(BAR * group.share / largest) if largest else ""
 
     columns: tuple[Column[Group], ...] = (

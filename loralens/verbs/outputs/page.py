@@ -140,7 +140,7 @@ def _moments(
     if not activations:
         return {}
     measured = [(_name_of(file), file if isinstance(file, Moments) else load_moments(file)) for file in activations]
-    # By fingerprint and not by order: moments are numbers between the factors of one adapter, and wrong for any other.
+    # Moments are matched by fingerprint and not by order: they belong to the factors of one adapter alone.
     prints = {label: fingerprint(adapter) for label, adapter in adapters.items()}
     for name, moments in measured:
         if moments.fingerprint not in prints.values():

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from math import nan
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from loralens.analysis.base.amplification import KeptRank
 from loralens.analysis.base.intruders import Intruders
@@ -24,7 +24,6 @@ from loralens.tables.table import Column, Row, Table
 from loralens.verbs.amplify import COLUMNS as AMPLIFY_COLUMNS
 from loralens.verbs.amplify import KIND_COLUMNS, KeptDirections, KindAmplification
 from loralens.verbs.curve import point_columns
-from loralens.verbs.evaluate import Evaluation, quality_table
 from loralens.verbs.outputs.collection_similarity import Pair, adapter_pairs_table, pairs_by_cosine
 from loralens.verbs.outputs.groups import OUTLIER_COLUMNS, groups_table
 from loralens.verbs.outputs.intruders import KIND_COLUMNS as INTRUDER_KIND_COLUMNS
@@ -32,6 +31,9 @@ from loralens.verbs.outputs.intruders import IntruderTotal, KindIntruders
 from loralens.verbs.spectrum import COLUMNS as SPECTRUM_COLUMNS
 from loralens.verbs.spectrum import ModuleSpectrum
 from loralens.verbs.trajectory import CheckpointRow, run_table
+
+if TYPE_CHECKING:
+    from loralens.verbs.evaluate import Evaluation
 
 
 class MeasuredModule(NamedTuple):
@@ -126,8 +128,11 @@ def checkpoints_table(labels: Sequence[str], run: CheckpointRun) -> Table[Checkp
     return run_table("Checkpoints", replace(run.log, checkpoints=checkpoints), names, run.trajectory.points)
 
 
-def page_quality_table(evaluation: StoredEvaluation) -> Table[Evaluation]:
+def page_quality_table(evaluation: StoredEvaluation) -> "Table[Evaluation]":
     """Adapters as ``evaluate`` lists them, with the number of their parameters where it is known."""
+    # With the code that reads texts and models, and few reports have evaluations.
+    from loralens.verbs.evaluate import Evaluation, quality_table
+
     # NaN is what the result itself holds where there was nothing to predict; every row has the measures of the first.
     names = evaluation.adapters[0].measures
     rows = [
@@ -139,11 +144,11 @@ def page_quality_table(evaluation: StoredEvaluation) -> Table[Evaluation]:
     table = quality_table(f"{evaluation.model}, {count(evaluation.texts, 'text')} of {evaluation.data}", rows)
     if all(row.parameters is None for row in rows):
         return table
-    columns = [replace(x, title="parameters", text=_grouped) if x.key == "parameters" else x for x in table.columns]
+    columns = [replace(x, title="parameters", text=_with_commas) if x.key == "parameters" else x for x in table.columns]
     return replace(table, columns=columns)
 
 
-def _grouped(parameters: int | None) -> str:
+def _with_commas(parameters: int | None) -> str:
     return "" if parameters is None else f"{parameters:,}"
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from loralens.analysis.compare.alikeness import FAR, in_words, is_same
 from loralens.analysis.compare.initialisation import SharedInitialisation
-from loralens.analysis.compare.similarity import Comparison, Similarity
+from loralens.analysis.compare.module_similarity import Similarity
+from loralens.analysis.compare.similarity import Comparison
 from loralens.choices import Of, Side
 from loralens.core.names import some
 from loralens.linalg.subspace import Overlap
@@ -57,6 +58,8 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
         Whose directions were compared: ``update``, ``A`` or ``B``.
     side : str
         The side of the columns for people; JSON has both sides of an update.
+    maps : bool
+        Whether the record has the map φ(i, j) of every module; the modules themselves have it always.
     """
 
     adapters: tuple[str, str]
@@ -64,6 +67,7 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
     initialisation: SharedInitialisation
     of: Of
     side: Side
+    maps: bool = False
 
     def __getitem__(self, name: str) -> Similarity:
         return self.comparison[name]
@@ -153,7 +157,7 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
             "of": self.of,
             "side": self.side,
             "adapters": list(self.adapters),
-            "modules": pair_modules_table(comparison).records(),
+            "modules": pair_modules_table(comparison, maps=self.maps).records(),
             # Matrices, so that programs read two adapters and more in the same way.
             "cosine": [[1.0, cosine], [cosine, 1.0]],
             "cosine_z": None if comparison.zero else comparison.cosine_z,
@@ -173,9 +177,16 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
         }
 
 
-def pair_modules_table(comparison: Comparison, title: str = "") -> Table[ModuleSimilarity]:
-    """The modules of two adapters, one module per row."""
-    return Table(title, COLUMNS, [ModuleSimilarity(name, similarity) for name, similarity in comparison.items()])
+def pair_modules_table(comparison: Comparison, title: str = "", *, maps: bool = False) -> Table[ModuleSimilarity]:
+    """The modules of two adapters, one module per row; with ``maps`` the JSON has the map φ(i, j) of each."""
+    rows = [ModuleSimilarity(name, similarity) for name, similarity in comparison.items()]
+    return Table(title, record_columns(maps=maps), rows)
+
+
+def record_columns(*, maps: bool) -> Sequence[Column[ModuleSimilarity]]:
+    """The columns of a module, with or without the map φ(i, j) and its chance level."""
+    # With k₁ rows and k₂ columns, the maps are most of the text of the JSON, and few readers need them.
+    return COLUMNS if maps else [column for column in COLUMNS if column.key not in MAPS]
 
 
 def _deviations(z: float) -> str:
@@ -202,9 +213,13 @@ def _kinds(comparison: Comparison) -> list[KindSimilarity]:
 
 def _sides(row: ModuleSimilarity) -> dict[str, dict[str, float | None]]:
     """The overlaps on both sides, for JSON."""
-    quantities = {"first": "first", "full": "full", "chance": "full_chance", "z": "z"}
     return {
-        side: {key: json_number(getattr(overlap, name)) for key, name in quantities.items()}
+        side: {
+            "first": json_number(overlap.first),
+            "full": json_number(overlap.full),
+            "chance": json_number(overlap.full_chance),
+            "z": json_number(overlap.z),
+        }
         for side, overlap in row.similarity.overlaps.items()
     }
 
@@ -289,6 +304,8 @@ ABOUT_ALL = "part of the directions of the lower rank inside those of the other,
 ABOUT_CHANCE = "φ(all) of random directions"
 ABOUT_Z = "of φ(all): standard deviations from chance"
 ABOUT_CKA = "cosine of the two Gram matrices, from 0 to 1: like φ, but strong directions count for more"
+
+MAPS = ("phi", "chance")  # the keys of the columns that are matrices
 
 # On a narrow terminal angles and distances are left out first: φ also describes the two subspaces, and its chance level
 # is shown with it. The cosine is never left out, as its sign says whether the updates agree or oppose each other.

@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-from loralens.arithmetic.dora import store_magnitudes
 from loralens.choices import QUANTISED
 from loralens.core.adapter import Adapter
 from loralens.core.carried import NORMS
@@ -13,13 +12,10 @@ from loralens.core.names import some
 from loralens.core.naming.matching import Match, Shape, match
 from loralens.core.weights import with_kernels
 from loralens.errors import OptionError, place
-from loralens.formats.dialects.gguf.writer import tied_head_error
 from loralens.formats.dialects.table import GGUF
 from loralens.formats.models.base_copies import FULL, drop_copies
 from loralens.formats.models.checkpoint import model_config, shapes, weights
-from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_location import resolve_path
-from loralens.merging.tied_weights import Tied
 from loralens.verbs.inputs.bases import base_weights
 
 # Dialects that have a place for tensors saved in full. Elsewhere such a tensor is an error, or a copy that is left out.
@@ -43,6 +39,8 @@ def rename_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> t
     # llama.cpp has no output tensor of its own for such a model, so there is nothing that the pair could adapt.
     if tied and to == GGUF:
         with place(next(iter(tied))):
+            from loralens.formats.dialects.gguf.writer import tied_head_error
+
             raise tied_head_error()
     names = match({name: module.shape for name, module in adapter.items() if name not in tied}, base_shapes)
     notes = [str(names)]
@@ -70,6 +68,9 @@ def _tied_heads(adapter: Adapter, base: Path, base_shapes: Mapping[str, Shape]) 
     # Checked first, since looking for ties opens the files of the base.
     if all(f"{name}.weight" in base_shapes for name in adapter):
         return {}
+    from loralens.formats.models.model_files import model_files  # few bases lack a weight, and these read all layouts
+    from loralens.merging.tied_weights import Tied
+
     tied = Tied.of(model_files(resolve_path(base)).tensors, model_config(base) or {})
     if not (tied.lacks_head and tied.ties.head):
         return {}
@@ -125,6 +126,8 @@ def add_magnitudes(adapter: Adapter, base: str | PathLike[str] | None) -> tuple[
     missing = [extra.module for extra in adapter.extra.values() if extra.role in NORMS]
     if base is None or not missing:
         return adapter, []
+    from loralens.arithmetic.dora import store_magnitudes  # few adapters lack magnitudes
+
     completed = store_magnitudes(adapter, base_weights(base, {name: adapter[name] for name in missing}).modules)
     return completed, [f"magnitudes of {len(missing)} DoRA modules written as the lengths of the base's weights"]
 

@@ -126,7 +126,7 @@ def read_directions(
     """The directions of the chosen modules, from which any ranks can be made, in one pass over the factors."""
     with progress("reading", len(adapter)) as step:
         return TruncationPlan.of(
-            adapter, modules=modules, dtype=dtype, moments=moments, threads=processor_count(), step=step
+            adapter, modules=modules, dtype=dtype, moments=moments, bases=True, threads=processor_count(), step=step
         )
 
 

@@ -44,7 +44,7 @@ class Target:
         return None if self.dry_run else self.output
 
     @property
-    def wanted(self) -> bool:
+    def is_wanted(self) -> bool:
         """Whether the caller asked for a file, if only in a dry run. Python may ask for the resulting object alone."""
         return self.output is not None or self.dry_run
 
@@ -58,11 +58,11 @@ class Target:
 
     def sentences(self, what: str) -> list[str]:
         """The sentence about the file, if the caller asked for one."""
-        return [self.sentence(what)] if self.wanted else []
+        return [self.sentence(what)] if self.is_wanted else []
 
     def conclusion(self, what: str) -> str:
         """``Wrote OUT: what.``, or ``Would write OUT: what.`` in a dry run; ``what.`` alone if no file is wanted."""
-        if not self.wanted:
+        if not self.is_wanted:
             return f"{what}."
         sentence = self.sentence(what)
         return f"{sentence[0].upper()}{sentence[1:]}."

@@ -19,6 +19,7 @@ from loralens.tables.numbers import count, fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource
+from loralens.watching.measures import defined_mean
 
 
 class WatchedLook(NamedTuple):
@@ -80,13 +81,12 @@ class WatchedResult(Tabular):
     def conclusion(self) -> list[str]:
         """How far the update has come, whether it still turns, and the warnings."""
         lines = list(self.on_run)
-        told = self.warnings
-        for warning in told:
+        for warning in self.warnings:
             lines += [
                 f"Step {self.step_of(warning)}: {warning['text']} ({warning['code']}).",
                 f"  fix: {warning['fix']}",
             ]
-        return lines if told else [*lines, "No look showed a sign that the run went wrong."]
+        return lines if self.warnings else [*lines, "No look showed a sign that the run went wrong."]
 
     @property
     def on_run(self) -> list[str]:
@@ -111,10 +111,10 @@ class WatchedResult(Tabular):
 
     def sentences(self) -> list[str]:
         """How to read the columns."""
-        known = [row for row in self.rows if isfinite(row.chance_out)]
-        if not known:
+        compared = [row for row in self.rows if isfinite(row.chance_out)]
+        if not compared:
             return []
-        out, in_ = known[-1].chance_out, known[-1].chance_in
+        out, in_ = compared[-1].chance_out, compared[-1].chance_in
         return [f"φ: with the look before; chance level out {number(out)}, in {number(in_)}"]
 
     def record(self) -> dict[str, Any]:
@@ -180,13 +180,13 @@ def _row(look: LoggedLook, modules: Mapping[str, LoggedModule]) -> WatchedLook:
         frobenius=norm,
         spectral=max((spectrum.spectral for spectrum in spectra), default=0.0),
         effective_rank=mean_effective_rank(spectra),
-        drift=_mean(_at(module.measures, "drift") for module in modules.values()),
+        drift=defined_mean(_at(module.measures, "drift") for module in modules.values()),
         step_length=sum(x * x for x in lengths) ** 0.5 if lengths else nan,
         cosine=_cosine(turns, norm),
-        phi_out=_mean(_at(turn, "phi", "out") for _, turn in turns),
-        phi_in=_mean(_at(turn, "phi", "in") for _, turn in turns),
-        chance_out=_mean(_at(turn, "chance", "out") for _, turn in turns),
-        chance_in=_mean(_at(turn, "chance", "in") for _, turn in turns),
+        phi_out=defined_mean(_at(turn, "phi", "out") for _, turn in turns),
+        phi_in=defined_mean(_at(turn, "phi", "in") for _, turn in turns),
+        chance_out=defined_mean(_at(turn, "chance", "out") for _, turn in turns),
+        chance_in=defined_mean(_at(turn, "chance", "in") for _, turn in turns),
         gradient_b=_length(_at(module.measures, "gradients", "B", "norm") for module in modules.values()),
         gradient_a=_length(_at(module.measures, "gradients", "A", "norm") for module in modules.values()),
         warnings=look.warnings,
@@ -208,19 +208,14 @@ def _at(measures: Mapping[str, Any], *keys: str) -> float:
     value: Any = measures
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
-    found = finite_number(value)
-    return nan if found is None else found
-
-
-def _mean(values: Iterator[float]) -> float:
-    known = [value for value in values if isfinite(value)]
-    return sum(known) / len(known) if known else nan
+    finite = finite_number(value)
+    return nan if finite is None else finite
 
 
 def _length(values: Iterator[float]) -> float:
     """√Σx² of the numbers that are defined; NaN if none is."""
-    known = [value for value in values if isfinite(value)]
-    return sum(value**2 for value in known) ** 0.5 if known else nan
+    defined = [value for value in values if isfinite(value)]
+    return sum(value**2 for value in defined) ** 0.5 if defined else nan
 
 
 def _column(key: str, title: str, text: Any, priority: int, about: str) -> Column[WatchedLook]:

@@ -3,8 +3,9 @@
 from os import PathLike
 from typing import TypedDict
 
-from loralens.choices import FloatType, TargetFormat
+from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
 from loralens.verbs.inputs.adapters import Reading
+from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.outputs.rules import RankRules
 
 
@@ -38,6 +39,12 @@ class Writing(TypedDict, total=False):
     allow_loss: bool
     overwrite: bool
     dry_run: bool
+
+
+def check_writing(to: str | None, dtype: str | None) -> None:
+    """Refuse an unknown dialect or dtype before anything is read."""
+    check_choice("to", to, TARGET_FORMATS)
+    check_choice("dtype", dtype, FLOAT_TYPES)
 
 
 class WritingAndReading(Writing, Reading):

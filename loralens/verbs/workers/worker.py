@@ -1,4 +1,4 @@
-"""A process that performs one task after the other, and says what it notices meanwhile.
+"""A process that performs one task after the other, and sends messages meanwhile.
 
 It is a process and not a thread, because a thread cannot be stopped: after Ctrl-C a run would go on until every task in
 work is finished. It is started as a command and not by `multiprocessing`, whose processes import the script of the
@@ -27,8 +27,8 @@ GRACE = 10.0  # seconds in which a worker that was stopped may clean up; then it
 _BLAS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
-class Ended(NamedTuple):
-    """What a worker answers that has ended instead, as for lack of memory."""
+class WorkerEnd(NamedTuple):
+    """The outcome of a task whose worker has ended, for example for lack of memory."""
 
     code: int
 
@@ -36,7 +36,7 @@ class Ended(NamedTuple):
         return f"signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
 
 
-class Said(NamedTuple):
+class WorkerMessage(NamedTuple):
     """A message of a worker: the number of its level in `logging`, and its text."""
 
     level: int
@@ -53,8 +53,8 @@ class Worker:
         The function that the process runs, as ``module:function``. It calls `serve_tasks`.
     sharers : int
         How many workers share the processors.
-    hear : callable, optional
-        Is called with every `Said` while a task is performed.
+    on_message : callable, optional
+        Called with every `WorkerMessage` while a task is performed.
     environment : mapping, optional
         Further variables for the process.
     grace : float
@@ -66,13 +66,13 @@ class Worker:
         serve: str,
         sharers: int,
         *,
-        hear: Callable[[Said], None] | None = None,
+        on_message: Callable[[WorkerMessage], None] | None = None,
         environment: Mapping[str, str] | None = None,
         grace: float = GRACE,
     ) -> None:
         module, _, function = serve.partition(":")
         self._code = f"from {module} import {function}; {function}()"
-        self._sharers, self._hear, self._grace = sharers, hear, grace
+        self._sharers, self._on_message, self._grace = sharers, on_message, grace
         self._environment = environment or {}
         self._stopped = False
         self._process = self._start()
@@ -81,7 +81,7 @@ class Worker:
         environment = {**os.environ, **self._environment}
         for name in _BLAS:
             environment.setdefault(name, "1")
-        # The same packages as here, also those of a folder that the caller has put into the path.
+        # The process finds the same packages as this one, also those in a folder that the caller has put into the path.
         environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
         return subprocess.Popen(  # noqa: S603  # none of the words comes from outside
             # -P: the current folder is not searched for modules, unless it is in the path of the caller.
@@ -94,7 +94,7 @@ class Worker:
         )
 
     def perform(self, task: Any) -> Any:
-        """Send a task and wait for its outcome, which is `Ended` if the process ends."""
+        """Send a task and wait for its outcome, which is `WorkerEnd` if the process ends."""
         process = self._process
         assert process.stdin
         assert process.stdout
@@ -103,16 +103,16 @@ class Worker:
             process.stdin.flush()
             while True:
                 answer = pickle.load(process.stdout)  # noqa: S301  # a process that this one has started
-                if not isinstance(answer, Said):
+                if not isinstance(answer, WorkerMessage):
                     return answer
-                if self._hear:
-                    self._hear(answer)
+                if self._on_message:
+                    self._on_message(answer)
         except (OSError, EOFError, ValueError, pickle.UnpicklingError):
             code = process.wait()
             if not self._stopped:
                 self.close()
                 self._process = self._start()
-            return Ended(code)
+            return WorkerEnd(code)
 
     def stop(self) -> None:
         """Let the process clean up and end."""
@@ -184,12 +184,13 @@ def can_be_sent(task: Any) -> bool:
     """Whether a task is plain data, which another process can receive."""
     try:
         pickle.dumps(task)
-    except Exception:  # noqa: BLE001  # what an object in memory raises is not known
+    # An object of the caller may raise anything while it is pickled.
+    except Exception:  # noqa: BLE001
         return False
     return True
 
 
-def serve_tasks(perform: Callable[[Any, Callable[[Said], None]], Any]) -> None:
+def serve_tasks(perform: Callable[[Any, Callable[[WorkerMessage], None]], Any]) -> None:
     """Perform the tasks that come through standard input: the work of a process that `Worker` has started.
 
     Parameters
@@ -216,7 +217,8 @@ def serve_tasks(perform: Callable[[Any, Callable[[Said], None]], Any]) -> None:
                 tasks.put(task)
         except (EOFError, OSError, pickle.UnpicklingError):
             tasks.put(None)
-        # A task that names what this process does not have. The first process then sees that this one has ended.
+        # A task whose classes this process cannot import may raise anything. The first process then sees that this one
+        # has ended.
         except Exception as error:  # noqa: BLE001
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
             os._exit(1)

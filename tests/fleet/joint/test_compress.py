@@ -191,6 +191,7 @@ def test_the_same_fleet_gives_the_same_bytes(fleet, tmp_path):
     assert again.read_bytes() == (root / "fleet.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_adapters_of_every_dialect_come_back(tmp_path):
     groups = [[FleetSource(case, str(adapter_path(case)), allow_pickle=True)] for case in CASES if not options(case)]
     result = compress_fleet(groups, tmp_path / "all.safetensors", error=0.1)

@@ -53,6 +53,7 @@ def forked(work, dies_at):
         os._exit(code)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 @pytest.mark.parametrize("old", [None, b"an older file"])
 def test_compress_that_is_killed_at_any_step(fleet, tmp_path, old):

@@ -29,6 +29,7 @@ def read_all(folder):
         weight.encode(0, grid.codes)
 
 
+@pytest.mark.some(10)
 @pytest.mark.parametrize("name", CASES)
 def test_a_part_that_is_missing_or_has_another_shape_or_dtype_is_named(name, tmp_path):
     whole = CASES[name]()
@@ -135,6 +136,7 @@ def test_odd_settings_of_mlx_give_an_answer_or_an_error(name, value, tmp_path):
         assert "a.weight" in str(error)  # noqa: PT017
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize("value", ODD, ids=repr)
 @pytest.mark.parametrize("name", ["checkpoint_format", "group_size", "version"])
 def test_odd_settings_of_gptq_and_awq_give_an_answer_or_an_error(name, value, tmp_path):

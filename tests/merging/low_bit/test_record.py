@@ -14,7 +14,7 @@ from loralens.merging.low_bit.restore import restore_codes
 from loralens.merging.low_bit.sweep import sweep_moments
 from loralens.merging.low_bit.verify import code_verdicts
 from loralens.merging.summary import hashed_tensors, merged_modules, module_entries, total_entry
-from loralens.merging.undo.layout import layout_version, pack_record, parse_undo
+from loralens.merging.undo.layout import layout_version, pack_arrays, pack_entry, parse_undo
 from tests.merging.low_bit.grids import part, weight
 from tests.merging.low_bit.made import Made, merged
 from tests.merging.low_bit.test_sweep import inputs
@@ -23,10 +23,15 @@ LAYOUTS = ("Q4_0", "Q4_1", "NF4")
 FORMS = (lambda made: made, lambda made: made.reordered(np.roll(np.arange(24), 5)), Made.in_one)
 
 
+def packed(rec):
+    """The arrays and the entry of the undo file of the weight ``w``."""
+    return {f"w{end}": array for end, array in pack_arrays(rec).items()}, pack_entry(rec)
+
+
 def undo_of(rec):
-    arrays, entry = pack_record(rec)
+    arrays, entry = packed(rec)
     empty = {"copies": {}, "headers": {}, "texts": {}, "dropped": []}
-    content = {"version": layout_version({"w": entry}), "tensors": {"w": entry}, **empty}
+    content = {"version": layout_version([rec]), "tensors": {"w": entry}, **empty}
     return parse_undo(arrays, content).tensor("w")
 
 
@@ -77,7 +82,7 @@ def test_a_model_that_was_changed_or_has_other_codes_is_not_restored():
 )  # fmt: skip
 def test_a_hostile_entry_is_refused(field, value):
     _, rec = merged(Made())
-    arrays, entry = pack_record(rec)
+    arrays, entry = packed(rec)
     empty = {"copies": {}, "headers": {}, "texts": {}, "dropped": []}
     content = {"version": 2, "tensors": {"w": {**entry, field: value}}, **empty}
     with pytest.raises(FormatError, match="malformed"):

@@ -38,6 +38,7 @@ def expectation(whole, row, column, delta):
     return delta, (step * gap) ** 2 * p * (1 - p)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [1e-3, 2e-2])
 def test_the_mean_is_the_update(layout, size):
@@ -61,6 +62,7 @@ def test_the_mean_is_the_update(layout, size):
     assert abs((scores**2).mean() - 1) < 3 * np.sqrt(2 / len(scores)) + 0.1
 
 
+@pytest.mark.slow
 def test_a_move_of_a_millionth_of_a_step_has_its_probability():
     # Of 16 bits no number would be so close to 1, or 128 of these would be.
     count, chance = 1 << 23, 2.0**-20

@@ -162,7 +162,7 @@ def test_what_is_done_is_not_done_again_and_new_values_add_runs(
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     with monkeypatch.context() as patch:
         # Nothing is read for it.
-        patch.setattr("loralens.verbs.grids.shared_inputs.read_training_inputs", None)
+        patch.setattr("loralens.verbs.grids.grid_inputs.read_training_inputs", None)
         again = grid(**speak(home), grid=AXES, output=folder)
     assert (again.trained, len(again)) == (0, 8)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == times
@@ -322,10 +322,10 @@ def test_a_damaged_record_is_refused(home: Path, tmp_path: Path, text: str) -> N
 
 
 def test_several_data_are_read_once_each(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loralens.verbs.grids import shared_inputs
+    from loralens.verbs.grids import grid_inputs
 
     read, loaded = [], []
-    inputs, load = shared_inputs.read_training_inputs, shared_inputs.load_headed
+    inputs, load = grid_inputs.read_training_inputs, grid_inputs.load_headed
 
     def count_inputs(options: Any, **more: Any) -> Any:
         read.append(Path(options.data).name)
@@ -335,8 +335,8 @@ def test_several_data_are_read_once_each(home: Path, tmp_path: Path, monkeypatch
         loaded.append(args[0])
         return load(*args, **more)
 
-    monkeypatch.setattr(shared_inputs, "read_training_inputs", count_inputs)
-    monkeypatch.setattr(shared_inputs, "load_headed", count_models)
+    monkeypatch.setattr(grid_inputs, "read_training_inputs", count_inputs)
+    monkeypatch.setattr(grid_inputs, "load_headed", count_models)
     options = speak(home, eval=None)
     options.pop("data")
     axes = {"rank": [1, 2], "data": [home / "d.txt", home / "other.txt"], "seed": range(2)}
@@ -404,11 +404,11 @@ def test_a_grid_without_finished_runs_is_no_collection(made: GridResult, tmp_pat
 # ---- Several at a time, and kills
 
 
-def command(home: Path, folder: Path, *more: object) -> list[str]:
+def command(home: Path, folder: Path, *more: object) -> list[object]:
+    """The options of a grid of three runs, but for its threads."""
     words: list[object] = ["--model", home / "llama", "--task", "causal-lm", "--data", home / "d.txt"]
-    words += ["--eval", home / "d.txt", "--batch", 4, "--lr", 0.01, "--threads", 1, "--steps", 40, "--save-every", 5]
-    words += ["--grid", "rank=1,2,3", "-o", folder, *more]
-    return [sys.executable, "-m", "loralens", "train", *map(str, words)]
+    words += ["--eval", home / "d.txt", "--batch", 4, "--lr", 0.01, "--steps", 40, "--save-every", 5]
+    return [*words, "--grid", "rank=1,2,3", "-o", folder, *more]
 
 
 def environment() -> dict[str, str]:
@@ -423,19 +423,21 @@ def done_runs(folder: Path) -> int:
 def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A grid that nothing interrupts."""
     folder = tmp_path_factory.mktemp("whole") / "g"
-    subprocess.run(command(home, folder, "--jobs", 1), check=True, env=environment(), capture_output=True)
+    TRAIN.good(*command(home, folder, "--jobs", 1))
     return folder
 
 
+# A grid that is repeated in this process, one run at a time, imports torch in no other process.
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "jobs"), [(signal.SIGKILL, 2), (signal.SIGTERM, 2), (signal.SIGKILL, 1)])
+@pytest.mark.parametrize(
+    ("sent", "jobs", "again"), [(signal.SIGKILL, 2, 2), (signal.SIGTERM, 2, 1), (signal.SIGKILL, 1, 1)]
+)
 def test_a_grid_that_is_killed_and_repeated_has_the_same_table(
-    home: Path, whole: Path, tmp_path: Path, sent: signal.Signals, jobs: int
+    home: Path, whole: Path, tmp_path: Path, sent: signal.Signals, jobs: int, again: int
 ) -> None:
     killed = tmp_path / "g"
-    process = subprocess.Popen(
-        command(home, killed, "--jobs", jobs), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    words = [sys.executable, "-m", "loralens", *TRAIN.words, *map(str, command(home, killed, "--jobs", jobs))]
+    process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     # In the middle: when a run has saved a state.
     begun = monotonic()
     while not any(killed.glob("*.unfinished/state.safetensors")) and monotonic() - begun < 120:
@@ -445,8 +447,8 @@ def test_a_grid_that_is_killed_and_repeated_has_the_same_table(
     code = process.wait(60)
     assert code in (-signal.SIGKILL, 143)
     assert done_runs(killed) < 3
-    again = subprocess.run(command(home, killed, "--jobs", jobs), check=True, env=environment(), capture_output=True)
-    assert b"going on after step" in again.stderr
+    repeated = TRAIN.good(*command(home, killed, "--jobs", again))
+    assert "going on after step" in repeated.stderr
     assert (killed / "runs.csv").read_bytes() == (whole / "runs.csv").read_bytes()
     for run in whole.glob("*/adapter_model.safetensors"):
         assert run.read_bytes() == (killed / run.relative_to(whole)).read_bytes()
@@ -462,7 +464,7 @@ def test_several_at_a_time_make_the_same(home: Path, made: GridResult, tmp_path:
 
 @pytest.mark.slow
 def test_an_error_in_another_process_is_the_error_of_the_grid(home: Path, tmp_path: Path) -> None:
-    options = speak(home, jobs=2, optimiser="adamw")
+    options = speak(home, optimiser="adamw")
     found = grid(**options, grid={"rank": [1, 2]}, output=tmp_path / "g")
     # A file in the place of a run cannot be foreseen by the checks of values.
     import shutil
@@ -471,4 +473,4 @@ def test_an_error_in_another_process_is_the_error_of_the_grid(home: Path, tmp_pa
     found[0].output.write_text("in the way")
     shutil.rmtree(found[1].output)
     with pytest.raises(OptionError, match=r"rank=1: .*is a file"):
-        grid(**options, grid={"rank": [1, 2]}, output=tmp_path / "g")
+        grid(**options | {"jobs": 2}, grid={"rank": [1, 2]}, output=tmp_path / "g")

@@ -46,6 +46,13 @@ class PeftKey(NamedTuple):
     adapter: str
 
 
+# Files have the halves of a pair one after the other, so that a few paths are enough to share them.
+@lru_cache(maxsize=1 << 6)
+def _once(path: str) -> str:
+    """A path as one object for both halves of its pair, because paths may be long."""
+    return path
+
+
 # Reading, checking and writing parse every key several times; 16,384 keys are those of a large adapter.
 @lru_cache(maxsize=1 << 14)
 def parse_peft_key(key: str) -> PeftKey | None:
@@ -54,14 +61,19 @@ def parse_peft_key(key: str) -> PeftKey | None:
         match = regex.match(key)
         if match:
             parts = match.groupdict()
-            return PeftKey(role, parts["path"].removeprefix(PREFIX), parts.get("half") or "", parts["adapter"] or "")
+            path = _once(parts["path"].removeprefix(PREFIX))
+            return PeftKey(role, path, parts.get("half") or "", parts["adapter"] or "")
     return None
 
 
 def canonical_key(key: str) -> str:
     """A key in PEFT's own form: with its prefix and without the name of the adapter."""
     parts = parse_peft_key(key)
-    return key if parts is None else f"{PREFIX}{parts.path}.{_WRITTEN[parts.role].format(parts.half)}"
+    if parts is None:
+        return key
+    own = f"{PREFIX}{parts.path}.{_WRITTEN[parts.role].format(parts.half)}"
+    # The same string where it is in this form, so that long keys are not held twice.
+    return key if key == own else own
 
 
 def is_pair(key: str) -> bool:

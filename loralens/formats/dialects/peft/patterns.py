@@ -77,6 +77,9 @@ class Pattern:
         FormatError
             The expressions of the adapter take too long.
         """
+        # Without keys, as in most configurations, every path has the default.
+        if not self._keys:
+            return default, None
         if path not in self._found:
             self._found[path] = min(self._places(path), default=None)
         place = self._found[path]

@@ -69,7 +69,11 @@ def read(stored: Stored) -> Adapter:
     # The stored blocks are not the factors of the whole weight.
     if config and config.fields.get("use_bdlora"):
         raise FormatError("use_bdlora: factors are stored as compact blocks", fix="merge or convert it with PEFT first")
-    findings: list[Finding] = [] if config else [_alpha_unknown()]
+    findings: list[Finding] = []
+    if not config:
+        text = "no adapter_config.json beside the file, so α is unknown and the scale is taken as 1"
+        fix = "put the configuration beside the file, or give --alpha or --scale"
+        findings.append(Finding("warning", "alpha-unknown", text, fix))
     modules: Mapping[str, Update]
     unpaired: Mapping[str, LazyArray]
     pruned: list[str] = []
@@ -87,7 +91,7 @@ def read(stored: Stored) -> Adapter:
         # The setting itself is only reported if magnitudes are there; missing ones have a warning of their own.
         silent = missing and not any(item.role == "magnitude" for item in extra.values())
         findings += [finding for finding in config.variants() if not (silent and finding.code == "use-dora")] + missing
-        findings += _unmatched(config, paths, modules)
+        findings += _target_findings(config, paths, modules)
     base_model = plain_text((stored.config or {}).get("base_model_name_or_path"))
     adapter = pairs.make_adapter(stored, NAME, modules, extra, findings, base_model=base_model)
     return replace(adapter, narrowed=bool(pruned))
@@ -111,13 +115,6 @@ def _plain(
                 findings += _about_rank(name, module)
     findings += [_about_out_proj(module_path(path)) for path in groups if f"{path}.{OUT_PROJ}" in groups]
     return modules, unpaired, {_target(path, groups) for path in groups}, findings
-
-
-def _alpha_unknown() -> Finding:
-    text = "no adapter_config.json beside the file, so α is unknown and the scale is taken as 1"
-    return Finding(
-        "warning", "alpha-unknown", text, "put the configuration beside the file, or give --alpha or --scale"
-    )
 
 
 def _about_out_proj(name: str) -> Finding:
@@ -222,7 +219,7 @@ def _about_rank(name: str, module: LowRank) -> list[Finding]:
     return [Finding("error", "rank-disagrees", text, fix)]
 
 
-def _unmatched(config: PeftConfig, paths: set[str], modules: Mapping[str, Update]) -> list[Finding]:
+def _target_findings(config: PeftConfig, paths: set[str], modules: Mapping[str, Update]) -> list[Finding]:
     """Findings about differences between ``target_modules`` and the modules in the file."""
     findings = [
         Finding("warning", "target-unmatched", f"target_modules names {target!r} and no module of the file matches it")

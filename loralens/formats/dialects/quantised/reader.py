@@ -1,7 +1,7 @@
 """Reading loralens-q, the dialect for modules in few bits: ``adapter_quantised.safetensors``, one file with everything.
 
-It has one uint8 tensor ``<module>.q`` for each module, whose layout is described in `loralens.core.quantised`, and
-every tensor that is not half of a pair, unchanged, under ``extra/<its key>``. In the header metadata, under
+It has one uint8 tensor ``<module>.q`` for each module, whose layout is described in `loralens.core.few_bits.quantised`,
+and every tensor that is not half of a pair, unchanged, under ``extra/<its key>``. In the header metadata, under
 ``loralens-q``, there is a JSON object:
 
 ============  ==========================================================================================
@@ -30,9 +30,9 @@ from typing import Any, final, get_args
 
 from loralens.choices import Level
 from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.few_bits.quantised import NAME, PART, from_bytes, kernel_fits
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
-from loralens.core.quantised import NAME, PART, from_bytes, kernel_fits
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, place
 from loralens.formats.dialects.peft.fields import valid_fields

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from loralens.core.adapter import Adapter
+from loralens.core.few_bits.quantised import NAME, PART, as_bytes, direction_bits, direction_bytes
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.quantised import NAME, PART, as_bytes, direction_bits, direction_bytes
 from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats.dialects.quantised.reader import EXTRA, VERSION, description

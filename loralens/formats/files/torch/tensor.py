@@ -96,7 +96,7 @@ class Storages:
         # A bool is read as a byte first, because a byte other than 0 and 1 is not a valid NumPy bool.
         if _is_contiguous(tensor) and tensor.dtype != np.bool_:
             return self.file.array(start, tensor.shape, tensor.dtype)
-        return LazyArray(lambda: self._strided(tensor, start), shape=tensor.shape, dtype=tensor.dtype)
+        return LazyArray(lambda: self._read_strided(tensor, start), shape=tensor.shape, dtype=tensor.dtype)
 
     def _span(self, storage: TorchStorage) -> Span:
         span = self.spans.get(storage.key)
@@ -107,7 +107,7 @@ class Storages:
             raise FormatError(f"storage {storage.key[:40]!a} is shorter than the pickle says", fix=SAVE_AGAIN)
         return span
 
-    def _strided(self, tensor: TorchTensor, start: int) -> Array:
+    def _read_strided(self, tensor: TorchTensor, start: int) -> Array:
         raw = np.frombuffer(self.file.read(start, tensor.reach * tensor.dtype.itemsize), np.uint8)
         numbers = raw != 0 if tensor.dtype == np.bool_ else raw.view(tensor.dtype)
         if not numbers.size:

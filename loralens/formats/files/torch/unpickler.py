@@ -149,7 +149,7 @@ def _update(machine: _Machine, items: list[Any]) -> None:
     target, keys = machine.stack[-1], items[::2]
     if not isinstance(target, dict) or len(items) % 2:
         refuse_unusual("a dict")
-    # Before the update, which hashes the keys: a deeply nested tuple would crash the process.
+    # The keys are checked before the update, which hashes them: a deeply nested tuple would crash the process.
     for key in keys:
         if not isinstance(key, str):
             raise FormatError("it has a key that is not a string", fix="save only the state dict of the adapter")

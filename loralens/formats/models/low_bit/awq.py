@@ -23,8 +23,8 @@ from loralens.formats.models.low_bit.parts import (
     FLOATS,
     SIBLING,
     WORDS,
+    CheckpointWeight,
     Config,
-    Found,
     Tensors,
     bits_of,
     part,
@@ -37,7 +37,7 @@ NIBBLES = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # the nibble of every output of a 
 OUTPUTS = np.argsort(NIBBLES)  # the output of every nibble
 
 
-def find(stored: Tensors, config: Config | None) -> Iterator[Found]:
+def find_awq(stored: Tensors, config: Config | None) -> Iterator[CheckpointWeight]:
     """All weights of AWQ.
 
     Raises
@@ -86,7 +86,7 @@ def _unpack(words: Array, start: int, stop: int) -> Bytes:
     return codes[:, start - first * HOLDS : stop - first * HOLDS]
 
 
-def _weight(stored: Tensors, module: str, config: Config | None, recent: Recent) -> Found:
+def _weight(stored: Tensors, module: str, config: Config | None, recent: Recent) -> CheckpointWeight:
     stated = section(config, "quantization_config")
     kernel = str(stated.get("version", "gemm")).lower()
     if kernel != "gemm":
@@ -109,4 +109,4 @@ def _weight(stored: Tensors, module: str, config: Config | None, recent: Recent)
         pack=parts.pack,
         by_rows=False,
     )
-    return Found(f"{module}.weight", weight.weight(), keys)
+    return CheckpointWeight(f"{module}.weight", weight.weight(), keys)

@@ -22,7 +22,16 @@ from loralens.errors import FormatError, place
 from loralens.formats.files.json_text import finite_number, parse_object
 from loralens.formats.models.low_bit.grouped import CodeBlock, GroupedWeight, Groups, Levels
 from loralens.formats.models.low_bit.packing import Bytes, stored_bytes
-from loralens.formats.models.low_bit.parts import AGAIN, FLOATS, Config, Found, Tensors, bits_of, part, whole_number
+from loralens.formats.models.low_bit.parts import (
+    AGAIN,
+    FLOATS,
+    CheckpointWeight,
+    Config,
+    Tensors,
+    bits_of,
+    part,
+    whole_number,
+)
 from loralens.linalg.exact import Singles
 from loralens.linalg.few_bits.nf4 import LEVELS
 
@@ -80,7 +89,7 @@ class Scales:
         return product
 
 
-def find(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: ARG001 - every layout has this form
+def find_4bit(stored: Tensors, config: Config | None) -> Iterator[CheckpointWeight]:  # noqa: ARG001 - every layout has this form
     """All weights of NF4 and FP4.
 
     Raises
@@ -95,7 +104,7 @@ def find(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: AR
                 yield _weight(stored, key, state_key, kind)
 
 
-def _weight(stored: Tensors, key: str, state_key: str, kind: str) -> Found:
+def _weight(stored: Tensors, key: str, state_key: str, kind: str) -> CheckpointWeight:
     state = _read_state(stored[state_key])
     shape, block = _shape(state.get("shape")), whole_number(state.get("blocksize"))
     if shape is None or block is None:
@@ -121,7 +130,7 @@ def _weight(stored: Tensors, key: str, state_key: str, kind: str) -> Found:
         levels=TABLES[kind],
         by_rows=by_rows,
     )
-    return Found(key, weight.weight(), keys)
+    return CheckpointWeight(key, weight.weight(), keys)
 
 
 def _read_state(tensor: LazyArray) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from loralens.core.coded_weight import CodedWeight, Codes, GridRows
+from loralens.core.few_bits.coded_weight import CodedWeight, Codes, GridRows
 from loralens.core.lazy import LazyArray
 from loralens.errors import place
 from loralens.formats.models.low_bit.packing import Bytes, bytes_of
-from loralens.formats.models.low_bit.parts import FLOATS, Config, Found, Tensors, bits_of, part
+from loralens.formats.models.low_bit.parts import FLOATS, CheckpointWeight, Config, Tensors, bits_of, part
 from loralens.linalg.exact import Singles
 
 END = ".SCB"
@@ -19,7 +19,7 @@ INT8 = frozenset({np.dtype(np.int8)})
 SHARE = np.float32(1 / 127)
 
 
-def find(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: ARG001 - every layout has this form
+def find_int8(stored: Tensors, config: Config | None) -> Iterator[CheckpointWeight]:  # noqa: ARG001 - every layout has this form
     """All weights of int8 with the scales of bitsandbytes.
 
     Raises
@@ -38,7 +38,7 @@ def find(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: AR
             scales = part(stored, scale_key, FLOATS).reshape(stored[scale_key].size)
             part(stored, scale_key, FLOATS, (*stored[scale_key].shape[:-1], *codes.shape[:1]))
         keys = (key, scale_key, *(name for name in (f"{module}.weight_format",) if name in stored))
-        yield Found(key, _weight(key, codes, scales, bits_of(stored, keys, codes.shape)), keys)
+        yield CheckpointWeight(key, _weight(key, codes, scales, bits_of(stored, keys, codes.shape)), keys)
 
 
 def _weight(key: str, codes: LazyArray, scales: LazyArray, bits: float) -> CodedWeight:

@@ -25,8 +25,8 @@ from loralens.formats.models.low_bit.parts import (
     INDICES,
     SIBLING,
     WORDS,
+    CheckpointWeight,
     Config,
-    Found,
     Tensors,
     activation_keys,
     bits_of,
@@ -41,7 +41,7 @@ END = ".weight_packed"
 BITS = (1, 2, 4, 8)
 
 
-def find(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: ARG001 - all finders have this signature
+def find_compressed(stored: Tensors, config: Config | None) -> Iterator[CheckpointWeight]:  # noqa: ARG001 - all finders have this signature
     """All weights whose codes are packed in words.
 
     Raises
@@ -117,7 +117,7 @@ class _Parts:
         return pack_codes(whole_rows, self.bits, size)
 
 
-def _weight(stored: Tensors, module: str, code_key: str) -> Found:
+def _weight(stored: Tensors, module: str, code_key: str) -> CheckpointWeight:
     scale_key, shape_key = f"{module}.weight_scale", f"{module}.weight_shape"
     codes, stated = part(stored, code_key, WORDS), part(stored, shape_key, INDICES, (2,))
     rows, columns = (whole_number(n) for n in stated.read().tolist())
@@ -148,7 +148,7 @@ def _weight(stored: Tensors, module: str, code_key: str) -> Found:
         pack=parts.pack,
         highest=(1 << bits) - 1,
     )
-    return Found(f"{module}.weight", weight.weight(), (*keys, *activation_keys(stored, module)))
+    return CheckpointWeight(f"{module}.weight", weight.weight(), (*keys, *activation_keys(stored, module)))
 
 
 def _bits(words: int, columns: int) -> int:

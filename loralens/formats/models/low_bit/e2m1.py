@@ -24,8 +24,8 @@ from loralens.formats.models.low_bit.grouped import CodeBlock, GroupedWeight, Gr
 from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack_codes, unpack_codes
 from loralens.formats.models.low_bit.parts import (
     AGAIN,
+    CheckpointWeight,
     Config,
-    Found,
     Shape,
     Tensors,
     activation_keys,
@@ -47,7 +47,7 @@ BIAS = 127  # of an exponent of MXFP4
 Steps = Callable[[Array], Singles]  # the steps of stored scales
 
 
-def find_packed(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: ARG001 - all layouts have this form
+def find_packed(stored: Tensors, config: Config | None) -> Iterator[CheckpointWeight]:  # noqa: ARG001 - all layouts have this form
     """All weights of MXFP4 and NVFP4 of compressed-tensors.
 
     Raises
@@ -65,7 +65,7 @@ def find_packed(stored: Tensors, config: Config | None) -> Iterator[Found]:  # n
             if global_key in stored:
                 divisor = single(stored, global_key, SINGLE)
                 keys: tuple[str, ...] = (key, scale_key, global_key)
-                steps = partial(_divided, divisor)
+                steps = partial(_divide_scales, divisor)
                 yield e2m1_weight(
                     stored, module, keys, "compressed-tensors NVFP4", size=NV, scale_types=E4M3, steps=steps
                 )
@@ -76,7 +76,7 @@ def find_packed(stored: Tensors, config: Config | None) -> Iterator[Found]:  # n
                 )
 
 
-def find_modelopt(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: ARG001 - all layouts have this form
+def find_modelopt(stored: Tensors, config: Config | None) -> Iterator[CheckpointWeight]:  # noqa: ARG001 - all layouts have this form
     """All weights of NVFP4 of modelopt.
 
     Raises
@@ -93,11 +93,11 @@ def find_modelopt(stored: Tensors, config: Config | None) -> Iterator[Found]:  #
         with place(key):
             factor = single(stored, factor_key, SINGLE)
             keys = (key, f"{module}.weight_scale", factor_key)
-            steps = partial(_multiplied, factor)
+            steps = partial(_multiply_scales, factor)
             yield e2m1_weight(stored, module, keys, "modelopt NVFP4", size=NV, scale_types=E4M3, steps=steps)
 
 
-def find_stacks(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: ARG001 - all layouts have this form
+def find_stacks(stored: Tensors, config: Config | None) -> Iterator[CheckpointWeight]:  # noqa: ARG001 - all layouts have this form
     """All stacks of experts of gpt-oss.
 
     Raises
@@ -136,7 +136,7 @@ def find_stacks(stored: Tensors, config: Config | None) -> Iterator[Found]:  # n
                 levels=E2M1,
                 turned=True,
             )
-            yield Found(name, weight.weight(), keys)
+            yield CheckpointWeight(name, weight.weight(), keys)
 
 
 def powers(exponents: Array) -> Singles:
@@ -152,12 +152,12 @@ def float8(scales: Array) -> Singles:
     return steps
 
 
-def _divided(divisor: LazyArray, scales: Array) -> Singles:
+def _divide_scales(divisor: LazyArray, scales: Array) -> Singles:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.divide(scales.astype(np.float32), divisor.read(), dtype=np.float32)
 
 
-def _multiplied(factor: LazyArray, scales: Array) -> Singles:
+def _multiply_scales(factor: LazyArray, scales: Array) -> Singles:
     with np.errstate(invalid="ignore", over="ignore"):
         return np.multiply(scales.astype(np.float32), factor.read(), dtype=np.float32)
 
@@ -171,7 +171,7 @@ def e2m1_weight(
     size: int,
     scale_types: Collection[np.dtype[Any]],
     steps: Steps,
-) -> Found:
+) -> CheckpointWeight:
     """A weight in groups of ``size``. The keys name its codes, its scales and any further tensors, in this order.
 
     Raises
@@ -196,7 +196,7 @@ def e2m1_weight(
         pack=_pack,
         levels=E2M1,
     )
-    return Found(f"{module}.weight", weight.weight(), (*keys, *activation_keys(stored, module)))
+    return CheckpointWeight(f"{module}.weight", weight.weight(), (*keys, *activation_keys(stored, module)))
 
 
 def _block(codes: LazyArray, scales: LazyArray, steps: Steps, start: int, stop: int) -> CodeBlock:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.coded_weight import CodedWeight, Codes, GridRows
+from loralens.core.few_bits.coded_weight import CodedWeight, Codes, GridRows
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
 from loralens.formats.files.gguf.types import TENSOR_TYPES
@@ -52,7 +52,7 @@ class StoredRows:
         return np.asarray(span[positions - first])
 
 
-def decoded(rows: StoredRows, number: int, shape: tuple[int, ...], *, name: str) -> Callable[[int, int], Singles]:
+def row_decoder(rows: StoredRows, number: int, shape: tuple[int, ...], *, name: str) -> Callable[[int, int], Singles]:
     """A function that decodes entries of a tensor's first axis, each of which is one row of blocks or several.
 
     Types without a layout here are left to the package ``gguf``, if it decodes them.
@@ -149,7 +149,7 @@ def coded_weight(rows: StoredRows, number: int, shape: tuple[int, int], *, store
         layout=type_.name,
         shape=shape,
         bits=8 * type_.nbytes / type_.numbers,
-        decode=decoded(rows, number, shape, name=stored),
+        decode=row_decoder(rows, number, shape, name=stored),
         stored=stored,
         grid=grid,
         encode=encode,

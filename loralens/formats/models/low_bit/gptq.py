@@ -26,8 +26,8 @@ from loralens.formats.models.low_bit.parts import (
     INDICES,
     SIBLING,
     WORDS,
+    CheckpointWeight,
     Config,
-    Found,
     Tensors,
     bits_of,
     part,
@@ -43,7 +43,7 @@ ZERO_SHIFT = {"gptq": 1, "gptq_v2": 0}  # what is added to a stored zero, by che
 HELD = 2
 
 
-def find(stored: Tensors, config: Config | None) -> Iterator[Found]:
+def find_gptq(stored: Tensors, config: Config | None) -> Iterator[CheckpointWeight]:
     """All weights of GPTQ.
 
     Raises
@@ -110,7 +110,7 @@ class _Parts:
         return bytes_of(words.T).reshape(-1)
 
 
-def _weight(stored: Tensors, module: str, config: Config | None, recent: Recent) -> Found:
+def _weight(stored: Tensors, module: str, config: Config | None, recent: Recent) -> CheckpointWeight:
     keys = tuple(
         name for end in (END, ".qzeros", ".scales", ".g_idx") if end != ".g_idx" or f"{module}.g_idx" in stored
         for name in (f"{module}{end}",)
@@ -140,7 +140,7 @@ def _weight(stored: Tensors, module: str, config: Config | None, recent: Recent)
         highest=(1 << bits) - 1,
         by_rows=False,
     )
-    return Found(f"{module}.weight", weight.weight(), keys)
+    return CheckpointWeight(f"{module}.weight", weight.weight(), keys)
 
 
 def _group_size(config: Config | None, inputs: int, groups: int) -> int:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.coded_weight import CodedWeight, Codes, GridRows
+from loralens.core.few_bits.coded_weight import CodedWeight, Codes, GridRows
 from loralens.core.lazy import Array
 from loralens.formats.models.low_bit.packing import Bytes
 from loralens.linalg.exact import Singles
@@ -154,9 +154,9 @@ class GroupedWeight:
             groups.apply(np.multiply, W, block.step)
             if block.bias is not None:
                 groups.apply(np.add, W, block.bias)
-        return self._laid(W.reshape(stop - start, rows, columns)).reshape(stop - start, *self.shape[1:])
+        return self._in_weight_order(W.reshape(stop - start, rows, columns)).reshape(stop - start, *self.shape[1:])
 
-    def _laid(self, entries: Array) -> Array:
+    def _in_weight_order(self, entries: Array) -> Array:
         """Stored matrices, of shape (count, rows, columns), in the order of the weight."""
         return np.ascontiguousarray(entries.swapaxes(1, 2)) if self.turned else entries
 
@@ -175,9 +175,9 @@ class GroupedWeight:
         if rows > 1:
             own = step.shape[1] // rows
             of_column = (np.arange(rows, dtype=np.intp)[:, None] * own + of_column).reshape(1, rows, columns)
-            of_column = self._laid(of_column).reshape(rows * columns)
+            of_column = self._in_weight_order(of_column).reshape(rows * columns)
         return GridRows(
-            codes=self._laid(codes.reshape(count, rows, columns)).reshape(count, rows * columns),
+            codes=self._in_weight_order(codes.reshape(count, rows, columns)).reshape(count, rows * columns),
             step=step,
             offset=None if offset is None else offset.reshape(step.shape),
             group_of_column=of_column,

@@ -8,34 +8,32 @@ from typing import NamedTuple
 import numpy as np
 
 from loralens.core.adapter import Finding
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
-from loralens.formats.models.low_bit import (
-    awq,
-    bitsandbytes_4bit,
-    bitsandbytes_int8,
-    compressed_tensors,
-    e2m1,
-    gptq,
-    mlx,
-)
-from loralens.formats.models.low_bit.parts import Config, Found, Tensors
+from loralens.formats.models.low_bit.awq import find_awq
+from loralens.formats.models.low_bit.bitsandbytes_4bit import find_4bit
+from loralens.formats.models.low_bit.bitsandbytes_int8 import find_int8
+from loralens.formats.models.low_bit.compressed_tensors import find_compressed
+from loralens.formats.models.low_bit.e2m1 import find_modelopt, find_packed, find_stacks
+from loralens.formats.models.low_bit.gptq import find_gptq
+from loralens.formats.models.low_bit.mlx import find_mlx
+from loralens.formats.models.low_bit.parts import CheckpointWeight, Config, Tensors
 from loralens.linalg.exact import Singles
 
 # The names of transformers' Conv1D layers. Heads and embeddings of the same models are not of this type.
 CONV1D_MODULES = ("c_attn", "c_proj", "c_fc", "q_attn")
 
 # Each finds its own weights by the keys, dtypes and shapes of their parts. No two claim the same tensor.
-FINDERS: tuple[Callable[[Tensors, Config | None], Iterator[Found]], ...] = (
-    bitsandbytes_4bit.find,
-    bitsandbytes_int8.find,
-    gptq.find,
-    awq.find,
-    mlx.find,
-    compressed_tensors.find,
-    e2m1.find_packed,
-    e2m1.find_modelopt,
-    e2m1.find_stacks,
+FINDERS: tuple[Callable[[Tensors, Config | None], Iterator[CheckpointWeight]], ...] = (
+    find_4bit,
+    find_int8,
+    find_gptq,
+    find_awq,
+    find_mlx,
+    find_compressed,
+    find_packed,
+    find_modelopt,
+    find_stacks,
 )
 
 

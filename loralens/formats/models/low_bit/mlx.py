@@ -23,8 +23,8 @@ from loralens.formats.models.low_bit.parts import (
     AGAIN,
     FLOATS,
     SIBLING,
+    CheckpointWeight,
     Config,
-    Found,
     Tensors,
     bits_of,
     part,
@@ -39,7 +39,7 @@ BITS = (2, 3, 4, 5, 6, 8)  # of mlx's affine mode
 FLOAT_MODES: dict[str, tuple[int, Steps]] = {"mxfp4": (MX, powers), "nvfp4": (NV, float8)}
 
 
-def find(stored: Tensors, config: Config | None) -> Iterator[Found]:
+def find_mlx(stored: Tensors, config: Config | None) -> Iterator[CheckpointWeight]:
     """All weights that MLX quantised.
 
     Raises
@@ -56,7 +56,7 @@ def find(stored: Tensors, config: Config | None) -> Iterator[Found]:
             yield _weight(stored, module, key, scale_key, config)
 
 
-def _weight(stored: Tensors, module: str, key: str, scale_key: str, config: Config | None) -> Found:
+def _weight(stored: Tensors, module: str, key: str, scale_key: str, config: Config | None) -> CheckpointWeight:
     stated = _settings(module, config)
     mode = stated.get("mode", "affine")
     if isinstance(mode, str) and mode in FLOAT_MODES:
@@ -87,7 +87,7 @@ def _weight(stored: Tensors, module: str, key: str, scale_key: str, config: Conf
         pack=partial(_pack, bits=bits, size=4 * codes.shape[-1]),
         highest=(1 << bits) - 1,
     )
-    return Found(key, weight.weight(), keys)
+    return CheckpointWeight(key, weight.weight(), keys)
 
 
 def _settings(module: str, config: Config | None) -> Config:

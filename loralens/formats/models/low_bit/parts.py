@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
 from loralens.formats.models.float8 import BESIDE
@@ -25,7 +25,7 @@ INDICES: frozenset[np.dtype[Any]] = frozenset(map(np.dtype, (np.int32, np.int64)
 MOST = 1 << 48
 
 
-class Found(NamedTuple):
+class CheckpointWeight(NamedTuple):
     """A coded weight in a checkpoint.
 
     Attributes

@@ -24,12 +24,12 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.carried import NORMS
+from loralens.core.few_bits.quantised import direction_bytes, from_bytes
+from loralens.core.few_bits.shared_bases import Pair, SharedBases, lazy_pair, shared_factors
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
-from loralens.core.quantised import direction_bytes, from_bytes
 from loralens.core.scaling import Scaling
-from loralens.core.shared_bases import Pair, SharedBases, lazy_pair, shared_factors
 from loralens.errors import FormatError, LoraLensError, place
 from loralens.formats import encode_adapter
 from loralens.formats.dialects import record

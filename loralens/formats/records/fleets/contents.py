@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, final, get_args
 
+from loralens.core.few_bits.shared_bases import SharedShape
 from loralens.core.lazy import LazyArray
-from loralens.core.shared_bases import SharedShape
 from loralens.errors import FormatError
 from loralens.formats.files.container import Stored, tensor_pieces
 from loralens.formats.files.json_text import finite_number, is_safe_text, unique_keys
@@ -108,8 +108,8 @@ def content_digest(tensor: LazyArray) -> str:
 
 def fields_digest(fields: Mapping[str, Any]) -> str:
     """The SHA-256 of the fields of a table of contents without ``digest``."""
-    others = {key: value for key, value in fields.items() if key != "digest"}
-    return sha256(json.dumps(others, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
+    digested = {key: value for key, value in fields.items() if key != "digest"}
+    return sha256(json.dumps(digested, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()
 
 
 def parse_contents(stored: Stored) -> Contents:

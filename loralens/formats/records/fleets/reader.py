@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, final
 
 from loralens.core.adapter import Adapter
+from loralens.core.few_bits.shared_bases import SharedBases
 from loralens.core.lazy import LazyArray
 from loralens.core.names import nearest
-from loralens.core.shared_bases import SharedBases
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import read_safetensors
 from loralens.formats.files.json_text import parse_object

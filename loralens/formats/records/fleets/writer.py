@@ -8,8 +8,8 @@ from typing import Any, final
 
 import numpy as np
 
+from loralens.core.few_bits.shared_bases import SharedShape
 from loralens.core.lazy import LazyArray
-from loralens.core.shared_bases import SharedShape
 from loralens.errors import OptionError, place
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import Stored
@@ -95,10 +95,10 @@ def write_fleet(
 
     ``check`` gets the path of the written file before it takes its place; if it raises an error, nothing is replaced.
     """
-    write_safetensors(_stored(adapters, groups, error), path, put=partial(atomic_file, check=check))
+    write_safetensors(_assemble(adapters, groups, error), path, put=partial(atomic_file, check=check))
 
 
-def _stored(adapters: Mapping[str, FleetEntry], groups: Sequence[GroupEntry], error: float) -> Stored:
+def _assemble(adapters: Mapping[str, FleetEntry], groups: Sequence[GroupEntry], error: float) -> Stored:
     """The tensors and the table of contents."""
     places = {name: i for i, name in enumerate(adapters)}
     tensors: dict[str, LazyArray] = {}

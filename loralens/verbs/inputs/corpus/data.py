@@ -35,7 +35,7 @@ class Texts:
         """The first ``count`` texts."""
         return replace(self, texts=self.texts[:count], numbers=self.numbers and self.numbers[:count])
 
-    def numbered(self, labels: Sequence[str]) -> list[int]:
+    def label_numbers(self, labels: Sequence[str]) -> list[int]:
         """The label of each text as its number in another list of labels.
 
         Raises
@@ -64,7 +64,7 @@ class Texts:
         """The texts with labels numbered in the order of ``labels``; unchanged if the names are not the same."""
         if self.numbers is None or sorted(labels) != sorted(self.labels):
             return self
-        return replace(self, numbers=self.numbered(labels), labels=labels)
+        return replace(self, numbers=self.label_numbers(labels), labels=labels)
 
     @property
     def record(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ APART = 1e-2
 TOKENS = 16  # of a text in the check
 
 
-def packed(loaded: Loaded, task: "Task", examples: "Examples", *, length: int) -> "Examples":
+def pack_rows(loaded: Loaded, task: "Task", examples: "Examples", *, length: int) -> "Examples":
     """The texts in rows of at most ``length`` tokens.
 
     Raises
@@ -26,14 +26,14 @@ def packed(loaded: Loaded, task: "Task", examples: "Examples", *, length: int) -
     MismatchError
         The texts of a row see each other in this model.
     """
-    from loralens.training.texts.packing import filled, pack_texts
+    from loralens.training.texts.packing import filled_share, pack_texts
 
     if task.labelled or task.task_type != "CAUSAL_LM":
         raise OptionError(f"--pack is for causal-lm, and the task is {task.name}", fix="leave out --pack")
     _check_apart(loaded, examples)
     most = loaded.length(length)
     rows = pack_texts(examples, most)
-    share = f"{100 * filled(rows, most):.0f} % of {most} tokens each"
+    share = f"{100 * filled_share(rows, most):.0f} % of {most} tokens each"
     note(f"packed {count(len(examples), 'text')} into {count(len(rows), 'row')}, {share}")
     return rows
 

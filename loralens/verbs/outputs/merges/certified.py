@@ -34,14 +34,14 @@ def check_subtracted(merged: Path, inputs: MergeInputs) -> None:
     merged_in = certified_adapters(certificate)
     if not merged_in:
         return
-    given = [CertifiedAdapter(fingerprint(one.adapter), one.weight) for one in inputs.adapters]
-    if sorted(given) == sorted(merged_in):
+    requested = [CertifiedAdapter(fingerprint(one.adapter), one.weight) for one in inputs.adapters]
+    if sorted(requested) == sorted(merged_in):
         return
     # With several adapters, the weights alone do not tell which of them differs.
-    if [one.fingerprint for one in given] == [one.fingerprint for one in merged_in]:
+    if [one.fingerprint for one in requested] == [one.fingerprint for one in merged_in]:
         weights = ", ".join(number(one.weight) for one in merged_in)
-        what = f"the adapter was merged with the weight {weights}, and not {number(given[0].weight)}"
-        if len(given) > 1:
+        what = f"the adapter was merged with the weight {weights}, and not {number(requested[0].weight)}"
+        if len(requested) > 1:
             what = f"the adapters were merged with the weights {weights}"
         right = zip(inputs.adapters, merged_in, strict=True)
         fix = "give " + " and ".join(f"{one.label}:{number(held.weight)}" for one, held in right)
@@ -73,9 +73,9 @@ def warn_of_repeats(adapters: Sequence[Mapping[str, Any]], inputs: MergeInputs) 
             warn(f"{what}, which is merged with the sum of the weights", "give it once")
         for certificate in _certificates(inputs.files.root):
             if any(one.fingerprint == fingerprint_given for one in certified_adapters(certificate)):
-                known = f"as {certificate.name} says: it is added a second time"
+                record_text = f"as {certificate.name} says: it is added a second time"
                 warn(
-                    f"{path} was merged into {inputs.base} before, {known}",
+                    f"{path} was merged into {inputs.base} before, {record_text}",
                     "give the model without it as --base, or undo this merge with loralens unmerge",
                 )
                 break

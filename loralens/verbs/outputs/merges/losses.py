@@ -29,7 +29,7 @@ def is_damaged(fidelity: Fidelity) -> bool:
     return fidelity.gain < SWALLOWED or fidelity.error > DAMAGED
 
 
-def undamaged(modules: int, *, codes: bool) -> str:
+def undamaged_sentence(modules: int, *, codes: bool) -> str:
     """The sentence on the modules that are not damaged."""
     gain, error = _limits(codes)
     return f"{count(modules, 'module')} undamaged (gain ≥ {gain}, error ≤ {error})"
@@ -80,10 +80,10 @@ def conclusion_on_texts(certificate: Mapping[str, Any]) -> list[str]:
     own, general = texts["in_domain"], texts["general"]
     gained = own["loss_base"] - own["loss_unmerged"]
     share = (own["loss_base"] - own["loss_merged"]) / gained if gained > 0 else None
-    kept = "" if share is None else f": it keeps {percent(share)} of what the adapter gains"
+    kept_text = "" if share is None else f": it keeps {percent(share)} of what the adapter gains"
     divergences = number(own["kl_unmerged_merged"], 2), number(general["kl_unmerged_merged"], 2)
     return [
-        f"On these texts the loss of the merged model is {_losses(own)}{kept}. "
+        f"On these texts the loss of the merged model is {_losses(own)}{kept_text}. "
         f"Its divergence from the unmerged model is {divergences[0]}.",
         f"On general texts the loss is {_losses(general)}, and the divergence {divergences[1]}.",
     ]

@@ -134,11 +134,11 @@ class _Weights:
             versions = {name: np.empty(plan.matrix, np.float32) for name in ("unmerged", "merged")}
             with place(key):
                 # The rows of a block are valid until the next one.
-                for start, whole, merged in changed_rows(inputs, plan, rounding, seed, moments, device):
-                    rows = slice(start, start + len(whole))
-                    versions["unmerged"][rows], versions["merged"][rows] = whole, merged
+                for start, unmerged, merged in changed_rows(inputs, plan, rounding, seed, moments, device):
+                    rows = slice(start, start + len(unmerged))
+                    versions["unmerged"][rows], versions["merged"][rows] = unmerged, merged
                 if key in inputs.quantised.keys:
-                    versions["merged"] = _quantised(inputs, key, versions["merged"])
+                    versions["merged"] = _quantise(inputs, key, versions["merged"])
             for name, numbers in versions.items():
                 self._versions[name][key] = torch.from_numpy(numbers.reshape(plan.shape))
 
@@ -175,8 +175,8 @@ def changed_rows(
         for block in merge.blocks():
             W = block.W.astype(np.float32)
             updated = W if block.D is None else W + block.D
-            whole = updated if block.dora_factors is None else updated * block.dora_factors
-            yield block.start, next(exact).merged if exact else whole, block.numbers(block.merged)
+            unmerged = updated if block.dora_factors is None else updated * block.dora_factors
+            yield block.start, next(exact).merged if exact else unmerged, block.numbers(block.merged)
         return
     H = moments.of(plan.key, weight.shape[1]) if moments else None
     mode: RoundingMode = "stochastic" if rounding == "sweep" and H is None else rounding
@@ -185,7 +185,7 @@ def changed_rows(
         yield codes.start, W if codes.D is None else W + codes.D, codes.grid.values(codes.drawn.codes)
 
 
-def _quantised(inputs: MergeInputs, key: str, merged: Singles) -> Singles:
+def _quantise(inputs: MergeInputs, key: str, merged: Singles) -> Singles:
     """The numbers of the codes that a merge makes of a whole weight, in the same shape."""
     type_ = inputs.block_type(key)
     if type_:

@@ -21,7 +21,7 @@ from loralens.errors import OptionError, place
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.disk import check_room
-from loralens.formats.files.json_text import dumps
+from loralens.formats.files.json_text import dump
 from loralens.formats.records.kept import keep_files, restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
 from loralens.formats.records.undo import NAME, Spool
@@ -99,9 +99,9 @@ class MergeRun:
         recast = inputs.files.gguf is not None and inputs.dtype is not None
         # Nothing but the certificate and the undo file needs the SHA-256 of every tensor.
         self.hashes = (fidelity or undo) and not recast
-        # Made at once, since it reads all factors: a faulty adapter is an error before the base is read.
+        # This reads all factors, so that a faulty adapter is an error before the base is read.
         self.adapters = [adapter.record() for adapter in inputs.adapters]
-        # Before the merge, as the certificate is written with the model.
+        # They are measured before the merge, as the certificate is written with the model.
         self.texts = (
             None
             if data is None
@@ -162,12 +162,12 @@ class MergeRun:
             if undo and self.undo_content:
                 digests = {key: digest.hexdigest() for key, digest in self.digests.items()}
                 self.undo_content.write(_in_unfinished(undo, output, part), digests)
-            # After the undo file, which is in the list, and before the certificate, which cannot state its own size.
+            # The undo file is in the list. The certificate is written later, as it cannot state its own size.
             if files.root.is_dir():
                 self.files = file_sizes(part)
             if certificate:
                 with atomic_file(_in_unfinished(certificate, output, part)) as stream:
-                    stream.write(dumps(self.certificate()).encode("utf-8"))
+                    dump(self.certificate(), stream)
 
         total = bytes_of_copy(files, self._changes, self.inputs.dtype, self.inputs.quantised.types)
         # Patches are kept on the output's disk until all are known, so that memory does not grow with the model.
@@ -186,7 +186,7 @@ class MergeRun:
                 dropped=[key for key in self.inputs.plan.dropped if key not in self._changes],
                 homes=self._homes(),
                 texts=self.inputs.texts(),
-                names=self._moved(),
+                names=self._moved_files(),
                 write_beside=write_beside,
                 inputs=self.inputs.places(),
                 overwrite=overwrite,
@@ -196,7 +196,7 @@ class MergeRun:
         if files.left_out:
             note(f"left out, as they hold weights that are not merged: {some(files.left_out, NAMED)}")
 
-    def _moved(self) -> dict[str, str]:
+    def _moved_files(self) -> dict[str, str]:
         """The files beside the weights that get another name in the merged model."""
         companions = self.inputs.files.companions
         # The records of an earlier merge into this base wait in before/, from where unmerging moves them back.
@@ -224,7 +224,7 @@ class MergeRun:
     def certificate(self) -> dict[str, Any]:
         """The certificate as a JSON object: what was merged into what, and how much of it arrived."""
         inputs, records = self.inputs, self._records()
-        base, merged = self._hashed(records, "base"), self._hashed(records, "merged")
+        base, merged = self._hashes(records, "base"), self._hashes(records, "merged")
         return {
             "loralens": __version__,
             "base": {"path": inputs.base, "sha256": base and model_hash(base)},
@@ -245,7 +245,7 @@ class MergeRun:
             "dtype": inputs.dtype or "keep",
             **({"bits": inputs.bits} if inputs.bits else {}),
             "modules": module_entries(merged_modules(records)),
-            "total": total_entry(records, **self._kept()),
+            "total": total_entry(records, **self._kept_sizes()),
             **({} if self.texts is None else {"texts": self.texts}),
             **({} if self.files is None else {FILES: self.files}),
         }
@@ -256,7 +256,7 @@ class MergeRun:
         seed = {"seed": self.seed} if self.rounding in ("stochastic", "sweep") else {}
         return {"mode": self.rounding, **seed, **({"moments": self.moments.digest} if self.moments else {})}
 
-    def _kept(self) -> dict[str, int]:
+    def _kept_sizes(self) -> dict[str, int]:
         """The bytes and weights of the tensors that the undo file keeps as they are."""
         if not self.undo:
             return {}
@@ -346,15 +346,12 @@ class MergeRun:
         if file.exists() and not is_ours(file):
             raise OptionError(f"{file}: exists, and is not {what}", fix="choose another place")
 
-    def _written(self) -> set[str]:
-        """The keys of the stored tensors that have a record."""
-        return self._planned.keys() & self.records.keys()
-
-    def _hashed(self, records: list[TensorRecord], side: Literal["base", "merged"]) -> dict[str, Hashed] | None:
+    def _hashes(self, records: list[TensorRecord], side: Literal["base", "merged"]) -> dict[str, Hashed] | None:
         """The hashes of a model; None if not every tensor was hashed, as in a dry run, which copies nothing."""
         tensors, dropped = self.inputs.files.stored, self.inputs.plan.dropped
+        recorded = self._planned.keys() & self.records.keys()
         # A hash of only some tensors would look like that of the model.
-        if not self.hashes or tensors.keys() - self.digests.keys() - self._written() - set(dropped):
+        if not self.hashes or tensors.keys() - self.digests.keys() - recorded - set(dropped):
             return None
         digests = dict(self.digests)
         # The base has these tensors, and the merged model does not.

@@ -23,7 +23,7 @@ def bytes_of_copy(
     """The bytes of all tensors of a copy."""
     if files.gguf:
         as_floats = np.dtype(dtype) if dtype else None
-        return gguf_copy_bytes(files.gguf, dtype=as_floats, types=types, added=_added(files.gguf, changes))
+        return gguf_copy_bytes(files.gguf, dtype=as_floats, types=types, added=_new_tensors(files.gguf, changes))
     return copy_bytes(files.tensors, changes)
 
 
@@ -48,14 +48,14 @@ def write_copy(
     """
     if files.gguf:
         as_floats = np.dtype(dtype) if dtype else None
-        added = _added(files.gguf, changes)
-        known = changes.keys() - added.keys()
-        write_gguf_copy(files, target, changes=known, fill=fill, dtype=as_floats, types=types, added=added, **options)
+        added = _new_tensors(files.gguf, changes)
+        stored = changes.keys() - added.keys()
+        write_gguf_copy(files, target, changes=stored, fill=fill, dtype=as_floats, types=types, added=added, **options)
     else:
         write_model(files, target, changes=changes, fill=fill, dropped=dropped, homes=homes, headers=headers, **options)
 
 
-def _added(model: GgufModel, changes: Mapping[str, Change]) -> dict[str, StoredChange]:
+def _new_tensors(model: GgufModel, changes: Mapping[str, Change]) -> dict[str, StoredChange]:
     """The changes that the model has no tensor for, such as a head that was tied."""
     new = {key: change for key, change in changes.items() if key not in model.weights}
     return {key: StoredChange(TYPES[change.dtype], change.shape) for key, change in new.items()}

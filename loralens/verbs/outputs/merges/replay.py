@@ -9,7 +9,7 @@ from typing import Any, Self, cast, final, get_args
 import numpy as np
 
 from loralens.choices import RoundingMode
-from loralens.core.coded_weight import CodedWeight
+from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.messages import note
 from loralens.errors import MismatchError, OptionError
 from loralens.formats.models.checkpoint import open_checkpoint

@@ -62,7 +62,7 @@ class UnmergeRun:
             restore_kept(outside, merged)
         root = resolve_path(merged)
         self.file = file = undo or record_path(root, NAME, folder=root.is_dir())
-        _check_undo_file(file, merged, given=undo is not None)
+        _check_undo_file(file, merged, is_given=undo is not None)
         arrays, content = read_undo(file)
         self.files = model_files(root)
         self.tensors = self.files.stored
@@ -138,7 +138,7 @@ class UnmergeRun:
         names = list(undo.headers) if folder else [files.shards[0].name]
         headers = (text.encode("utf-8") for text in undo.headers.values())
         changes = self._changes()
-        with self._named(output), progress("unmerging", bytes_of_copy(files, changes)) as step:
+        with self._naming_output(output), progress("unmerging", bytes_of_copy(files, changes)) as step:
             write_copy(
                 files,
                 output,
@@ -164,7 +164,7 @@ class UnmergeRun:
             )
 
     @contextmanager
-    def _named(self, output: Path) -> Iterator[None]:
+    def _naming_output(self, output: Path) -> Iterator[None]:
         """Name the merged model where the writer names its output: what differs is in the model that was read."""
         try:
             yield
@@ -194,7 +194,7 @@ class UnmergeRun:
         """The rows of one tensor of the base; those of a copied tensor are hashed."""
         with place(key):
             if key in self.undo.dropped:
-                yield from self._dropped(key)
+                yield from self._dropped_rows(key)
             elif key in self.undo.entries:
                 undo = self.undo.tensor(key)
                 if undo.weight:
@@ -208,13 +208,13 @@ class UnmergeRun:
                     self._hash_copy(key, rows)
                     yield rows
 
-    def _dropped(self, key: str) -> Iterator[Array]:
+    def _dropped_rows(self, key: str) -> Iterator[Array]:
         """The rows of a tensor that the merged model does not have."""
         digest = sha256()
         for rows in matrix_blocks(self.undo.dropped[key]):
             feed_hash(digest, rows)
             yield rows
-        if self.undo.whole.get(key, digest.hexdigest()) != digest.hexdigest():
+        if self.undo.dropped_hashes.get(key, digest.hexdigest()) != digest.hexdigest():
             raise MismatchError("is not the tensor of the base", fix=DAMAGED)
 
     def _hash_copy(self, key: str, rows: Array) -> None:
@@ -228,7 +228,7 @@ class UnmergeRun:
                 raise MismatchError(f"{key} is not as it was merged: it was changed since", fix=LATER)
 
 
-def _check_undo_file(file: Path, merged: Path, *, given: bool) -> None:
+def _check_undo_file(file: Path, merged: Path, *, is_given: bool) -> None:
     """Refuse a certificate in place of an undo file, and say what can be done if the usual undo file is missing.
 
     Raises
@@ -241,13 +241,13 @@ def _check_undo_file(file: Path, merged: Path, *, given: bool) -> None:
             f"{file}: is the certificate of the merge, not its undo file",
             fix=f"give the file that ends with {NAME}, or leave out --undo if it lies in the usual place",
         )
-    if given or file.is_file():
+    if is_given or file.is_file():
         return
     ways = "give --undo FILE, or --adapter with the adapter that was merged"
     # A model that is one file has no place for the records of earlier merges: they keep the names of their outputs.
-    others = sorted(other.name for other in file.parent.glob(f"*.{NAME}"))
-    if others:
-        ways += f"; for an earlier merge give the undo file that has the name of its output (here: {some(others)})"
+    undo_files = sorted(other.name for other in file.parent.glob(f"*.{NAME}"))
+    if undo_files:
+        ways += f"; for an earlier merge give the undo file that has the name of its output (here: {some(undo_files)})"
     raise OptionError(
         f"{merged}: its undo file {file} does not exist",
         fix=f"{ways}; a model into which nothing was merged has nothing to undo",

@@ -97,7 +97,7 @@ class VerifyResult(Tabular):
         of, names = count(len(self.modules), "module"), some(verdict.module for verdict in bad)
         # Names tell something only if other modules are better.
         extent = "" if len(bad) == len(self.modules) else f" in {len(bad)} of {of} ({names})"
-        return [f"{self.merged} does not hold {adapter}{extent}{self._found(bad)}.", *self._absence(bad)]
+        return [f"{self.merged} does not hold {adapter}{extent}{self._content_text(bad)}.", *self._absence(bad)]
 
     def _exact_sentence(self, adapter: str) -> str:
         """That every bit is as the merge writes it; and what rounding did to the update, if it did much."""
@@ -114,8 +114,11 @@ class VerifyResult(Tabular):
     def _absence(self, bad: Sequence[Verdict]) -> list[str]:
         """The modules in which the adapter is absent."""
         absent = [verdict.module for verdict in bad if verdict.outcome == "absent"]
-        where = f" ({some(absent)})" if len(absent) < max(2, len(self.modules)) else ""
-        return [f"It is absent in {'' if where else 'all '}{count(len(absent), 'module')}{where}."] if absent else []
+        if not absent:
+            return []
+        number = count(len(absent), "module")
+        every = len(absent) == len(self.modules) > 1
+        return [f"It is absent in all {number}." if every else f"It is absent in {number} ({some(absent)})."]
 
     @property
     def _taker(self) -> str:
@@ -124,7 +127,7 @@ class VerifyResult(Tabular):
             return "rounding to the dtype of the model"
         return "rounding to the nearest code" if self.rounding == "nearest" else "the limited range of the codes"
 
-    def _found(self, bad: Sequence[Verdict]) -> str:
+    def _content_text(self, bad: Sequence[Verdict]) -> str:
         """What these modules hold in place of the adapter, as the end of a sentence."""
         if all(verdict.by_rounding for verdict in bad):
             return f": {self._taker} takes the update"

@@ -78,16 +78,16 @@ class RunDisplay:
         speed = f"{tokens:,.0f} tokens/s  {remaining} left"
         return f"step {step.number}/{self.steps}  loss {loss:.3f}  lr {step.lr:.1e}  {speed}"
 
-    def evaluated(self, text: str) -> None:
+    def show_evaluation(self, text: str) -> None:
         """Display an evaluation."""
         if not self.name:
             self.say(text)
 
     def say(self, text: str) -> None:
         """Display a line permanently."""
-        note(self.named(text))
+        note(self.with_name(text))
 
-    def named(self, text: str) -> str:
+    def with_name(self, text: str) -> str:
         """The text, after the name of the run if it is one of many."""
         return f"{self.name}: {text}" if self.name else text
 

@@ -42,7 +42,7 @@ def train_adapter(
     # torch takes a second
     from loralens.training.starts.leading import keeping_directions
     from loralens.training.world import join_processes
-    from loralens.verbs.outputs.training.kept_directions import KeptDirections
+    from loralens.verbs.outputs.training.direction_cache import DirectionCache
 
     # A model that was given as an object stays on its device.
     if isinstance(options.model, tuple):
@@ -53,7 +53,7 @@ def train_adapter(
         # What one GPU does not hold is loaded into the memory of the CPU, and moved in parts.
         name = "cpu" if options.shard else str(device)
         options = replace(options, dtype=options.dtype or default_dtype(device))
-    with join_processes(device) as world, keeping_directions(KeptDirections()):
+    with join_processes(device) as world, keeping_directions(DirectionCache()):
         inputs = read(options, device=name)
         cuts = inputs.cut, inputs.evaluation_cut
         run = TrainingRun(options, inputs, training, world, device, keep_model=keep_model)

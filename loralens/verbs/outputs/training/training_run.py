@@ -27,7 +27,7 @@ from loralens.verbs.outputs.training.divergence import explain_divergence
 from loralens.verbs.outputs.training.run_display import run_display
 from loralens.verbs.outputs.training.run_watcher import RunWatcher
 from loralens.verbs.outputs.training.termination import Termination
-from loralens.verbs.outputs.training.trained_parts import TrainedParts
+from loralens.verbs.outputs.training.training_result import TrainedParts
 
 if TYPE_CHECKING:  # torch takes a second
     from torch import device as Device  # noqa: N812
@@ -156,13 +156,13 @@ class TrainingRun:
         deciding = {name: getattr(self.options, name) for name in DECIDING}
         course = self.course.record
         return deciding | {
-            # By its axes, since several options may say the same.
+            # The method is named by its axes, since different options may mean the same axes.
             "method": self.method.name,
             **({"start": self.method.start} if self.method.start == "gaussian" else {}),
             "optimiser": course["optimiser"],
             **{name: course[name] for name in ADAM if name in course},
             "targets": list(self.options.targets),
-            # Only where they are given, so that runs of releases that did not know them are the same runs.
+            # Options that are not given are left out, so that a run of a release without them is the same run.
             **({"exclude": list(self.options.exclude)} if self.options.exclude else {}),
             **{name: True for name in ("pack", "group_by_length") if getattr(self.options, name)},
             **({} if self.options.mask_prompt else {"mask_prompt": False}),
@@ -218,7 +218,7 @@ class TrainingRun:
                 termination.answer()
         if not self.world.main:
             return fitted, parts, History({}, fitted.evaluations)
-        # Read before the folder takes its final name.
+        # The log is read before the folder takes its final name.
         log = history(self.training.folder / LOG)
         try:
             self.training.finish(fitted.adapter)
@@ -294,6 +294,9 @@ class TrainingRun:
             # As many texts at a time as in training, since they need the same memory.
             evaluate = self.inputs.task.evaluation(evaluated, size=self.part, world=self.world)
         options.check_evaluation(has_texts=evaluate is not None)
+        watcher = None
+        if options.watch and self._training:
+            watcher = RunWatcher(options.watch, self.training.folder / WATCHED, self._make_folder)
         return Watch(
             on_step=self._step,
             evaluate=evaluate,
@@ -305,11 +308,8 @@ class TrainingRun:
             # A dry run without an output makes a watch too, for the checks in it.
             save=self._save if self._training else None,
             save_every=options.save_every,
-            watcher=self._make_watcher(options.watch) if options.watch and self._training else None,
+            watcher=watcher,
         )
-
-    def _make_watcher(self, every: int) -> RunWatcher:
-        return RunWatcher(every, self.training.folder / WATCHED, self._make_folder)
 
     def _make_folder(self) -> None:
         """Make the folder, in the first process, if it is not there: a run that cannot start leaves no files."""
@@ -333,7 +333,7 @@ class TrainingRun:
     def _log_evaluation(self, step: int, measures: "Measures") -> None:
         self._log(step, evaluation={name: json_number(value) for name, value in measures.items()})
         values = "  ".join(f"{name} {number(value)}" for name, value in measures.items())
-        self.display.evaluated(f"step {step}: evaluation {values}")
+        self.display.show_evaluation(f"step {step}: evaluation {values}")
 
     def _save(self, state: "State") -> None:
         from loralens.training.state import without_draws

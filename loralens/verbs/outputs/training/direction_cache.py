@@ -7,22 +7,22 @@ from loralens.errors import FormatError
 from loralens.formats.records.cache import LIMIT, SvdCache, default_folder
 from loralens.linalg.rank_update import Decomposed
 from loralens.tables.numbers import parse_size
-from loralens.training.starts.leading import Directions
+from loralens.training.starts.leading import TruncatedSvd
 
 
 @final
-class KeptDirections:
+class DirectionCache:
     """Reads and writes directions in the folder in which the SVDs of base weights are kept too."""
 
     def __init__(self) -> None:
         self._cache: SvdCache | None = SvdCache(default_folder(), limit=parse_size(LIMIT))
 
-    def read(self, key: str, shape: tuple[int, int], rank: int) -> Directions | None:
+    def read(self, key: str, shape: tuple[int, int], rank: int) -> TruncatedSvd | None:
         """The directions under a key; None if there are none, or their file is damaged."""
-        found = self._cache.read(key, shape, rank) if self._cache else None
-        return None if found is None else Directions(*found)
+        svd = self._cache.read(key, shape, rank) if self._cache else None
+        return None if svd is None else TruncatedSvd(*svd)
 
-    def write(self, key: str, directions: Directions) -> None:
+    def write(self, key: str, directions: TruncatedSvd) -> None:
         """Keep directions, if the disk allows it."""
         if self._cache is None:
             return

@@ -27,7 +27,7 @@ def _identity(value: Any) -> str:
 
 
 @final
-class SharedInputs:
+class GridInputs:
     """Reads the inputs of runs. The tokens of all texts are kept, and one model: that of the run before."""
 
     def __init__(self) -> None:
