@@ -157,6 +157,7 @@ def _groups_section(key: str, title: str, lead: str, tables: Sequence[Table[Any]
     )
 
 
+_OF_READER: tuple[Level, str] = ("note", "`loralens inspect` explains it")
 _OF_INDEX: Mapping[str, tuple[Level, str]] = {
     NON_FINITE: ("error", "a head or another tensor holds NaN or Inf: go back to an earlier checkpoint"),
     UNREACHABLE: ("warning", "mount its disk, or give yourself the right to read it, and index again"),
@@ -184,7 +185,7 @@ def _notices(answers: FleetAnswers) -> list[Notice]:
         for code in member.findings:
             by_code.setdefault(code, []).append(member.name)
     for code, names in sorted(by_code.items(), key=lambda item: -len(item[1])):
-        level, fix = _OF_INDEX.get(code, ("note", "`loralens inspect` explains it"))
+        level, fix = _OF_INDEX.get(code, _OF_READER)
         notices.append(Notice(level, code, _some(names), [count(len(names), "adapter")], fix))
     safe = [copy for copy in answers.copies.copies if copy.safe_to_delete]
     if safe:

@@ -56,7 +56,7 @@ def lay_out(table: Table[Any], width: int | None = None) -> TextLayout:
     cells = [[visible(column.cell(row)) for row in table.rows] for column in columns]
     natural = [max(map(display_width, (column.title, *texts))) for column, texts in zip(columns, cells, strict=True)]
     shown, widths = list(range(len(columns))), dict(enumerate(natural))
-    shortest = {}
+    shortest: dict[int, int] = {}
     if width is not None and _total_width(widths) > width:
         shortest = {i: _shortest(columns[i], cells[i], natural[i]) for i in shown}
     while width is not None:
