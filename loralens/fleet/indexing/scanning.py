@@ -73,14 +73,14 @@ def scan(root: Path, *, without: Path | None = None) -> dict[str, FoundFile]:
             continue
         size = 0 if S_ISDIR(status.st_mode) else status.st_size
         files[name] = FoundFile(name, size, _stamp(text, status), f"{status.st_dev:x}:{status.st_ino:x}")
-    for folder, error in unlisted.items():
+    for folder, refused in unlisted.items():
         if folder == root:
             fix = "give yourself the right to read it, or mount its disk"
-            raise FormatError(f"{root}: cannot be listed: {error.strerror}", fix=fix) from error
+            raise FormatError(f"{root}: cannot be listed: {refused.strerror}", fix=fix) from refused
         # What was removed meanwhile is gone.
-        if error.errno not in _ABSENT:
+        if refused.errno not in _ABSENT:
             name = str(folder)[prefix:]
-            files[name] = _unreachable(name, f"this folder cannot be listed: {error.strerror}")
+            files[name] = _unreachable(name, f"this folder cannot be listed: {refused.strerror}")
     return files
 
 

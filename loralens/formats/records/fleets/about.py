@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import log2
 from typing import Any, NamedTuple
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401 - teaches NumPy the names of narrow floats
 import numpy as np
 
 from loralens.core.adapter import Adapter
@@ -41,6 +41,7 @@ from loralens.formats.files.json_text import is_safe_text
 from loralens.formats.records.fleets.contents import DAMAGED, content_digest
 from loralens.linalg.factor import Floats
 from loralens.linalg.few_bits.packing import Bytes
+from loralens.linalg.rounding import largest_number
 
 # A module may have more directions than are stored, which are zeros. So a small file could ask for huge arrays; a file
 # that was written by compress is far from this.
@@ -219,7 +220,7 @@ def _within_range(B: Floats, A: Floats, dtype: Any) -> Pair:
     One factor may hold the whole norm of ΔW, of which each factor of the source holds about the root.
     """
     sizes = [float(np.abs(factor).max(initial=0)) for factor in (B, A)]
-    if max(sizes) <= float(ml_dtypes.finfo(dtype).max) or not all(sizes):
+    if max(sizes) <= largest_number(np.dtype(dtype)) or not all(sizes):
         return B, A
     shift = round((log2(sizes[0]) - log2(sizes[1])) / 2)
     return np.ldexp(B, -shift), np.ldexp(A, shift)
