@@ -16,6 +16,9 @@ from tests.threads import one_thread
 
 __all__ = ["one_thread"]
 
+# Threads of torch that wait would spin, and two processes on two cores would take the time from each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 settings.register_profile("house", deadline=None)  # a deadline asserts a time
 settings.load_profile("house")
 

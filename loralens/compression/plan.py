@@ -25,7 +25,7 @@ from loralens.core.lazy import Recent
 from loralens.core.lowrank import Bases, LowRank
 from loralens.core.moments import Moments
 from loralens.core.naming.selection import select
-from loralens.core.ranks import Rule, RuleName, choose_ranks, rank_items, shared_ranks
+from loralens.core.ranks import Rule, RuleName, rank_items, ranks_from_items, shared_ranks
 from loralens.core.structured import Structured, Update
 from loralens.core.threads import Step, in_threads
 from loralens.errors import OptionError, place
@@ -181,7 +181,7 @@ class TruncationPlan:
             # No module fits into one parameter or less, so such a number can mean a share instead.
             if rule.name == "parameters" and rule.value <= 1:
                 rule = Rule("parameters", max(1, int(rule.value * self.adapter.parameters)))
-            chosen = choose_ranks(
+            chosen = ranks_from_items(
                 items,
                 rule,
                 spectra,

@@ -1,6 +1,7 @@
 """A hash of the update of an adapter that is the same in every dialect with the same numbers."""
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from loralens.core.structured import Dense, Update
 BLOCK = 1 << 18  # numbers hashed at a time
 BYTES = 16  # bytes of a fingerprint; about 2⁶⁴ adapters are needed before two are likely to have the same one
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_NAMES = {_FLOAT32: "float32", _FLOAT64: "float64"}
 LEFT_OUT = frozenset({"copy", "shape"})  # roles whose tensors repeat what other tensors say
 
 
@@ -40,7 +42,7 @@ def fingerprint(adapter: Adapter) -> str:
 
 def _hash_module(name: str, update: Update) -> bytes:
     """The hash of one module. For an update of another form it is the hash of its dense matrix."""
-    scale = np.float64(update.scale)
+    scale = float(update.scale)
     if isinstance(update, LowRank):
         return _hash_arrays("pair", name, scale, update.B, update.A)
     # A full difference is as large as the weight, so it is hashed a block of rows at a time.
@@ -66,23 +68,41 @@ def _lazy_difference(stored: LazyArray, scale: float) -> LazyArray:
     return LazyArray(lambda: rows(0, stored.shape[0]), shape=stored.shape, dtype=np.float64, rows=streamed)
 
 
-def _hash_arrays(role: str, name: str, *arrays: Array | LazyArray | np.float64) -> bytes:
+def _hash_arrays(role: str, name: str, *arrays: Array | LazyArray | float) -> bytes:
     """The hash of arrays under a name. Each array is preceded by its shape, so different lists have different input."""
     from hashlib import blake2b
 
     hashed = blake2b(f"{role}\0{name}\0".encode("utf-8", "backslashreplace"), digest_size=BYTES)
     for array in arrays:
+        if isinstance(array, float):
+            hashed.update(_number_bytes(array))
+            continue
         # A single number counts as an array of one, in every dialect.
-        tensor = array if isinstance(array, LazyArray) else LazyArray.of(np.atleast_1d(array))
-        tensor = tensor if tensor.shape else tensor.reshape(1)
-        # Numbers that are read at once are read once.
-        blocks: Iterable[Array] = [tensor.read()] if tensor.size <= BLOCK else _Blocks(tensor)
+        shape = array.shape or (1,)
+        blocks: Iterable[Array]
+        if array.size > BLOCK:
+            blocks = _Blocks(LazyArray.of(array))
+        else:
+            # Numbers that are read at once are read once.
+            blocks = [(array.read() if isinstance(array, LazyArray) else array).reshape(shape)]
         # The narrowest dtype that holds the numbers, so that a float64 copy of float32 numbers has the same hash.
         dtype = _FLOAT32 if all(map(_fits_float32, blocks)) else _FLOAT64
-        hashed.update(f"{dtype.name}{tensor.shape}\0".encode())
+        hashed.update(_heading(dtype, shape))
         for rows in blocks:
             hashed.update(_canonical_array(rows, dtype).data)
     return hashed.digest()
+
+
+def _heading(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    return f"{_NAMES[dtype]}{shape}\0".encode()
+
+
+@lru_cache(maxsize=256)  # scales, of which most adapters have one
+def _number_bytes(number: float) -> bytes:
+    """What is hashed of a number: that of an array of one."""
+    array = np.array([number])
+    dtype = _FLOAT32 if _fits_float32(array) else _FLOAT64
+    return _heading(dtype, array.shape) + _canonical_array(array, dtype).tobytes()
 
 
 class _Blocks:

@@ -312,10 +312,10 @@ def ranks(
         Not even the smallest ranks are within the budget.
     """
     items = rank_items(spectra, costs, shared=shared, weights=weights, least=least, one_rank=one_rank, widths=widths)
-    return choose_ranks(items, rule, spectra, one_rank=one_rank, size=size)
+    return ranks_from_items(items, rule, spectra, one_rank=one_rank, size=size)
 
 
-def choose_ranks(
+def ranks_from_items(
     items: Sequence[Item],
     rule: Rule,
     spectra: Mapping[str, Array],

@@ -169,15 +169,16 @@ class Fleet:
         """
         from loralens.formats import load
 
-        self.check_unchanged(member)
-        reading = self.reading
+        # One state for all questions, since each look whether it is the last one opens the catalogue.
+        state = self._read()
+        _check_unchanged(state, member)
+        reading = _reading(state)
         return load(member.path, strict=False, allow_pickle=reading["allow_pickle"], once=reading["once"])
 
     @property
     def reading(self) -> Mapping[str, bool]:
         """The options with which the index has read the files: ``allow_pickle`` and ``once``."""
-        settings = self._read().settings
-        return {name: f"{name}=True" in settings for name in ("allow_pickle", "once")}
+        return _reading(self._read())
 
     def check_unchanged(self, member: "Member") -> None:
         """Refuse a file that has changed since it was indexed, or is gone.
@@ -186,14 +187,7 @@ class Fleet:
         ------
         FormatError
         """
-        from loralens.fleet.indexing.scanning import stamp_of
-
-        state = self._read()
-        if stamp_of(member.path) != state.stamps.get(member.number):
-            raise FormatError(
-                f"{member.path}: has changed since it was indexed, or is gone",
-                fix=f"update the index: loralens fleet index {state.root}",
-            )
+        _check_unchanged(self._read(), member)
 
     def modules(self, adapter: Adapter) -> Mapping[str, str]:
         """Normalised name → the name in this adapter, in order of the normalised names."""
@@ -369,3 +363,18 @@ class Fleet:
         from loralens.fleet.joint.expand import expand_adapter
 
         return expand_adapter(source, name, output, rank=rank, to=to, overwrite=overwrite)
+
+
+def _reading(state: "FleetState") -> Mapping[str, bool]:
+    """The options with which the files of a state were read."""
+    return {name: f"{name}=True" in state.settings for name in ("allow_pickle", "once")}
+
+
+def _check_unchanged(state: "FleetState", member: "Member") -> None:
+    from loralens.fleet.indexing.scanning import stamp_of
+
+    if stamp_of(member.path) != state.stamps.get(member.number):
+        raise FormatError(
+            f"{member.path}: has changed since it was indexed, or is gone",
+            fix=f"update the index: loralens fleet index {state.root}",
+        )

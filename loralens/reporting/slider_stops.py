@@ -17,7 +17,7 @@ from loralens.compression.plan import TruncationPlan, is_fused_module
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.ranks import Rule, choose_ranks, rank_items, shared_ranks
+from loralens.core.ranks import Rule, rank_items, ranks_from_items, shared_ranks
 from loralens.core.structured import Structured, Update
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
@@ -204,9 +204,11 @@ def _matches_writer(
     # successive groups have different ranks here, so that a tensor in the wrong group changes the size. Of very many
     # groups all get one rank, because a configuration that names the rank of each takes three times as long.
     trials = [{name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in groups.items()} for rank in RANKS]
-    for ranks in trials if len(groups) <= GROUPS else [dict.fromkeys(groups, max(RANKS))]:
+    # The metadata may name a rank only if all modules have the same.
+    uniform = [dict.fromkeys(groups, rank) for rank in RANKS]
+    for ranks in [*trials, *uniform] if len(groups) <= GROUPS else uniform[-1:]:
         trial, files = dialect.write(plan.at(ranks))
-        # Metadata that names ranks, as diffusers writes it, would have another length at every choice.
+        # Metadata that names ranks, as those of diffusers and kohya do, would have another length at every choice.
         if trial.metadata != outline.metadata or list(trial.tensors) != outline.keys:
             return False
         if layout.size(ranks) != stored_size(trial, files):
@@ -266,7 +268,7 @@ def budget_stops(
 
     def choose(budget: int, size: Callable[[Mapping[str, int]], int] | None) -> dict[str, int]:
         # `plan.ranks` is not used here, as it makes a whole adapter for every choice that it tries.
-        return choose_ranks(items, Rule("bytes", budget), spectra, one_rank=dialect.one_rank, size=size)
+        return ranks_from_items(items, Rule("bytes", budget), spectra, one_rank=dialect.one_rank, size=size)
 
     # The key is the budget, so that points of equal size become one stop.
     stops: dict[int, Stop] = {}

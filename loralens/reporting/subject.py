@@ -243,5 +243,5 @@ def _sizes(plan: TruncationPlan, dialect: Dialect, layout: FileLayout) -> Callab
     """Ranks → bytes of the file."""
     own = {name: plan.adapter[name].rank for name in plan.directions}
     # A file in which nothing changes may have older keys.
-    whole = dialect.size(plan.adapter)
-    return lambda chosen: whole if chosen == own else layout.size(chosen)
+    unchanged_size = dialect.size(plan.adapter)
+    return lambda chosen: unchanged_size if chosen == own else layout.size(chosen)

@@ -10,7 +10,7 @@ from loralens.training.layers.construction import matrix_of, no_experts
 from loralens.training.layers.experts import ExpertLayer
 from loralens.training.layers.layer import LoRALayer
 from loralens.training.method import TrainingMethod
-from loralens.training.ranks import choose_ranks
+from loralens.training.ranks import layer_ranks
 from loralens.training.targets import choose_heads, choose_layers, modules_by_name, warn_of_doubles, with_stacks
 
 
@@ -60,4 +60,4 @@ def plan_layers(
     if say:
         warn_of_doubles(model, {name: named[name] for name, kind in kinds.items() if kind is not ExpertLayer})
     sides = {name: check_weight(name, matrix_of(named[name], kind, name)) for name, kind in kinds.items()}
-    return LayerPlan(named, kinds, choose_ranks(sides, rank=rank, pattern=rank_pattern, say=say), tops)
+    return LayerPlan(named, kinds, layer_ranks(sides, rank=rank, pattern=rank_pattern, say=say), tops)

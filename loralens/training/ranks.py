@@ -38,9 +38,7 @@ def check_rank_pattern(pattern: object) -> dict[str, int]:
     return {glob: check_rank(rank, f"rank_pattern {glob!r}:") for glob, rank in pattern.items()}
 
 
-def choose_ranks(
-    sides: Mapping[str, int], *, rank: int, pattern: Mapping[str, int], say: bool = True
-) -> dict[str, int]:
+def layer_ranks(sides: Mapping[str, int], *, rank: int, pattern: Mapping[str, int], say: bool = True) -> dict[str, int]:
     """The rank of every layer, at most the smaller side of its matrix; a note names the layers that have less.
 
     Parameters

@@ -37,7 +37,8 @@ def index_fleet(
     output : path, optional
         The folder of the index; by default ``.loralens-fleet`` in ``folder``.
     jobs : int, optional
-        Measure the files in this many processes; by default in threads of this one.
+        Measure the files in this many processes; by default one for each processor if there are many files, and in
+        threads of this one otherwise.
     dask : str, optional
         The address of a Dask scheduler, whose workers measure the files. They need the same disk.
     allow_pickle, once : bool
@@ -48,9 +49,13 @@ def index_fleet(
     OptionError
         ``folder`` is not a folder, another process updates the index, or there is no scheduler at the address.
     """
-    fleet = Fleet.open(folder if output is None else output)
+    from loralens.fleet.indexing.updating import update_index
+
+    home = Fleet.open(folder if output is None else output).home
     with _dask_executor(dask) as executor:
-        return fleet.update(folder, executor, jobs=jobs, allow_pickle=allow_pickle, once=once)
+        return update_index(
+            home, Path(folder), executor, jobs=jobs, allow_pickle=allow_pickle, once=once, spawning=True
+        )
 
 
 def compress_index(

@@ -13,9 +13,9 @@ from loralens.arithmetic import spaces
 from loralens.arithmetic.breadcrumbs import breadcrumbs
 from loralens.arithmetic.combine import combine_adapters
 from loralens.arithmetic.dare import dare, dare_ties
-from loralens.arithmetic.della import della
+from loralens.arithmetic.della import _orders, della
 from loralens.arithmetic.elementwise import Modules, whole_cutoffs
-from loralens.arithmetic.entries import Entries, Product
+from loralens.arithmetic.entries import Entries, Product, Workspace
 from loralens.arithmetic.magnitude import magnitude
 from loralens.arithmetic.sce import sce
 from loralens.arithmetic.spaces import entries_in_space
@@ -403,3 +403,10 @@ def test_threads_make_no_difference(name):
     first, second = (combine_adapters(pair, method=name, threads=threads).adapter for threads in (1, 4))
     assert all(first[n].B.tobytes() == second[n].B.tobytes() for n in first)
     assert all(first[n].A.tobytes() == second[n].A.tobytes() for n in first)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 64, 65])
+def test_della_ranks_equal_entries_from_left_to_right(n):
+    rng = np.random.default_rng(19)
+    x = rng.integers(-3, 4, (6, n)).astype(np.float32) * np.float32(1e-38)  # with zeros of both signs and subnormals
+    np.testing.assert_array_equal(_orders(-x, Workspace()), np.argsort(np.abs(x), axis=1, kind="stable"))

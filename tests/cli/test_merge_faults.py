@@ -308,14 +308,14 @@ def test_a_base_that_shrinks_while_it_is_read_is_one_message(small: Path, tmp_pa
     from loralens.formats.models import model_writer
 
     root = sharded(tmp_path / "base", tensors())
-    plain = model_writer.write_tensors
+    plain = model_writer.write_jobs
 
     def cut(*args: object) -> None:
         for shard in root.glob("*.safetensors"):
             os.truncate(shard, 100)
         plain(*args)
 
-    monkeypatch.setattr(model_writer, "write_tensors", cut)
+    monkeypatch.setattr(model_writer, "write_jobs", cut)
     refused = run("merge", small, "--base", root, "-o", tmp_path / "out")
     assert refused.exit_code == 2
     assert "became shorter while it was read" in refused.stderr

@@ -304,3 +304,25 @@ def test_a_module_that_stays_as_it_is_must_be_finite_too(adapter):
         TruncationPlan.of(
             Adapter(modules={**adapter.modules, "fc": broken}), modules=["q_proj"]
         )  # before anything is written
+
+
+@pytest.mark.parametrize("dtype", [None, BF16])
+def test_sizes_at_ranks_are_those_of_the_adapter_at_these_ranks(adapter, dtype):
+    rng = np.random.default_rng(5)
+    full = Structured(Dense(LazyArray.of(rng.standard_normal((9, 7)).astype(np.float32))), 0.5)
+    narrow = graded(rng, 8, 6, 2, dtype=ml_dtypes.bfloat16)
+    whole = Adapter(modules={**adapter.modules, "full": full, "narrow": narrow, "other": full, "last": narrow})
+    plan = TruncationPlan.of(whole, modules=["*_proj", "full", "narrow"], dtype=dtype)
+    for _ in range(20):
+        ranks = {name: int(rng.integers(0, whole[name].rank + 1)) for name in plan.directions}
+        after = plan.at(ranks)
+        assert plan.measure("nbytes")(ranks) == after.nbytes
+        assert plan.measure("parameters")(ranks) == after.parameters
+
+
+def test_known_bases_give_the_same_errors(adapter):
+    plan = TruncationPlan.of(adapter, bases=True)
+    after = plan.at(plan.ranks(Rule("rank", 2)))
+    assert all(plan.bases(name) is not None for name in adapter if plan.directions[name].bases)
+    assert any(plan.directions[name].bases for name in adapter)
+    assert losses(adapter, after, bases=plan.bases) == losses(adapter, after)

@@ -244,7 +244,7 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
     started = children(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     process.wait(60)
-    assert not alive(started)
+    wait_until(lambda: not alive(started))
     kept = len(fleet.members())
     assert kept > 0
     # Nothing was killed, so nothing is suspect.

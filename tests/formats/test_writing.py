@@ -332,13 +332,14 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path):
     assert not (tmp_path / MODEL).is_symlink()
 
 
-def test_one_tensor_is_held_at_a_time(tmp_path):
-    tensors = {
-        f"{i}": LazyArray(lambda: np.zeros(1 << 20, np.uint8), shape=(1 << 20,), dtype=np.uint8) for i in range(20)
-    }
-    with limits(20, 3 << 20):
+@pytest.mark.parametrize(("size", "held"), [(1 << 20, 2 * writing.AHEAD_THREADS), (writing.AHEAD + 1, 1)])
+def test_few_small_tensors_are_held_and_one_large_tensor(size, held, tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "processor_count", lambda: 64)
+    count = 40 if held > 1 else 4
+    tensors = {f"{i}": LazyArray(lambda: np.zeros(size, np.uint8), shape=(size,), dtype=np.uint8) for i in range(count)}
+    with limits(count, (held + 2) * size):
         write_safetensors(Stored(tensors), tmp_path / "big")
-    assert (tmp_path / "big").stat().st_size > 20 << 20
+    assert (tmp_path / "big").stat().st_size > count * size
 
 
 def test_replacing_a_file_of_any_kind(tmp_path):

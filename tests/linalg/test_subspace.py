@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loralens.linalg.basis import Basis
+from loralens.linalg.basis import Basis, cross_products
 from loralens.linalg.product import product_bases
 from loralens.linalg.subspace import (
     linear_cka,
@@ -149,3 +149,16 @@ def test_cosine_of_vectors_of_any_size(size):
     assert vector_cosine(size * X, Y) == pytest.approx(24 / 25)
     assert vector_cosine(X.T, -Y.T) == pytest.approx(-24 / 25)
     assert np.isnan(vector_cosine(0 * X, Y))
+
+
+def test_products_of_many_bases_are_those_of_each_pair_bit_for_bit():
+    rng = np.random.default_rng(12)
+    pairs = [product_bases(rng.standard_normal((40, 5)), rng.standard_normal((5, 30))) for _ in range(7)]
+    first, second = [left for left, _, _ in pairs[:6]], [left for left, _, _ in pairs[1:]]
+    G = cross_products(first, second)
+    for p, (one, other) in enumerate(zip(first, second, strict=True)):
+        np.testing.assert_array_equal(G[p], one.cross(other))
+        own = overlaps(first, second, G)[p]
+        alone = overlaps([one], [other], one.cross(other)[None])[0]
+        np.testing.assert_array_equal(own.phi, alone.phi)
+        np.testing.assert_array_equal(own.angles, alone.angles)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 
 from loralens.linalg.basis import Basis
 from loralens.linalg.difference import difference_singular_values
-from loralens.linalg.product import product_bases, product_svd, truncating_maps
+from loralens.linalg.product import product_bases, product_svd, truncating_maps, truncation
 from tests import strategies
 from tests.reference import dense_product, size
 from tests.tolerances import ANY_FACTORS, LOSS
@@ -32,6 +32,27 @@ def test_factors_are_balanced(pair):
     L, s, R = truncating_maps(B, A)
     for lengths in (np.linalg.norm(B.astype(np.float64) @ L, axis=0), np.linalg.norm(R @ A.astype(np.float64), axis=1)):
         np.testing.assert_allclose(lengths**2, s, rtol=1e-9, atol=1e-13 * size(B, A))
+
+
+@given(strategies.factor_pairs())
+@settings(max_examples=60, deadline=None)
+def test_the_bases_of_a_truncation_are_those_of_the_product_bit_for_bit(pair):
+    B, A = pair
+    small = truncation(B, A, bases=True).bases
+    left, s, right = product_bases(B, A)
+    # None where a basis does not refer to the factor, as for badly conditioned factors.
+    if small is None:
+        return
+    assert left.X is B
+    np.testing.assert_array_equal(right.X, A.T)
+    np.testing.assert_array_equal(small[0], left.T)
+    np.testing.assert_array_equal(small[1], right.T)
+    np.testing.assert_array_equal(s, truncation(B, A).s)
+
+
+def test_factors_of_good_condition_have_bases():
+    rng = np.random.default_rng(1)
+    assert truncation(rng.standard_normal((30, 4)), rng.standard_normal((4, 20)), bases=True).bases is not None
 
 
 @pytest.mark.parametrize("exponent", [-301, -300, 0, 299, 300])

@@ -379,11 +379,11 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # fleet
     Mutant("TensorSketch.add_pair", "np.multiply(B[:, columns].T, scale,", "np.multiply(B[:, columns].T, 1.0,", SKETCH),
-    Mutant("TensorSketch.add_pairs", "rows *= hashed.signs", "rows *= abs(hashed.signs)", SKETCH),
+    Mutant("_squares", "rows *= signs.astype", "rows *= abs(signs).astype", SKETCH),
     Mutant("TensorSketch.add_pairs", "size * hashed.most", "size / 4096", SKETCH),
     Mutant("TensorSketch._common_shift", "self._count + count <= COLUMNS", "self._count + count > COLUMNS", SKETCH),
     Mutant("TensorSketch._common_shift", "self._shift <= shift", "self._shift != shift", SKETCH),
-    Mutant("TensorSketch._round", "np.rint(ifft(self._transform).imag / 2)", "ifft(self._transform).imag / 2", SKETCH),
+    Mutant("TensorSketch._invert", "convolutions = np.rint(", "convolutions = np.positive(", SKETCH),
     Mutant("_code_jointly", "worst <= error", "True", ("tests/fleet/joint/test_compress.py",)),
     Mutant("_code_copy", "measured > error", "False", ("tests/fleet/joint/test_compress.py",)),
     Mutant(
@@ -400,9 +400,16 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("coded_adapter", "numbers > MOST_NUMBERS * coded.nbytes", "False", ("tests/fleet/joint/test_hostile.py",)),
     Mutant("_measure", "abs(measured - entry.error) <= AGREE", "True", ("tests/fleet/joint/test_interrupted.py",)),
-    Mutant("StartSketch.add", "directions *= hashed.signs", "directions *= 1", ("tests/fleet/test_measures.py",)),
+    Mutant(
+        "StartSketch._sketch",
+        "numbers *= np.concatenate([hashed.signs",
+        "numbers *= np.concatenate([abs(hashed.signs)",
+        ("tests/fleet/test_measures.py",),
+    ),
     Mutant("module_keys", "if uses[key] == 1", "if uses[key] >= 1", ("tests/fleet/test_measures.py",)),
-    Mutant("_Reader._take_grams", "CANCELLING * lengths < energy", "-1 < energy", ("tests/fleet/test_measures.py",)),
+    Mutant(
+        "_Reader._take_grams", "CANCELLING * lengths < energies", "-1 < energies", ("tests/fleet/test_measures.py",)
+    ),
     Mutant("SlotWriter.__init__", "- taken", "- set()", ("tests/fleet/test_catalogue.py",)),
     Mutant("damaged_slots", "checksum(plain[slot].data) != expected", "False", ("tests/fleet/test_catalogue.py",)),
     Mutant("CatalogueWriter.store", "self._slots.write(filled)", "None", ("tests/fleet/test_catalogue.py",)),

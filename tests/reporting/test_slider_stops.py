@@ -34,6 +34,13 @@ def test_the_file_has_the_size_that_the_layout_says_at_any_ranks(name: str, rank
         assert found.size(ranks) == to.size(plan.at(ranks))
 
 
+@pytest.mark.parametrize("most", [0, 200])
+def test_metadata_that_name_the_rank_of_all_modules_follow_no_rule(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    monkeypatch.setattr(slider_stops, "GROUPS", most)
+    adapter = replace(drawn(), format="kohya", metadata={"ss_network_dim": "6", "ss_network_alpha": "6"})
+    assert find_layout(TruncationPlan.of(adapter), dialect("kohya")) is None
+
+
 def test_many_modules_have_approximate_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     (few,) = measured({"x": drawn()})
     assert few.layout is not None

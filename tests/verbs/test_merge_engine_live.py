@@ -98,6 +98,24 @@ def test_the_benefit_is_the_same_in_llama_cpp_and_in_torch(tmp_path: Path) -> No
     assert min(kept) > 0.8
     assert abs(kept[0] - kept[1]) < 0.03
 
+    # A merge into floats measures the three models on texts, as torch finds them on the decoded weights.
+    texts = records(2, 6)
+    floats = loralens.merge(tmp_path / "adapter", base=base, dtype="f32", dry_run=True, data=texts)
+    measured = floats.certificate["texts"]["in_domain"]
+    lines = [tokenizer(text).input_ids for text in texts]
+
+    def per_token(matrices: dict[str, Any]) -> float:
+        for name, W in matrices.items():
+            model.get_submodule(name).weight.data = W
+        with torch.no_grad():
+            sums = [loss(model(torch.tensor([line])).logits[0], line) * (len(line) - 1) for line in lines]
+        return float(np.sum(sums) / sum(len(line) - 1 for line in lines))
+
+    assert measured["tokens"] == sum(len(line) - 1 for line in lines)
+    assert measured["loss_base"] == pytest.approx(per_token(before), abs=1e-4)
+    assert measured["loss_unmerged"] == pytest.approx(per_token(whole), abs=1e-4)
+    assert measured["loss_merged"] == pytest.approx(measured["loss_unmerged"], abs=1e-4)
+
     # All but the codes of adapted weights are the bytes of the base, and the way back is exact.
     old, new = base.read_bytes(), bytearray(merged.read_bytes())
     changed = set()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import TypeVar
 
-from loralens.analysis.compare.module_similarity import Directions, DirectionsPair, Similarity, measure_similarities
+from loralens.analysis.compare.module_similarity import ComparedPair, ComparedUpdate, Similarity, measure_similarities
 from loralens.analysis.compare.pairwise import Module
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
@@ -80,12 +80,12 @@ def _numbers(first: int, second: int, *, maps: bool) -> int:
     return min(first, second) + (2 * first * second if maps else 0)
 
 
-def _load(adapters: Sequence[Adapter], names: dict[int, str], ids: Sequence[int], of: Of) -> dict[int, Directions]:
+def _load(adapters: Sequence[Adapter], names: dict[int, str], ids: Sequence[int], of: Of) -> dict[int, ComparedUpdate]:
     """The directions of one module in these adapters; ``names`` has its name in each of them."""
     directions = {}
     for t in ids:
         with place(names[t]):
-            directions[t] = Directions.of(adapters[t][names[t]], of, cast=True)
+            directions[t] = ComparedUpdate.of(adapters[t][names[t]], of, cast=True)
     return directions
 
 
@@ -118,5 +118,5 @@ def _compare(
             # Each pair counts as a part of the limit, whatever its ranks are.
             for part in index_blocks([max(ranks[s] * ranks[t], PRODUCTS // TOGETHER) for s, t in tile], PRODUCTS):
                 together = [tile[i] for i in part]
-                compared = [DirectionsPair(rows[s], columns[t], names[t]) for s, t in together]
+                compared = [ComparedPair(rows[s], columns[t], names[t]) for s, t in together]
                 yield from zip(together, measure_similarities(compared, side, phi_rank), strict=True)

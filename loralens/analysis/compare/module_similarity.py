@@ -95,7 +95,7 @@ class Similarity:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Directions:
+class ComparedUpdate:
     """An update with its directions, and with everything that a comparison needs of it alone.
 
     Attributes
@@ -146,15 +146,15 @@ class Directions:
         return [self.left, self.right, *([self.factor] if self.factor else [])]
 
 
-class DirectionsPair(NamedTuple):
+class ComparedPair(NamedTuple):
     """Two updates of one weight, and the name of the module in the second adapter."""
 
-    first: Directions
-    second: Directions
+    first: ComparedUpdate
+    second: ComparedUpdate
     other: str
 
 
-def measure_similarities(pairs: Sequence[DirectionsPair], side: Side, phi_rank: int | None) -> list[Similarity]:
+def measure_similarities(pairs: Sequence[ComparedPair], side: Side, phi_rank: int | None) -> list[Similarity]:
     """The `Similarity` of every pair.
 
     Pairs with equal numbers of directions are computed together, which takes a fraction of the time. The bits of the
@@ -170,7 +170,7 @@ def measure_similarities(pairs: Sequence[DirectionsPair], side: Side, phi_rank: 
     return [found[p] for p in range(len(pairs))]
 
 
-def _measure_alike(pairs: Sequence[DirectionsPair], side: Side, phi_rank: int | None) -> list[Similarity]:
+def _measure_alike(pairs: Sequence[ComparedPair], side: Side, phi_rank: int | None) -> list[Similarity]:
     """The `Similarity` of pairs whose bases have the same numbers of columns."""
     a, b = [pair.first for pair in pairs], [pair.second for pair in pairs]
     # Two small matrices of inner products for each pair, from which all other numbers follow.
@@ -219,12 +219,12 @@ def _measure_alike(pairs: Sequence[DirectionsPair], side: Side, phi_rank: int | 
     return results
 
 
-def _are_equal(pair: DirectionsPair) -> bool:
+def _are_equal(pair: ComparedPair) -> bool:
     first, second = pair.first.update, pair.second.update
     return isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second)
 
 
-def _of_equal(pair: DirectionsPair, side: Side, phi_rank: int | None) -> Similarity:
+def _of_equal(pair: ComparedPair, side: Side, phi_rank: int | None) -> Similarity:
     """The `Similarity` of two equal updates."""
     a, first = pair.first, pair.first.update
     sizes: dict[Side, int] = {"in": first.shape[1], "out": first.shape[0]}
@@ -243,7 +243,7 @@ def _of_equal(pair: DirectionsPair, side: Side, phi_rank: int | None) -> Similar
 
 
 def _similarity(
-    pair: DirectionsPair,
+    pair: ComparedPair,
     side: Side,
     *,
     cosine: float,
@@ -279,7 +279,7 @@ def _leading(first: Sequence[Basis], second: Sequence[Basis], G: Floats, count: 
     return overlaps(first, second, G[:, :count, :count])
 
 
-def _initial(pair: DirectionsPair) -> float:
+def _initial(pair: ComparedPair) -> float:
     """Cosine of vec(A) over the rows that both have."""
     first, second = pair.first.update, pair.second.update
     if not (isinstance(first, LowRank) and isinstance(second, LowRank)):

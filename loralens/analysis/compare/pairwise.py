@@ -196,9 +196,9 @@ def pairwise(
         raise MismatchError("no two of these adapters have a module in common", fix="give adapters of one base model")
     chosen = set(select([one.name for one in common], modules))
     common = [one for one in common if one.name in chosen]
-    for one in common:
-        held = zip(adapters, one.holders, strict=True)
-        check_same_rows(one.name, tuple(adapter[holder] if holder else None for adapter, holder in held))
+    for module in common:
+        holders = zip(adapters, module.holders, strict=True)
+        check_same_rows(module.name, tuple(adapter[holder] if holder else None for adapter, holder in holders))
     sides: tuple[Side, ...] = ("in", "out") if of == "update" else ("in",) if of == "A" else ("out",)
     shape = (len(common), len(adapters), len(adapters))
     result = Pairwise(

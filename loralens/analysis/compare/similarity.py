@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 
-from loralens.analysis.compare.module_similarity import Directions, DirectionsPair, Similarity, measure_similarities
+from loralens.analysis.compare.module_similarity import ComparedPair, ComparedUpdate, Similarity, measure_similarities
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.names import some
@@ -157,10 +157,10 @@ def compare_subspaces(
     def measure(name: str) -> Similarity:
         other = fitting[name]
         with place(labels[0]), place(name):
-            a = Directions.of(first[name], of)
+            a = ComparedUpdate.of(first[name], of)
         with place(labels[1]), place(other):
-            b = Directions.of(second[other], of)
-        return measure_similarities([DirectionsPair(a, b, other)], side, phi_rank)[0]
+            b = ComparedUpdate.of(second[other], of)
+        return measure_similarities([ComparedPair(a, b, other)], side, phi_rank)[0]
 
     return Comparison(
         in_threads(measure, list(fitting), threads, step),

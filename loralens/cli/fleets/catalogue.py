@@ -24,7 +24,7 @@ from loralens.cli.show import RowOptions, row_options, show
     "-j",
     type=options.COUNT,
     metavar="N",
-    help="Measure the files in N processes.  [default: threads of one process]",
+    help="Measure the files in N processes.  [default: one for each processor from 400 files on, else threads]",
 )
 @click.option(
     "--dask", metavar="ADDRESS", help="Measure them on the workers of this Dask scheduler; they need the disk."

@@ -98,9 +98,9 @@ def match(
     best = Match({}, "")
     for edit, rename in _edits(modules, base):
         keys = {name: _weight_key(rename(name), shape, base) for name, shape in modules.items()}
-        found = set(keys.values())
-        # The strings of the base itself, so that long keys are held once.
-        own = {key: key for key in base if key in found}
+        matched_keys = set(keys.values())
+        # These are the strings of the base itself, so that long keys are held once.
+        own = {key: key for key in base if key in matched_keys}
         candidate = Match({name: own[key] for name, key in keys.items() if key}, edit, rename)
         # The first edit that fits all modules wins: edits are ordered from the least to the most change.
         if len(candidate.keys) == len(modules):

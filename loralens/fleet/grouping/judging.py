@@ -61,7 +61,11 @@ class Judge:
         self.judged: dict[tuple[int, int], Sameness] = {}
         self._updates: dict[int, ExactUpdate] = {}
         self._known_steps: dict[str, set[int]] = {}
+        self._by_fingerprint: dict[str, list[Member]] = {}
+        for member in members:
+            self._by_fingerprint.setdefault(member.fingerprint, []).append(member)
         self._failed: set[str] = set()
+        self._widths: dict[int, int] = {}
 
     def __call__(self, first: int, second: int) -> Sameness:
         """How much two rows are the same; a file that cannot be read any more is the same as nothing."""
@@ -86,11 +90,15 @@ class Judge:
 
     def width(self, row: int) -> int:
         """The bytes of each number of an adapter; 0 if its file cannot be read any more."""
-        try:
-            adapter = self.fleet.adapter(self.members[row])
-        except LoraLensError:
-            return 0
-        return min((module.dtype.itemsize for module in adapter.modules.values()), default=0)
+        if row not in self._widths:
+            try:
+                self._keep_width(row, self.fleet.adapter(self.members[row]))
+            except LoraLensError:
+                return 0
+        return self._widths[row]
+
+    def _keep_width(self, row: int, adapter: Adapter) -> None:
+        self._widths[row] = min((module.dtype.itemsize for module in adapter.modules.values()), default=0)
 
     def tell_failed(self) -> None:
         """Name the files that have changed since they were indexed."""
@@ -109,6 +117,7 @@ class Judge:
         for row, member in ((first, one), (second, other)):
             try:
                 adapters.append(self.fleet.adapter(member))
+                self._keep_width(row, adapters[-1])
                 if not same_numbers:
                     updates.append(self._update(row, adapters[-1]))
                 elif fingerprint(adapters[-1]) != member.fingerprint:
@@ -123,7 +132,7 @@ class Judge:
 
     def _steps(self, fingerprint: str) -> set[int]:
         if fingerprint not in self._known_steps:
-            self._known_steps[fingerprint] = known_steps(self.members, fingerprint)
+            self._known_steps[fingerprint] = known_steps(self._by_fingerprint[fingerprint], fingerprint)
         return self._known_steps[fingerprint]
 
     def _update(self, row: int, adapter: Adapter) -> ExactUpdate:

@@ -27,6 +27,9 @@ from loralens.formats.records.collection import note_repeated_links
 # Each commit waits for the disk several times. A run that is killed loses what was not committed.
 COMMIT_SECONDS = 1.0  # seconds between commits
 COMMIT_FILES = 512  # or this many files
+# Threads of one process wait for each other wherever Python itself computes: two processes take little more than half
+# of the time of two threads, after a second to start.
+MANY = 400  # files from which on the command line starts processes
 
 
 def update_index(
@@ -37,8 +40,13 @@ def update_index(
     jobs: int | None = None,
     allow_pickle: bool = False,
     once: bool = False,
+    spawning: bool = False,
 ) -> UpdateResult:
-    """Make or update the index at ``home``; see `loralens.Fleet.update`."""
+    """Make or update the index at ``home``; see `loralens.Fleet.update`.
+
+    With ``spawning``, many files are measured in processes without being asked for, as by the command line. A script
+    must not do that: every process would run the script again.
+    """
     # Before anything is made.
     if root is not None and not root.is_dir():
         raise OptionError(f"{root}: is not a folder", fix="give the folder of the adapters")
@@ -56,6 +64,8 @@ def update_index(
         note_repeated_links(shown, [shown / path for path in files])
         stamps = {path: stamp for path, (stamp, _) in indexed.items()} if same_way else {}
         todo = [file for file in files.values() if stamps.get(file.path) != file.stamp]
+        if spawning and executor is None and jobs is None and len(todo) >= MANY and processor_count() > 1:
+            jobs = processor_count()
         gone = sorted(indexed.keys() - files.keys())
         writer.remove(gone)
         _Update(writer, Engine(str(folder), allow_pickle, once, writer.set_in_work), files).run(todo, executor, jobs)

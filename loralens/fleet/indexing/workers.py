@@ -1,5 +1,6 @@
 """Worker processes that measure files: how they start, and that they end with the process that started them."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -22,12 +23,16 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _begin() -> None:
-    """Prepare a worker: one thread of BLAS, no answer to Ctrl-C, and an end with the process that started it."""
+    """Prepare a worker: one thread of BLAS, no answer to Ctrl-C, an end with the process that started it."""
     for name in _BLAS:
         os.environ.setdefault(name, "1")
     # Ctrl-C in a terminal goes to all processes of its group. The first one decides what to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
+    import loralens.fleet.indexing.measuring  # noqa: F401  # what all tasks need
+
+    # The collector of garbage would look at all modules again and again.
+    gc.freeze()
 
 
 def _end_with_parent() -> None:

@@ -8,30 +8,90 @@ from typing import NamedTuple, final
 import numpy as np
 
 from loralens.core.adapter import Adapter
-from loralens.core.lowrank import Bases
+from loralens.core.lowrank import LARGEST, Bases, LowRank
+from loralens.core.structured import Update
 from loralens.errors import place
 from loralens.linalg.chance import cosine_spread
+from loralens.linalg.factor import SQUARES, cross_gram, gram
 from loralens.linalg.measures import frobenius
 from loralens.linalg.subspace import update_cosine
 
 ModuleKey = tuple[str, tuple[int, int]]
 
+# Inner products from Gram matrices err by about ε‖B‖²‖A‖², which is then less than 1e-12 of ‖ΔW‖².
+KEPT = 1e-3  # ‖ΔW‖² over ‖B‖²‖A‖² below which too much of a product cancels
+# Such a square is the difference of numbers near 1, with an error of 1e-15 for most factors.
+TELLING = 1e-8  # square of a relative difference below which it is computed from the stacked factors
+
+
+@final
+class ExactModule:
+    """One module of an update, whose numbers are in memory.
+
+    Inner products come from Gram matrices of the factors. Where columns of B cancel in the product, they come from
+    singular directions, in which nothing cancels and which take several times as long.
+
+    Attributes
+    ----------
+    norm : float
+        ‖ΔW‖_F.
+    """
+
+    __slots__ = ("_bases", "_pair", "_update", "norm")
+
+    def __init__(self, update: Update) -> None:
+        self._update = update.load()
+        self._pair: LowRank | None = None
+        self._bases: Bases | None = None
+        if isinstance(self._update, LowRank):
+            pair = self._update
+            of_B, of_A = gram(pair.B), gram(pair.A.T)
+            lengths, energy = float(of_B.trace()) * float(of_A.trace()), float(np.vdot(of_B, of_A))
+            # False for NaN too, which `bases` refuses with a message.
+            if SQUARES[0] < KEPT * lengths < energy < SQUARES[1] and abs(pair.scale) * sqrt(energy) < LARGEST:
+                self._pair, self.norm = pair, abs(pair.scale) * sqrt(energy)
+                return
+        self.norm = frobenius(self.bases().s)
+
+    def bases(self) -> Bases:
+        """The singular directions."""
+        if self._bases is None:
+            self._bases = self._update.bases()
+        return self._bases
+
+    def inner(self, other: "ExactModule") -> float:
+        """⟨ΔW₁, ΔW₂⟩ with a module of the same shape."""
+        if not (self.norm and other.norm):
+            return 0.0
+        if self._pair and other._pair:
+            first, second = self._pair, other._pair
+            products = np.vdot(cross_gram(first.B, second.B), cross_gram(first.A.T, second.A.T))
+            return first.scale * second.scale * float(products)
+        one, two = self.bases(), other.bases()
+        cosine = update_cosine(one.s, two.s, one.left.cross(two.left), one.right.cross(two.right))
+        return self.norm * other.norm * cosine
+
+    def difference(self, other: "ExactModule") -> float | None:
+        """‖ΔW₁ − ΔW₂‖/max(‖ΔW₁‖, ‖ΔW₂‖) with a module of the same shape; None where it is too small to be told."""
+        largest = max(self.norm, other.norm)
+        if not (self._pair and other._pair):
+            return None
+        square = (self.norm**2 + other.norm**2 - 2 * self.inner(other)) / largest**2
+        return sqrt(square) if square > TELLING else None
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class ExactUpdate:
-    """The directions and norms of every module of one update.
+    """Every module of one update.
 
     Attributes
     ----------
-    bases : mapping of (normalised name, shape) to Bases
+    modules : mapping of (normalised name, shape) to ExactModule
         Modules are the same only if their shapes are equal too.
-    norms : mapping of the same keys to float
-        ‖ΔW‖_F.
     """
 
-    bases: Mapping[ModuleKey, Bases]
-    norms: Mapping[ModuleKey, float]
+    modules: Mapping[ModuleKey, ExactModule]
 
     @classmethod
     def of(cls, adapter: Adapter, modules: Mapping[str, str]) -> "ExactUpdate":
@@ -42,17 +102,17 @@ class ExactUpdate:
         FormatError
             A module holds NaN or Inf.
         """
-        bases: dict[ModuleKey, Bases] = {}
+        exact: dict[ModuleKey, ExactModule] = {}
         for key, name in modules.items():
             update = adapter[name]
             with place(name):
-                bases[key, update.shape] = update.bases()
-        return cls(bases, {key: frobenius(one.s) for key, one in bases.items()})
+                exact[key, update.shape] = ExactModule(update)
+        return cls(exact)
 
     @property
     def norm(self) -> float:
         """‖ΔW‖_F of the whole update."""
-        return sqrt(sum(norm * norm for norm in self.norms.values()))
+        return sqrt(sum(module.norm * module.norm for module in self.modules.values()))
 
 
 class ExactCosine(NamedTuple):
@@ -77,19 +137,16 @@ class ExactCosine(NamedTuple):
 
 
 def exact_cosine(first: ExactUpdate, second: ExactUpdate) -> ExactCosine:
-    """The cosines of two updates from orthonormal bases, in which nothing cancels; 0 where one of them is 0."""
+    """The cosines of two updates; 0 where one of them is 0."""
     inner = variance = 0.0
     squares = [0.0, 0.0]
-    shared = [key for key in first.bases if key in second.bases]
+    shared = [key for key in first.modules if key in second.modules]
     for key in shared:
-        one, other = first.bases[key], second.bases[key]
-        norms = first.norms[key], second.norms[key]
-        if all(norms):
-            cosine = update_cosine(one.s, other.s, one.left.cross(other.left), one.right.cross(other.right))
-            inner += norms[0] * norms[1] * cosine
-            # Directions of different modules are independent, so their variances add up.
-            variance += (norms[0] * norms[1] * cosine_spread(key[1])) ** 2
-        squares = [total + norm * norm for total, norm in zip(squares, norms, strict=True)]
+        one, other = first.modules[key], second.modules[key]
+        inner += one.inner(other)
+        # Directions of different modules are independent, so their variances add up.
+        variance += (one.norm * other.norm * cosine_spread(key[1])) ** 2
+        squares = [total + norm * norm for total, norm in zip(squares, (one.norm, other.norm), strict=True)]
     wholes, parts = first.norm * second.norm, sqrt(squares[0] * squares[1])
     return ExactCosine(_ratio(inner, wholes), _ratio(inner, parts), len(shared), sqrt(variance) / (wholes or 1.0))
 

@@ -81,7 +81,7 @@ def judge_sameness(
     norms = sorted(update.norm for update in updates)
     if cosine < COPY or norms[1] - norms[0] > COPY_NORM * norms[1]:
         return Sameness("", cosine, float("inf"))
-    difference = max((one.relative for one in differences(first, second)), default=0.0)
+    difference = _largest_difference(first, second, updates)
     if all(steps) and not set(steps[0]) & set(steps[1]):
         low, high = sorted(max(known) for known in steps)
         return Sameness("close", cosine, difference, f"steps {low} and {high}")
@@ -90,6 +90,17 @@ def judge_sameness(
     if other := _differing_extra(first, second):
         return Sameness("close", cosine, difference, f"{other} differs")
     return Sameness("update", cosine, difference)
+
+
+def _largest_difference(first: Adapter, second: Adapter, updates: tuple[ExactUpdate, ExactUpdate]) -> float:
+    """The relative difference of the module that differs most."""
+    one, other = (update.modules for update in updates)
+    if one.keys() == other.keys():
+        # From inner products, which are known, where they tell it.
+        told = [module.difference(other[key]) for key, module in one.items()]
+        if told and None not in told:
+            return max(filter(None, told))
+    return max((one.relative for one in differences(first, second)), default=0.0)
 
 
 def known_steps(members: Iterable[Member], fingerprint: str) -> set[int]:

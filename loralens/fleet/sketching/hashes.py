@@ -12,15 +12,20 @@ from loralens.linalg.draws import Draws
 
 # The version is part of every key: sketches of two versions must not be compared.
 VERSION = "loralens-fleet-1"
-CACHED = 512  # hashes that are kept; a model of 32 blocks with 7 adapted modules each needs 448
-LARGEST_CACHED = 4096  # numbers of a hash that is kept, so that the cache has at most 24 MiB
+# Those of small groups of modules are kept in the form in which they are used, 16 bytes for each index, and those of
+# large ones in 3 bytes. A model of 32 blocks with 7 modules each, of which two are read together, needs 336 of them.
+SMALL, SMALL_CACHED = 4096, 256  # indices of a small group, and how many hashes are kept: at most 16 MiB
+LARGE, LARGE_CACHED = 16_384, 512  # the same for large ones: at most 24 MiB
+
+Positions = NDArray[np.intp] | NDArray[np.uint16]
+Signs = NDArray[np.float64] | NDArray[np.int8]
 
 
 class BucketHash(NamedTuple):
     """A position and a sign for each index of one side of a module; ``most`` indices at most have the same position."""
 
-    positions: NDArray[np.intp]
-    signs: NDArray[np.float32]
+    positions: Positions
+    signs: Signs
     most: int
 
 
@@ -37,14 +42,27 @@ def bucket_hash(key: str, side: str, size: int, width: int) -> BucketHash:
     width : int
         A power of two up to 4096.
     """
-    return _cached_hash(key, side, size, width) if size <= LARGEST_CACHED else _draw(key, side, size, width)
+    positions, signs, most = bucket_hashes([key], side, size, width)
+    return BucketHash(positions[0], signs[0], most)
 
 
 def bucket_hashes(keys: Sequence[str], side: str, size: int, width: int) -> BucketHash:
     """The hashes of several modules as rows; ``most`` is the largest of all."""
-    hashes = [bucket_hash(key, side, size, width) for key in keys]
+    numbers = len(keys) * size
+    draw = _small_hashes if numbers <= SMALL else _large_hashes if numbers <= LARGE else _draw_rows
+    return draw(tuple(keys), side, size, width)
+
+
+def _draw_rows(keys: tuple[str, ...], side: str, size: int, width: int) -> BucketHash:
+    hashes = [_draw(key, side, size, width) for key in keys]
     positions, signs, most = zip(*hashes, strict=True)
     return BucketHash(np.stack(positions), np.stack(signs), max(most))
+
+
+@lru_cache(maxsize=SMALL_CACHED)
+def _small_hashes(keys: tuple[str, ...], side: str, size: int, width: int) -> BucketHash:
+    positions, signs, most = _draw_rows(keys, side, size, width)
+    return BucketHash(positions.astype(np.intp), signs.astype(np.float64), most)
 
 
 def _draw(key: str, side: str, size: int, width: int) -> BucketHash:
@@ -53,9 +71,9 @@ def _draw(key: str, side: str, size: int, width: int) -> BucketHash:
     digest = blake2b(text.encode("utf-8", "backslashreplace"), digest_size=16).digest()
     # 12 bits of each number are the position and one is the sign.
     numbers = Draws(int.from_bytes(digest, "little")).words(0, size)
-    signs = 1 - 2 * ((numbers >> 12) & 1).astype(np.float32)
-    positions = (numbers % width).astype(np.intp)
+    signs = (1 - 2 * ((numbers >> 12) & 1).astype(np.int8)).astype(np.int8)
+    positions = (numbers % width).astype(np.uint16)
     return BucketHash(positions, signs, int(np.bincount(positions).max(initial=0)))
 
 
-_cached_hash = lru_cache(maxsize=CACHED)(_draw)
+_large_hashes = lru_cache(maxsize=LARGE_CACHED)(_draw_rows)

@@ -63,9 +63,9 @@ def measure_adapter(adapter: Adapter) -> AdapterMeasures:
     with np.errstate(over="ignore", invalid="ignore"):
         for keys in _together(reader.modules):
             reader.read(keys)
-        reader.spectra |= _singular_values(reader.grams)
+        reader.finish()
     codes, step = to_codes(reader.update.total())
-    sketch = Sketch(codes, step, to_codes(reader.start.total)[0])
+    sketch = Sketch(codes, step, to_codes(reader.start.total())[0])
     spectra = {key: check_float64(1.0, reader.spectra[key]) for key in names}
     return AdapterMeasures(
         sketch,
@@ -100,8 +100,8 @@ class _Reader:
         self.modules, self._names = modules, names
         self.update, self.start = TensorSketch(), StartSketch()
         self.spectra: dict[str, Floats] = {}
-        # Key → the Gram matrices of scale·B and of A.
-        self.grams: dict[str, tuple[Floats, Floats]] = {}
+        # Keys of modules, and the Gram matrices of their scale·B and A.
+        self._grams: list[tuple[Sequence[str], Floats, Floats]] = []
 
     def read(self, keys: Sequence[str]) -> None:
         """Read and measure modules that `_together` yields."""
@@ -122,27 +122,43 @@ class _Reader:
             module = self.modules[key]
             B[i], A[i] = module.B.T, module.A
             B[i] *= module.scale
-        grams = [np.matmul(rows, np.swapaxes(rows, 1, 2)) for rows in (B, A)]
-        for key, of_B, of_A in zip(keys, *grams, strict=True):
-            self._take_grams(key, of_B, of_A)
+        of_B, of_A = (np.matmul(rows, np.swapaxes(rows, 1, 2)) for rows in (B, A))
+        self._grams.append((keys, of_B, of_A))
         self.start.add(keys, A)
         self.update.add_pairs(keys, B, A)
 
     def _read_pair(self, key: str, module: LowRank) -> None:
         B, A = module.B, module.A
-        self._take_grams(key, module.scale**2 * gram(B), gram(A.T))
+        self._grams.append(([key], (module.scale**2 * gram(B))[None], gram(A.T)[None]))
         self.start.add([key], A[None, : -(-NUMBERS // max(1, A.shape[1]))])
         self.update.add_pair(key, B, A, module.scale)
 
-    def _take_grams(self, key: str, of_B: Floats, of_A: Floats) -> None:
-        lengths, energy = float(of_B.trace()) * float(of_A.trace()), float(np.vdot(of_B, of_A))
+    def finish(self) -> None:
+        """Compute the singular values from the Gram matrices where these say enough, and from the factors elsewhere."""
+        by_rank: dict[int, list[tuple[Sequence[str], Floats, Floats]]] = defaultdict(list)
+        for keys, of_B, of_A in self._grams:
+            by_rank[of_B.shape[1]].append((keys, of_B, of_A))
+        for parts in by_rank.values():
+            self._take_grams(
+                [key for keys, _, _ in parts for key in keys],
+                np.concatenate([of_B for _, of_B, _ in parts]),
+                np.concatenate([of_A for _, _, of_A in parts]),
+            )
+
+    def _take_grams(self, keys: Sequence[str], of_B: Floats, of_A: Floats) -> None:
+        """The singular values of modules of one rank."""
+        lengths = np.trace(of_B, axis1=1, axis2=2) * np.trace(of_A, axis1=1, axis2=2)
+        energies = np.einsum("mij,mij->m", of_B, of_A)
         # Exactly 0 only if a factor or the scale is.
-        if lengths == 0 or CANCELLING * lengths < energy < inf:
-            self.grams[key] = of_B, of_A
-            return
-        with place(self._names[key]):
-            # Refuses NaN and Inf with a message.
-            self.spectra[key] = self.modules[key].singular_values()
+        enough = (lengths == 0) | ((CANCELLING * lengths < energies) & (energies < inf))
+        for i in np.flatnonzero(~enough).tolist():
+            with place(self._names[keys[i]]):
+                # Refuses NaN and Inf with a message.
+                self.spectra[keys[i]] = self.modules[keys[i]].singular_values()
+        kept = np.flatnonzero(enough)
+        if kept.size:
+            values = _singular_values(of_B[kept], of_A[kept])
+            self.spectra |= dict(zip([keys[i] for i in kept.tolist()], values, strict=True))
 
 
 def norm_of_update(norms: Mapping[str, float]) -> float:
@@ -150,20 +166,13 @@ def norm_of_update(norms: Mapping[str, float]) -> float:
     return sqrt(sum(norm * norm for norm in norms.values()))
 
 
-def _singular_values(grams: Mapping[str, tuple[Floats, Floats]]) -> dict[str, Floats]:
-    """Key → singular values of B·A, largest first, from BᵀB and A·Aᵀ; modules of one rank are computed together."""
-    by_rank: dict[int, list[str]] = defaultdict(list)
-    for key, (of_B, _) in grams.items():
-        by_rank[len(of_B)].append(key)
-    values_by_key: dict[str, Floats] = {}
-    for keys in by_rank.values():
-        of_B, of_A = (np.stack([grams[key][side] for key in keys]) for side in (0, 1))
-        squares, vectors = np.linalg.eigh(of_A)
-        roots = vectors * np.sqrt(np.maximum(squares, 0))[:, None, :]
-        values = np.sqrt(np.maximum(np.linalg.eigvalsh(_congruent(roots, of_B)), 0))[:, ::-1]
-        values[values < ROUNDING * values[:, :1]] = 0
-        values_by_key |= dict(zip(keys, values, strict=True))
-    return values_by_key
+def _singular_values(of_B: Floats, of_A: Floats) -> Floats:
+    """The singular values of products B·A, largest first, from BᵀB and A·Aᵀ; shape (modules, rank)."""
+    squares, vectors = np.linalg.eigh(of_A)
+    roots = vectors * np.sqrt(np.maximum(squares, 0))[:, None, :]
+    values: Floats = np.sqrt(np.maximum(np.linalg.eigvalsh(_congruent(roots, of_B)), 0))[:, ::-1]
+    values[values < ROUNDING * values[:, :1]] = 0
+    return values
 
 
 def _congruent(roots: Array, matrices: Array) -> Array:

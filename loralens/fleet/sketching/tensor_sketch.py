@@ -10,6 +10,7 @@ convolution. Everything else is a sum of float64 numbers in a fixed order. The f
 1e-4 of its length, and the rounding to 8 bits that follows by 1e-2.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import final
 
@@ -18,17 +19,30 @@ from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
 from loralens.errors import FormatError
-from loralens.fleet.sketching.hashes import bucket_hash, bucket_hashes
+from loralens.fleet.sketching.hashes import Positions, Signs, bucket_hash, bucket_hashes
 from loralens.fleet.sketching.sketches import WIDTH
 
 COLUMNS = 32  # convolutions that are added before they are rounded
 # An entry of the count-sketch of a column times one of its row is at most 2²⁸, so the sum of 32 convolutions of 4096
 # numbers is at most 2⁵·2¹²·2²⁸ = 2⁴⁵. A transform of 4096 numbers errs by at most about 10·2⁻⁵³ of that: 0.04.
 BITS = 28  # bits of the product of two entries
+TOGETHER = 16  # columns that are transformed together: with 1 MiB they stay in the cache
+INVERTED = 8  # sums of transforms that are transformed back together, since one alone takes twice as long: 512 KiB
 LOST = 3  # bits of a module that may be lost if its convolutions are added to those of the modules before it
 DENSE_NUMBERS = 1 << 18  # numbers of a full matrix that are added at a time
 
 Floats = NDArray[np.float64]
+Complexes = NDArray[np.complex128]
+
+
+class _Columns(threading.local):
+    """Memory for the columns of a transform, one for each thread; fresh pages for every adapter would take longer."""
+
+    def __init__(self) -> None:
+        self.numbers = np.empty((COLUMNS, WIDTH), np.complex128)
+
+
+_columns = _Columns()
 
 
 @final
@@ -37,10 +51,10 @@ class TensorSketch:
 
     def __init__(self) -> None:
         self._total = np.zeros(WIDTH)
-        # Kept, because fresh pages of memory for every module would take longer than the transforms.
-        self._columns = np.empty((COLUMNS, WIDTH), np.complex128)
         # Transforms of convolutions that are not rounded yet, their number, and the exponent of their scale.
         self._transform, self._count, self._shift = np.zeros(WIDTH, np.complex128), 0, 0
+        # Those that are complete, with their exponents, until they are transformed back.
+        self._complete: list[tuple[Complexes, int]] = []
 
     def add_pair(self, key: str, B: Array, A: Array, scale: float) -> None:
         """Add scale·B·A of the module with this key; some columns at a time are converted to float64."""
@@ -56,13 +70,10 @@ class TensorSketch:
         ----------
         keys : sequence of str
         B : float64 array, shape (modules, rank, out)
-            The columns of scale·B as rows. There are at most 32 in all modules. The numbers are changed.
+            The columns of scale·B as rows. There are at most 32 in all modules.
         A : float64 array, shape (modules, rank, in)
-            The rows of A. The numbers are changed.
+            The rows of A.
         """
-        # Imported here, since it takes long and only indexing needs it.
-        from scipy.fft import fft
-
         hashes = [bucket_hashes(keys, side, rows.shape[2], WIDTH) for side, rows in (("out", B), ("in", A))]
         sizes = [np.abs(rows).max(axis=2, initial=0) for rows in (B, A)]
         used = (sizes[0] != 0) & (sizes[1] != 0)
@@ -72,21 +83,15 @@ class TensorSketch:
         bits = [np.frexp(size * hashed.most)[1].astype(np.int64) for size, hashed in zip(sizes, hashes, strict=True)]
         shift = self._common_shift(used.size, BITS - int((bits[0] + bits[1])[used].max()))
         x_shifts = (shift + bits[1] - bits[0]) // 2
-        columns = self._columns[: used.size]
-        columns[:] = 0
-        # A complex number is stored as its real part, from B, and its imaginary part, from A.
-        numbers = columns.view(np.float64).ravel()
-        firsts = 2 * WIDTH * np.arange(used.size).reshape(*used.shape, 1)
-        for part, (rows, hashed, shifts) in enumerate(zip((B, A), hashes, (x_shifts, shift - x_shifts), strict=True)):
-            # A column of zeros adds nothing, so the row of the other factor must not either.
-            rows *= (np.ldexp(1.0, shifts.astype(np.int32)) * used)[..., None]
-            np.rint(rows, out=rows)
-            rows *= hashed.signs[:, None]
-            # The sums are integers, so that they are exact in any order.
-            np.add.at(numbers[part:], (2 * hashed.positions[:, None] + firsts).ravel(), rows.ravel())
-        transformed = fft(columns, axis=1, overwrite_x=True)
-        # With z = x + iy the imaginary part of z∗z is 2 x∗y: one transform for both.
-        self._transform += np.square(transformed, out=transformed).sum(axis=0)
+        # A column of zeros adds nothing, so the row of the other factor must not either.
+        scales = [(np.ldexp(1.0, shifts.astype(np.int32)) * used)[..., None] for shifts in (x_shifts, shift - x_shifts)]
+        step = max(1, TOGETHER // B.shape[1])
+        for first in range(0, len(keys), step):
+            part = slice(first, first + step)
+            rows = [factor[part] for factor in (B, A)]
+            for each, scale in zip(rows, scales, strict=True):
+                each *= scale[part]
+            self._transform += _squares(rows, [(hashed.positions[part], hashed.signs[part]) for hashed in hashes])
         self._count += used.size
 
     def _common_shift(self, count: int, shift: int) -> int:
@@ -101,15 +106,25 @@ class TensorSketch:
         return self._shift
 
     def _round(self) -> None:
-        """Add the convolutions whose transforms wait, as exact integers times their scale."""
-        from scipy.fft import ifft
-
+        """Complete the sum of transforms that waits."""
         if self._count:
-            self._total += np.ldexp(np.rint(ifft(self._transform).imag / 2), -self._shift)
-            self._transform[:], self._count = 0, 0
+            self._complete.append((self._transform, self._shift))
+            self._transform, self._count = np.zeros(WIDTH, np.complex128), 0
+        if len(self._complete) >= INVERTED:
+            self._invert()
+
+    def _invert(self) -> None:
+        """Add the convolutions whose transforms are complete, as exact integers times their scale."""
+        complete, self._complete = self._complete, []
+        if complete:
+            convolutions = np.rint(np.fft.ifft(np.stack([transform for transform, _ in complete])).imag / 2)
+            for convolution, (_, shift) in zip(convolutions, complete, strict=True):
+                self._total += np.ldexp(convolution, -shift)
 
     def add_dense(self, key: str, matrix: Array) -> None:
         """Add a full matrix ΔW, each entry to its bucket."""
+        # The order in which modules are added decides the last bits.
+        self._invert()
         rows, columns = bucket_hash(key, "out", len(matrix), WIDTH), bucket_hash(key, "in", matrix.shape[1], WIDTH)
         step = max(1, DENSE_NUMBERS // max(1, matrix.shape[1]))
         for first in range(0, len(matrix), step):
@@ -127,6 +142,39 @@ class TensorSketch:
             It leaves the range of float64, or a factor holds NaN or Inf.
         """
         self._round()
+        self._invert()
         if not np.isfinite(self._total).all():
             raise FormatError("ΔW holds NaN or Inf", fix="go back to an earlier checkpoint")
         return self._total
+
+
+def _squares(factors: Sequence[Floats], hashes: Sequence[tuple[Positions, Signs]]) -> Complexes:
+    """The sum of the transforms of z∗z over all columns: z is the count-sketch of a column of B plus i times that of A.
+
+    Its imaginary part is twice the convolution of both, so that one transform does for them.
+
+    Parameters
+    ----------
+    factors : two float64 arrays, shape (modules, rank, size)
+        Those of B and of A. They are rounded in place.
+    hashes : two pairs of arrays, shape (modules, size)
+        Their positions and signs.
+    """
+    modules, rank, _ = factors[0].shape
+    columns = _columns.numbers[: modules * rank]
+    columns.fill(0)
+    # A complex number is stored as its real part, from B, and its imaginary part, from A.
+    numbers = columns.view(np.float64).ravel()
+    firsts = 2 * WIDTH * np.arange(modules * rank).reshape(modules, rank, 1)
+    for part, (rows, (positions, signs)) in enumerate(zip(factors, hashes, strict=True)):
+        np.rint(rows, out=rows)
+        rows *= signs.astype(np.float64, copy=False)[:, None]
+        places = firsts + 2 * positions.astype(np.intp, copy=False)[:, None]
+        # The sums are integers, so that they are exact in any order.
+        np.add.at(numbers[part:], places.ravel(), rows.ravel())
+    # NumPy's, since SciPy's is no faster and takes 27 MB to import.
+    np.fft.fft(columns, axis=1, out=columns)
+    np.square(columns, out=columns)
+    # Their sum as a product with ones, which takes half the time.
+    total: Complexes = np.dot(np.ones(len(columns)), columns.view(np.float64)).view(np.complex128)
+    return total

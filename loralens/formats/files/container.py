@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -30,6 +31,7 @@ RECORD = "loralens"  # the key of our record in the metadata, and the name of it
 PREFIX = 8  # bytes before the header, which hold its length
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
 MOST_AXES = 64  # NumPy's limit
+REPEATED = 1 << 16  # bytes of a header that is kept parsed, so that eight of them take at most 8 MB
 PIECE = 1 << 20  # bytes of a tensor that are copied at a time, so that memory does not grow with the tensor
 
 # The dtypes of safetensors, from NumPy or from ml_dtypes. Those of less than 8 bits are missing.
@@ -200,23 +202,24 @@ def read_safetensors(path: Path) -> Stored:
     """
     with place(path):
         file = OpenFile(path)
-        header, start = _header(file)
-        metadata = _metadata(header.pop("__metadata__", None))
-        spans = {key: _span(key, entry) for key, entry in header.items()}
+        header = _header(file)
+        start = PREFIX + len(header)
+        parse = _parse_again if len(header) <= REPEATED else _parse
+        metadata, spans = parse(header, file.size - start)
         del header
-        _check_coverage(spans, file.size - start)
         shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # each once, as most tensors share theirs with others
         tensors = {
             key: file.array(start + begin, shapes.setdefault(shape, shape), dtype)
             for key, (begin, _, shape, dtype) in spans.items()
         }
-        return Stored(tensors, metadata, file=file)
+        return Stored(tensors, None if metadata is None else dict(metadata), file=file)
 
 
 Span = tuple[int, int, tuple[int, ...], np.dtype[Any]]
 
 
-def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
+def _header(file: OpenFile) -> bytes:
+    """The JSON text in front of the numbers."""
     # the length of the header
     if file.size < 8:
         raise FormatError(f"{file.size} bytes are too few for any tensor file", fix=_TRUNCATED)
@@ -224,7 +227,21 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
     # The length is checked before anything of that length is read.
     if length > file.size - 8 or length > HEADER_LIMIT:
         raise FormatError(f"the header claims {length:,} bytes, but the file has {file.size:,}", fix=_BROKEN)
-    return parse_object(file.read(8, length), "utf-8", what="the header ", fix=_BROKEN), 8 + length
+    return file.read(8, length)
+
+
+def _parse(text: bytes, size: int) -> tuple[dict[str, str] | None, dict[str, Span]]:
+    """The metadata and the tensors of a header that is followed by ``size`` bytes."""
+    header = parse_object(text, "utf-8", what="the header ", fix=_BROKEN)
+    metadata = _metadata(header.pop("__metadata__", None))
+    spans = {key: _span(key, entry) for key, entry in header.items()}
+    del header
+    _check_coverage(spans, size)
+    return metadata, spans
+
+
+# The checkpoints of a run, and most adapters of one base, have the same header; its parts are not changed by anyone.
+_parse_again = lru_cache(maxsize=8)(_parse)
 
 
 def _metadata(entry: Any) -> dict[str, str] | None:

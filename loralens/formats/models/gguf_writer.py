@@ -32,7 +32,7 @@ from loralens.formats.files.relative_name import path_to_write
 from loralens.formats.models.gguf_base import GgufModel, StoredWeight
 from loralens.formats.models.gguf_config import ARCHITECTURE
 from loralens.formats.models.low_bit.gguf_layouts import Order, can_decode
-from loralens.formats.models.model_copy import CopyOptions, Fill, WriteJob, new_copy, write_tensors
+from loralens.formats.models.model_copy import CopyOptions, Fill, WriteJob, new_copy, write_jobs
 from loralens.formats.models.model_files import ModelFiles
 
 # The values of general.file_type (llama_ftype in llama.h), which states the type of most tensors.
@@ -167,7 +167,7 @@ def write_gguf_copy(
                 for key, (tensor, _) in new.items()
                 if part == len(plans) - 1
             ]
-        write_tensors(unfinished, jobs, options)
+        write_jobs(unfinished, jobs, options)
 
 
 def gguf_copy_bytes(

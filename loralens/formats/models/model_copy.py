@@ -138,7 +138,7 @@ class WriteJob(NamedTuple):
     watched: Callable[[], Iterator[Array]] | None = None
 
 
-def write_tensors(part: Path, jobs: Collection[WriteJob], options: CopyOptions) -> None:
+def write_jobs(part: Path, jobs: Collection[WriteJob], options: CopyOptions) -> None:
     """Do all jobs in several threads, and write what belongs beside them into the unfinished copy ``part``.
 
     The first error stops every thread and is raised here.

@@ -19,7 +19,7 @@ from loralens.formats.files.container import DTYPES, header_bytes, tensor_pieces
 from loralens.formats.files.disk import write_at
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.relative_name import path_to_write
-from loralens.formats.models.model_copy import CopyOptions, WriteJob, new_copy, write_tensors, write_text
+from loralens.formats.models.model_copy import CopyOptions, WriteJob, new_copy, write_jobs, write_text
 from loralens.formats.models.model_copy import Fill as Fill
 from loralens.formats.models.model_files import Index, ModelFiles, WeightFile, offsets_of
 
@@ -97,7 +97,7 @@ def write_model(
             opened.callback(os.close, fd)
             parts = frozenset(dropped), homes or {}, (headers or {}).get(shard.name)
             jobs += _jobs(shard, fd, files, changes, fill, *parts)
-        write_tensors(part, jobs, options)
+        write_jobs(part, jobs, options)
 
 
 def copy_bytes(tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> int:

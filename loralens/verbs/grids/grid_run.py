@@ -163,8 +163,8 @@ def _choose_jobs(folder: GridFolder, tasks: Sequence[GridTask], needed: int, job
     # For one run there is nothing to share.
     if len(tasks) > 1:
         memory = f"about {size(needed)} each, {size(free)} free" if free else f"about {size(needed)} each"
-        each = count(folder.threads, "thread")
-        note(f"{count(len(tasks), 'run')} to make, {at_once} at a time with {each}: {memory}")
+        thread_text = count(folder.threads, "thread")
+        note(f"{count(len(tasks), 'run')} to make, {at_once} at a time with {thread_text}: {memory}")
     return at_once
 
 

@@ -123,13 +123,13 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
     def _shared(self, share: str) -> str:
         """The overlap in words: of unequal ranks it is the part of the fewer directions that lies in the others."""
         first, second = short_labels(self.adapters)
-        more = {(a > b) - (a < b) for a, b in (one.directions for one in self.values() if not one.zero)}
-        if more == {0}:
+        signs = {(a > b) - (a < b) for a, b in (one.directions for one in self.values() if not one.zero)}
+        if signs == {0}:
             return f"they share {share} of their directions"
-        if len(more - {0}) == 2:
+        if len(signs - {0}) == 2:
             return f"{share} of the directions of the lower rank lie within those of the higher one"
-        fewer, others = (second, first) if 1 in more else (first, second)
-        return f"{share} of the directions of {fewer} lie within those of {others}"
+        lower, higher = (second, first) if 1 in signs else (first, second)
+        return f"{share} of the directions of {lower} lie within those of {higher}"
 
     def sentences(self) -> list[str]:
         """Whether the two began from one A, and which modules were not compared, and why."""
