@@ -22,7 +22,7 @@ import loralens
 from loralens.fleet.catalogue.schema import TABLES, VERSION
 from loralens.fleet.catalogue.slots import SKETCHES, SLOT, checksum
 from loralens.fleet.search.near import propose
-from loralens.fleet.sketching.sketches import WIDTH, Sketch, Sketches
+from loralens.fleet.sketching.sketches import WIDTH, Sketches
 
 SHORT = 512  # numbers of the short sketches that a query is compared with
 BLOCK = 16_384  # rows that are converted to float32 at a time: 32 MiB
@@ -131,8 +131,8 @@ def insert_rows(connection: sqlite3.Connection, n: int, checksums: "np.ndarray |
     """Rows as of 24 modules of rank 8."""
     norms = json.dumps([round(0.1 + i / 100, 5) for i in range(24)])
     columns = (
-        "path, name, real, size, stamp, status, header, added, indexed, slot, checksum, step, format, base, signature, "
-        "modules, zero_modules, extras, rank, ranks, scales, parameters, frobenius, effective_rank, norms, "
+        "path, name, real, bytes, stamp, status, header, added, indexed, slot, checksum, step, format, base, "
+        "signature, modules, zero_modules, extras, rank, ranks, scales, parameters, frobenius, effective_rank, norms, "
         "fingerprint, findings"
     )
     rows = (
@@ -164,7 +164,7 @@ def opening(work: Path, n: int) -> dict[str, object]:
     del slots
     fleet = loralens.Fleet.open(home)
     seconds = timed(lambda: len(fleet.members()))
-    sketches, example = fleet.sketches(), Sketch(fleet.sketches().codes[0], 1.0, fleet.sketches().starts[0])
+    sketches, example = fleet.sketches(), fleet.sketches().at(0)
     proposed = timed(lambda: propose(sketches, example, np.arange(OPENED), 30), QUERIES)
     factor = n / OPENED
     return {

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,10 +15,14 @@ import click
 from loralens.cli import options
 from loralens.cli.terminal import raw_stream, say
 from loralens.core.messages import LOGGER
-from loralens.errors import visible
+from loralens.errors import UNPRINTABLE, visible
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
 from loralens.version import __version__
+
+# Backslashes before what looks like an escape of `visible`, or becomes one.
+_BEFORE_ESCAPE = re.compile(rf"(\\+)(?=x[0-9a-f]{{2}}|u[0-9a-f]{{4}}|(?![\n\t]){UNPRINTABLE.pattern})")
+_C1 = re.compile(r"[\x80-\x9f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +184,26 @@ def show(result: Tabular, rows: RowOptions) -> None:
     elif rows.as_json:
         show_json(result.record())  # type: ignore[attr-defined]  # every result has one
     elif rows.as_csv:
-        click.echo(result.to_csv(), nl=False)
+        # click would take the escapes of colours out of a name where the output is no terminal.
+        click.echo(_distinct(result.to_csv()), nl=False, color=True)
     else:
         _show_text(result, rows)
     # Last, so that the result is printed even if the figure cannot be written.
     if rows.plot:
         save_figure_of(result, rows.plot, rows.figure)
+
+
+def _distinct(text: str) -> str:
+    """Text whose control characters are escapes, and in which nothing else looks like one.
+
+    Two names stay different, of which one has a control character and the other a backslash, an x and two digits.
+    """
+    if visible(text, keep="\n\t") == text:
+        return text
+    doubled = _BEFORE_ESCAPE.sub(r"\1\1", text)
+    # `visible` writes them as it writes bytes that are not UTF-8.
+    told_apart = _C1.sub(lambda match: f"\\u{ord(match[0]):04x}", doubled)
+    return visible(told_apart, keep="\n\t")
 
 
 def _show_text(result: Tabular, rows: RowOptions) -> None:

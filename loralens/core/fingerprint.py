@@ -26,7 +26,7 @@ def fingerprint(adapter: Adapter) -> str:
     It is equal for the same numbers in two dialects, in any order, in any float dtype that holds them, and with any
     metadata. Trained biases, heads and magnitudes are included, because they change the effect of the adapter. It
     differs for the same update with other factors or another scale, because rounding makes such updates only nearly
-    equal. `loralens.analysis.survey.duplicates` finds these by their norms.
+    equal. `loralens.Fleet.copies` finds these.
     """
     from hashlib import blake2b  # it loads OpenSSL, and many commands import this module without hashing
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Self, final
 
 from loralens.choices import TargetFormat
 from loralens.core.adapter import Adapter
+from loralens.core.messages import command_line
 from loralens.errors import FormatError
 from loralens.fleet.catalogue.reading import commit_number, read_norms, read_signature, read_stamps, read_state
-from loralens.fleet.catalogue.schema import find_home
+from loralens.fleet.catalogue.schema import FOLDER, READING, find_home, index_command
 
 if TYPE_CHECKING:
     from loralens.fleet.answers.empty import EmptyResult
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from loralens.fleet.bases.bases import BasesResult
     from loralens.fleet.catalogue.members import Member, Signature, Unreadable
     from loralens.fleet.catalogue.reading import FleetState
-    from loralens.fleet.grouping.copies import CopiesResult
+    from loralens.fleet.grouping.copies_result import CopiesResult
     from loralens.fleet.grouping.families import FamiliesResult
     from loralens.fleet.grouping.runs import RunsResult
     from loralens.fleet.indexing.update_result import UpdateResult
@@ -66,6 +67,19 @@ class Fleet:
         """The folder of the adapters."""
         return self._read().root
 
+    @property
+    def index_command(self) -> str:
+        """The command that updates this index, as a user types it."""
+        state = self._read()
+        return index_command(self.home, state.root, settings=state.settings)
+
+    def command(self, *words: str, last: str = "") -> str:
+        """A sub-command of ``loralens fleet`` on this index, as a user types it in the current folder."""
+        # The index in the current folder is the default.
+        named = self.home.parent if self.home.name == FOLDER else self.home
+        place = [] if named == Path() else ["--fleet", str(named)]
+        return command_line("loralens", "fleet", *words, *place, *([last] if last else []))
+
     def update(
         self,
         root: str | PathLike[str] | None = None,
@@ -97,13 +111,16 @@ class Fleet:
         Raises
         ------
         OptionError
-            ``root`` is not a folder, another process updates the index, or the executor is broken.
+            ``root`` is not a folder, or is empty although the index has adapters of it; another process updates the
+            index; or the executor is broken.
         FormatError
             The disk cannot be written.
         """
         from loralens.fleet.indexing.updating import update_index
 
         folder = None if root is None else Path(root)
+        # As long as sketches are mapped, no slot is used again.
+        self._state = None
         return update_index(self.home, folder, executor, jobs=jobs, allow_pickle=allow_pickle, once=once)
 
     # What the index has
@@ -171,7 +188,7 @@ class Fleet:
 
         # One state for all questions, since each look whether it is the last one opens the catalogue.
         state = self._read()
-        _check_unchanged(state, member)
+        self._check_unchanged(state, member)
         reading = _reading(state)
         return load(member.path, strict=False, allow_pickle=reading["allow_pickle"], once=reading["once"])
 
@@ -187,7 +204,16 @@ class Fleet:
         ------
         FormatError
         """
-        _check_unchanged(self._read(), member)
+        self._check_unchanged(self._read(), member)
+
+    def _check_unchanged(self, state: "FleetState", member: "Member") -> None:
+        from loralens.fleet.indexing.scanning import stamp_of
+
+        if stamp_of(member.path) != state.stamps.get(member.number):
+            raise FormatError(
+                f"{member.path}: has changed since it was indexed, or is gone",
+                fix=f"update the index: {self.index_command}",
+            )
 
     def modules(self, adapter: Adapter) -> Mapping[str, str]:
         """Normalised name → the name in this adapter, in order of the normalised names."""
@@ -258,7 +284,8 @@ class Fleet:
         from loralens.fleet.answers.stats import count_members
 
         state = self._read()
-        return count_members(state.root, self.home, state.members, len(state.unreadable))
+        command = self.command("stats", last="--above")
+        return count_members(state.root, self.home, state.members, len(state.unreadable), command)
 
     def rows(self, sql: str) -> "RowsResult":
         """The answer of the catalogue to one SELECT.
@@ -367,14 +394,4 @@ class Fleet:
 
 def _reading(state: "FleetState") -> Mapping[str, bool]:
     """The options with which the files of a state were read."""
-    return {name: f"{name}=True" in state.settings for name in ("allow_pickle", "once")}
-
-
-def _check_unchanged(state: "FleetState", member: "Member") -> None:
-    from loralens.fleet.indexing.scanning import stamp_of
-
-    if stamp_of(member.path) != state.stamps.get(member.number):
-        raise FormatError(
-            f"{member.path}: has changed since it was indexed, or is gone",
-            fix=f"update the index: loralens fleet index {state.root}",
-        )
+    return {name: f"{name}=True" in state.settings for name in READING}

@@ -12,6 +12,8 @@ Level = Literal["copy", "run", "family", "kin", ""]
 
 COPY = 0.995  # smallest cosine of two updates that may be copies
 COPY_NORM = 0.005  # largest relative difference of their norms
+# A copy in bfloat16 differs by 2.3e-3, so two such copies of one adapter, at most 4.6e-3 apart, are found too.
+SAME = 5e-3  # largest ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of any module of a copy
 RUN = SAME_START  # smallest cosine of the starts of two adapters that began from the same A
 # Among 207 published adapters of 58 repositories, adapters of different repositories never had more than 0.5, and those
 # of one repository and one start had 0.785 or more in nine of ten pairs.

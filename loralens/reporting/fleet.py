@@ -7,9 +7,10 @@ from math import log10
 from typing import Any, NamedTuple, final
 
 from loralens.charts.families import family_map
+from loralens.choices import Level
 from loralens.fleet.bases.bases import BasesResult
-from loralens.fleet.catalogue.members import Member, Unreadable
-from loralens.fleet.grouping.copies import CopiesResult
+from loralens.fleet.catalogue.members import NON_FINITE, UNREACHABLE, Member, Unreadable
+from loralens.fleet.grouping.copies_result import CopiesResult
 from loralens.fleet.grouping.families import FamiliesResult
 from loralens.fleet.grouping.runs import RunsResult
 from loralens.fleet.levels import KIN, MEANINGS
@@ -18,6 +19,7 @@ from loralens.reporting.document import Notice, Notices, PageTable, Paragraph, P
 from loralens.tables.numbers import count, number, percent, size
 from loralens.tables.table import ALWAYS, Column, Table
 
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 NAMED = 3  # adapters that a finding names
 NEWEST = 10  # adapters in the table of the newest
 
@@ -83,7 +85,7 @@ class SizeRow(NamedTuple):
 def fleet_report(answers: FleetAnswers, *, command: str) -> Report:
     """The page about a fleet."""
     members = answers.members
-    total = sum(member.size for member in members)
+    total = sum(member.bytes for member in members)
     headline = f"{count(len(members), 'adapter')} of {size(total)} for {count(len(answers.bases), 'base model')}"
     summary = [
         f"{headline}: {len(answers.families)} families, and {count(len(answers.families.alone), 'adapter')} in none.",
@@ -155,6 +157,13 @@ def _groups_section(key: str, title: str, lead: str, tables: Sequence[Table[Any]
     )
 
 
+_OF_READER: tuple[Level, str] = ("note", "`loralens inspect` explains it")
+_OF_INDEX: Mapping[str, tuple[Level, str]] = {
+    NON_FINITE: ("error", "a head or another tensor holds NaN or Inf: go back to an earlier checkpoint"),
+    UNREACHABLE: ("warning", "mount its disk, or give yourself the right to read it, and index again"),
+}
+
+
 def _notices(answers: FleetAnswers) -> list[Notice]:
     """What needs attention: unreadable files, contradictions, adapters that do nothing, findings, and copies."""
     notices = []
@@ -176,15 +185,14 @@ def _notices(answers: FleetAnswers) -> list[Notice]:
         for code in member.findings:
             by_code.setdefault(code, []).append(member.name)
     for code, names in sorted(by_code.items(), key=lambda item: -len(item[1])):
-        notices.append(
-            Notice("note", code, _some(names), [count(len(names), "adapter")], "`loralens inspect` explains it")
-        )
-    safe = [copy for copy in answers.copies.copies if copy.safe]
+        level, fix = _OF_INDEX.get(code, _OF_READER)
+        notices.append(Notice(level, code, _some(names), [count(len(names), "adapter")], fix))
+    safe = [copy for copy in answers.copies.copies if copy.safe_to_delete]
     if safe:
-        text = f"{count(len(safe), 'file')} of {size(sum(copy.member.size for copy in safe))} can be deleted"
-        fix = "`loralens fleet copies --paths` lists them"
+        text = f"{count(len(safe), 'adapter')} of {size(sum(copy.freed for copy in safe))} can be deleted"
+        fix = f"`{answers.copies.command}` lists their files"
         notices.append(Notice("note", "copies", _some([copy.member.name for copy in safe]), [text], fix))
-    return notices
+    return sorted(notices, key=lambda notice: LEVELS.index(notice.level))
 
 
 def _some(names: Sequence[str]) -> str:
@@ -205,7 +213,7 @@ def size_rows(members: Sequence[Member]) -> list[SizeRow]:
     """The files by their sizes, in ranges of a factor of 10 that begin with 1 or 3."""
     groups: dict[int, list[int]] = {}
     for member in members:
-        groups.setdefault(int(2 * log10(max(member.size, 1))), []).append(member.size)
+        groups.setdefault(int(2 * log10(max(member.bytes, 1))), []).append(member.bytes)
     return [
         SizeRow(_bound(half), _bound(half + 1), len(sizes), len(sizes) / len(members), sum(sizes))
         for half, sizes in sorted(groups.items())
@@ -240,7 +248,7 @@ NEWEST_COLUMNS: tuple[Column[Member], ...] = (
     Column("added", lambda row: row.added, "first indexed", align="left", priority=ALWAYS),
     Column("base", lambda row: row.base or row.inferred, "base", align="left"),
     Column("frobenius", lambda row: row.frobenius, "‖ΔW‖F", number),
-    Column("bytes", lambda row: row.size, "size", size),
+    Column("bytes", lambda row: row.bytes, "size", size),
 )
 
 
@@ -253,7 +261,7 @@ def _record(answers: FleetAnswers, command: str, summary: Sequence[str]) -> Mapp
         "headline": summary[0],
         "summary": list(summary),
         "members": len(members),
-        "bytes": sum(member.size for member in members),
+        "bytes": sum(member.bytes for member in members),
         "unreadable": [{"path": str(file.path), "reason": file.reason} for file in answers.unreadable],
         "ranks": Table("", RANK_COLUMNS, rank_rows(members)).records(),
         "sizes": Table("", SIZE_COLUMNS, size_rows(members)).records(),

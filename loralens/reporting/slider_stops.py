@@ -21,7 +21,8 @@ from loralens.core.ranks import Rule, rank_items, ranks_from_items, shared_ranks
 from loralens.core.structured import Structured, Update
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
-from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, by_width
+from loralens.formats.files.container import DTYPE_NAMES, Files, Stored
+from loralens.formats.files.safetensors_header import by_width
 
 # The number of stops of the slider over sizes, in steps of 3 % of its range. For every stop all ranks are chosen anew,
 # and the page stores them.

@@ -38,6 +38,8 @@ class Column(Generic[Row]):
         An explanation of the heading, which pages and notebooks show when the pointer rests on it.
     bar : bool
         Whether pages draw the values, which are shares in [0, 1], as bars.
+    distinct : bool
+        Whether different texts stay different where they are shortened: other columns are left out before.
     drawn : bool
         Whether the text is a drawing made of characters. LaTeX has no font for these, so the column is left out there.
     """
@@ -52,6 +54,7 @@ class Column(Generic[Row]):
     csv: bool = True
     about: str = ""
     bar: bool = False
+    distinct: bool = False
     drawn: bool = False
 
     @property

@@ -5,6 +5,7 @@ that is not enough, whole columns are left out, those of the lowest priority fir
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
@@ -55,8 +56,11 @@ def lay_out(table: Table[Any], width: int | None = None) -> TextLayout:
     cells = [[visible(column.cell(row)) for row in table.rows] for column in columns]
     natural = [max(map(display_width, (column.title, *texts))) for column, texts in zip(columns, cells, strict=True)]
     shown, widths = list(range(len(columns))), dict(enumerate(natural))
+    shortest: dict[int, int] = {}
+    if width is not None and _total_width(widths) > width:
+        shortest = {i: _shortest(columns[i], cells[i], natural[i]) for i in shown}
     while width is not None:
-        widths = _fit_widths({i: natural[i] for i in shown}, columns, width)
+        widths = _fit_widths({i: natural[i] for i in shown}, shortest, width)
         # The first column names the rows, and without it the other columns would have no meaning.
         expendable = [i for i in shown[1:] if columns[i].priority < ALWAYS]
         if _total_width(widths) <= width or not expendable:
@@ -79,10 +83,22 @@ def _total_width(widths: Mapping[int, int]) -> int:
     return sum(widths.values()) + GAP * (len(widths) - 1)
 
 
-def _fit_widths(widths: dict[int, int], columns: Sequence[Column[Any]], width: int) -> dict[int, int]:
+def _shortest(column: Column[Any], texts: Sequence[str], natural: int) -> int:
+    """The width below which the texts of a column are not shortened."""
+    if column.align != "left" or natural <= SHORTEST:
+        return natural
+    if not column.distinct:
+        return SHORTEST
+    # The first width at which they differ, by halving; wider ones tell them apart too, with rare exceptions.
+    return bisect_left(
+        range(natural), True, lo=SHORTEST, key=lambda width: len({*shorten_names(texts, width)}) == len({*texts})
+    )
+
+
+def _fit_widths(widths: dict[int, int], shortest: Mapping[int, int], width: int) -> dict[int, int]:
     """Make the widest text narrower until all columns fit, or until no text can be made narrower."""
     while (excess := _total_width(widths) - width) > 0:
-        shrinkable = [i for i in widths if columns[i].align == "left" and widths[i] > SHORTEST]
+        shrinkable = [i for i in widths if widths[i] > shortest[i]]
         if not shrinkable:
             break
         # The widest text is shortened first, down to the next widest, so that short names stay whole as long as
@@ -90,7 +106,7 @@ def _fit_widths(widths: dict[int, int], columns: Sequence[Column[Any]], width: i
         widest = max(shrinkable, key=lambda i: widths[i])
         other_widths = [widths[i] for i in shrinkable if i != widest]
         # Texts of equal width are shortened by one character in turn, as the step down to the next widest is then 0.
-        widths[widest] -= max(1, min(excess, widths[widest] - max([SHORTEST, *other_widths])))
+        widths[widest] -= max(1, min(excess, widths[widest] - max([shortest[widest], *other_widths])))
     return widths
 
 

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loralens.core.messages import command_line, note
+from loralens.core.messages import note
 from loralens.fleet.fleet import Fleet
 from loralens.requirements import missing_packages
 
@@ -117,9 +117,5 @@ def open_fleet(home: str | PathLike[str]) -> Fleet:
     changes = fleet.changes()
     if changes:
         counts = ", ".join(f"{number} {kind}" for kind, number in changes.items())
-        index = Path(fleet.home)
-        words = ["loralens", "fleet", "index", str(fleet.root)]
-        if index.parent.resolve() != fleet.root.resolve():
-            words += ["-o", str(index)]
-        note(f"{fleet.home}: the files have changed since they were indexed: {counts}", fix=command_line(*words))
+        note(f"{fleet.home}: the files have changed since they were indexed: {counts}", fix=fleet.index_command)
     return fleet

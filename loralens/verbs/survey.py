@@ -2,19 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, overload
+from typing import Any
 
-from loralens.analysis.survey import Duplicate, Summary, duplicates
+from loralens.analysis.compare.equality import differences
 from loralens.core.adapter import Adapter, Finding
 from loralens.errors import LoraLensError, OptionError
-from loralens.fleet.catalogue.members import Member
+from loralens.fleet.catalogue.members import NON_FINITE, OF_INDEX, UNREACHABLE, Member
 from loralens.fleet.catalogue.reading import read_others, read_state
 from loralens.fleet.catalogue.schema import CATALOGUE
 from loralens.fleet.fleet import Fleet
+from loralens.fleet.grouping.copies_result import CopiesResult
+from loralens.fleet.search.sameness import Sameness
 from loralens.formats import load
 from loralens.formats.records.collection import FolderEntry, folder_labels
 from loralens.tables.numbers import UNDEFINED, count, fixed, number, size, span
@@ -22,8 +24,13 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.bases import note_of_bases
 
-OF_INDEX = "zero-update"  # the code of the only finding that the index itself adds
 OTHERS_NAMED = 3  # files without LoRA pairs that a sentence names; --json lists all of them
+SPOILT_EXTRA = Finding(
+    "error",
+    NON_FINITE,
+    "a head or another tensor that belongs to no pair holds NaN or Inf",
+    "training diverged: go back to an earlier checkpoint",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +55,27 @@ class SurveyedAdapter:
         The file, or a folder that has a configuration without weights.
     label : str
         The name in the table, relative to the folder of the survey: the folder of the adapter if it holds no other one.
-    size : int
+    bytes : int
         Bytes on disk.
     member : Member or None
         What the index has of it; None if it cannot be read.
-    duplicate : Duplicate or None
-        In which way it equals an adapter that comes before it.
+    duplicate : Sameness or None
+        In which way it is a copy of an adapter that comes before it, as `Fleet.copies` finds it.
     original : SurveyedAdapter or None
-        The adapter that it equals.
+        The adapter of which it is a copy.
+    same_file_as : SurveyedAdapter or None
+        Another adapter whose file this path leads to, through a link; such a path is not a copy.
     reason, fix : str
         Why it cannot be read, and what the user can do.
     """
 
     path: Path
     label: str
-    size: int
+    bytes: int
     member: Member | None = None
-    summary: Summary | None = None
-    duplicate: Duplicate | None = None
+    duplicate: Sameness | None = None
     original: "SurveyedAdapter | None" = None
+    same_file_as: "SurveyedAdapter | None" = None
     reason: str = ""
     fix: str = ""
     reading: "SurveyReading | None" = None
@@ -74,15 +83,16 @@ class SurveyedAdapter:
     @property
     def adapter(self) -> Adapter | None:
         """The adapter, whose numbers are read on demand; None if it cannot be read."""
-        return self.reading(self.path) if self.reading and self.member else None
+        # The path of the index, which stays right if the current folder changes.
+        return self.reading(self.member.path) if self.reading and self.member else None
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """The findings of the reader."""
+        """The findings of the reader, and NaN in tensors that belong to no pair."""
+        codes = set(self.member.findings) if self.member else set()
         # The index has the codes. Only files with a finding are opened again.
-        if self.member is None or not set(self.member.findings) - {OF_INDEX}:
-            return ()
-        return self.adapter.findings if self.adapter else ()
+        of_reader = self.adapter.findings if codes - OF_INDEX and self.adapter else ()
+        return [*([SPOILT_EXTRA] if NON_FINITE in codes else []), *of_reader]
 
     @property
     def note(self) -> str:
@@ -93,6 +103,8 @@ class SurveyedAdapter:
                 return f"= {self.original.label}"
             difference = f" (ΔW differs by {self.duplicate.difference:.1g})" if self.duplicate.difference else ""
             return f"≈ {self.original.label}{difference}"
+        if self.same_file_as:
+            return f"same file as {self.same_file_as.label}"
         # Warnings and notes would fill the column; inspect shows them.
         wrong = [finding.code for finding in self.findings if finding.level == "error"]
         return f"wrong: {', '.join(wrong)}" if wrong else ""
@@ -139,11 +151,13 @@ class SurveyResult(Tabular):
         if not (self.adapters or self.unreadable or self.without_pairs):
             return [f"{self.folder}: no adapter in this folder, nor in any under it."]
         copies = sum(row.original is not None for row in self.adapters)
+        links = sum(row.same_file_as is not None for row in self.adapters)
         wrong = sum(row.note.startswith("wrong") for row in self.adapters)
         parts = [count(len(self.adapters), "adapter")]
         # A count of 0 is left out, except that of copies, because this command is asked about copies.
         if len(self.adapters) > 1:
             parts.append(f"{copies} of them the same as another" if copies else "all of them different")
+        parts += [f"{links} that {'is a link' if links == 1 else 'are links'} to another"] if links else []
         parts += [f"{wrong} with wrong numbers"] if wrong else []
         parts += [f"{count(len(self.unreadable), 'file')} that cannot be read"] if self.unreadable else []
         return [f"{self.folder}: {', '.join(parts)}."]
@@ -182,14 +196,14 @@ class SurveyResult(Tabular):
         }
 
 
-def _summary_column(key: str, title: str = "", *, name: str = "", **options: Any) -> Column[SurveyedAdapter]:
-    """A column of a field of the summary; empty for a file that has none."""
-    return Column(key, lambda row: getattr(row.summary, name or key, None), title, **options)
+def _index_column(key: str, title: str = "", **options: Any) -> Column[SurveyedAdapter]:
+    """A column of a field of the index; empty for a file that cannot be read."""
+    return Column(key, lambda row: getattr(row.member, key, None), title, **options)
 
 
 def _modules_text(row: SurveyedAdapter) -> str | None:
-    summary = row.summary
-    return summary and f"{summary.modules}" + (f" ({summary.zero} zero)" if summary.zero else "")
+    member = row.member
+    return member and f"{member.modules}" + (f" ({member.zero_modules} zero)" if member.zero_modules else "")
 
 
 def _scales_text(scales: Sequence[float]) -> str:
@@ -211,32 +225,33 @@ COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
     Column("path", lambda row: str(row.path)),
     Column("format", lambda row: row.member and row.member.format, "format", align="left", priority=3),
     Column("base_model", lambda row: row.member and row.member.base, "base", _base_name, align="left", priority=4),
-    _summary_column("modules"),
+    _index_column("modules"),
     # One column for people instead of two, as modules with ΔW = 0 are rare.
     Column("modules_and_zeros", _modules_text, "modules", priority=4, json=False, csv=False),
-    _summary_column("zero_modules", name="zero"),
-    Column("ranks", lambda row: row.summary and list(row.summary.ranks), "r", span, priority=8),
+    _index_column("zero_modules"),
+    Column("ranks", lambda row: row.member and list(row.member.ranks), "r", span, priority=8),
     Column(
         "scales",
-        lambda row: row.summary and list(row.summary.scales),
+        lambda row: row.member and list(row.member.scales),
         "scale",
         _scales_text,
         priority=2,
         about="the number before B·A",
     ),
-    _summary_column("parameters", "parameters", text="{:,}".format, priority=5),
-    Column("bytes", lambda row: row.size if row.member else None, "size", size, priority=6),
-    _summary_column("frobenius", "‖ΔW‖F", text=number, priority=ALWAYS, about="length of ΔW"),
-    _summary_column(
+    _index_column("parameters", "parameters", text="{:,}".format, priority=5),
+    Column("bytes", lambda row: row.bytes if row.member else None, "size", size, priority=6),
+    _index_column("frobenius", "‖ΔW‖F", text=number, priority=ALWAYS, about="length of ΔW"),
+    _index_column(
         "effective_rank", "effective", text=fixed(".2f"), priority=7, about="effective rank, mean over modules"
     ),
     # Twelve hexadecimal digits are 48 bits, enough to tell the adapters of a folder apart by eye.
-    _summary_column(
+    _index_column(
         "fingerprint", "fingerprint", text=lambda text: text[:12], align="left", priority=1, about="hash of the content"
     ),
     Column("duplicate_of", lambda row: str(row.original.path) if row.original else None),
     Column("duplicate_kind", lambda row: row.duplicate and row.duplicate.kind),
     Column("duplicate_difference", lambda row: row.duplicate and row.duplicate.difference),
+    Column("same_file_as", lambda row: str(row.same_file_as.path) if row.same_file_as else None),
     # JSON has the whole findings; a cell of CSV holds their codes.
     Column("findings", lambda row: [finding.record() for finding in row.findings], csv=False),
     Column("findings", lambda row: " ".join(finding.code for finding in row.findings), json=False),
@@ -297,28 +312,30 @@ def _is_current(fleet: Fleet, root: Path, reading: SurveyReading) -> bool:
     try:
         settings = f"allow_pickle={reading.allow_pickle} once={reading.once}"
         same = read_state(fleet.home).settings == settings and fleet.root.samefile(root)
-        return same and not fleet.changes()
+        # A fresh index says why something cannot be reached, and does not keep what could be reached before.
+        reached = not any(UNREACHABLE in member.findings for member in fleet.members())
+        return same and reached and not fleet.changes()
     except (LoraLensError, OSError):  # an index that cannot be read is no obstacle, as a fresh one is made
         return False
 
 
-class _OnDemand(Sequence[Adapter]):
-    """The adapters of a survey, each opened when it is asked for: only some of them are compared."""
-
-    def __init__(self, paths: Sequence[Path], reading: SurveyReading) -> None:
-        self.paths, self.reading = paths, reading
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @overload
-    def __getitem__(self, index: int) -> Adapter: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Adapter]: ...
-    def __getitem__(self, index: int | slice) -> Adapter | Sequence[Adapter]:
-        if isinstance(index, slice):
-            return _OnDemand(self.paths[index], self.reading)
-        return self.reading(self.paths[index])
+def _duplicates(copies: CopiesResult, reading: SurveyReading) -> dict[int, tuple[int, Sameness]]:
+    """Number of a copy → number of the first adapter of its group in order of paths, and how much both are the same."""
+    to_kept = {copy.member.number: copy for copy in copies}
+    duplicates = {}
+    for group in copies.groups:
+        first, *others = sorted(group.members, key=lambda member: member.path.parts)
+        for member in others:
+            copy = to_kept.get(member.number) or to_kept[first.number]
+            sameness = copy.sameness
+            # The other pairs of the group were not compared.
+            if {copy.kept.number, copy.member.number} != {first.number, member.number}:
+                pair = reading(first.path), reading(member.path)
+                off = max((one.relative for one in differences(*pair)), default=0.0)
+                same = first.fingerprint == member.fingerprint
+                sameness = replace(sameness, kind="tensors" if same else "update", difference=off)
+            duplicates[member.number] = first.number, sameness
+    return duplicates
 
 
 def _view(root: Path, fleet: Fleet, reading: SurveyReading) -> SurveyResult:
@@ -330,36 +347,31 @@ def _view(root: Path, fleet: Fleet, reading: SurveyReading) -> SurveyResult:
 
     members = sorted(fleet.members(), key=lambda member: member.path.parts)
     unreadable = sorted(fleet.unreadable(), key=lambda file: file.path.parts)
-    paths = [shown(member.path) for member in members]
-    summaries = [_summary(fleet, member) for member in members]
-    by_index = {copy.index: copy for copy in duplicates(_OnDemand(paths, reading), summaries)}
-    label = folder_labels(root, [*paths, *(shown(file.path) for file in unreadable)])
-    rows: list[SurveyedAdapter] = []
-    for i, (path, member, summary) in enumerate(zip(paths, members, summaries, strict=True)):
-        copy = by_index.get(i)
-        original = rows[copy.original] if copy else None  # which comes before its copies, so its row is there
-        rows.append(SurveyedAdapter(path, label[path], member.size, member, summary, copy, original, reading=reading))
+    copies = fleet.copies()
+    duplicates = _duplicates(copies, reading)
+    links = {link.member.number: link.file.number for link in copies.links}
+    label = folder_labels(root, [shown(file.path) for file in (*members, *unreadable)])
+    rows: dict[int, SurveyedAdapter] = {}
+    # Links last, since the path without links may come later. An original comes before its copies.
+    for member in sorted(members, key=lambda member: member.number in links):
+        path = shown(member.path)
+        original, sameness = duplicates.get(member.number, (None, None))
+        rows[member.number] = SurveyedAdapter(
+            path,
+            label[path],
+            member.bytes,
+            member,
+            sameness,
+            None if original is None else rows[original],
+            rows.get(links.get(member.number, -1)),
+            reading=reading,
+        )
     failed = [
-        SurveyedAdapter(shown(file.path), label[shown(file.path)], file.size, reason=file.reason, fix=file.fix)
+        SurveyedAdapter(shown(file.path), label[shown(file.path)], file.bytes, reason=file.reason, fix=file.fix)
         for file in unreadable
     ]
     others = [
-        FolderEntry(shown(file.path), None, file.size, "other", file.reason)
+        FolderEntry(shown(file.path), None, file.bytes, "other", file.reason)
         for file in sorted(read_others(fleet.home, fleet.root), key=lambda file: file.path.parts)
     ]
-    return SurveyResult(root, rows, failed, others)
-
-
-def _summary(fleet: Fleet, member: Member) -> Summary:
-    """The summary of one adapter, from the index."""
-    return Summary(
-        modules=member.modules,
-        zero=member.zero_modules,
-        ranks=member.ranks,
-        scales=member.scales,
-        parameters=member.parameters,
-        frobenius=member.frobenius,
-        norms=tuple(sorted(fleet.norms(member).values())),
-        effective_rank=member.effective_rank,
-        fingerprint=member.fingerprint,
-    )
+    return SurveyResult(root, [rows[member.number] for member in members], failed, others)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import loralens
 from loralens.cli.fleet import SUBCOMMANDS
 from tests.cli.command import Command
-from tests.fleet.makers import random_adapter, save, save_many
+from tests.fleet.makers import LAYERS, random_adapter, save, save_many
 
 fleet = Command("fleet")
 
@@ -72,7 +73,8 @@ def test_a_missing_index_is_one_message(words: list[str], tmp_path: Path) -> Non
     told = fleet.refused(*words, "--fleet", tmp_path / "nowhere")
     assert told.splitlines() == [
         f"error: {tmp_path}/nowhere: there is no index of a fleet",
-        "  fix: make one: loralens fleet index DIR; --fleet names the index, or the folder that holds it",
+        f"  fix: make one: loralens fleet index DIR -o {tmp_path}/nowhere; --fleet names the index, or the folder that "
+        "holds it",
     ]
 
 
@@ -99,6 +101,73 @@ def test_rows_that_are_refused(root: Path) -> None:
     told = fleet.refused("rows", "drop table files")
     assert told.startswith("error: the catalogue is only read here\n  fix: give one SELECT")
     assert "no such column: nonsense" in fleet.refused("rows", "select nonsense from adapters")
+    for empty in ("", "  ", ";", "/* nothing */"):
+        assert fleet.refused("rows", empty).startswith("error: the SELECT is empty\n  fix: give one SELECT")
+
+
+def test_a_folder_without_an_index_is_named_in_the_fix(tmp_path: Path) -> None:
+    (tmp_path / "my adapters").mkdir()
+    told = fleet.refused("stats", "--fleet", tmp_path / "my adapters")
+    assert f"loralens fleet index '{tmp_path}/my adapters'" in told
+
+
+ODD_NAMES = [
+    "plain",
+    "a\x1b[31mb",
+    "ab",
+    "a\\x1b[31mb",
+    "a\\\x1b[31mb",
+    "a\\\\x1b[31mb",
+    "c\x85",
+    "c\\x85",
+    "tab\there",
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_csv_tells_names_with_control_characters_apart(tmp_path: Path) -> None:
+    names = [*ODD_NAMES, os.fsdecode(b"c\x85")]
+    for i, name in enumerate(names):
+        save(tmp_path / name, random_adapter(i))
+    fleet.good("index", tmp_path)
+    words = ["rows", "select name from adapters", "--fleet", tmp_path]
+    told = {row["name"] for row in json.loads(fleet.good(*words, "--json").stdout)["rows"]}
+    assert told == set(names)
+    shown = fleet.good(*words, "--csv").stdout
+    assert "\x1b" not in shown
+    rows = [row["name"] for row in csv.DictReader(io.StringIO(shown))]
+    assert len(set(rows)) == len(names)
+    assert {"plain", "a\\x1b[31mb", "ab", "a\\\\x1b[31mb"} <= set(rows)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the command is for a shell of Unix")
+def test_the_command_of_stats_makes_all_fit_and_touches_no_other(tmp_path: Path) -> None:
+    for i in range(20):
+        save(tmp_path / "fleet" / f"a{i}", random_adapter(i))
+    wide = ["b/my checkpoint-5", "c/my checkpoint-5"]
+    save(tmp_path / "fleet" / wide[0], random_adapter(30, rank=16))
+    home = ("--fleet", tmp_path / "fleet")
+    for count, folder in ((1, "one"), (2, "two")):
+        save(tmp_path / "fleet" / wide[count - 1], random_adapter(31, rank=16), overwrite=True)
+        fleet.good("index", tmp_path / "fleet", "-q")
+        line = next(line for line in fleet.good("stats", *home).stdout.splitlines() if "loralens compress" in line)
+        assert f"need no more than 4. {count} " in line
+        command = line.partition(": ")[2].replace("OUT", str(tmp_path / folder))
+        # Both are called so, so that one call cannot write both.
+        assert ("while IFS= read" in command) == (count == 2)
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        script = tmp_path / "bin" / "loralens"
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} -m loralens "$@"\n')
+        script.chmod(0o755)
+        path = os.pathsep.join([str(script.parent), os.environ["PATH"]])
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run(["sh", "-c", command], env=environment, check=True, capture_output=True)
+        written = sorted(path.parent for path in (tmp_path / folder).rglob("*.safetensors"))
+        # A single adapter is written into the folder itself.
+        assert written == ([tmp_path / folder] if count == 1 else [tmp_path / folder / name for name in wide])
+        assert {loralens.load(path)[LAYERS[0]].rank for path in written} == {4}
+        told = json.loads(fleet.good("stats", *home, "--json").stdout)
+        assert (told["common_rank"], len(told["above"])) == (4, count)
 
 
 def test_empty(root: Path) -> None:

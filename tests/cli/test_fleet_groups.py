@@ -65,11 +65,20 @@ def test_near_something_that_is_not_there(root: Path) -> None:
 
 def test_the_paths_of_copies_can_be_deleted(root: Path) -> None:
     assert fleet.good("copies").stdout.splitlines()[0] == "9 adapters: 1 is a copy of 1 other."
-    (path,) = fleet.good("copies", "--paths").stdout.splitlines()
+    shown = fleet.good("copies").stdout.splitlines()
+    assert [line.split()[:2] for line in shown[5:7]] == [["1", "final"], ["1", "f0-r0/checkpoint-200"]]
+    assert shown[5].endswith("stays")
+    assert shown[6].endswith("safe")
+    assert shown[-1] == "to list their files: loralens fleet copies --paths"
+    paths = fleet.good("copies", "--paths").stdout.splitlines()
     # Both are of one time, and the shorter name stays.
-    assert path == "f0-r0/checkpoint-200/adapter_model.safetensors"
-    shutil.rmtree(root / Path(path).parent)
-    fleet.good("index", ".", "-q")
+    weights = "f0-r0/checkpoint-200/adapter_model.safetensors"
+    assert paths == [weights, "f0-r0/checkpoint-200/adapter_config.json"]
+    there = f"to list their files: loralens fleet copies --paths --fleet {root}"
+    assert fleet.good("copies", "--fleet", root).stdout.splitlines()[-1] == there
+    for path in paths:
+        (root / path).unlink()
+    assert "cannot be read" not in fleet.good("index", ".", "-q").stdout
     assert fleet.good("copies", "--paths").stdout == ""
     assert fleet.good("copies").stdout == "8 adapters: none is a copy of another.\n"
 
@@ -83,8 +92,9 @@ def test_a_path_that_cannot_be_printed_exactly_is_left_out(name: bytes, root: Pa
         os.utime(file, (1e9, 1e9))  # the oldest file stays
     fleet.good("index", ".", "-q")
     done = fleet.good("copies", "--paths")
-    assert done.stdout.splitlines() == ["f0-r0/checkpoint-200/adapter_model.safetensors"]
-    assert "1 path with a line end, a control character or a wrong encoding left out" in done.stderr
+    kept = "f0-r0/checkpoint-200"
+    assert done.stdout.splitlines() == [f"{kept}/adapter_model.safetensors", f"{kept}/adapter_config.json"]
+    assert "2 paths with a line end, a control character or a wrong encoding left out" in done.stderr
 
 
 def test_groups_as_csv_have_a_line_for_each_adapter(root: Path) -> None:

@@ -28,8 +28,8 @@ from loralens.cli.main import run
 run()
 """
 PLACES = {  # where each command is when it is interrupted
-    "merge": ("rounding", "round_sums"),
-    "dry run": ("rounding", "round_sums"),
+    "merge": ("apply", "add_and_round"),
+    "dry run": ("apply", "add_and_round"),
     "unmerge": ("undo.patch", "bits"),
     "subtract": ("undo.subtract", "subtract_block"),
     "verify": ("verify", "bits"),

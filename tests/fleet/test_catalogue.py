@@ -42,7 +42,7 @@ def test_a_slot_is_on_the_disk_before_its_row_is_committed(
     fleet: loralens.Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The writer is stopped at every step of a commit; a reader always finds a complete state."""
-    old = fleet.sketches().codes.copy()
+    old = np.array(fleet.sketches().codes)
     save(tmp_path / "a001", random_adapter(11), overwrite=True)
     steps: list[str] = []
 
@@ -67,7 +67,7 @@ def test_a_slot_is_on_the_disk_before_its_row_is_committed(
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "missing"])
 def test_a_damaged_slot_is_found_and_measured_again(fleet: loralens.Fleet, tmp_path: Path, damage: str) -> None:
-    expected = fleet.sketches().codes.copy()
+    expected = np.array(fleet.sketches().codes)
     file = fleet.home / SKETCHES
     content = bytearray(file.read_bytes())
     if damage == "flipped":
@@ -171,6 +171,27 @@ def test_readers_see_the_last_commit(fleet: loralens.Fleet, tmp_path: Path) -> N
         assert len(reader.members()) == 3
     finally:
         writer.close()
+
+
+def test_sketches_that_are_mapped_stay_as_they_are(fleet: loralens.Fleet, tmp_path: Path) -> None:
+    reader = loralens.Fleet.open(tmp_path)
+    members, sketches = reader.snapshot()
+    before, starts = np.array(sketches.codes), np.array(sketches.starts)
+    writer = loralens.Fleet.open(tmp_path)
+    for seed in (11, 12, 13):
+        save(tmp_path / "a001", random_adapter(seed), overwrite=True)
+        writer.update(tmp_path)
+    np.testing.assert_array_equal(sketches.codes, before)
+    np.testing.assert_array_equal(sketches.take(np.array([3, 1])).starts, starts[[3, 1]])
+    slots = (fleet.home / SKETCHES).stat().st_size // SLOT
+    assert slots == 7
+    # Nobody reads them any more, so they are used again.
+    del members, sketches, reader
+    fleet.update(tmp_path)
+    for seed in (14, 15):
+        save(tmp_path / "a001", random_adapter(seed), overwrite=True)
+        loralens.Fleet.open(tmp_path).update(tmp_path)
+    assert (fleet.home / SKETCHES).stat().st_size // SLOT == 7
 
 
 def test_readers_and_a_writer_at_once(tmp_path: Path) -> None:
@@ -299,7 +320,7 @@ def test_stats(fleet: loralens.Fleet, tmp_path: Path) -> None:
     assert (stats.adapters, stats.unreadable, stats.empty) == (5, 1, 0)
     assert [(row.rank, row.adapters, row.up_to, row.share) for row in stats.ranks] == [(4, 4, 4, 0.8), (16, 1, 5, 1.0)]
     assert [(row.format, row.adapters) for row in stats.formats] == [("peft", 5)]
-    assert stats.bytes == sum(member.size for member in fleet.members())
+    assert stats.bytes == sum(member.bytes for member in fleet.members())
     assert stats.index_bytes == sum(file.stat().st_size for file in fleet.home.iterdir())
     assert any("needs a largest rank of 16" in sentence for sentence in stats.sentences())
 

@@ -15,7 +15,7 @@ from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.fleet.fleet import Fleet
 from loralens.fleet.grouping import judging
-from loralens.fleet.grouping.copies import CopiesResult
+from loralens.fleet.grouping.copies_result import CopiesResult
 from loralens.fleet.sketching.sketches import Sketches
 from tests.fleet.synthetic import adapter_of, make_fleet, random_factors
 
@@ -76,9 +76,10 @@ def test_copies_in_other_forms_are_found(tmp_path: Path) -> None:
     assert copies_of(result) == dict.fromkeys((*forms, "mlx", "kohya"), "a-original")
     kinds = {copy.member.name: copy.sameness.kind for copy in result}
     assert kinds == {**dict.fromkeys(forms, "update"), "mlx": "tensors", "kohya": "tensors"}
-    assert all(copy.sameness.difference < 5e-3 and copy.safe for copy in result)
+    assert all(copy.sameness.difference < 5e-3 and copy.safe_to_delete for copy in result)
     assert not result.close
-    assert len(result.safe_to_delete) == 7
+    # The file of kohya has no configuration beside it.
+    assert len([path for path in result.safe_to_delete if path.suffix == ".safetensors"]) == 7
     assert tmp_path / "a-original" / "adapter_model.safetensors" not in result.safe_to_delete
 
 
@@ -177,6 +178,68 @@ def test_two_targets_of_links_both_stay(tmp_path: Path) -> None:
     assert result[0].protected == f"to-{result[0].member.name} links to it"
 
 
+def test_a_link_to_the_whole_fleet_protects_nothing(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        loralens.save(adapter(), tmp_path / "fleet" / name)
+    (tmp_path / "fleet" / "all").symlink_to(tmp_path / "fleet")
+    (tmp_path / "fleet" / "above").symlink_to("..")
+    result = indexed(tmp_path / "fleet").copies()
+    assert len(result) == 1
+    assert result[0].safe_to_delete
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "reason"),
+    [
+        ("org/base", "org/base", ""),
+        ("org/base", "base", ""),
+        ("/models/Base", "org/base", ""),
+        ("org/base", "rival/base", "names another base: rival/base"),
+        ("distilbert-base-uncased", "distilbert-base-cased", "names another base: distilbert-base-cased"),
+        ("org/base", "", ""),
+    ],
+)
+def test_a_copy_that_names_another_base_stays(first: str, other: str, reason: str, tmp_path: Path) -> None:
+    loralens.save(replace(adapter(), base_model=first), tmp_path / "a")
+    loralens.save(replace(adapter(), base_model=other), tmp_path / "b")
+    for name, age in (("a", 3), ("b", 2)):
+        for file in (tmp_path / name).iterdir():
+            os.utime(file, (1e9 - age, 1e9 - age))
+    (copy,) = indexed(tmp_path).copies()
+    assert (copy.kept.name, copy.protected, copy.safe_to_delete) == ("a", reason, not reason)
+    assert bool(copy.files) == (not reason)
+
+
+def test_the_only_name_of_a_base_stays(tmp_path: Path) -> None:
+    # The wider numbers stay, although they do not name the base.
+    loralens.save(replace(adapter(), base_model=""), tmp_path / "wide")
+    narrow = adapter().map(lambda m: loralens.LowRank(m.B.astype(np.float16), m.A.astype(np.float16), m.scale))
+    loralens.save(replace(narrow, base_model="org/base"), tmp_path / "narrow")
+    (copy,) = indexed(tmp_path).copies()
+    assert (copy.kept.name, copy.protected) == ("wide", "only it names its base: org/base")
+
+
+def test_a_configuration_goes_with_the_last_weights_that_need_it(tmp_path: Path) -> None:
+    loralens.save(adapter(), tmp_path / "kept")
+    shutil.copytree(tmp_path / "kept", tmp_path / "alone-in-its-folder")
+    (tmp_path / "alone-in-its-folder" / "training_args.bin").write_bytes(b"x")
+    shutil.copytree(tmp_path / "kept", tmp_path / "shared-with-others")
+    loralens.save(changed(adapter(), 0.9), tmp_path / "other")
+    (tmp_path / "other" / "adapter_model.safetensors").rename(tmp_path / "shared-with-others" / "adapter.safetensors")
+    shutil.rmtree(tmp_path / "other")
+    for file in (tmp_path / "kept").iterdir():
+        os.utime(file, (1e9, 1e9))
+    result = indexed(tmp_path).copies()
+    assert {(path.parent.name, path.name) for path in result.safe_to_delete} == {
+        ("alone-in-its-folder", "adapter_model.safetensors"),
+        ("alone-in-its-folder", "adapter_config.json"),
+        ("shared-with-others", "adapter_model.safetensors"),
+    }
+    sizes = {copy.member.name: copy.freed - copy.member.bytes for copy in result}
+    assert sizes["alone-in-its-folder"] == (tmp_path / "kept" / "adapter_config.json").stat().st_size
+    assert sizes["shared-with-others/adapter_model.safetensors"] == 0
+
+
 def test_what_can_be_deleted_leaves_one_of_every_update(tmp_path: Path) -> None:
     make_fleet(tmp_path, families=2, runs=1)
     for i in range(3):
@@ -185,8 +248,7 @@ def test_what_can_be_deleted_leaves_one_of_every_update(tmp_path: Path) -> None:
     before = {member.fingerprint for member in fleet.members()}
     for path in fleet.copies().safe_to_delete:
         path.unlink()
-        (path.parent / "adapter_config.json").unlink()
-    fleet.update(tmp_path)
+    assert not fleet.update(tmp_path).unreadable
     assert {member.fingerprint for member in fleet.members()} == before
     assert len(fleet.members()) == len(before)
     assert fleet.copies().conclusion() == ["6 adapters: none is a copy of another."]
@@ -222,8 +284,7 @@ def test_no_copy_is_safe_to_delete_if_the_kept_file_is_not_what_was_indexed(chan
         for file in (tmp_path / name).iterdir():
             os.utime(file, (1e9 - age, 1e9 - age))
     fleet = indexed(tmp_path)
-    (safe,) = fleet.copies().safe_to_delete
-    assert safe.parent.name == "b"
+    assert {path.parent.name for path in fleet.copies().safe_to_delete} == {"b"}
     if change == "gone":
         shutil.rmtree(tmp_path / "a")
     elif change == "another":

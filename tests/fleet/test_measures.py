@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.survey import summarise_adapter
 from loralens.fleet.sketching.measures import measure_adapter, norm_of_update
 from loralens.fleet.sketching.module_keys import module_keys
 from tests.conftest import small_adapter
 from tests.fleet.makers import random_adapter
+from tests.reference import effective_rank
 
 
 def start_cosine(first: loralens.Adapter, second: loralens.Adapter) -> float:
@@ -17,14 +17,26 @@ def start_cosine(first: loralens.Adapter, second: loralens.Adapter) -> float:
 
 
 @pytest.mark.parametrize("adapter", [small_adapter(), random_adapter(1), random_adapter(2, rank=40)])
-def test_norms_and_ranks_are_those_of_the_survey(adapter: loralens.Adapter) -> None:
-    measures, summary = measure_adapter(adapter), summarise_adapter(adapter)
-    ranks = [rank for rank in measures.effective_ranks.values() if rank]
-    assert norm_of_update(measures.norms) == pytest.approx(summary.frobenius, rel=1e-12)
-    assert np.mean(ranks) == pytest.approx(summary.effective_rank, rel=1e-6)
-    assert sum(norm == 0 for norm in measures.norms.values()) == summary.zero
-    for key, name in measures.names.items():
-        assert measures.norms[key] == pytest.approx(np.linalg.norm(adapter.modules[name].dense()), rel=1e-6)
+def test_norms_and_ranks_are_those_of_the_dense_update(adapter: loralens.Adapter) -> None:
+    measures = measure_adapter(adapter)
+    dense = {key: adapter.modules[name].dense() for key, name in measures.names.items()}
+    whole = np.linalg.norm(np.concatenate([matrix.ravel() for matrix in dense.values()]))
+    assert norm_of_update(measures.norms) == pytest.approx(whole, rel=1e-12)
+    for key, matrix in dense.items():
+        assert measures.norms[key] == pytest.approx(np.linalg.norm(matrix), rel=1e-12)
+        spectrum = np.linalg.svd(matrix, compute_uv=False)
+        rank = adapter.modules[measures.names[key]].rank
+        expected = effective_rank(spectrum[:rank]) if matrix.any() else 0.0
+        assert measures.effective_ranks[key] == pytest.approx(expected, rel=1e-10)
+
+
+def test_small_singular_values_are_those_of_the_factors() -> None:
+    """Gram matrices know a singular value of 1e-6 of the largest one to four digits, and one of 1e-9 not at all."""
+    rng = np.random.default_rng(3)
+    U, V = (np.linalg.qr(rng.standard_normal((size, 4)))[0] for size in (30, 40))
+    adapter = loralens.Adapter(modules={"q": loralens.LowRank(U * [1, 1e-3, 1e-6, 1e-9], V.T)})
+    expected = effective_rank(np.array([1, 1e-3, 1e-6, 1e-9]))
+    assert measure_adapter(adapter).effective_ranks["q"] == pytest.approx(expected, rel=1e-11)
 
 
 def test_a_product_that_cancels_is_measured_from_its_factors() -> None:

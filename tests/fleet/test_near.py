@@ -1,6 +1,7 @@
 """Search by example against brute force on dense matrices."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.errors import OptionError
+from loralens.errors import FormatError, OptionError
 from loralens.fleet.fleet import Fleet
 from loralens.fleet.search import near as search
 from loralens.fleet.search.inner import ExactUpdate, exact_cosine
@@ -61,7 +62,10 @@ def test_by_sketch_no_file_is_read(tmp_path: Path) -> None:
         file.unlink()
     result = index.near(example, 9, sketch=True)
     assert {row.member.name.split("-")[0] for row in result} == {"f0"}
-    assert all(row.exact is None and abs(row.cosine - cosines[row.member.name]) < 0.06 for row in result)
+    assert all(
+        not row.exact and row.common_cosine is None and abs(row.cosine - cosines[row.member.name]) < 0.06
+        for row in result
+    )
     assert result.read == 0
 
 
@@ -71,11 +75,11 @@ def test_a_part_of_the_modules_has_two_cosines(fleet: Fleet, tmp_path: Path) -> 
     result = fleet.near(part, 1)
     expected = dense_cosine(part, whole)
     assert result[0].member.name == "f0-r1/checkpoint-300"
-    assert result[0].exact is not None
-    assert (result[0].exact.whole, result[0].exact.common) == pytest.approx(expected, abs=1e-6)
-    assert result[0].exact.common == pytest.approx(1)
-    assert result[0].exact.whole < 0.8
-    assert result[0].exact.modules == 3
+    assert result[0].exact
+    assert (result[0].cosine, result[0].common_cosine) == pytest.approx(expected, abs=1e-6)
+    assert result[0].common_cosine == pytest.approx(1)
+    assert result[0].cosine < 0.8
+    assert result[0].common_modules == 3
 
 
 def test_the_same_update_in_other_factors_is_a_copy_and_in_half_strength_it_is_not(fleet: Fleet) -> None:
@@ -112,7 +116,9 @@ def test_an_update_of_0_has_no_neighbour(fleet: Fleet) -> None:
     zero = {
         name: (np.zeros((out, 2), np.float32), np.ones((2, in_), np.float32)) for name, (out, in_) in SHAPES.items()
     }
-    assert len(fleet.near(adapter_of(zero))) == 0
+    result = fleet.near(adapter_of(zero))
+    assert len(result) == 0
+    assert result.conclusion() == ["the adapter: its ΔW is 0, so it has no direction that could be compared."]
 
 
 def test_a_file_that_has_changed_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -125,6 +131,37 @@ def test_a_file_that_has_changed_is_left_out_and_named(tmp_path: Path, caplog: p
     assert len(result) == 7
     assert "f0-r0/checkpoint-300" not in [row.member.name for row in result]
     assert "1 file left out, as they have changed since they were indexed: f0-r0/checkpoint-300" in caplog.text
+    assert f"loralens fleet index {tmp_path}" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"sketch": True}])
+def test_an_example_that_has_changed_is_refused(options: dict[str, bool], tmp_path: Path) -> None:
+    make_fleet(tmp_path, families=1)
+    index = Fleet.open(tmp_path)
+    index.update(tmp_path)
+    os.utime(tmp_path / "f0-r0/checkpoint-200/adapter_model.safetensors")
+    with pytest.raises(FormatError, match=r"checkpoint-200.*has changed since it was indexed"):
+        index.near("f0-r0/checkpoint-200", **options)  # type: ignore[arg-type]
+
+
+def test_a_fleet_whose_files_have_all_changed_says_so(tmp_path: Path) -> None:
+    make_fleet(tmp_path, families=1, runs=1)
+    index = Fleet.open(tmp_path)
+    index.update(tmp_path)
+    example = loralens.load(tmp_path / "f0-r0/checkpoint-100").map(lambda m: m.load())
+    for file in tmp_path.rglob("*.safetensors"):
+        os.utime(file)
+    result = index.near(example)
+    assert result.conclusion() == [
+        "the adapter: others have the same modules, but none of their files is as it was indexed."
+    ]
+
+
+def test_an_example_with_nan_is_named(fleet: Fleet, tmp_path: Path) -> None:
+    source = loralens.load(fleet.root / "f0-r2/checkpoint-100")
+    loralens.save(source.map(lambda m: loralens.LowRank(m.B * np.float32(np.nan), m.A, m.scale)), tmp_path / "spoilt")
+    with pytest.raises(FormatError, match=r"spoilt: .*holds NaN or Inf"):
+        fleet.near(tmp_path / "spoilt")
 
 
 @pytest.mark.parametrize(("options", "message"), [({"k": 0}, "k is 0"), ({"sketch": True, "exact": True}, "exclude")])
@@ -145,5 +182,5 @@ def test_exact_cosines_are_those_of_dense_matrices_in_every_gauge() -> None:
         ExactUpdate.of(one, {key: name for name, key in module_keys(one).items()}) for one in (first, second, skewed)
     ]
     expected = dense_cosine(first, second)[0]
-    assert exact_cosine(updates[0], updates[1]).whole == pytest.approx(expected, abs=1e-12)
-    assert exact_cosine(updates[0], updates[2]).whole == pytest.approx(expected, abs=1e-12)
+    assert exact_cosine(updates[0], updates[1]).cosine == pytest.approx(expected, abs=1e-12)
+    assert exact_cosine(updates[0], updates[2]).cosine == pytest.approx(expected, abs=1e-12)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
+from loralens.core.adapter import Extra
 from loralens.core.fingerprint import fingerprint
+from loralens.core.lazy import LazyArray
 from loralens.fleet.indexing import measuring
 from loralens.fleet.sketching.measures import measure_adapter
 from tests.fleet.makers import random_adapter, save, save_many
@@ -45,7 +48,7 @@ def test_the_index_has_what_the_files_have(fleet: loralens.Fleet, tmp_path: Path
         assert member.fingerprint == fingerprint(adapter)
         assert (member.modules, member.ranks, member.scales, member.base) == (4, (4,), (2.0,), "tiny/base")
         assert member.parameters == adapter.parameters
-        assert member.size == member.path.stat().st_size
+        assert member.bytes == member.path.stat().st_size
         np.testing.assert_array_equal(sketches.codes[i], measures.sketch.codes)
         np.testing.assert_array_equal(sketches.starts[i], measures.sketch.start)
         assert sketches.steps[i] == measures.sketch.step
@@ -141,7 +144,7 @@ def test_several_adapters_in_one_folder_have_names_of_their_own(tmp_path: Path) 
     save_file({"model.embed.weight": np.ones((300, 2), np.float32)}, tmp_path / "one" / "model.safetensors")
     fleet = loralens.Fleet.open(tmp_path)
     result = fleet.update(tmp_path)
-    assert result.others == 1
+    assert result.no_adapters == 1
     assert names(fleet) == ["many/0.safetensors", "many/1.safetensors", "many/2.safetensors", "one"]
     save(tmp_path / "one" / "y.safetensors", random_adapter(8), format="diffusers")
     fleet.update()
@@ -205,6 +208,20 @@ def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
     save(tmp_path / "nan", random_adapter(2), overwrite=True)
     assert counted(fleet.update()) == {"changed": 1}
     assert names(fleet) == ["good", "nan"]
+
+
+@pytest.mark.parametrize("size", [(2, 32), (900, 600)])
+def test_nan_in_a_head_is_a_finding(size: tuple[int, int], tmp_path: Path) -> None:
+    head = np.ones(size, np.float32)
+    for name, value in (("good", 1.0), ("bad", np.nan)):
+        head[-1, -1] = value
+        extra = {"base_model.model.score.weight": Extra("saved", "score", LazyArray.of(head.copy()))}
+        save(tmp_path / name, replace(random_adapter(1), extra=extra))
+    fleet = loralens.Fleet.open(tmp_path)
+    fleet.update(tmp_path)
+    assert {member.name: member.findings for member in fleet.members()} == {"good": (), "bad": ("non-finite",)}
+    survey = {row.label: row.note for row in loralens.survey(tmp_path)}
+    assert survey["bad"] == "wrong: non-finite"
 
 
 def test_other_options_read_everything_again(tmp_path: Path) -> None:

@@ -17,18 +17,10 @@ from hypothesis.extra import numpy as hnp
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
-from loralens.formats.files import container
-from loralens.formats.files.container import (
-    DTYPES,
-    FLOATS,
-    HEADER_LIMIT,
-    header_bytes,
-    header_pieces,
-    header_size,
-    read_json,
-    read_safetensors,
-)
+from loralens.formats.files import safetensors_header
+from loralens.formats.files.container import DTYPES, FLOATS, HEADER_LIMIT, read_json, read_safetensors
 from loralens.formats.files.json_text import dumps
+from loralens.formats.files.safetensors_header import header_bytes, header_pieces, header_size
 from tests.formats.blobs import blob, entry, limits
 
 SHAPES = [(), (0,), (1,), (5,), (0, 3), (3, 0, 2), (2, 3), (1, 2, 3, 4), (1,) * 40]
@@ -383,9 +375,9 @@ def test_a_piece_that_utf8_cannot_hold_is_not_written():
 def test_a_header_that_no_reader_accepts_is_not_written(monkeypatch):
     tensors = {f"{i}": LazyArray.of(np.zeros(2)) for i in range(9)}
     size = len(header_bytes(tensors, None)) - 8
-    monkeypatch.setattr(container, "HEADER_LIMIT", size)
+    monkeypatch.setattr(safetensors_header, "HEADER_LIMIT", size)
     assert header_bytes(tensors, None)
-    monkeypatch.setattr(container, "HEADER_LIMIT", size - 1)
+    monkeypatch.setattr(safetensors_header, "HEADER_LIMIT", size - 1)
     with pytest.raises(FormatError, match=f"a header of {size:,} bytes is too long for safetensors"):
         header_bytes(tensors, None)
 

@@ -190,6 +190,7 @@ def test_the_table() -> None:
         assert corpus.licence
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     ("name", "train", "first", "digest"),
     [

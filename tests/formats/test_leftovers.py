@@ -212,6 +212,7 @@ def test_without_locks_the_number_of_the_process_tells(tmp_path: Path, monkeypat
     assert hidden_names(tmp_path) == [f".a.{os.getppid()}.part"]
 
 
+@pytest.mark.slow
 def test_who_writes_and_who_tidies_at_once(tmp_path: Path) -> None:
     """A part that is made and not yet locked may be taken for a dead one's: the writer makes it anew."""
     target, stop = tmp_path / "a", threading.Event()

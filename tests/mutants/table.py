@@ -440,9 +440,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/formats/test_comfyui.py",),
     ),
     Mutant(
-        "OpenFile.array.numbers",
-        "start + first * dtype.itemsize",
-        "start - first * dtype.itemsize",
+        "_Numbers.__call__",
+        "self._start + first * width",
+        "self._start - first * width",
         ("tests/formats/test_container.py",),
     ),
     Mutant(

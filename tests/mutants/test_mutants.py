@@ -6,7 +6,7 @@ from tests.mutants.mutant import ROOT, Mutant, mutated
 from tests.mutants.table import MUTANTS
 
 
-@pytest.mark.some(40)
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda one: one.label)
 def test_a_mistake_is_found_and_is_python(mutant: Mutant) -> None:
     path, changed = mutated(mutant)

@@ -47,6 +47,7 @@ def many(count):
     return [f"model.{'x' * 434}.layers.{i}.q_proj" for i in range(count)]
 
 
+@pytest.mark.slow
 def test_the_page_of_many_modules_takes_ten_times_the_file(tmp_path):
     (tmp_path / "short").mkdir()
     write_adapter(tmp_path / "short", [f"layers.{i}.m" for i in range(20)])

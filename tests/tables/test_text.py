@@ -3,6 +3,7 @@
 import itertools
 import re
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -108,3 +109,18 @@ def test_the_short_cut_for_narrow_texts_agrees_with_unicode() -> None:
         expected = 0 if unicodedata.combining(character) else 2 if wide else 1
         # Points without a character have no width of their own.
         assert unicodedata.category(character) == "Cn" or display_width(character) == expected, hex(point)
+
+
+def test_names_that_must_stay_different_are_shortened_less_than_others() -> None:
+    names = [f"{'the-same-beginning-' * 3}{i}{'-the-same-end' * 3}" for i in range(12)]
+    rows = [(name, 1.0, 10**12 + i) for i, name in enumerate(names)]
+    name: Column[Row] = Column("name", lambda row: row[0], "name", align="left", priority=ALWAYS)
+    others: list[Column[Row]] = [
+        Column(f"other {i}", lambda row: row[2], f"other {i}", "{:,}".format, priority=i) for i in range(4)
+    ]
+    cut = lay_out(Table("title", [name, *others], rows), 80)
+    whole = lay_out(Table("title", [replace(name, distinct=True), *others], rows), 80)
+    assert len({line.split()[0] for line in cut.lines}) < 12
+    assert len({line.split()[0] for line in whole.lines}) == 12
+    assert all(len(line) <= 80 for line in whole.lines)
+    assert "other 0" in whole.note

@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from loralens.cli import options
-from loralens.cli.fleets.options import FLEET
+from loralens.cli.fleets.lines import print_lines
+from loralens.cli.fleets.options import FLEET, check_workers, workers
 from loralens.cli.show import RowOptions, row_options, show
 
 
@@ -19,16 +20,7 @@ from loralens.cli.show import RowOptions, row_options, show
     metavar="HOME",
     help="The folder of the index.  [default: .loralens-fleet in DIR]",
 )
-@click.option(
-    "--jobs",
-    "-j",
-    type=options.COUNT,
-    metavar="N",
-    help="Measure the files in N processes.  [default: one for each processor from 400 files on, else threads]",
-)
-@click.option(
-    "--dask", metavar="ADDRESS", help="Measure them on the workers of this Dask scheduler; they need the disk."
-)
+@workers("measure the files", default="one for each processor from 400 files on, else threads")
 @options.ALLOW_PICKLE
 @options.ONCE
 @row_options(csv="file that has changed")
@@ -38,8 +30,7 @@ def command_index(folder: Path, rows: RowOptions, **keywords: Any) -> None:
     Only files that are new or have changed are read. A file that cannot be read is listed with the reason. The exit
     code is 0 whatever is there. A run that is interrupted or killed goes on from there when it is called again.
     """
-    if keywords["dask"] and keywords["jobs"]:
-        raise click.UsageError("--jobs and --dask exclude each other: the workers of Dask are as many as were started")
+    check_workers(keywords)
     from loralens.verbs.fleet import index_fleet
 
     show(index_fleet(folder, **keywords), rows)
@@ -62,12 +53,22 @@ def command_rows(sql: str, fleet: Path, rows: RowOptions) -> None:
 
 @click.command("stats")
 @FLEET
+@click.option(
+    "--above",
+    type=options.COUNT,
+    metavar="R",
+    help="Print only the names of the adapters with a module of a rank above R, one per line.",
+)
 @row_options(csv="rank")
-def command_stats(fleet: Path, rows: RowOptions) -> None:
+def command_stats(fleet: Path, rows: RowOptions, above: int | None) -> None:
     """Count adapters, ranks and dialects, and say which rank a server must allow."""
     from loralens.verbs.fleet import open_fleet
 
-    show(open_fleet(fleet).stats(), rows)
+    opened = open_fleet(fleet)
+    if above is not None:
+        print_lines(opened.stats().above(above), complete=opened.command("stats", "--json"), key="above")
+        return
+    show(opened.stats(), rows)
 
 
 @click.command("empty")

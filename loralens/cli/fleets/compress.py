@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from loralens.cli import options
-from loralens.cli.fleets.options import FLEET
+from loralens.cli.fleets.options import FLEET, check_workers, workers
 from loralens.cli.show import RowOptions, row_options, show
 
 
@@ -21,16 +21,7 @@ from loralens.cli.show import RowOptions, row_options, show
     callback=options.refuse_non_finite,
     help="The largest ‖ΔW−ΔW'‖/‖ΔW‖ of an adapter.",
 )
-@click.option(
-    "--jobs",
-    "-j",
-    type=options.COUNT,
-    metavar="N",
-    help="Compress the groups in N processes.  [default: one after the other in this process]",
-)
-@click.option(
-    "--dask", metavar="ADDRESS", help="Compress them on the workers of this Dask scheduler; they need the disk."
-)
+@workers("compress the groups", default="one after the other in this process")
 @options.OVERWRITE
 @row_options(csv="adapter")
 def command_compress(fleet: Path, output: Path, rows: RowOptions, **keywords: Any) -> None:
@@ -40,8 +31,7 @@ def command_compress(fleet: Path, output: Path, rows: RowOptions, **keywords: An
     and other tensors. Adapters that take fewer bytes alone are stored alone in few bits. The errors are those of the
     written file, read back.
     """
-    if keywords["dask"] and keywords["jobs"]:
-        raise click.UsageError("--jobs and --dask exclude each other: the workers of Dask are as many as were started")
+    check_workers(keywords)
     from loralens.verbs.fleet import compress_index
 
     show(compress_index(fleet, output, **keywords), rows)

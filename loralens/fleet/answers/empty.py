@@ -17,13 +17,13 @@ class EmptyResult(Tabular):
 
     Attributes
     ----------
-    total : int
+    adapters : int
         How many adapters the fleet has.
     """
 
     root: Path
     members: Sequence[Member]
-    total: int
+    adapters: int
 
     def __len__(self) -> int:
         return len(self.members)
@@ -40,12 +40,12 @@ class EmptyResult(Tabular):
         """How many adapters change no weight, and how many of these have other trained tensors."""
         without_effect = self.without_effect
         if not without_effect:
-            return [f"{self.root}: none of {count(self.total, 'adapter')} is empty: each has a ΔW that is not 0."]
+            return [f"{self.root}: none of {count(self.adapters, 'adapter')} is empty: each has a ΔW that is not 0."]
         with_extras = sum(member.extras > 0 for member in without_effect)
         also = f" {with_extras} of them have other tensors, such as a head, that do something." if with_extras else ""
         change = "changes" if len(without_effect) == 1 else "change"
         return [
-            f"{self.root}: {len(without_effect)} of {count(self.total, 'adapter')} {change} no weight: ΔW = 0.{also}"
+            f"{self.root}: {len(without_effect)} of {count(self.adapters, 'adapter')} {change} no weight: ΔW = 0.{also}"
         ]
 
     def tables(self) -> list[Table[Member]]:
@@ -62,7 +62,7 @@ class EmptyResult(Tabular):
 
     def record(self) -> dict[str, Any]:
         """The whole result as a JSON object."""
-        return {"root": str(self.root), "adapters": self.total, "empty": self.tables()[0].records()}
+        return {"root": str(self.root), "adapters": self.adapters, "empty": self.tables()[0].records()}
 
 
 def is_empty(member: Member) -> bool:
@@ -78,12 +78,12 @@ def empty_members(root: Path, members: Sequence[Member]) -> EmptyResult:
 
 
 COLUMNS: tuple[Column[Member], ...] = (
-    Column("name", lambda row: row.name, "adapter", align="left", priority=ALWAYS),
+    Column("name", lambda row: row.name, "adapter", align="left", priority=ALWAYS, distinct=True),
     Column("path", lambda row: str(row.path)),
     Column("zero_modules", lambda row: row.zero_modules, "zero", priority=8, about="modules with ΔW = 0"),
     Column("modules", lambda row: row.modules, "modules", priority=7),
     Column("extras", lambda row: row.extras, "others", priority=6, about="trained tensors that belong to no pair"),
-    Column("bytes", lambda row: row.size, "size", size, priority=5),
+    Column("bytes", lambda row: row.bytes, "size", size, priority=5),
     Column("findings", lambda row: " ".join(row.findings), json=False),
     Column("findings", lambda row: list(row.findings), csv=False),
 )

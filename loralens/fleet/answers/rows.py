@@ -63,7 +63,7 @@ def _column(index: int, name: str) -> Column[Row]:
     # The first columns of a SELECT are those that its author wants most.
     priority = max(ALWAYS - index, 0)
     # A path is text, and so shortened where it is too long.
-    return Column(name, value, name, align="left" if index == 0 else "right", priority=priority)
+    return Column(name, value, name, align="left" if index == 0 else "right", priority=priority, distinct=index == 0)
 
 
 def select_rows(home: Path, sql: str) -> RowsResult:
@@ -83,7 +83,10 @@ def select_rows(home: Path, sql: str) -> RowsResult:
         connection.text_factory = os.fsdecode
         try:
             cursor = connection.execute(sql)
-            names = [description[0] for description in cursor.description or ()]
+            # Nothing, or nothing but blanks and comments.
+            if cursor.description is None:
+                raise OptionError("the SELECT is empty", fix=_FIX)
+            names = [description[0] for description in cursor.description]
             rows = _fetch(cursor)
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
             raise _refused(error, monotonic() > deadline) from error

@@ -1,13 +1,13 @@
 """A fleet in numbers: how many adapters of which dialects and ranks it has, and what a server must allow for them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from loralens.core.messages import command_line
+from loralens.core.messages import command_line, quote_word
 from loralens.fleet.answers.empty import is_empty
 from loralens.fleet.catalogue.members import Member
 from loralens.tables.numbers import count, percent, size
@@ -15,6 +15,7 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 
 MOST = 0.9  # the share of the adapters for which the smallest sufficient rank is named
+MOST_NAMED = 8  # adapters above this rank that a command names one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,12 @@ class StatsResult(Tabular):
     parameters : int
         Numbers in pairs, in all.
     ranks : sequence of RankCount
+    common_rank : int
+        The smallest rank that is enough for 90 % of the adapters; 0 if there is none.
+    largest : mapping of str to int
+        Name → the largest rank of every adapter.
+    command : str
+        The command that lists adapters above a rank, which follows it.
     formats : sequence of FormatCount
     """
 
@@ -65,6 +72,9 @@ class StatsResult(Tabular):
     empty: int
     parameters: int
     ranks: Sequence[RankCount]
+    common_rank: int
+    largest: Mapping[str, int]
+    command: str
     formats: Sequence[FormatCount]
 
     def __len__(self) -> int:
@@ -72,6 +82,10 @@ class StatsResult(Tabular):
 
     def __getitem__(self, index: int) -> RankCount:
         return self.ranks[index]
+
+    def above(self, rank: int) -> list[str]:
+        """The names of the adapters with a module of a larger rank."""
+        return [name for name, largest in self.largest.items() if largest > rank]
 
     def conclusion(self) -> list[str]:
         """How many adapters of which ranks there are."""
@@ -96,17 +110,28 @@ class StatsResult(Tabular):
         """The rank that a server needs, the command that makes all adapters fit, and the size of the index."""
         sentences = []
         if self.ranks and self.ranks[0].rank < self.ranks[-1].rank:
-            enough = next(row for row in self.ranks if row.share >= MOST)
             sentences.append(f"A server that loads all of them needs a largest rank of {self.ranks[-1].rank}.")
-            if enough.rank < self.ranks[-1].rank:
-                command = command_line("loralens", "compress", str(self.root), "--rank", str(enough.rank), "-o", "OUT")
+            if above := self.above(self.common_rank):
+                share = percent(1 - len(above) / self.adapters)
+                are = "is" if len(above) == 1 else "are"
                 sentences.append(
-                    f"{percent(enough.share)} of them need no more than {enough.rank}; for the others: {command}"
+                    f"{share} of them need no more than {self.common_rank}. {len(above)} {are} above it, and this "
+                    f"writes smaller ones: {self._compression(above)}"
                 )
         if self.adapters:
             per_adapter = size(round(self.index_bytes / self.adapters))
             sentences.append(f"The index takes {size(self.index_bytes)}: {per_adapter} per adapter.")
         return sentences
+
+    def _compression(self, above: Sequence[str]) -> str:
+        """The command that makes all adapters fit, and leaves those alone that do."""
+        rank = str(self.common_rank)
+        # In the output folder, several adapters are called by the last part of their paths.
+        if len(above) <= MOST_NAMED and len({Path(name).name for name in above}) == len(above):
+            paths = [str(self.root / name) for name in above]
+            return command_line("loralens", "compress", *paths, "--rank", rank, "-o", "OUT")
+        each = f'loralens compress {quote_word(str(self.root))}/"$name" --rank {rank} -o OUT/"$name"'
+        return f"{self.command} {rank} | while IFS= read -r name; do {each}; done"
 
     def record(self) -> dict[str, Any]:
         """The whole result as a JSON object."""
@@ -120,11 +145,15 @@ class StatsResult(Tabular):
             "parameters": self.parameters,
             "index_bytes": self.index_bytes,
             "ranks": ranks.records(),
+            "common_rank": self.common_rank,
+            "above": [str(self.root / name) for name in self.above(self.common_rank)],
             "formats": formats.records(),
         }
 
 
-def count_members(root: Path, home: Path, members: Sequence[Member], unreadable: int) -> StatsResult:
+def count_members(
+    root: Path, home: Path, members: Sequence[Member], unreadable: int, command: str = "loralens fleet stats --above"
+) -> StatsResult:
     """The numbers of these members, and of files that cannot be read."""
     by_rank = Counter(max(member.ranks, default=0) for member in members)
     ranks = sorted(by_rank)
@@ -132,16 +161,23 @@ def count_members(root: Path, home: Path, members: Sequence[Member], unreadable:
     by_format: dict[str, list[Member]] = defaultdict(list)
     for member in members:
         by_format[member.format].append(member)
-    formats = [FormatCount(name, len(each), sum(one.size for one in each)) for name, each in by_format.items()]
+    counted = [
+        RankCount(rank, by_rank[rank], most, most / len(members)) for rank, most in zip(ranks, up_to, strict=True)
+    ]
+    common = next((row.rank for row in counted if row.share >= MOST), 0)
+    formats = [FormatCount(name, len(each), sum(one.bytes for one in each)) for name, each in by_format.items()]
     return StatsResult(
         root,
         len(members),
         unreadable,
-        sum(member.size for member in members),
+        sum(member.bytes for member in members),
         sum(file.stat().st_size for file in home.iterdir() if file.is_file()),
         sum(is_empty(member) for member in members),
         sum(member.parameters for member in members),
-        [RankCount(rank, by_rank[rank], most, most / len(members)) for rank, most in zip(ranks, up_to, strict=True)],
+        counted,
+        common,
+        {member.name: max(member.ranks, default=0) for member in members},
+        command,
         sorted(formats, key=lambda row: (-row.adapters, row.format)),
     )
 

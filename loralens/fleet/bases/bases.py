@@ -14,7 +14,7 @@ from loralens.fleet.catalogue.members import Member
 from loralens.fleet.levels import KIN
 from loralens.fleet.search.inner import ExactUpdate, exact_cosine
 from loralens.fleet.search.near import propose
-from loralens.fleet.sketching.sketches import Sketch, Sketches
+from loralens.fleet.sketching.sketches import Sketches
 from loralens.tables.numbers import UNDEFINED, count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
@@ -158,7 +158,9 @@ COLUMNS: tuple[Column[BaseRow], ...] = (
     _count_column("by_neighbours", "neighbours", "by neighbours", "adapters that are like others of this base", 4),
     Column("names", lambda row: row.names, "called", _some_names, align="left", priority=3),
 )
-NAME: Column[MemberBase] = Column("name", lambda row: row.member.name, "adapter", align="left", priority=ALWAYS)
+NAME: Column[MemberBase] = Column(
+    "name", lambda row: row.member.name, "adapter", align="left", priority=ALWAYS, distinct=True
+)
 MEMBER_COLUMNS: tuple[Column[MemberBase], ...] = (
     NAME,
     Column("path", lambda row: str(row.member.path)),
@@ -217,12 +219,12 @@ def _neighbour_base(
     fleet: "Fleet", member_bases: Sequence[MemberBase], sketches: Sketches, row: int, known_rows: "np.ndarray[Any, Any]"
 ) -> str:
     """The base of the nearest members, if one of them is kin; empty if none is, or if they have several bases."""
-    own = Sketch(sketches.codes[row], float(sketches.steps[row]), sketches.starts[row])
+    own = sketches.at(row)
     bases = set()
     try:
         update = _read(fleet, member_bases[row].member)
         for other in propose(sketches, own, known_rows, NEIGHBOURS).tolist():
-            if exact_cosine(update, _read(fleet, member_bases[other].member)).whole >= KIN:
+            if exact_cosine(update, _read(fleet, member_bases[other].member)).cosine >= KIN:
                 bases.add(member_bases[other].base)
     except LoraLensError:  # a file that has changed since it was indexed shows nothing
         return ""

@@ -4,6 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+# Findings of the index itself, besides those of the readers.
+ZERO_UPDATE = "zero-update"  # a module with ΔW = 0 whose scale is not 0
+NON_FINITE = "non-finite"  # a head or another tensor that belongs to no pair holds NaN or Inf
+UNREACHABLE = "unreachable"  # neither the file nor its folder could be reached at the last update
+OF_INDEX = frozenset({ZERO_UPDATE, NON_FINITE, UNREACHABLE})
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -22,7 +28,7 @@ class Member:
         The file.
     real : str
         Identifies the file itself: two paths that lead to one file, through links, have the same text.
-    size : int
+    bytes : int
         Bytes on disk.
     format : str
         The dialect.
@@ -59,7 +65,7 @@ class Member:
     name: str
     path: Path
     real: str
-    size: int
+    bytes: int
     format: str
     base: str | None
     inferred: str | None
@@ -84,7 +90,7 @@ class Unreadable:
 
     Attributes
     ----------
-    name, path, size
+    name, path, bytes
         As in `Member`.
     reason, fix : str
         Why it cannot be read, and what the user can do.
@@ -92,7 +98,7 @@ class Unreadable:
 
     name: str
     path: Path
-    size: int
+    bytes: int
     reason: str
     fix: str
 

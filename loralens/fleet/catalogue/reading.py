@@ -6,18 +6,18 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loralens.errors import FormatError
 from loralens.fleet.catalogue.members import Member, Signature, Unreadable
-from loralens.fleet.catalogue.schema import open_to_read
-from loralens.fleet.catalogue.slots import damaged_slots, read_slots
-from loralens.fleet.sketching.sketches import WIDTH, Sketches
+from loralens.fleet.catalogue.schema import index_command, open_to_read
+from loralens.fleet.catalogue.slots import SlotHold, damaged_slots, read_slots
+from loralens.fleet.sketching.sketches import WIDTH, PickedRows, Sketches
 
-_MEMBER = """select number, slot, name, path, real, size, format, base, inferred, signature, modules, zero_modules,
+_MEMBER = """select number, slot, name, path, real, bytes, format, base, inferred, signature, modules, zero_modules,
     extras, ranks, scales, parameters, frobenius, effective_rank, fingerprint, findings, added, stamp, checksum, step
     from files where status = 'adapter' order by name, number"""
 TRIES = 3  # how often a state is read again that was changed while it was read
@@ -49,6 +49,15 @@ class FleetState:
     settings: str
 
 
+class CatalogueSummary(NamedTuple):
+    """The folder of the adapters, how many there are, how many files hold no LoRA pairs, and what cannot be read."""
+
+    root: Path
+    adapters: int
+    others: int
+    unreadable: tuple[Unreadable, ...]
+
+
 def commit_number(home: Path) -> int:
     """The number of the last commit."""
     with open_to_read(home) as connection:
@@ -77,6 +86,7 @@ def read_state(home: Path) -> FleetState:
     """
     damaged: list[int] = []
     for _ in range(TRIES):
+        hold = SlotHold(home)
         with open_to_read(home) as connection:
             connection.execute("begin")
             commit = _commit(connection)
@@ -85,12 +95,14 @@ def read_state(home: Path) -> FleetState:
             unreadable = _read_unreadable(connection, root)
             settings = connection.execute("select value from state where key = 'reading'").fetchone()
         slots = read_slots(home)
+        # A copy cannot change after the check of its checksums.
+        slots = slots if hold.is_held else np.array(slots)
         damaged = damaged_slots(slots, {row[1]: row[-2] for row in rows})
         if not damaged:
             members = tuple(_sound_member(row, root, home) for row in rows)
             stamps = {row[0]: row[-3] for row in rows}
             return FleetState(
-                commit, root, members, unreadable, _gather(slots, rows), stamps, settings[0] if settings else ""
+                commit, root, members, unreadable, _sketches(slots, hold, rows), stamps, settings[0] if settings else ""
             )
         # A writer may have used a slot again that was freed after the rows were read.
         if commit == commit_number(home):
@@ -98,7 +110,7 @@ def read_state(home: Path) -> FleetState:
     names = [row[2] for row in rows if row[1] in set(damaged)]
     raise FormatError(
         f"{home}: the sketches of {len(damaged)} adapters are damaged, such as that of {name_of(names[0])}",
-        fix=f"index again: loralens fleet index {root}",
+        fix=f"index again: {index_command(home, root)}",
     )
 
 
@@ -111,23 +123,24 @@ def check_catalogue(home: Path) -> None:
     for row in rows:
         _sound_member(row, root, home)
     if not sound:
-        raise FormatError(f"{home}: the catalogue is damaged", fix=f"index again: loralens fleet index {root}")
+        raise FormatError(f"{home}: the catalogue is damaged", fix=f"index again: {index_command(home, root)}")
 
 
-def read_summary(home: Path) -> tuple[Path, int, tuple[Unreadable, ...]]:
-    """The folder of the adapters, how many there are, and the files that cannot be read; no sketch is looked at."""
+def read_summary(home: Path) -> CatalogueSummary:
+    """What the catalogue holds; no sketch is looked at."""
     with open_to_read(home) as connection:
         root = read_root(connection, home) or home
-        adapters = connection.execute("select count(*) from adapters").fetchone()[0]
-        return root, adapters, _read_unreadable(connection, root)
+        counted = dict(connection.execute("select status, count(*) from files group by status"))
+        unreadable = _read_unreadable(connection, root)
+        return CatalogueSummary(root, counted.get("adapter", 0), counted.get("other", 0), unreadable)
 
 
-def _gather(slots: NDArray[np.int8], rows: list[tuple[Any, ...]]) -> Sketches:
-    """The sketches in the order of the rows; the memory map itself, if that is its order."""
+def _sketches(slots: NDArray[np.int8], hold: SlotHold, rows: list[tuple[Any, ...]]) -> Sketches:
+    """The sketches in the order of the rows."""
     order = np.array([row[1] for row in rows], np.intp)
     steps = np.array([row[-1] for row in rows], np.float64)
-    in_order = slots if np.array_equal(order, np.arange(len(slots))) else slots[order]
-    return Sketches(in_order[:, :WIDTH], steps, in_order[:, WIDTH:])
+    codes, starts = (PickedRows(slots, order, side, hold) for side in (slice(WIDTH), slice(WIDTH, None)))
+    return Sketches(codes, steps, starts)
 
 
 def _sound_member(row: tuple[Any, ...], root: Path, home: Path) -> Member:
@@ -138,7 +151,7 @@ def _sound_member(row: tuple[Any, ...], root: Path, home: Path) -> Member:
         return _member(row, root)
     except (ValueError, TypeError) as error:
         raise FormatError(
-            f"{home}: the catalogue is damaged", fix=f"index again: loralens fleet index {root}"
+            f"{home}: the catalogue is damaged", fix=f"index again: {index_command(home, root)}"
         ) from error
 
 
@@ -170,7 +183,7 @@ def _read_unreadable(
     connection: sqlite3.Connection, root: Path, *, status: str = "unreadable"
 ) -> tuple[Unreadable, ...]:
     rows = connection.execute(
-        "select name, path, size, reason, fix from files where status = ? order by name, number", [status]
+        "select name, path, bytes, reason, fix from files where status = ? order by name, number", [status]
     )
     return tuple(
         Unreadable(name_of(name), root / name_of(path), size, reason, fix) for name, path, size, reason, fix in rows
@@ -182,7 +195,7 @@ def read_signature(home: Path, digest: str) -> Signature:
     with open_to_read(home) as connection:
         row = connection.execute("select modules from signatures where signature = ?", [digest]).fetchone()
     if row is None:
-        raise FormatError(f"{home}: the signature {digest} is missing", fix="index again: loralens fleet index DIR")
+        raise FormatError(f"{home}: the signature {digest} is missing", fix=f"index again: {index_command(home)}")
     return to_signature(row[0])
 
 

@@ -6,12 +6,14 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from loralens.core.messages import command_line
 from loralens.errors import FormatError, OptionError
 
 FOLDER = ".loralens-fleet"  # the folder of an index within the folder of the adapters
 CATALOGUE = "catalogue.sqlite"
 # Indexes of another version are made anew. It changes with the tables, with the sketches, and with what is measured.
-VERSION = "1"
+VERSION = "2"
+READING = ("allow_pickle", "once")  # the options with which files are read; the setting ``reading`` has both
 WAIT = 60.0  # seconds for which a connection waits until another one has finished reading or writing
 
 TABLES = """
@@ -22,7 +24,7 @@ create table files(
     path text not null unique,
     name text not null,
     real text not null,
-    size integer not null,
+    bytes integer not null,
     stamp text not null,
     status text not null,
     reason text not null default '',
@@ -51,10 +53,10 @@ create table files(
     findings text
 );
 create view adapters as
-    select number, path, name, real, size, added, indexed, format, base, inferred, signature, modules, zero_modules,
+    select number, path, name, real, bytes, added, indexed, format, base, inferred, signature, modules, zero_modules,
         extras, rank, ranks, scales, parameters, frobenius, effective_rank, norms, fingerprint, findings
     from files where status = 'adapter';
-create view unreadable as select number, path, name, size, added, reason, fix from files where status = 'unreadable';
+create view unreadable as select number, path, name, bytes, added, reason, fix from files where status = 'unreadable';
 """
 
 
@@ -66,6 +68,25 @@ def find_home(path: Path) -> Path:
     if path.name == FOLDER or (path / CATALOGUE).exists():
         return path
     return path / FOLDER if path.is_dir() else path
+
+
+def index_command(home: Path, root: Path | None = None, *, settings: str = "") -> str:
+    """The command that updates an index, as a user types it.
+
+    Parameters
+    ----------
+    home : Path
+        The folder of the index.
+    root : Path, optional
+        The folder of the adapters; if it is not known, that of the index says it where it lies within.
+    settings : str
+        How the files were read, as the catalogue states it; with other options all would be read again.
+    """
+    known = root or (home.parent if home.name == FOLDER else None)
+    within = home.name == FOLDER and (root is None or home.parent.resolve() == root.resolve())
+    options = [f"--{name.replace('_', '-')}" for name in READING if f"{name}=True" in settings]
+    words = [str(known) if known else "DIR", *([] if within else ["-o", str(home)]), *options]
+    return command_line("loralens", "fleet", "index", *words)
 
 
 @contextmanager
@@ -83,7 +104,7 @@ def open_to_read(home: Path) -> Iterator[sqlite3.Connection]:
     if not file.exists():
         raise OptionError(
             f"{home}: there is no index of a fleet",
-            fix="make one: loralens fleet index DIR; --fleet names the index, or the folder that holds it",
+            fix=f"make one: {index_command(home)}; --fleet names the index, or the folder that holds it",
         )
     with catalogue_errors(home):
         _finish_killed_write(file)
@@ -129,7 +150,7 @@ def check_version(connection: sqlite3.Connection, home: Path) -> None:
     row = connection.execute("select value from state where key = 'version'").fetchone()
     if row is None or row[0] != VERSION:
         raise OptionError(
-            f"{home}: the index was made by another version of loralens", fix="index again: loralens fleet index DIR"
+            f"{home}: the index was made by another version of loralens", fix=f"index again: {index_command(home)}"
         )
 
 
@@ -146,5 +167,5 @@ def catalogue_errors(home: Path) -> Iterator[None]:
         if "disk" in text and "full" in text:
             raise FormatError(f"{home}: cannot be written: {text}", fix="make room on the disk") from error
         raise FormatError(
-            f"{home}: the catalogue is damaged ({text})", fix="index again: loralens fleet index DIR"
+            f"{home}: the catalogue is damaged ({text})", fix=f"index again: {index_command(home)}"
         ) from error

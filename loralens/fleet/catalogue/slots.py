@@ -5,12 +5,14 @@ import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import final
+from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loralens.fleet.sketching.sketches import START_WIDTH, WIDTH, Sketch
 from loralens.formats.files.disk import disk_errors, sync_folder, write_at
+from loralens.formats.files.hold import lock
 
 SKETCHES = "sketches.i8"
 SLOT = WIDTH + START_WIDTH  # bytes: the sketch of the update, then the start sketch
@@ -27,12 +29,35 @@ def checksum(content: bytes | memoryview) -> int:
 
 
 def read_slots(home: Path) -> NDArray[np.int8]:
-    """All slots, memory-mapped, shape (slots, 4352). The file never shrinks while it is mapped."""
+    """All slots, memory-mapped, shape (slots, 4352). The file never shrinks while it is mapped.
+
+    A slot that no committed row names any more may get new content while it is mapped, unless `SlotHold` is alive.
+    """
     file = home / SKETCHES
     count = file.stat().st_size // SLOT if file.exists() else 0
     if not count:
         return np.empty((0, SLOT), np.int8)
     return np.memmap(file, np.int8, "r", shape=(count, SLOT))
+
+
+@final
+class SlotHold:
+    """The right of a reader to find slots as they are, as long as this object lives: writers use none of them again.
+
+    Attributes
+    ----------
+    is_held : bool
+        False while a writer is at work, and where the system or the disk has no locks.
+    """
+
+    def __init__(self, home: Path) -> None:
+        try:
+            descriptor = lock(home / SKETCHES, shared=True)
+        except BlockingIOError:  # a writer, which uses free slots again
+            descriptor = None
+        self.is_held = descriptor is not None
+        if descriptor is not None:
+            finalize(self, os.close, descriptor)
 
 
 def damaged_slots(slots: NDArray[np.int8], checksums: Mapping[int, int]) -> list[int]:
@@ -56,10 +81,14 @@ class SlotWriter:
         with disk_errors(self._file):
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
             sync_folder(home)
+        try:
+            self._lock, self._reuses = lock(self._file), True
+        except BlockingIOError:  # a reader has mapped the slots, also those that are free by now
+            self._lock, self._reuses = None, False
 
     def take(self) -> int:
-        """A slot that no committed row names: a free one, or a new one at the end."""
-        if self._free:
+        """A slot that no committed row names: a free one if no reader may look at it, or a new one at the end."""
+        if self._free and self._reuses:
             return self._free.pop()
         self._end += 1
         return self._end - 1
@@ -79,3 +108,5 @@ class SlotWriter:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+        if self._lock is not None:
+            os.close(self._lock)

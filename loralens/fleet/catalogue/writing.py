@@ -4,12 +4,13 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
-from loralens.fleet.catalogue.members import Signature
+from loralens.fleet.catalogue.dates import forget_dates, kept_dates
+from loralens.fleet.catalogue.members import UNREACHABLE, Signature
 from loralens.fleet.catalogue.reading import name_of, read_root, stored_name, to_signature
 from loralens.fleet.catalogue.schema import CATALOGUE, catalogue_errors, open_to_write
 from loralens.fleet.catalogue.slots import SKETCHES, SlotWriter, checksum, damaged_slots, read_slots
@@ -19,7 +20,7 @@ from loralens.formats.files.hold import Hold
 # The files in work, in a file of its own: it is written often, and must survive the process but not the machine.
 IN_WORK, NEXT_IN_WORK = "in-work.json", "in-work.json.new"
 _COLUMNS = (
-    "path", "name", "real", "size", "stamp", "status", "reason", "fix", "added", "indexed", "slot", "checksum",
+    "path", "name", "real", "bytes", "stamp", "status", "reason", "fix", "added", "indexed", "slot", "checksum",
     "header", "step", "format", "base", "signature", "modules", "zero_modules", "extras", "rank", "ranks", "scales",
     "parameters", "frobenius", "effective_rank", "norms", "fingerprint", "findings",
 )  # fmt: skip
@@ -49,6 +50,8 @@ class CatalogueWriter:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        # Of an index that is made anew.
+        self._dates = kept_dates(home)
         with disk_errors(home):
             home.mkdir(parents=True, exist_ok=True)
         self._hold = Hold()
@@ -57,7 +60,7 @@ class CatalogueWriter:
             self._connection = open_to_write(home)
             with catalogue_errors(home):
                 self._slots = SlotWriter(home, self._used())
-        except BaseException:
+        except BaseException:  # whatever it is, it is raised again
             self._hold.release()
             raise
 
@@ -107,6 +110,26 @@ class CatalogueWriter:
         """The paths of the files that people see: adapters, and what cannot be read."""
         return [name_of(row[0]) for row in self._connection.execute("select path from files where status != 'other'")]
 
+    def adapters(self) -> list[str]:
+        """The paths of the adapters."""
+        return [name_of(row[0]) for row in self._connection.execute("select path from files where status = 'adapter'")]
+
+    def mark_unreachable(self, paths: Collection[str]) -> None:
+        """Give these adapters the finding that they could not be reached, and take it from all others."""
+        query = "select path, findings from files where status = 'adapter' and"
+        rows = dict(self._connection.execute(f"{query} findings like ?", [f'%"{UNREACHABLE}"%']))
+        for path in paths:
+            rows |= dict(self._connection.execute(f"{query} path = ?", [stored_name(path)]))
+        changed = []
+        for path, text in rows.items():
+            others = [code for code in json.loads(text) if code != UNREACHABLE]
+            findings = json.dumps([UNREACHABLE] * (name_of(path) in paths) + others)
+            if findings != text:
+                changed.append((findings, path))
+        if changed:
+            with self._transaction():
+                self._connection.executemany("update files set findings = ? where path = ?", changed)
+
     def identify(self, real: Mapping[str, str]) -> None:
         """Path → identity of files that were moved or copied together with the index."""
         if real:
@@ -137,7 +160,8 @@ class CatalogueWriter:
         values = []
         for row, slot, content in zip(rows, slots, contents, strict=True):
             path = stored_name(row["path"])
-            places = {"path": path, "name": path, "added": now, "indexed": now, "slot": slot}
+            added = self._dates.get(row["path"], now)
+            places = {"path": path, "name": path, "added": added, "indexed": now, "slot": slot}
             sums = {"checksum": checksum(content) if content else None}
             complete = {"reason": "", "fix": "", "header": "", **row, **places, **sums}
             values.append([complete.get(column) for column in _COLUMNS])
@@ -204,6 +228,15 @@ class CatalogueWriter:
         except (OSError, ValueError, TypeError):
             # Written without waiting for the disk, so it may hold anything after a power failure.
             return set()
+
+    def complete(self) -> None:
+        """Nothing is in work any more, and the index has everything."""
+        self.finish()
+        forget_dates(self.home)
+
+    def expected(self) -> set[str]:
+        """The paths of the adapters, and in an index that is being made anew those of the files that it had."""
+        return {*self.adapters(), *self._dates}
 
     def finish(self) -> None:
         """Nothing is in work any more."""

@@ -1,207 +1,23 @@
 """Copies in a fleet: which adapters are the same update, and which files can be deleted without a loss."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loralens.fleet.bases.architectures import bare_base_name
 from loralens.fleet.catalogue.members import Member
+from loralens.fleet.grouping.copies_result import CopiesResult, Copy, LinkedPath
 from loralens.fleet.grouping.judging import Judge, near_pairs
 from loralens.fleet.grouping.links import link_targets, paths_by_file
-from loralens.fleet.search.sameness import Kind, Sameness
-from loralens.tables.numbers import count, fixed, number, size
-from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.formats.files.container import CONFIG
+from loralens.formats.records.collection import weights_among
 
 if TYPE_CHECKING:
     from loralens.fleet.fleet import Fleet
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """One adapter that is the same as another, or nearly.
-
-    Attributes
-    ----------
-    kept : Member
-        The adapter that stays.
-    member : Member
-        The other one.
-    sameness : Sameness
-    protected : str
-        Why it must not be deleted although it is a copy; empty if it can be.
-    """
-
-    kept: Member
-    member: Member
-    sameness: Sameness
-    protected: str = ""
-
-    @property
-    def safe(self) -> bool:
-        """Whether the file of this copy can be deleted without a loss."""
-        return self.sameness.is_copy and not self.protected
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class CopyGroup:
-    """Adapters that are the same update, the one that stays first."""
-
-    members: Sequence[Member]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class LinkedPath:
-    """A path that leads to the file of a member through a link, and is therefore not a copy."""
-
-    member: Member
-    file: Member
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class CopiesResult(Tabular):
-    """The copies in a fleet; the result is a sequence of them.
-
-    Attributes
-    ----------
-    members : int
-        The number of adapters.
-    copies : sequence of Copy
-        Adapters that are the same as a kept one, in order of the kept ones.
-    close : sequence of Copy
-        Adapters that are nearly the same as another, and are not copies.
-    links : sequence of LinkedPath
-    """
-
-    members: int
-    copies: Sequence[Copy]
-    close: Sequence[Copy]
-    links: Sequence[LinkedPath] = field(default=())
-
-    def __len__(self) -> int:
-        return len(self.copies)
-
-    def __getitem__(self, index: int) -> Copy:
-        return self.copies[index]
-
-    def __repr__(self) -> str:
-        return f"CopiesResult({count(len(self.copies), 'copy').replace('copys', 'copies')})"
-
-    @property
-    def groups(self) -> list[CopyGroup]:
-        """The adapters that are the same update, together."""
-        by_kept: dict[int, list[Member]] = {}
-        for copy in self.copies:
-            by_kept.setdefault(copy.kept.number, [copy.kept]).append(copy.member)
-        return [CopyGroup(members) for members in by_kept.values()]
-
-    @property
-    def safe_to_delete(self) -> list[Path]:
-        """The files that can be deleted: each is a copy of one that stays."""
-        return [copy.member.path for copy in self.copies if copy.safe]
-
-    def conclusion(self) -> list[str]:
-        """How many copies there are, and what their deletion frees."""
-        among = f"{count(self.members, 'adapter')}"
-        if not self.copies:
-            return [f"{among}: none is a copy of another."]
-        kept = len(self.groups)
-        are = "is a copy" if len(self.copies) == 1 else "are copies"
-        sentences = [f"{among}: {len(self.copies)} {are} of {kept} other{'' if kept == 1 else 's'}."]
-        safe = [copy for copy in self.copies if copy.safe]
-        freed = size(sum(copy.member.size for copy in safe))
-        if safe:
-            files = count(len(safe), "file")
-            sentences.append(f"{files} can be deleted, which frees {freed}: loralens fleet copies --paths lists them.")
-        return sentences
-
-    def tables(self) -> list[Table[Copy]]:
-        """The copies, and the adapters that are nearly the same."""
-        return [
-            Table("copies", COPY_COLUMNS, self.copies),
-            Table("nearly the same, but not copies", CLOSE_COLUMNS, self.close),
-        ]
-
-    def listing(self) -> list[Table[Copy]]:
-        """The copies and then the adapters that are nearly the same, one a row."""
-        return [Table("copies", RECORD_COLUMNS, [*self.copies, *self.close])]
-
-    def sentences(self) -> list[str]:
-        """Which paths are links."""
-        if not self.links:
-            return []
-        first = self.links[0]
-        several = len(self.links) > 1
-        leads = "paths lead" if several else "path leads"
-        example = f"{first.member.name} → {first.file.name}" + (" …" if several else "")
-        counted = "" if several else ", and is not counted as a copy"
-        text = f"{len(self.links)} {leads} to the file of another adapter through a link{counted}"
-        return [text + (", and are not counted as copies" if several else "") + f": {example}"]
-
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        return {
-            "members": self.members,
-            "copies": Table("copies", RECORD_COLUMNS, self.copies).records(),
-            "close": Table("close", RECORD_COLUMNS, self.close).records(),
-            "links": [{"path": str(link.member.path), "file": str(link.file.path)} for link in self.links],
-            "safe_to_delete": [str(path) for path in self.safe_to_delete],
-        }
-
-
-KINDS: Mapping[Kind, str] = {"tensors": "same numbers", "update": "same ΔW", "close": "nearly the same", "": ""}
-NAME: Column[Copy] = Column("name", lambda row: row.member.name, "copy", align="left", priority=ALWAYS)
-KEPT: Column[Copy] = Column("kept", lambda row: row.kept.name, "of", align="left", priority=ALWAYS)
-KIND: Column[Copy] = Column("kind", lambda row: row.sameness.kind, "kind", lambda kind: KINDS[kind], "left", 8)
-DIFFERENCE: Column[Copy] = Column(
-    "difference",
-    lambda row: row.sameness.difference,
-    "difference",
-    lambda value: number(value, 2),
-    priority=6,
-    about="‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the worst module",
-)
-SIZE: Column[Copy] = Column("bytes", lambda row: row.member.size, "size", size, priority=7)
-COPY_COLUMNS: tuple[Column[Copy], ...] = (
-    NAME,
-    KEPT,
-    KIND,
-    DIFFERENCE,
-    SIZE,
-    Column(
-        "delete",
-        lambda row: row.protected or "safe",
-        "to delete",
-        align="left",
-        priority=8,
-        about="whether the file can be deleted without a loss",
-    ),
-)
-CLOSE_COLUMNS: tuple[Column[Copy], ...] = (
-    Column("name", lambda row: row.member.name, "adapter", align="left", priority=ALWAYS),
-    Column("kept", lambda row: row.kept.name, "and", align="left", priority=ALWAYS),
-    Column("cosine", lambda row: row.sameness.cosine, "cosine", fixed("+.4f"), priority=7),
-    DIFFERENCE,
-    Column("reason", lambda row: row.sameness.reason, "why not a copy", align="left", priority=8),
-)
-RECORD_COLUMNS: tuple[Column[Copy], ...] = (
-    NAME,
-    Column("path", lambda row: str(row.member.path)),
-    Column("kept", lambda row: row.kept.name),
-    Column("kept_path", lambda row: str(row.kept.path)),
-    KIND,
-    Column("cosine", lambda row: row.sameness.cosine),
-    DIFFERENCE,
-    Column("reason", lambda row: row.sameness.reason or row.protected),
-    Column("safe_to_delete", lambda row: row.safe),
-    SIZE,
-)
 
 
 def find_copies(fleet: "Fleet") -> CopiesResult:
@@ -209,7 +25,8 @@ def find_copies(fleet: "Fleet") -> CopiesResult:
 
     Equal fingerprints are copies. Of the others, those whose sketches have a cosine of at least 0.985 and whose norms
     are within 1 % are compared exactly. Of each group the file stays that others link to, else the one with the most
-    bits for each number, else the oldest. Paths to one file, through links or Hub caches, are one file.
+    bits for each number, else one that names its base, else the oldest. Paths to one file, through links or Hub caches,
+    are one file.
     """
     members, sketches = fleet.snapshot()
     by_file = paths_by_file(members)
@@ -222,16 +39,19 @@ def find_copies(fleet: "Fleet") -> CopiesResult:
     copies: list[Copy] = []
     close: list[Copy] = []
     groups = _groups_of_files(files, first_of, _linked_groups(firsts, judge.same_pairs()))
-    targets = link_targets(fleet.root, [members[row].path for rows in groups if len(rows) > 1 for row in rows])
+    alike = [members[row].path for rows in groups if len(rows) > 1 for row in rows]
+    targets = link_targets(fleet.root, [*alike, *(path.parent / CONFIG for path in alike)])
     for rows in groups:
         copies += _copies_of_group(rows, members, judge, targets)
+    copies = _with_files(copies, targets)
     replaced = {copy.member.number for copy in copies}
     for (first, second), sameness in sorted(judge.judged.items()):
         pair = members[first], members[second]
         if sameness.kind == "close" and not any(one.number in replaced for one in pair):
             close.append(Copy(*pair, sameness))
     judge.tell_failed()
-    return CopiesResult(len(files), copies, close, _further_paths(members, by_file))
+    links = _further_paths(members, by_file)
+    return CopiesResult(len(files), copies, close, links, fleet.command("copies", "--paths"))
 
 
 def _further_paths(members: Sequence[Member], files: Sequence[Sequence[int]]) -> list[LinkedPath]:
@@ -282,7 +102,7 @@ def _copies_of_group(
         for row in others:
             sameness = judge(kept, row)
             if sameness.is_copy:
-                reason = targets.get(members[row].path, "")
+                reason = targets.get(members[row].path) or _lost_base(members[kept], members[row])
                 copies.append(Copy(members[kept], members[row], sameness, reason))
             else:
                 # The same as one that is the same as the kept one, but not the same as that: rounding has added up.
@@ -291,9 +111,52 @@ def _copies_of_group(
 
 
 def _reasons_to_keep(member: Member, width: int, targets: Mapping[Path, str]) -> tuple[Any, ...]:
-    """A key that sorts the file first that should stay: the target of a link, the widest numbers, the oldest file."""
+    """A key that sorts the file first that should stay.
+
+    It is the target of a link, has the widest numbers, names its base, or is the oldest.
+    """
     try:
         written = member.path.stat().st_mtime_ns
     except OSError:
         written = 0
-    return member.path not in targets, -width, written, len(member.name), member.name
+    return member.path not in targets, -width, not member.base, written, len(member.name), member.name
+
+
+def _lost_base(kept: Member, member: Member) -> str:
+    """Why the name of a base would be lost with a copy; empty if the kept adapter names the same one."""
+    if not member.base or (kept.base and _is_same_base(kept.base, member.base)):
+        return ""
+    return f"names another base: {member.base}" if kept.base else f"only it names its base: {member.base}"
+
+
+def _is_same_base(first: str, second: str) -> bool:
+    """Whether two names mean one base: they are equal without organisation and folder, or one of them has none."""
+    hub = [re.fullmatch(r"[\w.-]+/[\w.-]+", name) for name in (first, second)]
+    # Two organisations may have different models of one name.
+    return first == second or (bare_base_name(first) == bare_base_name(second) and not all(hub))
+
+
+def _with_files(copies: Sequence[Copy], targets: Mapping[Path, str]) -> list[Copy]:
+    """The copies with the files of those that can be deleted."""
+    weights = {copy.member.path for copy in copies if copy.safe_to_delete}
+    with_files = []
+    for copy in copies:
+        path, config = copy.member.path, copy.member.path.parent / CONFIG
+        files = [path] if path in weights else []
+        if files and config not in targets and _is_needed_only_by(weights, config):
+            files.append(config)
+        with_files.append(replace(copy, files=files, freed=copy.member.bytes + sum(map(_bytes, files[1:]))))
+    return with_files
+
+
+def _is_needed_only_by(weights: Collection[Path], config: Path) -> bool:
+    """Whether there is a configuration, and all weights beside it are among these."""
+    try:
+        names = [path.name for path in config.parent.iterdir()]
+    except OSError:  # nothing is listed of a folder that cannot be read
+        return False
+    return CONFIG in names and all(config.parent / name in weights for name in weights_among(names))
+
+
+def _bytes(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

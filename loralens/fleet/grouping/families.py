@@ -39,15 +39,16 @@ class Family:
         From 1, the largest family first.
     members : sequence of Member
         Those nearest to the middle first.
-    least : float
+    middle_to_furthest : float
         The cosine of the first member, which is nearest to the middle, with the last one, which is furthest from it.
+        Two others may have a smaller one.
     exact : bool
-        Whether ``least`` is exact, or by sketches.
+        Whether it is exact, or by sketches.
     """
 
     number: int
     members: Sequence[Member]
-    least: float
+    middle_to_furthest: float
     exact: bool
 
     @property
@@ -159,17 +160,25 @@ COLUMNS: tuple[Column[Family], ...] = (
     Column("family", lambda row: row.number, "#", priority=ALWAYS),
     Column("adapters", lambda row: len(row.members), "adapters", priority=ALWAYS),
     Column(
-        "least",
-        lambda row: row.least,
-        "least cosine",
+        "middle_to_furthest",
+        lambda row: row.middle_to_furthest,
+        "to furthest",
         signed,
         priority=7,
-        about="of the adapter in the middle of the family with the one furthest from it",
+        about="cosine of the adapter nearest to the middle of the family with the one furthest from it",
     ),
     Column("exact", lambda row: row.exact),
     Column("base", lambda row: row.base or None, "base", align="left", priority=5),
     Column("ranks", lambda row: row.ranks, "r", span, priority=4),
-    Column("names", lambda row: names_text(row.members), "members", align="left", priority=ALWAYS, json=False),
+    Column(
+        "names",
+        lambda row: names_text(row.members),
+        "members",
+        align="left",
+        priority=ALWAYS,
+        json=False,
+        distinct=True,
+    ),
 )
 MEMBER_COLUMNS: tuple[Column[FamilyMember], ...] = (
     Column("family", lambda row: row.family, "family"),
@@ -188,7 +197,7 @@ def find_families(fleet: "Fleet", at: float = FAMILY, *, sketch: bool = False) -
     at : float
         The smallest mean cosine within a family: 0.5 by default; 0.2 finds kin.
     sketch : bool
-        State the least cosine of every family by sketches, and read no file.
+        State the cosine of every family by sketches, and read no file.
 
     Raises
     ------
@@ -205,8 +214,8 @@ def find_families(fleet: "Fleet", at: float = FAMILY, *, sketch: bool = False) -
     families = []
     for number, (rows, pair) in enumerate(zip(groups, ends, strict=True), 1):
         sketched = float(sketches.directions(rows=np.array(pair))[0] @ sketches.directions(rows=np.array(pair))[1])
-        least = exact.get(pair, sketched)
-        families.append(Family(number, [members[row] for row in rows], least, pair in exact))
+        cosine = exact.get(pair, sketched)
+        families.append(Family(number, [members[row] for row in rows], cosine, pair in exact))
     grouped = {int(row) for rows in groups for row in rows}
     alone = [member for row, member in enumerate(members) if row not in grouped]
     spread = float(np.sqrt(np.mean(np.square(spreads)))) if spreads else None
@@ -239,17 +248,17 @@ def exact_ends(
                 try:
                     adapter = fleet.adapter(members[row])
                     updates.append(ExactUpdate.of(adapter, fleet.modules(adapter)))
-                except LoraLensError:
+                except LoraLensError:  # it has changed, and may be anything now
                     failed.append(members[row].name)
                     return None
-            cosine = exact_cosine(*updates)
-            spreads.append(cosine.spread)
-            return cosine.whole
+            comparison = exact_cosine(*updates)
+            spreads.append(comparison.spread)
+            return comparison.cosine
 
         compared = in_threads(compare, [str(i) for i in range(len(pairs))], processor_count(), step)
     if failed:
         warn(
             f"{count(len(failed), 'file')} not read, as they have changed since they were indexed: {min(failed)}",
-            fix="index the fleet again: loralens fleet index",
+            fix=f"index the fleet again: {fleet.index_command}",
         )
     return {pairs[int(i)]: cosine for i, cosine in compared.items() if cosine is not None}, spreads

@@ -93,7 +93,7 @@ class Judge:
         if row not in self._widths:
             try:
                 self._keep_width(row, self.fleet.adapter(self.members[row]))
-            except LoraLensError:
+            except LoraLensError:  # it has changed, and may be anything now
                 return 0
         return self._widths[row]
 
@@ -106,7 +106,7 @@ class Judge:
             warn(
                 f"{count(len(self._failed), 'file')} not compared, as they have changed since they were indexed: "
                 f"{min(self._failed)}",
-                fix="index the fleet again: loralens fleet index",
+                fix=f"index the fleet again: {self.fleet.index_command}",
             )
 
     def _compare(self, first: int, second: int) -> Sameness:
@@ -121,8 +121,11 @@ class Judge:
                 if not same_numbers:
                     updates.append(self._update(row, adapters[-1]))
                 elif fingerprint(adapters[-1]) != member.fingerprint:
-                    raise FormatError(f"{member.path}: does not hold what was indexed", fix="index the fleet again")
-            except LoraLensError:
+                    raise FormatError(
+                        f"{member.path}: does not hold what was indexed",
+                        fix=f"index the fleet again: {self.fleet.index_command}",
+                    )
+            except LoraLensError:  # it has changed, and may be anything now
                 self._failed.add(member.name)
                 return Sameness("", 0.0, float("inf"))
         if same_numbers:

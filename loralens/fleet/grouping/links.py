@@ -15,14 +15,18 @@ def link_targets(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:
     """The paths that must stay because of links, each with the reason in words.
 
     A path stays if a link under ``root`` leads to it or to a folder above it, and if it is a link itself, because its
-    deletion would free nothing. Links elsewhere on the machine cannot be known.
+    deletion would free nothing. A link to ``root`` itself or to a folder above it says nothing about single adapters.
+    Links elsewhere on the machine cannot be known.
     """
     targets: dict[str, str] = {}
+    home = Path(os.path.realpath(root))
     for folder, files in folders(root, without=lambda _: False):
         for name in files:
             link = folder / name
             if link.is_symlink():
-                targets.setdefault(os.path.realpath(link), str(link.relative_to(root)))
+                target = os.path.realpath(link)
+                if not home.is_relative_to(target):
+                    targets.setdefault(target, str(link.relative_to(root)))
     reasons = {}
     for path in paths:
         # A link may lead to the file or to a folder above it.
@@ -44,8 +48,7 @@ def distinct_files(members: Sequence[Member], sketches: Sketches) -> tuple[Seque
     if len(files) == len(members):
         return members, sketches
     rows = np.array(sorted(paths[0] for paths in files))
-    chosen = Sketches(sketches.codes[rows], sketches.steps[rows], sketches.starts[rows])
-    return [members[row] for row in rows], chosen
+    return [members[row] for row in rows], sketches.take(rows)
 
 
 def paths_by_file(members: Sequence[Member]) -> list[list[int]]:

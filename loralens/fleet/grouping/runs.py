@@ -167,7 +167,15 @@ COLUMNS: tuple[Column[SharedStart], ...] = (
     ),
     Column("exact", lambda row: row.exact),
     Column("base", lambda row: base_of(row.members) or None, "base", align="left", priority=5),
-    Column("names", lambda row: names_text(row.members), "members", align="left", priority=ALWAYS, json=False),
+    Column(
+        "names",
+        lambda row: names_text(row.members),
+        "members",
+        align="left",
+        priority=ALWAYS,
+        json=False,
+        distinct=True,
+    ),
 )
 MEMBER_COLUMNS: tuple[Column[RunMember], ...] = (
     Column("run", lambda row: row.run, "run"),

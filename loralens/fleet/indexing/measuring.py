@@ -8,10 +8,13 @@ from math import fsum
 from pathlib import Path
 from typing import Any, Literal, final
 
+from loralens.analysis.inspection import count_non_finite
 from loralens.core.adapter import Adapter
-from loralens.core.fingerprint import fingerprint
+from loralens.core.fingerprint import BLOCK, fingerprint
+from loralens.core.lazy import LazyArray, row_blocks
 from loralens.core.naming.normal_form import normal_form
 from loralens.errors import FormatError, LoraLensError, OptionError
+from loralens.fleet.catalogue.members import NON_FINITE, ZERO_UPDATE
 from loralens.fleet.catalogue.slots import slot_bytes
 from loralens.fleet.sketching.measures import AdapterMeasures, measure_adapter, norm_of_update
 from loralens.formats.records.collection import FolderEntry, Status, examine_file
@@ -72,6 +75,7 @@ def _measure_file(root: str, path: str, *, allow_pickle: bool, once: bool) -> Me
     except LoraLensError as error:
         # A header that can be read promises nothing about the numbers behind it.
         reason, fix = ": ".join((*error.where, error.what)), error.fix
+    # Whatever a damaged file makes NumPy or the system do: one file must not end the index of thousands.
     except (MemoryError, ArithmeticError, ValueError, OSError) as error:
         reason, fix = (
             f"cannot be measured: {error or type(error).__name__}",
@@ -116,13 +120,22 @@ def _signature(adapter: Adapter, measures: AdapterMeasures) -> list[tuple[str, s
 
 
 def _findings(adapter: Adapter, measures: AdapterMeasures) -> list[str]:
-    """The codes of findings that need no more than one pass: those of the reader, and modules that are 0.
+    """The codes of findings that need no more than one pass: those of the reader, modules that are 0, and NaN in heads.
 
     The doctor has more checks, which take several times as long as everything else here.
     """
     by_level = sorted(adapter.findings, key=lambda finding: LEVELS.index(finding.level))
     zero = any(norm == 0 and adapter.modules[measures.names[key]].scale for key, norm in measures.norms.items())
-    return list(dict.fromkeys([finding.code for finding in by_level] + ["zero-update"] * zero))
+    # A module with NaN has no norm and no sketch, so its file cannot be measured. A head with NaN has no part in them.
+    spoilt = any(_holds_non_finite(extra.tensor) for extra in adapter.extra.values())
+    codes = [NON_FINITE] * spoilt + [finding.code for finding in by_level] + [ZERO_UPDATE] * zero
+    return list(dict.fromkeys(codes))
+
+
+def _holds_non_finite(tensor: LazyArray) -> bool:
+    """Whether a tensor holds NaN or Inf; a head may be as large as the embedding, so blocks of rows are read."""
+    blocks = (rows for _, rows in row_blocks(tensor, BLOCK)) if tensor.size > BLOCK else iter([tensor.read()])
+    return any(map(count_non_finite, blocks))
 
 
 def _header_digest(file: Path) -> str:

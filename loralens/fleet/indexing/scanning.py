@@ -1,21 +1,26 @@
 """Which files there are under a folder, and how they are told from those that were indexed."""
 
+import errno
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from stat import S_ISDIR
 from typing import final
 
+from loralens.errors import FormatError
+from loralens.fleet.catalogue.members import UNREACHABLE
 from loralens.formats.files.container import CONFIG
 from loralens.formats.records.collection import candidates
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file that may be an adapter, or a folder that has a configuration without weights.
+    """A file that may be an adapter, a folder that has a configuration without weights, or what cannot be reached.
 
     Attributes
     ----------
@@ -27,44 +32,96 @@ class FoundFile:
         Changes if the file or the configuration beside it does: their sizes and times.
     real : str
         The device and inode: equal for two paths to one file.
+    reason : str
+        Why a folder cannot be listed, or a file not be reached; empty for everything else.
     """
 
     path: str
     size: int
     stamp: str
     real: str
+    reason: str = ""
 
 
 def scan(root: Path, *, without: Path | None = None) -> dict[str, FoundFile]:
-    """The files under ``root`` by their paths relative to it; what lies under ``without`` is left out."""
+    """The files under ``root`` by their paths relative to it; what lies under ``without`` is left out.
+
+    A folder that cannot be listed is among them, with the reason. What it holds is unknown, which is another thing than
+    that it holds nothing.
+
+    Raises
+    ------
+    FormatError
+        ``root`` itself cannot be listed.
+    """
     prefix = len(str(root / "x")) - 1
     outside = f"{without}{os.sep}" if without else None
+    unlisted: dict[Path, OSError] = {}
     files = {}
-    for candidate in candidates(root):
+    for candidate in candidates(root, failed=unlisted.setdefault):
         text = str(candidate)
         if outside and text.startswith(outside):
             continue
+        name = text[prefix:] if text != str(root) else "."
         try:
             status = os.stat(text)  # noqa: PTH116  # half the time of a Path, for thousands of files
-        except OSError:
+        except OSError as error:
             # A link that leads nowhere; one of a cache whose download was interrupted, for example.
+            if error.errno in _ABSENT:
+                continue
+            files[name] = _unreachable(name, f"cannot be reached: {error.strerror}")
             continue
-        name = text[prefix:] if text != str(root) else "."
         size = 0 if S_ISDIR(status.st_mode) else status.st_size
         files[name] = FoundFile(name, size, _stamp(text, status), f"{status.st_dev:x}:{status.st_ino:x}")
+    for folder, error in unlisted.items():
+        if folder == root:
+            fix = "give yourself the right to read it, or mount its disk"
+            raise FormatError(f"{root}: cannot be listed: {error.strerror}", fix=fix) from error
+        # What was removed meanwhile is gone.
+        if error.errno not in _ABSENT:
+            name = str(folder)[prefix:]
+            files[name] = _unreachable(name, f"this folder cannot be listed: {error.strerror}")
     return files
+
+
+def _unreachable(name: str, reason: str) -> FoundFile:
+    return FoundFile(name, 0, UNREACHABLE, "", reason)
+
+
+def look_through(root: Path, home: Path, known: Collection[str]) -> tuple[dict[str, FoundFile], set[str]]:
+    """The files under a folder, and those of the known paths that may still be there although they were not found.
+
+    These lie below a folder that cannot be listed, or below a link that leads nowhere, as one does whose disk is not
+    mounted. Such folders and links are among the files, with the reason.
+    """
+    files = scan(root, without=home)
+    missing = {path for path in known if path not in files}
+    files |= _broken_links(root, missing)
+    unreachable = {path for path, file in files.items() if file.reason}
+    return files, {path for path in missing if not unreachable.isdisjoint(map(str, PurePath(path).parents))}
+
+
+def _broken_links(root: Path, missing: Iterable[str]) -> dict[str, FoundFile]:
+    """The links above missing files that lead nowhere."""
+    links = {}
+    for folder in {folder for path in missing for folder in PurePath(path).parents}:
+        place = root / folder
+        # Not the methods of Path, which raise an error where a permission is missing.
+        if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114
+            name = str(folder)
+            links[name] = _unreachable(name, f"this link leads to a folder that is not there: {os.readlink(place)}")  # noqa: PTH115
+    return links
 
 
 def count_changes(root: Path, home: Path, stamps: Mapping[str, str]) -> dict[str, int]:
     """How many files are ``new``, ``changed`` and ``gone``, compared with path → stamp; zeros are left out."""
     if not root.is_dir():
         return {"gone": len(stamps)} if stamps else {}
-    real = Path(os.path.realpath(root))
-    files = scan(real, without=Path(os.path.realpath(home)))
+    files, hidden = look_through(Path(os.path.realpath(root)), Path(os.path.realpath(home)), stamps.keys())
     counted = {
         "new": len(files.keys() - stamps.keys()),
-        "changed": sum(stamps.get(path, file.stamp) != file.stamp for path, file in files.items()),
-        "gone": len(stamps.keys() - files.keys()),
+        "changed": sum(not file.reason and stamps.get(path, file.stamp) != file.stamp for path, file in files.items()),
+        "gone": len(stamps.keys() - files.keys() - hidden),
     }
     return {kind: number for kind, number in counted.items() if number}
 

@@ -33,12 +33,14 @@ class UpdateResult(Tabular):
         The folder of the index, and that of the adapters.
     adapters : int
         How many adapters it has now.
-    others : int
+    no_adapters : int
         Files that hold tensors and no LoRA pairs.
     changes : sequence of FileChange
         The files that were measured or forgotten.
     unreadable : sequence of Unreadable
-        All files that should be adapters and cannot be read.
+        All files that should be adapters and cannot be read, and folders that cannot be listed.
+    unreachable : sequence of Path
+        Adapters that could not be reached this time, and are kept as they were.
     first : bool
         Whether there was no index before.
     """
@@ -46,9 +48,10 @@ class UpdateResult(Tabular):
     home: Path
     root: Path
     adapters: int
-    others: int
+    no_adapters: int
     changes: Sequence[FileChange]
     unreadable: Sequence[Unreadable]
+    unreachable: Sequence[Path]
     first: bool
 
     def __len__(self) -> int:
@@ -72,7 +75,11 @@ class UpdateResult(Tabular):
         else:
             news = " Nothing has changed."
         broken = f" {count(len(self.unreadable), 'file')} cannot be read." if self.unreadable else ""
-        return [f"{self.root}: {count(self.adapters, 'adapter')} in the index {self.home}.{news}{broken}"]
+        sentences = [f"{self.root}: {count(self.adapters, 'adapter')} in the index {self.home}.{news}{broken}"]
+        if self.unreachable:
+            are = "could not be reached, and is" if len(self.unreachable) == 1 else "could not be reached, and are"
+            sentences.append(f"{count(len(self.unreachable), 'adapter')} {are} kept as before.")
+        return sentences
 
     def tables(self) -> list[Table[Any]]:
         """The changes, unless everything is new, and the files that cannot be read."""
@@ -92,21 +99,22 @@ class UpdateResult(Tabular):
             "root": str(self.root),
             "home": str(self.home),
             "adapters": self.adapters,
-            "no_adapters": self.others,
+            "no_adapters": self.no_adapters,
             **self.counted(),
             "changes": self.listing()[0].records(),
             "unreadable": Table("unreadable", UNREADABLE, self.unreadable).records(),
+            "unreachable": [str(path) for path in self.unreachable],
         }
 
 
 CHANGES: tuple[Column[FileChange], ...] = (
-    Column("path", lambda row: row.path, "file", align="left", priority=ALWAYS),
+    Column("path", lambda row: row.path, "file", align="left", priority=ALWAYS, distinct=True),
     Column("change", lambda row: row.change, "change", align="left", priority=ALWAYS),
 )
 UNREADABLE: tuple[Column[Unreadable], ...] = (
-    Column("name", lambda row: row.name, "file", align="left", priority=ALWAYS),
+    Column("name", lambda row: row.name, "file", align="left", priority=ALWAYS, distinct=True),
     Column("path", lambda row: str(row.path)),
-    Column("bytes", lambda row: row.size),
+    Column("bytes", lambda row: row.bytes),
     Column("reason", lambda row: row.reason, "reason", align="left", priority=ALWAYS),
     Column("fix", lambda row: row.fix),
 )

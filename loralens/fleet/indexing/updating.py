@@ -1,9 +1,10 @@
 """Updating an index: what is new or changed is measured, what is gone is forgotten, and the rest is left alone."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import final
@@ -13,16 +14,18 @@ from loralens.core.progress import Step, progress
 from loralens.core.threads import processor_count, single_blas_thread
 from loralens.errors import FormatError, OptionError
 from loralens.fleet.bases.inference import infer_bases
+from loralens.fleet.catalogue.dates import keep_dates
 from loralens.fleet.catalogue.reading import check_catalogue, read_summary
 from loralens.fleet.catalogue.schema import CATALOGUE, FOLDER
 from loralens.fleet.catalogue.slots import SKETCHES
 from loralens.fleet.catalogue.writing import CatalogueWriter, remove_index
 from loralens.fleet.indexing.engine import Engine, broken_executor, make_chunks
 from loralens.fleet.indexing.measuring import MeasuredFile
-from loralens.fleet.indexing.scanning import FoundFile, scan, short_names
+from loralens.fleet.indexing.scanning import FoundFile, look_through, short_names
 from loralens.fleet.indexing.update_result import FileChange, UpdateResult
 from loralens.formats.files.hold import Hold
 from loralens.formats.records.collection import note_repeated_links
+from loralens.tables.numbers import count
 
 # Each commit waits for the disk several times. A run that is killed loses what was not committed.
 COMMIT_SECONDS = 1.0  # seconds between commits
@@ -30,6 +33,7 @@ COMMIT_FILES = 512  # or this many files
 # Threads of one process wait for each other wherever Python itself computes: two processes take little more than half
 # of the time of two threads, after a second to start.
 MANY = 400  # files from which on the command line starts processes
+UNREACHABLE_FIX = "mount its disk, or give yourself the right to read it, and index again; adapters in it are kept"
 
 
 def update_index(
@@ -53,37 +57,102 @@ def update_index(
     existed = _is_readable(home)
     with closing(CatalogueWriter(home)) as writer:
         folder = _chosen_root(writer, root)
-        settings = {"reading": f"allow_pickle={allow_pickle} once={once}"}
-        indexed = writer.known()
-        # Files that were read in another way are read again.
-        same_way = writer.setting("reading") == settings["reading"]
-        writer.begin(folder, settings)
-        files = scan(folder, without=Path(os.path.realpath(home)))
+        reading = f"allow_pickle={allow_pickle} once={once}"
+        plan = _plan_update(writer, folder, reading)
         # With the folder as the user wrote it, which is shorter than its real path.
         shown = folder if root is None else root
-        note_repeated_links(shown, [shown / path for path in files])
-        stamps = {path: stamp for path, (stamp, _) in indexed.items()} if same_way else {}
-        todo = [file for file in files.values() if stamps.get(file.path) != file.stamp]
-        if spawning and executor is None and jobs is None and len(todo) >= MANY and processor_count() > 1:
+        if spawning and executor is None and jobs is None and len(plan.todo) >= MANY and processor_count() > 1:
             jobs = processor_count()
-        gone = sorted(indexed.keys() - files.keys())
-        writer.remove(gone)
-        _Update(writer, Engine(str(folder), allow_pickle, once, writer.set_in_work), files).run(todo, executor, jobs)
-        writer.identify(
-            {path: file.real for path, file in files.items() if path in indexed and indexed[path][1] != file.real}
-        )
+        _check_not_emptied(shown, home, plan.files, writer.expected())
+        writer.begin(folder, {"reading": reading})
+        note_repeated_links(shown, [shown / path for path in plan.files])
+        writer.remove(plan.gone)
+        engine = Engine(str(folder), allow_pickle, once, writer.set_in_work)
+        _Update(writer, engine, plan.files).run(plan.todo, executor, jobs)
+        writer.mark_unreachable(plan.kept)
+        writer.identify(plan.moved)
         writer.rename(short_names(writer.listed()))
         writer.forget_signatures()
         signatures, named = writer.bases()
         writer.infer(infer_bases(signatures, named))
-        writer.finish()
-    changes = [
-        *(FileChange(file.path, "changed" if file.path in indexed else "new") for file in todo),
-        *(FileChange(path, "gone") for path in gone),
-    ]
-    place, adapters, unreadable = read_summary(home)
-    without_pairs = len(files) - adapters - len(unreadable)
-    return UpdateResult(home, place, adapters, without_pairs, changes, unreadable, first=not existed)
+        writer.complete()
+    summary = read_summary(home)
+    return UpdateResult(
+        home,
+        summary.root,
+        summary.adapters,
+        summary.others,
+        plan.changes(),
+        summary.unreadable,
+        [summary.root / path for path in sorted(plan.kept)],
+        first=not existed,
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What an update has to do.
+
+    Attributes
+    ----------
+    files : mapping of str to FoundFile
+        All files that were found.
+    indexed : collection of str
+        The paths that the index has before.
+    todo : sequence of FoundFile
+        Files that are new or have changed.
+    gone : sequence of str
+    kept : set of str
+        Adapters that cannot be reached now. What was found out about them stays.
+    moved : mapping of str to str
+        Path → identity of files that were moved or copied together with the index.
+    """
+
+    files: Mapping[str, FoundFile]
+    indexed: Collection[str]
+    todo: Sequence[FoundFile]
+    gone: Sequence[str]
+    kept: set[str]
+    moved: Mapping[str, str]
+
+    def changes(self) -> list[FileChange]:
+        """What the update has changed."""
+        return [
+            *(FileChange(file.path, "changed" if file.path in self.indexed else "new") for file in self.todo),
+            *(FileChange(path, "gone") for path in self.gone),
+        ]
+
+
+def _plan_update(writer: CatalogueWriter, folder: Path, reading: str) -> _Plan:
+    """Compare the files under a folder with those of the index."""
+    indexed = writer.known()
+    files, hidden = look_through(folder, Path(os.path.realpath(writer.home)), indexed.keys())
+    kept = {path for path in writer.adapters() if path in hidden or (path in files and files[path].reason)}
+    # Files that were read in another way are read again.
+    same_way = writer.setting("reading") == reading
+    stamps = {path: stamp for path, (stamp, _) in indexed.items()} if same_way else {}
+    return _Plan(
+        files,
+        indexed,
+        [file for file in files.values() if file.path not in kept and stamps.get(file.path) != file.stamp],
+        sorted(indexed.keys() - files.keys() - hidden),
+        kept,
+        {
+            path: file.real
+            for path, file in files.items()
+            if path in indexed and not file.reason and indexed[path][1] != file.real
+        },
+    )
+
+
+def _check_not_emptied(root: Path, home: Path, files: Mapping[str, FoundFile], expected: Collection[str]) -> None:
+    """Refuse to forget every adapter: more likely a disk is not mounted, or a folder was moved."""
+    if expected and not files:
+        raise OptionError(
+            f"{root}: is empty, and the index has {count(len(expected), 'adapter')} of this folder",
+            fix=f"mount its disk, or put them back; if they are gone for good, remove {home}",
+        )
 
 
 def _is_readable(home: Path) -> bool:
@@ -106,11 +175,12 @@ def _is_readable(home: Path) -> bool:
     if lone and (home / CATALOGUE).stat().st_size:
         what = f"{home / CATALOGUE}: is not an index of loralens that could be made anew"
         raise OptionError(what, fix="choose another place for the index (-o), or remove this file")
-    warn(f"{reason}; it is made anew")
     # Not while another process may write it.
     hold = Hold()
     hold.take(home)
     try:
+        dates = "is kept" if keep_dates(home) else "is lost"
+        warn(f"{reason}; it is made anew, and when each file was first indexed {dates}")
         remove_index(home)
     finally:
         hold.release()
@@ -136,7 +206,7 @@ def _chosen_root(writer: CatalogueWriter, root: Path | None) -> Path:
 class _Update:
     """Measures files and stores what is found out about them."""
 
-    def __init__(self, writer: CatalogueWriter, engine: Engine, files: dict[str, FoundFile]) -> None:
+    def __init__(self, writer: CatalogueWriter, engine: Engine, files: Mapping[str, FoundFile]) -> None:
         self._writer, self._engine, self._files = writer, engine, files
         self._waiting: list[MeasuredFile] = []
         self._committed = monotonic()
@@ -145,10 +215,15 @@ class _Update:
         """Measure these files."""
         with progress("indexing", len(todo)) as step:
             try:
-                for measured in self._measure(todo, executor, jobs):
+                unreachable = [file for file in todo if file.reason]
+                self._take(
+                    [MeasuredFile(file.path, "unreadable", file.reason, UNREACHABLE_FIX) for file in unreachable], step
+                )
+                for measured in self._measure([file for file in todo if not file.reason], executor, jobs):
                     self._take(measured, step)
             except BrokenExecutor as error:
                 raise broken_executor(error) from error
+            # Also KeyboardInterrupt, and the end of this generator's caller: everything is raised again.
             except BaseException:
                 # Nothing was killed, so nothing is suspect.
                 self._writer.finish()
@@ -197,6 +272,6 @@ class _Update:
 
     def _row(self, measured: MeasuredFile) -> dict[str, object]:
         file = self._files[measured.path]
-        stated = {"size": file.size, "stamp": file.stamp, "real": file.real, "path": file.path}
+        stated = {"bytes": file.size, "stamp": file.stamp, "real": file.real, "path": file.path}
         result = {"status": measured.status, "reason": measured.reason, "fix": measured.fix}
         return {**(measured.columns or {}), **stated, **result}

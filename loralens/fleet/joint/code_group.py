@@ -5,7 +5,7 @@ It runs in worker processes, possibly on other machines, so it gets paths and re
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
+from math import inf, isfinite, sqrt
 from typing import Any, final
 
 import numpy as np
@@ -128,19 +128,26 @@ def code_group(sources: Sequence[FleetSource], error: float) -> CodedTask:
     for source in sources:
         try:
             adapters[source.name] = adapter = source.load()
-            if is_codable(adapter):
-                splits[source.name] = _split(adapter)
-            else:
-                _store(task, source.name, adapter)
-        except LoraLensError as reason:
-            task.refused[source.name] = ": ".join((*reason.where, reason.what))
+            split = _split(adapter) if is_codable(adapter) else {}
+        except LoraLensError as refused:
+            task.refused[source.name] = _reason(refused)
+            continue
+        # Squares of the norm of an update beyond 1e154 are not numbers any more, and so is its error.
+        if split and all(isfinite(update.energy) for update in split.values()):
+            splits[source.name] = split
+        else:
+            _store(task, source.name, adapter)
     copies = {s.name: s.copy_of for s in sources if s.copy_of in splits and s.name in splits}
     own = {name: split for name, split in splits.items() if name not in copies}
     for part in _parts(own):
         _code_part(task, {name: own[name] for name in part}, adapters, error)
     for name, original in copies.items():
+        try:
+            is_coded = _code_copy(task, name, original, adapters, splits[name], error)
+        except LoraLensError:  # the numbers of the original do not fit the dtypes of the copy
+            is_coded = False
         # The original may have been stored as it was, and a copy that differs from it may miss the error.
-        if not _code_copy(task, name, original, adapters, splits[name], error):
+        if not is_coded:
             _code_single(task, name, adapters[name], splits[name], error)
     return task
 
@@ -217,18 +224,25 @@ def _code_jointly(
             frame = {module: place[key] for key, module in _names(adapters[name]).items()}
             about, _ = about_coded(adapters[name], frame)
             coded = joint_numbers(bases, data, nbytes)
-            measured = error_of_bytes(adapters[name], splits[name], about, coded)
+            try:
+                measured = error_of_bytes(adapters[name], splits[name], about, coded)
+            except LoraLensError:  # its numbers are out of the range of a dtype
+                continue
+            if not isfinite(measured):
+                continue
             extras = {digest: key for key, digest in about["extras"].items()}
             members[name] = CodedSource(
                 "joint", measured, adapters[name].nbytes, about, data, len(task.groups), extras
             )  # fmt: skip
         # Factors are cut to the rank of the source and rounded to its dtype, which the coding does not see.
-        worst = max(source.error for source in members.values())
+        worst = max((source.error for source in members.values()), default=inf)
         if worst <= error:
             task.groups.append(group)
             task.sources |= members
             return set(members)
         aim *= error / worst * 0.999
+        if not members:
+            break
     return set()
 
 
@@ -244,7 +258,17 @@ def _encode(coding: JointCoding, updates: Sequence[SplitUpdate]) -> tuple[CodedG
 
 
 def _code_single(task: CodedTask, name: str, adapter: Adapter, split: Split, error: float) -> None:
-    """Code an adapter alone, or store it as it is if that takes fewer bytes."""
+    """Code an adapter alone, or store it as it is if that takes fewer bytes or if its numbers cannot be coded."""
+    try:
+        is_coded = _code_alone(task, name, adapter, split, error)
+    except LoraLensError:  # numbers that are out of the range of a dtype, for example
+        is_coded = False
+    if not is_coded:
+        _store(task, name, adapter)
+
+
+def _code_alone(task: CodedTask, name: str, adapter: Adapter, split: Split, error: float) -> bool:
+    """Add an adapter in few bits; returns whether it keeps the error and becomes smaller."""
     keys, aim = _names(adapter), error
     by_name = {keys[key]: update for key, update in split.items()}
     for _ in range(RETRIES):
@@ -255,14 +279,14 @@ def _code_single(task: CodedTask, name: str, adapter: Adapter, split: Split, err
         data = np.concatenate(list(coding.parts.values()))
         coded = alone_numbers(about["parts"], LazyArray.of(data))
         measured = error_of_bytes(adapter, split, about, coded)
-        if measured <= error or len(data) >= adapter.nbytes:
+        if measured <= error or len(data) >= adapter.nbytes or not isfinite(measured):
             break
         aim *= error / measured * 0.999
-    if measured > error or len(data) >= adapter.nbytes:
-        _store(task, name, adapter)
-        return
+    if not measured <= error or len(data) >= adapter.nbytes:
+        return False
     extras = {digest: key for key, digest in about["extras"].items()}
     task.sources[name] = CodedSource("alone", measured, adapter.nbytes, about, data, None, extras)
+    return True
 
 
 def _code_copy(
@@ -296,9 +320,18 @@ def _numbers(task: CodedTask, owner: CodedSource) -> Coded:
 
 
 def _store(task: CodedTask, name: str, adapter: Adapter) -> None:
-    about, _ = about_stored(adapter)
+    """Add an adapter as it is, or the reason why that is impossible."""
+    try:
+        about, _ = about_stored(adapter)
+    except LoraLensError as error:
+        task.refused[name] = _reason(error)
+        return
     extras = {digest: key for key, digest in about["tensors"].items()}
     task.sources[name] = CodedSource("stored", 0.0, adapter.nbytes, about, None, None, extras)
+
+
+def _reason(error: LoraLensError) -> str:
+    return ": ".join((*error.where, error.what))
 
 
 def error_of_bytes(adapter: Adapter, split: Split, about: Mapping[str, Any], coded: Coded) -> float:

@@ -14,7 +14,7 @@ from loralens.compression.loss import losses, total_error
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.progress import Step, progress
 from loralens.core.threads import processor_count
-from loralens.errors import FormatError, OptionError
+from loralens.errors import FormatError, OptionError, place
 from loralens.fleet.indexing.workers import check_processes_start, process_pool
 from loralens.fleet.joint.code_group import CodedTask, FleetSource, code_group
 from loralens.fleet.joint.result import CompressedAdapter, CompressionResult, Refused
@@ -222,7 +222,8 @@ def _measure(file: FleetFile, sources: Mapping[str, FleetSource], step: Step | N
     for name, entry in file.contents.adapters.items():
         before = sources[name].load()
         after = file.adapter(name)
-        measured = total_error(losses(before, after, threads=processor_count()))
+        with place(name):
+            measured = total_error(losses(before, after, threads=processor_count()))
         if not abs(measured - entry.error) <= AGREE:
             raise FormatError(
                 f"{name}: its error in the file is {measured:.6f}, and was {entry.error:.6f} when it was compressed",

@@ -87,7 +87,7 @@ PARTS: tuple[Column[Part], ...] = (
     Column("error", lambda row: row.error, "largest error", percent, priority=8),
 )
 COLUMNS: tuple[Column[CompressedAdapter], ...] = (
-    Column("name", lambda row: row.name, "adapter", align="left", priority=ALWAYS),
+    Column("name", lambda row: row.name, "adapter", align="left", priority=ALWAYS, distinct=True),
     Column("kind", lambda row: row.kind, "kind", align="left", priority=8),
     Column("group", lambda row: row.group, "group", priority=5),
     Column("rank", lambda row: row.rank, "r", priority=6),
@@ -109,7 +109,7 @@ class CompressionResult(Tabular):
     Attributes
     ----------
     output : Path
-    allowed : float
+    allowed_error : float
         The largest error that was allowed.
     adapters : sequence of CompressedAdapter
     refused : sequence of Refused
@@ -121,7 +121,7 @@ class CompressionResult(Tabular):
     """
 
     output: Path
-    allowed: float
+    allowed_error: float
     adapters: Sequence[CompressedAdapter]
     refused: Sequence[Refused]
     group_bytes: Sequence[int]
@@ -200,7 +200,7 @@ class CompressionResult(Tabular):
         """The result as a JSON object."""
         return {
             "output": str(self.output),
-            "allowed_error": self.allowed,
+            "allowed_error": self.allowed_error,
             "largest_error": self.largest_error,
             "pair_bytes_before": self.pair_bytes_before,
             "pair_bytes_after": self.pair_bytes_after,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import hypot, prod, sqrt
 from typing import NamedTuple, final
 
 import numpy as np
@@ -37,7 +37,7 @@ class ExactModule:
         ‖ΔW‖_F.
     """
 
-    __slots__ = ("_bases", "_pair", "_update", "norm")
+    __slots__ = ("_bases", "_length", "_pair", "_update", "norm")
 
     def __init__(self, update: Update) -> None:
         self._update = update.load()
@@ -49,7 +49,9 @@ class ExactModule:
             lengths, energy = float(of_B.trace()) * float(of_A.trace()), float(np.vdot(of_B, of_A))
             # False for NaN too, which `bases` refuses with a message.
             if SQUARES[0] < KEPT * lengths < energy < SQUARES[1] and abs(pair.scale) * sqrt(energy) < LARGEST:
-                self._pair, self.norm = pair, abs(pair.scale) * sqrt(energy)
+                # Without the scale, so that the quotient of an inner product with it cannot overflow.
+                self._length = sqrt(energy)
+                self._pair, self.norm = pair, abs(pair.scale) * self._length
                 return
         self.norm = frobenius(self.bases().s)
 
@@ -59,24 +61,23 @@ class ExactModule:
             self._bases = self._update.bases()
         return self._bases
 
-    def inner(self, other: "ExactModule") -> float:
-        """⟨ΔW₁, ΔW₂⟩ with a module of the same shape."""
-        if not (self.norm and other.norm):
-            return 0.0
+    def cosine(self, other: "ExactModule") -> float:
+        """The cosine with a module of the same shape; neither of the two is 0."""
         if self._pair and other._pair:
             first, second = self._pair, other._pair
-            products = np.vdot(cross_gram(first.B, second.B), cross_gram(first.A.T, second.A.T))
-            return first.scale * second.scale * float(products)
+            products = float(np.vdot(cross_gram(first.B, second.B), cross_gram(first.A.T, second.A.T)))
+            cosine = products / (self._length * other._length)
+            return cosine if (first.scale < 0) == (second.scale < 0) else -cosine
         one, two = self.bases(), other.bases()
-        cosine = update_cosine(one.s, two.s, one.left.cross(two.left), one.right.cross(two.right))
-        return self.norm * other.norm * cosine
+        return update_cosine(one.s, two.s, one.left.cross(two.left), one.right.cross(two.right))
 
     def difference(self, other: "ExactModule") -> float | None:
         """‖ΔW₁ − ΔW₂‖/max(‖ΔW₁‖, ‖ΔW₂‖) with a module of the same shape; None where it is too small to be told."""
         largest = max(self.norm, other.norm)
-        if not (self._pair and other._pair):
+        if not (self._pair and other._pair and self.norm and other.norm):
             return None
-        square = (self.norm**2 + other.norm**2 - 2 * self.inner(other)) / largest**2
+        one, two = self.norm / largest, other.norm / largest
+        square = one**2 + two**2 - 2 * one * two * self.cosine(other)
         return sqrt(square) if square > TELLING else None
 
 
@@ -112,7 +113,7 @@ class ExactUpdate:
     @property
     def norm(self) -> float:
         """‖ΔW‖_F of the whole update."""
-        return sqrt(sum(module.norm * module.norm for module in self.modules.values()))
+        return hypot(*(module.norm for module in self.modules.values()))
 
 
 class ExactCosine(NamedTuple):
@@ -120,35 +121,39 @@ class ExactCosine(NamedTuple):
 
     Attributes
     ----------
-    whole : float
+    cosine : float
         ⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖), where a module that one of them lacks counts as 0 there.
-    common : float
+    common_cosine : float
         The same over the modules that both have; 0 if there is none.
-    modules : int
-        The number of common modules.
+    common_modules : int
+        The number of these.
     spread : float
-        Standard deviation of ``whole`` if the directions were random in every common module.
+        Standard deviation of ``cosine`` if the directions were random in every common module.
     """
 
-    whole: float
-    common: float
-    modules: int
+    cosine: float
+    common_cosine: float
+    common_modules: int
     spread: float
 
 
 def exact_cosine(first: ExactUpdate, second: ExactUpdate) -> ExactCosine:
     """The cosines of two updates; 0 where one of them is 0."""
     inner = variance = 0.0
-    squares = [0.0, 0.0]
+    wholes = first.norm or 1.0, second.norm or 1.0
+    parts: list[tuple[float, float]] = []
     shared = [key for key in first.modules if key in second.modules]
     for key in shared:
         one, other = first.modules[key], second.modules[key]
-        inner += one.inner(other)
-        # Directions of different modules are independent, so their variances add up.
-        variance += (one.norm * other.norm * cosine_spread(key[1])) ** 2
-        squares = [total + norm * norm for total, norm in zip(squares, (one.norm, other.norm), strict=True)]
-    wholes, parts = first.norm * second.norm, sqrt(squares[0] * squares[1])
-    return ExactCosine(_ratio(inner, wholes), _ratio(inner, parts), len(shared), sqrt(variance) / (wholes or 1.0))
+        # Shares of the whole norms, whose products neither overflow nor underflow.
+        shares = one.norm / wholes[0], other.norm / wholes[1]
+        if all(shares):
+            inner += shares[0] * shares[1] * one.cosine(other)
+            # Directions of different modules are independent, so their variances add up.
+            variance += (shares[0] * shares[1] * cosine_spread(key[1])) ** 2
+        parts.append(shares)
+    common = prod(hypot(*side) for side in zip(*parts, strict=True)) if parts else 0.0
+    return ExactCosine(_ratio(inner, 1.0), _ratio(inner, common), len(shared), sqrt(variance))
 
 
 def _ratio(inner: float, norms: float) -> float:

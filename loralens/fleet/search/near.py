@@ -14,7 +14,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import warn
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
-from loralens.errors import LoraLensError, OptionError
+from loralens.errors import LoraLensError, OptionError, place
 from loralens.fleet.catalogue.members import Member
 from loralens.fleet.levels import COPY, MEANINGS, ChanceLevels, Level, level_of
 from loralens.fleet.search.inner import ExactCosine, ExactUpdate, ModuleKey, exact_cosine
@@ -48,7 +48,7 @@ class Neighbour:
         The cosine of the whole updates by sketches.
     start : float
         The cosine of the starts by sketches; 0 if one of them has no A.
-    exact : ExactCosine or None
+    comparison : ExactCosine or None
         None if only sketches were compared.
     level : str
         See `loralens.fleet.levels`.
@@ -57,13 +57,33 @@ class Neighbour:
     member: Member
     sketch: float
     start: float
-    exact: ExactCosine | None
+    comparison: ExactCosine | None
     level: Level
+
+    @property
+    def exact(self) -> bool:
+        """Whether `cosine` is exact."""
+        return self.comparison is not None
 
     @property
     def cosine(self) -> float:
         """The cosine of the whole updates: exact, or by sketches if no other is known."""
-        return self.exact.whole if self.exact else self.sketch
+        return self.comparison.cosine if self.comparison else self.sketch
+
+    @property
+    def common_cosine(self) -> float | None:
+        """The exact cosine over the modules that both have."""
+        return self.comparison.common_cosine if self.comparison else None
+
+    @property
+    def common_modules(self) -> int | None:
+        """The number of these modules."""
+        return self.comparison.common_modules if self.comparison else None
+
+    @property
+    def base_model(self) -> str | None:
+        """The base model that the member names, or else shows."""
+        return self.member.base or self.member.inferred
 
 
 @final
@@ -83,6 +103,8 @@ class NearResult(Tabular):
     read : int
         How many of them were compared exactly.
     chance : ChanceLevels
+    reason : str
+        Why there is no neighbour, in words; empty if there is one.
     """
 
     example: str
@@ -91,6 +113,7 @@ class NearResult(Tabular):
     compared: int
     read: int
     chance: ChanceLevels
+    reason: str = ""
 
     def __len__(self) -> int:
         return len(self.neighbours)
@@ -104,7 +127,7 @@ class NearResult(Tabular):
     def conclusion(self) -> list[str]:
         """Which member is nearest, and what that means."""
         if not self.neighbours:
-            return [f"{self.example}: no other adapter of the fleet has an update of the same modules."]
+            return [f"{self.example}: {self.reason}."]
         nearest = self.neighbours[0]
         cosine = f"cosine {signed(nearest.cosine)}"
         if not nearest.level:
@@ -135,31 +158,32 @@ class NearResult(Tabular):
             "compared": self.compared,
             "read": self.read,
             "chance": self.chance.record(),
+            "reason": self.reason,
             "neighbours": Table("near", COLUMNS, self.neighbours).records(),
         }
 
 
-def _exact_column(key: str, title: str = "", *, name: str, **options: Any) -> Column[Neighbour]:
-    """A column of the exact comparison; None where only sketches were compared."""
-    return Column(key, lambda row: getattr(row.exact, name, None), title, **options)
-
-
 COLUMNS: tuple[Column[Neighbour], ...] = (
-    Column("name", lambda row: row.member.name, "adapter", align="left", priority=ALWAYS),
+    Column("name", lambda row: row.member.name, "adapter", align="left", priority=ALWAYS, distinct=True),
     Column("path", lambda row: str(row.member.path)),
     Column("level", lambda row: row.level or None, "level", align="left", priority=8),
     Column("cosine", lambda row: row.cosine, "cosine", signed, priority=ALWAYS, about="of the whole updates"),
-    _exact_column(
-        "common_cosine", "common", name="common", text=signed, priority=7, about="cosine over the modules of both"
+    Column(
+        "common_cosine",
+        lambda row: row.common_cosine,
+        "common",
+        signed,
+        priority=7,
+        about="cosine over the modules of both",
     ),
-    _exact_column("common_modules", "modules", name="modules", priority=5, about="modules that both have"),
-    Column("exact", lambda row: row.exact is not None),
+    Column("common_modules", lambda row: row.common_modules, "modules", priority=5, about="modules that both have"),
+    Column("exact", lambda row: row.exact),
     Column("sketch", lambda row: row.sketch, "sketch", signed, priority=2, about="cosine by sketches"),
     Column("start", lambda row: row.start, "start", signed, priority=4, about="cosine of the first A, by sketches"),
-    Column("base_model", lambda row: row.member.base or row.member.inferred, "base", align="left", priority=3),
+    Column("base_model", lambda row: row.base_model, "base", align="left", priority=3),
     Column("ranks", lambda row: list(row.member.ranks), "r", span, priority=6),
     Column("frobenius", lambda row: row.member.frobenius, "‖ΔW‖F", number, priority=4),
-    Column("bytes", lambda row: row.member.size, "size", size, priority=1),
+    Column("bytes", lambda row: row.member.bytes, "size", size, priority=1),
 )
 
 
@@ -197,7 +221,7 @@ def find_near(
     OptionError
         Both ``sketch`` and ``exact``; or ``k`` is below 1.
     FormatError
-        The example cannot be read.
+        The example cannot be read, or is a member whose file has changed since it was indexed.
     """
     if sketch and exact:
         raise OptionError(
@@ -215,8 +239,12 @@ def find_near(
     # The noise of sketches without a common module would crowd out neighbours with a small cosine.
     others = np.flatnonzero(comparable & lookup.sharing(fleet, example.modules))
     if not others.size or not example.sketch.step:
-        chance = ChanceLevels(None, len(others))
-        return NearResult(example.label, len(example.modules), [], len(others), 0, chance)
+        reason = "no other adapter of the fleet has an update of the same modules"
+        if not example.sketch.step:
+            reason = "its ΔW is 0, so it has no direction that could be compared"
+        return NearResult(
+            example.label, len(example.modules), [], len(others), 0, ChanceLevels(None, len(others)), reason
+        )
     own = None if sketch else example.read()
     if exact:
         rows = others
@@ -233,9 +261,10 @@ def find_near(
     ]
     # Rounded, since the last bits of equal cosines differ between machines, and the order would then too.
     neighbours.sort(key=lambda neighbour: (-round(neighbour.cosine, 9), neighbour.member.name))
-    spreads = [one.spread for one in cosines.values() if one.modules]
+    spreads = [one.spread for one in cosines.values() if one.common_modules]
     chance = ChanceLevels(sqrt(sum(x * x for x in spreads) / len(spreads)) if spreads else None, len(others))
-    return NearResult(example.label, len(example.modules), neighbours[:k], len(others), len(cosines), chance)
+    reason = "" if neighbours else "others have the same modules, but none of their files is as it was indexed"
+    return NearResult(example.label, len(example.modules), neighbours[:k], len(others), len(cosines), chance, reason)
 
 
 def propose(sketches: Sketches, example: Sketch, rows: Integers, kept: int) -> Integers:
@@ -266,12 +295,17 @@ def _example(
     row = lookup.row_of(source)
     if row is not None:
         member = lookup.members[row]
+        # Also where only sketches are compared: that of the index is the sketch of what the file was.
+        fleet.check_unchanged(member)
         signature = fleet.signature(member)
         keys = frozenset(zip(signature.keys, signature.shapes, strict=True))
-        sketch = Sketch(sketches.codes[row], float(sketches.steps[row]), sketches.starts[row])
+        sketch = sketches.at(row)
         return _Example(member.name, keys, sketch, lambda: fleet.adapter(member), row, member)
     adapter = load(Path(source))
-    return _Example(str(source), _module_keys(fleet, adapter), fleet.sketch(adapter), lambda: adapter)
+    # The errors of measurements name modules.
+    with place(str(source)):
+        sketch = fleet.sketch(adapter)
+    return _Example(str(source), _module_keys(fleet, adapter), sketch, lambda: adapter)
 
 
 def _module_keys(fleet: "Fleet", adapter: Adapter) -> frozenset[ModuleKey]:
@@ -290,7 +324,7 @@ def _exact_cosines(
             try:
                 other = fleet.adapter(members[int(row)])
                 return exact_cosine(own, ExactUpdate.of(other, fleet.modules(other)))
-            except LoraLensError:
+            except LoraLensError:  # it has changed, and may be anything now
                 failed.append(members[int(row)].name)
                 return None
 
@@ -298,7 +332,7 @@ def _exact_cosines(
     if failed:
         warn(
             f"{count(len(failed), 'file')} left out, as they have changed since they were indexed: {min(failed)}",
-            fix="index the fleet again: loralens fleet index",
+            fix=f"index the fleet again: {fleet.index_command}",
         )
     return {int(row): cosine for row, cosine in compared.items() if cosine}
 
@@ -317,12 +351,12 @@ class _Pair(NamedTuple):
         copy = False
         if example.member and example.member.fingerprint == member.fingerprint:
             copy = True
-        elif own and self.exact and self.exact.whole >= COPY:
+        elif own and self.exact and self.exact.cosine >= COPY:
             # Confirmed by reading both once more, module by module.
             adapters = own, fleet.adapter(member)
             first, second = (ExactUpdate.of(adapter, fleet.modules(adapter)) for adapter in adapters)
             own_steps = known_steps(members, example.member.fingerprint) if example.member else set()
             steps = own_steps, known_steps(members, member.fingerprint)
             copy = judge_sameness(*adapters, (first, second), steps=steps).is_copy
-        level = level_of(self.exact.whole if self.exact else self.sketch, start=self.start, copy=copy)
+        level = level_of(self.exact.cosine if self.exact else self.sketch, start=self.start, copy=copy)
         return Neighbour(member, self.sketch, self.start, self.exact, level)

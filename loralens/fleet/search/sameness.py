@@ -7,13 +7,12 @@ from typing import Literal, final
 import numpy as np
 
 from loralens.analysis.compare.equality import differences
-from loralens.analysis.survey import SAME
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.carried import BOUND
 from loralens.core.fingerprint import LEFT_OUT
 from loralens.core.naming.normal_form import normal_form
 from loralens.fleet.catalogue.members import Member
-from loralens.fleet.levels import COPY, COPY_NORM
+from loralens.fleet.levels import COPY, COPY_NORM, SAME
 from loralens.fleet.search.inner import ExactUpdate, exact_cosine
 from loralens.formats.records.runs import checkpoint_step
 
@@ -77,7 +76,7 @@ def judge_sameness(
     FormatError
         A module holds NaN or Inf.
     """
-    cosine = exact_cosine(*updates).whole
+    cosine = exact_cosine(*updates).cosine
     norms = sorted(update.norm for update in updates)
     if cosine < COPY or norms[1] - norms[0] > COPY_NORM * norms[1]:
         return Sameness("", cosine, float("inf"))

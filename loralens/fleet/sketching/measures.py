@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import hypot, inf
 from typing import final
 
 import numpy as np
@@ -20,11 +20,11 @@ from loralens.fleet.sketching.tensor_sketch import COLUMNS, TensorSketch
 from loralens.linalg.factor import Floats, gram
 from loralens.linalg.measures import effective_rank, frobenius
 
-# The squares of singular values come from Gram matrices, which err by ε‖B‖²‖A‖². Where that is not small against ‖ΔW‖²,
-# the singular values are computed from the factors.
-CANCELLING = 1e-9  # ‖ΔW‖² over ‖B‖²‖A‖² below which it is not
+# The squares of singular values come from Gram matrices, which err by ε‖B‖²‖A‖² = 2e-16 ‖B‖²‖A‖². Where that is not
+# small against ‖ΔW‖² or against a σ², the singular values are computed from the factors. Both ways then agree to 1e-10.
+CANCELLING = 1e-5  # ‖ΔW‖² over ‖B‖²‖A‖² below which it is not
+SMALL = 1e-3  # σ of a module over the largest one below which it is not
 CONVERTED = 1 << 18  # numbers of pairs that are read together, and held in float64: 2 MiB
-ROUNDING = 1e-7  # singular values below this share of the first one are rounding errors of the Gram matrices
 
 
 @final
@@ -157,13 +157,15 @@ class _Reader:
                 self.spectra[keys[i]] = self.modules[keys[i]].singular_values()
         kept = np.flatnonzero(enough)
         if kept.size:
-            values = _singular_values(of_B[kept], of_A[kept])
-            self.spectra |= dict(zip([keys[i] for i in kept.tolist()], values, strict=True))
+            for i, values in zip(kept.tolist(), _singular_values(of_B[kept], of_A[kept]), strict=True):
+                # Where some of them are too small for the Gram matrices, they come from the factors.
+                exact = not values.size or values[-1] >= SMALL * values[0]
+                self.spectra[keys[i]] = values if exact else self.modules[keys[i]].singular_values()
 
 
 def norm_of_update(norms: Mapping[str, float]) -> float:
     """‖ΔW‖_F of the whole update."""
-    return sqrt(sum(norm * norm for norm in norms.values()))
+    return hypot(*norms.values())
 
 
 def _singular_values(of_B: Floats, of_A: Floats) -> Floats:
@@ -171,7 +173,6 @@ def _singular_values(of_B: Floats, of_A: Floats) -> Floats:
     squares, vectors = np.linalg.eigh(of_A)
     roots = vectors * np.sqrt(np.maximum(squares, 0))[:, None, :]
     values: Floats = np.sqrt(np.maximum(np.linalg.eigvalsh(_congruent(roots, of_B)), 0))[:, ::-1]
-    values[values < ROUNDING * values[:, :1]] = 0
     return values
 
 

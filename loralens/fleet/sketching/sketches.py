@@ -1,6 +1,6 @@
 """`Sketches`: the sketches of the adapters of a fleet as matrices, and the `Sketch` of one adapter."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 WIDTH = 4096  # numbers in the sketch of an update
 START_WIDTH = 256  # numbers in the start sketch
+BLOCK = 4096  # sketches that are shortened at a time: 16 MiB
 LARGEST_CODE = 127  # −128 is not used, so that −ΔW has the codes of ΔW with the opposite sign
 
 
@@ -33,22 +34,55 @@ class Sketch:
 
 @final
 @dataclass(frozen=True, slots=True)
+class PickedRows:
+    """Rows of a memory-mapped matrix in an order of their own; only those that are asked for are read.
+
+    Attributes
+    ----------
+    matrix : int8 array, shape (m, k)
+    order : integers, shape (n,)
+        The row of the matrix for each row.
+    columns : slice
+        Those columns of the matrix that belong to the rows.
+    holder : object
+        What must live as long as the matrix is read.
+    """
+
+    matrix: NDArray[np.int8]
+    order: NDArray[np.intp]
+    columns: slice
+    holder: object = None
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, rows: Any) -> NDArray[np.int8]:
+        picked: NDArray[np.int8] = self.matrix[self.order[rows], self.columns].view(np.ndarray)
+        return picked
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        del copy  # rows in another order are always a copy
+        return np.asarray(self[:], dtype=dtype)
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class Sketches:
     """The sketches of all members; row i belongs to ``members()[i]``.
 
     Attributes
     ----------
-    codes : int8 array, shape (n, 4096)
+    codes : int8 array or PickedRows, shape (n, 4096)
         The sketch of the ΔW of a member is step · codes.
     steps : float64 array, shape (n,)
         0 where ΔW = 0.
-    starts : int8 array, shape (n, 256)
+    starts : int8 array or PickedRows, shape (n, 256)
         Directions of the start sketches of A.
     """
 
-    codes: NDArray[np.int8]
+    codes: NDArray[np.int8] | PickedRows
     steps: NDArray[np.float64]
-    starts: NDArray[np.int8]
+    starts: NDArray[np.int8] | PickedRows
     _shorter: dict[int, NDArray[np.float32]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -56,6 +90,15 @@ class Sketches:
 
     def __repr__(self) -> str:
         return f"Sketches({len(self)})"
+
+    def at(self, row: int) -> Sketch:
+        """The sketch of one member."""
+        return Sketch(self.codes[row], float(self.steps[row]), self.starts[row])
+
+    def take(self, rows: NDArray[np.intp]) -> "Sketches":
+        """The sketches of some members, in this order."""
+        codes, starts = (_picked(side, rows) for side in (self.codes, self.starts))
+        return Sketches(codes, self.steps[rows], starts)
 
     def directions(self, width: int = WIDTH, rows: Any = slice(None)) -> NDArray[np.float32]:
         """The sketches folded to ``width`` numbers and divided by their own lengths; rows of zeros stay zeros.
@@ -67,12 +110,19 @@ class Sketches:
     def shorter(self, width: int) -> NDArray[np.float32]:
         """`directions` of all rows in this width, computed at the first call and kept: 20 MB for 10,000 rows of 512."""
         if width not in self._shorter:
-            self._shorter[width] = self.directions(width)
+            shorter = np.empty((len(self), width), np.float32)
+            for start in range(0, len(self), BLOCK):
+                shorter[start : start + BLOCK] = self.directions(width, slice(start, start + BLOCK))
+            self._shorter[width] = shorter
         return self._shorter[width]
 
     def start_directions(self, rows: Any = slice(None)) -> NDArray[np.float32]:
         """The start sketches, divided by their own lengths."""
         return unit_rows(self.starts[rows].astype(np.float32))
+
+
+def _picked(side: NDArray[np.int8] | PickedRows, rows: NDArray[np.intp]) -> NDArray[np.int8] | PickedRows:
+    return replace(side, order=side.order[rows]) if isinstance(side, PickedRows) else side[rows]
 
 
 def to_codes(vector: NDArray[np.float64]) -> tuple[NDArray[np.int8], float]:

@@ -9,9 +9,10 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.formats import encode_adapter
 from loralens.formats.dialects.table import WriterOptions
-from loralens.formats.files.container import Files, Stored, by_width, header_size
+from loralens.formats.files.container import Files, Stored
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.container import ALIGNMENT
+from loralens.formats.files.safetensors_header import by_width, header_size
 
 
 def file_size(adapter: Adapter, format: str | None = None, **options: Unpack[WriterOptions]) -> int:

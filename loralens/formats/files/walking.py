@@ -5,7 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
-def folders(root: Path, *, follow: bool = False, without: Callable[[str], bool]) -> Iterator[tuple[Path, list[str]]]:
+def folders(
+    root: Path,
+    *,
+    follow: bool = False,
+    without: Callable[[str], bool],
+    failed: Callable[[Path, OSError], object] | None = None,
+) -> Iterator[tuple[Path, list[str]]]:
     """Every folder from ``root`` down, and the names of its files, links and pipes.
 
     `os.walk` of Python 3.11 is recursive and fails on a thousand nested folders.
@@ -17,6 +23,8 @@ def folders(root: Path, *, follow: bool = False, without: Callable[[str], bool])
         Follow links to folders too. A folder that is its own ancestor is left out, so that a loop ends.
     without : callable
         Takes the name of a folder, and returns whether the folder is left out.
+    failed : callable, optional
+        Takes a folder that cannot be listed, and the error. Such folders are left out.
     """
     pending = [(root, frozenset[tuple[int, int]]())]
     while pending:
@@ -28,8 +36,11 @@ def folders(root: Path, *, follow: bool = False, without: Callable[[str], bool])
                 for entry in entries:
                     (inner if _is_folder(entry, follow=follow) else files).append(entry.name)
             status = folder.stat() if follow else None
-        except OSError:
-            continue  # permissions do not allow reading it, or its path is too long for the system
+        except OSError as error:
+            # Permissions do not allow reading it, or its path is too long for the system.
+            if failed:
+                failed(folder, error)
+            continue
         number = (status.st_dev, status.st_ino) if status else None
         # a link to a folder above, which would never end
         if number in ancestors:

@@ -13,24 +13,13 @@ from loralens.core.lazy import LazyArray
 from loralens.core.threads import in_order, processor_count
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.atomic import ImmovableError, Put, atomic_file, atomic_path, why_immovable
-from loralens.formats.files.container import (
-    PEFT,
-    PREFIX,
-    RECORD,
-    Files,
-    Metadata,
-    Named,
-    Stored,
-    by_width,
-    header_pieces,
-    prefix_of,
-    tensor_pieces,
-)
+from loralens.formats.files.container import PEFT, PREFIX, RECORD, Files, Stored
 from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.gguf.container import write_gguf
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.leftovers import COMPANIONS, is_moved_aside, tidy, tidy_folder
 from loralens.formats.files.location import NAMES, SUFFIXES
+from loralens.formats.files.safetensors_header import Metadata, Named, by_width, header_pieces, prefix_of, tensor_pieces
 from loralens.formats.files.staging import Staging
 
 # Bytes of the largest tensor up to which several are computed ahead, and the threads that do so. They hold at most

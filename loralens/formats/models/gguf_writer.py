@@ -22,13 +22,13 @@ from loralens.core.lazy import Array, LazyArray, row_blocks
 from loralens.errors import FormatError, place
 from loralens.formats.dialects.gguf.names import place_of
 from loralens.formats.files.atomic import check_space
-from loralens.formats.files.container import tensor_pieces
 from loralens.formats.files.disk import write_at
 from loralens.formats.files.gguf.container import DTYPES, TYPES
 from loralens.formats.files.gguf.model import GgufHeader, tensors_in_file
 from loralens.formats.files.gguf.types import TENSOR_TYPES
 from loralens.formats.files.gguf.values import CODES, SCALARS
 from loralens.formats.files.relative_name import path_to_write
+from loralens.formats.files.safetensors_header import tensor_pieces
 from loralens.formats.models.gguf_base import GgufModel, StoredWeight
 from loralens.formats.models.gguf_config import ARCHITECTURE
 from loralens.formats.models.low_bit.gguf_layouts import Order, can_decode

@@ -15,10 +15,11 @@ import numpy as np
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
 from loralens.formats.files.atomic import check_space
-from loralens.formats.files.container import DTYPES, header_bytes, tensor_pieces
+from loralens.formats.files.container import DTYPES
 from loralens.formats.files.disk import write_at
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.relative_name import path_to_write
+from loralens.formats.files.safetensors_header import header_bytes, tensor_pieces
 from loralens.formats.models.model_copy import CopyOptions, WriteJob, new_copy, write_jobs, write_text
 from loralens.formats.models.model_copy import Fill as Fill
 from loralens.formats.models.model_files import Index, ModelFiles, WeightFile, offsets_of

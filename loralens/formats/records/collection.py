@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -56,12 +56,13 @@ class FolderEntry:
     fix: str = ""
 
 
-def candidates(root: Path) -> list[Path]:
+def candidates(root: Path, *, failed: Callable[[Path, OSError], object] | None = None) -> list[Path]:
     """Tensor files under a folder, and folders that have an adapter_config.json without weights, in order of paths.
 
     Hidden folders are left out, and so are files that training tools leave beside an adapter, such as the state of an
     optimiser. Links to folders are followed, and each folder is visited once; if a folder has a path under ``root``
-    without links, this path is given. Links to a folder that contains ``root`` are not followed.
+    without links, this path is given. Links to a folder that contains ``root`` are not followed. ``failed`` receives
+    every folder that cannot be listed, and the error.
 
     Raises
     ------
@@ -70,10 +71,10 @@ def candidates(root: Path) -> list[Path]:
     """
     if not root.is_dir():
         raise OptionError(f"{root}: is not a folder", fix="give the folder to look through")
-    return sorted(_walk(root), key=lambda path: path.parts)
+    return sorted(_walk(root, failed), key=lambda path: path.parts)
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, failed: Callable[[Path, OSError], object] | None) -> Iterator[Path]:
     home = os.path.realpath(root)
     # Device and inode identify a folder. Its real path would need a call of the system for every folder above it.
     visited: set[tuple[int, int]] = set()
@@ -86,7 +87,7 @@ def _walk(root: Path) -> Iterator[Path]:
             real = os.path.realpath(start)
             if os.path.commonpath([real, home]) == real:
                 continue
-        for folder, files in folders(start, without=lambda name: name.startswith(".")):
+        for folder, files in folders(start, without=lambda name: name.startswith("."), failed=failed):
             try:
                 status = folder.stat()
             except OSError:  # it was removed meanwhile
@@ -95,7 +96,8 @@ def _walk(root: Path) -> Iterator[Path]:
             if (status.st_dev, status.st_ino) in visited:
                 continue
             visited.add((status.st_dev, status.st_ino))
-            links = [name for name in files if not name.startswith(".") and (folder / name).is_dir()]
+            # Not Path.is_dir, which raises an error where the permission for the folder of a link is missing.
+            links = [name for name in files if not name.startswith(".") and os.path.isdir(folder / name)]  # noqa: PTH112
             waiting += [folder / name for name in links]
             yield from _in_folder(folder, [name for name in files if name not in links])
 
@@ -129,11 +131,19 @@ def note_repeated_links(root: Path, candidates: Sequence[Path]) -> None:
 
 def _in_folder(folder: Path, files: Sequence[str]) -> Iterator[Path]:
     """The candidates among the files of a folder."""
-    tensors = [name for name in files if Path(name).suffix in SUFFIXES and not name.startswith(".")]
-    yield from (folder / name for name in tensors if not any(fnmatchcase(name, glob) for glob in NO_ADAPTERS))
+    yield from (folder / name for name in weights_among(files))
     # The weights are missing, which the user should know.
-    if CONFIG in files and not tensors:
+    if CONFIG in files and not any(map(_is_tensor_file, files)):
         yield folder
+
+
+def weights_among(names: Iterable[str]) -> list[str]:
+    """The names of files that may hold an adapter."""
+    return [name for name in names if _is_tensor_file(name) and not any(fnmatchcase(name, g) for g in NO_ADAPTERS)]
+
+
+def _is_tensor_file(name: str) -> bool:
+    return Path(name).suffix in SUFFIXES and not name.startswith(".")
 
 
 def folder_labels(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:

@@ -21,9 +21,10 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray, without_numbers
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.atomic import atomic_file, check_space
-from loralens.formats.files.container import Stored, header_bytes, read_safetensors
+from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.disk import check_room
 from loralens.formats.files.location import existing_file
+from loralens.formats.files.safetensors_header import header_bytes
 from loralens.formats.records.moments import INPUTS_KEY as KEY
 from loralens.formats.records.moments import KEY as MOMENTS_KEY
 

@@ -16,9 +16,10 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.atomic import atomic_file
-from loralens.formats.files.container import Named, by_width, header_size, read_safetensors
+from loralens.formats.files.container import read_safetensors
 from loralens.formats.files.disk import write_at
 from loralens.formats.files.json_text import json_or_none, object_pieces
+from loralens.formats.files.safetensors_header import Named, by_width, header_size
 from loralens.formats.files.writing import write_tensors
 
 KEY = "loralens_undo"

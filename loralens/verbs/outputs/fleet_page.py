@@ -90,10 +90,10 @@ def _exact_cosines(fleet: Fleet, members: Sequence[Member]) -> Floats | None:
             try:
                 adapter = fleet.adapter(member)
                 updates.append(ExactUpdate.of(adapter, fleet.modules(adapter)))
-            except LoraLensError:
+            except LoraLensError:  # it has changed, and may be anything now
                 warn(
                     f"{member.name} has changed since it was indexed: the map shows cosines by sketches",
-                    fix="index the fleet again: loralens fleet index",
+                    fix=f"index the fleet again: {fleet.index_command}",
                 )
                 return None
             if step:
@@ -101,5 +101,5 @@ def _exact_cosines(fleet: Fleet, members: Sequence[Member]) -> Floats | None:
     cosines = np.eye(len(updates))
     for i, first in enumerate(updates):
         for j in range(i):
-            cosines[i, j] = cosines[j, i] = exact_cosine(first, updates[j]).whole
+            cosines[i, j] = cosines[j, i] = exact_cosine(first, updates[j]).cosine
     return cosines

@@ -1,6 +1,7 @@
 """A fleet in one file: what comes back, how far it is from what went in, and what is stored once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -69,6 +70,53 @@ def test_ranks_scales_dtypes_and_configurations_are_those_of_the_source(fleet):
         config = json.loads((root / "same" / name / "adapter_config.json").read_text())
         # Compressing cuts no rank, so the configuration is the same to the byte.
         assert config == json.loads((Path(source.path) / "adapter_config.json").read_text())
+
+
+def test_a_rank_that_is_larger_than_the_weight_comes_back_too(tmp_path):
+    """A classifier of two rows has rank 8 in the configuration, and so in the expanded adapter."""
+    rng = np.random.default_rng(4)
+    wide = [(rng.standard_normal((2, 8)).astype(np.float32), rng.standard_normal((8, 30)).astype(np.float32))]
+    modules = {"classifier": adapter([*wide, *wide, *wide, *wide])[NAMES[0]]}
+    before = replace(adapter([*wide, *wide, *wide, *wide]), modules=modules, config=None)
+    loralens.save(before, tmp_path / "wide")
+    sources = [FleetSource("wide", str(tmp_path / "wide"))]
+    compress_fleet([sources], tmp_path / "fleet.safetensors", error=0.05)
+    expand_adapter(tmp_path / "fleet.safetensors", "wide", tmp_path / "back")
+    after = loralens.load(tmp_path / "back")["classifier"]
+    assert (after.rank, after.scale, after.shape) == (8, 2.0, (2, 30))
+    config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
+    assert config == json.loads((tmp_path / "wide" / "adapter_config.json").read_text())
+    assert config["r"] == 8
+    assert dense_error(loralens.load(tmp_path / "wide"), loralens.load(tmp_path / "back")) <= 0.05
+    expand_adapter(tmp_path / "fleet.safetensors", "wide", tmp_path / "cut", rank=1)
+    assert loralens.load(tmp_path / "cut")["classifier"].rank == 1
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "dtype"),
+    [(1e25, 1e26, np.float32), (3e37, 3e37, np.float32), (6e3, 6e3, np.float16), (1e120, 1e120, np.float64)],
+)
+def test_one_adapter_with_a_huge_norm_does_not_stop_the_others(left, right, dtype, tmp_path):
+    sources = make(tmp_path)
+    pairs = factors(np.random.default_rng(8), [(np.eye(OUT)[:, :SPACE], np.eye(IN)[:, :SPACE])] * 4)
+    huge = [(B.astype(dtype) * dtype(left), A.astype(dtype) * dtype(right)) for B, A in pairs]
+
+    loralens.save(adapter(huge, dtype=dtype), tmp_path / "huge")
+    sources["huge"] = FleetSource("huge", str(tmp_path / "huge"))
+    result = compress_fleet([list(sources.values())], tmp_path / "fleet.safetensors", error=0.15)
+    rows = {row.name: row for row in result}
+    refused = {row.name: row.reason for row in result.refused}
+    assert rows.keys() | refused.keys() == sources.keys()
+    assert rows.keys() >= sources.keys() - {"huge"}
+    assert {rows[f"run{i}"].kind for i in range(6)} == {"joint"}
+    if "huge" in rows:
+        back = expand_adapter(tmp_path / "fleet.safetensors", "huge").adapter
+        before = loralens.load(tmp_path / "huge")
+        worst = max(np.linalg.norm(before[n].dense() / left / right - back[n].dense() / left / right) for n in before)
+        whole = np.sqrt(sum(np.linalg.norm(before[n].dense() / left / right) ** 2 for n in before))
+        assert worst <= 0.15 * whole
+    else:
+        assert refused["huge"]
 
 
 def test_equal_heads_are_stored_once_and_come_back_bit_for_bit(fleet):

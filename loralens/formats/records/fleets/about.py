@@ -3,10 +3,11 @@
 The JSON object of an adapter whose modules are coded has
 
 ============  ==========================================================================================
-description   the fields of loralens-q (`loralens.formats.dialects.quantised.reader`); ranks are those of the source
+description   the fields of loralens-q (`loralens.formats.dialects.quantised.reader`)
 frame         module → its place among the modules of the numbers
 parts         [out, in, directions] of each of these modules, if they are not those of a group
 dtypes        module → dtype of its factors in the source; float32 where it is missing
+ranks         module → its rank in the source, where that is larger than a side of the weight
 extras        key → digest of the extra
 ============  ==========================================================================================
 
@@ -15,9 +16,10 @@ mapping of keys to digests.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import log2
 from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401 - teaches NumPy the names of narrow floats
+import ml_dtypes
 import numpy as np
 
 from loralens.core.adapter import Adapter
@@ -37,6 +39,7 @@ from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import DTYPE_NAMES, DTYPES, FLOATS, Stored
 from loralens.formats.files.json_text import is_safe_text
 from loralens.formats.records.fleets.contents import DAMAGED, content_digest
+from loralens.linalg.factor import Floats
 from loralens.linalg.few_bits.packing import Bytes
 
 # A module may have more directions than are stored, which are zeros. So a small file could ask for huge arrays; a file
@@ -69,11 +72,13 @@ def about_coded(
     """The JSON object of a coded adapter, and its extras by digest."""
     extras = {key: content_digest(extra.tensor) for key, extra in adapter.extra.items()}
     dtypes = {name: DTYPE_NAMES[module.dtype] for name, module in adapter.items() if module.dtype.itemsize < 4}
+    ranks = {name: module.rank for name, module in adapter.items() if module.rank > min(module.shape)}
     about: dict[str, Any] = {
         "description": describe(adapter, {name: min(module.rank, *module.shape) for name, module in adapter.items()}),
         "frame": dict(frame),
         **({"parts": [list(part) for part in parts]} if parts is not None else {}),
         **({"dtypes": dtypes} if dtypes else {}),
+        **({"ranks": ranks} if ranks else {}),
         "extras": extras,
     }
     return about, {digest: adapter.extra[key].tensor for key, digest in extras.items()}
@@ -154,12 +159,13 @@ def coded_adapter(about: Mapping[str, Any], coded: Coded, extras: Extras, *, ran
     FormatError
         The description is damaged.
     """
-    # Only files of narrow floats have the field `dtypes`.
-    parts = [about.get(key, {} if key == "dtypes" else None) for key in ("description", "frame", "extras", "dtypes")]
+    # Only adapters with narrow floats have the field `dtypes`, and only those with wide factors the field `ranks`.
+    parts = [about.get(key) for key in ("description", "frame", "extras")]
+    parts += [about.get(key, {}) for key in ("dtypes", "ranks")]
     mappings: list[dict[str, Any]] = [part for part in parts if isinstance(part, dict)]
     if len(mappings) < len(parts):
         raise FormatError("its description is damaged", fix=DAMAGED)
-    fields, frame, digests, dtypes = mappings
+    fields, frame, digests, dtypes, ranks = mappings
     if fields.get("version") != VERSION:
         raise FormatError(f"its description is of version {fields.get('version')!a:.20}", fix="update loralens")
     outline = parse_description(fields)
@@ -168,7 +174,7 @@ def coded_adapter(about: Mapping[str, Any], coded: Coded, extras: Extras, *, ran
     modules, numbers = {}, 0
     for name in outline.modules:
         with place(name):
-            modules[name] = _module(outline, name, coded, frame[name], dtypes.get(name, "F32"), rank)
+            modules[name] = _module(outline, name, coded, frame[name], dtypes.get(name, "F32"), ranks.get(name), rank)
             numbers += modules[name].rank * sum(modules[name].shape)
             if numbers > MOST_NUMBERS * coded.nbytes:
                 raise FormatError("its modules are larger than their bytes can be", fix=DAMAGED)
@@ -185,20 +191,38 @@ def coded_adapter(about: Mapping[str, Any], coded: Coded, extras: Extras, *, ran
     )
 
 
-def _module(outline: Outline, name: str, coded: Coded, place_: Any, dtype: Any, rank: int | None) -> LowRank:
+def _module(outline: Outline, name: str, coded: Coded, place_: Any, dtype: Any, wide: Any, rank: int | None) -> LowRank:
+    """A module; ``wide`` is its rank in the source if that is larger than a side of the weight."""
     shape, source_rank, scale, scaling, layout = outline.module(name)
     fits = type(place_) is int and 0 <= place_ < len(coded.shapes) and coded.shapes[place_] == shape
     if not fits or source_rank < 1 or not isinstance(dtype, str) or DTYPES.get(dtype) not in FLOATS:
         raise FormatError("its description is damaged", fix=DAMAGED)
+    if wide is not None:
+        if type(wide) is not int or not source_rank == min(shape) < wide:
+            raise FormatError("its description is damaged", fix=DAMAGED)
+        # The factors are filled with zeros, so that the configuration of the source is true of them.
+        source_rank = wide
     new_rank = source_rank if rank is None else min(rank, source_rank)
 
     def factors() -> Pair:
-        B, A = coded.factors(place_, new_rank)
+        B, A = coded.factors(place_, min(new_rank, *shape))
         # The numbers are those of ΔW. An update whose scale is 0 is 0 whatever its factors are.
-        return (B / scale if scale else 0 * B), A
+        return _within_range((B / scale if scale else 0 * B), A, DTYPES[dtype])
 
     B, A = lazy_pair(factors, shape, new_rank, DTYPES[dtype])
     return LowRank(B, A, scale, scaling=scaling, layout=layout)
+
+
+def _within_range(B: Floats, A: Floats, dtype: Any) -> Pair:
+    """The factors as they are, or multiplied by opposite powers of two where one of them is too large for the dtype.
+
+    One factor may hold the whole norm of ΔW, of which each factor of the source holds about the root.
+    """
+    sizes = [float(np.abs(factor).max(initial=0)) for factor in (B, A)]
+    if max(sizes) <= float(ml_dtypes.finfo(dtype).max) or not all(sizes):
+        return B, A
+    shift = round((log2(sizes[0]) - log2(sizes[1])) / 2)
+    return np.ldexp(B, -shift), np.ldexp(A, shift)
 
 
 def joint_numbers(bases: SharedBases, data: Bytes, nbytes: int) -> Coded:

@@ -25,9 +25,10 @@ from typing import Any, Literal, final, get_args
 from loralens.core.few_bits.shared_bases import SharedShape
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
-from loralens.formats.files.container import Stored, tensor_pieces
+from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import finite_number, is_safe_text, unique_keys
 from loralens.formats.files.relative_name import is_relative_name
+from loralens.formats.files.safetensors_header import tensor_pieces
 
 KEY = "loralens_fleet"
 VERSION = 1

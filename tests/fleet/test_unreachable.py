@@ -1,0 +1,175 @@
+"""Folders that cannot be listed and disks that are not mounted: their adapters are kept and marked, not forgotten."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import loralens
+from loralens.formats.files import walking
+from tests.fleet.makers import random_adapter, save, save_many
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> loralens.Fleet:
+    save_many(tmp_path / "fleet" / "open", 2)
+    save_many(tmp_path / "fleet" / "secret" / "deep", 2)
+    fleet = loralens.Fleet.open(tmp_path / "fleet")
+    fleet.update(tmp_path / "fleet")
+    return fleet
+
+
+@pytest.fixture
+def closed(fleet: loralens.Fleet, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder whose permission is missing, also where the tests run as root, to whom everything is permitted."""
+    folder = fleet.root / "secret"
+    folder.chmod(0)
+    if os.access(folder, os.R_OK):
+        scandir = os.scandir
+
+        def refuse(path: object) -> object:
+            if str(path) == str(folder):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return scandir(path)  # type: ignore[call-overload]
+
+        monkeypatch.setattr(walking.os, "scandir", refuse)
+    yield folder
+    folder.chmod(0o755)
+
+
+def names(fleet: loralens.Fleet) -> list[str]:
+    return [member.name for member in fleet.members()]
+
+
+def test_a_folder_that_cannot_be_listed_keeps_its_adapters(
+    fleet: loralens.Fleet, closed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = names(fleet)
+    result = fleet.update()
+    assert names(fleet) == before
+    assert not [change for change in result.changes if change.change == "gone"]
+    assert [(file.name, file.reason) for file in result.unreadable] == [
+        ("secret", "this folder cannot be listed: Permission denied")
+    ]
+    assert result.unreadable[0].fix
+    assert {path.parent.name for path in result.unreachable} == {"a000", "a001"}
+    assert result.conclusion()[1] == "2 adapters could not be reached, and are kept as before."
+    marked = [member.name for member in fleet.members() if "unreachable" in member.findings]
+    assert marked == ["secret/deep/a000", "secret/deep/a001"]
+    # Nothing has changed since, and nothing is told twice.
+    assert not fleet.changes()
+    assert not fleet.update().changes
+    closed.chmod(0o755)
+    monkeypatch.undo()
+    assert fleet.changes() == {"gone": 1}
+    assert [change.path for change in fleet.update().changes] == ["secret"]
+    assert not fleet.unreadable()
+    assert not [member for member in fleet.members() if member.findings]
+
+
+def test_a_survey_of_such_a_folder_says_so(fleet: loralens.Fleet, closed: Path) -> None:
+    for _ in range(2):
+        result = loralens.survey(fleet.root)
+        assert [row.label for row in result] == ["open/a000", "open/a001"]
+        assert [row.reason for row in result.unreadable] == ["this folder cannot be listed: Permission denied"]
+        # The second survey does not take the index for current, which keeps what was there.
+        fleet.update()
+
+
+def test_a_root_that_cannot_be_listed_is_refused(fleet: loralens.Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> object:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(walking.os, "scandir", refuse)
+    with pytest.raises(loralens.FormatError, match="cannot be listed: Permission denied"):
+        fleet.update()
+    monkeypatch.undo()
+    assert len(fleet.members()) == 4
+
+
+def test_an_emptied_root_is_refused(tmp_path: Path) -> None:
+    save_many(tmp_path / "disk", 3)
+    fleet = loralens.Fleet.open(tmp_path / "index")
+    fleet.update(tmp_path / "disk")
+    shutil.move(tmp_path / "disk", tmp_path / "elsewhere")
+    (tmp_path / "disk").mkdir()
+    for root in (None, tmp_path / "disk"):
+        with pytest.raises(loralens.OptionError, match="is empty, and the index has 3 adapters") as caught:
+            fleet.update(root)
+        assert str(tmp_path / "index") in caught.value.fix
+    assert len(fleet.members()) == 3
+    (tmp_path / "disk").rmdir()
+    shutil.move(tmp_path / "elsewhere", tmp_path / "disk")
+    assert not fleet.update().changes
+
+
+def test_an_emptied_root_is_refused_although_the_index_is_made_anew(tmp_path: Path) -> None:
+    save_many(tmp_path / "disk", 2)
+    fleet = loralens.Fleet.open(tmp_path / "index")
+    fleet.update(tmp_path / "disk")
+    added = fleet.members()[0].added
+    _of_another_version(fleet.home, "2025-01-02 03:04:05")
+    shutil.move(tmp_path / "disk", tmp_path / "elsewhere")
+    (tmp_path / "disk").mkdir()
+    with pytest.raises(loralens.OptionError, match="is empty"):
+        fleet.update(tmp_path / "disk")
+    (tmp_path / "disk").rmdir()
+    shutil.move(tmp_path / "elsewhere", tmp_path / "disk")
+    fleet.update(tmp_path / "disk")
+    assert [member.added for member in fleet.members()] == ["2025-01-02 03:04:05"] * 2 != [added] * 2
+
+
+def test_an_index_that_is_made_anew_keeps_its_dates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_many(tmp_path, 2)
+    fleet = loralens.Fleet.open(tmp_path)
+    fleet.update(tmp_path)
+    _of_another_version(fleet.home, "2025-01-02 03:04:05")
+    save(tmp_path / "new", random_adapter(9))
+    fleet.update(tmp_path)
+    assert "when each file was first indexed is kept" in caplog.text
+    dates = {member.name: member.added for member in fleet.members()}
+    assert dates["a000"] == dates["a001"] == "2025-01-02 03:04:05" < dates["new"]
+    assert sorted(path.name for path in fleet.home.iterdir()) == ["catalogue.sqlite", "sketches.i8"]
+
+
+def test_dates_of_a_hostile_catalogue_are_not_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_many(tmp_path, 1)
+    fleet = loralens.Fleet.open(tmp_path)
+    fleet.update(tmp_path)
+    _of_another_version(fleet.home, "\x1b[2J")
+    fleet.update(tmp_path)
+    assert "when each file was first indexed is lost" in caplog.text
+    assert fleet.members()[0].added.startswith("2")
+
+
+def test_a_link_to_a_disk_that_is_not_mounted_keeps_its_adapters(tmp_path: Path) -> None:
+    save_many(tmp_path / "disk", 2)
+    save_many(tmp_path / "fleet", 1)
+    (tmp_path / "fleet" / "nas").symlink_to(tmp_path / "disk")
+    fleet = loralens.Fleet.open(tmp_path / "fleet")
+    fleet.update(tmp_path / "fleet")
+    before = names(fleet)
+    assert len(before) == 3
+    shutil.move(tmp_path / "disk", tmp_path / "elsewhere")
+    result = fleet.update()
+    assert names(fleet) == before
+    assert len(result.unreachable) == 2
+    assert [file.name for file in result.unreadable] == ["nas"]
+    assert "leads to a folder that is not there" in result.unreadable[0].reason
+    assert not fleet.update().changes
+    (tmp_path / "fleet" / "nas").unlink()
+    # Without the link they are gone.
+    fleet.update()
+    assert names(fleet) == ["a000"]
+
+
+def _of_another_version(home: Path, added: str) -> None:
+    import sqlite3
+
+    with sqlite3.connect(home / "catalogue.sqlite") as connection:
+        connection.execute("update state set value = '0' where key = 'version'")
+        connection.execute("update files set added = ?", [added])
+    connection.close()
