@@ -91,7 +91,8 @@ def _base(case: str) -> tuple[Any, Any]:
             vocab_size=512, hidden_size=width, intermediate_size=inner, num_hidden_layers=blocks,
             num_attention_heads=8, num_key_value_heads=8,
         )  # fmt: skip
-        return transformers.LlamaForCausalLM(config).to(torch.bfloat16), "all-linear"
+        model: Any = transformers.LlamaForCausalLM(config)
+        return model.to(torch.bfloat16), "all-linear"
     layer = torch.nn.Linear(4096, 4096, bias=False)
     torch.nn.init.normal_(layer.weight, std=0.02)  # as a Llama begins
     dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[case]

@@ -131,7 +131,8 @@ class SlicedBlock:
     @property
     def inner(self) -> int:
         """The largest number of products in the sum of an entry."""
-        return (self.B1 if self.B2 is None else self.B2).shape[1]
+        left: Floats = self.B1 if self.B2 is None else self.B2
+        return int(left.shape[1])
 
     def tile(self, start: int, stop: int, columns: slice, out: Floats | None = None) -> Floats:
         """Some entries of the product, float64; the terms of one share one power of two, so their sum is exact."""

@@ -159,4 +159,5 @@ def _in_wide(operation: np.ufunc, W: Array, other: Singles, out: Singles | None)
         # Quicker than to convert within the operation, for which NumPy goes through small buffers.
         np.copyto(total, W)
         W = total
-    return operation(W, other, out=total)
+    operation(W, other, out=total)
+    return total

@@ -27,6 +27,7 @@ from loralens.merging.undo.patch import bits
 Task = tuple[tuple[str, float], ...]  # what is merged: names of adapters and their weights; empty for the base
 
 BLOCK = 1 << 17  # bytes of W in a block of rows: all arrays of a block, 12 times as much, stay in the cache of a core
+SHAPES = 4  # shapes of blocks for which a thread keeps buffers
 DTYPES = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32))
 # A patch that would make it more is deflated, which takes five times as long and a third of the memory.
 QUICK = 1 / 12  # of the bytes of a weight: what its factors and its patch may take
@@ -189,11 +190,10 @@ class _Buffers(NamedTuple):
 
 
 class _Memory(threading.local):
-    """The buffers of a thread for the last shape of a block."""
+    """The buffers of a thread, by the shape and the dtype of a block."""
 
     def __init__(self) -> None:
-        self.shape: tuple[Any, ...] = ()
-        self.buffers: _Buffers | None = None
+        self.buffers: dict[Any, _Buffers] = {}
 
 
 _memory = _Memory()
@@ -203,15 +203,18 @@ def _buffers(block: Any) -> _Buffers:
     """The buffers of this thread for a block."""
     import torch
 
-    shape = (block.shape, block.dtype)
-    if _memory.buffers is None or _memory.shape != shape:
+    key = (block.shape, block.dtype)
+    if key not in _memory.buffers:
+        # The last block of a weight has a shape of its own.
+        if len(_memory.buffers) >= SHAPES:
+            _memory.buffers.clear()
         # Torch aligns memory with lines of the cache, which NumPy does not.
         wide, second = (torch.empty(block.shape, dtype=torch.float64) for _ in range(2))
         product, total = (torch.empty(block.shape, dtype=torch.float32) for _ in range(2))
         rounded = torch.empty(block.shape, dtype=block.dtype)
         whole = rounded.view(torch.int16 if block.dtype.itemsize == 2 else torch.int32).numpy()
-        _memory.shape, _memory.buffers = shape, _Buffers(wide, second, product, total, rounded, bits(whole))
-    return _memory.buffers
+        _memory.buffers[key] = _Buffers(wide, second, product, total, rounded, bits(whole))
+    return _memory.buffers[key]
 
 
 class _Slices(NamedTuple):
