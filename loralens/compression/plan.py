@@ -200,7 +200,7 @@ class TruncationPlan:
         It makes no adapter, which takes a hundred times as long.
         """
         others = self.at({}) if self.dtype else self.adapter
-        fixed = sum(getattr(module, quantity) for name, module in others.items() if name not in self.directions)
+        fixed: int = sum(getattr(module, quantity) for name, module in others.items() if name not in self.directions)
         # Of each module: the rank at which it stays as it is, what it has then, and what one direction has.
         whole: dict[str, int] = {}
         unit: dict[str, int] = {}

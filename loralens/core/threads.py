@@ -106,7 +106,8 @@ def in_order(calls: Sequence[Callable[[], T]], count: int) -> Iterator[T]:
     try:
         for i, call in enumerate(calls):
             with changed:
-                changed.wait_for(lambda i=i: i in results or i in failed)
+                while not (i in results or i in failed):
+                    changed.wait()
             yield call() if i in failed else results.pop(i)
             room.release()
     finally:

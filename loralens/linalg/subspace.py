@@ -142,7 +142,7 @@ def _stacked_angles(first: Sequence[Basis], second: Sequence[Basis], G: Floats) 
     angles = np.arccos(np.minimum(cosines, 1.0))
     near = np.count_nonzero(cosines > NEAR, axis=1)
     # Few pairs of directions are so near, so the costly columns are rarely formed.
-    for p in np.flatnonzero(near):
+    for p in np.flatnonzero(near).tolist():
         Z = np.linalg.svd(G[p], full_matrices=False)[2][: near[p]].T
         # A basis is orthonormal to about 1e-12; sines of 1e-9 need it to be orthonormal to ε.
         U, P = _orthonormalise(first[p].columns()), _orthonormalise(second[p].columns()) @ Z

@@ -129,7 +129,7 @@ def find_layout(plan: TruncationPlan, dialect: Dialect) -> FileLayout | None:
     ):
         return None
     groups = rank_groups(plan, dialect)
-    shapes = [module.shape for module in plan.adapter.modules.values()]
+    shapes: list[tuple[int, ...]] = [module.shape for module in plan.adapter.modules.values()]
     shapes += [extra.tensor.shape for extra in plan.adapter.extra.values()]
     # Above the number of groups too, so that no multiple of a rank is the rank of another group.
     first = 1 + max(len(groups), *(n for shape in shapes for n in shape))
@@ -157,11 +157,14 @@ def _without_numbers(plan: TruncationPlan, ranks: Mapping[str, int]) -> Adapter:
     """The adapter of the plan with factors of these ranks, whose numbers are all 0."""
 
     def stub(module: Update, rank: int) -> LowRank:
-        factors = [
-            _zeros(plan.dtype or factor.dtype, shape)
-            for factor, shape in zip(module.factors, ((module.shape[0], rank), (rank, module.shape[1])), strict=True)
-        ]
-        return LowRank(*factors, module.scale, scaling=module.scaling, layout=module.layout)
+        (out, in_), (B, A) = module.shape, module.factors
+        return LowRank(
+            _zeros(plan.dtype or B.dtype, (out, rank)),
+            _zeros(plan.dtype or A.dtype, (rank, in_)),
+            module.scale,
+            scaling=module.scaling,
+            layout=module.layout,
+        )
 
     modules = {name: stub(plan.adapter[name], rank) for name, rank in ranks.items()}
     return replace(plan.adapter, modules={**plan.adapter.modules, **modules})
@@ -174,7 +177,7 @@ def _zeros(dtype: np.dtype[Any], shape: tuple[int, ...]) -> LazyArray:
 
 def _layout(stored: Stored, groups: Mapping[str, int], first: int) -> FileLayout:
     """The layout of a file in which the rank of a group is its number plus ``first``."""
-    modules = {group: name for name, group in reversed(groups.items())}
+    modules = {group: name for name, group in reversed(list(groups.items()))}
     tensors = []
     for key, tensor in by_width(stored.tensors.items):
         grown = [i for i, n in enumerate(tensor.shape) if n >= first]

@@ -321,7 +321,7 @@ def _is_current(fleet: Fleet, root: Path, reading: SurveyReading) -> bool:
 
 def _duplicates(copies: CopiesResult, reading: SurveyReading) -> dict[int, tuple[int, Sameness]]:
     """Number of a copy → number of the first adapter of its group in order of paths, and how much both are the same."""
-    to_kept = {copy.member.number: copy for copy in copies}
+    to_kept = {copy.member.number: copy for copy in copies.copies}
     duplicates = {}
     for group in copies.groups:
         first, *others = sorted(group.members, key=lambda member: member.path.parts)
@@ -350,7 +350,9 @@ def _view(root: Path, fleet: Fleet, reading: SurveyReading) -> SurveyResult:
     copies = fleet.copies()
     duplicates = _duplicates(copies, reading)
     links = {link.member.number: link.file.number for link in copies.links}
-    label = folder_labels(root, [shown(file.path) for file in (*members, *unreadable)])
+    label = folder_labels(
+        root, [shown(path) for path in (*(member.path for member in members), *(file.path for file in unreadable))]
+    )
     rows: dict[int, SurveyedAdapter] = {}
     # Links last, since the path without links may come later. An original comes before its copies.
     for member in sorted(members, key=lambda member: member.number in links):
