@@ -76,7 +76,9 @@ def _spreads_above_chance(measures: Mapping[str, float]) -> float:
     """
     n = round(1 / measures["chance_1_1"])
     k = round(measures["chance_all"] * n)
-    return (measures["phi_all"] - measures["chance_all"]) / overlap_spread(k, k, n)
+    spread = overlap_spread(k, k, n)
+    # Subspaces of all dimensions are equal, which says nothing.
+    return (measures["phi_all"] - measures["chance_all"]) / spread if spread else 0.0
 
 
 def _keys(compared: Mapping[str, Any], sides: Sequence[str]) -> list[str]:

@@ -15,8 +15,8 @@ _display: ContextVar[Display | None] = ContextVar("display", default=None)
 def progress(label: str, total: int) -> Iterator[Step | None]:
     """A function to call with each amount of work that is done, out of ``total``; None if nothing displays it."""
     display = _display.get()
-    # Without a display the work is not counted, which saves a call for every module.
-    if display is None:
+    # Without a display the work is not counted, which saves a call for every module; and no bar shows no work.
+    if display is None or total < 1:
         yield None
         return
     with display(label, total) as step:

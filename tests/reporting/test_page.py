@@ -205,7 +205,7 @@ def test_markdown_has_the_numbers_of_the_page() -> None:
 
 def test_the_record_holds_what_the_page_says_and_no_nan() -> None:
     record = made({"a": drawn(1), "b": drawn(2)}).record
-    text = json.dumps(record, allow_nan=False)
+    text = json.dumps(dict(record), allow_nan=False)
     assert json.loads(text)["together"]["cosine"][0][1] == pytest.approx(record["together"]["cosine"][0][1])
     first = record["adapters"][0]
     assert [one["name"] for one in first["modules"]] == NAMES
