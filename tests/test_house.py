@@ -59,6 +59,7 @@ def test_help_imports_nothing_heavy_not_even_numpy(arguments: list[str], importe
     assert "loralens.cli.main" in imported_by_help["--help"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["spectrum", "--json"], ["spectrum"], ["inspect"]])
 def test_the_path_of_spectrum_and_inspect_is_light(command: list[str], small: Path) -> None:
     modules = imported(*command, str(small))
@@ -129,6 +130,7 @@ def test_the_rooms_of_commands_list_their_rows() -> None:
     assert set(dir(loralens.verbs)) == {"VERBS", "plot", *VERBS}
 
 
+@pytest.mark.slow
 def test_no_import_cycle_but_the_recorded_one() -> None:
     assert [component for component in components(imports()) if len(component) > 1] == CYCLES
 

@@ -180,6 +180,7 @@ def plain(name: str) -> str:
     return name.replace(".", "_").removeprefix("diffusion_model_").removeprefix("lora_").removeprefix("unet_")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensors", "dialects"),
     [

@@ -43,6 +43,7 @@ def on_a_terminal(command: list[str], **more: str) -> str:
     return told.decode()
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_colours_and_with_no_color_none(small: Path) -> None:
     command = [*RUN, "spectrum", str(small)]
     assert COLOUR.search(on_a_terminal(command))
@@ -73,6 +74,7 @@ def test_what_click_styles_follows_no_color() -> None:
     assert ESCAPE not in on_a_terminal([sys.executable, "-c", code], NO_COLOR="1")
 
 
+@pytest.mark.slow
 def test_nobody_else_writes_escapes() -> None:
     """So the tests above stand for every command."""
     for file in PACKAGE.rglob("*.py"):

@@ -166,6 +166,7 @@ run()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "owner", "name", "wrapped"),
     [

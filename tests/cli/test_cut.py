@@ -45,6 +45,7 @@ def told(command: str, home: Path, out: Path, *more: object) -> tuple[dict[str, 
     return where.get(command, lambda: record)()["cut"], result.stderr
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("length", [6, 7, 256])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_left_out_is_counted_and_said(command: str, length: int, home: Path, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
     )
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("command", ["amplify", "spectrum", "doctor", "intruders"])
 def test_a_verb_says_the_same_of_both(command, folders, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

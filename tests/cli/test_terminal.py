@@ -303,6 +303,7 @@ def test_a_full_disk_behind_standard_error_is_no_traceback(small):
     assert done.returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
 def test_too_little_memory_is_one_message(tmp_path):
     import resource

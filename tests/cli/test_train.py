@@ -74,6 +74,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "task"), [("llama", "causal-lm"), ("masked", "masked-lm"), ("bert", "classification")]
 )
@@ -333,6 +334,7 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
 }
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", BAD)
 def test_what_cannot_be_is_said_and_leaves_nothing(home: Path, tmp_path: Path, name: str) -> None:
     more, words = BAD[name]
@@ -472,6 +474,7 @@ def test_texts_of_which_nothing_can_be_hidden_are_refused(home: Path, tmp_path: 
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_a_watched_run_that_is_resumed_has_the_log_of_one_that_was_not(home: Path, tmp_path: Path) -> None:
     more = ("--watch", 2, "--save-every", 2, "--steps", 9)
     good(*classify(home, tmp_path / "whole", *more))

@@ -29,6 +29,7 @@ def updates(draw, most=4):
     return found
 
 
+@pytest.mark.slow
 @given(updates(), st.integers(0, 2**32 - 1))
 @settings(max_examples=150, deadline=None)
 def test_cores_and_lift_are_the_weighted_sum(found, seed):

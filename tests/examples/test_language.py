@@ -146,6 +146,7 @@ def test_without_sacrebleu_a_study_ends_before_it_trains(monkeypatch: pytest.Mon
         study(QUICK, None, Path("none"))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["nlg_study", "without_regret_study"])
 def test_a_page_of_nothing_is_refused(script: str, tmp_path: Path) -> None:
     pytest.importorskip("sacrebleu")

@@ -194,6 +194,7 @@ def test_sketches_that_are_mapped_stay_as_they_are(fleet: loralens.Fleet, tmp_pa
     assert (fleet.home / SKETCHES).stat().st_size // SLOT == 7
 
 
+@pytest.mark.slow
 def test_readers_and_a_writer_at_once(tmp_path: Path) -> None:
     """While a fleet is changed again and again, every reader sees rows and sketches that belong together."""
     save_many(tmp_path, 3)

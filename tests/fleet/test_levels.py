@@ -31,6 +31,7 @@ def test_the_spread_of_exact_cosines_is_that_of_random_directions() -> None:
     assert largest == pytest.approx(ChanceLevels(float(stated), 59).largest, rel=0.25)
 
 
+@pytest.mark.slow
 def test_the_spread_of_sketches_is_that_of_their_length() -> None:
     rng = np.random.default_rng(1)
     adapters = [adapter_of(random_factors(rng)) for _ in range(60)]

@@ -55,6 +55,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", CASES)
 def test_weights_are_multiplied_by_their_scales(name, tmp_path):
     end, q, scale, full, block = CASES[name]

@@ -36,6 +36,7 @@ def shuffled(adapter: Adapter) -> Adapter:
     return Adapter(modules=modules, config=adapter.config)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("method", ["sum", "tsv-m"])
 @pytest.mark.parametrize(
     "name",

@@ -82,6 +82,7 @@ def files(draw):
     return blob(text + b" " * draw(st.integers(0, 9)), bytes(i % 2 for i in range(begin)))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(files())
 def test_any_valid_file(data):
@@ -203,6 +204,7 @@ STRICTER = {"key twice", "field twice", "escape sequence", "line break", "right 
 STRICTER |= {"too many dimensions", "a million dimensions", "product overflows beside a zero"}
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_is_refused(name, tmp_path):
     data, what = BROKEN[name]

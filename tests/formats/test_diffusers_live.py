@@ -126,6 +126,7 @@ CASES = {  # ranks, scales, whether the header has to say them
 MODELS = {"unet": made.unet, "transformer": made.flux}
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("part", MODELS)
 @pytest.mark.parametrize("case", CASES)
 def test_what_we_write_changes_a_model_by_exactly_its_update(case: str, part: str, tmp_path: Path) -> None:
@@ -210,6 +211,7 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("case", CONFIGS)
 def test_what_a_model_saves(case: str, tmp_path: Path) -> None:
     model = made.unet()

@@ -138,6 +138,7 @@ def first_error(fields, paths):
     return None
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(("text", "path"), HOSTILE, ids=[text[:20] for text, _ in HOSTILE])
 @pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern", "target_modules"])
 def test_an_expression_that_would_not_end_ends(field, text, path):
@@ -210,6 +211,7 @@ def test_anchors_and_escaped_dots_leave_a_key_literal():
     assert pattern.find("f\\x", 0) == (5, r"f\\.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["inspect", "doctor", "survey"])
 def test_a_hostile_configuration_ends_with_one_message(verb, tmp_path):
     from safetensors.numpy import save_file

@@ -36,6 +36,7 @@ def equal(path: Path, numbers: dict[str, np.ndarray]) -> None:
         np.testing.assert_array_equal(np.asarray(tensor.read(), np.float32), numbers[key], err_msg=key)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_weight_has_the_name_the_rows_and_the_numbers_of_hugging_face(kind: str, tmp_path: Path) -> None:
     numbers = ggufs.write(tmp_path / "m.gguf", ggufs.llama(tied=False), kinds=kind)
@@ -49,6 +50,7 @@ def test_every_weight_has_the_name_the_rows_and_the_numbers_of_hugging_face(kind
     assert shapes(tmp_path / "m.gguf") == {key: array.shape for key, array in numbers.items()}
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("kind", K_QUANTS)
 def test_k_quants(kind: str, tmp_path: Path) -> None:
     equal(tmp_path / "m.gguf", ggufs.write(tmp_path / "m.gguf", ggufs.llama(hidden=512, blocks=1), kinds=kind))

@@ -85,6 +85,7 @@ def test_a_copy_without_changes_is_the_original(threads: int, tmp_path: Path) ->
     assert sum(steps) == gguf_copy_bytes(files.gguf)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     "kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "Q4_K", "Q5_K", "Q6_K", "Q2_K", "Q3_K"]
 )
@@ -129,6 +130,7 @@ def test_floats_keep_their_type_and_norms_their_shift(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(after[key].read(), np.float32), new.get(key, before[key]), err_msg=key)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("arch", ["llama", "gemma2"])
 def test_a_copy_in_floats(arch: str, dtype: np.dtype, tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ def hidden_names(home: Path) -> list[str]:
     return [path.name for path in home.rglob(".*")]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_next_run_removes_what_a_killed_one_left(name: str, tmp_path: Path) -> None:
     home, write = tmp_path / "home", WRITERS[name]

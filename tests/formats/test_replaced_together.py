@@ -124,6 +124,7 @@ def refused(target: Path, *, dry_run: bool = False) -> None:
         loralens.save(adapter(NEW), target, dry_run=dry_run)
 
 
+@pytest.mark.slow
 def test_killed_at_every_step(place: tuple[Path, Path]) -> None:
     folder, target = place
     before, absent = others(folder), 0
@@ -152,6 +153,7 @@ def test_killed_at_every_step(place: tuple[Path, Path]) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o711
 
 
+@pytest.mark.slow
 def test_killed_while_it_is_put_back(place: tuple[Path, Path]) -> None:
     folder, target = place
     before, first = others(folder), 0
@@ -178,6 +180,7 @@ def test_killed_while_it_is_put_back(place: tuple[Path, Path]) -> None:
     assert step > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 def test_what_was_not_beside_the_old_one_is_gone_when_it_comes_back(before: bool, tmp_path: Path) -> None:
     """loralib keeps α in a record beside the weights: the next run must not give the old ones the new one's."""

@@ -40,6 +40,7 @@ def compared(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) ->
     return code, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_same_again_is_no_difference(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = compared(golden, capsys)
     assert code == 0, out

@@ -83,6 +83,7 @@ def test_graded_values_are_accurate_relative_to_themselves(decades_B, decades_A,
     assert routes(B, A) == ("cholesky", "cholesky")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order_B", "order_A"), [("falling", "falling"), ("shuffled", "shuffled")])
 def test_thirty_graded_values_are_accurate_relative_to_themselves(order_B, order_A):
     """Above 25 columns LAPACK finds vectors by another method, which loses the small values."""

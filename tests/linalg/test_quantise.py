@@ -104,6 +104,7 @@ def test_sparse_factors_are_left_unrotated_and_exact() -> None:
     assert np.count_nonzero(found.B) == np.count_nonzero(found.A) == 3
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(factor_pairs(), st.integers(2, 16))
 def test_any_factors(pair, bits: int) -> None:

@@ -140,6 +140,7 @@ def test_leading_triplets_are_all_there_and_satisfy_their_equations(M, k):
         np.testing.assert_allclose(X.T @ X, np.eye(k), atol=1e-12)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("shape", [(700, 700), (700, 900), (900, 700)], ids=str)
 @pytest.mark.parametrize(("copies", "k"), [(1, 8), (8, 4), (8, 5), (8, 8)])
 def test_large_ones_converge_before_the_end_and_miss_no_copy(shape, copies, k):

@@ -143,6 +143,7 @@ TABLE = [
 ]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("dtype", "ratio", "error", "gain", "unmoved"), TABLE)
 def test_the_table_is_reproduced_by_prediction_sample_and_merge(dtype, ratio, error, gain, unmoved):
     W, B, A = gaussian(ratio)

@@ -63,6 +63,7 @@ def same(one: Fitted, other: Fitted, **tolerance: float) -> None:
             np.testing.assert_allclose(mine, theirs, **tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_a_step_cut_into_parts_is_the_step_of_the_whole(size: int) -> None:
     whole, parts = trained(8, steps=3), trained(size, steps=3)

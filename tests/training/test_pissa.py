@@ -117,6 +117,7 @@ class Shelf:
         self.kept[key] = directions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [RANK, 200])  # the randomised SVD, and the dense one
 def test_directions_are_looked_up_in_a_store_and_kept_there(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     W, shelf = torch.tensor(weight(SHAPES[0], "falling")[0]).float(), Shelf()

@@ -74,6 +74,7 @@ def test_a_direction_that_w_does_not_know_is_infinitely_amplified(tmp_path: Path
     assert record_of(result)["modules"][0]["amplification"] is None
 
 
+@pytest.mark.slow
 def test_tables_fit_every_terminal_and_there_is_a_figure(small: Path, base: Path) -> None:
     result = loralens.amplify(small, base=base)
     check_tables_fit(result)

@@ -48,6 +48,7 @@ def test_errors_are_told_where_the_adapters_are_only_counted(folder: Path) -> No
     assert asked.conclusion()[1:] == ["With findings of the level of --fail-on, or a more serious one: b."]
 
 
+@pytest.mark.slow
 def test_a_folder_is_checked_for_the_program_that_serves_it(folder: Path) -> None:
     loralens.convert("all/b", to="kohya", output="all/d.safetensors", drop_extra=True)
     result = loralens.doctor("all", consumer="vllm", fail_on="error")

@@ -107,6 +107,7 @@ def test_a_merge_into_floats_says_the_losses_too(home: Path, tmp_path: Path, qui
     assert second.startswith(f"On general texts the loss is {general['loss_merged']:.3f} (unmerged ")
 
 
+@pytest.mark.slow
 def test_a_model_that_is_quantised_once_is_measured_as_codes(home: Path, tmp_path: Path, quiet_torch: None) -> None:
     result = loralens.merge(home / "adapter", base=home / "llama", output=tmp_path / "out", bits="nf4", data=TEXTS)
     own = result.certificate["texts"]["in_domain"]

@@ -42,6 +42,7 @@ WRITERS: dict[str, Callable[[Path, Path], object]] = {
 }
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS.keys())
 def test_folders_on_the_way_are_made(write: Callable[[Path, Path], object], files: Path) -> None:
     write(files, files / "new" / "deep" / "out")

@@ -129,6 +129,7 @@ def test_tables_fit_every_terminal(several: list[Path], count: int) -> None:
     assert result._repr_html_().count("<table")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_each_has_its_figure(several: list[Path], count: int) -> None:
     assert loralens.plot(loralens.similarity(*several[:count])).axes

@@ -62,6 +62,7 @@ def test_no_verb_is_forgotten() -> None:
     assert set(CALLS) | RUNNING == set(VERBS)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("verb", CALLS)
 def test_every_result_is_a_table_for_other_programs(verb: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)

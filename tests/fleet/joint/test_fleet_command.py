@@ -68,6 +68,7 @@ def test_a_large_run_is_divided(fleet, monkeypatch):
         assert all(source.copy_of in names for source in group if source.copy_of)
 
 
+@pytest.mark.slow
 def test_compress_and_expand_by_command(fleet, tmp_path):
     target = tmp_path / "fleet.safetensors"
     text = run("fleet", "compress", "--fleet", fleet, "-o", target, "--error", "0.1")

@@ -78,6 +78,7 @@ def test_compress_that_is_killed_at_any_step(fleet, tmp_path, old):
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_expand_that_is_killed_at_any_step(fleet, tmp_path):
     file = tmp_path / "fleet.safetensors"

@@ -59,6 +59,7 @@ def loss(one, codes, D, H):
     return float(np.sum(E @ H * E))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["Q4_0", "Q4_1", "NF4"])
 def test_it_is_the_dense_formula(layout):
     one, D = case(layout, 6, 160, size=2e-3)

@@ -84,6 +84,7 @@ def test_every_run_has_the_bytes_of_the_run_alone(home: Path, made: GridResult, 
         assert weights(tmp_path / run.name) == weights(run.output)
 
 
+@pytest.mark.slow
 def test_a_classifier_of_another_seed_has_another_head_and_that_of_the_run_alone(home: Path, tmp_path: Path) -> None:
     options = classify(home)
     options.pop("rank")
@@ -321,6 +322,7 @@ def test_a_damaged_record_is_refused(home: Path, tmp_path: Path, text: str) -> N
         grid(**speak(home), grid={"rank": [1]}, output=tmp_path / "g")
 
 
+@pytest.mark.slow
 def test_several_data_are_read_once_each(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from loralens.verbs.grids import grid_inputs
 
@@ -369,6 +371,7 @@ def test_optimisers_of_the_caller_are_an_axis(home: Path, tmp_path: Path) -> Non
 # ---- The command
 
 
+@pytest.mark.slow
 def test_the_command_makes_the_same_and_its_table_has_the_axes(home: Path, made: GridResult, tmp_path: Path) -> None:
     words = ["--model", home / "llama", "--task", "causal-lm", "--data", home / "d.txt", "--eval", home / "d.txt"]
     words += ["--steps", 3, "--batch", 4, "--lr", 0.01, "--jobs", 1, "--grid", "rank=1,2", "--grid", "seed=0..1"]
