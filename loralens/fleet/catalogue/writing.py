@@ -50,7 +50,7 @@ class CatalogueWriter:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        # Of an index that is made anew.
+        # An index that is made anew keeps the dates of the old one.
         self._dates = kept_dates(home)
         with disk_errors(home):
             home.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,8 @@ class CatalogueWriter:
             self._connection = open_to_write(home)
             with catalogue_errors(home):
                 self._slots = SlotWriter(home, self._used())
-        except BaseException:  # whatever it is, it is raised again
+        except BaseException:
+            # The hold is released after Ctrl-C too, before the error goes on.
             self._hold.release()
             raise
 
@@ -90,7 +91,7 @@ class CatalogueWriter:
         """Store the folder of the adapters, and settings."""
         home = Path(os.path.realpath(self.home))
         inside = root == home or root in home.parents
-        # Relative to the index if it lies within, so that both can be moved together.
+        # A folder that contains the index is stored relative to it, so that both can be moved together.
         text = stored_name(os.path.relpath(root, home) if inside else str(root))
         state = {"root": text, **settings}
         # An update that changes nothing writes nothing.
@@ -155,7 +156,7 @@ class CatalogueWriter:
         filled = {slot: content for slot, content in zip(slots, contents, strict=True) if slot is not None}
         if filled:
             self._slots.write(filled)
-        # As the functions of SQLite write it, so that both can be compared.
+        # The time is written as the functions of SQLite write it, so that both can be compared.
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
         values = []
         for row, slot, content in zip(rows, slots, contents, strict=True):
@@ -215,7 +216,7 @@ class CatalogueWriter:
 
     def set_in_work(self, files: Sequence[str]) -> None:
         """Note the files that are in work: if the process is killed, one of them may be the cause."""
-        # Replaced as a whole, since one of them may kill the process at this moment.
+        # The list is replaced as a whole, since a file of the old one may kill the process at this moment.
         part = self.home / NEXT_IN_WORK
         part.write_text(json.dumps([os.fsencode(file).hex() for file in files]), encoding="ascii")
         part.replace(self.home / IN_WORK)
@@ -226,7 +227,7 @@ class CatalogueWriter:
             listed = json.loads((self.home / IN_WORK).read_text(encoding="ascii"))
             return {os.fsdecode(bytes.fromhex(file)) for file in listed}
         except (OSError, ValueError, TypeError):
-            # Written without waiting for the disk, so it may hold anything after a power failure.
+            # The list is written without waiting for the disk, so it may hold anything after a power failure.
             return set()
 
     def complete(self) -> None:
