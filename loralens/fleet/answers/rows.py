@@ -89,7 +89,7 @@ def select_rows(home: Path, sql: str) -> RowsResult:
             names = [description[0] for description in cursor.description]
             rows = _fetch(cursor)
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
-            raise _refused(error, monotonic() > deadline) from error
+            raise _refusal(error, monotonic() > deadline) from error
     return RowsResult(_different(names), rows)
 
 
@@ -110,7 +110,7 @@ def _authorise(action: int, first: str | None, second: str | None, *_: object) -
     return sqlite3.SQLITE_DENY if forbidden else sqlite3.SQLITE_OK
 
 
-def _refused(error: Exception, late: bool) -> OptionError:
+def _refusal(error: Exception, late: bool) -> OptionError:
     if late and "interrupt" in str(error):
         return OptionError(f"the SELECT takes longer than {SECONDS:.0f} s", fix="ask for less, or add a LIMIT")
     if "not authorized" in str(error) or "prohibited" in str(error):

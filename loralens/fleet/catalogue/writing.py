@@ -59,7 +59,7 @@ class CatalogueWriter:
         try:
             self._connection = open_to_write(home)
             with catalogue_errors(home):
-                self._slots = SlotWriter(home, self._used())
+                self._slots = SlotWriter(home, self._used_slots())
         except BaseException:
             # The hold is released after Ctrl-C too, before the error goes on.
             self._hold.release()
@@ -71,7 +71,7 @@ class CatalogueWriter:
         self._connection.close()
         self._hold.release()
 
-    def _used(self) -> list[int]:
+    def _used_slots(self) -> list[int]:
         return [row[0] for row in self._connection.execute("select slot from files where slot is not null")]
 
     def root(self) -> Path | None:
@@ -100,14 +100,14 @@ class CatalogueWriter:
                 for key, value in state.items():
                     self._connection.execute("insert or replace into state values(?, ?)", [key, value])
 
-    def known(self) -> dict[str, tuple[str, str]]:
+    def indexed_files(self) -> dict[str, tuple[str, str]]:
         """Path → stamp and identity of every file; the stamp is empty where the slot is damaged."""
         rows = self._connection.execute("select path, stamp, real, slot, checksum from files").fetchall()
         checksums = {slot: expected for *_, slot, expected in rows if slot is not None}
         damaged = set(damaged_slots(read_slots(self.home), checksums))
         return {name_of(path): ("" if slot in damaged else stamp, real) for path, stamp, real, slot, _ in rows}
 
-    def listed(self) -> list[str]:
+    def shown_paths(self) -> list[str]:
         """The paths of the files that people see: adapters, and what cannot be read."""
         return [name_of(row[0]) for row in self._connection.execute("select path from files where status != 'other'")]
 
@@ -143,10 +143,10 @@ class CatalogueWriter:
         stored = [[stored_name(path)] for path in paths]
         if not stored:
             return
-        before = set(self._used())
+        before = set(self._used_slots())
         with self._transaction():
             self._connection.executemany("delete from files where path = ?", stored)
-        self._slots.free(before - set(self._used()))
+        self._slots.free(before - set(self._used_slots()))
 
     def store(
         self, rows: Sequence[Mapping[str, Any]], contents: Sequence[bytes], signatures: Mapping[str, str]

@@ -58,7 +58,7 @@ def alike_groups(sketches: Sketches, at: float) -> list[Integers]:
     groups: list[Integers] = []
     coarse = connected_rows(lambda rows: sketches.directions(COARSE, rows), len(sketches), at - MARGIN)
     for rows in coarse:
-        groups += [rows[group] for group in _linked(sketches, rows, at) if len(group) > 1]
+        groups += [rows[group] for group in _linkage_groups(sketches, rows, at) if len(group) > 1]
     return sorted(groups, key=lambda group: (-len(group), int(group[0])))
 
 
@@ -72,7 +72,7 @@ def cosines_among(sketches: Sketches, rows: Integers) -> Directions:
     return cosines
 
 
-def _linked(sketches: Sketches, rows: Integers, at: float) -> list[Integers]:
+def _linkage_groups(sketches: Sketches, rows: Integers, at: float) -> list[Integers]:
     """Groups of average linkage within one component, as indices of ``rows``."""
     if len(rows) <= LARGEST:
         return rows_by_label(average_linkage_groups(cosines_among(sketches, rows), at))

@@ -117,7 +117,7 @@ class Engine:
                 measured = self.submit(pool, chunk).result()
         except BrokenExecutor:
             if len(chunk) == 1:
-                yield [killed(chunk[0])]
+                yield [_outcome_of_killer(chunk[0])]
                 return
             half = len(chunk) // 2
             yield from self._one_after_the_other(chunk[:half])
@@ -126,7 +126,7 @@ class Engine:
             yield measured
 
 
-def killed(file: str) -> MeasuredFile:
+def _outcome_of_killer(file: str) -> MeasuredFile:
     """The outcome of a file that kills the process that measures it."""
     return MeasuredFile(file, KILLED.status, KILLED.reason, KILLED.fix)
 
@@ -141,7 +141,7 @@ def _outcome(future: "Future[list[MeasuredFile]]", chunk: Chunk) -> tuple[list[M
         if type(error).__name__ != "KilledWorker":
             raise
     if len(chunk) == 1:
-        return [killed(chunk[0])], []
+        return [_outcome_of_killer(chunk[0])], []
     half = len(chunk) // 2
     return [], [chunk[:half], chunk[half:]]
 

@@ -71,7 +71,7 @@ def update_index(
         _Update(writer, engine, plan.files).run(plan.todo, executor, jobs)
         writer.mark_unreachable(plan.kept)
         writer.identify(plan.moved)
-        writer.rename(short_names(writer.listed()))
+        writer.rename(short_names(writer.shown_paths()))
         writer.forget_signatures()
         signatures, named = writer.bases()
         writer.infer(infer_bases(signatures, named))
@@ -126,7 +126,7 @@ class _Plan:
 
 def _plan_update(writer: CatalogueWriter, folder: Path, reading: str) -> _Plan:
     """Compare the files under a folder with those of the index."""
-    indexed = writer.known()
+    indexed = writer.indexed_files()
     files, hidden = look_through(folder, Path(os.path.realpath(writer.home)), indexed.keys())
     kept = {path for path in writer.adapters() if path in hidden or (path in files and files[path].reason)}
     # Files that were read in another way are read again.

@@ -139,7 +139,7 @@ def code_group(sources: Sequence[FleetSource], error: float) -> CodedTask:
             _store(task, source.name, adapter)
     copies = {s.name: s.copy_of for s in sources if s.copy_of in splits and s.name in splits}
     own = {name: split for name, split in splits.items() if name not in copies}
-    for part in _parts(own):
+    for part in _parts_of_equal_shapes(own):
         _code_part(task, {name: own[name] for name in part}, adapters, error)
     for name, original in copies.items():
         try:
@@ -174,7 +174,7 @@ def _names(adapter: Adapter) -> dict[str, str]:
     return dict(sorted((key, name) for name, key in module_keys(adapter).items()))
 
 
-def _parts(splits: Mapping[str, Split]) -> list[list[str]]:
+def _parts_of_equal_shapes(splits: Mapping[str, Split]) -> list[list[str]]:
     """The adapters that can share bases: those with modules of the same names and shapes, not too many at a time."""
     alike: dict[Any, list[str]] = {}
     for name, split in splits.items():
