@@ -198,7 +198,7 @@ def test_the_bases_of_a_fleet(tmp_path: Path) -> None:
     assert [one.member.name for one in result.contradictions] == ["wrong"]
     assert result.contradictions[0].contradiction == "h_#_attn_c_attn is 3072 × 1024, and 2304 × 768 in gpt2"
     assert result.conclusion() == [
-        "7 adapters of 3 base models; the base of 2 is unknown.",
+        "7 adapters for 3 base models; the base of 2 is unknown.",
         "1 adapter names a base that it does not fit.",
     ]
 

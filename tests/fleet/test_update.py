@@ -32,8 +32,8 @@ def names(fleet: loralens.Fleet) -> list[str]:
     return [member.name for member in fleet.members()]
 
 
-def counted(result: object) -> dict[str, int]:
-    return {kind: number for kind, number in result.counted().items() if number}  # type: ignore[attr-defined]
+def counts_of(result: object) -> dict[str, int]:
+    return {kind: number for kind, number in result.counts().items() if number}  # type: ignore[attr-defined]
 
 
 def test_the_index_has_what_the_files_have(fleet: loralens.Fleet, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_new_changed_and_gone_files(fleet: loralens.Fleet, tmp_path: Path) -> No
     save(tmp_path / "sub" / "b", random_adapter(8))
     assert fleet.changes() == {"new": 1, "changed": 1, "gone": 1}
     result = fleet.update()
-    assert counted(result) == {"new": 1, "changed": 1, "gone": 1}
+    assert counts_of(result) == {"new": 1, "changed": 1, "gone": 1}
     assert names(fleet) == ["a000", "a002", "a003", "sub/b"]
     after = {member.name: member for member in fleet.members()}
     assert after["a000"] == before["a000"]
@@ -95,7 +95,7 @@ def test_a_changed_configuration_changes_the_adapter(fleet: loralens.Fleet, tmp_
     before = fleet.members()[0].frobenius
     config = tmp_path / "a000" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 40}))
-    assert counted(fleet.update()) == {"changed": 1}
+    assert counts_of(fleet.update()) == {"changed": 1}
     assert fleet.members()[0].frobenius == pytest.approx(5 * before)
 
 
@@ -206,7 +206,7 @@ def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
     # They are not read again either, until they change.
     assert not fleet.update().changes
     save(tmp_path / "nan", random_adapter(2), overwrite=True)
-    assert counted(fleet.update()) == {"changed": 1}
+    assert counts_of(fleet.update()) == {"changed": 1}
     assert names(fleet) == ["good", "nan"]
 
 
@@ -349,4 +349,4 @@ def test_an_error_of_the_program_is_raised_and_what_was_measured_stays(
     kept = len(fleet.members())
     assert 20 <= kept <= 35
     monkeypatch.undo()
-    assert counted(fleet.update()) == {"new": 40 - kept}
+    assert counts_of(fleet.update()) == {"new": 40 - kept}

@@ -15,7 +15,7 @@ from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 
-SECONDS = 30.0  # for one SELECT; all of 10,000 adapters are sorted in a tenth of a second
+SECONDS = 30.0  # seconds that one SELECT may take; sorting all of 10,000 adapters takes a tenth of a second
 STEPS = 10_000  # instructions of SQLite between two looks at the clock, about a tenth of a millisecond
 LONGEST_VALUE = 1 << 24  # bytes of one value, so that one function cannot fill the memory
 MOST_BYTES = 1 << 28  # bytes of the whole answer
@@ -62,7 +62,7 @@ def _column(index: int, name: str) -> Column[Row]:
 
     # The first columns of a SELECT are those that its author wants most.
     priority = max(ALWAYS - index, 0)
-    # A path is text, and so shortened where it is too long.
+    # The first column is mostly a name or a path, and only columns that are aligned left are shortened.
     return Column(name, value, name, align="left" if index == 0 else "right", priority=priority, distinct=index == 0)
 
 
@@ -83,13 +83,13 @@ def select_rows(home: Path, sql: str) -> RowsResult:
         connection.text_factory = os.fsdecode
         try:
             cursor = connection.execute(sql)
-            # Nothing, or nothing but blanks and comments.
+            # There was nothing, or nothing but blanks and comments.
             if cursor.description is None:
                 raise OptionError("the SELECT is empty", fix=_FIX)
             names = [description[0] for description in cursor.description]
             rows = _fetch(cursor)
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
-            raise _refused(error, monotonic() > deadline) from error
+            raise _refusal(error, monotonic() > deadline) from error
     return RowsResult(_different(names), rows)
 
 
@@ -110,7 +110,7 @@ def _authorise(action: int, first: str | None, second: str | None, *_: object) -
     return sqlite3.SQLITE_DENY if forbidden else sqlite3.SQLITE_OK
 
 
-def _refused(error: Exception, late: bool) -> OptionError:
+def _refusal(error: Exception, late: bool) -> OptionError:
     if late and "interrupt" in str(error):
         return OptionError(f"the SELECT takes longer than {SECONDS:.0f} s", fix="ask for less, or add a LIMIT")
     if "not authorized" in str(error) or "prohibited" in str(error):

@@ -105,7 +105,7 @@ class BasesResult(Tabular):
 
     def conclusion(self) -> list[str]:
         """How many bases there are, how many adapters have an unknown one, and how many contradict themselves."""
-        text = f"{count(self.members, 'adapter')} of {count(len(self.bases), 'base model')}"
+        text = f"{count(self.members, 'adapter')} for {count(len(self.bases), 'base model')}"
         if self.unknown:
             text += f"; the base of {len(self.unknown)} is unknown"
         sentences = [f"{text}."]

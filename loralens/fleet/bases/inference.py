@@ -41,8 +41,8 @@ def identify_base(signature: Signature) -> Identification:
     """The base model that the table of known bases gives for names and shapes.
 
     A base fits if it has every module of the adapter that is in a block, with its shape. The name is given only if
-    exactly one base fits and the adapter reaches its last block: otherwise a larger base that the table does not have
-    could have the same blocks.
+    exactly one of the bases that fit has its last block among those of the adapter. An adapter with no module in the
+    last block could also be for a larger base that the table does not have.
     """
     image = likely_models(dict(zip(signature.names, signature.shapes, strict=True)))
     if image:
@@ -88,9 +88,9 @@ def _prefix(style: str) -> re.Pattern[str]:
 def infer_bases(signatures: Mapping[str, Signature], named: Mapping[str, Counter[str]]) -> Mapping[str, str]:
     """Digest of a signature → the base model that it shows; signatures that show none are left out.
 
-    The table of known bases comes first. Where it does not decide, the neighbours do: adapters that have modules of the
-    same names (with the prefix of the model) and shapes, and name their base. They decide if all of them name one base,
-    which one of the candidates of the table is or which the table does not have.
+    The table of known bases comes first. Where it does not decide, the neighbours do: adapters that name their base,
+    have the same last block, and have a module in common by name (with the prefix of the model) and shape. They decide
+    if they name exactly one base. If bases of the table fit, only these count.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def _named_by_neighbours(
     named: Mapping[str, Counter[str]],
     identification: Identification,
 ) -> str:
-    """The one base that all adapters with modules of the same names and shapes name; empty if there is none."""
+    """The one base that the neighbours of `infer_bases` name; empty if they name none or several."""
     own = set(block_modules(signatures[digest]))
     if not own:
         return ""
@@ -122,7 +122,7 @@ def _named_by_neighbours(
     bases: set[str] = set()
     for other, counts in named.items():
         modules = set(block_modules(signatures[other])) if other in signatures else set()
-        # With another number of blocks it would be another size of the model, or another part of the same one.
+        # An adapter with another last block is for another size of the model, or for another part of the same one.
         if modules & own and max(module.block for module in modules) == last:
             bases |= {base_name(base) for base in counts}
     if identification.candidates:

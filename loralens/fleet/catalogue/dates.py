@@ -25,7 +25,7 @@ def keep_dates(home: Path) -> bool:
     address = f"file:{quote(str((home / CATALOGUE).absolute()))}?mode=ro"
     try:
         with closing(sqlite3.connect(address, uri=True)) as connection:
-            # Its views and triggers may come from elsewhere.
+            # The views and triggers of a catalogue may come from elsewhere.
             connection.execute("pragma trusted_schema = off")
             for path, added in connection.execute("select path, added from files"):
                 if isinstance(path, str | bytes) and isinstance(added, str) and _DATE.fullmatch(added):
@@ -33,7 +33,7 @@ def keep_dates(home: Path) -> bool:
     except (sqlite3.Error, UnicodeError):
         pass  # damaged: what was read before the damage is kept
     if dates:
-        # Also if this process is killed before the new index is complete.
+        # The dates are in a file, so that they stay if this process is killed before the new index is complete.
         part = home / f"{DATES}.new"
         with disk_errors(part):
             part.write_text(json.dumps(dates), encoding="ascii")

@@ -72,7 +72,7 @@ def _commit(connection: sqlite3.Connection) -> int:
 def read_root(connection: sqlite3.Connection, home: Path) -> Path | None:
     """The folder of the adapters; None in a new index."""
     row = connection.execute("select value from state where key = 'root'").fetchone()
-    # A root that contains the index is kept relative to it, so that both can be moved together.
+    # A root that contains the index is stored relative to it, so that both can be moved together.
     return Path(os.path.normpath(home / name_of(row[0]))) if row else None
 
 

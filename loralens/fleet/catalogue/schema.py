@@ -140,7 +140,8 @@ def _connect(file: Path, mode: str) -> sqlite3.Connection:
     # Transactions are begun by `begin`, and not by Python.
     address = f"file:{quote(str(file.absolute()))}?mode={mode}"
     connection = sqlite3.connect(address, uri=True, timeout=WAIT, isolation_level=None, check_same_thread=False)
-    # An index may come with a collection from elsewhere: its views and triggers run no function that does anything.
+    # An index may come with a collection from elsewhere, so its views and triggers run only functions without side
+    # effects.
     connection.execute("pragma trusted_schema = off")
     return connection
 

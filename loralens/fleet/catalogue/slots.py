@@ -62,7 +62,7 @@ class SlotHold:
 
 def damaged_slots(slots: NDArray[np.int8], checksums: Mapping[int, int]) -> list[int]:
     """The slots that are not there or do not have the checksum that the catalogue states."""
-    # A plain array, since a slice of a memory map takes ten times as long.
+    # The map is viewed as a plain array, since slicing a memory map takes ten times as long.
     plain = slots.view(np.ndarray)
     return [
         slot for slot, expected in checksums.items() if slot >= len(plain) or checksum(plain[slot].data) != expected

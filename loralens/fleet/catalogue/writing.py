@@ -50,7 +50,7 @@ class CatalogueWriter:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        # Of an index that is made anew.
+        # An index that is made anew keeps the dates of the old one.
         self._dates = kept_dates(home)
         with disk_errors(home):
             home.mkdir(parents=True, exist_ok=True)
@@ -59,8 +59,9 @@ class CatalogueWriter:
         try:
             self._connection = open_to_write(home)
             with catalogue_errors(home):
-                self._slots = SlotWriter(home, self._used())
-        except BaseException:  # whatever it is, it is raised again
+                self._slots = SlotWriter(home, self._used_slots())
+        except BaseException:
+            # The hold is released after Ctrl-C too, before the error goes on.
             self._hold.release()
             raise
 
@@ -70,7 +71,7 @@ class CatalogueWriter:
         self._connection.close()
         self._hold.release()
 
-    def _used(self) -> list[int]:
+    def _used_slots(self) -> list[int]:
         return [row[0] for row in self._connection.execute("select slot from files where slot is not null")]
 
     def root(self) -> Path | None:
@@ -90,7 +91,7 @@ class CatalogueWriter:
         """Store the folder of the adapters, and settings."""
         home = Path(os.path.realpath(self.home))
         inside = root == home or root in home.parents
-        # Relative to the index if it lies within, so that both can be moved together.
+        # A folder that contains the index is stored relative to it, so that both can be moved together.
         text = stored_name(os.path.relpath(root, home) if inside else str(root))
         state = {"root": text, **settings}
         # An update that changes nothing writes nothing.
@@ -99,14 +100,14 @@ class CatalogueWriter:
                 for key, value in state.items():
                     self._connection.execute("insert or replace into state values(?, ?)", [key, value])
 
-    def known(self) -> dict[str, tuple[str, str]]:
+    def indexed_files(self) -> dict[str, tuple[str, str]]:
         """Path → stamp and identity of every file; the stamp is empty where the slot is damaged."""
         rows = self._connection.execute("select path, stamp, real, slot, checksum from files").fetchall()
         checksums = {slot: expected for *_, slot, expected in rows if slot is not None}
         damaged = set(damaged_slots(read_slots(self.home), checksums))
         return {name_of(path): ("" if slot in damaged else stamp, real) for path, stamp, real, slot, _ in rows}
 
-    def listed(self) -> list[str]:
+    def shown_paths(self) -> list[str]:
         """The paths of the files that people see: adapters, and what cannot be read."""
         return [name_of(row[0]) for row in self._connection.execute("select path from files where status != 'other'")]
 
@@ -142,10 +143,10 @@ class CatalogueWriter:
         stored = [[stored_name(path)] for path in paths]
         if not stored:
             return
-        before = set(self._used())
+        before = set(self._used_slots())
         with self._transaction():
             self._connection.executemany("delete from files where path = ?", stored)
-        self._slots.free(before - set(self._used()))
+        self._slots.free(before - set(self._used_slots()))
 
     def store(
         self, rows: Sequence[Mapping[str, Any]], contents: Sequence[bytes], signatures: Mapping[str, str]
@@ -155,7 +156,7 @@ class CatalogueWriter:
         filled = {slot: content for slot, content in zip(slots, contents, strict=True) if slot is not None}
         if filled:
             self._slots.write(filled)
-        # As the functions of SQLite write it, so that both can be compared.
+        # The time is written as the functions of SQLite write it, so that both can be compared.
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
         values = []
         for row, slot, content in zip(rows, slots, contents, strict=True):
@@ -215,7 +216,7 @@ class CatalogueWriter:
 
     def set_in_work(self, files: Sequence[str]) -> None:
         """Note the files that are in work: if the process is killed, one of them may be the cause."""
-        # Replaced as a whole, since one of them may kill the process at this moment.
+        # The list is replaced as a whole, since a file of the old one may kill the process at this moment.
         part = self.home / NEXT_IN_WORK
         part.write_text(json.dumps([os.fsencode(file).hex() for file in files]), encoding="ascii")
         part.replace(self.home / IN_WORK)
@@ -226,7 +227,7 @@ class CatalogueWriter:
             listed = json.loads((self.home / IN_WORK).read_text(encoding="ascii"))
             return {os.fsdecode(bytes.fromhex(file)) for file in listed}
         except (OSError, ValueError, TypeError):
-            # Written without waiting for the disk, so it may hold anything after a power failure.
+            # The list is written without waiting for the disk, so it may hold anything after a power failure.
             return set()
 
     def complete(self) -> None:

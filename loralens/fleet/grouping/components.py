@@ -15,7 +15,8 @@ Directions = NDArray[np.float32]
 # A block of 1,024 sketches of 4,096 numbers in float32 takes 16 MiB, and a product of two blocks 4 MiB.
 BLOCK = 1024
 COARSE = 1024  # numbers of the shorter sketches, which find the candidates in a quarter of the time
-# The cosines of two lengths differ by √(1/1024 − 1/4096) = 0.027 standard deviations at most; four of them.
+# The difference between the cosines by sketches of 1,024 and of 4,096 numbers has a standard deviation of at most
+# √(1/1024 − 1/4096) = 0.027. The margin is four times that.
 MARGIN = 0.11  # how far below a level a pair of the shorter sketches counts as a candidate
 # A float32 matrix of 10,000 × 10,000 takes 400 MB.
 LARGEST = 10_000  # members whose similarities are in one matrix
@@ -57,7 +58,7 @@ def alike_groups(sketches: Sketches, at: float) -> list[Integers]:
     groups: list[Integers] = []
     coarse = connected_rows(lambda rows: sketches.directions(COARSE, rows), len(sketches), at - MARGIN)
     for rows in coarse:
-        groups += [rows[group] for group in _linked(sketches, rows, at) if len(group) > 1]
+        groups += [rows[group] for group in _linkage_groups(sketches, rows, at) if len(group) > 1]
     return sorted(groups, key=lambda group: (-len(group), int(group[0])))
 
 
@@ -71,7 +72,7 @@ def cosines_among(sketches: Sketches, rows: Integers) -> Directions:
     return cosines
 
 
-def _linked(sketches: Sketches, rows: Integers, at: float) -> list[Integers]:
+def _linkage_groups(sketches: Sketches, rows: Integers, at: float) -> list[Integers]:
     """Groups of average linkage within one component, as indices of ``rows``."""
     if len(rows) <= LARGEST:
         return rows_by_label(average_linkage_groups(cosines_among(sketches, rows), at))

@@ -49,7 +49,7 @@ def find_copies(fleet: "Fleet") -> CopiesResult:
         pair = members[first], members[second]
         if sameness.kind == "close" and not any(one.number in replaced for one in pair):
             close.append(Copy(*pair, sameness))
-    judge.tell_failed()
+    judge.warn_of_failed()
     links = _further_paths(members, by_file)
     return CopiesResult(len(files), copies, close, links, fleet.command("copies", "--paths"))
 
@@ -91,7 +91,7 @@ def _copies_of_group(
 ) -> list[Copy]:
     """The copies among rows that may be the same: each is confirmed to be the same as the one that stays."""
     copies = []
-    # Between files with the same numbers their width decides nothing.
+    # If all files have the same numbers, wider ones hold nothing more, so their width does not decide which file stays.
     same = len({members[row].fingerprint for row in rows}) == 1
     waiting = list(rows)
     if len(rows) > 1:
@@ -105,7 +105,7 @@ def _copies_of_group(
                 reason = targets.get(members[row].path) or _lost_base(members[kept], members[row])
                 copies.append(Copy(members[kept], members[row], sameness, reason))
             else:
-                # The same as one that is the same as the kept one, but not the same as that: rounding has added up.
+                # It is the same as a copy of the file that stays, but not as this file, because rounding has added up.
                 waiting.append(row)
     return copies
 

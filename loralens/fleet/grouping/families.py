@@ -226,7 +226,8 @@ def middle_first(sketches: Sketches, rows: Integers) -> Integers:
     """The rows of a group, those nearest to the mean of their directions first."""
     directions = sketches.directions(rows=rows)
     middle = unit_rows(directions.mean(axis=0, keepdims=True))[0]
-    # Rounded, since the last bits of equal rows may differ between two products, and the order would then change.
+    # The numbers are rounded, since the last bits of equal rows may differ between two products, and the order would
+    # then change.
     nearness = np.round(directions @ middle, 5)
     return np.asarray(rows[np.argsort(-nearness, kind="stable")], dtype=np.int64)
 

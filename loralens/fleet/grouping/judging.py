@@ -42,7 +42,7 @@ def near_pairs(
         limits = sorted_norms[block] * (1 + 2 * COPY_NORM)
         directions = sketches.directions(rows=sorted_rows[block])
         end = int(np.searchsorted(sorted_norms, limits[-1], side="right"))
-        # In blocks too, since all norms of a fleet may be nearly equal.
+        # The band is divided into blocks too, since all norms of a fleet may be nearly equal.
         for first in range(start, end, BLOCK):
             band = slice(first, min(first + BLOCK, end))
             cosines = directions @ sketches.directions(rows=sorted_rows[band]).T
@@ -54,7 +54,7 @@ def near_pairs(
 
 
 class Judge:
-    """Compares pairs of members exactly, each once, and keeps the last updates that it has read."""
+    """Compares pairs of members exactly, each once, and keeps the updates that it read last."""
 
     def __init__(self, fleet: "Fleet", members: Sequence[Member]) -> None:
         self.fleet, self.members = fleet, members
@@ -100,8 +100,8 @@ class Judge:
     def _keep_width(self, row: int, adapter: Adapter) -> None:
         self._widths[row] = min((module.dtype.itemsize for module in adapter.modules.values()), default=0)
 
-    def tell_failed(self) -> None:
-        """Name the files that have changed since they were indexed."""
+    def warn_of_failed(self) -> None:
+        """Warn of the files that have changed since they were indexed."""
         if self._failed:
             warn(
                 f"{count(len(self._failed), 'file')} not compared, as they have changed since they were indexed: "
@@ -110,11 +110,12 @@ class Judge:
             )
 
     def _compare(self, first: int, second: int) -> Sameness:
-        one, other = self.members[first], self.members[second]
-        # Also with equal fingerprints: users delete copies, and a file may be gone or another one now.
-        same_numbers = one.fingerprint == other.fingerprint
+        members = self.members[first], self.members[second]
+        # Files with equal fingerprints are read too: users delete copies, and a file may have been removed or replaced
+        # since it was indexed.
+        same_numbers = members[0].fingerprint == members[1].fingerprint
         updates, adapters = [], []
-        for row, member in ((first, one), (second, other)):
+        for row, member in zip((first, second), members, strict=True):
             try:
                 adapters.append(self.fleet.adapter(member))
                 self._keep_width(row, adapters[-1])
@@ -130,7 +131,7 @@ class Judge:
                 return Sameness("", 0.0, float("inf"))
         if same_numbers:
             return TENSORS
-        steps = self._steps(one.fingerprint), self._steps(other.fingerprint)
+        steps = self._steps(members[0].fingerprint), self._steps(members[1].fingerprint)
         return judge_sameness(adapters[0], adapters[1], (updates[0], updates[1]), steps=steps)
 
     def _steps(self, fingerprint: str) -> set[int]:

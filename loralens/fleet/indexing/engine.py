@@ -17,8 +17,8 @@ from loralens.fleet.indexing.workers import check_processes_start, process_pool
 
 CHUNK = 32  # files that one task measures: enough to make the cost of a task small, few enough to stop soon
 CHUNK_BYTES = 32 << 20  # bytes of such files, so that large files are spread over the workers
-AHEAD = 3  # tasks for each worker that are given to an executor at a time
-REMOTE_AHEAD = 2048  # the same in all for an executor that does not say how many workers it has, such as Dask
+AHEAD = 3  # tasks at a time for each worker of an executor
+REMOTE_AHEAD = 2048  # tasks at a time, in all, for an executor that does not say how many workers it has, such as Dask
 
 Chunk = Sequence[str]
 KILLED = MeasuredFile(
@@ -66,7 +66,7 @@ class Engine:
         try:
             while queue or pending:
                 coming = [queue.popleft() for _ in range(min(limit - len(pending), len(queue)))]
-                # Before they are begun, since the first one may kill this process at once.
+                # The files are noted before they are begun, since the first one may kill this process at once.
                 if self.watch and isinstance(workers, int):
                     self.watch([file for chunk in (*pending.values(), *coming) for file in chunk])
                 for chunk in coming:
@@ -75,7 +75,7 @@ class Engine:
                 for future in ready:
                     chunk = pending[future]
                     measured, smaller = _outcome(future, chunk)
-                    # Only now, since a broken executor leaves its chunks among those that were not finished.
+                    # The chunk is taken off only now: if the executor is broken, it stays among the unfinished ones.
                     del pending[future]
                     queue.extendleft(reversed(smaller))
                     yield measured
@@ -117,7 +117,7 @@ class Engine:
                 measured = self.submit(pool, chunk).result()
         except BrokenExecutor:
             if len(chunk) == 1:
-                yield [killed(chunk[0])]
+                yield [_outcome_of_killer(chunk[0])]
                 return
             half = len(chunk) // 2
             yield from self._one_after_the_other(chunk[:half])
@@ -126,7 +126,7 @@ class Engine:
             yield measured
 
 
-def killed(file: str) -> MeasuredFile:
+def _outcome_of_killer(file: str) -> MeasuredFile:
     """The outcome of a file that kills the process that measures it."""
     return MeasuredFile(file, KILLED.status, KILLED.reason, KILLED.fix)
 
@@ -136,12 +136,12 @@ def _outcome(future: "Future[list[MeasuredFile]]", chunk: Chunk) -> tuple[list[M
     try:
         return future.result(), []
     except Exception as error:
-        # Dask tries a task on other workers, and gives it up after some of them were killed. By its name, as Dask
-        # need not be installed.
+        # Dask tries a task on other workers, and gives it up after some of them were killed. The error is recognised by
+        # the name of its class, as Dask need not be installed.
         if type(error).__name__ != "KilledWorker":
             raise
     if len(chunk) == 1:
-        return [killed(chunk[0])], []
+        return [_outcome_of_killer(chunk[0])], []
     half = len(chunk) // 2
     return [], [chunk[:half], chunk[half:]]
 

@@ -73,9 +73,9 @@ def _measure_file(root: str, path: str, *, allow_pickle: bool, once: bool) -> Me
             return MeasuredFile(path, entry.status, entry.reason, entry.fix)
         return _measure(path, entry, entry.adapter)
     except LoraLensError as error:
-        # A header that can be read promises nothing about the numbers behind it.
+        # The numbers may be damaged although the header can be read.
         reason, fix = ": ".join((*error.where, error.what)), error.fix
-    # Whatever a damaged file makes NumPy or the system do: one file must not end the index of thousands.
+    # A damaged file may make NumPy or the system raise any of these, and one file must not end the index of thousands.
     except (MemoryError, ArithmeticError, ValueError, OSError) as error:
         reason, fix = (
             f"cannot be measured: {error or type(error).__name__}",

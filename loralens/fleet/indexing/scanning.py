@@ -106,7 +106,7 @@ def _broken_links(root: Path, missing: Iterable[str]) -> dict[str, FoundFile]:
     links = {}
     for folder in {folder for path in missing for folder in PurePath(path).parents}:
         place = root / folder
-        # Not the methods of Path, which raise an error where a permission is missing.
+        # The methods of Path are not used, as they raise an error where a permission is missing.
         if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114
             name = str(folder)
             links[name] = _unreachable(name, f"this link leads to a folder that is not there: {os.readlink(place)}")  # noqa: PTH115

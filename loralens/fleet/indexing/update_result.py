@@ -60,18 +60,18 @@ class UpdateResult(Tabular):
     def __getitem__(self, index: int) -> FileChange:
         return self.changes[index]
 
-    def counted(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """How many files are new, changed and gone."""
         kinds = Counter(change.change for change in self.changes)
         return {kind: kinds[kind] for kind in ("new", "changed", "gone")}
 
     def conclusion(self) -> list[str]:
         """How many adapters the index has, and what has changed."""
-        counted = self.counted()
+        counts = self.counts()
         if self.first:
             news = ""
         elif self.changes:
-            news = " " + ", ".join(f"{number} {kind}" for kind, number in counted.items() if number) + "."
+            news = " " + ", ".join(f"{number} {kind}" for kind, number in counts.items() if number) + "."
         else:
             news = " Nothing has changed."
         broken = f" {count(len(self.unreadable), 'file')} cannot be read." if self.unreadable else ""
@@ -100,7 +100,7 @@ class UpdateResult(Tabular):
             "home": str(self.home),
             "adapters": self.adapters,
             "no_adapters": self.no_adapters,
-            **self.counted(),
+            **self.counts(),
             "changes": self.listing()[0].records(),
             "unreadable": Table("unreadable", UNREADABLE, self.unreadable).records(),
             "unreachable": [str(path) for path in self.unreachable],

@@ -51,7 +51,7 @@ def update_index(
     With ``spawning``, many files are measured in processes without being asked for, as by the command line. A script
     must not do that: every process would run the script again.
     """
-    # Before anything is made.
+    # The folder is checked before anything is made.
     if root is not None and not root.is_dir():
         raise OptionError(f"{root}: is not a folder", fix="give the folder of the adapters")
     existed = _is_readable(home)
@@ -59,7 +59,7 @@ def update_index(
         folder = _chosen_root(writer, root)
         reading = f"allow_pickle={allow_pickle} once={once}"
         plan = _plan_update(writer, folder, reading)
-        # With the folder as the user wrote it, which is shorter than its real path.
+        # Messages show the folder as the user wrote it, which is shorter than its real path.
         shown = folder if root is None else root
         if spawning and executor is None and jobs is None and len(plan.todo) >= MANY and processor_count() > 1:
             jobs = processor_count()
@@ -71,7 +71,7 @@ def update_index(
         _Update(writer, engine, plan.files).run(plan.todo, executor, jobs)
         writer.mark_unreachable(plan.kept)
         writer.identify(plan.moved)
-        writer.rename(short_names(writer.listed()))
+        writer.rename(short_names(writer.shown_paths()))
         writer.forget_signatures()
         signatures, named = writer.bases()
         writer.infer(infer_bases(signatures, named))
@@ -126,7 +126,7 @@ class _Plan:
 
 def _plan_update(writer: CatalogueWriter, folder: Path, reading: str) -> _Plan:
     """Compare the files under a folder with those of the index."""
-    indexed = writer.known()
+    indexed = writer.indexed_files()
     files, hidden = look_through(folder, Path(os.path.realpath(writer.home)), indexed.keys())
     kept = {path for path in writer.adapters() if path in hidden or (path in files and files[path].reason)}
     # Files that were read in another way are read again.
@@ -175,7 +175,7 @@ def _is_readable(home: Path) -> bool:
     if lone and (home / CATALOGUE).stat().st_size:
         what = f"{home / CATALOGUE}: is not an index of loralens that could be made anew"
         raise OptionError(what, fix="choose another place for the index (-o), or remove this file")
-    # Not while another process may write it.
+    # The index is not removed while another process may write it.
     hold = Hold()
     hold.take(home)
     try:
@@ -223,13 +223,12 @@ class _Update:
                     self._take(measured, step)
             except BrokenExecutor as error:
                 raise broken_executor(error) from error
-            # Also KeyboardInterrupt, and the end of this generator's caller: everything is raised again.
             except BaseException:
-                # Nothing was killed, so nothing is suspect.
+                # An error or Ctrl-C ends this update. The process was not killed, so no file is noted as suspect.
                 self._writer.finish()
                 raise
             finally:
-                # Also after Ctrl-C: what was measured is kept, and the same call goes on from there.
+                # What was measured is kept after Ctrl-C too, and the same call goes on from there.
                 self._commit()
 
     def _measure(

@@ -12,7 +12,7 @@ from loralens.errors import OptionError
 
 # BLAS reads these when NumPy is imported, which `_begin` precedes.
 _BLAS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
-START_LIMIT = 120.0  # seconds in which the first process has to answer
+START_LIMIT = 120.0  # seconds in which the first worker has to answer
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:
@@ -26,7 +26,7 @@ def _begin() -> None:
     """Prepare a worker: one thread of BLAS, no answer to Ctrl-C, an end with the process that started it."""
     for name in _BLAS:
         os.environ.setdefault(name, "1")
-    # Ctrl-C in a terminal goes to all processes of its group. The first one decides what to stop.
+    # Ctrl-C in a terminal goes to all processes of its group. The one that started the workers decides what to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
     import loralens.fleet.indexing.measuring  # noqa: F401  # what all tasks need

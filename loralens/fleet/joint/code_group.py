@@ -35,7 +35,7 @@ from loralens.linalg.few_bits.columns import encode_columns, encode_entries
 from loralens.linalg.few_bits.packing import Bytes
 
 Split = dict[str, SplitUpdate]  # by the key of the module, sorted
-RETRIES = 4  # codings of one adapter or group until the measured error, with all rounding, is small enough
+RETRIES = 4  # attempts to code an adapter or group until the measured error, with all rounding, is small enough
 # A group is divided if the stack of its factors has more columns than this in a module: the time of an eigh grows with
 # the third power, and 1,024 columns take half a second.
 MOST_COLUMNS = 1024
@@ -63,7 +63,7 @@ class FleetSource:
 
     def load(self) -> Adapter:
         """The adapter, in the dialect in which it was before it was quantised, if it was."""
-        # Not strict, as the index: what is wrong about the numbers is among the findings, and stays there.
+        # The file is read as by the index, which is not strict: what is wrong about the numbers is among the findings.
         adapter = load(self.path, strict=False, allow_pickle=self.allow_pickle, once=self.once)
         if adapter.format != QUANTISED:
             return adapter
@@ -139,7 +139,7 @@ def code_group(sources: Sequence[FleetSource], error: float) -> CodedTask:
             _store(task, source.name, adapter)
     copies = {s.name: s.copy_of for s in sources if s.copy_of in splits and s.name in splits}
     own = {name: split for name, split in splits.items() if name not in copies}
-    for part in _parts(own):
+    for part in _parts_of_equal_shapes(own):
         _code_part(task, {name: own[name] for name in part}, adapters, error)
     for name, original in copies.items():
         try:
@@ -159,7 +159,7 @@ def is_codable(adapter: Adapter) -> bool:
         and module.layout.kind != "merged"
         # B of a grouped convolution is block-diagonal, and other factors of the product would not be.
         and not (module.layout.kind == "conv" and module.layout.groups > 1)
-        # The rows are in the order of other software, and only its own format can say so.
+        # The rows are in the order of other software, and only its own format can record that.
         and not module.layout.rows
         for module in adapter.modules.values()
     )
@@ -174,7 +174,7 @@ def _names(adapter: Adapter) -> dict[str, str]:
     return dict(sorted((key, name) for name, key in module_keys(adapter).items()))
 
 
-def _parts(splits: Mapping[str, Split]) -> list[list[str]]:
+def _parts_of_equal_shapes(splits: Mapping[str, Split]) -> list[list[str]]:
     """The adapters that can share bases: those with modules of the same names and shapes, not too many at a time."""
     alike: dict[Any, list[str]] = {}
     for name, split in splits.items():

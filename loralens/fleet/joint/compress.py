@@ -182,7 +182,7 @@ def _on_executor(
     waiting: dict[Future[CodedTask], int] = {}
     workers = getattr(executor, "_max_workers", None)
     limit = AHEAD * workers if isinstance(workers, int) else REMOTE_AHEAD
-    # Large groups first, so that none of them is left for the end.
+    # Large groups come first, so that none of them is left for the end.
     numbers = deque(sorted(range(len(groups)), key=lambda number: -len(groups[number])))
     try:
         while numbers or waiting:
@@ -207,8 +207,8 @@ def _outcome(future: "Future[CodedTask]", group: Sequence[FleetSource]) -> Coded
     try:
         return future.result()
     except Exception as error:
-        # Dask tries a task on other workers, and gives it up after some of them were killed. By its name, as Dask need
-        # not be installed.
+        # Dask tries a task on other workers, and gives it up after some of them were killed. The error is recognised by
+        # the name of its class, as Dask need not be installed.
         if type(error).__name__ != "KilledWorker":
             raise
         raise FormatError(

@@ -47,9 +47,9 @@ class ExactModule:
             pair = self._update
             of_B, of_A = gram(pair.B), gram(pair.A.T)
             lengths, energy = float(of_B.trace()) * float(of_A.trace()), float(np.vdot(of_B, of_A))
-            # False for NaN too, which `bases` refuses with a message.
+            # The comparison is false for NaN too, which `bases` refuses with a message.
             if SQUARES[0] < KEPT * lengths < energy < SQUARES[1] and abs(pair.scale) * sqrt(energy) < LARGEST:
-                # Without the scale, so that the quotient of an inner product with it cannot overflow.
+                # The length leaves out the scale, so that an inner product divided by it cannot overflow.
                 self._length = sqrt(energy)
                 self._pair, self.norm = pair, abs(pair.scale) * self._length
                 return
@@ -140,19 +140,19 @@ class ExactCosine(NamedTuple):
 def exact_cosine(first: ExactUpdate, second: ExactUpdate) -> ExactCosine:
     """The cosines of two updates; 0 where one of them is 0."""
     inner = variance = 0.0
-    wholes = first.norm or 1.0, second.norm or 1.0
-    parts: list[tuple[float, float]] = []
+    norms = first.norm or 1.0, second.norm or 1.0
+    pairs: list[tuple[float, float]] = []
     shared = [key for key in first.modules if key in second.modules]
     for key in shared:
         one, other = first.modules[key], second.modules[key]
-        # Shares of the whole norms, whose products neither overflow nor underflow.
-        shares = one.norm / wholes[0], other.norm / wholes[1]
+        # Shares of the norms of whole updates have products that neither overflow nor underflow.
+        shares = one.norm / norms[0], other.norm / norms[1]
         if all(shares):
             inner += shares[0] * shares[1] * one.cosine(other)
             # Directions of different modules are independent, so their variances add up.
             variance += (shares[0] * shares[1] * cosine_spread(key[1])) ** 2
-        parts.append(shares)
-    common = prod(hypot(*side) for side in zip(*parts, strict=True)) if parts else 0.0
+        pairs.append(shares)
+    common = prod(hypot(*side) for side in zip(*pairs, strict=True)) if pairs else 0.0
     return ExactCosine(_ratio(inner, 1.0), _ratio(inner, common), len(shared), sqrt(variance))
 
 

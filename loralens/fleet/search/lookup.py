@@ -32,8 +32,8 @@ class MemberLookup:
         self.members = members
         self._by_name = {member.name: row for row, member in enumerate(members)}
         self._by_file = {member.real: row for row, member in reversed(list(enumerate(members)))}
-        self._files = _numbered([member.real for member in members])
-        self._signatures = _numbered([member.signature for member in members])
+        self._files = _numbers_of([member.real for member in members])
+        self._signatures = _numbers_of([member.signature for member in members])
         # A row of each signature.
         self._of_signature = np.unique(self._signatures, return_index=True)[1]
 
@@ -65,7 +65,7 @@ class MemberLookup:
         return np.asarray(np.array(shares)[self._signatures], dtype=np.bool_)
 
 
-def _numbered(words: Sequence[str]) -> NDArray[Any]:
+def _numbers_of(words: Sequence[str]) -> NDArray[Any]:
     """The words as numbers, equal for equal words."""
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(word, len(numbers)) for word in words], dtype=np.int64)

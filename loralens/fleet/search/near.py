@@ -132,7 +132,7 @@ class NearResult(Tabular):
         cosine = f"cosine {signed(nearest.cosine)}"
         if not nearest.level:
             return [f"Nothing in the fleet is like {self.example}: the largest cosine is {signed(nearest.cosine)}."]
-        words = {"copy": "a copy", "run": "from the same start", "family": "of one family with it", "kin": "kin"}
+        words = {"copy": "a copy", "run": "from the same start", "family": "in one family with it", "kin": "kin"}
         name = f"{nearest.member.name}, {words[nearest.level]} ({cosine})"
         if self.compared == 1:
             return [f"The only other adapter with common modules is {name}."]
@@ -174,7 +174,7 @@ COLUMNS: tuple[Column[Neighbour], ...] = (
         "common",
         signed,
         priority=7,
-        about="cosine over the modules of both",
+        about="cosine over the modules that both have",
     ),
     Column("common_modules", lambda row: row.common_modules, "modules", priority=5, about="modules that both have"),
     Column("exact", lambda row: row.exact),
@@ -237,19 +237,18 @@ def find_near(
     if example.row is not None:
         comparable &= ~lookup.of_file(example.row)
     # The noise of sketches without a common module would crowd out neighbours with a small cosine.
-    others = np.flatnonzero(comparable & lookup.sharing(fleet, example.modules))
-    if not others.size or not example.sketch.step:
+    comparable_rows = np.flatnonzero(comparable & lookup.sharing(fleet, example.modules))
+    compared = len(comparable_rows)
+    if not compared or not example.sketch.step:
         reason = "no other adapter of the fleet has an update of the same modules"
         if not example.sketch.step:
             reason = "its ΔW is 0, so it has no direction that could be compared"
-        return NearResult(
-            example.label, len(example.modules), [], len(others), 0, ChanceLevels(None, len(others)), reason
-        )
+        return NearResult(example.label, len(example.modules), [], compared, 0, ChanceLevels(None, compared), reason)
     own = None if sketch else example.read()
     if exact:
-        rows = others
+        rows = comparable_rows
     else:
-        rows = propose(sketches, example.sketch, others, k if sketch else max(RERANKED, 3 * k))
+        rows = propose(sketches, example.sketch, comparable_rows, k if sketch else max(RERANKED, 3 * k))
     cosines = _exact_cosines(fleet, members, rows, own) if own else {}
     scores = sketches.directions(rows=rows) @ _direction(example.sketch.codes)
     starts = sketches.start_directions(rows) @ _direction(example.sketch.start)
@@ -259,20 +258,20 @@ def find_near(
         # A file that has changed since it was indexed has no exact cosine, and its sketch is out of date.
         if own is None or row in cosines
     ]
-    # Rounded, since the last bits of equal cosines differ between machines, and the order would then too.
+    # Cosines are rounded, since the last bits of equal ones differ between machines, and the order would then too.
     neighbours.sort(key=lambda neighbour: (-round(neighbour.cosine, 9), neighbour.member.name))
     spreads = [one.spread for one in cosines.values() if one.common_modules]
-    chance = ChanceLevels(sqrt(sum(x * x for x in spreads) / len(spreads)) if spreads else None, len(others))
+    chance = ChanceLevels(sqrt(sum(x * x for x in spreads) / len(spreads)) if spreads else None, compared)
     reason = "" if neighbours else "others have the same modules, but none of their files is as it was indexed"
-    return NearResult(example.label, len(example.modules), neighbours[:k], len(others), len(cosines), chance, reason)
+    return NearResult(example.label, len(example.modules), neighbours[:k], compared, len(cosines), chance, reason)
 
 
-def propose(sketches: Sketches, example: Sketch, rows: Integers, kept: int) -> Integers:
+def propose(sketches: Sketches, example: Sketch, rows: Integers, most: int) -> Integers:
     """The rows with the largest cosines by sketches, the largest first: by shorter ones, and the best by whole ones."""
     short = sketches.shorter(COARSE) @ unit_rows(fold(example.codes[None], COARSE))[0]
-    candidates = rows[_largest(short[rows], max(COARSE_KEPT, 4 * kept))]
-    whole = sketches.directions(rows=candidates) @ _direction(example.codes)
-    return candidates[_largest(whole, kept)]
+    candidates = rows[_largest(short[rows], max(COARSE_KEPT, 4 * most))]
+    cosines = sketches.directions(rows=candidates) @ _direction(example.codes)
+    return candidates[_largest(cosines, most)]
 
 
 def _direction(codes: NDArray[np.int8]) -> NDArray[np.float32]:
@@ -280,9 +279,9 @@ def _direction(codes: NDArray[np.int8]) -> NDArray[np.float32]:
     return np.asarray(unit_rows(codes[None].astype(np.float32))[0], dtype=np.float32)
 
 
-def _largest(values: Any, kept: int) -> Integers:
+def _largest(values: Any, most: int) -> Integers:
     """The indices of the largest values, the largest first."""
-    few = np.argpartition(-values, kept)[:kept] if kept < len(values) else np.arange(len(values))
+    few = np.argpartition(-values, most)[:most] if most < len(values) else np.arange(len(values))
     return np.asarray(few[np.argsort(-values[few], kind="stable")], dtype=np.int64)
 
 
@@ -295,7 +294,7 @@ def _example(
     row = lookup.row_of(source)
     if row is not None:
         member = lookup.members[row]
-        # Also where only sketches are compared: that of the index is the sketch of what the file was.
+        # This is checked even if only sketches are compared: the index has the sketch of what the file was.
         fleet.check_unchanged(member)
         signature = fleet.signature(member)
         keys = frozenset(zip(signature.keys, signature.shapes, strict=True))
@@ -352,7 +351,7 @@ class _Pair(NamedTuple):
         if example.member and example.member.fingerprint == member.fingerprint:
             copy = True
         elif own and self.exact and self.exact.cosine >= COPY:
-            # Confirmed by reading both once more, module by module.
+            # A copy is confirmed by reading both once more, module by module.
             adapters = own, fleet.adapter(member)
             first, second = (ExactUpdate.of(adapter, fleet.modules(adapter)) for adapter in adapters)
             own_steps = known_steps(members, example.member.fingerprint) if example.member else set()

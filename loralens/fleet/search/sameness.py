@@ -95,11 +95,11 @@ def _largest_difference(first: Adapter, second: Adapter, updates: tuple[ExactUpd
     """The relative difference of the module that differs most."""
     one, other = (update.modules for update in updates)
     if one.keys() == other.keys():
-        # From inner products, which are known, where they tell it.
+        # The inner products are known, so differences come from them where they are large enough to be told.
         told = [module.difference(other[key]) for key, module in one.items()]
         if told and None not in told:
             return max(filter(None, told))
-    return max((one.relative for one in differences(first, second)), default=0.0)
+    return max((module.relative for module in differences(first, second)), default=0.0)
 
 
 def known_steps(members: Iterable[Member], fingerprint: str) -> set[int]:
