@@ -111,7 +111,7 @@ def test_families_at_a_level_out_of_range(root: Path) -> None:
 
 
 def test_bases(root: Path) -> None:
-    assert fleet.good("bases", "-q").stdout == "9 adapters of 1 base model.\n"
+    assert fleet.good("bases", "-q").stdout == "9 adapters for 1 base model.\n"
     assert {row["base"] for row in rows(fleet.good("bases", "--csv").stdout)} == {"tiny"}
 
 
