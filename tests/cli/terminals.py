@@ -14,7 +14,8 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import loralens
 from loralens.cli.main import main
 
 LINES = 50  # of every terminal
+END = b"\x00"  # written to a terminal after all output of a command; no command prints it
 
 
 class Terminals:
@@ -66,19 +68,24 @@ def show(width: int, words: Sequence[str], result: object = None) -> str:
     child = os.fork()
     if not child:
         _in_child(end, words, result)
-    os.close(end)
+    return read_until(terminal, end, lambda: os.waitpid(child, 0))
+
+
+def read_until(terminal: int, end: int, wait: Callable[[], object]) -> str:
+    """What is written to a pseudo-terminal until ``wait`` returns; both of its descriptors are closed then.
+
+    The kernel may drop what is unread when the last descriptor of a terminal's end is closed. So this process keeps its
+    own one open, and the end of the output is a mark, not a hang-up.
+    """
+    waiting = threading.Thread(target=lambda: (wait(), os.write(end, END)))
+    waiting.start()
     written = bytearray()
-    while True:
-        try:
-            piece = os.read(terminal, 1 << 16)
-        except OSError:  # the other end is closed
-            break
-        if not piece:
-            break
-        written += piece
+    while not written.endswith(END):
+        written += os.read(terminal, 1 << 16)
+    waiting.join()
+    os.close(end)
     os.close(terminal)
-    os.waitpid(child, 0)
-    return written.decode("utf-8").replace("\r\n", "\n")
+    return written.removesuffix(END).decode("utf-8").replace("\r\n", "\n")
 
 
 def _in_child(terminal: int, words: Sequence[str], result: object) -> Any:

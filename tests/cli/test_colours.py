@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import loralens
+from tests.cli.terminals import read_until
 
 PACKAGE = Path(loralens.__file__).parent
 ESCAPE = "\x1b["
@@ -21,26 +22,12 @@ RUN = [sys.executable, "-m", "loralens"]
 
 def on_a_terminal(command: list[str], **more: str) -> str:
     """What a command writes where standard output and error are a terminal."""
-    pty = pytest.importorskip("pty")
-    if not hasattr(os, "openpty"):
-        pytest.skip("no pseudo-terminals here")
-    del pty
     ours, theirs = os.openpty()
     env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
     process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=env | {"TERM": "xterm-256color"} | more)
-    os.close(theirs)
-    told = b""
-    while True:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:  # Linux says so where the other side is gone
-            break
-        if not part:
-            break
-        told += part
-    os.close(ours)
-    assert process.wait() == 0
-    return told.decode()
+    told = read_until(ours, theirs, process.wait)
+    assert process.returncode == 0
+    return told
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from tests import bases, reference
 from tests.cli.command import Command
+from tests.cli.terminals import read_until
 from tests.tolerances import DORA_FILE
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -185,18 +186,17 @@ def test_interrupted_it_leaves_nothing_behind(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
 def test_on_a_terminal_the_time_left_is_shown(small: Path, tmp_path: Path) -> None:
     leader, follower = os.openpty()
     command = [sys.executable, "-m", "loralens", "combine", str(small), str(small), "-o", str(tmp_path / "out")]
     terminal = {**os.environ, "TERM": "xterm"}
-    found = subprocess.run(command, stdout=subprocess.PIPE, stderr=follower, check=True, env=terminal)
-    os.close(follower)
-    shown = os.read(leader, 1 << 16).decode()
-    os.close(leader)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, env=terminal)
+    printed = list[bytes]()
+    shown = read_until(leader, follower, lambda: printed.append(process.communicate()[0]))
+    assert process.returncode == 0
     assert "sum" in shown
     assert "left" in shown
-    assert b"Wrote" in found.stdout
+    assert b"Wrote" in printed[0]
 
 
 def test_a_base_beside_adapters_that_do_not_need_it_changes_nothing(small: Path, base: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.bases import contents, sharded, tensors
+from tests.cli.terminals import read_until
 from tests.cli.test_merge import done
 from tests.marks import slow_except
 
@@ -106,22 +107,10 @@ def test_on_a_terminal_there_is_a_bar_and_the_time_that_is_left(name: str, comma
         [sys.executable, "-c", code, *map(str, commands[name])],
         stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
     )  # fmt: skip
-    os.close(theirs)
-    drawn = b""
-    while True:
-        try:
-            part = os.read(ours, 1 << 16)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        drawn += part
-    os.close(ours)
-    assert process.stdout is not None
-    shown = process.stdout.read().decode()
-    process.stdout.close()
-    assert process.wait() == 0
-    text = drawn.decode()
+    printed = list[bytes]()
+    text = read_until(ours, theirs, lambda: printed.append(process.communicate()[0]))
+    shown = printed[0].decode()
+    assert process.returncode == 0
     assert LABELS[name] in text
     assert "left" in text
     assert "100%" in text

@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import termios
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ import loralens.cli.terminal
 from loralens.cli.main import main
 from loralens.errors import FormatError, visible
 from tests.bases import sharded, tensors
+from tests.cli.terminals import read_until
 
 RUN = [sys.executable, "-m", "loralens"]
 HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -249,21 +249,11 @@ def test_tables_of_a_real_terminal_are_coloured_and_names_in_them_are_not(made):
     master, slave = pty.openpty()
     wide = os.environ | {"COLUMNS": "400"}  # so that no line ends within the name, however long the folder's path is
     process = subprocess.Popen([*RUN, "spectrum", str(folder)], stdout=slave, stderr=slave, env=wide)
-    os.close(slave)
-    shown = b""
-    while True:
-        try:
-            part = os.read(master, 4096)
-        except OSError:
-            break
-        if not part:
-            break
-        shown += part
-    os.close(master)
-    assert process.wait() == 0
-    assert b"\x1b[36m\x1b[1m" in shown  # ours: the title
-    assert rb"\x1b[31m" in shown
-    assert b"\x1b[31m" not in shown
+    shown = read_until(master, slave, process.wait)
+    assert process.returncode == 0
+    assert "\x1b[36m\x1b[1m" in shown  # ours: the title
+    assert r"\x1b[31m" in shown
+    assert "\x1b[31m" not in shown
 
 
 def closed(words, *numbers):
@@ -331,15 +321,8 @@ def errors_of(words: list[str], folder: Path, *, width: int | None) -> list[str]
         return subprocess.run([*RUN, *words], cwd=folder, capture_output=True, text=True).stderr.splitlines()
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
-    subprocess.run([*RUN, *words], cwd=folder, stdout=subprocess.PIPE, stderr=theirs)
-    os.close(theirs)
-    # The kernel hands over what was written in pieces; the end of a terminal is an error on Linux (EIO).
-    pieces = list[bytes]()
-    with suppress(OSError):
-        while piece := os.read(ours, 1 << 16):
-            pieces.append(piece)
-    os.close(ours)
-    return b"".join(pieces).decode().splitlines()
+    process = subprocess.Popen([*RUN, *words], cwd=folder, stdout=subprocess.PIPE, stderr=theirs)
+    return read_until(ours, theirs, process.communicate).splitlines()
 
 
 def test_a_message_breaks_between_words_on_a_terminal_and_nowhere_else(tmp_path: Path) -> None:
