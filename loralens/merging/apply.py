@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from loralens.core.lazy import Array
 from loralens.errors import OptionError
+from loralens.linalg.compiled import loops
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles
 from loralens.merging.dora_factors import DoraFactors, compute_dora_factors
@@ -68,6 +69,14 @@ class MergedBlock:
     def numbers(self, merged: Array) -> Array:
         """The weights that these rows of a merged tensor represent: the rows times their scale."""
         return merged if self.scale is None else merged.astype(np.float32) * self.scale
+
+    def differences(self) -> tuple[NDArray[np.int64], NDArray[np.uint16]] | None:
+        """Where `subtract` does not give the stored rows, and the bits that it gives there.
+
+        None where `subtract` has to be called to know.
+        """
+        plain = self.D is not None and self.dora_factors is None and self.merged.dtype == self.stored.dtype
+        return loops.differ(self.stored, self.merged, self.D) if plain and self.D is not None else None
 
     def subtract(self, out: Singles) -> Array:
         """R: the merged rows minus the update, rounded to the dtype of the base; ``out`` is used as a buffer."""

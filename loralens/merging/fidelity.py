@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from loralens.choices import RoundingMode
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
+from loralens.linalg.compiled import loops
 from loralens.linalg.exact import Singles
 from loralens.linalg.product import product_singular_values
 from loralens.linalg.rounding import survivors
@@ -217,10 +218,11 @@ class FidelitySums:
             D -= block.W.astype(np.float32)
         # W' − total is exact; W' − W − D rounds twice in float32.
         if block.total is not None:
-            for rows in row_parts(lost):
-                # Converted first, since NumPy takes longer to do it within the subtraction.
-                np.copyto(lost[rows], block.merged[rows])
-                np.subtract(lost[rows], block.total[rows], out=lost[rows], dtype=np.float32, casting="same_kind")
+            if not loops.lose(block.merged, block.total, lost):
+                for rows in row_parts(lost):
+                    # Converted first, since NumPy takes longer to do it within the subtraction.
+                    np.copyto(lost[rows], block.merged[rows])
+                    np.subtract(lost[rows], block.total[rows], out=lost[rows], dtype=np.float32, casting="same_kind")
         else:
             np.subtract(block.numbers(block.merged), block.W, out=lost, dtype=np.float32, casting="same_kind")
             lost -= D

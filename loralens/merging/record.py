@@ -112,11 +112,19 @@ class MergeRecorder:
             if not replaced:
                 feed_hash(self._before, block.stored)
                 if self._patch is not None:
-                    self._patch.block(block.stored, self._patch_start(block, buffer))
+                    self._add_to_patch(self._patch, block, buffer)
             yield block.merged
         # The rows of a replacement are not those of the base, so the base is read separately, after them.
         if replaced:
             self._take_base()
+
+    def _add_to_patch(self, patch: PatchWriter, block: MergedBlock, buffer: Buffer) -> None:
+        """Add the rows of a block to the patch."""
+        found = block.differences() if self._against == "subtracted" else None
+        if found is None:
+            patch.block(block.stored, self._patch_start(block, buffer))
+        else:
+            patch.entries(block.stored, *found)
 
     def _patch_start(self, block: MergedBlock, buffer: Buffer) -> Array:
         """The rows to which the patch is relative."""

@@ -108,7 +108,12 @@ class PatchWriter:
         w, r = bits(W), bits(R)
         # Bit patterns are compared, because as numbers −0 equals 0, and NaN differs from itself.
         places = differing(w, r)
-        units = _to_ordinals(w[places]) - _to_ordinals(r[places])  # modulo 2**bits
+        self.entries(W, places, r[places])
+
+    def entries(self, W: Array, places: NDArray[np.int64], there: NDArray[Any]) -> None:
+        """Add the next rows of W, which differ from those of R at ``places``; ``there`` are the bits of R there."""
+        w = bits(W)
+        units = _to_ordinals(w[places]) - _to_ordinals(there)  # modulo 2**bits
         signed = units.view(f"i{self.itemsize}")
         near = (signed > ESCAPE) & (signed < -ESCAPE)
         # Decided once, as the streams of the two codings differ; the first block is typical of the tensor.
@@ -117,7 +122,9 @@ class PatchWriter:
             self._streams = [_Deflate(self.keep) for _ in range(3 if self._coding == "patch" else self.itemsize)]
         self._different += places.size
         if self._coding == "xor":
-            planes = (w ^ r).view(np.uint8).reshape(-1, self.itemsize)
+            differences = np.zeros_like(w)
+            differences[places] = w[places] ^ there
+            planes = differences.view(np.uint8).reshape(-1, self.itemsize)
             for stream, plane in zip(self._streams, planes.T, strict=True):
                 stream.take(np.ascontiguousarray(plane))
             return

@@ -1,0 +1,107 @@
+"""The loops of ``kernel.c`` for NumPy arrays.
+
+Each function does its work only if the kernel was compiled and the arrays are of the kind that it takes: bfloat16 and
+float32 in C order. Otherwise it says so, and the caller computes the same bits with NumPy. With
+``LORALENS_KERNEL=off`` in the environment NumPy computes everything.
+"""
+
+import os
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# A patch has room for this share of its entries at first; for more it is computed again.
+FEW = 8
+
+
+def _compiled() -> ModuleType | None:
+    """The compiled module; None if there is none, or if it is switched off."""
+    if os.environ.get("LORALENS_KERNEL") == "off":
+        return None
+    try:
+        from loralens.linalg.compiled import _kernel
+    except ImportError:
+        return None
+    return _kernel
+
+
+_loops = _compiled()
+
+
+def multiply(pairs: list[tuple[Array, Array]], out: NDArray[np.float32]) -> bool:
+    """Write the sum of one or two products into ``out``, rounded once from float64; False if that was not done.
+
+    The products are those of `loralens.linalg.exact`, whose sums are exact in any order.
+    """
+    if _loops is None or not all(array.flags.c_contiguous for pair in pairs for array in pair) or not _is_plain(out):
+        return False
+    (B, A), (B2, A2) = pairs[0], pairs[1] if len(pairs) > 1 else _no_pair(*pairs[0])
+    return bool(_loops.multiply(B, A, len(A), B2, A2, len(A2), *out.shape, out))
+
+
+def _no_pair(B: Array, A: Array) -> tuple[Array, Array]:
+    """Factors without any rank index."""
+    return B[:0], A[:0]
+
+
+def add(W: Array, D: Array, total: Array) -> Array | None:
+    """W + D, written into ``total``, and rounded to bfloat16, as the result; None if that was not done."""
+    if _loops is None or not _fit(W, D, total):
+        return None
+    merged = np.empty(W.shape, BFLOAT16)
+    _loops.add(_bits(W), D, total, _bits(merged))
+    return merged
+
+
+def subtract_and_round(merged: Array, D: Array) -> Array | None:
+    """The merged weights minus D, rounded to bfloat16; None if that was not done."""
+    if _loops is None or not _fit(merged, D):
+        return None
+    R = np.empty(merged.shape, BFLOAT16)
+    _loops.subtract(_bits(merged), D, _bits(R))
+    return R
+
+
+def lose(merged: Array, total: Array, lost: Array) -> bool:
+    """Write the merged weights minus the sums into ``lost``; False if that was not done."""
+    if _loops is None or not _fit(merged, total, lost):
+        return False
+    _loops.lose(_bits(merged), total, lost)
+    return True
+
+
+def differ(W: Array, merged: Array, D: Array) -> tuple[NDArray[np.int64], NDArray[np.uint16]] | None:
+    """Where W is not what `subtract_and_round` gives, and the bits of that there; None if that was not done."""
+    if _loops is None or not (_fit(W, D) and _fit(merged, D)):
+        return None
+    most = W.size // FEW + 1
+    while True:
+        places, there = np.empty(most, np.int64), np.empty(most, np.uint16)
+        found = _loops.differ(_bits(W), _bits(merged), D, places, there)
+        if found <= most:
+            return places[:found], there[:found]
+        most = found
+
+
+def _fit(weights: Array, *singles: Array) -> bool:
+    """Whether these are weights in bfloat16, and float32 arrays of their size."""
+    return (
+        weights.dtype == BFLOAT16
+        and weights.flags.c_contiguous
+        and all(_is_plain(array) and array.size == weights.size for array in singles)
+    )
+
+
+def _is_plain(array: Array) -> bool:
+    return array.dtype == np.float32 and array.flags.c_contiguous
+
+
+def _bits(weights: Array) -> NDArray[np.uint16]:
+    """The same memory as unsigned integers: the buffer of a bfloat16 array has no format that others know."""
+    return weights.view(np.uint16)

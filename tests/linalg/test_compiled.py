@@ -1,0 +1,160 @@
+"""The compiled loops against NumPy and ml_dtypes, bit for bit; nothing is compared where they were not compiled."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.linalg.compiled import loops
+from loralens.linalg.exact import exact_product
+from loralens.merging.apply import prepare_merge
+from loralens.merging.plan import Slab, TensorPlan
+from loralens.merging.record import MergeRecorder
+from loralens.merging.undo.patch import PatchReader, PatchWriter
+
+BF16 = ml_dtypes.bfloat16
+compiled = pytest.mark.skipif(loops._loops is None, reason="the kernel was not compiled")
+
+
+@pytest.fixture
+def by_numpy(monkeypatch: pytest.MonkeyPatch):
+    """A function that runs another one without the kernel."""
+
+    def run(function, *arguments, **options):
+        with monkeypatch.context() as without:
+            without.setattr(loops, "_loops", None)
+            return function(*arguments, **options)
+
+    return run
+
+
+def _every_kind(count: int = 100_003):
+    """W in bfloat16 and D in float32 with all exponents, infinities, NaN, zeros of both signs, and ties."""
+    rng = np.random.default_rng(1)
+    W = rng.integers(1 << 16, size=count, dtype=np.uint16)
+    D = rng.integers(1 << 32, size=count, dtype=np.uint32)
+    near = (rng.integers(0, 40, count // 2) << 14).astype(np.uint32)
+    D[: count // 2] = (W[: count // 2].astype(np.uint32) << 16) - near
+    W[:6], D[:6] = [0x8000, 0, 0x7F80, 0xFF80, 0x7FC1, 0x3F80], [0, 0x80000000, 0xFF800000, 0, 0, 0x3B800000]
+    return W.view(BF16), D.view(np.float32)
+
+
+@compiled
+def test_the_sum_and_its_rounding_are_those_of_numpy_for_numbers_of_every_kind():
+    W, D = _every_kind()
+    total = np.empty(W.shape, np.float32)
+    merged = loops.add(W, D, total)
+    with np.errstate(all="ignore"):
+        expected = W.astype(np.float32) + D
+    assert np.array_equal(total, expected, equal_nan=True)
+    assert np.array_equal(np.signbit(total), np.signbit(expected))
+    assert np.array_equal(merged.view(np.uint16), expected.astype(BF16).view(np.uint16))
+
+
+@compiled
+def test_the_difference_and_the_loss_are_those_of_numpy():
+    W, D = _every_kind()
+    with np.errstate(all="ignore"):
+        wide = W.astype(np.float32)
+        assert np.array_equal(loops.subtract_and_round(W, D).view(np.uint16), (wide - D).astype(BF16).view(np.uint16))
+        lost = np.empty(W.shape, np.float32)
+        assert loops.lose(W, D, lost)
+        assert np.array_equal(lost, wide - D, equal_nan=True)
+
+
+@compiled
+@pytest.mark.parametrize("count", [0, 1, 3, 63, 64, 65, 1000])
+def test_all_places_that_differ_are_found(count):
+    W, D = (array[:count] for array in _every_kind())
+    merged = W[::-1].copy()
+    places, there = loops.differ(W, merged, D)
+    with np.errstate(all="ignore"):
+        R = (merged.astype(np.float32) - D).astype(BF16).view(np.uint16)
+    # most of these numbers differ, so the first room for them is too small
+    assert np.array_equal(places, np.flatnonzero(W.view(np.uint16) != R))
+    assert np.array_equal(there, R[places])
+
+
+@compiled
+@pytest.mark.parametrize(("rows", "columns"), [(64, 4096), (6, 32), (7, 33), (61, 1000), (5, 40), (40, 31)])
+@pytest.mark.parametrize("rank", [1, 16, 130])
+@pytest.mark.parametrize("slices", [1, 2])
+def test_the_product_is_the_exact_one(rows, columns, rank, slices, by_numpy):
+    rng = np.random.default_rng(rank)
+    term = (0.5, rng.standard_normal((rows, rank)), rng.standard_normal((rank, columns)))
+    product = exact_product([term], slices=slices)
+    D, expected = product.dense(), by_numpy(product.dense)
+    assert np.array_equal(D.view(np.uint32), expected.view(np.uint32))
+    # small products are left to BLAS
+    assert loops.multiply(product.pieces[0].factors(0, rows), D) == (rows >= 6 and columns >= 32)
+
+
+@compiled
+def test_sums_beyond_float32_are_infinite_and_transposes_are_left_to_blas(by_numpy):
+    rng = np.random.default_rng(0)
+    product = exact_product([(1e30, rng.standard_normal((64, 8)), 1e15 * rng.standard_normal((8, 64)))])
+    with np.errstate(over="ignore"):
+        assert np.isinf(product.dense()).any()
+        assert np.array_equal(product.dense(), by_numpy(product.dense))
+    assert np.array_equal(product.T.dense(), product.dense().T)
+    assert not loops.multiply(product.T.pieces[0].factors(0, 64), np.empty((64, 64), np.float32))
+
+
+def test_arrays_of_other_kinds_are_left_to_numpy():
+    W, D = np.zeros((4, 4), BF16), np.zeros((4, 4), np.float32)
+    assert loops.add(W.astype(np.float16), D, D.copy()) is None
+    assert loops.add(W.T[::2], D[::2], D[::2].copy()) is None
+    assert loops.subtract_and_round(W, D.astype(np.float64)) is None
+    assert loops.differ(W, W[:2], D) is None
+    assert not loops.lose(W, D[:, ::2], D)
+
+
+@compiled
+def test_the_kernel_refuses_arrays_of_other_sizes():
+    W, D, B, A = np.zeros(8, np.uint16), np.zeros(8, np.float32), np.zeros((8, 2)), np.zeros((2, 32))
+    for call in (
+        lambda: loops._loops.add(W, D[:4], D.copy(), W.copy()),
+        lambda: loops._loops.subtract(W, D, W[:4].copy()),
+        lambda: loops._loops.lose(W, D[:4], D.copy()),
+        lambda: loops._loops.differ(W, W, D, np.zeros(3, np.int64), np.zeros(4, np.uint16)),
+        lambda: loops._loops.multiply(B, A, 2, b"", b"", 0, 8, 33, np.zeros((8, 33), np.float32)),
+        lambda: loops._loops.multiply(B, A, -2, b"", b"", 0, 8, 32, np.zeros((8, 32), np.float32)),
+    ):
+        with pytest.raises(ValueError, match="sizes"):
+            call()
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [BF16, np.float32])
+def test_a_merge_and_its_record_are_those_of_numpy(dtype, by_numpy):
+    rng = np.random.default_rng(3)
+    W = (0.02 * rng.standard_normal((700, 500))).astype(dtype)
+    W[0, :4] = [np.nan, np.inf, -0.0, 0]
+    update = LowRank(0.01 * rng.standard_normal((700, 16)), 0.1 * rng.standard_normal((16, 500)), 1.0)
+
+    def merge():
+        plan = TensorPlan("weight", LazyArray.of(W), W.shape, (Slab("module", 0, 700, ((1.0, update),)),))
+        recorder = MergeRecorder(prepare_merge(plan))
+        rows = b"".join(block.tobytes() for block in recorder.blocks())
+        record = recorder.record()
+        return rows, record.fidelity, record.merged_hash, [s.read().tobytes() for s in record.patch.streams]
+
+    assert merge() == by_numpy(merge)
+
+
+def test_entries_make_the_patch_that_their_rows_make():
+    rng = np.random.default_rng(2)
+    for share in (0.02, 1.0):
+        W = rng.standard_normal((30, 40)).astype(BF16)
+        R = np.where(rng.random(W.shape) < share, rng.standard_normal(W.shape).astype(BF16), W)
+        by_rows, by_entries = PatchWriter(2), PatchWriter(2)
+        for part in (slice(0, 13), slice(13, 30)):
+            by_rows.block(W[part], R[part])
+            w, r = W[part].view(np.uint16).ravel(), R[part].view(np.uint16).ravel()
+            places = np.flatnonzero(w != r)
+            by_entries.entries(W[part], places, r[places])
+        one, two = by_rows.finish(), by_entries.finish()
+        assert one.coding == two.coding == ("patch" if share < 1 else "xor")
+        assert [s.read().tobytes() for s in one.streams] == [s.read().tobytes() for s in two.streams]
+        assert np.array_equal(PatchReader(two, 2).block(R).view(np.uint16), W.view(np.uint16))
