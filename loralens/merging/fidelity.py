@@ -248,6 +248,9 @@ class FidelitySums:
 def _count_equal(merged: Array, before: Array) -> int:
     """Number of entries that kept their value. Within one dtype bits are compared, which is much faster."""
     if merged.dtype == before.dtype:
+        counted = loops.count_equal(merged, before)
+        if counted is not None:
+            return counted
         return int(np.count_nonzero(bits(merged) == bits(before)))
     return int(np.count_nonzero(merged.astype(np.float64) == before.astype(np.float64)))
 

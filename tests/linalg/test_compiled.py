@@ -64,6 +64,22 @@ def test_the_difference_and_the_loss_are_those_of_numpy():
 
 
 @compiled
+def test_equal_bits_are_counted():
+    W, _ = _every_kind()
+    other = np.where(np.arange(W.size) % 3 > 0, W, W[::-1])
+    assert loops.count_equal(W, other) == np.count_nonzero(W.view(np.uint16) == other.view(np.uint16))
+    assert loops.count_equal(np.zeros(200_000, BF16), np.zeros(200_000, BF16)) == 200_000
+
+
+@compiled
+def test_places_outside_of_the_arrays_are_refused():
+    W, D, two = np.zeros(8, np.uint16), np.zeros(8, np.float32), np.zeros(2)
+    for outside in (-1, 8):
+        with pytest.raises(ValueError, match="sizes"):
+            loops._loops.predict(W, D, np.array([0, outside]), two, two.copy())
+
+
+@compiled
 @pytest.mark.parametrize("count", [0, 1, 3, 63, 64, 65, 1000])
 def test_all_places_that_differ_are_found(count):
     W, D = (array[:count] for array in _every_kind())
@@ -129,12 +145,13 @@ def test_the_kernel_refuses_arrays_of_other_sizes():
 @pytest.mark.parametrize("dtype", [BF16, np.float32])
 def test_a_merge_and_its_record_are_those_of_numpy(dtype, by_numpy):
     rng = np.random.default_rng(3)
-    W = (0.02 * rng.standard_normal((700, 500))).astype(dtype)
-    W[0, :4] = [np.nan, np.inf, -0.0, 0]
-    update = LowRank(0.01 * rng.standard_normal((700, 16)), 0.1 * rng.standard_normal((16, 500)), 1.0)
+    W = (0.02 * rng.standard_normal((1100, 500))).astype(dtype)
+    # so many that the sample of the prediction has some of each kind, with differences far below the first number
+    W[:20] = np.resize(np.array([np.nan, np.inf, -0.0, 0, 1e-40, 3e38], dtype), (20, 500))
+    update = LowRank(0.01 * rng.standard_normal((1100, 16)), 0.1 * rng.standard_normal((16, 500)), 1.0)
 
     def merge():
-        plan = TensorPlan("weight", LazyArray.of(W), W.shape, (Slab("module", 0, 700, ((1.0, update),)),))
+        plan = TensorPlan("weight", LazyArray.of(W), W.shape, (Slab("module", 0, 1100, ((1.0, update),)),))
         recorder = MergeRecorder(prepare_merge(plan))
         rows = b"".join(block.tobytes() for block in recorder.blocks())
         record = recorder.record()

@@ -165,6 +165,49 @@ static Py_ssize_t differ(const uint16_t *W, const uint16_t *merged, const float 
     return found;
 }
 
+FOR_EVERY_PROCESSOR
+static Py_ssize_t count_equal(const uint16_t *one, const uint16_t *other, Py_ssize_t count) {
+    Py_ssize_t equal = 0;
+    for (Py_ssize_t start = 0; start < count; start += CHUNK) {
+        Py_ssize_t stop = count - start < CHUNK ? count : start + CHUNK;
+        uint16_t some = 0;
+        for (Py_ssize_t i = start; i < stop; i++)
+            some += one[i] == other[i];
+        equal += some;
+    }
+    return equal;
+}
+
+/* D at the places of a sample, and what is lost of it if it arrives as a multiple of the last place of the larger of W
+   and D. Both are 0 where the loss is not finite; other entries of which nothing arrives are counted in `still`. The
+   number of finite entries, or -1 if the sample leaves the arrays. */
+static Py_ssize_t predict(const uint16_t *W, const float *D, Py_ssize_t count, const int64_t *sample, Py_ssize_t size,
+                          double *d, double *lost, Py_ssize_t *still) {
+    const float lowest = 0x1p-126f, last_place = 0x1p-7f, magic = 0x1.8p23f;
+    Py_ssize_t finite = 0;
+    *still = 0;
+    for (Py_ssize_t i = 0; i < size; i++) {
+        int64_t place = sample[i];
+        if (place < 0 || place >= count)
+            return -1;
+        uint32_t bits, other = (uint32_t)(W[place] & 0x7F80) << 16;
+        memcpy(&bits, &D[place], sizeof bits);
+        bits &= 0x7F800000;
+        bits = bits > other ? bits : other;
+        float power;
+        memcpy(&power, &bits, sizeof power);
+        float unit = (power > lowest ? power : lowest) * last_place;
+        /* The quotient is below 256, so the sum with 1.5 * 2^23 rounds it to an integer, ties to even. */
+        float arrives = (D[place] / unit + magic - magic) * unit, loss = D[place] - arrives;
+        int known = loss - loss == 0;
+        d[i] = known ? D[place] : 0;
+        lost[i] = known ? loss : 0;
+        *still += known && arrives == 0;
+        finite += known;
+    }
+    return finite;
+}
+
 /* The functions of the module check the sizes of all buffers, so that none of the loops leaves one. */
 
 static PyObject *refused(void) {
@@ -277,12 +320,51 @@ static PyObject *py_differ(PyObject *self, PyObject *args) {
     return result;
 }
 
+static PyObject *py_count_equal(PyObject *self, PyObject *args) {
+    Py_buffer b[2];
+    if (!PyArg_ParseTuple(args, "y*y*", &b[0], &b[1]))
+        return NULL;
+    Py_ssize_t found = 0;
+    PyObject *result = NULL;
+    if (b[0].len != b[1].len)
+        refused();
+    else {
+        Py_BEGIN_ALLOW_THREADS
+        found = count_equal(b[0].buf, b[1].buf, b[0].len / 2);
+        Py_END_ALLOW_THREADS
+        result = PyLong_FromSsize_t(found);
+    }
+    release(b, 2);
+    return result;
+}
+
+static PyObject *py_predict(PyObject *self, PyObject *args) {
+    Py_buffer b[5];
+    if (!PyArg_ParseTuple(args, "y*y*y*w*w*", &b[0], &b[1], &b[2], &b[3], &b[4]))
+        return NULL;
+    Py_ssize_t count = b[0].len / 2, size = b[2].len / 8, finite = -1, still = 0;
+    PyObject *result = NULL;
+    if (b[1].len == 4 * count && b[3].len == 8 * size && b[4].len == 8 * size) {
+        Py_BEGIN_ALLOW_THREADS
+        finite = predict(b[0].buf, b[1].buf, count, b[2].buf, size, b[3].buf, b[4].buf, &still);
+        Py_END_ALLOW_THREADS
+    }
+    if (finite < 0)
+        refused();
+    else
+        result = Py_BuildValue("nn", finite, still);
+    release(b, 5);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"multiply", py_multiply, METH_VARARGS, "D = B A + B2 A2 in float32, from exact sums in float64; False if it was not computed."},
     {"add", py_add, METH_VARARGS, "W + D in float32, and the sums rounded to bfloat16."},
     {"subtract", py_subtract, METH_VARARGS, "merged - D, rounded to bfloat16."},
     {"lose", py_lose, METH_VARARGS, "merged - total in float32."},
     {"differ", py_differ, METH_VARARGS, "Where W is not merged - D rounded to bfloat16, and what is there."},
+    {"count_equal", py_count_equal, METH_VARARGS, "The number of equal numbers of 16 bits."},
+    {"predict", py_predict, METH_VARARGS, "What is lost of D at some places; the finite ones, and those that stay."},
     {NULL, NULL, 0, NULL},
 };
 

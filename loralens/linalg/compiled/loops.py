@@ -7,7 +7,7 @@ float32 in C order. Otherwise it says so, and the caller computes the same bits 
 
 import os
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -87,6 +87,41 @@ def differ(W: Array, merged: Array, D: Array) -> tuple[NDArray[np.int64], NDArra
         if found <= most:
             return places[:found], there[:found]
         most = found
+
+
+def count_equal(one: Array, other: Array) -> int | None:
+    """The number of entries with equal bits; None if they were not counted."""
+    if _loops is None or not (_fit(one) and _fit(other)) or one.size != other.size:
+        return None
+    return int(_loops.count_equal(_bits(one), _bits(other)))
+
+
+class Predicted(NamedTuple):
+    """What a prediction needs of a sample.
+
+    Attributes
+    ----------
+    lost, d : float64 array
+        The loss e = D − q and D; both are 0 where the loss is not finite.
+    finite, still : int
+        The numbers of finite entries, and of those with q = 0.
+    """
+
+    lost: NDArray[np.float64]
+    d: NDArray[np.float64]
+    finite: int
+    still: int
+
+
+def predict(W: Array, D: Array, sample: NDArray[np.int64]) -> Predicted | None:
+    """The loss of rounding to bfloat16 at the places of a sample (`loralens.merging.prediction`).
+
+    None if it was not computed.
+    """
+    if _loops is None or not _fit(W, D) or not sample.flags.c_contiguous:
+        return None
+    d, lost = np.empty(sample.size), np.empty(sample.size)
+    return Predicted(lost, d, *_loops.predict(_bits(W), D, sample, d, lost))
 
 
 def _fit(weights: Array, *singles: Array) -> bool:

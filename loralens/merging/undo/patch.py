@@ -324,7 +324,15 @@ def _from_ordinals(o: NDArray[Any]) -> NDArray[Any]:
 
 def _encode_gaps(gaps: NDArray[np.int64]) -> Bytes:
     """Encode gaps as bytes: a byte of 255 adds 255 and means that the gap continues in the next byte."""
-    ends = np.cumsum(gaps // 255 + 1)
-    out = np.full(int(ends[-1]) if ends.size else 0, 255, np.uint8)
-    out[ends - 1] = gaps % 255
+    wide = np.flatnonzero(gaps >= 255)
+    whole, rest = np.divmod(gaps[wide], 255)  # of these alone, as divisions take long
+    out = np.full(gaps.size + int(whole.sum()), 255, np.uint8)
+    ends = np.arange(gaps.size)
+    # Every gap ends as many bytes later as the gaps up to it are continued.
+    longer = np.zeros_like(gaps)
+    longer[wide] = whole
+    ends += np.cumsum(longer)
+    last = gaps.astype(np.uint8)
+    last[wide] = rest
+    out[ends] = last
     return out
