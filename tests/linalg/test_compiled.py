@@ -8,6 +8,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.linalg.compiled import loops
 from loralens.linalg.exact import exact_product
+from loralens.linalg.rounding import ulp
 from loralens.merging.apply import prepare_merge
 from loralens.merging.plan import Slab, TensorPlan
 from loralens.merging.record import MergeRecorder
@@ -69,6 +70,24 @@ def test_equal_bits_are_counted():
     other = np.where(np.arange(W.size) % 3 > 0, W, W[::-1])
     assert loops.count_equal(W, other) == np.count_nonzero(W.view(np.uint16) == other.view(np.uint16))
     assert loops.count_equal(np.zeros(200_000, BF16), np.zeros(200_000, BF16)) == 200_000
+
+
+@compiled
+def test_the_loss_at_the_places_of_a_sample_is_that_of_whole_units():
+    W, D = _every_kind()
+    W[10:14], D[10:14] = [1e-39, 0, -1e-40, 1e-38], [3e-40, 1e-41, 1e-39, -1e-40]  # below the smallest normal number
+    sample = np.concatenate([np.arange(20), np.random.default_rng(5).integers(W.size, size=50_000)])
+    lost, d, finite, still = loops.predict(W, D, sample)
+    with np.errstate(all="ignore"):
+        w, expected = W[sample].astype(np.float64), D[sample].astype(np.float64)
+        unit = ulp(np.fmax(np.abs(w), np.abs(expected)), BF16)
+        arrives = (np.rint(expected / unit) * unit).astype(np.float32)
+        loss = expected - arrives
+    known = np.isfinite(w) & np.isfinite(loss)
+    assert finite == np.count_nonzero(known)
+    assert still == np.count_nonzero(known & (arrives == 0))
+    assert np.array_equal(lost, np.where(known, loss, 0))
+    assert np.array_equal(d, np.where(known, expected, 0))
 
 
 @compiled
