@@ -13,8 +13,11 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* The compiler makes one version for each of these processors; the first one that fits is taken when it is loaded. */
-#if defined(__x86_64__) && defined(__gnu_linux__)
+/* The compiler makes one version for each of these processors; the first one that fits is taken when it is loaded.
+   With -DWITHOUT_AVX512 the times on other processors can be measured on one that has it. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(WITHOUT_AVX512)
+#define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx2", "default")))
+#elif defined(__x86_64__) && defined(__gnu_linux__)
 #define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FOR_EVERY_PROCESSOR
@@ -80,8 +83,10 @@ typedef struct {
     }
 
 enum { MOST_ROWS = 6, WIDEST = 32 }; /* of the tiles below */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(WITHOUT_AVX512)
 DEFINE_MULTIPLY(multiply_avx512, "avx512f", 8, 4, 4)
+#endif
+#if defined(__x86_64__)
 DEFINE_MULTIPLY(multiply_avx2, "avx2,fma", 4, 6, 2)
 #endif
 
@@ -89,9 +94,11 @@ DEFINE_MULTIPLY(multiply_avx2, "avx2,fma", 4, 6, 2)
 static int multiply(const Product *p, double *tile) {
     if (p->rows < MOST_ROWS || p->columns < WIDEST)
         return 0;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(WITHOUT_AVX512)
     if (__builtin_cpu_supports("avx512f"))
         return multiply_avx512(p, tile), 1;
+#endif
+#if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         return multiply_avx2(p, tile), 1;
 #endif
