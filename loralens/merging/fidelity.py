@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from loralens.choices import RoundingMode
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
-from loralens.linalg.compiled import loops
 from loralens.linalg.exact import Singles
 from loralens.linalg.product import product_singular_values
 from loralens.linalg.rounding import survivors
@@ -203,7 +202,8 @@ class FidelitySums:
                 D, lost = np.where(bad, np.float64(0), D), np.where(bad, np.float64(0), lost)
                 sums = dot(D, D), dot(lost, D), dot(lost, lost)
         # For float8 with scales the stored numbers are compared, since only they are rounded.
-        self.still += _count_equal(block.merged, block.W if block.scale is None else block.stored)
+        before = block.W if block.scale is None else block.stored
+        self.still += _count_equal(block.merged, before) if block.unmoved is None else block.unmoved
         self.seen += lost.size
         self._prediction.take(block, D)
         self._sums.take(block.start, sums, lost)
@@ -211,6 +211,8 @@ class FidelitySums:
     def _parts(self, block: MergedBlock) -> tuple[Array, Array]:
         """D (with DoRA the effective update) and W' − W − D, both float32."""
         assert block.D is not None
+        if block.lost is not None:
+            return block.D, block.lost
         lost, D = self._buffer.of(block.W.shape), block.D
         # With DoRA the effective update is g·(W + D) − W.
         if block.dora_factors is not None:
@@ -218,11 +220,10 @@ class FidelitySums:
             D -= block.W.astype(np.float32)
         # W' − total is exact; W' − W − D rounds twice in float32.
         if block.total is not None:
-            if not loops.lose(block.merged, block.total, lost):
-                for rows in row_parts(lost):
-                    # Converted first, since NumPy takes longer to do it within the subtraction.
-                    np.copyto(lost[rows], block.merged[rows])
-                    np.subtract(lost[rows], block.total[rows], out=lost[rows], dtype=np.float32, casting="same_kind")
+            for rows in row_parts(lost):
+                # Converted first, since NumPy takes longer to do it within the subtraction.
+                np.copyto(lost[rows], block.merged[rows])
+                np.subtract(lost[rows], block.total[rows], out=lost[rows], dtype=np.float32, casting="same_kind")
         else:
             np.subtract(block.numbers(block.merged), block.W, out=lost, dtype=np.float32, casting="same_kind")
             lost -= D
@@ -248,9 +249,6 @@ class FidelitySums:
 def _count_equal(merged: Array, before: Array) -> int:
     """Number of entries that kept their value. Within one dtype bits are compared, which is much faster."""
     if merged.dtype == before.dtype:
-        counted = loops.count_equal(merged, before)
-        if counted is not None:
-            return counted
         return int(np.count_nonzero(bits(merged) == bits(before)))
     return int(np.count_nonzero(merged.astype(np.float64) == before.astype(np.float64)))
 

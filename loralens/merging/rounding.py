@@ -101,9 +101,6 @@ def subtract_update(
 def add_and_round(W: Array, D: Singles, dtype: DTypeLike, *, out: Singles) -> tuple[Array, Array]:
     """W + D as by `add_update`, in ``out`` (float32) if the dtype fits, and the sums rounded to the nearest number."""
     if _rounds_in_parts(W, dtype):
-        merged = loops.add(W, D, out) if np.dtype(dtype) == W.dtype else None
-        if merged is not None:
-            return out, merged
         return out, _round_in_parts(np.add, W, D, np.dtype(dtype), out)
     total = add_update(W, D, out=out)
     return total, round_sums(total, dtype)

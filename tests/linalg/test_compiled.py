@@ -42,34 +42,38 @@ def _every_kind(count: int = 100_003):
 
 
 @compiled
-def test_the_sum_and_its_rounding_are_those_of_numpy_for_numbers_of_every_kind():
-    W, D = _every_kind()
-    total = np.empty(W.shape, np.float32)
-    merged = loops.add(W, D, total)
+@pytest.mark.parametrize("count", [0, 1, 3, 63, 64, 65, 1000, 100_003])
+@pytest.mark.parametrize("search", [False, True])
+def test_merged_weights_are_those_of_numpy_for_numbers_of_every_kind(count, search):
+    W, D = (array[:count] for array in _every_kind())
+    # the first half differs seldom, so that the places are found, and the second often, so that they are too many
+    D = np.where(np.arange(count) % 50 == 0, D, 0).astype(np.float32) if count <= 1000 else D
+    lost = np.empty(W.shape, np.float32)
+    merged, unmoved, differences = loops.merge_entries_with(W, D, lost=lost, search=search)
     with np.errstate(all="ignore"):
-        expected = W.astype(np.float32) + D
-    assert np.array_equal(total, expected, equal_nan=True)
-    assert np.array_equal(np.signbit(total), np.signbit(expected))
-    assert np.array_equal(merged.view(np.uint16), expected.astype(BF16).view(np.uint16))
+        total = W.astype(np.float32) + D
+        expected = total.astype(BF16)
+        loss = expected.astype(np.float32) - total
+        R = (expected.astype(np.float32) - D).astype(BF16).view(np.uint16)
+    assert np.array_equal(merged.view(np.uint16), expected.view(np.uint16))
+    assert np.array_equal(lost, loss, equal_nan=True)
+    assert unmoved == np.count_nonzero(expected.view(np.uint16) == W.view(np.uint16))
+    places = np.flatnonzero(W.view(np.uint16) != R)
+    if search and places.size <= count // loops.FEW + 1:
+        assert np.array_equal(differences[0], places)
+        assert np.array_equal(differences[1], R[places])
+    else:
+        assert differences is None
+    assert (differences is None) == (not search or count > 1000)
+    assert np.array_equal(loops.merge_entries_with(W, D, lost=None, search=search)[0].view("u2"), merged.view("u2"))
 
 
 @compiled
-def test_the_difference_and_the_loss_are_those_of_numpy():
+def test_the_subtraction_is_that_of_numpy():
     W, D = _every_kind()
     with np.errstate(all="ignore"):
-        wide = W.astype(np.float32)
-        assert np.array_equal(loops.subtract_and_round(W, D).view(np.uint16), (wide - D).astype(BF16).view(np.uint16))
-        lost = np.empty(W.shape, np.float32)
-        assert loops.lose(W, D, lost)
-        assert np.array_equal(lost, wide - D, equal_nan=True)
-
-
-@compiled
-def test_equal_bits_are_counted():
-    W, _ = _every_kind()
-    other = np.where(np.arange(W.size) % 3 > 0, W, W[::-1])
-    assert loops.count_equal(W, other) == np.count_nonzero(W.view(np.uint16) == other.view(np.uint16))
-    assert loops.count_equal(np.zeros(200_000, BF16), np.zeros(200_000, BF16)) == 200_000
+        expected = (W.astype(np.float32) - D).astype(BF16)
+    assert np.array_equal(loops.subtract_and_round(W, D).view(np.uint16), expected.view(np.uint16))
 
 
 @compiled
@@ -99,19 +103,6 @@ def test_places_outside_of_the_arrays_are_refused():
 
 
 @compiled
-@pytest.mark.parametrize("count", [0, 1, 3, 63, 64, 65, 1000])
-def test_all_places_that_differ_are_found(count):
-    W, D = (array[:count] for array in _every_kind())
-    merged = W[::-1].copy()
-    places, there = loops.differ(W, merged, D)
-    with np.errstate(all="ignore"):
-        R = (merged.astype(np.float32) - D).astype(BF16).view(np.uint16)
-    # most of these numbers differ, so the first room for them is too small
-    assert np.array_equal(places, np.flatnonzero(W.view(np.uint16) != R))
-    assert np.array_equal(there, R[places])
-
-
-@compiled
 @pytest.mark.parametrize(("rows", "columns"), [(64, 4096), (6, 32), (7, 33), (61, 1000), (5, 40), (40, 31)])
 @pytest.mark.parametrize("rank", [1, 16, 130])
 @pytest.mark.parametrize("slices", [1, 2])
@@ -138,21 +129,22 @@ def test_sums_beyond_float32_are_infinite_and_transposes_are_left_to_blas(by_num
 
 def test_arrays_of_other_kinds_are_left_to_numpy():
     W, D = np.zeros((4, 4), BF16), np.zeros((4, 4), np.float32)
-    assert loops.add(W.astype(np.float16), D, D.copy()) is None
-    assert loops.add(W.T[::2], D[::2], D[::2].copy()) is None
-    assert loops.subtract_and_round(W, D.astype(np.float64)) is None
-    assert loops.differ(W, W[:2], D) is None
-    assert not loops.lose(W, D[:, ::2], D)
+    for weights, update in ((W.astype(np.float16), D), (W.T[::2], D[::2]), (W, D.astype(np.float64)), (W, D[:2])):
+        assert loops.merge_entries_with(weights, update, lost=None, search=True) is None
+        assert loops.subtract_and_round(weights, update) is None
+    assert loops.merge_entries_with(W, D, lost=D[:, ::2].copy(), search=False) is None
 
 
 @compiled
 def test_the_kernel_refuses_arrays_of_other_sizes():
     W, D, B, A = np.zeros(8, np.uint16), np.zeros(8, np.float32), np.zeros((8, 2)), np.zeros((2, 32))
+    places = np.zeros(3, np.int64)
     for call in (
-        lambda: loops._loops.add(W, D[:4], D.copy(), W.copy()),
         lambda: loops._loops.subtract(W, D, W[:4].copy()),
-        lambda: loops._loops.lose(W, D[:4], D.copy()),
-        lambda: loops._loops.differ(W, W, D, np.zeros(3, np.int64), np.zeros(4, np.uint16)),
+        lambda: loops._loops.merge(W, D[:4], D.copy(), W.copy(), places, W[:3].copy()),
+        lambda: loops._loops.merge(W, D, D[:4].copy(), W.copy(), places, W[:3].copy()),
+        lambda: loops._loops.merge(W, D, D.copy(), W[:4].copy(), places, W[:3].copy()),
+        lambda: loops._loops.merge(W, D, D.copy(), W.copy(), places, W[:4].copy()),
         lambda: loops._loops.multiply(B, A, 2, b"", b"", 0, 8, 33, np.zeros((8, 33), np.float32)),
         lambda: loops._loops.multiply(B, A, -2, b"", b"", 0, 8, 32, np.zeros((8, 32), np.float32)),
     ):

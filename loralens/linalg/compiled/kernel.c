@@ -123,64 +123,64 @@ INLINE uint16_t rounded(float number) {
 }
 
 FOR_EVERY_PROCESSOR
-static void add(const uint16_t *W, const float *D, Py_ssize_t count, float *total, uint16_t *merged) {
-    for (Py_ssize_t i = 0; i < count; i++) {
-        total[i] = widened(W[i]) + D[i];
-        merged[i] = rounded(total[i]);
-    }
-}
-
-FOR_EVERY_PROCESSOR
 static void subtract(const uint16_t *merged, const float *D, Py_ssize_t count, uint16_t *R) {
     for (Py_ssize_t i = 0; i < count; i++)
         R[i] = rounded(widened(merged[i]) - D[i]);
 }
 
-FOR_EVERY_PROCESSOR
-static void lose(const uint16_t *merged, const float *total, Py_ssize_t count, float *lost) {
-    for (Py_ssize_t i = 0; i < count; i++)
-        lost[i] = widened(merged[i]) - total[i];
+/* Merges up to CHUNK weights, so that what is computed of them stays in the nearest cache; see `merge`. */
+INLINE int merge_chunk(const uint16_t *restrict W, const float *restrict D, int count, float *restrict lost,
+                       uint16_t *restrict merged, uint16_t *restrict R) {
+    uint16_t equal = 0;
+    for (int i = 0; i < count; i++) {
+        float total = widened(W[i]) + D[i];
+        uint16_t nearest = rounded(total);
+        float wide = widened(nearest);
+        merged[i] = nearest;
+        equal += nearest == W[i];
+        if (R)
+            R[i] = rounded(wide - D[i]);
+        if (lost)
+            lost[i] = wide - total;
+    }
+    return equal;
 }
 
-/* The places where W is not R = round(merged - D), and R there; at most `most` of them. The number of all places. */
+/* merged = round(W + D), and merged - (W + D) if `lost` is not NULL. Then the places where W is not
+   R = round(merged - D), and R there, for at most `most` of them. The number of entries that did not change; `found` is
+   that of the places. */
 FOR_EVERY_PROCESSOR
-static Py_ssize_t differ(const uint16_t *W, const uint16_t *merged, const float *D, Py_ssize_t count, int64_t *places,
-                         uint16_t *there, Py_ssize_t most) {
-    Py_ssize_t found = 0;
+static Py_ssize_t merge(const uint16_t *W, const float *D, Py_ssize_t count, float *lost, uint16_t *merged,
+                        int64_t *places, uint16_t *there, Py_ssize_t most, Py_ssize_t *found) {
+    Py_ssize_t equal = 0;
+    *found = 0;
     for (Py_ssize_t start = 0; start < count; start += CHUNK) {
         uint16_t R[CHUNK];
+        const uint16_t *w = W + start;
         int size = count - start < CHUNK ? (int)(count - start) : CHUNK;
-        if (size == CHUNK)
-            for (int i = 0; i < CHUNK; i++)
-                R[i] = rounded(widened(merged[start + i]) - D[start + i]);
+        /* Written out, as the loop is quicker where its length and what it writes are known. */
+        if (size < CHUNK)
+            equal += merge_chunk(w, D + start, size, lost ? lost + start : NULL, merged + start, R);
+        else if (lost && most)
+            equal += merge_chunk(w, D + start, CHUNK, lost + start, merged + start, R);
+        else if (lost)
+            equal += merge_chunk(w, D + start, CHUNK, lost + start, merged + start, NULL);
+        else if (most)
+            equal += merge_chunk(w, D + start, CHUNK, NULL, merged + start, R);
         else
-            for (int i = 0; i < size; i++)
-                R[i] = rounded(widened(merged[start + i]) - D[start + i]);
-        for (int i = 0; i < size; i++) {
+            equal += merge_chunk(w, D + start, CHUNK, NULL, merged + start, NULL);
+        for (int i = 0; most && i < size; i++) {
             /* Few differ, so four are compared at a time. */
-            if (i + 4 <= size && !memcmp(W + start + i, R + i, 8)) {
+            if (i + 4 <= size && !memcmp(w + i, R + i, 8)) {
                 i += 3;
                 continue;
             }
-            if (W[start + i] != R[i]) {
-                if (found < most)
-                    places[found] = start + i, there[found] = R[i];
-                found++;
+            if (w[i] != R[i]) {
+                if (*found < most)
+                    places[*found] = start + i, there[*found] = R[i];
+                ++*found;
             }
         }
-    }
-    return found;
-}
-
-FOR_EVERY_PROCESSOR
-static Py_ssize_t count_equal(const uint16_t *one, const uint16_t *other, Py_ssize_t count) {
-    Py_ssize_t equal = 0;
-    for (Py_ssize_t start = 0; start < count; start += CHUNK) {
-        Py_ssize_t stop = count - start < CHUNK ? count : start + CHUNK;
-        uint16_t some = 0;
-        for (Py_ssize_t i = start; i < stop; i++)
-            some += one[i] == other[i];
-        equal += some;
     }
     return equal;
 }
@@ -255,24 +255,6 @@ static PyObject *py_multiply(PyObject *self, PyObject *args) {
     return result;
 }
 
-static PyObject *py_add(PyObject *self, PyObject *args) {
-    Py_buffer b[4];
-    if (!PyArg_ParseTuple(args, "y*y*w*w*", &b[0], &b[1], &b[2], &b[3]))
-        return NULL;
-    Py_ssize_t count = b[0].len / 2;
-    PyObject *result = NULL;
-    if (b[1].len != 4 * count || b[2].len != 4 * count || b[3].len != 2 * count)
-        refused();
-    else {
-        Py_BEGIN_ALLOW_THREADS
-        add(b[0].buf, b[1].buf, count, b[2].buf, b[3].buf);
-        Py_END_ALLOW_THREADS
-        result = Py_NewRef(Py_None);
-    }
-    release(b, 4);
-    return result;
-}
-
 static PyObject *py_subtract(PyObject *self, PyObject *args) {
     Py_buffer b[3];
     if (!PyArg_ParseTuple(args, "y*y*w*", &b[0], &b[1], &b[2]))
@@ -291,57 +273,22 @@ static PyObject *py_subtract(PyObject *self, PyObject *args) {
     return result;
 }
 
-static PyObject *py_lose(PyObject *self, PyObject *args) {
-    Py_buffer b[3];
-    if (!PyArg_ParseTuple(args, "y*y*w*", &b[0], &b[1], &b[2]))
+static PyObject *py_merge(PyObject *self, PyObject *args) {
+    Py_buffer b[6];
+    if (!PyArg_ParseTuple(args, "y*y*w*w*w*w*", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5]))
         return NULL;
-    Py_ssize_t count = b[0].len / 2;
+    Py_ssize_t count = b[0].len / 2, most = b[5].len / 2, equal = 0, found = 0;
     PyObject *result = NULL;
-    if (b[1].len != 4 * count || b[2].len != 4 * count)
+    if (b[1].len != 4 * count || (b[2].len && b[2].len != 4 * count) || b[3].len != 2 * count || b[4].len != 8 * most)
         refused();
     else {
+        float *lost = b[2].len ? b[2].buf : NULL;
         Py_BEGIN_ALLOW_THREADS
-        lose(b[0].buf, b[1].buf, count, b[2].buf);
+        equal = merge(b[0].buf, b[1].buf, count, lost, b[3].buf, b[4].buf, b[5].buf, most, &found);
         Py_END_ALLOW_THREADS
-        result = Py_NewRef(Py_None);
+        result = Py_BuildValue("nn", equal, found);
     }
-    release(b, 3);
-    return result;
-}
-
-static PyObject *py_differ(PyObject *self, PyObject *args) {
-    Py_buffer b[5];
-    if (!PyArg_ParseTuple(args, "y*y*y*w*w*", &b[0], &b[1], &b[2], &b[3], &b[4]))
-        return NULL;
-    Py_ssize_t count = b[0].len / 2, most = b[4].len / 2, found = 0;
-    PyObject *result = NULL;
-    if (b[1].len != 2 * count || b[2].len != 4 * count || b[3].len != 8 * most)
-        refused();
-    else {
-        Py_BEGIN_ALLOW_THREADS
-        found = differ(b[0].buf, b[1].buf, b[2].buf, count, b[3].buf, b[4].buf, most);
-        Py_END_ALLOW_THREADS
-        result = PyLong_FromSsize_t(found);
-    }
-    release(b, 5);
-    return result;
-}
-
-static PyObject *py_count_equal(PyObject *self, PyObject *args) {
-    Py_buffer b[2];
-    if (!PyArg_ParseTuple(args, "y*y*", &b[0], &b[1]))
-        return NULL;
-    Py_ssize_t found = 0;
-    PyObject *result = NULL;
-    if (b[0].len != b[1].len)
-        refused();
-    else {
-        Py_BEGIN_ALLOW_THREADS
-        found = count_equal(b[0].buf, b[1].buf, b[0].len / 2);
-        Py_END_ALLOW_THREADS
-        result = PyLong_FromSsize_t(found);
-    }
-    release(b, 2);
+    release(b, 6);
     return result;
 }
 
@@ -366,11 +313,8 @@ static PyObject *py_predict(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"multiply", py_multiply, METH_VARARGS, "D = B A + B2 A2 in float32, from exact sums in float64; False if it was not computed."},
-    {"add", py_add, METH_VARARGS, "W + D in float32, and the sums rounded to bfloat16."},
     {"subtract", py_subtract, METH_VARARGS, "merged - D, rounded to bfloat16."},
-    {"lose", py_lose, METH_VARARGS, "merged - total in float32."},
-    {"differ", py_differ, METH_VARARGS, "Where W is not merged - D rounded to bfloat16, and what is there."},
-    {"count_equal", py_count_equal, METH_VARARGS, "The number of equal numbers of 16 bits."},
+    {"merge", py_merge, METH_VARARGS, "W + D, rounded to bfloat16, what is lost, and where the rounding is not undone."},
     {"predict", py_predict, METH_VARARGS, "What is lost of D at some places; the finite ones, and those that stay."},
     {NULL, NULL, 0, NULL},
 };

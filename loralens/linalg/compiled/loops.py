@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-# A patch has room for this share of its entries at first; for more it is computed again.
+# Of more entries than one in so many the differences are not collected: an undo file of them would be large anyway.
 FEW = 8
 
 
@@ -50,13 +50,39 @@ def _no_pair(B: Array, A: Array) -> tuple[Array, Array]:
     return B[:0], A[:0]
 
 
-def add(W: Array, D: Array, total: Array) -> Array | None:
-    """W + D, written into ``total``, and rounded to bfloat16, as the result; None if that was not done."""
-    if _loops is None or not _fit(W, D, total):
+class MergedEntries(NamedTuple):
+    """Some weights in bfloat16 after a merge.
+
+    Attributes
+    ----------
+    merged : array
+        W + D, rounded to bfloat16.
+    unmoved : int
+        The number of entries whose bits are those of W.
+    differences : (places, bits) or None
+        Where W is not what `subtract_and_round` gives, and the bits of that there. None if they were not asked for, or
+        are so many that they have to be found in another way.
+    """
+
+    merged: Array
+    unmoved: int
+    differences: tuple[NDArray[np.int64], NDArray[np.uint16]] | None
+
+
+def merge_entries_with(W: Array, D: Array, *, lost: Array | None, search: bool) -> MergedEntries | None:
+    """W + D, rounded to the nearest bfloat16; None if it was not computed.
+
+    The rounded minus the exact sums are written into ``lost`` if it is given. With ``search`` the differences are
+    found.
+    """
+    if _loops is None or not _fit(W, D) or not (lost is None or _fit(W, lost)):
         return None
-    merged = np.empty(W.shape, BFLOAT16)
-    _loops.add(_bits(W), D, total, _bits(merged))
-    return merged
+    merged, most = np.empty(W.shape, BFLOAT16), W.size // FEW + 1 if search else 0
+    places, there = np.empty(most, np.int64), np.empty(most, np.uint16)
+    no_loss = np.empty(0, np.float32)
+    unmoved, found = _loops.merge(_bits(W), D, no_loss if lost is None else lost, _bits(merged), places, there)
+    few = search and found <= most
+    return MergedEntries(merged, unmoved, (places[:found], there[:found]) if few else None)
 
 
 def subtract_and_round(merged: Array, D: Array) -> Array | None:
@@ -66,34 +92,6 @@ def subtract_and_round(merged: Array, D: Array) -> Array | None:
     R = np.empty(merged.shape, BFLOAT16)
     _loops.subtract(_bits(merged), D, _bits(R))
     return R
-
-
-def lose(merged: Array, total: Array, lost: Array) -> bool:
-    """Write the merged weights minus the sums into ``lost``; False if that was not done."""
-    if _loops is None or not _fit(merged, total, lost):
-        return False
-    _loops.lose(_bits(merged), total, lost)
-    return True
-
-
-def differ(W: Array, merged: Array, D: Array) -> tuple[NDArray[np.int64], NDArray[np.uint16]] | None:
-    """Where W is not what `subtract_and_round` gives, and the bits of that there; None if that was not done."""
-    if _loops is None or not (_fit(W, D) and _fit(merged, D)):
-        return None
-    most = W.size // FEW + 1
-    while True:
-        places, there = np.empty(most, np.int64), np.empty(most, np.uint16)
-        found = _loops.differ(_bits(W), _bits(merged), D, places, there)
-        if found <= most:
-            return places[:found], there[:found]
-        most = found
-
-
-def count_equal(one: Array, other: Array) -> int | None:
-    """The number of entries with equal bits; None if they were not counted."""
-    if _loops is None or not (_fit(one) and _fit(other)) or one.size != other.size:
-        return None
-    return int(_loops.count_equal(_bits(one), _bits(other)))
 
 
 class Predicted(NamedTuple):
