@@ -142,8 +142,8 @@ class TensorMerge:
                 lost = total if losses else None
                 entries = loops.merge_entries_with(W, D, lost=lost, search=differences)
                 if entries is not None:
-                    merged, *rest = entries
-                    yield MergedBlock(start, stop, slab, stored, W, D, None, None, merged, None, lost, *rest)
+                    merged, unmoved, found = entries
+                    yield MergedBlock(start, stop, slab, stored, W, D, None, None, merged, None, lost, unmoved, found)
                     continue
             if dora_factors is None and scale is None and self.rounding.mode == "nearest":
                 total, merged = add_and_round(W, D, self.dtype, out=total)

@@ -1,4 +1,4 @@
-from collections.abc import Buffer
+from typing_extensions import Buffer
 
 def multiply(
     B: Buffer, A: Buffer, rank: int, B2: Buffer, A2: Buffer, rank2: int, rows: int, columns: int, D: Buffer, /
