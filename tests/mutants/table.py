@@ -379,7 +379,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # fleet
     Mutant("TensorSketch.add_pair", "np.multiply(B[:, columns].T, scale,", "np.multiply(B[:, columns].T, 1.0,", SKETCH),
-    Mutant("_squares", "rows *= signs.astype", "rows *= abs(signs).astype", SKETCH),
+    Mutant("TensorSketch.add_pairs", "rows *= hashed.signs", "rows *= abs(hashed.signs)", SKETCH),
     Mutant("TensorSketch.add_pairs", "size * hashed.most", "size / 4096", SKETCH),
     Mutant("TensorSketch._common_shift", "self._count + count <= COLUMNS", "self._count + count > COLUMNS", SKETCH),
     Mutant("TensorSketch._common_shift", "self._shift <= shift", "self._shift != shift", SKETCH),
