@@ -5,6 +5,7 @@ import os
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -168,9 +169,15 @@ def _member(row: tuple[Any, ...], root: Path) -> Member:
      parameters, norm, effective, fingerprint, findings, added, _, _, _) = row  # fmt: skip
     return Member(
         number, slot, name_of(name), root / name_of(path), name_of(real), size, form, base, inferred, signature,
-        modules, zero, extras, tuple(json.loads(ranks)), tuple(json.loads(scales)), parameters, norm, effective,
-        fingerprint, tuple(json.loads(findings)), added,
+        modules, zero, extras, _values(ranks), _values(scales), parameters, norm, effective, fingerprint,
+        _values(findings), added,
     )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _values(text: str) -> tuple[Any, ...]:
+    """A list that is stored as JSON; most adapters of a fleet have the same few lists of ranks, scales and findings."""
+    return tuple(json.loads(text))
 
 
 def read_others(home: Path, root: Path) -> tuple[Unreadable, ...]:

@@ -65,8 +65,9 @@ def update_index(
             jobs = processor_count()
         _check_not_emptied(shown, home, plan.files, writer.expected())
         writer.begin(folder, {"reading": reading})
-        links = [shown / link.relative_to(folder) for link in plan.links]
-        note_repeated_links(shown, [shown / path for path in plan.files], links)
+        if plan.links:
+            links = [shown / link.relative_to(folder) for link in plan.links]
+            note_repeated_links(shown, [shown / path for path in plan.files], links)
         writer.remove(plan.gone)
         engine = Engine(str(folder), allow_pickle, once, writer.set_in_work)
         _Update(writer, engine, plan.files).run(plan.todo, executor, jobs)

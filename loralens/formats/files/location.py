@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISREG
 from typing import Literal
 
 from loralens.errors import FormatError, LoraLensError, OptionError, place
@@ -258,11 +259,19 @@ def is_gguf(file: Path) -> bool:
 
 
 def _first_bytes(file: Path, count: int) -> bytes:
-    """Read up to ``count`` bytes; none of a pipe, because opening it would wait for another process to write to it."""
-    if not file.is_file() and file.exists():
-        return b""
-    with file.open("rb") as stream:
-        return stream.read(count)
+    """Read up to ``count`` bytes; none of a pipe, because reading it would wait for another process to write to it."""
+    try:
+        # Without O_NONBLOCK, opening a pipe would wait too.
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        # A socket cannot be opened.
+        if file.exists() and not file.is_file():
+            return b""
+        raise
+    try:
+        return os.read(descriptor, count) if S_ISREG(os.fstat(descriptor).st_mode) else b""
+    finally:
+        os.close(descriptor)
 
 
 def config_beside(file: Path) -> Path | None:

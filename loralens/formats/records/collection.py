@@ -1,11 +1,12 @@
 """Finding the adapters under a folder by the names of files, and telling them from models by their headers."""
 
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from pathlib import Path
 from typing import Literal, final
 
@@ -25,6 +26,7 @@ NO_ADAPTERS = (
     *("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json"),
     "state.safetensors",  # of loralens train
 )
+_NO_ADAPTER = re.compile("|".join(map(translate, NO_ADAPTERS)))
 
 Status = Literal["adapter", "unreadable", "other"]
 
@@ -146,11 +148,11 @@ def _in_folder(folder: Path, files: Sequence[str]) -> Iterator[Path]:
 
 def weights_among(names: Iterable[str]) -> list[str]:
     """The names of files that may hold an adapter."""
-    return [name for name in names if _is_tensor_file(name) and not any(fnmatchcase(name, g) for g in NO_ADAPTERS)]
+    return [name for name in names if _is_tensor_file(name) and not _NO_ADAPTER.match(name)]
 
 
 def _is_tensor_file(name: str) -> bool:
-    return Path(name).suffix in SUFFIXES and not name.startswith(".")
+    return name.endswith(SUFFIXES) and not name.startswith(".")
 
 
 def folder_labels(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:
