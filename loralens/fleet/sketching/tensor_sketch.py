@@ -33,7 +33,7 @@ INVERTED = 8  # sums of transforms that are transformed back together, since one
 LOST = 3  # bits of a module that may be lost if its convolutions are added to those of the modules before it
 DENSE_NUMBERS = 1 << 18  # numbers of a full matrix that are added at a time
 # The places of the numbers of small groups of modules are kept, 8 bytes for each number of a factor.
-SMALL, SMALL_CACHED = 1 << 15, 64  # numbers of a small factor, and how many places are kept: at most 16 MiB
+SMALL, SMALL_CACHED = 1 << 15, 40  # numbers of a small factor, and how many places are kept: at most 10 MiB
 
 Floats = NDArray[np.float64]
 Complexes = NDArray[np.complex128]
