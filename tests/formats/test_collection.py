@@ -141,6 +141,17 @@ def test_links_to_folders_are_followed_once(small: Path, tmp_path: Path) -> None
     assert {found.status for found in map(examine_file, candidates(root))} == {"adapter"}
 
 
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="needs /proc")
+def test_links_into_proc_are_not_followed(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a link to the working folder of every program, so that the whole machine would be looked through."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "proc").symlink_to("/proc")
+    (tmp_path / "root" / "self").symlink_to(f"/proc/{os.getpid()}")
+    shutil.copytree(small, tmp_path / "elsewhere" / "adapter")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert candidates(tmp_path / "root") == []
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_among_the_files_stops_nobody(small: Path, tmp_path: Path) -> None:
     """Opening it as a file would wait for ever."""

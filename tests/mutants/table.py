@@ -410,7 +410,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "_Reader._take_grams", "CANCELLING * lengths < energies", "-1 < energies", ("tests/fleet/test_measures.py",)
     ),
-    Mutant("SlotWriter.__init__", "- taken", "- set()", ("tests/fleet/test_catalogue.py",)),
+    Mutant("SlotWriter._free_slot", "if slot not in self._used", "if True", ("tests/fleet/test_catalogue.py",)),
     Mutant("damaged_slots", "checksum(plain[slot].data) != expected", "False", ("tests/fleet/test_catalogue.py",)),
     Mutant("CatalogueWriter.store", "self._slots.write(filled)", "None", ("tests/fleet/test_catalogue.py",)),
     Mutant("_authorise", "action not in _ALLOWED", "False", ("tests/fleet/test_catalogue.py",)),

@@ -26,6 +26,7 @@ NO_ADAPTERS = (
     *("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json"),
     "state.safetensors",  # of loralens train
 )
+_OF_THE_SYSTEM = ("/proc/", "/sys/")  # /proc has links to the folders in which other programs work
 _NO_ADAPTER = re.compile("|".join(map(translate, NO_ADAPTERS)))
 
 Status = Literal["adapter", "unreadable", "other"]
@@ -68,7 +69,8 @@ def candidates(
 
     Hidden folders are left out, and so are files that training tools leave beside an adapter, such as the state of an
     optimiser. Links to folders are followed, and each folder is visited once; if a folder has a path under ``root``
-    without links, this path is given. Links to a folder that contains ``root`` are not followed. ``failed`` receives
+    without links, this path is given. Links to a folder that contains ``root``, and links into ``/proc`` and ``/sys``,
+    are not followed. ``failed`` receives
     every folder that cannot be listed, and the error; ``linked`` receives every link to a folder.
 
     Raises
@@ -94,7 +96,7 @@ def _walk(
         # A link to a folder that contains root could lead through the whole disk, and back to root.
         if start != root:
             real = os.path.realpath(start)
-            if os.path.commonpath([real, home]) == real:
+            if os.path.commonpath([real, home]) == real or f"{real}/".startswith(_OF_THE_SYSTEM):
                 continue
         for folder, files, links in listings(start, without=lambda name: name.startswith("."), failed=failed):
             try:
