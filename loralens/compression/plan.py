@@ -10,6 +10,7 @@ import numpy as np
 from loralens.compression.directions import (
     Directions,
     DType,
+    UnreadDirections,
     bases_of,
     cast_factors,
     locate_errors,
@@ -21,7 +22,7 @@ from loralens.compression.loss import UpdateLoss, predict_loss
 from loralens.compression.protection import Protection, protection
 from loralens.core.adapter import Adapter
 from loralens.core.carried import BOUND
-from loralens.core.lazy import Recent
+from loralens.core.lazy import Array, Recent
 from loralens.core.lowrank import Bases, LowRank
 from loralens.core.moments import Moments
 from loralens.core.naming.selection import select
@@ -29,6 +30,7 @@ from loralens.core.ranks import Rule, RuleName, rank_items, ranks_from_items, sh
 from loralens.core.structured import Structured, Update
 from loralens.core.threads import Step, in_threads
 from loralens.errors import OptionError, place
+from loralens.linalg.measures import numerical_rank
 
 Size = Callable[[Adapter], int]
 # Shapes and offsets in a header have more or fewer digits, which must not decide between two forms.
@@ -49,7 +51,7 @@ class TruncationPlan:
     """
 
     adapter: Adapter
-    directions: Mapping[str, Directions]
+    directions: Mapping[str, Directions | UnreadDirections]
     dtype: DType | None = None
 
     @classmethod
@@ -91,17 +93,42 @@ class TruncationPlan:
                 moment = moments[name] if moments is not None and name in moments else None
                 return directions_on_data(adapter[name], moment, bases=bases)
 
-        def check(name: str) -> None:
-            with place(name):
-                adapter[name].singular_values()  # raises a FormatError for NaN and Inf
-
         # One pass: of every module either the directions are found, or it is tested for NaN and Inf.
         names = [name for name in select(adapter, modules) if not keeps_rank(adapter[name])]
         by_module = in_threads(find, names, threads, step)
-        in_threads(check, [name for name in adapter if name not in by_module], threads, step)
+        _check_finite(adapter, [name for name in adapter if name not in by_module], threads, step)
         if moments is not None:
             by_module = equalise_units(by_module, adapter, moments)
         return cls(adapter, by_module, None if dtype is None else np.dtype(dtype))
+
+    @classmethod
+    def of_values(
+        cls, adapter: Adapter, values: Mapping[str, Array], *, threads: int = 1, step: Step | None = None
+    ) -> "TruncationPlan":
+        """The plan of `of` without moments, for modules whose singular values are known.
+
+        The factors of these modules are not read before a factor of `at` is. All other modules are only tested for NaN
+        and Inf. ``step`` is called with the number of modules that are done since its last call.
+
+        Parameters
+        ----------
+        values : mapping of str to float64 array
+            Module name → all min(out, r, in) singular values of ΔW, as `LowRank.singular_values` returns them.
+
+        Raises
+        ------
+        FormatError
+            A module without known values holds NaN or Inf.
+        """
+        directions = {
+            name: UnreadDirections(adapter[name], s[: numerical_rank(s, adapter[name].shape)])
+            for name, s in values.items()
+            if not keeps_rank(adapter[name])
+        }
+        if step:
+            step(len(values))
+        _check_finite(adapter, [name for name in adapter if name not in values], threads, step)
+        return cls(adapter, directions)
 
     def ranks(
         self,
@@ -280,6 +307,16 @@ class TruncationPlan:
         return {
             name: predict_loss(self.directions[name].s, rank, self.adapter[name].rank) for name, rank in chosen.items()
         }
+
+
+def _check_finite(adapter: Adapter, names: Sequence[str], threads: int, step: Step | None) -> None:
+    """Raise a FormatError if one of these modules holds NaN or Inf."""
+
+    def check(name: str) -> None:
+        with place(name):
+            adapter[name].singular_values()
+
+    in_threads(check, names, threads, step)
 
 
 def keeps_rank(module: Update) -> bool:

@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
-from loralens.analysis.checks.examination import Examination, ModuleReading
+from loralens.analysis.checks.examination import Examination
+from loralens.analysis.readings.module import ModuleReading
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some

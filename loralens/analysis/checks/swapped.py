@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
-from loralens.analysis.checks.examination import Examination, ModuleReading
+from loralens.analysis.checks.examination import Examination
+from loralens.analysis.readings.module import ModuleReading
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
 
