@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePath
 from typing import Any, final
 
 from loralens.analysis.checks.low_bit import CodesPrediction
 from loralens.analysis.checks.merge_effect import MergeEffect, Reason
+from loralens.analysis.outliers import Outlier, find_outliers
 from loralens.analysis.readings.batches import read_modules
 from loralens.analysis.readings.module import ModuleReading
 from loralens.analysis.spectrum import Spectrum
@@ -21,8 +23,9 @@ from loralens.core.threads import Step
 SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
+# Without slots: the cached properties keep their values in the dictionary of the object, as many checks ask for them.
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Examination:
     """An adapter that was read once, with everything that the checks need.
 
@@ -87,17 +90,22 @@ class Examination:
         uniform = ["--uniform"] if any(map(is_expert_alone, self.adapter)) else []
         return self.command("compress", "-o", self.sibling(word), rule, *uniform, *to)
 
-    @property
+    @cached_property
     def spectra(self) -> dict[str, Spectrum]:
         """Spectra of the modules without NaN and Inf."""
         return {name: one.spectrum for name, one in self.readings.items() if one.spectrum is not None}
 
-    @property
+    @cached_property
     def pairs(self) -> dict[str, ModuleReading]:
         """The modules whose pair is finite and not 0."""
         return {
             name: one for name, one in self.readings.items() if one.A and one.spectrum and one.spectrum.spectral > 0
         }
+
+    @cached_property
+    def outliers(self) -> list[Outlier]:
+        """The modules that stand out from their kind (`find_outliers`)."""
+        return find_outliers(self.spectra)
 
     def setting(self, key: str) -> Any:
         """A field of the configuration of the adapter; None if it is not there."""

@@ -100,7 +100,7 @@ def _factor_statistics(X: Array) -> Factor:
         lengths=lengths * largest,
         skew=float(cosines.max(initial=0.0)),
         zeros=zeros,
-        unevenness=_unevenness(across) if largest else 0.0,
+        unevenness=relative_deviation(across) if largest else 0.0,
         dead=across.size - int(np.count_nonzero(X.any(axis=0))),
         largest=largest,
         digest=mark,
@@ -113,7 +113,7 @@ def digest(X: Array) -> int:
     return hash((X.tobytes(), X.dtype.str, X.dtype.num))
 
 
-def _unevenness(values: Floats) -> float:
+def relative_deviation(values: Floats) -> float:
     """The standard deviation of some values, relative to their mean."""
     mean = np.add.reduce(values) / values.size
     deviations = values - mean

@@ -16,6 +16,7 @@ PACKED, WIDE = 8, 12
 
 # A line may break after the dots of a module name, but not after a decimal point.
 _BREAK = re.compile(r"\.(?=\D)")
+_SPECIAL = re.compile("[&<>\"']")  # the letters that `escape` replaces
 
 
 def table_html(part: PageTable) -> Iterator[str]:
@@ -73,10 +74,15 @@ def _cell_writer(column: Column[Any]) -> Callable[[Any], str]:
     """A function from the values of a column to its cells."""
     text = column.text
     if column.align == "left":
-        return lambda value: f'<td class="words">{_BREAK.sub(".<wbr>", escape(text(value)))}</td>'
+        return lambda value: f'<td class="words">{_BREAK.sub(".<wbr>", _escape(text(value)))}</td>'
     if column.bar:
-        return lambda value: f'<td{_bar(value)} data-s="{_sort_key(value)}">{escape(text(value))}</td>'
-    return lambda value: f'<td data-s="{_sort_key(value)}">{escape(text(value))}</td>'
+        return lambda value: f'<td{_bar(value)} data-s="{_sort_key(value)}">{_escape(text(value))}</td>'
+    return lambda value: f'<td data-s="{_sort_key(value)}">{_escape(text(value))}</td>'
+
+
+def _escape(text: str) -> str:
+    # Most cells are numbers, and to look for special letters is faster than to replace them.
+    return str(escape(text)) if _SPECIAL.search(text) else text
 
 
 def _bar(value: object) -> str:
@@ -85,6 +91,9 @@ def _bar(value: object) -> str:
 
 def _sort_key(value: object) -> str:
     """The number by which a column is sorted: for shapes and ranges their product; empty for a missing value."""
+    # The usual case, which the lines below would give too.
+    if type(value) is float:
+        return repr(value) if isfinite(value) else ""
     values = value if isinstance(value, list | tuple) else (value,)
     number = prod(float(part) for part in values) if all(isinstance(part, int | float) for part in values) else nan
     return repr(float(number)) if isfinite(number) else ""
