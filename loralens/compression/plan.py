@@ -18,7 +18,7 @@ from loralens.compression.directions import (
     truncate_pair,
 )
 from loralens.compression.informed import directions_on_data, equalise_units
-from loralens.compression.loss import UpdateLoss, predict_loss
+from loralens.compression.loss import UpdateLoss, predict_losses
 from loralens.compression.protection import Protection, protection
 from loralens.core.adapter import Adapter
 from loralens.core.carried import BOUND
@@ -304,9 +304,12 @@ class TruncationPlan:
 
     def losses(self, chosen: Mapping[str, int]) -> dict[str, UpdateLoss]:
         """The errors of the chosen modules from the directions that are dropped, before rounding, in units of ``s``."""
-        return {
-            name: predict_loss(self.directions[name].s, rank, self.adapter[name].rank) for name, rank in chosen.items()
-        }
+        found = predict_losses(
+            [self.directions[name].s for name in chosen],
+            list(chosen.values()),
+            [self.adapter.modules[name].rank for name in chosen],
+        )
+        return dict(zip(chosen, found, strict=True))
 
 
 def _check_finite(adapter: Adapter, names: Sequence[str], threads: int, step: Step | None) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import inf
 from typing import Literal, final
 
@@ -341,7 +342,10 @@ def energies(spectra: Mapping[str, Array]) -> dict[str, Array]:
     """Module name → σ² of its directions, relative to the largest of all, so that no overflow is possible."""
     # One unit for all modules, since their energies are compared.
     top = max((float(s[0]) for s in spectra.values() if s.size), default=0.0)
-    return {name: (s / (top or 1.0)) ** 2 for name, s in spectra.items()}
+    # All at once: there may be many thousands of modules with a few values each.
+    squares = (np.concatenate([*spectra.values(), np.zeros(0)]) / (top or 1.0)) ** 2
+    ends = accumulate(s.size for s in spectra.values())
+    return {name: squares[end - s.size : end] for (name, s), end in zip(spectra.items(), ends, strict=True)}
 
 
 def rank_items(
@@ -364,6 +368,11 @@ def rank_items(
         groups.setdefault(shared.get(name, name), []).append(name)
     items, energy = [], energies(spectra)
     for names in groups.values():
+        if len(names) == 1:
+            (name,) = names
+            gains = weights[name] * energy[name] if name in weights else energy[name]
+            items.append(Item((name,), gains, costs[name], floors[name], max(floors[name], tops[name])))
+            continue
         gains = np.zeros(max(spectra[name].size for name in names))
         for name in names:
             gains[: spectra[name].size] += weights.get(name, 1.0) * energy[name]
