@@ -6,19 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
+from loralens.core.budgets import Item, _top_up, allocate_ranks, total_cost, total_gain, uniform, within
 from loralens.core.lowrank import Layout
-from loralens.core.ranks import (
-    Item,
-    Rule,
-    _top_up,
-    allocate_ranks,
-    ranks,
-    shared_ranks,
-    total_cost,
-    total_gain,
-    uniform,
-    within,
-)
+from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.errors import OptionError
 from tests import reference
 from tests.strategies import spectra
