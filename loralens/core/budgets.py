@@ -36,10 +36,6 @@ class Item:
     least: int
     most: int
 
-    def gain(self, rank: int) -> float:
-        """The squared error that ``rank`` directions save."""
-        return float(self.gains[:rank].sum())
-
 
 Chosen = Sequence[int]  # one rank for each item
 
@@ -89,6 +85,17 @@ class Items(tuple[Item, ...]):
         return gains / np.repeat(self.costs, self.sizes)
 
     @cached_property
+    def saved(self) -> Array:
+        """The squared error that every number of directions of every item saves, shape (items, most directions + 1)."""
+        saved = np.zeros((len(self), int(self.sizes.max(initial=0)) + 1))
+        for size in np.unique(self.sizes).tolist():
+            own = np.flatnonzero(self.sizes == size)
+            gains = np.array([self[i].gains for i in own.tolist()])
+            for count in range(1, size + 1):
+                saved[own, count] = np.add.reduce(gains[:, :count], axis=1)
+        return saved
+
+    @cached_property
     def worth(self) -> _Worth:
         """The directions in the order in which a budget takes them."""
         # Stable, so that equal directions are taken in the order of the modules on every machine.
@@ -106,7 +113,12 @@ def total_cost(items: Sequence[Item], chosen: Chosen) -> int:
 
 def total_gain(items: Sequence[Item], chosen: Chosen) -> float:
     """The total squared error that these ranks save."""
-    return sum(item.gain(rank) for item, rank in zip(items, chosen, strict=True))
+    items = Items.of(items)
+    if not items:
+        return 0.0
+    columns = np.minimum(chosen, items.sizes)
+    total: float = sum(items.saved[np.arange(len(items)), columns].tolist())
+    return total
 
 
 def uniform(items: Sequence[Item], rank: int) -> list[int]:
