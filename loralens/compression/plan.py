@@ -1,7 +1,7 @@
 """The plan of a truncation: an adapter and the directions of its modules, from which any ranks can be made."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Literal, final
 
@@ -53,6 +53,7 @@ class TruncationPlan:
     adapter: Adapter
     directions: Mapping[str, Directions | UnreadDirections]
     dtype: DType | None = None
+    _measures: dict[str, Callable[[Mapping[str, int]], int]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -226,20 +227,27 @@ class TruncationPlan:
 
         It makes no adapter, which takes a hundred times as long.
         """
+        if quantity not in self._measures:
+            self._measures[quantity] = self._measure(quantity)
+        return self._measures[quantity]
+
+    def _measure(self, quantity: Literal["parameters", "nbytes"]) -> Callable[[Mapping[str, int]], int]:
         others = self.at({}) if self.dtype else self.adapter
         fixed: int = sum(getattr(module, quantity) for name, module in others.items() if name not in self.directions)
         # Of each module: the rank at which it stays as it is, what it has then, and what one direction has.
         whole: dict[str, int] = {}
         unit: dict[str, int] = {}
+        own: dict[str, int] = {}
         for name in self.directions:
             module = self.adapter[name]
+            own[name] = module.rank
             unit[name] = self.direction_bytes(module) if quantity == "nbytes" else sum(module.shape)
             if isinstance(module, LowRank) and (self.dtype is None or cast_factors(module, self.dtype) is module):
                 whole[name] = getattr(module, quantity)
 
         def total(chosen: Mapping[str, int]) -> int:
             return fixed + sum(
-                whole[name] if name in whole and rank == self.adapter.modules[name].rank else rank * unit[name]
+                whole[name] if rank == own[name] and name in whole else rank * unit[name]
                 for name, rank in chosen.items()
             )
 

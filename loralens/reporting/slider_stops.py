@@ -234,7 +234,9 @@ def _matches_writer(
     # The metadata may name a rank only if all modules have the same.
     uniform = [dict.fromkeys(groups, rank) for rank in RANKS]
     for ranks in [*trials, *uniform] if len(groups) <= GROUPS else uniform[-1:]:
-        trial, files = dialect.write(plan.at(ranks))
+        # The modules that keep their rank stay as they are, as in `plan.at`; of the others only the shapes matter.
+        changed = {name: rank for name, rank in ranks.items() if rank != plan.adapter[name].rank}
+        trial, files = dialect.write(_without_numbers(plan, changed))
         # Metadata that names ranks, as those of diffusers and kohya do, would have another length at every choice.
         if trial.metadata != outline.metadata or list(trial.tensors) != outline.keys:
             return False

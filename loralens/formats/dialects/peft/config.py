@@ -68,7 +68,7 @@ class Endings:
 
     def cover(self, path: str) -> bool:
         """Whether any of them covers a path."""
-        return next(self.hits(path), None) is not None
+        return path in self._targets or next(self.hits(path), None) is not None
 
 
 @final
