@@ -208,24 +208,26 @@ def unit_energies(s: Floats) -> Floats:
 
 
 class FlatVector(NamedTuple):
-    """An array as one vector in float64, with its squared length. The vector is scaled if its square would overflow."""
+    """An array as one vector in float64, with its length, and whether its square neither over- nor underflows."""
 
     x: Floats
-    square: float
+    length: float
+    is_usual: bool
 
     @classmethod
     def of(cls, X: Array) -> Self:
         """The numbers of an array of any float dtype."""
         x = X.astype(np.float64).ravel()
         with np.errstate(over="ignore", under="ignore"):
-            return cls(x, float(np.dot(x, x)))
+            square = float(np.dot(x, x))
+        return cls(x, sqrt(square), SQUARES[0] < square < SQUARES[1])
 
     def cosine(self, other: "FlatVector") -> float:
         """Cosine with a vector of the same length, in [−1, 1]; NaN where one of them is 0."""
         # The usual sizes need no scaling, which would cost a copy of both arrays.
-        if not all(SQUARES[0] < one.square < SQUARES[1] for one in (self, other)):
+        if not (self.is_usual and other.is_usual):
             self, other = (FlatVector.of(scale_to_unit(one.x)) for one in (self, other))
-        lengths = sqrt(self.square) * sqrt(other.square)
+        lengths = self.length * other.length
         return min(max(float(np.dot(self.x, other.x) / lengths), -1.0), 1.0) if lengths else nan
 
 

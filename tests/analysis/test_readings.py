@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from loralens import LowRank
+from loralens.analysis.checks.blocks import _cuts, _with_steps
 from loralens.analysis.readings.batches import NUMBERS, read_modules
 from loralens.analysis.readings.module import Factor, ModuleReading, read_module
 from loralens.core.lazy import LazyArray
@@ -88,3 +89,12 @@ def test_every_module_is_counted_once():
     steps = []
     read_modules(drawn(30) | {"large": next(iter(drawn(1, 400, 16, 400).values()))}, step=steps.append)
     assert sum(steps) == 31
+
+
+def test_rows_without_steps_are_found_for_all_modules_at_once():
+    rng = np.random.default_rng(0)
+    lengths = [np.exp(rng.normal(0, 0.15, size=rng.integers(1, 6))) for _ in range(300)]
+    lengths += [np.zeros(3), np.array([1.0, 0.0, 1.0])]
+    stepped = _with_steps(lengths)
+    assert 30 < len(stepped) < 270
+    assert not any(_cuts(rows) for i, rows in enumerate(lengths) if i not in stepped)

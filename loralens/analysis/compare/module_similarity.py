@@ -115,6 +115,8 @@ class ComparedUpdate:
         The singular values and their squares, each as a vector of length 1.
     energy : float
         The sum of ``energies``.
+    rows : int
+        The number of rows of A; 0 if the update has no factors.
     sizes : tuple of pairs of int
         The shapes of the small matrices of all bases: updates of equal sizes are compared together.
     """
@@ -128,6 +130,7 @@ class ComparedUpdate:
     strengths: Floats
     energies: Floats
     energy: float
+    rows: int
     sizes: tuple[tuple[int, ...], ...]
     _starts: dict[int, FlatVector] = field(default_factory=dict)
 
@@ -144,7 +147,17 @@ class ComparedUpdate:
         sizes = tuple(basis.T.shape for basis in (left, right, *([factor] if factor else [])))
         energies = unit_energies(s)
         return cls(
-            update, left, s, right, factor, frobenius(s), scale_to_unit(s), energies, float(energies.sum()), sizes
+            update=update,
+            left=left,
+            s=s,
+            right=right,
+            factor=factor,
+            norm=frobenius(s),
+            strengths=scale_to_unit(s),
+            energies=energies,
+            energy=float(energies.sum()),
+            rows=update.rank if isinstance(update, LowRank) else 0,
+            sizes=sizes,
         )
 
     def start(self, rows: int) -> FlatVector:
@@ -292,9 +305,6 @@ def _leading(first: Sequence[Basis], second: Sequence[Basis], G: Floats, count: 
 
 def _initial(pair: ComparedPair) -> float:
     """Cosine of vec(A) over the rows that both have."""
-    first, second = pair.first.update, pair.second.update
-    if not (isinstance(first, LowRank) and isinstance(second, LowRank)):
-        return nan
     # Random numbers are drawn row by row, so the first rows of two ranks may be the same numbers.
-    rows = min(first.rank, second.rank)
-    return pair.first.start(rows).cosine(pair.second.start(rows))
+    rows = min(pair.first.rows, pair.second.rows)
+    return pair.first.start(rows).cosine(pair.second.start(rows)) if rows else nan
