@@ -71,18 +71,18 @@ def predict_losses(
     alike: dict[tuple[int, int], list[int]] = {}
     for i, (s, after) in enumerate(zip(spectra, ranks_after, strict=True)):
         alike.setdefault((s.size, min(after, s.size)), []).append(i)
-    found: dict[int, UpdateLoss] = {}
+    losses_by_place: dict[int, UpdateLoss] = {}
     for (size, after), ids in alike.items():
         rows = np.stack([spectra[i] for i in ids])
         # Values of 0 are left out of norms, module by module.
         if not size or rows[:, -1].min() <= 0:
-            found |= {i: predict_loss(spectra[i], ranks_after[i], ranks_before[i]) for i in ids}
+            losses_by_place |= {i: predict_loss(spectra[i], ranks_after[i], ranks_before[i]) for i in ids}
             continue
         norms, lost = _lengths(rows), _lengths(rows[:, after:])
         tops = lost / norms, (rows[:, after] / rows[:, 0] if after < size else np.zeros(len(ids)))
         columns = zip(ids, norms.tolist(), *(values.tolist() for values in tops), strict=True)
-        found |= {i: UpdateLoss(ranks_before[i], ranks_after[i], *values) for i, *values in columns}
-    return [found[i] for i in range(len(spectra))]
+        losses_by_place |= {i: UpdateLoss(ranks_before[i], ranks_after[i], *values) for i, *values in columns}
+    return [losses_by_place[i] for i in range(len(spectra))]
 
 
 def _lengths(rows: Array) -> Array:

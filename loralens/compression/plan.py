@@ -312,12 +312,12 @@ class TruncationPlan:
 
     def losses(self, chosen: Mapping[str, int]) -> dict[str, UpdateLoss]:
         """The errors of the chosen modules from the directions that are dropped, before rounding, in units of ``s``."""
-        found = predict_losses(
+        predicted = predict_losses(
             [self.directions[name].s for name in chosen],
             list(chosen.values()),
             [self.adapter.modules[name].rank for name in chosen],
         )
-        return dict(zip(chosen, found, strict=True))
+        return dict(zip(chosen, predicted, strict=True))
 
 
 def _check_finite(adapter: Adapter, names: Sequence[str], threads: int, step: Step | None) -> None:

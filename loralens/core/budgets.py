@@ -82,7 +82,7 @@ class Items(tuple[Item, ...]):
         """The gain per cost of every direction of every item, one item after the other."""
         # `concatenate` refuses an empty list, so an empty array is added for the case of no items.
         gains = np.concatenate([*(item.gains for item in self), np.zeros(0)])
-        return gains / np.repeat(self.costs, self.sizes)
+        return np.asarray(gains / np.repeat(self.costs, self.sizes), dtype=np.float64)
 
     @cached_property
     def saved(self) -> Array:

@@ -208,7 +208,7 @@ def _covers_everything(stack: Segments) -> bool:
     if X.shape[1] <= X.shape[0]:
         return False
     try:
-        inverse = _inverse_of_triangle(np.linalg.cholesky(X @ X.T))
+        inverse = _inverse_of_triangle(np.asarray(np.linalg.cholesky(X @ X.T), dtype=np.float64))
     except np.linalg.LinAlgError:
         return False
     # 1/‖L⁻¹‖ is at most the smallest singular value of X.

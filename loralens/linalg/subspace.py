@@ -92,10 +92,10 @@ def _measure_overlaps(maps: Floats, angles: Floats, n: int) -> list[Overlap]:
         chance, spread = min(max(k1, k2) / n, 1.0), overlap_spread(k1, k2, n)
         # A span that fills the space overlaps fully with everything, so the spread is 0 and z is undefined.
         z = [(value - chance) / spread for value in full] if spread else z
-    distances = zip(_lengths(sines), _lengths(angles), strict=True)
-    numbers = zip(maps, angles, first, full, z, distances, gap, strict=True)
+    numbers = zip(maps, angles, first, full, z, _lengths(sines), _lengths(angles), gap, strict=True)
     return [
-        Overlap(phi, own, n, one, all_, chance, far, *apart, sine) for phi, own, one, all_, far, apart, sine in numbers
+        Overlap(phi, own, n, one, whole, chance, far, projected, geodesic, sine)
+        for phi, own, one, whole, far, projected, geodesic, sine in numbers
     ]
 
 

@@ -148,7 +148,7 @@ def _compare_collection(
     modules: Sequence[str],
     phi_rank: int | None,
 ) -> CollectionSimilarity:
-    known = KnownBases()
+    directions = KnownBases()
     with progress("comparing", 2 * max(map(len, adapters))) as step:  # every module is read twice
         pairs = pairwise(
             adapters,
@@ -156,11 +156,11 @@ def _compare_collection(
             modules=modules,
             phi_rank=phi_rank,
             labels=names,
-            known=known,
+            directions=directions,
             threads=THREADS,
             step=step,
         )
-        energy = interference(adapters, pairs.modules, known=known, threads=THREADS, step=step)
+        energy = interference(adapters, pairs.modules, directions=directions, threads=THREADS, step=step)
     tree, order = cluster_order(pairs.cosine)
     return CollectionSimilarity(
         adapters=tuple(names),
@@ -168,7 +168,7 @@ def _compare_collection(
         side=side_of(of, side),
         phi_rank=phi_rank,
         loaded=tuple(adapters),
-        known=known,
+        directions=directions,
         pairs=pairs,
         energy=energy,
         tree=tree,

@@ -4,8 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loralens.linalg.many_products import many_singular_values
-from loralens.linalg.product import product_singular_values
+from loralens.linalg.product import many_singular_values, product_singular_values
 
 SHAPES = [(m, r, n) for r in (1, 2, 3, 8, 17) for m in (1, 4, 16, 33) for n in (2, 17, 40)]
 DTYPES = (np.float32, np.float16, np.float64, ml_dtypes.bfloat16)

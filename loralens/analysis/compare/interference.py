@@ -52,13 +52,13 @@ def interference(
     adapters: Sequence[Adapter],
     modules: Sequence[Module],
     *,
-    known: KnownBases | None = None,
+    directions: KnownBases | None = None,
     threads: int = 1,
     step: Step | None = None,
 ) -> Interference:
     """The shared and the private energy of every adapter in every module of ``modules`` (those of a `Pairwise`).
 
-    ``known`` are the directions that `pairwise` has computed. ``step`` is called with 1 after every module.
+    ``directions`` are those that `pairwise` has computed. ``step`` is called with 1 after every module.
 
     Raises
     ------
@@ -73,19 +73,19 @@ def interference(
     """
     result = Interference(tuple(modules), *np.full((4, len(modules), len(adapters)), np.nan))
     # Modules are identified by index, because one name may stand for modules of two shapes.
-    known = known or KnownBases()
+    directions = directions or KnownBases()
     in_threads(
-        lambda m: _measure(int(m), result, adapters, known), [str(m) for m in range(len(modules))], threads, step
+        lambda m: _measure(int(m), result, adapters, directions), [str(m) for m in range(len(modules))], threads, step
     )
     return result
 
 
-def _measure(m: int, result: Interference, adapters: Sequence[Adapter], known: KnownBases) -> None:
+def _measure(m: int, result: Interference, adapters: Sequence[Adapter], directions: KnownBases) -> None:
     """Fill row m of the result, at the adapters that have this module."""
     module = result.modules[m]
     updates = {t: adapters[t][name] for t, name in enumerate(module.holders) if name is not None}
     with place(module.name):
-        bases = {t: known.of(update)[1] for t, update in updates.items()}
+        bases = {t: directions.of(update)[1] for t, update in updates.items()}
     out, in_ = module.shape
     outside_U = outside_parts(Segments.of([one.left.columns() for one in bases.values()]))
     outside_V = outside_parts(Segments.of([one.right.columns() for one in bases.values()]))

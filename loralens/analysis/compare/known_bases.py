@@ -13,9 +13,9 @@ LIMIT = 1 << 22  # numbers that are kept at most, 32 MiB: those of all modules o
 class _Small(NamedTuple):
     """The singular values of a pair, and the matrices T of its two bases, which refer to the factors themselves."""
 
-    left: Floats
+    T_left: Floats
     s: Floats
-    right: Floats
+    T_right: Floats
 
 
 class KnownBases:
@@ -40,9 +40,9 @@ class KnownBases:
         if not isinstance(update, LowRank) or not isinstance(loaded, LowRank):
             return loaded, loaded.bases()
         B, A = loaded.B, loaded.A
-        known = self._known.get(update)
-        if known:
-            return loaded, Bases(Basis(B, known.left), known.s, Basis(A.T, known.right))
+        small = self._known.get(update)
+        if small:
+            return loaded, Bases(Basis(B, small.T_left), small.s, Basis(A.T, small.T_right))
         bases = loaded.bases()
         # Of ill-conditioned factors the bases have columns of their own, which are too large to be kept.
         small = _Small(bases.left.T, bases.s, bases.right.T)

@@ -135,14 +135,14 @@ class ComparedUpdate:
     _starts: dict[int, FlatVector] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, update: Update, of: Of, *, known: KnownBases | None = None) -> Self:
+    def of(cls, update: Update, of: Of, *, directions: KnownBases | None = None) -> Self:
         """The directions of an update, whose factors are read once.
 
-        With ``known`` directions, which many comparisons share, the bases are in float64, as each is used many times.
+        With ``directions``, which many comparisons share, the bases are in float64, as each is used many times.
         """
-        update, (left, s, right) = (known or KnownBases()).of(update)
+        update, (left, s, right) = (directions or KnownBases()).of(update)
         factor = None if of == "update" else column_basis(update.A.T if of == "A" else update.B)[0]
-        if known is not None:
+        if directions is not None:
             left, right, factor = left.cast(), right.cast(), factor and factor.cast()
         sizes = tuple(basis.T.shape for basis in (left, right, *([factor] if factor else [])))
         energies = unit_energies(s)

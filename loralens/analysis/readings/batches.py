@@ -13,7 +13,7 @@ from loralens.core.structured import Update
 from loralens.core.threads import Step
 from loralens.errors import FormatError
 from loralens.linalg.factor import Floats
-from loralens.linalg.many_products import many_singular_values
+from loralens.linalg.product import many_singular_values
 
 # Numbers of both factors of a module, above which their arithmetic takes longer than the calls that a batch saves.
 SMALL = 1 << 13

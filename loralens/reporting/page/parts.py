@@ -62,8 +62,8 @@ def part_html(part: Part) -> Iterator[str]:
                 yield "<div>"
                 if label:
                     yield fill('<p class="tag">{label}</p>', label=label)
-                for one in inner:
-                    yield from part_html(one)
+                for inner_part in inner:
+                    yield from part_html(inner_part)
                 yield "</div>"
             yield "</div>"
 

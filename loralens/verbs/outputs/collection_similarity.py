@@ -60,7 +60,7 @@ class CollectionSimilarity(Tabular):
         The modules in which two updates oppose each other, and in which they agree; the largest contribution first.
     maps : bool
         Whether the record has the map φ(i, j) of every module of every pair.
-    known : KnownBases
+    directions : KnownBases
         The directions that were computed for ``pairs``, from which the record of every pair follows.
     """
 
@@ -76,7 +76,7 @@ class CollectionSimilarity(Tabular):
     fights: Sequence[Interaction]
     agreements: Sequence[Interaction]
     maps: bool = False
-    known: KnownBases = field(default_factory=KnownBases, repr=False, compare=False)
+    directions: KnownBases = field(default_factory=KnownBases, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return f"CollectionSimilarity({len(self.adapters)} adapters, {len(self.pairs.modules)} modules)"
@@ -225,7 +225,7 @@ class CollectionSimilarity(Tabular):
             side=self.side,
             phi_rank=self.phi_rank,
             maps=self.maps,
-            known=self.known,
+            directions=self.directions,
             keep=lambda name, similarity: keep(record(ModuleSimilarity(name, similarity))),
         )
 
