@@ -62,13 +62,13 @@ def _page(report: Report) -> Iterator[str]:
     yield "Nothing on this page was fetched from anywhere, and nothing is sent.</footer>\n"
     yield '<div id="tip" role="tooltip" hidden></div>\n<script id="data" type="application/json">'
     yield from _json_pieces({"modules": list(map(_make_visible, report.modules)), "adapters": list(report.sliders)})
-    yield f"</script>\n<script>{_template('report.js')}</script>\n</body>\n</html>"
+    yield f"</script>\n<script>{_asset('report.js')}</script>\n</body>\n</html>"
 
 
 def _head(report: Report) -> Iterator[str]:
     # The style repeats both sets of colours: the dark one for the setting of the system and for the button, the light
     # one for the screen and for paper.
-    style = _template("report.css").replace("DARK", DARK + stylesheet("dark")).replace("LIGHT", stylesheet("light"))
+    style = _asset("report.css").replace("DARK", DARK + stylesheet("dark")).replace("LIGHT", stylesheet("light"))
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{SCRIPT_HASH}'"
     yield '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -138,7 +138,7 @@ def _json_pieces(value: object) -> Iterator[str]:
         yield text
 
 
-def _template(name: str) -> str:
+def _asset(name: str) -> str:
     # Not by path: a package may be imported from a zip archive. `importlib.resources` does this too, but loads zipfile.
     data = get_data("loralens.reporting", f"templates/{name}")
     assert data is not None, name
