@@ -21,6 +21,8 @@ from loralens.requirements import missing_packages
 
 # Rows in one part of a product. The parts do not depend on the number of threads, so neither do the bits of the result.
 ROWS = 512
+RESIDENT = 1 << 18  # numbers of a matrix that are multiplied twice in a row: 1 MiB in float32 stays in a core's cache
+LEAST_ROWS = 32  # of them, since products of fewer rows are slow
 BLOCK = 1 << 18  # numbers cast at a time on the CPU: 2 MiB in float64, which fits into a cache
 BLOCK_TORCH = 1 << 25  # numbers cast at a time on a GPU: 128 MiB in float32, so that few copies are launched
 
@@ -132,6 +134,29 @@ class Device:
             pass
         return product
 
+    def multiply_twice(self, X: Any, W: Any) -> tuple[Any, Any]:
+        """X Wᵀ (b, m) and X WᵀW (b, n) for X (b, n) and W (m, n); on the CPU W is read once, and threads share it."""
+        if self.torch is not None:
+            Y = X @ W.T
+            return Y, Y @ W
+        (m, n), width = W.shape, len(X)
+        Y, Z = np.empty((width, m), W.dtype), np.zeros((width, n), W.dtype)
+        columns, height = np.ascontiguousarray(X.T), min(ROWS, max(LEAST_ROWS, RESIDENT // n))
+
+        def part(start: int) -> Array:
+            total, product, stop = np.zeros_like(Z), np.empty_like(Z), min(start + ROWS, m)
+            for i in range(start, stop, height):
+                rows = W[i : min(i + height, stop)]
+                there = np.dot(rows, columns)  # not @, which keeps the GIL while the result is small
+                Y[:, i : i + len(rows)] = there.T
+                total += np.dot(there.T, rows, out=product)  # new pages of memory would take longer than the product
+            return total
+
+        # The parts are added in order, whatever the number of threads.
+        for total in self.map(part, range(0, m, ROWS)):
+            Z += total
+        return Y, Z
+
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Yield ``work(item)`` of every item, in order; the caller's thread takes items a few ahead of the workers."""
         # No pool for one thread: exceptions and profiles stay simple.
@@ -147,6 +172,26 @@ class Device:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+
+
+@final
+class ReusedMemory:
+    """Memory of a device for one matrix after another, since new pages take as long as the numbers that fill them."""
+
+    __slots__ = ("_device", "_memory", "_size")
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._memory: dict[Float, Any] = {}
+        self._size: dict[Float, int] = {}
+
+    def empty(self, shape: tuple[int, int], dtype: Float) -> Any:
+        """An uninitialised matrix, which is valid until the next call."""
+        size = shape[0] * shape[1]
+        if self._size.get(dtype, -1) < size:
+            self._memory.clear()  # before there is another one
+            self._memory[dtype], self._size = self._device.empty((1, size), dtype), {dtype: size}
+        return self._memory[dtype][0, :size].reshape(shape)
 
 
 def _cuda(index: int) -> Any:

@@ -265,6 +265,15 @@ def implicit(factor: Measured, order: Integers) -> tuple[Array, Floats, Floats]:
     return orthonormal(factor, order)
 
 
+def gram_triangle(G: Floats, limit: float) -> Floats | None:
+    """R with RᵀR = G for a Gram matrix G; None if a column is 0, or if κ > ``limit`` for columns scaled to length 1."""
+    norms = np.sqrt(G.diagonal())
+    if not norms.all():
+        return None
+    R = _cholesky(_equilibrate(G, norms), limit)
+    return None if R is None else R * norms
+
+
 def _eigenvectors(G: Floats) -> tuple[Floats, Floats]:
     """Eigenvalues and eigenvectors of a symmetric G, largest first."""
     values, V = np.linalg.eigh(G)

@@ -1,9 +1,9 @@
 """Amplification: ‖ΔW‖ relative to ‖UᵀWV‖, with controls that separate the directions of ΔW from its norm."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nan, sqrt
-from typing import NamedTuple, final
+from typing import NamedTuple, Protocol, final
 
 import numpy as np
 
@@ -16,9 +16,9 @@ from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place
 from loralens.linalg.basis import Basis
 from loralens.linalg.chance import overlap_chance, projection_beyond, projection_moments
-from loralens.linalg.device import Device
-from loralens.linalg.projection import Estimate, exact_fourth_powers, fourth_powers, gaussian, project
-from loralens.linalg.randomized import Leading, input_dtype, is_dense, leading_svd
+from loralens.linalg.device import Device, ReusedMemory
+from loralens.linalg.projection import Block, Estimate, exact_fourth_powers, fourth_powers, gaussian, project
+from loralens.linalg.randomized import SMALL, Leading, input_dtype, is_dense, leading_svd
 from loralens.linalg.subspace import phi_map
 
 # By chance, |z| exceeds FAR in 2 % of the cases at rank 1 and in 0.3 % at high ranks. So every count is reported with
@@ -162,6 +162,26 @@ def count_far(rows: Sequence[KeptRank]) -> tuple[int, float]:
     return sum(abs(row.z) > FAR for row in rows), sum(row.far_chance for row in rows if isfinite(row.far_chance))
 
 
+class KeptLeading(Protocol):
+    """The leading directions of one weight, kept between runs under a hash of its numbers."""
+
+    def follow(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """Yield the blocks of the weight, and take the hash of their numbers."""
+
+    def read(self) -> Leading | None:
+        """The directions of the weight whose blocks have passed; None if they are not kept."""
+
+    def write(self, leading: Leading) -> None:
+        """Keep them."""
+
+
+class LeadingStore(Protocol):
+    """A place that keeps leading directions of weights between runs."""
+
+    def of(self, weight: Weight, count: int, method: str) -> KeptLeading:
+        """The place of the ``count`` leading directions of a weight, computed by a method with its random numbers."""
+
+
 def measure_amplification(
     adapter: Adapter,
     weights: Mapping[str, Weight],
@@ -174,6 +194,7 @@ def measure_amplification(
     seed: int = 0,
     modules: Sequence[str] = (),
     threads: int = 1,
+    store: LeadingStore | None = None,
     step: Step | None = None,
 ) -> dict[str, Amplification]:
     """Measure the amplification of every update, in natural module order; weights are read one at a time.
@@ -205,6 +226,8 @@ def measure_amplification(
         Globs over module names or kinds; all modules where empty.
     threads : int
         On the CPU, the blocks of a weight worked on at a time. Results do not depend on it.
+    store : LeadingStore, optional
+        Where leading directions of large weights are looked up, and kept. Results do not depend on it.
     step : callable, optional
         Called with the amount of work done; the amounts add up to `loralens.analysis.base.weight_norms.weight_steps`.
 
@@ -229,6 +252,7 @@ def measure_amplification(
     if wrong := [rank for rank in ranks if not 0 < rank <= most]:
         raise OptionError(f"rank {wrong[0]} is not between 1 and {most}, the largest rank", fix="give such a rank")
     on_device = Device.of(device, threads=threads)
+    memory = ReusedMemory(on_device)
 
     def measure(name: str) -> Amplification:
         with place(name), report_progress(step, weight_steps([weights[name]], top=top)) as tell:
@@ -247,13 +271,24 @@ def measure_amplification(
             U, V = (basis.columns() for basis in ((V_basis, U_basis) if swap else (U_basis, V_basis)))
             dense = is_dense(shape, max(count, 1), exact=exact)
             # A copy of W is kept only if something needs more than one pass over W.
-            W_copy = on_device.empty(shape, input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
+            W_copy = memory.empty(shape, input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
             rng = np.random.default_rng(seed)  # anew for each module, whose result then does not depend on the others
             sketch = gaussian(rng, shape[1])
-            projection = project(weight.blocks(on_device.block), U, V, sketch, device=on_device, out=W_copy, step=tell)
+            # The directions of a small weight are computed as quickly as they are read.
+            keeps = store is not None and count and min(shape) > SMALL
+            method = f"{'exact' if exact else f'seed {seed}'} on {on_device.name.partition(':')[0]}"
+            kept = store.of(weight, count, method) if store and keeps else None
+            blocks = weight.blocks(on_device.block)
+            projection = project(
+                kept.follow(blocks) if kept else blocks, U, V, sketch, device=on_device, out=W_copy, step=tell
+            )
             led = None
             if count and projection.squares:  # W = 0 has no leading directions
-                led = leading_svd(W_copy, count, rng=rng, device=on_device, exact=exact, step=tell)
+                led = kept.read() if kept else None
+                if led is None:
+                    led = leading_svd(W_copy, count, rng=rng, device=on_device, exact=exact, step=tell)
+                    if kept:
+                        kept.write(led)
             if dense:
                 fourths = Estimate(exact_fourth_powers(W_copy, device=on_device), 0.0)
             else:  # the leading directions contribute a known part, so only the remainder is estimated
