@@ -16,7 +16,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from loralens.errors import OptionError
-from loralens.linalg.factor import Array, Floats, Scratch
+from loralens.linalg.factor import Array, Floats, ReusedMemory, Scratch
 from loralens.requirements import missing_packages
 
 # Rows in one part of a product. The parts do not depend on the number of threads, so neither do the bits of the result.
@@ -108,6 +108,13 @@ class Device:
 
         return torch.empty(shape, dtype=getattr(torch, dtype), device=self.torch)
 
+    def memory(self) -> Callable[[tuple[int, int], Float], Any]:
+        """A function like `empty` that may give the same memory again, so that only its last array is valid."""
+        if self.torch is not None:
+            return self.empty  # torch uses freed memory of a GPU again
+        reused = ReusedMemory()
+        return lambda shape, dtype: reused(shape, np.dtype(dtype))
+
     def numpy(self, array: Any) -> Floats:
         """An array of this device as a NumPy array, float64."""
         return np.asarray(array if self.torch is None else array.cpu().numpy(), dtype=np.float64)
@@ -147,9 +154,10 @@ class Device:
             total, product, stop = np.zeros_like(Z), np.empty_like(Z), min(start + ROWS, m)
             for i in range(start, stop, height):
                 rows = W[i : min(i + height, stop)]
-                there = np.dot(rows, columns)  # not @, which keeps the GIL while the result is small
-                Y[:, i : i + len(rows)] = there.T
-                total += np.dot(there.T, rows, out=product)  # new pages of memory would take longer than the product
+                row_products = np.dot(rows, columns)  # not @, which keeps the GIL while the result is small
+                Y[:, i : i + len(rows)] = row_products.T
+                # Into the same memory, since new pages would take longer than the product.
+                total += np.dot(row_products.T, rows, out=product)
             return total
 
         # The parts are added in order, whatever the number of threads.
@@ -172,26 +180,6 @@ class Device:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-
-
-@final
-class ReusedMemory:
-    """Memory of a device for one matrix after another, since new pages take as long as the numbers that fill them."""
-
-    __slots__ = ("_device", "_memory", "_size")
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._memory: dict[Float, Any] = {}
-        self._size: dict[Float, int] = {}
-
-    def empty(self, shape: tuple[int, int], dtype: Float) -> Any:
-        """An uninitialised matrix, which is valid until the next call."""
-        size = shape[0] * shape[1]
-        if self._size.get(dtype, -1) < size:
-            self._memory.clear()  # before there is another one
-            self._memory[dtype], self._size = self._device.empty((1, size), dtype), {dtype: size}
-        return self._memory[dtype][0, :size].reshape(shape)
 
 
 def _cuda(index: int) -> Any:

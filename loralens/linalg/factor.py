@@ -11,7 +11,8 @@ first of them that is safe is taken:
 
 import threading
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from math import prod
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -94,6 +95,28 @@ def aligned(size: int, dtype: DTypeLike) -> Array:
     memory = np.empty(size * np.dtype(dtype).itemsize + LINE, np.uint8)
     first = -memory.ctypes.data % LINE
     return memory[first : first + size * np.dtype(dtype).itemsize].view(dtype)
+
+
+@final
+class ReusedMemory:
+    """Gives arrays in the same memory: each overwrites the one before.
+
+    New memory comes in pages that the system clears first, which takes as long as writing the numbers of a matrix.
+    """
+
+    __slots__ = ("_memory",)
+
+    def __init__(self) -> None:
+        self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def __call__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array without defined numbers."""
+        size = prod(shape) * dtype.itemsize
+        if self._memory.size < size:
+            # Given back first, so that both are never there at the same time.
+            self._memory = np.empty(0, np.uint8)
+            self._memory = aligned(size, np.uint8)
+        return self._memory[:size].view(dtype).reshape(shape)
 
 
 _scratch = Scratch()

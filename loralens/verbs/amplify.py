@@ -225,12 +225,9 @@ def amplify(
         A module that has no weight in the base.
     """
     modules = as_globs(modules, block)
-    if no_top and directions:
-        raise OptionError(
-            "no_top leaves out the directions of W, and directions says how many of them", fix="give one of the two"
-        )
-    if no_top and cache:
-        raise OptionError("no_top leaves out the directions of W, so nothing is kept", fix="leave out cache")
+    for given, role in ((directions, "directions says how many of them"), (cache, "cache says where they are kept")):
+        if no_top and given:
+            raise OptionError(f"no_top leaves out the directions of W, and {role}", fix="give one of the two")
     # What can be refused without the base is refused before it is read.
     for name, value, least in (("directions", directions, 1), ("phi_rank", phi_rank, 1), ("seed", seed, 0)):
         check_at_least(name, value, least)

@@ -19,13 +19,13 @@ class LeadingCache:
         self.cache = cache
         self.writable = True
 
-    def of(self, weight: Weight, count: int, method: str) -> "KeptDirections":
+    def of(self, weight: Weight, count: int, method: str) -> "LeadingEntry":
         """The place of the ``count`` leading directions of a weight, computed by a method with its random numbers."""
-        return KeptDirections(self, weight, count, f"{LEADING_VERSION} {count} {method}")
+        return LeadingEntry(self, weight, count, f"{LEADING_VERSION} {count} {method}")
 
 
 @final
-class KeptDirections:
+class LeadingEntry:
     """The leading directions of one weight in a `LeadingCache`."""
 
     def __init__(self, store: LeadingCache, weight: Weight, count: int, version: str) -> None:
