@@ -226,7 +226,7 @@ def scale_columns(X: Array) -> tuple[Floats, Integers]:
 def triangle(factor: Measured, order: Integers) -> tuple[Route, Floats]:
     """R (min(m, k), k) of X̂[:, order] = Q R by the cheapest safe route, and the name of that route."""
     norms = factor.norms[order]
-    G = _equilibrate(factor.G[np.ix_(order, order)], norms)
+    G = _equilibrate(_in_order(factor.G, order), norms)
     R = _cholesky(G, CONDITION_LIMIT)
     if R is not None:
         return "cholesky", R
@@ -263,7 +263,7 @@ def orthonormal(factor: Measured, order: Integers) -> tuple[Floats, Floats, Floa
     norms = np.where(factor.norms > 0, factor.norms, 1.0)[order]
     # The Gram matrix of more columns than rows, or of zero columns, is singular: only Householder deals with it.
     if factor.norms.all() and factor.X.shape[0] >= order.size:
-        V = _eigenvectors(_equilibrate(factor.G[np.ix_(order, order)], norms))[1]
+        V = _eigenvectors(_equilibrate(_in_order(factor.G, order), norms))[1]
         Y = factor.X.astype(np.float64) @ _factor_map(V, factor, order)
         H = gram(Y)
         y = np.sqrt(H.diagonal())
@@ -282,7 +282,7 @@ def implicit(factor: Measured, order: Integers) -> tuple[Array, Floats, Floats]:
     other cases the result is that of `orthonormal`.
     """
     if factor.norms.all():
-        R = _cholesky(_equilibrate(factor.G[np.ix_(order, order)], factor.norms[order]), CONDITION_LIMIT)
+        R = _cholesky(_equilibrate(_in_order(factor.G, order), factor.norms[order]), CONDITION_LIMIT)
         if R is not None:
             return factor.X, _factor_map(np.asarray(np.linalg.inv(R), np.float64), factor, order), R
     return orthonormal(factor, order)
@@ -313,6 +313,12 @@ def _factor_map(V: Floats, factor: Measured, order: Integers) -> Floats:
 def _householder_triangle(X: Floats) -> Floats:
     """R (min(m, r), r) of the Householder QR of X."""
     return np.asarray(np.linalg.qr(X, mode="r"), dtype=np.float64)
+
+
+def _in_order(G: Floats, order: Integers) -> Floats:
+    """The rows and columns of G in another order."""
+    # In half the time of one index for both.
+    return G.take(order, axis=0).take(order, axis=1)
 
 
 def _equilibrate(G: Floats, norms: Floats) -> Floats:

@@ -225,8 +225,8 @@ def amplify(
         A module that has no weight in the base.
     """
     modules = as_globs(modules, block)
-    for given, role in ((directions, "directions says how many of them"), (cache, "cache says where they are kept")):
-        if no_top and given:
+    for option, role in ((directions, "directions says how many of them"), (cache, "cache says where they are kept")):
+        if no_top and option:
             raise OptionError(f"no_top leaves out the directions of W, and {role}", fix="give one of the two")
     # What can be refused without the base is refused before it is read.
     for name, value, least in (("directions", directions, 1), ("phi_rank", phi_rank, 1), ("seed", seed, 0)):
