@@ -21,8 +21,6 @@ from loralens.requirements import missing_packages
 
 # Rows in one part of a product. The parts do not depend on the number of threads, so neither do the bits of the result.
 ROWS = 512
-RESIDENT = 1 << 18  # numbers of a matrix that are multiplied twice in a row: 1 MiB in float32 stays in a core's cache
-LEAST_ROWS = 32  # of them, since products of fewer rows are slow
 BLOCK = 1 << 18  # numbers cast at a time on the CPU: 2 MiB in float64, which fits into a cache
 BLOCK_TORCH = 1 << 25  # numbers cast at a time on a GPU: 128 MiB in float32, so that few copies are launched
 
@@ -146,23 +144,19 @@ class Device:
         if self.torch is not None:
             Y = X @ W.T
             return Y, Y @ W
-        (m, n), width = W.shape, len(X)
-        Y, Z = np.empty((width, m), W.dtype), np.zeros((width, n), W.dtype)
-        columns, height = np.ascontiguousarray(X.T), min(ROWS, max(LEAST_ROWS, RESIDENT // n))
+        m, columns = len(W), np.ascontiguousarray(X.T)
+        Y, Z = np.empty((len(X), m), W.dtype), np.zeros(X.shape, W.dtype)
 
         def part(start: int) -> Array:
-            total, product, stop = np.zeros_like(Z), np.empty_like(Z), min(start + ROWS, m)
-            for i in range(start, stop, height):
-                rows = W[i : min(i + height, stop)]
-                row_products = np.dot(rows, columns)  # not @, which keeps the GIL while the result is small
-                Y[:, i : i + len(rows)] = row_products.T
-                # Into the same memory, since new pages would take longer than the product.
-                total += np.dot(row_products.T, rows, out=product)
-            return total
+            # Fewer rows would fit into a core's cache, but their products are slower by more than that saves.
+            rows = W[start : start + ROWS]
+            own = np.dot(rows, columns)  # not @, which keeps the GIL while the result is small
+            Y[:, start : start + ROWS] = own.T
+            return np.dot(own.T, rows)
 
         # The parts are added in order, whatever the number of threads.
-        for total in self.map(part, range(0, m, ROWS)):
-            Z += total
+        for share in self.map(part, range(0, m, ROWS)):
+            Z += share
         return Y, Z
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
