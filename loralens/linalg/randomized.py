@@ -19,6 +19,7 @@ STEPS = 8  # most steps; a step is a product with W and one with Wᵀ
 ENOUGH = 1e-3  # relative to ‖σ‖: the error bound at which the steps end
 # Up to this condition the square root of a Gram matrix in float64 makes rows orthonormal to 1e-6, and again to 1e-15.
 CONDITION = 1e5
+STEEP = 30.0  # condition of a block of W·Q beyond which float32 would lose four of its seven digits in WᵀW·Q
 ROUNDING = 2.0**-20  # relative to σ₁: what float32 adds to the error
 
 SMALL = 512  # length of the shorter side up to which the dense SVD is as fast
@@ -68,8 +69,8 @@ def leading_svd(
 
     Notes
     -----
-    There are at most 8 steps, which are 16 products with k + 8 columns. The steps end when the
-    relative error of √Σσ² is below 1e-3.
+    There are at most 8 steps, which are 16 products with k + 8 columns. The steps end when the relative error of √Σσ²
+    is below 1e-3.
 
     WV = US holds by construction, so ρᵢ = ‖Wᵀuᵢ − σᵢvᵢ‖ is known without another product. Some singular value of W lies
     within ρᵢ/√2 of σᵢ, and all together lie within √Σρᵢ² (Kahan 1967 on [0 W; Wᵀ 0]). Apart from rounding, σᵢ is never
@@ -133,10 +134,16 @@ class _Krylov:
         inner = np.zeros((size, size))
         inner[:old, :old], inner[old:], inner[:, old:] = self._inner, cross, cross.T
         self._inner = inner
+        # WᵀW has twice as many decades as W, so float32 loses small directions in YW. They are kept if Wᵀ is applied to
+        # orthonormal vectors instead, in a pass of its own.
+        scales = np.eye(len(Y))
+        if gram_triangle(cross[:, old:], STEEP) is None:
+            P, triangle = self.xp.linalg.qr(Y.T)
+            Z, scales = self.device.matmul(self.W.T, P).T, self.device.numpy(triangle)
         # Two passes, since one leaves rounding.
         first, R1 = self._outside(Z)
         self._next, R2 = self._outside(first)
-        self._rest = R2 @ R1
+        self._rest = R2 @ R1 @ scales
 
     def values(self, k: int) -> tuple[Floats, Floats, Floats]:
         """The k largest σ, the coordinates (K, k) of their right vectors in Q, and ‖Wᵀu − σv‖ by the recurrence."""

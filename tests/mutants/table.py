@@ -534,6 +534,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/linalg/test_quantise.py",),
     ),
     Mutant("_Krylov._outside", "Z - (Z @ Q.T) @ Q", "Z + (Z @ Q.T) @ Q", ("tests/linalg/test_randomized.py",)),
+    Mutant("_Krylov.extend", "STEEP)", "1e9)", ("tests/linalg/test_randomized.py",)),
     Mutant("_Krylov.values", "outside / np", "0 * outside / np", ("tests/linalg/test_randomized.py",)),
     Mutant(
         "RankUpdate.above",
