@@ -152,7 +152,7 @@ class Device:
             rows = W[start : start + ROWS]
             own = np.dot(rows, columns)  # not @, which keeps the GIL while the result is small
             Y[:, start : start + ROWS] = own.T
-            return np.dot(own.T, rows)
+            return np.asarray(np.dot(own.T, rows))
 
         # The parts are added in order, whatever the number of threads.
         for share in self.map(part, range(0, m, ROWS)):

@@ -169,7 +169,8 @@ def test_small_weights_and_no_top_keep_nothing(
     loralens.amplify(small, base=base, cache=tmp_path / "cache")
     loralens.amplify(large[0], base=large[1], no_top=True)
     assert not (tmp_path / "cache").exists()
-    for options in ({"no_top": True, "cache": tmp_path}, {"no_cache": True, "cache": tmp_path}):
+    refused: list[dict[str, Any]] = [{"no_top": True, "cache": tmp_path}, {"no_cache": True, "cache": tmp_path}]
+    for options in refused:
         with pytest.raises(OptionError):
             loralens.amplify(small, base=base, **options)
 

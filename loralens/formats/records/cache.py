@@ -122,7 +122,7 @@ class SvdCache:
             return None
         if not _is_thin_svd(svd, shape, count) or metadata.get("crc32") != _checksum((*svd, error)):
             return None
-        if (error.shape, error.dtype) != (svd.s.shape, np.float64) or not (error >= 0).all() or steps < 0:
+        if error.shape != svd.s.shape or error.dtype != np.float64 or not (error >= 0).all() or steps < 0:
             return None
         self._count_as_used(key)
         return Leading(svd.U.astype(np.float64), svd.s, svd.V.astype(np.float64), error, steps)
