@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 from loralens.choices import QUANTISED
 from loralens.core.adapter import Adapter
 from loralens.core.scaling import Scaling
-from loralens.core.weights import check_rows
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.dialects.table import FORMATS, GGUF, WRITTEN_WITH, Format, WriterOptions
 from loralens.formats.files.container import RECORD, Files, Stored, read_json, read_safetensors
@@ -273,6 +272,8 @@ def encode_adapter(
     assert form.files
     # Only these two can store that the rows of q and k are in llama.cpp's order.
     if name not in (GGUF, QUANTISED):
+        from loralens.core.weights import check_rows  # imported here, as reading an adapter needs no weights
+
         check_rows(adapter.modules)
     if adapter.format == QUANTISED != name:
         from loralens.formats.dialects.quantised.reader import expand

@@ -528,8 +528,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "G * np.outer(lengths, lengths)",
         ("tests/linalg/test_quantise.py",),
     ),
-    Mutant("_Krylov._against", "Y - basis @ C", "Y + basis @ C", ("tests/linalg/test_randomized.py",)),
-    Mutant("_Krylov._orthogonal", "C1 + C2 @ A1", "C1 - C2 @ A1", ("tests/linalg/test_randomized.py",)),
+    Mutant("_Krylov._outside", "Z - (Z @ Q.T) @ Q", "Z + (Z @ Q.T) @ Q", ("tests/linalg/test_randomized.py",)),
+    Mutant("_Krylov.extend", "STEEP)", "1e9)", ("tests/linalg/test_randomized.py",)),
+    Mutant("_Krylov.values", "outside / np", "0 * outside / np", ("tests/linalg/test_randomized.py",)),
     Mutant(
         "RankUpdate.above",
         "self.Q * (value / (value**2 - s_Q**2))",
