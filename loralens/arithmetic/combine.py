@@ -29,6 +29,7 @@ from loralens.core.together import Row, check_combinable, keep_modules, match_mo
 from loralens.core.vector import assemble_adapter
 from loralens.errors import OptionError, place
 from loralens.linalg.factor import Floats
+from loralens.linalg.sketch import forget_panels
 
 Weight = float | Mapping[str, float] | Strength
 
@@ -182,6 +183,7 @@ def combine_adapters(
     rows, weights_by_module = _rows(plain, recipe, labels)
     work = _Work(row, settings, rows, weights_by_module, labels, seed, dtype, dora, width)
     results = work.combine_all(threads, step)
+    forget_panels()
     stretches = dora.stretches(rows, work.h) if dora else None
     lifts = {name: lift for name, (lift, _) in results.items() if name not in work.stay}
     if stretches:

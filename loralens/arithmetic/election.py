@@ -14,7 +14,7 @@ Mask = NDArray[np.bool_]
 # keeps all entries of all updates.
 Kept = Sequence[Mask | float]
 
-PART = 1 << 16  # entries that an election of two works on at a time: its arrays of 256 KiB fit the cache of a core
+PART = 1 << 16  # entries that are worked on at a time where many arrays are needed: 256 KiB in float32
 
 
 class Combine(Protocol):
@@ -78,7 +78,7 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
     shape, dtype = stack.shape[1:], stack.dtype
     if len(stack) == 2 and not shares:
         result = work.of("result", shape, dtype)
-        for rows in _parts(*shape):
+        for rows in row_parts(*shape):
             some = [keep[rows] if isinstance(keep, np.ndarray) else keep for keep in kept or (0.0, 0.0)]
             _mean_of_two(stack[:, rows], some, work, out=result[rows])
         return result
@@ -107,10 +107,11 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
     return mean
 
 
-def _parts(m: int, n: int) -> Iterator[slice]:
-    """Rows of a block that are worked on at a time."""
+def row_parts(m: int, n: int) -> Iterator[slice]:
+    """Yield the rows of a block that are worked on at a time, so that the arrays of their entries fit the cache."""
     step = max(1, PART // n)
-    return (slice(start, start + step) for start in range(0, m, step))
+    for start in range(0, m, step):
+        yield slice(start, min(start + step, m))
 
 
 def _mean_of_two(stack: Array, kept: Kept, work: Workspace, *, out: Array) -> None:

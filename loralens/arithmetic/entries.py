@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.linalg.exact import ExactProduct, QuickProduct, Tile, exact_product, quick_product
-from loralens.linalg.factor import Floats
+from loralens.linalg.factor import Floats, aligned
 from loralens.linalg.selection import Estimate, kth_largest
 
 BLOCK = 1 << 17  # entries of one update in a block: 512 KiB in float32, of which several fit the cache of a core
@@ -187,7 +187,7 @@ class Entries:
         # Rows are never divided, as DELLA ranks the entries of a row.
         step = min(m, max(FEWEST, numbers // n))
         # One buffer for all blocks: a new one each time would be fresh memory pages (see `Workspace`).
-        buffer = np.empty((len(self.matrices), step, n), self.dtype)
+        buffer = aligned(len(self.matrices) * step * n, self.dtype).reshape(len(self.matrices), step, n)
         for start in range(0, m, step):
             stop = min(start + step, m)
             block = buffer[:, : stop - start]
@@ -232,11 +232,17 @@ class Workspace:
 
     def __init__(self) -> None:
         self.arrays: dict[tuple[str, np.dtype[Any]], Array] = {}
+        self.views: dict[tuple[str, tuple[int, ...], DTypeLike], Array] = {}
 
     def of(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """Return the array of this name, with undefined contents."""
+        # Most calls ask for what an earlier one has made.
+        view = self.views.get((name, shape, dtype))
+        if view is not None:
+            return view
         size, key = prod(shape), (name, np.dtype(dtype))
         # The last block of a matrix may have fewer rows, and takes the beginning of the same memory.
         if key not in self.arrays or self.arrays[key].size < size:
-            self.arrays[key] = np.empty(size, dtype)
-        return self.arrays[key][:size].reshape(shape)
+            self.arrays[key] = aligned(size, dtype)
+        view = self.views[name, shape, dtype] = self.arrays[key][:size].reshape(shape)
+        return view

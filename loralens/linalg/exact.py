@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.errors import ShapeError
-from loralens.linalg.factor import Array, Floats, Integers, Scratch, require_finite
+from loralens.linalg.factor import Array, Floats, Integers, Scratch, aligned, require_finite
 
 Singles = NDArray[np.float32]
 Term = tuple[float, Array, Array]  # s, B (m, r), A (r, n)
@@ -153,7 +153,7 @@ class QuickProduct:
         """Yield all entries, a tile at a time."""
         m, n = self.product.shape
         width = min(n, _tile_width(n, max(left.shape[1] for left, _ in self.sides)))
-        buffer = np.empty(TALL * width, np.float32)
+        buffer = aligned(TALL * width, np.float32)
         for column in range(0, n, width):
             columns = slice(column, min(column + width, n))
             # Small products read the columns again for every one, so these lie side by side.
