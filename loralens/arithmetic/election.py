@@ -123,7 +123,7 @@ def _mean_of_two(stack: Array, kept: Kept, work: Workspace, *, out: Array) -> No
         for t, (size, keep) in enumerate(zip(sizes, kept, strict=True))
     ]
     both, clash, less = (work.of(name, shape, np.bool_) for name in ("both", "clash", "less"))
-    np.logical_and(*stay, out=both)
+    np.logical_and(stay[0], stay[1], out=both)
     np.logical_xor(np.greater(a, 0, out=clash), np.greater(b, 0, out=less), out=clash)
     clash &= both
     both ^= clash
@@ -139,7 +139,7 @@ def _mean_of_two(stack: Array, kept: Kept, work: Workspace, *, out: Array) -> No
         weight -= both.view(np.uint8)
         np.copyto(part, weight)
         part *= x
-    np.add(*sizes, out=out)
+    np.add(sizes[0], sizes[1], out=out)
     out *= dtype.type(0.5)
 
 

@@ -16,6 +16,7 @@ from loralens.linalg.factor import Floats
 from loralens.linalg.measures import spectral
 
 Side = Literal["B", "A"]
+SIDES: tuple[Side, Side] = ("B", "A")
 
 
 class _Note(NamedTuple):
@@ -42,13 +43,13 @@ class FactorSplits:
 
         None if a factor of ``after`` is not the one that was noted. ``s`` are the singular values of the module.
         """
-        notes = [self._notes.get((name, side)) for side in ("B", "A")]
-        factors = (lambda: after.B), (lambda: after.A)
-        for note, factor in zip(notes, factors, strict=True):
-            if note is None or note.scale != after.scale or note.check_sum != _check_sum(factor()):
+        B, A = (self._notes.get((name, side)) for side in SIDES)
+        if B is None or A is None:
+            return None
+        for note, factor in ((B, after.factors[0]), (A, after.factors[1])):
+            if note.scale != after.scale or note.check_sum != _check_sum(factor.read()):
                 return None
-        B, A = (note.split for note in notes if note)
-        return singular_values_from_splits(s / unit_of(s), B, A)
+        return singular_values_from_splits(s / unit_of(s), B.split, A.split)
 
 
 def unit_of(s: Floats) -> float:
