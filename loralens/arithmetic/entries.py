@@ -16,7 +16,7 @@ from loralens.linalg.exact import ExactProduct, QuickProduct, Tile, exact_produc
 from loralens.linalg.factor import Floats, aligned
 from loralens.linalg.selection import Estimate, kth_largest
 
-BLOCK = 1 << 17  # entries of one update in a block: 512 KiB in float32, of which several fit the cache of a core
+BLOCK = 1 << 18  # entries of one update in a block: 64 rows of 4096, of which products are computed fastest
 SAMPLED = 8  # times size^(2/3): the number of entries that are sampled for an order statistic of one update
 FEWER = 1 / 32  # part of this number, where every sampled entry is computed by itself
 FEWEST = 8  # rows of a block at least: BLAS is slow on products of fewer rows
