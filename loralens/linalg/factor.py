@@ -10,7 +10,7 @@ first of them that is safe is taken:
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -51,18 +51,38 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
 
 def cross_gram(X: Array, Y: Array) -> Floats:
     """Xᵀ Y in float64, shape (r1, r2), for X (m, r1) and Y (m, r2) of any float dtypes; computed as in `gram`."""
-    # The wider factor decides the height of a block; both are walked in step.
-    rows = min(block_rows(X), block_rows(Y))
-    # One block that need not be cast: copying it would take longer than the product.
-    if len(X) <= rows and all(Z.dtype == np.float64 and (Z.flags.c_contiguous or Z.flags.f_contiguous) for Z in (X, Y)):
+    if all(_is_block(Z, max(X.shape[1], Y.shape[1])) for Z in (X, Y)):
         with np.errstate(over="ignore", invalid="ignore"):
             return np.asarray(np.dot(X.T, Y) + 0.0, dtype=np.float64)  # as the sum below, which turns −0 into 0
+    # The wider factor decides the height of a block; both are walked in step.
+    rows = min(block_rows(X), block_rows(Y))
     G = np.zeros((X.shape[1], Y.shape[1]))
     buffer = _scratch.of(min(X.size, rows * X.shape[1]))
     with np.errstate(over="ignore", invalid="ignore"):
         for x, y in zip(_blocks(X, rows, buffer), _blocks(Y, rows), strict=True):
             G += np.dot(x.T, y)
     return G
+
+
+def cross_grams(pairs: Sequence[tuple[Array, Array]]) -> Floats:
+    """`cross_gram` of one or more pairs of factors whose results have the same shape, stacked; shape (P, r1, r2)."""
+    widths = pairs[0][0].shape[1], pairs[0][1].shape[1]
+    G = np.empty((len(pairs), *widths))
+    # Most factors are in several pairs.
+    plain = {id(Z): _is_block(Z, max(widths)) for Z in {id(Z): Z for pair in pairs for Z in pair}.values()}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for product, (X, Y) in zip(G, pairs, strict=True):
+            if plain[id(X)] and plain[id(Y)]:
+                np.dot(X.T, Y, out=product)
+            else:
+                product[:] = cross_gram(X, Y)
+    G += 0.0  # −0 becomes 0, as in `cross_gram`
+    return G
+
+
+def _is_block(X: Array, width: int) -> bool:
+    """Whether a factor is one block beside one of this width, and need not be cast: a copy would take longer."""
+    return X.dtype == np.float64 and len(X) * width <= BLOCK and (X.flags.c_contiguous or X.flags.f_contiguous)
 
 
 class Measured(NamedTuple):

@@ -349,14 +349,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("block", 'joint == "."', 'joint != "."', ("tests/core/test_names.py",)),
     Mutant("_unpack_lines", "run.stop - run.start", "run.stop + run.start", ("tests/core/test_quantised.py",)),
-    Mutant(
-        "Item.clip",
-        "min(max(rank, self.least), self.most)",
-        "max(max(rank, self.least), self.most)",
-        ("tests/core/test_ranks.py",),
-    ),
+    Mutant("uniform", "np.clip(rank, ", "np.clip(-rank, ", ("tests/core/test_ranks.py",)),
     Mutant("Rule.rank_of", 'self.name == "error"', 'self.name != "error"', ("tests/core/test_ranks.py",)),
-    Mutant("_top_up", "item.gains[rank] / item.cost", "item.gains[rank] * item.cost", ("tests/core/test_ranks.py",)),
+    Mutant("Items.per_cost", "gains / np.repeat", "gains * np.repeat", ("tests/core/test_ranks.py",)),
     Mutant(
         "shared_ranks",
         'module.layout.kind == "experts"',
