@@ -183,7 +183,6 @@ def combine_adapters(
     rows, weights_by_module = _rows(plain, recipe, labels)
     work = _Work(row, settings, rows, weights_by_module, labels, seed, dtype, dora, width)
     results = work.combine_all(threads, step)
-    forget_panels()
     stretches = dora.stretches(rows, work.h) if dora else None
     lifts = {name: lift for name, (lift, _) in results.items() if name not in work.stay}
     if stretches:
@@ -321,7 +320,9 @@ class _Work:
             shapes = [next(update.shape for update in row if update is not None) for row in self.rows.values()]
             modules = Modules(list(self.rows), self.joint, sum(map(prod, shapes)), threads, step)
             self.settings = {**self.settings, **self.row.prepare(modules, **self.settings)}
-        return in_threads(self.combine_module, list(self.rows), threads, step)
+        results = in_threads(self.combine_module, list(self.rows), threads, step)
+        forget_panels()
+        return results
 
     def combine_module(self, name: str) -> tuple[Lift, Quality]:
         """Return the combination of one module and its quality."""

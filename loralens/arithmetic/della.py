@@ -3,7 +3,7 @@
 import numpy as np
 
 from loralens.arithmetic.dare import adapter_draws
-from loralens.arithmetic.election import elected_mean, row_parts
+from loralens.arithmetic.election import elected_mean, rows_for_cache
 from loralens.arithmetic.elementwise import fuse_entries
 from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
 from loralens.choices import Space
@@ -77,7 +77,7 @@ def _rule(entries: Entries, density: float, epsilon: float, seed: "np.random.See
             words = draws_t.words(rows.start * n, x.size).reshape(x.shape)
             mask = work.of(f"kept {t}", x.shape, np.bool_)
             # Some rows at a time, because the arrays for all rows of a block would not fit the cache.
-            for some in row_parts(*x.shape):
+            for some in rows_for_cache(*x.shape):
                 _prune(x[some], words[some], factors, mask[some], work)
             kept.append(mask)
         return elected_mean(stack, work, kept=kept)

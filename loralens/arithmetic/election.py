@@ -78,7 +78,7 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
     shape, dtype = stack.shape[1:], stack.dtype
     if len(stack) == 2 and not shares:
         result = work.of("result", shape, dtype)
-        for rows in row_parts(*shape):
+        for rows in rows_for_cache(*shape):
             some = [keep[rows] if isinstance(keep, np.ndarray) else keep for keep in kept or (0.0, 0.0)]
             _mean_of_two(stack[:, rows], some, work, out=result[rows])
         return result
@@ -107,7 +107,7 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
     return mean
 
 
-def row_parts(m: int, n: int) -> Iterator[slice]:
+def rows_for_cache(m: int, n: int) -> Iterator[slice]:
     """Yield the rows of a block that are worked on at a time, so that the arrays of their entries fit the cache."""
     step = max(1, PART // n)
     for start in range(0, m, step):

@@ -14,7 +14,7 @@ from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.linalg.exact import ExactProduct, QuickProduct, Tile, exact_product, quick_product
 from loralens.linalg.factor import Floats, aligned
-from loralens.linalg.selection import Estimate, kth_largest
+from loralens.linalg.selection import Inexact, kth_largest
 
 BLOCK = 1 << 18  # entries of one update in a block: 64 rows of 4096, of which products are computed fastest
 SAMPLED = 8  # times size^(2/3): the number of entries that are sampled for an order statistic of one update
@@ -57,7 +57,7 @@ class Matrix(Protocol):
     def sample(self, count: int) -> Array:
         """About so many entries at random places."""
 
-    def magnitudes(self) -> Iterator[Estimate]:
+    def magnitudes(self) -> Iterator[Inexact]:
         """All |entries|, some at a time. The next ones may overwrite them."""
 
 
@@ -95,7 +95,7 @@ class Product:
         """About so many entries at random places, nearly exact."""
         return self.quick.sample(count)
 
-    def magnitudes(self) -> Iterator[Estimate]:
+    def magnitudes(self) -> Iterator[Inexact]:
         """All |entries|, a tile at a time."""
 
         def exact(tile: Tile, places: Integers) -> Array:
@@ -105,7 +105,7 @@ class Product:
 
         for tile in self.quick.tiles():
             np.abs(tile.numbers, out=tile.numbers)
-            yield Estimate(tile.numbers, tile.error, partial(exact, tile))
+            yield Inexact(tile.numbers, tile.error, partial(exact, tile))
 
 
 @final
@@ -132,10 +132,10 @@ class DenseMatrix:
         """So many entries at random places."""
         return self.at(*_random_places(self.shape, count))
 
-    def magnitudes(self) -> Iterator[Estimate]:
+    def magnitudes(self) -> Iterator[Inexact]:
         """All |entries| at once."""
         size = np.abs(self.array)
-        yield Estimate(size, 0.0, size.ravel().take)
+        yield Inexact(size, 0.0, size.ravel().take)
 
 
 @final

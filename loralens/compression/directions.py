@@ -6,14 +6,14 @@ from typing import Any, final
 
 import numpy as np
 
-from loralens.compression.splits import Side, unit_of
+from loralens.compression.splits import Side, safe_unit
 from loralens.core.lazy import Array, LazyArray, Recent
 from loralens.core.lowrank import Bases, LowRank, check_float64
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Structured, Update
 from loralens.errors import place
 from loralens.linalg.basis import Basis
-from loralens.linalg.difference import Split, times_and_split
+from loralens.linalg.difference import SplitFactor, times_and_split
 from loralens.linalg.factor import check_in_range, times
 from loralens.linalg.measures import numerical_rank
 from loralens.linalg.product import truncation
@@ -119,7 +119,7 @@ def bases_of(module: Update, directions: Directions | UnreadDirections) -> Bases
     return Bases(Basis(module.B, left), directions.s, Basis(module.A.T, right))
 
 
-NoteSplit = Callable[[Side, Array, float, Split], None]  # side, factor, scale, and the split of the factor
+NoteSplit = Callable[[Side, Array, float, SplitFactor], None]  # side, factor, scale, and the split of the factor
 
 
 def truncate_pair(
@@ -142,7 +142,7 @@ def truncate_pair(
     def out() -> Array:
         if note is None or bases is None:
             return times(B.read(), leading.out, dtype_B)
-        unit = module.scale / unit_of(directions.s)
+        unit = module.scale / safe_unit(directions.s)
         product, split = times_and_split(B.read(), leading.out, bases[0], dtype_B, scale=unit)
         note("B", product, module.scale, split)
         return product

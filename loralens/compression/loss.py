@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 
-from loralens.compression.splits import unit_of
+from loralens.compression.splits import safe_unit
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Bases, LowRank, same_numbers
@@ -163,7 +163,7 @@ def update_loss(before: Update, after: Update | None, *, bases: Bases | None = N
         return loss_of(before.rank, 0, s, s)
     if isinstance(after, LowRank) and same_numbers(before, after):
         return loss_of(before.rank, after.rank, s, s[:0])
-    unit = unit_of(s)
+    unit = safe_unit(s)
     # The difference is taken in the orthonormal directions of the old update, so that nearly equal updates lose no
     # digits by cancellation.
     B = (after.scale / unit) * after.B.astype(np.float64)

@@ -21,7 +21,7 @@ from loralens.compression.directions import (
 from loralens.compression.informed import directions_on_data, equalise_units
 from loralens.compression.loss import UpdateLoss, loss_of, predict_losses
 from loralens.compression.protection import Protection, protection
-from loralens.compression.splits import FactorSplits, unit_of
+from loralens.compression.splits import FactorSplits, safe_unit
 from loralens.core.adapter import Adapter
 from loralens.core.carried import BOUND
 from loralens.core.lazy import Array, Recent
@@ -319,7 +319,7 @@ class TruncationPlan:
             return None
         s = self.directions[name].s
         lost = splits.lost(name, s, after)
-        return None if lost is None else loss_of(self.adapter[name].rank, after.rank, s, unit_of(s) * lost)
+        return None if lost is None else loss_of(self.adapter[name].rank, after.rank, s, safe_unit(s) * lost)
 
     def losses(self, chosen: Mapping[str, int]) -> dict[str, UpdateLoss]:
         """The errors of the chosen modules from the directions that are dropped, before rounding, in units of ``s``."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
-from loralens.linalg.difference import Split, singular_values_from_splits
+from loralens.linalg.difference import SplitFactor, singular_values_from_splits
 from loralens.linalg.factor import Floats
 from loralens.linalg.measures import spectral
 
@@ -24,7 +24,7 @@ class _Note(NamedTuple):
 
     check_sum: int
     scale: float  # of the module
-    split: Split
+    split: SplitFactor
 
 
 @final
@@ -34,7 +34,7 @@ class FactorSplits:
     def __init__(self) -> None:
         self._notes: dict[tuple[str, Side], _Note] = {}
 
-    def note(self, name: str, side: Side, factor: Array, scale: float, split: Split) -> None:
+    def note(self, name: str, side: Side, factor: Array, scale: float, split: SplitFactor) -> None:
         """Keep the split of a factor of a module with this scale."""
         self._notes[name, side] = _Note(_check_sum(factor), scale, split)
 
@@ -49,10 +49,10 @@ class FactorSplits:
         for note, factor in ((B, after.factors[0]), (A, after.factors[1])):
             if note.scale != after.scale or note.check_sum != _check_sum(factor.read()):
                 return None
-        return singular_values_from_splits(s / unit_of(s), B.split, A.split)
+        return singular_values_from_splits(s / safe_unit(s), B.split, A.split)
 
 
-def unit_of(s: Floats) -> float:
+def safe_unit(s: Floats) -> float:
     """A unit in which no square of these singular values overflows or underflows."""
     return spectral(s) or 1.0
 

@@ -10,7 +10,7 @@ from loralens.linalg.factor import Array, Floats, block_rows, blocks_of, check_i
 Order = Literal["C", "F"]
 
 
-class Split(NamedTuple):
+class SplitFactor(NamedTuple):
     """The parts of a factor X (n, k) inside and outside of a basis U: X = U P + Q L with orthonormal columns Q."""
 
     inside: Floats  # P (q, k)
@@ -42,7 +42,7 @@ def difference_singular_values(left: Basis, s: Floats, right: Basis, B: Array, A
     return singular_values_from_splits(s, _split(left, B), _split(right, A.T))
 
 
-def singular_values_from_splits(s: Floats, B: Split, A: Split) -> Floats:
+def singular_values_from_splits(s: Floats, B: SplitFactor, A: SplitFactor) -> Floats:
     """The result of `difference_singular_values` from the splits of B and of Aᵀ."""
     # The four blocks are assembled as they are: subtracting norms instead would lose half of the digits.
     core = np.block(
@@ -56,7 +56,7 @@ def singular_values_from_splits(s: Floats, B: Split, A: Split) -> Floats:
 
 def times_and_split(
     X: Array, T: Floats, directions: Floats, dtype: np.dtype[Any], *, scale: float = 1.0, order: Order = "C"
-) -> tuple[Array, Split]:
+) -> tuple[Array, SplitFactor]:
     """The product of `loralens.linalg.factor.times`, and its split by the basis X @ directions, from one cast of X.
 
     Parameters
@@ -94,7 +94,7 @@ def times_and_split(
         projection = directions @ inside
         for rows, block in blocks:
             Y[rows] -= _times(block, projection, order)
-    return check_in_range(product, dtype), Split(inside, _length(Y))
+    return check_in_range(product, dtype), SplitFactor(inside, _length(Y))
 
 
 def _times(X: Floats, T: Floats, order: Order) -> Floats:
@@ -103,14 +103,14 @@ def _times(X: Floats, T: Floats, order: Order) -> Floats:
     return product
 
 
-def _split(basis: Basis, X: Array) -> Split:
+def _split(basis: Basis, X: Array) -> SplitFactor:
     """X = U P + Q L, where U is the basis and Q has orthonormal columns outside it."""
     P = basis.T.T @ cross_gram(basis.X, X)
     E, step = np.array(X, dtype=np.float64), basis.T @ P
     # Some rows at a time, so that no float64 copy of the basis is made.
     for rows, block in blocks_of(basis.X):
         E[rows] -= np.dot(block, step)
-    return Split(P, _length(E))
+    return SplitFactor(P, _length(E))
 
 
 def _length(E: Floats) -> Floats:

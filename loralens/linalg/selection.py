@@ -18,7 +18,7 @@ ROUNDING = 2.0**-20  # more than the relative error of an end of a bracket that 
 WIDER = 4.0  # factor by which a bracket that missed is widened
 
 
-class Estimate(NamedTuple):
+class Inexact(NamedTuple):
     """Numbers that are known up to an error, and a function that returns those at given places exactly."""
 
     numbers: Array
@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
 
 
 def kth_largest(
-    blocks: Callable[[], Iterable[Array | Estimate]], ks: Sequence[int], *, size: int, sample: Array
+    blocks: Callable[[], Iterable[Array | Inexact]], ks: Sequence[int], *, size: int, sample: Array
 ) -> tuple[float, ...]:
     """Find the exact k-th largest of all numbers, for every k.
 
@@ -35,7 +35,7 @@ def kth_largest(
     ----------
     blocks : callable
         ``blocks()`` yields all numbers in arrays of one float dtype, and the same numbers at each call. Of an
-        `Estimate` only those numbers are computed exactly that may lie in a bracket.
+        `Inexact` only those numbers are computed exactly that may lie in a bracket.
     ks : sequence of int
         From 1 to ``size``.
     size : int
@@ -96,7 +96,7 @@ class Selection:
         """The k-th largest numbers, in the order of ``ks``."""
         return tuple(one.value for one in self.brackets)
 
-    def add(self, block: Array | Estimate) -> None:
+    def add(self, block: Array | Inexact) -> None:
         """Take in some of the numbers of this pass."""
         for bracket in self.brackets:
             if not bracket.closed:
@@ -133,8 +133,8 @@ class _Bracket:
             self.high = float(np.partition(numbers, above)[above])
         self.above, self.inside = 0, _Tally()
 
-    def add(self, block: Array | Estimate) -> None:
-        numbers, error, exact = block if isinstance(block, Estimate) else (block, 0.0, None)
+    def add(self, block: Array | Inexact) -> None:
+        numbers, error, exact = block if isinstance(block, Inexact) else (block, 0.0, None)
         above = numbers > self._beyond(self.high, error)
         count = int(np.count_nonzero(above))
         inside = numbers >= self._beyond(self.low, -error)

@@ -11,7 +11,7 @@ import numpy as np
 from loralens.choices import QUANTISED, FloatType, IntegerType, TargetFormat
 from loralens.compression.bits import allocate_bits
 from loralens.compression.informed import data_losses
-from loralens.compression.loss import losses, total_error
+from loralens.compression.loss import UpdateLoss, losses, total_error
 from loralens.compression.magnitudes import solve_magnitudes
 from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
 from loralens.compression.protection import Protection, protection
@@ -227,20 +227,27 @@ def compress(
         target = replace(target, dry_run=True)
     # Errors are measured on what is read back, so that rounding and the writer are included.
     after, bytes_after = decision.form.write(new, target)
-    with progress("measuring", len(before)) as step:
-        module_losses = losses(
-            before,
-            after,
-            bases=plans[-1].bases,
-            known=lambda name, new: plans[-1].loss(name, new, splits),
-            threads=processor_count(),
-            step=step,
-        )
+    module_losses = _measure_losses(before, after, plans[-1], splits)
     on_data = data_losses(before, after, moments) if moments else {}
     notes += _notes(plans[0], decision, after, rules.get("rank"))
     measured = module_losses, on_data, bytes_before, bytes_after, notes
     plan, written = plans[0], decision.form
     return CompressResult(label, after, before, form.name, target, *measured, plan, written, unchanged, only_if_smaller)
+
+
+def _measure_losses(
+    before: Adapter, after: Adapter, plan: TruncationPlan, splits: FactorSplits
+) -> dict[str, UpdateLoss]:
+    """The error of every module, from the splits of its factors if these were read back unchanged."""
+    with progress("measuring", len(before)) as step:
+        return losses(
+            before,
+            after,
+            bases=plan.bases,
+            known=lambda name, new: plan.loss(name, new, splits),
+            threads=processor_count(),
+            step=step,
+        )
 
 
 def _read_plans(

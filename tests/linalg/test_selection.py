@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from loralens.errors import FormatError
 from loralens.linalg import selection
-from loralens.linalg.selection import Estimate, few_true, kth_largest
+from loralens.linalg.selection import Inexact, few_true, kth_largest
 
 CASES = ("normal", "equal", "few", "zeros", "heavy")
 
@@ -89,7 +89,7 @@ def test_numbers_that_are_known_up_to_an_error_give_the_exact_one(size, share, s
     error = float(np.abs(near.astype(float) - x).max())
 
     def blocks():
-        return [Estimate(near[part], error, x[part].take) for part in np.array_split(np.arange(size), 3)]
+        return [Inexact(near[part], error, x[part].take) for part in np.array_split(np.arange(size), 3)]
 
     ks = [max(1, int(share * size)), 1, size]
     found = kth_largest(blocks, ks, size=size, sample=rng.choice(x, sampled))
@@ -106,7 +106,7 @@ def test_only_what_may_lie_in_the_bracket_is_computed_exactly():
 
     near = x + np.float32(1e-4)
     k = x.size // 5
-    found = kth_largest(lambda: [Estimate(near, 2e-4, exact)], [k], size=x.size, sample=rng.choice(x, 1 << 12))
+    found = kth_largest(lambda: [Inexact(near, 2e-4, exact)], [k], size=x.size, sample=rng.choice(x, 1 << 12))
     assert found == (float(np.sort(x)[::-1][k - 1]),)
     assert sum(asked) < 0.1 * x.size
 
