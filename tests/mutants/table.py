@@ -552,8 +552,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_subspace", "Z - first @ (first.T @ Z)", "Z + first @ (first.T @ Z)", ("tests/linalg/test_sketch.py",)),
     Mutant(
         "low_rank_approximation",
-        "sum(_squared_distance(block, Y[rows], V) for rows, block in panels())",
-        "max(_squared_distance(block, Y[rows], V) for rows, block in panels())",
+        "sum(_squared_distance(block, Y[rows], V) for rows, block, _ in panels())",
+        "max(_squared_distance(block, Y[rows], V) for rows, block, _ in panels())",
         ("tests/linalg/test_sketch.py",),
     ),
     Mutant("unit_energies", "scale_to_unit(s) ** 2", "scale_to_unit(s) * 2", ("tests/linalg/test_subspace.py",)),
