@@ -460,7 +460,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_sizes", "height - query", "height + query", ("tests/formats/test_small_dialects.py",)),
     Mutant("_spread", "sum(map(len, rows))", "max(map(len, rows))", ("tests/conformance/test_conformance.py",)),
     Mutant(
-        "is_pickle", 'start[:4] == b"PK\\x03\\x04"', 'start[:4] != b"PK\\x03\\x04"', ("tests/formats/test_peft.py",)
+        "container_of", 'start[:4] == b"PK\\x03\\x04"', 'start[:4] != b"PK\\x03\\x04"', ("tests/formats/test_peft.py",)
     ),
     Mutant("_config", "m.scale == 1", "m.scale != 1", ("tests/formats/test_mlx.py",)),
     Mutant(
