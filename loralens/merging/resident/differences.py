@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
-from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter, bits, differing
+from loralens.linalg.selection import few_true
+from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter, bits
 
 GROUP = 256  # numbers: the place of an entry among them is one byte
 # As in undo files, the range without it is symmetric.
@@ -117,7 +118,7 @@ class BlockComparison:
     def compare(self, W: Array, R: Array) -> None:
         """Note where the next rows differ. The bits are compared, since as numbers −0 equals 0."""
         w, r = bits(W), bits(R)
-        places = np.empty(0, np.int64) if self._writer else differing(w, r)
+        places = np.empty(0, np.int64) if self._writer else few_true(w != r)
         # As all blocks of a weight are alike, the first one decides.
         if not self._writer and not self._blocks and places.size > self._few * w.size:
             self._writer = PatchWriter(self._itemsize)
