@@ -30,7 +30,13 @@ class Figure:
 
 
 def once(command: Sequence[str]) -> tuple[float, float]:
-    """Wall seconds and peak MiB of one run, its output thrown away."""
+    """Wall seconds and peak MiB of one run, its output thrown away.
+
+    It begins when everything that was written before is on the disk. Else a command that waits for the disk would also
+    wait for what the command before it left to be written.
+    """
+    if hasattr(os, "sync"):
+        os.sync()
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 ROOT = Path(__file__).parent.parent
+COMPILED = ("*.so", "*.pyd")  # made anew for the wheel, where there is a compiler
 SOURCES = ("loralens", "pyproject.toml", "README.md", "LICENSE")
 PYTHON = Path("Scripts", "python.exe") if sys.platform == "win32" else Path("bin", "python")
 
@@ -30,7 +31,7 @@ def build(work: Path) -> Path:
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__", *COMPILED))
         else:
             shutil.copy(source, copy / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -39,15 +40,19 @@ def build(work: Path) -> Path:
     return wheel
 
 
+def _is_compiled(path: PurePath) -> bool:
+    return any(path.match(pattern) for pattern in COMPILED)
+
+
 def check_contents(wheel: Path) -> None:
     """Every file of the package is in it, and nothing else but its metadata."""
     with zipfile.ZipFile(wheel) as file:
         held = {PurePosixPath(name) for name in file.namelist() if not name.endswith("/")}
-    package = {path for path in held if not path.parts[0].endswith(".dist-info")}
+    package = {path for path in held if not path.parts[0].endswith(".dist-info") and not _is_compiled(path)}
     source = {
         PurePosixPath(path.relative_to(ROOT).as_posix())
         for path in (ROOT / "loralens").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and not _is_compiled(path)
     }
     assert source - package == set(), f"not in the wheel: {sorted(map(str, source - package))}"
     assert package - source == set(), f"in the wheel and not in the package: {sorted(map(str, package - source))}"

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.errors import ShapeError
+from loralens.linalg.compiled.loops import multiply
 from loralens.linalg.factor import Array, Floats, Integers, Scratch, aligned, require_finite
 
 Singles = NDArray[np.float32]
@@ -80,6 +81,8 @@ class ExactProduct:
         """
         if out is None:
             out = np.empty((stop - start, self.shape[1]), np.float32)
+        if len(self.pieces) == 1 and multiply(self.pieces[0].factors(start, stop), out):
+            return out
         width = _tile_width(self.shape[1], max(piece.inner for piece in self.pieces), stop - start)
         for first in range(start, stop, ROWS):
             last = min(first + ROWS, stop)
@@ -249,6 +252,13 @@ class SlicedBlock:
         """The largest number of products in the sum of an entry."""
         left: Floats = self.B1 if self.B2 is None else self.B2
         return int(left.shape[1])
+
+    def factors(self, start: int, stop: int) -> list[tuple[Floats, Floats]]:
+        """The pairs of factors whose products add up to rows ``start`` to ``stop``."""
+        pairs = [(self.B1[start:stop], self.A1)]
+        if self.B2 is not None and self.A2 is not None:
+            pairs.append((self.B2[start:stop], self.A2))
+        return pairs
 
     def tile(self, start: int, stop: int, columns: slice, out: Floats | None = None) -> Floats:
         """Some entries of the product, float64; the terms of one share one power of two, so their sum is exact."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
+from loralens.linalg.compiled import loops
 from loralens.linalg.rounding import ulp
 from loralens.merging.apply import MergedBlock, TensorMerge
 from loralens.merging.rounding import WIDE, round_sums
@@ -57,7 +58,26 @@ class Prediction:
         # The losses of error feedback depend on all earlier columns, so a sample says nothing about them.
         if self._mode == "feedback":
             return
-        w, d, unit = self._sample_entries(block, D)
+        lost, d, finite, still = self._predict(block, D)
+        self._still += still
+        self._count += finite
+        squares, along, control = lost * lost, lost * d, d * d
+        if self._mode == "stochastic":
+            squares = lost  # under stochastic rounding `lost` is the variance
+        self._sums += [control.sum(), control @ control, squares.sum(), squares @ control, along.sum(), along @ control]
+
+    def _predict(self, block: MergedBlock, D: Array) -> loops.Predicted:
+        """The losses at the sampled entries of a block; what is not finite is 0, and is not counted."""
+        sample = None
+        if self._rng is not None:
+            # Each block gives its share of the sample, rounded up.
+            sample = self._rng.integers(D.size, size=-(-SAMPLE * D.size // self._size))
+            # The kernel rounds to bfloat16, the dtype of the weights that it takes.
+            if self._alone and self._mode == "nearest":
+                predicted = loops.predict(block.W, D, sample)
+                if predicted is not None:
+                    return predicted
+        w, d, unit = self._sample_entries(block, D, sample)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             lost, still = self._losses(w, d, unit)
             finite = np.isfinite(lost) & np.isfinite(d)
@@ -65,20 +85,15 @@ class Prediction:
             if count < finite.size:
                 lost, d, still = np.where(finite, lost, 0), np.where(finite, d, 0), still & finite
         lost, d = lost.astype(np.float64, copy=False), d.astype(np.float64, copy=False)
-        self._still += int(np.count_nonzero(still))
-        self._count += count
-        squares, along, control = lost * lost, lost * d, d * d
-        if self._mode == "stochastic":
-            squares = lost  # under stochastic rounding `lost` is the variance
-        self._sums += [control.sum(), control @ control, squares.sum(), squares @ control, along.sum(), along @ control]
+        return loops.Predicted(lost, d, count, int(np.count_nonzero(still)))
 
-    def _sample_entries(self, block: MergedBlock, D: Array) -> tuple[Array, Array, Array | None]:
-        """W, D and the float8 scale at the sampled entries of a block."""
+    def _sample_entries(
+        self, block: MergedBlock, D: Array, sample: NDArray[np.int64] | None
+    ) -> tuple[Array, Array, Array | None]:
+        """W, D and the float8 scale at the entries of a sample, or at all entries of a block."""
         arrays = (block.W, D, block.scale)
         flat = [None if array is None else np.ascontiguousarray(array).reshape(-1) for array in arrays]
-        if self._rng is not None:
-            # Each block gives its share of the sample, rounded up.
-            sample = self._rng.integers(D.size, size=-(-SAMPLE * D.size // self._size))
+        if sample is not None:
             flat = [None if array is None else array.take(sample) for array in flat]
         w, d, unit = flat
         assert w is not None

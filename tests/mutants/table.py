@@ -614,7 +614,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/merging/test_patch.py",),
     ),
     Mutant(
-        "PatchWriter.block",
+        "PatchWriter.entries",
         "np.diff(places, prepend=-1) - 1",
         "np.diff(places, prepend=-1) + 1",
         ("tests/merging/test_patch.py",),
@@ -625,7 +625,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "self._sum + sums[ends] + self.count - np.arange(ends.size)",
         ("tests/merging/test_patch.py",),
     ),
-    Mutant("_encode_gaps", "gaps // 255 + 1", "gaps // 255 - 1", ("tests/merging/test_patch.py",)),
+    Mutant(
+        "_encode_gaps", "np.divmod(gaps[wide], 255)", "np.divmod(gaps[wide], 254)", ("tests/merging/test_patch.py",)
+    ),
     Mutant("_check_mergeable", "abs(module.scale) < SINGLE", "module.scale", ("tests/cli/test_beyond_float64.py",)),
     Mutant(
         "_larger_ulp",

@@ -93,7 +93,12 @@ class PatchWriter:
         w, r = bits(W), bits(R)
         # Bit patterns are compared, because as numbers −0 equals 0, and NaN differs from itself.
         places = few_true(w != r)
-        units = _to_ordinals(w[places]) - _to_ordinals(r[places])  # modulo 2**bits
+        self.entries(W, places, r[places])
+
+    def entries(self, W: Array, places: NDArray[np.int64], there: NDArray[Any]) -> None:
+        """Add the next rows of W, which differ from those of R at ``places``; ``there`` are the bits of R there."""
+        w = bits(W)
+        units = _to_ordinals(w[places]) - _to_ordinals(there)  # modulo 2**bits
         signed = units.view(f"i{self.itemsize}")
         near = (signed > ESCAPE) & (signed < -ESCAPE)
         # Decided once, as the streams of the two codings differ; the first block is typical of the tensor.
@@ -102,7 +107,9 @@ class PatchWriter:
             self._streams = [_Deflate(self.keep) for _ in range(3 if self._coding == "patch" else self.itemsize)]
         self._different += places.size
         if self._coding == "xor":
-            planes = (w ^ r).view(np.uint8).reshape(-1, self.itemsize)
+            differences = np.zeros_like(w)
+            differences[places] = w[places] ^ there
+            planes = differences.view(np.uint8).reshape(-1, self.itemsize)
             for stream, plane in zip(self._streams, planes.T, strict=True):
                 stream.take(np.ascontiguousarray(plane))
             return
@@ -302,7 +309,15 @@ def _from_ordinals(o: NDArray[Any]) -> NDArray[Any]:
 
 def _encode_gaps(gaps: NDArray[np.int64]) -> Bytes:
     """Encode gaps as bytes: a byte of 255 adds 255 and means that the gap continues in the next byte."""
-    ends = np.cumsum(gaps // 255 + 1)
-    out = np.full(int(ends[-1]) if ends.size else 0, 255, np.uint8)
-    out[ends - 1] = gaps % 255
+    wide = np.flatnonzero(gaps >= 255)
+    whole, rest = np.divmod(gaps[wide], 255)  # of these alone, as divisions take long
+    out = np.full(gaps.size + int(whole.sum()), 255, np.uint8)
+    ends = np.arange(gaps.size)
+    # Every gap ends as many bytes later as the gaps up to it are continued.
+    longer = np.zeros_like(gaps)
+    longer[wide] = whole
+    ends += np.cumsum(longer)
+    last = gaps.astype(np.uint8)
+    last[wide] = rest
+    out[ends] = last
     return out

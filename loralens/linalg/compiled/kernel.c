@@ -1,0 +1,324 @@
+/* The inner loops of a merge into bfloat16. They have the bits of the NumPy code that is used where this file was not
+   compiled, and take a third of its time, because a number stays in a register from one step to the next.
+
+   Arrays come as buffers in C order: bfloat16 as 16 bits of unsigned integers, D and sums as float, factors as double.
+   The sum of the products of an entry is exact (loralens/linalg/exact.py), so it may be formed in any order. */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* The compiler makes one version for each of these processors; the first one that fits is taken when it is loaded.
+   With -DWITHOUT_AVX512 the times on other processors can be measured on one that has it. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(WITHOUT_AVX512)
+#define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx2", "default")))
+#elif defined(__x86_64__) && defined(__gnu_linux__)
+#define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FOR_EVERY_PROCESSOR
+#endif
+
+enum { LINE = 64 };  /* bytes in a line of the cache, with which a tile begins */
+enum { CHUNK = 64 }; /* entries that are rounded before they are compared */
+
+/* The operands of D = B A + B2 A2: B (rows, rank), A (rank, columns); rank2 is 0 if there is no second pair. */
+typedef struct {
+    const double *B, *A, *B2, *A2;
+    Py_ssize_t rank, rank2, rows, columns;
+    float *D;
+} Product;
+
+/* Defines a function that multiplies a product in tiles of ROWS × GROUPS vectors of LANES numbers, whose sums stay in
+   registers. Vectors that are wider than the registers of the processor would be many times slower, so there is one
+   function for each width. `tile` has room for WIDEST numbers of each rank index. The sums are rounded once. */
+#define DEFINE_MULTIPLY(NAME, TARGET, LANES, ROWS, GROUPS)                                                              \
+    typedef double NAME##_wide __attribute__((vector_size(8 * LANES), aligned(8), may_alias));                          \
+    typedef float NAME##_narrow __attribute__((vector_size(4 * LANES), aligned(4), may_alias));                         \
+    __attribute__((target(TARGET))) static void NAME(const Product *p, double *tile) {                                  \
+        enum { WIDTH = LANES * GROUPS };                                                                                \
+        for (Py_ssize_t column = 0; column < p->columns; column += WIDTH) {                                             \
+            /* The last columns are computed again rather than one by one; there are at least WIDTH. */                 \
+            Py_ssize_t left = p->columns - column < WIDTH ? p->columns - WIDTH : column;                                \
+            double *next = tile;                                                                                        \
+            for (Py_ssize_t k = 0; k < p->rank; k++, next += WIDTH)                                                     \
+                memcpy(next, p->A + k * p->columns + left, WIDTH * sizeof(double));                                     \
+            for (Py_ssize_t k = 0; k < p->rank2; k++, next += WIDTH)                                                    \
+                memcpy(next, p->A2 + k * p->columns + left, WIDTH * sizeof(double));                                    \
+            for (Py_ssize_t row = 0; row < p->rows; row += ROWS) {                                                      \
+                Py_ssize_t top = p->rows - row < ROWS ? p->rows - ROWS : row;                                           \
+                NAME##_wide sums[ROWS][GROUPS], second[ROWS][GROUPS];                                                   \
+                SUM_PRODUCTS(NAME, p->B + top * p->rank, p->rank, tile, sums, LANES, ROWS, GROUPS)                      \
+                if (p->rank2) {                                                                                         \
+                    SUM_PRODUCTS(NAME, p->B2 + top * p->rank2, p->rank2, tile + p->rank * WIDTH, second, LANES, ROWS,   \
+                                 GROUPS)                                                                                \
+                    for (int i = 0; i < ROWS; i++)                                                                      \
+                        for (int j = 0; j < GROUPS; j++)                                                                \
+                            sums[i][j] += second[i][j];                                                                 \
+                }                                                                                                       \
+                float *D = p->D + top * p->columns + left;                                                              \
+                _Pragma("GCC unroll 8") for (int i = 0; i < ROWS; i++, D += p->columns)                                 \
+                    _Pragma("GCC unroll 8") for (int j = 0; j < GROUPS; j++)                                            \
+                        *(NAME##_narrow *)(D + j * LANES) = __builtin_convertvector(sums[i][j], NAME##_narrow);         \
+            }                                                                                                           \
+        }                                                                                                               \
+    }
+
+/* Adds up the products of some rows, one rank index after the other. */
+#define SUM_PRODUCTS(NAME, ROW, RANK, TILE, SUMS, LANES, ROWS, GROUPS)                                                  \
+    {                                                                                                                   \
+        const double *b = ROW, *a = TILE;                                                                               \
+        const Py_ssize_t rank = RANK;                                                                                   \
+        memset(SUMS, 0, sizeof SUMS);                                                                                   \
+        for (Py_ssize_t k = 0; k < rank; k++, b++, a += LANES * GROUPS) {                                               \
+            NAME##_wide line[GROUPS];                                                                                   \
+            _Pragma("GCC unroll 8") for (int j = 0; j < GROUPS; j++) line[j] = *(const NAME##_wide *)(a + j * LANES);   \
+            _Pragma("GCC unroll 8") for (int i = 0; i < ROWS; i++)                                                      \
+                _Pragma("GCC unroll 8") for (int j = 0; j < GROUPS; j++) SUMS[i][j] += b[i * rank] * line[j];           \
+        }                                                                                                               \
+    }
+
+enum { MOST_ROWS = 6, WIDEST = 32 }; /* of the tiles below */
+#if defined(__x86_64__) && !defined(WITHOUT_AVX512)
+DEFINE_MULTIPLY(multiply_avx512, "avx512f", 8, 4, 4)
+#endif
+#if defined(__x86_64__)
+DEFINE_MULTIPLY(multiply_avx2, "avx2,fma", 4, 6, 2)
+#endif
+
+/* 0 where BLAS is quicker: the processor has none of the registers that a tile needs, or the product is too small. */
+static int multiply(const Product *p, double *tile) {
+    if (p->rows < MOST_ROWS || p->columns < WIDEST)
+        return 0;
+#if defined(__x86_64__) && !defined(WITHOUT_AVX512)
+    if (__builtin_cpu_supports("avx512f"))
+        return multiply_avx512(p, tile), 1;
+#endif
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return multiply_avx2(p, tile), 1;
+#endif
+    (void)tile;
+    return 0;
+}
+
+INLINE float widened(uint16_t number) {
+    uint32_t bits = (uint32_t)number << 16;
+    float wide;
+    memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+/* To the nearest bfloat16, ties to even. NaN keeps its sign and loses its payload, as in ml_dtypes. */
+INLINE uint16_t rounded(float number) {
+    uint32_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    uint32_t nearest = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+    uint32_t nan = (bits >> 16 & 0x8000) | 0x7FC0;
+    return (uint16_t)((bits & 0x7FFFFFFF) > 0x7F800000 ? nan : nearest);
+}
+
+FOR_EVERY_PROCESSOR
+static void subtract(const uint16_t *merged, const float *D, Py_ssize_t count, uint16_t *R) {
+    for (Py_ssize_t i = 0; i < count; i++)
+        R[i] = rounded(widened(merged[i]) - D[i]);
+}
+
+/* Merges up to CHUNK weights, so that what is computed of them stays in the nearest cache; see `merge`. */
+INLINE int merge_chunk(const uint16_t *restrict W, const float *restrict D, int count, float *restrict lost,
+                       uint16_t *restrict merged, uint16_t *restrict R) {
+    uint16_t equal = 0;
+    for (int i = 0; i < count; i++) {
+        float total = widened(W[i]) + D[i];
+        uint16_t nearest = rounded(total);
+        float wide = widened(nearest);
+        merged[i] = nearest;
+        equal += nearest == W[i];
+        if (R)
+            R[i] = rounded(wide - D[i]);
+        if (lost)
+            lost[i] = wide - total;
+    }
+    return equal;
+}
+
+/* merged = round(W + D), and merged - (W + D) if `lost` is not NULL. Then the places where W is not
+   R = round(merged - D), and R there, for at most `most` of them. The number of entries that did not change; `found` is
+   that of the places. */
+FOR_EVERY_PROCESSOR
+static Py_ssize_t merge(const uint16_t *W, const float *D, Py_ssize_t count, float *lost, uint16_t *merged,
+                        int64_t *places, uint16_t *there, Py_ssize_t most, Py_ssize_t *found) {
+    Py_ssize_t equal = 0;
+    *found = 0;
+    for (Py_ssize_t start = 0; start < count; start += CHUNK) {
+        uint16_t R[CHUNK];
+        const uint16_t *w = W + start;
+        int size = count - start < CHUNK ? (int)(count - start) : CHUNK;
+        /* Written out, as the loop is quicker where its length and what it writes are known. */
+        if (size < CHUNK)
+            equal += merge_chunk(w, D + start, size, lost ? lost + start : NULL, merged + start, R);
+        else if (lost && most)
+            equal += merge_chunk(w, D + start, CHUNK, lost + start, merged + start, R);
+        else if (lost)
+            equal += merge_chunk(w, D + start, CHUNK, lost + start, merged + start, NULL);
+        else if (most)
+            equal += merge_chunk(w, D + start, CHUNK, NULL, merged + start, R);
+        else
+            equal += merge_chunk(w, D + start, CHUNK, NULL, merged + start, NULL);
+        for (int i = 0; most && i < size; i++) {
+            /* Few differ, so four are compared at a time. */
+            if (i + 4 <= size && !memcmp(w + i, R + i, 8)) {
+                i += 3;
+                continue;
+            }
+            if (w[i] != R[i]) {
+                if (*found < most)
+                    places[*found] = start + i, there[*found] = R[i];
+                ++*found;
+            }
+        }
+    }
+    return equal;
+}
+
+/* D at the places of a sample, and what is lost of it if it arrives as a multiple of the last place of the larger of W
+   and D. Both are 0 where the loss is not finite; other entries of which nothing arrives are counted in `still`. The
+   number of finite entries, or -1 if the sample leaves the arrays. */
+static Py_ssize_t predict(const uint16_t *W, const float *D, Py_ssize_t count, const int64_t *sample, Py_ssize_t size,
+                          double *d, double *lost, Py_ssize_t *still) {
+    const float lowest = 0x1p-126f, last_place = 0x1p-7f, magic = 0x1.8p23f;
+    Py_ssize_t finite = 0;
+    *still = 0;
+    for (Py_ssize_t i = 0; i < size; i++) {
+        int64_t place = sample[i];
+        if (place < 0 || place >= count)
+            return -1;
+        uint32_t bits, other = (uint32_t)(W[place] & 0x7F80) << 16;
+        memcpy(&bits, &D[place], sizeof bits);
+        bits &= 0x7F800000;
+        bits = bits > other ? bits : other;
+        float power;
+        memcpy(&power, &bits, sizeof power);
+        float unit = (power > lowest ? power : lowest) * last_place;
+        /* The quotient is below 256, so the sum with 1.5 * 2^23 rounds it to an integer, ties to even. */
+        float arrives = (D[place] / unit + magic - magic) * unit, loss = D[place] - arrives;
+        int known = loss - loss == 0;
+        d[i] = known ? D[place] : 0;
+        lost[i] = known ? loss : 0;
+        *still += known && arrives == 0;
+        finite += known;
+    }
+    return finite;
+}
+
+/* The functions of the module check the sizes of all buffers, so that none of the loops leaves one. */
+
+static PyObject *refused(void) {
+    PyErr_SetString(PyExc_ValueError, "the sizes of the arrays do not fit");
+    return NULL;
+}
+
+static void release(Py_buffer *buffers, int count) {
+    for (int i = 0; i < count; i++)
+        PyBuffer_Release(&buffers[i]);
+}
+
+static PyObject *py_multiply(PyObject *self, PyObject *args) {
+    Py_buffer b[5];
+    Product p;
+    if (!PyArg_ParseTuple(args, "y*y*ny*y*nnnw*", &b[0], &b[1], &p.rank, &b[2], &b[3], &p.rank2, &p.rows, &p.columns,
+                          &b[4]))
+        return NULL;
+    p.B = b[0].buf, p.A = b[1].buf, p.B2 = b[2].buf, p.A2 = b[3].buf, p.D = b[4].buf;
+    PyObject *result = NULL;
+    Py_ssize_t wide = sizeof(double);
+    void *memory = NULL;
+    if (p.rank < 0 || p.rank2 < 0 || p.rows < 0 || p.columns < 0 || b[0].len != p.rows * p.rank * wide ||
+        b[1].len != p.rank * p.columns * wide || b[2].len != p.rows * p.rank2 * wide ||
+        b[3].len != p.rank2 * p.columns * wide || b[4].len != p.rows * p.columns * (Py_ssize_t)sizeof(float))
+        refused();
+    else if (!(memory = malloc((size_t)(p.rank + p.rank2) * WIDEST * sizeof(double) + LINE)))
+        PyErr_NoMemory();
+    else {
+        int done;
+        Py_BEGIN_ALLOW_THREADS
+        done = multiply(&p, (double *)(((uintptr_t)memory + LINE - 1) / LINE * LINE));
+        Py_END_ALLOW_THREADS
+        result = PyBool_FromLong(done);
+    }
+    free(memory);
+    release(b, 5);
+    return result;
+}
+
+static PyObject *py_subtract(PyObject *self, PyObject *args) {
+    Py_buffer b[3];
+    if (!PyArg_ParseTuple(args, "y*y*w*", &b[0], &b[1], &b[2]))
+        return NULL;
+    Py_ssize_t count = b[0].len / 2;
+    PyObject *result = NULL;
+    if (b[1].len != 4 * count || b[2].len != 2 * count)
+        refused();
+    else {
+        Py_BEGIN_ALLOW_THREADS
+        subtract(b[0].buf, b[1].buf, count, b[2].buf);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    release(b, 3);
+    return result;
+}
+
+static PyObject *py_merge(PyObject *self, PyObject *args) {
+    Py_buffer b[6];
+    if (!PyArg_ParseTuple(args, "y*y*w*w*w*w*", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5]))
+        return NULL;
+    Py_ssize_t count = b[0].len / 2, most = b[5].len / 2, equal = 0, found = 0;
+    PyObject *result = NULL;
+    if (b[1].len != 4 * count || (b[2].len && b[2].len != 4 * count) || b[3].len != 2 * count || b[4].len != 8 * most)
+        refused();
+    else {
+        float *lost = b[2].len ? b[2].buf : NULL;
+        Py_BEGIN_ALLOW_THREADS
+        equal = merge(b[0].buf, b[1].buf, count, lost, b[3].buf, b[4].buf, b[5].buf, most, &found);
+        Py_END_ALLOW_THREADS
+        result = Py_BuildValue("nn", equal, found);
+    }
+    release(b, 6);
+    return result;
+}
+
+static PyObject *py_predict(PyObject *self, PyObject *args) {
+    Py_buffer b[5];
+    if (!PyArg_ParseTuple(args, "y*y*y*w*w*", &b[0], &b[1], &b[2], &b[3], &b[4]))
+        return NULL;
+    Py_ssize_t count = b[0].len / 2, size = b[2].len / 8, finite = -1, still = 0;
+    PyObject *result = NULL;
+    if (b[1].len == 4 * count && b[3].len == 8 * size && b[4].len == 8 * size) {
+        Py_BEGIN_ALLOW_THREADS
+        finite = predict(b[0].buf, b[1].buf, count, b[2].buf, size, b[3].buf, b[4].buf, &still);
+        Py_END_ALLOW_THREADS
+    }
+    if (finite < 0)
+        refused();
+    else
+        result = Py_BuildValue("nn", finite, still);
+    release(b, 5);
+    return result;
+}
+
+static PyMethodDef methods[] = {
+    {"multiply", py_multiply, METH_VARARGS, "D = B A + B2 A2 in float32, from exact sums in float64; False if it was not computed."},
+    {"subtract", py_subtract, METH_VARARGS, "merged - D, rounded to bfloat16."},
+    {"merge", py_merge, METH_VARARGS, "W + D, rounded to bfloat16, what is lost, and where the rounding is not undone."},
+    {"predict", py_predict, METH_VARARGS, "What is lost of D at some places; the finite ones, and those that stay."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&module); }

@@ -1,0 +1,140 @@
+"""The loops of ``kernel.c`` for NumPy arrays.
+
+Each function does its work only if the kernel was compiled and the arrays are of the kind that it takes: bfloat16 and
+float32 in C order. Otherwise it says so, and the caller computes the same bits with NumPy. With
+``LORALENS_KERNEL=off`` in the environment NumPy computes everything.
+"""
+
+import os
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# Of more entries than one in so many the differences are not collected: an undo file of them would be large anyway.
+FEW = 8
+
+
+def _compiled() -> ModuleType | None:
+    """The compiled module; None if there is none, or if it is switched off."""
+    if os.environ.get("LORALENS_KERNEL") == "off":
+        return None
+    try:
+        from loralens.linalg.compiled import _kernel
+    except ImportError:
+        return None
+    return _kernel
+
+
+_loops = _compiled()
+
+
+def multiply(pairs: list[tuple[Array, Array]], out: NDArray[np.float32]) -> bool:
+    """Write the sum of one or two products into ``out``, rounded once from float64; False if that was not done.
+
+    The products are those of `loralens.linalg.exact`, whose sums are exact in any order.
+    """
+    if _loops is None or not all(array.flags.c_contiguous for pair in pairs for array in pair) or not _is_plain(out):
+        return False
+    (B, A), (B2, A2) = pairs[0], pairs[1] if len(pairs) > 1 else _no_pair(*pairs[0])
+    return bool(_loops.multiply(B, A, len(A), B2, A2, len(A2), *out.shape, out))
+
+
+def _no_pair(B: Array, A: Array) -> tuple[Array, Array]:
+    """Factors without any rank index."""
+    return B[:0], A[:0]
+
+
+class MergedEntries(NamedTuple):
+    """Some weights in bfloat16 after a merge.
+
+    Attributes
+    ----------
+    merged : array
+        W + D, rounded to bfloat16.
+    unmoved : int
+        The number of entries whose bits are those of W.
+    differences : (places, bits) or None
+        Where W is not what `subtract_and_round` gives, and the bits of that there. None if they were not asked for, or
+        are so many that they have to be found in another way.
+    """
+
+    merged: Array
+    unmoved: int
+    differences: tuple[NDArray[np.int64], NDArray[np.uint16]] | None
+
+
+def merge_entries_with(W: Array, D: Array, *, lost: Array | None, search: bool) -> MergedEntries | None:
+    """W + D, rounded to the nearest bfloat16; None if it was not computed.
+
+    The rounded minus the exact sums are written into ``lost`` if it is given. With ``search`` the differences are
+    found.
+    """
+    if _loops is None or not _fit(W, D) or not (lost is None or _fit(W, lost)):
+        return None
+    merged, most = np.empty(W.shape, BFLOAT16), W.size // FEW + 1 if search else 0
+    places, there = np.empty(most, np.int64), np.empty(most, np.uint16)
+    no_loss = np.empty(0, np.float32)
+    unmoved, found = _loops.merge(_bits(W), D, no_loss if lost is None else lost, _bits(merged), places, there)
+    few = search and found <= most
+    return MergedEntries(merged, unmoved, (places[:found], there[:found]) if few else None)
+
+
+def subtract_and_round(merged: Array, D: Array) -> Array | None:
+    """The merged weights minus D, rounded to bfloat16; None if that was not done."""
+    if _loops is None or not _fit(merged, D):
+        return None
+    R = np.empty(merged.shape, BFLOAT16)
+    _loops.subtract(_bits(merged), D, _bits(R))
+    return R
+
+
+class Predicted(NamedTuple):
+    """What a prediction needs of a sample.
+
+    Attributes
+    ----------
+    lost, d : float64 array
+        The loss e = D − q and D; both are 0 where the loss is not finite.
+    finite, still : int
+        The numbers of finite entries, and of those with q = 0.
+    """
+
+    lost: NDArray[np.float64]
+    d: NDArray[np.float64]
+    finite: int
+    still: int
+
+
+def predict(W: Array, D: Array, sample: NDArray[np.int64]) -> Predicted | None:
+    """The loss of rounding to bfloat16 at the places of a sample (`loralens.merging.prediction`).
+
+    None if it was not computed.
+    """
+    if _loops is None or not _fit(W, D) or not sample.flags.c_contiguous:
+        return None
+    d, lost = np.empty(sample.size), np.empty(sample.size)
+    return Predicted(lost, d, *_loops.predict(_bits(W), D, sample, d, lost))
+
+
+def _fit(weights: Array, *singles: Array) -> bool:
+    """Whether these are weights in bfloat16, and float32 arrays of their size."""
+    return (
+        weights.dtype == BFLOAT16
+        and weights.flags.c_contiguous
+        and all(_is_plain(array) and array.size == weights.size for array in singles)
+    )
+
+
+def _is_plain(array: Array) -> bool:
+    return array.dtype == np.float32 and array.flags.c_contiguous
+
+
+def _bits(weights: Array) -> NDArray[np.uint16]:
+    """The same memory as unsigned integers: the buffer of a bfloat16 array has no format that others know."""
+    return weights.view(np.uint16)

@@ -1,0 +1,188 @@
+"""The compiled loops against NumPy and ml_dtypes, bit for bit; nothing is compared where they were not compiled."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.linalg.compiled import loops
+from loralens.linalg.exact import exact_product
+from loralens.linalg.rounding import ulp
+from loralens.merging.apply import prepare_merge
+from loralens.merging.plan import Slab, TensorPlan
+from loralens.merging.record import MergeRecorder
+from loralens.merging.undo.patch import PatchReader, PatchWriter
+
+BF16 = ml_dtypes.bfloat16
+compiled = pytest.mark.skipif(loops._loops is None, reason="the kernel was not compiled")
+
+
+@pytest.fixture
+def by_numpy(monkeypatch: pytest.MonkeyPatch):
+    """A function that runs another one without the kernel."""
+
+    def run(function, *arguments, **options):
+        with monkeypatch.context() as without:
+            without.setattr(loops, "_loops", None)
+            return function(*arguments, **options)
+
+    return run
+
+
+def _every_kind(count: int = 100_003):
+    """W in bfloat16 and D in float32 with all exponents, infinities, NaN, zeros of both signs, and ties."""
+    rng = np.random.default_rng(1)
+    W = rng.integers(1 << 16, size=count, dtype=np.uint16)
+    D = rng.integers(1 << 32, size=count, dtype=np.uint32)
+    near = (rng.integers(0, 40, count // 2) << 14).astype(np.uint32)
+    D[: count // 2] = (W[: count // 2].astype(np.uint32) << 16) - near
+    W[:6], D[:6] = [0x8000, 0, 0x7F80, 0xFF80, 0x7FC1, 0x3F80], [0, 0x80000000, 0xFF800000, 0, 0, 0x3B800000]
+    return W.view(BF16), D.view(np.float32)
+
+
+@compiled
+@pytest.mark.parametrize("count", [0, 1, 3, 63, 64, 65, 1000, 100_003])
+@pytest.mark.parametrize("search", [False, True])
+def test_merged_weights_are_those_of_numpy_for_numbers_of_every_kind(count, search):
+    W, D = (array[:count] for array in _every_kind())
+    # the first half differs seldom, so that the places are found, and the second often, so that they are too many
+    D = np.where(np.arange(count) % 50 == 0, D, 0).astype(np.float32) if count <= 1000 else D
+    lost = np.empty(W.shape, np.float32)
+    merged, unmoved, differences = loops.merge_entries_with(W, D, lost=lost, search=search)
+    with np.errstate(all="ignore"):
+        total = W.astype(np.float32) + D
+        expected = total.astype(BF16)
+        loss = expected.astype(np.float32) - total
+        R = (expected.astype(np.float32) - D).astype(BF16).view(np.uint16)
+    assert np.array_equal(merged.view(np.uint16), expected.view(np.uint16))
+    assert np.array_equal(lost, loss, equal_nan=True)
+    assert unmoved == np.count_nonzero(expected.view(np.uint16) == W.view(np.uint16))
+    places = np.flatnonzero(W.view(np.uint16) != R)
+    if search and places.size <= count // loops.FEW + 1:
+        assert np.array_equal(differences[0], places)
+        assert np.array_equal(differences[1], R[places])
+    else:
+        assert differences is None
+    assert (differences is None) == (not search or count > 1000)
+    assert np.array_equal(loops.merge_entries_with(W, D, lost=None, search=search)[0].view("u2"), merged.view("u2"))
+
+
+@compiled
+def test_the_subtraction_is_that_of_numpy():
+    W, D = _every_kind()
+    with np.errstate(all="ignore"):
+        expected = (W.astype(np.float32) - D).astype(BF16)
+    assert np.array_equal(loops.subtract_and_round(W, D).view(np.uint16), expected.view(np.uint16))
+
+
+@compiled
+def test_the_loss_at_the_places_of_a_sample_is_that_of_whole_units():
+    W, D = _every_kind()
+    W[10:14], D[10:14] = [1e-39, 0, -1e-40, 1e-38], [3e-40, 1e-41, 1e-39, -1e-40]  # below the smallest normal number
+    sample = np.concatenate([np.arange(20), np.random.default_rng(5).integers(W.size, size=50_000)])
+    lost, d, finite, still = loops.predict(W, D, sample)
+    with np.errstate(all="ignore"):
+        w, expected = W[sample].astype(np.float64), D[sample].astype(np.float64)
+        unit = ulp(np.fmax(np.abs(w), np.abs(expected)), BF16)
+        arrives = (np.rint(expected / unit) * unit).astype(np.float32)
+        loss = expected - arrives
+    known = np.isfinite(w) & np.isfinite(loss)
+    assert finite == np.count_nonzero(known)
+    assert still == np.count_nonzero(known & (arrives == 0))
+    assert np.array_equal(lost, np.where(known, loss, 0))
+    assert np.array_equal(d, np.where(known, expected, 0))
+
+
+@compiled
+def test_places_outside_of_the_arrays_are_refused():
+    W, D, two = np.zeros(8, np.uint16), np.zeros(8, np.float32), np.zeros(2)
+    for outside in (-1, 8):
+        with pytest.raises(ValueError, match="sizes"):
+            loops._loops.predict(W, D, np.array([0, outside]), two, two.copy())
+
+
+@compiled
+@pytest.mark.parametrize(("rows", "columns"), [(64, 4096), (6, 32), (7, 33), (61, 1000), (5, 40), (40, 31)])
+@pytest.mark.parametrize("rank", [1, 16, 130])
+@pytest.mark.parametrize("slices", [1, 2])
+def test_the_product_is_the_exact_one(rows, columns, rank, slices, by_numpy):
+    rng = np.random.default_rng(rank)
+    term = (0.5, rng.standard_normal((rows, rank)), rng.standard_normal((rank, columns)))
+    product = exact_product([term], slices=slices)
+    D, expected = product.dense(), by_numpy(product.dense)
+    assert np.array_equal(D.view(np.uint32), expected.view(np.uint32))
+    # small products are left to BLAS
+    assert loops.multiply(product.pieces[0].factors(0, rows), D) == (rows >= 6 and columns >= 32)
+
+
+@compiled
+def test_sums_beyond_float32_are_infinite_and_transposes_are_left_to_blas(by_numpy):
+    rng = np.random.default_rng(0)
+    product = exact_product([(1e30, rng.standard_normal((64, 8)), 1e15 * rng.standard_normal((8, 64)))])
+    with np.errstate(over="ignore"):
+        assert np.isinf(product.dense()).any()
+        assert np.array_equal(product.dense(), by_numpy(product.dense))
+    assert np.array_equal(product.T.dense(), product.dense().T)
+    assert not loops.multiply(product.T.pieces[0].factors(0, 64), np.empty((64, 64), np.float32))
+
+
+def test_arrays_of_other_kinds_are_left_to_numpy():
+    W, D = np.zeros((4, 4), BF16), np.zeros((4, 4), np.float32)
+    for weights, update in ((W.astype(np.float16), D), (W.T[::2], D[::2]), (W, D.astype(np.float64)), (W, D[:2])):
+        assert loops.merge_entries_with(weights, update, lost=None, search=True) is None
+        assert loops.subtract_and_round(weights, update) is None
+    assert loops.merge_entries_with(W, D, lost=D[:, ::2].copy(), search=False) is None
+
+
+@compiled
+def test_the_kernel_refuses_arrays_of_other_sizes():
+    W, D, B, A = np.zeros(8, np.uint16), np.zeros(8, np.float32), np.zeros((8, 2)), np.zeros((2, 32))
+    places = np.zeros(3, np.int64)
+    for call in (
+        lambda: loops._loops.subtract(W, D, W[:4].copy()),
+        lambda: loops._loops.merge(W, D[:4], D.copy(), W.copy(), places, W[:3].copy()),
+        lambda: loops._loops.merge(W, D, D[:4].copy(), W.copy(), places, W[:3].copy()),
+        lambda: loops._loops.merge(W, D, D.copy(), W[:4].copy(), places, W[:3].copy()),
+        lambda: loops._loops.merge(W, D, D.copy(), W.copy(), places, W[:4].copy()),
+        lambda: loops._loops.multiply(B, A, 2, b"", b"", 0, 8, 33, np.zeros((8, 33), np.float32)),
+        lambda: loops._loops.multiply(B, A, -2, b"", b"", 0, 8, 32, np.zeros((8, 32), np.float32)),
+    ):
+        with pytest.raises(ValueError, match="sizes"):
+            call()
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [BF16, np.float32])
+def test_a_merge_and_its_record_are_those_of_numpy(dtype, by_numpy):
+    rng = np.random.default_rng(3)
+    W = (0.02 * rng.standard_normal((1100, 500))).astype(dtype)
+    # so many that the sample of the prediction has some of each kind, with differences far below the first number
+    W[:20] = np.resize(np.array([np.nan, np.inf, -0.0, 0, 1e-40, 3e38], dtype), (20, 500))
+    update = LowRank(0.01 * rng.standard_normal((1100, 16)), 0.1 * rng.standard_normal((16, 500)), 1.0)
+
+    def merge():
+        plan = TensorPlan("weight", LazyArray.of(W), W.shape, (Slab("module", 0, 1100, ((1.0, update),)),))
+        recorder = MergeRecorder(prepare_merge(plan))
+        rows = b"".join(block.tobytes() for block in recorder.blocks())
+        record = recorder.record()
+        return rows, record.fidelity, record.merged_hash, [s.read().tobytes() for s in record.patch.streams]
+
+    assert merge() == by_numpy(merge)
+
+
+def test_entries_make_the_patch_that_their_rows_make():
+    rng = np.random.default_rng(2)
+    for share in (0.02, 1.0):
+        W = rng.standard_normal((30, 40)).astype(BF16)
+        R = np.where(rng.random(W.shape) < share, rng.standard_normal(W.shape).astype(BF16), W)
+        by_rows, by_entries = PatchWriter(2), PatchWriter(2)
+        for part in (slice(0, 13), slice(13, 30)):
+            by_rows.block(W[part], R[part])
+            w, r = W[part].view(np.uint16).ravel(), R[part].view(np.uint16).ravel()
+            places = np.flatnonzero(w != r)
+            by_entries.entries(W[part], places, r[places])
+        one, two = by_rows.finish(), by_entries.finish()
+        assert one.coding == two.coding == ("patch" if share < 1 else "xor")
+        assert [s.read().tobytes() for s in one.streams] == [s.read().tobytes() for s in two.streams]
+        assert np.array_equal(PatchReader(two, 2).block(R).view(np.uint16), W.view(np.uint16))
