@@ -1,5 +1,8 @@
 """The compiled loops against NumPy and ml_dtypes, bit for bit; nothing is compared where they were not compiled."""
 
+import os
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -186,3 +189,15 @@ def test_entries_make_the_patch_that_their_rows_make():
         assert one.coding == two.coding == ("patch" if share < 1 else "xor")
         assert [s.read().tobytes() for s in one.streams] == [s.read().tobytes() for s in two.streams]
         assert np.array_equal(PatchReader(two, 2).block(R).view(np.uint16), W.view(np.uint16))
+
+
+def test_a_kernel_that_is_older_than_its_source_is_not_used(tmp_path: Path) -> None:
+    compiled, source = tmp_path / "_kernel.so", tmp_path / "kernel.c"
+    for path, time in ((compiled, 200), (source, 100)):
+        path.touch()
+        os.utime(path, (time, time))
+    assert not loops._is_outdated(compiled)
+    os.utime(source, (300, 300))
+    assert loops._is_outdated(compiled)
+    source.unlink()  # a wheel need not have it
+    assert not loops._is_outdated(compiled)

@@ -6,6 +6,7 @@ float32 in C order. Otherwise it says so, and the caller computes the same bits 
 """
 
 import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -21,14 +22,20 @@ FEW = 8
 
 
 def _compiled() -> ModuleType | None:
-    """The compiled module; None if there is none, or if it is switched off."""
+    """The compiled module; None if there is none, if it is older than its source, or if it is switched off."""
     if os.environ.get("LORALENS_KERNEL") == "off":
         return None
     try:
         from loralens.linalg.compiled import _kernel
     except ImportError:
         return None
-    return _kernel
+    return None if _is_outdated(Path(_kernel.__file__)) else _kernel
+
+
+def _is_outdated(compiled: Path) -> bool:
+    """Whether ``kernel.c`` beside a compiled file has changed since, as in a clone that was updated but not built."""
+    source = compiled.with_name("kernel.c")
+    return source.exists() and compiled.stat().st_mtime < source.stat().st_mtime
 
 
 _loops = _compiled()
