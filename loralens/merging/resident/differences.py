@@ -11,10 +11,10 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.lazy import Array
-from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter, bits, differing
+from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter, differing
 
 GROUP = 256  # numbers: the place of an entry among them is one byte
+BLOCKS = 8  # blocks whose entries are coded together
 # As in undo files, the range without it is symmetric.
 ESCAPE = -128  # the difference that means: the bits of W follow
 
@@ -27,7 +27,7 @@ class FewEntries:
     Attributes
     ----------
     counts : uint16 array
-        The number of entries in each group of 256 numbers. Each block begins with a group of its own.
+        The number of entries in each group of 256 numbers.
     places : uint8 array
         Where the entries are in their groups.
     steps : int8 array
@@ -49,32 +49,46 @@ class FewEntries:
 
 @final
 class EntryReader:
-    """Restores W from R. The blocks are those of the comparison."""
+    """Restores W from R, some numbers at a time."""
 
-    __slots__ = ("_entries", "_entry", "_escaped", "_group")
+    __slots__ = ("_entries", "_entry", "_escaped", "_number", "_starts")
 
     def __init__(self, entries: FewEntries) -> None:
         self._entries = entries
-        # The next group, entry and escaped number.
-        self._group = self._entry = self._escaped = 0
+        # The first entry of each group, and the number of all entries.
+        self._starts = np.zeros(entries.counts.size + 1, np.int64)
+        np.cumsum(entries.counts, out=self._starts[1:])
+        # The next number, entry and escaped number.
+        self._number = self._entry = self._escaped = 0
 
     def correct(self, r: NDArray[Any]) -> None:
-        """Change the `bits` of the next block of R to those of W, in place."""
-        entries = self._entries
-        group, self._group = self._group, self._group + _groups(r.size)
-        counts = entries.counts[group : self._group]
-        groups = np.repeat(np.arange(counts.size), counts)
-        entry, self._entry = self._entry, self._entry + groups.size
-        places, steps = groups * GROUP + entries.places[entry : self._entry], entries.steps[entry : self._entry]
+        """Change the `bits` of the next numbers of R to those of W, in place."""
+        entries, first, start = self._entries, self._number, self._entry
+        self._number += r.size
+        stop = self._entry = self._entries_before(self._number)
+        # The first and the last group may lie partly outside.
+        groups = np.arange(first // GROUP, _groups(self._number))
+        counts = np.diff(self._starts[groups[0] : groups[-1] + 2].clip(start, stop))
+        places = np.repeat(groups * GROUP - first, counts)
+        places += entries.places[start:stop]
+        steps = entries.steps[start:stop]
         # Unsigned integers wrap around, as they did in the comparison.
         r[places] += steps.astype(r.dtype)
         escaped = places[steps == ESCAPE]
-        first, self._escaped = self._escaped, self._escaped + escaped.size
-        r[escaped] = entries.numbers[first : self._escaped]
+        first_escaped, self._escaped = self._escaped, self._escaped + escaped.size
+        r[escaped] = entries.numbers[first_escaped : self._escaped]
+
+    def _entries_before(self, number: int) -> int:
+        """How many entries lie before a number."""
+        group, place = divmod(number, GROUP)
+        before = int(self._starts[group])
+        if not place:
+            return before
+        return before + int(np.searchsorted(self._entries.places[before : self._starts[group + 1]], place))
 
     def finish(self) -> None:
-        """Check that all blocks were restored."""
-        assert self._group == self._entries.counts.size
+        """Check that all numbers were restored."""
+        assert self._entry == self._starts[-1]
 
 
 @final
@@ -101,46 +115,62 @@ class BlockComparison:
 
     Parameters
     ----------
+    size : int
+        Numbers in all blocks together.
     itemsize : int
         Bytes of a number of the weight.
     few : float
         The share of different entries up to which they are kept as they are.
     """
 
-    __slots__ = ("_blocks", "_few", "_itemsize", "_writer")
+    __slots__ = ("_coded", "_counts", "_few", "_found", "_itemsize", "_number", "_writer")
 
-    def __init__(self, itemsize: int, *, few: float) -> None:
+    def __init__(self, size: int, itemsize: int, *, few: float) -> None:
         self._itemsize, self._few = itemsize, few
-        self._blocks: list[FewEntries] = []
+        self._counts = np.zeros(_groups(size), np.uint16)
+        self._number = 0  # the first number of the next block
+        # Entries of the last blocks: their places, and the bits of W and of R.
+        self._found: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
+        # Those of blocks before: places, steps and escaped numbers.
+        self._coded: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
         self._writer: PatchWriter | None = None
 
-    def compare(self, W: Array, R: Array) -> None:
-        """Note where the next rows differ. The bits are compared, since as numbers −0 equals 0."""
-        w, r = bits(W), bits(R)
+    def compare(self, w: NDArray[Any], r: NDArray[Any]) -> None:
+        """Note where the next rows differ, from their `bits`: as numbers −0 equals 0."""
         places = np.empty(0, np.int64) if self._writer else differing(w, r)
         # As all blocks of a weight are alike, the first one decides.
-        if not self._writer and not self._blocks and places.size > self._few * w.size:
+        if not self._number and places.size > self._few * w.size:
             self._writer = PatchWriter(self._itemsize)
         if self._writer:
             self._writer.block(w, r)
-            return
-        counts = np.bincount(places >> 8, minlength=_groups(w.size)).astype(np.uint16)
-        numbers = w[places]
-        steps = (numbers - r[places]).view(f"i{self._itemsize}")
-        far = (steps <= ESCAPE) | (steps >= -ESCAPE)
-        steps[far], numbers = ESCAPE, numbers[far]
-        # The conversion to bytes keeps the place in the group.
-        self._blocks.append(FewEntries(counts, places.astype(np.uint8), steps.astype(np.int8), numbers))
+        else:
+            self._found.append((places + self._number, w[places], r[places]))
+        self._number += w.size
+        if len(self._found) == BLOCKS:
+            self._code()
 
     def patch(self) -> Patch:
         """The patch of the whole weight."""
         if self._writer:
             return Patch(self._writer.finish(), self._itemsize)
-        one = self._blocks[0]
-        if len(self._blocks) > 1:
-            arrays = zip(*((each.counts, each.places, each.steps, each.numbers) for each in self._blocks), strict=True)
-            one = FewEntries(*map(np.concatenate, arrays))
-        return Patch(one, self._itemsize)
+        self._code()
+        return Patch(FewEntries(self._counts, *map(np.concatenate, zip(*self._coded, strict=True))), self._itemsize)
+
+    def _code(self) -> None:
+        """Code the entries that were found. Several blocks together take fewer calls of NumPy."""
+        if not self._found:
+            return
+        places, numbers, r = map(np.concatenate, zip(*self._found, strict=True))
+        self._found.clear()
+        groups = places >> 8
+        if groups.size:
+            self._counts[groups[0] : groups[-1] + 1] += np.bincount(groups - groups[0]).astype(np.uint16)
+        exact = (numbers - r).view(f"i{self._itemsize}")
+        steps = exact.astype(np.int8)
+        far = (steps != exact) | (steps == ESCAPE)
+        steps[far] = ESCAPE
+        # The conversion to bytes keeps the place in the group.
+        self._coded.append((places.astype(np.uint8), steps, numbers[far]))
 
 
 def _groups(size: int) -> int:
