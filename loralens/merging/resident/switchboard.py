@@ -15,9 +15,17 @@ from loralens.merging.make_plan import plan_merge
 from loralens.merging.matrix import NewArray, ReusedMemory
 from loralens.merging.plan import MergePlan, TensorPlan
 from loralens.merging.record import hash_rows
-from loralens.merging.resident.by_torch import Task
+from loralens.merging.resident.block_operations import BlockMemory
 from loralens.merging.resident.held import HeldAdapter, ViewedAdapter
-from loralens.merging.resident.resident import Undo, merge_weight, restore_weight
+from loralens.merging.resident.in_place import Task
+from loralens.merging.resident.resident import (
+    Change,
+    Undo,
+    WholeChange,
+    change_in_place,
+    merge_weight,
+    restore_weight,
+)
 from loralens.merging.resident.slots import (
     TensorSlot,
     WeightSlot,
@@ -34,7 +42,6 @@ if TYPE_CHECKING:  # importing torch takes 1.4 s, and only its type is needed
 
 Wanted = str | Mapping[str, float] | None
 UNTIED = {"tie_word_embeddings": False}  # tied weights are found by their memory address, not by the configuration
-Made = tuple[Array, Undo | None]  # the new numbers of a weight, and what restores the base (None for the base)
 
 
 @final
@@ -78,7 +85,8 @@ class Switchboard:
     Subtracting D does not restore W, because rounding gives several W the same W'. So a patch is kept for every weight
     of the current task, W = patch(round(W' − D)), which takes 0.05 to 1.3 bits per weight. After any number of switches
     the base is the original, bit for bit. A switch costs two products for each adapted weight, and the patch. The
-    forward pass costs the same as without adapters. During a switch one weight for each thread is in memory twice.
+    forward pass costs the same as without adapters. During a switch one weight for each thread is in memory twice,
+    except parameters on the CPU that a single thread changes in their own memory.
     """
 
     def __init__(
@@ -103,8 +111,9 @@ class Switchboard:
         self._merged: dict[str, Undo] = {}
         # The requested task, and the weights that it changes.
         self._goal: tuple[Task, frozenset[str]] = ((), frozenset())
-        # Set before the first byte is written and cleared after the last one, this repeats an interrupted write.
-        self._writing: tuple[str, Made] | None = None  # the weight that is being written, and its new numbers
+        # Set before the first byte is written and cleared after the last one, this finishes an interrupted write.
+        self._writing: tuple[str, Change] | None = None
+        self._memory = BlockMemory()  # for weights that are changed in place
         self._plans: dict[Task, Mapping[str, TensorPlan]] = {(): {}}  # of the base, and of every adapter alone
         self._hashes: dict[str, str] = {}
         self._finite: set[str] = set()  # weights whose base holds neither NaN nor Inf
@@ -152,14 +161,19 @@ class Switchboard:
         # One thread is done with a weight before it begins the next one.
         for_base, for_merged = (ReusedMemory(), ReusedMemory()) if self._threads == 1 else (np.empty, np.empty)
 
-        def make(key: str) -> tuple[str, Made]:
+        def make(key: str) -> tuple[str, Change]:
             with place(key):
-                W, slot = self._base_of(key, for_base), self._slots[key]
-                if key not in tensors:
-                    return key, (W, None)
-                return key, merge_weight(
+                slot, plan = self._slots[key], tensors.get(key)
+                if self._threads == 1 and key in self._finite:
+                    change = change_in_place(slot, plan, target, self._merged.get(key), self._memory)
+                    if change is not None:
+                        return key, change
+                W = self._base_of(key, for_base)
+                if plan is None:
+                    return key, WholeChange(slot, W, None)
+                array, undo = merge_weight(
                     W,
-                    tensors[key],
+                    plan,
                     target,
                     shard=slot.shard,
                     whole_weight=LazyArray(lambda: slot.whole_weight(W), shape=slot.shape, dtype=slot.dtype),
@@ -168,10 +182,11 @@ class Switchboard:
                     hold=self._hold is ViewedAdapter,
                     new=for_merged,
                 )
+                return key, WholeChange(slot, array, undo)
 
         # Computed in threads, but written one after the other by this one.
-        for new_weight in Device("cpu", self._threads).map(make, self.state.waiting):
-            self._writing = new_weight
+        for change in Device("cpu", self._threads).map(make, self.state.waiting):
+            self._writing = change
             self._finish_writing()
 
     def replace(self, name: str, adapter: Adapter) -> None:
@@ -330,11 +345,11 @@ class Switchboard:
         return restore_weight(weight, self._merged[key], new=new) if key in self._merged else weight
 
     def _finish_writing(self) -> None:
-        """Write the weight that is due. If this is interrupted, it can be repeated with the same result."""
+        """Finish the change that is due. If this is interrupted, it can be repeated with the same result."""
         if self._writing is None:
             return
-        key, (array, undo) = self._writing
-        self._slots[key].write(array)
+        key, change = self._writing
+        undo = change.finish()
         if undo is None:
             self._merged.pop(key, None)
         else:
