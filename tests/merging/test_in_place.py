@@ -134,6 +134,34 @@ def test_threads_and_memory_in_another_order_change_no_bit():
     assert found == [expected, expected]
 
 
+def test_torch_has_its_threads_again_after_a_switch(monkeypatch):
+    count = torch.get_num_threads()
+    seen = []
+    write = in_place.MergeInPlace.finish
+
+    def finish(self):
+        seen.append(torch.get_num_threads())
+        if len(seen) == 2:
+            raise Stop
+        return write(self)
+
+    monkeypatch.setattr(in_place.MergeInPlace, "finish", finish)
+    try:
+        torch.set_num_threads(3)
+        model = network(torch.bfloat16)
+        board, before = Switchboard(model, {"a": weak_adapter()}), numbers(model)
+        with pytest.raises(Stop):
+            board.switch("a")
+        assert seen[:2] == [1, 1]
+        assert torch.get_num_threads() == 3
+        board.repair()
+        assert numbers(model) == merged_numbers(torch.bfloat16, weak_adapter())
+        board.switch(None)
+        assert numbers(model) == before
+    finally:
+        torch.set_num_threads(count)
+
+
 def numbers_in_order(model):
     return {
         key: tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()

@@ -4,6 +4,7 @@ A block is so small that everything that is computed from it stays in the cache 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, final
 
 import ml_dtypes
@@ -17,6 +18,19 @@ from loralens.merging.undo.patch import bits
 
 BLOCK = 1 << 17  # bytes of W in a block of rows: all arrays of a block, 8 times as much, stay in the cache of a core
 SHAPES = 4  # shapes of blocks for which buffers are kept
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Let torch use one thread per operation: those on a block are so short that several threads mostly wait."""
+    import torch
+
+    count = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def in_blocks(*sides: Any) -> Iterator[tuple[Any, ...]]:

@@ -117,9 +117,11 @@ class MergeInPlace:
     ----------
     task, plan, products
         Those of the `RoundedMerge`.
+    memory : BlockMemory
+        The buffers, which nothing else may use until the change is finished.
     """
 
-    __slots__ = ("_blocks", "_found", "_memory", "_place", "_size", "plan", "products", "task")
+    __slots__ = ("_blocks", "_found", "_place", "_size", "memory", "plan", "products", "task")
 
     def __init__(
         self,
@@ -131,7 +133,7 @@ class MergeInPlace:
         memory: BlockMemory,
     ) -> None:
         self.plan, self.task, self.products = plan, task, products
-        self._memory, self._size = memory, W.size
+        self.memory, self._size = memory, W.size
         self._blocks = list(blocks_of(W, plan, products, exact))
         self._found: list[Found] = []
         # The next block, and the buffers in which its numbers are ready.
@@ -161,7 +163,7 @@ class MergeInPlace:
         number = self._place[0]
         block = self._blocks[number]
         assert block.slices is not None
-        buffers = self._memory.of(block.rows)
+        buffers = self.memory.of(block.rows)
         block.slices.add(block.rows, block.left, buffers, out=buffers.changed)
         if block.rows.itemsize == 2:
             block.coarse.multiply(block.B, buffers)
@@ -175,11 +177,11 @@ class MergeInPlace:
 class RestoreInPlace:
     """The change of a merged weight into W in its memory. ``undo`` has few entries."""
 
-    __slots__ = ("_blocks", "_entries", "_memory", "_place")
+    __slots__ = ("_blocks", "_entries", "_place", "memory")
 
     def __init__(self, W: Array, undo: RoundedMerge, memory: BlockMemory) -> None:
         assert isinstance(undo.patch, FewEntries)
-        self._memory = memory
+        self.memory = memory
         self._blocks = list(blocks_of(W, undo.plan, undo.products))
         self._entries = EntryReader(undo.patch)
         # The next block, and the buffers in which W' − D̃ is ready.
@@ -191,7 +193,7 @@ class RestoreInPlace:
             number, buffers = self._place
             block = self._blocks[number]
             if buffers is None:
-                buffers = self._memory.of(block.rows)
+                buffers = self.memory.of(block.rows)
                 block.coarse.multiply(block.B, buffers)
                 subtract(block.rows, buffers, out=buffers.total)
                 self._place = number, buffers
