@@ -86,11 +86,11 @@ def figures(folder: Path) -> None:
         with TemporaryDirectory() as place:
             log = Path(place) / f"{name}.jsonl"
             told = watched_run(base, ids, steps=150, seed=1, log=log, rank=8, lr=lr)
-            loralens.plot(loralens.trajectory(log), figure_title=f"{name}: learning rate {lr:g}").savefig(
-                folder / f"watch_{name}.png"
-            )
+            run = loralens.trajectory(log)
+            title = f"{name}: learning rate {lr:g}; {', '.join(run.signs) or 'no sign that it goes wrong'}"
+            loralens.plot(run, figure_title=title).savefig(folder / f"watch_{name}.png")
             print(name, told)
-            print("\n".join(loralens.trajectory(log).conclusion()))
+            print("\n".join(run.conclusion()))
 
 
 def healthy(runs: int) -> None:
