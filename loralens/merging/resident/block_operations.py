@@ -150,7 +150,7 @@ class Coarse(NamedTuple):
             torch.mm(B, self.A, out=buffers.product)
 
 
-def subtract(merged: Any, buffers: Buffers, *, out: Any) -> None:
+def subtract_coarse(merged: Any, buffers: Buffers, *, out: Any) -> None:
     """W' − D̃ for some rows, rounded to the dtype of ``out``; D̃ is in ``buffers.product``."""
     import torch
 

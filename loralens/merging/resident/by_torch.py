@@ -17,9 +17,9 @@ from loralens.linalg.exact import ExactProduct, SlicedBlock
 from loralens.linalg.narrow import NarrowProduct
 from loralens.merging.matrix import NewArray
 from loralens.merging.plan import TensorPlan
-from loralens.merging.resident.block_operations import BlockMemory, subtract
+from loralens.merging.resident.block_operations import BlockMemory, subtract_coarse
 from loralens.merging.resident.differences import FewEntries, share_of_entries
-from loralens.merging.resident.in_place import MergeInPlace, RestoreInPlace, RoundedMerge, Task, blocks_of
+from loralens.merging.resident.in_place import MergeInPlace, RestoreInPlace, RoundedMerge, Task, updated_rows
 from loralens.merging.rounding import slices_for
 from loralens.merging.undo.patch import PatchReader, PatchWriter
 
@@ -82,10 +82,10 @@ def restore_by_torch(W: Array, undo: RoundedMerge, *, new: NewArray = np.empty) 
         RestoreInPlace(result, undo, _memory.blocks).finish()
         return result.reshape(W.shape)
     reader = PatchReader(undo.patch, W.dtype.itemsize)
-    for block in blocks_of(result, undo.plan, undo.products):
+    for block in updated_rows(result, undo.plan, undo.products):
         buffers = _memory.blocks.of(block.rows)
         block.coarse.multiply(block.B, buffers)
-        subtract(block.rows, buffers, out=block.rows)
+        subtract_coarse(block.rows, buffers, out=block.rows)
         reader.correct(block.bits)
     reader.finish()
     return result.reshape(W.shape)
@@ -121,13 +121,13 @@ def _merge_with_blob(
 ) -> RoundedMerge:
     """Change W into W' in its memory, and return what restores W, where many entries differ."""
     writer = PatchWriter(merged.itemsize)
-    for block in blocks_of(merged, plan, products, exact):
+    for block in updated_rows(merged, plan, products, exact):
         assert block.slices is not None
         buffers = _memory.blocks.of(block.rows)
         block.slices.add(block.rows, block.left, buffers, out=buffers.changed)
         if merged.itemsize == 2:
             block.coarse.multiply(block.B, buffers)
-        subtract(buffers.changed, buffers, out=buffers.rounded)
+        subtract_coarse(buffers.changed, buffers, out=buffers.rounded)
         writer.block(block.bits, buffers.bits)
         block.rows.copy_(buffers.changed)
     return RoundedMerge(task, plan, products, writer.finish())

@@ -21,7 +21,7 @@ from loralens.merging.resident.block_operations import (
     Slices,
     as_tensor,
     in_blocks,
-    subtract,
+    subtract_coarse,
 )
 from loralens.merging.resident.differences import EntryReader, FewEntries, Found, code_entries, find_entries
 from loralens.merging.undo.patch import Blob, bits
@@ -67,7 +67,7 @@ class RoundedMerge:
         return 0
 
 
-class Block(NamedTuple):
+class UpdatedRows(NamedTuple):
     """Some rows of a weight that have an update.
 
     Attributes
@@ -92,12 +92,12 @@ class Block(NamedTuple):
     left: Sequence[Any]
 
 
-def blocks_of(
+def updated_rows(
     W: Array,
     plan: TensorPlan,
     products: Mapping[int, NarrowProduct],
     exact: Mapping[int, SlicedBlock] | None = None,
-) -> Iterator[Block]:
+) -> Iterator[UpdatedRows]:
     """The rows of W that have an update, a block at a time; with ``exact`` they have slices of D."""
     rows, numbers = as_tensor(W.reshape(plan.matrix)), bits(W)
     for slab in plan.slabs:
@@ -106,7 +106,7 @@ def blocks_of(
         last = slab.start * plan.matrix[1]
         for block, B, *left in in_blocks(rows[slab.start : slab.stop], coarse.B, *(slices.left if slices else ())):
             first, last = last, last + block.numel()
-            yield Block(block, first, numbers[first:last], coarse, B, slices, left)
+            yield UpdatedRows(block, first, numbers[first:last], coarse, B, slices, left)
 
 
 @final
@@ -134,7 +134,7 @@ class MergeInPlace:
     ) -> None:
         self.plan, self.task, self.products = plan, task, products
         self.memory, self._size = memory, W.size
-        self._blocks = list(blocks_of(W, plan, products, exact))
+        self._blocks = list(updated_rows(W, plan, products, exact))
         self._found: list[Found] = []
         # The next block, and the buffers in which its numbers are ready.
         self._place: tuple[int, Buffers | None] = (0, None)
@@ -167,7 +167,7 @@ class MergeInPlace:
         block.slices.add(block.rows, block.left, buffers, out=buffers.changed)
         if block.rows.itemsize == 2:
             block.coarse.multiply(block.B, buffers)
-        subtract(buffers.changed, buffers, out=buffers.rounded)
+        subtract_coarse(buffers.changed, buffers, out=buffers.rounded)
         # An interruption may have left the entries of the same block.
         self._found[number:] = [find_entries(block.bits, buffers.bits, block.first)]
         self._place = number, buffers
@@ -182,7 +182,7 @@ class RestoreInPlace:
     def __init__(self, W: Array, undo: RoundedMerge, memory: BlockMemory) -> None:
         assert isinstance(undo.patch, FewEntries)
         self.memory = memory
-        self._blocks = list(blocks_of(W, undo.plan, undo.products))
+        self._blocks = list(updated_rows(W, undo.plan, undo.products))
         self._entries = EntryReader(undo.patch)
         # The next block, and the buffers in which W' − D̃ is ready.
         self._place: tuple[int, Buffers | None] = (0, None)
@@ -195,7 +195,7 @@ class RestoreInPlace:
             if buffers is None:
                 buffers = self.memory.of(block.rows)
                 block.coarse.multiply(block.B, buffers)
-                subtract(block.rows, buffers, out=buffers.total)
+                subtract_coarse(block.rows, buffers, out=buffers.total)
                 self._place = number, buffers
             block.rows.copy_(buffers.total)
             self._entries.correct(block.bits, block.first)
