@@ -48,13 +48,14 @@ def _rule(entries: Entries, density: float, gamma: float) -> Fuse:
     work = Workspace()
 
     def fuse(_: slice, stack: Array) -> Array:
-        for x, (low, *high) in zip(stack, cutoffs, strict=True):
+        kept = []
+        for t, (x, (low, *high)) in enumerate(zip(stack, cutoffs, strict=True)):
             size = np.abs(x, out=work.of("size", x.shape, x.dtype))
-            inside = np.greater_equal(size, low, out=work.of("mask", x.shape, np.bool_))
+            inside = np.greater_equal(size, low, out=work.of(f"kept {t}", x.shape, np.bool_))
             # Entries as large as the last of the γ largest count among them, so that equal entries are treated alike.
             if high:
                 inside &= np.less(size, high[0], out=work.of("below", x.shape, np.bool_))
-            x *= inside
-        return add_updates(stack, work)
+            kept.append(inside)
+        return add_updates(stack, work, kept=kept)
 
     return fuse

@@ -29,6 +29,7 @@ from loralens.core.together import Row, check_combinable, keep_modules, match_mo
 from loralens.core.vector import assemble_adapter
 from loralens.errors import OptionError, place
 from loralens.linalg.factor import Floats
+from loralens.linalg.sketch import forget_panels
 
 Weight = float | Mapping[str, float] | Strength
 
@@ -319,7 +320,9 @@ class _Work:
             shapes = [next(update.shape for update in row if update is not None) for row in self.rows.values()]
             modules = Modules(list(self.rows), self.joint, sum(map(prod, shapes)), threads, step)
             self.settings = {**self.settings, **self.row.prepare(modules, **self.settings)}
-        return in_threads(self.combine_module, list(self.rows), threads, step)
+        results = in_threads(self.combine_module, list(self.rows), threads, step)
+        forget_panels()
+        return results
 
     def combine_module(self, name: str) -> tuple[Lift, Quality]:
         """Return the combination of one module and its quality."""

@@ -75,14 +75,17 @@ def _rule(entries: Entries, density: float, seed: "np.random.SeedSequence | None
     n = entries.shape[1]
 
     def fuse(rows: slice, stack: Array) -> Array:
-        for x, draws_t in zip(stack, draws, strict=True):
-            if threshold < STEPS:  # else all entries are kept without random numbers
+        kept = []
+        if threshold < STEPS:  # else all entries are kept without random numbers
+            for t, (x, draws_t) in enumerate(zip(stack, draws, strict=True)):
                 # A word belongs to the place of its entry, so the mask does not depend on the size of the blocks.
                 words = draws_t.words(rows.start * n, x.size).reshape(x.shape)
-                x *= np.less(words, threshold, out=work.of("mask", x.shape, np.bool_))
+                mask = np.less(words, threshold, out=work.of(f"kept {t}", x.shape, np.bool_))
+                mask &= np.not_equal(x, 0, out=work.of("nonzero", x.shape, np.bool_))
+                kept.append(mask)
                 # The probability is exactly threshold/STEPS, so the mean over seeds is exactly the update.
                 x *= x.dtype.type(STEPS / threshold)
-        return elected_mean(stack, work) if elect else add_updates(stack, work)
+        return elected_mean(stack, work, kept=kept) if elect else add_updates(stack, work, kept=kept)
 
     return fuse
 

@@ -3,14 +3,14 @@
 import numpy as np
 
 from loralens.arithmetic.dare import adapter_draws
-from loralens.arithmetic.election import elected_mean
+from loralens.arithmetic.election import elected_mean, rows_for_cache
 from loralens.arithmetic.elementwise import fuse_entries
 from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
 from loralens.choices import Space
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
 from loralens.errors import OptionError
-from loralens.linalg.draws import STEPS
+from loralens.linalg.draws import STEPS, Words
 from loralens.linalg.factor import Integers
 
 
@@ -67,37 +67,49 @@ def _rule(entries: Entries, density: float, epsilon: float, seed: "np.random.See
     n = entries.shape[1]
     # The probabilities of a row by rank, from the smallest entry to the largest; a row of one entry has the mean.
     q = density + epsilon * (2 * np.arange(n) / (n - 1) - 1) if n > 1 else np.full(1, density)
-    # An entry is kept if its random number, 0 … STEPS − 1, is below the threshold. The threshold is at least 1,
-    # because entries are divided by q. In the dtype of the entries, so that they are copied without a conversion.
-    thresholds = np.clip(np.rint(q * STEPS), 1, STEPS).astype(entries.dtype)
+    # An entry is kept if its random number, 0 … STEPS − 1, is below a threshold; then it is multiplied by this factor.
+    # The threshold is at least 1, because entries are divided by q.
+    factors: Array = STEPS / np.clip(np.rint(q * STEPS), 1, STEPS).astype(entries.dtype)
 
     def fuse(rows: slice, stack: Array) -> Array:
-        for x, draws_t in zip(stack, draws, strict=True):
-            chances = work.of("chances", x.shape, x.dtype)
-            # From ranks back to the places of the entries.
-            for row, order in zip(chances, _orders(x, work), strict=True):
-                row[order] = thresholds
+        kept = []
+        for t, (x, draws_t) in enumerate(zip(stack, draws, strict=True)):
             words = draws_t.words(rows.start * n, x.size).reshape(x.shape)
-            x *= np.less(words, chances, out=work.of("mask", x.shape, np.bool_))
-            np.divide(STEPS, chances, out=chances)
-            x *= chances
-        return elected_mean(stack, work)
+            mask = work.of(f"kept {t}", x.shape, np.bool_)
+            # Some rows at a time, because the arrays for all rows of a block would not fit the cache.
+            for some in rows_for_cache(*x.shape):
+                _prune(x[some], words[some], factors, mask[some], work)
+            kept.append(mask)
+        return elected_mean(stack, work, kept=kept)
 
     return fuse
+
+
+def _prune(x: Array, words: Words, factors: Array, mask: Array, work: Workspace) -> None:
+    """Write into ``mask`` which entries of some rows are kept, and multiply all of them by their factors."""
+    mine, draws = work.of("factors", x.shape, x.dtype), work.of("draws", x.shape, x.dtype)
+    # From ranks back to the places of the entries.
+    for row, order in zip(mine, _orders(x, work), strict=True):
+        row[order] = factors
+    # For integers w and h and f = STEPS / h, w·f is at least STEPS if w ≥ h, and at most STEPS − 1 if w < h, apart from
+    # roundings below 0.01. So the thresholds h need not be put in place beside the factors.
+    np.copyto(draws, words)
+    draws *= mine
+    np.less(draws, STEPS - 0.5, out=mask)
+    mask &= np.not_equal(x, 0, out=work.of("nonzero", x.shape, np.bool_))
+    x *= mine
 
 
 def _orders(x: Array, work: Workspace) -> Integers:
     """For every row, the positions of its entries by rising absolute value; equal entries from left to right."""
     if x.dtype != np.float32:
         return np.argsort(np.abs(x), axis=1, kind="stable")
-    # Without its sign bit, the pattern of a float32 orders as its absolute value does. With the position in the lower
-    # bits all keys differ, and NumPy sorts integers several times as fast as it sorts positions stably.
-    places = max(1, x.shape[1] - 1).bit_length()
-    keys = work.of("keys", x.shape, np.int64)
-    np.copyto(keys, x.view(np.int32))
-    keys &= 0x7FFFFFFF
-    keys <<= places
-    keys |= np.arange(x.shape[1])
+    # A float32 leaves 29 bits of a float64 empty, which take the position. So all numbers differ, and NumPy sorts them
+    # several times as fast as it sorts positions stably; float64 is sorted faster than integers of 64 bits, too.
+    keys = work.of("keys", x.shape, np.float64)
+    np.copyto(keys, np.abs(x, out=work.of("draws", x.shape, x.dtype)))
+    patterns: Integers = keys.view(np.int64)
+    patterns |= np.arange(x.shape[1])
     keys.sort(axis=1)
-    keys &= (1 << places) - 1
-    return keys
+    patterns &= (1 << max(1, x.shape[1] - 1).bit_length()) - 1
+    return patterns

@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from typing import TypeVar, final
 
 import numpy as np
 
-from loralens.arithmetic.entries import Entries, Fuse, Fused
+from loralens.arithmetic.entries import SAMPLED, Entries, Fuse, Fused, Matrix
 from loralens.arithmetic.spaces import entries_in_space
 from loralens.choices import Space
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
 from loralens.core.threads import Step, in_threads
-from loralens.linalg.factor import Floats
+from loralens.linalg.factor import Array
 from loralens.linalg.selection import Selection
+
+MOST_SAMPLED = 1 << 20  # entries of an adapter that are sampled at most: 4 MiB
 
 T = TypeVar("T")
 
@@ -84,15 +86,16 @@ def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[floa
         In (0, 1], of the entries of the modules that the adapter has.
     space : str
     """
-    # As `Entries.sampled`, of all modules together: a quarter of size^(2/3) entries.
-    rate = 0.25 / max(1, modules.entries) ** (1 / 3)
+    # As `Entries.sampled`, of all modules together, but not more than fit into the memory.
+    size = max(1, modules.entries)
+    rate = min(SAMPLED / size ** (1 / 3), MOST_SAMPLED / size)
 
-    def sample(joint: Joint) -> tuple[int, dict[int, tuple[int, Floats]]]:
-        samples = {t: (entries.size, entries.sample(ceil(rate * entries.size))) for t, entries in _split(joint, space)}
+    def sample(joint: Joint) -> tuple[int, dict[int, tuple[int, Array]]]:
+        samples = {t: (prod(M.shape), np.abs(M.sample(ceil(rate * prod(M.shape))))) for t, M in _matrices(joint, space)}
         return len(joint.updates), samples
 
     looks = modules.map(sample)
-    samples: dict[int, list[tuple[int, Floats]]] = {}  # of each adapter: the size of each of its modules, and a sample
+    samples: dict[int, list[tuple[int, Array]]] = {}  # of each adapter: the size of each of its modules, and a sample
     for _, by_adapter in looks:
         for t, module_sample in by_adapter.items():
             samples.setdefault(t, []).append(module_sample)
@@ -104,8 +107,8 @@ def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[floa
         selections[t] = Selection([max(1, int(share * size))], size=size, sample=pooled)
 
     def count(joint: Joint) -> None:
-        for t, entries in _split(joint, space):
-            for block in entries.magnitudes():
+        for t, matrix in _matrices(joint, space):
+            for block in matrix.magnitudes():
                 selections[t].add(block)
 
     # A selection stays open where its sample did not bracket the value that is sought: then all entries are read again.
@@ -118,8 +121,8 @@ def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[floa
     return tuple(selections[t].values[0] if t in selections else 0.0 for t in range(adapters))
 
 
-def _split(joint: Joint, space: Space) -> Iterator[tuple[int, Entries]]:
-    """The entries of every adapter alone, with its index; nothing if all updates are 0."""
+def _matrices(joint: Joint, space: Space) -> Iterator[tuple[int, Matrix]]:
+    """The index of every adapter that is not 0 in this module, and its weighted update in the space."""
     space_entries = entries_in_space(joint, space)
-    for entries in space_entries.entries.split() if space_entries else ():
-        yield entries.places[0], entries
+    if space_entries:
+        yield from zip(space_entries.entries.places, space_entries.entries.matrices, strict=True)

@@ -51,7 +51,8 @@ def _rule(entries: Entries, density: float) -> Fuse:
 
     def select(stack: Array) -> None:
         if cutoff > 0:
-            stack *= np.greater_equal(variance(stack), cutoff, out=work.of("selected", stack.shape[1:], np.bool_))
+            selected = np.greater_equal(variance(stack), cutoff, out=work.of("selected", stack.shape[1:], np.bool_))
+            stack *= selected.astype(stack.dtype)
 
     # In a separate pass, because the shares of a module need the sums over all its entries.
     squares = np.zeros(len(entries.places))

@@ -1,16 +1,19 @@
 """The ordered directions of an update, from which it can be truncated to any rank."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 
+from loralens.compression.splits import Side, safe_unit
 from loralens.core.lazy import Array, LazyArray, Recent
 from loralens.core.lowrank import Bases, LowRank, check_float64
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Structured, Update
 from loralens.errors import place
 from loralens.linalg.basis import Basis
+from loralens.linalg.difference import SplitFactor, times_and_split
 from loralens.linalg.factor import check_in_range, times
 from loralens.linalg.measures import numerical_rank
 from loralens.linalg.product import truncation
@@ -116,17 +119,44 @@ def bases_of(module: Update, directions: Directions | UnreadDirections) -> Bases
     return Bases(Basis(module.B, left), directions.s, Basis(module.A.T, right))
 
 
-def truncate_pair(module: LowRank, leading: Directions | UnreadDirections, dtype: DType | None = None) -> LowRank:
-    """The module reduced to these directions. Its factors are computed when they are read.
+NoteSplit = Callable[[Side, Array, float, SplitFactor], None]  # side, factor, scale, and the split of the factor
 
-    Scale, scaling and layout stay; so does the dtype of each factor, unless ``dtype`` is given.
+
+def truncate_pair(
+    module: LowRank,
+    directions: Directions | UnreadDirections,
+    rank: int,
+    dtype: DType | None = None,
+    *,
+    note: NoteSplit | None = None,
+) -> LowRank:
+    """The module reduced to its leading directions. Its factors are computed when they are read.
+
+    Scale, scaling and layout stay; so does the dtype of each factor, unless ``dtype`` is given. If ``directions`` has
+    bases, ``note`` gets the split of every factor by them, each time one is computed.
     """
     B, A = module.factors
     dtype_B, dtype_A = dtype or B.dtype, dtype or A.dtype
-    k = leading.s.size
+    leading, bases = directions.head(rank), directions.bases
+
+    def out() -> Array:
+        if note is None or bases is None:
+            return times(B.read(), leading.out, dtype_B)
+        unit = module.scale / safe_unit(directions.s)
+        product, split = times_and_split(B.read(), leading.out, bases[0], dtype_B, scale=unit)
+        note("B", product, module.scale, split)
+        return product
+
+    def in_() -> Array:
+        if note is None or bases is None:
+            return times(A.read().T, leading.in_.T, dtype_A).T
+        product, split = times_and_split(A.read().T, leading.in_.T, bases[1], dtype_A, order="F")
+        note("A", product.T, module.scale, split)
+        return product.T
+
     return LowRank(
-        LazyArray(lambda: times(B.read(), leading.out, dtype_B), shape=(B.shape[0], k), dtype=dtype_B),
-        LazyArray(lambda: times(A.read().T, leading.in_.T, dtype_A).T, shape=(k, A.shape[1]), dtype=dtype_A),
+        LazyArray(out, shape=(B.shape[0], rank), dtype=dtype_B),
+        LazyArray(in_, shape=(rank, A.shape[1]), dtype=dtype_A),
         module.scale,
         scaling=module.scaling,
         layout=module.layout,

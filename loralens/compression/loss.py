@@ -7,6 +7,7 @@ from typing import final
 
 import numpy as np
 
+from loralens.compression.splits import safe_unit
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Bases, LowRank, same_numbers
@@ -61,7 +62,7 @@ def total_error(losses: Mapping[str, UpdateLoss]) -> float:
 
 def predict_loss(s: Array, rank_after: int, rank_before: int) -> UpdateLoss:
     """The error of keeping the first ``rank_after`` of the singular values ``s``, before any rounding."""
-    return _loss(rank_before, rank_after, s, s[rank_after:])
+    return loss_of(rank_before, rank_after, s, s[rank_after:])
 
 
 def predict_losses(
@@ -98,6 +99,7 @@ def losses(
     after: Adapter,
     *,
     bases: Callable[[str], Bases | None] | None = None,
+    known: Callable[[str, Update], UpdateLoss | None] | None = None,
     threads: int = 1,
     step: Step | None = None,
 ) -> dict[str, UpdateLoss]:
@@ -109,6 +111,8 @@ def losses(
         Modules are matched by name, else by normal form, because another dialect may name them differently.
     bases : callable, optional
         Name → `LowRank.bases` of the module of ``before``, if they are known already.
+    known : callable, optional
+        Name in ``before``, module of ``after`` → its error, if it is known already.
     threads : int
         Modules worked on at a time.
     step : callable, optional
@@ -135,7 +139,9 @@ def losses(
 
     def measure_loss(name: str) -> UpdateLoss:
         with place(name):
-            return update_loss(before[name], after[names[name]] if name in names else None, bases=bases and bases(name))
+            new = after[names[name]] if name in names else None
+            loss = known(name, new) if known and new is not None else None
+            return loss or update_loss(before[name], new, bases=bases and bases(name))
 
     return in_threads(measure_loss, list(before), threads, step)
 
@@ -151,21 +157,21 @@ def update_loss(before: Update, after: Update | None, *, bases: Bases | None = N
         s = lost = before.singular_values()
         if after is not None:
             lost = Dense(LazyArray.of(before.dense() - after.dense())).singular_values()
-        return _loss(before.rank, after.rank if after else 0, s, lost)
+        return loss_of(before.rank, after.rank if after else 0, s, lost)
     Q_B, s, Q_A = bases or before.bases()
     if after is None:
-        return _loss(before.rank, 0, s, s)
+        return loss_of(before.rank, 0, s, s)
     if isinstance(after, LowRank) and same_numbers(before, after):
-        return _loss(before.rank, after.rank, s, s[:0])
-    unit = spectral(s) or 1.0  # a unit in which no square overflows or underflows
+        return loss_of(before.rank, after.rank, s, s[:0])
+    unit = safe_unit(s)
     # The difference is taken in the orthonormal directions of the old update, so that nearly equal updates lose no
     # digits by cancellation.
     B = (after.scale / unit) * after.B.astype(np.float64)
     lost = unit * difference_singular_values(Q_B, s / unit, Q_A, B, after.A.astype(np.float64))
-    return _loss(before.rank, after.rank, s, lost)
+    return loss_of(before.rank, after.rank, s, lost)
 
 
-def _loss(rank_before: int, rank_after: int, s: Array, lost: Array) -> UpdateLoss:
+def loss_of(rank_before: int, rank_after: int, s: Array, lost: Array) -> UpdateLoss:
     """The error from the singular values of the update and of what it lost."""
     norm, top, error = frobenius(s), spectral(s), frobenius(lost)
     zero = float(error > 0)  # the relative error of an update that was 0: 1 if it is no longer 0

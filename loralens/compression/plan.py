@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from operator import attrgetter
 from typing import Any, Literal, final
 
@@ -18,8 +19,9 @@ from loralens.compression.directions import (
     truncate_pair,
 )
 from loralens.compression.informed import directions_on_data, equalise_units
-from loralens.compression.loss import UpdateLoss, predict_losses
+from loralens.compression.loss import UpdateLoss, loss_of, predict_losses
 from loralens.compression.protection import Protection, protection
+from loralens.compression.splits import FactorSplits, safe_unit
 from loralens.core.adapter import Adapter
 from loralens.core.carried import BOUND
 from loralens.core.lazy import Array, Recent
@@ -286,8 +288,8 @@ class TruncationPlan:
         B, A = module.factors
         return out * B.dtype.itemsize + in_ * A.dtype.itemsize
 
-    def at(self, chosen: Mapping[str, int]) -> Adapter:
-        """The adapter at these ranks. Its factors are computed when they are read.
+    def at(self, chosen: Mapping[str, int], *, splits: FactorSplits | None = None) -> Adapter:
+        """The adapter at these ranks. Its factors are computed when they are read, and their splits noted.
 
         A module that keeps its rank and dtype is the same object, with its stored bits. A module of rank 0 is left out.
         An update that is not a pair (LoKr, LoHa, full) becomes a pair.
@@ -301,7 +303,8 @@ class TruncationPlan:
             elif rank == module.rank:
                 modules[name] = cast_factors(module, self.dtype) if self.dtype else module
             else:
-                modules[name] = truncate_pair(module, self.directions[name].head(rank), self.dtype)
+                note = partial(splits.note, name) if splits else None
+                modules[name] = truncate_pair(module, self.directions[name], rank, self.dtype, note=note)
             if modules[name] is not module:
                 modules[name] = locate_errors(name, modules[name])
         return replace(self.adapter, modules=modules).without([name for name, rank in chosen.items() if rank == 0])
@@ -309,6 +312,14 @@ class TruncationPlan:
     def bases(self, name: str) -> Bases | None:
         """The bases of a module of the adapter, if the plan has them; the factors are read."""
         return bases_of(self.adapter[name], self.directions[name]) if name in self.directions else None
+
+    def loss(self, name: str, after: Update, splits: FactorSplits) -> UpdateLoss | None:
+        """The error of a module that was truncated, if the splits of both of its factors were noted."""
+        if name not in self.directions or not isinstance(after, LowRank):
+            return None
+        s = self.directions[name].s
+        lost = splits.lost(name, s, after)
+        return None if lost is None else loss_of(self.adapter[name].rank, after.rank, s, safe_unit(s) * lost)
 
     def losses(self, chosen: Mapping[str, int]) -> dict[str, UpdateLoss]:
         """The errors of the chosen modules from the directions that are dropped, before rounding, in units of ``s``."""

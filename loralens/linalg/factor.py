@@ -31,6 +31,7 @@ STRONG = 10.0  # a second pass is needed for the directions of X̂ with σ below
 NEARLY_ORTHOGONAL = 3.0  # condition up to which one Cholesky makes columns orthonormal to a few ε
 SQUARES = (1e-200, 1e200)  # squared norms outside are measured again after an exact scaling
 LINE = 64  # bytes of a line of the cache
+INFINITE = {"bfloat16": 0x7F80, "float16": 0x7C00}  # the pattern of infinity; those of NaN are above it
 BLOCK = 1 << 16  # elements of a factor that are held in float64 at a time: 512 KiB stay in the cache
 
 
@@ -43,7 +44,7 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
     G = np.zeros((k, k))
     # Overflow is not an error here: `measure` sees it in the norms and scales X first.
     with np.errstate(over="ignore", invalid="ignore"):
-        for x in _blocks(X, _block_rows(X), _scratch.of(min(X.size, max(BLOCK, X.shape[1])))):
+        for x in _blocks(X, block_rows(X), _scratch.of(min(X.size, max(BLOCK, X.shape[1])))):
             y = x if basis is None else x @ basis
             G += np.dot(y.T, y)  # not @: matmul keeps the GIL while the result is small
     return G
@@ -55,7 +56,7 @@ def cross_gram(X: Array, Y: Array) -> Floats:
         with np.errstate(over="ignore", invalid="ignore"):
             return np.asarray(np.dot(X.T, Y) + 0.0, dtype=np.float64)  # as the sum below, which turns −0 into 0
     # The wider factor decides the height of a block; both are walked in step.
-    rows = min(_block_rows(X), _block_rows(Y))
+    rows = min(block_rows(X), block_rows(Y))
     G = np.zeros((X.shape[1], Y.shape[1]))
     buffer = _scratch.of(min(X.size, rows * X.shape[1]))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -142,7 +143,7 @@ class ReusedMemory:
 _scratch = Scratch()
 
 
-def _block_rows(X: Array) -> int:
+def block_rows(X: Array) -> int:
     """Number of rows of X in a block."""
     return int(max(1, BLOCK // max(1, X.shape[1])))
 
@@ -163,7 +164,7 @@ def _blocks(X: Array, rows: int, buffer: Floats | None = None) -> Iterator[Float
 
 def blocks_of(X: Array) -> Iterator[tuple[slice, Floats]]:
     """X in float64, some rows at a time, with their slice. The next block overwrites the last one."""
-    rows = _block_rows(X)
+    rows = block_rows(X)
     buffer = _scratch.of(min(X.size, max(BLOCK, X.shape[1])))
     for i, block in enumerate(_blocks(X, rows, buffer)):
         yield slice(i * rows, i * rows + len(block)), block
@@ -193,9 +194,18 @@ def check_in_range(array: Array, dtype: np.dtype[Any], *, what: str = "factors")
     FormatError
         Some number is not finite. ``what`` names the numbers in the message.
     """
-    if not np.isfinite(array).all():
+    if not _all_finite(array):
         raise FormatError(f"its {what} are too large for {dtype}", fix="give --dtype bf16 or f32")
     return array
+
+
+def _all_finite(array: Array) -> bool:
+    """Whether no number is infinite or NaN."""
+    infinity = INFINITE.get(array.dtype.name)
+    if infinity is None:
+        return bool(np.isfinite(array).all())
+    # Without its sign, the pattern of a number grows with it. NumPy takes ten times as long to test 16-bit floats.
+    return int((array.view(np.uint16) & 0x7FFF).max(initial=0)) < infinity
 
 
 def require_finite(X: Array) -> Array:
@@ -295,16 +305,16 @@ def orthonormal(factor: Measured, order: Integers) -> tuple[Floats, Floats, Floa
     return Q, np.eye(Q.shape[1]), R
 
 
-def implicit(factor: Measured, order: Integers) -> tuple[Array, Floats, Floats]:
+def implicit(factor: Measured, order: Integers, R: Floats | None = None) -> tuple[Array, Floats, Floats]:
     """X, T and R with X̂[:, order] = Q R, where Q = X T is orthonormal and not formed; X is the factor if possible.
 
     T = R⁻¹ loses κ(X̂)² ε of orthonormality, so the factor itself is used only where the Cholesky route is safe. In all
-    other cases the result is that of `orthonormal`.
+    other cases the result is that of `orthonormal`. The R of `triangle` may be given if it came by the Cholesky route.
     """
-    if factor.norms.all():
+    if factor.norms.all() and R is None:
         R = _cholesky(_equilibrate(_in_order(factor.G, order), factor.norms[order]), CONDITION_LIMIT)
-        if R is not None:
-            return factor.X, _factor_map(np.asarray(np.linalg.inv(R), np.float64), factor, order), R
+    if factor.norms.all() and R is not None:
+        return factor.X, _factor_map(np.asarray(np.linalg.inv(R), np.float64), factor, order), R
     return orthonormal(factor, order)
 
 

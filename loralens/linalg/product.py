@@ -249,7 +249,7 @@ def truncation(B: Array, A: Array, *, bases: bool = False) -> Truncation:
     small = None
     # On this route the triangles, and so U, s and V, are those of `product_bases`.
     if bases and (route_B, route_A) == ("cholesky", "cholesky"):
-        (X_B, T_B, _), (X_A, T_A, _) = implicit(factor_B, order), implicit(factor_A, order)
+        (X_B, T_B, _), (X_A, T_A, _) = implicit(factor_B, order, R_B), implicit(factor_A, order, R_A)
         # The bases refer to the factors unless columns were scaled by powers of two.
         if X_B is factor_B.X and X_A is factor_A.X and not (factor_B.exponents.any() or factor_A.exponents.any()):
             small = T_B @ U, T_A @ Vh.T

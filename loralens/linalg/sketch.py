@@ -1,14 +1,14 @@
 """A low-rank approximation of a big matrix from two passes over blocks of its rows."""
 
 from collections.abc import Callable, Iterable, Iterator
-from math import sqrt
-from typing import NamedTuple
+from math import prod, sqrt
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from loralens.errors import FormatError
 from loralens.linalg.basis import Basis
-from loralens.linalg.factor import Array, Floats
+from loralens.linalg.factor import Array, Floats, Scratch
 from loralens.linalg.product import column_basis, truncating_maps
 
 OVERSAMPLE = 8  # random directions in addition to those that the caller gives
@@ -18,6 +18,9 @@ PANEL = 1 << 24  # numbers of F in one panel, 64 MiB in float32; a smaller F is 
 CANCELLING = 1e-4  # relative to ‖F‖²: below this ‖F‖² − ‖FV‖² is too inaccurate
 
 Blocks = Callable[[], Iterable[tuple[slice, Array]]]
+
+# The panels of a thread, since fresh memory pages cost as much as a product with a panel.
+_memory = Scratch()
 
 
 class Approximation(NamedTuple):
@@ -69,9 +72,9 @@ def low_rank_approximation(blocks: Blocks, shape: tuple[int, int], *, rank: int,
     Y, squares = np.empty((shape[0], V.shape[1])), 0.0
     Y[:, : on_start.shape[1]], fresh = on_start, V[:, on_start.shape[1] :]
     thin = fresh.astype(np.float32)
-    for rows, block in panels():
+    for rows, block, lengths in panels():
         Y[rows, on_start.shape[1] :] = np.dot(block, thin if block.dtype == np.float32 else fresh)
-        squares += _squared_norm(block)
+        squares += float(lengths.sum(dtype=np.float64))
     # Checked after the pass, once: Inf or NaN anywhere makes the sum of squares Inf or NaN.
     if not np.isfinite(squares):
         raise FormatError("the combination leaves the range of float32", fix="give smaller weights")
@@ -81,19 +84,35 @@ def low_rank_approximation(blocks: Blocks, shape: tuple[int, int], *, rank: int,
     outside = 0.0 if wide else max(squares - float(s @ s), 0.0)
     # The difference of two near-equal norms has lost its digits: measure the difference itself.
     if 0 < outside < CANCELLING * squares:
-        outside = sum(_squared_distance(block, Y[rows], V) for rows, block in panels())
+        outside = sum(_squared_distance(block, Y[rows], V) for rows, block, _ in panels())
     error = sqrt((outside + float(s[k:] @ s[k:])) / squares) if squares else 0.0
     return Approximation(Y @ L[:, :k], R[:k] @ V.T, error)
 
 
-def _subspace(panels: Blocks, shape: tuple[int, int], start: Basis, random: int) -> tuple[Floats, Floats]:
+def forget_panels() -> None:
+    """Free the memory that this thread keeps for the panels of the next matrix."""
+    _memory.buffer = np.empty(0)
+
+
+class _Panel(NamedTuple):
+    """Some rows of F. The next panel overwrites them."""
+
+    rows: slice
+    numbers: Array
+    squares: Array  # the squared norm of each row, in the dtype of F
+
+
+_Panels = Callable[[], Iterable[_Panel]]
+
+
+def _subspace(panels: _Panels, shape: tuple[int, int], start: Basis, random: int) -> tuple[Floats, Floats]:
     """F·start (m, k), and the orthonormal V (n, l) that consists of ``start`` and the part of Z outside it."""
     n, width = shape[1], start.k + random
     first = start.columns()
     # Divided by √n, so that random columns are about as long as the orthonormal ones of `start`.
     wide = np.hstack([first, np.random.default_rng(0).standard_normal((n, random)) / sqrt(n)])
     thin, on_start, Z = wide.astype(np.float32), np.empty((shape[0], start.k)), np.zeros((n, width))
-    for rows, block in panels():
+    for rows, block, _ in panels():
         Y = np.dot(block, thin if block.dtype == np.float32 else wide)
         on_start[rows] = Y[:, : start.k]
         Z += np.dot(block.T, Y)
@@ -104,39 +123,48 @@ def _subspace(panels: Blocks, shape: tuple[int, int], start: Basis, random: int)
     return on_start, np.hstack([first, Z])
 
 
-def _panels(blocks: Blocks, shape: tuple[int, int]) -> Blocks:
+def _panels(blocks: Blocks, shape: tuple[int, int]) -> _Panels:
     """The same rows in panels of up to 2²⁴ numbers, because products of thin blocks would take twice as long."""
     m, n = shape
     height = min(m, max(1, PANEL // max(1, n)))
-    panels_in_memory: list[tuple[slice, Array]] = []
+    panels_in_memory: list[_Panel] = []
 
-    def panels() -> Iterator[tuple[slice, Array]]:
+    def panels() -> Iterator[_Panel]:
         if panels_in_memory:
             yield from panels_in_memory
             return
-        for rows, panel in _gather(blocks(), m, height):
+        for panel in _gather(blocks(), m, height):
             # All of F fits into one panel: kept, so that the blocks are made only once.
             if height == m:
-                panels_in_memory.append((rows, panel))
-            yield rows, panel
+                panels_in_memory.append(panel)
+            yield panel
 
     return panels
 
 
-def _gather(blocks: Iterable[tuple[slice, Array]], m: int, height: int) -> Iterator[tuple[slice, Array]]:
+def _gather(blocks: Iterable[tuple[slice, Array]], m: int, height: int) -> Iterator[_Panel]:
     """Copy blocks into panels of ``height`` rows; a panel ends earlier if the next block would not fit."""
-    panel, first, last = np.empty((0, 0)), 0, 0
+    panel, squares, first, last = np.empty((0, 0)), np.empty(0), 0, 0
     for rows, block in blocks:
         if not panel.size:
-            panel = np.empty((max(height, len(block)), block.shape[1]), block.dtype)
+            shape = (max(height, len(block)), block.shape[1])
+            panel, squares = _thread_memory(shape, block.dtype), np.empty(shape[0], block.dtype)
         # The next block does not fit: hand out what there is and start over in the same memory.
         if rows.stop - first > len(panel):
-            yield slice(first, last), panel[: last - first]
+            yield _Panel(slice(first, last), panel[: last - first], squares[: last - first])
             first = rows.start
         panel[rows.start - first : rows.stop - first] = block
+        # While the block is in the cache.
+        np.einsum("ij,ij->i", block, block, out=squares[rows.start - first : rows.stop - first])
         last = rows.stop
         if last == m:
-            yield slice(first, last), panel[: last - first]
+            yield _Panel(slice(first, last), panel[: last - first], squares[: last - first])
+
+
+def _thread_memory(shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+    """A matrix in the memory that this thread uses again for every F."""
+    count = -(-prod(shape) * dtype.itemsize // 8)
+    return _memory.of(count).view(dtype)[: prod(shape)].reshape(shape)
 
 
 def _squared_distance(block: Array, Y: Floats, V: Floats) -> float:

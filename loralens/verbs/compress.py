@@ -11,10 +11,11 @@ import numpy as np
 from loralens.choices import QUANTISED, FloatType, IntegerType, TargetFormat
 from loralens.compression.bits import allocate_bits
 from loralens.compression.informed import data_losses
-from loralens.compression.loss import losses, total_error
+from loralens.compression.loss import UpdateLoss, losses, total_error
 from loralens.compression.magnitudes import solve_magnitudes
 from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
 from loralens.compression.protection import Protection, protection
+from loralens.compression.splits import FactorSplits
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.moments import Moments
@@ -57,7 +58,11 @@ class _Decision:
     @property
     def adapter(self) -> Adapter:
         """The smaller adapter. Its factors are computed when they are read."""
-        return self.plan.at(self.ranks)
+        return self.adapter_noting(None)
+
+    def adapter_noting(self, splits: FactorSplits | None) -> Adapter:
+        """The smaller adapter, whose factors are split where they are computed."""
+        return self.plan.at(self.ranks, splits=splits)
 
 
 class CompressOptions(RulesAndReading, total=False):
@@ -210,7 +215,8 @@ def compress(
         decide = partial(_decide, rule=rule, form=form, uniform=uniform, protect=protect, drop_dead=drop_dead)
         decisions = [decide(plan, with_bits=_with_bits(rule, form, dtype, uniform=uniform)) for plan in plans]
         decision = _least_data_error(before, moments, decisions) if moments and len(plans) > 1 else decisions[0]
-        new, notes = _solve_magnitudes(before, decision.adapter, base)
+        splits = FactorSplits()
+        new, notes = _solve_magnitudes(before, decision.adapter_noting(splits), base)
     bytes_before = source_bytes(source, before, form)
     gained = decision.form.size(new) < bytes_before
     # If another form was requested by name, it is written even if the file becomes larger.
@@ -221,13 +227,27 @@ def compress(
         target = replace(target, dry_run=True)
     # Errors are measured on what is read back, so that rounding and the writer are included.
     after, bytes_after = decision.form.write(new, target)
-    with progress("measuring", len(before)) as step:
-        module_losses = losses(before, after, bases=plans[-1].bases, threads=processor_count(), step=step)
+    module_losses = _measure_losses(before, after, plans[-1], splits)
     on_data = data_losses(before, after, moments) if moments else {}
     notes += _notes(plans[0], decision, after, rules.get("rank"))
     measured = module_losses, on_data, bytes_before, bytes_after, notes
     plan, written = plans[0], decision.form
     return CompressResult(label, after, before, form.name, target, *measured, plan, written, unchanged, only_if_smaller)
+
+
+def _measure_losses(
+    before: Adapter, after: Adapter, plan: TruncationPlan, splits: FactorSplits
+) -> dict[str, UpdateLoss]:
+    """The error of every module, from the splits of its factors if these were read back unchanged."""
+    with progress("measuring", len(before)) as step:
+        return losses(
+            before,
+            after,
+            bases=plan.bases,
+            known=lambda name, new: plan.loss(name, new, splits),
+            threads=processor_count(),
+            step=step,
+        )
 
 
 def _read_plans(

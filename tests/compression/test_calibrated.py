@@ -105,7 +105,7 @@ def test_directions_are_nested_and_the_same_update(two_sided):
     whitened = whitened_svd(module, K, G if two_sided else None)
     found = directions_on_data(module, Moment(K, len(X), G if two_sided else None))
     for k in range(1, 6):
-        smaller = truncate_pair(module, found.head(k))
+        smaller = truncate_pair(module, found, k)
         expected = best(module, whitened, k).dense()
         assert np.linalg.norm(smaller.dense() - expected) <= WHITENED * np.linalg.norm(expected)
 
@@ -115,7 +115,7 @@ def test_scale_and_layout_stay():
     scaling, layout = Scaling("alpha/r", -8.5, 5), Layout("conv", kernel=(3,))
     module = LowRank(module.B, module.A, module.scale, scaling=scaling, layout=layout)
     found = directions_on_data(module, Moment(moments(module, X, g)[0], len(X)))
-    smaller = truncate_pair(module, found.head(3))
+    smaller = truncate_pair(module, found, 3)
     assert (smaller.scale, smaller.scaling, smaller.layout) == (module.scale, scaling, layout)
 
 
@@ -169,7 +169,7 @@ def test_an_update_of_zero(B):
 
 def test_a_scale_of_zero_stays_zero():
     module = LowRank(np.ones((4, 2)), np.ones((2, 5)), 0.0)
-    smaller = truncate_pair(module, directions_on_data(module, Moment(np.eye(2), 1)).head(1))
+    smaller = truncate_pair(module, directions_on_data(module, Moment(np.eye(2), 1)), 1)
     assert smaller.scale == 0
     assert not smaller.dense().any()
     assert not whitened_svd(module, np.eye(2)).s.any()

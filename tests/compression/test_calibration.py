@@ -382,7 +382,7 @@ def test_on_held_out_texts_of_a_real_model_it_loses_less_than_plain(real: Any) -
     for name, module in adapter.items():
         informed, plain = directions_on_data(module, own[name]), singular_directions(module)
         for k in range(8):
-            two = [truncate_pair(module, one.head(k)) for one in (informed, plain)]
+            two = [truncate_pair(module, one, k) for one in (informed, plain)]
             first, second = (data_error(module, one, own[name].K) ** 2 for one in two)
             assert first <= second + 1e-12
             losses[:, k] += [data_error(module, one, held[name].K) ** 2 for one in two]

@@ -54,7 +54,7 @@ def test_combinations_give_the_whitened_truncation(rank, out_side):
     before = module(0)
     one = moment(before, 0, out_side=out_side)
     found = directions_on_data(before, one)
-    after = truncate_pair(before, found.head(rank))
+    after = truncate_pair(before, found, rank)
     best = whitened_svd(before, one.K, one.G)
     D = best.Q_B.columns() @ best.X[:, :rank] @ best.Y[:rank] @ before.A
     np.testing.assert_allclose(after.dense(), D, atol=TRUNCATED * 100 * np.abs(D).max())

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import loralens
 from loralens.compression.loss import losses, total_error, update_loss
 from loralens.compression.plan import TruncationPlan
+from loralens.compression.splits import FactorSplits
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
@@ -326,3 +327,50 @@ def test_known_bases_give_the_same_errors(adapter):
     assert all(plan.bases(name) is not None for name in adapter if plan.directions[name].bases)
     assert any(plan.directions[name].bases for name in adapter)
     assert losses(adapter, after, bases=plan.bases) == losses(adapter, after)
+
+
+def as_read_back(adapter):
+    """The adapter with its factors in memory, in the order in which files have them."""
+    return Adapter(
+        modules={
+            name: LowRank(np.ascontiguousarray(module.B), np.ascontiguousarray(module.A), module.scale)
+            for name, module in adapter.items()
+        }
+    )
+
+
+@pytest.mark.parametrize("dtype", [None, BF16, np.dtype(np.float32)])
+def test_errors_noted_while_factors_are_computed_are_those_of_the_factors_read_back(adapter, dtype):
+    plan, splits = TruncationPlan.of(adapter, bases=True, dtype=dtype), FactorSplits()
+    ranks = {name: 1 + i % 4 for i, name in enumerate(adapter)}
+    after = as_read_back(plan.at(ranks, splits=splits))
+    noted = {name: plan.loss(name, after[name], splits) for name in adapter}
+    assert [name for name in adapter if noted[name]] == [name for name in adapter if plan.directions[name].bases]
+    expected = losses(adapter, as_read_back(plan.at(ranks)), bases=plan.bases)
+    found = losses(adapter, after, bases=plan.bases, known=lambda name, new: plan.loss(name, new, splits))
+    for name, loss in found.items():
+        assert loss == (noted[name] or loss)
+        for quantity in ("frobenius", "relative_error", "spectral_error"):
+            assert getattr(loss, quantity) == pytest.approx(getattr(expected[name], quantity), rel=1e-13)
+
+
+def test_errors_of_other_factors_than_those_noted_are_measured(adapter):
+    """What a file gives back may be scaled, rounded or damaged, and then counts as it is."""
+    plan, splits = TruncationPlan.of(adapter, bases=True), FactorSplits()
+    after = as_read_back(plan.at(dict.fromkeys(adapter, 2), splits=splits))
+    (name, *_) = [name for name in adapter if plan.directions[name].bases]
+    module = after[name]
+    assert plan.loss(name, module, splits)
+    wrong = module.B.copy()
+    wrong[0, 0] = np.nextafter(wrong[0, 0], np.inf)
+    for other in (
+        LowRank(wrong, module.A, module.scale),
+        LowRank(module.B, module.A[::-1], module.scale),
+        LowRank(module.B, module.A, 2 * module.scale),
+        LowRank(module.B.astype(np.float32), module.A, module.scale),
+    ):
+        assert plan.loss(name, other, splits) is None
+    assert plan.loss(name, Dense(LazyArray.of(module.dense())), splits) is None
+    doubled = Adapter(modules={**after.modules, name: LowRank(module.B, module.A, 2 * module.scale)})
+    known = losses(adapter, doubled, known=lambda n, new: plan.loss(n, new, splits))
+    assert known[name] == losses(adapter, doubled)[name]

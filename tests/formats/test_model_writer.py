@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.formats.files import atomic
+from loralens.formats.files import atomic, disk
 from loralens.formats.files.container import read_safetensors
 from loralens.formats.files.hold import lock
-from loralens.formats.models import model_copy, model_writer
+from loralens.formats.models import model_writer
 from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_writer import Change, write_model
 from tests.bases import contents, sharded, single, tensors
@@ -280,7 +280,7 @@ def test_the_disk_is_told_to_begin_on_the_way(tmp_path: Path, monkeypatch) -> No
     if not hasattr(os, "posix_fadvise"):
         pytest.skip("this system has no such call")
     root, told = single(tmp_path / "m", tensors()), []
-    monkeypatch.setattr(model_copy, "HURRY", 64)
+    monkeypatch.setattr(disk, "HURRY", 64)
     monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, count, what: told.append((start, count)))
     write(root, tmp_path / "out")
     assert told

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import loralens
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, LoraLensError, OptionError
-from loralens.formats.files import writing
+from loralens.formats.files import disk, writing
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import DTYPES, Stored, read_json, read_safetensors
 from loralens.formats.files.writing import write_file, write_folder, write_safetensors
@@ -379,3 +379,18 @@ def test_a_dry_run_refuses_what_writing_would(dry_run, there, target, overwrite,
     with pytest.raises(OptionError, match=message):
         loralens.save(adapter, tmp_path / target, overwrite=overwrite, dry_run=dry_run)
     assert set(tree(tmp_path)) == {f"in/{MODEL}", f"in/{CONFIG}", there}
+
+
+def test_the_disk_is_told_to_begin_while_tensors_are_made(tmp_path, monkeypatch):
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("this system has no such call")
+    told = []
+    monkeypatch.setattr(disk, "HURRY", 256)
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, count, what: told.append((start, count)))
+    arrays = {f"t{i}": np.arange(100 + i, dtype=np.float32) for i in range(9)}
+    write_safetensors(Stored({key: LazyArray.of(array) for key, array in arrays.items()}), tmp_path / "a.safetensors")
+    assert told
+    assert all(start % 256 == 0 and count % 256 == 0 for start, count in told)
+    assert sorted(told) == told
+    for key, array in load_file(tmp_path / "a.safetensors").items():
+        np.testing.assert_array_equal(array, arrays[key])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from loralens.errors import FormatError
 from loralens.linalg import selection
-from loralens.linalg.selection import kth_largest
+from loralens.linalg.selection import Inexact, few_true, kth_largest
 
 CASES = ("normal", "equal", "few", "zeros", "heavy")
 
@@ -73,3 +73,48 @@ def test_only_the_bracket_is_held():
     bracket = selection._Bracket(1 << 16, x.size, np.sort(rng.choice(x, 1 << 14)))
     bracket.add(x)
     assert bracket.inside.count < 0.05 * x.size
+
+
+@given(
+    st.integers(1, 3000),
+    st.floats(0.0005, 1),
+    st.integers(1, 500),
+    st.sampled_from([1e-7, 1e-3, 0.3]),
+    st.integers(0, 2**20),
+)
+def test_numbers_that_are_known_up_to_an_error_give_the_exact_one(size, share, sampled, error, seed):
+    rng = np.random.default_rng(seed)
+    x = numbers("normal", size, rng)
+    near = (x + rng.uniform(-error, error, size)).astype(np.float32)
+    error = float(np.abs(near.astype(float) - x).max())
+
+    def blocks():
+        return [Inexact(near[part], error, x[part].take) for part in np.array_split(np.arange(size), 3)]
+
+    ks = [max(1, int(share * size)), 1, size]
+    found = kth_largest(blocks, ks, size=size, sample=rng.choice(x, sampled))
+    assert list(found) == [float(np.sort(x)[::-1][k - 1]) for k in ks]
+
+
+def test_only_what_may_lie_in_the_bracket_is_computed_exactly():
+    rng = np.random.default_rng(1)
+    x, asked = np.abs(rng.standard_normal(1 << 16).astype(np.float32)), []
+
+    def exact(places):
+        asked.append(places.size)
+        return x[places]
+
+    near = x + np.float32(1e-4)
+    k = x.size // 5
+    found = kth_largest(lambda: [Inexact(near, 2e-4, exact)], [k], size=x.size, sample=rng.choice(x, 1 << 12))
+    assert found == (float(np.sort(x)[::-1][k - 1]),)
+    assert sum(asked) < 0.1 * x.size
+
+
+@given(st.integers(0, 200), st.floats(0, 1), st.integers(0, 2**20))
+def test_few_true_values_are_found_like_many(size, share, seed):
+    mask = np.random.default_rng(seed).random(size) < share
+    np.testing.assert_array_equal(few_true(mask), np.flatnonzero(mask))
+    tall = np.resize(mask, (8, max(1, size)))
+    np.testing.assert_array_equal(few_true(tall), np.flatnonzero(tall))
+    np.testing.assert_array_equal(few_true(tall.T), np.flatnonzero(tall.T))

@@ -460,7 +460,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_sizes", "height - query", "height + query", ("tests/formats/test_small_dialects.py",)),
     Mutant("_spread", "sum(map(len, rows))", "max(map(len, rows))", ("tests/conformance/test_conformance.py",)),
     Mutant(
-        "is_pickle", 'start[:4] == b"PK\\x03\\x04"', 'start[:4] != b"PK\\x03\\x04"', ("tests/formats/test_peft.py",)
+        "container_of", 'start[:4] == b"PK\\x03\\x04"', 'start[:4] != b"PK\\x03\\x04"', ("tests/formats/test_peft.py",)
     ),
     Mutant("_config", "m.scale == 1", "m.scale != 1", ("tests/formats/test_mlx.py",)),
     Mutant(
@@ -552,8 +552,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_subspace", "Z - first @ (first.T @ Z)", "Z + first @ (first.T @ Z)", ("tests/linalg/test_sketch.py",)),
     Mutant(
         "low_rank_approximation",
-        "sum(_squared_distance(block, Y[rows], V) for rows, block in panels())",
-        "max(_squared_distance(block, Y[rows], V) for rows, block in panels())",
+        "sum(_squared_distance(block, Y[rows], V) for rows, block, _ in panels())",
+        "max(_squared_distance(block, Y[rows], V) for rows, block, _ in panels())",
         ("tests/linalg/test_sketch.py",),
     ),
     Mutant("unit_energies", "scale_to_unit(s) ** 2", "scale_to_unit(s) * 2", ("tests/linalg/test_subspace.py",)),

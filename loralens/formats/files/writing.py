@@ -14,7 +14,7 @@ from loralens.core.threads import in_order, processor_count
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.atomic import ImmovableError, Put, atomic_file, atomic_path, why_immovable
 from loralens.formats.files.container import PEFT, PREFIX, RECORD, Files, Stored
-from loralens.formats.files.disk import check_room, disk_errors
+from loralens.formats.files.disk import check_room, disk_errors, hurried
 from loralens.formats.files.gguf.container import write_gguf
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.leftovers import COMPANIONS, is_moved_aside, tidy, tidy_folder
@@ -68,7 +68,7 @@ def write_tensors(
     stream.seek(0)
     stream.write(prefix_of(length))
     stream.seek(0, SEEK_END)
-    stream.writelines(_numbers([tensor for _, tensor in tensors()], threads))
+    stream.writelines(hurried(_numbers([tensor for _, tensor in tensors()], threads), stream))
 
 
 def _numbers(tensors: Sequence[LazyArray], threads: int = 1) -> Iterator[memoryview]:

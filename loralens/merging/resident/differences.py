@@ -12,7 +12,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.merging.undo.patch import differing
+from loralens.linalg.selection import few_true
 
 GROUP = 256  # numbers: the place of an entry among them is one byte
 # As in undo files, the range without it is symmetric.
@@ -89,7 +89,7 @@ Found = tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]  # places, and the 
 
 def find_entries(w: NDArray[Any], r: NDArray[Any], first: int) -> Found:
     """Where the `bits` of W and R differ, since as numbers −0 equals 0; ``first`` is the place of the first number."""
-    places = differing(w, r)
+    places = few_true(w != r)
     return places + first, w[places], r[places]
 
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from loralens.core.lazy import Array, LazyArray, concatenate
 from loralens.errors import FormatError
+from loralens.linalg.selection import few_true
 
 Coding = Literal["patch", "xor"]
 Bytes = NDArray[np.uint8]
@@ -61,22 +62,6 @@ def bits(array: Array) -> NDArray[Any]:
     return np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
 
 
-def differing(w: NDArray[Any], r: NDArray[Any]) -> NDArray[np.int64]:
-    """Where w and r differ.
-
-    NumPy finds the few true values of an array by a search for each, which a processor cannot predict. It is quicker to
-    find the groups of eight that have some first, and then to look into these.
-    """
-    different = w != r
-    if different.size % 8:
-        return np.flatnonzero(different)
-    groups = different.view(np.uint64)
-    chosen = np.flatnonzero(groups != 0)
-    inside = np.flatnonzero(groups[chosen].view(np.bool_))
-    places: NDArray[np.int64] = (chosen[inside >> 3] << 3) + (inside & 7)
-    return places
-
-
 def keep_in_memory(data: bytes) -> LazyArray:
     """Keep the bytes of a stream in memory, as an array."""
     return LazyArray.of(np.frombuffer(data, np.uint8))
@@ -107,7 +92,7 @@ class PatchWriter:
         """Add the next rows of W and R."""
         w, r = bits(W), bits(R)
         # Bit patterns are compared, because as numbers −0 equals 0, and NaN differs from itself.
-        places = differing(w, r)
+        places = few_true(w != r)
         units = _to_ordinals(w[places]) - _to_ordinals(r[places])  # modulo 2**bits
         signed = units.view(f"i{self.itemsize}")
         near = (signed > ESCAPE) & (signed < -ESCAPE)

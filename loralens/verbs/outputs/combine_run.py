@@ -284,9 +284,7 @@ def _truncate(
         # A lift computes its factors from float64 for any rank, so they are rounded once.
         if name in combination.lifts:
             return combination.lifts[name].at(rank, dtype)
-        return (
-            cast_factors(module, dtype) if rank == module.rank else truncate_pair(module, own[name].head(rank), dtype)
-        )
+        return cast_factors(module, dtype) if rank == module.rank else truncate_pair(module, own[name], rank, dtype)
 
     def at(dtype: np.dtype[Any]) -> Mapping[str, Update]:
         return {
