@@ -1,13 +1,14 @@
 """``loralens.watching.LiveSwitchboard`` against PEFT: cycles of merging and unmerging an adapter that is trained.
 
-    python -m benchmarks.live_merge [CYCLES] [CASE …]
+    python -m benchmarks.live_merge [CYCLES] [CASE …] [--threads N]
 
 Cases: ``block`` (the default) is a Llama of one block (512, 1408) in bf16, ``many`` one of eight blocks (128, 352), and
 ``bf16``, ``f16`` and ``f32`` are a single layer (4096, 4096). PEFT's adapter has rank 16 on all linear layers, and its
 factors change before every cycle. Both sides have the same model and take turns, and the side that is first changes
-from cycle to cycle. Times are the CPU time of the process with one thread of torch and of NumPy's BLAS. The first
-cycles, in which memory is allocated and plans are made, count for neither side. The ratio is that of both times in one
-cycle. Its quartiles say how much it varies, and its interval where the median of more cycles would be (95 %).
+from cycle to cycle. Times are the CPU time of the process with one thread of torch and of NumPy's BLAS; with several
+threads they are elapsed times, which need a quiet machine. The first cycles, in which memory is allocated and plans are
+made, count for neither side. The ratio is that of both times in one cycle. Its quartiles say how much it varies, and
+its interval where the median of more cycles would be (95 %).
 """
 
 import copy
@@ -26,7 +27,7 @@ WARM = {"block": 10, "many": 10}  # cycles that do not count; those of a single 
 STEP = 1e-4
 
 
-def measure(cycles: int, case: str = "block") -> dict[str, Any]:
+def measure(cycles: int, case: str = "block", threads: int = 1) -> dict[str, Any]:
     """Weights changed, largest drift, seconds per cycle and bytes for both sides."""
     import peft
     import torch
@@ -34,7 +35,8 @@ def measure(cycles: int, case: str = "block") -> dict[str, Any]:
     from loralens.watching import LiveSwitchboard
 
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     base, targets = _base(case)
     sides = {}
     for name in ("peft", "ours"):
@@ -51,19 +53,20 @@ def measure(cycles: int, case: str = "block") -> dict[str, Any]:
     for cycle in range(warm + cycles):
         for name in ("peft", "ours") if cycle % 2 else ("ours", "peft"):
             _train(sides[name], cycle)
-            begun = time.process_time()
+            begun = clock()
             merges[name]()
-            middle = time.process_time()
+            middle = clock()
             if name == "ours":
                 used = board.bytes()
                 patch = max(patch, used.patch)
                 factors = max(factors, used.total - used.patch)
-            again = time.process_time()
+            again = clock()
             unmerges[name]()
-            seconds[name].append(time.process_time() - again + middle - begun)
+            seconds[name].append(clock() - again + middle - begun)
     size = sum(tensor.numel() for tensor in weights.values())
     adapted = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-    result: dict[str, Any] = {"case": case, "cycles": cycles, "weights": size, "adapted_bytes": adapted}
+    result: dict[str, Any] = {"case": case, "cycles": cycles, "threads": threads, "weights": size}
+    result["adapted_bytes"] = adapted
     for name, model in sides.items():
         now = dict(model.named_parameters())
         changed = sum(int((now[key] != tensor).sum()) for key, tensor in weights.items())
@@ -128,6 +131,11 @@ def _spread(numbers: list[float]) -> dict[str, float]:
 
 if __name__ == "__main__":
     given = sys.argv[1:]
+    number = 1
+    if "--threads" in given:
+        place = given.index("--threads")
+        number = int(given[place + 1])
+        del given[place : place + 2]
     cycles = int(given.pop(0)) if given and given[0].isdigit() else CYCLES
     for one in given or ["block"]:
-        sys.stdout.write(json.dumps(measure(cycles, one), indent=1) + "\n")
+        sys.stdout.write(json.dumps(measure(cycles, one, number), indent=1) + "\n")

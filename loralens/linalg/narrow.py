@@ -12,6 +12,7 @@ For weights of 32 bits the factors are the leading slices of the exact product, 
 """
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any, final
 
 import numpy as np
@@ -20,8 +21,10 @@ from numpy.typing import NDArray
 from loralens.linalg.factor import Array, Floats
 
 NORM = 2.0**12  # of a rounded column: products of two are at most 2²⁴, the integers that float32 has
-# The smallest product is then 2^-120, a normal float32 number, and the largest sum 2^104.
-EXPONENTS = (-60, 40)  # columns outside of this range are taken as 0
+ROUNDING = NORM * 2.0**-24  # how much a float32 operation with a number up to that rounds
+# Columns with other norms are taken as 0. The exponents of the others are in [−60, 40], so the smallest product is
+# 2^-120, a normal float32 number, and the largest sum 2^104.
+SMALLEST, LARGEST = 2.0**-48, 2.0**51
 # A slice of the exact product has at most 27 bits.
 WIDE_BITS = 30  # of an integer in 32 bits
 
@@ -43,14 +46,15 @@ class NarrowFactor:
     @classmethod
     def rounded(cls, X: Floats) -> "NarrowFactor":
         """The columns of X (r, n), rounded so that the norm of each is at most 2¹² in units of its integers."""
-        with np.errstate(over="ignore"):
-            norms = np.sqrt(np.einsum("ij,ij->j", X, X))
-        # Rounding adds at most ½ to each of r integers.
-        exponents = np.frexp(norms / (NORM - np.sqrt(len(X)) / 2 - 1e-3))[1]
-        inside = (exponents >= EXPONENTS[0]) & (exponents <= EXPONENTS[1]) & np.isfinite(norms)
-        exponents = np.where(inside, exponents, 0)
-        scaled = X * np.ldexp(inside.astype(np.float64), -exponents)
-        return cls(np.rint(scaled, out=scaled).astype(np.int16), exponents.astype(np.int16))
+        with np.errstate(over="ignore", under="ignore"):
+            singles = X.astype(np.float32, order="C")
+            norms = np.sqrt(np.einsum("ij,ij->j", singles, singles))
+        # Rounding adds at most ½ to each of r integers, and the norm itself is rounded.
+        exponents = np.frexp(norms * np.float32(1 / (NORM - sqrt(len(X)) / 2 - ROUNDING * (len(X) + 8))))[1]
+        inside = (norms > SMALLEST) & (norms < LARGEST)
+        exponents *= inside
+        singles *= np.ldexp(inside.astype(np.float32), -exponents)
+        return cls(np.rint(singles, out=singles).astype(np.int16), exponents.astype(np.int16))
 
     @classmethod
     def of_slice(cls, X: Floats) -> "NarrowFactor":

@@ -41,8 +41,8 @@ class LiveSwitchboard:
     budget : float
         The most memory for patches, as a share of the bytes of the adapted weights. The factors of the merge come on
         top, in as many bits as the weights have.
-    threads : int
-        Weights that are processed at a time.
+    threads : int, optional
+        Weights that are processed at a time, by default as many as torch has threads, but at most 4.
 
     Raises
     ------
@@ -60,7 +60,7 @@ class LiveSwitchboard:
     """
 
     def __init__(
-        self, model: nn.Module, adapter: str | None = None, *, budget: float = BUDGET, threads: int = 1
+        self, model: nn.Module, adapter: str | None = None, *, budget: float = BUDGET, threads: int | None = None
     ) -> None:
         wrapped = peft_model(model)
         if wrapped is None:

@@ -116,7 +116,7 @@ class ExactMergeCallback(TrainerCallback):
         The switchboard, once the training has begun.
     """
 
-    def __init__(self, adapter: str | None = None, *, budget: float = BUDGET, threads: int = 1) -> None:
+    def __init__(self, adapter: str | None = None, *, budget: float = BUDGET, threads: int | None = None) -> None:
         self.switchboard: LiveSwitchboard | None = None
         self._adapter, self._budget, self._threads = adapter, budget, threads
         self._stack = ExitStack()

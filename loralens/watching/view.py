@@ -222,8 +222,11 @@ def _peft_tensors(model: Any, name: str, *, gradients: bool) -> Iterator[tuple[s
 
 def _at(model: "nn.Module", path: str, gradient: bool = False) -> Tensor:
     """The parameter or buffer at a path, looked up anew, since moving a model may replace its parameters."""
-    owner, _, own = path.rpartition(".")
-    module = model.get_submodule(owner)
+    *names, own = path.split(".")
+    module = model
+    for name in names:
+        # As `get_submodule` does it, in a tenth of the time: a merge reads two factors of every layer.
+        module = module._modules[name]  # type: ignore[assignment]
     tensor: Tensor = _gradient_of(module, own) if gradient else getattr(module, own)
     return tensor
 

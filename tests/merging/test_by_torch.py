@@ -8,7 +8,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.merging.apply import prepare_merge
 from loralens.merging.plan import Slab, TensorPlan
-from loralens.merging.resident import by_torch
+from loralens.merging.resident import block_operations
 from loralens.merging.resident.by_torch import merge_by_torch, restore_by_torch
 from loralens.merging.undo.patch import Blob, bits
 
@@ -36,17 +36,17 @@ def as_merged(plan):
 @pytest.mark.parametrize("size", [1e-7, 5e-5, 1e-3, 1e6])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_the_weight_is_that_of_a_merge_and_comes_back(dtype, size, transposed, monkeypatch):
-    monkeypatch.setattr(by_torch, "BLOCK", 800)  # several blocks, the last of another height
+    monkeypatch.setattr(block_operations, "BLOCK", 800)  # several blocks, the last of another height
     W, plan = case(dtype, size=size, transposed=transposed)
     merged, undo = merge_by_torch(W, plan, TASK)
     assert np.array_equal(bits(merged), bits(as_merged(plan)))
     assert np.array_equal(bits(restore_by_torch(merged, undo)), bits(W))
     # Strong updates make many entries differ, whose patch is deflated.
-    assert isinstance(undo.patch.coded, Blob) == (size >= 1e-3)
+    assert isinstance(undo.patch, Blob) == (size >= 1e-3)
 
 
 def test_rows_without_an_update_and_ranges_that_do_not_begin_at_0(monkeypatch):
-    monkeypatch.setattr(by_torch, "BLOCK", 600)
+    monkeypatch.setattr(block_operations, "BLOCK", 600)
     W, plan = case(ml_dtypes.bfloat16, (12, 48))
     (slab,) = plan.slabs
     tall = np.concatenate([W, W, W])
@@ -64,7 +64,7 @@ def test_a_program_may_ask_for_fast_products_in_the_meantime():
     try:
         merged, undo = merge_by_torch(W, plan, TASK)
         torch.set_float32_matmul_precision("medium")
-        assert not by_torch._torch_keeps_float32()
+        assert not block_operations._torch_keeps_float32()
         again, same = merge_by_torch(W, plan, TASK)
         assert np.array_equal(bits(again), bits(merged))
         assert same.patch.nbytes == undo.patch.nbytes

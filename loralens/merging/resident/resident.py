@@ -13,8 +13,12 @@ from loralens.merging.apply import prepare_merge
 from loralens.merging.dora_factors import DoraFactors
 from loralens.merging.matrix import Buffer, NewArray
 from loralens.merging.plan import TensorPlan
-from loralens.merging.resident.by_torch import RoundedMerge, Task, merge_by_torch, restore_by_torch
+from loralens.merging.resident.block_operations import BlockMemory
+from loralens.merging.resident.by_torch import merge_by_torch, merge_in_place, restore_by_torch
+from loralens.merging.resident.differences import FewEntries
+from loralens.merging.resident.in_place import MergeInPlace, RestoreInPlace, RoundedMerge, Task
 from loralens.merging.resident.shards import Shard
+from loralens.merging.resident.slots import WeightSlot
 from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter
 from loralens.merging.undo.restore import subtract_updates
 
@@ -62,6 +66,41 @@ class MergedWeight:
 
 
 Undo = MergedWeight | RoundedMerge
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class WholeChange:
+    """The change of a weight into an array that was computed before; ``undo`` is None if that is the base."""
+
+    slot: WeightSlot
+    array: Array
+    undo: Undo | None
+
+    def finish(self) -> Undo | None:
+        """Write the array; this may be repeated."""
+        self.slot.write(self.array)
+        return self.undo
+
+
+Change = WholeChange | MergeInPlace | RestoreInPlace
+
+
+def change_in_place(
+    slot: WeightSlot, plan: TensorPlan | None, task: Task, undo: Undo | None, memory: BlockMemory
+) -> MergeInPlace | RestoreInPlace | None:
+    """The change of a finite weight in its own memory, to the base if ``plan`` is None; None if it needs another way.
+
+    ``undo`` is there if the weight is merged. ``memory`` must be used by nothing else until the change is finished.
+    """
+    # Between two tasks, the memory of the weight would hold the base for a while.
+    W = slot.memory() if (plan is None) != (undo is None) else None
+    if W is None:
+        return None
+    if plan is not None:
+        return merge_in_place(W, plan, task, memory)
+    quick = isinstance(undo, RoundedMerge) and isinstance(undo.patch, FewEntries)
+    return RestoreInPlace(W, undo, memory) if quick and isinstance(undo, RoundedMerge) else None
 
 
 def merge_weight(

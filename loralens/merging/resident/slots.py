@@ -51,6 +51,9 @@ class ArraySlot:
         """The array itself, which must not be modified."""
         return self._array
 
+    def memory(self) -> None:
+        """Not needed: only tensors are changed block by block."""
+
     def whole_weight(self, own: Array) -> Array:
         """The whole weight: ``own`` itself."""
         return own
@@ -101,6 +104,12 @@ class TensorSlot:
     def read(self) -> Array:
         """The memory of the parameter, or a copy if it is on another device than the CPU. It must not be modified."""
         return _numpy(self._own(), self.dtype)
+
+    def memory(self) -> Array | None:
+        """The memory of a whole parameter on the CPU, to be written block by block; None if it is elsewhere."""
+        tensor = self._own()
+        in_order = not self.is_divided and tensor.device.type == "cpu" and tensor.is_contiguous()
+        return _numpy(tensor, self.dtype) if in_order else None
 
     def whole_weight(self, own: Array) -> Array:
         """The whole weight, of which this process has ``own``; all processes that share it must call this."""

@@ -1,6 +1,7 @@
 """`Switchboard`: a model in memory that is merged for one task at a time, and whose base stays exact."""
 
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from math import isfinite
 from typing import TYPE_CHECKING, final
 
@@ -16,9 +17,17 @@ from loralens.merging.make_plan import plan_merge
 from loralens.merging.matrix import NewArray
 from loralens.merging.plan import MergePlan, TensorPlan
 from loralens.merging.record import hash_rows
-from loralens.merging.resident.by_torch import Task
+from loralens.merging.resident.block_operations import BlockMemory, one_torch_thread
 from loralens.merging.resident.held import HeldAdapter, ViewedAdapter
-from loralens.merging.resident.resident import Undo, merge_weight, restore_weight
+from loralens.merging.resident.in_place import Task
+from loralens.merging.resident.resident import (
+    Change,
+    Undo,
+    WholeChange,
+    change_in_place,
+    merge_weight,
+    restore_weight,
+)
 from loralens.merging.resident.slots import (
     TensorSlot,
     WeightSlot,
@@ -34,8 +43,8 @@ if TYPE_CHECKING:  # importing torch takes 1.4 s, and only its type is needed
     from torch import nn
 
 Wanted = str | Mapping[str, float] | None
+MOST_THREADS = 4  # by default; more of them wait for memory, and each may hold a copy of a weight
 UNTIED = {"tie_word_embeddings": False}  # tied weights are found by their memory address, not by the configuration
-Made = tuple[Array, Undo | None]  # the new numbers of a weight, and what restores the base (None for the base)
 
 
 @final
@@ -57,9 +66,10 @@ class Switchboard:
         for arrays.
     keep_tied : bool
         Let a head that shares the numbers of the embedding change with it, even if the unmerged adapter does not.
-    threads : int
-        Number of weights that are processed in parallel. More than one helps only if BLAS itself uses one. The
-        result does not depend on it. Weights that are divided over processes are processed one by one.
+    threads : int, optional
+        Number of weights that are processed in parallel. By default it is that of torch, but at most 4, for a model of
+        torch, and 1 for arrays, where more than one helps only if BLAS itself uses one. The result does not depend on
+        it. Weights that are divided over processes are processed one by one.
     views : bool
         The adapters are views of models in memory (`loralens.live`). They are read anew by each switch, and no copy is
         kept of their factors between switches.
@@ -79,7 +89,8 @@ class Switchboard:
     Subtracting D does not restore W, because rounding gives several W the same W'. So a patch is kept for every weight
     of the current task, W = patch(round(W' − D)), which takes 0.05 to 1.3 bits per weight. After any number of switches
     the base is the original, bit for bit. A switch costs two products for each adapted weight, and the patch. The
-    forward pass costs the same as without adapters. During a switch one weight for each thread is in memory twice.
+    forward pass costs the same as without adapters. During a switch one weight for each thread is in memory twice,
+    except parameters on the CPU that a single thread changes in their own memory.
     """
 
     def __init__(
@@ -89,7 +100,7 @@ class Switchboard:
         *,
         conv1d: bool | None = None,
         keep_tied: bool = False,
-        threads: int = 1,
+        threads: int | None = None,
         views: bool = False,
     ) -> None:
         self._slots: dict[str, WeightSlot] = slots_of(model)
@@ -97,15 +108,17 @@ class Switchboard:
         self._conv1d = has_conv1d_layers(model) if conv1d is None else conv1d
         # Threads would gather weights in another order in each process.
         divided = any(slot.shard is not None for slot in self._slots.values())
-        self._threads, self._keep_tied = 1 if divided else threads, keep_tied
+        self._of_torch = any(isinstance(slot, TensorSlot) for slot in self._slots.values())
+        self._threads, self._keep_tied = 1 if divided else threads or self._default_threads(), keep_tied
         # Factors are read at every switch, and the file may be gone by then.
         self._hold: type[HeldAdapter | ViewedAdapter] = ViewedAdapter if views else HeldAdapter
         self._held = {name: self._hold(adapter) for name, adapter in adapters.items()}
         self._merged: dict[str, Undo] = {}
         # The requested task, and the weights that it changes.
         self._goal: tuple[Task, frozenset[str]] = ((), frozenset())
-        # Set before the first byte is written and cleared after the last one, this repeats an interrupted write.
-        self._writing: tuple[str, Made] | None = None  # the weight that is being written, and its new numbers
+        # A change is here from before the first byte until after the last one, so that it can be finished later.
+        self._writing: dict[str, Change] = {}
+        self._free: list[BlockMemory] = []  # buffers that no change uses
         self._plans: dict[Task, Mapping[str, TensorPlan]] = {(): {}}  # of the base, and of every adapter alone
         self._hashes: dict[str, str] = {}
         self._finite: set[str] = set()  # weights whose base holds neither NaN nor Inf
@@ -153,14 +166,17 @@ class Switchboard:
         # One thread is done with a weight before it begins the next one.
         for_base, for_merged = (ReusedMemory(), ReusedMemory()) if self._threads == 1 else (np.empty, np.empty)
 
-        def make(key: str) -> tuple[str, Made]:
+        def change(key: str) -> tuple[str, WholeChange | None]:
             with place(key):
-                W, slot = self._base_of(key, for_base), self._slots[key]
-                if key not in tensors:
-                    return key, (W, None)
-                return key, merge_weight(
+                slot, plan = self._slots[key], tensors.get(key)
+                if self._change_in_place(key, plan, target):
+                    return key, None
+                W = self._base_of(key, for_base)
+                if plan is None:
+                    return key, WholeChange(slot, W, None)
+                array, undo = merge_weight(
                     W,
-                    tensors[key],
+                    plan,
                     target,
                     shard=slot.shard,
                     whole_weight=LazyArray(lambda: slot.whole_weight(W), shape=slot.shape, dtype=slot.dtype),
@@ -169,11 +185,14 @@ class Switchboard:
                     hold=self._hold is ViewedAdapter,
                     new=for_merged,
                 )
+                return key, WholeChange(slot, array, undo)
 
-        # Computed in threads, but written one after the other by this one.
-        for new_weight in Device("cpu", self._threads).map(make, self.state.waiting):
-            self._writing = new_weight
-            self._finish_writing()
+        with one_torch_thread() if self._of_torch else nullcontext():
+            for key, whole in Device("cpu", self._threads).map(change, self.state.waiting):
+                # Whole weights are computed in threads, but written one after the other by this one.
+                if whole is not None:
+                    self._writing[key] = whole
+                    self._finish(key)
 
     def replace(self, name: str, adapter: Adapter) -> None:
         """Replace the adapter of a task, for which the model must not be merged.
@@ -331,16 +350,39 @@ class Switchboard:
         return restore_weight(weight, self._merged[key], new=new) if key in self._merged else weight
 
     def _finish_writing(self) -> None:
-        """Write the weight that is due. If this is interrupted, it can be repeated with the same result."""
-        if self._writing is None:
-            return
-        key, (array, undo) = self._writing
-        self._slots[key].write(array)
+        """Finish the changes that are due. If this is interrupted, it can be repeated with the same result."""
+        for key in list(self._writing):
+            self._finish(key)
+
+    def _finish(self, key: str) -> None:
+        """Finish the change of one weight."""
+        undo = self._writing[key].finish()
         if undo is None:
             self._merged.pop(key, None)
         else:
             self._merged[key] = undo
-        self._writing = None
+        del self._writing[key]
+
+    def _change_in_place(self, key: str, plan: TensorPlan | None, target: Task) -> bool:
+        """Change a weight in its own memory; false if it needs another way."""
+        if key not in self._finite:
+            return False
+        memory = self._free.pop() if self._free else BlockMemory()
+        change = change_in_place(self._slots[key], plan, target, self._merged.get(key), memory)
+        if change is not None:
+            self._writing[key] = change
+            self._finish(key)
+        # If the change was interrupted, it keeps the memory.
+        self._free.append(memory)
+        return change is not None
+
+    def _default_threads(self) -> int:
+        """As many threads as torch uses, which then uses one in each."""
+        if not self._of_torch:
+            return 1
+        import torch
+
+        return min(torch.get_num_threads(), MOST_THREADS)
 
 
 def _is_of_embedding(tensor: TensorPlan) -> bool:
