@@ -1,20 +1,36 @@
-"""A whole process, timed from outside: wall seconds and peak memory, several runs, alternated between commands."""
+"""A whole process, timed from outside: wall and CPU seconds and peak memory, several runs, alternated between commands.
+
+CPU seconds are those of the process and of the children that it waited for, of the user and of the system together.
+Peak memory counts the pages of files that a process has mapped, as the system does.
+"""
 
 import os
+import shutil
 import statistics
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Sample(NamedTuple):
+    """One run of one command."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What one command cost: median, least and largest wall time, and the largest peak memory."""
+    """What one command cost: median, least and largest wall time, median CPU time, and the largest peak memory."""
 
     seconds: float
     least: float
     most: float
+    cpu_seconds: float
     peak_mib: float
     runs: int
 
@@ -24,13 +40,14 @@ class Figure:
             "seconds": round(self.seconds, 4),
             "least": round(self.least, 4),
             "most": round(self.most, 4),
+            "cpu_seconds": round(self.cpu_seconds, 4),
             "peak_mib": round(self.peak_mib, 1),
             "runs": self.runs,
         }
 
 
-def once(command: Sequence[str]) -> tuple[float, float]:
-    """Wall seconds and peak MiB of one run, its output thrown away."""
+def once(command: Sequence[str]) -> Sample:
+    """What one run took, its output thrown away."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -41,20 +58,55 @@ def once(command: Sequence[str]) -> tuple[float, float]:
     seconds = time.perf_counter() - start
     if status:
         raise RuntimeError(f"{' '.join(command)} failed:\n{complaint.decode(errors='replace')}")
-    return seconds, usage.ru_maxrss / 1024
+    return Sample(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
-def alternate(commands: Mapping[str, Sequence[str]], *, runs: int) -> dict[str, Figure]:
-    """Each command ``runs`` times, in turn, after one run of each that does not count."""
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+def alternate(
+    commands: Mapping[str, Sequence[str]],
+    *,
+    runs: int,
+    warm: Mapping[str, Sequence[str]] | None = None,
+    folder: Path | None = None,
+) -> dict[str, Figure]:
+    """Each command ``runs`` times, in turn, after one run of each that does not count.
+
+    ``warm`` has other commands for that first run, if the commands themselves take long: the same programs on small
+    files. ``folder`` is for commands that write much: each has the folder of its name in it. The folder is empty before
+    a run, and earlier writes have reached the disk.
+    """
+    samples: dict[str, list[Sample]] = {name: [] for name in commands}
     for turn in range(runs + 1):
         for name, command in commands.items():
-            sample = once(command)
+            if folder:
+                _empty(folder / name)
+            sample = once(command if turn or warm is None else warm[name])
             if turn:
                 samples[name].append(sample)
     return {name: _figure(taken) for name, taken in samples.items()}
 
 
-def _figure(samples: list[tuple[float, float]]) -> Figure:
-    seconds = [s for s, _ in samples]
-    return Figure(statistics.median(seconds), min(seconds), max(seconds), max(m for _, m in samples), len(samples))
+def read_once(*files: Path) -> None:
+    """Read files, and all files of folders, so that no command waits for the disk."""
+    for file in files:
+        for each in sorted(file.rglob("*")) if file.is_dir() else [file]:
+            with each.open("rb") as stream:
+                while stream.read(1 << 24):
+                    pass
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    os.sync()  # what the command before wrote is not the work of this one
+
+
+def _figure(samples: list[Sample]) -> Figure:
+    seconds = [sample.seconds for sample in samples]
+    return Figure(
+        statistics.median(seconds),
+        min(seconds),
+        max(seconds),
+        statistics.median(sample.cpu_seconds for sample in samples),
+        max(sample.peak_mib for sample in samples),
+        len(samples),
+    )

@@ -1,0 +1,64 @@
+"""The sum of two adapters cut to the rank of one: ``loralens combine``, sd-scripts' ``svd_merge_lora``, and PEFT.
+
+loralens and PEFT read the folders of `synthetic_pair`, and sd-scripts the same tensors in files of kohya. The process
+of PEFT does what its users do: it loads the model and both adapters, combines and saves.
+"""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks import judge
+from benchmarks.others import kohya
+from benchmarks.others.combine import SUM, peft_process
+from benchmarks.others.compress import short
+from benchmarks.process import alternate, read_once
+from benchmarks.rivals import Checkout
+from benchmarks.synthetic_pair import RANK
+
+SVD = "peft_svd"
+
+
+def run(data: Path, scripts: Checkout, *, runs: int) -> dict[str, object]:
+    """Times, peaks and errors, for the model and adapters of `synthetic_pair` in ``data``."""
+    subprocess.run([sys.executable, "-m", "benchmarks.synthetic_pair", str(data / "pair")], check=True)
+    with TemporaryDirectory(dir=data) as folder:
+        return compare(data / "pair", Path(folder), scripts, runs=runs)
+
+
+def compare(pair: Path, folder: Path, scripts: Checkout, *, runs: int) -> dict[str, object]:
+    """The same as `run`, for the files in ``pair``, with results in ``folder``."""
+    files = kohya.make(pair)
+    names = [f"{pair / name}:{weight}" for name, weight in zip(SUM.adapters, SUM.weights, strict=True)]
+    loralens = [str(Path(sys.executable).with_name("loralens")), "combine", *names, "--rank", str(RANK), "--quiet"]
+    timed = {"loralens": [*loralens, "-o", str(folder / "loralens" / "out")]}
+    missing = {
+        "sd-scripts": scripts.missing,
+        "peft": "" if find_spec("peft") else "not measured: peft is not installed",
+    }
+    if not scripts.missing:
+        theirs = scripts.python(str(scripts.folder / "networks" / "svd_merge_lora.py"), "--models")
+        theirs += [*(str(files[name]) for name in SUM.adapters), "--ratios", *map(str, SUM.weights)]
+        theirs += ["--new_rank", str(RANK), "--device", "cpu", "--precision", "float"]
+        timed["sd-scripts"] = [*theirs, "--save_to", str(folder / "sd-scripts" / "out.safetensors")]
+    if not missing["peft"]:
+        timed["peft"] = peft_process(pair, folder / "peft", {SVD: SUM.jobs()[SVD]})
+    read_once(pair)
+    figures = alternate(timed, runs=runs, folder=folder)
+    exact = SUM.exact(pair)
+    tools: dict[str, object] = {
+        name: figure.record() | _judged(name, folder, exact) for name, figure in figures.items()
+    }
+    tools |= {name: text for name, text in missing.items() if text}
+    return {"weights": SUM.weights, "least_error": short(judge.least_error(exact, RANK)), "tools": tools}
+
+
+def _judged(tool: str, folder: Path, exact: judge.Matrices) -> dict[str, float]:
+    if tool == "sd-scripts":
+        named = kohya.updates(folder / tool / "out.safetensors")
+        found = {module: named[kohya.name_of(module)] for module in exact}
+    else:
+        found = judge.updates(folder / tool / (SVD if tool == "peft" else "out"))
+    return {"error": short(judge.error(found, exact)), "strength": short(judge.strength(found, exact))}

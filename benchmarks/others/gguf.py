@@ -1,0 +1,71 @@
+"""``loralens merge`` into GGUF models of four blocks of a 7B Llama, against ``llama-export-lora`` of llama.cpp.
+
+``llama-export-lora`` writes float16, whatever the base has. So a base of float16 gives both the same task. For a base
+of Q4_K, loralens does the same with ``--dtype f16``. With ``--bits keep`` it writes a file of 4 bits instead, whose
+error is that of rounding to the codes. The adapter for llama.cpp is converted before, without being timed.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks import synthetic_low_bit
+from benchmarks.others.merged import errors, of_ggufs
+from benchmarks.process import alternate, read_once
+from benchmarks.rivals import Program
+from benchmarks.synthetic_model import TINY, make_tiny
+
+KINDS = ("F16", "Q4_K")
+LORALENS = str(Path(sys.executable).with_name("loralens"))
+
+
+def run(data: Path, rival: Program, *, runs: int) -> dict[str, object]:
+    """Times, peaks and errors for both bases and an adapter in ``data`` (made where missing)."""
+    subprocess.run([sys.executable, "-m", "benchmarks.synthetic_low_bit", str(data), *KINDS], check=True)
+    found: dict[str, object] = {}
+    for kind in KINDS:
+        with TemporaryDirectory(dir=data) as folder:
+            base, adapter = data / f"llama-4-blocks.{kind}.gguf", data / "llama-4-blocks-r16"
+            found[kind] = compare(kind, base, adapter, Path(folder), rival, runs=runs)
+    return found
+
+
+def compare(kind: str, base: Path, adapter: Path, folder: Path, rival: Program, *, runs: int) -> dict[str, object]:
+    """The same as `run`, for one base, with results in ``folder``."""
+    _, tiny_adapter = make_tiny(folder / "tiny")
+    tiny = folder / "tiny" / "model.gguf"
+    synthetic_low_bit.gguf(tiny, kind, TINY)
+    timed = _commands(kind, base, adapter, folder, rival)
+    read_once(base, adapter)
+    warm = _commands(kind, tiny, tiny_adapter, folder, rival)
+    figures = alternate(timed, runs=runs, warm=warm, folder=folder)
+    results = {name: folder / name / "out.gguf" for name in timed}
+    judged = errors(of_ggufs(base, adapter, results, synthetic_low_bit.NAMES))
+    tools: dict[str, object] = {
+        name: figure.record() | judged[name] | {"file_bytes": results[name].stat().st_size}
+        for name, figure in figures.items()
+    }
+    if rival.missing:
+        tools["llama-export-lora"] = rival.missing
+    return {"nearest_in_f16": judged["nearest"], "tools": tools}
+
+
+def _commands(kind: str, base: Path, adapter: Path, folder: Path, rival: Program) -> dict[str, list[str]]:
+    def ours(name: str, *options: str) -> list[str]:
+        start = [LORALENS, "merge", str(adapter), "--base", str(base), "--quiet", "--undo", "none"]
+        return [*start, *options, "-o", str(folder / name / "out.gguf")]
+
+    bare = ("--certificate", "none")
+    if kind == "F16":
+        found = {"bare": ours("bare", *bare), "certificate": ours("certificate")}
+    else:
+        found = {"bare": ours("bare", "--dtype", "f16", *bare), "keep": ours("keep", "--bits", "keep", *bare)}
+    if not rival.missing:
+        theirs = folder / f"{base.stem}.adapter.gguf"
+        convert = [LORALENS, "convert", str(adapter), "--to", "gguf", "--base", str(base), "-o", str(theirs), "--quiet"]
+        subprocess.run(convert, check=True)
+        out = str(folder / "llama-export-lora" / "out.gguf")
+        command = [rival.path, "-m", str(base), "--lora", str(theirs), "-o", out, "-t", "2"]
+        found["llama-export-lora"] = command
+    return found
