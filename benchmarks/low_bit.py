@@ -110,7 +110,7 @@ def _rivals(kind: str, base: Path, adapter: Path, folder: Path, commands: dict[s
     theirs = folder / "adapter.gguf"
     loralens = str(Path(sys.executable).with_name("loralens"))
     convert = [loralens, "convert", str(adapter), "--to", "gguf", "--base", str(base), "-o", str(theirs), "--quiet"]
-    subprocess.run(convert, check=True)
+    subprocess.run(convert, check=True, stdout=subprocess.DEVNULL)
     command = [program.path, "-m", str(base), "--lora", str(theirs), "-o", str(folder / "theirs.gguf"), "-t", "2"]
     commands["llama-export-lora"] = command
     return {}

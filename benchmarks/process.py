@@ -87,9 +87,10 @@ def alternate(
 
 def read_once(*files: Path) -> None:
     """Read files, and all files of folders, so that no command waits for the disk."""
-    for file in files:
-        for each in sorted(file.rglob("*")) if file.is_dir() else [file]:
-            with each.open("rb") as stream:
+    inside = [each for file in files if file.is_dir() for each in file.rglob("*")]
+    for file in (*files, *inside):
+        if file.is_file():
+            with file.open("rb") as stream:
                 while stream.read(1 << 24):
                     pass
 

@@ -14,7 +14,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from benchmarks.synthetic_model import BLOCKS, SEVEN_B, VOCABULARY, Size, adapter
+from benchmarks.synthetic_model import BLOCKS, SEVEN_B, TINY, VOCABULARY, Size, adapter, make_tiny
 
 Bytes = NDArray[np.uint8]
 NAMES = {
@@ -61,6 +61,13 @@ def gguf(path: Path, kind: str, size: Size = SEVEN_B) -> None:
 
 
 Made = tuple[str, Callable[[], NDArray[Any]], tuple[int, ...], GGMLQuantizationType]
+
+
+def make_tiny_gguf(folder: Path, kind: str) -> tuple[Path, Path]:
+    """A tiny GGUF model and its adapter."""
+    made = folder / f"model.{kind}.gguf", make_tiny(folder)[1]
+    gguf(made[0], kind, TINY)
+    return made
 
 
 def _tensors(kind: str, size: Size) -> Iterator[Made]:
@@ -127,6 +134,9 @@ def nf4(folder: Path) -> None:
 if __name__ == "__main__":
     data = Path(sys.argv[1])
     data.mkdir(parents=True, exist_ok=True)
+    if sys.argv[2:3] == ["tiny"]:
+        make_tiny_gguf(data, sys.argv[3])
+        sys.exit()
     for kind in sys.argv[2:] or [*SCALES, "nf4"]:
         if kind == "nf4":
             nf4(data / "llama-4-blocks-nf4")

@@ -20,7 +20,7 @@ def run(data: Path, scripts: Checkout, *, runs: int) -> dict[str, object]:
     """Times, peaks and errors for the file ``wide`` of `kohya` in ``data``."""
     subprocess.run([sys.executable, "-m", "benchmarks.synthetic_pair", str(data / "pair")], check=True)
     with TemporaryDirectory(dir=data) as folder:
-        return compare(kohya.make(data / "pair")["wide"], Path(folder), scripts, runs=runs)
+        return compare(kohya.files_in(data / "pair")["wide"], Path(folder), scripts, runs=runs)
 
 
 def compare(wide: Path, folder: Path, scripts: Checkout, *, runs: int) -> dict[str, object]:

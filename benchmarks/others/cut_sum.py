@@ -30,7 +30,7 @@ def run(data: Path, scripts: Checkout, *, runs: int) -> dict[str, object]:
 
 def compare(pair: Path, folder: Path, scripts: Checkout, *, runs: int) -> dict[str, object]:
     """The same as `run`, for the files in ``pair``, with results in ``folder``."""
-    files = kohya.make(pair)
+    files = kohya.files_in(pair)
     names = [f"{pair / name}:{weight}" for name, weight in zip(SUM.adapters, SUM.weights, strict=True)]
     loralens = [str(Path(sys.executable).with_name("loralens")), "combine", *names, "--rank", str(RANK), "--quiet"]
     timed = {"loralens": [*loralens, "-o", str(folder / "loralens" / "out")]}

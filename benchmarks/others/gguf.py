@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import synthetic_low_bit
 from benchmarks.others.merged import errors, of_ggufs
 from benchmarks.process import alternate, read_once
 from benchmarks.rivals import Program
-from benchmarks.synthetic_model import TINY, make_tiny
 
 KINDS = ("F16", "Q4_K")
 LORALENS = str(Path(sys.executable).with_name("loralens"))
@@ -33,15 +31,16 @@ def run(data: Path, rival: Program, *, runs: int) -> dict[str, object]:
 
 def compare(kind: str, base: Path, adapter: Path, folder: Path, rival: Program, *, runs: int) -> dict[str, object]:
     """The same as `run`, for one base, with results in ``folder``."""
-    _, tiny_adapter = make_tiny(folder / "tiny")
-    tiny = folder / "tiny" / "model.gguf"
-    synthetic_low_bit.gguf(tiny, kind, TINY)
+    tiny = folder / "tiny"
+    subprocess.run([sys.executable, "-m", "benchmarks.synthetic_low_bit", str(tiny), "tiny", kind], check=True)
     timed = _commands(kind, base, adapter, folder, rival)
     read_once(base, adapter)
-    warm = _commands(kind, tiny, tiny_adapter, folder, rival)
+    warm = _commands(kind, tiny / f"model.{kind}.gguf", tiny / "adapter", folder, rival)
     figures = alternate(timed, runs=runs, warm=warm, folder=folder)
+    from benchmarks.synthetic_low_bit import NAMES  # its packages are large, and count as memory of commands
+
     results = {name: folder / name / "out.gguf" for name in timed}
-    judged = errors(of_ggufs(base, adapter, results, synthetic_low_bit.NAMES))
+    judged = errors(of_ggufs(base, adapter, results, NAMES))
     tools: dict[str, object] = {
         name: figure.record() | judged[name] | {"file_bytes": results[name].stat().st_size}
         for name, figure in figures.items()
@@ -64,7 +63,7 @@ def _commands(kind: str, base: Path, adapter: Path, folder: Path, rival: Program
     if not rival.missing:
         theirs = folder / f"{base.stem}.adapter.gguf"
         convert = [LORALENS, "convert", str(adapter), "--to", "gguf", "--base", str(base), "-o", str(theirs), "--quiet"]
-        subprocess.run(convert, check=True)
+        subprocess.run(convert, check=True, stdout=subprocess.DEVNULL)
         out = str(folder / "llama-export-lora" / "out.gguf")
         command = [rival.path, "-m", str(base), "--lora", str(theirs), "-o", out, "-t", "2"]
         found["llama-export-lora"] = command

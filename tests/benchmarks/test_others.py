@@ -106,14 +106,14 @@ def test_errors_of_singular_values() -> None:
 
 
 def test_files_of_kohya_hold_the_same_updates(pair: Path) -> None:
-    files = kohya.make(pair)
+    files = kohya.files_in(pair)
     for name in ("one", "two"):
         exact, found = judge.updates(pair / name), kohya.updates(files[name])
         assert judge.error({module: found[kohya.name_of(module)] for module in exact}, exact) < 1e-7
 
 
 def test_loralens_reads_files_of_kohya_as_the_judge_does(pair: Path) -> None:
-    wide = kohya.make(pair)["wide"]
+    wide = kohya.files_in(pair)["wide"]
     ours = sorted(float(np.linalg.norm(one.dense())) for one in loralens.load(wide).modules.values())
     assert ours == pytest.approx(sorted(float(np.linalg.norm(one)) for one in kohya.updates(wide).values()))
 
@@ -122,7 +122,7 @@ def test_loralens_reads_files_of_kohya_as_the_judge_does(pair: Path) -> None:
 def test_without_sd_scripts_its_rows_say_so(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cut_sum, "find_spec", lambda name: None)
     absent = rivals.Checkout(missing="not measured: no checkout")
-    smaller = json.loads(json.dumps(compress.compare(kohya.make(pair)["wide"], tmp_path, absent, runs=1)))
+    smaller = json.loads(json.dumps(compress.compare(kohya.files_in(pair)["wide"], tmp_path, absent, runs=1)))
     assert smaller["tools"]["sd-scripts"] == "not measured: no checkout"
     for figure in ("error", "energy_kept"):
         assert smaller["tools"]["loralens"][figure] == pytest.approx(smaller["least"][figure], rel=1e-3)
