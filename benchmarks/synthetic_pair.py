@@ -102,4 +102,5 @@ def _narrow(array: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    small = {"hidden": 64, "inner": 96, "blocks": 1} if sys.argv[2:] == ["tiny"] else {}
+    make(Path(sys.argv[1]), **small)

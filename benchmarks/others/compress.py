@@ -25,14 +25,10 @@ def run(data: Path, scripts: Checkout, *, runs: int) -> dict[str, object]:
 
 def compare(wide: Path, folder: Path, scripts: Checkout, *, runs: int) -> dict[str, object]:
     """The same as `run`, for this file, with results in ``folder``."""
-    loralens = [str(Path(sys.executable).with_name("loralens")), "compress", str(wide), "--rank", str(RANK), "--quiet"]
-    timed = {"loralens": [*loralens, "-o", str(folder / "loralens" / "out.safetensors")]}
-    if not scripts.missing:
-        theirs = scripts.python(str(scripts.folder / "networks" / "resize_lora.py"), "--model", str(wide))
-        theirs += ["--new_rank", str(RANK), "--device", "cpu", "--save_precision", "float"]
-        timed["sd-scripts"] = [*theirs, "--save_to", str(folder / "sd-scripts" / "out.safetensors")]
+    subprocess.run([sys.executable, "-m", "benchmarks.synthetic_pair", str(folder / "tiny"), "tiny"], check=True)
+    warm = _commands(kohya.files_in(folder / "tiny")["wide"], folder, scripts)
     read_once(wide)
-    figures = alternate(timed, runs=runs, folder=folder)
+    figures = alternate(_commands(wide, folder, scripts), runs=runs, warm=warm, folder=folder)
     exact = kohya.updates(wide)
     tools: dict[str, object] = {
         name: figure.record() | kept(kohya.updates(folder / name / "out.safetensors"), exact)
@@ -42,6 +38,16 @@ def compare(wide: Path, folder: Path, scripts: Checkout, *, runs: int) -> dict[s
         tools["sd-scripts"] = scripts.missing
     least = judge.least_error(exact, RANK)
     return {"least": {"error": short(least), "energy_kept": short(1 - least**2)}, "tools": tools}
+
+
+def _commands(wide: Path, folder: Path, scripts: Checkout) -> dict[str, list[str]]:
+    loralens = [str(Path(sys.executable).with_name("loralens")), "compress", str(wide), "--rank", str(RANK), "--quiet"]
+    found = {"loralens": [*loralens, "-o", str(folder / "loralens" / "out.safetensors")]}
+    if not scripts.missing:
+        theirs = scripts.python(str(scripts.folder / "networks" / "resize_lora.py"), "--model", str(wide))
+        theirs += ["--new_rank", str(RANK), "--device", "cpu", "--save_precision", "float"]
+        found["sd-scripts"] = [*theirs, "--save_to", str(folder / "sd-scripts" / "out.safetensors")]
+    return found
 
 
 def kept(found: judge.Matrices, exact: judge.Matrices) -> dict[str, float]:

@@ -30,29 +30,37 @@ def run(data: Path, scripts: Checkout, *, runs: int) -> dict[str, object]:
 
 def compare(pair: Path, folder: Path, scripts: Checkout, *, runs: int) -> dict[str, object]:
     """The same as `run`, for the files in ``pair``, with results in ``folder``."""
-    files = kohya.files_in(pair)
-    names = [f"{pair / name}:{weight}" for name, weight in zip(SUM.adapters, SUM.weights, strict=True)]
-    loralens = [str(Path(sys.executable).with_name("loralens")), "combine", *names, "--rank", str(RANK), "--quiet"]
-    timed = {"loralens": [*loralens, "-o", str(folder / "loralens" / "out")]}
     missing = {
         "sd-scripts": scripts.missing,
         "peft": "" if find_spec("peft") else "not measured: peft is not installed",
     }
-    if not scripts.missing:
-        theirs = scripts.python(str(scripts.folder / "networks" / "svd_merge_lora.py"), "--models")
-        theirs += [*(str(files[name]) for name in SUM.adapters), "--ratios", *map(str, SUM.weights)]
-        theirs += ["--new_rank", str(RANK), "--device", "cpu", "--precision", "float"]
-        timed["sd-scripts"] = [*theirs, "--save_to", str(folder / "sd-scripts" / "out.safetensors")]
-    if not missing["peft"]:
-        timed["peft"] = peft_process(pair, folder / "peft", {SVD: SUM.jobs()[SVD]})
+    missing = {name: text for name, text in missing.items() if text}
+
+    def commands(adapters: Path) -> dict[str, list[str]]:
+        return {name: one for name, one in _commands(adapters, folder, scripts).items() if name not in missing}
+
+    subprocess.run([sys.executable, "-m", "benchmarks.synthetic_pair", str(folder / "tiny"), "tiny"], check=True)
     read_once(pair)
-    figures = alternate(timed, runs=runs, folder=folder)
+    figures = alternate(commands(pair), runs=runs, warm=commands(folder / "tiny"), folder=folder)
     exact = SUM.exact(pair)
     tools: dict[str, object] = {
         name: figure.record() | _judged(name, folder, exact) for name, figure in figures.items()
     }
-    tools |= {name: text for name, text in missing.items() if text}
-    return {"weights": SUM.weights, "least_error": short(judge.least_error(exact, RANK)), "tools": tools}
+    return {"weights": SUM.weights, "least_error": short(judge.least_error(exact, RANK)), "tools": tools | missing}
+
+
+def _commands(pair: Path, folder: Path, scripts: Checkout) -> dict[str, list[str]]:
+    files = kohya.files_in(pair)
+    names = [f"{pair / name}:{weight}" for name, weight in zip(SUM.adapters, SUM.weights, strict=True)]
+    ours = [str(Path(sys.executable).with_name("loralens")), "combine", *names, "--rank", str(RANK), "--quiet"]
+    theirs = scripts.python(str(scripts.folder / "networks" / "svd_merge_lora.py"), "--models")
+    theirs += [*(str(files[name]) for name in SUM.adapters), "--ratios", *map(str, SUM.weights)]
+    theirs += ["--new_rank", str(RANK), "--device", "cpu", "--precision", "float"]
+    return {
+        "loralens": [*ours, "-o", str(folder / "loralens" / "out")],
+        "sd-scripts": [*theirs, "--save_to", str(folder / "sd-scripts" / "out.safetensors")],
+        "peft": peft_process(pair, folder / "peft", {SVD: SUM.jobs()[SVD]}),
+    }
 
 
 def _judged(tool: str, folder: Path, exact: judge.Matrices) -> dict[str, float]:

@@ -27,8 +27,8 @@ def run(data: Path, mergekit: Rival, *, runs: int) -> dict[str, object]:
 def compare(pair: Path, folder: Path, mergekit: Rival, *, runs: int) -> dict[str, object]:
     """The same as `run`, for the files in ``pair``, with results in ``folder``."""
 
-    def commands(tuned: str) -> dict[str, list[str]]:
-        base, changed = str(pair / "base"), str(pair / tuned)
+    def commands(tuned: str, models: Path = pair) -> dict[str, list[str]]:
+        base, changed = str(models / "base"), str(models / tuned)
         ours = [str(Path(sys.executable).with_name("loralens")), "extract", "--base", base, "--tuned", changed]
         ours += ["--rank", str(RANK), "--json", "--overwrite", "-o"]
         found = {"loralens": [*ours, str(folder / "loralens")]}
@@ -40,9 +40,10 @@ def compare(pair: Path, folder: Path, mergekit: Rival, *, runs: int) -> dict[str
             found["mergekit"] = ["env", "HF_HUB_OFFLINE=1", program, *theirs]
         return found
 
+    subprocess.run([sys.executable, "-m", "benchmarks.synthetic_pair", str(folder / "tiny"), "tiny"], check=True)
     timed = {name: command for name, command in commands("tuned").items() if name != "loralens_bf16"}
     read_once(pair / "base", pair / "tuned")
-    figures = alternate(timed, runs=runs)
+    figures = alternate(timed, runs=runs, warm=commands("tuned", folder / "tiny"))
     errors = {}
     for tuned in TUNED:
         found = commands(tuned)

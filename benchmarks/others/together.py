@@ -17,19 +17,21 @@ from typing import Any
 from benchmarks.others import combine, compress, cut_sum, extract, gguf, merge, spectrum
 from benchmarks.rivals import CHECKOUTS, REQUIREMENTS, checkout, llama_export_lora, rival
 
-MOST = 3  # runs at most: the slowest commands take many seconds
-MOST_OF_MERGES = 2  # of 1.6 GB each, which take longer, and vary less
+MOST = 3  # runs at most
+MOST_OF_LONG = 2  # the slowest commands take ten seconds and more, and vary less
 
 Part = Callable[[Path, int], dict[str, object]]
 PARTS: dict[str, Part] = {
     "spectrum": lambda data, runs: spectrum.run(data, rival("adaptersentry", data / "others"), runs=runs),
     "merge": lambda data, runs: merge.run(
-        data, checkout("axolotl"), rival("mergekit", data / "others"), runs=min(runs, MOST_OF_MERGES)
+        data, checkout("axolotl"), rival("mergekit", data / "others"), runs=min(runs, MOST_OF_LONG)
     ),
-    "gguf": lambda data, runs: gguf.run(data, llama_export_lora(), runs=min(runs, MOST_OF_MERGES)),
-    "extract": lambda data, runs: extract.run(data / "others", rival("mergekit", data / "others"), runs=runs),
-    "compress": lambda data, runs: compress.run(data / "others", checkout("sd-scripts"), runs=runs),
-    "sum": lambda data, runs: cut_sum.run(data / "others", checkout("sd-scripts"), runs=runs),
+    "gguf": lambda data, runs: gguf.run(data, llama_export_lora(), runs=min(runs, MOST_OF_LONG)),
+    "extract": lambda data, runs: extract.run(
+        data / "others", rival("mergekit", data / "others"), runs=min(runs, MOST_OF_LONG)
+    ),
+    "compress": lambda data, runs: compress.run(data / "others", checkout("sd-scripts"), runs=min(runs, MOST_OF_LONG)),
+    "sum": lambda data, runs: cut_sum.run(data / "others", checkout("sd-scripts"), runs=min(runs, MOST_OF_LONG)),
     "combine": lambda data, runs: combine.run(data / "others", runs=runs),
 }
 
