@@ -1,18 +1,31 @@
 """A whole process, timed from outside: wall and CPU seconds and peak memory, several runs, alternated between commands.
 
 CPU seconds are those of the process and of the children that it waited for, of the user and of the system together.
-Peak memory counts the pages of files that a process has mapped, as the system does.
+Peak memory counts the pages of files that a process has mapped, as the system does. The system also counts the peak of
+the process that starts another one as memory of the new one, so a small process starts the commands.
 """
 
 import os
 import shutil
 import statistics
 import subprocess
-import time
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+# Imports nothing, and so takes 9 MiB. Prints what one command took.
+STARTER = """
+import os, sys, time
+silent = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+start = time.perf_counter()
+child = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ, file_actions=silent)
+_, status, usage = os.wait4(child, 0)
+seconds = time.perf_counter() - start
+print(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+sys.exit(status != 0)
+"""
 
 
 class Sample(NamedTuple):
@@ -48,17 +61,10 @@ class Figure:
 
 def once(command: Sequence[str]) -> Sample:
     """What one run took, its output thrown away."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    with process.stderr:
-        complaint = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait for it again
-    seconds = time.perf_counter() - start
-    if status:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{complaint.decode(errors='replace')}")
-    return Sample(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", STARTER, *command], capture_output=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr.decode(errors='replace')}")
+    return Sample(*map(float, done.stdout.split()))
 
 
 def alternate(

@@ -65,7 +65,7 @@ Made = tuple[str, Callable[[], NDArray[Any]], tuple[int, ...], GGMLQuantizationT
 
 def make_tiny_gguf(folder: Path, kind: str) -> tuple[Path, Path]:
     """A tiny GGUF model and its adapter."""
-    made = folder / f"model.{kind}.gguf", make_tiny(folder)[1]
+    made = folder / "model.gguf", make_tiny(folder)[1]
     gguf(made[0], kind, TINY)
     return made
 
@@ -134,9 +134,6 @@ def nf4(folder: Path) -> None:
 if __name__ == "__main__":
     data = Path(sys.argv[1])
     data.mkdir(parents=True, exist_ok=True)
-    if sys.argv[2:3] == ["tiny"]:
-        make_tiny_gguf(data, sys.argv[3])
-        sys.exit()
     for kind in sys.argv[2:] or [*SCALES, "nf4"]:
         if kind == "nf4":
             nf4(data / "llama-4-blocks-nf4")

@@ -105,8 +105,5 @@ def _weights(rng: np.random.Generator, out: int, in_: int) -> NDArray[ml_dtypes.
 
 
 if __name__ == "__main__":
-    if sys.argv[2:] == ["tiny"]:
-        make_tiny(Path(sys.argv[1]))
-    else:
-        model(Path(sys.argv[1]) / "llama-4-blocks")
-        adapter(Path(sys.argv[1]) / "llama-4-blocks-r16")
+    model(Path(sys.argv[1]) / "llama-4-blocks")
+    adapter(Path(sys.argv[1]) / "llama-4-blocks-r16")

@@ -12,6 +12,7 @@ from benchmarks import judge
 from benchmarks.others import kohya
 from benchmarks.process import alternate, read_once
 from benchmarks.rivals import Checkout
+from benchmarks.synthetic_pair import make_tiny
 
 RANK = 16
 
@@ -25,8 +26,7 @@ def run(data: Path, scripts: Checkout, *, runs: int) -> dict[str, object]:
 
 def compare(wide: Path, folder: Path, scripts: Checkout, *, runs: int) -> dict[str, object]:
     """The same as `run`, for this file, with results in ``folder``."""
-    subprocess.run([sys.executable, "-m", "benchmarks.synthetic_pair", str(folder / "tiny"), "tiny"], check=True)
-    warm = _commands(kohya.files_in(folder / "tiny")["wide"], folder, scripts)
+    warm = _commands(kohya.files_in(make_tiny(folder / "tiny"))["wide"], folder, scripts)
     read_once(wide)
     figures = alternate(_commands(wide, folder, scripts), runs=runs, warm=warm, folder=folder)
     exact = kohya.updates(wide)

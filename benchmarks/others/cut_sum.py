@@ -16,7 +16,7 @@ from benchmarks.others.combine import SUM, peft_process
 from benchmarks.others.compress import short
 from benchmarks.process import alternate, read_once
 from benchmarks.rivals import Checkout
-from benchmarks.synthetic_pair import RANK
+from benchmarks.synthetic_pair import RANK, make_tiny
 
 SVD = "peft_svd"
 
@@ -39,9 +39,8 @@ def compare(pair: Path, folder: Path, scripts: Checkout, *, runs: int) -> dict[s
     def commands(adapters: Path) -> dict[str, list[str]]:
         return {name: one for name, one in _commands(adapters, folder, scripts).items() if name not in missing}
 
-    subprocess.run([sys.executable, "-m", "benchmarks.synthetic_pair", str(folder / "tiny"), "tiny"], check=True)
     read_once(pair)
-    figures = alternate(commands(pair), runs=runs, warm=commands(folder / "tiny"), folder=folder)
+    figures = alternate(commands(pair), runs=runs, warm=commands(make_tiny(folder / "tiny")), folder=folder)
     exact = SUM.exact(pair)
     tools: dict[str, object] = {
         name: figure.record() | _judged(name, folder, exact) for name, figure in figures.items()

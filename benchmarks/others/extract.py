@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from benchmarks import judge
 from benchmarks.process import alternate, once, read_once
 from benchmarks.rivals import Rival
-from benchmarks.synthetic_pair import RANK
+from benchmarks.synthetic_pair import RANK, make_tiny
 
 TUNED = ("tuned", "merged")
 
@@ -40,10 +40,9 @@ def compare(pair: Path, folder: Path, mergekit: Rival, *, runs: int) -> dict[str
             found["mergekit"] = ["env", "HF_HUB_OFFLINE=1", program, *theirs]
         return found
 
-    subprocess.run([sys.executable, "-m", "benchmarks.synthetic_pair", str(folder / "tiny"), "tiny"], check=True)
     timed = {name: command for name, command in commands("tuned").items() if name != "loralens_bf16"}
     read_once(pair / "base", pair / "tuned")
-    figures = alternate(timed, runs=runs, warm=commands("tuned", folder / "tiny"))
+    figures = alternate(timed, runs=runs, warm=commands("tuned", make_tiny(folder / "tiny")))
     errors = {}
     for tuned in TUNED:
         found = commands(tuned)

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.others.merged import errors, of_ggufs
 from benchmarks.process import alternate, read_once
 from benchmarks.rivals import Program
+from benchmarks.synthetic_low_bit import NAMES, make_tiny_gguf
 
 KINDS = ("F16", "Q4_K")
 LORALENS = str(Path(sys.executable).with_name("loralens"))
@@ -31,14 +32,11 @@ def run(data: Path, rival: Program, *, runs: int) -> dict[str, object]:
 
 def compare(kind: str, base: Path, adapter: Path, folder: Path, rival: Program, *, runs: int) -> dict[str, object]:
     """The same as `run`, for one base, with results in ``folder``."""
-    tiny = folder / "tiny"
-    subprocess.run([sys.executable, "-m", "benchmarks.synthetic_low_bit", str(tiny), "tiny", kind], check=True)
+    tiny = make_tiny_gguf(folder / "tiny", kind)
     timed = _commands(kind, base, adapter, folder, rival)
     read_once(base, adapter)
-    warm = _commands(kind, tiny / f"model.{kind}.gguf", tiny / "adapter", folder, rival)
+    warm = _commands(kind, *tiny, folder, rival)
     figures = alternate(timed, runs=runs, warm=warm, folder=folder)
-    from benchmarks.synthetic_low_bit import NAMES  # its packages are large, and count as memory of commands
-
     results = {name: folder / name / "out.gguf" for name in timed}
     judged = errors(of_ggufs(base, adapter, results, NAMES))
     tools: dict[str, object] = {

@@ -5,8 +5,6 @@ as in the folders of PEFT, so that one judge serves all tools.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +18,12 @@ PREFIX = "lora_te_"
 
 
 def files_in(pair: Path) -> dict[str, Path]:
-    """The files ``one``, ``two`` and ``wide`` beside the folders in ``pair``, made where missing by another process."""
-    subprocess.run([sys.executable, "-m", "benchmarks.others.kohya", str(pair)], check=True)
-    return _files(pair)
-
-
-def _files(pair: Path) -> dict[str, Path]:
-    return {name: pair / f"{name}.kohya.safetensors" for name in ("one", "two", "wide")}
-
-
-def _make(pair: Path) -> None:
-    for name, file in _files(pair).items():
+    """The files ``one``, ``two`` and ``wide`` beside the folders in ``pair``, made where missing."""
+    files = {name: pair / f"{name}.kohya.safetensors" for name in ("one", "two", "wide")}
+    for name, file in files.items():
         if not file.exists():
             save_file(_wide(pair / "one") if name == "wide" else _same(pair / name), file)
+    return files
 
 
 def factors(file: Path) -> dict[str, tuple[judge.Matrix, judge.Matrix]]:
@@ -79,7 +70,3 @@ def _wide(adapter: Path) -> dict[str, NDArray[np.float32]]:
         found[f"{stem}.lora_down.weight"] = down / np.float32(A.shape[1] ** 0.5)
         found[f"{stem}.alpha"] = np.array(rank, np.float32)
     return found
-
-
-if __name__ == "__main__":
-    _make(Path(sys.argv[1]))

@@ -18,6 +18,7 @@ from benchmarks.merge import PEFT
 from benchmarks.others.merged import errors, of_models
 from benchmarks.process import alternate, read_once
 from benchmarks.rivals import Checkout, Rival
+from benchmarks.synthetic_model import make_tiny
 
 AXOLOTL = """
 import sys
@@ -39,8 +40,7 @@ def compare(
     base: Path, adapter: Path, folder: Path, axolotl: Checkout, mergekit: Rival, *, runs: int
 ) -> dict[str, object]:
     """The same as `run`, for these files, with results in ``folder``."""
-    tiny = folder / "tiny"
-    subprocess.run([sys.executable, "-m", "benchmarks.synthetic_model", str(tiny), "tiny"], check=True)
+    tiny = make_tiny(folder / "tiny")
     missing = _missing(axolotl, mergekit)
 
     def commands(model: Path, lora: Path) -> dict[str, list[str]]:
@@ -49,7 +49,7 @@ def compare(
 
     timed = commands(base, adapter)
     read_once(base, adapter)
-    figures = alternate(timed, runs=runs, warm=commands(tiny / "model", tiny / "adapter"), folder=folder)
+    figures = alternate(timed, runs=runs, warm=commands(*tiny), folder=folder)
     judged = errors(of_models(base, adapter, {name: folder / name / "out" for name in timed}))
     tools: dict[str, object] = {name: figure.record() | judged[name] for name, figure in figures.items()}
     return {"nearest_in_bf16": judged["nearest"], "tools": tools | missing}

@@ -1,18 +1,13 @@
 """The comparisons: which there are, and one run of all of them.
 
 Tools of a package index are installed under ``others`` in the folder of data, and PEFT is the one of the development
-environment. Environment variables name the rest (`benchmarks.rivals`). Every part is a process of its own: the memory
-that a process holds when it starts another one counts as memory of the new process, and the judge holds much.
+environment. Environment variables name the rest (`benchmarks.rivals`).
 """
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from benchmarks.others import combine, compress, cut_sum, extract, gguf, merge, spectrum
 from benchmarks.rivals import CHECKOUTS, REQUIREMENTS, checkout, llama_export_lora, rival
@@ -38,7 +33,7 @@ PARTS: dict[str, Part] = {
 
 def run(data: Path, *, runs: int) -> dict[str, object]:
     """Every comparison; the row of a rival that is not there says so."""
-    return {"versions": versions(data)} | {part: _process(part, data, runs=min(runs, MOST)) for part in PARTS}
+    return {"versions": versions(data)} | {name: part(data, min(runs, MOST)) for name, part in PARTS.items()}
 
 
 def versions(data: Path) -> dict[str, str]:
@@ -51,8 +46,3 @@ def versions(data: Path) -> dict[str, str]:
     found["llama-export-lora"] = program.missing or program.version
     found["peft"] = f"peft=={version('peft')}" if find_spec("peft") else "not measured: peft is not installed"
     return found
-
-
-def _process(part: str, data: Path, *, runs: int) -> Any:
-    command = [sys.executable, "-m", "benchmarks.others", part, "--runs", str(runs), "--data", str(data)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
