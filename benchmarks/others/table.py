@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Record = Mapping[str, Any]
-HEAD = ("task", "tool", "time", "over loralens", "CPU time", "peak memory", "result")
+HEAD = ("task", "tool", "time", "CPU time", "peak memory", "result")
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,10 @@ class Task:
 
 def _error(task: Record, tool: str) -> str:
     return f"error {_percent(task['tools'][tool]['error'])}"
+
+
+def _error_and_size(task: Record, tool: str) -> str:
+    return f"{_error(task, tool)}, {task['tools'][tool]['file_bytes'] / 1e9:.2f} GB"
 
 
 def _energy(task: Record, tool: str) -> str:
@@ -56,7 +60,7 @@ TASKS = (
         "merge into a GGUF model in Q4_K",
         ("gguf", "Q4_K"),
         {"bare": "loralens, to f16", "llama-export-lora": f"{EXPORT}, to f16", "keep": "loralens, `--bits keep`"},
-        _error,
+        _error_and_size,
     ),
     Task(
         "extract an adapter of rank 16 from two models",
@@ -104,16 +108,16 @@ def _rows(task: Task, result: Record) -> list[tuple[str, ...]]:
     for place, (tool, name) in enumerate(task.tools.items()):
         figure, title = found["tools"].get(tool), "…" if place else task.title
         if isinstance(figure, Mapping):
-            ratio = f"{figure['seconds'] / first['seconds']:.2g} ×" if place else ""
-            costs = _seconds(figure["seconds"]), ratio, _seconds(figure["cpu_seconds"]), f"{figure['peak_mib']:.0f} MiB"
-            rows.append((title, name, *costs, task.quality(found, tool)))
+            costs = [_seconds(figure[cost], first[cost] if place else 0.0) for cost in ("seconds", "cpu_seconds")]
+            rows.append((title, name, *costs, f"{figure['peak_mib']:.0f} MiB", task.quality(found, tool)))
         elif figure:
-            rows.append((title, name, figure, "", "", "", ""))
+            rows.append((title, name, figure, "", "", ""))
     return rows
 
 
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+def _seconds(seconds: float, first: float) -> str:
+    told = f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{told} ({seconds / first:.2g} ×)" if first else told
 
 
 def _percent(share: float) -> str:
