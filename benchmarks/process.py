@@ -10,10 +10,12 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+Commands = Mapping[str, Sequence[str]]
 
 # Imports nothing, and so takes 9 MiB. Prints what one command took.
 STARTER = """
@@ -67,28 +69,47 @@ def once(command: Sequence[str]) -> Sample:
     return Sample(*map(float, done.stdout.split()))
 
 
-def alternate(
-    commands: Mapping[str, Sequence[str]],
-    *,
-    runs: int,
-    warm: Mapping[str, Sequence[str]] | None = None,
-    folder: Path | None = None,
-) -> dict[str, Figure]:
+def alternate(commands: Commands, *, runs: int, warm: Commands | None = None) -> dict[str, Figure]:
     """Each command ``runs`` times, in turn, after one run of each that does not count.
 
     ``warm`` has other commands for that first run, if the commands themselves take long: the same programs on small
-    files. ``folder`` is for commands that write much: each has the folder of its name in it. The folder is empty before
-    a run, and earlier writes have reached the disk.
+    files.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in commands}
+    for turn, name, command in _turns(commands, runs, warm):
+        sample = once(command)
+        if turn:
+            samples[name].append(sample)
+    return {name: _figure(taken) for name, taken in samples.items()}
+
+
+def alternate_writers(
+    commands: Commands, *, runs: int, warm: Commands, folder: Path, judge: Callable[[str], Mapping[str, float]]
+) -> dict[str, object]:
+    """The records of commands that write into the folder of their name in ``folder``, with what the judge finds there.
+
+    These folders are empty before a run, and what earlier runs wrote has reached the disk. The judge is asked after the
+    last run of each command. No result stays, because results may be large.
+    """
+    samples: dict[str, list[Sample]] = {name: [] for name in commands}
+    judged: dict[str, Mapping[str, float]] = {}
+    for turn, name, command in _turns(commands, runs, warm):
+        (folder / name).mkdir(parents=True)
+        os.sync()
+        sample = once(command)
+        if turn:
+            samples[name].append(sample)
+        if turn == runs:
+            judged[name] = judge(name)
+        shutil.rmtree(folder / name)
+    return {name: {**_figure(taken).record(), **judged[name]} for name, taken in samples.items()}
+
+
+def _turns(commands: Commands, runs: int, warm: Commands | None) -> Iterator[tuple[int, str, Sequence[str]]]:
+    """Turn, name and command; turn 0 does not count."""
     for turn in range(runs + 1):
         for name, command in commands.items():
-            if folder:
-                _empty(folder / name)
-            sample = once(command if turn or warm is None else warm[name])
-            if turn:
-                samples[name].append(sample)
-    return {name: _figure(taken) for name, taken in samples.items()}
+            yield turn, name, command if turn or warm is None else warm[name]
 
 
 def read_once(*files: Path) -> None:
@@ -99,12 +120,6 @@ def read_once(*files: Path) -> None:
             with file.open("rb") as stream:
                 while stream.read(1 << 24):
                     pass
-
-
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    os.sync()  # what the command before wrote is not the work of this one
 
 
 def _figure(samples: list[Sample]) -> Figure:

@@ -5,12 +5,13 @@ Both write float32. No update of rank 16 has a smaller error than ``least``.
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks import judge
 from benchmarks.others import kohya
-from benchmarks.process import alternate, read_once
+from benchmarks.process import alternate_writers
 from benchmarks.rivals import Checkout
 from benchmarks.synthetic_pair import make_tiny
 
@@ -26,18 +27,17 @@ def run(data: Path, scripts: Checkout, *, runs: int) -> dict[str, object]:
 
 def compare(wide: Path, folder: Path, scripts: Checkout, *, runs: int) -> dict[str, object]:
     """The same as `run`, for this file, with results in ``folder``."""
-    warm = _commands(kohya.files_in(make_tiny(folder / "tiny"))["wide"], folder, scripts)
-    read_once(wide)
-    figures = alternate(_commands(wide, folder, scripts), runs=runs, warm=warm, folder=folder)
     exact = kohya.updates(wide)
-    tools: dict[str, object] = {
-        name: figure.record() | kept(kohya.updates(folder / name / "out.safetensors"), exact)
-        for name, figure in figures.items()
-    }
+    warm = _commands(kohya.files_in(make_tiny(folder / "tiny"))["wide"], folder, scripts)
+
+    def kept(tool: str) -> Mapping[str, float]:
+        return _quality(judge.error(kohya.updates(folder / tool / "out.safetensors"), exact))
+
+    timed = _commands(wide, folder, scripts)
+    tools = alternate_writers(timed, runs=runs, warm=warm, folder=folder, judge=kept)
     if scripts.missing:
         tools["sd-scripts"] = scripts.missing
-    least = judge.least_error(exact, RANK)
-    return {"least": {"error": short(least), "energy_kept": short(1 - least**2)}, "tools": tools}
+    return {"least": _quality(judge.least_error(exact, RANK)), "tools": tools}
 
 
 def _commands(wide: Path, folder: Path, scripts: Checkout) -> dict[str, list[str]]:
@@ -50,10 +50,9 @@ def _commands(wide: Path, folder: Path, scripts: Checkout) -> dict[str, list[str
     return found
 
 
-def kept(found: judge.Matrices, exact: judge.Matrices) -> dict[str, float]:
-    """The error of a result and the energy that it keeps, which is 1 − error² for the nearest of its rank."""
-    far = judge.error(found, exact)
-    return {"error": short(far), "energy_kept": short(1 - far**2)}
+def _quality(error: float) -> dict[str, float]:
+    """The error, and the energy that is kept: the nearest update of a rank lacks the square of its error."""
+    return {"error": short(error), "energy_kept": short(1 - error**2)}
 
 
 def short(figure: float) -> float:

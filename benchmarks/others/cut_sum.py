@@ -6,6 +6,7 @@ of PEFT does what its users do: it loads the model and both adapters, combines a
 
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from benchmarks import judge
 from benchmarks.others import kohya
 from benchmarks.others.combine import SUM, peft_process
 from benchmarks.others.compress import short
-from benchmarks.process import alternate, read_once
+from benchmarks.process import alternate_writers, read_once
 from benchmarks.rivals import Checkout
 from benchmarks.synthetic_pair import RANK, make_tiny
 
@@ -39,12 +40,15 @@ def compare(pair: Path, folder: Path, scripts: Checkout, *, runs: int) -> dict[s
     def commands(adapters: Path) -> dict[str, list[str]]:
         return {name: one for name, one in _commands(adapters, folder, scripts).items() if name not in missing}
 
-    read_once(pair)
-    figures = alternate(commands(pair), runs=runs, warm=commands(make_tiny(folder / "tiny")), folder=folder)
     exact = SUM.exact(pair)
-    tools: dict[str, object] = {
-        name: figure.record() | _judged(name, folder, exact) for name, figure in figures.items()
-    }
+
+    def judged(tool: str) -> Mapping[str, float]:
+        found = _updates(tool, folder / tool, exact)
+        return {"error": short(judge.error(found, exact)), "strength": short(judge.strength(found, exact))}
+
+    read_once(pair)
+    warm = commands(make_tiny(folder / "tiny"))
+    tools = alternate_writers(commands(pair), runs=runs, warm=warm, folder=folder, judge=judged)
     return {"weights": SUM.weights, "least_error": short(judge.least_error(exact, RANK)), "tools": tools | missing}
 
 
@@ -62,10 +66,9 @@ def _commands(pair: Path, folder: Path, scripts: Checkout) -> dict[str, list[str
     }
 
 
-def _judged(tool: str, folder: Path, exact: judge.Matrices) -> dict[str, float]:
+def _updates(tool: str, folder: Path, modules: Iterable[str]) -> judge.Matrices:
+    """What a tool has written; a file of kohya has other names."""
     if tool == "sd-scripts":
-        named = kohya.updates(folder / tool / "out.safetensors")
-        found = {module: named[kohya.name_of(module)] for module in exact}
-    else:
-        found = judge.updates(folder / tool / (SVD if tool == "peft" else "out"))
-    return {"error": short(judge.error(found, exact)), "strength": short(judge.strength(found, exact))}
+        named = kohya.updates(folder / "out.safetensors")
+        return {module: named[kohya.name_of(module)] for module in modules}
+    return judge.updates(folder / (SVD if tool == "peft" else "out"))

@@ -7,11 +7,12 @@ error is that of rounding to the codes. The adapter for llama.cpp is converted b
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.others.merged import errors, of_ggufs
-from benchmarks.process import alternate, read_once
+from benchmarks.process import alternate_writers, read_once
 from benchmarks.rivals import Program
 from benchmarks.synthetic_low_bit import NAMES, make_tiny_gguf
 
@@ -32,20 +33,18 @@ def run(data: Path, rival: Program, *, runs: int) -> dict[str, object]:
 
 def compare(kind: str, base: Path, adapter: Path, folder: Path, rival: Program, *, runs: int) -> dict[str, object]:
     """The same as `run`, for one base, with results in ``folder``."""
-    tiny = make_tiny_gguf(folder / "tiny", kind)
-    timed = _commands(kind, base, adapter, folder, rival)
+
+    def judge(tool: str) -> Mapping[str, float]:
+        out = folder / tool / "out.gguf"
+        return {**errors(of_ggufs(base, adapter, {tool: out}, NAMES))[tool], "file_bytes": out.stat().st_size}
+
     read_once(base, adapter)
-    warm = _commands(kind, *tiny, folder, rival)
-    figures = alternate(timed, runs=runs, warm=warm, folder=folder)
-    results = {name: folder / name / "out.gguf" for name in timed}
-    judged = errors(of_ggufs(base, adapter, results, NAMES))
-    tools: dict[str, object] = {
-        name: figure.record() | judged[name] | {"file_bytes": results[name].stat().st_size}
-        for name, figure in figures.items()
-    }
+    warm = _commands(kind, *make_tiny_gguf(folder / "tiny", kind), folder, rival)
+    timed = _commands(kind, base, adapter, folder, rival)
+    tools = alternate_writers(timed, runs=runs, warm=warm, folder=folder, judge=judge)
     if rival.missing:
         tools["llama-export-lora"] = rival.missing
-    return {"nearest_in_f16": judged["nearest"], "tools": tools}
+    return {"nearest_in_f16": errors(of_ggufs(base, adapter, {}, NAMES))["nearest"], "tools": tools}
 
 
 def _commands(kind: str, base: Path, adapter: Path, folder: Path, rival: Program) -> dict[str, list[str]]:

@@ -10,13 +10,14 @@ each run, and copies from there.
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.merge import PEFT
 from benchmarks.others.merged import errors, of_models
-from benchmarks.process import alternate, read_once
+from benchmarks.process import alternate_writers, read_once
 from benchmarks.rivals import Checkout, Rival
 from benchmarks.synthetic_model import make_tiny
 
@@ -40,19 +41,19 @@ def compare(
     base: Path, adapter: Path, folder: Path, axolotl: Checkout, mergekit: Rival, *, runs: int
 ) -> dict[str, object]:
     """The same as `run`, for these files, with results in ``folder``."""
-    tiny = make_tiny(folder / "tiny")
     missing = _missing(axolotl, mergekit)
 
     def commands(model: Path, lora: Path) -> dict[str, list[str]]:
         found = _commands(model, lora, folder, axolotl, mergekit)
         return {name: command for name, command in found.items() if name not in missing}
 
-    timed = commands(base, adapter)
+    def judge(tool: str) -> Mapping[str, float]:
+        return errors(of_models(base, adapter, {tool: folder / tool / "out"}))[tool]
+
     read_once(base, adapter)
-    figures = alternate(timed, runs=runs, warm=commands(*tiny), folder=folder)
-    judged = errors(of_models(base, adapter, {name: folder / name / "out" for name in timed}))
-    tools: dict[str, object] = {name: figure.record() | judged[name] for name, figure in figures.items()}
-    return {"nearest_in_bf16": judged["nearest"], "tools": tools | missing}
+    warm = commands(*make_tiny(folder / "tiny"))
+    tools = alternate_writers(commands(base, adapter), runs=runs, warm=warm, folder=folder, judge=judge)
+    return {"nearest_in_bf16": errors(of_models(base, adapter, {}))["nearest"], "tools": tools | missing}
 
 
 def _commands(base: Path, adapter: Path, folder: Path, axolotl: Checkout, mergekit: Rival) -> dict[str, list[str]]:
