@@ -1,6 +1,6 @@
 """LoRA and the alternatives on a language model that writes sentences: Table 3 of the LoRA paper, in small.
 
-    LORALENS_TEXTS=FOLDER python examples/nlg_study.py           SmolLM2-135M, short texts, few steps: under an hour
+    LORALENS_TEXTS=FOLDER python examples/nlg_study.py           SmolLM2-135M, short texts, few steps: 16 minutes
     LORALENS_TEXTS=FOLDER python examples/nlg_study.py --full    all texts, thousands of steps (--device cuda)
     python examples/nlg_study.py --report                        draw the page again from reports/nlg.json, in seconds
 

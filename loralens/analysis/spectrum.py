@@ -74,7 +74,11 @@ class Spectrum:
 
     def energy_rank(self, fraction: float) -> int:
         """The number of leading directions that hold ``fraction`` of the energy Σσ²."""
-        return measures.energy_rank(self.s, fraction)
+        return measures.energy_rank(self.s, fraction, tails=self._energy_tails)
+
+    @cached_property
+    def _energy_tails(self) -> Array:
+        return measures.energy_tails(self.s)
 
 
 def measure_spectrum(

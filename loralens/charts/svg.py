@@ -31,7 +31,11 @@ def svg(width: float, height: float, parts: Iterable[str], alt: str, attributes:
 
 def n(value: float, places: int = 1) -> str:
     """Return a coordinate as text, as short as possible, because a page holds many thousands of them."""
-    # One digit behind the point: a tenth of a pixel cannot be seen. "0" where stripping zeros has left nothing.
+    # One digit behind the point: a tenth of a pixel cannot be seen.
+    if places == 1 and type(value) is float:  # `round` of NumPy's numbers has another rule for halves
+        text = f"{value:.1f}"
+        return text.removesuffix(".0")
+    # "0" where stripping zeros has left nothing.
     return f"{round(value, places):.{places}f}".rstrip("0").rstrip(".") or "0"
 
 

@@ -41,6 +41,7 @@ from loralens.cli.show import RowOptions, row_options, show
 )
 @options.device()
 @options.seed("the sketch of W and the starting vectors")
+@options.cache("directions")
 @options.modules
 @row_options(csv="module and rank", plot="the amplification of every module")
 @options.reading
@@ -49,6 +50,6 @@ def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
 
     The factor is shown with three comparisons: the share of W that random directions would catch, the excess of ΔW
     over them with its z-score, and the largest share that any directions could catch. The weights of the base are read
-    one at a time.
+    one at a time. The leading directions of large weights are kept for the next run.
     """
     show(loralens.amplify(adapter, **keywords), rows)

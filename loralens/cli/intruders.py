@@ -51,21 +51,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @options.ALLOW_LOSS
 @options.OVERWRITE
 @options.DRY_RUN
-@click.option(
-    "--cache",
-    type=options.PATH,
-    metavar="DIR",
-    help="The folder in which SVDs of W are kept between runs. [default: in the user's cache folder]",
-)
-# U and V are kept in float32, which is 8 bytes for every number of a square weight: 20 GB hold 2.5 billion numbers.
-@click.option(
-    "--cache-limit",
-    default="20GB",
-    show_default=True,
-    metavar="SIZE",
-    help="If the folder is larger than this, its oldest SVDs are deleted.",
-)
-@click.option("--no-cache", is_flag=True, help="Neither use nor keep SVDs of earlier runs.")
+@options.cache("SVDs")
 @options.device()
 # Without a --top for rows: the --top of this command is that of the definition.
 @row_options(csv="module", top=False)

@@ -304,6 +304,21 @@ def device(default: str | None = "cpu", *, note: str = "") -> Callable[[F], F]:
     return click.option("--device", default=default, show_default=default is not None, metavar="NAME", help=text)
 
 
+def cache(what: str) -> Callable[[F], F]:
+    """``--cache``, ``--cache-limit`` and ``--no-cache``: where ``what`` of base weights is kept between runs."""
+    text = f"The folder in which {what} of W are kept between runs. [default: in the user's cache folder]"
+    limit = "If the folder is larger than this, its oldest entries are deleted."
+    return lambda function: decorate(
+        function,
+        (
+            click.option("--cache", type=PATH, metavar="DIR", help=text),
+            # U and V of a whole SVD take 8 bytes for every number of a square weight: 20 GB hold 2.5 billion numbers.
+            click.option("--cache-limit", default="20GB", show_default=True, metavar="SIZE", help=limit),
+            click.option("--no-cache", is_flag=True, help=f"Neither use nor keep {what} of earlier runs."),
+        ),
+    )
+
+
 SAME_BITS = " The result has the same bits on every device."
 
 

@@ -51,6 +51,41 @@ class Directions:
         return Directions(s, out, in_)
 
 
+@final
+class UnreadDirections:
+    """The singular directions of an update whose singular values are known; its factors are read when they are needed.
+
+    Sizes and errors at any rank need the singular values alone.
+    """
+
+    __slots__ = ("_head", "_module", "s")
+
+    bases = None
+
+    def __init__(self, module: Update, s: Array, head: int | None = None) -> None:
+        self._module, self._head, self.s = module, head, s
+
+    def _read(self) -> Directions:
+        directions = singular_directions(self._module)
+        return directions if self._head is None else directions.head(self._head)
+
+    @property
+    def out(self) -> Array:
+        """As `Directions.out`."""
+        return self._read().out
+
+    @property
+    def in_(self) -> Array:
+        """As `Directions.in_`."""
+        return self._read().in_
+
+    def head(self, k: int) -> "UnreadDirections":
+        """As `Directions.head`."""
+        s = np.zeros(k)
+        s[: self.s.size] = self.s[:k]
+        return UnreadDirections(self._module, s, k)
+
+
 def singular_directions(module: Update, *, bases: bool = False) -> Directions:
     """The singular directions of ΔW, with which truncation is optimal (Eckart & Young 1936).
 
@@ -73,7 +108,7 @@ def singular_directions(module: Update, *, bases: bool = False) -> Directions:
     return Directions(s, out, in_, small)
 
 
-def bases_of(module: Update, directions: Directions) -> Bases | None:
+def bases_of(module: Update, directions: Directions | UnreadDirections) -> Bases | None:
     """`LowRank.bases` of a module from its directions, if they have them."""
     if directions.bases is None or not isinstance(module, LowRank):
         return None
@@ -81,7 +116,7 @@ def bases_of(module: Update, directions: Directions) -> Bases | None:
     return Bases(Basis(module.B, left), directions.s, Basis(module.A.T, right))
 
 
-def truncate_pair(module: LowRank, leading: Directions, dtype: DType | None = None) -> LowRank:
+def truncate_pair(module: LowRank, leading: Directions | UnreadDirections, dtype: DType | None = None) -> LowRank:
     """The module reduced to these directions. Its factors are computed when they are read.
 
     Scale, scaling and layout stay; so does the dtype of each factor, unless ``dtype`` is given.

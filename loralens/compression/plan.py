@@ -1,7 +1,7 @@
 """The plan of a truncation: an adapter and the directions of its modules, from which any ranks can be made."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, Literal, final
 
@@ -10,6 +10,7 @@ import numpy as np
 from loralens.compression.directions import (
     Directions,
     DType,
+    UnreadDirections,
     bases_of,
     cast_factors,
     locate_errors,
@@ -17,11 +18,11 @@ from loralens.compression.directions import (
     truncate_pair,
 )
 from loralens.compression.informed import directions_on_data, equalise_units
-from loralens.compression.loss import UpdateLoss, predict_loss
+from loralens.compression.loss import UpdateLoss, predict_losses
 from loralens.compression.protection import Protection, protection
 from loralens.core.adapter import Adapter
 from loralens.core.carried import BOUND
-from loralens.core.lazy import Recent
+from loralens.core.lazy import Array, Recent
 from loralens.core.lowrank import Bases, LowRank
 from loralens.core.moments import Moments
 from loralens.core.naming.selection import select
@@ -29,6 +30,7 @@ from loralens.core.ranks import Rule, RuleName, rank_items, ranks_from_items, sh
 from loralens.core.structured import Structured, Update
 from loralens.core.threads import Step, in_threads
 from loralens.errors import OptionError, place
+from loralens.linalg.measures import numerical_rank
 
 Size = Callable[[Adapter], int]
 # Shapes and offsets in a header have more or fewer digits, which must not decide between two forms.
@@ -49,8 +51,9 @@ class TruncationPlan:
     """
 
     adapter: Adapter
-    directions: Mapping[str, Directions]
+    directions: Mapping[str, Directions | UnreadDirections]
     dtype: DType | None = None
+    _measures: dict[str, Callable[[Mapping[str, int]], int]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -91,17 +94,42 @@ class TruncationPlan:
                 moment = moments[name] if moments is not None and name in moments else None
                 return directions_on_data(adapter[name], moment, bases=bases)
 
-        def check(name: str) -> None:
-            with place(name):
-                adapter[name].singular_values()  # raises a FormatError for NaN and Inf
-
         # One pass: of every module either the directions are found, or it is tested for NaN and Inf.
         names = [name for name in select(adapter, modules) if not keeps_rank(adapter[name])]
         by_module = in_threads(find, names, threads, step)
-        in_threads(check, [name for name in adapter if name not in by_module], threads, step)
+        _check_finite(adapter, [name for name in adapter if name not in by_module], threads, step)
         if moments is not None:
             by_module = equalise_units(by_module, adapter, moments)
         return cls(adapter, by_module, None if dtype is None else np.dtype(dtype))
+
+    @classmethod
+    def of_values(
+        cls, adapter: Adapter, values: Mapping[str, Array], *, threads: int = 1, step: Step | None = None
+    ) -> "TruncationPlan":
+        """The plan of `of` without moments, for modules whose singular values are known.
+
+        The factors of these modules are not read before a factor of `at` is. All other modules are only tested for NaN
+        and Inf. ``step`` is called with the number of modules that are done since its last call.
+
+        Parameters
+        ----------
+        values : mapping of str to float64 array
+            Module name → all min(out, r, in) singular values of ΔW, as `LowRank.singular_values` returns them.
+
+        Raises
+        ------
+        FormatError
+            A module without known values holds NaN or Inf.
+        """
+        directions = {
+            name: UnreadDirections(adapter[name], s[: numerical_rank(s, adapter[name].shape)])
+            for name, s in values.items()
+            if not keeps_rank(adapter[name])
+        }
+        if step:
+            step(len(values))
+        _check_finite(adapter, [name for name in adapter if name not in values], threads, step)
+        return cls(adapter, directions)
 
     def ranks(
         self,
@@ -199,20 +227,27 @@ class TruncationPlan:
 
         It makes no adapter, which takes a hundred times as long.
         """
+        if quantity not in self._measures:
+            self._measures[quantity] = self._measure(quantity)
+        return self._measures[quantity]
+
+    def _measure(self, quantity: Literal["parameters", "nbytes"]) -> Callable[[Mapping[str, int]], int]:
         others = self.at({}) if self.dtype else self.adapter
         fixed: int = sum(getattr(module, quantity) for name, module in others.items() if name not in self.directions)
         # Of each module: the rank at which it stays as it is, what it has then, and what one direction has.
         whole: dict[str, int] = {}
         unit: dict[str, int] = {}
+        own: dict[str, int] = {}
         for name in self.directions:
             module = self.adapter[name]
+            own[name] = module.rank
             unit[name] = self.direction_bytes(module) if quantity == "nbytes" else sum(module.shape)
             if isinstance(module, LowRank) and (self.dtype is None or cast_factors(module, self.dtype) is module):
                 whole[name] = getattr(module, quantity)
 
         def total(chosen: Mapping[str, int]) -> int:
             return fixed + sum(
-                whole[name] if name in whole and rank == self.adapter.modules[name].rank else rank * unit[name]
+                whole[name] if rank == own[name] and name in whole else rank * unit[name]
                 for name, rank in chosen.items()
             )
 
@@ -277,9 +312,22 @@ class TruncationPlan:
 
     def losses(self, chosen: Mapping[str, int]) -> dict[str, UpdateLoss]:
         """The errors of the chosen modules from the directions that are dropped, before rounding, in units of ``s``."""
-        return {
-            name: predict_loss(self.directions[name].s, rank, self.adapter[name].rank) for name, rank in chosen.items()
-        }
+        predicted = predict_losses(
+            [self.directions[name].s for name in chosen],
+            list(chosen.values()),
+            [self.adapter.modules[name].rank for name in chosen],
+        )
+        return dict(zip(chosen, predicted, strict=True))
+
+
+def _check_finite(adapter: Adapter, names: Sequence[str], threads: int, step: Step | None) -> None:
+    """Raise a FormatError if one of these modules holds NaN or Inf."""
+
+    def check(name: str) -> None:
+        with place(name):
+            adapter[name].singular_values()
+
+    in_threads(check, names, threads, step)
 
 
 def keeps_rank(module: Update) -> bool:

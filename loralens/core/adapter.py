@@ -74,6 +74,10 @@ class Extra:
             object.__setattr__(self, "parameter", "bias")
 
 
+class _Ordered(dict[str, "Update"]):
+    """Modules that are in natural order already: to sort very many names takes long."""
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
@@ -116,7 +120,9 @@ class Adapter:
     peft_fields: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        ordered = {name: self.modules[name] for name in sorted(self.modules, key=natural_key)}
+        ordered = self.modules
+        if not isinstance(ordered, _Ordered):
+            ordered = _Ordered((name, self.modules[name]) for name in sorted(self.modules, key=natural_key))
         # Read-only views: an adapter is frozen, and several results may share it.
         object.__setattr__(self, "modules", MappingProxyType(ordered))
         object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
@@ -167,11 +173,11 @@ class Adapter:
 
     def map(self, f: "Callable[[Update], Update]") -> Self:
         """The same adapter with ``f`` applied to every module."""
-        return replace(self, modules={name: f(module) for name, module in self.items()})
+        return replace(self, modules=_Ordered((name, f(module)) for name, module in self.items()))
 
     def without(self, names: Collection[str]) -> Self:
         """The same adapter without these modules."""
-        modules = {name: module for name, module in self.items() if name not in names}
+        modules = _Ordered((name, module) for name, module in self.items() if name not in names)
         return replace(self, modules=modules, narrowed=self.narrowed or len(modules) < len(self))
 
     def renamed(self, names: Mapping[str, str]) -> Self:

@@ -1,7 +1,7 @@
 """A hash of the update of an adapter that is the same in every dialect with the same numbers."""
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -129,6 +129,9 @@ def _canonical_array(array: Array, dtype: np.dtype[Any]) -> Array:
 
     −0 becomes 0, and all NaN get the same bits.
     """
+    # NumPy converts float16 number by number; looking them up takes two thirds of the time.
+    if array.dtype == np.float16 and dtype == _FLOAT32:
+        return _every_float16().take(array.view(np.uint16))
     wide = array.astype(dtype)
     # −0 + 0 is 0.
     wide += dtype.type(0)
@@ -136,3 +139,11 @@ def _canonical_array(array: Array, dtype: np.dtype[Any]) -> Array:
     if (nan := np.isnan(wide)).any():
         wide[nan] = np.nan
     return np.ascontiguousarray(wide, dtype=dtype.newbyteorder("<"))
+
+
+@cache
+def _every_float16() -> Array:
+    """The float16 number of every 16 bits in the form of `_canonical_array`: 256 KiB."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    with np.errstate(invalid="ignore"):  # some bits mean NaN that signal
+        return _canonical_array(every.astype(np.float32), _FLOAT32)

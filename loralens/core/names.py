@@ -98,7 +98,8 @@ def kind_in_block(name: str) -> str:
 
 def expert(name: str) -> Expert | None:
     """The stack and number of a module that is one expert of a stack; None for any other module."""
-    parts = _EXPERT.fullmatch(name)
+    # Nearly no module is one, and each is asked for its kind many times.
+    parts = _EXPERT.fullmatch(name) if name.endswith("]") else None
     return Expert(parts["stack"], int(parts["number"])) if parts else None
 
 
@@ -110,11 +111,13 @@ def weight_name(name: str) -> str:
 
 def _split_name(name: str) -> tuple[list[str], str]:
     """Split a name at its dots, or at its underscores if it has numbers but no dots, as in kohya's names."""
+    if "." in name:
+        return name.split("."), "."
     path = name.split("_")
     # Without a number, underscores may belong to the name itself: `q_proj`.
-    if "." not in name and any(i and _NUMBER.fullmatch(part) for i, part in enumerate(path)):
+    if any(i and _NUMBER.fullmatch(part) for i, part in enumerate(path)):
         return path, "_"
-    return name.split("."), "."
+    return [name], "."
 
 
 def is_expert_alone(name: str) -> bool:

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import inf
 from typing import Literal, final
 
 import numpy as np
 
+from loralens.core.budgets import Chosen, Item, Items, total_cost, within
 from loralens.core.lazy import Array
 from loralens.core.names import weight_name
 from loralens.core.structured import Updates
@@ -16,6 +18,7 @@ from loralens.linalg.measures import EPS, energy_rank
 
 RuleName = Literal["rank", "energy", "error", "sv-ratio", "parameters", "bytes"]
 BUDGETS = ("parameters", "bytes")
+MOST = 1 << 62  # above every rank, and within an integer of 64 bits
 
 _ATTENTION = re.compile(r"\.(in_proj_weight|out_proj)$")
 
@@ -85,191 +88,6 @@ class Rule:
         return max(1, int(np.count_nonzero(s > s[0] / self.value)))
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One decision: the rank of a module, or the common rank of several modules that share a tensor.
-
-    Attributes
-    ----------
-    names : tuple of str
-        The modules.
-    gains : float64 array, shape (k,)
-        The squared error that each direction saves, largest first: Σ w·σ_i² over the modules, in any common unit.
-    cost : int
-        Parameters or bytes of one direction.
-    least : int
-        Smallest allowed rank.
-    most : int
-        Largest allowed rank.
-    """
-
-    names: tuple[str, ...]
-    gains: Array
-    cost: int
-    least: int
-    most: int
-
-    def gain(self, rank: int) -> float:
-        """The squared error that ``rank`` directions save."""
-        return float(self.gains[:rank].sum())
-
-    def clip(self, rank: int) -> int:
-        """``rank``, limited to the range from ``least`` to ``most``."""
-        return min(max(rank, self.least), self.most)
-
-
-Chosen = Sequence[int]  # one rank for each item
-
-
-def total_cost(items: Sequence[Item], chosen: Chosen) -> int:
-    """The total cost of these ranks."""
-    return sum(item.cost * rank for item, rank in zip(items, chosen, strict=True))
-
-
-def total_gain(items: Sequence[Item], chosen: Chosen) -> float:
-    """The total squared error that these ranks save."""
-    return sum(item.gain(rank) for item, rank in zip(items, chosen, strict=True))
-
-
-def uniform(items: Sequence[Item], rank: int) -> list[int]:
-    """The same rank for all items, limited to the range of each."""
-    return [item.clip(rank) for item in items]
-
-
-def _highest(items: Sequence[Item]) -> int:
-    """The largest rank that any item allows."""
-    return max((item.most for item in items), default=0)
-
-
-def allocate_ranks(items: Sequence[Item], capacity: int) -> list[int]:
-    """Choose the ranks that save most within ``capacity``; the smallest ranks if not even they fit.
-
-    Directions are taken greedily, by gain per cost, while they fit. If the next direction of an item does not fit, no
-    further direction of this item is taken, and the other items go on. The result is the better of this choice and the
-    largest uniform choice that fits, filled up in the same way. So it is never worse than a uniform choice, and it is
-    optimal if all costs are equal. It differs from the optimum by at most the gain of one direction, because up to the
-    first direction that does not fit, the greedy choice solves the linear relaxation.
-    """
-    candidates = [_fill(items, uniform(items, 0), capacity)]
-    # So that the result is never worse than a uniform choice.
-    for rank in range(_highest(items), 0, -1):
-        chosen = uniform(items, rank)
-        if total_cost(items, chosen) <= capacity:  # the largest rank that fits saves more than any smaller one
-            candidates.append(_fill(items, chosen, capacity))
-            break
-    if all(candidate == candidates[0] for candidate in candidates):
-        return candidates[0]
-    return max(candidates, key=lambda chosen: total_gain(items, chosen))  # on a tie the first one, the greedy choice
-
-
-def _fill(items: Sequence[Item], start: Chosen, capacity: int) -> list[int]:
-    """``start`` and every further direction that fits, by gain per cost; directions that save nothing are left out."""
-    remaining = capacity - total_cost(items, start)
-    open_ = [item.gains[rank : item.most] / item.cost for item, rank in zip(items, start, strict=True)]
-    which = np.repeat(np.arange(len(items)), [gains.size for gains in open_])
-    # `concatenate` refuses an empty list, so an empty array is added for the case of no items.
-    worth = np.concatenate([*open_, np.zeros(0)])
-    # Stable, so that equal directions are taken in the order of the modules on every machine.
-    order = np.argsort(-worth, kind="stable")
-    # The directions are sorted, so all that save nothing come last.
-    owners = which[order[: np.count_nonzero(worth > 0)]]
-    costs = np.array([item.cost for item in items], dtype=np.int64)[owners]
-    # No more than all of them is ever taken, so a budget of any size fits into 64 bits.
-    remaining = min(remaining, int(costs.sum()))
-    taken = np.zeros(len(items), dtype=np.int64)
-    # What does not fit once never fits again, and neither do later directions of its item, which cost the same.
-    while (fits := costs <= remaining).any():
-        owners, costs = owners[fits], costs[fits]
-        totals = costs.cumsum()
-        count = int(np.searchsorted(totals, remaining, side="right"))  # all up to the first that does not fit
-        taken += np.bincount(owners[:count], minlength=len(items))
-        remaining -= int(totals[count - 1])
-        owners, costs = owners[count:], costs[count:]
-    return [rank + int(more) for rank, more in zip(start, taken, strict=True)]
-
-
-def within(
-    items: Sequence[Item], budget: int, size: Callable[[Chosen], int], *, one_rank: bool = False, unit: str = ""
-) -> list[int]:
-    """Choose the ranks that save most while their ``size`` is at most ``budget``.
-
-    Parameters
-    ----------
-    size : callable
-        The exact size of a choice. It is nearly linear in the ranks: the length of the header of a file depends on its
-        digits, and modules that are kept unchanged may be smaller.
-    one_rank : bool
-        Choose the largest uniform rank that fits.
-    unit : str
-        The unit of the budget, for the message.
-
-    Raises
-    ------
-    OptionError
-        Not even the smallest ranks fit. The message says what they need.
-
-    Notes
-    -----
-    No further direction that saves something fits into the rest of the budget.
-    """
-    least = uniform(items, 0)
-    needed = size(least)
-    if needed > budget:
-        what = "rank 1 everywhere" if any(least) else "everything that stays as it is needs that many"
-        raise OptionError(f"{budget:,} {unit} are too few", fix=f"give at least {needed:,} {unit}: {what}")
-    if one_rank:
-        return _highest_uniform(items, budget, size)
-    most = uniform(items, _highest(items))
-    # Everything fits, so nothing has to be chosen.
-    if size(most) <= budget:
-        return most
-    capacity, chosen = budget - needed + total_cost(items, least), least
-    while capacity > total_cost(items, least):
-        trial = allocate_ranks(items, capacity)
-        excess = size(trial) - budget
-        if excess <= 0:
-            chosen = trial
-            break
-        # The size is nearly linear, so subtracting the excess converges in a few rounds.
-        capacity -= excess
-    return _top_up(items, chosen, budget, size)
-
-
-def _highest_uniform(items: Sequence[Item], budget: int, size: Callable[[Chosen], int]) -> list[int]:
-    """The largest uniform choice within the budget, by bisection; that of rank 0 always fits."""
-    low, high = 0, _highest(items)
-    # `size` grows with the rank, so halving the range finds the largest rank that fits.
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if size(uniform(items, middle)) <= budget else (low, middle - 1)
-    return uniform(items, low)
-
-
-def _top_up(items: Sequence[Item], chosen: list[int], budget: int, size: Callable[[Chosen], int]) -> list[int]:
-    """``chosen`` and further single directions, by gain per cost, while the exact size is within the budget."""
-    remaining = budget - size(chosen)
-    ended: set[int] = set()
-    # One direction at a time, because the exact size may jump where a header grows by a digit.
-    while True:
-        worth = {
-            i: item.gains[rank] / item.cost
-            for i, (item, rank) in enumerate(zip(items, chosen, strict=True))
-            if i not in ended
-            and rank < min(item.most, item.gains.size)
-            and item.cost <= remaining
-            and item.gains[rank] > 0
-        }
-        if not worth:
-            return chosen
-        best = max(worth, key=worth.__getitem__)
-        trial = [rank + (i == best) for i, rank in enumerate(chosen)]
-        if size(trial) <= budget:
-            chosen, remaining = trial, budget - size(trial)
-        else:
-            ended.add(best)
-
-
 def ranks(
     spectra: Mapping[str, Array],
     costs: Mapping[str, int],
@@ -331,17 +149,25 @@ def ranks_from_items(
 
         chosen = within(items, int(rule.value), measure, one_rank=one_rank, unit=rule.name)
         return _by_module(items, chosen, order=spectra)
-    needed = [max(rule.rank_of(spectra[name]) for name in item.names) for item in items]
+    items = Items.of(items)
+    if rule.name == "rank":
+        # As `Rule.rank_of` of every module, for all items at once.
+        needed = np.minimum(int(min(rule.value, MOST)), items.sizes)
+    else:
+        needed = np.array([max(rule.rank_of(spectra[name]) for name in item.names) for item in items], dtype=np.int64)
     if one_rank:
-        needed = [max(needed, default=0)] * len(items)
-    return _by_module(items, [item.clip(rank) for item, rank in zip(items, needed, strict=True)], order=spectra)
+        needed[:] = needed.max(initial=0)
+    return _by_module(items, np.clip(needed, *items.bounds).tolist(), order=spectra)
 
 
 def energies(spectra: Mapping[str, Array]) -> dict[str, Array]:
     """Module name → σ² of its directions, relative to the largest of all, so that no overflow is possible."""
     # One unit for all modules, since their energies are compared.
     top = max((float(s[0]) for s in spectra.values() if s.size), default=0.0)
-    return {name: (s / (top or 1.0)) ** 2 for name, s in spectra.items()}
+    # All at once: there may be many thousands of modules with a few values each.
+    squares = (np.concatenate([*spectra.values(), np.zeros(0)]) / (top or 1.0)) ** 2
+    ends = accumulate(s.size for s in spectra.values())
+    return {name: squares[end - s.size : end] for (name, s), end in zip(spectra.items(), ends, strict=True)}
 
 
 def rank_items(
@@ -353,7 +179,7 @@ def rank_items(
     least: int | Mapping[str, int] = 1,
     one_rank: bool = False,
     widths: Mapping[str, int] | None = None,
-) -> list[Item]:
+) -> Items:
     """An `Item` for every module, or for every group of modules that share a rank; parameters as for `ranks`."""
     shared, weights = shared or {}, weights or {}
     floors = {name: least if isinstance(least, int) else least[name] for name in spectra}
@@ -364,12 +190,17 @@ def rank_items(
         groups.setdefault(shared.get(name, name), []).append(name)
     items, energy = [], energies(spectra)
     for names in groups.values():
+        if len(names) == 1:
+            (name,) = names
+            gains = weights[name] * energy[name] if name in weights else energy[name]
+            items.append(Item((name,), gains, costs[name], floors[name], max(floors[name], tops[name])))
+            continue
         gains = np.zeros(max(spectra[name].size for name in names))
         for name in names:
             gains[: spectra[name].size] += weights.get(name, 1.0) * energy[name]
         cost, least = sum(costs[name] for name in names), max(floors[name] for name in names)
         items.append(Item(tuple(names), gains, cost, least, max(least, *(tops[name] for name in names))))
-    return items
+    return Items(items)
 
 
 def _by_module(items: Sequence[Item], chosen: Chosen, order: Mapping[str, object] | None = None) -> dict[str, int]:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 from loralens.choices import QUANTISED
 from loralens.core.adapter import Adapter
 from loralens.core.scaling import Scaling
-from loralens.core.weights import check_rows
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.dialects.table import FORMATS, GGUF, WRITTEN_WITH, Format, WriterOptions
 from loralens.formats.files.container import RECORD, Files, Stored, read_json, read_safetensors
-from loralens.formats.files.location import adapter_file, config_beside, is_gguf, is_pickle
+from loralens.formats.files.location import Container, adapter_file, config_beside, container_of
 
 if TYPE_CHECKING:
     from loralens.core.structured import Update
@@ -63,13 +62,14 @@ def load(
     _check_options(format, alpha, scale)
     # A folder or a Hub id becomes the one file that it means, which every message then names.
     file = adapter_file(Path(path))
-    config = _read_config(file, base)
+    container = container_of(file)
+    config = _read_config(file, container, base)
     with place(file):
-        if is_pickle(file):
+        if container == "pickle":
             _check_pickle(config, allow_pickle=allow_pickle)
         # Containers know nothing of configurations, which are files of their own.
-        stored = replace(_read_stored(file), config=config)
-        adapter = _rescale(_read_with_record(stored, file, format), alpha, scale)
+        stored = replace(_read_stored(file, container), config=config)
+        adapter = _rescale(_read_with_record(stored, file, container, format), alpha, scale)
         if once:
             adapter = adapter.map(lambda m: m.rescaled(m.scale / 2, m.scaling.once()) if m.scaling.twice else m)
         for finding in adapter.findings:
@@ -78,9 +78,9 @@ def load(
     return adapter
 
 
-def _read_config(file: Path, base: str | PathLike[str] | None) -> Mapping[str, Any] | None:
+def _read_config(file: Path, container: Container, base: str | PathLike[str] | None) -> Mapping[str, Any] | None:
     """The configuration for a file: the one beside it, or for GGUF that of the base model."""
-    if is_gguf(file):
+    if container == "gguf":
         from loralens.formats.models.checkpoint import model_config
 
         return model_config(Path(base)) if base else None
@@ -88,10 +88,10 @@ def _read_config(file: Path, base: str | PathLike[str] | None) -> Mapping[str, A
     return read_json(config_file) if config_file else None
 
 
-def _read_with_record(stored: Stored, file: Path, name: str | None) -> Adapter:
+def _read_with_record(stored: Stored, file: Path, container: Container, name: str | None) -> Adapter:
     """The adapter, with the names and scales of the record that loralens wrote if it converted the file."""
     # A pickle has no metadata: its record is a file of its own, which `record.read_record` looks for.
-    if RECORD not in (stored.metadata or {}) and not is_pickle(file):
+    if RECORD not in (stored.metadata or {}) and container != "pickle":
         return _read_dialect(stored, name)
     from loralens.formats.dialects import record
 
@@ -111,13 +111,13 @@ def _check_options(name: str | None, alpha: float | None, scale: float | None) -
             raise OptionError(f"{option} is {value}, not a finite number", fix="give a finite number")
 
 
-def _read_stored(file: Path) -> Stored:
-    if is_gguf(file):
+def _read_stored(file: Path, container: Container) -> Stored:
+    if container == "gguf":
         from loralens.formats.files.gguf.container import read_gguf
 
         return read_gguf(file)
     # The first bytes decide, not the suffix: files are renamed, and safetensors files are called .bin, too.
-    if not is_pickle(file):
+    if container != "pickle":
         return read_safetensors(file)
     from loralens.formats.files.torch.pickle import read_pickle
 
@@ -272,6 +272,8 @@ def encode_adapter(
     assert form.files
     # Only these two can store that the rows of q and k are in llama.cpp's order.
     if name not in (GGUF, QUANTISED):
+        from loralens.core.weights import check_rows  # imported here, as reading an adapter needs no weights
+
         check_rows(adapter.modules)
     if adapter.format == QUANTISED != name:
         from loralens.formats.dialects.quantised.reader import expand

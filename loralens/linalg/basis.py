@@ -6,7 +6,7 @@ from typing import Self, final
 
 import numpy as np
 
-from loralens.linalg.factor import Array, Floats, cross_gram
+from loralens.linalg.factor import Array, Floats, cross_gram, cross_grams
 
 
 @final
@@ -60,6 +60,6 @@ def cross_products(first: Sequence[Basis], second: Sequence[Basis]) -> Floats:
 
     All bases of a sequence have the same shape of ``T``. The small products are done together, with the same bits.
     """
-    G = np.stack([cross_gram(one.X, other.X) for one, other in zip(first, second, strict=True)])
+    G = cross_grams([(one.X, other.X) for one, other in zip(first, second, strict=True)])
     left, right = (np.stack([basis.T for basis in bases]) for bases in (first, second))
     return np.asarray(left.swapaxes(1, 2) @ G @ right, dtype=np.float64)

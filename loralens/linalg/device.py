@@ -16,7 +16,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from loralens.errors import OptionError
-from loralens.linalg.factor import Array, Floats, Scratch
+from loralens.linalg.factor import Array, Floats, ReusedMemory, Scratch
 from loralens.requirements import missing_packages
 
 # Rows in one part of a product. The parts do not depend on the number of threads, so neither do the bits of the result.
@@ -106,6 +106,13 @@ class Device:
 
         return torch.empty(shape, dtype=getattr(torch, dtype), device=self.torch)
 
+    def memory(self) -> Callable[[tuple[int, int], Float], Any]:
+        """A function like `empty` that may give the same memory again, so that only its last array is valid."""
+        if self.torch is not None:
+            return self.empty  # torch uses freed memory of a GPU again
+        reused = ReusedMemory()
+        return lambda shape, dtype: reused(shape, np.dtype(dtype))
+
     def numpy(self, array: Any) -> Floats:
         """An array of this device as a NumPy array, float64."""
         return np.asarray(array if self.torch is None else array.cpu().numpy(), dtype=np.float64)
@@ -131,6 +138,26 @@ class Device:
         for _ in self.map(multiply, range(0, X.shape[0], ROWS)):
             pass
         return product
+
+    def multiply_twice(self, X: Any, W: Any) -> tuple[Any, Any]:
+        """X Wᵀ (b, m) and X WᵀW (b, n) for X (b, n) and W (m, n); on the CPU W is read once, and threads share it."""
+        if self.torch is not None:
+            Y = X @ W.T
+            return Y, Y @ W
+        m, columns = len(W), np.ascontiguousarray(X.T)
+        Y, Z = np.empty((len(X), m), W.dtype), np.zeros(X.shape, W.dtype)
+
+        def part(start: int) -> Array:
+            # Fewer rows would fit into a core's cache, but their products are slower by more than that saves.
+            rows = W[start : start + ROWS]
+            own = np.dot(rows, columns)  # not @, which keeps the GIL while the result is small
+            Y[:, start : start + ROWS] = own.T
+            return np.asarray(np.dot(own.T, rows))
+
+        # The parts are added in order, whatever the number of threads.
+        for share in self.map(part, range(0, m, ROWS)):
+            Z += share
+        return Y, Z
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Yield ``work(item)`` of every item, in order; the caller's thread takes items a few ahead of the workers."""

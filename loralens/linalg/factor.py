@@ -10,8 +10,9 @@ first of them that is safe is taken:
 """
 
 import threading
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -50,18 +51,38 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
 
 def cross_gram(X: Array, Y: Array) -> Floats:
     """Xᵀ Y in float64, shape (r1, r2), for X (m, r1) and Y (m, r2) of any float dtypes; computed as in `gram`."""
-    # The wider factor decides the height of a block; both are walked in step.
-    rows = min(_block_rows(X), _block_rows(Y))
-    # One block that need not be cast: copying it would take longer than the product.
-    if len(X) <= rows and all(Z.dtype == np.float64 and (Z.flags.c_contiguous or Z.flags.f_contiguous) for Z in (X, Y)):
+    if all(_is_block(Z, max(X.shape[1], Y.shape[1])) for Z in (X, Y)):
         with np.errstate(over="ignore", invalid="ignore"):
             return np.asarray(np.dot(X.T, Y) + 0.0, dtype=np.float64)  # as the sum below, which turns −0 into 0
+    # The wider factor decides the height of a block; both are walked in step.
+    rows = min(_block_rows(X), _block_rows(Y))
     G = np.zeros((X.shape[1], Y.shape[1]))
     buffer = _scratch.of(min(X.size, rows * X.shape[1]))
     with np.errstate(over="ignore", invalid="ignore"):
         for x, y in zip(_blocks(X, rows, buffer), _blocks(Y, rows), strict=True):
             G += np.dot(x.T, y)
     return G
+
+
+def cross_grams(pairs: Sequence[tuple[Array, Array]]) -> Floats:
+    """`cross_gram` of one or more pairs of factors whose results have the same shape, stacked; shape (P, r1, r2)."""
+    widths = pairs[0][0].shape[1], pairs[0][1].shape[1]
+    G = np.empty((len(pairs), *widths))
+    # Most factors are in several pairs.
+    plain = {id(Z): _is_block(Z, max(widths)) for Z in {id(Z): Z for pair in pairs for Z in pair}.values()}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for product, (X, Y) in zip(G, pairs, strict=True):
+            if plain[id(X)] and plain[id(Y)]:
+                np.dot(X.T, Y, out=product)
+            else:
+                product[:] = cross_gram(X, Y)
+    G += 0.0  # −0 becomes 0, as in `cross_gram`
+    return G
+
+
+def _is_block(X: Array, width: int) -> bool:
+    """Whether a factor is one block beside one of this width, and need not be cast: a copy would take longer."""
+    return X.dtype == np.float64 and len(X) * width <= BLOCK and (X.flags.c_contiguous or X.flags.f_contiguous)
 
 
 class Measured(NamedTuple):
@@ -94,6 +115,28 @@ def aligned(size: int, dtype: DTypeLike) -> Array:
     memory = np.empty(size * np.dtype(dtype).itemsize + LINE, np.uint8)
     first = -memory.ctypes.data % LINE
     return memory[first : first + size * np.dtype(dtype).itemsize].view(dtype)
+
+
+@final
+class ReusedMemory:
+    """Gives arrays in the same memory: each overwrites the one before.
+
+    New memory comes in pages that the system clears first, which takes as long as writing the numbers of a matrix.
+    """
+
+    __slots__ = ("_memory",)
+
+    def __init__(self) -> None:
+        self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def __call__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array without defined numbers."""
+        size = prod(shape) * dtype.itemsize
+        if self._memory.size < size:
+            # Given back first, so that both are never there at the same time.
+            self._memory = np.empty(0, np.uint8)
+            self._memory = aligned(size, np.uint8)
+        return self._memory[:size].view(dtype).reshape(shape)
 
 
 _scratch = Scratch()
@@ -203,7 +246,7 @@ def scale_columns(X: Array) -> tuple[Floats, Integers]:
 def triangle(factor: Measured, order: Integers) -> tuple[Route, Floats]:
     """R (min(m, k), k) of X̂[:, order] = Q R by the cheapest safe route, and the name of that route."""
     norms = factor.norms[order]
-    G = _equilibrate(factor.G[np.ix_(order, order)], norms)
+    G = _equilibrate(_in_order(factor.G, order), norms)
     R = _cholesky(G, CONDITION_LIMIT)
     if R is not None:
         return "cholesky", R
@@ -240,7 +283,7 @@ def orthonormal(factor: Measured, order: Integers) -> tuple[Floats, Floats, Floa
     norms = np.where(factor.norms > 0, factor.norms, 1.0)[order]
     # The Gram matrix of more columns than rows, or of zero columns, is singular: only Householder deals with it.
     if factor.norms.all() and factor.X.shape[0] >= order.size:
-        V = _eigenvectors(_equilibrate(factor.G[np.ix_(order, order)], norms))[1]
+        V = _eigenvectors(_equilibrate(_in_order(factor.G, order), norms))[1]
         Y = factor.X.astype(np.float64) @ _factor_map(V, factor, order)
         H = gram(Y)
         y = np.sqrt(H.diagonal())
@@ -259,10 +302,19 @@ def implicit(factor: Measured, order: Integers) -> tuple[Array, Floats, Floats]:
     other cases the result is that of `orthonormal`.
     """
     if factor.norms.all():
-        R = _cholesky(_equilibrate(factor.G[np.ix_(order, order)], factor.norms[order]), CONDITION_LIMIT)
+        R = _cholesky(_equilibrate(_in_order(factor.G, order), factor.norms[order]), CONDITION_LIMIT)
         if R is not None:
             return factor.X, _factor_map(np.asarray(np.linalg.inv(R), np.float64), factor, order), R
     return orthonormal(factor, order)
+
+
+def gram_triangle(G: Floats, limit: float) -> Floats | None:
+    """R with RᵀR = G for a Gram matrix G; None if a column is 0, or if κ > ``limit`` for columns scaled to length 1."""
+    norms = np.sqrt(G.diagonal())
+    if not norms.all():
+        return None
+    R = _cholesky(_equilibrate(G, norms), limit)
+    return None if R is None else R * norms
 
 
 def _eigenvectors(G: Floats) -> tuple[Floats, Floats]:
@@ -281,6 +333,12 @@ def _factor_map(V: Floats, factor: Measured, order: Integers) -> Floats:
 def _householder_triangle(X: Floats) -> Floats:
     """R (min(m, r), r) of the Householder QR of X."""
     return np.asarray(np.linalg.qr(X, mode="r"), dtype=np.float64)
+
+
+def _in_order(G: Floats, order: Integers) -> Floats:
+    """The rows and columns of G in another order."""
+    # In half the time of one index for both.
+    return G.take(order, axis=0).take(order, axis=1)
 
 
 def _equilibrate(G: Floats, norms: Floats) -> Floats:

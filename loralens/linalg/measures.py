@@ -76,11 +76,20 @@ def participation_ratio(s: Floats) -> float:
     return float(squares.sum() ** 2 / (squares @ squares)) if squares.size else 0.0
 
 
-def energy_rank(s: Floats, fraction: float) -> int:
+def energy_tails(s: Floats) -> Floats:
+    """Element k is Σ_{i>k} σ_i² / σ_1², the energy that is lost if k values are kept; positive values only."""
+    squares = _relative_to_first(s) ** 2
+    # The sum starts at the small end, as small values would be lost in the rounding of a large sum.
+    return np.asarray(squares[::-1].cumsum()[::-1], dtype=np.float64)
+
+
+def energy_rank(s: Floats, fraction: float, *, tails: Floats | None = None) -> int:
     """Smallest k with Σ_{i≤k} σ_i² ≥ ``fraction`` · Σσ², an integer from 1.
 
     The discarded tail, summed from the small end, is compared with (1 - fraction) · Σσ², with a tolerance of two
     roundings: σ = (3, 1) has an energy rank of 1 at 0.9. A fraction of 1 keeps every σ_i > 0.
+
+    ``tails`` are the `energy_tails` of s, for a caller that asks for several fractions.
 
     Energy is Σσ². kohya's ``sv_cumulative`` uses Σσ, and its ``sv_fro`` uses √Σσ². Both keep one direction more than
     their criterion requires.
@@ -95,9 +104,7 @@ def energy_rank(s: Floats, fraction: float) -> int:
     # The tolerance below would drop tiny directions at a fraction of 1, which promises to keep all.
     if fraction == 1 or not spectral(s):
         return int(np.count_nonzero(s))
-    squares = _relative_to_first(s) ** 2
-    # The sum starts at the small end, as small values would be lost in the rounding of a large sum.
-    tails = squares[::-1].cumsum()[::-1]  # tails[k] is the energy that is lost if k values are kept
+    tails = energy_tails(s) if tails is None else tails
     # The tolerance 2ε covers the rounding of the fraction and of the sum, so that cases such as (3, 1) at 0.9 give the
     # same rank as exact arithmetic.
     return max(1, int(np.count_nonzero(tails > (1 - fraction + 2 * EPS) * tails[0])))

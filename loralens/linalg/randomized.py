@@ -11,12 +11,15 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from loralens.linalg.device import Device, Float
-from loralens.linalg.factor import Floats
+from loralens.linalg.factor import Floats, gram_triangle
 
 # Halko, Martinsson & Tropp 2011 recommend 5 to 10 columns more than wanted.
 OVERSAMPLE = 8  # columns of a block beyond those wanted
 STEPS = 8  # most steps; a step is a product with W and one with Wᵀ
 ENOUGH = 1e-3  # relative to ‖σ‖: the error bound at which the steps end
+# Up to this condition the square root of a Gram matrix in float64 makes rows orthonormal to 1e-6, and again to 1e-15.
+CONDITION = 1e5
+STEEP = 30.0  # condition of a block of W·Q beyond which float32 would lose four of its seven digits in WᵀW·Q
 ROUNDING = 2.0**-20  # relative to σ₁: what float32 adds to the error
 
 SMALL = 512  # length of the shorter side up to which the dense SVD is as fast
@@ -66,8 +69,8 @@ def leading_svd(
 
     Notes
     -----
-    There are at most 8 steps, which are 16 products with k + 8 columns. The steps end when the
-    relative error of √Σσ² is below 1e-3.
+    There are at most 8 steps, which are 16 products with k + 8 columns. The steps end when the relative error of √Σσ²
+    is below 1e-3.
 
     WV = US holds by construction, so ρᵢ = ‖Wᵀuᵢ − σᵢvᵢ‖ is known without another product. Some singular value of W lies
     within ρᵢ/√2 of σᵢ, and all together lie within √Σρᵢ² (Kahan 1967 on [0 W; Wᵀ 0]). Apart from rounding, σᵢ is never
@@ -83,18 +86,19 @@ def leading_svd(
     width = _width(k)
     # Every step adds `width` columns on both sides; beyond half of the shorter side a dense SVD would do as well.
     most = min(STEPS, min(m, n) // (2 * width))
-    space = _Krylov(W, device.put(rng.standard_normal((n, width)), "float32"), device)
+    space = _Krylov(W, rng.standard_normal((n, width)), most, device)
     for count in range(1, most + 1):
         space.extend()
         if step:
             step(m * n)
-        # The core is small, so the error is looked at after each step rather than predicted.
-        a, s, b, error = space.triplets(k)
+        # The matrix of inner products is small, so the error is looked at after each step rather than predicted.
+        s, coordinates, error = space.values(k)
         if float(np.linalg.norm(error)) <= ENOUGH * float(np.linalg.norm(s)) or count == most:
             break
-    U = device.matmul(space.P, device.put(a, "float32"))
-    V = device.matmul(space.Q, device.put(b, "float32"))
-    return Leading(device.numpy(U), s, device.numpy(V), error + ROUNDING * s[0], count)
+    U, s, V = space.triplets(coordinates)
+    # The error is measured, and not taken from the recurrence: rounding would make that one wrong for small values.
+    residual = device.numpy(device.matmul(W.T, U)) - device.numpy(V) * s
+    return Leading(device.numpy(U), s, device.numpy(V), np.linalg.norm(residual, axis=0) + ROUNDING * s[0], count)
 
 
 def _width(k: int) -> int:
@@ -109,44 +113,68 @@ def _dense(W: Any, k: int, device: Device) -> Leading:
 
 
 class _Krylov:
-    """Orthonormal P (m, K) and Q (n, K) with W Q = P M, and the part of Wᵀ P outside the span of Q, which is the error.
+    """Orthonormal rows Q (K, n) that span a block Krylov space of WᵀW, and Y = Q Wᵀ (K, m)."""
 
-    This part is ``next @ rest`` and belongs to the last block of P alone; ``next`` is the next block of Q.
-    """
-
-    def __init__(self, W: Any, start: Any, device: Device) -> None:
+    def __init__(self, W: Any, start: Floats, most: int, device: Device) -> None:
         self.W, self.device, self.xp = W, device, array_namespace(W)
-        self.next = self.xp.linalg.qr(start)[0]
-        self.P, self.Q = W[:, :0], start[:, :0]
-        self.M = np.zeros((0, 0))
-        self.rest = np.zeros((0, 0))
+        (m, n), width = W.shape, start.shape[1]
+        self.size = 0
+        # Y has float32 numbers. In float64 their inner products are as accurate as a QR decomposition of Y in float32.
+        self._Q, self._Y = device.empty((most * width, n), "float32"), device.empty((most * width, m), "float64")
+        self._next = self.xp.linalg.qr(device.put(start, "float32"))[0].T
+        self._inner = np.zeros((0, 0))  # YYᵀ, float64
+        self._rest = np.zeros((0, 0))  # the part of the last block of Y W outside the span of Q is restᵀ·next
 
     def extend(self) -> None:
-        """Add a block to P and to Q, by one product with W and one with Wᵀ."""
-        # M grows by one block: the coordinates of W·next in the old P stand above those in the new one.
-        old, width = self.M.shape[0], self.next.shape[1]
-        P, C, A = self._orthogonal(self.device.matmul(self.W, self.next), self.P)
-        M = np.zeros((old + width, old + width))
-        M[:old, :old], M[:old, old:], M[old:, old:] = self.M, C, A
-        self.M, self.P = M, self.xp.concat([self.P, P], axis=1)
-        self.Q = self.xp.concat([self.Q, self.next], axis=1)
-        self.next, _, self.rest = self._orthogonal(self.device.matmul(self.W.T, P), self.Q)
+        """Add a block to Q and to Y, by one pass over W."""
+        old, size = self.size, self.size + len(self._next)
+        self._Q[old:size], (Y, Z) = self._next, self.device.multiply_twice(self._next, self.W)
+        self._Y[old:size], self.size = self._double(Y), size
+        cross = self.device.numpy(self._Y[old:size] @ self._Y[:size].T)
+        inner = np.zeros((size, size))
+        inner[:old, :old], inner[old:], inner[:, old:] = self._inner, cross, cross.T
+        self._inner = inner
+        # WᵀW has twice as many decades as W, so float32 loses small directions in YW. They are kept if Wᵀ is applied to
+        # orthonormal vectors instead, in a pass of its own.
+        scales = np.eye(len(Y))
+        if gram_triangle(cross[:, old:], STEEP) is None:
+            P, triangle = self.xp.linalg.qr(Y.T)
+            Z, scales = self.device.matmul(self.W.T, P).T, self.device.numpy(triangle)
+        # Two passes, since one leaves rounding.
+        first, R1 = self._outside(Z)
+        self._next, R2 = self._outside(first)
+        self._rest = R2 @ R1 @ scales
 
-    def triplets(self, k: int) -> tuple[Floats, Floats, Floats, Floats]:
-        """The k leading triplets: their coordinates in P and in Q, σ, and ‖Wᵀu − σv‖."""
-        a, s, bh = np.linalg.svd(self.M)
-        # Only the last block of P has a part of WᵀP outside Q, because Q was extended by the parts of the earlier ones.
-        residual = np.linalg.norm(self.rest @ a[-len(self.rest) :, :k], axis=0)
-        return a[:, :k], s[:k], bh[:k].T, residual
+    def values(self, k: int) -> tuple[Floats, Floats, Floats]:
+        """The k largest σ, the coordinates (K, k) of their right vectors in Q, and ‖Wᵀu − σv‖ by the recurrence."""
+        squares, vectors = np.linalg.eigh(self._inner)
+        s, coordinates = np.sqrt(np.maximum(squares[: -k - 1 : -1], 0.0)), vectors[:, : -k - 1 : -1]
+        # Wᵀu is WᵀWv/σ, and only the last block of WᵀWQᵀ has a part outside the span of Q.
+        outside = np.linalg.norm(self._rest @ coordinates[-len(self._rest) :], axis=0)
+        return s, coordinates, outside / np.maximum(s, ROUNDING * s[0] or 1.0)
 
-    def _orthogonal(self, Y: Any, basis: Any) -> tuple[Any, Floats, Floats]:
-        """Z, C and A with Y = basis C + Z A and orthonormal [basis, Z], in two passes, since one leaves rounding."""
-        Y1, C1, A1 = self._against(Y, basis)
-        Z, C2, A2 = self._against(Y1, basis)
-        return Z, C1 + C2 @ A1, A2 @ A1
+    def triplets(self, coordinates: Floats) -> tuple[Any, Floats, Any]:
+        """U (m, k), σ (k,) and V (n, k) with W V = U σ, from the coordinates of the right vectors."""
+        on_device = self.device.put(coordinates, "float64")
+        V, WV = (self.device.numpy(self._double(X[: self.size]).T @ on_device) for X in (self._Q, self._Y))
+        # The columns of WV are nearly orthogonal already; those of length 0 get a direction here.
+        P, R = np.linalg.qr(WV)
+        a, s, bh = np.linalg.svd(R)
+        return self.device.put(P @ a, "float32"), s, self.device.put(V @ bh.T, "float32")
 
-    def _against(self, Y: Any, basis: Any) -> tuple[Any, Floats, Floats]:
-        """Z, C and A of `_orthogonal` after one pass of projection."""
-        C = basis.T @ Y
-        Z, A = self.xp.linalg.qr(Y - basis @ C)
-        return Z, self.device.numpy(C), self.device.numpy(A)
+    def _outside(self, Z: Any) -> tuple[Any, Floats]:
+        """Orthonormal rows X and R with Z = RᵀX outside the span of Q, after one pass of projection."""
+        Q = self._Q[: self.size]
+        Z = self._double(Z - (Z @ Q.T) @ Q)
+        # Quicker than a QR decomposition, which remains for rows that are nearly dependent.
+        R = gram_triangle(self.device.numpy(Z @ Z.T), CONDITION)
+        if R is not None:
+            return self._single(self.device.put(np.linalg.inv(R.T), "float64") @ Z), R
+        columns, triangle = self.xp.linalg.qr(Z.T)
+        return self._single(columns.T), self.device.numpy(triangle)
+
+    def _single(self, X: Any) -> Any:
+        return self.xp.astype(X, self.xp.float32)
+
+    def _double(self, X: Any) -> Any:
+        return self.xp.astype(X, self.xp.float64)

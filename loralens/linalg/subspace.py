@@ -6,7 +6,7 @@ length n are formed only if two directions nearly coincide, because G then no lo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import pi, sqrt
+from math import nan, pi, sqrt
 from typing import NamedTuple, Self, final
 
 import numpy as np
@@ -31,64 +31,44 @@ class Overlap:
         Principal angles of the two whole spans, smallest first, in [0, π/2].
     n : int
         Dimension of the space.
+    first : float
+        φ(1, 1), the squared cosine of the two strongest directions; NaN where a basis is empty.
+    full : float
+        φ(k1, k2) of the whole spans, the mean cos² of the principal angles; NaN where a basis is empty.
+    full_chance : float
+        Mean of `full` under chance, max(k1, k2)/n; NaN where a basis is empty.
+    z : float
+        `full` minus its chance level, in standard deviations; NaN where all subspaces have the same `full`.
+    projection_distance : float
+        √(p − Σcos²θ) = ‖sin θ‖₂, p = min(k1, k2), in [0, √p]: the d of Hu et al. 2021, App. G (Hamm & Lee 2008).
+        φ(k1, k2) = 1 − d²/p. The paper prints (1 − d²)/p, which is the same only for p = 1.
+    geodesic_distance : float
+        ‖θ‖₂, in [0, √p·π/2]: the length of the shortest path from the smaller span into the larger.
+    gap : float
+        Sine of the largest angle, in [0, 1]: 1 where a direction of the smaller span is orthogonal to the larger.
     """
 
     phi: Floats
     angles: Floats
     n: int
+    first: float
+    full: float
+    full_chance: float
+    z: float
+    projection_distance: float
+    geodesic_distance: float
+    gap: float
 
     @classmethod
-    def of_one(cls, k: int, n: int) -> Self:
+    def of_one(cls, k: int, n: int) -> "Overlap":
         """The overlap of k directions of R^n with themselves, exactly; a computed product would contain rounding."""
-        return cls(phi_map(np.eye(k)), np.zeros(k), n)
+        return _measure_overlaps(phi_map(np.eye(k))[None], np.zeros((1, k)), n)[0]
 
     @property
     def chance(self) -> Floats:
         """Mean of φ(i, j) between uniform random subspaces, max(i, j)/n; float64, shape (k1, k2)."""
         k1, k2 = self.phi.shape
         return overlap_chance(k1, k2, self.n)
-
-    @property
-    def first(self) -> float:
-        """φ(1, 1), the squared cosine of the two strongest directions; NaN where a basis is empty."""
-        return float(self.phi[0, 0]) if self.phi.size else float("nan")
-
-    @property
-    def full(self) -> float:
-        """φ(k1, k2) of the whole spans, the mean cos² of the principal angles; NaN where a basis is empty."""
-        return float(self.phi[-1, -1]) if self.phi.size else float("nan")
-
-    @property
-    def full_chance(self) -> float:
-        """Mean of `full` under chance, max(k1, k2)/n; NaN where a basis is empty."""
-        # There cannot be more directions than dimensions, and rounding of k/n must not give more than 1.
-        return min(max(self.phi.shape) / self.n, 1.0) if self.phi.size else float("nan")
-
-    @property
-    def z(self) -> float:
-        """`full` minus its chance level, in standard deviations; NaN where all subspaces have the same `full`."""
-        k1, k2 = self.phi.shape
-        spread = overlap_spread(k1, k2, self.n)
-        # A span that fills the space overlaps fully with everything, so the spread is 0 and z is undefined.
-        return (self.full - self.full_chance) / spread if spread else float("nan")
-
-    @property
-    def projection_distance(self) -> float:
-        """√(p − Σcos²θ) = ‖sin θ‖₂, p = min(k1, k2), in [0, √p]: the d of Hu et al. 2021, App. G (Hamm & Lee 2008).
-
-        φ(k1, k2) = 1 − d²/p. The paper prints (1 − d²)/p, which is the same only for p = 1.
-        """
-        return float(np.linalg.norm(np.sin(self.angles)))
-
-    @property
-    def geodesic_distance(self) -> float:
-        """‖θ‖₂, in [0, √p·π/2]: the length of the shortest path from the smaller span into the larger."""
-        return float(np.linalg.norm(self.angles))
-
-    @property
-    def gap(self) -> float:
-        """Sine of the largest angle, in [0, 1]: 1 where a direction of the smaller span is orthogonal to the larger."""
-        return float(np.sin(self.angles[-1])) if self.angles.size else 0.0
 
 
 def overlaps(first: Sequence[Basis], second: Sequence[Basis], G: Floats) -> list[Overlap]:
@@ -97,8 +77,33 @@ def overlaps(first: Sequence[Basis], second: Sequence[Basis], G: Floats) -> list
     ``G`` has their inner products ``first[p].cross(second[p])``, shape (P, k1, k2). One call for many pairs costs less
     than many calls, and gives the same bits.
     """
-    maps, angles = phi_map(G), _stacked_angles(first, second, G)
-    return [Overlap(phi, own, basis.n) for phi, own, basis in zip(maps, angles, first, strict=True)]
+    return _measure_overlaps(phi_map(G), _stacked_angles(first, second, G), first[0].n)
+
+
+def _measure_overlaps(maps: Floats, angles: Floats, n: int) -> list[Overlap]:
+    """The overlaps with these maps (P, k1, k2) and angles (P, min(k1, k2)). All numbers are computed at once."""
+    count, k1, k2 = maps.shape
+    first = full = z = [nan] * count
+    gap = [0.0] * count
+    chance, sines = nan, np.sin(angles)
+    if k1 and k2:
+        first, full, gap = maps[:, 0, 0].tolist(), maps[:, -1, -1].tolist(), sines[:, -1].tolist()
+        # There cannot be more directions than dimensions, and rounding of k/n must not give more than 1.
+        chance, spread = min(max(k1, k2) / n, 1.0), overlap_spread(k1, k2, n)
+        # A span that fills the space overlaps fully with everything, so the spread is 0 and z is undefined.
+        z = [(value - chance) / spread for value in full] if spread else z
+    numbers = zip(maps, angles, first, full, z, _lengths(sines), _lengths(angles), gap, strict=True)
+    return [
+        Overlap(phi, own, n, one, whole, chance, far, projected, geodesic, sine)
+        for phi, own, one, whole, far, projected, geodesic, sine in numbers
+    ]
+
+
+def _lengths(rows: Floats) -> list[float]:
+    """The Euclidean length of every row."""
+    squares = rows[:, None] @ rows[:, :, None]
+    lengths: list[float] = np.sqrt(squares[:, 0, 0]).tolist()
+    return lengths
 
 
 def phi_map(G: Floats) -> Floats:
@@ -180,7 +185,7 @@ def linear_cka(s1: Floats, s2: Floats, G: Floats) -> float:
     inputs have mean 0). On the out side (G = U₁ᵀU₂) it is the linear CKA of the transposed maps.
     """
     if not (s1.size and s2.size):
-        return float("nan")
+        return nan
     energies = unit_energies(s1)[None], unit_energies(s2)[None]
     return float(np.clip(weighted_sums(energies[0], (G * G)[None], energies[1]), 0.0, 1.0)[0])
 
@@ -188,7 +193,7 @@ def linear_cka(s1: Floats, s2: Floats, G: Floats) -> float:
 def linear_cka_chance(s1: Floats, s2: Floats, n: int) -> float:
     """Mean of `linear_cka` between uniform directions of R^n: (Σs₁²/√Σs₁⁴)(Σs₂²/√Σs₂⁴)/n; NaN where one is 0."""
     if not (s1.size and s2.size):
-        return float("nan")
+        return nan
     return float(unit_energies(s1).sum() * unit_energies(s2).sum() / n)
 
 
@@ -203,25 +208,27 @@ def unit_energies(s: Floats) -> Floats:
 
 
 class FlatVector(NamedTuple):
-    """An array as one vector in float64, with its squared length. The vector is scaled if its square would overflow."""
+    """An array as one vector in float64, with its length, and whether its square neither over- nor underflows."""
 
     x: Floats
-    square: float
+    length: float
+    is_usual: bool
 
     @classmethod
     def of(cls, X: Array) -> Self:
         """The numbers of an array of any float dtype."""
         x = X.astype(np.float64).ravel()
         with np.errstate(over="ignore", under="ignore"):
-            return cls(x, float(np.dot(x, x)))
+            square = float(np.dot(x, x))
+        return cls(x, sqrt(square), SQUARES[0] < square < SQUARES[1])
 
     def cosine(self, other: "FlatVector") -> float:
         """Cosine with a vector of the same length, in [−1, 1]; NaN where one of them is 0."""
         # The usual sizes need no scaling, which would cost a copy of both arrays.
-        if not all(SQUARES[0] < one.square < SQUARES[1] for one in (self, other)):
+        if not (self.is_usual and other.is_usual):
             self, other = (FlatVector.of(scale_to_unit(one.x)) for one in (self, other))
-        lengths = sqrt(self.square) * sqrt(other.square)
-        return float(np.clip(np.dot(self.x, other.x) / lengths, -1.0, 1.0)) if lengths else float("nan")
+        lengths = self.length * other.length
+        return min(max(float(np.dot(self.x, other.x) / lengths), -1.0), 1.0) if lengths else nan
 
 
 def vector_cosine(X: Array, Y: Array) -> float:

@@ -2,11 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from math import prod
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.linalg.exact import Singles
@@ -107,25 +105,3 @@ class Buffer:
         if self._array.size < size:
             self._array = aligned(size, np.float32)
         return self._array[:size].reshape(shape)
-
-
-@final
-class ReusedMemory:
-    """Gives arrays in the same memory: each overwrites the one before.
-
-    New memory comes in pages that the system clears first, which takes a large part of the time of a merge.
-    """
-
-    __slots__ = ("_memory",)
-
-    def __init__(self) -> None:
-        self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
-
-    def __call__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An array without defined numbers."""
-        size = prod(shape) * dtype.itemsize
-        if self._memory.size < size:
-            # Given back first, so that both are never there at the same time.
-            self._memory = np.empty(0, np.uint8)
-            self._memory = aligned(size, np.uint8)
-        return self._memory[:size].view(dtype).reshape(shape)

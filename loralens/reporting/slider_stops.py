@@ -6,6 +6,7 @@ Every stop is computed here, with the rules by which `loralens compress` chooses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple, final
 
@@ -23,6 +24,7 @@ from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
 from loralens.formats.files.container import DTYPE_NAMES, Files, Stored
 from loralens.formats.files.safetensors_header import by_width
+from loralens.linalg.factor import Integers
 
 # The number of stops of the slider over sizes, in steps of 3 % of its range. For every stop all ranks are chosen anew,
 # and the page stores them.
@@ -32,6 +34,7 @@ STOPS = 32
 MANY = 5_000  # modules above which the ranks and sizes of the slider over sizes are approximate
 # With more groups of modules than this, `_matches_writer` makes one trial.
 GROUPS = 200
+POWERS = 10 ** np.arange(1, 19, dtype=np.int64)  # the smallest numbers of two digits and more
 RANKS = (1, 3, 12)  # the ranks of its trials, of one digit and of two
 
 Write = Callable[[Adapter], tuple[Stored, Files]]  # adapter → the tensors and the header of its file
@@ -79,8 +82,9 @@ class TensorSize:
     module: str | None
 
 
+# Without slots: the cached arrays are kept in the dictionary of the object.
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FileLayout:
     """What determines the size of a safetensors file at any ranks.
 
@@ -91,16 +95,35 @@ class FileLayout:
     head: int
     tensors: Sequence[TensorSize]
 
+    @cached_property
+    def _modules(self) -> list[str]:
+        """The modules whose ranks matter, each once."""
+        return list(dict.fromkeys(tensor.module for tensor in self.tensors if tensor.module))
+
+    @cached_property
+    def _arrays(self) -> tuple[Integers, Integers, int]:
+        """Of every tensor its bytes at rank 1, and the place of its module (or the last); the bytes of all entries."""
+        places = {name: i for i, name in enumerate(self._modules)}
+        units = np.array([tensor.unit for tensor in self.tensors], dtype=np.int64)
+        owners = np.array([places[x.module] if x.module else len(places) for x in self.tensors], dtype=np.int64)
+        return units, owners, sum(tensor.entry for tensor in self.tensors)
+
     def size(self, ranks: Mapping[str, int]) -> int:
         """Bytes of the file at these ranks of modules."""
-        length, begin = self.head, 0
-        for tensor in self.tensors:
-            rank = ranks[tensor.module] if tensor.module else 1
-            end = begin + tensor.unit * rank
-            # Offsets and ranks stand in the header as decimal digits, so its length depends on them.
-            length += tensor.entry + len(f"{begin}{end}") + (len(str(rank)) if tensor.module else 0)
-            begin = end
-        return 8 + length + -length % 8 + begin  # the header: 8 bytes for its length, then padded to a multiple of 8
+        units, owners, entries = self._arrays
+        own = np.array([ranks[name] for name in self._modules], dtype=np.int64)
+        ends = np.cumsum(units * np.append(own, 1)[owners])
+        total = int(ends[-1]) if ends.size else 0
+        # Offsets and ranks stand in the header as decimal digits, so its length depends on them. A tensor begins where
+        # the one before it ends.
+        offsets = 2 * int(_digits(ends).sum()) - len(str(total)) + 1 if ends.size else 0
+        length = self.head + entries + offsets + int(np.append(_digits(own), 0)[owners].sum())
+        return 8 + length + -length % 8 + total  # the header: 8 bytes for its length, then padded to a multiple of 8
+
+
+def _digits(numbers: Integers) -> Integers:
+    """The number of decimal digits of every number from 0."""
+    return np.searchsorted(POWERS, numbers, side="right").astype(np.int64) + 1
 
 
 class _LayoutError(Exception):
@@ -211,7 +234,9 @@ def _matches_writer(
     # The metadata may name a rank only if all modules have the same.
     uniform = [dict.fromkeys(groups, rank) for rank in RANKS]
     for ranks in [*trials, *uniform] if len(groups) <= GROUPS else uniform[-1:]:
-        trial, files = dialect.write(plan.at(ranks))
+        # The modules that keep their rank stay as they are, as in `plan.at`; of the others only the shapes matter.
+        changed = {name: rank for name, rank in ranks.items() if rank != plan.adapter[name].rank}
+        trial, files = dialect.write(_without_numbers(plan, changed))
         # Metadata that names ranks, as those of diffusers and kohya do, would have another length at every choice.
         if trial.metadata != outline.metadata or list(trial.tensors) != outline.keys:
             return False

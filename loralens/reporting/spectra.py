@@ -6,7 +6,6 @@ from itertools import accumulate
 from typing import Any
 
 from loralens.analysis.groups import Group, by_block, by_kind
-from loralens.analysis.outliers import find_outliers
 from loralens.analysis.spectrum import Spectrum
 from loralens.charts.grid import Grid, all_blocks, arithmetic_mean
 from loralens.charts.spec import ColourScale, Limits
@@ -160,7 +159,7 @@ def _tables(subjects: Sequence[Subject], numbers: Numbers, tables: ResultTables)
         kinds.append(kinds_table(partial(_groups_table, tables, groups), subject.spectra, numbers))
         # The filter of the page hides no row of the table of blocks: a word such as q_proj is in nearly all of them.
         blocks.append(PageTable(tables.groups("block", by_block(subject.spectra)), folded=True))
-        standouts = find_outliers(subject.spectra)[:OUTLIERS]
+        standouts = subject.examination.outliers[:OUTLIERS]
         outliers.append(PageTable(tables.outliers(standouts), [[numbers[x.name]] for x in standouts], folded=True))
     labels = [subject.label for subject in subjects]
     return [part for listed in (kinds, blocks, outliers) for part in join_tables(labels, listed)]

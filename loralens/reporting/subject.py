@@ -203,7 +203,7 @@ def measure_subject(
         finite = examination.adapter.without(non_finite)
         try:
             with place(examination.path):
-                new = TruncationPlan.of(finite, modules=list(spectra), moments=moments, threads=threads, step=step)
+                new = _plan_of(finite, spectra, moments, threads, step)
                 layout = find_layout(new, dialect)
                 points = rank_curve(
                     new,
@@ -237,6 +237,15 @@ def measure_subject(
         update_error=update_error,
         against_base=against_base or BaseMeasurements(),
     )
+
+
+def _plan_of(
+    adapter: Adapter, spectra: Mapping[str, Spectrum], moments: Moments | None, threads: int, step: Step | None
+) -> TruncationPlan:
+    if moments is not None:
+        return TruncationPlan.of(adapter, modules=list(spectra), moments=moments, threads=threads, step=step)
+    # The doctor has computed the singular values already.
+    return TruncationPlan.of_values(adapter, {name: x.s for name, x in spectra.items()}, threads=threads, step=step)
 
 
 def _sizes(plan: TruncationPlan, dialect: Dialect, layout: FileLayout) -> Callable[[Mapping[str, int]], int]:

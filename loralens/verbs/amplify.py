@@ -23,6 +23,8 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_at_least
+from loralens.verbs.inputs.decompositions import svd_cache
+from loralens.verbs.inputs.leading_cache import LeadingCache
 from loralens.verbs.outputs.groups import group_by_kind
 
 
@@ -168,6 +170,9 @@ def amplify(
     phi_rank: int = 16,
     device: str = "cpu",
     seed: int = 0,
+    cache: str | PathLike[str] | None = None,
+    cache_limit: str = "20GB",
+    no_cache: bool = False,
     modules: Sequence[str] = (),
     block: Blocks = (),
     **reading: Unpack[Reading],
@@ -176,7 +181,7 @@ def amplify(
 
     The factor is shown with three comparisons: the share of W that random directions would catch, the excess of ΔW
     over them with its z-score, and the largest share that any directions could catch. The weights of the base are read
-    one at a time.
+    one at a time. The leading directions of large weights are kept for the next run.
 
     Parameters
     ----------
@@ -197,6 +202,12 @@ def amplify(
         The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``.
     seed : int
         Seed of the random numbers for the sketch of W and the starting vectors.
+    cache : path, optional
+        The folder in which directions of W are kept between runs; by default in the user's cache folder.
+    cache_limit : str
+        The size of that folder above which the oldest entries are deleted.
+    no_cache : bool
+        Neither use nor keep directions of earlier runs.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
     block : int, str or sequence of them
@@ -207,20 +218,20 @@ def amplify(
     Raises
     ------
     OptionError
-        A glob that matches nothing, a rank that no module has, no such device; ``directions`` with ``no_top``.
+        A glob that matches nothing, a rank that no module has, no such device; options that exclude each other.
     FormatError
         A file that is not an adapter, or not a model; numbers that are NaN or Inf.
     MismatchError
         A module that has no weight in the base.
     """
     modules = as_globs(modules, block)
-    if no_top and directions:
-        raise OptionError(
-            "no_top leaves out the directions of W, and directions says how many of them", fix="give one of the two"
-        )
+    for option, role in ((directions, "directions says how many of them"), (cache, "cache says where they are kept")):
+        if no_top and option:
+            raise OptionError(f"no_top leaves out the directions of W, and {role}", fix="give one of the two")
     # What can be refused without the base is refused before it is read.
     for name, value, least in (("directions", directions, 1), ("phi_rank", phi_rank, 1), ("seed", seed, 0)):
         check_at_least(name, value, least)
+    folder = svd_cache(cache, cache_limit, no_cache=no_cache)
     linalg_device = Device.of(device, threads=processor_count())
     (label,) = labels([adapter])
     loaded = read_adapter(adapter, reading, base=base, label=label)
@@ -246,6 +257,7 @@ def amplify(
             device=linalg_device,
             seed=seed,
             modules=modules,
+            store=LeadingCache(folder) if folder else None,
             step=step,
         )
     # Their rows are blank, so the reason is given.

@@ -7,6 +7,7 @@ from typing import Unpack, get_args
 from loralens.analysis.compare.clusters import cluster_order
 from loralens.analysis.compare.initialisation import find_shared_initialisation
 from loralens.analysis.compare.interference import find_interactions, interference
+from loralens.analysis.compare.known_bases import KnownBases
 from loralens.analysis.compare.nested import nesting
 from loralens.analysis.compare.pairwise import pairwise
 from loralens.analysis.compare.similarity import compare_subspaces, side_of
@@ -147,9 +148,19 @@ def _compare_collection(
     modules: Sequence[str],
     phi_rank: int | None,
 ) -> CollectionSimilarity:
+    directions = KnownBases()
     with progress("comparing", 2 * max(map(len, adapters))) as step:  # every module is read twice
-        pairs = pairwise(adapters, of=of, modules=modules, phi_rank=phi_rank, labels=names, threads=THREADS, step=step)
-        energy = interference(adapters, pairs.modules, threads=THREADS, step=step)
+        pairs = pairwise(
+            adapters,
+            of=of,
+            modules=modules,
+            phi_rank=phi_rank,
+            labels=names,
+            directions=directions,
+            threads=THREADS,
+            step=step,
+        )
+        energy = interference(adapters, pairs.modules, directions=directions, threads=THREADS, step=step)
     tree, order = cluster_order(pairs.cosine)
     return CollectionSimilarity(
         adapters=tuple(names),
@@ -157,6 +168,7 @@ def _compare_collection(
         side=side_of(of, side),
         phi_rank=phi_rank,
         loaded=tuple(adapters),
+        directions=directions,
         pairs=pairs,
         energy=energy,
         tree=tree,

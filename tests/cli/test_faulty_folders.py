@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from loralens.cli.main import main
 from loralens.errors import FormatError
 from loralens.formats.files.container import read_safetensors
-from loralens.formats.files.walking import folders
+from loralens.formats.files.walking import folders, listings
 from loralens.formats.records.collection import candidates
 from tests.bases import contents, sharded, tensors
 from tests.formats.blobs import limits
@@ -111,6 +111,8 @@ def test_walking_gives_what_the_system_library_gives(tmp_path):
     found = dict(folders(tmp_path, without=lambda _: False))
     assert found.keys() == expected.keys()
     assert found[tmp_path] == ["link", "w"]  # os.walk calls links to folders folders; here they are not gone through
+    links = {listing.folder: listing.links for listing in listings(tmp_path, without=lambda _: False)}
+    assert {folder: names for folder, names in links.items() if names} == {tmp_path: ["link"], tmp_path / "a": ["up"]}
     followed = [folder for folder, _ in folders(tmp_path, follow=True, without=lambda name: name == ".git")]
     assert tmp_path / "link" / "b" in followed
     assert not any(".git" in folder.parts for folder in followed)

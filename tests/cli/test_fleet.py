@@ -45,6 +45,14 @@ def test_the_first_index_and_the_next(tmp_path: Path) -> None:
     ]
 
 
+def test_a_folder_called_as_an_option_is_a_path_of_a_copy(root: Path) -> None:
+    shutil.copytree(root / "a000", root / "-rf")
+    os.utime(root / "-rf" / "adapter_model.safetensors", (2e9, 2e9))
+    fleet.good("index", ".")
+    listed = fleet.good("copies", "--paths").stdout.splitlines()
+    assert listed == ["./-rf/adapter_model.safetensors", "./-rf/adapter_config.json"]
+
+
 def test_the_changes_as_json_and_csv(root: Path) -> None:
     save(root / "b", random_adapter(9))
     told = json.loads(fleet.good("index", root, "--json").stdout)

@@ -1,5 +1,7 @@
 """A fingerprint is that of the numbers: not of names' dialects, dtypes, order or metadata."""
 
+from collections.abc import Callable
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -54,6 +56,19 @@ def test_minus_zero_is_zero() -> None:
         loralens.Adapter(modules={"q": loralens.LowRank(np.array([[x]]), np.ones((1, 1)))}) for x in (0.0, -0.0)
     )
     assert fingerprint(plus) == fingerprint(minus)
+
+
+@pytest.mark.parametrize("form", [lambda x: x, np.asfortranarray, lambda x: x[::-1], lambda x: x.astype(">f2")])
+def test_float16_is_hashed_as_the_float32_numbers_that_it_holds(form: Callable[[np.ndarray], np.ndarray]) -> None:
+    # Every number of 16 bits, with both zeros, infinities and all kinds of NaN.
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(512, 128)
+    narrow, row = form(every), np.ones((128, 1), np.float16)
+    with np.errstate(invalid="ignore"):
+        two = (
+            loralens.Adapter(modules={"q": loralens.LowRank(B, row)})
+            for B in (narrow, np.ascontiguousarray(narrow).astype(np.float32))
+        )
+        assert len({fingerprint(one) for one in two}) == 1
 
 
 def test_what_changes_the_update_changes_the_fingerprint() -> None:

@@ -6,19 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
+from loralens.core.budgets import Item, Items, _top_up, allocate_ranks, total_cost, total_gain, uniform, within
 from loralens.core.lowrank import Layout
-from loralens.core.ranks import (
-    Item,
-    Rule,
-    _top_up,
-    allocate_ranks,
-    ranks,
-    shared_ranks,
-    total_cost,
-    total_gain,
-    uniform,
-    within,
-)
+from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.errors import OptionError
 from tests import reference
 from tests.strategies import spectra
@@ -230,3 +220,11 @@ def test_ranks_do_not_hang_on_the_unit(unit):
     spectra = {"q": unit * np.array([4.0, 2.0, 1.0]), "v": unit * np.array([3.0, 0.5])}
     found = ranks(spectra, {"q": 2, "v": 3}, Rule("parameters", 9))
     assert found == {"q": 3, "v": 1}
+
+
+def test_what_ranks_save_has_the_bits_of_each_sum():
+    rng = np.random.default_rng(0)
+    gains = [np.sort(rng.exponential(size=k))[::-1] for k in rng.integers(0, 40, 60)]
+    items = Items.of(items_of(gains, [1] * len(gains)))
+    for rank in range(42):
+        assert total_gain(items, [rank] * len(items)) == sum(float(g[:rank].sum()) for g in gains)

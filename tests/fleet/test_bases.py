@@ -9,6 +9,7 @@ import pytest
 
 import loralens
 from loralens.core.naming.normal_form import normal_form
+from loralens.fleet.bases import inference
 from loralens.fleet.bases.architectures import STYLES, known_bases
 from loralens.fleet.bases.inference import base_name, contradicts, identify_base, infer_bases
 from loralens.fleet.catalogue.members import Signature
@@ -151,6 +152,21 @@ def test_neighbours_of_equal_names_and_shapes_decide_if_they_agree() -> None:
     assert infer_bases({"own": signatures["own"], **deeper}, {"deeper": Counter({"org/Odd-2B": 1})}) == {
         "deeper": "odd-2b"
     }
+
+
+def test_no_signature_is_compared_with_every_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection may have thousands of signatures that no row of the table fits."""
+    count = 40
+    signatures = {
+        str(width): signature({f"model.layers.{block}.attn.wqkv": (30, width) for block in range(4)})
+        for width in range(10, 10 + count)
+    }
+    named = {digest: Counter({f"org/odd-{digest}": 1}) for digest in signatures}
+    looked_at = []
+    modules_of = inference.block_modules
+    monkeypatch.setattr(inference, "block_modules", lambda one: looked_at.append(one) or modules_of(one))
+    assert infer_bases(signatures, named) == {digest: f"odd-{digest}" for digest in signatures}
+    assert len(looked_at) <= 4 * count
 
 
 def test_a_candidate_of_the_table_that_neighbours_name(tmp_path: Path) -> None:

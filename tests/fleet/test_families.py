@@ -57,6 +57,19 @@ def test_a_copy_with_other_factors_belongs_to_the_run_of_its_original(tmp_path: 
     assert {"turned", "f0-r0/checkpoint-100"} <= max(groups, key=len)
 
 
+def test_the_members_of_groups_are_listed_by_a_command(made: tuple[Fleet, list[Entry]]) -> None:
+    fleet, _ = made
+    place = f"--fleet {fleet.home.parent}"
+    for result, words in (
+        (fleet.runs(sketch=True), f"runs --csv {place}"),
+        (fleet.families(sketch=True), f"families --csv {place}"),
+        (fleet.families(0.2, sketch=True), f"families --at 0.2 --csv {place}"),
+    ):
+        assert result.sentences()[-1].endswith(f": loralens fleet {words}")
+        first = result[0].members[0].name
+        assert f" {first}\n" in str(result)
+
+
 def test_cosines_of_groups_are_exact(made: tuple[Fleet, list[Entry]]) -> None:
     fleet, _ = made
     for family in fleet.families():

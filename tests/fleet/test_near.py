@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -162,6 +163,20 @@ def test_an_example_with_nan_is_named(fleet: Fleet, tmp_path: Path) -> None:
     loralens.save(source.map(lambda m: loralens.LowRank(m.B * np.float32(np.nan), m.A, m.scale)), tmp_path / "spoilt")
     with pytest.raises(FormatError, match=r"spoilt: .*holds NaN or Inf"):
         fleet.near(tmp_path / "spoilt")
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ("R0/Checkpoint-1", r"the nearest names? in the fleet (is|are) f0-r0/checkpoint-100"),
+        ("f0-r0/chekpoint-100", r"the nearest names in the fleet are f0-r0/checkpoint-100, "),
+        ("quite another", "check the path"),
+    ],
+)
+def test_a_misspelt_name_is_told_with_the_nearest_ones(fleet: Fleet, given: str, advice: str) -> None:
+    with pytest.raises(OptionError, match="no adapter of the fleet has this name, and there is no such file") as raised:
+        fleet.near(given)
+    assert re.match(advice, raised.value.fix)
 
 
 @pytest.mark.parametrize(("options", "message"), [({"k": 0}, "k is 0"), ({"sketch": True, "exact": True}, "exclude")])

@@ -9,7 +9,16 @@ import pytest
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
 from loralens.errors import FormatError
-from loralens.formats.records.cache import HEADER, SUFFIX, SvdCache, default_folder, svd_bytes, weight_digest
+from loralens.formats.records.cache import (
+    HEADER,
+    SUFFIX,
+    SvdCache,
+    WeightHash,
+    default_folder,
+    svd_bytes,
+    weight_digest,
+)
+from loralens.linalg.randomized import Leading
 from loralens.linalg.rank_update import decompose
 
 rng = np.random.default_rng(0)
@@ -56,6 +65,51 @@ def test_the_name_is_of_the_content() -> None:
     assert len({key, *map(weight_digest, others)}) == 7
 
 
+@pytest.mark.parametrize("numbers", [1, 20, 96, 1000])
+def test_the_hash_does_not_depend_on_the_blocks(numbers: int) -> None:
+    taken = WeightHash(weight(W, streams=True))
+    passed = list(taken.follow(weight(W, streams=True).blocks(numbers)))
+    np.testing.assert_array_equal(np.vstack([block for _, block in passed]), W)
+    assert taken.hexdigest() == weight_digest(weight(W))
+    other = WeightHash(weight(W), "another version")
+    list(other.follow(weight(W).blocks()))
+    assert other.hexdigest() != taken.hexdigest()
+
+
+def leading(count: int, *, steps: int) -> Leading:
+    """Triplets as `leading_svd` returns them: float32 numbers, or all digits of a dense SVD."""
+    U, s, Vh = np.linalg.svd(W.astype(np.float64), full_matrices=False)
+    digits = np.float32 if steps else np.float64
+    vectors = (X.astype(digits).astype(np.float64) for X in (U[:, :count], Vh[:count].T))
+    return Leading(next(vectors), s[:count], next(vectors), np.full(count, 1e-3 if steps else 0.0), steps)
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_leading_triplets_come_back_bit_for_bit(steps: int, tmp_path: Path) -> None:
+    cache, (key,), found = SvdCache(tmp_path, limit=10**6), keys(1), leading(3, steps=steps)
+    assert cache.read_leading(key, W.shape, 3) is None
+    assert cache.write_leading(key, found)
+    back = SvdCache(tmp_path, limit=0).read_leading(key, W.shape, 3)
+    assert back is not None
+    assert back.steps == steps
+    for one, two in zip(found[:4], back[:4], strict=True):
+        assert one.dtype == two.dtype == np.float64
+        np.testing.assert_array_equal(one, two)
+    assert cache.read_leading(key, W.shape, 2) is None
+    assert cache.read_leading(key, W.shape[::-1], 3) is None
+    assert cache.read(key, W.shape) is None  # it is not the whole SVD
+    cache.write(key, decompose(W))
+    assert cache.read_leading(key, W.shape, 8) is None  # and a whole SVD states no error
+
+
+@pytest.mark.parametrize("part", ["error", "U", "steps"])
+def test_leading_triplets_that_cannot_be_are_none(part: str, tmp_path: Path) -> None:
+    cache, (key,), found = SvdCache(tmp_path, limit=10**6), keys(1), leading(3, steps=5)
+    wrong = {"error": -found.error, "U": np.full_like(found.U, np.inf), "steps": -1}
+    cache.write_leading(key, found._replace(**{part: wrong[part]}))
+    assert cache.read_leading(key, W.shape, 3) is None
+
+
 def spoil_number(data: bytearray) -> None:
     data[-9] ^= 1
 
@@ -83,6 +137,11 @@ def test_a_damaged_entry_is_none(spoil, tmp_path: Path) -> None:
     assert cache.read(key, W.shape) is None
     cache.write(key, decompose(W))
     assert cache.read(key, W.shape) is not None
+    cache.write_leading(key, leading(3, steps=5))
+    data = bytearray(file.read_bytes())
+    spoil(data)
+    file.write_bytes(data)
+    assert cache.read_leading(key, W.shape, 3) is None
 
 
 @pytest.mark.parametrize(

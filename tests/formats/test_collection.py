@@ -130,11 +130,26 @@ def test_links_to_folders_are_followed_once(small: Path, tmp_path: Path) -> None
     (root / "up").symlink_to(tmp_path)
     (root / "nowhere").symlink_to(root / "none")
     (outside / "back").symlink_to(root)
-    found = [path.relative_to(root) for path in candidates(root)]
+    (root / "own" / "to-file").symlink_to(root / "own" / "adapter_config.json")
+    links: list[Path] = []
+    found = [path.relative_to(root) for path in candidates(root, linked=links.append)]
+    # Every link to a folder, also one behind a link; links to files and to nothing are not among them.
+    assert {str(link.relative_to(root)) for link in links} == {"all", "all/back", "again", "a-far", "loop", "up"}
     assert found == [Path("a-far/adapter_model.safetensors"), Path("own/adapter_model.safetensors")]
     (tmp_path / "link").symlink_to(root)
     assert len(candidates(tmp_path / "link")) == 2
     assert {found.status for found in map(examine_file, candidates(root))} == {"adapter"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="needs /proc")
+def test_links_into_proc_are_not_followed(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a link to the working folder of every program, so that the whole machine would be looked through."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "proc").symlink_to("/proc")
+    (tmp_path / "root" / "self").symlink_to(f"/proc/{os.getpid()}")
+    shutil.copytree(small, tmp_path / "elsewhere" / "adapter")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert candidates(tmp_path / "root") == []
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -17,6 +17,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
+from loralens.formats.dialects.peft import keys as peft_keys
 from loralens.formats.dialects.peft import reader as peft
 from loralens.formats.dialects.peft import writer as peft_writer
 from loralens.formats.dialects.peft.config import PeftConfig
@@ -660,3 +661,19 @@ def test_a_header_whose_length_looks_like_a_pickle(length: int, tmp_path: Path) 
     start = (path / "adapter_model.safetensors").read_bytes()[:8]
     assert int.from_bytes(start, "little") == length
     assert len(loralens.load(path)) == 3
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["a.q.lora_A.weight", "base_model.model.a.q.lora_B.weight", ".lora_A.weight", "a.lora_A.lora_A.weight",
+     "a.lora_B.x.lora_A.weight", "a\n.lora_A.weight", "a.lora_A.default.weight", "a.lora_embedding_A.lora_A.weight",
+     "alora_A.weight", "base_model.model..lora_A.weight"],
+)  # fmt: skip
+def test_the_short_way_to_the_parts_of_a_key_is_that_of_the_expressions(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft_keys.parse_peft_key.cache_clear()
+    short = peft_keys.parse_peft_key(key)
+    peft_keys.parse_peft_key.cache_clear()
+    monkeypatch.setattr(peft_keys, "_HALVES", {})
+    assert short == peft_keys.parse_peft_key(key)

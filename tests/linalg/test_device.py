@@ -40,6 +40,19 @@ def test_products_do_not_depend_on_the_threads():
     np.testing.assert_allclose(Device(threads=4).matmul(X.T, X), X.T @ X, rtol=1e-12, atol=1e-10)
 
 
+@pytest.mark.parametrize("shape", [(2 * ROWS + 7, 40), (5, 700), (ROWS, 9000)])
+def test_two_products_in_one_pass_are_those_of_two(shape):
+    rng = np.random.default_rng(0)
+    W, X = rng.standard_normal(shape), rng.standard_normal((3, shape[1]))
+    found = Device().multiply_twice(X, W)
+    for device in (Device(), Device(threads=4), torch_device()):
+        there = device.multiply_twice(device.put(X, "float64"), device.put(W, "float64"))
+        for product, first, expected in zip(there, found, (X @ W.T, X @ W.T @ W), strict=True):
+            np.testing.assert_allclose(device.numpy(product), expected, rtol=1e-11, atol=1e-9)
+            if not device.torch:
+                np.testing.assert_array_equal(product, first)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_items_are_drawn_late_and_come_back_in_order(threads):
     drawn, seen = [], []

@@ -7,6 +7,7 @@ from loralens.linalg.pairwise import (
     SAME,
     Segments,
     SingularTriplets,
+    _inverse_of_triangle,
     index_blocks,
     outside_parts,
     pairwise_cosines,
@@ -115,3 +116,11 @@ def test_outside_is_what_the_projection_on_the_others_leaves(name: str) -> None:
         P = projection(others) if others else np.zeros((len(parts[0]),) * 2)
         np.testing.assert_allclose(N, parts[t].T @ (np.eye(len(P)) - P) @ parts[t], atol=COLLECTION)
         assert rank == round(np.trace(P))
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 129, 200])
+def test_a_triangle_is_inverted_by_halves(size: int) -> None:
+    L = np.tril(np.random.default_rng(size).standard_normal((size, size)) / size) + np.eye(size)
+    inverse = _inverse_of_triangle(L)
+    np.testing.assert_allclose(inverse @ L, np.eye(size), rtol=0, atol=COLLECTION)
+    assert (np.triu(inverse, 1) == 0).all()

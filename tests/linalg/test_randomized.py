@@ -66,6 +66,16 @@ def test_same_seed_same_bits_whatever_the_threads():
     assert not np.array_equal(other.U, one.U)
 
 
+@pytest.mark.parametrize("device", devices(), ids=["numpy", "torch"][: len(devices())])
+def test_small_values_of_a_steep_spectrum_are_kept(device):
+    """σ₁₆ is σ₁/4096, and the square of that is below the rounding of float32."""
+    s = i**-3.0
+    W = device.put(LEFT * s @ RIGHT.T, "float32")
+    found = leading_svd(W, 16, rng=np.random.default_rng(1), device=device)
+    np.testing.assert_allclose(found.s, s[:16], rtol=0, atol=4e-6)
+    assert found.steps < STEPS
+
+
 @pytest.mark.parametrize("shape", [(20, 30), (30, 20), (1, 9), (9, 1)])
 def test_small_matrices_are_decomposed_exactly(shape):
     W = np.random.default_rng(2).standard_normal(shape)

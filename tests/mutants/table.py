@@ -349,14 +349,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("block", 'joint == "."', 'joint != "."', ("tests/core/test_names.py",)),
     Mutant("_unpack_lines", "run.stop - run.start", "run.stop + run.start", ("tests/core/test_quantised.py",)),
-    Mutant(
-        "Item.clip",
-        "min(max(rank, self.least), self.most)",
-        "max(max(rank, self.least), self.most)",
-        ("tests/core/test_ranks.py",),
-    ),
+    Mutant("uniform", "np.clip(rank, ", "np.clip(-rank, ", ("tests/core/test_ranks.py",)),
     Mutant("Rule.rank_of", 'self.name == "error"', 'self.name != "error"', ("tests/core/test_ranks.py",)),
-    Mutant("_top_up", "item.gains[rank] / item.cost", "item.gains[rank] * item.cost", ("tests/core/test_ranks.py",)),
+    Mutant("Items.per_cost", "gains / np.repeat", "gains * np.repeat", ("tests/core/test_ranks.py",)),
     Mutant(
         "shared_ranks",
         'module.layout.kind == "experts"',
@@ -379,7 +374,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # fleet
     Mutant("TensorSketch.add_pair", "np.multiply(B[:, columns].T, scale,", "np.multiply(B[:, columns].T, 1.0,", SKETCH),
-    Mutant("_squares", "rows *= signs.astype", "rows *= abs(signs).astype", SKETCH),
+    Mutant("TensorSketch.add_pairs", "rows *= hashed.signs", "rows *= abs(hashed.signs)", SKETCH),
     Mutant("TensorSketch.add_pairs", "size * hashed.most", "size / 4096", SKETCH),
     Mutant("TensorSketch._common_shift", "self._count + count <= COLUMNS", "self._count + count > COLUMNS", SKETCH),
     Mutant("TensorSketch._common_shift", "self._shift <= shift", "self._shift != shift", SKETCH),
@@ -410,7 +405,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "_Reader._take_grams", "CANCELLING * lengths < energies", "-1 < energies", ("tests/fleet/test_measures.py",)
     ),
-    Mutant("SlotWriter.__init__", "- taken", "- set()", ("tests/fleet/test_catalogue.py",)),
+    Mutant("SlotWriter._free_slot", "if slot not in self._used", "if True", ("tests/fleet/test_catalogue.py",)),
     Mutant("damaged_slots", "checksum(plain[slot].data) != expected", "False", ("tests/fleet/test_catalogue.py",)),
     Mutant("CatalogueWriter.store", "self._slots.write(filled)", "None", ("tests/fleet/test_catalogue.py",)),
     Mutant("_authorise", "action not in _ALLOWED", "False", ("tests/fleet/test_catalogue.py",)),
@@ -533,8 +528,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "G * np.outer(lengths, lengths)",
         ("tests/linalg/test_quantise.py",),
     ),
-    Mutant("_Krylov._against", "Y - basis @ C", "Y + basis @ C", ("tests/linalg/test_randomized.py",)),
-    Mutant("_Krylov._orthogonal", "C1 + C2 @ A1", "C1 - C2 @ A1", ("tests/linalg/test_randomized.py",)),
+    Mutant("_Krylov._outside", "Z - (Z @ Q.T) @ Q", "Z + (Z @ Q.T) @ Q", ("tests/linalg/test_randomized.py",)),
+    Mutant("_Krylov.extend", "STEEP)", "1e9)", ("tests/linalg/test_randomized.py",)),
+    Mutant("_Krylov.values", "outside / np", "0 * outside / np", ("tests/linalg/test_randomized.py",)),
     Mutant(
         "RankUpdate.above",
         "self.Q * (value / (value**2 - s_Q**2))",

@@ -146,6 +146,15 @@ def test_two_adapters_of_224_modules_stay_within_three_megabytes() -> None:
     assert len(report_html(pair).encode("utf-8")) < LIMIT
 
 
+def test_the_parts_of_a_page_stay_small() -> None:
+    names = [f"base_model.model.model.{'x.y' * 700}.layers.{block}.q_proj" for block in range(40)]
+    document = made({"long": drawn(1, rank=2, names=names)})
+    parts = list(html.report_html_parts(document))
+    assert "".join(parts) == report_html(document)
+    # A part ends with the piece that fills it, and the largest pieces are the style and the rows of long names.
+    assert max(map(len, parts)) < html.PART + 32_768 < len("".join(parts)) / 10
+
+
 def test_json_in_a_script_ends_nothing() -> None:
     text = str(script_json({"modules": ["</script><!--", "a&b", "\u2028", "\ud800"]}))
     assert not set("<>&\u2028") & set(text)

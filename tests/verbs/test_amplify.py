@@ -5,9 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import loralens
 from loralens.analysis import measure_amplification
+from loralens.analysis.base import amplification
+from loralens.errors import OptionError
 from loralens.verbs.inputs.bases import base_weights
 from tests.cli.command import Command
 from tests.cli.test_amplify import small_base
@@ -96,3 +99,85 @@ def test_tables_fit_every_terminal_and_there_is_a_figure(small: Path, base: Path
 def test_wrong_values_are_refused(small: Path, base: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(loralens.LoraLensError, match=message):
         loralens.amplify(small, base=base, **options)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An adapter of one module, and a base whose weight is large enough for its directions to be kept."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("large")
+    B, A = rng.standard_normal((530, 2)).astype(np.float32), rng.standard_normal((2, 520)).astype(np.float32)
+    loralens.save(loralens.Adapter(modules={QUERY: loralens.LowRank(B, A)}), folder / "lora")
+    save_file({f"{QUERY}.weight": rng.standard_normal((530, 520)).astype(np.float16)}, folder / "base.safetensors")
+    return folder / "lora", folder / "base.safetensors"
+
+
+def refuse(*_: object, **__: object) -> None:
+    pytest.fail("the directions of W are computed again")
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"directions": 5, "seed": 3}])
+def test_directions_of_w_are_computed_once(
+    large: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    path, base = large
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    fresh = loralens.amplify(path, base=base, no_cache=True, **options)
+    assert not list(tmp_path.iterdir())
+    first = loralens.amplify(path, base=base, **options)
+    (entry,) = (tmp_path / "loralens").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(amplification, "leading_svd", refuse)
+        again = loralens.amplify(path, base=base, **options)
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        entry.rename(elsewhere / entry.name)
+        there = loralens.amplify(path, base=base, cache=elsewhere, **options)
+    assert record_of(fresh) == record_of(first) == record_of(again) == record_of(there)
+
+
+def test_directions_are_those_of_the_weight_and_of_the_options(large: tuple[Path, Path], tmp_path: Path) -> None:
+    path, base = large
+    weights = {"W": tmp_path / "turned.safetensors"}
+    rng = np.random.default_rng(1)
+    save_file({f"{QUERY}.weight": rng.standard_normal((530, 520)).astype(np.float16)}, weights["W"])
+    calls: list[dict[str, Any]] = [{}, {"seed": 1}, {"directions": 3}, {"exact": True}, {"base": weights["W"]}]
+    for number, options in enumerate(calls, start=1):
+        told = loralens.amplify(path, **{"base": base, "cache": tmp_path / "cache", **options})
+        assert record_of(told) == record_of(loralens.amplify(path, **{"base": base, "no_cache": True, **options}))
+        assert len(list((tmp_path / "cache").iterdir())) == number
+    # Fewer directions of ΔW are compared with as many of W; the strength of ΔW plays no role.
+    loralens.amplify(path, base=base, cache=tmp_path / "cache", rank=1)
+    module = loralens.load(path)[QUERY]
+    louder = loralens.Adapter(modules={QUERY: loralens.LowRank(3 * module.B, module.A)})
+    loralens.amplify(louder, base=base, cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == len(calls) + 1
+
+
+def test_a_damaged_entry_is_computed_again(large: tuple[Path, Path], tmp_path: Path) -> None:
+    path, base = large
+    first = loralens.amplify(path, base=base, cache=tmp_path)
+    (entry,) = tmp_path.iterdir()
+    whole = entry.read_bytes()
+    entry.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert record_of(loralens.amplify(path, base=base, cache=tmp_path)) == record_of(first)
+    assert entry.read_bytes() == whole
+
+
+def test_small_weights_and_no_top_keep_nothing(
+    small: Path, base: Path, large: tuple[Path, Path], tmp_path: Path
+) -> None:
+    loralens.amplify(small, base=base, cache=tmp_path / "cache")
+    loralens.amplify(large[0], base=large[1], no_top=True)
+    assert not (tmp_path / "cache").exists()
+    refused: list[dict[str, Any]] = [{"no_top": True, "cache": tmp_path}, {"no_cache": True, "cache": tmp_path}]
+    for options in refused:
+        with pytest.raises(OptionError):
+            loralens.amplify(small, base=base, **options)
+
+
+def test_a_folder_that_cannot_be_made_is_a_warning(large: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    words = ("--base", large[1], "--json")
+    done = run.good(large[0], *words, "--cache", tmp_path / "file" / "inner")
+    assert "warning: the directions of W are not kept" in done.stderr
+    assert done.stdout == run.good(large[0], *words, "--no-cache").stdout

@@ -1,9 +1,9 @@
 """Amplification: ‖ΔW‖ relative to ‖UᵀWV‖, with controls that separate the directions of ΔW from its norm."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nan, sqrt
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
 
@@ -11,14 +11,24 @@ from loralens.analysis.base.weight_norms import report_progress, weight_steps
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.naming.selection import select
+from loralens.core.structured import Update
 from loralens.core.threads import Step
 from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place
 from loralens.linalg.basis import Basis
 from loralens.linalg.chance import overlap_chance, projection_beyond, projection_moments
-from loralens.linalg.device import Device
-from loralens.linalg.projection import Estimate, exact_fourth_powers, fourth_powers, gaussian, project
-from loralens.linalg.randomized import Leading, input_dtype, is_dense, leading_svd
+from loralens.linalg.device import Device, Float
+from loralens.linalg.factor import Floats
+from loralens.linalg.projection import (
+    Block,
+    Estimate,
+    Projection,
+    exact_fourth_powers,
+    fourth_powers,
+    gaussian,
+    project,
+)
+from loralens.linalg.randomized import SMALL, Leading, input_dtype, is_dense, leading_svd
 from loralens.linalg.subspace import phi_map
 
 # By chance, |z| exceeds FAR in 2 % of the cases at rank 1 and in 0.3 % at high ranks. So every count is reported with
@@ -162,6 +172,26 @@ def count_far(rows: Sequence[KeptRank]) -> tuple[int, float]:
     return sum(abs(row.z) > FAR for row in rows), sum(row.far_chance for row in rows if isfinite(row.far_chance))
 
 
+class CachedLeading(Protocol):
+    """The leading directions of one weight, kept between runs under a hash of its numbers."""
+
+    def follow(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """Yield the blocks of the weight, and take the hash of their numbers."""
+
+    def read(self) -> Leading | None:
+        """The directions of the weight whose blocks have passed; None if they are not kept."""
+
+    def write(self, leading: Leading) -> None:
+        """Keep them."""
+
+
+class LeadingStore(Protocol):
+    """A place that keeps leading directions of weights between runs."""
+
+    def of(self, weight: Weight, count: int, method: str) -> CachedLeading:
+        """The place of the ``count`` leading directions of a weight, computed by a method with its random numbers."""
+
+
 def measure_amplification(
     adapter: Adapter,
     weights: Mapping[str, Weight],
@@ -174,6 +204,7 @@ def measure_amplification(
     seed: int = 0,
     modules: Sequence[str] = (),
     threads: int = 1,
+    store: LeadingStore | None = None,
     step: Step | None = None,
 ) -> dict[str, Amplification]:
     """Measure the amplification of every update, in natural module order; weights are read one at a time.
@@ -205,6 +236,8 @@ def measure_amplification(
         Globs over module names or kinds; all modules where empty.
     threads : int
         On the CPU, the blocks of a weight worked on at a time. Results do not depend on it.
+    store : LeadingStore, optional
+        Where leading directions of large weights are looked up, and kept. Results do not depend on it.
     step : callable, optional
         Called with the amount of work done; the amounts add up to `loralens.analysis.base.weight_norms.weight_steps`.
 
@@ -229,35 +262,33 @@ def measure_amplification(
     if wrong := [rank for rank in ranks if not 0 < rank <= most]:
         raise OptionError(f"rank {wrong[0]} is not between 1 and {most}, the largest rank", fix="give such a rank")
     on_device = Device.of(device, threads=threads)
+    new_matrix = on_device.memory()
 
     def measure(name: str) -> Amplification:
         with place(name), report_progress(step, weight_steps([weights[name]], top=top)) as tell:
             module, weight = adapter[name], weights[name]
-            if weight.shape != module.shape:
-                raise ShapeError(
-                    f"ΔW is {module.shape} and W {weight.shape}", fix="give the base that it was trained on"
-                )
+            _check_same_shape(module, weight)
             bases = module.bases()
             k = min(bases.s.size, max(ranks, default=module.rank))
             U_basis, s, V_basis = bases.left.head(k), bases.s[:k], bases.right.head(k)
             # At least one direction of W, so that σ₁(W) is known where ΔW = 0 too.
             count = min(max(directions, k, 1), *module.shape) if top else 0
             swap = weight.transposed  # W is processed as it is stored, so U and V change places
-            shape = weight.shape[::-1] if swap else weight.shape
             U, V = (basis.columns() for basis in ((V_basis, U_basis) if swap else (U_basis, V_basis)))
-            dense = is_dense(shape, max(count, 1), exact=exact)
-            # A copy of W is kept only if something needs more than one pass over W.
-            W_copy = on_device.empty(shape, input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
-            rng = np.random.default_rng(seed)  # anew for each module, whose result then does not depend on the others
-            sketch = gaussian(rng, shape[1])
-            projection = project(weight.blocks(on_device.block), U, V, sketch, device=on_device, out=W_copy, step=tell)
-            led = None
-            if count and projection.squares:  # W = 0 has no leading directions
-                led = leading_svd(W_copy, count, rng=rng, device=on_device, exact=exact, step=tell)
-            if dense:
-                fourths = Estimate(exact_fourth_powers(W_copy, device=on_device), 0.0)
-            else:  # the leading directions contribute a known part, so only the remainder is estimated
-                fourths = fourth_powers(projection, shape, leading=(led.s, led.V.T @ sketch) if led else None)
+            method = f"{'exact' if exact else f'seed {seed}'} on {on_device.name.partition(':')[0]}"
+            projection, led, fourths = _measure_weight(
+                weight,
+                (U, V),
+                count,
+                exact=exact,
+                device=on_device,
+                new_matrix=new_matrix,
+                # Anew for each module, whose result then does not depend on the others.
+                rng=np.random.default_rng(seed),
+                # The directions of a small weight are computed as quickly as they are read.
+                cached=store.of(weight, count, method) if store and count and min(weight.shape) > SMALL else None,
+                step=tell,
+            )
             return Amplification(
                 shape=module.shape,
                 rank=module.rank,
@@ -270,6 +301,45 @@ def measure_amplification(
             )
 
     return {name: measure(name) for name in names}
+
+
+def _check_same_shape(module: Update, weight: Weight) -> None:
+    if weight.shape != module.shape:
+        what = f"ΔW is {module.shape} and W {weight.shape}"
+        raise ShapeError(what, fix="give the base that it was trained on")
+
+
+def _measure_weight(
+    weight: Weight,
+    bases: tuple[Floats, Floats],
+    count: int,
+    *,
+    exact: bool,
+    device: Device,
+    new_matrix: Callable[[tuple[int, int], Float], Any],
+    rng: "np.random.Generator",
+    cached: CachedLeading | None,
+    step: Step,
+) -> tuple[Projection, Leading | None, Estimate]:
+    """One pass over W as it is stored, its ``count`` leading triplets, which may be ``cached``, and Σσ⁴."""
+    rows, columns = shape = weight.stored.shape[0], weight.stored.shape[1]
+    dense = is_dense(shape, max(count, 1), exact=exact)
+    # A copy of W is kept only if something needs more than one pass over W.
+    W_copy = new_matrix((rows, columns), input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
+    sketch, blocks = gaussian(rng, columns), weight.blocks(device.block)
+    followed = cached.follow(blocks) if cached else blocks
+    projection = project(followed, *bases, sketch, device=device, out=W_copy, step=step)
+    led = None
+    if count and projection.squares:  # W = 0 has no leading directions
+        led = cached.read() if cached else None
+        if led is None:
+            led = leading_svd(W_copy, count, rng=rng, device=device, exact=exact, step=step)
+            if cached:
+                cached.write(led)
+    if dense:
+        return projection, led, Estimate(exact_fourth_powers(W_copy, device=device), 0.0)
+    # The leading directions contribute a known part, so only the remainder is estimated.
+    return projection, led, fourth_powers(projection, shape, leading=(led.s, led.V.T @ sketch) if led else None)
 
 
 def _compare_top(U_basis: Basis, V_basis: Basis, led: Leading, *, swap: bool) -> Top:

@@ -54,13 +54,14 @@ def weight_norms(
         A weight holds NaN or Inf.
     """
     on_device = Device.of(device)
+    new_matrix = on_device.memory()
 
     def measure(weight: Weight) -> WeightNorms:
         with report_progress(step, weight_steps([weight], top=True)) as tell:
             shape = weight.shape[::-1] if weight.transposed else weight.shape
             # The pass projects onto no directions and has no sketch: it sums the squares and copies W for the SVD.
             nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
-            W = on_device.empty(shape, input_dtype(shape, 1))
+            W = new_matrix(shape, input_dtype(shape, 1))
             projection = project(weight.blocks(on_device.block), *nothing, device=on_device, out=W, step=tell)
             # A fixed seed: the norm of a weight does not depend on the run.
             led = leading_svd(W, 1, rng=np.random.default_rng(0), device=on_device, step=tell)

@@ -1,12 +1,15 @@
 """Pairs that consist of several pairs side by side but have the α of only one of them."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from operator import itemgetter
 
 import numpy as np
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
-from loralens.analysis.checks.examination import Examination, ModuleReading
+from loralens.analysis.checks.examination import Examination
+from loralens.analysis.readings.module import ModuleReading
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
@@ -61,12 +64,30 @@ def row_length_blocks(readings: Sequence[ModuleReading]) -> list[int]:
     """
     if len(readings) < FEWEST:
         return []
-    cuts = [_cuts(one.A.lengths) for one in readings if one.A]
+    lengths = [one.A.lengths for one in readings if one.A]
+    # In most modules no two neighbours differ, and these are found for all modules of one rank at once.
+    stepped = _with_steps(lengths)
+    cuts = Counter(_cuts(rows) if i in stepped else () for i, rows in enumerate(lengths))
     # Blocks that come from joining adapters are at the same rows in all modules; chance gives each module its own.
-    commonest = max(set(cuts), key=cuts.count, default=())
-    if not commonest or cuts.count(commonest) < MOST * len(cuts):
+    commonest, times = max(cuts.items(), key=itemgetter(1), default=((), 0))
+    if not commonest or times < MOST * len(lengths):
         return []
     return [int(n) for n in np.diff(commonest)]
+
+
+def _with_steps(lengths: Sequence[Array]) -> set[int]:
+    """The places of the modules in which two neighbouring rows differ clearly in length, or a row is 0."""
+    by_rank: dict[int, list[int]] = {}
+    for i, rows in enumerate(lengths):
+        by_rank.setdefault(len(rows), []).append(i)
+    stepped: set[int] = set()
+    for places in by_rank.values():
+        rows = np.stack([lengths[i] for i in places])
+        with np.errstate(divide="ignore", invalid="ignore"):  # of rows of 0, which come out as NaN or Inf
+            steps = np.abs(np.diff(np.log(rows), axis=1))
+        smooth = (steps <= np.log(APART)).all(axis=1)
+        stepped.update(places[i] for i in np.flatnonzero(~smooth).tolist())
+    return stepped
 
 
 def _cuts(lengths: Array) -> tuple[int, ...]:

@@ -7,7 +7,8 @@ import numpy as np
 
 from loralens.analysis.checks.blocks import row_length_blocks
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.examination import Examination, ModuleReading
+from loralens.analysis.checks.examination import Examination
+from loralens.analysis.readings.module import ModuleReading
 
 CODES = {
     "svd-combined": "PEFT's add_weighted_adapter with combination_type='svd' (and with the ties and dare variants of "

@@ -2,85 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePath
 from typing import Any, final
 
-import numpy as np
-
 from loralens.analysis.checks.low_bit import CodesPrediction
 from loralens.analysis.checks.merge_effect import MergeEffect, Reason
+from loralens.analysis.outliers import Outlier, find_outliers
+from loralens.analysis.readings.batches import read_modules
+from loralens.analysis.readings.module import ModuleReading
 from loralens.analysis.spectrum import Spectrum
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array
-from loralens.core.lowrank import LowRank
 from loralens.core.messages import quote_word
 from loralens.core.names import is_expert_alone
 from loralens.core.naming.base_model import BaseModel
 from loralens.core.naming.selection import select
-from loralens.core.structured import Update
 from loralens.core.threads import Step
-from loralens.errors import FormatError
-from loralens.linalg.factor import Floats
 
 # Suffixes of adapters that are one file. A suggested output keeps the suffix, because it decides the container.
 SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
+# Without slots: the cached properties keep their values in the dictionary of the object, as many checks ask for them.
 @final
-@dataclass(frozen=True, slots=True)
-class Factor:
-    """Statistics of one factor along its rank: of the rows of A, or the columns of B.
-
-    Attributes
-    ----------
-    lengths : float64 array, shape (r,)
-        Euclidean lengths of the rows of A, or the columns of B.
-    skew : float
-        Largest |cosine| between two of these vectors that are not 0; it is 0 if they are orthogonal.
-    zeros : float
-        Share of the entries that are exactly 0, in [0, 1].
-    unevenness : float
-        Standard deviation of the lengths along the other axis, the columns of A or the rows of B, over their mean. It
-        is 0 if all inputs, or outputs, take part equally.
-    dead : int
-        The number of columns of A, or rows of B, that are exactly 0.
-    largest : float
-        Largest |entry|.
-    digest : int
-        Python's hash of the numbers and their dtype: another one in every process, and equal for other numbers with a
-        chance of 2⁻⁶⁴. Those of hashlib would load OpenSSL, which takes 4 MB.
-    """
-
-    lengths: Array
-    skew: float
-    zeros: float
-    unevenness: float = 0.0
-    dead: int = 0
-    largest: float = 0.0
-    digest: int = 0
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class ModuleReading:
-    """What one pass over the numbers of a module has measured.
-
-    Attributes
-    ----------
-    spectrum : Spectrum or None
-        None if a factor holds NaN or Inf.
-    B, A : Factor or None
-        None if the update is not a pair, or has no spectrum.
-    """
-
-    module: Update
-    spectrum: Spectrum | None
-    B: Factor | None = None
-    A: Factor | None = None
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Examination:
     """An adapter that was read once, with everything that the checks need.
 
@@ -145,17 +90,22 @@ class Examination:
         uniform = ["--uniform"] if any(map(is_expert_alone, self.adapter)) else []
         return self.command("compress", "-o", self.sibling(word), rule, *uniform, *to)
 
-    @property
+    @cached_property
     def spectra(self) -> dict[str, Spectrum]:
         """Spectra of the modules without NaN and Inf."""
         return {name: one.spectrum for name, one in self.readings.items() if one.spectrum is not None}
 
-    @property
+    @cached_property
     def pairs(self) -> dict[str, ModuleReading]:
         """The modules whose pair is finite and not 0."""
         return {
             name: one for name, one in self.readings.items() if one.A and one.spectrum and one.spectrum.spectral > 0
         }
+
+    @cached_property
+    def outliers(self) -> list[Outlier]:
+        """The modules that stand out from their kind (`find_outliers`)."""
+        return find_outliers(self.spectra)
 
     def setting(self, key: str) -> Any:
         """A field of the configuration of the adapter; None if it is not there."""
@@ -171,64 +121,14 @@ def examine_adapter(
     reading: str = "",
     step: Step | None = None,
 ) -> Examination:
-    """Read an adapter once, module by module, without keeping its factors. ``step`` is called with 1 after each.
+    """Read an adapter once, without keeping its factors.
+
+    ``step`` is called with the number of modules that were read since its last call.
 
     Raises
     ------
     OptionError
         A glob that matches nothing.
     """
-    readings = {}
-    for name in select(adapter, modules):
-        readings[name] = _read_module(adapter[name])
-        if step:
-            step(1)
-    return Examination(path=path, adapter=adapter, readings=readings, to=to, reading=reading)
-
-
-def _read_module(module: Update) -> ModuleReading:
-    try:
-        # A structured update has no factors along its rank whose statistics the checks could use.
-        if not isinstance(module, LowRank):
-            return ModuleReading(module, Spectrum(module.singular_values(), module.shape, module.rank))
-        loaded = module.load()
-        spectrum = Spectrum(loaded.singular_values(), loaded.shape, loaded.rank)
-    except FormatError:  # the only error of this arithmetic is one about NaN or Inf
-        return ModuleReading(module, None)
-    # B transposed, so that both factors have their directions as rows. The module itself is kept unread.
-    return ModuleReading(module, spectrum, _factor_statistics(loaded.B.T), _factor_statistics(loaded.A))
-
-
-def _factor_statistics(X: Array) -> Factor:
-    """The statistics of the rows of X (r, n)."""
-    # The dtype is part of the hash: zeros of two dtypes with entries of one size have equal bytes.
-    digest = hash((X.tobytes(), str(X.dtype)))
-    X = X.astype(np.float64)
-    largest = float(np.abs(X).max(initial=0.0))
-    zeros = 1 - np.count_nonzero(X) / max(X.size, 1)
-    # Entries are divided by the largest one, and the result is scaled back below.
-    if largest:
-        X = X / largest  # the squares of numbers below 1e-162 underflow to 0
-    # These are the norms, mean and deviation of NumPy, whose wrappers take longer than the sums for small factors.
-    squares = X * X
-    lengths, across = np.sqrt(np.add.reduce(squares, axis=1)), np.sqrt(np.add.reduce(squares, axis=0))
-    # Rows of 0 have no direction.
-    unit = X[lengths > 0] / lengths[lengths > 0, None]
-    cosines = np.abs(unit @ unit.T)
-    np.fill_diagonal(cosines, 0.0)
-    return Factor(
-        lengths=lengths * largest,
-        skew=float(cosines.max(initial=0.0)),
-        zeros=zeros,
-        unevenness=_unevenness(across) if largest else 0.0,
-        dead=across.size - int(np.count_nonzero(X.any(axis=0))),
-        largest=largest,
-        digest=digest,
-    )
-
-
-def _unevenness(values: Floats) -> float:
-    """The standard deviation of some values, relative to their mean."""
-    mean = np.add.reduce(values) / values.size
-    deviations = values - mean
-    return float(np.sqrt(np.add.reduce(deviations * deviations) / values.size) / mean)
+    chosen = {name: adapter[name] for name in select(adapter, modules)}
+    return Examination(path=path, adapter=adapter, readings=read_modules(chosen, step=step), to=to, reading=reading)

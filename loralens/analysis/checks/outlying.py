@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
-from loralens.analysis.outliers import PER_MODULE, QUANTITIES, find_outliers
+from loralens.analysis.outliers import PER_MODULE, QUANTITIES
 from loralens.tables.numbers import whole_percent
 
 CODES = {
@@ -16,7 +16,7 @@ CODES = {
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every such module and quantity, the least likely first."""
-    for outlier in find_outliers(exam.spectra):
+    for outlier in exam.outliers:
         ratio = outlier.value / outlier.typical if outlier.typical > 0 else 0.0
         times = f", {ratio:.2f} × the median of the nearest of its kind" if ratio else ""
         rare = f"{outlier.chance:.1g}" if outlier.chance >= 1e-9 else "less than 1e-9"

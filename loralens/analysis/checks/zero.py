@@ -5,7 +5,8 @@ from math import log2
 from sys import float_info
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.examination import Examination, ModuleReading
+from loralens.analysis.checks.examination import Examination
+from loralens.analysis.readings.module import ModuleReading
 
 CODES = {
     "zero-update": "B or A is all zero, so the module adds nothing: it was never trained, or was trained and not "

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import TypeVar
 
+from loralens.analysis.compare.known_bases import KnownBases
 from loralens.analysis.compare.module_similarity import ComparedPair, ComparedUpdate, Similarity, measure_similarities
 from loralens.analysis.compare.pairwise import Module
 from loralens.choices import Of, Side
@@ -30,6 +31,7 @@ def compare_every_pair(
     side: Side,
     phi_rank: int | None,
     maps: bool,
+    directions: KnownBases,
     keep: Callable[[str, Similarity], Kept],
 ) -> Iterator[tuple[int, int, list[Kept]]]:
     """Compare every adapter with every later one, module by module, as `compare_subspaces` compares two alone.
@@ -43,6 +45,8 @@ def compare_every_pair(
         As for `compare_subspaces`.
     maps : bool
         Whether ``keep`` returns the map φ(i, j) of a module; this decides how many pairs are held at a time.
+    directions : KnownBases
+        The directions that are known already.
     keep : callable
         The name of a module in the first adapter, and its `Similarity` → what is yielded of it. Only this is held.
 
@@ -68,7 +72,7 @@ def compare_every_pair(
         for module in modules:
             names = {t: name for t, name in enumerate(module.holders) if name is not None}
             chosen = [pair for pair in kept if pair[0] in names and pair[1] in names]
-            for pair, similarity in _compare(adapters, names, chosen, of, side, phi_rank):
+            for pair, similarity in _compare(adapters, names, chosen, of, side, phi_rank, directions):
                 name = names[pair[0]]
                 kept[pair][positions[pair[0]][name]] = keep(name, similarity)
         for (s, t), by_position in kept.items():
@@ -80,13 +84,15 @@ def _numbers(first: int, second: int, *, maps: bool) -> int:
     return min(first, second) + (2 * first * second if maps else 0)
 
 
-def _load(adapters: Sequence[Adapter], names: dict[int, str], ids: Sequence[int], of: Of) -> dict[int, ComparedUpdate]:
+def _load(
+    adapters: Sequence[Adapter], names: dict[int, str], ids: Sequence[int], of: Of, directions: KnownBases
+) -> dict[int, ComparedUpdate]:
     """The directions of one module in these adapters; ``names`` has its name in each of them."""
-    directions = {}
+    compared = {}
     for t in ids:
         with place(names[t]):
-            directions[t] = ComparedUpdate.of(adapters[t][names[t]], of, cast=True)
-    return directions
+            compared[t] = ComparedUpdate.of(adapters[t][names[t]], of, directions=directions)
+    return compared
 
 
 def _compare(
@@ -96,6 +102,7 @@ def _compare(
     of: Of,
     side: Side,
     phi_rank: int | None,
+    directions: KnownBases,
 ) -> Iterator[tuple[Pair, Similarity]]:
     """Compare one module in these pairs; ``names`` has its name in every adapter that has it."""
     ids = sorted({t for pair in pairs for t in pair})
@@ -110,11 +117,11 @@ def _compare(
     for g, group in enumerate(groups):
         if not any(first == g for first, _ in pairs_of_tile):
             continue
-        rows = _load(adapters, names, group, of)
+        rows = _load(adapters, names, group, of, directions)
         for h in range(g, len(groups)):
             tile = pairs_of_tile.get((g, h), [])
             if tile:
-                columns = rows if h == g else _load(adapters, names, groups[h], of)
+                columns = rows if h == g else _load(adapters, names, groups[h], of, directions)
             # Each pair counts as a part of the limit, whatever its ranks are.
             for part in index_blocks([max(ranks[s] * ranks[t], PRODUCTS // TOGETHER) for s, t in tile], PRODUCTS):
                 together = [tile[i] for i in part]

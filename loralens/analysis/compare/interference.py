@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, groupby
+from itertools import groupby
 from math import log
 from typing import NamedTuple, final
 
 import numpy as np
 
 from loralens.analysis.compare.alikeness import FAR, LARGE
+from loralens.analysis.compare.known_bases import KnownBases
 from loralens.analysis.compare.pairwise import Module, Pairwise
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
@@ -48,11 +49,16 @@ class Interference:
 
 
 def interference(
-    adapters: Sequence[Adapter], modules: Sequence[Module], *, threads: int = 1, step: Step | None = None
+    adapters: Sequence[Adapter],
+    modules: Sequence[Module],
+    *,
+    directions: KnownBases | None = None,
+    threads: int = 1,
+    step: Step | None = None,
 ) -> Interference:
     """The shared and the private energy of every adapter in every module of ``modules`` (those of a `Pairwise`).
 
-    ``step`` is called with 1 after every module.
+    ``directions`` are those that `pairwise` has computed. ``step`` is called with 1 after every module.
 
     Raises
     ------
@@ -67,16 +73,19 @@ def interference(
     """
     result = Interference(tuple(modules), *np.full((4, len(modules), len(adapters)), np.nan))
     # Modules are identified by index, because one name may stand for modules of two shapes.
-    in_threads(lambda m: _measure(int(m), result, adapters), [str(m) for m in range(len(modules))], threads, step)
+    directions = directions or KnownBases()
+    in_threads(
+        lambda m: _measure(int(m), result, adapters, directions), [str(m) for m in range(len(modules))], threads, step
+    )
     return result
 
 
-def _measure(m: int, result: Interference, adapters: Sequence[Adapter]) -> None:
+def _measure(m: int, result: Interference, adapters: Sequence[Adapter], directions: KnownBases) -> None:
     """Fill row m of the result, at the adapters that have this module."""
     module = result.modules[m]
     updates = {t: adapters[t][name] for t, name in enumerate(module.holders) if name is not None}
     with place(module.name):
-        bases = {t: update.bases() for t, update in updates.items()}
+        bases = {t: directions.of(update)[1] for t, update in updates.items()}
     out, in_ = module.shape
     outside_U = outside_parts(Segments.of([one.left.columns() for one in bases.values()]))
     outside_V = outside_parts(Segments.of([one.right.columns() for one in bases.values()]))
@@ -156,7 +165,8 @@ def find_interactions(pairs: Pairwise, *, opposing: bool) -> list[Interaction]:
         hits = (values >= LARGE) & (values >= far_cosine(pairs) * pairs.spreads[:, None, None])
     stacks = len({place.stack for module in pairs.modules if (place := block(module.name))})
     results = []
-    for s, t in combinations(range(pairs.count), 2):
+    # Most pairs have no module that counts, and need no look at their blocks.
+    for s, t in np.argwhere(np.triu(hits.any(axis=0), 1)).tolist():
         common = np.asarray((pairs.ranks[:, [s, t]] > 0).all(axis=1))
         for members in _contiguous_members(pairs.modules, hits[:, s, t], common):
             rows = [member.row for member in members]

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import nan
-from typing import NamedTuple, Self, final
+from typing import Any, NamedTuple, Self, final
 
 import numpy as np
 
+from loralens.analysis.compare.known_bases import KnownBases
 from loralens.analysis.compare.pairwise import ALIKE
 from loralens.choices import Of, Side
 from loralens.core.lowrank import LowRank, same_numbers
@@ -89,6 +90,8 @@ class Similarity:
     @property
     def zero(self) -> str:
         """Which of the two is 0, in words; empty if none is."""
+        if all(self.norms):
+            return ""
         first, second = (norm == 0 for norm in self.norms)
         return "both are 0" if first and second else "the first is 0" if first else "the second is 0" if second else ""
 
@@ -110,6 +113,12 @@ class ComparedUpdate:
         ‖ΔW‖_F.
     strengths, energies : float64 arrays, shape (k,)
         The singular values and their squares, each as a vector of length 1.
+    energy : float
+        The sum of ``energies``.
+    rows : int
+        The number of rows of A; 0 if the update has no factors.
+    sizes : tuple of pairs of int
+        The shapes of the small matrices of all bases: updates of equal sizes are compared together.
     """
 
     update: Update
@@ -120,30 +129,42 @@ class ComparedUpdate:
     norm: float
     strengths: Floats
     energies: Floats
+    energy: float
+    rows: int
+    sizes: tuple[tuple[int, ...], ...]
     _starts: dict[int, FlatVector] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, update: Update, of: Of, *, cast: bool = False) -> Self:
+    def of(cls, update: Update, of: Of, *, directions: KnownBases | None = None) -> Self:
         """The directions of an update, whose factors are read once.
 
-        With ``cast`` the bases are in float64, which saves time if they are compared many times.
+        With ``directions``, which many comparisons share, the bases are in float64, as each is used many times.
         """
-        update = update.load()
-        left, s, right = update.bases()
+        update, (left, s, right) = (directions or KnownBases()).of(update)
         factor = None if of == "update" else column_basis(update.A.T if of == "A" else update.B)[0]
-        if cast:
+        if directions is not None:
             left, right, factor = left.cast(), right.cast(), factor and factor.cast()
-        return cls(update, left, s, right, factor, frobenius(s), scale_to_unit(s), unit_energies(s))
+        sizes = tuple(basis.T.shape for basis in (left, right, *([factor] if factor else [])))
+        energies = unit_energies(s)
+        return cls(
+            update=update,
+            left=left,
+            s=s,
+            right=right,
+            factor=factor,
+            norm=frobenius(s),
+            strengths=scale_to_unit(s),
+            energies=energies,
+            energy=float(energies.sum()),
+            rows=update.rank if isinstance(update, LowRank) else 0,
+            sizes=sizes,
+        )
 
     def start(self, rows: int) -> FlatVector:
         """The first rows of A as one vector."""
         if rows not in self._starts:
             self._starts[rows] = FlatVector.of(self.update.A[:rows])
         return self._starts[rows]
-
-    def bases(self) -> list[Basis]:
-        """All bases."""
-        return [self.left, self.right, *([self.factor] if self.factor else [])]
 
 
 class ComparedPair(NamedTuple):
@@ -160,10 +181,9 @@ def measure_similarities(pairs: Sequence[ComparedPair], side: Side, phi_rank: in
     Pairs with equal numbers of directions are computed together, which takes a fraction of the time. The bits of the
     result are those of each pair alone.
     """
-    alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    alike: dict[tuple[Any, Any], list[int]] = {}
     for p, pair in enumerate(pairs):
-        shapes = tuple(basis.T.shape for one in (pair.first, pair.second) for basis in one.bases())
-        alike.setdefault(shapes, []).append(p)
+        alike.setdefault((pair.first.sizes, pair.second.sizes), []).append(p)
     found: dict[int, Similarity] = {}
     for ids in alike.values():
         found |= zip(ids, _measure_alike([pairs[p] for p in ids], side, phi_rank), strict=True)
@@ -198,21 +218,25 @@ def _measure_alike(pairs: Sequence[ComparedPair], side: Side, phi_rank: int | No
         spans = {one: phi_map(G)[:, -1, -1] for one, G in crosses.items()}
         cka = {one: np.clip(weighted_sums(energies[0], G * G, energies[1]), 0.0, 1.0) for one, G in crosses.items()}
         cosines = np.clip(weighted_sums(strengths[0], crosses["out"] * crosses["in"], strengths[1]), -1.0, 1.0)
+    # As numbers of Python, which records hold; the conversion is quicker for all pairs at once.
+    cosine, span_in, span_out, cka_in, cka_out = (
+        values.tolist() for values in (cosines, spans["in"], spans["out"], cka["in"], cka["out"])
+    )
     results = []
     for p, pair in enumerate(pairs):
         # The numbers of equal updates are known: exactly 1, where rounding would give nearly 1. Their factors are
         # compared only where the cosine does not rule equality out.
-        if (empty or cosines[p] > ALIKE) and _are_equal(pair):
+        if (empty or cosine[p] > ALIKE) and _are_equal(pair):
             results.append(_of_equal(pair, side, phi_rank))
             continue
         results.append(
             _similarity(
                 pair,
                 side,
-                cosine=float(cosines[p]),
+                cosine=cosine[p],
                 overlaps={one: values[p] for one, values in compared.items()},
-                spans={one: float(values[p]) for one, values in spans.items()},
-                cka={one: float(values[p]) for one, values in cka.items()},
+                spans={"in": span_in[p], "out": span_out[p]},
+                cka={"in": cka_in[p], "out": cka_out[p]},
                 initial=_initial(pair),
             )
         )
@@ -255,7 +279,7 @@ def _similarity(
     a, b = pair.first, pair.second
     out, in_ = a.update.shape
     # The mean of linear CKA for random directions, as `linear_cka_chance` has it.
-    energy = a.energies.sum() * b.energies.sum() if a.s.size and b.s.size else nan
+    energy = a.energy * b.energy if a.s.size and b.s.size else nan
     return Similarity(
         other=pair.other,
         side=side,
@@ -267,7 +291,7 @@ def _similarity(
         overlaps=overlaps,
         spans=spans,
         cka=cka,
-        cka_chance={"in": float(energy / in_), "out": float(energy / out)},
+        cka_chance={"in": energy / in_, "out": energy / out},
         initial=initial,
     )
 
@@ -281,9 +305,6 @@ def _leading(first: Sequence[Basis], second: Sequence[Basis], G: Floats, count: 
 
 def _initial(pair: ComparedPair) -> float:
     """Cosine of vec(A) over the rows that both have."""
-    first, second = pair.first.update, pair.second.update
-    if not (isinstance(first, LowRank) and isinstance(second, LowRank)):
-        return nan
     # Random numbers are drawn row by row, so the first rows of two ranks may be the same numbers.
-    rows = min(first.rank, second.rank)
-    return pair.first.start(rows).cosine(pair.second.start(rows))
+    rows = min(pair.first.rows, pair.second.rows)
+    return pair.first.start(rows).cosine(pair.second.start(rows)) if rows else nan

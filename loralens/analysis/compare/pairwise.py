@@ -7,6 +7,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 
+from loralens.analysis.compare.known_bases import KnownBases
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank, same_numbers
@@ -152,6 +153,7 @@ def pairwise(
     modules: Sequence[str] = (),
     phi_rank: int | None = None,
     labels: Sequence[str] = (),
+    directions: KnownBases | None = None,
     threads: int = 1,
     step: Step | None = None,
 ) -> Pairwise:
@@ -170,6 +172,8 @@ def pairwise(
         The largest number of leading directions that φ compares.
     labels : sequence of str
         The names of the adapters in error messages; ``adapter 1`` and so on if empty.
+    directions : KnownBases, optional
+        Keeps the directions that are computed here, for further comparisons.
     threads : int
         Modules worked on at a time.
     step : callable, optional
@@ -210,11 +214,12 @@ def pairwise(
         initial=np.full(shape, np.nan),
         ranks=np.zeros(shape[:2], dtype=np.int64),
     )
+    directions = directions or KnownBases()
     called = labels or [f"adapter {t}" for t in range(1, len(adapters) + 1)]
 
     # Modules are identified by index, because one name may stand for modules of two shapes.
     def measure(index: str) -> None:
-        _measure(int(index), result, adapters, labels=called, of=of, head=phi_rank)
+        _measure(int(index), result, adapters, labels=called, of=of, head=phi_rank, directions=directions)
 
     in_threads(measure, [str(m) for m in range(len(common))], threads, step)
     return result
@@ -257,14 +262,21 @@ class _LabelledUpdate(NamedTuple):
 
 
 def _measure(
-    m: int, result: Pairwise, adapters: Sequence[Adapter], *, labels: Sequence[str], of: Of, head: int | None
+    m: int,
+    result: Pairwise,
+    adapters: Sequence[Adapter],
+    *,
+    labels: Sequence[str],
+    of: Of,
+    head: int | None,
+    directions: KnownBases,
 ) -> None:
     """Fill row m of the result, at the adapters that have this module; the others keep NaN and 0."""
     holders = {t: name for t, name in enumerate(result.modules[m].holders) if name is not None}
     updates_held = [_LabelledUpdate(labels[t], name, adapters[t][name]) for t, name in holders.items()]
     updates = [one.update for one in updates_held]
     # Cosines are of ΔW whatever φ compares, so these products are needed for A and B too.
-    norms, widths, products = _products(updates_held, head)
+    norms, widths, products = _products(updates_held, head, directions)
     overlaps: dict[Side, Floats] = {"in": products.right, "out": products.left}
     if of != "update":
         widths, overlaps = _of_factor(updates_held, of, head)
@@ -292,14 +304,16 @@ def _measure(
         result.chances[side][at] = larger / result.modules[m].shape[side == "in"]
 
 
-def _products(held_updates: Sequence[_LabelledUpdate], head: int | None) -> tuple[Floats, Integers, Products]:
+def _products(
+    held_updates: Sequence[_LabelledUpdate], head: int | None, directions: KnownBases
+) -> tuple[Floats, Integers, Products]:
     """Norms, numbers of directions, and the products of the updates scaled to norm 1 (0 if they are 0)."""
     norms, widths = np.zeros(len(held_updates)), np.zeros(len(held_updates), dtype=np.int64)
 
     def triplets(i: int) -> SingularTriplets:
         label, name, update = held_updates[i]
         with place(label), place(name):
-            U, s, V = update.bases()
+            _, (U, s, V) = directions.of(update)
         norms[i], widths[i] = frobenius(s), s.size
         return SingularTriplets(U.columns(), s / norms[i] if s.size else s, V.columns())
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from loralens.cli.fleets.lines import print_lines
+from loralens.cli.fleets.lines import as_argument, print_lines
 from loralens.cli.fleets.options import FLEET
 from loralens.cli.show import RowOptions, row_options, show
 
@@ -28,7 +28,7 @@ def command_copies(fleet: Path, rows: RowOptions, paths: bool) -> None:
     opened = open_fleet(fleet)
     result = opened.copies()
     if paths:
-        lines = map(str, result.safe_to_delete)
+        lines = (as_argument(str(path)) for path in result.safe_to_delete)
         print_lines(lines, complete=opened.command("copies", "--json"), key="safe_to_delete")
         return
     show(result, rows)

@@ -8,6 +8,11 @@ from loralens.core.messages import warn
 from loralens.tables.numbers import count
 
 
+def as_argument(path: str) -> str:
+    """A path that no program takes for an option: a folder may be called ``-rf``."""
+    return f"./{path}" if path.startswith("-") else path
+
+
 def print_lines(lines: Iterable[str], *, complete: str, key: str) -> None:
     """Print those lines that are printed as they are: a program that reads them must not be given another name.
 

@@ -56,9 +56,16 @@ class EmptyResult(Tabular):
                 COLUMNS,
                 self.members,
                 uneventful=lambda member: not is_empty(member),
-                sum_up=lambda number: f"{count(number, 'more adapter')} with ΔW = 0 in some of the modules",
+                sum_up=self._sum_up,
             )
         ]
+
+    def _sum_up(self, number: int) -> str:
+        more = "more " if self.without_effect else ""
+        has = f"{more}adapter has" if number == 1 else f"{more}adapters have"
+        # Below a table the terminal says how all rows are shown.
+        how = "" if self.without_effect else f" (--verbose names {'it' if number == 1 else 'them'})"
+        return f"{number:,} {has} ΔW = 0 in some of the modules{how}"
 
     def record(self) -> dict[str, Any]:
         """The whole result as a JSON object."""

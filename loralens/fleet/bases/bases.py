@@ -83,11 +83,14 @@ class BasesResult(Tabular):
     unknown : sequence of MemberBase
     contradictions : sequence of MemberBase
         Adapters that name a base whose weights they do not fit. They are counted under what their shapes show.
+    command : str
+        The command that lists the base of each adapter.
     """
 
     bases: Sequence[BaseRow]
     unknown: Sequence[MemberBase]
     contradictions: Sequence[MemberBase]
+    command: str = "loralens fleet bases --csv"
 
     def __len__(self) -> int:
         return len(self.bases)
@@ -121,6 +124,10 @@ class BasesResult(Tabular):
             Table("unknown base", UNKNOWN_COLUMNS, self.unknown),
             Table("names a base that it does not fit", CONTRADICTION_COLUMNS, self.contradictions),
         ]
+
+    def sentences(self) -> list[str]:
+        """How the base of each adapter is listed."""
+        return [f"to list the base of each adapter: {self.command}"] if self.bases else []
 
     def listing(self) -> list[Table[MemberBase]]:
         """Every adapter with its base."""
@@ -201,7 +208,8 @@ def find_bases(fleet: "Fleet") -> BasesResult:
         by_base.setdefault(member_base.base, []).append(member_base)
     rows = [BaseRow(base, adapters) for base, adapters in by_base.items() if base]
     rows.sort(key=lambda row: (-len(row.adapters), row.base))
-    return BasesResult(rows, by_base.get("", []), [one for one in member_bases if one.contradiction])
+    contradictions = [one for one in member_bases if one.contradiction]
+    return BasesResult(rows, by_base.get("", []), contradictions, fleet.command("bases", "--csv"))
 
 
 def _own_base(fleet: "Fleet", member: Member) -> MemberBase:

@@ -1,8 +1,8 @@
 """The base model that the names and shapes of modules show."""
 
 import re
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple, final
@@ -50,7 +50,7 @@ def identify_base(signature: Signature) -> Identification:
         return Identification(names[0] if len(names) == 1 else "", names)
     modules = block_modules(signature)
     fitting = [base for base in known_bases() if fits(base, modules)]
-    last = max((module.block for module in modules), default=-1)
+    last = _last_block(modules)
     complete = [base.name for base in fitting if base.blocks == last + 1]
     larger = [base.name for base in fitting if base.blocks > last + 1]
     return Identification(complete[0] if len(complete) == 1 else "", (*complete, *larger))
@@ -100,34 +100,41 @@ def infer_bases(signatures: Mapping[str, Signature], named: Mapping[str, Counter
         Digest → how many adapters with this signature name each base.
     """
     inferred = {}
+    neighbours = _Neighbours({digest: signatures[digest] for digest in named if digest in signatures}, named)
     for digest, signature in signatures.items():
         identification = identify_base(signature)
-        name = identification.name or _named_by_neighbours(digest, signatures, named, identification)
+        name = identification.name or neighbours.base_of(signature, identification)
         if name:
             inferred[digest] = name
     return inferred
 
 
-def _named_by_neighbours(
-    digest: str,
-    signatures: Mapping[str, Signature],
-    named: Mapping[str, Counter[str]],
-    identification: Identification,
-) -> str:
-    """The one base that the neighbours of `infer_bases` name; empty if they name none or several."""
-    own = set(block_modules(signatures[digest]))
-    if not own:
-        return ""
-    last = max(module.block for module in own)
-    bases: set[str] = set()
-    for other, counts in named.items():
-        modules = set(block_modules(signatures[other])) if other in signatures else set()
+@final
+class _Neighbours:
+    """The bases that adapters name, by the last block of their signature and by their modules."""
+
+    def __init__(self, signatures: Mapping[str, Signature], named: Mapping[str, Counter[str]]) -> None:
         # An adapter with another last block is for another size of the model, or for another part of the same one.
-        if modules & own and max(module.block for module in modules) == last:
-            bases |= {base_name(base) for base in counts}
-    if identification.candidates:
-        bases &= set(identification.candidates)
-    return bases.pop() if len(bases) == 1 else ""
+        self._bases: dict[tuple[int, BlockModule], set[str]] = defaultdict(set)
+        for digest, signature in signatures.items():
+            if bases := {base_name(base) for base in named[digest]}:
+                modules = block_modules(signature)
+                last = _last_block(modules)
+                for module in modules:
+                    self._bases[last, module] |= bases
+
+    def base_of(self, signature: Signature, identification: Identification) -> str:
+        """The one base that the neighbours of `infer_bases` name; empty if they name none or several."""
+        modules = block_modules(signature)
+        last = _last_block(modules)
+        bases = {base for module in modules for base in self._bases.get((last, module), ())}
+        if identification.candidates:
+            bases &= set(identification.candidates)
+        return bases.pop() if len(bases) == 1 else ""
+
+
+def _last_block(modules: Sequence[BlockModule]) -> int:
+    return max((module.block for module in modules), default=-1)
 
 
 @cache

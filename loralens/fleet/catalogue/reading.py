@@ -3,7 +3,7 @@
 import json
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -15,11 +15,37 @@ from loralens.errors import FormatError
 from loralens.fleet.catalogue.members import Member, Signature, Unreadable
 from loralens.fleet.catalogue.schema import index_command, open_to_read
 from loralens.fleet.catalogue.slots import SlotHold, damaged_slots, read_slots
+from loralens.fleet.catalogue.soundness import (
+    are_modules,
+    are_ranks,
+    are_scales,
+    are_sizes,
+    are_texts,
+    check_values,
+    decode_again,
+    decode_list,
+    is_name,
+    is_size,
+    is_slot,
+    is_status,
+    is_text,
+    is_text_or_nothing,
+    is_whole,
+    leads_out,
+)
 from loralens.fleet.sketching.sketches import WIDTH, PickedRows, Sketches
 
 _MEMBER = """select number, slot, name, path, real, bytes, format, base, inferred, signature, modules, zero_modules,
     extras, ranks, scales, parameters, frobenius, effective_rank, fingerprint, findings, added, stamp, checksum, step
     from files where status = 'adapter' order by name, number"""
+# The kinds of these columns.
+_KINDS = (
+    is_whole, is_slot, is_name, is_name, is_name, is_whole, is_text, is_text_or_nothing, is_text_or_nothing, is_text,
+    is_whole, is_whole, is_whole, are_ranks, are_scales, is_whole, is_size, is_size, is_text, are_texts, is_text,
+    is_text, is_whole, is_size,
+)  # fmt: skip
+_FILE = "select path, name, real, stamp, status, bytes, reason, fix, added, slot, checksum from files"
+_FILE_KINDS = (is_name, is_name, is_name, is_text, is_status, is_whole, is_text, is_text, is_text)
 TRIES = 3  # how often a state is read again that was changed while it was read
 
 
@@ -61,12 +87,15 @@ class CatalogueSummary(NamedTuple):
 def commit_number(home: Path) -> int:
     """The number of the last commit."""
     with open_to_read(home) as connection:
-        return _commit(connection)
+        return _commit(connection, home)
 
 
-def _commit(connection: sqlite3.Connection) -> int:
+def _commit(connection: sqlite3.Connection, home: Path) -> int:
     row = connection.execute("select value from state where key = 'commit'").fetchone()
-    return int(row[0]) if row else 0
+    try:
+        return int(row[0]) if row else 0
+    except ValueError as error:
+        raise _damaged(home) from error
 
 
 def read_root(connection: sqlite3.Connection, home: Path) -> Path | None:
@@ -89,17 +118,17 @@ def read_state(home: Path) -> FleetState:
         hold = SlotHold(home)
         with open_to_read(home) as connection:
             connection.execute("begin")
-            commit = _commit(connection)
+            commit = _commit(connection, home)
             root = read_root(connection, home) or home
             rows = connection.execute(_MEMBER).fetchall()
-            unreadable = _read_unreadable(connection, root)
+            unreadable = _read_unreadable(connection, root, home)
             settings = connection.execute("select value from state where key = 'reading'").fetchone()
+        members = tuple(_sound_member(row, root, home) for row in rows)
         slots = read_slots(home)
         # A copy cannot change after the check of its checksums.
         slots = slots if hold.is_held else np.array(slots)
         damaged = damaged_slots(slots, {row[1]: row[-2] for row in rows})
         if not damaged:
-            members = tuple(_sound_member(row, root, home) for row in rows)
             stamps = {row[0]: row[-3] for row in rows}
             return FleetState(
                 commit, root, members, unreadable, _sketches(slots, hold, rows), stamps, settings[0] if settings else ""
@@ -119,11 +148,33 @@ def check_catalogue(home: Path) -> None:
     with open_to_read(home) as connection:
         sound = connection.execute("pragma quick_check").fetchone()[0] == "ok"
         rows = connection.execute(_MEMBER).fetchall()
+        files = connection.execute(_FILE).fetchall()
+        norms = connection.execute("select norms, modules, signature from files where status = 'adapter'").fetchall()
+        signatures = dict(connection.execute("select signature, modules from signatures"))
+        _commit(connection, home)
         root = read_root(connection, home) or home
     for row in rows:
         _sound_member(row, root, home)
-    if not sound:
-        raise FormatError(f"{home}: the catalogue is damaged", fix=f"index again: {index_command(home, root)}")
+    try:
+        check_values([sound], [bool])
+        for *values, slot, checksum in files:
+            check_values(values, _FILE_KINDS)
+            if slot is not None:
+                check_values((slot, checksum), (is_slot, is_whole))
+        _check_norms(norms, signatures)
+    except ValueError as error:
+        raise _damaged(home, root) from error
+
+
+def _check_norms(rows: Iterable[tuple[Any, ...]], signatures: Mapping[object, object]) -> None:
+    """Check that every adapter has a signature, and a norm for each module in it."""
+    for signature in signatures.items():
+        check_values(signature, (is_text, are_modules))
+    modules = {digest: len(decode_list(text)) for digest, text in signatures.items()}
+    for norms, count, signature in rows:
+        sizes = decode_list(norms)
+        if not (are_sizes(sizes) and len(sizes) == count == modules.get(signature)):
+            raise ValueError(f"{count} modules")
 
 
 def read_summary(home: Path) -> CatalogueSummary:
@@ -131,7 +182,7 @@ def read_summary(home: Path) -> CatalogueSummary:
     with open_to_read(home) as connection:
         root = read_root(connection, home) or home
         counted = dict(connection.execute("select status, count(*) from files group by status"))
-        unreadable = _read_unreadable(connection, root)
+        unreadable = _read_unreadable(connection, root, home)
         return CatalogueSummary(root, counted.get("adapter", 0), counted.get("other", 0), unreadable)
 
 
@@ -146,21 +197,16 @@ def _sketches(slots: NDArray[np.int8], hold: SlotHold, rows: list[tuple[Any, ...
 def _sound_member(row: tuple[Any, ...], root: Path, home: Path) -> Member:
     """The member of a row; a row that no update can have written is refused, since an index may come from anywhere."""
     try:
-        if _leads_out(name_of(row[3])):
-            raise ValueError
+        check_values(row, _KINDS)
+        if leads_out(name_of(row[3])):
+            raise ValueError("a path out of the folder")
         return _member(row, root)
-    except (ValueError, TypeError) as error:
-        raise FormatError(
-            f"{home}: the catalogue is damaged", fix=f"index again: {index_command(home, root)}"
-        ) from error
+    except ValueError as error:
+        raise _damaged(home, root) from error
 
 
-def _leads_out(path: str) -> bool:
-    """Whether a path may lead out of the folder that it is joined to."""
-    drive, path_on_drive = os.path.splitdrive(path)
-    return (
-        bool(drive) or path_on_drive.startswith(("/", "\\")) or os.pardir in path_on_drive.replace("\\", "/").split("/")
-    )
+def _damaged(home: Path, root: Path | None = None) -> FormatError:
+    return FormatError(f"{home}: the catalogue is damaged", fix=f"index again: {index_command(home, root)}")
 
 
 def _member(row: tuple[Any, ...], root: Path) -> Member:
@@ -168,23 +214,29 @@ def _member(row: tuple[Any, ...], root: Path) -> Member:
      parameters, norm, effective, fingerprint, findings, added, _, _, _) = row  # fmt: skip
     return Member(
         number, slot, name_of(name), root / name_of(path), name_of(real), size, form, base, inferred, signature,
-        modules, zero, extras, tuple(json.loads(ranks)), tuple(json.loads(scales)), parameters, norm, effective,
-        fingerprint, tuple(json.loads(findings)), added,
+        modules, zero, extras, decode_again(ranks), decode_again(scales), parameters, norm, effective, fingerprint,
+        decode_again(findings), added,
     )  # fmt: skip
 
 
 def read_others(home: Path, root: Path) -> tuple[Unreadable, ...]:
     """The files that hold tensors and no LoRA pairs, with the reason why they are not adapters."""
     with open_to_read(home) as connection:
-        return _read_unreadable(connection, root, status="other")
+        return _read_unreadable(connection, root, home, status="other")
 
 
 def _read_unreadable(
-    connection: sqlite3.Connection, root: Path, *, status: str = "unreadable"
+    connection: sqlite3.Connection, root: Path, home: Path, *, status: str = "unreadable"
 ) -> tuple[Unreadable, ...]:
     rows = connection.execute(
         "select name, path, bytes, reason, fix from files where status = ? order by name, number", [status]
-    )
+    ).fetchall()
+    kinds = (is_name, is_name, is_whole, is_text, is_text)
+    try:
+        for row in rows:
+            check_values(row, kinds)
+    except ValueError as error:
+        raise _damaged(home, root) from error
     return tuple(
         Unreadable(name_of(name), root / name_of(path), size, reason, fix) for name, path, size, reason, fix in rows
     )
@@ -196,6 +248,10 @@ def read_signature(home: Path, digest: str) -> Signature:
         row = connection.execute("select modules from signatures where signature = ?", [digest]).fetchone()
     if row is None:
         raise FormatError(f"{home}: the signature {digest} is missing", fix=f"index again: {index_command(home)}")
+    try:
+        check_values(row, (are_modules,))
+    except ValueError as error:
+        raise _damaged(home) from error
     return to_signature(row[0])
 
 
@@ -221,7 +277,12 @@ def read_norms(home: Path, member: Member) -> Mapping[str, float]:
         row = connection.execute("select norms from files where number = ?", [member.number]).fetchone()
     if row is None or row[0] is None:
         raise FormatError(f"{member.path}: is not in the index any more", fix="take the members of the fleet anew")
-    return dict(zip(read_signature(home, member.signature).keys, json.loads(row[0]), strict=True))
+    try:
+        sizes = decode_list(row[0])
+        check_values((sizes,), (are_sizes,))
+        return dict(zip(read_signature(home, member.signature).keys, sizes, strict=True))
+    except ValueError as error:
+        raise _damaged(home) from error
 
 
 def stored_name(name: str) -> str | bytes:

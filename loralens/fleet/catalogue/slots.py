@@ -3,6 +3,7 @@
 import os
 import zlib
 from collections.abc import Iterable, Mapping
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import final
 from weakref import finalize
@@ -75,9 +76,12 @@ class SlotWriter:
 
     def __init__(self, home: Path, used: Iterable[int]) -> None:
         self._file = home / SKETCHES
-        taken = set(used)
-        self._end = max(taken, default=-1) + 1
-        self._free = sorted(set(range(self._end)) - taken, reverse=True)
+        self._used = set(used)
+        self._end = max(self._used, default=-1) + 1
+        # Slots that were freed, and the first of those that were not looked at yet. A damaged catalogue may name a slot
+        # far behind all others, so that the slots between them are not listed.
+        self._free: list[int] = []
+        self._next = 0
         with disk_errors(self._file):
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
             sync_folder(home)
@@ -88,14 +92,28 @@ class SlotWriter:
 
     def take(self) -> int:
         """A slot that no committed row names: a free one if no reader may look at it, or a new one at the end."""
-        if self._free and self._reuses:
-            return self._free.pop()
-        self._end += 1
-        return self._end - 1
+        slot = self._free_slot() if self._reuses else None
+        if slot is None:
+            slot, self._end = self._end, self._end + 1
+        self._used.add(slot)
+        return slot
+
+    def _free_slot(self) -> int | None:
+        if self._free:
+            return heappop(self._free)
+        while self._next < self._end:
+            slot, self._next = self._next, self._next + 1
+            if slot not in self._used:
+                return slot
+        return None
 
     def free(self, slots: Iterable[int]) -> None:
         """Let slots be used again. The commit that frees them must be on the disk."""
-        self._free = sorted({*self._free, *slots}, reverse=True)
+        for slot in slots:
+            self._used.discard(slot)
+            # Those behind will be found when they are looked at.
+            if slot < self._next:
+                heappush(self._free, slot)
 
     def write(self, contents: Mapping[int, bytes]) -> None:
         """Write slots, and wait until they are on the disk."""

@@ -25,8 +25,6 @@ from loralens.tables.table import ALWAYS, Column, Table
 if TYPE_CHECKING:
     from loralens.fleet.fleet import Fleet
 
-NAMES = 1  # members of a group that its row names; the listing has all
-
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -84,12 +82,15 @@ class FamiliesResult(Tabular):
     alone : sequence of Member
         The adapters that are in none.
     chance : ChanceLevels
+    command : str
+        The command that lists the adapters of each family.
     """
 
     at: float
     families: Sequence[Family]
     alone: Sequence[Member]
     chance: ChanceLevels
+    command: str = "loralens fleet families --csv"
 
     def __len__(self) -> int:
         return len(self.families)
@@ -127,8 +128,11 @@ class FamiliesResult(Tabular):
         return [Table("members", MEMBER_COLUMNS, [*rows, *(FamilyMember(0, member) for member in self.alone)])]
 
     def sentences(self) -> list[str]:
-        """What chance gives."""
-        return [self.chance.sentence(sketched=not any(one.exact for one in self.families))] if self.families else []
+        """What chance gives, and how the members are listed."""
+        if not self.families:
+            return []
+        chance = self.chance.sentence(sketched=not any(one.exact for one in self.families))
+        return [chance, f"to list the adapters of each family: {self.command}"]
 
     def record(self) -> dict[str, Any]:
         """The whole result as a JSON object."""
@@ -150,12 +154,6 @@ def base_of(members: Sequence[Member]) -> str:
     return bases.most_common(1)[0][0] if bases else ""
 
 
-def names_text(members: Sequence[Member]) -> str:
-    """The names of the first members, and how many more there are."""
-    named = ", ".join(member.name for member in members[:NAMES])
-    return named + (f" and {len(members) - NAMES} more" if len(members) > NAMES else "")
-
-
 COLUMNS: tuple[Column[Family], ...] = (
     Column("family", lambda row: row.number, "#", priority=ALWAYS),
     Column("adapters", lambda row: len(row.members), "adapters", priority=ALWAYS),
@@ -172,8 +170,8 @@ COLUMNS: tuple[Column[Family], ...] = (
     Column("ranks", lambda row: row.ranks, "r", span, priority=4),
     Column(
         "names",
-        lambda row: names_text(row.members),
-        "members",
+        lambda row: row.members[0].name,
+        "such as",
         align="left",
         priority=ALWAYS,
         json=False,
@@ -219,7 +217,9 @@ def find_families(fleet: "Fleet", at: float = FAMILY, *, sketch: bool = False) -
     grouped = {int(row) for rows in groups for row in rows}
     alone = [member for row, member in enumerate(members) if row not in grouped]
     spread = float(np.sqrt(np.mean(np.square(spreads)))) if spreads else None
-    return FamiliesResult(at, families, alone, ChanceLevels(spread, len(members)))
+    level = [] if at == FAMILY else ["--at", f"{at:g}"]
+    command = fleet.command("families", *level, "--csv")
+    return FamiliesResult(at, families, alone, ChanceLevels(spread, len(members)), command)
 
 
 def middle_first(sketches: Sketches, rows: Integers) -> Integers:

@@ -8,7 +8,7 @@ import numpy as np
 
 from loralens.fleet.catalogue.members import Member
 from loralens.fleet.grouping.components import connected_rows, rows_by_label
-from loralens.fleet.grouping.families import base_of, exact_ends, names_text
+from loralens.fleet.grouping.families import base_of, exact_ends
 from loralens.fleet.grouping.judging import near_pairs
 from loralens.fleet.grouping.links import distinct_files
 from loralens.fleet.levels import COPY, RUN, ChanceLevels
@@ -75,11 +75,14 @@ class RunsResult(Tabular):
     alone : sequence of Member
         The adapters that share their start with no other.
     chance : ChanceLevels
+    command : str
+        The command that lists the adapters of each group.
     """
 
     runs: Sequence[SharedStart]
     alone: Sequence[Member]
     chance: ChanceLevels
+    command: str = "loralens fleet runs --csv"
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -120,13 +123,14 @@ class RunsResult(Tabular):
         return [Table("members", MEMBER_COLUMNS, [*rows, *(RunMember(0, member, None) for member in self.alone)])]
 
     def sentences(self) -> list[str]:
-        """What a group is, and what chance gives."""
+        """What a group is, what chance gives, and how the adapters of the groups are listed."""
         if not self.runs:
             return []
         return [
             "A group has the checkpoints of a run, and runs with the same seed.",
             f"chance: two independent A have a cosine of 0 ± {number(self.chance.start, 2)} by sketches; "
             f"a group has at least {RUN:g}",
+            f"to list the adapters of each group: {self.command}",
         ]
 
     def record(self) -> dict[str, Any]:
@@ -169,8 +173,8 @@ COLUMNS: tuple[Column[SharedStart], ...] = (
     Column("base", lambda row: base_of(row.members) or None, "base", align="left", priority=5),
     Column(
         "names",
-        lambda row: names_text(row.members),
-        "members",
+        lambda row: row.members[0].name,
+        "such as",
         align="left",
         priority=ALWAYS,
         json=False,
@@ -221,7 +225,7 @@ def find_runs(fleet: "Fleet", *, sketch: bool = False) -> RunsResult:
     grouped = {row for rows in ordered for row, _ in rows}
     alone = [member for row, member in enumerate(members) if row not in grouped]
     spread = float(np.sqrt(np.mean(np.square(spreads)))) if spreads else None
-    return RunsResult(runs, alone, ChanceLevels(spread, len(members)))
+    return RunsResult(runs, alone, ChanceLevels(spread, len(members)), fleet.command("runs", "--csv"))
 
 
 def _sketched_cosine(sketches: Sketches, pair: tuple[int, int]) -> float:

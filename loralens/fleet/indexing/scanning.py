@@ -3,7 +3,7 @@
 import errno
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from stat import S_ISDIR
@@ -43,8 +43,12 @@ class FoundFile:
     reason: str = ""
 
 
-def scan(root: Path, *, without: Path | None = None) -> dict[str, FoundFile]:
+def scan(
+    root: Path, *, without: Path | None = None, linked: Callable[[Path], object] | None = None
+) -> dict[str, FoundFile]:
     """The files under ``root`` by their paths relative to it; what lies under ``without`` is left out.
+
+    ``linked`` receives every link to a folder.
 
     A folder that cannot be listed is among them, with the reason. What it holds is unknown, which is another thing than
     that it holds nothing.
@@ -58,7 +62,7 @@ def scan(root: Path, *, without: Path | None = None) -> dict[str, FoundFile]:
     outside = f"{without}{os.sep}" if without else None
     unlisted: dict[Path, OSError] = {}
     files = {}
-    for candidate in candidates(root, failed=unlisted.setdefault):
+    for candidate in candidates(root, failed=unlisted.setdefault, linked=linked):
         text = str(candidate)
         if outside and text.startswith(outside):
             continue
@@ -88,13 +92,15 @@ def _unreachable(name: str, reason: str) -> FoundFile:
     return FoundFile(name, 0, UNREACHABLE, "", reason)
 
 
-def look_through(root: Path, home: Path, known: Collection[str]) -> tuple[dict[str, FoundFile], set[str]]:
+def look_through(
+    root: Path, home: Path, known: Collection[str], linked: Callable[[Path], object] | None = None
+) -> tuple[dict[str, FoundFile], set[str]]:
     """The files under a folder, and those of the known paths that may still be there although they were not found.
 
     These lie below a folder that cannot be listed, or below a link that leads nowhere, as one does whose disk is not
-    mounted. Such folders and links are among the files, with the reason.
+    mounted. Such folders and links are among the files, with the reason. ``linked`` receives every link to a folder.
     """
-    files = scan(root, without=home)
+    files = scan(root, without=home, linked=linked)
     missing = {path for path in known if path not in files}
     files |= _broken_links(root, missing)
     unreachable = {path for path, file in files.items() if file.reason}

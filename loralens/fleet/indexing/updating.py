@@ -65,7 +65,9 @@ def update_index(
             jobs = processor_count()
         _check_not_emptied(shown, home, plan.files, writer.expected())
         writer.begin(folder, {"reading": reading})
-        note_repeated_links(shown, [shown / path for path in plan.files])
+        if plan.links:
+            links = [shown / link.relative_to(folder) for link in plan.links]
+            note_repeated_links(shown, [shown / path for path in plan.files], links)
         writer.remove(plan.gone)
         engine = Engine(str(folder), allow_pickle, once, writer.set_in_work)
         _Update(writer, engine, plan.files).run(plan.todo, executor, jobs)
@@ -107,6 +109,8 @@ class _Plan:
         Adapters that cannot be reached now. What was found out about them stays.
     moved : mapping of str to str
         Path → identity of files that were moved or copied together with the index.
+    links : sequence of Path
+        Links to folders.
     """
 
     files: Mapping[str, FoundFile]
@@ -115,6 +119,7 @@ class _Plan:
     gone: Sequence[str]
     kept: set[str]
     moved: Mapping[str, str]
+    links: Sequence[Path]
 
     def changes(self) -> list[FileChange]:
         """What the update has changed."""
@@ -127,7 +132,8 @@ class _Plan:
 def _plan_update(writer: CatalogueWriter, folder: Path, reading: str) -> _Plan:
     """Compare the files under a folder with those of the index."""
     indexed = writer.indexed_files()
-    files, hidden = look_through(folder, Path(os.path.realpath(writer.home)), indexed.keys())
+    links: list[Path] = []
+    files, hidden = look_through(folder, Path(os.path.realpath(writer.home)), indexed.keys(), links.append)
     kept = {path for path in writer.adapters() if path in hidden or (path in files and files[path].reason)}
     # Files that were read in another way are read again.
     same_way = writer.setting("reading") == reading
@@ -143,6 +149,7 @@ def _plan_update(writer: CatalogueWriter, folder: Path, reading: str) -> _Plan:
             for path, file in files.items()
             if path in indexed and not file.reason and indexed[path][1] != file.real
         },
+        links,
     )
 
 

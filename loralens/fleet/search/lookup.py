@@ -18,6 +18,9 @@ from loralens.formats.files.location import adapter_file
 if TYPE_CHECKING:
     from loralens.fleet.fleet import Fleet
 
+SIMILAR = 3  # names that are shown if no member has a name
+LOOKED_AT = 10_000  # most names that are compared with a misspelt one; they take a second
+
 
 @final
 class MemberLookup:
@@ -50,6 +53,14 @@ class MemberLookup:
             except LoraLensError:  # several adapters, or none: `load` says so
                 return None
         return self._by_file.get(real_of(path))
+
+    def nearest_names(self, text: str) -> list[str]:
+        """Up to three names of members that contain a text, or that are similar to it if none does."""
+        from difflib import get_close_matches  # only when something is wrong
+
+        names = list(self._by_name)
+        containing = [name for name in names if text.lower() in name.lower()]
+        return containing[:SIMILAR] or get_close_matches(text, names[:LOOKED_AT], SIMILAR)
 
     def of_file(self, row: int) -> NDArray[np.bool_]:
         """Whether each member has the same file as this one, through links."""

@@ -1,5 +1,6 @@
 """Search by example: the members of a fleet whose updates are most like a given one."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -300,11 +301,25 @@ def _example(
         keys = frozenset(zip(signature.keys, signature.shapes, strict=True))
         sketch = sketches.at(row)
         return _Example(member.name, keys, sketch, lambda: fleet.adapter(member), row, member)
-    adapter = load(Path(source))
+    try:
+        adapter = load(Path(source))
+    except OptionError as error:
+        # A text that is no path may be the misspelt name of a member.
+        if os.path.lexists(source):
+            raise
+        raise _without_name(os.fspath(source), lookup, error.fix) from error
     # The errors of measurements name modules.
     with place(str(source)):
         sketch = fleet.sketch(adapter)
     return _Example(str(source), _module_keys(fleet, adapter), sketch, lambda: adapter)
+
+
+def _without_name(name: str, lookup: MemberLookup, fix: str) -> OptionError:
+    """The error for an example that is no member and no file; ``fix`` is the advice if no name is similar."""
+    names = lookup.nearest_names(name)
+    nearest = f"the nearest names in the fleet are {', '.join(names)}" if len(names) > 1 else ""
+    nearest = nearest or (f"the nearest name in the fleet is {names[0]}" if names else fix)
+    return OptionError(f"{name}: no adapter of the fleet has this name, and there is no such file", fix=nearest)
 
 
 def _module_keys(fleet: "Fleet", adapter: Adapter) -> frozenset[ModuleKey]:

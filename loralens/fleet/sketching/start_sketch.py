@@ -53,7 +53,7 @@ class StartSketch:
         numbers /= np.where(lengths > 0, lengths, 1)[:, None]
         hashes = [bucket_hashes(keys, "start", numbers.shape[1], START_WIDTH) for keys, _ in waiting]
         numbers *= np.concatenate([hashed.signs for hashed in hashes])
-        places = [hashed.positions.astype(np.intp) + i * START_WIDTH for i, hashed in enumerate(hashes)]
+        places = [hashed.positions.astype(np.intp, copy=False) + i * START_WIDTH for i, hashed in enumerate(hashes)]
         # bincount adds in the order of the numbers, so that the bits of the sums do not depend on the machine.
         sums = np.bincount(np.concatenate(places).ravel(), numbers.ravel(), len(waiting) * START_WIDTH)
         for one in sums.reshape(len(waiting), START_WIDTH):

@@ -12,6 +12,7 @@ convolution. Everything else is a sum of float64 numbers in a fixed order. The f
 
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import final
 
 import numpy as np
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
 from loralens.errors import FormatError
-from loralens.fleet.sketching.hashes import Positions, Signs, bucket_hash, bucket_hashes
+from loralens.fleet.sketching.hashes import Positions, bucket_hash, bucket_hashes
 from loralens.fleet.sketching.sketches import WIDTH
+from loralens.fleet.sketching.turns import beside_others
 
 COLUMNS = 32  # convolutions that are added before they are rounded
 # An entry of the count-sketch of a column times one of its row is at most 2²⁸, so the sum of 32 convolutions of 4096
@@ -30,6 +32,8 @@ TOGETHER = 16  # columns that are transformed together: with 1 MiB they stay in 
 INVERTED = 8  # sums of transforms that are transformed back together, since one alone takes twice as long: 512 KiB
 LOST = 3  # bits of a module that may be lost if its convolutions are added to those of the modules before it
 DENSE_NUMBERS = 1 << 18  # numbers of a full matrix that are added at a time
+# The places of the numbers of small groups of modules are kept, 8 bytes for each number of a factor.
+SMALL, SMALL_CACHED = 1 << 15, 40  # numbers of a small factor, and how many places are kept: at most 10 MiB
 
 Floats = NDArray[np.float64]
 Complexes = NDArray[np.complex128]
@@ -83,15 +87,16 @@ class TensorSketch:
         bits = [np.frexp(size * hashed.most)[1].astype(np.int64) for size, hashed in zip(sizes, hashes, strict=True)]
         shift = self._common_shift(used.size, BITS - int((bits[0] + bits[1])[used].max()))
         x_shifts = (shift + bits[1] - bits[0]) // 2
-        # A column of zeros adds nothing, so the row of the other factor must not either.
-        scales = [(np.ldexp(1.0, shifts.astype(np.int32)) * used)[..., None] for shifts in (x_shifts, shift - x_shifts)]
+        for rows, shifts, hashed in zip((B, A), (x_shifts, shift - x_shifts), hashes, strict=True):
+            # A column of zeros adds nothing, so the row of the other factor must not either.
+            rows *= (np.ldexp(1.0, shifts.astype(np.int32)) * used)[..., None]
+            np.rint(rows, out=rows)
+            rows *= hashed.signs.astype(np.float64, copy=False)[:, None]
         step = max(1, TOGETHER // B.shape[1])
+        places = [_places(keys, side, rows.shape[1:], step) for side, rows in (("out", B), ("in", A))]
         for first in range(0, len(keys), step):
             part = slice(first, first + step)
-            rows = [factor[part] for factor in (B, A)]
-            for each, scale in zip(rows, scales, strict=True):
-                each *= scale[part]
-            self._transform += _squares(rows, [(hashed.positions[part], hashed.signs[part]) for hashed in hashes])
+            self._transform += _squares([(places[0][part], B[part]), (places[1][part], A[part])])
         self._count += used.size
 
     def _common_shift(self, count: int, shift: int) -> int:
@@ -148,33 +153,59 @@ class TensorSketch:
         return self._total
 
 
-def _squares(factors: Sequence[Floats], hashes: Sequence[tuple[Positions, Signs]]) -> Complexes:
+def _places(keys: Sequence[str], side: str, shape: tuple[int, ...], together: int) -> Positions:
+    """Where the numbers of the rows of one side of modules go in the columns that are transformed together.
+
+    Parameters
+    ----------
+    keys : sequence of str
+    side : str
+    shape : (rank, size)
+    together : int
+        Modules whose columns are transformed together.
+
+    Returns
+    -------
+    integers, shape (modules, rank, size)
+        Places of the real numbers; the imaginary ones follow them.
+    """
+    rank, size = shape
+    find = _small_places if len(keys) * rank * size <= SMALL else _all_places
+    return find(tuple(keys), side, rank, size, together)
+
+
+def _all_places(keys: tuple[str, ...], side: str, rank: int, size: int, together: int) -> Positions:
+    positions = bucket_hashes(keys, side, size, WIDTH).positions.astype(np.intp)
+    columns = np.arange(len(keys) * rank) % (together * rank)
+    places: Positions = 2 * (WIDTH * columns.reshape(len(keys), rank, 1) + positions[:, None])
+    return places
+
+
+_small_places = lru_cache(maxsize=SMALL_CACHED)(_all_places)
+
+
+def _squares(parts: Sequence[tuple[Positions, Floats]]) -> Complexes:
     """The sum of the transforms of z∗z over all columns: z is the count-sketch of a column of B plus i times that of A.
 
     Its imaginary part is twice the convolution of both, so that one transform does for them.
 
     Parameters
     ----------
-    factors : two float64 arrays, shape (modules, rank, size)
-        Those of B and of A. They are rounded in place.
-    hashes : two pairs of arrays, shape (modules, size)
-        Their positions and signs.
+    parts : two pairs of arrays, shape (modules, rank, size)
+        The places and the numbers of B, and those of A. The numbers are integers with their signs.
     """
-    modules, rank, _ = factors[0].shape
+    modules, rank, _ = parts[0][1].shape
     columns = _columns.numbers[: modules * rank]
     columns.fill(0)
     # A complex number is stored as its real part, from B, and its imaginary part, from A.
     numbers = columns.view(np.float64).ravel()
-    firsts = 2 * WIDTH * np.arange(modules * rank).reshape(modules, rank, 1)
-    for part, (rows, (positions, signs)) in enumerate(zip(factors, hashes, strict=True)):
-        np.rint(rows, out=rows)
-        rows *= signs.astype(np.float64, copy=False)[:, None]
-        places = firsts + 2 * positions.astype(np.intp, copy=False)[:, None]
+    for part, (places, rows) in enumerate(parts):
         # The sums are integers, so that they are exact in any order.
         np.add.at(numbers[part:], places.ravel(), rows.ravel())
-    # NumPy's, since SciPy's is no faster and takes 27 MB to import.
-    np.fft.fft(columns, axis=1, out=columns)
-    np.square(columns, out=columns)
-    # Their sum as a product with ones, which takes half the time.
-    total: Complexes = np.dot(np.ones(len(columns)), columns.view(np.float64)).view(np.complex128)
+    with beside_others():
+        # NumPy's, since SciPy's is no faster and takes 27 MB to import.
+        np.fft.fft(columns, axis=1, out=columns)
+        np.square(columns, out=columns)
+        # Their sum as a product with ones, which takes half the time.
+        total: Complexes = np.dot(np.ones(len(columns)), columns.view(np.float64)).view(np.complex128)
     return total

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISREG
+from typing import Literal
 
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.container import CONFIG
@@ -28,6 +30,7 @@ _NUMBER = re.compile(r"[+-]?[0-9]*[.,]?[0-9]+")
 _CHECKPOINTS = re.compile(r"checkpoint-.*|.*-state|\..*")
 _LOOKED_AT = 10_000  # most names of a folder that are compared with a misspelt one; they take a tenth of a second
 _LFS = b"version https://git-lfs"  # how a pointer file of Git LFS begins
+Container = Literal["safetensors", "gguf", "pickle"]
 
 
 def adapter_file(path: Path) -> Path:
@@ -233,27 +236,42 @@ def _check_start(file: Path) -> None:
         raise FormatError("is a text, not the weights", fix="leave it out, or give the file of the tensors")
 
 
-def is_pickle(file: Path) -> bool:
-    """Whether a file is a torch pickle by its first bytes: a zip archive, or a pickle of protocol 2 or later."""
+def container_of(file: Path) -> Container:
+    """The container of a file by its first bytes; a file that begins as no other one does counts as safetensors."""
     # A safetensors file begins with the length of its header in eight bytes, the upper four of which are zero, and then
     # the brace of its header. A length of 640 or 896 … modulo 65,536 gives the same two bytes as a pickle's protocol.
     start = _first_bytes(file, 9)
+    if start.startswith(b"GGUF"):
+        return "gguf"
     protocol = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     safetensors = start[4:8] == bytes(4) and start[8:9] == b"{"
-    return start[:4] == b"PK\x03\x04" or (protocol and not safetensors)
+    return "pickle" if start[:4] == b"PK\x03\x04" or (protocol and not safetensors) else "safetensors"
+
+
+def is_pickle(file: Path) -> bool:
+    """Whether a file is a torch pickle by its first bytes: a zip archive, or a pickle of protocol 2 or later."""
+    return container_of(file) == "pickle"
 
 
 def is_gguf(file: Path) -> bool:
     """Whether a file is a GGUF file by its first bytes."""
-    return _first_bytes(file, 4) == b"GGUF"
+    return container_of(file) == "gguf"
 
 
 def _first_bytes(file: Path, count: int) -> bytes:
-    """Read up to ``count`` bytes; none of a pipe, because opening it would wait for another process to write to it."""
-    if not file.is_file() and file.exists():
-        return b""
-    with file.open("rb") as stream:
-        return stream.read(count)
+    """Read up to ``count`` bytes; none of a pipe, because reading it would wait for another process to write to it."""
+    try:
+        # Without O_NONBLOCK, opening a pipe would wait too.
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        # A socket cannot be opened.
+        if file.exists() and not file.is_file():
+            return b""
+        raise
+    try:
+        return os.read(descriptor, count) if S_ISREG(os.fstat(descriptor).st_mode) else b""
+    finally:
+        os.close(descriptor)
 
 
 def config_beside(file: Path) -> Path | None:

@@ -61,8 +61,9 @@ def _header_texts(tensors: Named, metadata: Metadata | None, encode: Callable[[o
         if tensor.dtype not in DTYPE_NAMES:
             raise FormatError(f"{key}: safetensors has no {tensor.dtype}", fix="convert it to float32")
         end = begin + tensor.nbytes
-        span = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-        yield f"{comma}{encode(key)}:{encode(span)}"
+        # As `encode` would write it; a file may have a hundred thousand of these entries.
+        dtype, sizes = DTYPE_NAMES[tensor.dtype], ",".join(map(str, tensor.shape))
+        yield f'{comma}{encode(key)}:{{"dtype":"{dtype}","shape":[{sizes}],"data_offsets":[{begin},{end}]}}'
         begin, comma = end, ","
     yield "}"
 

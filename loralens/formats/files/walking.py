@@ -3,6 +3,15 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Listing(NamedTuple):
+    """A folder, the names of its files, links and pipes, and which of them are links; all sorted."""
+
+    folder: Path
+    files: list[str]
+    links: list[str]
 
 
 def folders(
@@ -12,7 +21,19 @@ def folders(
     without: Callable[[str], bool],
     failed: Callable[[Path, OSError], object] | None = None,
 ) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder from ``root`` down, and the names of its files, links and pipes.
+    """Every folder from ``root`` down, and the names of its files, links and pipes; parameters as in `listings`."""
+    found = listings(root, follow=follow, without=without, failed=failed)
+    return ((listing.folder, listing.files) for listing in found)
+
+
+def listings(
+    root: Path,
+    *,
+    follow: bool = False,
+    without: Callable[[str], bool],
+    failed: Callable[[Path, OSError], object] | None = None,
+) -> Iterator[Listing]:
+    """Every folder from ``root`` down, and what it holds besides folders.
 
     `os.walk` of Python 3.11 is recursive and fails on a thousand nested folders.
 
@@ -30,11 +51,15 @@ def folders(
     while pending:
         folder, ancestors = pending.pop()
         files: list[str] = []
+        links: list[str] = []
         inner: list[str] = []
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    (inner if _is_folder(entry, follow=follow) else files).append(entry.name)
+                    is_folder = _is_folder(entry, follow=follow)
+                    (inner if is_folder else files).append(entry.name)
+                    if not is_folder and entry.is_symlink():
+                        links.append(entry.name)
             status = folder.stat() if follow else None
         except OSError as error:
             # Permissions do not allow reading it, or its path is too long for the system.
@@ -45,7 +70,7 @@ def folders(
         # a link to a folder above, which would never end
         if number in ancestors:
             continue
-        yield folder, sorted(files)
+        yield Listing(folder, sorted(files), sorted(links))
         inner_ancestors = ancestors | {number} if number else ancestors
         pending += [(folder / name, inner_ancestors) for name in sorted(inner, reverse=True) if not without(name)]
 

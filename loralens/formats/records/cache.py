@@ -1,7 +1,8 @@
-"""A cache of the SVDs of base weights on disk, under a hash of the weight."""
+"""A cache of the SVDs of base weights on disk, whole or of the leading directions, under a hash of the weight."""
 
 import os
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import final
@@ -9,15 +10,18 @@ from zlib import crc32
 
 import numpy as np
 
-from loralens.core.lazy import LazyArray
+from loralens.core.lazy import Array, LazyArray
 from loralens.core.weights import Weight
 from loralens.errors import FormatError
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.leftovers import tidy_folder
 from loralens.formats.files.writing import write_safetensors
+from loralens.linalg.randomized import Leading
 from loralens.linalg.rank_update import Decomposed
 
-VERSION = "loralens SVD 1"  # of the content of an entry and of its computation; it is part of the hash
+# Of the content of an entry and of its computation; they are part of the hash.
+VERSION = "loralens SVD 1"
+LEADING_VERSION = "loralens leading SVD 1"
 SUFFIX = ".svd.safetensors"
 LIMIT = "20GB"
 HEADER = 4096  # the bytes of an entry besides its numbers, at most
@@ -31,15 +35,34 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loralens"
 
 
-def weight_digest(weight: Weight) -> str:
-    """SHA-256 of the numbers, dtype, shape and orientation of a weight, which is read a block of rows at a time."""
-    from hashlib import sha256  # it loads OpenSSL, and reports without a base import this module
+class WeightHash:
+    """SHA-256 of the numbers, dtype, shape and orientation of a weight, taken while its blocks of rows are read."""
 
-    stored = weight.stored
-    hasher = sha256(f"{VERSION} {stored.dtype} {stored.shape} {weight.transposed}".encode())
-    for _, block in weight.blocks():
-        hasher.update(np.ascontiguousarray(block).view(np.uint8).data)
-    return hasher.hexdigest()
+    __slots__ = ("_hasher",)
+
+    def __init__(self, weight: Weight, version: str = VERSION) -> None:
+        from hashlib import sha256  # it loads OpenSSL, and reports without a base import this module
+
+        stored = weight.stored
+        self._hasher = sha256(f"{version} {stored.dtype} {stored.shape} {weight.transposed}".encode())
+
+    def follow(self, blocks: Iterable[tuple[slice, Array]]) -> Iterator[tuple[slice, Array]]:
+        """Yield the blocks, which are all blocks of the weight in order, however large they are."""
+        for rows, block in blocks:
+            self._hasher.update(np.ascontiguousarray(block).view(np.uint8).data)
+            yield rows, block
+
+    def hexdigest(self) -> str:
+        """The hash of the blocks so far."""
+        return self._hasher.hexdigest()
+
+
+def weight_digest(weight: Weight) -> str:
+    """The `WeightHash` of a weight, which is read a block of rows at a time."""
+    own = WeightHash(weight)
+    for _ in own.follow(weight.blocks()):
+        pass
+    return own.hexdigest()
 
 
 def svd_bytes(weight: Weight) -> int:
@@ -78,22 +101,31 @@ class SvdCache:
 
         ``rank`` is the number of its triplets; by default all, which have the dtypes of `Decomposed`.
         """
-        file = self._file(key)
-        if not file.is_file():
-            return None
         try:
-            stored = read_safetensors(file)
-            svd = Decomposed(*(stored.tensors[name].read() for name in Decomposed._fields))
+            tensors, metadata = self._load(key)
+            svd = Decomposed(*(tensors[name] for name in Decomposed._fields))
         except (FormatError, KeyError):
             return None
         # A truncated or changed file must not become a wrong result.
-        if not _is_thin_svd(svd, shape, rank) or (stored.metadata or {}).get("crc32") != _checksum(svd):
+        if not _is_thin_svd(svd, shape, rank) or metadata.get("crc32") != _checksum(svd):
             return None
-        # The time of the file is that of its last use. In a cache that is read-only, it stays as it is.
-        with suppress(OSError):
-            os.utime(file)
-        self._used.add(file.name)
+        self._count_as_used(key)
         return svd
+
+    def read_leading(self, key: str, shape: tuple[int, int], count: int) -> Leading | None:
+        """The leading triplets of a weight of this shape under a key; None if there are none or they are damaged."""
+        try:
+            tensors, metadata = self._load(key)
+            svd, error = Decomposed(*(tensors[name] for name in Decomposed._fields)), tensors["error"]
+            steps = int(metadata["steps"])
+        except (FormatError, KeyError, ValueError):
+            return None
+        if not _is_thin_svd(svd, shape, count) or metadata.get("crc32") != _checksum((*svd, error)):
+            return None
+        if error.shape != svd.s.shape or error.dtype != np.float64 or not (error >= 0).all() or steps < 0:
+            return None
+        self._count_as_used(key)
+        return Leading(svd.U.astype(np.float64), svd.s, svd.V.astype(np.float64), error, steps)
 
     def write(self, key: str, svd: Decomposed) -> bool:
         """Store an SVD; returns false if there is no room for it beside the entries that this run has used.
@@ -103,9 +135,35 @@ class SvdCache:
         FormatError
             The disk cannot be written.
         """
+        return self._store(key, svd._asdict(), {"loralens": VERSION})
+
+    def write_leading(self, key: str, leading: Leading) -> bool:
+        """Store leading triplets, as `write` does; vectors that are float32 numbers take 4 bytes for each."""
+        dtype = np.float32 if leading.steps else np.float64  # those of a dense SVD have all digits of float64
+        tensors = {"U": leading.U.astype(dtype), "s": leading.s, "V": leading.V.astype(dtype), "error": leading.error}
+        return self._store(key, tensors, {"loralens": LEADING_VERSION, "steps": str(leading.steps)})
+
+    def _load(self, key: str) -> tuple[dict[str, Array], Mapping[str, str]]:
+        """The tensors and the metadata of an entry."""
+        file = self._file(key)
+        if not file.is_file():
+            raise KeyError(key)
+        stored = read_safetensors(file)
+        return {name: tensor.read() for name, tensor in stored.tensors.items()}, stored.metadata or {}
+
+    def _count_as_used(self, key: str) -> None:
+        """Make an entry the one that was used last."""
+        file = self._file(key)
+        # In a cache that is read-only, the time stays as it is.
+        with suppress(OSError):
+            os.utime(file)
+        self._used.add(file.name)
+
+    def _store(self, key: str, parts: Mapping[str, Array], metadata: dict[str, str]) -> bool:
+        """Write an entry; returns false if there is no room for it."""
         file = self._file(key)
         # the bytes that all other entries may take
-        room = self.limit - sum(part.nbytes for part in svd) - HEADER
+        room = self.limit - sum(part.nbytes for part in parts.values()) - HEADER
         # An old entry of the same key is replaced, so it does not count.
         if not self._make_room(room, besides=file.name):
             return False
@@ -116,8 +174,8 @@ class SvdCache:
             raise FormatError(what, fix="choose another folder with --cache DIR") from error
         # Remains of killed runs are removed here, because no other run may ever write the same entry.
         tidy_folder(self.folder, _ENTRY.fullmatch)
-        tensors = {name: LazyArray.of(part) for name, part in svd._asdict().items()}
-        write_safetensors(Stored(tensors, {"crc32": _checksum(svd), "loralens": VERSION}), file)
+        tensors = {name: LazyArray.of(part) for name, part in parts.items()}
+        write_safetensors(Stored(tensors, {"crc32": _checksum(parts.values()), **metadata}), file)
         self._used.add(file.name)
         return True
 
@@ -157,12 +215,12 @@ def _is_thin_svd(svd: Decomposed, shape: tuple[int, int], rank: int | None) -> b
     return descending and all(np.isfinite(part).all() for part in svd)
 
 
-def _checksum(svd: Decomposed) -> str:
+def _checksum(parts: Iterable[Array]) -> str:
     """CRC-32 of the numbers of an entry.
 
     It detects damage and takes little time (3 GB/s). That the SVD is the right one follows from the name of the file.
     """
     value = 0
-    for part in svd:
+    for part in parts:
         value = crc32(np.ascontiguousarray(part).view(np.uint8).data, value)
     return f"{value:08x}"

@@ -1,11 +1,12 @@
 """Finding the adapters under a folder by the names of files, and telling them from models by their headers."""
 
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from pathlib import Path
 from typing import Literal, final
 
@@ -18,13 +19,15 @@ from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import CONFIG, OpenFile, read_safetensors
 from loralens.formats.files.gguf.header import Header, read_counts, read_values
 from loralens.formats.files.location import SUFFIXES, is_gguf, is_pickle
-from loralens.formats.files.walking import folders
+from loralens.formats.files.walking import listings
 
 # Files that training tools leave beside an adapter, and pickles of whole models.
 NO_ADAPTERS = (
     *("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json"),
     "state.safetensors",  # of loralens train
 )
+_OF_THE_SYSTEM = ("/proc/", "/sys/")  # /proc has links to the folders in which other programs work
+_NO_ADAPTER = re.compile("|".join(map(translate, NO_ADAPTERS)))
 
 Status = Literal["adapter", "unreadable", "other"]
 
@@ -56,13 +59,19 @@ class FolderEntry:
     fix: str = ""
 
 
-def candidates(root: Path, *, failed: Callable[[Path, OSError], object] | None = None) -> list[Path]:
+def candidates(
+    root: Path,
+    *,
+    failed: Callable[[Path, OSError], object] | None = None,
+    linked: Callable[[Path], object] | None = None,
+) -> list[Path]:
     """Tensor files under a folder, and folders that have an adapter_config.json without weights, in order of paths.
 
     Hidden folders are left out, and so are files that training tools leave beside an adapter, such as the state of an
     optimiser. Links to folders are followed, and each folder is visited once; if a folder has a path under ``root``
-    without links, this path is given. Links to a folder that contains ``root`` are not followed. ``failed`` receives
-    every folder that cannot be listed, and the error.
+    without links, this path is given. Links to a folder that contains ``root``, and links into ``/proc`` and ``/sys``,
+    are not followed. ``failed`` receives
+    every folder that cannot be listed, and the error; ``linked`` receives every link to a folder.
 
     Raises
     ------
@@ -71,10 +80,12 @@ def candidates(root: Path, *, failed: Callable[[Path, OSError], object] | None =
     """
     if not root.is_dir():
         raise OptionError(f"{root}: is not a folder", fix="give the folder to look through")
-    return sorted(_walk(root, failed), key=lambda path: path.parts)
+    return sorted(_walk(root, failed, linked), key=lambda path: path.parts)
 
 
-def _walk(root: Path, failed: Callable[[Path, OSError], object] | None) -> Iterator[Path]:
+def _walk(
+    root: Path, failed: Callable[[Path, OSError], object] | None, linked: Callable[[Path], object] | None
+) -> Iterator[Path]:
     home = os.path.realpath(root)
     # Device and inode identify a folder. Its real path would need a call of the system for every folder above it.
     visited: set[tuple[int, int]] = set()
@@ -85,9 +96,9 @@ def _walk(root: Path, failed: Callable[[Path, OSError], object] | None) -> Itera
         # A link to a folder that contains root could lead through the whole disk, and back to root.
         if start != root:
             real = os.path.realpath(start)
-            if os.path.commonpath([real, home]) == real:
+            if os.path.commonpath([real, home]) == real or f"{real}/".startswith(_OF_THE_SYSTEM):
                 continue
-        for folder, files in folders(start, without=lambda name: name.startswith("."), failed=failed):
+        for folder, files, links in listings(start, without=lambda name: name.startswith("."), failed=failed):
             try:
                 status = folder.stat()
             except OSError:  # it was removed meanwhile
@@ -97,20 +108,20 @@ def _walk(root: Path, failed: Callable[[Path, OSError], object] | None) -> Itera
                 continue
             visited.add((status.st_dev, status.st_ino))
             # Not Path.is_dir, which raises an error where the permission for the folder of a link is missing.
-            links = [name for name in files if not name.startswith(".") and os.path.isdir(folder / name)]  # noqa: PTH112
-            waiting += [folder / name for name in links]
-            yield from _in_folder(folder, [name for name in files if name not in links])
+            inner = [name for name in links if not name.startswith(".") and os.path.isdir(folder / name)]  # noqa: PTH112
+            for name in inner:
+                waiting.append(folder / name)
+                if linked:
+                    linked(folder / name)
+            yield from _in_folder(folder, [name for name in files if name not in inner])
 
 
-def note_repeated_links(root: Path, candidates: Sequence[Path]) -> None:
-    """Print a note about links to folders within ``root`` that hold candidates, since candidates are read only once."""
-    links = [
-        folder / name
-        for folder, names in folders(root, without=lambda name: name.startswith("."))
-        for name in names
-        if not name.startswith(".") and (folder / name).is_symlink()
-    ]
-    # Most folders have none, and the real paths of thousands of candidates take longer than the search for links.
+def note_repeated_links(root: Path, candidates: Sequence[Path], links: Sequence[Path]) -> None:
+    """Print a note about links to folders within ``root`` that hold candidates, since candidates are read only once.
+
+    ``links`` are all links to folders that `candidates` has found.
+    """
+    # Most folders have none, and the real paths of thousands of candidates take long.
     if not links:
         return
     home = Path(os.path.realpath(root))
@@ -139,11 +150,11 @@ def _in_folder(folder: Path, files: Sequence[str]) -> Iterator[Path]:
 
 def weights_among(names: Iterable[str]) -> list[str]:
     """The names of files that may hold an adapter."""
-    return [name for name in names if _is_tensor_file(name) and not any(fnmatchcase(name, g) for g in NO_ADAPTERS)]
+    return [name for name in names if _is_tensor_file(name) and not _NO_ADAPTER.match(name)]
 
 
 def _is_tensor_file(name: str) -> bool:
-    return Path(name).suffix in SUFFIXES and not name.startswith(".")
+    return name.endswith(SUFFIXES) and not name.startswith(".")
 
 
 def folder_labels(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:

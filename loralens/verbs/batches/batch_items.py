@@ -106,8 +106,10 @@ def _in_folder(root: Path, output: Path | None, *, allow_pickle: bool, once: boo
         raise OptionError(f"{output} is the folder of the adapters itself", fix="choose another output folder")
     # The outputs of an earlier run may lie below the folder; they are not inputs.
     outputs = outside if outside and real in outside.parents else None
-    paths = [path for path in candidates(root) if outputs is None or not _lies_in(path, outputs)]
-    note_repeated_links(root, paths)
+    links: list[Path] = []
+    found = candidates(root, linked=links.append)
+    paths = [path for path in found if outputs is None or not _lies_in(path, outputs)]
+    note_repeated_links(root, paths, links)
     with progress("looking", len(paths)) as step, ThreadPoolExecutor(processor_count()) as pool:
         listed = []
         try:

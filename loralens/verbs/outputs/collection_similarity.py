@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import isnan
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from loralens.analysis.compare.alikeness import FIGHT, LARGE, in_words, is_same
 from loralens.analysis.compare.clusters import connected_groups
 from loralens.analysis.compare.every_pair import compare_every_pair
 from loralens.analysis.compare.interference import Interaction, Interference, far_cosine
+from loralens.analysis.compare.known_bases import KnownBases
 from loralens.analysis.compare.pairwise import SAME_START, Pairwise, known_mean
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
 from loralens.choices import Of, Side
@@ -59,6 +60,8 @@ class CollectionSimilarity(Tabular):
         The modules in which two updates oppose each other, and in which they agree; the largest contribution first.
     maps : bool
         Whether the record has the map φ(i, j) of every module of every pair.
+    directions : KnownBases
+        The directions that were computed for ``pairs``, from which the record of every pair follows.
     """
 
     adapters: tuple[str, ...]
@@ -73,6 +76,7 @@ class CollectionSimilarity(Tabular):
     fights: Sequence[Interaction]
     agreements: Sequence[Interaction]
     maps: bool = False
+    directions: KnownBases = field(default_factory=KnownBases, repr=False, compare=False)
 
     def __repr__(self) -> str:
         return f"CollectionSimilarity({len(self.adapters)} adapters, {len(self.pairs.modules)} modules)"
@@ -221,6 +225,7 @@ class CollectionSimilarity(Tabular):
             side=self.side,
             phi_rank=self.phi_rank,
             maps=self.maps,
+            directions=self.directions,
             keep=lambda name, similarity: keep(record(ModuleSimilarity(name, similarity))),
         )
 

@@ -68,7 +68,7 @@ class Endings:
 
     def cover(self, path: str) -> bool:
         """Whether any of them covers a path."""
-        return next(self.hits(path), None) is not None
+        return path in self._targets or next(self.hits(path), None) is not None
 
 
 @final
@@ -87,6 +87,7 @@ class PeftConfig:
     _parameters: Endings = field(init=False, compare=False, repr=False)
     _ranks: Pattern = field(init=False, compare=False, repr=False)
     _alphas: Pattern = field(init=False, compare=False, repr=False)
+    _usual: Scaling | None = field(init=False, compare=False, repr=False)  # of all modules, where no pattern has a key
 
     def __post_init__(self) -> None:
         ranks, alphas = self._pattern("rank_pattern"), self._pattern("alpha_pattern")
@@ -116,6 +117,9 @@ class PeftConfig:
         # The class is frozen, so derived fields are set in this way.
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "_usual", None)
+        if not ranks and not alphas:
+            object.__setattr__(self, "_usual", self.scaling(""))
 
     def _pattern(self, name: str) -> Mapping[str, Any]:
         pattern = self.fields.get(name)
@@ -134,6 +138,9 @@ class PeftConfig:
 
     def scaling(self, path: str) -> Scaling:
         """α, r and formula of a module, and the field that they come from."""
+        # One object for all modules where no pattern has an entry.
+        if self._usual is not None:
+            return self._usual
         alpha, alpha_key = self._alphas.find(path, self.fields.get("lora_alpha", DEFAULT_ALPHA))
         rank, rank_key = self._rank(path)
         origins = [f"alpha_pattern {alpha_key!r}"] if alpha_key else []

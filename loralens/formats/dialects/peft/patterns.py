@@ -16,6 +16,8 @@ RESTORE = "correct adapter_config.json, or save the adapter again"
 # Keys in which only dots are special. A backslash before punctuation makes it literal.
 _LITERAL = re.compile(r"(?P<anchor>\^?)(?P<letters>(?:[\w.-]|\\[^\w\s])+)\$?\Z")
 
+_DOT = re.compile(r"\.")
+
 
 class Shape(NamedTuple):
     """The common properties of some literal keys: whether they are anchored, their length, and the places of dots.
@@ -107,8 +109,11 @@ class Pattern:
 
 def _shape(letters: str, *, anchored: bool) -> tuple[Shape, str]:
     """The common properties of a literal key and others, and its letters without backslashes."""
-    plain: list[str] = []
     dots, escaped = array("I"), False
+    if "\\" not in letters:
+        dots.extend(match.start() for match in _DOT.finditer(letters))
+        return Shape(anchored, len(letters), dots.tobytes()), letters
+    plain: list[str] = []
     for letter in letters:
         if letter == "\\" and not escaped:
             escaped = True

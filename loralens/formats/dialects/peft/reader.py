@@ -38,6 +38,9 @@ from loralens.formats.files.json_text import plain_text
 NAME = "peft"
 DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # PEFT's DoRA has one length for each output
 EMBEDDINGS = ("embed_tokens", "lm_head")  # saved in full by PEFT where they are adapted or were resized
+_OUT_PROJ = f".{OUT_PROJ}"
+# Each one object for all modules, of which a file may have very many.
+_LINEAR, _TRANSPOSED = Layout("linear"), Layout("linear", transposed=True)
 
 
 def detect(stored: Stored) -> bool:
@@ -94,7 +97,7 @@ def read(stored: Stored) -> Adapter:
         findings += _target_findings(config, paths, modules)
     base_model = plain_text((stored.config or {}).get("base_model_name_or_path"))
     adapter = pairs.make_adapter(stored, NAME, modules, extra, findings, base_model=base_model)
-    return replace(adapter, narrowed=bool(pruned))
+    return replace(adapter, narrowed=True) if pruned else adapter
 
 
 def _plain(
@@ -151,7 +154,7 @@ def _modules(
     origin = pairs.origin_of(NAME, parts, ("lora_A", "lora_B"))
     for key, tensor in origin.tensors.items():
         pairs.check_not_empty(key, tensor)
-    parameter = peft_experts.parameter_path(path, groups, config) if config else None
+    parameter = peft_experts.parameter_path(path, groups, config) if config and config.parameters else None
     if parameter and config:
         yield from peft_experts.expert_modules(parameter, B, A, config=config, origin=origin, recent=recent)
         return
@@ -162,20 +165,22 @@ def _modules(
         name = f"{name}.in_proj_weight"  # the pair of an nn.MultiheadAttention itself adapts its fused projections
     module = _module(name, parts, config, scaling, origin)
     # PEFT wraps the attention and its out_proj, and both wrappers add the update of out_proj.
-    twice = path.endswith(f".{OUT_PROJ}") and path.removesuffix(f".{OUT_PROJ}") in groups
+    twice = path.endswith(_OUT_PROJ) and path.removesuffix(_OUT_PROJ) in groups
     yield name, module.rescaled(2 * module.scale, scaling.doubled()) if twice else module
 
 
 def _target(path: str, groups: Mapping[str, Parts]) -> str:
     """The module that was a target of PEFT: ``path``, or the nn.MultiheadAttention whose out_proj it is."""
-    owner = path.removesuffix(f".{OUT_PROJ}")
+    if not path.endswith(_OUT_PROJ):
+        return module_path(path)
+    owner = path.removesuffix(_OUT_PROJ)
     return module_path(owner if owner in groups else path)
 
 
 def _module(name: str, parts: Parts, config: PeftConfig | None, scaling: Scaling, origin: Origin) -> LowRank:
     A, B = parts["lora_A"][1], parts["lora_B"][1]
     # The leaf tells an embedding from a linear layer; the shapes do not.
-    if any((leaf := parse_peft_key(key)) and leaf.role == "embedding" for key in origin.tensors):
+    if any("embedding" in key and _is_embedding(key) for key in origin.tensors):
         layout = Layout("embedding")
     # the factors of old PEFT's grouped Conv1d
     elif A.ndim == 2 and B.ndim == 3:
@@ -185,7 +190,7 @@ def _module(name: str, parts: Parts, config: PeftConfig | None, scaling: Scaling
     elif name.endswith(".in_proj_weight"):
         layout = Layout("parameter")
     else:
-        layout = Layout("linear", transposed=bool(config and config.fields.get("fan_in_fan_out")))
+        layout = _TRANSPOSED if config and config.fields.get("fan_in_fan_out") else _LINEAR
     # This comes after unpacking, so that the diagonal scales the columns of B (out, r).
     if "diagonal" in parts:
         diagonal = parts["diagonal"][1]
@@ -193,6 +198,11 @@ def _module(name: str, parts: Parts, config: PeftConfig | None, scaling: Scaling
             raise ShapeError(f"lora_diag {diagonal.shape} does not fit rank {B.shape[1]}", fix=SAVE_AGAIN)
         B = B.map(lambda array: array.astype(np.float64) * diagonal.read(), shape=B.shape, dtype=np.float64)
     return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
+
+
+def _is_embedding(key: str) -> bool:
+    parts = parse_peft_key(key)
+    return parts is not None and parts.role == "embedding"
 
 
 def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig | None) -> tuple[LazyArray, Layout]:

@@ -85,8 +85,9 @@ def write(adapter: Adapter) -> Stored:
 
 def check_reread(written: Mapping[str, Update], back: Mapping[str, Update] | Adapter) -> None:
     """Refuse a file from which a module would be read with another shape, rank or scale than it was written with."""
+    modules = back.modules if isinstance(back, Adapter) else back
     for name, module in written.items():
-        reread = back[name]
+        reread = modules[name]
         same = reread.shape == module.shape and reread.rank == module.rank
         # (α/r)·r differs from α in the last bits at most.
         if not same or not isclose(reread.scale, module.scale, rel_tol=1e-15):
@@ -113,9 +114,10 @@ def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, groupe
 
 def _attention(name: str, stacks: Stacks) -> str | None:
     """The nn.MultiheadAttention that a module belongs to; PEFT adapts both its projections with one r and one α."""
-    parent, _, last = name.rpartition(".")
-    both = {f"{parent}.in_proj_weight", f"{parent}.out_proj"} <= stacks.keys()
-    return parent if both and last in ("in_proj_weight", "out_proj") else None
+    if not name.endswith((".in_proj_weight", ".out_proj")):
+        return None
+    parent = name.rpartition(".")[0]
+    return parent if {f"{parent}.in_proj_weight", f"{parent}.out_proj"} <= stacks.keys() else None
 
 
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:

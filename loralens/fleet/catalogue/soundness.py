@@ -1,0 +1,116 @@
+"""Whether rows of a catalogue are such as an update writes them: an index may be damaged, or come from anywhere."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from math import isfinite
+from typing import Any
+
+MOST_SLOTS = 1 << 31  # a file of so many slots would have 9 TB
+
+
+def check_values(values: Sequence[object], kinds: Sequence[Callable[[Any], bool]]) -> None:
+    """Raise a ValueError if a value of a row is not of its kind."""
+    for value, kind in zip(values, kinds, strict=True):
+        if not kind(value):
+            raise ValueError(f"{value!r:.40}")
+
+
+def decode_list(text: object) -> tuple[Any, ...]:
+    """A list that is stored as JSON.
+
+    Raises
+    ------
+    ValueError
+        It is no list.
+    """
+    if not isinstance(text, str):
+        raise ValueError("not a text")  # noqa: TRY004 - what is wrong is the content of a file
+    try:
+        decoded = json.loads(text)
+    except RecursionError as error:  # thousands of brackets
+        raise ValueError("nested too deeply") from error
+    if not isinstance(decoded, list):
+        raise ValueError("not a list")  # noqa: TRY004 - as above
+    return tuple(decoded)
+
+
+# Most adapters of a fleet have the same few lists of ranks, scales and findings.
+decode_again = lru_cache(maxsize=256)(decode_list)
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number that is not negative."""
+    return type(value) is int and value >= 0
+
+
+def is_slot(value: object) -> bool:
+    """Whether it is the number of a slot."""
+    return is_whole(value) and value < MOST_SLOTS  # type: ignore[operator]
+
+
+def is_size(value: object) -> bool:
+    """Whether it is a number that a norm, a step or a rank can be."""
+    return type(value) in (int, float) and isfinite(value) and value >= 0  # type: ignore[arg-type, operator]
+
+
+def is_text(value: object) -> bool:
+    """Whether it is a text."""
+    return isinstance(value, str)
+
+
+def is_status(value: object) -> bool:
+    """Whether it is what an update states of a file."""
+    return value in ("adapter", "unreadable", "other")
+
+
+def is_text_or_nothing(value: object) -> bool:
+    """Whether it is a text, or missing."""
+    return value is None or isinstance(value, str)
+
+
+def is_name(value: object) -> bool:
+    """Whether it is a path or a name as they are stored: text or bytes."""
+    return isinstance(value, str | bytes) and (b"\0" if isinstance(value, bytes) else "\0") not in value  # type: ignore[operator]
+
+
+def are_ranks(text: object) -> bool:
+    """Whether it is a list of ranks, with at least one."""
+    ranks = decode_again(text)
+    return bool(ranks) and all(map(is_whole, ranks))
+
+
+def are_scales(text: object) -> bool:
+    """Whether it is a list of finite numbers."""
+    return all(type(scale) in (int, float) and isfinite(scale) for scale in decode_again(text))
+
+
+def are_sizes(numbers: Sequence[object]) -> bool:
+    """Whether they can be norms; there are many, so they are looked at together."""
+    kinds = {type(number) for number in numbers}
+    return not numbers or (kinds <= {int, float} and isfinite(sum(numbers)) and min(numbers) >= 0)  # type: ignore[arg-type, type-var, operator]
+
+
+def are_texts(text: object) -> bool:
+    """Whether it is a list of texts."""
+    return all(map(is_text, decode_again(text)))
+
+
+def are_modules(text: object) -> bool:
+    """Whether it is a list of modules: key, name, out and in of each."""
+    return all(
+        isinstance(module, list)
+        and len(module) == 4
+        and all(map(is_text, module[:2]))
+        and all(map(is_whole, module[2:]))
+        for module in decode_list(text)
+    )
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path may lead out of the folder that it is joined to."""
+    drive, path_on_drive = os.path.splitdrive(path)
+    return (
+        bool(drive) or path_on_drive.startswith(("/", "\\")) or os.pardir in path_on_drive.replace("\\", "/").split("/")
+    )

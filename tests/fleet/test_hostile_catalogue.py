@@ -1,0 +1,111 @@
+"""A catalogue with rows that no update has written: one message, and the next update makes it anew."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+import loralens
+from loralens.errors import LoraLensError
+from loralens.fleet.catalogue.schema import CATALOGUE
+from loralens.fleet.catalogue.slots import SKETCHES
+from tests.fleet.makers import save_many
+
+ADAPTER, UNREADABLE = "status = 'adapter' and number = 1", "status = 'unreadable'"
+VALUES: tuple[object, ...] = (
+    None, -1, 2**62, -(2**63), 1e308, float("inf"), "", "x", "[" * 100_000, "[1e400]", '["a", 1]', "[]", "{}", "[NaN]",
+    "null", b"\xff", "../up", "/etc/passwd", "a\0b", "[-1]", '[["k", "n", 1]]', '[["k", 1, 2, 3]]', "\n\x1b[2J",
+)  # fmt: skip
+COLUMNS = (
+    "number", "path", "name", "real", "bytes", "stamp", "status", "reason", "fix", "header", "added", "indexed", "slot",
+    "checksum", "step", "format", "base", "inferred", "signature", "modules", "zero_modules", "extras", "rank", "ranks",
+    "scales", "parameters", "frobenius", "effective_rank", "norms", "fingerprint", "findings",
+)  # fmt: skip
+OF_ALL_FILES = {"path", "name", "real", "bytes", "stamp", "reason", "fix", "added", "slot"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two adapters, and a file that is not one."""
+    root = tmp_path_factory.mktemp("fleet")
+    save_many(root, 2)
+    (root / "bad").mkdir()
+    (root / "bad" / "adapter_model.safetensors").write_bytes(bytes(40))
+    loralens.Fleet.open(root).update(root)
+    return root
+
+
+def questions(fleet: loralens.Fleet) -> Iterator[Callable[[], object]]:
+    """Everything that a fleet answers without reading files."""
+    yield lambda: str(fleet.stats())
+    yield lambda: str(fleet.empty())
+    yield lambda: fleet.bases().record()
+    yield lambda: fleet.runs(sketch=True).record()
+    yield lambda: fleet.families(sketch=True).record()
+    yield lambda: fleet.near("a000", sketch=True).record()
+    yield lambda: [fleet.norms(member) for member in fleet.members()]
+    yield lambda: list(fleet.unreadable())
+    yield fleet.changes
+
+
+def check(root: Path, statement: str, value: object) -> None:
+    """Change a catalogue: every question is answered or refused in one message, and an update mends it."""
+    fleet = loralens.Fleet.open(root)
+    sound = {file: file.read_bytes() for file in (fleet.home / CATALOGUE, fleet.home / SKETCHES)}
+    try:
+        with closing(sqlite3.connect(fleet.home / CATALOGUE)) as connection:
+            connection.execute(statement, [value])
+            connection.commit()
+        for question in questions(loralens.Fleet.open(root)):
+            with suppress(LoraLensError):
+                question()
+        mended = loralens.Fleet.open(root)
+        mended.update(root)
+        assert [member.name for member in mended.members()] == ["a000", "a001"]
+        assert [len(mended.norms(member)) for member in mended.members()] == [4, 4]
+        assert len(mended.unreadable()) == 1
+    except sqlite3.IntegrityError:  # the table itself refuses it
+        pass
+    finally:
+        for file, content in sound.items():
+            file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("slot", None),
+        ("slot", "x"),
+        ("slot", 2**62),
+        ("step", ""),
+        ("ranks", "[" * 100_000),
+        ("ranks", '["a", 1]'),
+        ("parameters", None),
+        ("norms", "[NaN]"),
+        ("path", "a\0b"),
+    ],
+)
+def test_a_value_of_another_kind(column: str, value: object, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    check(root, f"update files set {column} = ? where {ADAPTER}", value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("column", COLUMNS)
+def test_any_value_in_any_column(column: str, root: Path) -> None:
+    for value in VALUES:
+        check(root, f"update files set {column} = ? where {ADAPTER}", value)
+    if column in OF_ALL_FILES:
+        for value in VALUES[:6]:
+            check(root, f"update files set {column} = ? where {UNREADABLE}", value)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, '[["k", "n", 1]]', '[["k", 1, 2, 3]]', "{}", 5, b"\xff"])
+def test_a_signature_that_is_none(value: object, root: Path) -> None:
+    check(root, "update signatures set modules = ?", value)
+
+
+@pytest.mark.parametrize("value", ["x", b"\xff", "1e5", -1])
+def test_a_number_of_commits_that_is_none(value: object, root: Path) -> None:
+    check(root, "update state set value = ? where key = 'commit'", value)
