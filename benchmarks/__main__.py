@@ -31,6 +31,7 @@ from benchmarks import (
     train_language,
     watch,
 )
+from benchmarks.others import combine as methods
 from benchmarks.others import together
 
 HERE = Path(__file__).parent
@@ -70,6 +71,7 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "low-bit": lambda: low_bit.run(DATA, runs=RUNS),
     "switchboard": lambda: switchboard.run(runs=RUNS),
     "others": lambda: together.run(DATA, runs=RUNS),
+    "methods": lambda: methods.run(DATA / "others", runs=min(RUNS, 3)),
     "train": lambda: train.run(runs=RUNS),
     "train-language": lambda: train_language.run(turns=3 * RUNS),
     "fleet": lambda: fleet.run(DATA),

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.others import combine, compress, cut_sum, extract, gguf, merge, spectrum
+from benchmarks.others import compress, cut_sum, extract, gguf, merge, spectrum
 from benchmarks.rivals import CHECKOUTS, REQUIREMENTS, checkout, llama_export_lora, rival
 
 MOST = 3  # runs at most
@@ -27,7 +27,6 @@ PARTS: dict[str, Part] = {
     ),
     "compress": lambda data, runs: compress.run(data / "others", checkout("sd-scripts"), runs=min(runs, MOST_OF_LONG)),
     "sum": lambda data, runs: cut_sum.run(data / "others", checkout("sd-scripts"), runs=min(runs, MOST_OF_LONG)),
-    "combine": lambda data, runs: combine.run(data / "others", runs=runs),
 }
 
 
