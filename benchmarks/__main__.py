@@ -1,6 +1,7 @@
 """Run every benchmark, print the ratios, and keep them with the machine and versions: ``make bench``.
 
 Name parts to run only these: ``python -m benchmarks merge train``. The kept results of the other parts stay.
+``LORALENS_BENCH_RUNS`` says how often commands run, and ``LORALENS_BENCH_DATA`` names the folder for their files.
 """
 
 import argparse
@@ -21,7 +22,6 @@ from benchmarks import (
     intruders,
     low_bit,
     merge,
-    others,
     pairwise,
     report,
     similarity,
@@ -31,9 +31,11 @@ from benchmarks import (
     train_language,
     watch,
 )
+from benchmarks.others import combine as methods
+from benchmarks.others import together
 
 HERE = Path(__file__).parent
-DATA, RESULTS = HERE / "data", HERE / "results.json"
+DATA, RESULTS = Path(os.environ.get("LORALENS_BENCH_DATA", HERE / "data")), HERE / "results.json"
 RUNS = int(os.environ.get("LORALENS_BENCH_RUNS", "7"))
 
 
@@ -68,7 +70,8 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "merge": lambda: merge.run(DATA, runs=RUNS),
     "low-bit": lambda: low_bit.run(DATA, runs=RUNS),
     "switchboard": lambda: switchboard.run(runs=RUNS),
-    "others": lambda: others.run(DATA, runs=RUNS),
+    "others": lambda: together.run(DATA, runs=RUNS),
+    "methods": lambda: methods.run(DATA / "others", runs=min(RUNS, 3)),
     "train": lambda: train.run(runs=RUNS),
     "train-language": lambda: train_language.run(turns=3 * RUNS),
     "fleet": lambda: fleet.run(DATA),

@@ -4,8 +4,6 @@
 here for their time and memory. The sketch does the same as ours for Q4_1 in NumPy, on one thread and without records.
 """
 
-import os
-import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.process import Figure, alternate
+from benchmarks.rivals import llama_export_lora
 
 GOAL_PEAK_MIB = 300
 MOST = 3  # runs of what takes minutes
@@ -105,14 +104,14 @@ def _rivals(kind: str, base: Path, adapter: Path, folder: Path, commands: dict[s
             commands["peft"] = [sys.executable, "-c", PEFT, str(base), str(adapter), str(folder / "peft")]
             return {}
         return {"peft": "not measured: peft, bitsandbytes or accelerate is not installed"}
-    program = os.environ.get("LLAMA_EXPORT_LORA") or shutil.which("llama-export-lora")
-    if not program:
-        return {"llama-export-lora": "not measured: it is not on the PATH, and LLAMA_EXPORT_LORA does not name it"}
+    program = llama_export_lora()
+    if program.missing:
+        return {"llama-export-lora": program.missing}
     theirs = folder / "adapter.gguf"
     loralens = str(Path(sys.executable).with_name("loralens"))
     convert = [loralens, "convert", str(adapter), "--to", "gguf", "--base", str(base), "-o", str(theirs), "--quiet"]
-    subprocess.run(convert, check=True)
-    command = [program, "-m", str(base), "--lora", str(theirs), "-o", str(folder / "theirs.gguf"), "-t", "2"]
+    subprocess.run(convert, check=True, stdout=subprocess.DEVNULL)
+    command = [program.path, "-m", str(base), "--lora", str(theirs), "-o", str(folder / "theirs.gguf"), "-t", "2"]
     commands["llama-export-lora"] = command
     return {}
 

@@ -41,6 +41,11 @@ def make(folder: Path, *, hidden: int = HIDDEN, inner: int = INNER, blocks: int 
     return folder
 
 
+def make_tiny(folder: Path) -> Path:
+    """The same, of one small block."""
+    return make(folder, hidden=64, inner=96, blocks=1)
+
+
 def write_adapter(
     folder: Path, pairs: dict[str, tuple[NDArray[np.float32], ...]], *, alpha: float, **more: bool
 ) -> None:

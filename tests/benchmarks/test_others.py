@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import loralens
-from benchmarks import judge, others_combine, others_extract, others_spectrum, rivals, synthetic_pair
+from benchmarks import judge, rivals, synthetic_pair
+from benchmarks.others import combine, compress, cut_sum, extract, kohya, spectrum
 
 HIDDEN, INNER = 64, 96
 
@@ -61,8 +62,8 @@ def test_what_fine_tuning_and_a_merge_leave(pair: Path) -> None:
 
 @pytest.mark.slow
 def test_combining_is_measured_by_name(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(others_combine, "find_spec", lambda name: None)  # PEFT's side loads torch twice
-    found = json.loads(json.dumps(others_combine.compare(pair, tmp_path, runs=1)))
+    monkeypatch.setattr(combine, "find_spec", lambda name: None)  # PEFT's side loads torch twice
+    found = json.loads(json.dumps(combine.compare(pair, tmp_path, runs=1)))
     assert found["peft"] == "not measured: peft is not installed"
     assert found["sum"]["loralens"]["error"] < 1e-6
     assert found["sum"]["loralens_cut"]["error"] == pytest.approx(found["sum"]["least_error_of_rank_16"], rel=1e-3)
@@ -74,10 +75,10 @@ def test_combining_is_measured_by_name(pair: Path, tmp_path: Path, monkeypatch: 
 def test_peft_does_what_its_row_says(pair: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     pytest.importorskip("transformers")
-    jobs = {name: job for one in (others_combine.SUM, others_combine.RSLORA) for name, job in one.jobs().items()}
-    subprocess.run(others_combine._peft(pair, tmp_path, jobs), check=True, capture_output=True)
-    exact = others_combine.SUM.exact(pair)
-    rows = {name: others_combine._record(tmp_path / name, exact) for name in others_combine.SUM.theirs}
+    jobs = {name: job for one in (combine.SUM, combine.RSLORA) for name, job in one.jobs().items()}
+    subprocess.run(combine.peft_process(pair, tmp_path, jobs), check=True, capture_output=True)
+    exact = combine.SUM.exact(pair)
+    rows = {name: combine._record(tmp_path / name, exact) for name in combine.SUM.theirs}
     assert all("seconds_of_the_call" in row for row in rows.values())
     assert 1e-4 < rows["peft_cat"]["error"] < 5e-3  # exact, but the new pair takes the dtype of the base, bf16
     least = judge.least_error(exact, synthetic_pair.RANK)
@@ -90,9 +91,10 @@ def test_peft_does_what_its_row_says(pair: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_extracting_without_the_rival(pair: Path, tmp_path: Path) -> None:
     absent = rivals.Rival("mergekit==0", tmp_path / "mergekit", missing="not measured: no network")
-    found = json.loads(json.dumps(others_extract.compare(pair, tmp_path, absent, runs=1)))
-    assert found["mergekit"] == "not measured: no network"
-    for tuned in others_extract.TUNED:
+    found = json.loads(json.dumps(extract.compare(pair, tmp_path, absent, runs=1)))
+    assert found["tools"]["mergekit"] == "not measured: no network"
+    assert found["tools"]["loralens"]["error"] == found["error_tuned"]["loralens"]
+    for tuned in extract.TUNED:
         errors = found[f"error_{tuned}"]
         assert errors["loralens"] == pytest.approx(errors["least"], rel=1e-4)
 
@@ -100,25 +102,31 @@ def test_extracting_without_the_rival(pair: Path, tmp_path: Path) -> None:
 def test_errors_of_singular_values() -> None:
     exact = {"q": np.array([2.0, 1.0]), "v": np.array([4.0, 0.5])}
     found = {"q": [2.0, 1.1], "v": [4.04, 0.5]}
-    assert others_spectrum.errors(found, exact) == {"of_first": 1e-2, "of_any": 1e-1}
+    assert spectrum.errors(found, exact) == {"of_first": 1e-2, "of_any": 1e-1}
 
 
-def test_a_rival_that_cannot_be_had(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(rivals.sys, "executable", str(broken := tmp_path / "python"))
-    broken.write_text("#!/bin/sh\necho no network >&2\nexit 1\n")
-    broken.chmod(0o755)
-    found = rivals.rival("adaptersentry", tmp_path)
-    assert found.missing == f"not measured: {rivals.REQUIREMENTS['adaptersentry']} could not be installed"
-    assert "no network" in capfd.readouterr().err
-    assert not (found.folder / ".ready").exists()
+def test_files_of_kohya_hold_the_same_updates(pair: Path) -> None:
+    files = kohya.files_in(pair)
+    for name in ("one", "two"):
+        exact, found = judge.updates(pair / name), kohya.updates(files[name])
+        assert judge.error({module: found[kohya.name_of(module)] for module in exact}, exact) < 1e-7
 
 
-def test_a_rival_that_is_there_is_not_installed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rivals.sys, "executable", "false")
-    (tmp_path / "mergekit").mkdir()
-    (tmp_path / "mergekit" / ".ready").write_text(rivals.REQUIREMENTS["mergekit"])
-    found = rivals.rival("mergekit", tmp_path)
-    assert not found.missing
-    assert found.program("mergekit-extract-lora") == str(tmp_path / "mergekit" / "bin" / "mergekit-extract-lora")
+def test_loralens_reads_files_of_kohya_as_the_judge_does(pair: Path) -> None:
+    wide = kohya.files_in(pair)["wide"]
+    ours = sorted(float(np.linalg.norm(one.dense())) for one in loralens.load(wide).modules.values())
+    assert ours == pytest.approx(sorted(float(np.linalg.norm(one)) for one in kohya.updates(wide).values()))
+
+
+@pytest.mark.slow
+def test_without_sd_scripts_its_rows_say_so(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cut_sum, "find_spec", lambda name: None)
+    absent = rivals.Checkout(missing="not measured: no checkout")
+    smaller = json.loads(json.dumps(compress.compare(kohya.files_in(pair)["wide"], tmp_path, absent, runs=1)))
+    assert smaller["tools"]["sd-scripts"] == "not measured: no checkout"
+    for figure in ("error", "energy_kept"):
+        assert smaller["tools"]["loralens"][figure] == pytest.approx(smaller["least"][figure], rel=1e-3)
+    total = json.loads(json.dumps(cut_sum.compare(pair, tmp_path, absent, runs=1)))
+    assert total["tools"]["sd-scripts"] == "not measured: no checkout"
+    assert total["tools"]["peft"] == "not measured: peft is not installed"
+    assert total["tools"]["loralens"]["error"] == pytest.approx(total["least_error"], rel=1e-3)

@@ -18,7 +18,7 @@ def imports(file: Path) -> list[tuple[str, str]]:
     return [(module, name.split(" as ")[0].strip()) for module, names in found for name in names.split(",")]
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(FOLDER.rglob("*.py")), ids=lambda file: str(file.relative_to(FOLDER)))
 def test_what_the_programs_of_benchmarks_import_is_there(file: Path) -> None:
     for module, name in imports(file):
         assert hasattr(import_module(module), name), f"{file.name}: from {module} import {name}"

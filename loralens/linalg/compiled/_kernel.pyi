@@ -1,7 +1,5 @@
 from typing_extensions import Buffer
 
-__file__: str
-
 def multiply(
     B: Buffer, A: Buffer, rank: int, B2: Buffer, A2: Buffer, rank2: int, rows: int, columns: int, D: Buffer, /
 ) -> bool: ...

@@ -1,11 +1,10 @@
 """``loralens combine`` against the methods of PEFT's ``add_weighted_adapter``, on blocks of a small Llama.
 
-For the sum cut to one adapter's rank, whole processes are timed. PEFT's process does what its users do: it loads the
-model and both adapters, combines and saves. The model is loaded in its own dtype, bf16. The factors that ``cat`` makes
-get the same dtype, so its error is that of rounding to bf16 (on a float32 model, it is 3e-8). PEFT's other methods run
-once, in one process, and their seconds are those of the call alone. Sums and DARE are compared with Σ w·ΔW; TIES is
-compared with TIES of ΔW, with equal weights, for which both tools define it alike. DARE is right on average only: its
-error is that of the random numbers.
+Whole processes of loralens are timed where the result is cut to one adapter's rank; `cut_sum` times those of others.
+PEFT's methods run once, in one process, and their seconds are those of the call alone. The model is loaded in its own
+dtype, bf16. The factors that ``cat`` makes get the same dtype, so its error is that of rounding to bf16 (on a float32
+model, it is 3e-8). Sums and DARE are compared with Σ w·ΔW; TIES is compared with TIES of ΔW, with equal weights, for
+which both tools define it alike. DARE is right on average only: its error is that of the random numbers.
 """
 
 import json
@@ -128,15 +127,12 @@ def compare(pair: Path, folder: Path, *, runs: int) -> dict[str, object]:
     commands = {name: command for one in COMPARISONS for name, command in one.commands(pair, folder).items()}
     report: dict[str, object] = {"density": KEPT}
     cut = {name: command for name, command in commands.items() if name.endswith("_cut")}
-    if find_spec("peft"):
-        cut["peft_svd"] = _peft(pair, folder, {"peft_svd": SUM.jobs()["peft_svd"]})
     figures = alternate(cut, runs=runs)
     report["whole_processes"] = {name: figure.record() for name, figure in figures.items()}
     for name in commands.keys() - cut.keys():
         once(commands[name])
     if find_spec("peft"):
-        report["peft_svd_over_loralens"] = round(figures["peft_svd"].seconds / figures["loralens_cut"].seconds, 1)
-        once(_peft(pair, folder, {name: job for one in COMPARISONS for name, job in one.jobs().items()}))
+        once(peft_process(pair, folder, {name: job for one in COMPARISONS for name, job in one.jobs().items()}))
     else:
         report["peft"] = "not measured: peft is not installed"
     for title, one in zip(("sum", "ties", "dare", "sum_of_rslora"), COMPARISONS, strict=True):
@@ -159,7 +155,8 @@ def _record(out: Path, exact: judge.Matrices) -> dict[str, object]:
     return report | {"rank": rank, "error": _short(far), "strength": _short(strong)}
 
 
-def _peft(pair: Path, folder: Path, jobs: dict[str, object]) -> list[str]:
+def peft_process(pair: Path, folder: Path, jobs: dict[str, object]) -> list[str]:
+    """A command that combines adapters with PEFT, and saves the result of each job under its name in ``folder``."""
     needed = {name for one in COMPARISONS if one.jobs().keys() & jobs.keys() for name in one.adapters}
     work = {"adapters": {name: str(pair / name) for name in sorted(needed)}, "jobs": jobs}
     return [sys.executable, "-c", PEFT, str(pair / "base"), str(folder), json.dumps(work)]
