@@ -20,10 +20,10 @@ from loralens.errors import FormatError, LoraLensError, OptionError
 from loralens.fleet.catalogue.members import NON_FINITE, ZERO_UPDATE
 from loralens.fleet.catalogue.slots import slot_bytes
 from loralens.fleet.sketching.measures import AdapterMeasures, measure_adapter, norm_of_update
-from loralens.fleet.sketching.turns import turn
 from loralens.formats.records.collection import FolderEntry, Status, examine_file
 
 HEADER = 1 << 20  # bytes that are hashed of a file whose header has no stated length
+KEPT = 8 << 20  # half of the freed bytes that stay with the process
 IN_MEMORY = 16 << 20  # bytes up to which an adapter is read once and loaded, since it is measured and hashed
 DIGITS = 5  # digits of a norm in the catalogue: its thousands of numbers are as short as that
 LEVELS: tuple[Literal["error", "warning", "note"], ...] = ("error", "warning", "note")
@@ -78,7 +78,7 @@ def _keep_freed_memory() -> None:
     The library of GNU gives memory back to the system when twice as much is free as the largest block that it has
     mapped and freed. This block is one. It is never touched, so it takes no memory.
     """
-    np.empty(IN_MEMORY, np.uint8)
+    np.empty(KEPT, np.uint8)
 
 
 def _measure_file(root: str, path: str, *, allow_pickle: bool, once: bool) -> MeasuredFile:
@@ -107,9 +107,7 @@ def _measure(path: str, entry: FolderEntry, adapter: Adapter) -> MeasuredFile:
         measures, digest = measure_adapter(adapter), fingerprint(adapter)
     else:
         loaded = adapter.map(lambda module: module.load())
-        # The factors are in memory, so that no thread waits for the disk when it is its turn.
-        with turn():
-            measures, digest = measure_adapter(loaded), fingerprint(loaded)
+        measures, digest = measure_adapter(loaded), fingerprint(loaded)
     modules = dumps(_signature(adapter, measures), ensure_ascii=True)
     ranks = sorted({module.rank for module in adapter.modules.values()})
     effective = [rank for rank in measures.effective_ranks.values() if rank]

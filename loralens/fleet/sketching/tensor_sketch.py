@@ -22,7 +22,6 @@ from loralens.core.lazy import Array
 from loralens.errors import FormatError
 from loralens.fleet.sketching.hashes import Positions, bucket_hash, bucket_hashes
 from loralens.fleet.sketching.sketches import WIDTH
-from loralens.fleet.sketching.turns import beside_others
 
 COLUMNS = 32  # convolutions that are added before they are rounded
 # An entry of the count-sketch of a column times one of its row is at most 2²⁸, so the sum of 32 convolutions of 4096
@@ -202,10 +201,9 @@ def _squares(parts: Sequence[tuple[Positions, Floats]]) -> Complexes:
     for part, (places, rows) in enumerate(parts):
         # The sums are integers, so that they are exact in any order.
         np.add.at(numbers[part:], places.ravel(), rows.ravel())
-    with beside_others():
-        # NumPy's, since SciPy's is no faster and takes 27 MB to import.
-        np.fft.fft(columns, axis=1, out=columns)
-        np.square(columns, out=columns)
-        # Their sum as a product with ones, which takes half the time.
-        total: Complexes = np.dot(np.ones(len(columns)), columns.view(np.float64)).view(np.complex128)
+    # NumPy's, since SciPy's is no faster and takes 27 MB to import.
+    np.fft.fft(columns, axis=1, out=columns)
+    np.square(columns, out=columns)
+    # Their sum as a product with ones, which takes half the time.
+    total: Complexes = np.dot(np.ones(len(columns)), columns.view(np.float64)).view(np.complex128)
     return total
