@@ -71,9 +71,10 @@ def _read_together(batch: Sequence[Loaded]) -> dict[str, ModuleReading]:
     B, A = np.stack([B for _, _, B, _ in batch]), np.stack([A for _, _, _, A in batch])
     s, settled = many_singular_values(B, A)
     scales = np.array([abs(module.scale) for _, module, _, _ in batch])
+    with np.errstate(over="ignore", invalid="ignore"):
+        s = scales[:, None] * s
     # What is too large for float64 is an error that `read_module` raises and explains.
-    settled &= scales * s[:, 0] <= LARGEST
-    s = scales[:, None] * s
+    settled &= s[:, 0] <= LARGEST
     factors_B, factors_A = _statistics(B.transpose(0, 2, 1), settled), _statistics(A, settled)
     readings = {}
     for i, (name, module, _, _) in enumerate(batch):
