@@ -58,7 +58,7 @@ COMMANDS = {
     "similarity of many": (BASES, ["similarity", "a", "b", "c", "--json"]),
     "trajectory": (BASES, ["trajectory", "a", "b", "c"]),
     "survey": ("loralens.fleet.indexing.measuring:fingerprint", ["survey", "."]),
-    "doctor": (VALUES, ["doctor", "a", "b", "c", "--sarif", "made.sarif"]),
+    "doctor": ("loralens.analysis.readings.batches:digest", ["doctor", "a", "b", "c", "--sarif", "made.sarif"]),
     "compress": (TRUNCATE, ["compress", "a", "-o", "made", "--rank", "2"]),
     "compress, measuring what it wrote": (
         "loralens.compression.loss:difference_singular_values",

@@ -29,8 +29,8 @@ from loralens.cli.main import run
 run()
 """
 PLACES = {  # where each command is when it is interrupted
-    "merge": ("apply", "add_and_round"),
-    "dry run": ("apply", "add_and_round"),
+    "merge": ("apply", "MergedBlock"),
+    "dry run": ("apply", "MergedBlock"),
     "unmerge": ("undo.patch", "bits"),
     "subtract": ("undo.subtract", "subtract_block"),
     "verify": ("verify", "bits"),
