@@ -46,6 +46,11 @@ def test_a_product_that_cancels_is_measured_from_its_factors() -> None:
     B, A = np.hstack([b, b]), np.vstack([a, -a + 1e-9 * d])
     measures = measure_adapter(loralens.Adapter(modules={"q": loralens.LowRank(B, A)}))
     assert measures.norms["q"] == pytest.approx(1e-9 * np.linalg.norm(b) * np.linalg.norm(d), rel=1e-5)
+    # Both singular values are small here, so none of them tells that the other one is wrong.
+    B = np.hstack([b, b + 1e-7 * rng.standard_normal((50, 1))])
+    A = np.vstack([a, -a + 1e-7 * d])
+    measures = measure_adapter(loralens.Adapter(modules={"q": loralens.LowRank(B, A)}))
+    assert measures.norms["q"] == pytest.approx(np.linalg.norm(B @ A), rel=1e-7)
 
 
 def test_a_scale_of_zero_is_a_norm_of_zero() -> None:
