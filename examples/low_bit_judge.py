@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from low_bit_bases import MODEL
 
+from loralens.analysis.behaviour import sum_divergences
 from loralens.core.adapter import Adapter
 from loralens.core.attached import Attachment
 from loralens.verbs.inputs.corpus.texts import InputText
@@ -77,6 +78,6 @@ class Judge:
                 if keep:
                     self._reference[part].append(ours)
                 theirs = self._reference[part][number]
-                divergences.append(float((theirs.exp() * (theirs - ours)).sum(-1).double().sum()))
+                divergences.append(sum_divergences(theirs, ours))
             found[part] = Looked(fsum(losses) / tokens, fsum(divergences) / tokens, tokens)
         return found

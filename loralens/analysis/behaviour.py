@@ -180,6 +180,19 @@ def _select_positions(values: "Tensor", mask: "Tensor | None") -> "Tensor":
     return values.reshape(-1, values.shape[-1])
 
 
+def sum_divergences(first: "Tensor", second: "Tensor") -> float:
+    """Σ KL(softmax(first) ‖ softmax(second)) over the rows, in nats, computed in float64.
+
+    Logits or logarithms of probabilities, shape (n, outcomes). Rounding to float32 would make the divergence of two
+    almost equal models negative, since differences of probabilities of either sign cancel to first order.
+    """
+    rows, total = max(1, CHUNK // first.shape[-1]), 0.0
+    for start in range(0, len(first), rows):
+        p, q = (_double(logits[start : start + rows]).log_softmax(-1) for logits in (first, second))
+        total += float((p.exp() * (p - q)).sum())
+    return total
+
+
 @final
 class _Difference:
     """Sums over batches, from which a `Contrast` is computed."""
@@ -210,11 +223,10 @@ class _Difference:
                 f"one version gives {first.shape[-1]} logits and the other {second.shape[-1]}",
                 fix="compare adapters of one task, on a model with its head",
             )
+        self.kl += sum_divergences(first, second)
         rows = max(1, CHUNK // first.shape[-1])
         for start in range(0, len(first), rows):
             x, y = (_double(logits[start : start + rows]) for logits in (first, second))
-            p, q = x.log_softmax(-1), y.log_softmax(-1)
-            self.kl += float((p.exp() * (p - q)).sum())
             # Centred, because only the differences between logits decide the probabilities.
             difference = (x - x.mean(-1, keepdim=True)) - (y - y.mean(-1, keepdim=True))
             self.squares += float(difference.square().mean(-1).sum())

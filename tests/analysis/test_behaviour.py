@@ -9,7 +9,7 @@ import pytest
 
 import loralens
 from loralens.analysis import behaviour as room
-from loralens.analysis.behaviour import BASE, measure_behaviour
+from loralens.analysis.behaviour import BASE, measure_behaviour, sum_divergences
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
@@ -200,3 +200,15 @@ def test_misuse() -> None:
             [torch.ones(1, 2)],
             adapters={"a": Adapter(modules={"0": LowRank(np.ones((2, 1)), np.ones((1, 2)))})},
         )
+
+
+def test_the_divergence_of_almost_equal_models_is_not_negative() -> None:
+    logits = torch.from_numpy(np.random.default_rng(0).standard_normal((64, 500)).astype(np.float32)) * 3
+    for seed in range(20):
+        change = np.random.default_rng(seed).standard_normal((64, 500)).astype(np.float32) * 1e-5
+        p, q = logits.log_softmax(-1), (logits + torch.from_numpy(change)).log_softmax(-1)
+        # To second order the divergence is half of the variance of the change under p.
+        probabilities = p.double().exp().numpy()
+        mean = (probabilities * change).sum(1, keepdims=True)
+        expected = (probabilities * (change - mean) ** 2).sum() / 2
+        assert sum_divergences(p, q) == pytest.approx(expected, rel=0.05)

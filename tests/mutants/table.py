@@ -19,7 +19,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/analysis/test_amplification.py",),
     ),
     Mutant("count_far", "abs(row.z) > FAR", "row.z > FAR", ("tests/reporting/test_summary.py",)),
-    Mutant("_Difference._add_logits", "p - q", "p + q", ("tests/analysis/test_behaviour.py",)),
+    Mutant("sum_divergences", "p - q", "p + q", ("tests/analysis/test_behaviour.py",)),
     Mutant(
         "_scale",
         'reading.module.scaling.formula == "alpha/r"',

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
+from loralens.analysis.behaviour import sum_divergences
 from loralens.choices import RoundingMode
 from loralens.core.attached import call, frozen_evaluation
 from loralens.core.lazy import Array
@@ -210,8 +211,8 @@ def _measure(loaded: Loaded, weights: _Weights, texts: list[InputText], step: An
             for name, logarithms in predictions.items():
                 sums.losses[name] -= float(torch.gather(logarithms, 1, targets).sum())
             unmerged = predictions["unmerged"]
-            sums.divergence += float((unmerged.exp() * (unmerged - predictions["merged"])).sum())
-            sums.of_base += float((unmerged.exp() * (unmerged - predictions["base"])).sum())
+            sums.divergence += sum_divergences(unmerged, predictions["merged"])
+            sums.of_base += sum_divergences(unmerged, predictions["base"])
     return sums
 
 
