@@ -1,6 +1,5 @@
 """Parameters of torch that are changed in their own memory: stopped at any line, they can be finished."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,39 +14,10 @@ from loralens.merging.plan import Slab, TensorPlan
 from loralens.merging.resident import block_operations, in_place
 from loralens.merging.resident.differences import EntryReader, code_entries, find_entries
 from loralens.merging.undo.patch import bits
+from tests.interrupts import Stop, stopped_at
 
 torch = pytest.importorskip("torch")
 FILES = {str(path) for path in Path(in_place.__file__).parent.glob("*.py")}
-
-
-class Stop(BaseException):
-    """Raised at any line, as Ctrl-C is."""
-
-
-def stopped_at(line, act):
-    """``act`` stopped at the so-many-th line that it runs of the package ``resident``; whether it was."""
-    count = 0
-
-    def trace(frame, event, arg):
-        nonlocal count
-        if frame.f_code.co_filename not in FILES:
-            return None
-        if event == "line":
-            count += 1
-            if count == line:
-                sys.settrace(None)
-                raise Stop
-        return trace
-
-    old = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        act()
-    except Stop:
-        return True
-    finally:
-        sys.settrace(old)
-    return False
 
 
 def network(dtype, seed=0):
@@ -103,7 +73,7 @@ def test_stopped_at_any_line_of_a_merge_or_of_its_undoing(dtype, stride, monkeyp
                 board.switch("a")
                 assert all(isinstance(undo, in_place.RoundedMerge) for undo in board._merged.values())
             assert numbers(model) == before
-            if not stopped_at(line, lambda board=board, goal=goal: board.switch(goal)):
+            if not stopped_at(line, lambda board=board, goal=goal: board.switch(goal), FILES):
                 break
             # Another switchboard works with blocks of the same shapes in the meantime.
             other.switch("a")

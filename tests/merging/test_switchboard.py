@@ -1,6 +1,5 @@
 """One resident model, many tasks: the bits of a merge, and of the base after any number of switches."""
 
-import sys
 from dataclasses import replace
 from hashlib import sha256
 
@@ -21,6 +20,7 @@ from loralens.merging.resident import switchboard as module
 from loralens.merging.rounding import merge_entries, slices_for, subtract_update
 from loralens.merging.update import update_matrix
 from tests import reference
+from tests.interrupts import Stop, stopped_at
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, ml_dtypes.float8_e4m3fn]
 
@@ -126,36 +126,6 @@ def test_threads_change_no_bit(threads):
     assert bits(live) == bits(model(np.float16))
 
 
-class Stop(BaseException):
-    """Raised at any line, as Ctrl-C is."""
-
-
-def stopped_at(line, act):
-    """``act`` stopped at the so-many-th line of the switchboard that it runs; whether it was."""
-    count = 0
-
-    def trace(frame, event, arg):
-        nonlocal count
-        if frame.f_code.co_filename != module.__file__:
-            return None
-        if event == "line":
-            count += 1
-            if count == line:
-                sys.settrace(None)
-                raise Stop
-        return trace
-
-    old = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        act()
-    except Stop:
-        return True
-    finally:
-        sys.settrace(old)
-    return False
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("way_out", ["repair", "switch"])
 def test_stopped_at_any_line_it_can_be_named_and_repaired(way_out):
@@ -166,7 +136,7 @@ def test_stopped_at_any_line_it_can_be_named_and_repaired(way_out):
         live = {key: array.copy() for key, array in base.items()}
         board = Switchboard(live, tasks)
         board.switch("a")
-        if not stopped_at(line, lambda board=board: board.switch({"a": 0.5, "b": 1.0})):
+        if not stopped_at(line, lambda board=board: board.switch({"a": 0.5, "b": 1.0}), {module.__file__}):
             break
         state = board.state
         if not state.is_complete:
