@@ -5,12 +5,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
+import numpy as np
+
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
+from loralens.core.lowrank import LowRank, check_float64
 from loralens.core.naming.selection import select
 from loralens.core.threads import Step, in_threads
 from loralens.errors import place
 from loralens.linalg import measures
+from loralens.linalg.factor import gram
+from loralens.linalg.product import Grams, gram_singular_values
+
+# The small matrices of several modules go through each call of NumPy together, since the calls take longer than the
+# arithmetic of one module. More of them save nothing, and leave less to divide among threads.
+TOGETHER = 16
+NUMBERS = 1 << 16  # of a chunk's matrices of one side: 512 KiB, which stay in the cache through all calls
 
 
 @final
@@ -111,9 +121,50 @@ def measure_spectrum(
     1e-14·‖B‖₂‖A‖₂.
     """
 
-    def measure(name: str) -> Spectrum:
+    def measure(chunk: tuple[str, ...]) -> dict[str, Spectrum]:
+        return _measure_chunk(adapter, chunk, step)
+
+    names = select(adapter, modules)
+    spectra: dict[str, Spectrum] = {}
+    for measured in in_threads(measure, _chunks(adapter, names), threads, few=2).values():
+        spectra |= measured
+    return {name: spectra[name] for name in names}
+
+
+def _chunks(adapter: Adapter, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The modules that are measured together: of equal rank, and few enough for their matrices of size r × r."""
+    by_rank: dict[int, list[str]] = {}
+    for name in names:
+        by_rank.setdefault(adapter[name].rank, []).append(name)
+    chunks = []
+    for rank, chosen in by_rank.items():
+        size = max(1, min(TOGETHER, NUMBERS // max(1, rank) ** 2))
+        chunks += [tuple(chosen[i : i + size]) for i in range(0, len(chosen), size)]
+    return chunks
+
+
+def _measure_chunk(adapter: Adapter, names: Sequence[str], step: Step | None) -> dict[str, Spectrum]:
+    """The spectra of modules of equal rank, with the bits of every module alone."""
+    spectra: dict[str, Spectrum] = {}
+    pairs: dict[str, LowRank] = {}
+    grams: dict[str, Grams] = {}
+    for name in names:
         module = adapter[name]
         with place(name):
-            return Spectrum(module.singular_values(), module.shape, module.rank)
-
-    return in_threads(measure, select(adapter, modules), threads, step)
+            if len(names) > 1 and isinstance(module, LowRank) and 0 < module.rank <= min(module.shape):
+                pairs[name], grams[name] = module, (gram(module.B), gram(module.A.T))
+            else:
+                spectra[name] = Spectrum(module.singular_values(), module.shape, module.rank)
+        if step:
+            step(1)
+    if grams:
+        values, settled = gram_singular_values(*(np.stack(matrices) for matrices in zip(*grams.values(), strict=True)))
+        for i, name in enumerate(grams):
+            module = pairs[name]
+            with place(name):
+                if settled[i]:
+                    s = check_float64(abs(module.scale), values[i])
+                else:
+                    s = module.singular_values(grams=grams[name])
+            spectra[name] = Spectrum(s, module.shape, module.rank)
+    return spectra

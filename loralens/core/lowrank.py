@@ -12,7 +12,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, ShapeError
 from loralens.linalg.basis import Basis
-from loralens.linalg.product import product_bases, product_singular_values, product_svd
+from loralens.linalg.product import Grams, product_bases, product_singular_values, product_svd
 
 # The square of 1e140 is 1e280, so 1e28 such squares can be added before float64 overflows.
 LARGEST = 1e140  # largest singular value of ΔW, so that the sum of all squares in a model stays in float64
@@ -256,9 +256,12 @@ class LowRank:
         """ΔW itself, float64, shape (out, in). This takes out · in numbers; the pair has r · (out + in)."""
         return self.scale * (self.B.astype(np.float64) @ self.A.astype(np.float64))
 
-    def singular_values(self) -> Array:
-        """Singular values of ΔW, float64, shape (min(out, r, in),), largest first: |scale| · σ(B·A)."""
-        return check_float64(abs(self.scale), product_singular_values(self.B, self.A))
+    def singular_values(self, *, grams: Grams | None = None) -> Array:
+        """Singular values of ΔW, float64, shape (min(out, r, in),), largest first: |scale| · σ(B·A).
+
+        ``grams`` are the Gram matrices of `product_singular_values`, where they are known.
+        """
+        return check_float64(abs(self.scale), product_singular_values(self.B, self.A, grams=grams))
 
     def svd(self) -> SVD:
         """Thin SVD of ΔW in float64, without forming it.

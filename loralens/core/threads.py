@@ -1,7 +1,7 @@
 """Running a function for many modules in threads, and how many processors there are for it."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from threading import Condition, Event, Semaphore, Thread
 from typing import TypeVar
@@ -9,6 +9,7 @@ from typing import TypeVar
 FEW = 16  # number of modules below which starting threads costs more than they save
 MOST = 8  # most threads, since each of them has the factors of one module in memory
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 Step = Callable[[int], None]  # is called with the amount of work that was done since the last call
 
@@ -30,17 +31,19 @@ def share_processors(processes: int) -> None:
     _sharers = processes
 
 
-def in_threads(work: Callable[[str], T], names: Sequence[str], count: int, step: Step | None = None) -> dict[str, T]:
+def in_threads(
+    work: Callable[[K], T], names: Sequence[K], count: int, step: Step | None = None, *, few: int = FEW
+) -> dict[K, T]:
     """Call ``work`` for every name in threads, and return the results in the order of ``names``.
 
     Each of ``count`` threads takes every ``count``-th name. A thread stops at its first error. The caller's thread then
     repeats the missing names in order, and so raises the first error. After an interrupt every thread ends with its
     current name. More than one thread helps only if BLAS itself uses one. ``step`` is called with 1 after every name.
-    Plain threads are used because a pool would cost 10 ms to import, and as much again to run.
+    Plain threads are used because a pool would cost 10 ms to import, and as much again to run. Below ``few`` names,
+    which are done before the threads would have started, there are none.
     """
-    # Few names are done before the threads would have started.
-    count = 1 if len(names) < FEW else min(count, MOST)
-    results: dict[str, T] = {}
+    count = 1 if len(names) < few else min(count, MOST)
+    results: dict[K, T] = {}
     interrupted = Event()
 
     def share(first: int) -> None:

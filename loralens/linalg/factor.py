@@ -221,15 +221,17 @@ def require_finite(X: Array) -> Array:
     return X
 
 
-def measure(X: Array) -> Measured:
+def measure(X: Array, G: Floats | None = None) -> Measured:
     """Gram matrix and column norms of X, scaled first if their squares would over- or underflow.
+
+    ``G`` is `gram` of X, where it is known.
 
     Raises
     ------
     FormatError
         X holds NaN or Inf.
     """
-    G = gram(X)
+    G = gram(X) if G is None else G
     exponents = np.zeros(len(G), dtype=np.int64)
     squares = G.diagonal()
     if not (SQUARES[0] < squares.min(initial=1.0) and squares.max(initial=1.0) < SQUARES[1]):  # not: NaN is never <

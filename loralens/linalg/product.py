@@ -28,15 +28,18 @@ from loralens.linalg.factor import (
 from loralens.linalg.measures import numerical_rank
 
 Flags = NDArray[np.bool_]
+Grams = tuple[Floats, Floats]  # of the columns of B, and of the rows of A
 
 
-def product_singular_values(B: Array, A: Array) -> Floats:
+def product_singular_values(B: Array, A: Array, *, grams: Grams | None = None) -> Floats:
     """Singular values of ``B @ A``, largest first.
 
     Parameters
     ----------
     B : array, shape (m, r), any float dtype
     A : array, shape (r, n), any float dtype
+    grams : pair of float64 arrays, shape (r, r), optional
+        `loralens.linalg.factor.gram` of B and of Aᵀ, where they are known.
 
     Returns
     -------
@@ -57,7 +60,7 @@ def product_singular_values(B: Array, A: Array) -> Floats:
     that reads rounded factors can recover this accuracy.
     """
     s = np.zeros(_check_shapes(B, A))
-    M, exponent = _core(B, A)
+    M, exponent = _core(B, A, grams)
     if M.size:
         nonzero = np.linalg.svd(M, compute_uv=False)
         s[: nonzero.size] = np.ldexp(nonzero, exponent)
@@ -84,13 +87,30 @@ def many_singular_values(B: Array, A: Array) -> tuple[Floats, Flags]:
         orthogonal, and for NaN and Inf.
     """
     count, m, r = B.shape
-    unsettled = np.zeros((count, min(m, r, A.shape[2]))), np.zeros(count, dtype=np.bool_)
     # With more directions than rows or columns the Gram matrices are singular.
     if not 0 < r <= min(m, A.shape[2]):
-        return unsettled
+        return np.zeros((count, min(m, r, A.shape[2]))), np.zeros(count, dtype=np.bool_)
     # A sum of squares that overflows is seen below. Adding 0 turns -0 into 0, as the sum of one product does.
     with np.errstate(over="ignore", invalid="ignore"):
         G_B, G_A = _grams(B.astype(np.float64)), _grams(A.astype(np.float64).transpose(0, 2, 1))
+    return gram_singular_values(G_B, G_A)
+
+
+def gram_singular_values(G_B: Floats, G_A: Floats) -> tuple[Floats, Flags]:
+    """Singular values of every ``B[i] @ A[i]`` from the Gram matrices of the factors, and which of them are the result.
+
+    Parameters
+    ----------
+    G_B, G_A : float64 arrays, shape (c, r, r)
+        `loralens.linalg.factor.gram` of every B (m, r) and of every Aᵀ (n, r), where 0 < r ≤ min(m, n).
+
+    Returns
+    -------
+    s : float64 array, shape (c, r)
+        As `many_singular_values` returns them.
+    settled : bool array, shape (c,)
+    """
+    unsettled = np.zeros(G_B.shape[:2]), np.zeros(len(G_B), dtype=np.bool_)
     squares_B, squares_A = (G.diagonal(axis1=1, axis2=2) for G in (G_B, G_A))
     usual = _are_usual(squares_B) & _are_usual(squares_A)
     if not usual.any():
@@ -298,10 +318,13 @@ def _sort_by_strength(factor_B: Measured, factor_A: Measured) -> tuple[Integers,
     return order, D[order], unit
 
 
-def _measure_nonzero(B: Array, A: Array) -> tuple[Measured, Measured, Integers, Floats, int]:
+def _measure_nonzero(
+    B: Array, A: Array, grams: Grams | None = None
+) -> tuple[Measured, Measured, Integers, Floats, int]:
     """Both factors measured, and the result of `_sort_by_strength` without rank indices that are 0."""
     _check_shapes(B, A)
-    factor_B, factor_A = measure(B), measure(A.T)
+    G_B, G_A = grams or (None, None)
+    factor_B, factor_A = measure(B, G_B), measure(A.T, G_A)
     order, D, exponent = _sort_by_strength(factor_B, factor_A)
     alive = np.count_nonzero(D)
     return factor_B, factor_A, order[:alive], D[:alive], exponent
@@ -313,9 +336,9 @@ def _core_svd(M: Floats) -> tuple[Floats, Floats, Floats]:
     return U, np.asarray(np.linalg.svd(M, compute_uv=False), dtype=np.float64), Vh
 
 
-def _core(B: Array, A: Array) -> tuple[Floats, int]:
+def _core(B: Array, A: Array, grams: Grams | None = None) -> tuple[Floats, int]:
     """M and e such that 2**e M has the singular values of B A, apart from zeros."""
-    factor_B, factor_A, order, D, exponent = _measure_nonzero(B, A)
+    factor_B, factor_A, order, D, exponent = _measure_nonzero(B, A, grams)
     if not order.size:
         return np.zeros((0, 0)), 0
     return (triangle(factor_B, order)[1] * D) @ triangle(factor_A, order)[1].T, exponent
