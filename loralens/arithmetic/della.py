@@ -10,6 +10,7 @@ from loralens.choices import Space
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
 from loralens.errors import OptionError
+from loralens.linalg.compiled.loops import prune_rows
 from loralens.linalg.draws import STEPS, Words
 from loralens.linalg.factor import Integers
 
@@ -87,6 +88,8 @@ def _rule(entries: Entries, density: float, epsilon: float, seed: "np.random.See
 
 def _prune(x: Array, words: Words, factors: Array, mask: Array, work: Workspace) -> None:
     """Write into ``mask`` which entries of some rows are kept, and multiply all of them by their factors."""
+    if prune_rows(x, words, factors, STEPS - 0.5, kept=mask):
+        return
     mine, draws = work.of("factors", x.shape, x.dtype), work.of("draws", x.shape, x.dtype)
     # From ranks back to the places of the entries.
     for row, order in zip(mine, _orders(x, work), strict=True):

@@ -7,6 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from loralens.arithmetic import della
+from loralens.arithmetic.entries import Workspace
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.linalg.compiled import loops
@@ -201,3 +203,25 @@ def test_a_kernel_that_is_older_than_its_source_is_not_used(tmp_path: Path) -> N
     assert loops._is_outdated(compiled)
     source.unlink()  # a wheel need not have it
     assert not loops._is_outdated(compiled)
+
+
+@compiled
+@pytest.mark.parametrize("n", [512, 700, 4096])
+def test_rows_are_pruned_as_by_numpy(by_numpy, n):
+    rng = np.random.default_rng(n)
+    x = rng.standard_normal((5, n)).astype(np.float32)
+    # Equal sizes of both signs, zeros of both signs, and every exponent, the smallest ones included.
+    x[1] = rng.integers(-3, 4, n)
+    x[1, ::7] *= -0.0
+    x[2] = rng.integers(1 << 31, size=n, dtype=np.uint32).view(np.float32)
+    x[2, ~np.isfinite(x[2])] = 1e-42
+    words = rng.integers(1 << 16, size=(5, n), dtype=np.uint16)
+    factors = (65536 / np.rint(65536 * np.linspace(0.1, 1, n))).astype(np.float32)
+    results = []
+    for run in (by_numpy, lambda function, *arguments: function(*arguments)):
+        pruned, mask = x.copy(), np.zeros(x.shape, np.bool_)
+        with np.errstate(over="ignore"):
+            run(della._prune, pruned, words, factors, mask, Workspace())
+        results.append((pruned.tobytes(), mask.tobytes()))
+    assert results[0] == results[1]
+    assert 0 < mask.mean() < 1

@@ -215,6 +215,42 @@ static Py_ssize_t predict(const uint16_t *W, const float *D, Py_ssize_t count, c
     return finite;
 }
 
+/* The ranks of a row by absolute value come from a stable radix sort: two passes sort by the lower digits of the bits
+ * without the sign, and the third one counts up to the rank of every entry, so that nothing is moved in it. */
+#define DIGIT 11
+#define DIGITS (1 << DIGIT)
+typedef struct { uint32_t size, place; } Sized;
+
+/* A row of DELLA: the entry of rank i is multiplied by factors[i] and is kept if its word times this is below `end`. */
+static void prune(float *row, const uint16_t *words, const float *factors, Py_ssize_t n, float end, uint8_t *kept,
+                  Sized *first, Sized *second) {
+    static const int shifts[3] = {0, DIGIT, 2 * DIGIT};
+    uint32_t starts[3][DIGITS] = {{0}};
+    for (Py_ssize_t i = 0; i < n; i++) {
+        uint32_t size;
+        memcpy(&size, row + i, sizeof size);
+        size &= 0x7FFFFFFF;
+        first[i] = (Sized){size, (uint32_t)i};
+        for (int digit = 0; digit < 3; digit++)
+            starts[digit][size >> shifts[digit] & (DIGITS - 1)]++;
+    }
+    for (int digit = 0; digit < 3; digit++)
+        for (uint32_t i = 0, sum = 0; i < DIGITS; i++) {
+            uint32_t count = starts[digit][i];
+            starts[digit][i] = sum, sum += count;
+        }
+    for (Py_ssize_t i = 0; i < n; i++)
+        second[starts[0][first[i].size & (DIGITS - 1)]++] = first[i];
+    for (Py_ssize_t i = 0; i < n; i++)
+        first[starts[1][second[i].size >> DIGIT & (DIGITS - 1)]++] = second[i];
+    for (Py_ssize_t i = 0; i < n; i++) {
+        uint32_t place = first[i].place;
+        float factor = factors[starts[2][first[i].size >> 2 * DIGIT]++], draw = (float)words[place] * factor;
+        kept[place] = draw < end && row[place] != 0;
+        row[place] *= factor;
+    }
+}
+
 /* The functions of the module check the sizes of all buffers, so that none of the loops leaves one. */
 
 static PyObject *refused(void) {
@@ -311,11 +347,38 @@ static PyObject *py_predict(PyObject *self, PyObject *args) {
     return result;
 }
 
+static PyObject *py_prune(PyObject *self, PyObject *args) {
+    Py_buffer b[4];
+    float end;
+    if (!PyArg_ParseTuple(args, "w*y*y*fw*", &b[0], &b[1], &b[2], &end, &b[3]))
+        return NULL;
+    Py_ssize_t n = b[2].len / (Py_ssize_t)sizeof(float), rows = n ? b[3].len / n : 0;
+    PyObject *result = NULL;
+    Sized *memory = NULL;
+    if (!n || n > INT32_MAX || b[3].len != rows * n || b[0].len != rows * n * (Py_ssize_t)sizeof(float) ||
+        b[1].len != rows * n * 2)
+        refused();
+    else if (!(memory = malloc(2 * (size_t)n * sizeof(Sized))))
+        PyErr_NoMemory();
+    else {
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t i = 0; i < rows; i++)
+            prune((float *)b[0].buf + i * n, (const uint16_t *)b[1].buf + i * n, b[2].buf, n, end,
+                  (uint8_t *)b[3].buf + i * n, memory, memory + n);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    free(memory);
+    release(b, 4);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"multiply", py_multiply, METH_VARARGS, "D = B A + B2 A2 in float32, from exact sums in float64; False if it was not computed."},
     {"subtract", py_subtract, METH_VARARGS, "merged - D, rounded to bfloat16."},
     {"merge", py_merge, METH_VARARGS, "W + D, rounded to bfloat16, what is lost, and where the rounding is not undone."},
     {"predict", py_predict, METH_VARARGS, "What is lost of D at some places; the finite ones, and those that stay."},
+    {"prune", py_prune, METH_VARARGS, "Which entries of rows DELLA keeps, after all are multiplied by the factor of their rank."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -19,6 +19,8 @@ Array = NDArray[Any]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # Of more entries than one in so many the differences are not collected: an undo file of them would be large anyway.
 FEW = 8
+# Numbers of a row from which on it is worth setting up the 6,144 counters of a radix sort.
+LONG = 512
 
 
 def _compiled() -> ModuleType | None:
@@ -127,6 +129,20 @@ def predict(W: Array, D: Array, sample: NDArray[np.int64]) -> Predicted | None:
         return None
     d, lost = np.empty(sample.size), np.empty(sample.size)
     return Predicted(lost, d, *_loops.predict(_bits(W), D, sample, d, lost))
+
+
+def prune_rows(rows: Array, words: NDArray[np.uint16], factors: Array, end: float, *, kept: NDArray[np.bool_]) -> bool:
+    """Multiply every entry of some rows by the factor of its rank, as `loralens.arithmetic.della` does.
+
+    Entries are ranked by absolute value within their row, the smallest first, equal ones from left to right. An entry
+    that is not 0 is ``kept`` if its word times its factor is below ``end``. False if that was not done.
+    """
+    if _loops is None or rows.shape[1] < LONG or not _is_plain(rows):
+        return False
+    if not all(array.flags.c_contiguous for array in (words, factors, kept)):
+        return False
+    _loops.prune(rows, words, factors.astype(np.float32, copy=False), end, kept)
+    return True
 
 
 def _fit(weights: Array, *singles: Array) -> bool:
