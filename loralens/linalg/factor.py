@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from loralens.errors import FormatError
+from loralens.linalg.compiled import loops
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -46,7 +47,9 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):
         for x in _blocks(X, block_rows(X), _scratch.of(min(X.size, max(BLOCK, X.shape[1])))):
             y = x if basis is None else x @ basis
-            G += np.dot(y.T, y)  # not @: matmul keeps the GIL while the result is small
+            product = loops.block_gram(y)
+            # np.dot and not @: matmul keeps the GIL while the result is small.
+            G += np.dot(y.T, y) if product is None else product
     return G
 
 

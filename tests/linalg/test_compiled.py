@@ -225,3 +225,31 @@ def test_rows_are_pruned_as_by_numpy(by_numpy, n):
         results.append((pruned.tobytes(), mask.tobytes()))
     assert results[0] == results[1]
     assert 0 < mask.mean() < 1
+
+
+@compiled
+@pytest.mark.parametrize("r", [8, 9, 15, 16, 17, 31, 64, 100])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_gram_matrices_are_exact_to_rounding_and_symmetric(r, order):
+    rng = np.random.default_rng(r)
+    m = 1200 if order == "F" else 1203  # rows of a factor in Fortran order are added up eight at a time
+    X = np.asarray(rng.standard_normal((m, r)) * 10.0 ** rng.uniform(-3, 3, r), order=order)
+    G = loops.block_gram(X)
+    assert G is not None
+    assert G.tobytes() == np.ascontiguousarray(G.T).tobytes()
+    exact = (X[:, :, None].astype(np.longdouble) * X[:, None, :]).sum(axis=0)
+    lengths = np.sqrt(np.diagonal(exact))
+    assert np.max(np.abs(G - exact) / lengths / lengths[:, None]) < 1e-14
+
+
+@compiled
+def test_gram_matrices_that_the_kernel_leaves_to_blas():
+    assert loops.block_gram(np.ones((5000, 7))) is None  # fewer columns than a tile has
+    assert loops.block_gram(np.ones((100, 8))) is None  # the call would take longer than the sums
+    assert loops.block_gram(np.asfortranarray(np.ones((1203, 16)))) is None
+    assert loops.block_gram(np.ones((2400, 16))[::2]) is None
+    X = np.ones((2000, 8))
+    X[7, 3] = np.nan
+    G = loops.block_gram(X)
+    assert G is not None
+    assert np.isnan(G).sum() == 15

@@ -1,5 +1,6 @@
-/* The inner loops of a merge into bfloat16. They have the bits of the NumPy code that is used where this file was not
-   compiled, and take a third of its time, because a number stays in a register from one step to the next.
+/* The inner loops of a merge into bfloat16, of Gram matrices and of DELLA. They take a third of the time of the NumPy code
+   that is used where this file was not compiled, because a number stays in a register from one step to the next. They
+   have the bits of that code, but for the last bits of Gram matrices, which depend on the library of BLAS too.
 
    Arrays come as buffers in C order: bfloat16 as 16 bits of unsigned integers, D and sums as float, factors as double.
    The sum of the products of an entry is exact (loralens/linalg/exact.py), so it may be formed in any order. */
@@ -104,6 +105,86 @@ static int multiply(const Product *p, double *tile) {
 #endif
     (void)tile;
     return 0;
+}
+
+/* Defines two functions for Gram matrices, as BLAS is slow on thin factors: NAME_columns computes XᵀX of X (m, r), and
+   NAME_rows computes X Xᵀ of X (r, n), where LANES divides n. Tiles of ROWS × GROUPS vectors, and of HIGH × WIDE sums of
+   a vector each, stay in registers. Only the tiles that reach the upper triangle are computed; X has at least SMALLEST
+   rank indices. */
+#define DEFINE_GRAM(NAME, TARGET, LANES, ROWS, GROUPS, HIGH, WIDE)                                                      \
+    typedef double NAME##_wide __attribute__((vector_size(8 * LANES), aligned(8), may_alias));                          \
+    __attribute__((target(TARGET))) static void NAME##_columns(const double *X, Py_ssize_t m, Py_ssize_t r, double *G) {\
+        enum { WIDTH = LANES * GROUPS };                                                                                \
+        for (Py_ssize_t i = 0; i < r; i += ROWS) {                                                                      \
+            Py_ssize_t top = r - i < ROWS ? r - ROWS : i;                                                               \
+            for (Py_ssize_t j = top / WIDTH * WIDTH; j < r; j += WIDTH) {                                               \
+                Py_ssize_t left = r - j < WIDTH ? r - WIDTH : j;                                                        \
+                NAME##_wide sums[ROWS][GROUPS];                                                                         \
+                memset(sums, 0, sizeof sums);                                                                           \
+                const double *x = X;                                                                                    \
+                for (Py_ssize_t k = 0; k < m; k++, x += r) {                                                            \
+                    NAME##_wide line[GROUPS];                                                                           \
+                    _Pragma("GCC unroll 8") for (int b = 0; b < GROUPS; b++)                                            \
+                        line[b] = *(const NAME##_wide *)(x + left + b * LANES);                                         \
+                    _Pragma("GCC unroll 8") for (int a = 0; a < ROWS; a++)                                              \
+                        _Pragma("GCC unroll 8") for (int b = 0; b < GROUPS; b++) sums[a][b] += x[top + a] * line[b];    \
+                }                                                                                                       \
+                for (int a = 0; a < ROWS; a++) memcpy(G + (top + a) * r + left, sums[a], sizeof sums[a]);               \
+            }                                                                                                           \
+        }                                                                                                               \
+    }                                                                                                                   \
+    __attribute__((target(TARGET))) static void NAME##_rows(const double *X, Py_ssize_t r, Py_ssize_t n, double *G) {   \
+        for (Py_ssize_t i = 0; i < r; i += HIGH) {                                                                      \
+            Py_ssize_t top = r - i < HIGH ? r - HIGH : i;                                                               \
+            for (Py_ssize_t j = top / WIDE * WIDE; j < r; j += WIDE) {                                                  \
+                Py_ssize_t left = r - j < WIDE ? r - WIDE : j;                                                          \
+                NAME##_wide sums[HIGH][WIDE];                                                                           \
+                memset(sums, 0, sizeof sums);                                                                           \
+                for (Py_ssize_t k = 0; k < n; k += LANES) {                                                             \
+                    NAME##_wide line[WIDE];                                                                             \
+                    _Pragma("GCC unroll 8") for (int b = 0; b < WIDE; b++)                                              \
+                        line[b] = *(const NAME##_wide *)(X + (left + b) * n + k);                                       \
+                    _Pragma("GCC unroll 8") for (int a = 0; a < HIGH; a++) {                                            \
+                        NAME##_wide x = *(const NAME##_wide *)(X + (top + a) * n + k);                                  \
+                        _Pragma("GCC unroll 8") for (int b = 0; b < WIDE; b++) sums[a][b] += x * line[b];               \
+                    }                                                                                                   \
+                }                                                                                                       \
+                for (int a = 0; a < HIGH; a++)                                                                          \
+                    for (int b = 0; b < WIDE; b++) {                                                                    \
+                        double sum = 0;                                                                                 \
+                        for (int lane = 0; lane < LANES; lane++) sum += sums[a][b][lane];                               \
+                        G[(top + a) * r + left + b] = sum;                                                              \
+                    }                                                                                                   \
+            }                                                                                                           \
+        }                                                                                                               \
+    }
+
+enum { SMALLEST = 8 }; /* rows and columns of any tile below, at most */
+#if defined(__x86_64__) && !defined(WITHOUT_AVX512)
+DEFINE_GRAM(gram_avx512, "avx512f", 8, 8, 1, 4, 4)
+#endif
+#if defined(__x86_64__)
+DEFINE_GRAM(gram_avx2, "avx2,fma", 4, 4, 2, 4, 2)
+#endif
+
+/* G of X (m, r), or of X (r, n) if `by_rows`; 0 where BLAS has to compute it. */
+static int gram(const double *X, Py_ssize_t length, Py_ssize_t r, int by_rows, double *G) {
+    int done = 0;
+    if (r < SMALLEST || (by_rows && length % SMALLEST))
+        return 0;
+#if defined(__x86_64__) && !defined(WITHOUT_AVX512)
+    if (__builtin_cpu_supports("avx512f"))
+        by_rows ? gram_avx512_rows(X, r, length, G) : gram_avx512_columns(X, length, r, G), done = 1;
+#endif
+#if defined(__x86_64__)
+    if (!done && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        by_rows ? gram_avx2_rows(X, r, length, G) : gram_avx2_columns(X, length, r, G), done = 1;
+#endif
+    for (Py_ssize_t i = 0; done && i < r; i++)
+        for (Py_ssize_t j = 0; j < i; j++)
+            G[i * r + j] = G[j * r + i];
+    (void)X, (void)G;
+    return done;
 }
 
 INLINE float widened(uint16_t number) {
@@ -291,6 +372,24 @@ static PyObject *py_multiply(PyObject *self, PyObject *args) {
     return result;
 }
 
+static PyObject *py_gram(PyObject *self, PyObject *args) {
+    Py_buffer b[2];
+    Py_ssize_t length, r;
+    int by_rows, done = 0;
+    if (!PyArg_ParseTuple(args, "y*nnpw*", &b[0], &length, &r, &by_rows, &b[1]))
+        return NULL;
+    int fits = length >= 0 && r >= 0 && b[0].len == length * r * (Py_ssize_t)sizeof(double) &&
+               b[1].len == r * r * (Py_ssize_t)sizeof(double);
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        done = gram(b[0].buf, length, r, by_rows, b[1].buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyObject *result = fits ? PyBool_FromLong(done) : refused();
+    release(b, 2);
+    return result;
+}
+
 static PyObject *py_subtract(PyObject *self, PyObject *args) {
     Py_buffer b[3];
     if (!PyArg_ParseTuple(args, "y*y*w*", &b[0], &b[1], &b[2]))
@@ -375,6 +474,7 @@ static PyObject *py_prune(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"multiply", py_multiply, METH_VARARGS, "D = B A + B2 A2 in float32, from exact sums in float64; False if it was not computed."},
+    {"gram", py_gram, METH_VARARGS, "The Gram matrix of a factor; False if it was not computed."},
     {"subtract", py_subtract, METH_VARARGS, "merged - D, rounded to bfloat16."},
     {"merge", py_merge, METH_VARARGS, "W + D, rounded to bfloat16, what is lost, and where the rounding is not undone."},
     {"predict", py_predict, METH_VARARGS, "What is lost of D at some places; the finite ones, and those that stay."},

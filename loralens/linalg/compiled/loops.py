@@ -1,8 +1,8 @@
 """The loops of ``kernel.c`` for NumPy arrays.
 
-Each function does its work only if the kernel was compiled and the arrays are of the kind that it takes: bfloat16 and
-float32 in C order. Otherwise it says so, and the caller computes the same bits with NumPy. With
-``LORALENS_KERNEL=off`` in the environment NumPy computes everything.
+Each function does its work only if the kernel was compiled and the arrays are of the kind that it takes, mostly
+bfloat16 and float32 in C order. Otherwise it says so, and the caller computes the same bits with NumPy; only the last
+bits of `block_gram` may be others. With ``LORALENS_KERNEL=off`` in the environment NumPy computes everything.
 """
 
 import os
@@ -19,6 +19,8 @@ Array = NDArray[Any]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # Of more entries than one in so many the differences are not collected: an undo file of them would be large anyway.
 FEW = 8
+# Numbers of a factor from which on its arithmetic takes longer than the call.
+MANY = 1 << 13
 # Numbers of a row from which on it is worth setting up the 6,144 counters of a radix sort.
 LONG = 512
 
@@ -52,6 +54,20 @@ def multiply(pairs: list[tuple[Array, Array]], out: NDArray[np.float32]) -> bool
         return False
     (B, A), (B2, A2) = pairs[0], pairs[1] if len(pairs) > 1 else _no_pair(*pairs[0])
     return bool(_loops.multiply(B, A, len(A), B2, A2, len(A2), *out.shape, out))
+
+
+def block_gram(X: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """XᵀX of a factor X (m, r), in C or Fortran order; None if it was not computed.
+
+    The sums have other last bits than those of BLAS, which differ between its libraries and processors too.
+    """
+    if _loops is None or X.size < MANY:
+        return None
+    m, r = X.shape
+    G = np.empty((r, r))
+    if X.flags.c_contiguous:
+        return G if _loops.gram(X, m, r, False, G) else None
+    return G if X.flags.f_contiguous and _loops.gram(X.T, m, r, True, G) else None
 
 
 def _no_pair(B: Array, A: Array) -> tuple[Array, Array]:
