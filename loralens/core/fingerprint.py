@@ -1,5 +1,6 @@
 """A hash of the update of an adapter that is the same in every dialect with the same numbers."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 from typing import Any
@@ -11,6 +12,7 @@ from loralens.core.lazy import Array, LazyArray, row_blocks
 from loralens.core.lowrank import LowRank
 from loralens.core.naming.normal_form import normal_form
 from loralens.core.structured import Dense, Update
+from loralens.linalg.compiled.loops import widen_halves
 
 # 2 MiB in float64.
 BLOCK = 1 << 18  # numbers hashed at a time
@@ -129,9 +131,10 @@ def _canonical_array(array: Array, dtype: np.dtype[Any]) -> Array:
 
     −0 becomes 0, and all NaN get the same bits.
     """
-    # NumPy converts float16 number by number; looking them up takes two thirds of the time.
     if array.dtype == np.float16 and dtype == _FLOAT32:
-        return _every_float16().take(array.view(np.uint16))
+        halves = widen_halves(array) if sys.byteorder == "little" else None
+        # NumPy converts float16 number by number; looking them up takes two thirds of the time.
+        return _every_float16().take(array.view(np.uint16)) if halves is None else halves
     wide = array.astype(dtype)
     # −0 + 0 is 0.
     wide += dtype.type(0)

@@ -9,6 +9,8 @@ import pytest
 
 from loralens.arithmetic import della
 from loralens.arithmetic.entries import Workspace
+from loralens.core.adapter import Adapter
+from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.linalg.compiled import loops
@@ -145,6 +147,8 @@ def test_the_kernel_refuses_arrays_of_other_sizes():
     W, D, B, A = np.zeros(8, np.uint16), np.zeros(8, np.float32), np.zeros((8, 2)), np.zeros((2, 32))
     places = np.zeros(3, np.int64)
     for call in (
+        lambda: loops._loops.widen(W, D[:4].copy()),
+        lambda: loops._loops.widen(W.view(np.uint8)[:15].copy(), D.copy()),
         lambda: loops._loops.subtract(W, D, W[:4].copy()),
         lambda: loops._loops.merge(W, D[:4], D.copy(), W.copy(), places, W[:3].copy()),
         lambda: loops._loops.merge(W, D, D[:4].copy(), W.copy(), places, W[:3].copy()),
@@ -191,6 +195,94 @@ def test_entries_make_the_patch_that_their_rows_make():
         assert one.coding == two.coding == ("patch" if share < 1 else "xor")
         assert [s.read().tobytes() for s in one.streams] == [s.read().tobytes() for s in two.streams]
         assert np.array_equal(PatchReader(two, 2).block(R).view(np.uint16), W.view(np.uint16))
+
+
+@compiled
+@pytest.mark.parametrize("count", [0, 1, 7, 64, 1000, 1 << 16])
+def test_every_float16_is_widened_as_by_numpy(count):
+    halves = np.random.default_rng(6).permutation(1 << 16).astype(np.uint16).view(np.float16)[:count]
+    with np.errstate(invalid="ignore"):
+        expected = halves.astype(np.float32) + np.float32(0)
+    expected[np.isnan(halves)] = np.nan
+    assert np.array_equal(loops.widen_halves(halves).view(np.uint32), expected.view(np.uint32))
+
+
+def test_only_float16_in_c_order_is_widened(by_numpy):
+    halves = np.ones((4, 6), np.float16)
+    for other in (halves.T, halves[:, ::2], halves.astype(np.float32), halves.astype(BF16)):
+        assert loops.widen_halves(other) is None
+    assert by_numpy(loops.widen_halves, halves) is None
+
+
+@compiled
+def test_a_fingerprint_is_that_of_numpy(by_numpy):
+    rng = np.random.default_rng(7)
+    bits = rng.integers(1 << 16, size=(2, 64, 8), dtype=np.uint16).view(np.float16)  # NaN and infinities too
+    adapter = Adapter(modules={"q": LowRank(bits[0], bits[1].T.copy(), 2.0), "k": LowRank(bits[1], bits[0].T)})
+    assert fingerprint(adapter) == by_numpy(fingerprint, adapter)
+
+
+def _side(rng, modules, rank, size):
+    numbers = rng.standard_normal((modules, rank, size)) * 1e3
+    numbers[0, 0, :4] = [0.5, 1.5, -2.5, -0.0]  # ties are rounded to even
+    factors = np.ldexp(1.0, rng.integers(-2, 3, (modules, rank)))
+    factors[0, 0] = 1
+    positions = rng.integers(loops.BUCKETS, size=(modules, size))
+    return loops.SketchSide(numbers, factors, positions, rng.choice([-1.0, 1.0], (modules, size)))
+
+
+@compiled
+@pytest.mark.parametrize(("modules", "rank"), [(1, 1), (1, 8), (3, 3), (4, 8), (1, 32), (31, 1)])
+def test_the_sum_of_squared_transforms_is_that_of_numpy(modules, rank):
+    rng = np.random.default_rng(rank)
+    sides = [_side(rng, modules, rank, size) for size in (50, 5000)]
+    expected = np.zeros(loops.BUCKETS, np.complex128)
+    for module in range(modules):
+        for row in range(rank):
+            z = np.zeros(loops.BUCKETS, np.complex128)
+            for side, unit in zip(sides, (1, 1j), strict=True):
+                rounded = np.rint(side.numbers[module, row] * side.factors[module, row]) * side.signs[module]
+                np.add.at(z, side.positions[module], unit * rounded)
+            expected += np.fft.fft(z) ** 2
+    result = loops.sum_of_squares(*sides)
+    assert np.abs(result - expected).max() < 1e-13 * np.abs(expected).max()
+    # The inverse transform consists of integers, which are those of NumPy.
+    halves = [np.fft.ifft(sums).imag / 2 for sums in (result, expected)]
+    assert np.array_equal(*map(np.rint, halves))
+    assert np.abs(halves[0] - np.rint(halves[0])).max() < 0.01
+    # Rows that do not follow each other in memory are copied.
+    apart = [side._replace(numbers=np.repeat(side.numbers, 2, axis=2)[..., ::2]) for side in sides]
+    assert np.array_equal(loops.sum_of_squares(*apart), result)
+
+
+@compiled
+def test_nan_reaches_the_sum_of_squared_transforms():
+    sides = [_side(np.random.default_rng(0), 1, 2, 50) for _ in range(2)]
+    for number in (np.nan, np.inf):
+        sides[1].numbers[0, 1, 7] = number
+        assert not np.isfinite(loops.sum_of_squares(*sides)).any()
+
+
+@compiled
+def test_buckets_outside_of_the_sketch_leave_no_array():
+    sides = [_side(np.random.default_rng(0), 1, 2, 50) for _ in range(2)]
+    expected = loops.sum_of_squares(*sides)
+    sides[0].positions[0, ::2] += 1000 * loops.BUCKETS
+    sides[1].positions[0, ::3] -= 2000 * loops.BUCKETS
+    assert np.array_equal(loops.sum_of_squares(*sides), expected)
+
+
+@compiled
+@pytest.mark.parametrize("place", range(11))
+def test_the_transform_refuses_arrays_of_other_sizes(place):
+    B, A = (_side(np.random.default_rng(0), 2, 3, size) for size in (5, 6))
+    total = np.zeros(loops.BUCKETS, complex)
+    arguments = [*B, *A, 3, loops._turns(), total]
+    # The order of the arguments is that of the kernel: numbers, factors, positions and signs of both sides.
+    loops._loops.convolve(*arguments)
+    for other in (4, 0, -3) if place == 8 else (arguments[place].ravel()[:-1].copy(), bytearray()):
+        with pytest.raises(ValueError, match="sizes"):
+            loops._loops.convolve(*arguments[:place], other, *arguments[place + 1 :])
 
 
 def test_a_kernel_that_is_older_than_its_source_is_not_used(tmp_path: Path) -> None:

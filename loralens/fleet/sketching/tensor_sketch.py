@@ -22,6 +22,7 @@ from loralens.core.lazy import Array
 from loralens.errors import FormatError
 from loralens.fleet.sketching.hashes import Positions, bucket_hash, bucket_hashes
 from loralens.fleet.sketching.sketches import WIDTH
+from loralens.linalg.compiled.loops import SketchSide, sum_of_squares
 
 COLUMNS = 32  # convolutions that are added before they are rounded
 # An entry of the count-sketch of a column times one of its row is at most 2²⁸, so the sum of 32 convolutions of 4096
@@ -86,16 +87,18 @@ class TensorSketch:
         bits = [np.frexp(size * hashed.most)[1].astype(np.int64) for size, hashed in zip(sizes, hashes, strict=True)]
         shift = self._common_shift(used.size, BITS - int((bits[0] + bits[1])[used].max()))
         x_shifts = (shift + bits[1] - bits[0]) // 2
-        for rows, shifts, hashed in zip((B, A), (x_shifts, shift - x_shifts), hashes, strict=True):
+        sides = [
             # A column of zeros adds nothing, so the row of the other factor must not either.
-            rows *= (np.ldexp(1.0, shifts.astype(np.int32)) * used)[..., None]
-            np.rint(rows, out=rows)
-            rows *= hashed.signs.astype(np.float64, copy=False)[:, None]
-        step = max(1, TOGETHER // B.shape[1])
-        places = [_places(keys, side, rows.shape[1:], step) for side, rows in (("out", B), ("in", A))]
-        for first in range(0, len(keys), step):
-            part = slice(first, first + step)
-            self._transform += _squares([(places[0][part], B[part]), (places[1][part], A[part])])
+            SketchSide(
+                rows,
+                np.ldexp(1.0, shifts.astype(np.int32)) * used,
+                hashed.positions.astype(np.intp, copy=False),
+                hashed.signs.astype(np.float64, copy=False),
+            )
+            for rows, shifts, hashed in zip((B, A), (x_shifts, shift - x_shifts), hashes, strict=True)
+        ]
+        squares = sum_of_squares(*sides)
+        self._transform += _sum_of_squares(keys, *sides) if squares is None else squares
         self._count += used.size
 
     def _common_shift(self, count: int, shift: int) -> int:
@@ -150,6 +153,22 @@ class TensorSketch:
         if not np.isfinite(self._total).all():
             raise FormatError("ΔW holds NaN or Inf", fix="go back to an earlier checkpoint")
         return self._total
+
+
+def _sum_of_squares(keys: Sequence[str], B: SketchSide, A: SketchSide) -> Complexes:
+    """What `loops.sum_of_squares` computes, by NumPy; it changes the numbers of both sides."""
+    for side in (B, A):
+        rows = side.numbers
+        rows *= side.factors[..., None]
+        np.rint(rows, out=rows)
+        rows *= side.signs[:, None]
+    step = max(1, TOGETHER // B.numbers.shape[1])
+    places = [_places(keys, name, side.numbers.shape[1:], step) for name, side in (("out", B), ("in", A))]
+    total = np.zeros(WIDTH, np.complex128)
+    for first in range(0, len(keys), step):
+        part = slice(first, first + step)
+        total += _squares([(places[0][part], B.numbers[part]), (places[1][part], A.numbers[part])])
+    return total
 
 
 def _places(keys: Sequence[str], side: str, shape: tuple[int, ...], together: int) -> Positions:

@@ -1,6 +1,7 @@
-/* The inner loops of a merge into bfloat16, of Gram matrices and of DELLA. They take a third of the time of the NumPy code
-   that is used where this file was not compiled, because a number stays in a register from one step to the next. They
-   have the bits of that code, but for the last bits of Gram matrices, which depend on the library of BLAS too.
+/* The inner loops of a merge into bfloat16, of Gram matrices, of DELLA and of sketches. They take a third of the time of
+   the NumPy code that is used where this file was not compiled, because a number stays in a register from one step to
+   the next. They have the bits of that code, but for the last bits of Gram matrices, which depend on the library of BLAS
+   too, and of transforms, whose results are rounded to integers.
 
    Arrays come as buffers in C order: bfloat16 as 16 bits of unsigned integers, D and sums as float, factors as double.
    The sum of the products of an entry is exact (loralens/linalg/exact.py), so it may be formed in any order. */
@@ -332,6 +333,97 @@ static void prune(float *row, const uint16_t *words, const float *factors, Py_ss
     }
 }
 
+/* Float16 as float, exactly. -0 becomes 0, and all NaN become the one of NumPy. Numbers below the smallest normal one
+   come from integers, since a processor may be set to take such a float for 0. */
+FOR_EVERY_PROCESSOR
+static void widen_halves(const uint16_t *restrict halves, Py_ssize_t count, uint32_t *restrict wide) {
+    for (Py_ssize_t i = 0; i < count; i++) {
+        uint32_t half = halves[i], size = half & 0x7FFF, bits;
+        float below = (float)(int32_t)size * 0x1p-24f;
+        memcpy(&bits, &below, sizeof bits);
+        /* With masks, as a condition would keep the compiler from computing several numbers at a time. */
+        uint32_t is_below = -(uint32_t)(size < 0x400), ends = -(uint32_t)(size >= 0x7C00);
+        bits = (bits & is_below) | (((size << 13) + (112u << 23)) & ~is_below);
+        bits = (bits & ~ends) | (0x7F800000 & ends) | ((half & 0x8000) << 16 & -(uint32_t)(size > 0));
+        ends = -(uint32_t)(size > 0x7C00);
+        wide[i] = (bits & ~ends) | (0x7FC00000 & ends);
+    }
+}
+
+enum { BUCKETS = 4096, LANES = 8 }; /* of a count-sketch, and the columns that are transformed side by side */
+
+typedef struct {
+    double re[LANES], im[LANES];
+} Lanes;
+
+/* One side of modules, as in `loops.SketchSide`, with the numbers of its rows in C order. */
+typedef struct {
+    const double *numbers, *factors, *signs;
+    const int64_t *positions;
+    Py_ssize_t size;
+} Side;
+
+/* Adds the rounded numbers of a row to their buckets; `z` is the real or imaginary part of a lane. */
+INLINE void scatter(const Side *side, Py_ssize_t row, Py_ssize_t module, double *z) {
+    const double magic = 0x1.8p52, factor = side->factors[row], *numbers = side->numbers + row * side->size;
+    const double *signs = side->signs + module * side->size;
+    const int64_t *positions = side->positions + module * side->size;
+    for (Py_ssize_t i = 0; i < side->size; i++)
+        /* The sum with 1.5 * 2^52 rounds to an integer, ties to even. */
+        z[(positions[i] & (BUCKETS - 1)) * (2 * LANES)] += (numbers[i] * factor + magic - magic) * signs[i];
+}
+
+/* The first step of a transform of `length` numbers by decimation in frequency: its quarters are then transformed. */
+INLINE void split(Lanes *z, const double *turns, int length) {
+    int quarter = length / 4, step = 2 * BUCKETS / length;
+    for (int j = 0; j < quarter; j++) {
+        Lanes *a = z + j, *b = a + quarter, *c = b + quarter, *d = c + quarter;
+        const double *t1 = turns + step * j, *t2 = t1 + step * j, *t3 = t2 + step * j;
+        double re1 = t1[0], im1 = t1[1], re2 = t2[0], im2 = t2[1], re3 = t3[0], im3 = t3[1];
+        _Pragma("GCC ivdep") for (int i = 0; i < LANES; i++) {
+            double p_re = a->re[i] + c->re[i], p_im = a->im[i] + c->im[i];
+            double q_re = a->re[i] - c->re[i], q_im = a->im[i] - c->im[i];
+            double r_re = b->re[i] + d->re[i], r_im = b->im[i] + d->im[i];
+            double s_re = b->re[i] - d->re[i], s_im = b->im[i] - d->im[i];
+            double b_re = q_re + s_im, b_im = q_im - s_re, c_re = p_re - r_re, c_im = p_im - r_im;
+            double d_re = q_re - s_im, d_im = q_im + s_re;
+            a->re[i] = p_re + r_re, a->im[i] = p_im + r_im;
+            b->re[i] = re1 * b_re - im1 * b_im, b->im[i] = re1 * b_im + im1 * b_re;
+            c->re[i] = re2 * c_re - im2 * c_im, c->im[i] = re2 * c_im + im2 * c_re;
+            d->re[i] = re3 * d_re - im3 * d_im, d->im[i] = re3 * d_im + im3 * d_re;
+        }
+    }
+}
+
+/* The sum of the squares of the transforms of all columns, in the order in which `split` leaves them: the digits of a
+   place to the base 4 are reversed. Its last bits are not those of NumPy. What follows from it is rounded to integers,
+   and the numbers are so small that both give the same ones (loralens/fleet/sketching/tensor_sketch.py). */
+FOR_EVERY_PROCESSOR
+static void convolve(const Side *B, const Side *A, Py_ssize_t rows, Py_ssize_t rank, const double *turns, Lanes *z,
+                     double *total) {
+    memset(total, 0, 2 * BUCKETS * sizeof *total);
+    for (Py_ssize_t first = 0; first < rows; first += LANES) {
+        memset(z, 0, BUCKETS * sizeof *z);
+        for (Py_ssize_t row = first; row < rows && row < first + LANES; row++) {
+            scatter(B, row, row / rank, z->re + row - first);
+            scatter(A, row, row / rank, z->im + row - first);
+        }
+        /* A quarter is transformed as a whole, since it then stays in a nearer cache. */
+        for (int start = 0; start < BUCKETS; start += 4)
+            for (int length = BUCKETS; length >= 4; length /= 4)
+                if (start % length == 0)
+                    split(z + start, turns, length);
+        for (int k = 0; k < BUCKETS; k++) {
+            double sums[2] = {0, 0};
+            for (int i = 0; i < LANES; i++) {
+                sums[0] += z[k].re[i] * z[k].re[i] - z[k].im[i] * z[k].im[i];
+                sums[1] += 2 * z[k].re[i] * z[k].im[i];
+            }
+            total[2 * k] += sums[0], total[2 * k + 1] += sums[1];
+        }
+    }
+}
+
 /* The functions of the module check the sizes of all buffers, so that none of the loops leaves one. */
 
 static PyObject *refused(void) {
@@ -472,6 +564,58 @@ static PyObject *py_prune(PyObject *self, PyObject *args) {
     return result;
 }
 
+static PyObject *py_widen(PyObject *self, PyObject *args) {
+    Py_buffer b[2];
+    if (!PyArg_ParseTuple(args, "y*w*", &b[0], &b[1]))
+        return NULL;
+    Py_ssize_t count = b[0].len / 2;
+    PyObject *result = NULL;
+    if (b[0].len != 2 * count || b[1].len != 4 * count)
+        refused();
+    else {
+        Py_BEGIN_ALLOW_THREADS
+        widen_halves(b[0].buf, count, b[1].buf);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    release(b, 2);
+    return result;
+}
+
+static PyObject *py_convolve(PyObject *self, PyObject *args) {
+    Py_buffer b[10];
+    Py_ssize_t rank, wide = sizeof(double);
+    if (!PyArg_ParseTuple(args, "y*y*y*y*y*y*y*y*ny*w*", &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6], &b[7], &rank,
+                          &b[8], &b[9]))
+        return NULL;
+    Py_ssize_t rows = b[1].len / wide, modules = rank > 0 ? rows / rank : 0;
+    Side sides[2];
+    int fit = modules && rows == modules * rank && b[8].len == 2 * BUCKETS * wide && b[9].len == b[8].len;
+    for (int i = 0; i < 2; i++) {
+        const Py_buffer *side = b + 4 * i;
+        Py_ssize_t size = modules ? side[2].len / wide / modules : 0;
+        sides[i] = (Side){side[0].buf, side[1].buf, side[3].buf, side[2].buf, size};
+        fit = fit && side[0].len == rows * size * wide && side[1].len == rows * wide &&
+              side[2].len == modules * size * wide && side[3].len == side[2].len;
+    }
+    PyObject *result = NULL;
+    void *memory = NULL;
+    if (!fit)
+        refused();
+    else if (!(memory = malloc(BUCKETS * sizeof(Lanes) + LINE)))
+        PyErr_NoMemory();
+    else {
+        Lanes *z = (Lanes *)(((uintptr_t)memory + LINE - 1) / LINE * LINE);
+        Py_BEGIN_ALLOW_THREADS
+        convolve(&sides[0], &sides[1], rows, rank, b[8].buf, z, b[9].buf);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    free(memory);
+    release(b, 10);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"multiply", py_multiply, METH_VARARGS, "D = B A + B2 A2 in float32, from exact sums in float64; False if it was not computed."},
     {"gram", py_gram, METH_VARARGS, "The Gram matrix of a factor; False if it was not computed."},
@@ -479,6 +623,8 @@ static PyMethodDef methods[] = {
     {"merge", py_merge, METH_VARARGS, "W + D, rounded to bfloat16, what is lost, and where the rounding is not undone."},
     {"predict", py_predict, METH_VARARGS, "What is lost of D at some places; the finite ones, and those that stay."},
     {"prune", py_prune, METH_VARARGS, "Which entries of rows DELLA keeps, after all are multiplied by the factor of their rank."},
+    {"widen", py_widen, METH_VARARGS, "Float16 as float, without -0 and with one NaN."},
+    {"convolve", py_convolve, METH_VARARGS, "The sum of the squared transforms of the count-sketches of columns."},
     {NULL, NULL, 0, NULL},
 };
 
