@@ -66,6 +66,7 @@ def test_modules_ranks_scales_and_leftovers(name: str, real: Path) -> None:
     assert len(adapter.extra) == extras
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("name", PEFT)
 def test_singular_values_are_those_of_the_dense_update(name: str, real: Path) -> None:
     adapter = loralens.load(real / name, allow_pickle=True)
@@ -77,6 +78,7 @@ def test_singular_values_are_those_of_the_dense_update(name: str, real: Path) ->
         np.testing.assert_allclose(s, dense[: len(s)], rtol=1e-9, atol=1e-14 * dense[0])
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("name", PEFT)
 def test_tables_are_printed_for_people(name: str, real: Path) -> None:
     for command in ("inspect", "spectrum"):
@@ -85,6 +87,7 @@ def test_tables_are_printed_for_people(name: str, real: Path) -> None:
         assert len(result.stdout.splitlines()) > 5
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_dialects_are_told_by_their_content(name: str, real: Path) -> None:
     form, count, ranks, shape = OTHERS[name]
@@ -119,6 +122,7 @@ def test_loralib_through_peft_and_back(real: Path, tmp_path: Path) -> None:
     assert {module.scale for module in loralens.load(back, allow_pickle=True).modules.values()} == {2.0}
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("to", ["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib"])
 @pytest.mark.parametrize(
     "name", ["bertbase-rslora-epoch2", "bloom560m-mergedlinear", "opt125m-bf16-r16", "sam-vitb-rank4"]

@@ -35,6 +35,7 @@ def test_a_command_that_fails_is_told_with_its_complaint() -> None:
         once(["sh", "-c", "echo no such thing >&2; exit 3"])
 
 
+@pytest.mark.slow
 def test_cpu_seconds_are_those_of_children_too() -> None:
     work = "sum(range(10**6))"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}])"

@@ -25,6 +25,7 @@ def llama() -> train_sides.Setting:
 
 def test_the_part_for_a_gpu_runs_on_a_cpu(llama: train_sides.Setting) -> None:
     found = train_card.in_turn(turns=3, device="cpu", size=train_card.TINY)
+@pytest.mark.slow
     assert found["card"] == "cpu"
     assert found["turns"] == 3
     assert set(found["throughput_over_peft"]) == {"ours", "ours_by_hand"}
@@ -49,6 +50,7 @@ def test_the_work_of_a_step_is_four_operations_a_weight_and_token(llama: train_s
 
 def test_both_sides_take_the_same_steps(llama: train_sides.Setting) -> None:
     wide = replace(llama, make=lambda: llama.make().float())
+@pytest.mark.slow
     seen = train_sides.in_turn(wide, turns=4, warm=1)
     assert all(len(seen.seconds[side]) == 4 for side in train_sides.SIDES)
     assert seen.losses["ours"] == pytest.approx(seen.losses["peft"], rel=1e-5)
@@ -90,4 +92,5 @@ def test_without_the_packages_their_figures_are_owed(monkeypatch: pytest.MonkeyP
 
 def test_what_a_process_says_wrong_is_told() -> None:
     with pytest.raises(RuntimeError, match="invalid choice"):
+@pytest.mark.slow
         train.process("nonsense")

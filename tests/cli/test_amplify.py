@@ -110,6 +110,7 @@ def test_the_paths_of_no_top_and_exact_agree(small: Path, base: Path) -> None:
     assert len(third[0]["phi"]["in"][0]) == 4
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("suffix", slow_except(["png", "svg", "pdf"], "png"))
 @pytest.mark.parametrize("top", [(), ("--no-top",)])
 def test_plot_is_written(small: Path, base: Path, tmp_path: Path, suffix: str, top: tuple[str, ...]) -> None:

@@ -163,6 +163,7 @@ def test_doctor_tells_adapters_of_other_shapes_apart(home: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_real_adapters_of_one_base_are_not_warned_of(real: Path) -> None:
     bases.real()
     runs = [real / f"minilm-souravt-{name}" for name in ("ckpt100", "ckpt400", "finetuned")]

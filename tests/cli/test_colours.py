@@ -40,6 +40,7 @@ def test_a_terminal_gets_colours_and_with_no_color_none(small: Path) -> None:
 
 
 # What asks for colours is the likeliest to bring them.
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "colour", [{"FORCE_COLOR": "1"}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({}, {"NO_COLOR": "1"}))]
 )

@@ -186,6 +186,7 @@ def test_interrupted_it_leaves_nothing_behind(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_time_left_is_shown(small: Path, tmp_path: Path) -> None:
     leader, follower = os.openpty()
     command = [sys.executable, "-m", "loralens", "combine", str(small), str(small), "-o", str(tmp_path / "out")]

@@ -34,11 +34,13 @@ def test_names_of_commands_and_of_options_are_completed() -> None:
     assert "plain,update" in completed("loralens", "similarity", "--of", "u")
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("words", [("spectrum", "ch"), ("combine", "ch"), ("amplify", "x", "--base", "ch")])
 def test_paths_are_left_to_the_shell(words: tuple[str, ...]) -> None:
     assert completed("loralens", *words) == ["file,ch"]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("words", ["loralens sp", "loralens merge --ba", "loralens spectrum a"])
 def test_nothing_heavy_is_imported_to_complete(words: str) -> None:
     code = (

@@ -174,6 +174,7 @@ def test_activations(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "belong to another adapter" in result.stderr
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(("size", "by_weights"), [(1400, False), (2000, True)])
 @pytest.mark.parametrize("seed", slow_except(range(3), 0))
 def test_few_bits_chosen_with_the_data_lose_no_more_on_them(

@@ -507,6 +507,7 @@ def with_full(source: Path, target: Path, tensors: dict[str, np.ndarray]) -> Pat
     return target
 
 
+@pytest.mark.some(9)
 @pytest.mark.parametrize("to", ["gguf", "mlx", "kohya"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -92,6 +92,7 @@ def test_one_token_is_one_token_and_adapters_of_one_length_say_it_once(home: Pat
     assert stderr.count("1 of 4 texts is longer than 9 tokens; 1 token is left out") == 1
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_length_for_which_the_model_has_no_positions_is_said(command: str, home: Path, tmp_path: Path) -> None:
     for length, said in ((POSITIONS, 0), (64, 1)):

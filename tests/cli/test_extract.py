@@ -215,6 +215,7 @@ def real_base() -> Path:
         pytest.skip("the real base is not installed here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "cosine_least", "sigma"), [("f32", 1 - 1e-10, 1e-5), ("bf16", 0.99, 0.03)])
 def test_a_real_adapter_comes_back_from_a_real_base(
     real: Path, real_base: Path, tmp_path: Path, dtype: str, cosine_least: float, sigma: float

@@ -148,6 +148,7 @@ def test_csv_tells_names_with_control_characters_apart(tmp_path: Path) -> None:
     assert {"plain", "a\\x1b[31mb", "ab", "a\\\\x1b[31mb"} <= set(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the command is for a shell of Unix")
 def test_the_command_of_stats_makes_all_fit_and_touches_no_other(tmp_path: Path) -> None:
     for i in range(20):

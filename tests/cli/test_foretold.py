@@ -129,6 +129,7 @@ def test_the_report_has_the_same_numbers(home: Path, tmp_path: Path) -> None:
         assert f"a merge into {told['dtype']} weights" in text
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("dtype", [None, "bf16", "f16"])
 @pytest.mark.parametrize("adapter", ["minilm-souravt-ckpt100", "minilm-souravt-ckpt400", "minilm-souravt-finetuned"])
 def test_real_adapters_on_their_base(adapter: str, dtype: str | None, real: Path) -> None:

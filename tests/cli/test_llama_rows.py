@@ -172,7 +172,7 @@ MEASURED: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.some(6)
+@pytest.mark.some(4)
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_sees_the_rows_of_the_base(verb: str, home: Path, tmp_path: Path) -> None:
     of = {}

@@ -33,6 +33,7 @@ def test_a_path_that_the_system_refuses_is_named(small: Path) -> None:
     assert "output" not in done.stderr
 
 
+@pytest.mark.some(1)
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [["spectrum", "--json"], ["inspect"]])
 def test_a_full_disk_behind_stdout_is_one_message(small: Path, arguments: list[str]) -> None:

@@ -87,6 +87,7 @@ def test_the_table_is_exactly_this(small: Path, base: Path, tmp_path: Path) -> N
     assert result.stderr == ""
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("command", ["merge", "unmerge", "verify"])
 def test_help_is_light(command: str) -> None:
     assert not imported(command, "--help") & {*HEAVY}

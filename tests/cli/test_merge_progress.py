@@ -53,6 +53,7 @@ def commands(small: Path, tmp_path: Path) -> dict[str, list[object]]:
     }
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", slow_except(PLACES, "merge", "extract"))
 def test_interrupted_it_ends_with_130_and_leaves_nothing(name: str, commands, tmp_path: Path) -> None:
     before = contents(tmp_path)
@@ -80,6 +81,7 @@ shutil.rmtree = disturbed
 """
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_does_not_disturb_what_tidies_up_after_the_first(commands, tmp_path: Path) -> None:
     before = contents(tmp_path)
     module, name = PLACES["merge"]
@@ -96,6 +98,7 @@ LABELS = {
 }  # fmt: skip
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", slow_except(LABELS, "unmerge", "verify"))
 def test_on_a_terminal_there_is_a_bar_and_the_time_that_is_left(name: str, commands) -> None:
     """A terminal of the system stands behind stderr; the bar is drawn there and wiped off, stdout has the result."""
@@ -118,6 +121,7 @@ def test_on_a_terminal_there_is_a_bar_and_the_time_that_is_left(name: str, comma
     assert shown
 
 
+@pytest.mark.slow
 def test_in_a_pipe_nothing_is_drawn(commands) -> None:
     code = "from loralens.cli.main import run; run()"
     found = subprocess.run(

@@ -84,6 +84,7 @@ def numbers(record: object, name: str = "", *, of: str = "") -> list[float]:
     return [float(record)] if plain and of in name else []  # type: ignore[arg-type]
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize(
     ("verb", "of"),
     [

@@ -262,6 +262,7 @@ def test_an_unreadable_file_is_one_error(tmp_path: Path) -> None:
     assert not (tmp_path / "x.html").exists()
 
 
+@pytest.mark.slow
 def test_the_real_rank_series_and_the_real_run(real: Path, tmp_path: Path) -> None:
     series = [real / f"sam-vitb-rank{rank}" for rank in (2, 4, 8, 16)]
     record = json.loads(run(*series, "--json").stdout)

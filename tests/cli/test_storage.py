@@ -156,6 +156,7 @@ def test_what_is_of_a_whole_module_is_refused_for_a_part(folders, tmp_path: Path
     assert "in parts, but a magnitude needs the whole weight" in refused.stderr
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(("to", "name"), [("mlx", "mlx"), ("gguf", "adapter.gguf")])
 @pytest.mark.parametrize("storage", [0, 1], ids=["stacks", "alone"])
 def test_what_convert_writes_of_expert_stacks_merges_as_the_adapter_does(

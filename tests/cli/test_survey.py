@@ -136,6 +136,7 @@ def test_no_folder_and_two_forms_are_exit_2(tmp_path: Path) -> None:
     assert run("--json", "--csv", tmp_path).exit_code == 2
 
 
+@pytest.mark.slow
 def test_all_real_adapters(real: Path) -> None:
     result = run("--json", "--allow-pickle", real)
     assert result.exit_code == 0

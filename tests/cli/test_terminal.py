@@ -130,6 +130,7 @@ def test_outputs_metadata_and_json_hold_such_paths(name, made, tmp_path):
     assert said("unmerge", tmp_path / f"m{name}", "-o", tmp_path / f"b{name}")[0] == 0
 
 
+@pytest.mark.slow
 def test_what_was_written_is_said_in_one_line(made, small, tmp_path):
     folder, name, shown = made(MOVING), MOVING, r"a\x0aerror: fake\x09b\x0dc\x1b[31m"
     base = sharded(tmp_path / f"base{name}", tensors(size=2.0))
@@ -270,6 +271,7 @@ def test_a_closed_standard_output_is_one_message(words, small):
     assert done.returncode == 2
     assert done.stderr.count("error:") == done.stderr.count("fix:") == 1
     assert "the output cannot be written" in done.stderr
+@pytest.mark.slow
 
 
 def test_a_closed_standard_error_loses_only_what_is_said_there(small):
@@ -277,6 +279,7 @@ def test_a_closed_standard_error_loses_only_what_is_said_there(small):
     assert done.returncode == 0
     assert "model.layers.0.self_attn.q_proj" in done.stdout
     assert closed(["spectrum", "nothing"], 2).returncode == 2
+@pytest.mark.slow
 
 
 def test_with_all_streams_closed_no_file_takes_their_place(small, tmp_path):
@@ -284,6 +287,7 @@ def test_with_all_streams_closed_no_file_takes_their_place(small, tmp_path):
     closed(["compress", small, "--rank", "1", "-o", tmp_path / "out"], 0, 1, 2)
     assert len(loralens.load(tmp_path / "out")) == 6
     assert len(loralens.load(small)) == 6
+@pytest.mark.slow
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

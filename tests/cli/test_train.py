@@ -125,6 +125,7 @@ def test_the_adapter_says_how_it_was_made(home: Path, tmp_path: Path) -> None:
     assert (adapter.config or {})["use_rslora"] is True
 
 
+@pytest.mark.slow
 def test_the_same_command_leaves_the_same_bytes(home: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         good(*classify(home, tmp_path / name, "--dropout", 0.2))
@@ -194,6 +195,7 @@ def test_one_token_a_text_teaches_nothing(home: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 def test_a_model_of_16_bits_is_trained_with_its_head_in_32(home: Path, tmp_path: Path, dtype: str) -> None:
     result = good(*classify(home, tmp_path / "a", "--dtype", dtype, "--eval", home / "d.jsonl", "--json"))
@@ -401,6 +403,7 @@ def test_a_model_that_sees_later_tokens_does_not_learn_to_foretell_them(home: Pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_is_said_at_the_end_is_of_the_adapter_that_was_written(home: Path, tmp_path: Path) -> None:
     more = ("--eval", home / "d.jsonl", "--evaluate-every", 1, "--patience", 2, "--save-every", 1, "--lr", 0.4)
     more = (*more, "--steps", 20)
@@ -436,6 +439,7 @@ def test_dora_on_words_is_measured_as_it_was_trained(home: Path, tmp_path: Path)
     assert not result.stderr
 
 
+@pytest.mark.slow
 def test_a_base_with_other_numbers_is_another_run(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models.folder(models.llama(), tmp_path / "base")
     mine = lambda target, *more: speak(tmp_path, target, "--data", home / "d.txt", *more, model="base")  # noqa: E731
@@ -501,6 +505,7 @@ def _looks(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()[1:]]
 
 
+@pytest.mark.slow
 def test_signs_are_told_while_a_watched_run_lasts_and_once(home: Path, tmp_path: Path) -> None:
     # Nothing is learned at a rate that float32 does not hold: ΔW stays 0.
     more = ("--watch", 1, "--save-every", 1, "--lr", 1e-60)
@@ -514,6 +519,7 @@ def test_signs_are_told_while_a_watched_run_lasts_and_once(home: Path, tmp_path:
     assert re.search(r"ΔW is 0 after 2 steps \(zero-update\)\.\n  fix: check that", shown)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_watched_from_its_resumption_on(home: Path, tmp_path: Path) -> None:
     interrupted(home, tmp_path / "a", "--save-every", 2, at=3)
     good(*classify(home, tmp_path / "a", "--watch", 1, "--resume"))
@@ -614,6 +620,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(home: Path, tmp_path: Path
     assert "is not there" in refused(*classify(home, tmp_path / "never", "--resume"))
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_says_what_was_evaluated_before_it_was_stopped(home: Path, tmp_path: Path) -> None:
     more = ("--eval", home / "d.jsonl", "--evaluate-every", 1, "--save-every", 2)
     whole = good(*classify(home, tmp_path / "whole", *more)).stdout.splitlines()[-1]
@@ -623,12 +630,14 @@ def test_a_run_that_goes_on_says_what_was_evaluated_before_it_was_stopped(home: 
     assert result.stdout.splitlines()[-1] == whole
 
 
+@pytest.mark.slow
 def test_an_interruption_before_the_first_state_says_so(home: Path, tmp_path: Path) -> None:
     result = interrupted(home, tmp_path / "a", at=1)
     assert "holds the log; no state had been saved, so --resume begins anew" in result.stderr
     assert "going on after step 0" in good(*classify(home, tmp_path / "a", "--resume")).stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_a_run_goes_on_from(home: Path, tmp_path: Path) -> None:
     good(*classify(home, tmp_path / "whole"))
     save = Training.save
@@ -648,6 +657,7 @@ def test_a_full_disk_leaves_what_a_run_goes_on_from(home: Path, tmp_path: Path) 
     assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_not_disturbed(home: Path, tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     seen: list[str] = []
@@ -760,6 +770,7 @@ def test_a_terminal_gets_one_line_that_moves_and_goes_away() -> None:
     assert parts[4].endswith("\n")
 
 
+@pytest.mark.slow
 def test_lines_stay_where_nobody_looks_at_a_terminal(home: Path, tmp_path: Path) -> None:
     lines = good(*classify(home, tmp_path / "a", "--steps", 20)).stderr.splitlines()
     assert [line.split()[1] for line in lines] == [f"{step}/20" for step in range(2, 21, 2)]

@@ -70,6 +70,7 @@ def mean_loss(home: Path, *, masked: bool) -> float:
     return total / count
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(("option", "masked"), [("--mask-prompt", True), ("--no-mask-prompt", False)])
 def test_the_loss_is_that_of_the_completions(home: Path, tmp_path: Path, option: str, masked: bool) -> None:
     said = TRAIN.told(*speak(home, "pairs.jsonl", tmp_path / "a", option))
@@ -77,6 +78,7 @@ def test_the_loss_is_that_of_the_completions(home: Path, tmp_path: Path, option:
     assert said["evaluations"][-1]["loss"] < said["evaluations"][0]["loss"]
 
 
+@pytest.mark.slow
 def test_a_table_and_a_list_are_read_as_lines_are(home: Path, tmp_path: Path) -> None:
     for name in ("pairs.jsonl", "pairs.csv"):
         TRAIN.good(*speak(home, name, tmp_path / name))
@@ -147,6 +149,7 @@ def test_columns_are_read_as_lines_are(home: Path, tmp_path: Path, kind: str) ->
         assert [text.dialogue for text in found] == records
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("data", ["pairs.jsonl", "talks.jsonl"])
 def test_packed_rows_are_learned_and_evaluated_as_their_texts_are(home: Path, tmp_path: Path, data: str) -> None:
     result = TRAIN.good(*speak(home, data, tmp_path / "a", "--pack", "--length", 30, "--evaluate-every", 1))
@@ -169,6 +172,7 @@ def test_texts_that_see_each_other_are_not_packed(home: Path, tmp_path: Path, mo
     assert "the texts of a packed row see each other in this llama model" in said
 
 
+@pytest.mark.slow
 def test_batches_of_similar_lengths_are_learned(home: Path, tmp_path: Path) -> None:
     TRAIN.good(*speak(home, "pairs.jsonl", tmp_path / "a", "--group-by-length"))
     assert json.loads((tmp_path / "a" / "run.json").read_text(encoding="utf-8"))["group_by_length"] is True

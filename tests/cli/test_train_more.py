@@ -55,6 +55,7 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
     return {f"{name}.{part}": getattr(module, part) for name, module in adapter.items() for part in "BA"}
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_as_one_that_had_all_steps(home: Path, tmp_path: Path) -> None:
     options = ("--targets", "q_proj,v_proj", "--rank", 2)
     TRAIN.good(*speak(home, tmp_path / "whole", *options, "--steps", 9))
@@ -73,6 +74,7 @@ def test_a_finished_run_goes_on_as_one_that_had_all_steps(home: Path, tmp_path: 
     assert listed == [tmp_path / "a" / "adapter_model.safetensors"]
 
 
+@pytest.mark.slow
 def test_equal_runs_leave_equal_states_whatever_other_code_has_drawn(home: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         random.random()
@@ -116,6 +118,7 @@ def test_a_run_starts_from_an_adapter(home: Path, tmp_path: Path) -> None:
     assert len(record["started_from"]) > 8
 
 
+@pytest.mark.slow
 def test_a_classifier_goes_on_with_its_head(home: Path, tmp_path: Path) -> None:
     words = (
         "--model",

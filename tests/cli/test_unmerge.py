@@ -193,6 +193,7 @@ def test_the_spool_gives_back_what_it_keeps(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", ["minilm-souravt-ckpt100", "minilm-souravt-finetuned"])
 def test_a_real_base_with_a_real_adapter(name: str, real: Path, tmp_path: Path) -> None:
     real_base = bases.real()
@@ -232,6 +233,7 @@ def test_a_damaged_text_of_an_undo_file_is_noticed(part: str, out: Path, tmp_pat
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.some(7)
 @pytest.mark.parametrize(
     "name",
     [

@@ -44,6 +44,7 @@ def test_the_table_is_exactly_this(small: Path, base: Path, tmp_path: Path) -> N
     assert told().splitlines()[1:] == ["", "6 modules in which every bit is as this merge writes it"]
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("mode", ["nearest", "stochastic", "feedback"])
 @pytest.mark.parametrize("dtype", ["keep", "f32", "f16"])
 def test_every_merge_of_ours_is_exact(mode: str, dtype: str, small: Path, base: Path, tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ def test_nothing_to_choose_from() -> None:
 
 
 @pytest.mark.parametrize("name", ["minilm-souravt-ckpt750", "qwen05b-peft-r8", "sam-vitb-rank16"])
+@pytest.mark.some(1)
 @pytest.mark.parametrize("part", [16, 8])
 def test_real_files_keep_the_size_and_lose_less_than_rank_alone(real: Path, name: str, part: int, tmp_path) -> None:
     adapter = loralens.load(real / name)

@@ -364,6 +364,7 @@ def real_texts() -> list[str]:
 
 
 def test_on_held_out_texts_of_a_real_model_it_loses_less_than_plain(real: Any) -> None:
+@pytest.mark.slow
     from loralens.verbs.inputs.corpus.texts import InputText
     from loralens.verbs.inputs.models import load_model
 

@@ -60,6 +60,7 @@ def names() -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("neg-"))
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", names())
 def test_real_adapters_from_and_to_their_own_format(name: str, real: Path, tmp_path: Path) -> None:
     known = ["--allow-pickle", *(["--alpha", "16"] if "loralib" in name else [])]

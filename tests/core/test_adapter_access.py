@@ -51,6 +51,7 @@ def files() -> list[Path]:
     return sorted(path for path in (Path(__file__).parents[1] / "conformance").iterdir() if path.is_dir())
 
 
+@pytest.mark.some(15)
 @pytest.mark.parametrize("folder", files(), ids=lambda path: path.name)
 def test_copies_and_pickles_are_the_same_adapter(folder: Path) -> None:
     try:

@@ -40,7 +40,7 @@ def read(case: Any, folder: Path) -> tuple[Any, Adapter]:
     return model, loralens.load(folder)
 
 
-@pytest.mark.some(7)
+@pytest.mark.some(5)
 @pytest.mark.parametrize("case", [case for case in live.CASES if case.name not in TWICE], ids=str)
 def test_outputs_are_those_of_peft(case: Any, tmp_path: Path) -> None:
     model, adapter = read(case, tmp_path)

@@ -69,6 +69,7 @@ def test_texts_that_are_too_long_are_left_out(texts: Path) -> None:
     assert len(found.references["name : Café 0 =>"]) == 2
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", COUNTS)
 def test_an_alternative_trains_what_it_says_in_a_language_model(name: str) -> None:
     if name == "prefix":
@@ -106,6 +107,7 @@ def greedily(model: Any, tokens: list[int], most: int) -> list[int]:
 END = 1
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", ["full", "prefix", "bottleneck"])
 def test_a_model_continues_every_prompt_as_it_would_alone(name: str) -> None:
     if name == "prefix":

@@ -138,6 +138,7 @@ def test_a_page_names_the_cells_that_are_missing(tmp_path: Path) -> None:
 KEPT = [name for name in ("nlg", "without_regret") if (REPORTS / f"{name}.json").exists()]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", KEPT)
 def test_the_kept_page_is_that_of_the_kept_numbers(name: str, tmp_path: Path) -> None:
     module = {"nlg": "nlg_report", "without_regret": "regret_report"}[name]

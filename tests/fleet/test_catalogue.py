@@ -114,6 +114,7 @@ def test_an_index_of_another_version_is_refused_and_made_anew(
     assert "another version" in caplog.text
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     ("column", "value"),
     [

@@ -329,6 +329,7 @@ def test_the_command_with_a_scheduler_of_dask(tmp_path: Path, cluster: object) -
     assert "5 adapters in the index" in done.stdout
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     code = (
         "import os, signal, time\n"
@@ -348,6 +349,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     wait_until(lambda: not alive(workers))
 
 
+@pytest.mark.slow
 def test_a_pool_of_threads_or_processes_is_the_same(tmp_path: Path) -> None:
     root = tmp_path / "fleet"
     save_many(root, 6)

@@ -73,6 +73,7 @@ def check(root: Path, statement: str, value: object) -> None:
             file.write_bytes(content)
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize(
     ("column", "value"),
     [
@@ -101,6 +102,7 @@ def test_any_value_in_any_column(column: str, root: Path) -> None:
             check(root, f"update files set {column} = ? where {UNREADABLE}", value)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("value", ["[" * 100_000, '[["k", "n", 1]]', '[["k", 1, 2, 3]]', "{}", 5, b"\xff"])
 def test_a_signature_that_is_none(value: object, root: Path) -> None:
     check(root, "update signatures set modules = ?", value)

@@ -194,6 +194,7 @@ print(hashlib.sha256(sketch.codes.tobytes() + sketch.start.tobytes() + sketch.st
 """
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "environment",
     [

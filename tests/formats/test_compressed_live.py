@@ -29,7 +29,7 @@ def saved(case: Case, folder: Path) -> loralens.Adapter:
     return loralens.load(folder)
 
 
-@pytest.mark.some(5)
+@pytest.mark.some(4)
 @pytest.mark.parametrize("rule", [Rule("energy", 0.6), Rule("rank", 1), Rule("parameters", 0.7)], ids=str)
 @pytest.mark.parametrize(
     "name",

@@ -85,7 +85,7 @@ def test_a_copy_without_changes_is_the_original(threads: int, tmp_path: Path) ->
     assert sum(steps) == gguf_copy_bytes(files.gguf)
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "Q4_K", "Q5_K", "Q6_K", "Q2_K", "Q3_K"]
 )

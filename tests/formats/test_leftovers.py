@@ -129,7 +129,7 @@ def hidden_names(home: Path) -> list[str]:
     return [path.name for path in home.rglob(".*")]
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_next_run_removes_what_a_killed_one_left(name: str, tmp_path: Path) -> None:
     home, write = tmp_path / "home", WRITERS[name]
@@ -165,7 +165,7 @@ with reserve(Path(sys.argv[1]), folder=sys.argv[2] == "folder") as part:
 """
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("kind", ["file", "folder"])
 @pytest.mark.parametrize("namesake", [False, True])
 def test_what_a_live_run_writes_stays(kind: str, namesake: bool, tmp_path: Path) -> None:

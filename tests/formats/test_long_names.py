@@ -38,6 +38,7 @@ def names(path):
     return [f"{path}.m{i}" for i in range(COUNT)]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("path", [LETTERS, DIGITS], ids=["letters", "digits"])
 @pytest.mark.parametrize("dialect", slow_except(DIALECTS, "peft", "kohya"))
 def test_a_file_of_long_names_takes_ten_times_its_size(dialect, path, tmp_path):

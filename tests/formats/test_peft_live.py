@@ -467,6 +467,7 @@ MUTATED = [
 
 
 @pytest.mark.parametrize(("name", "config", "code"), MUTATED, ids=[name for name, *_ in MUTATED])
+@pytest.mark.some(3)
 def test_a_changed_base_is_said_and_keeps_rank_and_scale(
     name: str, config: dict[str, Any], code: str, tmp_path: Path
 ) -> None:

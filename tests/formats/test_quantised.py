@@ -338,6 +338,7 @@ def real_cases() -> list[str]:
 
 
 @pytest.mark.parametrize("case", real_cases())
+@pytest.mark.some(2)
 def test_real_adapters_in_eight_and_four_bits(case: str, real: Path, tmp_path: Path) -> None:
     source = loralens.load(real / case, allow_pickle=True, strict=False)
     for bits, limit in ((8, INT8), (4, INT4)):

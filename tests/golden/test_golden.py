@@ -50,6 +50,7 @@ def test_the_same_again_is_no_difference(golden: Path, capsys: pytest.CaptureFix
     assert "/golden-" not in text  # the folder that the cases ran in
 
 
+@pytest.mark.slow
 def test_a_number_a_key_and_a_file_are_noticed(
     golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

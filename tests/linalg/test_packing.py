@@ -11,6 +11,7 @@ from tests.reference import unpacked_bits
 BITS = range(FEWEST, MOST + 1)
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("bits", BITS)
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 3), st.integers(1, 19), st.integers(0, 2**32 - 1))

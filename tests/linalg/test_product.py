@@ -70,6 +70,7 @@ def test_well_conditioned_values_are_accurate_relative_to_themselves(dtype):
     np.testing.assert_allclose(product_singular_values(B, A), reference.exact_values_of_full_rank(B, A), rtol=RELATIVE)
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize("order_A", ORDERS)
 @pytest.mark.parametrize("order_B", ORDERS)
 @pytest.mark.parametrize(("decades_B", "decades_A"), [(8, 0), (0, 8), (8, 8)])

@@ -44,6 +44,7 @@ def merged_alike(folder: Path, **options: str) -> dict[str, np.ndarray]:
 QUICK = tuple(one for one in ARCHITECTURES if one.name in {"llama", "gpt2", "t5", "vit", "llava", "mixtral", "gpt-oss"})
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("architecture", slow_except(ARCHITECTURES, *QUICK), ids=str)
 def test_a_merge_of_the_files_is_peft_s_and_comes_off_again(architecture, tmp_path: Path) -> None:
     architecture.save(tmp_path)

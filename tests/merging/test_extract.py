@@ -113,6 +113,7 @@ def level(rng, values, rows=620, columns=530):
     return ((U * values) @ V.T).astype(np.float32)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("exact", slow_except([False, True], True))
 @pytest.mark.parametrize(("flat", "directions"), [(24, 28), (50, 44)])
 def test_a_budget_is_shared_as_if_all_spectra_were_known(flat, directions, exact):

@@ -56,6 +56,7 @@ def merged_numbers(dtype, adapter):
     return found
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("stride", [17, pytest.param(1, marks=pytest.mark.slow)])
 def test_stopped_at_any_line_of_a_merge_or_of_its_undoing(dtype, stride, monkeypatch):

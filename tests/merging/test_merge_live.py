@@ -78,6 +78,7 @@ def test_every_weight_is_what_peft_merges_to_a_rounding(case, tmp_path: Path) ->
     assert changed
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", ["llama", "rslora", "gpt2", "conv", "words", "experts", "dora"])
 def test_in_bfloat16_we_are_never_further_from_the_sum_than_peft(name: str, tmp_path: Path) -> None:
     (case,) = [case for case in CASES if case.name == name]

@@ -13,7 +13,7 @@ from tests import reference
 from tests.tolerances import NOISE_EDGE
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("beta", [1.0, 0.5, 0.25, 0.01])
 def test_thresholds_are_those_of_the_paper(beta):
     shape = (round(1000 * beta), 1000)

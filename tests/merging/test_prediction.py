@@ -42,6 +42,7 @@ def fidelities(update, base, dtype, mode="nearest"):
         yield from watch.record().fidelity
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("dtype", [BF16, np.float16])
 @pytest.mark.parametrize("name", REAL)
 def test_on_real_weights_it_is_within_one_percent(name: str, dtype, real: Path) -> None:
@@ -79,6 +80,7 @@ def weights_for(update, rng):
     return made
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_on_weights_of_language_models(name: str, real: Path) -> None:
     """Trained adapters of Qwen 0.5B and Gemma 270M on weights of their shapes; the larger ones are sampled."""

@@ -130,7 +130,7 @@ CASES = [
 ]
 
 
-@pytest.mark.some(5)
+@pytest.mark.some(4)
 @pytest.mark.parametrize(("make", "options", "new"), CASES, ids=lambda value: getattr(value, "__name__", None))
 def test_the_merged_model_does_what_the_unmerged_adapter_does(make, options, new, tmp_path: Path) -> None:
     model = make()

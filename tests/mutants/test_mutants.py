@@ -20,6 +20,7 @@ def test_no_mistake_is_listed_twice() -> None:
     assert len({(one.function, one.before, one.after) for one in MUTANTS}) == len(MUTANTS)
 
 
+@pytest.mark.slow
 def test_what_stands_nowhere_or_twice_is_refused() -> None:
     with pytest.raises(LookupError, match="stands not in phi_map"):
         mutated(Mutant("phi_map", "no such source", "x", ()))

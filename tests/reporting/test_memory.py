@@ -31,6 +31,7 @@ def test_the_page_of_long_names_takes_ten_times_the_file(tmp_path):
         main([*words, str(tmp_path)], standalone_mode=False)
 
 
+@pytest.mark.slow
 def test_a_page_without_pictures_needs_no_matplotlib(tmp_path):
     write_adapter(tmp_path, [f"layers.{i}.m" for i in range(3)])
     code = (

@@ -96,6 +96,7 @@ def test_pickles_and_headers_that_say_ranks_follow_no_such_rule_and_have_the_sto
     assert not any(stop[key].startswith("about") for stop in carried["rank"]["stops"] for key in ABOUT)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(("form", "one_rank"), [("peft", False), ("kohya", False), ("mlx", True)])
 def test_every_stop_is_what_compress_chooses(form: str, one_rank: bool) -> None:
     (one,) = measured({"x": replace(drawn(3), format=form)}, dialect(form, one_rank=one_rank))

@@ -132,6 +132,7 @@ def test_another_seed_of_the_caller_gives_other_batches(name: str) -> None:
     assert one == again != other
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("name", FEEDS)
 @pytest.mark.parametrize("accumulate", slow_except([1, 3], 3))
 def test_a_run_that_goes_on_sees_what_the_whole_run_saw(name: str, accumulate: int) -> None:

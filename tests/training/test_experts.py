@@ -35,6 +35,7 @@ def adapted(name: str, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize(("name", "path"), KINDS.items())
+@pytest.mark.some(3)
 def test_all_linear_adapts_the_experts_and_peft_computes_the_same(name: str, path: str, tmp_path: Path) -> None:
     made = adapted(name)
     base = mixture(name)
@@ -72,6 +73,7 @@ def test_the_gradients_of_the_pairs_are_those_of_peft(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.some(3)
 def test_what_is_read_back_is_what_was_trained(name: str, tmp_path: Path) -> None:
     batch = {"input_ids": IDS, "labels": IDS}
     found = fit(mixture(name), [batch], course=Course(steps=2, lr=1e-2), rank=2)

@@ -298,6 +298,7 @@ def test_evaluations_come_before_the_first_step_and_after_the_last() -> None:
     assert (found.steps, found.best_step) == (10, None)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     ("goal", "values"), [("loss", [5, 3, 4, 3, 9, 9]), ("accuracy", [0.1, 0.7, 0.2, float("nan"), 0.7, 0])]
 )

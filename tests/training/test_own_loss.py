@@ -135,7 +135,7 @@ def same(one: Fitted, other: Fitted) -> None:
     assert moved > 1e-5
 
 
-@pytest.mark.some(8)
+@pytest.mark.some(4)
 @pytest.mark.parametrize("sizes", [[1] * 8, [2] * 4, [1, 5, 2]], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_cut_into_parts_is_the_step_of_the_whole(name: str, sizes: list[int]) -> None:
@@ -143,6 +143,7 @@ def test_a_step_cut_into_parts_is_the_step_of_the_whole(name: str, sizes: list[i
     same(trained(make(), parts_of(texts(), sizes)), trained(make(), [texts()]))
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("name", CASES)
 def test_the_loss_of_a_whole_step_is_the_models_own(name: str) -> None:
     make, texts = CASES[name]

@@ -37,6 +37,7 @@ def test_rows_hold_every_text_once_and_are_full() -> None:
         assert rows.tokens[row] == [token for text in members for token in some.tokens[text]]
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mixtral"])
 def test_the_loss_and_the_gradients_are_those_of_the_texts_alone(kind: str, learned: bool) -> None:

@@ -135,6 +135,7 @@ def test_directions_are_looked_up_in_a_store_and_kept_there(rank: int, monkeypat
     assert shelf.found == 1
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("rank", [RANK, 200])
 def test_the_cache_folder_keeps_directions_bit_for_bit(
     rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -122,6 +122,7 @@ def numbers(found: Fitted) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("variant", slow_except(VARIANTS, "dropout", "muon", "patience"))
 def test_a_run_that_goes_on_is_the_run_in_one_go(variant: str) -> None:
     options = VARIANTS[variant]
@@ -218,7 +219,7 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.some(5)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("other", OTHERS)
 def test_the_state_of_other_options_is_refused_by_what_differs(other: str) -> None:
     first, second, words = OTHERS[other]

@@ -29,6 +29,7 @@ def losses(model: Any, optimiser: Any) -> list[float]:
     return found
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("method", slow_except(["lora", "rslora", "lora+", "dora", "frozen-a"], "lora", "lora+"))
 def test_losses_are_pefts_step_for_step(method: str) -> None:
     model = models.llama().double().train()

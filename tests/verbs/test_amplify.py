@@ -115,6 +115,7 @@ def refuse(*_: object, **__: object) -> None:
     pytest.fail("the directions of W are computed again")
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("options", [{}, {"exact": True}, {"directions": 5, "seed": 3}])
 def test_directions_of_w_are_computed_once(
     large: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]

@@ -43,6 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("verb", WRITING)
 def test_each_adapter_is_written_as_the_verb_alone_writes_it(verb: str, folder: Path) -> None:
     call = getattr(loralens, verb)

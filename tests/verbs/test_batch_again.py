@@ -109,6 +109,7 @@ SPOILED: dict[str, Callable[[], object]] = {
 }
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("spoiled", SPOILED)
 def test_an_output_that_is_not_what_was_written_is_neither_skipped_nor_replaced(spoiled: str, folder: Path) -> None:
     SPOILED[spoiled]()
@@ -209,6 +210,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("content", BROKEN)
 def test_a_record_that_is_none_stops_the_run_before_anything_is_written(content: str, folder: Path) -> None:
     (folder / "out" / RECORD_NAME).write_bytes(BROKEN[content])
@@ -244,7 +246,7 @@ HOSTILE: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.some(4)
+@pytest.mark.some(3)
 @pytest.mark.parametrize("change", HOSTILE)
 def test_an_entry_that_is_none_is_not_believed(change: str, folder: Path) -> None:
     record = read_record(folder / "out")

@@ -102,6 +102,7 @@ def test_one_that_cannot_be_read_is_a_failure_and_a_finding_of_the_log(folder: P
     assert (folder / "again.sarif").read_bytes() == (folder / "found.sarif").read_bytes()
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("hostile", ["level", "text", "form"])
 def test_findings_of_an_earlier_run_are_checked(hostile: str, folder: Path) -> None:
     """The record vouches for the bytes of a file, and both may come from somebody else."""

@@ -44,6 +44,7 @@ def digest(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("kind", slow_except(KINDS, "Q4_0", "Q4_K", "MXFP4"))
 def test_the_update_arrives_and_the_base_comes_back(kind: str, tmp_path: Path) -> None:
     base, out = base_of(tmp_path / "m.gguf", kind), tmp_path / "o.gguf"
@@ -94,6 +95,7 @@ def test_codes_are_not_quantised_again(tmp_path: Path) -> None:
         loralens.merge(adapter_for(base), base=base, output=tmp_path / "o.gguf", bits="q4_1")
 
 
+@pytest.mark.slow
 def test_threads_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from loralens.verbs.outputs.merges import merge_run
 

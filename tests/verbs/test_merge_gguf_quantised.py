@@ -30,7 +30,7 @@ def head_adapter() -> Adapter:
     return Adapter(modules={"lm_head": loralens.LowRank(B, A, 0.1)})
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("stored", ["F32", "F16", "BF16"])
 @pytest.mark.parametrize("bits", ["q4_1", "q8_0"])
 def test_the_bits_are_those_of_the_sum_quantised_once(bits: str, stored: str, tmp_path: Path) -> None:
@@ -104,6 +104,7 @@ def test_a_model_in_parts_stays_in_parts(tmp_path: Path) -> None:
     assert loralens.verify(tmp_path / "o").answer
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(("options", "kind"), [({}, "F16"), ({"dtype": "f32"}, "F32"), ({"bits": "q4_1"}, "F16")])
 def test_a_head_that_was_tied_is_written(options: dict[str, str], kind: str, tmp_path: Path) -> None:
     base, out = base_of(tmp_path / "m.gguf", "F16"), tmp_path / "o.gguf"
@@ -120,6 +121,7 @@ def test_a_head_that_was_tied_is_written(options: dict[str, str], kind: str, tmp
         loralens.merge(adapter, base=base, output=tmp_path / "x.gguf", undo=tmp_path / "u", **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("kind", ["F16", "BF16", "F32"])
 def test_a_merge_of_floats_is_verified_and_undone(kind: str, tmp_path: Path) -> None:
     """Rows of q and k, merged or copied, stand in another order in the file."""

@@ -243,6 +243,7 @@ def test_an_object_that_was_trained_goes_on_only_with_the_same_numbers(
 # --- tables for other programs ---
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize(
     "verb", ["train", "train with evaluation", "evaluate", "evaluate alone", "behave", "calibrate"]
 )

@@ -97,6 +97,7 @@ def test_every_pair_of_many_is_what_the_two_alone_are(several: list[Path], optio
         assert pair["modules"] == record_of(loralens.similarity(*two, phi=True, **options))["modules"]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("limit", ["HELD", "LOADED", "PRODUCTS"])
 def test_limits_of_memory_change_no_number(several: list[Path], monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     expected = record_of(loralens.similarity(several))

@@ -92,6 +92,7 @@ def test_a_rank_that_is_larger_than_the_weight_comes_back_too(tmp_path):
     assert loralens.load(tmp_path / "cut")["classifier"].rank == 1
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("left", "right", "dtype"),
     [(1e25, 1e26, np.float32), (3e37, 3e37, np.float32), (6e3, 6e3, np.float16), (1e120, 1e120, np.float64)],
@@ -147,6 +148,7 @@ def test_bytes_of_pairs_and_files_are_counted_apart(fleet):
     assert result.file_bytes_before == files
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("rank", [1, 2, 3, 9])
 def test_a_smaller_rank_is_the_best_one_of_the_stored_update(fleet, rank):
     sources, _, root = fleet
@@ -184,6 +186,7 @@ def test_the_rounding_to_a_narrow_dtype_counts_in_the_error(tmp_path):
     assert 0.029 < result.largest_error <= 0.03
 
 
+@pytest.mark.slow
 def test_the_same_fleet_gives_the_same_bytes(fleet, tmp_path):
     sources, _, root = fleet
     again = tmp_path / "again.safetensors"

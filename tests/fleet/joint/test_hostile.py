@@ -175,7 +175,7 @@ FORGED = {
 }
 
 
-@pytest.mark.some(20)
+@pytest.mark.some(9)
 @pytest.mark.parametrize("what", FORGED)
 def test_a_forged_file_is_one_error(fleet, tmp_path, what):
     forge(fleet, tmp_path / "forged.safetensors", FORGED[what])
@@ -216,7 +216,7 @@ def test_a_rank_that_would_need_huge_arrays_is_refused(fleet, tmp_path):
         FleetFile(tmp_path / "forged.safetensors").adapter("stranger")
 
 
-@pytest.mark.some(8)
+@pytest.mark.some(4)
 @pytest.mark.parametrize("seed", range(40))
 def test_a_flipped_bit_anywhere_is_one_error(fleet, tmp_path, seed):
     data = bytearray(fleet.read_bytes())

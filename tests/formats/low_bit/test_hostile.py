@@ -124,6 +124,7 @@ def test_a_hostile_shape_of_compressed_tensors_is_refused(shape, tmp_path):
 ODD = [None, True, 0, -4, 7, 2.0, "4", [4], {}, 2**80]
 
 
+@pytest.mark.some(24)
 @pytest.mark.parametrize("value", ODD, ids=repr)
 @pytest.mark.parametrize("name", ["bits", "group_size", "a", "mode"])
 def test_odd_settings_of_mlx_give_an_answer_or_an_error(name, value, tmp_path):

@@ -128,6 +128,7 @@ def test_the_listing_is_the_table(made: GridResult) -> None:
     assert set(frame[0]) == set(table[0])
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     "options",
     [
@@ -188,6 +189,7 @@ def test_another_setting_in_the_same_folder_is_refused_and_overwrite_replaces(ho
     assert [(row["rank"], row["lr"]) for row in rows(folder)] == [("1", "0.02"), ("2", "0.01")]
 
 
+@pytest.mark.slow
 def test_a_kill_while_runs_are_replaced_does_not_leave_the_old_one(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +240,7 @@ def test_other_texts_under_the_same_name_are_other_settings(home: Path, tmp_path
         grid(**speak(home, data=data), grid={"rank": [1]}, output=tmp_path / "g")
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_does_not_stop_the_others_and_is_not_tried_again(home: Path, tmp_path: Path) -> None:
     options = speak(home, optimiser="sgd", clip=0)
     options.pop("lr")
@@ -251,6 +254,7 @@ def test_a_run_that_diverges_does_not_stop_the_others_and_is_not_tried_again(hom
     assert (tmp_path / "g" / "runs.csv").read_bytes() == table
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize(
     ("more", "axes", "words"),
     [
@@ -347,6 +351,7 @@ def test_several_data_are_read_once_each(home: Path, tmp_path: Path, monkeypatch
     assert len(loaded) == 1
 
 
+@pytest.mark.slow
 def test_the_model_of_the_caller_is_as_it_was(home: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -385,6 +390,7 @@ def test_the_command_makes_the_same_and_its_table_has_the_axes(home: Path, made:
     assert said["trained"] == 0
 
 
+@pytest.mark.slow
 def test_other_commands_read_the_folder(made: GridResult, tmp_path: Path) -> None:
     survey = json.loads(Command("survey").good(made.output, "--json").stdout)
     assert len(survey["adapters"]) == 8
