@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -19,15 +20,42 @@ __all__ = ["one_thread"]
 # Threads of torch that wait would spin, and two processes on two cores would take the time from each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# With a search for garbage every 700 new objects, as Python has it, collecting the tests takes a fifth longer.
+gc.set_threshold(50_000, 20, 20)
+
 settings.register_profile("house", deadline=None)  # a deadline asserts a time
+settings.register_profile("quick", settings.get_profile("house"), max_examples=25)
 settings.load_profile("house")
 
 ROOT = Path(__file__).parent.parent
 
+# Files whose tests are all slow, or all live.
+NOT_QUICK = re.compile(r"^pytestmark = \[?pytest\.mark\.(slow|live)\b", re.MULTILINE)
+
+
+def is_quick(config: pytest.Config) -> bool:
+    """Whether this is the run of `make test`, which leaves out what is slow or live."""
+    return str(config.option.markexpr) == "not slow and not live"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if is_quick(config):
+        settings.load_profile("quick")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import a file of which no test is quick: some import what takes seconds."""
+    if is_quick(config) and collection_path.match("test_*.py") and NOT_QUICK.search(collection_path.read_text("utf-8")):
+        return True
+    return None
+
 
 @pytest.hookimpl(tryfirst=True)  # before the selection by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the quick cases of a test with the marker ``some(count)``, let so many be quick, evenly spread."""
+    """Of the quick cases of a test with the marker ``some(count)``, let so many be quick, evenly spread.
+
+    Files with torch come first: one process of several begins with them, so that only few import PEFT.
+    """
     series: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("some") and not item.get_closest_marker("slow"):
@@ -37,6 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         quick = {round(i * (len(cases) - 1) / max(count - 1, 1)) for i in range(count)}
         for place in set(range(len(cases))) - quick:
             cases[place].add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: not any(hasattr(getattr(item, "module", None), name) for name in ("torch", "peft")))
 
 
 def pytest_collection_finish() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
@@ -23,6 +23,7 @@ from loralens.linalg.chance import projection_moments
 from loralens.linalg.device import Device
 from loralens.linalg.projection import Estimate
 from tests import strategies
+from tests.marks import examples
 from tests.reference import amplification_row, subspace_phi
 from tests.tolerances import AMPLIFIED, SINGLE
 
@@ -51,7 +52,7 @@ def pair(rng, out, in_, r):
     return rng.standard_normal((out, r)), rng.standard_normal((r, in_))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(strategies.factor_pairs(cases=CASES), st.sampled_from(strategies.SCALES), st.booleans(), st.integers(0, 99))
 def test_every_row_is_that_of_the_dense_formulas(factors, scale, transposed, seed):
     B, A = factors

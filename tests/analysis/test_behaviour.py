@@ -16,9 +16,10 @@ from loralens.core.lowrank import LowRank
 from loralens.errors import MismatchError, OptionError
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+from tests.marks import when_used
 
 torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 nn = torch.nn
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")

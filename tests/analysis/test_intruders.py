@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import loralens
@@ -15,6 +15,7 @@ from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError, OptionError
 from loralens.linalg.rank_update import Decomposed, decompose
+from tests.marks import examples
 from tests.reference import intruder_scores, intruders_scaled
 from tests.strategies import factor_pairs
 from tests.tolerances import MITIGATED, SCORE, SCORE_TIMES_GAP, UPDATED_VALUE
@@ -100,7 +101,7 @@ def test_equal_values_are_said():
     assert not find_intruders(module, decompose(np.diag(np.linspace(2, 1, 30))), top=5).tied
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(factor_pairs(), st.integers(0, 2**32 - 1), st.sampled_from([1e-3, 1.0, 30.0]))
 def test_any_factors(pair, seed, size):
     B, A = pair
@@ -115,7 +116,7 @@ def test_any_factors(pair, seed, size):
         assert abs(found.scores[j] - scores[j]) < max(SCORE_TIMES_GAP / max(gap, 1e-300), SCORE)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 2**32 - 1))
 def test_gauge_and_orthogonal_turns_of_the_in_side_change_nothing(seed):
     rng = np.random.default_rng(seed)

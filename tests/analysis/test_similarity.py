@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
@@ -19,6 +19,7 @@ from loralens.core.training import same_start
 from loralens.errors import MismatchError, OptionError
 from loralens.linalg.subspace import update_cosine
 from tests import reference
+from tests.marks import examples
 from tests.strategies import SCALES
 from tests.tolerances import SIMILARITY
 
@@ -52,7 +53,7 @@ def updates(draw):
 
 
 @given(updates())
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_all_numbers_are_those_of_the_dense_updates(pair):
     one = only(compare_subspaces(*(adapter(update) for update in pair)))
     D1, D2 = (update.dense() for update in pair)

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from tests.marks import when_used
+
 torch = pytest.importorskip("torch")
-pytest.importorskip("peft")
+when_used("peft")
 pytest.importorskip("transformers")
 
 from benchmarks import train, train_card, train_sides  # noqa: E402
@@ -23,9 +25,9 @@ def llama() -> train_sides.Setting:
     return train_card.setting("cpu", train_card.TINY)
 
 
+@pytest.mark.slow
 def test_the_part_for_a_gpu_runs_on_a_cpu(llama: train_sides.Setting) -> None:
     found = train_card.in_turn(turns=3, device="cpu", size=train_card.TINY)
-@pytest.mark.slow
     assert found["card"] == "cpu"
     assert found["turns"] == 3
     assert set(found["throughput_over_peft"]) == {"ours", "ours_by_hand"}
@@ -48,9 +50,9 @@ def test_the_work_of_a_step_is_four_operations_a_weight_and_token(llama: train_s
     assert 0.9 * least < counter.get_total_flops() / 1e12 < 2.5 * least  # rank 16 of a width of 32 is much
 
 
+@pytest.mark.slow
 def test_both_sides_take_the_same_steps(llama: train_sides.Setting) -> None:
     wide = replace(llama, make=lambda: llama.make().float())
-@pytest.mark.slow
     seen = train_sides.in_turn(wide, turns=4, warm=1)
     assert all(len(seen.seconds[side]) == 4 for side in train_sides.SIDES)
     assert seen.losses["ours"] == pytest.approx(seen.losses["peft"], rel=1e-5)
@@ -90,7 +92,7 @@ def test_without_the_packages_their_figures_are_owed(monkeypatch: pytest.MonkeyP
     assert found["card"] == {"owed": "still owed"}
 
 
+@pytest.mark.slow
 def test_what_a_process_says_wrong_is_told() -> None:
     with pytest.raises(RuntimeError, match="invalid choice"):
-@pytest.mark.slow
         train.process("nonsense")

@@ -180,10 +180,8 @@ def test_names_in_an_adapter_are_said_in_one_line(where, made, small, tmp_path):
 
 
 # A report with its pictures takes half a second.
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, id=key, marks=() if key == "escape" else pytest.mark.slow) for key, name in NAMES.items()],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_reports_show_such_names_as_escapes(name, made, tmp_path):
     folder = made(name)
     assert said("report", folder, "-o", tmp_path / "r.html", "--markdown")[0] == 0
@@ -271,25 +269,25 @@ def test_a_closed_standard_output_is_one_message(words, small):
     assert done.returncode == 2
     assert done.stderr.count("error:") == done.stderr.count("fix:") == 1
     assert "the output cannot be written" in done.stderr
+
+
 @pytest.mark.slow
-
-
 def test_a_closed_standard_error_loses_only_what_is_said_there(small):
     done = closed(["spectrum", small], 2)
     assert done.returncode == 0
     assert "model.layers.0.self_attn.q_proj" in done.stdout
     assert closed(["spectrum", "nothing"], 2).returncode == 2
+
+
 @pytest.mark.slow
-
-
 def test_with_all_streams_closed_no_file_takes_their_place(small, tmp_path):
     """A file that is opened gets the lowest free number, and what is printed would stand in it."""
     closed(["compress", small, "--rank", "1", "-o", tmp_path / "out"], 0, 1, 2)
     assert len(loralens.load(tmp_path / "out")) == 6
     assert len(loralens.load(small)) == 6
+
+
 @pytest.mark.slow
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_behind_standard_error_is_no_traceback(small):
     with Path("/dev/full").open("w") as full:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
@@ -16,6 +16,7 @@ from loralens.core.few_bits.quantised import direction_bytes
 from loralens.errors import OptionError
 from loralens.formats.dialects.sizes import file_size
 from loralens.linalg.few_bits.quantise import expected_noise
+from tests.marks import examples
 from tests.reference import truncation_bytes
 
 LEVELS = (0, *range(2, 17))
@@ -41,7 +42,7 @@ def lost(spectra, bits):
     return expected_error(spectra, bits) ** 2 * sum(float(s @ s) for s in spectra.values())
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(problems(), st.floats(0.02, 1.2))
 def test_within_budget_leading_directions_and_never_worse_than_rank_alone(problem, fraction: float) -> None:
     spectra, shapes = problem
@@ -60,7 +61,7 @@ def test_within_budget_leading_directions_and_never_worse_than_rank_alone(proble
     assert lost(spectra, found.bits) <= alone + expected_noise(16) * whole * (1 + 1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(problems(largest=2), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
 def test_more_bytes_lose_no_more_by_more_than_a_step(problem, first: float, second: float) -> None:
     spectra, shapes = problem
@@ -174,8 +175,8 @@ def test_nothing_to_choose_from() -> None:
     assert tradeoff({"a": np.zeros(3)}, {"a": (4, 4)}).error.tolist() == [0.0]
 
 
-@pytest.mark.parametrize("name", ["minilm-souravt-ckpt750", "qwen05b-peft-r8", "sam-vitb-rank16"])
 @pytest.mark.some(1)
+@pytest.mark.parametrize("name", ["minilm-souravt-ckpt750", "qwen05b-peft-r8", "sam-vitb-rank16"])
 @pytest.mark.parametrize("part", [16, 8])
 def test_real_files_keep_the_size_and_lose_less_than_rank_alone(real: Path, name: str, part: int, tmp_path) -> None:
     adapter = loralens.load(real / name)

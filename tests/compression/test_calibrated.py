@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.compression.calibrated import data_error, data_norm, whitened_svd
@@ -14,6 +14,7 @@ from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, ShapeError
 from loralens.linalg.measures import numerical_rank
 from tests import reference
+from tests.marks import examples
 from tests.tolerances import WHITENED
 
 ROUNDING = 1e-9  # of a squared error of 1: K itself is only good to ε
@@ -68,7 +69,7 @@ def test_it_is_full_whitening(seed, two_sided):
     np.testing.assert_allclose(lengths, np.linalg.norm(whitened.Y @ module.A, axis=1))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 3, 40]))
 def test_never_worse_than_plain_on_its_own_data(seed, r, out, in_, inputs):
     module, X, g = case(seed, out, in_, r, inputs)

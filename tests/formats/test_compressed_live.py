@@ -10,9 +10,10 @@ import loralens
 from loralens.core.ranks import Rule
 from tests.compression.truncation import truncate
 from tests.formats.test_peft_live import CASES, Case, adapt, answer, assert_same_updates, base, load_in_peft
+from tests.marks import when_used
 from tests.tolerances import LOSS_FLOAT32
 
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 
 pytestmark = [
     pytest.mark.usefixtures("quiet_torch"),

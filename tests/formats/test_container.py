@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -22,6 +22,7 @@ from loralens.formats.files.container import DTYPES, FLOATS, HEADER_LIMIT, read_
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.safetensors_header import header_bytes, header_pieces, header_size
 from tests.formats.blobs import blob, entry, limits
+from tests.marks import examples
 
 SHAPES = [(), (0,), (1,), (5,), (0, 3), (3, 0, 2), (2, 3), (1, 2, 3, 4), (1,) * 40]
 GOOD = blob({"a": entry([2], 0, 2), "b": entry([1], 2, 6, "F32")}, bytes(6))
@@ -83,7 +84,7 @@ def files(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(files())
 def test_any_valid_file(data):
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +93,7 @@ def test_any_valid_file(data):
             assert (stored.metadata or None) == (file.metadata() or None)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=5, min_side=0)), st.data())
 def test_rows_are_a_slice(array, draw):
     stop = draw.draw(st.integers(0, len(array)))

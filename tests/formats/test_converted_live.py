@@ -8,10 +8,11 @@ from click.testing import CliRunner
 
 import loralens
 from loralens.cli.main import main
+from tests.marks import when_used
 from tests.tolerances import LIVE_OUTPUT
 
 torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 
 SHAPES = {"first": (5, 4), "inner.second": (3, 5)}
 

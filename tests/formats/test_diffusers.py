@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -30,6 +30,7 @@ from loralens.formats.dialects.diffusers.writer import write
 from loralens.formats.files.container import Stored, read_safetensors
 from tests.formats.stores import assert_same_file, codes, number, numbered, valued
 from tests.formats.test_fuzz import read_everything
+from tests.marks import examples
 from tests.tolerances import SAME_UPDATE
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance"
@@ -37,7 +38,7 @@ CASES = sorted(folder.name for folder in CONFORMANCE.glob("diffusers-*"))
 Q = "unet.down_blocks.0.attn1.to_q"
 K = "unet.down_blocks.0.attn1.to_k"
 Shapes = Mapping[str, tuple[int, ...]]
-fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fuzz = examples(150, suppress_health_check=[HealthCheck.too_slow])
 
 
 def stored(shapes: Shapes, said: Mapping[str, Any] | None = None, **rest: Any) -> Stored:

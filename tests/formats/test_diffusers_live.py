@@ -30,7 +30,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 from tests.conformance import make_diffusers as made  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quiet_torch")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_torch")]
 FILE = "pytorch_lora_weights.safetensors"
 ATTN = f"unet.{made.ATTN}"
 TEXT = "text_encoder.text_model.encoder.layers.0"

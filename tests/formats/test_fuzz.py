@@ -10,19 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import loralens
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.container import DTYPES
 from tests.formats.blobs import blob, entry, limits
+from tests.marks import examples
 
 pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 HARMFUL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")  # to a terminal
-fuzz = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fuzz = examples(250, suppress_health_check=[HealthCheck.too_slow])
 
 PREFIX = "base_model.model.model.layers.0"
 TENSORS = {  # one of each kind that the reader knows
@@ -183,7 +184,7 @@ values = st.recursive(
 )
 
 
-@settings(fuzz, max_examples=500)
+@examples(500, fuzz)
 @given(
     st.dictionaries(st.sampled_from([*CONFIG, "corda_config", "lora_bias"]), values, min_size=1, max_size=3),
     st.booleans(),
@@ -278,7 +279,7 @@ parts = st.sampled_from(
 options = st.sampled_from([{}, {"alpha": 8}, {"alpha": 0.0}, {"scale": -2.0}, {"scale": 1e308}])
 
 
-@settings(fuzz, max_examples=500)
+@examples(500, fuzz)
 @given(st.lists(pairs(), min_size=1, max_size=2), st.sampled_from([None, dumped(CONFIG), b"{}"]), options)
 def test_pairs_of_any_shape(held, config, options):
     outcome(packed({key: spec for one in held for key, spec in one.items()}), config, strict=False, **options)

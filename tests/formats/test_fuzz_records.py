@@ -24,10 +24,11 @@ from tests.bases import sharded, tensors
 from tests.conftest import small_adapter
 from tests.formats.blobs import limits
 from tests.formats.test_fuzz import HARMFUL, damaged
+from tests.marks import examples
 
 pytestmark = pytest.mark.slow
 
-fuzz = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fuzz = examples(40, suppress_health_check=[HealthCheck.too_slow])
 ODD = [None, True, False, 0, -1, 1.5, 2**63, 10**400, 1e308, -1e999, "", "x", "\x1b[2J", "../x", "/x", "f4", [], {}]
 ODD += [
     [None],

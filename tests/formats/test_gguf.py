@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import loralens
@@ -30,6 +30,7 @@ from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.container import read_gguf, write_gguf
 from tests.formats.stores import assert_same_tensors
 from tests.formats.test_fuzz import read_everything
+from tests.marks import examples
 from tests.tolerances import CONFORMANCE, MOVED, SAME_UPDATE
 
 package = pytest.importorskip("gguf")
@@ -39,7 +40,7 @@ Q, K, V = (f"model.layers.0.self_attn.{kind}_proj" for kind in "qkv")
 LLAMA = {"architectures": ["LlamaForCausalLM"], "num_attention_heads": 4, "num_key_value_heads": 2}
 QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_attention_heads": 4}
 KINDS = {"general.architecture": "qwen2", "general.type": "adapter", "adapter.type": "lora"}
-fuzz = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fuzz = examples(200, suppress_health_check=[HealthCheck.too_slow])
 
 
 def drawn(*shape, dtype=np.float32, seed=0):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, quants
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError, LoraLensError, MismatchError
@@ -23,6 +23,7 @@ from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_location import gguf_paths
 from tests import ggufs
 from tests.formats.blobs import limits
+from tests.marks import examples
 
 KINDS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "IQ4_NL"]
 K_QUANTS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
@@ -311,7 +312,7 @@ def fuzz_outcome(path: Path) -> None:
             assert str(error)  # noqa: PT017
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(data=st.data())
 def test_damaged_files_are_read_or_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp() / "fuzz-gguf"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.core.lazy import LazyArray
@@ -16,6 +16,7 @@ from loralens.formats.models.low_bit.gguf_layouts import (
     coded_weight,
     row_decoder,
 )
+from tests.marks import examples
 
 # Older releases of gguf do not know MXFP4.
 ALL = [layout for layout in LAYOUTS.values() if layout.number in {int(kind) for kind in GGMLQuantizationType}]
@@ -52,7 +53,7 @@ def rows_of(layout, count: int, blocks_per_row: int, seed: int, *, order=None, s
 
 
 @pytest.mark.parametrize("layout", ALL, ids=NAMES)
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 40))
 def test_every_block_is_decoded_as_gguf_does(layout, seed: int, count: int) -> None:
     blocks = random_blocks(layout, count, seed)
@@ -62,7 +63,7 @@ def test_every_block_is_decoded_as_gguf_does(layout, seed: int, count: int) -> N
 
 
 @pytest.mark.parametrize("layout", ALL, ids=NAMES)
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 2**32))
 def test_codes_give_back_the_bytes_and_the_numbers(layout, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(6)

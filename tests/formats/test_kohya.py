@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -25,12 +25,13 @@ from loralens.formats.dialects.peft import reader as peft
 from loralens.formats.files.container import read_safetensors
 from tests.formats.stores import assert_same_tensors, stored
 from tests.formats.test_fuzz import read_everything
+from tests.marks import examples
 from tests.tolerances import SAME_UPDATE
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance"
 CASES = sorted(folder.name for folder in CONFORMANCE.glob("kohya-*"))
 Q = "lora_unet_mid_block_attn1_to_q"
-fuzz = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fuzz = examples(200, suppress_health_check=[HealthCheck.too_slow])
 
 
 def pair(name=Q, *, out=6, r=2, in_=4, dtype=np.float32, alpha=None, seed=0):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from safetensors.numpy import save_file
 
 import loralens
@@ -17,6 +17,7 @@ from loralens.formats.dialects import litgpt
 from loralens.formats.dialects.loralib import reader as loralib
 from loralens.formats.dialects.loralib.writer import write
 from tests.formats.stores import assert_same_adapter, assert_same_file, broken, drawn, from_pickle, outcome, stored
+from tests.marks import examples
 from tests.tolerances import SAME_UPDATE
 
 Q = "roberta.encoder.layer.0.attention.self.query"
@@ -255,7 +256,7 @@ GOOD = stored({**pair(Q, 6, 4, 2), **fused(), **convolution(), "head.weight": dr
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(broken(GOOD, PARTS, ["enable_lora", "peft_type", "scale"]))
 def test_whatever_is_broken_ends_in_an_adapter_or_a_message(bad):
     outcome(loralib, bad, write)

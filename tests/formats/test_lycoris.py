@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from loralens.core.lazy import LazyArray
@@ -20,12 +20,13 @@ from loralens.formats.dialects.kohya import writer as kohya_writer
 from loralens.formats.dialects.products import kronecker
 from loralens.formats.files.container import Stored, read_safetensors
 from tests.formats.stores import stored
+from tests.marks import examples
 from tests.tolerances import BACKWARD, MOVED, PEFT_UPDATE, SAME_UPDATE
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance"
 X = "lora_unet_x"
 EPS32 = float(np.finfo(np.float32).eps)
-fuzz = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fuzz = examples(300, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ from click.testing import CliRunner
 
 import loralens
 from loralens.cli.main import main
+from tests.marks import when_used
 from tests.reference import intruder_scores, intruders_scaled
 from tests.tolerances import MITIGATED, MOVED
 
 torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")

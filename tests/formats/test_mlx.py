@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 import loralens
 from loralens.core.adapter import Extra
@@ -18,6 +18,7 @@ from loralens.formats.dialects.mlx import reader as mlx
 from loralens.formats.dialects.mlx.writer import write
 from loralens.formats.files.container import read_json, read_safetensors
 from tests.formats.stores import assert_same_adapter, assert_same_file, broken, drawn, outcome, stored
+from tests.marks import examples
 from tests.tolerances import SAME_UPDATE
 
 Q, EMBED, UP = "model.layers.0.self_attn.q_proj", "model.embed_tokens", "model.layers.0.mlp.switch_mlp.up_proj"
@@ -291,7 +292,7 @@ FIELDS = ["fine_tune_type", "lora_parameters", "model", "num_layers"]
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(broken(file(**full(), **{f"{Q}.m": drawn(6)}), PARTS, FIELDS))
 def test_whatever_is_broken_ends_in_an_adapter_or_a_message(bad):
     outcome(mlx, bad, write)

@@ -16,10 +16,11 @@ import loralens
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.errors import FormatError
+from tests.marks import when_used
 from tests.tolerances import MOVED, PEFT_UPDATE, TWO_SVDS
 
 torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 transformers = pytest.importorskip("transformers")
 nn = torch.nn
 
@@ -466,8 +467,8 @@ MUTATED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "config", "code"), MUTATED, ids=[name for name, *_ in MUTATED])
 @pytest.mark.some(3)
+@pytest.mark.parametrize(("name", "config", "code"), MUTATED, ids=[name for name, *_ in MUTATED])
 def test_a_changed_base_is_said_and_keeps_rank_and_scale(
     name: str, config: dict[str, Any], code: str, tmp_path: Path
 ) -> None:

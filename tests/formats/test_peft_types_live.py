@@ -10,9 +10,10 @@ import pytest
 import loralens
 from loralens.core.structured import Structured
 from loralens.core.weights import with_kernels
+from tests.marks import when_used
 
 torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 nn = torch.nn
 
 pytestmark = [

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError, LoraLensError
 from loralens.formats.files.torch.pickle import read_pickle
 from loralens.formats.files.torch.unpickler import OPCODES
-from tests.marks import slow_except
+from tests.marks import examples, slow_except
 
 REAL = [
     "bertbase-rslora-epoch2/adapter_model.bin",
@@ -715,7 +715,7 @@ def whole(scratch):
     return {zipped: save(STATE, scratch / f"whole{zipped}.bin", zipped).read_bytes() for zipped in (True, False)}
 
 
-fuzz = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+fuzz = examples(500, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import loralens
@@ -27,6 +27,7 @@ from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import RECORD, Stored, read_safetensors
 from tests.conftest import real_adapters
 from tests.formats.test_fuzz import read_everything
+from tests.marks import examples
 from tests.tolerances import INT4, INT8
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance"
@@ -291,7 +292,7 @@ def test_a_scale_that_is_nan_is_found_when_it_is_read() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(150, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_description_gives_an_adapter_or_a_message(data: st.DataObject) -> None:
     tensors, said = parts()
@@ -337,8 +338,8 @@ def real_cases() -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("neg-")) if folder else []
 
 
-@pytest.mark.parametrize("case", real_cases())
 @pytest.mark.some(2)
+@pytest.mark.parametrize("case", real_cases())
 def test_real_adapters_in_eight_and_four_bits(case: str, real: Path, tmp_path: Path) -> None:
     source = loralens.load(real / case, allow_pickle=True, strict=False)
     for bits, limit in ((8, INT8), (4, INT4)):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from loralens.core.lowrank import Layout
 from loralens.core.scaling import Scaling
@@ -15,6 +15,7 @@ from loralens.formats.dialects.mlx import reader as mlx
 from loralens.formats.dialects.peft import reader as peft
 from loralens.formats.files.container import read_safetensors
 from tests.formats.stores import broken, drawn, outcome, stored
+from tests.marks import examples
 from tests.tolerances import SAME_UPDATE
 
 ALL = (peft, mlx, loralib, torchtune, litgpt, safeloras, plain)
@@ -246,7 +247,7 @@ FIELDS = ["enable_lora", "n_head", "n_query_groups", "head_size", "lora_query", 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", GOOD, ids=lambda module: module.NAME)
 def test_whatever_is_broken_ends_in_an_adapter_or_a_message(module):
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     @given(broken(GOOD[module], PARTS[module], FIELDS))
     def check(bad):
         outcome(module, bad)

@@ -6,7 +6,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.core.lazy import LazyArray
@@ -15,6 +15,7 @@ from loralens.formats.files.torch.pickle import read_pickle
 from loralens.formats.files.torch.tensor import DTYPES
 from loralens.formats.files.torch.writer import ALIGN, pickle_bytes
 from tests.formats.stores import drawn
+from tests.marks import examples
 
 SHAPES = [(), (0,), (3,), (2, 0, 3), (6, 4), (1, 2, 3, 4)]
 
@@ -122,7 +123,7 @@ keys = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), ma
 arrays = st.tuples(st.lists(st.integers(0, 300), max_size=3), st.sampled_from(list(DTYPES.values())))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.dictionaries(keys, arrays, max_size=4))
 def test_any_names_and_shapes_come_back(tmp_path_factory, specs):
     made = {key: np.zeros([n % 9 for n in shape[1:]] + shape[:1], dtype) for key, (shape, dtype) in specs.items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from loralens.core.lazy import LazyArray
@@ -19,6 +19,7 @@ from loralens.formats.dialects.peft import reader as peft
 from loralens.formats.files.container import Stored, read_safetensors
 from tests.formats.stores import numbered
 from tests.formats.test_fuzz import read_everything
+from tests.marks import examples
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance" / "xlabs" / "lora.safetensors"
 DOUBLE, SINGLE = "double_blocks.7.processor", "single_blocks.3.processor"
@@ -129,7 +130,7 @@ TENSORS = st.tuples(
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(150, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(KEYS, TENSORS, max_size=6), st.booleans())
 def test_any_tensors_give_an_adapter_or_an_error_of_ours(tensors: Any, good: bool) -> None:
     if good:

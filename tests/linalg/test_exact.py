@@ -5,12 +5,13 @@ from math import ceil, log2
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError, ShapeError
 from loralens.linalg.exact import WIDEST, exact_product, quick_product
 from tests import reference
+from tests.marks import examples
 from tests.strategies import factor_pairs
 
 
@@ -94,7 +95,7 @@ def test_opposite_grading_over_twelve_decades_is_kept(slices, error):
 
 
 @given(factor_pairs())
-@settings(max_examples=60)
+@examples(60)
 def test_the_error_of_an_entry_is_what_is_promised(pair):
     B, A = (X.astype(np.float64) for X in pair)
     t = (53 - ceil(log2(B.shape[1]))) // 2
@@ -137,7 +138,7 @@ def test_more_rank_than_one_block_holds():
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(-1e30, 1e30))
-@settings(max_examples=30)
+@examples(30)
 def test_zero_stays_zero_whatever_the_scale(seed, scale):
     rng = np.random.default_rng(seed)
     A = rng.standard_normal((3, 5)).astype(np.float32)

@@ -4,11 +4,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError, OptionError
 from loralens.linalg.few_bits.quantise import SIDE, _rotation, expected_noise, quantise_product
+from tests.marks import examples
 from tests.reference import dense_product, gaussian_distortion, size
 from tests.strategies import factor_pairs
 from tests.tolerances import BACKWARD, FLOAT32_FACTORS, INT4, INT8
@@ -105,7 +106,7 @@ def test_sparse_factors_are_left_unrotated_and_exact() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(factor_pairs(), st.integers(2, 16))
 def test_any_factors(pair, bits: int) -> None:
     """Never worse than plain rounding but for the float32 of the scales, and never worse than nothing."""

@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError
@@ -11,6 +11,7 @@ from loralens.linalg import lanczos
 from loralens.linalg.device import Device
 from loralens.linalg.lanczos import leading_triplets
 from loralens.linalg.rank_update import Decomposed, RankUpdate, decompose, rank_update
+from tests.marks import examples
 from tests.tolerances import LANCZOS, ORTHONORMAL, SCORE, UPDATED_VALUE
 
 SHAPES = [(30, 30), (50, 30), (30, 50), (1, 7), (7, 1), (40, 3), (3, 40)]
@@ -126,7 +127,7 @@ def updates(draw):
     return RankUpdate(s, size * rng.standard_normal((m, r)), rng.standard_normal((r, n)))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(updates(), st.integers(1, 12))
 def test_leading_triplets_are_all_there_and_satisfy_their_equations(M, k):
     k = min(k, *M.shape)

@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
@@ -23,6 +23,7 @@ from loralens.linalg.rounding import (
     ulp,
 )
 from tests import reference
+from tests.marks import examples
 from tests.tolerances import PREDICTED_ROUNDING, SAMPLED_ROUNDING
 
 NARROW = (np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
@@ -59,7 +60,7 @@ def test_ulp_refuses_what_has_none():
         ulp(np.ones(2), np.int8)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     st.sampled_from(NARROW),
     st.booleans(),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.linalg.basis import Basis, cross_products
@@ -17,6 +17,7 @@ from loralens.linalg.subspace import (
     vector_cosine,
 )
 from tests import reference
+from tests.marks import examples
 from tests.tolerances import ANGLE, SIMILARITY
 
 
@@ -39,7 +40,7 @@ def bases(draw):
 
 
 @given(bases())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_phi_and_distances_are_those_of_the_formulas(pair):
     U, V = pair
     found = overlap_of(Basis.of(U), Basis.of(V))

@@ -2,18 +2,19 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from loralens.linalg.basis import Basis
 from loralens.linalg.difference import difference_singular_values
 from loralens.linalg.product import product_bases, product_svd, truncating_maps, truncation
 from tests import strategies
+from tests.marks import examples
 from tests.reference import dense_product, size
 from tests.tolerances import ANY_FACTORS, LOSS
 
 
 @given(strategies.factor_pairs())
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_every_head_is_the_best_of_its_rank(pair):
     B, A = pair
     L, s, R = truncating_maps(B, A)
@@ -26,7 +27,7 @@ def test_every_head_is_the_best_of_its_rank(pair):
 
 
 @given(strategies.factor_pairs(cases=(strategies.plain, strategies.zero_columns, strategies.equal_singular_values)))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_factors_are_balanced(pair):
     B, A = pair
     L, s, R = truncating_maps(B, A)
@@ -35,7 +36,7 @@ def test_factors_are_balanced(pair):
 
 
 @given(strategies.factor_pairs())
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_the_bases_of_a_truncation_are_those_of_the_product_bit_for_bit(pair):
     B, A = pair
     small = truncation(B, A, bases=True).bases
@@ -70,7 +71,7 @@ def test_nothing_is_left_of_a_product_that_is_zero():
 
 
 @given(strategies.factor_pairs(dtypes=(np.float64,)), strategies.factor_pairs(dtypes=(np.float64,), largest=1))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_difference_of_any_two_products(pair, seed):
     B, A = pair
     rng = np.random.default_rng(int(abs(seed[0][0, 0]) * 1e6) % 2**31)

@@ -13,11 +13,11 @@ from tests.architectures import ARCHITECTURES
 from tests.cli.command import Command
 from tests.cli.test_merge import loaded
 from tests.formats.conftest import quiet_torch
-from tests.marks import slow_except
+from tests.marks import slow_except, when_used
 from tests.tolerances import MERGED_BY_PEFT
 
 torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 transformers = pytest.importorskip("transformers")
 
 __all__ = ["quiet_torch"]

@@ -18,10 +18,11 @@ from loralens.formats.dialects.dora import CODE
 from tests import models
 from tests.cli.test_merge import contents, done, run
 from tests.formats.conftest import quiet_torch
+from tests.marks import when_used
 from tests.merging.test_merge_live import arrays, lazily, ours
 
 torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 transformers = pytest.importorskip("transformers")
 
 __all__ = ["quiet_torch"]

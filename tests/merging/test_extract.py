@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
@@ -16,7 +16,7 @@ from loralens.merging.extraction.extract import extract_adapter
 from loralens.merging.extraction.triplets import NoiseEdge, compute_triplets
 from loralens.merging.make_plan import plan_merge
 from tests import reference
-from tests.marks import slow_except
+from tests.marks import examples, slow_except
 from tests.tolerances import EXTRACTED
 
 
@@ -56,7 +56,7 @@ def pair_of(rng, *, rows=40, columns=30, decay=0.8, dtype=np.float32, count=2):
     st.sampled_from([(np.float32, np.float32), (np.float32, ml_dtypes.bfloat16), (np.float16, np.float32)]),
     st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_a_pair_is_the_best_of_its_rank_and_the_error_is_true(rows, columns, rule, dtypes, seed):
     rng = np.random.default_rng(seed)
     W = weights(rng, rows, columns, dtype=dtypes[0])

@@ -16,12 +16,12 @@ from loralens.merging.make_plan import plan_merge
 from tests.cli.test_merge import CERTIFICATE, done, run
 from tests.formats.conftest import quiet_torch
 from tests.formats.test_peft_live import CASES, adapt, base
-from tests.marks import slow_except
+from tests.marks import slow_except, when_used
 from tests.models import llama
 from tests.tolerances import MERGED_BY_PEFT, MERGED_OUTPUT, NEVER_FURTHER
 
 torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 transformers = pytest.importorskip("transformers")
 
 __all__ = ["quiet_torch"]

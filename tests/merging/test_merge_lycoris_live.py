@@ -25,7 +25,7 @@ from lycoris.modules.lokr import LokrModule  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 __all__ = ["quiet_torch"]
-pytestmark = pytest.mark.usefixtures("quiet_torch")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_torch")]
 NAME = "lora_unet_x"
 ALGORITHMS = {"locon": LoConModule, "loha": LohaModule, "lokr": LokrModule}
 LAYERS = {

@@ -3,11 +3,12 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError
 from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter, bits, keep_in_memory
+from tests.marks import examples
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn]
 
@@ -55,7 +56,7 @@ def read(blob, R, blocks):
     st.booleans(),
     st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=150)
+@examples(150)
 def test_w_comes_back(dtype, rows, columns, share, units, wild, seed):
     rng = np.random.default_rng(seed)
     W = random_bits(rng, dtype, rows, columns)

@@ -13,10 +13,11 @@ from safetensors.numpy import load_file, save_file
 from tests import models
 from tests.cli.test_merge import contents, done, loaded, run
 from tests.formats.conftest import quiet_torch
+from tests.marks import when_used
 from tests.tolerances import MERGED_OUTPUT
 
 torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 transformers = pytest.importorskip("transformers")
 
 __all__ = ["quiet_torch"]

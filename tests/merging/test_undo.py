@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
@@ -17,6 +17,7 @@ from loralens.merging.rounding import MergeRounding
 from loralens.merging.undo.layout import VERSION, pack_arrays, pack_entry, parse_undo
 from loralens.merging.undo.patch import bits
 from loralens.merging.undo.restore import restore_tensor
+from tests.marks import examples
 from tests.merging.made import CASES, DTYPES, Case, Maker, adapter, linear, streamed, tokens
 
 TARGETS = (None, np.float32, np.float16, ml_dtypes.bfloat16)
@@ -71,7 +72,7 @@ def check(case, tensors, undo):
     st.booleans(),
     st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=250, deadline=None)
+@examples(250)
 def test_the_base_comes_back_bit_for_bit(made, dtype, target, mode, size, odd, seed):
     make = Maker(seed, dtype, size)
     case = made(make)

@@ -14,12 +14,13 @@ from loralens.training import Course, fit
 from loralens.training.injection import inject
 from loralens.training.layers.experts import ExpertLayer
 from loralens.training.readout import read_injection
+from tests.marks import when_used
 from tests.training.conftest import randomise
 from tests.training.test_ranks import IDS, mixture
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 
 # One for each order of the axes, with the name of its module of experts.
 KINDS = {
@@ -34,8 +35,8 @@ def adapted(name: str, **options: Any) -> Any:
     return inject(mixture(name), rank=2, alpha=3, **options)
 
 
-@pytest.mark.parametrize(("name", "path"), KINDS.items())
 @pytest.mark.some(3)
+@pytest.mark.parametrize(("name", "path"), KINDS.items())
 def test_all_linear_adapts_the_experts_and_peft_computes_the_same(name: str, path: str, tmp_path: Path) -> None:
     made = adapted(name)
     base = mixture(name)
@@ -72,8 +73,8 @@ def test_the_gradients_of_the_pairs_are_those_of_peft(name: str, tmp_path: Path)
         assert nearest <= 1e-3 * float(grad.norm()) + 1e-9
 
 
-@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.some(3)
+@pytest.mark.parametrize("name", KINDS)
 def test_what_is_read_back_is_what_was_trained(name: str, tmp_path: Path) -> None:
     batch = {"input_ids": IDS, "labels": IDS}
     found = fit(mixture(name), [batch], course=Course(steps=2, lr=1e-2), rank=2)

@@ -178,32 +178,42 @@ def test_no_label_at_all_gives_zero_and_no_gradient() -> None:
     assert not any(g.any() for g in gradients(model, summed))
 
 
-class SquaredLlama(transformers.LlamaForCausalLM):  # type: ignore[misc]
+# Each class is made in a function, as the models of transformers take a second to import in every process.
+def squared_llama() -> Any:
     """A model that does something unknown to its logits before the loss."""
 
-    def forward(self, input_ids: Any, labels: Any = None, **others: Any) -> Any:
-        output = super().forward(input_ids, **others)
-        output.logits = output.logits + 0.1 * output.logits**2
-        output.loss = self.loss_function(output.logits, labels, VOCABULARY)
-        return output
+    class SquaredLlama(transformers.LlamaForCausalLM):  # type: ignore[misc]
+        def forward(self, input_ids: Any, labels: Any = None, **others: Any) -> Any:
+            output = super().forward(input_ids, **others)
+            output.logits = output.logits + 0.1 * output.logits**2
+            output.loss = self.loss_function(output.logits, labels, VOCABULARY)
+            return output
+
+    return SquaredLlama
 
 
-class RegularisedLlama(transformers.LlamaForCausalLM):  # type: ignore[misc]
+def regularised_llama() -> Any:
     """A model whose loss is more than that of its tokens."""
 
-    def forward(self, input_ids: Any, labels: Any = None, **others: Any) -> Any:
-        output = super().forward(input_ids, labels=labels, **others)
-        output.loss = output.loss + output.logits.square().mean()
-        return output
+    class RegularisedLlama(transformers.LlamaForCausalLM):  # type: ignore[misc]
+        def forward(self, input_ids: Any, labels: Any = None, **others: Any) -> Any:
+            output = super().forward(input_ids, labels=labels, **others)
+            output.loss = output.loss + output.logits.square().mean()
+            return output
+
+    return RegularisedLlama
 
 
-class AddingLlama(transformers.LlamaForCausalLM):  # type: ignore[misc]
+def adding_llama() -> Any:
     """A model that adds to its loss in place."""
 
-    def forward(self, input_ids: Any, labels: Any = None, **others: Any) -> Any:
-        output = super().forward(input_ids, labels=labels, **others)
-        output.loss += output.logits.square().mean()
-        return output
+    class AddingLlama(transformers.LlamaForCausalLM):  # type: ignore[misc]
+        def forward(self, input_ids: Any, labels: Any = None, **others: Any) -> Any:
+            output = super().forward(input_ids, labels=labels, **others)
+            output.loss += output.logits.square().mean()
+            return output
+
+    return AddingLlama
 
 
 def hooked() -> Any:
@@ -231,9 +241,9 @@ def own_function() -> Any:
         pytest.param(lambda: adapted(made("Llama").double()), id="float64"),
         pytest.param(hooked, id="hook"),
         pytest.param(own_function, id="own loss function"),
-        pytest.param(lambda: of_class(SquaredLlama), id="unknown logits"),
-        pytest.param(lambda: of_class(RegularisedLlama), id="more loss"),
-        pytest.param(lambda: of_class(AddingLlama), id="more loss in place"),
+        pytest.param(lambda: of_class(squared_llama()), id="unknown logits"),
+        pytest.param(lambda: of_class(regularised_llama()), id="more loss"),
+        pytest.param(lambda: of_class(adding_llama()), id="more loss in place"),
     ],
 )
 def test_what_would_change_the_loss_is_computed_by_the_model(make: Callable[[], Any]) -> None:

@@ -13,11 +13,12 @@ from loralens.training.injection import inject
 from loralens.training.readout import read_injection, record_of
 from tests import models
 from tests.architectures import MIXTURES
+from tests.marks import when_used
 from tests.training.conftest import randomise
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 
 IDS = torch.randint(3, 20, (2, 9), generator=torch.Generator().manual_seed(0))
 

@@ -14,11 +14,12 @@ from loralens.training.method import METHODS
 from loralens.training.readout import RECORD, numpy_of, read_injection, record_of
 from loralens.training.starts.drawn import combined_digest, factor_digest
 from tests import models
+from tests.marks import when_used
 from tests.tolerances import ATTACHED, TRAINED_LIVE
 from tests.training.conftest import KINDS, holder, injected, random_gradients, randomise
 
 torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 transformers = pytest.importorskip("transformers")
 
 NAMES = [method.name for method in METHODS]

@@ -8,9 +8,10 @@ import pytest
 from loralens.training.injection import Injection, inject
 from loralens.training.starts.lora_ga import GAMMA
 from tests import models
+from tests.marks import when_used
 
 torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 
 # PEFT counts backward passes by a hook that torch warns of where only weights need gradients.
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
@@ -138,8 +139,8 @@ def test_what_is_drawn_has_the_distribution_of_pefts(start: Any) -> None:
         assert float(drawn.abs().max()) == pytest.approx(float(A.abs().max()), rel=1e-2)
 
 
-@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.some(2)
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_training_goes_where_pefts_goes(start: Any, rule: Any) -> None:
     mine, other = ours(start, rule).model, theirs(start, rule)

@@ -8,12 +8,12 @@ import pytest
 
 from loralens.training.injection import inject
 from tests import models
-from tests.marks import slow_except
+from tests.marks import slow_except, when_used
 from tests.tolerances import TRAINED_LOSS
 from tests.training.conftest import peft_beside
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("peft")
+when_used("peft")
 
 
 def losses(model: Any, optimiser: Any) -> list[float]:

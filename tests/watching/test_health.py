@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from loralens.core.adapter import Adapter
@@ -12,8 +11,9 @@ from loralens.core.lowrank import LowRank
 from loralens.watching import SIGNS, HealthWarning, Watcher
 from loralens.watching.health import FIXES
 from tests import models
+from tests.marks import when_used
 
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 
 
 def trained(

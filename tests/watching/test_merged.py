@@ -10,8 +10,9 @@ import loralens
 from loralens.errors import MismatchError, OptionError
 from loralens.watching import LiveSwitchboard
 from tests import models
+from tests.marks import when_used
 
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 

@@ -12,8 +12,9 @@ import loralens
 from loralens.formats.records.watch_log import read_watch_log
 from loralens.watching import ExactMergeCallback, SpectralCallback, lightning_callback
 from tests import models
+from tests.marks import when_used
 
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 pytestmark = [pytest.mark.live, pytest.mark.filterwarnings("ignore")]
 
 STEPS = 6

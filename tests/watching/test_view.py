@@ -13,8 +13,9 @@ from loralens.core.adapter import Adapter
 from loralens.errors import FormatError, OptionError
 from loralens.training import inject, read_injection
 from tests import models
+from tests.marks import when_used
 
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 

@@ -15,8 +15,9 @@ from loralens.formats.records.watch_log import read_watch_log
 from loralens.training import Course, Watch, fit
 from loralens.watching import Watcher
 from tests import models
+from tests.marks import when_used
 
-peft = pytest.importorskip("peft")
+peft = when_used("peft")
 
 
 def adapted(**options: Any) -> Any:

@@ -6,13 +6,14 @@ from hashlib import sha256
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from loralens.formats.models.checkpoint import open_checkpoint, shapes
 from loralens.formats.models.low_bit.packing import pack_codes, unpack_codes
 from tests.formats.low_bit.cases import CASES, field_of, gptq, mlx, packed
+from tests.marks import examples
 
 
 def write(folder, tensors, config=None):
@@ -95,7 +96,7 @@ def test_other_codes_are_read_back_as_the_grid_says(case, tmp_path):
 
 
 @given(st.integers(1, 8), st.integers(1, 70), st.integers(0, 2**600))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_packing_is_one_long_number(bits, count, number):
     size = -(-count * bits // 8)
     data = np.frombuffer((number % (1 << (8 * size))).to_bytes(size, "little"), np.uint8)[None]
