@@ -11,6 +11,7 @@ import pytest
 
 import loralens
 from tests.cli.terminals import read_until
+from tests.marks import slow_except
 
 PACKAGE = Path(loralens.__file__).parent
 ESCAPE = "\x1b["
@@ -40,11 +41,8 @@ def test_a_terminal_gets_colours_and_with_no_color_none(small: Path) -> None:
 
 
 # What asks for colours is the likeliest to bring them.
-@pytest.mark.some(1)
-@pytest.mark.parametrize(
-    "colour", [{"FORCE_COLOR": "1"}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({}, {"NO_COLOR": "1"}))]
-)
-@pytest.mark.parametrize("command", ["inspect", "spectrum", "similarity", "doctor"])
+@pytest.mark.parametrize("colour", slow_except([{"FORCE_COLOR": "1"}, {}, {"NO_COLOR": "1"}], {"FORCE_COLOR": "1"}))
+@pytest.mark.parametrize("command", slow_except(["inspect", "spectrum", "similarity", "doctor"], "spectrum"))
 def test_a_pipe_gets_plain_text(small: Path, command: str, colour: dict[str, str]) -> None:
     done = subprocess.run(
         [*RUN, command, str(small)], capture_output=True, text=True, check=True, env=os.environ | colour
