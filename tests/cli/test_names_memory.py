@@ -28,6 +28,8 @@ COMMANDS = {
     "verify": "verify merged --base base --adapter adapter --json",
     "amplify": "amplify adapter --base base --no-cache",
     "amplify --json": "amplify adapter --base base --no-cache --json",
+    "intruders": "intruders adapter --base base --cache cache --json",
+    "intruders -v": "intruders adapter --base base --cache cache -v",
     "equal": "equal adapter adapter --json",
     "similarity": "similarity adapter adapter --json",
 }
@@ -86,20 +88,20 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_takes_ten_times_the_names(command: str, many: tuple[Path, int], tmp_path: Path) -> None:
     folder, size = many
-    for name in ("adapter", "base", "merged"):
+    for name in ("adapter", "base", "merged", "cache"):
         (tmp_path / name).symlink_to(folder / name)
     peak = int(run(tmp_path, COMMANDS[command], MEASURE).splitlines()[-1])
     files = 2 if command == "similarity" else 1
     assert peak <= (50 << 20) + 10 * size * files + ROOM, f"{peak / 2**20:.1f} MiB"
 
 
-@pytest.mark.parametrize("command", slow_except(["merge", "unmerge", "verify", "amplify"], "verify", "amplify"))
+@pytest.mark.parametrize("command", slow_except(["merge", "unmerge", "verify", "amplify", "intruders"], "verify"))
 def test_a_command_loads_nothing_large_that_it_does_not_need(command: str, tmp_path: Path) -> None:
     make(tmp_path, 3, "model")
     loaded = set(run(tmp_path, COMMANDS[command], LOADED).splitlines()[-1].split())
     # All of NumPy, also what tests and Fortran need; SciPy; the records of installed packages.
     needless = {"numpy.testing", "numpy.f2py", "scipy", "torch", "matplotlib", "importlib.metadata"}
     # NumPy's random numbers load OpenSSL. Without them little is hashed here, for which Python's own code does.
-    if command != "amplify":
+    if command not in {"amplify", "intruders"}:
         needless |= {"numpy.random", "_hashlib"}
     assert not needless & loaded
