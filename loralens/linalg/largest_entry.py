@@ -12,6 +12,7 @@ PRECISION = 1e-5  # absolute, of the median
 # Below n = 9 the integrand falls slowly, and the sum would need millions of terms for `LEAST`.
 MOST = 50_000  # most terms of the sum; this limit is reached below n = 9 only
 NEAR, SERIES = 1.0, 24  # |z| below which the series of the error function is taken, and its terms
+PART = 1 << 12  # numbers whose error function is computed at a time
 STEP, TERMS = 0.5, 13  # of the trapezoidal rule: e^(−(13/2)²) is below the rounding
 
 
@@ -61,6 +62,11 @@ def error_function(z: NDArray[np.complex128]) -> NDArray[np.complex128]:
     error is below 1e-14. SciPy has this function too, and importing it takes 50 ms and 20 MiB.
     """
     z = np.asarray(z, dtype=np.complex128)
+    # A part at a time: the sums below hold about ten arrays of its size.
+    if z.size > PART:
+        flat = z.reshape(-1)
+        parts = [error_function(flat[start : start + PART]) for start in range(0, flat.size, PART)]
+        return np.concatenate(parts).reshape(z.shape)
     squares, near = z * z, np.abs(z) < NEAR
     # erf z = 2/√π · z e^(−z²) Σ (2z²)ᵏ / (1·3·5 … (2k + 1)), here by Horner's rule from the last term.
     small = np.where(near, squares, 0.0)

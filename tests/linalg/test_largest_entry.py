@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import erf as scipy_erf
 
-from loralens.linalg.largest_entry import error_function, largest_entry_chance, largest_entry_median
+from loralens.linalg.largest_entry import PART, error_function, largest_entry_chance, largest_entry_median
 
 DRAWS = 10_000
 
@@ -52,3 +52,10 @@ def test_the_error_function_of_complex_numbers(angle):
     z = np.geomspace(1e-3, 30, 400) * np.exp(1j * angle)
     np.testing.assert_allclose(error_function(z), scipy_erf(z), rtol=1e-12)  # SciPy has 2e-13
     np.testing.assert_allclose(error_function(z.conj()), error_function(z).conj(), rtol=1e-15)
+
+
+def test_the_error_function_of_many_numbers_is_that_of_each():
+    z = np.geomspace(1e-3, 30, 3 * (PART + 5)).reshape(3, -1) * np.exp(0.3j)
+    whole = error_function(z)
+    assert whole.shape == z.shape
+    np.testing.assert_array_equal(whole[2, -7:], error_function(z[2, -7:]))
