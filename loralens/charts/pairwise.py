@@ -83,6 +83,10 @@ def branches_of(tree: Floats) -> tuple[Tree, list[int]]:
 
     x of the branches counts columns, and y is a height in [0, 1].
     """
+    if len(tree) == 1:  # of a pair, for which SciPy need not be imported
+        y = float(tree[0, 2])
+        height = y / (max(y, 0.0) or 1.0)
+        return [[(0.5, 0.0), (0.5, height), (1.5, height), (1.5, 0.0)]], [0, 1]
     from scipy.cluster.hierarchy import dendrogram
 
     drawn = dendrogram(tree, no_plot=True)

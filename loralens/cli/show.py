@@ -23,6 +23,7 @@ from loralens.version import __version__
 # Backslashes before what looks like an escape of `visible`, or becomes one.
 _BEFORE_ESCAPE = re.compile(rf"(\\+)(?=x[0-9a-f]{{2}}|u[0-9a-f]{{4}}|(?![\n\t]){UNPRINTABLE.pattern})")
 _C1 = re.compile(r"[\x80-\x9f]")
+ECHOED = 1 << 16  # letters of JSON that are printed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +252,40 @@ def _terminal_width() -> int | None:
 
 def show_json(record: dict[str, Any]) -> None:
     """Print a record as one JSON object, with the version of loralens."""
-    click.echo(json.dumps({"loralens": __version__, **record}))
+    text: list[str] = []
+    size = 0
+    # Several at a time, as every echo empties the buffer of the stream.
+    for piece in json_pieces({"loralens": __version__, **record}):
+        text.append(piece)
+        size += len(piece)
+        if size > ECHOED:
+            click.echo("".join(text), nl=False)
+            text, size = [], 0
+    click.echo("".join(text))
+
+
+def json_pieces(value: Any, depth: int = 2) -> Iterator[str]:
+    """The text of `json.dumps` in pieces, so that the text of many rows is never held as a whole.
+
+    ``depth`` is the number of levels that are divided: an object, and its lists of rows.
+    """
+    if not (depth and value and isinstance(value, dict | list | tuple)):
+        yield json.dumps(value)
+    elif isinstance(value, dict):
+        opening = "{"
+        for key, inner in value.items():
+            # As a name of an object, which `json.dumps` turns into text if it is a number.
+            yield opening + json.dumps({key: 0})[1:-2]
+            yield from json_pieces(inner, depth - 1)
+            opening = ", "
+        yield "}"
+    else:
+        opening = "["
+        for inner in value:
+            yield opening
+            yield from json_pieces(inner, depth - 1)
+            opening = ", "
+        yield "]"
 
 
 def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = False) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from loralens.core.adapter import Adapter
+from loralens.core.hashes import blake2b
 from loralens.core.lazy import Array, LazyArray, row_blocks
 from loralens.core.lowrank import LowRank
 from loralens.core.naming.normal_form import normal_form
@@ -30,8 +31,6 @@ def fingerprint(adapter: Adapter) -> str:
     differs for the same update with other factors or another scale, because rounding makes such updates only nearly
     equal. `loralens.Fleet.copies` finds these.
     """
-    from hashlib import blake2b  # it loads OpenSSL, and many commands import this module without hashing
-
     parts = [_hash_module(normal_form(name), update) for name, update in adapter.items()]
     parts += [
         _hash_arrays(extra.role, normal_form(extra.module), extra.tensor)
@@ -72,8 +71,6 @@ def _lazy_difference(stored: LazyArray, scale: float) -> LazyArray:
 
 def _hash_arrays(role: str, name: str, *arrays: Array | LazyArray | float) -> bytes:
     """The hash of arrays under a name. Each array is preceded by its shape, so different lists have different input."""
-    from hashlib import blake2b
-
     hashed = blake2b(f"{role}\0{name}\0".encode("utf-8", "backslashreplace"), digest_size=BYTES)
     for array in arrays:
         if isinstance(array, float):

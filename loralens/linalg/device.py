@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeVar, final
 
 import ml_dtypes
 import numpy as np
-from array_api_compat import array_namespace
 
 from loralens.errors import OptionError
 from loralens.linalg.factor import Array, Floats, ReusedMemory, Scratch
@@ -75,6 +74,16 @@ class Device:
         return "float64" if self.torch is None else "float32"
 
     @property
+    def xp(self) -> Any:
+        """The functions of the Python array API for arrays of this device."""
+        # NumPy has them itself. Its wrapper would load all of NumPy, also what tests and Fortran need: 20 MiB.
+        if self.torch is None:
+            return np
+        import array_api_compat.torch
+
+        return array_api_compat.torch
+
+    @property
     def block(self) -> int:
         """The number of entries of a matrix that is best cast at a time."""
         return BLOCK if self.torch is None else BLOCK_TORCH
@@ -97,6 +106,15 @@ class Device:
         cast = _scratch.of(block.size)[: block.size].reshape(block.shape)
         np.copyto(cast, block)
         return cast
+
+    def astype(self, X: Any, dtype: Float) -> Any:
+        """An array of this device in ``dtype``; it is copied only if necessary."""
+        # NumPy has the function of the array API from version 2.1 on.
+        return (
+            X.astype(dtype, copy=False)
+            if self.torch is None
+            else self.xp.astype(X, getattr(self.xp, dtype), copy=False)
+        )
 
     def empty(self, shape: tuple[int, int], dtype: Float) -> Any:
         """An uninitialised array on this device."""
@@ -123,7 +141,7 @@ class Device:
             # np.dot of one long vector runs in BLAS and makes no copy.
             flat = x.reshape(-1)
             return float(np.dot(flat, flat))
-        return float((x * x).sum(dtype=array_namespace(x).float64))
+        return float((x * x).sum(dtype=self.xp.float64))
 
     def matmul(self, X: Any, Y: Any) -> Any:
         """X @ Y; on the CPU the threads share the rows of X."""

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from loralens.linalg.device import Device, Float
 from loralens.linalg.factor import Floats, gram_triangle
@@ -108,7 +107,7 @@ def _width(k: int) -> int:
 
 def _dense(W: Any, k: int, device: Device) -> Leading:
     """The k leading triplets of the whole SVD."""
-    U, s, Vh = array_namespace(W).linalg.svd(W, full_matrices=False)
+    U, s, Vh = device.xp.linalg.svd(W, full_matrices=False)
     return Leading(device.numpy(U[:, :k]), device.numpy(s[:k]), device.numpy(Vh[:k, :].T), np.zeros(k), 0)
 
 
@@ -116,12 +115,12 @@ class _Krylov:
     """Orthonormal rows Q (K, n) that span a block Krylov space of WᵀW, and Y = Q Wᵀ (K, m)."""
 
     def __init__(self, W: Any, start: Floats, most: int, device: Device) -> None:
-        self.W, self.device, self.xp = W, device, array_namespace(W)
+        self.W, self.device = W, device
         (m, n), width = W.shape, start.shape[1]
         self.size = 0
         # Y has float32 numbers. In float64 their inner products are as accurate as a QR decomposition of Y in float32.
         self._Q, self._Y = device.empty((most * width, n), "float32"), device.empty((most * width, m), "float64")
-        self._next = self.xp.linalg.qr(device.put(start, "float32"))[0].T
+        self._next = self.device.xp.linalg.qr(device.put(start, "float32"))[0].T
         self._inner = np.zeros((0, 0))  # YYᵀ, float64
         self._rest = np.zeros((0, 0))  # the part of the last block of Y W outside the span of Q is restᵀ·next
 
@@ -138,7 +137,7 @@ class _Krylov:
         # orthonormal vectors instead, in a pass of its own.
         scales = np.eye(len(Y))
         if gram_triangle(cross[:, old:], STEEP) is None:
-            P, triangle = self.xp.linalg.qr(Y.T)
+            P, triangle = self.device.xp.linalg.qr(Y.T)
             Z, scales = self.device.matmul(self.W.T, P).T, self.device.numpy(triangle)
         # Two passes, since one leaves rounding.
         first, R1 = self._outside(Z)
@@ -170,11 +169,11 @@ class _Krylov:
         R = gram_triangle(self.device.numpy(Z @ Z.T), CONDITION)
         if R is not None:
             return self._single(self.device.put(np.linalg.inv(R.T), "float64") @ Z), R
-        columns, triangle = self.xp.linalg.qr(Z.T)
+        columns, triangle = self.device.xp.linalg.qr(Z.T)
         return self._single(columns.T), self.device.numpy(triangle)
 
     def _single(self, X: Any) -> Any:
-        return self.xp.astype(X, self.xp.float32)
+        return self.device.astype(X, "float32")
 
     def _double(self, X: Any) -> Any:
-        return self.xp.astype(X, self.xp.float64)
+        return self.device.astype(X, "float64")

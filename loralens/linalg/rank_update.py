@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from loralens.errors import FormatError
 from loralens.linalg.device import Device
@@ -46,7 +45,7 @@ def decompose(W: Array, device: Device | None = None) -> Decomposed:
     device = device or Device()
     # float64 on a GPU too, although it is slower there than float32.
     X = device.put(W, "float64")
-    U, s, Vh = map(device.numpy, array_namespace(X).linalg.svd(X, full_matrices=False))
+    U, s, Vh = map(device.numpy, device.xp.linalg.svd(X, full_matrices=False))
     return Decomposed(U.astype(np.float32), s, np.ascontiguousarray(Vh.T, dtype=np.float32))
 
 

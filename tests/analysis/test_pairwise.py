@@ -259,6 +259,16 @@ def test_leaves_put_near_adapters_side_by_side_and_opposed_ones_too() -> None:
     np.testing.assert_allclose(tree[:, 2], [0.1, 0.2, 1.0])
 
 
+@pytest.mark.parametrize("cosine", [0.3, -0.9, 1.0, 0.0, np.nan])
+def test_the_tree_of_a_pair_is_that_of_scipy(cosine: float) -> None:
+    from scipy.cluster.hierarchy import leaves_list, linkage
+
+    tree, order = cluster_order(np.array([[1.0, cosine], [cosine, 1.0]]))
+    whole = linkage([1 - abs(np.nan_to_num(cosine))], "average", optimal_ordering=True)
+    np.testing.assert_array_equal(tree, whole)
+    assert order == leaves_list(whole).tolist()
+
+
 def test_mean_leaves_out_what_is_not_there() -> None:
     np.testing.assert_array_equal(known_mean(np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])), [2, 5, np.nan])
 

@@ -81,6 +81,18 @@ def test_the_tree_stands_over_the_columns_of_its_leaves() -> None:
     assert all(chart.tree == branches for chart in maps(figure(adapters))[:4])
 
 
+@pytest.mark.parametrize("distance", [0.0, 0.25, 1.0])
+def test_the_branches_of_a_pair_are_those_of_scipy(distance: float) -> None:
+    from scipy.cluster.hierarchy import dendrogram
+
+    tree = np.array([[0.0, 1.0, distance, 2.0]])
+    drawn = dendrogram(tree, no_plot=True)
+    height = 1.0 if distance else 0.0
+    assert drawn["icoord"] == [[5.0, 5.0, 15.0, 15.0]]
+    assert drawn["dcoord"] == [[0.0, distance, distance, 0.0]]
+    assert branches_of(tree) == ([[(0.5, 0.0), (0.5, height), (1.5, height), (1.5, 0.0)]], drawn["leaves"])
+
+
 def test_maps_have_the_energies_and_the_worst_cosine() -> None:
     adapters = collection(4, 5)
     *_, shared, conflict = maps(figure(adapters))

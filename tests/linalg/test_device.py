@@ -111,3 +111,14 @@ def test_without_torch_or_a_gpu_it_says_so(monkeypatch):
     with pytest.raises(OptionError, match="a GPU needs torch") as error:
         Device.of("cuda:0")
     assert "pip install 'torch>=2.4'" in error.value.fix
+
+
+def test_the_functions_for_arrays_of_a_device_give_its_arrays():
+    X = np.random.default_rng(4).standard_normal((6, 4))
+    for device in (Device(), torch_device()):
+        there = device.put(X, "float64")
+        Q, R = device.xp.linalg.qr(there)
+        np.testing.assert_allclose(device.numpy(Q @ R), X, atol=1e-14)
+        narrow = device.astype(there, "float32")
+        assert str(narrow.dtype).removeprefix("torch.") == "float32"
+        assert device.astype(narrow, "float32") is narrow

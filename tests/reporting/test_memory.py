@@ -32,13 +32,17 @@ def test_the_page_of_long_names_takes_ten_times_the_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_page_without_pictures_needs_no_matplotlib(tmp_path):
-    write_adapter(tmp_path, [f"layers.{i}.m" for i in range(3)])
+@pytest.mark.parametrize("adapters", [1, 2])
+def test_a_page_without_pictures_needs_no_matplotlib(tmp_path, adapters):
+    folders = [tmp_path / f"adapter{i}" for i in range(adapters)]
+    for folder in folders:
+        folder.mkdir()
+        write_adapter(folder, [f"layers.{i}.m" for i in range(3)])
     code = (
         "import sys; from loralens.cli.main import main; main(sys.argv[1:], standalone_mode=False);"
         "print(*{'matplotlib', 'scipy', 'torch'} & {*sys.modules})"
     )
-    words = ["report", str(tmp_path), "-o", str(tmp_path / "page.html"), "--quiet"]
+    words = ["report", *map(str, folders), "-o", str(tmp_path / "page.html"), "--quiet"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""  # below the conclusion
 

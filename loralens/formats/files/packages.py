@@ -1,13 +1,15 @@
 """Files inside installed packages, found by the list of installed files. The package is never imported."""
 
 import re
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loralens.errors import OptionError
 from loralens.formats.files.relative_name import is_relative_name
 
-if TYPE_CHECKING:  # the import takes a tenth of a second, which commands that get a path need not spend
+if TYPE_CHECKING:  # the import takes a tenth of a second and 2 MiB, which most commands need not spend
     from importlib.metadata import Distribution
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508
@@ -69,9 +71,32 @@ def package_file(name: str, file: str) -> Path | None:
 
 
 def _distribution(name: str) -> "Distribution | None":
+    if not is_package_name(name) or not _may_be_installed(name):
+        return None
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
-        return distribution(name) if is_package_name(name) else None
+        return distribution(name)
     except PackageNotFoundError:
         return None
+
+
+def _may_be_installed(name: str) -> bool:
+    """Whether some folder of packages has an entry that begins with this name; if not, no such package is installed.
+
+    An adapter often names its base by a word that is no package, and this takes less than asking `importlib`.
+    """
+    begin = f"{_normal(name)}-"  # "-1.0.dist-info", or ".egg-info" of older tools
+    for folder in map(Path, sys.path):
+        # An egg and a zip file are packages themselves.
+        if folder.suffix == ".egg" or folder.is_file():
+            return True
+        with suppress(OSError):
+            if any(_normal(entry.name).startswith(begin) for entry in folder.iterdir()):
+                return True
+    return False
+
+
+def _normal(name: str) -> str:
+    """A name in which case, and ``-``, ``_`` and ``.``, make no difference (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -4,12 +4,12 @@ Training and evaluation need a model of transformers. The weights are decoded on
 in the cache of the user. transformers makes the configuration and the tokenizer from the metadata of the file.
 """
 
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loralens.core.hashes import sha256_hex
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.messages import note
 from loralens.errors import FormatError, place
@@ -38,7 +38,7 @@ def float_folder(name: str, paths: tuple[Path, ...]) -> Path:
     paths : tuple of Path
         The file, or the parts of a split one.
     """
-    digest = sha256(" ".join([VERSION, *map(base_digest, paths)]).encode()).hexdigest()[:_DIGITS]
+    digest = sha256_hex(" ".join([VERSION, *map(base_digest, paths)]).encode())[:_DIGITS]
     folder = default_folder() / "models" / f"{name.lower()}-{digest}"
     if _is_complete(folder):
         return folder

@@ -34,11 +34,11 @@ import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, final
 
+from loralens.core.hashes import blake2b
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.packages import is_installed, package_file
 from loralens.requirements import KNOWN_TEXTS, install_command, missing_packages

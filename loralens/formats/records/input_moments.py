@@ -12,12 +12,12 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
+from loralens.core.hashes import sha256_hex
 from loralens.core.lazy import Array, LazyArray, without_numbers
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.atomic import atomic_file, check_space
@@ -66,7 +66,7 @@ class InputMoments:
             It was changed since it was written.
         """
         H = self.tensors[name].read()
-        if sha256(np.ascontiguousarray(H).data).hexdigest() != self.digests.get(name):
+        if sha256_hex(np.ascontiguousarray(H).data) != self.digests.get(name):
             raise FormatError(f"{name} is not as it was measured", fix=AGAIN)
         return H
 
@@ -150,7 +150,7 @@ def write_input_moments(
         def put(name: str, H: Array, positions: int) -> None:
             counts[name] = positions
             data = np.ascontiguousarray(H, np.float32).data
-            digests[name] = sha256(data).hexdigest()
+            digests[name] = sha256_hex(data)
             stream.seek(offsets[name])
             stream.write(data)
 
@@ -201,5 +201,5 @@ def _parse(stored: Stored) -> InputMoments:
     missing = [name for name in inputs.values() if name not in stored.tensors]
     if missing:
         raise FormatError(f"the moments of {missing[0]!a:.80} are missing", fix=AGAIN)
-    digest = sha256(text.encode("utf-8")).hexdigest()
+    digest = sha256_hex(text.encode("utf-8"))
     return InputMoments(inputs, stored.tensors, digests, source, digest)  # type: ignore[arg-type]

@@ -1,11 +1,11 @@
 """Unmerging with a patch of codes, which restores the stored tensor of the base; its SHA-256 proves it."""
 
 from collections.abc import Iterator
-from hashlib import sha256
 
 import numpy as np
 
 from loralens.core.few_bits.coded_weight import CodedWeight, Codes
+from loralens.core.hashes import sha256
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, MismatchError
 from loralens.merging.low_bit.record import codes_as_bytes, hashed_rows
@@ -43,7 +43,7 @@ def restore_codes(
     # The hash covers neither the scales nor what the configuration says about the layout.
     if weight is None or weight.grid is None or weight.encode is None or weight.shape != undo.matrix:
         raise MismatchError("is not stored as codes that a merge could have moved", fix=ANOTHER)
-    digest = sha256()
+    digest = sha256(stored.nbytes)
     yield from hashed_rows(weight, _restore_blocks(undo, weight), digest, ordered=ordered)
     check_restored(undo, digest.hexdigest())
 

@@ -193,7 +193,7 @@ def _hash_tensors(files: ModelFiles) -> dict[str, Hashed]:
 
     def hashed(key: str) -> Hashed:
         tensor = tensors[key]
-        digest = hash_rows(MatrixRows(tensor, as_matrix(tensor.shape)).blocks())
+        digest = hash_rows(MatrixRows(tensor, as_matrix(tensor.shape)).blocks(), tensor.nbytes)
         if step:
             step(tensor.nbytes)
         return Hashed(str(tensor.dtype), tensor.shape, digest)

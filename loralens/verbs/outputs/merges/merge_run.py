@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from hashlib import sha256
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from loralens.choices import RoundingMode
+from loralens.core.hashes import Hasher, sha256
 from loralens.core.lazy import Array
 from loralens.core.messages import note
 from loralens.core.names import some
@@ -108,7 +108,7 @@ class MergeRun:
             else measure_on_texts(inputs, data, rounding=rounding, seed=seed, moments=moments, device=device)
         )
         self.records: dict[str, TensorRecord] = {}
-        self.digests: dict[str, Any] = {}
+        self.digests: dict[str, Hasher] = {}
         # In a dry run the patches are made for their size.
         self.undo_content = UndoContent(inputs, self.adapters, count_only) if undo else None
         self.files: dict[str, int] | None = None  # name → bytes in the written folder, for the certificate
@@ -324,7 +324,7 @@ class MergeRun:
 
     def _hash_copy(self, key: str, rows: Array) -> None:
         """Hash the next rows of a tensor that stays as it is."""
-        feed_hash(self.digests.setdefault(key, sha256()), rows)
+        feed_hash(self.digests.setdefault(key, sha256(self.inputs.files.stored[key].nbytes)), rows)
 
     def _check_beside(
         self, file: Path, output: Path, is_ours: Callable[[Path], bool], *, what: str, overwrite: bool
@@ -357,7 +357,7 @@ class MergeRun:
         # The base has these tensors, and the merged model does not.
         if side == "base":
             for key in dropped:
-                digests[key] = sha256()
+                digests[key] = sha256(tensors[key].nbytes)
                 for rows in matrix_blocks(tensors[key]):
                     feed_hash(digests[key], rows)
         copies = {

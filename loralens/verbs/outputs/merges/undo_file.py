@@ -43,7 +43,9 @@ class UndoContent:
     def write(self, path: Path, digests: Mapping[str, str]) -> None:
         """Write the undo file; ``digests`` has the SHA-256 of every tensor that was copied."""
         tensors = self._inputs.files.tensors
-        dropped = {key: hash_rows(matrix_blocks(tensors[key])) for key in self._inputs.plan.dropped}
+        dropped = {
+            key: hash_rows(matrix_blocks(tensors[key]), tensors[key].nbytes) for key in self._inputs.plan.dropped
+        }
         write_undo(self._arrays, lambda: self._content(digests, dropped), path)
 
     def size(self) -> int:

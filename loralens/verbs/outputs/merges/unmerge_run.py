@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
+from loralens.core.hashes import Hasher, sha256
 from loralens.core.lazy import Array
 from loralens.core.names import some
 from loralens.core.progress import progress
@@ -66,7 +65,7 @@ class UnmergeRun:
         arrays, content = read_undo(file)
         self.files = model_files(root)
         self.tensors = self.files.stored
-        self._digests: dict[str, Any] = {}
+        self._digests: dict[str, Hasher] = {}
         # Only the whole checkpoint shows whether its weights are codes: by its configuration, and by the tensors that
         # store each weight.
         self._coded = open_checkpoint(root).coded if content.get("version") == WITH_CODES else {}
@@ -210,7 +209,7 @@ class UnmergeRun:
 
     def _dropped_rows(self, key: str) -> Iterator[Array]:
         """The rows of a tensor that the merged model does not have."""
-        digest = sha256()
+        digest = sha256(self.undo.dropped[key].nbytes)
         for rows in matrix_blocks(self.undo.dropped[key]):
             feed_hash(digest, rows)
             yield rows
@@ -218,7 +217,7 @@ class UnmergeRun:
             raise MismatchError("is not the tensor of the base", fix=DAMAGED)
 
     def _hash_copy(self, key: str, rows: Array) -> None:
-        feed_hash(self._digests.setdefault(key, sha256()), rows)
+        feed_hash(self._digests.setdefault(key, sha256(self.tensors[key].nbytes)), rows)
 
     def _check_copies(self, _: Path) -> None:
         """Refuse a model that was changed while it was read, or a tensor that was changed since the merge."""
