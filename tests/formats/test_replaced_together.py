@@ -306,6 +306,43 @@ def test_a_folder_that_another_run_holds_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def moved_aside(folder: Path) -> None:
+    """Leave a folder as a run does that is killed between the two renames."""
+    furnished(folder)
+    for step in range(1, 200):
+        forked(lambda: loralens.save(adapter(NEW), folder, overwrite=True), step)
+        if not folder.exists():
+            return
+        loralens.save(adapter(OLD), folder, overwrite=True)
+
+
+def test_a_verb_that_checks_its_target_first_puts_back_what_a_killed_run_moved_aside(tmp_path: Path) -> None:
+    folder, source = tmp_path / "home" / "run", tmp_path / "source"
+    loralens.save(adapter(NEW), source)
+    moved_aside(folder)
+    seen = sorted(folder.parent.iterdir())
+    loralens.scale(source, by=1.0, output=folder, overwrite=True, dry_run=True)
+    assert sorted(folder.parent.iterdir()) == seen
+    loralens.scale(source, by=1.0, output=folder, overwrite=True)
+    assert product(folder) == VALUES[NEW]
+    assert others(folder)["README.md"]
+    assert [path.name for path in folder.parent.iterdir()] == ["run"]
+
+
+def test_a_folder_that_a_living_run_moves_aside_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "run"
+    moved_aside(folder)
+    (old,) = folder.parent.glob(".run.*.old")
+    held = lock(old)
+    assert held is not None
+    with pytest.raises(OptionError, match="another run is writing there"):
+        loralens.save(adapter(NEW), folder, overwrite=True)
+    assert not folder.exists()
+    os.close(held)
+    loralens.save(adapter(NEW), folder, overwrite=True)
+    assert product(folder) == VALUES[NEW]
+
+
 def test_an_error_names_the_target_and_not_the_hidden_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -140,6 +140,11 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
     with place(folder), disk_errors():
         tidy(folder)
         tidy_folder(folder, {*NAMES, *COMPANIONS, files.weights}.__contains__)
+        # Only a run that is alive keeps the folder aside now, and it is about to put a new one in its place.
+        if not folder.exists() and is_moved_aside(folder):
+            raise OptionError(
+                "another run is writing there at this moment", fix="wait for its end, or choose another target"
+            )
     if not _check_folder(folder, files, overwrite=overwrite):
         with atomic_path(folder, folder=True, overwrite=False) as part, _name_target(folder, part):
             _write_together(stored, part / files.weights, files)
@@ -184,6 +189,9 @@ def _check_folder(folder: Path, files: Files, *, overwrite: bool) -> bool:
     """Whether a folder exists; refuse one that cannot be written into."""
     if not _exists(folder, overwrite=overwrite):
         return False
+    # A killed run moved the folder aside. It is restored before anything is written, and checked again then.
+    if not folder.exists():
+        return True
     if not folder.is_dir():
         fix = f"give a folder, or a file ending in {Path(files.weights).suffix}"
         raise OptionError(f"{folder}: is a file, not a folder", fix=fix)
