@@ -146,3 +146,11 @@ def test_a_model_with_factors_beside_its_weights_is_not_refused_as_an_adapter(tm
     held = {"q.base_layer.weight": np.ones((4, 4), np.float32), "q.lora_A.weight": np.ones((1, 4), np.float32)}
     save_file(held, tmp_path / "model.safetensors")
     assert open_checkpoint(tmp_path).tensors.keys() == held.keys()
+
+
+@pytest.mark.parametrize("kind", [{}, ["bert"], 3, True], ids=str)
+def test_a_model_type_that_is_not_text_is_refused(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    save_file({"a.weight": np.ones((2, 2), np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(FormatError, match=r"config\.json: says that the model_type is"):
+        open_checkpoint(tmp_path)

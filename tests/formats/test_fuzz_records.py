@@ -249,13 +249,13 @@ def test_moments_that_say_something_else(record):
 INDEX = json.loads((MADE.folder / "base" / "model.safetensors.index.json").read_text())
 
 
-def read_base(text):
+def read_base(text, changed="model.safetensors.index.json"):
     with tempfile.TemporaryDirectory(dir=MADE.folder) as name:
         for file in (MADE.folder / "base").iterdir():
             (Path(name) / file.name).symlink_to(file)
-        index = Path(name) / "model.safetensors.index.json"
-        index.unlink()
-        index.write_bytes(text)
+        file = Path(name) / changed
+        file.unlink()
+        file.write_bytes(text)
         weight_files(Path(name))
         words = ["merge", MADE.folder / "adapter", "--base", name, "-o", f"{name}/../merged", "--overwrite"]
         done = CliRunner().invoke(main, [*map(str, words)])
@@ -272,6 +272,25 @@ def test_a_damaged_index(text):
 @given(confused(INDEX))
 def test_an_index_that_says_something_else(content):
     check(refused(read_base, json.dumps(content).encode()))
+
+
+CONFIG = {
+    "model_type": "bert", "architectures": ["BertForMaskedLM"], "tie_word_embeddings": True, "num_attention_heads": 2,
+    "text_config": {"model_type": "llama", "num_hidden_layers": 2}, "quantization_config": {"quant_method": "gptq"},
+}  # fmt: skip
+
+
+@settings(fuzz, max_examples=25)
+@given(confused(CONFIG))
+def test_a_configuration_of_the_base_that_says_something_else(content):
+    check(refused(read_base, json.dumps(content).encode(), "config.json"))
+
+
+def test_every_field_of_a_configuration_of_the_base_with_values_of_every_type():
+    for path in places(CONFIG):
+        for value in ODD[::3]:
+            if path:
+                check(refused(read_base, json.dumps(put(CONFIG, path, value)).encode(), "config.json"))
 
 
 MARK = "\ufeff".encode()  # of UTF-8, as editors of Windows put it before a text

@@ -138,13 +138,26 @@ def model_config(path: Path) -> dict[str, Any] | None:
     """The content of ``config.json`` in the folder of a base model; None if there is none.
 
     For a GGUF model it is what the metadata of the file says.
+
+    Raises
+    ------
+    FormatError
+        The file is damaged, or its model type is not text.
     """
     folder = resolve_path(path)
     gguf = _gguf_model(folder)
     if gguf:
         return dict(gguf.config)
     file = (folder if folder.is_dir() else folder.parent) / "config.json"
-    return read_json(file) if file.is_file() else None
+    if not file.is_file():
+        return None
+    config = read_json(file)
+    # Tables are searched for the model type, and a list or an object cannot be searched for.
+    kind = config.get("model_type")
+    if not isinstance(kind, str | None):
+        what = f"says that the model_type is {kind!a:.40}, which is not text"
+        raise FormatError(what, fix="download the configuration of the model again").at(str(file))
+    return config
 
 
 def _quantised_config(path: Path) -> dict[str, Any] | None:
