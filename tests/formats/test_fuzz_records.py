@@ -15,11 +15,13 @@ import loralens
 from loralens.cli.main import main
 from loralens.core.moments import Moment, Moments
 from loralens.core.recipe import Recipe
-from loralens.errors import LoraLensError
+from loralens.errors import FormatError, LoraLensError
 from loralens.formats.files.shards import weight_files
+from loralens.formats.records.grid_record import read_grid
 from loralens.formats.records.moments import load_moments, save_moments
 from loralens.formats.records.recipes import read_recipe
 from loralens.formats.records.runs import read_run
+from loralens.formats.records.watch_log import read_watch_log
 from tests.bases import sharded, tensors
 from tests.conftest import small_adapter
 from tests.formats.blobs import limits
@@ -167,6 +169,34 @@ def test_every_field_of_an_undo_file_with_values_of_every_type(value):
     for path in places(MADE.content):
         if path and (path[0] != "tensors" or len(path) < 2 or path[1] == key):
             MADE.unmerge(MADE.packed(put(MADE.content, path, value)))
+
+
+@pytest.mark.parametrize("version", ["a" * 70_000, [0] * 70_000, 10**4000], ids=["text", "list", "number"])
+def test_what_a_record_says_of_its_version_does_not_fill_the_screen(version, tmp_path):
+    (tmp_path / "undo").write_bytes(MADE.packed({**MADE.content, "version": version}))
+    (tmp_path / "watch.jsonl").write_text(json.dumps({"watch": version}) + "\n")
+    header = {
+        **MOMENTS_HEADER,
+        "__metadata__": {"loralens.moments": json.dumps({**MOMENTS_RECORD, "version": version})},
+    }
+    text = json.dumps(header).encode()
+    (tmp_path / "moments").write_bytes(len(text).to_bytes(8, "little") + text + GOOD_MOMENTS[8 + LENGTH :])
+    for work in (
+        lambda: loralens.unmerge(MADE.folder / "out", undo=tmp_path / "undo"),
+        lambda: load_moments(tmp_path / "moments"),
+        lambda: read_watch_log(tmp_path / "watch.jsonl"),
+    ):
+        error = refused(work)
+        assert error is not None
+        assert len(str(error)) < 1000
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/x", "a\\b", "C:x"])
+def test_a_run_of_a_grid_whose_name_is_no_plain_name(name, tmp_path):
+    record = {"version": 1, "runs": {"r-1": {}, name: {}}, "parameters": {}, "failed": {}}
+    (tmp_path / "grid.json").write_text(json.dumps(record))
+    with pytest.raises(FormatError, match=r"grid\.json has a run"):
+        read_grid(tmp_path)
 
 
 def test_an_undo_file_that_is_nested_deeply():

@@ -6,6 +6,7 @@ from typing import Any
 from loralens.errors import FormatError, place
 from loralens.formats.files.container import read_json
 from loralens.formats.files.location import NAMES
+from loralens.formats.files.relative_name import is_relative_name
 from loralens.formats.records.training import RUN
 
 RECORD = "grid.json"
@@ -32,7 +33,7 @@ def read_grid(folder: Path) -> dict[str, Any]:
             raise FormatError(f"{RECORD} is not the record of a grid", fix="choose another folder")
         for name, settings in record["runs"].items():
             # The name becomes a path, and the file may come from anybody.
-            if not isinstance(settings, dict) or name != Path(name).name or name in ("", ".", ".."):
+            if not isinstance(settings, dict) or not is_relative_name(name) or "/" in name:
                 raise FormatError(f"{RECORD} has a run {name!r}, which is not one", fix="choose another folder")
     return record
 

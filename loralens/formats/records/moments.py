@@ -116,7 +116,9 @@ def _record(stored: Stored) -> dict[str, Any]:
     version = record.get("version") if isinstance(record, dict) else None
     # A newer version may mean other numbers by the same keys.
     if version != VERSION:
-        raise FormatError(f"its record is of version {version!r}, not {VERSION}", fix=_AGAIN + ", with this loralens")
+        raise FormatError(
+            f"its record is of version {version!a:.20}, not {VERSION}", fix=_AGAIN + ", with this loralens"
+        )
     # Every field is used without further checks by the callers.
     kinds = {"fingerprint": str, "counts": dict, "traces": dict, "unmeasured": dict, "source": dict}
     for name, kind in kinds.items():

@@ -119,7 +119,8 @@ def read_watch_log(path: Path) -> list[LoggedLook]:
             raise FormatError("is not the log of a watched run", fix=FIX)
         if entries[0]["watch"] > VERSION:
             raise FormatError(
-                f"is a log of version {entries[0]['watch']}, and this release reads {VERSION}", fix="update loralens"
+                f"is a log of version {entries[0]['watch']!a:.20}, and this release reads {VERSION}",
+                fix="update loralens",
             )
         described = _shapes_and_ranks(entries[0].get("modules"))
         looks = {look.step: look for entry in entries[1:] if (look := _look(entry, described)) is not None}

@@ -204,7 +204,7 @@ def parse_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
     """
     if content.get("version") not in (VERSION, WITH_CODES):
         raise FormatError(
-            f"is an undo file of version {content.get('version')!r}, and this loralens reads up to {WITH_CODES}",
+            f"is an undo file of version {content.get('version')!a:.20}, and this loralens reads up to {WITH_CODES}",
             fix="unmerge with the loralens that wrote it",
         )
     content = {"whole": {}, **content}

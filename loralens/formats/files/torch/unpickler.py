@@ -165,7 +165,7 @@ def _set_item(machine: _Machine) -> None:
 def _name(machine: _Machine) -> Name:
     name = Name(machine.line(), machine.line())
     if name not in NAMES:
-        raise FormatError(f"its pickle asks for {str(name)!a}, which no plain state dict needs", fix=CONVERT)
+        raise FormatError(f"its pickle asks for {str(name)!a:.100}, which no plain state dict needs", fix=CONVERT)
     return name
 
 
