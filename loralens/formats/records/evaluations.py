@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, TypeGuard, final
 
 from loralens.errors import FormatError, place
 from loralens.formats.files.atomic import atomic_file
@@ -64,7 +64,7 @@ def read_evaluation(path: Path) -> StoredEvaluation:
     with place(path):
         model, task, data = (plain_text(record.get(key)) for key in ("model", "task", "data"))
         texts, adapters = record.get("texts"), record.get("adapters")
-        if model is None or task is None or data is None or type(texts) is not int or not isinstance(adapters, list):
+        if model is None or task is None or data is None or not _is_count(texts) or not isinstance(adapters, list):
             raise FormatError("is not an evaluation: it lacks the model, the task, the texts or the adapters", fix=_FIX)
         if not adapters:
             raise FormatError("is an evaluation without adapters or measures", fix=_FIX)
@@ -84,4 +84,9 @@ def _parse_adapter(entry: Any) -> MeasuredAdapter:
         for name, value in numbers.items()
         if plain_text(name) and (value is None or finite_number(value) is not None)
     }
-    return MeasuredAdapter(path, parameters if type(parameters) is int else None, measures)
+    return MeasuredAdapter(path, parameters if _is_count(parameters) else None, measures)
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    """Whether a value is a whole number that float64 can hold, as the columns of a page are sorted by floats."""
+    return type(value) is int and finite_number(value) is not None
