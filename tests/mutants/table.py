@@ -876,6 +876,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/charts/test_trajectory_figure.py",),
     ),
     Mutant("_spectra_picture", "spectrum.spectral == 0", "spectrum.spectral != 0", ("tests/reporting/test_page.py",)),
+    # The share of each module as it is, whatever its norm.
+    Mutant(
+        "IntruderTotal.of",
+        "intruding / energy if energy else 0.0",
+        "sum(module.energy_share for module in modules) / max(len(modules), 1)",
+        ("tests/reporting/test_numbers.py",),
+    ),
     Mutant("half_energy_modules", "reverse=True", "reverse=False", ("tests/reporting/test_page.py",)),
     Mutant("half_energy_modules", "share >= 0.5", "share >= 0.25", ("tests/reporting/test_numbers.py",)),
     Mutant(
