@@ -321,6 +321,8 @@ def test_a_verb_that_checks_its_target_first_puts_back_what_a_killed_run_moved_a
     loralens.save(adapter(NEW), source)
     moved_aside(folder)
     seen = sorted(folder.parent.iterdir())
+    with pytest.raises(OptionError, match="a run that was killed has moved it aside"):
+        loralens.load(folder)
     loralens.scale(source, by=1.0, output=folder, overwrite=True, dry_run=True)
     assert sorted(folder.parent.iterdir()) == seen
     loralens.scale(source, by=1.0, output=folder, overwrite=True)

@@ -75,7 +75,7 @@ class OpenFile:
             raise FormatError(what, fix="check the path and its permissions") from error
         # A device or a pipe has no size, and its bytes are gone once they are read.
         if not S_ISREG(status.st_mode):
-            raise FormatError("is not a regular file", fix="give the adapter's file or folder")
+            raise FormatError("is not a regular file", fix="give a file, or the folder that holds it")
         self.size = status.st_size
         # compared at every read
         self._state = _state(status)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.container import CONFIG
+from loralens.formats.files.leftovers import is_moved_aside
 from loralens.formats.files.packages import gguf_file, is_installed, is_package_name, model_folder
 from loralens.formats.files.relative_name import is_relative_name
 from loralens.formats.files.walking import folders
@@ -85,6 +86,10 @@ def existing_path(path: Path) -> Path:
         folder = _cache_snapshot(name) if hub else _package_folder(name)
         if folder:
             return folder
+    # A killed run leaves no adapter at its target, so that none is wrong.
+    if "\0" not in name and is_moved_aside(path):
+        what = f"{path}: no such file or folder: a run that was killed has moved it aside"
+        raise OptionError(what, fix="repeat the command that wrote there, which puts it back first")
     # The message says which of the three meanings were looked for.
     tried = ", and the local Hub cache has no snapshot of it" if hub else ""
     if not hub and _names_package(name):
