@@ -111,3 +111,18 @@ def test_a_signature_that_is_none(value: object, root: Path) -> None:
 @pytest.mark.parametrize("value", ["x", b"\xff", "1e5", -1])
 def test_a_number_of_commits_that_is_none(value: object, root: Path) -> None:
     check(root, "update state set value = ? where key = 'commit'", value)
+
+
+def test_a_name_in_the_schema_that_is_not_utf_8(root: Path) -> None:
+    """SQLite quotes it in its message, which Python cannot decode."""
+    fleet = loralens.Fleet.open(root)
+    file = fleet.home / CATALOGUE
+    sound = file.read_bytes()
+    try:
+        file.write_bytes(sound.replace(b"viewunreadable", b"viewunr\xe5adable"))
+        for question in questions(loralens.Fleet.open(root)):
+            with pytest.raises(LoraLensError, match="the catalogue is damaged"):
+                question()
+        assert loralens.survey(root).adapters
+    finally:
+        file.write_bytes(sound)

@@ -242,6 +242,7 @@ HOSTILE: dict[str, dict[str, object]] = {
     "no number": {"numbers": {"modules": "twelve", "format": "peft", "bytes": 1}},
     "a number less": {"numbers": {"modules": 12}},
     "text in numbers": {"numbers": {"modules": 12, "format": "peft\x1b[2J", "bytes": 1}},
+    "beyond float64": {"numbers": {"modules": 10**400, "format": "peft", "bytes": 1}},
     "infinite": {"numbers": {"modules": 12, "format": "peft", "bytes": float("inf")}},
 }
 

@@ -160,7 +160,8 @@ def catalogue_errors(home: Path) -> Iterator[None]:
     """Turn an error of SQLite into one that says what to do."""
     try:
         yield
-    except sqlite3.Error as error:
+    # The text of an error may quote damaged bytes of the catalogue, which Python cannot decode.
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         text = str(error)
         if "locked" in text or "busy" in text:
             fix = "wait for the end of the other process, and call again"

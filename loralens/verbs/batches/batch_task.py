@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import LEVELS, LOGGER
 from loralens.core.progress import display_progress
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats.files.json_text import is_safe_text
+from loralens.formats.files.json_text import finite_number, is_safe_text
 from loralens.formats.files.leftovers import reserve
 from loralens.formats.records.batches import (
     BEGUN,
@@ -270,6 +269,7 @@ def _is_kind(value: object, kinds: tuple[type, ...]) -> bool:
         return False
     if isinstance(value, list):
         return all(map(is_safe_text, value))
-    if isinstance(value, float):
-        return isfinite(value)
+    if isinstance(value, int | float):
+        # A whole number may be beyond float64, in which shares and sizes are computed.
+        return isinstance(value, bool) or finite_number(value) is not None
     return is_safe_text(value) if isinstance(value, str) else True
