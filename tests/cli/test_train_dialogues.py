@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import loralens
+from loralens.errors import FormatError
+from loralens.verbs.inputs.corpus.dialogues import dialogue_of
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
@@ -147,6 +149,52 @@ def test_columns_are_read_as_lines_are(home: Path, tmp_path: Path, kind: str) ->
         dataset.to_parquet(path) if kind == "parquet" else dataset.save_to_disk(path)
         found = read_texts(path, dialogues=True)
         assert [text.dialogue for text in found] == records
+
+
+CALLS = [
+    {"messages": [{"role": "user", "content": "add", "name": "a"}, {"role": "assistant", "content": "three"}]},
+    {
+        "messages": [
+            {"role": "user", "content": "add"},
+            {
+                "role": "assistant",
+                "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}],
+            },
+            {"role": "assistant", "tool_calls": [{"function": {"name": "stop", "arguments": {"b": 3}}}]},
+        ]
+    },
+]
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_what_only_other_rows_have_is_not_read_as_null(tmp_path: Path, kind: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    from loralens.verbs.inputs.corpus.texts import read_texts
+
+    dataset, path = datasets.Dataset.from_list(CALLS), tmp_path / ("calls.parquet" if kind == "parquet" else "calls")
+    dataset.to_parquet(path) if kind == "parquet" else dataset.save_to_disk(path)
+    assert [text.dialogue for text in read_texts(path, dialogues=True)] == CALLS
+
+
+def test_null_is_nothing_in_a_message() -> None:
+    nulls = [{**message, "tool_calls": message.get("tool_calls"), "name": None} for message in CALLS[1]["messages"]]
+    assert dialogue_of({"text": None, "messages": nulls}) == CALLS[1]
+
+
+@pytest.mark.live
+def test_one_split_is_read_and_of_several_each_is_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    from loralens.verbs.inputs.corpus.texts import read_texts
+
+    dataset = datasets.Dataset.from_list(TALKS)
+    datasets.DatasetDict({"train": dataset}).save_to_disk(tmp_path / "alone")
+    datasets.DatasetDict({"train": dataset, "test": dataset}).save_to_disk(tmp_path / "two")
+    assert [text.dialogue for text in read_texts(tmp_path / "alone", dialogues=True)] == TALKS
+    with pytest.raises(FormatError, match="holds several splits") as refused:
+        read_texts(tmp_path / "two", dialogues=True)
+    assert f"{tmp_path / 'two' / 'train'}, {tmp_path / 'two' / 'test'}" in refused.value.fix
+    assert len(read_texts(tmp_path / "two" / "test", dialogues=True)) == len(TALKS)
 
 
 @pytest.mark.some(1)
