@@ -27,6 +27,23 @@ class Shuffled:
         yield from (torch.tensor(rows[start : start + 2]) for start in range(0, TEXTS, 2))
 
 
+class Portion:
+    """The batches of one process, with the attributes of those that accelerate prepares."""
+
+    def __init__(self, processes: int, process: int) -> None:
+        self.num_processes, self.process_index = processes, process
+        self.round = 0
+
+    def __len__(self) -> int:
+        return TEXTS // 2 // self.num_processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.round += 1
+        order = torch.randperm(TEXTS, generator=torch.Generator().manual_seed(self.round)).tolist()
+        rows = [order[start : start + 2] for start in range(0, TEXTS, 2)]
+        yield from rows[self.process_index :: self.num_processes]
+
+
 def batches_of(kind: str, noise: list[float]) -> Any:
     """Batches of two rows; a loader draws one more number for each, as an augmentation would."""
     rank, options = World.current().rank, {}
@@ -37,6 +54,9 @@ def batches_of(kind: str, noise: list[float]) -> Any:
 
     if kind == "python":
         return Shuffled()
+    if kind == "portion":
+        portion: Any = Portion(World.current().size, rank)
+        return DataLoader(torch.arange(TEXTS), batch_sampler=portion, collate_fn=collate)  # type: ignore[arg-type]
     if kind == "sampler":
         options["sampler"] = DistributedSampler(range(TEXTS), seed=4)  # type: ignore[arg-type]
     else:
@@ -88,7 +108,7 @@ def masked(*, shard: bool = False, accumulate: int) -> dict[str, Any]:
     return {"losses": made.losses, "numbers": numbers}
 
 
-KINDS = ("shuffled", "own generator", "sampler", "python")
+KINDS = ("shuffled", "own generator", "sampler", "portion", "python")
 
 
 def together() -> dict[str, Any]:
