@@ -4,14 +4,19 @@ import csv
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import loralens
-from loralens.errors import FormatError
+from loralens.errors import FormatError, MismatchError
+from loralens.training.texts.tasks import Examples, task_named
 from loralens.verbs.inputs.corpus.dialogues import dialogue_of
+from loralens.verbs.inputs.corpus.packs import pack_rows
+from loralens.verbs.inputs.loaded import Loaded
 from tests import models
+from tests.architectures import MIXTURES
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.training.test_dialogues import PLAIN
@@ -218,6 +223,17 @@ def test_texts_that_see_each_other_are_not_packed(home: Path, tmp_path: Path, mo
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
     said = TRAIN.refused(*speak(home, "pairs.jsonl", tmp_path / "a", "--pack"))
     assert "the texts of a packed row see each other in this llama model" in said
+
+
+def test_texts_that_see_a_little_of_each_other_are_not_packed(home: Path) -> None:
+    """The state of Jamba goes on from text to text. Before a training its logits hardly depend on it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        jamba = next(each for each in MIXTURES if each.name == "jamba").made()
+    examples = Examples([[5, 6, 7, 8], [9, 10, 11, 12, 13]], 0, vocabulary=20)
+    tokenizer = SimpleNamespace(model_max_length=64, num_special_tokens_to_add=lambda pair: 0)
+    with pytest.raises(MismatchError, match="the texts of a packed row see each other in this jamba model"):
+        pack_rows(Loaded(jamba, tokenizer, "causal"), task_named("causal-lm"), examples, length=16)
 
 
 @pytest.mark.slow
