@@ -21,16 +21,17 @@ def unreached_layers(injection: Injection) -> list[str]:
 
 
 def warn_of_unreached(injection: Injection, names: list[str]) -> None:
-    """Warn of LoRA layers that the first step has not reached, since their updates would stay 0.
+    """Warn of LoRA layers that the first step has not reached: if the model never calls them, their updates stay 0.
 
-    The state space models of transformers, such as Jamba, use the weight of ``dt_proj`` without calling the layer.
+    The state space models of transformers, such as Jamba, use the weight of ``dt_proj`` without calling the layer. An
+    expert that is a module of its own may only not have been chosen.
     """
     layers = [name for name in names if name in injection.layers]
     if layers:
         kinds = ",".join(dict.fromkeys(kind(name) for name in layers))
         warn(
-            f"the first step gives no gradient to {_kinds_text(layers)}: the model does not call these layers",
-            f"leave them out: exclude {kinds} (--exclude {kinds})",
+            f"the first step gives no gradient to {_kinds_text(layers)}, which the model has not called",
+            f"leave out layers that it never calls: exclude {kinds} (--exclude {kinds})",
         )
 
 
@@ -41,7 +42,7 @@ def unreached_error(names: list[str]) -> OptionError:
     """
     kinds = ",".join(dict.fromkeys(kind(name) for name in names))
     return OptionError(
-        f"a step gives no gradient to {_kinds_text(names)}, which DDP needs: the model does not call these layers",
+        f"a step gives no gradient to {_kinds_text(names)}, which DDP needs: the model has not called these layers",
         fix=f"leave them out: exclude {kinds} (--exclude {kinds}); or train in one process or with --shard",
     )
 

@@ -22,7 +22,7 @@ def run(model: Any, **options: Any) -> Any:
 def test_a_layer_that_is_not_called_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "loralens"):
         run(Partly(calls_all=False), targets=["called", "passed"])
-    said = "the first step gives no gradient to passed: the model does not call these layers"
+    said = "the first step gives no gradient to passed, which the model has not called"
     assert [record.getMessage().split("\n")[0] for record in caplog.records] == [said]
     assert "--exclude passed" in caplog.text
     caplog.clear()
