@@ -54,10 +54,10 @@ class Feed:
         self._batches, self._world = batches, world or World()
         samplers = _samplers_of(batches)
         divided = [(part, place) for part in (*samplers, *_other_parts(batches)) if (place := _place_in(part))]
-        self._sampler, place = divided[0] if divided else (None, None)
+        self._sampler: Any = divided[0][0] if divided else None
         self._epoch = getattr(self._sampler, "epoch", 0)
-        if place is not None:
-            self._check_place(*place)
+        if divided:
+            self._check_place(*divided[0][1])
         generators = [getattr(one, "generator", None) for one in (batches, *samplers)]
         # Each once: a DataLoader shares its generator with its sampler.
         own = {id(one): one for one in generators if isinstance(one, torch.Generator)}
