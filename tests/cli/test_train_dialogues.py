@@ -225,7 +225,7 @@ def test_texts_that_see_each_other_are_not_packed(home: Path, tmp_path: Path, mo
     assert "the texts of a packed row see each other in this llama model" in said
 
 
-def test_texts_that_see_a_little_of_each_other_are_not_packed(home: Path) -> None:
+def test_texts_that_see_a_little_of_each_other_are_not_packed() -> None:
     """The state of Jamba goes on from text to text. Before a training its logits hardly depend on it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
