@@ -31,8 +31,8 @@ class Feed:
         callable is asked once for every number, which is how batches are shuffled: see `shuffle_order`.
     world : World
         The processes that share the batches: in turn t process k of n takes batch n · t + k. A `DataLoader` with a
-        `DistributedSampler` has only the batches of its own process, which takes all of them; the epoch of the sampler
-        rises with every round.
+        `DistributedSampler`, or one that accelerate has prepared, has only the batches of its own process, which takes
+        all of them; the epoch of the sampler rises with every round.
     device : torch.device
         The device of the model, whose generator batches may be drawn from.
 
@@ -53,10 +53,11 @@ class Feed:
             raise OptionError(what, fix="give a list of batches, an iterable, or a function of the batch's number")
         self._batches, self._world = batches, world or World()
         samplers = _samplers_of(batches)
-        self._sampler = next((sampler for sampler in samplers if _is_distributed(sampler)), None)
+        divided = [(part, place) for part in (*samplers, *_other_parts(batches)) if (place := _place_in(part))]
+        self._sampler: Any = divided[0][0] if divided else None
         self._epoch = getattr(self._sampler, "epoch", 0)
-        if self._sampler is not None:
-            self._check_sampler(self._sampler)
+        if divided:
+            self._check_place(*divided[0][1])
         generators = [getattr(one, "generator", None) for one in (batches, *samplers)]
         # Each once: a DataLoader shares its generator with its sampler.
         own = {id(one): one for one in generators if isinstance(one, torch.Generator)}
@@ -65,13 +66,14 @@ class Feed:
         self._stream: Iterator[Any] | None = None
         self._next = 0
 
-    def _check_sampler(self, sampler: Any) -> None:
+    def _check_place(self, processes: int, process: int) -> None:
+        """Refuse batches that are divided among other processes than those that train."""
         size, rank = self._world.size, self._world.rank
-        if sampler.num_replicas != size:
+        if processes != size:
             trains = "1 trains" if size == 1 else f"{size} train"
-            what = f"the sampler of the batches divides the data among {sampler.num_replicas} processes, and {trains}"
-        elif sampler.rank != rank:
-            what = f"the sampler of the batches is that of process {sampler.rank}, and this is process {rank}"
+            what = f"the sampler of the batches divides the data among {processes} processes, and {trains}"
+        elif process != rank:
+            what = f"the sampler of the batches is that of process {process}, and this is process {rank}"
         else:
             return
         fix = "leave num_replicas and rank out of the DistributedSampler, and make it in the processes that train"
@@ -171,10 +173,24 @@ def _samplers_of(batches: Any) -> list[Any]:
     return samplers
 
 
-def _is_distributed(sampler: Any) -> bool:
-    """Whether a sampler gives each process its own part of the data, as `torch.utils.data.DistributedSampler` does."""
-    # The attributes tell, since other libraries have samplers of this kind that are not subclasses of torch's.
-    return isinstance(getattr(sampler, "num_replicas", None), int) and isinstance(getattr(sampler, "rank", None), int)
+def _other_parts(batches: Any) -> list[Any]:
+    """What may divide the batches of a loader besides its samplers: its data, or the loader itself."""
+    # accelerate's loader that reads in the first process alone knows its place by a state.
+    return [part for name in ("dataset", "state") if (part := getattr(batches, name, None)) is not None]
+
+
+def _place_in(part: Any) -> tuple[int, int] | None:
+    """The number of processes among which a part of a loader divides the data, and the number of its own process.
+
+    None for what divides nothing.
+    """
+    # The attributes tell, since libraries have samplers of this kind that are not subclasses of torch's: torch's
+    # `DistributedSampler` has the first pair, and what accelerate's `prepare` makes the second.
+    for count_name, own_name in (("num_replicas", "rank"), ("num_processes", "process_index")):
+        places = getattr(part, count_name, None), getattr(part, own_name, None)
+        if isinstance(places[0], int) and isinstance(places[1], int):
+            return places[0], places[1]
+    return None
 
 
 def _no_batches() -> OptionError:

@@ -27,6 +27,7 @@ from loralens.training.optimisers import make_optimiser
 from loralens.training.precision import Precision
 from loralens.training.readout import full_tensor, read_injection
 from loralens.training.state import capture_state, draws_of, overwrite, restore_state, run_identity, trained_tensors
+from loralens.training.unreached import unreached_error, unreached_layers, warn_of_unreached
 from loralens.training.watch import AdapterWatcher, Measures, Step, Watch
 from loralens.training.world import World
 
@@ -154,6 +155,12 @@ class Loop:
         rate = self._set_rates(step)
         with _training_mode(self.injection, base_dropout=self.course.base_dropout):
             total, count, size = self._add_gradients(step)
+        if unreached := unreached_layers(self.injection):
+            # Before the next exchange between processes, for which those whose gradients are all there have to wait.
+            if self.world.parallel:
+                raise unreached_error(unreached)
+            if not self.losses and self.world.main:
+                warn_of_unreached(self.injection, unreached)
         stop_asked = self.watch.stop is not None and self.watch.stop()
         # With the sums, so that it costs nothing to agree whether any process is to stop.
         total, count, size, stops = self.world.total([total, count, size, float(stop_asked)], device)

@@ -57,6 +57,11 @@ class World:
         """Whether this process is the first, which alone writes files and messages."""
         return self.rank == 0
 
+    @property
+    def parallel(self) -> bool:
+        """Whether DDP joins the gradients of several processes."""
+        return self.size > 1 and not self.shard
+
     def wrap(self, model: nn.Module, device: torch.device, *, narrow: torch.dtype | None = None) -> nn.Module:
         """The model as it is called in training. With ``shard`` it is changed in place, block by block.
 

@@ -149,3 +149,6 @@ def test_other_files(tmp_path: Path) -> None:
         read_texts(tmp_path / "nowhere.txt")
     with pytest.raises(OptionError, match="texts are read from"):
         read_texts(written(tmp_path, "a.xlsx", "x"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OptionError, match="this folder is not one that datasets has saved"):
+        read_texts(tmp_path / "folder")

@@ -4,12 +4,19 @@ import csv
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import loralens
+from loralens.errors import FormatError, MismatchError
+from loralens.training.texts.tasks import Examples, task_named
+from loralens.verbs.inputs.corpus.dialogues import dialogue_of
+from loralens.verbs.inputs.corpus.packs import pack_rows
+from loralens.verbs.inputs.loaded import Loaded
 from tests import models
+from tests.architectures import MIXTURES
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.training.test_dialogues import PLAIN
@@ -149,6 +156,52 @@ def test_columns_are_read_as_lines_are(home: Path, tmp_path: Path, kind: str) ->
         assert [text.dialogue for text in found] == records
 
 
+CALLS = [
+    {"messages": [{"role": "user", "content": "add", "name": "a"}, {"role": "assistant", "content": "three"}]},
+    {
+        "messages": [
+            {"role": "user", "content": "add"},
+            {
+                "role": "assistant",
+                "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}],
+            },
+            {"role": "assistant", "tool_calls": [{"function": {"name": "stop", "arguments": {"b": 3}}}]},
+        ]
+    },
+]
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_what_only_other_rows_have_is_not_read_as_null(tmp_path: Path, kind: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    from loralens.verbs.inputs.corpus.texts import read_texts
+
+    dataset, path = datasets.Dataset.from_list(CALLS), tmp_path / ("calls.parquet" if kind == "parquet" else "calls")
+    dataset.to_parquet(path) if kind == "parquet" else dataset.save_to_disk(path)
+    assert [text.dialogue for text in read_texts(path, dialogues=True)] == CALLS
+
+
+def test_null_is_nothing_in_a_message() -> None:
+    nulls = [{**message, "tool_calls": message.get("tool_calls"), "name": None} for message in CALLS[1]["messages"]]
+    assert dialogue_of({"text": None, "messages": nulls}) == CALLS[1]
+
+
+@pytest.mark.live
+def test_one_split_is_read_and_of_several_each_is_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    from loralens.verbs.inputs.corpus.texts import read_texts
+
+    dataset = datasets.Dataset.from_list(TALKS)
+    datasets.DatasetDict({"train": dataset}).save_to_disk(tmp_path / "alone")
+    datasets.DatasetDict({"train": dataset, "test": dataset}).save_to_disk(tmp_path / "two")
+    assert [text.dialogue for text in read_texts(tmp_path / "alone", dialogues=True)] == TALKS
+    with pytest.raises(FormatError, match="holds several splits") as refused:
+        read_texts(tmp_path / "two", dialogues=True)
+    assert f"{tmp_path / 'two' / 'train'}, {tmp_path / 'two' / 'test'}" in refused.value.fix
+    assert len(read_texts(tmp_path / "two" / "test", dialogues=True)) == len(TALKS)
+
+
 @pytest.mark.some(1)
 @pytest.mark.parametrize("data", ["pairs.jsonl", "talks.jsonl"])
 def test_packed_rows_are_learned_and_evaluated_as_their_texts_are(home: Path, tmp_path: Path, data: str) -> None:
@@ -170,6 +223,17 @@ def test_texts_that_see_each_other_are_not_packed(home: Path, tmp_path: Path, mo
     monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
     said = TRAIN.refused(*speak(home, "pairs.jsonl", tmp_path / "a", "--pack"))
     assert "the texts of a packed row see each other in this llama model" in said
+
+
+def test_texts_that_see_a_little_of_each_other_are_not_packed() -> None:
+    """The state of Jamba goes on from text to text. Before a training its logits hardly depend on it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        jamba = next(each for each in MIXTURES if each.name == "jamba").made()
+    examples = Examples([[5, 6, 7, 8], [9, 10, 11, 12, 13]], 0, vocabulary=20)
+    tokenizer = SimpleNamespace(model_max_length=64, num_special_tokens_to_add=lambda pair: 0)
+    with pytest.raises(MismatchError, match="the texts of a packed row see each other in this jamba model"):
+        pack_rows(Loaded(jamba, tokenizer, "causal"), task_named("causal-lm"), examples, length=16)
 
 
 @pytest.mark.slow

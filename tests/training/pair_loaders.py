@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from loralens.core.training import State
+from loralens.errors import OptionError
 from loralens.training.course import Course
 from loralens.training.fitting import fit
 from loralens.training.watch import Watch
@@ -27,6 +28,23 @@ class Shuffled:
         yield from (torch.tensor(rows[start : start + 2]) for start in range(0, TEXTS, 2))
 
 
+class Portion:
+    """The batches of one process, with the attributes of those that accelerate prepares."""
+
+    def __init__(self, processes: int, process: int) -> None:
+        self.num_processes, self.process_index = processes, process
+        self.round = 0
+
+    def __len__(self) -> int:
+        return TEXTS // 2 // self.num_processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.round += 1
+        order = torch.randperm(TEXTS, generator=torch.Generator().manual_seed(self.round)).tolist()
+        rows = [order[start : start + 2] for start in range(0, TEXTS, 2)]
+        yield from rows[self.process_index :: self.num_processes]
+
+
 def batches_of(kind: str, noise: list[float]) -> Any:
     """Batches of two rows; a loader draws one more number for each, as an augmentation would."""
     rank, options = World.current().rank, {}
@@ -37,6 +55,9 @@ def batches_of(kind: str, noise: list[float]) -> Any:
 
     if kind == "python":
         return Shuffled()
+    if kind == "portion":
+        portion: Any = Portion(World.current().size, rank)
+        return DataLoader(torch.arange(TEXTS), batch_sampler=portion, collate_fn=collate)  # type: ignore[arg-type]
     if kind == "sampler":
         options["sampler"] = DistributedSampler(range(TEXTS), seed=4)  # type: ignore[arg-type]
     else:
@@ -88,13 +109,42 @@ def masked(*, shard: bool = False, accumulate: int) -> dict[str, Any]:
     return {"losses": made.losses, "numbers": numbers}
 
 
-KINDS = ("shuffled", "own generator", "sampler", "python")
+class Partly(nn.Module):
+    """A model that calls one of its layers, or both."""
+
+    def __init__(self, *, calls_all: bool) -> None:
+        super().__init__()
+        self.called, self.passed = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.calls_all = calls_all
+
+    def forward(self, x: Any) -> Any:
+        """The output of the layers that are called."""
+        return self.called(self.passed(x) if self.calls_all else x)
+
+
+def unreached() -> str:
+    """What a process is told of a layer that the model does not call."""
+    batch = torch.ones(2, 3)
+    try:
+        fit(
+            Partly(calls_all=False),
+            [batch] * 2,
+            loss=lambda model, batch: model(batch).square().mean(),
+            rank=1,
+            course=Course(1),
+        )
+    except OptionError as error:
+        return error.what
+    return ""
+
+
+KINDS = ("shuffled", "own generator", "sampler", "portion", "python")
 
 
 def together() -> dict[str, Any]:
     """What one of two processes comes to."""
     found: dict[str, Any] = {kind: scenario(kind) for kind in KINDS}
-    return found | {"ddp": masked(accumulate=2), "shard": masked(accumulate=2, shard=True)}
+    return found | {"ddp": masked(accumulate=2), "shard": masked(accumulate=2, shard=True), "unreached": unreached()}
 
 
 def alone() -> dict[str, Any]:

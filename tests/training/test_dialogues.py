@@ -25,6 +25,18 @@ TAGGED = (
     "{% else %}{{ m['content'] }} [END] {% endif %}{% endfor %}"
     "{% if add_generation_prompt %}assistant : {% endif %}"
 )
+# As templates of models that think: the answers after the last question have a thought, and the others have not.
+LAST = (
+    "{% set last = namespace(user=0) %}{% for m in messages if m['role'] == 'user' %}"
+    "{% set last.user = messages.index(m) %}{% endfor %}"
+)
+THINKING = LAST + (
+    "{% for m in messages %}{{ m['role'] }} : "
+    "{% if m['role'] == 'assistant' and loop.index0 > last.user %}under the tree {% endif %}"
+    "{{ m['content'] }} [END] {% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
+)
+ASKING = THINKING.replace("assistant : {% endif %}", "assistant : under the tree {% endif %}")  # begins the thought
+ENDING = PLAIN.replace("[END] ", "{{ '[END]' if loop.last and m['role'] == 'assistant' else '[PAD]' }} ")
 TURNS = [
     {"role": "system", "content": "the mat"},
     {"role": "user", "content": "the cat sat"},
@@ -69,6 +81,56 @@ def test_every_answer_is_learned_with_its_end(template: str) -> None:
         "system : the mat [END] user : the cat sat [END] assistant : <it> <ran> <under> <the> <tree> <[END]> "
         "user : and then [END] assistant : <it> <slept> <[END]>"
     )
+
+
+TOOLS = [
+    {"role": "user", "content": "the cat sat"},
+    {"role": "assistant", "content": "ran"},
+    {"role": "tool", "content": "the dog"},
+    {"role": "assistant", "content": "slept"},
+    {"role": "user", "content": "and then"},
+    {"role": "assistant", "content": "it"},
+]
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "wanted"),
+    [
+        (
+            THINKING,
+            TURNS[1:],
+            "user : the cat sat [END] assistant : <it> <ran> <under> <the> <tree> <[END]> "
+            "user : and then [END] assistant : <under> <the> <tree> <it> <slept> <[END]>",
+        ),
+        (
+            THINKING,
+            TOOLS,
+            "user : the cat sat [END] assistant : <ran> <[END]> [UNK] : the dog [END] assistant : <slept> <[END]> "
+            "user : and then [END] assistant : <under> <the> <tree> <it> <[END]>",
+        ),
+        (
+            ASKING,
+            TOOLS,
+            "user : the cat sat [END] assistant : <ran> <[END]> [UNK] : the dog [END] assistant : <slept> <[END]> "
+            "user : and then [END] assistant : under the tree <it> <[END]>",
+        ),
+        (
+            THINKING,
+            TURNS[2:],
+            "assistant : <it> <ran> <under> <the> <tree> <[END]> "
+            "user : and then [END] assistant : <under> <the> <tree> <it> <slept> <[END]>",
+        ),
+        (
+            ENDING,
+            TURNS[1:],
+            "user : the cat sat [PAD] assistant : <it> <ran> <under> <the> <tree> <[PAD]> "
+            "user : and then [PAD] assistant : <it> <slept> <[END]>",
+        ),
+    ],
+)
+def test_answers_that_look_otherwise_at_the_end_are_learned_too(template: str, turns: Any, wanted: str) -> None:
+    made = tokenizer(template)
+    assert words(made, *encode_dialogue(made, {"messages": turns})) == wanted
 
 
 def test_a_completion_is_learned_and_ends() -> None:

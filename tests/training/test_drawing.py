@@ -5,6 +5,7 @@
 import copy
 import random
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,12 @@ def test_a_sampler_of_other_processes_is_refused() -> None:
         run(loader(sampler=sampler, shuffle=False))
     with pytest.raises(OptionError, match="is that of process 1, and this is process 0"):
         Feed(loader(sampler=sampler, shuffle=False), world=World(0, 2))
+    # accelerate keeps the place in its own sampler, in the data of an iterable loader, or in the loader itself.
+    for part in ("batch_sampler", "dataset", "state"):
+        prepared = PythonRounds()
+        setattr(prepared, part, SimpleNamespace(num_processes=2, process_index=1))
+        with pytest.raises(OptionError, match="is that of process 1, and this is process 0"):
+            Feed(prepared, world=World(0, 2))
 
 
 DAMAGED = {

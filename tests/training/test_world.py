@@ -125,6 +125,11 @@ def test_every_label_weighs_alike_whichever_process_has_it(runs: dict[str, Any],
     close(zero["numbers"], single["numbers"])
 
 
+def test_a_layer_that_is_not_called_stops_both_before_their_gradients_are_used(runs: dict[str, Any]) -> None:
+    for rank in "01":
+        assert runs[rank]["loaders"]["unreached"].startswith("a step gives no gradient to passed, which DDP needs")
+
+
 def test_where_the_first_process_fails_the_others_end_quietly(runs: dict[str, Any]) -> None:
     assert runs["0"]["refused"] == {"error": "only I can see it"}
     assert runs["1"]["refused"] == {"exit": 1}

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from loralens.errors import FormatError, LoraLensError, OptionError
 
 ROLE = "assistant"
+SUBSTITUTES = ("0", "a")  # contents that have nothing in common, so that one of them differs from any other at its ends
 MARK = "{% generation"  # in a chat template that says itself what the assistant has written
 
 
@@ -64,11 +65,59 @@ def _encode_messages(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> t
     learned = [False] * len(tokens)
     for number, message in enumerate(messages):
         if message["role"] == ROLE:
-            # An answer reaches from where the template asks for it to the end of the conversation up to it.
-            start = _start(tokenizer, messages[: number + 1], tokens)
-            stop = _common(_template_tokens(tokenizer, messages[: number + 1]), tokens)
+            start, stop = _answer_place(tokenizer, messages, number, tokens)
             learned[start:stop] = [True] * (stop - start)
     return tokens, learned
+
+
+def _answer_place(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], number: int, tokens: Sequence[int]
+) -> tuple[int, int]:
+    """The first token of an answer in those of its conversation, and the first token after its end."""
+    # An answer reaches from where the template asks for it to the end of the conversation up to it.
+    ended = _template_tokens(tokenizer, messages[: number + 1])
+    start, stop = _start(tokenizer, messages[: number + 1], tokens), _common(ended, tokens)
+    if stop == len(ended):
+        return start, stop
+    # The template renders the answer in another way when it is not the last: those of Qwen3 and of other models that
+    # think then leave the thoughts out. What the conversation holds of the answer is what another answer changes.
+    content = _content_place(tokenizer, messages, number, tokens)
+    if content is None:
+        return start, stop
+    # An earlier answer that is rendered in another way would be taken as the beginning of this one.
+    before = _content_place(tokenizer, messages, number - 1, tokens) if number else None
+    if before is not None and start < before[1]:
+        start = content[0]
+    return start, max(stop, content[1] + _end_length(tokenizer, ended, tokens[content[1] :]))
+
+
+def _content_place(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], number: int, tokens: Sequence[int]
+) -> tuple[int, int] | None:
+    """The first token of the content of a message, and the first token after it; None if it is not in the tokens."""
+    before, message, after = messages[:number], messages[number], messages[number + 1 :]
+    others = [
+        _template_tokens(tokenizer, [*before, {**message, "content": content}, *after]) for content in SUBSTITUTES
+    ]
+    others = [other for other in others if other != tokens]
+    if not others:
+        return None
+    start = min(_common(other, tokens) for other in others)
+    rest = min(_common(other[::-1], tokens[::-1]) for other in others)
+    return start, max(start, len(tokens) - rest)
+
+
+def _end_length(tokenizer: Any, ended: Sequence[int], following: Sequence[int]) -> int:
+    """The number of tokens after the content of an answer that end it.
+
+    ``ended`` are the tokens of a conversation that ends with the answer, and ``following`` are those after its content.
+    """
+    for size in range(min(len(ended), len(following)), 0, -1):
+        if ended[-size:] == following[:size]:
+            return size
+    # The last answer may have an end of its own, such as the <|return|> of gpt-oss in place of <|end|>.
+    special = set(tokenizer.all_special_ids)
+    return int(ended[-1] in special and following[:1] != [] and following[0] in special)
 
 
 def _start(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tokens: Sequence[int]) -> int:
@@ -78,7 +127,7 @@ def _start(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tokens: Sequen
         return _common(_template_tokens(tokenizer, before, ask=True), tokens)
     # Nothing asks for an answer that begins a conversation. Its beginning is what it has in common with two other
     # answers in its place.
-    substitutes = ({**answer, "content": content} for content in ("0", "a"))
+    substitutes = ({**answer, "content": content} for content in SUBSTITUTES)
     return min(_common(_template_tokens(tokenizer, [other]), tokens) for other in substitutes)
 
 

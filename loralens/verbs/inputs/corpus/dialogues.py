@@ -54,7 +54,8 @@ def _check_messages(messages: Any, name: str) -> list[dict[str, Any]]:
         if not isinstance(content, str) and not message.get("tool_calls"):
             raise FormatError(f'message {number} of "{name}" has no "content" that is a text', fix=_FIX)
         _check_characters(content or "", name)
-    return [dict(message) for message in messages]
+    # What is null is not there; a chat template may take the null itself for content.
+    return [{name: value for name, value in message.items() if value is not None} for message in messages]
 
 
 def _check_characters(text: str, name: str) -> None:

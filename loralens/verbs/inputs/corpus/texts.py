@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loralens.errors import FormatError, OptionError, place
-from loralens.verbs.inputs.corpus.columns import PARQUET, SAVED, parquet_rows, saved_rows
+from loralens.verbs.inputs.corpus.columns import PARQUET, is_saved, parquet_rows, saved_rows
 from loralens.verbs.inputs.corpus.dialogues import Dialogue, dialogue_of
 
 SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv", PARQUET)
@@ -81,10 +81,12 @@ def read_texts(
 
 def _check_text_file(path: Path, labelled: bool) -> Path:
     """The path itself, after a check that texts can be read from it."""
-    if (path / SAVED).is_file():
+    if is_saved(path):
         return path
     if path.suffix not in SUFFIXES:
-        raise OptionError(f"{path}: texts are read from {', '.join(SUFFIXES)} files", fix="give one of these")
+        folder = "; this folder is not one that datasets has saved" if path.is_dir() else ""
+        what = f"{path}: texts are read from {', '.join(SUFFIXES)} files{folder}"
+        raise OptionError(what, fix="give one of these, or a folder that Dataset.save_to_disk has written")
     if labelled and path.suffix == ".txt":
         raise OptionError(
             f"{path}: a .txt file has no labels", fix='give a .jsonl or .csv file with "text" and "label"'
