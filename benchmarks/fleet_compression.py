@@ -131,7 +131,8 @@ def forced(splits: Mapping[str, Split], names: Sequence[str], error: float) -> t
         return 0, 0.0
     norms = [sum(update.energy for update in adapter) ** 0.5 for adapter in updates]
     units = [[u.divided(norm) for u in adapter] for adapter, norm in zip(updates, norms, strict=True)]
-    group = _Group(units, np.arange(len(units)), np.full(len(units), float(FORCED)), error)
+    ones = np.ones(len(units))  # norms: the steps are not written
+    group = _Group(units, np.arange(len(units)), ones, FORCED * ones, error)
     best, worse = None, 0
     for factor in PRICES:
         coding = group.at(group.guess * factor)

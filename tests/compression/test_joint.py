@@ -114,6 +114,17 @@ def test_a_strong_adapter_does_not_change_the_bases_of_the_others():
     assert np.allclose(first.errors, second.errors, atol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1e50, 1e-48])
+def test_adapters_whose_steps_float32_cannot_hold_are_left_out(scale):
+    factors = run(10, scales=[scale, 1.0, 1.0, scale, *[1.0] * 6])
+    updates = split(factors)
+    coding = code_jointly(updates, alone_bytes(updates, 0.15), error=0.15)
+    assert list(coding.members) == [1, 2, 4, 5, 6, 7, 8, 9]
+    assert max(dense_error(coding, factors, i) for i in range(8)) <= 0.15
+    # If that is so for all of them, there is no group.
+    assert code_jointly(updates[:1] + updates[3:4], [10**9] * 2, error=0.15) is None
+
+
 def test_one_module_may_be_zero():
     factors = run(4)
     for adapter in factors:

@@ -33,6 +33,7 @@ from loralens.linalg.few_bits.quantise import SIDE
 from loralens.linalg.leading import LeadingDirections, leading_directions
 
 LARGEST_INTEGER = 2 ** (MOST_WIDTH - 1) - 1  # of an entry of a core
+SMALLEST_STEP, LARGEST_STEP = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 # A column gets b bits if its energy for every stored number is at least THRESHOLDS[b - 2] prices. The noise falls by
 # the differences of _NOISE, and the price is paid for every bit.
 _NOISE = (1.0, *SIDE[:7])  # of 0, 2, 3 … 8 bits
@@ -119,7 +120,7 @@ def code_jointly(updates: Sequence[Sequence[SplitUpdate]], alone: Sequence[int],
     best: tuple[float, JointCoding] | None = None
     # Adapters that do not fit the bases make them worse for the others, so the bases are computed again without them.
     while members.size > 1:
-        trial = _Group([units[i] for i in members], members, costs[members], error).cheapest()
+        trial = _Group([units[i] for i in members], members, norms[members], costs[members], error).cheapest()
         if trial is None or (best and trial[0] + costs.sum() - costs[members].sum() >= best[0]):
             break
         best = trial[0] + costs.sum() - costs[members].sum(), trial[1]
@@ -141,10 +142,15 @@ class _Group:
     """Adapters of norm 1 that are coded together."""
 
     def __init__(
-        self, units: Sequence[Sequence[SplitUpdate]], members: NDArray[np.int64], alone: Floats, error: float
+        self,
+        units: Sequence[Sequence[SplitUpdate]],
+        members: NDArray[np.int64],
+        norms: Floats,
+        alone: Floats,
+        error: float,
     ) -> None:
         self.modules = list(zip(*units, strict=True))  # by module: the updates of all members
-        self.members, self.alone, self.error = members, alone, error
+        self.members, self.norms, self.alone, self.error = members, norms, alone, error
         numbers = sum(sum(u.shape) * u.left.shape[1] for (u, *_) in self.modules)
         # The noise of each number if an eighth of the allowed noise came from bases of the size of one adapter.
         self.guess = len(members) * error**2 / numbers / 8
@@ -218,7 +224,7 @@ class _Group:
         return _Rounded(ModuleBases(U, V), (G_out, G_in), projected, inverse_out.T @ projected @ inverse_in)
 
     def _steps(self, fitted: Sequence[_Rounded]) -> Floats:
-        """The largest step of each member with which it keeps the error; NaN if there is none."""
+        """The largest step of each member with which it keeps the error; NaN if none can be stored."""
         n = len(self.members)
         largest = np.max([np.abs(m.cores).max(axis=(1, 2)) for m in fitted], axis=0) if fitted else np.zeros(n)
         low = np.maximum(largest, 1e-30) / LARGEST_INTEGER
@@ -229,7 +235,12 @@ class _Group:
             fits = self._squared_errors(fitted, middle) <= self.error**2
             low, high = np.where(fits, middle, low), np.where(fits, high, middle)
         # Rounded towards 0 to float32, as the file stores it.
-        return np.where(feasible, low * (1 - 1e-6), np.nan)
+        steps = low * (1 - 1e-6)
+        # The stored step is that of ΔW and not of ΔW/‖ΔW‖. Beyond float32 it would be Inf, and below its normal numbers
+        # it would lose digits.
+        stored = steps * self.norms
+        feasible &= (stored >= SMALLEST_STEP) & (stored <= LARGEST_STEP)
+        return np.where(feasible, steps, np.nan)
 
     def _squared_errors(self, fitted: Sequence[_Rounded], steps: Floats) -> Floats:
         """‖ΔW_i − U C_i Vᵀ‖² for cores that are rounded with these steps."""

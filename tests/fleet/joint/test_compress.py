@@ -120,6 +120,24 @@ def test_one_adapter_with_a_huge_norm_does_not_stop_the_others(left, right, dtyp
         assert refused["huge"]
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_adapters_of_a_run_with_huge_norms_do_not_stop_the_others(count, tmp_path):
+    rng = np.random.default_rng(6)
+    space = [(rng.standard_normal((OUT, SPACE)), rng.standard_normal((IN, SPACE))) for _ in NAMES]
+    group = []
+    for i in range(4 + count):
+        pairs = factors(rng, space)
+        if i >= 4:
+            pairs = [(B * np.float32(1e25), A * np.float32(1e26)) for B, A in pairs]
+        loralens.save(adapter(pairs), tmp_path / f"run{i}")
+        group.append(FleetSource(f"run{i}", str(tmp_path / f"run{i}")))
+    result = compress_fleet([group], tmp_path / "fleet.safetensors", error=0.15)
+    assert {row.name: row.kind for row in result} == {
+        f"run{i}": "joint" if i < 4 else "alone" for i in range(4 + count)
+    }
+    assert result.largest_error <= 0.15
+
+
 def test_equal_heads_are_stored_once_and_come_back_bit_for_bit(fleet):
     sources, _, root = fleet
     stored = read_safetensors(root / "fleet.safetensors")
