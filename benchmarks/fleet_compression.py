@@ -27,6 +27,7 @@ from loralens.core.adapter import Adapter
 from loralens.errors import LoraLensError
 from loralens.fleet.joint.code_group import FleetSource, is_codable
 from loralens.fleet.joint.compress import compress_fleet
+from loralens.fleet.joint.result import CompressionResult
 from loralens.fleet.joint.sources import fleet_groups
 from loralens.fleet.sketching.module_keys import module_keys
 from loralens.linalg.leading import leading_directions
@@ -69,7 +70,7 @@ def measure(folder: Path, work: Path, vlora: str | None) -> dict[str, object]:
         "each alone, rank and bits": sum(coding.nbytes for coding in alone.values()),
         "copies once, others alone": sum(alone[name].nbytes for name in splits if name not in copies),
         "joint per run": written.pair_bytes_after,
-        "one basis for all of one base": one_basis(splits, copies),
+        "one basis for all of one base": one_basis(splits, copies, ERROR),
     }
     runs = [[s for s in group if not s.copy_of and s.name in splits] for group in groups]
     print(json.dumps({name: round(size / pairs, 4) for name, size in sizes.items()}), file=sys.stderr)
@@ -79,6 +80,7 @@ def measure(folder: Path, work: Path, vlora: str | None) -> dict[str, object]:
         "pair_bytes": pairs,
         "seconds": round(seconds, 1),
         "share of the pair bytes": {name: round(size / pairs, 4) for name, size in sizes.items()},
+        "at the bytes of joint per run": at_equal_bytes(splits, copies, groups, written, vlora),
         "joint / each alone": {
             name: round(written.pair_bytes_after / sizes[name], 3)
             for name in ("each alone, 8 bits", "each alone, rank and bits", "copies once, others alone")
@@ -116,12 +118,65 @@ def eight_bits(split: Split) -> int:
     return int(sizes[order[:count]].sum())
 
 
-def one_basis(splits: Mapping[str, Split], copies: set[str]) -> int:
+def one_basis(splits: Mapping[str, Split], copies: set[str], error: float) -> int:
     """The bytes if all adapters with the same modules share bases, whether that pays or not."""
     total = 0
     for names in by_signature({name: split for name, split in splits.items() if name not in copies}):
-        total += forced(splits, names, ERROR)[0]
+        total += forced(splits, names, error)[0]
     return total
+
+
+def at_equal_bytes(
+    splits: Mapping[str, Split],
+    copies: set[str],
+    groups: Sequence[Sequence[FleetSource]],
+    written: CompressionResult,
+    vlora: str | None,
+) -> dict[str, object]:
+    """The least error that every adapter of the fleet keeps in as many bytes as joint coding takes for all of them.
+
+    vlora-dev cannot be so small: it has a mean and one component at least, and then its bytes are stated beside its
+    errors. It gets the same runs, or all adapters of one base that have the same modules and ranks.
+    """
+    budget = written.pair_bytes_after
+    result: dict[str, object] = {
+        "bytes": budget,
+        "joint per run": round(written.largest_error, 4),
+        "each alone": round(_alone_error(splits, list(splits), budget), 4),
+        "one basis for all of one base": round(error_at(lambda e: one_basis(splits, copies, e), budget, steps=7), 4),
+    }
+    if vlora:
+        paths = {s.name: s.path for group in groups for s in group if not s.copy_of and s.name in splits}
+        runs = [{s.name: paths[s.name] for s in group if s.name in paths} for group in groups]
+        for way, sets in (("runs", runs), ("bases", [paths])):
+            alike = [[one[name] for name in names] for one in sets for names in by_form(splits, one)]
+            result[f"vlora-dev, {way}"] = sum_up([run_vlora(vlora, names, 0) for names in alike])
+    return result
+
+
+def by_form(splits: Mapping[str, Split], paths: Mapping[str, str]) -> list[list[str]]:
+    """The names of adapters that vlora-dev can take together: equal names and shapes of modules, and equal ranks."""
+    alike: dict[object, list[str]] = defaultdict(list)
+    for name, path in paths.items():
+        modules = loralens.load(path, strict=False).items()
+        alike[tuple((module, update.shape, update.rank) for module, update in modules)].append(name)
+    return [[name for name in names if any(u.energy for u in splits[name].values())] for names in alike.values()]
+
+
+def sum_up(answers: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """The bytes of vlora-dev over several groups, and the median errors of all adapters."""
+    failed = [answer for answer in answers if "failed" in answer]
+    good = [answer for answer in answers if "failed" not in answer]
+    errors = [[error for answer in good for error in answer[key]] for key in ("errors", "errors in other gauges")]  # type: ignore[attr-defined]
+    return {
+        "groups": len(answers),
+        "adapters": len(errors[0]),
+        "failed": failed,
+        "bytes": sum(int(answer["bytes"]) for answer in good),  # type: ignore[call-overload]
+        "median error": round(median(errors[0]), 4),
+        "largest error": round(max(errors[0]), 4),
+        "median error in other gauges": round(median(errors[1]), 4),
+    }
 
 
 def forced(splits: Mapping[str, Split], names: Sequence[str], error: float) -> tuple[int, float]:

@@ -84,6 +84,7 @@ def main():
     print(json.dumps({
         "components": k, "bytes": size(given, k), "median error": round(median(first), 4),
         "largest error": round(max(first), 4), "median error in other gauges": round(median(second), 4),
+        "errors": first, "errors in other gauges": second,
         "error of one in another gauge": {task: round(value, 4) for task, value in single.items()},
     }))  # fmt: skip
 

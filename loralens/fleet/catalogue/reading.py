@@ -137,8 +137,12 @@ def read_state(home: Path) -> FleetState:
         if commit == commit_number(home):
             break
     names = [row[2] for row in rows if row[1] in set(damaged)]
+    # One damaged sketch is named, and of several the first.
+    what = f"the sketch of {name_of(names[0])} is damaged"
+    if len(names) > 1:
+        what = f"{len(names)} sketches are damaged, such as that of {name_of(names[0])}"
     raise FormatError(
-        f"{home}: the sketches of {len(damaged)} adapters are damaged, such as that of {name_of(names[0])}",
+        f"{home}: {what}",
         fix=f"index again: {index_command(home, root)}",
     )
 

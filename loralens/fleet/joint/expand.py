@@ -1,15 +1,21 @@
 """`expand_adapter`: one adapter of a compressed fleet."""
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
 from loralens.choices import TARGET_FORMATS, TargetFormat
 from loralens.compression.loss import losses, total_error
-from loralens.errors import FormatError, MismatchError
+from loralens.core.adapter import Adapter
+from loralens.errors import FormatError, MismatchError, place
 from loralens.fleet.joint.result import ExpansionResult
-from loralens.formats import save
+from loralens.formats import encode_adapter
 from loralens.formats.files.apart import check_apart
+from loralens.formats.files.container import Stored
+from loralens.formats.files.writing import write_files
 from loralens.formats.records.fleets.reader import FleetFile
+
+TARGETS = ("target_modules", "target_parameters")  # the fields of a configuration that name what is adapted
 
 
 def expand_adapter(
@@ -33,7 +39,6 @@ def expand_adapter(
         The folder to write. Without it nothing is written, and the result holds the adapter.
     rank : int, optional
         The largest rank of a module. By default every module has the rank that it had before.
-
     to : str
         The dialect to write.
 
@@ -52,7 +57,9 @@ def expand_adapter(
         target = Path(output)
         check_apart(target, [("the fleet", file.path)])
         try:
-            save(adapter, target, format=to, overwrite=overwrite)
+            with place(target):
+                stored, files = encode_adapter(adapter, to)
+            write_files(_with_targets(stored, adapter), target, files=files, overwrite=overwrite)
         except (FormatError, MismatchError) as error:
             # The advice of the writers is about options of `convert`.
             if adapter.format in TARGET_FORMATS and adapter.format != to:
@@ -61,3 +68,21 @@ def expand_adapter(
     return ExpansionResult(
         file.path, name, adapter, file.entry(name).error, truncation, None if output is None else Path(output)
     )
+
+
+def _with_targets(stored: Stored, adapter: Adapter) -> Stored:
+    """The files with the targets that the configuration of the source names.
+
+    The writer adds a module that the configuration does not name, since PEFT would leave out new numbers of it. The
+    numbers here are in place of others that it has left out too, so the configuration of the source is as right as it
+    was.
+    """
+    old, new = adapter.config, stored.config
+    if old is None or new is None:
+        return stored
+    # The writer also adds empty fields.
+    before, after = (
+        {key: value for key, value in config.items() if key not in TARGETS and value not in ({}, None)}
+        for config in (old, new)
+    )
+    return replace(stored, config=old) if before == after else stored

@@ -92,6 +92,22 @@ def test_a_rank_that_is_larger_than_the_weight_comes_back_too(tmp_path):
     assert loralens.load(tmp_path / "cut")["classifier"].rank == 1
 
 
+def test_targets_that_leave_out_a_module_come_back_as_they_were(tmp_path):
+    pairs = factors(np.random.default_rng(5), [(np.eye(OUT)[:, :SPACE], np.eye(IN)[:, :SPACE])] * 4)
+    loralens.save(adapter(pairs), tmp_path / "few")
+    config = json.loads((tmp_path / "few" / "adapter_config.json").read_text())
+    config["target_modules"] = r".*\.q_proj"
+    (tmp_path / "few" / "adapter_config.json").write_text(json.dumps(config))
+    compress_fleet([[FleetSource("few", str(tmp_path / "few"))]], tmp_path / "fleet.safetensors", error=0.15)
+    expand_adapter(tmp_path / "fleet.safetensors", "few", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "adapter_config.json").read_text()) == config
+    # A smaller rank is another configuration, and it names every module of the file.
+    expand_adapter(tmp_path / "fleet.safetensors", "few", tmp_path / "cut", rank=2)
+    cut = json.loads((tmp_path / "cut" / "adapter_config.json").read_text())
+    assert cut["r"] == 2
+    assert cut["target_modules"] == list(NAMES)
+
+
 @pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("left", "right", "dtype"),
