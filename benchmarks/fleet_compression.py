@@ -139,18 +139,19 @@ def at_equal_bytes(
     errors. It gets the same runs, or all adapters of one base that have the same modules and ranks.
     """
     budget = written.pair_bytes_after
+    basis = error_at(lambda e: one_basis(splits, copies, e), budget, steps=7, low=ERROR / 2, high=4 * ERROR)
     result: dict[str, object] = {
         "bytes": budget,
         "joint per run": round(written.largest_error, 4),
         "each alone": round(_alone_error(splits, list(splits), budget), 4),
-        "one basis for all of one base": round(error_at(lambda e: one_basis(splits, copies, e), budget, steps=7), 4),
+        "one basis for all of one base": round(basis, 4),
     }
     if vlora:
         paths = {s.name: s.path for group in groups for s in group if not s.copy_of and s.name in splits}
         runs = [{s.name: paths[s.name] for s in group if s.name in paths} for group in groups]
         for way, sets in (("runs", runs), ("bases", [paths])):
             alike = [[one[name] for name in names] for one in sets for names in by_form(splits, one)]
-            result[f"vlora-dev, {way}"] = sum_up([run_vlora(vlora, names, 0) for names in alike])
+            result[f"vlora-dev, {way}"] = sum_up(run_vlora(vlora, alike, 0))
     return result
 
 
@@ -160,19 +161,19 @@ def by_form(splits: Mapping[str, Split], paths: Mapping[str, str]) -> list[list[
     for name, path in paths.items():
         modules = loralens.load(path, strict=False).items()
         alike[tuple((module, update.shape, update.rank) for module, update in modules)].append(name)
-    return [[name for name in names if any(u.energy for u in splits[name].values())] for names in alike.values()]
+    groups = [[name for name in names if any(u.energy for u in splits[name].values())] for names in alike.values()]
+    return [names for names in groups if names]
 
 
 def sum_up(answers: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """The bytes of vlora-dev over several groups, and the median errors of all adapters."""
-    failed = [answer for answer in answers if "failed" in answer]
-    good = [answer for answer in answers if "failed" not in answer]
-    errors = [[error for answer in good for error in answer[key]] for key in ("errors", "errors in other gauges")]  # type: ignore[attr-defined]
+    if "failed" in answers[0]:
+        return dict(answers[0])
+    errors = [[error for answer in answers for error in answer[key]] for key in ("errors", "errors in other gauges")]  # type: ignore[attr-defined]
     return {
         "groups": len(answers),
         "adapters": len(errors[0]),
-        "failed": failed,
-        "bytes": sum(int(answer["bytes"]) for answer in good),  # type: ignore[call-overload]
+        "bytes": sum(int(answer["bytes"]) for answer in answers),  # type: ignore[call-overload]
         "median error": round(median(errors[0]), 4),
         "largest error": round(max(errors[0]), 4),
         "median error in other gauges": round(median(errors[1]), 4),
@@ -244,7 +245,7 @@ def compare(
         "error of alone at the bytes of joint": round(_alone_error(splits, names, joint), 4),
     }
     if vlora and paths:
-        theirs = run_vlora(vlora, [paths[name] for name in names], joint)
+        theirs = run_vlora(vlora, [[paths[name] for name in names]], joint)[0]
         result["vlora"] = theirs
         if "bytes" in theirs:
             # vlora-dev needs a mean and one component at least, which may take more bytes than the joint coding.
@@ -266,9 +267,10 @@ def joint_error(splits: Mapping[str, Split], names: Sequence[str], budget: int) 
     return forced(splits, names, error_at(lambda e: forced(splits, names, e)[0], budget, steps=5))[1]
 
 
-def error_at(size: Callable[[float], int], budget: int, *, steps: int) -> float:
+def error_at(
+    size: Callable[[float], int], budget: int, *, steps: int, low: float = 0.005, high: float = 0.995
+) -> float:
     """The error at which a coding takes this many bytes."""
-    low, high = 0.005, 0.995
     for _ in range(steps):
         middle = (low * high) ** 0.5
         low, high = (low, middle) if size(middle) <= budget else (middle, high)
@@ -312,11 +314,14 @@ def new_adapter(splits: Mapping[str, Split], rank: int = 16) -> list[dict[str, o
     return rows
 
 
-def run_vlora(python: str, paths: Sequence[str], budget: int) -> dict[str, object]:
-    """The errors of vlora-dev with 8-bit components within these bytes."""
+def run_vlora(python: str, groups: Sequence[Sequence[str]], budget: int) -> list[dict[str, object]]:
+    """The errors of vlora-dev for several groups, each with 8-bit components within these bytes."""
     script = Path(__file__).with_name("fleet_vlora.py")
-    run = subprocess.run([python, script, str(budget), *paths], capture_output=True, text=True, check=False)
-    return json.loads(run.stdout) if run.returncode == 0 else {"failed": run.stderr.strip().splitlines()[-1:]}
+    words = [word for paths in groups for word in ("+", *paths)][1:]
+    run = subprocess.run([python, script, str(budget), *words], capture_output=True, text=True, check=False)
+    if run.returncode != 0:
+        return [{"failed": run.stderr.strip().splitlines()[-1:]}]
+    return [json.loads(line) for line in run.stdout.splitlines()]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """vlora-dev on some adapters: the errors of ΔW with as many 8-bit components as fit into some bytes.
 
-    python fleet_vlora.py BYTES ADAPTER ADAPTER …
+    python fleet_vlora.py BYTES ADAPTER ADAPTER … [+ ADAPTER ADAPTER …]
+
+A plus sign begins another group, with bases of its own. Each group gives one line.
 
 vlora-dev (PyPI, 1.0.0) makes one basis for the flattened A and one for the flattened B of every layer. So it depends on
 the gauge: (B R)(R⁻¹ A) is the same update with other factors. The last numbers show that: the errors after every
@@ -62,7 +64,19 @@ def size(given, k):
 
 
 def main():
-    budget, paths = int(sys.argv[1]), sys.argv[2:]
+    budget, words = int(sys.argv[1]), sys.argv[2:]
+    groups = [[]]
+    for word in words:
+        if word == "+":
+            groups.append([])
+        else:
+            groups[-1].append(word)
+    for paths in groups:
+        print(json.dumps(measure(budget, paths)), flush=True)
+
+
+def measure(budget, paths):
+    """The components, the bytes and the errors of one group."""
     adapters = [loralens.load(path, strict=False) for path in paths]
     names = list(adapters[0])
     if any(list(adapter) != names for adapter in adapters):
@@ -81,12 +95,12 @@ def main():
         subspace.add_task(subspace.project(weights(adapters[0], rng, gauge), task))
         single[task] = error(given[0], subspace.reconstruct(task))
     first, second = errors(subspace, given), errors(again, turned)
-    print(json.dumps({
+    return {
         "components": k, "bytes": size(given, k), "median error": round(median(first), 4),
         "largest error": round(max(first), 4), "median error in other gauges": round(median(second), 4),
         "errors": first, "errors in other gauges": second,
         "error of one in another gauge": {task: round(value, 4) for task, value in single.items()},
-    }))  # fmt: skip
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

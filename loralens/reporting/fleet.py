@@ -88,7 +88,8 @@ def fleet_report(answers: FleetAnswers, *, command: str) -> Report:
     total = sum(member.bytes for member in members)
     headline = f"{count(len(members), 'adapter')} of {size(total)} for {count(len(answers.bases), 'base model')}"
     summary = [
-        f"{headline}: {len(answers.families)} families, and {count(len(answers.families.alone), 'adapter')} in none.",
+        f"{headline}: {count(len(answers.families), 'family', 'families')}, and "
+        f"{count(len(answers.families.alone), 'adapter')} in none.",
         *answers.copies.conclusion(),
         *answers.runs.conclusion(),
     ]
@@ -138,7 +139,7 @@ def _families_section(answers: FleetAnswers) -> Section:
                 f"{which}{lead} The cosines of the whole updates are {how}.",
                 f"cosine 0 ± {number(chance.cosine if shown.exact else chance.sketch, 2)}",
                 "average linkage of the cosines of ΔW",
-                f"Cosines of {len(shown.names)} adapters in {len(shown.starts)} families.",
+                f"Cosines of {count(len(shown.names), 'adapter')} in {count(len(shown.starts), 'family', 'families')}.",
             )
         )
     parts += [PageTable(table) for table in answers.families.tables() if table.rows]

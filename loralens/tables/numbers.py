@@ -133,9 +133,9 @@ def parse_size(text: str) -> int:
     return int(value)
 
 
-def count(of: int, noun: str) -> str:
-    """Write a number with its noun: ``1 module``, ``12 modules``."""
-    return f"{of:,} {noun}{'' if of == 1 else 's'}"
+def count(of: int, noun: str, plural: str = "") -> str:
+    """Write a number with its noun: ``1 module``, ``12 modules``; ``plural`` is for nouns that add more than an s."""
+    return f"{of:,} {noun if of == 1 else plural or f'{noun}s'}"
 
 
 def shape(sizes: Sequence[int]) -> str:

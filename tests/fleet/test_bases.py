@@ -154,6 +154,12 @@ def test_neighbours_of_equal_names_and_shapes_decide_if_they_agree() -> None:
     }
 
 
+def test_a_name_that_its_own_modules_contradict_decides_nothing() -> None:
+    signatures = {"llama": signature({"model.layers.0.self_attn.q_proj": (64, 64)})}
+    assert infer_bases(signatures, {"llama": Counter({"gpt2": 2})}) == {}
+    assert infer_bases(signatures, {"llama": Counter({"gpt2": 2, "org/Odd-1B": 1})}) == {"llama": "odd-1b"}
+
+
 def test_no_signature_is_compared_with_every_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A collection may have thousands of signatures that no row of the table fits."""
     count = 40

@@ -99,4 +99,5 @@ def test_sizes_and_lists() -> None:
     ]  # fmt: skip
     assert (span([]), span([4]), span([4, 2])) == ("–", "4", "2–4")
     assert (count(1, "module"), count(1200, "module")) == ("1 module", "1,200 modules")
+    assert (count(1, "family", "families"), count(2, "family", "families")) == ("1 family", "2 families")
     assert (join_words([]), join_words(["a"]), join_words(["a", "b", "c"])) == ("", "a", "a, b and c")

@@ -117,7 +117,8 @@ class _Neighbours:
         # An adapter with another last block is for another size of the model, or for another part of the same one.
         self._bases: dict[tuple[int, BlockModule], set[str]] = defaultdict(set)
         for digest, signature in signatures.items():
-            if bases := {base_name(base) for base in named[digest]}:
+            # A name that the modules contradict says nothing about them.
+            if bases := {base_name(base) for base in named[digest] if not contradicts(base, signature)}:
                 modules = block_modules(signature)
                 last = _last_block(modules)
                 for module in modules:

@@ -125,7 +125,7 @@ class CopiesResult(Tabular):
         are = "is a copy" if len(self.copies) == 1 else "are copies"
         sentences = [f"{among}: {len(self.copies)} {are} of {kept} other{'' if kept == 1 else 's'}."]
         if safe := [copy for copy in self.copies if copy.safe_to_delete]:
-            copies = "1 copy" if len(safe) == 1 else f"{len(safe)} copies"
+            copies = count(len(safe), "copy", "copies")
             sentences.append(f"{copies} can be deleted, which frees {size(sum(copy.freed for copy in safe))}.")
         return sentences
 

@@ -99,7 +99,7 @@ class FamiliesResult(Tabular):
         return self.families[index]
 
     def __repr__(self) -> str:
-        return f"FamiliesResult({len(self.families)} families at {self.at})"
+        return f"FamiliesResult({count(len(self.families), 'family', 'families')} at {self.at})"
 
     @property
     def members(self) -> int:
@@ -112,7 +112,7 @@ class FamiliesResult(Tabular):
         if not self.families:
             return [f"{among}: no two have a cosine of {self.at:g} or more, so there is no family."]
         largest = self.families[0]
-        families = "1 family" if len(self.families) == 1 else f"{len(self.families)} families"
+        families = count(len(self.families), "family", "families")
         return [
             f"{among}: {families} of adapters that are alike (mean cosine at least {self.at:g}), and {len(self.alone)} "
             f"in none. The largest has {count(len(largest.members), 'adapter')}."
