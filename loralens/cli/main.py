@@ -23,7 +23,7 @@ from click.shell_completion import CompletionItem
 from loralens.cli.dashes import check_dashes
 from loralens.cli.messages import messages_on_stderr
 from loralens.cli.overview import COMMANDS, EXAMPLES, GROUPS, WITHOUT_VERB
-from loralens.cli.terminal import harmless_output, occupy_closed_streams, say_message
+from loralens.cli.terminal import end_with_readers, harmless_output, occupy_closed_streams, say_message
 from loralens.errors import LoraLensError, visible
 from loralens.version import __version__
 
@@ -260,9 +260,6 @@ def _report_os_error(error: OSError) -> NoReturn:
 def run() -> None:
     """The entry point of the ``loralens`` command."""
     _limit_blas_threads()
-    if hasattr(signal, "SIGPIPE"):
-        # `| head` ends a command as it ends cat: without a message, by the signal.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signals = _unwind_once()
     # A command ends before unreachable cycles matter, and the search for them takes 3 % of the time of a short one.
     gc.disable()
@@ -271,6 +268,8 @@ def run() -> None:
         if hasattr(stream, "reconfigure"):
             # A terminal whose encoding has no σ shows a question mark, and there is no traceback.
             stream.reconfigure(errors="replace")
+    # `| head` ends a command as it ends cat: without a message, by the signal.
+    end_with_readers()
     try:
         # In standalone mode click would turn a signal into exit code 1, which here is the answer no.
         code = main(prog_name="loralens", standalone_mode=False)

@@ -99,7 +99,7 @@ def _dask_executor(address: str | None) -> Iterator[Executor | None]:
         from distributed import Client
     except ImportError as error:
         raise missing_packages("--dask", ["distributed"], error) from error
-    with Client(address) as client:
+    with Client(address) as client:  # type: ignore[no-untyped-call, unused-ignore]
         yield client.get_executor(pure=False)
 
 

@@ -56,6 +56,28 @@ def test_a_closed_pipe_ends_the_command_quietly(small: Path) -> None:
     assert process.returncode < 0  # by SIGPIPE, as cat
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+def test_another_pipe_that_breaks_is_an_error_and_no_end(small: Path) -> None:
+    """Such as the pipe to a worker process that was killed."""
+    code = (
+        "import os, sys\n"
+        "from loralens.cli import inspect, main\n"
+        "def command(*_, **__):\n"
+        "    end, start = os.pipe()\n"
+        "    os.close(end)\n"
+        "    try:\n"
+        "        os.write(start, b'task')\n"
+        "    except BrokenPipeError:\n"
+        "        print('lives')\n"
+        "inspect.command.callback = command\n"
+        "main.run()\n"
+    )
+    for buffering in ([], ["-u"]):
+        words = [sys.executable, *buffering, "-c", code, "inspect", str(small)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "lives\n", "")
+
+
 def test_a_library_that_lacks_memory_while_it_is_loaded(monkeypatch) -> None:
     """It says anything; whether memory is at its end is tried out."""
 

@@ -101,6 +101,18 @@ def test_a_file_that_kills_its_worker_is_found_and_gets_a_reason(tmp_path: Path,
 
 
 @pytest.mark.slow
+def test_the_command_outlives_a_worker_that_is_killed(tmp_path: Path, killing: None) -> None:
+    """The pipe to the worker breaks, which must not end the command as a closed standard output does."""
+    save_many(tmp_path, 10)
+    save(tmp_path / "a004-killer", random_adapter(99))
+    words = [sys.executable, "-m", "loralens", "fleet", "index", tmp_path, "--jobs", "2"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "1 file cannot be read" in done.stdout
+    assert len(loralens.Fleet.open(tmp_path).members()) == 10
+
+
+@pytest.mark.slow
 def test_two_such_files_in_different_chunks(tmp_path: Path, killing: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "CHUNK", 4)
     root = tmp_path / "fleet"
