@@ -4,13 +4,15 @@ What the sub-commands answer are methods of `loralens.Fleet`.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import Executor
+from concurrent.futures import CancelledError, Executor
 from contextlib import contextmanager
+from logging import CRITICAL, getLogger
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loralens.core.messages import note
+from loralens.errors import OptionError
 from loralens.fleet.fleet import Fleet
 from loralens.requirements import missing_packages
 
@@ -91,16 +93,41 @@ def compress_index(
 
 @contextmanager
 def _dask_executor(address: str | None) -> Iterator[Executor | None]:
-    """The executor of a Dask scheduler; None without an address."""
+    """The executor of a Dask scheduler; None without an address.
+
+    Raises
+    ------
+    OptionError
+        There is no scheduler at the address, or it ends while it is used.
+    """
     if address is None:
         yield None
         return
     try:
         from distributed import Client
+        from distributed.comm import CommClosedError
     except ImportError as error:
         raise missing_packages("--dask", ["distributed"], error) from error
-    with Client(address) as client:  # type: ignore[no-untyped-call, unused-ignore]
-        yield client.get_executor(pure=False)
+    try:
+        client: Any = Client(address)  # type: ignore[no-untyped-call, unused-ignore]
+    except (OSError, ValueError) as error:
+        what = f"there is no Dask scheduler at {address}"
+        raise OptionError(what, fix="give the address that it prints at its start: tcp://HOST:PORT") from error
+    # It would log a traceback for a lost connection, which is one message here.
+    logger = getLogger("distributed.client")
+    level = logger.level
+    logger.setLevel(CRITICAL)
+    with client:
+        try:
+            yield client.get_executor(pure=False)
+        # The tasks are cancelled when the connection is lost.
+        except (CancelledError, CommClosedError) as error:
+            raise OptionError(
+                f"the Dask scheduler at {address} has ended, or cannot be reached any more",
+                fix="start it again and repeat the command; fleet index keeps what was measured",
+            ) from error
+        finally:
+            logger.setLevel(level)
 
 
 def open_fleet(home: str | PathLike[str]) -> Fleet:
