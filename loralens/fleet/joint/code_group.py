@@ -35,6 +35,7 @@ from loralens.linalg.few_bits.columns import encode_columns, encode_entries
 from loralens.linalg.few_bits.packing import Bytes
 
 Split = dict[str, SplitUpdate]  # by the key of the module, sorted
+SMALLEST = float(np.finfo(np.float64).tiny / np.finfo(np.float64).eps)  # energy of an update whose squares are exact
 RETRIES = 4  # attempts to code an adapter or group until the measured error, with all rounding, is small enough
 # A group is divided if the stack of its factors has more columns than this in a module: the time of an eigh grows with
 # the third power, and 1,024 columns take half a second.
@@ -132,8 +133,7 @@ def code_group(sources: Sequence[FleetSource], error: float) -> CodedTask:
         except LoraLensError as refused:
             task.refused[source.name] = _reason(refused)
             continue
-        # Squares of the norm of an update beyond 1e154 are not numbers any more, and so is its error.
-        if split and all(isfinite(update.energy) for update in split.values()):
+        if split and _has_error(split):
             splits[source.name] = split
         else:
             _store(task, source.name, adapter)
@@ -167,6 +167,13 @@ def is_codable(adapter: Adapter) -> bool:
 
 def _split(adapter: Adapter) -> Split:
     return {key: SplitUpdate.of(adapter[name]) for key, name in _names(adapter).items()}  # type: ignore[arg-type]
+
+
+def _has_error(split: Split) -> bool:
+    """Whether an error can be stated: squares of norms over 1e154 are Inf, and those of norms under 1e-146 inexact."""
+    energies = [update.energy for update in split.values()]
+    is_zero = not any(update.left.any() for update in split.values())
+    return all(map(isfinite, energies)) and (is_zero or sum(energies) >= SMALLEST)
 
 
 def _names(adapter: Adapter) -> dict[str, str]:

@@ -111,9 +111,12 @@ def test_targets_that_leave_out_a_module_come_back_as_they_were(tmp_path):
 @pytest.mark.some(2)
 @pytest.mark.parametrize(
     ("left", "right", "dtype"),
-    [(1e25, 1e26, np.float32), (3e37, 3e37, np.float32), (6e3, 6e3, np.float16), (1e120, 1e120, np.float64)],
-)
-def test_one_adapter_with_a_huge_norm_does_not_stop_the_others(left, right, dtype, tmp_path):
+    [
+        (1e25, 1e26, np.float32), (3e37, 3e37, np.float32), (6e3, 6e3, np.float16), (1e120, 1e120, np.float64),
+        (1e-80, 1e-80, np.float64), (1e-120, 1e-120, np.float64),
+    ],
+)  # fmt: skip
+def test_one_adapter_with_an_extreme_norm_does_not_stop_the_others(left, right, dtype, tmp_path):
     sources = make(tmp_path)
     pairs = factors(np.random.default_rng(8), [(np.eye(OUT)[:, :SPACE], np.eye(IN)[:, :SPACE])] * 4)
     huge = [(B.astype(dtype) * dtype(left), A.astype(dtype) * dtype(right)) for B, A in pairs]
