@@ -113,20 +113,22 @@ def _dask_executor(address: str | None) -> Iterator[Executor | None]:
     except (OSError, ValueError) as error:
         what = f"there is no Dask scheduler at {address}"
         raise OptionError(what, fix="give the address that it prints at its start: tcp://HOST:PORT") from error
-    # It would log a traceback for a lost connection, which is one message here.
-    logger = getLogger("distributed.client")
-    level = logger.level
-    logger.setLevel(CRITICAL)
-    with client:
-        try:
+    # They would log tracebacks of a lost connection, which is one message here.
+    loggers = [getLogger(name) for name in ("distributed", "distributed.client")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(CRITICAL)
+    try:
+        with client:
             yield client.get_executor(pure=False)
-        # The tasks are cancelled when the connection is lost.
-        except (CancelledError, CommClosedError) as error:
-            raise OptionError(
-                f"the Dask scheduler at {address} has ended, or cannot be reached any more",
-                fix="start it again and repeat the command; fleet index keeps what was measured",
-            ) from error
-        finally:
+    # The tasks are cancelled when the connection is lost.
+    except (CancelledError, CommClosedError) as error:
+        raise OptionError(
+            f"the Dask scheduler at {address} has ended, or cannot be reached any more",
+            fix="start it again and repeat the command; fleet index keeps what was measured",
+        ) from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
