@@ -374,7 +374,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # fleet
     Mutant("TensorSketch.add_pair", "np.multiply(B[:, columns].T, scale,", "np.multiply(B[:, columns].T, 1.0,", SKETCH),
-    Mutant("TensorSketch.add_pairs", "rows *= hashed.signs", "rows *= abs(hashed.signs)", SKETCH),
+    Mutant("_sum_of_squares", "rows *= side.signs[:, None]", "rows *= abs(side.signs[:, None])", SKETCH),
     Mutant("TensorSketch.add_pairs", "size * hashed.most", "size / 4096", SKETCH),
     Mutant("TensorSketch._common_shift", "self._count + count <= COLUMNS", "self._count + count > COLUMNS", SKETCH),
     Mutant("TensorSketch._common_shift", "self._shift <= shift", "self._shift != shift", SKETCH),
