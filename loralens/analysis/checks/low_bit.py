@@ -37,8 +37,10 @@ class CodesPrediction:
         The layouts of the weights.
     gain, noise : float
         The expected gain, and the noise of one stochastic rounding relative to the update.
+    own_error : float or None
+        The expected error in the input directions of the update, relative to it; None if an update is not a pair.
     changed, clipped : float
-        The share of codes that are expected to change, and the share of the energy of the update that is clipped.
+        The shares of codes that are expected to change, and to stop at the end of their range.
     mean_move : float
         The mean move of a code that the adapter requires, in steps.
     noises : mapping of str to float
@@ -50,6 +52,7 @@ class CodesPrediction:
     layouts: str
     gain: float
     noise: float
+    own_error: float | None
     changed: float
     clipped: float
     mean_move: float
@@ -62,13 +65,15 @@ def look(exam: "Examination") -> Iterator[Diagnosis]:
     expected = exam.codes
     if expected is None:
         return
+    own = expected.own_error
     yield Diagnosis(
         "note",
         "codes-merge",
-        f"merged into the codes of the base ({expected.layouts}) it arrives with a gain of {expected.gain:.3f}; "
-        f"{percent(expected.changed)} of the codes change by {number(expected.mean_move)} steps on average, "
-        f"{percent(expected.clipped)} of its energy lies beyond their range, and the noise is "
-        f"{number(expected.noise)} times the update ({count(len(expected.noises), 'module')})",
+        f"merged into the codes of the base ({expected.layouts}) it arrives with a gain of {expected.gain:.3f}"
+        f"{'' if own is None else f' and an error of {number(own)} in its own directions'}; it asks for "
+        f"{number(expected.mean_move)} steps of a code on average, so {percent(expected.changed)} of the codes change, "
+        f"{percent(expected.clipped)} are clipped, and the noise is {number(expected.noise)} times the update "
+        f"({count(len(expected.noises), 'module')})",
         _merge_command(exam, expected),
     )
     for name, noise in sorted(expected.noises.items(), key=lambda item: -item[1]):

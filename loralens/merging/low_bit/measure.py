@@ -34,6 +34,8 @@ class DrawPrediction:
         Σ δ²; the sum of the variances; Σ l·δ and Σ l² of the clipped parts l.
     moving, clipped, steps : float
         The expected numbers of codes that change and that are clipped, and Σ |y|.
+    own : float
+        The expected Σ ‖e V‖² over the rows e of the error, with V the directions that were given.
     """
 
     entries: int = 0
@@ -44,9 +46,22 @@ class DrawPrediction:
     moving: float = 0.0
     clipped: float = 0.0
     steps: float = 0.0
+    own: float = 0.0
 
-    def take(self, grid: GridRows, D: Singles, moves: Floats | None = None) -> None:
-        """Add some rows; ``moves`` are their `asked_moves`, if these are known."""
+    def take(
+        self, grid: GridRows, D: Singles, moves: Floats | None = None, *, directions: Floats | None = None
+    ) -> None:
+        """Add some rows.
+
+        Parameters
+        ----------
+        grid : GridRows
+        D : float32 array, shape (rows, in)
+        moves : float64 array, optional
+            Their `asked_moves`, if these are known.
+        directions : float64 array, shape (in, r), optional
+            Orthonormal input directions V, in which the error is predicted too.
+        """
         moves = asked_moves(grid, D) if moves is None else moves
         clipped, size = clipped_share(grid, moves), np.abs(moves)
         wide, inside = D.astype(np.float64), clipped == 0
@@ -57,12 +72,17 @@ class DrawPrediction:
         chance = np.minimum(size, 1.0)
         self.entries += D.size
         self.energy += dot(wide, wide)
-        self.variance += float((step * step * fraction * (1 - fraction))[inside].sum())
+        variances = step * step * fraction * (1 - fraction)
+        self.variance += float(variances[inside].sum())
         self.lost += dot(lost, wide)
         self.lost_energy += dot(lost, lost)
         self.moving += float(chance[inside].sum())
         self.clipped += float(chance[~inside].sum())
         self.steps += float(size.sum())
+        if directions is not None:
+            # The draws are independent, so only their variances add up; what is clipped is the same in every draw.
+            by_input, offset = np.where(inside, variances, 0.0).sum(axis=0), lost @ directions
+            self.own += float(by_input @ np.square(directions).sum(axis=1)) + dot(offset, offset)
 
     @property
     def gain(self) -> float:

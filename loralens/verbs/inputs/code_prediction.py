@@ -15,6 +15,7 @@ from loralens.core.naming.selection import select
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError
 from loralens.formats.models.checkpoint import model_config
+from loralens.merging.feedback import input_directions
 from loralens.merging.low_bit.apply import CodeRounding, CodesMerge, prepare_codes
 from loralens.merging.low_bit.measure import DrawPrediction
 from loralens.merging.make_plan import plan_merge
@@ -24,10 +25,15 @@ SAMPLE = 1 << 18  # entries of a module from which the prediction is made, as of
 
 
 class _Share(NamedTuple):
-    """The prediction of one module from a sample, and the number of its entries for each one in the sample."""
+    """The prediction of one module from a sample.
+
+    ``weight`` is the number of its entries for each one in the sample, and ``in_own`` says whether the error in its own
+    directions is predicted too.
+    """
 
     prediction: DrawPrediction
     weight: float
+    in_own: bool
 
 
 def predict_codes(
@@ -78,11 +84,12 @@ def _predict(merge: CodesMerge, slab: Slab) -> _Share:
     columns, rows = merge.plan.matrix[1], slab.stop - slab.start
     picked = np.unique(np.linspace(slab.start, slab.stop - 1, max(1, SAMPLE // columns)).astype(int)).tolist()
     prediction = DrawPrediction()
+    V = None if slab.transposed else input_directions(slab.terms)
     for row in picked:
         grid = grid_of(row, row + 1)
         D = merge.update(slab, grid, row, row + 1)
-        prediction.take(grid, D)
-    return _Share(prediction, rows / len(picked))
+        prediction.take(grid, D, directions=V)
+    return _Share(prediction, rows / len(picked), V is not None)
 
 
 def _summary(shares: dict[str, _Share], layouts: Sequence[str]) -> CodesPrediction:
@@ -90,12 +97,14 @@ def _summary(shares: dict[str, _Share], layouts: Sequence[str]) -> CodesPredicti
         return float(sum(getattr(share.prediction, name) * share.weight for share in shares.values()))
 
     energy, entries = total("energy"), max(total("entries"), 1)
+    known = energy > 0 and all(share.in_own for share in shares.values())
     return CodesPrediction(
         " and ".join(dict.fromkeys(layouts)),
         1 - total("lost") / energy if energy else 1.0,
         sqrt(total("variance") / energy) if energy else 0.0,
+        sqrt(total("own") / energy) if known else None,
         total("moving") / entries,
-        total("lost") / energy if energy else 0.0,
+        total("clipped") / entries,
         total("steps") / entries,
         {name: share.prediction.noise for name, share in shares.items()},
     )

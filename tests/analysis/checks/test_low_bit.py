@@ -1,9 +1,11 @@
 """What the doctor predicts of a merge into codes: the numbers of the merge itself, and a warning for weak updates."""
 
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -31,6 +33,31 @@ def test_it_predicts_what_the_merge_measures(tmp_path: Path) -> None:
     assert f"gain of {total['predicted_gain']:.3f}" in note.evidence
     assert "bitsandbytes NF4" in note.evidence
     assert total["gain"] == pytest.approx(total["predicted_gain"], abs=0.03)
+
+
+def test_everything_that_a_certificate_says_of_codes_is_predicted(tmp_path: Path) -> None:
+    """The means of the merges with many seeds are the numbers of the note."""
+    base, adapter = nf4_base(tmp_path / "base"), pair_adapter()
+    (note,) = findings(adapter, base)["codes-merge"]
+    totals = [
+        loralens.merge(adapter, base=base, bits="keep", dry_run=True, seed=seed, undo="none").certificate["total"]
+        for seed in range(12)
+    ]
+    predicted = re.search(
+        r"a gain of (\S+) and an error of (\S+) in its own directions; it asks for (\S+) steps of a code on average, "
+        r"so (\S+) % of the codes change, (\S+) % are clipped, and the noise is (\S+) times the update",
+        note.evidence,
+    )
+    assert predicted
+    gain, own, moves, changed, clipped, noise = map(float, predicted.groups())
+    quantities = ("gain", "subspace_error", "mean_move", "changed", "clipped", "noise")
+    measured = {key: fmean(total[key] for total in totals) for key in quantities}
+    assert gain == pytest.approx(measured["gain"], abs=0.01)
+    assert own == pytest.approx(measured["subspace_error"], rel=0.03)
+    assert moves == pytest.approx(measured["mean_move"], rel=0.001)
+    assert changed / 100 == pytest.approx(measured["changed"], rel=0.02)
+    assert clipped / 100 == pytest.approx(measured["clipped"], rel=0.1)
+    assert noise == pytest.approx(measured["noise"], rel=0.001)
 
 
 def test_weak_updates_are_warned_of_and_floats_have_no_codes(tmp_path: Path) -> None:

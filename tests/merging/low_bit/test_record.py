@@ -10,6 +10,7 @@ from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, MismatchError
 from loralens.merging.low_bit import apply, record
 from loralens.merging.low_bit.apply import added_numbers
+from loralens.merging.low_bit.measure import DrawPrediction
 from loralens.merging.low_bit.restore import restore_codes
 from loralens.merging.low_bit.sweep import sweep_moments
 from loralens.merging.low_bit.verify import code_verdicts
@@ -42,8 +43,8 @@ def with_codes(made, codes):
     return replace(inner, grid=lambda start, stop: part(moved, start, stop))
 
 
-def codes_of(made):
-    return np.vstack([block.drawn.codes for block in made.merge().blocks()])
+def codes_of(made, **options):
+    return np.vstack([block.drawn.codes for block in made.merge(**options).blocks()])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -133,6 +134,20 @@ def test_the_noise_is_the_formula_and_the_prediction_holds_over_seeds():
     assert np.mean([one.codes.changed for one in results]) == pytest.approx(
         results[0].codes.predicted_changed, rel=0.02
     )
+
+
+@pytest.mark.parametrize("layout", ["Q4_1", "NF4"])
+def test_the_error_in_some_directions_is_predicted_from_the_variances(layout):
+    made = Made(layout, 48, 256, size=1e-3, seed=3)
+    V = np.linalg.svd(made.D)[2][:3].T
+    prediction = DrawPrediction()
+    prediction.take(made.grid, made.D.astype(np.float32), directions=V)
+    draws = [added_numbers(made.grid, codes_of(made, seed=seed)) - made.D for seed in range(60)]
+    assert prediction.own == pytest.approx(np.mean([np.sum((lost @ V) ** 2) for lost in draws]), rel=0.05)
+    # In all directions together it is the whole error.
+    everywhere = DrawPrediction()
+    everywhere.take(made.grid, made.D.astype(np.float32), directions=np.eye(256))
+    assert everywhere.own == pytest.approx(everywhere.variance + everywhere.lost_energy, rel=1e-6)
 
 
 def test_the_summaries_name_the_stored_tensor():
