@@ -1,6 +1,7 @@
 """`merge --data`: losses and divergences of the base, the unmerged and the merged model, in and out of the domain."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.core.lazy import LazyArray
-from loralens.errors import OptionError
+from loralens.errors import FormatError
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.linalg.device import Device
 from loralens.merging.plan import Slab, TensorPlan
@@ -134,8 +135,66 @@ def test_a_weight_that_is_saved_in_full_is_in_both_models(home: Path, tmp_path: 
 
 def test_a_base_that_cannot_be_run_is_refused(tmp_path: Path) -> None:
     base = nf4_base(tmp_path / "base")
-    with pytest.raises(OptionError, match="can only be run if it is GGUF"):
-        loralens.merge(pair_adapter(), base=base, bits="keep", dry_run=True, data=TEXTS)
+    alone = tmp_path / "alone.safetensors"
+    (base / "model.safetensors").rename(alone)
+    with pytest.raises(FormatError, match=r"alone.safetensors: .*config.json, without which a model cannot be run"):
+        loralens.merge(pair_adapter(), base=alone, bits="keep", dry_run=True, data=TEXTS)
+
+
+def mlx_folder(source: Path, target: Path) -> Path:
+    """The matrices of the blocks of a model as MLX stores them: 4 bits, a scale and a bias for every 32 inputs."""
+    shutil.copytree(source, target)
+    stored: dict[str, Any] = {}
+    for key, W in load_file(source / "model.safetensors").items():
+        if W.ndim != 2 or ".layers." not in key:
+            stored[key] = W
+            continue
+        groups = W.reshape(len(W), -1, 32)
+        biases, scales = groups.min(axis=2), np.ptp(groups, axis=2) / 15
+        codes = np.rint((groups - biases[..., None]) / scales[..., None]).astype(np.uint32).reshape(len(W), -1, 8)
+        stored[key] = (codes << (4 * np.arange(8, dtype=np.uint32))).sum(axis=2, dtype=np.uint32)
+        stored |= {key.replace(".weight", ".scales"): scales, key.replace(".weight", ".biases"): biases}
+    save_file(stored, target / "model.safetensors", metadata={"format": "mlx"})
+    config = json.loads((target / "config.json").read_text())
+    settings = {"group_size": 32, "bits": 4}
+    (target / "config.json").write_text(
+        json.dumps({**config, "quantization": settings, "quantization_config": settings})
+    )
+    return target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["keep", None])
+@pytest.mark.parametrize("layout", ["nf4", "mlx"])
+def test_a_folder_of_codes_is_run_as_the_floats_that_it_stands_for(
+    layout: str, bits: Any, tmp_path: Path, quiet_torch: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plain, adapter = models.folder(models.wide_llama(), tmp_path / "plain"), tmp_path / "adapter"
+    models.saved(models.adapter(models.wide_llama(), ("q_proj", "down_proj"), scale=0.2), adapter)
+    base = tmp_path / "base"
+    if layout == "nf4":
+        loralens.merge(adapter, base=plain, output=base, bits="nf4")
+    else:
+        mlx_folder(plain, base)
+    for path in base.glob("*loralens*"), base.glob("*certificate*"):
+        [file.unlink() for file in path]
+    result = loralens.merge(
+        adapter, base=base, output=tmp_path / "out", bits=bits, data=TEXTS, dtype="keep" if bits else "f32"
+    )
+    own = result.certificate["texts"]["in_domain"]
+    unmerged, updates = held(base), loralens.load(adapter)
+    for name, update in updates.items():
+        weight = unmerged.get_submodule(name).weight.data
+        weight += torch.from_numpy(update.dense().astype(np.float32))
+    losses = {"base": loss_of(held(base)), "unmerged": loss_of(unmerged), "merged": loss_of(held(tmp_path / "out"))}
+    for name, loss in losses.items():
+        assert own[f"loss_{name}"] == pytest.approx(loss, abs=2e-5), name
+    assert abs(losses["base"] - losses["unmerged"]) > 1e-3
+    assert (own["kl_unmerged_merged"] > 1e-5) == bool(bits)
+    # The folder of floats is made once, and the base stays as it is.
+    (folder,) = (tmp_path / "cache" / "loralens" / "models").iterdir()
+    assert "quantization" not in (folder / "config.json").read_text()
 
 
 def test_a_weight_of_several_blocks_is_taken_block_by_block() -> None:

