@@ -165,4 +165,7 @@ def test_other_types_are_decoded_by_gguf_or_refused() -> None:
     raw[:, :2] = np.array([0.01], np.float16).view(np.uint8)
     read = row_decoder(StoredRows(LazyArray.of(raw)), 23, (2, 256), name="x")
     np.testing.assert_array_equal(read(0, 2), quants.dequantize(raw, GGMLQuantizationType.IQ4_XS))
-    assert coded_weight(StoredRows(LazyArray.of(raw)), 23, (2, 256), stored="x") is None
+    weight = coded_weight(StoredRows(LazyArray.of(raw)), 23, (2, 256), stored="x")
+    # Its codes are known to be codes, and cannot be moved.
+    assert (weight.layout, weight.bits, weight.grid, weight.encode) == ("IQ4_XS", 4.25, None, None)
+    np.testing.assert_array_equal(weight.floats().read(), read(0, 2))

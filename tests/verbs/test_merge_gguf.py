@@ -10,7 +10,7 @@ from gguf import GGUFReader, quants
 
 import loralens
 from loralens.core.adapter import Adapter
-from loralens.errors import MismatchError, OptionError
+from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.formats.models.checkpoint import open_checkpoint
 from tests import ggufs
 from tests.marks import slow_except
@@ -93,6 +93,33 @@ def test_codes_are_not_quantised_again(tmp_path: Path) -> None:
     base = base_of(tmp_path / "m.gguf", "Q4_1")
     with pytest.raises(OptionError, match="quantising their floats again loses the adapter"):
         loralens.merge(adapter_for(base), base=base, output=tmp_path / "o.gguf", bits="q4_1")
+
+
+@pytest.mark.parametrize("others", ["IQ4_NL", "Q4_1"])
+def test_a_type_whose_codes_cannot_be_moved_is_named(others: str, tmp_path: Path) -> None:
+    """gguf's own package decodes IQ4_NL; such weights are no floats, whatever the others are."""
+    weights, base = ggufs.llama(), tmp_path / "m.gguf"
+    ggufs.write(base, weights, kinds={key: "IQ4_NL" if "q_proj" in key else others for key in weights})
+    adapter, out = adapter_for(base), tmp_path / "o.gguf"
+    movable = "" if others == "IQ4_NL" else "--bits keep, which moves the codes, or "
+    with pytest.raises(OptionError, match=r"its weights are quantised \(.*IQ4_NL") as refused:
+        loralens.merge(adapter, base=base, output=out)
+    assert refused.value.fix == f"give {movable}--dtype bf16, which writes floats"
+    with pytest.raises(FormatError, match="IQ4_NL can be read, but its codes cannot be merged into yet") as refused:
+        loralens.merge(adapter, base=base, output=out, bits="keep")
+    assert refused.value.fix == "write the merged model in floats: --dtype bf16"
+    with pytest.raises(OptionError, match=r"its weights are codes \(.*IQ4_NL"):
+        loralens.merge(adapter, base=base, output=out, bits="q4_1")
+    assert not out.exists()
+    before = decoded(base)
+    loralens.merge(adapter, base=base, output=out, dtype="f32")
+    moved = decoded(out)["blk.1.ffn_down.weight"] - before["blk.1.ffn_down.weight"]
+    np.testing.assert_allclose(moved, adapter["model.layers.1.mlp.down_proj"].dense(), rtol=0, atol=1e-6)
+    if movable:
+        # What is not adapted may be stored in any type.
+        loralens.merge(adapter, base=base, output=tmp_path / "kept.gguf", bits="keep", modules=("down_proj",))
+        loralens.unmerge(tmp_path / "kept.gguf", output=tmp_path / "again.gguf")
+        assert digest(tmp_path / "again.gguf") == digest(base)
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ class GgufModel:
     tensors : mapping of str to LazyArray
         The same keys → numbers: float32 where they are decoded, else the stored dtype.
     coded : mapping of str to CodedWeight
-        The weights that are stored as codes which can be changed.
+        The matrices that are stored as codes. Those of a type without a layout here have no grid.
     notes : tuple of Finding
     """
 
@@ -243,7 +243,7 @@ def _order(base: str, info: TensorInfo, arch: Architecture, heads: Heads | None)
 
 
 def _numbers(header: GgufHeader, weight: StoredWeight) -> tuple[LazyArray, CodedWeight | None]:
-    """The numbers of a weight, and its codes if it has any that can be changed."""
+    """The numbers of a weight, and its codes if it is a matrix of codes."""
     info = header.infos[weight.tensor]
     position = header.start + info.begin
     if info.kind in DTYPES:

@@ -68,9 +68,11 @@ def check_bits(
         kinds = Counter(weight.layout for weight in checkpoint.coded.values())
         layouts = " and ".join(kinds)
         if bits is None and dtype is None:
+            movable = any(weight.grid for weight in checkpoint.coded.values())
+            keep = "--bits keep, which moves the codes, or " if movable else ""
             raise OptionError(
                 f"{base}: its weights are quantised ({layouts}): they are codes of a few bits",
-                fix="give --bits keep, which moves the codes, or --dtype bf16, which writes floats",
+                fix=f"give {keep}--dtype bf16, which writes floats",
             )
         if bits not in (None, "keep"):
             raise OptionError(

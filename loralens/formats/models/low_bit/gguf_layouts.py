@@ -1,6 +1,7 @@
 """The table of ggml's block types that are decoded here, and weights of GGUF files as coded weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -113,12 +114,20 @@ def _decode_by_gguf(number: int, name: str, raw: Bytes) -> Singles:
     return numbers
 
 
-def coded_weight(rows: StoredRows, number: int, shape: tuple[int, int], *, stored: str) -> CodedWeight | None:
-    """A matrix of a GGUF file with its grid; None if its type has no layout here."""
+def coded_weight(rows: StoredRows, number: int, shape: tuple[int, int], *, stored: str) -> CodedWeight:
+    """A matrix of a GGUF file with its grid; without a grid if its type has no layout here."""
+    type_, width = TENSOR_TYPES[number], shape[1]
+    weight = CodedWeight(
+        layout=type_.name,
+        shape=shape,
+        bits=8 * type_.nbytes / type_.numbers,
+        decode=row_decoder(rows, number, shape, name=stored),
+        stored=stored,
+        row_order=rows.order,
+    )
     layout = LAYOUTS.get(number)
     if layout is None:
-        return None
-    type_, width = layout.type, shape[1]
+        return weight
     groups = width // type_.numbers * layout.groups
     group_of_column = np.repeat(np.arange(groups, dtype=np.intp), width // groups)
 
@@ -145,16 +154,7 @@ def coded_weight(rows: StoredRows, number: int, shape: tuple[int, int], *, store
         counted = (codes - layout.lowest).astype(np.uint8).reshape(-1, type_.numbers)
         return layout.pack(blocks, counted).reshape(len(codes), -1)
 
-    return CodedWeight(
-        layout=type_.name,
-        shape=shape,
-        bits=8 * type_.nbytes / type_.numbers,
-        decode=row_decoder(rows, number, shape, name=stored),
-        stored=stored,
-        grid=grid,
-        encode=encode,
-        row_order=rows.order,
-    )
+    return replace(weight, grid=grid, encode=encode)
 
 
 def float_rows(tensor: LazyArray, order: Order) -> LazyArray:
