@@ -1,5 +1,6 @@
 """How much of an update arrives in the codes of a low-bit weight: measured, and predicted without rounding."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import final
@@ -205,6 +206,13 @@ def rows_of(grid: GridRows, rows: slice) -> GridRows:
     offset = None if grid.offset is None else grid.offset[rows]
     same = grid.group_of_column, grid.lowest, grid.highest, grid.levels
     return GridRows(grid.codes[rows], grid.step[rows], offset, *same)
+
+
+def join_rows(grids: Sequence[GridRows]) -> GridRows:
+    """The rows of several blocks of one weight below each other, without their offsets."""
+    codes, step = (np.concatenate([getattr(grid, name) for grid in grids]) for name in ("codes", "step"))
+    first = grids[0]
+    return GridRows(codes, step, None, first.group_of_column, first.lowest, first.highest, first.levels)
 
 
 # About 8 % of the codes of a block format are at an end of the grid, and half of their moves point outwards, so

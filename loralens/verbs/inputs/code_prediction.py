@@ -17,7 +17,7 @@ from loralens.errors import LoraLensError
 from loralens.formats.models.checkpoint import model_config
 from loralens.merging.feedback import input_directions
 from loralens.merging.low_bit.apply import CodeRounding, CodesMerge, prepare_codes
-from loralens.merging.low_bit.measure import DrawPrediction
+from loralens.merging.low_bit.measure import DrawPrediction, join_rows
 from loralens.merging.make_plan import plan_merge
 from loralens.merging.plan import Slab
 
@@ -82,13 +82,16 @@ def _predict(merge: CodesMerge, slab: Slab) -> _Share:
     grid_of = merge.weight.grid
     assert grid_of is not None
     columns, rows = merge.plan.matrix[1], slab.stop - slab.start
-    picked = np.unique(np.linspace(slab.start, slab.stop - 1, max(1, SAMPLE // columns)).astype(int)).tolist()
+    picked = np.unique(np.linspace(slab.start, slab.stop - 1, max(1, SAMPLE // columns)).astype(int))
     prediction = DrawPrediction()
     V = None if slab.transposed else input_directions(slab.terms)
-    for row in picked:
-        grid = grid_of(row, row + 1)
-        D = merge.update(slab, grid, row, row + 1)
-        prediction.take(grid, D, directions=V)
+    grids, updates = [], []
+    # Calls for single rows would take most of the time: neighbours are read together, and all are predicted at once.
+    for neighbours in np.split(picked, np.flatnonzero(np.diff(picked) > 1) + 1):
+        start, stop = int(neighbours[0]), int(neighbours[-1]) + 1
+        grids.append(grid_of(start, stop))
+        updates.append(merge.update(slab, grids[-1], start, stop))
+    prediction.take(join_rows(grids), np.concatenate(updates), directions=V)
     return _Share(prediction, rows / len(picked), V is not None)
 
 
