@@ -43,8 +43,8 @@ class CodeFidelity:
         √(Σ d² f(1 − f))/‖δ‖, the expected error of stochastic rounding relative to the update δ, where d is the step of
         an entry and f the fractional part of its move. Clipped entries do not count.
     input_error : float or None
-        ‖(W' − W − D)H^½‖_F/‖D H^½‖_F with the second moments H of the inputs, from a sample of rows: the error of the
-        layer's outputs on real inputs. None without moments.
+        ‖(W' − W − D)H^½‖_F/‖D H^½‖_F with the damped second moments H of the inputs, from a sample of rows: the error
+        of the layer's outputs on real inputs. None without moments.
     """
 
     rounding: RoundingMode
