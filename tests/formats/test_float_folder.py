@@ -25,19 +25,22 @@ NAME = "llm-tiny"
 # Letters in the spelling of byte-level BPE, a merge of two of them, and a token for padding.
 TOKENS = ["<pad>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "ab", *(f"x{i}" for i in range(11))]
 
+INTEGER = GGUFValueType.UINT32
+# The metadata from which transformers makes a configuration and a tokenizer of these tokens.
+VALUES = {
+    "tokenizer.ggml.model": ("gpt2", GGUFValueType.STRING),
+    "tokenizer.ggml.merges": (["a b"], GGUFValueType.ARRAY),
+    "tokenizer.ggml.bos_token_id": (0, INTEGER), "tokenizer.ggml.eos_token_id": (0, INTEGER),
+    "llama.feed_forward_length": (96, INTEGER), "llama.context_length": (32, INTEGER),
+    "llama.vocab_size": (40, INTEGER), "llama.rope.freq_base": (10000.0, GGUFValueType.FLOAT32),
+}  # fmt: skip
+
 
 @pytest.fixture
 def package(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:  # noqa: F811
     """An installed package with a small GGUF model that has a tokenizer; the cache of the user is empty."""
     root = site.install(NAME, "llm_tiny/model.gguf")
-    integer, text = GGUFValueType.UINT32, GGUFValueType.STRING
-    values = {
-        "tokenizer.ggml.model": ("gpt2", text), "tokenizer.ggml.merges": (["a b"], GGUFValueType.ARRAY),
-        "tokenizer.ggml.bos_token_id": (0, integer), "tokenizer.ggml.eos_token_id": (0, integer),
-        "llama.feed_forward_length": (96, integer), "llama.context_length": (32, integer),
-        "llama.vocab_size": (40, integer), "llama.rope.freq_base": (10000.0, GGUFValueType.FLOAT32),
-    }  # fmt: skip
-    ggufs.write(root / "llm_tiny/model.gguf", ggufs.llama(), values=values, tokens=TOKENS)
+    ggufs.write(root / "llm_tiny/model.gguf", ggufs.llama(), values=VALUES, tokens=TOKENS)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return root / "llm_tiny/model.gguf"
 

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
+from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
 from loralens.formats.models.checkpoint import open_checkpoint
@@ -19,8 +20,9 @@ from loralens.merging.plan import Slab, TensorPlan
 from loralens.verbs.inputs.low_bit import NO_CODES
 from loralens.verbs.outputs.merges.losses import conclusion_on_texts
 from loralens.verbs.outputs.merges.merge_on_texts import changed_rows
-from tests import models
+from tests import ggufs, models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+from tests.formats.test_float_folder import TOKENS, VALUES
 from tests.verbs.low_bit_bases import nf4_base, pair_adapter
 
 torch = pytest.importorskip("torch")
@@ -195,6 +197,59 @@ def test_a_folder_of_codes_is_run_as_the_floats_that_it_stands_for(
     # The folder of floats is made once, and the base stays as it is.
     (folder,) = (tmp_path / "cache" / "loralens" / "models").iterdir()
     assert "quantization" not in (folder / "config.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"bits": "keep"}, {"dtype": "f32"}, {"dtype": "bf16"}], ids=str)
+def test_a_gguf_file_is_run_as_the_floats_that_it_stands_for(
+    options: dict[str, Any], tmp_path: Path, quiet_torch: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base, texts = tmp_path / "base.gguf", ["abc cab", "bacab abba", "cc ab"]
+    ggufs.write(base, ggufs.llama(), values=VALUES, tokens=TOKENS)
+    rng = np.random.default_rng(0)
+    shapes = {"self_attn.q_proj": (64, 64), "mlp.down_proj": (64, 96)}
+    updates = {
+        f"model.layers.1.{kind}": loralens.LowRank(
+            rng.standard_normal((rows, 3)).astype(np.float32), rng.standard_normal((3, columns)).astype(np.float32), 0.3
+        )
+        for kind, (rows, columns) in shapes.items()
+    }
+    out = tmp_path / "out.gguf"
+    result = loralens.merge(Adapter(modules=updates), base=base, output=out, data=texts, **options)
+    own = result.certificate["texts"]["in_domain"]
+    (folder,) = (tmp_path / "cache" / "loralens" / "models").iterdir()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+
+    def loss(numbers: dict[str, Any]) -> float:
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        model.load_state_dict({key: torch.from_numpy(W) for key, W in numbers.items()}, strict=False)
+        total, count = 0.0, 0
+        for text in texts:
+            ids = tokenizer(text, return_tensors="pt").input_ids
+            with torch.no_grad():
+                logarithms = model(ids).logits[0, :-1].log_softmax(-1)
+            total -= float(logarithms.gather(1, ids[0, 1:, None]).sum())
+            count += ids.shape[1] - 1
+        assert count == own["tokens"]
+        return total / count
+
+    before, after = (
+        {key: tensor.read().astype(np.float32) for key, tensor in open_checkpoint(path).tensors.items()}
+        for path in (base, out)
+    )
+    unmerged = {
+        key: W + updates[name].dense() if (name := key.removesuffix(".weight")) in updates else W
+        for key, W in before.items()
+    }
+    # The weights that no adapter changes are rounded to bfloat16 in the file, and measured as they are in the base.
+    merged = {key: W if key.removesuffix(".weight") in updates else before[key] for key, W in after.items()}
+    for name, numbers in (("base", before), ("unmerged", unmerged), ("merged", merged)):
+        assert own[f"loss_{name}"] == pytest.approx(loss(numbers), abs=2e-5), name
+    assert abs(own["loss_base"] - own["loss_unmerged"]) > 1e-2
+    assert (own["kl_unmerged_merged"] < 1e-6) == (options == {"dtype": "f32"})
 
 
 def test_a_weight_of_several_blocks_is_taken_block_by_block() -> None:
