@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import loralens
+from loralens.cli.main import main
 from loralens.errors import FormatError, OptionError
 from loralens.formats.records.input_moments import load_input_moments, write_input_moments
 from loralens.formats.records.moments import load_moments
@@ -87,6 +89,23 @@ def test_modules_restrict_it_and_a_dry_run_writes_nothing(llama: Path, tmp_path:
     assert dry.nbytes == 2 * 4 * 24**2
     with pytest.raises(OptionError, match="no module matches"):
         measured(llama, target, modules=["nothing"])
+
+
+@pytest.mark.slow
+def test_no_general_texts_are_said_in_one_word_by_the_command_too(
+    llama: Path, tmp_path: Path, quiet_torch: None
+) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(models.TEXTS))
+    target = tmp_path / "H.safetensors"
+    line = ["calibrate", "--model", llama, "--inputs", "--data", tmp_path / "texts.txt", "--general", "none"]
+    done = CliRunner().invoke(main, [*map(str, line), "-o", str(target), "--threads", "1", "--batch", "3"])
+    assert done.exit_code == 0, done.output
+    source = load_input_moments(target).source
+    assert (source["general"], source["general_texts"]) == ("none", 0)
+    measured(llama, tmp_path / "python.safetensors", general=Path("none"))
+    own = load_input_moments(tmp_path / "python.safetensors")
+    for name, matrix in load_input_moments(target).tensors.items():
+        np.testing.assert_array_equal(matrix.read(), own.read(name))
 
 
 @pytest.mark.parametrize(

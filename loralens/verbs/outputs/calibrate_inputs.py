@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,8 @@ def general_texts(source: TextSource | None, limit: int) -> tuple[list[InputText
         long = [InputText(part) for part in paragraphs if len(part) >= LONG]
         # Spread over the topics, which are sorted by name.
         return long[:: max(1, len(long) // max(limit, 1))][:limit], "the help of Python"
-    if isinstance(source, str) and source == NONE:
+    # The command line gives a path.
+    if isinstance(source, str | PathLike) and str(source) == NONE:
         return [], NONE
     return read_texts(source, limit=limit), Path(text_label(source)).name
 
