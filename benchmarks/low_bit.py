@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks import code_merge
 from benchmarks.process import Figure, alternate
 from benchmarks.rivals import llama_export_lora
 
@@ -70,7 +71,7 @@ def run(data: Path, *, runs: int) -> dict[str, object]:
         base = data / ("llama-4-blocks-nf4" if kind == "nf4" else f"llama-4-blocks.{kind}.gguf")
         with TemporaryDirectory(dir=data) as folder:
             records[kind] = _compare(kind, base, adapter, Path(folder), runs=min(runs, MOST))
-    return records | {"goal_peak_mib": GOAL_PEAK_MIB}
+    return records | {"one_tensor": code_merge.run(), "goal_peak_mib": GOAL_PEAK_MIB}
 
 
 def _compare(kind: str, base: Path, adapter: Path, folder: Path, *, runs: int) -> dict[str, object]:
