@@ -328,7 +328,7 @@ static void prune(float *row, const uint16_t *words, const float *factors, Py_ss
     for (Py_ssize_t i = 0; i < n; i++) {
         uint32_t place = first[i].place;
         float factor = factors[starts[2][first[i].size >> 2 * DIGIT]++], draw = (float)words[place] * factor;
-        kept[place] = draw < end && row[place] != 0;
+        kept[place] = (draw < end) & (row[place] != 0); /* without a branch, which would be guessed wrong */
         row[place] *= factor;
     }
 }
