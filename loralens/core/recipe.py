@@ -6,8 +6,8 @@ from math import inf, isfinite
 from sys import float_info
 from typing import Any, Self, final
 
-from loralens.core.clock import Clock
 from loralens.core.names import kind
+from loralens.core.naming.clock import Clock
 from loralens.core.naming.selection import FEWER_GLOBS, expand_glob, matches, select, wild
 from loralens.errors import FormatError, place
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from loralens.core.clock import Clock
 from loralens.core.names import kind, nearest
 from loralens.core.naming.blocks import (
     BLOCK_FORMS,
@@ -21,6 +20,7 @@ from loralens.core.naming.blocks import (
     inside_blocks,
     is_block,
 )
+from loralens.core.naming.clock import Clock
 from loralens.core.naming.normal_form import encoder, inner_form
 from loralens.errors import OptionError
 

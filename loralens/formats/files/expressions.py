@@ -14,7 +14,7 @@ from importlib import import_module
 from math import prod
 from typing import Any, final
 
-from loralens.core.clock import PLAIN_SECONDS, Clock
+from loralens.core.naming.clock import PLAIN_SECONDS, Clock
 from loralens.errors import FormatError
 
 SECONDS = 1.0  # of processor time, for all expressions of an adapter that go to `regex`
