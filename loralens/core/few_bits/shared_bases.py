@@ -7,6 +7,7 @@ for all adapters.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import NamedTuple, final
 
 import numpy as np
@@ -174,14 +175,16 @@ def lazy_pair(
     FormatError
         When they are read: the numbers are too large for the dtype.
     """
-    kind, waiting = np.dtype(dtype), dict[int, Array]()
+    kind, waiting, lock = np.dtype(dtype), dict[int, Array](), Lock()
 
     def side(which: int) -> Array:
-        array = waiting.pop(which, None)
-        if array is None:
-            both = [_pad(factor, axis, rank) for factor, axis in zip(compute(), (1, 0), strict=True)]
-            with np.errstate(over="ignore"):
-                array, waiting[1 - which] = (check_in_range(both[i].astype(kind), kind) for i in (which, 1 - which))
+        # A writer reads both factors at once, in two threads, and each would compute both.
+        with lock:
+            array = waiting.pop(which, None)
+            if array is None:
+                both = [_pad(factor, axis, rank) for factor, axis in zip(compute(), (1, 0), strict=True)]
+                with np.errstate(over="ignore"):
+                    array, waiting[1 - which] = (check_in_range(both[i].astype(kind), kind) for i in (which, 1 - which))
         return array
 
     out, in_ = shape
