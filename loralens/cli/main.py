@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from mmap import mmap
-from time import monotonic
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -23,6 +21,7 @@ from click.shell_completion import CompletionItem
 from loralens.cli.dashes import check_dashes
 from loralens.cli.messages import messages_on_stderr
 from loralens.cli.overview import COMMANDS, EXAMPLES, GROUPS, WITHOUT_VERB
+from loralens.cli.signals import SIGNALLED, unwind_once
 from loralens.cli.terminal import end_with_readers, harmless_output, occupy_closed_streams, say_message
 from loralens.errors import LoraLensError, visible
 from loralens.version import __version__
@@ -30,10 +29,7 @@ from loralens.version import __version__
 # The last message of a command that a signal has stopped: Ctrl-C; or kill, a scheduler, a shutdown.
 ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 FAILED = 2  # the exit code of an error; 1 is the answer no, so that scripts can tell them apart
-# Added to the number of the signal that ended a command, as shells do: 130 for SIGINT, 143 for SIGTERM.
-SIGNALLED = 128
 TRIAL = 64 << 20  # bytes, about what any command needs; if the system refuses them, an error is due to lack of memory
-GRACE = 3.0  # seconds after a signal in which a second one does not interrupt the clean-up
 
 NO_MEMORY = "there is not enough memory\n  fix: choose fewer modules (--modules), or use a machine with more memory"
 # Fragments of the messages of libraries, of the dynamic loader and of threading, in lower case.
@@ -217,30 +213,6 @@ def _limit_blas_threads() -> None:
         os.environ.setdefault(name, "1")
 
 
-def _unwind_once() -> list[int]:
-    """Let the first Ctrl-C or SIGTERM stop the command, so that it cleans up.
-
-    A second signal does not interrupt the clean-up, and after `GRACE` seconds a further signal ends the process. The
-    returned list receives the number of the first signal. A signal that is ignored, or that other code handles, is left
-    alone.
-    """
-    first: list[int] = []
-    since: list[float] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if not first:
-            first.append(number)
-            since.append(monotonic())
-            signal.default_int_handler(number, frame)  # raises KeyboardInterrupt, whatever the signal
-        if monotonic() - since[0] > GRACE:
-            os._exit(SIGNALLED + first[0])
-
-    for number, plain in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-        if signal.getsignal(number) is plain:
-            signal.signal(number, handle)
-    return first
-
-
 def _report_os_error(error: OSError) -> NoReturn:
     """Report the file that the system refuses; an error without a file is about standard output, full or closed.
 
@@ -260,7 +232,7 @@ def _report_os_error(error: OSError) -> NoReturn:
 def run() -> None:
     """The entry point of the ``loralens`` command."""
     _limit_blas_threads()
-    signals = _unwind_once()
+    signals = unwind_once()
     # A command ends before unreachable cycles matter, and the search for them takes 3 % of the time of a short one.
     gc.disable()
     occupy_closed_streams()
