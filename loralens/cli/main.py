@@ -21,6 +21,7 @@ from click.shell_completion import CompletionItem
 from loralens.cli.dashes import check_dashes
 from loralens.cli.messages import messages_on_stderr
 from loralens.cli.overview import COMMANDS, EXAMPLES, GROUPS, WITHOUT_VERB
+from loralens.cli.paths import prepare_paths
 from loralens.cli.signals import SIGNALLED, unwind_once
 from loralens.cli.terminal import end_with_readers, harmless_output, occupy_closed_streams, say_message
 from loralens.errors import LoraLensError, visible
@@ -34,26 +35,6 @@ TRIAL = 64 << 20  # bytes, about what any command needs; if the system refuses t
 NO_MEMORY = "there is not enough memory\n  fix: choose fewer modules (--modules), or use a machine with more memory"
 # Fragments of the messages of libraries, of the dynamic loader and of threading, in lower case.
 SHORT_OF_MEMORY = ("allocate memory", "failed to map segment", "can't start new thread", "not enough memory")
-
-# Options whose value may be a path, although their type is a plain string, since a Hub id or ``A:0.7`` is not a path.
-PLACES = {"adapter", "adapters", "base", "model", "tuned", "activations", "recipe", "data", "eval"}
-
-
-class PathType(click.types.StringParamType):
-    """A string that may be a path, such as an adapter (also ``A:0.7`` or a Hub id), a model, or texts."""
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Let the shell complete the names of files."""
-        del ctx, param
-        return [CompletionItem(incomplete, type="file")]
-
-
-def _complete_paths(command: click.Command) -> click.Command:
-    """The command, changed so that the shell completes names of files for its arguments and the options in `PLACES`."""
-    for param in command.params:
-        if param.type is click.STRING and (isinstance(param, click.Argument) or param.name in PLACES):
-            param.type = PathType()
-    return command
 
 
 class LensGroup(click.Group):
@@ -71,7 +52,7 @@ class LensGroup(click.Group):
             return None
         command = import_module(f"loralens.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
-        return _complete_paths(command)
+        return prepare_paths(command)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The names from the table, without an import of the commands, and the options of the group."""

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 import click
 
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS
+from loralens.cli.paths import EMPTY, FilledPath
 
 Command = Callable[..., None]
 F = TypeVar("F", bound=Callable[..., Any])
 
-PATH = click.Path(path_type=Path)
+PATH = FilledPath(path_type=Path)
 # Every number of something is at least 1: 0 is never useful, and is refused as wrong usage.
 COUNT = click.IntRange(min=1)
 
@@ -120,6 +121,8 @@ def split_weight(text: str) -> tuple[str, float]:
         weight = float(number)
     except ValueError:
         return text, 1.0
+    if not path:
+        raise click.BadParameter(f"{text}: the path before the weight {EMPTY}")
     # If the path before the colon does not exist, the error is about the path, not about the weight.
     # Imported here, since the help of commands, which imports this file, starts no NumPy.
     from loralens.formats.files.location import existing_path

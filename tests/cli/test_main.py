@@ -1,5 +1,6 @@
 """The command as a process: exit codes, closed pipes, full disks."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,31 @@ def test_a_path_that_the_system_refuses_is_named(small: Path) -> None:
     assert done.stderr.count("error:") == done.stderr.count("fix:") == 1
     assert name in done.stderr
     assert "output" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compress", "{}", "--rank", "1", "--overwrite", "-o", ""],
+        ["compress", "", "--rank", "1", "-o", "out"],
+        ["merge", "{}", "--base", "", "-o", "out"],
+        ["merge", ":0.7", "--base", "base", "-o", "out"],
+        ["train", "--model", "m", "--task", "causal-lm", "--data", "d", "--first-a", "", "-o", "out"],
+        ["fleet", "index", ""],
+    ],
+    ids=lambda words: words[0],
+)
+def test_an_empty_path_is_not_the_current_directory(
+    words: list[str], small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a shell variable that is not set: an adapter in the current directory would be replaced."""
+    shutil.copytree(small, tmp_path / "home")
+    monkeypatch.chdir(tmp_path / "home")
+    before = {path.name: path.read_bytes() for path in Path().iterdir()}
+    result = CliRunner().invoke(main, [word.format(small) for word in words])
+    assert result.exit_code == 2
+    assert "is empty; a variable of the shell may not be set" in result.stderr
+    assert {path.name: path.read_bytes() for path in Path().iterdir()} == before
 
 
 @pytest.mark.some(1)

@@ -237,9 +237,57 @@ def test_only_what_was_left_for_this_target_is_tidied_up(tmp_path: Path) -> None
 def test_a_full_disk_is_seen_before_the_first_byte(tmp_path: Path, monkeypatch) -> None:
     root = single(tmp_path / "m", tensors())
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(FormatError, match=r"it takes \d+ bytes, but the disk has 1 left"):
+    with pytest.raises(FormatError, match=r"it takes \d+ bytes, but the disk has 1 left") as error:
         write(root, tmp_path / "out")
+    assert str(error.value).count(str(tmp_path / "out")) == 1
     assert clean(tmp_path)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("suffix", ["", ".safetensors"])
+def test_a_target_into_which_another_process_writes_is_refused(suffix: str, overwrite: bool, tmp_path: Path) -> None:
+    root = single(tmp_path / "m", tensors())
+    target = tmp_path / f"out{suffix}"
+    part = tmp_path / f".{target.name}.{os.getppid()}.part"
+    part.touch() if suffix else part.mkdir()
+    descriptor = lock(part)  # as the other process holds it
+    try:
+        with pytest.raises(OptionError, match="another run is writing there"):
+            write(root / "model.safetensors" if suffix else root, target, overwrite=overwrite)
+    finally:
+        os.close(descriptor)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [part.name, "m"]
+    write(root / "model.safetensors" if suffix else root, target)  # the other process has ended
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", target.name]
+
+
+def test_of_two_processes_that_begin_together_one_goes_on(tmp_path: Path, monkeypatch) -> None:
+    root, target = single(tmp_path / "m", tensors()), Path("out")
+    monkeypatch.chdir(tmp_path)
+    part = tmp_path / f".out.{os.getpid() + 1}.part"
+    part.mkdir()
+    descriptor = lock(part)
+    giving_way = threading.Timer(0.05, lambda: (part.rmdir(), os.close(descriptor)))
+    giving_way.start()
+    write(root, target)
+    giving_way.join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "out"]
+
+
+def test_a_target_that_another_process_has_written_meanwhile_stays(tmp_path: Path) -> None:
+    root, target = single(tmp_path / "m", tensors()), tmp_path / "out"
+
+    def fill(key: str):
+        target.mkdir()
+        (target / "model.safetensors").write_bytes(b"theirs")
+        yield NEW.astype(np.float16)
+
+    with pytest.raises(OptionError, match="another run has written there meanwhile"):
+        write(root, target, fill=fill)
+    assert contents(target) == {"model.safetensors": b"theirs"}
+    with pytest.raises(OptionError, match="another run has written there meanwhile"):
+        atomic.check_still_free(target, overwrite=False)
+    atomic.check_still_free(target, overwrite=True)
 
 
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch) -> None:

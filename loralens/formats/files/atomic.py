@@ -17,11 +17,14 @@ from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.apart import Input, check_apart
 from loralens.formats.files.disk import check_room, disk_errors, flush, sync, sync_folder
 from loralens.formats.files.hold import lock_or_refuse
-from loralens.formats.files.leftovers import hidden_path, remove, reserve, tidy
+from loralens.formats.files.leftovers import check_alone, hidden_path, remove, reserve, tidy
 
 # The errors of a rename if the target is a mount point (EBUSY, EXDEV), or if its folder may not be written to, or is
 # sticky and belongs to another user (EACCES, EPERM).
 _IMMOVABLE = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM)
+# Those of a rename to a folder that has appeared at the target.
+_OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
+_EXISTS_FIX = "choose another target, or give --overwrite"
 
 
 class ImmovableError(Exception):
@@ -38,7 +41,7 @@ def check_write_target(target: Path, inputs: Collection[Input], *, folder: bool,
     """
     check_apart(target, inputs)
     if target.exists() and not overwrite:
-        raise OptionError("exists", fix="choose another target, or give --overwrite")
+        raise OptionError("exists", fix=_EXISTS_FIX)
     if target.exists() and target.is_dir() != folder:
         what = next(iter(inputs))[0]
         kinds = "a folder, but {} is a file" if target.is_dir() else "a file, but {} is a folder"
@@ -81,8 +84,20 @@ def check_space(target: Path, needed: int) -> None:
     """Refuse to begin a long run whose result the disk has no room for. A quota of the user is not seen here."""
     free = shutil.disk_usage(target.absolute().parent).free
     if free < needed:
-        what = f"{target}: cannot be written: it takes {needed:,} bytes, but the disk has {free:,} left"
-        raise FormatError(what, fix="free some space, or choose another place")
+        what = f"cannot be written: it takes {needed:,} bytes, but the disk has {free:,} left"
+        # `at`, since most callers name the target themselves, and a place that two callers add is named once.
+        raise FormatError(what, fix="free some space, or choose another place").at(str(target))
+
+
+def check_still_free(target: Path, *, overwrite: bool) -> None:
+    """Refuse a target that another run has written since `check_write_target`, or is writing now.
+
+    It is called within the block of `atomic_path`.
+    """
+    with place(target):
+        check_alone(target)
+        if target.exists() and not overwrite:
+            raise OptionError("another run has written there meanwhile", fix=_EXISTS_FIX)
 
 
 @contextmanager
@@ -130,6 +145,10 @@ def atomic_path(
         except OSError as error:
             if without is not None and error.errno in _IMMOVABLE:
                 raise ImmovableError from error
+            # The system reports the last rename so, and neither space nor permissions would help.
+            if folder and error.errno in _OCCUPIED and os.path.lexists(target):
+                fix = "repeat the command, or choose another target" if overwrite else _EXISTS_FIX
+                raise OptionError("another run has written there meanwhile", fix=fix) from error
             with disk_errors():
                 raise
 

@@ -110,6 +110,34 @@ def tidy_folder(folder: Path, is_target: Callable[[str], object]) -> None:
                 remove(path)
 
 
+def check_alone(target: Path) -> None:
+    """Refuse a target to which another process is writing.
+
+    It is called after `reserve`, so that of two processes at least one meets the other.
+
+    Raises
+    ------
+    OptionError
+        Another process is writing to this target.
+    """
+    own = os.getpid()
+    for attempt in range(_ATTEMPTS):
+        tidy(target)  # what processes that have ended have left does not count
+        others = {
+            pid: hidden
+            for path in _places(target)
+            for hidden, _, pid, end in _leftovers(path.parent, {path.name}.__contains__)
+            if end == "part" and pid != own  # threads of one process are kept apart by `reserve`
+        }
+        if not others:
+            return
+        # Of two that began together one goes on: the one with the larger id gives way, and the other one waits for it.
+        if min(others) < own or attempt == _ATTEMPTS - 1:
+            what = f"another run is writing there at this moment, into {others[min(others)].name}"
+            raise OptionError(what, fix="wait for its end, or choose another target")
+        sleep(_PAUSE)
+
+
 def is_moved_aside(target: Path) -> bool:
     """Whether a killed run left a target under a hidden name, from which `tidy` will restore it."""
     leftovers = [leftover for path in _places(target) for leftover in _leftovers(path.parent, {path.name}.__contains__)]

@@ -17,7 +17,7 @@ import numpy as np
 from loralens.core.lazy import Array
 from loralens.errors import place
 from loralens.formats.files.apart import Input
-from loralens.formats.files.atomic import atomic_path, check_write_target
+from loralens.formats.files.atomic import atomic_path, check_still_free, check_write_target
 from loralens.formats.files.disk import disk_errors, start_writeback, write_at
 from loralens.formats.files.leftovers import tidy
 from loralens.formats.files.relative_name import path_to_write
@@ -91,6 +91,8 @@ def new_copy(files: ModelFiles, target: Path, options: CopyOptions) -> Iterator[
             weights = {*(shard.name for shard in files.shards), *(index.name for index in files.indices)}
             check_replaceable(target, weights | {*companions.values()})
     with atomic_path(target, folder=folder, overwrite=overwrite) as part:
+        # A model that is one file has records beside it. Those of two runs at once could be mixed.
+        check_still_free(target, overwrite=overwrite)
         if folder:
             _copy_others(files, part, companions)
             for name, text in options.get("texts", {}).items():
