@@ -96,6 +96,11 @@ def count_non_finite(array: Array) -> int:
     return int(sum(part.size - np.count_nonzero(np.isfinite(part)) for part in parts))
 
 
+def holds_non_finite(module: Update) -> bool:
+    """Whether a factor of an update, or an array in its place, holds NaN or Inf."""
+    return any(map(count_non_finite, _numbers(module)))
+
+
 def _numbers(module: Update) -> list[Array]:
     """B and A, or the arrays in their place.
 

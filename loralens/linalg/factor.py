@@ -211,6 +211,9 @@ def _all_finite(array: Array) -> bool:
     return int((array.view(np.uint16) & 0x7FFF).max(initial=0)) < infinity
 
 
+NOT_FINITE = "a factor holds NaN or Inf"
+
+
 def require_finite(X: Array) -> Array:
     """Return X, a factor or numbers computed from one, after a check that all of it is finite.
 
@@ -220,7 +223,7 @@ def require_finite(X: Array) -> Array:
         X holds NaN or Inf.
     """
     if not np.isfinite(X).all():
-        raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
+        raise FormatError(NOT_FINITE, fix="the adapter is damaged or diverged: use an earlier one")
     return X
 
 

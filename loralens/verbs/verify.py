@@ -20,7 +20,7 @@ from loralens.merging.verify import Verdict, have_same_values, verdicts
 from loralens.verbs.inputs.adapters import Reading, stated_options
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.merge_inputs import read_merge_inputs
-from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
+from loralens.verbs.inputs.weighted import Weighted, name_damaged, weighted_label, weighted_sources
 from loralens.verbs.outputs.merges.certificate_check import CertificateResult, check_certificate
 from loralens.verbs.outputs.merges.replay import Replay
 from loralens.verbs.outputs.merges.verify_result import VerifyResult
@@ -139,7 +139,7 @@ def verify(
 
     def verdicts_on(key: str) -> list[Verdict]:
         """The verdicts on the modules of one tensor."""
-        with place(key):
+        with place(key), name_damaged(inputs.labelled):
             if key in inputs.coded:
                 return replay.verdicts_on_codes(key)
             # The merged model may have been written in another dtype than the base.

@@ -44,6 +44,25 @@ def test_the_table_is_exactly_this(small: Path, base: Path, tmp_path: Path) -> N
     assert told().splitlines()[1:] == ["", "6 modules in which every bit is as this merge writes it"]
 
 
+@pytest.mark.parametrize("verb", ["merge", "verify", "combine"])
+def test_of_several_adapters_the_damaged_one_is_named(verb: str, small: Path, base: Path, tmp_path: Path) -> None:
+    damaged = small_adapter()
+    module = damaged[MODULES[0]]
+    B = module.B.copy()
+    B[0, 0] = np.nan
+    modules = {**damaged.modules, MODULES[0]: loralens.LowRank(B, module.A, module.scale)}
+    loralens.save(loralens.Adapter(modules=modules), tmp_path / "damaged")
+    words = {
+        "merge": (small, tmp_path / "damaged", "--base", base, "--dry-run"),
+        "verify": (base, "--base", base, "--adapter", small, "--adapter", tmp_path / "damaged"),
+        "combine": (small, tmp_path / "damaged", "--method", "ties", "--dry-run"),
+    }[verb]
+    result = run(verb, *words)
+    assert result.exit_code == 2
+    assert f"{tmp_path / 'damaged'}: {MODULES[0]}: a factor holds NaN or Inf" in result.stderr
+    assert str(small) not in result.stderr
+
+
 @pytest.mark.some(6)
 @pytest.mark.parametrize("mode", ["nearest", "stochastic", "feedback"])
 @pytest.mark.parametrize("dtype", ["keep", "f32", "f16"])

@@ -13,6 +13,7 @@ from loralens.core.naming.matching import same_modules
 from loralens.core.structured import Update
 from loralens.core.threads import Step
 from loralens.errors import FormatError, place
+from loralens.linalg.factor import NOT_FINITE
 from loralens.linalg.product import product_norm
 
 
@@ -104,5 +105,5 @@ def _relative_dense(first: Update, second: Update) -> float:
         X, Y = first.dense(), second.dense()
     norms = float(np.linalg.norm(X)), float(np.linalg.norm(Y))
     if not all(map(isfinite, norms)):
-        raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
+        raise FormatError(NOT_FINITE, fix="the adapter is damaged or diverged: use an earlier one")
     return float(np.linalg.norm(X - Y)) / max(norms) if any(norms) else 0.0

@@ -97,6 +97,11 @@ class MergeInputs:
     quantised: NewCodes = NO_CODES
 
     @property
+    def labelled(self) -> list[tuple[str, Adapter]]:
+        """The adapters with their names in messages."""
+        return [(term.label, term.adapter) for term in self.adapters]
+
+    @property
     def planned(self) -> dict[str, str]:
         """The key of every tensor that the merge writes → the key of its plan; for codes the two may differ."""
         if self.bits == "nf4":

@@ -1,7 +1,7 @@
 """Adapters with weights: ``(adapter, 0.7)`` or ``{adapter: 0.7}``; in the shell, ``ADAPTER:0.7``."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from math import isfinite
 from numbers import Real
 from os import PathLike
@@ -10,7 +10,8 @@ from typing import Any
 
 from loralens.core.adapter import Adapter
 from loralens.core.recipe import Ingredient, Strength
-from loralens.errors import OptionError
+from loralens.errors import FormatError, OptionError
+from loralens.linalg.factor import NOT_FINITE
 from loralens.tables.numbers import number
 from loralens.verbs.inputs.adapters import AdapterSource, labels, sources
 
@@ -33,6 +34,31 @@ def weighted_sources(adapters: Iterable[Weighted]) -> list[Pair]:
         There is no adapter, an argument is neither a path nor an adapter, or a weight is not a finite number.
     """
     return [(adapter, _finite(weight)) for adapter, weight in _sources_and_weights(adapters)]
+
+
+@contextmanager
+def name_damaged(adapters: Sequence[tuple[str, Adapter]]) -> Iterator[None]:
+    """Add to an error of the block about NaN or Inf in a factor the adapters that hold such numbers in that module.
+
+    Where several adapters are added up, the code that meets such a number knows the module only.
+    """
+    try:
+        yield
+    except FormatError as error:
+        if error.what != NOT_FINITE:
+            raise
+        from loralens.analysis.inspection import holds_non_finite  # nothing else here needs it
+
+        places = error.where
+
+        def is_damaged(adapter: Adapter) -> bool:
+            named = [module for name, module in adapter.modules.items() if name in places]
+            # An adapter may spell the module in another way. Then all of its modules are looked through.
+            return any(map(holds_non_finite, named or adapter.modules.values()))
+
+        if damaged := [label for label, adapter in adapters if is_damaged(adapter)]:
+            error.at(", ".join(damaged))
+        raise
 
 
 def weighted_label(label: str, weight: float) -> str:

@@ -33,7 +33,7 @@ from loralens.formats.records.recipes import stamp_recipe
 from loralens.verbs.inputs.adapters import DORA, AdapterSource, Reading, check_unread, read_where_unknown, sources
 from loralens.verbs.inputs.bases import base_weights, warn_of_base, warn_of_bases
 from loralens.verbs.inputs.choices import numpy_dtype
-from loralens.verbs.inputs.weighted import ingredients, label_of_taken
+from loralens.verbs.inputs.weighted import ingredients, label_of_taken, name_damaged
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.form import OutputFormat, check_known
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
@@ -106,7 +106,8 @@ def follow_recipe(
     modules = select(match_names(adapters, paths), recipe.modules)
     # A method with one threshold for the whole model, such as ties, looks at all modules before it changes one.
     passes = 2 if method.looks else 1
-    with progress(recipe.method, passes * len(modules)) as step:
+    damage = name_damaged(list(zip(paths, adapters, strict=True)))
+    with progress(recipe.method, passes * len(modules)) as step, damage:
         factors = _combine(recipe, adapters, form, dtype, weights, step)
     adapter, rounding = _round(factors, form, dtype, allow_loss=allow_loss)
     for text in (*factors.combination.notes, *rank_notes(recipe.truncate.get("rank"), factors.ranks)):

@@ -48,6 +48,7 @@ from loralens.verbs.inputs.corpus.texts import TextSource
 from loralens.verbs.inputs.input_moments import SweepInputs
 from loralens.verbs.inputs.low_bit import part_of
 from loralens.verbs.inputs.merge_inputs import MergeInputs
+from loralens.verbs.inputs.weighted import name_damaged
 from loralens.verbs.outputs.merges.merge_on_texts import measure_on_texts
 from loralens.verbs.outputs.merges.model_copy import bytes_of_copy, rehearse, write_copy
 from loralens.verbs.outputs.merges.undo_file import UndoContent, count_only
@@ -271,7 +272,7 @@ class MergeRun:
 
     def _fill(self, key: str) -> Iterator[Array]:
         """The merged rows of one tensor. When the last of them was taken, the tensor's record is stored."""
-        with place(key):
+        with place(key), name_damaged(self.inputs.labelled):
             watch = self._recorder(key)
             yield from watch.blocks()
             record = watch.record()
