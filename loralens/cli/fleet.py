@@ -5,6 +5,7 @@ from importlib import import_module
 import click
 
 from loralens.cli.dashes import check_dashes
+from loralens.errors import visible
 
 # Name → the module in `loralens.cli.fleets` with ``command_NAME``, and the line in the help of the group.
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
@@ -43,6 +44,12 @@ class FleetGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The sub-command of the first word, whose options are checked as those of a command."""
+        if args and args[0] not in SUBCOMMANDS and not ctx.resilient_parsing:
+            from difflib import get_close_matches  # takes 5 ms to import
+
+            near = get_close_matches(args[0], SUBCOMMANDS, 1)
+            if near and not args[0].startswith("-"):
+                ctx.fail(f"No such command '{visible(args[0])}'. Did you mean '{near[0]}'?")
         name, command, arguments = super().resolve_command(ctx, args)
         if command and not ctx.resilient_parsing:
             check_dashes(command, arguments, click.Context(command, ctx, info_name=name))

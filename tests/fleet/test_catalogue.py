@@ -1,5 +1,7 @@
 """What is on the disk: slots and their checksums, commits, one writer and its readers, damaged files, and SELECTs."""
 
+import errno
+import os
 import shutil
 import sqlite3
 import threading
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 
 import loralens
+from loralens.errors import FormatError
 from loralens.fleet.answers import rows as select
+from loralens.fleet.catalogue import schema, writing
 from loralens.fleet.catalogue.slots import SKETCHES, SLOT, read_slots
 from loralens.fleet.catalogue.writing import CatalogueWriter
 from tests.fleet.makers import random_adapter, save, save_many
@@ -193,6 +197,39 @@ def test_sketches_that_are_mapped_stay_as_they_are(fleet: loralens.Fleet, tmp_pa
         save(tmp_path / "a001", random_adapter(seed), overwrite=True)
         loralens.Fleet.open(tmp_path).update(tmp_path)
     assert (fleet.home / SKETCHES).stat().st_size // SLOT == 7
+
+
+def test_a_full_disk_is_not_a_damaged_catalogue(
+    fleet: loralens.Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite ends the transaction itself, and the index stays what it was."""
+    save_many(tmp_path / "new", 40)
+
+    def open_full(home: Path) -> sqlite3.Connection:
+        connection = schema.open_to_write(home)
+        pages = connection.execute("pragma page_count").fetchone()[0]
+        connection.execute(f"pragma max_page_count = {pages}")
+        return connection
+
+    monkeypatch.setattr(writing, "open_to_write", open_full)
+    with pytest.raises(FormatError, match=r"the disk refuses the catalogue: database or disk is full"):
+        fleet.update()
+    before = len(fleet.snapshot()[0])
+    monkeypatch.undo()
+    fleet.update()
+    assert len(fleet.snapshot()[0]) == before + 40
+
+
+def test_no_room_for_the_list_of_files_in_work(
+    fleet: loralens.Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    save(tmp_path / "new", random_adapter(9))
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(FormatError, match=r"in-work\.json\.new: cannot be written: No space left"):
+        fleet.update()
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ CATALOGUE = "catalogue.sqlite"
 VERSION = "2"
 READING = ("allow_pickle", "once")  # the options with which files are read; the setting ``reading`` has both
 WAIT = 60.0  # seconds for which a connection waits until another one has finished reading or writing
+# Errors of the disk and not of the catalogue: it is full, or a file may not be written to, or cannot be opened.
+_REFUSED = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 TABLES = """
 create table state(key text primary key, value text not null) without rowid;
@@ -166,8 +168,10 @@ def catalogue_errors(home: Path) -> Iterator[None]:
         if "locked" in text or "busy" in text:
             fix = "wait for the end of the other process, and call again"
             raise OptionError(f"{home}: another process uses the catalogue", fix=fix) from error
-        if "disk" in text and "full" in text:
-            raise FormatError(f"{home}: cannot be written: {text}", fix="make room on the disk") from error
+        # The low byte of a code of SQLite is its kind, and the others say more. A UnicodeDecodeError has no code.
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _REFUSED:
+            fix = "check free space and permissions, and call again"
+            raise FormatError(f"{home}: the disk refuses the catalogue: {text}", fix=fix) from error
         raise FormatError(
             f"{home}: the catalogue is damaged ({text})", fix=f"index again: {index_command(home)}"
         ) from error

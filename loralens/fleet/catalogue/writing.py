@@ -218,8 +218,9 @@ class CatalogueWriter:
         """Note the files that are in work: if the process is killed, one of them may be the cause."""
         # The list is replaced as a whole, since a file of the old one may kill the process at this moment.
         part = self.home / NEXT_IN_WORK
-        part.write_text(json.dumps([os.fsencode(file).hex() for file in files]), encoding="ascii")
-        part.replace(self.home / IN_WORK)
+        with disk_errors(part):
+            part.write_text(json.dumps([os.fsencode(file).hex() for file in files]), encoding="ascii")
+            part.replace(self.home / IN_WORK)
 
     def suspects(self) -> set[str]:
         """The files that were in work when the last writer was killed."""
@@ -259,10 +260,14 @@ class _Transaction:
         with catalogue_errors(self._home):
             self._connection.execute("begin immediate")
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         with catalogue_errors(self._home):
             if kind is not None:
-                self._connection.execute("rollback")
+                # Where the disk is full, SQLite has ended the transaction itself.
+                if self._connection.in_transaction:
+                    self._connection.execute("rollback")
+                if isinstance(error, sqlite3.Error):
+                    raise error  # as one that says what to do
                 return
             self._connection.execute(
                 "insert into state values('commit', '1')"
