@@ -19,6 +19,7 @@ from loralens.fleet.indexing.workers import check_processes_start, process_pool
 from loralens.fleet.joint.code_group import CodedTask, FleetSource, code_group
 from loralens.fleet.joint.result import CompressedAdapter, CompressionResult, Refused
 from loralens.formats.files.apart import check_apart
+from loralens.formats.files.json_text import is_safe_text
 from loralens.formats.files.relative_name import is_relative_name
 from loralens.formats.records.fleets.about import about_stored
 from loralens.formats.records.fleets.contents import content_digest
@@ -32,6 +33,7 @@ AHEAD = 2  # tasks for each worker of an executor, so that none is idle and few 
 REMOTE_AHEAD = 256  # tasks at a time for an executor that does not say how many workers it has, such as Dask
 AGAIN = "begin again when nothing else writes to the adapter"
 UNNAMED = "its name is not a path of plain parts on every system: rename its folder"
+UNPRINTABLE = "its name is not UTF-8, or has characters that a terminal does not show: rename its folder"
 OPEN = 8  # sources whose headers stay in memory while their extras are copied
 
 Place = tuple[int, int]  # the number of a task, and of a group within it
@@ -77,12 +79,15 @@ def compress_fleet(
     if not 0 < error < 1:
         raise OptionError(f"the error {error:g} is not between 0 and 1", fix="give a share of ‖ΔW‖, such as 0.15")
     check_fleet_target(output, overwrite=overwrite)
-    refused = {name: UNNAMED for group in groups for name in (s.name for s in group) if not is_relative_name(name)}
+    names = [source.name for group in groups for source in group]
+    refused = {name: UNNAMED for name in names if not is_relative_name(name)}
+    # A reader of the file would refuse all of it.
+    refused |= {name: UNPRINTABLE for name in names if not is_safe_text(name)}
     groups = [[source for source in group if source.name not in refused] for group in groups]
     sources = {source.name: source for group in groups for source in group}
     check_apart(output, [(f"the adapter {source.name}", Path(source.path)) for source in sources.values()])
     with Spool(output.absolute().parent) as spool:
-        collected = _Collected(sources, spool, {**(unreadable or {}), **refused})
+        collected = _Collected(sources, spool, output, {**(unreadable or {}), **refused})
         with progress("compressing", len(sources)) as step:
             for number, task in _results(groups, error, executor, jobs):
                 collected.add(number, task)
@@ -107,8 +112,10 @@ def compress_fleet(
 class _Collected:
     """What the tasks have given so far; their bytes are in a temporary file."""
 
-    def __init__(self, sources: Mapping[str, FleetSource], spool: Spool, refused: Mapping[str, str]) -> None:
-        self.spool = spool
+    def __init__(
+        self, sources: Mapping[str, FleetSource], spool: Spool, output: Path, refused: Mapping[str, str]
+    ) -> None:
+        self._spool, self._output = spool, output
         self.refused = dict(refused)
         self._entries: dict[str, FleetEntry] = {}
         self._groups: dict[Place, GroupEntry] = {}
@@ -119,7 +126,7 @@ class _Collected:
     def add(self, number: int, task: CodedTask) -> None:
         """Take over the result of the task of that number."""
         for local, group in enumerate(task.groups):
-            out, in_, widths = (self.spool.keep(part.tobytes()) for part in group.parts)
+            out, in_, widths = (self._keep(part.tobytes()) for part in group.parts)
             self._groups[number, local] = GroupEntry(group.shapes, (out, in_, widths))
         for name, source in task.sources.items():
             numbers, stored = source.numbers, source.numbers is None
@@ -128,7 +135,7 @@ class _Collected:
                 source.error,
                 source.pair_bytes,
                 source.about,
-                self.spool.keep(numbers.tobytes()) if isinstance(numbers, np.ndarray) else numbers,
+                self._keep(numbers.tobytes()) if isinstance(numbers, np.ndarray) else numbers,
                 extras={
                     digest: self._extra(name, digest if stored else key, stored=stored)
                     for digest, key in source.extras.items()
@@ -137,6 +144,11 @@ class _Collected:
             if source.group is not None:
                 self._group_of[name] = number, source.group
         self.refused |= task.refused
+
+    def _keep(self, data: bytes) -> LazyArray:
+        """The bytes, from the temporary file; an error of the disk names what is to be written."""
+        with place(self._output):
+            return self._spool.keep(data)
 
     def in_order(self) -> tuple[dict[str, FleetEntry], list[GroupEntry]]:
         """The adapters by name and the groups by task, so that the file does not depend on which task ends first."""

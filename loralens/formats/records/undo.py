@@ -17,7 +17,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import read_safetensors
-from loralens.formats.files.disk import write_at
+from loralens.formats.files.disk import disk_errors, write_at
 from loralens.formats.files.json_text import json_or_none, object_pieces
 from loralens.formats.files.safetensors_header import Named, by_width, header_size
 from loralens.formats.files.writing import write_tensors
@@ -47,12 +47,13 @@ class Spool:
     def keep(self, data: bytes) -> LazyArray:
         """Write the bytes, and return them as an uint8 array that is read when it is needed."""
         # Only the position is taken under the lock: threads then write their own parts at the same time.
-        with self._lock:
-            if self._file is None:
-                # In the given folder: the system's folder for temporary files may be a small disk in memory.
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed when the context ends
-            file, start, self._end = self._file.fileno(), self._end, self._end + len(data)
-        write_at(file, data, start)
+        with disk_errors():
+            with self._lock:
+                if self._file is None:
+                    # In the given folder: the system's folder for temporary files may be a small disk in memory.
+                    self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed at the end
+                file, start, self._end = self._file.fileno(), self._end, self._end + len(data)
+            write_at(file, data, start)
         return LazyArray(None, shape=(len(data),), dtype=np.uint8, numbers=_KeptBytes(file, start))
 
 

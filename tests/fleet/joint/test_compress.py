@@ -1,6 +1,8 @@
 """A fleet in one file: what comes back, how far it is from what went in, and what is stored once."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -271,6 +273,26 @@ def test_an_adapter_with_nan_is_named_and_left_out(fleet, tmp_path):
     assert [row.name for row in result.adapters] == ["run1", "run2"]
     assert [row.name for row in result.refused] == ["nan"]
     assert "NaN" in result.refused[0].reason
+
+
+@pytest.mark.parametrize("name", ["n\udce9", "two\nlines", "red\x1b[31m"])
+def test_a_name_that_cannot_be_shown_does_not_stop_the_others(fleet, tmp_path, name):
+    sources = fleet[0]
+    group = [sources["run1"], sources["run2"], FleetSource(name, sources["run0"].path)]
+    result = compress_fleet([group], tmp_path / "fleet.safetensors", error=0.15)
+    assert [row.name for row in result.adapters] == ["run1", "run2"]
+    assert [(row.name, "rename its folder" in row.reason) for row in result.refused] == [(name, True)]
+    assert FleetFile(tmp_path / "fleet.safetensors").entry("run2")
+
+
+def test_a_full_disk_is_about_the_file_that_is_written(fleet, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(FormatError, match=r"fleet\.safetensors: cannot be written: No space left on device"):
+        compress_fleet([list(fleet[0].values())], tmp_path / "fleet.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_copy_that_is_none_gets_its_own_numbers(fleet, tmp_path):
