@@ -327,7 +327,8 @@ class _Work:
     def combine_module(self, name: str) -> tuple[Lift, Quality]:
         """Return the combination of one module and its quality."""
         joint = self.joint(name)
-        with place(name):
+        # Huge updates overflow in float32 products. The result is checked, so a warning of NumPy would only come twice.
+        with place(name), np.errstate(over="ignore", invalid="ignore"):
             if name in self.stay:
                 # Its factors stay, and the core is computed for the quality only.
                 core = joint.decompose(joint.total())

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,30 @@ def other(tmp_path: Path) -> Path:
     }
     loralens.save(Adapter(modules=modules), tmp_path / "other")
     return tmp_path / "other"
+
+
+def test_huge_updates_give_one_message_and_no_warning_of_numpy(small: Path, tmp_path: Path) -> None:
+    modules = {
+        name: LowRank(np.full((6, 2), 1e30, np.float32), np.full((2, 4), 1e30, np.float32)) for name in small_adapter()
+    }
+    loralens.save(Adapter(modules=modules), tmp_path / "huge")
+    for method in ("ties", "della", "dare", "sum"):
+        words = ["combine", str(small), str(tmp_path / "huge"), "--method", method, "--dry-run", "-q"]
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            run(*words)
+        assert not [warning for warning in seen if issubclass(warning.category, RuntimeWarning)], method
+
+
+def test_a_misspelt_method_is_answered_by_the_nearest_one(small: Path) -> None:
+    result = run("combine", small, "--method", "dela", "--dry-run")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == "  fix: the nearest name is della"
+    assert "choose one of: sum (" in run("combine", small, "--method", "zzz", "--dry-run").stderr
+
+
+def test_the_adapters_of_a_combination_are_counted(small: Path) -> None:
+    assert "\n1 adapter, weights" in run("combine", small, "--method", "ties", "--dry-run", "-v").stdout
 
 
 REPORT = """\

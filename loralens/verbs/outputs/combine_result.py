@@ -225,7 +225,8 @@ class CombineResult(Written):
     def _adapters_table(self) -> Table[CombinedAdapter]:
         rows = self.adapters
         strengths = [row.ingredient.strength for row in rows]
-        title = f"{len(rows)} adapters, weights add up to {number(sum(strength.weight for strength in strengths), 6)}"
+        total = number(sum(strength.weight for strength in strengths), 6)
+        title = f"{count(len(rows), 'adapter')}, weights add up to {total}"
         # The sum in the title does not hold for a module that has weights of its own.
         if any(strength.modules for strength in strengths):
             title += " (*: others in some modules)"
