@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one stops the command, which then cleans up, wherever it comes."""
+"""Ctrl-C and SIGTERM: the first one stops the command at whatever point it comes, and the command then cleans up."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from types import FrameType
 
 # Added to the number of the signal that ended a command, as shells do: 130 for SIGINT, 143 for SIGTERM.
 SIGNALLED = 128
-GRACE = 3.0  # seconds after a signal in which a second one does not interrupt the clean-up
+GRACE = 3.0  # seconds for the clean-up, in which further signals are ignored
 AGAIN = 0.01  # seconds after which a signal that Python has ignored is sent again
 
 

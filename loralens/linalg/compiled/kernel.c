@@ -1,7 +1,8 @@
 /* The inner loops of a merge into bfloat16, of Gram matrices, of DELLA and of sketches. They take a third of the time of
    the NumPy code that is used where this file was not compiled, because a number stays in a register from one step to
-   the next. They have the bits of that code, but for the last bits of Gram matrices, which depend on the library of BLAS
-   too, and of transforms, whose results are rounded to integers.
+   the next. Their results have the bits of that code, with two exceptions. The last bits of Gram matrices differ, as
+   they do between two libraries of BLAS. The last bits of transforms differ too, but are lost when the results are
+   rounded to integers.
 
    Arrays come as buffers in C order: bfloat16 as 16 bits of unsigned integers, D and sums as float, factors as double.
    The sum of the products of an entry is exact (loralens/linalg/exact.py), so it may be formed in any order. */
@@ -92,7 +93,7 @@ DEFINE_MULTIPLY(multiply_avx512, "avx512f", 8, 4, 4)
 DEFINE_MULTIPLY(multiply_avx2, "avx2,fma", 4, 6, 2)
 #endif
 
-/* 0 where BLAS is quicker: the processor has none of the registers that a tile needs, or the product is too small. */
+/* Returns 0 where BLAS is quicker: the processor has none of the registers that a tile needs, or the product is too small. */
 static int multiply(const Product *p, double *tile) {
     if (p->rows < MOST_ROWS || p->columns < WIDEST)
         return 0;
@@ -168,7 +169,7 @@ DEFINE_GRAM(gram_avx512, "avx512f", 8, 8, 1, 4, 4)
 DEFINE_GRAM(gram_avx2, "avx2,fma", 4, 4, 2, 4, 2)
 #endif
 
-/* G of X (m, r), or of X (r, n) if `by_rows`; 0 where BLAS has to compute it. */
+/* Computes G of X (m, r), or of X (r, n) if `by_rows`. Returns 0 where BLAS has to compute it. */
 static int gram(const double *X, Py_ssize_t length, Py_ssize_t r, int by_rows, double *G) {
     int done = 0;
     if (r < SMALLEST || (by_rows && length % SMALLEST))
@@ -228,9 +229,9 @@ INLINE int merge_chunk(const uint16_t *restrict W, const float *restrict D, int 
     return equal;
 }
 
-/* merged = round(W + D), and merged - (W + D) if `lost` is not NULL. Then the places where W is not
-   R = round(merged - D), and R there, for at most `most` of them. The number of entries that did not change; `found` is
-   that of the places. */
+/* Computes merged = round(W + D), and merged - (W + D) if `lost` is not NULL. Then it lists the places where W differs
+   from R = round(merged - D), and R there, for at most `most` places; `found` becomes the number of all such places.
+   Returns the number of entries that the merge has not changed. */
 FOR_EVERY_PROCESSOR
 static Py_ssize_t merge(const uint16_t *W, const float *D, Py_ssize_t count, float *lost, uint16_t *merged,
                         int64_t *places, uint16_t *there, Py_ssize_t most, Py_ssize_t *found) {
@@ -268,8 +269,8 @@ static Py_ssize_t merge(const uint16_t *W, const float *D, Py_ssize_t count, flo
 }
 
 /* D at the places of a sample, and what is lost of it if it arrives as a multiple of the last place of the larger of W
-   and D. Both are 0 where the loss is not finite; other entries of which nothing arrives are counted in `still`. The
-   number of finite entries, or -1 if the sample leaves the arrays. */
+   and D. Both are 0 where the loss is not finite; other entries of which nothing arrives are counted in `still`.
+   Returns the number of finite entries, or -1 if the sample leaves the arrays. */
 static Py_ssize_t predict(const uint16_t *W, const float *D, Py_ssize_t count, const int64_t *sample, Py_ssize_t size,
                           double *d, double *lost, Py_ssize_t *still) {
     const float lowest = 0x1p-126f, last_place = 0x1p-7f, magic = 0x1.8p23f;
