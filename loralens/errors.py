@@ -24,6 +24,10 @@ from typing import Any, Self
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+# What is wrong with an adapter whose factors cannot be used; `name_damaged` adds which adapter it is.
+NOT_FINITE = "a factor holds NaN or Inf"
+
+
 def visible(text: str, *, keep: str = "") -> str:
     """Return text that is safe to show: characters that move the cursor, hide or reverse text become escapes.
 

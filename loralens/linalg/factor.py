@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from loralens.errors import FormatError
+from loralens.errors import NOT_FINITE, FormatError
 from loralens.linalg.compiled import loops
 
 Array = NDArray[Any]
@@ -209,9 +209,6 @@ def _all_finite(array: Array) -> bool:
         return bool(np.isfinite(array).all())
     # Without its sign, the pattern of a number grows with it. NumPy takes ten times as long to test 16-bit floats.
     return int((array.view(np.uint16) & 0x7FFF).max(initial=0)) < infinity
-
-
-NOT_FINITE = "a factor holds NaN or Inf"
 
 
 def require_finite(X: Array) -> Array:

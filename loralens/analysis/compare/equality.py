@@ -12,8 +12,7 @@ from loralens.core.names import natural_key
 from loralens.core.naming.matching import same_modules
 from loralens.core.structured import Update
 from loralens.core.threads import Step
-from loralens.errors import FormatError, place
-from loralens.linalg.factor import NOT_FINITE
+from loralens.errors import NOT_FINITE, FormatError, place
 from loralens.linalg.product import product_norm
 
 

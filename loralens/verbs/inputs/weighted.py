@@ -10,8 +10,7 @@ from typing import Any
 
 from loralens.core.adapter import Adapter
 from loralens.core.recipe import Ingredient, Strength
-from loralens.errors import FormatError, OptionError
-from loralens.linalg.factor import NOT_FINITE
+from loralens.errors import NOT_FINITE, FormatError, OptionError
 from loralens.tables.numbers import number
 from loralens.verbs.inputs.adapters import AdapterSource, labels, sources
 
