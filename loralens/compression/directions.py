@@ -13,7 +13,7 @@ from loralens.core.scaling import Scaling
 from loralens.core.structured import Structured, Update
 from loralens.errors import place
 from loralens.linalg.basis import Basis
-from loralens.linalg.difference import SplitFactor, times_and_split
+from loralens.linalg.difference import SplitFactor, split_factor
 from loralens.linalg.factor import check_in_range, times
 from loralens.linalg.measures import numerical_rank
 from loralens.linalg.product import truncation
@@ -140,18 +140,19 @@ def truncate_pair(
     leading, bases = directions.head(rank), directions.bases
 
     def out() -> Array:
-        if note is None or bases is None:
-            return times(B.read(), leading.out, dtype_B)
-        unit = module.scale / safe_unit(directions.s)
-        product, split = times_and_split(B.read(), leading.out, bases[0], dtype_B, scale=unit)
-        note("B", product, module.scale, split)
+        stored = B.read()
+        product = times(stored, leading.out, dtype_B)
+        # While the old factor is in memory, since the error needs it too.
+        if note and bases:
+            unit = module.scale / safe_unit(directions.s)
+            note("B", product, module.scale, split_factor(Basis(stored, bases[0]), product, scale=unit))
         return product
 
     def in_() -> Array:
-        if note is None or bases is None:
-            return times(A.read().T, leading.in_.T, dtype_A).T
-        product, split = times_and_split(A.read().T, leading.in_.T, bases[1], dtype_A, order="F")
-        note("A", product.T, module.scale, split)
+        stored = A.read().T
+        product = times(stored, leading.in_.T, dtype_A)
+        if note and bases:
+            note("A", product.T, module.scale, split_factor(Basis(stored, bases[1]), product))
         return product.T
 
     return LowRank(

@@ -46,11 +46,24 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
     # Overflow is not an error here: `measure` sees it in the norms and scales X first.
     with np.errstate(over="ignore", invalid="ignore"):
         for x in _blocks(X, block_rows(X), _scratch.of(min(X.size, max(BLOCK, X.shape[1])))):
-            y = x if basis is None else x @ basis
-            product = loops.block_gram(y)
-            # np.dot and not @: matmul keeps the GIL while the result is small.
-            G += np.dot(y.T, y) if product is None else product
+            G += gram_of_block(x if basis is None else x @ basis)
     return G
+
+
+def gram_of_block(X: Floats, Y: Floats | None = None) -> Floats:
+    """XᵀX, or XᵀY, of one block of a factor and another one of the same rows and memory order."""
+    product = loops.block_gram(X, Y)
+    # np.dot and not @: matmul keeps the GIL while the result is small.
+    return np.dot(X.T, X if Y is None else Y) if product is None else product
+
+
+def map_block(X: Floats, T: Floats) -> Floats:
+    """X @ T of one block of a factor, in the memory order of the block."""
+    product = loops.map_block(X, T)
+    if product is not None:
+        return product
+    # NumPy takes several times as long to assign an array in the other order.
+    return np.dot(X, T) if memory_order(X) == "C" else np.dot(T.T, X.T).T
 
 
 def cross_gram(X: Array, Y: Array) -> Floats:
@@ -151,10 +164,15 @@ def block_rows(X: Array) -> int:
     return int(max(1, BLOCK // max(1, X.shape[1])))
 
 
+def memory_order(X: Array) -> Literal["C", "F"]:
+    """The order in which arrays made of X are filled along the memory: "F" where its columns are contiguous."""
+    return "F" if X.strides[0] < X.strides[1] else "C"
+
+
 def _blocks(X: Array, rows: int, buffer: Floats | None = None) -> Iterator[Floats]:
     """X in float64, ``rows`` at a time. With a ``buffer`` the next block overwrites the last one."""
     # The buffer has the memory order of X, so that casting runs along the memory.
-    order: Literal["C", "F"] = "F" if X.strides[0] < X.strides[1] else "C"
+    order = memory_order(X)
     for i in range(0, X.shape[0], rows):
         x = X[i : i + rows]
         if buffer is None:
@@ -176,16 +194,18 @@ def blocks_of(X: Array) -> Iterator[tuple[slice, Floats]]:
 def times(X: Array, T: Floats, dtype: np.dtype[Any]) -> Array:
     """X @ T for T (r, k), computed blockwise in float64 and rounded once to ``dtype``; shape (m, k).
 
+    The product has the memory order of X.
+
     Raises
     ------
     FormatError
         As `check_in_range`.
     """
-    product = np.empty((X.shape[0], T.shape[1]), dtype)
+    product = np.empty((X.shape[0], T.shape[1]), dtype, order=memory_order(X))
     with np.errstate(over="ignore"):
         for rows, block in blocks_of(X):
             # The assignment rounds to `dtype`, once.
-            product[rows] = np.dot(block, T)
+            product[rows] = map_block(block, T)
     return check_in_range(product, dtype)
 
 

@@ -154,8 +154,11 @@ def test_the_kernel_refuses_arrays_of_other_sizes():
         lambda: loops._loops.merge(W, D, D[:4].copy(), W.copy(), places, W[:3].copy()),
         lambda: loops._loops.merge(W, D, D.copy(), W[:4].copy(), places, W[:3].copy()),
         lambda: loops._loops.merge(W, D, D.copy(), W.copy(), places, W[:4].copy()),
-        lambda: loops._loops.multiply(B, A, 2, b"", b"", 0, 8, 33, np.zeros((8, 33), np.float32)),
-        lambda: loops._loops.multiply(B, A, -2, b"", b"", 0, 8, 32, np.zeros((8, 32), np.float32)),
+        lambda: loops._loops.multiply(B, A, 2, b"", b"", 0, 8, 33, False, np.zeros((8, 33), np.float32)),
+        lambda: loops._loops.multiply(B, A, -2, b"", b"", 0, 8, 32, False, np.zeros((8, 32), np.float32)),
+        lambda: loops._loops.multiply(B, A, 2, b"", b"", 0, 8, 32, True, np.zeros((8, 32), np.float32)),
+        lambda: loops._loops.gram(B, A, 8, 2, 9, False, np.zeros((2, 9))),
+        lambda: loops._loops.gram(B, A, 8, 2, 8, False, np.zeros((2, 7))),
     ):
         with pytest.raises(ValueError, match="sizes"):
             call()
@@ -332,6 +335,38 @@ def test_gram_matrices_are_exact_to_rounding_and_symmetric(r, order):
     exact = (X[:, :, None].astype(np.longdouble) * X[:, None, :]).sum(axis=0)
     lengths = np.sqrt(np.diagonal(exact))
     assert np.max(np.abs(G - exact) / lengths / lengths[:, None]) < 1e-14
+
+
+@compiled
+@pytest.mark.parametrize(("r", "k"), [(8, 8), (9, 17), (16, 16), (31, 20), (64, 16), (16, 64), (20, 100)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_products_of_thin_factors_are_exact_to_rounding(r, k, order):
+    rng = np.random.default_rng(r + k)
+    m = 1200 if order == "F" else 1203
+    X, Y, T = (rng.standard_normal(shape) * 10.0 ** rng.uniform(-3, 3, shape[1]) for shape in ((m, r), (m, k), (r, k)))
+    X, Y = (np.asarray(factor, order=order) for factor in (X, Y))
+    crossed, mapped = loops.block_gram(X, Y), loops.map_block(X, T)
+    assert crossed is not None
+    lengths = np.linalg.norm(X, axis=0)[:, None] * np.linalg.norm(Y, axis=0)
+    exact = (X[:, :, None].astype(np.longdouble) * Y[:, None, :]).sum(axis=0)
+    assert np.max(np.abs(crossed - exact) / lengths) < 1e-14
+    if k < (8 if order == "F" else 16):
+        assert mapped is None  # fewer columns than a tile has
+        return
+    assert mapped is not None
+    assert mapped.flags.c_contiguous == (order == "C")
+    lengths = np.linalg.norm(X, axis=1)[:, None] * np.linalg.norm(T, axis=0)
+    assert np.max(np.abs(mapped - X.astype(np.longdouble) @ T) / lengths) < 1e-14
+
+
+@compiled
+def test_products_of_factors_that_the_kernel_leaves_to_blas():
+    X = np.ones((1200, 16))
+    assert loops.map_block(X[:100], np.ones((16, 16))) is None  # the call would take longer than the sums
+    assert loops.map_block(X[::2], np.ones((16, 16))) is None
+    assert loops.map_block(np.asfortranarray(X), np.ones((16, 7))) is None
+    assert loops.block_gram(X, np.ones((1200, 7))) is None
+    assert loops.block_gram(X, np.asfortranarray(X)) is None  # sums along the memory of one would jump in the other
 
 
 @compiled

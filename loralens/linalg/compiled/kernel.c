@@ -29,19 +29,20 @@
 enum { LINE = 64 };  /* bytes in a line of the cache, with which a tile begins */
 enum { CHUNK = 64 }; /* entries that are rounded before they are compared */
 
-/* The operands of D = B A + B2 A2: B (rows, rank), A (rank, columns); rank2 is 0 if there is no second pair. */
+/* The operands of D = B A + B2 A2: B (rows, rank), A (rank, columns); rank2 is 0 if there is no second pair. D has the
+   type that a function below writes. */
 typedef struct {
     const double *B, *A, *B2, *A2;
     Py_ssize_t rank, rank2, rows, columns;
-    float *D;
+    void *D;
 } Product;
 
 /* Defines a function that multiplies a product in tiles of ROWS × GROUPS vectors of LANES numbers, whose sums stay in
    registers. Vectors that are wider than the registers of the processor would be many times slower, so there is one
-   function for each width. `tile` has room for WIDEST numbers of each rank index. The sums are rounded once. */
-#define DEFINE_MULTIPLY(NAME, TARGET, LANES, ROWS, GROUPS)                                                              \
+   function for each width. `tile` has room for WIDEST numbers of each rank index. The sums are rounded once to TYPE. */
+#define DEFINE_MULTIPLY(NAME, TARGET, TYPE, LANES, ROWS, GROUPS)                                                        \
     typedef double NAME##_wide __attribute__((vector_size(8 * LANES), aligned(8), may_alias));                          \
-    typedef float NAME##_narrow __attribute__((vector_size(4 * LANES), aligned(4), may_alias));                         \
+    typedef TYPE NAME##_rounded __attribute__((vector_size(sizeof(TYPE) * LANES), aligned(4), may_alias));              \
     __attribute__((target(TARGET))) static void NAME(const Product *p, double *tile) {                                  \
         enum { WIDTH = LANES * GROUPS };                                                                                \
         for (Py_ssize_t column = 0; column < p->columns; column += WIDTH) {                                             \
@@ -63,10 +64,10 @@ typedef struct {
                         for (int j = 0; j < GROUPS; j++)                                                                \
                             sums[i][j] += second[i][j];                                                                 \
                 }                                                                                                       \
-                float *D = p->D + top * p->columns + left;                                                              \
+                TYPE *D = (TYPE *)p->D + top * p->columns + left;                                                       \
                 _Pragma("GCC unroll 8") for (int i = 0; i < ROWS; i++, D += p->columns)                                 \
                     _Pragma("GCC unroll 8") for (int j = 0; j < GROUPS; j++)                                            \
-                        *(NAME##_narrow *)(D + j * LANES) = __builtin_convertvector(sums[i][j], NAME##_narrow);         \
+                        *(NAME##_rounded *)(D + j * LANES) = __builtin_convertvector(sums[i][j], NAME##_rounded);       \
             }                                                                                                           \
         }                                                                                                               \
     }
@@ -85,69 +86,75 @@ typedef struct {
         }                                                                                                               \
     }
 
-enum { MOST_ROWS = 6, WIDEST = 32 }; /* of the tiles below */
+/* Rows and columns of the tiles below, at most; the result of a map is a factor, and so has fewer than a weight. */
+enum { MOST_ROWS = 6, WIDEST = 32, MAP_ROWS = 8, MAP_WIDTH = 16 };
 #if defined(__x86_64__) && !defined(WITHOUT_AVX512)
-DEFINE_MULTIPLY(multiply_avx512, "avx512f", 8, 4, 4)
+DEFINE_MULTIPLY(multiply_avx512, "avx512f", float, 8, 4, 4)
+DEFINE_MULTIPLY(map_avx512, "avx512f", double, 8, 8, 2)
 #endif
 #if defined(__x86_64__)
-DEFINE_MULTIPLY(multiply_avx2, "avx2,fma", 4, 6, 2)
+DEFINE_MULTIPLY(multiply_avx2, "avx2,fma", float, 4, 6, 2)
+DEFINE_MULTIPLY(map_avx2, "avx2,fma", double, 4, 6, 2)
 #endif
 
-/* Returns 0 where BLAS is quicker: the processor has none of the registers that a tile needs, or the product is too small. */
-static int multiply(const Product *p, double *tile) {
-    if (p->rows < MOST_ROWS || p->columns < WIDEST)
+/* Writes D in double if `is_map`, else in float. Returns 0 where BLAS is quicker: the processor has none of the registers
+   that a tile needs, or the product is too small. */
+static int multiply(const Product *p, int is_map, double *tile) {
+    if (is_map ? p->rows < MAP_ROWS || p->columns < MAP_WIDTH : p->rows < MOST_ROWS || p->columns < WIDEST)
         return 0;
 #if defined(__x86_64__) && !defined(WITHOUT_AVX512)
     if (__builtin_cpu_supports("avx512f"))
-        return multiply_avx512(p, tile), 1;
+        return (is_map ? map_avx512 : multiply_avx512)(p, tile), 1;
 #endif
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return multiply_avx2(p, tile), 1;
+        return (is_map ? map_avx2 : multiply_avx2)(p, tile), 1;
 #endif
     (void)tile;
     return 0;
 }
 
-/* Defines two functions for Gram matrices, as BLAS is slow on thin factors: NAME_columns computes XᵀX of X (m, r), and
-   NAME_rows computes X Xᵀ of X (r, n), where LANES divides n. Tiles of ROWS × GROUPS vectors, and of HIGH × WIDE sums of
-   a vector each, stay in registers. Only the tiles that reach the upper triangle are computed; X has at least SMALLEST
-   rank indices. */
+/* Defines two functions for the inner products of factors, as BLAS is slow on thin ones: NAME_columns computes XᵀY of
+   X (m, r) and Y (m, k), and NAME_rows computes X Yᵀ of X (r, n) and Y (k, n), where LANES divides n. Tiles of
+   ROWS × GROUPS vectors, and of HIGH × WIDE sums of a vector each, stay in registers. r and k are at least SMALLEST. Of a
+   Gram matrix only the tiles that reach the `upper` triangle are computed. */
 #define DEFINE_GRAM(NAME, TARGET, LANES, ROWS, GROUPS, HIGH, WIDE)                                                      \
     typedef double NAME##_wide __attribute__((vector_size(8 * LANES), aligned(8), may_alias));                          \
-    __attribute__((target(TARGET))) static void NAME##_columns(const double *X, Py_ssize_t m, Py_ssize_t r, double *G) {\
+    __attribute__((target(TARGET))) static void NAME##_columns(const double *X, const double *Y, Py_ssize_t m,          \
+                                                               Py_ssize_t r, Py_ssize_t k, int upper, double *G) {      \
         enum { WIDTH = LANES * GROUPS };                                                                                \
         for (Py_ssize_t i = 0; i < r; i += ROWS) {                                                                      \
             Py_ssize_t top = r - i < ROWS ? r - ROWS : i;                                                               \
-            for (Py_ssize_t j = top / WIDTH * WIDTH; j < r; j += WIDTH) {                                               \
-                Py_ssize_t left = r - j < WIDTH ? r - WIDTH : j;                                                        \
+            for (Py_ssize_t j = upper ? top / WIDTH * WIDTH : 0; j < k; j += WIDTH) {                                   \
+                Py_ssize_t left = k - j < WIDTH ? k - WIDTH : j;                                                        \
                 NAME##_wide sums[ROWS][GROUPS];                                                                         \
                 memset(sums, 0, sizeof sums);                                                                           \
-                const double *x = X;                                                                                    \
-                for (Py_ssize_t k = 0; k < m; k++, x += r) {                                                            \
+                const double *x = X + top, *y = Y + left;                                                               \
+                for (Py_ssize_t row = 0; row < m; row++, x += r, y += k) {                                              \
                     NAME##_wide line[GROUPS];                                                                           \
                     _Pragma("GCC unroll 8") for (int b = 0; b < GROUPS; b++)                                            \
-                        line[b] = *(const NAME##_wide *)(x + left + b * LANES);                                         \
+                        line[b] = *(const NAME##_wide *)(y + b * LANES);                                                \
                     _Pragma("GCC unroll 8") for (int a = 0; a < ROWS; a++)                                              \
-                        _Pragma("GCC unroll 8") for (int b = 0; b < GROUPS; b++) sums[a][b] += x[top + a] * line[b];    \
+                        _Pragma("GCC unroll 8") for (int b = 0; b < GROUPS; b++) sums[a][b] += x[a] * line[b];          \
                 }                                                                                                       \
-                for (int a = 0; a < ROWS; a++) memcpy(G + (top + a) * r + left, sums[a], sizeof sums[a]);               \
+                for (int a = 0; a < ROWS; a++) memcpy(G + (top + a) * k + left, sums[a], sizeof sums[a]);               \
             }                                                                                                           \
         }                                                                                                               \
     }                                                                                                                   \
-    __attribute__((target(TARGET))) static void NAME##_rows(const double *X, Py_ssize_t r, Py_ssize_t n, double *G) {   \
+    __attribute__((target(TARGET))) static void NAME##_rows(const double *X, const double *Y, Py_ssize_t n,             \
+                                                            Py_ssize_t r, Py_ssize_t k, int upper, double *G) {         \
         for (Py_ssize_t i = 0; i < r; i += HIGH) {                                                                      \
             Py_ssize_t top = r - i < HIGH ? r - HIGH : i;                                                               \
-            for (Py_ssize_t j = top / WIDE * WIDE; j < r; j += WIDE) {                                                  \
-                Py_ssize_t left = r - j < WIDE ? r - WIDE : j;                                                          \
+            for (Py_ssize_t j = upper ? top / WIDE * WIDE : 0; j < k; j += WIDE) {                                      \
+                Py_ssize_t left = k - j < WIDE ? k - WIDE : j;                                                          \
                 NAME##_wide sums[HIGH][WIDE];                                                                           \
                 memset(sums, 0, sizeof sums);                                                                           \
-                for (Py_ssize_t k = 0; k < n; k += LANES) {                                                             \
+                for (Py_ssize_t column = 0; column < n; column += LANES) {                                              \
                     NAME##_wide line[WIDE];                                                                             \
                     _Pragma("GCC unroll 8") for (int b = 0; b < WIDE; b++)                                              \
-                        line[b] = *(const NAME##_wide *)(X + (left + b) * n + k);                                       \
+                        line[b] = *(const NAME##_wide *)(Y + (left + b) * n + column);                                  \
                     _Pragma("GCC unroll 8") for (int a = 0; a < HIGH; a++) {                                            \
-                        NAME##_wide x = *(const NAME##_wide *)(X + (top + a) * n + k);                                  \
+                        NAME##_wide x = *(const NAME##_wide *)(X + (top + a) * n + column);                             \
                         _Pragma("GCC unroll 8") for (int b = 0; b < WIDE; b++) sums[a][b] += x * line[b];               \
                     }                                                                                                   \
                 }                                                                                                       \
@@ -155,7 +162,7 @@ static int multiply(const Product *p, double *tile) {
                     for (int b = 0; b < WIDE; b++) {                                                                    \
                         double sum = 0;                                                                                 \
                         for (int lane = 0; lane < LANES; lane++) sum += sums[a][b][lane];                               \
-                        G[(top + a) * r + left + b] = sum;                                                              \
+                        G[(top + a) * k + left + b] = sum;                                                              \
                     }                                                                                                   \
             }                                                                                                           \
         }                                                                                                               \
@@ -169,23 +176,23 @@ DEFINE_GRAM(gram_avx512, "avx512f", 8, 8, 1, 4, 4)
 DEFINE_GRAM(gram_avx2, "avx2,fma", 4, 4, 2, 4, 2)
 #endif
 
-/* Computes G of X (m, r), or of X (r, n) if `by_rows`. Returns 0 where BLAS has to compute it. */
-static int gram(const double *X, Py_ssize_t length, Py_ssize_t r, int by_rows, double *G) {
-    int done = 0;
-    if (r < SMALLEST || (by_rows && length % SMALLEST))
+/* Computes G = XᵀY of X (m, r) and Y (m, k), or X Yᵀ of X (r, m) and Y (k, m) if `by_rows`. Returns 0 where BLAS has to
+   compute it. */
+static int gram(const double *X, const double *Y, Py_ssize_t m, Py_ssize_t r, Py_ssize_t k, int by_rows, double *G) {
+    int done = 0, upper = X == Y && r == k;
+    if (r < SMALLEST || k < SMALLEST || (by_rows && m % SMALLEST))
         return 0;
 #if defined(__x86_64__) && !defined(WITHOUT_AVX512)
     if (__builtin_cpu_supports("avx512f"))
-        by_rows ? gram_avx512_rows(X, r, length, G) : gram_avx512_columns(X, length, r, G), done = 1;
+        (by_rows ? gram_avx512_rows : gram_avx512_columns)(X, Y, m, r, k, upper, G), done = 1;
 #endif
 #if defined(__x86_64__)
     if (!done && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        by_rows ? gram_avx2_rows(X, r, length, G) : gram_avx2_columns(X, length, r, G), done = 1;
+        (by_rows ? gram_avx2_rows : gram_avx2_columns)(X, Y, m, r, k, upper, G), done = 1;
 #endif
-    for (Py_ssize_t i = 0; done && i < r; i++)
+    for (Py_ssize_t i = 0; done && upper && i < r; i++)
         for (Py_ssize_t j = 0; j < i; j++)
             G[i * r + j] = G[j * r + i];
-    (void)X, (void)G;
     return done;
 }
 
@@ -440,23 +447,24 @@ static void release(Py_buffer *buffers, int count) {
 static PyObject *py_multiply(PyObject *self, PyObject *args) {
     Py_buffer b[5];
     Product p;
-    if (!PyArg_ParseTuple(args, "y*y*ny*y*nnnw*", &b[0], &b[1], &p.rank, &b[2], &b[3], &p.rank2, &p.rows, &p.columns,
-                          &b[4]))
+    int is_map;
+    if (!PyArg_ParseTuple(args, "y*y*ny*y*nnnpw*", &b[0], &b[1], &p.rank, &b[2], &b[3], &p.rank2, &p.rows, &p.columns,
+                          &is_map, &b[4]))
         return NULL;
     p.B = b[0].buf, p.A = b[1].buf, p.B2 = b[2].buf, p.A2 = b[3].buf, p.D = b[4].buf;
     PyObject *result = NULL;
-    Py_ssize_t wide = sizeof(double);
+    Py_ssize_t wide = sizeof(double), size = is_map ? sizeof(double) : sizeof(float);
     void *memory = NULL;
     if (p.rank < 0 || p.rank2 < 0 || p.rows < 0 || p.columns < 0 || b[0].len != p.rows * p.rank * wide ||
         b[1].len != p.rank * p.columns * wide || b[2].len != p.rows * p.rank2 * wide ||
-        b[3].len != p.rank2 * p.columns * wide || b[4].len != p.rows * p.columns * (Py_ssize_t)sizeof(float))
+        b[3].len != p.rank2 * p.columns * wide || b[4].len != p.rows * p.columns * size)
         refused();
     else if (!(memory = malloc((size_t)(p.rank + p.rank2) * WIDEST * sizeof(double) + LINE)))
         PyErr_NoMemory();
     else {
         int done;
         Py_BEGIN_ALLOW_THREADS
-        done = multiply(&p, (double *)(((uintptr_t)memory + LINE - 1) / LINE * LINE));
+        done = multiply(&p, is_map, (double *)(((uintptr_t)memory + LINE - 1) / LINE * LINE));
         Py_END_ALLOW_THREADS
         result = PyBool_FromLong(done);
     }
@@ -466,20 +474,20 @@ static PyObject *py_multiply(PyObject *self, PyObject *args) {
 }
 
 static PyObject *py_gram(PyObject *self, PyObject *args) {
-    Py_buffer b[2];
-    Py_ssize_t length, r;
+    Py_buffer b[3];
+    Py_ssize_t m, r, k, wide = sizeof(double);
     int by_rows, done = 0;
-    if (!PyArg_ParseTuple(args, "y*nnpw*", &b[0], &length, &r, &by_rows, &b[1]))
+    if (!PyArg_ParseTuple(args, "y*y*nnnpw*", &b[0], &b[1], &m, &r, &k, &by_rows, &b[2]))
         return NULL;
-    int fits = length >= 0 && r >= 0 && b[0].len == length * r * (Py_ssize_t)sizeof(double) &&
-               b[1].len == r * r * (Py_ssize_t)sizeof(double);
+    int fits = m >= 0 && r >= 0 && k >= 0 && b[0].len == m * r * wide && b[1].len == m * k * wide &&
+               b[2].len == r * k * wide;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
-        done = gram(b[0].buf, length, r, by_rows, b[1].buf);
+        done = gram(b[0].buf, b[1].buf, m, r, k, by_rows, b[2].buf);
         Py_END_ALLOW_THREADS
     }
     PyObject *result = fits ? PyBool_FromLong(done) : refused();
-    release(b, 2);
+    release(b, 3);
     return result;
 }
 
@@ -618,8 +626,8 @@ static PyObject *py_convolve(PyObject *self, PyObject *args) {
 }
 
 static PyMethodDef methods[] = {
-    {"multiply", py_multiply, METH_VARARGS, "D = B A + B2 A2 in float32, from exact sums in float64; False if it was not computed."},
-    {"gram", py_gram, METH_VARARGS, "The Gram matrix of a factor; False if it was not computed."},
+    {"multiply", py_multiply, METH_VARARGS, "D = B A + B2 A2 in float or double, from sums in double; False if it was not computed."},
+    {"gram", py_gram, METH_VARARGS, "The inner products of the columns or rows of two factors; False if it was not computed."},
     {"subtract", py_subtract, METH_VARARGS, "merged - D, rounded to bfloat16."},
     {"merge", py_merge, METH_VARARGS, "W + D, rounded to bfloat16, what is lost, and where the rounding is not undone."},
     {"predict", py_predict, METH_VARARGS, "What is lost of D at some places; the finite ones, and those that stay."},

@@ -55,21 +55,45 @@ def multiply(pairs: list[tuple[Array, Array]], out: NDArray[np.float32]) -> bool
     if _loops is None or not all(array.flags.c_contiguous for pair in pairs for array in pair) or not _is_plain(out):
         return False
     (B, A), (B2, A2) = pairs[0], pairs[1] if len(pairs) > 1 else _no_pair(*pairs[0])
-    return bool(_loops.multiply(B, A, len(A), B2, A2, len(A2), *out.shape, out))
+    return bool(_loops.multiply(B, A, len(A), B2, A2, len(A2), *out.shape, False, out))
 
 
-def block_gram(X: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """XᵀX of a factor X (m, r), in C or Fortran order; None if it was not computed.
+def block_gram(X: NDArray[np.float64], Y: NDArray[np.float64] | None = None) -> NDArray[np.float64] | None:
+    """XᵀX of a factor X (m, r), in C or Fortran order, or XᵀY with a second one of that order; None if not computed.
 
     The sums have other last bits than those of BLAS, which differ between its libraries and processors too.
     """
+    Y = X if Y is None else Y
     if _loops is None or X.size < MANY:
         return None
-    m, r = X.shape
-    G = np.empty((r, r))
+    (m, r), k = X.shape, Y.shape[1]
+    G = np.empty((r, k))
+    if X.flags.c_contiguous and Y.flags.c_contiguous:
+        return G if _loops.gram(X, Y, m, r, k, False, G) else None
+    if X.flags.f_contiguous and Y.flags.f_contiguous:
+        return G if _loops.gram(X.T, Y.T, m, r, k, True, G) else None
+    return None
+
+
+def map_block(X: NDArray[np.float64], T: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """X @ T of a factor X (m, r), in C or Fortran order, and T (r, k), in that order; None if it was not computed.
+
+    As for `block_gram`, the last bits are others than those of BLAS.
+    """
+    if _loops is None or X.size < MANY:
+        return None
     if X.flags.c_contiguous:
-        return G if _loops.gram(X, m, r, False, G) else None
-    return G if X.flags.f_contiguous and _loops.gram(X.T, m, r, True, G) else None
+        return _map(X, np.ascontiguousarray(T))
+    product = _map(np.ascontiguousarray(T.T), X.T) if X.flags.f_contiguous else None
+    return None if product is None else product.T
+
+
+def _map(B: NDArray[np.float64], A: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """B @ A, both in C order; None if it was not computed."""
+    assert _loops is not None
+    B2, A2 = _no_pair(B, A)
+    D = np.empty((len(B), A.shape[1]))
+    return D if _loops.multiply(B, A, len(A), B2, A2, 0, *D.shape, True, D) else None
 
 
 def _no_pair(B: Array, A: Array) -> tuple[Array, Array]:
