@@ -12,8 +12,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
+from loralens.linalg.blocks import aligned
 from loralens.linalg.exact import ExactProduct, QuickProduct, Tile, exact_product, quick_product
-from loralens.linalg.factor import Floats, aligned
+from loralens.linalg.factor import Floats
 from loralens.linalg.selection import Inexact, kth_largest
 
 BLOCK = 1 << 18  # entries of one update in a block: 64 rows of 4096, of which products are computed fastest

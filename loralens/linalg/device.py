@@ -15,7 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from loralens.errors import OptionError
-from loralens.linalg.factor import Array, Floats, ReusedMemory, Scratch
+from loralens.linalg.blocks import ReusedMemory, Scratch
+from loralens.linalg.factor import Array, Floats
 from loralens.requirements import missing_packages
 
 # Rows in one part of a product. The parts do not depend on the number of threads, so neither do the bits of the result.

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from loralens.linalg.basis import Basis
-from loralens.linalg.factor import Array, Floats, blocks_of, gram_of_block, map_block
+from loralens.linalg.blocks import blocks_of
+from loralens.linalg.factor import Array, Floats, gram_of_block, map_block
 
 
 class SplitFactor(NamedTuple):

@@ -27,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.errors import ShapeError
+from loralens.linalg.blocks import Scratch, aligned
 from loralens.linalg.compiled.loops import multiply
-from loralens.linalg.factor import Array, Floats, Integers, Scratch, aligned, require_finite
+from loralens.linalg.factor import Array, Floats, Integers, require_finite
 
 Singles = NDArray[np.float32]
 Term = tuple[float, Array, Array]  # s, B (m, r), A (r, n)

@@ -9,20 +9,20 @@ first of them that is safe is taken:
     householder   All other cases: r > m, vanishing columns, a factor whose own spectrum spans a dozen decades.
 """
 
-import threading
-from collections.abc import Iterator, Sequence
-from math import prod
-from typing import Any, Literal, NamedTuple, final
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from loralens.errors import NOT_FINITE, FormatError
+from loralens.linalg.blocks import BLOCK, SideBySide, blocks_of, memory_order
 from loralens.linalg.compiled import loops
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 Route = Literal["cholesky", "rotated", "householder"]
 
 # At this limit the first route errs by about 1e-14 ‖X̂‖; beyond it a second pass over X is worth its time.
@@ -31,12 +31,10 @@ CONDITION_LIMIT = 40.0  # measured: the Gram matrix errs by up to 2.3e-16 κ ‖
 STRONG = 10.0  # a second pass is needed for the directions of X̂ with σ below σ_1 / STRONG
 NEARLY_ORTHOGONAL = 3.0  # condition up to which one Cholesky makes columns orthonormal to a few ε
 SQUARES = (1e-200, 1e200)  # squared norms outside are measured again after an exact scaling
-LINE = 64  # bytes of a line of the cache
 INFINITE = {"bfloat16": 0x7F80, "float16": 0x7C00}  # the pattern of infinity; those of NaN are above it
-BLOCK = 1 << 16  # elements of a factor that are held in float64 at a time: 512 KiB stay in the cache
 
 
-def gram(X: Array, basis: Floats | None = None) -> Floats:
+def gram(X: Array | SideBySide, basis: Floats | None = None) -> Floats:
     """Xᵀ X in float64, shape (r, r), for X (m, r) of any float dtype; no float64 copy of X is made.
 
     With a ``basis`` V (r, k) it is the Gram matrix of X V, shape (k, k).
@@ -45,7 +43,7 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
     G = np.zeros((k, k))
     # Overflow is not an error here: `measure` sees it in the norms and scales X first.
     with np.errstate(over="ignore", invalid="ignore"):
-        for x in _blocks(X, block_rows(X), _scratch.of(min(X.size, max(BLOCK, X.shape[1])))):
+        for _, x in blocks_of(X):
             G += gram_of_block(x if basis is None else x @ basis)
     return G
 
@@ -54,7 +52,7 @@ def gram_of_block(X: Floats, Y: Floats | None = None) -> Floats:
     """XᵀX, or XᵀY, of one block of a factor and another one of the same rows and memory order."""
     product = loops.block_gram(X, Y)
     # np.dot and not @: matmul keeps the GIL while the result is small.
-    return np.dot(X.T, X if Y is None else Y) if product is None else product
+    return np.asarray(np.dot(X.T, X if Y is None else Y), dtype=np.float64) if product is None else product
 
 
 def map_block(X: Floats, T: Floats) -> Floats:
@@ -63,7 +61,8 @@ def map_block(X: Floats, T: Floats) -> Floats:
     if product is not None:
         return product
     # NumPy takes several times as long to assign an array in the other order.
-    return np.dot(X, T) if memory_order(X) == "C" else np.dot(T.T, X.T).T
+    product = np.dot(X, T) if memory_order(X) == "C" else np.dot(T.T, X.T).T
+    return np.asarray(product, dtype=np.float64)
 
 
 def cross_gram(X: Array, Y: Array) -> Floats:
@@ -71,13 +70,13 @@ def cross_gram(X: Array, Y: Array) -> Floats:
     if all(_is_block(Z, max(X.shape[1], Y.shape[1])) for Z in (X, Y)):
         with np.errstate(over="ignore", invalid="ignore"):
             return np.asarray(np.dot(X.T, Y) + 0.0, dtype=np.float64)  # as the sum below, which turns −0 into 0
-    # The wider factor decides the height of a block; both are walked in step.
-    rows = min(block_rows(X), block_rows(Y))
     G = np.zeros((X.shape[1], Y.shape[1]))
-    buffer = _scratch.of(min(X.size, rows * X.shape[1]))
+    # The wider factor decides the height of a block.
+    first, second = (X, Y) if X.shape[1] >= Y.shape[1] else (Y, X)
     with np.errstate(over="ignore", invalid="ignore"):
-        for x, y in zip(_blocks(X, rows, buffer), _blocks(Y, rows), strict=True):
-            G += np.dot(x.T, y)
+        for rows, x in blocks_of(first):
+            y = second[rows].astype(np.float64, copy=False)
+            G += np.dot(x.T, y) if first is X else np.dot(y.T, x)
     return G
 
 
@@ -111,87 +110,7 @@ class Measured(NamedTuple):
     exponents: Integers  # (r,)
 
 
-class Scratch(threading.local):
-    """A float64 buffer of each thread that is reused, since new memory pages cost more than casting into old ones."""
-
-    def __init__(self) -> None:
-        self.buffer = np.empty(0)
-
-    def of(self, size: int) -> Floats:
-        """``size`` numbers to write into."""
-        if self.buffer.size < size:
-            self.buffer = aligned(size, np.float64)
-        return self.buffer[:size]
-
-
-def aligned(size: int, dtype: DTypeLike) -> Array:
-    """Uninitialised memory for ``size`` numbers that begins with a line of the cache.
-
-    Elsewhere every instruction on 64 bytes touches two lines, which takes a fifth more time.
-    """
-    memory = np.empty(size * np.dtype(dtype).itemsize + LINE, np.uint8)
-    first = -memory.ctypes.data % LINE
-    return memory[first : first + size * np.dtype(dtype).itemsize].view(dtype)
-
-
-@final
-class ReusedMemory:
-    """Gives arrays in the same memory: each overwrites the one before.
-
-    New memory comes in pages that the system clears first, which takes as long as writing the numbers of a matrix.
-    """
-
-    __slots__ = ("_memory",)
-
-    def __init__(self) -> None:
-        self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
-
-    def __call__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An array without defined numbers."""
-        size = prod(shape) * dtype.itemsize
-        if self._memory.size < size:
-            # Given back first, so that both are never there at the same time.
-            self._memory = np.empty(0, np.uint8)
-            self._memory = aligned(size, np.uint8)
-        return self._memory[:size].view(dtype).reshape(shape)
-
-
-_scratch = Scratch()
-
-
-def block_rows(X: Array) -> int:
-    """Number of rows of X in a block."""
-    return int(max(1, BLOCK // max(1, X.shape[1])))
-
-
-def memory_order(X: Array) -> Literal["C", "F"]:
-    """The order in which arrays made of X are filled along the memory: "F" where its columns are contiguous."""
-    return "F" if X.strides[0] < X.strides[1] else "C"
-
-
-def _blocks(X: Array, rows: int, buffer: Floats | None = None) -> Iterator[Floats]:
-    """X in float64, ``rows`` at a time. With a ``buffer`` the next block overwrites the last one."""
-    # The buffer has the memory order of X, so that casting runs along the memory.
-    order = memory_order(X)
-    for i in range(0, X.shape[0], rows):
-        x = X[i : i + rows]
-        if buffer is None:
-            yield x.astype(np.float64, copy=False)
-            continue
-        block = buffer[: x.size].reshape(x.shape, order=order)
-        np.copyto(block, x)
-        yield block
-
-
-def blocks_of(X: Array) -> Iterator[tuple[slice, Floats]]:
-    """X in float64, some rows at a time, with their slice. The next block overwrites the last one."""
-    rows = block_rows(X)
-    buffer = _scratch.of(min(X.size, max(BLOCK, X.shape[1])))
-    for i, block in enumerate(_blocks(X, rows, buffer)):
-        yield slice(i * rows, i * rows + len(block)), block
-
-
-def times(X: Array, T: Floats, dtype: np.dtype[Any]) -> Array:
+def times(X: Array | SideBySide, T: Floats, dtype: np.dtype[Any]) -> Array:
     """X @ T for T (r, k), computed blockwise in float64 and rounded once to ``dtype``; shape (m, k).
 
     The product has the memory order of X.
@@ -350,6 +269,43 @@ def gram_triangle(G: Floats, limit: float) -> Floats | None:
         return None
     R = _cholesky(_equilibrate(G, norms), limit)
     return None if R is None else R * norms
+
+
+def unit_triangles(G: Floats, norms: Floats, usual: Flags) -> tuple[Floats, Flags]:
+    """R of every factor of which the Gram matrix G and the column norms are known, and where the first route is safe.
+
+    Parameters
+    ----------
+    G : float64 array, shape (c, r, r)
+    norms : float64 array, shape (c, r)
+    usual : bool array, shape (c,)
+        False for factors of which nothing is computed, as the norms were not measured.
+
+    Returns
+    -------
+    R : float64 array, shape (c, r, r)
+        As from `triangle`, to the bit, for every factor that is safe.
+    safe : bool array, shape (c,)
+        Whether the free bound allows this route. `triangle` may still find that it does.
+
+    Raises
+    ------
+    LinAlgError
+        Some factor has no Cholesky factor.
+    """
+    G = G / norms[:, None, :] / norms[:, :, None]
+    # What is left to another route must not end the call for all.
+    G[~usual] = np.eye(G.shape[1])
+    L = np.asarray(np.linalg.cholesky(G), dtype=np.float64)
+    bound = (CONDITION_LIMIT * np.prod(L.diagonal(axis1=1, axis2=2), axis=1)) ** 2
+    return L.transpose(0, 2, 1), usual & (np.e * G.shape[1] <= bound)
+
+
+def are_usual(squares: Floats) -> Flags:
+    """Whether all squared norms of each factor, shape (c, r), are so far from over- and underflow that it need not be
+    scaled. Those of NaN are not.
+    """
+    return np.asarray(((SQUARES[0] < squares) & (squares < SQUARES[1])).all(axis=1), dtype=np.bool_)
 
 
 def _eigenvectors(G: Floats) -> tuple[Floats, Floats]:

@@ -9,25 +9,24 @@ accurately.
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loralens.errors import ShapeError
 from loralens.linalg.basis import Basis
 from loralens.linalg.factor import (
-    CONDITION_LIMIT,
-    SQUARES,
     Array,
+    Flags,
     Floats,
     Integers,
     Measured,
+    are_usual,
     implicit,
     measure,
     orthonormal,
     triangle,
+    unit_triangles,
 )
 from loralens.linalg.measures import numerical_rank
 
-Flags = NDArray[np.bool_]
 Grams = tuple[Floats, Floats]  # of the columns of B, and of the rows of A
 
 
@@ -112,7 +111,7 @@ def gram_singular_values(G_B: Floats, G_A: Floats) -> tuple[Floats, Flags]:
     """
     unsettled = np.zeros(G_B.shape[:2]), np.zeros(len(G_B), dtype=np.bool_)
     squares_B, squares_A = (G.diagonal(axis1=1, axis2=2) for G in (G_B, G_A))
-    usual = _are_usual(squares_B) & _are_usual(squares_A)
+    usual = are_usual(squares_B) & are_usual(squares_A)
     if not usual.any():
         return unsettled
     norms_B, norms_A = (np.sqrt(np.where(usual[:, None], x, 1.0)) for x in (squares_B, squares_A))
@@ -122,13 +121,13 @@ def gram_singular_values(G_B: Floats, G_A: Floats) -> tuple[Floats, Flags]:
     # Stable, so that equal directions keep their order on every machine.
     order = np.argsort(-D, axis=1, kind="stable")
     try:
-        L_B, safe_B = _cholesky_factors(G_B, norms_B, order, usual)
-        L_A, safe_A = _cholesky_factors(G_A, norms_A, order, usual)
+        R_B, safe_B = _unit_triangles(G_B, norms_B, order, usual)
+        R_A, safe_A = _unit_triangles(G_A, norms_A, order, usual)
     except np.linalg.LinAlgError:  # one of them has no Cholesky factor
         return unsettled
     D = np.take_along_axis(D, order, axis=1)
-    s = np.linalg.svd((L_B.transpose(0, 2, 1) * D[:, None, :]) @ L_A, compute_uv=False)
-    return np.ldexp(s, exponent[:, None]), usual & safe_B & safe_A
+    s = np.linalg.svd((R_B * D[:, None, :]) @ R_A.transpose(0, 2, 1), compute_uv=False)
+    return np.ldexp(s, exponent[:, None]), safe_B & safe_A
 
 
 def product_svd(B: Array, A: Array) -> tuple[Floats, Floats, Floats]:
@@ -369,20 +368,8 @@ def _grams(X: Floats) -> Floats:
     return np.asarray(np.matmul(X.transpose(0, 2, 1), X) + 0.0, dtype=np.float64)
 
 
-def _are_usual(squares: Floats) -> Flags:
-    """Whether all squared norms of a factor are so far from over- and underflow that it need not be scaled."""
-    # NaN is neither.
-    return np.asarray(((SQUARES[0] < squares) & (squares < SQUARES[1])).all(axis=1), dtype=np.bool_)
-
-
-def _cholesky_factors(G: Floats, norms: Floats, order: Integers, usual: Flags) -> tuple[Floats, Flags]:
-    """The Cholesky factor of every Gram matrix of columns of length 1 in this order, and whether it is accurate."""
+def _unit_triangles(G: Floats, norms: Floats, order: Integers, usual: Flags) -> tuple[Floats, Flags]:
+    """`unit_triangles` of the columns in this order."""
     norms = np.take_along_axis(norms, order, axis=1)
     G = np.take_along_axis(np.take_along_axis(G, order[:, :, None], axis=1), order[:, None, :], axis=2)
-    G = G / norms[:, None, :] / norms[:, :, None]
-    # What is left to another route must not end the call for all.
-    G[~usual] = np.eye(G.shape[1])
-    L = np.asarray(np.linalg.cholesky(G), dtype=np.float64)
-    # The free bound of `loralens.linalg.factor` on the condition.
-    bound = (CONDITION_LIMIT * np.prod(L.diagonal(axis1=1, axis2=2), axis=1)) ** 2
-    return L, np.asarray(np.e * G.shape[1] <= bound, dtype=np.bool_)
+    return unit_triangles(G, norms, usual)

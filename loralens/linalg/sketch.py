@@ -8,7 +8,8 @@ import numpy as np
 
 from loralens.errors import FormatError
 from loralens.linalg.basis import Basis
-from loralens.linalg.factor import Array, Floats, Scratch
+from loralens.linalg.blocks import Scratch
+from loralens.linalg.factor import Array, Floats
 from loralens.linalg.product import column_basis, truncating_maps
 
 OVERSAMPLE = 8  # random directions in addition to those that the caller gives
