@@ -2,34 +2,30 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite, prod
-from typing import Any, Literal, final
-from zlib import crc32
+from math import isfinite
+from typing import Literal, final
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from loralens.arithmetic.dora import Stretches, Weights
-from loralens.arithmetic.dora_combination import DoraCombination, add_stretches
-from loralens.arithmetic.elementwise import Modules
-from loralens.arithmetic.entries import Fused
+from loralens.arithmetic.dora_combination import DoraCombination
 from loralens.arithmetic.method import CombiningMethod, find_combining_method
 from loralens.arithmetic.methods import METHODS
 from loralens.arithmetic.quality import CombinationQuality, Quality, relative, total_quality
+from loralens.arithmetic.work import CombiningWork
 from loralens.choices import Space
 from loralens.core.adapter import Adapter
 from loralens.core.carried import NONE, combine_extras
-from loralens.core.joint import Core, Joint, Lift
+from loralens.core.joint import Lift
 from loralens.core.lowrank import LowRank
 from loralens.core.naming.selection import select
 from loralens.core.recipe import Ingredient, Recipe, Strength
 from loralens.core.structured import Update
-from loralens.core.threads import Step, in_threads
-from loralens.core.together import Row, check_combinable, keep_modules, match_modules, single_module
+from loralens.core.threads import Step
+from loralens.core.together import Row, match_modules
 from loralens.core.vector import assemble_adapter
-from loralens.errors import OptionError, place
-from loralens.linalg.factor import Floats
-from loralens.linalg.sketch import forget_panels
+from loralens.errors import OptionError
 
 Weight = float | Mapping[str, float] | Strength
 
@@ -181,7 +177,7 @@ def combine_adapters(
     plain = dora.plain if dora else sources
     dtype = _common_dtype(sources) if dora and dtype is None else dtype
     rows, weights_by_module = _rows(plain, recipe, labels)
-    work = _Work(row, settings, rows, weights_by_module, labels, seed, dtype, dora, width)
+    work = CombiningWork(row, settings, rows, weights_by_module, labels, seed, dtype, dora, width)
     results = work.combine_all(threads, step)
     stretches = dora.stretches(rows, work.h) if dora else None
     lifts = {name: lift for name, (lift, _) in results.items() if name not in work.stay}
@@ -284,85 +280,3 @@ def _rows(
             fix="give other weights, or choose other modules with --modules",
         )
     return {name: rows[name] for name in names}, {name: weights[name] for name in names}
-
-
-@dataclass(slots=True)
-class _Work:
-    """The combination of every module, with the settings that all of them share."""
-
-    row: CombiningMethod
-    settings: Mapping[str, Any]
-    rows: Mapping[str, Row]
-    weights: Mapping[str, Sequence[float]]
-    labels: Sequence[str]
-    seed: int
-    dtype: DTypeLike | None
-    dora: DoraCombination | None
-    width: int
-    stay: Mapping[str, Update] = field(default_factory=dict)
-    truncation: dict[str, float] = field(default_factory=dict)
-    h: dict[str, Floats] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        # In a plain sum a module of one adapter keeps its stored factors; DoRA factors change with the stretch.
-        if self.row.name == "sum" and self.settings["lam"] == 1 and not self.dora:
-            pairs = {name: single_module(row, self.weights[name], self.dtype) for name, row in self.rows.items()}
-            self.stay = keep_modules(self.rows, pairs)
-
-    @property
-    def stretched(self) -> set[str]:
-        """Names of the modules whose combination stretches the base weight."""
-        return {name for name, h in self.h.items() if h.any()}
-
-    def combine_all(self, threads: int, step: Step | None) -> dict[str, tuple[Lift, Quality]]:
-        """Combine every module. A method with `CombiningMethod.prepare` looks at all of them before."""
-        if self.row.prepare:
-            shapes = [next(update.shape for update in row if update is not None) for row in self.rows.values()]
-            modules = Modules(list(self.rows), self.joint, sum(map(prod, shapes)), threads, step)
-            self.settings = {**self.settings, **self.row.prepare(modules, **self.settings)}
-        results = in_threads(self.combine_module, list(self.rows), threads, step)
-        forget_panels()
-        return results
-
-    def combine_module(self, name: str) -> tuple[Lift, Quality]:
-        """Return the combination of one module and its quality."""
-        joint = self.joint(name)
-        # Huge updates overflow in float32 products. The result is checked, so a warning of NumPy would only come twice.
-        with place(name), np.errstate(over="ignore", invalid="ignore"):
-            if name in self.stay:
-                # Its factors stay, and the core is computed for the quality only.
-                core = joint.decompose(joint.total())
-            else:
-                joint, core = self._apply_rule(name, joint)
-            quality = Quality.of(joint, core, len(self.labels))
-            if self.dora:
-                row_changes = self.dora.row_changes(name, joint.shape[0])
-                # The rule is linear, so it combines the stretches as it combines the cores.
-                h = self.row.rule(replace(joint, cores=row_changes[:, None, :]), **self.settings)
-                assert isinstance(h, np.ndarray)
-                self.h[name] = h[0]
-                quality = add_stretches(quality, joint, core, row_changes, h[0], self.dora.weight(name))
-            return joint.to_lift(core), quality
-
-    def joint(self, name: str) -> Joint:
-        """Return the joint space of one module."""
-        # A module that stays as it is may be of a kind that cannot be combined, such as LoKr.
-        if name not in self.stay:
-            check_combinable(name, self.rows[name], self.labels)
-        # Made again for every pass and not kept: the joint spaces of a large adapter would fill the memory.
-        with place(name):
-            return replace(Joint.of(self.rows[name], self.weights[name]), width=self.width)
-
-    def _apply_rule(self, name: str, joint: Joint) -> tuple[Joint, Core]:
-        """The result of the rule on one module, and the joint space that it lies in."""
-        # The seed depends on the name, so a module draws the same numbers whichever others are combined.
-        seed = {"seed": np.random.SeedSequence([self.seed, crc32(name.encode())])} if self.row.seeded else {}
-        result = self.row.rule(joint, **self.settings, **seed)
-        # Rules return cores, an SVD, an update, or an update with its error: see `CombiningMethod.rule`.
-        if isinstance(result, Fused):
-            self.truncation[name], result = result.truncation, result.update
-        if not isinstance(result, LowRank):
-            return joint, joint.decompose(result)
-        # The result is outside the space of the updates. A joint space of both is needed to compare them.
-        wider = Joint.of([*self.rows[name], result], [*self.weights[name], 0.0])
-        return wider, wider.decompose(wider.cores[-1])

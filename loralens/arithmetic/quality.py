@@ -1,6 +1,6 @@
 """How well a combined module represents the exact sum and every adapter, at every rank to which it may be cut."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Self, final
@@ -54,30 +54,52 @@ class Quality:
 
         No difference of nearly equal squares is taken, so an exact sum has an error of a few ε and not of √ε.
         """
-        U, s, Vh = core
+        return cls.many([joint], [core], count)[0]
+
+    @classmethod
+    def many(cls, joints: Sequence[Joint], cores: Sequence[Core], count: int) -> list[Self]:
+        """`of` for several modules; those with equal shapes go through each call of NumPy together."""
+        alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+        for i, (joint, core) in enumerate(zip(joints, cores, strict=True)):
+            alike.setdefault((joint.cores.shape, core.U.shape), []).append(i)
+        qualities: dict[int, Self] = {}
+        for ids in alike.values():
+            measured = cls._alike([joints[i] for i in ids], [cores[i] for i in ids], count)
+            qualities.update(zip(ids, measured, strict=True))
+        return [qualities[i] for i in range(len(joints))]
+
+    @classmethod
+    def _alike(cls, joints: Sequence[Joint], results: Sequence[Core], count: int) -> list[Self]:
+        """The qualities of modules with equal shapes: c modules, T updates, and results of rank k."""
+        U, s, Vh = (np.stack(parts) for parts in zip(*results, strict=True))
         # If the result left the space of the adapters, it comes after them in the joint space, with weight 0.
-        cores, strengths = joint.cores[:count], joint.strengths[:count]
-        S = sum_above_rounding(strengths, cores, joint.floor)
-        inside = U.T @ cores @ Vh.T  # (T, k, k)
-        along = np.diagonal(inside, axis1=1, axis2=2)  # uᵢᵀ M_t vᵢ
-        of_sum = np.einsum("ik,ij,kj->k", U, S, Vh)
-        residual = float(np.sum((U * s @ Vh - S) ** 2))
+        cores = np.stack([joint.cores[:count] for joint in joints])  # (c, T, p, q)
+        strengths = np.stack([joint.strengths[:count] for joint in joints])
+        S = np.stack(
+            [sum_above_rounding(w, M, joint.floor) for w, M, joint in zip(strengths, cores, joints, strict=True)]
+        )
+        Ut, V = U.transpose(0, 2, 1), Vh.transpose(0, 2, 1)
+        inside = Ut[:, None] @ cores @ V[:, None]  # (c, T, k, k)
+        along = np.diagonal(inside, axis1=2, axis2=3)  # uᵢᵀ M_t vᵢ
+        of_sum = np.sum(Ut @ S * Vh, axis=2)
+        residual = np.sum((U * s[:, None] @ Vh - S) ** 2, axis=(1, 2))
         lost = of_sum**2 - (s - of_sum) ** 2  # the increase of the squared error when direction i is cut
         # Added up from the last direction, as cutting to rank j loses all directions after j.
-        errors = np.maximum(residual + np.append(lost[::-1].cumsum()[::-1], 0.0), 0.0)
+        after = np.append(lost[:, ::-1].cumsum(1)[:, ::-1], np.zeros((len(s), 1)), axis=1)
         # The energy of the leading j × j block of UᵀM_tV, for every j.
-        blocks = np.diagonal((inside**2).cumsum(1).cumsum(2), axis1=1, axis2=2)
-        zero = np.zeros((count, 1))
-        return cls(
+        blocks = np.diagonal((inside**2).cumsum(2).cumsum(3), axis1=2, axis2=3)
+        zero = np.zeros((*strengths.shape, 1))
+        columns = (
             s,
             strengths,
-            np.sum(cores**2, axis=(1, 2)),
-            float(np.sum(S**2)),
-            np.einsum("ij,tij->t", S, cores),
-            errors,
-            np.hstack([zero, (s * along).cumsum(1)]),
-            np.hstack([zero, blocks]),
+            np.sum(cores**2, axis=(2, 3)),
+            np.sum(S**2, axis=(1, 2)).tolist(),
+            np.sum(S[:, None] * cores, axis=(2, 3)),
+            np.maximum(residual[:, None] + after, 0.0),
+            np.append(zero, (s[:, None] * along).cumsum(2), axis=2),
+            np.append(zero, blocks, axis=2),
         )
+        return [cls(*values) for values in zip(*columns, strict=True)]
 
     def error_to_sum(self, rank: int | None = None) -> float | None:
         """Return ‖R − S‖_F/‖S‖_F with R cut to ``rank``; 0 if both are 0, and None if only S is 0."""

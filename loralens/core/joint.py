@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Self, final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout, LowRank, check_float64
+from loralens.core.lowrank import LARGEST, Layout, LowRank, check_float64
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
 from loralens.linalg.basis import Basis
-from loralens.linalg.factor import Integers, check_in_range, implicit, measure, times
+from loralens.linalg.blocks import SideBySide
+from loralens.linalg.factor import Integers, are_usual, check_in_range, gram, implicit, measure, times, unit_triangles
 from loralens.linalg.measures import EPS
 
 Floats = NDArray[np.float64]
@@ -46,27 +48,23 @@ class Joint:
         None if an adapter does not have the module; then M_t = 0.
     strengths : float64 array, shape (T,)
         The weights w_t. The cores do not include them.
-    left, right : Basis
-        Q_B and Q_A. p and q are at most the sum of all ranks, and may be 0.
+    out, in_ : JointSide
+        The sides of Q_B and Q_A. p and q are at most the sum of all ranks, and may be 0.
     cores : float64 array, shape (T, p, q)
         M_t, including the scale.
     floors : float64 array, shape (T,)
         Singular values of M_t up to this are rounding. It is the larger of max(out, in)·ε·σ₁(ΔW_t) and
         64·ε·Σ_k‖b_k‖‖a_k‖; the second is for factors that cancel in their product.
-    plain : tuple of bool
-        For left and right: whether the tall matrix ``X`` of the basis consists of the unchanged factors side by side,
-        [B_1 … B_T] (left) or [A_1ᵀ … A_Tᵀ] (right).
     width : int
         The rank to which an elementwise result of full rank is cut, if it is larger than the sum of the ranks.
     """
 
     updates: tuple[LowRank | None, ...]
     strengths: Floats
-    left: Basis
-    right: Basis
+    out: "JointSide"
+    in_: "JointSide"
     cores: Floats
     floors: Floats
-    plain: tuple[bool, bool] = (False, False)
     width: int = 0
 
     @classmethod
@@ -87,43 +85,22 @@ class Joint:
         [B_1 … B_T] and [A_1; …; A_T] are orthogonalised once, which costs O((out + in)·(Σr)²). No array of size
         out × in is formed.
         """
-        present_updates = [update for update in updates if update is not None]
-        if len({update.shape for update in present_updates}) > 1:
-            shapes = ", ".join(str(update.shape) for update in present_updates)
-            raise ShapeError(f"the updates have the shapes {shapes}", fix="give adapters of one base model")
-        factors = [(update.B, update.A) for update in present_updates]
-        stacks = _side_by_side([B for B, _ in factors]), _side_by_side([A.T for _, A in factors])
-        factor_B, factor_A = map(measure, stacks)
-        # ‖b_k‖‖a_k‖ of all rank indices, with the powers of two that `measure` took out of the columns.
-        strength = np.ldexp(factor_B.norms * factor_A.norms, factor_B.exponents + factor_A.exponents)
-        # An overflow is refused by the check below, with a message and without a warning of NumPy.
-        with np.errstate(over="ignore"):
-            D = strength * np.repeat([update.scale for update in present_updates], [len(A) for _, A in factors])
-        w = np.asarray(strengths, dtype=np.float64)
-        # Before anything is computed, this raises an error if norms of a combination would leave the range of float64.
-        check_float64(max(1.0, float(np.abs(w).max(initial=0.0))), np.abs(D).max(initial=0.0, keepdims=True))
-        # Rank indices of length 0 have no direction for the bases.
-        alive = np.flatnonzero(D)
-        X_B, T_B, R_B = implicit(factor_B, alive)
-        X_A, T_A, R_A = implicit(factor_A, alive)
-        owner = np.repeat([t for t, update in enumerate(updates) if update is not None], [len(A) for _, A in factors])
-        cores = np.zeros((len(updates), len(R_B), len(R_A)))
-        for t in set(owner[alive].tolist()):
-            mine = owner[alive] == t
-            cores[t] = (R_B[:, mine] * D[alive][mine]) @ R_A[:, mine].T
-        # Spectral norms, since a rank is decided by comparing singular values with σ₁.
-        tops = np.array([np.linalg.norm(M, 2) if M.size else 0.0 for M in cores])
-        lengths = np.bincount(owner, np.abs(D), minlength=len(updates))
-        # The larger of the usual threshold of a rank and the error of a product that cancels.
-        floors = EPS * np.maximum(max(present_updates[0].shape) * tops, BACKWARD * lengths)
-        pairs = tuple(update if isinstance(update, LowRank) else None for update in updates)
-        plain = X_B is stacks[0], X_A is stacks[1]
-        return cls(pairs, w, Basis(X_B, T_B), Basis(X_A, T_A), cores, floors, plain)
+        return JointFactors.of(updates, strengths).joint()
+
+    @property
+    def left(self) -> Basis:
+        """Q_B; factors are read."""
+        return self.out.basis()
+
+    @property
+    def right(self) -> Basis:
+        """Q_A; factors are read."""
+        return self.in_.basis()
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
-        return self.left.n, self.right.n
+        return self.out.n, self.in_.n
 
     @property
     def floor(self) -> float:
@@ -157,13 +134,9 @@ class Joint:
     def to_lift(self, M: Floats | Core) -> "Lift":
         """The update Q_B M Q_Aᵀ as a `Lift` with factors computed on demand; values below ``floor`` are dropped."""
         U, s, Vh = self.decompose(M)
-        present_updates = [update for update in self.updates if update is not None]
         root = np.sqrt(s)
-        sides = (
-            _lifted_side(self.left, U * root, self.plain[0], lambda: [update.B for update in present_updates]),
-            _lifted_side(self.right, Vh.T * root, self.plain[1], lambda: [update.A.T for update in present_updates]),
-        )
-        return Lift(s, *sides, self.dtype, present_updates[0].layout)
+        layout = next(update.layout for update in self.updates if update is not None)
+        return Lift(s, self.out.lift(U * root), self.in_.lift(Vh.T * root), self.dtype, layout)
 
     def lift(self, M: Floats | Core, dtype: DTypeLike | None = None) -> LowRank:
         """The update Q_B M Q_Aᵀ, re-factored to its numerical rank: `Lift.at`."""
@@ -176,17 +149,183 @@ class Joint:
         return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
 
-def _side_by_side(parts: Sequence[Array]) -> Array:
-    """Factors of n rows side by side in one array, in float64 if their dtypes differ."""
-    if len(parts) == 1:
-        return parts[0]
-    # In float64 every factor keeps its numbers exactly.
-    if len({part.dtype for part in parts}) > 1:
-        parts = [part.astype(np.float64) for part in parts]
-    # Column-major parts give a column-major array, so that they are copied in the order of the memory.
-    if all(part.strides[0] < part.strides[1] for part in parts):
-        return np.vstack([part.T for part in parts]).T
-    return np.hstack(list(parts))
+@final
+@dataclass(frozen=True, slots=True)
+class JointSide:
+    """One side of a joint space: orthonormal columns Q = X T.
+
+    Attributes
+    ----------
+    n : int
+        The length of a column.
+    T : float64 array, shape (r, p)
+    source : callable
+        Returns X (n, r).
+    plain : bool
+        Whether X consists of the unchanged factors [B_1 … B_T] or [A_1ᵀ … A_Tᵀ], which are read each time.
+    """
+
+    n: int
+    T: Floats
+    source: "Callable[[], Array | SideBySide]"
+    plain: bool
+
+    def basis(self) -> Basis:
+        """Q; X is read."""
+        X = self.source()
+        return Basis(X.whole() if isinstance(X, SideBySide) else X, self.T)
+
+    def lift(self, M: Floats) -> "Side":
+        """The columns Q @ M: computed from the factors at each read, if X consists of them, else now."""
+        # No directions: nothing has to be read, and a `Side` of width 0 is padded with zeros as any other.
+        if not M.shape[1]:
+            return Side(self.n, lambda: np.zeros((self.n, 0)), np.zeros((0, 0)))
+        # The factors are read again when needed, so no tall array stays in memory.
+        if self.plain:
+            return Side(self.n, self.source, self.T @ M)
+        columns = times(self.source(), self.T @ M, np.dtype(np.float64))
+        return Side(self.n, lambda: columns, np.eye(M.shape[1]))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class JointFactors:
+    """The factors of some updates of one weight side by side, of which only the Gram matrices are kept.
+
+    Attributes
+    ----------
+    updates : tuple of LowRank or None
+    strengths : float64 array, shape (T,)
+    owner : int64 array, shape (Σr,)
+        The index of the update to which each rank index belongs.
+    scales : float64 array, shape (Σr,)
+        The scale of that update.
+    grams : tuple of float64 arrays, shape (Σr, Σr)
+        Those of [B_1 … B_T] and of [A_1ᵀ … A_Tᵀ].
+    """
+
+    updates: tuple[LowRank | None, ...]
+    strengths: Floats
+    owner: Integers
+    scales: Floats
+    grams: tuple[Floats, Floats]
+
+    @classmethod
+    def of(cls, updates: "Sequence[Update | None]", strengths: Sequence[float] | Floats) -> Self:
+        """Read the factors of these updates once; errors are those of `Joint.of`."""
+        present_updates = [update for update in updates if update is not None]
+        if len({update.shape for update in present_updates}) > 1:
+            shapes = ", ".join(str(update.shape) for update in present_updates)
+            raise ShapeError(f"the updates have the shapes {shapes}", fix="give adapters of one base model")
+        grams = (
+            gram(SideBySide([update.B for update in present_updates])),
+            gram(SideBySide([update.A.T for update in present_updates])),
+        )
+        ranks = [0 if update is None else update.rank for update in updates]
+        owner, scales = np.repeat(np.arange(len(ranks)), ranks), [1.0 if u is None else u.scale for u in updates]
+        pairs = tuple(update if isinstance(update, LowRank) else None for update in updates)
+        return cls(pairs, np.asarray(strengths, dtype=np.float64), owner, np.repeat(scales, ranks), grams)
+
+    def sources(self) -> "tuple[Callable[[], SideBySide], Callable[[], SideBySide]]":
+        """Functions that read [B_1 … B_T] and [A_1ᵀ … A_Tᵀ]."""
+        pairs = [update for update in self.updates if update is not None]
+        return lambda: SideBySide([pair.B for pair in pairs]), lambda: SideBySide([pair.A.T for pair in pairs])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return next(update.shape for update in self.updates if update is not None)
+
+    def joint(self) -> Joint:
+        """The joint space, whatever the factors are; errors are those of `Joint.of`."""
+        sources = self.sources()
+        stacks = tuple(source().whole() for source in sources)
+        factor_B, factor_A = (measure(X, G) for X, G in zip(stacks, self.grams, strict=True))
+        # ‖b_k‖‖a_k‖ of all rank indices, with the powers of two that `measure` took out of the columns.
+        strength = np.ldexp(factor_B.norms * factor_A.norms, factor_B.exponents + factor_A.exponents)
+        # An overflow is refused by the check below, with a message and without a warning of NumPy.
+        with np.errstate(over="ignore"):
+            D = strength * self.scales
+        # Before anything is computed, this raises an error if norms of a combination would leave the range of float64.
+        largest = max(1.0, float(np.abs(self.strengths).max(initial=0.0)))
+        check_float64(largest, np.abs(D).max(initial=0.0, keepdims=True))
+        # Rank indices of length 0 have no direction for the bases.
+        alive = np.flatnonzero(D)
+        X_B, T_B, R_B = implicit(factor_B, alive)
+        X_A, T_A, R_A = implicit(factor_A, alive)
+        cores = np.zeros((len(self.updates), len(R_B), len(R_A)))
+        for t in set(self.owner[alive].tolist()):
+            mine = self.owner[alive] == t
+            cores[t] = (R_B[:, mine] * D[alive][mine]) @ R_A[:, mine].T
+        # Spectral norms, since a rank is decided by comparing singular values with σ₁.
+        tops = np.array([np.linalg.norm(M, 2) if M.size else 0.0 for M in cores])
+        floors = _floors(self.shape, tops, np.bincount(self.owner, np.abs(D), minlength=len(self.updates)))
+        out, in_ = (
+            JointSide(len(X), T, source if X is stack else partial(_same, X), X is stack)
+            for X, T, source, stack in zip((X_B, X_A), (T_B, T_A), sources, stacks, strict=True)
+        )
+        return Joint(self.updates, self.strengths, out, in_, cores, floors)
+
+
+def _same(X: Array) -> Array:
+    return X
+
+
+def _floors(shape: tuple[int, int], tops: Floats, lengths: Array) -> Floats:
+    """The singular values of each update up to which they are rounding."""
+    # The larger of the usual threshold of a rank and the error of a product that cancels.
+    return np.asarray(EPS * np.maximum(max(shape) * tops, BACKWARD * lengths), dtype=np.float64)
+
+
+def joint_spaces(modules: Sequence[JointFactors]) -> list[Joint | None]:
+    """The joint spaces of several modules with the same ranks; None for those that `JointFactors.joint` has to compute.
+
+    One module takes some sixty calls of NumPy, which take far longer than their arithmetic. Here one call serves all of
+    them. Every step is that of one module on the usual route: no length is 0 or very large, and the Gram matrices give
+    the bases.
+    """
+    owner, count = modules[0].owner, len(modules[0].updates)
+    G_B, G_A = (np.stack(grams) for grams in zip(*(module.grams for module in modules), strict=True))
+    strengths = np.stack([module.strengths for module in modules])
+    squares_B, squares_A = (G.diagonal(axis1=1, axis2=2) for G in (G_B, G_A))
+    usual = are_usual(squares_B) & are_usual(squares_A)
+    norms_B, norms_A = (np.sqrt(np.where(usual[:, None], squares, 1.0)) for squares in (squares_B, squares_A))
+    D = norms_B * norms_A * np.stack([module.scales for module in modules])
+    largest = np.maximum(1.0, np.abs(strengths).max(axis=1)) * np.abs(D).max(axis=1, initial=0.0)
+    usual &= (D != 0).all(axis=1) & (largest <= LARGEST)
+    try:
+        (R_B, safe_B), (R_A, safe_A) = unit_triangles(G_B, norms_B, usual), unit_triangles(G_A, norms_A, usual)
+    except np.linalg.LinAlgError:
+        return [None] * len(modules)
+    T_B, T_A = np.linalg.inv(R_B) / norms_B[:, :, None], np.linalg.inv(R_A) / norms_A[:, :, None]
+    cores, lengths = np.zeros((len(modules), count, *R_B.shape[1:])), np.zeros((len(modules), count))
+    for t in set(owner.tolist()):
+        mine = owner == t
+        cores[:, t] = (R_B[:, :, mine] * D[:, None, mine]) @ R_A[:, :, mine].transpose(0, 2, 1)
+        lengths[:, t] = np.abs(D[:, mine]).sum(axis=1)
+    tops = np.linalg.svd(cores, compute_uv=False)[..., 0]
+
+    def space(i: int) -> Joint:
+        module = modules[i]
+        (out, in_), (B, A) = module.shape, module.sources()
+        sides = JointSide(out, T_B[i], B, plain=True), JointSide(in_, T_A[i], A, plain=True)
+        return Joint(module.updates, module.strengths, *sides, cores[i], _floors(module.shape, tops[i], lengths[i]))
+
+    return [space(i) if safe else None for i, safe in enumerate(safe_B & safe_A)]
+
+
+def decompose_cores(joints: Sequence[Joint], matrices: "Sequence[Floats | Core]") -> list[Core]:
+    """`Joint.decompose` of a core matrix of each joint space; matrices of equal shape go through one call of NumPy."""
+    cores = list(matrices)
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for i, M in enumerate(matrices):
+        if not isinstance(M, Core):
+            alike.setdefault(M.shape, []).append(i)
+    for ids in alike.values():
+        U, s, Vh = np.linalg.svd(np.stack([matrices[i] for i in ids]), full_matrices=False)
+        for i, *triplet in zip(ids, U, s, Vh, strict=True):
+            cores[i] = Core(*triplet)
+    return [joint.decompose(core) for joint, core in zip(joints, cores, strict=True)]
 
 
 @final
@@ -195,7 +334,7 @@ class Side:
     """A factor X @ M that is computed when it is read; ``source`` returns X (n, r), and M is (r, k)."""
 
     n: int
-    source: Callable[[], Array]
+    source: "Callable[[], Array | SideBySide]"
     M: Floats
     rows: Floats | None = None  # a factor for each row, (n,)
 
@@ -242,15 +381,3 @@ class Lift:
     def scale_rows(self, rows: Floats) -> "Lift":
         """diag(rows) times the update. Truncation comes before the multiplication, so ``s`` does not change."""
         return replace(self, out=replace(self.out, rows=rows))
-
-
-def _lifted_side(basis: Basis, M: Floats, plain: bool, parts: Callable[[], list[Array]]) -> Side:
-    """The columns Q @ M of a basis: if it is ``plain``, computed from the factors at each read, else computed now."""
-    # No directions: nothing has to be read, and a `Side` of width 0 is padded with zeros as any other.
-    if not M.shape[1]:
-        return Side(basis.n, lambda: np.zeros((basis.n, 0)), np.zeros((0, 0)))
-    # The factors are read again when needed, so no tall array stays in memory.
-    if plain:
-        return Side(basis.n, lambda: _side_by_side(parts()), basis.T @ M)
-    columns = times(basis.X, basis.T @ M, np.dtype(np.float64))
-    return Side(basis.n, lambda: columns, np.eye(M.shape[1]))

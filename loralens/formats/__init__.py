@@ -262,8 +262,6 @@ def encode_adapter(
 
     Parameters and errors are those of `save`.
     """
-    from loralens.formats.dialects import record
-
     name = format or adapter.format
     writers = {form.name: form for form in FORMATS if form.writer}
     if name not in writers:
@@ -279,10 +277,10 @@ def encode_adapter(
         from loralens.formats.dialects.quantised.reader import expand
 
         adapter = expand(adapter)
-    from loralens.formats.dialects.fitting import carry_notes, fit_to_dialect
-
     # After the expansion, the adapter has the dialect of its source, so writing that one needs no change of modules.
     if adapter.format != name:
+        from loralens.formats.dialects.fitting import fit_to_dialect
+
         adapter = fit_to_dialect(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
     # The writers would raise a TypeError for an option that they do not have; a message is better.
     misplaced = [option for option in options if name not in WRITTEN_WITH.get(option, (name,))]
@@ -291,10 +289,14 @@ def encode_adapter(
         raise OptionError(what, fix=f"it is one of {', '.join(WRITTEN_WITH[misplaced[0]])}")
     stored = form.write(adapter, **options)
     if adapter.format != name:
+        from loralens.formats.dialects.fitting import carry_notes
+
         stored = carry_notes(name, adapter, stored)
     # A file in its own dialect says everything itself, unless the adapter came with a record that must go on.
     self_contained = adapter.format == name and not form.silent and RECORD not in (adapter.metadata or {})
     if not (self_contained or form.complete):
+        from loralens.formats.dialects import record
+
         stored = record.stamp(stored, adapter, form.read(stored))
     return stored, form.files
 

@@ -19,6 +19,7 @@ from loralens.compression.splits import FactorSplits
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.moments import Moments
+from loralens.core.names import is_expert_alone
 from loralens.core.progress import progress
 from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.structured import Structured
@@ -374,7 +375,7 @@ def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: floa
     notes = [f"{number} {text}" for text, matching in counts.items() if (number := sum(matching))]
     notes += rank_notes(rank, ranks)
     # transformers 5 joins such experts into one stack, for which PEFT has one rank and one α.
-    if decision.form.name == "peft":
+    if decision.form.name == "peft" and any(map(is_expert_alone, after)):
         # Imported here, as the rules of all clients take long to import, and only notes on this dialect need one.
         from loralens.analysis.clients.rules import experts_differ
 

@@ -15,7 +15,6 @@ from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.atomic import ImmovableError, Put, atomic_file, atomic_path, why_immovable
 from loralens.formats.files.container import PEFT, PREFIX, RECORD, Files, Stored
 from loralens.formats.files.disk import check_room, disk_errors, hurried
-from loralens.formats.files.gguf.container import write_gguf
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.leftovers import COMPANIONS, is_moved_aside, tidy, tidy_folder
 from loralens.formats.files.location import NAMES, SUFFIXES
@@ -247,7 +246,7 @@ def _write_together(stored: Stored, path: Path, files: Files) -> None:
     companions = _companion_files(stored, files)
     # A single file takes its place by one rename, without moving the old one aside.
     if not companions:
-        {".gguf": write_gguf, ".bin": write_pickle}.get(path.suffix, write_safetensors)(stored, path)
+        {".gguf": write_gguf_file, ".bin": write_pickle}.get(path.suffix, write_safetensors)(stored, path)
         return
     with Staging(path) as staging:
         for name, content in companions.items():
@@ -257,6 +256,13 @@ def _write_together(stored: Stored, path: Path, files: Files) -> None:
         write = write_pickle if path.suffix == ".bin" else write_safetensors
         write(stored, path, put=staging.put)
         staging.place(absent=[path.with_name(name) for name, content in companions.items() if content is None])
+
+
+def write_gguf_file(stored: Stored, path: Path) -> None:
+    """Write a GGUF file."""
+    from loralens.formats.files.gguf.container import write_gguf  # few adapters are written as GGUF
+
+    write_gguf(stored, path)
 
 
 def write_pickle(stored: Stored, path: Path, *, put: Put = atomic_file) -> None:

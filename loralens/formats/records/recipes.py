@@ -19,7 +19,6 @@ recipe chooses where the output goes.
 import json
 import os
 import re
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +68,8 @@ def _from_toml(path: Path) -> Recipe:
         # This is checked before tomllib sees the text.
         if _DEEP.search(text):
             raise FormatError(f"has a name of more than {DEEPEST} parts", fix="give the path of a recipe")
+        import tomllib  # few recipes are read from files of their own
+
         content = tomllib.loads(text)
     # TOMLDecodeError is a ValueError. A number of too many digits raises a plain ValueError.
     except (ValueError, RecursionError) as error:

@@ -31,7 +31,6 @@ from loralens.tables.text import display_width
 from loralens.verbs.batches.batch_items import BatchItem, NameTarget, find_adapters, is_several, place_targets
 from loralens.verbs.batches.batch_result import BatchResult, BatchRow, line_of
 from loralens.verbs.batches.batch_task import WORK, AdapterWork, BatchTask, Outcome, real_source
-from loralens.verbs.batches.batch_workers import perform_all
 from loralens.verbs.inputs.adapters import AdapterSource, Source
 from loralens.version import __version__
 
@@ -189,6 +188,9 @@ def _perform(tasks: Sequence[BatchTask], jobs: int, record: BatchRecord | None) 
     width = min(WIDEST_NAME, max(display_width(task.row.name) for task in tasks))
     recorded = True
     try:
+        # Processes take 5 ms to import, and most runs have one adapter.
+        from loralens.verbs.batches.batch_workers import perform_all
+
         with progress(tasks[0].verb, len(tasks)) as step, closing(perform_all(tasks, jobs)) as outcomes:
             for task, outcome in outcomes:
                 rows[task.row.name] = outcome.row

@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -110,6 +109,8 @@ def _in_folder(root: Path, output: Path | None, *, allow_pickle: bool, once: boo
     found = candidates(root, linked=links.append)
     paths = [path for path in found if outputs is None or not _lies_in(path, outputs)]
     note_repeated_links(root, paths, links)
+    from concurrent.futures import ThreadPoolExecutor  # takes 3 ms to import, and most runs have one adapter
+
     with progress("looking", len(paths)) as step, ThreadPoolExecutor(processor_count()) as pool:
         listed = []
         try:
