@@ -285,14 +285,19 @@ def joint_spaces(modules: Sequence[JointFactors]) -> list[Joint | None]:
     the bases.
     """
     owner, count = modules[0].owner, len(modules[0].updates)
+    if not owner.size:
+        return [None] * len(modules)
     G_B, G_A = (np.stack(grams) for grams in zip(*(module.grams for module in modules), strict=True))
     strengths = np.stack([module.strengths for module in modules])
     squares_B, squares_A = (G.diagonal(axis1=1, axis2=2) for G in (G_B, G_A))
     usual = are_usual(squares_B) & are_usual(squares_A)
     norms_B, norms_A = (np.sqrt(np.where(usual[:, None], squares, 1.0)) for squares in (squares_B, squares_A))
-    D = norms_B * norms_A * np.stack([module.scales for module in modules])
-    largest = np.maximum(1.0, np.abs(strengths).max(axis=1)) * np.abs(D).max(axis=1, initial=0.0)
+    with np.errstate(over="ignore"):
+        D = norms_B * norms_A * np.stack([module.scales for module in modules])
+        largest = np.maximum(1.0, np.abs(strengths).max(axis=1)) * np.abs(D).max(axis=1, initial=0.0)
     usual &= (D != 0).all(axis=1) & (largest <= LARGEST)
+    # What is left to the other route must not end a call for all.
+    D[~usual] = 0
     try:
         (R_B, safe_B), (R_A, safe_A) = unit_triangles(G_B, norms_B, usual), unit_triangles(G_A, norms_A, usual)
     except np.linalg.LinAlgError:

@@ -354,3 +354,27 @@ def test_inputs_are_unchanged():
         combine_adapters([(a, 0.5), (b, 2.0)], method=method).adapter.load()
     after = [x for m in (*a.modules.values(), *b.modules.values()) for x in (m.B, m.A)]
     assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("method", ["sum", "tsv-m", "iso-c", "ties"])
+def test_modules_that_are_combined_together_are_combined_as_each_alone(method):
+    names = [f"model.layers.{i}.self_attn.q_proj" for i in range(20)]
+    first, second = (dict(made(seed, names=names).modules) for seed in (1, 2))
+    # One that needs another route, one of which nothing is left, and one of other ranks.
+    B = first[names[3]].B.copy()
+    B[:, 1] = 0
+    first[names[3]] = LowRank(B, first[names[3]].A, 2.0)
+    second[names[5]] = LowRank(-first[names[5]].B, first[names[5]].A, first[names[5]].scale)
+    second[names[7]] = made(3, names=[names[7]], rank=2)[names[7]]
+    pair = [(Adapter(modules=first), 0.5), (Adapter(modules=second), 0.5)]
+    settings = {"density": 1.0} if method == "ties" else {}
+    steps = []
+    whole = combine_adapters(pair, method=method, threads=2, step=steps.append, **settings)
+    assert sum(steps) == len(names)
+    assert list(whole.modules) == names
+    for name in names:
+        alone = combine_adapters(pair, method=method, modules=[name], **settings)
+        np.testing.assert_allclose(whole.adapter[name].dense(), alone.adapter[name].dense(), atol=1e-13)
+        for field in ("s", "energies", "sum_energy", "sum_inner", "errors", "inner", "retained"):
+            values, expected = getattr(whole.modules[name], field), getattr(alone.modules[name], field)
+            np.testing.assert_allclose(values, expected, rtol=1e-11, atol=1e-13, err_msg=field)
