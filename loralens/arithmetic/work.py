@@ -11,8 +11,6 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from loralens.arithmetic.dora_combination import DoraCombination, add_stretches
-from loralens.arithmetic.elementwise import Modules
-from loralens.arithmetic.entries import Fused
 from loralens.arithmetic.method import CombiningMethod
 from loralens.arithmetic.quality import Quality
 from loralens.core.joint import Core, Joint, JointFactors, Lift, decompose_cores, joint_spaces
@@ -22,7 +20,6 @@ from loralens.core.threads import Step, in_threads
 from loralens.core.together import Row, check_combinable, keep_modules, single_module
 from loralens.errors import place
 from loralens.linalg.factor import Floats
-from loralens.linalg.sketch import forget_panels
 
 # The small matrices of several modules go through each call of NumPy together, since the calls take longer than the
 # arithmetic of one module. More of them save nothing, and leave less to divide among threads.
@@ -61,13 +58,18 @@ class CombiningWork:
     def combine_all(self, threads: int, step: Step | None) -> dict[str, tuple[Lift, Quality]]:
         """Combine every module. A method with `CombiningMethod.prepare` looks at all of them before."""
         if self.row.prepare:
+            from loralens.arithmetic.elementwise import Modules  # elementwise methods take 10 ms to import
+
             shapes = [next(update.shape for update in row if update is not None) for row in self.rows.values()]
             modules = Modules(list(self.rows), self.joint, sum(map(prod, shapes)), threads, step)
             self.settings = {**self.settings, **self.row.prepare(modules, **self.settings)}
         results: dict[str, tuple[Lift, Quality]] = {}
         for combined in in_threads(partial(self.combine_chunk, step=step), self._chunks(), threads, few=2).values():
             results |= combined
-        forget_panels()
+        if self.row.spaces:
+            from loralens.linalg.sketch import forget_panels
+
+            forget_panels()
         return {name: results[name] for name in self.rows}
 
     def _chunks(self) -> list[tuple[str, ...]]:
@@ -147,7 +149,8 @@ class CombiningWork:
         seed = {"seed": np.random.SeedSequence([self.seed, crc32(name.encode())])} if self.row.seeded else {}
         result = self.row.rule(joint, **self.settings, **seed)
         # Rules return cores, an SVD, an update, or an update with its error: see `CombiningMethod.rule`.
-        if isinstance(result, Fused):
+        # What remains is a `Fused`, whose room is imported by the elementwise methods alone.
+        if not isinstance(result, np.ndarray | Core | LowRank):
             self.truncation[name], result = result.truncation, result.update
         if not isinstance(result, LowRank):
             return joint, result

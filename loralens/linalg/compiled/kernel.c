@@ -1,6 +1,6 @@
-/* The inner loops of a merge into bfloat16, of Gram matrices, of DELLA and of sketches. They take a third of the time of
+/* The inner loops of a merge into bfloat16, of products of thin factors, of DELLA and of sketches. They take a third of the time of
    the NumPy code that is used where this file was not compiled, because a number stays in a register from one step to
-   the next. Their results have the bits of that code, with two exceptions. The last bits of Gram matrices differ, as
+   the next. Their results have the bits of that code, with two exceptions. The last bits of products of factors differ, as
    they do between two libraries of BLAS. The last bits of transforms differ too, but are lost when the results are
    rounded to integers.
 

@@ -2,8 +2,8 @@
 
 Each function does its work only if the kernel was compiled and the arrays are of the kind that it takes, mostly
 bfloat16, float16 and float32 in C order. Otherwise it says so, and the caller computes the same bits with NumPy; only
-the last bits of `block_gram` and `sum_of_squares` may be others. With ``LORALENS_KERNEL=off`` in the environment NumPy
-computes everything.
+the last bits of `block_gram`, `map_block` and `sum_of_squares` may be others. With ``LORALENS_KERNEL=off`` in the
+environment NumPy computes everything.
 """
 
 import os
@@ -91,9 +91,8 @@ def map_block(X: NDArray[np.float64], T: NDArray[np.float64]) -> NDArray[np.floa
 def _map(B: NDArray[np.float64], A: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """B @ A, both in C order; None if it was not computed."""
     assert _loops is not None
-    B2, A2 = _no_pair(B, A)
     D = np.empty((len(B), A.shape[1]))
-    return D if _loops.multiply(B, A, len(A), B2, A2, 0, *D.shape, True, D) else None
+    return D if _loops.multiply(B, A, len(A), b"", b"", 0, *D.shape, True, D) else None
 
 
 def _no_pair(B: Array, A: Array) -> tuple[Array, Array]:
