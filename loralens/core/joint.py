@@ -14,7 +14,7 @@ from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
 from loralens.linalg.basis import Basis
-from loralens.linalg.blocks import SideBySide
+from loralens.linalg.blocks import FactorsSideBySide
 from loralens.linalg.factor import Integers, are_usual, check_in_range, gram, implicit, measure, times, unit_triangles
 from loralens.linalg.measures import EPS
 
@@ -167,13 +167,13 @@ class JointSide:
 
     n: int
     T: Floats
-    source: "Callable[[], Array | SideBySide]"
+    source: "Callable[[], Array | FactorsSideBySide]"
     plain: bool
 
     def basis(self) -> Basis:
         """Q; X is read."""
         X = self.source()
-        return Basis(X.whole() if isinstance(X, SideBySide) else X, self.T)
+        return Basis(X.whole() if isinstance(X, FactorsSideBySide) else X, self.T)
 
     def lift(self, M: Floats) -> "Side":
         """The columns Q @ M: computed from the factors at each read, if X consists of them, else now."""
@@ -218,18 +218,20 @@ class JointFactors:
             shapes = ", ".join(str(update.shape) for update in present_updates)
             raise ShapeError(f"the updates have the shapes {shapes}", fix="give adapters of one base model")
         grams = (
-            gram(SideBySide([update.B for update in present_updates])),
-            gram(SideBySide([update.A.T for update in present_updates])),
+            gram(FactorsSideBySide([update.B for update in present_updates])),
+            gram(FactorsSideBySide([update.A.T for update in present_updates])),
         )
         ranks = [0 if update is None else update.rank for update in updates]
         owner, scales = np.repeat(np.arange(len(ranks)), ranks), [1.0 if u is None else u.scale for u in updates]
         pairs = tuple(update if isinstance(update, LowRank) else None for update in updates)
         return cls(pairs, np.asarray(strengths, dtype=np.float64), owner, np.repeat(scales, ranks), grams)
 
-    def sources(self) -> "tuple[Callable[[], SideBySide], Callable[[], SideBySide]]":
+    def sources(self) -> "tuple[Callable[[], FactorsSideBySide], Callable[[], FactorsSideBySide]]":
         """Functions that read [B_1 … B_T] and [A_1ᵀ … A_Tᵀ]."""
         pairs = [update for update in self.updates if update is not None]
-        return lambda: SideBySide([pair.B for pair in pairs]), lambda: SideBySide([pair.A.T for pair in pairs])
+        return lambda: FactorsSideBySide([pair.B for pair in pairs]), lambda: FactorsSideBySide(
+            [pair.A.T for pair in pairs]
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -339,7 +341,7 @@ class Side:
     """A factor X @ M that is computed when it is read; ``source`` returns X (n, r), and M is (r, k)."""
 
     n: int
-    source: "Callable[[], Array | SideBySide]"
+    source: "Callable[[], Array | FactorsSideBySide]"
     M: Floats
     rows: Floats | None = None  # a factor for each row, (n,)
 

@@ -68,7 +68,7 @@ _scratch = Scratch()
 
 
 @final
-class SideBySide:
+class FactorsSideBySide:
     """Factors of n rows as one of shape (n, Σr), which `blocks_of` puts together block by block; `whole` makes it.
 
     Parameters
@@ -97,21 +97,21 @@ class SideBySide:
         return np.hstack(parts)
 
 
-def block_rows(X: Array | SideBySide) -> int:
+def block_rows(X: Array | FactorsSideBySide) -> int:
     """Number of rows of X in a block."""
     return int(max(1, BLOCK // max(1, X.shape[1])))
 
 
-def memory_order(X: Array | SideBySide) -> Literal["C", "F"]:
+def memory_order(X: Array | FactorsSideBySide) -> Literal["C", "F"]:
     """The order in which arrays made of X are filled along the memory: "F" where its columns are contiguous."""
     return "F" if all(part.strides[0] < part.strides[1] for part in _parts(X)) else "C"
 
 
-def _parts(X: Array | SideBySide) -> tuple[Array, ...]:
-    return X.parts if isinstance(X, SideBySide) else (X,)
+def _parts(X: Array | FactorsSideBySide) -> tuple[Array, ...]:
+    return X.parts if isinstance(X, FactorsSideBySide) else (X,)
 
 
-def blocks_of(X: Array | SideBySide) -> Iterator[tuple[slice, Floats]]:
+def blocks_of(X: Array | FactorsSideBySide) -> Iterator[tuple[slice, Floats]]:
     """X in float64, some rows at a time, with their slice. The next block overwrites the last one."""
     (n, width), step = X.shape, block_rows(X)
     # The buffer has the memory order of X, so that casting runs along the memory.

@@ -6,7 +6,7 @@ import numpy as np
 
 from loralens.linalg.basis import Basis
 from loralens.linalg.blocks import blocks_of
-from loralens.linalg.factor import Array, Floats, gram_of_block, map_block
+from loralens.linalg.factor import Array, Floats, gram_of_block, multiply_block
 
 
 class SplitFactor(NamedTuple):
@@ -69,7 +69,7 @@ def split_factor(basis: Basis, X: Array, *, scale: float = 1.0) -> SplitFactor:
         # Some rows at a time, cast once more, so that no float64 copy of a factor is made.
         for rows, block in blocks_of(basis.X):
             outside = scale * X[rows].astype(np.float64)
-            outside -= map_block(block, step)
+            outside -= multiply_block(block, step)
             length += gram_of_block(outside)
     values, vectors = np.linalg.eigh(length)
     return SplitFactor(inside, np.asarray(np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T, np.float64))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.errors import NOT_FINITE, FormatError
-from loralens.linalg.blocks import BLOCK, SideBySide, blocks_of, memory_order
+from loralens.linalg.blocks import BLOCK, FactorsSideBySide, blocks_of, memory_order
 from loralens.linalg.compiled import loops
 
 Array = NDArray[Any]
@@ -34,7 +34,7 @@ SQUARES = (1e-200, 1e200)  # squared norms outside are measured again after an e
 INFINITE = {"bfloat16": 0x7F80, "float16": 0x7C00}  # the pattern of infinity; those of NaN are above it
 
 
-def gram(X: Array | SideBySide, basis: Floats | None = None) -> Floats:
+def gram(X: Array | FactorsSideBySide, basis: Floats | None = None) -> Floats:
     """Xᵀ X in float64, shape (r, r), for X (m, r) of any float dtype; no float64 copy of X is made.
 
     With a ``basis`` V (r, k) it is the Gram matrix of X V, shape (k, k).
@@ -55,7 +55,7 @@ def gram_of_block(X: Floats, Y: Floats | None = None) -> Floats:
     return np.asarray(np.dot(X.T, X if Y is None else Y), dtype=np.float64) if product is None else product
 
 
-def map_block(X: Floats, T: Floats) -> Floats:
+def multiply_block(X: Floats, T: Floats) -> Floats:
     """X @ T of one block of a factor, in the memory order of the block."""
     product = loops.map_block(X, T)
     if product is not None:
@@ -110,7 +110,7 @@ class Measured(NamedTuple):
     exponents: Integers  # (r,)
 
 
-def times(X: Array | SideBySide, T: Floats, dtype: np.dtype[Any]) -> Array:
+def times(X: Array | FactorsSideBySide, T: Floats, dtype: np.dtype[Any]) -> Array:
     """X @ T for T (r, k), computed blockwise in float64 and rounded once to ``dtype``; shape (m, k).
 
     The product has the memory order of X.
@@ -124,7 +124,7 @@ def times(X: Array | SideBySide, T: Floats, dtype: np.dtype[Any]) -> Array:
     with np.errstate(over="ignore"):
         for rows, block in blocks_of(X):
             # The assignment rounds to `dtype`, once.
-            product[rows] = map_block(block, T)
+            product[rows] = multiply_block(block, T)
     return check_in_range(product, dtype)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from loralens.core.joint import Joint, JointFactors, decompose_cores, joint_spaces
 from loralens.core.lowrank import Layout, LowRank
 from loralens.errors import FormatError, ShapeError
-from loralens.linalg.blocks import BLOCK, SideBySide, blocks_of
+from loralens.linalg.blocks import BLOCK, FactorsSideBySide, blocks_of
 from loralens.linalg.factor import gram, times
 from tests import reference
 from tests.marks import examples
@@ -183,7 +183,7 @@ def test_factors_side_by_side_are_read_in_blocks_of_the_whole():
     rng = np.random.default_rng(0)
     parts = [rng.standard_normal((BLOCK // 4, r)).astype(t) for r, t in ((5, np.float32), (3, ml_dtypes.bfloat16))]
     for factors in (parts, [np.asfortranarray(part) for part in parts], [parts[0], np.asfortranarray(parts[1])]):
-        stack = SideBySide(factors)
+        stack = FactorsSideBySide(factors)
         expected = np.hstack([part.astype(np.float64) for part in parts])
         assert np.array_equal(stack.whole(), expected)
         assert stack.shape == expected.shape
