@@ -1,8 +1,8 @@
-/* The inner loops of a merge into bfloat16, of products of thin factors, of DELLA and of sketches. They take a third of the time of
-   the NumPy code that is used where this file was not compiled, because a number stays in a register from one step to
-   the next. Their results have the bits of that code, with two exceptions. The last bits of products of factors differ, as
-   they do between two libraries of BLAS. The last bits of transforms differ too, but are lost when the results are
-   rounded to integers.
+/* The inner loops of a merge into bfloat16, of products of thin factors, of DELLA and of sketches. They take a third of
+   the time of the NumPy code that is used where this file was not compiled, because a number stays in a register from
+   one step to the next. Their results have the bits of that code, with two exceptions. The last bits of products of
+   factors differ, as they do between two libraries of BLAS. The last bits of transforms differ too, but are lost when
+   the results are rounded to integers.
 
    Arrays come as buffers in C order: bfloat16 as 16 bits of unsigned integers, D and sums as float, factors as double.
    The sum of the products of an entry is exact (loralens/linalg/exact.py), so it may be formed in any order. */
