@@ -132,19 +132,17 @@ def amplification_maps(
     numbers: Mapping[str, int] | None = None,
 ) -> tuple[HeatMap, HeatMap]:
     """Draw maps of the z-score of ‖UᵀWV‖² and of the excess of ‖UᵀWV‖ over random directions, at the full rank."""
-
-    def tip(name: str) -> str:
-        row = rows[name]
-        return (
-            f"{name}: ‖ΔW‖ {number(row.delta_norm)}, ‖UᵀWV‖ {number(row.projected_norm)}, amplification "
-            f"{number(row.amplification)}, excess over random {number(row.excess)}, z {fixed('+.1f')(row.z)}"
-        )
-
+    # Both maps show the same text, so it is made once.
+    tips = {
+        name: f"‖ΔW‖ {number(row.delta_norm)}, ‖UᵀWV‖ {number(row.projected_norm)}, amplification "
+        f"{number(row.amplification)}, excess over random {number(row.excess)}, z {fixed('+.1f')(row.z)}"
+        for name, row in rows.items()
+    }
     scores = {name: row.z for name, row in rows.items()}
     # An excess of 0 has no logarithm, and its cell stays empty.
     doublings = {name: float(np.log2(row.excess)) for name, row in rows.items() if row.excess > 0}
     note = "a cell: the median of its modules" if grid.fullest > 1 else ""
-    look = {"numbers": numbers, "gather": median, "tip": tip, "note": note}
+    look = {"numbers": numbers, "gather": median, "tip": tips.__getitem__, "note": note}
     return (
         grid.heat("z-score of ‖UᵀWV‖²", scores, z, **look),  # type: ignore[arg-type]
         grid.heat("excess of ‖UᵀWV‖ over random", doublings, excess, **look),  # type: ignore[arg-type]

@@ -181,7 +181,7 @@ class Grid:
         gather : callable
             Makes one value of those of a cell with several modules.
         tip : callable, optional
-            Module name → the text to be shown on hovering over the cell of this module alone.
+            Module name → the text to be shown after the name on hovering over the cell of this module alone.
         zeros : iterable of str
             The modules in which ΔW is 0.
         note : str
@@ -195,9 +195,12 @@ class Grid:
                 crosses += [place] if zero.issuperset(names) else []
                 continue
             value = gather([values[name] for name in members])
-            alone = tip(members[0]) if tip else f"{members[0]}: {scale.text(value)}"
-            text = alone if len(members) == 1 else f"{len(members)} modules together: {scale.text(value)}"
-            cells[place] = Cell(value, text, [numbers[name] for name in names] if numbers else ())
+            modules = [numbers[name] for name in names] if numbers else ()
+            if len(members) == 1:
+                name = members[0]
+                cells[place] = Cell(value, tip(name) if tip else scale.text(value), modules, name)
+            else:
+                cells[place] = Cell(value, f"{len(members)} modules together: {scale.text(value)}", modules)
         edges = stack_starts(self.blocks)[1:]
         rows = [fit_name(name) for name in self.kinds]
         missing = len(cells) + len(crosses) < len(self.kinds) * len(self.blocks)

@@ -175,7 +175,7 @@ def conflict_map(labels: Sequence[str], pairs: Pairwise, numbers: Mapping[str, i
             k = int(np.nanargmin(cosines))
             values[module.name] = float(cosines[k])
             pair = f"{labels[first[k]]} and {labels[second[k]]}"
-            tips[module.name] = f"{module.name}: cosine {signed(cosines[k])} of {pair}"
+            tips[module.name] = f"cosine {signed(cosines[k])} of {pair}"
     spread = float(pairs.spreads.max()) if len(pairs.modules) else 0.0
     most = min(max([abs(value) for value in values.values()] + [SPREADS * spread, LEAST]), 1.0)
     scale = ColourScale(-most, most, "cosine", diverging=True, chance=[0.0], form="+.3f")

@@ -196,11 +196,28 @@ Key = ColourScale | Ramp
 @final
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell of a map, with a text to be shown on hovering and the numbers of the modules that it stands for."""
+    """One cell of a map.
+
+    Attributes
+    ----------
+    text : str
+        What is shown on hovering; after the name, if there is one.
+    modules : sequence of int
+        The numbers of the modules that the cell stands for.
+    name : str
+        The name of its only module; empty where the cell stands for several.
+    """
 
     value: float
-    tip: str = ""
+    text: str = ""
     modules: Sequence[int] = ()
+    # Apart from the text, so that the maps of a page share the names of modules: each may be longer than its numbers.
+    name: str = ""
+
+    @property
+    def tip(self) -> str:
+        """The whole text that is shown on hovering."""
+        return f"{self.name}: {self.text}" if self.name else self.text
 
 
 @final

@@ -190,7 +190,7 @@ def effective_rank_map(
 
     def tip(name: str) -> str:
         s = spectra[name]
-        return f"{name}: effective rank {s.effective_rank:.2f} of r = {s.rank}, stable rank {s.stable_rank:.2f}"
+        return f"effective rank {s.effective_rank:.2f} of r = {s.rank}, stable rank {s.stable_rank:.2f}"
 
     zeros = [name for name in spectra if name not in values]
     note = f"a cell: the mean of its modules, up to {grid.fullest}" if grid.fullest > 1 else ""
@@ -255,7 +255,7 @@ def energy_map(
     colours = replace(scale, chance=level)
 
     def tip(name: str) -> str:
-        return f"{name}: {percent(shares[name])} of the energy, ‖ΔW‖ {number(spectra[name].frobenius)}"
+        return f"{percent(shares[name])} of the energy, ‖ΔW‖ {number(spectra[name].frobenius)}"
 
     # If the energy is 0, all cells stay empty, because a map of zeros would look like a map of equal shares.
     values = shares if any(shares.values()) else {}

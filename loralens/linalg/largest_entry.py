@@ -38,9 +38,13 @@ def largest_entry_chance(n: int, k: int, threshold: float) -> float:
     end = saddle * LEAST ** (-2 / n)
     # At least 64 terms, so that the sum also covers the saddle where the integrand falls fast.
     count = int(min(MOST, max(64.0, end / step)))
-    v = saddle + 1j * step * (np.arange(count) + 0.5)
-    terms = np.exp(lgamma(saddle) + v - saddle * np.log(v) + k * np.log(error_function(threshold * np.sqrt(v))))
-    return float(np.clip(step / pi * terms.real.sum(), 0.0, 1.0))
+    terms = np.empty(count)
+    # A part at a time, as the numbers in between take many times the memory of the terms.
+    for start in range(0, count, PART):
+        v = saddle + 1j * step * (np.arange(start, min(start + PART, count)) + 0.5)
+        erf = error_function(threshold * np.sqrt(v))
+        terms[start : start + PART] = np.exp(lgamma(saddle) + v - saddle * np.log(v) + k * np.log(erf)).real
+    return float(np.clip(step / pi * terms.sum(), 0.0, 1.0))
 
 
 @lru_cache(maxsize=1024)

@@ -48,7 +48,7 @@ def input_dtype(shape: tuple[int, int], k: int, *, exact: bool = False) -> Float
 
 
 def leading_svd(
-    W: Any, k: int, *, rng: "np.random.Generator", device: Device, exact: bool = False, step: Step | None = None
+    W: Any, k: int, *, rng: "np.random.Generator | None", device: Device, exact: bool = False, step: Step | None = None
 ) -> Leading:
     """Compute the k leading singular triplets of W.
 
@@ -58,8 +58,8 @@ def leading_svd(
         float32, or float64 where `is_dense` (see `input_dtype`).
     k : int
         Number of triplets. If W has fewer, all min(m, n) are returned.
-    rng : Generator
-        The source of the Gaussian start.
+    rng : Generator or None
+        The source of the Gaussian start; it may be None where `is_dense`.
     exact : bool
         Compute the dense SVD with LAPACK, O(m n min(m, n)). For 4096 × 4096 this takes minutes and four times the
         memory of W.
@@ -82,6 +82,7 @@ def leading_svd(
     k = min(k, m, n)
     if is_dense((m, n), k, exact=exact):
         return _dense(W, k, device)
+    assert rng is not None
     width = _width(k)
     # Every step adds `width` columns on both sides; beyond half of the shorter side a dense SVD would do as well.
     most = min(STEPS, min(m, n) // (2 * width))

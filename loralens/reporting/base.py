@@ -171,7 +171,7 @@ def _intruders(subject: Subject, numbers: Numbers, scales: MapScales, tables: Re
     def tip(name: str) -> str:
         x = intruders[name]
         return (
-            f"{name}: {x.count} of {x.s.size} leading directions of W + ΔW, {percent(x.energy_share)} of their energy; "
+            f"{x.count} of {x.s.size} leading directions of W + ΔW, {percent(x.energy_share)} of their energy; "
             f"lowest score {x.scores.min(initial=1.0):.2f}"
         )
 
@@ -206,7 +206,7 @@ def _merges(subject: Subject, numbers: Numbers, scales: MapScales, tables: Resul
     def tip(name: str) -> str:
         x = effects[name]
         return (
-            f"{name}: error {percent(x.rounding.error)}, {percent(x.rounding.gain)} of its strength survives, "
+            f"error {percent(x.rounding.error)}, {percent(x.rounding.gain)} of its strength survives, "
             f"{percent(x.rounding.unmoved)} of the weights unchanged; ‖ΔW‖/‖W‖ {percent(x.ratio)}"
         )
 

@@ -65,6 +65,10 @@ def test_the_name_is_of_the_content() -> None:
     assert len({key, *map(weight_digest, others)}) == 7
 
 
+def test_the_hash_does_not_depend_on_how_much_is_hashed() -> None:
+    assert weight_digest(weight(W), among=1 << 30) == weight_digest(weight(W)) == weight_digest(weight(W), among=1)
+
+
 @pytest.mark.parametrize("numbers", [1, 20, 96, 1000])
 def test_the_hash_does_not_depend_on_the_blocks(numbers: int) -> None:
     taken = WeightHash(weight(W, streams=True))

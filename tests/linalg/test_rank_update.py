@@ -187,3 +187,10 @@ def test_float32_vectors_cost_seven_digits_only(shape):
     found = leading_triplets(rank_update(decompose(W), B, A).matrix, 5)
     expected = np.linalg.svd(W + B @ A, compute_uv=False)[:5]
     np.testing.assert_allclose(found.s, expected, atol=UPDATED_VALUE * expected[0])
+
+
+@pytest.mark.parametrize("counts", [(4,), (32,), (33,), (4, 28), (4, 29), (10, 30, 3), (50, 5)], ids=str)
+def test_the_noise_is_that_of_numpy_with_the_seed_0(counts):
+    noise, rng = lanczos._Noise(), np.random.default_rng(0)
+    for count in counts:
+        np.testing.assert_array_equal(noise.take(count), rng.standard_normal(count))

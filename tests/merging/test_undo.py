@@ -150,6 +150,28 @@ def test_a_damaged_entry_is_an_error(name):
         damaged.tensor("a.weight")
 
 
+def test_the_arrays_of_an_entry_are_looked_up_by_name():
+    class Named(dict):
+        def __iter__(self):
+            raise AssertionError("a search of all arrays for every tensor takes quadratic time")
+
+        keys = items = values = __iter__
+
+    case = linear(Maker(4, np.float16))
+    _, undo = merged_and_undo(case, None, "nearest")
+    arrays = Named(undo.arrays)
+    for key in undo.entries:
+        assert len(parse_undo(arrays, content_of(undo)).tensor(key).patch.streams) == 3
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_a_missing_stream_of_a_patch_is_an_error(missing):
+    tensors, undo = merged_and_undo(linear(Maker(4, np.float16)), None, "nearest")
+    arrays = {name: array for name, array in undo.arrays.items() if name != f"a.weight#patch.{missing}"}
+    with pytest.raises(FormatError, match="has 2 streams"):
+        list(restore_tensor(parse_undo(arrays, content_of(undo)).tensor("a.weight"), streamed(tensors["a.weight"])))
+
+
 @pytest.mark.parametrize("entry", [{}, [], None, {"dtype": "f9", "shape": [6, 10]}, {"dtype": "<f4", "shape": 60}])
 def test_a_damaged_outline_of_an_entry_is_an_error(entry):
     _, undo = merged_and_undo(linear(Maker(4, np.float16)), None, "nearest")

@@ -283,8 +283,7 @@ def measure_amplification(
                 exact=exact,
                 device=on_device,
                 new_matrix=new_matrix,
-                # Anew for each module, whose result then does not depend on the others.
-                rng=np.random.default_rng(seed),
+                seed=seed,
                 # The directions of a small weight are computed as quickly as they are read.
                 cached=store.of(weight, count, method) if store and count and min(weight.shape) > SMALL else None,
                 step=tell,
@@ -317,7 +316,7 @@ def _measure_weight(
     exact: bool,
     device: Device,
     new_matrix: Callable[[tuple[int, int], Float], Any],
-    rng: "np.random.Generator",
+    seed: int,
     cached: CachedLeading | None,
     step: Step,
 ) -> tuple[Projection, Leading | None, Estimate]:
@@ -326,6 +325,9 @@ def _measure_weight(
     dense = is_dense(shape, max(count, 1), exact=exact)
     # A copy of W is kept only if something needs more than one pass over W.
     W_copy = new_matrix((rows, columns), input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
+    # Anew for each module, whose result then does not depend on the others. Where W is decomposed as a whole, nothing
+    # is estimated, and to load NumPy's generators takes 7 MB.
+    rng = None if dense else np.random.default_rng(seed)
     sketch, blocks = gaussian(rng, columns), weight.blocks(device.block)
     followed = cached.follow(blocks) if cached else blocks
     projection = project(followed, *bases, sketch, device=device, out=W_copy, step=step)

@@ -10,6 +10,7 @@ from zlib import crc32
 
 import numpy as np
 
+from loralens.core.hashes import sha256
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.weights import Weight
 from loralens.errors import FormatError
@@ -36,15 +37,17 @@ def default_folder() -> Path:
 
 
 class WeightHash:
-    """SHA-256 of the numbers, dtype, shape and orientation of a weight, taken while its blocks of rows are read."""
+    """SHA-256 of the numbers, dtype, shape and orientation of a weight, taken while its blocks of rows are read.
+
+    ``among`` is the number of bytes of all weights that are hashed; it decides how they are hashed, not the result.
+    """
 
     __slots__ = ("_hasher",)
 
-    def __init__(self, weight: Weight, version: str = VERSION) -> None:
-        from hashlib import sha256  # it loads OpenSSL, and reports without a base import this module
-
+    def __init__(self, weight: Weight, version: str = VERSION, *, among: int = 0) -> None:
         stored = weight.stored
-        self._hasher = sha256(f"{version} {stored.dtype} {stored.shape} {weight.transposed}".encode())
+        self._hasher = sha256(max(stored.nbytes, among))
+        self._hasher.update(f"{version} {stored.dtype} {stored.shape} {weight.transposed}".encode())
 
     def follow(self, blocks: Iterable[tuple[slice, Array]]) -> Iterator[tuple[slice, Array]]:
         """Yield the blocks, which are all blocks of the weight in order, however large they are."""
@@ -57,9 +60,9 @@ class WeightHash:
         return self._hasher.hexdigest()
 
 
-def weight_digest(weight: Weight) -> str:
+def weight_digest(weight: Weight, *, among: int = 0) -> str:
     """The `WeightHash` of a weight, which is read a block of rows at a time."""
-    own = WeightHash(weight)
+    own = WeightHash(weight, among=among)
     for _ in own.follow(weight.blocks()):
         pass
     return own.hexdigest()

@@ -52,6 +52,7 @@ from loralens.merging.undo.patch import Blob
 from loralens.merging.undo.restore import TensorUndo
 
 PIECE = 1 << 16  # letters that are hashed at a time
+STREAMS = 8  # most streams of a patch: one for each byte of the widest number
 VERSION = 1
 WITH_CODES = 2  # the version of files with codes, which older readers would take for floats
 _DAMAGED = "the undo file is damaged: use another copy"
@@ -231,9 +232,8 @@ def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyAr
     """Build the `TensorUndo` of one tensor from its entry and arrays, the inverse of `pack_entry` and `pack_arrays`."""
     check_entry(entry)
     stem = f"{key}#patch."
-    # They are sorted by number, since as text stream 10 would come before stream 2.
-    names = sorted((name for name in arrays if name.startswith(stem)), key=lambda name: int(name[len(stem) :]))
-    streams = tuple(arrays[name] for name in names)
+    # Each is looked up by its name: a search of all arrays for every tensor would take quadratic time.
+    streams = tuple(arrays[name] for i in range(STREAMS) if (name := f"{stem}{i}") in arrays)
     patch = Blob(entry["coding"], int(entry["different"]), streams)
     dtype, shape, (rows, columns) = np.dtype(entry["dtype"]), tuple(entry["shape"]), entry["matrix"]
     slabs = tuple(_parse_slab(key, slab, arrays) for slab in entry["slabs"])

@@ -47,11 +47,12 @@ def decompositions(
     """
     # All weights are digested before any is decomposed, so that the note can say how many SVDs are missing.
     keys = {}
+    total = sum(weight.stored.nbytes for weight in weights.values())
     with place(base):
         with progress("reading the base", len(weights)) as advance:
             for name, weight in weights.items():
                 with place(name):
-                    keys[name] = weight_digest(weight)
+                    keys[name] = weight_digest(weight, among=total)
                 if advance:
                     advance(1)
         missing = [name for name in weights if cache is None or keys[name] not in cache]
@@ -85,6 +86,10 @@ def svd_work(weight: Weight) -> int:
 
 def svd_seconds(weights: Iterable[Weight], device: Device) -> float:
     """An estimate of the time of dense SVDs on this machine, in seconds."""
+    total = sum(map(svd_work, weights))
+    # Less work than that of the sample takes milliseconds, and needs no generator of random numbers.
+    if total <= SAMPLE**3:
+        return 0.0
     W = np.random.default_rng(0).standard_normal((SAMPLE, SAMPLE))
     # The smaller of two timings: a disturbance can only make one longer, and the first one also warms up.
     times = []
@@ -92,7 +97,7 @@ def svd_seconds(weights: Iterable[Weight], device: Device) -> float:
         start = perf_counter()
         decompose(W, device)
         times.append(perf_counter() - start)
-    return min(times) / SAMPLE**3 * sum(map(svd_work, weights))
+    return min(times) / SAMPLE**3 * total
 
 
 def duration(seconds: float) -> str:

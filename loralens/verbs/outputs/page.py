@@ -67,6 +67,7 @@ def report_page(
     examinations = examine_adapters(adapters, base=model, modules=modules, reading=reading)
     diagnoses = run_checks(examinations)
     measured = [_compare_with_base(examination, model, intruders) if model else None for examination in examinations]
+    del model  # its tensors have long names, and all that is needed of them is measured
     counts = [len(adapter) for adapter in adapters.values()]
     # A comparison visits every common module twice: once for the pairs, and once for the interference.
     steps = sum(counts) + (2 * max(counts) if len(adapters) > 1 else 0)
