@@ -342,6 +342,10 @@ def real_cases() -> list[str]:
 @pytest.mark.parametrize("case", real_cases())
 def test_real_adapters_in_eight_and_four_bits(case: str, real: Path, tmp_path: Path) -> None:
     source = loralens.load(real / case, allow_pickle=True, strict=False)
+    # At most 24 modules, evenly spread over all blocks and kinds; the limit holds for each of them.
+    names = list(source)
+    chosen = set(names[:: -(-len(names) // 24) | 1])
+    source = source.without([name for name in names if name not in chosen])
     for bits, limit in ((8, INT8), (4, INT4)):
         file = tmp_path / f"{bits}.safetensors"
         loralens.save(source, file, format=NAME, bits=bits)

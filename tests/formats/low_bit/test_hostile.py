@@ -202,7 +202,7 @@ def test_rows_are_read_in_the_memory_of_these_rows(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_damaged_parts_give_numbers_or_an_error(name, data):
     case = CASES[name]()
     keys = st.sampled_from(sorted(case.tensors))

@@ -438,9 +438,7 @@ def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # A grid that is repeated in this process, one run at a time, imports torch in no other process.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sent", "jobs", "again"), [(signal.SIGKILL, 2, 2), (signal.SIGTERM, 2, 1), (signal.SIGKILL, 1, 1)]
-)
+@pytest.mark.parametrize(("sent", "jobs", "again"), [(signal.SIGKILL, 2, 2), (signal.SIGTERM, 2, 1)])
 def test_a_grid_that_is_killed_and_repeated_has_the_same_table(
     home: Path, whole: Path, tmp_path: Path, sent: signal.Signals, jobs: int, again: int
 ) -> None:
