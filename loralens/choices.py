@@ -14,6 +14,7 @@ IntegerType = Literal["int8", "int4"]
 INTEGER_TYPES = {"int8": 8, "int4": 4}  # option → bits of a number
 ModelDtype = Literal["keep", "f32", "bf16", "f16"]
 MergeBits = Literal["keep", "nf4", "q4_1", "q8_0"]  # the codes in which a merged model is stored
+UndoKind = Literal["complete", "adapter"]  # what unmerging needs beside the file: nothing, or the adapter
 MergeDType = Literal["bf16", "f16", "f32", "fp8"]  # for which the doctor can predict a merge
 
 QUANTISED = "loralens-q"

@@ -5,7 +5,7 @@ from typing import Any, get_args
 import click
 
 import loralens
-from loralens.choices import MergeBits, ModelDtype, RoundingMode
+from loralens.choices import MergeBits, ModelDtype, RoundingMode, UndoKind
 from loralens.cli import options
 from loralens.cli.show import RowOptions, row_options, show
 
@@ -20,6 +20,15 @@ from loralens.cli.show import RowOptions, row_options, show
     metavar="FILE",
     help="Where the undo patch is written; 'none' writes none. [default: undo.loralens in OUT; for a file OUT.gguf "
     "OUT.undo.loralens]",
+)
+@click.option(
+    "--undo-kind",
+    type=click.Choice(get_args(UndoKind)),
+    default="complete",
+    show_default=True,
+    help="What `loralens unmerge` needs beside the undo patch: nothing, or the adapter too. With 'adapter' and --bits "
+    "keep, the patch holds only what does not follow from the adapter and the seed, and is about a hundred times "
+    "smaller.",
 )
 @click.option(
     "--certificate",

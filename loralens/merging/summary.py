@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 
 from loralens.core.hashes import sha256
 from loralens.merging.fidelity import Fidelity
-from loralens.merging.record import TensorRecord
+from loralens.merging.record import CODED, TensorRecord
 from loralens.tables.numbers import fixed, number
 from loralens.tables.table import ALWAYS, Column, Table
 
@@ -185,7 +185,7 @@ def hashed_tensors(
     tensors = dict(copies)
     for record in records:
         base, coded = record.plan.base, record.stored
-        if coded is not None and (side == "merged" or record.against == "codes"):
+        if coded is not None and (side == "merged" or record.against in CODED):
             # A merge that moves codes keeps dtype and shape of the stored tensor.
             digest = record.merged_hash if side == "merged" else record.base_hash
             tensors[coded.key] = Hashed(str(coded.dtype), coded.shape, digest)

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
-from loralens.choices import FLOAT_TYPES, MergeBits, ModelDtype, RoundingMode
+from loralens.choices import FLOAT_TYPES, MergeBits, ModelDtype, RoundingMode, UndoKind
 from loralens.core.messages import note, warn
 from loralens.core.names import some
 from loralens.errors import OptionError
@@ -15,7 +15,7 @@ from loralens.formats.records.undo import NAME
 from loralens.linalg.device import Device
 from loralens.merging.plan import MergePlan
 from loralens.merging.summary import MergedModule, module_columns
-from loralens.tables.numbers import count, fixed, percent
+from loralens.tables.numbers import count, fixed, number, percent
 from loralens.tables.table import Table
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
@@ -110,8 +110,9 @@ class MergeResult(Written):
         sentences, bits = [], self.certificate["total"]["undo_bits_per_weight"]
         if self.undo_size is not None:
             file = f"{self.undo_file}, " if self.undo_file else "would have "
-            share = f" (patches of {bits:.2f} bits per changed weight)" if bits is not None else ""
-            sentences.append(f"undo file: {file}{self.undo_size:,} bytes{share}")
+            share = f" (patches of {_bits_text(bits)} bits per changed weight)" if bits is not None else ""
+            needs = "; unmerge needs the adapter with it" if "undo_kind" in self.certificate else ""
+            sentences.append(f"undo file: {file}{self.undo_size:,} bytes{share}{needs}")
         if self.certificate_file:
             sentences.append(f"certificate: {self.certificate_file}")
         return sentences
@@ -121,11 +122,17 @@ class MergeResult(Written):
         return dict(self.certificate)
 
 
+def _bits_text(bits: float) -> str:
+    # Two decimals would show a patch of corrections alone as 0.
+    return f"{bits:.2f}" if bits >= 0.01 or not bits else number(bits, 2)
+
+
 def merge(
     *adapters: Weighted,
     base: str | PathLike[str],
     output: str | PathLike[str] | None = None,
     undo: str | PathLike[str] | None = None,
+    undo_kind: UndoKind = "complete",
     certificate: str | PathLike[str] | None = None,
     measure: bool = False,
     rounding: RoundingMode | None = None,
@@ -159,6 +166,10 @@ def merge(
     undo : path, optional
         The file of the undo patch, from which `loralens.unmerge` restores the base bit for bit. By default it is in
         ``output``, or beside it if that is a file; ``"none"`` writes none.
+    undo_kind : str
+        What unmerging needs beside the undo file: nothing (``complete``), or the adapters too (``adapter``). The second
+        is for ``bits="keep"``. The file then holds only those codes of the base that do not follow from the merged
+        ones, the adapters and the seed. It is some hundred times smaller. Codes that were moved by a sweep are kept.
     certificate : path, optional
         The file of the certificate, which states how much of every update arrived. The default and ``"none"`` are as
         for ``undo``.
@@ -209,6 +220,7 @@ def merge(
         Adapters and base do not fit together.
     """
     check_choice("dtype", dtype, get_args(ModelDtype))
+    _check_undo_kind(undo_kind, undo, bits)
     rounding = choose_rounding(rounding, bits=bits, dtype=dtype, moments=moments)
     if output is None and not dry_run:
         raise OptionError("no output is given for the merged model", fix="give -o OUT (output), or --dry-run")
@@ -235,6 +247,7 @@ def merge(
         seed=seed,
         fidelity=measured,
         undo=undo_file is not None or (dry_run and str(undo) != NONE and not inputs.laid_anew),
+        undo_kind=undo_kind,
         device=compute_device,
         moments=sweep_inputs(moments, inputs.coded),
         data=data,
@@ -245,7 +258,36 @@ def merge(
     else:
         run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
     _warn_of_losses(run.modules(), inputs, rounding)
+    if undo_kind == "adapter":
+        _tell_kept(*run.kept_whole())
     return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate(), *run.written, run.undo_size())
+
+
+def _check_undo_kind(kind: UndoKind, undo: str | PathLike[str] | None, bits: MergeBits | None) -> None:
+    """Refuse a kind of undo file that the merge does not write.
+
+    Raises
+    ------
+    OptionError
+        The kind does not exist, the merge moves no codes, or it writes no undo file.
+    """
+    check_choice("undo_kind", kind, get_args(UndoKind))
+    if kind == "complete":
+        return
+    # An undo file of floats holds the factors of the adapter, which are about as small as the adapter itself.
+    if bits != "keep":
+        raise OptionError("--undo-kind adapter is for codes, so it goes with --bits keep", fix="leave it out")
+    if str(undo) == NONE:
+        raise OptionError("--undo none writes no file, and --undo-kind says what is in it", fix="leave one of them out")
+
+
+def _tell_kept(kept: int, weights: int) -> None:
+    """Tell the user of the weights whose codes the undo file holds although it may need the adapter."""
+    if kept == 0:
+        return
+    which = "all codes were" if kept == weights else f"the codes of {kept} of {weights} weights were"
+    text = f"{which} moved by a sweep, so they do not follow from the adapter: the undo file holds them"
+    note(text if kept < weights else f"{text}, and needs no adapter")
 
 
 def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:

@@ -6,9 +6,9 @@ another size now, was written by somebody else: even ``--overwrite`` does not re
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.container import read_json, read_safetensors
@@ -73,6 +73,11 @@ def certified_adapters(path: Path) -> list[CertifiedAdapter]:
         content = read_json(path) if path.is_file() else {}
     except (LoraLensError, OSError):
         return []
+    return listed_adapters(content)
+
+
+def listed_adapters(content: Mapping[str, Any]) -> list[CertifiedAdapter]:
+    """The adapters in the JSON object of a certificate or an undo file; damaged entries are left out."""
     listed = content.get("adapters")
     entries = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     pairs = [(each.get("fingerprint"), finite_number(each.get("weight"))) for each in entries]

@@ -1,7 +1,8 @@
 """The merge of one coded weight, a block of rows at a time: its codes move, and its scales stay."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import final
 
 import numpy as np
@@ -14,7 +15,14 @@ from loralens.linalg.draws import Draws
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
 from loralens.merging.dora_factors import DoraFactors, compute_dora_factors
-from loralens.merging.low_bit.stochastic import DrawnCodes, asked_moves, draw_codes, group_size, nearest_codes
+from loralens.merging.low_bit.stochastic import (
+    DrawnCodes,
+    asked_moves,
+    group_size,
+    move_codes,
+    nearest_codes,
+    uniform_numbers,
+)
 from loralens.merging.low_bit.sweep import SweepMoments, sweep_rows
 from loralens.merging.matrix import MatrixRows, cuts
 from loralens.merging.plan import Slab, TensorPlan
@@ -50,6 +58,30 @@ class CodeRounding:
 
 @final
 @dataclass(frozen=True, slots=True)
+class AddedRows:
+    """What the adapters add to some rows of a decoded weight.
+
+    Attributes
+    ----------
+    product : float32 array
+        D.
+    factors : float32 array or None
+        DoRA's g, in a shape that broadcasts with the rows; None without DoRA.
+    """
+
+    product: Singles
+    factors: Singles | None
+
+    def to(self, grid: GridRows) -> Singles:
+        """What is added to rows that have the codes of this grid: D, or g·(W + D) − W, which depends on W; float32."""
+        if self.factors is None:
+            return self.product
+        W = grid.values(grid.codes)
+        return np.asarray(add_update(W, self.product, dora_factors=self.factors) - W, dtype=np.float32)
+
+
+@final
+@dataclass(frozen=True, slots=True)
 class CodesBlock:
     """Some rows of a coded weight before and after the merge.
 
@@ -61,8 +93,10 @@ class CodesBlock:
         The slab that contains the rows; None if nothing is added to them.
     grid : GridRows
         The rows of the base.
+    added : AddedRows or None
+        What the adapter adds to rows with any codes.
     D : float32 array or None
-        The update; with DoRA g·(W + D) − W.
+        What it adds to these rows; with DoRA g·(W + D) − W.
     moves : float64 array or None
         What D asks of every code (`asked_moves`).
     drawn : DrawnCodes
@@ -73,6 +107,7 @@ class CodesBlock:
     stop: int
     slab: Slab | None
     grid: GridRows
+    added: "AddedRows | None"
     D: Singles | None
     moves: Floats | None
     drawn: DrawnCodes
@@ -113,21 +148,26 @@ class CodesMerge:
             grid = self.weight.grid(start, stop)
             if slab is None:
                 still = DrawnCodes(grid.codes, np.zeros(grid.codes.shape, np.bool_))
-                yield CodesBlock(start, stop, None, grid, None, None, still)
+                yield CodesBlock(start, stop, None, grid, None, None, None, still)
                 continue
-            D = self.update(slab, grid, start, stop)
+            added = self.added(slab, start, stop)
+            D = added.to(grid)
             moves = asked_moves(grid, D)
-            yield CodesBlock(start, stop, slab, grid, D, moves, self._round(grid, D, moves, start))
+            yield CodesBlock(start, stop, slab, grid, added, D, moves, self._round(grid, D, moves, start))
 
-    def update(self, slab: Slab, grid: GridRows, start: int, stop: int) -> Singles:
+    def added(self, slab: Slab, start: int, stop: int) -> "AddedRows":
         """What the adapter adds to some rows of the decoded weight."""
         first, last = start - slab.start, stop - slab.start
-        D = self.products[slab.start].rows(first, last)
         of_slab = self.slab_factors.get(slab.start)
-        if of_slab is None:
-            return D
-        W = grid.values(grid.codes)
-        return np.asarray(add_update(W, D, dora_factors=of_slab.of(first, last)) - W, dtype=np.float32)
+        factors = of_slab.of(first, last) if of_slab else None
+        return AddedRows(self.products[slab.start].rows(first, last), factors)
+
+    def uniform(self, start: int, shape: tuple[int, ...]) -> Floats | None:
+        """The numbers u of the draws of some rows, from row ``start`` on; None if nothing is drawn."""
+        if self.mode != "stochastic":
+            return None
+        draws = Draws.named(self.rounding.seed, self.rounding.key)
+        return uniform_numbers(draws, start * shape[1], prod(shape)).reshape(shape)
 
     def _round(self, grid: GridRows, D: Singles, moves: Floats, start: int) -> DrawnCodes:
         if self.mode == "nearest":
@@ -135,12 +175,18 @@ class CodesMerge:
         if self.mode == "sweep":
             assert self.rounding.moments is not None
             return sweep_rows(grid, D, self.rounding.moments)
-        draws = Draws.named(self.rounding.seed, self.rounding.key)
-        return draw_codes(grid, moves.copy(), draws, start * D.shape[1])
+        uniform = self.uniform(start, D.shape)
+        assert uniform is not None
+        return move_codes(grid, moves.copy(), uniform)
 
 
 def prepare_codes(
-    plan: TensorPlan, weight: CodedWeight, rounding: CodeRounding, *, device: Device | None = None
+    plan: TensorPlan,
+    weight: CodedWeight,
+    rounding: CodeRounding,
+    *,
+    device: Device | None = None,
+    slab_factors: Mapping[int, DoraFactors] | None = None,
 ) -> CodesMerge:
     """Prepare the merge of a planned weight into its codes.
 
@@ -152,6 +198,8 @@ def prepare_codes(
     rounding : CodeRounding
     device : Device or None
         The device that multiplies the factors of the update.
+    slab_factors : mapping of int to DoraFactors, optional
+        DoRA's factors by the first row of their slab, if they are known; by default they are computed from the weight.
 
     Raises
     ------
@@ -160,15 +208,16 @@ def prepare_codes(
     """
     check_movable(plan, weight)
     products = {slab.start: slab.update(SLICES, device) for slab in plan.slabs}
-    rows = MatrixRows(weight.floats(), plan.matrix)
-    slab_factors = {
-        slab.start: compute_dora_factors(slab.magnitude, products[slab.start], rows, None, slab.start)
-        for slab in plan.slabs
-        if slab.magnitude
-    }
+    if slab_factors is None:
+        rows = MatrixRows(weight.floats(), plan.matrix)
+        slab_factors = {
+            slab.start: compute_dora_factors(slab.magnitude, products[slab.start], rows, None, slab.start)
+            for slab in plan.slabs
+            if slab.magnitude
+        }
     if rounding.mode == "sweep" and rounding.moments is None:
         raise OptionError(f"{plan.key}: there are no moments of its inputs", fix="measure them: calibrate --inputs")
-    return CodesMerge(plan, weight, rounding, products, slab_factors)
+    return CodesMerge(plan, weight, rounding, products, dict(slab_factors))
 
 
 def check_movable(plan: TensorPlan, weight: CodedWeight) -> None:

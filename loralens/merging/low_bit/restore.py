@@ -8,7 +8,10 @@ from loralens.core.few_bits.coded_weight import CodedWeight, Codes
 from loralens.core.hashes import sha256
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, MismatchError
+from loralens.merging.low_bit.apply import CodesMerge
+from loralens.merging.low_bit.origins import find_origins
 from loralens.merging.low_bit.record import codes_as_bytes, hashed_rows
+from loralens.merging.matrix import cuts
 from loralens.merging.undo.patch import PatchReader
 from loralens.merging.undo.restore import TensorUndo, check_merged, check_restored
 from loralens.merging.update import row_ranges
@@ -17,7 +20,12 @@ ANOTHER = "give the model that this undo file was written for"
 
 
 def restore_codes(
-    undo: TensorUndo, weight: CodedWeight | None, stored: LazyArray, *, ordered: bool = False
+    undo: TensorUndo,
+    weight: CodedWeight | None,
+    stored: LazyArray,
+    *,
+    ordered: bool = False,
+    merge: CodesMerge | None = None,
 ) -> Iterator[Array]:
     """Yield the bytes of the rows of the base in order.
 
@@ -30,6 +38,9 @@ def restore_codes(
         The stored tensor of the merged model.
     ordered : bool
         Whether rows are yielded in the order of the weight. The writer then brings them into the order of the file.
+    merge : CodesMerge or None
+        The merge that moved the codes, with the merged weight in place of that of the base. It is needed if the patch
+        is relative to the origins of the codes.
 
     Raises
     ------
@@ -44,7 +55,8 @@ def restore_codes(
     if weight is None or weight.grid is None or weight.encode is None or weight.shape != undo.matrix:
         raise MismatchError("is not stored as codes that a merge could have moved", fix=ANOTHER)
     digest = sha256(stored.nbytes)
-    yield from hashed_rows(weight, _restore_blocks(undo, weight), digest, ordered=ordered)
+    blocks = _restore_blocks(undo, weight) if merge is None else _restore_origins(undo, merge)
+    yield from hashed_rows(weight, blocks, digest, ordered=ordered)
     check_restored(undo, digest.hexdigest())
 
 
@@ -62,4 +74,18 @@ def _restore_blocks(undo: TensorUndo, weight: CodedWeight) -> Iterator[tuple[int
             )
         yield start, codes
     # Entries of the patch that are left over belong to another tensor.
+    reader.finish()
+
+
+def _restore_origins(undo: TensorUndo, merge: CodesMerge) -> Iterator[tuple[int, Codes]]:
+    assert merge.weight.grid is not None
+    reader = PatchReader(undo.patch, 1)
+    for start, stop, slab in cuts(merge.plan):
+        grid = merge.weight.grid(start, stop)
+        if slab is None:
+            yield start, grid.codes
+            continue
+        origins = find_origins(grid, merge.added(slab, start, stop), merge.uniform(start, grid.codes.shape))
+        # The patch is relative to zeros: the nearest origin of every entry.
+        yield start, origins.chosen(reader.block(np.zeros(len(origins.places), np.uint8)))
     reader.finish()

@@ -32,6 +32,8 @@ from loralens.linalg.factor import Floats
 
 # The inverse of a gap between two equal levels (+0 and −0 of FP4): any move across it is longer than the gap.
 NO_GAP = 1e300
+# The number that takes the place of u where moves are rounded to the nearest step, halves upwards.
+HALF = 0.5
 
 
 @final
@@ -76,25 +78,41 @@ def draw_codes(grid: GridRows, moves: Floats, draws: Draws, offset: int) -> Draw
     offset : int
         The index of the first entry in the whole weight.
     """
-    steps = drawn_steps(moves, draws, offset, limit=grid.highest - grid.lowest + 1)
+    uniform = uniform_numbers(draws, offset, moves.size).reshape(moves.shape)
+    return move_codes(grid, moves, uniform)
+
+
+def move_codes(grid: GridRows, moves: Floats, uniform: Floats) -> DrawnCodes:
+    """Move the codes of some rows by z = ⌊y + u⌋; both arrays have the shape of the rows, and y is overwritten."""
+    steps = whole_steps(moves, uniform, limit=grid.highest - grid.lowest + 1)
     codes = grid.codes + steps
     clipped = (codes < grid.lowest) | (codes > grid.highest)
     np.clip(codes, grid.lowest, grid.highest, out=codes)
     levels = grid.levels
     # Where the number stays, so does the code: +0 and −0 of FP4 are two codes of one number.
-    if levels is not None and (levels[1:] == levels[:-1]).any():
+    if levels is not None and has_equal_levels(levels):
         stays = levels[codes - grid.lowest] == levels[grid.codes - grid.lowest]
         codes = np.where(stays, grid.codes, codes)
     return DrawnCodes(codes, clipped)
 
 
-def drawn_steps(moves: Floats, draws: Draws, offset: int, *, limit: int) -> Codes:
-    """The steps z = ⌊y + u⌋ of every entry, int16, within ±``limit``. ``moves`` is overwritten."""
+def has_equal_levels(levels: Singles) -> bool:
+    """Whether two codes stand for one number, as +0 and −0 of FP4 do."""
+    return bool((levels[1:] == levels[:-1]).any())
+
+
+def uniform_numbers(draws: Draws, offset: int, count: int) -> Floats:
+    """The numbers u of ``count`` entries, beginning with entry ``offset``; float64, in (0, 1)."""
     # Half a step is added to the integers, so that their mean is that of a uniform number.
-    uniform = draws.wide_words(offset, moves.size).astype(np.float64)
+    uniform = draws.wide_words(offset, count).astype(np.float64)
     uniform += 0.5
     uniform *= 1 / WIDE_STEPS
-    moves += uniform.reshape(moves.shape)
+    return uniform
+
+
+def whole_steps(moves: Floats, uniform: Floats | float, *, limit: int) -> Codes:
+    """The steps z = ⌊y + u⌋ of every entry, int16, within ±``limit``. ``moves`` is overwritten."""
+    moves += uniform
     np.floor(moves, out=moves)
     # Moves beyond the grid end at its ends in any case; without a limit they would not fit into 16 bits.
     return np.clip(moves, -limit, limit, out=moves).astype(np.int16)
@@ -102,8 +120,7 @@ def drawn_steps(moves: Floats, draws: Draws, offset: int, *, limit: int) -> Code
 
 def nearest_codes(grid: GridRows, moves: Floats) -> DrawnCodes:
     """Move every code to the nearest one, halves upwards. Almost no update is large enough to move one."""
-    limit = grid.highest - grid.lowest + 1
-    codes = grid.codes + np.clip(np.floor(moves + 0.5), -limit, limit).astype(np.int16)
+    codes = grid.codes + whole_steps(moves.copy(), HALF, limit=grid.highest - grid.lowest + 1)
     clipped = (codes < grid.lowest) | (codes > grid.highest)
     return DrawnCodes(np.clip(codes, grid.lowest, grid.highest, out=codes), clipped)
 

@@ -11,7 +11,7 @@ from loralens.errors import MismatchError
 from loralens.formats.models.model_location import resolve_path
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, CertifiedAdapter, certified_adapters
 from loralens.tables.numbers import join_words, number
-from loralens.verbs.inputs.merge_inputs import MergeInputs, record_path
+from loralens.verbs.inputs.merge_inputs import MergeInputs, WeightedAdapter, record_path
 
 
 def check_subtracted(merged: Path, inputs: MergeInputs) -> None:
@@ -37,22 +37,43 @@ def check_subtracted(merged: Path, inputs: MergeInputs) -> None:
     requested = [CertifiedAdapter(fingerprint(one.adapter), one.weight) for one in inputs.adapters]
     if sorted(requested) == sorted(merged_in):
         return
-    # With several adapters, the weights alone do not tell which of them differs.
-    if [one.fingerprint for one in requested] == [one.fingerprint for one in merged_in]:
-        weights = ", ".join(number(one.weight) for one in merged_in)
-        what = f"the adapter was merged with the weight {weights}, and not {number(requested[0].weight)}"
-        if len(requested) > 1:
-            what = f"the adapters were merged with the weights {weights}"
-        right = zip(inputs.adapters, merged_in, strict=True)
-        fix = "give " + " and ".join(f"{one.label}:{number(held.weight)}" for one, held in right)
-    else:
-        what, fix = "other adapters were merged than the given ones", "give the adapters that the certificate names"
+    way = "give the adapters that the certificate names"
+    what, fix = difference_of_adapters(inputs.adapters, requested, merged_in, otherwise=way)
     error = MismatchError(f"{merged}: {certificate.name} says that {what}", fix=f"{fix}, or use the undo file")
     # In floats the update of one of several adapters can be subtracted alone.
     if not inputs.coded:
         warn(error.what, error.fix)
         return
     raise error
+
+
+def difference_of_adapters(
+    adapters: Sequence[WeightedAdapter],
+    requested: Sequence[CertifiedAdapter],
+    merged_in: Sequence[CertifiedAdapter],
+    *,
+    otherwise: str,
+) -> tuple[str, str]:
+    """In what the adapters that are given differ from those of a merge, and what to do about it.
+
+    Parameters
+    ----------
+    adapters, requested : sequence
+        The adapters that are given, and their records.
+    merged_in : sequence of CertifiedAdapter
+        The records of those that were merged.
+    otherwise : str
+        What to do if other adapters were merged, and not the same with other weights.
+    """
+    # With several adapters, the weights alone do not tell which of them differs.
+    if [one.fingerprint for one in requested] != [one.fingerprint for one in merged_in]:
+        return "other adapters were merged than the given ones", otherwise
+    weights = ", ".join(number(one.weight) for one in merged_in)
+    what = f"the adapter was merged with the weight {weights}, and not {number(requested[0].weight)}"
+    if len(requested) > 1:
+        what = f"the adapters were merged with the weights {weights}"
+    right = zip(adapters, merged_in, strict=True)
+    return what, "give " + " and ".join(f"{one.label}:{number(held.weight)}" for one, held in right)
 
 
 def warn_of_repeats(adapters: Sequence[Mapping[str, Any]], inputs: MergeInputs) -> None:

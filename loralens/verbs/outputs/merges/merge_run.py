@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loralens.choices import RoundingMode
+from loralens.choices import RoundingMode, UndoKind
 from loralens.core.hashes import Hasher, sha256
 from loralens.core.lazy import Array
 from loralens.core.messages import note
@@ -77,6 +77,8 @@ class MergeRun:
         Measure how much of every update arrives.
     undo : bool
         Keep what restores the base; in a dry run, only find out how much that is.
+    undo_kind : str
+        ``adapter``: keep only what does not follow from the adapter.
     device : Device
         The device that computes the products of factors.
     """
@@ -89,13 +91,14 @@ class MergeRun:
         seed: int,
         fidelity: bool,
         undo: bool,
+        undo_kind: UndoKind = "complete",
         device: Device,
         moments: SweepInputs | None = None,
         data: TextSource | None = None,
     ) -> None:
         self.inputs, self.rounding, self.seed, self.device = inputs, rounding, seed, device
         self.moments = moments
-        self.fidelity, self.undo = fidelity, undo
+        self.fidelity, self.undo, self.undo_kind = fidelity, undo, undo_kind
         # Of a GGUF model in floats all tensors are written anew, in the order of the file and not in that of the merge.
         recast = inputs.files.gguf is not None and inputs.dtype is not None
         # Nothing but the certificate and the undo file needs the SHA-256 of every tensor.
@@ -218,6 +221,14 @@ class MergeRun:
             return file.stat().st_size
         return self.undo_content.size() if self.undo_content else None
 
+    def kept_whole(self) -> tuple[int, int]:
+        """The numbers of weights whose codes the undo file keeps although it may need the adapter, and of all weights.
+
+        The codes of a sweep follow from all inputs, and not from the adapter.
+        """
+        coded = [record for record in self.records.values() if record.stored is not None and record.patch_bytes]
+        return sum(record.against == "codes" for record in coded), len(coded)
+
     def modules(self) -> list[MergedModule]:
         """How much of the update of every module arrived; empty if that was not measured."""
         return merged_modules(self._records())
@@ -245,6 +256,7 @@ class MergeRun:
             "rounding": self._rounding(),
             "dtype": inputs.dtype or "keep",
             **({"bits": inputs.bits} if inputs.bits else {}),
+            **({"undo_kind": self.undo_kind} if self.undo_kind != "complete" else {}),
             "modules": module_entries(merged_modules(records)),
             "total": total_entry(records, **self._kept_sizes()),
             **({} if self.texts is None else {"texts": self.texts}),
@@ -300,6 +312,7 @@ class MergeRun:
                 undo=self.undo,
                 keep=keep,
                 ordered=self.inputs.files.gguf is not None,
+                origins=self.undo_kind == "adapter",
             )
         if plan.key in self.inputs.quantised.keys:
             merge_in_floats = prepare_merge(plan, dtype=np.float32, device=self.device)

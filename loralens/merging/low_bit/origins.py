@@ -1,0 +1,237 @@
+"""The origins of merged codes: the codes of the base from which the adapter and the seed lead to them.
+
+A merge moves a code by z = ⌊y + u⌋ steps, and both the update and u can be computed again. On a grid of equal steps y
+does not depend on the code, so its origin is the code minus z. Only at the ends of the grid, where moves are clipped,
+several codes have the same end. Between the unequal steps of a table, and with DoRA, y depends on the code of the base.
+There every code that could lead to the merged one is tried.
+
+Where an entry has several origins, they are sorted by their distance from the merged code. The number of the right one
+in this order, its *choice*, is all that is missing to restore the base. All arithmetic is elementwise in float64 on
+exact products, so origins and choices are the same on every machine.
+"""
+
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loralens.core.few_bits.coded_weight import Codes, GridRows
+from loralens.errors import FormatError
+from loralens.linalg.factor import Floats
+from loralens.merging.low_bit.apply import AddedRows
+from loralens.merging.low_bit.stochastic import (
+    HALF,
+    asked_moves,
+    has_equal_levels,
+    move_codes,
+    nearest_codes,
+    whole_steps,
+)
+
+# Entries whose origins are searched at a time: with 256 codes and as many distances, this takes a few MiB.
+SEARCHED = 1 << 13
+# The limits of y are computed with rounding errors of float64, which are far below this.
+SLACK = 1e-6
+# Errors of y with DoRA, as a share of (|W| + |D|)·(1 + |g|)/|d|: W and g·(W + D) are rounded to float32 several times.
+ROUNDED = 2.0**-20
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """The codes from which a merge leads to the codes of some rows.
+
+    Attributes
+    ----------
+    nearest : int16 array, shape (rows, columns)
+        The nearest origin of every entry; the merged code itself where there is none.
+    places : int64 array, shape (n,)
+        The entries with several origins, in order, as indices into the flat rows.
+    options : int16 array, shape (n, most)
+        The origins of these entries, the nearest first. Those beyond ``counts`` mean nothing.
+    counts : int64 array, shape (n,)
+        The number of origins of each of them.
+    none : int
+        The number of entries to which no code leads.
+    """
+
+    nearest: Codes
+    places: NDArray[np.int64]
+    options: Codes
+    counts: NDArray[np.int64]
+    none: int
+
+    def choices(self, codes: Codes) -> NDArray[np.uint8]:
+        """The choice of every entry with several origins, uint8, shape (n,), for the codes of the base.
+
+        Raises
+        ------
+        FormatError
+            A code of the base is not among the origins, so that they cannot restore it.
+        """
+        wanted = codes.reshape(-1)[self.places]
+        hits = (self.options == wanted[:, None]) & self._is_option()
+        choices = hits.argmax(axis=1).astype(np.uint8) if self.options.size else np.empty(0, np.uint8)
+        # A merge that cannot be repeated would otherwise be found out when the base is needed.
+        if not np.array_equal(self.chosen(choices), codes):
+            fix = "write a complete undo file: --undo-kind complete"
+            raise FormatError("its codes do not follow from the adapter", fix=fix)
+        return choices
+
+    def chosen(self, choices: NDArray[np.uint8]) -> Codes:
+        """The codes of the base, int16, for the choice of every entry with several origins.
+
+        Raises
+        ------
+        FormatError
+            An entry has fewer origins.
+        """
+        if (choices >= self.counts).any():
+            raise FormatError("chooses a code that does not exist", fix="use another copy of the undo file")
+        codes = self.nearest.copy()
+        codes.reshape(-1)[self.places] = self.options[np.arange(len(choices)), choices]
+        return codes
+
+    def _is_option(self) -> NDArray[np.bool_]:
+        return np.asarray(np.arange(self.options.shape[1]) < self.counts[:, None])
+
+
+def find_origins(merged: GridRows, added: AddedRows, uniform: Floats | None) -> Origins:
+    """The origins of some rows.
+
+    Parameters
+    ----------
+    merged : GridRows
+        The rows of the merged weight.
+    added : AddedRows
+        What the merge added to them.
+    uniform : float64 array or None
+        The numbers u of the draws, in the shape of the rows. None: the merge rounded to the nearest code.
+
+    Raises
+    ------
+    FormatError
+        The update holds NaN or Inf.
+    """
+    if merged.levels is None and added.factors is None:
+        return _without_search(merged, added, uniform)
+    return _search(merged, added, uniform)
+
+
+def _without_search(merged: GridRows, added: AddedRows, uniform: Floats | None) -> Origins:
+    """The origins on a grid of equal steps, where the steps of an entry do not depend on its code."""
+    moves, size = asked_moves(merged, added.product), merged.highest - merged.lowest
+    steps = whole_steps(moves, HALF if uniform is None else uniform, limit=size + 1)
+    codes = merged.codes
+    nearest = codes - steps
+    # An end of the grid is reached from itself, and from all codes that are at most these steps away.
+    at_end = ((codes == merged.highest) & (steps > 0)) | ((codes == merged.lowest) & (steps < 0))
+    nearest[at_end] = codes[at_end]
+    outside = (nearest < merged.lowest) | (nearest > merged.highest)
+    nearest[outside] = codes[outside]
+    places = np.flatnonzero(at_end)
+    own, signed = codes.reshape(-1)[places], steps.reshape(-1)[places]
+    counts = np.minimum(np.abs(signed), size).astype(np.int64) + 1
+    back = np.sign(signed)[:, None] * np.arange(counts.max(initial=1), dtype=np.int16)
+    return Origins(nearest, places, own[:, None] - back, counts, int(np.count_nonzero(outside)))
+
+
+def _search(merged: GridRows, added: AddedRows, uniform: Floats | None) -> Origins:
+    """The origins on any grid: codes that are near enough are moved as the merge moved them."""
+    limit = _largest_moves(merged, added)
+    codes, u = merged.codes.reshape(-1), None if uniform is None else uniform.reshape(-1)
+    # The other entries cannot have moved, whatever their code was: ⌊y + u⌋ = 0 for all |y| up to the limit.
+    places = np.flatnonzero(_may_move(merged, limit, u))
+    # An entry that stays on the same number may cross the gap of 0 between two equal levels.
+    further = 1 if merged.levels is not None and has_equal_levels(merged.levels) else 0
+    nearest, none, several = codes.copy(), 0, list[tuple[NDArray[np.int64], Codes, NDArray[np.int64]]]()
+    for part in (places[first : first + SEARCHED] for first in range(0, len(places), SEARCHED)):
+        reach = min(merged.highest - merged.lowest, ceil(limit[part].max()) + 1 + further)
+        distances = np.array(sorted(range(-reach, reach + 1), key=abs), np.int16)
+        rows = _entries(merged, added, part)
+        numbers = None if u is None else u[part][None]
+        leads = np.vstack([_leads_back(*rows, distance, numbers) for distance in distances])
+        counts = np.count_nonzero(leads, axis=0)
+        nearest[part] += np.where(counts > 0, distances[leads.argmax(axis=0)], 0).astype(np.int16)
+        none += int(np.count_nonzero(counts == 0))
+        more = np.flatnonzero(counts > 1)
+        # A stable sort puts the distances that lead to the code first, and keeps their order.
+        order = np.argsort(~leads[:, more], axis=0, kind="stable")[: counts.max(initial=1)]
+        several.append((part[more], codes[part[more]][:, None] + distances[order].T, counts[more]))
+    return Origins(nearest.reshape(merged.codes.shape), *_joined(several), none)
+
+
+def _joined(
+    parts: list[tuple[NDArray[np.int64], Codes, NDArray[np.int64]]],
+) -> tuple[NDArray[np.int64], Codes, NDArray[np.int64]]:
+    """Places, options and counts of all parts; options are filled up to the same number."""
+    most = max((options.shape[1] for _, options, _ in parts), default=1)
+    padded = [np.pad(options, ((0, 0), (0, most - options.shape[1]))) for _, options, _ in parts]
+    return (
+        np.concatenate([np.empty(0, np.int64), *(places for places, _, _ in parts)]),
+        np.concatenate([np.empty((0, most), np.int16), *padded]),
+        np.concatenate([np.empty(0, np.int64), *(counts for _, _, counts in parts)]),
+    )
+
+
+def _largest_moves(merged: GridRows, added: AddedRows) -> Floats:
+    """A limit of |y| over all codes that an entry could have had, float64, flat; without gaps between equal levels."""
+    even = replace(merged, levels=None)
+    if added.factors is None:
+        limit = np.abs(asked_moves(even, added.product))
+    else:
+        limit = np.zeros(merged.codes.shape)
+        # What DoRA adds is linear in W, so the ends of the grid have the largest moves.
+        for end in (merged.lowest, merged.highest):
+            row = replace(merged, codes=np.full_like(merged.codes, end))
+            W = np.abs(row.values(row.codes)).astype(np.float64)
+            asked = np.abs(asked_moves(even, added.to(row)))
+            sums = (W + np.abs(added.product)) * (1 + np.abs(added.factors))
+            rounded = asked_moves(even, (sums * ROUNDED).astype(np.float32))
+            limit = np.maximum(limit, asked + np.abs(rounded))
+    if merged.levels is not None:
+        gaps = np.diff(merged.levels.astype(np.float64))
+        limit /= gaps[gaps > 0].min()
+    return limit.reshape(-1) + SLACK
+
+
+def _may_move(merged: GridRows, limit: Floats, u: Floats | None) -> NDArray[np.bool_]:
+    """The entries that a move of at most ``limit`` steps could have moved, flat."""
+    if u is not None:
+        return (u < limit) | (u >= 1 - limit)
+    # Rounding to the nearest code crosses the gap between equal levels for any update.
+    if merged.levels is not None and has_equal_levels(merged.levels):
+        return np.ones(limit.shape, np.bool_)
+    return np.asarray(limit >= HALF)
+
+
+def _entries(merged: GridRows, added: AddedRows, places: NDArray[np.int64]) -> tuple[GridRows, AddedRows]:
+    """Some entries as one row, in which each of them is a group of its own."""
+    row, column = np.divmod(places, merged.codes.shape[1])
+    group = merged.group_of_column[column]
+    offset = None if merged.offset is None else merged.offset[row, group][None]
+    grid = GridRows(
+        merged.codes[row, column][None],
+        merged.step[row, group][None],
+        offset,
+        np.arange(len(places)),
+        merged.lowest,
+        merged.highest,
+        merged.levels,
+    )
+    factors = added.factors
+    if factors is not None:
+        factors = np.broadcast_to(factors, merged.codes.shape)[row, column][None]
+    return grid, AddedRows(added.product[row, column][None], factors)
+
+
+def _leads_back(merged: GridRows, added: AddedRows, distance: np.int16, u: Floats | None) -> NDArray[np.bool_]:
+    """Whether the code at this distance from the merged one exists and is moved to it; shape (1, n)."""
+    codes = merged.codes + distance
+    inside = (codes >= merged.lowest) & (codes <= merged.highest)
+    grid = replace(merged, codes=np.clip(codes, merged.lowest, merged.highest))
+    moves = asked_moves(grid, added.to(grid))
+    moved = nearest_codes(grid, moves) if u is None else move_codes(grid, moves, u)
+    return np.asarray(inside & (moved.codes == merged.codes))
