@@ -222,15 +222,15 @@ def _undo_run(
     MismatchError
         They are not the ones that were merged.
     """
-    # Beside a model, only an undo file that needs the adapter is used with it. Without it, adapters are subtracted.
-    if sources and undo is None and not needs_adapters(usual_undo_file(merged)):
-        return None
-    run = UnmergeRun(merged, Path(undo) if undo is not None else None, device)
-    if not run.needs_adapters:
+    file = Path(undo) if undo is not None else None
+    if sources and not needs_adapters(file or usual_undo_file(merged)):
         # Both would give a base, and they may differ: by rounding, or because they belong to two merges.
-        if sources:
-            what = "--undo and --adapter exclude each other: this undo file needs no adapter"
+        if file is not None:
+            what = "--undo and --adapter exclude each other, unless the undo file needs the adapter"
             raise OptionError(what, fix="give one of them")
+        return None
+    run = UnmergeRun(merged, file, device)
+    if not run.needs_adapters:
         return run
     if not sources:
         raise OptionError(

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.cli.main import main
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import LazyArray
 from loralens.core.moments import Moment, Moments
 from loralens.core.recipe import Recipe
 from loralens.errors import FormatError, LoraLensError
@@ -27,6 +29,7 @@ from tests.conftest import small_adapter
 from tests.formats.blobs import limits
 from tests.formats.test_fuzz import HARMFUL, damaged
 from tests.marks import examples
+from tests.verbs.low_bit_bases import SHAPE, nf4_base, pair_adapter
 
 pytestmark = pytest.mark.slow
 
@@ -104,14 +107,30 @@ def check(error):
     assert error is None or not HARMFUL.search(str(error).replace("\n", ""))
 
 
-class Made:
-    """A merge, its undo file taken apart, made once."""
+def dora_adapter():
+    """A pair and a magnitude for every module of the base in NF4."""
+    adapter = pair_adapter()
+    lengths = np.full(SHAPE[0], 0.6, np.float32)
+    extra = {
+        f"base_model.model.{name}.lora_magnitude_vector": Extra("magnitude", name, LazyArray.of(lengths))
+        for name in adapter.modules
+    }
+    return Adapter(modules=dict(adapter.modules), extra=extra)
 
-    def __init__(self):
+
+class Made:
+    """A merge, its undo file taken apart, made once; in codes the file needs the adapter."""
+
+    def __init__(self, *, codes=False):
         self.folder = Path(tempfile.mkdtemp())
-        loralens.save(small_adapter(), self.folder / "adapter")
-        sharded(self.folder / "base", tensors(size=2.0))
+        loralens.save(dora_adapter() if codes else small_adapter(), self.folder / "adapter")
+        if codes:
+            nf4_base(self.folder / "base")
+        else:
+            sharded(self.folder / "base", tensors(size=2.0))
         words = ["merge", self.folder / "adapter", "--base", self.folder / "base", "-o", self.folder / "out"]
+        words += ["--bits", "keep", "--undo-kind", "adapter"] if codes else []
+        self.further = ["--adapter", self.folder / "adapter"] if codes else []
         assert CliRunner().invoke(main, [*map(str, words)]).exit_code == 0
         self.undo = self.folder / "out" / "undo.loralens"
         self.bytes = self.undo.read_bytes()
@@ -126,11 +145,11 @@ class Made:
         return len(text).to_bytes(8, "little") + text + self.data
 
     def unmerge(self, undo):
-        """What the command says about this undo file; the base is there afterwards, or nothing."""
+        """Whether the command takes this undo file; the base is there afterwards, or nothing and one message."""
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             file, back = Path(name) / "undo.loralens", Path(name) / "back"
             file.write_bytes(undo)
-            words = ["unmerge", self.folder / "out", "--undo", file, "-o", back]
+            words = ["unmerge", self.folder / "out", "--undo", file, "-o", back, *self.further]
             with limits(20, 64 << 20):
                 done = CliRunner().invoke(main, [*map(str, words)])
             assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
@@ -141,34 +160,40 @@ class Made:
             else:
                 for path in (self.folder / "base").glob("*.safetensors"):
                     assert (back / path.name).read_bytes() == path.read_bytes()
+            return not done.exit_code
 
 
-MADE = Made()
+MADE, CODED = Made(), Made(codes=True)
+each_kind = pytest.mark.parametrize("made", [MADE, CODED], ids=["floats", "codes"])
 
 
-def test_the_undamaged_undo_file_unmerges():
-    MADE.unmerge(MADE.bytes)
-    MADE.unmerge(MADE.packed(MADE.content))
+@each_kind
+def test_the_undamaged_undo_file_unmerges(made):
+    assert made.unmerge(made.bytes)
+    assert made.unmerge(made.packed(made.content))
 
 
+@each_kind
 @fuzz
-@given(damaged(MADE.bytes))
-def test_a_damaged_undo_file(undo):
-    MADE.unmerge(undo)
+@given(data=st.data())
+def test_a_damaged_undo_file(made, data):
+    made.unmerge(data.draw(damaged(made.bytes)))
 
 
+@each_kind
 @settings(fuzz, max_examples=25)
-@given(confused(MADE.content))
-def test_an_undo_file_that_says_something_else(content):
-    MADE.unmerge(MADE.packed(content))
+@given(data=st.data())
+def test_an_undo_file_that_says_something_else(made, data):
+    made.unmerge(made.packed(data.draw(confused(made.content))))
 
 
+@each_kind
 @pytest.mark.parametrize("value", ODD[::4], ids=lambda value: repr(value)[:20])
-def test_every_field_of_an_undo_file_with_values_of_every_type(value):
-    key = next(iter(MADE.content["tensors"]))
-    for path in places(MADE.content):
+def test_every_field_of_an_undo_file_with_values_of_every_type(made, value):
+    key = next(iter(made.content["tensors"]))
+    for path in places(made.content):
         if path and (path[0] != "tensors" or len(path) < 2 or path[1] == key):
-            MADE.unmerge(MADE.packed(put(MADE.content, path, value)))
+            made.unmerge(made.packed(put(made.content, path, value)))
 
 
 @pytest.mark.parametrize("version", ["a" * 70_000, [0] * 70_000, 10**4000], ids=["text", "list", "number"])
@@ -203,17 +228,19 @@ def test_an_undo_file_that_is_nested_deeply():
     MADE.unmerge(MADE.packed({**MADE.content, "texts": deep(900)}))
 
 
+@each_kind
 @fuzz
-@given(st.sampled_from(sorted(set(MADE.header) - {"__metadata__"})), st.data())
-def test_an_undo_file_whose_arrays_have_other_dtypes_and_shapes(key, data):
-    entry = MADE.header[key]
+@given(data=st.data())
+def test_an_undo_file_whose_arrays_have_other_dtypes_and_shapes(made, data):
+    key = data.draw(st.sampled_from(sorted(set(made.header) - {"__metadata__"})))
+    entry = made.header[key]
     size = entry["data_offsets"][1] - entry["data_offsets"][0]
     dtype, width = data.draw(st.sampled_from([("U8", 1), ("I8", 1), ("F16", 2), ("F32", 4), ("BF16", 2), ("I64", 8)]))
     count, rest = divmod(size, width)
     if rest:
         return
     shape = data.draw(st.sampled_from([[count], [1, count], [count, 1], [1, 1, count]]))
-    MADE.unmerge(MADE.packed(MADE.content, {**MADE.header, key: {**entry, "dtype": dtype, "shape": shape}}))
+    made.unmerge(made.packed(made.content, {**made.header, key: {**entry, "dtype": dtype, "shape": shape}}))
 
 
 def with_header(key, **changes):

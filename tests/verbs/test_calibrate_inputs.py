@@ -1,5 +1,6 @@
 """`calibrate --inputs`: H = E[x xᵀ] of every distinct input, half of it of general texts; and sweeps with it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,14 +151,14 @@ def test_general_texts_of_every_machine() -> None:
     assert all(len(text.text) > 20 for text in texts)
 
 
-def moments_file(path: Path, *, seed: int = 0, width: int = SHAPE[1]) -> Path:
+def moments_file(path: Path, *, seed: int = 0, width: int = SHAPE[1], modules: Sequence[str] = tuple(MODULES)) -> Path:
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((300, width)) + rng.standard_normal((300, 3)) @ rng.standard_normal((3, width))
     H = (X.T @ X / 300).astype(np.float32)
     write_input_moments(
         path,
         {MODULES[0]: width},
-        dict.fromkeys(MODULES, MODULES[0]),
+        dict.fromkeys(modules, MODULES[0]),
         model="m",
         source={},
         fill=lambda put: put(MODULES[0], H, 300),

@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.errors import MismatchError
 from loralens.formats.records.merged import CertifiedAdapter
 from loralens.verbs.inputs.merge_inputs import MergeInputs, WeightedAdapter, plan_merge_inputs
 from loralens.verbs.outputs.merges.certified import difference_of_adapters
+
+# The roles of tensors that a merge puts in place of those of the base, which an undo file holds whole.
+REPLACING = ("saved", "bias", "embedding", "tokens")
 
 
 def plan_undo_adapters(
@@ -51,6 +55,10 @@ def plan_undo_adapters(
         way = f"give what was merged, {named}, with the same --modules and options of reading"
         what, fix = difference_of_adapters(adapters, requested, merged_in, otherwise=way)
         raise MismatchError(f"{file}: it says that {what}", fix=fix)
-    # Heads and biases are restored without the adapter, and may no longer fit the merged model.
-    pairs = [replace(term, adapter=replace(term.adapter, extra={})) for term in ordered]
-    return plan_merge_inputs(pairs, merged, allow_missing=True, untie=False, bits="keep", decoded=True)
+    needed = [replace(term, adapter=_without_replacements(term.adapter)) for term in ordered]
+    return plan_merge_inputs(needed, merged, allow_missing=True, untie=False, bits="keep", decoded=True)
+
+
+def _without_replacements(adapter: Adapter) -> Adapter:
+    """The adapter without heads and embeddings, which are restored without it and may not fit the merged model."""
+    return replace(adapter, extra={key: extra for key, extra in adapter.extra.items() if extra.role not in REPLACING})
