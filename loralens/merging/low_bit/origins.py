@@ -11,8 +11,7 @@ exact products, so origins and choices are the same on every machine.
 """
 
 from dataclasses import dataclass, replace
-from math import ceil
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,71 +139,74 @@ def _without_search(merged: GridRows, added: AddedRows, uniform: Floats | None) 
 
 def _search(merged: GridRows, added: AddedRows, uniform: Floats | None) -> Origins:
     """The origins on any grid: codes that are near enough are moved as the merge moved them."""
-    limit = _largest_moves(merged, added)
     codes, u = merged.codes.reshape(-1), None if uniform is None else uniform.reshape(-1)
-    # The other entries cannot have moved, whatever their code was: ⌊y + u⌋ = 0 for all |y| up to the limit.
-    places = np.flatnonzero(_may_move(merged, limit, u))
-    # An entry that stays on the same number may cross the gap of 0 between two equal levels.
-    further = 1 if merged.levels is not None and has_equal_levels(merged.levels) else 0
-    nearest, none, several = codes.copy(), 0, list[tuple[NDArray[np.int64], Codes, NDArray[np.int64]]]()
+    least, most = _range_of_steps(merged, added, u)
+    equal = merged.levels is not None and has_equal_levels(merged.levels)
+    # All other entries stayed where they were. Rounding to the nearest code crosses a gap of 0 with any update.
+    places = np.arange(codes.size) if equal and u is None else np.flatnonzero((least < 0) | (most > 0))
+    # A move that ends beyond a gap of 0 takes one step more.
+    further = 1 if equal else 0
+    nearest, none, several = codes.copy(), 0, list[_Several]()
     for part in (places[first : first + SEARCHED] for first in range(0, len(places), SEARCHED)):
-        reach = min(merged.highest - merged.lowest, ceil(limit[part].max()) + 1 + further)
-        distances = np.array(sorted(range(-reach, reach + 1), key=abs), np.int16)
-        rows = _entries(merged, added, part)
-        numbers = None if u is None else u[part][None]
-        leads = np.vstack([_leads_back(*rows, distance, numbers) for distance in distances])
+        lowest, highest = -most[part] - further, further - least[part]
+        distances = np.array(sorted(range(int(lowest.min()), int(highest.max()) + 1), key=abs), np.int16)
+        leads = np.zeros((len(distances), len(part)), np.bool_)
+        for row, distance in zip(leads, distances, strict=True):
+            near = np.flatnonzero((lowest <= distance) & (distance <= highest))
+            numbers = None if u is None else u[part[near]][None]
+            row[near] = _leads_back(*_entries(merged, added, part[near]), distance, numbers)
         counts = np.count_nonzero(leads, axis=0)
         nearest[part] += np.where(counts > 0, distances[leads.argmax(axis=0)], 0).astype(np.int16)
         none += int(np.count_nonzero(counts == 0))
         more = np.flatnonzero(counts > 1)
         # A stable sort puts the distances that lead to the code first, and keeps their order.
         order = np.argsort(~leads[:, more], axis=0, kind="stable")[: counts.max(initial=1)]
-        several.append((part[more], codes[part[more]][:, None] + distances[order].T, counts[more]))
+        several.append(_Several(part[more], codes[part[more]][:, None] + distances[order].T, counts[more]))
     return Origins(nearest.reshape(merged.codes.shape), *_joined(several), none)
 
 
-def _joined(
-    parts: list[tuple[NDArray[np.int64], Codes, NDArray[np.int64]]],
-) -> tuple[NDArray[np.int64], Codes, NDArray[np.int64]]:
-    """Places, options and counts of all parts; options are filled up to the same number."""
-    most = max((options.shape[1] for _, options, _ in parts), default=1)
-    padded = [np.pad(options, ((0, 0), (0, most - options.shape[1]))) for _, options, _ in parts]
-    return (
-        np.concatenate([np.empty(0, np.int64), *(places for places, _, _ in parts)]),
+class _Several(NamedTuple):
+    """Places, options and counts of entries, as in `Origins`."""
+
+    places: NDArray[np.int64]
+    options: Codes
+    counts: NDArray[np.int64]
+
+
+def _joined(parts: list[_Several]) -> _Several:
+    """The entries of all parts; their options are filled up to the same number."""
+    most = max((part.options.shape[1] for part in parts), default=1)
+    padded = [np.pad(part.options, ((0, 0), (0, most - part.options.shape[1]))) for part in parts]
+    return _Several(
+        np.concatenate([np.empty(0, np.int64), *(part.places for part in parts)]),
         np.concatenate([np.empty((0, most), np.int16), *padded]),
-        np.concatenate([np.empty(0, np.int64), *(counts for _, _, counts in parts)]),
+        np.concatenate([np.empty(0, np.int64), *(part.counts for part in parts)]),
     )
 
 
-def _largest_moves(merged: GridRows, added: AddedRows) -> Floats:
-    """A limit of |y| over all codes that an entry could have had, float64, flat; without gaps between equal levels."""
+def _range_of_steps(
+    merged: GridRows, added: AddedRows, u: Floats | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The least and the most steps that every entry can have moved, flat; moves across a gap of 0 are not counted."""
     even = replace(merged, levels=None)
     if added.factors is None:
-        limit = np.abs(asked_moves(even, added.product))
+        lower = upper = asked_moves(even, added.product)
     else:
-        limit = np.zeros(merged.codes.shape)
         # What DoRA adds is linear in W, so the ends of the grid have the largest moves.
-        for end in (merged.lowest, merged.highest):
-            row = replace(merged, codes=np.full_like(merged.codes, end))
-            W = np.abs(row.values(row.codes)).astype(np.float64)
-            asked = np.abs(asked_moves(even, added.to(row)))
-            sums = (W + np.abs(added.product)) * (1 + np.abs(added.factors))
-            rounded = asked_moves(even, (sums * ROUNDED).astype(np.float32))
-            limit = np.maximum(limit, asked + np.abs(rounded))
+        ends = [replace(merged, codes=np.full_like(merged.codes, end)) for end in (merged.lowest, merged.highest)]
+        moves = [asked_moves(even, added.to(end)) for end in ends]
+        W = np.maximum(*(np.abs(end.values(end.codes)) for end in ends)).astype(np.float64)
+        sums = (W + np.abs(added.product)) * (1 + np.abs(added.factors))
+        error = np.abs(asked_moves(even, (sums * ROUNDED).astype(np.float32)))
+        lower, upper = np.minimum(*moves) - error, np.maximum(*moves) + error
+    least, most = np.minimum(lower, 0).reshape(-1), np.maximum(upper, 0).reshape(-1)
     if merged.levels is not None:
         gaps = np.diff(merged.levels.astype(np.float64))
-        limit /= gaps[gaps > 0].min()
-    return limit.reshape(-1) + SLACK
-
-
-def _may_move(merged: GridRows, limit: Floats, u: Floats | None) -> NDArray[np.bool_]:
-    """The entries that a move of at most ``limit`` steps could have moved, flat."""
-    if u is not None:
-        return (u < limit) | (u >= 1 - limit)
-    # Rounding to the nearest code crosses the gap between equal levels for any update.
-    if merged.levels is not None and has_equal_levels(merged.levels):
-        return np.ones(limit.shape, np.bool_)
-    return np.asarray(limit >= HALF)
+        smallest = gaps[gaps > 0].min()
+        least, most = least / smallest, most / smallest
+    size, numbers = merged.highest - merged.lowest, HALF if u is None else u
+    least, most = np.floor(least - SLACK + numbers), np.floor(most + SLACK + numbers)
+    return np.clip(least, -size, 0).astype(np.int64), np.clip(most, 0, size).astype(np.int64)
 
 
 def _entries(merged: GridRows, added: AddedRows, places: NDArray[np.int64]) -> tuple[GridRows, AddedRows]:
