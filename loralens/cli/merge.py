@@ -27,8 +27,7 @@ from loralens.cli.show import RowOptions, row_options, show
     default="complete",
     show_default=True,
     help="What `loralens unmerge` needs beside the undo patch: nothing, or the adapter too. With 'adapter' and --bits "
-    "keep, the patch holds only what does not follow from the adapter and the seed, and is about a hundred times "
-    "smaller.",
+    "keep, the patch holds only what does not follow from the adapter and the seed, and is many times smaller.",
 )
 @click.option(
     "--certificate",

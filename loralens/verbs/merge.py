@@ -123,8 +123,9 @@ class MergeResult(Written):
 
 
 def _bits_text(bits: float) -> str:
-    # Two decimals would show a patch of corrections alone as 0.
-    return f"{bits:.2f}" if bits >= 0.01 or not bits else number(bits, 2)
+    text = f"{bits:.2f}"
+    # Two decimals are too few for a patch that needs the adapter.
+    return number(bits, 2) if bits and text == "0.00" else text
 
 
 def merge(
@@ -169,7 +170,7 @@ def merge(
     undo_kind : str
         What unmerging needs beside the undo file: nothing (``complete``), or the adapters too (``adapter``). The second
         is for ``bits="keep"``. The file then holds only those codes of the base that do not follow from the merged
-        ones, the adapters and the seed. It is some hundred times smaller. Codes that were moved by a sweep are kept.
+        ones, the adapters and the seed, and is many times smaller. Codes that were moved by a sweep are kept whole.
     certificate : path, optional
         The file of the certificate, which states how much of every update arrived. The default and ``"none"`` are as
         for ``undo``.
@@ -219,8 +220,7 @@ def merge(
     MismatchError
         Adapters and base do not fit together.
     """
-    check_choice("dtype", dtype, get_args(ModelDtype))
-    _check_undo_kind(undo_kind, undo, bits)
+    _check_choices(dtype, undo_kind, undo, bits)
     rounding = choose_rounding(rounding, bits=bits, dtype=dtype, moments=moments)
     if output is None and not dry_run:
         raise OptionError("no output is given for the merged model", fix="give -o OUT (output), or --dry-run")
@@ -237,8 +237,7 @@ def merge(
     )
     _tell_plan(inputs.plan)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
-    undo_file = _undo_file(target, undo, inputs)
-    certificate_file = _record_file(target, certificate, CERTIFICATE, inputs)
+    undo_file, certificate_file = _undo_file(target, undo, inputs), _certificate_file(target, certificate, inputs)
     # Measuring is the only purpose of a dry run; it says how large the patches would be without a place for them.
     measured = dry_run or measure or certificate_file is not None
     run = MergeRun(
@@ -246,8 +245,7 @@ def merge(
         rounding=rounding,
         seed=seed,
         fidelity=measured,
-        undo=undo_file is not None or (dry_run and str(undo) != NONE and not inputs.laid_anew),
-        undo_kind=undo_kind,
+        undo=undo_kind if undo_file or (dry_run and str(undo) != NONE and not inputs.laid_anew) else None,
         device=compute_device,
         moments=sweep_inputs(moments, inputs.coded),
         data=data,
@@ -257,20 +255,19 @@ def merge(
         run.rehearse()
     else:
         run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
-    _warn_of_losses(run.modules(), inputs, rounding)
-    if undo_kind == "adapter":
-        _tell_kept(*run.kept_whole())
+    _tell_result(run, rounding)
     return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate(), *run.written, run.undo_size())
 
 
-def _check_undo_kind(kind: UndoKind, undo: str | PathLike[str] | None, bits: MergeBits | None) -> None:
-    """Refuse a kind of undo file that the merge does not write.
+def _check_choices(dtype: ModelDtype, kind: UndoKind, undo: str | PathLike[str] | None, bits: MergeBits | None) -> None:
+    """Refuse a dtype that does not exist, and a kind of undo file that the merge does not write.
 
     Raises
     ------
     OptionError
-        The kind does not exist, the merge moves no codes, or it writes no undo file.
+        A choice does not exist; or the undo file is to need the adapter, but the merge moves no codes or writes none.
     """
+    check_choice("dtype", dtype, get_args(ModelDtype))
     check_choice("undo_kind", kind, get_args(UndoKind))
     if kind == "complete":
         return
@@ -279,6 +276,12 @@ def _check_undo_kind(kind: UndoKind, undo: str | PathLike[str] | None, bits: Mer
         raise OptionError("--undo-kind adapter is for codes, so it goes with --bits keep", fix="leave it out")
     if str(undo) == NONE:
         raise OptionError("--undo none writes no file, and --undo-kind says what is in it", fix="leave one of them out")
+
+
+def _tell_result(run: MergeRun, rounding: RoundingMode) -> None:
+    """Warn of what the merge lost, and tell the user what the undo file holds unexpectedly."""
+    _warn_of_losses(run.modules(), run.inputs, rounding)
+    _tell_kept(*run.kept_whole())
 
 
 def _tell_kept(kept: int, weights: int) -> None:
@@ -295,6 +298,11 @@ def _record_file(target: Target, path: str | PathLike[str] | None, name: str, in
     if path is not None:
         return None if str(path) == NONE else Path(path)
     return None if target.output is None else record_path(target.output, name, folder=inputs.files.root.is_dir())
+
+
+def _certificate_file(target: Target, path: str | PathLike[str] | None, inputs: MergeInputs) -> Path | None:
+    """The place of the certificate; None if it is not written."""
+    return _record_file(target, path, CERTIFICATE, inputs)
 
 
 def _undo_file(target: Target, path: str | PathLike[str] | None, inputs: MergeInputs) -> Path | None:

@@ -58,7 +58,7 @@ class CodesRecorder:
         self._ordered = ordered
         self._origins = undo and origins and merge.mode != "sweep"
         self._merge, self._stored, self._hashes, self._fidelity = merge, stored, hashes, fidelity
-        # A choice is one of a few small numbers, so one stream of them is the smallest.
+        # Choices are few and small. The names of three streams would take more bytes than three streams save.
         self._patch = PatchWriter(1, keep, "xor" if self._origins else None) if undo else None
         self._before, self._after = "", sha256(stored.nbytes) if hashes else None
         self._sums: dict[int, CodesSums] = {}

@@ -75,10 +75,9 @@ class MergeRun:
         Texts on which the base, the unmerged and the merged model are run.
     fidelity : bool
         Measure how much of every update arrives.
-    undo : bool
-        Keep what restores the base; in a dry run, only find out how much that is.
-    undo_kind : str
-        ``adapter``: keep only what does not follow from the adapter.
+    undo : str or None
+        Keep what restores the base; in a dry run, only find out how much that is. ``adapter``: keep only what does not
+        follow from the adapter. None: keep nothing.
     device : Device
         The device that computes the products of factors.
     """
@@ -90,19 +89,18 @@ class MergeRun:
         rounding: RoundingMode,
         seed: int,
         fidelity: bool,
-        undo: bool,
-        undo_kind: UndoKind = "complete",
+        undo: UndoKind | None,
         device: Device,
         moments: SweepInputs | None = None,
         data: TextSource | None = None,
     ) -> None:
         self.inputs, self.rounding, self.seed, self.device = inputs, rounding, seed, device
         self.moments = moments
-        self.fidelity, self.undo, self.undo_kind = fidelity, undo, undo_kind
+        self.fidelity, self.undo = fidelity, undo
         # Of a GGUF model in floats all tensors are written anew, in the order of the file and not in that of the merge.
         recast = inputs.files.gguf is not None and inputs.dtype is not None
         # Nothing but the certificate and the undo file needs the SHA-256 of every tensor.
-        self.hashes = (fidelity or undo) and not recast
+        self.hashes = (fidelity or undo is not None) and not recast
         # This reads all factors, so that a faulty adapter is an error before the base is read.
         self.adapters = [adapter.record() for adapter in inputs.adapters]
         # They are measured before the merge, as the certificate is written with the model.
@@ -224,8 +222,11 @@ class MergeRun:
     def kept_whole(self) -> tuple[int, int]:
         """The numbers of weights whose codes the undo file keeps although it may need the adapter, and of all weights.
 
-        The codes of a sweep follow from all inputs, and not from the adapter.
+        The codes of a sweep follow from all inputs, and not from the adapter. A complete undo file keeps all codes, and
+        nobody expects anything else: (0, 0).
         """
+        if self.undo != "adapter":
+            return 0, 0
         coded = [record for record in self.records.values() if record.stored is not None and record.patch_bytes]
         return sum(record.against == "codes" for record in coded), len(coded)
 
@@ -256,7 +257,7 @@ class MergeRun:
             "rounding": self._rounding(),
             "dtype": inputs.dtype or "keep",
             **({"bits": inputs.bits} if inputs.bits else {}),
-            **({"undo_kind": self.undo_kind} if self.undo_kind != "complete" else {}),
+            **({"undo_kind": self.undo} if self.undo == "adapter" else {}),
             "modules": module_entries(merged_modules(records)),
             "total": total_entry(records, **self._kept_sizes()),
             **({} if self.texts is None else {"texts": self.texts}),
@@ -309,10 +310,10 @@ class MergeRun:
                 self.inputs.files.stored[key],
                 hashes=self.hashes,
                 fidelity=self.fidelity,
-                undo=self.undo,
+                undo=self.undo is not None,
                 keep=keep,
                 ordered=self.inputs.files.gguf is not None,
-                origins=self.undo_kind == "adapter",
+                origins=self.undo == "adapter",
             )
         if plan.key in self.inputs.quantised.keys:
             merge_in_floats = prepare_merge(plan, dtype=np.float32, device=self.device)
@@ -332,7 +333,7 @@ class MergeRun:
             ),
             hashes=self.hashes,
             fidelity=self.fidelity,
-            undo=self.undo,
+            undo=self.undo is not None,
             keep=keep,
         )
 
