@@ -45,7 +45,12 @@ def check_entry(entry: Mapping[str, Any]) -> None:
     # With codes, ``shape`` is that of the stored tensor and ``matrix`` that of the decoded weight: sizes may differ.
     if not coded and size != prod(entry["shape"]):
         raise ValueError(f"matrix {ascii(matrix)[:40]}")
-    if coded and (not isinstance(entry["weight"], str) or (entry["slabs"] != [] and entry["against"] == "codes")):
+    # Without a name, its codes would be taken for floats.
+    if coded and (
+        not isinstance(entry["weight"], str)
+        or not entry["weight"]
+        or (entry["slabs"] != [] and entry["against"] == "codes")
+    ):
         raise TypeError("its weight is not named, or it has slabs")
     if entry["against"] == "origins":
         _check_origins(entry)

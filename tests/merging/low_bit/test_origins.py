@@ -202,6 +202,7 @@ def test_what_does_not_belong_to_the_undo_is_refused(what):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("rounding", "sweep"), ("rounding", []), ("seed", 1.0), ("seed", True), ("seed", "1"), ("weight", 3),
+     ("weight", ""),
      ("slabs", [{"module": "m", "start": 0, "stop": 24, "transposed": False, "factors": [[1, 1]], "gain": "rows"}]),
      ("slabs", [{"module": "m", "start": 0, "stop": 24, "transposed": False, "factors": [], "gain": None}]),
      ("slabs", [{"module": "m", "start": 0, "stop": 24, "transposed": False, "factors": [], "gain": "rows"}])],

@@ -78,8 +78,8 @@ def test_a_model_that_was_changed_or_has_other_codes_is_not_restored():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("weight", 3), ("weight", None), ("matrix", [24]), ("matrix", [1 << 40, 1 << 40]), ("matrix", [24, -64]),
-     ("slabs", [{}]), ("different", 1 << 40), ("shape", "x")],
+    [("weight", 3), ("weight", None), ("weight", ""), ("matrix", [24]), ("matrix", [1 << 40, 1 << 40]),
+     ("matrix", [24, -64]), ("slabs", [{}]), ("different", 1 << 40), ("shape", "x")],
 )  # fmt: skip
 def test_a_hostile_entry_is_refused(field, value):
     _, rec = merged(Made())
