@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from loralens.arithmetic.entries import Fuse, Workspace
 from loralens.core.lazy import Array
+from loralens.linalg.compiled.loops import elect_mean_of_two
 
 Mask = NDArray[np.bool_]
 # For each update the entries that are kept: a mask without entries of 0, or the least absolute value. An empty sequence
@@ -117,6 +118,8 @@ def rows_for_cache(m: int, n: int) -> Iterator[slice]:
 def _mean_of_two(stack: Array, kept: Kept, work: Workspace, *, out: Array) -> None:
     """Write `elected_mean` of two updates into ``out``. Of two entries with opposite signs the larger one stays."""
     shape, dtype, (a, b) = stack.shape[1:], stack.dtype, stack
+    if elect_mean_of_two(a, b, kept, out=out):
+        return
     sizes = [np.abs(x, out=work.of(f"size {t}", shape, dtype)) for t, x in enumerate(stack)]
     stay = [
         keep if isinstance(keep, np.ndarray) else _at_least(size, keep, out=work.of(f"stay {t}", shape, np.bool_))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from loralens.arithmetic import della
+from loralens.arithmetic.election import elected_mean
 from loralens.arithmetic.entries import Workspace
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
@@ -320,6 +321,108 @@ def test_rows_are_pruned_as_by_numpy(by_numpy, n):
         results.append((pruned.tobytes(), mask.tobytes()))
     assert results[0] == results[1]
     assert 0 < mask.mean() < 1
+
+
+@compiled
+@pytest.mark.parametrize("masks", [False, True])
+def test_two_updates_are_elected_as_by_numpy(by_numpy, masks):
+    rng = np.random.default_rng(0)
+    stack = rng.integers(1 << 32, size=(2, 40, 1003), dtype=np.uint32).view(np.float32)
+    stack[:, :20] = rng.integers(-3, 4, (2, 20, 1003))  # many that are equal, opposite or 0
+    stack[:, :20, ::7] *= -0.0
+    stack[~np.isfinite(stack)] = -1e-42
+    kept = [(rng.random(x.shape) < 0.7) & (x != 0) for x in stack] if masks else [1.0, 0.0]
+    by_kernel = elected_mean(stack.copy(), Workspace(), kept=kept).copy()
+    with np.errstate(over="ignore"):
+        expected = by_numpy(elected_mean, stack.copy(), Workspace(), kept=kept)
+    assert by_kernel.tobytes() == expected.tobytes()
+    assert 0.1 < (by_kernel != 0).mean() < 1
+
+
+def test_a_cutoff_between_two_floats_is_left_to_numpy():
+    a, out = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
+    assert not loops.elect_mean_of_two(a, a, [1 + 2.0**-30, 0.5], out=out)
+    assert not loops.elect_mean_of_two(a, a, [a > 0, 0.5], out=out)
+    assert not loops.elect_mean_of_two(a, a.astype(np.float64), [0.5, 0.5], out=out)
+
+
+def _rows(m: int, n: int, dtype):
+    return np.random.default_rng(n).standard_normal((m, n)).astype(np.float32).astype(dtype)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [BF16, np.float32])
+@pytest.mark.parametrize("shape", [(16, 32), (1, 1), (15, 31), (40, 101), (0, 5), (130, 1000)])
+@pytest.mark.parametrize("b", [1, 16, 17, 40])
+def test_two_products_of_rows_are_those_of_float64(dtype, shape, b):
+    if not loops.can_multiply_twice():
+        pytest.skip("this processor leaves them to BLAS")
+    (m, n), W = shape, _rows(*shape, dtype)
+    X, dense = _rows(b, n, np.float32).T, W.astype(np.float64)
+    Y, Z = np.full((m, -(-b // loops.PART) * loops.PART), np.nan, np.float32), loops.pad_columns(np.ones((n, b)))
+    loops.multiply_rows_twice(W, loops.pad_columns(X), Y, Z)
+    np.testing.assert_allclose(Y[:, :b], dense @ X, atol=2e-6 * n)
+    np.testing.assert_array_equal(Y[:, b:], 0)
+    expected = 1 + dense.T @ Y[:, :b].astype(np.float64)
+    np.testing.assert_allclose(loops.join_parts(Z, n, b).T, expected, rtol=1e-5, atol=1e-5 * n**0.5 * (m + 1))
+    again = loops.pad_columns(np.ones((n, b)))
+    loops.multiply_rows_twice(W, None, Y, again)
+    np.testing.assert_array_equal(again, Z)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [BF16, np.float32])
+@pytest.mark.parametrize("shape", [(8, 32), (1, 1), (7, 31), (23, 101), (0, 5)])
+@pytest.mark.parametrize("k", [0, 1, 24, 25])
+def test_rows_are_projected_as_in_float64(dtype, shape, k):
+    W, R = _rows(*shape, dtype), np.random.default_rng(1).standard_normal((shape[1], k))
+    projected = loops.project_rows(W, loops.pad_projection(R), k)
+    if projected is None:
+        pytest.skip("this processor leaves them to BLAS")
+    dense = W.astype(np.float64)
+    np.testing.assert_allclose(projected.product, dense @ R, rtol=1e-13, atol=1e-13)
+    assert projected.squares == pytest.approx(np.sum(dense**2), rel=1e-13)
+
+
+@compiled
+def test_one_nan_makes_the_sum_of_squares_nan():
+    W = np.ones((9, 40), np.float32)
+    W[8, 39] = np.nan
+    projected = loops.project_rows(W, np.zeros((40, 0)), 0)
+    assert projected is None or np.isnan(projected.squares)
+
+
+@compiled
+def test_matrices_of_other_kinds_are_not_projected():
+    R = np.zeros((4, 24))
+    assert loops.project_rows(np.ones((3, 4)), R, 3) is None
+    assert loops.project_rows(np.ones((4, 3), np.float32).T, R, 3) is None
+
+
+@compiled
+def test_passes_over_a_matrix_refuse_arrays_of_other_sizes():
+    def floats(count, dtype=np.float32):
+        return np.zeros(count, dtype)
+
+    kernel = loops._loops
+    fit = [floats(3 * 40), False, 3, 40, floats(64 * 16), 16, False, floats(3 * 16), floats(64 * 16)]
+    kernel.multiply_twice(*fit)
+    for place in (0, 4, 7, 8):
+        with pytest.raises(ValueError, match="sizes"):
+            kernel.multiply_twice(*fit[:place], fit[place][1:], *fit[place + 1 :])
+    for place, value in ((2, -1), (5, 8), (5, 0), (6, True)):
+        with pytest.raises(ValueError, match="sizes"):
+            kernel.multiply_twice(*fit[:place], value, *fit[place + 1 :])
+    fit = [floats(3 * 40), False, 3, 40, floats(40 * 24, np.float64), 24, floats(3 * 24, np.float64)]
+    kernel.project(*fit)
+    for place in (0, 4, 6):
+        with pytest.raises(ValueError, match="sizes"):
+            kernel.project(*fit[:place], fit[place][1:], *fit[place + 1 :])
+    fit = [floats(5), floats(5), floats(5, bool), floats(5, bool), 0.0, 0.0, floats(5)]
+    kernel.elect(*fit)
+    for place in (0, 1, 2, 3, 6):
+        with pytest.raises(ValueError, match="sizes"):
+            kernel.elect(*fit[:place], fit[place][1:], *fit[place + 1 :])
 
 
 @compiled

@@ -1,8 +1,8 @@
-/* The inner loops of a merge into bfloat16, of products of thin factors, of DELLA and of sketches. They take a third of
-   the time of the NumPy code that is used where this file was not compiled, because a number stays in a register from
-   one step to the next. Their results have the bits of that code, with two exceptions. The last bits of products of
-   factors differ, as they do between two libraries of BLAS. The last bits of transforms differ too, but are lost when
-   the results are rounded to integers.
+/* The inner loops of a merge into bfloat16, of products of thin factors and of passes over W, of TIES and DELLA and of
+   sketches. They take a third to two thirds of the time of the NumPy code that is used where this file was not compiled,
+   because a number stays in a register from one step to the next. Their results have the bits of that code, with two
+   exceptions. The last bits of products of factors and of products with W differ, as they do between two libraries of
+   BLAS. The last bits of transforms differ too, but are lost when the results are rounded to integers.
 
    Arrays come as buffers in C order: bfloat16 as 16 bits of unsigned integers, D and sums as float, factors as double.
    The sum of the products of an entry is exact (loralens/linalg/exact.py), so it may be formed in any order. */
@@ -212,6 +212,212 @@ INLINE uint16_t rounded(float number) {
     return (uint16_t)((bits & 0x7FFFFFFF) > 0x7F800000 ? nan : nearest);
 }
 
+/* One pass over rows of W (rows, n) for two products: Y = W X, unless Y is known, and Z += WᵀY. X and Z come in parts of
+   PART columns, one after the other, with n rows and more, a multiple of SPAN. */
+typedef struct {
+    const void *W; /* bfloat16 if `half`, else float */
+    const float *X;
+    float *Y, *Z;
+    Py_ssize_t rows, n, width; /* PART divides `width` */
+    int half, known;
+} Pass;
+
+enum { PANEL = 16, SPAN = 32, PART = 16 }; /* rows of W and columns of W that are widened at a time; columns of X */
+
+/* W[row : row + PANEL, column : column + SPAN] as float, with 0 beyond the end of W. */
+INLINE void widen_panel(const Pass *p, Py_ssize_t row, Py_ssize_t column, float *panel) {
+    int rows = p->rows - row < PANEL ? (int)(p->rows - row) : PANEL;
+    int columns = p->n - column < SPAN ? (int)(p->n - column) : SPAN;
+    if (rows < PANEL || columns < SPAN)
+        memset(panel, 0, PANEL * SPAN * sizeof *panel);
+    for (int i = 0; i < rows; i++, panel += SPAN) {
+        Py_ssize_t first = (row + i) * p->n + column;
+        if (p->half) {
+            const uint16_t *w = (const uint16_t *)p->W + first;
+            if (columns == SPAN) /* written out, since a known length is quicker */
+                for (int j = 0; j < SPAN; j++) panel[j] = widened(w[j]);
+            else
+                for (int j = 0; j < columns; j++) panel[j] = widened(w[j]);
+        } else if (columns == SPAN)
+            memcpy(panel, (const float *)p->W + first, SPAN * sizeof *panel);
+        else
+            memcpy(panel, (const float *)p->W + first, (size_t)columns * sizeof *panel);
+    }
+}
+
+/* Defines a function that makes a pass in tiles of ROWS × GROUPS vectors of LANES numbers, whose sums stay in registers.
+   PANEL rows are widened once for both products, into a cache of the core, so that W itself is read once. */
+#define DEFINE_PASS(NAME, TARGET, LANES, ROWS, GROUPS)                                                                  \
+    typedef float NAME##_vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));                         \
+    typedef uint32_t NAME##_bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));                        \
+    typedef uint16_t NAME##_half __attribute__((vector_size(2 * LANES), aligned(2), may_alias));                        \
+    __attribute__((target(TARGET))) static void NAME(const Pass *p, float *panels) {                                    \
+        const Py_ssize_t width = p->width, height = (p->n + SPAN - 1) / SPAN * SPAN;                                    \
+        for (Py_ssize_t row = 0; row < p->rows; row += PANEL)                                                           \
+            for (Py_ssize_t part = 0; part < width; part += PART) {                                                     \
+                Py_ssize_t rows = p->rows - row < PANEL ? p->rows - row : PANEL;                                        \
+                NAME##_vector y[PANEL][GROUPS], sums[ROWS][GROUPS];                                                     \
+                memset(y, 0, sizeof y);                                                                                 \
+                for (Py_ssize_t i = 0; p->known && i < rows; i++)                                                       \
+                    memcpy(y[i], p->Y + (row + i) * width + part, sizeof y[i]);                                         \
+                for (int top = 0; top < (p->known ? 1 : PANEL); top += ROWS) {                                          \
+                    float *panel = panels;                                                                              \
+                    const float *x = p->X + part * height;                                                              \
+                    memset(sums, 0, sizeof sums);                                                                       \
+                    for (Py_ssize_t j = 0; j < p->n; j += SPAN, panel += PANEL * SPAN) {                                \
+                        /* Written out where the panel is full, as compilers choose shorter vectors by themselves. */    \
+                        if (!part && !top && p->half && rows == PANEL && p->n - j >= SPAN)                              \
+                            for (int i = 0; i < PANEL; i++) {                                                           \
+                                const uint16_t *numbers = (const uint16_t *)p->W + (row + i) * p->n + j;                \
+                                _Pragma("GCC unroll 8") for (int k = 0; k < SPAN; k += LANES)                           \
+                                    *(NAME##_bits *)(panel + i * SPAN + k) =                                            \
+                                        __builtin_convertvector(*(const NAME##_half *)(numbers + k), NAME##_bits) << 16;\
+                            }                                                                                           \
+                        else if (!part && !top)                                                                         \
+                            widen_panel(p, row, j, panel);                                                              \
+                        const float *w = panel + top * SPAN;                                                            \
+                        for (int k = 0; k < (p->known ? 0 : SPAN); k++, w++, x += PART) {                               \
+                            NAME##_vector line[GROUPS];                                                                 \
+                            _Pragma("GCC unroll 8") for (int g = 0; g < GROUPS; g++)                                    \
+                                line[g] = *(const NAME##_vector *)(x + g * LANES);                                      \
+                            _Pragma("GCC unroll 16") for (int i = 0; i < ROWS; i++)                                     \
+                                _Pragma("GCC unroll 8") for (int g = 0; g < GROUPS; g++)                                \
+                                    sums[i][g] += w[i * SPAN] * line[g];                                                \
+                        }                                                                                               \
+                    }                                                                                                   \
+                    if (!p->known) memcpy(y[top], sums, sizeof sums);                                                   \
+                }                                                                                                       \
+                for (Py_ssize_t i = 0; !p->known && i < rows; i++)                                                      \
+                    memcpy(p->Y + (row + i) * width + part, y[i], sizeof y[i]);                                         \
+                float *panel = panels, *z = p->Z + part * height;                                                       \
+                for (Py_ssize_t j = 0; j < p->n; j += SPAN, panel += PANEL * SPAN)                                      \
+                    for (int k = 0; k < SPAN; k += ROWS, z += ROWS * PART) {                                            \
+                        _Pragma("GCC unroll 16") for (int i = 0; i < ROWS; i++)                                         \
+                            _Pragma("GCC unroll 8") for (int g = 0; g < GROUPS; g++)                                    \
+                                sums[i][g] = *(const NAME##_vector *)(z + i * PART + g * LANES);                        \
+                        const float *w = panel + k;                                                                     \
+                        for (int r = 0; r < PANEL; r++, w += SPAN)                                                      \
+                            _Pragma("GCC unroll 16") for (int i = 0; i < ROWS; i++)                                     \
+                                _Pragma("GCC unroll 8") for (int g = 0; g < GROUPS; g++)                                \
+                                    sums[i][g] += w[i] * y[r][g];                                                       \
+                        _Pragma("GCC unroll 16") for (int i = 0; i < ROWS; i++)                                         \
+                            _Pragma("GCC unroll 8") for (int g = 0; g < GROUPS; g++)                                    \
+                                *(NAME##_vector *)(z + i * PART + g * LANES) = sums[i][g];                              \
+                    }                                                                                                   \
+            }                                                                                                           \
+    }
+
+#if defined(__x86_64__) && !defined(WITHOUT_AVX512)
+DEFINE_PASS(pass_avx512, "avx512f", 16, 16, 1)
+#endif
+#if defined(__x86_64__)
+DEFINE_PASS(pass_avx2, "avx2,fma", 8, 4, 2)
+#endif
+
+/* 0 where BLAS is quicker, as in `multiply`. `panels` has room for PANEL rows of X. */
+static int multiply_twice(const Pass *p, float *panels) {
+#if defined(__x86_64__) && !defined(WITHOUT_AVX512)
+    if (__builtin_cpu_supports("avx512f"))
+        return pass_avx512(p, panels), 1;
+#endif
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return pass_avx2(p, panels), 1;
+#endif
+    (void)p, (void)panels;
+    return 0;
+}
+
+/* Y = W R in double, and the sum of the squares of W, for rows W (rows, n). */
+typedef struct {
+    const void *W; /* bfloat16 if `half`, else float */
+    const double *R;
+    double *Y;
+    Py_ssize_t rows, n, width; /* R has `n` rows, and WIDTHS divides `width` */
+    int half;
+} Projected;
+
+enum { HIGH = 8, WIDTHS = 24 }; /* rows of W and columns of R that are multiplied at a time */
+
+/* W[row : row + HIGH, column : column + SPAN] as double, with 0 beyond the end of W; adds the squares to SPAN sums. */
+INLINE void widen_block(const Projected *p, Py_ssize_t row, Py_ssize_t column, double *block, double *squares) {
+    int rows = p->rows - row < HIGH ? (int)(p->rows - row) : HIGH;
+    int columns = p->n - column < SPAN ? (int)(p->n - column) : SPAN;
+    float line[SPAN] = {0};
+    memset(block + rows * SPAN, 0, (size_t)(HIGH - rows) * SPAN * sizeof *block);
+    for (int i = 0; i < rows; i++, block += SPAN) {
+        Py_ssize_t first = (row + i) * p->n + column;
+        const uint16_t *w = (const uint16_t *)p->W + first;
+        __builtin_prefetch(w + 2 * SPAN);
+        if (!p->half)
+            memcpy(line, (const float *)p->W + first, (size_t)columns * sizeof *line);
+        else if (columns == SPAN) /* written out, since a known length is quicker */
+            for (int j = 0; j < SPAN; j++) line[j] = widened(w[j]);
+        else
+            for (int j = 0; j < columns; j++) line[j] = widened(w[j]);
+        for (int j = 0; j < SPAN; j++) {
+            block[j] = line[j];
+            squares[j] += block[j] * block[j];
+        }
+    }
+}
+
+/* Defines a function for Y and the sum of the squares of W, in tiles of ROWS × GROUPS vectors of LANES sums. */
+#define DEFINE_PROJECT(NAME, TARGET, LANES, ROWS, GROUPS)                                                               \
+    typedef double NAME##_vector __attribute__((vector_size(8 * LANES), aligned(8), may_alias));                        \
+    __attribute__((target(TARGET))) static double NAME(const Projected *p) {                                            \
+        const Py_ssize_t width = p->width;                                                                              \
+        double squares[SPAN] = {0}, block[HIGH * SPAN], sum = 0;                                                        \
+        memset(p->Y, 0, (size_t)(p->rows * width) * sizeof *p->Y);                                                      \
+        for (Py_ssize_t column = 0; column < p->n; column += SPAN)                                                      \
+            for (Py_ssize_t row = 0; row < p->rows; row += HIGH) {                                                      \
+                int rows = p->rows - row < HIGH ? (int)(p->rows - row) : HIGH;                                          \
+                int columns = p->n - column < SPAN ? (int)(p->n - column) : SPAN;                                       \
+                widen_block(p, row, column, block, squares);                                                            \
+                for (int top = 0; top < rows; top += ROWS)                                                              \
+                    for (Py_ssize_t left = 0; left < width; left += LANES * GROUPS) {                                   \
+                        NAME##_vector sums[ROWS][GROUPS];                                                               \
+                        memset(sums, 0, sizeof sums);                                                                   \
+                        const double *r = p->R + column * width + left, *w = block + top * SPAN;                        \
+                        for (int k = 0; k < columns; k++, r += width, w++) {                                            \
+                            NAME##_vector line[GROUPS];                                                                 \
+                            _Pragma("GCC unroll 8") for (int g = 0; g < GROUPS; g++)                                    \
+                                line[g] = *(const NAME##_vector *)(r + g * LANES);                                      \
+                            _Pragma("GCC unroll 8") for (int i = 0; i < ROWS; i++)                                      \
+                                _Pragma("GCC unroll 8") for (int g = 0; g < GROUPS; g++)                                \
+                                    sums[i][g] += w[i * SPAN] * line[g];                                                \
+                        }                                                                                               \
+                        double *y = p->Y + (row + top) * width + left;                                                  \
+                        for (int i = 0; i < ROWS && top + i < rows; i++, y += width)                                    \
+                            for (int g = 0; g < GROUPS; g++)                                                            \
+                                *(NAME##_vector *)(y + g * LANES) += sums[i][g];                                        \
+                    }                                                                                                   \
+            }                                                                                                           \
+        for (int j = 0; j < SPAN; j++) sum += squares[j];                                                               \
+        return sum;                                                                                                     \
+    }
+
+#if defined(__x86_64__) && !defined(WITHOUT_AVX512)
+DEFINE_PROJECT(project_avx512, "avx512f", 8, 8, 3)
+#endif
+#if defined(__x86_64__)
+DEFINE_PROJECT(project_avx2, "avx2,fma", 4, 4, 3)
+#endif
+
+/* -1 where BLAS is quicker, as in `multiply`; otherwise the sum of the squares. */
+static double project(const Projected *p) {
+#if defined(__x86_64__) && !defined(WITHOUT_AVX512)
+    if (__builtin_cpu_supports("avx512f"))
+        return project_avx512(p);
+#endif
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return project_avx2(p);
+#endif
+    (void)p;
+    return -1;
+}
+
 FOR_EVERY_PROCESSOR
 static void subtract(const uint16_t *merged, const float *D, Py_ssize_t count, uint16_t *R) {
     for (Py_ssize_t i = 0; i < count; i++)
@@ -339,6 +545,34 @@ static void prune(float *row, const uint16_t *words, const float *factors, Py_ss
         kept[place] = (draw < end) & (row[place] != 0); /* without a branch, which would be guessed wrong */
         row[place] *= factor;
     }
+}
+
+/* A chunk of `elect`. Entries that are kept have a mask each, or a least size in place of both masks. */
+INLINE void elect_some(const float *restrict a, const float *restrict b, const uint8_t *restrict kept_a,
+                       const uint8_t *restrict kept_b, float least_a, float least_b, Py_ssize_t count,
+                       float *restrict out) {
+    for (Py_ssize_t i = 0; i < count; i++) {
+        float x = a[i], y = b[i], size_x = x < 0 ? -x : x, size_y = y < 0 ? -y : y;
+        int32_t stays_x = kept_a ? kept_a[i] : (size_x >= least_a) & (size_x > 0);
+        int32_t stays_y = kept_b ? kept_b[i] : (size_y >= least_b) & (size_y > 0);
+        int32_t both = stays_x & stays_y, clash = both & ((x > 0) ^ (y > 0));
+        both ^= clash;
+        stays_x ^= clash & (size_x <= size_y);
+        stays_y ^= clash & (size_y <= size_x);
+        /* Twice the weight of each is 0, 1 or 2, so both products are exact. */
+        out[i] = 0.5f * ((float)(2 * stays_x - both) * x + (float)(2 * stays_y - both) * y);
+    }
+}
+
+/* The mean of two entries that are kept; of two with opposite signs only the larger one counts, and neither if they are
+   equal and opposite. */
+FOR_EVERY_PROCESSOR
+static void elect(const float *a, const float *b, const uint8_t *kept_a, const uint8_t *kept_b, float least_a,
+                  float least_b, Py_ssize_t count, float *out) {
+    if (kept_a && kept_b)
+        elect_some(a, b, kept_a, kept_b, 0, 0, count, out);
+    else
+        elect_some(a, b, NULL, NULL, least_a, least_b, count, out);
 }
 
 /* Float16 as float, exactly. -0 becomes 0, and all NaN become the one of NumPy. Numbers below the smallest normal one
@@ -491,6 +725,54 @@ static PyObject *py_gram(PyObject *self, PyObject *args) {
     return result;
 }
 
+static PyObject *py_multiply_twice(PyObject *self, PyObject *args) {
+    Py_buffer b[4];
+    Pass p;
+    if (!PyArg_ParseTuple(args, "y*pnny*npw*w*", &b[0], &p.half, &p.rows, &p.n, &b[1], &p.width, &p.known, &b[2], &b[3]))
+        return NULL;
+    p.W = b[0].buf, p.X = b[1].buf, p.Y = b[2].buf, p.Z = b[3].buf;
+    Py_ssize_t wide = sizeof(float), padded = (p.n + SPAN - 1) / SPAN * SPAN;
+    PyObject *result = NULL;
+    void *memory = NULL;
+    if (p.rows < 0 || p.n < 0 || p.width <= 0 || p.width % PART || b[0].len != p.rows * p.n * (p.half ? 2 : wide) ||
+        b[2].len != p.rows * p.width * wide || b[3].len != padded * p.width * wide ||
+        b[1].len != (p.known ? 0 : b[3].len))
+        refused();
+    else if (!(memory = malloc((size_t)(PANEL * padded * wide) + LINE)))
+        PyErr_NoMemory();
+    else {
+        int done;
+        Py_BEGIN_ALLOW_THREADS
+        done = multiply_twice(&p, (float *)(((uintptr_t)memory + LINE - 1) / LINE * LINE));
+        Py_END_ALLOW_THREADS
+        result = PyBool_FromLong(done);
+    }
+    free(memory);
+    release(b, 4);
+    return result;
+}
+
+static PyObject *py_project(PyObject *self, PyObject *args) {
+    Py_buffer b[3];
+    Projected p;
+    if (!PyArg_ParseTuple(args, "y*pnny*nw*", &b[0], &p.half, &p.rows, &p.n, &b[1], &p.width, &b[2]))
+        return NULL;
+    p.W = b[0].buf, p.R = b[1].buf, p.Y = b[2].buf;
+    Py_ssize_t wide = sizeof(double);
+    int fits = p.rows >= 0 && p.n >= 0 && p.width >= 0 && p.width % WIDTHS == 0 &&
+               b[0].len == p.rows * p.n * (p.half ? 2 : 4) && b[1].len == p.n * p.width * wide &&
+               b[2].len == p.rows * p.width * wide;
+    double squares = 0;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        squares = project(&p);
+        Py_END_ALLOW_THREADS
+    }
+    PyObject *result = fits ? PyFloat_FromDouble(squares) : refused();
+    release(b, 3);
+    return result;
+}
+
 static PyObject *py_subtract(PyObject *self, PyObject *args) {
     Py_buffer b[3];
     if (!PyArg_ParseTuple(args, "y*y*w*", &b[0], &b[1], &b[2]))
@@ -573,6 +855,26 @@ static PyObject *py_prune(PyObject *self, PyObject *args) {
     return result;
 }
 
+static PyObject *py_elect(PyObject *self, PyObject *args) {
+    Py_buffer b[5];
+    float least[2];
+    if (!PyArg_ParseTuple(args, "y*y*y*y*ffw*", &b[0], &b[1], &b[2], &b[3], &least[0], &least[1], &b[4]))
+        return NULL;
+    Py_ssize_t count = b[0].len / (Py_ssize_t)sizeof(float), masks = b[2].len;
+    PyObject *result = NULL;
+    if (b[1].len != b[0].len || b[4].len != b[0].len || b[3].len != masks || (masks && masks != count))
+        refused();
+    else {
+        const uint8_t *kept_a = masks ? b[2].buf : NULL, *kept_b = masks ? b[3].buf : NULL;
+        Py_BEGIN_ALLOW_THREADS
+        elect(b[0].buf, b[1].buf, kept_a, kept_b, least[0], least[1], count, b[4].buf);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    release(b, 5);
+    return result;
+}
+
 static PyObject *py_widen(PyObject *self, PyObject *args) {
     Py_buffer b[2];
     if (!PyArg_ParseTuple(args, "y*w*", &b[0], &b[1]))
@@ -628,10 +930,13 @@ static PyObject *py_convolve(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"multiply", py_multiply, METH_VARARGS, "D = B A + B2 A2 in float or double, from sums in double; False if it was not computed."},
     {"gram", py_gram, METH_VARARGS, "The inner products of the columns or rows of two factors; False if it was not computed."},
+    {"multiply_twice", py_multiply_twice, METH_VARARGS, "Y = W X, unless it is known, and Z += WᵀY; False if it was not computed."},
+    {"project", py_project, METH_VARARGS, "Y = W R and the sum of the squares of W, which is -1 if nothing was computed."},
     {"subtract", py_subtract, METH_VARARGS, "merged - D, rounded to bfloat16."},
     {"merge", py_merge, METH_VARARGS, "W + D, rounded to bfloat16, what is lost, and where the rounding is not undone."},
     {"predict", py_predict, METH_VARARGS, "What is lost of D at some places; the finite ones, and those that stay."},
     {"prune", py_prune, METH_VARARGS, "Which entries of rows DELLA keeps, after all are multiplied by the factor of their rank."},
+    {"elect", py_elect, METH_VARARGS, "The mean of two updates whose entries have the elected sign."},
     {"widen", py_widen, METH_VARARGS, "Float16 as float, without -0 and with one NaN."},
     {"convolve", py_convolve, METH_VARARGS, "The sum of the squared transforms of the count-sketches of columns."},
     {NULL, NULL, 0, NULL},

@@ -2,11 +2,12 @@
 
 Each function does its work only if the kernel was compiled and the arrays are of the kind that it takes, mostly
 bfloat16, float16 and float32 in C order. Otherwise it says so, and the caller computes the same bits with NumPy; only
-the last bits of `block_gram`, `map_block` and `sum_of_squares` may be others. With ``LORALENS_KERNEL=off`` in the
-environment NumPy computes everything.
+the last bits of `block_gram`, `map_block`, `multiply_rows_twice`, `project_rows` and `sum_of_squares` may be others.
+With ``LORALENS_KERNEL=off`` in the environment NumPy computes everything.
 """
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -135,6 +136,75 @@ def merge_entries_with(W: Array, D: Array, *, lost: Array | None, search: bool) 
     return MergedEntries(merged, unmoved, (places[:found], there[:found]) if few else None)
 
 
+# `multiply_rows_twice` takes a multiple of so many columns of W and columns of X, and so many rows of W at a time.
+SPAN, PART, PANEL = 32, 16, 16
+WIDTHS = 24  # columns of R, of which `project_rows` takes a multiple
+
+
+@cache
+def can_multiply_twice() -> bool:
+    """Whether `multiply_rows_twice` does its work on this processor."""
+    if _loops is None:
+        return False
+    nothing, Z = np.empty((0, PART), np.float32), np.zeros((SPAN, PART), np.float32)
+    return bool(_loops.multiply_twice(nothing, False, 0, SPAN, Z, PART, False, nothing, Z.copy()))
+
+
+def pad_columns(X: Array) -> NDArray[np.float32]:
+    """X (n, b) as `multiply_rows_twice` needs it: parts of 16 columns, with zeros below and beside those of X."""
+    n, b = X.shape
+    padded = np.zeros((-(-b // PART), -(-n // SPAN) * SPAN, PART), np.float32)
+    for part, columns in zip(padded, range(0, b, PART), strict=True):
+        part[:n, : b - columns] = X[:, columns : columns + PART]
+    return padded
+
+
+def join_parts(Z: NDArray[np.float32], n: int, b: int) -> NDArray[np.float32]:
+    """The columns of `pad_columns`, as rows (b, n)."""
+    return Z.transpose(0, 2, 1).reshape(-1, Z.shape[1])[:b, :n]
+
+
+def multiply_rows_twice(
+    W: Array, X: NDArray[np.float32] | None, Y: NDArray[np.float32], Z: NDArray[np.float32]
+) -> None:
+    """Write W X into Y, unless X is None, and add WᵀY to Z, for some rows W in bfloat16 or float32.
+
+    Only where `can_multiply_twice`. X and Z have the shape of `pad_columns`, and Y has as many columns as all their
+    parts. W is read once for both products. The last bits are not those of BLAS.
+    """
+    assert _loops is not None
+    is_half = W.dtype == BFLOAT16
+    _loops.multiply_twice(
+        _bits(W) if is_half else W, is_half, *W.shape, Y[:0] if X is None else X, Y.shape[1], X is None, Y, Z
+    )
+
+
+class ProjectedRows(NamedTuple):
+    """Some rows W of a matrix times R."""
+
+    product: NDArray[np.float64]  # W R
+    squares: float  # the sum of the squares of W
+
+
+def pad_projection(R: NDArray[np.float64]) -> NDArray[np.float64]:
+    """R (n, k) with columns of zeros beside it, as `project_rows` needs it, in C order."""
+    padded = np.zeros((len(R), -(-R.shape[1] // WIDTHS) * WIDTHS))
+    padded[:, : R.shape[1]] = R
+    return padded
+
+
+def project_rows(W: Array, padded: NDArray[np.float64], count: int) -> ProjectedRows | None:
+    """W R in float64 for rows of bfloat16 or float32, where R is the first ``count`` columns of `pad_projection`.
+
+    None if it was not computed. The last bits are not those of BLAS.
+    """
+    if _loops is None or W.dtype not in (BFLOAT16, np.float32) or not W.flags.c_contiguous:
+        return None
+    is_half, product = W.dtype == BFLOAT16, np.empty((len(W), padded.shape[1]))
+    squares = _loops.project(_bits(W) if is_half else W, is_half, *W.shape, padded, padded.shape[1], product)
+    return None if squares < 0 else ProjectedRows(product[:, :count], squares)
+
+
 def subtract_and_round(merged: Array, D: Array) -> Array | None:
     """The merged weights minus D, rounded to bfloat16; None if that was not done."""
     if _loops is None or not _fit(merged, D):
@@ -184,6 +254,27 @@ def prune_rows(rows: Array, words: NDArray[np.uint16], factors: Array, end: floa
         return False
     _loops.prune(rows, words, factors.astype(np.float32, copy=False), end, kept)
     return True
+
+
+def elect_mean_of_two(a: Array, b: Array, kept: Sequence[NDArray[np.bool_] | float], *, out: Array) -> bool:
+    """Write the elected mean of two updates into ``out``, as `loralens.arithmetic.election`; False if not done.
+
+    ``kept`` are two masks, which leave out entries of 0, or two least absolute values.
+    """
+    masks = [keep for keep in kept if isinstance(keep, np.ndarray)]
+    cutoffs = [keep for keep in kept if not isinstance(keep, np.ndarray)]
+    if _loops is None or (masks and cutoffs) or not all(_is_plain(array) for array in (a, b, out)):
+        return False
+    if not all(mask.flags.c_contiguous for mask in masks):
+        return False
+    # NumPy may compare with a number of float64, and the kernel compares with a float.
+    if any(float(np.float32(least)) != float(least) for least in cutoffs):
+        return False
+    _loops.elect(a, b, *(masks or (_NO_MASK, _NO_MASK)), *(cutoffs or (0.0, 0.0)), out)
+    return True
+
+
+_NO_MASK = np.empty(0, np.bool_)
 
 
 def widen_halves(array: Array) -> NDArray[np.float32] | None:
