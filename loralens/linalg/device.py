@@ -8,7 +8,8 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, final
 
 import ml_dtypes
@@ -16,15 +17,26 @@ import numpy as np
 
 from loralens.errors import OptionError
 from loralens.linalg.blocks import ReusedMemory, Scratch
+from loralens.linalg.compiled.loops import (
+    BFLOAT16,
+    PANEL,
+    PART,
+    can_multiply_twice,
+    join_parts,
+    multiply_rows_twice,
+    pad_columns,
+)
 from loralens.linalg.factor import Array, Floats
 from loralens.requirements import missing_packages
 
 # Rows in one part of a product. The parts do not depend on the number of threads, so neither do the bits of the result.
 ROWS = 512
+SHARES = 8  # parts of a compiled pass over a matrix, which are so few since each takes memory
 BLOCK = 1 << 18  # numbers cast at a time on the CPU: 2 MiB in float64, which fits into a cache
 BLOCK_TORCH = 1 << 25  # numbers cast at a time on a GPU: 128 MiB in float32, so that few copies are launched
 
 Float = Literal["float32", "float64"]
+CopyFloat = Literal["bfloat16", "float32", "float64"]
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -45,11 +57,14 @@ class Device:
         Number of threads that share the work on the CPU. More than one helps only if BLAS itself uses one.
     torch : torch.device or None
         The device of torch; None for NumPy.
+    pool : ThreadPoolExecutor or None
+        The threads of `keep_threads`.
     """
 
     name: str = "cpu"
     threads: int = 1
     torch: Any = None
+    pool: ThreadPoolExecutor | None = None
 
     @classmethod
     def of(cls, name: "str | Device", *, threads: int = 1) -> "Device":
@@ -117,7 +132,7 @@ class Device:
             else self.xp.astype(X, getattr(self.xp, dtype), copy=False)
         )
 
-    def empty(self, shape: tuple[int, int], dtype: Float) -> Any:
+    def empty(self, shape: tuple[int, int], dtype: CopyFloat) -> Any:
         """An uninitialised array on this device."""
         if self.torch is None:
             return np.empty(shape, dtype)
@@ -125,7 +140,12 @@ class Device:
 
         return torch.empty(shape, dtype=getattr(torch, dtype), device=self.torch)
 
-    def memory(self) -> Callable[[tuple[int, int], Float], Any]:
+    @property
+    def multiplies_bfloat16(self) -> bool:
+        """Whether `multiply_twice` is as quick for bfloat16 as for float32."""
+        return self.torch is None and can_multiply_twice()
+
+    def memory(self) -> Callable[[tuple[int, int], CopyFloat], Any]:
         """A function like `empty` that may give the same memory again, so that only its last array is valid."""
         if self.torch is not None:
             return self.empty  # torch uses freed memory of a GPU again
@@ -159,24 +179,67 @@ class Device:
         return product
 
     def multiply_twice(self, X: Any, W: Any) -> tuple[Any, Any]:
-        """X Wᵀ (b, m) and X WᵀW (b, n) for X (b, n) and W (m, n); on the CPU W is read once, and threads share it."""
+        """X Wᵀ (b, m) and X WᵀW (b, n) for X (b, n) and W (m, n); on the CPU W is read once, and threads share it.
+
+        On the CPU W may be in bfloat16 too. The products of float32 and bfloat16 are in float32.
+        """
         if self.torch is not None:
             Y = X @ W.T
             return Y, Y @ W
-        m, columns = len(W), np.ascontiguousarray(X.T)
-        Y, Z = np.empty((len(X), m), W.dtype), np.zeros(X.shape, W.dtype)
+        return self._pass_over(W, X, None)
+
+    def multiply_left(self, Y: Any, W: Any) -> Any:
+        """Y W (b, n) for Y (b, m) and W (m, n), which is as in `multiply_twice`."""
+        return Y @ W if self.torch is not None else self._pass_over(W, None, Y)[1]
+
+    def _pass_over(self, W: Array, X: Array | None, Y: Array | None) -> tuple[Array, Array]:
+        """X Wᵀ and X WᵀW, or Y and Y W if Y is known instead of X; NumPy."""
+        (m, n), known = W.shape, X if Y is None else Y
+        assert known is not None
+        b = len(known)
+        dtype = np.dtype(np.float32) if W.dtype == BFLOAT16 else W.dtype
+        is_compiled = W.dtype in (BFLOAT16, np.float32) and W.flags.c_contiguous and can_multiply_twice()
+        if is_compiled:
+            columns = None if X is None else pad_columns(X.T)
+            of_W, Z = np.zeros((m, -(-b // PART) * PART), dtype), pad_columns(np.zeros((n, b)))
+        else:
+            columns = None if X is None else np.ascontiguousarray(X.T, dtype)
+            of_W, Z = np.zeros((m, b), dtype), np.zeros((n, b), dtype)
+        if Y is not None:
+            of_W[:, :b] = Y.T
+        # BLAS is quicker for few rows. A compiled pass adds up what it finds, in one array for each part.
+        length = max(PANEL, -(-m // SHARES // PANEL) * PANEL) if is_compiled else ROWS
+        spare: deque[Array] = deque()
 
         def part(start: int) -> Array:
-            # Fewer rows would fit into a core's cache, but their products are slower by more than that saves.
-            rows = W[start : start + ROWS]
-            own = np.dot(rows, columns)  # not @, which keeps the GIL while the result is small
-            Y[:, start : start + ROWS] = own.T
-            return np.asarray(np.dot(own.T, rows))
+            rows, own = W[start : start + length], of_W[start : start + length]
+            if is_compiled:
+                # New memory would have to be cleared by the system, page by page.
+                share = spare.popleft() if spare else np.empty_like(Z)
+                share.fill(0)
+                multiply_rows_twice(rows, columns, own, share)
+                return share
+            # Fewer rows would fit into a core's cache, but their products by BLAS are slower by more than that saves.
+            rows = rows.astype(dtype, copy=False)
+            if columns is not None:
+                np.dot(rows, columns, out=own)  # not @, which keeps the GIL while the result is small
+            return np.asarray(np.dot(own.T, rows).T)
 
         # The parts are added in order, whatever the number of threads.
-        for share in self.map(part, range(0, m, ROWS)):
+        for share in self.map(part, range(0, m, length)):
             Z += share
-        return Y, Z
+            if is_compiled:
+                spare.append(share)
+        return of_W[:, :b].T, join_parts(Z, n, b) if is_compiled else Z.T
+
+    @contextmanager
+    def keep_threads(self) -> "Iterator[Device]":
+        """Yield this device with threads that stay until the end, for many calls of `map` that each take little."""
+        if self.threads == 1 or self.pool:
+            yield self
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            yield replace(self, pool=pool)
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Yield ``work(item)`` of every item, in order; the caller's thread takes items a few ahead of the workers."""
@@ -184,10 +247,11 @@ class Device:
         if self.threads == 1:
             yield from map(work, items)
             return
-        with ThreadPoolExecutor(self.threads) as pool:
+        with self.keep_threads() as device:
+            assert device.pool
             waiting: deque[Future[R]] = deque()
             for item in items:
-                waiting.append(pool.submit(work, item))
+                waiting.append(device.pool.submit(work, item))
                 # One item more than there are threads: they never wait, and few results are in memory.
                 if len(waiting) > self.threads:
                     yield waiting.popleft().result()

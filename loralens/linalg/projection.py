@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from loralens.errors import FormatError
+from loralens.linalg.compiled.loops import pad_projection, project_rows
 from loralens.linalg.device import Device
 from loralens.linalg.factor import Array, Floats
 
@@ -74,17 +75,22 @@ def project(
     """
     k = right.shape[1]
     # One product with both, so that S is read once.
-    R, L = device.put(np.hstack([right, sketch])), device.put(left)
+    both = np.hstack([right, sketch])
+    R, L = device.put(both), device.put(left)
+    padded = pad_projection(both) if device.torch is None else None
 
     def part(block_of_rows: Block) -> tuple[int, float, Floats, Floats]:
         rows, block = block_of_rows
         with np.errstate(over="ignore", invalid="ignore"):  # each thread has its own
-            x = device.cast(block)
+            compiled = None if padded is None else project_rows(block, padded, both.shape[1])
+            x = block if compiled else device.cast(block)
             if out is not None:
-                out[rows, :] = x
-            y = x @ R
+                # A copy in the dtype of the block is exact, and needs no conversion.
+                out[rows, :] = block if block.dtype == out.dtype else x
+            y = compiled.product if compiled else x @ R
             P, G = L[rows, :].T @ y[:, :k], y[:, k:].T @ y[:, k:]
-            return block.size, device.squares(x), device.numpy(P), device.numpy(G)
+            squares = compiled.squares if compiled else device.squares(x)
+            return block.size, squares, device.numpy(P), device.numpy(G)
 
     # Partial results are added up here, by one thread and in order, so the bits do not depend on the threads.
     squares, product = 0.0, np.zeros((left.shape[1], k))

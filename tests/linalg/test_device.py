@@ -53,6 +53,40 @@ def test_two_products_in_one_pass_are_those_of_two(shape):
                 np.testing.assert_array_equal(product, first)
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shape", [(2 * ROWS + 7, 40), (5, 700), (ROWS, 9000)])
+def test_products_with_stored_numbers_are_those_of_float64(shape, dtype, kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr("loralens.linalg.device.can_multiply_twice", lambda: False)
+    rng = np.random.default_rng(0)
+    W, X = rng.standard_normal(shape).astype(dtype), rng.standard_normal((17, shape[1])).astype(np.float32)
+    dense, results = W.astype(np.float64), []
+    for device in (Device(), Device(threads=4)):
+        Y, Z = device.multiply_twice(X, W)
+        assert Y.dtype == Z.dtype == np.float32
+        np.testing.assert_allclose(Y, X @ dense.T, atol=3e-7 * shape[1])
+        np.testing.assert_allclose(Z, Y @ dense, rtol=1e-4, atol=1e-5 * np.abs(Z).max())
+        np.testing.assert_array_equal(device.multiply_left(Y, W), Z)
+        results.append((Y.tobytes(), Z.tobytes()))
+    assert results[0] == results[1]
+
+
+def test_threads_that_are_kept_serve_many_calls():
+    names = set()
+
+    def work(i):
+        names.add(threading.current_thread().name)
+        return i
+
+    with Device(threads=2).keep_threads() as device:
+        for _ in range(20):
+            assert list(device.map(work, range(5))) == [0, 1, 2, 3, 4]
+    assert len(names) <= 2
+    with Device().keep_threads() as device:
+        assert device == Device()
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_items_are_drawn_late_and_come_back_in_order(threads):
     drawn, seen = [], []

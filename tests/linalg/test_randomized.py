@@ -1,10 +1,11 @@
 """Leading singular triplets: within the stated error of the dense ones, on hard and easy spectra, in any shape."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from loralens.linalg.device import Device
-from loralens.linalg.randomized import ENOUGH, STEPS, input_dtype, is_dense, leading_svd
+from loralens.linalg.randomized import CLEAR, ENOUGH, STEPS, copy_dtype, input_dtype, is_dense, leading_svd
 from tests.tolerances import ORTHONORMAL, SINGLE_COPY
 
 SHAPE = (700, 640)
@@ -55,6 +56,47 @@ def test_within_the_stated_error(name, k, device):
         if name == "steep":
             space = np.linalg.norm(U[:, :k].T @ found.U) ** 2, np.linalg.norm(V[:, :k].T @ found.V) ** 2
             assert min(space) > k * (1 - 1e-6)
+
+
+def test_small_values_have_a_relative_error_of_their_own():
+    """The first step already finds σ₁, which is nearly all of ‖σ‖."""
+    s = np.r_[1000, np.linspace(2, 0, 639)]
+    W = (LEFT * s @ RIGHT.T).astype(np.float32)
+    found = leading_svd(W, 4, rng=np.random.default_rng(1), device=Device())
+    assert np.all(found.error <= 2 * CLEAR * found.s)
+    np.testing.assert_allclose(found.s, s[:4], rtol=CLEAR / 10)
+
+
+def test_values_that_are_repeated_as_often_as_wanted_are_all_found():
+    s = np.r_[np.full(16, 3.0), np.linspace(1, 0, 624)]
+    W = (LEFT * s @ RIGHT.T).astype(np.float32)
+    found = leading_svd(W, 16, rng=np.random.default_rng(1), device=Device())
+    np.testing.assert_allclose(found.s, 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("device", devices(), ids=["numpy", "torch"][: len(devices())])
+def test_a_copy_in_bfloat16_has_the_same_results(device):
+    stored = (LEFT * SPECTRA["slow"] @ RIGHT.T).astype(ml_dtypes.bfloat16)
+    dtype = copy_dtype(stored.shape, 4, stored=stored.dtype, device=device)
+    assert dtype == ("bfloat16" if device.multiplies_bfloat16 else "float32")
+    assert copy_dtype(stored.shape, 4, stored=np.dtype("f2"), device=device) == "float32"
+    assert copy_dtype(stored.shape, 4, stored=stored.dtype, device=device, exact=True) == "float64"
+    if device.torch is None:
+        half, whole = (
+            leading_svd(W, 4, rng=np.random.default_rng(7), device=device) for W in (stored, stored.astype(np.float32))
+        )
+        for mine, other in zip(half, whole, strict=True):
+            np.testing.assert_array_equal(mine, other)
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_the_kernel_and_numpy_agree(name, monkeypatch):
+    W = (LEFT * SPECTRA[name] @ RIGHT.T).astype(np.float32)
+    compiled = leading_svd(W, 4, rng=np.random.default_rng(7), device=Device())
+    monkeypatch.setattr("loralens.linalg.device.can_multiply_twice", lambda: False)
+    by_numpy = leading_svd(W, 4, rng=np.random.default_rng(7), device=Device())
+    assert compiled.steps == by_numpy.steps
+    np.testing.assert_allclose(compiled.s, by_numpy.s, rtol=0, atol=SINGLE_COPY * compiled.s[0])
 
 
 def test_same_seed_same_bits_whatever_the_threads():

@@ -17,7 +17,7 @@ from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place
 from loralens.linalg.basis import Basis
 from loralens.linalg.chance import overlap_chance, projection_beyond, projection_moments
-from loralens.linalg.device import Device, Float
+from loralens.linalg.device import CopyFloat, Device
 from loralens.linalg.factor import Floats
 from loralens.linalg.projection import (
     Block,
@@ -28,7 +28,7 @@ from loralens.linalg.projection import (
     gaussian,
     project,
 )
-from loralens.linalg.randomized import SMALL, Leading, input_dtype, is_dense, leading_svd
+from loralens.linalg.randomized import SMALL, Leading, copy_dtype, is_dense, leading_svd
 from loralens.linalg.subspace import phi_map
 
 # By chance, |z| exceeds FAR in 2 % of the cases at rank 1 and in 0.3 % at high ranks. So every count is reported with
@@ -250,8 +250,9 @@ def measure_amplification(
 
     Notes
     -----
-    W is read once, in float64 on the CPU. With ``top`` a float32 copy of one W is kept in memory for the steps of
-    `loralens.linalg.randomized.leading_svd`: peak memory is that copy and a few megabytes. Weights whose shorter side
+    W is read once, in float64 on the CPU. With ``top`` a copy of one W is kept in memory for the steps of
+    `loralens.linalg.randomized.leading_svd`, in float32 or bfloat16 (`loralens.linalg.randomized.copy_dtype`): peak
+    memory is that copy and a few megabytes. Weights whose shorter side
     is at most 512 are decomposed exactly.
 
     Table 7 of the paper is reproduced up to its rounding: 6.91/0.32 = 21.6 (printed 21.5), and its random column for
@@ -315,7 +316,7 @@ def _measure_weight(
     *,
     exact: bool,
     device: Device,
-    new_matrix: Callable[[tuple[int, int], Float], Any],
+    new_matrix: Callable[[tuple[int, int], CopyFloat], Any],
     seed: int,
     cached: CachedLeading | None,
     step: Step,
@@ -324,7 +325,8 @@ def _measure_weight(
     rows, columns = shape = weight.stored.shape[0], weight.stored.shape[1]
     dense = is_dense(shape, max(count, 1), exact=exact)
     # A copy of W is kept only if something needs more than one pass over W.
-    W_copy = new_matrix((rows, columns), input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
+    dtype = copy_dtype(shape, max(count, 1), stored=weight.stored.dtype, device=device, exact=exact)
+    W_copy = new_matrix((rows, columns), dtype) if count or dense else None
     # Anew for each module, whose result then does not depend on the others. Where W is decomposed as a whole, nothing
     # is estimated, and to load NumPy's generators takes 7 MB.
     rng = None if dense else np.random.default_rng(seed)

@@ -13,7 +13,7 @@ from loralens.core.weights import Weight
 from loralens.errors import place
 from loralens.linalg.device import Device
 from loralens.linalg.projection import project
-from loralens.linalg.randomized import STEPS, input_dtype, leading_svd
+from loralens.linalg.randomized import STEPS, copy_dtype, leading_svd
 
 
 @final
@@ -44,7 +44,8 @@ def weight_norms(
     Parameters
     ----------
     weights : mapping of str to Weight
-        Read one at a time, with a float32 copy in memory (float64 if its shorter side is at most 512).
+        Read one at a time, with a copy in memory: float64 if the shorter side is at most 512, else float32, or bfloat16
+        if the weight is stored in it and the kernel was compiled.
     device, step
         As in `loralens.analysis.base.amplification.measure_amplification`.
 
@@ -61,7 +62,7 @@ def weight_norms(
             shape = weight.shape[::-1] if weight.transposed else weight.shape
             # The pass projects onto no directions and has no sketch: it sums the squares and copies W for the SVD.
             nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
-            W = new_matrix(shape, input_dtype(shape, 1))
+            W = new_matrix(shape, copy_dtype(shape, 1, stored=weight.stored.dtype, device=on_device))
             projection = project(weight.blocks(on_device.block), *nothing, device=on_device, out=W, step=tell)
             # A fixed seed: the norm of a weight does not depend on the run.
             led = leading_svd(W, 1, rng=np.random.default_rng(0), device=on_device, step=tell)

@@ -22,7 +22,7 @@ from loralens.linalg.rank_update import Decomposed
 
 # Of the content of an entry and of its computation; they are part of the hash.
 VERSION = "loralens SVD 1"
-LEADING_VERSION = "loralens leading SVD 1"
+LEADING_VERSION = "loralens leading SVD 2"
 SUFFIX = ".svd.safetensors"
 LIMIT = "20GB"
 HEADER = 4096  # the bytes of an entry besides its numbers, at most

@@ -19,7 +19,7 @@ from loralens.linalg.randomized import is_dense, leading_svd
 KEPT = 1 << 30
 # The smaller side of matrices whose directions take so little time that they are not kept.
 SMALL = 128
-VERSION = "loralens directions 2"  # of their computation; it is part of the digest
+VERSION = "loralens directions 3"  # of their computation; it is part of the digest
 
 
 class TruncatedSvd(NamedTuple):
