@@ -78,4 +78,4 @@ def _compare(source: Path, folder: Path, *, runs: int) -> dict[str, object]:
     base = figures["floor"].seconds
     records: dict[str, object] = {name: figure.record() for name, figure in figures.items()}
     ratios = {f"{name}_ratio": round(figures[name].seconds / base, 2) for name in ("rank", "size")}
-    return records | ratios | {"goal": 8.0, "goal_peak_mib": 200}
+    return records | ratios | {"goal": 3.5, "goal_peak_mib": 200}

@@ -13,7 +13,7 @@ from loralens.core.scaling import Scaling
 from loralens.core.structured import Structured, Update
 from loralens.errors import place
 from loralens.linalg.basis import Basis
-from loralens.linalg.difference import SplitFactor, split_factor
+from loralens.linalg.difference import SplitFactor, multiply_and_split
 from loralens.linalg.factor import check_in_range, times
 from loralens.linalg.measures import numerical_rank
 from loralens.linalg.product import truncation
@@ -133,26 +133,28 @@ def truncate_pair(
     """The module reduced to its leading directions. Its factors are computed when they are read.
 
     Scale, scaling and layout stay; so does the dtype of each factor, unless ``dtype`` is given. If ``directions`` has
-    bases, ``note`` gets the split of every factor by them, each time one is computed.
+    bases and as many directions as the rank, ``note`` gets the split of every factor, each time one is computed.
     """
     B, A = module.factors
     dtype_B, dtype_A = dtype or B.dtype, dtype or A.dtype
-    leading, bases = directions.head(rank), directions.bases
+    leading = directions.head(rank)
+    # Padding lies outside the bases.
+    bases = directions.bases if note and rank <= directions.s.size else None
 
     def out() -> Array:
-        stored = B.read()
-        product = times(stored, leading.out, dtype_B)
-        # While the old factor is in memory, since the error needs it too.
-        if note and bases:
-            unit = module.scale / safe_unit(directions.s)
-            note("B", product, module.scale, split_factor(Basis(stored, bases[0]), product, scale=unit))
+        if note is None or bases is None:
+            return times(B.read(), leading.out, dtype_B)
+        # The error needs the old factor too, so its part is found in the same pass.
+        unit = module.scale / safe_unit(directions.s)
+        product, split = multiply_and_split(Basis(B.read(), bases[0]), leading.out, dtype_B, scale=unit)
+        note("B", product, module.scale, split)
         return product
 
     def in_() -> Array:
-        stored = A.read().T
-        product = times(stored, leading.in_.T, dtype_A)
-        if note and bases:
-            note("A", product.T, module.scale, split_factor(Basis(stored, bases[1]), product))
+        if note is None or bases is None:
+            return times(A.read().T, leading.in_.T, dtype_A).T
+        product, split = multiply_and_split(Basis(A.read().T, bases[1]), leading.in_.T, dtype_A, scale=1.0)
+        note("A", product.T, module.scale, split)
         return product.T
 
     return LowRank(

@@ -46,7 +46,8 @@ def test_in_and_out(dialect: str, tmp_path: Path) -> None:
     before, after = (loralens.load(tmp_path / name, allow_pickle=True) for name in ("in", "out"))
     assert after.format == dialect
     assert {name: module.shape for name, module in after.items()} == {n: m.shape for n, m in before.items()}
-    assert record["total"]["relative_error"] == total_error(losses(before, after))
+    # It is noted while the factors are computed, and in another order of sums than from the files.
+    assert record["total"]["relative_error"] == pytest.approx(total_error(losses(before, after)), rel=1e-12)
     assert 0.05 < record["total"]["relative_error"] < 0.25
     for name, module in after.items():
         if dialect not in ("mlx", "gguf"):  # these fold one scale of many into B
