@@ -118,7 +118,10 @@ def healthy(runs: int) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "figures":
-        figures(Path(sys.argv[2]))
-    else:
-        healthy(int(sys.argv[2]))
+    match sys.argv[1:]:
+        case ["figures", folder]:
+            figures(Path(folder))
+        case ["healthy", runs]:
+            healthy(int(runs))
+        case _:
+            sys.exit(__doc__)

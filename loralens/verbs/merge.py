@@ -87,11 +87,19 @@ class MergeResult(Written):
             if "changed" in total:
                 sentences += conclusion_on_codes(total, written=self.target.written is not None)
             else:
-                # The gain of an update is 1 where all of it arrived; the error is what rounding adds.
-                arrived = "arrived" if self.target.written else "would arrive"
-                gain, error = fixed(".4f")(total["gain"]), percent(total["relative_error"])
-                sentences.append(f"The update {arrived} with a gain of {gain} and an error of {error} from rounding.")
+                sentences.append(self._arrival(total))
         return [*sentences, *conclusion_on_texts(self.certificate)]
+
+    def _arrival(self, total: Mapping[str, Any]) -> str:
+        """How much of the updates arrived in floats."""
+        # The gain of an update is 1 where all of it arrived; the error is what rounding adds.
+        arrived = "arrived" if self.target.written else "would arrive"
+        gain, error = fixed(".4f")(total["gain"]), percent(total["relative_error"])
+        sentence = f"update {arrived} with a gain of {gain} and an error of {error} from rounding."
+        if not total["overflowed"]:
+            return f"The {sentence}"
+        # Gain and error are those of the weights that stay finite.
+        return f"{count(total['overflowed'], 'weight')} became infinite. Elsewhere the {sentence}"
 
     def tables(self) -> list[Table[MergedModule]]:
         """The adapted modules, one per row."""

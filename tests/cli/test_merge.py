@@ -351,6 +351,7 @@ def test_overflow_is_said(tmp_path: Path) -> None:
     result = done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
     assert "warning: 16 weights became infinite, because they are too large for float16" in result.stderr
     assert "fix: write --dtype f32" in result.stderr
+    assert "16 weights became infinite. Elsewhere the update arrived with a gain" in result.stdout
     json.loads((tmp_path / "out" / CERTIFICATE).read_text(), parse_constant=lambda name: pytest.fail(name))
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(base)

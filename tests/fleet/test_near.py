@@ -179,6 +179,16 @@ def test_a_misspelt_name_is_told_with_the_nearest_ones(fleet: Fleet, given: str,
     assert re.match(advice, raised.value.fix)
 
 
+def test_a_member_that_cannot_be_read_is_not_called_misspelt(tmp_path: Path) -> None:
+    (tmp_path / "adapters" / "spoilt").mkdir(parents=True)
+    (tmp_path / "adapters" / "spoilt" / "adapter_model.safetensors").write_bytes(b"nothing")
+    fleet = Fleet.open(tmp_path / "index")
+    fleet.update(tmp_path / "adapters")
+    assert [file.name for file in fleet.unreadable()] == ["spoilt"]
+    with pytest.raises(OptionError, match=r"spoilt: this file of the fleet cannot be read: .+"):
+        fleet.near("spoilt")
+
+
 @pytest.mark.parametrize(("options", "message"), [({"k": 0}, "k is 0"), ({"sketch": True, "exact": True}, "exclude")])
 def test_wrong_options_are_refused(fleet: Fleet, options: dict[str, int], message: str) -> None:
     with pytest.raises(OptionError, match=message):

@@ -307,7 +307,12 @@ def _example(
         # A text that is no path may be the misspelt name of a member.
         if os.path.lexists(source):
             raise
-        raise _without_name(os.fspath(source), lookup, error.fix) from error
+        name = os.fspath(source)
+        for file in fleet.unreadable():
+            if file.name == name.rstrip("/"):
+                what = f"{name}: this file of the fleet cannot be read: {file.reason}"
+                raise OptionError(what, fix=file.fix) from error
+        raise _without_name(name, lookup, error.fix) from error
     # The errors of measurements name modules.
     with place(str(source)):
         sketch = fleet.sketch(adapter)
