@@ -220,7 +220,7 @@ def test_whose_head_is_taken(a: Adapter, b: Adapter, files: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "tiez"}, "no method 'tiez'"),
+        ({"method": "quite another"}, "no method 'quite another'"),
         ({"space": "cores"}, "space 'cores' is not possible"),
         ({"dtype": "float32"}, "dtype 'float32' is not possible"),
         ({"dtype": "int8"}, "dtype 'int8' is not possible"),
@@ -296,3 +296,9 @@ def test_without_an_output_a_dialect_that_is_only_read_is_no_obstacle(file: str)
     json.dumps(result.record())
     assert result.sentences()
     assert set(loralens.drop(adapter, list(adapter)[:1]).adapter) == {*list(adapter)[1:]}
+
+
+def test_a_misspelt_method_is_answered_by_the_nearest_one(a: Adapter, b: Adapter) -> None:
+    with pytest.raises(loralens.OptionError, match="no method 'tiez'") as error:
+        loralens.combine(a, b, method="tiez")
+    assert error.value.fix == "the nearest name is ties"
