@@ -3,13 +3,11 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
-from typing import Literal, final
+from typing import TYPE_CHECKING, Literal, final
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from loralens.arithmetic.dora import Stretches, Weights
-from loralens.arithmetic.dora_combination import DoraCombination
 from loralens.arithmetic.method import CombiningMethod, find_combining_method
 from loralens.arithmetic.methods import METHODS
 from loralens.arithmetic.quality import CombinationQuality, Quality, relative, total_quality
@@ -26,6 +24,10 @@ from loralens.core.threads import Step
 from loralens.core.together import Row, match_modules
 from loralens.core.vector import assemble_adapter
 from loralens.errors import OptionError
+
+if TYPE_CHECKING:  # only DoRA needs them
+    from loralens.arithmetic.dora import Stretches, Weights
+    from loralens.arithmetic.dora_combination import DoraCombination
 
 Weight = float | Mapping[str, float] | Strength
 
@@ -57,7 +59,7 @@ class Combination:
     lifts: Mapping[str, Lift] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     truncation: Mapping[str, float] = field(default_factory=dict)
-    stretches: Stretches | None = None
+    stretches: "Stretches | None" = None
 
     def with_magnitudes(self, adapter: Adapter) -> Adapter:
         """Return ``adapter``, which was made of the ``lifts`` at other ranks, with its own magnitudes if it is DoRA."""
@@ -90,7 +92,7 @@ def combine_adapters(
     drop_dead: bool = False,
     width: int = 0,
     labels: Sequence[str] = (),
-    weights: Weights | None = None,
+    weights: "Weights | None" = None,
     threads: int = 1,
     step: Step | None = None,
     **options: float,
@@ -173,7 +175,7 @@ def combine_adapters(
         drop_dead=drop_dead,
     )
     sources = [adapter for adapter, _ in adapters]
-    dora = DoraCombination.of(sources, labels, row, weights, threads) if weights is not None else None
+    dora = None if weights is None else _dora(sources, labels, row, weights, threads)
     plain = dora.plain if dora else sources
     dtype = _common_dtype(sources) if dora and dtype is None else dtype
     rows, weights_by_module = _rows(plain, recipe, labels)
@@ -197,6 +199,14 @@ def combine_adapters(
     notes = (*extras.notes, *(dora.notes(stretches) if dora and stretches else ()))
     combination = Combination(combined, qualities, recipe, lifts, notes, work.truncation, stretches)
     return replace(combination, adapter=combination.with_magnitudes(combined))
+
+
+def _dora(
+    adapters: Sequence[Adapter], labels: Sequence[str], row: CombiningMethod, weights: "Weights", threads: int
+) -> "DoraCombination":
+    from loralens.arithmetic.dora_combination import DoraCombination  # it takes 6 ms, and few adapters are DoRA
+
+    return DoraCombination.of(adapters, labels, row, weights, threads)
 
 
 def _alive(

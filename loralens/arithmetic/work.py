@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from loralens.arithmetic.dora_combination import DoraCombination, add_stretches
 from loralens.arithmetic.method import CombiningMethod
 from loralens.arithmetic.quality import Quality
 from loralens.core.joint import Core, Joint, JointFactors, Lift, decompose_cores, joint_spaces
@@ -20,6 +19,9 @@ from loralens.core.threads import Step, in_threads
 from loralens.core.together import Row, check_combinable, keep_modules, single_module
 from loralens.errors import place
 from loralens.linalg.factor import Floats
+
+if TYPE_CHECKING:
+    from loralens.arithmetic.dora_combination import DoraCombination
 
 # The small matrices of several modules go through each call of NumPy together, since the calls take longer than the
 # arithmetic of one module. More of them save nothing, and leave less to divide among threads.
@@ -38,7 +40,7 @@ class CombiningWork:
     labels: Sequence[str]
     seed: int
     dtype: DTypeLike | None
-    dora: DoraCombination | None
+    dora: "DoraCombination | None"
     width: int
     stay: Mapping[str, Update] = field(default_factory=dict)
     truncation: dict[str, float] = field(default_factory=dict)
@@ -110,6 +112,8 @@ class CombiningWork:
 
     def _add_stretches(self, name: str, joint: Joint, core: Core, quality: Quality) -> Quality:
         """The quality of a DoRA module with its stretch, which is noted."""
+        from loralens.arithmetic.dora_combination import add_stretches  # only DoRA needs it
+
         assert self.dora
         row_changes = self.dora.row_changes(name, joint.shape[0])
         # The rule is linear, so it combines the stretches as it combines the cores.

@@ -65,4 +65,4 @@ def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **k
         # Evidence and remedies are printed as sentences and not as rows, so the result itself applies --top.
         modules_told = None if rows.verbose else result.modules_told
         result = replace(result, causes_told=rows.top, modules_told=modules_told)
-    show_answer(result, rows)
+    show_answer(result, rows, several=not isinstance(result, DoctorResult))

@@ -18,15 +18,16 @@ def run_verb(
 ) -> None:
     """Call a verb with the adapters of the command line, show what it returns, and exit with its answer."""
     # Imported here, so that showing the help of a command does not import NumPy.
-    from loralens.verbs.batches.batch_items import is_several
+    from loralens.verbs.batches.several import is_several
 
     source = adapters[0] if len(adapters) == 1 else list(adapters)
+    several = is_several(source)
     # This is refused before any work.
-    if rows.plot and is_several(source):
+    if rows.plot and several:
         raise click.UsageError("--plot draws one adapter, and there are several")
     with lines_shown(rows):
         result = verb(source, *arguments, **keywords)
-    show_answer(result, rows)
+    show_answer(result, rows, several=several)
 
 
 @contextmanager
@@ -46,21 +47,19 @@ def _is_live(rows: RowOptions) -> bool:
     return sys.stdout.isatty() and not (rows.as_json or rows.as_csv or rows.quiet)
 
 
-def show_answer(result: Any, rows: RowOptions) -> None:
-    """Show a result, and exit with its answer.
+def show_answer(result: Any, rows: RowOptions, *, several: bool) -> None:
+    """Show a result, and exit with its answer. If there were several adapters, it is a `BatchResult`.
 
     On a terminal the lines about several adapters stand there already, and what they say together comes last. Elsewhere
     the conclusion comes first, as of every result.
     """
-    from loralens.verbs.batches.batch_result import BatchResult
-
-    if isinstance(result, BatchResult) and _is_live(rows):
+    if several and _is_live(rows):
         say("", *wrap_sentences(result.conclusion()))
         if sentences := result.sentences():
             say("", *wrap_sentences([sentence.strip() for sentence in sentences]))
     else:
         show(result, rows)
-    if isinstance(result, BatchResult) and rows.verbose and not (rows.as_json or rows.as_csv):
+    if several and rows.verbose and not (rows.as_json or rows.as_csv):
         say(*result.details())
     if getattr(result, "failed", None):
         click.get_current_context().exit(FAILED)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from loralens.compression.calibrated import data_error, data_norm, whitened_svd
 from loralens.compression.directions import Directions, singular_directions
 from loralens.compression.loss import UpdateLoss
 from loralens.core.adapter import Adapter
@@ -27,6 +26,8 @@ def directions_on_data(module: Update, moment: Moment | None, *, bases: bool = F
     """
     if moment is None or not isinstance(module, LowRank) or not module.scale:
         return singular_directions(module, bases=bases)
+    from loralens.compression.calibrated import whitened_svd  # most updates are truncated without data
+
     svd = whitened_svd(module, moment.K, moment.G)
     k = numerical_rank(svd.s, module.shape)  # the others are rounding errors of 0
     X, Y = svd.X[:, :k], svd.Y[:k]
@@ -64,6 +65,8 @@ def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, 
     Modules are included if they are pairs, were measured, and are still pairs or were left out. ``spectral_error`` is
     NaN, because it is not known on data.
     """
+    from loralens.compression.calibrated import data_error, data_norm  # most updates are measured without data
+
     names = same_modules(before, after)
     lost_by_module = {}
     for name, module in before.items():

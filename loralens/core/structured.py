@@ -15,7 +15,7 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import SVD, Bases, Layout, LowRank, Origin, check_float64
 from loralens.core.scaling import Scaling
-from loralens.errors import MismatchError
+from loralens.errors import FormatError, MismatchError
 from loralens.linalg.basis import Basis
 from loralens.linalg.factor import require_finite
 from loralens.linalg.measures import numerical_rank
@@ -239,3 +239,20 @@ def _dense_singular_values(matrix: Array) -> Array:
 
 Update = LowRank | Structured
 Updates = Mapping[str, Update]
+
+
+def check_rows(modules: Updates) -> None:
+    """Refuse modules whose rows are not in the order of the base, since their updates would change other rows of W.
+
+    Raises
+    ------
+    FormatError
+        The numbers of heads, on which the order depends, were unknown when the file was read.
+    """
+    turned = [name for name, module in modules.items() if module.layout.rows]
+    if turned:
+        raise FormatError(
+            f"the rows of {len(turned)} modules (the first is {turned[0]}) are in the order of "
+            f"{modules[turned[0]].layout.rows}, and nothing says how many heads they belong to",
+            fix="give a base whose folder has a config.json with its numbers of heads (in Python: load(…, base=…))",
+        )

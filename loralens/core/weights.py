@@ -14,8 +14,8 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.names import expert
 from loralens.core.naming.matching import Match, Shape, match, part_axes
 from loralens.core.naming.storage import Place, is_interleaved
-from loralens.core.structured import Update, Updates
-from loralens.errors import FormatError, MismatchError
+from loralens.core.structured import Update, Updates, check_rows
+from loralens.errors import MismatchError
 
 # Large enough that the overhead of a read does not matter.
 BLOCK = 1 << 20  # numbers of a weight in one read, 4 MiB in float32
@@ -288,23 +288,6 @@ def merged_dtype(stored: np.dtype[Any], requested: DTypeLike | None, *, scaled: 
     if requested is None or stored.kind not in "fV" or (stored.itemsize < 2 and not scaled):
         return stored
     return np.dtype(requested)
-
-
-def check_rows(modules: Updates) -> None:
-    """Refuse modules whose rows are not in the order of the base, since their updates would change other rows of W.
-
-    Raises
-    ------
-    FormatError
-        The numbers of heads, on which the order depends, were unknown when the file was read.
-    """
-    turned = [name for name, module in modules.items() if module.layout.rows]
-    if turned:
-        raise FormatError(
-            f"the rows of {len(turned)} modules (the first is {turned[0]}) are in the order of "
-            f"{modules[turned[0]].layout.rows}, and nothing says how many heads they belong to",
-            fix="give a base whose folder has a config.json with its numbers of heads (in Python: load(…, base=…))",
-        )
 
 
 def with_kernels(adapter: Adapter, shapes: Mapping[str, Shape]) -> Adapter:

@@ -270,7 +270,7 @@ def encode_adapter(
     assert form.files
     # Only these two can store that the rows of q and k are in llama.cpp's order.
     if name not in (GGUF, QUANTISED):
-        from loralens.core.weights import check_rows  # imported here, as reading an adapter needs no weights
+        from loralens.core.structured import check_rows  # imported here, as reading an adapter needs none of it
 
         check_rows(adapter.modules)
     if adapter.format == QUANTISED != name:

@@ -1,18 +1,16 @@
 """The verb ``compress``: truncates an adapter to fewer directions, and measures the error of the result."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
 
 from loralens.choices import QUANTISED, FloatType, IntegerType, TargetFormat
-from loralens.compression.bits import allocate_bits
 from loralens.compression.informed import data_losses
 from loralens.compression.loss import UpdateLoss, losses, total_error
-from loralens.compression.magnitudes import solve_magnitudes
 from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
 from loralens.compression.protection import Protection, protection
 from loralens.compression.splits import FactorSplits
@@ -25,11 +23,9 @@ from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.structured import Structured
 from loralens.core.threads import processor_count
 from loralens.errors import place
-from loralens.verbs.batches.batch import in_batches, one_adapter
-from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.batches.batch_task import AdapterWork
+from loralens.verbs.batches.batch_verb import in_batches
+from loralens.verbs.batches.several import one_adapter
 from loralens.verbs.inputs.adapters import AdapterSource, Source, labels, read_adapter
-from loralens.verbs.inputs.bases import base_weights
 from loralens.verbs.inputs.choices import Blocks, as_globs, numpy_dtype
 from loralens.verbs.outputs.compress_result import CompressResult
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, source_bytes
@@ -43,6 +39,10 @@ from loralens.verbs.outputs.rules import (
     split_rules,
 )
 from loralens.verbs.outputs.target import Target
+
+if TYPE_CHECKING:
+    from loralens.verbs.batches.batch_result import BatchResult
+    from loralens.verbs.batches.batch_task import AdapterWork
 
 # The note if moments were given, but `_least_data_error` preferred the plan that does not use them.
 BY_WEIGHTS = "ranks and bits were chosen by the weights alone, because this loses less on the data too"
@@ -85,6 +85,18 @@ class CompressOptions(RulesAndReading, total=False):
     jobs: int | None
 
 
+def _batch_work(verb: Callable[..., Any]) -> "AdapterWork":
+    from loralens.verbs.batches.batch_task import AdapterWork  # not for one adapter
+
+    return AdapterWork(
+        verb,
+        CompressResult.numbers,
+        status=lambda result: "no" if not result.answer else "unchanged" if result.kept_whole else "written",
+        answer=lambda numbers, options: bool(numbers["smaller"]) or not options.get("only_if_smaller"),
+        check=lambda options: rank_rule(**split_rules(options)[0]),
+    )
+
+
 # For a type checker a string is a sequence of strings too, and the first of the two signatures wins. A path may name a
 # folder with several adapters, which no type can tell. So the first signature returns what one adapter gives, or Any.
 @overload
@@ -92,16 +104,8 @@ def compress(  # type: ignore[overload-overlap]
     source: AdapterSource, **options: Unpack[CompressOptions]
 ) -> CompressResult | Any: ...
 @overload
-def compress(source: Sequence[AdapterSource], **options: Unpack[CompressOptions]) -> BatchResult: ...
-@in_batches(
-    lambda verb: AdapterWork(
-        verb,
-        CompressResult.numbers,
-        status=lambda result: "no" if not result.answer else "unchanged" if result.kept_whole else "written",
-        answer=lambda numbers, options: bool(numbers["smaller"]) or not options.get("only_if_smaller"),
-        check=lambda options: rank_rule(**split_rules(options)[0]),
-    )
-)
+def compress(source: Sequence[AdapterSource], **options: Unpack[CompressOptions]) -> "BatchResult": ...
+@in_batches(_batch_work)
 def compress(
     source: Source,
     *,
@@ -120,7 +124,7 @@ def compress(
     dry_run: bool = False,
     jobs: int | None = None,
     **options: Unpack[RulesAndReading],
-) -> CompressResult | BatchResult:
+) -> "CompressResult | BatchResult":
     """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
     One of the rules has to be given. ``rank``, ``energy``, ``error`` and ``sv_ratio`` look at each module alone.
@@ -299,6 +303,9 @@ def _choose_bits(
     plan: TruncationPlan, rule: Rule, form: OutputFormat, *, protect: Protection, drop_dead: bool
 ) -> _Decision:
     """Choose ranks and bits together, by reverse water-filling over directions (`loralens.compression.bits`)."""
+    # Imported here, as it takes 4 ms, and only the dialect loralens-q has bits to choose.
+    from loralens.compression.bits import allocate_bits
+
     spectra = {name: directions.s for name, directions in plan.directions.items()}
     # Modules that the user did not choose keep their rank, but are written as integers too.
     unchosen_bits = {
@@ -351,6 +358,10 @@ def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str]
         return after, []
     if base is None:
         return after, [f"magnitudes of {len(changed)} DoRA modules kept; with --base they are solved anew"]
+    # Imported here, as reading a base takes 6 ms to import.
+    from loralens.compression.magnitudes import solve_magnitudes
+    from loralens.verbs.inputs.bases import base_weights
+
     solved = solve_magnitudes(before, after, base_weights(base, changed).modules)
     return solved, [f"magnitudes of {len(changed)} DoRA modules solved anew"]
 

@@ -22,9 +22,9 @@ from loralens.formats.models.checkpoint import shapes
 from loralens.formats.records.sarif import check_log_target, write_sarif
 from loralens.formats.records.sarif import sarif as sarif_log
 from loralens.verbs.batches.batch import run_batch
-from loralens.verbs.batches.batch_items import is_several
 from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.batches.batch_task import WORK, AdapterWork
+from loralens.verbs.batches.batch_task import AdapterWork
+from loralens.verbs.batches.several import WORK, is_several
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, load_source, sources
 from loralens.verbs.inputs.bases import ModelPath, with_tied_head
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
@@ -244,7 +244,7 @@ def _findings_of(batch: BatchResult) -> list[Diagnosis]:
     return findings
 
 
-WORK["doctor"] = AdapterWork(
+WORK["doctor"] = lambda: AdapterWork(
     _examine_one,
     DoctorResult.numbers,
     answer=_answer,

@@ -5,18 +5,20 @@ This does not hold for kohya's dialect, whose software takes a missing α as α 
 
 from collections.abc import Mapping
 from math import isclose, isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.scaling import Scaling
-from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts
 from loralens.formats.files.container import FLOATS
 from loralens.formats.files.json_text import finite_number
+
+if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
+    from loralens.core.structured import Update
 
 MISSING = "no alpha in the file: scale 1"
 
@@ -42,7 +44,7 @@ def single_number(key: str, tensor: LazyArray) -> float:
     return value
 
 
-def alpha_for_file(module: Update) -> np.float32:
+def alpha_for_file(module: "Update") -> np.float32:
     """The α that a file has to hold so that α/r is the scale of a module.
 
     Raises
@@ -60,7 +62,7 @@ def alpha_for_file(module: Update) -> np.float32:
     return alpha
 
 
-def alpha_findings(modules: Mapping[str, Update], metadata: Mapping[str, str] | None) -> list[Finding]:
+def alpha_findings(modules: "Mapping[str, Update]", metadata: Mapping[str, str] | None) -> list[Finding]:
     """Findings about modules without an α: whether a scale of 1 is assumed or certain.
 
     ai-toolkit folds α into the factors and writes none, so there it is certain.

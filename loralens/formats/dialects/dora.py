@@ -1,20 +1,23 @@
 """DoRA adapters whose magnitudes are not in the file: the values that their software uses, and a warning about it."""
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loralens.core.adapter import Extra, Finding
 from loralens.core.carried import MAGNITUDES, NORMS
 from loralens.core.lazy import LazyArray
-from loralens.core.structured import Update
+
+if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
+    from loralens.core.structured import Update
 
 CODE = "dora-magnitudes-missing"
 NOTHING = LazyArray.of(np.zeros(0, np.float32))  # the tensor of an extra for which the file has no numbers
 
 
 def missing_magnitudes(
-    modules: Mapping[str, Update], extra: Mapping[str, Extra], roles: Mapping[str, str], key: Callable[[str], str]
+    modules: "Mapping[str, Update]", extra: Mapping[str, Extra], roles: Mapping[str, str], key: Callable[[str], str]
 ) -> dict[str, Extra]:
     """Extras with the roles ``norms`` and ``norms_in`` for the modules of a DoRA adapter that have no magnitude.
 

@@ -10,8 +10,6 @@ from loralens.core.lazy import LazyArray
 from loralens.formats import encode_adapter
 from loralens.formats.dialects.table import WriterOptions
 from loralens.formats.files.container import Files, Stored
-from loralens.formats.files.gguf import values as gguf_values
-from loralens.formats.files.gguf.container import ALIGNMENT
 from loralens.formats.files.safetensors_header import by_width, header_size
 
 
@@ -43,6 +41,9 @@ def stored_size(stored: Stored, files: Files) -> int:
 
 def _gguf(stored: Stored) -> int:
     """The size of a GGUF file: header, key-values, entries of tensors, and the numbers padded to the alignment."""
+    from loralens.formats.files.gguf import values as gguf_values  # few files are GGUF
+    from loralens.formats.files.gguf.container import ALIGNMENT
+
     values = dict(gguf_values.from_text(key, text) for key, text in (stored.metadata or {}).items())
     stored_alignment = values.get("general.alignment")
     alignment = ALIGNMENT if stored_alignment is None else int(stored_alignment.value)

@@ -1,7 +1,6 @@
 """Disk access: errors of the system as messages, checks of targets, and flushing to the disk."""
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import UnsupportedOperation
@@ -114,5 +113,7 @@ def check_new_folder(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         raise OptionError(f"{path}: is a link to nothing", fix="remove the link, or choose another target")
     ancestor = next(folder for folder in path.absolute().parents if folder.exists())
-    with disk_errors(path), tempfile.TemporaryDirectory(prefix=".trial-", dir=ancestor):
+    from tempfile import TemporaryDirectory  # it imports random and shutil
+
+    with disk_errors(path), TemporaryDirectory(prefix=".trial-", dir=ancestor):
         pass

@@ -14,7 +14,6 @@ not yet replaced. On a disk without locks, the process id in the name decides.
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -220,6 +219,8 @@ def restore_pair(pair: Path, weights: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a file, or a folder with everything in it, as far as the system allows."""
     if path.is_dir() and not path.is_symlink():
+        import shutil  # it brings the modules of three compressions, and leftovers are rare
+
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):

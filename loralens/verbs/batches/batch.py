@@ -1,15 +1,13 @@
-"""A verb for one adapter as a verb for several: a list, or a folder that has adapters in it."""
+"""The run of a verb on several adapters: a list, or a folder that has adapters in it."""
 
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
-from functools import wraps
-from inspect import Parameter, signature
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 from urllib.parse import quote
 
 from loralens.choices import INTEGER_TYPES, QUANTISED
@@ -28,13 +26,13 @@ from loralens.formats.models.model_location import resolve_path
 from loralens.formats.records.batches import BEGUN, BatchEntry, BatchRecord, files_digest
 from loralens.tables.numbers import count
 from loralens.tables.text import display_width
-from loralens.verbs.batches.batch_items import BatchItem, NameTarget, find_adapters, is_several, place_targets
+from loralens.verbs.batches.batch_items import BatchItem, NameTarget, find_adapters, place_targets
 from loralens.verbs.batches.batch_result import BatchResult, BatchRow, line_of
-from loralens.verbs.batches.batch_task import WORK, AdapterWork, BatchTask, Outcome, real_source
-from loralens.verbs.inputs.adapters import AdapterSource, Source
+from loralens.verbs.batches.batch_task import BatchTask, Outcome, real_source
+from loralens.verbs.batches.several import WORK
+from loralens.verbs.inputs.adapters import AdapterSource
 from loralens.version import __version__
 
-F = TypeVar("F", bound=Callable[..., Any])
 Options = Mapping[str, Any]
 
 # Options that do not change the output: whether an existing one is replaced, whether anything is written, and which
@@ -59,45 +57,6 @@ def watch_lines(watcher: LineWatcher) -> Iterator[None]:
         yield
     finally:
         _watcher.reset(token)
-
-
-def in_batches(work: Callable[[Callable[..., Any]], AdapterWork]) -> Callable[[F], F]:
-    """Let a verb that writes one adapter take several too, and then return a `BatchResult`.
-
-    Parameters
-    ----------
-    work : callable
-        The verb for one adapter → its work.
-    """
-
-    def decorate(verb: F) -> F:
-        name, parameters = verb.__name__, signature(verb).parameters
-        first = next(iter(parameters))
-        catch_all = [parameter.name for parameter in parameters.values() if parameter.kind is Parameter.VAR_KEYWORD]
-        WORK[name] = work(verb)
-
-        @wraps(verb)
-        def for_several(*arguments: Any, **keywords: Any) -> Any:
-            source = arguments[0] if arguments else keywords.get(first)
-            if not is_several(cast("Source", source)):
-                return verb(*arguments, **keywords)
-            options = signature(verb).bind(*arguments, **keywords).arguments
-            # The options of a TypedDict are bound as one mapping.
-            for keyword in catch_all:
-                options |= options.pop(keyword, {})
-            adapters = options.pop(first)
-            chosen = adapters if isinstance(adapters, list | tuple) else [adapters]
-            return run_batch(name, chosen, adapter_target(options), options)
-
-        return cast("F", for_several)
-
-    return decorate
-
-
-def one_adapter(source: Source) -> AdapterSource:
-    """The adapter that a verb was given; several have been taken by `in_batches`."""
-    assert not isinstance(source, list | tuple)
-    return cast("AdapterSource", source)
 
 
 def adapter_target(options: Options) -> NameTarget:
@@ -136,7 +95,7 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
         The keywords of the verb, with ``output`` and ``jobs``.
     """
     # An error that concerns every adapter is raised once, before any work.
-    WORK[verb].check(options)
+    WORK[verb]().check(options)
     if options.get("base") is not None:
         resolve_path(Path(options["base"]))
     keywords = {name: value for name, value in options.items() if name not in ("output", "jobs", "overwrite")}

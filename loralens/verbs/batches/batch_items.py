@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.core.threads import processor_count
-from loralens.errors import LoraLensError, OptionError
-from loralens.formats.files.location import NAMES, RECORD_NAME, SUFFIXES, file_in_folder
+from loralens.errors import OptionError
+from loralens.formats.files.location import NAMES, RECORD_NAME, SUFFIXES
 from loralens.formats.records.collection import candidates, examine_file, folder_labels, note_repeated_links
-from loralens.verbs.inputs.adapters import AdapterSource, Source
+from loralens.verbs.batches.several import is_collection
+from loralens.verbs.inputs.adapters import AdapterSource
 
 # What the name of a target is made of: the name of an adapter, whether it is a single file, and its dialect ("" if it
 # cannot be read).
@@ -45,27 +46,6 @@ class BatchItem:
         return self.name if isinstance(self.source, Adapter) else str(self.source)
 
 
-def is_several(source: Source) -> bool:
-    """Whether a verb was given several adapters: a list, or a folder that is not an adapter itself but holds some."""
-    if isinstance(source, list | tuple):
-        return True
-    # A sequence of another type is refused later, because it is not an adapter.
-    return not isinstance(source, Adapter) and isinstance(source, str | os.PathLike) and _is_collection(Path(source))
-
-
-def _is_collection(path: Path) -> bool:
-    """Whether a path is a folder that is not an adapter itself, and there are tensor files under it."""
-    try:
-        if not path.is_dir():
-            return False
-        # A damaged file does not make the folder of one adapter a collection.
-        file_in_folder(path)
-    except (LoraLensError, OSError):
-        # An empty folder is not a collection. The verb itself reports what is missing, as for every path.
-        return path.is_dir() and bool(candidates(path))
-    return False
-
-
 def find_adapters(
     adapters: Sequence[AdapterSource], *, output: Path | None, allow_pickle: bool = False, once: bool = False
 ) -> list[BatchItem]:
@@ -85,7 +65,7 @@ def find_adapters(
             items.append(BatchItem(f"adapter-{number}", source, format=source.format))
         elif not isinstance(source, str | os.PathLike):
             raise OptionError(f"{source!r} is not an adapter", fix="give a path, or what loralens.load returns")
-        elif _is_collection(Path(source)):
+        elif is_collection(Path(source)):
             items += _in_folder(Path(source), output, allow_pickle=allow_pickle, once=once)
         else:
             path = Path(source)

@@ -25,6 +25,7 @@ from loralens.formats.records.batches import (
     output_digest,
 )
 from loralens.verbs.batches.batch_result import KINDS, BatchRow, Status
+from loralens.verbs.batches.several import WORK
 from loralens.verbs.inputs.adapters import AdapterSource
 from loralens.version import __version__
 
@@ -61,10 +62,6 @@ class AdapterWork:
     findings: Callable[[Any], Findings] = lambda _: []
     check: Callable[[Mapping[str, Any]], object] = lambda _: None
     recall: Callable[[Path], Findings | None] = lambda _: []
-
-
-# Verb → its work. A verb enters itself when its module is imported.
-WORK: dict[str, AdapterWork] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +157,7 @@ def _messages_kept(messages: list[str]) -> Iterator[None]:
 def _perform(task: BatchTask) -> Outcome:
     if task.verb not in WORK:  # in a new process
         import_module(f"loralens.verbs.{task.verb}")
-    work, target, entry = WORK[task.verb], task.target, task.entry
+    work, target, entry = WORK[task.verb](), task.target, task.entry
     if target is None:
         return _run(task, work, None)
     digest = output_digest(target)

@@ -3,18 +3,20 @@
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from loralens.core.adapter import Adapter
 from loralens.core.messages import note, tell, warn
 from loralens.core.names import some
 from loralens.core.naming.base_model import BaseModel, contradiction, find_contradiction, group_models
-from loralens.core.structured import Updates
-from loralens.core.weights import Weights, weights_of
 from loralens.errors import LoraLensError, place
 from loralens.formats.files.location import known_folder
-from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, stores_conv1d
-from loralens.merging.tied_names import find_ties
+
+# What reads a base takes 5 ms to import, and most adapters are compared by the name of their base alone.
+if TYPE_CHECKING:
+    from loralens.core.structured import Updates
+    from loralens.core.weights import Weights
+    from loralens.formats.models.checkpoint import Checkpoint
 
 # In both cases a warning and not an error: a copy of a base may have any name, and only the user knows.
 FIX = "give the base that it was trained on; a copy of it under another name is fine"
@@ -24,8 +26,10 @@ Held = TypeVar("Held")  # tensors, or their shapes
 ModelPath = str | PathLike[str]
 
 
-def read_checkpoint(base: ModelPath) -> Checkpoint:
+def read_checkpoint(base: ModelPath) -> "Checkpoint":
     """Open the checkpoint at ``base``; messages say what its reader noticed."""
+    from loralens.formats.models.checkpoint import open_checkpoint
+
     checkpoint = open_checkpoint(Path(base))
     for finding in checkpoint.notes:
         tell(finding.level, f"{base}: {finding.text}")
@@ -34,14 +38,20 @@ def read_checkpoint(base: ModelPath) -> Checkpoint:
 
 def with_tied_head(stored: Mapping[str, Held], base: ModelPath) -> Mapping[str, Held]:
     """The tensors or shapes of the base, with those of the embedding in place of a head that it does not store."""
+    from loralens.formats.models.checkpoint import model_config
+    from loralens.merging.tied_names import find_ties
+
     return find_ties(stored, model_config(Path(base)) or {}).with_copies(stored)
 
 
-def base_weights(base: ModelPath, modules: Updates) -> Weights:
+def base_weights(base: ModelPath, modules: "Updates") -> "Weights":
     """The weights of the base that these modules adapt; errors name the base.
 
     A head that the base does not store has the weight of the embedding, which it shares.
     """
+    from loralens.core.weights import weights_of
+    from loralens.formats.models.checkpoint import stores_conv1d
+
     checkpoint = read_checkpoint(base)
     with place(base):
         return weights_of(modules, with_tied_head(checkpoint.tensors, base), conv1d=stores_conv1d(Path(base)))
@@ -55,8 +65,12 @@ def base_model_of(adapter: Adapter) -> BaseModel:
 def base_model_named(name: str) -> BaseModel:
     """The base of this name, with its sizes if this machine has it."""
     folder = known_folder(name)
+    if folder is None:
+        return BaseModel.of(name)
+    from loralens.formats.models.checkpoint import model_config
+
     try:
-        config = model_config(folder) if folder else None
+        config = model_config(folder)
     except LoraLensError:  # a fault of a model that the user did not name is not an error of this command
         config = None
     return BaseModel.of(name, config)
@@ -64,6 +78,8 @@ def base_model_named(name: str) -> BaseModel:
 
 def base_model_at(base: ModelPath) -> BaseModel:
     """The base that a user gave, under its path and the names in its configuration."""
+    from loralens.formats.models.checkpoint import model_config
+
     path = Path(base)
     name = str(path.resolve()) if path.exists() else str(base)  # what exists is a path, even if it looks like a Hub id
     return BaseModel.of(name, model_config(path))

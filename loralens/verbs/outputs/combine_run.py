@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from loralens.arithmetic.method import find_combining_method
 from loralens.arithmetic.methods import METHODS
 from loralens.choices import TARGET_FORMATS, FloatType, Space, TargetFormat
 from loralens.compression.directions import Directions, cast_factors, singular_directions, truncate_pair
-from loralens.compression.plan import TruncationPlan, keeps_rank
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.messages import note, tell_findings
@@ -25,7 +24,6 @@ from loralens.core.structured import Update
 from loralens.core.threads import Step, processor_count
 from loralens.core.together import match_modules, match_names, pad_rank
 from loralens.core.vector import with_modules
-from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, OptionError, place
 from loralens.formats.dialects.sizes import stored_size
 from loralens.formats.files.container import Files, Stored
@@ -40,6 +38,9 @@ from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.rules import rank_notes
 from loralens.verbs.outputs.target import Target
 from loralens.verbs.outputs.writing import WritingAndReading, check_writing
+
+if TYPE_CHECKING:
+    from loralens.core.weights import Weight
 
 BasePath = str | PathLike[str]
 
@@ -164,7 +165,7 @@ def read_source(source: AdapterSource, label: str, reading: Reading, base: BaseP
     return adapter
 
 
-def _base_weights(recipe: Recipe, adapters: Sequence[Adapter], base: BasePath | None) -> Mapping[str, Weight] | None:
+def _base_weights(recipe: Recipe, adapters: Sequence[Adapter], base: BasePath | None) -> "Mapping[str, Weight] | None":
     """The weights of the base, if DoRA's magnitudes need them; otherwise None.
 
     Raises
@@ -215,7 +216,7 @@ def _combine(
     adapters: Sequence[Adapter],
     form: OutputFormat,
     dtype: FloatType | None,
-    weights: Mapping[str, Weight] | None,
+    weights: "Mapping[str, Weight] | None",
     step: Step | None,
 ) -> _Factors:
     """Combine the adapters, and truncate or pad the result if the recipe says so."""
@@ -261,6 +262,7 @@ def _truncate(
 
     The dtype that is given here only counts for the size of the file.
     """
+    from loralens.compression.plan import TruncationPlan, keeps_rank  # most sums keep all ranks
 
     def directions_of(name: str, module: Any) -> Directions:
         if name not in combination.lifts:

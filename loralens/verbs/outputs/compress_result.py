@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loralens.compression.curve import CurvePoint
 from loralens.compression.loss import UpdateLoss, total_error
 from loralens.compression.plan import TruncationPlan
 from loralens.core.adapter import Adapter
 from loralens.tables.numbers import change, count, fixed, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.curve import trade_off
 from loralens.verbs.outputs.form import OutputFormat
 from loralens.verbs.outputs.target import Target, Written
+
+if TYPE_CHECKING:
+    from loralens.compression.curve import CurvePoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,10 @@ class CompressResult(Written):
             "smaller": self.smaller,
         }
 
-    def trade_off(self) -> list[CurvePoint]:
+    def trade_off(self) -> "list[CurvePoint]":
         """The sizes and errors of every rank, as `loralens.curve` computes them."""
+        from loralens.verbs.curve import trade_off  # only figures show it
+
         return trade_off(self.plan, self.form, on_data=bool(self.data_losses))
 
     def tables(self) -> list[Table[ModuleLoss]]:

@@ -15,7 +15,6 @@ from loralens.formats.dialects.sizes import file_size
 from loralens.formats.dialects.table import GGUF, WriterOptions
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.files.location import adapter_file
-from loralens.formats.models.checkpoint import model_config
 from loralens.verbs.inputs.adapters import AdapterSource
 from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.outputs.target import Inputs, Target
@@ -162,7 +161,12 @@ def writer_options(name: str, base: str | PathLike[str] | None, arch: str | None
     # The other writers take everything from the adapter.
     if name not in (GGUF, "mlx"):
         return {}
-    config = model_config(Path(base)) if base else None
+    if base is None:
+        config = None
+    else:
+        from loralens.formats.models.checkpoint import model_config  # most adapters are written without a base
+
+        config = model_config(Path(base))
     return {"arch": arch, "base_config": config} if name == GGUF else {"base_config": config}
 
 

@@ -5,21 +5,23 @@ from math import inf, isfinite, nan
 from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
-from loralens.compression.directions import DType
-from loralens.compression.plan import TruncationPlan
-from loralens.compression.protection import Protection
 from loralens.core.adapter import Adapter
-from loralens.core.moments import Moments
 from loralens.core.progress import progress
 from loralens.core.ranks import Rule, RuleName
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError
 from loralens.formats.files.container import read_json
-from loralens.formats.records.moments import load_moments
 from loralens.tables.numbers import parse_size
 from loralens.verbs.inputs.adapters import Reading
+
+# Verbs that combine adapters need none of this for a rule.
+if TYPE_CHECKING:
+    from loralens.compression.directions import DType
+    from loralens.compression.plan import TruncationPlan
+    from loralens.compression.protection import Protection
+    from loralens.core.moments import Moments
 
 
 class RankRules(TypedDict, total=False):
@@ -104,7 +106,7 @@ def option_names(*options: str) -> str:
     return ", ".join("--" + name.replace("_", "-") for name in options)
 
 
-def read_protection(weights: str | PathLike[str] | Mapping[str, float]) -> Protection:
+def read_protection(weights: str | PathLike[str] | Mapping[str, float]) -> "Protection":
     """The error that a budget minimises: ``relative``, ``absolute``, or weights by glob, which a JSON file may hold."""
     # The two words win over files of that name; such a file is reached as ./absolute.
     if isinstance(weights, Mapping) or weights in ("absolute", "relative"):
@@ -115,15 +117,22 @@ def read_protection(weights: str | PathLike[str] | Mapping[str, float]) -> Prote
     return read_json(file, fix='write {"q_proj": 2.0}')
 
 
-def read_moments(activations: str | PathLike[str] | Moments | None) -> Moments | None:
+def read_moments(activations: "str | PathLike[str] | Moments | None") -> "Moments | None":
     """The moments of the option ``activations``, which is a file or the moments themselves; None if not given."""
-    return activations if activations is None or isinstance(activations, Moments) else load_moments(activations)
+    if activations is None:
+        return None
+    from loralens.core.moments import Moments
+    from loralens.formats.records.moments import load_moments
+
+    return activations if isinstance(activations, Moments) else load_moments(activations)
 
 
 def read_directions(
-    adapter: Adapter, *, modules: Sequence[str], dtype: DType | None, moments: Moments | None = None
-) -> TruncationPlan:
+    adapter: Adapter, *, modules: Sequence[str], dtype: "DType | None", moments: "Moments | None" = None
+) -> "TruncationPlan":
     """The directions of the chosen modules, from which any ranks can be made, in one pass over the factors."""
+    from loralens.compression.plan import TruncationPlan
+
     with progress("reading", len(adapter)) as step:
         return TruncationPlan.of(
             adapter, modules=modules, dtype=dtype, moments=moments, bases=True, threads=processor_count(), step=step

@@ -17,6 +17,7 @@ merged       A (k·r, in), B (k·o, r, 1)               one module, B block-diag
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +25,6 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray, Recent
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
-from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects import dora, pairs
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts
@@ -34,6 +34,9 @@ from loralens.formats.dialects.peft.config import PeftConfig
 from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, adapter_names, is_pair, module_path, parse_peft_key
 from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import plain_text
+
+if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
+    from loralens.core.structured import Update
 
 NAME = "peft"
 DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # PEFT's DoRA has one length for each output
@@ -102,7 +105,7 @@ def read(stored: Stored) -> Adapter:
 
 def _plain(
     tensors: Mapping[str, LazyArray], config: PeftConfig | None
-) -> tuple[dict[str, Update], dict[str, LazyArray], set[str], list[Finding]]:
+) -> "tuple[dict[str, Update], dict[str, LazyArray], set[str], list[Finding]]":
     """The modules of a file of type LORA, its other tensors, the paths that are targets of PEFT, and findings."""
     groups, unpaired = _group(tensors)
     # A base that stores experts one by one needs both stacks of a layer in turn, so two of them are kept in memory.
@@ -229,7 +232,7 @@ def _about_rank(name: str, module: LowRank) -> list[Finding]:
     return [Finding("error", "rank-disagrees", text, fix)]
 
 
-def _target_findings(config: PeftConfig, paths: set[str], modules: Mapping[str, Update]) -> list[Finding]:
+def _target_findings(config: PeftConfig, paths: set[str], modules: "Mapping[str, Update]") -> list[Finding]:
     """Findings about differences between ``target_modules`` and the modules in the file."""
     findings = [
         Finding("warning", "target-unmatched", f"target_modules names {target!r} and no module of the file matches it")
@@ -244,7 +247,7 @@ def _target_findings(config: PeftConfig, paths: set[str], modules: Mapping[str, 
 
 
 def _extra(
-    key: str, tensor: LazyArray, stored: Stored, config: PeftConfig | None, modules: Mapping[str, Update]
+    key: str, tensor: LazyArray, stored: Stored, config: PeftConfig | None, modules: "Mapping[str, Update]"
 ) -> Extra:
     """A tensor that is not half of a pair, with its role and its module."""
     parts = parse_peft_key(key)

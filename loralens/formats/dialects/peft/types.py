@@ -20,7 +20,7 @@ takes the Kronecker product of w1, as (1, a, c), and w2. The result has the shap
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,6 @@ from loralens.core.adapter import Finding
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
-from loralens.core.structured import Dense, Form, Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects import pairs
 from loralens.formats.dialects.alpha import single_number
@@ -37,6 +36,9 @@ from loralens.formats.dialects.peft.config import PeftConfig
 from loralens.formats.dialects.peft.keys import PREFIX, is_pair, module_path
 from loralens.formats.dialects.peft.patterns import RESTORE
 from loralens.formats.files.container import Stored
+
+if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
+    from loralens.core.structured import Form, Update
 
 PLAIN = "LORA"
 DEFAULT_INIT_RANK = 12  # AdaLoRA's init_r
@@ -65,7 +67,7 @@ _FIELDS = {
 class Read(NamedTuple):
     """The modules of a file, every other tensor by its key, and the findings."""
 
-    modules: Mapping[str, Update]
+    modules: "Mapping[str, Update]"
     unpaired: Mapping[str, LazyArray]
     findings: list[Finding]
     pruned: list[str]  # modules without remaining directions, which are left out
@@ -217,7 +219,7 @@ def _masks(fields: Mapping[str, Any]) -> Mapping[str, list[bool]]:
     return masks
 
 
-def _product(name: str, parts: Parts, kind: str, config: PeftConfig | None) -> Update:
+def _product(name: str, parts: Parts, kind: str, config: PeftConfig | None) -> "Update":
     """The update of one module of LoHa or LoKr."""
     from loralens.formats.dialects import lycoris
 
@@ -237,8 +239,9 @@ def _product(name: str, parts: Parts, kind: str, config: PeftConfig | None) -> U
     return lycoris.update_of(parts, product, scaling, kernel, origin_format(kind))
 
 
-def _conv1d(parts: Parts, scaling: Scaling) -> Update:
+def _conv1d(parts: Parts, scaling: Scaling) -> "Update":
     """The update of LoKr for a Conv1d with a full w2 (b, d, k), with its numbers in PEFT's order."""
+    from loralens.core.structured import Dense
     from loralens.formats.dialects import lycoris
 
     # The first factor is the same as in LyCORIS.

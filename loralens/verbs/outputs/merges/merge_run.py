@@ -49,7 +49,6 @@ from loralens.verbs.inputs.input_moments import SweepInputs
 from loralens.verbs.inputs.low_bit import part_of
 from loralens.verbs.inputs.merge_inputs import MergeInputs
 from loralens.verbs.inputs.weighted import name_damaged
-from loralens.verbs.outputs.merges.merge_on_texts import measure_on_texts
 from loralens.verbs.outputs.merges.model_copy import bytes_of_copy, rehearse, write_copy
 from loralens.verbs.outputs.merges.undo_file import UndoContent, count_only
 from loralens.version import __version__
@@ -104,11 +103,12 @@ class MergeRun:
         # This reads all factors, so that a faulty adapter is an error before the base is read.
         self.adapters = [adapter.record() for adapter in inputs.adapters]
         # They are measured before the merge, as the certificate is written with the model.
-        self.texts = (
-            None
-            if data is None
-            else measure_on_texts(inputs, data, rounding=rounding, seed=seed, moments=moments, device=device)
-        )
+        self.texts = None
+        if data is not None:
+            # Imported here, as running a model takes 20 ms to import before torch is.
+            from loralens.verbs.outputs.merges.merge_on_texts import measure_on_texts
+
+            self.texts = measure_on_texts(inputs, data, rounding=rounding, seed=seed, moments=moments, device=device)
         self.records: dict[str, TensorRecord] = {}
         self.digests: dict[str, Hasher] = {}
         # In a dry run the patches are made for their size.
