@@ -203,7 +203,7 @@ def combine_adapters(
 
 def _dora(
     adapters: Sequence[Adapter], labels: Sequence[str], row: CombiningMethod, weights: "Weights", threads: int
-) -> "DoraCombination":
+) -> "DoraCombination | None":
     from loralens.arithmetic.dora_combination import DoraCombination  # it takes 6 ms, and few adapters are DoRA
 
     return DoraCombination.of(adapters, labels, row, weights, threads)

@@ -58,7 +58,8 @@ class Layout:
         the shape counts.
     rows : str
         If the rows of B are in the order of other software, and could not be put into that of the base: the name of
-        that software. Otherwise empty. Such an update cannot be added to a weight (`loralens.core.structured.check_rows`).
+        that software. Otherwise empty. Such an update cannot be added to a weight
+        (`loralens.core.structured.check_rows`).
     """
 
     kind: str = "linear"
