@@ -4,15 +4,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.shards import weight_files
 from loralens.formats.files.walking import folders
-from loralens.formats.models.gguf_base import GgufModel, open_gguf
 from loralens.formats.models.model_location import gguf_paths
+
+if TYPE_CHECKING:
+    from loralens.formats.models.gguf_base import GgufModel
 
 CONFIG = "config.json"
 # Endings of files that hold weights, also in forms that are not read here, and of their indices.
@@ -81,7 +83,7 @@ class ModelFiles:
     shards: tuple[WeightFile, ...]
     indices: tuple[Index, ...]
     left_out: tuple[str, ...]
-    gguf: GgufModel | None = None
+    gguf: "GgufModel | None" = None
 
     @property
     def tensors(self) -> dict[str, LazyArray]:
@@ -138,6 +140,8 @@ def model_files(root: Path) -> ModelFiles:
     """
     paths = gguf_paths(root)
     if paths:
+        from loralens.formats.models.gguf_base import open_gguf  # it takes 10 ms, and few bases are GGUF
+
         return _gguf_files(root.parent if root.is_file() and len(paths) > 1 else root, open_gguf(paths))
     if root.is_file():
         return ModelFiles(root, (_shard(root, root.name, ""),), (), ())
@@ -156,7 +160,7 @@ def model_files(root: Path) -> ModelFiles:
     return ModelFiles(root, shards, indices, tuple(n for n in _walk(root) if n not in used and n.endswith(WEIGHTS)))
 
 
-def _gguf_files(root: Path, gguf: GgufModel) -> ModelFiles:
+def _gguf_files(root: Path, gguf: "GgufModel") -> ModelFiles:
     parts: list[dict[str, LazyArray]] = [{} for _ in gguf.paths]
     for key, weight in gguf.weights.items():
         parts[weight.part][key] = gguf.tensors[key]

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loralens.choices import MergeBits
 from loralens.core.adapter import Adapter
@@ -14,14 +14,15 @@ from loralens.core.messages import note, warn
 from loralens.core.names import block, some
 from loralens.errors import MismatchError, OptionError
 from loralens.formats.models.checkpoint import CONV1D, Checkpoint
-from loralens.formats.models.gguf_quantised import block_types
-from loralens.formats.models.gguf_writer import NewTypes
 from loralens.formats.models.model_files import ModelFiles
 from loralens.linalg.few_bits.ggml_blocks import Q4_1, Q8_0, BlockType
 from loralens.merging.low_bit.apply import check_movable
 from loralens.merging.low_bit.dequantised import decoded_block
 from loralens.merging.low_bit.nf4 import PARTS, Part
 from loralens.merging.plan import MergePlan, TensorPlan, as_matrix
+
+if TYPE_CHECKING:
+    from loralens.formats.models.gguf_writer import NewTypes
 
 # Endings of names of models of a few bits, as their makers write them.
 _FEW_BITS = re.compile(r"[-_. ](bnb|gguf|gptq|awq|exl2|mlx|fp4|nf4|int4|int8|[2-8]bit|w[48]a\d+|i?q\d\w*)(?![a-z0-9])")
@@ -151,7 +152,7 @@ class NewCodes(NamedTuple):
     """
 
     keys: frozenset[str] = frozenset()
-    types: NewTypes | None = None
+    types: "NewTypes | None" = None
 
 
 NO_CODES = NewCodes()
@@ -171,6 +172,8 @@ def quantised_plan(
         These codes cannot be written for this base.
     """
     if files.gguf and bits in GGUF_BITS:
+        from loralens.formats.models.gguf_quantised import block_types  # only for GGUF
+
         new_head = bool(plan.tensors.keys() - files.gguf.weights.keys())
         types, text = block_types(files.gguf, GGUF_BITS[bits].number, new_head=new_head)
         if not types.kinds:

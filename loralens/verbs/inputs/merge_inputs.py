@@ -18,7 +18,6 @@ from loralens.formats.files.apart import Input, adapter_inputs
 from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import dumps
 from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, stores_conv1d
-from loralens.formats.models.gguf_writer import float_dtypes
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
 from loralens.formats.models.model_location import resolve_path
 from loralens.formats.models.model_writer import Change
@@ -306,6 +305,8 @@ def _with_output(
         dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
         return replace(inputs, plan=planned, dtypes=dtypes, quantised=new)
     if files.gguf:
+        from loralens.formats.models.gguf_writer import float_dtypes  # GGUF takes 15 ms to import, and few bases are
+
         # The writer decodes what the merge does not change; vectors stay float32, as llama.cpp wants them.
         kinds = float_dtypes(files.gguf, np.dtype(dtype)) if dtype else {}
         # A new head has the dtype that was asked for, or that of the embedding.

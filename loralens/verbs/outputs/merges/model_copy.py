@@ -2,26 +2,30 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
 from loralens.core.lazy import LazyArray
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
-from loralens.formats.files.gguf.container import TYPES
-from loralens.formats.models.gguf_base import GgufModel
-from loralens.formats.models.gguf_writer import NewTypes, StoredChange, gguf_copy_bytes, write_gguf_copy
 from loralens.formats.models.model_copy import CopyOptions, Fill
 from loralens.formats.models.model_files import ModelFiles
 from loralens.formats.models.model_writer import Change, copy_bytes, write_model
 
+# What reads and writes GGUF takes 15 ms to import, and few bases are GGUF.
+if TYPE_CHECKING:
+    from loralens.formats.models.gguf_base import GgufModel
+    from loralens.formats.models.gguf_writer import NewTypes, StoredChange
+
 
 def bytes_of_copy(
-    files: ModelFiles, changes: Mapping[str, Change], dtype: str | None = None, types: NewTypes | None = None
+    files: ModelFiles, changes: Mapping[str, Change], dtype: str | None = None, types: "NewTypes | None" = None
 ) -> int:
     """The bytes of all tensors of a copy."""
     if files.gguf:
+        from loralens.formats.models.gguf_writer import gguf_copy_bytes
+
         as_floats = np.dtype(dtype) if dtype else None
         return gguf_copy_bytes(files.gguf, dtype=as_floats, types=types, added=_new_tensors(files.gguf, changes))
     return copy_bytes(files.tensors, changes)
@@ -34,7 +38,7 @@ def write_copy(
     changes: Mapping[str, Change],
     fill: Fill,
     dtype: str | None = None,
-    types: NewTypes | None = None,
+    types: "NewTypes | None" = None,
     dropped: Collection[str] = (),
     homes: Mapping[str, str] | None = None,
     headers: Mapping[str, bytes] | None = None,
@@ -47,6 +51,8 @@ def write_copy(
     safetensors.
     """
     if files.gguf:
+        from loralens.formats.models.gguf_writer import write_gguf_copy
+
         as_floats = np.dtype(dtype) if dtype else None
         added = _new_tensors(files.gguf, changes)
         stored = changes.keys() - added.keys()
@@ -55,8 +61,11 @@ def write_copy(
         write_model(files, target, changes=changes, fill=fill, dropped=dropped, homes=homes, headers=headers, **options)
 
 
-def _new_tensors(model: GgufModel, changes: Mapping[str, Change]) -> dict[str, StoredChange]:
+def _new_tensors(model: "GgufModel", changes: Mapping[str, Change]) -> "dict[str, StoredChange]":
     """The changes that the model has no tensor for, such as a head that was tied."""
+    from loralens.formats.files.gguf.container import TYPES
+    from loralens.formats.models.gguf_writer import StoredChange
+
     new = {key: change for key, change in changes.items() if key not in model.weights}
     return {key: StoredChange(TYPES[change.dtype], change.shape) for key, change in new.items()}
 
