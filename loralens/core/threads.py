@@ -36,32 +36,33 @@ def in_threads(
 ) -> dict[K, T]:
     """Call ``work`` for every name in threads, and return the results in the order of ``names``.
 
-    Each of ``count`` threads takes every ``count``-th name. A thread stops at its first error. The caller's thread then
-    repeats the missing names in order, and so raises the first error. After an interrupt every thread ends with its
-    current name. More than one thread helps only if BLAS itself uses one. ``step`` is called with 1 after every name.
-    Plain threads are used because a pool would cost 10 ms to import, and as much again to run. Below ``few`` names,
-    which are done before the threads would have started, there are none.
+    Each of ``count`` threads takes the next name that is left. A thread stops at its first error. The caller's thread
+    then repeats the missing names in order, and so raises the first error. After an interrupt every thread ends with
+    its current name. More than one thread helps only if BLAS itself uses one. ``step`` is called with 1 after every
+    name. Plain threads are used because a pool would cost 10 ms to import, and as much again to run. Below ``few``
+    names, which are done before the threads would have started, there are none.
     """
     count = 1 if len(names) < few else min(count, MOST)
     results: dict[K, T] = {}
     interrupted = Event()
+    waiting = iter(names)  # shared: Python's lock lets one thread at a time take a name
 
-    def share(first: int) -> None:
-        # Any error ends this share. The caller's thread repeats the name that failed, and so raises the error again.
+    def take() -> None:
+        # Any error ends this thread. The caller's thread repeats the name that failed, and so raises the error again.
         with suppress(Exception):
-            for name in names[first::count]:
+            for name in waiting:
                 if interrupted.is_set():
                     return
                 results[name] = work(name)
                 if step:
                     step(1)
 
-    # The caller's thread takes the first share, so one thread fewer is started.
-    workers = [Thread(target=share, args=(first,)) for first in range(1, count)]
-    for thread in workers:
-        thread.start()
+    # The caller's thread takes names too, so one thread fewer is started.
+    workers = [Thread(target=take) for _ in range(1, count)]
     try:
-        share(0)
+        for thread in workers:
+            thread.start()
+        take()
         for thread in workers:
             thread.join()
     finally:  # after Ctrl-C or an error the others stop at their next name
@@ -104,9 +105,9 @@ def in_order(calls: Sequence[Callable[[], T]], count: int) -> Iterator[T]:
                 changed.notify()
 
     workers = [Thread(target=work) for _ in range(count)]
-    for thread in workers:
-        thread.start()
     try:
+        for thread in workers:
+            thread.start()
         for i, call in enumerate(calls):
             with changed:
                 while not (i in results or i in failed):
@@ -118,7 +119,8 @@ def in_order(calls: Sequence[Callable[[], T]], count: int) -> Iterator[T]:
         for _ in workers:
             room.release()
         for thread in workers:
-            thread.join()
+            if thread.ident is not None:  # an interrupt may have come before it was started
+                thread.join()
 
 
 def single_blas_thread() -> AbstractContextManager[object]:
