@@ -110,11 +110,11 @@ def test_same_seed_same_bits_whatever_the_threads():
 
 @pytest.mark.parametrize("device", devices(), ids=["numpy", "torch"][: len(devices())])
 def test_small_values_of_a_steep_spectrum_are_kept(device):
-    """σ₁₆ is σ₁/4096, and the square of that is below the rounding of float32."""
-    s = i**-3.0
+    """σ₁₆ is σ₁/10⁶, which float32 copies of W keep to 0.1 %, and the square of that is far below their rounding."""
+    s = i**-5.0
     W = device.put(LEFT * s @ RIGHT.T, "float32")
     found = leading_svd(W, 16, rng=np.random.default_rng(1), device=device)
-    np.testing.assert_allclose(found.s, s[:16], rtol=0, atol=4e-6)
+    np.testing.assert_allclose(found.s, s[:16], rtol=5e-3)
     assert found.steps < STEPS
 
 
