@@ -10,6 +10,7 @@ in this order, its *choice*, is all that is missing to restore the base. All ari
 exact products, so origins and choices are the same on every machine.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, final
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from loralens.core.few_bits.coded_weight import Codes, GridRows
 from loralens.errors import FormatError
 from loralens.linalg.factor import Floats
-from loralens.merging.low_bit.apply import AddedRows
+from loralens.merging.low_bit.apply import AddedRows, CodesMerge
 from loralens.merging.low_bit.stochastic import (
     HALF,
     asked_moves,
@@ -28,6 +29,7 @@ from loralens.merging.low_bit.stochastic import (
     nearest_codes,
     whole_steps,
 )
+from loralens.merging.matrix import cuts
 
 # Entries whose origins are searched at a time: with 256 codes and as many distances, this takes a few MiB.
 SEARCHED = 1 << 13
@@ -95,6 +97,21 @@ class Origins:
 
     def _is_option(self) -> NDArray[np.bool_]:
         return np.asarray(np.arange(self.options.shape[1]) < self.counts[:, None])
+
+
+def blocks_of_origins(merge: CodesMerge) -> Iterator[tuple[int, Codes, Origins | None]]:
+    """The first row, the merged codes and the origins of every block of a weight; None where nothing was added.
+
+    ``merge`` is the merge that moved the codes, with the merged weight in place of that of the base.
+    """
+    assert merge.weight.grid is not None
+    for start, stop, slab in cuts(merge.plan):
+        grid = merge.weight.grid(start, stop)
+        if slab is None:
+            yield start, grid.codes, None
+        else:
+            added, uniform = merge.added(slab, start, stop), merge.uniform(start, grid.codes.shape)
+            yield start, grid.codes, find_origins(grid, added, uniform)
 
 
 def find_origins(merged: GridRows, added: AddedRows, uniform: Floats | None) -> Origins:

@@ -9,9 +9,8 @@ from loralens.core.hashes import sha256
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, MismatchError
 from loralens.merging.low_bit.apply import CodesMerge
-from loralens.merging.low_bit.origins import find_origins
+from loralens.merging.low_bit.origins import blocks_of_origins
 from loralens.merging.low_bit.record import codes_as_bytes, hashed_rows
-from loralens.merging.matrix import cuts
 from loralens.merging.undo.patch import PatchReader
 from loralens.merging.undo.restore import TensorUndo, check_merged, check_restored
 from loralens.merging.update import row_ranges
@@ -78,14 +77,10 @@ def _restore_blocks(undo: TensorUndo, weight: CodedWeight) -> Iterator[tuple[int
 
 
 def _restore_origins(undo: TensorUndo, merge: CodesMerge) -> Iterator[tuple[int, Codes]]:
-    assert merge.weight.grid is not None
     reader = PatchReader(undo.patch, 1)
-    for start, stop, slab in cuts(merge.plan):
-        grid = merge.weight.grid(start, stop)
-        if slab is None:
-            yield start, grid.codes
-            continue
-        origins = find_origins(grid, merge.added(slab, start, stop), merge.uniform(start, grid.codes.shape))
-        # The patch is relative to zeros: the nearest origin of every entry.
-        yield start, origins.chosen(reader.block(np.zeros(len(origins.places), np.uint8)))
+    for start, codes, origins in blocks_of_origins(merge):
+        if origins is not None:
+            # The patch is relative to zeros: the nearest origin of every entry.
+            codes = origins.chosen(reader.block(np.zeros(len(origins.places), np.uint8)))
+        yield start, codes
     reader.finish()

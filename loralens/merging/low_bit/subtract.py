@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from loralens.core.few_bits.coded_weight import Codes
 from loralens.errors import MismatchError
 from loralens.merging.low_bit.apply import CodesMerge
-from loralens.merging.low_bit.origins import find_origins
-from loralens.merging.matrix import cuts
+from loralens.merging.low_bit.origins import blocks_of_origins
 from loralens.merging.undo.subtract import Doubt
 
 
@@ -34,14 +33,11 @@ def subtract_codes(merge: CodesMerge, doubt: Doubt) -> Iterator[tuple[int, Codes
         raise MismatchError(
             "the codes before this merge cannot be computed again", fix="unmerge with --undo, or take the base"
         )
-    assert merge.weight.grid is not None
-    for start, stop, slab in cuts(merge.plan):
-        grid = merge.weight.grid(start, stop)
-        if slab is None:
-            yield start, grid.codes
+    for start, codes, origins in blocks_of_origins(merge):
+        if origins is None:
+            yield start, codes
             continue
-        origins = find_origins(grid, merge.added(slab, start, stop), merge.uniform(start, grid.codes.shape))
-        doubt.entries += grid.codes.size
+        doubt.entries += codes.size
         doubt.several += len(origins.places)
         doubt.none += origins.none
         yield start, origins.nearest
