@@ -336,6 +336,32 @@ def test_the_disk_is_told_to_begin_on_the_way(tmp_path: Path, monkeypatch) -> No
     np.testing.assert_array_equal(held(tmp_path / "out")[KEY].astype(np.float32), NEW)
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_memory_of_old_files_is_released_before_new_ones_are_written(
+    refused: bool, tmp_path: Path, monkeypatch
+) -> None:
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("this system has no such call")
+    root, released = single(tmp_path / "m", tensors()), []
+    write(root, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    old = [(tmp_path / "out" / name).stat().st_ino for name in before]
+
+    def advise(fd: int, start: int, count: int, what: int) -> None:
+        if (start, count) == (0, 0):
+            # The old files are complete, and nothing is written yet but the empty folder.
+            assert contents(tmp_path / "out") == before
+            assert not any(any(part.iterdir()) for part in tmp_path.glob(".*.part"))
+            released.append(os.fstat(fd).st_ino)
+            if refused:
+                raise OSError("not on this disk")
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    write(root, tmp_path / "out", overwrite=True)
+    assert sorted(released) == sorted(old)
+    assert contents(tmp_path / "out") == before
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_every_byte_is_told_of_as_it_is_written(threads: int, tmp_path: Path) -> None:
     root, told = sharded(tmp_path / "m", tensors()), []

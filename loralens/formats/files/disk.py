@@ -54,6 +54,25 @@ def start_writeback(descriptor: int, offset: int, count: int) -> None:
         os.posix_fadvise(descriptor, first, last - first, os.POSIX_FADV_DONTNEED)
 
 
+def release_pages(path: Path) -> None:
+    """Tell the system that a file, or the files of a folder, will not be read again: they are about to be replaced.
+
+    The system keeps what was read or written in memory. The new files then take this memory instead of further memory,
+    which a virtual machine must first get from its host: that took up to 7 s of CPU time for 1.6 GB. Nothing on the
+    disk changes.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    for file in files:
+        with suppress(OSError):
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
+
+
 def hurried(pieces: Iterable[memoryview], stream: BinaryIO) -> Iterator[memoryview]:
     """Yield pieces that are written to a stream, and let the disk begin with the earlier ones meanwhile."""
     position = stream.tell()

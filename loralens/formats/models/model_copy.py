@@ -18,7 +18,7 @@ from loralens.core.lazy import Array
 from loralens.errors import place
 from loralens.formats.files.apart import Input
 from loralens.formats.files.atomic import atomic_path, check_still_free, check_write_target
-from loralens.formats.files.disk import disk_errors, start_writeback, write_at
+from loralens.formats.files.disk import disk_errors, release_pages, start_writeback, write_at
 from loralens.formats.files.leftovers import tidy
 from loralens.formats.files.relative_name import path_to_write
 from loralens.formats.models.model_files import ModelFiles
@@ -93,6 +93,7 @@ def new_copy(files: ModelFiles, target: Path, options: CopyOptions) -> Iterator[
     with atomic_path(target, folder=folder, overwrite=overwrite) as part:
         # A model that is one file has records beside it. Those of two runs at once could be mixed.
         check_still_free(target, overwrite=overwrite)
+        release_pages(target)
         if folder:
             _copy_others(files, part, companions)
             for name, text in options.get("texts", {}).items():
