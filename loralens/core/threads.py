@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from threading import Condition, Event, Semaphore, Thread
 from typing import TypeVar
 
@@ -36,26 +36,27 @@ def in_threads(
 ) -> dict[K, T]:
     """Call ``work`` for every name in threads, and return the results in the order of ``names``.
 
-    Each of ``count`` threads takes the next name that is left. A thread stops at its first error. The caller's thread
-    then repeats the missing names in order, and so raises the first error. After an interrupt every thread ends with
-    its current name. More than one thread helps only if BLAS itself uses one. ``step`` is called with 1 after every
-    name. Plain threads are used because a pool would cost 10 ms to import, and as much again to run. Below ``few``
-    names, which are done before the threads would have started, there are none.
+    Each of ``count`` threads takes the next name that is left. After an error or an interrupt every thread ends with
+    its current name. The caller's thread then repeats the missing names in order, and so raises the first error. More
+    than one thread helps only if BLAS itself uses one. ``step`` is called with 1 after every name. Plain threads are
+    used because a pool would cost 10 ms to import, and as much again to run. Below ``few`` names, which are done before
+    the threads would have started, there are none.
     """
     count = 1 if len(names) < few else min(count, MOST)
     results: dict[K, T] = {}
-    interrupted = Event()
+    ended = Event()
     waiting = iter(names)  # shared: Python's lock lets one thread at a time take a name
 
     def take() -> None:
-        # Any error ends this thread. The caller's thread repeats the name that failed, and so raises the error again.
-        with suppress(Exception):
+        try:
             for name in waiting:
-                if interrupted.is_set():
+                if ended.is_set():
                     return
                 results[name] = work(name)
                 if step:
                     step(1)
+        except Exception:  # noqa: BLE001  # of any kind: the caller's thread repeats this name, and so raises it again
+            ended.set()
 
     # The caller's thread takes names too, so one thread fewer is started.
     workers = [Thread(target=take) for _ in range(1, count)]
@@ -65,9 +66,9 @@ def in_threads(
         take()
         for thread in workers:
             thread.join()
-    finally:  # after Ctrl-C or an error the others stop at their next name
+    finally:  # after Ctrl-C too
         # Threads cannot be killed; they look at this flag before each name.
-        interrupted.set()
+        ended.set()
     # A name whose work failed in a thread is repeated here, so that the error has the caller's traceback.
     return {name: results[name] if name in results else work(name) for name in names}
 

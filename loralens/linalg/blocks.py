@@ -43,13 +43,11 @@ def aligned(size: int, dtype: DTypeLike) -> Array:
 
 
 @final
-class ReusedMemory:
-    """Gives arrays in the same memory: each overwrites the one before.
+class ReusedMemory(threading.local):
+    """Gives arrays in the same memory: each overwrites the one before that the same thread got.
 
     New memory comes in pages that the system clears first, which takes as long as writing the numbers of a matrix.
     """
-
-    __slots__ = ("_memory",)
 
     def __init__(self) -> None:
         self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)

@@ -146,7 +146,7 @@ class Device:
         return self.torch is None and can_multiply_twice()
 
     def memory(self) -> Callable[[tuple[int, int], CopyFloat], Any]:
-        """A function like `empty` that may give the same memory again, so that only its last array is valid."""
+        """A function like `empty` that may give the same memory again: in each thread only its last array is valid."""
         if self.torch is not None:
             return self.empty  # torch uses freed memory of a GPU again
         reused = ReusedMemory()
@@ -240,6 +240,10 @@ class Device:
             return
         with ThreadPoolExecutor(self.threads) as pool:
             yield replace(self, pool=pool)
+
+    def split(self, parts: int) -> "Device":
+        """This device for one of several parts of a work that run side by side on it."""
+        return replace(self, threads=-(-self.threads // parts), pool=None)
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Yield ``work(item)`` of every item, in order; the caller's thread takes items a few ahead of the workers."""

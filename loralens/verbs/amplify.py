@@ -181,7 +181,7 @@ def amplify(
 
     The factor is shown with three comparisons: the share of W that random directions would catch, the excess of ΔW
     over them with its z-score, and the largest share that any directions could catch. The weights of the base are read
-    one at a time. The leading directions of large weights are kept for the next run.
+    two at a time. The leading directions of large weights are kept for the next run.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import pytest
 
@@ -26,6 +27,21 @@ def test_the_first_error_in_order_is_raised(count):
 
     with pytest.raises(FormatError, match="20 is broken"):
         in_threads(work, NAMES, count)
+
+
+def test_after_an_error_no_thread_begins_another_name():
+    begun = []
+
+    def work(name: str) -> str:
+        begun.append(name)
+        if name == "2":
+            raise FormatError("2 is broken", fix="mend it")
+        time.sleep(0.01)
+        return name
+
+    with pytest.raises(FormatError, match="2 is broken"):
+        in_threads(work, NAMES, 3)
+    assert len(begun) <= 6
 
 
 def test_the_end_of_memory_in_a_thread_is_said_by_the_caller(capfd):

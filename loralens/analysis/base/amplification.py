@@ -12,7 +12,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.naming.selection import select
 from loralens.core.structured import Update
-from loralens.core.threads import Step
+from loralens.core.threads import Step, in_threads
 from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place
 from loralens.linalg.basis import Basis
@@ -34,6 +34,10 @@ from loralens.linalg.subspace import phi_map
 # By chance, |z| exceeds FAR in 2 % of the cases at rank 1 and in 0.3 % at high ranks. So every count is reported with
 # the count that chance gives.
 FAR = 3.0  # standard deviations beyond which a module is counted
+# Weights whose leading directions are computed side by side, each by one half of the threads: they wait for each other
+# less than all threads at one weight do. Each needs a copy of its weight.
+SIDE_BY_SIDE = 2
+LARGE = 1 << 27  # entries of a weight, 512 MiB in float32, from which on weights are measured one at a time
 # Below this relative spread the null distribution has one possible value, and the spread is rounding error.
 SURE = 1e-9
 
@@ -207,7 +211,7 @@ def measure_amplification(
     store: LeadingStore | None = None,
     step: Step | None = None,
 ) -> dict[str, Amplification]:
-    """Measure the amplification of every update, in natural module order; weights are read one at a time.
+    """Measure the amplification of every update, in natural module order.
 
     Amplification is ‖ΔW‖_F / ‖UᵀWV‖_F, where U (out, r) and V (in, r) hold the singular directions of ΔW = scale·B·A
     (Hu et al. 2021, §7.3, Table 7 and App. H.4). The paper writes UᵀWVᵀ, because the rows of its V are the directions.
@@ -235,7 +239,7 @@ def measure_amplification(
     modules : sequence of str
         Globs over module names or kinds; all modules where empty.
     threads : int
-        On the CPU, the blocks of a weight worked on at a time. Results do not depend on it.
+        On the CPU, the blocks of weights worked on at a time. Results do not depend on it.
     store : LeadingStore, optional
         Where leading directions of large weights are looked up, and kept. Results do not depend on it.
     step : callable, optional
@@ -250,10 +254,10 @@ def measure_amplification(
 
     Notes
     -----
-    W is read once, in float64 on the CPU. With ``top`` a copy of one W is kept in memory for the steps of
-    `loralens.linalg.randomized.leading_svd`, in float32 or bfloat16 (`loralens.linalg.randomized.copy_dtype`): peak
-    memory is that copy and a few megabytes. Weights whose shorter side
-    is at most 512 are decomposed exactly.
+    W is read once, in float64 on the CPU. With ``top`` a copy of W is kept in memory for the steps of
+    `loralens.linalg.randomized.leading_svd`, in float32 or bfloat16 (`loralens.linalg.randomized.copy_dtype`). Several
+    threads work on two weights at a time, unless one of them has more than 134 million entries: peak memory is two
+    copies and a few megabytes. Weights whose shorter side is at most 512 are decomposed exactly.
 
     Table 7 of the paper is reproduced up to its rounding: 6.91/0.32 = 21.6 (printed 21.5), and its random column for
     r = 64 is 0.3227 (printed 0.33). The paper sets α to the first r tried, so its two ‖ΔW‖ have different scales.
@@ -263,6 +267,8 @@ def measure_amplification(
     if wrong := [rank for rank in ranks if not 0 < rank <= most]:
         raise OptionError(f"rank {wrong[0]} is not between 1 and {most}, the largest rank", fix="give such a rank")
     on_device = Device.of(device, threads=threads)
+    workers = _count_workers([weights[name] for name in names], on_device) if top and not exact else 1
+    on_device = on_device.split(workers)
     new_matrix = on_device.memory()
 
     def measure(name: str) -> Amplification:
@@ -300,7 +306,13 @@ def measure_amplification(
                 ranks=tuple(sorted({min(rank, k) for rank in ranks})) or (k,),
             )
 
-    return {name: measure(name) for name in names}
+    return in_threads(measure, names, workers, few=SIDE_BY_SIDE)
+
+
+def _count_workers(weights: Sequence[Weight], device: Device) -> int:
+    """How many of these weights are measured side by side."""
+    small = all(weight.stored.size < LARGE for weight in weights)
+    return SIDE_BY_SIDE if device.threads > 1 and small else 1
 
 
 def _check_same_shape(module: Update, weight: Weight) -> None:

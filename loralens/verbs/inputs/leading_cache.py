@@ -1,6 +1,7 @@
 """The leading directions of base weights in the folder in which whole SVDs are kept too."""
 
 from collections.abc import Iterable, Iterator
+from threading import Lock
 from typing import final
 
 from loralens.core.messages import warn
@@ -18,6 +19,7 @@ class LeadingCache:
     def __init__(self, cache: SvdCache) -> None:
         self.cache = cache
         self.writable = True
+        self.lock = Lock()  # two weights with the same numbers have one file
 
     def of(self, weight: Weight, count: int, method: str) -> "LeadingEntry":
         """The place of the ``count`` leading directions of a weight, computed by a method with its random numbers."""
@@ -43,11 +45,12 @@ class LeadingEntry:
 
     def write(self, leading: Leading) -> None:
         """Keep the directions, if the disk allows it."""
-        if not self._store.writable:
-            return
-        try:
-            self._store.cache.write_leading(self._hash.hexdigest(), leading)
-        except FormatError as error:  # the next run has to compute them again, and this one goes on
-            error.at("the directions of W are not kept")
-            warn(": ".join((*error.where, error.what)), error.fix)
-            self._store.writable = False
+        with self._store.lock:
+            if not self._store.writable:
+                return
+            try:
+                self._store.cache.write_leading(self._hash.hexdigest(), leading)
+            except FormatError as error:  # the next run has to compute them again, and this one goes on
+                error.at("the directions of W are not kept")
+                warn(": ".join((*error.where, error.what)), error.fix)
+                self._store.writable = False
