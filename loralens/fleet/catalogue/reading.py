@@ -157,9 +157,9 @@ def check_catalogue(home: Path) -> None:
         signatures = dict(connection.execute("select signature, modules from signatures"))
         _commit(connection, home)
         root = read_root(connection, home) or home
-    for row in rows:
-        _sound_member(row, root, home)
     try:
+        for row in rows:
+            _check_member(row)
         check_values([sound], [bool])
         for *values, slot, checksum in files:
             check_values(values, _FILE_KINDS)
@@ -201,12 +201,17 @@ def _sketches(slots: NDArray[np.int8], hold: SlotHold, rows: list[tuple[Any, ...
 def _sound_member(row: tuple[Any, ...], root: Path, home: Path) -> Member:
     """The member of a row; a row that no update can have written is refused, since an index may come from anywhere."""
     try:
-        check_values(row, _KINDS)
-        if leads_out(name_of(row[3])):
-            raise ValueError("a path out of the folder")
+        _check_member(row)
         return _member(row, root)
     except ValueError as error:
         raise _damaged(home, root) from error
+
+
+def _check_member(row: tuple[Any, ...]) -> None:
+    """Raise a ValueError if a row of a member is not such as an update writes it."""
+    check_values(row, _KINDS)
+    if leads_out(name_of(row[3])):
+        raise ValueError("a path out of the folder")
 
 
 def _damaged(home: Path, root: Path | None = None) -> FormatError:

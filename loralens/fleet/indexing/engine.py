@@ -66,8 +66,9 @@ class Engine:
         try:
             while queue or pending:
                 coming = [queue.popleft() for _ in range(min(limit - len(pending), len(queue)))]
-                # The files are noted before they are begun, since the first one may kill this process at once.
-                if self.watch and isinstance(workers, int):
+                # The files are noted before they are begun, since the first one may kill this process at once. What is
+                # done meanwhile may stay among them.
+                if self.watch and coming and isinstance(workers, int):
                     self.watch([file for chunk in (*pending.values(), *coming) for file in chunk])
                 for chunk in coming:
                     pending[self.submit(executor, chunk)] = chunk
