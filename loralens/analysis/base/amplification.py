@@ -311,8 +311,10 @@ def measure_amplification(
 
 def _count_workers(weights: Sequence[Weight], device: Device) -> int:
     """How many of these weights are measured side by side."""
-    small = all(weight.stored.size < LARGE for weight in weights)
-    return SIDE_BY_SIDE if device.threads > 1 and small else 1
+    # A small weight is decomposed as a whole, before a thread would have started.
+    long = any(min(weight.stored.shape) > SMALL for weight in weights)
+    fits = all(weight.stored.size < LARGE for weight in weights)
+    return SIDE_BY_SIDE if device.threads > 1 and long and fits else 1
 
 
 def _check_same_shape(module: Update, weight: Weight) -> None:
