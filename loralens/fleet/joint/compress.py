@@ -103,6 +103,8 @@ def compress_fleet(
         def check(part: Path) -> None:
             with progress("measuring", len(entries)) as step:
                 rows.extend(_measure(FleetFile(part), sources, step))
+            # Compressing takes long, and another run may have written there meanwhile.
+            check_fleet_target(output, overwrite=overwrite)
 
         write_fleet(output, entries, group_entries, error=error, check=check)
     return _result(output, error, rows, collected, sources)

@@ -13,6 +13,7 @@ import pytest
 import loralens
 from loralens.core.fingerprint import fingerprint
 from loralens.errors import FormatError, OptionError
+from loralens.fleet.joint import compress
 from loralens.fleet.joint.code_group import FleetSource
 from loralens.fleet.joint.compress import compress_fleet
 from loralens.fleet.joint.expand import expand_adapter
@@ -320,6 +321,22 @@ def test_targets_that_cannot_be_written_are_refused_before_any_work(fleet, tmp_p
     assert (tmp_path / "there.safetensors").read_bytes() == b"mine"
     with pytest.raises(OptionError, match="no adapter"):
         compress_fleet([], tmp_path / "new.safetensors")
+
+
+def test_a_file_that_appeared_meanwhile_is_not_replaced(fleet, tmp_path, monkeypatch):
+    groups, target, measure = [list(fleet[0].values())], tmp_path / "fleet.safetensors", compress._measure
+
+    def beside_another_run(*arguments):
+        target.write_bytes(b"of another run")
+        return measure(*arguments)
+
+    monkeypatch.setattr(compress, "_measure", beside_another_run)
+    with pytest.raises(OptionError, match="exists"):
+        compress_fleet(groups, target)
+    assert target.read_bytes() == b"of another run"
+    assert list(tmp_path.iterdir()) == [target]
+    compress_fleet(groups, target, overwrite=True)
+    assert FleetFile(target).contents.adapters
 
 
 def test_names_that_do_not_exist_and_ranks_of_0_are_refused(fleet):
