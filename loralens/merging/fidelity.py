@@ -88,6 +88,8 @@ class Fidelity:
         Number of finite weights that became infinite.
     codes : CodeFidelity or None
         For a merge into the codes of a low-bit weight.
+    non_finite : int
+        Number of weights of the base that are infinite or NaN, and stay so; not counted where the base has codes.
     """
 
     module: str
@@ -104,6 +106,7 @@ class Fidelity:
     entries: int
     overflowed: int
     codes: CodeFidelity | None = None
+    non_finite: int = 0
 
 
 @final
@@ -186,7 +189,7 @@ class FidelitySums:
     def __init__(self, slab: Slab, merge: TensorMerge) -> None:
         self.slab, self.merge = slab, merge
         self.size = (slab.stop - slab.start) * merge.plan.matrix[1]
-        self.still = self.seen = self.overflowed = 0
+        self.still = self.seen = self.overflowed = self.non_finite = 0
         self._sums, self._buffer = LossSums(slab), Buffer()
         self._prediction = Prediction(merge, self.size)
 
@@ -198,7 +201,9 @@ class FidelitySums:
             # Entries are examined only if a sum is not finite, since that costs another pass over the block.
             if not isfinite(sum(sums)):
                 bad = ~(np.isfinite(lost) & np.isfinite(D))
-                self.overflowed += int(np.count_nonzero(bad & np.isfinite(block.W.astype(np.float64))))
+                finite = np.isfinite(block.W.astype(np.float64))
+                self.overflowed += int(np.count_nonzero(bad & finite))
+                self.non_finite += int(np.count_nonzero(~finite))
                 D, lost = np.where(bad, np.float64(0), D), np.where(bad, np.float64(0), lost)
                 sums = dot(D, D), dot(lost, D), dot(lost, lost)
         # For float8 with scales the stored numbers are compared, since only they are rounded.
@@ -243,6 +248,7 @@ class FidelitySums:
             sums.norm,
             self.seen,
             self.overflowed,
+            non_finite=self.non_finite,
         )
 
 

@@ -362,6 +362,21 @@ def test_overflow_is_said(tmp_path: Path) -> None:
     assert "write --dtype f32" not in result.stderr  # it is float32 already
 
 
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32])
+def test_a_base_with_nan_is_told_of(tmp_path: Path, dtype) -> None:
+    tensors = {f"{name}.weight": np.ones((64, 8), dtype) for name in "ab"}
+    tensors["b.weight"][3, 4], tensors["b.weight"][40, 1] = np.nan, np.inf
+    base = single(tmp_path / "base", tensors)
+    one = loralens.LowRank(np.ones((64, 1), np.float32), np.ones((1, 8), np.float32))
+    loralens.save(loralens.Adapter(modules={"a": one, "b": one}), tmp_path / "adapter")
+    result = done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
+    assert "warning: NaN or infinity in 2 weights of the base, which the merge leaves as it is: b\n" in result.stderr
+    assert "fix: download the base again" in result.stderr
+    assert "became infinite" not in result.stdout + result.stderr
+    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+
+
 def test_adapters_of_two_bases_are_told_of(tmp_path: Path) -> None:
     base = single(tmp_path / "base", {"a.weight": np.ones((4, 4), np.float32)})
     one = loralens.LowRank(np.ones((4, 1), np.float32), np.ones((1, 4), np.float32), 1.0)
