@@ -130,3 +130,20 @@ def test_the_exit_code_does_not_depend_on_where_the_signal_comes(number: signal.
     )
     code, word = ENDS[number]
     assert (process.returncode, process.stdout, process.stderr.strip()) == (code, "", word)
+
+
+@pytest.mark.parametrize("module", ["click", "loralens.cli.signals"])
+def test_an_interrupt_while_the_command_line_is_imported_ends_with_one_word(module: str) -> None:
+    code = f"""
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["loralens", "--help"]
+from loralens.__main__ import run
+run()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
