@@ -18,6 +18,24 @@ MUTANTS: tuple[Mutant, ...] = (
         "float(self.shape[0] * self.shape[1])",
         ("tests/analysis/test_amplification.py",),
     ),
+    Mutant(
+        "_count_workers",
+        "all(weight.stored.size < LARGE for weight in weights)",
+        "any(weight.stored.size < LARGE for weight in weights)",
+        ("tests/analysis/test_amplification.py",),
+    ),
+    Mutant(
+        "in_threads",
+        "raises it again\n            ended.set()",
+        "raises it again\n            pass",
+        ("tests/core/test_threads.py",),
+    ),
+    Mutant(
+        "FidelitySums.take",
+        "np.count_nonzero(~finite)",
+        "np.count_nonzero(finite)",
+        ("tests/cli/test_merge.py",),
+    ),
     Mutant("count_far", "abs(row.z) > FAR", "row.z > FAR", ("tests/reporting/test_summary.py",)),
     Mutant("sum_divergences", "p - q", "p + q", ("tests/analysis/test_behaviour.py",)),
     Mutant(
