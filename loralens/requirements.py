@@ -53,7 +53,7 @@ def install_command(packages: Iterable[str]) -> str:
     whether or not an index knows loralens. A plain ``pip`` could belong to another environment.
     """
     # Imported here: nearly every start of the command line needs neither.
-    from importlib.util import find_spec
+    from importlib.machinery import PathFinder
     from shlex import join
     from shutil import which
 
@@ -62,8 +62,9 @@ def install_command(packages: Iterable[str]) -> str:
     # Links are not resolved: the python of every virtual environment is a link to the same file.
     python = "python" if first and Path(first).absolute() == Path(sys.executable).absolute() else sys.executable
     words = [python, "-m", "pip", "install"]
-    # Environments that uv makes have no pip.
-    if find_spec("pip") is None and which("uv"):
+    # Environments that uv makes have no pip. Only folders are looked through: setuptools has a finder of its own, which
+    # warns of distutils when it is asked for pip.
+    if PathFinder.find_spec("pip") is None and which("uv"):
         words = ["uv", "pip", "install", "--python", sys.executable]
     if all(name.partition("==")[0] in DATA_PACKAGES for name in names):
         words.append("--no-deps")

@@ -35,7 +35,7 @@ def test_the_command_is_for_the_environment_of_this_python(monkeypatch: pytest.M
 
 
 def test_without_pip_it_is_uv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.machinery.PathFinder.find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "-m pip install" in install_command(["torch"])  # neither is there, and pip is what people know
     (tmp_path / "uv").touch(mode=0o755)
@@ -82,3 +82,12 @@ def test_every_use_of_a_package_that_is_missing_says_so(package: str, code: str,
     assert "OptionError" in done.stderr
     assert "pip install" in done.stderr
     assert REQUIREMENTS[package] in done.stderr
+
+
+def test_nothing_is_said_of_distutils() -> None:
+    """setuptools warns of it where it is asked for pip after something has imported distutils."""
+    code = "import sys, types; sys.modules['distutils'] = types.ModuleType('distutils')\n"
+    code += "from loralens.requirements import install_command; print(install_command(['peft']))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install" in done.stdout
+    assert done.stderr == ""

@@ -49,7 +49,7 @@ def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     """Show how strongly ΔW amplifies W: ‖ΔW‖/‖UᵀWV‖, with U, V the singular directions of ΔW (LoRA paper, Table 7).
 
     The factor is shown with three comparisons: the share of W that random directions would catch, the excess of ΔW
-    over them with its z-score, and the largest share that any directions could catch. The weights of the base are read
-    one at a time. The leading directions of large weights are kept for the next run.
+    over them with its z-score, and the largest share that any directions could catch. At most two weights of the base
+    are read at a time. The leading directions of large weights are kept for the next run.
     """
     show(loralens.amplify(adapter, **keywords), rows)

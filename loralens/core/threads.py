@@ -36,11 +36,12 @@ def in_threads(
 ) -> dict[K, T]:
     """Call ``work`` for every name in threads, and return the results in the order of ``names``.
 
-    Each of ``count`` threads takes the next name that is left. After an error or an interrupt every thread ends with
-    its current name. The caller's thread then repeats the missing names in order, and so raises the first error. More
-    than one thread helps only if BLAS itself uses one. ``step`` is called with 1 after every name. Plain threads are
-    used because a pool would cost 10 ms to import, and as much again to run. Below ``few`` names, which are done before
-    the threads would have started, there are none.
+    Each of ``count`` threads takes the next name that is left. After an error or an interrupt every thread ends
+    with its current name. The caller's thread then repeats the missing names in order, and so raises the first
+    error; an error that does not come again, as for lack of memory, is forgotten. More than one thread helps only
+    if BLAS itself uses one. ``step`` is called with 1 after every name. Plain threads are used because a pool would
+    cost 10 ms to import, and as much again to run. Below ``few`` names, which are done before the threads would
+    have started, there are none.
     """
     count = 1 if len(names) < few else min(count, MOST)
     results: dict[K, T] = {}
@@ -69,8 +70,13 @@ def in_threads(
     finally:  # after Ctrl-C too
         # Threads cannot be killed; they look at this flag before each name.
         ended.set()
-    # A name whose work failed in a thread is repeated here, so that the error has the caller's traceback.
-    return {name: results[name] if name in results else work(name) for name in names}
+    for name in names:
+        # A name whose work failed in a thread is repeated here, so that the error has the caller's traceback.
+        if name not in results:
+            results[name] = work(name)
+            if step:
+                step(1)
+    return {name: results[name] for name in names}
 
 
 def in_order(calls: Sequence[Callable[[], T]], count: int) -> Iterator[T]:

@@ -356,7 +356,7 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
         warn(f"{overflowed:,} weights became infinite, because they are too large for {dtype}", fix)
     spoilt = {fidelity.module: fidelity.non_finite for fidelity in arrived if fidelity.non_finite}
     if spoilt:
-        where = f"{count(sum(spoilt.values()), 'weight')} of the base"
+        where = f"{count(sum(spoilt.values()), 'adapted weight')} of the base"
         warn(f"NaN or infinity in {where}, which the merge leaves as it is: {some(spoilt)}", "download the base again")
     damaged = [fidelity for fidelity in arrived if is_damaged(fidelity)]
     # In float32 there is no wider dtype to recommend.

@@ -318,8 +318,7 @@ def test_two_weights_are_measured_side_by_side_with_the_same_bits(monkeypatch, t
     told: list[int] = []
     store = LeadingCache(SvdCache(tmp_path, limit=1 << 30))
     shared = measure_amplification(adapter, weights, threads=4, store=store, step=told.append)
-    assert len(workers) == 2
-    assert {threads for _, threads in workers} == {2}
+    assert len({thread for thread, threads in workers if threads == 2}) == 2
     assert sum(told) == weight_steps(weights.values(), top=True)
     kept = measure_amplification(adapter, weights, threads=4, store=store)
     for others in (shared, kept):
@@ -331,21 +330,30 @@ def test_two_weights_are_measured_side_by_side_with_the_same_bits(monkeypatch, t
     assert len(list(tmp_path.glob("*.safetensors"))) == 3  # of two equal weights one is kept
 
 
-def test_large_and_exact_weights_are_measured_one_at_a_time(monkeypatch):
+def test_weights_that_have_no_other_to_share_with_get_all_threads(monkeypatch):
     adapter, weights = side_by_side_case()
-    workers = set()
+    threads: dict[str, set[tuple[bool, int]]] = {}
 
     def measure(*arguments, device, **options):
-        workers.add((threading.get_ident(), device.threads))
+        name = next(name for name, weight in weights.items() if weight is arguments[0])
+        threads.setdefault(name, set()).add((threading.current_thread() is threading.main_thread(), device.threads))
         return whole(*arguments, device=device, **options)
+
+    def alone(**options) -> set[str]:
+        threads.clear()
+        measure_amplification(adapter, weights, threads=4, **options)
+        assert {used for each in threads.values() for _, used in each} <= {2, 4}
+        return {name for name, each in threads.items() if each == {(True, 4)}}
 
     whole = amplification._measure_weight
     monkeypatch.setattr(amplification, "_measure_weight", measure)
-    measure_amplification(adapter, weights, threads=4, exact=True)
-    measure_amplification(adapter, weights, threads=4, top=False)
+    assert alone() == {"m3"}  # of five one is small
+    assert alone(modules=["m0", "m1", "m2"]) == {"m2"}  # the last of three
+    assert alone(modules=["m4"]) == {"m4"}
+    assert alone(exact=True) == alone(top=False) == set(weights)
+    assert alone(directions=110) == set(weights)  # so many that the whole decomposition takes as little
     monkeypatch.setattr(amplification, "LARGE", 800 * 600)
-    measure_amplification(adapter, weights, threads=4)
-    assert workers == {(threading.get_ident(), 4)}
+    assert alone() == {"m2", "m3", "m4"}  # m4 is too large now, and m2 the last of three
 
 
 def test_what_is_told_adds_up_to_the_work():

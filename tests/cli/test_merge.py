@@ -370,7 +370,10 @@ def test_a_base_with_nan_is_told_of(tmp_path: Path, dtype) -> None:
     one = loralens.LowRank(np.ones((64, 1), np.float32), np.ones((1, 8), np.float32))
     loralens.save(loralens.Adapter(modules={"a": one, "b": one}), tmp_path / "adapter")
     result = done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
-    assert "warning: NaN or infinity in 2 weights of the base, which the merge leaves as it is: b\n" in result.stderr
+    assert (
+        "warning: NaN or infinity in 2 adapted weights of the base, which the merge leaves as it is: b\n"
+        in result.stderr
+    )
     assert "fix: download the base again" in result.stderr
     assert "became infinite" not in result.stdout + result.stderr
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")

@@ -44,6 +44,20 @@ def test_after_an_error_no_thread_begins_another_name():
     assert len(begun) <= 6
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_error_that_does_not_come_again_costs_time_only(count):
+    failed, told = set(), []
+
+    def work(name: str) -> str:
+        if name == "3" and name not in failed:
+            failed.add(name)
+            raise MemoryError
+        return name
+
+    assert in_threads(work, NAMES, count, told.append) == {name: name for name in NAMES}
+    assert sum(told) == len(NAMES)
+
+
 def test_the_end_of_memory_in_a_thread_is_said_by_the_caller(capfd):
     def work(name: str) -> str:
         if int(name) == 21:

@@ -362,6 +362,29 @@ def test_the_memory_of_old_files_is_released_before_new_ones_are_written(
     assert contents(tmp_path / "out") == before
 
 
+def test_links_and_files_with_a_second_name_are_not_released(tmp_path: Path, monkeypatch) -> None:
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("this system has no such call")
+    folder, released = tmp_path / "old" / "inner", []
+    folder.mkdir(parents=True)
+    (folder / "own").write_bytes(b"own")
+    (tmp_path / "base").write_bytes(b"base")
+    (folder / "second_name").hardlink_to(tmp_path / "base")
+    (folder / "link").symlink_to(tmp_path / "base")
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe")
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *_: released.append(os.fstat(fd).st_ino))
+    for path in (tmp_path / "old", folder / "own", folder / "link", folder / "pipe", tmp_path / "nothing"):
+        disk.release_pages(path)
+    assert released == [(folder / "own").stat().st_ino] * 2
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "no permission")
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    disk.release_pages(tmp_path / "old")
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_every_byte_is_told_of_as_it_is_written(threads: int, tmp_path: Path) -> None:
     root, told = sharded(tmp_path / "m", tensors()), []

@@ -19,9 +19,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/analysis/test_amplification.py",),
     ),
     Mutant(
-        "_count_workers",
-        "all(weight.stored.size < LARGE for weight in weights)",
-        "any(weight.stored.size < LARGE for weight in weights)",
+        "_takes_steps",
+        "weight.stored.size < LARGE",
+        "weight.stored.size > 0",
         ("tests/analysis/test_amplification.py",),
     ),
     Mutant(
@@ -30,6 +30,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "raises it again\n            pass",
         ("tests/core/test_threads.py",),
     ),
+    Mutant("_release_file", "status.st_nlink > 1", "status.st_nlink > 2", ("tests/formats/test_model_writer.py",)),
     Mutant(
         "FidelitySums.take",
         "np.count_nonzero(~finite)",

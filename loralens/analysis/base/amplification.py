@@ -37,7 +37,7 @@ FAR = 3.0  # standard deviations beyond which a module is counted
 # Weights whose leading directions are computed side by side, each by one half of the threads: they wait for each other
 # less than all threads at one weight do. Each needs a copy of its weight.
 SIDE_BY_SIDE = 2
-LARGE = 1 << 27  # entries of a weight, 512 MiB in float32, from which on weights are measured one at a time
+LARGE = 1 << 27  # entries of a weight, 512 MiB in float32, from which on it is measured alone
 # Below this relative spread the null distribution has one possible value, and the spread is rounding error.
 SURE = 1e-9
 
@@ -256,8 +256,8 @@ def measure_amplification(
     -----
     W is read once, in float64 on the CPU. With ``top`` a copy of W is kept in memory for the steps of
     `loralens.linalg.randomized.leading_svd`, in float32 or bfloat16 (`loralens.linalg.randomized.copy_dtype`). Several
-    threads work on two weights at a time, unless one of them has more than 134 million entries: peak memory is two
-    copies and a few megabytes. Weights whose shorter side is at most 512 are decomposed exactly.
+    threads work on two weights at a time if both have fewer than 134 million entries: peak memory is two copies and a
+    few megabytes. Weights whose shorter side is at most 512 are decomposed exactly.
 
     Table 7 of the paper is reproduced up to its rounding: 6.91/0.32 = 21.6 (printed 21.5), and its random column for
     r = 64 is 0.3227 (printed 0.33). The paper sets α to the first r tried, so its two ‖ΔW‖ have different scales.
@@ -267,11 +267,9 @@ def measure_amplification(
     if wrong := [rank for rank in ranks if not 0 < rank <= most]:
         raise OptionError(f"rank {wrong[0]} is not between 1 and {most}, the largest rank", fix="give such a rank")
     on_device = Device.of(device, threads=threads)
-    workers = _count_workers([weights[name] for name in names], on_device) if top and not exact else 1
-    on_device = on_device.split(workers)
     new_matrix = on_device.memory()
 
-    def measure(name: str) -> Amplification:
+    def measure(name: str, device: Device) -> Amplification:
         with place(name), report_progress(step, weight_steps([weights[name]], top=top)) as tell:
             module, weight = adapter[name], weights[name]
             _check_same_shape(module, weight)
@@ -282,13 +280,13 @@ def measure_amplification(
             count = min(max(directions, k, 1), *module.shape) if top else 0
             swap = weight.transposed  # W is processed as it is stored, so U and V change places
             U, V = (basis.columns() for basis in ((V_basis, U_basis) if swap else (U_basis, V_basis)))
-            method = f"{'exact' if exact else f'seed {seed}'} on {on_device.name.partition(':')[0]}"
+            method = f"{'exact' if exact else f'seed {seed}'} on {device.name.partition(':')[0]}"
             projection, led, fourths = _measure_weight(
                 weight,
                 (U, V),
                 count,
                 exact=exact,
-                device=on_device,
+                device=device,
                 new_matrix=new_matrix,
                 seed=seed,
                 # The directions of a small weight are computed as quickly as they are read.
@@ -306,15 +304,25 @@ def measure_amplification(
                 ranks=tuple(sorted({min(rank, k) for rank in ranks})) or (k,),
             )
 
-    return in_threads(measure, names, workers, few=SIDE_BY_SIDE)
+    shared: list[str] = []
+    if top and not exact and on_device.threads > 1:
+        ranked = {name: min(adapter[name].rank, max(ranks, default=adapter[name].rank)) for name in names}
+        shared = [name for name in names if _takes_steps(weights[name], max(directions, ranked[name]))]
+        # The last of an odd number gets all threads.
+        shared = shared[: len(shared) // SIDE_BY_SIDE * SIDE_BY_SIDE]
+    half = on_device.split(SIDE_BY_SIDE)
+    measured = in_threads(lambda name: measure(name, half), shared, SIDE_BY_SIDE, few=SIDE_BY_SIDE)
+    return {name: measured[name] if name in measured else measure(name, on_device) for name in names}
 
 
-def _count_workers(weights: Sequence[Weight], device: Device) -> int:
-    """How many of these weights are measured side by side."""
-    # A small weight is decomposed as a whole, before a thread would have started.
-    long = any(min(weight.stored.shape) > SMALL for weight in weights)
-    fits = all(weight.stored.size < LARGE for weight in weights)
-    return SIDE_BY_SIDE if device.threads > 1 and long and fits else 1
+def _takes_steps(weight: Weight, count: int) -> bool:
+    """Whether the directions of a weight take steps, and its copy so little memory that two fit.
+
+    A weight that is decomposed as a whole is either small, so that it is done before a thread would have started, or
+    takes several times its memory.
+    """
+    rows, columns = weight.stored.shape
+    return not is_dense((rows, columns), max(count, 1)) and weight.stored.size < LARGE
 
 
 def _check_same_shape(module: Update, weight: Weight) -> None:

@@ -19,6 +19,7 @@ from loralens.fleet.indexing.workers import check_processes_start, process_pool
 from loralens.fleet.joint.code_group import CodedTask, FleetSource, code_group
 from loralens.fleet.joint.result import CompressedAdapter, CompressionResult, Refused
 from loralens.formats.files.apart import check_apart
+from loralens.formats.files.atomic import check_not_written
 from loralens.formats.files.json_text import is_safe_text
 from loralens.formats.files.relative_name import is_relative_name
 from loralens.formats.records.fleets.about import about_stored
@@ -103,8 +104,7 @@ def compress_fleet(
         def check(part: Path) -> None:
             with progress("measuring", len(entries)) as step:
                 rows.extend(_measure(FleetFile(part), sources, step))
-            # Compressing takes long, and another run may have written there meanwhile.
-            check_fleet_target(output, overwrite=overwrite)
+            check_not_written(output, overwrite=overwrite)
 
         write_fleet(output, entries, group_entries, error=error, check=check)
     return _result(output, error, rows, collected, sources)

@@ -96,8 +96,13 @@ def check_still_free(target: Path, *, overwrite: bool) -> None:
     """
     with place(target):
         check_alone(target)
-        if target.exists() and not overwrite:
-            raise OptionError("another run has written there meanwhile", fix=_EXISTS_FIX)
+    check_not_written(target, overwrite=overwrite)
+
+
+def check_not_written(target: Path, *, overwrite: bool) -> None:
+    """Refuse a target that another run has written since `check_write_target`."""
+    if target.exists() and not overwrite:
+        raise OptionError("another run has written there meanwhile", fix=_EXISTS_FIX).at(str(target))
 
 
 @contextmanager

@@ -331,7 +331,7 @@ def test_a_file_that_appeared_meanwhile_is_not_replaced(fleet, tmp_path, monkeyp
         return measure(*arguments)
 
     monkeypatch.setattr(compress, "_measure", beside_another_run)
-    with pytest.raises(OptionError, match="exists"):
+    with pytest.raises(OptionError, match=r"fleet\.safetensors: another run has written there meanwhile"):
         compress_fleet(groups, target)
     assert target.read_bytes() == b"of another run"
     assert list(tmp_path.iterdir()) == [target]
