@@ -7,18 +7,18 @@ from contextlib import suppress
 from types import FrameType
 
 
-def run() -> None:
+def start_commands() -> None:
     """Import the command line and run it; a Ctrl-C in the meantime ends the process with one word, not a traceback."""
     # A signal that is ignored, or that other code handles, is left alone.
     waits = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if waits:
         signal.signal(signal.SIGINT, _end)
     # The import takes longer than everything before it, and a short command.
-    from loralens.cli.main import run as run_commands
+    from loralens.cli.main import run
 
     if waits:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    run_commands()
+    run()
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -31,4 +31,4 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    run()
+    start_commands()

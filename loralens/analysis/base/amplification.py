@@ -281,18 +281,12 @@ def measure_amplification(
             swap = weight.transposed  # W is processed as it is stored, so U and V change places
             U, V = (basis.columns() for basis in ((V_basis, U_basis) if swap else (U_basis, V_basis)))
             method = f"{'exact' if exact else f'seed {seed}'} on {device.name.partition(':')[0]}"
+            # The directions of a small weight are computed as quickly as they are read.
+            cached = store.of(weight, count, method) if store and count and min(weight.shape) > SMALL else None
             projection, led, fourths = _measure_weight(
-                weight,
-                (U, V),
-                count,
-                exact=exact,
-                device=device,
-                new_matrix=new_matrix,
-                seed=seed,
-                # The directions of a small weight are computed as quickly as they are read.
-                cached=store.of(weight, count, method) if store and count and min(weight.shape) > SMALL else None,
+                weight, (U, V), count, exact=exact, device=device, new_matrix=new_matrix, seed=seed, cached=cached,
                 step=tell,
-            )
+            )  # fmt: skip
             return Amplification(
                 shape=module.shape,
                 rank=module.rank,
@@ -304,15 +298,22 @@ def measure_amplification(
                 ranks=tuple(sorted({min(rank, k) for rank in ranks})) or (k,),
             )
 
-    shared: list[str] = []
-    if top and not exact and on_device.threads > 1:
-        ranked = {name: min(adapter[name].rank, max(ranks, default=adapter[name].rank)) for name in names}
-        shared = [name for name in names if _takes_steps(weights[name], max(directions, ranked[name]))]
-        # The last of an odd number gets all threads.
-        shared = shared[: len(shared) // SIDE_BY_SIDE * SIDE_BY_SIDE]
+    in_steps = top and not exact and on_device.threads > 1
+    shared = _shared(names, adapter, weights, directions, max(ranks, default=most)) if in_steps else []
     half = on_device.split(SIDE_BY_SIDE)
     measured = in_threads(lambda name: measure(name, half), shared, SIDE_BY_SIDE, few=SIDE_BY_SIDE)
     return {name: measured[name] if name in measured else measure(name, on_device) for name in names}
+
+
+def _shared(
+    names: Sequence[str], adapter: Adapter, weights: Mapping[str, Weight], directions: int, rank: int
+) -> Sequence[str]:
+    """The names whose weights are measured side by side; the last of an odd number is alone, and gets all threads.
+
+    ``directions`` is as in `measure_amplification`, and ``rank`` the largest rank that is reported.
+    """
+    shared = [name for name in names if _takes_steps(weights[name], max(directions, min(adapter[name].rank, rank)))]
+    return shared[: len(shared) // SIDE_BY_SIDE * SIDE_BY_SIDE]
 
 
 def _takes_steps(weight: Weight, count: int) -> bool:
