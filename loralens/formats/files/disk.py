@@ -67,7 +67,7 @@ def release_pages(path: Path) -> None:
         return
     # A file that cannot be looked at is replaced all the same.
     with suppress(OSError):
-        found = folders(path, without=frozenset[str]().__contains__) if path.is_dir() else [(path.parent, [path.name])]
+        found = folders(path, without=lambda _: False) if path.is_dir() else [(path.parent, [path.name])]
         for folder, names in found:
             for name in names:
                 _release_file(folder / name)
