@@ -9,6 +9,7 @@ first of them that is safe is taken:
     householder   All other cases: r > m, vanishing columns, a factor whose own spectrum spans a dozen decades.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -298,7 +299,7 @@ def unit_triangles(G: Floats, norms: Floats, usual: Flags) -> tuple[Floats, Flag
     G[~usual] = np.eye(G.shape[1])
     L = np.asarray(np.linalg.cholesky(G), dtype=np.float64)
     bound = (CONDITION_LIMIT * np.prod(L.diagonal(axis1=1, axis2=2), axis=1)) ** 2
-    return L.transpose(0, 2, 1), usual & (np.e * G.shape[1] <= bound)
+    return L.transpose(0, 2, 1), usual & (math.e * G.shape[1] <= bound)
 
 
 def are_usual(squares: Floats) -> Flags:
@@ -344,7 +345,7 @@ def _cholesky(G: Floats, limit: float) -> Floats | None:
     except np.linalg.LinAlgError:
         return None
     # trace G = r, so λ_max ≤ r and λ_min ≥ det G ((r - 1)/r)**(r - 1) ≥ det G / e: a free bound, enough for most.
-    if np.e * len(G) <= (limit * np.prod(R.diagonal())) ** 2:
+    if math.e * len(G) <= (limit * np.prod(R.diagonal())) ** 2:
         return R
     # Only where the free bound does not decide: eigenvalues cost more than the Cholesky factor.
     low, high = np.linalg.eigvalsh(G)[[0, -1]]

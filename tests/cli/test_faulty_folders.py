@@ -111,7 +111,7 @@ def test_walking_gives_what_the_system_library_gives(tmp_path):
     found = dict(folders(tmp_path, without=lambda _: False))
     assert found.keys() == expected.keys()
     assert found[tmp_path] == ["link", "w"]  # os.walk calls links to folders folders; here they are not gone through
-    links = {listing.folder: listing.links for listing in listings(tmp_path, without=lambda _: False)}
+    links = {Path(listing.folder): listing.links for listing in listings(tmp_path, without=lambda _: False)}
     assert {folder: names for folder, names in links.items() if names} == {tmp_path: ["link"], tmp_path / "a": ["up"]}
     followed = [folder for folder, _ in folders(tmp_path, follow=True, without=lambda name: name == ".git")]
     assert tmp_path / "link" / "b" in followed

@@ -3,7 +3,7 @@
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -21,6 +21,7 @@ from loralens.fleet.catalogue.soundness import (
     are_scales,
     are_sizes,
     are_texts,
+    check_rows,
     check_values,
     decode_again,
     decode_list,
@@ -123,7 +124,7 @@ def read_state(home: Path) -> FleetState:
             rows = connection.execute(_MEMBER).fetchall()
             unreadable = _read_unreadable(connection, root, home)
             settings = connection.execute("select value from state where key = 'reading'").fetchone()
-        members = tuple(_sound_member(row, root, home) for row in rows)
+        members = _sound_members(rows, root, home)
         slots = read_slots(home)
         # A copy cannot change after the check of its checksums.
         slots = slots if hold.is_held else np.array(slots)
@@ -158,13 +159,10 @@ def check_catalogue(home: Path) -> None:
         _commit(connection, home)
         root = read_root(connection, home) or home
     try:
-        for row in rows:
-            _check_member(row)
+        _check_members(rows)
         check_values([sound], [bool])
-        for *values, slot, checksum in files:
-            check_values(values, _FILE_KINDS)
-            if slot is not None:
-                check_values((slot, checksum), (is_slot, is_whole))
+        check_rows([row[:-2] for row in files], _FILE_KINDS)
+        check_rows([row[-2:] for row in files if row[-2] is not None], (is_slot, is_whole))
         _check_norms(norms, signatures)
     except ValueError as error:
         raise _damaged(home, root) from error
@@ -172,8 +170,7 @@ def check_catalogue(home: Path) -> None:
 
 def _check_norms(rows: Iterable[tuple[Any, ...]], signatures: Mapping[object, object]) -> None:
     """Check that every adapter has a signature, and a norm for each module in it."""
-    for signature in signatures.items():
-        check_values(signature, (is_text, are_modules))
+    check_rows(list(signatures.items()), (is_text, are_modules))
     modules = {digest: len(decode_list(text)) for digest, text in signatures.items()}
     for norms, count, signature in rows:
         sizes = decode_list(norms)
@@ -198,19 +195,19 @@ def _sketches(slots: NDArray[np.int8], hold: SlotHold, rows: list[tuple[Any, ...
     return Sketches(codes, steps, starts)
 
 
-def _sound_member(row: tuple[Any, ...], root: Path, home: Path) -> Member:
-    """The member of a row; a row that no update can have written is refused, since an index may come from anywhere."""
+def _sound_members(rows: Sequence[tuple[Any, ...]], root: Path, home: Path) -> tuple[Member, ...]:
+    """The members of rows; a row that no update can have written is refused, since an index may come from anywhere."""
     try:
-        _check_member(row)
-        return _member(row, root)
+        _check_members(rows)
+        return tuple(_member(row, root) for row in rows)
     except ValueError as error:
         raise _damaged(home, root) from error
 
 
-def _check_member(row: tuple[Any, ...]) -> None:
+def _check_members(rows: Sequence[tuple[Any, ...]]) -> None:
     """Raise a ValueError if a row of a member is not such as an update writes it."""
-    check_values(row, _KINDS)
-    if leads_out(name_of(row[3])):
+    check_rows(rows, _KINDS)
+    if any(leads_out(name_of(row[3])) for row in rows):
         raise ValueError("a path out of the folder")
 
 
@@ -242,8 +239,7 @@ def _read_unreadable(
     ).fetchall()
     kinds = (is_name, is_name, is_whole, is_text, is_text)
     try:
-        for row in rows:
-            check_values(row, kinds)
+        check_rows(rows, kinds)
     except ValueError as error:
         raise _damaged(home, root) from error
     return tuple(

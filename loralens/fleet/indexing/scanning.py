@@ -12,7 +12,7 @@ from typing import final
 from loralens.errors import FormatError
 from loralens.fleet.catalogue.members import UNREACHABLE
 from loralens.formats.files.container import CONFIG
-from loralens.formats.records.collection import candidates
+from loralens.formats.records.collection import candidate_paths
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
@@ -58,12 +58,11 @@ def scan(
     FormatError
         ``root`` itself cannot be listed.
     """
-    prefix = len(str(root / "x")) - 1
+    prefix = len(os.path.join(root, "x")) - 1  # noqa: PTH118
     outside = f"{without}{os.sep}" if without else None
     unlisted: dict[Path, OSError] = {}
     files = {}
-    for candidate in candidates(root, failed=unlisted.setdefault, linked=linked):
-        text = str(candidate)
+    for text in candidate_paths(root, failed=unlisted.setdefault, linked=linked):
         if outside and text.startswith(outside):
             continue
         name = text[prefix:] if text != str(root) else "."
@@ -83,7 +82,7 @@ def scan(
             raise FormatError(f"{root}: cannot be listed: {refused.strerror}", fix=fix) from refused
         # What was removed meanwhile is gone.
         if refused.errno not in _ABSENT:
-            name = str(folder)[prefix:]
+            name = str(folder.relative_to(root))
             files[name] = _unreachable(name, f"this folder cannot be listed: {refused.strerror}")
     return files
 

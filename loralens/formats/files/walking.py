@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 
 class Listing(NamedTuple):
-    """A folder, the names of its files, links and pipes, and which of them are links; all sorted."""
+    """The path of a folder, the names of its files, links and pipes, and which of them are links; all sorted."""
 
-    folder: Path
+    folder: str
     files: list[str]
     links: list[str]
 
@@ -23,7 +23,7 @@ def folders(
 ) -> Iterator[tuple[Path, list[str]]]:
     """Every folder from ``root`` down, and the names of its files, links and pipes; parameters as in `listings`."""
     found = listings(root, follow=follow, without=without, failed=failed)
-    return ((listing.folder, listing.files) for listing in found)
+    return ((Path(listing.folder), listing.files) for listing in found)
 
 
 def listings(
@@ -47,7 +47,8 @@ def listings(
     failed : callable, optional
         Takes a folder that cannot be listed, and the error. Such folders are left out.
     """
-    pending = [(root, frozenset[tuple[int, int]]())]
+    # Texts, since joining two Paths takes ten times as long, and a collection has thousands of folders.
+    pending = [(str(root), frozenset[tuple[int, int]]())]
     while pending:
         folder, ancestors = pending.pop()
         files: list[str] = []
@@ -60,11 +61,11 @@ def listings(
                     (inner if is_folder else files).append(entry.name)
                     if not is_folder and entry.is_symlink():
                         links.append(entry.name)
-            status = folder.stat() if follow else None
+            status = os.stat(folder) if follow else None  # noqa: PTH116
         except OSError as error:
             # Permissions do not allow reading it, or its path is too long for the system.
             if failed:
-                failed(folder, error)
+                failed(Path(folder), error)
             continue
         number = (status.st_dev, status.st_ino) if status else None
         # a link to a folder above, which would never end
@@ -72,7 +73,8 @@ def listings(
             continue
         yield Listing(folder, sorted(files), sorted(links))
         inner_ancestors = ancestors | {number} if number else ancestors
-        pending += [(folder / name, inner_ancestors) for name in sorted(inner, reverse=True) if not without(name)]
+        chosen = [name for name in sorted(inner, reverse=True) if not without(name)]
+        pending += [(os.path.join(folder, name), inner_ancestors) for name in chosen]  # noqa: PTH118
 
 
 def _is_folder(entry: os.DirEntry[str], *, follow: bool) -> bool:
