@@ -20,7 +20,7 @@ from tests.bases import MODULES, contents, sharded, tensors
 from tests.cli.test_merge import done, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")]
-KILLS = 30
+KILLS = 20
 
 
 @pytest.fixture(scope="module")

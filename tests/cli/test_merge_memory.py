@@ -16,10 +16,9 @@ from tests.bases import single
 pytestmark = pytest.mark.slow
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
-ROWS, COLUMNS = 8 << 10, 4 << 10  # 64 MiB in bf16
-LIMIT = (
-    125  # MiB in all: Python, NumPy and the work on some rows take 55 to 75, and the tensor would not fit beside them
-)
+ROWS, COLUMNS = 6 << 10, 4 << 10  # 48 MiB in bf16
+# MiB in all: Python, NumPy and the work on some rows take 50 to 75, and the tensor would not fit beside them.
+LIMIT = 95
 
 Made = tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, object]]  # base, adapter file, its configuration
 

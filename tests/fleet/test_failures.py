@@ -182,7 +182,7 @@ updating._Update._take = take
 def test_a_killed_coordinator(tmp_path: Path, jobs: str) -> None:
     """SIGKILL in the middle: what was committed stays, no process does, and the next call makes the same bits."""
     root = tmp_path / "fleet"
-    save_many(root, 200)
+    save_many(root, 80)
     code = f"if __name__ == '__main__':\n{_indented(SLOW + COORDINATOR)}"
     script = tmp_path / "script.py"
     script.write_text(code)
@@ -198,8 +198,8 @@ def test_a_killed_coordinator(tmp_path: Path, jobs: str) -> None:
     wait_until(lambda: not alive(started))
     assert bool(started) == (jobs != "0")
     kept = len(fleet.members())
-    assert 0 < kept < 200
-    assert len(fleet.update(root).changes) == 200 - kept
+    assert 0 < kept < 80
+    assert len(fleet.update(root).changes) == 80 - kept
     assert same(fleet, undisturbed(root, tmp_path))
     assert sorted(path.name for path in fleet.home.iterdir()) == ["catalogue.sqlite", "sketches.i8"]
 
@@ -245,7 +245,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
     root = tmp_path / "fleet"
-    save_many(root, 100)
+    save_many(root, 60)
     fleet = loralens.Fleet.open(tmp_path / "index")
     script = tmp_path / "script.py"
     script.write_text(f"if __name__ == '__main__':\n{_indented(SLOW + COORDINATOR)}")
@@ -261,7 +261,7 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
     assert kept > 0
     # Nothing was killed, so nothing is suspect.
     assert not (fleet.home / "in-work.json").exists()
-    assert len(fleet.update(root).changes) == 100 - kept
+    assert len(fleet.update(root).changes) == 60 - kept
 
 
 def test_halves_of_a_chunk_that_a_cluster_gives_up(tmp_path: Path) -> None:

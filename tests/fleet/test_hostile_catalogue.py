@@ -95,7 +95,8 @@ def test_a_value_of_another_kind(column: str, value: object, root: Path, caplog:
 @pytest.mark.slow
 @pytest.mark.parametrize("column", COLUMNS)
 def test_any_value_in_any_column(column: str, root: Path) -> None:
-    for value in VALUES:
+    """Every second value in every second column, and the others in the columns between."""
+    for value in VALUES[COLUMNS.index(column) % 2 :: 2]:
         check(root, f"update files set {column} = ? where {ADAPTER}", value)
     if column in OF_ALL_FILES:
         for value in VALUES[:6]:
