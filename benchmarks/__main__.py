@@ -74,7 +74,7 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "methods": lambda: methods.run(DATA / "others", runs=min(RUNS, 3)),
     "train": lambda: train.run(runs=RUNS),
     "train-language": lambda: train_language.run(turns=3 * RUNS),
-    "fleet": lambda: fleet.run(DATA),
+    "fleet": lambda: fleet.run(DATA, runs=RUNS),
     "watch": lambda: watch.run(runs=RUNS),
 }
 

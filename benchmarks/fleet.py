@@ -22,6 +22,7 @@ from benchmarks import fleet_real
 from benchmarks.synthetic_fleet import MEMBERS, Truth, make
 
 FAMILIES = 200
+RUNS = 7  # of what takes less than a second
 GOALS = {
     "index_seconds": 60,
     "index_peak_mib": 100,
@@ -40,14 +41,14 @@ CHANGED, NEW, GONE = 50, 20, 10
 QUERIES = 50
 
 
-def run(folder: Path, *, families: int = FAMILIES) -> dict[str, object]:
+def run(folder: Path, *, families: int = FAMILIES, runs: int = RUNS) -> dict[str, object]:
     """All rows; the fleet is made in ``folder`` if it is not there."""
     fleet = folder / f"fleet-{families}"
     truth = make(fleet, families=families)
     home = folder / f"fleet-{families}-index"
     report: dict[str, object] = {"goals": GOALS, "adapters": len(truth)}
     report["index"] = index(fleet, home, len(truth))
-    report["update"] = updates(fleet, folder / "fleet-updated", min(THOUSAND, len(truth)))
+    report["update"] = updates(fleet, folder / "fleet-updated", min(THOUSAND, len(truth)), runs)
     report["near"] = near(fleet, home, truth)
     report["groups"] = in_own_process("groups", fleet, home)
     # Published adapters that `fleet_real` describes, where there are any.
@@ -87,8 +88,21 @@ def _timed(words: Sequence[str]) -> tuple[float, float]:
     return seconds, peak
 
 
-def updates(fleet: Path, copied: Path, count: int) -> dict[str, Any]:
-    """Seconds of an update of ``count`` adapters where nothing has changed, and where some have."""
+def updates(fleet: Path, copied: Path, count: int, runs: int = RUNS) -> dict[str, Any]:
+    """Seconds of an update of ``count`` adapters where nothing has changed, and where some have: medians and ranges."""
+    nothing, some = zip(*(_two_updates(fleet, copied, count) for _ in range(runs)), strict=True)
+    return {
+        "adapters": count,
+        "runs": runs,
+        "nothing_changed_seconds": float(np.median(nothing)),
+        "nothing_changed_range": [min(nothing), max(nothing)],
+        "some_changed_seconds": float(np.median(some)),
+        "some_changed_range": [min(some), max(some)],
+    }
+
+
+def _two_updates(fleet: Path, copied: Path, count: int) -> tuple[float, float]:
+    """Both for a new index of copies of ``count`` adapters, which are removed afterwards."""
     import loralens
 
     shutil.rmtree(copied, ignore_errors=True)
@@ -111,7 +125,7 @@ def updates(fleet: Path, copied: Path, count: int) -> dict[str, Any]:
         shutil.rmtree(copied / name)
     some = _seconds(lambda: index.update(copied))
     shutil.rmtree(copied)
-    return {"adapters": count, "nothing_changed_seconds": nothing, "some_changed_seconds": some}
+    return nothing, some
 
 
 def near(fleet: Path, home: Path, truth: Sequence[Truth]) -> dict[str, Any]:

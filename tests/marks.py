@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-HUNDRED = 100  # examples of a property in a run of all tests where its test does not say how many
+HUNDRED = 100  # examples that a property has where its test does not say how many
 
 
 def slow_except(cases: Iterable[Any], *quick: Any) -> list[Any]:
@@ -21,7 +21,7 @@ def slow_except(cases: Iterable[Any], *quick: Any) -> list[Any]:
 
 
 def examples(count: int, parent: settings | None = None, **more: Any) -> settings:
-    """Settings of a property with so many examples; the quick run tries the same share of them as of a hundred."""
+    """Settings of a property with so many examples, of which a run tries the same share as of a hundred."""
     share = settings.default.max_examples / HUNDRED
     return settings(parent, max_examples=ceil(count * share), **more)
 
