@@ -62,6 +62,7 @@ class Architecture:
                 for name, parameter in adapted.named_parameters():
                     if ".lora_" in name or parameter.requires_grad:
                         parameter.add_(torch.randn_like(parameter) * 0.3)
+        adapted.create_or_update_model_card = lambda folder: None  # which takes longer than to save the factors
         adapted.save_pretrained(folder / "adapter")
         merged = adapted.merge_and_unload()
         merged.save_pretrained(folder / "merged")

@@ -14,6 +14,7 @@ import pytest
 import loralens
 from loralens.cli.main import COMMANDS
 from loralens.verbs import VERBS
+from tests.warm import run_warm
 
 PACKAGE = Path(loralens.__file__).parent
 HEAVY = ("torch", "scipy", "matplotlib", "rich", "transformers", "safetensors", "peft")
@@ -94,27 +95,9 @@ def test_every_package_but_the_commands_is_there_by_its_name() -> None:
 
 @pytest.mark.slow
 def test_no_module_shadows_a_verb() -> None:
-    """Whatever is imported first, a verb stays a function and is not the module of the same name.
-
-    One process tries every order with all modules of the package taken out again; what they import of others stays.
-    """
-    code = (
-        "import random, pkgutil, sys\n"
-        "from importlib import import_module\n"
-        "for seed in range(3):\n"
-        "    for name in [name for name in sys.modules if name.partition('.')[0] == 'loralens']:\n"
-        "        del sys.modules[name]\n"
-        "    import loralens\n"
-        "    from loralens.verbs import VERBS\n"
-        "    names = [module.name for module in pkgutil.walk_packages(loralens.__path__, 'loralens.')]\n"
-        "    random.Random(seed).shuffle(names)\n"
-        "    for name in names:\n"
-        "        if name != 'loralens.__main__':\n"
-        "            import_module(name)\n"
-        "    print(len(names) > 300, *(verb for verb in (*VERBS, 'plot', 'load', 'save')\n"
-        "          if not callable(getattr(loralens, verb, None))))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    """Whatever is imported first, a verb stays a function and is not the module of the same name."""
+    done = run_warm("tests.import_orders", *range(3))
+    assert done.code == 0, done.stderr
     assert done.stdout.splitlines() == ["True"] * 3
     modules = {file.stem for file in PACKAGE.glob("*.py")} | {
         file.parent.name for file in PACKAGE.glob("*/__init__.py")

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import loralens
 from loralens import requirements
+from loralens.errors import OptionError
 from loralens.requirements import REQUIREMENTS, install_command, missing_packages
 
 ROOT = Path(__file__).parents[1]
@@ -61,19 +63,13 @@ def test_the_sentence() -> None:
     [
         ("pandas", "loralens.spectrum(sys.argv[1]).to_frame()"),
         ("torch", "from loralens.linalg.device import Device; Device.of('cuda')"),
-        pytest.param(
-            "transformers",
-            "loralens.evaluate(sys.argv[1], model=sys.argv[2], task='causal-lm', data=sys.argv[3])",
-            marks=pytest.mark.slow,  # imports torch
-        ),
     ],
 )
-def test_every_use_of_a_package_that_is_missing_says_so(package: str, code: str, tmp_path: Path) -> None:
-    (tmp_path / "texts.txt").write_text("one line\n")
+def test_every_use_of_a_package_that_is_missing_says_so(package: str, code: str) -> None:
     adapter = ROOT / "examples/adapters/reuters-r8-r8-seed0"
     hidden = f"import sys; sys.modules[{package!r}] = None; import loralens\n"
     done = subprocess.run(
-        [sys.executable, "-c", hidden + code, adapter, adapter, tmp_path / "texts.txt"],
+        [sys.executable, "-c", hidden + code, adapter],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -82,6 +78,18 @@ def test_every_use_of_a_package_that_is_missing_says_so(package: str, code: str,
     assert "OptionError" in done.stderr
     assert "pip install" in done.stderr
     assert REQUIREMENTS[package] in done.stderr
+
+
+@pytest.mark.slow  # imports torch
+def test_a_use_of_transformers_says_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (tmp_path / "texts.txt").write_text("one line\n")
+    adapter = ROOT / "examples/adapters/reuters-r8-r8-seed0"
+    with pytest.raises(OptionError) as error:
+        loralens.evaluate(adapter, model=adapter, task="causal-lm", data=tmp_path / "texts.txt")
+    assert "pip install" in error.value.fix
+    assert REQUIREMENTS["transformers"] in error.value.fix
 
 
 def test_nothing_is_said_of_distutils() -> None:

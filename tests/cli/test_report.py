@@ -71,11 +71,15 @@ def test_the_page_is_written_into_a_folder_that_it_makes(first: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_same_adapters_same_bytes(first: Path, second: Path, tmp_path: Path) -> None:
-    target = tmp_path / "x.html"
-    run(first, second, "-o", target, "--markdown")
-    before = {path: path.read_bytes() for path in [target, tmp_path / "x.md", *(tmp_path / "x_files").iterdir()]}
-    result = run(first, second, "-o", target, "--markdown", "--overwrite")
-    assert result.exit_code == 0, result.stderr
+    one, two = tmp_path / "one.html", tmp_path / "two.html"
+    commands = [(first, "-o", one, "--markdown"), (first, second, "-o", two)]
+    for command in commands:
+        assert run(*command).exit_code == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {one, two, tmp_path / "one.md"} < set(before)
+    for command in commands:
+        result = run(*command, "--overwrite")
+        assert result.exit_code == 0, result.stderr
     assert {path: path.read_bytes() for path in before} == before
 
 

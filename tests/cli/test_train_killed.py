@@ -1,9 +1,6 @@
 """``loralens train`` killed at random points, and resumed: the bytes of a run that nothing disturbed."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +10,12 @@ from click.testing import CliRunner
 from loralens.cli.main import main
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+from tests.warm import run_warm
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-ROOT = Path(__file__).parents[2]
-KILLS = 4  # of each run
+KILLS = 3  # of each run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_torch")]
 
@@ -34,7 +31,7 @@ BASE = (
     "--save-every",
     "1",
     "--steps",
-    "24",
+    "18",
 )
 RUNS = {
     "adamw": ("--save-every", "2", "--dropout", "0.3", "--accumulate", "2", "--snapshots", "5", "--schedule", "cosine"),
@@ -63,12 +60,8 @@ def killed(home: Path) -> Path:
     folder = home / "killed"
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps({name: options(home, name) for name in RUNS}), encoding="utf-8")
-    alone = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.cli.killed", str(KILLS), folder],
-        env={**os.environ, **alone}, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_warm("tests.cli.killed", KILLS, folder)
+    assert done.code == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(RUNS, KILLS)
     return folder
 
@@ -89,4 +82,4 @@ def test_a_killed_run_ends_in_the_same_bytes(home: Path, killed: Path, tmp_path:
         if file != "log.jsonl":
             assert (there / file).read_bytes() == (here / file).read_bytes(), file
     assert logged(there) == logged(here)
-    assert [line["step"] for line in logged(there) if "loss" in line] == list(range(1, 25))
+    assert [line["step"] for line in logged(there) if "loss" in line] == list(range(1, 19))

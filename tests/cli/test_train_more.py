@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,13 +15,13 @@ from loralens.training.readout import record_of
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+from tests.warm import WarmProcess
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
 
-ROOT = Path(__file__).parents[2]
 TRAIN = Command("train", "--threads", "1")
 
 
@@ -159,22 +157,18 @@ def test_what_an_adapter_decides_is_not_asked_twice(
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM that a process could answer")
 def test_sigterm_saves_and_ends_with_143_and_resume_goes_on(home: Path, tmp_path: Path) -> None:
-    options = ("--targets", "q_proj", "--rank", 2, "--steps", 400, "--save-every", 1000)
+    options = ("--targets", "q_proj", "--rank", 2, "--steps", 120, "--save-every", 1000)
     TRAIN.good(*speak(home, tmp_path / "whole", *options))
-    words = [str(word) for word in ("train", "--threads", 1, *speak(home, tmp_path / "a", *options))]
-    alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen(
-        [sys.executable, "-m", "loralens", *words], env={**os.environ, **alone}, stderr=subprocess.PIPE, text=True
-    )
+    running = WarmProcess("loralens", "train", "--threads", 1, *speak(home, tmp_path / "a", *options))
     log = tmp_path / "a.unfinished" / "log.jsonl"
     while running.poll() is None and not (log.exists() and log.read_text(encoding="utf-8").count("\n") > 3):
-        time.sleep(0.02)
+        time.sleep(0.005)
     running.send_signal(signal.SIGTERM)
-    _, stderr = running.communicate(timeout=60)
-    assert running.returncode == 143, stderr
+    code, _, stderr = running.wait()
+    assert code == 143, stderr
     assert "holds the last state, and --resume goes on from there" in stderr
     done = len(steps_of(tmp_path / "a.unfinished"))
-    assert 3 < done < 400
+    assert 3 < done < 120
     result = TRAIN.good(*speak(home, tmp_path / "a", *options, "--resume"))
     assert f"going on after step {done}" in result.stderr  # nothing was lost
     assert weights(tmp_path / "a") == weights(tmp_path / "whole")

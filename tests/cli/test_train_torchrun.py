@@ -1,10 +1,7 @@
 """``torchrun -m loralens train``: two processes from the command line."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +16,10 @@ from loralens.core.training import record_of
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.tolerances import PROCESSES
+from tests.warm import run_warm
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-
-ROOT = Path(__file__).parents[2]
-OWN = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_torch")]
 
@@ -58,11 +53,8 @@ def forked(home: Path) -> dict[str, list[dict[str, Any]]]:
         "again": [*given, "-o", str(home / "old"), "--overwrite"],
     }
     (home / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.cli.processes", home],
-        env={**os.environ, **OWN}, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_warm("tests.cli.processes", home)
+    assert done.code == 0, done.stderr
     return {name: [json.loads((home / f"{name}.{rank}.json").read_text()) for rank in (0, 1)] for name in cases}
 
 
@@ -87,12 +79,9 @@ def see_the_same(theirs: Path, ours: Path) -> None:
 
 
 def test_torchrun_starts_two_that_write_one_adapter(home: Path, tmp_path: Path) -> None:
-    many = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "loralens", "train")
-    two = subprocess.run(
-        [sys.executable, *many, "--threads", "1", *options(home), "-o", str(tmp_path / "two"), "--json"],
-        env={**os.environ, **OWN}, capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert two.returncode == 0, two.stderr
+    many = ("--standalone", "--nproc-per-node", 2, "-m", "loralens", "train", "--threads", 1)
+    two = run_warm("torch.distributed.run", *many, *options(home), "-o", tmp_path / "two", "--json")
+    assert two.code == 0, two.stderr
     assert json.loads(two.stdout)["steps"] == 3  # one object: the first process alone speaks
     assert two.stderr.count("step 3: evaluation") == 1
     assert "Warning" not in two.stderr

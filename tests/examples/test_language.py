@@ -164,7 +164,7 @@ def recipe(**changes: Any) -> Any:
     from language.recipe import Recipe
 
     small = Recipe(
-        steps=3, batch=2, characters=99, length=20, schedule="linear", validation=3, judged=3, written=2
+        steps=3, batch=2, characters=99, length=20, schedule="linear", validation=3, judged=3, written=2, longest=6
     )  # fmt: skip
     return replace(small, **changes)
 

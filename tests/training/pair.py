@@ -1,13 +1,13 @@
-"""Two processes that train together, forked from one that has imported everything: what a test of them runs.
+"""Two processes that train together, and one that trains alone: what a test of them runs.
 
-``python pair.py FOLDER`` writes, into FOLDER, the factors and measures that each process came to.
+``python -m tests.training.pair FOLDER`` writes, into FOLDER, the factors and measures that each process came to.
 """
 
-import os
 import pickle
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +25,22 @@ from loralens.training.watch import Watch
 from loralens.training.world import World
 from tests import models
 from tests.training import pair_loaders
+from tests.warm import in_children
 
-STEPS, BATCH = 6, 4
+STEPS, BATCH = 5, 4
 RNG = np.random.default_rng(0)
 LABELLED = Examples([RNG.integers(2, 24, n).tolist() for n in (3, 9, 1, 6, 2, 8, 5)], 0, [0, 1, 1, 0, 1, 0, 0])
 HIDDEN = Examples(LABELLED.tokens, 0, mask=2, vocabulary=24, special=frozenset({0, 1, 2}))
 
 # Name → options of a run; each is run by one process and by two, with the same batches in every step.
 CASES: dict[str, dict[str, Any]] = {
-    "ddp": {},
-    "ddp accumulate": {"accumulate": 2},
     "ddp masked": {"task": "masked-lm"},
-    "ddp dora checkpointing": {"method": "dora", "checkpointing": True},
-    "shard": {"shard": True},
-    "shard accumulate": {"shard": True, "accumulate": 2},
-    "shard dora checkpointing": {"shard": True, "method": "dora", "checkpointing": True},
-    "shard masked pissa": {"shard": True, "task": "masked-lm", "method": "pissa"},
-    "ddp patience": {"patience": 2},
-    "shard patience": {"shard": True, "patience": 2},
+    "ddp accumulate dora checkpointing": {"accumulate": 2, "method": "dora", "checkpointing": True},
+    "ddp patience": {"patience": 1},
     "ddp adamw": {"optimiser": "adamw"},
+    "shard masked pissa": {"shard": True, "task": "masked-lm", "method": "pissa"},
+    "shard accumulate dora checkpointing": {"shard": True, "accumulate": 2, "method": "dora", "checkpointing": True},
+    "shard patience": {"shard": True, "patience": 1},
     "shard adamw": {"shard": True, "optimiser": "adamw"},
 }
 
@@ -105,21 +102,10 @@ def refused() -> dict[str, Any]:
     return {}
 
 
-def forked(work: Callable[[], Any], file: Path) -> int:
-    """The number of a child that leaves in a file what it came to."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        torch.set_num_threads(1)
-        with file.open("wb") as stream:
-            pickle.dump(work(), stream)
-        os._exit(0)
-    except BaseException:  # noqa: BLE001 - a child must not go on as its parent
-        import traceback
-
-        traceback.print_exc()
-        os._exit(1)
+def kept(work: Callable[[], Any], file: Path) -> None:
+    """Leave in a file what a work comes to."""
+    torch.set_num_threads(1)
+    file.write_bytes(pickle.dumps(work()))
 
 
 def together(rank: int, store: Path) -> dict[str, Any]:
@@ -137,16 +123,10 @@ def alone() -> dict[str, Any]:
     return {**found, "loaders": pair_loaders.alone()}
 
 
-def main(folder: Path) -> int:
-    import transformers
-
-    transformers.BertForMaskedLM, transformers.BertForSequenceClassification  # noqa: B018 - imported before the fork
-    children = [
-        forked(lambda rank=rank: together(rank, folder / "store"), folder / f"{rank}.pickle") for rank in (0, 1)
-    ]
-    children.append(forked(alone, folder / "alone.pickle"))
-    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+def main(folder: Path) -> None:
+    works = {str(rank): partial(together, rank, folder / "store") for rank in (0, 1)} | {"alone": alone}
+    in_children(*(partial(kept, work, folder / f"{name}.pickle") for name, work in works.items()))
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    main(Path(sys.argv[1]))

@@ -1,10 +1,6 @@
 """Two processes that train together, by DDP and in shards, beside one that trains alone."""
 
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,29 +9,21 @@ import pytest
 from loralens.training.world import World
 from tests.tolerances import PROCESSES
 from tests.training import pair, pair_loaders
+from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
 
-ROOT = Path(__file__).parents[2]
 EXACT = [name for name, options in pair.CASES.items() if "optimiser" not in options]  # AdamW amplifies rounding
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("pair")
-    alone = {
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "PYTHONPATH": str(ROOT),
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training.pair", folder], env={**os.environ, **alone}, cwd=ROOT, timeout=900,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_warm("tests.training.pair", folder)
+    assert done.code == 0, done.stderr
     return {name: pickle.loads((folder / f"{name}.pickle").read_bytes()) for name in ("0", "1", "alone")}
 
 
@@ -51,6 +39,7 @@ def test_two_processes_come_to_what_one_does(runs: dict[str, Any], name: str) ->
     np.testing.assert_allclose(whole["losses"], single["losses"], rtol=1e-5)
     close(whole["numbers"], single["numbers"])
     assert (whole["steps"], whole["best_step"]) == (single["steps"], single["best_step"])
+    assert (whole["steps"] < pair.STEPS) == ("patience" in name)
     # Each process has measured its part of the examples, and all of them know the measures over all.
     for (step, found), (same, wanted) in zip(whole["evaluations"], single["evaluations"], strict=True):
         assert step == same

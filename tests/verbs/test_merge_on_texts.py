@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.linalg.device import Device
 from loralens.merging.plan import Slab, TensorPlan
 from loralens.verbs.inputs.low_bit import NO_CODES
+from loralens.verbs.outputs import calibrate_inputs
 from loralens.verbs.outputs.merges.losses import conclusion_on_texts
 from loralens.verbs.outputs.merges.merge_on_texts import changed_rows
 from tests import ggufs, models
@@ -27,6 +30,14 @@ from tests.verbs.low_bit_bases import nf4_base, pair_adapter
 
 torch = pytest.importorskip("torch")
 TEXTS = list(models.TEXTS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def general_texts_are_read_once() -> Iterator[None]:
+    """To read the corpus takes longer than everything else in most tests here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate_inputs, "read_corpus", cache(calibrate_inputs.read_corpus))
+        yield
 
 
 @pytest.fixture(scope="module")

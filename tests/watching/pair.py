@@ -1,8 +1,10 @@
-"""Two processes with one model of PEFT, by DDP and by FSDP2: ``python -m tests.watching.pair FOLDER``."""
+"""Two processes with one model of PEFT, by DDP and by FSDP2: ``python -m tests.watching.pair FOLDER`` forks them."""
 
 import sys
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch.distributed as dist
 import loralens
 from loralens.watching import Watcher
 from tests import models
+from tests.warm import in_children
 
 
 def adapted() -> Any:
@@ -54,15 +57,25 @@ def check(model: Any, folder: Path, name: str) -> None:
     assert look.total["gradient_B_norm"] > 0
 
 
-def work(rank: int, folder: Path) -> None:
+def as_one_of_two(rank: int, folder: Path, work: Callable[[], None]) -> None:
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     store = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
-    check(torch.nn.parallel.DistributedDataParallel(adapted()), folder, "ddp")
-    check(shard(adapted()), folder, "fsdp")
+    work()
     dist.destroy_process_group()
 
 
+def in_two(folder: Path, work: Callable[[], None]) -> None:
+    """Do the work in two processes that know each other."""
+    in_children(*(partial(as_one_of_two, rank, folder, work) for rank in (0, 1)))
+
+
+def work(folder: Path) -> None:
+    check(torch.nn.parallel.DistributedDataParallel(adapted()), folder, "ddp")
+    check(shard(adapted()), folder, "fsdp")
+
+
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    work(int(sys.argv[2]), Path(sys.argv[1]))
+    home = Path(sys.argv[1])
+    in_two(home, partial(work, home))

@@ -1,8 +1,6 @@
-"""Two processes that merge one model of PEFT, divided by FSDP2: ``python -m tests.watching.pair_merging DIR RANK``."""
+"""Two processes that merge one model of PEFT, divided by FSDP2: ``python -m tests.watching.pair_merging FOLDER``."""
 
 import sys
-import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import loralens
 from loralens.errors import OptionError
 from loralens.watching import LiveSwitchboard
 from loralens.watching.model import weigh
-from tests.watching.pair import shard
+from tests.watching.pair import in_two, shard
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])
 
@@ -109,18 +107,13 @@ def check_sizes() -> None:
         assert found[name].noise == pytest.approx(size.noise, rel=1e-6), name
 
 
-def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder / 'store'}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+def work() -> None:
     check_sizes()
     check(torch.bfloat16)
     check(torch.float32)
     check(torch.float32, use_dora=True)
     check_that_all_refuse()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    work(int(sys.argv[2]), Path(sys.argv[1]))
+    in_two(Path(sys.argv[1]), work)

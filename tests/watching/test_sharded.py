@@ -1,54 +1,18 @@
 """Views and watchers of a model that two processes train together."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from loralens.formats.records.watch_log import read_watch_log
-
-ROOT = Path(__file__).parents[2]
-
-
-# Forks two processes from one that has imported everything: to import torch, transformers and PEFT takes seconds.
-PAIR = """
-import os, runpy, sys
-import peft, torch, transformers
-from transformers import LlamaForCausalLM
-
-module, folder = sys.argv[1:]
-children = []
-for rank in (0, 1):
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            sys.argv = [module, folder, str(rank)]
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-            code = 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    children.append(pid)
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
-"""
+from tests.warm import run_warm
 
 
 def run_pair(module: str, folder: Path) -> None:
     """Run a module in two processes, which must both succeed."""
     pytest.importorskip("peft")
-    alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TRANSFORMERS_VERBOSITY": "error"}
-    done = subprocess.run(
-        [sys.executable, "-c", PAIR, module, str(folder)], env={**os.environ, **alone}, cwd=ROOT, timeout=300,
-        stderr=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_warm(module, folder)
+    assert done.code == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from loralens.fleet.catalogue.soundness import (
     are_scales,
     are_sizes,
     are_texts,
-    check_rows,
+    check_columns,
     check_values,
     decode_again,
     decode_list,
@@ -161,8 +161,8 @@ def check_catalogue(home: Path) -> None:
     try:
         _check_members(rows)
         check_values([sound], [bool])
-        check_rows([row[:-2] for row in files], _FILE_KINDS)
-        check_rows([row[-2:] for row in files if row[-2] is not None], (is_slot, is_whole))
+        check_columns([row[:-2] for row in files], _FILE_KINDS)
+        check_columns([row[-2:] for row in files if row[-2] is not None], (is_slot, is_whole))
         _check_norms(norms, signatures)
     except ValueError as error:
         raise _damaged(home, root) from error
@@ -170,7 +170,7 @@ def check_catalogue(home: Path) -> None:
 
 def _check_norms(rows: Iterable[tuple[Any, ...]], signatures: Mapping[object, object]) -> None:
     """Check that every adapter has a signature, and a norm for each module in it."""
-    check_rows(list(signatures.items()), (is_text, are_modules))
+    check_columns(list(signatures.items()), (is_text, are_modules))
     modules = {digest: len(decode_list(text)) for digest, text in signatures.items()}
     for norms, count, signature in rows:
         sizes = decode_list(norms)
@@ -206,7 +206,7 @@ def _sound_members(rows: Sequence[tuple[Any, ...]], root: Path, home: Path) -> t
 
 def _check_members(rows: Sequence[tuple[Any, ...]]) -> None:
     """Raise a ValueError if a row of a member is not such as an update writes it."""
-    check_rows(rows, _KINDS)
+    check_columns(rows, _KINDS)
     if any(leads_out(name_of(row[3])) for row in rows):
         raise ValueError("a path out of the folder")
 
@@ -239,7 +239,7 @@ def _read_unreadable(
     ).fetchall()
     kinds = (is_name, is_name, is_whole, is_text, is_text)
     try:
-        check_rows(rows, kinds)
+        check_columns(rows, kinds)
     except ValueError as error:
         raise _damaged(home, root) from error
     return tuple(

@@ -17,7 +17,7 @@ def check_values(values: Sequence[object], kinds: Sequence[Callable[[Any], bool]
             raise ValueError(f"{value!r:.40}")
 
 
-def check_rows(rows: Sequence[Sequence[object]], kinds: Sequence[Callable[[Any], bool]]) -> None:
+def check_columns(rows: Sequence[Sequence[object]], kinds: Sequence[Callable[[Any], bool]]) -> None:
     """Raise a ValueError if a value of any row is not of its kind. Columns are checked, which takes half the time."""
     for column, kind in zip(zip(*rows, strict=True), kinds, strict=bool(rows)):
         if not all(map(kind, column)):

@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 from io import StringIO
 from pathlib import Path
 from time import monotonic, sleep
@@ -19,6 +16,7 @@ from loralens.verbs.grids.grid_result import GridResult
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+from tests.warm import WarmProcess, run_warm
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -377,14 +375,19 @@ def test_optimisers_of_the_caller_are_an_axis(home: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_command_makes_the_same_and_its_table_has_the_axes(home: Path, made: GridResult, tmp_path: Path) -> None:
+def test_the_command_makes_the_same_several_at_a_time_and_its_table_has_the_axes(
+    home: Path, made: GridResult, tmp_path: Path
+) -> None:
     words = ["--model", home / "llama", "--task", "causal-lm", "--data", home / "d.txt", "--eval", home / "d.txt"]
-    words += ["--steps", 3, "--batch", 4, "--lr", 0.01, "--jobs", 1, "--grid", "rank=1,2", "--grid", "seed=0..1"]
-    result = TRAIN.good(*words, "--grid", "targets=all-linear,q_proj+v_proj", "-o", tmp_path / "g")
+    words += ["--steps", 3, "--batch", 4, "--lr", 0.01, "--jobs", 2, "--grid", "rank=1,2", "--grid", "seed=0..1"]
+    words += ["--grid", "targets=all-linear,q_proj+v_proj", "-o", tmp_path / "g"]
+    result = run_warm("loralens", *TRAIN.words, *words)
+    assert result.code == 0, result.stderr
     assert (tmp_path / "g" / "runs.csv").read_bytes() == (made.output / "runs.csv").read_bytes()
+    assert [weights(tmp_path / "g" / run.name) for run in made] == [weights(run.output) for run in made]
     assert result.stdout.startswith(f"{tmp_path / 'g'}: 8 runs done; runs.csv has their results.")
     assert "q_proj+v_proj" in result.stdout
-    said = TRAIN.told(*words, "--grid", "targets=all-linear,q_proj+v_proj", "-o", tmp_path / "g")
+    said = TRAIN.told(*words)
     assert said["axes"] == ["rank", "seed", "targets"]
     assert [run["run"] for run in said["runs"]] == [run.name for run in made]
     assert said["trained"] == 0
@@ -410,18 +413,14 @@ def test_a_grid_without_finished_runs_is_no_collection(made: GridResult, tmp_pat
         loralens.similarity(tmp_path / "g")
 
 
-# ---- Several at a time, and kills
+# ---- Kills, and errors
 
 
 def command(home: Path, folder: Path, *more: object) -> list[object]:
     """The options of a grid of three runs, but for its threads."""
     words: list[object] = ["--model", home / "llama", "--task", "causal-lm", "--data", home / "d.txt"]
-    words += ["--eval", home / "d.txt", "--batch", 4, "--lr", 0.01, "--steps", 40, "--save-every", 5]
+    words += ["--eval", home / "d.txt", "--batch", 4, "--lr", 0.01, "--steps", 20, "--save-every", 5]
     return [*words, "--grid", "rank=1,2,3", "-o", folder, *more]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(loralens.__file__).parents[1]), *sys.path])}
 
 
 def done_runs(folder: Path) -> int:
@@ -436,37 +435,28 @@ def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# A grid that is repeated in this process, one run at a time, imports torch in no other process.
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "jobs", "again"), [(signal.SIGKILL, 2, 2), (signal.SIGTERM, 2, 1)])
 def test_a_grid_that_is_killed_and_repeated_has_the_same_table(
     home: Path, whole: Path, tmp_path: Path, sent: signal.Signals, jobs: int, again: int
 ) -> None:
     killed = tmp_path / "g"
-    words = [sys.executable, "-m", "loralens", *TRAIN.words, *map(str, command(home, killed, "--jobs", jobs))]
-    process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = WarmProcess("loralens", *TRAIN.words, *command(home, killed, "--jobs", jobs))
     # In the middle: when a run has saved a state.
     begun = monotonic()
     while not any(killed.glob("*.unfinished/state.safetensors")) and monotonic() - begun < 120:
         assert process.poll() is None
         sleep(0.01)
     process.send_signal(sent)
-    code = process.wait(60)
-    assert code in (-signal.SIGKILL, 143)
+    assert process.wait().code in (-signal.SIGKILL, 143)
     assert done_runs(killed) < 3
-    repeated = TRAIN.good(*command(home, killed, "--jobs", again))
+    repeated = run_warm("loralens", *TRAIN.words, *command(home, killed, "--jobs", again))
+    assert repeated.code == 0, repeated.stderr
     assert "going on after step" in repeated.stderr
     assert (killed / "runs.csv").read_bytes() == (whole / "runs.csv").read_bytes()
     for run in whole.glob("*/adapter_model.safetensors"):
         assert run.read_bytes() == (killed / run.relative_to(whole)).read_bytes()
     assert not any(killed.glob("*.unfinished"))
-
-
-@pytest.mark.slow
-def test_several_at_a_time_make_the_same(home: Path, made: GridResult, tmp_path: Path) -> None:
-    found = grid(**speak(home, jobs=2), grid=AXES, output=tmp_path / "g")
-    assert (tmp_path / "g" / "runs.csv").read_bytes() == (made.output / "runs.csv").read_bytes()
-    assert [weights(run.output) for run in found] == [weights(run.output) for run in made]
 
 
 @pytest.mark.slow
