@@ -17,6 +17,9 @@ from loralens.linalg.narrow import NarrowProduct
 from loralens.merging.undo.patch import bits
 
 BLOCK = 1 << 17  # bytes of W in a block of rows: all arrays of a block, 8 times as much, stay in the cache of a core
+# After every operation a thread waits for Python's lock if another one has it. So blocks of several threads are larger,
+# although they leave the cache: two threads took a third less time on two cores of an Intel Xeon.
+OF_SEVERAL = 4  # times as many bytes, if several threads work
 SHAPES = 4  # shapes of blocks for which buffers are kept
 
 
@@ -33,10 +36,10 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(count)
 
 
-def in_blocks(*sides: Any) -> Iterator[tuple[Any, ...]]:
-    """The rows of several tensors, a block at a time."""
+def in_blocks(size: int, *sides: Any) -> Iterator[tuple[Any, ...]]:
+    """The rows of several tensors, a block at a time, which has about ``size`` bytes of the first one."""
     # At once, since slicing a tensor takes as long as adding a thousand numbers.
-    step = max(1, BLOCK // max(1, sides[0].shape[1] * sides[0].itemsize))
+    step = max(1, size // max(1, sides[0].shape[1] * sides[0].itemsize))
     # "Unsafe" is about gradients. It takes two thirds of the time.
     return zip(*(side.unsafe_split(step) for side in sides), strict=True)
 
@@ -60,12 +63,21 @@ class Buffers(NamedTuple):
 
 @final
 class BlockMemory:
-    """Buffers by the shape and the dtype of a block. The next block of the same shape overwrites them."""
+    """Buffers by the shape and the dtype of a block. The next block of the same shape overwrites them.
 
-    __slots__ = ("_buffers",)
+    ``threads`` work at a time, each with buffers of its own.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_buffers", "_threads")
+
+    def __init__(self, threads: int = 1) -> None:
         self._buffers: dict[Any, Buffers] = {}
+        self._threads = threads
+
+    @property
+    def size(self) -> int:
+        """How many bytes of W a block has."""
+        return BLOCK if self._threads == 1 else OF_SEVERAL * BLOCK
 
     def of(self, block: Any) -> Buffers:
         """The buffers for a block."""

@@ -41,12 +41,12 @@ _memory = _Memory()
 
 
 def merge_by_torch(
-    W: Array, plan: TensorPlan, task: Task, *, new: NewArray = np.empty
+    W: Array, plan: TensorPlan, task: Task, *, new: NewArray = np.empty, memory: BlockMemory | None = None
 ) -> tuple[Array, RoundedMerge] | None:
     """W' = round(W + D) in a ``new`` array, and what restores W; None if the weight needs the general way.
 
     This is the way for updates that are products of factors and nothing else. W must be finite, since
-    torch may write any NaN where it computes one.
+    torch may write any NaN where it computes one. ``memory`` must be used by nothing else meanwhile.
     """
     exact = _exact_products(W, plan)
     if exact is None:
@@ -54,8 +54,9 @@ def merge_by_torch(
     products = _coarse_products(W, exact)
     merged = new(plan.matrix, W.dtype)
     merged[...] = W.reshape(plan.matrix)
-    change = MergeInPlace.begin(merged, plan, task, products, exact, _memory.blocks, few=_few_entries(W, products))
-    undo = change.finish() if change else _merge_with_blob(merged, plan, task, products, exact)
+    memory = memory or _memory.blocks
+    change = MergeInPlace.begin(merged, plan, task, products, exact, memory, few=_few_entries(W, products))
+    undo = change.finish() if change else _merge_with_blob(merged, plan, task, products, exact, memory)
     return merged.reshape(W.shape), undo
 
 
@@ -71,19 +72,22 @@ def merge_in_place(W: Array, plan: TensorPlan, task: Task, memory: BlockMemory) 
     return MergeInPlace.begin(W, plan, task, products, exact, memory, few=_few_entries(W, products))
 
 
-def restore_by_torch(W: Array, undo: RoundedMerge, *, new: NewArray = np.empty) -> Array:
-    """The weight of the base from the merged one, in a ``new`` array.
+def restore_by_torch(
+    W: Array, undo: RoundedMerge, *, new: NewArray = np.empty, memory: BlockMemory | None = None
+) -> Array:
+    """The weight of the base from the merged one, in a ``new`` array. Nothing else may use ``memory`` meanwhile.
 
     If other code changed the weight after the merge, the result differs too, and `Switchboard.verify` finds it.
     """
     result = new(undo.plan.matrix, W.dtype)
     result[...] = W.reshape(undo.plan.matrix)
+    memory = memory or _memory.blocks
     if isinstance(undo.patch, FewEntries):
-        RestoreInPlace(result, undo, _memory.blocks).finish()
+        RestoreInPlace(result, undo, memory).finish()
         return result.reshape(W.shape)
     reader = PatchReader(undo.patch, W.dtype.itemsize)
-    for block in updated_rows(result, undo.plan, undo.products):
-        buffers = _memory.blocks.of(block.rows)
+    for block in updated_rows(result, undo.plan, undo.products, memory.size):
+        buffers = memory.of(block.rows)
         block.coarse.multiply(block.B, buffers)
         subtract_coarse(block.rows, buffers, out=block.rows)
         reader.correct(block.bits)
@@ -118,12 +122,13 @@ def _merge_with_blob(
     task: Task,
     products: Mapping[int, NarrowProduct],
     exact: Mapping[int, SlicedBlock],
+    memory: BlockMemory,
 ) -> RoundedMerge:
     """Change W into W' in its memory, and return what restores W, where many entries differ."""
     writer = PatchWriter(merged.itemsize)
-    for block in updated_rows(merged, plan, products, exact):
+    for block in updated_rows(merged, plan, products, memory.size, exact):
         assert block.slices is not None
-        buffers = _memory.blocks.of(block.rows)
+        buffers = memory.of(block.rows)
         block.slices.add(block.rows, block.left, buffers, out=buffers.changed)
         if merged.itemsize == 2:
             block.coarse.multiply(block.B, buffers)

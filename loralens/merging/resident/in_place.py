@@ -96,15 +96,17 @@ def updated_rows(
     W: Array,
     plan: TensorPlan,
     products: Mapping[int, NarrowProduct],
+    size: int,
     exact: Mapping[int, SlicedBlock] | None = None,
 ) -> Iterator[UpdatedRows]:
-    """The rows of W that have an update, a block at a time; with ``exact`` they have slices of D."""
+    """The rows of W that have an update, a block of ``size`` bytes at a time; with ``exact`` they have slices of D."""
     rows, numbers = as_tensor(W.reshape(plan.matrix)), bits(W)
     for slab in plan.slabs:
         coarse = Coarse.of(products[slab.start])
         slices = Slices.of(exact[slab.start]) if exact else None
         last = slab.start * plan.matrix[1]
-        for block, B, *left in in_blocks(rows[slab.start : slab.stop], coarse.B, *(slices.left if slices else ())):
+        updated = rows[slab.start : slab.stop]
+        for block, B, *left in in_blocks(size, updated, coarse.B, *(slices.left if slices else ())):
             first, last = last, last + block.numel()
             yield UpdatedRows(block, first, numbers[first:last], coarse, B, slices, left)
 
@@ -134,7 +136,7 @@ class MergeInPlace:
     ) -> None:
         self.plan, self.task, self.products = plan, task, products
         self.memory, self._size = memory, W.size
-        self._blocks = list(updated_rows(W, plan, products, exact))
+        self._blocks = list(updated_rows(W, plan, products, memory.size, exact))
         self._found: list[Found] = []
         # The next block, and the buffers in which its numbers are ready.
         self._place: tuple[int, Buffers | None] = (0, None)
@@ -182,7 +184,7 @@ class RestoreInPlace:
     def __init__(self, W: Array, undo: RoundedMerge, memory: BlockMemory) -> None:
         assert isinstance(undo.patch, FewEntries)
         self.memory = memory
-        self._blocks = list(updated_rows(W, undo.plan, undo.products))
+        self._blocks = list(updated_rows(W, undo.plan, undo.products, memory.size))
         self._entries = EntryReader(undo.patch)
         # The next block, and the buffers in which W' − D̃ is ready.
         self._place: tuple[int, Buffers | None] = (0, None)

@@ -113,6 +113,7 @@ def merge_weight(
     with_torch: bool = False,
     hold: bool = False,
     new: NewArray = np.empty,
+    memory: BlockMemory | None = None,
 ) -> tuple[Array, Undo]:
     """W' = round(W + D) in an array of its own with the shape of W, and what restores W.
 
@@ -133,8 +134,10 @@ def merge_weight(
         Keep a copy of the factors, because those of the plan may change before the weight is restored.
     new : callable
         Makes the array of W' where torch merges.
+    memory : BlockMemory, optional
+        What torch needs for blocks of rows, which nothing else may use meanwhile.
     """
-    quick = merge_by_torch(W, plan, task, new=new) if with_torch and shard is None else None
+    quick = merge_by_torch(W, plan, task, new=new, memory=memory) if with_torch and shard is None else None
     if quick:
         return quick
     plan = _with_factors(plan) if hold else plan
@@ -170,10 +173,10 @@ def _source(W: Array, plan: TensorPlan, shard: Shard | None, whole_weight: LazyA
     return shard.as_part(W)
 
 
-def restore_weight(W: Array, undo: Undo, *, new: NewArray = np.empty) -> Array:
+def restore_weight(W: Array, undo: Undo, *, new: NewArray = np.empty, memory: BlockMemory | None = None) -> Array:
     """Restore the weight of the base, or a shard of it, from the merged one. The array must not be modified.
 
-    Where torch merged the weight, ``new`` makes the array.
+    ``new`` and ``memory`` are those of `merge_weight`, for weights that torch merged.
 
     Raises
     ------
@@ -181,7 +184,7 @@ def restore_weight(W: Array, undo: Undo, *, new: NewArray = np.empty) -> Array:
         The patch does not fit, because the weight was changed after the merge.
     """
     if isinstance(undo, RoundedMerge):
-        return restore_by_torch(W, undo, new=new)
+        return restore_by_torch(W, undo, new=new, memory=memory)
     if undo.copy is not None:
         return undo.copy
     assert undo.patch is not None

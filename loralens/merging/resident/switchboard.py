@@ -166,26 +166,34 @@ class Switchboard:
         # One thread is done with a weight before it begins the next one.
         for_base, for_merged = (ReusedMemory(), ReusedMemory()) if self._threads == 1 else (np.empty, np.empty)
 
+        def compute(key: str, memory: BlockMemory) -> WholeChange | None:
+            slot, plan = self._slots[key], tensors.get(key)
+            if self._change_in_place(key, plan, target, memory):
+                return None
+            W = self._base_of(key, for_base, memory)
+            if plan is None:
+                return WholeChange(slot, W, None)
+            array, undo = merge_weight(
+                W,
+                plan,
+                target,
+                shard=slot.shard,
+                whole_weight=LazyArray(lambda: slot.whole_weight(W), shape=slot.shape, dtype=slot.dtype),
+                # The model is one of torch, which is loaded then.
+                with_torch=key in self._finite and isinstance(slot, TensorSlot),
+                hold=self._hold is ViewedAdapter,
+                new=for_merged,
+                memory=memory,
+            )
+            return WholeChange(slot, array, undo)
+
         def change(key: str) -> tuple[str, WholeChange | None]:
+            memory = self._free.pop() if self._free else BlockMemory(self._threads)
             with place(key):
-                slot, plan = self._slots[key], tensors.get(key)
-                if self._change_in_place(key, plan, target):
-                    return key, None
-                W = self._base_of(key, for_base)
-                if plan is None:
-                    return key, WholeChange(slot, W, None)
-                array, undo = merge_weight(
-                    W,
-                    plan,
-                    target,
-                    shard=slot.shard,
-                    whole_weight=LazyArray(lambda: slot.whole_weight(W), shape=slot.shape, dtype=slot.dtype),
-                    # The model is one of torch, which is loaded then.
-                    with_torch=key in self._finite and isinstance(slot, TensorSlot),
-                    hold=self._hold is ViewedAdapter,
-                    new=for_merged,
-                )
-                return key, WholeChange(slot, array, undo)
+                whole = compute(key, memory)
+            # If the change was interrupted, it keeps the memory.
+            self._free.append(memory)
+            return key, whole
 
         with one_torch_thread() if self._of_torch else nullcontext():
             for key, whole in Device("cpu", self._threads).map(change, self.state.waiting):
@@ -344,10 +352,10 @@ class Switchboard:
             )
         return [f"{sharing[0]} shares the numbers of {key} and changes with it"]
 
-    def _base_of(self, key: str, new: NewArray = np.empty) -> Array:
+    def _base_of(self, key: str, new: NewArray = np.empty, memory: BlockMemory | None = None) -> Array:
         """A weight of the base, restored if it is merged."""
         weight = self._slots[key].read()
-        return restore_weight(weight, self._merged[key], new=new) if key in self._merged else weight
+        return restore_weight(weight, self._merged[key], new=new, memory=memory) if key in self._merged else weight
 
     def _finish_writing(self) -> None:
         """Finish the changes that are due. If this is interrupted, it can be repeated with the same result."""
@@ -363,17 +371,14 @@ class Switchboard:
             self._merged[key] = undo
         del self._writing[key]
 
-    def _change_in_place(self, key: str, plan: TensorPlan | None, target: Task) -> bool:
+    def _change_in_place(self, key: str, plan: TensorPlan | None, target: Task, memory: BlockMemory) -> bool:
         """Change a weight in its own memory; false if it needs another way."""
         if key not in self._finite:
             return False
-        memory = self._free.pop() if self._free else BlockMemory()
         change = change_in_place(self._slots[key], plan, target, self._merged.get(key), memory)
         if change is not None:
             self._writing[key] = change
             self._finish(key)
-        # If the change was interrupted, it keeps the memory.
-        self._free.append(memory)
         return change is not None
 
     def _default_threads(self) -> int:
