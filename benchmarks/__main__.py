@@ -37,6 +37,8 @@ from benchmarks.others import together
 HERE = Path(__file__).parent
 DATA, RESULTS = Path(os.environ.get("LORALENS_BENCH_DATA", HERE / "data")), HERE / "results.json"
 RUNS = int(os.environ.get("LORALENS_BENCH_RUNS", "7"))
+# An installed package is compiled. Without this, every process would compile the files that were changed last.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def machine() -> dict[str, object]:

@@ -12,6 +12,8 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from loralens.linalg.compiled import loops
+
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
@@ -123,3 +125,9 @@ def blocks_of(X: Array | FactorsSideBySide) -> Iterator[tuple[slice, Floats]]:
             np.copyto(block[:, column : column + part.shape[1]], part[rows])
             column += part.shape[1]
         yield rows, block
+
+
+def gram_of_halves(X: Array | FactorsSideBySide) -> Floats | None:
+    """XᵀX of factors in bfloat16, with the sums of their blocks; None if the kernel does not compute it."""
+    # The memory is that of a block, as nothing else of this thread uses it meanwhile.
+    return loops.gram_of_factors(_parts(X), block_rows(X), _scratch.of) if X.shape[1] else None

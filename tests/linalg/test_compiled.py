@@ -14,8 +14,10 @@ from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
+from loralens.linalg.blocks import FactorsSideBySide, blocks_of, gram_of_halves
 from loralens.linalg.compiled import loops
 from loralens.linalg.exact import exact_product
+from loralens.linalg.factor import gram, gram_of_block
 from loralens.linalg.rounding import ulp
 from loralens.merging.apply import prepare_merge
 from loralens.merging.plan import Slab, TensorPlan
@@ -483,3 +485,50 @@ def test_gram_matrices_that_the_kernel_leaves_to_blas():
     G = loops.block_gram(X)
     assert G is not None
     assert np.isnan(G).sum() == 15
+
+
+def in_blocks(X):
+    """The Gram matrix, each block widened by NumPy."""
+    G = np.zeros((X.shape[1], X.shape[1]))
+    for _, block in blocks_of(X):
+        G += gram_of_block(block)
+    return G
+
+
+@compiled
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(("m", "r"), [(4096, 16), (11008, 16), (1000, 64), (8192, 8), (69_632, 8)])
+def test_gram_matrices_of_bfloat16_are_those_of_its_blocks(m, r, order):
+    rng = np.random.default_rng(m)
+    one, other = (np.asarray(rng.standard_normal((m, r)), dtype=BF16, order=order) for _ in range(2))
+    one[7, 3] = -0.0
+    for X in (one, FactorsSideBySide([one]), FactorsSideBySide([one, other])):
+        G = gram_of_halves(X)
+        assert G is not None
+        assert G.tobytes() == gram(X).tobytes() == in_blocks(X).tobytes()
+    one[9, 0], one[11, 1] = np.nan, np.inf
+    with np.errstate(invalid="ignore"):
+        assert np.array_equal(gram_of_halves(one), in_blocks(one), equal_nan=True)
+
+
+@compiled
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_factors_of_two_widths_are_widened_side_by_side(order):
+    rng = np.random.default_rng(3)
+    parts = [np.asarray(rng.standard_normal((4096, width)), dtype=BF16, order=order) for width in (24, 8)]
+    for X in (FactorsSideBySide(parts), FactorsSideBySide(parts[::-1])):
+        assert gram_of_halves(X).tobytes() == in_blocks(X).tobytes() == gram(X).tobytes()
+
+
+@compiled
+def test_factors_that_are_not_widened_by_the_kernel():
+    X = np.ones((4096, 16), BF16)
+    assert gram_of_halves(X.astype(np.float32)) is None
+    assert gram_of_halves(X[::2]) is None
+    assert gram_of_halves(FactorsSideBySide([X, X, X])) is None
+    assert gram_of_halves(FactorsSideBySide([X, np.asfortranarray(X)])) is None
+    assert gram_of_halves(np.ones((4096, 7), BF16)) is None  # fewer columns than a tile has
+    assert gram_of_halves(np.ones((4100, 16), BF16)) is None  # the last block has four rows
+    assert gram_of_halves(np.asfortranarray(np.ones((7001, 16), BF16))) is None  # not a multiple of eight rows
+    assert gram_of_halves(np.ones((0, 16), BF16)) is None or not gram_of_halves(np.ones((0, 16), BF16)).any()
+    assert np.array_equal(gram(np.ones((4100, 16), BF16)), np.full((16, 16), 4100.0))

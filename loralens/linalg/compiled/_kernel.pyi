@@ -5,6 +5,10 @@ def multiply(
     D: Buffer, /,
 ) -> bool: ...  # fmt: skip
 def gram(X: Buffer, Y: Buffer, m: int, r: int, k: int, by_rows: bool, G: Buffer, /) -> bool: ...
+def gram_of_factors(
+    X: Buffer, width: int, X2: Buffer, width2: int, m: int, by_rows: bool, step: int, least: int,
+    block: Buffer, part: Buffer, G: Buffer, /,
+) -> bool: ...  # fmt: skip
 def multiply_twice(
     W: Buffer, half: bool, rows: int, n: int, X: Buffer, width: int, known: bool, Y: Buffer, Z: Buffer, /
 ) -> bool: ...

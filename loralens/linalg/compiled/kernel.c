@@ -203,6 +203,55 @@ INLINE float widened(uint16_t number) {
     return wide;
 }
 
+/* Bfloat16 as double. */
+FOR_EVERY_PROCESSOR
+static void widen_to_doubles(const uint16_t *restrict numbers, Py_ssize_t count, double *restrict wide) {
+    for (Py_ssize_t i = 0; i < count; i++)
+        wide[i] = widened(numbers[i]);
+}
+
+enum { PARTS = 2 }; /* factors side by side, at most */
+
+/* Factors [X₁ X₂] in bfloat16, each (m, widths), or (widths, m) if `by_rows`; a block has `step` of the m rows. */
+typedef struct {
+    const uint16_t *parts[PARTS];
+    Py_ssize_t widths[PARTS], m, step;
+    int by_rows;
+} Factors;
+
+static void widen_rows(const Factors *f, Py_ssize_t first, Py_ssize_t rows, double *block) {
+    Py_ssize_t r = f->widths[0] + f->widths[1], before = 0;
+    for (int i = 0; i < PARTS; before += f->widths[i++]) {
+        Py_ssize_t width = f->widths[i];
+        if (f->by_rows)
+            for (Py_ssize_t j = 0; j < width; j++)
+                widen_to_doubles(f->parts[i] + j * f->m + first, rows, block + (before + j) * rows);
+        else if (width == r)
+            widen_to_doubles(f->parts[i] + first * r, rows * r, block);
+        else
+            for (Py_ssize_t row = 0; row < rows; row++)
+                widen_to_doubles(f->parts[i] + (first + row) * width, width, block + row * r + before);
+    }
+}
+
+/* The Gram matrix G of such factors: those of their blocks are added up, with the sums that `gram` has for each. Returns
+   0 where that has to be done block by block, as one of them has fewer than `least` numbers or needs BLAS. */
+static int gram_of_factors(const Factors *f, Py_ssize_t least, double *block, double *part, double *G) {
+    Py_ssize_t r = f->widths[0] + f->widths[1], last = f->m % f->step;
+    if (r < SMALLEST || (last && last * r < least))
+        return 0;
+    memset(G, 0, r * r * sizeof *G);
+    for (Py_ssize_t first = 0; first < f->m; first += f->step) {
+        Py_ssize_t rows = f->m - first < f->step ? last : f->step;
+        widen_rows(f, first, rows, block);
+        if (!gram(block, block, rows, r, r, f->by_rows, part))
+            return 0;
+        for (Py_ssize_t i = 0; i < r * r; i++)
+            G[i] += part[i];
+    }
+    return 1;
+}
+
 /* To the nearest bfloat16, ties to even. NaN keeps its sign and loses its payload, as in ml_dtypes. */
 INLINE uint16_t rounded(float number) {
     uint32_t bits;
@@ -725,6 +774,31 @@ static PyObject *py_gram(PyObject *self, PyObject *args) {
     return result;
 }
 
+static PyObject *py_gram_of_factors(PyObject *self, PyObject *args) {
+    Py_buffer b[5];
+    Py_ssize_t least, wide = sizeof(double);
+    Factors f;
+    int done = 0;
+    if (!PyArg_ParseTuple(args, "y*ny*nnpnnw*w*w*", &b[0], &f.widths[0], &b[1], &f.widths[1], &f.m, &f.by_rows, &f.step,
+                          &least, &b[2], &b[3], &b[4]))
+        return NULL;
+    Py_ssize_t r = f.widths[0] + f.widths[1];
+    int fits = f.m >= 0 && f.widths[0] > 0 && f.widths[1] >= 0 && f.step > 0 && b[3].len == r * r * wide &&
+               b[4].len == b[3].len && b[2].len >= (f.m < f.step ? f.m : f.step) * r * wide;
+    for (int i = 0; i < PARTS; i++) {
+        f.parts[i] = b[i].buf;
+        fits = fits && b[i].len == 2 * f.m * f.widths[i];
+    }
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        done = gram_of_factors(&f, least, b[2].buf, b[3].buf, b[4].buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyObject *result = fits ? PyBool_FromLong(done) : refused();
+    release(b, 5);
+    return result;
+}
+
 static PyObject *py_multiply_twice(PyObject *self, PyObject *args) {
     Py_buffer b[4];
     Pass p;
@@ -930,6 +1004,7 @@ static PyObject *py_convolve(PyObject *self, PyObject *args) {
 static PyMethodDef methods[] = {
     {"multiply", py_multiply, METH_VARARGS, "D = B A + B2 A2 in float or double, from sums in double; False if it was not computed."},
     {"gram", py_gram, METH_VARARGS, "The inner products of the columns or rows of two factors; False if it was not computed."},
+    {"gram_of_factors", py_gram_of_factors, METH_VARARGS, "The Gram matrix of one or two factors in bfloat16; False if it was not computed."},
     {"multiply_twice", py_multiply_twice, METH_VARARGS, "Y = W X, unless it is known, and Z += WᵀY; False if it was not computed."},
     {"project", py_project, METH_VARARGS, "Y = W R and the sum of the squares of W, which is -1 if nothing was computed."},
     {"subtract", py_subtract, METH_VARARGS, "merged - D, rounded to bfloat16."},

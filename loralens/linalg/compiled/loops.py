@@ -2,12 +2,13 @@
 
 Each function does its work only if the kernel was compiled and the arrays are of the kind that it takes, mostly
 bfloat16, float16 and float32 in C order. Otherwise it says so, and the caller computes the same bits with NumPy; only
-the last bits of `block_gram`, `map_block`, `multiply_rows_twice`, `project_rows` and `sum_of_squares` may be others.
+the last bits of `block_gram`, `gram_of_factors`, `map_block`, `multiply_rows_twice`, `project_rows` and
+`sum_of_squares` may be others.
 With ``LORALENS_KERNEL=off`` in the environment NumPy computes everything.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -74,6 +75,32 @@ def block_gram(X: NDArray[np.float64], Y: NDArray[np.float64] | None = None) -> 
     if X.flags.f_contiguous and Y.flags.f_contiguous:
         return G if _loops.gram(X.T, Y.T, m, r, k, True, G) else None
     return None
+
+
+def gram_of_factors(parts: Sequence[Array], step: int, new: Callable[[int], Array]) -> NDArray[np.float64] | None:
+    """XᵀX of one or two factors side by side, X = [X₁ X₂] (m, r); None if it was not computed.
+
+    It is the sum of what `block_gram` computes for blocks of ``step`` rows. In one call threads wait less often.
+
+    Parameters
+    ----------
+    parts : sequence of arrays
+        All in C order or all in Fortran order.
+    step : int
+    new : callable
+        Gives memory for as many numbers of float64.
+    """
+    if _loops is None or len(parts) > 2 or any(part.dtype != BFLOAT16 for part in parts):
+        return None
+    by_rows = not all(part.flags.c_contiguous for part in parts)
+    if by_rows and not all(part.flags.f_contiguous for part in parts):
+        return None
+    (m, width), second = parts[0].shape, parts[1:] or [parts[0][:, :0]]
+    r = width + second[0].shape[1]
+    sides = [_bits(part.T if by_rows else part) for part in (parts[0], *second)]
+    block, part, G = new(min(m, step) * r), np.empty((r, r)), np.empty((r, r))
+    done = _loops.gram_of_factors(sides[0], width, sides[1], r - width, m, by_rows, step, MANY, block, part, G)
+    return G if done else None
 
 
 def map_block(X: NDArray[np.float64], T: NDArray[np.float64]) -> NDArray[np.float64] | None:
