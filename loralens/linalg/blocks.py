@@ -127,7 +127,7 @@ def blocks_of(X: Array | FactorsSideBySide) -> Iterator[tuple[slice, Floats]]:
         yield rows, block
 
 
-def gram_of_halves(X: Array | FactorsSideBySide) -> Floats | None:
+def gram_of_bfloat16(X: Array | FactorsSideBySide) -> Floats | None:
     """XᵀX of factors in bfloat16, with the sums of their blocks; None if the kernel does not compute it."""
     # The memory is that of a block, as nothing else of this thread uses it meanwhile.
     return loops.gram_of_factors(_parts(X), block_rows(X), _scratch.of) if X.shape[1] else None

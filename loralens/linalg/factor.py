@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.errors import NOT_FINITE, FormatError
-from loralens.linalg.blocks import BLOCK, FactorsSideBySide, blocks_of, gram_of_halves, memory_order
+from loralens.linalg.blocks import BLOCK, FactorsSideBySide, blocks_of, gram_of_bfloat16, memory_order
 from loralens.linalg.compiled import loops
 
 Array = NDArray[Any]
@@ -40,7 +40,7 @@ def gram(X: Array | FactorsSideBySide, basis: Floats | None = None) -> Floats:
 
     With a ``basis`` V (r, k) it is the Gram matrix of X V, shape (k, k).
     """
-    if basis is None and (product := gram_of_halves(X)) is not None:
+    if basis is None and (product := gram_of_bfloat16(X)) is not None:
         return product
     k = X.shape[1] if basis is None else basis.shape[1]
     G = np.zeros((k, k))

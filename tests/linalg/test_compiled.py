@@ -14,7 +14,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.linalg.blocks import FactorsSideBySide, blocks_of, gram_of_halves
+from loralens.linalg.blocks import FactorsSideBySide, blocks_of, gram_of_bfloat16
 from loralens.linalg.compiled import loops
 from loralens.linalg.exact import exact_product
 from loralens.linalg.factor import gram, gram_of_block
@@ -503,12 +503,12 @@ def test_gram_matrices_of_bfloat16_are_those_of_its_blocks(m, r, order):
     one, other = (np.asarray(rng.standard_normal((m, r)), dtype=BF16, order=order) for _ in range(2))
     one[7, 3] = -0.0
     for X in (one, FactorsSideBySide([one]), FactorsSideBySide([one, other])):
-        G = gram_of_halves(X)
+        G = gram_of_bfloat16(X)
         assert G is not None
         assert G.tobytes() == gram(X).tobytes() == in_blocks(X).tobytes()
     one[9, 0], one[11, 1] = np.nan, np.inf
     with np.errstate(invalid="ignore"):
-        assert np.array_equal(gram_of_halves(one), in_blocks(one), equal_nan=True)
+        assert np.array_equal(gram_of_bfloat16(one), in_blocks(one), equal_nan=True)
 
 
 @compiled
@@ -517,18 +517,18 @@ def test_factors_of_two_widths_are_widened_side_by_side(order):
     rng = np.random.default_rng(3)
     parts = [np.asarray(rng.standard_normal((4096, width)), dtype=BF16, order=order) for width in (24, 8)]
     for X in (FactorsSideBySide(parts), FactorsSideBySide(parts[::-1])):
-        assert gram_of_halves(X).tobytes() == in_blocks(X).tobytes() == gram(X).tobytes()
+        assert gram_of_bfloat16(X).tobytes() == in_blocks(X).tobytes() == gram(X).tobytes()
 
 
 @compiled
 def test_factors_that_are_not_widened_by_the_kernel():
     X = np.ones((4096, 16), BF16)
-    assert gram_of_halves(X.astype(np.float32)) is None
-    assert gram_of_halves(X[::2]) is None
-    assert gram_of_halves(FactorsSideBySide([X, X, X])) is None
-    assert gram_of_halves(FactorsSideBySide([X, np.asfortranarray(X)])) is None
-    assert gram_of_halves(np.ones((4096, 7), BF16)) is None  # fewer columns than a tile has
-    assert gram_of_halves(np.ones((4100, 16), BF16)) is None  # the last block has four rows
-    assert gram_of_halves(np.asfortranarray(np.ones((7001, 16), BF16))) is None  # not a multiple of eight rows
-    assert gram_of_halves(np.ones((0, 16), BF16)) is None or not gram_of_halves(np.ones((0, 16), BF16)).any()
+    assert gram_of_bfloat16(X.astype(np.float32)) is None
+    assert gram_of_bfloat16(X[::2]) is None
+    assert gram_of_bfloat16(FactorsSideBySide([X, X, X])) is None
+    assert gram_of_bfloat16(FactorsSideBySide([X, np.asfortranarray(X)])) is None
+    assert gram_of_bfloat16(np.ones((4096, 7), BF16)) is None  # fewer columns than a tile has
+    assert gram_of_bfloat16(np.ones((4100, 16), BF16)) is None  # the last block has four rows
+    assert gram_of_bfloat16(np.asfortranarray(np.ones((7001, 16), BF16))) is None  # not a multiple of eight rows
+    assert np.array_equal(gram(np.ones((0, 16), BF16)), np.zeros((16, 16)))
     assert np.array_equal(gram(np.ones((4100, 16), BF16)), np.full((16, 16), 4100.0))
