@@ -30,13 +30,34 @@ def test_norms_and_ranks_are_those_of_the_dense_update(adapter: loralens.Adapter
         assert measures.effective_ranks[key] == pytest.approx(expected, rel=1e-10)
 
 
-def test_small_singular_values_are_those_of_the_factors() -> None:
-    """Gram matrices know a singular value of 1e-6 of the largest one to four digits, and one of 1e-9 not at all."""
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_small_singular_values_are_those_of_the_factors(count: int) -> None:
+    """Gram matrices know a singular value of 1e-6 of the largest one to four digits, and one of 1e-9 not at all.
+
+    The factors of one module alone, and those of several together, give all of them.
+    """
     rng = np.random.default_rng(3)
-    U, V = (np.linalg.qr(rng.standard_normal((size, 4)))[0] for size in (30, 40))
-    adapter = loralens.Adapter(modules={"q": loralens.LowRank(U * [1, 1e-3, 1e-6, 1e-9], V.T)})
-    expected = effective_rank(np.array([1, 1e-3, 1e-6, 1e-9]))
-    assert measure_adapter(adapter).effective_ranks["q"] == pytest.approx(expected, rel=1e-11)
+    modules, expected = {}, {}
+    for i in range(count):
+        U, V = (np.linalg.qr(rng.standard_normal((size, 4)))[0] for size in (30, 40))
+        spectrum = np.array([1, 1e-3, 1e-6 * (i + 1), 1e-9])
+        modules[f"q{i}"] = loralens.LowRank(U * spectrum, V.T, -0.5 - i)
+        expected[f"q{i}"] = effective_rank(spectrum)
+    measures = measure_adapter(loralens.Adapter(modules=modules))
+    assert measures.effective_ranks == pytest.approx(expected, rel=1e-11)
+    assert measures.norms["q0"] == pytest.approx(0.5 * np.hypot(1, 1e-3), rel=1e-12)
+
+
+def test_a_larger_rank_does_not_change_what_is_measured() -> None:
+    """Half of the singular values are 0, up to rounding, and the modules are of one shape."""
+    rng, adapter = np.random.default_rng(4), random_adapter(1, rank=8, out=200, in_=150)
+    Q = np.linalg.qr(rng.standard_normal((16, 16)))[0]
+    wider = adapter.map(
+        lambda m: loralens.LowRank(np.hstack([m.B, 0 * m.B]) @ Q, Q.T @ np.vstack([m.A, m.A + 1]), m.scale)
+    )
+    first, second = measure_adapter(adapter), measure_adapter(wider)
+    assert second.norms == pytest.approx(first.norms, rel=1e-12)
+    assert second.effective_ranks == pytest.approx(first.effective_ranks, rel=1e-10)
 
 
 def test_a_product_that_cancels_is_measured_from_its_factors() -> None:

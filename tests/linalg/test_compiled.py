@@ -228,69 +228,6 @@ def test_a_fingerprint_is_that_of_numpy(by_numpy):
     assert fingerprint(adapter) == by_numpy(fingerprint, adapter)
 
 
-def _side(rng, modules, rank, size):
-    numbers = rng.standard_normal((modules, rank, size)) * 1e3
-    numbers[0, 0, :4] = [0.5, 1.5, -2.5, -0.0]  # ties are rounded to even
-    factors = np.ldexp(1.0, rng.integers(-2, 3, (modules, rank)))
-    factors[0, 0] = 1
-    positions = rng.integers(loops.BUCKETS, size=(modules, size))
-    return loops.SketchSide(numbers, factors, positions, rng.choice([-1.0, 1.0], (modules, size)))
-
-
-@compiled
-@pytest.mark.parametrize(("modules", "rank"), [(1, 1), (1, 8), (3, 3), (4, 8), (1, 32), (31, 1)])
-def test_the_sum_of_squared_transforms_is_that_of_numpy(modules, rank):
-    rng = np.random.default_rng(rank)
-    sides = [_side(rng, modules, rank, size) for size in (50, 5000)]
-    expected = np.zeros(loops.BUCKETS, np.complex128)
-    for module in range(modules):
-        for row in range(rank):
-            z = np.zeros(loops.BUCKETS, np.complex128)
-            for side, unit in zip(sides, (1, 1j), strict=True):
-                rounded = np.rint(side.numbers[module, row] * side.factors[module, row]) * side.signs[module]
-                np.add.at(z, side.positions[module], unit * rounded)
-            expected += np.fft.fft(z) ** 2
-    result = loops.sum_of_squares(*sides)
-    assert np.abs(result - expected).max() < 1e-13 * np.abs(expected).max()
-    # The inverse transform consists of integers, which are those of NumPy.
-    halves = [np.fft.ifft(sums).imag / 2 for sums in (result, expected)]
-    assert np.array_equal(*map(np.rint, halves))
-    assert np.abs(halves[0] - np.rint(halves[0])).max() < 0.01
-    # Rows that do not follow each other in memory are copied.
-    apart = [side._replace(numbers=np.repeat(side.numbers, 2, axis=2)[..., ::2]) for side in sides]
-    assert np.array_equal(loops.sum_of_squares(*apart), result)
-
-
-@compiled
-def test_nan_reaches_the_sum_of_squared_transforms():
-    sides = [_side(np.random.default_rng(0), 1, 2, 50) for _ in range(2)]
-    for number in (np.nan, np.inf):
-        sides[1].numbers[0, 1, 7] = number
-        assert not np.isfinite(loops.sum_of_squares(*sides)).any()
-
-
-@compiled
-def test_buckets_outside_of_the_sketch_leave_no_array():
-    sides = [_side(np.random.default_rng(0), 1, 2, 50) for _ in range(2)]
-    expected = loops.sum_of_squares(*sides)
-    sides[0].positions[0, ::2] += 1000 * loops.BUCKETS
-    sides[1].positions[0, ::3] -= 2000 * loops.BUCKETS
-    assert np.array_equal(loops.sum_of_squares(*sides), expected)
-
-
-@compiled
-@pytest.mark.parametrize("place", range(11))
-def test_the_transform_refuses_arrays_of_other_sizes(place):
-    B, A = (_side(np.random.default_rng(0), 2, 3, size) for size in (5, 6))
-    total = np.zeros(loops.BUCKETS, complex)
-    arguments = [*B, *A, 3, loops._turns(), total]
-    # The order of the arguments is that of the kernel: numbers, factors, positions and signs of both sides.
-    loops._loops.convolve(*arguments)
-    for other in (4, 0, -3) if place == 8 else (arguments[place].ravel()[:-1].copy(), bytearray()):
-        with pytest.raises(ValueError, match="sizes"):
-            loops._loops.convolve(*arguments[:place], other, *arguments[place + 1 :])
-
-
 def test_a_kernel_that_is_older_than_its_source_is_not_used(tmp_path: Path) -> None:
     compiled, source = tmp_path / "_kernel.so", tmp_path / "kernel.c"
     for path, time in ((compiled, 200), (source, 100)):

@@ -394,7 +394,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # fleet
     Mutant("TensorSketch.add_pair", "np.multiply(B[:, columns].T, scale,", "np.multiply(B[:, columns].T, 1.0,", SKETCH),
     Mutant("_sum_of_squares", "rows *= side.signs[:, None]", "rows *= abs(side.signs[:, None])", SKETCH),
-    Mutant("TensorSketch.add_pairs", "size * hashed.most", "size / 4096", SKETCH),
+    Mutant("TensorSketch.add_pairs", "peak * hashed.most", "peak / 4096", SKETCH),
     Mutant("TensorSketch._common_shift", "self._count + count <= COLUMNS", "self._count + count > COLUMNS", SKETCH),
     Mutant("TensorSketch._common_shift", "self._shift <= shift", "self._shift != shift", SKETCH),
     Mutant("TensorSketch._invert", "convolutions = np.rint(", "convolutions = np.positive(", SKETCH),
@@ -424,6 +424,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "_Reader._take_grams", "CANCELLING * lengths < energies", "-1 < energies", ("tests/fleet/test_measures.py",)
     ),
+    Mutant("_Reader._take_grams", "SMALL * values[:, 0]", "0 * values[:, 0]", ("tests/fleet/test_measures.py",)),
+    Mutant("_Reader._from_factors", "np.swapaxes(A, 1, 2)", "A", ("tests/fleet/test_measures.py",)),
+    Mutant("_Reader._stacked", "[pair.scale for pair in pairs]", "[1.0 for pair in pairs]", SKETCH),
     Mutant("SlotWriter._free_slot", "if slot not in self._used", "if True", ("tests/fleet/test_catalogue.py",)),
     Mutant("damaged_slots", "checksum(plain[slot].data) != expected", "False", ("tests/fleet/test_catalogue.py",)),
     Mutant("CatalogueWriter.store", "self._slots.write(filled)", "None", ("tests/fleet/test_catalogue.py",)),

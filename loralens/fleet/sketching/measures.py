@@ -1,7 +1,7 @@
 """What one pass over the numbers of an adapter measures: its sketches, and norm and effective rank of every module."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot, inf
 from typing import final
@@ -15,8 +15,10 @@ from loralens.core.structured import Update
 from loralens.errors import place
 from loralens.fleet.sketching.module_keys import module_keys
 from loralens.fleet.sketching.sketches import Sketch, to_codes
+from loralens.fleet.sketching.stacking import stack
 from loralens.fleet.sketching.start_sketch import NUMBERS, StartSketch
 from loralens.fleet.sketching.tensor_sketch import COLUMNS, TensorSketch
+from loralens.linalg.compiled.sketch_loops import StackedRows
 from loralens.linalg.factor import Floats, gram
 from loralens.linalg.measures import effective_rank, frobenius
 
@@ -98,6 +100,7 @@ class _Reader:
 
     def __init__(self, modules: Mapping[str, Update], names: Mapping[str, str]) -> None:
         self.modules, self._names = modules, names
+        self._pairs = {key: module for key, module in modules.items() if isinstance(module, LowRank)}
         self.update, self.start = TensorSketch(), StartSketch()
         self.spectra: dict[str, Floats] = {}
         # Keys of modules, and the Gram matrices of their scale·B and A.
@@ -105,27 +108,21 @@ class _Reader:
 
     def read(self, keys: Sequence[str]) -> None:
         """Read and measure modules that `_together` yields."""
-        first = self.modules[keys[0]]
-        if not isinstance(first, LowRank):
-            with place(self._names[keys[0]]):
-                self.spectra[keys[0]] = first.singular_values()
-                self.update.add_dense(keys[0], first.dense())
-        elif len(keys) > 1:
-            self._read_small(keys, first)
+        key = keys[0]
+        if len(keys) > 1:
+            self._read_small(keys)
+        elif key in self._pairs:
+            self._read_pair(key, self._pairs[key])
         else:
-            self._read_pair(keys[0], first)
+            with place(self._names[key]):
+                self.spectra[key] = self.modules[key].singular_values()
+                self.update.add_dense(key, self.modules[key].dense())
 
-    def _read_small(self, keys: Sequence[str], first: LowRank) -> None:
-        (out, in_), rank = first.shape, first.rank
-        B, A = np.empty((len(keys), rank, out)), np.empty((len(keys), rank, in_))
-        for i, key in enumerate(keys):
-            module = self.modules[key]
-            B[i], A[i] = module.B.T, module.A
-            B[i] *= module.scale
-        of_B, of_A = (np.matmul(rows, np.swapaxes(rows, 1, 2)) for rows in (B, A))
-        self._grams.append((keys, of_B, of_A))
-        self.start.add(keys, A)
-        self.update.add_pairs(keys, B, A)
+    def _read_small(self, keys: Sequence[str]) -> None:
+        B, A = self._stacked(keys)
+        self._grams.append((keys, B.grams, A.grams))
+        self.start.add(keys, A.rows)
+        self.update.add_pairs(keys, (B.rows, A.rows), (B.peaks, A.peaks))
 
     def _read_pair(self, key: str, module: LowRank) -> None:
         B, A = module.B, module.A
@@ -156,11 +153,30 @@ class _Reader:
                 # Refuses NaN and Inf with a message.
                 self.spectra[keys[i]] = self.modules[keys[i]].singular_values()
         kept = np.flatnonzero(enough)
-        if kept.size:
-            for i, values in zip(kept.tolist(), _singular_values(of_B[kept], of_A[kept]), strict=True):
-                # Where some of them are too small for the Gram matrices, they come from the factors.
-                exact = not values.size or values[-1] >= SMALL * values[0]
-                self.spectra[keys[i]] = values if exact else self.modules[keys[i]].singular_values()
+        if not kept.size:
+            return
+        values = _singular_values(of_B[kept], of_A[kept])
+        self.spectra.update(zip([keys[i] for i in kept.tolist()], values, strict=True))
+        # Where some of them are too small for the Gram matrices, they come from the factors.
+        if values.shape[1]:
+            small = [keys[i] for i in kept[values[:, -1] < SMALL * values[:, 0]].tolist()]
+            for alike in _together({key: self.modules[key] for key in small}):
+                self.spectra.update(zip(alike, self._from_factors(alike), strict=True))
+
+    def _from_factors(self, keys: Sequence[str]) -> Iterable[Floats]:
+        """The singular values of modules that `_together` yields."""
+        if len(keys) == 1:
+            return [self.modules[keys[0]].singular_values()]
+        # One call for all of them, since each would take longer to call than to do.
+        B, A = (np.linalg.qr(np.swapaxes(side.rows, 1, 2), mode="r") for side in self._stacked(keys))
+        values: Floats = np.linalg.svd(B @ np.swapaxes(A, 1, 2), compute_uv=False)
+        return values
+
+    def _stacked(self, keys: Sequence[str]) -> tuple[StackedRows, StackedRows]:
+        """The rows of both sides of small pairs of one shape and rank."""
+        pairs = [self._pairs[key] for key in keys]
+        B = stack([pair.B for pair in pairs], [pair.scale for pair in pairs])
+        return B, stack([pair.A for pair in pairs], None)
 
 
 def norm_of_update(norms: Mapping[str, float]) -> float:

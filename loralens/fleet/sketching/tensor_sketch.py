@@ -22,8 +22,10 @@ from loralens.core.lazy import Array
 from loralens.errors import FormatError
 from loralens.fleet.sketching.hashes import Positions, bucket_hash, bucket_hashes
 from loralens.fleet.sketching.sketches import WIDTH
-from loralens.linalg.compiled.loops import SketchSide, sum_of_squares
+from loralens.fleet.sketching.stacking import peaks_of
+from loralens.linalg.compiled.sketch_loops import SketchSide, sum_of_squares
 
+SIDES = ("out", "in")  # of B and of A
 COLUMNS = 32  # convolutions that are added before they are rounded
 # An entry of the count-sketch of a column times one of its row is at most 2²⁸, so the sum of 32 convolutions of 4096
 # numbers is at most 2⁵·2¹²·2²⁸ = 2⁴⁵. A transform of 4096 numbers errs by at most about 10·2⁻⁵³ of that: 0.04.
@@ -64,27 +66,27 @@ class TensorSketch:
         """Add scale·B·A of the module with this key; some columns at a time are converted to float64."""
         for first in range(0, B.shape[1], COLUMNS):
             columns = slice(first, first + COLUMNS)
-            x = np.multiply(B[:, columns].T, scale, dtype=np.float64, order="C")
-            self.add_pairs([key], x[None], A[None, columns].astype(np.float64))
+            x = np.multiply(B[:, columns].T, scale, dtype=np.float64, order="C")[None]
+            y = A[None, columns].astype(np.float64)
+            self.add_pairs([key], (x, y), (peaks_of(x), peaks_of(y)))
 
-    def add_pairs(self, keys: Sequence[str], B: Floats, A: Floats) -> None:
+    def add_pairs(self, keys: Sequence[str], pairs: tuple[Floats, Floats], peaks: tuple[Floats, Floats]) -> None:
         """Add the products of pairs of one shape and rank.
 
         Parameters
         ----------
         keys : sequence of str
-        B : float64 array, shape (modules, rank, out)
-            The columns of scale·B as rows. There are at most 32 in all modules.
-        A : float64 array, shape (modules, rank, in)
-            The rows of A.
+        pairs : two float64 arrays, shapes (modules, rank, out) and (modules, rank, in)
+            The columns of scale·B as rows, and the rows of A. There are at most 32 of each in all modules.
+        peaks : two float64 arrays, shape (modules, rank)
+            The largest absolute value of each row.
         """
-        hashes = [bucket_hashes(keys, side, rows.shape[2], WIDTH) for side, rows in (("out", B), ("in", A))]
-        sizes = [np.abs(rows).max(axis=2, initial=0) for rows in (B, A)]
-        used = (sizes[0] != 0) & (sizes[1] != 0)
+        hashes = [bucket_hashes(keys, side, rows.shape[2], WIDTH) for side, rows in zip(SIDES, pairs, strict=True)]
+        used = (peaks[0] != 0) & (peaks[1] != 0)
         if not used.any():
             return
         # The exponents of bounds on the entries of the count-sketches.
-        bits = [np.frexp(size * hashed.most)[1].astype(np.int64) for size, hashed in zip(sizes, hashes, strict=True)]
+        bits = [np.frexp(peak * hashed.most)[1].astype(np.int64) for peak, hashed in zip(peaks, hashes, strict=True)]
         shift = self._common_shift(used.size, BITS - int((bits[0] + bits[1])[used].max()))
         x_shifts = (shift + bits[1] - bits[0]) // 2
         sides = [
@@ -95,7 +97,7 @@ class TensorSketch:
                 hashed.positions.astype(np.intp, copy=False),
                 hashed.signs.astype(np.float64, copy=False),
             )
-            for rows, shifts, hashed in zip((B, A), (x_shifts, shift - x_shifts), hashes, strict=True)
+            for rows, shifts, hashed in zip(pairs, (x_shifts, shift - x_shifts), hashes, strict=True)
         ]
         squares = sum_of_squares(*sides)
         self._transform += _sum_of_squares(keys, *sides) if squares is None else squares
@@ -156,14 +158,14 @@ class TensorSketch:
 
 
 def _sum_of_squares(keys: Sequence[str], B: SketchSide, A: SketchSide) -> Complexes:
-    """What `loops.sum_of_squares` computes, by NumPy; it changes the numbers of both sides."""
+    """What the compiled `sum_of_squares` computes, by NumPy; it changes the numbers of both sides."""
     for side in (B, A):
         rows = side.numbers
         rows *= side.factors[..., None]
         np.rint(rows, out=rows)
         rows *= side.signs[:, None]
     step = max(1, TOGETHER // B.numbers.shape[1])
-    places = [_places(keys, name, side.numbers.shape[1:], step) for name, side in (("out", B), ("in", A))]
+    places = [_places(keys, name, side.numbers.shape[1:], step) for name, side in zip(SIDES, (B, A), strict=True)]
     total = np.zeros(WIDTH, np.complex128)
     for first in range(0, len(keys), step):
         part = slice(first, first + step)

@@ -21,6 +21,10 @@ def elect(
     a: Buffer, b: Buffer, kept_a: Buffer, kept_b: Buffer, least_a: float, least_b: float, out: Buffer, /
 ) -> None: ...
 def widen(halves: Buffer, wide: Buffer, /) -> None: ...
+def stack_factors(
+    factors: list[Buffer], kind: int, rank: int, size: int, turned: bool, scales: Buffer,
+    rows: Buffer, grams: Buffer, peaks: Buffer, /,
+) -> None: ...  # fmt: skip
 def convolve(
     B: Buffer, B_factors: Buffer, B_positions: Buffer, B_signs: Buffer,
     A: Buffer, A_factors: Buffer, A_positions: Buffer, A_signs: Buffer,

@@ -624,20 +624,109 @@ static void elect(const float *a, const float *b, const uint8_t *kept_a, const u
         elect_some(a, b, NULL, NULL, least_a, least_b, count, out);
 }
 
-/* Float16 as float, exactly. -0 becomes 0, and all NaN become the one of NumPy. Numbers below the smallest normal one
-   come from integers, since a processor may be set to take such a float for 0. */
+/* Float16 as the bits of a float, exactly. -0 becomes 0, and all NaN become the one of NumPy. Numbers below the smallest
+   normal one come from integers, since a processor may be set to take such a float for 0. */
+INLINE uint32_t widened_half(uint32_t half) {
+    uint32_t size = half & 0x7FFF, bits;
+    float below = (float)(int32_t)size * 0x1p-24f;
+    memcpy(&bits, &below, sizeof bits);
+    /* With masks, as a condition would keep the compiler from computing several numbers at a time. */
+    uint32_t is_below = -(uint32_t)(size < 0x400), ends = -(uint32_t)(size >= 0x7C00);
+    bits = (bits & is_below) | (((size << 13) + (112u << 23)) & ~is_below);
+    bits = (bits & ~ends) | (0x7F800000 & ends) | ((half & 0x8000) << 16 & -(uint32_t)(size > 0));
+    ends = -(uint32_t)(size > 0x7C00);
+    return (bits & ~ends) | (0x7FC00000 & ends);
+}
+
 FOR_EVERY_PROCESSOR
 static void widen_halves(const uint16_t *restrict halves, Py_ssize_t count, uint32_t *restrict wide) {
-    for (Py_ssize_t i = 0; i < count; i++) {
-        uint32_t half = halves[i], size = half & 0x7FFF, bits;
-        float below = (float)(int32_t)size * 0x1p-24f;
-        memcpy(&bits, &below, sizeof bits);
-        /* With masks, as a condition would keep the compiler from computing several numbers at a time. */
-        uint32_t is_below = -(uint32_t)(size < 0x400), ends = -(uint32_t)(size >= 0x7C00);
-        bits = (bits & is_below) | (((size << 13) + (112u << 23)) & ~is_below);
-        bits = (bits & ~ends) | (0x7F800000 & ends) | ((half & 0x8000) << 16 & -(uint32_t)(size > 0));
-        ends = -(uint32_t)(size > 0x7C00);
-        wide[i] = (bits & ~ends) | (0x7FC00000 & ends);
+    for (Py_ssize_t i = 0; i < count; i++)
+        wide[i] = widened_half(halves[i]);
+}
+
+enum { BFLOAT16, FLOAT16, FLOAT32 };            /* kinds of numbers, as in `loops` */
+enum { TURNED = 32, MOST_RANKS = 16, EIGHT = 8 }; /* rows that are turned at a time, their columns, and sums side by side */
+
+/* Factors of one shape and kind, one for each module: (size, rank) if `turned`, else (rank, size). */
+typedef struct {
+    const Py_buffer *factors;
+    const double *scales;
+    Py_ssize_t modules, rank, size;
+    int kind, turned;
+} Stack;
+
+/* Some numbers of a factor as float. */
+INLINE void widen_numbers(const void *numbers, int kind, Py_ssize_t first, Py_ssize_t count, float *restrict wide) {
+    const uint16_t *halves = (const uint16_t *)numbers + first;
+    if (kind == FLOAT32)
+        memcpy(wide, (const float *)numbers + first, (size_t)count * sizeof *wide);
+    for (Py_ssize_t i = 0; kind == BFLOAT16 && i < count; i++)
+        wide[i] = widened(halves[i]);
+    for (Py_ssize_t i = 0; kind == FLOAT16 && i < count; i++) {
+        uint32_t bits = widened_half(halves[i]);
+        memcpy(wide + i, &bits, sizeof bits);
+    }
+}
+
+/* The largest absolute value, or NaN if there is one. */
+INLINE double peak_of(const double *row, Py_ssize_t size) {
+    uint64_t largest = 0;
+    double peak;
+    /* Of numbers without a sign the bits have the same order, and those of NaN come last. */
+    for (Py_ssize_t i = 0; i < size; i++) {
+        uint64_t bits;
+        memcpy(&bits, row + i, sizeof bits);
+        bits &= INT64_MAX;
+        largest = bits > largest ? bits : largest;
+    }
+    memcpy(&peak, &largest, sizeof peak);
+    return peak;
+}
+
+/* The inner products of all rows, also where `gram` leaves them to BLAS. */
+INLINE void gram_of_rows(const double *rows, Py_ssize_t rank, Py_ssize_t size, double *G) {
+    for (Py_ssize_t i = 0; i < rank; i++)
+        for (Py_ssize_t j = 0; j <= i; j++) {
+            const double *x = rows + i * size, *y = rows + j * size;
+            double sums[EIGHT] = {0}, sum = 0;
+            Py_ssize_t k = 0;
+            for (; k + EIGHT <= size; k += EIGHT)
+                for (int lane = 0; lane < EIGHT; lane++)
+                    sums[lane] += x[k + lane] * y[k + lane];
+            for (; k < size; k++)
+                sum += x[k] * y[k];
+            for (int lane = 0; lane < EIGHT; lane++)
+                sum += sums[lane];
+            G[i * rank + j] = G[j * rank + i] = sum;
+        }
+}
+
+/* The rows of all factors times their scale, their Gram matrices and the largest absolute value of each row. */
+FOR_EVERY_PROCESSOR
+static void stack_factors(const Stack *s, double *rows, double *grams, double *peaks) {
+    float block[TURNED * MOST_RANKS];
+    Py_ssize_t rank = s->rank, size = s->size;
+    for (Py_ssize_t module = 0; module < s->modules; module++, rows += rank * size, grams += rank * rank) {
+        double scale = s->scales[module];
+        if (s->turned)
+            for (Py_ssize_t first = 0; first < size; first += TURNED) {
+                Py_ssize_t some = size - first < TURNED ? size - first : TURNED;
+                widen_numbers(s->factors[module].buf, s->kind, first * rank, some * rank, block);
+                for (Py_ssize_t k = 0; k < rank; k++)
+                    for (Py_ssize_t i = 0; i < some; i++)
+                        rows[k * size + first + i] = (double)block[i * rank + k] * scale;
+            }
+        else
+            for (Py_ssize_t first = 0; first < rank * size; first += TURNED * MOST_RANKS) {
+                Py_ssize_t left = rank * size - first, some = left < TURNED * MOST_RANKS ? left : TURNED * MOST_RANKS;
+                widen_numbers(s->factors[module].buf, s->kind, first, some, block);
+                for (Py_ssize_t i = 0; i < some; i++)
+                    rows[first + i] = (double)block[i] * scale;
+            }
+        for (Py_ssize_t k = 0; k < rank; k++)
+            *peaks++ = peak_of(rows + k * size, size);
+        if (!gram(rows, rows, size, rank, rank, 1, grams))
+            gram_of_rows(rows, rank, size, grams);
     }
 }
 
@@ -654,63 +743,122 @@ typedef struct {
     Py_ssize_t size;
 } Side;
 
-/* Adds the rounded numbers of a row to their buckets; `z` is the real or imaginary part of a lane. */
-INLINE void scatter(const Side *side, Py_ssize_t row, Py_ssize_t module, double *z) {
-    const double magic = 0x1.8p52, factor = side->factors[row], *numbers = side->numbers + row * side->size;
-    const double *signs = side->signs + module * side->size;
-    const int64_t *positions = side->positions + module * side->size;
-    for (Py_ssize_t i = 0; i < side->size; i++)
-        /* The sum with 1.5 * 2^52 rounds to an integer, ties to even. */
-        z[(positions[i] & (BUCKETS - 1)) * (2 * LANES)] += (numbers[i] * factor + magic - magic) * signs[i];
-}
+enum { TILE = 64 }; /* numbers of each row that are rounded before they are added to their buckets */
 
-/* The first step of a transform of `length` numbers by decimation in frequency: its quarters are then transformed. */
-INLINE void split(Lanes *z, const double *turns, int length) {
-    int quarter = length / 4, step = 2 * BUCKETS / length;
-    for (int j = 0; j < quarter; j++) {
-        Lanes *a = z + j, *b = a + quarter, *c = b + quarter, *d = c + quarter;
-        const double *t1 = turns + step * j, *t2 = t1 + step * j, *t3 = t2 + step * j;
-        double re1 = t1[0], im1 = t1[1], re2 = t2[0], im2 = t2[1], re3 = t3[0], im3 = t3[1];
-        _Pragma("GCC ivdep") for (int i = 0; i < LANES; i++) {
-            double p_re = a->re[i] + c->re[i], p_im = a->im[i] + c->im[i];
-            double q_re = a->re[i] - c->re[i], q_im = a->im[i] - c->im[i];
-            double r_re = b->re[i] + d->re[i], r_im = b->im[i] + d->im[i];
-            double s_re = b->re[i] - d->re[i], s_im = b->im[i] - d->im[i];
-            double b_re = q_re + s_im, b_im = q_im - s_re, c_re = p_re - r_re, c_im = p_im - r_im;
-            double d_re = q_re - s_im, d_im = q_im + s_re;
-            a->re[i] = p_re + r_re, a->im[i] = p_im + r_im;
-            b->re[i] = re1 * b_re - im1 * b_im, b->im[i] = re1 * b_im + im1 * b_re;
-            c->re[i] = re2 * c_re - im2 * c_im, c->im[i] = re2 * c_im + im2 * c_re;
-            d->re[i] = re3 * d_re - im3 * d_im, d->im[i] = re3 * d_im + im3 * d_re;
+/* Adds the rounded numbers of `count` rows of one module, from `row` on, to their buckets in as many lanes, from `lane`
+   on. A bucket of all lanes is one line of the cache; `part` is 0 for its real and 1 for its imaginary numbers. */
+INLINE void scatter(const Side *side, Py_ssize_t row, Py_ssize_t module, int lane, int count, Lanes *z, int part) {
+    const double magic = 0x1.8p52, *signs = side->signs + module * side->size;
+    const int64_t *positions = side->positions + module * side->size;
+    double tile[TILE][LANES];
+    memset(tile, 0, sizeof tile);
+    for (Py_ssize_t first = 0; first < side->size; first += TILE) {
+        int some = side->size - first < TILE ? (int)(side->size - first) : TILE;
+        for (int k = 0; k < count; k++) {
+            const double *numbers = side->numbers + (row + k) * side->size + first, factor = side->factors[row + k];
+            for (int i = 0; i < some; i++)
+                /* The sum with 1.5 * 2^52 rounds to an integer, ties to even. */
+                tile[i][lane + k] = (numbers[i] * factor + magic - magic) * signs[first + i];
+        }
+        for (int i = 0; i < some; i++) {
+            Lanes *bucket = z + (positions[first + i] & (BUCKETS - 1));
+            double *sums = part ? bucket->im : bucket->re;
+            for (int l = 0; l < LANES; l++)
+                sums[l] += tile[i][l];
         }
     }
 }
 
+/* Sums and differences of the complex numbers in registers X and Y. */
+#define BUTTERFLY(X, Y)                                                                                                 \
+    {                                                                                                                   \
+        double re = X##_re - Y##_re, im = X##_im - Y##_im;                                                              \
+        X##_re += Y##_re, X##_im += Y##_im, Y##_re = re, Y##_im = im;                                                   \
+    }
+
+/* Multiplies X by -i. */
+#define TURN(X)                                                                                                         \
+    {                                                                                                                   \
+        double re = X##_re;                                                                                             \
+        X##_re = X##_im, X##_im = -re;                                                                                  \
+    }
+
+#define LOAD(X, K) double X##_re = a[K * eighth].re[i], X##_im = a[K * eighth].im[i];
+#define STORE(X, K)                                                                                                     \
+    a[K * eighth].re[i] = re[K] * X##_re - im[K] * X##_im, a[K * eighth].im[i] = re[K] * X##_im + im[K] * X##_re;
+
+/* The transform of eight numbers of lane i, whose results are p, t, r, v, q, u, s and w. */
+#define TRANSFORM_EIGHT                                                                                                 \
+    LOAD(p, 0) LOAD(q, 1) LOAD(r, 2) LOAD(s, 3) LOAD(t, 4) LOAD(u, 5) LOAD(v, 6) LOAD(w, 7)                             \
+    BUTTERFLY(p, t) BUTTERFLY(q, u) BUTTERFLY(r, v) BUTTERFLY(s, w)                                                     \
+    /* Differences are turned by an eighth, a quarter and three eighths. */                                             \
+    double u_old = u_re, w_old = w_re;                                                                                  \
+    u_re = half * (u_re + u_im), u_im = half * (u_im - u_old);                                                          \
+    TURN(v)                                                                                                             \
+    w_re = half * (w_im - w_re), w_im = -half * (w_old + w_im);                                                         \
+    BUTTERFLY(p, r) BUTTERFLY(q, s) BUTTERFLY(t, v) BUTTERFLY(u, w)                                                     \
+    TURN(s) TURN(w)                                                                                                     \
+    BUTTERFLY(p, q) BUTTERFLY(r, s) BUTTERFLY(t, u) BUTTERFLY(v, w)
+
+static const double half = 0.70710678118654752440; /* √½ */
+
+/* The first step of a transform of `length` numbers by decimation in frequency: its eighths are then transformed. */
+INLINE void split(Lanes *z, const double *turns, int length) {
+    const int eighth = length / 8, step = 2 * BUCKETS / length;
+    for (int j = 0; j < eighth; j++) {
+        Lanes *a = z + j;
+        double re[8], im[8];
+        for (int k = 1; k < 8; k++)
+            re[k] = turns[step * j * k], im[k] = turns[step * j * k + 1];
+        _Pragma("GCC ivdep") for (int i = 0; i < LANES; i++) {
+            TRANSFORM_EIGHT
+            a->re[i] = p_re, a->im[i] = p_im;
+            STORE(t, 1) STORE(r, 2) STORE(v, 3) STORE(q, 4) STORE(u, 5) STORE(s, 6) STORE(w, 7)
+        }
+    }
+}
+
+#define SQUARE(X, K)                                                                                                    \
+    squares[2 * K][i] = X##_re * X##_re - X##_im * X##_im, squares[2 * K + 1][i] = 2 * X##_re * X##_im;
+
+/* The last step, for eight numbers of each lane: the squares of the results are added up over the lanes. */
+INLINE void square(const Lanes *a, double *total) {
+    enum { eighth = 1 };
+    double squares[16][LANES];
+    _Pragma("GCC ivdep") for (int i = 0; i < LANES; i++) {
+        TRANSFORM_EIGHT
+        SQUARE(p, 0) SQUARE(t, 1) SQUARE(r, 2) SQUARE(v, 3) SQUARE(q, 4) SQUARE(u, 5) SQUARE(s, 6) SQUARE(w, 7)
+    }
+    for (int k = 0; k < 16; k++) {
+        double sum = 0;
+        for (int i = 0; i < LANES; i++)
+            sum += squares[k][i];
+        total[k] += sum;
+    }
+}
+
 /* The sum of the squares of the transforms of all columns, in the order in which `split` leaves them: the digits of a
-   place to the base 4 are reversed. Its last bits are not those of NumPy. What follows from it is rounded to integers,
+   place to the base 8 are reversed. Its last bits are not those of NumPy. What follows from it is rounded to integers,
    and the numbers are so small that both give the same ones (loralens/fleet/sketching/tensor_sketch.py). */
 FOR_EVERY_PROCESSOR
 static void convolve(const Side *B, const Side *A, Py_ssize_t rows, Py_ssize_t rank, const double *turns, Lanes *z,
                      double *total) {
+    memset(z, 0, BUCKETS * sizeof *z);
     memset(total, 0, 2 * BUCKETS * sizeof *total);
     for (Py_ssize_t first = 0; first < rows; first += LANES) {
-        memset(z, 0, BUCKETS * sizeof *z);
-        for (Py_ssize_t row = first; row < rows && row < first + LANES; row++) {
-            scatter(B, row, row / rank, z->re + row - first);
-            scatter(A, row, row / rank, z->im + row - first);
+        for (Py_ssize_t row = first, next; row < rows && row < first + LANES; row = next) {
+            Py_ssize_t module = row / rank;
+            next = (module + 1) * rank < first + LANES ? (module + 1) * rank : first + LANES;
+            scatter(B, row, module, (int)(row - first), (int)(next - row), z, 0);
+            scatter(A, row, module, (int)(row - first), (int)(next - row), z, 1);
         }
-        /* A quarter is transformed as a whole, since it then stays in a nearer cache. */
-        for (int start = 0; start < BUCKETS; start += 4)
-            for (int length = BUCKETS; length >= 4; length /= 4)
+        /* An eighth is transformed as a whole, since it then stays in a nearer cache. */
+        for (int start = 0; start < BUCKETS; start += 8) {
+            for (int length = BUCKETS; length > 8; length /= 8)
                 if (start % length == 0)
                     split(z + start, turns, length);
-        for (int k = 0; k < BUCKETS; k++) {
-            double sums[2] = {0, 0};
-            for (int i = 0; i < LANES; i++) {
-                sums[0] += z[k].re[i] * z[k].re[i] - z[k].im[i] * z[k].im[i];
-                sums[1] += 2 * z[k].re[i] * z[k].im[i];
-            }
-            total[2 * k] += sums[0], total[2 * k + 1] += sums[1];
+            square(z + start, total + 2 * start);
+            memset(z + start, 0, 8 * sizeof *z);
         }
     }
 }
@@ -967,6 +1115,35 @@ static PyObject *py_widen(PyObject *self, PyObject *args) {
     return result;
 }
 
+static PyObject *py_stack_factors(PyObject *self, PyObject *args) {
+    Py_buffer b[4], *factors = NULL;
+    PyObject *list;
+    Stack s;
+    if (!PyArg_ParseTuple(args, "Oinnpy*w*w*w*", &list, &s.kind, &s.rank, &s.size, &s.turned, &b[0], &b[1], &b[2], &b[3]))
+        return NULL;
+    Py_ssize_t wide = sizeof(double), taken = 0, bytes = s.kind == FLOAT32 ? 4 : 2;
+    s.modules = PyList_Check(list) ? PyList_Size(list) : -1, s.scales = b[0].buf;
+    int fits = s.modules > 0 && s.kind >= BFLOAT16 && s.kind <= FLOAT32 && s.rank > 0 && s.rank <= MOST_RANKS &&
+               s.size > 0 && b[0].len == s.modules * wide && b[1].len == s.modules * s.rank * s.size * wide &&
+               b[2].len == s.modules * s.rank * s.rank * wide && b[3].len == s.modules * s.rank * wide;
+    if (fits && (factors = malloc((size_t)s.modules * sizeof *factors))) {
+        s.factors = factors;
+        while (fits && taken < s.modules && !PyObject_GetBuffer(PyList_GetItem(list, taken), &factors[taken], PyBUF_SIMPLE))
+            fits = factors[taken++].len == s.rank * s.size * bytes;
+        if (fits && taken == s.modules) {
+            Py_BEGIN_ALLOW_THREADS
+            stack_factors(&s, b[1].buf, b[2].buf, b[3].buf);
+            Py_END_ALLOW_THREADS
+        }
+    } else if (fits)
+        PyErr_NoMemory();
+    PyObject *result = PyErr_Occurred() ? NULL : fits ? Py_NewRef(Py_None) : refused();
+    release(factors, (int)taken);
+    free(factors);
+    release(b, 4);
+    return result;
+}
+
 static PyObject *py_convolve(PyObject *self, PyObject *args) {
     Py_buffer b[10];
     Py_ssize_t rank, wide = sizeof(double);
@@ -1013,6 +1190,7 @@ static PyMethodDef methods[] = {
     {"prune", py_prune, METH_VARARGS, "Which entries of rows DELLA keeps, after all are multiplied by the factor of their rank."},
     {"elect", py_elect, METH_VARARGS, "The mean of two updates whose entries have the elected sign."},
     {"widen", py_widen, METH_VARARGS, "Float16 as float, without -0 and with one NaN."},
+    {"stack_factors", py_stack_factors, METH_VARARGS, "Rows of factors as double, their Gram matrices and largest absolute values."},
     {"convolve", py_convolve, METH_VARARGS, "The sum of the squared transforms of the count-sketches of columns."},
     {NULL, NULL, 0, NULL},
 };

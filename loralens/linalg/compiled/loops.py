@@ -2,8 +2,7 @@
 
 Each function does its work only if the kernel was compiled and the arrays are of the kind that it takes, mostly
 bfloat16, float16 and float32 in C order. Otherwise it says so, and the caller computes the same bits with NumPy; only
-the last bits of `block_gram`, `gram_of_factors`, `map_block`, `multiply_rows_twice`, `project_rows` and
-`sum_of_squares` may be others.
+the last bits of `block_gram`, `gram_of_factors`, `map_block`, `multiply_rows_twice` and `project_rows` may be others.
 With ``LORALENS_KERNEL=off`` in the environment NumPy computes everything.
 """
 
@@ -47,6 +46,11 @@ def _is_outdated(compiled: Path) -> bool:
 
 
 _loops = _compiled()
+
+
+def kernel() -> ModuleType | None:
+    """The compiled module, for the loops of other files; None if it is not used."""
+    return _loops
 
 
 def multiply(pairs: list[tuple[Array, Array]], out: NDArray[np.float32]) -> bool:
@@ -311,54 +315,6 @@ def widen_halves(array: Array) -> NDArray[np.float32] | None:
     wide = np.empty(array.shape, np.float32)
     _loops.widen(array.view(np.uint16), wide)
     return wide
-
-
-class SketchSide(NamedTuple):
-    """One side of modules of one shape and rank, whose rows become count-sketches.
-
-    Attributes
-    ----------
-    numbers : float64 array, shape (modules, rank, size)
-        The rows; each is multiplied by its factor and rounded to integers before it is added up.
-    factors : float64 array, shape (modules, rank)
-    positions : integers, shape (modules, size)
-        The buckets of the numbers, from 0 to 4095.
-    signs : float64 array, shape (modules, size)
-    """
-
-    numbers: NDArray[np.float64]
-    factors: NDArray[np.float64]
-    positions: NDArray[np.intp]
-    signs: NDArray[np.float64]
-
-
-BUCKETS = 4096  # numbers of a count-sketch
-
-
-def sum_of_squares(B: SketchSide, A: SketchSide) -> NDArray[np.complex128] | None:
-    """The sum of the squares of the transforms of z = b + i·a over all rows; None if it was not computed.
-
-    b and a are the count-sketches of a row of B and of that of A, and the transform is that of `numpy.fft.fft`. Its
-    last bits depend on the processor.
-    """
-    if _loops is None:
-        return None
-    rank, total = B.numbers.shape[1], np.empty(BUCKETS, np.complex128)
-    _loops.convolve(*map(np.ascontiguousarray, (*B, *A)), rank, _turns(), total)
-    return total[_transformed_order()]
-
-
-@cache
-def _turns() -> NDArray[np.complex128]:
-    """The roots of one by which the kernel multiplies."""
-    turns: NDArray[np.complex128] = np.exp(-2j * np.pi / BUCKETS * np.arange(BUCKETS))
-    return turns
-
-
-@cache
-def _transformed_order() -> NDArray[np.intp]:
-    """Where the kernel leaves each number of a transform: at the number whose digits to the base 4 are reversed."""
-    return np.arange(BUCKETS).reshape((4,) * 6).transpose().ravel()
 
 
 def _fit(weights: Array, *singles: Array) -> bool:

@@ -1,0 +1,30 @@
+"""One factor of several small modules as rows of float64 in one array, with what is measured of it at once."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from loralens.core.lazy import Array
+from loralens.linalg.compiled.sketch_loops import StackedRows, stack_factors
+
+
+def stack(factors: Sequence[Array], scales: Sequence[float] | None) -> StackedRows:
+    """The columns of every B, shape (size, rank), times its scale, or without scales the rows of every A, (rank, size).
+
+    All factors have one shape and any float dtypes.
+    """
+    compiled = stack_factors(factors, scales)
+    if compiled is not None:
+        return compiled
+    rank, size = factors[0].shape if scales is None else factors[0].shape[::-1]
+    rows = np.empty((len(factors), rank, size))
+    for i, factor in enumerate(factors):
+        rows[i] = factor if scales is None else factor.T
+        if scales is not None:
+            rows[i] *= scales[i]
+    return StackedRows(rows, np.matmul(rows, np.swapaxes(rows, 1, 2)), peaks_of(rows))
+
+
+def peaks_of(rows: Array) -> Array:
+    """The largest absolute value of every row, over the last axis; NaN if the row holds NaN."""
+    return np.asarray(np.abs(rows).max(axis=-1, initial=0))
