@@ -106,6 +106,11 @@ class LazyArray:
         return LazyArray(lambda: rows(start, stop), shape=shape, dtype=self.dtype)
 
     @property
+    def numbers(self) -> Callable[[int, int], Array] | None:
+        """What gives the numbers in the order in which they are stored, if single ones can be read."""
+        return self._numbers
+
+    @property
     def streams(self) -> bool:
         """Whether rows can be read without the others."""
         return self._rows is not None or (self._numbers is not None and bool(self.shape))

@@ -239,7 +239,11 @@ class LowRank:
 
     def load(self) -> Self:
         """The same module with its factors held in memory."""
-        return type(self)(self.B, self.A, self.scale, scaling=self.scaling, layout=self.layout, origin=self.origin)
+        return self.holding(self.B, self.A)
+
+    def holding(self, B: Array, A: Array) -> Self:
+        """The same module with its factors, which were read by the caller."""
+        return type(self)(B, A, self.scale, scaling=self.scaling, layout=self.layout, origin=self.origin)
 
     def rescaled(self, scale: float, scaling: Scaling) -> Self:
         """The same factors, unread, under another scale."""

@@ -15,11 +15,13 @@ from loralens.analysis.inspection import count_non_finite
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import BLOCK, fingerprint
 from loralens.core.lazy import LazyArray, row_blocks
+from loralens.core.lowrank import LowRank
 from loralens.core.naming.normal_form import normal_form
 from loralens.errors import FormatError, LoraLensError, OptionError
 from loralens.fleet.catalogue.members import NON_FINITE, ZERO_UPDATE
 from loralens.fleet.catalogue.slots import slot_bytes
 from loralens.fleet.sketching.measures import AdapterMeasures, measure_adapter, norm_of_update
+from loralens.formats.files.container import read_together
 from loralens.formats.records.collection import FolderEntry, Status, examine_file
 
 HEADER = 1 << 20  # bytes that are hashed of a file whose header has no stated length
@@ -106,7 +108,7 @@ def _measure(path: str, entry: FolderEntry, adapter: Adapter) -> MeasuredFile:
     if size > IN_MEMORY:
         measures, digest = measure_adapter(adapter), fingerprint(adapter)
     else:
-        loaded = adapter.map(lambda module: module.load())
+        loaded = _loaded(adapter)
         measures, digest = measure_adapter(loaded), fingerprint(loaded)
     modules = dumps(_signature(adapter, measures), ensure_ascii=True)
     ranks = sorted({module.rank for module in adapter.modules.values()})
@@ -131,6 +133,15 @@ def _measure(path: str, entry: FolderEntry, adapter: Adapter) -> MeasuredFile:
         "findings": dumps(_findings(adapter, measures)),
     }
     return MeasuredFile(path, "adapter", slot=slot_bytes(measures.sketch), modules=modules, columns=columns)
+
+
+def _loaded(adapter: Adapter) -> Adapter:
+    """The same adapter in memory; a file is read in as few calls as possible, since there are thousands of them."""
+    pairs = [module for module in adapter.modules.values() if isinstance(module, LowRank)]
+    factors = iter(read_together([factor for pair in pairs for factor in pair.factors]))
+    return adapter.map(
+        lambda module: module.holding(next(factors), next(factors)) if isinstance(module, LowRank) else module.load()
+    )
 
 
 def _signature(adapter: Adapter, measures: AdapterMeasures) -> list[tuple[str, str, int, int]]:

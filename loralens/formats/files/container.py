@@ -9,7 +9,8 @@ Layout of a safetensors file (https://github.com/huggingface/safetensors): 8 byt
 """
 
 import os
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -31,6 +32,7 @@ PREFIX = 8  # bytes before the header, which hold its length
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
 MOST_AXES = 64  # NumPy's limit
 REPEATED = 1 << 16  # bytes of a header that is kept parsed, so that eight of them take at most 8 MB
+MOST_READ = 2  # bytes that may be read at once for each byte that is needed
 PIECE = 1 << 20  # bytes of a tensor that are copied at a time, so that memory does not grow with the tensor
 
 # The dtypes of safetensors, from NumPy or from ml_dtypes. Those of less than 8 bits are missing.
@@ -143,6 +145,32 @@ class _Numbers:
     def __call__(self, first: int, last: int) -> Array:
         width = self._dtype.itemsize
         return np.frombuffer(self._file.read(self._start + first * width, (last - first) * width), self._dtype)
+
+    @property
+    def place(self) -> tuple[OpenFile, int]:
+        """The file, and where the first number begins."""
+        return self._file, self._start
+
+
+def read_together(arrays: Sequence[LazyArray]) -> list[Array]:
+    """The arrays as `LazyArray.read` gives them; those of one file are read in one call if little lies between them."""
+    stored: dict[OpenFile, dict[int, int]] = defaultdict(dict)
+    for i, array in enumerate(arrays):
+        if isinstance(array.numbers, _Numbers):
+            file, start = array.numbers.place
+            stored[file][i] = start
+    read: dict[int, Array] = {}
+    for file, starts in stored.items():
+        first, end = min(starts.values()), max(start + arrays[i].nbytes for i, start in starts.items())
+        if end - first > MOST_READ * sum(arrays[i].nbytes for i in starts):
+            continue
+        data = file.read(first, end - first)
+        for i, start in starts.items():
+            array = arrays[i]
+            # Numbers that are not aligned in memory, as between tensors of another dtype, are read into their own.
+            if not (start - first) % array.dtype.itemsize:
+                read[i] = np.frombuffer(data, array.dtype, array.size, start - first).reshape(array.shape)
+    return [read[i] if i in read else array.read() for i, array in enumerate(arrays)]
 
 
 @final

@@ -46,7 +46,7 @@ def stack_factors(factors: Sequence[Array], scales: Sequence[float] | None) -> S
     size, rank = factors[0].shape if scales is not None else factors[0].shape[::-1]
     if compiled is None or dtype not in KINDS or not 0 < rank <= MOST_RANKS or not size:
         return None
-    if any(factor.dtype != dtype or not factor.flags.c_contiguous for factor in factors):
+    if any(factor.dtype != dtype or not (factor.flags.c_contiguous and factor.flags.aligned) for factor in factors):
         return None
     count = len(factors)
     stacked = StackedRows(np.empty((count, rank, size)), np.empty((count, rank, rank)), np.empty((count, rank)))
