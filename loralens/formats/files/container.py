@@ -147,7 +147,7 @@ class _Numbers:
         return np.frombuffer(self._file.read(self._start + first * width, (last - first) * width), self._dtype)
 
     @property
-    def place(self) -> tuple[OpenFile, int]:
+    def location(self) -> tuple[OpenFile, int]:
         """The file, and where the first number begins."""
         return self._file, self._start
 
@@ -157,7 +157,7 @@ def read_together(arrays: Sequence[LazyArray]) -> list[Array]:
     stored: dict[OpenFile, dict[int, int]] = defaultdict(dict)
     for i, array in enumerate(arrays):
         if isinstance(array.numbers, _Numbers):
-            file, start = array.numbers.place
+            file, start = array.numbers.location
             stored[file][i] = start
     read: dict[int, Array] = {}
     for file, starts in stored.items():

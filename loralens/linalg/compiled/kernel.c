@@ -793,14 +793,14 @@ INLINE void scatter(const Side *side, Py_ssize_t row, Py_ssize_t module, int lan
     BUTTERFLY(p, t) BUTTERFLY(q, u) BUTTERFLY(r, v) BUTTERFLY(s, w)                                                     \
     /* Differences are turned by an eighth, a quarter and three eighths. */                                             \
     double u_old = u_re, w_old = w_re;                                                                                  \
-    u_re = half * (u_re + u_im), u_im = half * (u_im - u_old);                                                          \
+    u_re = ROOT_HALF * (u_re + u_im), u_im = ROOT_HALF * (u_im - u_old);                                                \
     TURN(v)                                                                                                             \
-    w_re = half * (w_im - w_re), w_im = -half * (w_old + w_im);                                                         \
+    w_re = ROOT_HALF * (w_im - w_re), w_im = -ROOT_HALF * (w_old + w_im);                                               \
     BUTTERFLY(p, r) BUTTERFLY(q, s) BUTTERFLY(t, v) BUTTERFLY(u, w)                                                     \
     TURN(s) TURN(w)                                                                                                     \
     BUTTERFLY(p, q) BUTTERFLY(r, s) BUTTERFLY(t, u) BUTTERFLY(v, w)
 
-static const double half = 0.70710678118654752440; /* √½ */
+static const double ROOT_HALF = 0.70710678118654752440;
 
 /* The first step of a transform of `length` numbers by decimation in frequency: its eighths are then transformed. */
 INLINE void split(Lanes *z, const double *turns, int length) {
