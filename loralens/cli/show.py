@@ -23,6 +23,8 @@ from loralens.version import __version__
 # Backslashes before what looks like an escape of `visible`, or becomes one.
 _BEFORE_ESCAPE = re.compile(rf"(\\+)(?=x[0-9a-f]{{2}}|u[0-9a-f]{{4}}|(?![\n\t]){UNPRINTABLE.pattern})")
 _C1 = re.compile(r"[\x80-\x9f]")
+# Lines that are not wrapped: they hold a command, which is copied as a whole, or are set as they are.
+_UNWRAPPED = re.compile(r"^ |\n|\b(loralens|pip|python3?) ")
 ECHOED = 1 << 16  # letters of JSON that are printed at a time
 
 
@@ -224,7 +226,8 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
     if conclusion and (sentences or below or (rows.verbose and any(table.rows for table in tables))):
         say("")
     show_tables(*tables, top=rows.top, every_row=rows.verbose)
-    say(*sentences)
+    for sentence in sentences:
+        say(*([sentence] if _UNWRAPPED.search(sentence) else wrap_sentences([sentence])))
 
 
 def wrap_sentences(sentences: Sequence[str]) -> list[str]:

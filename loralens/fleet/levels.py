@@ -59,8 +59,8 @@ class ChanceLevels:
 
     @property
     def largest(self) -> float | None:
-        """About the largest exact cosine among that many unrelated adapters: √(2 ln n) standard deviations."""
-        return None if self.cosine is None else self.cosine * sqrt(2 * log(max(self.among, 2)))
+        """About the largest cosine among that many unrelated adapters: √(2 ln n) standard deviations, at most 1."""
+        return None if self.cosine is None else min(1.0, self.cosine * sqrt(2 * log(max(self.among, 2))))
 
     def sentence(self, *, sketched: bool) -> str:
         """The levels in one sentence."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 import loralens
 from loralens.cli.fleet import SUBCOMMANDS
 from tests.cli.command import Command
+from tests.cli.terminals import Terminals
 from tests.fleet.makers import LAYERS, random_adapter, save, save_many
 
 fleet = Command("fleet")
@@ -103,6 +105,40 @@ def test_rows(root: Path) -> None:
     assert lines[-2].split() == ["a002", "4", "tiny/base"]
     told = json.loads(fleet.good("rows", "select name from adapters order by name limit 1", "--json").stdout)
     assert told["rows"] == [{"name": "a000"}]
+
+
+@pytest.fixture(scope="module")
+def terminals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminals]:
+    running = Terminals(tmp_path_factory.mktemp("terminals"))
+    yield running
+    running.close()
+
+
+def test_texts_of_rows_are_aligned_left_and_shortened_before_one_is_left_out(root: Path, terminals: Terminals) -> None:
+    shutil.copyfile(root / "a000" / "adapter_model.safetensors", root / "cut.safetensors")
+    os.truncate(root / "cut.safetensors", 1500)
+    fleet.good("index", root)
+    select = "select rank, path, status, reason from files order by path"
+    lines = terminals.run(60, ["fleet", "rows", select, "--fleet", str(root)]).splitlines()
+    assert lines[0] == "4 rows."
+    assert lines[3].split() == ["rank", "path", "status", "reason"]
+    assert all(len(line) <= 60 for line in lines)
+    assert lines[4].startswith("   4  a000/")
+    status, reason = lines[3].index("status"), lines[3].index("reason")
+    assert [line[status:].split()[0] for line in lines[4:8]] == ["adapter"] * 3 + ["unreadable"]
+    assert lines[7][reason - 1] == " "
+    assert lines[7][reason] != " "
+
+
+def test_sentences_below_a_table_are_wrapped_and_commands_are_not(root: Path, terminals: Terminals) -> None:
+    save(root / "a000-copy", random_adapter(0))
+    fleet.good("index", root)
+    lines = terminals.run(60, ["fleet", "families", "--fleet", str(root)]).splitlines()
+    chance = next(i for i, line in enumerate(lines) if line.startswith("chance: "))
+    assert "cosine" in " ".join(lines[chance : chance + 2])
+    long = [line for line in lines if len(line) > 60]
+    assert len(long) == 1
+    assert f"loralens fleet families --csv --fleet {root}" in long[0]
 
 
 def test_rows_that_are_refused(root: Path) -> None:

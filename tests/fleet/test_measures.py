@@ -74,6 +74,46 @@ def test_a_product_that_cancels_is_measured_from_its_factors() -> None:
     assert measures.norms["q"] == pytest.approx(np.linalg.norm(B @ A), rel=1e-7)
 
 
+@pytest.mark.parametrize("rank", [4, 20])
+@pytest.mark.parametrize("size", [1e-60, 1e-155, 1e-161, 1e-200, 1e-250, 1e-290, 1e-306, 1e-320])
+def test_updates_of_any_size_are_measured(size: float, rank: int) -> None:
+    """Squares of such numbers underflow, and powers of two that would make them large overflow."""
+    usual = random_adapter(1, rank=rank, scale=1.0)
+    expected = measure_adapter(usual)
+    for adapter in (
+        usual.map(lambda m: loralens.LowRank(m.B, m.A, size)),
+        usual.map(lambda m: loralens.LowRank(m.B * np.float64(size), m.A, 1.0)),
+        usual.map(lambda m: loralens.LowRank(m.B, m.A * np.float64(size), -1.0)),
+    ):
+        measures = measure_adapter(adapter)
+        relative = 1e-12 if size > 1e-300 else 1e-2  # the numbers themselves lose digits below 2e-308
+        assert measures.norms == pytest.approx({k: size * v for k, v in expected.norms.items()}, rel=relative, abs=0)
+        assert measures.effective_ranks == pytest.approx(expected.effective_ranks, rel=relative)
+        if size > 1e-260:
+            sign = -1 if next(iter(adapter.modules.values())).scale < 0 else 1
+            assert np.abs(measures.sketch.codes.astype(int) - sign * expected.sketch.codes).max() <= 1
+            assert measures.sketch.step == pytest.approx(size * expected.sketch.step, rel=1e-2)
+
+
+@pytest.mark.parametrize("rank", [4, 20])
+@pytest.mark.parametrize("count", [1, 8, 9])
+@pytest.mark.parametrize("difference", [0, 1])
+@pytest.mark.parametrize("scale", [1e150, 1e160])
+def test_a_scale_that_is_too_large_is_named(rank: int, count: int, difference: float, scale: float) -> None:
+    """Also where the singular values came from Gram matrices or from several modules at once."""
+    rng = np.random.default_rng(0)
+    modules = {}
+    for i in range(count):
+        B, A = rng.standard_normal((33, rank)), rng.standard_normal((rank, 65))
+        A[1] = A[0] + difference * A[1]
+        modules[f"q{i}"] = loralens.LowRank(B, A, scale)
+    message = (
+        r"^q\d: ΔW is too large for float64, .* its scale is 1e\+1[56]0 and the largest singular value of B·A is \d\d"
+    )
+    with pytest.raises(loralens.errors.FormatError, match=message):
+        measure_adapter(loralens.Adapter(modules=modules))
+
+
 def test_a_scale_of_zero_is_a_norm_of_zero() -> None:
     measures = measure_adapter(random_adapter(1, scale=0.0))
     assert set(measures.norms.values()) == {0.0}

@@ -11,6 +11,7 @@ import loralens
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
+from loralens.fleet.indexing import measuring
 from loralens.fleet.indexing.measuring import measure_files
 from loralens.formats.files.container import DTYPES, MOST_READ, read_safetensors, read_together
 from tests.fleet.makers import random_adapter, save
@@ -100,3 +101,25 @@ def test_an_index_reads_the_numbers_of_a_file_at_once(tmp_path: Path, reads: lis
     assert numbers in reads
     assert measured.columns
     assert measured.columns["fingerprint"] == fingerprint(loralens.load(file))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (IsADirectoryError(21, "Is a directory", "/x"), "cannot be read: Is a directory"),
+        (OSError("no strerror"), "cannot be read: no strerror"),
+        (MemoryError(), "cannot be measured: MemoryError"),
+    ],
+)
+def test_a_file_that_another_program_changes_has_one_reason(
+    error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "a", random_adapter(1))
+
+    def fail(*_: object) -> str:
+        raise error
+
+    monkeypatch.setattr(measuring, "_header_digest", fail)
+    (measured,) = measure_files(str(tmp_path), ["a/adapter_model.safetensors"], allow_pickle=False, once=False)
+    assert (measured.status, measured.reason) == ("unreadable", reason)
+    assert measured.fix

@@ -160,6 +160,8 @@ def test_the_kernel_refuses_arrays_of_other_sizes():
         lambda: loops._loops.multiply(B, A, 2, b"", b"", 0, 8, 33, False, np.zeros((8, 33), np.float32)),
         lambda: loops._loops.multiply(B, A, -2, b"", b"", 0, 8, 32, False, np.zeros((8, 32), np.float32)),
         lambda: loops._loops.multiply(B, A, 2, b"", b"", 0, 8, 32, True, np.zeros((8, 32), np.float32)),
+        lambda: loops._loops.multiply(b"", b"", 1 << 61, b"", b"", 0, 8, 32, False, np.zeros((8, 32), np.float32)),
+        lambda: loops._loops.gram(b"", b"", 1 << 61, 2, 2, False, np.zeros((2, 2))),
         lambda: loops._loops.gram(B, A, 8, 2, 9, False, np.zeros((2, 9))),
         lambda: loops._loops.gram(B, A, 8, 2, 8, False, np.zeros((2, 7))),
     ):
@@ -349,7 +351,7 @@ def test_passes_over_a_matrix_refuse_arrays_of_other_sizes():
     for place in (0, 4, 7, 8):
         with pytest.raises(ValueError, match="sizes"):
             kernel.multiply_twice(*fit[:place], fit[place][1:], *fit[place + 1 :])
-    for place, value in ((2, -1), (5, 8), (5, 0), (6, True)):
+    for place, value in ((2, -1), (5, 8), (5, 0), (6, True), (3, (1 << 63) - 1)):
         with pytest.raises(ValueError, match="sizes"):
             kernel.multiply_twice(*fit[:place], value, *fit[place + 1 :])
     fit = [floats(3 * 40), False, 3, 40, floats(40 * 24, np.float64), 24, floats(3 * 24, np.float64)]

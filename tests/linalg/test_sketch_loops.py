@@ -102,6 +102,7 @@ def test_stacking_refuses_arrays_of_other_sizes():
         (2, -4),
         (2, 17),
         (3, -10),
+        (3, 1 << 60),  # bytes that are 0 modulo 2⁶⁴
         (3, 9),
     ]
     for place, other in others:

@@ -422,8 +422,15 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("module_keys", "if uses[key] == 1", "if uses[key] >= 1", ("tests/fleet/test_measures.py",)),
     Mutant(
-        "_Reader._take_grams", "CANCELLING * lengths < energies", "-1 < energies", ("tests/fleet/test_measures.py",)
+        "_Reader._take_grams",
+        "CANCELLING * squares_B * squares_A < energies",
+        "-1 < energies",
+        ("tests/fleet/test_measures.py",),
     ),
+    Mutant("_Reader._take_grams", "squares_A) > LEAST", "squares_A) > 0", ("tests/fleet/test_measures.py",)),
+    Mutant("_Reader.checked", "not values[0] <= LARGEST", "False", ("tests/fleet/test_measures.py",)),
+    Mutant("TensorSketch.add_pairs", "(peaks[0] < LEAST)", "(peaks[0] == 0)", ("tests/fleet/test_measures.py",)),
+    Mutant("StartSketch._sketch", ", MOST_SHIFT)", ", 2000)", ("tests/fleet/test_measures.py",)),
     Mutant("_Reader._take_grams", "SMALL * values[:, 0]", "0 * values[:, 0]", ("tests/fleet/test_measures.py",)),
     Mutant("_Reader._from_factors", "np.swapaxes(A, 1, 2)", "A", ("tests/fleet/test_measures.py",)),
     Mutant("_Reader._stacked", "[pair.scale for pair in pairs]", "[1.0 for pair in pairs]", SKETCH),

@@ -49,21 +49,21 @@ class RowsResult(Tabular):
 
     def tables(self) -> list[Table[Row]]:
         """The rows."""
-        return [Table("catalogue", [_column(i, name) for i, name in enumerate(self.columns)], self.rows)]
+        return [Table("catalogue", [_column(i, name, self.rows) for i, name in enumerate(self.columns)], self.rows)]
 
     def record(self) -> dict[str, Any]:
         """The whole result as a JSON object."""
         return {"columns": list(self.columns), "rows": self.tables()[0].records()}
 
 
-def _column(index: int, name: str) -> Column[Row]:
+def _column(index: int, name: str, rows: Sequence[Row]) -> Column[Row]:
     def value(row: Row) -> Any:
         return row[index]
 
-    # The first columns of a SELECT are those that its author wants most.
+    # The first columns of a SELECT are those that its author wants most. Texts are shortened before one is left out.
     priority = max(ALWAYS - index, 0)
-    # The first column is mostly a name or a path, and only columns that are aligned left are shortened.
-    return Column(name, value, name, align="left" if index == 0 else "right", priority=priority, distinct=index == 0)
+    is_text = any(isinstance(row[index], str) for row in rows)
+    return Column(name, value, name, align="left" if is_text else "right", priority=priority, distinct=index == 0)
 
 
 def select_rows(home: Path, sql: str) -> RowsResult:

@@ -92,10 +92,14 @@ def _measure_file(root: str, path: str, *, allow_pickle: bool, once: bool) -> Me
     except LoraLensError as error:
         # The numbers may be damaged although the header can be read.
         reason, fix = ": ".join((*error.where, error.what)), error.fix
-    # A damaged file may make NumPy or the system raise any of these, and one file must not end the index of thousands.
-    except (MemoryError, ArithmeticError, ValueError, OSError) as error:
+    # Its header was read, so another program changes or removes it, or the disk fails.
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}"
+        fix = "index again when nothing else writes to it; if nothing does, check the disk"
+    # A damaged file may make NumPy raise any of these, and one file must not end the index of thousands.
+    except (MemoryError, ArithmeticError, ValueError) as error:
         reason, fix = (
-            f"cannot be measured: {error or type(error).__name__}",
+            f"cannot be measured: {str(error) or type(error).__name__}",
             "check the file; loralens doctor says more",
         )
     return MeasuredFile(path, "unreadable", reason, fix)

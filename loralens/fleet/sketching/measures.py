@@ -10,7 +10,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
-from loralens.core.lowrank import LowRank, check_float64
+from loralens.core.lowrank import LARGEST, LowRank
 from loralens.core.structured import Update
 from loralens.errors import place
 from loralens.fleet.sketching.module_keys import module_keys
@@ -23,8 +23,10 @@ from loralens.linalg.factor import Floats, gram
 from loralens.linalg.measures import effective_rank, frobenius
 
 # The squares of singular values come from Gram matrices, which err by ε‖B‖²‖A‖² = 2e-16 ‖B‖²‖A‖². Where that is not
-# small against ‖ΔW‖² or against a σ², the singular values are computed from the factors. Both ways then agree to 1e-10.
+# small against ‖ΔW‖² or against a σ², the singular values are computed from the factors. Norms of both ways then agree
+# to 1e-11. So do nearly all effective ranks; with a σ near the limit below they agree to 1e-8.
 CANCELLING = 1e-5  # ‖ΔW‖² over ‖B‖²‖A‖² below which it is not
+LEAST = 1e-280  # ‖B‖² or ‖A‖² below which its squares may have lost digits by underflow
 SMALL = 1e-3  # σ of a module over the largest one below which it is not
 CONVERTED = 1 << 18  # numbers of pairs that are read together, and held in float64: 2 MiB
 
@@ -68,7 +70,7 @@ def measure_adapter(adapter: Adapter) -> AdapterMeasures:
         reader.finish()
     codes, step = to_codes(reader.update.total())
     sketch = Sketch(codes, step, to_codes(reader.start.total())[0])
-    spectra = {key: check_float64(1.0, reader.spectra[key]) for key in names}
+    spectra = {key: reader.checked(key) for key in names}
     return AdapterMeasures(
         sketch,
         names,
@@ -114,8 +116,8 @@ class _Reader:
         elif key in self._pairs:
             self._read_pair(key, self._pairs[key])
         else:
+            self.spectra[key] = self._alone(key)
             with place(self._names[key]):
-                self.spectra[key] = self.modules[key].singular_values()
                 self.update.add_dense(key, self.modules[key].dense())
 
     def _read_small(self, keys: Sequence[str]) -> None:
@@ -126,7 +128,7 @@ class _Reader:
 
     def _read_pair(self, key: str, module: LowRank) -> None:
         B, A = module.B, module.A
-        self._grams.append(([key], (module.scale**2 * gram(B))[None], gram(A.T)[None]))
+        self._grams.append(([key], (module.scale * module.scale * gram(B))[None], gram(A.T)[None]))
         self.start.add([key], A[None, : -(-NUMBERS // max(1, A.shape[1]))])
         self.update.add_pair(key, B, A, module.scale)
 
@@ -144,14 +146,12 @@ class _Reader:
 
     def _take_grams(self, keys: Sequence[str], of_B: Floats, of_A: Floats) -> None:
         """The singular values of modules of one rank."""
-        lengths = np.trace(of_B, axis1=1, axis2=2) * np.trace(of_A, axis1=1, axis2=2)
+        squares_B, squares_A = (np.trace(grams, axis1=1, axis2=2) for grams in (of_B, of_A))
         energies = np.einsum("mij,mij->m", of_B, of_A)
-        # Exactly 0 only if a factor or the scale is.
-        enough = (lengths == 0) | ((CANCELLING * lengths < energies) & (energies < inf))
+        enough = (np.minimum(squares_B, squares_A) > LEAST) & (energies < inf)
+        enough &= CANCELLING * squares_B * squares_A < energies
         for i in np.flatnonzero(~enough).tolist():
-            with place(self._names[keys[i]]):
-                # Refuses NaN and Inf with a message.
-                self.spectra[keys[i]] = self.modules[keys[i]].singular_values()
+            self.spectra[keys[i]] = self._alone(keys[i])
         kept = np.flatnonzero(enough)
         if not kept.size:
             return
@@ -166,11 +166,24 @@ class _Reader:
     def _from_factors(self, keys: Sequence[str]) -> Iterable[Floats]:
         """The singular values of modules that `_together` yields."""
         if len(keys) == 1:
-            return [self.modules[keys[0]].singular_values()]
+            return [self._alone(keys[0])]
         # One call for all of them, since each would take longer to call than to do.
         B, A = (np.linalg.qr(np.swapaxes(side.rows, 1, 2), mode="r") for side in self._stacked(keys))
         values: Floats = np.linalg.svd(B @ np.swapaxes(A, 1, 2), compute_uv=False)
         return values
+
+    def checked(self, key: str) -> Floats:
+        """The singular values of a module, after a check that its norm stays within float64."""
+        values = self.spectra[key]
+        # The module itself tells what is too large, its scale or its factors.
+        if values.size and not values[0] <= LARGEST:
+            return self._alone(key)
+        return values
+
+    def _alone(self, key: str) -> Floats:
+        """The singular values of one module from its factors; NaN and numbers that are too large have a message."""
+        with place(self._names[key]):
+            return self.modules[key].singular_values()
 
     def _stacked(self, keys: Sequence[str]) -> tuple[StackedRows, StackedRows]:
         """The rows of both sides of small pairs of one shape and rank."""

@@ -16,6 +16,7 @@ from loralens.fleet.sketching.tensor_sketch import Floats
 
 NUMBERS = 1024  # numbers of A that are used, from its first row on; they are more than enough to tell starts apart
 BITS = 15  # bits to which they are rounded, so that the sum of their squares is an exact integer
+MOST_SHIFT = 1023  # exponent of the largest power of two; an A of numbers below 2⁻¹⁰⁰⁸ is rounded to fewer bits
 WAITING = 1 << 14  # numbers that are sketched together, because each step takes longer to call than to do: 128 KiB
 
 
@@ -45,7 +46,7 @@ class StartSketch:
         numbers = np.concatenate([numbers for _, numbers in waiting])
         largest = np.abs(numbers).max(axis=1, initial=0)
         # Integers, because the length of a vector of floats would depend on the order in which squares are added.
-        shifts = BITS - np.frexp(largest)[1].astype(np.int32)
+        shifts = np.minimum(BITS - np.frexp(largest)[1].astype(np.int32), MOST_SHIFT)
         numbers *= np.ldexp(1.0, shifts)[:, None]
         np.rint(numbers, out=numbers)
         lengths = np.sqrt(np.einsum("mn,mn->m", numbers, numbers))

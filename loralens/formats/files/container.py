@@ -50,6 +50,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _STILL = "begin again when nothing else writes to it"
 _TRUNCATED = "download or copy the file again: its end is missing"
+_SHRUNK = f"{_STILL}; if nothing does, {_TRUNCATED}"
 _BROKEN = "the file is damaged, or not a safetensors file: download or save it again"
 _RESTORE = "restore the file or save the adapter again"
 
@@ -112,7 +113,7 @@ class OpenFile:
                 what = f"cannot be read: {error.strerror}"
                 raise FormatError(what, fix="check the disk, or copy the file again").at(str(self.path)) from error
             if not part:
-                raise FormatError("the file became shorter while it was read", fix=_TRUNCATED).at(str(self.path))
+                raise FormatError("the file became shorter while it was read", fix=_SHRUNK).at(str(self.path))
             parts.append(part)
             start, count = start + len(part), count - len(part)
         # Bytes of two versions must not be mixed: the header was checked for the first one only.

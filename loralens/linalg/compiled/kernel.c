@@ -870,6 +870,13 @@ static PyObject *refused(void) {
     return NULL;
 }
 
+/* Whether a buffer has rows × columns numbers of so many bytes; a product that is no Py_ssize_t fits nothing. */
+static int has(const Py_buffer *buffer, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t bytes) {
+    Py_ssize_t size;
+    return rows >= 0 && columns >= 0 && !__builtin_mul_overflow(rows, columns, &size) &&
+           !__builtin_mul_overflow(size, bytes, &size) && buffer->len == size;
+}
+
 static void release(Py_buffer *buffers, int count) {
     for (int i = 0; i < count; i++)
         PyBuffer_Release(&buffers[i]);
@@ -886,9 +893,8 @@ static PyObject *py_multiply(PyObject *self, PyObject *args) {
     PyObject *result = NULL;
     Py_ssize_t wide = sizeof(double), size = is_map ? sizeof(double) : sizeof(float);
     void *memory = NULL;
-    if (p.rank < 0 || p.rank2 < 0 || p.rows < 0 || p.columns < 0 || b[0].len != p.rows * p.rank * wide ||
-        b[1].len != p.rank * p.columns * wide || b[2].len != p.rows * p.rank2 * wide ||
-        b[3].len != p.rank2 * p.columns * wide || b[4].len != p.rows * p.columns * size)
+    if (!has(&b[0], p.rows, p.rank, wide) || !has(&b[1], p.rank, p.columns, wide) || !has(&b[2], p.rows, p.rank2, wide) ||
+        !has(&b[3], p.rank2, p.columns, wide) || !has(&b[4], p.rows, p.columns, size))
         refused();
     else if (!(memory = malloc((size_t)(p.rank + p.rank2) * WIDEST * sizeof(double) + LINE)))
         PyErr_NoMemory();
@@ -910,8 +916,7 @@ static PyObject *py_gram(PyObject *self, PyObject *args) {
     int by_rows, done = 0;
     if (!PyArg_ParseTuple(args, "y*y*nnnpw*", &b[0], &b[1], &m, &r, &k, &by_rows, &b[2]))
         return NULL;
-    int fits = m >= 0 && r >= 0 && k >= 0 && b[0].len == m * r * wide && b[1].len == m * k * wide &&
-               b[2].len == r * k * wide;
+    int fits = has(&b[0], m, r, wide) && has(&b[1], m, k, wide) && has(&b[2], r, k, wide);
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
         done = gram(b[0].buf, b[1].buf, m, r, k, by_rows, b[2].buf);
@@ -930,13 +935,13 @@ static PyObject *py_gram_of_factors(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*ny*nnpnnw*w*w*", &b[0], &f.widths[0], &b[1], &f.widths[1], &f.m, &f.by_rows, &f.step,
                           &least, &b[2], &b[3], &b[4]))
         return NULL;
-    Py_ssize_t r = f.widths[0] + f.widths[1];
-    int fits = f.m >= 0 && f.widths[0] > 0 && f.widths[1] >= 0 && f.step > 0 && b[3].len == r * r * wide &&
-               b[4].len == b[3].len && b[2].len >= (f.m < f.step ? f.m : f.step) * r * wide;
+    int fits = f.widths[0] > 0 && f.step > 0;
     for (int i = 0; i < PARTS; i++) {
         f.parts[i] = b[i].buf;
-        fits = fits && b[i].len == 2 * f.m * f.widths[i];
+        fits = fits && f.widths[i] <= INT32_MAX && has(&b[i], f.m, f.widths[i], 2);
     }
+    Py_ssize_t r = fits ? f.widths[0] + f.widths[1] : 0;
+    fits = fits && has(&b[3], r, r, wide) && b[4].len == b[3].len && b[2].len >= (f.m < f.step ? f.m : f.step) * r * wide;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
         done = gram_of_factors(&f, least, b[2].buf, b[3].buf, b[4].buf);
@@ -953,11 +958,11 @@ static PyObject *py_multiply_twice(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*pnny*npw*w*", &b[0], &p.half, &p.rows, &p.n, &b[1], &p.width, &p.known, &b[2], &b[3]))
         return NULL;
     p.W = b[0].buf, p.X = b[1].buf, p.Y = b[2].buf, p.Z = b[3].buf;
-    Py_ssize_t wide = sizeof(float), padded = (p.n + SPAN - 1) / SPAN * SPAN;
+    Py_ssize_t wide = sizeof(float), padded = p.n < PY_SSIZE_T_MAX - SPAN ? (p.n + SPAN - 1) / SPAN * SPAN : -1;
     PyObject *result = NULL;
     void *memory = NULL;
-    if (p.rows < 0 || p.n < 0 || p.width <= 0 || p.width % PART || b[0].len != p.rows * p.n * (p.half ? 2 : wide) ||
-        b[2].len != p.rows * p.width * wide || b[3].len != padded * p.width * wide ||
+    if (p.width <= 0 || p.width % PART || !has(&b[0], p.rows, p.n, p.half ? 2 : wide) ||
+        !has(&b[2], p.rows, p.width, wide) || !has(&b[3], padded, p.width, wide) ||
         b[1].len != (p.known ? 0 : b[3].len))
         refused();
     else if (!(memory = malloc((size_t)(PANEL * padded * wide) + LINE)))
@@ -981,9 +986,8 @@ static PyObject *py_project(PyObject *self, PyObject *args) {
         return NULL;
     p.W = b[0].buf, p.R = b[1].buf, p.Y = b[2].buf;
     Py_ssize_t wide = sizeof(double);
-    int fits = p.rows >= 0 && p.n >= 0 && p.width >= 0 && p.width % WIDTHS == 0 &&
-               b[0].len == p.rows * p.n * (p.half ? 2 : 4) && b[1].len == p.n * p.width * wide &&
-               b[2].len == p.rows * p.width * wide;
+    int fits = p.width % WIDTHS == 0 && has(&b[0], p.rows, p.n, p.half ? 2 : 4) && has(&b[1], p.n, p.width, wide) &&
+               has(&b[2], p.rows, p.width, wide);
     double squares = 0;
     if (fits) {
         Py_BEGIN_ALLOW_THREADS
@@ -1124,8 +1128,8 @@ static PyObject *py_stack_factors(PyObject *self, PyObject *args) {
     Py_ssize_t wide = sizeof(double), taken = 0, bytes = s.kind == FLOAT32 ? 4 : 2;
     s.modules = PyList_Check(list) ? PyList_Size(list) : -1, s.scales = b[0].buf;
     int fits = s.modules > 0 && s.kind >= BFLOAT16 && s.kind <= FLOAT32 && s.rank > 0 && s.rank <= MOST_RANKS &&
-               s.size > 0 && b[0].len == s.modules * wide && b[1].len == s.modules * s.rank * s.size * wide &&
-               b[2].len == s.modules * s.rank * s.rank * wide && b[3].len == s.modules * s.rank * wide;
+               s.size > 0 && has(&b[0], s.modules, 1, wide) && has(&b[1], s.modules * s.rank, s.size, wide) &&
+               has(&b[2], s.modules, s.rank * s.rank, wide) && has(&b[3], s.modules, s.rank, wide);
     if (fits && (factors = malloc((size_t)s.modules * sizeof *factors))) {
         s.factors = factors;
         while (fits && taken < s.modules && !PyObject_GetBuffer(PyList_GetItem(list, taken), &factors[taken], PyBUF_SIMPLE))
