@@ -55,6 +55,17 @@ class FleetGroup(click.Group):
             check_dashes(command, arguments, click.Context(command, ctx, info_name=name))
         return name, command, arguments
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the sub-command; a folder that is given as to ``index`` is answered by the option that takes it."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            options = [word for option in error.ctx.command.params for word in option.opts] if error.ctx else []
+            if not error.message.startswith("Got unexpected extra argument") or "--fleet" not in options:
+                raise
+            hint = "The index, or the folder that holds it, is given as --fleet DIR."
+            raise click.UsageError(f"{error.message}. {hint}", error.ctx) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sub-commands without an import of them."""
         del ctx

@@ -40,6 +40,8 @@ class Column(Generic[Row]):
         Whether pages draw the values, which are shares in [0, 1], as bars.
     distinct : bool
         Whether different texts stay different where they are shortened: other columns are left out before.
+    sentence : bool
+        Whether the text is a sentence, which is shortened at its end; a name is shortened in its middle.
     drawn : bool
         Whether the text is a drawing made of characters. LaTeX has no font for these, so the column is left out there.
     """
@@ -55,6 +57,7 @@ class Column(Generic[Row]):
     about: str = ""
     bar: bool = False
     distinct: bool = False
+    sentence: bool = False
     drawn: bool = False
 
     @property

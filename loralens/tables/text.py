@@ -1,7 +1,8 @@
 """Tables as lines of text that fit the width of a terminal; no digit of a number is ever cut.
 
-If the columns of a table are too wide together, texts that are aligned on the left are shortened in their middle. If
-that is not enough, whole columns are left out, those of the lowest priority first, and named below the table.
+If the columns of a table are too wide together, texts that are aligned on the left are shortened: names in their
+middle, sentences at their end. If that is not enough, whole columns are left out, those of the lowest priority first,
+and named below the table.
 """
 
 import re
@@ -73,7 +74,7 @@ def lay_out(table: Table[Any], width: int | None = None) -> TextLayout:
         return (" " * GAP).join(padded).rstrip()
 
     heading = line(shorten(columns[i].title, widths[i]) for i in shown)
-    lines = [line(row) for row in zip(*(shorten_names(cells[i], widths[i]) for i in shown), strict=True)]
+    lines = [line(row) for row in zip(*(_fitted(columns[i], cells[i], widths[i]) for i in shown), strict=True)]
     hidden = [column.title for i, column in enumerate(columns) if i not in shown]
     note = f"not shown here: {', '.join(hidden)} (a wider terminal, --csv and --json show them)" if hidden else ""
     return TextLayout(visible(table.title), heading, lines, note)
@@ -93,6 +94,13 @@ def _shortest(column: Column[Any], texts: Sequence[str], natural: int) -> int:
     return bisect_left(
         range(natural), True, lo=SHORTEST, key=lambda width: len({*shorten_names(texts, width)}) == len({*texts})
     )
+
+
+def _fitted(column: Column[Any], texts: Sequence[str], width: int) -> list[str]:
+    """The texts of a column in this width."""
+    if not column.sentence:
+        return shorten_names(texts, width)
+    return [text if display_width(text) <= width else _prefix(text, width - 1).rstrip() + "…" for text in texts]
 
 
 def _fit_widths(widths: dict[int, int], shortest: Mapping[int, int], width: int) -> dict[int, int]:

@@ -217,7 +217,9 @@ def _base_name(name: str | None) -> str:
 
 
 LABEL: Column[SurveyedAdapter] = Column("label", lambda row: row.label, "path", align="left", priority=ALWAYS)
-REASON: Column[SurveyedAdapter] = Column("reason", lambda row: row.reason, "reason", align="left", priority=ALWAYS)
+REASON: Column[SurveyedAdapter] = Column(
+    "reason", lambda row: row.reason, "reason", align="left", priority=ALWAYS, sentence=True
+)
 NOTE: Column[SurveyedAdapter] = Column("note", lambda row: row.note, "note", align="left", priority=8)
 # On a narrow terminal the fingerprint and the scale are left out first: size, ranks, norm and notes tell most adapters
 # apart.

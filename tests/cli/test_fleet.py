@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import loralens
 from loralens.cli.fleet import SUBCOMMANDS
+from loralens.cli.main import main
 from tests.cli.command import Command
 from tests.cli.terminals import Terminals
 from tests.fleet.makers import LAYERS, random_adapter, save, save_many
@@ -139,6 +141,14 @@ def test_sentences_below_a_table_are_wrapped_and_commands_are_not(root: Path, te
     long = [line for line in lines if len(line) > 60]
     assert len(long) == 1
     assert f"loralens fleet families --csv --fleet {root}" in long[0]
+
+
+@pytest.mark.parametrize("words", [["stats"], ["copies"], ["near", "a"], ["rows", "select 1"]])
+def test_a_folder_that_is_no_option_is_told_which_one_it_is(words: list[str], root: Path) -> None:
+    result = CliRunner().invoke(main, ["fleet", *words, str(root)])
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"({root}). The index, or the folder that holds it, is given as --fleet DIR.\n")
+    assert "--fleet" not in CliRunner().invoke(main, ["fleet", "index", "a", "b"]).stderr
 
 
 def test_rows_that_are_refused(root: Path) -> None:

@@ -52,6 +52,21 @@ def test_the_column_of_the_lowest_priority_goes_first_and_is_named() -> None:
     assert layout.note.startswith("not shown here: parameters")
 
 
+def test_a_sentence_loses_its_end_and_a_name_its_middle() -> None:
+    columns = [
+        Column("name", lambda row: row[0], "module", align="left", priority=ALWAYS),
+        Column("reason", lambda row: row[1], "reason", align="left", priority=ALWAYS, sentence=True),
+    ]
+    rows = [("model.layers.0.self_attn.q_proj", "層 ΔW is too large for float64, as the sum of its squares is")]
+    rows.append(("model.layers.1.self_attn.q_proj", "short"))
+    (first, second) = lay_out(Table("title", columns, rows), 50).lines
+    assert max(map(display_width, (first, second))) <= 50
+    assert "  層 ΔW is too large" in first
+    assert first.endswith("…")
+    assert second.endswith(" short")
+    assert "q_proj" in first
+
+
 @given(st.text(max_size=60), st.integers(5, 60))
 def test_a_shortened_text_fits_and_keeps_both_ends(text: str, width: int) -> None:
     short = shorten(text, width)

@@ -115,6 +115,6 @@ UNREADABLE: tuple[Column[Unreadable], ...] = (
     Column("name", lambda row: row.name, "file", align="left", priority=ALWAYS, distinct=True),
     Column("path", lambda row: str(row.path)),
     Column("bytes", lambda row: row.bytes),
-    Column("reason", lambda row: row.reason, "reason", align="left", priority=ALWAYS),
+    Column("reason", lambda row: row.reason, "reason", align="left", priority=ALWAYS, sentence=True),
     Column("fix", lambda row: row.fix),
 )
