@@ -427,9 +427,19 @@ MUTANTS: tuple[Mutant, ...] = (
         "-1 < energies",
         ("tests/fleet/test_measures.py",),
     ),
-    Mutant("_Reader._take_grams", "squares_A) > LEAST", "squares_A) > 0", ("tests/fleet/test_measures.py",)),
+    Mutant(
+        "_Reader._take_grams", "squares_A) > LEAST_SQUARED_NORM", "squares_A) > 0", ("tests/fleet/test_measures.py",)
+    ),
     Mutant("_Reader.checked", "not values[0] <= LARGEST", "False", ("tests/fleet/test_measures.py",)),
-    Mutant("TensorSketch.add_pairs", "(peaks[0] < LEAST)", "(peaks[0] == 0)", ("tests/fleet/test_measures.py",)),
+    Mutant("TensorSketch.add_pairs", "(peaks[0] < LEAST_PEAK)", "(peaks[0] == 0)", ("tests/fleet/test_measures.py",)),
+    Mutant(
+        "read_together",
+        "if not (start - first) % array.dtype.itemsize",
+        "if True",
+        ("tests/formats/test_read_together.py",),
+    ),
+    Mutant("read_together", "end - first > MOST_READ", "end - first > 1e9", ("tests/formats/test_read_together.py",)),
+    Mutant("_fitted", "if not column.sentence", "if True", ("tests/tables/test_text.py",)),
     Mutant("StartSketch._sketch", ", MOST_SHIFT)", ", 2000)", ("tests/fleet/test_measures.py",)),
     Mutant("_Reader._take_grams", "SMALL * values[:, 0]", "0 * values[:, 0]", ("tests/fleet/test_measures.py",)),
     Mutant("_Reader._from_factors", "np.swapaxes(A, 1, 2)", "A", ("tests/fleet/test_measures.py",)),

@@ -26,7 +26,7 @@ from loralens.linalg.measures import effective_rank, frobenius
 # small against ‖ΔW‖² or against a σ², the singular values are computed from the factors. Norms of both ways then agree
 # to 1e-11. So do nearly all effective ranks; with a σ near the limit below they agree to 1e-8.
 CANCELLING = 1e-5  # ‖ΔW‖² over ‖B‖²‖A‖² below which it is not
-LEAST = 1e-280  # ‖B‖² or ‖A‖² below which its squares may have lost digits by underflow
+LEAST_SQUARED_NORM = 1e-280  # ‖B‖² or ‖A‖² below which its squares may have lost digits by underflow
 SMALL = 1e-3  # σ of a module over the largest one below which it is not
 CONVERTED = 1 << 18  # numbers of pairs that are read together, and held in float64: 2 MiB
 
@@ -148,7 +148,7 @@ class _Reader:
         """The singular values of modules of one rank."""
         squares_B, squares_A = (np.trace(grams, axis1=1, axis2=2) for grams in (of_B, of_A))
         energies = np.einsum("mij,mij->m", of_B, of_A)
-        enough = (np.minimum(squares_B, squares_A) > LEAST) & (energies < inf)
+        enough = (np.minimum(squares_B, squares_A) > LEAST_SQUARED_NORM) & (energies < inf)
         enough &= CANCELLING * squares_B * squares_A < energies
         for i in np.flatnonzero(~enough).tolist():
             self.spectra[keys[i]] = self._alone(keys[i])

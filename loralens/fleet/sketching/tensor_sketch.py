@@ -30,7 +30,8 @@ COLUMNS = 32  # convolutions that are added before they are rounded
 # An entry of the count-sketch of a column times one of its row is at most 2²⁸, so the sum of 32 convolutions of 4096
 # numbers is at most 2⁵·2¹²·2²⁸ = 2⁴⁵. A transform of 4096 numbers errs by at most about 10·2⁻⁵³ of that: 0.04.
 BITS = 28  # bits of the product of two entries
-LEAST = 2.0**-900  # of the largest number of a column or row; smaller ones count as 0, as their scale would overflow
+# The largest number of a column or row below which the whole counts as 0, as the scale to integers would overflow.
+LEAST_PEAK = 2.0**-900
 TOGETHER = 16  # columns that are transformed together: with 1 MiB they stay in the cache
 INVERTED = 8  # sums of transforms that are transformed back together, since one alone takes twice as long: 512 KiB
 LOST = 3  # bits of a module that may be lost if its convolutions are added to those of the modules before it
@@ -84,7 +85,7 @@ class TensorSketch:
         """
         hashes = [bucket_hashes(keys, side, rows.shape[2], WIDTH) for side, rows in zip(SIDES, pairs, strict=True)]
         # Columns and rows with NaN are used too.
-        used = ~((peaks[0] < LEAST) | (peaks[1] < LEAST))
+        used = ~((peaks[0] < LEAST_PEAK) | (peaks[1] < LEAST_PEAK))
         if not used.any():
             return
         # The exponents of bounds on the entries of the count-sketches.
