@@ -189,33 +189,6 @@ def tree_of(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
 
 
-def test_files_and_functions_stay_small() -> None:
-    long = []
-    for file in sources():
-        if file.read_text(encoding="utf-8").count("\n") > 400:
-            long.append(f"{file}: over 400 lines: find the second noun")
-        for node in statements(tree_of(file)):
-            if isinstance(node, ast.FunctionDef):
-                doc = ast.get_docstring(node, clean=False)
-                lines = node.end_lineno - node.lineno + 1  # type: ignore[operator]
-                if lines - (doc.count("\n") + 1 if doc else 0) > 60:
-                    long.append(f"{file}: {node.name}: {lines} lines")
-    assert not long
-
-
-# Each of these is the one function that every file of a table has: commands, dialects, and checks of the doctor.
-CONTRACTS = {"command", "detect", "read", "write", "look"}
-
-
-def test_a_public_name_is_defined_in_one_file() -> None:
-    owners: dict[str, set[str]] = {}
-    for file in sources():
-        for node in tree_of(file).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                owners.setdefault(node.name, set()).add(str(file.relative_to(PACKAGE)))
-    assert {name: files for name, files in owners.items() if len(files) > 1 and name not in CONTRACTS} == {}
-
-
 def test_tables_that_keep_numpy_out_of_help_agree_with_those_they_stand_for() -> None:
     from loralens.analysis.clients.rules import CONSUMERS
     from loralens.choices import TARGET_FORMATS, Consumer
