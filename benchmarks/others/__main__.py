@@ -2,7 +2,7 @@
 
 python -m benchmarks.others                      all parts, as in ``python -m benchmarks others``
 python -m benchmarks.others merge [--runs N]     one part
-python -m benchmarks.others table                the rows of docs/performance.md, from benchmarks/results.json
+python -m benchmarks.others table                a Markdown table of the last run, from benchmarks/results.json
 """
 
 import argparse
