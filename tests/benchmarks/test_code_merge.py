@@ -9,5 +9,5 @@ def test_every_type_has_its_two_times() -> None:
     assert figures.keys() == code_merge.SCALES.keys()
     for times in figures.values():
         # The record is made beside the merge itself.
-        assert 0 < times["bare"] < 5
-        assert 0 < times["record"] < 5
+        assert 0 <= times["bare"] < 5
+        assert 0 <= times["record"] < 5
