@@ -7,7 +7,7 @@ from statistics import median
 import numpy as np
 
 from loralens.analysis.base.amplification import FAR, Amplification, KeptRank
-from loralens.charts.axes import direction_axis, line_chart
+from loralens.charts.axes import direction_limits, line_chart
 from loralens.charts.grid import Grid
 from loralens.charts.names import commonest_kinds, fit_name
 from loralens.charts.spec import Area, Band, ColourScale, Figure, HeatMap, Line, LineChart, Marker, Overlaps
@@ -75,7 +75,7 @@ def _with_value(results: Results) -> dict[str, Amplification]:
 
 def _curves(results: Results, grid: Grid) -> list[LineChart]:
     alive = _with_value(results)
-    limits, ticks = direction_axis(max(result.s.size for result in alive.values()))
+    limits = direction_limits(max(result.s.size for result in alive.values()))
     panels = [(fit_name(name), *_lines(alive, grid, row)) for row, name in enumerate(grid.kinds)]
     curves = [line.y for _, lines, _ in panels for line in lines]
     curves += [edge for _, _, areas in panels for area in areas for edge in (area.low, area.high)]
@@ -84,7 +84,7 @@ def _curves(results: Results, grid: Grid) -> list[LineChart]:
     span = (min(values) / 1.2, max(values) * 1.2)
     labels = ("kept directions i of ΔW", "‖ΔWᵢ‖/‖UᵢᵀWVᵢ‖")
     return [
-        line_chart(title, lines, *labels, log=True, x_range=limits, x_ticks=ticks, y_range=span, areas=areas)
+        line_chart(title, lines, *labels, log=True, x_range=limits, y_range=span, areas=areas)
         for title, lines, areas in panels
     ]
 

@@ -4,7 +4,6 @@ from io import BytesIO
 
 from matplotlib.figure import Figure
 
-from loralens.charts.mpl_axes import PIXELS
 from loralens.charts.mpl_style import ignore_missing_letters, style_context
 
 
@@ -18,5 +17,5 @@ class Drawing(Figure):
         with style_context(), ignore_missing_letters():
             self.savefig(stream, format="png", dpi=self.dpi)
         # The size on the screen in CSS pixels. The picture itself has more dots, for screens of high resolution.
-        width, height = (round(PIXELS * inches) for inches in self.get_size_inches())
+        width, height = (round(96 * inches) for inches in self.get_size_inches())
         return stream.getvalue(), {"width": width, "height": height}

@@ -1,45 +1,39 @@
-"""Figures drawn by matplotlib, with the same limits, ticks, colours and layout as on a page.
+"""Figures drawn by matplotlib, which lays them out itself; colours are those of light pages.
 
-This module and `loralens.charts.mpl_axes` import matplotlib inside functions only, as the import takes half a second.
-`loralens.charts.drawing` imports it at its top, and is itself imported inside a function. Figures are made without
-pyplot, so that no window opens and no setting of the user changes.
+matplotlib is imported inside functions, as its import takes half a second; `loralens.charts.drawing` imports it at its
+top, and is itself imported inside a function. Figures are made without pyplot, so that no window opens and no setting
+of the user changes.
 """
 
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loralens.charts import layout
-from loralens.charts.mpl_axes import COLOURS, PIXELS, POINT, SIZES, colour_scale, draw_chart, draw_legend
 from loralens.charts.mpl_style import ignore_missing_letters, style_context
 from loralens.charts.names import fit_name
-from loralens.charts.palette import BLOCKS
-from loralens.charts.spec import Band, Chart, ColourScale, Figure, HeatMap, Key, LineChart
+from loralens.charts.palette import BLOCKS, SIDES, STEPS, colours, ink_class, is_strong, level
+from loralens.charts.spec import Axis, Band, Chart, ColourScale, Figure, HeatMap, Key, Line, LineChart, Overlaps, Ramp
 from loralens.errors import OptionError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
+    from matplotlib.figure import SubFigure
 
-ROOM = 1040  # width in pixels up to which charts stand side by side: four panels of lines
-GAP, MARGIN = 14, 12  # pixels between charts, and around them
-TITLE, BAND = 17, 22  # height in pixels of a line of the title, and of the title of a band
-WIDENED = 520  # largest width in pixels to which a figure is widened for its title
-LETTER = 7.4  # width in pixels of a letter of the title, by which long titles are shortened
-# matplotlib's words for the anchors of `loralens.charts.layout.bar_anchor`.
-ALIGN: Mapping[str, Literal["left", "center", "right"]] = {"": "left", "mid": "center", "end": "right"}
-
-
-def fix_layout(drawing: "Drawing") -> "Drawing":
-    """Run the layout engine of a drawing once and switch it off, as every further run would move things slightly."""
-    engine = drawing.get_layout_engine()
-    if engine is not None:
-        with style_context(), ignore_missing_letters():
-            engine.execute(drawing)
-    drawing.set_layout_engine("none")
-    return drawing
+COLOURS = colours("light")  # a picture has no theme to follow, and is put on white paper and slides
+MARKERS = {"": "", "dot": "o", "square": "s", "triangle": "^", "star": "*"}
+# How a cell without a module looks: hatched, so that it is not taken for a small value.
+EMPTY: dict[str, Any] = {"facecolor": "white", "hatch": "....", "edgecolor": "0.8", "linewidth": 0}
+REMARK: dict[str, Any] = {"fontsize": 6.5, "color": COLOURS["quiet"]}  # remarks, and names of points and levels
+RASTER = 4096  # the number of cells from which a map in .svg or .pdf is a bitmap: rectangles would make a large file
+WIDTH = 11.2  # inches up to which charts stand side by side: four panels of lines
+PANEL, ALONE, OVERLAPS = (2.75, 2.0), (5.0, 2.9), (2.0, 1.85)  # inches, without legends and notes
+CELL, WRITTEN = (0.19, 0.19), (0.42, 0.28)  # inches of a cell, and of one that shows its value
+LINE = 0.16  # inches of a line of text
+SLANT = 0.55  # inches that slanted names below an axis take
+BAR_SIZE = (1.7, 0.09)  # inches
+BAR = 0.6  # inches of a colour bar with its label and numbers
 
 
 def draw_figure(figure: Figure, ax: "Axes | None" = None) -> "Drawing":
@@ -65,44 +59,39 @@ def draw_figure(figure: Figure, ax: "Axes | None" = None) -> "Drawing":
         return _draw_into(figure, ax)
     from loralens.charts.drawing import Drawing
 
-    bands = [(band, _rows(band)) for band in figure.bands]
-    rows = [row for _, placed in bands for row in placed]
-    lines = figure.title.split("\n") if figure.title else []
-    # A narrow figure is widened for its title, whose middle would else be left out.
-    title = min(LETTER * max(map(len, lines), default=0), WIDENED)
-    width = max([title, *(row.width for row in rows)] if rows else [title, 300.0]) + 2 * MARGIN
-    titles = TITLE * len(lines) + BAND * sum(bool(band.title) for band in figure.bands)
-    height = 2 * MARGIN + titles + sum(row.height + GAP for row in rows)
+    # Each band has a part of the figure for its charts, and one for its title and for the keys that its charts share.
+    bands = [band for band in figure.bands if band.title or any(chart is not None for chart in band.charts)]
+    shapes = [_shape(band) for band in bands]
+    heights = [sum(down) + LINE * bool(band.title) for band, (_, down) in zip(bands, shapes, strict=True)]
+    lines = figure.title.count("\n") + 1 if figure.title else 0
+    width = max([sum(across) for across, _ in shapes], default=4.0)
     with style_context(), ignore_missing_letters():
-        sheet = _Sheet(Drawing(figsize=(width / PIXELS, height / PIXELS)), width, height)
-        for k, line in enumerate(lines):
-            text = fit_name(line, int((width - MARGIN) / LETTER))
-            sheet.text(text, width / 2, MARGIN + TITLE * k, va="top", ha="center", fontsize=12 * POINT)
-        top = MARGIN + TITLE * len(lines) + 4.0
-        for band, placed in bands:
-            if band.title:
-                sheet.text(band.title, MARGIN, top + 4, va="top", ha="left", fontsize=SIZES["head"], weight="bold")
-                top += BAND
-            for row in placed:
-                for left, chart in row.charts:
-                    _draw_chart(sheet, chart, MARGIN + left, top, alone=len(band.charts) == 1)
-                for left, key in row.keys:
-                    _draw_key(sheet, key, MARGIN + left, top)
-                top += row.height + GAP
-        return sheet.figure
+        drawing = Drawing(figsize=(max(width, 4.0), max(sum(heights), 1.0) + LINE * lines), layout="constrained")
+        if figure.title:
+            # A line of 9 points has some 13 letters for every inch.
+            most = int(13 * max(width, 4.0))
+            drawing.suptitle("\n".join(fit_name(line, most) for line in figure.title.split("\n")))
+        parts = drawing.subfigures(max(len(bands), 1), 1, height_ratios=heights or None, squeeze=False)
+        for band, part, (across, down) in zip(bands, parts[:, 0], shapes, strict=False):
+            _draw_band(band, part, across, down, spare=max(width, 4.0) - sum(across))
+    return drawing
+
+
+def fix_layout(drawing: "Drawing") -> "Drawing":
+    """Run the layout engine of a drawing once and switch it off, as every further run would move things slightly."""
+    engine = drawing.get_layout_engine()
+    if engine is not None:
+        with style_context(), ignore_missing_letters():
+            engine.execute(drawing)
+    drawing.set_layout_engine("none")
+    return drawing
 
 
 def resize_drawing(drawing: "Drawing", size: tuple[float, float]) -> None:
-    """Give a drawing another width and height in inches.
-
-    Charts fill the new size. In a smaller one all texts and lines shrink with the side that shrinks more, so that texts
-    keep their distance; in a larger one they keep their size.
-    """
+    """Give a drawing another width and height in inches; in a smaller one texts and lines shrink too."""
     factor = min([new / old for new, old in zip(size, drawing.get_size_inches(), strict=True)] + [1.0])
     drawing.set_size_inches(*size)
-    if factor == 1.0:
-        return
-    for artist in drawing.findobj():
+    for artist in drawing.findobj() if factor < 1.0 else ():
         for name in ("fontsize", "linewidth", "markersize"):
             read, write = getattr(artist, f"get_{name}", None), getattr(artist, f"set_{name}", None)
             # Collections have a width for each of their lines.
@@ -111,78 +100,102 @@ def resize_drawing(drawing: "Drawing", size: tuple[float, float]) -> None:
                 write(width * factor if np.isscalar(width) else np.asarray(width) * factor)
 
 
-class _Row(NamedTuple):
-    """Charts, or colour keys, that stand side by side: the left end of each, and the size of the row."""
-
-    width: float
-    height: float
-    charts: Sequence[tuple[float, Chart]] = ()
-    keys: Sequence[tuple[float, Key]] = ()
-
-
-class _Sheet(NamedTuple):
-    """A figure in which charts are placed by pixels from the upper left corner."""
-
-    figure: "Drawing"
-    width: float
-    height: float
-
-    def axes(self, left: float, top: float, width: float, height: float) -> "Axes":
-        """Add axes at a place."""
-        # The values are rounded, so that the last bits of a division do not change the bytes of a file.
-        bottom = self.height - top - height
-        across, up = (round(share, 6) for share in (left / self.width, bottom / self.height))
-        return self.figure.add_axes((across, up, round(width / self.width, 6), round(height / self.height, 6)))
-
-    def text(self, text: str, x: float, y: float, **look: Any) -> None:
-        """Write text at a place."""
-        self.figure.text(x / self.width, 1 - y / self.height, text, parse_math=False, **look)
-
-    def label(self, text: str, x: float, y: float, size: str = "num", align: str = "left") -> None:
-        """Write a number or a label on a line at a place, in the quiet colour of such texts."""
-        self.text(text, x, y, va="baseline", ha=align, fontsize=SIZES[size], color=COLOURS["quiet"])
-
-
-def _rows(band: Band) -> list[_Row]:
-    """The charts of a band in rows, each as full as the width allows, and its colour keys below."""
-    boxes = [None if chart is None else layout.chart_box(chart, alone=len(band.charts) == 1) for chart in band.charts]
-    # All places are as wide as the widest chart, so that charts of one kind stand below each other.
-    step = max([room.width for room in boxes if room], default=0.0) + GAP
-    across = band.columns or max(1, min(len(boxes), int(ROOM / step)))
-    rows = []
-    for start in range(0, len(boxes), across):
-        part = slice(start, start + across)
-        height = max([room.height for room in boxes[part] if room], default=0.0)
-        charts = [(step * i, chart) for i, chart in enumerate(band.charts[part]) if chart is not None]
-        rows.append(_Row(step * min(across, len(boxes)) - GAP, height, charts))
-    if band.keys:
-        widths, heights = zip(*map(layout.key_size, band.keys), strict=True)
-        *lefts, width = accumulate((key_width + GAP for key_width in widths), initial=0.0)
-        rows.append(_Row(width, max(heights), keys=list(zip(lefts, band.keys, strict=True))))
-    return rows
-
-
-def _draw_chart(sheet: _Sheet, chart: Chart, left: float, top: float, *, alone: bool) -> None:
-    room = layout.chart_box(chart, alone=alone)
-    if isinstance(chart, HeatMap) and not (chart.rows and chart.columns):
-        return  # there is nothing to draw, and places could not be computed as shares of a width of 0
-    axes = sheet.axes(left + room.left, top + room.top, room.across, room.down)
-    draw_chart(axes, chart)
+def _size(chart: Chart | None, *, alone: bool) -> tuple[float, float]:
+    """The width and the height of a chart in inches, with its texts."""
+    if chart is None:
+        return 0.0, 0.0
     if isinstance(chart, LineChart):
-        corner = (left + 46) / sheet.width, 1 - (top + room.height + 2) / sheet.height
-        place = {"loc": "lower left", "bbox_to_anchor": corner, "bbox_transform": sheet.figure.transFigure}
-        draw_legend(axes, chart, layout.name_letters(room), **place)
-    elif isinstance(chart, HeatMap):
-        _draw_surroundings(sheet, chart, room, left, top)
-        _draw_colour_bar(sheet, chart.scale, left + room.left, top + room.height - layout.BAR_ROOM)
-    else:
-        below = top + room.top + room.down + 12
-        for k, note in enumerate(chart.notes, start=1):
-            sheet.label(note, left + room.left, below + layout.NOTE * k, "small")
+        wide, high = ALONE if alone else PANEL
+        return wide, high + LINE * len(chart.named) + (SLANT if _slanted(chart) else 0.0)
+    if isinstance(chart, Overlaps):
+        return OVERLAPS[0], OVERLAPS[1] + LINE * len(chart.notes)
+    wide, high = _cell(chart)
+    names = [max((len(name) for _, name in texts), default=0) for texts in (chart.row_texts, chart.column_texts)]
+    words = max(map(len, (chart.title, chart.note, chart.across, _key_label(chart.scale))))
+    below = 0.075 * names[1] + LINE * (len(chart.lines_below) + bool(chart.title)) + (0.6 if chart.tree else 0.15)
+    across = max(wide * len(chart.columns) + 0.08 * names[0] + 0.3, 0.075 * words, 2.6)
+    return across, high * len(chart.rows) + below + BAR
+
+
+def _slanted(chart: LineChart) -> bool:
+    """Whether the names below the x axis are too long to stand side by side."""
+    return max((len(name) for _, name in chart.x.ticks), default=0) > 8
+
+
+def _cell(chart: HeatMap) -> tuple[float, float]:
+    wide, high = WRITTEN if chart.written else CELL
+    room = chart.room / 96  # in CSS pixels, of which an inch has 96
+    across, down = room / max(len(chart.columns), 1), room / max(len(chart.rows), 1)
+    # Below 0.03 inches neighbours can no longer be told apart.
+    return max(0.03, min(wide, across)), max(0.03, min(high, down))
+
+
+def _shape(band: Band) -> tuple[list[float], list[float]]:
+    """The widths of the columns and the heights of the rows of a band, in inches."""
+    sizes = [_size(chart, alone=len(band.charts) == 1) for chart in band.charts] or [(4.0, 0.1)]
+    wide = max(width for width, _ in sizes)
+    across = band.columns or max(1, min(len(sizes), int(WIDTH / wide)))
+    rows = [sizes[start : start + across] for start in range(0, len(sizes), across)]
+    heights = [max(height for _, height in row) for row in rows]
+    heights[-1] += BAR if band.keys else 0.0
+    return [wide] * across, heights
+
+
+def _draw_band(band: Band, part: "SubFigure", across: Sequence[float], down: Sequence[float], *, spare: float) -> None:
+    """Draw a band whose columns and rows are so wide and high; ``spare`` inches of width are left."""
+    if band.title:
+        part.suptitle(band.title, x=0.01, ha="left", weight="bold", fontsize=8)
+    if not band.charts:
+        return
+    # An empty column at the end keeps charts from growing to the width of the figure.
+    grid = part.add_gridspec(len(down), len(across) + 1, width_ratios=[*across, max(spare, 1e-3)], height_ratios=down)
+    panels = []
+    for k, chart in enumerate(band.charts):
+        if chart is None or (isinstance(chart, HeatMap) and not (chart.rows and chart.columns)):
+            continue
+        axes = part.add_subplot(grid[divmod(k, len(across))])
+        panels.append(axes)
+        draw_chart(axes, chart)
+        if isinstance(chart, HeatMap):
+            _draw_key(part, chart.scale, [axes], _cell(chart)[0] * len(chart.columns))
+    for key in band.keys if panels else ():
+        _draw_key(part, key, panels, sum(across))
+
+
+def _draw_key(part: "SubFigure | Drawing", key: Key, panels: "Sequence[Axes]", inches: float) -> None:
+    """Draw a colour bar below the charts that share it, which are together so many inches wide."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap
+
+    ramp = {"cmap": ListedColormap([COLOURS[f"b{k}"] for k in range(BLOCKS)])}
+    mappable = ScalarMappable(**(_steps(key) if isinstance(key, ColourScale) else ramp))
+    share = min(1.0, BAR_SIZE[0] / inches)
+    place: dict[str, Any] = {"location": "bottom", "anchor": (0.0, 1.0), "pad": 0.03, "shrink": share}
+    bar = part.colorbar(mappable, ax=panels, aspect=inches * share / BAR_SIZE[1], **place)
+    bar.minorticks_off()
+    marks = key.marks if isinstance(key, ColourScale) else key.ticks
+    long = isinstance(key, Ramp) and max((len(name) for _, name in marks), default=0) > 6
+    turned: dict[str, Any] = {"rotation": 30, "ha": "right"} if long else {}
+    bar.set_ticks([value for value, _ in marks], labels=[name for _, name in marks], **turned)
+    bar.ax.tick_params(length=2, pad=2, labelcolor=COLOURS["quiet"])
+    bar.outline.set_visible(False)
+    for value in key.levels if isinstance(key, ColourScale) else ():
+        # The mark is not clipped, so that it reaches beyond the bar and is visible on any colour.
+        bar.ax.axvline(value, color=COLOURS["chance"], linewidth=1.5, clip_on=False)
+    bar.set_label(_key_label(key), color=COLOURS["quiet"], loc="left")
+
+
+def _key_label(key: Key) -> str:
+    if isinstance(key, ColourScale) and key.levels:
+        return f"{key.label} (mark: chance, {key.chance_text})"
+    return key.label
 
 
 def _draw_into(figure: Figure, axes: "Axes") -> "Drawing":
     """Draw the one chart of a figure into the axes of the caller."""
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
     charts = figure.charts
     if len(charts) != 1:
         raise OptionError(
@@ -192,87 +205,175 @@ def _draw_into(figure: Figure, axes: "Axes") -> "Drawing":
     (chart,) = charts
     drawing = axes.get_figure(root=True)
     assert drawing is not None
-    with ignore_missing_letters():
+    with ignore_missing_letters(), rc_context({"text.parse_math": False}):
         draw_chart(axes, chart)
-        if isinstance(chart, LineChart):
-            draw_legend(axes, chart)
-        else:
-            label = chart.across if isinstance(chart, HeatMap) else "\n".join(chart.notes)
-            axes.set_xlabel(label, parse_math=False)
-            bar = drawing.colorbar(colour_scale(chart.scale), ax=axes, label=chart.scale.label)
-            bar.ax.yaxis.label.set_parse_math(False)
-            bar.set_ticks([value for value, _ in chart.scale.marks], labels=[text for _, text in chart.scale.marks])
-            for value in chart.scale.levels:
-                bar.ax.axhline(value, color=COLOURS["chance"], linewidth=1.5)
-    if figure.title and not chart.title:
-        axes.set_title(figure.title, parse_math=False)
+        if not isinstance(chart, LineChart):
+            _draw_key(drawing, chart.scale, [axes], BAR_SIZE[0])
+        if figure.title and not chart.title:
+            axes.set_title(figure.title)
+        # The titles and labels of these axes were made before, with the settings of the user.
+        axes.get_xticklabels(), axes.get_yticklabels()
+        for text in axes.findobj(Text):
+            text.set_parse_math(False)
     return drawing
 
 
-def _draw_surroundings(sheet: _Sheet, chart: HeatMap, room: layout.Box, left: float, top: float) -> None:
-    """Draw what stands above and below a map: title, names of stacks, tree, and notes."""
-    axes = sheet.figure.axes[-1]
-    wide, _ = layout.cell_size(chart)
-    title, tree, _ = layout.above_cells(chart)
-    # The title stands at the left of the row names as on the page, and not at the left of the cells.
-    place: dict[str, Any] = {"x": -room.left / room.across, "y": 1 + (room.top - 13) / room.down, "pad": 0.0}
-    axes.set_title(chart.title, loc="left", parse_math=False, fontsize=SIZES["head"], weight="bold", **place)
+def draw_chart(axes: "Axes", chart: Chart) -> None:
+    """Draw a chart of any kind into axes, without its colour bar."""
+    if isinstance(chart, LineChart):
+        _draw_lines(axes, chart)
+    elif isinstance(chart, HeatMap):
+        _draw_heat(axes, chart)
+    else:
+        _draw_overlaps(axes, chart)
+
+
+def _draw_lines(axes: "Axes", chart: LineChart) -> None:
+    from matplotlib.ticker import MaxNLocator, NullFormatter
+
+    axes.set_yscale("log" if chart.y.log else "linear")
+    axes.set(xlim=chart.x.limits, ylim=chart.y.limits, xlabel=chart.x.label, ylabel=chart.y.label)
+    axes.set_title(fit_name(chart.title, 30))
+    for area in chart.areas:
+        # Areas lie behind levels and lines, which have the orders 1 and 2.
+        axes.fill_between(area.x, area.low, area.high, color=COLOURS["area"], linewidth=0, zorder=0.5)
+    for line in chart.lines:
+        _draw_line(axes, line, chart.y)
+    for k, (name, value) in enumerate(chart.levels.items()):
+        axes.axhline(value, color=COLOURS["quiet"], linewidth=0.6, linestyle=":", zorder=1)
+        # Names of levels that are close to each other stand side by side.
+        place: dict[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+        axes.annotate(name, (0.02 + 0.3 * (k % 3), value), xytext=(0, 1), **place, **REMARK)
+    if chart.empty:
+        axes.text(0.5, 0.5, chart.note or "all of it is 0", transform=axes.transAxes, ha="center", **REMARK)
+    elif chart.note:
+        axes.text(0.03, 0.04, chart.note, transform=axes.transAxes, va="bottom", zorder=4, **REMARK)
+    if chart.x.ticks:
+        axes.set_xticks([value for value, _ in chart.x.ticks], [label for _, label in chart.x.ticks])
+        if _slanted(chart):
+            for label in axes.get_xticklabels():
+                label.set(rotation=40, ha="right", rotation_mode="anchor")
+    elif all(float(x).is_integer() for line in chart.lines for x in line.x):
+        # Directions, ranks and blocks are counted, so a tick at 2.5 would have no meaning.
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if chart.y.log:
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(labelcolor=COLOURS["quiet"], length=2.5, pad=2)
+    axes.grid(axis="y", color="#e1e5e8", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if chart.named:
+        _draw_legend(axes, chart)
+
+
+def _draw_line(axes: "Axes", line: Line, y_axis: Axis) -> None:
+    """Draw one line. Points that are not finite are left out and do not break it, as on the page."""
+    labels = line.labels or [""] * len(line.x)
+    points = [(x, y, text) for x, y, text in zip(line.x, line.y, labels, strict=True) if y_axis.shows(y)]
+    # The line is not clipped, so that points on the edge of the axes are drawn whole. A star marks the point of
+    # interest, which no later line may cover.
+    order = 2.5 if line.marker == "star" else 2
+    xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
+    axes.plot(xs, ys, label=line.name, clip_on=False, zorder=order, **_look(line))
+    for x, y, text in points:
+        if text:
+            axes.annotate(text, (x, y), xytext=(3, 3), textcoords="offset points", **REMARK)
+
+
+def _look(line: Line) -> dict[str, Any]:
+    style = "none" if line.unjoined else ":" if line.dotted else "--" if line.dashed else "-"
+    look = {"color": COLOURS[ink_class(line.ink)], "linewidth": 1.0, "linestyle": style}
+    return {**look, "marker": MARKERS[line.marker], "markersize": 8 if line.marker == "star" else 3.4}
+
+
+def _draw_legend(axes: "Axes", chart: LineChart) -> None:
+    """Draw the names of the lines below the chart."""
+    from matplotlib.lines import Line2D
+    from matplotlib.transforms import ScaledTranslation
+
+    drawing = axes.get_figure(root=True)
+    assert drawing is not None
+    # Below the numbers and the label of x.
+    below = ScaledTranslation(0, -0.36 - (SLANT if _slanted(chart) else 0.0), drawing.dpi_scale_trans)
+    axes.legend(
+        [Line2D([], [], **_look(line)) for line in chart.named],
+        [fit_name(line.name, 60) for line in chart.named],
+        loc="upper left", bbox_to_anchor=(0.0, 0.0), bbox_transform=axes.transAxes + below,
+        frameon=False, borderaxespad=0.0, borderpad=0.0, labelspacing=0.25, handlelength=2.2,
+    )  # fmt: skip
+
+
+def _draw_heat(axes: "Axes", chart: HeatMap) -> None:
+    rows, columns = len(chart.rows), len(chart.columns)
+    values = np.full((rows, columns), np.nan)
+    for place, cell in chart.cells.items():
+        values[place] = cell.value
+    # Cells of few dots have no gaps: these would hide them.
+    gaps: dict[str, Any] = {"edgecolors": "white", "linewidth": 0.75} if min(_cell(chart)) > 0.06 else {}
+    axes.patch.set(**EMPTY)
+    raster = rows * columns > RASTER
+    axes.pcolormesh(np.ma.masked_invalid(values), rasterized=raster, **_steps(chart.scale), **gaps)
+    if chart.zeros:
+        x, y = [j + 0.5 for _, j in chart.zeros], [i + 0.5 for i, _ in chart.zeros]
+        axes.plot(x, y, linestyle="none", marker="x", markersize=4, color=COLOURS["zero"], label="ΔW = 0")
+    for (i, j), cell in chart.cells.items() if chart.written else ():
+        strong = is_strong(level(cell.value, chart.scale.low, chart.scale.high, diverging=chart.scale.diverging))
+        colour = "white" if strong else "black"
+        axes.text(j + 0.5, i + 0.5, chart.scale.text(cell.value), color=colour, ha="center", va="center", fontsize=7)
+    for edges, line in ((chart.column_edges, axes.axvline), (chart.row_edges, axes.axhline)):
+        for edge in edges:
+            line(edge, color="black", linewidth=0.7)
+    axes.set(xlim=(0, columns), ylim=(rows, 0))  # row 0 is at the top
+    axes.set_yticks([i + 0.5 for i, _ in chart.row_texts], [name for _, name in chart.row_texts])
+    below = [name for _, name in chart.column_texts]
+    upright: dict[str, Any] = {"rotation": 90} if max(map(len, below), default=0) > 3 else {}
+    axes.set_xticks([j + 0.5 for j, _ in chart.column_texts], below, **upright)
+    axes.tick_params(length=0, pad=3, labelcolor=COLOURS["quiet"])
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("\n".join(chart.lines_below), loc="left")
     for start, stop, name in chart.heads:
-        sheet.label(name, left + room.left + wide * (start + stop) / 2, top + room.top - 4, align="center")
-    below = top + room.top + room.down + layout.names_below(chart) + 10
-    for k, line in enumerate(chart.lines_below):
-        sheet.label(line, left + room.left, below + layout.LABEL * k, "label")
-    if tree:
-        branches = sheet.axes(left + room.left, top + title + 4, room.across, layout.TREE - 8)
+        middle: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        axes.text((start + stop) / 2, 1.01, name, color=COLOURS["quiet"], fontsize=7, **middle)
+    if chart.tree:
+        branches = axes.inset_axes((0.0, 1.01, 1.0, 0.36 / max(_cell(chart)[1] * rows, 0.36)))
         for branch in chart.tree:
-            branches.plot(*zip(*branch, strict=True), color=COLOURS["quiet"], linewidth=POINT)
-        branches.set(xlim=(0, len(chart.columns)), ylim=(0, 1))
+            branches.plot(*zip(*branch, strict=True), color=COLOURS["quiet"], linewidth=0.75)
+        branches.set(xlim=(0, columns), ylim=(0, 1))
         branches.set_axis_off()
         branches.set_label("<tree>")  # tells these axes from those of charts
+    # The height is given, as matplotlib would place the title above whatever stands above the cells.
+    axes.set_title(chart.title, y=1.0, pad=38 if chart.tree else 14 if chart.heads else 6)
 
 
-def _draw_key(sheet: _Sheet, key: Key, left: float, top: float) -> None:
-    if isinstance(key, ColourScale):
-        _draw_colour_bar(sheet, key, left + 8, top)
-        return
-    sheet.label(key.label, left + 8, top + 11, "label")
-    names = [name for _, name in key.ticks]
-    if layout.is_list(key):
-        axes = sheet.axes(left + 8, top + 18, 22, layout.LINE * len(key.ticks))
-        for k, (place, _) in enumerate(key.ticks):
-            axes.barh(k, 1, 10 / layout.LINE, color=COLOURS[f"b{round((BLOCKS - 1) * place)}"])
-        axes.set(xlim=(0, 1), ylim=(len(key.ticks) - 0.5, -0.5), xticks=[])
-        axes.yaxis.tick_right()
-        axes.set_yticks(range(len(key.ticks)), names, parse_math=False)
-    else:
-        from matplotlib.colors import ListedColormap
+def _draw_overlaps(axes: "Axes", chart: Overlaps) -> None:
+    """Draw a map of φ(i, j), with i down and j across, both from 1."""
+    from matplotlib.ticker import MaxNLocator
 
-        axes = sheet.axes(left + 8, top + 16, layout.BAR, layout.BAR_HIGH)
-        axes.imshow([range(BLOCKS)], cmap=ListedColormap([COLOURS[f"b{k}"] for k in range(BLOCKS)]), aspect="auto")
-        axes.set_xticks([(BLOCKS - 1) * place for place, _ in key.ticks], names, parse_math=False)
-        axes.set_yticks([])
-    axes.tick_params(length=0, pad=3, labelsize=SIZES["num"], labelcolor=COLOURS["quiet"])
+    phi = np.array(chart.phi)
+    rows, columns = phi.shape
+    # Cell (i, j) lies around the numbers i and j, so that ticks at whole numbers stand in its middle.
+    extent = (0.5, columns + 0.5, rows + 0.5, 0.5)
+    axes.imshow(phi, aspect="auto", extent=extent, **_steps(chart.scale))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.tick_params(length=0, pad=2, labelcolor=COLOURS["quiet"])
     axes.spines[:].set_visible(False)
-    axes.set_label("<key>")
+    axes.set_title(fit_name(chart.title, 26), fontsize=7)
+    axes.set_xlabel("\n".join(chart.notes), loc="left", **REMARK)
 
 
-def _draw_colour_bar(sheet: _Sheet, scale: ColourScale, left: float, top: float) -> None:
-    """Draw a colour bar with its label, its numbers and the level of chance."""
-    axes = sheet.axes(left, top + layout.BAR_TOP, layout.BAR, layout.BAR_HIGH)
-    sheet.figure.colorbar(colour_scale(scale), cax=axes, orientation="horizontal", spacing="proportional")
-    axes.set_label("<colorbar>")
-    axes.set_xlim(scale.low, scale.high if scale.high > scale.low else scale.low + 1)
-    axes.set_xticks([], minor=True)
-    axes.set_xticks([value for value, _ in scale.marks], [text for _, text in scale.marks], parse_math=False)
-    axes.tick_params(length=0, pad=3, labelsize=SIZES["num"], labelcolor=COLOURS["quiet"])
-    for label, (value, _) in zip(axes.get_xticklabels(), scale.marks, strict=True):
-        label.set_horizontalalignment(ALIGN[layout.bar_anchor(scale.share(value))])
-    axes.spines[:].set_visible(False)
-    axes.set_title(scale.label, loc="left", parse_math=False, fontsize=SIZES["label"], color=COLOURS["quiet"], pad=3)
-    for value in scale.levels:
-        # The mark is not clipped, so that it reaches beyond the bar and is visible on any colour.
-        axes.axvline(value, color=COLOURS["chance"], linewidth=2 * POINT, clip_on=False)
-    for value in scale.levels[:1]:
-        share = scale.share(value)
-        align = ALIGN[layout.bar_anchor(share)]
-        sheet.label(f"chance {scale.chance_text}", left + layout.BAR * share, top + layout.BAR_CHANCE, align=align)
+def _steps(scale: ColourScale) -> dict[str, Any]:
+    """The colour steps of a scale and their edges, as matplotlib calls them.
+
+    The first and the last step are centred on the ends of the scale.
+    """
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    sign, count = ("v", 2 * SIDES + 1) if scale.diverging else ("s", STEPS)
+    most = max(abs(scale.low), abs(scale.high)) or 1.0
+    low, high = (-most, most) if scale.diverging else (scale.low, scale.high)
+    high = high if high > low else low + 1
+    edges = low + (high - low) * (np.arange(count + 1) - 0.5) / (count - 1)
+    cmap = ListedColormap([COLOURS[f"{sign}{k}"] for k in range(count)])
+    return {"cmap": cmap, "norm": BoundaryNorm(edges, count, clip=True)}

@@ -1,7 +1,6 @@
 """Charts as plain data: line charts, maps of cells, and figures of several charts.
 
-A chart holds its limits, its ticks and their labels, so that it is the same on a page (`loralens.charts.svg_lines`,
-`loralens.charts.svg_maps`) and in a picture (`loralens.charts.mpl`). The renderers decide only how it looks.
+A chart says what is drawn. A page (`loralens.charts.svg`) and a picture (`loralens.charts.mpl`) each decide how.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,11 +23,17 @@ Limits = tuple[float, float]
 @final
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """An axis with its label, its limits, and its ticks as pairs of a value and a text."""
+    """An axis with its label and its limits.
+
+    Attributes
+    ----------
+    ticks : sequence of (float, str)
+        Values and their texts; empty where a renderer chooses round numbers.
+    """
 
     label: str
     limits: Limits
-    ticks: Sequence[tuple[float, str]]
+    ticks: Sequence[tuple[float, str]] = ()
     log: bool = False
 
     def shows(self, value: float) -> bool:

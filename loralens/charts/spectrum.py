@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from loralens.analysis.spectrum import Spectrum
-from loralens.charts.axes import direction_axis, line_chart
+from loralens.charts.axes import direction_limits, line_chart
 from loralens.charts.grid import Grid, all_blocks, arithmetic_mean, gather_kinds
 from loralens.charts.names import columns_to_label, fit_name
 from loralens.charts.spec import Band, ColourScale, Figure, HeatMap, Ink, Limits, Line, LineChart, Marker
@@ -116,7 +116,7 @@ def singular_value_panels(
         shown = columns_to_label(grid.blocks, 6)
         x_ticks = [(float(j), grid.columns[j]) for j in shown if len(grid.columns[j]) <= 8]
     else:
-        label, (x_range, x_ticks) = "direction i", direction_axis(most)
+        label, x_range, x_ticks = "direction i", direction_limits(most), []
     charts, y_range = [], limits or (0.1, 1.0)
     for row, name in enumerate(grid.kinds):
         lines, note = _lines(spectra, grid, row, numbers or {}, flat=flat), _note(spectra, grid, row)

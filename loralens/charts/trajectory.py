@@ -40,7 +40,7 @@ def trajectory_charts(
     timed = len(known_steps) == len(steps)
     x: Sequence[float] = known_steps if timed else range(len(steps))
     every = ceil(len(names) / NAMES)
-    ticks = None if timed else [(float(i), fit_name(names[i], 12)) for i in range(0, len(names), every)]
+    ticks = [] if timed else [(float(i), fit_name(names[i], 12)) for i in range(0, len(names), every)]
     label = "step" if timed else "checkpoint (some steps are unknown)"
     points = run.points
     moved = [nan if point.length is None else point.length for point in points]  # the first has none before

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal, final
 
-from loralens.charts.layout import chart_box
 from loralens.charts.spec import Chart, HeatMap, Key
+from loralens.charts.svg import chart_box
 from loralens.tables.table import Table
 
 # The width in pixels that a page of 1280 pixels has for charts within a frame, and the gap between columns of them.

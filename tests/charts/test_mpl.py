@@ -31,7 +31,7 @@ def test_a_logarithmic_chart_spans_what_it_is_told_to() -> None:
     (axes,) = panels(drawn(chart))
     assert axes.get_yscale() == "log"
     assert axes.get_ylim() == (1e-3, 10.0)
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["0.001", "0.01", "0.1", "1", "10"]
+    assert axes.yaxis.get_major_formatter()(0.01) == "0.01"  # no power, which would be read as mathematics
 
 
 def test_a_map_has_its_values_where_they_belong_and_holes_where_there_are_none() -> None:
@@ -63,7 +63,6 @@ def test_the_cell_of_a_pair_of_directions_lies_around_its_two_numbers() -> None:
     assert list(image.get_extent()) == [0.5, 5.5, 3.5, 0.5]
     np.testing.assert_array_equal(image.get_array(), phi)
     assert (axes.get_xlim(), axes.get_ylim()) == ((0.5, 5.5), (3.5, 0.5))
-    assert (axes.get_xticks().tolist(), axes.get_yticks().tolist()) == ([1, 2, 4, 5], [1, 2, 3])
 
 
 def test_overlaps_share_one_bar_with_the_levels_of_chance() -> None:
@@ -74,9 +73,8 @@ def test_overlaps_share_one_bar_with_the_levels_of_chance() -> None:
         np.testing.assert_array_equal(axes.images[0].get_array(), [[0.1 * k, 0.2], [0.3, 0.4]])
     (bar,) = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
     assert [line.get_xdata()[0] for line in bar.lines] == [0.2, 0.4]  # type: ignore[index]
-    texts = [text.get_text() for text in figure.texts]
-    assert texts.count("a note") == 5
-    assert "chance 0.20 to 0.40" in texts
+    assert [axes.get_xlabel() for axes in panels(figure)] == ["a note"] * 5
+    assert "0.20 to 0.40" in bar.get_xlabel()
 
 
 @pytest.mark.some(1)

@@ -6,7 +6,6 @@ import pytest
 import loralens
 from loralens.analysis.compare.nested import nesting
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
-from loralens.charts.axes import map_ticks
 from loralens.charts.mpl import draw_figure
 from loralens.charts.similarity import colour_top, similarity_figure
 from loralens.charts.similarity_nested import nesting_figure
@@ -182,13 +181,9 @@ def test_nested_modules_stand_against_each_other() -> None:
         nesting_figure([], label="mine")
 
 
-def test_colours_end_at_the_largest_tenth_and_ticks_at_the_last_direction() -> None:
+def test_colours_end_at_the_largest_tenth() -> None:
     assert colour_top([0.31, 0.02, float("nan")]) == pytest.approx(0.4)
     assert (colour_top([]), colour_top([0.001]), colour_top([1.0])) == (0.1, 0.1, 1.0)
-    # Numbers are 10 pixels high: 8 rows on 44 pixels, as those of a map of 8 × 64, have room for three of them.
-    assert map_ticks(8, 44) == [1, 4, 8]
-    assert map_ticks(64, 132) == [1, 16, 32, 48, 64]
-    assert [map_ticks(k) for k in (1, 2, 3, 8, 64)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 6, 8], [1, 16, 32, 48, 64]]
 
 
 @pytest.mark.slow

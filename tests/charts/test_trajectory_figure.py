@@ -1,7 +1,6 @@
 """The figure of a run: what is in it."""
 
 import numpy as np
-from matplotlib.text import Text
 
 import loralens
 from loralens.analysis.trajectory import Trajectory, measure_trajectory
@@ -76,8 +75,8 @@ def test_no_label_leaves_the_figure() -> None:
     names = [f"a-long-name-of-checkpoint-{i}" for i in range(20)]
     drawing = draw_figure(trajectory_figure(found(20), [None] * 20, {}, names))
     drawing.draw_without_rendering()
-    for text in drawing.findobj(Text):
-        if text.get_text() and text.get_visible():
-            box = text.get_window_extent()
-            assert box.x0 >= -1
-            assert box.x1 <= drawing.bbox.x1 + 1
+    for axes in drawing.axes:
+        box = axes.get_tightbbox()
+        assert box is not None
+        assert box.x0 >= -1
+        assert box.x1 <= drawing.bbox.x1 + 1

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from loralens.analysis.doctor import examine_all, run_checks
 from loralens.charts.spec import LineChart
-from loralens.charts.svg_lines import lines_svg
+from loralens.charts.svg import lines_svg
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.reporting import html

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from markupsafe import Markup
 
 from loralens.charts.spec import Chart, HeatMap, LineChart
-from loralens.charts.svg_lines import lines_svg
-from loralens.charts.svg_maps import heat_svg, key_svg, overlaps_svg
+from loralens.charts.svg import heat_svg, key_svg, lines_svg, overlaps_svg
 from loralens.reporting.document import (
     Notice,
     Notices,

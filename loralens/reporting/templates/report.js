@@ -11,7 +11,7 @@
   const mark = (adapter, name, [x, y]) => {
     const svg = document.querySelector(`#${adapter.picture} svg`);
     if (!svg) return;
-    // The frame of the axes in the units of the picture, then their limits: written by loralens.charts.svg_lines.
+    // The frame of the axes in the units of the picture, then their limits: written by loralens.charts.svg.
     const [left, top, width, height, x0, x1, y0, y1] = svg.dataset.frame.split(" ").map(Number);
     let dot = svg.querySelector(`.marker.${name}`);
     if (!dot) {
