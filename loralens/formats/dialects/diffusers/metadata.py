@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from loralens.core.adapter import Finding
+from loralens.core.naming.clock import Clock
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, place
 from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.files.expressions import Allowance
 from loralens.formats.files.json_text import check_printable
 
 KEY = "lora_adapter_metadata"
@@ -50,8 +50,8 @@ class Configs:
                 component, _, name = key.rpartition(".")
                 fields.setdefault(component, {})[name] = value
             # All components share one time limit for their expressions, so that many of them cannot add up.
-            allowance = Allowance()
-            return cls({component: PeftConfig(said, allowance) for component, said in fields.items()})
+            clock = Clock()
+            return cls({component: PeftConfig(said, clock) for component, said in fields.items()})
 
     def component(self, name: str) -> str | None:
         """The component whose configuration applies to a module; None if there is none."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from loralens.core.adapter import Finding
+from loralens.core.naming.clock import Clock
 from loralens.core.scaling import ScaleFormula, Scaling
 from loralens.errors import FormatError
 from loralens.formats.dialects.peft.patterns import RESTORE, Pattern
-from loralens.formats.files.expressions import Allowance, Expression
+from loralens.formats.files.expressions import Expression
 from loralens.formats.files.json_text import check_printable, finite_number
 
 DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
@@ -76,12 +77,12 @@ class Endings:
 class PeftConfig:
     """The fields of an ``adapter_config.json`` after a check of their types and values.
 
-    ``fields`` is the unchanged object. ``allowance`` is the time limit for its regular expressions, which all
+    ``fields`` is the unchanged object. ``clock`` is the time limit for its regular expressions, which all
     configurations of an adapter share.
     """
 
     fields: Mapping[str, Any]
-    allowance: Allowance = field(default_factory=Allowance, compare=False, repr=False)
+    clock: Clock = field(default_factory=Clock, compare=False, repr=False)
     _expression: Expression | None = field(init=False, compare=False, repr=False)  # target_modules, where it is text
     _listed: Endings = field(init=False, compare=False, repr=False)  # target_modules, where it is a list
     _parameters: Endings = field(init=False, compare=False, repr=False)
@@ -108,9 +109,9 @@ class PeftConfig:
             _check_strings(name, self.fields.get(name))
         check_printable(str(self.fields.get("base_model_name_or_path")))
         derived = {
-            "_ranks": Pattern(ranks, "rank_pattern", self.allowance),
-            "_alphas": Pattern(alphas, "alpha_pattern", self.allowance),
-            "_expression": Expression(targets, "target_modules", self.allowance) if isinstance(targets, str) else None,
+            "_ranks": Pattern(ranks, "rank_pattern", self.clock),
+            "_alphas": Pattern(alphas, "alpha_pattern", self.clock),
+            "_expression": Expression(targets, "target_modules", self.clock) if isinstance(targets, str) else None,
             "_listed": Endings(listed or []),
             "_parameters": Endings(self.parameters),
         }

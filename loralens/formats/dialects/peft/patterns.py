@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
-from loralens.formats.files.expressions import SIMPLER, Allowance, Expression
+from loralens.core.naming.clock import Clock
+from loralens.formats.files.expressions import SIMPLER, Expression
 
 RESTORE = "correct adapter_config.json, or save the adapter again"
 # Keys in which only dots are special. A backslash before punctuation makes it literal.
@@ -38,7 +39,7 @@ class Pattern:
     values : mapping of str to Any
     field : str
         Its name in the configuration, for messages.
-    allowance : Allowance, optional
+    clock : Clock, optional
         The time limit that all keys of the adapter share.
 
     Raises
@@ -54,12 +55,10 @@ class Pattern:
     module of a model. Other keys are tried one after the other as regular expressions.
     """
 
-    __slots__ = ("_allowance", "_expressions", "_field", "_found", "_keys", "_literal", "_values")
+    __slots__ = ("_clock", "_expressions", "_field", "_found", "_keys", "_literal", "_values")
 
-    def __init__(
-        self, values: Mapping[str, Any], field: str = "rank_pattern", allowance: Allowance | None = None
-    ) -> None:
-        self._allowance = allowance or Allowance()
+    def __init__(self, values: Mapping[str, Any], field: str = "rank_pattern", clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
         self._values, self._keys, self._field = values, list(values), field
         self._expressions: list[tuple[int, Expression]] = []  # the place of a key, and its expression
         self._literal: dict[Shape, dict[str, int]] = {}  # common properties → letters → place of the first such key
@@ -69,7 +68,7 @@ class Pattern:
                 shape, letters = _shape(literal["letters"], anchored=bool(literal["anchor"]))
                 self._literal.setdefault(shape, {}).setdefault(letters, place)
             else:
-                self._expressions.append((place, Expression(key, field, self._allowance, after_prefix=True)))
+                self._expressions.append((place, Expression(key, field, self._clock, after_prefix=True)))
 
     def find(self, path: str, default: Any) -> tuple[Any, str | None]:
         """The value for a path, and its key, which is None for the default.
@@ -92,7 +91,7 @@ class Pattern:
     def _places(self, path: str) -> Iterator[int]:
         """The places of keys that match; of expressions only the first one, because they are tried in order."""
         yield from islice((place for place, expression in self._expressions if expression.matches(path)), 1)
-        with self._allowance.plain.running(f"{self._field} of {len(self._keys):,} keys", fix=SIMPLER):
+        with self._clock.running(f"{self._field} of {len(self._keys):,} keys", fix=SIMPLER):
             yield from self._literal_places(path)
 
     def _literal_places(self, path: str) -> Iterator[int]:
