@@ -78,7 +78,6 @@ check: $(READY)-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python docs/usage.py --check
 
 # docs/_build/html; a broken link or reference fails.
 docs: $(READY)-dev

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from usage import MARK, usage
 
 from loralens import __version__
 
@@ -35,6 +38,15 @@ def _bars(*event: object) -> None:
     lines[:] = [re.sub(r"(``.*?``)|\|", lambda bar: bar[1] or r"\|", line) for line in lines]
 
 
+def _usage(*event: object) -> None:
+    """The pages of commands get the options of today."""
+    name, content = event[-2:]
+    folder, _, page = str(name).partition("/")
+    if folder == "commands":
+        content[0] = content[0].replace(MARK, usage(page))  # type: ignore[index]
+
+
 def setup(app: object) -> None:
     """What sphinx calls."""
+    app.connect("source-read", _usage)  # type: ignore[attr-defined]
     app.connect("autodoc-process-docstring", _bars)  # type: ignore[attr-defined]
