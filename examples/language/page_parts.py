@@ -12,9 +12,8 @@ from typing import Any
 from language.claims import Claim, claim_table, seeds_of
 from low_bit_report import machine
 
-from loralens.charts.axes import line_chart
 from loralens.charts.figure import save_figure
-from loralens.charts.spec import Figure, Line, LineChart
+from loralens.charts.spec import Figure, Line, LineChart, line_chart
 from loralens.errors import OptionError
 from loralens.tables.numbers import MINUS, UNDEFINED, fixed
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from loralens.charts.figure import save_figure as save_figure
     from loralens.charts.mpl import draw_figure as draw_figure
     from loralens.charts.pairwise import pairwise_figure as pairwise_figure
+    from loralens.charts.similarity import nesting_figure as nesting_figure
     from loralens.charts.similarity import similarity_figure as similarity_figure
-    from loralens.charts.similarity_nested import nesting_figure as nesting_figure
     from loralens.charts.spec import Figure as Figure
     from loralens.charts.spectrum import spectrum_figure as spectrum_figure
     from loralens.charts.trajectory import trajectory_figure as trajectory_figure
@@ -25,8 +25,7 @@ else:
             "figure": ["check_suffix", "save_figure"],
             "mpl": ["draw_figure"],
             "pairwise": ["pairwise_figure"],
-            "similarity": ["similarity_figure"],
-            "similarity_nested": ["nesting_figure"],
+            "similarity": ["nesting_figure", "similarity_figure"],
             "spec": ["Figure"],
             "spectrum": ["spectrum_figure"],
             "trajectory": ["trajectory_figure"],

@@ -7,10 +7,20 @@ from statistics import median
 import numpy as np
 
 from loralens.analysis.base.amplification import FAR, Amplification, KeptRank
-from loralens.charts.axes import direction_limits, line_chart
-from loralens.charts.grid import Grid
-from loralens.charts.names import commonest_kinds, fit_name
-from loralens.charts.spec import Area, Band, ColourScale, Figure, HeatMap, Line, LineChart, Marker, Overlaps
+from loralens.charts.grid import Grid, commonest_kinds, fit_name
+from loralens.charts.spec import (
+    Area,
+    Band,
+    ColourScale,
+    Figure,
+    HeatMap,
+    Line,
+    LineChart,
+    Marker,
+    Overlaps,
+    direction_limits,
+    line_chart,
+)
 from loralens.core.names import kind
 from loralens.errors import OptionError
 from loralens.tables.numbers import fixed, number

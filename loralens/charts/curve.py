@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from loralens.charts.axes import line_chart
-from loralens.charts.names import fit_name
-from loralens.charts.spec import Band, Figure, Line, LineChart
+from loralens.charts.grid import fit_name
+from loralens.charts.spec import Band, Figure, Line, LineChart, line_chart
 from loralens.compression.curve import CurvePoint
 from loralens.tables.numbers import unit_of
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loralens.charts.grid import fit_name
 from loralens.charts.mpl_style import ignore_missing_letters, style_context
-from loralens.charts.names import fit_name
 from loralens.charts.palette import BLOCKS, SIDES, STEPS, colours, ink_class, is_strong, level
 from loralens.charts.spec import Axis, Band, Chart, ColourScale, Figure, HeatMap, Key, Line, LineChart, Overlaps, Ramp
 from loralens.errors import OptionError

@@ -7,8 +7,7 @@ import numpy as np
 
 from loralens.analysis.compare.interference import Interference
 from loralens.analysis.compare.pairwise import Pairwise, known_mean
-from loralens.charts.grid import KINDS, Grid
-from loralens.charts.names import fit_name, stride
+from loralens.charts.grid import KINDS, Grid, fit_name, stride
 from loralens.charts.spec import Band, Cell, ColourScale, Figure, HeatMap
 from loralens.choices import Side
 from loralens.core.names import block
@@ -182,3 +181,42 @@ def conflict_map(labels: Sequence[str], pairs: Pairwise, numbers: Mapping[str, i
     grid = Grid.of((module.name for module in pairs.modules), most=KINDS)
     note = "a cell: the least of its modules" if grid.fullest > 1 else ""
     return grid.heat("", values, scale, numbers=numbers, gather=min, tip=lambda name: tips[name], note=note)
+
+
+MAP = 620.0  # width and height of the cells together, in pixels
+MOST_LABELLED = 48  # rows up to which each has its name: 620 pixels are then 12.9 pixels for a row, as a line is
+
+
+def family_map(names: Sequence[str], cosines: Floats, starts: Sequence[int], *, chance: float) -> HeatMap:
+    """Draw the cosines of adapters in order of their families.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The adapters, family by family.
+    cosines : float64 array, shape (n, n)
+    starts : sequence of int
+        The index of the first adapter of every family but the first: lines are drawn there.
+    chance : float
+        The level of chance.
+    """
+    scale = ColourScale(
+        -1.0, 1.0, "cosine of ΔW", diverging=True, chance=[chance], form="+.2f",
+        ticks=[(-1.0, "−1"), (0.0, "0"), (1.0, "+1")],
+    )  # fmt: skip
+    count = len(names)
+    cells = {
+        (i, j): Cell(float(cosines[i, j]), f"{names[i]} and {names[j]}: {cosines[i, j]:+.3f}")
+        for i in range(count)
+        for j in range(count)
+    }
+    every = -(-count // MOST_LABELLED)
+    numbers = [str(i) for i in range(1, count + 1)]
+    labels = [f"{fit_name(name)} {i + 1}" if i % every == 0 else "" for i, name in enumerate(names)]
+    # Numbers of two digits are wider than the columns of many adapters.
+    across = 5 if count > 20 else 1
+    return HeatMap(
+        "cosine of every pair", [fit_name(name) for name in names], numbers, cells, scale, room=MAP,
+        row_labels=labels, column_labels=["" if i % across else str(i) for i in range(1, count + 1)],
+        row_edges=list(starts), column_edges=list(starts),
+    )  # fmt: skip

@@ -6,10 +6,20 @@ from dataclasses import replace
 import numpy as np
 
 from loralens.analysis.spectrum import Spectrum
-from loralens.charts.axes import direction_limits, line_chart
-from loralens.charts.grid import Grid, all_blocks, arithmetic_mean, gather_kinds
-from loralens.charts.names import columns_to_label, fit_name
-from loralens.charts.spec import Band, ColourScale, Figure, HeatMap, Ink, Limits, Line, LineChart, Marker
+from loralens.charts.grid import Grid, all_blocks, arithmetic_mean, columns_to_label, fit_name, gather_kinds
+from loralens.charts.spec import (
+    Band,
+    ColourScale,
+    Figure,
+    HeatMap,
+    Ink,
+    Limits,
+    Line,
+    LineChart,
+    Marker,
+    direction_limits,
+    line_chart,
+)
 from loralens.core.names import kind
 from loralens.errors import OptionError
 from loralens.linalg.factor import Floats

@@ -11,7 +11,7 @@ from itertools import chain, groupby
 from math import ceil, cos, floor, log10, pi, sin
 from typing import Literal, NamedTuple
 
-from loralens.charts.names import fit_name
+from loralens.charts.grid import fit_name
 from loralens.charts.palette import BLOCKS, STEPS, ink_class, is_strong, level
 from loralens.charts.spec import (
     Area,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import log10
 from typing import Any, NamedTuple, final
 
-from loralens.charts.families import family_map
+from loralens.charts.pairwise import family_map
 from loralens.choices import Level
 from loralens.fleet.bases.bases import BasesResult
 from loralens.fleet.catalogue.members import NON_FINITE, UNREACHABLE, Member, Unreadable

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.analysis.groups import mean_effective_rank
-from loralens.charts.names import fit_name
+from loralens.charts.grid import fit_name
 from loralens.core.carried import NORMS
 from loralens.core.names import kind, some
 from loralens.core.naming.base_model import group_models

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loralens.charts.watched import WatchedPoint, watched_charts
+from loralens.charts.trajectory import WatchedPoint, watched_charts
 from loralens.reporting.document import Notice, Notices, PageTable, Picture, Report, Section
 from loralens.tables.numbers import number
 from loralens.tables.table import Table

@@ -7,12 +7,10 @@ from loralens.charts.curve import curve_figure
 from loralens.charts.figure import FigureStyle
 from loralens.charts.mpl import draw_figure
 from loralens.charts.pairwise import pairwise_figure
-from loralens.charts.similarity import similarity_figure
-from loralens.charts.similarity_nested import nesting_figure
+from loralens.charts.similarity import nesting_figure, similarity_figure
 from loralens.charts.spec import Figure
 from loralens.charts.spectrum import spectrum_figure
-from loralens.charts.trajectory import trajectory_figure
-from loralens.charts.watched import watched_figure
+from loralens.charts.trajectory import trajectory_figure, watched_figure
 from loralens.errors import OptionError
 from loralens.verbs.amplify import AmplifyResult
 from loralens.verbs.curve import CurveResult

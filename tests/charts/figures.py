@@ -18,8 +18,7 @@ from loralens.charts.amplification import amplification_figure
 from loralens.charts.curve import curve_figure
 from loralens.charts.grid import Grid
 from loralens.charts.pairwise import pairwise_figure
-from loralens.charts.similarity import similarity_figure
-from loralens.charts.similarity_nested import nesting_figure
+from loralens.charts.similarity import nesting_figure, similarity_figure
 from loralens.charts.spec import Band, Figure
 from loralens.charts.spectrum import energy_chart, energy_map, energy_scale, spectrum_figure
 from loralens.charts.trajectory import trajectory_figure

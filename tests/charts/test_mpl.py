@@ -5,9 +5,8 @@ import pytest
 from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
 
-from loralens.charts.axes import line_chart
 from loralens.charts.mpl import draw_figure
-from loralens.charts.spec import Band, Cell, Chart, ColourScale, Figure, HeatMap, Key, Line, Overlaps, Ramp
+from loralens.charts.spec import Band, Cell, Chart, ColourScale, Figure, HeatMap, Key, Line, Overlaps, Ramp, line_chart
 from tests.charts.reading import panels
 
 

@@ -141,7 +141,7 @@ def test_a_figure_of_one_panel_is_drawn_into_axes_of_the_caller_s() -> None:
 def test_a_builder_and_the_page_need_no_matplotlib() -> None:
     code = (
         "import sys, loralens.charts.spectrum, loralens.charts.amplification, loralens.charts.pairwise,"
-        "loralens.charts.similarity, loralens.charts.similarity_nested, loralens.charts.curve, loralens.charts.mpl,"
+        "loralens.charts.similarity, loralens.charts.similarity, loralens.charts.curve, loralens.charts.mpl,"
         "loralens.charts.trajectory, loralens.charts.figure, loralens.charts.svg, loralens.reporting.html;"
         "sys.exit(any(name in sys.modules for name in ('matplotlib', 'scipy')))"
     )

@@ -7,8 +7,7 @@ import loralens
 from loralens.analysis.compare.nested import nesting
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
 from loralens.charts.mpl import draw_figure
-from loralens.charts.similarity import colour_top, similarity_figure
-from loralens.charts.similarity_nested import nesting_figure
+from loralens.charts.similarity import colour_top, nesting_figure, similarity_figure
 from loralens.charts.spec import ColourScale, Figure, HeatMap, Overlaps
 from loralens.errors import OptionError
 

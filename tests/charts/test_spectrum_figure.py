@@ -9,7 +9,7 @@ from matplotlib.figure import Figure as Drawing
 from loralens.analysis.spectrum import Spectrum
 from loralens.charts import mpl_style
 from loralens.charts.figure import check_suffix, save_figure
-from loralens.charts.names import fit_name
+from loralens.charts.grid import fit_name
 from loralens.charts.spec import Figure, HeatMap, LineChart
 from loralens.charts.spectrum import spectrum_figure
 from loralens.errors import FormatError, OptionError
