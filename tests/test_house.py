@@ -172,7 +172,7 @@ def test_a_package_lists_what_is_public_and_no_module_shadows_it(room: str) -> N
     assert not {path.stem for path in (PACKAGE / room).iterdir()} & set(package.__all__)
 
 
-@pytest.mark.parametrize("folder", ["examples", "benchmarks", "docs"])
+@pytest.mark.parametrize("folder", ["examples", "benchmarks"])
 def test_what_shows_loralens_to_users_imports_no_command(folder: str) -> None:
     """Python programs call verbs. The commands are no interface of Python."""
     texts = {file: file.read_text(encoding="utf-8") for file in (PACKAGE.parent / folder).rglob("*.py")}
