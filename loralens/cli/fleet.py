@@ -18,8 +18,6 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "empty": ("catalogue", "List the adapters that change no weight."),
     "stats": ("catalogue", "Count adapters, ranks and dialects."),
     "rows": ("catalogue", "Show what the catalogue answers to a SELECT."),
-    "compress": ("compress", "Write all adapters to one file, in the fewest bytes at a given error."),
-    "expand": ("expand", "Write one adapter of such a file as an adapter of its own."),
 }
 
 

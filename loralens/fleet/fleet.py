@@ -6,7 +6,6 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, final
 
-from loralens.choices import TargetFormat
 from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line
 from loralens.errors import FormatError
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from loralens.fleet.grouping.families import FamiliesResult
     from loralens.fleet.grouping.runs import RunsResult
     from loralens.fleet.indexing.update_result import UpdateResult
-    from loralens.fleet.joint.result import CompressionResult, ExpansionResult
     from loralens.fleet.search.lookup import MemberLookup
     from loralens.fleet.search.near import NearResult
     from loralens.fleet.sketching.sketches import Sketch, Sketches
@@ -192,11 +190,6 @@ class Fleet:
         reading = _reading(state)
         return load(member.path, strict=False, allow_pickle=reading["allow_pickle"], once=reading["once"])
 
-    @property
-    def reading(self) -> Mapping[str, bool]:
-        """The options with which the index has read the files: ``allow_pickle`` and ``once``."""
-        return _reading(self._read())
-
     def check_unchanged(self, member: "Member") -> None:
         """Refuse a file that has changed since it was indexed, or is gone.
 
@@ -301,95 +294,6 @@ class Fleet:
         from loralens.fleet.answers.rows import select_rows
 
         return select_rows(self.home, sql)
-
-    # Joint compression
-
-    def compress(
-        self,
-        output: str | PathLike[str],
-        *,
-        error: float = 0.15,
-        executor: Executor | None = None,
-        jobs: int | None = None,
-        overwrite: bool = False,
-    ) -> "CompressionResult":
-        """Write all adapters to one file, each with at most this error, in as few bytes as possible.
-
-        Adapters of one run share bases U and V for every module, and each has a small core C in them: ΔW ≈ U C Vᵀ.
-        Copies are stored once, and so are equal heads and other tensors that belong to no pair. An adapter that takes
-        fewer bytes alone is stored alone in few bits. The errors are measured on the written file.
-
-        Parameters
-        ----------
-        output : path
-            A ``.safetensors`` file, which appears complete or not at all. docs/fleet_file.md describes it.
-        error : float
-            The largest ‖ΔW − ΔW'‖/‖ΔW‖ of an adapter, over all its modules.
-        executor : Executor, optional
-            Where the groups are compressed, as in `update`; by default in this process, one at a time, which takes the
-            least memory.
-        jobs : int, optional
-            Without an executor, compress the groups in this many processes.
-        overwrite : bool
-            Replace what is there.
-
-        Raises
-        ------
-        OptionError
-            The error is not between 0 and 1, the target exists, or there is no adapter.
-        FormatError
-            A worker was killed, a file has changed meanwhile, or the disk cannot be written. Nothing is written then.
-        """
-        from loralens.fleet.joint.compress import compress_fleet
-        from loralens.fleet.joint.sources import fleet_groups
-
-        return compress_fleet(
-            fleet_groups(self),
-            Path(output),
-            error=error,
-            executor=executor,
-            jobs=jobs,
-            overwrite=overwrite,
-            unreadable={file.name: file.reason for file in self.unreadable()},
-        )
-
-    @staticmethod
-    def expand(
-        source: str | PathLike[str],
-        name: str,
-        output: str | PathLike[str] | None = None,
-        *,
-        rank: int | None = None,
-        to: TargetFormat = "peft",
-        overwrite: bool = False,
-    ) -> "ExpansionResult":
-        """Take one adapter out of a compressed fleet, and write it.
-
-        Parameters
-        ----------
-        source : path
-            The file that `compress` wrote. No index is needed.
-        name : str
-            The name of the adapter in the fleet.
-        output : path, optional
-            The folder to write. Without it nothing is written, and the result holds the adapter.
-        rank : int, optional
-            The largest rank of a module. By default every module has the rank that it had before.
-        to : str
-            The dialect to write.
-        overwrite : bool
-            Replace what is there.
-
-        Raises
-        ------
-        OptionError
-            There is no such adapter, the rank is not positive, or the target exists.
-        FormatError
-            The file is damaged, or the dialect cannot hold something of the adapter.
-        """
-        from loralens.fleet.joint.expand import expand_adapter
-
-        return expand_adapter(source, name, output, rank=rank, to=to, overwrite=overwrite)
 
 
 def _reading(state: "FleetState") -> Mapping[str, bool]:

@@ -18,7 +18,6 @@ from loralens.requirements import missing_packages
 
 if TYPE_CHECKING:
     from loralens.fleet.indexing.update_result import UpdateResult
-    from loralens.fleet.joint.result import CompressionResult
 
 
 def index_fleet(
@@ -58,37 +57,6 @@ def index_fleet(
         return update_index(
             home, Path(folder), executor, jobs=jobs, allow_pickle=allow_pickle, once=once, spawning=True
         )
-
-
-def compress_index(
-    home: str | PathLike[str],
-    output: str | PathLike[str],
-    *,
-    error: float = 0.15,
-    jobs: int | None = None,
-    dask: str | None = None,
-    overwrite: bool = False,
-) -> "CompressionResult":
-    """Write all adapters of an index to one file, as `loralens.Fleet.compress` does.
-
-    Parameters
-    ----------
-    home : path
-        The index, or the folder that holds ``.loralens-fleet``.
-    output : path
-        The ``.safetensors`` file to write.
-    error : float
-        The largest ‖ΔW − ΔW'‖/‖ΔW‖ of an adapter.
-    jobs : int, optional
-        Compress the groups in this many processes; by default in this one.
-    dask : str, optional
-        The address of a Dask scheduler, whose workers compress the groups. They need the same disk.
-    overwrite : bool
-        Replace what is there.
-    """
-    fleet = open_fleet(home)
-    with _dask_executor(dask) as executor:
-        return fleet.compress(output, error=error, executor=executor, jobs=jobs, overwrite=overwrite)
 
 
 @contextmanager

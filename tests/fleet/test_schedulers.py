@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import loralens
-from loralens.verbs.fleet import compress_index, index_fleet
+from loralens.verbs.fleet import index_fleet
 from tests.fleet.makers import save_many
 
 
@@ -62,9 +62,6 @@ def test_a_scheduler_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         index_fleet(tmp_path, dask="tcp://there:1")
     # The next call does the work.
     assert index_fleet(tmp_path).adapters == 3
-    with pytest.raises(loralens.OptionError, match="has ended"):
-        compress_index(tmp_path, tmp_path / "all.safetensors", dask="tcp://there:1")
-    assert not (tmp_path / "all.safetensors").exists()
 
 
 # Without workers, so that the command waits.

@@ -7,7 +7,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.fleets.lines import print_lines
-from loralens.cli.fleets.options import FLEET, check_workers, workers
+from loralens.cli.fleets.options import FLEET
 from loralens.cli.show import RowOptions, row_options, show
 
 
@@ -20,7 +20,18 @@ from loralens.cli.show import RowOptions, row_options, show
     metavar="HOME",
     help="The folder of the index.  [default: .loralens-fleet in DIR]",
 )
-@workers("measure the files", default="one for each processor from 400 files on, else threads")
+@click.option(
+    "--jobs",
+    "-j",
+    type=options.COUNT,
+    metavar="N",
+    help="Measure the files in N processes.  [default: one for each processor from 400 files on, else threads]",
+)
+@click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Measure the files on the workers of this Dask scheduler; they need the disk.",
+)
 @options.ALLOW_PICKLE
 @options.ONCE
 @row_options(csv="file that has changed")
@@ -30,7 +41,8 @@ def command_index(folder: Path, rows: RowOptions, **keywords: Any) -> None:
     Only files that are new or have changed are read. A file that cannot be read is listed with the reason. The exit
     code is 0 whatever is there. A run that is interrupted or killed goes on from there when it is called again.
     """
-    check_workers(keywords)
+    if keywords["dask"] and keywords["jobs"]:
+        raise click.UsageError("--jobs and --dask exclude each other: the workers of Dask are as many as were started")
     from loralens.verbs.fleet import index_fleet
 
     show(index_fleet(folder, **keywords), rows)

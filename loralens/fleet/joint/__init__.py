@@ -1,1 +1,0 @@
-"""Joint compression: the whole fleet in one file, and its adapters back."""
