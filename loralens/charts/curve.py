@@ -11,7 +11,6 @@ LABELS = 10  # ranks that are written next to their points: more would overlap
 SPACE = 1.08  # the end of an axis, as a multiple of the largest value: room for the label of the last point
 
 UNIFORM, BUDGET = "one rank everywhere", "best rank for each module, at the same size"
-FEW_BITS = "ranks and bits, at the same size (loralens-q, expected)"
 
 
 def curve_figure(
@@ -44,9 +43,6 @@ def curve_chart(
     lines = [Line(UNIFORM, sizes, errors, ("series", 0), marker="dot", labels=labels)]
     sizes, errors = [point.budget.bytes / step for point in points], [100 * point.budget.error for point in points]
     lines.append(Line(BUDGET, sizes, errors, ("series", 1), marker="square", dashed=True))
-    few = [(point.uniform.bytes / step, 100 * point.few_bits) for point in points if point.few_bits is not None]
-    if few:
-        lines.append(Line(FEW_BITS, [x for x, _ in few], [y for _, y in few], ("series", 2), marker="triangle"))
     if chosen:
         x, y = [chosen[0] / step], [100 * chosen[1]]
         lines.append(Line("what was written", x, y, ("series", 3), marker="star", unjoined=True))

@@ -5,7 +5,6 @@ from typing import Any
 import click
 
 import loralens
-from loralens.choices import INTEGER_TYPES, QUANTISED
 from loralens.cli import options
 from loralens.cli.several import run_verb
 from loralens.cli.show import RowOptions, row_options
@@ -20,7 +19,7 @@ from loralens.cli.show import RowOptions, row_options
 @options.ACTIVATIONS
 @options.base("Needed for DoRA's magnitudes, and for GGUF.")
 @options.to()
-@options.dtype(tuple(INTEGER_TYPES), note=f"; int8 and int4 are written as {QUANTISED}")
+@options.DTYPE
 @options.modules
 # `options.DROP_DEAD` does not fit, since a budget may also give a module no rank.
 @click.option(
@@ -40,9 +39,9 @@ def command(source: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
     One of the rules has to be given. --rank, --energy, --error and --sv-ratio look at each module alone. --parameters
-    and --size are budgets for all modules together: they give directions (and for loralens-q also bits) to the modules
-    where they reduce the error most. The scale of every module stays. Tensors that belong to no pair of factors are
-    copied. The errors are those of the written file, read back. The source is never overwritten.
+    and --size are budgets for all modules together: they give directions to the modules where they reduce the error
+    most. The scale of every module stays. Tensors that belong to no pair of factors are copied. The errors are those of
+    the written file, read back. The source is never overwritten.
 
     If the file would not become smaller, the adapter is written as it was, unless --to, --dtype or --uniform asks for
     another form.

@@ -18,7 +18,7 @@ from loralens.cli.show import RowOptions, row_options
 @click.option(
     "--arch", metavar="NAME", help="The architecture that GGUF states, such as llama or qwen2. [default: from --base]"
 )
-@options.dtype()
+@options.DTYPE
 @click.option(
     "--prefix",
     multiple=True,
@@ -45,7 +45,7 @@ def command(source: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     Scales and names that the target dialect cannot state are recorded in its metadata, so loralens reads its own files
     back without --base or --alpha. What the dialect cannot hold is folded into the factors where that is exact; where
     it is not, the conversion is refused and the tensor is named. The error of what --rank cuts off, and of rounding
-    (--dtype, loralens-q, a scale that is folded in), is reported. The source is never overwritten.
+    (--dtype, a scale that is folded in), is reported. The source is never overwritten.
 
     Several SOURCEs, or a folder that has adapters in it, are written into the folder TARGET, each under its own name.
     Repeated, the command skips what it has done.

@@ -13,7 +13,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.argument("source")
 # Both change the size of the files that the rows stand for.
 @options.to()
-@options.dtype()
+@options.DTYPE
 @options.PROTECT
 @options.ACTIVATIONS
 @options.base("Needed for GGUF.")
@@ -23,9 +23,8 @@ from loralens.cli.show import RowOptions, row_options, show
 def command(source: str, rows: RowOptions, **keywords: Any) -> None:
     """Show the file size and the error at every rank: for one rank in all modules, and for ranks chosen by a budget.
 
-    Every row stands for three files that `compress` would write: one with --rank, one with --size and the same number
-    of bytes, and one of this size in the dialect loralens-q. The error of the third is an expected one, not a measured
-    one. Errors are those of truncation; rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03 %.
-    With --activations errors are measured on those inputs, and there is no column for loralens-q.
+    Every row stands for two files that `compress` would write: one with --rank, and one with --size and the same number
+    of bytes. Errors are those of truncation; rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature, float16
+    0.03 %. With --activations errors are measured on those inputs.
     """
     show(loralens.curve(source, **keywords), rows)

@@ -5,7 +5,7 @@ from typing import Any, get_args
 import click
 
 import loralens
-from loralens.choices import FLOAT_FORMATS, FLOAT_TYPES, Noise
+from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, Noise
 from loralens.cli import options
 from loralens.cli.show import RowOptions, row_options, show
 
@@ -29,7 +29,9 @@ from loralens.cli.show import RowOptions, row_options, show
 # The default for large matrices is a randomised SVD, whose error is part of the result.
 @click.option("--exact", is_flag=True, help="Take dense SVDs in float64, which is slow for large matrices.")
 # There is no source whose dialect could be the default.
-@click.option("--to", type=click.Choice(FLOAT_FORMATS), default="peft", show_default=True, help="The dialect to write.")
+@click.option(
+    "--to", type=click.Choice(TARGET_FORMATS), default="peft", show_default=True, help="The dialect to write."
+)
 # There is no adapter whose dtypes could be kept.
 @click.option(
     "--dtype",

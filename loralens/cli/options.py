@@ -176,11 +176,12 @@ def to(source: str = "the source") -> Callable[[F], F]:
     return click.option("--to", type=click.Choice(TARGET_FORMATS), help=text)
 
 
-def dtype(extra_types: Sequence[str] = (), *, note: str = "") -> Callable[[F], F]:
-    """``--dtype``: what the factors are rounded to; ``extra_types`` are choices beside the float types."""
-    # Without a default, since the dtypes of the source may differ from module to module.
-    text = f"Round all factors to this dtype{note}. [default: the dtypes of the source]"
-    return click.option("--dtype", type=click.Choice([*FLOAT_TYPES, *extra_types]), help=text)
+# Without a default, since the dtypes of the source may differ from module to module.
+DTYPE = click.option(
+    "--dtype",
+    type=click.Choice(tuple(FLOAT_TYPES)),
+    help="Round all factors to this dtype. [default: the dtypes of the source]",
+)
 
 
 def take(holders: str) -> Callable[[F], F]:
@@ -205,7 +206,7 @@ def writing(function: Command, *, several: bool = False) -> Command:
         output("OUT", TARGET_OR_FOLDER) if several else ADAPTER_OUTPUT,
         to("each adapter" if several else "the first adapter"),
         base("Needed for DoRA, and for GGUF."),
-        dtype(),
+        DTYPE,
         ALLOW_LOSS,
         OVERWRITE,
         DRY_RUN,

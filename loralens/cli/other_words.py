@@ -50,8 +50,6 @@ VERB_OF = {word: verb for verb, words in SAID_FOR.items() for word in words.spli
 ALSO = {
     "plot": "; spectrum, similarity, amplify, curve and trajectory draw one figure with --plot FILE",
     "merge-adapters": "; to fold adapters into a base model, loralens merge",
-    "quantize": "; with few bits per number: --to loralens-q",
-    "quantise": "; with few bits per number: --to loralens-q",
     "diff": "; how much they share: loralens similarity",
     "list": "; what is in one of them: loralens inspect",
     "ls": "; what is in one of them: loralens inspect",

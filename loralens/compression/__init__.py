@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from loralens.compression.bits import allocate_bits as allocate_bits
     from loralens.compression.calibration import measure_moments as measure_moments
     from loralens.compression.loss import UpdateLoss as UpdateLoss
     from loralens.compression.loss import losses as losses
@@ -14,7 +13,6 @@ else:
     __all__, __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "bits": ["allocate_bits"],
             "calibration": ["measure_moments"],
             "loss": ["UpdateLoss", "losses"],
             "plan": ["TruncationPlan"],

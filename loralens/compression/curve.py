@@ -1,15 +1,13 @@
 """The trade-off between rank, file size and error of an adapter, computed without writing a file."""
 
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from loralens.compression.bits import tradeoff
 from loralens.compression.loss import UpdateLoss, total_error
 from loralens.compression.plan import Size, TruncationPlan
-from loralens.compression.protection import Protection, protection
-from loralens.core.ranks import Rule, shared_ranks
+from loralens.compression.protection import Protection
+from loralens.core.ranks import Rule
 from loralens.core.threads import Step
 
 # The share of the energy that a recommended rank may lose. It is the square of the error, so the error is 10 %. This is
@@ -42,18 +40,11 @@ class Choice:
 @final
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """One point of the curve: a uniform rank, and the best ranks of the same size.
-
-    Attributes
-    ----------
-    few_bits : float or None
-        The expected error of the best ranks and bits in the bytes of ``uniform``; None if it was not requested.
-    """
+    """One point of the curve: a uniform rank, and the best ranks of the same size."""
 
     rank: int
     uniform: Choice
     budget: Choice
-    few_bits: float | None = None
 
 
 def curve_ranks(most: int) -> list[int]:
@@ -71,7 +62,6 @@ def rank_curve(
     size: Size,
     one_rank: bool = False,
     protect: Protection = "absolute",
-    header: int | None = None,
     size_at: Callable[[Mapping[str, int]], int] | None = None,
     step: Step | None = None,
 ) -> list[CurvePoint]:
@@ -86,8 +76,6 @@ def rank_curve(
         Whether the file format has one rank for all modules. The best ranks are then no better than a uniform rank.
     protect : "absolute", "relative" or mapping of str to float
         What the budget protects, as in `TruncationPlan.ranks`.
-    header : int, optional
-        Bytes that a file in few bits (loralens-q) needs besides its directions; ``few_bits`` is computed only with it.
     size_at : callable, optional
         Ranks → bytes of the file, where this is known without making the adapter; ``size`` is then not used.
     step : callable, optional
@@ -104,7 +92,6 @@ def rank_curve(
     digits in its header. If ``protect`` is "absolute", its error is at most that of the uniform rank.
     """
     most = max((plan.adapter[name].rank for name in plan.directions), default=0)
-    few = None if header is None else _few_bits(plan, protect, header)
     uniform_ranks = plan.chooser("rank", one_rank=one_rank)
     best_ranks = plan.chooser("bytes", one_rank=one_rank, protect=protect)
     measure, nbytes = _choices(plan, size_at or (lambda chosen: size(plan.at(chosen)))), plan.measure("nbytes")
@@ -112,29 +99,10 @@ def rank_curve(
     for rank in reversed(curve_ranks(most)):
         chosen = uniform_ranks(Rule("rank", rank))
         best = best_ranks(Rule("bytes", nbytes(chosen)))
-        uniform = measure(chosen)
-        points.append(CurvePoint(rank, uniform, measure(best), few(uniform.bytes) if few else None))
+        points.append(CurvePoint(rank, measure(chosen), measure(best)))
         if step:
             step(1)
     return points
-
-
-def _few_bits(plan: TruncationPlan, protect: Protection, header: int) -> Callable[[int], float | None]:
-    """A function from the bytes of a file to the expected error of the best bits in it; None if they are too few."""
-    spectra = {name: one.s for name, one in plan.directions.items()}
-    steps = tradeoff(
-        spectra,
-        {name: plan.adapter[name].shape for name in spectra},
-        weights=protection(spectra, protect),
-        shared=shared_ranks(plan.adapter.modules),
-    )
-
-    def error(room: int) -> float | None:
-        # The last point whose bytes fit into the room that the header leaves.
-        last = bisect_right(steps.nbytes, room - header) - 1
-        return float(steps.error[last]) if last >= 0 else None
-
-    return error
 
 
 def _choices(plan: TruncationPlan, size: Callable[[Mapping[str, int]], int]) -> Callable[[Mapping[str, int]], Choice]:

@@ -141,7 +141,6 @@ class TruncationPlan:
         protect: Protection = "absolute",
         drop_dead: bool = False,
         size: Size | None = None,
-        cost: Callable[[Update], int] | None = None,
     ) -> dict[str, int]:
         """The ranks that a rule gives to the modules of the plan.
 
@@ -161,15 +160,13 @@ class TruncationPlan:
             does.
         size : callable, optional
             Adapter → size of the file to be written, for the rule ``bytes``; by default the bytes of the factors count.
-        cost : callable, optional
-            Update → size of one direction of it, needed if ``size`` does not count the factors themselves.
 
         Raises
         ------
         OptionError
             The budget is too small for rank 1 everywhere, a glob matches nothing, or no module is left.
         """
-        chooser = self.chooser(rule.name, one_rank=one_rank, protect=protect, drop_dead=drop_dead, size=size, cost=cost)
+        chooser = self.chooser(rule.name, one_rank=one_rank, protect=protect, drop_dead=drop_dead, size=size)
         return chooser(rule)
 
     def chooser(
@@ -180,7 +177,6 @@ class TruncationPlan:
         protect: Protection = "absolute",
         drop_dead: bool = False,
         size: Size | None = None,
-        cost: Callable[[Update], int] | None = None,
     ) -> Callable[[Rule], dict[str, int]]:
         """A function from rules of this name to ranks: `ranks`, with all that does not depend on the value done once.
 
@@ -193,7 +189,7 @@ class TruncationPlan:
         def adjust(chosen: Mapping[str, int]) -> Mapping[str, int]:
             return self._restore_fused(chosen, fused, nbytes) if fused and not one_rank else chosen
 
-        price = (cost or self.direction_bytes) if name == "bytes" else lambda module: sum(module.shape)
+        price = self.direction_bytes if name == "bytes" else lambda module: sum(module.shape)
         items = rank_items(
             spectra,
             {name: price(self.adapter[name]) for name in self.directions},

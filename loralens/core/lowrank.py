@@ -86,20 +86,15 @@ class Origin:
         Tensors by their key in the file. The experts of a stack share tensors.
     share : int
         Number of modules that share these tensors.
-    numbers : int or None
-        How many numbers the tensors hold, if they are packed bits. None: every element of a tensor is one number.
     """
 
     format: str
     tensors: Mapping[str, LazyArray]
     share: int = 1
-    numbers: int | None = None
 
     @property
     def parameters(self) -> int:
         """Number of stored numbers of one module, not counting α."""
-        if self.numbers is not None:
-            return self.numbers // self.share
         return sum(tensor.size for tensor in self.tensors.values() if tensor.ndim) // self.share
 
     @property

@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from loralens.choices import QUANTISED
 from loralens.core.adapter import Adapter
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, MismatchError, OptionError, place
@@ -140,6 +139,7 @@ def _read_dialect(stored: Stored, name: str | None) -> Adapter:
             raise FormatError(f"nothing in it is of the dialect {name}", fix="leave out --format, or give another one")
         return adapter
     check_peft_type(stored.config)
+    check_retired(stored.metadata)
     adapter = detect_format(stored).read(stored)
     check_peft_type(adapter.config)  # some readers take the configuration from the file's own header
     return adapter
@@ -162,6 +162,21 @@ def check_peft_type(config: Mapping[str, Any] | None) -> None:
         fix=f"loralens reads adapters whose update is a sum, of PEFT {', '.join(TYPES[:-1])} and {TYPES[-1]}; give "
         "--format NAME if the file is of another program and the configuration does not belong to it",
     )
+
+
+# Key of the header metadata → what the file is, and the command that made an adapter of another dialect from it.
+RETIRED = {
+    "loralens-q": ("an adapter in the few bits of loralens-q", "convert FILE -o DIR --to peft"),
+    "loralens_fleet": ("a compressed fleet", "fleet expand FILE NAME -o DIR"),
+}
+
+
+def check_retired(metadata: Mapping[str, str] | None) -> None:
+    """Refuse a file that only an earlier loralens reads; the message says how that one converts it."""
+    for key, (what, command) in RETIRED.items():
+        if key in (metadata or {}):
+            fix = f"convert it with the last commit that reads it, 31ab7467: loralens {command}"
+            raise FormatError(f"is {what}, which loralens no longer reads", fix=fix)
 
 
 def detect_format(stored: Stored) -> Format:
@@ -238,7 +253,7 @@ def save(
     dry_run : bool
         Check everything that can be checked, and write nothing.
     **options
-        Options of the format: ``arch`` and ``base_config`` for GGUF, ``base_config`` for mlx, ``bits`` for loralens-q.
+        Options of the format: ``arch`` and ``base_config`` for GGUF, ``base_config`` for mlx.
 
     Raises
     ------
@@ -268,16 +283,11 @@ def encode_adapter(
         raise OptionError(f"{name!r} cannot be written", fix=f"choose one of {', '.join(writers)}")
     form = writers[name]
     assert form.files
-    # Only these two can store that the rows of q and k are in llama.cpp's order.
-    if name not in (GGUF, QUANTISED):
+    # Only GGUF can store that the rows of q and k are in llama.cpp's order.
+    if name != GGUF:
         from loralens.core.structured import check_rows  # imported here, as reading an adapter needs none of it
 
         check_rows(adapter.modules)
-    if adapter.format == QUANTISED != name:
-        from loralens.formats.dialects.quantised.reader import expand
-
-        adapter = expand(adapter)
-    # After the expansion, the adapter has the dialect of its source, so writing that one needs no change of modules.
     if adapter.format != name:
         from loralens.formats.dialects.fitting import fit_to_dialect
 
@@ -294,7 +304,7 @@ def encode_adapter(
         stored = carry_notes(name, adapter, stored)
     # A file in its own dialect says everything itself, unless the adapter came with a record that must go on.
     self_contained = adapter.format == name and not form.silent and RECORD not in (adapter.metadata or {})
-    if not (self_contained or form.complete):
+    if not self_contained:
         from loralens.formats.dialects import record
 
         stored = record.stamp(stored, adapter, form.read(stored))

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from loralens.linalg.chance import projection_moments as projection_moments
     from loralens.linalg.device import Device as Device
     from loralens.linalg.exact import ExactProduct as ExactProduct
-    from loralens.linalg.few_bits.quantise import quantise_product as quantise_product
     from loralens.linalg.lanczos import LeadingTriplets as LeadingTriplets
     from loralens.linalg.lanczos import leading_triplets as leading_triplets
     from loralens.linalg.measures import effective_rank as effective_rank
@@ -34,7 +33,6 @@ else:
             "lanczos": ["LeadingTriplets", "leading_triplets"],
             "measures": ["effective_rank", "stable_rank"],
             "product": ["product_bases", "product_norm", "product_singular_values", "product_svd"],
-            "few_bits.quantise": ["quantise_product"],
             "rounding": ["round_to_dtype"],
             "subspace": ["linear_cka", "phi_map", "principal_angles"],
         },

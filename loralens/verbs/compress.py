@@ -1,25 +1,20 @@
 """The verb ``compress``: truncates an adapter to fewer directions, and measures the error of the result."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-import numpy as np
-
-from loralens.choices import QUANTISED, FloatType, IntegerType, TargetFormat
+from loralens.choices import FloatType, TargetFormat
 from loralens.compression.informed import data_losses
-from loralens.compression.loss import UpdateLoss, losses, total_error
+from loralens.compression.loss import UpdateLoss, losses
 from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
-from loralens.compression.protection import Protection, protection
 from loralens.compression.splits import FactorSplits
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.moments import Moments
 from loralens.core.names import is_expert_alone
 from loralens.core.progress import progress
-from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.structured import Structured
 from loralens.core.threads import processor_count
 from loralens.errors import place
@@ -28,7 +23,7 @@ from loralens.verbs.batches.several import one_adapter
 from loralens.verbs.inputs.adapters import AdapterSource, Source, labels, read_adapter
 from loralens.verbs.inputs.choices import Blocks, as_globs, numpy_dtype
 from loralens.verbs.outputs.compress_result import CompressResult
-from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, source_bytes
+from loralens.verbs.outputs.form import OutputFormat, source_bytes
 from loralens.verbs.outputs.rules import (
     RulesAndReading,
     rank_notes,
@@ -44,27 +39,6 @@ if TYPE_CHECKING:
     from loralens.verbs.batches.batch_result import BatchResult
     from loralens.verbs.batches.batch_task import AdapterWork
 
-# The note if moments were given, but `_least_data_error` preferred the plan that does not use them.
-BY_WEIGHTS = "ranks and bits were chosen by the weights alone, because this loses less on the data too"
-
-
-@dataclass(frozen=True, slots=True)
-class _Decision:
-    """The ranks that were chosen for the modules of a plan, and the form with the bits that were chosen with them."""
-
-    plan: TruncationPlan
-    ranks: Mapping[str, int]
-    form: OutputFormat
-
-    @property
-    def adapter(self) -> Adapter:
-        """The smaller adapter. Its factors are computed when they are read."""
-        return self.adapter_noting(None)
-
-    def adapter_noting(self, splits: FactorSplits | None) -> Adapter:
-        """The smaller adapter, whose factors are split where they are computed."""
-        return self.plan.at(self.ranks, splits=splits)
-
 
 class CompressOptions(RulesAndReading, total=False):
     """The options of `compress`, for its two signatures."""
@@ -75,7 +49,7 @@ class CompressOptions(RulesAndReading, total=False):
     activations: str | PathLike[str] | Moments | None
     base: str | PathLike[str] | None
     to: TargetFormat | None
-    dtype: FloatType | IntegerType | None
+    dtype: FloatType | None
     modules: Sequence[str]
     block: Blocks
     drop_dead: bool
@@ -115,7 +89,7 @@ def compress(
     activations: str | PathLike[str] | Moments | None = None,
     base: str | PathLike[str] | None = None,
     to: TargetFormat | None = None,
-    dtype: FloatType | IntegerType | None = None,
+    dtype: FloatType | None = None,
     modules: Sequence[str] = (),
     block: Blocks = (),
     drop_dead: bool = False,
@@ -128,9 +102,9 @@ def compress(
     """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
     One of the rules has to be given. ``rank``, ``energy``, ``error`` and ``sv_ratio`` look at each module alone.
-    ``parameters`` and ``size`` are budgets for all modules together: they give directions (and for loralens-q also
-    bits) to the modules where they reduce the error most. The scale of every module stays. Tensors that belong to no
-    pair of factors are copied. The errors are those of the written file, read back. The source is never overwritten.
+    ``parameters`` and ``size`` are budgets for all modules together: they give directions to the modules where they
+    reduce the error most. The scale of every module stays. Tensors that belong to no pair of factors are copied. The
+    errors are those of the written file, read back. The source is never overwritten.
 
     If the file would not become smaller, the adapter is written as it was, unless ``to``, ``dtype`` or ``uniform`` asks
     for another form.
@@ -171,8 +145,7 @@ def compress(
     to : str, optional
         The dialect to write; the adapter's own by default.
     dtype : str, optional
-        The dtype of all factors: ``f32``, ``bf16`` or ``f16``; ``int8`` and ``int4`` are written as loralens-q. By
-        default every factor keeps its own.
+        The dtype of all factors: ``f32``, ``bf16`` or ``f16``. By default every factor keeps its own.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns become smaller.
     block : int, str or sequence of them
@@ -216,28 +189,25 @@ def compress(
     form.check_target(target, source, other_inputs={"the moments": activations_file})
     protect, moments = read_protection(weights), read_moments(activations)
     with place(label):
-        plans = _read_plans(before, rule, form, moments, dtype=dtype, uniform=uniform, modules=modules)
-        decide = partial(_decide, rule=rule, form=form, uniform=uniform, protect=protect, drop_dead=drop_dead)
-        decisions = [decide(plan, with_bits=_with_bits(rule, form, dtype, uniform=uniform)) for plan in plans]
-        decision = _least_data_error(before, moments, decisions) if moments and len(plans) > 1 else decisions[0]
+        plan = read_directions(before, modules=modules, dtype=numpy_dtype(dtype), moments=moments)
+        ranks = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size)
         splits = FactorSplits()
-        new, notes = _solve_magnitudes(before, decision.adapter_noting(splits), base)
+        new, notes = _solve_magnitudes(before, plan.at(ranks, splits=splits), base)
     bytes_before = source_bytes(source, before, form)
-    gained = decision.form.size(new) < bytes_before
+    gained = form.size(new) < bytes_before
     # If another form was requested by name, it is written even if the file becomes larger.
     unchanged = not gained and to in (None, before.format) and dtype is None and not uniform
     if unchanged:
-        decision, new, notes = _Decision(plans[0], decision.ranks, form), before, []
+        new, notes = before, []
     if only_if_smaller and not gained:
         target = replace(target, dry_run=True)
     # Errors are measured on what is read back, so that rounding and the writer are included.
-    after, bytes_after = decision.form.write(new, target)
-    module_losses = _measure_losses(before, after, plans[-1], splits)
+    after, bytes_after = form.write(new, target)
+    module_losses = _measure_losses(before, after, plan, splits)
     on_data = data_losses(before, after, moments) if moments else {}
-    notes += _notes(plans[0], decision, after, rules.get("rank"))
+    notes += _notes(before, ranks, after, rules.get("rank"), form.name)
     measured = module_losses, on_data, bytes_before, bytes_after, notes
-    plan, written = plans[0], decision.form
-    return CompressResult(label, after, before, form.name, target, *measured, plan, written, unchanged, only_if_smaller)
+    return CompressResult(label, after, before, form.name, target, *measured, plan, form, unchanged, only_if_smaller)
 
 
 def _measure_losses(
@@ -253,101 +223,6 @@ def _measure_losses(
             threads=processor_count(),
             step=step,
         )
-
-
-def _read_plans(
-    before: Adapter,
-    rule: Rule,
-    form: OutputFormat,
-    moments: Moments | None,
-    *,
-    dtype: str | None,
-    uniform: bool,
-    modules: Sequence[str],
-) -> list[TruncationPlan]:
-    """The directions of the modules; where bits are chosen with data, also without the data (_least_data_error)."""
-    # Factors that become integers stay in float32 until then, so that nothing is rounded twice. Those that come from
-    # integers are float32 already.
-    factor_dtype = np.dtype(np.float32) if form.bits and before.format != QUANTISED else numpy_dtype(dtype)
-    plan = read_directions(before, modules=modules, dtype=factor_dtype, moments=moments)
-    if not (moments and _with_bits(rule, form, dtype, uniform=uniform)):
-        return [plan]
-    return [plan, read_directions(before, modules=modules, dtype=factor_dtype)]
-
-
-def _with_bits(rule: Rule, form: OutputFormat, dtype: str | None, *, uniform: bool) -> bool:
-    """Whether bits are chosen with the ranks: only where the user has not chosen them by int8 or int4."""
-    return rule.name == "bytes" and form.bits is not None and dtype is None and not uniform
-
-
-def _decide(
-    plan: TruncationPlan,
-    *,
-    rule: Rule,
-    form: OutputFormat,
-    uniform: bool,
-    protect: Protection,
-    drop_dead: bool,
-    with_bits: bool,
-) -> _Decision:
-    """Choose the ranks, and with ``with_bits`` also the bits."""
-    if with_bits:
-        return _choose_bits(plan, rule, form, protect=protect, drop_dead=drop_dead)
-    # Integers are made after the choice, so the plan cannot see what a direction will take in the file.
-    cost = form.cost if form.bits else None
-    ranks = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size, cost=cost)
-    return _Decision(plan, ranks, form)
-
-
-def _choose_bits(
-    plan: TruncationPlan, rule: Rule, form: OutputFormat, *, protect: Protection, drop_dead: bool
-) -> _Decision:
-    """Choose ranks and bits together, by reverse water-filling over directions (`loralens.compression.bits`)."""
-    # Imported here, as it takes 4 ms, and only the dialect loralens-q has bits to choose.
-    from loralens.compression.bits import allocate_bits
-
-    spectra = {name: directions.s for name, directions in plan.directions.items()}
-    # Modules that the user did not choose keep their rank, but are written as integers too.
-    unchosen_bits = {
-        name: (PLAIN_BITS,) * min(module.rank, *module.shape)
-        for name, module in plan.adapter.items()
-        if name not in spectra
-    }
-
-    def decide(bits: Mapping[str, tuple[int, ...]]) -> _Decision:
-        """The decision to write each direction of the chosen modules in so many bits."""
-        # A module without directions is left out of the file, so it may not be among the bits.
-        bits_of_modules = {**unchosen_bits, **{name: each for name, each in bits.items() if each}}
-        return _Decision(plan, {name: len(each) for name, each in bits.items()}, replace(form, bits=bits_of_modules))
-
-    def file_size(bits: Mapping[str, tuple[int, ...]]) -> int:
-        decision = decide(bits)
-        return decision.form.size(decision.adapter)
-
-    allocation = allocate_bits(
-        spectra,
-        {name: plan.adapter[name].shape for name in spectra},
-        int(rule.value),
-        weights=protection(spectra, protect),
-        # Modules that share a stored tensor need the same number of directions.
-        shared=shared_ranks(plan.adapter.modules),
-        least=plan.least(drop_dead=drop_dead),
-        size=file_size,
-    )
-    return decide(allocation.bits)
-
-
-def _least_data_error(adapter: Adapter, moments: Moments, decisions: Sequence[_Decision]) -> _Decision:
-    """The decision with the smallest error on the data, and the first of several with the same error.
-
-    The data show which directions matter. In a few bits most of the error comes from rounding, which does not follow
-    these directions, so whether a plan that follows the data is better depends on the adapter.
-    """
-
-    def error(decision: _Decision) -> float:
-        return total_error(data_losses(adapter, decision.form.rehearse(decision.adapter)[0], moments))
-
-    return min(decisions, key=error)
 
 
 def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
@@ -366,12 +241,8 @@ def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str]
     return solved, [f"magnitudes of {len(changed)} DoRA modules solved anew"]
 
 
-def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: float | None) -> list[str]:
-    """Remarks about modules that are not plain pairs or that have fewer directions than the ``rank`` asked for.
-
-    Others are about what PEFT would not load, and about a decision that ignores the data that ``plan`` follows.
-    """
-    adapter, ranks = plan.adapter, decision.ranks
+def _notes(adapter: Adapter, ranks: Mapping[str, int], after: Adapter, rank: float | None, dialect: str) -> list[str]:
+    """Remarks about modules that are not plain pairs, have fewer directions than ``rank``, or are refused by PEFT."""
     uncompressed = [adapter[name] for name, each in ranks.items() if each == adapter[name].rank]
     counts = {
         "grouped convolutions kept as they are: smaller ones would not be grouped": map(
@@ -386,9 +257,9 @@ def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: floa
     notes = [f"{number} {text}" for text, matching in counts.items() if (number := sum(matching))]
     notes += rank_notes(rank, ranks)
     # transformers 5 joins such experts into one stack, for which PEFT has one rank and one α.
-    if decision.form.name == "peft" and any(map(is_expert_alone, after)):
+    if dialect == "peft" and any(map(is_expert_alone, after)):
         # Imported here, as the rules of all clients take long to import, and only notes on this dialect need one.
         from loralens.analysis.clients.rules import experts_differ
 
         notes += [f"{finding.text} ({finding.fix})" for finding in experts_differ(after)]
-    return notes if decision.plan is plan else [*notes, BY_WEIGHTS]
+    return notes

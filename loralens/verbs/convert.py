@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Unpack, cast, overload
 
-from loralens.choices import QUANTISED, TARGET_FORMATS, FloatType, TargetFormat
+from loralens.choices import TARGET_FORMATS, FloatType, TargetFormat
 from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.structured import Structured, Update
@@ -23,7 +23,7 @@ from loralens.verbs.batches.batch_verb import in_batches
 from loralens.verbs.batches.several import one_adapter
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, read_adapter
 from loralens.verbs.inputs.choices import numpy_dtype
-from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, check_known, writer_options
+from loralens.verbs.outputs.form import OutputFormat, check_known, writer_options
 from loralens.verbs.outputs.module_columns import COLUMNS, NamedModule
 from loralens.verbs.outputs.renaming import (
     add_magnitudes,
@@ -77,11 +77,6 @@ class ConvertResult(Written):
     def __repr__(self) -> str:
         return f"ConvertResult({self.format}, {self.modules} modules)"
 
-    @property
-    def bits(self) -> int | None:
-        """The bits of a number in loralens-q; None in other dialects."""
-        return PLAIN_BITS if self.format == QUANTISED else None
-
     def numbers(self) -> dict[str, Any]:
         """What matters of this adapter among several, as JSON values."""
         return {
@@ -111,7 +106,7 @@ class ConvertResult(Written):
             what = f"over all modules: what rank {self.rank} leaves out"
             lines.append(f"truncation  ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(self.truncation)} {what}")
         if self.rounding.worst:
-            lines.append(f"{self.rounding}" + (f", {self.bits} bits per number" if self.bits else ""))
+            lines.append(str(self.rounding))
         return lines
 
     def record(self) -> dict[str, Any]:
@@ -126,7 +121,6 @@ class ConvertResult(Written):
             "parameters": self.parameters,
             "truncation": self.truncation,
             "rounding": self.rounding.record(),
-            "bits": self.bits,
         }
 
 
@@ -189,7 +183,7 @@ def convert(
     Scales and names that the target dialect cannot state are recorded in its metadata, so loralens reads its own files
     back without ``base`` or ``alpha``. What the dialect cannot hold is folded into the factors where that is exact;
     where it is not, the conversion is refused and the tensor is named. The error of what ``rank`` cuts off, and of
-    rounding (``dtype``, loralens-q, a scale that is folded in), is reported. The source is never overwritten.
+    rounding (``dtype``, a scale that is folded in), is reported. The source is never overwritten.
 
     Parameters
     ----------
@@ -255,7 +249,7 @@ def convert(
             notes.append(f"left out {len(adapter.extra)} tensors that do not belong to a pair")
             adapter = replace(adapter, extra={})
         pairs, truncation = _as_pairs(adapter, rank)
-        narrow = round_factors(pairs, numpy_dtype(dtype), PLAIN_BITS if to == QUANTISED else None)
+        narrow = round_factors(pairs, numpy_dtype(dtype))
     target.check_source(source, base=base)
     with place(label):
         form = OutputFormat(to, writer_options(to, base, arch), base)
@@ -269,8 +263,7 @@ def convert(
             exact = fit_to_dialect(to, pairs, base_config=options.get("base_config"), arch=options.get("arch"))
             notes += _note_architecture(to, pairs, exact)
         written = _rename_back(exact, back, stored)
-        # loralens-q is a choice for fewer bits: its error is reported, and never refused.
-        cost = RoundingCost.between(exact, written, allow_loss=allow_loss or to == QUANTISED, dtype=dtype)
+        cost = RoundingCost.between(exact, written, allow_loss=allow_loss, dtype=dtype)
     target.write(stored, files)
     # The record in the metadata holds names and scales that the dialect itself cannot state.
     converted = record.apply_stored(back, stored)

@@ -1,19 +1,17 @@
 """The verb ``curve``: computes size and error of every rank before anything is written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Unpack
 
-from loralens.choices import FLOAT_TYPES, QUANTISED, TARGET_FORMATS, FloatType, TargetFormat
+from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
 from loralens.compression.curve import CurvePoint, curve_ranks, rank_curve, recommended_point
 from loralens.compression.plan import TruncationPlan
 from loralens.compression.protection import Protection
 from loralens.core.adapter import Adapter
-from loralens.core.few_bits.quantised import direction_bytes
 from loralens.core.moments import Moments
 from loralens.core.progress import progress
-from loralens.core.structured import Structured
 from loralens.core.threads import processor_count
 from loralens.errors import place
 from loralens.tables.numbers import count, fixed, percent, size, span
@@ -21,7 +19,7 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice, numpy_dtype
-from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat
+from loralens.verbs.outputs.form import OutputFormat
 from loralens.verbs.outputs.rules import read_moments, read_protection
 
 
@@ -101,10 +99,9 @@ def curve(
 ) -> CurveResult:
     """Show the file size and the error at every rank: for one rank in all modules, and for ranks chosen by a budget.
 
-    Every row stands for three files that `compress` would write: one with ``rank``, one with ``size`` and the same
-    number of bytes, and one of this size in the dialect loralens-q. The error of the third is an expected one, not a
-    measured one. Errors are those of truncation; rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature, float16
-    0.03 %. With ``activations`` errors are measured on those inputs, and there is no column for loralens-q.
+    Every row stands for two files that `compress` would write: one with ``rank``, and one with ``size`` and the same
+    number of bytes. Errors are those of truncation; rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature,
+    float16 0.03 %. With ``activations`` errors are measured on those inputs.
 
     Parameters
     ----------
@@ -154,26 +151,19 @@ def curve(
                 threads=processor_count(),
                 step=step,
             )
-        points = trade_off(plan, form, protect=protect, on_data=moments is not None)
+        points = trade_off(plan, form, protect=protect)
     measured_on = None
     if activations is not None:
         measured_on = "moments" if isinstance(activations, Moments) else str(activations)
     return CurveResult(label, adapter, form.name, points, measured_on)
 
 
-def trade_off(
-    plan: TruncationPlan, form: OutputFormat, *, protect: Protection = "absolute", on_data: bool = False
-) -> list[CurvePoint]:
-    """The points of the curve for a dialect, also in few bits if all modules are pairs and errors are those of ΔW."""
-    pairs = not any(isinstance(module, Structured) for module in plan.adapter.modules.values())
-    # A uniform rank has the same bits everywhere: in loralens-q the plain number of them, in other dialects none.
-    file_size = replace(form, bits=PLAIN_BITS if form.name == QUANTISED else None).size
-    # Only pairs can be written in few bits, and their expected error is one of ΔW, not of outputs on data.
-    header = _header_bytes(plan.adapter) if pairs and not on_data else None
+def trade_off(plan: TruncationPlan, form: OutputFormat, *, protect: Protection = "absolute") -> list[CurvePoint]:
+    """The points of the curve for a dialect."""
     # Only the modules that may become smaller count: the others keep their ranks.
     most = max((plan.adapter[name].rank for name in plan.directions), default=0)
     with progress("choosing ranks", len(curve_ranks(most))) as step:
-        return rank_curve(plan, size=file_size, one_rank=form.one_rank, protect=protect, header=header, step=step)
+        return rank_curve(plan, size=form.size, one_rank=form.one_rank, protect=protect, step=step)
 
 
 def _energy(point: CurvePoint) -> str:
@@ -184,14 +174,6 @@ def _saving(point: CurvePoint, largest: CurvePoint) -> str:
     """The size of a file, and how much smaller it is: ``110.2 kB instead of 221.0 kB, 50 % less``."""
     less = fixed(".0%")(1 - point.uniform.bytes / largest.uniform.bytes)
     return f"{size(point.uniform.bytes)} instead of {size(largest.uniform.bytes)}, {less} less"
-
-
-def _header_bytes(adapter: Adapter) -> int:
-    """The bytes of a file in few bits without its directions: of its header and its other tensors."""
-    # A module has at most min(out, in) directions, whatever its nominal rank is.
-    ranks = {name: min(module.rank, *module.shape) for name, module in adapter.items()}
-    total_bytes = OutputFormat(QUANTISED, {}, bits=PLAIN_BITS).size(adapter)
-    return total_bytes - sum(rank * direction_bytes(adapter[name].shape, PLAIN_BITS) for name, rank in ranks.items())
 
 
 def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
@@ -205,7 +187,7 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
         Whether errors are those on real inputs. They have keys of their own, as the two cannot be compared.
     """
     error = "data_error" if on_data else "relative_error"
-    # The uniform rank is never left out; a budget is an alternative to it, and few bits are another.
+    # The uniform rank is never left out; a budget is an alternative to it.
     return [
         Column("rank", lambda point: point.rank, "rank", priority=ALWAYS, about="one for all modules"),
         Column(("uniform", "ranks"), lambda point: list(point.uniform.ranks)),
@@ -239,14 +221,4 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
         ),
         Column(("budget", "parameters"), lambda point: point.budget.parameters),
         Column(("budget", "bytes"), lambda point: point.budget.bytes),
-        Column(("few_bits", "bytes"), lambda point: point.uniform.bytes, csv=False),  # uniform_bytes says the same
-        # Without a heading it is for machines alone: on data there is no such error to show.
-        Column(
-            ("few_bits", "expected_error"),
-            lambda point: point.few_bits,
-            "" if on_data else "in few bits",
-            percent,
-            priority=5,
-            about="the error expected of loralens-q of as many bytes, which keeps more directions in fewer bits",
-        ),
     ]

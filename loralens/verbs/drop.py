@@ -155,13 +155,11 @@ def drop(
     # A weight that was saved in full replaces that of the base, whatever else was trained in the module.
     extra = {key: each for key, each in before.extra.items() if each.module not in gone or each.role == "saved"}
     remaining = replace(before.without(gone), extra=extra)
-    new = round_factors(remaining, numpy_dtype(dtype), form.bits)
-    # The user chose the number of bits, so the error of few bits is reported and never refused.
-    allowed = allow_loss or form.bits is not None
+    new = round_factors(remaining, numpy_dtype(dtype))
     with place(label):
-        cost = RoundingCost.between(remaining, new.modules, allow_loss=allowed, dtype=dtype)
+        cost = RoundingCost.between(remaining, new.modules, allow_loss=allow_loss, dtype=dtype)
     if target.output is not None:
-        save(new, target.output, format=form.name, overwrite=overwrite, dry_run=dry_run, **form.writer_options)
+        save(new, target.output, format=form.name, overwrite=overwrite, dry_run=dry_run, **form.options)
     return DropResult(label, before, new, form.name, cost, target)
 
 

@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
-from loralens.choices import FLOAT_FORMATS, FLOAT_TYPES, FloatType, Noise, TargetFormat
+from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, Noise, TargetFormat
 from loralens.core.adapter import Adapter
 from loralens.core.messages import note, tell_findings, warn
 from loralens.core.names import some
@@ -211,7 +211,7 @@ def extract(
     FormatError
         A file cannot be read, or a difference has NaN or infinity.
     """
-    check_choice("to", to, FLOAT_FORMATS)
+    check_choice("to", to, TARGET_FORMATS)
     check_choice("dtype", dtype, FLOAT_TYPES)
     rule = _rule(noise_edge, rules)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)

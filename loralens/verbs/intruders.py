@@ -17,7 +17,7 @@ from loralens.analysis.base.intruders import (
     remove_intruders,
     replace_modules,
 )
-from loralens.choices import QUANTISED, FloatType
+from loralens.choices import FloatType
 from loralens.core.adapter import Adapter
 from loralens.core.naming.selection import select
 from loralens.core.structured import Update
@@ -179,6 +179,5 @@ def _finish_removal(
 
 def _dialect(adapter: Adapter) -> str:
     """The adapter's own dialect, or PEFT's if that cannot be written."""
-    # loralens-q would round the edit to few bits per number.
-    writable = any(form.name == adapter.format != QUANTISED and form.writer for form in FORMATS)
+    writable = any(form.name == adapter.format and form.writer for form in FORMATS)
     return str(adapter.format) if writable else "peft"

@@ -8,13 +8,12 @@ from loralens.charts.spec import LineChart
 from loralens.compression.curve import Choice, CurvePoint
 
 
-def points(count: int = 8, *, few: bool = True) -> list[CurvePoint]:
+def points(count: int = 8) -> list[CurvePoint]:
     return [
         CurvePoint(
             rank,
             Choice((rank, rank), 1000 * rank, 40_000 * rank, 1 - rank / count),
             Choice((1, rank), 1000 * rank, 40_000 * rank, 0.9 * (1 - rank / count)),
-            0.1 * (1 - rank / count) if few and rank > 1 else None,
         )
         for rank in range(count, 0, -1)
     ]
@@ -26,28 +25,26 @@ def test_axes_lines_and_labels() -> None:
     assert isinstance(chart, LineChart)
     lines = {line.name: line for line in chart.lines}
     assert list(lines) == [line.name for line in chart.named] == [
-        "one rank everywhere", "best rank for each module, at the same size",
-        "ranks and bits, at the same size (loralens-q, expected)", "what was written",
+        "one rank everywhere", "best rank for each module, at the same size", "what was written",
     ]  # fmt: skip
     assert (chart.x.label, chart.y.label) == ("size of the file (kB)", "error ‖ΔW−ΔW'‖ / ‖ΔW‖ (%)")
     assert figure.title == "an [adapter] $x$"
-    uniform, few = lines["one rank everywhere"], lines["ranks and bits, at the same size (loralens-q, expected)"]
+    uniform = lines["one rank everywhere"]
     assert (uniform.x[0], uniform.y[-1]) == (pytest.approx(320), pytest.approx(87.5))
-    assert (len(few.x), few.y[-1]) == (7, pytest.approx(7.5))
     assert (list(lines["what was written"].x), list(lines["what was written"].y)) == ([100], [50])
     assert (chart.x.limits, chart.y.limits) == ((0, pytest.approx(1.08 * 320)), (0, pytest.approx(1.08 * 87.5)))
-    assert len({(line.ink, line.marker) for line in chart.lines}) == 4
+    assert len({(line.ink, line.marker) for line in chart.lines}) == 3
 
 
 def test_on_data_the_error_is_that_of_outputs() -> None:
-    assert curve_chart(points(few=False), on_data=True).y.label == "error ‖(ΔW−ΔW')x‖ / ‖ΔWx‖ (%)"
-    assert curve_chart(points(few=False), dialect="peft").x.label == "size of the peft file (kB)"
+    assert curve_chart(points(), on_data=True).y.label == "error ‖(ΔW−ΔW')x‖ / ‖ΔWx‖ (%)"
+    assert curve_chart(points(), dialect="peft").x.label == "size of the peft file (kB)"
     assert curve_chart([]).empty
 
 
 @pytest.mark.parametrize("count", [1, 8, 64])
 def test_rank_labels_do_not_overlap(count: int) -> None:
-    drawing = draw_figure(curve_figure("", points(count, few=False)))
+    drawing = draw_figure(curve_figure("", points(count)))
     drawing.draw_without_rendering()
     boxes = [text.get_window_extent() for text in drawing.axes[0].texts]
     assert boxes

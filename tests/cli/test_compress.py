@@ -9,16 +9,13 @@ from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.compression.informed import data_losses
 from loralens.compression.loss import losses, total_error
-from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.moments import Moment, Moments
 from loralens.formats.records.moments import save_moments
 from tests import reference
 from tests.cli.command import Command
 from tests.conftest import small_adapter
-from tests.marks import slow_except
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -120,28 +117,6 @@ def test_dtype_and_dialect(small: Path, tmp_path: Path) -> None:
     assert record["total"]["relative_error"] == 0  # powers of two
 
 
-@pytest.mark.parametrize(("dtype", "share"), [("int8", 0.02), ("int4", 0.3)])
-def test_few_bits(dtype: str, share: float, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    adapter = Adapter(modules={
-        f"m.{i}.q_proj": loralens.LowRank(rng.standard_normal((40, 4)), rng.standard_normal((4, 30)), 2.0)
-        for i in range(2)
-    })  # fmt: skip
-    loralens.save(adapter, tmp_path / "in")
-    record = told(tmp_path / "in", "-o", tmp_path / "out", "--rank", 4, "--dtype", dtype)
-    assert record["format"] == "loralens-q"
-    assert 0 < record["total"]["relative_error"] < share
-    assert loralens.load(tmp_path / "out").format == "loralens-q"
-    dry = told(tmp_path / "in", "--rank", 4, "--dtype", dtype, "--dry-run")
-    assert dry["total"] == pytest.approx(record["total"])
-    both = told(tmp_path / "in", "-o", tmp_path / "both", "--size", 2600, "--to", "loralens-q")
-    assert (tmp_path / "both" / "adapter_quantised.safetensors").stat().st_size <= 2600
-    rank_alone = told(tmp_path / "in", "-o", tmp_path / "rank", "--size", 2600)
-    assert both["total"]["relative_error"] < 0.5 * rank_alone["total"]["relative_error"]
-    fixed = told(tmp_path / "in", "-o", tmp_path / "fixed", "--size", 2600, "--dtype", dtype)
-    assert fixed["total"]["bytes_after"] <= 2600
-
-
 def test_activations(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = loralens.load(small)
     K = np.diag([1e-4, 1.0])  # the second direction is all that the data knows
@@ -172,40 +147,6 @@ def test_activations(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     result = run("compress", twin, "--dry-run", "--rank", 1, "--activations", tmp_path / "k.safetensors")
     assert result.exit_code == 2
     assert "belong to another adapter" in result.stderr
-
-
-@pytest.mark.some(1)
-@pytest.mark.parametrize(("size", "by_weights"), [(1400, False), (2000, True)])
-@pytest.mark.parametrize("seed", slow_except(range(3), 0))
-def test_few_bits_chosen_with_the_data_lose_no_more_on_them(
-    seed: int, size: int, by_weights: bool, tmp_path: Path
-) -> None:
-    rng = np.random.default_rng(seed)
-    modules, moments = {}, {}
-    for i in range(3):
-        A = rng.standard_normal((4, 30))
-        modules[f"m.{i}.q_proj"] = loralens.LowRank(rng.standard_normal((40, 4)) * np.logspace(0, -1, 4), A, 2.0)
-        K = np.cov(rng.standard_normal((4, 9)) * np.logspace(0, -2, 4)[rng.permutation(4), None])
-        moments[f"m.{i}.q_proj"] = Moment(K, 9, trace=10 * float(np.trace(K)))
-    adapter = Adapter(modules=modules)
-    loralens.save(adapter, tmp_path / "in")
-    made = Moments(modules=moments, fingerprint=fingerprint(loralens.load(tmp_path / "in")))
-    save_moments(made, tmp_path / "k.safetensors")
-    arguments = [tmp_path / "in", "--size", size, "--to", "loralens-q"]
-    told(*arguments, "-o", tmp_path / "plain")
-    record = told(*arguments, "-o", tmp_path / "out", "--activations", tmp_path / "k.safetensors", "--plot",
-                  tmp_path / "curve.png")  # fmt: skip
-    source, plain = loralens.load(tmp_path / "in"), loralens.load(tmp_path / "plain")
-    weights_alone = total_error(data_losses(source, plain, made))
-    if by_weights:
-        assert record["total"]["data_error"] == weights_alone
-        assert record["notes"] == [
-            "ranks and bits were chosen by the weights alone, because this loses less on the data too"
-        ]
-    else:
-        assert record["total"]["data_error"] < weights_alone
-        assert record["notes"] == []
-    assert record["total"]["bytes_after"] <= size
 
 
 def test_dora_is_solved_anew_with_the_base_and_kept_without(tmp_path: Path) -> None:
@@ -266,7 +207,6 @@ def test_plot(small: Path, tmp_path: Path) -> None:
         (["--parameters", "inf"], "finite"),
         (["--size", "20 parsecs"], "is not a size"),
         (["--size", "0MB"], "not a number above 0"),
-        (["--rank", 1, "--dtype", "int8", "--to", "peft"], "written as loralens-q"),
         (["--rank", 1, "--dtype", "f64"], "is not one of"),
     ],
 )
@@ -287,7 +227,6 @@ def test_where_to_write_has_to_be_said(small: Path) -> None:
         (["--rank", 1, "-o", "SMALL"], "is where the source is"),
         (["--rank", 1, "-o", "SMALL/adapter_model.safetensors", "--overwrite"], "is where the source is"),
         (["--rank", 1, "-o", "SMALL/other.safetensors", "--overwrite"], "would share adapter_config.json"),
-        (["--rank", 1, "-o", "SMALL/other.safetensors", "--to", "loralens-q"], "would share adapter_config.json"),
         (["--rank", 1, "-o", "THERE"], "exists"),
         (["--rank", 1, "-o", "out", "-m", "k_prj"], "no module matches"),
         (["--size", "1KB", "-o", "out"], "rank 1 everywhere"),

@@ -307,22 +307,6 @@ def test_what_a_dtype_costs_is_said(dtype: str, most: float, tmp_path: Path) -> 
                     if most else "")  # fmt: skip
 
 
-@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-def test_few_bits_say_what_they_cost(dry: list[str], tmp_path: Path) -> None:
-    source = tiny(tmp_path / "a", 1.0)
-    assert run("convert", source, "-o", tmp_path / "q", "--to", "loralens-q").exit_code == 0
-    total, worst = dense_error(source, tmp_path / "q")
-    again = tmp_path / "again"
-    result = run("convert", source, "-o", again, "--to", "loralens-q", *dry)
-    assert f"= {percent(total)} over all modules, at most {percent(worst)}" in result.stdout
-    assert "8 bits per number" in result.stdout
-    record = json.loads(run("convert", source, "-o", again, "--to", "loralens-q", "--overwrite", "--json", *dry).stdout)
-    assert record["bits"] == 8
-    assert record["rounding"]["error"] == pytest.approx(total, rel=1e-6)
-    back = json.loads(run("convert", tmp_path / "q", "-o", tmp_path / "p", "--to", "peft", "--json").stdout)
-    assert (back["rounding"], back["bits"]) == ({"error": 0.0, "worst": None}, None)
-
-
 def test_a_scale_that_is_folded_in_is_said(tmp_path: Path) -> None:
     """GGUF has one α: of mixed scales the factors are rounded once more."""
     rng = np.random.default_rng(3)
@@ -407,7 +391,7 @@ TRAINED = {
     "layers_pattern": ["layers"],
     "exclude_modules": ".*lm_head.*",
 }
-DIALECTS = ["kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q"]
+DIALECTS = ["kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf"]
 
 
 def there_and_back(source: Path, folder: Path, *ways: str) -> Path:
@@ -435,9 +419,7 @@ def said(folder: Path) -> dict[str, object]:
     return {name: config.get(name) for name in TRAINED}
 
 
-@pytest.mark.parametrize(
-    "ways", [*([to] for to in DIALECTS), ["kohya", "gguf"], ["comfyui", "loralens-q"]], ids=" ".join
-)
+@pytest.mark.parametrize("ways", [*([to] for to in DIALECTS), ["kohya", "gguf"]], ids=" ".join)
 def test_what_peft_said_of_the_training_survives(ways: list[str], trained: Path, tmp_path: Path) -> None:
     assert said(there_and_back(trained, tmp_path, *ways)) == TRAINED
 

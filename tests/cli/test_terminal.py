@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import loralens
@@ -210,17 +209,6 @@ def test_metadata_of_moments(key, small, tmp_path):
     said("compress", small, "--rank", "1", "--activations", tmp_path / "m.safetensors", "--dry-run")
 
 
-def test_metadata_of_files_in_few_bits(small, tmp_path):
-    assert said("convert", small, "--to", "loralens-q", "-o", tmp_path / "q")[0] == 0
-    (file,) = (tmp_path / "q").glob("*.safetensors")
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    harm = "\x1b]0;t\x07\u202e"
-    metadata = {key: value.replace("tiny/base", harm) + harm for key, value in header["__metadata__"].items()}
-    save_file(load_file(file), file, {**metadata, "base_model": harm})
-    said("inspect", tmp_path / "q")
-
-
 def test_a_module_that_moments_name(small, tmp_path):
     harm = "\x1b]0;t\x07\u202e"
     record = {"version": 1, "fingerprint": "0", "counts": {harm: 1}, "traces": {}, "unmeasured": {}, "source": {}}
@@ -229,18 +217,6 @@ def test_a_module_that_moments_name(small, tmp_path):
         code, text = said(*words, "--activations", tmp_path / "m.safetensors")
         assert code == 2
         assert r"\x1b]0;t\x07\u202e: it was counted, but its moments are missing" in text
-
-
-def test_a_tensor_that_a_file_in_few_bits_names(small, tmp_path):
-    assert said("convert", small, "--to", "loralens-q", "-o", tmp_path / "q")[0] == 0
-    (file,) = (tmp_path / "q").glob("*.safetensors")
-    with safe_open(file, "numpy") as stream:
-        metadata = stream.metadata()
-    harm = "\x1b]0;t\x07\u202e"
-    description = json.loads(metadata["loralens-q"]) | {"extra": {harm: ["head", harm]}}
-    save_file(load_file(file), file, metadata | {"loralens-q": json.dumps(description)})
-    for verb in ("inspect", "doctor", "spectrum"):
-        assert r"the name '\x1b]0;t\x07\u202e' holds control characters" in said(verb, tmp_path / "q")[1]
 
 
 def test_tables_of_a_real_terminal_are_coloured_and_names_in_them_are_not(made):

@@ -15,7 +15,7 @@ from loralens.core.adapter import Adapter
 from tests.conftest import real_adapters
 from tests.tolerances import LOSS_FLOAT32
 
-DIALECTS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q")
+DIALECTS = ("peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf")
 ONLY_READ = ("safeloras", "plain", "xlabs", "litgpt", "torchtune", "lycoris")
 
 

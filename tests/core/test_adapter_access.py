@@ -76,9 +76,9 @@ def test_a_notebook_sees_a_table_and_no_markup_of_names() -> None:
 
 
 def test_an_option_of_another_dialect_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="peft has no option 'bits'") as caught:
-        loralens.save(adapter(), tmp_path / "out", bits=4)
-    assert "loralens-q" in caught.value.fix
+    with pytest.raises(OptionError, match="peft has no option 'arch'") as caught:
+        loralens.save(adapter(), tmp_path / "out", arch="llama")
+    assert "gguf" in caught.value.fix
     assert not (tmp_path / "out").exists()
 
 

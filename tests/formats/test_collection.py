@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.errors import OptionError
+from loralens.errors import FormatError, OptionError
 from loralens.formats.records.collection import candidates, examine_file
 from tests.conftest import small_adapter
 from tests.formats.blobs import limits
@@ -69,6 +69,16 @@ def test_tensors_beside_a_configuration_should_be_an_adapter(small: Path, tmp_pa
     shutil.copy(small / "adapter_config.json", tmp_path)
     save_file({"weight": np.ones((3, 2), np.float32)}, tmp_path / "adapter_model.safetensors")
     assert examine_file(tmp_path / "adapter_model.safetensors").status == "unreadable"
+
+
+@pytest.mark.parametrize("key", ["loralens-q", "loralens_fleet"])
+def test_a_file_that_only_an_earlier_loralens_reads_is_named(key: str, tmp_path: Path) -> None:
+    file = tmp_path / "adapter.safetensors"
+    save_file({"m.q": np.zeros(3, np.uint8)}, file, metadata={key: "{}"})
+    with pytest.raises(FormatError, match="which loralens no longer reads") as refused:
+        loralens.load(file)
+    assert "the last commit that reads it, 31ab7467: loralens" in refused.value.fix
+    assert examine_file(file).status == "unreadable"
 
 
 def test_no_number_is_read_to_tell_a_model(tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ DIALECTS = {
     "diffusers": "x.safetensors",
     "comfyui": "folder",
     "loralib": "x.bin",
-    "loralens-q": "folder",
 }
 LLAMA = {"model_type": "llama", "num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 8}
 

@@ -27,7 +27,7 @@ def adapter(dtype: object, *, mixed: bool) -> loralens.Adapter:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("to", ["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q"])
+@pytest.mark.parametrize("to", ["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf"])
 def test_every_dialect_to_the_byte(to: str, dtype: object, tmp_path: Path) -> None:
     one = adapter(dtype, mixed=to != "mlx")
     options = GGUF if to == "gguf" else {}

@@ -10,7 +10,6 @@ from tests.golden.subjects import CONFORMANCE, EVERY, EXAMPLES, MADE, REAL, TRAI
 DIALECTS = {
     "peft": "peft", "kohya": "kohya.safetensors", "diffusers": "diffusers.safetensors",
     "comfyui": "comfyui.safetensors", "mlx": "mlx", "loralib": "loralib.bin", "gguf": "gguf.gguf",
-    "loralens-q": "few-bits",
 }  # fmt: skip
 METHODS = (
     "sum", "average", "slerp", "karcher", "model-stock", "equal-norms", "cart", "tsv-m", "iso-c", "iso-cts", "ctm",
@@ -30,9 +29,6 @@ RULES: dict[str, dict[str, Any]] = {
     "uniform": {"error": 0.5, "uniform": True},
     "relative": {"parameters": 0.5, "weights": "relative"},
     "bf16": {"rank": 2, "dtype": "bf16"},
-    "int8": {"rank": 2, "dtype": "int8"},
-    "int4": {"rank": 2, "dtype": "int4"},
-    "few-bits": {"size": "24KiB", "to": "loralens-q"},
 }
 
 
@@ -82,17 +78,14 @@ def _compress() -> Iterator[Case]:
             )
     for subject in (*CONFORMANCE, *TRAINED, *EXAMPLES[:3], *MADE, *REAL):
         end = PurePosixPath(subject.path).suffix
-        targets = {None: f"OUT/own{end}", "peft": "OUT/peft", "loralens-q": "OUT/few-bits"}
+        targets = {None: f"OUT/own{end}", "peft": "OUT/peft"}
         calls = (
             call("compress", subject.path, output=target, energy=0.9, to=to, **subject.load)
             for to, target in targets.items()
         )
         yield Case(f"compress/{subject.path}", tuple(calls))
     for subject in EXAMPLES[:3]:
-        for rule in ("half", "int4"):
-            yield Case(
-                f"compress-{rule}/{subject.path}", (call("compress", subject.path, output="OUT/s", **RULES[rule]),)
-            )
+        yield Case(f"compress-half/{subject.path}", (call("compress", subject.path, output="OUT/s", **RULES["half"]),))
     yield Case(
         "compress/options",
         (

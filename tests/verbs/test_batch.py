@@ -30,7 +30,7 @@ from tests.verbs.batches import files_under, lay_adapters, outputs_under, spoil,
 
 WRITING: Mapping[str, Mapping[str, Any]] = {
     "compress": {"rank": 4},
-    "convert": {"to": "loralens-q"},
+    "convert": {"to": "kohya"},
     "scale": {"by": 0.5},
 }
 

@@ -40,7 +40,6 @@ def moments_of(adapter: Adapter) -> Moments:
         {"sv_ratio": 2.1, "drop_dead": True},
         {"parameters": 80, "weights": "relative"},
         {"size": 1750},
-        {"rank": 1, "dtype": "int8"},
         {"energy": 0.9, "to": "kohya", "dtype": "bf16"},
     ],
     ids=str,
@@ -91,13 +90,6 @@ def test_dry_run_writes_nothing(small: Path, tmp_path: Path) -> None:
     assert result.conclusion()[0].startswith(f"Would write {tmp_path / 'out'}: ")
 
 
-def test_few_bits_in_memory_are_those_of_the_file(small: Path, tmp_path: Path) -> None:
-    result = loralens.compress(small, rank=1, dtype="int4")
-    loralens.compress(small, rank=1, dtype="int4", output=tmp_path / "out")
-    back = loralens.load(tmp_path / "out")
-    assert all(np.array_equal(module.dense(), back[name].dense()) for name, module in result.adapter.items())
-
-
 def test_activations_are_a_path_or_moments(small: Path, tmp_path: Path) -> None:
     moments = moments_of(loralens.load(small))
     save_moments(moments, tmp_path / "k.safetensors")
@@ -142,9 +134,8 @@ def test_natural_guesses(small: Path) -> None:
         ({"size": 10**400}, "not a finite number"),
         ({"rank": 10**400}, "not a finite number"),
         ({"size": 0}, "number above 0"),
-        ({"rank": 1, "dtype": "f64"}, "choose one of f32, bf16, f16, int8, int4"),
+        ({"rank": 1, "dtype": "f64"}, "choose one of f32, bf16, f16"),
         ({"rank": 1, "to": "lycoris"}, "choose one of peft, kohya"),
-        ({"rank": 1, "to": "peft", "dtype": "int8"}, "written as loralens-q"),
         ({"rank": 1, "weights": "most"}, "no such file"),
         ({"rank": 1, "modules": ["k_prj"]}, "the nearest names are"),
         ({"rank": 1, "alpha": 3.0}, "states its own scale"),

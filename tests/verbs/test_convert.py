@@ -16,7 +16,7 @@ from tests.bases import contents
 from tests.cli.command import Command
 
 told = Command("convert").told
-DIALECTS = ["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "loralens-q"]
+DIALECTS = ["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib"]
 
 
 @pytest.mark.parametrize("to", DIALECTS)

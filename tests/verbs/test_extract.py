@@ -65,7 +65,7 @@ def test_the_columns_that_matter_most_fit_60(both: tuple[Path, Path]) -> None:
         ({"rank": 1, "energy": 0.5}, "exclude each other"),
         ({"rank": 1, "noise_edge": "median"}, "--noise-edge and --rank exclude each other"),
         ({"noise_edge": "mean"}, "rounding, median"),
-        ({"rank": 1, "to": "loralens-q"}, "peft, kohya"),
+        ({"rank": 1, "to": "lycoris"}, "peft, kohya"),
         ({"rank": 1, "dtype": "int8"}, "f32, bf16, f16"),
         ({"rank": 0}, "rank 0"),
     ],

@@ -41,7 +41,7 @@ def words_of(options: dict[str, Any]) -> list[str]:
 
 @pytest.mark.some(6)
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("more", [{}, {"dtype": "bf16"}, {"to": "loralens-q"}, {"modules": ["q_proj", "*.0.*"]}])
+@pytest.mark.parametrize("more", [{}, {"dtype": "bf16"}, {"to": "loralib"}, {"modules": ["q_proj", "*.0.*"]}])
 def test_the_result_equals_the_json_of_the_command(files: Path, verb: str, more: dict[str, Any]) -> None:
     function, inputs, required = VERBS[verb]
     options = {**required, **more}

@@ -1,1 +1,1 @@
-"""Updates, bases and weights of a base model that are stored as integers or codes of a few bits."""
+"""Weights of a base model that are stored as codes of a few bits."""

@@ -1,11 +1,10 @@
 """The table of the dialects: their names, the modules that read and write them, and the files that they become."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypedDict, final
 
-from loralens.choices import QUANTISED
 from loralens.core.adapter import Adapter
 from loralens.formats.files.container import PEFT, Files, Stored
 
@@ -30,8 +29,6 @@ class Format:
         The files that the writer's result goes to.
     silent : bool
         The dialect stores no scale, so every file gets the record of `loralens.formats.dialects.record`.
-    complete : bool
-        The dialect stores everything that the record would.
     """
 
     name: str
@@ -40,7 +37,6 @@ class Format:
     writer: str = ""
     files: Files | None = None
     silent: bool = False
-    complete: bool = False
 
     def detect(self, stored: Stored) -> bool:
         """Whether the content of a file is of this dialect."""
@@ -89,14 +85,6 @@ FORMATS: tuple[Format, ...] = (
     _dialect("loralib", "microsoft/loralib", files=LORALIB, silent=True),
     _dialect("safeloras", "cloneofsimo safeloras"),
     _dialect("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
-    Format(
-        QUANTISED,
-        "loralens in few bits",
-        "loralens.formats.dialects.quantised.reader",
-        "loralens.formats.dialects.quantised.writer",
-        Files("adapter_quantised.safetensors"),
-        complete=True,
-    ),
 )
 
 
@@ -105,7 +93,6 @@ class WriterOptions(TypedDict, total=False):
 
     arch: str | None  # llama.cpp's name of the architecture
     base_config: Mapping[str, Any] | None  # the content of the base model's config.json
-    bits: int | Mapping[str, Sequence[int]]  # bits per number: for all directions, or by module for each direction
 
 
-WRITTEN_WITH = {"arch": ("gguf",), "base_config": ("gguf", "mlx"), "bits": ("loralens-q",)}  # option → its dialects
+WRITTEN_WITH = {"arch": ("gguf",), "base_config": ("gguf", "mlx")}  # option → its dialects

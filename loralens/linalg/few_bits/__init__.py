@@ -1,1 +1,1 @@
-"""Numbers in a few bits: integers with scales, NF4, and the blocks of ggml."""
+"""Numbers in a few bits: NF4, and the blocks of ggml."""

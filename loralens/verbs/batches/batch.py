@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 from urllib.parse import quote
 
-from loralens.choices import INTEGER_TYPES, QUANTISED
 from loralens.core.adapter import Adapter
 from loralens.core.messages import note, warn
 from loralens.core.progress import progress
@@ -66,7 +65,7 @@ def adapter_target(options: Options) -> NameTarget:
     dialect needs no other file. Otherwise it becomes a folder, since its companion files would collide with those of
     the adapters beside it.
     """
-    to = QUANTISED if options.get("dtype") in INTEGER_TYPES else options.get("to")
+    to = options.get("to")
 
     def name_target(name: PurePosixPath, single: bool, dialect: str) -> PurePosixPath:
         files = next((form.files for form in FORMATS if form.name == (to or dialect)), None)

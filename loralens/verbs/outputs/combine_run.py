@@ -34,7 +34,7 @@ from loralens.verbs.inputs.choices import numpy_dtype
 from loralens.verbs.inputs.weighted import ingredients, label_of_taken, name_damaged
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.form import OutputFormat, check_known
-from loralens.verbs.outputs.rounding import RoundingCost, round_factors
+from loralens.verbs.outputs.rounding import RoundingCost
 from loralens.verbs.outputs.rules import rank_notes
 from loralens.verbs.outputs.target import Target
 from loralens.verbs.outputs.writing import WritingAndReading, check_writing
@@ -110,7 +110,7 @@ def follow_recipe(
     damage = name_damaged(list(zip(paths, adapters, strict=True)))
     with progress(recipe.method, passes * len(modules)) as step, damage:
         factors = _combine(recipe, adapters, form, dtype, weights, step)
-    adapter, rounding = _round(factors, form, dtype, allow_loss=allow_loss)
+    adapter, rounding = factors.adapter, _rounding_cost(factors, dtype, allow_loss=allow_loss)
     for text in (*factors.combination.notes, *rank_notes(recipe.truncate.get("rank"), factors.ranks)):
         note(text)
     rows, combination = match_modules(adapters, paths), factors.combination
@@ -300,23 +300,18 @@ def _truncate(
     return ranks, at
 
 
-def _round(
-    factors: _Factors, form: OutputFormat, dtype: FloatType | None, *, allow_loss: bool
-) -> tuple[Adapter, RoundingCost | None]:
-    """The adapter in the numbers that are written, and the error that rounding adds to its new factors.
+def _rounding_cost(factors: _Factors, dtype: FloatType | None, *, allow_loss: bool) -> RoundingCost | None:
+    """The error that rounding adds to the new factors.
 
-    The error is None if it was not measured, because measuring costs a pass over all modules. It is measured if the
-    user asked for a dtype or for integers, and for float16, in which small numbers lose digits or become 0. The error
-    of the other dtypes follows from their digits.
+    It is None if it was not measured, because measuring costs a pass over all modules. It is measured if the user asked
+    for a dtype, and for float16, in which small numbers lose digits or become 0. The error of the other dtypes follows
+    from their digits.
     """
     adapter = factors.adapter
-    if not (dtype or form.bits or any(module.dtype == np.float16 for module in adapter.modules.values())):
-        return adapter, None
+    if not (dtype or any(module.dtype == np.float16 for module in adapter.modules.values())):
+        return None
     before = replace(adapter, modules={**adapter.modules, **factors.exact})
-    after = round_factors(adapter, None, form.bits)
-    # The user chose the number of bits, so the error of few bits is reported and never refused.
-    allowed = allow_loss or form.bits is not None
-    return after, RoundingCost.between(before, after.modules, allow_loss=allowed, dtype=dtype)
+    return RoundingCost.between(before, adapter.modules, allow_loss=allow_loss, dtype=dtype)
 
 
 def _common_dtype(adapters: Sequence[Adapter]) -> np.dtype[Any]:

@@ -113,7 +113,7 @@ class CompressResult(Written):
         """The sizes and errors of every rank, as `loralens.curve` computes them."""
         from loralens.verbs.curve import trade_off  # only figures show it
 
-        return trade_off(self.plan, self.form, on_data=bool(self.data_losses))
+        return trade_off(self.plan, self.form)
 
     def tables(self) -> list[Table[ModuleLoss]]:
         """The modules, one per row."""

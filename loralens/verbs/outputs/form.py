@@ -1,14 +1,12 @@
 """The dialect that a verb writes, with the size of its files, and with writing and reading them back."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Self
 
-from loralens.choices import FLOAT_TYPES, INTEGER_TYPES, QUANTISED, TARGET_FORMATS, FloatType, IntegerType, TargetFormat
+from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
 from loralens.core.adapter import Adapter
-from loralens.core.structured import Update
 from loralens.errors import OptionError
 from loralens.formats import encode_adapter, load, save
 from loralens.formats.dialects.sizes import file_size
@@ -19,31 +17,21 @@ from loralens.verbs.inputs.adapters import AdapterSource
 from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.outputs.target import Inputs, Target
 
-# Bits of every number of loralens-q unless the caller gives another number. On a real Qwen2.5-0.5B adapter, 8 bits add
-# 0.74 % of ‖ΔW‖ in quadrature at a quarter of the bytes (docs/compress.md).
-PLAIN_BITS = 8
-
-Bits = int | Mapping[str, Sequence[int]]
-
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """A dialect, the options of its writer, and for loralens-q the bits of its numbers.
+    """A dialect, and the options of its writer.
 
     Attributes
     ----------
     options : WriterOptions
-        The options of the dialect's writer, except ``bits``.
     base : path or None
         The base model, which is needed to read GGUF back.
-    bits : int, mapping or None
-        The bits of all numbers, or module name → the bits of each direction; None in every dialect but loralens-q.
     """
 
     name: str
     options: WriterOptions
     base: str | PathLike[str] | None = None
-    bits: Bits | None = None
 
     @classmethod
     def of(
@@ -52,40 +40,31 @@ class OutputFormat:
         *,
         to: TargetFormat | str | None = None,
         base: str | PathLike[str] | None = None,
-        dtype: FloatType | IntegerType | str | None = None,
+        dtype: FloatType | str | None = None,
     ) -> Self:
         """The form in which an adapter is written: in its own dialect unless another is asked for.
 
         Raises
         ------
         OptionError
-            The dialect or the dtype is unknown, the dialect is only read, it does not store integers, or it has to
-            state a scale that the adapter's file does not give.
+            The dialect or the dtype is unknown, the dialect is only read, or it has to state a scale that the adapter's
+            file does not give.
         """
         check_choice("to", to, TARGET_FORMATS)
-        check_choice("dtype", dtype, (*FLOAT_TYPES, *INTEGER_TYPES))
-        # Only loralens-q stores integers, so int8 and int4 choose the dialect too.
-        if dtype in INTEGER_TYPES and to not in (None, QUANTISED):
-            raise OptionError(f"dtype {dtype} is written as {QUANTISED}, not as {to}", fix=f"give --to {QUANTISED}")
-        name = QUANTISED if dtype in INTEGER_TYPES else to or adapter.format
+        check_choice("dtype", dtype, FLOAT_TYPES)
+        name = to or adapter.format
         if name not in TARGET_FORMATS:
             raise OptionError(f"{name} is only read, not written", fix=f"give --to: {', '.join(TARGET_FORMATS)}")
         # Within one dialect, what the file leaves open may stay open.
         if name != adapter.format:
             check_known(adapter, name)
-        bits = INTEGER_TYPES.get(dtype or "", PLAIN_BITS) if name == QUANTISED else None
-        return cls(name, writer_options(name, base), base, bits)
+        return cls(name, writer_options(name, base), base)
 
     @property
     def one_rank(self) -> bool:
         """Whether all modules of a file have the same rank."""
         # mlx-lm reads one ``rank`` for all layers from adapter_config.json.
         return self.name == "mlx"
-
-    @property
-    def writer_options(self) -> WriterOptions:
-        """The options with which the dialect's writer is called."""
-        return self.options if self.bits is None else {**self.options, "bits": self.bits}
 
     def check_target(self, target: Target, source: AdapterSource, *, other_inputs: Inputs | None = None) -> None:
         """Refuse, before any work, a target that overlaps with an input or that the dialect cannot be written to."""
@@ -94,41 +73,24 @@ class OutputFormat:
 
     def encode(self, adapter: Adapter) -> tuple[Stored, Files]:
         """The tensors and header of the file, and the names of the files that belong to the dialect."""
-        return encode_adapter(adapter, self.name, **self.writer_options)
+        return encode_adapter(adapter, self.name, **self.options)
 
     def size(self, adapter: Adapter) -> int:
         """The size of the file of weights in bytes, from its header alone."""
-        return file_size(adapter, self.name, **self.writer_options)
-
-    def cost(self, module: Update) -> int:
-        """The bytes of one direction of a module if all numbers have the same bits."""
-        assert isinstance(self.bits, int)
-        from loralens.core.few_bits.quantised import direction_bytes  # only for integers
-
-        return direction_bytes(module.shape, self.bits)
+        return file_size(adapter, self.name, **self.options)
 
     def write(self, adapter: Adapter, target: Target) -> tuple[Adapter, int]:
         """Write an adapter, and return the adapter that is read back and the size of its file of weights in bytes.
 
-        If nothing is to be written, `rehearse` computes both.
+        If nothing is to be written, the adapter itself is returned: factors are read back as they are.
         """
         output = target.written
         if output is None:
-            return self.rehearse(adapter)
-        save(adapter, output, format=self.name, overwrite=target.overwrite, **self.writer_options)
+            return adapter, self.size(adapter)
+        save(adapter, output, format=self.name, overwrite=target.overwrite, **self.options)
         # strict=False, since an adapter that was loaded so would be refused here, after it was written.
         back = load(output, format=self.name, allow_pickle=True, base=self.base, strict=False)
         return back, adapter_file(output).stat().st_size
-
-    def rehearse(self, adapter: Adapter) -> tuple[Adapter, int]:
-        """The results of `write` without writing anything."""
-        # Factors in a float dtype are read back as they are. Those of loralens-q come back rounded to integers.
-        if self.bits is None:
-            return adapter, self.size(adapter)
-        # Only integers need it, so that a verb that writes floats starts sooner.
-        from loralens.compression.quantise import quantise
-
-        return quantise(adapter, bits=self.bits), self.size(adapter)
 
 
 def check_known(adapter: Adapter, to: str) -> None:
@@ -176,5 +138,5 @@ def source_bytes(source: AdapterSource, adapter: Adapter, form: OutputFormat) ->
         return adapter_file(Path(source)).stat().st_size
     # A dialect without a writer has no size that could be computed, so that of the result stands in for it.
     if adapter.format not in TARGET_FORMATS:
-        return replace(form, bits=None).size(adapter)
+        return form.size(adapter)
     return OutputFormat(adapter.format, writer_options(adapter.format, form.base)).size(adapter)

@@ -11,7 +11,7 @@ from loralens.analysis.base.weight_norms import weight_steps
 from loralens.analysis.checks.examination import Examination
 from loralens.analysis.checks.merge_effect import Base, bf16_errors, find_weights
 from loralens.analysis.doctor import run_checks
-from loralens.choices import QUANTISED, TARGET_FORMATS
+from loralens.choices import TARGET_FORMATS
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.fingerprint import fingerprint
@@ -157,13 +157,10 @@ def _moments(
 
 
 def _dialect(adapter: Adapter, base: str | PathLike[str] | None) -> Dialect:
-    """How a smaller adapter would be written: in its own dialect, or in PEFT's where its own cannot be written.
-
-    PEFT's dialect also replaces the quantised one, whose error would not be that of the ranks alone.
-    """
-    own = adapter.format if adapter.format in TARGET_FORMATS and adapter.format != QUANTISED else "peft"
+    """How a smaller adapter would be written: in its own dialect, or in PEFT's where its own cannot be written."""
+    own = adapter.format if adapter.format in TARGET_FORMATS else "peft"
     form = OutputFormat(own, {}, base) if own != "gguf" else OutputFormat.of(adapter, to=own, base=base)
-    return Dialect(own, lambda smaller: encode_adapter(smaller, own, **form.writer_options), form.one_rank)
+    return Dialect(own, lambda smaller: encode_adapter(smaller, own, **form.options), form.one_rank)
 
 
 def _compare_with_base(examination: Examination, base: Base, intruders: bool | None) -> BaseMeasurements:

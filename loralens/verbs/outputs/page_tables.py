@@ -84,12 +84,7 @@ def _insert_after(columns: Sequence[Column[Row]], key: str | tuple[str, ...], ne
 
 def ranks_table(subject: Subject) -> Table[CurvePoint]:
     """The ranks as ``curve`` lists them, with a column for the share of energy or output that is kept."""
-    # Few bits are left out: the page compares ranks, and its sliders write no loralens-q.
-    columns = [
-        column
-        for column in point_columns(subject.dialect.name, on_data=subject.on_data)
-        if column.key != ("few_bits", "expected_error")
-    ]
+    columns = point_columns(subject.dialect.name, on_data=subject.on_data)
     share = OUTPUT_KEPT if subject.on_data else ENERGY_KEPT
     return Table("Every rank", _insert_after(columns, ("uniform", "bytes"), share), subject.points)
 

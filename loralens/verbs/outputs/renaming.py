@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-from loralens.choices import QUANTISED
 from loralens.core.adapter import Adapter
 from loralens.core.carried import NORMS
 from loralens.core.messages import warn
@@ -17,9 +16,6 @@ from loralens.formats.models.base_copies import FULL, drop_copies
 from loralens.formats.models.checkpoint import model_config, shapes, weights
 from loralens.formats.models.model_location import resolve_path
 from loralens.verbs.inputs.bases import base_weights
-
-# Dialects that have a place for tensors saved in full. Elsewhere such a tensor is an error, or a copy that is left out.
-KEEPING = ("peft", QUANTISED)
 
 
 def rename_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> tuple[Adapter, list[str]]:
@@ -49,7 +45,8 @@ def rename_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> t
         notes.append(f"{head} adapts the base's embedding, which is its head too, and has no weight of its own")
     # PEFT and LyCORIS store the kernels of convolutions flat; their sizes are known only from the base.
     adapter = with_kernels(adapter, {name: base_shapes[key] for name, key in names.keys.items()})
-    if to not in KEEPING and any(extra.role in FULL for extra in adapter.extra.values()):
+    # Only PEFT has a place for such tensors. Elsewhere one is an error, or a copy that is left out.
+    if to != "peft" and any(extra.role in FULL for extra in adapter.extra.values()):
         adapter, copies = drop_copies(adapter, weights(base), names.rename)
         notes += [f"left out {key}: it is the base's own" for key in copies]
     # A base whose files have other names than its modules in memory says nothing about the names of modules.

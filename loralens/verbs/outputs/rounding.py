@@ -1,12 +1,11 @@
 """Rounds the factors of an adapter that is to be written, measures the error of that, and refuses a large error."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
 
-from loralens.choices import QUANTISED
 from loralens.compression.directions import DType, cast_factors, locate_errors
 from loralens.compression.loss import UpdateLoss, total_error, update_loss
 from loralens.core.adapter import Adapter
@@ -113,34 +112,14 @@ class RoundingCost:
         )
 
 
-def round_factors(
-    adapter: Adapter, dtype: DType | None, bits: int | Mapping[str, Sequence[int]] | None = None
-) -> Adapter:
-    """The adapter with factors in the form in which they are written.
-
-    Parameters
-    ----------
-    adapter : Adapter
-    dtype : dtype or None
-        The dtype to which all factors are rounded once; None keeps them as they are.
-    bits : int, mapping or None
-        Quantise the factors to integers of so many bits instead, as loralens-q stores them. Modules that were read from
-        a file of that dialect keep their integers.
+def round_factors(adapter: Adapter, dtype: DType | None) -> Adapter:
+    """The adapter with all factors rounded once to a dtype; None keeps them as they are.
 
     Raises
     ------
-    MismatchError
-        A module is not a pair of factors.
     FormatError
         A number is too large for ``dtype``; this is raised when the factor is read.
     """
-    if bits is not None:
-        from loralens.compression.quantise import quantise  # only for integers
-
-        # Quantising integers again would round them a second time.
-        plain = {name: m for name, m in adapter.items() if m.origin is None or m.origin.format != QUANTISED}
-        quantised = quantise(replace(adapter, modules=plain), bits=bits, threads=processor_count())
-        return replace(adapter, modules={**adapter.modules, **quantised.modules})
     if dtype is None:
         return adapter
     modules = {name: cast_factors(module, dtype) for name, module in adapter.items()}
@@ -153,9 +132,6 @@ def _is_surely_equal(before: Update, after: Update) -> bool:
     """Whether scales and dtypes alone show that two updates have the same factors. False if they leave it open."""
     if not isinstance(before, LowRank) or not isinstance(after, LowRank) or before.scale != after.scale:
         return False
-    # The float32 factors of loralens-q are made from its integers, so their dtype shows nothing.
-    if after.origin is not None and after.origin.format == QUANTISED:
-        return before.origin == after.origin
     pairs = zip(before.factors, after.factors, strict=True)
     # Every float8, float16 and bfloat16 number is a float32 number too.
     return all(old.dtype == new.dtype or (old.dtype.itemsize < 4 and new.dtype.itemsize >= 4) for old, new in pairs)

@@ -18,7 +18,7 @@ class Writing(TypedDict, total=False):
     output : path, optional
         A folder, or a file with the suffix of the dialect. Without it nothing is written.
     to : str, optional
-        The dialect: ``peft``, ``kohya``, ``diffusers``, ``comfyui``, ``mlx``, ``loralib``, ``gguf`` or ``loralens-q``.
+        The dialect: ``peft``, ``kohya``, ``diffusers``, ``comfyui``, ``mlx``, ``loralib`` or ``gguf``.
         The default is that of the first adapter.
     base : path, optional
         The base model. It is needed to write GGUF, and to change the factors of a DoRA adapter.

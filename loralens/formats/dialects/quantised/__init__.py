@@ -1,1 +1,0 @@
-"""The dialect loralens-q, which stores modules in few bits."""
