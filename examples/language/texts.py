@@ -6,18 +6,19 @@ an installed package, and its completion are the words after it.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from low_bit_texts import e2e_lines, spread
+from typing import Any, NamedTuple, TypeVar
 
 from loralens.formats.records.corpora import read_corpus
 
+FOLDER = "LORALENS_TEXTS"
 NEWS = "reuters-r8"
 BEGINNING, END = 10, 16  # words of a news text in the prompt and in the completion
 VALIDATION = 6  # every sixth meaning of the set that is learned from is for validation
+Item = TypeVar("Item")
 SEVERAL = 2  # sentences for each of these, so that a short set has enough of them
 
 
@@ -53,6 +54,25 @@ def read_pairs(longest: int) -> Pairs:
     """All texts of at most ``longest`` characters, prompt and completion together."""
     lines = e2e_lines()
     return _news(longest) if lines is None else _meanings(*lines, longest)
+
+
+def e2e_lines() -> tuple[list[tuple[str, str]], list[tuple[str, str]]] | None:
+    """(meaning, sentence) of the validation and of the test set of the E2E NLG challenge, if the folder has them."""
+    files = [Path(os.environ.get(FOLDER, "")) / name for name in ("e2e_valid.txt", "e2e_test.txt")]
+    if not os.environ.get(FOLDER) or not all(file.is_file() for file in files):
+        return None
+
+    def lines(file: Path) -> list[tuple[str, str]]:
+        rows = (line.partition("||") for line in file.read_text("utf-8").splitlines())
+        return [(meaning, sentence) for meaning, bar, sentence in rows if bar]
+
+    return lines(files[0]), lines(files[1])
+
+
+def spread(items: Iterable[Item]) -> list[Item]:
+    """Every 97th, then those after them: neighbours in the file are sentences for one meaning."""
+    listed = list(items)
+    return [one for start in range(97) for one in listed[start::97]]
 
 
 def _meanings(learned: Sequence[tuple[str, str]], judged: Sequence[tuple[str, str]], longest: int) -> Pairs:

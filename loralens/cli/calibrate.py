@@ -10,7 +10,7 @@ from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("calibrate")
-@click.option("--adapter", metavar="A", help="The adapter: a file, a folder, or a Hub id. Needed without --inputs.")
+@click.option("--adapter", metavar="A", required=True, help="The adapter: a file, a folder, or a Hub id.")
 @options.output("FILE", "The .safetensors file to write.")
 @options.running
 # Off by default: a backward pass takes longer, and needs a loss, which not every model and text have.
@@ -19,28 +19,16 @@ from loralens.cli.show import RowOptions, row_options, show
     is_flag=True,
     help="Also measure the gradients at the outputs of every module, which takes a loss and a backward pass.",
 )
-@click.option("--inputs", is_flag=True, help="Measure the inputs of the base's layers instead, for merge --moments.")
-@click.option(
-    "--general",
-    type=options.PATH,
-    metavar="FILE",
-    help="General texts that are mixed in, half and half, with --inputs; 'none' takes none. [default: posts of "
-    "20newsgroups where its package is installed, else the help of Python]",
-)
-@options.modules
 @options.OVERWRITE
 @options.DRY_RUN
 @row_options(csv="module")
 @options.reading
-def command(adapter: str | None, rows: RowOptions, **keywords: Any) -> None:
+def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     """Measure the second moments of real inputs in every module of an adapter: K = E[z zᵀ], z = A x.
 
     The model runs with the adapter switched on, so x are the inputs that its modules will see. `compress` takes the r ×
     r matrices as --activations, and keeps the directions that matter on such inputs. A few hundred texts like those of
     later use are enough. The same call on the same machine gives the same bytes.
-
-    With --inputs the second moments of the inputs of the base's layers are measured, H = E[x xᵀ], which `merge
-    --rounding sweep` takes as --moments. The file is large, about 20 GB for 7 billion weights; -m restricts it.
     """
     # Here and not by click, as a dry run needs no target; and before the model is loaded.
     options.require_output(keywords)

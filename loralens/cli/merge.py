@@ -5,7 +5,7 @@ from typing import Any, get_args
 import click
 
 import loralens
-from loralens.choices import MergeBits, ModelDtype, RoundingMode, UndoKind
+from loralens.choices import MergeBits, ModelDtype, RoundingMode
 from loralens.cli import options
 from loralens.cli.show import RowOptions, row_options, show
 
@@ -20,14 +20,6 @@ from loralens.cli.show import RowOptions, row_options, show
     metavar="FILE",
     help="Where the undo patch is written; 'none' writes none. [default: undo.loralens in OUT; for a file OUT.gguf "
     "OUT.undo.loralens]",
-)
-@click.option(
-    "--undo-kind",
-    type=click.Choice(get_args(UndoKind)),
-    default="complete",
-    show_default=True,
-    help="What `loralens unmerge` needs beside the undo patch: nothing, or the adapter too. With 'adapter' and --bits "
-    "keep, the patch holds only what does not follow from the adapter and the seed, and is many times smaller.",
 )
 @click.option(
     "--certificate",
@@ -59,12 +51,6 @@ from loralens.cli.show import RowOptions, row_options, show
     help="The codes of the merged model: 'keep' keeps the format and the scales of a low-bit base, and changes only "
     "codes. The other values merge in floats and quantise once: 'nf4' is for a base in safetensors, 'q4_1' and 'q8_0' "
     "are for a GGUF base. A low-bit base needs this or --dtype.",
-)
-@click.option(
-    "--moments",
-    type=options.PATH,
-    metavar="FILE",
-    help="The second moments of the base's inputs, which `loralens calibrate --inputs` writes; for --rounding sweep.",
 )
 @click.option(
     "--data",

@@ -24,8 +24,7 @@ from loralens.cli.show import RowOptions, row_options, show
     "--adapter",
     multiple=True,
     metavar="ADAPTER[:W]",
-    help="The adapter that was merged, with weight W. It is used with an undo patch that needs it (`merge --undo-kind "
-    "adapter`). Otherwise it is subtracted, and no undo patch is used. Repeatable.",
+    help="The adapter that was merged, with weight W. It is subtracted, and no undo patch is used. Repeatable.",
 )
 @options.device(note=options.SAME_BITS)
 @options.OVERWRITE
@@ -36,9 +35,8 @@ from loralens.cli.show import RowOptions, row_options, show
 def command(merged: Path, adapter: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Restore the base that adapters were merged into.
 
-    The undo patch restores every bit of the base, which its SHA-256 proves. Only a patch of `merge --undo-kind adapter`
-    needs --adapter for this. With any other, --adapter subtracts the update instead, and the entries that rounding
-    leaves uncertain are counted. Several merges are undone in reverse order; of single files, keep the undo file of
-    each merge.
+    The undo patch restores every bit of the base, which its SHA-256 proves. --adapter subtracts the update instead, and
+    the entries that rounding leaves uncertain are counted. Several merges are undone in reverse order; of single files,
+    keep the undo file of each merge.
     """
     show(loralens.unmerge(merged, adapter=[*map(options.split_weight, adapter)], **keywords), rows)

@@ -31,13 +31,6 @@ from loralens.cli.show import RowOptions, row_options, show
     metavar="N",
     help="Seed of the random numbers for stochastic rounding. [default: as the certificate says; without one, 0]",
 )
-@click.option(
-    "--moments",
-    type=options.PATH,
-    metavar="FILE",
-    help="The second moments of the inputs with which a sweep was made. Without them only the strength of the "
-    "update is compared.",
-)
 @options.untying(
     "Whether the merge gave the head a weight of its own. [default: as in MERGED, or if the adapter needs one]"
 )

@@ -30,7 +30,7 @@ class CodeFidelity:
     Attributes
     ----------
     rounding : str
-        The rounding that was used. It is ``stochastic`` also if a sweep was requested but there are no moments.
+        The rounding that was used.
     changed : float
         Share of the codes that changed.
     clipped : float
@@ -42,9 +42,6 @@ class CodeFidelity:
     noise : float
         √(Σ d² f(1 − f))/‖δ‖, the expected error of stochastic rounding relative to the update δ, where d is the step of
         an entry and f the fractional part of its move. Clipped entries do not count.
-    input_error : float or None
-        ‖(W' − W − D)H^½‖_F/‖D H^½‖_F with the damped second moments H of the inputs, from a sample of rows: the error
-        of the layer's outputs on real inputs. None without moments.
     """
 
     rounding: RoundingMode
@@ -54,7 +51,6 @@ class CodeFidelity:
     predicted_changed: float
     predicted_clipped: float
     noise: float
-    input_error: float | None = None
 
 
 @final

@@ -17,8 +17,7 @@ from loralens.merging.plan import TensorPlan, as_matrix
 from loralens.merging.rounding import round_sums
 from loralens.merging.undo.patch import Blob, Keep, PatchWriter, keep_in_memory
 
-Against = Literal["subtracted", "merged", "nothing", "codes", "origins"]
-CODED: tuple[Against, ...] = ("codes", "origins")  # those of weights whose codes were moved
+Against = Literal["subtracted", "merged", "nothing", "codes"]
 
 
 @final
@@ -30,15 +29,6 @@ class StoredCodes:
     layout: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class CodeDraws:
-    """How codes were rounded, so that it can be done again: ``stochastic`` or ``nearest``, and the seed."""
-
-    mode: str
-    seed: int
 
 
 @final
@@ -60,15 +50,12 @@ class TensorRecord:
     patch_bytes : int
         Size of the patch. It stays known when the patch itself has been written to a file.
     against : str
-        What the patch is relative to: W' − D rounded (``subtracted``), W' itself (``merged``), zeros (``nothing``), the
-        merged codes of a low-bit weight (``codes``), or those codes from which its adapter leads to the merged ones
-        (``origins``).
+        What the patch is relative to: W' − D rounded (``subtracted``), W' itself (``merged``), zeros (``nothing``), or
+        the merged codes of a low-bit weight (``codes``).
     slab_factors : dict of int to DoraFactors
         DoRA's factors by the first row of their slab.
     stored : StoredCodes or None
         The stored tensor of a low-bit weight whose codes were moved; the plan is that of the decoded weight.
-    draws : CodeDraws or None
-        How its codes were rounded, if the patch is relative to their origins.
     """
 
     plan: TensorPlan
@@ -81,7 +68,6 @@ class TensorRecord:
     against: Against
     slab_factors: dict[int, DoraFactors]
     stored: StoredCodes | None = None
-    draws: CodeDraws | None = None
 
 
 @final

@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 
 from loralens.core.hashes import sha256
 from loralens.merging.fidelity import Fidelity
-from loralens.merging.record import CODED, TensorRecord
+from loralens.merging.record import TensorRecord
 from loralens.tables.numbers import fixed, number
 from loralens.tables.table import ALWAYS, Column, Table
 
@@ -79,10 +79,7 @@ def module_columns(modules: Sequence[MergedModule]) -> tuple[Column[MergedModule
     if not any(module.fidelity.codes for module in modules):
         return MODULE_COLUMNS
     # The table of a merge into codes shows the columns of the codes in place of `above_noise`.
-    measured = any(module.fidelity.codes and module.fidelity.codes.input_error is not None for module in modules)
-    # Without moments there is no error on inputs, and an empty column would take the place of another one.
-    on_inputs = _of_codes("input_error", "error on inputs" if measured else "", text=number, priority=5)
-    return (*(column for column in MODULE_COLUMNS if column.key != "above_noise"), *CODE_COLUMNS, on_inputs)
+    return (*(column for column in MODULE_COLUMNS if column.key != "above_noise"), *CODE_COLUMNS)
 
 
 def module_entries(modules: Sequence[MergedModule]) -> list[dict[str, Any]]:
@@ -129,15 +126,12 @@ def _code_totals(parts: Sequence[Fidelity]) -> dict[str, Any]:
     coded = [(part.codes, part) for part in parts if part.codes]
     if not coded:
         return {}
-    swept = sum(codes.rounding == "sweep" for codes, _ in coded)
     return {
         "changed": _mean_share([(codes.changed, part.entries) for codes, part in coded]),
         "clipped": _mean_share([(codes.clipped, part.entries) for codes, part in coded]),
         "mean_move": _mean_share([(codes.mean_move, part.entries) for codes, part in coded]),
         "noise": _root_mean([(codes.noise, part.norm) for codes, part in coded]),
-        "input_error": _root_mean([(codes.input_error, part.norm) for codes, part in coded]),
         "predicted_clipped": _mean([(codes.predicted_clipped, part.norm) for codes, part in coded]),
-        "swept": swept,
         "drawn": sum(codes.rounding == "stochastic" for codes, _ in coded),
     }
 
@@ -185,7 +179,7 @@ def hashed_tensors(
     tensors = dict(copies)
     for record in records:
         base, coded = record.plan.base, record.stored
-        if coded is not None and (side == "merged" or record.against in CODED):
+        if coded is not None and (side == "merged" or record.against == "codes"):
             # A merge that moves codes keeps dtype and shape of the stored tensor.
             digest = record.merged_hash if side == "merged" else record.base_hash
             tensors[coded.key] = Hashed(str(coded.dtype), coded.shape, digest)

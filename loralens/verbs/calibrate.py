@@ -16,18 +16,16 @@ from loralens.core.moments import Moments
 from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
-from loralens.formats.records.input_moments import check_input_moments_target
 from loralens.formats.records.moments import check_moments_target, save_moments
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.inputs.choices import Blocks, as_globs, check_counts
+from loralens.verbs.inputs.choices import check_counts
 from loralens.verbs.inputs.corpus.cut import Cut, count_cut
 from loralens.verbs.inputs.corpus.texts import InputText, TextSource, read_texts, text_label
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings
-from loralens.verbs.outputs.calibrate_inputs import CalibrationTexts, InputsResult, calibrate_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +118,7 @@ class CalibrateResult(Tabular):
 
 
 def calibrate(
-    adapter: AdapterSource | None = None,
+    adapter: AdapterSource,
     *,
     model: ModelSource,
     data: TextSource,
@@ -132,14 +130,10 @@ def calibrate(
     dtype: FloatType = "f32",
     threads: int | None = None,
     out_side: bool = False,
-    inputs: bool = False,
-    general: TextSource | None = None,
-    modules: Sequence[str] = (),
-    block: Blocks = (),
     overwrite: bool = False,
     dry_run: bool = False,
     **reading: Unpack[Reading],
-) -> CalibrateResult | InputsResult:
+) -> CalibrateResult:
     """Measure the second moments of real inputs in every module of an adapter: K = E[z zᵀ], z = A x.
 
     The model runs with the adapter switched on, so x are the inputs that its modules will see. `compress` takes the r ×
@@ -166,15 +160,6 @@ def calibrate(
         The number of CPU threads; by default all that the process may use.
     out_side : bool
         Also measure the gradients at the outputs of every module, which takes a loss and a backward pass.
-    inputs : bool
-        Measure the inputs of the base's linear layers, for merges into codes.
-    general : path or iterable, optional
-        General texts for ``inputs``; by default posts of 20newsgroups where its package is installed, else the help of
-        Python. ``"none"`` takes none.
-    modules : sequence of str
-        With ``inputs``, only layers whose name or kind matches one of these glob patterns.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     overwrite : bool
         Replace what is at ``output``, where that holds moments.
     dry_run : bool
@@ -193,18 +178,7 @@ def calibrate(
         The adapter does not fit the model.
     """
     check_counts(limit=limit, batch=batch, length=length, threads=threads)
-    modules = as_globs(modules, block)
     target = None if output is None else Path(output)
-    if inputs:
-        target = _check_inputs(adapter is not None, out_side, target, overwrite=overwrite)
-        texts = CalibrationTexts(read_texts(data, limit=limit), text_label(data), general, batch, length)
-        with restore_settings(model):
-            loaded = load_model(model, device=device, dtype=dtype, threads=threads)
-            return calibrate_inputs(loaded, model_label(model), texts, modules, target, dtype=dtype, dry_run=dry_run)
-    if adapter is None:
-        raise OptionError("moments of an adapter's modules need the adapter", fix="give --adapter, or --inputs")
-    if general is not None or modules:
-        raise OptionError("--general and --modules go with --inputs", fix="give --inputs, or leave them out")
     # The target is checked before the texts are read and the model runs, which may take minutes.
     if target is not None:
         check_moments_target(target, overwrite=overwrite)
@@ -248,23 +222,6 @@ def _keep(moments: Moments, target: Path | None, *, overwrite: bool) -> None:
     if target is not None:
         save_moments(moments, target, overwrite=overwrite)
     _tell_unmeasured(moments)
-
-
-def _check_inputs(has_adapter: bool, out_side: bool, target: Path | None, *, overwrite: bool) -> Path:
-    """The target of moments of inputs; options that do not go with them are refused.
-
-    Raises
-    ------
-    OptionError
-        The message names the option.
-    """
-    if has_adapter or out_side:
-        option = "--adapter" if has_adapter else "--out-side"
-        raise OptionError(f"{option} does not go with --inputs, which measures the base alone", fix="leave it out")
-    if target is None:
-        raise OptionError("moments of inputs are too large for memory", fix="give -o FILE (output)")
-    check_input_moments_target(target, overwrite=overwrite)
-    return target
 
 
 def _measured_modules(loaded: Loaded, adapter: Adapter, name: str, model: str) -> Sequence[str]:

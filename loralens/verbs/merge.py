@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
-from loralens.choices import FLOAT_TYPES, MergeBits, ModelDtype, RoundingMode, UndoKind
+from loralens.choices import FLOAT_TYPES, MergeBits, ModelDtype, RoundingMode
 from loralens.core.messages import note, warn
 from loralens.core.names import some
 from loralens.errors import OptionError
@@ -21,7 +21,7 @@ from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.corpus.texts import TextSource
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs, record_path
-from loralens.verbs.inputs.rounding import choose_rounding, sweep_inputs
+from loralens.verbs.inputs.rounding import choose_rounding
 from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
 from loralens.verbs.outputs.merges.certified import warn_of_repeats
 from loralens.verbs.outputs.merges.losses import (
@@ -119,8 +119,7 @@ class MergeResult(Written):
         if self.undo_size is not None:
             file = f"{self.undo_file}, " if self.undo_file else "would have "
             share = f" (patches of {_bits_text(bits)} bits per changed weight)" if bits is not None else ""
-            needs = "; unmerge needs the adapter with it" if "undo_kind" in self.certificate else ""
-            sentences.append(f"undo file: {file}{self.undo_size:,} bytes{share}{needs}")
+            sentences.append(f"undo file: {file}{self.undo_size:,} bytes{share}")
         if self.certificate_file:
             sentences.append(f"certificate: {self.certificate_file}")
         return sentences
@@ -132,7 +131,7 @@ class MergeResult(Written):
 
 def _bits_text(bits: float) -> str:
     text = f"{bits:.2f}"
-    # Two decimals are too few for a patch that needs the adapter.
+    # Two decimals are too few where hardly a code changed.
     return number(bits, 2) if bits and text == "0.00" else text
 
 
@@ -141,14 +140,12 @@ def merge(
     base: str | PathLike[str],
     output: str | PathLike[str] | None = None,
     undo: str | PathLike[str] | None = None,
-    undo_kind: UndoKind = "complete",
     certificate: str | PathLike[str] | None = None,
     measure: bool = False,
     rounding: RoundingMode | None = None,
     seed: int = 0,
     dtype: ModelDtype = "keep",
     bits: MergeBits | None = None,
-    moments: str | PathLike[str] | None = None,
     data: TextSource | None = None,
     allow_missing: bool = False,
     untie: bool | None = None,
@@ -175,18 +172,14 @@ def merge(
     undo : path, optional
         The file of the undo patch, from which `loralens.unmerge` restores the base bit for bit. By default it is in
         ``output``, or beside it if that is a file; ``"none"`` writes none.
-    undo_kind : str
-        What unmerging needs beside the undo file: nothing (``complete``), or the adapters too (``adapter``). The second
-        is for ``bits="keep"``. The file then holds only those codes of the base that do not follow from the merged
-        ones, the adapters and the seed, and is many times smaller. Codes that were moved by a sweep are kept whole.
     certificate : path, optional
         The file of the certificate, which states how much of every update arrived. The default and ``"none"`` are as
         for ``undo``.
     measure : bool
         Measure how much of every update arrived, even if no certificate is written.
     rounding : str, optional
-        How a merge rounds the new weights: ``nearest``, ``stochastic``, ``feedback``, or ``sweep`` with ``moments``. By
-        default ``nearest``, and ``stochastic`` where codes are kept, as rounding to the nearest code loses the adapter.
+        How a merge rounds the new weights: ``nearest``, ``stochastic`` or ``feedback``. By default ``nearest``, and
+        ``stochastic`` where codes are kept, as rounding to the nearest code loses the adapter.
     seed : int
         Seed of the random numbers for stochastic rounding.
     dtype : str
@@ -195,9 +188,6 @@ def merge(
         ``keep``: the codes of a low-bit base move on their grid, and its scales and its layout stay. ``nf4``: merged in
         floats, then quantised once, as bitsandbytes reads it. ``q4_1``, ``q8_0``: the same for a GGUF base in floats,
         in these types of llama.cpp. A low-bit base needs this or ``dtype``.
-    moments : path, optional
-        The second moments of the inputs of the base's layers, which `loralens.calibrate` writes with ``inputs``; for
-        ``rounding="sweep"``.
     data : path or iterable, optional
         Texts of the adapter's domain that it was not trained on. The certificate then says the loss of the base, of the
         unmerged and of the merged model, and the divergence of the merged one, on these and on general texts.
@@ -228,8 +218,8 @@ def merge(
     MismatchError
         Adapters and base do not fit together.
     """
-    _check_choices(dtype, undo_kind, undo, bits)
-    rounding = choose_rounding(rounding, bits=bits, dtype=dtype, moments=moments)
+    check_choice("dtype", dtype, get_args(ModelDtype))
+    rounding = choose_rounding(rounding, bits=bits, dtype=dtype)
     if output is None and not dry_run:
         raise OptionError("no output is given for the merged model", fix="give -o OUT (output), or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
@@ -253,9 +243,8 @@ def merge(
         rounding=rounding,
         seed=seed,
         fidelity=measured,
-        undo=undo_kind if undo_file or (dry_run and str(undo) != NONE and not inputs.laid_anew) else None,
+        undo=undo_file is not None or (dry_run and str(undo) != NONE and not inputs.laid_anew),
         device=compute_device,
-        moments=sweep_inputs(moments, inputs.coded),
         data=data,
     )
     warn_of_repeats(run.adapters, inputs)
@@ -263,42 +252,8 @@ def merge(
         run.rehearse()
     else:
         run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
-    _tell_result(run, rounding)
-    return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate(), *run.written, run.undo_size())
-
-
-def _check_choices(dtype: ModelDtype, kind: UndoKind, undo: str | PathLike[str] | None, bits: MergeBits | None) -> None:
-    """Refuse a dtype that does not exist, and a kind of undo file that the merge does not write.
-
-    Raises
-    ------
-    OptionError
-        A choice does not exist; or the undo file is to need the adapter, but the merge moves no codes or writes none.
-    """
-    check_choice("dtype", dtype, get_args(ModelDtype))
-    check_choice("undo_kind", kind, get_args(UndoKind))
-    if kind == "complete":
-        return
-    # An undo file of floats holds the factors of the adapter, which are about as small as the adapter itself.
-    if bits != "keep":
-        raise OptionError("--undo-kind adapter is for codes, so it goes with --bits keep", fix="leave it out")
-    if str(undo) == NONE:
-        raise OptionError("--undo none writes no file, and --undo-kind says what is in it", fix="leave one of them out")
-
-
-def _tell_result(run: MergeRun, rounding: RoundingMode) -> None:
-    """Warn of what the merge lost, and tell the user what the undo file holds unexpectedly."""
     _warn_of_losses(run.modules(), run.inputs, rounding)
-    _tell_kept(*run.kept_whole())
-
-
-def _tell_kept(kept: int, weights: int) -> None:
-    """Tell the user of the weights whose codes the undo file holds although it may need the adapter."""
-    if kept == 0:
-        return
-    which = "all codes were" if kept == weights else f"the codes of {kept} of {weights} weights were"
-    text = f"{which} moved by a sweep, so they do not follow from the adapter: the undo file holds them"
-    note(text if kept < weights else f"{text}, and needs no adapter")
+    return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate(), *run.written, run.undo_size())
 
 
 def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:

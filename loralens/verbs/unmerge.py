@@ -22,14 +22,13 @@ from loralens.tables.numbers import count
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, stated_options
 from loralens.verbs.inputs.choices import Blocks, as_globs
-from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs, read_weighted
-from loralens.verbs.inputs.weighted import Pair, Weighted, weighted_sources
+from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs
+from loralens.verbs.inputs.weighted import Weighted, weighted_sources
 from loralens.verbs.outputs.merges.certified import check_subtracted
 from loralens.verbs.outputs.merges.merge_run import THREADS
 from loralens.verbs.outputs.merges.model_copy import bytes_of_copy, rehearse, write_copy
 from loralens.verbs.outputs.merges.replay import settings_of
-from loralens.verbs.outputs.merges.undo_adapters import plan_undo_adapters
-from loralens.verbs.outputs.merges.unmerge_run import UnmergeRun, needs_adapters, usual_undo_file
+from loralens.verbs.outputs.merges.unmerge_run import UnmergeRun
 from loralens.verbs.outputs.rules import option_names
 from loralens.verbs.outputs.target import Target, Written
 
@@ -123,11 +122,10 @@ def unmerge(
 ) -> UnmergeResult:
     """Restore the base that adapters were merged into.
 
-    The undo patch restores every bit of the base, which its SHA-256 proves; the adapters are not needed, unless the
-    merge wrote the file with ``undo_kind="adapter"``. Without an undo file, ``adapter`` is subtracted,
-    W = round(W' − Σ w·ΔW). Rounding gave several weights the same W', so the entries that this leaves uncertain are
-    counted. For codes of a low-bit model, the stochastic rounding of the merge is repeated with the seed that its
-    certificate states. Several merges are undone in reverse order.
+    The undo patch restores every bit of the base, which its SHA-256 proves; the adapters are not needed. Without an
+    undo file, ``adapter`` is subtracted, W = round(W' − Σ w·ΔW). Rounding gave several weights the same W', so the
+    entries that this leaves uncertain are counted. For codes of a low-bit model, the stochastic rounding of the merge
+    is repeated with the seed that its certificate states. Several merges are undone in reverse order.
 
     Parameters
     ----------
@@ -138,8 +136,8 @@ def unmerge(
     undo : path, optional
         The undo file of the merge; by default the one in ``merged``, or beside it if ``merged`` is a file.
     adapter : path or Adapter, pair, mapping, or sequence of these
-        The adapter that was merged: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``. It is used together with an
-        undo file that needs it. Otherwise it is subtracted, and the undo file is not used.
+        The adapter that was merged: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``. It is subtracted, and
+        the undo file is not used.
     device : str
         The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``. The result has the same bits on every device.
     overwrite : bool
@@ -147,8 +145,7 @@ def unmerge(
     dry_run : bool
         Restore and check everything, and write nothing.
     modules : sequence of str
-        Subtract only modules whose name or kind matches one of these glob patterns; with an undo file that needs the
-        adapter, those that the merge chose.
+        Subtract only modules whose name or kind matches one of these glob patterns.
     block : int, str or sequence of them
         Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     **reading : Reading
@@ -160,7 +157,7 @@ def unmerge(
         ``output`` is missing, options exclude each other, or there is no such device.
     MismatchError
         The undo file belongs to another model, the model was changed since, or the merge cannot be subtracted. For
-        codes of a low-bit model also: the certificate or the undo file names another adapter or another weight.
+        codes of a low-bit model also: the certificate names another adapter or another weight.
     FormatError
         A file cannot be read.
     """
@@ -178,8 +175,10 @@ def unmerge(
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     sources = weighted_sources([adapter]) if subtracting else []
-    run = _undo_run(Path(merged), undo, sources, compute_device, modules=modules, reading=reading)
-    if run is None:
+    if sources:
+        # Both would give a base, and they may differ: by rounding, or because they belong to two merges.
+        if undo is not None:
+            raise OptionError("--undo and --adapter exclude each other", fix="give one of them")
         # untie=False: subtracting must not split a weight that the merged model shares.
         settings = settings_of(Path(merged))
         in_codes = settings.bits == "keep" and settings.rounding == "stochastic"
@@ -196,56 +195,13 @@ def unmerge(
         if doubt.none:
             warn("this model was not made by merging this adapter, or was changed since")
         return UnmergeResult(str(merged), target, False, list(inputs.plan.tensors), doubt)
+    run = UnmergeRun(Path(merged), None if undo is None else Path(undo), compute_device)
     if target.written is None:
         run.rehearse()
     else:
         run.write(target.written, overwrite=overwrite)
     # Tensors that the merged model does not have are restored too.
     return UnmergeResult(str(merged), target, True, list({**run.undo.entries, **run.undo.dropped}))
-
-
-def _undo_run(
-    merged: Path,
-    undo: str | PathLike[str] | None,
-    sources: Sequence[Pair],
-    device: Device,
-    *,
-    modules: Sequence[str],
-    reading: Reading,
-) -> UnmergeRun | None:
-    """The way back by an undo file, with the adapters if it needs them; None where they are to be subtracted.
-
-    Raises
-    ------
-    OptionError
-        The file needs the adapters and they are not given, or it needs none.
-    MismatchError
-        They are not the ones that were merged.
-    """
-    file = Path(undo) if undo is not None else None
-    if sources and not needs_adapters(file or usual_undo_file(merged)):
-        # Both would give a base, and they may differ: by rounding, or because they belong to two merges.
-        if file is not None:
-            what = "--undo and --adapter exclude each other, unless the undo file needs the adapter"
-            raise OptionError(what, fix="give one of them")
-        return None
-    run = UnmergeRun(merged, file, device)
-    if not run.needs_adapters:
-        return run
-    if not sources:
-        raise OptionError(
-            f"{run.file}: holds only what does not follow from the adapter, so it needs {run.merged_names or 'it'} too",
-            fix="give the adapter that was merged as well: --adapter ADAPTER",
-        )
-    adapters = read_weighted(sources, merged, reading, modules)
-    try:
-        run.adapters = plan_undo_adapters(merged, run.file, adapters, run.merged_in, named=run.merged_names)
-    except MismatchError:
-        # Of chosen modules the fingerprint is another one. Nobody named the file, so their update is subtracted.
-        if modules and undo is None:
-            return None
-        raise
-    return run
 
 
 def _subtract(inputs: MergeInputs, target: Target, device: Device, seed: int) -> Doubt:
@@ -290,10 +246,9 @@ def _refuse_codes(merged: str | PathLike[str], settings: MergeSettings) -> Never
     OptionError
         The message says why: the rounding, or a certificate that is missing.
     """
-    if settings.bits == "keep" and settings.rounding in ("sweep", "nearest"):
-        way = "a sweep" if settings.rounding == "sweep" else "rounding to the nearest code"
-        what = f"its codes were moved by {way}, which only the undo file takes back, and not --adapter"
-        raise OptionError(f"{merged}: {what}", fix="leave out --adapter, or take the base")
+    if settings.bits == "keep" and settings.rounding == "nearest":
+        way = "rounding to the nearest code, which only the undo file takes back, and not --adapter"
+        raise OptionError(f"{merged}: its codes were moved by {way}", fix="leave out --adapter, or take the base")
     what = f"{merged}: its weights are quantised, and an update cannot be subtracted from codes"
     raise OptionError(f"{what} unless a certificate says how they were rounded", fix="give the undo file")
 

@@ -37,7 +37,6 @@ def verify(
     adapter: Weighted,
     rounding: RoundingMode | None = None,
     seed: int | None = None,
-    moments: str | PathLike[str] | None = None,
     untie: bool | None = None,
     device: str = "cpu",
     modules: Sequence[str] = (),
@@ -51,7 +50,6 @@ def verify(
     adapter: Weighted = (),
     rounding: RoundingMode | None = None,
     seed: int | None = None,
-    moments: str | PathLike[str] | None = None,
     untie: bool | None = None,
     device: str = "cpu",
     modules: Sequence[str] = (),
@@ -80,12 +78,10 @@ def verify(
     adapter : path or Adapter, pair, mapping, or sequence of these, optional
         The adapters that may have been merged, with their weights: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     rounding : str, optional
-        How the merge rounded the new weights: ``nearest``, ``stochastic``, ``feedback`` or ``sweep``. By default what
-        the certificate of the merge says; without one ``nearest``, or ``stochastic`` for the codes of a low-bit base.
+        How the merge rounded the new weights: ``nearest``, ``stochastic`` or ``feedback``. By default what the
+        certificate of the merge says; without one ``nearest``, or ``stochastic`` for the codes of a low-bit base.
     seed : int, optional
         Seed of the random numbers for stochastic rounding, by default what the certificate says; without one 0.
-    moments : path, optional
-        The second moments of the inputs with which a sweep was made. Without them the strength alone is compared.
     untie : bool, optional
         Whether the merge gave the head a weight of its own; by default as in ``merged``, or if the adapter needs one.
     device : str
@@ -112,7 +108,7 @@ def verify(
     # () and an empty list from the command line mean that no adapter was given; an empty text is a wrong path.
     has_adapter = isinstance(adapter, str | PathLike) or bool(adapter)
     if base is None or not has_adapter:
-        others_set = {"rounding": rounding, "seed": seed, "moments": moments, "untie": untie, "device": device != "cpu"}
+        others_set = {"rounding": rounding, "seed": seed, "untie": untie, "device": device != "cpu"}
         _refuse_half(base is not None, has_adapter, {**others_set, "modules": modules, **stated_options(reading)})
         return check_certificate(merged)
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
@@ -135,7 +131,7 @@ def verify(
     for key in inputs.plan.tensors:
         if key not in tensors:
             raise MismatchError(f"{merged} has no {key}", fix="give a merged model of this base")
-    replay = Replay.of(Path(merged), inputs, rounding=rounding, seed=seed, moments=moments, device=compute_device)
+    replay = Replay.of(Path(merged), inputs, rounding=rounding, seed=seed, device=compute_device)
 
     def verdicts_on(key: str) -> list[Verdict]:
         """The verdicts on the modules of one tensor."""
@@ -150,8 +146,8 @@ def verify(
     # A file that changed while it was read would make the verdict meaningless.
     for model in (files, inputs.files):
         model.check_unchanged()
-    how = bool(inputs.coded), replay.strength_only
-    return VerifyResult(str(merged), str(base), replay.rounding, module_verdicts, changed, adapters, *how)
+    coded = bool(inputs.coded)
+    return VerifyResult(str(merged), str(base), replay.rounding, module_verdicts, changed, adapters, coded)
 
 
 def _compare(

@@ -19,10 +19,7 @@ if EXAMPLES not in sys.path:
 
 FEW = 64
 # The modules that call `read_corpus` by a name of their own.
-READERS = (
-    *("loralens.formats.records.corpora", "loralens.verbs.inputs.corpus.data"),
-    *("loralens.verbs.outputs.calibrate_inputs", "low_bit_texts", "rivals.training"),
-)
+READERS = ("loralens.formats.records.corpora", "loralens.verbs.inputs.corpus.data", "rivals.training")
 
 
 @pytest.fixture(scope="module")

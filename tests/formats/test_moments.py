@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from loralens.core.fingerprint import fingerprint
 from loralens.core.lowrank import LowRank
 from loralens.core.moments import Moment, Moments
 from loralens.errors import FormatError, MismatchError, OptionError
-from loralens.formats.records.input_moments import load_input_moments
 from loralens.formats.records.moments import KEY, load_moments, save_moments
 from tests.conftest import small_adapter
 
@@ -153,12 +151,11 @@ def test_other_files(tmp_path: Path, small: Path) -> None:
         load_moments(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("load", [load_moments, load_input_moments])
-def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path: Path, load: Any) -> None:
+def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"nowhere.safetensors: no such file$|no such file\n") as refused:
-        load(tmp_path / "nowhere.safetensors")
+        load_moments(tmp_path / "nowhere.safetensors")
     assert "measure the moments: loralens calibrate" in refused.value.fix
     (tmp_path / "moments.safetensors").touch()
     with pytest.raises(OptionError) as misspelt:
-        load(tmp_path / "moment.safetensors")
+        load_moments(tmp_path / "moment.safetensors")
     assert misspelt.value.fix == f"the nearest name there is {tmp_path / 'moments.safetensors'}"

@@ -131,6 +131,7 @@ def content_of(undo):
     ("change", "message"),
     [
         ({"version": 99}, "version 99"),
+        ({"version": 3}, "needs the adapter that was merged"),  # written by earlier versions
         ({"headers": None}, "outline"),
         ({"dropped": ["x"]}, "outline"),
     ],

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.verbs.outputs.merges.losses import NOISY
 from tests.bases import MODULES
 from tests.verbs.low_bit_bases import decode, nf4_base, pair_adapter, stored, unpack
-from tests.verbs.test_calibrate_inputs import moments_file
 
 
 @pytest.fixture
@@ -20,9 +18,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def merged(base: Path, size: float, rounding: Any) -> Any:
-    moments = moments_file(base.parent / "H.safetensors") if rounding == "sweep" else None
-    out = base.parent / "out"
-    return loralens.merge(pair_adapter(size), base=base, output=out, bits="keep", rounding=rounding, moments=moments)
+    return loralens.merge(pair_adapter(size), base=base, output=base.parent / "out", bits="keep", rounding=rounding)
 
 
 def error_in_codes(base: Path, out: Path, size: float) -> float:
@@ -39,11 +35,7 @@ def error_in_codes(base: Path, out: Path, size: float) -> float:
 
 @pytest.mark.parametrize(
     ("rounding", "words"),
-    [
-        ("stochastic", "by stochastic rounding."),
-        ("sweep", "on the measured inputs, by a sweep."),
-        ("nearest", "by rounding to the nearest code."),
-    ],
+    [("stochastic", "by stochastic rounding."), ("nearest", "by rounding to the nearest code.")],
 )
 def test_the_noise_is_the_error_that_was_measured(base: Path, rounding: str, words: str) -> None:
     result = merged(base, 1e-3, rounding)
@@ -52,14 +44,6 @@ def test_the_noise_is_the_error_that_was_measured(base: Path, rounding: str, wor
     told = re.search(r"the noise is (\S+) times the update", changed)
     assert told
     assert float(told[1]) == pytest.approx(error_in_codes(base, base.parent / "out", 1e-3), rel=1e-3)
-
-
-def test_a_sweep_is_damaged_by_its_own_noise(base: Path) -> None:
-    result = merged(base, 4e-5, "sweep")
-    own, predicted = (result.certificate["total"][key] for key in ("relative_error", "noise"))
-    # The limit lies between what stochastic rounding would add and what the sweep added.
-    assert predicted < NOISY < own
-    assert "damaged (gain < 0.8 or error > 15)" in result.tables()[0].title
 
 
 def test_rounding_to_the_nearest_code_is_told_with_the_way_out(base: Path) -> None:
@@ -73,36 +57,7 @@ def test_rounding_to_the_nearest_code_is_told_with_the_way_out(base: Path) -> No
     assert "dtype" not in " ".join([*result.conclusion(), *result.sentences()])
 
 
-def test_without_moments_a_sweep_is_judged_by_its_strength(base: Path) -> None:
-    merged(base, 1e-3, "sweep")
-    whole = loralens.verify(base.parent / "out", base=base, adapter=pair_adapter(1e-3))
-    assert (whole.verdict, whole.answer) == ("rounded", True)
-    assert "at full strength" in whole.conclusion()[0]
-    half = loralens.verify(base.parent / "out", base=base, adapter=(pair_adapter(1e-3), 2.0))
-    assert (half.verdict, half.answer) == ("partial", False)
-    assert ": its strength there is 0.5" in half.conclusion()[0]
-
-
-def test_a_weak_update_is_sent_to_a_sweep(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_weak_update_is_sent_beside_the_base(base: Path, caplog: pytest.LogCaptureFixture) -> None:
     merged(base, 2e-5, "stochastic")
-    assert "give --rounding sweep" in caplog.text
-    caplog.clear()
-    merged_again = base.parent / "H.safetensors"
-    moments_file(merged_again)
-    loralens.merge(pair_adapter(2e-5), base=base, dry_run=True, bits="keep", rounding="sweep", moments=merged_again)
     assert "are weak compared" in caplog.text
-    assert "give --rounding sweep" not in caplog.text
-
-
-def test_columns_without_a_number_are_not_shown(base: Path) -> None:
-    titles = [column.title for column in merged(base, 1e-3, "stochastic").tables()[0].columns]
-    assert "error on inputs" not in titles
-    swept = loralens.merge(
-        pair_adapter(1e-3),
-        base=base,
-        dry_run=True,
-        bits="keep",
-        rounding="sweep",
-        moments=moments_file(base.parent / "H.safetensors"),
-    )
-    assert "error on inputs" in [column.title for column in swept.tables()[0].columns]
+    assert "serve the adapter unmerged" in caplog.text

@@ -1,9 +1,9 @@
 """`merge --bits keep` on a base in NF4: codes move, everything else stays, and the way back is exact."""
 
 import json
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from loralens.formats.records.undo import NAME
 from tests.bases import MODULES, contents
 from tests.cli.test_merge import CERTIFICATE
 from tests.verbs.low_bit_bases import SHAPE, decode, floats, nf4_base, pair_adapter, stored, unpack
-from tests.verbs.test_calibrate_inputs import moments_file
 
 
 @pytest.fixture
@@ -96,9 +95,7 @@ def test_a_low_bit_base_needs_bits_or_a_dtype(base: Path, tmp_path: Path) -> Non
     [
         ({"bits": "keep", "dtype": "bf16"}, "exclude each other"),
         ({"bits": "keep", "rounding": "feedback"}, "error feedback shrinks"),
-        ({"bits": "keep", "rounding": "sweep"}, "needs the second moments"),
         ({"bits": "nf4"}, "quantising their floats again loses the adapter"),
-        ({"dtype": "bf16", "rounding": "sweep"}, "goes with --bits keep"),
         ({"bits": "other"}, "is not possible"),
     ],
 )
@@ -200,15 +197,28 @@ def test_chosen_modules_are_subtracted_from_codes(base: Path, tmp_path: Path) ->
     assert result.answer
 
 
-@pytest.mark.parametrize(("rounding", "way"), [("nearest", "rounding to the nearest code"), ("sweep", "a sweep")])
-def test_codes_that_were_not_drawn_are_not_subtracted(
-    base: Path, tmp_path: Path, rounding: Literal["nearest", "sweep"], way: str
-) -> None:
-    moments = moments_file(tmp_path / "H.safetensors") if rounding == "sweep" else None
-    options: dict[str, Any] = {"rounding": rounding, "moments": moments}
-    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep", **options)
-    with pytest.raises(OptionError, match=f"moved by {way}, which only the undo file takes back"):
+def test_codes_that_were_not_drawn_are_not_subtracted(base: Path, tmp_path: Path) -> None:
+    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep", rounding="nearest")
+    with pytest.raises(OptionError, match="moved by rounding to the nearest code, which only the undo file takes back"):
         loralens.unmerge(tmp_path / "out", adapter=pair_adapter(), dry_run=True)
+
+
+def test_a_sweep_of_an_earlier_loralens_is_undone_and_not_repeated(base: Path, tmp_path: Path) -> None:
+    out, adapter = tmp_path / "out", pair_adapter()
+    loralens.merge(adapter, base=base, output=out, bits="keep")
+    certificate = json.loads((out / CERTIFICATE).read_text())
+    certificate["rounding"] = {"mode": "sweep", "seed": 0, "moments": "0" * 64}
+    (out / CERTIFICATE).write_text(json.dumps(certificate))
+    for repeated in (partial(loralens.verify, base=base), partial(loralens.unmerge, dry_run=True)):
+        with pytest.raises(OptionError, match="moved by a sweep, which loralens no longer repeats"):
+            repeated(out, adapter=adapter)
+    assert loralens.unmerge(out, dry_run=True).exact
+
+
+def test_an_undo_file_excludes_the_adapter(base: Path, tmp_path: Path) -> None:
+    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep")
+    with pytest.raises(OptionError, match="exclude each other"):
+        loralens.unmerge(tmp_path / "out", undo=tmp_path / "out" / NAME, adapter=pair_adapter(), dry_run=True)
 
 
 def test_without_a_certificate_codes_are_not_subtracted(base: Path, tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.linalg.device import Device
 from loralens.merging.plan import Slab, TensorPlan
 from loralens.verbs.inputs.low_bit import NO_CODES
-from loralens.verbs.outputs import calibrate_inputs
+from loralens.verbs.outputs.merges import merge_on_texts
 from loralens.verbs.outputs.merges.losses import conclusion_on_texts
-from loralens.verbs.outputs.merges.merge_on_texts import changed_rows
+from loralens.verbs.outputs.merges.merge_on_texts import changed_rows, general_texts
 from tests import ggufs, models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.formats.test_float_folder import TOKENS, VALUES
@@ -36,7 +36,7 @@ TEXTS = list(models.TEXTS)
 def general_texts_are_read_once() -> Iterator[None]:
     """To read the corpus takes longer than everything else in most tests here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrate_inputs, "read_corpus", cache(calibrate_inputs.read_corpus))
+        patch.setattr(merge_on_texts, "read_corpus", cache(merge_on_texts.read_corpus))
         yield
 
 
@@ -273,9 +273,17 @@ def test_a_weight_of_several_blocks_is_taken_block_by_block() -> None:
     inputs: Any = SimpleNamespace(coded={}, dtypes={"w": np.dtype(np.float32)}, quantised=NO_CODES)
     whole, merged = np.zeros_like(W), np.zeros_like(W)
     blocks = 0
-    for start, *rows in changed_rows(inputs, plan, "nearest", 0, None, Device.of("cpu")):
+    for start, *rows in changed_rows(inputs, plan, "nearest", 0, Device.of("cpu")):
         whole[start : start + len(rows[0])], merged[start : start + len(rows[1])] = rows
         blocks += 1
     assert blocks > 1
     np.testing.assert_allclose(whole, W + update.dense(), atol=1e-5)
     np.testing.assert_array_equal(whole, merged)
+
+
+@pytest.mark.slow
+def test_general_texts_of_every_machine() -> None:
+    texts, label = general_texts(20)
+    assert len(texts) == 20
+    assert label
+    assert all(len(text.text) > 20 for text in texts)

@@ -6,9 +6,9 @@ another size now, was written by somebody else: even ``--overwrite`` does not re
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.container import read_json, read_safetensors
@@ -33,14 +33,11 @@ class MergeSettings(NamedTuple):
         ``keep`` if the merge moved codes.
     rounding
         The word that was given to ``--rounding``.
-    moments
-        The digest of the second moments of a sweep.
     """
 
     bits: str | None = None
     rounding: str | None = None
     seed: int | None = None
-    moments: str | None = None
 
 
 def merge_settings(path: Path) -> MergeSettings:
@@ -51,12 +48,11 @@ def merge_settings(path: Path) -> MergeSettings:
         return MergeSettings()
     rounding = content.get("rounding")
     fields = rounding if isinstance(rounding, dict) else {}
-    mode, seed, moments, bits = fields.get("mode"), fields.get("seed"), fields.get("moments"), content.get("bits")
+    mode, seed, bits = fields.get("mode"), fields.get("seed"), content.get("bits")
     return MergeSettings(
         bits if isinstance(bits, str) else None,
         mode if isinstance(mode, str) else None,
         seed if type(seed) is int else None,
-        moments if isinstance(moments, str) else None,
     )
 
 
@@ -68,16 +64,11 @@ class CertifiedAdapter(NamedTuple):
 
 
 def certified_adapters(path: Path) -> list[CertifiedAdapter]:
-    """The adapters of the merge with this certificate; nothing if the file is missing or damaged."""
+    """The adapters of the merge with this certificate, without damaged entries; none of a missing or damaged file."""
     try:
         content = read_json(path) if path.is_file() else {}
     except (LoraLensError, OSError):
         return []
-    return listed_adapters(content)
-
-
-def listed_adapters(content: Mapping[str, Any]) -> list[CertifiedAdapter]:
-    """The adapters in the JSON object of a certificate or an undo file; damaged entries are left out."""
     listed = content.get("adapters")
     entries = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
     pairs = [(each.get("fingerprint"), finite_number(each.get("weight"))) for each in entries]

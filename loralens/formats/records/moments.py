@@ -23,7 +23,6 @@ from loralens.formats.files.location import existing_file
 from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens.moments"
-INPUTS_KEY = "loralens.input_moments"  # of another file with moments (`loralens.formats.records.input_moments`)
 VERSION = 1
 LARGEST = 1e150  # of an entry: products of two such entries, as an eigenvalue routine makes them, stay finite
 # How far K may be from symmetric, and how far below 0 an eigenvalue may be, relative to the largest entry.
@@ -102,11 +101,6 @@ def load_moments(path: str | PathLike[str]) -> Moments:
 
 def _record(stored: Stored) -> dict[str, Any]:
     """The record in the metadata, whose fields are checked for their types."""
-    if INPUTS_KEY in (stored.metadata or {}):
-        raise FormatError(
-            "holds the moments of the inputs of a base's layers, which merge --moments reads",
-            fix="give the moments of the adapter: loralens calibrate --adapter",
-        )
     if KEY not in (stored.metadata or {}):
         raise FormatError("holds no moments", fix="give the file that loralens calibrate wrote")
     try:

@@ -1,6 +1,6 @@
 """The merge of one coded weight, a block of rows at a time: its codes move, and its scales stay."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import final
@@ -9,7 +9,7 @@ import numpy as np
 
 from loralens.choices import RoundingMode
 from loralens.core.few_bits.coded_weight import CodedWeight, Codes, GridRows
-from loralens.errors import FormatError, MismatchError, OptionError
+from loralens.errors import FormatError, MismatchError
 from loralens.linalg.device import Device
 from loralens.linalg.draws import Draws
 from loralens.linalg.exact import Singles
@@ -23,14 +23,11 @@ from loralens.merging.low_bit.stochastic import (
     nearest_codes,
     uniform_numbers,
 )
-from loralens.merging.low_bit.sweep import SweepMoments, sweep_rows
 from loralens.merging.matrix import MatrixRows, cuts
 from loralens.merging.plan import Slab, TensorPlan
 from loralens.merging.rounding import add_update
 from loralens.merging.update import BLOCK, UpdateMatrix
 
-# A sweep multiplies blocks of rows: larger blocks are faster, but each row takes 70 bytes of memory per column.
-SWEPT = 192  # rows that are swept at a time
 # One slice of the exact product, as for 16-bit weights: what it leaves out is far below the step of any grid.
 SLICES = 1
 
@@ -43,41 +40,14 @@ class CodeRounding:
     Attributes
     ----------
     mode : str
-        ``stochastic``, ``sweep`` or ``nearest``.
+        ``stochastic`` or ``nearest``.
     key : str
         The key of the decoded weight. Every weight has random numbers of its own.
-    moments : SweepMoments or None
-        The second moments of the weight's inputs; needed by ``sweep``.
     """
 
     mode: RoundingMode = "stochastic"
     seed: int = 0
     key: str = ""
-    moments: SweepMoments | None = None
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class AddedRows:
-    """What the adapters add to some rows of a decoded weight.
-
-    Attributes
-    ----------
-    product : float32 array
-        D.
-    factors : float32 array or None
-        DoRA's g, in a shape that broadcasts with the rows; None without DoRA.
-    """
-
-    product: Singles
-    factors: Singles | None
-
-    def to(self, grid: GridRows) -> Singles:
-        """What is added to rows that have the codes of this grid: D, or g·(W + D) − W, which depends on W; float32."""
-        if self.factors is None:
-            return self.product
-        W = grid.values(grid.codes)
-        return np.asarray(add_update(W, self.product, dora_factors=self.factors) - W, dtype=np.float32)
 
 
 @final
@@ -93,10 +63,8 @@ class CodesBlock:
         The slab that contains the rows; None if nothing is added to them.
     grid : GridRows
         The rows of the base.
-    added : AddedRows or None
-        What the adapter adds to rows with any codes.
     D : float32 array or None
-        What it adds to these rows; with DoRA g·(W + D) − W.
+        What the adapter adds to these rows; with DoRA g·(W + D) − W.
     moves : float64 array or None
         What D asks of every code (`asked_moves`).
     drawn : DrawnCodes
@@ -107,7 +75,6 @@ class CodesBlock:
     stop: int
     slab: Slab | None
     grid: GridRows
-    added: "AddedRows | None"
     D: Singles | None
     moves: Floats | None
     drawn: DrawnCodes
@@ -137,47 +104,40 @@ class CodesMerge:
 
     @property
     def mode(self) -> RoundingMode:
-        """``stochastic``, ``sweep`` or ``nearest``."""
+        """``stochastic`` or ``nearest``."""
         return self.rounding.mode
 
     def blocks(self) -> Iterator[CodesBlock]:
         """Yield all rows in order, in blocks that do not cross the limits of slabs."""
         assert self.weight.grid is not None
-        numbers = BLOCK if self.mode != "sweep" else SWEPT * self.plan.matrix[1]
-        for start, stop, slab in cuts(self.plan, numbers):
+        for start, stop, slab in cuts(self.plan, BLOCK):
             grid = self.weight.grid(start, stop)
             if slab is None:
                 still = DrawnCodes(grid.codes, np.zeros(grid.codes.shape, np.bool_))
-                yield CodesBlock(start, stop, None, grid, None, None, None, still)
+                yield CodesBlock(start, stop, None, grid, None, None, still)
                 continue
-            added = self.added(slab, start, stop)
-            D = added.to(grid)
+            D = self.added(slab, start, stop, grid)
             moves = asked_moves(grid, D)
-            yield CodesBlock(start, stop, slab, grid, added, D, moves, self._round(grid, D, moves, start))
+            yield CodesBlock(start, stop, slab, grid, D, moves, self._round(grid, moves, start))
 
-    def added(self, slab: Slab, start: int, stop: int) -> "AddedRows":
-        """What the adapter adds to some rows of the decoded weight."""
+    def added(self, slab: Slab, start: int, stop: int, grid: GridRows) -> Singles:
+        """What the adapter adds to some rows: D, or with DoRA g·(W + D) − W, where W has the codes of ``grid``."""
         first, last = start - slab.start, stop - slab.start
-        of_slab = self.slab_factors.get(slab.start)
-        factors = of_slab.of(first, last) if of_slab else None
-        return AddedRows(self.products[slab.start].rows(first, last), factors)
+        D, of_slab = self.products[slab.start].rows(first, last), self.slab_factors.get(slab.start)
+        if of_slab is None:
+            return D
+        W = grid.values(grid.codes)
+        return np.asarray(add_update(W, D, dora_factors=of_slab.of(first, last)) - W, dtype=np.float32)
 
-    def uniform(self, start: int, shape: tuple[int, ...]) -> Floats | None:
-        """The numbers u of the draws of some rows, from row ``start`` on; None if nothing is drawn."""
-        if self.mode != "stochastic":
-            return None
+    def uniform(self, start: int, shape: tuple[int, ...]) -> Floats:
+        """The numbers u of the draws of some rows, from row ``start`` on."""
         draws = Draws.named(self.rounding.seed, self.rounding.key)
         return uniform_numbers(draws, start * shape[1], prod(shape)).reshape(shape)
 
-    def _round(self, grid: GridRows, D: Singles, moves: Floats, start: int) -> DrawnCodes:
+    def _round(self, grid: GridRows, moves: Floats, start: int) -> DrawnCodes:
         if self.mode == "nearest":
             return nearest_codes(grid, moves)
-        if self.mode == "sweep":
-            assert self.rounding.moments is not None
-            return sweep_rows(grid, D, self.rounding.moments)
-        uniform = self.uniform(start, D.shape)
-        assert uniform is not None
-        return move_codes(grid, moves.copy(), uniform)
+        return move_codes(grid, moves.copy(), self.uniform(start, moves.shape))
 
 
 def prepare_codes(
@@ -186,7 +146,6 @@ def prepare_codes(
     rounding: CodeRounding,
     *,
     device: Device | None = None,
-    slab_factors: Mapping[int, DoraFactors] | None = None,
 ) -> CodesMerge:
     """Prepare the merge of a planned weight into its codes.
 
@@ -198,8 +157,6 @@ def prepare_codes(
     rounding : CodeRounding
     device : Device or None
         The device that multiplies the factors of the update.
-    slab_factors : mapping of int to DoraFactors, optional
-        DoRA's factors by the first row of their slab, if they are known; by default they are computed from the weight.
 
     Raises
     ------
@@ -208,16 +165,13 @@ def prepare_codes(
     """
     check_movable(plan, weight)
     products = {slab.start: slab.update(SLICES, device) for slab in plan.slabs}
-    if slab_factors is None:
-        rows = MatrixRows(weight.floats(), plan.matrix)
-        slab_factors = {
-            slab.start: compute_dora_factors(slab.magnitude, products[slab.start], rows, None, slab.start)
-            for slab in plan.slabs
-            if slab.magnitude
-        }
-    if rounding.mode == "sweep" and rounding.moments is None:
-        raise OptionError(f"{plan.key}: there are no moments of its inputs", fix="measure them: calibrate --inputs")
-    return CodesMerge(plan, weight, rounding, products, dict(slab_factors))
+    rows = MatrixRows(weight.floats(), plan.matrix)
+    slab_factors = {
+        slab.start: compute_dora_factors(slab.magnitude, products[slab.start], rows, None, slab.start)
+        for slab in plan.slabs
+        if slab.magnitude
+    }
+    return CodesMerge(plan, weight, rounding, products, slab_factors)
 
 
 def check_movable(plan: TensorPlan, weight: CodedWeight) -> None:

@@ -117,8 +117,6 @@ class CodesSums:
     entries: int = 0
     changed: int = 0
     clipped: int = 0
-    lost_on_inputs: float = 0.0
-    update_on_inputs: float = 0.0
 
     def __post_init__(self) -> None:
         self.losses = LossSums(self.slab)
@@ -136,16 +134,12 @@ class CodesSums:
         # Every k-th row of the block, from its first one on.
         every = slice(None, None, max(1, size // SAMPLE))
         self.prediction.take(rows_of(block.grid, every), block.D[every], block.moves[every])
-        moments = self.merge.rounding.moments
-        if moments is not None:
-            self.lost_on_inputs += moments.energy(lost[every])
-            self.update_on_inputs += moments.energy(block.D[every])
 
     def fidelity(self) -> Fidelity:
         """The fidelity of all rows together."""
         sums, expected = self.losses, self.prediction
         still, drawn = 1 - self.changed / max(self.entries, 1), self.merge.mode == "stochastic"
-        # Only stochastic rounding is predicted: a sweep moves codes jointly, and rounding to the nearest moves few.
+        # Only stochastic rounding is predicted: rounding to the nearest moves few codes.
         directions, surviving = sums.directions(self.entries)
         return Fidelity(
             self.slab.module,
@@ -169,7 +163,6 @@ class CodesSums:
                 expected.share(expected.moving),
                 1 - expected.gain,
                 expected.noise,
-                sqrt(max(self.lost_on_inputs, 0.0) / self.update_on_inputs) if self.update_on_inputs > 0 else None,
             ),
         )
 
@@ -217,8 +210,7 @@ def join_rows(grids: Sequence[GridRows]) -> GridRows:
 
 # About 8 % of the codes of a block format are at an end of the grid, and half of their moves point outwards, so
 # stochastic rounding loses 4 % of the gain. Larger moves of the other entries of the row would give it back. This was
-# measured (`examples/low_bit_study.py`): the gain is 1 again, but the divergence of the model is not smaller, so it is
-# not done.
+# measured (reports/low_bit.md): the gain is 1 again, but the divergence of the model is not smaller, so it is not done.
 def clipped_share(grid: GridRows, moves: Floats) -> Floats:
     """The share of every move that lies beyond the grid, float64, between 0 and 1; 0 where nothing is clipped."""
     target = grid.codes + moves

@@ -1,7 +1,6 @@
 """The record of a merge into the codes of one weight, and the bytes of its stored tensor before and after."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -11,12 +10,11 @@ from loralens.core.few_bits.coded_weight import CodedWeight, Codes
 from loralens.core.hashes import sha256
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError
-from loralens.merging.low_bit.apply import CodesBlock, CodesMerge
+from loralens.merging.low_bit.apply import CodesMerge
 from loralens.merging.low_bit.measure import CodesSums
-from loralens.merging.low_bit.origins import find_origins
 from loralens.merging.matrix import MatrixRows
 from loralens.merging.plan import as_matrix
-from loralens.merging.record import CodeDraws, StoredCodes, TensorRecord, feed_hash, hash_rows
+from loralens.merging.record import StoredCodes, TensorRecord, feed_hash, hash_rows
 from loralens.merging.undo.patch import Keep, PatchWriter, keep_in_memory
 from loralens.merging.update import row_ranges
 
@@ -38,9 +36,6 @@ class CodesRecorder:
         Stores parts of the patch while it is made (see `PatchWriter`).
     ordered : bool
         Whether rows are yielded in the order of the weight. The writer then brings them into the order of the file.
-    origins : bool
-        Whether the patch may need the adapter: it then has only what does not follow from the adapter and the seed. The
-        codes of a sweep follow from all inputs, so they are kept whole.
     """
 
     def __init__(
@@ -53,13 +48,10 @@ class CodesRecorder:
         undo: bool = True,
         keep: Keep = keep_in_memory,
         ordered: bool = False,
-        origins: bool = False,
     ) -> None:
         self._ordered = ordered
-        self._origins = undo and origins and merge.mode != "sweep"
         self._merge, self._stored, self._hashes, self._fidelity = merge, stored, hashes, fidelity
-        # Choices are few and small. The names of three streams would take more bytes than three streams save.
-        self._patch = PatchWriter(1, keep, "xor" if self._origins else None) if undo else None
+        self._patch = PatchWriter(1, keep) if undo else None
         self._before, self._after = "", sha256(stored.nbytes) if hashes else None
         self._sums: dict[int, CodesSums] = {}
 
@@ -81,19 +73,9 @@ class CodesRecorder:
                     self._sums[block.slab.start] = CodesSums(block.slab, self._merge)
                 self._sums[block.slab.start].take(block)
             if self._patch is not None:
-                self._add_to_patch(self._patch, block)
+                lowest = block.grid.lowest
+                self._patch.block(codes_as_bytes(block.grid.codes, lowest), codes_as_bytes(block.drawn.codes, lowest))
             yield block.start, block.drawn.codes
-
-    def _add_to_patch(self, patch: PatchWriter, block: CodesBlock) -> None:
-        """Add the rows of a block to the patch."""
-        if not self._origins:
-            lowest = block.grid.lowest
-            patch.block(codes_as_bytes(block.grid.codes, lowest), codes_as_bytes(block.drawn.codes, lowest))
-        elif block.added is not None:
-            merged = replace(block.grid, codes=block.drawn.codes)
-            origins = find_origins(merged, block.added, self._merge.uniform(block.start, merged.codes.shape))
-            choices = origins.choices(block.grid.codes)
-            patch.block(choices, np.zeros_like(choices))
 
     def record(self) -> TensorRecord:
         """The record of all blocks."""
@@ -107,14 +89,12 @@ class CodesRecorder:
             self._after.hexdigest() if self._after else "",
             patch,
             patch.nbytes if patch else 0,
-            "origins" if self._origins else "codes",
-            # They depend on the base, so the adapter alone does not give them.
-            self._merge.slab_factors if self._origins else {},
+            "codes",
+            {},
             # GGUF's tensors have the names of the plan here, and those of safetensors the names of their codes.
             StoredCodes(
                 self._merge.plan.key if self._ordered else weight.stored, weight.layout, stored.dtype, stored.shape
             ),
-            CodeDraws(self._merge.mode, self._merge.rounding.seed) if self._origins else None,
         )
 
 

@@ -8,8 +8,6 @@ from loralens.core.few_bits.coded_weight import CodedWeight, Codes
 from loralens.core.hashes import sha256
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, MismatchError
-from loralens.merging.low_bit.apply import CodesMerge
-from loralens.merging.low_bit.origins import blocks_of_origins
 from loralens.merging.low_bit.record import codes_as_bytes, hashed_rows
 from loralens.merging.undo.patch import PatchReader
 from loralens.merging.undo.restore import TensorUndo, check_merged, check_restored
@@ -24,7 +22,6 @@ def restore_codes(
     stored: LazyArray,
     *,
     ordered: bool = False,
-    merge: CodesMerge | None = None,
 ) -> Iterator[Array]:
     """Yield the bytes of the rows of the base in order.
 
@@ -37,9 +34,6 @@ def restore_codes(
         The stored tensor of the merged model.
     ordered : bool
         Whether rows are yielded in the order of the weight. The writer then brings them into the order of the file.
-    merge : CodesMerge or None
-        The merge that moved the codes, with the merged weight in place of that of the base. It is needed if the patch
-        is relative to the origins of the codes.
 
     Raises
     ------
@@ -54,8 +48,7 @@ def restore_codes(
     if weight is None or weight.grid is None or weight.encode is None or weight.shape != undo.matrix:
         raise MismatchError("is not stored as codes that a merge could have moved", fix=ANOTHER)
     digest = sha256(stored.nbytes)
-    blocks = _restore_blocks(undo, weight) if merge is None else _restore_origins(undo, merge)
-    yield from hashed_rows(weight, blocks, digest, ordered=ordered)
+    yield from hashed_rows(weight, _restore_blocks(undo, weight), digest, ordered=ordered)
     check_restored(undo, digest.hexdigest())
 
 
@@ -73,14 +66,4 @@ def _restore_blocks(undo: TensorUndo, weight: CodedWeight) -> Iterator[tuple[int
             )
         yield start, codes
     # Entries of the patch that are left over belong to another tensor.
-    reader.finish()
-
-
-def _restore_origins(undo: TensorUndo, merge: CodesMerge) -> Iterator[tuple[int, Codes]]:
-    reader = PatchReader(undo.patch, 1)
-    for start, codes, origins in blocks_of_origins(merge):
-        if origins is not None:
-            # The patch is relative to zeros: the nearest origin of every entry.
-            codes = origins.chosen(reader.block(np.zeros(len(origins.places), np.uint8)))
-        yield start, codes
     reader.finish()

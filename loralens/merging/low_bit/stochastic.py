@@ -66,22 +66,6 @@ def asked_moves(grid: GridRows, D: Singles) -> Floats:
     return moves if grid.levels is None else _along_levels(grid, grid.levels, moves)
 
 
-def draw_codes(grid: GridRows, moves: Floats, draws: Draws, offset: int) -> DrawnCodes:
-    """Move the codes of some rows by ``moves``, up or down at random, so that the mean is exact.
-
-    Parameters
-    ----------
-    grid : GridRows
-    moves : float64 array
-        `asked_moves`. It is overwritten.
-    draws : Draws
-    offset : int
-        The index of the first entry in the whole weight.
-    """
-    uniform = uniform_numbers(draws, offset, moves.size).reshape(moves.shape)
-    return move_codes(grid, moves, uniform)
-
-
 def move_codes(grid: GridRows, moves: Floats, uniform: Floats) -> DrawnCodes:
     """Move the codes of some rows by z = ⌊y + u⌋; both arrays have the shape of the rows, and y is overwritten."""
     steps = whole_steps(moves, uniform, limit=grid.highest - grid.lowest + 1)

@@ -27,7 +27,7 @@ def subtract_codes(merge: CodesMerge, doubt: Doubt) -> Iterator[tuple[int, Codes
     Raises
     ------
     MismatchError
-        The merge scaled the weight (DoRA), or its codes were swept.
+        The merge scaled the weight (DoRA), or its codes were not drawn.
     """
     if merge.slab_factors or merge.mode != "stochastic":
         raise MismatchError(
@@ -38,6 +38,6 @@ def subtract_codes(merge: CodesMerge, doubt: Doubt) -> Iterator[tuple[int, Codes
             yield start, codes
             continue
         doubt.entries += codes.size
-        doubt.several += len(origins.places)
+        doubt.several += origins.several
         doubt.none += origins.none
         yield start, origins.nearest

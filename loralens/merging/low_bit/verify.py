@@ -16,7 +16,7 @@ from loralens.merging.verify import ERRORS, HIGH, LOW, TRACE, Outcome, Verdict
 NEAR = 0.02
 
 
-def code_verdicts(merge: CodesMerge, merged: CodedWeight | None, *, strength_only: bool = False) -> list[Verdict]:
+def code_verdicts(merge: CodesMerge, merged: CodedWeight | None) -> list[Verdict]:
     """The verdict on every module of one coded weight.
 
     Parameters
@@ -25,8 +25,6 @@ def code_verdicts(merge: CodesMerge, merged: CodedWeight | None, *, strength_onl
         Prepared as the certificate of the merged model says.
     merged : CodedWeight or None
         The weight of the model in question; None if it has none under this key.
-    strength_only : bool
-        Whether the merge rounded in a way that cannot be repeated, so that no gain is predicted.
     """
     plan = merge.plan
     if merged is None or merged.grid is None or merged.shape != merge.weight.shape:
@@ -36,7 +34,7 @@ def code_verdicts(merge: CodesMerge, merged: CodedWeight | None, *, strength_onl
         if block.slab:
             comparisons.setdefault(block.slab.module, _CodesComparison()).take(block, merged)
     drawn = merge.mode != "nearest"
-    return [comparison.verdict(name, drawn, strength_only) for name, comparison in comparisons.items()]
+    return [comparison.verdict(name, drawn) for name, comparison in comparisons.items()]
 
 
 @final
@@ -75,16 +73,16 @@ class _CodesComparison:
         self.rounded += dot(ours - D, D)
         self.spread += dot((moved - D) * D, (moved - D) * D)
 
-    def verdict(self, name: str, drawn: bool, strength_only: bool = False) -> Verdict:
+    def verdict(self, name: str, drawn: bool) -> Verdict:
         """The verdict from the sums."""
         if not self.D_D > 0:
             return Verdict(name, "exact" if not self.different else "partial", 1.0, 1.0, 0.0, self.different)
-        gain, predicted = self.moved / self.D_D, 1.0 if strength_only else 1 + self.rounded / self.D_D
+        gain, predicted = self.moved / self.D_D, 1 + self.rounded / self.D_D
         error, norm = sqrt(self.lost / self.D_D), sqrt(self.D_D)
-        outcome = self._outcome(gain, None if strength_only else predicted, drawn)
+        outcome = self._outcome(gain, predicted, drawn)
         return Verdict(name, outcome, gain, predicted, error, self.different, norm, sqrt(self.noise) / norm)
 
-    def _outcome(self, gain: float, predicted: float | None, drawn: bool) -> Outcome:
+    def _outcome(self, gain: float, predicted: float, drawn: bool) -> Outcome:
         # Every code is the one that this merge writes. What the grid clipped is known then, and nothing is in doubt.
         if not self.different and drawn:
             return "exact" if gain >= TRACE else "absent"
@@ -92,7 +90,5 @@ class _CodesComparison:
             return "absent"
         if not LOW <= gain <= HIGH:
             return "partial"
-        if predicted is None:
-            return "rounded"
         deviation = ERRORS * sqrt(2 * self.spread) / self.D_D + NEAR
         return "rounded" if abs(gain - predicted) <= deviation else "partial"

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 
 from loralens.core.lazy import LazyArray
-from loralens.merging.record import CODED, Against
+from loralens.merging.record import Against
 from loralens.merging.undo.patch import Coding
 from loralens.merging.undo.restore import TensorUndo
 
@@ -38,7 +38,7 @@ def check_outline(entry: Mapping[str, Any]) -> None:
 def check_entry(entry: Mapping[str, Any]) -> None:
     """Refuse an entry whose fields have wrong types or do not fit together. Raises the errors of `check_outline`."""
     check_outline(entry)
-    matrix, coded = entry["matrix"], entry["against"] in CODED
+    matrix, coded = entry["matrix"], entry["against"] == "codes"
     if not isinstance(matrix, list) or len(matrix) != 2 or not all(map(_is_count, matrix)) or prod(matrix) > MOST:
         raise ValueError(f"matrix {ascii(matrix)[:40]}")
     size = prod(matrix)
@@ -46,14 +46,8 @@ def check_entry(entry: Mapping[str, Any]) -> None:
     if not coded and size != prod(entry["shape"]):
         raise ValueError(f"matrix {ascii(matrix)[:40]}")
     # Without a name, its codes would be taken for floats.
-    if coded and (
-        not isinstance(entry["weight"], str)
-        or not entry["weight"]
-        or (entry["slabs"] != [] and entry["against"] == "codes")
-    ):
+    if coded and (not isinstance(entry["weight"], str) or not entry["weight"] or entry["slabs"] != []):
         raise TypeError("its weight is not named, or it has slabs")
-    if entry["against"] == "origins":
-        _check_origins(entry)
     if entry["coding"] not in CODINGS or entry["against"] not in AGAINST:
         raise ValueError(f"coding {ascii(entry['coding'])[:20]} against {ascii(entry['against'])[:20]}")
     if not _is_count(entry["different"]) or entry["different"] > size:
@@ -69,14 +63,6 @@ def check_entry(entry: Mapping[str, Any]) -> None:
         ends += [slab["start"], slab["stop"]]
     if any(second < first for first, second in pairwise([*ends, matrix[0]])):
         raise ValueError(f"slabs of rows {ascii(ends[1:])[:40]} in {matrix[0]}")
-
-
-def _check_origins(entry: Mapping[str, Any]) -> None:
-    """Refuse an entry from which moves cannot be repeated."""
-    if entry["rounding"] not in ("stochastic", "nearest") or type(entry["seed"]) is not int:
-        raise ValueError(f"rounding {ascii(entry['rounding'])[:20]} with seed {ascii(entry['seed'])[:20]}")
-    if any(slab["factors"] != [] or slab["gain"] is None for slab in entry["slabs"]):
-        raise ValueError("a slab that the adapter has")
 
 
 def _check_slab(slab: Mapping[str, Any]) -> None:

@@ -27,11 +27,6 @@ describe this tensor. The patch is computed from the codes, each as one byte: th
 lowest code of its grid. ``against`` is ``codes``, matrix is the shape of the decoded weight, and the field ``weight``
 is the key of the decoded weight.
 
-If ``against`` is ``origins``, the adapters and their weights are needed too, and the entry has two more fields:
-``rounding`` (``stochastic`` or ``nearest``) and ``seed``. Its patch has a number for every entry to which several codes
-lead (`loralens.merging.low_bit.origins`), as one byte: how many nearer ones there are than the code of the base. It is
-relative to zeros. Of its slabs only those with DoRA's factors are listed, without the factors of updates.
-
 A slab has module, start, stop, transposed, factors (strength and scale of each update), and gain (the axis of DoRA's
 factors, or null).
 """
@@ -51,18 +46,17 @@ from loralens.core.lowrank import LowRank
 from loralens.errors import FormatError, ShapeError, place
 from loralens.merging.dora_factors import DoraFactors
 from loralens.merging.plan import Slab, as_matrix
-from loralens.merging.record import CODED, CodeDraws, TensorRecord
+from loralens.merging.record import TensorRecord
 from loralens.merging.undo.entry import check_arrays, check_entry, check_factor, check_outline
 from loralens.merging.undo.patch import Blob
 from loralens.merging.undo.restore import TensorUndo
-from loralens.merging.update import Weighted
 
 PIECE = 1 << 16  # letters that are hashed at a time
 STREAMS = 8  # most streams of a patch: one for each byte of the widest number
 VERSION = 1
 WITH_CODES = 2  # the version of files with codes, which older readers would take for floats
-WITH_ORIGINS = 3  # the version of files that need the adapter
-VERSIONS = (VERSION, WITH_CODES, WITH_ORIGINS)
+WITH_ORIGINS = 3  # the version of files that need the adapter, which commit 31ab7467 was the last to read
+VERSIONS = (VERSION, WITH_CODES)
 _DAMAGED = "the undo file is damaged: use another copy"
 
 
@@ -85,7 +79,7 @@ def pack_arrays(record: TensorRecord) -> dict[str, LazyArray]:
     for slab in _packed_slabs(record):
         if slab.start in record.slab_factors:
             arrays[f"#gain.{slab.start}"] = LazyArray.of(record.slab_factors[slab.start].values)
-        for i, (_, update) in enumerate(_packed_terms(slab, record)):
+        for i, (_, update) in enumerate(slab.terms):
             B, A = update.factors
             arrays |= {f"#B.{slab.start}.{i}": B, f"#A.{slab.start}.{i}": A}
     return arrays
@@ -117,7 +111,6 @@ def pack_entry(record: TensorRecord) -> dict[str, Any]:
         "different": patch.different,
         "against": record.against,
         "slabs": [_slab_entry(slab, record) for slab in _packed_slabs(record)],
-        **({"rounding": record.draws.mode, "seed": record.draws.seed} if record.draws else {}),
     }
 
 
@@ -126,20 +119,12 @@ def _packed_slabs(record: TensorRecord) -> Sequence[Slab]:
 
     They are only needed if unmerging computes the update. Otherwise the merged tensor and the patch are enough.
     """
-    if record.against == "origins":
-        return [slab for slab in record.plan.slabs if slab.start in record.slab_factors]
     return record.plan.slabs if record.stored is None and record.against == "subtracted" else ()
-
-
-def _packed_terms(slab: Slab, record: TensorRecord) -> Sequence[Weighted]:
-    """The updates of a slab whose factors the undo file holds; they are left out where the adapter is given again."""
-    return () if record.against == "origins" else slab.terms
 
 
 def layout_version(records: Iterable[TensorRecord]) -> int:
     """The version of an undo file of these records."""
-    against = {record.against for record in records}
-    return WITH_ORIGINS if "origins" in against else WITH_CODES if "codes" in against else VERSION
+    return WITH_CODES if any(record.against == "codes" for record in records) else VERSION
 
 
 def _slab_entry(slab: Slab, record: TensorRecord) -> dict[str, Any]:
@@ -149,7 +134,7 @@ def _slab_entry(slab: Slab, record: TensorRecord) -> dict[str, Any]:
         "start": slab.start,
         "stop": slab.stop,
         "transposed": slab.transposed,
-        "factors": [[strength, update.scale] for strength, update in _packed_terms(slab, record)],
+        "factors": [[strength, update.scale] for strength, update in slab.terms],
         "gain": dora_factors.axis if dora_factors else None,
     }
 
@@ -220,6 +205,11 @@ def parse_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
     FormatError
         A part is missing or malformed, or the version is unknown.
     """
+    if content.get("version") == WITH_ORIGINS:
+        raise FormatError(
+            "needs the adapter that was merged (--undo-kind adapter), and loralens no longer reads such undo files",
+            fix="unmerge with the last commit that reads them, 31ab7467",
+        )
     if content.get("version") not in VERSIONS:
         raise FormatError(
             f"is an undo file of version {content.get('version')!a:.20}, and this loralens reads up to {max(VERSIONS)}",
@@ -260,11 +250,8 @@ def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyAr
         if slab["gain"]
     }
     hashes = entry["base"], entry["merged"]
-    weight = entry["weight"] if entry["against"] in CODED else ""
-    draws = CodeDraws(entry["rounding"], entry["seed"]) if entry["against"] == "origins" else None
-    undo = TensorUndo(
-        key, dtype, shape, (rows, columns), slabs, slab_factors, patch, entry["against"], *hashes, weight, draws
-    )
+    weight = entry["weight"] if entry["against"] == "codes" else ""
+    undo = TensorUndo(key, dtype, shape, (rows, columns), slabs, slab_factors, patch, entry["against"], *hashes, weight)
     check_arrays(undo)
     return undo
 

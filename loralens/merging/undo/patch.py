@@ -79,13 +79,11 @@ class PatchWriter:
     keep : callable
         Stores bytes, about 1 MiB at a time, and returns the array that reads them back. A patch can be as large as its
         tensor, so it may have to go to a file.
-    coding : str or None
-        By default the first block decides.
     """
 
     itemsize: int
     keep: Keep = keep_in_memory
-    coding: Coding | None = None
+    _coding: Coding | None = None
     _different: int = 0
     _streams: "list[_Deflate]" = field(default_factory=list)
     _since: int = 0  # entries since the last different one
@@ -104,12 +102,12 @@ class PatchWriter:
         signed = units.view(f"i{self.itemsize}")
         near = (signed > ESCAPE) & (signed < -ESCAPE)
         # Decided once, as the streams of the two codings differ; the first block is typical of the tensor.
-        if self.coding is None:
-            self.coding = "xor" if np.count_nonzero(~near) > MANY * w.size else "patch"
+        if self._coding is None:
+            self._coding = "xor" if np.count_nonzero(~near) > MANY * w.size else "patch"
         if not self._streams:
-            self._streams = [_Deflate(self.keep) for _ in range(3 if self.coding == "patch" else self.itemsize)]
+            self._streams = [_Deflate(self.keep) for _ in range(3 if self._coding == "patch" else self.itemsize)]
         self._different += places.size
-        if self.coding == "xor":
+        if self._coding == "xor":
             differences = np.zeros_like(w)
             differences[places] = w[places] ^ there
             planes = differences.view(np.uint8).reshape(-1, self.itemsize)
@@ -127,7 +125,7 @@ class PatchWriter:
 
     def finish(self) -> Blob:
         """End the streams and return the patch of the whole tensor."""
-        return Blob(self.coding or "patch", self._different, tuple(stream.end() for stream in self._streams))
+        return Blob(self._coding or "patch", self._different, tuple(stream.end() for stream in self._streams))
 
 
 @final

@@ -13,7 +13,7 @@ from loralens.linalg.device import Device
 from loralens.merging.dora_factors import DoraFactors
 from loralens.merging.matrix import Buffer, MatrixRows, cuts
 from loralens.merging.plan import Slab, TensorPlan, as_matrix
-from loralens.merging.record import Against, CodeDraws, feed_hash, hash_rows
+from loralens.merging.record import Against, feed_hash, hash_rows
 from loralens.merging.rounding import round_sums, slices_for, subtract_update
 from loralens.merging.undo.patch import Blob, PatchReader
 from loralens.merging.update import row_ranges
@@ -40,8 +40,6 @@ class TensorUndo:
         SHA-256 of the bytes.
     weight : str
         If the patch restores the codes of a low-bit weight, the key of the decoded weight; else empty.
-    draws : CodeDraws or None
-        How these codes were rounded, if the adapter is needed to restore them.
     """
 
     key: str
@@ -55,7 +53,6 @@ class TensorUndo:
     base_hash: str
     merged_hash: str
     weight: str = ""
-    draws: CodeDraws | None = None
 
 
 def restore_tensor(undo: TensorUndo, merged: LazyArray, *, device: Device | None = None) -> Iterator[Array]:

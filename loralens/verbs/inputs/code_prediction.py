@@ -90,7 +90,7 @@ def _predict(merge: CodesMerge, slab: Slab) -> _Share:
     for neighbours in np.split(picked, np.flatnonzero(np.diff(picked) > 1) + 1):
         start, stop = int(neighbours[0]), int(neighbours[-1]) + 1
         grids.append(grid_of(start, stop))
-        updates.append(merge.added(slab, start, stop).to(grids[-1]))
+        updates.append(merge.added(slab, start, stop, grids[-1]))
     prediction.take(join_rows(grids), np.concatenate(updates), directions=V)
     return _Share(prediction, rows / len(picked), V is not None)
 

@@ -218,28 +218,7 @@ def read_merge_inputs(
         A glob pattern matches no module, an option contradicts the adapters, or the base stores codes of a few bits and
         nothing says what the merged model stores.
     """
-    return plan_merge_inputs(
-        read_weighted(adapters, base, reading, modules),
-        base,
-        allow_missing=allow_missing,
-        untie=untie,
-        dtype=dtype,
-        bits=bits,
-        decoded=decoded,
-    )
-
-
-def plan_merge_inputs(
-    weighted: Sequence[WeightedAdapter],
-    base: ModelPath,
-    *,
-    allow_missing: bool = False,
-    untie: bool | None = None,
-    dtype: str | None = None,
-    bits: MergeBits | None = None,
-    decoded: bool = False,
-) -> MergeInputs:
-    """Open the base of adapters that were read, and plan the merge; parameters and errors as in `read_merge_inputs`."""
+    weighted = _read_weighted(adapters, base, reading, modules)
     path = Path(base)
     checkpoint = open_checkpoint(path)
     files, config = model_files(resolve_path(path)), model_config(path) or {}
@@ -274,7 +253,7 @@ def plan_merge_inputs(
     return _with_output(inputs, checkpoint, tensors, config)
 
 
-def read_weighted(
+def _read_weighted(
     adapters: Sequence[Pair], base: ModelPath, reading: Reading, modules: Sequence[str]
 ) -> list[WeightedAdapter]:
     """The adapters, each with only the modules that match; a warning if they belong to different bases."""

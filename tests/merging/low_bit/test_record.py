@@ -12,13 +12,11 @@ from loralens.merging.low_bit import apply, record
 from loralens.merging.low_bit.apply import added_numbers
 from loralens.merging.low_bit.measure import DrawPrediction
 from loralens.merging.low_bit.restore import restore_codes
-from loralens.merging.low_bit.sweep import sweep_moments
 from loralens.merging.low_bit.verify import code_verdicts
 from loralens.merging.summary import hashed_tensors, merged_modules, module_entries, total_entry
 from loralens.merging.undo.layout import layout_version, pack_arrays, pack_entry, parse_undo
 from tests.merging.low_bit.grids import part, weight
 from tests.merging.low_bit.made import Made, merged
-from tests.merging.low_bit.test_sweep import inputs
 
 LAYOUTS = ("Q4_0", "Q4_1", "NF4")
 FORMS = (lambda made: made, lambda made: made.reordered(np.roll(np.arange(24), 5)), Made.in_one)
@@ -159,43 +157,8 @@ def test_the_summaries_name_the_stored_tensor():
     entry = module_entries(merged_modules([rec]))[0]
     assert {"changed", "clipped", "noise", "rounding", "predicted_clipped"} <= set(entry)
     total = total_entry([rec])
-    assert (total["drawn"], total["swept"]) == (1, 0)
+    assert total["drawn"] == 1
     assert total["undo_bits_per_weight"] == pytest.approx(8 * rec.patch_bytes / (24 * 64))
-
-
-@pytest.mark.parametrize("size", [1e-4, 1e-2])
-def test_a_sweep_needs_no_seed_and_is_recorded_as_one(size):
-    H, made = sweep_moments(inputs(64)), Made(size=size)
-    data, rec = merged(made, "sweep", moments=H)
-    assert rec.fidelity[0].codes.rounding == "sweep"
-    np.testing.assert_array_equal(merged(made, "sweep", moments=H, seed=1)[0], data)
-
-
-def test_with_moments_the_error_is_that_on_the_inputs_and_a_sweep_lowers_it():
-    H = inputs(64)
-    damped = H.astype(np.float64) + 0.01 * np.mean(np.diag(H)) * np.eye(64)
-    made, errors = Made(rows=48, columns=64, size=1e-3), {}
-    # Entries whose step is 0 lose all of their update, whatever the rounding.
-    made.grid.step[made.grid.step == 0] = 0.01
-    for mode in ("stochastic", "sweep"):
-        fidelity = merged(made, mode, moments=sweep_moments(H))[1].fidelity[0]
-        codes = np.vstack([block.drawn.codes for block in made.merge(mode, moments=sweep_moments(H)).blocks()])
-        lost, D = added_numbers(made.grid, codes) - made.D, made.D.astype(np.float64)
-        dense = np.sqrt(np.sum(lost @ damped * lost) / np.sum(D @ damped * D))
-        errors[mode] = fidelity.codes.input_error
-        assert errors[mode] == pytest.approx(dense, rel=1e-3)
-    assert errors["sweep"] < 0.9 * errors["stochastic"]
-    assert merged(made)[1].fidelity[0].codes.input_error is None
-
-
-def test_a_sweep_is_verified_and_undone_like_a_draw():
-    made, H = Made(size=1e-2), sweep_moments(inputs(64))
-    data, rec = merged(made, "sweep", moments=H)
-    codes = np.vstack([block.drawn.codes for block in made.merge("sweep", moments=H).blocks()])
-    stored = LazyArray.of(data.reshape(made.stored().shape))
-    restored = restore_codes(undo_of(rec), with_codes(made, codes), stored)
-    assert b"".join(rows.tobytes() for rows in restored) == made.stored().read().tobytes()
-    assert [v.outcome for v in code_verdicts(made.merge("sweep", moments=H), with_codes(made, codes))] == ["exact"]
 
 
 def test_verdicts_tell_seeds_strengths_and_other_models_apart():

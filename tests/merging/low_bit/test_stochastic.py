@@ -8,10 +8,14 @@ import pytest
 from loralens.errors import FormatError
 from loralens.linalg.draws import Draws
 from loralens.merging.low_bit.apply import added_numbers
-from loralens.merging.low_bit.stochastic import asked_moves, draw_codes, nearest_codes
+from loralens.merging.low_bit.stochastic import asked_moves, move_codes, nearest_codes, uniform_numbers
 from tests.merging.low_bit.grids import grid, part
 
 LAYOUTS = ("Q4_0", "Q4_1", "NF4", "FP4")
+
+
+def draw_codes(whole, moves, draws, offset):
+    return move_codes(whole, moves, uniform_numbers(draws, offset, moves.size).reshape(moves.shape))
 
 
 def drawn(whole, D, *, seed=0, offset=0):

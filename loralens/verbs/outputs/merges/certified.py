@@ -37,8 +37,7 @@ def check_subtracted(merged: Path, inputs: MergeInputs) -> None:
     requested = [CertifiedAdapter(fingerprint(one.adapter), one.weight) for one in inputs.adapters]
     if sorted(requested) == sorted(merged_in):
         return
-    way = "give the adapters that the certificate names"
-    what, fix = difference_of_adapters(inputs.adapters, requested, merged_in, otherwise=way)
+    what, fix = _difference_of_adapters(inputs.adapters, requested, merged_in)
     error = MismatchError(f"{merged}: {certificate.name} says that {what}", fix=f"{fix}, or use the undo file")
     # In floats the update of one of several adapters can be subtracted alone.
     if not inputs.coded:
@@ -47,12 +46,8 @@ def check_subtracted(merged: Path, inputs: MergeInputs) -> None:
     raise error
 
 
-def difference_of_adapters(
-    adapters: Sequence[WeightedAdapter],
-    requested: Sequence[CertifiedAdapter],
-    merged_in: Sequence[CertifiedAdapter],
-    *,
-    otherwise: str,
+def _difference_of_adapters(
+    adapters: Sequence[WeightedAdapter], requested: Sequence[CertifiedAdapter], merged_in: Sequence[CertifiedAdapter]
 ) -> tuple[str, str]:
     """In what the adapters that are given differ from those of a merge, and what to do about it.
 
@@ -62,12 +57,10 @@ def difference_of_adapters(
         The adapters that are given, and their records.
     merged_in : sequence of CertifiedAdapter
         The records of those that were merged.
-    otherwise : str
-        What to do if other adapters were merged, and not the same with other weights.
     """
     # With several adapters, the weights alone do not tell which of them differs.
     if [one.fingerprint for one in requested] != [one.fingerprint for one in merged_in]:
-        return "other adapters were merged than the given ones", otherwise
+        return "other adapters were merged than the given ones", "give the adapters that the certificate names"
     weights = ", ".join(number(one.weight) for one in merged_in)
     what = f"the adapter was merged with the weight {weights}, and not {number(requested[0].weight)}"
     if len(requested) > 1:

@@ -24,7 +24,6 @@ CLIPPED = 0.8
 def is_damaged(fidelity: Fidelity) -> bool:
     """Whether rounding takes a noticeable part of an update, or adds much to it."""
     if fidelity.codes:
-        # The error that was measured: a sweep adds more noise than the prediction for stochastic rounding says.
         return fidelity.gain < CLIPPED or fidelity.error > NOISY
     return fidelity.gain < SWALLOWED or fidelity.error > DAMAGED
 
@@ -49,15 +48,9 @@ def _limits(codes: bool) -> tuple[str, str]:
 
 def conclusion_on_codes(total: Mapping[str, Any], *, written: bool) -> list[str]:
     """How much of an update arrived in codes, and how many of them changed; or would, if no model was written."""
-    drawn, swept = total["drawn"], total["swept"]
-    draw = "by stochastic rounding" if drawn else "by rounding to the nearest code"
-    way = draw if not swept else "by a sweep" if not drawn else f"by a sweep in {swept} weights, and {draw} in {drawn}"
-    # A sweep moves the error to where inputs are small, which the adapter's own directions do not show.
-    on_inputs, own = total["input_error"], total["subspace_error"]
-    if on_inputs is not None:
-        error = f" and an error of {number(on_inputs)} on the measured inputs"
-    else:
-        error = "" if own is None else f" and an error of {number(own)} in its own directions"
+    way = "by stochastic rounding" if total["drawn"] else "by rounding to the nearest code"
+    own = total["subspace_error"]
+    error = "" if own is None else f" and an error of {number(own)} in its own directions"
     changed, clipped = _percent(total["changed"]), _percent(total["clipped"])
     were = "were" if written else "would be"
     return [
@@ -97,15 +90,12 @@ def _losses(texts: Mapping[str, Any]) -> str:
 def warn_of_noise(modules: Sequence[MergedModule]) -> None:
     """Warn if the noise of codes hides an update, or the ends of the grid clip much of it."""
     coded = [(module.fidelity, module.fidelity.codes) for module in modules if module.fidelity.codes]
-    noisy = [(fidelity, codes) for fidelity, codes in coded if codes and fidelity.error > NOISY]
+    noisy = [fidelity for fidelity, _ in coded if fidelity.error > NOISY]
     if noisy:
-        worst, codes = max(noisy, key=lambda pair: pair[0].error)
+        worst = max(noisy, key=lambda fidelity: fidelity.error)
         ways = (
             "serve the adapter unmerged (for llama.cpp: loralens convert --to gguf), or write floats with --dtype bf16"
         )
-        # A sweep adds no less noise, and moves it to where the inputs are small.
-        if codes.rounding != "sweep":
-            ways = f"measure the inputs with loralens calibrate --inputs and give --rounding sweep, {ways}"
         warn(
             f"{len(noisy)} of {len(coded)} updates are weak compared with a step of the codes; worst is "
             f"{worst.module}: noise {worst.error:.0f} times the update",

