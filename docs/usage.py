@@ -11,10 +11,6 @@ from loralens.verbs import VERBS
 
 MARK = "<!-- usage -->"  # where a page of docs/commands shows it
 WIDTH = 100  # columns
-PYTHON = (
-    "The function of the same name has the same options ([all functions](../api/index.md)). Its result has "
-    "`to_frame()`, `to_latex()`, `to_csv()` and `record()`."
-)
 
 
 def usage(page: str) -> str:
@@ -36,7 +32,7 @@ def usage(page: str) -> str:
         blocks += [part.get_help(click.Context(part, context, info_name=name)) for name, part in parts if part]
     texts = [f"```text\n{block}\n```" for block in blocks]
     if page in VERBS:
-        texts.append(f"## Python\n\n{PYTHON}\n\n```text\n{_signature_text(page)}\n```")
+        texts.append(f"```text\n{_signature_text(page)}\n```")
     return "\n\n".join(texts)
 
 
