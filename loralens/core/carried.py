@@ -28,7 +28,7 @@ BOUND = (*MAGNITUDES, "lora_bias", "diagonal")  # roles of tensors that are mean
 FIELDS = ("modules_to_save", "bias", "trainable_token_indices", "task_type")  # fields of PEFT about full tensors
 # The values of these fields in an adapter without full tensors. `task_type` stays that of the first adapter.
 NOBODY: Mapping[str, Any] = {"modules_to_save": None, "bias": "none", "trainable_token_indices": None}
-# The modules that PEFT saves in full for a task_type, without their names in modules_to_save. A base has one of them.
+# Task of PEFT → the modules that it trains in full and stores for this task without being told, if the model has them.
 TASK_HEADS: Mapping[str, Sequence[str]] = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),

@@ -106,10 +106,16 @@ def test_a_merge_says_that_peft_would_not_apply_what_it_applies(tmp_path: Path) 
     assert "PEFT ignores them, and loralens applies them" in result.stderr
 
 
-def test_the_advice_for_a_missing_prefix_makes_a_file_that_peft_applies(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["prefix", "peft_type"])
+def test_the_advice_makes_a_folder_that_peft_applies(lost: str, tmp_path: Path) -> None:
     folder, trained = adapter(tmp_path / "a", modules_to_save=["head"])
-    file = folder / "adapter_model.safetensors"
-    save_file(bare(load_file(file)), file)
+    if lost == "prefix":
+        file = folder / "adapter_model.safetensors"
+        save_file(bare(load_file(file)), file)
+    else:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        del config["peft_type"]
+        (folder / "adapter_config.json").write_text(json.dumps(config))
     (finding,) = loralens.inspect(folder, consumer="peft").adapters[0].refusals[:1]
     assert finding.fix.startswith("loralens convert … --to peft")
     assert run("convert", folder, "--to", "peft", "-o", tmp_path / "b").exit_code == 0

@@ -30,13 +30,11 @@ def configured(adapter: Adapter) -> Iterator[Finding]:
 
 def _typed(adapter: Adapter) -> Iterator[Finding]:
     """``PeftConfig._get_peft_type`` of config.py: a KeyError."""
-    if adapter.format == "peft" and adapter.config is not None and stored_keys(adapter):
-        origin = next(module.origin for module in adapter.modules.values() if module.origin)
-        # The format of the origin is peft, peft-loha …
-        kind = origin.format.partition("-")[2].upper() or "LORA"
-        if adapter.config.get("peft_type") is None:
-            text = "adapter_config.json has no peft_type, and PEFT raises a KeyError then"
-            yield error("config", text, f'add "peft_type": "{kind}" to it')
+    # An adapter in memory gets the field when it is written.
+    config = adapter.config if adapter.format == "peft" and stored_keys(adapter) else None
+    if config is not None and config.get("peft_type") is None:
+        text = "adapter_config.json has no peft_type, and PEFT raises a KeyError then"
+        yield error("config", text, "loralens convert … --to peft writes it")
 
 
 def _read(adapter: Adapter) -> Iterator[Finding]:

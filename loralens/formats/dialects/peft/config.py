@@ -165,7 +165,7 @@ class PeftConfig:
         """``modules_to_save`` and the heads of the task: the modules that were trained in full."""
         # null and an empty list mean the same.
         names = list(self.fields.get("modules_to_save") or [])
-        return [*names, *TASK_HEADS.get(str(self.fields.get("task_type")), ())]
+        return names + list(TASK_HEADS.get(str(self.fields.get("task_type")), ()))
 
     @property
     def changed_base(self) -> str | None:

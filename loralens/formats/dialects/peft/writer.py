@@ -198,6 +198,8 @@ def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
         return _update_fields(_new_config(adapter), stacks)
     if old.get("use_dora") and len(adapter) and not any(extra.role in DORA for extra in adapter.extra.values()):
         old = {**old, "use_dora": False}  # the magnitudes were left out, and PEFT would make new ones from the base
+    if old.get("peft_type") is None:
+        old = {"peft_type": "LORA", **old}  # PEFT does not load a configuration without it
     config = PeftConfig(old)
     if old is adapter.config and _still_true(config, stacks) and not adapter.narrowed:
         return old
