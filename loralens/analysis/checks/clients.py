@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.analysis.clients.rules import check
-from loralens.choices import Consumer
+from loralens.choices import Consumer, Level
 
 CODE = "client"
 CODES = {
@@ -34,7 +34,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     if adapter.format == "peft" and adapter.config is None:
         return
     errors = {client: [one for one in check(adapter, client) if one.level == "error"] for client in clients}
-    level = "error" if all(errors.values()) else "note"
+    level: Level = "error" if all(errors.values()) else "note"
     said = {finding.text for finding in adapter.findings}
     for client, found in errors.items():
         new = [one for one in found if one.text not in said and one.code not in OTHERS]
