@@ -177,6 +177,9 @@ def test_a_word_selects_the_names_that_have_it_as_a_whole_part() -> None:
     with pytest.raises(OptionError) as caught:
         select(KOHYA + numbered, "te")
     assert caught.value.fix == "'*_te*' matches 12 modules"
+    with pytest.raises(OptionError) as caught:
+        select(KOHYA, "te")
+    assert caught.value.fix == f"no part of a name begins with 'te'; '*te*' matches {len(KOHYA)} modules"
     for word in ("proj", "1", "attn", "attentions_20"):
         with pytest.raises(OptionError, match="no module matches"):
             select(NAMES, word)

@@ -63,7 +63,7 @@ def _heads(adapter: Adapter) -> Iterator[Finding]:
     # One of several tied modules is enough then.
     if lost and not config.get("ensure_weight_tying"):
         task = f" and task_type {task}" if heads else ""
-        text = f"modules_to_save{task} ask for {some(lost)}: the file lacks it, and PEFT raises a KeyError for it"
+        text = f"modules_to_save{task} ask for {some(lost)}, which the file lacks: PEFT raises a KeyError then"
         yield error("head-missing", text, FROM_TRAINING)
     mapping = config.get("auto_mapping")
     name = mapping.get("base_model_class") if isinstance(mapping, dict) else None

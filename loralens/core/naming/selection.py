@@ -257,7 +257,9 @@ def suggestion(text: str, names: Sequence[str]) -> str:
             narrower = {glob: count for glob, count in globs.items() if 0 < count < hits}
             glob = max(narrower, key=narrower.__getitem__, default=f"*{end}")
             hits = narrower.get(glob, hits)
-            return f"{glob!r} matches {hits} module{'s' * (hits != 1)}"
+            # Letters inside of words are hardly meant.
+            doubt = "" if any(globs.values()) else f"no part of a name begins with {middle!r:.60}; "
+            return f"{doubt}{glob!r} matches {hits} module{'s' * (hits != 1)}"
     if not _WILD & {*middle} and is_near(middle, names):
         return f"the nearest names are {nearest(text, names)}"
     kinds = f"the kinds of modules are {some(sorted({*map(kind, names)}, key=natural_key))}"
