@@ -17,7 +17,7 @@ from loralens.cli.show import RowOptions, row_options, show
     "-m",
     metavar="GLOB",
     multiple=True,
-    help="Leave out the modules whose name or kind matches this glob pattern. Repeatable.",
+    help="Leave out the modules whose name or kind matches this glob pattern, or has it as whole parts. Repeatable.",
 )
 @click.option(
     "--block",

@@ -22,7 +22,7 @@ from loralens.cli.terminal import say
     "--for",
     "consumer",
     type=click.Choice(get_args(Consumer)),
-    help="Say what this program rejects or ignores. Exit with code 1 if it rejects the adapter or applies it wrongly.",
+    help="Say what this program rejects or ignores. Exit with code 1 if there is any error.",
 )
 @row_options(csv="module")
 @options.reading

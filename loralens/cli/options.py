@@ -67,7 +67,7 @@ _MODULES = click.option(
     "-m",
     metavar="GLOB",
     multiple=True,
-    help="Only modules whose name or kind matches this glob pattern, or begins with it. Repeatable.",
+    help="Only modules whose name or kind matches this glob pattern, or has it as whole parts. Repeatable.",
 )
 _BLOCK = click.option(
     "--block",

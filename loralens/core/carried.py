@@ -28,6 +28,12 @@ BOUND = (*MAGNITUDES, "lora_bias", "diagonal")  # roles of tensors that are mean
 FIELDS = ("modules_to_save", "bias", "trainable_token_indices", "task_type")  # fields of PEFT about full tensors
 # The values of these fields in an adapter without full tensors. `task_type` stays that of the first adapter.
 NOBODY: Mapping[str, Any] = {"modules_to_save": None, "bias": "none", "trainable_token_indices": None}
+# Task of PEFT → the modules that it trains in full and stores for this task without being told, if the model has them.
+TASK_HEADS: Mapping[str, Sequence[str]] = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 LISTED = 6  # most modules that a message names
 
 

@@ -163,11 +163,20 @@ def row_named(name: str, rows: Sequence[Row], what: str) -> Row:
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
     """The ``count`` names that are most similar to ``name``, as text for a message."""
+    # No cutoff: a distant name still shows in which style the names are written.
+    close = _similar(name, names, count, cutoff=0.0)
+    return ", ".join(close) if close else "none: there are no modules"
+
+
+def is_near(name: str, names: Iterable[str]) -> bool:
+    """Whether ``name`` may be one of ``names`` with a spelling mistake."""
+    # 0.6 is the default of difflib: q_porj is near q_proj (0.83), and text_encoder is not near to_out (0.22).
+    return bool(_similar(name, names, 1, cutoff=0.6))
+
+
+def _similar(name: str, names: Iterable[str], count: int, *, cutoff: float) -> list[str]:
     from difflib import get_close_matches  # only when something is wrong
 
     names = list(names)
     # Kinds are offered too, because a glob or an option may name one. Sorted, so that ties are resolved alike.
-    pool = sorted({*names, *map(kind, names)}, key=natural_key)
-    # No cutoff: a distant name still shows in which style the names are written.
-    close = get_close_matches(name, pool, n=count, cutoff=0.0)
-    return ", ".join(close) if close else "none: there are no modules"
+    return get_close_matches(name, sorted({*names, *map(kind, names)}, key=natural_key), n=count, cutoff=cutoff)

@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args, overload
 
+from loralens.analysis.checks.clients import CODE as CLIENT
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
 from loralens.analysis.clients.rules import check
 from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
@@ -180,6 +181,8 @@ def _examine(
     )
     findings = run_checks(examinations)
     if consumer is not None:
+        # Everything about this program follows; a summary of what the common ones do would repeat it.
+        findings = [finding for finding in findings if finding.code != CLIENT]
         for label, adapter in loaded.items():
             refused = _consumer_findings(adapter, consumer, base) if adapter is not None else ()
             findings += [Diagnosis(f.level, f.code, f"{consumer}: {f.text}", f.fix, adapter=label) for f in refused]

@@ -73,6 +73,11 @@ class AdapterInspection(Tabular):
     consumer: Consumer | None = None
 
     @property
+    def wrong(self) -> bool:
+        """Whether there is an error among the findings, whatever it is about."""
+        return any(finding.level == "error" for finding in self.findings)
+
+    @property
     def adapter(self) -> Adapter:
         """The adapter that was inspected."""
         return self.inspection.adapter
@@ -120,11 +125,11 @@ class AdapterInspection(Tabular):
     def _on_consumer(self) -> list[str]:
         if self.consumer is None:
             return []
-        wrong = any(finding.level == "error" for finding in self.refusals)
-        answer = (
-            "rejects it, or applies it in another way than it was trained" if wrong else "applies it as it was trained"
-        )
-        return [f"{self.consumer} {answer}."]
+        if any(finding.level == "error" for finding in self.refusals):
+            return [f"{self.consumer} rejects it, or applies it in another way than it was trained."]
+        if self.wrong:
+            return [f"{self.consumer} cannot apply it as it was trained, because of the errors in the adapter itself."]
+        return [f"{self.consumer} applies it as it was trained."]
 
     def listing(self) -> list[Table[ModuleInspection]]:
         """All modules, one module per row."""
@@ -180,10 +185,8 @@ class InspectResult(Tabular):
     @property
     def answer(self) -> bool | None:
         """Whether the consumer applies every adapter as it was trained; None if no consumer was named."""
-        # Only findings about the consumer count, because the question is about the consumer alone.
-        if self.consumer is None:
-            return None
-        return not any(finding.level == "error" for adapter in self.adapters for finding in adapter.refusals)
+        # An error of the file itself counts too: no consumer applies an adapter with wrong numbers, or to another base.
+        return None if self.consumer is None else not any(adapter.wrong for adapter in self.adapters)
 
     @property
     def findings(self) -> list[Finding]:
@@ -396,4 +399,7 @@ def _inspect(
         from loralens.analysis.clients.rules import check
 
         refusals = check(adapter, consumer, match)
+        # What the reader already said about this consumer is said once, at the level that it has for the consumer.
+        said = {finding.text for finding in refusals}
+        findings = [finding for finding in findings if finding.text not in said]
     return AdapterInspection(label, inspection, [*findings, *refusals], refusals, consumer)

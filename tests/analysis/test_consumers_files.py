@@ -255,6 +255,38 @@ def test_lorax_reads_no_pattern(tmp_path: Path) -> None:
     assert codes(peft(tmp_path, use_rslora=True), "lorax") == {}
 
 
+@pytest.mark.parametrize("consumer", ["vllm", "lorax", "peft"])
+def test_an_error_is_exit_code_1_whatever_it_is_about(consumer: str, tmp_path: Path) -> None:
+    """A wrong r, the base of another model, and NaN are no findings about a consumer, and each of them fails there."""
+    good = tmp_path / "good"
+    loralens.save(small_adapter(), good)
+    shapes = {f"{name}.weight": module.shape for name, module in loralens.load(good).items()}
+    for base, out in (("base", 0), ("other", 1)):
+        (tmp_path / base).mkdir()
+        weights = {name: np.ones((shape[0] + out, shape[1]), np.float32) for name, shape in shapes.items()}
+        save_file(weights, tmp_path / base / "model.safetensors")
+    assert run("inspect", good, "--for", consumer, "--base", tmp_path / "base").exit_code == 0
+    result = run("inspect", good, "--for", consumer, "--base", tmp_path / "other")
+    assert (result.exit_code, "applies it as it was trained" in result.stdout) == (1, False)
+    peft(tmp_path, r=7)
+    result = run("inspect", tmp_path / "peft", "--for", consumer)
+    assert (result.exit_code, "applies it as it was trained" in result.stdout) == (1, False)
+    held = load_file(good / "adapter_model.safetensors")
+    save_file({key: array * np.float32("nan") for key, array in held.items()}, good / "adapter_model.safetensors")
+    assert run("inspect", good, "--for", consumer).exit_code == 1
+    assert run("inspect", good).exit_code == 0  # nothing was asked
+
+
+def test_a_file_without_its_configuration_is_refused(tmp_path: Path) -> None:
+    peft(tmp_path)
+    (tmp_path / "peft" / "adapter_config.json").unlink()
+    for consumer in ("vllm", "lorax", "peft"):
+        assert codes(loralens.load(tmp_path / "peft"), consumer) == {"config": "error"}
+    assert run("convert", tmp_path / "peft", "--to", "peft", "--alpha", "4", "-o", tmp_path / "b").exit_code == 0
+    for consumer in ("vllm", "lorax", "peft"):
+        assert codes(loralens.load(tmp_path / "b"), consumer) == {}
+
+
 # --- llama.cpp and PEFT ---
 
 
@@ -269,6 +301,32 @@ def test_peft_takes_its_own_dialect(tmp_path: Path) -> None:
     assert codes(peft(tmp_path), "peft") == {}
     assert codes(file(tmp_path, ACCEPTED["kohya"]), "peft") == {"dialect": "error"}
     assert codes(file(tmp_path, ACCEPTED["LoKr"]), "peft") == {"dialect": "error", "structured": "error"}
+
+
+@pytest.mark.parametrize(
+    ("task", "stored", "saved", "expected"),
+    [
+        ("SEQ_CLS", None, None, {"head-missing": "error"}),
+        ("SEQ_CLS", "score", None, {}),
+        ("SEQ_CLS", "score", ["classifier", "score"], {}),
+        ("SEQ_CLS", "logits_proj", ["logits_proj", "classifier", "score"], {}),
+        ("CAUSAL_LM", None, None, {}),
+        (None, "score", ["score", "lm_head"], {"head-missing": "error"}),
+    ],
+)
+def test_a_lost_head(
+    task: str | None, stored: str | None, saved: list[str] | None, expected: Mapping[str, str], tmp_path: Path
+) -> None:
+    """The model of a task adds its heads to modules_to_save: a base has one of two names, or a head of its own."""
+    tensors = {f"{PREFIX}{stored}.weight": np.ones((3, 4), np.float32)} if stored else None
+    assert codes(peft(tmp_path, tensors, task_type=task, modules_to_save=saved), "peft") == expected
+
+
+def test_a_head_that_only_the_class_of_the_base_tells(tmp_path: Path) -> None:
+    """PEFT loads such a file without an error, with a random head if the base has none."""
+    for name, expected in (("BertForSequenceClassification", {"head-missing": "warning"}), ("BertForMaskedLM", {})):
+        (tmp_path / name).mkdir()
+        assert codes(peft(tmp_path / name, auto_mapping={"base_model_class": name}), "peft") == expected
 
 
 OTHERS = {  # PEFT's other types of updates: parts of a module, and fields of the configuration

@@ -111,7 +111,7 @@ REAL = {
     "qwen05b-peft-r8": {},
     "roberta-mnli-loralib": {"alpha-unknown": 0, "spike": 1},
     "sam-vitb-rank16": {"names-unknown": 0, "rank-unused": 0},
-    "sd15-timohavdk-kohya": {"alpha-missing": 0},
+    "sd15-timohavdk-kohya": {"client": 0, "alpha-missing": 0},
 }
 
 
@@ -120,7 +120,8 @@ def test_published_adapters_are_not_alarmed_about(name: str, real: Path) -> None
     found = diagnose({name: loralens.load(real / name, allow_pickle=True, strict=False)})
     counts = {code: len({one.module for one in found if one.code == code} - {None}) for code in (o.code for o in found)}
     assert counts == REAL[name]
-    assert not [one for one in found if one.level == "error"]
+    # A prefix of its names stands twice, so that neither ComfyUI nor sd-scripts has them.
+    assert {one.code for one in found if one.level == "error"} == ({"client"} if "client" in REAL[name] else set())
 
 
 def test_published_adapters_among_each_other(real: Path) -> None:

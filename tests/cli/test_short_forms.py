@@ -84,10 +84,24 @@ def test_drop_leaves_out_modules_and_nothing_else(small: Path, tmp_path: Path) -
     assert (record["target"], record["left"], len(record["dropped"])) == (None, 4, 2)
 
 
+def test_every_command_understands_a_word_as_drop_does(tmp_path: Path) -> None:
+    text_encoder = [f"lora_te_text_model_encoder_layers_{i}_mlp_fc1" for i in (0, 1)]
+    names = ["lora_unet_mid_block_attentions_0_proj_in", *text_encoder]
+    file = tmp_path / "a.safetensors"
+    made = loralens.Adapter(modules={name: loralens.LowRank(np.ones((3, 2)), np.ones((2, 4))) for name in names})
+    loralens.save(made, file, format="kohya")
+    shown = json.loads(run("inspect", file, "-m", "te", "--json").stdout)
+    assert [module["name"] for module in shown["adapters"][0]["modules"]] == text_encoder
+    result = run("drop", file, "-m", "te", "-o", tmp_path / "unet.safetensors")
+    assert result.exit_code == 0, result.stderr
+    assert list(loralens.load(tmp_path / "unet.safetensors")) == names[:1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["drop", "SMALL", "-m", "*", "-o", "OUT"], 2, "nothing would be left"),
+        (["drop", "SMALL", "-m", "*nosuch*", "-o", "OUT"], 2, "no name contains 'nosuch'"),
         (["drop", "SMALL", "-m", "k_proj", "-o", "OUT"], 2, "the nearest names are"),
         (["drop", "SMALL", "-o", "OUT"], 2, "--modules"),
         (["drop", "SMALL", "-m", "v_proj"], 2, "-o"),

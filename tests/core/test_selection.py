@@ -64,9 +64,7 @@ def test_many_globs_choose_what_each_of_them_matches(globs):
         assert chosen == [name for name in NAMES if any(matches(name, glob) for glob in globs)]
 
 
-@pytest.mark.parametrize(
-    "glob", ["Q_proj", "Q_*", "proj", "proj*", "layers.1", "*.[01].*", "[qv]_proj", "q_proj.*", "*.2.*", ""]
-)
+@pytest.mark.parametrize("glob", ["Q_proj", "Q_*", "proj", "proj*", "*.[01].*", "[qv]_proj", "q_proj.*", "*.2.*", ""])
 def test_a_glob_that_matches_nothing(glob):
     with pytest.raises(OptionError) as caught:
         select(NAMES, ["lm_head", glob])
@@ -75,7 +73,7 @@ def test_a_glob_that_matches_nothing(glob):
     if suggested:
         assert len(select(NAMES, suggested[1])) == int(suggested[2]) > 0
     else:
-        assert caught.value.fix.startswith("the nearest names are ")
+        assert caught.value.fix.startswith(("the nearest names are ", "no name contains ", "the kinds of modules are "))
 
 
 def test_what_is_suggested_can_be_given():
@@ -121,11 +119,13 @@ FLUX += [f"transformer.single_transformer_blocks.{i}.proj_out" for i in range(38
     [
         ("self_att", "'*self_att*' matches 3 modules"),
         ("experts*", "'*experts*' matches 1 module"),
-        ("layers.1", "'*layers.1.*' matches 2 modules"),
-        ("self.attn", "'*self_attn*' matches 3 modules"),
+        ("layers.1?", "'*layers.1?*' matches 4 modules"),
+        ("*nosuch*", "no name contains 'nosuch'; the kinds of modules are "),
+        ("text_encoder", "no name contains 'text_encoder'; the kinds of modules are "),
+        ("self.att", "'*self_att*' matches 3 modules"),
         ("q_porj", "the nearest names are q_proj"),
         ("Q_PROJ", "'*q_proj*' matches 2 modules"),
-        ("layers_10", "'*layers.10.*' matches 2 modules"),
+        ("*layers_10", "'*layers.10.*' matches 2 modules"),
     ],
 )
 def test_the_suggestion_for_a_glob_that_matches_nothing(text: str, suggested: str) -> None:
@@ -162,6 +162,27 @@ def test_a_beginning_ends_where_a_part_of_the_name_ends() -> None:
     for text in ("model.layers.1.self", "model.lay", "lm"):
         with pytest.raises(OptionError, match="no module matches"):
             select(NAMES, text)
+
+
+def test_a_word_selects_the_names_that_have_it_as_a_whole_part() -> None:
+    text = [f"lora_te_text_model_encoder_layers_{i}_self_attn_q_proj" for i in range(12)]
+    numbered = [name.replace("_te_", "_te2_") for name in text]
+    assert select(KOHYA + text, "te") == text  # and not the attentions of the UNet
+    assert select(KOHYA + text + numbered, ["te2", "te"]) == text + numbered
+    assert select(KOHYA + text, "attentions_2") == [name for name in KOHYA if "attentions_2_" in name]
+    assert select(KOHYA, "to_q") == KOHYA
+    assert select(NAMES, "layers.1") == select(NAMES, "layers_1") == NAMES[1:3]
+    assert select(NAMES, "self_attn@1") == NAMES[1:3]
+    assert Strength(1.0, {"te": 0.5}).within(dict.fromkeys(KOHYA + text)).of(text[3]) == 0.5
+    with pytest.raises(OptionError) as caught:
+        select(KOHYA + numbered, "te")
+    assert caught.value.fix == "'*_te*' matches 12 modules"
+    with pytest.raises(OptionError) as caught:
+        select(KOHYA, "te")
+    assert caught.value.fix == f"no part of a name begins with 'te'; '*te*' matches {len(KOHYA)} modules"
+    for word in ("proj", "1", "attn", "attentions_20"):
+        with pytest.raises(OptionError, match="no module matches"):
+            select(NAMES, word)
 
 
 def test_a_name_and_a_kind_win_over_a_beginning() -> None:

@@ -7,6 +7,7 @@ from typing import final
 from loralens.analysis.checks import (
     absorption,
     blocks,
+    clients,
     combining_bug,
     copied,
     dead,
@@ -63,6 +64,7 @@ CHECKS: tuple[Check, ...] = (
     Check(other_base.OF_SEVERAL, several=other_base.look_at_all),
     Check(reader.CODES, single=reader.look),
     Check(foreign_code.CODES, single=foreign_code.look),
+    Check(clients.CODES, single=clients.look),
     Check(zero.CODES, single=zero.look),
     Check(missing.CODES, single=missing.look),
     Check(copied.CODES, single=copied.look),

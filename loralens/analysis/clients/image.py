@@ -30,7 +30,7 @@ warning = partial(Finding, "warning")  # about what a consumer ignores, or handl
 
 def _comfyui_names(adapter: Adapter) -> Iterator[Finding]:
     """``model_lora_keys_unet`` and ``model_lora_keys_clip`` of comfy/lora.py, ``convert_lora`` of lora_convert.py."""
-    stored, files = _stored_keys(adapter), _comfyui_files(adapter)
+    stored, files = stored_keys(adapter), _comfyui_files(adapter)
     unknown = {name: file for name, (file, known) in files.items() if not known}
     # If ComfyUI knows no name at all, the dialect is the reason, and a list of names would not help.
     if adapter.format == "xlabs" and unknown:
@@ -52,7 +52,7 @@ def _comfyui_names(adapter: Adapter) -> Iterator[Finding]:
 
 def _comfyui_files(adapter: Adapter) -> dict[str, tuple[str, bool]]:
     """The name of each module in the file, and whether ComfyUI can know that name."""
-    stored = _stored_keys(adapter)
+    stored = stored_keys(adapter)
     # ComfyUI renames XLabs' names only in a complete file, by its ``convert_uso_lora``.
     if adapter.format == "xlabs":
         is_uso = image_names.is_uso(key for keys in stored.values() for key in keys)
@@ -64,7 +64,7 @@ def _comfyui_files(adapter: Adapter) -> dict[str, tuple[str, bool]]:
     }
 
 
-def _stored_keys(adapter: Adapter) -> dict[str, list[str]]:
+def stored_keys(adapter: Adapter) -> dict[str, list[str]]:
     """The keys of each module in its file, for modules that were read from a file."""
     return {name: list(module.origin.tensors) for name, module in adapter.items() if module.origin}
 
@@ -80,7 +80,7 @@ def _comfyui_scale(adapter: Adapter) -> Iterator[Finding]:
     # In these dialects the scale may stand in a header or a configuration.
     if adapter.format not in ("diffusers", "peft"):
         return
-    stored = _stored_keys(adapter)
+    stored = stored_keys(adapter)
     unsaid = [
         name
         for name, (_, known) in _comfyui_files(adapter).items()
@@ -130,7 +130,7 @@ def _kohya_names(adapter: Adapter) -> Iterator[Finding]:
         fix = "train and load it with network_module lycoris.kohya" if adapter.format == "lycoris" else TO_KOHYA
         yield error("dialect", f"is {adapter.format}, and networks.lora reads kohya", fix)
         return
-    stored = _stored_keys(adapter)
+    stored = stored_keys(adapter)
     files = {name: image_names.file_name(keys) or keys[0] for name, keys in stored.items()}
     unknown = {name: file for name, file in files.items() if not image_names.sd_scripts_has(file)}
     # A known model has one name for each layer.

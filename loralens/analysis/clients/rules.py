@@ -13,9 +13,10 @@ peft          PEFT 0.21.2
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import isclose, sqrt
 
-from loralens.analysis.clients import image
+from loralens.analysis.clients import image, peft
 from loralens.analysis.clients.image import error, warning
 from loralens.choices import Consumer
 from loralens.core.adapter import Adapter, Finding
@@ -80,6 +81,11 @@ def _must_be(form: str) -> ClientRule:
             yield error("dialect", f"is {adapter.format}, and this reads {form}", f"loralens convert … --to {form}")
 
     return rule
+
+
+def _prefixed(adapter: Adapter) -> Iterator[Finding]:
+    """``map_weights_for_model`` of adapters/lora.py skips names without ``base_model.model.``, as PEFT does."""
+    yield from (replace(finding, level="error") for finding in adapter.findings if finding.code == "prefix-missing")
 
 
 def _no_structure(adapter: Adapter) -> Iterator[Finding]:
@@ -289,12 +295,12 @@ VLLM_SCALE = _one_scale(
     f"vLLM before {VLLM_PATTERNS} ignores", f"serve with vLLM {VLLM_PATTERNS} or later, or give all modules one α/r"
 )
 LORAX_SCALE = _one_scale("LoRAX ignores", "give all modules one α/r: train so, or loralens compress --uniform")
-SERVERS = (_must_be("peft"), _only_lora, _no_dora, _no_bias, _no_experts)
+SERVERS = (_must_be("peft"), peft.configured, _only_lora, _no_dora, _no_bias, _no_experts)
 CONSUMERS: dict[Consumer, tuple[ClientRule, ...]] = {
     "vllm": (*SERVERS, _vllm_saved, _vllm_config, VLLM_SCALE, _vllm_rank),
-    "lorax": (*SERVERS, _no_saved, LORAX_SCALE, _lorax_rank, _lorax_ranks),
+    "lorax": (*SERVERS, _prefixed, _no_saved, LORAX_SCALE, _lorax_rank, _lorax_ranks),
     "llama.cpp": (_must_be("gguf"), _no_structure, _no_dora, _no_saved, _no_bias, _one_alpha, _gguf_tensors),
     "comfyui": image.COMFYUI,
     "sd-scripts": image.SD_SCRIPTS,
-    "peft": (_must_be("peft"), _peft_structure, experts_differ),
+    "peft": (_must_be("peft"), _peft_structure, experts_differ, *peft.RULES),
 }

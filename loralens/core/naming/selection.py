@@ -3,14 +3,15 @@
 A glob is compared with the whole name and with the kind of a module, so ``q_proj`` means ``*.q_proj``. Brackets are
 literal, because numbers of experts are written in them. What follows an ``@`` limits a glob to blocks:
 ``q_proj@4-8`` means the modules that ``q_proj`` matches in the blocks 4 to 8, and ``*@IN04,MID`` two blocks of an
-image model. A text without wildcards that is neither a name nor a kind may be the beginning of names.
+image model. A text without wildcards that is neither a name nor a kind may be the beginning of names, or else one or
+more whole parts of them: ``layers.3`` and, in kohya's names, ``te``.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from loralens.core.names import kind, nearest
+from loralens.core.names import is_near, kind, natural_key, nearest, some
 from loralens.core.naming.blocks import (
     BLOCK_FORMS,
     block_name,
@@ -61,7 +62,8 @@ def select(names: Iterable[str], globs: str | Sequence[str], *, prefixes: bool =
     names : iterable of str
     globs : str or sequence of str
     prefixes : bool
-        A text without wildcards that is neither a name nor a kind may be the beginning of names, as in `as_prefix`.
+        A text without wildcards that is neither a name nor a kind may be the beginning or a part of names, as in
+        `as_parts`.
 
     Raises
     ------
@@ -96,7 +98,7 @@ def _select_by_glob(
     pattern, blocks = (glob, "") if hits else _split(glob)
     matched = hits or _matching_names(called, pattern, clock)
     if not matched and prefixes:
-        matched = set().union(*(_matching_names(called, wider, clock) for wider in as_prefix(names, pattern)))
+        matched = set().union(*(_matching_names(called, wider, clock) for wider in as_parts(names, pattern)))
     if not matched:
         raise OptionError(f"no module matches {pattern!r}", fix=suggestion(pattern, names))
     # Before the set of all names is made: there may be as many globs as names.
@@ -164,19 +166,27 @@ def _split(glob: str) -> tuple[str, str]:
     return (pattern, blocks) if at and all(map(is_block, blocks.split(","))) else (glob, "")
 
 
-# ---- Beginnings of names, and what to suggest
+# ---- Parts of names, and what to suggest
 
 
-def as_prefix(names: Iterable[str], text: str) -> list[str]:
-    """Globs of the modules whose names begin with ``text``; none if it has wildcards or begins no name.
+def as_parts(names: Iterable[str], text: str) -> list[str]:
+    """Globs of the modules whose names begin with ``text``, else of those that have it as whole parts anywhere.
 
-    The beginning ends where a part of the name ends. It may be written as any dialect writes it, and with a space
-    before the number of a block, as `inspect` prints it: ``lora_unet_up_blocks``, ``unet.up_blocks``, ``up_blocks 3``.
+    None if the text has wildcards or no name has it. It begins and ends where a part of the name does. A beginning may
+    be written as any dialect writes it, and with a space before the number of a block, as `inspect` prints it:
+    ``lora_unet_up_blocks``, ``unet.up_blocks``, ``up_blocks 3``.
     """
     # A shell that completes words leaves a dot at the end.
     start = text.strip().replace(" ", "_").rstrip("._*")
     if not start or _WILD & {*start}:
         return []
+    names = list(names)
+    # A star at the end says that the text is a beginning.
+    return _beginnings(names, start) or ([] if "*" in text else _whole_parts(names, start))
+
+
+def _beginnings(names: Sequence[str], start: str) -> list[str]:
+    """Globs of the names that begin with ``start``."""
     flat = re.sub(r"[./]", "_", start)
     start_form, component = inner_form(start), encoder(start)
     globs: dict[str, None] = {}
@@ -194,12 +204,26 @@ def as_prefix(names: Iterable[str], text: str) -> list[str]:
     return list(globs)
 
 
+def _whole_parts(names: Sequence[str], text: str) -> list[str]:
+    """Globs of the names in which ``text`` is one or more whole parts."""
+    # A number alone may be that of a block, of an attention in it, or of a layer in a sequence.
+    if text.isdecimal():
+        return []
+    words = "[._/]".join(map(re.escape, re.split(r"[._/]", text)))
+    dotted, flat = (re.compile(rf"(?:^|[{joints}]){words}(?=[{joints}]|$)") for joints in (r"./\[", r"./\[_"))
+    globs: dict[str, None] = {}
+    for name in names:
+        if found := (flat if _divided_by_underscores(name) else dotted).search(name):
+            globs[f"{name[: found.end() + 1]}*" if found.end() < len(name) else name] = None
+    return list(globs)
+
+
 def expand_glob(names: Mapping[str, object], glob: str) -> list[str]:
-    """The glob itself, or globs for the modules whose names it begins."""
+    """The glob itself, or globs for the modules whose names begin with it or have it as whole parts."""
     pattern, blocks = _split(glob)
     if any(matches(name, pattern) for name in names):
         return [glob]
-    return [f"{wider}@{blocks}" if blocks else wider for wider in as_prefix(names, pattern)] or [glob]
+    return [f"{wider}@{blocks}" if blocks else wider for wider in as_parts(names, pattern)] or [glob]
 
 
 def _begins(name: str, form: str, start: str) -> bool:
@@ -210,21 +234,39 @@ def _begins(name: str, form: str, start: str) -> bool:
     if not form.startswith(start) or len(form) == len(start):
         return False
     joint = name[len(name) - len(form) + len(start)]
-    # An underscore divides parts only in names that have numbers and no dots: `lm` is not the beginning of `lm_head`.
-    return joint in ".[/" or (joint == "_" and "." not in name and bool(_NUMBERED.search(name)))
+    return joint in ".[/" or (joint == "_" and _divided_by_underscores(name))
+
+
+def _divided_by_underscores(name: str) -> bool:
+    """Whether underscores divide the parts of a name: it has numbers and no dots. `lm` is not a part of `lm_head`."""
+    return "." not in name and bool(_NUMBERED.search(name))
 
 
 def suggestion(text: str, names: Sequence[str]) -> str:
-    """What to give in place of a glob that matches nothing: one that matches, else the nearest names."""
+    """What to give in place of a glob that matches nothing: a glob of the names that contain it, if there are any."""
     middle = text.strip("*. ")
     # The same words joined as in other dialects, and in lower case.
     spellings = (middle, middle.replace(".", "_"), middle.replace("_", "."), middle.lower())
     # Behind a number only a whole part of the name is meant: layers.1 is not layers.10.
     ends = (".*", "_*", "*") if middle[-1:].isdigit() else ("*",)
-    for glob in dict.fromkeys(f"*{spelling}{end}" for spelling in spellings for end in ends if spelling):
-        clock = Clock()
-        with clock.running(f"the glob {glob!r:.60}", fix=FEWER_GLOBS):
-            hits = sum(matches(name, glob) for name in names)
+    for end in dict.fromkeys(f"{spelling}{end}" for spelling in spellings for end in ends if spelling):
+        globs = {glob: _count(names, glob) for glob in (f"*{end}", end, f"*.{end}", f"*_{end}")}
+        hits = globs.pop(f"*{end}")
         if hits:
-            return f"{glob!r} matches {hits} module{'s' * (hits != 1)}"
-    return f"the nearest names are {nearest(text, names)}"
+            # Names in which a part begins with the text come first: te1 is meant by te, and attentions is not.
+            narrower = {glob: count for glob, count in globs.items() if 0 < count < hits}
+            glob = max(narrower, key=narrower.__getitem__, default=f"*{end}")
+            hits = narrower.get(glob, hits)
+            # Letters inside of words are hardly meant.
+            doubt = "" if any(globs.values()) else f"no part of a name begins with {middle!r:.60}; "
+            return f"{doubt}{glob!r} matches {hits} module{'s' * (hits != 1)}"
+    if not _WILD & {*middle} and is_near(middle, names):
+        return f"the nearest names are {nearest(text, names)}"
+    kinds = f"the kinds of modules are {some(sorted({*map(kind, names)}, key=natural_key))}"
+    return f"no name contains {middle!r:.60}; {kinds}" if middle else kinds
+
+
+def _count(names: Sequence[str], glob: str) -> int:
+    """The number of names that a glob matches."""
+    with Clock().running(f"the glob {glob!r}", fix=FEWER_GLOBS):
+        return sum(matches(name, glob) for name in names)

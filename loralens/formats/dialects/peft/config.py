@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from loralens.core.adapter import Finding
+from loralens.core.carried import TASK_HEADS
 from loralens.core.naming.clock import Clock
 from loralens.core.scaling import ScaleFormula, Scaling
 from loralens.errors import FormatError
@@ -23,13 +24,6 @@ FLAGS = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
 
 # Initialisations with which PEFT changes the base weight, at every load again.
 MUTATED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-# The modules that PEFT trains in full for a task_type, without naming them in modules_to_save.
-HEADS = {
-    "SEQ_CLS": ["classifier", "score"],
-    "TOKEN_CLS": ["classifier", "score"],
-    "QUESTION_ANS": ["qa_outputs"],
-}
 
 # Variants whose update is not just scale · B · A on the original base: the field, the difference, and the advice.
 VARIANTS = (
@@ -171,7 +165,7 @@ class PeftConfig:
         """``modules_to_save`` and the heads of the task: the modules that were trained in full."""
         # null and an empty list mean the same.
         names = list(self.fields.get("modules_to_save") or [])
-        return names + HEADS.get(str(self.fields.get("task_type")), [])
+        return names + list(TASK_HEADS.get(str(self.fields.get("task_type")), ()))
 
     @property
     def changed_base(self) -> str | None:

@@ -40,6 +40,13 @@ if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
 
 NAME = "peft"
 DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # PEFT's DoRA has one length for each output
+# role of a tensor → the field of the configuration without which PEFT has no parameter for it, and passes over it
+SWITCHES = {
+    "magnitude": "use_dora",
+    "lora_bias": "lora_bias",
+    "tokens": "trainable_token_indices",
+    "diagonal": "kasa_config",
+}
 EMBEDDINGS = ("embed_tokens", "lm_head")  # saved in full by PEFT where they are adapted or were resized
 _OUT_PROJ = f".{OUT_PROJ}"
 # Each one object for all modules, of which a file may have very many.
@@ -98,6 +105,7 @@ def read(stored: Stored) -> Adapter:
         silent = missing and not any(item.role == "magnitude" for item in extra.values())
         findings += [finding for finding in config.variants() if not (silent and finding.code == "use-dora")] + missing
         findings += _target_findings(config, paths, modules)
+        findings += _ignored_findings(stored, config, extra)
     base_model = plain_text((stored.config or {}).get("base_model_name_or_path"))
     adapter = pairs.make_adapter(stored, NAME, modules, extra, findings, base_model=base_model)
     return replace(adapter, narrowed=True) if pruned else adapter
@@ -243,6 +251,29 @@ def _target_findings(config: PeftConfig, paths: set[str], modules: "Mapping[str,
     if strangers and (config.fields.get("target_modules") or config.parameters):
         text = f"{len(strangers)} modules (the first is {strangers[0]}) are not in target_modules: PEFT drops them"
         findings.append(Finding("warning", "module-untargeted", text, "correct target_modules in adapter_config.json"))
+    return findings
+
+
+def _ignored_findings(stored: Stored, config: PeftConfig, extra: Mapping[str, Extra]) -> list[Finding]:
+    """Findings about tensors that PEFT passes over without an error, and that are applied here."""
+    findings = []
+    pairs_of_file = [key for key in stored.tensors if is_pair(key)]
+    bare = [key for key in pairs_of_file if not key.startswith(PREFIX)]
+    if bare:
+        text = (
+            f"{len(bare)} of {len(pairs_of_file)} factors are stored without the prefix {PREFIX} (the first is "
+            f"{bare[0]}): PEFT passes over them, and loralens applies them"
+        )
+        findings.append(Finding("warning", "prefix-missing", text, "loralens convert … --to peft writes the prefix"))
+    for role, field in SWITCHES.items():
+        keys = [key for key, each in extra.items() if each.role == role and config.fields.get(field) in (None, False)]
+        if keys:
+            text = (
+                f"adapter_config.json does not set {field}, and {len(keys)} tensors belong to it (the first is "
+                f"{keys[0]}): PEFT ignores them, and loralens applies them"
+            )
+            fix = f"set {field} as in training, or take the tensors out of the file"
+            findings.append(Finding("warning", "switched-off", text, fix))
     return findings
 
 

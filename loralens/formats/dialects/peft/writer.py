@@ -27,7 +27,7 @@ from loralens.formats.dialects.extras import check_all_dora, translate_extras
 from loralens.formats.dialects.pairs import pack_pair
 from loralens.formats.dialects.peft.config import DEFAULT_ALPHA, DEFAULT_RANK, Endings, PeftConfig
 from loralens.formats.dialects.peft.experts import GROUPED, SWAPPED, registration_order
-from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, canonical_key
+from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, canonical_key, is_pair
 from loralens.formats.dialects.peft.reader import NAME, read
 from loralens.formats.dialects.peft.types import lora_fields
 from loralens.formats.dialects.stacks import (
@@ -69,6 +69,10 @@ def write(adapter: Adapter) -> Stored:
         with place(name):
             tensors.update(_tensors(name, modules, stacks, grouped=(config or {}).get("lora_B_layout") == GROUPED))
     tensors.update(_extras(adapter))
+    # PEFT passes over factors without the prefix; a file of such factors has its heads without the prefix too.
+    bare = any(is_pair(key) and not key.startswith(PREFIX) for key in tensors)
+    if bare:
+        tensors = {f"{PREFIX}{key.removeprefix(PREFIX)}": tensor for key, tensor in tensors.items()}
     if changed:  # old keys may have other forms than new ones, and one file should not mix them
         tensors = {canonical_key(key): tensor for key, tensor in tensors.items()}
     metadata = adapter.metadata if adapter.format == NAME else {"format": "pt"}
@@ -194,6 +198,8 @@ def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
         return _update_fields(_new_config(adapter), stacks)
     if old.get("use_dora") and len(adapter) and not any(extra.role in DORA for extra in adapter.extra.values()):
         old = {**old, "use_dora": False}  # the magnitudes were left out, and PEFT would make new ones from the base
+    if old.get("peft_type") is None:
+        old = {"peft_type": "LORA", **old}  # PEFT does not load a configuration without it
     config = PeftConfig(old)
     if old is adapter.config and _still_true(config, stacks) and not adapter.narrowed:
         return old

@@ -1,0 +1,89 @@
+"""What the doctor says of an adapter that a common program refuses, or of which it leaves out a part."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import loralens
+from tests.cli.command import Command
+from tests.conftest import small_adapter
+
+BLOCK = "down_blocks_{}_attentions_{}_transformer_blocks_0_attn{}_to_{}"
+run = Command().run
+
+
+def kohya(prefix: str, **more: Any) -> dict[str, np.ndarray]:
+    """The cross-attention of three blocks of SD 1.5, which is enough to recognise the model."""
+    rng = np.random.default_rng(0)
+    tensors: dict[str, Any] = {}
+    for block, width in ((0, 320), (1, 640), (2, 1280)):
+        for kind in "qkv":
+            name = prefix + BLOCK.format(block, 0, 2, kind)
+            tensors[f"{name}.lora_up.weight"] = rng.standard_normal((width, 2), np.float32)
+            tensors[f"{name}.lora_down.weight"] = rng.standard_normal((2, width if kind == "q" else 768), np.float32)
+            tensors[f"{name}.alpha"] = np.float32(2)
+            tensors |= {f"{name}.{part}": np.ones(shape(width), np.float32) for part, shape in more.items()}
+    return {key: np.asarray(tensor) for key, tensor in tensors.items()}
+
+
+def said(path: Path) -> list[tuple[str, str]]:
+    """Level and program of each finding about a program."""
+    findings = loralens.doctor(path).findings
+    return [(each.level, each.evidence.partition(":")[0]) for each in findings if each.code == "client"]
+
+
+def peft(folder: Path, **config: Any) -> Path:
+    loralens.save(small_adapter(), folder)
+    path = folder / "adapter_config.json"
+    fields: Mapping[str, Any] = {**json.loads(path.read_text()), **config}
+    path.write_text(json.dumps({key: value for key, value in fields.items() if value is not ...}))
+    return folder
+
+
+def test_names_that_no_program_has_are_an_error_and_the_fix_mends_it(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file(kohya("lora_unet_unet_"), file)
+    assert said(file) == [("error", "comfyui"), ("error", "sd-scripts")]
+    for finding in [each for each in loralens.doctor(file).findings if each.code == "client"]:
+        words = finding.fix.partition(" (")[0].split()
+        assert run(*words[1:]).exit_code == 0
+        assert said(Path(words[words.index("-o") + 1])) == []
+    # Who asks for one program gets all that is to say about it, and once.
+    asked = [each.code for each in loralens.doctor(file, consumer="comfyui").findings]
+    assert ("names" in asked, "client" in asked) == (True, False)
+
+
+def test_what_another_program_applies_is_a_note(tmp_path: Path) -> None:
+    save_file(kohya("lora_unet_", dora_scale=lambda width: (width, 1)), tmp_path / "dora.safetensors")
+    assert said(tmp_path / "dora.safetensors") == [("note", "sd-scripts")]
+    config = {"init_lora_weights": "olora"}
+    assert said(peft(tmp_path / "a", task_type="CAUSAL_LM", **config)) == [("note", "vllm")]
+    # vLLM serves language models only.
+    assert said(peft(tmp_path / "b", task_type="FEATURE_EXTRACTION", **config)) == []
+
+
+def test_sound_adapters_and_what_is_said_already(tmp_path: Path) -> None:
+    save_file(kohya("lora_unet_"), tmp_path / "a.safetensors")
+    assert said(tmp_path / "a.safetensors") == []
+    assert said(peft(tmp_path / "a", task_type="CAUSAL_LM")) == []
+    assert said(peft(tmp_path / "b", peft_type=...)) == [("error", "peft")]
+    # The reader says it, with the same words.
+    found = {each.code for each in loralens.doctor(peft(tmp_path / "c", r=7)).findings}
+    assert ("rank-disagrees" in found, "client" in found) == (True, False)
+
+
+def test_published_adapters(real: Path) -> None:
+    """One of them has the doubled prefix."""
+    names = ["flux-aitoolkit-r16", "sd15-timohavdk-diffusers", "sd15-diffusers-processor", "qwen05b-peft-r8"]
+    assert [said(real / name) for name in names] == [[]] * len(names)
+    assert {level for level, _ in said(real / "sd15-timohavdk-kohya")} == {"error"}
+
+
+@pytest.mark.parametrize("name", ["reuters-r8-r8-seed0", "20newsgroups-r64-seed0"])
+def test_our_own_examples(name: str) -> None:
+    assert said(Path(__file__).parents[3] / "examples" / "adapters" / name) == []
