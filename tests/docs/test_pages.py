@@ -20,9 +20,3 @@ def test_the_parts_of_a_page_come_in_their_order(command: str) -> None:
     # Neither the demo nor fleet is a function.
     wanted = [title for title in ORDER if title != "Python" or command in VERBS]
     assert [line.removeprefix("## ") for line in lines if line.startswith("#")][1:] == wanted
-
-
-@pytest.mark.parametrize("command", VERBS)
-def test_every_page_calls_its_function(command: str) -> None:
-    text = (PAGES / f"{command}.md").read_text(encoding="utf-8")
-    assert f"\nloralens.{command}(" in text.partition("<!-- /usage -->")[2]
