@@ -1,5 +1,6 @@
 """The digest of a base: other numbers, names and tokenizers are noticed, places and times are not."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -37,16 +38,39 @@ def test_what_is_another(base: Path, name: str) -> None:
     assert base_digest(base) != digest
 
 
-def test_of_a_large_file_blocks_from_end_to_end_are_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK", 16)
-    monkeypatch.setattr(module, "BLOCKS", 4)
-    file, digest = base / "model.safetensors", base_digest(base)
-    kept = file.read_bytes()
-    for changed in (b"!" + kept[1:], kept[:-1] + b"!", bytes(255 - byte for byte in kept), kept + b"!"):
-        file.write_bytes(changed)
-        assert base_digest(base) != digest
-    file.write_bytes(kept)
+def test_every_byte_of_a_large_file_counts(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge into one module may change nothing but a few bytes anywhere, with the same size and even the same time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "SETTLED", -1)  # so that the digest of a new file is kept, too
+    file = base / "model.safetensors"
+    file.write_bytes(bytes(module.KEPT_FROM + module.BLOCK))
+    written = file.stat()
+    digests = {base_digest(base)}
+    for place in (0, 70_000, module.KEPT_FROM + 99):
+        with file.open("rb+") as stream:
+            stream.seek(place)
+            stream.write(b"!")
+        os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
+        digests.add(base_digest(base))
+    assert len(digests) == 4
+
+
+def test_a_large_file_is_read_completely_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = base / "model.safetensors"
+    file.write_bytes(bytes(module.KEPT_FROM))
+    kept = tmp_path / "cache" / "loralens" / "digests"
+    digest = base_digest(base)
+    # Two changes of a file that was written just now could have one stamp.
+    assert not kept.exists()
+    monkeypatch.setattr(module, "SETTLED", -1)
     assert base_digest(base) == digest
+    (entry,) = kept.iterdir()
+    entry.write_text("0" * 64)
+    assert base_digest(base) != digest  # the entry is used
+    entry.write_text("damaged")
+    assert base_digest(base) == digest
+    assert entry.read_text() != "damaged"
 
 
 def test_a_file_that_cannot_be_read_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

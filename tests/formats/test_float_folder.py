@@ -107,6 +107,15 @@ def test_two_processes_may_make_it_at_once(package: Path, tmp_path: Path, monkey
     assert len(list(folder.parent.iterdir())) == 1
 
 
+def test_one_file_under_two_names_is_one_folder(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        float_folder, "_write_beside", lambda gguf, model, part: (part / "config.json").write_text("{}")
+    )
+    folder = model_path(Path(NAME))
+    assert float_folder.float_folder("another name", (package,)) == folder
+    assert len(list(folder.parent.iterdir())) == 1
+
+
 def test_it_needs_transformers(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(OptionError, match=r"a float model made from a GGUF file needs torch and transformers"):

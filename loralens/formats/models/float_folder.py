@@ -27,7 +27,7 @@ from loralens.formats.records.cache import default_folder
 from loralens.requirements import missing_packages
 
 VERSION = "loralens float folder 1"  # of the folder's content; the digest in its name includes it
-_DIGITS = 16  # hexadecimal digits of the digest in the name of a folder
+_DIGITS = 32  # hexadecimal digits of the digest in the name of a folder, so that nobody can make a file with the same
 _BESIDE = 1 << 24  # bytes of the configuration and the tokenizer, at most
 _CONFIG = "config.json"
 # What config.json says about codes (the second field is MLX's), and about the dtype, in two generations of names.
@@ -99,8 +99,10 @@ def _make_once(
     """The folder in the cache; ``fill`` writes what lies beside the weights into a new one, and gives the weights."""
     digest = sha256_hex(" ".join([VERSION, *map(base_digest, paths)]).encode())[:_DIGITS]
     folder = default_folder() / "models" / f"{name.lower()}-{digest}"
-    if _is_complete(folder):
-        return folder
+    # The same file may have been given under another name: by its path, or by the name of its package.
+    for known in (folder, *sorted(folder.parent.glob(f"*-{digest}"))):
+        if _is_complete(known):
+            return known
     needed = sum(4 * tensor.size for tensor in tensors_of().values())
     note(
         f"{name}: its weights are decoded once to float32, {needed / 1e6:,.0f} MB in {folder}, "
