@@ -39,7 +39,7 @@ def test_what_is_another(base: Path, name: str) -> None:
 
 
 def test_every_byte_of_a_large_file_counts(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A merge into one module may change nothing but a few bytes anywhere, with the same size and even the same time."""
+    """A merge into one module may change a few bytes anywhere, and neither the size nor the time."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "SETTLED", -1)  # so that the digest of a new file is kept, too
     file = base / "model.safetensors"

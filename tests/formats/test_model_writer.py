@@ -181,14 +181,14 @@ def test_the_old_one_is_put_back_if_the_new_one_cannot_take_its_place(tmp_path: 
     root = single(tmp_path / "m", tensors())
     write(root, tmp_path / "out")
     before = contents(tmp_path)
-    rename = Path.rename
+    rename = Path.replace
 
     def failing(self, target):
         if self.name.endswith(".part"):
             raise OSError(errno.EIO, "Input/output error")
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", failing)
+    monkeypatch.setattr(Path, "replace", failing)
     with pytest.raises(FormatError, match="Input/output error"):
         write(root, tmp_path / "out", overwrite=True)
     assert contents(tmp_path) == before
@@ -304,7 +304,7 @@ def test_short_writes_are_completed(tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks Linux which file a number stands for")
 def test_all_of_it_is_on_the_disk_before_it_takes_its_place(make, tmp_path: Path, monkeypatch) -> None:
     root, order = make(tmp_path / "m", tensors()), []
-    fsync, rename = os.fsync, Path.rename
+    fsync, rename = os.fsync, Path.replace
 
     def syncing(fd):
         order.append(("sync", str(Path(f"/proc/self/fd/{fd}").readlink())))
@@ -315,7 +315,7 @@ def test_all_of_it_is_on_the_disk_before_it_takes_its_place(make, tmp_path: Path
         return rename(self, target)
 
     monkeypatch.setattr(os, "fsync", syncing)
-    monkeypatch.setattr(Path, "rename", renaming)
+    monkeypatch.setattr(Path, "replace", renaming)
     write(root, tmp_path / "out", write_beside=lambda part: (part / "more.json").write_text("{}"))
     at = order.index(("rename", str(tmp_path / "out")))
     synced = {Path(path).name for what, path in order[:at] if what == "sync"}

@@ -1,8 +1,9 @@
 """Writing a file or folder that appears complete or not at all, whatever interrupts the process.
 
 The new file or folder is written beside its target, under a hidden name that contains the process id. It is renamed
-once it is completely on the disk. If the target exists, it is renamed out of the way first, so that the old or the new
-one is complete at every moment, even after a power failure. The next run removes the leftovers of a killed one.
+once it is completely on the disk. If the target is a folder that exists, it is renamed out of the way first. So the old
+or the new one is complete at every moment, even after a power failure. The next run removes the leftovers of a killed
+one.
 """
 
 import errno
@@ -141,9 +142,9 @@ def atomic_path(
                     shutil.copymode(target, part)
                     bring_others(target, part, without=without)
                     sync_folder(part)
-                # rename replaces files and empty folders only, so a folder has to make way.
-                with move_aside(target) if overwrite else nullcontext() as old:
-                    part.rename(target)
+                # A file is replaced at once. A folder that is not empty cannot be, so it has to make way.
+                with move_aside(target) if overwrite and folder else nullcontext() as old:
+                    part.replace(target)
                     sync_folder(target.parent)
                     if without is not None and old:
                         bring_others(old, target, without=without)  # files that other processes wrote meanwhile

@@ -4,7 +4,6 @@
 ``.NAME.PID.part``   the new content, which takes the name of the target once it is complete
 ``.NAME.PID.old``    the old target, moved aside between the two renames that replace it
 ``.NAME.PID.pair``   a folder with the old weights, moved aside, and copies of the old files beside them
-``.NAME.….kept``     a file outside a model's folder that belongs to the model: `loralens.formats.records.kept`
 ==================== ===============================================================================================
 
 The process that writes holds a lock on each of them, and the system releases the locks however the process ends. So the
@@ -141,6 +140,16 @@ def is_moved_aside(target: Path) -> bool:
     """Whether a killed run left a target under a hidden name, from which `tidy` will restore it."""
     leftovers = [leftover for path in _places(target) for leftover in _leftovers(path.parent, {path.name}.__contains__)]
     return not target.exists() and any(end in ("old", "pair") for *_, end in leftovers)
+
+
+def was_killed(target: Path) -> bool:
+    """Whether a run that wrote a target was killed, and no later run to the same target has tidied up."""
+    for path in _places(target):
+        for hidden, _, pid, end in _leftovers(path.parent, {path.name}.__contains__):
+            with claim(hidden, pid) as abandoned:
+                if abandoned and end == "part":
+                    return True
+    return False
 
 
 def _places(target: Path) -> set[Path]:

@@ -145,7 +145,7 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
                 "another run is writing there at this moment", fix="wait for its end, or choose another target"
             )
     if not _check_folder(folder, files, overwrite=overwrite):
-        with atomic_path(folder, folder=True, overwrite=False) as part, _name_target(folder, part):
+        with atomic_path(folder, folder=True, overwrite=False) as part, name_target(folder, part):
             _write_together(stored, part / files.weights, files)
         return
     companions = _companion_files(stored, files)
@@ -153,19 +153,19 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
     if companions and os.path.lexists(folder / files.weights) and not why_immovable(folder):
         without = {files.weights, *companions}
         with suppress(ImmovableError):
-            with atomic_path(folder, folder=True, overwrite=True, without=without) as part, _name_target(folder, part):
+            with atomic_path(folder, folder=True, overwrite=True, without=without) as part, name_target(folder, part):
                 _write_together(stored, part / files.weights, files)
             return
     _write_together(stored, folder / files.weights, files)
 
 
 @contextmanager
-def _name_target(folder: Path, part: Path) -> Iterator[None]:
-    """Let errors of the block name the target folder instead of the hidden one that will take its place."""
+def name_target(target: Path, part: Path) -> Iterator[None]:
+    """Let errors of the block name the target instead of the hidden file or folder that will take its place."""
     try:
         yield
     except LoraLensError as error:
-        error.where = tuple(where.replace(str(part), str(folder)) for where in error.where)
+        error.where = tuple(where.replace(str(part), str(target)) for where in error.where)
         raise
 
 

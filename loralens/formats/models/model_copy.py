@@ -48,7 +48,7 @@ class CopyOptions(TypedDict, total=False):
         Everything that is read, each with a description and its path; the model itself is the first. The target must
         not overlap with any of them.
     overwrite : bool
-        Let the copy replace an existing target, by two renames. At every moment, the old or the new one is complete.
+        Let the copy replace an existing target. At every moment, the old or the new one is complete.
     threads : int
         The number of tensors that are processed at a time, 1 by default.
     step : callable or None

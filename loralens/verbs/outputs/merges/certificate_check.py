@@ -23,6 +23,7 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.merge_inputs import record_path
 from loralens.verbs.inputs.weighted import weighted_label
+from loralens.verbs.outputs.merges.model_copy import warn_if_killed
 
 State = Literal["unchanged", "changed", "missing", "added"]
 _FIX = "give --base and --adapter: the merge is then repeated and compared"
@@ -158,6 +159,8 @@ def check_certificate(merged: str | os.PathLike[str]) -> CertificateResult:
             state = "changed"
         tensors.append(CheckedTensor(key, state))
     unchanged = all(row.state == "unchanged" for row in tensors) if listed else model_hash(hashes) == stated_hash
+    if not unchanged:
+        warn_if_killed(root)
     changed_files = _changed_files(root, certificate) if root.is_dir() else []
     return CertificateResult(str(merged), str(path), base, adapters, unchanged, tensors, changed_files)
 

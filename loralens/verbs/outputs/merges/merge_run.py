@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -20,9 +21,10 @@ from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.atomic import atomic_file
-from loralens.formats.files.disk import check_room
+from loralens.formats.files.disk import check_room, disk_errors, sync, sync_folder
 from loralens.formats.files.json_text import dump
-from loralens.formats.records.kept import keep_files, restore_kept
+from loralens.formats.files.leftovers import remove, reserve, tidy, was_killed
+from loralens.formats.files.writing import name_target
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
 from loralens.formats.records.undo import NAME, Spool
 from loralens.linalg.device import Device
@@ -46,7 +48,7 @@ from loralens.merging.summary import (
 from loralens.merging.undo.patch import keep_in_memory
 from loralens.verbs.inputs.corpus.texts import TextSource
 from loralens.verbs.inputs.low_bit import part_of
-from loralens.verbs.inputs.merge_inputs import MergeInputs
+from loralens.verbs.inputs.merge_inputs import MergeInputs, record_path
 from loralens.verbs.inputs.weighted import name_damaged
 from loralens.verbs.outputs.merges.model_copy import bytes_of_copy, rehearse, write_copy
 from loralens.verbs.outputs.merges.undo_file import UndoContent, count_only
@@ -136,9 +138,7 @@ class MergeRun:
         # Everything that can be refused is refused here, before the work begins.
         files.check_copyable()
         outside = [file for file in (undo, certificate) if file and _is_within(file, output) is None]
-        # A run that was killed may have left its undo file beside the old model.
-        for file in outside:
-            restore_kept(file, output)
+        _remove_orphans(output)
         if undo:
             self._check_beside(undo, output, is_undo, what="an undo file", overwrite=overwrite)
         if certificate:
@@ -155,19 +155,28 @@ class MergeRun:
         def write_beside(part: Path) -> None:
             # Last, when all tensors were read: a base that changed meanwhile would give a model of two halves.
             files.check_unchanged()
+            # Records outside of the model's folder wait under hidden names until the whole model is on the disk.
+            waiting = {file: stack.enter_context(_hidden_beside(file)) for file in outside}
             if undo and self.undo_content:
                 digests = {key: digest.hexdigest() for key, digest in self.digests.items()}
-                self.undo_content.write(_in_unfinished(undo, output, part), digests)
+                self.undo_content.write(waiting.get(undo) or _in_unfinished(undo, output, part), digests)
             # The undo file is in the list. The certificate is written later, as it cannot state its own size.
             if files.root.is_dir():
                 self.files = file_sizes(part)
             if certificate:
-                with atomic_file(_in_unfinished(certificate, output, part)) as stream:
+                with atomic_file(waiting.get(certificate) or _in_unfinished(certificate, output, part)) as stream:
                     dump(self.certificate(), stream)
+            # Now only renames are left, that of the model the last one: a model never stands without its records.
+            if waiting:
+                sync(part)
+            for file, complete in waiting.items():
+                with place(file), disk_errors():
+                    complete.replace(file)
+                    sync_folder(file.parent)
 
         total = bytes_of_copy(files, self._changes, self.inputs.dtype, self.inputs.quantised.types)
         # Patches are kept on the output's disk until all are known, so that memory does not grow with the model.
-        with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
+        with ExitStack() as stack, Spool(output.absolute().parent) as spool, progress("merging", total) as step:
             if self.undo_content:
                 self.undo_content.keep = spool.keep
             write_copy(
@@ -367,10 +376,30 @@ def _is_within(file: Path, folder: Path) -> Path | None:
     return real.relative_to(home) if home in real.parents else None
 
 
+@contextmanager
+def _hidden_beside(file: Path) -> Iterator[Path]:
+    """A path of the same name in a hidden folder beside a file, which is removed after the block."""
+    tidy(file)
+    with reserve(file, folder=True) as folder, name_target(file, folder / file.name):
+        yield folder / file.name
+
+
+def _remove_orphans(output: Path) -> None:
+    """Remove the records that a killed run left of a model that does not exist, a single file, in their usual places.
+
+    Otherwise the same merge could not be repeated: it would refuse to replace them.
+    """
+    if os.path.lexists(output) or not was_killed(output):
+        return
+    for name, is_ours in ((NAME, is_undo), (CERTIFICATE, is_certificate)):
+        file = record_path(output, name, folder=False)
+        if is_ours(file):
+            remove(file)
+
+
 def _in_unfinished(file: Path, output: Path, part: Path) -> Path:
-    """The place of a file inside ``part``, the unfinished ``output``; a file that lies elsewhere stays there."""
+    """The place inside ``part``, the unfinished ``output``, of a file that lies inside ``output``."""
     inner = _is_within(file, output)
-    if inner is None:
-        return file
+    assert inner is not None
     (part / inner).parent.mkdir(parents=True, exist_ok=True)
     return part / inner

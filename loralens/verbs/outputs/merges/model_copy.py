@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 
 from loralens.core.lazy import LazyArray
+from loralens.core.messages import warn
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
+from loralens.formats.files.leftovers import was_killed
 from loralens.formats.models.model_copy import CopyOptions, Fill
 from loralens.formats.models.model_files import ModelFiles
 from loralens.formats.models.model_writer import Change, copy_bytes, write_model
@@ -59,6 +61,15 @@ def write_copy(
         write_gguf_copy(files, target, changes=stored, fill=fill, dtype=as_floats, types=types, added=added, **options)
     else:
         write_model(files, target, changes=changes, fill=fill, dropped=dropped, homes=homes, headers=headers, **options)
+
+
+def warn_if_killed(model: Path) -> None:
+    """Warn of a model beside which a killed merge left its unfinished copy: the records may be those of that merge."""
+    if was_killed(model):
+        warn(
+            f"{model}: a run that was to replace it was killed, so its records may be those of that run",
+            "repeat that merge with --overwrite",
+        )
 
 
 def _new_tensors(model: "GgufModel", changes: Mapping[str, Change]) -> "dict[str, StoredChange]":

@@ -14,7 +14,6 @@ from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.model_files import CONFIG, model_files, offsets_of
 from loralens.formats.models.model_location import resolve_path
 from loralens.formats.models.model_writer import Change
-from loralens.formats.records.kept import restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, is_certificate
 from loralens.formats.records.undo import NAME, read_undo
 from loralens.linalg.device import Device
@@ -25,7 +24,7 @@ from loralens.merging.undo.layout import WITH_CODES, parse_undo
 from loralens.merging.undo.restore import restore_tensor
 from loralens.verbs.inputs.merge_inputs import record_path
 from loralens.verbs.outputs.merges.merge_run import THREADS
-from loralens.verbs.outputs.merges.model_copy import bytes_of_copy, rehearse, write_copy
+from loralens.verbs.outputs.merges.model_copy import bytes_of_copy, rehearse, warn_if_killed, write_copy
 
 # Three remedies for three faults: a file that no merge wrote, a damaged file, and the right file for another state.
 ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
@@ -54,11 +53,6 @@ class UnmergeRun:
 
     def __init__(self, merged: Path, undo: Path | None, device: Device) -> None:
         self.device, self.merged = device, str(merged)
-        # A merge that was killed may have left its new undo file beside the old model. An undo file in a model's folder
-        # cannot be left so, because it is replaced together with the model.
-        outside = undo or (record_path(merged, NAME, folder=False) if merged.suffix else None)
-        if outside:
-            restore_kept(outside, merged)
         root = resolve_path(merged)
         self.file = file = undo or usual_undo_file(merged)
         _check_undo_file(file, merged, is_given=undo is not None)
@@ -168,6 +162,7 @@ class UnmergeRun:
         try:
             yield
         except MismatchError as error:
+            warn_if_killed(self.files.root)
             if error.where[:1] == (str(output),):
                 error.where = error.where[1:]
             raise error.at(self.merged) from None
