@@ -243,13 +243,8 @@ class TruncationPlan:
             if isinstance(module, LowRank) and (self.dtype is None or cast_factors(module, self.dtype) is module):
                 whole[name] = getattr(module, quantity)
 
-        def total(chosen: Mapping[str, int]) -> int:
-            return fixed + sum(
-                whole[name] if rank == own[name] and name in whole else rank * unit[name]
-                for name, rank in chosen.items()
-            )
-
-        return total
+        # No function inside this one, since results hold the plan and can be pickled.
+        return partial(_total, fixed=fixed, whole=whole, own=own, unit=unit)
 
     def _restore_fused(self, chosen: Mapping[str, int], fused: Sequence[str], size: Size) -> Mapping[str, int]:
         """``chosen``, with the old rank for those of the ``fused`` projections that would not become smaller.
@@ -345,3 +340,16 @@ def keeps_rank(module: Update) -> bool:
 def is_fused_module(module: Update) -> bool:
     """Whether a module is stored as one block for each of several fused projections."""
     return module.layout.kind == "merged" and module.origin is not None
+
+
+def _total(
+    chosen: Mapping[str, int],
+    *,
+    fixed: int,
+    whole: Mapping[str, int],
+    own: Mapping[str, int],
+    unit: Mapping[str, int],
+) -> int:
+    return fixed + sum(
+        whole[name] if rank == own[name] and name in whole else rank * unit[name] for name, rank in chosen.items()
+    )

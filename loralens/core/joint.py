@@ -229,9 +229,8 @@ class JointFactors:
     def sources(self) -> "tuple[Callable[[], FactorsSideBySide], Callable[[], FactorsSideBySide]]":
         """Functions that read [B_1 … B_T] and [A_1ᵀ … A_Tᵀ]."""
         pairs = [update for update in self.updates if update is not None]
-        return lambda: FactorsSideBySide([pair.B for pair in pairs]), lambda: FactorsSideBySide(
-            [pair.A.T for pair in pairs]
-        )
+        # No lambdas, since results hold these functions and can be pickled.
+        return partial(_outputs, pairs), partial(_inputs, pairs)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -267,6 +266,14 @@ class JointFactors:
             for X, T, source, stack in zip((X_B, X_A), (T_B, T_A), sources, stacks, strict=True)
         )
         return Joint(self.updates, self.strengths, out, in_, cores, floors)
+
+
+def _outputs(pairs: Sequence[LowRank]) -> FactorsSideBySide:
+    return FactorsSideBySide([pair.B for pair in pairs])
+
+
+def _inputs(pairs: Sequence[LowRank]) -> FactorsSideBySide:
+    return FactorsSideBySide([pair.A.T for pair in pairs])
 
 
 def _same(X: Array) -> Array:

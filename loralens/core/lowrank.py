@@ -1,16 +1,18 @@
 """`LowRank`: the update ΔW = scale · B · A of one weight."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple, Self, final
 
+import ml_dtypes
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.scaling import Scaling
-from loralens.errors import FormatError, ShapeError
+from loralens.errors import FormatError, OptionError, ShapeError
 from loralens.linalg.basis import Basis
 from loralens.linalg.product import Grams, product_bases, product_singular_values, product_svd
 
@@ -122,6 +124,25 @@ def check_float64(scale: float, s: Array) -> Array:
     return scale * s
 
 
+def _as_factor(name: str, factor: Any) -> Array | LazyArray:
+    """A factor as an array of NumPy, if it is not one already and not lazy."""
+    if isinstance(factor, np.ndarray | LazyArray):
+        return factor
+    # Whoever gives a tensor has imported torch; everybody else does not need it.
+    torch = sys.modules.get("torch")
+    try:
+        if torch is None or not isinstance(factor, torch.Tensor):
+            return np.asarray(factor)
+        factor = factor.detach()
+        # NumPy does not know bfloat16, so its bits are passed on as integers.
+        if factor.dtype == torch.bfloat16:
+            return np.asarray(factor.view(torch.int16)).view(ml_dtypes.bfloat16)
+        return np.asarray(factor)
+    except (TypeError, ValueError, RuntimeError) as error:
+        what = f"{name} cannot be read as an array of NumPy: {str(error).splitlines()[0]:.200}"
+        raise OptionError(what, fix=f"give an array of NumPy, or a tensor on the CPU: {name}.cpu()") from error
+
+
 @final
 class LowRank:
     """The update ΔW = scale · B · A of one weight, in the orientation (out, in).
@@ -130,7 +151,8 @@ class LowRank:
     ----------
     B : array or LazyArray, shape (out, r)
     A : array or LazyArray, shape (r, in)
-        Any real floating dtype. Lazy factors are read each time ``B`` or ``A`` is asked for.
+        Any real floating dtype. Lazy factors are read each time ``B`` or ``A`` is asked for. A torch tensor on the CPU
+        becomes an array of NumPy with the same memory.
     scale : float
         Any finite number, negative ones included.
     scaling : Scaling
@@ -144,6 +166,8 @@ class LowRank:
     ------
     ShapeError
         B and A do not multiply.
+    OptionError
+        A factor is not an array and cannot become one, such as a tensor on a GPU.
     """
 
     __slots__ = ("_A", "_B", "layout", "origin", "scale", "scaling")
@@ -158,6 +182,7 @@ class LowRank:
         layout: Layout | None = None,
         origin: Origin | None = None,
     ) -> None:
+        B, A = _as_factor("B", B), _as_factor("A", A)
         if len(B.shape) != 2 or len(A.shape) != 2 or B.shape[1] != A.shape[0]:
             raise ShapeError(
                 f"B {B.shape} and A {A.shape} do not multiply",

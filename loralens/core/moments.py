@@ -1,7 +1,8 @@
 """`Moments`: second moments of the bottleneck of every module of an adapter over real inputs."""
 
 from collections.abc import ItemsView, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from types import MappingProxyType
 from typing import Any, final
 
@@ -62,6 +63,11 @@ class Moments:
             ordered = {key: values[key] for key in sorted(values, key=natural_key)}
             object.__setattr__(self, name, MappingProxyType(ordered))
         object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the read-only views of mappings cannot be pickled
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+        return partial(Moments, **plain), ()
 
     def __getitem__(self, name: str) -> Moment:
         if name not in self.modules:

@@ -48,8 +48,6 @@ class MergeResult(Written):
     ----------
     measured : bool
         Whether the updates that arrived were measured.
-    plan : MergePlan
-        The tensors of the base that change, and how.
     modules : sequence of MergedModule
         The fidelity of every update; empty if it was not measured.
     certificate : mapping
@@ -62,7 +60,6 @@ class MergeResult(Written):
 
     target: Target
     measured: bool
-    plan: MergePlan
     modules: Sequence[MergedModule]
     certificate: Mapping[str, Any]
     undo_file: Path | None = None
@@ -253,7 +250,7 @@ def merge(
     else:
         run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
     _warn_of_losses(run.modules(), run.inputs, rounding)
-    return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate(), *run.written, run.undo_size())
+    return MergeResult(target, measured, run.modules(), run.certificate(), *run.written, run.undo_size())
 
 
 def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:

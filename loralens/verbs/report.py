@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Never, Unpack
 
 from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line, note
@@ -47,6 +47,10 @@ class ReportResult(Tabular):
         # Keys of sections are ours; a title may hold what a terminal would obey.
         sections = ", ".join(section.key for section in self.document.sections)
         return f"ReportResult({visible(self.document.title)!r}: {sections})"
+
+    def __reduce__(self) -> Never:
+        # The tables of a page hold functions that make and write their cells.
+        raise TypeError("a report cannot be pickled: keep what to_html(), to_markdown() or record() returns")
 
     def conclusion(self) -> list[str]:
         """What was written, and the first sentence of the page."""

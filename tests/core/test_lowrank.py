@@ -7,7 +7,7 @@ import pytest
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
-from loralens.errors import LoraLensError, ShapeError
+from loralens.errors import LoraLensError, OptionError, ShapeError
 
 RNG = np.random.default_rng(0)
 SHAPES = [(5, 2, 7), (7, 2, 5), (3, 3, 3), (1, 1, 1), (2, 6, 3), (4, 4, 9)]  # out, r, in; once r > min(out, in)
@@ -136,3 +136,15 @@ def test_a_factor_that_is_not_finite(value):
     for quantity in ("singular_values", "svd"):
         with pytest.raises(LoraLensError, match="NaN or Inf"):
             getattr(LowRank(B, A), quantity)()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_tensors_on_the_cpu_are_factors(dtype):
+    torch = pytest.importorskip("torch")
+    B, A = torch.randn(6, 2, requires_grad=True), torch.randn(5, 2).T
+    update = LowRank(B.to(getattr(torch, dtype)), A.to(getattr(torch, dtype)), 0.5)
+    assert (update.dtype.name, type(update.B), type(update.A)) == (dtype, np.ndarray, np.ndarray)
+    wide = [factor.to(getattr(torch, dtype)).double().detach().numpy() for factor in (B, A)]
+    np.testing.assert_allclose(update.dense(), 0.5 * wide[0] @ wide[1], rtol=1e-12)
+    with pytest.raises(OptionError, match="B cannot be read as an array of NumPy: can't convert meta device"):
+        LowRank(B.to("meta"), A)

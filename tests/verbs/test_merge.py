@@ -45,11 +45,10 @@ def test_weights_are_pairs_or_a_mapping(small: Path, base: Path, tmp_path: Path)
         check(loaded(tmp_path / name), expected(tensors(), 0.5))
 
 
-def test_a_dry_run_returns_the_plan_and_writes_nothing(small: Path, base: Path, tmp_path: Path) -> None:
+def test_a_dry_run_measures_everything_and_writes_nothing(small: Path, base: Path, tmp_path: Path) -> None:
     before = contents(tmp_path)
     result = loralens.merge(small, base=base, dry_run=True)
     assert contents(tmp_path) == before
-    assert list(result.plan.tensors) == [f"{name}.weight" for name in MODULES]
     assert [module.fidelity.module for module in result.modules] == MODULES
     assert repr(result) == "MergeResult(6 tensors, 6 updates, gain 1.0006)"
     written = loralens.merge(small, base=base, output=tmp_path / "out")

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import pickle
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,7 @@ def test_every_result_of_a_run_is_a_table_for_other_programs(verb: str, home: Pa
     assert all(len(row) == len(heading) for row in rows)
     assert result.to_latex().count(r"\begin{tabular}") >= 1
     assert "<table" in result._repr_html_()
+    assert pickle.loads(pickle.dumps(result)).to_csv() == result.to_csv()
     pandas = pytest.importorskip("pandas")
     frame = result.to_frame()
     assert (list(frame.columns), len(frame)) == (heading, len(rows))

@@ -1,6 +1,7 @@
 """Tables of results for other programs: every verb's result becomes CSV, LaTeX, HTML, and a data frame."""
 
 import csv
+import pickle
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import loralens
 from loralens.verbs import VERBS
 from tests.cli.command import Command
 from tests.conftest import ROOT
+from tests.marks import slow_except
 
 # Verbs that run a model are tried in tests/verbs/test_running.py; their results are of the same class.
 RUNNING = {"train", "evaluate", "behave", "calibrate"}
@@ -45,6 +47,12 @@ CALLS: dict[str, Callable[[], Any]] = {
 }
 
 
+def _fleet() -> loralens.Fleet:
+    fleet = loralens.Fleet(Path())
+    fleet.update(".")
+    return fleet
+
+
 def _merged() -> str:
     if not Path("merged").exists():
         loralens.merge("chat", base="base", output="merged")
@@ -56,6 +64,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("tables") / "playground"
     subprocess.run([sys.executable, ROOT / "docs" / "playground.py", target], check=True)
     return target
+
+
+# Results of other classes than those of the verbs.
+MORE: dict[str, Callable[[], Any]] = {
+    "compress two": lambda: loralens.compress(["wide", "chat"], rank=4, output="small", overwrite=True),
+    "verify alone": lambda: loralens.verify(_merged()),
+    "similarity of three": lambda: loralens.similarity("poems", "terse", "chat"),
+    "merge in floats": lambda: loralens.merge("chat", base="base", output="floats", dtype="f32", overwrite=True),
+    "index": lambda: loralens.Fleet(Path()).update("."),
+    "stats": lambda: _fleet().stats(),
+    "near": lambda: _fleet().near("chat"),
+    "copies": lambda: _fleet().copies(),
+    "runs": lambda: _fleet().runs(),
+    "families": lambda: _fleet().families(),
+    "bases": lambda: _fleet().bases(),
+    "empty": lambda: _fleet().empty(),
+    "rows": lambda: _fleet().rows("SELECT name FROM adapters"),
+}
+
+
+@pytest.mark.parametrize("name", slow_except({**CALLS, **MORE}, "compress", "combine", "merge", "near"))
+def test_every_result_can_be_pickled(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    result = {**CALLS, **MORE}[name]()
+    if name == "report":
+        with pytest.raises(TypeError, match=r"a report cannot be pickled: keep what to_html\(\)"):
+            pickle.dumps(result)
+        return
+    copy = pickle.loads(pickle.dumps(result))
+    assert type(copy) is type(result)
+    assert copy.to_csv() == result.to_csv()
 
 
 def test_no_verb_is_forgotten() -> None:
