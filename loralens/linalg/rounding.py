@@ -146,7 +146,9 @@ def sampled_rounding(
         # Added in float32, or in float64 where W is float64: exactly what a merge does.
         total = np.add(w, d.astype(np.float32), dtype=np.result_type(w.dtype, np.float32))
         total = total if scale is None else (total / scale).astype(np.float32)
-        squares, lost, still = _losses(total, wide, d.astype(np.float64), unit, np.dtype(dtype), stochastic=stochastic)
+        squares, lost, still = rounding_losses(
+            total, wide, d.astype(np.float64), unit, np.dtype(dtype), stochastic=stochastic
+        )
         # For float8 the unit is that of the stored number times its scale.
         factor = np.float64(1) if unit is None else unit
         noise = ulp(round_to_dtype(wide / factor, dtype), dtype) * factor
@@ -162,7 +164,7 @@ def sampled_rounding(
     return RoundingLoss(1 - along, sqrt(max(square, 0.0)), unmoved, spread)
 
 
-def _losses(
+def rounding_losses(
     total: Array, w: Floats, d: Floats, unit: Floats | None, dtype: np.dtype[Any], *, stochastic: bool
 ) -> tuple[Floats, Floats, Floats]:
     """e², e and whether the weight stays (0 or 1) at every entry, or their expectations; ``unit`` are float8 scales."""

@@ -17,7 +17,7 @@ from loralens.merging.rounding import MergeRounding
 from tests import bases
 from tests.merging.made import adapter, streamed
 from tests.merging.test_record import gaussian, records
-from tests.reference import representable, rounding_gain_and_errors
+from tests.reference import rounding_gain_and_errors
 from tests.tolerances import PREDICTED_ROUNDING
 
 BF16 = ml_dtypes.bfloat16
@@ -46,7 +46,7 @@ def fidelities(update, base, dtype, mode="nearest"):
 @pytest.mark.parametrize("dtype", [BF16, np.float16])
 @pytest.mark.parametrize("name", REAL)
 def test_on_real_weights_it_is_within_one_percent(name: str, dtype, real: Path) -> None:
-    """Every entry looked at: 0.09 % off in the gain and 0.27 % in the error at most, over 48 modules."""
+    """Where every entry is looked at, nothing is off."""
     update, base = loralens.load(real / name), open_checkpoint(bases.real()).tensors
     found = list(fidelities(update, {k: t for k, t in base.items() if t.dtype == np.float32}, dtype))
     assert len(found) == 12
@@ -105,32 +105,25 @@ def test_where_all_is_looked_at_it_is_the_law_in_plain_numbers() -> None:
     case = gaussian(0.002, shape=(40, 60))
     ((_, record),) = records(case).values()
     W, D = case.base["a.weight"].astype(np.float64), case.adapters[0][0].modules["a"].dense()
-    u = 2.0 ** (np.floor(np.log2(np.abs(W))) - 7)
-    arrived = u * np.rint(D / u)
+    arrived = (W + D).astype(BF16).astype(np.float64) - W
     gain, error, unmoved, _ = rounding_gain_and_errors(np.zeros_like(D), arrived, D)
     one = record.fidelity[0]
     assert (one.predicted_gain, one.predicted_error) == pytest.approx((gain, error), rel=1e-5)
     assert one.predicted_unmoved == unmoved == np.mean(arrived == 0)
 
 
-@pytest.mark.parametrize("dtype", [BF16, np.float16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
-@pytest.mark.parametrize("larger", ["w", "d"])
-def test_the_unit_is_the_gap_above_the_larger_of_weight_and_update(dtype, larger: str) -> None:
-    """Of every number of the dtype, 0 and those below the normal ones included."""
-    held = representable(dtype)
-    numbers, gaps = held[:-1], np.diff(held)
-    for sign in (1, -1):
-        one, other = (sign * numbers).astype(dtype), -sign * numbers.astype(np.float32) / 2
-        w, d = (one, other) if larger == "w" else (other.astype(dtype), (sign * numbers).astype(np.float32))
-        np.testing.assert_array_equal(prediction._larger_ulp(w, d, np.dtype(dtype)), gaps)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_unit_of_wide_weights_is_numpys_spacing_of_the_larger(dtype) -> None:
-    w = np.array([0, 1, -1.5, 1e-3, -7, 3e30, 0], dtype)
-    d = np.array([0.1, 1e-3, 1e-3, -9, 7, 1, 0], dtype)
-    expected = np.spacing(np.where(np.abs(w) > np.abs(d), np.abs(w), np.abs(d)))
-    np.testing.assert_array_equal(prediction._larger_ulp(w, d, np.dtype(dtype)), expected)
+@pytest.mark.parametrize("mode", ["nearest", "stochastic"])
+@pytest.mark.parametrize("dtype", [BF16, np.float16])
+@pytest.mark.parametrize("relative", [0.2, 2.0])
+def test_of_an_update_that_moves_weights_into_other_binades(relative: float, dtype, mode: str) -> None:
+    """The unit in the last place of W + D is then that of neither W nor D, which moved the error by 3 to 10 %."""
+    case = gaussian(relative, shape=(300, 400))
+    case.base["a.weight"] = case.base["a.weight"].astype(dtype)
+    ((_, record),) = records(case, mode=mode, hashes=False, undo=False).values()
+    one = record.fidelity[0]
+    tolerance = 1e-6 if mode == "nearest" else PREDICTED_ROUNDING  # drawn numbers are a sample themselves
+    assert one.predicted_error == pytest.approx(one.error, rel=tolerance)
+    assert one.predicted_gain == pytest.approx(one.gain, abs=1e-6 if mode == "nearest" else 1e-3)
 
 
 def test_weights_of_zero_round_the_update_itself() -> None:

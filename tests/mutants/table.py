@@ -594,12 +594,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "_encode_gaps", "np.divmod(gaps[wide], 255)", "np.divmod(gaps[wide], 254)", ("tests/merging/test_patch.py",)
     ),
     Mutant("_check_mergeable", "abs(module.scale) < SINGLE", "module.scale", ("tests/cli/test_beyond_float64.py",)),
-    Mutant(
-        "_larger_ulp",
-        "np.maximum(np.abs(w), np.abs(d))",
-        "np.minimum(np.abs(w), np.abs(d))",
-        ("tests/merging/test_prediction.py",),
-    ),
     Mutant("Prediction.result", "norm**2", "norm*2", ("tests/merging/test_prediction.py",)),
     Mutant(
         "_mean",

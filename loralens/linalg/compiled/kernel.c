@@ -530,27 +530,19 @@ static Py_ssize_t merge(const uint16_t *W, const float *D, Py_ssize_t count, flo
     return equal;
 }
 
-/* D at the places of a sample, and what is lost of it if it arrives as a multiple of the last place of the larger of W
-   and D. Both are 0 where the loss is not finite; other entries of which nothing arrives are counted in `still`.
+/* D at the places of a sample, and what is lost of it if W + D is rounded to the nearest bfloat16. Both are 0 where the
+   loss is not finite; other entries of which nothing arrives are counted in `still`.
    Returns the number of finite entries, or -1 if the sample leaves the arrays. */
 static Py_ssize_t predict(const uint16_t *W, const float *D, Py_ssize_t count, const int64_t *sample, Py_ssize_t size,
                           double *d, double *lost, Py_ssize_t *still) {
-    const float lowest = 0x1p-126f, last_place = 0x1p-7f, magic = 0x1.8p23f;
     Py_ssize_t finite = 0;
     *still = 0;
     for (Py_ssize_t i = 0; i < size; i++) {
         int64_t place = sample[i];
         if (place < 0 || place >= count)
             return -1;
-        uint32_t bits, other = (uint32_t)(W[place] & 0x7F80) << 16;
-        memcpy(&bits, &D[place], sizeof bits);
-        bits &= 0x7F800000;
-        bits = bits > other ? bits : other;
-        float power;
-        memcpy(&power, &bits, sizeof power);
-        float unit = (power > lowest ? power : lowest) * last_place;
-        /* The quotient is below 256, so the sum with 1.5 * 2^23 rounds it to an integer, ties to even. */
-        float arrives = (D[place] / unit + magic - magic) * unit, loss = D[place] - arrives;
+        float wide = widened(W[place]), total = wide + D[place];
+        double arrives = (double)widened(rounded(total)) - wide, loss = D[place] - arrives;
         int known = loss - loss == 0;
         d[i] = known ? D[place] : 0;
         lost[i] = known ? loss : 0;
