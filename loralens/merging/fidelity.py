@@ -34,14 +34,14 @@ class CodeFidelity:
     changed : float
         Share of the codes that changed.
     clipped : float
-        Share of the codes whose drawn move ended beyond the grid.
+        Share of the codes whose move would have ended beyond the grid; they stay at its end.
     mean_move : float
         The mean of |y|, the moves that the update asks for, in steps.
     predicted_changed, predicted_clipped : float
-        The expected shares under stochastic rounding. ``predicted_clipped`` is a share of the energy of the update.
+        The same two shares as stochastic rounding is expected to give them.
     noise : float
         √(Σ d² f(1 − f))/‖δ‖, the expected error of stochastic rounding relative to the update δ, where d is the step of
-        an entry and f the fractional part of its move. Clipped entries do not count.
+        an entry and f the fractional part of its move. What is clipped does not count.
     """
 
     rounding: RoundingMode

@@ -131,7 +131,7 @@ def _code_totals(parts: Sequence[Fidelity]) -> dict[str, Any]:
         "clipped": _mean_share([(codes.clipped, part.entries) for codes, part in coded]),
         "mean_move": _mean_share([(codes.mean_move, part.entries) for codes, part in coded]),
         "noise": _root_mean([(codes.noise, part.norm) for codes, part in coded]),
-        "predicted_clipped": _mean([(codes.predicted_clipped, part.norm) for codes, part in coded]),
+        "predicted_clipped": _mean_share([(codes.predicted_clipped, part.entries) for codes, part in coded]),
         "drawn": sum(codes.rounding == "stochastic" for codes, _ in coded),
     }
 

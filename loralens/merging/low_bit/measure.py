@@ -20,21 +20,24 @@ from loralens.merging.plan import Slab
 SAMPLE = 1 << 19  # entries of a module from which the prediction is made
 
 
+# About 8 % of the codes of a block format are at an end of the grid, and half of their moves point outwards, so
+# stochastic rounding loses 4 % of the gain. Larger moves of the other entries of the row would give it back. This was
+# measured (reports/low_bit.md): the gain is 1 again, but the divergence of the model is not smaller, so it is not done.
 @final
 @dataclass(slots=True)
 class DrawPrediction:
     """Sums over entries: what stochastic rounding on a grid is expected to do with an update.
 
-    Codes move by whole steps, so the move of an entry that asks for y steps has the variance f(1 − f), in squared
-    steps, with f the fractional part of y. In the unit of the weight, with the step d, this is d|δ| − δ² where |y| is
-    below 1. What lies beyond the grid is lost, and everything else arrives on average.
+    Codes move by whole steps, so an entry that asks for y steps moves by ⌊y⌋, or by one step more with the probability
+    f = y − ⌊y⌋. Its variance is f(1 − f) in squared steps; in the unit of the weight, with the step d, this is
+    d|δ| − δ² where |y| is below 1. What lies beyond the grid is lost, and everything else arrives on average.
 
     Attributes
     ----------
     energy, variance, lost, lost_energy : float
         Σ δ²; the sum of the variances; Σ l·δ and Σ l² of the clipped parts l.
     moving, clipped, steps : float
-        The expected numbers of codes that change and that are clipped, and Σ |y|.
+        The expected numbers of codes that change, and whose move ends beyond the grid; Σ |y|.
     own : float
         The expected Σ ‖e V‖² over the rows e of the error, with V the directions that were given.
     """
@@ -64,25 +67,27 @@ class DrawPrediction:
             Orthonormal input directions V, in which the error is predicted too.
         """
         moves = asked_moves(grid, D) if moves is None else moves
-        clipped, size = clipped_share(grid, moves), np.abs(moves)
-        wide, inside = D.astype(np.float64), clipped == 0
+        wide = D.astype(np.float64)
         # The size of one step. Where it is 0, the code cannot move, and what the entry should gain is lost.
         step = np.divide(wide, moves, out=np.zeros_like(wide), where=moves != 0)
-        fraction = moves - np.floor(moves)
-        lost = np.where(moves == 0, wide, wide * clipped)
-        chance = np.minimum(size, 1.0)
+        # The two places at which a code may end, and what the grid leaves of them.
+        low = grid.codes + np.floor(moves)
+        likely = moves - np.floor(moves)  # the probability of the upper place
+        below, above = (np.clip(place, grid.lowest, grid.highest) for place in (low, low + 1))
+        arrives = below - grid.codes + likely * (above - below)
+        lost = np.where(moves == 0, wide, step * (moves - arrives))
         self.entries += D.size
         self.energy += dot(wide, wide)
-        variances = step * step * fraction * (1 - fraction)
-        self.variance += float(variances[inside].sum())
+        variances = np.square(step * (above - below)) * likely * (1 - likely)
+        self.variance += float(variances.sum())
         self.lost += dot(lost, wide)
         self.lost_energy += dot(lost, lost)
-        self.moving += float(chance[inside].sum())
-        self.clipped += float(chance[~inside].sum())
-        self.steps += float(size.sum())
+        self.moving += float(np.where(below != grid.codes, 1 - likely, 0).sum() + likely[above != grid.codes].sum())
+        self.clipped += float(np.where(below != low, 1 - likely, 0).sum() + likely[above != low + 1].sum())
+        self.steps += float(np.abs(moves).sum())
         if directions is not None:
             # The draws are independent, so only their variances add up; what is clipped is the same in every draw.
-            by_input, offset = np.where(inside, variances, 0.0).sum(axis=0), lost @ directions
+            by_input, offset = variances.sum(axis=0), lost @ directions
             self.own += float(by_input @ np.square(directions).sum(axis=1)) + dot(offset, offset)
 
     @property
@@ -161,7 +166,7 @@ class CodesSums:
                 self.clipped / max(self.entries, 1),
                 expected.share(expected.steps),
                 expected.share(expected.moving),
-                1 - expected.gain,
+                expected.share(expected.clipped),
                 expected.noise,
             ),
         )
@@ -206,13 +211,3 @@ def join_rows(grids: Sequence[GridRows]) -> GridRows:
     codes, step = (np.concatenate([getattr(grid, name) for grid in grids]) for name in ("codes", "step"))
     first = grids[0]
     return GridRows(codes, step, None, first.group_of_column, first.lowest, first.highest, first.levels)
-
-
-# About 8 % of the codes of a block format are at an end of the grid, and half of their moves point outwards, so
-# stochastic rounding loses 4 % of the gain. Larger moves of the other entries of the row would give it back. This was
-# measured (reports/low_bit.md): the gain is 1 again, but the divergence of the model is not smaller, so it is not done.
-def clipped_share(grid: GridRows, moves: Floats) -> Floats:
-    """The share of every move that lies beyond the grid, float64, between 0 and 1; 0 where nothing is clipped."""
-    target = grid.codes + moves
-    beyond = target - np.clip(target, grid.lowest, grid.highest)
-    return np.divide(beyond, moves, out=np.zeros_like(moves), where=beyond != 0)
