@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import loralens
 from loralens.arithmetic import della
 from loralens.arithmetic.election import elected_mean
 from loralens.arithmetic.entries import Workspace
@@ -14,6 +15,8 @@ from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
+from loralens.errors import FormatError
+from loralens.fleet.sketching.measures import measure_adapter
 from loralens.linalg.blocks import FactorsSideBySide, blocks_of, gram_of_bfloat16
 from loralens.linalg.compiled import loops
 from loralens.linalg.exact import exact_product
@@ -469,3 +472,35 @@ def test_factors_that_are_not_widened_by_the_kernel():
     assert gram_of_bfloat16(np.asfortranarray(np.ones((7001, 16), BF16))) is None  # not a multiple of eight rows
     assert np.array_equal(gram(np.ones((0, 16), BF16)), np.zeros((16, 16)))
     assert np.array_equal(gram(np.ones((4100, 16), BF16)), np.full((16, 16), 4100.0))
+
+
+@compiled
+def test_what_the_kernel_and_numpy_rank_differently_is_refused_by_both(by_numpy):
+    """Entries of the update are infinite in float32; DELLA may keep them or drop them."""
+    rng = np.random.default_rng(0)
+    B, A = rng.standard_normal((8, 2)).astype(np.float32), rng.standard_normal((2, 600)).astype(np.float32)
+    B[0], A[:, :9] = 1e25, 1e25
+    adapters = [Adapter(modules={"m": LowRank(*pair)}) for pair in ((B, A), (B / 1e25, A / 1e25))]
+    for seed in range(3):
+
+        def combine():
+            with pytest.raises(FormatError, match="the combination leaves the range of float32"):
+                loralens.combine(*adapters, method="della", density=0.3, seed=seed)  # noqa: B023
+
+        combine()
+        by_numpy(combine)
+
+
+@compiled
+def test_a_sketch_does_not_show_the_sign_of_zero(by_numpy):
+    rng = np.random.default_rng(0)
+    B, A = rng.standard_normal((64, 4)).astype(np.float16), rng.standard_normal((4, 64)).astype(np.float16)
+    B[::3], A[:, ::5] = -0.0, -0.0
+    adapter = Adapter(modules={"model.layers.0.self_attn.q_proj": LowRank(B, A, 0.5)})
+
+    ours, theirs = measure_adapter(adapter).sketch, by_numpy(measure_adapter, adapter).sketch
+    assert (ours.step, ours.codes.tobytes(), ours.start.tobytes()) == (
+        theirs.step,
+        theirs.codes.tobytes(),
+        theirs.start.tobytes(),
+    )

@@ -54,6 +54,9 @@ def test_stacked_rows_of_all_numbers_of_16_bits(dtype):
         expected = bits.astype(np.float64)
     stacked = stack_factors([bits[None]], None)
     np.testing.assert_array_equal(stacked.rows[0, 0], expected)
+    if dtype == np.float16:  # the two things in which the bits are not those of NumPy
+        assert not np.signbit(stacked.rows[0, 0, expected == 0]).any()
+        assert len({number.tobytes() for number in stacked.rows[0, 0, np.isnan(expected)]}) == 1
     assert np.isnan(stacked.peaks).all()
     finite = bits[np.isfinite(expected)]
     turned = stack_factors([finite[:, None]], [3.0])

@@ -2,7 +2,8 @@
 
 Each function does its work only if the kernel was compiled and the arrays are of the kind that it takes, mostly
 bfloat16, float16 and float32 in C order. Otherwise it says so, and the caller computes the same bits with NumPy; only
-the last bits of `block_gram`, `gram_of_factors`, `map_block`, `multiply_rows_twice` and `project_rows` may be others.
+the last bits of `block_gram`, `gram_of_factors`, `map_block`, `multiply_rows_twice` and `project_rows` may be others,
+and so may be what `prune_rows` keeps of a row that is not finite.
 With ``LORALENS_KERNEL=off`` in the environment NumPy computes everything.
 """
 
@@ -278,6 +279,9 @@ def prune_rows(rows: Array, words: NDArray[np.uint16], factors: Array, end: floa
 
     Entries are ranked by absolute value within their row, the smallest first, equal ones from left to right. An entry
     that is not 0 is ``kept`` if its word times its factor is below ``end``. False if that was not done.
+
+    NumPy may give infinite entries other ranks. A combination with such an entry is refused, whatever is kept of it,
+    because its sum of squares is not finite (`loralens.linalg.sketch`).
     """
     if _loops is None or rows.shape[1] < LONG or not _is_plain(rows):
         return False

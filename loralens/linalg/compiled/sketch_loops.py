@@ -1,7 +1,8 @@
 """The loops of ``kernel.c`` for sketches of many small pairs, as those of `loralens.linalg.compiled.loops`.
 
 Each function returns None where the kernel does not do its work. What it computes has the bits of NumPy, except for the
-last bits of Gram matrices and of `sum_of_squares`.
+last bits of Gram matrices and of `sum_of_squares`. Of float16, −0 becomes 0, and all NaN get the same bits. No sketch
+shows either: it is made of sums of integers, and an update with NaN has none.
 """
 
 from collections.abc import Sequence
