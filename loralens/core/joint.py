@@ -161,14 +161,15 @@ class JointSide:
     T : float64 array, shape (r, p)
     source : callable
         Returns X (n, r).
-    plain : bool
-        Whether X consists of the unchanged factors [B_1 … B_T] or [A_1ᵀ … A_Tᵀ], which are read each time.
+    again : callable
+        Reads the factors and makes X of them again; ``source`` may keep X. Where X consists of the unchanged factors
+        [B_1 … B_T] or [A_1ᵀ … A_Tᵀ], both are one function.
     """
 
     n: int
     T: Floats
     source: "Callable[[], Array | FactorsSideBySide]"
-    plain: bool
+    again: "Callable[[], Array | FactorsSideBySide]"
 
     def basis(self) -> Basis:
         """Q; X is read."""
@@ -176,15 +177,11 @@ class JointSide:
         return Basis(X.whole() if isinstance(X, FactorsSideBySide) else X, self.T)
 
     def lift(self, M: Floats) -> "Side":
-        """The columns Q @ M: computed from the factors at each read, if X consists of them, else now."""
+        """The columns Q @ M, computed from the factors at each read, so that no tall array stays in memory."""
         # No directions: nothing has to be read, and a `Side` of width 0 is padded with zeros as any other.
         if not M.shape[1]:
             return Side(self.n, lambda: np.zeros((self.n, 0)), np.zeros((0, 0)))
-        # The factors are read again when needed, so no tall array stays in memory.
-        if self.plain:
-            return Side(self.n, self.source, self.T @ M)
-        columns = times(self.source(), self.T @ M, np.dtype(np.float64))
-        return Side(self.n, lambda: columns, np.eye(M.shape[1]))
+        return Side(self.n, self.again, self.T @ M)
 
 
 @final
@@ -262,8 +259,10 @@ class JointFactors:
         tops = np.array([np.linalg.norm(M, 2) if M.size else 0.0 for M in cores])
         floors = _floors(self.shape, tops, np.bincount(self.owner, np.abs(D), minlength=len(self.updates)))
         out, in_ = (
-            JointSide(len(X), T, source if X is stack else partial(_same, X), X is stack)
-            for X, T, source, stack in zip((X_B, X_A), (T_B, T_A), sources, stacks, strict=True)
+            JointSide(len(X), T, source, source)
+            if X is stack
+            else JointSide(len(X), T, partial(_same, X), partial(_columns, source, G, alive))
+            for X, T, source, stack, G in zip((X_B, X_A), (T_B, T_A), sources, stacks, self.grams, strict=True)
         )
         return Joint(self.updates, self.strengths, out, in_, cores, floors)
 
@@ -278,6 +277,11 @@ def _inputs(pairs: Sequence[LowRank]) -> FactorsSideBySide:
 
 def _same(X: Array) -> Array:
     return X
+
+
+def _columns(source: Callable[[], FactorsSideBySide], G: Floats, order: Integers) -> Array:
+    """The X of `implicit` for the factors of a source with the Gram matrix G; the same bits each time."""
+    return implicit(measure(source().whole(), G), order)[0]
 
 
 def _floors(shape: tuple[int, int], tops: Floats, lengths: Array) -> Floats:
@@ -322,7 +326,7 @@ def joint_spaces(modules: Sequence[JointFactors]) -> list[Joint | None]:
     def space(i: int) -> Joint:
         module = modules[i]
         (out, in_), (B, A) = module.shape, module.sources()
-        sides = JointSide(out, T_B[i], B, plain=True), JointSide(in_, T_A[i], A, plain=True)
+        sides = JointSide(out, T_B[i], B, B), JointSide(in_, T_A[i], A, A)
         return Joint(module.updates, module.strengths, *sides, cores[i], _floors(module.shape, tops[i], lengths[i]))
 
     return [space(i) if safe else None for i, safe in enumerate(safe_B & safe_A)]

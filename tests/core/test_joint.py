@@ -1,5 +1,7 @@
 """Joint: cores are the updates, lifting is exact at every rank, nothing is left of what cancels."""
 
+import tracemalloc
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -139,8 +141,8 @@ def test_several_modules_at_once_have_the_joint_spaces_that_each_has_alone():
     for module, joint in zip(modules, joint_spaces(modules), strict=True):
         alone = module.joint()
         assert joint is not None
-        assert joint.out.plain
-        assert joint.in_.plain
+        assert joint.out.again is joint.out.source
+        assert joint.in_.again is joint.in_.source
         assert joint.shape == alone.shape == module.shape
         np.testing.assert_allclose(joint.cores, alone.cores, rtol=1e-13, atol=1e-14 * np.abs(alone.cores).max())
         np.testing.assert_allclose(joint.floors, alone.floors, rtol=1e-13)
@@ -193,3 +195,21 @@ def test_factors_side_by_side_are_read_in_blocks_of_the_whole():
         T = rng.standard_normal((8, 4))
         np.testing.assert_allclose(times(stack, T, np.dtype(np.float64)), expected @ T, atol=1e-12)
         np.testing.assert_allclose(gram(stack), expected.T @ expected, rtol=1e-10, atol=1e-9)
+
+
+def test_what_an_adapter_and_itself_make_keeps_no_factors_in_memory():
+    """Its factors side by side have no Gram matrix of full rank, so that they are made orthogonal in float64."""
+    rng = np.random.default_rng(0)
+    B, A = rng.standard_normal((30_000, 8)).astype(np.float32), rng.standard_normal((8, 30_000)).astype(np.float32)
+    modules = JointFactors.of([LowRank(B, A), LowRank(B, A)], [0.5, 0.25])
+    modules.joint()  # what is made once for all
+    tracemalloc.start()
+    try:
+        joint = modules.joint()
+        lifted = joint.to_lift(joint.total())
+        del joint
+        assert tracemalloc.get_traced_memory()[0] < B.nbytes / 4
+    finally:
+        tracemalloc.stop()
+    update = lifted.at()
+    np.testing.assert_allclose(update.B[:9] @ update.A[:, :9], 0.75 * B[:9] @ A[:, :9], rtol=1e-4, atol=1e-4)
