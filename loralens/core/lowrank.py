@@ -136,7 +136,7 @@ def _as_factor(name: str, factor: Any) -> Array | LazyArray:
         factor = factor.detach()
         # NumPy does not know bfloat16, so its bits are passed on as integers.
         if factor.dtype == torch.bfloat16:
-            return np.asarray(factor.view(torch.int16)).view(ml_dtypes.bfloat16)
+            factor = np.asarray(factor.view(torch.int16)).view(ml_dtypes.bfloat16)
         return np.asarray(factor)
     except (TypeError, ValueError, RuntimeError) as error:
         what = f"{name} cannot be read as an array of NumPy: {str(error).splitlines()[0]:.200}"

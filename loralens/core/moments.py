@@ -1,7 +1,7 @@
 """`Moments`: second moments of the bottleneck of every module of an adapter over real inputs."""
 
 from collections.abc import ItemsView, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import Any, final
@@ -65,9 +65,8 @@ class Moments:
         object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
 
     def __reduce__(self) -> tuple[Any, ...]:  # the read-only views of mappings cannot be pickled
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
-        return partial(Moments, **plain), ()
+        named = {"unmeasured": dict(self.unmeasured), "source": dict(self.source)}
+        return partial(Moments, modules=dict(self.modules), fingerprint=self.fingerprint, **named), ()
 
     def __getitem__(self, name: str) -> Moment:
         if name not in self.modules:
