@@ -14,7 +14,8 @@ import loralens
 from loralens.errors import FormatError
 from loralens.fleet.answers import rows as select
 from loralens.fleet.catalogue import schema, writing
-from loralens.fleet.catalogue.slots import SKETCHES, SLOT, read_slots
+from loralens.fleet.catalogue.schema import SKETCHES
+from loralens.fleet.catalogue.slots import SLOT, read_slots
 from loralens.fleet.catalogue.writing import CatalogueWriter
 from tests.fleet.makers import random_adapter, save, save_many
 
@@ -227,7 +228,7 @@ def test_no_room_for_the_list_of_files_in_work(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     save(tmp_path / "new", random_adapter(9))
-    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(FormatError, match=r"in-work\.json\.new: cannot be written: No space left"):
         fleet.update()
 
@@ -271,7 +272,7 @@ def _snapshot(fleet: loralens.Fleet) -> tuple[object, np.ndarray]:
     return members, sketches.codes
 
 
-def test_a_transaction_of_a_killed_writer_is_undone_for_readers(fleet: loralens.Fleet, tmp_path: Path) -> None:
+def test_a_transaction_of_a_killed_writer_is_undone_by_an_update(fleet: loralens.Fleet, tmp_path: Path) -> None:
     """A journal that is left behind: the catalogue is half written, and the journal has its old pages."""
     file, journal = fleet.home / "catalogue.sqlite", fleet.home / "catalogue.sqlite-journal"
     connection = sqlite3.connect(file, isolation_level=None)
@@ -286,8 +287,13 @@ def test_a_transaction_of_a_killed_writer_is_undone_for_readers(fleet: loralens.
     file.write_bytes(torn)
     journal.write_bytes(kept)
     reader = loralens.Fleet.open(tmp_path)
-    assert [member.name for member in reader.members()] == ["a000", "a001", "a002", "a003"]
+    with pytest.raises(loralens.OptionError, match="was killed") as caught:
+        reader.members()
+    assert f"loralens fleet index {tmp_path}" in caught.value.fix
+    # A reader writes nothing.
+    assert (file.read_bytes(), journal.read_bytes()) == (torn, kept)
     assert not reader.update().changes
+    assert [member.name for member in reader.members()] == ["a000", "a001", "a002", "a003"]
 
 
 HOSTILE = [
@@ -326,11 +332,11 @@ def test_a_select_is_all_that_is_allowed(fleet: loralens.Fleet, tmp_path: Path, 
 
 
 def test_a_select_without_end_is_stopped(fleet: loralens.Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "SECONDS", 0.1)
+    monkeypatch.setattr(schema, "SECONDS", 0.1)
     endless = "with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n"
     with pytest.raises(loralens.OptionError, match="takes longer than"):
         fleet.rows(endless)
-    monkeypatch.setattr(select, "SECONDS", 30.0)
+    monkeypatch.setattr(schema, "SECONDS", 30.0)
     monkeypatch.setattr(select, "MOST_BYTES", 1 << 16)
     with pytest.raises(loralens.OptionError, match="is larger than"):
         fleet.rows(endless.replace("count(*)", "x"))

@@ -9,8 +9,7 @@ import pytest
 
 import loralens
 from loralens.errors import LoraLensError
-from loralens.fleet.catalogue.schema import CATALOGUE
-from loralens.fleet.catalogue.slots import SKETCHES
+from loralens.fleet.catalogue.schema import CATALOGUE, SKETCHES
 from tests.fleet.makers import save_many
 
 ADAPTER, UNREADABLE = "status = 'adapter' and number = 1", "status = 'unreadable'"

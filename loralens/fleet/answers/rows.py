@@ -6,17 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from loralens.errors import OptionError
-from loralens.fleet.catalogue.schema import open_to_read
+from loralens.fleet.catalogue.schema import is_interrupted, open_to_read
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 
-SECONDS = 30.0  # seconds that one SELECT may take; sorting all of 10,000 adapters takes a tenth of a second
-STEPS = 10_000  # instructions of SQLite between two looks at the clock, about a tenth of a millisecond
 LONGEST_VALUE = 1 << 24  # bytes of one value, so that one function cannot fill the memory
 MOST_BYTES = 1 << 28  # bytes of the whole answer
 ROW_BYTES = 64  # bytes that a value takes besides its content
@@ -77,8 +74,6 @@ def select_rows(home: Path, sql: str) -> RowsResult:
     with open_to_read(home) as connection:
         connection.set_authorizer(_authorise)
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
-        deadline = monotonic() + SECONDS
-        connection.set_progress_handler(lambda: monotonic() > deadline, STEPS)
         # Names of files that are not text are bytes in the catalogue; so may be the results of functions.
         connection.text_factory = os.fsdecode
         try:
@@ -89,7 +84,9 @@ def select_rows(home: Path, sql: str) -> RowsResult:
             names = [description[0] for description in cursor.description]
             rows = _fetch(cursor)
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
-            raise _refusal(error, monotonic() > deadline) from error
+            if is_interrupted(error):
+                raise
+            raise _refusal(error) from error
     return RowsResult(_different(names), rows)
 
 
@@ -110,9 +107,7 @@ def _authorise(action: int, first: str | None, second: str | None, *_: object) -
     return sqlite3.SQLITE_DENY if forbidden else sqlite3.SQLITE_OK
 
 
-def _refusal(error: Exception, late: bool) -> OptionError:
-    if late and "interrupt" in str(error):
-        return OptionError(f"the SELECT takes longer than {SECONDS:.0f} s", fix="ask for less, or add a LIMIT")
+def _refusal(error: Exception) -> OptionError:
     if "not authorized" in str(error) or "prohibited" in str(error):
         return OptionError("the catalogue is only read here", fix=_FIX)
     return OptionError(f"the catalogue cannot answer that: {error}", fix=_FIX)

@@ -3,16 +3,14 @@
 import json
 import os
 import re
-import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote
 
-from loralens.fleet.catalogue.schema import CATALOGUE
-from loralens.formats.files.disk import disk_errors
+from loralens.errors import LoraLensError
+from loralens.fleet.catalogue.schema import DATES, NEXT_DATES, open_unchecked, read_rows
+from loralens.formats.files.disk import replace_text
 
-DATES = "added.json"
 _DATE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
 
@@ -22,22 +20,17 @@ def keep_dates(home: Path) -> bool:
     The catalogue may be of another version, or damaged. So what can be read is taken over, and the rest is not known.
     """
     dates: dict[str, str] = {}
-    address = f"file:{quote(str((home / CATALOGUE).absolute()))}?mode=ro"
-    try:
-        with closing(sqlite3.connect(address, uri=True)) as connection:
-            # The views and triggers of a catalogue may come from elsewhere.
-            connection.execute("pragma trusted_schema = off")
-            for path, added in connection.execute("select path, added from files"):
+    # If it is damaged, what was read before the damage is kept.
+    with suppress(LoraLensError), open_unchecked(home) as connection:
+        table = "select sql from sqlite_master where name = 'files'"
+        # A view would be run, for as long as it takes.
+        if all(str(sql).startswith("CREATE TABLE files(") for (sql,) in read_rows(connection, home, table)):
+            for path, added in read_rows(connection, home, "select path, added from files"):
                 if isinstance(path, str | bytes) and isinstance(added, str) and _DATE.fullmatch(added):
                     dates[os.fsencode(path).hex()] = added
-    except (sqlite3.Error, UnicodeError):
-        pass  # damaged: what was read before the damage is kept
     if dates:
         # The dates are in a file, so that they stay if this process is killed before the new index is complete.
-        part = home / f"{DATES}.new"
-        with disk_errors(part):
-            part.write_text(json.dumps(dates), encoding="ascii")
-            part.replace(home / DATES)
+        replace_text(home / DATES, json.dumps(dates), part=home / NEXT_DATES)
     return (home / DATES).exists()
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from loralens.errors import FormatError
 from loralens.fleet.catalogue.members import Member, Signature, Unreadable
-from loralens.fleet.catalogue.schema import index_command, open_to_read
+from loralens.fleet.catalogue.schema import check_files, damaged, index_command, open_to_read, read_rows
 from loralens.fleet.catalogue.slots import SlotHold, damaged_slots, read_slots
 from loralens.fleet.catalogue.soundness import (
     are_modules,
@@ -38,7 +39,7 @@ from loralens.fleet.sketching.sketches import WIDTH, PickedRows, Sketches
 
 _MEMBER = """select number, slot, name, path, real, bytes, format, base, inferred, signature, modules, zero_modules,
     extras, ranks, scales, parameters, frobenius, effective_rank, fingerprint, findings, added, stamp, checksum, step
-    from files where status = 'adapter' order by name, number"""
+    from files where status = 'adapter'"""
 # The kinds of these columns.
 _KINDS = (
     is_whole, is_slot, is_name, is_name, is_name, is_whole, is_text, is_text_or_nothing, is_text_or_nothing, is_text,
@@ -92,18 +93,38 @@ def commit_number(home: Path) -> int:
 
 
 def _commit(connection: sqlite3.Connection, home: Path) -> int:
-    row = connection.execute("select value from state where key = 'commit'").fetchone()
     try:
-        return int(row[0]) if row else 0
+        return int(read_setting(connection, home, "commit") or 0)
     except ValueError as error:
-        raise _damaged(home) from error
+        raise damaged(home) from error
+
+
+def read_setting(connection: sqlite3.Connection, home: Path, key: str) -> str | None:
+    """A value that an update has stored as text; None if it has not."""
+    row = connection.execute("select value from state where key = ?", [key]).fetchone()
+    if row and not is_text(row[0]):
+        raise damaged(home)
+    return row[0] if row else None
 
 
 def read_root(connection: sqlite3.Connection, home: Path) -> Path | None:
     """The folder of the adapters; None in a new index."""
     row = connection.execute("select value from state where key = 'root'").fetchone()
+    if row is None:
+        return None
+    if not is_name(row[0]):
+        raise damaged(home)
     # A root that contains the index is stored relative to it, so that both can be moved together.
-    return Path(os.path.normpath(home / name_of(row[0]))) if row else None
+    root = Path(os.path.normpath(home / name_of(row[0])))
+    # An index from elsewhere could otherwise have the whole disk looked through.
+    if is_whole_disk(root):
+        raise damaged(home)
+    return root
+
+
+def is_whole_disk(folder: Path) -> bool:
+    """Whether a folder, or the target of a link, is that at the top of all others."""
+    return os.path.realpath(folder) == os.sep
 
 
 def read_state(home: Path) -> FleetState:
@@ -114,30 +135,28 @@ def read_state(home: Path) -> FleetState:
     FormatError
         A sketch is damaged.
     """
-    damaged: list[int] = []
+    torn: list[int] = []
     for _ in range(TRIES):
+        check_files(home)
         hold = SlotHold(home)
         with open_to_read(home) as connection:
-            connection.execute("begin")
             commit = _commit(connection, home)
             root = read_root(connection, home) or home
-            rows = connection.execute(_MEMBER).fetchall()
+            rows = list(read_rows(connection, home, _MEMBER))
             unreadable = _read_unreadable(connection, root, home)
-            settings = connection.execute("select value from state where key = 'reading'").fetchone()
+            settings = read_setting(connection, home, "reading") or ""
         members = _sound_members(rows, root, home)
         slots = read_slots(home)
         # A copy cannot change after the check of its checksums.
         slots = slots if hold.is_held else np.array(slots)
-        damaged = damaged_slots(slots, {row[1]: row[-2] for row in rows})
-        if not damaged:
+        torn = damaged_slots(slots, {row[1]: row[-2] for row in rows})
+        if not torn:
             stamps = {row[0]: row[-3] for row in rows}
-            return FleetState(
-                commit, root, members, unreadable, _sketches(slots, hold, rows), stamps, settings[0] if settings else ""
-            )
+            return FleetState(commit, root, members, unreadable, _sketches(slots, hold, rows), stamps, settings)
         # A writer may have used a slot again that was freed after the rows were read.
         if commit == commit_number(home):
             break
-    names = [row[2] for row in rows if row[1] in set(damaged)]
+    names = [row[2] for row in rows if row[1] in set(torn)]
     # One damaged sketch is named, and of several the first.
     what = f"the sketch of {name_of(names[0])} is damaged"
     if len(names) > 1:
@@ -152,11 +171,13 @@ def check_catalogue(home: Path) -> None:
     """Refuse a catalogue that is damaged, or has rows that no update can have written; sketches are not looked at."""
     with open_to_read(home) as connection:
         sound = connection.execute("pragma quick_check").fetchone()[0] == "ok"
-        rows = connection.execute(_MEMBER).fetchall()
-        files = connection.execute(_FILE).fetchall()
-        norms = connection.execute("select norms, modules, signature from files where status = 'adapter'").fetchall()
-        signatures = dict(connection.execute("select signature, modules from signatures"))
+        rows = list(read_rows(connection, home, _MEMBER))
+        files = list(read_rows(connection, home, _FILE))
+        measured = "select norms, modules, signature from files where status = 'adapter'"
+        norms = list(read_rows(connection, home, measured))
+        signatures = dict(read_rows(connection, home, "select signature, modules from signatures"))
         _commit(connection, home)
+        read_setting(connection, home, "reading")
         root = read_root(connection, home) or home
     try:
         _check_members(rows)
@@ -165,7 +186,7 @@ def check_catalogue(home: Path) -> None:
         check_columns([row[-2:] for row in files if row[-2] is not None], (is_slot, is_whole))
         _check_norms(norms, signatures)
     except ValueError as error:
-        raise _damaged(home, root) from error
+        raise damaged(home, root) from error
 
 
 def _check_norms(rows: Iterable[tuple[Any, ...]], signatures: Mapping[object, object]) -> None:
@@ -182,9 +203,9 @@ def read_summary(home: Path) -> CatalogueSummary:
     """What the catalogue holds; no sketch is looked at."""
     with open_to_read(home) as connection:
         root = read_root(connection, home) or home
-        counted = dict(connection.execute("select status, count(*) from files group by status"))
+        counted = Counter(status for (status,) in read_rows(connection, home, "select status from files"))
         unreadable = _read_unreadable(connection, root, home)
-        return CatalogueSummary(root, counted.get("adapter", 0), counted.get("other", 0), unreadable)
+        return CatalogueSummary(root, counted["adapter"], counted["other"], unreadable)
 
 
 def _sketches(slots: NDArray[np.int8], hold: SlotHold, rows: list[tuple[Any, ...]]) -> Sketches:
@@ -195,13 +216,20 @@ def _sketches(slots: NDArray[np.int8], hold: SlotHold, rows: list[tuple[Any, ...
     return Sketches(codes, steps, starts)
 
 
-def _sound_members(rows: Sequence[tuple[Any, ...]], root: Path, home: Path) -> tuple[Member, ...]:
-    """The members of rows; a row that no update can have written is refused, since an index may come from anywhere."""
+def _sound_members(rows: list[tuple[Any, ...]], root: Path, home: Path) -> tuple[Member, ...]:
+    """The members of rows, which are sorted; a row that no update can have written is refused."""
     try:
         _check_members(rows)
-        return tuple(_member(row, root) for row in rows)
     except ValueError as error:
-        raise _damaged(home, root) from error
+        raise damaged(home, root) from error
+    # Not sorted by SQLite, which would write what hostile pages repeat without end to a file before the first row.
+    rows.sort(key=lambda row: (*_text_first(row[2]), row[0]))
+    return tuple(_member(row, root) for row in rows)
+
+
+def _text_first(name: str | bytes) -> tuple[bool, str | bytes]:
+    """The key by which SQLite sorts names: those that are text come before those that are bytes."""
+    return isinstance(name, bytes), name
 
 
 def _check_members(rows: Sequence[tuple[Any, ...]]) -> None:
@@ -209,10 +237,6 @@ def _check_members(rows: Sequence[tuple[Any, ...]]) -> None:
     check_columns(rows, _KINDS)
     if any(leads_out(name_of(row[3])) for row in rows):
         raise ValueError("a path out of the folder")
-
-
-def _damaged(home: Path, root: Path | None = None) -> FormatError:
-    return FormatError(f"{home}: the catalogue is damaged", fix=f"index again: {index_command(home, root)}")
 
 
 def _member(row: tuple[Any, ...], root: Path) -> Member:
@@ -234,16 +258,16 @@ def read_others(home: Path, root: Path) -> tuple[Unreadable, ...]:
 def _read_unreadable(
     connection: sqlite3.Connection, root: Path, home: Path, *, status: str = "unreadable"
 ) -> tuple[Unreadable, ...]:
-    rows = connection.execute(
-        "select name, path, bytes, reason, fix from files where status = ? order by name, number", [status]
-    ).fetchall()
-    kinds = (is_name, is_name, is_whole, is_text, is_text)
+    query = "select name, path, bytes, reason, fix, number from files where status = ?"
+    rows = list(read_rows(connection, home, query, [status]))
+    kinds = (is_name, is_name, is_whole, is_text, is_text, is_whole)
     try:
         check_columns(rows, kinds)
     except ValueError as error:
-        raise _damaged(home, root) from error
+        raise damaged(home, root) from error
+    rows.sort(key=lambda row: (*_text_first(row[0]), row[-1]))
     return tuple(
-        Unreadable(name_of(name), root / name_of(path), size, reason, fix) for name, path, size, reason, fix in rows
+        Unreadable(name_of(name), root / name_of(path), size, reason, fix) for name, path, size, reason, fix, _ in rows
     )
 
 
@@ -256,7 +280,7 @@ def read_signature(home: Path, digest: str) -> Signature:
     try:
         check_values(row, (are_modules,))
     except ValueError as error:
-        raise _damaged(home) from error
+        raise damaged(home) from error
     return to_signature(row[0])
 
 
@@ -273,7 +297,7 @@ def to_signature(text: str) -> Signature:
 def read_stamps(home: Path) -> dict[str, str]:
     """Path → stamp of every file when it was measured."""
     with open_to_read(home) as connection:
-        return {name_of(path): stamp for path, stamp in connection.execute("select path, stamp from files")}
+        return {name_of(path): stamp for path, stamp in read_rows(connection, home, "select path, stamp from files")}
 
 
 def read_norms(home: Path, member: Member) -> Mapping[str, float]:
@@ -287,7 +311,7 @@ def read_norms(home: Path, member: Member) -> Mapping[str, float]:
         check_values((sizes,), (are_sizes,))
         return dict(zip(read_signature(home, member.signature).keys, sizes, strict=True))
     except ValueError as error:
-        raise _damaged(home) from error
+        raise damaged(home) from error
 
 
 def stored_name(name: str) -> str | bytes:

@@ -11,11 +11,11 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
+from loralens.fleet.catalogue.schema import SKETCHES
 from loralens.fleet.sketching.sketches import START_WIDTH, WIDTH, Sketch
 from loralens.formats.files.disk import disk_errors, sync_folder, write_at
 from loralens.formats.files.hold import lock
 
-SKETCHES = "sketches.i8"
 SLOT = WIDTH + START_WIDTH  # bytes: the sketch of the update, then the start sketch
 
 
@@ -83,7 +83,9 @@ class SlotWriter:
         self._free: list[int] = []
         self._next = 0
         with disk_errors(self._file):
-            self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+            # Not through a link: what it leads to would be written to.
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+            self._descriptor = os.open(self._file, flags, 0o644)
             sync_folder(home)
         try:
             self._lock, self._reuses = lock(self._file), True

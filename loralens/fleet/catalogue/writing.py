@@ -12,13 +12,20 @@ from typing import Any, final
 from loralens.fleet.catalogue.dates import forget_dates, kept_dates
 from loralens.fleet.catalogue.members import UNREACHABLE, Signature
 from loralens.fleet.catalogue.reading import name_of, read_root, stored_name, to_signature
-from loralens.fleet.catalogue.schema import CATALOGUE, catalogue_errors, open_to_write
-from loralens.fleet.catalogue.slots import SKETCHES, SlotWriter, checksum, damaged_slots, read_slots
-from loralens.formats.files.disk import disk_errors, sync_folder
+from loralens.fleet.catalogue.schema import (
+    CATALOGUE,
+    IN_WORK,
+    JOURNAL,
+    NEXT_IN_WORK,
+    SKETCHES,
+    catalogue_errors,
+    check_files,
+    open_to_write,
+)
+from loralens.fleet.catalogue.slots import SlotWriter, checksum, damaged_slots, read_slots
+from loralens.formats.files.disk import disk_errors, replace_text, sync_folder
 from loralens.formats.files.hold import Hold
 
-# The files in work, in a file of its own: it is written often, and must survive the process but not the machine.
-IN_WORK, NEXT_IN_WORK = "in-work.json", "in-work.json.new"
 _COLUMNS = (
     "path", "name", "real", "bytes", "stamp", "status", "reason", "fix", "added", "indexed", "slot", "checksum",
     "header", "step", "format", "base", "signature", "modules", "zero_modules", "extras", "rank", "ranks", "scales",
@@ -50,6 +57,7 @@ class CatalogueWriter:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        check_files(home)
         # An index that is made anew keeps the dates of the old one.
         self._dates = kept_dates(home)
         with disk_errors(home):
@@ -217,10 +225,8 @@ class CatalogueWriter:
     def set_in_work(self, files: Sequence[str]) -> None:
         """Note the files that are in work: if the process is killed, one of them may be the cause."""
         # The list is replaced as a whole, since a file of the old one may kill the process at this moment.
-        part = self.home / NEXT_IN_WORK
-        with disk_errors(part):
-            part.write_text(json.dumps([os.fsencode(file).hex() for file in files]), encoding="ascii")
-            part.replace(self.home / IN_WORK)
+        text = json.dumps([os.fsencode(file).hex() for file in files])
+        replace_text(self.home / IN_WORK, text, part=self.home / NEXT_IN_WORK)
 
     def suspects(self) -> set[str]:
         """The files that were in work when the last writer was killed."""
@@ -278,6 +284,6 @@ class _Transaction:
 
 def remove_index(home: Path) -> None:
     """Remove a damaged index, so that it is made anew."""
-    for name in (CATALOGUE, f"{CATALOGUE}-journal", SKETCHES, IN_WORK, NEXT_IN_WORK):
+    for name in (CATALOGUE, JOURNAL, SKETCHES, IN_WORK, NEXT_IN_WORK):
         (home / name).unlink(missing_ok=True)
     sync_folder(home)

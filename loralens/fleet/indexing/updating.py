@@ -15,9 +15,8 @@ from loralens.core.threads import processor_count, single_blas_thread
 from loralens.errors import FormatError, OptionError
 from loralens.fleet.bases.inference import infer_bases
 from loralens.fleet.catalogue.dates import keep_dates
-from loralens.fleet.catalogue.reading import check_catalogue, read_summary
-from loralens.fleet.catalogue.schema import CATALOGUE, FOLDER
-from loralens.fleet.catalogue.slots import SKETCHES
+from loralens.fleet.catalogue.reading import check_catalogue, is_whole_disk, read_summary
+from loralens.fleet.catalogue.schema import CATALOGUE, FOLDER, SKETCHES, check_files, finish_killed_write
 from loralens.fleet.catalogue.writing import CatalogueWriter, remove_index
 from loralens.fleet.indexing.engine import Engine, broken_executor, make_chunks
 from loralens.fleet.indexing.measuring import MeasuredFile
@@ -52,8 +51,10 @@ def update_index(
     must not do that: every process would run the script again.
     """
     # The folder is checked before anything is made.
-    if root is not None and not root.is_dir():
-        raise OptionError(f"{root}: is not a folder", fix="give the folder of the adapters")
+    # os.path, since a Path raises an error for a text that is longer than a name may be.
+    if root is not None and (not os.path.isdir(root) or is_whole_disk(root)):  # noqa: PTH112
+        what = "is the whole disk" if is_whole_disk(root) else "is not a folder"
+        raise OptionError(f"{root}: {what}", fix="give the folder of the adapters")
     existed = _is_readable(home)
     with closing(CatalogueWriter(home)) as writer:
         folder = _chosen_root(writer, root)
@@ -164,9 +165,11 @@ def _check_not_emptied(root: Path, home: Path, files: Mapping[str, FoundFile], e
 
 def _is_readable(home: Path) -> bool:
     """Whether there is an index that this version can go on with; one that it cannot read is removed."""
+    check_files(home)
     if not (home / CATALOGUE).exists():
         return False
     try:
+        finish_killed_write(home)
         check_catalogue(home)
     except OptionError as error:
         if "version" not in error.what:
@@ -203,7 +206,7 @@ def _chosen_root(writer: CatalogueWriter, root: Path | None) -> Path:
         return Path(os.path.realpath(stored))
     real = Path(os.path.realpath(root))
     # A collection may have been moved. But two folders under one index would drive each other out at every update.
-    if stored is not None and stored.is_dir() and Path(os.path.realpath(stored)) != real:
+    if stored is not None and os.path.isdir(stored) and Path(os.path.realpath(stored)) != real:  # noqa: PTH112
         fix = f"choose another place for the index (-o), or remove {writer.home}"
         raise OptionError(f"{writer.home}: is the index of {stored}, not of {real}", fix=fix)
     return real

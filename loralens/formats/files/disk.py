@@ -96,6 +96,18 @@ def hurried(pieces: Iterable[memoryview], stream: BinaryIO) -> Iterator[memoryvi
         position += piece.nbytes
 
 
+def replace_text(path: Path, text: str, *, part: Path) -> None:
+    """Write ASCII to a new file, ``part``, and let it take the place of another, without waiting for the disk.
+
+    Neither is written to if it is there: somebody may have made it a link to another file.
+    """
+    with disk_errors(part):
+        part.unlink(missing_ok=True)
+        with part.open("x", encoding="ascii") as stream:
+            stream.write(text)
+        part.replace(path)
+
+
 def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of the data at a position; one call of the system may write only a part."""
     view = memoryview(data)
