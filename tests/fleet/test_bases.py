@@ -58,7 +58,7 @@ def test_one_base_fits(shapes: Shapes, name: str) -> None:
         # Without the prefix of the model it may be any of three.
         (
             {f"encoder.layer.{b}.attention.self.query": (768, 768) for b in range(12)},
-            {"bert-base", "roberta-base", "electra-base"},
+            {"bert-base", "roberta-base or xlm-roberta-base", "electra-base"},
         ),
         # Six of the blocks of a larger model, or all of a smaller one that the table does not have.
         (gpt2(8), {"gpt2"}),
@@ -114,7 +114,7 @@ def test_every_row_of_the_table_fits_itself_and_is_found_by_its_name() -> None:
         ("t5-base", "t5-base"),
         ("EleutherAI/pythia-1.4b", "pythia-1.4b"),
         ("EleutherAI/pythia-1b", "pythia-1b"),
-        ("xlm-roberta-base", "roberta-base"),
+        ("xlm-roberta-base", "roberta-base or xlm-roberta-base"),
         ("google/gemma-2b", "gemma-2b"),
         ("google/gemma-2-2b-it", "gemma-2-2b"),
         ("someone/My Own_Model", "my-own-model"),
@@ -225,9 +225,31 @@ def test_the_bases_of_a_fleet(tmp_path: Path) -> None:
     ]
 
 
+def test_bases_of_one_row_of_the_table_that_are_several_models_are_told_apart(tmp_path: Path) -> None:
+    """Their weights have the same names and shapes, and an adapter of one does nothing sensible on another."""
+    bert, roberta = (
+        {f"{family}.encoder.layer.{b}.attention.self.query": (768, 768) for b in range(12)}
+        for family in ("bert", "roberta")
+    )
+    named = ["bert-base-uncased", "google-bert/bert-base-uncased", "bert-base-cased", None, "FacebookAI/roberta-base"]
+    for seed, base in enumerate([*named, "FacebookAI/xlm-roberta-base"]):
+        save(tmp_path / f"a{seed}", bert if seed < 4 else roberta, base, seed=seed)
+    fleet = Fleet.open(tmp_path)
+    fleet.update(tmp_path)
+    found = {row.base: [one.member.name for one in row.adapters] for row in fleet.bases()}
+    assert found == {
+        "bert-base-uncased": ["a0", "a1"],
+        "bert-base-cased": ["a2"],
+        "bert-base": ["a3"],  # its names and shapes are those of both
+        "roberta-base": ["a4"],
+        "xlm-roberta-base": ["a5"],
+    }
+
+
 # The default sizes of a configuration of transformers are those of one published model.
 CLASSES = {
-    "distilbert-base": "DistilBertModel", "gpt2": "GPT2Model", "bert-base": "BertModel", "roberta-base": "RobertaModel",
+    "distilbert-base": "DistilBertModel", "gpt2": "GPT2Model", "bert-base": "BertModel",
+    "roberta-base or xlm-roberta-base": "RobertaModel",
     "t5-small": "T5Model", "opt-125m": "OPTModel", "whisper-tiny": "WhisperModel", "vit-base": "ViTModel",
     "mistral-7b": "MistralModel", "llama-7b": "LlamaModel", "gpt-neo-1.3b": "GPTNeoModel",
 }  # fmt: skip

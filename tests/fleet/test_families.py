@@ -10,8 +10,9 @@ from loralens.errors import OptionError
 from loralens.fleet.fleet import Fleet
 from loralens.fleet.grouping import components as grouping
 from loralens.fleet.grouping.components import alike_groups, connected_rows, cosines_among
+from loralens.fleet.grouping.families import FamiliesResult
 from loralens.fleet.sketching.sketches import Sketches
-from tests.fleet.synthetic import Entry, adjusted_rand, dense_cosine, make_fleet
+from tests.fleet.synthetic import Entry, adapter_of, adjusted_rand, dense_cosine, make_fleet, random_factors
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,29 @@ def test_sketches_alone_read_no_file(made: tuple[Fleet, list[Entry]], tmp_path: 
     assert not any(family.exact for family in sketched)
     assert labels(sketched, [entry.name for entry in truth]) == labels(fleet.families(), [e.name for e in truth])
     assert all(run.cosine is not None and not run.exact for run in copied.runs(sketch=True))
+
+
+def test_near_the_level_the_exact_mean_cosine_decides(tmp_path: Path) -> None:
+    """Pairs with a cosine of 0.49 ± 0.02, some of which sketches take to the other side of 0.5."""
+    rng = np.random.default_rng(0)
+    for pair in range(16):
+        own, other = random_factors(rng), random_factors(rng)
+        mixed = {
+            key: (np.hstack([0.49 * B, np.sqrt(1 - 0.49**2) * other[key][0]]), np.vstack([A, other[key][1]]))
+            for key, (B, A) in own.items()
+        }
+        loralens.save(adapter_of(own), tmp_path / f"{pair}-a")
+        loralens.save(adapter_of(mixed), tmp_path / f"{pair}-b")
+    fleet = Fleet.open(tmp_path)
+    fleet.update(tmp_path)
+
+    def cosines(families: FamiliesResult) -> list[float]:
+        return [dense_cosine(*map(fleet.adapter, family.members))[0] for family in families]
+
+    assert min(cosines(fleet.families())) >= 0.5
+    sketched = fleet.families(sketch=True)
+    assert min(cosines(sketched)) < 0.5
+    assert "(mean cosine by sketches at least 0.5)" in sketched.conclusion()[0]
 
 
 @pytest.mark.parametrize("at", [0.0, 0.05, 1.5])

@@ -329,6 +329,31 @@ def test_any_executor_gives_the_same_index(fleet: loralens.Fleet, tmp_path: Path
     np.testing.assert_array_equal(other.sketches().codes, fleet.sketches().codes)
 
 
+def test_a_file_whose_nesting_python_cannot_follow_is_one_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_many(tmp_path, 3)
+    inner = measuring.examine_file
+
+    def examine(path: Path, **options: bool) -> object:
+        if "a001" in str(path):
+            raise RecursionError("maximum recursion depth exceeded")
+        return inner(path, **options)
+
+    monkeypatch.setattr(measuring, "examine_file", examine)
+    result = loralens.Fleet.open(tmp_path).update(tmp_path)
+    assert result.adapters == 2
+    assert [file.name for file in result.unreadable] == ["a001"]
+
+
+def test_the_whole_disk_is_no_collection(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(Path(tmp_path.anchor))
+    for folder in (tmp_path.anchor, tmp_path / "link", "x" * 300):
+        with pytest.raises(loralens.OptionError, match="is the whole disk|is not a folder"):
+            loralens.Fleet.open(tmp_path / "home").update(folder)
+    assert not (tmp_path / "home").exists()
+
+
 def test_an_error_of_the_program_is_raised_and_what_was_measured_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,14 +1,16 @@
 """The base models of a fleet: those that adapters name, those that names and shapes show, and contradictions."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 
+from loralens.core.naming.base_model import BaseModel, group_models
 from loralens.core.progress import progress
 from loralens.errors import LoraLensError
+from loralens.fleet.bases.architectures import bare_base_name
 from loralens.fleet.bases.inference import base_name, contradicts, identify_base
 from loralens.fleet.catalogue.members import Member
 from loralens.fleet.levels import KIN
@@ -35,7 +37,8 @@ class MemberBase:
     Attributes
     ----------
     base : str
-        The base as the table of known bases calls it; the plain name of any other; empty if it is unknown.
+        The base as the table of known bases calls it; the plain name of any other, and of each model of one row of the
+        table if the fleet has adapters of several (cased and uncased); empty if it is unknown.
     source : str
         ``named``: the file or its configuration names it. ``names and shapes``: of the modules. ``neighbours``: of a
         member with a cosine of at least 0.2, which adapters of unrelated bases never have.
@@ -191,7 +194,7 @@ CONTRADICTION_COLUMNS: tuple[Column[MemberBase], ...] = (
 def find_bases(fleet: "Fleet") -> BasesResult:
     """The base of every member: the one that it names, else the one that its modules or its neighbours show."""
     members, sketches = fleet.snapshot()
-    member_bases = [_own_base(fleet, member) for member in members]
+    member_bases = _told_apart([_own_base(fleet, member) for member in members])
     unknown = [row for row, one in enumerate(member_bases) if not one.base and members[row].frobenius > 0]
     known_rows = np.array(
         [row for row, one in enumerate(member_bases) if one.base and members[row].frobenius > 0], dtype=np.int64
@@ -221,6 +224,27 @@ def _own_base(fleet: "Fleet", member: Member) -> MemberBase:
     if member.inferred:
         return MemberBase(member, member.inferred, "names and shapes", reason)
     return MemberBase(member, "", "unknown", reason, identify_base(signature).candidates)
+
+
+def _told_apart(member_bases: Sequence[MemberBase]) -> list[MemberBase]:
+    """The same with plain names in place of a row of the table if the names that adapters give are of several models.
+
+    Models whose weights have the same names and shapes are one row of the table, but not one base.
+    """
+    named: dict[str, Counter[str]] = defaultdict(Counter)
+    for one in member_bases:
+        if one.source == "named":
+            named[one.base][one.member.base or ""] += 1
+    plain: dict[str, str] = {}
+    for names in named.values():
+        spelled = [name for name, _ in names.most_common()]
+        groups = group_models([BaseModel.of(name) for name in spelled])
+        if len(groups) > 1:
+            plain |= {spelled[i]: bare_base_name(spelled[group[0]]) for group in groups for i in group}
+    return [
+        replace(one, base=plain.get(one.member.base or "", one.base)) if one.source == "named" else one
+        for one in member_bases
+    ]
 
 
 def _neighbour_base(

@@ -1,5 +1,6 @@
 """Reading the catalogue: the rows as members, the files that cannot be read, and signatures."""
 
+import errno
 import json
 import os
 import sqlite3
@@ -117,9 +118,18 @@ def read_root(connection: sqlite3.Connection, home: Path) -> Path | None:
     # A root that contains the index is stored relative to it, so that both can be moved together.
     root = Path(os.path.normpath(home / name_of(row[0])))
     # An index from elsewhere could otherwise have the whole disk looked through.
-    if is_whole_disk(root):
+    if is_whole_disk(root) or _is_too_long(root):
         raise damaged(home)
     return root
+
+
+def _is_too_long(path: Path) -> bool:
+    """Whether no file can have this path, which the methods of a Path answer by an error."""
+    try:
+        path.lstat()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
 
 
 def is_whole_disk(folder: Path) -> bool:

@@ -125,7 +125,7 @@ def check_files(home: Path) -> None:
     ------
     OptionError
     """
-    fix = f"make sure that nothing in {home} is of value, remove it, and index again"
+    fix = f"remove {home}, and index again"
     for name in (*FILES, *_NEVER_OURS):
         try:
             status = (home / name).lstat()
@@ -194,7 +194,9 @@ def open_unchecked(home: Path) -> Iterator[sqlite3.Connection]:
                     # A signal has raised it within the handler, where Python drops it.
                     raise KeyboardInterrupt from None
                 what = f"{home}: an answer of the catalogue takes longer than {SECONDS:g} s"
-                raise OptionError(what, fix=f"add a LIMIT to a SELECT; if there is none, remove {home}") from error
+                raise OptionError(
+                    what, fix=f"add a LIMIT if it is your SELECT; otherwise remove {home}, and index again"
+                ) from error
 
 
 def is_interrupted(error: Exception) -> bool:

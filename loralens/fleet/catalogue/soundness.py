@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any
 
 MOST_SLOTS = 1 << 31  # a file of so many slots would have 9 TB
+LONGEST_PATH = 4096  # letters; Linux opens no file by a longer path
 
 
 def check_values(values: Sequence[object], kinds: Sequence[Callable[[Any], bool]]) -> None:
@@ -79,7 +80,9 @@ def is_text_or_nothing(value: object) -> bool:
 
 def is_name(value: object) -> bool:
     """Whether it is a path or a name as they are stored: text or bytes."""
-    return isinstance(value, str | bytes) and (b"\0" if isinstance(value, bytes) else "\0") not in value  # type: ignore[operator]
+    if not isinstance(value, str | bytes) or len(value) > LONGEST_PATH:
+        return False
+    return (b"\0" if isinstance(value, bytes) else "\0") not in value  # type: ignore[operator]
 
 
 def are_ranks(text: object) -> bool:

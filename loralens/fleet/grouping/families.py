@@ -12,18 +12,23 @@ from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import LoraLensError, OptionError
 from loralens.fleet.catalogue.members import Member
-from loralens.fleet.grouping.components import alike_groups
+from loralens.fleet.grouping.components import alike_groups, cosines_among, rows_by_label
 from loralens.fleet.grouping.links import distinct_files
 from loralens.fleet.levels import FAMILY, KIN, ChanceLevels
 from loralens.fleet.search.inner import ExactUpdate, exact_cosine
 from loralens.fleet.sketching.sketches import Sketches, unit_rows
-from loralens.linalg.factor import Integers
+from loralens.linalg.factor import Floats, Integers
+from loralens.linalg.linkage import average_linkage_groups
 from loralens.tables.numbers import count, signed, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 
 if TYPE_CHECKING:
     from loralens.fleet.fleet import Fleet
+
+SKETCH_ERROR = 0.06  # largest error of a cosine by sketches; docs/fleet.md has what was measured
+# The errors of many pairs cancel in their mean, and the number of pairs grows with the square of that of members.
+FEW = 32  # members up to which the mean cosine of a family near the level is exact
 
 
 @final
@@ -113,9 +118,10 @@ class FamiliesResult(Tabular):
             return [f"{among}: no two have a cosine of {self.at:g} or more, so there is no family."]
         largest = self.families[0]
         families = count(len(self.families), "family", "families")
+        how = "" if all(family.exact for family in self.families) else " by sketches"
         return [
-            f"{among}: {families} of adapters that are alike (mean cosine at least {self.at:g}), and {len(self.alone)} "
-            f"in none. The largest has {count(len(largest.members), 'adapter')}."
+            f"{among}: {families} of adapters that are alike (mean cosine{how} at least {self.at:g}), and "
+            f"{len(self.alone)} in none. The largest has {count(len(largest.members), 'adapter')}."
         ]
 
     def tables(self) -> list[Table[Family]]:
@@ -189,13 +195,16 @@ MEMBER_COLUMNS: tuple[Column[FamilyMember], ...] = (
 def find_families(fleet: "Fleet", at: float = FAMILY, *, sketch: bool = False) -> FamiliesResult:
     """Group the members of a fleet by average linkage of the cosines of their updates, by sketches.
 
+    Where the error of sketches could carry the mean cosine of a family of up to 32 members below the level, the family
+    is grouped again by exact cosines.
+
     Parameters
     ----------
     fleet : Fleet
     at : float
         The smallest mean cosine within a family: 0.5 by default; 0.2 finds kin.
     sketch : bool
-        State the cosine of every family by sketches, and read no file.
+        Decide and state everything by sketches, and read no file.
 
     Raises
     ------
@@ -206,7 +215,11 @@ def find_families(fleet: "Fleet", at: float = FAMILY, *, sketch: bool = False) -
     if not KIN / 2 <= at <= 1:
         raise OptionError(f"at is {at:g}, and a level lies between 0.1 and 1", fix=f"give {FAMILY}, or {KIN} for kin")
     members, sketches = distinct_files(*fleet.snapshot())
-    groups = [middle_first(sketches, rows) for rows in alike_groups(sketches, at)]
+    alike = alike_groups(sketches, at)
+    if not sketch:
+        alike = [group for rows in alike for group in _at_level(fleet, members, sketches, rows, at)]
+        alike.sort(key=lambda group: (-len(group), int(group[0])))
+    groups = [middle_first(sketches, rows) for rows in alike]
     ends = [(int(rows[0]), int(rows[-1])) for rows in groups]
     exact, spreads = ({}, []) if sketch else exact_ends(fleet, members, ends)
     families = []
@@ -220,6 +233,46 @@ def find_families(fleet: "Fleet", at: float = FAMILY, *, sketch: bool = False) -
     level = [] if at == FAMILY else ["--at", f"{at:g}"]
     command = fleet.command("families", *level, "--csv")
     return FamiliesResult(at, families, alone, ChanceLevels(spread, len(members)), command)
+
+
+def _at_level(
+    fleet: "Fleet", members: Sequence[Member], sketches: Sketches, rows: Integers, at: float
+) -> list[Integers]:
+    """The rows of a group by sketches, or the groups of average linkage among them by exact cosines."""
+    if len(rows) > FEW:
+        return [rows]
+    sketched = cosines_among(sketches, rows)
+    if sketched[np.triu_indices(len(rows), 1)].mean() >= at + SKETCH_ERROR:
+        return [rows]
+    exact = exact_cosines(fleet, [members[row] for row in rows])
+    if exact is None:
+        return [rows]
+    return [
+        rows[group] for group in rows_by_label(average_linkage_groups(exact.astype(np.float32), at)) if len(group) > 1
+    ]
+
+
+def exact_cosines(fleet: "Fleet", members: Sequence[Member]) -> Floats | None:
+    """The exact cosines of all pairs of members; None, and a warning, if a file has changed since it was indexed."""
+    updates = []
+    with progress("reading", len(members)) as step:
+        for member in members:
+            try:
+                adapter = fleet.adapter(member)
+                updates.append(ExactUpdate.of(adapter, fleet.modules(adapter)))
+            except LoraLensError:  # it has changed, and may be anything now
+                warn(
+                    f"{member.name} has changed since it was indexed: cosines with it are by sketches",
+                    fix=f"index the fleet again: {fleet.index_command}",
+                )
+                return None
+            if step:
+                step(1)
+    cosines = np.eye(len(updates))
+    for i, first in enumerate(updates):
+        for j in range(i):
+            cosines[i, j] = cosines[j, i] = exact_cosine(first, updates[j]).cosine
+    return cosines
 
 
 def middle_first(sketches: Sketches, rows: Integers) -> Integers:

@@ -108,13 +108,22 @@ def look_through(
 
 def _broken_links(root: Path, missing: Iterable[str]) -> dict[str, FoundFile]:
     """The links above missing files that lead nowhere."""
-    links = {}
-    for folder in {folder for path in missing for folder in PurePath(path).parents}:
-        place = root / folder
-        # The methods of Path are not used, as they raise an error where a permission is missing.
-        if os.path.islink(place) and not os.path.exists(place):  # noqa: PTH110, PTH114
-            name = str(folder)
-            links[name] = _unreachable(name, f"this link leads to a folder that is not there: {os.readlink(place)}")  # noqa: PTH115
+    links: dict[str, FoundFile] = {}
+    leads_on: dict[str, bool] = {}
+    for path in missing:
+        name = ""
+        # From the top, since an index from elsewhere may have paths of thousands of folders that were never there.
+        for part in path.split(os.sep)[:-1]:
+            name = f"{name}{os.sep}{part}" if name else part
+            if name not in leads_on:
+                place = f"{root}{os.sep}{name}"
+                # The methods of Path are not used, as they raise an error where a permission is missing.
+                leads_on[name] = os.path.exists(place)  # noqa: PTH110
+                if not leads_on[name] and os.path.islink(place):  # noqa: PTH114
+                    reason = f"this link leads to a folder that is not there: {os.readlink(place)}"  # noqa: PTH115
+                    links[name] = _unreachable(name, reason)
+            if not leads_on[name]:
+                break
     return links
 
 

@@ -6,15 +6,9 @@ from os import PathLike
 import numpy as np
 
 from loralens.analysis.compare.clusters import cluster_order
-from loralens.core.messages import warn
-from loralens.core.progress import progress
-from loralens.errors import LoraLensError
-from loralens.fleet.catalogue.members import Member
 from loralens.fleet.fleet import Fleet
-from loralens.fleet.grouping.families import FamiliesResult, Family
-from loralens.fleet.search.inner import ExactUpdate, exact_cosine
+from loralens.fleet.grouping.families import FamiliesResult, Family, exact_cosines
 from loralens.fleet.sketching.sketches import Sketches
-from loralens.linalg.factor import Floats
 from loralens.reporting.document import Report
 from loralens.reporting.fleet import FleetAnswers, FleetMap, fleet_report
 from loralens.verbs.fleet import open_fleet
@@ -54,7 +48,7 @@ def _map_of(fleet: Fleet, families: FamiliesResult) -> FleetMap | None:
     sizes = [min(len(family.members), most) for family in chosen]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     pairs = sum(min(x.modules, y.modules) for i, x in enumerate(members) for y in members[:i])
-    cosines = _exact_cosines(fleet, members) if pairs <= MOST_PAIRS else None
+    cosines = exact_cosines(fleet, members) if pairs <= MOST_PAIRS else None
     exact = cosines is not None
     if cosines is None:
         directions = sketches.directions(rows=[row_of[member.number] for member in members]).astype(np.float64)
@@ -80,26 +74,3 @@ def _most_per_family(families: Sequence[Family]) -> int:
     ):
         most += 1
     return most
-
-
-def _exact_cosines(fleet: Fleet, members: Sequence[Member]) -> Floats | None:
-    """The exact cosines of all pairs of members; None if a file has changed since it was indexed."""
-    updates = []
-    with progress("reading", len(members)) as step:
-        for member in members:
-            try:
-                adapter = fleet.adapter(member)
-                updates.append(ExactUpdate.of(adapter, fleet.modules(adapter)))
-            except LoraLensError:  # it has changed, and may be anything now
-                warn(
-                    f"{member.name} has changed since it was indexed: the map shows cosines by sketches",
-                    fix=f"index the fleet again: {fleet.index_command}",
-                )
-                return None
-            if step:
-                step(1)
-    cosines = np.eye(len(updates))
-    for i, first in enumerate(updates):
-        for j in range(i):
-            cosines[i, j] = cosines[j, i] = exact_cosine(first, updates[j]).cosine
-    return cosines

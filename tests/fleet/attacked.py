@@ -1,0 +1,36 @@
+"""``python -m tests.fleet.attacked FOLDER OUT``: asks an index everything, one command after the other.
+
+It prints JSON: for each command its exit code and what it has said on standard error, and the peak of memory in bytes.
+"""
+
+import json
+import resource
+import sys
+
+from click.testing import CliRunner
+
+from loralens.cli.main import main
+
+SELECT = "select * from adapters, signatures order by name"
+
+
+def commands(folder: str, out: str) -> dict[str, list[str]]:
+    """The commands; the last one writes the index."""
+    place = ["--fleet", folder]
+    return {
+        "near": ["fleet", "near", "a000", *place],
+        "near --sketch": ["fleet", "near", "a000", "--sketch", *place],
+        **{name: ["fleet", name, *place] for name in ("copies", "runs", "families", "bases", "empty", "stats")},
+        "rows": ["fleet", "rows", SELECT, *place],
+        "report": ["report", *place, "-o", out],
+        "survey": ["survey", folder],
+        "index": ["fleet", "index", folder],
+    }
+
+
+if __name__ == "__main__":
+    told = {}
+    for name, words in commands(*sys.argv[1:]).items():
+        ended = CliRunner().invoke(main, words)
+        told[name] = [ended.exit_code, ended.stderr if ended.exit_code in (0, 2) else repr(ended.exception)]
+    sys.stdout.write(json.dumps([told, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))

@@ -1,0 +1,95 @@
+"""Indexes from elsewhere: no command hangs, breaks, fills the memory, or touches a file outside of the index."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from time import sleep
+
+import pytest
+
+import loralens
+from tests.fleet.attacked import commands
+from tests.fleet.hostile_indexes import ATTACKS, ENDLESS
+from tests.fleet.makers import random_adapter, save, save_many
+from tests.marks import slow_except
+
+HANGS = 200  # seconds; most take one or two
+MOST = 500 << 20  # bytes
+MINE = b"mine" * 100
+QUICK = (
+    "super-journal",
+    "endless files",
+    "shared pages",
+    "root /",
+    "link sketches.i8",
+    "pipe catalogue.sqlite-journal",
+)
+# What the next update replaces, as any other part of an index that is damaged.
+MENDED = {
+    name for name in ATTACKS if name.split()[0] in ("endless", "computed", "shared", "write-ahead", "root", "path")
+}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sound")
+    save_many(root, 3)
+    save(root / "copy", random_adapter(0))
+    loralens.Fleet.open(root).update(root)
+    return root
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pipes, and asks for a right to make links")
+@pytest.mark.parametrize("attack", slow_except(ATTACKS, *QUICK))
+def test_an_index_that_was_made_to_do_harm(attack: str, sound: Path, tmp_path: Path) -> None:
+    root, victim, out = tmp_path / "fleet", tmp_path / "victim", tmp_path / "out.html"
+    shutil.copytree(sound, root)
+    loralens.Fleet.open(root).update(root)
+    victim.write_bytes(MINE)
+    ATTACKS[attack](root / ".loralens-fleet", victim)
+    run = [sys.executable, "-m", "tests.fleet.attacked", root, out]
+    ended = subprocess.run(run, capture_output=True, text=True, check=True, timeout=HANGS)
+    told, memory = json.loads(ended.stdout)
+    assert told.keys() == commands(str(root), str(out)).keys()
+    assert not {name: text for name, (code, text) in told.items() if code not in (0, 2)}
+    assert memory < MOST
+    assert victim.read_bytes() == MINE
+    assert {path.name for path in tmp_path.iterdir()} <= {"fleet", "victim", "out.html"}
+    if attack in MENDED:
+        assert told["index"][0] == 0
+        assert len(loralens.Fleet.open(root).members()) == 4
+
+
+# Says by a file that it begins to ask the catalogue.
+TELLING = """
+import sys
+from pathlib import Path
+from loralens.cli.main import run
+from loralens.fleet.answers import rows
+inner, mark = rows.select_rows, Path(sys.argv.pop(1))
+def select_rows(*given):
+    mark.touch()
+    return inner(*given)
+rows.select_rows = select_rows
+run()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("number", slow_except((signal.SIGTERM, signal.SIGINT), signal.SIGTERM))
+def test_a_signal_ends_a_query_that_has_no_end(number: signal.Signals, sound: Path, tmp_path: Path) -> None:
+    """Python drops what a signal raises while SQLite is at work."""
+    mark = tmp_path / "begun"
+    words = [str(mark), "fleet", "rows", f"{ENDLESS} count(*) from n", "--fleet", str(sound)]
+    with subprocess.Popen([sys.executable, "-c", TELLING, *words], stderr=subprocess.PIPE, text=True) as process:
+        while not mark.exists():
+            assert process.poll() is None
+            sleep(0.02)
+        sleep(0.5)
+        process.send_signal(number)
+        said = process.communicate(timeout=HANGS)[1]
+    assert process.returncode == 128 + number
+    assert said.strip() in ("terminated", "interrupted")
