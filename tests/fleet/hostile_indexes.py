@@ -111,6 +111,12 @@ def linked(name: str, target: str | None = None) -> Attack:
     return attack
 
 
+def anew_through_link(home: Path, victim: Path) -> None:
+    """An index of another version, whose dates an update writes to a file that is a link."""
+    change(home, "update state set value = '0' where key = 'version'")
+    linked(NEXT_DATES)(home, victim)
+
+
 def pipe(name: str) -> Attack:
     """A file of the index is a pipe without a writer."""
 
@@ -175,6 +181,7 @@ ATTACKS: Mapping[str, Attack] = {
     "path of 300 letters": column("path", LONG),
     "name of 300 letters": column("name", LONG),
     "real of 300 letters": column("real", LONG),
+    "link while it is made anew": anew_through_link,
     **{f"link {name}": linked(name) for name in (*NAMES, *SIDE)},
     **{f"link to itself {name}": linked(name, name) for name in (*NAMES, *SIDE)},
     **{f"zero {name}": linked(name, "/dev/zero") for name in (*NAMES, *SIDE)},

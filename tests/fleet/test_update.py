@@ -349,7 +349,7 @@ def test_a_file_whose_nesting_python_cannot_follow_is_one_that_cannot_be_read(
 def test_the_whole_disk_is_no_collection(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(Path(tmp_path.anchor))
     for folder in (tmp_path.anchor, tmp_path / "link", "x" * 300):
-        with pytest.raises(loralens.OptionError, match="is the whole disk|is not a folder"):
+        with pytest.raises(loralens.OptionError, match=r"is the whole disk|is not a folder"):
             loralens.Fleet.open(tmp_path / "home").update(folder)
     assert not (tmp_path / "home").exists()
 

@@ -113,7 +113,7 @@ def _broken_links(root: Path, missing: Iterable[str]) -> dict[str, FoundFile]:
     for path in missing:
         name = ""
         # From the top, since an index from elsewhere may have paths of thousands of folders that were never there.
-        for part in path.split(os.sep)[:-1]:
+        for part in path.split(os.sep)[:-1]:  # noqa: PTH206
             name = f"{name}{os.sep}{part}" if name else part
             if name not in leads_on:
                 place = f"{root}{os.sep}{name}"
