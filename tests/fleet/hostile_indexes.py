@@ -181,7 +181,7 @@ ATTACKS: Mapping[str, Attack] = {
     "path of 300 letters": column("path", LONG),
     "name of 300 letters": column("name", LONG),
     "real of 300 letters": column("real", LONG),
-    "link while it is made anew": anew_through_link,
+    "made anew through a link": anew_through_link,
     **{f"link {name}": linked(name) for name in (*NAMES, *SIDE)},
     **{f"link to itself {name}": linked(name, name) for name in (*NAMES, *SIDE)},
     **{f"zero {name}": linked(name, "/dev/zero") for name in (*NAMES, *SIDE)},

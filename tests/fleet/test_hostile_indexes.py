@@ -32,6 +32,8 @@ REPLACED = {
     *("endless settings", "endless files", "computed column", "shared pages", "write-ahead log"),
     *(name for name in ATTACKS if name.startswith("root ") or name == "path of a million folders"),
 }
+# These are no files of loralens, and an update does not remove what somebody else has put there.
+REFUSED = {name for name in ATTACKS if name.split()[0] in ("super-journal", "link", "zero", "pipe", "folder")}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,8 @@ def test_an_index_that_was_made_to_do_harm(attack: str, sound: Path, tmp_path: P
     if attack in REPLACED:
         assert [told[name][0] for name in ("near", "rows", "stats", "index")] == [2, 2, 2, 0]
         assert len(loralens.Fleet.open(root).members()) == 5
+    elif attack in REFUSED:
+        assert [told[name][0] for name in ("near", "rows", "stats", "index")] == [2, 2, 2, 2]
 
 
 # Says by a file that it begins to ask the catalogue.
