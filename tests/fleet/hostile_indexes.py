@@ -173,7 +173,7 @@ ATTACKS: Mapping[str, Attack] = {
     "root /": state("root", "/"),
     "root //": state("root", "//"),
     "root above": state("root", "../" * 40),
-    "root of bytes": state("root", b"\xff"),
+    "other root, of bytes": state("root", b"\xff"),
     "reading of bytes": state("reading", b"allow_pickle"),
     "commit of bytes": state("commit", b"\xff"),
     "path of a million folders": column("path", "a/" * 1_000_000),

@@ -107,8 +107,8 @@ def read_run(paths: Sequence[Path]) -> Run:
 
 def checkpoint_step(path: Path) -> int | None:
     """The optimiser's step of one checkpoint, a file or its folder, as in `RunCheckpoint`; None if it is unknown."""
-    # A state that cannot be read says nothing about the adapter beside it.
-    with suppress(LoraLensError):
+    # A state that cannot be read says nothing about the adapter beside it, nor does a path that no file can have.
+    with suppress(LoraLensError, OSError):
         state = _state(path)
         return _step(path, {path: state} if state else {})
     return _step(path, {})
@@ -165,10 +165,8 @@ def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
 
 def _only_adapter(path: Path) -> str:
     """The name of the adapter file in a folder; empty if the path is not a folder, or holds none or several."""
-    if not path.is_dir():
-        return ""
-    with suppress(LoraLensError):
-        return adapter_file(path).name
+    with suppress(LoraLensError, OSError):
+        return adapter_file(path).name if path.is_dir() else ""
     return ""
 
 
