@@ -6,9 +6,9 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.naming.image_names import in_pipeline
+from loralens.core.naming.image_names import in_pipeline, is_of_diffusers_transformer
 from loralens.core.structured import Update
-from loralens.errors import place
+from loralens.errors import MismatchError, place
 from loralens.formats.dialects import alpha, up_down
 from loralens.formats.dialects.extras import add_tensors, check_encoder, keep_extras, translate_extras
 from loralens.formats.dialects.image import kohya_names
@@ -45,7 +45,8 @@ def write(adapter: Adapter) -> Stored:
         Two modules would get one name, the name of a layer does not say which text encoder it belongs to, kohya's
         software does not adapt a kind of weight, the file cannot hold an extra, or float32 cannot hold a scale.
     ShapeError, MismatchError
-        A grouped convolution was changed, or an update is not a pair.
+        A grouped convolution was changed, an update is not a pair, or the name of a layer of a transformer in the
+        original checkpoint is not known.
     """
     file_names = kohya_names(adapter) if adapter.format != NAME else {}
     # If the model is unknown, the prefix of the first text encoder depends on the other modules.
@@ -71,6 +72,13 @@ def _file(name: str, components: Components) -> str:
     if name.startswith(PREFIXES):
         return name
     check_encoder(name)
+    # ComfyUI reads some of these names under OneTrainer's lora_transformer_, and sd-scripts reads none.
+    if is_of_diffusers_transformer(name):
+        raise MismatchError(
+            "kohya's software has the names of the original checkpoint for the layers of a transformer, and what this "
+            "layer is called there is known of FLUX.1 only",
+            fix="write diffusers' or ComfyUI's format",
+        )
     name = in_pipeline(name)
     # Names without a component are those of a UNet or DiT, which most kohya files are for.
     start, prefix = next(((s, p) for s, p in components if name.startswith(s)), ("", "lora_unet_"))
