@@ -1,6 +1,7 @@
 """Writing kohya's dialect: unchanged modules as they were read, others under names that kohya's software reads."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,6 +28,7 @@ COMPONENTS = (
     ("text_encoder_2.", "lora_te2_"),
 )
 NUMBERED = ("text_encoder_2.", "text_encoder_3.", "transformer.")  # with these, the first encoder is lora_te1_
+DORA = ("magnitude", "magnitude_in")  # roles of extras that are a dora_scale
 Components = tuple[tuple[str, str], ...]
 HASHES = ("sshs_model_hash", "sshs_legacy_hash")  # of the tensors, so they are wrong after a change
 
@@ -107,15 +109,21 @@ def _alpha(module: Update) -> np.float32:
 
 def _extras(adapter: Adapter, files: Mapping[str, str], new: Callable[[str], str]) -> dict[str, LazyArray]:
     """The extras: unchanged in kohya's own dialect; from other dialects, DoRA magnitudes."""
-    if adapter.format == NAME:
-        return keep_extras(adapter, files, leaf=parse_kohya_key, canonical=undouble_prefix, named=new)
 
     def translate(extra: Extra, module: Update, channels: int) -> tuple[str, LazyArray]:
         # These shapes broadcast over the weight.
         axes = (channels, 1) if extra.role == "magnitude" else (1, channels)
         return f"{files[extra.module]}.dora_scale", extra.tensor.reshape(*axes, *(1 for _ in module.layout.kernel))
 
-    return translate_extras(adapter, ("magnitude", "magnitude_in"), "a kohya file", translate)
+    own: dict[str, LazyArray] = {}
+    if adapter.format == NAME:
+        # Magnitudes of layers that were joined into one matrix have no key of this dialect yet.
+        joined = {key: e for key, e in adapter.extra.items() if e.role in DORA and not parse_kohya_key(key)}
+        as_stored = replace(adapter, extra={key: e for key, e in adapter.extra.items() if key not in joined})
+        own = keep_extras(as_stored, files, leaf=parse_kohya_key, canonical=undouble_prefix, named=new)
+        adapter = replace(adapter, extra=joined)
+    add_tensors(own, translate_extras(adapter, DORA, "a kohya file", translate))
+    return own
 
 
 def _metadata(adapter: Adapter) -> Mapping[str, str] | None:
