@@ -50,9 +50,9 @@ class Layout:
         ``linear``, ``conv``, ``embedding``, ``experts`` (one expert of a stack), ``merged`` (fused projections of
         which only some are adapted, as one block-diagonal pair) or ``parameter`` (a weight that is not ``.weight``).
     kernel : tuple of int
-        Kernel size of a convolution; its update is (out, in · k…).
+        Kernel size of a convolution; its update is (out, in · k…). Empty for a convolution whose kernel nothing says.
     groups : int
-        Groups of a grouped convolution, or blocks of a ``merged`` pair.
+        Groups of a grouped convolution, or blocks of a ``merged`` pair. 0 for a convolution that may have groups.
     transposed : bool
         Whether the file says that the base stores this weight as (in, out). If the shape of the weight says otherwise,
         the shape counts.
