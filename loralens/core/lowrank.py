@@ -81,7 +81,8 @@ class Origin:
     Attributes
     ----------
     format : str
-        The dialect of the file.
+        The dialect of the file. Another name than that of the adapter's dialect says that the tensors are no pair, but
+        what the factors are a product of.
     tensors : mapping of str to LazyArray
         Tensors by their key in the file. The experts of a stack share tensors.
     share : int
@@ -96,6 +97,13 @@ class Origin:
     def parameters(self) -> int:
         """Number of stored numbers of one module, not counting α."""
         return sum(tensor.size for tensor in self.tensors.values() if tensor.ndim) // self.share
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The widest dtype of the tensors; None if they are packed bits."""
+        # A number alone is α.
+        dtypes = (tensor.dtype for tensor in self.tensors.values() if tensor.ndim and self.numbers is None)
+        return max(dtypes, key=lambda dtype: dtype.itemsize, default=None)
 
     @property
     def nbytes(self) -> int:

@@ -273,7 +273,7 @@ def test_convert_takes_kernels_from_the_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "factor"),
     [
-        (["compress", "A", "--rank", "64"], 1.0),
+        (["compress", "A", "--rank", "64", "--force"], 1.0),
         (["combine", "A", "A:0.5"], 1.5),
         (["negate", "A"], -1.0),
         (["drop", "A", "-m", "x.v"], 1.0),

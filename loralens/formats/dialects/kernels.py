@@ -19,7 +19,7 @@ _FIRST = re.compile(
     r"(^|[._])(conv_?(in|1|first|stem)|stem|patch_?embed\w*|embed\w*|input\w*|features\.0)([._]|$)", re.IGNORECASE
 )
 # The dialects in the origins of such modules.
-FLAT = ("lycoris", "peft-adalora", "peft-loha", "peft-lokr")
+FLAT = ("lycoris-product", "peft-adalora", "peft-loha", "peft-lokr")
 
 
 def with_known_kernels(adapter: Adapter, base: str | PathLike[str] | None) -> Adapter:

@@ -39,6 +39,7 @@ from loralens.formats.dialects.products import hadamard, kronecker, tucker
 from loralens.formats.files.container import Stored
 
 NAME = "lycoris"
+PRODUCT = "lycoris-product"  # the dialect in the origins of updates whose tensors are no pair
 LINEAR = Layout()
 
 # All leaves of LyCORIS apart from LoCon's, which end like a pair.
@@ -196,7 +197,7 @@ def update_of(
     product: LowRank | Form,
     scaling: Scaling,
     kernel: tuple[int, ...],
-    form: str = NAME,
+    form: str = PRODUCT,
     *,
     flat: Layout = LINEAR,
 ) -> Update:
