@@ -120,7 +120,9 @@ def lora_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
         rank = fields.get("init_r", DEFAULT_INIT_RANK)
         return {**common, "peft_type": PLAIN, "r": rank, "rank_pattern": {}, "alpha_pattern": {}}
     lora = {"lora_dropout": 0.0, "bias": "none", "init_lora_weights": True}
-    return {**lora, **common, "peft_type": PLAIN, "lora_alpha": fields.get("alpha", 8)}
+    # Without an α in the file, PEFT's default is the same for all types.
+    alpha = {"lora_alpha": fields["alpha"]} if "alpha" in fields else {}
+    return {**lora, **common, "peft_type": PLAIN, **alpha}
 
 
 def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
@@ -213,6 +215,8 @@ def _adalora_scale(parts: Parts, config: PeftConfig | None) -> tuple[Scaling, fl
     # As in PEFT's update_layer of AdaLoRA.
     alpha = terms.alpha if terms.alpha > 0 else float(terms.rank)
     origin = f"AdaLoRA: lora_alpha/(ranknum + 1e-5) = {alpha:g}/({ranknum:g} + 1e-5)"
+    if "lora_alpha" not in config.fields:
+        origin += f"; {terms.origin}"
     return Scaling("given", origin=origin), alpha / (ranknum + EPSILON)
 
 
