@@ -100,9 +100,9 @@ class Origin:
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
-        """The widest dtype of the tensors; None if they are packed bits."""
+        """The widest dtype of the tensors; None if there are none."""
         # A number alone is α.
-        dtypes = (tensor.dtype for tensor in self.tensors.values() if tensor.ndim and self.numbers is None)
+        dtypes = (tensor.dtype for tensor in self.tensors.values() if tensor.ndim)
         return max(dtypes, key=lambda dtype: dtype.itemsize, default=None)
 
     @property

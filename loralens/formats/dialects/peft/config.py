@@ -247,7 +247,7 @@ class PeftConfig:
         excluded = self.fields.get("exclude_modules")
         if isinstance(excluded, str):
             # The paths that it matches are not in the file, so the name of the target has to do.
-            expression = Expression(excluded, "exclude_modules", self.allowance)
+            expression = Expression(excluded, "exclude_modules", self.clock)
             return target.rpartition(".")[2] in excluded or expression.matches(target)
         return any(f".{path}".endswith(f".{target}") or f".{target}".endswith(f".{path}") for path in excluded or [])
 
