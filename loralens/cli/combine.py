@@ -71,6 +71,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
 @options.DROP_DEAD
 @options.rank_rules
 @options.UNIFORM
+@options.FORCE
 @row_options(csv="module")
 @options.writing
 def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:

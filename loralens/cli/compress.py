@@ -30,6 +30,7 @@ from loralens.cli.show import RowOptions, row_options
     is_flag=True,
     help="Write nothing, and exit with 1, if the file would not become smaller.",
 )
+@click.option("--force", is_flag=True, help="Exit with 0 also if the file becomes larger, as with another --dtype.")
 @options.OVERWRITE
 @options.DRY_RUN
 @options.JOBS
@@ -44,7 +45,7 @@ def command(source: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     the written file, read back. The source is never overwritten.
 
     If the file would not become smaller, the adapter is written as it was, unless --to, --dtype or --uniform asks for
-    another form.
+    another form. If such a file is larger than the source, the command exits with 1 unless --force is given.
 
     Several SOURCEs, or a folder that has adapters in it, are written into the folder TARGET, each under its own name.
     Repeated, the command skips what it has done.

@@ -23,6 +23,7 @@ from loralens.cli.show import RowOptions, row_options, show
 )
 @options.modules
 @options.take("both")
+@options.FORCE
 @row_options(csv="module")
 @options.writing
 def command(first: str, second: str, at: float, rows: RowOptions, **keywords: Any) -> None:

@@ -144,6 +144,7 @@ ALLOW_LOSS = click.option(
 UNIFORM = click.option(
     "--uniform", is_flag=True, help="Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require."
 )
+FORCE = click.option("--force", is_flag=True, help="Combine adapters of different image models too.")
 DROP_DEAD = click.option("--drop-dead", is_flag=True, help="Leave out modules whose update is zero.")
 
 

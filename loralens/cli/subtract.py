@@ -16,6 +16,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @options.take("both")
 # What is equal in both adapters becomes zeros, which not everybody wants to store.
 @options.DROP_DEAD
+@options.FORCE
 @row_options(csv="module")
 @options.writing
 def command(first: str, second: str, rows: RowOptions, **keywords: Any) -> None:

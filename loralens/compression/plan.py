@@ -49,7 +49,8 @@ class TruncationPlan:
     directions : mapping of str to Directions
         The directions of the chosen modules, in natural order; all other modules stay as they are.
     dtype : dtype or None
-        The dtype of all factors that are written; None: each factor keeps its own.
+        The dtype of all factors that are written. None: each factor keeps its own, and factors that are products of
+        other tensors, such as those of a LoHa, get the dtype of these tensors.
     """
 
     adapter: Adapter
@@ -230,7 +231,7 @@ class TruncationPlan:
         return self._measures[quantity]
 
     def _measure(self, quantity: Literal["parameters", "nbytes"]) -> Callable[[Mapping[str, int]], int]:
-        others = self.at({}) if self.dtype else self.adapter
+        others = self.at({})
         fixed: int = sum(getattr(module, quantity) for name, module in others.items() if name not in self.directions)
         # Of each module: the rank at which it stays as it is, what it has then, and what one direction has.
         whole: dict[str, int] = {}
@@ -240,7 +241,8 @@ class TruncationPlan:
             module = self.adapter[name]
             own[name] = module.rank
             unit[name] = self.direction_bytes(module) if quantity == "nbytes" else sum(module.shape)
-            if isinstance(module, LowRank) and (self.dtype is None or cast_factors(module, self.dtype) is module):
+            dtype = self.dtype_of(module)
+            if isinstance(module, LowRank) and (dtype is None or cast_factors(module, dtype) is module):
                 whole[name] = getattr(module, quantity)
 
         # No function inside this one, since results hold the plan and can be pickled.
@@ -272,12 +274,21 @@ class TruncationPlan:
 
     def direction_bytes(self, module: Update) -> int:
         """The bytes of one direction of a module in its file."""
-        out, in_ = module.shape
-        if self.dtype or not isinstance(module, LowRank):
-            return (out + in_) * (self.dtype.itemsize if self.dtype else 4)  # `nearest_pair` makes float32
+        (out, in_), dtype = module.shape, self.dtype_of(module)
+        if dtype or not isinstance(module, LowRank):
+            return (out + in_) * (dtype.itemsize if dtype else 4)  # `nearest_pair` makes float32
         # Each factor keeps its own dtype, and in some files they differ.
         B, A = module.factors
         return out * B.dtype.itemsize + in_ * A.dtype.itemsize
+
+    def dtype_of(self, module: Update) -> DType | None:
+        """The dtype in which the factors of a module are written; None if each keeps its own."""
+        origin = module.origin
+        if self.dtype or origin is None or origin.format == self.adapter.format:
+            return self.dtype
+        stored = origin.dtype
+        # Products of numbers of 8 bits need more digits than these have.
+        return stored if stored and stored.itemsize > 1 else None
 
     def at(self, chosen: Mapping[str, int], *, splits: FactorSplits | None = None) -> Adapter:
         """The adapter at these ranks. Its factors are computed when they are read, and their splits noted.
@@ -288,14 +299,14 @@ class TruncationPlan:
         recent = Recent()  # shared by all modules, so that one dense pair is in memory at a time
         modules: dict[str, Update] = {}
         for name, module in self.adapter.items():
-            rank = chosen.get(name, module.rank)
+            rank, dtype = chosen.get(name, module.rank), self.dtype_of(module)
             if isinstance(module, Structured):
-                modules[name] = nearest_pair(module, rank, self.dtype, recent) if name in chosen else module
+                modules[name] = nearest_pair(module, rank, dtype, recent) if name in chosen else module
             elif rank == module.rank:
-                modules[name] = cast_factors(module, self.dtype) if self.dtype else module
+                modules[name] = cast_factors(module, dtype) if dtype else module
             else:
                 note = partial(splits.note, name) if splits else None
-                modules[name] = truncate_pair(module, self.directions[name], rank, self.dtype, note=note)
+                modules[name] = truncate_pair(module, self.directions[name], rank, dtype, note=note)
             if modules[name] is not module:
                 modules[name] = locate_errors(name, modules[name])
         return replace(self.adapter, modules=modules).without([name for name, rank in chosen.items() if rank == 0])

@@ -52,9 +52,9 @@ class Layout:
         ``linear``, ``conv``, ``embedding``, ``experts`` (one expert of a stack), ``merged`` (fused projections of
         which only some are adapted, as one block-diagonal pair) or ``parameter`` (a weight that is not ``.weight``).
     kernel : tuple of int
-        Kernel size of a convolution; its update is (out, in · k…).
+        Kernel size of a convolution; its update is (out, in · k…). Empty for a convolution whose kernel nothing says.
     groups : int
-        Groups of a grouped convolution, or blocks of a ``merged`` pair.
+        Groups of a grouped convolution, or blocks of a ``merged`` pair. 0 for a convolution that may have groups.
     transposed : bool
         Whether the file says that the base stores this weight as (in, out). If the shape of the weight says otherwise,
         the shape counts.
@@ -83,7 +83,8 @@ class Origin:
     Attributes
     ----------
     format : str
-        The dialect of the file.
+        The dialect of the file. Another name than that of the adapter's dialect says that the tensors are no pair, but
+        what the factors are a product of.
     tensors : mapping of str to LazyArray
         Tensors by their key in the file. The experts of a stack share tensors.
     share : int
@@ -98,6 +99,13 @@ class Origin:
     def parameters(self) -> int:
         """Number of stored numbers of one module, not counting α."""
         return sum(tensor.size for tensor in self.tensors.values() if tensor.ndim) // self.share
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The widest dtype of the tensors; None if there are none."""
+        # A number alone is α.
+        dtypes = (tensor.dtype for tensor in self.tensors.values() if tensor.ndim)
+        return max(dtypes, key=lambda dtype: dtype.itemsize, default=None)
 
     @property
     def nbytes(self) -> int:

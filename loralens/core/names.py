@@ -125,6 +125,14 @@ def is_expert_alone(name: str) -> bool:
     return bool(_EXPERT_ALONE.search(name))
 
 
+_CONVOLUTION = re.compile(r"(?<!pw)conv(?!e)|patch_embed|downsample", re.IGNORECASE)
+
+
+def is_convolution_name(name: str) -> bool:
+    """Whether a module is probably a convolution by its name: ``conv1``, ``downsample.0``, ``patch_embed.proj`` …"""
+    return bool(_CONVOLUTION.search(".".join(name.split(".")[-2:])))
+
+
 def some(names: Iterable[str], count: int = 3) -> str:
     """The first ``count`` names and the number of the others, as text for a message."""
     names = list(names)

@@ -304,6 +304,8 @@ def with_kernels(adapter: Adapter, shapes: Mapping[str, Shape]) -> Adapter:
 
     def layout(name: str, module: Update) -> Layout | None:
         shape, own = shapes.get(name, ()), module.layout
+        if own.kind == "conv" and not own.kernel and len(shape) == 2:  # only its name was that of a convolution
+            return Layout()
         flat = len(shape) > 2 and own.kind in ("linear", "conv") and own.groups == 1
         if not flat or own.kernel == shape[2:] or module.shape != (shape[0], prod(shape[1:])):
             return None

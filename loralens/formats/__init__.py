@@ -46,7 +46,7 @@ def load(
         Read ``.bin`` and ``.pt`` files. The unpickler builds tensors and runs no code of the file.
     base : path, optional
         The folder of the base model. A GGUF adapter needs its numbers of heads to restore the order of the rows of q
-        and k.
+        and k, and files that store the factors of convolutions flat need the kernels of its weights.
     once : bool
         Count the update of the out_proj of an ``nn.MultiheadAttention`` once. PEFT up to 0.21.2 adds it twice, in
         training too.
@@ -74,6 +74,11 @@ def load(
         for finding in adapter.findings:
             if strict and finding.level == "error":
                 raise MismatchError(finding.text, fix=finding.fix)
+    # Only LyCORIS and some types of PEFT flatten kernels.
+    if adapter.format == "lycoris" or (config or {}).get("peft_type") not in (None, "LORA"):
+        from loralens.formats.dialects.kernels import with_known_kernels
+
+        adapter = with_known_kernels(adapter, base)
     return adapter
 
 

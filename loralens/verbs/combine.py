@@ -34,6 +34,7 @@ def combine(
     take: AdapterSource | None = None,
     drop_dead: bool = False,
     uniform: bool = False,
+    force: bool = False,
     **options: Unpack[RulesWritingAndReading],
 ) -> CombineResult:
     """Combine several adapters into one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
@@ -76,6 +77,8 @@ def combine(
         Leave out modules whose update is zero.
     uniform : bool
         Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
+    force : bool
+        Combine adapters of different image models too, such as SDXL and SD 1.5, which share a text encoder.
     **options : RankRules, Writing and Reading
         How the result is truncated (at most one of ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters`` and
         ``size``; see `loralens.compress`), how it is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``,
@@ -90,8 +93,8 @@ def combine(
     FormatError
         A file is not an adapter, or not a recipe.
     MismatchError
-        The adapters have no module in common, or something cannot be combined, such as DoRA without its base or the
-        heads of several adapters without ``take``.
+        The adapters are of different image models or have no module in common, or something cannot be combined, such
+        as DoRA without its base or the heads of several adapters without ``take``.
     ShapeError
         A module has two shapes, so the adapters belong to two base models.
     """
@@ -104,7 +107,7 @@ def combine(
             "uniform": uniform or None, **rules,
         }  # fmt: skip
         stored = _read_recipe(recipe, adapters, excluded)
-        return follow_recipe(stored, [ingredient.path for ingredient in stored.adapters], **files)
+        return follow_recipe(stored, [ingredient.path for ingredient in stored.adapters], force=force, **files)
     # Refused before anything is read.
     check_choice("space", space, SPACES)
     if strength is not None:
@@ -130,7 +133,7 @@ def combine(
         truncate={} if rule is None else {rule.name: rule.value},
         uniform=uniform,
     )
-    return follow_recipe(combination, [source for source, _ in pairs], **files)
+    return follow_recipe(combination, [source for source, _ in pairs], force=force, **files)
 
 
 def _read_recipe(

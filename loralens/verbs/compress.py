@@ -54,6 +54,7 @@ class CompressOptions(RulesAndReading, total=False):
     block: Blocks
     drop_dead: bool
     only_if_smaller: bool
+    force: bool
     overwrite: bool
     dry_run: bool
     jobs: int | None
@@ -65,7 +66,7 @@ def _batch_work(verb: Callable[..., Any]) -> "AdapterWork":
     return AdapterWork(
         verb,
         CompressResult.numbers,
-        status=lambda result: "no" if not result.answer else "unchanged" if result.kept_whole else "written",
+        status=lambda result: "no" if result.withheld else "unchanged" if result.kept_whole else "written",
         answer=lambda numbers, options: bool(numbers["smaller"]) or not options.get("only_if_smaller"),
         check=lambda options: rank_rule(**split_rules(options)[0]),
     )
@@ -94,6 +95,7 @@ def compress(
     block: Blocks = (),
     drop_dead: bool = False,
     only_if_smaller: bool = False,
+    force: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     jobs: int | None = None,
@@ -154,6 +156,8 @@ def compress(
         Leave out modules whose update is zero, or that get no rank from the budget.
     only_if_smaller : bool
         Write nothing if the file would not become smaller; ``answer`` of the result is then False.
+    force : bool
+        If the file becomes larger, ``answer`` of the result stays True. It says nothing for several adapters.
     overwrite : bool
         Replace what is already at ``output``.
     dry_run : bool
@@ -197,6 +201,8 @@ def compress(
     gained = form.size(new) < bytes_before
     # If another form was requested by name, it is written even if the file becomes larger.
     unchanged = not gained and to in (None, before.format) and dtype is None and not uniform
+    # The products of a LoHa, for example, cannot be written as they were.
+    unchanged = unchanged and not any(m.origin and m.origin.format != before.format for m in before.modules.values())
     if unchanged:
         new, notes = before, []
     if only_if_smaller and not gained:
@@ -207,7 +213,8 @@ def compress(
     on_data = data_losses(before, after, moments) if moments else {}
     notes += _notes(before, ranks, after, rules.get("rank"), form.name)
     measured = module_losses, on_data, bytes_before, bytes_after, notes
-    return CompressResult(label, after, before, form.name, target, *measured, plan, form, unchanged, only_if_smaller)
+    chosen = plan, form, unchanged, only_if_smaller, force
+    return CompressResult(label, after, before, form.name, target, *measured, *chosen)
 
 
 def _measure_losses(

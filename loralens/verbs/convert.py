@@ -29,6 +29,7 @@ from loralens.verbs.outputs.renaming import (
     add_magnitudes,
     rename_as_in_base,
     replace_prefixes,
+    warn_of_components,
     with_known_names,
 )
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
@@ -256,6 +257,8 @@ def convert(
         stored, files = form.encode(narrow)
         # The stored form is read back in memory: the result is what a reader will see, whether it is written or not.
         back = next(each for each in FORMATS if each.name == to).read(stored)
+        if to != format_before:
+            warn_of_components(back)
         exact = pairs
         # Another dialect may divide, join and rename modules, and the error is measured under its names.
         if pairs.format != to:

@@ -377,6 +377,7 @@ def _inspect(
 ) -> AdapterInspection:
     inspection = inspect_adapter(adapter, modules=modules)
     findings, match = list(inspection.findings), None
+    stored: Mapping[str, tuple[int, ...]] = {}
     if base is not None:
         # Imported here because it takes as long as NumPy itself, and most adapters are inspected without a base.
         from loralens.core.naming.matching import match as match_names
@@ -398,7 +399,7 @@ def _inspect(
     if consumer is not None:
         from loralens.analysis.clients.rules import check
 
-        refusals = check(adapter, consumer, match)
+        refusals = check(adapter, consumer, match, stored)
         # What the reader already said about this consumer is said once, at the level that it has for the consumer.
         said = {finding.text for finding in refusals}
         findings = [finding for finding in findings if finding.text not in said]

@@ -19,6 +19,7 @@ def interpolate(
     modules: Sequence[str] = (),
     block: Blocks = (),
     take: AdapterSource | None = None,
+    force: bool = False,
     **options: Unpack[WritingAndReading],
 ) -> CombineResult:
     """Write (1 − t)·ΔW_A + t·ΔW_B of two adapters, exactly.
@@ -39,6 +40,8 @@ def interpolate(
     take : path or Adapter, optional
         The adapter whose heads and biases are written if both have some: its path, its name, ``"1"`` or ``"2"``, or the
         object that was given; ``"none"`` leaves them out.
+    force : bool
+        Combine adapters of different image models too, such as SDXL and SD 1.5, which share a text encoder.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
         and how files are read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
@@ -50,7 +53,8 @@ def interpolate(
     FormatError
         A file is not an adapter.
     MismatchError
-        The adapters have no module in common, both have heads and ``take`` is missing, or DoRA lacks its base.
+        The adapters are of different image models or have no module in common, both have heads and ``take`` is missing,
+        or DoRA lacks its base.
     ShapeError
         A module has two shapes, so the adapters belong to two base models.
     """
@@ -62,4 +66,4 @@ def interpolate(
         (first, strength_within(chosen, 1 - at, elsewhere=1.0)),
         (second, strength_within(chosen, at, elsewhere=0.0)),
     ]
-    return combine_sources(pairs, take=take, **options)
+    return combine_sources(pairs, take=take, force=force, **options)

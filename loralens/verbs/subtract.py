@@ -20,6 +20,7 @@ def subtract(
     block: Blocks = (),
     take: AdapterSource | None = None,
     drop_dead: bool = False,
+    force: bool = False,
     **options: Unpack[WritingAndReading],
 ) -> CombineResult:
     """Write the difference ΔW_A − ΔW_B of two adapters, exactly.
@@ -40,6 +41,8 @@ def subtract(
         object that was given; ``"none"`` leaves them out.
     drop_dead : bool
         Leave out modules whose update is zero.
+    force : bool
+        Combine adapters of different image models too, such as SDXL and SD 1.5, which share a text encoder.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
         and how files are read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
@@ -51,10 +54,11 @@ def subtract(
     FormatError
         A file is not an adapter.
     MismatchError
-        The adapters have no module in common, both have heads and ``take`` is missing, or DoRA lacks its base.
+        The adapters are of different image models or have no module in common, both have heads and ``take`` is missing,
+        or DoRA lacks its base.
     ShapeError
         A module has two shapes, so the adapters belong to two base models.
     """
     # B has weight 0 in modules that were not chosen, so they stay those of A.
     pairs = [(first, Strength()), (second, strength_within(as_globs(modules, block), -1.0, elsewhere=0.0))]
-    return combine_sources(pairs, take=take, drop_dead=drop_dead, **options)
+    return combine_sources(pairs, take=take, drop_dead=drop_dead, force=force, **options)

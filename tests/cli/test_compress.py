@@ -110,11 +110,31 @@ def test_untouched_it_keeps_its_bits(small: Path, tmp_path: Path) -> None:
 
 
 def test_dtype_and_dialect(small: Path, tmp_path: Path) -> None:
-    record = told(small, "-o", tmp_path / "a.safetensors", "--energy", 1, "--dtype", "bf16", "--to", "kohya")
+    record = told(small, "-o", tmp_path / "a.safetensors", "--energy", 1, "--dtype", "bf16", "--to", "kohya", "--force")
     back = loralens.load(tmp_path / "a.safetensors")
     assert (record["format"], back.format) == ("kohya", "kohya")
     assert {str(module.dtype) for module in back.modules.values()} == {"bfloat16"}
     assert record["total"]["relative_error"] == 0  # powers of two
+
+
+def test_products_keep_the_dtype_of_the_file_and_a_larger_file_is_not_a_success(tmp_path: Path) -> None:
+    """The factors of a LoHa are products, which are computed in float32."""
+    rng = np.random.default_rng(0)
+    shapes = {"hada_w1_a": (64, 4), "hada_w1_b": (4, 48), "hada_w2_a": (64, 4), "hada_w2_b": (4, 48)}
+    tensors = {f"lora_unet_a.{key}": rng.standard_normal(shape).astype("f2") for key, shape in shapes.items()}
+    save_file(tensors, tmp_path / "loha.safetensors")
+    for rank, more, code, said in (
+        (3, (), 0, "smaller than"),
+        (16, (), 1, "larger than"),
+        (16, ("--force",), 0, "larger than"),
+        (16, ("--only-if-smaller", "--force"), 1, "Nothing was written"),
+    ):
+        out = tmp_path / f"{rank}{len(more)}.safetensors"
+        arguments = ("compress", tmp_path / "loha.safetensors", "-o", out, "--to", "kohya", "--rank", rank, *more)
+        result = Command().run(*arguments)
+        assert (result.exit_code, said in result.stdout.splitlines()[0]) == (code, True)
+        if said != "Nothing was written":
+            assert {str(module.dtype) for module in loralens.load(out).modules.values()} == {"float16"}
 
 
 def test_activations(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,5 +136,5 @@ def test_fused_projections_are_kept_whole_where_a_pair_would_be_no_smaller(
 
 def test_fused_projections_have_no_blocks_elsewhere(fused: Path, tmp_path: Path) -> None:
     for more in (["--to", "kohya"], ["--uniform"]):
-        record = compressed(fused, tmp_path / more[-1], "--rank", 6, *more)
+        record = compressed(fused, tmp_path / more[-1], "--rank", 6, *more, "--force")
         assert (record["modules"][0]["rank_after"], record["notes"]) == (6, [])

@@ -15,6 +15,7 @@ import loralens
 from loralens.analysis.compare.equality import differences
 from loralens.core.lowrank import LowRank
 from loralens.core.names import is_expert_alone
+from loralens.core.naming.image_names import ORIGINAL, is_of_diffusers_transformer
 from loralens.formats.dialects.table import FORMATS
 from tests.tolerances import CONFORMANCE
 
@@ -83,7 +84,7 @@ def test_written_in_its_own_dialect_it_is_the_same_to_the_bit(case: str, tmp_pat
 
 
 def convertible(case: str, to: str) -> loralens.Adapter:
-    """What ``to`` can hold of a case: plain pairs of one rank where it has but one, under names of a UNet."""
+    """What ``to`` can hold of a case: plain pairs of one rank where it has but one, and names of a UNet for others."""
     adapter = loaded(case)
     kinds = ("linear",) if to in ("mlx", "loralib", "gguf") else ("linear", "conv")
     modules = {
@@ -99,9 +100,14 @@ def convertible(case: str, to: str) -> loralens.Adapter:
     if to == "mlx" and modules:
         rank = next(iter(modules.values())).rank
         modules = {name: module for name, module in modules.items() if module.rank == rank}
-    unnamed = adapter.format == "safeloras"  # which has numbers
+
+    def unnamed(name: str) -> bool:
+        """Numbers, underscores for dots, and names of transformers that the dialect has under others."""
+        foreign = is_of_diffusers_transformer if to == "kohya" else lambda name: name.startswith(ORIGINAL)
+        return adapter.format == "safeloras" or "." not in name or (to in ("kohya", "diffusers") and foreign(name))
+
     names = {
-        name: f"unet.down_blocks.{7 + i}.attentions.0.proj_in" if unnamed or "." not in name else name
+        name: f"unet.down_blocks.{7 + i}.attentions.0.proj_in" if unnamed(name) else name
         for i, name in enumerate(modules)
     }
     chosen = loralens.Adapter(modules=modules, format=adapter.format, base_model=adapter.base_model)

@@ -25,6 +25,7 @@ from loralens.formats import encode_adapter
 from loralens.formats.dialects import xlabs
 from loralens.formats.dialects.comfyui import reader as comfyui
 from loralens.formats.dialects.diffusers import reader as diffusers
+from loralens.formats.dialects.diffusers.keys import component
 from loralens.formats.dialects.diffusers.metadata import KEY
 from loralens.formats.dialects.diffusers.writer import write
 from loralens.formats.files.container import Stored, read_safetensors
@@ -569,6 +570,7 @@ PARTS = st.sampled_from(
 )
 def test_what_is_written_is_read_back(names: list[str], scales: list[float], ranks: list[int]) -> None:
     assume(not any("text_model.text_model" in name for name in names))  # no model has it, and writing refuses it
+    assume(len({bool(component(name)) for name in names}) == 1)  # of two kinds, a pipeline would load one
     modules = {name: low_rank(scales[i], r=ranks[i], seed=i) for i, name in enumerate(names)}
     source = write(Adapter(modules=modules, format="peft"))
     back = diffusers.read(source)

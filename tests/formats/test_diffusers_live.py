@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
@@ -23,7 +24,7 @@ from loralens.formats.dialects.diffusers import writer as diffusers_writer
 from loralens.formats.dialects.diffusers.metadata import KEY
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.writing import write_safetensors
-from tests.tolerances import MOVED, PEFT_UPDATE
+from tests.tolerances import LIVE_OUTPUT, MOVED, PEFT_UPDATE
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -332,3 +333,51 @@ def test_xlabs_as_diffusers_converts_it() -> None:
         np.testing.assert_array_equal(delta[: len(expected)], expected)
         assert not delta[len(expected) :].any()
     assert found["single_blocks.0.linear1"].shape == (56, 8)  # 3·8 + 40 - 8
+
+
+def sd3() -> Any:
+    from diffusers import SD3Transformer2DModel
+
+    return SD3Transformer2DModel(
+        sample_size=8, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12,
+        caption_projection_dim=16, pooled_projection_dim=8, out_channels=4,
+    )  # fmt: skip
+
+
+def wan() -> Any:
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8, freq_dim=16,
+        ffn_dim=20, num_layers=1,
+    )  # fmt: skip
+
+
+def qwen_image() -> Any:
+    from diffusers import QwenImageTransformer2DModel
+
+    return QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=12, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [sd3, wan, qwen_image, made.flux])
+@pytest.mark.parametrize("alpha", [4, 8])
+def test_a_pipeline_loads_every_layer_of_a_folder_of_peft(make: Callable[[], Any], alpha: int, tmp_path: Path) -> None:
+    """PEFT's names have no component, and a pipeline loads only what is under ``transformer.``."""
+    from diffusers.loaders.lora_pipeline import SD3LoraLoaderMixin
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=alpha, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(make().float(), config).save_pretrained(tmp_path / "peft")
+    source = loralens.load(tmp_path / "peft")
+    loralens.convert(tmp_path / "peft", to="diffusers", output=tmp_path / FILE)
+    # Its two functions are those of all pipelines with a transformer, for a file in diffusers' own names.
+    tensors, header = SD3LoraLoaderMixin.lora_state_dict(str(tmp_path), weight_name=FILE, return_lora_metadata=True)
+    model = make().float()
+    SD3LoraLoaderMixin.load_lora_into_transformer(tensors, transformer=model, metadata=header)
+    loaded = {name: layer for name, layer in model.named_modules() if getattr(layer, "lora_A", None)}
+    assert loaded.keys() == source.modules.keys()
+    for name, layer in loaded.items():
+        np.testing.assert_allclose(layer.get_delta_weight("default_0").detach(), source[name].dense(), **LIVE_OUTPUT)

@@ -186,13 +186,55 @@ def test_a_convolution_that_is_stored_flat_gets_its_kernel() -> None:
     assert stored[name].layout.kernel == (3, 3)
 
 
-def test_other_models_keep_the_names_they_had(tmp_path: Path) -> None:
+def tiny(*names: str) -> loralens.Adapter:
+    """An adapter of PEFT for layers of a shape that no known model has."""
     rng = np.random.default_rng(6)
-    tiny = loralens.Adapter(
-        modules={"transformer.transformer_blocks.0.attn.to_q": loralens.LowRank(rng.random((8, 2)), rng.random((2, 8)))}
+    return loralens.Adapter(
+        modules={name: loralens.LowRank(rng.random((8, 2)), rng.random((2, 8)), 0.5) for name in names}
     )
-    loralens.convert(tiny, to="kohya", output=tmp_path / "tiny.safetensors")
-    assert stems(tmp_path / "tiny.safetensors") == {"lora_transformer_transformer_blocks_0_attn_to_q"}
+
+
+SD3 = ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.ff.net.2", "proj_out", "time_text_embed.linear_1"]
+WAN = ["blocks.0.attn1.to_q", "blocks.0.ffn.net.2", "proj_out", "condition_embedder.time_proj"]
+
+
+@pytest.mark.parametrize("names", [SD3, WAN])
+def test_a_folder_of_peft_has_one_transformer(names: list[str], tmp_path: Path) -> None:
+    """A pipeline of diffusers leaves out every layer that is not under ``transformer.``."""
+    out = tmp_path / "tiny.safetensors"
+    loralens.convert(tiny(*names), to="diffusers", output=out)
+    assert set(loralens.load(bare(out))) == {f"transformer.{name}" for name in names}
+    if names is SD3:
+        loralens.convert(tiny(*names), to="comfyui", output=out, overwrite=True)
+        assert set(loralens.load(bare(out))) == {f"transformer.{name}" for name in names}
+
+
+@pytest.mark.parametrize(
+    ("names", "to"),
+    [
+        (SD3, "kohya"),
+        (WAN, "kohya"),
+        (WAN, "comfyui"),
+        ([f"transformer.{name}" for name in SD3], "kohya"),
+        (["transformer_2.blocks.0.attn1.to_q"], "kohya"),
+        (["diffusion_model.blocks.0.self_attn.q"], "diffusers"),
+        (["transformer.proj_out", "layers.0.q"], "diffusers"),
+    ],
+)
+def test_names_of_transformers_that_the_program_has_under_others_are_refused(
+    names: list[str], to: str, tmp_path: Path
+) -> None:
+    with pytest.raises(LoraLensError, match=r"blocks\.0|layers\.0|proj_out"):
+        loralens.convert(tiny(*names), to=to, output=tmp_path / "tiny.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_without_a_component_of_a_pipeline_get_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    loralens.convert(tiny("layers.0.attention.to_q"), to="diffusers")
+    assert "pipeline" in caplog.text
+    caplog.clear()
+    loralens.convert(tiny("layers.0.attention.to_q"), to="diffusers", prefix=["=transformer."])
+    assert not caplog.text
 
 
 def codes(path: Path) -> set[str]:

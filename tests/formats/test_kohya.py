@@ -383,7 +383,6 @@ def test_a_record_gives_the_names_back():
     [
         (["text_encoder.q", "text_encoder_2.q"], ["lora_te1_q", "lora_te2_q"]),
         (["text_encoder.q", "text_encoder_3.q"], ["lora_te1_q", "lora_te3_q"]),
-        (["transformer.q", "text_encoder.q"], ["lora_transformer_q", "lora_te1_q"]),
         (["text_encoder_2.encoder.block.0.q"], ["lora_te3_encoder_block_0_q"]),
         (["unet.q", "text_encoder.q"], ["lora_unet_q", "lora_te_q"]),
         (["unet.unet.q"], ["lora_unet_unet_q"]),

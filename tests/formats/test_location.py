@@ -135,6 +135,7 @@ def test_what_is_no_file(tmp_path):
         (b"1234567", "7 bytes are too few", "again"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "is a Git-LFS pointer", "git lfs pull"),
         (b"version https://git-lfs.github.com/spec/v1\r\noid sha256:1\r\n", "is a Git-LFS pointer", "git lfs pull"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(64), "is an HDF5 file", "extract"),
         (b"<!DOCTYPE html>\n<html>", "is a web page", "log in first"),
         (b"# Adapters\n\nThe files in this folder are", "is a text, not the weights", "leave it out"),
         ("Über die Gewichte dieses Ordners".encode(), "is a text, not the weights", "leave it out"),

@@ -363,6 +363,23 @@ def test_defaults_are_those_of_peft() -> None:
     assert (scaling.alpha, scaling.rank, scaling.formula) == (8, 8, "alpha/r")
 
 
+@pytest.mark.parametrize("kind", ["LORA", "ADALORA", "LOHA"])
+def test_an_alpha_that_the_configuration_does_not_state_is_called_a_default(kind: str) -> None:
+    rank = "init_r" if kind == "ADALORA" else "r"
+    fields = {"peft_type": kind, rank: 2, "target_modules": ["q"]}
+    parts = {
+        "LORA": {"lora_A.weight": (2, 4), "lora_B.weight": (5, 2)},
+        "ADALORA": {"lora_A": (2, 4), "lora_B": (5, 2), "lora_E": (2, 1)},
+        "LOHA": {f"hada_w{i}_{side}": shape for i in (1, 2) for side, shape in (("a", (5, 2)), ("b", (2, 4)))},
+    }[kind]
+    tensors = {f"{P}q.{part}": LazyArray.of(np.ones(shape, np.float32)) for part, shape in parts.items()}
+    alpha = "alpha" if kind == "LOHA" else "lora_alpha"
+    for more, is_default in (({}, True), ({alpha: 8}, False)):
+        adapter = peft.read(Stored(tensors, None, fields | more))
+        assert ("default" in str(adapter["q"].scaling)) == is_default
+        assert adapter["q"].scale == pytest.approx(4, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("field", "values"),
     [
@@ -408,6 +425,11 @@ def test_odd_fields_that_make_sense(field: str, value: Any) -> None:
         ({"kasa_config": {"beta": 1}}, ["kasa-config"]),
         ({"target_modules": ["q", "nowhere"]}, ["target-unmatched"]),
         ({"target_modules": "nowhere.*"}, ["target-unmatched", "module-untargeted"]),
+        ({"target_modules": ["q", "down"], "exclude_modules": ["mlp.down"]}, []),
+        ({"target_modules": ["q", "mlp.down"], "exclude_modules": ["down"]}, []),
+        ({"target_modules": ["q", "down"], "exclude_modules": r".*\.mlp\.down"}, []),
+        ({"target_modules": ["q", "down"], "exclude_modules": ["up"]}, ["target-unmatched"]),
+        ({"target_modules": ["q", "down"], "exclude_modules": r".*\.up"}, ["target-unmatched"]),
         ({"target_modules": ["v"], "ensure_weight_tying": True}, ["target-unmatched"]),
         ({"target_modules": [], "target_parameters": ["q.weight"]}, []),
     ],
@@ -460,6 +482,10 @@ def test_dora_in_some_modules_alone_is_no_peft_file() -> None:
         ({f"{P}q.lora_A.weight": (4, 4, 3), f"{P}q.lora_B.weight": (5, 2, 1)}, {}, ShapeError, "do not fit together"),
         ({f"{P}q.lora_A.weight": (4, 4, 3), f"{P}q.lora_B.weight": (4, 0, 1)}, {}, ShapeError, "holds no numbers"),
         ({f"{P}q.lora_A.weight": (4, 4, 3), f"{P}q.lora_B.weight": (4, 4, 2)}, {}, ShapeError, "do not fit together"),
+        ({f"{P}experts.w1.lora_A.weight": (3, 2, 4), f"{P}experts.w1.lora_B.weight": (3, 5, 2)},
+         {}, FormatError, "Tinker"),
+        ({f"{P}m.experts.w1.lora_A.weight": (3, 1, 4), f"{P}m.experts.w1.lora_B.weight": (3, 5, 1)},
+         {}, FormatError, "Tinker"),
         ({f"{P}q.lora_A.a.weight": (2, 4), f"{P}q.lora_B.a.weight": (5, 2), f"{P}v.lora_A.b.weight": (2, 4)},
          {}, FormatError, "several adapters: a, b"),
         ({**pair(f"{P}q"), f"{P}q.lora_A.a.weight": (2, 4)}, {}, FormatError, "several adapters"),

@@ -273,7 +273,7 @@ def test_convert_takes_kernels_from_the_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "factor"),
     [
-        (["compress", "A", "--rank", "64"], 1.0),
+        (["compress", "A", "--rank", "64", "--force"], 1.0),
         (["combine", "A", "A:0.5"], 1.5),
         (["negate", "A"], -1.0),
         (["drop", "A", "-m", "x.v"], 1.0),
@@ -292,3 +292,71 @@ def test_every_verb_writes_a_plain_lora(kind: str, words: list[str], factor: flo
     assert said["peft_type"] == "LORA"
     scale = 10 / (5 + 1e-5) if kind == "ADALORA" else 3
     assert_update(load(tmp_path / "out"), "x.q", factor * scale * product)
+
+
+def base_of_convolutions(path: Path) -> Path:
+    """A base with the convolution of the input, one with four groups, and one without a kernel that its name says."""
+    shapes = {"conv1": (8, 4, 3, 3), "conv2": (8, 2, 3, 3), "pw_conv": (8, 8), "one": (8, 8, 1, 1), "fc": (8, 8)}
+    path.mkdir()
+    save_file(
+        {f"{name}.weight": np.zeros(shape, np.float32) for name, shape in shapes.items()}, path / "model.safetensors"
+    )
+    return path
+
+
+def of_kind(kind: str, name: str, width: int) -> tuple[Tensors, dict[str, Any]]:
+    """A module with a kernel that is flat in its factors, and a configuration."""
+    held = {
+        "ADALORA": draw(lora_A=(2, width), lora_B=(8, 2), lora_E=(2, 1)),
+        "LOHA": draw(hada_w1_a=(8, 1), hada_w1_b=(1, width), hada_w2_a=(8, 1), hada_w2_b=(1, width)),
+        "LOKR": draw(lokr_w1=(2, 1), lokr_w2_a=(4, 1), lokr_w2_b=(1, width)),
+    }[kind]
+    rank = {"init_r": 2, "lora_alpha": 2} if kind == "ADALORA" else {"r": 1, "alpha": 2}
+    return under(name, held), {"peft_type": kind, "target_modules": [name], **rank}
+
+
+@pytest.mark.parametrize("kind", ["ADALORA", "LOHA", "LOKR"])
+@pytest.mark.parametrize(
+    ("name", "width", "kernel"),
+    [("conv1", 36, (3, 3)), ("conv2", 18, None), ("pw_conv", 8, ()), ("one", 8, (1, 1))],
+)
+def test_a_convolution_is_written_with_the_kernel_of_its_base_or_not_at_all(
+    kind: str, name: str, width: int, kernel: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    tensors, config = of_kind(kind, name, width)
+    source, base = folder(tmp_path / "in", tensors, config), base_of_convolutions(tmp_path / "base")
+    writers: dict[str, Any] = {
+        "convert": lambda **more: loralens.convert(source, to="peft", **more),
+        "compress": lambda **more: loralens.compress(source, rank=1, **more),
+        "scale": lambda **more: loralens.scale(source, 2, **more),
+        "negate": lambda **more: loralens.negate(source, **more),
+    }
+    for verb, write in writers.items():
+        out = tmp_path / verb
+        if "conv" in name:
+            with pytest.raises(LoraLensError, match="kernel"):
+                write(output=out)
+        if kernel is None:  # of groups, which a pair does not have
+            with pytest.raises(LoraLensError, match="grouped"):
+                write(output=out, base=base)
+            assert not out.exists()
+            continue
+        write(output=out, base=base)
+        assert load(out)[name].layout.kernel == kernel
+        assert loralens.inspect(out, base=base, consumer="peft").answer
+
+
+def test_a_convolution_without_its_kernel_is_not_accepted_for_peft(tmp_path: Path) -> None:
+    """As files were written before: PEFT raises an error about a size."""
+    base = base_of_convolutions(tmp_path / "base")
+    # name, inputs, whether it is right with the base, and whether without
+    for name, width, right, seems_right in (
+        ("conv1", 36, False, False),
+        ("one", 8, False, True),
+        ("fc", 8, True, True),
+    ):
+        tensors = under(name, draw(**{"lora_A.weight": (2, width), "lora_B.weight": (8, 2)}))
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": [name]}
+        flat = folder(tmp_path / name, tensors, config)
+        assert loralens.inspect(flat, base=base, consumer="peft").answer == right
+        assert loralens.inspect(flat, consumer="peft").answer == seems_right

@@ -15,6 +15,7 @@ from tests.marks import when_used
 torch = pytest.importorskip("torch")
 peft = when_used("peft")
 nn = torch.nn
+from safetensors.torch import save_file  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("quiet_torch"),
@@ -99,6 +100,19 @@ def test_reads_what_peft_adds_and_peft_reads_the_lora_that_is_written(name: str,
     back = peft.PeftModel.from_pretrained(Net(), tmp_path / "out")
     assert back.peft_config["default"].peft_type == "LORA"
     assert_same(updates(back), expected)
+
+
+@pytest.mark.parametrize("name", ["loha", "lokr-both", "adalora"])
+def test_a_verb_with_the_base_writes_kernels_that_peft_loads(name: str, tmp_path: Path) -> None:
+    model = adapted(name)
+    model.save_pretrained(tmp_path / "in")
+    (tmp_path / "base").mkdir()
+    save_file(Net().state_dict(), tmp_path / "base" / "model.safetensors")
+    convolutions = [name for name in loralens.load(tmp_path / "in") if name.startswith("conv")]
+    loralens.drop(tmp_path / "in", modules=["lin"], base=tmp_path / "base", output=tmp_path / "kept", to="peft")
+    loralens.negate(tmp_path / "kept", output=tmp_path / "out", base=tmp_path / "base")
+    back = updates(peft.PeftModel.from_pretrained(Net(), tmp_path / "out"))
+    assert_same(back, {key: -update for key, update in updates(model).items() if key in convolutions})
 
 
 def test_adalora_trained_until_directions_are_pruned(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def moments_of(adapter: Adapter) -> Moments:
         {"sv_ratio": 2.1, "drop_dead": True},
         {"parameters": 80, "weights": "relative"},
         {"size": 1750},
-        {"energy": 0.9, "to": "kohya", "dtype": "bf16"},
+        {"energy": 0.9, "to": "kohya", "dtype": "bf16", "force": True},
     ],
     ids=str,
 )

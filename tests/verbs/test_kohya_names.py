@@ -65,3 +65,22 @@ def test_names_of_an_unknown_model_that_no_program_has_stay_with_a_warning(tmp_p
     said = Command("convert").good(tmp_path / "odd.safetensors", "--to", "kohya", "-o", tmp_path / "out.safetensors")
     assert "pass over 1 of 1 modules, whose names they do not have: lora_unet_single_transformer" in said.stderr
     assert load_file(tmp_path / "out.safetensors").keys() == tensors.keys()
+
+
+def test_magnitudes_of_layers_that_are_joined_stay_a_dora_scale(tmp_path: Path) -> None:
+    """As OneTrainer writes FLUX: the names of diffusers, and q, k and v as layers of their own."""
+    rng, tensors = np.random.default_rng(0), {}
+    for part in "qkv":
+        name = f"lora_transformer_transformer_blocks_0_attn_to_{part}"
+        tensors[f"{name}.lora_up.weight"] = rng.random((3072, 2), np.float32)
+        tensors[f"{name}.lora_down.weight"] = rng.random((2, 3072), np.float32)
+        tensors[f"{name}.dora_scale"] = rng.random((3072, 1), np.float32)
+    save_file(tensors, tmp_path / "a.safetensors")
+    loralens.convert(tmp_path / "a.safetensors", to="kohya", output=tmp_path / "b.safetensors")
+    written = load_file(tmp_path / "b.safetensors")
+    stem = "lora_unet_double_blocks_0_img_attn_qkv"
+    assert {key.removeprefix(f"{stem}.") for key in written} == {
+        "lora_up.weight", "lora_down.weight", "alpha", "dora_scale",
+    }  # fmt: skip
+    scales = [tensor for key, tensor in tensors.items() if key.endswith("dora_scale")]
+    np.testing.assert_array_equal(written[f"{stem}.dora_scale"], np.concatenate(scales))

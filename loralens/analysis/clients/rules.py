@@ -12,7 +12,7 @@ peft          PEFT 0.21.2
 ============  =======================================================================================================
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import isclose, sqrt
 
@@ -21,8 +21,8 @@ from loralens.analysis.clients.image import error, warning
 from loralens.choices import Consumer
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.carried import MAGNITUDES
-from loralens.core.names import is_expert_alone, kind, some
-from loralens.core.naming.matching import Match
+from loralens.core.names import is_convolution_name, is_expert_alone, kind, some
+from loralens.core.naming.matching import Match, Shape
 from loralens.core.structured import Structured
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of --max-lora-rank: MaxLoRARanks, config/lora.py
@@ -47,7 +47,9 @@ TRAINED_IN_FULL = ("saved", "copy", "embedding", "tokens")  # roles of tensors t
 ClientRule = Callable[[Adapter], Iterator[Finding]]
 
 
-def check(adapter: Adapter, consumer: Consumer, match: Match | None = None) -> list[Finding]:
+def check(
+    adapter: Adapter, consumer: Consumer, match: Match | None = None, base: Mapping[str, Shape] | None = None
+) -> list[Finding]:
     """Find what ``consumer`` would reject or apply differently (errors), or ignore (warnings); errors come first.
 
     Parameters
@@ -57,6 +59,8 @@ def check(adapter: Adapter, consumer: Consumer, match: Match | None = None) -> l
         One of `CONSUMERS`.
     match : Match, optional
         How the names match the base. A name that matches only after an edit loads but has no effect.
+    base : mapping of str to tuple of int, optional
+        The shapes of the tensors of the base, if ``match`` is given.
     """
     findings = [finding for rule in CONSUMERS[consumer] for finding in rule(adapter)]
     if match and match.edit and consumer in BY_NAME:
@@ -65,6 +69,8 @@ def check(adapter: Adapter, consumer: Consumer, match: Match | None = None) -> l
             "versions load such an adapter and do nothing"
         )
         findings.append(warning("names-differ", text, "loralens convert … --base DIR writes it under the base's names"))
+    if consumer == "peft":
+        findings += _peft_kernels(adapter, match, base or {})
     # Sorting is stable: among errors, and among warnings, the order of the rules stays.
     return sorted(findings, key=lambda finding: finding.level != "error")
 
@@ -117,6 +123,25 @@ def _peft_structure(adapter: Adapter) -> Iterator[Finding]:
     """PEFT reads its own LoHa and LoKr files, as it reads all its own types; it reads no other structure."""
     if _peft_type(adapter) == PLAIN:
         yield from _no_structure(adapter)
+
+
+def _peft_kernels(adapter: Adapter, match: Match | None, base: Mapping[str, Shape]) -> Iterator[Finding]:
+    """The A of a convolution has its kernel: ``update_layer`` of tuners/lora/layer.py, class ``_ConvNd``."""
+    if adapter.format != "peft" or _peft_type(adapter) != PLAIN:
+        return
+    keys = match.keys if match else {}
+
+    def is_wrong(name: str) -> bool:
+        kind, kernel = adapter[name].layout.kind, adapter[name].layout.kernel
+        if kind not in ("linear", "conv") or (match and name in match.places):
+            return False
+        return kernel != base[keys[name]][2:] if name in keys else kind == "linear" and is_convolution_name(name)
+
+    wrong = [name for name in adapter if is_wrong(name)]
+    if wrong:
+        why = "is not that of its weight" if keys else "is missing, and its name is that of a convolution"
+        text = f"the kernel in the factors of {some(wrong, 1)} {why}: PEFT does not load them"
+        yield error("kernel", text, "convert the file that it was made from again, with --base")
 
 
 def _peft_type(adapter: Adapter) -> str:

@@ -7,12 +7,14 @@ quantised or converted copies. Two names count as different models only if no sp
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any, final
 
 from loralens.core.adapter import Adapter
 from loralens.core.names import block, some
+from loralens.core.naming.image_models import ImageModel, likely_models
 from loralens.core.naming.matching import same_modules
+from loralens.core.naming.normal_form import encoder
 
 # Endings of the names of copies in another precision or format.
 _COPY = re.compile(
@@ -121,6 +123,44 @@ def shape_contradiction(first: Adapter, second: Adapter) -> str:
     return ""
 
 
+def image_models_of(adapter: Adapter) -> list[ImageModel]:
+    """The image models that have all modules of an adapter; several if nothing in the file decides between them."""
+    header = adapter.metadata or {}
+    keys = ("ss_base_model_version", "ss_sd_model_name", "modelspec.architecture")
+    hints = (adapter.base_model, *(header.get(key) for key in keys))
+    return likely_models({name: module.shape for name, module in adapter.items()}, hints)
+
+
+def family_contradiction(labels: Sequence[str], adapters: Sequence[Adapter]) -> str:
+    """Two adapters of different image models, in words; empty if there are none.
+
+    Image models share text encoders, so such adapters may have modules in common, with equal shapes.
+    """
+    known = [(label, adapter, image_models_of(adapter)) for label, adapter in zip(labels, adapters, strict=True)]
+    for (label, adapter, models), (other_label, other, other_models) in combinations(known, 2):
+        if models and other_models:
+            differ = {model.name for model in models}.isdisjoint(model.name for model in other_models)
+        else:
+            differ = _is_foreign(other, adapter, models) or _is_foreign(adapter, other, other_models)
+        if differ:
+            first, second = (_family(each) for each in (models, other_models))
+            return f"{label} is an adapter of {first} and {other_label} one of {second}"
+    return ""
+
+
+def _is_foreign(adapter: Adapter, known: Adapter, models: Sequence[ImageModel]) -> bool:
+    """Whether an adapter has no layer of the ``models`` of a ``known`` one, other than those of text encoders."""
+    outside, own = ([name for name in each if not encoder(name)] for each in (adapter, known))
+    # An adapter of a text encoder alone fits every model that has the encoder, known here or not.
+    if not (models and outside and own):
+        return False
+    return not any(model.find(name, adapter[name].shape) for model in models for name in outside)
+
+
+def _family(models: Sequence[ImageModel]) -> str:
+    return " or ".join(model.name for model in models) or "another model"
+
+
 def group_models(models: Sequence[BaseModel]) -> list[list[int]]:
     """Indices of the models in groups. Models of a group do not contradict its first; unknown models are left out."""
     groups: list[list[int]] = []
@@ -153,7 +193,9 @@ def find_contradiction(labels: Sequence[str], adapters: Sequence[Adapter], model
         shown = [f"{models[group[0]].name}: {some([labels[i] for i in group])}" for group in groups]
         listed = "; ".join(shown[:SHOWN]) + (f"; and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
         return f"these are adapters of {len(groups)} base models, as {why} ({listed})"
-    # Names and configurations may say nothing, but modules of the same name must have the same shape.
+    # Names and configurations may say nothing, but the modules belong to a network, and have shapes.
+    if family := family_contradiction(labels, adapters):
+        return family
     for label, adapter in zip(labels[1:], adapters[1:], strict=True):
         why = shape_contradiction(adapters[0], adapter)
         if why:

@@ -36,6 +36,11 @@ _CLIP_KNOWN = re.compile(r"^text_model\.encoder\.layers\.([12]?\d|3[01])\.(self_
 _JOINT = re.compile(
     r"^(single_transformer_blocks\.\d+\.|transformer_blocks\.\d+\.(attn\.|norm1_context\.|ff_context\.))"
 )
+# Layers that Wan and similar models have in diffusers; their checkpoints have other names.
+_WAN = r"blocks\.\d+\.(attn[12]\.(to_|add_)|ffn\.net\.)"
+# A layer of any transformer of diffusers with its own names, and of no other model.
+_DIFFUSERS_BLOCK = re.compile(rf"^((single_)?transformer_blocks\.\d+\.|{_WAN})")
+LANGUAGE_MODEL = re.compile(r"^transformer\.(h|wte|wpe|encoder|word_embeddings)\.")  # GPT-2, Falcon, ChatGLM …
 _TRANSFORMERS = re.compile(  # SD3, FLUX, AuraFlow, PixArt, HunyuanVideo, HiDream, Qwen-Image
     r"^((single_|joint_)?transformer_blocks|(double|single)(_stream)?_blocks)\.\d+\."
     r"|^((controlnet_)?x_embedder|context_embedder|norm_out\.linear|proj_out|pos_embed\.proj|time_text_embed\..+|time_step_embed\..+"
@@ -54,6 +59,8 @@ _FLAT_CLIP, _FLAT_CLIP_KNOWN = _with_underscores(_CLIP_LAYER), _with_underscores
 _FLAT_LAYERS = re.compile(_LAYERS.replace(r"\.", "_"))
 
 ENCODERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.")
+ORIGINAL = ("diffusion_model.", "model.diffusion_model.", "text_encoders.")  # prefixes of the original checkpoint
+_WITH_COMPONENT = (*ENCODERS, *ORIGINAL, "unet.", "transformer.", "transformer_2.", "text_model.", "lora_", "lycoris_")
 _LEAF = re.compile(  # a key of an update: the name of its module, and an ending that ComfyUI's weight adapters look up
     r"^(?P<name>.+?)(\.lora_up\.weight|_lora\.up\.weight|\.lora_B(\.default)?\.weight|\.lora\.up\.weight|\.lora_B"
     r"|\.lora_linear_layer\.up\.weight|\.hada_w1_a|\.lokr_w1(_a)?|\.lokr_w2(_a)?|\.diff)$"
@@ -62,11 +69,12 @@ _LEAF = re.compile(  # a key of an update: the name of its module, and an ending
 _USO = ("single_blocks.37.processor.qkv_lora.up.weight", "double_blocks.18.processor.qkv_lora2.up.weight")
 
 
-def in_pipeline(name: str) -> str:
+def in_pipeline(name: str, *, transformer: bool = False) -> str:
     """The name of a module in its pipeline, as its diffusers checkpoint on the Hub has it.
 
     Names of a component alone get ``unet.`` before the layers of a UNet, and ``transformer.`` before those of FLUX, SD3
-    and similar models. Layers of CLIP get ``text_model.`` after their encoder. Every other name stays.
+    and similar models. Layers of CLIP get ``text_model.`` after their encoder. Every other name stays, unless
+    ``transformer`` says that names without a component are those of a transformer.
     """
     for encoder in ENCODERS:
         inner = name.removeprefix(encoder)
@@ -75,7 +83,28 @@ def in_pipeline(name: str) -> str:
     # A file of the UNet alone does not repeat the name of the component.
     if _UNET_ROOT.match(name):
         return f"unet.{name}"
-    return f"transformer.{name}" if _JOINT.match(name) else name
+    alone = transformer and not name.startswith(_WITH_COMPONENT)
+    return f"transformer.{name}" if alone or _JOINT.match(name) else name
+
+
+def are_of_transformer(names: Iterable[str]) -> bool:
+    """Whether names without a component are those of a transformer of diffusers, since one of its layers is there.
+
+    Of a layer such as ``proj_out`` alone, the name does not tell.
+    """
+    return any(map(_DIFFUSERS_BLOCK.match, names))
+
+
+def are_of_joint_transformer(names: Iterable[str]) -> bool:
+    """As `are_of_transformer`, for a transformer with joint attention. ComfyUI has the names of such."""
+    return any(map(_JOINT.match, names))
+
+
+def is_of_diffusers_transformer(name: str) -> bool:
+    """Whether a module is named as in a transformer of diffusers for which the original checkpoint has other names."""
+    if name.startswith(("transformer.", "transformer_2.")):
+        return not LANGUAGE_MODEL.match(name)
+    return bool(_JOINT.match(name) or re.match(_WAN, name))
 
 
 def lone_encoder(names: Iterable[str]) -> str | None:
@@ -95,7 +124,7 @@ def comfyui_has(name: str) -> bool:
     if prefix == "text_encoders":
         return True
     if prefix == "diffusion_model":
-        foreign = inner.startswith(("single_transformer_blocks.", "transformer_2."))
+        foreign = inner.startswith(("single_transformer_blocks.", "transformer_2.")) or re.match(_WAN, inner)
         return not (foreign or _UNET_ROOT.match(inner) or _CLIP_LAYER.match(inner))
     if prefix == "transformer":
         return True

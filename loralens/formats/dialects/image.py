@@ -17,7 +17,8 @@ import numpy as np
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
-from loralens.core.naming.image_models import ImageModel, Layer, likely_models
+from loralens.core.naming.base_model import image_models_of
+from loralens.core.naming.image_models import ImageModel, Layer
 from loralens.core.naming.image_names import file_name
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
@@ -30,15 +31,7 @@ Layers = tuple[Layer, ...]
 
 def model_of(adapter: Adapter) -> ImageModel | None:
     """The architecture of an adapter, if all its modules are layers of SD, SDXL or FLUX.1; the likeliest of those."""
-    return next(iter(models_of(adapter)), None)
-
-
-def models_of(adapter: Adapter) -> list[ImageModel]:
-    """The architectures that have all modules of an adapter; several if nothing in the file decides between them."""
-    header = adapter.metadata or {}
-    keys = ("ss_base_model_version", "ss_sd_model_name", "modelspec.architecture")
-    hints = (adapter.base_model, *(header.get(key) for key in keys))
-    return likely_models({name: module.shape for name, module in adapter.items()}, hints)
+    return next(iter(image_models_of(adapter)), None)
 
 
 def kohya_names(adapter: Adapter) -> Mapping[str, str]:

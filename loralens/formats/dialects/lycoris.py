@@ -39,6 +39,8 @@ from loralens.formats.dialects.products import hadamard, kronecker, tucker
 from loralens.formats.files.container import Stored
 
 NAME = "lycoris"
+PRODUCT = "lycoris-product"  # the dialect in the origins of updates whose tensors are no pair
+LINEAR = Layout()
 
 # All leaves of LyCORIS apart from LoCon's, which end like a pair.
 _LEAF = re.compile(
@@ -191,11 +193,19 @@ def _algorithm(parts: Parts) -> Algorithm | None:
 
 
 def update_of(
-    parts: Parts, product: LowRank | Form, scaling: Scaling, kernel: tuple[int, ...], form: str = NAME
+    parts: Parts,
+    product: LowRank | Form,
+    scaling: Scaling,
+    kernel: tuple[int, ...],
+    form: str = PRODUCT,
+    *,
+    flat: Layout = LINEAR,
 ) -> Update:
-    """An update with its scale and layout, and with the tensors of the dialect ``form`` that it was read from."""
-    # Flattened kernels are not seen here, so such a module is linear until its base is known.
-    layout = Layout("conv", kernel=kernel) if kernel else Layout()
+    """An update with its scale and layout, and with the tensors of the dialect ``form`` that it was read from.
+
+    Factors may hold flattened kernels, which their shapes do not show; ``flat`` is the layout of factors without one.
+    """
+    layout = Layout("conv", kernel=kernel) if kernel else flat
     stored = [part for algorithm in ALGORITHMS for part in algorithm.parts if part in parts]
     origin = pairs.origin_of(form, parts, [*stored, "alpha"])
     # A product that is too wide for a pair stays in its own form.

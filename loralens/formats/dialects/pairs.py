@@ -11,7 +11,7 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
-from loralens.errors import FormatError, ShapeError, place
+from loralens.errors import FormatError, MismatchError, ShapeError, place
 from loralens.formats.files.container import FLOATS, Stored
 
 if TYPE_CHECKING:
@@ -253,13 +253,25 @@ def pack_pair(module: "Update") -> tuple[LazyArray, LazyArray]:
 
     Raises
     ------
-    ShapeError
-        It is a changed update of a grouped convolution, which is no longer block-diagonal.
+    ShapeError, MismatchError
+        It is a changed update of a grouped convolution, which is no longer block-diagonal; or the kernel or the groups
+        of the convolution are not known.
     """
     B, A = module.factors
     if module.layout.kind != "conv":
         return B, A
     kernel = module.layout.kernel
+    if not kernel:
+        raise MismatchError(
+            "this is a convolution, and the file does not say its kernel, which its factors need",
+            fix="give --base (in Python: load(…, base=…))",
+        )
+    if not module.layout.groups:
+        raise MismatchError(
+            "this may be a grouped convolution, which a pair cannot change as this update does: its weight reads "
+            f"{module.shape[1] // prod(kernel)} channels, and no other tensor of the base has as many rows",
+            fix="merge the adapter into its base, or leave this module out first: loralens drop",
+        )
     # The stored B of a grouped convolution holds only the blocks, and a changed update has entries outside of them.
     if module.layout.groups > 1:
         what = "a changed update of a grouped convolution is no longer block-diagonal, and no dialect has another form"

@@ -230,6 +230,10 @@ def _check_start(file: Path) -> None:
     if start.startswith(_LFS):
         fix = "run 'git lfs pull', or download the file itself"
         raise FormatError("is a Git-LFS pointer, not the weights", fix=fix)
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        what = "is an HDF5 file, as Keras and KerasHub (.lora.h5) write them, which loralens does not read"
+        fix = "merge it in KerasHub, save the model with and without it as safetensors, and use loralens extract"
+        raise FormatError(what, fix=fix)
     if not start:
         raise FormatError("is empty", fix="download or copy the file again")
     if len(start) < 8:  # the length of a safetensors header takes 8, and other containers need more

@@ -16,6 +16,7 @@ from loralens.compression.directions import Directions, cast_factors, singular_d
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.messages import note, tell_findings
+from loralens.core.naming.base_model import family_contradiction
 from loralens.core.naming.selection import select
 from loralens.core.progress import progress
 from loralens.core.ranks import Rule, RuleName
@@ -50,18 +51,20 @@ def combine_sources(
     *,
     take: AdapterSource | None = None,
     drop_dead: bool = False,
+    force: bool = False,
     **options: Unpack[WritingAndReading],
 ) -> CombineResult:
     """The exact sum of adapters, each with its own strength: ΔW = Σ w·ΔW."""
     originals = sources([[source for source, _ in pairs]])
     recipe = Recipe(ingredients(pairs), take=label_of_taken(take, pairs), drop_dead=drop_dead)
-    return follow_recipe(recipe, originals, **options)
+    return follow_recipe(recipe, originals, force=force, **options)
 
 
 def follow_recipe(
     recipe: Recipe,
     originals: Sequence[AdapterSource],
     *,
+    force: bool = False,
     output: str | PathLike[str] | None = None,
     to: TargetFormat | None = None,
     base: BasePath | None = None,
@@ -78,6 +81,8 @@ def follow_recipe(
     recipe : Recipe
     originals : sequence of path or Adapter
         The adapters of the recipe, in its order.
+    force : bool
+        Combine adapters of different image models too.
     output, to, base, dtype, allow_loss, overwrite, dry_run
         The options of `Writing`.
     **reading : Reading
@@ -95,6 +100,8 @@ def follow_recipe(
     # A single adapter may have an unknown scale, because scaling and negating are relative. A sum of several needs the
     # scale of each, and for q and k in GGUF files the number of heads, which says how their rows are ordered.
     if len(adapters) > 1:
+        if not force and (families := family_contradiction(paths, adapters)):
+            raise MismatchError(families, fix="give adapters of one model, or --force to combine what they share")
         warn_of_bases(paths, adapters)
         for path, adapter in zip(paths, adapters, strict=True):
             with place(path):

@@ -52,8 +52,8 @@ class CompressResult(Written):
         The directions of the modules, from which `trade_off` is computed.
     kept_whole : bool
         Whether the result is the adapter as it was, because the compressed file would not be smaller.
-    only_if_smaller : bool
-        The option of `compress`.
+    only_if_smaller, force : bool
+        The options of `compress`.
     """
 
     source: str
@@ -70,6 +70,7 @@ class CompressResult(Written):
     form: OutputFormat = field(repr=False)
     kept_whole: bool = False
     only_if_smaller: bool = False
+    force: bool = False
 
     def __repr__(self) -> str:
         return (
@@ -83,9 +84,19 @@ class CompressResult(Written):
         return self.bytes_after < self.bytes_before
 
     @property
+    def larger(self) -> bool:
+        """Whether the file of weights became larger, or would become so."""
+        return self.bytes_after > self.bytes_before and not self.kept_whole
+
+    @property
     def answer(self) -> bool:
-        """False if the adapter was to be written only if it became smaller, and it did not."""
-        return self.smaller or not self.only_if_smaller
+        """False if nothing was written, or if the file became larger without ``force``."""
+        return not self.withheld and (self.force or not self.larger)
+
+    @property
+    def withheld(self) -> bool:
+        """Whether nothing was written, since the file would not become smaller."""
+        return self.only_if_smaller and not self.smaller
 
     @property
     def relative_error(self) -> float:
@@ -136,13 +147,13 @@ class CompressResult(Written):
     def conclusion(self) -> list[str]:
         """How much smaller the file is, and how much of the update is lost."""
         before = size(self.bytes_before)
-        if not self.answer:
+        if self.withheld:
             return [f"Nothing was written: the file would not be smaller than {self.source} ({before})."]
         if self.kept_whole:
             what = f"{self.source} unchanged ({before}), as the file would not become smaller"
         else:
             less = 1 - self.bytes_after / self.bytes_before
-            than = f"{percent(less)} smaller than" if self.smaller else "not smaller than"
+            than = f"{percent(abs(less))} {'larger' if self.larger else 'smaller'} than" if less else "as large as"
             what = f"{than} {self.source} ({before} → {size(self.bytes_after)}), {self._loss}"
         return [self.target.conclusion(what)]
 

@@ -169,3 +169,18 @@ def _warn_of_numbers(adapter: Adapter, to: str) -> None:
             f"the modules have numbers for names, so no program will find their layers in the {to} file",
             "load the original file with the program lora of cloneofsimo, or merge it there",
         )
+
+
+def warn_of_components(adapter: Adapter) -> None:
+    """Warn that a pipeline of diffusers loads nothing, if no name in its file begins with a component."""
+    if adapter.format != "diffusers":
+        return
+    from loralens.formats.dialects.diffusers.keys import component  # for this dialect only
+
+    if not any(map(component, adapter)):
+        warn(
+            f"no name says to which component of the pipeline it belongs ({some(adapter, 1)}), so a pipeline of "
+            "diffusers loads nothing of the file",
+            "say it if diffusers has these layers: --prefix =transformer. (a model alone loads the file as it is with "
+            "load_lora_adapter(…, prefix=None))",
+        )

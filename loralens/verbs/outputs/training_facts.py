@@ -32,10 +32,10 @@ def _folder_text(folder: Folder) -> str:
 def base_by_shapes(adapter: Adapter) -> str:
     """The base of an adapter that does not name it, in the conclusion: the image models that have its modules."""
     # Imported here, since most adapters name their base.
+    from loralens.core.naming.base_model import image_models_of
     from loralens.core.naming.image_models import image_models
-    from loralens.formats.dialects.image import models_of
 
-    models = models_of(adapter)
+    models = image_models_of(adapter)
     if not models:
         return "a base that it does not name"
     stated = (adapter.metadata or {}).get("ss_base_model_version", "")

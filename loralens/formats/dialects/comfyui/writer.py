@@ -12,7 +12,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.naming.image_names import comfyui_has, comfyui_unet, in_pipeline
+from loralens.core.naming.image_names import are_of_joint_transformer, comfyui_has, comfyui_unet, in_pipeline
 from loralens.core.structured import Update
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.dialects import alpha, up_down
@@ -37,7 +37,10 @@ def write(adapter: Adapter) -> Stored:
         A name has no dots or is unknown to ComfyUI, ComfyUI does not adapt a kind of weight, the file cannot hold an
         extra, float32 cannot hold a scale, or an update is not a pair.
     """
-    files = up_down.names_in_file(adapter, NAME, leaf=parse_comfyui_key, canonical=remove_processor, new=_file)
+    joint = are_of_joint_transformer(adapter)
+    files = up_down.names_in_file(
+        adapter, NAME, leaf=parse_comfyui_key, canonical=remove_processor, new=lambda name: _file(name, joint=joint)
+    )
     tensors: dict[str, LazyArray] = {}
     for name, module in adapter.items():
         with place(name):
@@ -48,7 +51,7 @@ def write(adapter: Adapter) -> Stored:
     return Stored(dict(sorted(tensors.items())), metadata, config, names=up_down.changed_names(files, remove_processor))
 
 
-def _file(name: str) -> str:
+def _file(name: str, *, joint: bool) -> str:
     """The name in the file for a module of another dialect."""
     # Dots cannot be restored without the names of the base.
     if name.startswith(KOHYA):
@@ -58,7 +61,7 @@ def _file(name: str) -> str:
             "--base so that the names become those of the base model",
         )
     check_encoder(name)
-    file = _comfyui_name(in_pipeline(name))
+    file = _comfyui_name(in_pipeline(name, transformer=joint))
     # ComfyUI only logs keys that it does not know, so the update would be lost without an error.
     if not comfyui_has(file):
         what = f"ComfyUI has no weight of the name {file}, and would ignore it"

@@ -18,6 +18,7 @@ Attention processors without a component belong to the UNet, because at that tim
 import re
 from collections.abc import Iterable
 
+from loralens.core.naming.image_names import LANGUAGE_MODEL
 from loralens.formats.dialects.pairs import Leaf
 
 COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -46,7 +47,6 @@ _IN_TEXT_ENCODER = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_ou
 _IN_UNET = {"to_out": "to_out.0"}
 # The parts of a UNet, with which its paths begin if they have no component.
 _UNET_ROOTS = ("down_blocks", "mid_block", "up_blocks")
-_LANGUAGE_MODEL = re.compile(r"^transformer\.(h|wte|wpe|encoder|word_embeddings)\.")  # GPT-2, Falcon, ChatGLM …
 
 
 def style(key: str) -> str | None:
@@ -115,5 +115,5 @@ def _fits(key: str, key_style: str, *, declared: bool) -> bool:
         return True
     # Without `.weight`, only Mochi's transformer is diffusers'; other files of this style are loralib's.
     if key_style == "bare":
-        return key.startswith("transformer.") and not _LANGUAGE_MODEL.match(key)
-    return bool(component(key)) and not _LANGUAGE_MODEL.match(key)
+        return key.startswith("transformer.") and not LANGUAGE_MODEL.match(key)
+    return bool(component(key)) and not LANGUAGE_MODEL.match(key)

@@ -15,7 +15,8 @@ from typing import Any
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.carried import NORMS
 from loralens.core.lazy import LazyArray
-from loralens.core.naming.image_names import in_pipeline
+from loralens.core.names import some
+from loralens.core.naming.image_names import ORIGINAL, are_of_transformer, in_pipeline
 from loralens.core.structured import Update
 from loralens.errors import FormatError, LoraLensError, MismatchError, place
 from loralens.formats.dialects.diffusers.keys import component, diffusers_leaf
@@ -41,7 +42,8 @@ def write(adapter: Adapter) -> Stored:
     Raises
     ------
     FormatError, MismatchError
-        The file cannot hold a kind of weight, a name without dots, or an extra; or an update is not a pair.
+        The file cannot hold a kind of weight, a name that diffusers would pass over, or an extra; or an update is not a
+        pair.
     """
     unchanged = _stored_file(adapter)
     if unchanged is not None:
@@ -52,8 +54,10 @@ def write(adapter: Adapter) -> Stored:
         for name in adapter:
             with place(name):
                 check_encoder(name)
-        names = {name: new for name in adapter if (new := in_pipeline(name)) != name}
+        transformer = are_of_transformer(adapter)
+        names = {name: new for name in adapter if (new := in_pipeline(name, transformer=transformer)) != name}
         adapter = adapter.renamed(names)
+        _check_names(adapter)
     tensors: dict[str, LazyArray] = {}
     for name, module in adapter.items():
         with place(name):
@@ -62,6 +66,25 @@ def write(adapter: Adapter) -> Stored:
     stored = _add_header(dict(sorted(tensors.items())), adapter)
     _check(stored, adapter)
     return replace(stored, names={new: name for name, new in names.items()})
+
+
+def _check_names(adapter: Adapter) -> None:
+    """Refuse names of which a pipeline of diffusers would load none, or only some."""
+    original = [name for name in adapter if name.startswith(ORIGINAL)]
+    if original:
+        raise MismatchError(
+            f"{len(original)} modules are named as in the original checkpoint ({some(original, 1)}), and what "
+            "diffusers calls them is known of SD, SDXL and FLUX.1 only",
+            fix="give the file to diffusers as it is: of many models it reads ComfyUI's names",
+        )
+    without = [name for name in adapter if not component(name)]
+    if without and len(without) < len(adapter):
+        first = without[0].partition(".")[0]
+        raise MismatchError(
+            f"the names of {len(without)} modules ({some(without, 1)}) do not begin with a component of the pipeline, "
+            "as the others do, so diffusers would leave them out",
+            fix=f"say what they belong to with loralens convert: --prefix {first}=transformer.{first}",
+        )
 
 
 def _stored_file(adapter: Adapter) -> Stored | None:

@@ -1,14 +1,15 @@
 """Writing kohya's dialect: unchanged modules as they were read, others under names that kohya's software reads."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.naming.image_names import in_pipeline
+from loralens.core.naming.image_names import in_pipeline, is_of_diffusers_transformer
 from loralens.core.structured import Update
-from loralens.errors import place
+from loralens.errors import MismatchError, place
 from loralens.formats.dialects import alpha, up_down
 from loralens.formats.dialects.extras import add_tensors, check_encoder, keep_extras, translate_extras
 from loralens.formats.dialects.image import kohya_names
@@ -27,6 +28,7 @@ COMPONENTS = (
     ("text_encoder_2.", "lora_te2_"),
 )
 NUMBERED = ("text_encoder_2.", "text_encoder_3.", "transformer.")  # with these, the first encoder is lora_te1_
+DORA = ("magnitude", "magnitude_in")  # roles of extras that are a dora_scale
 Components = tuple[tuple[str, str], ...]
 HASHES = ("sshs_model_hash", "sshs_legacy_hash")  # of the tensors, so they are wrong after a change
 
@@ -45,7 +47,8 @@ def write(adapter: Adapter) -> Stored:
         Two modules would get one name, the name of a layer does not say which text encoder it belongs to, kohya's
         software does not adapt a kind of weight, the file cannot hold an extra, or float32 cannot hold a scale.
     ShapeError, MismatchError
-        A grouped convolution was changed, or an update is not a pair.
+        A grouped convolution was changed, an update is not a pair, or the name of a layer of a transformer in the
+        original checkpoint is not known.
     """
     file_names = kohya_names(adapter) if adapter.format != NAME else {}
     # If the model is unknown, the prefix of the first text encoder depends on the other modules.
@@ -71,6 +74,13 @@ def _file(name: str, components: Components) -> str:
     if name.startswith(PREFIXES):
         return name
     check_encoder(name)
+    # ComfyUI reads some of these names under OneTrainer's lora_transformer_, and sd-scripts reads none.
+    if is_of_diffusers_transformer(name):
+        raise MismatchError(
+            "kohya's software has the names of the original checkpoint for the layers of a transformer, and what this "
+            "layer is called there is known of FLUX.1 only",
+            fix="write diffusers' or ComfyUI's format",
+        )
     name = in_pipeline(name)
     # Names without a component are those of a UNet or DiT, which most kohya files are for.
     start, prefix = next(((s, p) for s, p in components if name.startswith(s)), ("", "lora_unet_"))
@@ -99,15 +109,21 @@ def _alpha(module: Update) -> np.float32:
 
 def _extras(adapter: Adapter, files: Mapping[str, str], new: Callable[[str], str]) -> dict[str, LazyArray]:
     """The extras: unchanged in kohya's own dialect; from other dialects, DoRA magnitudes."""
-    if adapter.format == NAME:
-        return keep_extras(adapter, files, leaf=parse_kohya_key, canonical=undouble_prefix, named=new)
 
     def translate(extra: Extra, module: Update, channels: int) -> tuple[str, LazyArray]:
         # These shapes broadcast over the weight.
         axes = (channels, 1) if extra.role == "magnitude" else (1, channels)
         return f"{files[extra.module]}.dora_scale", extra.tensor.reshape(*axes, *(1 for _ in module.layout.kernel))
 
-    return translate_extras(adapter, ("magnitude", "magnitude_in"), "a kohya file", translate)
+    own: dict[str, LazyArray] = {}
+    if adapter.format == NAME:
+        # Magnitudes of layers that were joined into one matrix have no key of this dialect yet.
+        joined = {key: e for key, e in adapter.extra.items() if e.role in DORA and not parse_kohya_key(key)}
+        as_stored = replace(adapter, extra={key: e for key, e in adapter.extra.items() if key not in joined})
+        own = keep_extras(as_stored, files, leaf=parse_kohya_key, canonical=undouble_prefix, named=new)
+        adapter = replace(adapter, extra=joined)
+    add_tensors(own, translate_extras(adapter, DORA, "a kohya file", translate))
+    return own
 
 
 def _metadata(adapter: Adapter) -> Mapping[str, str] | None:

@@ -99,6 +99,8 @@ class PeftConfig:
         targets = self.fields.get("target_modules")
         listed = [] if isinstance(targets, str) else targets
         _check_strings("target_modules", listed)
+        excluded = self.fields.get("exclude_modules")
+        _check_strings("exclude_modules", None if isinstance(excluded, str) else excluded)
         for name in ("modules_to_save", "target_parameters"):
             _check_strings(name, self.fields.get(name))
         check_printable(str(self.fields.get("base_model_name_or_path")))
@@ -140,6 +142,8 @@ class PeftConfig:
         rank, rank_key = self._rank(path)
         origins = [f"alpha_pattern {alpha_key!r}"] if alpha_key else []
         origins += [f"rank_pattern {rank_key!r}"] if rank_key else []
+        if alpha_key is None and "lora_alpha" not in self.fields:
+            origins += [f"{DEFAULT_ALPHA} is PEFT's default α, since adapter_config.json has none"]
         return Scaling(self.formula, alpha, rank, " and ".join(origins) or "adapter_config.json")
 
     @property
@@ -231,12 +235,21 @@ class PeftConfig:
         return [path for path in paths if not self.targets(path) and not self._parameters.cover(path)]
 
     def unmatched_targets(self, paths: Iterable[str]) -> list[str]:
-        """Entries of ``target_modules`` that no module of the file matches."""
+        """Entries of ``target_modules`` that no module of the file matches, without those that PEFT excludes."""
         targets = self.fields.get("target_modules") or []
         if isinstance(targets, str):
             return [] if any(map(self.targets, paths)) else [targets]
         matched = {target for path in paths for target in self._listed.hits(path)}
-        return [target for target in targets if target not in matched]
+        return [target for target in targets if target not in matched and not self._may_be_excluded(target)]
+
+    def _may_be_excluded(self, target: str) -> bool:
+        """Whether ``exclude_modules``, a list or an expression as ``target_modules``, may take all of a target out."""
+        excluded = self.fields.get("exclude_modules")
+        if isinstance(excluded, str):
+            # The paths that it matches are not in the file, so the name of the target has to do.
+            expression = Expression(excluded, "exclude_modules", self.clock)
+            return target.rpartition(".")[2] in excluded or expression.matches(target)
+        return any(f".{path}".endswith(f".{target}") or f".{target}".endswith(f".{path}") for path in excluded or [])
 
 
 def _check_strings(name: str, value: Any) -> None:

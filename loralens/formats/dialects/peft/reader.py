@@ -196,6 +196,10 @@ def _module(name: str, parts: Parts, config: PeftConfig | None, scaling: Scaling
     # the factors of old PEFT's grouped Conv1d
     elif A.ndim == 2 and B.ndim == 3:
         B, layout = _unpack_merged(B, A, config)
+    # Of a Conv1d, the kernel of B is 1; the axis of experts may be 1 where they share a factor.
+    elif A.ndim == B.ndim == 3 and A.shape[1] == B.shape[2] and (B.shape[2] > 1 or ".experts" in name):
+        what = f"lora_A {A.shape} and lora_B {B.shape} have an axis for the experts, as Tinker stores them, not PEFT"
+        raise FormatError(what, fix="convert the adapter to PEFT's format with tinker-cookbook, or merge it there")
     elif A.ndim > 2:
         B, A, layout = pairs.unpack_conv(B, A)
     elif name.endswith(".in_proj_weight"):

@@ -16,6 +16,9 @@ LoHa and LoKr: the algebra is that of LyCORIS, but the scale is not. It is alpha
 factors of LoKr. For a Conv1d with a full w2 (b, d, k), PEFT 0.21.2 orders LoKr's product differently than LyCORIS: it
 takes the Kronecker product of w1, as (1, a, c), and w2. The result has the shape (b, a·d, c·k), and PEFT reshapes it to
 (out, in, k). PEFT trains and merges in this order, so it is read in this order here.
+
+All three flatten the kernels of convolutions in some of their factors, (r, in·k…), and plain LoRA does not. So a module
+with the name of a convolution is one, without a kernel, until its base is known (`loralens.formats.dialects.kernels`).
 """
 
 import re
@@ -27,6 +30,7 @@ import numpy as np
 from loralens.core.adapter import Finding
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
+from loralens.core.names import is_convolution_name
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects import pairs
@@ -116,7 +120,9 @@ def lora_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
         rank = fields.get("init_r", DEFAULT_INIT_RANK)
         return {**common, "peft_type": PLAIN, "r": rank, "rank_pattern": {}, "alpha_pattern": {}}
     lora = {"lora_dropout": 0.0, "bias": "none", "init_lora_weights": True}
-    return {**lora, **common, "peft_type": PLAIN, "lora_alpha": fields.get("alpha", 8)}
+    # Without an α in the file, PEFT's default is the same for all types.
+    alpha = {"lora_alpha": fields["alpha"]} if "alpha" in fields else {}
+    return {**lora, **common, "peft_type": PLAIN, **alpha}
 
 
 def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
@@ -133,7 +139,8 @@ def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Rea
     modules: dict[str, Update] = {}
     pruned: list[str] = []
     text = f"this is {kind}, which only PEFT reads; loralens writes it as a plain LoRA"
-    findings = [Finding("note", "peft-type", text, "loralens convert --to peft, for all other programs")]
+    fix = "loralens convert --to peft, for all other programs; with --base if it adapts convolutions"
+    findings = [Finding("note", "peft-type", text, fix)]
     for path, parts in groups.items():
         name = module_path(path)
         with place(name):
@@ -147,7 +154,7 @@ def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Rea
             if kind != "ADALORA":
                 modules[name] = _product(name, parts, kind, config)
             elif parts.get("lora_E", parts[next(iter(parts))])[1].size:
-                modules[name] = _adalora(parts, config, masks.get(name))
+                modules[name] = _adalora(name, parts, config, masks.get(name))
             else:
                 pruned.append(name)
     if pruned:
@@ -167,7 +174,12 @@ def _leaf(key: str, kind: str) -> Leaf | None:
     return Leaf(match["path"].removeprefix(PREFIX), match["part"]) if match else None
 
 
-def _adalora(parts: Parts, config: PeftConfig | None, mask: list[bool] | None) -> LowRank:
+def _flat_layout(name: str) -> Layout:
+    """The layout of factors that do not show a kernel: they may have one all the same, flattened to (r, in·k…)."""
+    return Layout("conv") if is_convolution_name(name) else Layout()
+
+
+def _adalora(name: str, parts: Parts, config: PeftConfig | None, mask: list[bool] | None) -> LowRank:
     """B · diag(E) · A with E multiplied into A, which is rounded to float32 once, as PEFT computes it."""
     A, B, E = pairs.tensors_of(parts, "lora_A", "lora_B", "lora_E")
     if A.ndim != 2 or B.ndim != 2 or B.shape[1] != A.shape[0] or E.shape != (A.shape[0], 1):
@@ -178,7 +190,8 @@ def _adalora(parts: Parts, config: PeftConfig | None, mask: list[bool] | None) -
         what = f"rank_pattern keeps {sum(mask)} directions and lora_A has {A.shape[0]}"
         raise ShapeError(what, fix="correct rank_pattern in adapter_config.json, or save the adapter again")
     scaling, scale = _adalora_scale(parts, config)
-    layout = Layout("linear", transposed=bool(config and config.fields.get("fan_in_fan_out")))
+    fan_in = bool(config and config.fields.get("fan_in_fan_out"))
+    layout = Layout("linear", transposed=True) if fan_in else _flat_layout(name)
 
     def weigh(rows: Array) -> Array:
         with np.errstate(over="ignore"):
@@ -202,6 +215,8 @@ def _adalora_scale(parts: Parts, config: PeftConfig | None) -> tuple[Scaling, fl
     # As in PEFT's update_layer of AdaLoRA.
     alpha = terms.alpha if terms.alpha > 0 else float(terms.rank)
     origin = f"AdaLoRA: lora_alpha/(ranknum + 1e-5) = {alpha:g}/({ranknum:g} + 1e-5)"
+    if "lora_alpha" not in config.fields:
+        origin += f"; {terms.origin}"
     return Scaling("given", origin=origin), alpha / (ranknum + EPSILON)
 
 
@@ -236,7 +251,7 @@ def _product(name: str, parts: Parts, kind: str, config: PeftConfig | None) -> "
     if rank is not None and scaling.rank not in (None, rank):
         what = f"the configuration says r = {scaling.rank}, and the factors have {rank} inner dimensions"
         raise ShapeError(what, fix="correct r or rank_pattern in adapter_config.json: the scale depends on it")
-    return lycoris.update_of(parts, product, scaling, kernel, origin_format(kind))
+    return lycoris.update_of(parts, product, scaling, kernel, origin_format(kind), flat=_flat_layout(name))
 
 
 def _conv1d(parts: Parts, scaling: Scaling) -> "Update":
