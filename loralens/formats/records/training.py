@@ -268,8 +268,10 @@ class Training:
         with place(path):
             try:
                 content = json.loads((stored.metadata or {})[KEY])
-                step, record, run = int(content["step"]), dict(content["record"]), dict(content["run"])
-            except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
+                step, record, run = content["step"], dict(content["record"]), dict(content["run"])
+                if type(step) is not int:
+                    raise TypeError(step)
+            except (KeyError, ValueError, TypeError, RecursionError) as error:
                 raise FormatError("holds no state of a training run", fix="begin anew: --overwrite") from error
             return State(step, {name: tensor.read() for name, tensor in stored.tensors.items()}, record, run)
 
