@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
+from loralens.core.json_depth import parse_json
 from loralens.fleet.catalogue.schema import CATALOGUE
 from loralens.formats.files.disk import disk_errors
 
@@ -44,7 +45,7 @@ def keep_dates(home: Path) -> bool:
 def kept_dates(home: Path) -> Mapping[str, str]:
     """Path → when the file was first indexed, of an index that is being made anew; otherwise empty."""
     try:
-        dates = json.loads((home / DATES).read_text(encoding="ascii"))
+        dates = parse_json((home / DATES).read_text(encoding="ascii"))
         return {os.fsdecode(bytes.fromhex(path)): added for path, added in dates.items() if _DATE.fullmatch(added)}
     except (OSError, ValueError, TypeError, AttributeError):
         # There is none, or it may hold anything after a power failure.
