@@ -82,6 +82,8 @@ class Subject:
         The largest number of inputs that any module saw; 0 without ``activations``.
     update_error : float or None
         ‖ΔW−ΔW'‖/‖ΔW‖ at the recommended rank, where the other errors are those on inputs (``on_data``).
+    file_bytes : int or None
+        The size of the file that was read; None for an adapter in memory.
     """
 
     path: str
@@ -100,6 +102,7 @@ class Subject:
     positions: int = 0
     update_error: float | None = None
     against_base: BaseMeasurements = field(default_factory=BaseMeasurements)
+    file_bytes: int | None = None
 
     @cached_property
     def norm(self) -> float:
@@ -146,6 +149,11 @@ class Subject:
         return recommended_point(self.points)
 
     @property
+    def bytes_before(self) -> int:
+        """The size of the file that was read, or of a file of the highest rank; there must be a point."""
+        return self.points[0].uniform.bytes if self.file_bytes is None else self.file_bytes
+
+    @property
     def highest(self) -> CurvePoint | None:
         """The point of the highest rank, at which nothing is lost."""
         return self.points[0] if self.points else None
@@ -156,6 +164,7 @@ def measure_subject(
     label: str,
     dialect: Dialect,
     *,
+    file_bytes: int | None = None,
     moments: Moments | None = None,
     activations: str = "",
     against_base: BaseMeasurements | None = None,
@@ -172,6 +181,8 @@ def measure_subject(
         The name of the adapter on the page.
     dialect : Dialect
         How a smaller adapter would be written.
+    file_bytes : int, optional
+        The size of the file that was read.
     moments : Moments, optional
         Second moments of real inputs: ranks are then chosen by the error on these inputs.
     activations : str
@@ -236,6 +247,7 @@ def measure_subject(
         positions=max((covariance.count for _, covariance in moments.items()), default=0) if moments is not None else 0,
         update_error=update_error,
         against_base=against_base or BaseMeasurements(),
+        file_bytes=file_bytes,
     )
 
 
