@@ -149,36 +149,34 @@ def slider_data(subject: Subject, i: int) -> dict[str, Any]:
     assert subject.plan is not None
     best = subject.recommended
     uniform = rank_stops(subject.plan, subject.dialect, subject.points)
-    budget = budget_stops(subject.plan, subject.dialect, subject.points, subject.layout)
+    budget = budget_stops(subject.plan, subject.dialect, subject.points)
     start = next((k for k, stop in enumerate(uniform) if best and stop.value == best.rank), 0)
-    # The slider over sizes starts at the size of the recommended rank, so that the two can be compared at once.
-    near = next((k for k, stop in enumerate(budget) if stop.value >= uniform[start].bytes), len(budget) - 1)
+    # The slider over budgets starts at the parameters of the recommended rank, so that the two can be compared at once.
+    parameters = list(reversed(subject.points))[start].uniform.parameters
+    near = next(k for k, stop in enumerate(budget) if stop.value >= parameters)
     before = subject.bytes_before
     # The axis of the curve is in units that suit its largest file, and the stops are marked on it.
     _, step = unit_of(max(stop.bytes for stop in uniform))
-    # Without a formula for the size, a budget is only met approximately: see `budget_stops`.
-    about = "" if subject.layout else "about "
     return {
         "command": compress_command(subject),
         "picture": f"curve-{i + 1}",
         "rank": {"start": start, "stops": [_stop(stop, str(stop.value), "rank", before, step) for stop in uniform]},
         "budget": {
             "start": near,
-            "stops": [_stop(stop, size(stop.value), "size", before, step, about) for stop in budget],
+            "stops": [_stop(stop, f"{stop.value:,} parameters", "parameters", before, step) for stop in budget],
         },
     }
 
 
-def _stop(stop: Stop, value: str, option: str, before: int, step: int, about: str = "") -> dict[str, Any]:
+def _stop(stop: Stop, value: str, option: str, before: int, step: int) -> dict[str, Any]:
     """One stop as the page shows it, of a file that has ``before`` bytes; the axis is in units of ``step`` bytes."""
     several = "s" if min(stop.ranks) < max(stop.ranks) else ""
     return {
         "value": value,
-        # In bytes, and not as shown: 110.2 kB might be a few bytes less than the ranks need.
         "option": f"--{option} {stop.value}",
-        "error": about + percent(stop.error),
-        "kept": about + percent(1 - stop.error**2),
-        "bytes": about + size(stop.bytes),
+        "error": percent(stop.error),
+        "kept": percent(1 - stop.error**2),
+        "bytes": size(stop.bytes),
         "now": percent(stop.bytes / before),
         "ranks": f"rank{several} {span(stop.ranks)}",
         "at": [stop.bytes / step, 100 * stop.error],

@@ -1,5 +1,6 @@
 """The dialect that a verb writes, with the size of its files, and with writing and reading them back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
