@@ -198,17 +198,13 @@ def test_tables_that_keep_numpy_out_of_help_agree_with_those_they_stand_for() ->
     assert get_args(Consumer) == tuple(CONSUMERS)
 
 
-# Readers of formats that are about to be removed, with checks of their own.
-OWN_JSON = ("dialects/quantised/reader.py", "records/fleets/contents.py", "records/input_moments.py")
-
-
 def test_json_from_outside_has_one_reader() -> None:
     """`parse_json`, which refuses values that are nested deeply; what was just written may be read by `json.loads`."""
     for file in sorted(PACKAGE.rglob("*.py")):
         calls = [node for node in ast.walk(tree_of(file)) if isinstance(node, ast.Call)]
         read = [call for call in calls if ast.unparse(call.func) in ("json.load", "json.loads")]
         outside = [call for call in read if not ast.unparse(call.args[0]).startswith("json.dumps(")]
-        assert len(outside) == file.as_posix().endswith(("core/json_depth.py", *OWN_JSON)), file
+        assert len(outside) == (file.name == "json_depth.py"), file
 
 
 def test_python_minus_m_is_the_command() -> None:

@@ -26,7 +26,7 @@ OTHER_WORDS = ("cli/usage_hints.py", "cli/other_words.py", "reporting/html.py", 
 FOREIGN = {"--max-lora-rank", "--runner", "--concat", "--nproc-per-node", "--no-deps", "--python", "--lora"}
 # What follows the name of the program in a sentence.
 PROSE = set(
-    """adapter adds combined could did does directions float has imports in keeps knows leading on only raises reads
+    """adapter adds combined could did does directions float has imports in keeps knows leading no on only raises reads
     runs says that then writes wrote""".split()  # noqa: SIM905 - a list of words
 )
 
