@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 import click
@@ -26,11 +27,6 @@ OTHER_WORDS = ("cli/usage_hints.py", "cli/other_words.py", "reporting/html.py", 
 FOREIGN = {"--max-lora-rank", "--runner", "--concat", "--nproc-per-node", "--no-deps", "--python", "--lora"}
 # Options of earlier releases, in messages about the files that they wrote.
 FORMER = {"--undo-kind"}
-# What follows the name of the program in a sentence.
-PROSE = set(
-    """adapter adds combined could did does directions float has imports in keeps knows leading no on only raises reads
-    runs says that then writes wrote""".split()  # noqa: SIM905 - a list of words
-)
 
 
 def commands(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, set[str]]]:
@@ -52,6 +48,11 @@ def texts(file: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
+def misspelt(word: str, known: list[str]) -> bool:
+    """Whether a word is nearly a command, and is not its verb in a sentence ("loralens reports")."""
+    return word.removesuffix("s").removesuffix("d") not in known and bool(get_close_matches(word, known, 1, 0.8))
+
+
 def test_every_command_and_option_in_a_text_exists() -> None:
     known = dict(commands(main))
     options = set().union(*known.values()) | FOREIGN | FORMER
@@ -68,7 +69,8 @@ def test_every_command_and_option_in_a_text_exists() -> None:
                 if command in known:
                     used = re.findall(r"(?<=\s)--?[a-z][\w-]*", more)
                     wrong += [(name, line, f"{command} {o}") for o in used if o not in known[command] | FOREIGN]
-                elif command not in PROSE and command.split()[0] not in known:
+                # Other words are those of a sentence ("loralens reads"), unless they look like a command.
+                elif command.startswith("fleet ") or more.lstrip().startswith("-") or misspelt(command, list(known)):
                     wrong.append((name, line, match[0]))
     assert not wrong
 
