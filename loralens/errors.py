@@ -24,6 +24,11 @@ from typing import Any, Self
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+# The fix where one module of an adapter stands in the way. `--modules` would not do: it chooses what is kept.
+LEAVE_OUT = "leave the module out first: loralens drop ADAPTER -m NAME -o OUT"
+# The same for a tensor that was trained in full, which `drop` keeps.
+LEAVE_EXTRA_OUT = "leave what was trained in full out first: loralens convert ADAPTER --drop-extra -o OUT"
+
 # What is wrong with an adapter whose factors cannot be used; `name_damaged` adds which adapter it is.
 NOT_FINITE = "a factor holds NaN or Inf"
 

@@ -198,6 +198,15 @@ def test_tables_that_keep_numpy_out_of_help_agree_with_those_they_stand_for() ->
     assert get_args(Consumer) == tuple(CONSUMERS)
 
 
+def test_json_from_outside_has_one_reader() -> None:
+    """`parse_json`, which refuses values that are nested deeply; what was just written may be read by `json.loads`."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        calls = [node for node in ast.walk(tree_of(file)) if isinstance(node, ast.Call)]
+        read = [call for call in calls if ast.unparse(call.func) in ("json.load", "json.loads")]
+        outside = [call for call in read if not ast.unparse(call.args[0]).startswith("json.dumps(")]
+        assert len(outside) == (file.name == "json_depth.py"), file
+
+
 def test_python_minus_m_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "loralens", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"loralens, version {loralens.__version__}\n"

@@ -168,13 +168,15 @@ def _import_function(home: str) -> Callable[..., Any]:
 
 
 def find_combining_method(name: str, methods: Mapping[str, CombiningMethod]) -> CombiningMethod:
-    """Return the method of this name, or raise an OptionError that names the nearest one, or lists all of them."""
+    """Return the method of this name, or raise an OptionError that lists all of them."""
     if name not in methods:
-        # 21 methods with their descriptions are a screen of text, which a misspelt name does not need.
         from difflib import get_close_matches  # only when something is wrong
 
         if near := get_close_matches(name, methods, 1):
-            raise OptionError(f"there is no method {name!r}", fix=f"the nearest name is {near[0]}")
+            raise OptionError(
+                f"there is no method {name!r}", fix=f"the nearest name is {near[0]}, of {', '.join(methods)}"
+            )
+        # 21 methods with their descriptions are a screen of text, which a misspelt name does not need.
         choices = "; ".join(f"{row.name} ({row.text})" for row in methods.values())
         raise OptionError(f"there is no method {name!r}", fix=f"choose one of: {choices}")
     return methods[name]

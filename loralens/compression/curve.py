@@ -62,7 +62,6 @@ def rank_curve(
     size: Size,
     one_rank: bool = False,
     protect: Protection = "absolute",
-    size_at: Callable[[Mapping[str, int]], int] | None = None,
     step: Step | None = None,
 ) -> list[CurvePoint]:
     """The size and the error at every rank, with one rank for all modules and with the best ranks of the same size.
@@ -76,8 +75,6 @@ def rank_curve(
         Whether the file format has one rank for all modules. The best ranks are then no better than a uniform rank.
     protect : "absolute", "relative" or mapping of str to float
         What the budget protects, as in `TruncationPlan.ranks`.
-    size_at : callable, optional
-        Ranks → bytes of the file, where this is known without making the adapter; ``size`` is then not used.
     step : callable, optional
         Called with 1 after every point.
 
@@ -94,7 +91,7 @@ def rank_curve(
     most = max((plan.adapter[name].rank for name in plan.directions), default=0)
     uniform_ranks = plan.chooser("rank", one_rank=one_rank)
     best_ranks = plan.chooser("bytes", one_rank=one_rank, protect=protect)
-    measure, nbytes = _choices(plan, size_at or (lambda chosen: size(plan.at(chosen)))), plan.measure("nbytes")
+    measure, nbytes = _choices(plan, lambda chosen: size(plan.at(chosen))), plan.measure("nbytes")
     points = []
     for rank in reversed(curve_ranks(most)):
         chosen = uniform_ranks(Rule("rank", rank))

@@ -12,7 +12,7 @@ from loralens.core.names import kind
 from loralens.core.naming.matching import same_modules
 from loralens.core.ranks import shared_ranks
 from loralens.core.structured import Update
-from loralens.errors import MismatchError, ShapeError, place
+from loralens.errors import LEAVE_OUT, MismatchError, ShapeError, place
 
 # None rather than a missing entry, so that a row has the order of the adapters.
 Row = tuple[Update | None, ...]  # one module of every adapter; None where an adapter does not have it
@@ -91,7 +91,7 @@ def check_combinable(name: str, row: Row, labels: Sequence[str]) -> None:
             if update.layout.kind == "conv" and update.layout.groups > 1:
                 raise MismatchError(
                     "the B of a grouped convolution is block-diagonal, and that of a combination would not be",
-                    fix="take the module from one adapter only: loralens drop --modules",
+                    fix=f"for all adapters but one, {LEAVE_OUT}",
                 )
     check_same_rows(name, row)
 

@@ -1,11 +1,11 @@
 """The state from which a training run continues, and the record of the training in the metadata of an adapter."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
 from loralens.core.adapter import Adapter
+from loralens.core.json_depth import parse_json
 from loralens.core.lazy import Array
 
 RECORD = "loralens_training"  # key of the metadata
@@ -41,9 +41,9 @@ def record_of(adapter: Adapter) -> Mapping[str, Any] | None:
     digests mean equal numbers. See `loralens.training.injection.Injection` for the other fields.
     """
     try:
-        record = json.loads((adapter.metadata or {}).get(RECORD, "null"))
-    # Metadata of a file may hold anything; deeply nested JSON raises RecursionError.
-    except (ValueError, RecursionError):
+        record = parse_json((adapter.metadata or {}).get(RECORD, "null"))
+    # Metadata of a file may hold anything.
+    except ValueError:
         return None
     return record if isinstance(record, dict) else None
 

@@ -9,7 +9,7 @@ from loralens.core.carried import MAGNITUDES, NORMS
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.core.weights import Weights
-from loralens.errors import FormatError, MismatchError
+from loralens.errors import LEAVE_OUT, FormatError, MismatchError
 from loralens.merging.plan import Tokens, as_matrix
 from loralens.merging.update import Weighted
 
@@ -97,7 +97,7 @@ def _target_key(key: str, extra: Extra, weights: Weights) -> str:
     if weight and weight.scattered:
         raise MismatchError(
             f"{key}: the base stores the weight of {extra.module} in parts, but a {extra.role} needs the whole weight",
-            fix="leave this module out with --modules, or merge it where it was trained",
+            fix=f"{LEAVE_OUT}; or merge it where it was trained",
         )
     home = weight.key if weight else f"{weights.match.rename(extra.module)}.weight"
     # Magnitudes and tokens change the weight of their module, all others the parameter that they name.

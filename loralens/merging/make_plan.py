@@ -13,7 +13,7 @@ from loralens.core.lowrank import TOO_LARGE
 from loralens.core.naming.matching import Match, Shape
 from loralens.core.structured import Update, Updates
 from loralens.core.weights import Piece, Weight, Weights, share_of, weights_of
-from loralens.errors import FormatError, MismatchError, OptionError, place
+from loralens.errors import LEAVE_OUT, FormatError, MismatchError, OptionError, place
 from loralens.merging.extras import Changes, find_changes
 from loralens.merging.heads import head_fields
 from loralens.merging.plan import Axis, Magnitude, MergePlan, Slab, TensorPlan, as_matrix
@@ -159,7 +159,7 @@ def _add_update(draft: _Draft, name: str, weight: Weight, piece: Piece, module: 
     if module.layout.kind == "conv" and module.layout.groups > 1:
         raise MismatchError(
             f"{name}: the update reads all input channels, but the weight of a grouped convolution has only some",
-            fix="leave it out with --modules",
+            fix=LEAVE_OUT,
         )
     # As soon as one expert is adapted alone, the whole stack is treated as a matrix of all rows.
     draft.experts |= piece.experts
@@ -188,7 +188,8 @@ def _add_changes(draft: _Draft, key: str, changes: Changes) -> None:
     for name in ("replacement", "tokens", "magnitude"):
         if getattr(ours, name) is not None and getattr(changes, name) is not None:
             raise MismatchError(
-                f"two adapters give a {name} for {key}", fix="merge one of them, or leave it out with --modules"
+                f"two adapters give a {name} for {key}",
+                fix="merge one of the adapters first, and the other into the result",
             )
     draft.changes = Changes(
         replacement=ours.replacement or changes.replacement,

@@ -68,7 +68,7 @@ def _no_ranks(subject: Subject) -> Paragraph:
 def _is_smaller(subject: Subject) -> bool:
     """Whether a lower rank for all modules is recommended, because the file would be smaller."""
     best, highest = subject.recommended, subject.highest
-    return bool(subject.norm and best and highest and best.uniform.bytes < highest.uniform.bytes)
+    return bool(subject.norm and best and highest and best.uniform.bytes < subject.bytes_before)
 
 
 def _error_of(subjects: Sequence[Subject]) -> str:
@@ -90,7 +90,6 @@ def advice(subject: Subject) -> str:
     best, most = subject.recommended, subject.highest
     if best is None or most is None or not subject.norm:
         return "Nothing to recommend: every ΔW is 0."
-    largest = most.uniform.bytes
     if best.rank >= most.rank:
         if len(subject.points) == 1:
             return f"Its rank is {most.rank}, so there is no lower one."
@@ -100,10 +99,10 @@ def advice(subject: Subject) -> str:
             f"of {_quantity(subject)} ({_describe_error(subject, below)}), more than the {percent(LOSS)} allowed here."
         )
     # The file of a lower rank need not be smaller, as headers and padding count too.
-    if best.uniform.bytes >= largest:
+    if best.uniform.bytes >= subject.bytes_before:
         less = f"makes the file smaller and loses at most {percent(LOSS)} of {_quantity(subject)}"
         return f"Keep the adapter as it is: no lower rank for all modules {less}."
-    saved = 1 - best.uniform.bytes / largest
+    saved = 1 - best.uniform.bytes / subject.bytes_before
     error = _describe_error(subject, best, subject.update_error)
     return (
         f"Rank {best.rank} of {most.rank} for all modules keeps {percent(1 - best.uniform.error**2)} of "
@@ -150,37 +149,35 @@ def slider_data(subject: Subject, i: int) -> dict[str, Any]:
     assert subject.plan is not None
     best = subject.recommended
     uniform = rank_stops(subject.plan, subject.dialect, subject.points)
-    budget = budget_stops(subject.plan, subject.dialect, subject.points, subject.layout)
+    budget = budget_stops(subject.plan, subject.dialect, subject.points)
     start = next((k for k, stop in enumerate(uniform) if best and stop.value == best.rank), 0)
-    # The slider over sizes starts at the size of the recommended rank, so that the two can be compared at once.
-    near = next((k for k, stop in enumerate(budget) if stop.value >= uniform[start].bytes), len(budget) - 1)
-    largest = max(stop.bytes for stop in uniform)
+    # The slider over budgets starts at the parameters of the recommended rank, so that the two can be compared at once.
+    parameters = list(reversed(subject.points))[start].uniform.parameters
+    near = next(k for k, stop in enumerate(budget) if stop.value >= parameters)
+    before = subject.bytes_before
     # The axis of the curve is in units that suit its largest file, and the stops are marked on it.
-    _, step = unit_of(largest)
-    # Without a formula for the size, a budget is only met approximately: see `budget_stops`.
-    about = "" if subject.layout else "about "
+    _, step = unit_of(max(stop.bytes for stop in uniform))
     return {
         "command": compress_command(subject),
         "picture": f"curve-{i + 1}",
-        "rank": {"start": start, "stops": [_stop(stop, str(stop.value), "rank", largest, step) for stop in uniform]},
+        "rank": {"start": start, "stops": [_stop(stop, str(stop.value), "rank", before, step) for stop in uniform]},
         "budget": {
             "start": near,
-            "stops": [_stop(stop, size(stop.value), "size", largest, step, about) for stop in budget],
+            "stops": [_stop(stop, f"{stop.value:,} parameters", "parameters", before, step) for stop in budget],
         },
     }
 
 
-def _stop(stop: Stop, value: str, option: str, largest: int, step: int, about: str = "") -> dict[str, Any]:
-    """One stop as the page shows it; the axis of the curve counts in units of ``step`` bytes."""
+def _stop(stop: Stop, value: str, option: str, before: int, step: int) -> dict[str, Any]:
+    """One stop as the page shows it, of a file that has ``before`` bytes; the axis is in units of ``step`` bytes."""
     several = "s" if min(stop.ranks) < max(stop.ranks) else ""
     return {
         "value": value,
-        # In bytes, and not as shown: 110.2 kB might be a few bytes less than the ranks need.
         "option": f"--{option} {stop.value}",
-        "error": about + percent(stop.error),
-        "kept": about + percent(1 - stop.error**2),
-        "bytes": about + size(stop.bytes),
-        "now": percent(stop.bytes / largest),
+        "error": percent(stop.error),
+        "kept": percent(1 - stop.error**2),
+        "bytes": size(stop.bytes),
+        "now": percent(stop.bytes / before),
         "ranks": f"rank{several} {span(stop.ranks)}",
         "at": [stop.bytes / step, 100 * stop.error],
         "chosen": list(stop.ranks),

@@ -1,6 +1,6 @@
 """One adapter of a report, and everything that was measured of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import hypot
@@ -20,7 +20,7 @@ from loralens.core.moments import Moments
 from loralens.core.ranks import Rule
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError, place
-from loralens.reporting.slider_stops import MANY, Dialect, FileLayout, find_layout
+from loralens.reporting.slider_stops import Dialect
 
 
 @final
@@ -69,9 +69,6 @@ class Subject:
         The directions from which ranks are chosen; None where there is nothing to choose, for the reason ``no_plan``.
     dialect : Dialect
         How a smaller adapter would be written.
-    layout : FileLayout or None
-        The formula for the size of its file at any ranks; None where there is none, or there are too many modules to
-        choose ranks by it.
     points : sequence of CurvePoint
         Size and error at every rank, from the highest down to 1.
     on_data : bool
@@ -82,6 +79,8 @@ class Subject:
         The largest number of inputs that any module saw; 0 without ``activations``.
     update_error : float or None
         ‖ΔW−ΔW'‖/‖ΔW‖ at the recommended rank, where the other errors are those on inputs (``on_data``).
+    file_bytes : int or None
+        The size of the file that was read; None for an adapter in memory.
     """
 
     path: str
@@ -93,13 +92,13 @@ class Subject:
     plan: TruncationPlan | None
     no_plan: str
     dialect: Dialect
-    layout: FileLayout | None
     points: Sequence[CurvePoint]
     on_data: bool
     activations: str = ""
     positions: int = 0
     update_error: float | None = None
     against_base: BaseMeasurements = field(default_factory=BaseMeasurements)
+    file_bytes: int | None = None
 
     @cached_property
     def norm(self) -> float:
@@ -146,6 +145,11 @@ class Subject:
         return recommended_point(self.points)
 
     @property
+    def bytes_before(self) -> int:
+        """The size of the file that was read, or of a file of the highest rank; there must be a point."""
+        return self.points[0].uniform.bytes if self.file_bytes is None else self.file_bytes
+
+    @property
     def highest(self) -> CurvePoint | None:
         """The point of the highest rank, at which nothing is lost."""
         return self.points[0] if self.points else None
@@ -156,6 +160,7 @@ def measure_subject(
     label: str,
     dialect: Dialect,
     *,
+    file_bytes: int | None = None,
     moments: Moments | None = None,
     activations: str = "",
     against_base: BaseMeasurements | None = None,
@@ -172,6 +177,8 @@ def measure_subject(
         The name of the adapter on the page.
     dialect : Dialect
         How a smaller adapter would be written.
+    file_bytes : int, optional
+        The size of the file that was read.
     moments : Moments, optional
         Second moments of real inputs: ranks are then chosen by the error on these inputs.
     activations : str
@@ -191,7 +198,7 @@ def measure_subject(
     non_finite = [name for name, reading in examination.readings.items() if reading.spectrum is None]
     spectra = examination.spectra
     adapter = examination.adapter.without([name for name in examination.adapter if name not in spectra])
-    plan, no_plan, layout, update_error = None, "no module is left to choose ranks for", None, None
+    plan, no_plan, update_error = None, "no module is left to choose ranks for", None
     points: list[CurvePoint] = []
     # Checked even where they are not used below: activations of another adapter are a mistake in any case.
     if moments is not None:
@@ -204,13 +211,7 @@ def measure_subject(
         try:
             with place(examination.path):
                 new = _plan_of(finite, spectra, moments, threads, step)
-                layout = find_layout(new, dialect)
-                points = rank_curve(
-                    new,
-                    size=dialect.size,
-                    size_at=_sizes(new, dialect, layout) if layout else None,
-                    one_rank=dialect.one_rank,
-                )
+                points = rank_curve(new, size=dialect.size, one_rank=dialect.one_rank)
                 best = recommended_point(points)
                 if moments is not None and best is not None:
                     ranks = new.ranks(Rule("rank", best.rank), one_rank=dialect.one_rank)
@@ -229,13 +230,13 @@ def measure_subject(
         plan=plan,
         no_plan=no_plan,
         dialect=dialect,
-        layout=layout if len(spectra) <= MANY else None,
         points=points,
         on_data=moments is not None,
         activations=activations if moments is not None else "",
         positions=max((covariance.count for _, covariance in moments.items()), default=0) if moments is not None else 0,
         update_error=update_error,
         against_base=against_base or BaseMeasurements(),
+        file_bytes=file_bytes,
     )
 
 
@@ -246,11 +247,3 @@ def _plan_of(
         return TruncationPlan.of(adapter, modules=list(spectra), moments=moments, threads=threads, step=step)
     # The doctor has computed the singular values already.
     return TruncationPlan.of_values(adapter, {name: x.s for name, x in spectra.items()}, threads=threads, step=step)
-
-
-def _sizes(plan: TruncationPlan, dialect: Dialect, layout: FileLayout) -> Callable[[Mapping[str, int]], int]:
-    """Ranks → bytes of the file."""
-    own = {name: plan.adapter[name].rank for name in plan.directions}
-    # A file in which nothing changes may have older keys.
-    unchanged_size = dialect.size(plan.adapter)
-    return lambda chosen: unchanged_size if chosen == own else layout.size(chosen)

@@ -53,7 +53,7 @@ def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> AdapterVerdic
     saved = None
     if best and highest:
         # Never below 0: because of its header, a file of lower rank may be larger, and then nothing is saved.
-        saved = max(0.0, 1 - best.uniform.bytes / highest.uniform.bytes)
+        saved = max(0.0, 1 - best.uniform.bytes / subject.bytes_before)
     return AdapterVerdict(
         label=subject.label,
         words=_words(subject, own, saved),

@@ -134,7 +134,13 @@ class Loop:
             # This comes before the state is restored, since the drift of A is measured from its start.
             watcher.watch(self.injection)
         if state is not None:
-            self._best = restore_state(self.injection, self._optimiser, state, run=self._identity)
+            self._best = restore_state(
+                self.injection,
+                self._optimiser,
+                state,
+                run=self._identity,
+                own_optimiser=callable(self.course.optimiser),
+            )
             self.feed.begin(draws_of(state) or self.feed.first_draws)
             self.done, self._waited = state.step, state.record["waited"]
             self._best_value, self.best_step = state.record["best"], state.record["best_step"]

@@ -8,6 +8,7 @@ saved; nothing is pickled.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,6 +21,13 @@ TensorLike = Callable[[Tensor, Array], Tensor]
 # Values of groups that the run itself sets, and the parameters.
 SET = ("params", "name", "lr")
 STEP = "step"  # the key under which the optimisers of torch count
+# What the optimisers of `loralens.training.optimisers` remember of a parameter: its steps, and tensors of its shape.
+KEPT: dict[str, frozenset[str]] = {
+    "SGD": frozenset(),
+    "AdamW": frozenset({STEP, "exp_avg", "exp_avg_sq"}),
+    "Muon": frozenset({"momentum_buffer"}),
+}
+DAMAGED = "begin the run anew: --overwrite"  # the fix for every damaged state
 
 
 def capture_optimiser(
@@ -66,6 +74,62 @@ def _stays(value: Any, tensor: Tensor, key: str) -> bool:
     return isinstance(value, Tensor) and key != STEP and value.device.type == "cpu" != tensor.device.type
 
 
+def check_remembered(
+    optimiser: Optimizer,
+    tensors: Mapping[str, Tensor],
+    arrays: Mapping[str, Array],
+    record: Mapping[str, Any],
+    *,
+    done: int,
+) -> None:
+    """Refuse a state that one of our own optimisers cannot have after so many steps.
+
+    torch checks nothing: it would fail in the next step, or compute with arrays of another shape.
+
+    Raises
+    ------
+    FormatError
+        The state is damaged; the message names the first faulty part.
+    """
+    parts = getattr(optimiser, "optimisers", [optimiser])
+    kept = {p: KEPT[type(one).__name__] for one in parts for group in one.param_groups for p in group["params"]}
+    found: dict[str, set[str]] = {}
+    for stored, array in arrays.items():
+        name, _, key = stored.rpartition(".")
+        tensor = tensors.get(name)
+        if record or tensor is None or key not in kept.get(tensor, ()):
+            raise FormatError(f"the state of the optimiser is damaged: it has {stored!a:.200}", fix=DAMAGED)
+        found.setdefault(name, set()).add(key)
+        if key == STEP:
+            # float64 where that is torch's default.
+            sound = array.shape == () and array.dtype.name in ("float32", "float64") and bool(0 < array <= done)
+        else:
+            check_numbers(tensor, array, stored)
+            # The second moment is a mean of squares, and its root is taken.
+            sound = array.shape == tuple(tensor.shape) and not (key == "exp_avg_sq" and bool((array < 0).any()))
+        if not sound:
+            raise FormatError(f"the state of the optimiser is damaged: {stored} is not what it remembers", fix=DAMAGED)
+    for name, keys in found.items():
+        if lost := kept[tensors[name]] - keys:
+            raise FormatError(f"the state of the optimiser is damaged: {name}.{min(lost)} is missing", fix=DAMAGED)
+
+
+def check_numbers(tensor: Tensor, array: Array, name: str) -> None:
+    """Refuse an array of another dtype than its tensor's, or with NaN, which no run saves.
+
+    Raises
+    ------
+    FormatError
+    """
+    if array.dtype.name != str(tensor.dtype).removeprefix("torch."):
+        what = f"{name} is {array.dtype} in the state and {tensor.dtype} in this run"
+    elif tensor.is_floating_point() and np.isnan(array).any():
+        what = f"{name} holds NaN in the state"
+    else:
+        return
+    raise FormatError(what, fix=DAMAGED)
+
+
 def restore_optimiser(
     optimiser: Optimizer,
     tensors: Mapping[str, Tensor],
@@ -106,7 +170,7 @@ def restore_optimiser(
             group.update({key: _load(value, arrays, group["params"][0], like) for key, value in values.items()})
     # The record may come from a damaged file.
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise FormatError("the state of the optimiser is damaged", fix="begin the run anew") from error
+        raise FormatError("the state of the optimiser is damaged", fix=DAMAGED) from error
 
 
 def _place(key: str, value: Array, tensor: Tensor, group: Mapping[str, Any], like: TensorLike) -> Tensor:

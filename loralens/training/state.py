@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 import torch
@@ -10,10 +11,16 @@ from torch.optim import Optimizer
 
 from loralens.core.lazy import Array
 from loralens.core.training import State
-from loralens.errors import MismatchError
+from loralens.errors import FormatError, MismatchError
 from loralens.training.course import Course
 from loralens.training.injection import Injection
-from loralens.training.optimiser_state import capture_optimiser, restore_optimiser
+from loralens.training.optimiser_state import (
+    DAMAGED,
+    capture_optimiser,
+    check_numbers,
+    check_remembered,
+    restore_optimiser,
+)
 from loralens.training.readout import numpy_of, settings
 
 FREE = ("checkpointing",)  # fields of a course that change no number
@@ -78,17 +85,22 @@ def capture_state(
 
 @torch.no_grad()
 def restore_state(
-    injection: Injection, optimiser: Optimizer, state: State, *, run: Mapping[str, Any]
+    injection: Injection, optimiser: Optimizer, state: State, *, run: Mapping[str, Any], own_optimiser: bool
 ) -> dict[str, Tensor]:
     """Copy a state into the model and the optimiser of a new run, and return the best trained tensors so far.
 
+    ``own_optimiser`` says whether the caller has made the optimiser.
+
     Raises
     ------
+    FormatError
+        The state is damaged. Nothing has been changed, unless it is the state of a caller's optimiser.
     MismatchError
         The state is of another run, or of other modules; the message names what differs. Nothing has been changed.
     """
     # All checks come before the first write, so that a refused state leaves the model as it was.
     _check_run(state.run, run, done=state.step)
+    _check_record(state, steps=run["steps"])
     tensors = trained_tensors(injection)
     stored_names = {name.removeprefix(TRAINED) for name in state.tensors if name.startswith(TRAINED)}
     if set(tensors) != stored_names:
@@ -97,13 +109,20 @@ def restore_state(
             f"the state is of another run: {odd} is in one of them only",
             fix="resume with the state of this run, or leave the state out",
         )
+    best = {name.removeprefix(BEST): value for name, value in state.tensors.items() if name.startswith(BEST)}
+    if set(best) != (set() if state.record["best"] is None else set(tensors)):
+        raise FormatError("the state does not hold the best tensors that it speaks of", fix=DAMAGED)
     for name, tensor in tensors.items():
-        _check_shape(tensor, state.tensors[TRAINED + name], name)
+        for array in (state.tensors[TRAINED + name], *([best[name]] if best else [])):
+            _check_shape(tensor, array, name)
+            check_numbers(tensor, array, name)
+    remembered = {n.removeprefix(REMEMBERED): value for n, value in state.tensors.items() if n.startswith(REMEMBERED)}
+    values = state.record.get("optimiser", {})
+    if not own_optimiser:
+        check_remembered(optimiser, tensors, remembered, values, done=state.step)
     for name, tensor in tensors.items():
         overwrite(tensor, state.tensors[TRAINED + name], name)
-    remembered = {n.removeprefix(REMEMBERED): value for n, value in state.tensors.items() if n.startswith(REMEMBERED)}
-    restore_optimiser(optimiser, tensors, remembered, state.record.get("optimiser", {}), like=_tensor_like)
-    best = {name.removeprefix(BEST): value for name, value in state.tensors.items() if name.startswith(BEST)}
+    restore_optimiser(optimiser, tensors, remembered, values, like=_tensor_like)
     return {name: _tensor_like(tensors[name], value) for name, value in best.items()}
 
 
@@ -142,6 +161,22 @@ def _check_run(stored: Mapping[str, Any], current: Mapping[str, Any], *, done: i
             f"the state is of another run: {'; '.join(differences)}{and_more}",
             fix="resume with the same options, or leave the state out to begin a new run",
         )
+
+
+def _check_record(state: State, *, steps: int) -> None:
+    """Refuse values that no run saves, for which the loop would fail, or never end."""
+    done, record = state.step, {"scale": 1.0, "scale_steps": 0, **state.record}
+    best, best_step, scale = record.get("best", ...), record.get("best_step", ...), record["scale"]
+    # Evaluations come before the first step too.
+    counts = [done, record["scale_steps"], record.get("waited"), best_step or 0]
+    sound = (
+        all(type(count) is int and 0 <= count <= done + 1 for count in counts)
+        and done <= steps
+        and ((best is None is best_step) or (isinstance(best, float | int) and best_step is not None))
+        and (isinstance(scale, float) and 0 < scale < inf)
+    )
+    if not sound:
+        raise FormatError("the counts of steps or the best evaluation in the state are damaged", fix=DAMAGED)
 
 
 def _check_shape(tensor: Tensor, array: "Array | Tensor", name: str) -> None:

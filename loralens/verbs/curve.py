@@ -19,7 +19,7 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice, numpy_dtype
-from loralens.verbs.outputs.form import OutputFormat
+from loralens.verbs.outputs.form import OutputFormat, source_bytes
 from loralens.verbs.outputs.rules import read_moments, read_protection
 
 
@@ -35,6 +35,8 @@ class CurveResult(Tabular):
         The dialect of the files.
     points : sequence of CurvePoint
         The points of the curve, the largest rank first.
+    bytes_before : int
+        The size of the file that was read; for an adapter in memory, that of a file of its own dialect.
     activations : str or None
         The path of the moments on which errors were measured, or ``moments``; None if errors are those of ΔW.
     """
@@ -43,6 +45,7 @@ class CurveResult(Tabular):
     adapter: Adapter
     format: str
     points: Sequence[CurvePoint]
+    bytes_before: int
     activations: str | None = None
 
     def __repr__(self) -> str:
@@ -62,11 +65,11 @@ class CurveResult(Tabular):
         if best is largest:
             text = f"No rank below {largest.rank} in every module keeps 99 % {quantity} of {self.source}"
             half = next((point for point in self.points if 2 * point.rank <= largest.rank), None)
-            return [
-                f"{text}; rank {half.rank} keeps {_energy(half)}, in {_saving(half, largest)}." if half else f"{text}."
-            ]
+            if half is None:
+                return [f"{text}."]
+            return [f"{text}; rank {half.rank} keeps {_energy(half)}, in {_saving(half, self.bytes_before)}."]
         sentence = f"Rank {best.rank} in every module keeps {_energy(best)} {quantity} of {self.source}"
-        return [f"{sentence}; the file would have {_saving(best, largest)}."]
+        return [f"{sentence}; the file would have {_saving(best, self.bytes_before)}."]
 
     def tables(self) -> list[Table[CurvePoint]]:
         """The points of the curve, one rank per row."""
@@ -81,6 +84,7 @@ class CurveResult(Tabular):
             "format": self.format,
             "activations": self.activations,
             "modules": len(self.adapter),
+            "bytes_before": self.bytes_before,
             "points": self.tables()[0].records(),
         }
 
@@ -155,7 +159,7 @@ def curve(
     measured_on = None
     if activations is not None:
         measured_on = "moments" if isinstance(activations, Moments) else str(activations)
-    return CurveResult(label, adapter, form.name, points, measured_on)
+    return CurveResult(label, adapter, form.name, points, source_bytes(source, adapter, form), measured_on)
 
 
 def trade_off(plan: TruncationPlan, form: OutputFormat, *, protect: Protection = "absolute") -> list[CurvePoint]:
@@ -170,10 +174,12 @@ def _energy(point: CurvePoint) -> str:
     return percent(1 - point.uniform.error**2)
 
 
-def _saving(point: CurvePoint, largest: CurvePoint) -> str:
+def _saving(point: CurvePoint, before: int) -> str:
     """The size of a file, and how much smaller it is: ``110.2 kB instead of 221.0 kB, 50 % less``."""
-    less = fixed(".0%")(1 - point.uniform.bytes / largest.uniform.bytes)
-    return f"{size(point.uniform.bytes)} instead of {size(largest.uniform.bytes)}, {less} less"
+    # A file in another dialect or dtype may be larger.
+    change = 1 - point.uniform.bytes / before
+    words = f"{fixed('.0%')(abs(change))} {'less' if change >= 0 else 'more'}"
+    return f"{size(point.uniform.bytes)} instead of {size(before)}, {words}"
 
 
 def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:

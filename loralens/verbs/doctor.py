@@ -31,6 +31,7 @@ from loralens.verbs.inputs.bases import ModelPath, with_tied_head
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.examination import examine_adapters, open_base
 from loralens.verbs.outputs.doctor_result import FINDING_COLUMNS, DoctorResult
+from loralens.verbs.outputs.form import file_saving
 from loralens.version import __version__
 
 DTYPES = FLOAT_TYPES | {"fp8": "float8_e4m3fn"}  # option → the name in NumPy and ml_dtypes
@@ -178,6 +179,7 @@ def _examine(
         reading=reading,
         dtype=DTYPES[dtype] if dtype else None,
         stochastic=rounding == "stochastic",
+        saving=file_saving(dict(zip(labels(chosen), chosen, strict=True)), base),
     )
     findings = run_checks(examinations)
     if consumer is not None:

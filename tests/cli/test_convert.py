@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
+from loralens.errors import LEAVE_OUT
 from loralens.tables.numbers import percent
 from tests.bases import single
 from tests.cli.command import Command
@@ -248,8 +249,7 @@ def test_a_head_that_the_base_has_as_its_embedding(tmp_path: Path) -> None:
     result = run("convert", tmp_path / "lora", "--to", "gguf", "--base", base, "-o", tmp_path / "x.gguf")
     assert result.exit_code == 2
     what = "the base's head is its embedding, and llama.cpp has no output tensor of its own there to adapt"
-    fix = "leave this module out: loralens drop --modules; or merge it into the base, which gives the head a weight of "
-    fix += "its own, and convert that model"
+    fix = f"{LEAVE_OUT}; or merge it into the base, which gives the head a weight of its own, and convert that model"
     assert result.stderr == f"error: {tmp_path / 'lora'}: lm_head: {what}\n  fix: {fix}\n"
     result = run("convert", tmp_path / "lora", "--to", "mlx", "--base", base, "-o", tmp_path / "mlx")
     assert (result.exit_code, result.stderr) == (0, "")

@@ -35,7 +35,7 @@ def test_table(small: Path) -> None:
 
 def test_points_are_files_that_compress_writes(small: Path, tmp_path: Path) -> None:
     record = json.loads(run("curve", small, "--json").stdout)
-    assert set(record) == {"loralens", "source", "format", "activations", "modules", "points"}
+    assert set(record) == {"loralens", "source", "format", "activations", "modules", "bytes_before", "points"}
     assert (record["source"], record["format"], record["activations"]) == (str(small), "peft", None)
     assert record["modules"] == 6
     assert [point["rank"] for point in record["points"]] == [2, 1]

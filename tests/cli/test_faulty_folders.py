@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,19 @@ def test_a_pipe_or_dead_link_in_the_adapter(name, make, small, tmp_path):
     (tmp_path / name).unlink()
     make(tmp_path / name)
     message("inspect", tmp_path)
+
+
+@pytest.mark.parametrize("words", ["inspect A", "curve A", "convert A --to kohya -o OUT", "compress A --rank 1 -o OUT"])
+def test_a_configuration_that_is_nested_deeply(words, small, tmp_path):
+    """Python parses 900 levels, and copying or writing them would fail."""
+    folder = tmp_path / "a"
+    shutil.copytree(small, folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    text = json.dumps({**settings, "auto_mapping": "DEEP"}).replace('"DEEP"', "[" * 900 + "]" * 900)
+    (folder / "adapter_config.json").write_text(text)
+    paths = {"A": folder, "OUT": tmp_path / "out.safetensors"}
+    said = message(*(paths.get(word, word) for word in words.split()))
+    assert "adapter_config.json: is not valid JSON (nested more than 64 levels deep)" in said
 
 
 def test_a_pipe_as_a_recipe_or_activations(small, tmp_path):

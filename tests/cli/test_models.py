@@ -1,5 +1,7 @@
 """Models as they are loaded: how long a text may be, which tokens they know, and folders that are none."""
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,31 @@ def test_folders_that_hold_no_model_that_can_be_run(tmp_path: Path) -> None:
     assert isinstance(refused, FormatError)
     assert "its weights are damaged (" in str(refused)
     assert "fix: copy or download them again" in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "loads"),
+    [
+        ("config.json", {"model_type": "strange", "auto_map": {"AutoConfig": "own.Own"}}, False),
+        ("config.json", {"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}, True),
+        ("tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}, False),
+    ],
+)
+def test_code_in_a_folder_never_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, fields: dict[str, Any], loads: bool
+) -> None:
+    """Whatever stands on standard input, where transformers would ask; a class of transformers itself is still used."""
+    path, marker = models.folder(models.llama(), tmp_path / "llama"), tmp_path / "ran"
+    (path / "own.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Own: pass\n")
+    (path / file).write_text(json.dumps(json.loads((path / file).read_text()) | fields))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 100))
+    if loads:
+        assert load_headed(str(path), None, **HOW).head == "causal"
+    else:
+        refused = load(path)
+        assert isinstance(refused, FormatError)
+        assert "its auto_map names Python code of its own, and loralens runs no code from a model" in str(refused)
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

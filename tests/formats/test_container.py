@@ -147,10 +147,10 @@ BROKEN = {  # name: file, what the message says
     "a list": (blob([]), "the header is not a JSON object"),
     "not UTF-8": (blob(b'{"\xff":{}}'), "the header is not valid JSON ('utf-8' codec"),
     "UTF-16": (blob("{}".encode("utf-16")), "the header is not valid JSON"),
-    "deep lists": (blob(b'{"a":' + b"[" * 100_000), "the header is not valid JSON (maximum recursion"),
-    "deep objects": (blob(b'{"a":' * 100_000), "the header is not valid JSON (maximum recursion"),
+    "deep lists": (blob(b'{"a":' + b"[" * 100_000), "the header is not valid JSON (nested more than 64 levels"),
+    "deep objects": (blob(b'{"a":' * 100_000), "the header is not valid JSON (nested more than 64 levels"),
     "deep dtype": (
-        blob(b'{"a":{"dtype":' + b"[" * 400 + b"]" * 400 + b',"shape":[],"data_offsets":[0,1]}}', b"1"),
+        blob(b'{"a":{"dtype":' + b"[" * 40 + b"]" * 40 + b',"shape":[],"data_offsets":[0,1]}}', b"1"),
         "dtype",
     ),
     "huge int": (blob(b'{"a":' + b"9" * 5000 + b"}"), "the header is not valid JSON (Exceeds the limit"),
@@ -319,6 +319,7 @@ def test_no_file_stays_open(tmp_path):
         (b'{"r": 8, "r": 16}', "r appears twice"),
         (b'{"a": {"\x7f": 1}}', "holds control characters"),
         (b'{"a":' * 100_000, "is not valid JSON"),
+        (b'{"a":' * 64 + b"[]" + b"}" * 64, "nested more than 64 levels deep"),
         (b'{"r": ' + b"1" * 5000 + b"}", "is not valid JSON"),
     ],
 )

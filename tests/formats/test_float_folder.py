@@ -1,5 +1,7 @@
 """A package with a GGUF model under its name: the folder in floats that is made of it once."""
 
+import io
+import json
 import logging
 import shutil
 import sys
@@ -147,6 +149,19 @@ def test_the_real_model_knows_a_capital(tmp_path: Path, monkeypatch: pytest.Monk
     text = tokenizer.decode(model.generate(**ids, max_new_tokens=2, do_sample=False)[0])
     assert text == "The capital of Germany is Berlin."
     shutil.rmtree(folder)  # half a gigabyte
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet_torch")
+def test_code_beside_a_gguf_file_never_runs(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers reads the configuration of a tokenizer beside the file, and would ask whether its code may run."""
+    fields = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    (package.parent / "tokenizer_config.json").write_text(json.dumps(fields))
+    (package.parent / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Own: pass\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 100))
+    with pytest.raises(FormatError, match="cannot make a configuration and a tokenizer"):
+        resolve_path(Path(NAME))
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.slow

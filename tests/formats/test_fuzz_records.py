@@ -230,6 +230,13 @@ def test_an_undo_file_that_is_nested_deeply():
     MADE.unmerge(MADE.packed({**MADE.content, "texts": deep(900)}))
 
 
+def test_an_undo_file_that_drops_what_is_no_name():
+    """A list, although an array has the name that its text makes."""
+    empty = {"dtype": "U8", "shape": [0], "data_offsets": [len(MADE.data)] * 2}
+    content = {**MADE.content, "dropped": [["x"]]}
+    assert not MADE.unmerge(MADE.packed(content, {**MADE.header, "['x']#whole": empty}))
+
+
 @each_kind
 @fuzz
 @given(data=st.data())

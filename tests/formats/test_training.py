@@ -214,7 +214,10 @@ def test_a_broken_state_is_said(tmp_path: Path) -> None:
             training.check(overwrite=False)
 
 
-@pytest.mark.parametrize("text", ['{"step": Infinity, "record": {}}', '{"step": 1}', "[" * 100_000])
+NO_STEP = '{"step": "1", "record": {}, "run": {}}'
+
+
+@pytest.mark.parametrize("text", ['{"step": Infinity, "record": {}}', '{"step": 1}', NO_STEP, "[" * 100_000])
 def test_a_state_that_says_nonsense(tmp_path: Path, text: str) -> None:
     training = begun(tmp_path / "out")
     write_safetensors(Stored({}, {KEY: text}), training.folder / "state.safetensors")

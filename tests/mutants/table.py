@@ -668,15 +668,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # report
     Mutant(
-        "_layout",
-        "n >= first",
-        "n > first",
-        ("tests/reporting/test_slider_stops.py",),
-    ),
-    Mutant(
-        "find_layout",
-        "first + i for name, i in",
-        "first - i for name, i in",
+        "budget_stops",
+        "* k / (STOPS - 1)",
+        "* k / STOPS",
         ("tests/reporting/test_slider_stops.py",),
     ),
     Mutant(

@@ -166,7 +166,8 @@ def test_rank_that_is_not_used(seen: Seen) -> None:
     notice = seen.notices["ill", "rank-unused"]
     needs = f"0.99 of the energy needs {100 * (after / before):.0f} % of the parameters"
     assert list(notice.evidence) == [f"r={RANK}, effective rank {mean:.1f} on average: {needs}"]
-    assert notice.fix.endswith(f" saves {100 * (1 - after / before):.0f} %")
+    # Nothing is said of the size of a file that `compress` would refuse to make, because of a module with NaN.
+    assert notice.fix.endswith(" --energy 0.99`")
 
 
 def landed(seen: Seen, name: str) -> tuple[float, float, float]:

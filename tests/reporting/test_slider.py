@@ -87,9 +87,9 @@ def test_every_stop_of_the_rank(page: Any, made: tuple[Path, list[Chosen]], i: i
 
 
 def least_error(one: Chosen, capacity: int) -> float:
-    """The least error of all ranks whose factors have at most so many bytes, of all there are."""
+    """The least error of all ranks whose factors have at most so many parameters, of all there are."""
     every = np.stack(np.meshgrid(*[np.arange(1, RANK + 1)] * len(NAMES), indexing="ij"), -1).reshape(-1, len(NAMES))
-    fits = every @ [4 * sum(one.dense[name].shape) for name in NAMES] <= capacity
+    fits = every @ [sum(one.dense[name].shape) for name in NAMES] <= capacity
     kept = np.array([[one.energy(name, rank) for rank in range(1, RANK + 1)] for name in NAMES])
     energy = sum(kept[j, every[fits][:, j] - 1] for j in range(len(NAMES)))
     return float(np.sqrt(max(1 - np.max(energy) / kept[:, -1].sum(), 0)))
@@ -99,31 +99,34 @@ def least_error(one: Chosen, capacity: int) -> float:
 def test_stops_of_the_budget(page: Any, made: tuple[Path, list[Chosen]], i: int, tmp_path: Path) -> None:
     one = made[1][i]
     stops = page.evaluate(f"loralens.data.adapters[{i}].budget.stops")
-    budgets = [int(stop["option"].removeprefix("--size ")) for stop in stops]
+    budgets = [int(stop["option"].removeprefix("--parameters ")) for stop in stops]
     assert page.locator(".slider").nth(i).locator("input.budget").get_attribute("max") == str(len(stops) - 1)
-    assert budgets[0] == one.bytes(everywhere(1), tmp_path)
-    assert budgets[-1] == one.bytes(everywhere(RANK), tmp_path)
-    overhead = budgets[0] - sum(4 * sum(D.shape) for D in one.dense.values())  # bytes beside the factors, nearly
+
+    def parameters(ranks: dict[str, int]) -> int:
+        return sum(ranks[name] * sum(D.shape) for name, D in one.dense.items())
+
+    assert budgets[0] == parameters(everywhere(1))
+    assert budgets[-1] == parameters(everywhere(RANK))
     uneven = 0
     for k in np.linspace(0, len(stops) - 1, STOPS).astype(int).tolist():
         budget, (kilobytes, percent) = budgets[k], stops[k]["at"]
         error, told = percent / 100, moved(page, i, "budget", k)
         ranks = dict(zip(NAMES, stops[k]["chosen"], strict=True))
         compare(told, one, ranks, tmp_path)
-        assert told["value"] == size(budget)
-        assert told["command"].endswith(f" --size {budget}")
+        assert told["value"] == f"{budget:,} parameters"
+        assert told["command"].endswith(f" --parameters {budget}")
         assert kilobytes * KILO == pytest.approx(one.bytes(ranks, tmp_path), abs=1e-6)
-        assert one.bytes(ranks, tmp_path) <= budget
+        assert parameters(ranks) <= budget
         assert error == pytest.approx(one.error(ranks), rel=1e-4, abs=1e-5)
         for name in NAMES:  # nothing more fits
             if ranks[name] < RANK:
-                assert one.bytes({**ranks, name: ranks[name] + 1}, tmp_path) > budget
-        within = [rank for rank in range(1, RANK + 1) if one.bytes(everywhere(rank), tmp_path) <= budget]
+                assert parameters({**ranks, name: ranks[name] + 1}) > budget
+        within = [rank for rank in range(1, RANK + 1) if parameters(everywhere(rank)) <= budget]
         assert error <= one.error(everywhere(max(within))) * (1 + 1e-4) + 1e-5
         total = sum(one.energy(name, RANK) for name in NAMES)
         more = [name for name in NAMES if ranks[name] < RANK]
         next_ones = [one.energy(name, ranks[name] + 1) - one.energy(name, ranks[name]) for name in more]
-        best = least_error(one, budget - overhead)  # greedy is no further from it than one direction saves
+        best = least_error(one, budget)  # greedy is no further from it than one direction saves
         assert error**2 <= best**2 + max(next_ones, default=0.0) / total + 1e-6
         uneven += len({*ranks.values()}) > 1
     assert uneven > STOPS / 2

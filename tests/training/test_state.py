@@ -1,6 +1,7 @@
 """States: a run that goes on is the run in one go, bit for bit."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from loralens.core.training import State
-from loralens.errors import MismatchError, OptionError
+from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.formats.records.training import Training
 from loralens.training.course import Course
 from loralens.training.feed import shuffle_order
@@ -273,6 +274,47 @@ def test_a_state_that_was_written_and_read_is_gone_on_from(tmp_path: Path) -> No
     assert found is not None
     assert found.run == states[2].run
     assert numbers(run(found, alpha=1 / 3)[0]) == numbers(whole)
+
+
+FACTOR = "bert.encoder.layer.0.attention.self.query.A"
+# Damages of the tensors of a state, of the name and the array, and of the other values.
+DAMAGES: dict[str, tuple[str, Any, str]] = {
+    "no moment": (f"optimiser.{FACTOR}.exp_avg", None, "query.A.exp_avg is missing"),
+    "no count": (f"optimiser.{FACTOR}.step", None, "query.A.step is missing"),
+    "count of 0": (f"optimiser.{FACTOR}.step", np.zeros_like, "query.A.step is not what it remembers"),
+    "many counts": (f"optimiser.{FACTOR}.step", lambda array: np.stack([array] * 3), "not what it remembers"),
+    "shape": (f"optimiser.{FACTOR}.exp_avg", np.transpose, "not what it remembers"),
+    "large": (f"optimiser.{FACTOR}.exp_avg_sq", lambda array: np.zeros((9999, 1, 1), array.dtype), "not what it"),
+    "negative square": (f"optimiser.{FACTOR}.exp_avg_sq", lambda array: array - 1, "not what it remembers"),
+    "dtype": (f"optimiser.{FACTOR}.exp_avg", lambda array: array.astype(np.uint8), "is uint8 in the state"),
+    "NaN": (f"trained.{FACTOR}", lambda array: array * np.nan, "query.A holds NaN in the state"),
+    "of nothing": ("optimiser.odd.exp_avg", lambda _: np.zeros(3), "damaged: it has 'odd.exp_avg'"),
+    "no best": (f"best.{FACTOR}", None, "does not hold the best tensors"),
+    "shape of the best": (f"best.{FACTOR}", np.transpose, r"query.A is \(16, 2\) there, \(2, 16\) here"),
+}
+VALUES = [("waited", "1"), ("waited", None), ("best", [1]), ("best_step", -1), ("best_step", None), ("scale", 0.0)]
+
+
+def test_a_damaged_state_is_refused_by_what_is_damaged() -> None:
+    states = {"adamw": run(patience=2)[1][0], "muon": run(course={"optimiser": "muon"})[1][0]}
+
+    def refused(state: State, words: str, **options: Any) -> None:
+        with pytest.raises((FormatError, MismatchError), match=words) as error:
+            run(state, **options)
+        assert error.value.fix
+
+    for name, change, words in DAMAGES.values():
+        tensors = dict(states["adamw"].tensors)
+        array = tensors.pop(name, None)
+        refused(
+            replace(states["adamw"], tensors=tensors | ({name: change(array)} if change else {})), words, patience=2
+        )
+    for key, value in VALUES:
+        refused(replace(states["adamw"], record={**states["adamw"].record, key: value}), "counts of steps", patience=2)
+    for step in (-1, STEPS + 1, True):
+        refused(replace(states["adamw"], step=step), "counts of steps", patience=2)
+    tensors = {name: t for name, t in states["muon"].tensors.items() if not name.endswith("classifier.weight.exp_avg")}
+    refused(replace(states["muon"], tensors=tensors), "weight.exp_avg is missing", course={"optimiser": "muon"})
 
 
 class Odd(torch.optim.SGD):

@@ -301,4 +301,5 @@ def test_without_an_output_a_dialect_that_is_only_read_is_no_obstacle(file: str)
 def test_a_misspelt_method_is_answered_by_the_nearest_one(a: Adapter, b: Adapter) -> None:
     with pytest.raises(loralens.OptionError, match="no method 'tiez'") as error:
         loralens.combine(a, b, method="tiez")
-    assert error.value.fix == "the nearest name is ties"
+    assert error.value.fix.startswith("the nearest name is ties, of sum, average, ")
+    assert all(name in error.value.fix for name in METHODS)

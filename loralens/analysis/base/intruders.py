@@ -108,7 +108,7 @@ def check_plain(adapter: Adapter, names: Sequence[str], *, pairs: bool = False) 
         if name in dora:
             raise MismatchError(
                 f"{name} is DoRA: its magnitude scales the rows of W + ΔW, which no adapter of low rank can express",
-                fix="leave such modules out with --modules, or merge the adapter and compare whole models",
+                fix="choose other modules with --modules, or merge the adapter and compare whole models",
             )
         if pairs:
             with place(name):
@@ -222,7 +222,7 @@ def _factors(module: Update) -> LowRank:
         return module
     raise MismatchError(
         f"a {module.form.name} has no factors that could be extended",
-        fix="make it a pair first (loralens convert --rank R), or leave it out with --modules",
+        fix="make it a pair first (loralens convert --rank R), or choose other modules with --modules",
     )
 
 

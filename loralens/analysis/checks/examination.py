@@ -1,6 +1,6 @@
 """What the checks know of an adapter: its modules, each read once, and how they fit the base."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
@@ -51,6 +51,9 @@ class Examination:
         The base that the adapter is checked against.
     codes : CodesPrediction or None
         The expected effect of a merge into the codes of a low-bit base.
+    saving : callable, optional
+        This examination and a share of the energy → the share of the file that `compress` to this energy would save;
+        None where the size of that file is not known.
     """
 
     path: str
@@ -64,6 +67,7 @@ class Examination:
     named: BaseModel = field(default_factory=lambda: BaseModel(""))
     base: BaseModel | None = None
     codes: CodesPrediction | None = None
+    saving: "Saving | None" = None
 
     @property
     def quoted(self) -> str:
@@ -86,9 +90,14 @@ class Examination:
     def compress(self, word: str, rule: str) -> str:
         """The command line that compresses this adapter into a file next to it, which PEFT can load."""
         to = ["--to", self.to] if self.to else []
-        # PEFT joins experts that are modules of their own into one stack, which has one rank.
-        uniform = ["--uniform"] if any(map(is_expert_alone, self.adapter)) else []
+        uniform = ["--uniform"] if self.needs_one_rank else []
         return self.command("compress", "-o", self.sibling(word), rule, *uniform, *to)
+
+    @property
+    def needs_one_rank(self) -> bool:
+        """Whether a smaller adapter needs one rank for all modules to be loaded."""
+        # PEFT joins experts that are modules of their own into one stack, and mlx-lm reads one rank for all layers.
+        return self.adapter.format == "mlx" or any(map(is_expert_alone, self.adapter))
 
     @cached_property
     def spectra(self) -> dict[str, Spectrum]:
@@ -110,6 +119,9 @@ class Examination:
     def setting(self, key: str) -> Any:
         """A field of the configuration of the adapter; None if it is not there."""
         return (self.adapter.config or {}).get(key)
+
+
+Saving = Callable[[Examination, float], float | None]
 
 
 def examine_adapter(

@@ -18,7 +18,7 @@ LEAST = 0.3  # the share of the parameters that truncation must save to be worth
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
-    """Report ranks above that of the weight, and what ``compress --energy 0.99`` would save, counted exactly."""
+    """Report ranks above that of the weight, and what ``compress --energy 0.99`` would save."""
     for name, reading in exam.readings.items():
         rank, most = reading.module.rank, min(reading.module.shape)
         if rank > most:
@@ -34,7 +34,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         before += stored
         # A module that is 0 keeps one direction. A fused projection is stored as blocks, and may grow when truncated.
         after += min(stored, max(1, reading.spectrum.energy_rank(ENERGY)) * sum(reading.module.shape))
-    # The whole adapter counts, because that is what the suggested command would save.
+    # The whole adapter counts, because that is what the suggested command makes smaller.
     saved = 1 - after / before if before else 0.0
     ranks = [one.module.rank for one in exam.pairs.values()]
     if saved < LEAST or not ranks:
@@ -45,5 +45,8 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         f"{ranks_text}, effective rank {mean:.1f} on average: {ENERGY} of the energy needs {whole_percent(1 - saved)} "
         "of the parameters"
     )
-    command = exam.compress("e99", f"--energy {ENERGY}")
-    yield Diagnosis("note", "rank-unused", evidence, f"`{command}` saves {whole_percent(saved)}")
+    fix = f"`{exam.compress('e99', f'--energy {ENERGY}')}`"
+    # The file has a header and other tensors too, so that its share is another one than that of the parameters.
+    if exam.saving and (share := exam.saving(exam, ENERGY)) is not None:
+        fix += f" saves {whole_percent(share)} of the file"
+    yield Diagnosis("note", "rank-unused", evidence, fix)

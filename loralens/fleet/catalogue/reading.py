@@ -1,7 +1,6 @@
 """Reading the catalogue: the rows as members, the files that cannot be read, and signatures."""
 
 import errno
-import json
 import os
 import sqlite3
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 from numpy.typing import NDArray
 
+from loralens.core.json_depth import parse_json
 from loralens.errors import FormatError
 from loralens.fleet.catalogue.members import Member, Signature, Unreadable
 from loralens.fleet.catalogue.schema import check_files, damaged, index_command, open_to_read, read_rows
@@ -296,7 +296,7 @@ def read_signature(home: Path, digest: str) -> Signature:
 
 def to_signature(text: str) -> Signature:
     """A signature as the catalogue stores it: a list of key, name and shape of every module."""
-    modules = json.loads(text)
+    modules = parse_json(text)
     return Signature(
         tuple(key for key, *_ in modules),
         tuple(name for _, name, *_ in modules),

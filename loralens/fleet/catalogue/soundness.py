@@ -1,11 +1,12 @@
 """Whether rows of a catalogue are such as an update writes them: an index may be damaged, or come from anywhere."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import isfinite
 from typing import Any
+
+from loralens.core.json_depth import parse_json
 
 MOST_SLOTS = 1 << 31  # a file of so many slots would have 9 TB
 LONGEST_PATH = 4096  # letters; Linux opens no file by a longer path
@@ -35,10 +36,7 @@ def decode_list(text: object) -> tuple[Any, ...]:
     """
     if not isinstance(text, str):
         raise ValueError("not a text")  # noqa: TRY004 - what is wrong is the content of a file
-    try:
-        decoded = json.loads(text)
-    except RecursionError as error:  # thousands of brackets
-        raise ValueError("nested too deeply") from error
+    decoded = parse_json(text)
     if not isinstance(decoded, list):
         raise ValueError("not a list")  # noqa: TRY004 - as above
     return tuple(decoded)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
+from loralens.core.json_depth import parse_json
 from loralens.fleet.catalogue.dates import forget_dates, kept_dates
 from loralens.fleet.catalogue.members import UNREACHABLE, Signature
 from loralens.fleet.catalogue.reading import name_of, read_root, stored_name, to_signature
@@ -131,7 +132,7 @@ class CatalogueWriter:
             rows |= dict(self._connection.execute(f"{query} path = ?", [stored_name(path)]))
         changed = []
         for path, text in rows.items():
-            others = [code for code in json.loads(text) if code != UNREACHABLE]
+            others = [code for code in parse_json(text) if code != UNREACHABLE]
             findings = json.dumps([UNREACHABLE] * (name_of(path) in paths) + others)
             if findings != text:
                 changed.append((findings, path))
@@ -231,7 +232,7 @@ class CatalogueWriter:
     def suspects(self) -> set[str]:
         """The files that were in work when the last writer was killed."""
         try:
-            listed = json.loads((self.home / IN_WORK).read_text(encoding="ascii"))
+            listed = parse_json((self.home / IN_WORK).read_text(encoding="ascii"))
             return {os.fsdecode(bytes.fromhex(file)) for file in listed}
         except (OSError, ValueError, TypeError):
             # The list is written without waiting for the disk, so it may hold anything after a power failure.

@@ -18,7 +18,7 @@ from loralens.core.names import expert, is_expert_alone
 from loralens.core.naming.base_model import text_config
 from loralens.core.naming.storage import EXPERT_PARTS
 from loralens.core.structured import Update
-from loralens.errors import OptionError, place
+from loralens.errors import LEAVE_OUT, OptionError, place
 from loralens.formats.files.gguf.values import plain_values
 
 FUSED = "gate_up_proj"
@@ -233,7 +233,7 @@ def name_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
         raise OptionError(what, fix="give the base's folder with --base")
     if kind not in MLX:
         what = f"what mlx-lm calls the experts of {kind[:40]!a} is not known here"
-        raise OptionError(what, fix="leave them out with loralens drop; known are " + ", ".join(sorted(MLX)))
+        raise OptionError(what, fix=f"{LEAVE_OUT}; known are " + ", ".join(sorted(MLX)))
     names = MLX[kind]
     adapter = _rename_routers(split_stacks(adapter, config), names)
     modules: dict[str, Update] = {}

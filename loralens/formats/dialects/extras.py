@@ -8,7 +8,7 @@ from loralens.core.carried import MAGNITUDES, NORMS
 from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.structured import Update
-from loralens.errors import FormatError, ShapeError, place
+from loralens.errors import LEAVE_OUT, FormatError, ShapeError, place
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf
 
 
@@ -126,7 +126,7 @@ def check_all_dora(adapter: Adapter, title: str, *, part: Callable[[str], str] =
     if plain:
         which = f"{len(plain)} of {len(adapter)} modules (the first is {plain[0]})"
         what = f"{which} have no DoRA magnitude, but {title} makes all of them DoRA"
-        raise FormatError(what, fix="leave one of the two kinds out with --modules")
+        raise FormatError(what, fix=f"for the modules of one of the two kinds, {LEAVE_OUT}")
 
 
 def check_encoder(name: str) -> None:

@@ -11,7 +11,7 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
-from loralens.errors import FormatError, MismatchError, ShapeError, place
+from loralens.errors import LEAVE_OUT, FormatError, MismatchError, ShapeError, place
 from loralens.formats.files.container import FLOATS, Stored
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ def pack_pair(module: "Update") -> tuple[LazyArray, LazyArray]:
     # The stored B of a grouped convolution holds only the blocks, and a changed update has entries outside of them.
     if module.layout.groups > 1:
         what = "a changed update of a grouped convolution is no longer block-diagonal, and no dialect has another form"
-        raise ShapeError(what, fix="leave this module out with --modules")
+        raise ShapeError(what, fix=LEAVE_OUT)
     # The canonical A has the kernel in its columns.
     channels = A.shape[1] // prod(kernel)
     return B.reshape(*B.shape, *(1 for _ in kernel)), A.reshape(A.shape[0], channels, *kernel)

@@ -8,7 +8,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
-from loralens.errors import FormatError, place
+from loralens.errors import LEAVE_OUT, FormatError, place
 from loralens.formats.dialects.pairs import Leaf, Parts, pack_pair, stored_parts
 
 KINDS = ("linear", "conv", "merged")  # the kinds of weights that both programs adapt
@@ -51,7 +51,7 @@ def names_in_file(
             owner = owners.setdefault(canonical(files[name]), name)
             if owner != name:
                 what = f"{owner} would be called {canonical(files[name])} too"
-                raise FormatError(what, fix="leave one of them out with --modules")
+                raise FormatError(what, fix=LEAVE_OUT)
     return files
 
 
@@ -70,7 +70,7 @@ def pair_tensors(file: str, module: Update, parts: Parts, alpha: np.float32, *, 
     """
     if module.layout.kind not in KINDS:
         what = f"{title} linear layers and convolutions, but this is of kind {module.layout.kind!r}"
-        raise FormatError(what, fix="leave this module out with --modules")
+        raise FormatError(what, fix=LEAVE_OUT)
     B, A = (parts["B"][1], parts["A"][1]) if parts else pack_pair(module)
     # There is no α that means a scale of 0 in kohya's software, so lora_up is written as zeros.
     if module.scale == 0 and alpha:

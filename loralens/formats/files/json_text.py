@@ -7,6 +7,7 @@ from itertools import islice
 from math import isfinite
 from typing import Any, BinaryIO
 
+from loralens.core.json_depth import parse_json
 from loralens.errors import UNPRINTABLE, FormatError
 
 PIECE = 1 << 16  # characters of a long text that are encoded at a time
@@ -21,11 +22,11 @@ def parse_object(data: bytes, encoding: str, *, what: str, fix: str) -> dict[str
     Raises
     ------
     FormatError
-        It is not JSON or not an object, a name occurs twice, or a name cannot be shown.
+        It is not JSON or not an object, it is nested too deeply, a name occurs twice, or a name cannot be shown.
     """
     try:
-        value = json.loads(data.decode(encoding), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(data.decode(encoding), object_pairs_hook=unique_keys)
+    except ValueError as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise FormatError(f"{what}is not valid JSON ({reason})", fix=fix) from error
     if not isinstance(value, dict):
@@ -34,7 +35,7 @@ def parse_object(data: bytes, encoding: str, *, what: str, fix: str) -> dict[str
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build the mapping of a JSON object for `json.loads`, which would silently keep the last of two equal names.
+    """Build the mapping of a JSON object for `parse_json`, which would silently keep the last of two equal names.
 
     Names must be printable, because messages show them.
     """
@@ -129,10 +130,10 @@ def text_pieces(text: str) -> Iterator[str]:
 
 
 def json_or_none(text: str | None) -> Any:
-    """The value of an optional JSON text; None if the text is missing or not valid JSON."""
+    """The value of an optional JSON text; None if the text is missing, not valid JSON, or nested too deeply."""
     try:
-        return json.loads(text or "null")
-    except (ValueError, RecursionError):
+        return parse_json(text or "null")
+    except ValueError:
         return None
 
 

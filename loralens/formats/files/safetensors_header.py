@@ -34,7 +34,7 @@ def prefix_of(length: int) -> bytes:
     """
     if length > HEADER_LIMIT:
         what = f"a header of {length:,} bytes is too long for safetensors, which allows {HEADER_LIMIT:,}"
-        raise FormatError(what, fix="write fewer modules (--modules)")
+        raise FormatError(what, fix="divide the modules among several files")
     return length.to_bytes(PREFIX, "little")
 
 

@@ -1,10 +1,10 @@
 """Finding the weights in the folder of a model: one file, or the shards that an index names."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from loralens.core.json_depth import parse_json
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files.container import read_json
 from loralens.formats.files.relative_name import is_relative_name
@@ -85,7 +85,7 @@ def shard_names(content: Any, index: str) -> list[str]:
 def check_index(text: str, index: str) -> None:
     """Refuse a text that is not an index, or names files outside of its folder. Errors are those of `shard_names`."""
     try:
-        content = json.loads(text.removeprefix("\ufeff"))  # `read_json` accepts a byte order mark too
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text.removeprefix("\ufeff"))  # `read_json` accepts a byte order mark too
+    except ValueError as error:
         raise FormatError(f"{index} is not JSON", fix="download the index again") from error
     shard_names(content, index)

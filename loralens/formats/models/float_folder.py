@@ -152,6 +152,7 @@ def _write_beside(gguf: Path, model: GgufModel, folder: Path) -> None:
             "pretrained_model_name_or_path": gguf.parent,
             "gguf_file": gguf.name,
             "local_files_only": True,
+            "trust_remote_code": False,  # else transformers asks whether the Python code of a folder may run
         }
         config = transformers.AutoConfig.from_pretrained(**source)
         # From the metadata, transformers sets no class and no dtype, and ε carries the rounding error of a float32.

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray, row_blocks
-from loralens.errors import FormatError, place
+from loralens.errors import LEAVE_OUT, FormatError, place
 from loralens.formats.dialects.gguf.names import place_of
 from loralens.formats.files.atomic import check_space
 from loralens.formats.files.disk import write_at
@@ -191,7 +191,7 @@ def _added_tensors(model: GgufModel, added: Mapping[str, StoredChange]) -> dict[
         spot = place_of(key.removesuffix(".weight"), model.architecture.name)
         if spot is None or spot.expert is not None:
             what = f"{key}: {model.architecture.name} has no tensor of that name in llama.cpp"
-            raise FormatError(what, fix="leave this module out (--modules)")
+            raise FormatError(what, fix=LEAVE_OUT)
         tensors[key] = f"{spot.tensor}.weight", stored
     return tensors
 

@@ -1,11 +1,11 @@
 """The files of a base model: its shards, their indices, and the files beside them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
+from loralens.core.json_depth import parse_json
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import Stored, read_safetensors
@@ -196,7 +196,7 @@ def _shard(path: Path, name: str, prefix: str) -> WeightFile:
 
 def offsets_of(header: bytes) -> dict[str, int]:
     """The position of the numbers of each key, by the JSON of a header that was checked before."""
-    return {key: entry["data_offsets"][0] for key, entry in json.loads(header).items() if key != "__metadata__"}
+    return {key: entry["data_offsets"][0] for key, entry in parse_json(header).items() if key != "__metadata__"}
 
 
 def _walk(root: Path) -> list[str]:

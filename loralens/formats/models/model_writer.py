@@ -1,6 +1,5 @@
 """Writing a changed copy of a model in the layout of the original. The copy appears complete or not at all."""
 
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from typing import Any, Unpack, final
 
 import numpy as np
 
+from loralens.core.json_depth import parse_json
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
 from loralens.formats.files.atomic import check_space
@@ -204,7 +204,7 @@ def _jobs(
 def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, int]]:
     """The tensors that a header describes, and the position of the numbers of each."""
     try:
-        entries = json.loads(header[8:])
+        entries = parse_json(header[8:])
         specs = {
             key: Change(DTYPES[entry["dtype"]], tuple(entry["shape"]))
             for key, entry in entries.items()
@@ -217,6 +217,6 @@ def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, in
             if entries[key]["data_offsets"] != [begin, position]:
                 raise ValueError(f"offsets of {key}")
         return specs, offsets_of(header[8:])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         what = f"{name}: its header is not as it was written ({ascii(error)[:120]})"
         raise FormatError(what, fix=_DAMAGED) from error

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from loralens.core.json_depth import parse_json
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.moments import Moment, Moments
 from loralens.errors import FormatError, OptionError, place
@@ -104,8 +105,8 @@ def _record(stored: Stored) -> dict[str, Any]:
     if KEY not in (stored.metadata or {}):
         raise FormatError("holds no moments", fix="give the file that loralens calibrate wrote")
     try:
-        record = json.loads((stored.metadata or {})[KEY])
-    except (ValueError, RecursionError) as error:
+        record = parse_json((stored.metadata or {})[KEY])
+    except ValueError as error:
         raise FormatError(f"its record is not valid JSON ({error})", fix=_AGAIN) from error
     version = record.get("version") if isinstance(record, dict) else None
     # A newer version may mean other numbers by the same keys.

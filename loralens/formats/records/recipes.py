@@ -16,12 +16,12 @@ come from files, these paths may lead anywhere, like the arguments of a command.
 recipe chooses where the output goes.
 """
 
-import json
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
+from loralens.core.json_depth import parse_json
 from loralens.core.recipe import Recipe
 from loralens.errors import FormatError, place
 from loralens.formats.files.container import OpenFile, Stored, read_safetensors
@@ -53,8 +53,8 @@ def read_recipe(path: Path) -> Recipe:
         if text is None:
             raise FormatError("was not combined by loralens: no recipe is in it", fix="give a .toml file")
         try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            content = parse_json(text)
+        except ValueError as error:
             raise FormatError("its recipe is not readable", fix="write one as a .toml file") from error
         return _recipe(content)
 

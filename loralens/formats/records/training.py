@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, final
 
 from loralens.core.adapter import Adapter
+from loralens.core.json_depth import parse_json
 from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.training import State
@@ -267,9 +268,11 @@ class Training:
         stored = read_safetensors(path)
         with place(path):
             try:
-                content = json.loads((stored.metadata or {})[KEY])
-                step, record, run = int(content["step"]), dict(content["record"]), dict(content["run"])
-            except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
+                content = parse_json((stored.metadata or {})[KEY])
+                step, record, run = content["step"], dict(content["record"]), dict(content["run"])
+                if type(step) is not int:
+                    raise TypeError(step)
+            except (KeyError, ValueError, TypeError) as error:
                 raise FormatError("holds no state of a training run", fix="begin anew: --overwrite") from error
             return State(step, {name: tensor.read() for name, tensor in stored.tensors.items()}, record, run)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from loralens.choices import RoundingMode
 from loralens.core.few_bits.coded_weight import CodedWeight, Codes, GridRows
-from loralens.errors import FormatError, MismatchError
+from loralens.errors import LEAVE_EXTRA_OUT, FormatError, MismatchError
 from loralens.linalg.device import Device
 from loralens.linalg.draws import Draws
 from loralens.linalg.exact import Singles
@@ -192,7 +192,7 @@ def check_movable(plan: TensorPlan, weight: CodedWeight) -> None:
     if plan.replacement is not None or plan.tokens:
         raise MismatchError(
             f"{plan.key}: the adapter replaces numbers in it, which codes with the scales of the base cannot hold",
-            fix="write the merged model in floats: --dtype bf16; or leave the module out with --modules",
+            fix=f"write the merged model in floats: --dtype bf16; or {LEAVE_EXTRA_OUT}",
         )
 
 

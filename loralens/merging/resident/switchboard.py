@@ -10,7 +10,7 @@ import numpy as np
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import nearest
-from loralens.errors import MismatchError, OptionError, place
+from loralens.errors import LEAVE_EXTRA_OUT, MismatchError, OptionError, place
 from loralens.linalg.blocks import ReusedMemory
 from loralens.linalg.device import Device
 from loralens.merging.make_plan import plan_merge
@@ -315,7 +315,7 @@ class Switchboard:
             if tensor.base is None:
                 raise MismatchError(
                     f"it brings {key}, which the model does not have",
-                    fix="load the model with it, or leave it out: loralens convert --drop-extra",
+                    fix=f"load the model with it; or {LEAVE_EXTRA_OUT}",
                 )
             if tensor.shape != tensor.base.shape:
                 raise MismatchError(

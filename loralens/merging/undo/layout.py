@@ -223,7 +223,9 @@ def parse_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
     if not missing and not all(isinstance(text, str) for name in texts for text in content[name].values()):
         missing = ["texts"]
     dropped = content.get("dropped")
-    if missing or not isinstance(dropped, list) or any(f"{key}#whole" not in arrays for key in map(str, dropped)):
+    if missing or not isinstance(dropped, list) or not all(isinstance(key, str) for key in dropped):
+        raise FormatError("its outline is malformed", fix=_DAMAGED)
+    if any(f"{key}#whole" not in arrays for key in dropped):
         raise FormatError("its outline is malformed", fix=_DAMAGED)
     written = text_digest(content["headers"], content["texts"])
     # Files of older versions have no digest and are accepted without it.

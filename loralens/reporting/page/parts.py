@@ -25,7 +25,7 @@ from loralens.reporting.page.tables import table_html
 # The class of a slider, its title, and the word before its value.
 SLIDERS = (
     ("rank", "One rank for all modules", "rank"),
-    ("budget", "A budget for the file, with the ranks of least error", ""),
+    ("budget", "A budget for all modules, with the ranks of least error", ""),
 )
 
 

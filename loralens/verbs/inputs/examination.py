@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from loralens.analysis.checks.examination import Examination
+from loralens.analysis.checks.examination import Examination, Saving
 from loralens.analysis.checks.merge_effect import Base
 from loralens.analysis.doctor import examine_all
 from loralens.core.adapter import Adapter
@@ -31,6 +31,7 @@ def examine_adapters(
     reading: Reading,
     dtype: str | None = None,
     stochastic: bool = False,
+    saving: Saving | None = None,
 ) -> list[Examination]:
     """Read every adapter once, and prepare it for `loralens.analysis.doctor.run_checks`.
 
@@ -47,6 +48,8 @@ def examine_adapters(
         The dtype of a merged model; by default that of each weight.
     stochastic : bool
         Whether a merge rounds stochastically instead of to the nearest number.
+    saving : callable, optional
+        What a smaller file would save, see `Examination`.
     """
     # A module is read, and then compared with its weight. The second takes longer, as the whole weight is read.
     rounds = 2 if base else 1
@@ -64,6 +67,8 @@ def examine_adapters(
             named={label: base_model_of(adapter) for label, adapter in adapters.items()},
             step=step,
         )
+    if saving is not None:
+        examinations = [replace(exam, saving=saving) for exam in examinations]
     if base is None or not base.coded:
         return examinations
     from loralens.verbs.inputs.code_prediction import predict_codes  # with the code of merging, for few bases

@@ -12,7 +12,7 @@ from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
 from loralens.core.messages import note, warn
 from loralens.core.names import block, some
-from loralens.errors import MismatchError, OptionError
+from loralens.errors import LEAVE_OUT, MismatchError, OptionError
 from loralens.formats.models.checkpoint import CONV1D, Checkpoint
 from loralens.formats.models.model_files import ModelFiles
 from loralens.linalg.few_bits.ggml_blocks import Q4_1, Q8_0, BlockType
@@ -119,7 +119,7 @@ def check_codes(plan: MergePlan, coded: Mapping[str, CodedWeight]) -> None:
         elif tensor.base is None:
             raise MismatchError(
                 f"{key}: the merged model needs it as a tensor of its own, and the base does not store it",
-                fix="write the merged model in floats: --dtype bf16; or keep the tie with --no-untie",
+                fix="write the merged model in floats: --dtype bf16; or keep the tie with --keep-tied",
             )
 
 
@@ -137,7 +137,7 @@ def _check_alone(key: str, weight: CodedWeight, homes: dict[str, str]) -> None:
         raise MismatchError(
             f"{key} and {other}: their codes lie in one stored tensor ({weight.stored}), and a merge can move the "
             "codes of only one weight in a stored tensor",
-            fix="write the merged model in floats: --dtype bf16; or leave one of them out with --modules",
+            fix=f"write the merged model in floats: --dtype bf16; or {LEAVE_OUT}",
         )
 
 

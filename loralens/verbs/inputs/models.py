@@ -34,6 +34,8 @@ HEADS: dict[str, tuple[str, Head]] = {
 }
 
 TASKS = {"AutoModelForCausalLM": "causal-lm", "AutoModelForMaskedLM": "masked-lm"}  # class of a head → its --task
+# Without trust_remote_code, transformers asks on standard input whether the Python code of a folder may run.
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 CONFIGURED = ("pad_token_id", "use_cache", "output_hidden_states")  # settings of a model that are changed for running
 MANY = 4096  # threads, more than any machine has; a number above the largest C int would be a traceback in torch
 
@@ -183,7 +185,7 @@ def _from_folder(
     model, info = _load_or_refuse(
         lambda: getattr(transformers, head or architecture).from_pretrained(
             folder,
-            local_files_only=True,
+            **LOCAL,
             output_loading_info=True,
             **weight_options(dtype, target),
             **head_options,
@@ -246,7 +248,7 @@ def labels_of(source: ModelSource) -> tuple[str, ...]:
         with place(str(source)):
             if _model_class(transformers, folder)[1] != "classifier":
                 return ()
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = transformers.AutoConfig.from_pretrained(folder, **LOCAL)
     return tuple(str(config.id2label[number]) for number in sorted(config.id2label))
 
 
@@ -292,7 +294,7 @@ def _class_for(*architectures: str) -> tuple[str, Head]:
 
 def _model_class(transformers: Any, folder: Path) -> tuple[str, Head]:
     config = _load_or_refuse(
-        lambda: transformers.AutoConfig.from_pretrained(folder, local_files_only=True), "holds no transformers model"
+        lambda: transformers.AutoConfig.from_pretrained(folder, **LOCAL), "holds no transformers model"
     )
     _check_one_stack(config)
     return _class_for(*(config.architectures or ()))
@@ -308,7 +310,7 @@ def _check_one_stack(config: Any) -> None:
 
 def _load_tokenizer(transformers: Any, folder: Path) -> Any:
     tokenizer = _load_or_refuse(
-        lambda: transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True), "no tokenizer can be loaded"
+        lambda: transformers.AutoTokenizer.from_pretrained(folder, **LOCAL), "no tokenizer can be loaded"
     )
     # transformers makes an empty tokenizer if there is no file.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
@@ -345,6 +347,12 @@ def _load_or_refuse(load: Callable[[], Any], what: str, *, head: str | None = No
             raise MismatchError(
                 f"transformers has no {head} for this model",
                 fix=f"choose another --task than {TASKS.get(head, 'classification')}, or another model",
+            ) from error
+        # The option that transformers names for a folder whose classes are in its own files.
+        if "trust_remote_code" in str(error):
+            raise FormatError(
+                f"{what}: its auto_map names Python code of its own, and loralens runs no code from a model",
+                fix="give a model whose classes are in transformers, or in Python a loaded model=(model, tokenizer)",
             ) from error
         raise FormatError(
             f"{what}: {_first_line(error)}", fix="give the folder of a transformers model, with its tokenizer"

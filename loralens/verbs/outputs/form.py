@@ -1,13 +1,17 @@
 """The dialect that a verb writes, with the size of its files, and with writing and reading them back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Self
 
+from loralens.analysis.checks.examination import Examination, Saving
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
+from loralens.compression.plan import TruncationPlan
 from loralens.core.adapter import Adapter
-from loralens.errors import OptionError
+from loralens.core.ranks import Rule
+from loralens.errors import LoraLensError, OptionError
 from loralens.formats import encode_adapter, load, save
 from loralens.formats.dialects.sizes import file_size
 from loralens.formats.dialects.table import GGUF, WriterOptions
@@ -140,3 +144,25 @@ def source_bytes(source: AdapterSource, adapter: Adapter, form: OutputFormat) ->
     if adapter.format not in TARGET_FORMATS:
         return form.size(adapter)
     return OutputFormat(adapter.format, writer_options(adapter.format, form.base)).size(adapter)
+
+
+def file_saving(sources: Mapping[str, AdapterSource], base: str | PathLike[str] | None) -> Saving:
+    """The function from an examined adapter to what `compress` to a share of the energy would save of its file.
+
+    ``sources`` has every adapter by its label. The sizes are those of `OutputFormat.size`, as in `compress` itself.
+    """
+
+    def saving(exam: Examination, energy: float) -> float | None:
+        # The command makes all modules smaller, and only those that were chosen are known.
+        if len(exam.spectra) < len(exam.adapter):
+            return None
+        try:
+            form = OutputFormat.of(exam.adapter, to=exam.to or None, base=base)
+            plan = TruncationPlan.of_values(exam.adapter, {name: one.s for name, one in exam.spectra.items()})
+            ranks = plan.ranks(Rule("energy", energy), one_rank=exam.needs_one_rank)
+            before = source_bytes(sources[exam.path], exam.adapter, form)
+            return max(0.0, 1 - form.size(plan.at(ranks)) / before)
+        except LoraLensError:  # an adapter that its dialect cannot hold, such as GGUF's without a base
+            return None
+
+    return saving

@@ -21,7 +21,6 @@ from loralens.core.progress import progress
 from loralens.core.threads import Step, processor_count
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
-from loralens.formats import encode_adapter
 from loralens.formats.records.evaluations import read_evaluation
 from loralens.formats.records.moments import load_moments
 from loralens.formats.records.runs import read_run
@@ -34,7 +33,7 @@ from loralens.reporting.subject import BaseMeasurements, Subject, measure_subjec
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, load_source, short_labels
 from loralens.verbs.inputs.decompositions import decompositions, duration, svd_cache, svd_seconds
 from loralens.verbs.inputs.examination import examine_adapters, open_base
-from loralens.verbs.outputs.form import OutputFormat
+from loralens.verbs.outputs.form import OutputFormat, file_saving, source_bytes
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
 
 # Seconds that the SVDs of the base may take without --intruders. The documentation promises "about a minute".
@@ -55,16 +54,16 @@ def report_page(
     command: str,
 ) -> Report:
     """The document about these adapters; parameters as in `loralens.report`, and ``command`` as the page shows it."""
-    adapters = {
-        # Wrong numbers are not an error here, because the doctor reports them as findings.
-        label: load_source(source, reading, base=base, strict=False)
-        for label, source in zip(labels(sources), sources, strict=True)
-    }
+    by_label = dict(zip(labels(sources), sources, strict=True))
+    # Wrong numbers are not an error here, because the doctor reports them as findings.
+    adapters = {label: load_source(source, reading, base=base, strict=False) for label, source in by_label.items()}
     moments = _moments(activations, adapters)
     stored = [read_evaluation(Path(file)) for file in evaluations]
     model = None if base is None else open_base(base)
     # The doctor reads every module once, and its spectra are those of the page.
-    examinations = examine_adapters(adapters, base=model, modules=modules, reading=reading)
+    examinations = examine_adapters(
+        adapters, base=model, modules=modules, reading=reading, saving=file_saving(by_label, base)
+    )
     diagnoses = run_checks(examinations)
     measured = [_compare_with_base(examination, model, intruders) if model else None for examination in examinations]
     del model  # its tensors have long names, and all that is needed of them is measured
@@ -72,7 +71,9 @@ def report_page(
     # A comparison visits every common module twice: once for the pairs, and once for the interference.
     steps = sum(counts) + (2 * max(counts) if len(adapters) > 1 else 0)
     with progress("measuring", steps) as step:
-        subjects = _measure_subjects(examinations, short_labels(list(adapters)), measured, moments, base, step)
+        subjects = _measure_subjects(
+            examinations, by_label, short_labels(list(adapters)), measured, moments, base, step
+        )
         together = measure_collection(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
         run = _checkpoint_run(subjects) if together else None
     return make_report(
@@ -94,6 +95,7 @@ def report_page(
 
 def _measure_subjects(
     examinations: Sequence[Examination],
+    sources: Mapping[str, AdapterSource],
     page_labels: Sequence[str],
     measured: Sequence[BaseMeasurements | None],
     moments: Mapping[str, tuple[str, Moments]],
@@ -104,11 +106,13 @@ def _measure_subjects(
     subjects: list[Subject] = []
     for examination, label, against in zip(examinations, page_labels, measured, strict=True):
         file, own_moments = moments.get(examination.path, ("", None))
+        form, source = _form(examination.adapter, base), sources[examination.path]
         subjects.append(
             measure_subject(
                 examination,
                 label,
-                _dialect(examination.adapter, base),
+                Dialect(form.name, form.encode, form.one_rank),
+                file_bytes=None if isinstance(source, Adapter) else source_bytes(source, examination.adapter, form),
                 moments=own_moments,
                 activations=file,
                 against_base=against,
@@ -156,11 +160,10 @@ def _moments(
     return owned
 
 
-def _dialect(adapter: Adapter, base: str | PathLike[str] | None) -> Dialect:
+def _form(adapter: Adapter, base: str | PathLike[str] | None) -> OutputFormat:
     """How a smaller adapter would be written: in its own dialect, or in PEFT's where its own cannot be written."""
     own = adapter.format if adapter.format in TARGET_FORMATS else "peft"
-    form = OutputFormat(own, {}, base) if own != "gguf" else OutputFormat.of(adapter, to=own, base=base)
-    return Dialect(own, lambda smaller: encode_adapter(smaller, own, **form.options), form.one_rank)
+    return OutputFormat(own, {}, base) if own != "gguf" else OutputFormat.of(adapter, to=own, base=base)
 
 
 def _compare_with_base(examination: Examination, base: Base, intruders: bool | None) -> BaseMeasurements:

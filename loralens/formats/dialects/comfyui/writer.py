@@ -14,7 +14,7 @@ from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.naming.image_names import are_of_joint_transformer, comfyui_has, comfyui_unet, in_pipeline
 from loralens.core.structured import Update
-from loralens.errors import FormatError, MismatchError, place
+from loralens.errors import LEAVE_OUT, FormatError, MismatchError, place
 from loralens.formats.dialects import alpha, up_down
 from loralens.formats.dialects.comfyui.reader import KOHYA, NAME, parse_comfyui_key, remove_processor
 from loralens.formats.dialects.extras import add_tensors, check_encoder, keep_extras, translate_extras
@@ -65,7 +65,7 @@ def _file(name: str, *, joint: bool) -> str:
     # ComfyUI only logs keys that it does not know, so the update would be lost without an error.
     if not comfyui_has(file):
         what = f"ComfyUI has no weight of the name {file}, and would ignore it"
-        raise FormatError(what, fix="leave this module out first: loralens drop")
+        raise FormatError(what, fix=LEAVE_OUT)
     return file
 
 

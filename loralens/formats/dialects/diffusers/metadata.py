@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from loralens.core.adapter import Finding
+from loralens.core.json_depth import parse_json
 from loralens.core.naming.clock import Clock
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, place
@@ -40,8 +41,8 @@ class Configs:
         with place(KEY):
             try:
                 # Most files have no such entry.
-                entry = json.loads((metadata or {}).get(KEY, "{}"))
-            except (ValueError, RecursionError) as error:
+                entry = parse_json((metadata or {}).get(KEY, "{}"))
+            except ValueError as error:
                 raise FormatError("is not valid JSON", fix=_FIX) from error
             if not isinstance(entry, dict):
                 raise FormatError("is not a JSON object", fix=_FIX)

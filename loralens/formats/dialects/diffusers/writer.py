@@ -18,7 +18,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.naming.image_names import ORIGINAL, are_of_transformer, in_pipeline
 from loralens.core.structured import Update
-from loralens.errors import FormatError, LoraLensError, MismatchError, place
+from loralens.errors import LEAVE_OUT, FormatError, LoraLensError, MismatchError, place
 from loralens.formats.dialects.diffusers.keys import component, diffusers_leaf
 from loralens.formats.dialects.diffusers.metadata import KEY, Configs, dump_configs
 from loralens.formats.dialects.diffusers.reader import NAME, detect, read
@@ -111,7 +111,7 @@ def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
     # Experts, for example, have no keys that diffusers reads.
     if kind not in KINDS:
         what = f"diffusers files hold linear layers, convolutions and embeddings, but this is of kind {kind!r}"
-        raise FormatError(what, fix="leave this module out with --modules")
+        raise FormatError(what, fix=LEAVE_OUT)
     if name.startswith(_FLAT):
         what = "this is a name with underscores for dots, under which diffusers would load nothing"
         raise MismatchError(

@@ -17,7 +17,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import expert
 from loralens.core.naming.base_model import text_config
 from loralens.core.structured import Update
-from loralens.errors import FormatError, OptionError, ShapeError, place
+from loralens.errors import LEAVE_OUT, FormatError, OptionError, ShapeError, place
 from loralens.formats.dialects.extras import translatable_extras
 from loralens.formats.dialects.gguf import names as gguf_names
 from loralens.formats.dialects.gguf import rows as gguf_rows
@@ -48,7 +48,6 @@ from loralens.formats.files.gguf.values import Value
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # the fields of config.json for their number
 CLOSE = 1e-6  # relative; rounding α to float32 changes it by up to 6e-8
-DROP = "leave this module out: loralens drop --modules"
 
 Stacks = Mapping[str, Mapping[int | None, str]]  # tensor → number of the expert → module
 
@@ -159,7 +158,7 @@ def _stacks(adapter: Adapter, target: _Target) -> Stacks:
             if spot.expert in modules:
                 raise FormatError(
                     f"has the same place in a GGUF file as {modules[spot.expert]}",
-                    fix="leave one of them out: loralens drop",
+                    fix=LEAVE_OUT,
                 )
             modules[spot.expert] = name
     return stacks
@@ -173,7 +172,7 @@ def _place(name: str, target: _Target) -> TensorPlace:
     if spot is None and name.rpartition(".")[2] == "lm_head" and _has_tied_head(target):
         raise tied_head_error()
     if spot is None:
-        raise FormatError(f"{target.arch} has no tensor of that name in llama.cpp", fix=DROP)
+        raise FormatError(f"{target.arch} has no tensor of that name in llama.cpp", fix=LEAVE_OUT)
     return spot
 
 
@@ -182,9 +181,9 @@ def _check(spot: TensorPlace, module: Update, target: _Target) -> None:
     kind = module.layout.kind
     # llama.cpp applies adapters to matrices only.
     if kind == "conv":
-        raise FormatError("a GGUF adapter has no convolutions", fix=DROP)
+        raise FormatError("a GGUF adapter has no convolutions", fix=LEAVE_OUT)
     if (kind == "embedding") != (spot.tensor == EMBEDDING):
-        raise FormatError(f"llama.cpp cannot adapt {spot.tensor} as {kind}", fix=DROP)
+        raise FormatError(f"llama.cpp cannot adapt {spot.tensor} as {kind}", fix=LEAVE_OUT)
     if spot.tensor == "output" and _has_tied_head(target):
         raise tied_head_error()
     for factor in module.factors:
@@ -202,7 +201,7 @@ def tied_head_error() -> FormatError:
     """The error for a pair of a head that is tied to the embedding."""
     return FormatError(
         "the base's head is its embedding, and llama.cpp has no output tensor of its own there to adapt",
-        fix=f"{DROP}; or merge it into the base, which gives the head a weight of its own, and convert that model",
+        fix=f"{LEAVE_OUT}; or merge it into the base, which gives the head a weight of its own, and convert that model",
     )
 
 
@@ -289,7 +288,7 @@ def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) 
     count = _experts(ordered, target)
     if sorted(e for e in modules if e is not None) != list(range(count)):
         what = f"{len(modules)} experts of this stack are adapted, but llama.cpp needs all, 0 to {count - 1}"
-        raise ShapeError(what, fix="leave the stack out: loralens drop --modules")
+        raise ShapeError(what, fix=LEAVE_OUT)
     # One tensor holds all experts, so they need one shape and one rank.
     if len({(module.shape, module.rank) for module in ordered}) > 1:
         raise ShapeError("the experts of this stack differ in rank", fix="give them one rank (--uniform)")

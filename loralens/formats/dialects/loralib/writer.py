@@ -7,7 +7,7 @@ import numpy as np
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Update
-from loralens.errors import FormatError, ShapeError, place
+from loralens.errors import LEAVE_OUT, FormatError, ShapeError, place
 from loralens.formats.dialects.extras import add_tensors, translatable_extras
 from loralens.formats.dialects.loralib.reader import ENABLED, NAME
 from loralens.formats.files.container import Stored
@@ -52,7 +52,7 @@ def _tensors(name: str, module: Update, adapter: Adapter) -> Mapping[str, LazyAr
     # The leaves are the same for every kind of layer.
     elif kind not in KINDS:
         what = f"a loralib file does not say what a {kind} weight is, so it would be read as linear"
-        raise FormatError(what, fix="leave it out with --modules, or choose another format")
+        raise FormatError(what, fix=f"choose another format; or {LEAVE_OUT}")
     if kind == "merged" and adapter.format == NAME and sum((adapter.config or {}).get(ENABLED, [])) == 1:
         what = "a changed update of one slice of a fused weight would be read as an update of the whole weight"
         raise ShapeError(what, fix="convert it to PEFT first")

@@ -17,7 +17,7 @@ from loralens.core.carried import NORMS
 from loralens.core.lazy import LazyArray
 from loralens.core.names import block
 from loralens.core.structured import Update
-from loralens.errors import FormatError, ShapeError, place
+from loralens.errors import LEAVE_OUT, FormatError, ShapeError, place
 from loralens.formats.dialects.extras import check_all_dora, translate_extras
 from loralens.formats.dialects.mlx.reader import NAME, is_mlx_config, lora_parameters, stated_scale
 from loralens.formats.dialects.pairs import scale_tensor
@@ -75,7 +75,7 @@ def _tensors(name: str, modules: Mapping[str, Update], scale: float) -> Mapping[
         assert first.origin
         return first.origin.tensors
     if first.layout.kind not in KINDS:
-        raise FormatError(f"mlx-lm has no LoRA for a {first.layout.kind} weight", fix="leave it out with --modules")
+        raise FormatError(f"mlx-lm has no LoRA for a {first.layout.kind} weight", fix=LEAVE_OUT)
     if first.layout.kind == "experts":
         check_complete(modules, "mlx-lm")
         b, a = (stack_matrices([module.factors[side] for module in modules.values()]) for side in (0, 1))

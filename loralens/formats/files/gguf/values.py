@@ -15,6 +15,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from loralens.core.json_depth import parse_json
 from loralens.errors import FormatError, place
 
 SCALARS = {  # type in the file → name and struct code
@@ -63,8 +64,8 @@ def from_text(key: str, text: str) -> tuple[str, Value]:
         return name, Value("str", array=False, value=text)
     with place(key):
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(text)
+        except ValueError as error:
             raise FormatError(f"{text[:40]!a} is not valid JSON", fix=_FIX) from error
         # A text from outside may hold a list where a number is expected.
         items = value if array and isinstance(value, list) else [value]

@@ -1,7 +1,6 @@
 """Reads the texts on which a model is run: .jsonl, .txt, .csv, .tsv and .parquet files, or lists."""
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from loralens.core.json_depth import parse_json
 from loralens.errors import FormatError, OptionError, place
 from loralens.verbs.inputs.corpus.columns import PARQUET, is_saved, parquet_rows, saved_rows
 from loralens.verbs.inputs.corpus.dialogues import Dialogue, dialogue_of
@@ -149,8 +149,8 @@ def _read_json_lines(path: Path, labelled: bool) -> Iterator[InputText]:
             continue
         with place(f"line {number}"):
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                record = parse_json(line)
+            except ValueError as error:
                 raise FormatError(f"is not JSON ({error})", fix='write one object per line: {"text": "…"}') from error
             if not isinstance(record, dict):
                 raise FormatError("is not a JSON object", fix='write one object per line: {"text": "…"}')

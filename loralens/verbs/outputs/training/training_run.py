@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import warn
-from loralens.errors import DivergenceError, LoraLensError
+from loralens.errors import DivergenceError, FormatError, LoraLensError
 from loralens.formats.files.location import NAMES
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.model_location import model_path
-from loralens.formats.records.training import LOG, Training
+from loralens.formats.records.training import LOG, STATE, Training
 from loralens.formats.records.training_log import History, history
 from loralens.formats.records.watch_log import NAME as WATCHED
 from loralens.tables.numbers import json_number, number
@@ -278,6 +278,9 @@ class TrainingRun:
             ) from error
         # The user, or an error such as a full disk, has stopped the run.
         except (KeyboardInterrupt, LoraLensError) as error:
+            # Other damaged files are named already. --resume would not go on from this state.
+            if isinstance(error, FormatError) and not error.where:
+                raise error.at(str(self.training.folder / STATE)) from error
             # An error before the first line of the log has its own message, and there are no files to speak of.
             if self._begun or isinstance(error, KeyboardInterrupt):
                 self._say(f"stopped after step {self._done}; {self._describe_files()}")
