@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFValueType
-from safetensors.numpy import load_file
 
 import loralens
 from loralens.errors import FormatError, OptionError
@@ -153,6 +152,7 @@ def test_the_real_model_knows_a_capital(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quiet_torch")
+<<<<<<< Updated upstream
 def test_code_beside_a_gguf_file_never_runs(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers reads the configuration of a tokenizer beside the file, and would ask whether its code may run."""
     fields = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
@@ -167,11 +167,10 @@ def test_code_beside_a_gguf_file_never_runs(package: Path, tmp_path: Path, monke
 @pytest.mark.slow
 @pytest.mark.usefixtures("quiet_torch")
 def test_a_gguf_file_can_be_run(package: Path, tmp_path: Path) -> None:
+=======
+def test_a_gguf_file_can_be_run(package: Path) -> None:
+>>>>>>> Stashed changes
     """A command with --model decodes a GGUF file once, as it does for a package that holds one."""
-    target = tmp_path / "H.safetensors"
-    options = {"data": ["abc", "cab"], "inputs": True, "general": "none", "threads": 1}
-    loralens.calibrate(model=package, output=target, **options)
-    loralens.calibrate(model=NAME, output=tmp_path / "of package.safetensors", **options)
-    from_file, from_package = load_file(target), load_file(tmp_path / "of package.safetensors")
-    assert from_file.keys() == from_package.keys()
-    assert all((from_file[key] == from_package[key]).all() for key in from_file)
+    options = {"task": "causal-lm", "data": ["abc", "cab"], "threads": 1}
+    from_file, from_package = (loralens.evaluate(model=model, **options) for model in (package, NAME))
+    assert from_file.evaluations == from_package.evaluations
