@@ -152,7 +152,6 @@ def test_the_real_model_knows_a_capital(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quiet_torch")
-<<<<<<< Updated upstream
 def test_code_beside_a_gguf_file_never_runs(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers reads the configuration of a tokenizer beside the file, and would ask whether its code may run."""
     fields = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
@@ -166,10 +165,7 @@ def test_code_beside_a_gguf_file_never_runs(package: Path, tmp_path: Path, monke
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quiet_torch")
-def test_a_gguf_file_can_be_run(package: Path, tmp_path: Path) -> None:
-=======
 def test_a_gguf_file_can_be_run(package: Path) -> None:
->>>>>>> Stashed changes
     """A command with --model decodes a GGUF file once, as it does for a package that holds one."""
     options = {"task": "causal-lm", "data": ["abc", "cab"], "threads": 1}
     from_file, from_package = (loralens.evaluate(model=model, **options) for model in (package, NAME))
