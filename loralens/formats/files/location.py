@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import translate
 from pathlib import Path
 from stat import S_ISREG
 from typing import Literal
@@ -20,7 +21,13 @@ from loralens.requirements import ENCODER, LANGUAGE_MODEL, install_command
 NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
 # `.lora` is LitGPT's; the others are those of the containers that are read.
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".lora")
+# Files that training tools leave beside an adapter, and pickles of whole models.
+NO_ADAPTERS = (
+    *("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json"),
+    "state.safetensors",  # of loralens train
+)
 RECORD_NAME = ".loralens-batch.json"  # the record of `loralens.formats.records.batches` in a folder of outputs
+_NO_ADAPTER = re.compile("|".join(map(translate, NO_ADAPTERS)))
 # org/name; a path of two parts looks the same, so an existing path comes first.
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _PLAIN = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)  # a Hub id, whose parts have at most 96 letters
@@ -277,6 +284,16 @@ def _first_bytes(file: Path, count: int) -> bytes:
         return os.read(descriptor, count) if S_ISREG(os.fstat(descriptor).st_mode) else b""
     finally:
         os.close(descriptor)
+
+
+def weights_among(names: Iterable[str]) -> list[str]:
+    """The names of files that may hold an adapter."""
+    return [name for name in names if is_tensor_file(name) and not _NO_ADAPTER.match(name)]
+
+
+def is_tensor_file(name: str) -> bool:
+    """Whether a file has the suffix of one that holds tensors, and is not hidden."""
+    return name.endswith(SUFFIXES) and not name.startswith(".")
 
 
 def config_beside(file: Path) -> Path | None:
