@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 from loralens.errors import FormatError, place
 
+NO_FILE = "is not a regular file"
+
 
 def open_regular(path: Path) -> int:
     """The descriptor of a regular file that is open for reading; links are followed.
@@ -29,7 +31,7 @@ def open_regular(path: Path) -> int:
     # A device or a pipe has no size, and its bytes are gone once they are read. Windows cannot open a folder at all.
     if not S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise FormatError("is not a regular file", fix="give a file, or the folder that holds it")
+        raise FormatError(NO_FILE, fix="give a file, or the folder that holds it")
     return descriptor
 
 
@@ -37,6 +39,21 @@ def open_stream(path: Path) -> BinaryIO:
     """A regular file as a stream of bytes; errors are those of `open_regular`, and name the path."""
     with place(path):
         return os.fdopen(open_regular(path), "rb")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder with a pipe or a device in it or one level below, before a library opens the files in it itself.
+
+    Links to nothing are left to the library, which does not wait for them.
+
+    Raises
+    ------
+    FormatError
+        It names the file.
+    """
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise FormatError(NO_FILE, fix="remove it, or restore the file").at(str(path))
 
 
 def read_whole(path: Path) -> bytes:

@@ -30,6 +30,7 @@ from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.disk import disk_errors
 from loralens.formats.files.hold import Hold
 from loralens.formats.files.location import NAMES
+from loralens.formats.files.regular import read_whole
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.model_location import model_path
 from loralens.formats.records.grid_record import RECORD, VERSION, is_finished, read_grid
@@ -311,8 +312,7 @@ def _digest_of_texts(source: Any) -> str:
         return sha256(repr(list(source)).encode(errors="replace")).hexdigest()[:DIGITS]
     if not Path(source).is_file():
         return ""
-    with place(str(source)), disk_errors():
-        return sha256(Path(source).read_bytes()).hexdigest()[:DIGITS]
+    return sha256(read_whole(Path(source))).hexdigest()[:DIGITS]
 
 
 # ---- The results of a run, from its files
