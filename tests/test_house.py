@@ -197,7 +197,13 @@ OPENS |= {"formats/files/hold.py", "formats/files/regular.py"}
 
 def test_files_from_outside_are_opened_by_one_function() -> None:
     """Any other way of opening waits for the writer of a pipe, or reads an endless device."""
-    opening = re.compile(r"\.read_(?:text|bytes)\(|\.open\((?:\"rb?\"|encoding|\))|os\.open\(.*O_RDONLY|(?<![.\w ])open\(\w|= open\(")
+    ways = (
+        r"\.read_(?:text|bytes)\(",
+        r"\.open\((?:\"rb?\"|encoding|\))",
+        r"os\.open\(.*O_RDONLY",
+        r"(?:\(|= |with )open\(",
+    )
+    opening = re.compile("|".join(ways))
     found = {
         file.relative_to(PACKAGE).as_posix()
         for file in PACKAGE.rglob("*.py")

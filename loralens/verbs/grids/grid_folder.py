@@ -36,6 +36,7 @@ from loralens.formats.models.model_location import model_path
 from loralens.formats.records.grid_record import RECORD, VERSION, is_finished, read_grid
 from loralens.formats.records.training import LOG, RUN
 from loralens.formats.records.training_log import history, log_entries
+from loralens.tables.render import no_formula
 from loralens.verbs.grids.grid_checks import Counts
 from loralens.verbs.grids.spelling import value_text
 from loralens.verbs.inputs.adapters import load_source
@@ -374,5 +375,5 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     stream = StringIO()
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({column: no_formula(cell) for column, cell in row.items()} for row in rows)
     return stream.getvalue()
