@@ -184,7 +184,7 @@ def report(folder: Path) -> None:
     text = table(results)
     with atomic_file(folder / "table.md") as stream:
         stream.write(text.encode())
-    save_figure(figure(results), folder / "figure.png")
+    save_figure(figure(results), folder / "figure.png", overwrite=True)
     print(f"{text}\nwrote {folder / 'table.md'} and {folder / 'figure.png'}")
 
 

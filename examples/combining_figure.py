@@ -43,4 +43,4 @@ def draw(plan: "Plan", found: Sequence[Mapping[str, Any]], ends: Mapping[str, An
         axes.set_xlim(left=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.45, -0.1), ncols=6)
-    save_figure(fix_layout(figure), path)
+    save_figure(fix_layout(figure), path, overwrite=True)

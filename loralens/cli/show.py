@@ -32,7 +32,7 @@ ECHOED = 1 << 16  # letters of JSON that are printed at a time
 class RowOptions:
     """How a command shows its result: ``--json``, ``--csv``, ``--plot``, ``--quiet``, ``--verbose``, ``--top``.
 
-    ``figure`` has the options of ``--plot``: the keywords of `loralens.plot`.
+    ``figure`` has the options of ``--plot``: the keywords of `loralens.plot`. ``overwrite`` is about its file.
     """
 
     as_json: bool = False
@@ -42,6 +42,7 @@ class RowOptions:
     verbose: bool = False
     top: int | None = None
     figure: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
 
 
 class Inches(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
@@ -74,6 +75,7 @@ def row_options(
     csv: str = "",
     plot: str = "",
     top: bool = True,
+    overwrites: bool = False,
     verbose: str = "Print all rows, not only the notable ones, and explain the columns.",
 ) -> Callable[[options.Command], options.Command]:
     """The options of every command that shows rows; the command receives them as one `RowOptions`.
@@ -84,6 +86,8 @@ def row_options(
         What a row of ``--csv`` stands for, and what ``--plot`` draws; if empty, there is no such option.
     top : bool
         Whether there is a ``--top`` that limits the rows of tables; not for a command whose own ``--top`` chooses them.
+    overwrites : bool
+        Whether the command has an ``--overwrite`` of its own, which then counts for the figure too.
     verbose : str
         What ``--verbose`` does.
     """
@@ -101,6 +105,7 @@ def row_options(
             figure_title: str | None = None,
             figure_size: tuple[float, float] | None = None,
             figure_dpi: float | None = None,
+            overwrite_plot: bool = False,
             **values: Any,
         ) -> None:
             # Both would be written to standard output.
@@ -110,12 +115,17 @@ def row_options(
             # They ask for the conclusion alone, for every row, and for some rows, so they contradict each other.
             if quiet + verbose + bool(rows_shown) > 1:
                 raise click.UsageError("--quiet, --verbose and --top exclude each other: give one of them")
+            overwrite = overwrite_plot or values.get("overwrite", False)
+            if plot:
+                from loralens.charts.figure import check_figure_file
+
+                check_figure_file(plot, overwrite=overwrite)  # before any work
             figure = {"figure_title": figure_title, "figure_size": figure_size, "figure_dpi": figure_dpi}
             _check_figure(figure, plot)
             # Warnings may change what the conclusion means, and notes do not.
             if quiet:
                 LOGGER.setLevel(logging.WARNING)
-            shown = RowOptions(as_json, as_csv, plot, quiet, verbose, rows_shown, figure)
+            shown = RowOptions(as_json, as_csv, plot, quiet, verbose, rows_shown, figure, overwrite)
             function(*arguments, rows=shown, **values)
 
         declared = [JSON, QUIET, click.option("--verbose", "-v", is_flag=True, help=verbose)]
@@ -132,6 +142,9 @@ def row_options(
                 click.option("--plot", type=options.PATH, callback=_check_drawable, metavar="FILE", help=text)
             )
             declared += FIGURE
+            if not overwrites:
+                text = "Replace the FILE of --plot."
+                declared.append(click.option("--overwrite", "overwrite_plot", is_flag=True, help=text))
         return options.decorate(with_rows, declared)
 
     return decorate
@@ -193,7 +206,7 @@ def show(result: Tabular, rows: RowOptions) -> None:
         _show_text(result, rows)
     # Last, so that the result is printed even if the figure cannot be written.
     if rows.plot:
-        save_figure_of(result, rows.plot, rows.figure)
+        save_figure_of(result, rows.plot, rows.figure, overwrite=rows.overwrite)
 
 
 def _distinct(text: str) -> str:
@@ -349,13 +362,13 @@ def _print_styled(text: str, width: int | None, **style: Any) -> None:
         click.secho(line, file=raw_stream(sys.stdout), **style)
 
 
-def save_figure_of(result: object, file: Path, figure: Mapping[str, Any]) -> None:
+def save_figure_of(result: object, file: Path, figure: Mapping[str, Any], *, overwrite: bool) -> None:
     """Write the figure of a result, and report it on standard error."""
     # Imported here, since matplotlib takes long to import.
     from loralens.charts.figure import save_figure
     from loralens.verbs.plot import plot
 
-    save_figure(plot(result, **figure), file)
+    save_figure(plot(result, **figure), file, overwrite=overwrite)
     tell_written(file)
 
 

@@ -13,6 +13,8 @@ from loralens.tables.table import Table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+FORMULA = ("=", "+", "-", "@")  # how formulas of spreadsheets begin
+
 
 def csv_text(*tables: Table[Any]) -> str:
     """Return tables that have the same columns as CSV with one heading.
@@ -28,8 +30,16 @@ def csv_text(*tables: Table[Any]) -> str:
     writer.writerow(columns)
     for row in rows:
         # repr keeps every digit of a float, as the writer does for cells that are numbers themselves.
-        writer.writerow([" ".join(map(repr, cell)) if isinstance(cell, list | tuple) else cell for cell in row])
+        writer.writerow(
+            [" ".join(map(repr, cell)) if isinstance(cell, list | tuple) else no_formula(cell) for cell in row]
+        )
     return stream.getvalue()
+
+
+def no_formula(cell: Any) -> Any:
+    """Return a cell of CSV, with an apostrophe before a text that a spreadsheet would take for a formula."""
+    # Texts come from files of other people. Numbers may begin with a sign.
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
 def frame(*tables: Table[Any]) -> "DataFrame":

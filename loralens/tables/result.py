@@ -1,11 +1,14 @@
 """The mixin of all results: renders their tables as CSV, data frame, LaTeX and HTML."""
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
+from stat import S_IMODE
 from typing import TYPE_CHECKING, Any, overload
 
-from loralens.errors import visible
+from loralens.errors import FormatError, OptionError, visible
 from loralens.tables.table import Table
 
 if TYPE_CHECKING:
@@ -55,14 +58,14 @@ class Tabular:
         return "\n\n".join(filter(None, parts)) or repr(self)
 
     @overload
-    def to_csv(self, path: None = None) -> str: ...
+    def to_csv(self, path: None = None, *, overwrite: bool = False) -> str: ...
     @overload
-    def to_csv(self, path: str | PathLike[str]) -> None: ...
-    def to_csv(self, path: str | PathLike[str] | None = None) -> str | None:
-        """Return the listing as CSV, or write it to ``path`` in place of what is there, as pandas does."""
+    def to_csv(self, path: str | PathLike[str], *, overwrite: bool = False) -> None: ...
+    def to_csv(self, path: str | PathLike[str] | None = None, *, overwrite: bool = False) -> str | None:
+        """Return the listing as CSV, or write it to ``path``; with ``overwrite``, in place of a file that is there."""
         from loralens.tables import render
 
-        return _returned_or_written(render.csv_text(*self.listing()), path)
+        return _returned_or_written(render.csv_text(*self.listing()), path, overwrite=overwrite)
 
     def to_frame(self) -> "DataFrame":
         """Return the listing as a data frame of pandas, which has to be installed."""
@@ -71,18 +74,18 @@ class Tabular:
         return render.frame(*self.listing())
 
     @overload
-    def to_latex(self, path: None = None) -> str: ...
+    def to_latex(self, path: None = None, *, overwrite: bool = False) -> str: ...
     @overload
-    def to_latex(self, path: str | PathLike[str]) -> None: ...
-    def to_latex(self, path: str | PathLike[str] | None = None) -> str | None:
-        """Return the tables as ``tabular`` environments of LaTeX, or write them to ``path``, replacing what is there.
+    def to_latex(self, path: str | PathLike[str], *, overwrite: bool = False) -> None: ...
+    def to_latex(self, path: str | PathLike[str] | None = None, *, overwrite: bool = False) -> str | None:
+        """Return the tables as ``tabular`` environments of LaTeX, or write them to ``path``, as `to_csv` does.
 
         Every table stands below a comment with its title. No table needs a LaTeX package, also under pdflatex. If the
         result has no tables for people, the listing is returned.
         """
         from loralens.tables.latex import latex
 
-        return _returned_or_written("\n".join(map(latex, self._tables_for_documents())), path)
+        return _returned_or_written("\n".join(map(latex, self._tables_for_documents())), path, overwrite=overwrite)
 
     def _repr_html_(self) -> str:
         from loralens.tables import render
@@ -97,9 +100,27 @@ class Tabular:
         return [table for table in tables if table.rows]
 
 
-def _returned_or_written(text: str, path: str | PathLike[str] | None) -> str | None:
+def _returned_or_written(text: str, path: str | PathLike[str] | None, *, overwrite: bool) -> str | None:
     if path is None:
         return text
-    # On Windows too the lines of both formats end in \n.
-    Path(path).write_text(text, encoding="utf-8", newline="\n")
+    # As the files that commands write, which are on floors above this one: complete or not at all.
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        if os.path.lexists(path) and not overwrite:
+            raise OptionError(f"{path}: exists", fix="choose another file, or give overwrite=True")
+        # On Windows too the lines of both formats end in \n.
+        with part.open("x", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if path.is_file():
+            part.chmod(S_IMODE(path.stat().st_mode))
+        part.replace(path)
+    except OSError as error:
+        fix = "check free space and permissions, or choose another place"
+        raise FormatError(f"{path}: cannot be written: {error.strerror}", fix=fix) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
     return None

@@ -268,11 +268,12 @@ def convert(
         written = _rename_back(exact, back, stored)
         cost = RoundingCost.between(exact, written, allow_loss=allow_loss, dtype=dtype)
     target.write(stored, files)
+    measured = len(adapter), sum(module.parameters for module in narrow.modules.values()), notes, truncation, cost
+    # An adapter may have so many modules that one more copy of their objects takes the most memory.
+    del adapter, pairs, narrow, exact, written
     # The record in the metadata holds names and scales that the dialect itself cannot state.
     converted = record.apply_stored(back, stored)
-    parameters = sum(module.parameters for module in narrow.modules.values())
-    measured = parameters, notes, truncation, cost
-    return ConvertResult(label, converted, to, target, len(adapter), *measured, rank, format_before)
+    return ConvertResult(label, converted, to, target, *measured, rank, format_before)
 
 
 def _dialect(adapter: Adapter, to: str | None) -> TargetFormat:

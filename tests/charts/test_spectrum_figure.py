@@ -269,10 +269,10 @@ def test_what_stood_there_stays_until_the_new_file_is_whole(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Drawing, "savefig", fail)
         with pytest.raises(FormatError, match="No space left"):
-            save_figure(Drawing(), target)
+            save_figure(Drawing(), target, overwrite=True)
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
-    save_figure(spectrum_figure({"a": llama()}), str(target))
+    save_figure(spectrum_figure({"a": llama()}), str(target), overwrite=True)
     assert target.read_bytes() != b"old"
 
 

@@ -14,6 +14,7 @@ from loralens.charts.spec import Figure as Chart
 from loralens.cli.main import main
 from loralens.errors import OptionError
 from loralens.verbs.plot import figure_of
+from tests.cli.command import Command
 from tests.marks import slow_except
 from tests.reporting.adapters import drawn
 
@@ -43,7 +44,8 @@ def test_the_picture_has_the_format_of_its_name_and_the_dots_asked_for(suffix: s
         grey = picture.convert("L").getextrema()
     assert grey[0] < 100 < 250 < grey[1]  # dark letters on white, not a black page
     content = file.read_bytes()
-    run("curve", folder / "mine", "--plot", file, "--figure-size", "6x4", "--figure-dpi", 100, "-q")
+    again = run("curve", folder / "mine", "--plot", file, "--figure-size", "6x4", "--figure-dpi", 100, "--overwrite")
+    assert again.exit_code == 0, again.output
     assert file.read_bytes() == content
 
 
@@ -125,3 +127,14 @@ def test_axes_of_ones_own_keep_their_size(folder: Path) -> None:
     axes = Figure().add_subplot()
     with pytest.raises(OptionError, match="ax has a figure already"):
         loralens.plot(loralens.curve(folder / "mine"), axes, figure_size=(3, 2))
+
+
+@pytest.mark.parametrize("command", ["spectrum", "curve", "compress --rank 1 --dry-run"])
+def test_a_file_is_replaced_only_where_asked(command: str, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figure.svg"
+    file.write_text("mine")
+    words = [*command.split(), folder / "mine", "--plot", file]
+    assert f"{file}: exists\n  fix: choose another file, or give --overwrite" in Command().refused(*words)
+    assert file.read_text() == "mine"
+    Command().good(*words, "--overwrite")
+    assert file.read_text() != "mine"

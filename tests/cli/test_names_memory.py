@@ -121,3 +121,17 @@ def test_a_command_loads_nothing_large_that_it_does_not_need(command: str, few: 
     # NumPy's random numbers load OpenSSL, and no weight of this base is so large that something is estimated. Little is
     # hashed here, for which Python's own code does.
     assert not (needless | {"numpy.random", "_hashlib"}) & loaded
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_file_of_many_modules_is_converted_in_ten_times_its_size(tmp_path: Path) -> None:
+    key = "base_model.model.model.layers.{}.mlp.experts.{}.up_proj.lora_{}.weight"
+    shapes = {"A": [1, 32], "B": [32, 1]}
+    headers = {key.format(i, j, half): ("F16", shapes[half]) for i in range(300) for j in range(100) for half in "AB"}
+    (tmp_path / "adapter").mkdir()
+    weights = packed(headers)
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(weights)
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    peak = int(run(tmp_path, COMMANDS["convert"], MEASURE).splitlines()[-1])
+    assert peak <= (50 << 20) + 10 * len(weights), f"{peak / 2**20:.1f} MiB"

@@ -297,3 +297,11 @@ def test_a_link_to_a_folder_of_a_model_is_followed(home: Path) -> None:
     assert json.loads((home / "disk" / "out" / CERTIFICATE).read_text())["adapters"][0]["weight"] == 2
     assert [path.name for path in (home / "disk").iterdir()] == ["out"]
     assert np.isfinite(json.loads((home / "away" / CERTIFICATE).read_text())["total"]["gain"])
+
+
+def test_a_replaced_model_keeps_its_permissions(home: Path) -> None:
+    place, held = home / "models" / "merged", sorted(contents(home / "models" / "merged"))
+    for name in held:
+        (place / name).chmod(0o600)
+    done("merge", "runs/a", *B, "-o", "models/merged", "--overwrite")
+    assert {oct((place / name).stat().st_mode & 0o777) for name in held} == {"0o600"}

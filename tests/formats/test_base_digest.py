@@ -77,6 +77,6 @@ def test_a_file_that_cannot_be_read_is_named(base: Path, monkeypatch: pytest.Mon
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(FormatError, match=r"config\.json: cannot be read: Permission denied"):
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(FormatError, match=r"config\.json: cannot be opened: Permission denied"):
         base_digest(base)

@@ -394,3 +394,25 @@ def test_the_disk_is_told_to_begin_while_tensors_are_made(tmp_path, monkeypatch)
     assert sorted(told) == told
     for key, array in load_file(tmp_path / "a.safetensors").items():
         np.testing.assert_array_equal(array, arrays[key])
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+@forms
+def test_what_is_replaced_keeps_its_permissions(write, mode, tmp_path):
+    write(stored(), tmp_path / "out", overwrite=True)
+    for name in (MODEL, CONFIG):
+        (tmp_path / "out" / name).chmod(mode)
+    (tmp_path / "out").chmod(0o700)
+    write(stored(2.0), tmp_path / "out", overwrite=True)
+    assert [stat.S_IMODE((tmp_path / "out" / name).stat().st_mode) for name in ("", MODEL, CONFIG)] == [
+        0o700,
+        mode,
+        mode,
+    ]
+    assert (read_safetensors(tmp_path / "out" / MODEL).tensors["base_model.model.q.lora_A.weight"].read() == 2).all()
+
+
+def test_a_private_file_is_private_while_it_is_written(tmp_path):
+    (tmp_path / "a").touch(0o600)
+    with atomic_file(tmp_path / "a") as stream:
+        assert stat.S_IMODE(os.fstat(stream.fileno()).st_mode) == 0o600

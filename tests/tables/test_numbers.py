@@ -92,6 +92,13 @@ def test_a_number_below_zero_has_a_minus_sign_for_people_and_a_hyphen_for_progra
     assert "−" not in latex(table)
 
 
+@pytest.mark.parametrize("start", "=+-@")
+def test_a_text_in_csv_is_no_formula_and_a_number_stays_one(start: str) -> None:
+    columns = (Column("name", lambda row: row), Column("x", lambda _: -1.5), Column("each", lambda _: [-1, 2]))
+    line = csv_text(Table("", columns, [f"{start}cmd|' /C calc'!A0"])).splitlines()[1]
+    assert line == f"'{start}cmd|' /C calc'!A0,-1.5,-1 2"
+
+
 def test_sizes_and_lists() -> None:
     assert [size(n) for n in (0, 999, 1000, 114_321, 2_180_000_000)] == ["0 B", "999 B", "1.0 kB", "114.3 kB", "2.2 GB"]
     assert [unit_of(n) for n in (0, 999, 1000, 114_321, 2_180_000_000)] == [

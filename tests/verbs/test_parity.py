@@ -26,6 +26,7 @@ DISPLAY = {
     "figure_title",
     "figure_size",
     "figure_dpi",
+    "overwrite_plot",
 }  # how a result is shown is no business of the function
 REQUIRED = "required"  # in place of a default
 

@@ -122,6 +122,18 @@ def test_every_result_is_a_table_for_other_programs(verb: str, folder: Path, mon
     assert (Path("table.csv").read_text(encoding="utf-8"), Path("table.tex").read_text(encoding="utf-8")) == (
         result.to_csv(), latex
     )  # fmt: skip
+    for write, name in ((result.to_csv, "table.csv"), (result.to_latex, "table.tex")):
+        Path(name).write_text("mine")
+        Path(name).chmod(0o600)
+        with pytest.raises(loralens.OptionError, match=rf"{name}: exists\n  fix: .*overwrite=True"):
+            write(name)
+        assert Path(name).read_text() == "mine"
+        write(name, overwrite=True)
+        assert (Path(name).read_text(encoding="utf-8"), Path(name).stat().st_mode & 0o777) == (write(), 0o600)
+        with pytest.raises(loralens.FormatError, match="cannot be written"):
+            write(Path("nowhere", name))
+        Path(name).unlink()
+    assert not list(folder.glob(".table*"))
     printed = str(result)
     assert all(sentence in printed for sentence in (*result.conclusion(), *result.sentences()))
     assert "\n\n\n" not in printed

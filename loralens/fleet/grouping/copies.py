@@ -14,7 +14,7 @@ from loralens.fleet.grouping.copies_result import CopiesResult, Copy, LinkedPath
 from loralens.fleet.grouping.judging import Judge, near_pairs
 from loralens.fleet.grouping.links import link_targets, paths_by_file
 from loralens.formats.files.container import CONFIG
-from loralens.formats.records.collection import weights_among
+from loralens.formats.files.location import weights_among
 
 if TYPE_CHECKING:
     from loralens.fleet.fleet import Fleet

@@ -9,6 +9,7 @@ If somebody has changed the file since, the file counts and not the record: modu
 a scale that differs is taken from the file.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, replace
 from pathlib import Path
@@ -67,7 +68,7 @@ def read_record(stored: Stored, file: Path) -> Record | None:
     """
     if is_pickle(file):
         record_file = file.with_name(f"{RECORD}.json")
-        return read_json(record_file) if record_file.is_file() else None
+        return read_json(record_file) if os.path.lexists(record_file) else None
     return _in_metadata(stored)
 
 

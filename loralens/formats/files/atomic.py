@@ -18,7 +18,7 @@ from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.apart import Input, check_apart
 from loralens.formats.files.disk import check_room, disk_errors, flush, sync, sync_folder
 from loralens.formats.files.hold import lock_or_refuse
-from loralens.formats.files.leftovers import check_alone, hidden_path, remove, reserve, tidy
+from loralens.formats.files.leftovers import check_alone, hidden_path, keep_mode, remove, reserve, tidy
 
 # The errors of a rename if the target is a mount point (EBUSY, EXDEV), or if its folder may not be written to, or is
 # sticky and belongs to another user (EACCES, EPERM).
@@ -137,9 +137,11 @@ def atomic_path(
             with reserve(target, folder=folder) as part:
                 yield part
                 sync(part)
+                if overwrite:
+                    for new in (part, *part.rglob("*")):
+                        keep_mode(target / new.relative_to(part), new)
                 # The new folder gets the other files before it takes the name, so that it is never seen without them.
                 if without is not None:
-                    shutil.copymode(target, part)
                     bring_others(target, part, without=without)
                     sync_folder(part)
                 # A file is replaced at once. A folder that is not empty cannot be, so it has to make way.
@@ -212,6 +214,7 @@ def atomic_file(path: Path, *, check: Callable[[Path], None] | None = None) -> I
                 flush(stream)
             if check:
                 check(part)
+            keep_mode(path, part)
             part.replace(path)
 
 

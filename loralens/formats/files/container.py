@@ -16,7 +16,6 @@ from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, final
 
 import ml_dtypes
@@ -25,6 +24,7 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
 from loralens.formats.files.json_text import encodable, parse_object
+from loralens.formats.files.regular import open_regular
 
 CONFIG = "adapter_config.json"
 RECORD = "loralens"  # the key of our record in the metadata, and the name of its file beside a pickle
@@ -69,16 +69,8 @@ class OpenFile:
     def __init__(self, path: Path) -> None:
         self._fd = -1  # for __del__, if opening fails
         self.path = path
-        try:
-            # Without O_NONBLOCK, opening a pipe would wait for another process to write to it.
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-            status = os.fstat(self._fd)
-        except OSError as error:
-            what = f"cannot be opened: {error.strerror}"
-            raise FormatError(what, fix="check the path and its permissions") from error
-        # A device or a pipe has no size, and its bytes are gone once they are read.
-        if not S_ISREG(status.st_mode):
-            raise FormatError("is not a regular file", fix="give a file, or the folder that holds it")
+        self._fd = open_regular(path)
+        status = os.fstat(self._fd)
         self.size = status.st_size
         # compared at every read
         self._state = _state(status)

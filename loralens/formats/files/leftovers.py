@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_IMODE
 from time import sleep
 
 from loralens.errors import OptionError
@@ -55,12 +56,20 @@ def reserve(target: Path, *, folder: bool = False, end: str = "part") -> Iterato
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _make(path, folder=folder)
+    # Nobody reads what is written while it is not complete, who could not read what it replaces.
+    keep_mode(target, path, also=0o700 if folder else 0o600)
     try:
         yield path
     finally:
         remove(path)
         if descriptor is not None:
             os.close(descriptor)
+
+
+def keep_mode(old: Path, new: Path, *, also: int = 0) -> None:
+    """Give a new file or folder the permissions of the one that it replaces, if there is one; ``also`` are added."""
+    with suppress(OSError):  # nothing is replaced, or the disk has no permissions
+        new.chmod(S_IMODE(old.stat().st_mode) | also)
 
 
 def _make(path: Path, *, folder: bool) -> int | None:

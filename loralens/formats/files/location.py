@@ -2,16 +2,17 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import translate
 from pathlib import Path
-from stat import S_ISREG
 from typing import Literal
 
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.container import CONFIG
 from loralens.formats.files.leftovers import is_moved_aside
 from loralens.formats.files.packages import gguf_file, is_installed, is_package_name, model_folder
+from loralens.formats.files.regular import NO_FILE, open_stream, read_whole
 from loralens.formats.files.relative_name import is_relative_name
 from loralens.formats.files.walking import folders
 from loralens.requirements import ENCODER, LANGUAGE_MODEL, install_command
@@ -20,7 +21,13 @@ from loralens.requirements import ENCODER, LANGUAGE_MODEL, install_command
 NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
 # `.lora` is LitGPT's; the others are those of the containers that are read.
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".lora")
+# Files that training tools leave beside an adapter, and pickles of whole models.
+NO_ADAPTERS = (
+    *("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json"),
+    "state.safetensors",  # of loralens train
+)
 RECORD_NAME = ".loralens-batch.json"  # the record of `loralens.formats.records.batches` in a folder of outputs
+_NO_ADAPTER = re.compile("|".join(map(translate, NO_ADAPTERS)))
 # org/name; a path of two parts looks the same, so an existing path comes first.
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _PLAIN = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)  # a Hub id, whose parts have at most 96 letters
@@ -47,8 +54,6 @@ def adapter_file(path: Path) -> Path:
     path = existing_path(path)
     with _report_os_errors(path):
         file = file_in_folder(path) if path.is_dir() else path
-        if not file.is_file():
-            raise OptionError(f"{file}: is not a regular file", fix="give the adapter's file or folder")
         with place(file):
             _check_start(file)
     return file
@@ -82,6 +87,8 @@ def existing_path(path: Path) -> Path:
     hub = _HUB_ID.match(name) is not None
     with _report_os_errors(path):
         if path.exists():
+            if not (path.is_file() or path.is_dir()):
+                raise OptionError(f"{path}: {NO_FILE}, and no folder", fix="give a file or a folder")
             return path
         folder = _cache_snapshot(name) if hub else _package_folder(name)
         if folder:
@@ -169,7 +176,7 @@ def snapshot(folder: Path) -> Path | None:
     snapshots, main = folder / "snapshots", folder / "refs" / "main"
     # refs/main holds the commit of the last download.
     if main.is_file():
-        revision = main.read_text(errors="replace").strip()
+        revision = read_whole(main).decode(errors="replace").strip()
         chosen = snapshots / revision if is_relative_name(revision) else None
         return chosen if chosen and chosen.is_dir() else None
     all_found = list(snapshots.glob("*"))
@@ -270,17 +277,22 @@ def is_gguf(file: Path) -> bool:
 def _first_bytes(file: Path, count: int) -> bytes:
     """Read up to ``count`` bytes; none of a pipe, because reading it would wait for another process to write to it."""
     try:
-        # Without O_NONBLOCK, opening a pipe would wait too.
-        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError:
-        # A socket cannot be opened.
+        with open_stream(file) as stream:
+            return stream.read(count)
+    except FormatError:
         if file.exists() and not file.is_file():
             return b""
         raise
-    try:
-        return os.read(descriptor, count) if S_ISREG(os.fstat(descriptor).st_mode) else b""
-    finally:
-        os.close(descriptor)
+
+
+def weights_among(names: Iterable[str]) -> list[str]:
+    """The names of files that may hold an adapter."""
+    return [name for name in names if is_tensor_file(name) and not _NO_ADAPTER.match(name)]
+
+
+def is_tensor_file(name: str) -> bool:
+    """Whether a file has the suffix of one that holds tensors, and is not hidden."""
+    return name.endswith(SUFFIXES) and not name.startswith(".")
 
 
 def config_beside(file: Path) -> Path | None:

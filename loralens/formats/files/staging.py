@@ -15,7 +15,7 @@ from typing import BinaryIO, Self, final
 
 from loralens.errors import place
 from loralens.formats.files.disk import disk_errors, flush, sync, sync_folder
-from loralens.formats.files.leftovers import COMPANIONS, NONE, reserve, restore_pair, tidy
+from loralens.formats.files.leftovers import COMPANIONS, NONE, keep_mode, reserve, restore_pair, tidy
 
 
 @final
@@ -57,6 +57,8 @@ class Staging:
         weights = self._weights
         companions = {path: part for path, part in self._parts.items() if path != weights}
         with place(weights), disk_errors(), ExitStack() as stack:
+            for path, part in self._parts.items():
+                keep_mode(path, part)
             # Weights alone are replaced by one rename, which needs no preparation.
             if os.path.lexists(weights) and (companions or absent):
                 pair = stack.enter_context(reserve(weights, folder=True, end="pair"))

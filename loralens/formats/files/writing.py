@@ -1,7 +1,8 @@
 """Writing the files of an adapter: they appear complete or not at all, and old ones are kept until then."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from os import SEEK_END
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import BinaryIO
 import numpy as np
 
 from loralens.core.lazy import LazyArray
+from loralens.core.messages import quote_word
 from loralens.core.threads import in_order, processor_count
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.atomic import ImmovableError, Put, atomic_file, atomic_path, why_immovable
-from loralens.formats.files.container import PEFT, PREFIX, RECORD, Files, Stored
+from loralens.formats.files.container import CONFIG, PEFT, PREFIX, RECORD, Files, Stored, read_safetensors
 from loralens.formats.files.disk import check_room, disk_errors, hurried
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.leftovers import COMPANIONS, is_moved_aside, tidy, tidy_folder
-from loralens.formats.files.location import NAMES, SUFFIXES
+from loralens.formats.files.location import NAMES, SUFFIXES, container_of, weights_among
 from loralens.formats.files.safetensors_header import Metadata, Named, by_width, header_pieces, prefix_of, tensor_pieces
 from loralens.formats.files.staging import Staging
 
@@ -25,6 +27,11 @@ from loralens.formats.files.staging import Staging
 # twice as many tensors, so at most 32 MiB. A factor of rank 64 for 11,008 inputs has 2.7 MiB.
 AHEAD = 1 << 22
 AHEAD_THREADS = 4
+# Bytes of the longest header that is checked, as of seven thousand modules: the check takes six times its length.
+CHECKED = 1 << 22
+# Keys of factors that the configuration beside them describes: of PEFT, mlx-lm, loralib, torchtune, litgpt, and of
+# diffusers and ComfyUI where they look like PEFT's. kohya's names have neither these ends nor this beginning.
+_FACTOR = re.compile(r"\blora_(?:embedding_)?[ABab]\b|^base_model\.model\.")
 
 
 def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> None:
@@ -32,19 +39,21 @@ def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> 
 
     The same input gives the same bytes.
 
-    Before the file takes its place, the reference implementation of the format opens it as a check. ``put`` gives the
-    stream to write to.
+    Before the file takes its place, the reference implementation of the format opens it as a check, unless its header
+    is longer than `CHECKED`. ``put`` gives the stream to write to.
     """
     from safetensors import SafetensorError, safe_open
 
     with put(path) as stream:
-        write_tensors(
+        length = write_tensors(
             stream,
             lambda: by_width(stored.tensors.items),
             stored.metadata,
             threads=min(AHEAD_THREADS, processor_count()),
         )
         stream.flush()
+        if length > CHECKED:
+            return
         try:
             with safe_open(stream.name, framework="numpy") as check:
                 for key in stored.tensors:  # `check.keys()` would make two more copies of all names
@@ -56,8 +65,10 @@ def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> 
 
 def write_tensors(
     stream: BinaryIO, tensors: Callable[[], Named], metadata: Metadata | None, *, threads: int = 1
-) -> None:
-    """Write the content of a safetensors file to an empty stream; ``tensors`` is called twice.
+) -> int:
+    """Write the content of a safetensors file to an empty stream; returns the length of its header.
+
+    ``tensors`` is called twice.
 
     So many ``threads`` compute the next tensors while others are written.
     """
@@ -68,6 +79,7 @@ def write_tensors(
     stream.write(prefix_of(length))
     stream.seek(0, SEEK_END)
     stream.writelines(hurried(_numbers([tensor for _, tensor in tensors()], threads), stream))
+    return length
 
 
 def _numbers(tensors: Sequence[LazyArray], threads: int = 1) -> Iterator[memoryview]:
@@ -105,7 +117,7 @@ def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dr
     if path.suffix == suffix:
         _check_file(stored, path, files, overwrite=overwrite)
     else:
-        _check_folder(path, files, overwrite=overwrite)
+        _check_folder(stored, path, files, overwrite=overwrite)
         check_room(path)
 
 
@@ -144,7 +156,7 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
             raise OptionError(
                 "another run is writing there at this moment", fix="wait for its end, or choose another target"
             )
-    if not _check_folder(folder, files, overwrite=overwrite):
+    if not _check_folder(stored, folder, files, overwrite=overwrite):
         with atomic_path(folder, folder=True, overwrite=False) as part, name_target(folder, part):
             _write_together(stored, part / files.weights, files)
         return
@@ -184,9 +196,16 @@ def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PE
     _write_together(stored, path, files)
 
 
-def _check_folder(folder: Path, files: Files, *, overwrite: bool) -> bool:
+def _check_folder(stored: Stored, folder: Path, files: Files, *, overwrite: bool) -> bool:
     """Whether a folder exists; refuse one that cannot be written into."""
-    if not _exists(folder, overwrite=overwrite):
+    # `adapter_file` takes the first of NAMES that it finds, so another one would be loaded instead of what is written.
+    strangers = [name for name in NAMES if name != files.weights and (folder / name).exists()]
+    if strangers:
+        what = f"{folder}: holds another adapter, {strangers[0]}, which would be found in place of this one"
+        raise OptionError(what, fix="choose another folder")
+    _check_unshared(folder / files.weights, folder / "NAME", _companion_files(stored, files))
+    inside = "NAME/" if files.config else f"NAME{Path(files.weights).suffix}"
+    if not _exists(folder, overwrite=overwrite, inside=inside):
         return False
     # A killed run moved the folder aside. It is restored before anything is written, and checked again then.
     if not folder.exists():
@@ -194,11 +213,6 @@ def _check_folder(folder: Path, files: Files, *, overwrite: bool) -> bool:
     if not folder.is_dir():
         fix = f"give a folder, or a file ending in {Path(files.weights).suffix}"
         raise OptionError(f"{folder}: is a file, not a folder", fix=fix)
-    # `adapter_file` takes the first of NAMES that it finds, so another one would be loaded instead of what is written.
-    strangers = [name for name in NAMES if name != files.weights and (folder / name).exists()]
-    if strangers:
-        what = f"{folder}: holds another adapter, {strangers[0]}, which would be found in place of this one"
-        raise OptionError(what, fix="choose another folder")
     for name in (files.weights, *COMPANIONS):
         _check_no_folder(folder / name)
     return True
@@ -212,21 +226,58 @@ def _check_no_folder(file: Path) -> None:
 
 def _check_file(stored: Stored, path: Path, files: Files, *, overwrite: bool) -> None:
     """Refuse a file that exists or whose folder cannot be made; its companion files are checked as well."""
-    for target in (path, *(path.with_name(name) for name in _companion_files(stored, files))):
+    companions = _companion_files(stored, files)
+    _check_unshared(path, path.with_suffix(""), companions)
+    for target in (path, *(path.with_name(name) for name in companions)):
         _exists(target, overwrite=overwrite)
         _check_no_folder(target)
     check_room(path)
 
 
-def _exists(path: Path, *, overwrite: bool) -> bool:
+def _check_unshared(path: Path, own_folder: Path, companions: Iterable[str]) -> None:
+    """Refuse companion files that another adapter in the folder is read with: the user named only ``path``.
+
+    ``own_folder`` is the folder that the advice names.
+    """
+    fix = f"give it a folder of its own: -o {quote_word(str(own_folder))}/"
+    with place(path), disk_errors():
+        names = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
+    for companion in companions:
+        beside = path.with_name(companion)
+        for name in weights_among(names):
+            if name != path.name and _is_read_with(path.with_name(name), companion):
+                raise OptionError(f"{beside}: {name} is read with it, and would be another adapter then", fix=fix)
+        # The usual names are those of the only adapter in a folder, whose configuration may have been there first.
+        if companion in names and path.name not in (*NAMES, *names) and not is_moved_aside(path):
+            raise OptionError(f"{beside}: exists, and belongs to another file than {path.name}", fix=fix)
+
+
+def _is_read_with(file: Path, companion: str) -> bool:
+    """Whether a file holds factors that are read with a companion file, if one lies beside it."""
+    try:
+        container = container_of(file)
+        # Only pickles have their record in a file.
+        if container == "gguf" or (companion != CONFIG and container != "pickle"):
+            return False
+        if container == "pickle":
+            from loralens.formats.files.torch.pickle import read_pickle  # few adapters are pickles
+
+            return any(map(_FACTOR.search, read_pickle(file)[0]))
+        return any(map(_FACTOR.search, read_safetensors(file).tensors))
+    except (LoraLensError, OSError):
+        return False  # nobody can read it, so nothing of it changes
+
+
+def _exists(path: Path, *, overwrite: bool, inside: str = "") -> bool:
+    """Whether a target exists; refuse one that does and may not be replaced. ``inside`` is advice for a folder."""
     with place(path), disk_errors():
         # What a killed run moved aside is restored before anything is written, so it counts as existing.
         exists = path.exists() or is_moved_aside(path)
         if exists and not overwrite:
-            # The folder may hold several adapters. A new one then belongs in it as a file, and does not replace it.
-            other = path.is_dir() and not any((path / name).exists() for name in NAMES)
-            inside = f", such as {path.name}/NAME.safetensors" if other else ""
-            raise OptionError("exists", fix=f"choose another target{inside}, or give --overwrite")
+            # The folder may hold several adapters. A new one then belongs in it, and does not replace it.
+            other = inside and path.is_dir() and not any((path / name).exists() for name in NAMES)
+            such = f", such as {quote_word(f'{path}/{inside}')}" if other else ""
+            raise OptionError("exists", fix=f"choose another target{such}, or give --overwrite")
         return exists
 
 

@@ -9,6 +9,7 @@ from time import time_ns
 from loralens.core.hashes import sha256_hex
 from loralens.errors import FormatError, place
 from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.regular import open_stream, read_whole
 from loralens.formats.records.cache import default_folder
 
 BLOCK = 1 << 20  # bytes that are read at a time
@@ -49,11 +50,11 @@ def _file_digest(file: Path) -> str:
 
     hasher = sha256()
     try:
-        with file.open("rb") as stream:
+        with open_stream(file) as stream:
             before = os.fstat(stream.fileno())
             kept = _kept(before)
-            with suppress(OSError, UnicodeDecodeError):
-                if kept and _DIGEST.fullmatch(known := kept.read_text(encoding="ascii")):
+            with suppress(FormatError, UnicodeDecodeError):
+                if kept and _DIGEST.fullmatch(known := read_whole(kept).decode("ascii")):
                     return known
             hasher.update(before.st_size.to_bytes(8, "little"))
             while block := stream.read(BLOCK):

@@ -4,6 +4,7 @@ Verbs that can take a base import this module, also where none is given. The rea
 therefore imported by the functions that open a base.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,7 +150,7 @@ def model_config(path: Path) -> dict[str, Any] | None:
     if gguf:
         return dict(gguf.config)
     file = (folder if folder.is_dir() else folder.parent) / "config.json"
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
     config = read_json(file)
     # Tables are searched for the model type, and a list or an object cannot be searched for.
@@ -165,7 +166,7 @@ def _quantised_config(path: Path) -> dict[str, Any] | None:
     config = model_config(path)
     folder = path if path.is_dir() else path.parent
     file = folder / GPTQ_CONFIG
-    if not file.is_file() or "quantization_config" in (config or {}):
+    if not os.path.lexists(file) or "quantization_config" in (config or {}):
         return config
     return {**(config or {}), "quantization_config": read_json(file)}
 

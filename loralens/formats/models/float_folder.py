@@ -20,6 +20,7 @@ from loralens.formats.files.container import Stored, read_json
 from loralens.formats.files.disk import disk_errors, sync, sync_folder
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.leftovers import reserve, tidy
+from loralens.formats.files.regular import read_whole
 from loralens.formats.files.writing import write_safetensors
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.gguf_base import GgufModel, open_gguf
@@ -84,7 +85,7 @@ def float_copy(name: str, folder: Path, tensors: Mapping[str, LazyArray]) -> Pat
         (part / _CONFIG).write_text(dumps({**plain, "dtype": "float32"}), encoding="utf-8")
         for file in sorted(folder.iterdir()):
             if file.name != _CONFIG and file.suffix in _ENDINGS and not file.name.endswith(_INDEX) and file.is_file():
-                (part / file.name).write_bytes(file.read_bytes())
+                (part / file.name).write_bytes(read_whole(file))
         return tensors
 
     return _make_once(name, (folder,), lambda: tensors, fill)

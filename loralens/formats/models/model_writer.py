@@ -18,6 +18,7 @@ from loralens.formats.files.atomic import check_space
 from loralens.formats.files.container import DTYPES
 from loralens.formats.files.disk import write_at
 from loralens.formats.files.json_text import dumps
+from loralens.formats.files.regular import read_whole
 from loralens.formats.files.relative_name import path_to_write
 from loralens.formats.files.safetensors_header import header_bytes, tensor_pieces
 from loralens.formats.models.model_copy import CopyOptions, WriteJob, new_copy, write_jobs, write_text
@@ -130,7 +131,7 @@ def _index_text(
     size = sum(_spec(key, tensors, changes).nbytes for name in names if (key := index.prefix + name) in all_keys)
     if names == old and size == sum(tensors[key].nbytes for name in old if (key := index.prefix + name) in tensors):
         # `read_text` would change the line ends of Windows.
-        return (files.root / index.name).read_bytes().decode("utf-8")
+        return read_whole(files.root / index.name).decode("utf-8")
     old_metadata = index.content.get("metadata")
     metadata = {**(old_metadata if isinstance(old_metadata, dict) else {}), "total_size": size}
     return dumps({**index.content, "metadata": metadata, "weight_map": names})

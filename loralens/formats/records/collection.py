@@ -1,12 +1,10 @@
 """Finding the adapters under a folder by the names of files, and telling them from models by their headers."""
 
 import os
-import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import translate
 from pathlib import Path
 from typing import Literal, final
 
@@ -18,16 +16,10 @@ from loralens.formats import RETIRED, load
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import CONFIG, OpenFile, read_safetensors
 from loralens.formats.files.gguf.header import Header, read_counts, read_values
-from loralens.formats.files.location import SUFFIXES, is_gguf, is_pickle
+from loralens.formats.files.location import is_gguf, is_pickle, is_tensor_file, weights_among
 from loralens.formats.files.walking import listings
 
-# Files that training tools leave beside an adapter, and pickles of whole models.
-NO_ADAPTERS = (
-    *("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json"),
-    "state.safetensors",  # of loralens train
-)
 _OF_THE_SYSTEM = ("/proc/", "/sys/")  # /proc has links to the folders in which other programs work
-_NO_ADAPTER = re.compile("|".join(map(translate, NO_ADAPTERS)))
 
 Status = Literal["adapter", "unreadable", "other"]
 
@@ -159,17 +151,8 @@ def _in_folder(folder: str, files: Sequence[str]) -> Iterator[str]:
     """The candidates among the files of a folder."""
     yield from (os.path.join(folder, name) for name in weights_among(files))  # noqa: PTH118
     # The weights are missing, which the user should know.
-    if CONFIG in files and not any(map(_is_tensor_file, files)):
+    if CONFIG in files and not any(map(is_tensor_file, files)):
         yield folder
-
-
-def weights_among(names: Iterable[str]) -> list[str]:
-    """The names of files that may hold an adapter."""
-    return [name for name in names if _is_tensor_file(name) and not _NO_ADAPTER.match(name)]
-
-
-def _is_tensor_file(name: str) -> bool:
-    return name.endswith(SUFFIXES) and not name.startswith(".")
 
 
 def folder_labels(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:

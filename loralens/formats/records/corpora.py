@@ -34,6 +34,7 @@ import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, final
@@ -41,6 +42,7 @@ from typing import NamedTuple, final
 from loralens.core.hashes import blake2b
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.packages import is_installed, package_file
+from loralens.formats.files.regular import open_stream
 from loralens.requirements import KNOWN_TEXTS, install_command, missing_packages
 
 HELD_OUT = 640  # texts for the final accuracy, in each of the four tasks
@@ -210,7 +212,7 @@ def _columns(
 ) -> Iterator[list[str]]:
     """The named columns of a table, row by row, without empty rows and the ``under`` header rows below the first."""
     try:
-        with path.open(encoding=encoding, newline="") as file:
+        with TextIOWrapper(open_stream(path), encoding=encoding, newline="") as file:
             rows = csv.reader(file, delimiter=delimiter)
             head = next(rows, [])
             # A missing column is a ValueError, so the message is the same as for another table.

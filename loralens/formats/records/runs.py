@@ -4,6 +4,7 @@ A run is a folder with ``checkpoint-N`` folders in it, as ``loralens train`` and
 with ``NNNNNNN_adapters.safetensors`` files of mlx-lm, or a list of adapters.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -95,7 +96,7 @@ def read_run(paths: Sequence[Path]) -> Run:
     # Without Trainer's states, the steps come from names, and losses from our own log if there is one.
     if not states:
         log = paths[0] / LOG
-        entries = _log(log) if len(paths) == 1 and log.is_file() else []
+        entries = _log(log) if len(paths) == 1 and os.path.lexists(log) else []
         losses = _losses(entries, "loss"), _losses(entries, "eval_loss")
         return Run(tuple(ordered), *losses, log) if any(losses) else Run(tuple(ordered))
     # Every state has the whole history up to its step.
@@ -139,7 +140,7 @@ def _state(path: Path) -> Mapping[str, Any] | None:
     """The trainer_state.json in a folder, or beside a file that is the only adapter of its folder."""
     file = _state_file(path)
     # Files of mlx-lm lie in one folder, so a state there belongs to none of them alone.
-    if _MLX.fullmatch(path.name) or not file.is_file():
+    if _MLX.fullmatch(path.name) or not os.path.lexists(file):
         return None
     return read_json(file)
 

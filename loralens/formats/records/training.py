@@ -35,7 +35,7 @@ from loralens.formats.files.atomic import atomic_file, move_aside
 from loralens.formats.files.container import CONFIG, Stored, read_json, read_safetensors
 from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.hold import Hold, check_free
-from loralens.formats.files.leftovers import is_moved_aside, remove, tidy
+from loralens.formats.files.leftovers import is_moved_aside, keep_mode, remove, tidy
 from loralens.formats.files.location import NAMES, SUFFIXES
 from loralens.formats.files.writing import write_safetensors
 from loralens.formats.records.training_log import log_entries
@@ -241,6 +241,7 @@ class Training:
             if strangers := _strangers(self.target):
                 what = f"holds files that no run wrote, which would be lost: {some(strangers)}"
                 raise OptionError(what, fix=f"move it elsewhere; the finished run is {self.folder}")
+            keep_mode(self.target, self.folder)
             # Windows cannot rename over a folder, and no system over one that is not empty.
             with move_aside(self.target):
                 self.folder.rename(self.target)

@@ -1,10 +1,12 @@
 """Reading the log of ``loralens train``: losses by step, and evaluations in order."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from loralens.formats.files.json_text import finite_number, json_or_none
+from loralens.formats.files.regular import read_whole
 
 
 class History(NamedTuple):
@@ -39,7 +41,7 @@ def history(path: Path) -> History:
 def log_entries(path: Path) -> list[dict[str, Any]]:
     """The lines of a log that have a step; lines that were cut off when a run was killed are left out."""
     entries: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+    for line in read_whole(path).decode(errors="replace").splitlines() if os.path.lexists(path) else ():
         entry = json_or_none(line)
         if isinstance(entry, dict) and type(entry.get("step")) is int:
             entries.append(entry)

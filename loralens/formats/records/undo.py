@@ -99,7 +99,7 @@ def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:
     FormatError
         It is damaged, or is not an undo file.
     """
-    if not path.is_file():
+    if not path.exists():
         raise OptionError(
             f"{path}: no such file", fix=f"give the undo file of the merge: OUT/{NAME}, or OUT.{NAME} for one file"
         )

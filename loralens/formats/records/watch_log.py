@@ -8,6 +8,7 @@ key means.
 
 import json
 from collections.abc import Mapping
+from io import TextIOWrapper
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -18,6 +19,7 @@ from loralens.core.lazy import Array
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.disk import disk_errors
 from loralens.formats.files.json_text import finite_number, is_safe_text, json_or_none
+from loralens.formats.files.regular import open_stream, read_whole
 
 NAME = "watch.jsonl"  # the name of the log in the folder of a run
 VERSION = 1
@@ -82,14 +84,13 @@ def is_watch_log(path: Path) -> bool:
     """Whether a file looks like the log of a watched run, judged by its name and its first bytes."""
     if path.suffix != ".jsonl" or not path.is_file():
         return False
-    with disk_errors(path), path.open("rb") as file:
+    with open_stream(path) as file:
         return file.read(32).lstrip().startswith(b'{"watch"')
 
 
 def cut_watch_log(path: Path, step: int) -> str:
     """The text of a log without the looks after a step; empty if its first line is not whole."""
-    with disk_errors(path):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    lines = read_whole(path).decode(errors="replace").splitlines(keepends=True)
     earlier_lines: list[str] = []
     for line in lines:
         entry = json_or_none(line)
@@ -113,7 +114,7 @@ def read_watch_log(path: Path) -> list[LoggedLook]:
         The file is not such a log, is of a later version, or its numbers contradict each other.
     """
     with place(path):
-        with disk_errors(path), path.open(encoding="utf-8", errors="replace") as file:
+        with TextIOWrapper(open_stream(path), encoding="utf-8", errors="replace") as file:
             entries = [entry for line in file if isinstance(entry := json_or_none(line), dict)]
         if not entries or not isinstance(entries[0].get("watch"), int):
             raise FormatError("is not the log of a watched run", fix=FIX)

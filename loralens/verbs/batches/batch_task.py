@@ -4,6 +4,7 @@ A task and its outcome go through pipes to and from other processes, so both are
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -248,7 +249,7 @@ def real_source(source: AdapterSource) -> str:
     """The real path of an adapter, by which the record knows it again; empty for an object."""
     if isinstance(source, Adapter):
         return ""
-    real = str(Path(source).resolve())
+    real = os.path.realpath(source)  # Path.resolve raises an error for a link to itself
     # A byte of a path that is not UTF-8 cannot stand in the record.
     return real if is_safe_text(real) else ""
 

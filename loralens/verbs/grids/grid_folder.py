@@ -30,11 +30,13 @@ from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.disk import disk_errors
 from loralens.formats.files.hold import Hold
 from loralens.formats.files.location import NAMES
+from loralens.formats.files.regular import read_whole
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.model_location import model_path
 from loralens.formats.records.grid_record import RECORD, VERSION, is_finished, read_grid
 from loralens.formats.records.training import LOG, RUN
 from loralens.formats.records.training_log import history, log_entries
+from loralens.tables.render import no_formula
 from loralens.verbs.grids.grid_checks import Counts
 from loralens.verbs.grids.spelling import value_text
 from loralens.verbs.inputs.adapters import load_source
@@ -311,8 +313,7 @@ def _digest_of_texts(source: Any) -> str:
         return sha256(repr(list(source)).encode(errors="replace")).hexdigest()[:DIGITS]
     if not Path(source).is_file():
         return ""
-    with place(str(source)), disk_errors():
-        return sha256(Path(source).read_bytes()).hexdigest()[:DIGITS]
+    return sha256(read_whole(Path(source))).hexdigest()[:DIGITS]
 
 
 # ---- The results of a run, from its files
@@ -374,5 +375,5 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     stream = StringIO()
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({column: no_formula(cell) for column, cell in row.items()} for row in rows)
     return stream.getvalue()

@@ -17,6 +17,7 @@ from loralens.errors import FormatError, LoraLensError, place
 from loralens.formats.files.apart import Input, adapter_inputs
 from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import dumps
+from loralens.formats.files.regular import read_whole
 from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, stores_conv1d
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
 from loralens.formats.models.model_location import resolve_path
@@ -169,7 +170,7 @@ class MergeInputs:
         names = [*self.texts(), *(index.name for index in self.files.indices)]
         return {
             "dropped": list(self.plan.dropped),
-            "texts": {name: (root / name).read_bytes().decode("utf-8") for name in names},
+            "texts": {name: read_whole(root / name).decode("utf-8") for name in names},
             # Without the first 8 bytes, which are the length of the header; as a view, since a header may be long.
             "headers": {shard.name: str(memoryview(shard.header)[8:], "utf-8") for shard in self.files.shards},
         }

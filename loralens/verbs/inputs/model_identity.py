@@ -1,5 +1,6 @@
 """What a model is called in an adapter that was trained on it, and a digest of its weights."""
 
+import os
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ def model_name(model: ModelSource) -> str:
     if not Path(model).exists():
         return str(model)
     # The path is left out: it would mean nothing on another machine, and may contain the name of the user.
-    folder = Path(model).resolve()
+    folder = Path(os.path.realpath(model))
     cache = folder.parent.parent.name  # a Hub id in the cache: models--org--name/snapshots/…
     hub = folder.parent.name == "snapshots" and cache.startswith("models--")
     return cache.removeprefix("models--").replace("--", "/", 1) if hub else folder.name

@@ -15,6 +15,7 @@ from loralens.core.messages import warn
 from loralens.core.threads import processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import CONFIG
+from loralens.formats.files.regular import check_folder
 from loralens.formats.models.model_location import gguf_paths, model_path
 from loralens.requirements import missing_packages
 from loralens.verbs.inputs.choices import check_choice
@@ -255,6 +256,7 @@ def labels_of(source: ModelSource) -> tuple[str, ...]:
 def _model_folder(source: str | PathLike[str]) -> Path:
     """The folder of transformers that a path or a name means; for a GGUF model, its `float_folder`."""
     folder = model_path(Path(source))
+    check_folder(folder)
     paths = gguf_paths(folder)
     if not paths:
         return folder

@@ -112,7 +112,7 @@ def read_protection(weights: str | PathLike[str] | Mapping[str, float]) -> "Prot
     if isinstance(weights, Mapping) or weights in ("absolute", "relative"):
         return weights  # type: ignore[return-value]
     file = Path(weights)
-    if not file.is_file():
+    if not file.exists():
         raise OptionError(f"weights {weights}: no such file", fix="give absolute, relative, or a JSON file")
     return read_json(file, fix='write {"q_proj": 2.0}')
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from loralens.errors import FormatError
+from loralens.formats.files.regular import check_folder, open_stream
 from loralens.requirements import missing_packages
 
 PARQUET = ".parquet"
@@ -25,7 +26,7 @@ def parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     except ImportError as error:
         raise missing_packages("reading Parquet", ("pyarrow",), error) from error
     try:
-        with ParquetFile(path) as file:
+        with open_stream(path) as stream, ParquetFile(stream) as file:
             for batch in file.iter_batches():
                 yield from map(_without_nulls, batch.to_pylist())
     except (ArrowException, OSError) as error:
@@ -39,6 +40,7 @@ def saved_rows(folder: Path) -> Iterator[Mapping[str, Any]]:
         from datasets import Dataset, load_from_disk
     except ImportError as error:
         raise missing_packages("reading a folder of datasets", ("datasets",), error) from error
+    check_folder(folder)
     try:
         dataset = load_from_disk(str(folder))
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from loralens.core.json_depth import parse_json
 from loralens.errors import FormatError, OptionError, place
+from loralens.formats.files.regular import open_stream
 from loralens.verbs.inputs.corpus.columns import PARQUET, is_saved, parquet_rows, saved_rows
 from loralens.verbs.inputs.corpus.dialogues import Dialogue, dialogue_of
 
@@ -92,7 +93,8 @@ def _check_text_file(path: Path, labelled: bool) -> Path:
             f"{path}: a .txt file has no labels", fix='give a .jsonl or .csv file with "text" and "label"'
         )
     if not path.is_file():
-        raise OptionError(f"{path}: no such file", fix="check the path")
+        what = "is not a regular file" if path.exists() else "no such file"
+        raise OptionError(f"{path}: {what}", fix="check the path")
     return path
 
 
@@ -129,7 +131,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines and their numbers, counted from 1."""
     # Bytes are split at line feeds only; text would also be split at separators that JSON strings may contain.
     try:
-        with path.open("rb") as file:
+        with open_stream(path) as file:
             for number, line in enumerate(file, start=1):
                 with place(f"line {number}"):
                     try:
