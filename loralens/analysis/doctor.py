@@ -112,4 +112,11 @@ def _match_base(
     effects, non_finite = merge_effects(
         modules, exam.spectra, plain, base, dtype=dtype, stochastic=stochastic, step=step
     )
-    return replace(exam, merge_effects=effects, unmatched=unmatched, non_finite_weights=non_finite, base=base.model)
+    return replace(
+        exam,
+        merge_effects=effects,
+        unmatched=unmatched,
+        non_finite_weights=non_finite,
+        base=base.model,
+        base_tensors=base.tensors.keys(),
+    )

@@ -24,7 +24,6 @@ SIGNS = {
     "collapse": "The effective rank of a module has fallen to less than half of the highest that it had.",
     "rank-saturated": "The energy is spread over the directions as evenly as that of random factors, up to 5 %: the "
     "rank is too small for what is learnt, or what is learnt is noise.",
-    "rank-unused": "Two directions or fewer hold 99 % of the energy, at a rank of 16 or more.",
     "zero-update": "ΔW is still exactly 0 after the first steps: the module gets no gradient.",
     "norm-explodes": "‖ΔW‖ is larger than twice ‖W‖, or it has grown between two looks by more than ten times the "
     "square of the ratio of their steps. Both factors move at most in proportion to the steps while the learning rate "
@@ -35,10 +34,9 @@ SIGNS = {
     "not-finite": "A factor holds NaN or Inf.",
 }
 FIXES = {
-    "spike": "lower the learning rate, or clip gradients; look for examples that are repeated many times",
+    "spike": "look for examples that are repeated many times; while the loss falls, nothing needs to be done",
     "collapse": "lower the learning rate from here on, or go back to a checkpoint from before",
     "rank-saturated": "try a larger rank; if the loss does not fall either, lower the learning rate",
-    "rank-unused": "a smaller rank has the same effect: loralens compress --energy 0.99 shows which",
     "zero-update": "check that the module runs in the forward pass and that its B is in the optimiser",
     "norm-explodes": "lower the learning rate, or add warm-up and gradient clipping; go back to a checkpoint",
     "below-rounding": "train longer or with a higher learning rate; else use the adapter unmerged, or merge in f32",
@@ -49,7 +47,6 @@ SHARE = 0.5  # share of the modules that must show a sign, since single modules 
 SINGLE = ("zero-update", "not-finite")  # signs for which one module is enough
 FALL = 0.5  # a collapse is an effective rank below this share of the highest one
 EVEN = 0.95  # limit for participation ratio/r, which is 1 for random factors if r is small beside out and in
-FEW, LEAST_RANK = 2, 16
 GROWTH = 10.0
 LARGEST = 2.0  # limit for ‖ΔW‖/‖W‖: healthy runs of models as narrow as 64 reach 1.8, those of large ones a tenth
 STILL = 1e-4
@@ -198,5 +195,3 @@ def _signs_of_shape(spectrum: Spectrum, before: _Past) -> Iterator[tuple[str, st
         yield "spike", f"one of {rank} directions holds {share:.1%} of the energy, by chance {1 / rank:.0%}"
     if spectrum.participation_ratio > EVEN * rank:
         yield "rank-saturated", f"the energy is that of {spectrum.participation_ratio:.3g} equal directions of {rank}"
-    if rank >= LEAST_RANK and (used := spectrum.energy_rank(SPIKE_ENERGY)) <= FEW:
-        yield "rank-unused", f"{used} of {rank} directions hold {SPIKE_ENERGY:.0%} of the energy"

@@ -107,7 +107,8 @@ def spiky(look: int) -> Sequence[float]:
 def test_signs_of_shape_come_with_the_second_look_that_shows_them_and_once() -> None:
     assert watched(lambda _: GOOD) == []
     assert watched(lambda _: np.ones(16)) == [("rank-saturated", 50, 4)]
-    assert watched(lambda _: [1, 0.5, *[1e-3] * 14])[0] == ("rank-unused", 50, 4)
+    # A rank that is not used is a note about the finished adapter: the run goes well.
+    assert watched(lambda _: [1, 0.5, *[1e-3] * 14]) == []
     assert ("spike", 70, 4) in watched(spiky)
     assert ("collapse", 70, 4) in watched(spiky)
     # In fewer than half of the modules they are no sign.

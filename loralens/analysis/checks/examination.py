@@ -1,6 +1,6 @@
 """What the checks know of an adapter: its modules, each read once, and how they fit the base."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
@@ -49,6 +49,8 @@ class Examination:
         The base that the adapter names.
     base : BaseModel or None
         The base that the adapter is checked against.
+    base_tensors : collection of str
+        The names of the tensors of that base.
     codes : CodesPrediction or None
         The expected effect of a merge into the codes of a low-bit base.
     saving : callable, optional
@@ -66,6 +68,7 @@ class Examination:
     reading: str = ""
     named: BaseModel = field(default_factory=lambda: BaseModel(""))
     base: BaseModel | None = None
+    base_tensors: Collection[str] = ()
     codes: CodesPrediction | None = None
     saving: "Saving | None" = None
 
@@ -87,11 +90,13 @@ class Examination:
         """The `loralens` command line that runs a verb on this adapter."""
         return " ".join(["loralens", verb, self.quoted, *arguments, *([self.reading] if self.reading else [])])
 
+    def writes(self, verb: str, word: str, *arguments: str) -> str:
+        """The command line that runs a verb on this adapter and writes the result next to it."""
+        return self.command(verb, "-o", self.sibling(word), *arguments, *(["--to", self.to] if self.to else []))
+
     def compress(self, word: str, rule: str) -> str:
         """The command line that compresses this adapter into a file next to it, which PEFT can load."""
-        to = ["--to", self.to] if self.to else []
-        uniform = ["--uniform"] if self.needs_one_rank else []
-        return self.command("compress", "-o", self.sibling(word), rule, *uniform, *to)
+        return self.writes("compress", word, rule, *(["--uniform"] if self.needs_one_rank else []))
 
     @property
     def needs_one_rank(self) -> bool:

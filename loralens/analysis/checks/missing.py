@@ -17,6 +17,8 @@ MOST = 0.1  # the share of blocks (at least one block) that may lack a module; i
 HOLES = 0.05  # the share of the grid that may be missing; a UNet's lowest block has no attention, a quarter of the grid
 LONGEST = 9  # digits of a block number at most: a hostile file could have a gap of any length
 DEEPEST = 64  # parts of a name at most: a hostile file could have names of any length
+# What leads only to the next block, which the last one lacks: in SD3, Mochi, Swin and the two sides of a UNet.
+TO_NEXT = re.compile(r"(^|[._])(to_add_out|ff_context|context_block|(down|up)samplers?)([._]|$)")
 CHOSEN = ("layers_to_transform", "exclude_modules", "layer_replication")  # settings that leave modules out on purpose
 
 Place = tuple[str, ...]
@@ -68,6 +70,8 @@ def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
     few = max(1, int(MOST * len(blocks)))
     usual = {module for module, count in counts.items() if count >= len(blocks) - few}
     holes = [(block, module) for block, modules in blocks.items() if modules <= usual for module in usual - modules]
+    last = {max((block for block in blocks if block[:-1] == of), key=_number) for of in {block[:-1] for block in blocks}}
+    holes = [(block, module) for block, module in holes if block not in last or not TO_NEXT.search("_".join(module))]
     if len(holes) > max(1, HOLES * len(usual) * len(blocks)):
         return {}
     return {
@@ -78,8 +82,9 @@ def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
 
 def _gap(skeleton: Place, blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
     """The modules of the one block that is missing between the first and the last of a single row of blocks."""
-    # If names have several numbers, as in a UNet, some outer blocks lack inner blocks by design.
-    if skeleton.count("#") != 1:
+    # If names have several numbers, as in a UNet, some outer blocks lack inner blocks by design. The input blocks of an
+    # original UNet are of several sorts under one row of numbers: in SDXL, 3 and 6 halve the image and have no attention.
+    if skeleton.count("#") != 1 or skeleton[-3:-1] == ("input", "blocks"):
         return {}
     written = sorted((block[-1] for block in blocks if len(block[-1]) < LONGEST), key=int)
     numbers = list(map(int, written))
@@ -93,6 +98,10 @@ def _gap(skeleton: Place, blocks: Mapping[Place, set[Place]]) -> dict[Place, str
     common = set.intersection(*blocks.values())
     evidence = f"blocks {numbers[0]} to {numbers[-1]} are there, except {absent}"
     return {block + module: evidence for module in sorted(common)}
+
+
+def _number(block: Place) -> int:
+    return int(block[-1]) if len(block[-1]) < LONGEST else -1
 
 
 def _skeleton(path: Place) -> Place:

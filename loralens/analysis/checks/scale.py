@@ -7,10 +7,10 @@ from loralens.analysis.checks.examination import Examination
 from loralens.choices import Level
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
-from loralens.core.scaling import Scaling
 
-LARGEST = 8.0  # largest usual α/r: the LoRA paper's largest is 32/4, and common values are 0.5 to 4
-LARGEST_GIVEN = 32.0  # the same for a scale that the file states directly: mlx-lm's default is 20
+# Largest scale that is used on purpose, with room: people choose α/r up to 32, and mlx-lm's default scale is 20. The scale
+# alone shows no fault below it; a module that is too strong for its kind is an outlier, and with --base dominates W.
+LARGEST = 64.0
 SMALLEST = 1 / 64  # smallest usual scale: kohya's default α = 1 reaches it at r = 64
 
 CODES = {
@@ -22,21 +22,21 @@ CODES = {
     "scale-is-alpha": "The configuration's scale is its α, not α/r: some MLX tools used α as the multiplier.",
 }
 # Code → whether a scale is suspicious, and what to do then.
-SUSPICIOUS: dict[str, tuple[Callable[[float, Scaling], bool], str]] = {
-    "scale-zero": (lambda scale, _: scale == 0, "state α = r, or leave the modules out"),
-    "scale-negative": (lambda scale, _: scale < 0, "right only if it is meant to be subtracted"),
+SUSPICIOUS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "scale-zero": (lambda scale: scale == 0, "state α = r, or leave the modules out"),
+    "scale-negative": (lambda scale: scale < 0, "right only if it is meant to be subtracted"),
     "scale-large": (
-        lambda scale, how: scale > (LARGEST if how.formula.startswith("alpha") else LARGEST_GIVEN),
+        lambda scale: scale > LARGEST,
         "compare with the α and r of the training run; if it is wrong, put the run's value into the configuration",
     ),
-    "scale-small": (lambda scale, _: 0 < scale < SMALLEST, "compare with the α and r of the training run"),
+    "scale-small": (lambda scale: 0 < scale < SMALLEST, "compare with the α and r of the training run"),
 }
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every suspicious scale, once for all modules that have it."""
     for code, (wrong, fix) in SUSPICIOUS.items():
-        hit = [name for name, one in exam.readings.items() if wrong(one.module.scale, one.module.scaling)]
+        hit = [name for name, one in exam.readings.items() if wrong(one.module.scale)]
         if not hit:
             continue
         module = exam.readings[hit[0]].module

@@ -7,13 +7,11 @@ from loralens.analysis.checks.examination import Examination
 from loralens.tables.numbers import fixed
 
 CODES = {
-    "spike": "One direction holds nearly all of the energy of a module of rank 4 or more. Such spikes add up when "
-    "adapters are stacked, and often come from a learning rate that is too high."
+    "spike": "One direction holds nearly all of the energy of a module of rank 4 or more. Good runs end like this too, "
+    "at any learning rate."
 }
 SMALLEST_RANK = 4  # at a lower rank, one dominant direction is to be expected
 ENERGY = 0.99  # smallest σ₁²/Σσ² that is reported: a stable rank below 1.01
-
-FIX = "nothing needs to be done for this adapter; train the next one with a lower learning rate"
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
@@ -27,4 +25,4 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         rounding = spectrum.numerical_rank < 2  # the other singular values are rounding errors of 0
         ratio = ", the others are 0 up to rounding" if rounding else f", σ₁/σ₂ = {spectrum.s[0] / spectrum.s[1]:.3g}"
         evidence = f"one of {spectrum.rank} directions holds {fixed('.2%')(1 / stable)} of the energy{ratio}"
-        yield Diagnosis("note", "spike", evidence, FIX, name)
+        yield Diagnosis("note", "spike", evidence, module=name)

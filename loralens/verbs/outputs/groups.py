@@ -1,11 +1,10 @@
 """Modules in groups: values by kind, tables of the spectra of kinds and blocks, and of modules that stand apart."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TypeVar
 
 from loralens.analysis.groups import Group
-from loralens.analysis.outliers import QUANTITIES, Outlier
+from loralens.analysis.outliers import Outlier
 from loralens.core.names import kind, natural_key
 from loralens.tables.numbers import UNDEFINED, fixed, number
 from loralens.tables.table import ALWAYS, Column, Table
@@ -77,14 +76,13 @@ def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
 
 OUTLIER_COLUMNS: tuple[Column[Outlier], ...] = (
     Column("module", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("quantity", lambda row: QUANTITIES[row.quantity], "quantity", align="left", priority=ALWAYS),
-    Column("value", lambda row: row.value, "value", number),
+    Column("value", lambda row: row.value, "‖ΔW‖F", number),
     Column(
-        "median",
+        "typical",
         lambda row: row.typical,
-        "median",
+        "typical",
         number,
-        about="of the modules of its kind and shape that are nearest in depth",
+        about="of a module of its kind and shape at its depth, by a line through all of them",
     ),
     Column(
         "ratio",
@@ -93,10 +91,10 @@ OUTLIER_COLUMNS: tuple[Column[Outlier], ...] = (
         lambda ratio: UNDEFINED if ratio is None else f"{ratio:.2f} ×",
     ),
     Column(
-        "chance",
-        lambda row: row.chance,
-        "chance",
-        partial(number, digits=1),  # an upper bound: more digits would promise too much
-        about="upper bound on the probability of such a gap, if the modules of the kind are exchangeable",
+        "deviations",
+        lambda row: row.deviations,
+        "deviations",
+        fixed(".1f"),
+        about="distance of the logarithms, in median absolute deviations of its kind",
     ),
 )

@@ -142,12 +142,19 @@ def _about_out_proj(name: str) -> Finding:
 
 def _group(tensors: Mapping[str, LazyArray]) -> tuple[dict[str, Parts], dict[str, LazyArray]]:
     """Pairs by their stored path, with the diagonal of KaSA, and every tensor that is not half of a pair."""
-    groups, unpaired = pairs.group(tensors, _half)
+    copies = {key: tensor for key, tensor in tensors.items() if (plain := _plain_key(key)) != key and plain in tensors}
+    groups, unpaired = pairs.group({key: tensor for key, tensor in tensors.items() if key not in copies}, _half)
+    unpaired |= copies
     for key, tensor in unpaired.items():
         parts = parse_peft_key(key)
         if parts and parts.role == "diagonal" and parts.path in groups:
             groups[parts.path]["diagonal"] = (key, tensor)
     return groups, unpaired
+
+
+def _plain_key(key: str) -> str:
+    """A key without the parts under which old PEFT saved a module twice: as it was, and as it was trained."""
+    return key.replace(".modules_to_save.", ".").replace(".original_module.", ".")
 
 
 def _half(key: str) -> Leaf | None:
@@ -285,15 +292,13 @@ def _extra(
     key: str, tensor: LazyArray, stored: Stored, config: PeftConfig | None, modules: "Mapping[str, Update]"
 ) -> Extra:
     """A tensor that is not half of a pair, with its role and its module."""
-    parts = parse_peft_key(key)
-    if parts:
+    parts, plain = parse_peft_key(key), _plain_key(key)
+    if parts and (plain == key or plain not in stored.tensors):
         return Extra(parts.role, module_path(parts.path), tensor)
     path, _, parameter = module_path(key.removeprefix(PREFIX)).rpartition(".")
     # PEFT's trainable tokens: rows of an embedding, and no full tensor.
     if path.endswith(".token_adapter"):
         return Extra("tokens", path.removesuffix(".token_adapter"), tensor)
-    plain = key.replace(".modules_to_save.", ".").replace(".original_module.", ".")
-    # Old PEFT saved a module twice: as it was, and as it was trained.
     if plain != key:
         path = ".".join(part for part in path.split(".") if part not in ("modules_to_save", "original_module"))
         return Extra("copy" if plain in stored.tensors else "saved", path, tensor, parameter)
