@@ -129,7 +129,7 @@ def test_roles_and_what_is_said_about_them() -> None:
     assert codes(read) == [
         "full-difference", "bias-difference", "set-weight", "reshape-weight", "use-dora", "tensor-unread"
     ]  # fmt: skip
-    assert {finding.level for finding in read.findings} == {"warning"}
+    assert {finding.level for finding in read.findings} == {"note"}
     assert_same_file(write(read), numbered(shapes))
 
 

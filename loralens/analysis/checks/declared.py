@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from loralens.analysis.checks.diagnosis import Diagnosis, share
 from loralens.analysis.checks.examination import Examination
 from loralens.choices import Level
+from loralens.core.carried import TASK_HEADS
 
 CODES = {
     "peft-type": "adapter_config.json names another method than the one whose tensors are in the file: PEFT builds "
@@ -26,12 +27,6 @@ TELLING = {
     ".lora_A": "LORA",
     ".lora_embedding_A": "LORA",
 }
-# Task of PEFT → the modules that it always trains and stores for this task, if the model has them.
-TASK_HEADS = {
-    "SEQ_CLS": ("classifier", "score"),
-    "TOKEN_CLS": ("classifier", "score"),
-    "QUESTION_ANS": ("qa_outputs",),
-}
 # Classes of transformers with a head that pretraining does not train.
 CLASSES = re.compile(r"For(\w*Classification|QuestionAnswering|MultipleChoice)(WithTeacher)?$")
 # What models of transformers call these heads.
@@ -50,7 +45,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
 def _look_for_head(exam: Examination) -> Iterator[Diagnosis]:
     task, mapping = exam.setting("task_type"), exam.setting("auto_mapping")
     model_class = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    heads = TASK_HEADS.get(task, ()) if isinstance(task, str) else ()
+    heads = TASK_HEADS.get(str(task), ())
     of_class = isinstance(model_class, str) and CLASSES.search(model_class)
     trained = exam.setting("modules_to_save")
     accepted = HEADS | {str(name) for name in trained} if isinstance(trained, list) else HEADS

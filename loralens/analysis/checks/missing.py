@@ -70,7 +70,9 @@ def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
     few = max(1, int(MOST * len(blocks)))
     usual = {module for module, count in counts.items() if count >= len(blocks) - few}
     holes = [(block, module) for block, modules in blocks.items() if modules <= usual for module in usual - modules]
-    last = {max((block for block in blocks if block[:-1] == of), key=_number) for of in {block[:-1] for block in blocks}}
+    last = {
+        max((block for block in blocks if block[:-1] == of), key=_number) for of in {block[:-1] for block in blocks}
+    }
     holes = [(block, module) for block, module in holes if block not in last or not TO_NEXT.search("_".join(module))]
     if len(holes) > max(1, HOLES * len(usual) * len(blocks)):
         return {}
@@ -83,7 +85,7 @@ def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
 def _gap(skeleton: Place, blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
     """The modules of the one block that is missing between the first and the last of a single row of blocks."""
     # If names have several numbers, as in a UNet, some outer blocks lack inner blocks by design. The input blocks of an
-    # original UNet are of several sorts under one row of numbers: in SDXL, 3 and 6 halve the image and have no attention.
+    # original UNet are of several sorts under one row of numbers: 3 and 6 of SDXL halve the image, without attention.
     if skeleton.count("#") != 1 or skeleton[-3:-1] == ("input", "blocks"):
         return {}
     written = sorted((block[-1] for block in blocks if len(block[-1]) < LONGEST), key=int)

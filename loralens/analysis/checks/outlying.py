@@ -19,5 +19,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         times = f", {ratio:.3g} × what its kind suggests for its depth" if ratio else ""
         evidence = f"‖ΔW‖ {outlier.value:.4g}{times} ({outlier.deviations:.0f} median deviations)"
         leave_out = exam.writes("drop", "without", "-m", quote_word(outlier.name))
-        fix = f"compare it with earlier checkpoints of the run, and take the last sound one; `{leave_out}` leaves it out"
+        fix = (
+            f"compare it with earlier checkpoints of the run, and take the last sound one; `{leave_out}` leaves it out"
+        )
         yield Diagnosis("warning", "outlier", evidence, fix, outlier.name)

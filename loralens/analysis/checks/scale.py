@@ -8,8 +8,8 @@ from loralens.choices import Level
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
 
-# Largest scale that is used on purpose, with room: people choose α/r up to 32, and mlx-lm's default scale is 20. The scale
-# alone shows no fault below it; a module that is too strong for its kind is an outlier, and with --base dominates W.
+# Largest scale that is used on purpose, with room: people choose α/r up to 32, and the default of mlx-lm is 20. Below
+# it, the scale alone shows no fault. A module too strong for its kind is an outlier, and with --base it dominates W.
 LARGEST = 64.0
 SMALLEST = 1 / 64  # smallest usual scale: kohya's default α = 1 reaches it at r = 64
 
@@ -21,29 +21,30 @@ CODES = {
     "scale-small": "The scale is very small: the α of another rank, or kohya's default of 1 at a high rank.",
     "scale-is-alpha": "The configuration's scale is its α, not α/r: some MLX tools used α as the multiplier.",
 }
-# Code → whether a scale is suspicious, and what to do then.
-SUSPICIOUS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "scale-zero": (lambda scale: scale == 0, "state α = r, or leave the modules out"),
-    "scale-negative": (lambda scale: scale < 0, "right only if it is meant to be subtracted"),
+# Code → its level, whether a scale is suspicious, and what to do then. Small and negative scales are often meant: α = 1
+# at a high rank is the default of kohya, and an adapter that is taken off again has a negative scale.
+SUSPICIOUS: dict[str, tuple[Level, Callable[[float], bool], str]] = {
+    "scale-zero": ("warning", lambda scale: scale == 0, "state α = r, or leave the modules out"),
+    "scale-negative": ("note", lambda scale: scale < 0, "if it is not meant to be subtracted, negate it: `{negate}`"),
     "scale-large": (
+        "warning",
         lambda scale: scale > LARGEST,
         "compare with the α and r of the training run; if it is wrong, put the run's value into the configuration",
     ),
-    "scale-small": (lambda scale: 0 < scale < SMALLEST, "compare with the α and r of the training run"),
+    "scale-small": ("note", lambda scale: 0 < scale < SMALLEST, "compare with the α and r of the training run"),
 }
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every suspicious scale, once for all modules that have it."""
-    for code, (wrong, fix) in SUSPICIOUS.items():
+    for code, (level, wrong, fix) in SUSPICIOUS.items():
         hit = [name for name, one in exam.readings.items() if wrong(one.module.scale)]
         if not hit:
             continue
         module = exam.readings[hit[0]].module
         of_modules = "" if len(hit) == len(exam.readings) else f": {some(hit)}"
         evidence = f"scale {module.scale:.4g}, {module.scaling}, in {share(len(hit), len(exam.readings))}{of_modules}"
-        # Some trainers use small scales on purpose: kohya's default of α = 1 at a high rank.
-        level: Level = "note" if code == "scale-small" else "warning"
+        fix = fix.format(negate=exam.writes("negate", "negated"))
         yield Diagnosis(level, code, evidence, fix, hit[0] if len(hit) == 1 else None)
     yield from _scale_is_alpha(exam)
 

@@ -94,8 +94,11 @@ def _find_near_copies(exams: Sequence[Examination], X: Floats, distinct: Sequenc
         cosine = compare_subspaces(second.adapter, first.adapter, modules=names).cosine
         if is_same(cosine):
             evidence = f"{SAME_ADAPTER} as {first.path}: cosine {cosine:.3f} of the updates"
-            fix = f"to see where they differ: `{second.command('similarity', first.quoted)}`"
-            yield Diagnosis("note", "near-copy", evidence, fix, adapter=second.path)
+            yield Diagnosis("note", "near-copy", evidence, _differences(second, first), adapter=second.path)
+
+
+def _differences(second: Examination, first: Examination) -> str:
+    return f"to see where they differ: `{second.command('similarity', first.quoted)}`"
 
 
 def _sketch(exam: Examination, names: Sequence[str]) -> Floats:
@@ -132,10 +135,9 @@ def _diagnose(exams: Sequence[Examination], t: int, sources: Sources) -> Diagnos
         fix = f"if so, use it at {1 / factor:.4g} of the strength, or combine the sources again"
         return Diagnosis("warning", "combination-scale", f"ΔW = {terms}: {why}", fix, adapter=subject.path)
     twin = exams[next(iter(sources))]
-    fix = f"they are the same update, as this shows: {subject.command('equal', twin.quoted)}"
     same = len(sources) == 1 and abs(next(iter(sources.values())) - 1) < RESIDUAL
     evidence = f"{SAME_ADAPTER} as {twin.path}: ΔW = {terms}" if same else f"ΔW = {terms}"
-    return Diagnosis("note", "combination", evidence, fix if same else "", adapter=subject.path)
+    return Diagnosis("note", "combination", evidence, _differences(subject, twin) if same else "", adapter=subject.path)
 
 
 def _bug(exams: Sequence[Examination], t: int, sources: Sources) -> tuple[str, float] | None:

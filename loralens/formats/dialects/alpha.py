@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
     from loralens.core.structured import Update
 
 MISSING = "no alpha in the file: scale 1"
+WRITE_ALPHA = "save the adapter again with an alpha for every module"
 
 
 def stored_scaling(parts: Parts, rank: int) -> Scaling:
@@ -74,7 +75,7 @@ def alpha_findings(modules: "Mapping[str, Update]", metadata: Mapping[str, str] 
             f"{len(missing)} of {len(modules)} modules have no alpha (the first is {missing[0]}), and are taken at "
             "scale 1; programs disagree about such files"
         )
-        return [Finding("warning", "alpha-missing", text, "save the adapter again with an alpha for every module")]
+        return [Finding("warning", "alpha-missing", text, WRITE_ALPHA)]
     if missing and "ai-toolkit" in (metadata or {}).get("software", ""):
         return [Finding("note", "alpha-folded", "made by ai-toolkit, whose factors hold α already: the scale is 1")]
     return []

@@ -115,9 +115,9 @@ def unpaired_extras(unpaired: Mapping[str, LazyArray]) -> dict[str, Extra]:
 
 
 def unread_findings(keys: Sequence[str]) -> list[Finding]:
-    """The warning about tensors that belong to no pair, if there are any."""
+    """The note about tensors that belong to no pair, if there are any."""
     text = f"{len(keys)} tensors belong to no pair and are kept unchanged: {', '.join(keys[:3])}"
-    return [Finding("warning", "tensor-unread", text)] if keys else []
+    return [Finding("note", "tensor-unread", text)] if keys else []
 
 
 def make_adapter(

@@ -24,7 +24,7 @@ def test_a_trained_adapter_is_not_suspected_whatever_its_alpha(check, rule):
 
 
 @pytest.mark.parametrize(
-    ("alpha", "code"), [(0.0, "scale-zero"), (-8.0, "scale-negative"), (72.0, "scale-large"), (0.1, "scale-small")]
+    ("alpha", "code"), [(0.0, "scale-zero"), (-8.0, "scale-negative"), (640.0, "scale-large"), (0.1, "scale-small")]
 )
 def test_scales_that_are_hardly_meant(alpha, code):
     (found,) = scale.look(patient(healthy(alpha=alpha)))
@@ -32,11 +32,12 @@ def test_scales_that_are_hardly_meant(alpha, code):
     assert found.evidence.startswith(
         f"scale {alpha / 8:.4g}, α/r = {alpha:g}/8 (adapter_config.json), in all 8 modules"
     )
-    assert found.level == ("note" if code == "scale-small" else "warning")
+    assert found.level == ("note" if code in ("scale-small", "scale-negative") else "warning")
 
 
 @pytest.mark.parametrize(
-    ("alpha", "said"), [(64.0, []), (64.1, ["scale-large"]), (0.125, []), (0.124, ["scale-small"])]
+    ("alpha", "said"),
+    [(192.0, []), (256.0, []), (512.0, []), (513.0, ["scale-large"]), (0.125, []), (0.124, ["scale-small"])],
 )
 def test_the_bounds_themselves_are_plausible(alpha, said):
     assert codes(scale.look(patient(healthy(alpha=alpha)))) == said
@@ -57,8 +58,8 @@ def test_some_modules_of_many_are_named_and_all_of_them_are_not():
     first, second, third = some
     how = "scale 101, α/r = 808/8 (adapter_config.json), in 3 of 8 modules"
     assert (found.evidence, found.module) == (f"{how}: {first}, {second}, {third}", None)
-    (found,) = scale.look(patient(healthy(alpha=72.0)))
-    assert (found.evidence, found.module) == ("scale 9, α/r = 72/8 (adapter_config.json), in all 8 modules", None)
+    (found,) = scale.look(patient(healthy(alpha=720.0)))
+    assert (found.evidence, found.module) == ("scale 90, α/r = 720/8 (adapter_config.json), in all 8 modules", None)
 
 
 @pytest.mark.parametrize(("said", "found"), [({"scale": 16.0, "alpha": 16}, 1), ({"scale": 20.0, "alpha": 16}, 0)])
@@ -287,7 +288,7 @@ def test_the_same_update_under_two_names_is_a_note():
     (found,) = judged(healthy(0), healthy(0))
     assert (found.level, found.code) == ("note", "combination")
     assert found.evidence == "practically the same adapter as adapter0: ΔW = 1 × adapter0"
-    assert found.fix.endswith("loralens equal adapter1 adapter0")
+    assert found.fix.endswith("`loralens similarity adapter1 adapter0`")
 
 
 def test_unrelated_adapters_and_differences_are_no_sums():

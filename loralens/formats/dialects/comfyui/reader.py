@@ -44,7 +44,7 @@ _UP_DOWN = re.compile(r"^(?P<name>.+)\.lora[_.](?P<part>up|down)\.weight$")
 # x.lora_A.weight, x.lora_A.ADAPTER.weight, and x.lora_A without an ending (Mochi).
 _A_B = re.compile(r"^(?P<name>.+)\.lora_(?P<part>[AB])(?:(?:\.(?!weight$|bias$)[^.]+)?\.weight)?$")
 _OTHER = re.compile(rf"^(?P<name>.+)\.(?P<part>alpha|dora_scale|{'|'.join(ROLES)})$")
-# role, code and text of the warnings about extras, in the order in which they are shown
+# role, code and text of the notes about extras, in the order in which they are shown
 _NOTICES = (
     ("diff", "full-difference", "weights have a full difference (.diff), which is kept and not measured"),
     ("diff_b", "bias-difference", "biases have a difference (.diff_b), which is kept and not measured"),
@@ -135,7 +135,7 @@ def _about_extras(extra: Mapping[str, Extra], modules: Mapping[str, Update]) -> 
     for role, code, text in _NOTICES:
         keys = [key for key, item in extra.items() if item.role == role]
         if keys:
-            findings.append(Finding("warning", code, f"{len(keys)} {text}: {', '.join(keys[:3])}"))
+            findings.append(Finding("note", code, f"{len(keys)} {text}: {', '.join(keys[:3])}"))
     both = [item.module for item in extra.values() if item.role in ("diff", "saved") and item.module in modules]
     if both:
         # ComfyUI keeps one patch for each key, and the difference or the new weight replaces the pair.

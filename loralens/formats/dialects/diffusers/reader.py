@@ -123,5 +123,5 @@ def _about_extras(extras: Mapping[str, Extra]) -> list[Finding]:
     count = sum(extra.role == "magnitude" for extra in extras.values())
     # The spectrum of ΔW alone is not that of the change of the weight, which the user should know.
     text = f"{count} modules are DoRA: magnitudes are kept, and what is measured is ΔW = scale·B·A"
-    findings = [Finding("warning", "use-dora", text)] if count else []
+    findings = [Finding("note", "use-dora", text)] if count else []
     return findings + pairs.unread_findings([key for key, extra in extras.items() if extra.role == "other"])

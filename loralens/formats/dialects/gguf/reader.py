@@ -213,7 +213,7 @@ def _findings(
     if strange:
         text = f"{len(strange)} modules (the first is {strange[0]}) keep llama.cpp's names: for the architecture "
         text += f"{plain.get(ARCHITECTURE)!a:.40}, their Hugging Face names are not known"
-        yield Finding("warning", "names-unknown", text)
+        yield Finding("note", "names-unknown", text)
     turned = [tensor for tensor in tensors if _stays_permuted(tensor, arch, heads)]
     if turned:
         text = (
@@ -223,7 +223,7 @@ def _findings(
         yield Finding("warning", "rows-permuted", text, "give the base's folder with --base")
     # The update depends on the text, so no single weight has it.
     if "adapter.alora.invocation_tokens" in plain:
-        yield Finding("warning", "alora", "works only after its invocation tokens (aLoRA): it cannot be merged")
+        yield Finding("warning", "alora", "works only after its invocation tokens (aLoRA)", "do not merge it")
     norms = [key for key in unpaired if key.endswith("_norm.weight")]
     if norms:
         text = f"{len(norms)} norms were trained in full (the first is {norms[0]}), and llama.cpp ignores them"

@@ -29,7 +29,7 @@ from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
 from loralens.formats.dialects import pairs
-from loralens.formats.dialects.alpha import single_number
+from loralens.formats.dialects.alpha import WRITE_ALPHA, single_number
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, match_leaf
 from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import plain_text
@@ -146,7 +146,7 @@ def about_scales(modules: Mapping[str, Update]) -> list[Finding]:
         # If only some modules lack an α, something may be missing.
         level: Level = "note" if len(missing) == len(modules) else "warning"
         text = f"{len(missing)} of {len(modules)} modules have no alpha (the first is {missing[0]}): α = r, so scale 1"
-        findings.append(Finding(level, "alpha-missing", text))
+        findings.append(Finding(level, "alpha-missing", text, WRITE_ALPHA if level == "warning" else ""))
     if zero:
         text = f"{len(zero)} modules have alpha 0 (the first is {zero[0]}): sd-scripts and LyCORIS use α = r, ComfyUI 0"
         findings.append(Finding("warning", "alpha-zero", text, "write α = r, or leave the modules out"))
@@ -165,5 +165,5 @@ def about_extras(extra: Mapping[str, Extra]) -> list[Finding]:
     other = [key for key, item in extra.items() if item.role == "other"]
     if other:
         text = f"{len(other)} tensors belong to no update known here and are kept unchanged: {', '.join(other[:3])}"
-        findings.append(Finding("warning", "tensor-unread", text))
+        findings.append(Finding("note", "tensor-unread", text))
     return findings

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
+from loralens.choices import Level
 from loralens.core.adapter import Finding
 from loralens.core.carried import TASK_HEADS
 from loralens.core.naming.clock import Clock
@@ -209,7 +210,9 @@ class PeftConfig:
             findings.append(Finding("warning", "mutated-base", text, fix))
         for name, text, fix in VARIANTS:
             if self.fields.get(name):
-                findings.append(Finding("warning", name.replace("_", "-"), f"{name}: {text}", fix))
+                # Nothing is to be done about some of them: they are what the user chose.
+                level: Level = "warning" if fix else "note"
+                findings.append(Finding(level, name.replace("_", "-"), f"{name}: {text}", fix))
         return findings
 
     def path(self, name: str) -> str:

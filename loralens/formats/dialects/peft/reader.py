@@ -253,8 +253,11 @@ def _about_rank(name: str, module: LowRank) -> list[Finding]:
 
 def _target_findings(config: PeftConfig, paths: set[str], modules: "Mapping[str, Update]") -> list[Finding]:
     """Findings about differences between ``target_modules`` and the modules in the file."""
+    fix = "if such a module was meant to be trained, correct its name and train again"
     findings = [
-        Finding("warning", "target-unmatched", f"target_modules names {target!r} and no module of the file matches it")
+        Finding(
+            "note", "target-unmatched", f"target_modules names {target!r} and no module of the file matches it", fix
+        )
         for target in config.unmatched_targets(paths)
     ]
     strangers = config.unmatched_modules(config.path(path) for path in sorted(paths) if path in modules)
