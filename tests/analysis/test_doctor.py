@@ -153,10 +153,6 @@ def one_missing(adapter):
     return replace(adapter, modules={name: m for name, m in adapter.items() if name != Q.format(3)})
 
 
-def contradicted(adapter):
-    return replace(adapter, config={**adapter.config, "peft_type": "LOHA"})
-
-
 def overwritten(adapter):
     return replace(adapter, modules={**adapter.modules, Q.format(4): adapter[V.format(1)]})
 
@@ -179,7 +175,6 @@ def dead_columns(adapter):
     [
         (exchanged, "factors-swapped", [None]),
         (one_missing, "module-missing", [Q.format(3)]),
-        (contradicted, "peft-type", [None]),
         (overwritten, "module-copied", [Q.format(4)]),
         (one_A, "factor-shared", [None]),
         (dead_rows, "dead-rows", sorted(kind.format(i) for i in range(6) for kind in (Q, V))),

@@ -11,9 +11,9 @@ from loralens.analysis.checks import (
     combining_bug,
     copied,
     dead,
-    declared,
     finite,
     foreign_code,
+    head,
     initialisation,
     larger_than_weight,
     low_bit,
@@ -57,7 +57,7 @@ class Check:
 # Findings of one level are reported in this order: what makes a file unusable comes before what makes it wasteful.
 CHECKS: tuple[Check, ...] = (
     Check(finite.CODES, single=finite.look),
-    Check(declared.CODES, single=declared.look),
+    Check(head.CODES, single=head.look),
     Check(swapped.CODES, single=swapped.look),
     Check(names.CODES, single=names.look),
     Check(other_base.CODES, single=other_base.look),

@@ -18,7 +18,7 @@ HOLES = 0.05  # the share of the grid that may be missing; a UNet's lowest block
 LONGEST = 9  # digits of a block number at most: a hostile file could have a gap of any length
 DEEPEST = 64  # parts of a name at most: a hostile file could have names of any length
 # What leads only to the next block, which the last one lacks: in SD3, Mochi, Swin and the two sides of a UNet.
-TO_NEXT = re.compile(r"(^|[._])(to_add_out|ff_context|context_block|(down|up)samplers?)([._]|$)")
+TO_NEXT = re.compile(r"(^|[._])(to_add_out|ff_context|context_block|(down|up)sample(rs?)?)([._]|$)")
 CHOSEN = ("layers_to_transform", "exclude_modules", "layer_replication")  # settings that leave modules out on purpose
 
 Place = tuple[str, ...]

@@ -1,5 +1,6 @@
 """Checks of what a file lost or mixed up: each on an adapter with the defect, on healthy ones, and on designs."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.analysis.checks import copied, dead, declared, initialisation, missing, reader, spike, swapped, zero
+from loralens.analysis.checks import copied, dead, head, initialisation, missing, reader, spike, swapped, zero
 from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
 from loralens.analysis.checks.examination import examine_adapter
 from loralens.analysis.checks.missing import missing_modules
 from loralens.core.adapter import Finding
 from loralens.core.lowrank import Layout, LowRank
+from loralens.core.naming.image_models import image_models
 from tests.analysis.checks.patients import changed, diagnose, healthy, patient
 
 N, RANK = 48, 8
@@ -46,7 +48,7 @@ def fresh(rng):
     return 0 * B, A
 
 
-@pytest.mark.parametrize("check", [copied, dead, declared, missing, swapped])
+@pytest.mark.parametrize("check", [copied, dead, head, missing, swapped])
 @pytest.mark.parametrize("adapter", [well(), well(1), healthy(2), healthy(3, make=fresh)], ids=["a", "b", "c", "fresh"])
 def test_healthy_adapters_have_nothing(check, adapter):
     assert list(check.look(patient(adapter))) == []
@@ -124,24 +126,6 @@ def test_tensors_exchanged_in_the_file_are_an_error(tmp_path: Path):
     assert {one.module for one in found if one.code == "rank-disagrees"} == {*well()}
 
 
-# a method that the tensors contradict
-
-
-@pytest.mark.parametrize(
-    ("named", "wrong"),
-    [("LORA", False), ("lora", False), ("LOHA", True), ("ADALORA", True), ("IA3", True), ("VERA", True), (None, False)],
-)
-def test_a_peft_type_that_contradicts_the_tensors(named, wrong, tmp_path: Path):
-    loralens.save(well(), tmp_path / "a")
-    adapter = loralens.load(tmp_path / "a")
-    config = {key: value for key, value in (adapter.config or {}).items() if key != "peft_type"}
-    adapter = replace(adapter, config=config if named is None else {**config, "peft_type": named})
-    found = list(declared.look(patient(adapter)))
-    assert [(one.level, one.code) for one in found] == [("error", "peft-type")] * wrong
-    if wrong:
-        assert found[0].evidence == f"it says {named}, and all 12 modules are stored as LORA"
-
-
 # holes in the grid
 
 
@@ -201,6 +185,49 @@ def test_holes_are_the_same_in_every_dialect(prefix):
 )
 def test_designs_that_leave_modules_out_are_no_holes(names):
     assert missing_modules(names) == {}
+
+
+PARTS = {
+    "all": "",
+    "attention": "attn|attentions",
+    "residual": "resnets|samplers",
+    "down": "down_blocks.*attn",
+    "text": "text_model",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("model", image_models(), ids=lambda model: model.name)
+def test_blocks_that_image_models_do_not_have_are_no_gaps(model, part):
+    """SDXL has no attention in its input blocks 3 and 6, the last blocks of a UNet lead to no other, and so on."""
+    layers = [layer for layer in model.layers if re.search(PARTS[part], layer.name)]
+    spellings = ([layer.name for layer in layers], [layer.original for layer in layers], [*map(model.kohya, layers)])
+    for names in spellings:
+        assert missing_modules(dict.fromkeys(names)) == {}
+    # A module that was lost is still found.
+    if part == "attention":
+        lost = re.compile(
+            r"down_blocks\.1\.attentions\.1\.transformer_blocks\.0\.attn2\.to_k|blocks\.5\.attn\.to_add_out"
+        )
+        place = next(i for i, layer in enumerate(layers) if lost.search(layer.name))
+        for names in spellings:
+            assert list(missing_modules([name for name in names if name != names[place]])) == [names[place]]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"transformer_blocks.{i}.attn.{k}" for i in range(24) for k in ("to_q", "add_q_proj", "to_add_out")],
+        [f"transformer_blocks.{i}.{k}.net.2" for i in range(48) for k in ("ff", "ff_context")],
+        [f"joint_blocks.{i}.{k}" for i in range(24) for k in ("x_block.attn.proj", "context_block.attn.proj")],
+        [f"encoder.layers.{i}.{k}" for i in range(4) for k in ("blocks.0.attn.query", "downsample.reduction")],
+    ],
+    ids=["SD3", "Mochi", "SD3 in its original names", "Swin"],
+)
+def test_the_last_block_lacks_what_leads_to_the_next(names):
+    assert missing_modules(names[:-1]) == {}
+    gone = names[3]
+    assert list(missing_modules([name for name in names if name != gone])) == [gone]
 
 
 @pytest.mark.parametrize("setting", [{"layers_to_transform": [0, 1, 2, 4, 5]}, {"exclude_modules": ["layers.3.*"]}])
@@ -352,7 +379,7 @@ def test_many_findings_without_a_module_are_one_group_and_few_are_not():
 
 
 def test_published_adapters_have_none_of_these(real: Path):
-    codes = {code for check in (copied, dead, declared, missing, swapped) for code in check.CODES}
+    codes = {code for check in (copied, dead, head, missing, swapped) for code in check.CODES}
     for folder in sorted(path for path in real.iterdir() if path.is_dir() and not path.name.startswith("neg")):
         found = diagnose({"a": loralens.load(folder, allow_pickle=True, strict=False)})
         assert not codes & {one.code for one in found}, folder.name
