@@ -83,6 +83,21 @@ def test_the_page_has_a_row_for_every_code():
     assert {code for check in CHECKS for code in check.codes} - rows == set()
 
 
+def test_every_warning_has_earned_its_level_by_figures():
+    """The table of examples/doctor_figures.py: ten cases at least, nine of ten right, real and injected apart."""
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text("utf-8")
+    figures = page.partition("<!-- figures")[2].partition("<!-- end")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in figures.splitlines() if "| `" in line]
+    assert {row[0] for row in rows} >= set(diagnosis_codes())
+    for code, level, *cells, _ in rows:
+        right, raised = zip(
+            *(tuple(map(int, cell.split(" of "))) if " of " in cell else (0, 0) for cell in cells), strict=True
+        )
+        if level != "note":
+            assert all(r >= 0.9 * n for r, n in zip(right, raised, strict=True)), code
+            assert sum(raised) >= 10, code
+
+
 def test_forms_without_factors_are_examined_too():
     from loralens.core.lazy import LazyArray
     from loralens.core.structured import Dense, Structured

@@ -296,6 +296,19 @@ def test_every_other_tensor_has_a_role() -> None:
     }
 
 
+def test_a_pair_that_old_peft_saved_twice_is_one_module() -> None:
+    """A head that is adapted and trained in full, too: only what is at its own place is applied."""
+    twice = pair(f"{P}q") | pair(f"{P}q.modules_to_save") | pair(f"{P}q.original_module")
+    source = stored(twice, task_type="SEQ_CLS", target_modules=["q"])
+    read = peft.read(source)
+    assert list(read) == ["q"]
+    assert read.findings == ()
+    assert {extra.role for extra in read.extra.values()} == {"copy"}
+    assert_same(peft_writer.write(read), source)
+    # Only what is at its own place, too, is a copy.
+    assert list(peft.read(stored(pair(f"{P}q.modules_to_save")))) == ["q.modules_to_save"]
+
+
 @pytest.mark.parametrize(
     ("key", "config", "role"),
     [

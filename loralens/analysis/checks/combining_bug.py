@@ -49,7 +49,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
             f"in {decomposed} of {len(pairs)} modules A is orthonormal and B orthogonal with falling columns, and α = r"
             f" = {rank}: the result of an SVD, as PEFT {version or '(version unknown)'} combines adapters"
         )
-        fix = f"give its sources too, to find their weights: {exam.command('doctor', 'SOURCE…')}"
+        fix = f"give its sources too, to find their weights: `{exam.command('doctor', 'SOURCE…')}`"
         yield Diagnosis("warning", "svd-combined", evidence, fix)
 
 

@@ -17,5 +17,5 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     for name, effect in sorted(exam.merge_effects.items(), key=lambda item: -item[1].ratio):
         if effect.ratio > LARGEST:
             evidence = f"‖ΔW‖ is {effect.ratio:.3g} times ‖W‖"
-            fix = f"check that this is its base, and its scale ({exam.command('inspect')})"
+            fix = f"check that this is its base, and its scale: `{exam.command('inspect')}`"
             yield Diagnosis("warning", "update-dominates", evidence, fix, name)

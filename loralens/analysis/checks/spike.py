@@ -8,7 +8,7 @@ from loralens.tables.numbers import fixed
 
 CODES = {
     "spike": "One direction holds nearly all of the energy of a module of rank 4 or more. Good runs end like this too, "
-    "at any learning rate."
+    "those at low learning rates most often."
 }
 SMALLEST_RANK = 4  # at a lower rank, one dominant direction is to be expected
 ENERGY = 0.99  # smallest σ₁²/Σσ² that is reported: a stable rank below 1.01
