@@ -68,6 +68,19 @@ def test_factors_exchanged_in_one_module_are_found_among_the_others():
     assert (found.level, found.code, found.module) == ("warning", "factors-swapped", FIRST)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_exchanged_factors_are_found_whatever_the_lengths_of_the_rows_of_a_have_become(size):
+    """Of long runs the rows of A are as unequal as the columns of B; of short ones B is small, and even by chance."""
+
+    def grown(B, A, scale):
+        B = size * (np.random.default_rng(3).normal(size=B.shape) if size < 1 else B)
+        return B, A * np.linspace(0.7, 1.3, RANK)[:, None], scale
+
+    assert list(swapped.look(patient(changed(well(), grown)))) == []
+    (found,) = swapped.look(patient(changed(changed(well(), grown), exchange)))
+    assert (found.level, found.code, found.module) == ("warning", "factors-swapped", None)
+
+
 def test_false_alarms_and_misses_of_exchanged_factors_are_rare():
     alarms = misses = 0
     for seed in range(30):
