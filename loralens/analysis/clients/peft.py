@@ -1,6 +1,7 @@
 """The rules that tell what PEFT 0.21.2 would reject, or pass over, in an adapter. Each was seen by running it."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from loralens.analysis.clients.image import error, stored_keys, warning
@@ -10,14 +11,15 @@ from loralens.core.names import some
 
 # Codes of the reader of PEFT's dialect about what PEFT raises an error for (the first), or passes over.
 READ = ("rank-disagrees", "module-untargeted", "prefix-missing", "switched-off")
-CLASSES = (
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForQuestionAnswering",
-)  # of transformers, with a head
+# Classes of transformers with a head that pretraining does not train, and what their models call these heads.
+CLASSES = re.compile(r"For(\w*Classification|QuestionAnswering|MultipleChoice)(WithTeacher)?$")
+CALLED = frozenset({
+    "classifier", "score", "qa_outputs", "classification_head", "sequence_summary", "logits_proj", "head", "cls",
+    "cls_classifier", "distillation_classifier",
+})  # fmt: skip
 PREFIX = "base_model.model."  # of all names that PEFT looks up
 HEADS = frozenset(name for names in TASK_HEADS.values() for name in names)
-FROM_TRAINING = "take the head from a checkpoint of the training, or train again"
+FROM_TRAINING = "take the head from a checkpoint of the training; without one, train again with it in modules_to_save"
 
 
 def configured(adapter: Adapter) -> Iterator[Finding]:
@@ -43,7 +45,7 @@ def _read(adapter: Adapter) -> Iterator[Finding]:
         yield from (replace(finding, level="error") for finding in adapter.findings if finding.code in READ)
 
 
-def _heads(adapter: Adapter) -> Iterator[Finding]:
+def lost_heads(adapter: Adapter) -> Iterator[Finding]:
     """``set_peft_model_state_dict`` looks up every module that is saved in full: a KeyError if it is not in the file.
 
     A module is one if its path ends in a name of ``modules_to_save``, to which the model of a task adds its heads.
@@ -67,9 +69,16 @@ def _heads(adapter: Adapter) -> Iterator[Finding]:
         yield error("head-missing", text, FROM_TRAINING)
     mapping = config.get("auto_mapping")
     name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    if isinstance(name, str) and name.endswith(CLASSES) and not heads and not adapter.extra:
+    # What was trained in full may be a head of any name; biases are not.
+    trained = any(extra.role == "saved" for extra in adapter.extra.values()) or has_head([*adapter, *adapter.extra])
+    if isinstance(name, str) and CLASSES.search(name) and not heads and not trained:
         text = f"it was trained on {name!a:.60}, and the file holds no head: PEFT takes that of the base, if it has one"
-        yield warning("head-missing", text, f"{FROM_TRAINING} with the head in modules_to_save")
+        yield warning("head-missing", text, FROM_TRAINING)
+
+
+def has_head(names: Iterable[str]) -> bool:
+    """Whether one of the names is inside of a head, by what models of transformers call theirs."""
+    return any(not CALLED.isdisjoint(name.split(".")) for name in names)
 
 
 def _holds(adapter: Adapter, name: str) -> bool:
@@ -79,4 +88,4 @@ def _holds(adapter: Adapter, name: str) -> bool:
     return any(path.endswith(name) or f"{name}." in path for path in paths if not path.endswith(".modules_to_save"))
 
 
-RULES: tuple[Callable[[Adapter], Iterator[Finding]], ...] = (configured, _typed, _read, _heads)
+RULES: tuple[Callable[[Adapter], Iterator[Finding]], ...] = (configured, _typed, _read, lost_heads)

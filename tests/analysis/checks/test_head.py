@@ -47,7 +47,7 @@ def test_a_task_without_its_head_is_an_error(task: str, tmp_path: Path) -> None:
     (found,) = [one for one in loralens.doctor(lost).findings if one.code == "head-missing"]
     assert found.level == "error"
     assert task in found.evidence
-    assert "modules_to_save" in found.fix
+    assert "train again" in found.fix
 
 
 def test_a_class_without_its_head_depends_on_the_base(tmp_path: Path) -> None:
@@ -60,9 +60,9 @@ def test_a_class_without_its_head_depends_on_the_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"task_type": "CAUSAL_LM"},
-        {"task_type": None, "auto_mapping": {"base_model_class": "BertForMaskedLM"}},
-        {"task_type": None, "auto_mapping": {"base_model_class": ["hostile"]}},
+        {"task_type": "CAUSAL_LM", "modules_to_save": None},
+        {"task_type": None, "auto_mapping": {"base_model_class": "BertForMaskedLM"}, "modules_to_save": []},
+        {"task_type": None, "auto_mapping": {"base_model_class": ["hostile"]}, "modules_to_save": None},
         {"task_type": ["hostile"], "auto_mapping": "hostile", "modules_to_save": {"hostile": 1}},
     ],
 )
@@ -74,7 +74,7 @@ def test_other_tasks_and_hostile_settings_need_none(config: dict[str, object], t
     "config",
     [
         {"task_type": "SEQ_CLS"},
-        {"task_type": None, "auto_mapping": OF_CLASS},
+        {"task_type": None, "auto_mapping": OF_CLASS, "modules_to_save": None},
         {"task_type": "TOKEN_CLS", "modules_to_save": ["classifier"]},
     ],
 )
@@ -82,14 +82,22 @@ def test_a_head_that_is_there_is_not_missed(config: dict[str, object], tmp_path:
     assert levels(adapter(tmp_path / "whole", head=True, **config)) == []
 
 
-def test_a_head_of_another_name_or_with_factors_is_a_head(tmp_path: Path) -> None:
-    own = adapter(tmp_path / "own", modules_to_save=["my_head"])
-    factors = adapter(tmp_path / "factors")
-    for folder, keys in ((own, ["my_head.weight"]), (factors, ["score.lora_A.weight", "score.lora_B.weight"])):
+def test_a_head_of_the_class_may_have_another_name_or_factors(tmp_path: Path) -> None:
+    for words, keys in (
+        ({"modules_to_save": ["mine"]}, ["mine.weight"]),
+        ({}, ["score.lora_A.weight", "score.lora_B.weight"]),
+    ):
+        folder = adapter(
+            tmp_path / keys[0], task_type=None, auto_mapping=OF_CLASS, **{"modules_to_save": None, **words}
+        )
         file = folder / "adapter_model.safetensors"
         more = {f"base_model.model.{key}": np.ones((8, 384)[:: -1 if "B" in key else 1], np.float32) for key in keys}
         save_file(load_file(file) | more, file, metadata={"format": "pt"})
         assert levels(folder) == []
+
+
+def test_any_module_trained_in_full_is_missed(tmp_path: Path) -> None:
+    assert levels(adapter(tmp_path / "lost", task_type="CAUSAL_LM", modules_to_save=["lm_head"])) == ["error"]
 
 
 @pytest.mark.slow
