@@ -345,6 +345,13 @@ def beside_the_targets(files: Files) -> None:
     files.put(f"{PREFIX}elsewhere", B[::-1], A[::-1])
 
 
+def with_prefix(prefix: str) -> Callable[[Files], None]:
+    def make(files: Files) -> None:
+        files.tensors = {prefix + key.removeprefix(PREFIX): tensor for key, tensor in files.tensors.items()}
+
+    return make
+
+
 def without_config(files: Files) -> None:
     files.config = {}
 
@@ -449,6 +456,10 @@ FAULTS = (
     Fault("Inf in A", ("non-finite",), spoil(np.inf, "A")),
     Fault("peft_type LOHA", ("unreadable",), set_config(peft_type="LOHA")),
     Fault("peft_type IA3", ("unreadable",), set_config(peft_type="IA3")),
+    Fault("peft_type null", ("client",), set_config(peft_type=None)),
+    Fault("no peft_type", ("client",), lambda f: f.config.pop("peft_type")),
+    Fault("no prefix of names", ("prefix-missing",), with_prefix(""), also=("head-missing",)),
+    Fault("half of the prefix", ("prefix-missing",), with_prefix("model."), also=("head-missing",)),
     Fault("the head lost", ("head-missing",), lose_head),
     Fault("the head of the class lost", ("head-missing",), lose_head_of_class),
     Fault("B and A exchanged in all modules", ("factors-swapped",), each(every, swap)),
@@ -473,7 +484,7 @@ FAULTS = (
     Fault("α × 1000", ("scale-large",), scaled(1000)),
     Fault("α = 0", ("scale-zero",), scaled(0)),
     Fault("α = 0 in one module", ("scale-zero",),
-          lambda f: f.config.update(alpha_pattern={f.one().removeprefix(PREFIX): 0})),
+          lambda f: f.config.update(alpha_pattern={f.one().removeprefix(PREFIX): 0}), also=("client",)),
     Fault("α negative", ("scale-negative",), scaled(-1)),
     Fault("α / 1000", ("scale-small",), scaled(1e-3)),
     Fault("random factors", ("random-spectrum",), untrained),
@@ -499,8 +510,8 @@ FAULTS = (
     Fault("α as the scale of MLX", ("scale-is-alpha",), as_mlx(alpha=16.0, scale=16.0), also=("alpha-beside-scale",)),
     Fault("the same with 24", ("scale-is-alpha",), as_mlx(alpha=24.0, scale=24.0), also=("alpha-beside-scale",)),
     Fault("one A in all modules", ("factor-shared",), one_A),
-    Fault("init_lora_weights pissa", ("mutated-base",), set_config(init_lora_weights="pissa")),
-    Fault("init_lora_weights olora", ("mutated-base",), set_config(init_lora_weights="olora")),
+    Fault("init_lora_weights pissa", ("mutated-base",), set_config(init_lora_weights="pissa"), also=("client",)),
+    Fault("init_lora_weights olora", ("mutated-base",), set_config(init_lora_weights="olora"), also=("client",)),
     Fault("a copy beside it", ("combination",), another(), also=("shared-initialisation",)),
     Fault("a copy with noise beside it", ("near-copy", "shared-initialisation"), another(0.08)),
     Fault("one from the same seed beside it", ("shared-initialisation",), another(keep_A=True)),

@@ -19,6 +19,7 @@ CALLED = frozenset({
 })  # fmt: skip
 PREFIX = "base_model.model."  # of all names that PEFT looks up
 HEADS = frozenset(name for names in TASK_HEADS.values() for name in names)
+BEFORE_HEAD = "pre_classifier"
 FROM_TRAINING = "take the head from a checkpoint of the training; without one, train again with it in modules_to_save"
 
 
@@ -85,7 +86,11 @@ def _holds(adapter: Adapter, name: str) -> bool:
     """Whether the file holds a tensor of a module whose path ends in ``name``, or of a part of such a module."""
     paths = [key.removeprefix(PREFIX).rpartition(".")[0] for key in adapter.extra if key.startswith(PREFIX)]
     # Old versions of PEFT stored ….modules_to_save.weight, which 0.21.2 does not look up.
-    return any(path.endswith(name) or f"{name}." in path for path in paths if not path.endswith(".modules_to_save"))
+    paths = [path for path in paths if not path.endswith(".modules_to_save")]
+    # PEFT takes the layer before the head of DistilBERT for a classifier, too. The classifier itself is needed as well.
+    if name != BEFORE_HEAD:
+        paths = [path for path in paths if path.rpartition(".")[2] != BEFORE_HEAD]
+    return any(path.endswith(name) or f"{name}." in path for path in paths)
 
 
 RULES: tuple[Callable[[Adapter], Iterator[Finding]], ...] = (configured, _typed, _read, lost_heads)

@@ -96,6 +96,14 @@ def test_a_head_of_the_class_may_have_another_name_or_factors(tmp_path: Path) ->
         assert levels(folder) == []
 
 
+def test_the_layer_before_the_head_of_distilbert_is_no_head(tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "lost", modules_to_save=["classifier", "score"])
+    file = folder / "adapter_model.safetensors"
+    more = {"base_model.model.pre_classifier.weight": np.ones((384, 384), np.float32)}
+    save_file(load_file(file) | more, file, metadata={"format": "pt"})
+    assert levels(folder) == ["error"]
+
+
 def test_any_module_trained_in_full_is_missed(tmp_path: Path) -> None:
     assert levels(adapter(tmp_path / "lost", task_type="CAUSAL_LM", modules_to_save=["lm_head"])) == ["error"]
 
