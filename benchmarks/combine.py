@@ -95,7 +95,7 @@ import json, time
 import ml_dtypes, numpy as np
 from loralens.arithmetic.methods import METHODS
 from loralens.arithmetic.elementwise import Modules
-from loralens.arithmetic.spaces import entries_in_space
+from loralens.arithmetic.subspace_methods import entries_in_space
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
 rng = np.random.default_rng(0)

@@ -21,8 +21,8 @@ def measure(shapes: list[tuple[int, int]], *, looks: int = 7, gradients: bool = 
     import torch
     from torch import nn
 
+    from loralens.training.initialisation import Pair
     from loralens.training.layers.layer import LinearLayer
-    from loralens.training.starts.drawn import Pair
     from loralens.watching import Watcher
 
     torch.manual_seed(0)

@@ -26,8 +26,7 @@ from loralens.core.vector import assemble_adapter
 from loralens.errors import OptionError
 
 if TYPE_CHECKING:  # only DoRA needs them
-    from loralens.arithmetic.dora import Stretches, Weights
-    from loralens.arithmetic.dora_combination import DoraCombination
+    from loralens.arithmetic.dora import DoraCombination, Stretches, Weights
 
 Weight = float | Mapping[str, float] | Strength
 
@@ -204,7 +203,7 @@ def combine_adapters(
 def _dora(
     adapters: Sequence[Adapter], labels: Sequence[str], row: CombiningMethod, weights: "Weights", threads: int
 ) -> "DoraCombination | None":
-    from loralens.arithmetic.dora_combination import DoraCombination  # it takes 6 ms, and few adapters are DoRA
+    from loralens.arithmetic.dora import DoraCombination  # it takes 6 ms, and few adapters are DoRA
 
     return DoraCombination.of(adapters, labels, row, weights, threads)
 

@@ -8,7 +8,7 @@ from typing import TypeVar, final
 import numpy as np
 
 from loralens.arithmetic.entries import SAMPLED, Entries, Fuse, Fused, Matrix
-from loralens.arithmetic.spaces import entries_in_space
+from loralens.arithmetic.subspace_methods import entries_in_space
 from loralens.choices import Space
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
@@ -31,7 +31,7 @@ def fuse_entries(joint: Joint, rule: Callable[[Entries], Fuse], *, space: Space,
         ``rule(entries)`` may look at all entries of the module, for instance to find a cutoff. It returns a function
         of one block, (slice of the rows, (updates, rows, n)) → (rows, n), which may write into the block.
     space : str
-        ``full``, ``knots`` or ``core``: see `loralens.arithmetic.spaces.entries_in_space`.
+        ``full``, ``knots`` or ``core``: see `loralens.arithmetic.subspace_methods.entries_in_space`.
     lam : float
     """
     space_entries = entries_in_space(joint, space)

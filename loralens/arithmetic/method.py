@@ -84,7 +84,8 @@ class CombiningMethod:
         The publication that defines the method.
     options : tuple of Option
     home : str
-        ``module:function`` of its `rule`, below `loralens.arithmetic`. By default both have the name of the method.
+        The module of its `rule`, below `loralens.arithmetic`, and after a colon the function, if that has another name
+        than the method.
     spaces : tuple of str
         The spaces in which an elementwise rule can act, the default first. Empty for a rule that commutes with
         rotations of inputs and outputs: the space makes no difference to it.
@@ -93,7 +94,7 @@ class CombiningMethod:
     adapters : int
         The number of adapters it takes; 0 for any number.
     looks : str
-        ``module:function`` of its `prepare`; empty if it has none.
+        The name of its `prepare` in that module; empty if it has none.
     linear : bool
         Whether the result is a sum of multiples of the updates, with factors that do not depend on the updates and are
         the same in every module. Only such methods combine DoRA adapters.
@@ -120,8 +121,7 @@ class CombiningMethod:
         if the row has ``spaces``, and ``seed`` if it is ``seeded``: a `numpy.random.SeedSequence` of its own for every
         module.
         """
-        name = self.name.replace("-", "_")
-        return _import_function(self.home or f"{name}:{name}")
+        return _import_function(self.home, self.name.replace("-", "_"))
 
     @property
     def prepare(self) -> Callable[..., Mapping[str, Any]] | None:
@@ -130,7 +130,7 @@ class CombiningMethod:
         ``prepare(modules, **options)`` gets the `loralens.arithmetic.elementwise.Modules` and returns further keyword
         arguments of the rule.
         """
-        return _import_function(self.looks) if self.looks else None
+        return _import_function(self.home, self.looks) if self.looks else None
 
     def settings(self, options: Mapping[str, float | None], space: Space | None = None) -> dict[str, Any]:
         """Return the keyword arguments of the rule: the given values, and the defaults of all other options.
@@ -161,9 +161,9 @@ class CombiningMethod:
         return values
 
 
-def _import_function(home: str) -> Callable[..., Any]:
-    module, _, name = home.partition(":")
-    function: Callable[..., Any] = getattr(import_module(f"loralens.arithmetic.{module}"), name)
+def _import_function(home: str, name: str) -> Callable[..., Any]:
+    module, _, other_name = home.partition(":")
+    function: Callable[..., Any] = getattr(import_module(f"loralens.arithmetic.{module}"), other_name or name)
     return function
 
 

@@ -21,7 +21,7 @@ from loralens.errors import place
 from loralens.linalg.factor import Floats
 
 if TYPE_CHECKING:
-    from loralens.arithmetic.dora_combination import DoraCombination
+    from loralens.arithmetic.dora import DoraCombination
 
 # The small matrices of several modules go through each call of NumPy together, since the calls take longer than the
 # arithmetic of one module. More of them save nothing, and leave less to divide among threads.
@@ -112,7 +112,7 @@ class CombiningWork:
 
     def _add_stretches(self, name: str, joint: Joint, core: Core, quality: Quality) -> Quality:
         """The quality of a DoRA module with its stretch, which is noted."""
-        from loralens.arithmetic.dora_combination import add_stretches  # only DoRA needs it
+        from loralens.arithmetic.dora import add_stretches  # only DoRA needs it
 
         assert self.dora
         row_changes = self.dora.row_changes(name, joint.shape[0])

@@ -10,7 +10,7 @@ from loralens.cli.terminal import raw_stream, say
 from loralens.verbs.outputs.training.run_display import RunDisplay
 
 if TYPE_CHECKING:
-    from loralens.training.watch import Step
+    from loralens.training.loop import Step
 
 
 class TrainingLine(RunDisplay):

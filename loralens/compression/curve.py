@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from loralens.compression.directions import Protection
 from loralens.compression.loss import UpdateLoss, total_error
 from loralens.compression.plan import Size, TruncationPlan
-from loralens.compression.protection import Protection
 from loralens.core.ranks import Rule
 from loralens.core.threads import Step
 

@@ -1,22 +1,71 @@
 """The ordered directions of an update, from which it can be truncated to any rank."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from sys import float_info
+from typing import Any, Literal, NamedTuple, final
+from zlib import adler32
 
 import numpy as np
 
-from loralens.compression.splits import Side, safe_unit
 from loralens.core.lazy import Array, LazyArray, Recent
 from loralens.core.lowrank import Bases, LowRank, check_float64
+from loralens.core.naming.selection import select
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Structured, Update
-from loralens.errors import place
+from loralens.errors import OptionError, place
 from loralens.linalg.basis import Basis
-from loralens.linalg.difference import SplitFactor, multiply_and_split
-from loralens.linalg.factor import check_in_range, times
-from loralens.linalg.measures import numerical_rank
+from loralens.linalg.difference import SplitFactor, multiply_and_split, singular_values_from_splits
+from loralens.linalg.factor import Floats, check_in_range, times
+from loralens.linalg.measures import frobenius, numerical_rank, spectral
 from loralens.linalg.product import truncation
+
+Side = Literal["B", "A"]
+SIDES: tuple[Side, Side] = ("B", "A")
+
+
+class _Note(NamedTuple):
+    """The split of a factor, and what the factor has to be for it to count."""
+
+    check_sum: int
+    scale: float  # of the module
+    split: SplitFactor
+
+
+@final
+class FactorSplits:
+    """The splits of the factors that were computed so far, by the name of their module."""
+
+    def __init__(self) -> None:
+        self._notes: dict[tuple[str, Side], _Note] = {}
+
+    def note(self, name: str, side: Side, factor: Array, scale: float, split: SplitFactor) -> None:
+        """Keep the split of a factor of a module with this scale."""
+        self._notes[name, side] = _Note(_check_sum(factor), scale, split)
+
+    def lost(self, name: str, s: Floats, after: LowRank) -> Floats | None:
+        """Singular values of the difference of the module and ``after``, divided by the largest of ``s``.
+
+        None if a factor of ``after`` is not the one that was noted. ``s`` are the singular values of the module.
+        """
+        B, A = (self._notes.get((name, side)) for side in SIDES)
+        if B is None or A is None:
+            return None
+        for note, factor in ((B, after.B), (A, after.A)):
+            # In another memory order, sums would be rounded differently in their last bit.
+            if note.scale != after.scale or not factor.flags.c_contiguous or note.check_sum != _check_sum(factor):
+                return None
+        return singular_values_from_splits(s / safe_unit(s), B.split, A.split)
+
+
+def safe_unit(s: Floats) -> float:
+    """A unit in which no square of these singular values overflows or underflows."""
+    return spectral(s) or 1.0
+
+
+def _check_sum(factor: Array) -> int:
+    return adler32(np.ascontiguousarray(factor).reshape(-1).view(np.uint8).data)
+
 
 DType = np.dtype[Any]
 
@@ -217,3 +266,41 @@ def nearest_pair(module: Structured, k: int, dtype: DType | None, recent: Recent
         scaling=scaling,
         layout=module.layout,
     )
+
+
+Protection = Literal["absolute", "relative"] | Mapping[str, float]
+MOST = 1e50  # largest ratio of two norms ‖ΔW‖ that is used: its square, 1e100, times σ² is far from overflowing
+
+
+def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, float]:
+    """Module name → the weight of its squared error.
+
+    Parameters
+    ----------
+    spectra : mapping of str to float64 array
+    protect : "absolute", "relative" or mapping of str to float
+        ``absolute``: 1, which minimises ‖ΔW−ΔW'‖ of the whole adapter. ``relative``: 1/‖ΔW‖_F² of the module, relative
+        to that of the largest one, so that small modules count as much as large ones. A mapping from globs over module
+        names or kinds to numbers: the number of the first glob that matches, and 1 if none does.
+
+    Raises
+    ------
+    OptionError
+        A weight is negative or not a number, or a glob matches nothing.
+    """
+    if protect == "absolute":
+        return dict.fromkeys(spectra, 1.0)
+    if protect == "relative":
+        norms = {name: frobenius(s) for name, s in spectra.items()}
+        # Relative to the largest norm, because 1/‖ΔW‖² itself could overflow. ΔW = 0 has nothing to protect.
+        largest = max(norms.values(), default=0.0)
+        return {name: min(largest / norm, MOST) ** 2 if norm else 0.0 for name, norm in norms.items()}
+    weights: dict[str, float] = {}
+    for glob, weight in protect.items():
+        # Python treats True as a number, but a weight of True is probably a mistake.
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= float_info.max:
+            raise OptionError(f"the weight of {glob} is {weight!r:.100}", fix="give a finite number of 0 or more")
+        # The first glob wins, so that exceptions can be written before a general rule.
+        for name in select(spectra, [glob]):
+            weights.setdefault(name, float(weight))
+    return {name: weights.get(name, 1.0) for name in spectra}

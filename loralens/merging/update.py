@@ -17,8 +17,7 @@ from loralens.core.lowrank import LowRank
 from loralens.core.structured import Dense, Kronecker, Structured, Update
 from loralens.errors import ShapeError
 from loralens.linalg.device import Device
-from loralens.linalg.exact import ExactProduct, Singles, exact_product
-from loralens.linalg.exact_device import DeviceProduct, product_on
+from loralens.linalg.exact import DeviceProduct, ExactProduct, Singles, exact_product, product_on
 from loralens.linalg.factor import Floats, require_finite
 
 BLOCK = 1 << 18  # numbers in a block of rows: 1 MiB in float32 stays in the cache of a core

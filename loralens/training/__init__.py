@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from loralens.training.fitting import fit as fit
     from loralens.training.injection import Injection as Injection
     from loralens.training.injection import inject as inject
+    from loralens.training.loop import Step as Step
+    from loralens.training.loop import Watch as Watch
     from loralens.training.method import METHODS as METHODS
     from loralens.training.readout import read_injection as read_injection
     from loralens.training.readout import record_of as record_of
-    from loralens.training.watch import Step as Step
-    from loralens.training.watch import Watch as Watch
 else:
     # Imported on first use: `import loralens` gives `loralens.training`, and torch takes a second to import.
     __all__, __getattr__, __dir__ = lazy_exports(
@@ -25,6 +25,6 @@ else:
             "injection": ["Injection", "inject"],
             "method": ["METHODS"],
             "readout": ["read_injection", "record_of"],
-            "watch": ["Step", "Watch"],
+            "loop": ["Step", "Watch"],
         },
     )

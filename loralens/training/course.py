@@ -1,16 +1,38 @@
 """The course of a training run as data: the number of steps, the learning rates, and the optimiser."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from inspect import Parameter, signature
 from math import cos, inf, pi
-from typing import Any, final, get_args
+from numbers import Integral, Real
+from typing import Any, cast, final, get_args
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import SGD, AdamW, Optimizer
 
 from loralens.choices import Optimiser, Schedule
 from loralens.errors import OptionError
-from loralens.training.number import as_float, as_int
+
+
+def as_int(value: object) -> int | None:
+    """A whole number of any type as an int; None for everything else, truth values included."""
+    # bool is a subclass of int, but rank=True is a mistake.
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+
+
+def as_float(value: object) -> float | None:
+    """A real number of any type as a float; None for everything else, truth values included."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    # An int of Python may be larger than the largest float64.
+    except OverflowError:
+        return None
+
 
 # LoRA+ multiplies the rate of B, and the optimisers of torch compute in float32, whose largest number is 3.4e38.
 LARGE = 1e36
@@ -152,3 +174,118 @@ def optimiser_name(optimiser: "Optimiser | MakeOptimiser") -> str:
 def _as_bool(value: object) -> bool | None:
     # NumPy's bool is not a bool of Python, and json cannot write it.
     return bool(value) if isinstance(value, bool | np.bool_) else None
+
+
+Groups = list[dict[str, Any]]
+FACTORS = ("A", "B")  # the names of the groups whose parameters are matrices of pairs
+
+
+def make_optimiser(groups: Groups, course: Course, *, device: torch.device, shard: bool = False) -> Optimizer:
+    """The optimiser of a course for the parameter groups of an injection.
+
+    Raises
+    ------
+    OptionError
+        This torch has no Muon; the function of the caller returns no optimiser, or one of other parameters.
+    """
+    if callable(course.optimiser):
+        return _of_caller(groups, course)
+    if course.optimiser == "sgd":
+        return SGD(groups, lr=course.lr)
+    if course.optimiser == "muon":
+        return _muon(groups, course, device=device, shard=shard)
+    return _adamw(groups, course, device=device, shard=shard)
+
+
+def _adamw(groups: Groups, course: Course, *, device: torch.device, shard: bool) -> AdamW:
+    # One kernel for all parameters on a GPU of CUDA. Not for shards, which not every torch can fuse; there torch itself
+    # updates all parameters together (foreach). On a CPU the numbers stay those of torch's plain loop.
+    fused = device.type == "cuda" and not shard
+    return AdamW(
+        groups,
+        lr=course.lr,
+        betas=(course.beta1, course.beta2),
+        eps=course.epsilon,
+        weight_decay=course.weight_decay,
+        fused=True if fused else None,
+    )
+
+
+def _muon(groups: Groups, course: Course, *, device: torch.device, shard: bool) -> Optimizer:
+    """Muon for the factors, and AdamW for magnitudes and heads, which are no matrices that it is meant for."""
+    muon = getattr(torch.optim, "Muon", None)
+    if muon is None:
+        what = f"torch {torch.__version__} has no Muon"
+        raise OptionError(what, fix="install torch 2.9 or newer, or choose --optimiser adamw")
+    if any(parameter.ndim != 2 for group in groups if group["name"] in FACTORS for parameter in group["params"]):
+        raise OptionError(
+            "Muon takes matrices, and the factors of a stack of experts have three axes",
+            fix="leave the stacks out (--exclude), or choose --optimiser adamw",
+        )
+    factors = [group for group in groups if group["name"] in FACTORS]
+    other_groups = [group for group in groups if group["name"] not in FACTORS]
+    # Steps of the length that AdamW's have, so that one learning rate serves both.
+    first = muon(factors, lr=course.lr, weight_decay=course.weight_decay, adjust_lr_fn="match_rms_adamw")
+    if not other_groups:
+        return cast(Optimizer, first)
+    return Together([first, _adamw(other_groups, course, device=device, shard=shard)])
+
+
+class Together(Optimizer):
+    """Several optimisers as one: each updates its own parameters.
+
+    Parameters
+    ----------
+    optimisers : sequence of Optimizer
+    """
+
+    def __init__(self, optimisers: Sequence[Optimizer]) -> None:
+        self.optimisers = list(optimisers)
+        super().__init__([group for one in self.optimisers for group in one.param_groups], {})
+        # The groups themselves, since each optimiser reads the learning rate of its own.
+        self.param_groups = [group for one in self.optimisers for group in one.param_groups]
+        self.state = _States(self.optimisers)  # type: ignore[assignment]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Take a step with each."""
+        for optimiser in self.optimisers:
+            optimiser.step(closure)
+
+
+class _States(dict[Tensor, Any]):
+    """The states of all parameters, each kept by the optimiser that updates it."""
+
+    def __init__(self, optimisers: Sequence[Optimizer]) -> None:
+        super().__init__()
+        self._owner: dict[Tensor, Any] = {
+            parameter: one.state for one in optimisers for group in one.param_groups for parameter in group["params"]
+        }
+
+    def get(self, parameter: Tensor, default: Any = None) -> Any:
+        return self._owner.get(parameter, {}).get(parameter, default)
+
+    def __getitem__(self, parameter: Tensor) -> Any:
+        return self._owner[parameter][parameter]
+
+    def __setitem__(self, parameter: Tensor, state: Any) -> None:
+        self._owner[parameter][parameter] = state
+
+
+def _of_caller(groups: Groups, course: Course) -> Optimizer:
+    assert callable(course.optimiser)
+    optimiser = course.optimiser(groups)
+    name = optimiser_name(course.optimiser)
+    if not isinstance(optimiser, Optimizer):
+        what = f"optimiser {name} returned a {type(optimiser).__name__}"
+        raise OptionError(what, fix="return an optimiser of torch, made of the groups that the function is given")
+    # LBFGS, for example, computes the loss several times in a step.
+    closure = signature(optimiser.step).parameters.get("closure")
+    if closure is not None and closure.default is Parameter.empty:
+        what = f"optimiser {name} needs a closure that computes the loss anew, which a run does not give"
+        raise OptionError(what, fix="choose an optimiser that takes a step from gradients alone")
+    ours = {id(parameter) for group in groups for parameter in group["params"]}
+    theirs = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
+    if ours != theirs:
+        what = f"optimiser {name} does not have the parameters of the run"
+        raise OptionError(what, fix="give it all the groups that the function is given, and nothing else")
+    return optimiser

@@ -16,15 +16,14 @@ from loralens.errors import OptionError
 from loralens.training.course import Course
 from loralens.training.draws import CPU
 from loralens.training.feed import Batches, Feed
+from loralens.training.first_gradients import first_gradients
+from loralens.training.from_adapter import start_from, start_with_a
 from loralens.training.injection import Injection, inject
-from loralens.training.loop import Loop
+from loralens.training.loop import Loop, Measures, Watch
 from loralens.training.losses.own_loss import own_loss
 from loralens.training.losses.returned import Loss
 from loralens.training.readout import read_injection
-from loralens.training.starts.adapter import start_from, start_with_a
-from loralens.training.starts.first_gradients import first_gradients
 from loralens.training.targets import ALL_LINEAR
-from loralens.training.watch import Measures, Watch
 from loralens.training.world import World
 from loralens.version import __version__
 
@@ -115,7 +114,7 @@ def fit(
     start : str or Adapter, optional
         The first factors, as for `loralens.training.inject`; ``lora-ga`` takes the gradient of the first step. Or an
         adapter with whose factors, magnitudes and heads the run begins instead of new ones. The targets and the ranks
-        must then be those of the adapter: see `loralens.training.starts.adapter.start_options`.
+        must then be those of the adapter: see `loralens.training.from_adapter.start_options`.
     first_a : Adapter, optional
         An adapter whose A the run begins with, while B is 0. The ranks must be those of the adapter.
     watch : Watch, optional

@@ -1,5 +1,6 @@
 """Injection: replaces chosen layers of a model by LoRA layers, and restores them."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -10,20 +11,29 @@ from torch.utils.hooks import RemovableHandle
 
 from loralens.choices import ScaleRule, StartName
 from loralens.core.attached import keep_modes
-from loralens.core.names import natural_key
+from loralens.core.messages import warn
+from loralens.core.names import kind, natural_key, some
 from loralens.core.scaling import Scaling
-from loralens.training.checks import check_model, check_numbers
-from loralens.training.heads import copy_tensors, restore_tensors, widen_heads
-from loralens.training.layer_plan import plan_layers
+from loralens.errors import OptionError
 from loralens.training.layers.construction import make_layers
 from loralens.training.layers.experts import innermost
 from loralens.training.layers.layer import LoRALayer
 from loralens.training.layers.quantised import codes_of, keep_codes
-from loralens.training.left_out import note_left_out
 from loralens.training.method import TrainingMethod, training_method
-from loralens.training.ranks import check_rank_pattern
 from loralens.training.running_statistics import freeze_statistics
-from loralens.training.targets import ALL_LINEAR, excluded_modules, glob_list
+from loralens.training.targets import (
+    ALL_LINEAR,
+    check_model,
+    check_numbers,
+    check_rank_pattern,
+    copy_tensors,
+    excluded_modules,
+    glob_list,
+    note_left_out,
+    plan_layers,
+    restore_tensors,
+    widen_heads,
+)
 from loralens.training.world import World
 
 # Layer → its weight, from which a function computes the gradients for a start along the gradient.
@@ -330,3 +340,47 @@ def _freeze_base(
             (layer.B if layer.kind == "embedding" else layer.A).requires_grad_(False)
     for head in heads.values():
         head.requires_grad_(True)
+
+
+def unreached_layers(injection: Injection) -> list[str]:
+    """The names of layers and heads with a parameter that got no gradient, after a backward pass."""
+    trained = {**injection.layers, **injection.heads}
+    return [
+        name
+        for name, module in trained.items()
+        # Without recursion for a layer, whose frozen part gets none.
+        for parameters in [module.parameters(recurse=name in injection.heads)]
+        if any(parameter.requires_grad and parameter.grad is None for parameter in parameters)
+    ]
+
+
+def warn_of_unreached(injection: Injection, names: list[str]) -> None:
+    """Warn of LoRA layers that the first step has not reached: if the model never calls them, their updates stay 0.
+
+    The state space models of transformers, such as Jamba, use the weight of ``dt_proj`` without calling the layer. An
+    expert that is a module of its own may only not have been chosen.
+    """
+    layers = [name for name in names if name in injection.layers]
+    if layers:
+        kinds = ",".join(dict.fromkeys(kind(name) for name in layers))
+        warn(
+            f"the first step gives no gradient to {_kinds_text(layers)}, which the model has not called",
+            f"leave out layers that it never calls: exclude {kinds} (--exclude {kinds})",
+        )
+
+
+def unreached_error(names: list[str]) -> OptionError:
+    """The error for a step of several processes in which this one does not reach some layers.
+
+    DDP takes the mean of the gradients of a step when all of them are there, so those of the step are not complete.
+    """
+    kinds = ",".join(dict.fromkeys(kind(name) for name in names))
+    return OptionError(
+        f"a step gives no gradient to {_kinds_text(names)}, which DDP needs: the model has not called these layers",
+        fix=f"leave them out: exclude {kinds} (--exclude {kinds}); or train in one process or with --shard",
+    )
+
+
+def _kinds_text(names: list[str]) -> str:
+    counts = Counter(kind(name) for name in names)
+    return some([f"{name} ({n} of them)" if n > 1 else name for name, n in counts.items()])

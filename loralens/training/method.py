@@ -9,7 +9,7 @@ from loralens.choices import ScaleRule, StartName
 from loralens.core.names import row_named
 from loralens.core.scaling import ScaleFormula
 from loralens.errors import OptionError
-from loralens.training.number import as_float
+from loralens.training.course import as_float
 
 FORMULAS: Mapping[ScaleRule, ScaleFormula] = {"lora": "alpha/r", "rslora": "alpha/sqrt(r)"}
 # The starts whose product B₀A₀ is not 0. It is subtracted in the forward pass, so that the model starts as it is.

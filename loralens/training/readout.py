@@ -15,11 +15,10 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.training import RECORD, record_of
+from loralens.training.initialisation import Pair, combined_digest, difference
 from loralens.training.injection import Injection
 from loralens.training.layers.experts import ExpertLayer, is_transposed
 from loralens.training.layers.layer import LoRALayer, TransposedLayer
-from loralens.training.starts.drawn import Pair, combined_digest
-from loralens.training.starts.subtracted import difference
 
 PREFIX = "base_model.model."  # of every key in a PEFT file: the names of its wrappers around the model
 

@@ -1,18 +1,80 @@
 """Chooses the layers that are adapted, by glob or as "all-linear", and the class of LoRA layer for each."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import isfinite
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
 
-from loralens.core.names import natural_key
-from loralens.core.naming.selection import select
+from loralens.core.layers import compute_dtype
+from loralens.core.messages import note
+from loralens.core.names import kind, natural_key, some
+from loralens.core.naming.selection import matches, select
+from loralens.core.scaling import scale_of
 from loralens.errors import OptionError
+from loralens.training.course import as_float, as_int
+from loralens.training.layers.construction import matrix_of, no_experts
 from loralens.training.layers.conv import ConvLayer
 from loralens.training.layers.embedding import EmbeddingLayer
 from loralens.training.layers.experts import ExpertLayer, expert_stacks
 from loralens.training.layers.layer import LinearLayer, LoRALayer, TransposedLayer
 from loralens.training.layers.quantised import QuantisedLayer, weight_kind
+from loralens.training.method import TrainingMethod
+
+# The scale multiplies float32 factors, and PiSSA divides by it: neither the scale nor its reciprocal may underflow, or
+# exceed the largest float32, 3.4e38.
+TINY = 1e-38
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what is no model, or has LoRA layers or weights without a shape already."""
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"the model is a {type(model).__name__}, not a module", fix="give a torch.nn.Module")
+    # The names of the modules would be those of the wrapper, and PEFT's own layers would be adapted.
+    if hasattr(model, "peft_config"):
+        raise OptionError("the model is wrapped by PEFT already", fix="give its base: model.unload()")
+    for name, layer in modules_by_name(model).items():
+        if isinstance(layer, LoRALayer):
+            raise OptionError(f"{name} is a LoRA layer already", fix="remove the layers first: injection.remove()")
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise OptionError(
+                f"{plain_name(name)} is lazy: it has no shape yet", fix="call the model with an input first"
+            )
+
+
+def check_numbers(
+    method: TrainingMethod, *, rank: object, alpha: object, dropout: object, seed: object
+) -> tuple[int, float, float, int]:
+    """The numeric arguments of an injection, converted to numbers of Python, with which JSON can be written."""
+    r, a, part, s = check_rank(rank), as_float(alpha), as_float(dropout), as_int(seed)
+    if a is None or not isfinite(a) or a <= 0:
+        raise OptionError(f"alpha {alpha!r} is not a positive number", fix="give a positive number: 16, 32")
+    # α by itself too: some dialects write it as float32.
+    if not TINY <= scale_of(a, r, method.formula) <= 1 / TINY or a > 1 / TINY:
+        raise OptionError(
+            f"alpha {alpha!r} gives a scale that float32 does not hold", fix="give a number like 16 or 32"
+        )
+    if part is None or not 0 <= part < 1:
+        raise OptionError(f"dropout {dropout!r} is not in [0, 1)", fix="give a probability, such as 0 or 0.1")
+    if s is None:
+        raise OptionError(f"seed {seed!r} is not a whole number", fix="give 0, 1 …")
+    return r, a, part, s
+
+
+def check_weight(name: str, W: Tensor) -> int:
+    """The smaller side of a weight, after a check that it holds numbers."""
+    if W.is_meta:
+        raise OptionError(
+            f"{name}: its weight is on the meta device, which holds no numbers", fix="load the model's weights first"
+        )
+    return min(W.shape)
+
 
 ALL_LINEAR = "all-linear"
 
@@ -294,3 +356,226 @@ def _matching_names(names: Iterable[str], glob: str) -> list[str]:
 def _is_within(name: str, modules: Sequence[str]) -> bool:
     """Whether a module is one of ``modules`` or inside one of them."""
     return any(f"{name}.".startswith(f"{module}.") for module in modules)
+
+
+def check_rank(rank: object, name: str = "rank") -> int:
+    """A rank as a number of Python.
+
+    Raises
+    ------
+    OptionError
+        It is not a whole number of 1 or more.
+    """
+    number = as_int(rank)
+    if number is None or number < 1:
+        raise OptionError(f"{name} {rank!r} is not a whole number of 1 or more", fix="give a rank of 1 or more")
+    return number
+
+
+def check_rank_pattern(pattern: object) -> dict[str, int]:
+    """The ranks of globs, as numbers of Python.
+
+    Raises
+    ------
+    OptionError
+        It is not a mapping of strings to ranks.
+    """
+    if not isinstance(pattern, Mapping) or not all(isinstance(glob, str) for glob in pattern):
+        what = f"rank_pattern {pattern!r} is not a mapping of globs to ranks"
+        raise OptionError(what, fix='give globs and their ranks: {"down_proj": 4}')
+    return {glob: check_rank(rank, f"rank_pattern {glob!r}:") for glob, rank in pattern.items()}
+
+
+def layer_ranks(sides: Mapping[str, int], *, rank: int, pattern: Mapping[str, int], say: bool = True) -> dict[str, int]:
+    """The rank of every layer, at most the smaller side of its matrix; a note names the layers that have less.
+
+    Parameters
+    ----------
+    sides : mapping of str to int
+        The names of the layers, each with the smaller side of its matrix.
+    rank : int
+        The rank of layers that no glob matches.
+    pattern : mapping of str to int
+        Globs with their ranks. Of several that match a layer, the last one counts.
+    say : bool
+        Whether to log the note.
+
+    Raises
+    ------
+    OptionError
+        A glob matches no layer; a rank is larger than every matrix allows.
+    """
+    for glob in pattern:
+        select(sides, [glob], prefixes=False)  # which has the message for a glob that matches nothing
+    wishes = {
+        name: next((r for glob, r in reversed([*pattern.items()]) if matches(name, glob)), rank) for name in sides
+    }
+    # More directions than the smaller side has cannot exist, and PiSSA could not take them from W.
+    ranks = {name: min(wishes[name], side) for name, side in sides.items()}
+    narrow = [name for name in sides if ranks[name] < wishes[name]]
+    # A rank that fits nowhere is a mistake, not a model with a few narrow layers.
+    if len(narrow) == len(sides):
+        name = max(narrow, key=lambda layer: sides[layer])
+        raise OptionError(
+            f"rank {wishes[name]} is larger than the matrix of any target allows: that of {name} allows {sides[name]}",
+            fix=f"give a rank of at most {sides[name]}",
+        )
+    if narrow and say:
+        note(_narrow_text(narrow, ranks))
+    return ranks
+
+
+def _narrow_text(narrow: Sequence[str], ranks: Mapping[str, int]) -> str:
+    """Which layers are narrower than the rank, by kind and rank."""
+    counts = Counter((kind(name), ranks[name]) for name in narrow)
+    kind_texts = [
+        f"{name} gets rank {rank}" + (f" ({n} of them)" if n > 1 else "") for (name, rank), n in counts.items()
+    ]
+    return f"some layers are narrower than the rank: {some(kind_texts)}"
+
+
+class LayerPlan(NamedTuple):
+    """What an injection would adapt.
+
+    Attributes
+    ----------
+    named : dict of str to nn.Module
+        All modules of the model, and its stacks of experts, by name.
+    kinds : dict of str to type
+        The layers that are adapted, each with its class of LoRA layer.
+    ranks : dict of str to int
+        Their ranks.
+    heads : list of str
+        The modules that are trained in full.
+    """
+
+    named: dict[str, nn.Module]
+    kinds: Mapping[str, type[LoRALayer]]
+    ranks: Mapping[str, int]
+    heads: Sequence[str]
+
+
+def plan_layers(
+    model: nn.Module,
+    method: TrainingMethod,
+    *,
+    targets: str | Sequence[str],
+    exclude: str | Sequence[str],
+    rank: int,
+    rank_pattern: Mapping[str, int],
+    heads: str | Sequence[str],
+    dropout: float,
+    say: bool = False,
+) -> LayerPlan:
+    """Choose the layers, their ranks and the heads, as `inject` does, and leave the model as it is.
+
+    Raises
+    ------
+    OptionError
+        A glob matches nothing, or the rank is larger than any matrix allows.
+    """
+    named = with_stacks(modules_by_name(model))
+    tops = choose_heads(model, heads)
+    kinds = choose_layers(model, targets, heads=tops, exclude=exclude, no_experts=no_experts(method, dropout))
+    if say:
+        warn_of_doubles(model, {name: named[name] for name, kind in kinds.items() if kind is not ExpertLayer})
+    sides = {name: check_weight(name, matrix_of(named[name], kind, name)) for name, kind in kinds.items()}
+    return LayerPlan(named, kinds, layer_ranks(sides, rank=rank, pattern=rank_pattern, say=say), tops)
+
+
+# An update at a usual learning rate is below half a unit in the last place of these dtypes, and rounding loses it.
+HALF = (torch.float16, torch.bfloat16)
+
+
+@torch.no_grad()
+def widen_heads(heads: Iterable[nn.Module]) -> tuple[RemovableHandle, ...]:
+    """Convert 16-bit heads to float32, with inputs and outputs in the dtypes that they had.
+
+    The steps of an optimiser are too small for 16 bits, and the ε of Adam, 1e-8, is 0 in float16. Whoever removes the
+    handles must also restore the 16-bit tensors.
+    """
+    handles: list[RemovableHandle] = []
+    for layer in (layer for head in heads for layer in head.modules()):
+        narrow = [t for t in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)) if t.dtype in HALF]
+        if narrow:
+            handles += [
+                # Models of transformers call their modules with keywords too.
+                layer.register_forward_pre_hook(_cast_inputs, with_kwargs=True),
+                layer.register_forward_hook(_cast_output_to(narrow[0].dtype)),
+            ]
+        for tensor in narrow:
+            # Through .data, so that the parameter stays the same object for the optimiser and for tied weights.
+            tensor.data = tensor.data.to(compute_dtype(tensor))
+    return tuple(handles)
+
+
+def _cast_inputs(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    del layer
+    return tuple(map(_to_float32, args)), {name: _to_float32(value) for name, value in kwargs.items()}
+
+
+def _to_float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
+
+
+def _cast_output_to(dtype: torch.dtype) -> Any:
+    """A hook that rounds the output to the dtype in which the model continues."""
+
+    def hook(layer: nn.Module, inputs: Any, output: Any) -> Any:
+        del layer, inputs
+        return output.to(dtype) if isinstance(output, Tensor) and output.is_floating_point() else output
+
+    return hook
+
+
+def copy_tensors(heads: Iterable[nn.Module]) -> tuple[tuple[Tensor, Tensor], ...]:
+    """The parameters and buffers of heads, each with a copy."""
+    tensors = [tensor for head in heads for tensor in (*head.parameters(), *head.buffers())]
+    return tuple((tensor, tensor.detach().clone()) for tensor in tensors)
+
+
+@torch.no_grad()
+def restore_tensors(copies_before: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Set the tensors of heads to the values and the dtypes of their copies."""
+    for tensor, before in copies_before:
+        tensor.data = tensor.data.to(before.dtype)
+        tensor.copy_(before)
+
+
+# Below this share of the weights of the layers nobody misses what is left out, such as the router of a mixture.
+SMALL = 0.01
+
+
+def note_left_out(model: nn.Module, adapted: Collection[str], passed_over: Collection[str]) -> None:
+    """Log a note on weights that are neither adapted nor passed over by the user, if they are a large share.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model before the injection.
+    adapted : collection of str
+        The names of the layers and of the stacks of experts that are adapted.
+    passed_over : collection of str
+        The names of modules that the user has excluded, or that are trained in full.
+    """
+    head = output_embedding_of(model)
+    total = missed = 0
+    kinds: Counter[str] = Counter()
+    for path, module in model.named_modules():
+        # Embeddings are not linear layers, and nobody expects them to be adapted.
+        if isinstance(module, nn.Embedding) or module is head:
+            continue
+        for own, parameter in module.named_parameters(recurse=False):
+            name = plain_name(f"{path}.{own}")
+            if parameter.ndim < 2 or "bias" in own:
+                continue
+            total += parameter.numel()
+            within = any(f"{name}.".startswith(f"{top}.") for top in passed_over)
+            if not within and name not in adapted and name.removesuffix(".weight") not in adapted:
+                missed += parameter.numel()
+                kinds[".".join(part for part in name.split(".")[-3:] if not part.isdecimal())] += 1
+    if total and missed / total >= SMALL:
+        kind_texts = [f"{kind} ({n} of them)" if n > 1 else kind for kind, n in kinds.most_common()]
+        note(f"all-linear leaves out {100 * missed / total:.1f} % of the weights of the layers: {some(kind_texts)}")

@@ -6,10 +6,9 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from loralens.choices import FloatType, TargetFormat
-from loralens.compression.informed import data_losses
-from loralens.compression.loss import UpdateLoss, losses
+from loralens.compression.directions import FactorSplits
+from loralens.compression.loss import UpdateLoss, data_losses, losses
 from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
-from loralens.compression.splits import FactorSplits
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.moments import Moments
@@ -241,7 +240,7 @@ def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str]
     if base is None:
         return after, [f"magnitudes of {len(changed)} DoRA modules kept; with --base they are solved anew"]
     # Imported here, as reading a base takes 6 ms to import.
-    from loralens.compression.magnitudes import solve_magnitudes
+    from loralens.compression.plan import solve_magnitudes
     from loralens.verbs.inputs.bases import base_weights
 
     solved = solve_magnitudes(before, after, base_weights(base, changed).modules)

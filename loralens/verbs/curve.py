@@ -7,8 +7,8 @@ from typing import Any, Unpack
 
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
 from loralens.compression.curve import CurvePoint, curve_ranks, rank_curve, recommended_point
+from loralens.compression.directions import Protection
 from loralens.compression.plan import TruncationPlan
-from loralens.compression.protection import Protection
 from loralens.core.adapter import Adapter
 from loralens.core.moments import Moments
 from loralens.core.progress import progress

@@ -17,9 +17,8 @@ from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.formats.models.checkpoint import Checkpoint, model_config, stores_conv1d
 from loralens.formats.models.transformers_names import use_memory_names
-from loralens.merging.extraction.extract import extract_adapter
-from loralens.merging.extraction.extraction import ExtractedModule, Extraction
-from loralens.merging.extraction.triplets import NoiseEdge
+from loralens.merging.extraction.differences import NoiseEdge
+from loralens.merging.extraction.extract import ExtractedModule, Extraction, extract_adapter
 from loralens.tables.numbers import count, fixed, json_number, number, percent, shape
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.bases import read_checkpoint

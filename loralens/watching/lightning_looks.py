@@ -6,7 +6,7 @@ from os import PathLike
 from typing import Any, Unpack
 
 from loralens.requirements import missing_packages
-from loralens.watching.callback_options import WatcherOptions, log_path
+from loralens.watching.trainer_callback import WatcherOptions, log_path
 from loralens.watching.watcher import Watcher
 
 # The two packages of Lightning. A callback has to come from the package whose trainer runs.

@@ -15,8 +15,7 @@ from loralens.core.adapter import Adapter
 from loralens.errors import MismatchError, OptionError
 from loralens.merging.resident.switchboard import Switchboard
 from loralens.merging.resident.switchboard_state import MemoryUse
-from loralens.watching.model import any_process, is_sharded
-from loralens.watching.view import live, one_active, peft_model
+from loralens.watching.view import any_process, is_sharded, live, one_active, peft_model
 
 TASK = "live"
 # Extras that belong to the merged weight. PEFT's own layers apply all others, such as modules that are saved in full.

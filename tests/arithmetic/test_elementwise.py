@@ -9,18 +9,23 @@ import numpy as np
 import pytest
 
 from loralens.arithmetic import entries as entries_module
-from loralens.arithmetic import spaces
-from loralens.arithmetic.breadcrumbs import breadcrumbs
+from loralens.arithmetic import subspace_methods as spaces
 from loralens.arithmetic.combine import combine_adapters
-from loralens.arithmetic.dare import dare, dare_ties
-from loralens.arithmetic.della import _orders, della
-from loralens.arithmetic.election import elected_mean
 from loralens.arithmetic.elementwise import Modules, whole_cutoffs
+from loralens.arithmetic.elementwise_methods import (
+    _orders,
+    breadcrumbs,
+    dare,
+    dare_ties,
+    della,
+    elected_mean,
+    magnitude,
+    prepare_cutoffs,
+    sce,
+    ties,
+)
 from loralens.arithmetic.entries import Entries, Product, Workspace
-from loralens.arithmetic.magnitude import magnitude
-from loralens.arithmetic.sce import sce
-from loralens.arithmetic.spaces import entries_in_space
-from loralens.arithmetic.ties import prepare_cutoffs, ties
+from loralens.arithmetic.subspace_methods import entries_in_space
 from loralens.core.adapter import Adapter
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank

@@ -746,7 +746,7 @@ class Terminal:
 
 
 def test_a_terminal_gets_one_line_that_moves_and_goes_away() -> None:
-    from loralens.training.watch import Step
+    from loralens.training.loop import Step
 
     terminal = Terminal()
     with pytest.MonkeyPatch.context() as patch:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.compression.calibrated import data_error, data_norm, whitened_svd
+from loralens.compression.calibration import data_error, data_norm, whitened_svd
 from loralens.compression.directions import truncate_pair
-from loralens.compression.informed import directions_on_data
+from loralens.compression.loss import directions_on_data
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.moments import Moment
 from loralens.core.scaling import Scaling

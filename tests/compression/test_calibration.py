@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.compression.calibrated import data_error
-from loralens.compression.calibration import label_loss, measure_moments, next_token_loss
+from loralens.compression.calibration import data_error, label_loss, measure_moments, next_token_loss
 from loralens.compression.directions import singular_directions, truncate_pair
-from loralens.compression.informed import directions_on_data
+from loralens.compression.loss import directions_on_data
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.attached import Attachment
 from loralens.core.fingerprint import fingerprint

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from loralens.compression.calibrated import whitened_svd
+from loralens.compression.calibration import whitened_svd
 from loralens.compression.directions import Directions, truncate_pair
-from loralens.compression.informed import data_losses, directions_on_data, equalise_units
-from loralens.compression.loss import total_error
+from loralens.compression.loss import data_losses, directions_on_data, equalise_units, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.compression.magnitudes import solve_magnitudes, weight_cosines
+from loralens.compression.plan import solve_magnitudes, weight_cosines
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.carried import magnitudes
 from loralens.core.lazy import LazyArray

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
+from loralens.compression.directions import FactorSplits
 from loralens.compression.loss import losses, total_error, update_loss
 from loralens.compression.plan import TruncationPlan
-from loralens.compression.splits import FactorSplits
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.arithmetic import della
-from loralens.arithmetic.election import elected_mean
+from loralens.arithmetic import elementwise_methods as della
+from loralens.arithmetic.elementwise_methods import elected_mean
 from loralens.arithmetic.entries import Workspace
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint

@@ -6,8 +6,7 @@ import pytest
 
 import loralens
 from loralens.linalg.device import Device
-from loralens.linalg.exact import WIDEST, exact_product
-from loralens.linalg.exact_device import DeviceProduct, product_on
+from loralens.linalg.exact import WIDEST, DeviceProduct, exact_product, product_on
 from tests.linalg.test_device import torch_device
 from tests.linalg.test_exact import graded
 

@@ -11,9 +11,8 @@ from loralens.core.lazy import LazyArray
 from loralens.core.ranks import Rule
 from loralens.errors import FormatError, OptionError
 from loralens.merging.apply import prepare_merge
-from loralens.merging.extraction.differences import compare_checkpoints
+from loralens.merging.extraction.differences import NoiseEdge, compare_checkpoints, compute_triplets
 from loralens.merging.extraction.extract import extract_adapter
-from loralens.merging.extraction.triplets import NoiseEdge, compute_triplets
 from loralens.merging.make_plan import plan_merge
 from tests import reference
 from tests.marks import examples, slow_except

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.merging.extraction.noise_edge import (
+from loralens.merging.extraction.differences import (
     known_threshold,
     marchenko_pastur_median,
     median_threshold,

@@ -12,7 +12,7 @@ from loralens.core.training import State
 from loralens.errors import OptionError
 from loralens.training.course import Course
 from loralens.training.fitting import fit
-from loralens.training.watch import Watch
+from loralens.training.loop import Watch
 from loralens.training.world import World
 from tests import models
 

@@ -16,7 +16,7 @@ from loralens.errors import MismatchError, OptionError
 from loralens.training.course import Course
 from loralens.training.feed import Feed
 from loralens.training.fitting import Fitted, fit
-from loralens.training.watch import Watch
+from loralens.training.loop import Watch
 from loralens.training.world import World
 from tests.marks import slow_except
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from loralens.training.initialisation import combined_digest, draw_pair, factor_digest
 from loralens.training.injection import inject
-from loralens.training.starts.drawn import combined_digest, draw_pair, factor_digest
 from tests.training.conftest import holder
 
 torch = pytest.importorskip("torch")

@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from loralens.errors import OptionError
-from loralens.training.course import Course, optimiser_name
+from loralens.training.course import Course, Together, make_optimiser, optimiser_name
 from loralens.training.injection import inject
-from loralens.training.optimisers import Together, make_optimiser
 from tests import models
 
 torch = pytest.importorskip("torch")
@@ -35,7 +34,7 @@ def test_adamw_is_fused_on_a_gpu_of_cuda_and_not_for_shards(monkeypatch: pytest.
             seen.append(fused)
             super().__init__(*args, **more)
 
-    monkeypatch.setattr("loralens.training.optimisers.AdamW", Seen)
+    monkeypatch.setattr("loralens.training.course.AdamW", Seen)
     for device, shard in (("cuda", False), ("cuda", True), ("cpu", False)):
         make_optimiser(groups(), Course(1), device=torch.device(device), shard=shard)
     assert seen == [True, None, None]

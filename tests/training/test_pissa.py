@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.training.starts import leading
-from loralens.training.starts.pissa import principal_pair
+from loralens.training import initialisation as leading
+from loralens.training.initialisation import principal_pair
 
 torch = pytest.importorskip("torch")
 

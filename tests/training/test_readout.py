@@ -9,10 +9,10 @@ import pytest
 
 import loralens
 from loralens.core.attached import Attachment
+from loralens.training.initialisation import combined_digest, factor_digest
 from loralens.training.injection import Injection, inject
 from loralens.training.method import METHODS
 from loralens.training.readout import RECORD, numpy_of, read_injection, record_of
-from loralens.training.starts.drawn import combined_digest, factor_digest
 from tests import models
 from tests.marks import when_used
 from tests.tolerances import ATTACHED, TRAINED_LIVE

@@ -9,10 +9,9 @@ import pytest
 from loralens.errors import MismatchError, OptionError
 from loralens.training.course import Course
 from loralens.training.fitting import fit
+from loralens.training.initialisation import GAMMA, gradient_pair, orthogonal_pair, weight_gradients
 from loralens.training.injection import inject
 from loralens.training.readout import read_injection, record_of
-from loralens.training.starts.lora_ga import GAMMA, gradient_pair, weight_gradients
-from loralens.training.starts.olora import orthogonal_pair
 from tests import models
 
 torch = pytest.importorskip("torch")

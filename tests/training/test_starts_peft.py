@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from loralens.training.initialisation import GAMMA
 from loralens.training.injection import Injection, inject
-from loralens.training.starts.lora_ga import GAMMA
 from tests import models
 from tests.marks import when_used
 

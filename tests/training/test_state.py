@@ -15,8 +15,8 @@ from loralens.formats.records.training import Training
 from loralens.training.course import Course
 from loralens.training.feed import shuffle_order
 from loralens.training.fitting import Fitted, fit
+from loralens.training.loop import Watch
 from loralens.training.texts.tasks import Examples, task_named
-from loralens.training.watch import Watch
 from tests import models
 from tests.marks import slow_except
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import loralens
 from loralens.errors import OptionError
 from loralens.watching import LiveSwitchboard
-from loralens.watching.model import weigh
+from loralens.watching.view import weigh
 from tests.watching.pair import in_two, shard
 
 IDS = torch.tensor([[3, 4, 5, 6, 7, 8]])

@@ -275,7 +275,7 @@ def predict(W: Array, D: Array, sample: NDArray[np.int64]) -> Predicted | None:
 
 
 def prune_rows(rows: Array, words: NDArray[np.uint16], factors: Array, end: float, *, kept: NDArray[np.bool_]) -> bool:
-    """Multiply every entry of some rows by the factor of its rank, as `loralens.arithmetic.della` does.
+    """Multiply every entry of some rows by the factor of its rank, as `loralens.arithmetic.elementwise_methods` does.
 
     Entries are ranked by absolute value within their row, the smallest first, equal ones from left to right. An entry
     that is not 0 is ``kept`` if its word times its factor is below ``end``. False if that was not done.
@@ -292,7 +292,7 @@ def prune_rows(rows: Array, words: NDArray[np.uint16], factors: Array, end: floa
 
 
 def elect_mean_of_two(a: Array, b: Array, kept: Sequence[NDArray[np.bool_] | float], *, out: Array) -> bool:
-    """Write the elected mean of two updates into ``out``, as `loralens.arithmetic.election`; False if not done.
+    """Write the elected mean of two updates into ``out``, as `ties` and its siblings do; False if not done.
 
     ``kept`` are two masks, which leave out entries of 0, or two least absolute values.
     """

@@ -1,33 +1,299 @@
 """Extraction of an adapter from tuned − base, for a full fine-tune or a checkpoint that another tool merged."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf, prod, sqrt
 from typing import Any, final
 
 import numpy as np
 
-from loralens.core.adapter import Adapter
+from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import without_numbers
 from loralens.core.lowrank import LowRank
-from loralens.core.names import natural_key
+from loralens.core.names import natural_key, some
 from loralens.core.naming.selection import select
 from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.core.scaling import Scaling
 from loralens.core.threads import in_threads
 from loralens.errors import OptionError, place
 from loralens.merging.extraction.differences import (
+    START,
     CheckpointComparison,
     MatrixDifference,
+    NoiseEdge,
     Tensors,
+    Triplets,
     compare_checkpoints,
+    compute_triplets,
+    is_depthwise,
     is_embedding,
+    may_be_grouped,
+    measured_error,
+    values_differ,
 )
-from loralens.merging.extraction.extraction import ExtractedModule, Extraction, assemble_extracted
-from loralens.merging.extraction.leftover import LeftOut, collect_leftover
-from loralens.merging.extraction.triplets import START, NoiseEdge, Triplets, compute_triplets, measured_error
 from loralens.merging.tied_weights import Tied
+
+PREFIX = "base_model.model."  # PEFT's keys begin with it
+RESIZED = ("embed_tokens", "lm_head")  # PEFT stores their full matrix without listing them in modules_to_save
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A tensor that differs and is not in the adapter.
+
+    Attributes
+    ----------
+    key : str
+        A key of the tuned checkpoint, or the name of a module.
+    norm : float or None
+        ‖tuned − base‖_F, if it was measured.
+    """
+
+    key: str
+    why: str
+    norm: float | None = None
+
+
+@final
+@dataclass(slots=True)
+class Leftover:
+    """The part of an extracted adapter other than its pairs.
+
+    Attributes
+    ----------
+    extra : dict of str to Extra
+        Tensors by PEFT's keys.
+    saved : list of str
+        Modules for ``modules_to_save``.
+    """
+
+    extra: dict[str, Extra] = field(default_factory=dict)
+    saved: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def biases(self) -> bool:
+        """Whether biases of layers are among the extras."""
+        return any(extra.role == "bias" for extra in self.extra.values())
+
+    def save(self, module: str, tensors: Tensors) -> None:
+        """Save a module in full, with all of its tensors, as PEFT needs them."""
+        if module in self.saved:
+            return
+        self.saved.append(module)
+        for key, tensor in tensors.items():
+            path, _, parameter = key.rpartition(".")
+            if path == module:
+                self.extra[PREFIX + key] = Extra("saved", module, tensor, parameter)
+
+
+def collect_leftover(comparison: CheckpointComparison, adapted: Collection[str], *, drop: bool = False) -> Leftover:
+    """Collect the differences other than those of matrices.
+
+    Parameters
+    ----------
+    comparison : CheckpointComparison
+    adapted : collection of str
+        Modules that have a pair.
+    drop : bool
+        Store none of them, and list all as left out.
+    """
+    collected = Leftover()
+    for key, (base, tuned) in comparison.other_tensors.items():
+        if values_differ(base.read(), tuned.read()):
+            _collect_changed(key, comparison, adapted, collected)
+    layers = {key.rpartition(".")[0] for key in comparison.tuned if key not in comparison.added}
+    for key in comparison.added:
+        module = key.rpartition(".")[0]
+        # A layer that is new as a whole can be saved; PEFT cannot add a tensor to an existing one.
+        if module and module not in layers:
+            collected.save(module, comparison.tuned)
+        else:
+            collected.left_out.append(LeftOut(key, "PEFT cannot add it to a layer that the base already has"))
+    for key, shape in comparison.resized.items():
+        _collect_resized(key, shape, comparison.tuned, collected)
+    # Collected first and dropped here, so that the report still names everything.
+    if drop:
+        collected.left_out += [LeftOut(key.removeprefix(PREFIX), "dropped on request") for key in collected.extra]
+        collected.extra, collected.saved, collected.notes = {}, [], []
+    collected.saved.sort(key=natural_key)
+    collected.notes += _notes(comparison, adapted)
+    return collected
+
+
+def _collect_changed(key: str, comparison: CheckpointComparison, adapted: Collection[str], collected: Leftover) -> None:
+    """Add a tensor that differs to the collection, in the form in which PEFT stores it."""
+    module, _, parameter = key.rpartition(".")
+    tensor = comparison.tuned[key]
+    if parameter == "bias" and (module in comparison.matrices or f"{module}.weight" not in comparison.tuned):
+        # PEFT puts the original layer below `base_layer` when the module has a pair. A parameter without a layer of its
+        # own may have a pair too; PEFT then wraps the module that holds it.
+        parameters = [name for name in adapted if comparison.matrices[name].layout.kind == "parameter"]
+        wrapped = module in adapted or any(name.rpartition(".")[0] == module for name in parameters)
+        layer = f"{module}.base_layer" if wrapped else module
+        collected.extra[f"{PREFIX}{layer}.bias"] = Extra("bias", module, tensor, "bias")
+    elif _is_norm(module, comparison.tuned) or (parameter == "weight" and is_depthwise(tensor.shape)):
+        collected.save(module, comparison.tuned)
+    # A matrix that is a parameter of a module with children: see `_matrices` in `differences`.
+    elif module and len(tensor.shape) == 2 and tensor.dtype.kind in "fV":
+        collected.left_out.append(LeftOut(key, "belongs to a module with layers in it, and PEFT would rename them"))
+    else:
+        collected.left_out.append(LeftOut(key, "is not the weight of a layer, and no module can be saved for it"))
+
+
+def _is_norm(module: str, tensors: Tensors) -> bool:
+    """Whether a module is a norm or similar: it has a weight, and no tensor with more than one axis."""
+    own = [tensor for key, tensor in tensors.items() if key.rpartition(".")[0] == module]
+    return f"{module}.weight" in tensors and all(len(tensor.shape) <= 1 for tensor in own)
+
+
+def _collect_resized(key: str, shape: tuple[int, ...], tuned: Tensors, collected: Leftover) -> None:
+    """Save a tensor in full because its shape in the tuned model is not its shape in the base, ``shape``."""
+    module, _, parameter = key.rpartition(".")
+    tensor = tuned[key]
+    if parameter == "weight" and len(shape) == len(tensor.shape) == 2 and shape[1] == tensor.shape[1]:
+        what = "vocabulary resized" if is_embedding(module) or module.endswith("lm_head") else "resized"
+        collected.notes.append(f"{key}: {what} from {shape[0]:,} to {tensor.shape[0]:,} rows, kept in full")
+    else:
+        collected.notes.append(f"{key}: {shape} in the base and {tensor.shape} in the tuned model, kept in full")
+    # The role decides under which key PEFT looks for the tensor.
+    if module.rpartition(".")[2] in RESIZED:
+        collected.extra[PREFIX + key] = Extra("embedding", module, tensor, parameter)
+    else:
+        collected.save(module, tuned)
+
+
+def _notes(comparison: CheckpointComparison, adapted: Collection[str]) -> list[str]:
+    """Notes about the comparison itself."""
+    notes = [f"names match after {comparison.edit}"] if comparison.edit else []
+    missing = comparison.missing
+    if missing:
+        notes.append(f"{len(missing)} tensors of the base are not in the tuned model: {some(missing)}")
+    doubtful = sorted((name for name in adapted if may_be_grouped(comparison.matrices[name])), key=natural_key)
+    if doubtful:
+        what = (
+            f"{len(doubtful)} convolutions are treated as ones without groups, because their shapes do not show groups"
+        )
+        notes.append(f"{what}: {some(doubtful)}")
+    return notes
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ExtractedModule:
+    """How well a pair represents the difference D of its module. Norms have the unit of the weights.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (out, in).
+    frobenius : float
+        ‖D‖_F.
+    relative_error : float
+        ‖D − B·A‖_F/‖D‖_F, measured on every entry with the factors as they are written.
+    svd_error : float
+        Error bound of the randomised SVD, relative to √Σσ² of its values; 0 if the SVD was dense.
+    noise : float
+        √(mean ulp²/12) of the tuned weight, the rounding noise of one entry.
+    residue : float
+        Root mean square of an entry of D − B·A in units of ``noise``. It is about 1 if only rounding noise is left, and
+        much larger if D has more directions than the pair. Infinite if ``noise`` is 0.
+    edge : float or None
+        The threshold for singular values under `NoiseEdge`.
+    """
+
+    shape: tuple[int, int]
+    rank: int
+    frobenius: float
+    relative_error: float
+    svd_error: float
+    noise: float
+    residue: float
+    edge: float | None
+
+    @property
+    def energy_kept(self) -> float:
+        """The share of the energy in the pair, 1 − relative_error², at least 0."""
+        return max(0.0, 1 - self.relative_error**2)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """An extracted adapter, and how well it represents the difference of the checkpoints.
+
+    Attributes
+    ----------
+    adapter : Adapter
+        It has the names of the tuned checkpoint, balanced factors and scale 1.
+    modules : mapping of str to ExtractedModule
+        One for each pair, in natural order.
+    unchanged : int
+        Number of matrices that are equal in both checkpoints.
+    left_out : tuple of LeftOut
+        Tensors that differ and are not in the adapter.
+    """
+
+    adapter: Adapter
+    modules: Mapping[str, ExtractedModule]
+    unchanged: int
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def relative_error(self) -> float:
+        """The relative error of all pairs together, √Σ‖D − B·A‖² / √Σ‖D‖²."""
+        norm = sqrt(sum(module.frobenius**2 for module in self.modules.values()))
+        lost = sqrt(sum((module.frobenius * module.relative_error) ** 2 for module in self.modules.values()))
+        return lost / norm if norm else 0.0
+
+    @property
+    def share(self) -> float:
+        """The share of Σ‖D‖² over all matrices that belongs to matrices with a pair."""
+        inside = sum(module.frobenius**2 for module in self.modules.values())
+        # Only matrices have a norm; other tensors are not measured.
+        outside = sum(tensor.norm**2 for tensor in self.left_out if tensor.norm is not None)
+        return inside / (inside + outside) if inside else 0.0
+
+
+def assemble_extracted(
+    pairs: Mapping[str, LowRank], leftover: Leftover, *, base_model: str | None, conv1d: bool, tied: str | None
+) -> Adapter:
+    """The adapter with these pairs. The writer adds ranks and targets to its configuration.
+
+    Parameters
+    ----------
+    pairs : mapping of str to LowRank
+    leftover : Leftover
+        Everything that is not in pairs.
+    base_model : str or None
+    conv1d : bool
+        Whether linear weights are stored as (in, out).
+    tied : str or None
+        The embedding to which the head is tied in both checkpoints. If it has a pair, the pair is meant for both.
+    """
+    # PEFT would otherwise adapt the embedding alone and leave the shared head as it is.
+    config: dict[str, object] = {"ensure_weight_tying": True} if tied in pairs else {}
+    config |= {
+        "peft_type": "LORA",
+        # Nothing in two checkpoints says what the model was tuned for.
+        "task_type": None,
+        "base_model_name_or_path": base_model,
+        # PEFT's "all", not "lora_only": biases of layers without a pair may differ too.
+        "bias": "all" if leftover.biases else "none",
+        "fan_in_fan_out": conv1d,
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+        "modules_to_save": leftover.saved or None,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    metadata = {"format": "pt"}  # as PEFT writes it
+    return Adapter(modules=pairs, extra=leftover.extra, config=config, metadata=metadata, base_model=base_model)
+
 
 # A matrix of this size takes 64 MiB in float32, so several at a time would need too much memory.
 BIG = 1 << 24  # entries; matrices with at least as many are processed one at a time, with all threads in the products

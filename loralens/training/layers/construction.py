@@ -7,13 +7,12 @@ from torch import Tensor, nn
 
 from loralens.core.layers import compute_dtype
 from loralens.core.scaling import scale_of
+from loralens.training.initialisation import Pair, draw_pair, factor_digest, subtracted_pair
 from loralens.training.layers.dora import add_magnitude
 from loralens.training.layers.experts import ExpertLayer
 from loralens.training.layers.layer import LoRALayer
 from loralens.training.layers.quantised import QuantisedLayer
 from loralens.training.method import TrainingMethod
-from loralens.training.starts.drawn import Pair, draw_pair, factor_digest
-from loralens.training.starts.subtracted import subtracted_pair
 
 
 def make_layers(

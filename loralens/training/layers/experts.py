@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from loralens.training.initialisation import Pair
 from loralens.training.layers.layer import LoRALayer
-from loralens.training.starts.drawn import Pair
 
 # The names of such parameters in the models of transformers. The order in which PEFT nests their pairs in a file is
 # known for these (`loralens.formats.dialects.peft.experts.REGISTERED`).

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - what all torch code calls i
 from loralens.training.layers import dora
 
 if TYPE_CHECKING:
-    from loralens.training.starts.drawn import Pair
+    from loralens.training.initialisation import Pair
 
 
 class LoRALayer(nn.Module):
@@ -31,7 +31,7 @@ class LoRALayer(nn.Module):
         The probability with which an entry of the input of A is dropped, in training only. An embedding has no
         dropout, since its inputs are numbers of tokens.
     start : Pair, optional
-        A frozen pair that is subtracted: y = W x + scale · (B A − B₀ A₀) x, see `loralens.training.starts.pissa`.
+        A frozen pair that is subtracted: y = W x + scale · (B A − B₀ A₀) x, see `loralens.training.initialisation`.
 
     Notes
     -----

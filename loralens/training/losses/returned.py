@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from loralens.errors import OptionError
-from loralens.training.number import as_float
+from loralens.training.course import as_float
 
 Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Any]]
 

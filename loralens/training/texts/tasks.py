@@ -14,8 +14,8 @@ from loralens.core.lazy import Array
 from loralens.core.names import row_named
 from loralens.errors import OptionError
 from loralens.training.feed import move_batch
+from loralens.training.loop import Measures
 from loralens.training.losses.in_blocks import loss_in_blocks
-from loralens.training.watch import Measures
 from loralens.training.world import World
 
 Batch = dict[str, Tensor]

@@ -38,12 +38,11 @@ def check_run(options: TrainingOptions, inputs: TrainingInputs) -> Counts:
         A glob matches nothing, a rank is larger than any matrix allows, the texts of a step cannot be divided, or
         there are no texts to evaluate on.
     """
-    from loralens.training.checks import check_numbers
-    from loralens.training.layer_plan import plan_layers
+    from loralens.training.from_adapter import start_options
     from loralens.training.layers.construction import matrix_of
     from loralens.training.layers.embedding import EmbeddingLayer
     from loralens.training.layers.experts import ExpertLayer
-    from loralens.training.starts.adapter import start_options
+    from loralens.training.targets import check_numbers, plan_layers
 
     options.part(1)
     options.check_evaluation(has_texts=inputs.evaluated is not None)

@@ -18,9 +18,8 @@ from loralens.verbs.inputs.adapters import Reading
 
 # Verbs that combine adapters need none of this for a rule.
 if TYPE_CHECKING:
-    from loralens.compression.directions import DType
+    from loralens.compression.directions import DType, Protection
     from loralens.compression.plan import TruncationPlan
-    from loralens.compression.protection import Protection
     from loralens.core.moments import Moments
 
 

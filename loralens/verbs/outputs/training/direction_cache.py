@@ -7,7 +7,7 @@ from loralens.errors import FormatError
 from loralens.formats.records.cache import LIMIT, SvdCache, default_folder
 from loralens.linalg.rank_update import Decomposed
 from loralens.tables.numbers import parse_size
-from loralens.training.starts.leading import TruncatedSvd
+from loralens.training.initialisation import TruncatedSvd
 
 
 @final

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from loralens.core.messages import note
 
 if TYPE_CHECKING:
-    from loralens.training.watch import Step
+    from loralens.training.loop import Step
 
 # A line is written after each of so many parts of a run: few enough for a log file, and often enough to see that the
 # run is still going on.

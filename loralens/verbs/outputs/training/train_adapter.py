@@ -40,7 +40,7 @@ def train_adapter(
         for folder in (training.target, training.folder):
             Target(folder).check_inputs(options.places)
     # torch takes a second
-    from loralens.training.starts.leading import keeping_directions
+    from loralens.training.initialisation import keeping_directions
     from loralens.training.world import join_processes
     from loralens.verbs.outputs.training.direction_cache import DirectionCache
 

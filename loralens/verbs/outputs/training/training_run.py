@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # torch takes a second
 
     from loralens.core.training import State
     from loralens.training.fitting import Fitted
-    from loralens.training.watch import Measures, Step, Watch
+    from loralens.training.loop import Measures, Step, Watch
     from loralens.training.world import World
 
 # The options that must be the same when a run is resumed: those that decide about the numbers of the result. The
@@ -234,7 +234,7 @@ class TrainingRun:
         """The keywords for `loralens.training.inject`."""
         options = self.options
         if self.start is not None:
-            from loralens.training.starts.adapter import start_options
+            from loralens.training.from_adapter import start_options
 
             own = start_options(self.start, method=self.method)._asdict()
             new_options = {name: getattr(options, name) for name in ("method", *METHOD_AXES, "dropout", "seed")}
@@ -289,7 +289,7 @@ class TrainingRun:
             self.display.clear()
 
     def _make_watch(self) -> "Watch":
-        from loralens.training.watch import Watch
+        from loralens.training.loop import Watch
 
         options, evaluated = self.options, self.inputs.evaluated
         evaluate = None

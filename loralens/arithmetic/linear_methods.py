@@ -1,4 +1,4 @@
-"""Means on the sphere: spherical interpolation of two updates, and the Karcher mean of any number of them."""
+"""Methods that weight whole updates: the sum, norms that are kept, projections, SLERP and Model Stock."""
 
 from math import acos, sin
 
@@ -7,6 +7,70 @@ import numpy as np
 from loralens.core.joint import Joint
 from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
+
+
+def task_arithmetic(joint: Joint, *, lam: float = 1.0) -> Floats:
+    """λ Σ w_t M_t, float64, shape (p, q): task arithmetic (Ilharco et al. 2023), exact.
+
+    PEFT's ``linear`` adds the factors instead, which gives a different update: (Σ√w_t B_t)(Σ√w_t A_t).
+    """
+    return lam * joint.total()
+
+
+def average(joint: Joint, *, lam: float = 1.0) -> Floats:
+    """λ Σ w_t M_t / Σ w_t, float64, shape (p, q): the mean of the updates.
+
+    Adapters that lack the module count as ΔW = 0.
+
+    Raises
+    ------
+    OptionError
+        The weights add up to 0.
+    """
+    # The weights of all adapters, also of those that lack the module, so that every module is divided by one number.
+    weight_sum = float(np.sum(joint.strengths))
+    if weight_sum == 0:
+        raise OptionError("the weights add up to 0, so there is no average", fix="give --method sum, or other weights")
+    return lam * joint.total() / weight_sum
+
+
+def equalise_norms(x: Floats, beta: float) -> Floats:
+    """Scale the updates x_t (T, p, q) to the norms β‖x_t‖ + (1 − β) mean‖x‖; updates of 0 do not count in the mean."""
+    norms = np.linalg.norm(x, axis=(1, 2))
+    nonzero = norms > 0
+    if not nonzero.any():
+        return x
+    targets = beta * norms + (1 - beta) * norms[nonzero].mean()
+    # An update of 0 has no direction in which it could grow to the norm of the others.
+    factors = np.divide(targets, norms, out=np.zeros_like(norms), where=nonzero)
+    return np.asarray(factors[:, None, None] * x, dtype=np.float64)
+
+
+def equal_norms(joint: Joint, *, lam: float = 1.0, beta: float = 0.0) -> Floats:
+    """λ Σ w_t M̃_t, float64, shape (p, q), where all M̃_t have the mean Frobenius norm of the updates.
+
+    ``beta`` in [0, 1] is the part of the differences in norm that stays: 1 gives the plain sum. This rescaling is the
+    first step of Compress-then-Merge (arXiv 2606.03723).
+    """
+    return lam * np.tensordot(joint.strengths, equalise_norms(joint.cores, beta), 1)
+
+
+def null_space(joint: Joint, *, lam: float = 1.0, mu: float = np.inf, rank: int = 0) -> Floats:
+    """λ (x_1 + Σ_{t>1} x_t (1 − μ/(1+μ) V Vᵀ)), float64, shape (p, q), with x_t = w_t M_t.
+
+    V holds the leading ``rank`` right singular directions of the first update; 0 stands for all of its numerical rank.
+    With μ = ∞, the default, the other updates no longer respond to the directions of the input that the first one
+    reads; with μ = 0 the result is the sum. NP-LoRA (Chen et al. 2025, arXiv 2511.11051) combines a style, the first,
+    with a content, the second; more than two adapters are our extension. The order of the adapters matters.
+    """
+    first, *other_updates = joint.weighted
+    # All directions if rank is 0: a slice to None has no end.
+    V = joint.decompose(first).Vh[: rank or None].T
+    share = 1.0 if np.isinf(mu) else mu / (1 + mu)  # ∞/∞ is NaN
+    # The projection is linear, so the others are added before it.
+    other_sum = np.sum(other_updates, axis=0) if other_updates else np.zeros_like(first)
+    return np.asarray(lam * (first + other_sum - share * (other_sum @ V) @ V.T), dtype=np.float64)
+
 
 PARALLEL = 0.9995  # |cos| above which interpolation is linear, as in mergekit: sin ω is too small to divide by
 ROUNDS = 200  # most steps of the Karcher iteration, which ends earlier once a step is below rounding
@@ -97,3 +161,27 @@ def _mean_direction(units: Floats, shares: Floats) -> Floats:
         u = np.cos(length) * u + np.sin(length) / length * step
         u /= np.linalg.norm(u)  # rounding would make it longer or shorter with every round
     return np.asarray(u, dtype=np.float64)
+
+
+def model_stock(joint: Joint, *, lam: float = 1.0) -> Floats:
+    """λ t Σ x_t / N with x_t = w_t M_t, float64, shape (p, q), and t = N c/(1 + (N − 1) c).
+
+    c is the mean cosine of all pairs of the N updates that are not 0. If the updates agree, t is 1; if they are
+    orthogonal, t is 0. This is Model Stock (Jang et al. 2024, arXiv 2403.19522), one module at a time. Where we differ:
+    a negative c counts as 0. The geometry of the paper does not cover it, and t may become infinite.
+    """
+    present = joint.present
+    if not present.size:
+        return joint.total()
+    x = joint.weighted[present].reshape(present.size, -1)
+    norms = np.linalg.norm(x, axis=1)
+    x, norms = x[norms > 0], norms[norms > 0]
+    # An update that the adapter has is also 0 if its weight is 0.
+    count = len(x)
+    if count < 2:
+        return lam * joint.total()
+    cosines = (x @ x.T) / np.outer(norms, norms)
+    # Without the diagonal: every update has the cosine 1 with itself.
+    c = max(0.0, float((cosines.sum() - np.trace(cosines)) / (count * (count - 1))))
+    t = count * c / (1 + (count - 1) * c)
+    return lam * t / count * joint.total()

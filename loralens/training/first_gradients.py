@@ -1,4 +1,4 @@
-"""The gradient of the first step of a run, along which `loralens.training.starts.lora_ga` starts."""
+"""The gradient of the first step of a run, along which `loralens.training.initialisation` starts."""
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -12,9 +12,9 @@ from loralens.errors import OptionError
 from loralens.training.blocks import recompute_blocks
 from loralens.training.course import Course
 from loralens.training.feed import Batches, Feed, move_batch
+from loralens.training.initialisation import weight_gradients
 from loralens.training.losses.returned import Loss, loss_and_count
 from loralens.training.precision import Precision
-from loralens.training.starts.lora_ga import weight_gradients
 from loralens.training.state import draws_of
 from loralens.training.world import World
 

@@ -15,11 +15,11 @@ from loralens.core.lowrank import LowRank
 from loralens.core.names import some
 from loralens.core.scaling import Scaling
 from loralens.errors import MismatchError, OptionError
+from loralens.training.initialisation import factor_digest
 from loralens.training.injection import Injection
 from loralens.training.layers.experts import ExpertLayer
 from loralens.training.layers.layer import LoRALayer
 from loralens.training.method import TrainingMethod
-from loralens.training.starts.drawn import factor_digest
 
 SAVED, MAGNITUDE = "saved", "magnitude"  # roles of extras that a run can start with
 
