@@ -194,4 +194,4 @@ def test_every_quantity_of_the_main_tables_is_explained(small: Path) -> None:
         for column in table.shown
         if not column.about and column.title not in plain and not column.title.isdigit()
     }
-    assert unexplained <= {"cosine", "share of energy", "quantity", "value", "ratio", "reason"}
+    assert unexplained <= {"cosine", "share of energy", "ratio", "reason"}

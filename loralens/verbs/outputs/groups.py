@@ -76,7 +76,7 @@ def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
 
 OUTLIER_COLUMNS: tuple[Column[Outlier], ...] = (
     Column("module", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("value", lambda row: row.value, "‖ΔW‖F", number),
+    Column("value", lambda row: row.value, "‖ΔW‖F", number, about="Frobenius norm of ΔW"),
     Column(
         "typical",
         lambda row: row.typical,
