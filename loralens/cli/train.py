@@ -217,7 +217,7 @@ from loralens.verbs.outputs.training.run_display import displaying_runs
     "--jobs",
     type=options.COUNT,
     metavar="N",
-    help="The number of runs of a grid at a time. [default: what memory and processors allow]",
+    help="The number of runs of a grid at a time, each with a model in memory. [default: 1]",
 )
 @options.OVERWRITE
 @options.DRY_RUN

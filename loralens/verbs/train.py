@@ -8,8 +8,7 @@ from loralens.choices import BaseDtype, MethodName, Optimiser, ScaleRule, Schedu
 from loralens.errors import OptionError
 from loralens.training.course import MakeOptimiser
 from loralens.verbs.grids.axes import Grid
-from loralens.verbs.grids.grid_result import GridResult
-from loralens.verbs.grids.grid_run import train_grid
+from loralens.verbs.grids.grid import GridResult, train_grid
 from loralens.verbs.inputs.adapters import AdapterSource
 from loralens.verbs.inputs.corpus.texts import TextSource
 from loralens.verbs.inputs.models import ModelSource, restore_settings
@@ -160,7 +159,7 @@ def train(
         the command line ``["rank=1,8", "seed=0..4"]``. Several mappings are several grids in one folder. ``output`` is
         the folder of all runs; runs that are done there are not repeated. The result is a `GridResult`.
     jobs : int, optional
-        The number of runs of a grid that are trained at a time; by default as many as memory and processors allow.
+        The number of runs of a grid that are trained at a time; 1 by default, since each has a model in memory.
 
     Raises
     ------

@@ -17,9 +17,8 @@ from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.moments import Moment, Moments
 from loralens.core.recipe import Recipe
-from loralens.errors import FormatError, LoraLensError
+from loralens.errors import LoraLensError
 from loralens.formats.files.shards import weight_files
-from loralens.formats.records.grid_record import read_grid
 from loralens.formats.records.moments import load_moments, save_moments
 from loralens.formats.records.recipes import read_recipe
 from loralens.formats.records.runs import read_run
@@ -216,14 +215,6 @@ def test_what_a_record_says_of_its_version_does_not_fill_the_screen(version, tmp
         error = refused(work)
         assert error is not None
         assert len(str(error)) < 1000
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/x", "a\\b", "C:x"])
-def test_a_run_of_a_grid_whose_name_is_no_plain_name(name, tmp_path):
-    record = {"version": 1, "runs": {"r-1": {}, name: {}}, "parameters": {}, "failed": {}}
-    (tmp_path / "grid.json").write_text(json.dumps(record))
-    with pytest.raises(FormatError, match=r"grid\.json has a run"):
-        read_grid(tmp_path)
 
 
 def test_an_undo_file_that_is_nested_deeply():

@@ -27,7 +27,7 @@ from typing import Any, final
 from loralens.core.adapter import Adapter
 from loralens.core.json_depth import parse_json
 from loralens.core.lazy import LazyArray
-from loralens.core.names import some
+from loralens.core.names import natural_key, some
 from loralens.core.training import State
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats import save
@@ -44,8 +44,10 @@ from loralens.formats.records.watch_log import cut_watch_log
 
 KEY = "loralens.training"  # the key in the metadata of a state
 RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
+UNFINISHED = ".unfinished"  # the suffix of the folder of a run that is not finished
 _OWN = re.compile(rf"{RUN}|{LOG}|{WATCHED}|{STATE}|(checkpoint-[0-9]+/)?({NAMES[0]}|{CONFIG})")  # the files of a run
 REPLACES = "replaces"  # the key in run.json that says whether the run replaces an existing target
+GRID = "grid"  # the key in run.json of what a grid records of one of its runs
 
 
 @final
@@ -71,7 +73,7 @@ class Training:
             fix = f"give {target.with_suffix('')}; loralens convert makes a file of what is in it"
             raise OptionError(f"{target}: a run is a folder, not a {target.suffix} file", fix=fix)
         self.target = target
-        self.folder = target.with_name(f"{target.name}.unfinished")
+        self.folder = target.with_name(target.name + UNFINISHED)
         self._hold = Hold()
 
     def begin(self, run: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -192,7 +194,9 @@ class Training:
     def _check_same(self, run: Mapping[str, Any], folder: Path | None = None) -> None:
         """Refuse a folder with another run than this."""
         saved_run = {
-            name: value for name, value in read_json((folder or self.folder) / RUN).items() if name != REPLACES
+            name: value
+            for name, value in read_json((folder or self.folder) / RUN).items()
+            if name not in (REPLACES, GRID)
         }
         this_run = json.loads(json.dumps(run))  # as it would be read back: tuples are lists in JSON
         other = [name for name in {**saved_run, **this_run} if saved_run.get(name) != this_run.get(name)]
@@ -294,6 +298,26 @@ class Training:
     def _write(self, name: str, text: str) -> None:
         with atomic_file(self.folder / name) as file:
             file.write(text.encode())
+
+
+def grid_record(folder: Path) -> dict[str, Any] | None:
+    """What a grid has recorded of its run in a folder, with its ``settings``; None if the run is not one of a grid."""
+    record = None
+    # A folder whose record is damaged is not recognised, and so never replaced.
+    with suppress(FormatError):
+        record = read_json(folder / RUN).get(GRID) if (folder / RUN).is_file() else None
+    return record if isinstance(record, dict) and isinstance(record.get("settings"), dict) else None
+
+
+def grid_runs(folder: Path) -> list[Path]:
+    """The folders of the runs of a grid, finished or not, in the natural order of their names; else an empty list."""
+    runs = sorted(folder.glob(f"*/{RUN}"), key=lambda path: natural_key(path.parent.name)) if folder.is_dir() else []
+    return [path.parent for path in runs if grid_record(path.parent) is not None]
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a folder is that of a finished run."""
+    return not run.name.endswith(UNFINISHED) and (run / RUN).exists() and (run / NAMES[0]).exists()
 
 
 def _ours(folder: Path) -> bool:

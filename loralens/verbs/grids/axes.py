@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from loralens.core.names import nearest
 from loralens.errors import OptionError
-from loralens.verbs.grids.spelling import spell, value_text
+from loralens.training.course import optimiser_name
 from loralens.verbs.inputs.training_options import TrainingOptions
 
 # "rank=1,8,64"; several of these; a mapping of options to values; or several mappings, whose runs are all made.
@@ -218,3 +218,27 @@ def _in_name(value: Any) -> str:
     safe = _UNSAFE.sub("-", text)[:LONGEST]
     # Values of which the name shows only a part differ in their digests.
     return safe if safe == text else f"{safe}-{sha256(text.encode(errors='replace')).hexdigest()[:6]}"
+
+
+# ---- How values and options are written
+
+
+def value_text(value: Any) -> str:
+    """A value as it is written in ``--grid``, in ``runs.csv`` and in the name of a run."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    if isinstance(value, Mapping):
+        return "+".join(f"{key}={item}" for key, item in value.items())
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return "+".join(value) or "none"
+    # A function that makes an optimiser.
+    return optimiser_name(value) if callable(value) else str(value)
+
+
+def spell(option: str) -> str:
+    """The option as it is written on the command line."""
+    return option.replace("_", "-")

@@ -7,8 +7,8 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.location import SUFFIXES, adapter_file
-from loralens.formats.records.grid_record import finished_runs, is_grid
 from loralens.formats.records.runs import read_run
+from loralens.formats.records.training import grid_runs, is_finished
 from loralens.verbs.inputs.adapters import AdapterSource
 
 SHOWN = 3  # adapters of a folder that a message names
@@ -21,18 +21,14 @@ def with_grids(adapters: Sequence[AdapterSource]) -> list[AdapterSource]:
     ------
     OptionError
         No run of the grid is finished.
-    FormatError
-        The record of a grid is damaged.
     """
     members: list[AdapterSource] = []
     for source in adapters:
-        if isinstance(source, Adapter) or not is_grid(Path(source)):
-            members.append(source)
-            continue
-        runs = finished_runs(Path(source))
-        if not runs:
+        runs = [] if isinstance(source, Adapter) else grid_runs(Path(source))
+        finished = [str(run) for run in runs if is_finished(run)]
+        if runs and not finished:
             raise OptionError(f"{source}: no run of this grid is finished", fix="give the command of the grid again")
-        members += map(str, runs)
+        members += finished or [source]
     return members
 
 

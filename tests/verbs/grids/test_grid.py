@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import signal
 from io import StringIO
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 
 import loralens
-from loralens.errors import FormatError, MismatchError, OptionError
-from loralens.verbs.grids.grid_result import GridResult
+from loralens.errors import MismatchError, OptionError
+from loralens.formats.files.hold import Hold
+from loralens.formats.records.training import Training
+from loralens.verbs.grids.grid import GridResult
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
@@ -96,9 +99,10 @@ def test_a_classifier_of_another_seed_has_another_head_and_that_of_the_run_alone
 
 
 def test_runs_csv_has_every_setting_and_result(made: GridResult) -> None:
-    found = rows(made.output)
-    assert [row["run"] for row in found] == [run.name for run in made]
-    for row, run in zip(found, made, strict=True):
+    found = {row["run"]: row for row in rows(made.output)}
+    assert set(found) == {run.name for run in made}
+    for run in made:
+        row = found[run.name]
         assert row["status"] == run.status == "done"
         assert (row["rank"], row["seed"]) == (str(run.settings["rank"]), str(run.settings["seed"]))
         assert row["targets"] in ("all-linear", "q_proj+v_proj")
@@ -111,38 +115,13 @@ def test_runs_csv_has_every_setting_and_result(made: GridResult) -> None:
         assert result["loss"] == losses[-1]
         assert result["trainable"] == run.adapter.parameters
         assert (result["steps_done"], result["modules"]) == (3, len(run.adapter))
-        assert "seconds" not in row
-    timed = list(csv.DictReader(StringIO((made.output / "timings.csv").read_text())))
-    assert [row["run"] for row in timed] == [run.name for run in made]
-    assert all(float(row["seconds"]) > 0 for row in timed)
+        assert result["frozen"] == sum(parameter.numel() for parameter in models.llama().parameters())
+        assert float(row["seconds"]) > 0
 
 
 def test_the_listing_is_the_table(made: GridResult) -> None:
-    frame = list(csv.DictReader(StringIO(made.to_csv())))
-    table = rows(made.output)
-    assert [row["run"] for row in frame] == [row["run"] for row in table]
-    for mine, theirs in zip(frame, table, strict=True):
-        assert {key: mine[key] for key in mine if key in theirs} == {key: theirs[key] for key in mine if key in theirs}
-    assert set(frame[0]) == set(table[0])
-
-
-@pytest.mark.some(1)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"method": "dora", "targets": "*_proj,embed_tokens"},
-        {"freeze_a": True, "targets": "q_proj,embed_tokens", "rank_pattern": "q_proj=3"},
-        {"method": "pissa", "heads": "lm_head"},
-    ],
-)
-def test_parameters_are_counted_without_training(home: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    from loralens.training.injection import inject
-
-    (run,) = grid(**speak(home, steps=1, **options), grid={"rank": [2]}, output=tmp_path / "g")
-    pattern = {"q_proj": 3} if "rank_pattern" in options else None
-    given = {key: value.split(",") if key == "targets" else value for key, value in options.items()}
-    made = inject(models.llama(), rank=2, **given | {"rank_pattern": pattern})
-    assert (run.results["trainable"], run.results["frozen"]) == (made.trainable, made.frozen)
+    listed = {row["run"]: row for row in csv.DictReader(StringIO(made.to_csv()))}
+    assert listed == {row["run"]: row for row in rows(made.output)}
 
 
 def test_runs_are_chosen_by_their_settings(made: GridResult) -> None:
@@ -158,19 +137,18 @@ def test_what_is_done_is_not_done_again_and_new_values_add_runs(
 
     folder = tmp_path / "g"
     shutil.copytree(made.output, folder)
-    before, table = {run.name: weights(run.output) for run in made}, (folder / "runs.csv").read_bytes()
+    before = {run.name: weights(run.output) for run in made}
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     with monkeypatch.context() as patch:
         # Nothing is read for it.
-        patch.setattr("loralens.verbs.grids.grid_inputs.read_training_inputs", None)
+        patch.setattr("loralens.verbs.grids.grid.read_training_inputs", None)
         again = grid(**speak(home), grid=AXES, output=folder)
     assert (again.trained, len(again)) == (0, 8)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == times
-    assert (folder / "runs.csv").read_bytes() == table
     more = grid(**speak(home), grid={**AXES, "rank": [2, 3], "seed": 0}, output=folder)
     assert (more.trained, len(more)) == (2, 4)
-    assert [row["run"] for row in rows(folder)][:8] == list(before)
-    assert [row["rank"] for row in rows(folder)][8:] == ["3", "3"]
+    assert len(rows(folder)) == 10
+    assert {row["status"] for row in rows(folder)} == {"done"}
     assert {name: weights(folder / name) for name in before} == before
 
 
@@ -198,11 +176,13 @@ def test_a_kill_while_runs_are_replaced_does_not_leave_the_old_one(
         def kill(*args: Any, **more: Any) -> Any:
             raise KeyboardInterrupt
 
-        patch.setattr("loralens.verbs.grids.grid_workers.train_adapter", kill)
+        patch.setattr("loralens.verbs.grids.grid.make_run", kill)
         with pytest.raises(KeyboardInterrupt):
             grid(**speak(home, lr=0.02), grid=axes, output=folder, overwrite=True)
-    assert grid(**speak(home, lr=0.02), grid=axes, output=folder, dry_run=True)[0].status == "missing"
-    again = grid(**speak(home, lr=0.02), grid=axes, output=folder)
+    # The old runs are there, and are not taken for the new ones.
+    with pytest.raises(MismatchError, match=r"lr is 0.01 there, 0.02 here"):
+        grid(**speak(home, lr=0.02), grid=axes, output=folder)
+    again = grid(**speak(home, lr=0.02), grid=axes, output=folder, overwrite=True)
     assert again.trained == 2
     assert all(weights(run.output) != before for run, before in zip(again, old, strict=True))
     assert grid(**speak(home, lr=0.02), grid=axes, output=folder).trained == 0
@@ -220,9 +200,8 @@ def test_a_folder_of_something_else_is_refused(home: Path, tmp_path: Path, name:
 
 
 def test_one_process_makes_a_grid(home: Path, made: GridResult) -> None:
-    from loralens.verbs.grids.grid_folder import GridFolder
-
-    first = GridFolder(made.output, hold=True)
+    first = Hold()
+    first.take(made.output)
     with pytest.raises(OptionError, match="a run is going on there at this moment"):
         grid(**speak(home), grid=AXES, output=made.output)
     first.release()
@@ -245,11 +224,21 @@ def test_a_run_that_diverges_does_not_stop_the_others_and_is_not_tried_again(hom
     first = grid(**options, grid={"lr": [1e30, 0.01]}, output=tmp_path / "g")
     assert [run.status for run in first] == ["diverged", "done"]
     assert "at step" in first[0].message
-    assert rows(tmp_path / "g")[0]["message"] == first[0].message
+    assert {row["run"]: row["message"] for row in rows(tmp_path / "g")} == {run.name: run.message for run in first}
     assert "1 run diverged" in first.conclusion()[1]
-    table = (tmp_path / "g" / "runs.csv").read_bytes()
     assert grid(**options, grid={"lr": [1e30, 0.01]}, output=tmp_path / "g").trained == 0
-    assert (tmp_path / "g" / "runs.csv").read_bytes() == table
+
+
+def test_a_run_that_diverges_in_its_first_step_is_not_tried_again(home: Path, tmp_path: Path) -> None:
+    """It has no log yet, and so no folder of its own."""
+    model = models.llama()
+    with torch.no_grad():
+        model.lm_head.weight[0] = torch.nan
+    models.folder(model, tmp_path / "broken")
+    options = speak(home, model=tmp_path / "broken", eval=None)
+    found = [grid(**options, grid={"rank": [1]}, output=tmp_path / "g") for _ in range(2)]
+    assert [(each[0].status, each.trained) for each in found] == [("diverged", 1), ("diverged", 0)]
+    assert rows(tmp_path / "g")[0]["message"].startswith("the loss is nan at step 1")
 
 
 @pytest.mark.some(6)
@@ -307,29 +296,44 @@ def test_a_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "g").exists()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[]",
-        "{",
-        '{"version": 1, "runs": {}}',
-        '{"version": 2, "runs": {}, "failed": {}, "parameters": {}}',
-        '{"version": 1, "runs": {"../x": {}}, "failed": {}, "parameters": {}}',
-    ],
-)
-def test_a_damaged_record_is_refused(home: Path, tmp_path: Path, text: str) -> None:
-    (tmp_path / "g").mkdir()
-    (tmp_path / "g" / "grid.json").write_text(text)
-    with pytest.raises(FormatError):
-        grid(**speak(home), grid={"rank": [1]}, output=tmp_path / "g")
+@pytest.mark.parametrize("text", ["[]", "{", "{}", '{"grid": 3}', '{"grid": {"settings": []}}'])
+def test_a_folder_that_is_no_run_of_the_grid_is_not_replaced(home: Path, tmp_path: Path, text: str) -> None:
+    """Every run is checked before the first: that of rank 1 is not trained."""
+    (tmp_path / "g" / "rank=2").mkdir(parents=True)
+    (tmp_path / "g" / "rank=2" / "run.json").write_text(text)
+    with pytest.raises(OptionError, match="rank=2: exists"):
+        grid(**speak(home), grid={"rank": [1, 2]}, output=tmp_path / "g")
+    assert [path.name for path in (tmp_path / "g").iterdir()] == ["rank=2"]
+
+
+def test_a_run_that_was_interrupted_goes_on_from_its_state(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = speak(home, save_every=1) | {"grid": {"rank": [1, 2]}, "output": tmp_path / "g"}
+    log = Training.log
+
+    def interrupt(training: Training, record: Any) -> None:
+        if record["step"] == 3:
+            raise KeyboardInterrupt
+        log(training, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "log", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            grid(**options)
+    assert [run.status for run in grid(**options, dry_run=True)] == ["unfinished", "missing"]
+    with caplog.at_level(logging.INFO, "loralens"):
+        assert grid(**options).trained == 2
+    assert "rank=1: going on after step 2" in caplog.text
+    assert [row["steps_done"] for row in rows(tmp_path / "g")] == ["3", "3"]
 
 
 @pytest.mark.slow
 def test_several_data_are_read_once_each(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loralens.verbs.grids import grid_inputs
+    from loralens.verbs.grids import grid as module
 
     read, loaded = [], []
-    inputs, load = grid_inputs.read_training_inputs, grid_inputs.load_headed
+    inputs, load = module.read_training_inputs, module.load_headed
 
     def count_inputs(options: Any, **more: Any) -> Any:
         read.append(Path(options.data).name)
@@ -339,8 +343,8 @@ def test_several_data_are_read_once_each(home: Path, tmp_path: Path, monkeypatch
         loaded.append(args[0])
         return load(*args, **more)
 
-    monkeypatch.setattr(grid_inputs, "read_training_inputs", count_inputs)
-    monkeypatch.setattr(grid_inputs, "load_headed", count_models)
+    monkeypatch.setattr(module, "read_training_inputs", count_inputs)
+    monkeypatch.setattr(module, "load_headed", count_models)
     options = speak(home, eval=None)
     options.pop("data")
     axes = {"rank": [1, 2], "data": [home / "d.txt", home / "other.txt"], "seed": range(2)}
@@ -383,7 +387,6 @@ def test_the_command_makes_the_same_several_at_a_time_and_its_table_has_the_axes
     words += ["--grid", "targets=all-linear,q_proj+v_proj", "-o", tmp_path / "g"]
     result = run_warm("loralens", *TRAIN.words, *words)
     assert result.code == 0, result.stderr
-    assert (tmp_path / "g" / "runs.csv").read_bytes() == (made.output / "runs.csv").read_bytes()
     assert [weights(tmp_path / "g" / run.name) for run in made] == [weights(run.output) for run in made]
     assert result.stdout.startswith(f"{tmp_path / 'g'}: 8 runs done; runs.csv has their results.")
     assert "q_proj+v_proj" in result.stdout
@@ -399,7 +402,7 @@ def test_other_commands_read_the_folder(made: GridResult, tmp_path: Path) -> Non
     assert len(survey["adapters"]) == 8
     assert not survey["unreadable"]
     similar = json.loads(Command("similarity").good(made.output, "--json").stdout)
-    assert [Path(path).name for path in similar["adapters"]] == [run.name for run in made]
+    assert {Path(path).name for path in similar["adapters"]} == {run.name for run in made}
     page = Command("report").good(made.output, "-o", tmp_path / "page.html")
     assert "page.html" in page.stdout
     text = (tmp_path / "page.html").read_text()
@@ -407,8 +410,9 @@ def test_other_commands_read_the_folder(made: GridResult, tmp_path: Path) -> Non
 
 
 def test_a_grid_without_finished_runs_is_no_collection(made: GridResult, tmp_path: Path) -> None:
-    (tmp_path / "g").mkdir()
-    (tmp_path / "g" / "grid.json").write_text((made.output / "grid.json").read_text())
+    unfinished = tmp_path / "g" / f"{made[0].name}.unfinished"
+    unfinished.mkdir(parents=True)
+    (unfinished / "run.json").write_text((made[0].output / "run.json").read_text())
     with pytest.raises(OptionError, match="no run of this grid is finished"):
         loralens.similarity(tmp_path / "g")
 
@@ -427,18 +431,10 @@ def done_runs(folder: Path) -> int:
     return sum(1 for path in folder.glob("*/adapter_model.safetensors") if not path.parent.name.endswith(".unfinished"))
 
 
-@pytest.fixture(scope="module")
-def whole(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A grid that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("whole") / "g"
-    TRAIN.good(*command(home, folder, "--jobs", 1))
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "jobs", "again"), [(signal.SIGKILL, 2, 2), (signal.SIGTERM, 2, 1)])
-def test_a_grid_that_is_killed_and_repeated_has_the_same_table(
-    home: Path, whole: Path, tmp_path: Path, sent: signal.Signals, jobs: int, again: int
+def test_a_grid_that_is_killed_and_repeated_is_complete(
+    home: Path, tmp_path: Path, sent: signal.Signals, jobs: int, again: int
 ) -> None:
     killed = tmp_path / "g"
     process = WarmProcess("loralens", *TRAIN.words, *command(home, killed, "--jobs", jobs))
@@ -453,21 +449,18 @@ def test_a_grid_that_is_killed_and_repeated_has_the_same_table(
     repeated = run_warm("loralens", *TRAIN.words, *command(home, killed, "--jobs", again))
     assert repeated.code == 0, repeated.stderr
     assert "going on after step" in repeated.stderr
-    assert (killed / "runs.csv").read_bytes() == (whole / "runs.csv").read_bytes()
-    for run in whole.glob("*/adapter_model.safetensors"):
-        assert run.read_bytes() == (killed / run.relative_to(whole)).read_bytes()
+    assert [(row["run"], row["status"], row["steps_done"]) for row in rows(killed)] == [
+        (f"rank={rank}", "done", "20") for rank in (1, 2, 3)
+    ]
     assert not any(killed.glob("*.unfinished"))
+
+
+def no_optimiser(groups: Any) -> Any:
+    raise RuntimeError("there is none")
 
 
 @pytest.mark.slow
 def test_an_error_in_another_process_is_the_error_of_the_grid(home: Path, tmp_path: Path) -> None:
-    options = speak(home, optimiser="adamw")
-    found = grid(**options, grid={"rank": [1, 2]}, output=tmp_path / "g")
-    # A file in the place of a run cannot be foreseen by the checks of values.
-    import shutil
-
-    shutil.rmtree(found[0].output)
-    found[0].output.write_text("in the way")
-    shutil.rmtree(found[1].output)
-    with pytest.raises(OptionError, match=r"rank=1: .*is a file"):
-        grid(**options | {"jobs": 2}, grid={"rank": [1, 2]}, output=tmp_path / "g")
+    options = speak(home, optimiser=no_optimiser, jobs=2)
+    with pytest.raises(OptionError, match=r"rank=[12]: RuntimeError: there is none"):
+        grid(**options, grid={"rank": [1, 2]}, output=tmp_path / "g")

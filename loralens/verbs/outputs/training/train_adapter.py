@@ -1,7 +1,8 @@
 """One run of ``train``: checks the target, reads the inputs, and trains or makes the plan."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from loralens.formats.files.disk import check_new_folder
 from loralens.formats.records.training import Training
@@ -16,7 +17,11 @@ ReadInputs = Callable[..., TrainingInputs]
 
 
 def train_adapter(
-    options: TrainingOptions, *, read: ReadInputs = read_training_inputs, keep_model: bool = False
+    options: TrainingOptions,
+    *,
+    read: ReadInputs = read_training_inputs,
+    keep_model: bool = False,
+    grid: Mapping[str, Any] | None = None,
 ) -> TrainResult | TrainPlan:
     """Train one adapter, or make the plan of a dry run.
 
@@ -29,6 +34,8 @@ def train_adapter(
     keep_model : bool
         Whether the model is used again, so that its layers are restored after the run. A model that was given as an
         object always is.
+    grid : mapping, optional
+        What a grid records of the run in its folder.
     """
     # The target first: a model takes long to load, and a run of hours must not fail at the end for lack of a folder.
     training = None if options.output is None else Training(options.output)
@@ -56,7 +63,7 @@ def train_adapter(
     with join_processes(device) as world, keeping_directions(DirectionCache()):
         inputs = read(options, device=name)
         cuts = inputs.cut, inputs.evaluation_cut
-        run = TrainingRun(options, inputs, training, world, device, keep_model=keep_model)
+        run = TrainingRun(options, inputs, training, world, device, keep_model=keep_model, grid=grid)
         try:
             if options.dry_run:
                 return TrainPlan(options.output, run.rehearse(), run.identity, *cuts, main=world.main)

@@ -1,6 +1,6 @@
 """A training run: from options and inputs to the finished folder, or to one from which the run can be resumed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from math import ceil
@@ -14,7 +14,7 @@ from loralens.errors import DivergenceError, FormatError, LoraLensError
 from loralens.formats.files.location import NAMES
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.model_location import model_path
-from loralens.formats.records.training import LOG, STATE, Training
+from loralens.formats.records.training import GRID, LOG, STATE, Training
 from loralens.formats.records.training_log import History, history
 from loralens.formats.records.watch_log import NAME as WATCHED
 from loralens.tables.numbers import json_number, number
@@ -76,6 +76,8 @@ class TrainingRun:
         The device on which the model is trained.
     keep_model : bool
         Whether the layers of the model are restored after the run; those of a model that was given as an object are.
+    grid : mapping, optional
+        What a grid records of the run in its folder.
 
     Raises
     ------
@@ -92,11 +94,12 @@ class TrainingRun:
         device: "Device",
         *,
         keep_model: bool = False,
+        grid: Mapping[str, Any] | None = None,
     ) -> None:
         from loralens.training.feed import shuffle_order
 
         self.options, self.inputs, self._training, self.world = options, inputs, training, world
-        self._device = device
+        self._device, self._grid = device, grid
         self._keep_model = (keep_model or isinstance(options.model, tuple)) and not options.shard
         self.start, self.first_a = (
             None if source is None else read_adapter(source, {}, applies_all=True)
@@ -317,7 +320,8 @@ class TrainingRun:
     def _make_folder(self) -> None:
         """Make the folder, in the first process, if it is not there: a run that cannot start leaves no files."""
         if not self._begun and self.world.main:
-            self.training.begin(self.identity, overwrite=self.options.overwrite)
+            grid = {} if self._grid is None else {GRID: self._grid}
+            self.training.begin({**self.identity, **grid}, overwrite=self.options.overwrite)
         self._begun = True
 
     def _log(self, step: int, **entries: Any) -> None:
