@@ -21,7 +21,6 @@ import yaml
 from click.testing import CliRunner, Result
 
 from loralens.cli.main import main
-from loralens.core.threads import share_processors
 from tests.conftest import ROOT, real_adapters
 from tests.docs.blocks import Block, blocks, commands, indented, same
 from tests.docs.contract import breaches
@@ -47,14 +46,6 @@ def playground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for script, target in (("docs/playground.py", "playground"), ("examples/make_adapter.py", "demo")):
         subprocess.run([sys.executable, ROOT / script, folder / target], check=True)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def one_processor() -> Iterator[None]:
-    """Grids train one run after the other in this process: each other process imports torch anew, in five seconds."""
-    share_processors(os.cpu_count() or 1)
-    yield
-    share_processors(1)
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ class Training:
                 self._hold.release()
             self.folder.mkdir(parents=True)
             self._hold.take(self.folder)
-        self._write(RUN, json.dumps({**run, REPLACES: overwrite}, indent=2, sort_keys=True) + "\n")
+        self._write(RUN, json.dumps({**run, REPLACES: overwrite}, indent=2) + "\n")
 
     def check(self, *, overwrite: bool) -> None:
         """Raise the errors that `begin` would raise, and change nothing."""
@@ -188,7 +188,7 @@ class Training:
             self.target.rename(self.folder)
         with place(self.folder), disk_errors():
             self._hold.take(self.folder)
-            self._write(RUN, json.dumps({**run, REPLACES: False}, indent=2, sort_keys=True) + "\n")
+            self._write(RUN, json.dumps({**run, REPLACES: False}, indent=2) + "\n")
         return state
 
     def _check_same(self, run: Mapping[str, Any], folder: Path | None = None) -> None:

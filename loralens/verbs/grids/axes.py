@@ -17,8 +17,9 @@ from loralens.verbs.inputs.training_options import TrainingOptions
 # "rank=1,8,64"; several of these; a mapping of options to values; or several mappings, whose runs are all made.
 Grid = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 
-# Options of the whole grid: where it writes, and how it goes on. The folder of each run is made from its name.
-WHOLE = ("output", "resume", "more_steps", "overwrite", "dry_run", "shard")
+# Options of the whole grid: where it writes, how it goes on, and what changes no number of a result, or none on one
+# machine. They are neither axes nor settings of a run.
+WHOLE = ("output", "device", "threads", "save_every", "resume", "more_steps", "overwrite", "dry_run", "shard")
 MOST_RUNS = 10_000  # a range like seed=0..1000000 is a mistake
 _RANGE = re.compile(r"(-?[0-9]+)\.\.(-?[0-9]+)")
 # What a name of a folder may contain on every system, and what every shell passes on unquoted.

@@ -37,6 +37,7 @@ from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import read_json
 from loralens.formats.files.disk import disk_errors
 from loralens.formats.files.hold import Hold, check_free
+from loralens.formats.files.json_text import finite_number
 from loralens.formats.files.location import NAMES
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.model_location import model_path
@@ -54,7 +55,7 @@ from loralens.formats.records.training_log import history, log_entries
 from loralens.tables.numbers import count, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.grids.axes import Grid, GridPoint, grid_points, spell, value_text
+from loralens.verbs.grids.axes import WHOLE, Grid, GridPoint, grid_points, spell, value_text
 from loralens.verbs.inputs.adapters import load_source
 from loralens.verbs.inputs.choices import check_counts
 from loralens.verbs.inputs.corpus.texts import text_label
@@ -71,10 +72,9 @@ from loralens.verbs.workers.worker import Worker, WorkerEnd, WorkerMessage, can_
 RUNS = "runs.csv"
 # Options of a single run, which mean nothing for a grid, with the advice against each.
 SINGLE = {"resume": "a grid goes on by itself", "more_steps": "train more steps of single runs", "shard": ""}
-# Options that change no number of a result, or none on one machine. They do not count as settings of a run.
-FREE = ("output", "device", "threads", "save_every", "resume", "more_steps", "overwrite", "dry_run", "shard")
 # The options that decide about the inputs of a run.
 INPUTS = ("model", "task", "dtype", "data", "eval", "eval_limit", "length", "mask_prompt", "pack")
+COUNTS = ("trainable", "frozen")  # the numbers of parameters in the record of a run
 DIGITS = 12  # of a digest of texts, 48 bits
 TAIL = 0.1  # the share of the steps over which `loss_tail` is the mean
 # Seconds in which a run that is told to stop may finish its step and save its state. A step of a large model on a CPU
@@ -349,7 +349,7 @@ def _settings(options: TrainingOptions, digests: dict[Any, str]) -> dict[str, An
             digests[key] = make(source)
         return digests[key]
 
-    settings = {name: _plain(getattr(options, name)) for name in options.__dataclass_fields__ if name not in FREE}
+    settings = {name: _plain(getattr(options, name)) for name in options.__dataclass_fields__ if name not in WHOLE}
     settings["model"], settings["base"] = model_name(options.model), digest(_digest_of_base, options.model)
     for name in ("data", "eval"):
         if (source := getattr(options, name)) is not None:
@@ -453,7 +453,7 @@ def _read_run(target: Path) -> GridRun | None:
         return None
     results: dict[str, Any] = {}
     if status != "unfinished":
-        results = {name: record.get(name) for name in ("trainable", "frozen")}
+        results = {name: record[name] for name in COUNTS if isinstance(record.get(name), int)}
         results |= _results(target if status == "done" else unfinished, done=status == "done")
     return GridRun(target.name, target, record["settings"], status, results, str(record.get("diverged", "")))
 
@@ -475,8 +475,8 @@ def _results(folder: Path, *, done: bool) -> dict[str, Any]:
     ]
     first = next((measures for step, measures in log.evaluations if step == 0), {})
     final = next((measures for step, measures in reversed(log.evaluations) if step == written), {})
-    timed = [entry for entry in log_entries(folder / LOG) if isinstance(entry.get("seconds"), int | float)]
-    seconds, tokens = sum(entry["seconds"] for entry in timed), sum(entry.get("size") or 0 for entry in timed)
+    steps_logged = [entry for entry in log_entries(folder / LOG) if "loss" in entry]
+    seconds, tokens = (sum(finite_number(entry.get(key)) or 0 for entry in steps_logged) for key in ("seconds", "size"))
     return {
         "steps_done": steps,
         "best_step": best,
@@ -534,8 +534,7 @@ def _checked(task: GridTask, shared: "SharedInputs") -> GridTask:
     with place(task.name), naming_runs(task.name):
         plan = train_adapter(replace(task.options, dry_run=True), read=shared.read, keep_model=True)
     assert isinstance(plan, TrainPlan)
-    counts = {"trainable": plan.parts.trainable, "frozen": plan.parts.frozen}
-    return task._replace(record={**task.record, **counts})
+    return task._replace(record={**task.record, **{name: getattr(plan.parts, name) for name in COUNTS}})
 
 
 def _run_line(run: GridRun) -> str:
@@ -597,7 +596,7 @@ def _record_divergence(task: GridTask, message: str) -> None:
         training.release()
     record = {**read_json(training.folder / RUN), GRID: {**task.record, "diverged": message}}
     with place(training.folder), disk_errors(), atomic_file(training.folder / RUN) as file:
-        file.write((json.dumps(record, indent=2, sort_keys=True) + "\n").encode())
+        file.write((json.dumps(record, indent=2) + "\n").encode())
 
 
 def _can_be_sent(task: GridTask) -> bool:
@@ -703,8 +702,8 @@ class SharedInputs:
     def clear(self) -> None:
         """Forget everything."""
         self._texts: dict[tuple[str, ...], TrainingInputs] = {}
-        self._model: Loaded | None = None
-        self._model_key: tuple[Any, ...] = ()
+        self._loaded: Loaded | None = None
+        self._loaded_with: tuple[Any, ...] = ()
         self._seed = 0
 
     def read(self, options: TrainingOptions, *, device: str) -> TrainingInputs:
@@ -716,39 +715,17 @@ class SharedInputs:
             # Without its model, of which there is one at a time.
             self._texts[key] = replace(inputs, loaded=inputs.loaded._replace(model=None))  # type: ignore[arg-type]
         inputs = self._texts[key]
-        loaded = self._load(
-            options.model,
-            inputs.task.head,
-            device=device,
-            dtype=options.dtype or "f32",
-            threads=options.threads,
-            seed=options.seed,
-            labels=inputs.learned.labels if inputs.task.labelled else None,
-        )
-        return replace(inputs, loaded=loaded)
+        labels = inputs.learned.labels if inputs.task.labelled else None
+        dtype, threads = options.dtype or "f32", options.threads
+        same = {"device": device, "dtype": dtype, "threads": threads, "labels": labels}
+        return replace(inputs, loaded=self._load(options.model, inputs.task.head, seed=options.seed, **same))
 
-    def _load(
-        self,
-        source: Any,
-        head: str | None,
-        *,
-        device: str,
-        dtype: str,
-        threads: int | None,
-        seed: int,
-        labels: Sequence[str] | None,
-    ) -> Loaded:
+    def _load(self, *source: Any, seed: int, **options: Any) -> Loaded:
         """As `loralens.verbs.inputs.models.load_headed`, if it is another model than that of the run before."""
-        key = (_identity(source), head, device, dtype, None if labels is None else tuple(labels))
-        model = self._model if key == self._model_key else None
+        loaded, loaded_with = self._loaded, (*source, options)
         # Another seed draws other numbers for the weights that the folder does not have.
-        if model is None or (model.missing and seed != self._seed):
-            # The old model leaves the memory first.
-            self._model = model = None
-            model = load_headed(source, head, device=device, dtype=dtype, threads=threads, seed=seed, labels=labels)
-        elif threads:
-            import torch  # which has been imported to load the model
-
-            torch.set_num_threads(threads)
-        self._model, self._model_key, self._seed = model, key, seed
-        return model
+        if loaded is None or loaded_with != self._loaded_with or (loaded.missing and seed != self._seed):
+            self._loaded = loaded = None  # the old model leaves the memory first
+            loaded = load_headed(*source, seed=seed, **options)
+            self._loaded, self._loaded_with, self._seed = loaded, loaded_with, seed
+        return loaded
