@@ -85,7 +85,7 @@ def test_what_came_after_the_state_is_cut(tmp_path: Path) -> None:
 def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
     training = begun(tmp_path / "out")
     other = {**RUN, "rank": 3, "data": {"texts": 4}}
-    with pytest.raises(MismatchError, match=r'data is {"texts": 3} there, .* here; rank is 2 there, 3 here') as refused:
+    with pytest.raises(MismatchError, match=r'rank is 2 there, 3 here; data is {"texts": 3} there, .* here') as refused:
         training.resume(other)
     assert str(training.folder) in str(refused.value)
     assert "same options" in refused.value.fix

@@ -85,6 +85,15 @@ def test_every_run_has_the_bytes_of_the_run_alone(home: Path, made: GridResult, 
         assert weights(tmp_path / run.name) == weights(run.output)
 
 
+def test_starts_that_change_the_weights_leave_them_as_they_were(home: Path, tmp_path: Path) -> None:
+    """Also for the checks before the first run: the start along the gradient has none yet."""
+    for run in grid(**speak(home), grid={"start": ["pissa", "lora-ga", "kaiming"]}, output=tmp_path / "g"):
+        single = speak(home, start=run.settings["start"]) | {"output": tmp_path / run.name, "jobs": None}
+        assert repr(loralens.train(**single, dry_run=True)) == "TrainPlan(14 modules, 3 steps)"
+        loralens.train(**single)
+        assert weights(tmp_path / run.name) == weights(run.output)
+
+
 @pytest.mark.slow
 def test_a_classifier_of_another_seed_has_another_head_and_that_of_the_run_alone(home: Path, tmp_path: Path) -> None:
     options = classify(home)
@@ -326,6 +335,12 @@ def test_a_run_that_was_interrupted_goes_on_from_its_state(
         assert grid(**options).trained == 2
     assert "rank=1: going on after step 2" in caplog.text
     assert [row["steps_done"] for row in rows(tmp_path / "g")] == ["3", "3"]
+
+
+def test_what_is_cut_off_the_texts_is_said_once(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "loralens"):
+        grid(**speak(home, eval=None, length=2), grid={"rank": [1, 2]}, output=tmp_path / "g")
+    assert len([each for each in caplog.records if "d.txt" in each.getMessage()]) == 1
 
 
 @pytest.mark.slow

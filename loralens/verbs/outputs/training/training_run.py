@@ -192,7 +192,11 @@ class TrainingRun:
         """The parts that would be trained; nothing is written, and the model is restored."""
         from loralens.training.injection import inject
 
-        injection = inject(self.inputs.loaded.model, **self._injection_options)
+        options = self._injection_options
+        if self.method.start == "lora-ga":
+            # It needs the gradient of the first step, on which the parts do not depend.
+            options["start"] = "kaiming"
+        injection = inject(self.inputs.loaded.model, **options)
         try:
             return TrainedParts.of(injection)
         finally:
