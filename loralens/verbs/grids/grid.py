@@ -39,6 +39,7 @@ from loralens.formats.files.disk import disk_errors
 from loralens.formats.files.hold import Hold, check_free
 from loralens.formats.files.json_text import finite_number
 from loralens.formats.files.location import NAMES
+from loralens.formats.files.regular import read_whole
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.model_location import model_path
 from loralens.formats.records.training import (
@@ -53,6 +54,7 @@ from loralens.formats.records.training import (
 )
 from loralens.formats.records.training_log import history, log_entries
 from loralens.tables.numbers import count, number
+from loralens.tables.render import no_formula
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.grids.axes import WHOLE, Grid, GridPoint, grid_points, spell, value_text
@@ -288,7 +290,6 @@ def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, fix
             raise OptionError(what, fix="choose another folder")
         asked = [_asked(task, folder, runs, overwrite=keywords["overwrite"]) for task in planned]
         missing = [
-            # A run with the same settings that was interrupted continues; --overwrite is for one with other settings.
             task._replace(options=replace(task.options, resume=True, overwrite=False))
             if run.status == "unfinished"
             else task
@@ -382,8 +383,7 @@ def _digest_of_texts(source: Any) -> str:
         return sha256(repr(list(source)).encode(errors="replace")).hexdigest()[:DIGITS]
     if not Path(source).is_file():
         return ""
-    with place(str(source)), disk_errors():
-        return sha256(Path(source).read_bytes()).hexdigest()[:DIGITS]
+    return sha256(read_whole(Path(source))).hexdigest()[:DIGITS]
 
 
 def _wait_for_earlier(folder: Path, planned: Sequence[GridTask]) -> None:
@@ -402,8 +402,7 @@ def _wait_for_earlier(folder: Path, planned: Sequence[GridTask]) -> None:
 
 def _is_foreign(path: Path) -> bool:
     """Whether a file that a grid does not write, or a table of another kind, is in the folder of a grid."""
-    with disk_errors(path):
-        return path.exists() and not (path.name == RUNS and path.read_bytes().startswith(b"run,status,"))
+    return path.exists() and not (path.name == RUNS and read_whole(path).startswith(b"run,status,"))
 
 
 def _asked(task: GridTask, folder: Path, runs: Mapping[str, GridRun], *, overwrite: bool) -> GridRun:
@@ -415,7 +414,8 @@ def _asked(task: GridTask, folder: Path, runs: Mapping[str, GridRun], *, overwri
         There is a run of this name with other settings, and ``overwrite`` is false.
     """
     run, settings = runs.get(task.name), task.record["settings"]
-    if run is not None and run.settings == settings:
+    # What is done is not made again, so that the command can be repeated.
+    if run is not None and run.settings == settings and not (overwrite and run.status == "unfinished"):
         return run
     if run is not None and not overwrite:
         keys = [key for key in _keys([run.settings, settings]) if run.settings.get(key) != settings.get(key)]
@@ -501,7 +501,7 @@ def _write_table(folder: Path, runs: Mapping[str, GridRun]) -> None:
     stream = StringIO()
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({column: no_formula(cell) for column, cell in row.items()} for row in rows)
     with place(folder), disk_errors(), atomic_file(folder / RUNS) as file:
         file.write(stream.getvalue().encode())
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import shutil
 import signal
 from io import StringIO
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 import loralens
-from loralens.errors import MismatchError, OptionError
+from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.formats.files.hold import Hold
 from loralens.formats.records.training import Training
 from loralens.verbs.grids.grid import GridResult
@@ -142,8 +143,6 @@ def test_runs_are_chosen_by_their_settings(made: GridResult) -> None:
 def test_what_is_done_is_not_done_again_and_new_values_add_runs(
     home: Path, made: GridResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     folder = tmp_path / "g"
     shutil.copytree(made.output, folder)
     before = {run.name: weights(run.output) for run in made}
@@ -331,10 +330,17 @@ def test_a_run_that_was_interrupted_goes_on_from_its_state(
         with pytest.raises(KeyboardInterrupt):
             grid(**options)
     assert [run.status for run in grid(**options, dry_run=True)] == ["unfinished", "missing"]
+    shutil.copytree(tmp_path / "g", tmp_path / "damaged")
     with caplog.at_level(logging.INFO, "loralens"):
         assert grid(**options).trained == 2
     assert "rank=1: going on after step 2" in caplog.text
     assert [row["steps_done"] for row in rows(tmp_path / "g")] == ["3", "3"]
+    # The advice of the error is true for a grid too.
+    options["output"] = tmp_path / "damaged"
+    (tmp_path / "damaged" / "rank=1.unfinished" / "state.safetensors").write_bytes(b"")
+    with pytest.raises(FormatError, match="rank=1: "):
+        grid(**options)
+    assert grid(**options, overwrite=True).trained == 2
 
 
 def test_what_is_cut_off_the_texts_is_said_once(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
