@@ -1,6 +1,5 @@
 """The verb ``doctor``: examines adapters for faults, and says what mends them."""
 
-import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -22,10 +21,8 @@ from loralens.formats.files.location import adapter_file
 from loralens.formats.models.checkpoint import shapes
 from loralens.formats.records.sarif import check_log_target, write_sarif
 from loralens.formats.records.sarif import sarif as sarif_log
-from loralens.verbs.batches.batch import run_batch
+from loralens.verbs.batches.batch import WORK, AdapterWork, is_several, run_batch
 from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.batches.batch_task import AdapterWork
-from loralens.verbs.batches.several import WORK, is_several
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, load_source, sources
 from loralens.verbs.inputs.bases import ModelPath, with_tied_head
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
@@ -201,9 +198,8 @@ def _examine_one(source: AdapterSource, *, output: Path | None, overwrite: bool,
     FormatError
         The adapter cannot be read.
     """
+    del overwrite  # what exists and is not to be replaced was skipped
     if output is not None:
-        if os.path.lexists(output) and not overwrite:
-            raise OptionError(f"{output}: exists", fix="choose another output folder, or give --overwrite")
         check_room(output)
     result = _examine([source], **options)
     if None in result.adapters.values():
@@ -220,15 +216,21 @@ def _answer(numbers: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
     return fail_on is None or not any(numbers[f"{level}s"] for level in LEVELS[: LEVELS.index(fail_on) + 1])
 
 
-def _read_findings(file: Path) -> list[Mapping[str, Any]] | None:
-    """The findings in a file of an earlier run; None if the file holds something else."""
-    try:
-        findings = read_json(file).get("findings")
-    except LoraLensError:
-        return None
+def _read_findings(file: Path) -> DoctorResult:
+    """The findings about one adapter that an earlier run has written.
+
+    Raises
+    ------
+    FormatError
+        The file holds something else.
+    """
+    findings = read_json(file).get("findings")
     if not isinstance(findings, list) or not all(map(_is_finding, findings)):
-        return None
-    return findings
+        fix = "choose another output folder, or give --overwrite"
+        raise FormatError(f"{file}: exists, and does not hold the findings of loralens doctor", fix=fix)
+    return DoctorResult(
+        [Diagnosis(**finding) for finding in findings], dict.fromkeys(each["adapter"] for each in findings)
+    )
 
 
 def _is_finding(value: object) -> bool:
@@ -249,7 +251,7 @@ def _findings_of(batch: BatchResult) -> list[Diagnosis]:
     return findings
 
 
-WORK["doctor"] = lambda: AdapterWork(
+WORK["doctor"] = AdapterWork(
     _examine_one,
     DoctorResult.numbers,
     answer=_answer,

@@ -4,8 +4,10 @@ import gc
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from threading import Thread
 
 from loralens.errors import OptionError
@@ -48,10 +50,36 @@ def check_processes_start(pool: ProcessPoolExecutor) -> None:
 
     Otherwise every file would seem to kill its worker.
     """
+    with interrupts_held():
+        process_id = pool.submit(os.getpid)
     try:
-        pool.submit(os.getpid).result(START_LIMIT)
+        process_id.result(START_LIMIT)
     except (BrokenProcessPool, TimeoutError) as error:
         raise OptionError(
             "worker processes end as soon as they are started",
             fix='put the calls of the script below `if __name__ == "__main__":`, and see to it that there is memory',
         ) from error
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of a block that starts workers: they inherit this until they ignore it themselves."""
+    # Windows has no such mask.
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def kill_processes(pool: ProcessPoolExecutor) -> None:
+    """End all processes of a pool at once, whatever they are doing, and wait until they have ended."""
+    # Before Python 3.14 there is no other way to them.
+    processes = list((pool._processes or {}).values())
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
