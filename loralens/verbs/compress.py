@@ -154,7 +154,7 @@ def compress(
     dry_run : bool
         Check everything, and write nothing.
     jobs : int, optional
-        The number of adapters that are processed at a time; by default the number of processors.
+        The number of adapters that are processed at a time, each in its own process; 1 by default.
     **options : RankRules and Reading
         The six rules above, and how the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 

@@ -83,7 +83,8 @@ def doctor(
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. An adapter
         with wrong numbers is examined too; `loralens.load` returns it with ``strict=False``.
     output : path, optional
-        A folder for one JSON file with the findings of each adapter. A later call skips what has not changed since.
+        A folder for one JSON file with the findings of each adapter. An adapter whose file exists is skipped, and its
+        row has the findings in the file.
     base : path, optional
         The base model: its names and sizes are compared, and the effect of rounding in a merge is predicted.
     modules : sequence of str
@@ -102,10 +103,10 @@ def doctor(
     fail_on : str, optional
         ``error``, ``warning`` or ``note``: the result's ``answer`` is false where a finding is of this level or worse.
     overwrite : bool
-        Replace files of other origin in ``output``.
+        Examine adapters again whose files exist in ``output``.
     jobs : int, optional
-        The number of adapters that are examined at a time, if they are examined one by one; by default the number of
-        processors.
+        The number of adapters that are examined at a time, each in its own process, if they are examined one by one; 1
+        by default.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 

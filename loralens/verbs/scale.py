@@ -83,7 +83,7 @@ def scale(
         Weights of blocks: ``"IN04=0,MID=1"``, ``{"IN04": 0, "MID": 1}``, or all of them in their order, as block weight
         tools write them. They come after the preset.
     jobs : int, optional
-        The number of adapters that are processed at a time; by default the number of processors.
+        The number of adapters that are processed at a time, each in its own process; 1 by default.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
         and how the file is read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).

@@ -7,8 +7,8 @@ skipped, so the same command goes on where an earlier one has ended.
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial, wraps
@@ -32,6 +32,7 @@ from loralens.tables.numbers import count
 from loralens.tables.text import display_width
 from loralens.verbs.batches.batch_result import BatchResult, BatchRow, Status, line_of
 from loralens.verbs.inputs.adapters import AdapterSource, Source
+from loralens.verbs.inputs.choices import check_counts
 
 Options = Mapping[str, Any]
 LineWatcher = Callable[[str], None]
@@ -242,9 +243,7 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
     WORK[verb].check(options)
     if options.get("base") is not None:
         resolve_path(Path(options["base"]))
-    jobs = 1 if (jobs := options.get("jobs")) is None else jobs
-    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
-        raise OptionError(f"jobs {jobs!r:.100} is not a whole number from 1", fix="give a whole number from 1")
+    check_counts(jobs=options.get("jobs"))
     output = None if options.get("output") is None else Path(options["output"])
     dry_run, overwrite = bool(options.get("dry_run")), bool(options.get("overwrite"))
     reading = {name: bool(options.get(name)) for name in ("allow_pickle", "once")}
@@ -252,7 +251,13 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
     targets = _place_targets(items, output, name_target) if output else [None] * len(items)
     keywords = {name: value for name, value in options.items() if name not in ("output", "jobs", "overwrite")}
     tasks = [
-        BatchTask(verb, BatchRow(item.name, item.path, target and str(target)), item.source, keywords, overwrite)
+        BatchTask(
+            verb,
+            BatchRow(item.name, item.path, None if target is None else str(target)),
+            item.source,
+            keywords,
+            overwrite,
+        )
         for item, target in zip(items, targets, strict=True)
     ]
     hold = Hold()
@@ -265,7 +270,7 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
     width = min(WIDEST_NAME, max(display_width(item.name) for item in items))
     try:
         # Closed with this block, so that no process stays behind.
-        with progress(verb, len(tasks)) as step, closing(_perform_all(tasks, jobs)) as finished:
+        with progress(verb, len(tasks)) as step, closing(_perform_all(tasks, options.get("jobs") or 1)) as finished:
             for row in finished:
                 rows[row.name] = row
                 if watcher:
@@ -281,7 +286,7 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
     return BatchResult(verb, [rows[item.name] for item in items], output, dry_run)
 
 
-def _perform_all(tasks: Sequence[BatchTask], jobs: int) -> Iterator[BatchRow]:
+def _perform_all(tasks: Sequence[BatchTask], jobs: int) -> Generator[BatchRow, None, None]:
     """Perform tasks, and give the row of each when it is finished."""
     # An adapter in memory may not be able to go to another process.
     if jobs == 1 or len(tasks) == 1 or any(isinstance(task.source, Adapter) for task in tasks):
@@ -315,8 +320,10 @@ def _perform_in_processes(tasks: Sequence[BatchTask], jobs: int) -> Iterator[Bat
         with process_pool(jobs) as pool:
             try:
                 check_processes_start(pool)
-                with interrupts_held():
-                    futures = {pool.submit(_perform_shared, task, jobs): task for task in left.values()}
+                futures = {}
+                with interrupts_held(), suppress(BrokenProcessPool):
+                    for task in left.values():
+                        futures[pool.submit(_perform_shared, task, jobs)] = task
                 for future in as_completed(futures):
                     task = futures[future]
                     try:
@@ -367,28 +374,30 @@ def perform(task: BatchTask) -> BatchRow:
 
 def _perform(task: BatchTask) -> BatchRow:
     import_module(f"loralens.verbs.{task.verb}")  # in a new process
-    work, target, dry_run = WORK[task.verb], task.target, bool(task.keywords.get("dry_run"))
-    overwrite = task.overwrite
+    work, target, overwrite = WORK[task.verb], task.target, task.overwrite
+    exists = False
     if target:
         task.tidy()
         is_folder = target.is_dir()
         files = {file.name for file in target.iterdir()} if is_folder else set()
         exists = any(name.endswith(SUFFIXES) for name in files) if is_folder else os.path.lexists(target)
-        if exists and not overwrite:
-            result = work.recall(target)
-            return replace(task.row, status="exists") if result is None else _row_of(result, work, task, "exists")
         # A folder may hold only the outputs of other adapters in subfolders. Then nothing in it is replaced.
-        overwrite = overwrite or (is_folder and files.isdisjoint(COMPANIONS))
-    result = work.run(task.source, output=target, overwrite=overwrite, **task.keywords)
-    status = work.status(result)
-    return _row_of(result, work, task, "done" if status == "written" and (target is None or dry_run) else status)
-
-
-def _row_of(result: Any, work: AdapterWork, task: BatchTask, status: Status) -> BatchRow:
+        overwrite = overwrite or (is_folder and not exists and files.isdisjoint(COMPANIONS))
+    status: Status
+    if exists and not overwrite:
+        assert target
+        result, status = work.recall(target), "exists"
+        if result is None:
+            return replace(task.row, status=status)
+    else:
+        result = work.run(task.source, output=target, overwrite=overwrite, **task.keywords)
+        status = work.status(result)
+        if status == "written" and (target is None or task.keywords.get("dry_run")):
+            status = "done"
     numbers = work.numbers(result)
     answer = work.answer(numbers, task.keywords)
-    shown = status if answer or status == "exists" else "no"
-    return replace(task.row, status=shown, answer=answer, numbers=numbers, findings=work.findings(result))
+    status = status if answer or status == "exists" else "no"
+    return replace(task.row, status=status, answer=answer, numbers=numbers, findings=work.findings(result))
 
 
 @contextmanager
@@ -459,7 +468,7 @@ def _in_folder(root: Path, output: Path | None, reading: Mapping[str, bool]) -> 
     outputs = outside if outside and real in outside.parents else None
     links: list[Path] = []
     found = candidates(root, linked=links.append)
-    paths = [path for path in found if outputs is None or not _lies_in(path, outputs)]
+    paths = [path for path in found if not (outputs and Path(os.path.realpath(path)).is_relative_to(outputs))]
     note_repeated_links(root, paths, links)
     entries = []
     with progress("looking", len(paths)) as step:
@@ -478,11 +487,6 @@ def _in_folder(root: Path, output: Path | None, reading: Mapping[str, bool]) -> 
         place = path.parent if by_folder else path
         name = place.relative_to(root).as_posix() if place != root else root.resolve().name
         yield BatchItem(name, str(place), not place.is_dir(), dialect)
-
-
-def _lies_in(path: Path, folder: Path) -> bool:
-    real = Path(os.path.realpath(path))
-    return folder == real or folder in real.parents
 
 
 def _check_names(items: Sequence[BatchItem]) -> None:

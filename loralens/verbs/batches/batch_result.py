@@ -112,7 +112,9 @@ class BatchResult(Tabular):
     def tables(self) -> list[Table[BatchRow]]:
         """The adapters, one per row."""
         titled = [column for column in COLUMNS[self.verb] if column.title]
-        outcome = Column("status", lambda row: _outcome(self.verb, row), "result", align="left", priority=ALWAYS)
+        outcome: Column[BatchRow] = Column(
+            "status", lambda row: _outcome(self.verb, row), "result", align="left", priority=ALWAYS
+        )
         columns = [NAME, *titled, outcome]
         return [Table(count(len(self.rows), "adapter"), columns, self.rows)]
 
