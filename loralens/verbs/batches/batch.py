@@ -26,7 +26,7 @@ from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.disk import disk_errors
 from loralens.formats.files.hold import Hold
 from loralens.formats.files.leftovers import COMPANIONS, tidy, tidy_folder
-from loralens.formats.files.location import NAMES, SUFFIXES, file_in_folder
+from loralens.formats.files.location import NAMES, SUFFIXES, file_in_folder, weights_among
 from loralens.formats.models.model_location import resolve_path
 from loralens.tables.numbers import count
 from loralens.tables.text import display_width
@@ -380,7 +380,7 @@ def _perform(task: BatchTask) -> BatchRow:
         task.tidy()
         is_folder = target.is_dir()
         files = {file.name for file in target.iterdir()} if is_folder else set()
-        exists = any(name.endswith(SUFFIXES) for name in files) if is_folder else os.path.lexists(target)
+        exists = bool(weights_among(files)) if is_folder else os.path.lexists(target)
         # A folder may hold only the outputs of other adapters in subfolders. Then nothing in it is replaced.
         overwrite = overwrite or (is_folder and not exists and files.isdisjoint(COMPANIONS))
     status: Status
