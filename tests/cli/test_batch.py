@@ -103,23 +103,30 @@ def test_on_a_terminal_a_line_for_each_and_then_the_conclusion(folder: Path) -> 
 
 # ---- Runs that are stopped
 
-# Python runs this file at its start, in the run and in the processes that work for it: each truncation takes a while.
+# Python runs this file at its start, in the run and in the processes that work for it: each output is unfinished for a
+# while.
 SLOW = """
 import time
-import loralens.compression.directions as directions
-inner = directions.truncation
-def slow(*arguments, **keywords):
-    time.sleep(0.02)
-    return inner(*arguments, **keywords)
-directions.truncation = slow
+import loralens.formats.files.writing as writing
+inner = writing._write_together
+def slow(*arguments):
+    time.sleep(1)
+    inner(*arguments)
+writing._write_together = slow
 """
-# A process of the pool is killed by one of the adapters, as by the system where memory is short.
+# A process of the pool is killed by one of the adapters, as by the system where memory is short, while another process
+# works on the one before.
 KILLER = """
-import os, sys
+import os, sys, time
 if "spawn_main" in " ".join(sys.orig_argv):
     import loralens.verbs.batches.batch as batch
     inner = batch.perform
-    batch.perform = lambda task: os.kill(os.getpid(), 9) if task.row.name == "c" else inner(task)
+    def perform(task):
+        if task.row.name == "b":
+            os.kill(os.getpid(), 9)
+        time.sleep(1 if task.row.name == "a" else 0)
+        return inner(task)
+    batch.perform = perform
 """
 
 
@@ -139,7 +146,9 @@ def slow_run(folder: Path, jobs: int) -> "Iterator[subprocess.Popen[str]]":
     ) as process:
         while process.poll() is None and not list((folder / "out").glob("[a-f]")):
             time.sleep(0.01)
-        time.sleep(0.1)  # into the next adapter
+        deadline = time.monotonic() + 60
+        while not list((folder / "out").glob(".*.part")) and time.monotonic() < deadline:
+            time.sleep(0.01)
         yield process
 
 
@@ -221,6 +230,6 @@ def test_an_adapter_that_kills_its_process_fails_alone(six: Path, monkeypatch: p
     done = compress.run("all", "-o", "out", "--rank", 4, "--jobs", 2, "--json")
     assert done.exit_code == 2
     rows = {row["name"]: row for row in json.loads(done.stdout)["adapters"]}
-    assert "was killed" in rows["c"]["reason"]
-    assert [name for name, row in rows.items() if row["status"] == "failed"] == ["c"]
-    assert {path.name for path in (six / "out").iterdir()} == set("abdef")
+    assert "was killed" in rows["b"]["reason"]
+    assert [name for name, row in rows.items() if row["status"] == "failed"] == ["b"]
+    assert {path.name for path in (six / "out").iterdir()} == set("acdef")

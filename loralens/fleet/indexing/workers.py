@@ -4,10 +4,8 @@ import gc
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from threading import Thread
 
 from loralens.errors import OptionError
@@ -50,29 +48,13 @@ def check_processes_start(pool: ProcessPoolExecutor) -> None:
 
     Otherwise every file would seem to kill its worker.
     """
-    with interrupts_held():
-        process_id = pool.submit(os.getpid)
     try:
-        process_id.result(START_LIMIT)
+        pool.submit(os.getpid).result(START_LIMIT)
     except (BrokenProcessPool, TimeoutError) as error:
         raise OptionError(
             "worker processes end as soon as they are started",
             fix='put the calls of the script below `if __name__ == "__main__":`, and see to it that there is memory',
         ) from error
-
-
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of a block that starts workers: they inherit this until they ignore it themselves."""
-    # Windows has no such mask.
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def kill_processes(pool: ProcessPoolExecutor) -> None:

@@ -125,7 +125,7 @@ class BatchTask:
         """Remove what a killed process has left at the target, and put back what it had moved aside."""
         if self.target and not self.keywords.get("dry_run"):
             tidy(self.target)
-            tidy_folder(self.target, bool)
+            tidy_folder(self.target, lambda name: name in COMPANIONS or weights_among([name]))
 
     def failed(self, reason: str, fix: str) -> BatchRow:
         """The row of an adapter that could not be processed."""
@@ -312,7 +312,7 @@ def _perform_in_processes(tasks: Sequence[BatchTask], jobs: int) -> Iterator[Bat
     from concurrent.futures import as_completed
     from concurrent.futures.process import BrokenProcessPool
 
-    from loralens.fleet.indexing.workers import check_processes_start, interrupts_held, kill_processes, process_pool
+    from loralens.fleet.indexing.workers import check_processes_start, kill_processes, process_pool
 
     left = {task.row.name: task for task in tasks}
     while left:
@@ -321,7 +321,7 @@ def _perform_in_processes(tasks: Sequence[BatchTask], jobs: int) -> Iterator[Bat
             try:
                 check_processes_start(pool)
                 futures = {}
-                with interrupts_held(), suppress(BrokenProcessPool):
+                with suppress(BrokenProcessPool):
                     for task in left.values():
                         futures[pool.submit(_perform_shared, task, jobs)] = task
                 for future in as_completed(futures):
@@ -453,7 +453,8 @@ def _find_adapters(
             items.append(BatchItem(name, source, path.is_file(), examined.adapter.format if examined.adapter else ""))
     if not items:
         raise OptionError("there is no adapter", fix="give adapters, or a folder that has some in it")
-    _check_names(items)
+    fix = "rename one of them, or give the folder that holds both"
+    _refuse_doubles(items, [item.name for item in items], "have the same name,", fix)
     return items
 
 
@@ -489,16 +490,12 @@ def _in_folder(root: Path, output: Path | None, reading: Mapping[str, bool]) -> 
         yield BatchItem(name, str(place), not place.is_dir(), dialect)
 
 
-def _check_names(items: Sequence[BatchItem]) -> None:
-    """Refuse two adapters with the same name, because the output of one would replace that of the other."""
-    first: dict[str, BatchItem] = {}
-    for item in items:
-        other = first.setdefault(item.name, item)
-        if other is not item:
-            raise OptionError(
-                f"{other.path} and {item.path} have the same name, {item.name}",
-                fix="rename one of them, or give the folder that holds both",
-            )
+def _refuse_doubles(items: Sequence[BatchItem], places: Sequence[object], what: str, fix: str) -> None:
+    """Refuse two adapters in one place, because the output of one would replace that of the other."""
+    for place, number in Counter(places).items():
+        if number > 1:
+            paths = [item.path for item, each in zip(items, places, strict=True) if each == place]
+            raise OptionError(f"{' and '.join(paths)} {what} {place}", fix=fix)
 
 
 def _place_targets(items: Sequence[BatchItem], output: Path, name_target: NameTarget) -> list[Path]:
@@ -513,14 +510,9 @@ def _place_targets(items: Sequence[BatchItem], output: Path, name_target: NameTa
         raise OptionError(f"{output}: is the name of one file, and there are several adapters", fix="name a folder")
     if output.exists() and not output.is_dir():
         raise OptionError(f"{output}: is a file, not a folder", fix="choose another output folder")
-    names = [name_target(PurePosixPath(item.name), item.single, item.format) for item in items]
-    counts = Counter(names)
-    for name in names:
-        if counts[name] > 1:
-            sources = [item.path for item, each in zip(items, names, strict=True) if each == name]
-            what = f"{' and '.join(sources)} would both be written to {output / name}"
-            raise OptionError(what, fix="rename one of them, or write them into two folders")
-    targets = [output / name for name in names]
+    targets = [output / name_target(PurePosixPath(item.name), item.single, item.format) for item in items]
+    fix = "rename one of them, or write them into two folders"
+    _refuse_doubles(items, targets, "would both be written to", fix)
     _check_apart(items, output, targets)
     return targets
 
