@@ -67,8 +67,8 @@ def compress(source: Sequence[AdapterSource], **options: Unpack[CompressOptions]
     lambda verb: AdapterWork(
         verb,
         CompressResult.numbers,
-        status=lambda result: "no" if result.withheld else "unchanged" if result.kept_whole else "written",
-        answer=lambda numbers, options: bool(numbers["smaller"]) or not options.get("only_if_smaller"),
+        status=lambda result: "unchanged" if result.kept_whole else "written",
+        answer=lambda result: not result.withheld,
         check=lambda options: rank_rule(**split_rules(options)[0]),
     )
 )

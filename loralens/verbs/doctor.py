@@ -211,13 +211,7 @@ def _examine_one(source: AdapterSource, *, output: Path | None, overwrite: bool,
     return result
 
 
-def _answer(numbers: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
-    """Whether no finding is of the level ``fail_on`` or a more serious one."""
-    fail_on = options.get("fail_on")
-    return fail_on is None or not any(numbers[f"{level}s"] for level in LEVELS[: LEVELS.index(fail_on) + 1])
-
-
-def _read_findings(file: Path) -> DoctorResult:
+def _read_findings(file: Path, options: Mapping[str, Any]) -> DoctorResult:
     """The findings about one adapter that an earlier run has written.
 
     Raises
@@ -229,9 +223,8 @@ def _read_findings(file: Path) -> DoctorResult:
     if not isinstance(findings, list) or not all(map(_is_finding, findings)):
         fix = "choose another output folder, or give --overwrite"
         raise FormatError(f"{file}: exists, and does not hold the findings of loralens doctor", fix=fix)
-    return DoctorResult(
-        [Diagnosis(**finding) for finding in findings], dict.fromkeys(each["adapter"] for each in findings)
-    )
+    adapters = dict.fromkeys(finding["adapter"] for finding in findings)
+    return DoctorResult([Diagnosis(**each) for each in findings], adapters, fail_on=options.get("fail_on"))
 
 
 def _is_finding(value: object) -> bool:
@@ -255,7 +248,7 @@ def _findings_of(batch: BatchResult) -> list[Diagnosis]:
 WORK["doctor"] = AdapterWork(
     _examine_one,
     DoctorResult.numbers,
-    answer=_answer,
+    answer=lambda result: result.answer,
     findings=lambda result: result.record()["findings"],
     recall=_read_findings,
 )

@@ -56,24 +56,24 @@ class AdapterWork:
     numbers : callable
         Result → its important numbers as JSON values.
     status : callable
-        Result → ``written``, ``unchanged``, or ``no`` if the answer is no and nothing was written.
+        Result → ``written`` or ``unchanged``.
     answer : callable
-        Numbers and keywords → the answer of the verb.
+        Result → the answer of the verb.
     findings : callable
         Result → the findings of the doctor.
     check : callable
         Options → nothing: raises the errors that are the same for every adapter, before anything is read.
     recall : callable
-        The path of a target that exists → the result that it holds; None if it holds none.
+        The path of a target that exists, and the keywords → the result that it holds; None if it holds none.
     """
 
     run: Callable[..., Any]
     numbers: Callable[[Any], Mapping[str, Any]]
     status: Callable[[Any], Status] = lambda _: "written"
-    answer: Callable[[Mapping[str, Any], Options], bool] = lambda *_: True
+    answer: Callable[[Any], bool] = lambda _: True
     findings: Callable[[Any], Sequence[Mapping[str, Any]]] = lambda _: []
     check: Callable[[Options], object] = lambda _: None
-    recall: Callable[[Path], Any] = lambda _: None
+    recall: Callable[[Path, Options], Any] = lambda *_: None
 
 
 # Verb → what it does with one of several. A verb enters itself when its module is imported.
@@ -386,7 +386,7 @@ def _perform(task: BatchTask) -> BatchRow:
     status: Status
     if exists and not overwrite:
         assert target
-        result, status = work.recall(target), "exists"
+        result, status = work.recall(target, task.keywords), "exists"
         if result is None:
             return replace(task.row, status=status)
     else:
@@ -394,8 +394,7 @@ def _perform(task: BatchTask) -> BatchRow:
         status = work.status(result)
         if status == "written" and (target is None or task.keywords.get("dry_run")):
             status = "done"
-    numbers = work.numbers(result)
-    answer = work.answer(numbers, task.keywords)
+    answer, numbers = work.answer(result), work.numbers(result)
     status = status if answer or status == "exists" else "no"
     return replace(task.row, status=status, answer=answer, numbers=numbers, findings=work.findings(result))
 
