@@ -48,7 +48,7 @@ def command(source: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     another form. If such a file is larger than the source, the command exits with 1 unless --force is given.
 
     Several SOURCEs, or a folder that has adapters in it, are written into the folder TARGET, each under its own name.
-    Repeated, the command skips what it has done.
+    What exists there is skipped, unless --overwrite is given.
     """
     options.require_output(keywords)
     run_verb(loralens.compress, source, rows, **keywords)

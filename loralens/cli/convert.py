@@ -48,7 +48,7 @@ def command(source: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     (--dtype, a scale that is folded in), is reported. The source is never overwritten.
 
     Several SOURCEs, or a folder that has adapters in it, are written into the folder TARGET, each under its own name.
-    Repeated, the command skips what it has done.
+    What exists there is skipped, unless --overwrite is given.
     """
     options.require_output(keywords)
     run_verb(loralens.convert, source, rows, **keywords)

@@ -51,8 +51,8 @@ def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **k
     given. How a merge with error feedback would round is known only from merging, so --rounding does not offer it.
 
     The adapters in a folder that is not an adapter itself, or any adapters with -o, are examined one by one, with one
-    line for each; the exit code is then 2 if one of them cannot be read. Repeated with -o, the command skips what it
-    has done.
+    line for each; the exit code is then 2 if one of them cannot be read. With -o, an adapter whose file exists is
+    skipped, and its findings are those in the file, unless --overwrite is given.
     """
     # Imported here, since the help of a command starts no NumPy.
     from loralens.verbs.outputs.doctor_result import DoctorResult

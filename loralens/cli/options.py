@@ -161,7 +161,7 @@ JOBS = click.option(
     "-j",
     type=COUNT,
     metavar="N",
-    help="The number of adapters that are processed at a time. [default: the number of processors]",
+    help="The number of adapters that are processed at a time, each in its own process. [default: 1]",
 )
 
 

@@ -37,7 +37,7 @@ def command(adapter: tuple[str, ...], by: float | None, rows: RowOptions, **keyw
     is zero. With --preset or --block-weights, each block of an image model has its own weight, which --by multiplies.
 
     Several ADAPTERs, or a folder that has some in it, are written into the folder OUT, each under its own name.
-    Repeated, the command skips what it has done.
+    What exists there is skipped, unless --overwrite is given.
     """
     stated = by is not None or keywords["preset"] is not None or keywords["block_weights"] is not None
     number = next((word for word in adapter if _NUMBER.fullmatch(word) and not Path(word).exists()), None)

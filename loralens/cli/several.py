@@ -18,7 +18,7 @@ def run_verb(
 ) -> None:
     """Call a verb with the adapters of the command line, show what it returns, and exit with its answer."""
     # Imported here, so that showing the help of a command does not import NumPy.
-    from loralens.verbs.batches.several import is_several
+    from loralens.verbs.batches.batch import is_several
 
     source = adapters[0] if len(adapters) == 1 else list(adapters)
     several = is_several(source)

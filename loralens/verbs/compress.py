@@ -1,9 +1,9 @@
 """The verb ``compress``: truncates an adapter to fewer directions, and measures the error of the result."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import Any, Unpack, overload
 
 from loralens.choices import FloatType, TargetFormat
 from loralens.compression.directions import FactorSplits
@@ -17,8 +17,8 @@ from loralens.core.progress import progress
 from loralens.core.structured import Structured
 from loralens.core.threads import processor_count
 from loralens.errors import place
-from loralens.verbs.batches.batch_verb import in_batches
-from loralens.verbs.batches.several import one_adapter
+from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter
+from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.inputs.adapters import AdapterSource, Source, labels, read_adapter
 from loralens.verbs.inputs.choices import Blocks, as_globs, numpy_dtype
 from loralens.verbs.outputs.compress_result import CompressResult
@@ -33,10 +33,6 @@ from loralens.verbs.outputs.rules import (
     split_rules,
 )
 from loralens.verbs.outputs.target import Target
-
-if TYPE_CHECKING:
-    from loralens.verbs.batches.batch_result import BatchResult
-    from loralens.verbs.batches.batch_task import AdapterWork
 
 
 class CompressOptions(RulesAndReading, total=False):
@@ -59,18 +55,6 @@ class CompressOptions(RulesAndReading, total=False):
     jobs: int | None
 
 
-def _batch_work(verb: Callable[..., Any]) -> "AdapterWork":
-    from loralens.verbs.batches.batch_task import AdapterWork  # not for one adapter
-
-    return AdapterWork(
-        verb,
-        CompressResult.numbers,
-        status=lambda result: "no" if result.withheld else "unchanged" if result.kept_whole else "written",
-        answer=lambda numbers, options: bool(numbers["smaller"]) or not options.get("only_if_smaller"),
-        check=lambda options: rank_rule(**split_rules(options)[0]),
-    )
-
-
 # For a type checker a string is a sequence of strings too, and the first of the two signatures wins. A path may name a
 # folder with several adapters, which no type can tell. So the first signature returns what one adapter gives, or Any.
 @overload
@@ -78,8 +62,16 @@ def compress(  # type: ignore[overload-overlap]
     source: AdapterSource, **options: Unpack[CompressOptions]
 ) -> CompressResult | Any: ...
 @overload
-def compress(source: Sequence[AdapterSource], **options: Unpack[CompressOptions]) -> "BatchResult": ...
-@in_batches(_batch_work)
+def compress(source: Sequence[AdapterSource], **options: Unpack[CompressOptions]) -> BatchResult: ...
+@in_batches(
+    lambda verb: AdapterWork(
+        verb,
+        CompressResult.numbers,
+        status=lambda result: "unchanged" if result.kept_whole else "written",
+        answer=lambda result: not result.withheld,
+        check=lambda options: rank_rule(**split_rules(options)[0]),
+    )
+)
 def compress(
     source: Source,
     *,
@@ -99,7 +91,7 @@ def compress(
     dry_run: bool = False,
     jobs: int | None = None,
     **options: Unpack[RulesAndReading],
-) -> "CompressResult | BatchResult":
+) -> CompressResult | BatchResult:
     """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
     One of the rules has to be given. ``rank``, ``energy``, ``error`` and ``sv_ratio`` look at each module alone.
@@ -162,7 +154,7 @@ def compress(
     dry_run : bool
         Check everything, and write nothing.
     jobs : int, optional
-        The number of adapters that are processed at a time; by default the number of processors.
+        The number of adapters that are processed at a time, each in its own process; 1 by default.
     **options : RankRules and Reading
         The six rules above, and how the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 

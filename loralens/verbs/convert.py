@@ -17,10 +17,8 @@ from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import Stored
 from loralens.tables.numbers import count, percent
 from loralens.tables.table import Table
+from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter
 from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.batches.batch_task import AdapterWork
-from loralens.verbs.batches.batch_verb import in_batches
-from loralens.verbs.batches.several import one_adapter
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, read_adapter
 from loralens.verbs.inputs.choices import numpy_dtype
 from loralens.verbs.outputs.form import OutputFormat, check_known, writer_options
@@ -216,7 +214,7 @@ def convert(
     dry_run : bool
         Check everything, and write nothing.
     jobs : int, optional
-        The number of adapters that are processed at a time; by default the number of processors.
+        The number of adapters that are processed at a time, each in its own process; 1 by default.
     **reading : Reading
         How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 

@@ -1,6 +1,5 @@
 """The verb ``doctor``: examines adapters for faults, and says what mends them."""
 
-import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -22,10 +21,8 @@ from loralens.formats.files.location import adapter_file
 from loralens.formats.models.checkpoint import shapes
 from loralens.formats.records.sarif import check_log_target, write_sarif
 from loralens.formats.records.sarif import sarif as sarif_log
-from loralens.verbs.batches.batch import run_batch
+from loralens.verbs.batches.batch import WORK, AdapterWork, is_several, run_batch
 from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.batches.batch_task import AdapterWork
-from loralens.verbs.batches.several import WORK, is_several
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, load_source, sources
 from loralens.verbs.inputs.bases import ModelPath, with_tied_head
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
@@ -86,7 +83,8 @@ def doctor(
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. An adapter
         with wrong numbers is examined too; `loralens.load` returns it with ``strict=False``.
     output : path, optional
-        A folder for one JSON file with the findings of each adapter. A later call skips what has not changed since.
+        A folder for one JSON file with the findings of each adapter. An adapter whose file exists is skipped, and its
+        row has the findings in the file.
     base : path, optional
         The base model: its names and sizes are compared, and the effect of rounding in a merge is predicted.
     modules : sequence of str
@@ -105,10 +103,10 @@ def doctor(
     fail_on : str, optional
         ``error``, ``warning`` or ``note``: the result's ``answer`` is false where a finding is of this level or worse.
     overwrite : bool
-        Replace files of other origin in ``output``.
+        Examine adapters again whose files exist in ``output``.
     jobs : int, optional
-        The number of adapters that are examined at a time, if they are examined one by one; by default the number of
-        processors.
+        The number of adapters that are examined at a time, each in its own process, if they are examined one by one; 1
+        by default.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -201,9 +199,8 @@ def _examine_one(source: AdapterSource, *, output: Path | None, overwrite: bool,
     FormatError
         The adapter cannot be read.
     """
+    del overwrite  # what exists and is not to be replaced was skipped
     if output is not None:
-        if os.path.lexists(output) and not overwrite:
-            raise OptionError(f"{output}: exists", fix="choose another output folder, or give --overwrite")
         check_room(output)
     result = _examine([source], **options)
     if None in result.adapters.values():
@@ -214,21 +211,20 @@ def _examine_one(source: AdapterSource, *, output: Path | None, overwrite: bool,
     return result
 
 
-def _answer(numbers: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
-    """Whether no finding is of the level ``fail_on`` or a more serious one."""
-    fail_on = options.get("fail_on")
-    return fail_on is None or not any(numbers[f"{level}s"] for level in LEVELS[: LEVELS.index(fail_on) + 1])
+def _read_findings(file: Path, options: Mapping[str, Any]) -> DoctorResult:
+    """The findings about one adapter that an earlier run has written.
 
-
-def _read_findings(file: Path) -> list[Mapping[str, Any]] | None:
-    """The findings in a file of an earlier run; None if the file holds something else."""
-    try:
-        findings = read_json(file).get("findings")
-    except LoraLensError:
-        return None
+    Raises
+    ------
+    FormatError
+        The file holds something else.
+    """
+    findings = read_json(file).get("findings")
     if not isinstance(findings, list) or not all(map(_is_finding, findings)):
-        return None
-    return findings
+        fix = "choose another output folder, or give --overwrite"
+        raise FormatError(f"{file}: exists, and does not hold the findings of loralens doctor", fix=fix)
+    adapters = dict.fromkeys(finding["adapter"] for finding in findings)
+    return DoctorResult([Diagnosis(**each) for each in findings], adapters, fail_on=options.get("fail_on"))
 
 
 def _is_finding(value: object) -> bool:
@@ -249,10 +245,10 @@ def _findings_of(batch: BatchResult) -> list[Diagnosis]:
     return findings
 
 
-WORK["doctor"] = lambda: AdapterWork(
+WORK["doctor"] = AdapterWork(
     _examine_one,
     DoctorResult.numbers,
-    answer=_answer,
+    answer=lambda result: result.answer,
     findings=lambda result: result.record()["findings"],
     recall=_read_findings,
 )

@@ -7,10 +7,8 @@ from typing import Any, Unpack, cast, overload
 from loralens.core.naming.selection import select
 from loralens.core.recipe import Strength
 from loralens.errors import OptionError, place
+from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter
 from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.batches.batch_task import AdapterWork
-from loralens.verbs.batches.batch_verb import in_batches
-from loralens.verbs.batches.several import one_adapter
 from loralens.verbs.inputs.adapters import READING, AdapterSource, Reading, Source, labels, read_where_unknown
 from loralens.verbs.inputs.blocks import BlockWeights, weights_by_module
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_finite
@@ -85,7 +83,7 @@ def scale(
         Weights of blocks: ``"IN04=0,MID=1"``, ``{"IN04": 0, "MID": 1}``, or all of them in their order, as block weight
         tools write them. They come after the preset.
     jobs : int, optional
-        The number of adapters that are processed at a time; by default the number of processors.
+        The number of adapters that are processed at a time, each in its own process; 1 by default.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
         and how the file is read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).

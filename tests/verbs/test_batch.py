@@ -14,11 +14,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.errors import FormatError, LoraLensError, OptionError
-from loralens.formats.files.location import RECORD_NAME
-from loralens.verbs.batches.batch import watch_lines
-from loralens.verbs.batches.batch_result import BatchResult, BatchRow
-from loralens.verbs.batches.batch_task import BatchTask
-from loralens.verbs.batches.batch_workers import PendingTasks
+from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.compress import CompressOptions
 from loralens.verbs.convert import ConvertOptions
 from loralens.verbs.doctor import DoctorOptions
@@ -26,11 +22,11 @@ from loralens.verbs.outputs.compress_result import CompressResult
 from loralens.verbs.scale import ScaleOptions
 from tests.conftest import small_adapter
 from tests.marks import slow_except
-from tests.verbs.batches import files_under, lay_adapters, outputs_under, spoil, statuses
+from tests.verbs.batches import files_under, lay_adapters, spoil, statuses
 
 WRITING: Mapping[str, Mapping[str, Any]] = {
     "compress": {"rank": 4},
-    "convert": {"to": "kohya"},
+    "convert": {"to": "kohya", "drop_extra": True},
     "scale": {"by": 0.5},
 }
 
@@ -55,7 +51,7 @@ def test_each_adapter_is_written_as_the_verb_alone_writes_it(verb: str, folder: 
     assert statuses(by_folder) == {"a": "written", "b": "written", "c": "written"}
     assert [row.name for row in by_list] == ["c", "a", "b"]
     assert by_folder.answer
-    assert outputs_under(Path("by-folder")) == outputs_under(Path("by-list")) == files_under(Path("alone"))
+    assert files_under(Path("by-folder")) == files_under(Path("by-list")) == files_under(Path("alone"))
 
 
 @pytest.mark.parametrize("verb", slow_except(WRITING, "scale"))
@@ -116,7 +112,7 @@ def test_one_that_fails_does_not_stop_the_others(folder: Path) -> None:
     assert "safetensors" in result[1].reason
     assert result[1].fix
     assert "no such file" in result[2].reason
-    assert {path.name for path in (folder / "out").iterdir()} == {"a", "c", ".loralens-batch.json"}
+    assert {path.name for path in (folder / "out").iterdir()} == {"a", "c"}
 
 
 def test_whole_models_and_the_output_folder_are_no_input(folder: Path) -> None:
@@ -125,7 +121,7 @@ def test_whole_models_and_the_output_folder_are_no_input(folder: Path) -> None:
     result = loralens.compress("all", output="all/out", rank=4)
     assert statuses(result) == {"a": "written", "b": "written", "c": "written"}
     again = loralens.compress("all", output="all/out", rank=4)
-    assert statuses(again) == {"a": "skipped", "b": "skipped", "c": "skipped"}
+    assert statuses(again) == {"a": "exists", "b": "exists", "c": "exists"}
 
 
 def test_a_loose_file_beside_folders_of_adapters_is_one_of_several(folder: Path) -> None:
@@ -209,13 +205,13 @@ def test_single_files_stay_files_where_the_dialect_allows_it(folder: Path) -> No
     for name in ("x.v1", "y"):
         loralens.save(adapter, folder / "loras" / f"{name}.safetensors", format="kohya")
     loralens.compress("loras", output="smaller", rank=1)
-    assert sorted(outputs_under(folder / "smaller")) == ["x.v1.safetensors", "y.safetensors"]
+    assert sorted(files_under(folder / "smaller")) == ["x.v1.safetensors", "y.safetensors"]
     # PEFT's have a configuration beside them, of which a folder can have one.
     loralens.convert("loras", output="peft", to="peft")
     inside = ["adapter_config.json", "adapter_model.safetensors"]
-    assert sorted(outputs_under(folder / "peft")) == [f"{name}/{file}" for name in ("x.v1", "y") for file in inside]
+    assert sorted(files_under(folder / "peft")) == [f"{name}/{file}" for name in ("x.v1", "y") for file in inside]
     loralens.convert("loras", output="loralib", to="loralib")
-    assert {name.split("/")[0] for name in outputs_under(folder / "loralib")} == {"x.v1", "y"}
+    assert {name.split("/")[0] for name in files_under(folder / "loralib")} == {"x.v1", "y"}
     assert len(loralens.load(folder / "peft" / "x.v1")) == len(adapter)
 
 
@@ -250,7 +246,7 @@ def test_checkpoints_within_an_adapters_folder_go_into_its_output(folder: Path, 
     names = {"a", "a/checkpoint-10", "a/checkpoint-20", "b", "c"}
     assert statuses(result) == dict.fromkeys(names, "written")
     assert loralens.equal("out/a/checkpoint-10", "out/b").answer
-    assert statuses(loralens.scale("all", 2, output="out", jobs=jobs)) == dict.fromkeys(names, "skipped")
+    assert statuses(loralens.scale("all", 2, output="out", jobs=jobs)) == dict.fromkeys(names, "exists")
 
 
 def test_an_outer_adapter_that_comes_later_is_written_into_the_folder_that_is_there(folder: Path) -> None:
@@ -261,26 +257,15 @@ def test_an_outer_adapter_that_comes_later_is_written_into_the_folder_that_is_th
     assert set(statuses(loralens.scale("all", 2, output="out"))) == {"a/checkpoint-10", "b", "c"}
     shutil.copytree("kept", "all/a", dirs_exist_ok=True)
     result = loralens.scale("all", 2, output="out")
-    assert statuses(result) == {"a": "written", "a/checkpoint-10": "skipped", "b": "skipped", "c": "skipped"}
-
-
-def test_what_lies_in_a_target_waits_for_it() -> None:
-    """A folder takes its place by a rename, which fails if another process has made one there."""
-    rows = [BatchRow(name, name, f"out/{name}", "failed") for name in ("a/inner", "a", "b")]
-    inner, outer, other = (BatchTask("scale", row, row.source, {}) for row in rows)
-    pending = PendingTasks([inner, outer, other])
-    assert [pending.take(), pending.take()] == [outer, other]
-    pending.finish(outer)
-    assert pending.take() is inner
-    assert pending.take() is None
+    assert statuses(result) == {"a": "written", "a/checkpoint-10": "exists", "b": "exists", "c": "exists"}
 
 
 def test_adapters_in_memory_have_numbers_as_names(folder: Path) -> None:
     adapters = [loralens.load("all/a"), loralens.load("all/b")]
     result = loralens.scale(adapters, 0.5, output="out")
     assert statuses(result) == {"adapter-1": "written", "adapter-2": "written"}
-    # Nothing says that the object of the next call is the same one.
-    assert statuses(loralens.scale(adapters, 0.5, output="out")) == {"adapter-1": "failed", "adapter-2": "failed"}
+    again = loralens.scale(adapters, 0.5, output="out", jobs=2)
+    assert statuses(again) == {"adapter-1": "exists", "adapter-2": "exists"}
 
 
 def test_an_answer_that_is_no_stays_no(folder: Path) -> None:
@@ -290,7 +275,7 @@ def test_an_answer_that_is_no_stays_no(folder: Path) -> None:
     assert not result.answer
     assert not result.failed
     assert result.conclusion()[-1] == "Not written, as it would not become smaller: a and b."
-    assert not outputs_under(folder / "out")
+    assert not files_under(folder / "out")
     assert statuses(loralens.compress(["all/a", "all/b"], **options)) == {"a": "no", "b": "no"}
     unchanged = loralens.compress(["all/a", "all/b"], output="out", rank=8)
     assert statuses(unchanged) == {"a": "unchanged", "b": "unchanged"}
@@ -304,7 +289,7 @@ def test_a_dry_run_writes_nothing_and_tells_what_is_done(folder: Path) -> None:
     loralens.compress(["all/a", "all/b"], output="out", rank=4)
     before = files_under(folder)
     result = loralens.compress("all", output="out", rank=4, dry_run=True)
-    assert statuses(result) == {"a": "skipped", "b": "skipped", "c": "done"}
+    assert statuses(result) == {"a": "exists", "b": "exists", "c": "done"}
     assert files_under(folder) == before
 
 
@@ -317,32 +302,11 @@ def test_a_dry_run_tells_apart_what_would_stay_as_it_is(folder: Path) -> None:
     assert tried.conclusion()[0].startswith("out: 4 adapters, 1 would be compressed and 3 unchanged; ")
 
 
-def test_a_record_that_cannot_be_written_any_more_hides_nothing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    record = folder / "out" / RECORD_NAME
-
-    def obstruct(line: str) -> None:
-        if line.startswith("a "):
-            record.rename("kept")
-            record.mkdir()
-
-    spoil(folder / "all" / "b")
-    with watch_lines(obstruct):
-        result = loralens.scale("all", 0.5, output="out", jobs=1)
-    assert statuses(result) == {"a": "written", "b": "failed", "c": "written"}
-    (warning,) = [each.getMessage() for each in caplog.records]
-    assert warning.startswith(f"out/{RECORD_NAME}: cannot be written: ")
-    # As after a full disk the last record knows of `c` that it was begun, and its output is recognised.
-    record.rmdir()
-    Path("kept").rename(record)
-    assert statuses(loralens.scale("all", 0.5, output="out")) == {"a": "skipped", "b": "failed", "c": "written"}
-
-
 def test_failures_with_one_cause_are_told_once_without_paths(folder: Path) -> None:
     for name in ("a", "b", "c"):
-        (folder / "out" / name).mkdir(parents=True)
-        (folder / "out" / name / "adapter_model.safetensors").write_bytes(b"somebody's")
+        spoil(folder / "all" / name)
     result = loralens.scale("all", 0.5, output="out")
-    assert result.sentences()[0] == "a, b and c: exists"
+    assert result.sentences()[0].startswith("a, b and c: is a text")
 
 
 def test_a_sentence_names_a_few_adapters(folder: Path) -> None:
@@ -360,11 +324,9 @@ def test_messages_are_kept_in_the_rows(folder: Path, caplog: pytest.LogCaptureFi
         told = [f"note: {record.getMessage()}" for record in caplog.records]
         caplog.clear()
         result = loralens.scale("all", 0.5, output="out")
-        again = loralens.scale("all", 0.5, output="out")
     assert told
     assert not caplog.records
     assert result[0].messages == told
-    assert [row.messages for row in again] == [row.messages for row in result]
     assert logging.getLogger("loralens").propagate
 
 

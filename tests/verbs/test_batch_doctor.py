@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 import loralens
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.outputs.doctor_result import DoctorResult
-from tests.verbs.batches import files_under, lay_adapters, read_record, spoil, statuses, write_record
+from tests.verbs.batches import files_under, lay_adapters, spoil, statuses
 
 
 @pytest.fixture
@@ -65,8 +65,6 @@ def test_a_folder_is_checked_for_the_program_that_serves_it(folder: Path) -> Non
         assert [(f.level, f.code, f.evidence, f.fix) for f in added] == [
             (f.level, f.code, f"vllm: {f.text}", f.fix) for f in alone.refusals
         ]
-    loralens.doctor("all", output="found", consumer="vllm")
-    assert set(statuses(loralens.doctor("all", output="found", consumer="lorax")).values()) == {"written"}
     with pytest.raises(loralens.LoraLensError, match="consumer"):
         loralens.doctor("all", consumer="vlm")  # type: ignore[arg-type]
 
@@ -83,7 +81,7 @@ def test_the_answer_is_asked_again_about_what_was_found_before(folder: Path) -> 
     assert loralens.doctor("all", output="found", fail_on="warning").answer
     before = files_under(folder / "found")
     again = loralens.doctor("all", output="found", fail_on="note")
-    assert statuses(again) == {"a": "skipped", "b": "skipped", "c": "skipped"}
+    assert statuses(again) == {"a": "exists", "b": "exists", "c": "exists"}
     assert not again.answer
     assert [row.name for row in again.answered_no] == ["a", "b", "c"]
     assert files_under(folder / "found") == before
@@ -98,37 +96,25 @@ def test_one_that_cannot_be_read_is_a_failure_and_a_finding_of_the_log(folder: P
     results = log["runs"][0]["results"]
     assert [each["ruleId"] for each in results if each["level"] == "error"] == ["unreadable"]
     # The log of a run that skips is the same.
-    assert statuses(loralens.doctor("all", output="found", sarif="again.sarif"))["a"] == "skipped"
+    assert statuses(loralens.doctor("all", output="found", sarif="again.sarif"))["a"] == "exists"
     assert (folder / "again.sarif").read_bytes() == (folder / "found.sarif").read_bytes()
 
 
 @pytest.mark.some(3)
-@pytest.mark.parametrize("hostile", ["level", "text", "form"])
-def test_findings_of_an_earlier_run_are_checked(hostile: str, folder: Path) -> None:
-    """The record vouches for the bytes of a file, and both may come from somebody else."""
-    from loralens.formats.records.batches import output_digest
-
-    loralens.doctor("all/a", output="found")
-    before = files_under(folder / "found")
+@pytest.mark.parametrize("content", [{}, {"level": "perfect"}, {"evidence": "\x1b[2J"}, {"more": 1}])
+def test_a_file_that_holds_no_findings_is_neither_believed_nor_replaced(
+    content: dict[str, object], folder: Path
+) -> None:
+    loralens.doctor("all", output="found")
     file = folder / "found" / "a.json"
-    record = json.loads(file.read_text(encoding="utf-8"))
-    finding = record["findings"][0]
-    changed = {"level": {"level": "perfect"}, "text": {"evidence": "\x1b[2J"}, "form": {"more": 1}}[hostile]
-    file.write_text(json.dumps({"findings": [finding | changed]}), encoding="utf-8")
-    entries = read_record(folder / "found")
-    entries["entries"]["a.json"]["output"] = output_digest(file)
-    write_record(folder / "found", entries)
-    assert statuses(loralens.doctor("all/a", output="found")) == {"a": "written"}
-    assert files_under(folder / "found") == before
-
-
-def test_a_file_of_other_origin_is_not_replaced(folder: Path) -> None:
-    (folder / "found").mkdir()
-    (folder / "found" / "a.json").write_text("{}")
+    finding = json.loads(file.read_text(encoding="utf-8"))["findings"][0]
+    file.write_text(json.dumps({"findings": [finding | content]} if content else {}), encoding="utf-8")
+    before = files_under(folder / "found")
     result = loralens.doctor("all", output="found")
-    assert statuses(result) == {"a": "failed", "b": "written", "c": "written"}
-    assert (folder / "found" / "a.json").read_text() == "{}"
-    assert statuses(loralens.doctor("all", output="found", overwrite=True))["a"] == "written"
+    assert statuses(result) == {"a": "failed", "b": "exists", "c": "exists"}
+    assert "--overwrite" in result[0].fix
+    assert files_under(folder / "found") == before
+    assert set(statuses(loralens.doctor("all", output="found", overwrite=True)).values()) == {"written"}
 
 
 @pytest.mark.slow

@@ -55,3 +55,13 @@ def check_processes_start(pool: ProcessPoolExecutor) -> None:
             "worker processes end as soon as they are started",
             fix='put the calls of the script below `if __name__ == "__main__":`, and see to it that there is memory',
         ) from error
+
+
+def kill_processes(pool: ProcessPoolExecutor) -> None:
+    """End all processes of a pool at once, whatever they are doing, and wait until they have ended."""
+    # Before Python 3.14 there is no other way to them.
+    processes = list((pool._processes or {}).values())
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()

@@ -26,7 +26,6 @@ NO_ADAPTERS = (
     *("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json"),
     "state.safetensors",  # of loralens train
 )
-RECORD_NAME = ".loralens-batch.json"  # the record of `loralens.formats.records.batches` in a folder of outputs
 _NO_ADAPTER = re.compile("|".join(map(translate, NO_ADAPTERS)))
 # org/name; a path of two parts looks the same, so an existing path comes first.
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")

@@ -1,1 +1,1 @@
-"""Verbs for one adapter as verbs for several: what is done with each, in which process, and the record of it."""
+"""Verbs for one adapter as verbs for several: the run, and its result."""

@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from loralens.choices import Level
 from loralens.core.names import some
 from loralens.tables.numbers import count, join_words, percent, size
 from loralens.tables.result import Tabular
@@ -14,9 +13,9 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.tables.text import display_width, shorten
 
 # ``done`` is the status if nothing was to be written: in a dry run, or without an output folder.
-Status = Literal["written", "unchanged", "no", "done", "skipped", "failed"]
+Status = Literal["written", "unchanged", "no", "done", "exists", "failed"]
 NAMED = 8  # adapters that one sentence names; the table has all of them
-STATUSES: tuple[Status, ...] = ("written", "done", "unchanged", "skipped", "no", "failed")
+STATUSES: tuple[Status, ...] = ("written", "done", "unchanged", "exists", "no", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +32,10 @@ class BatchRow:
         Where its output is; None without an output folder.
     status : str
         ``written``; ``unchanged``, if it was written as it was, or would be; ``no``, if the answer of the verb is no;
-        ``done``, if nothing was to be written; ``skipped``, if an earlier run has done it; ``failed``.
+        ``done``, if nothing was to be written; ``exists``, if it was skipped because its target exists; ``failed``.
     answer : bool or None
-        The answer of the verb, which an earlier run may have given; None if the adapter could not be processed.
+        The answer of the verb; None if the adapter was skipped or could not be processed. For the doctor it is also
+        the answer about findings that exist already.
     numbers : mapping of str to value
         The important numbers of this verb, as JSON values.
     reason, fix : str
@@ -49,8 +49,8 @@ class BatchRow:
     name: str
     source: str
     target: str | None
-    status: Status
-    answer: bool | None = True
+    status: Status = "failed"
+    answer: bool | None = None
     numbers: Mapping[str, Any] | None = None
     reason: str = ""
     fix: str = ""
@@ -101,7 +101,7 @@ class BatchResult(Tabular):
 
     @property
     def answered_no(self) -> list[BatchRow]:
-        """The adapters about which the answer is no, now or in an earlier run."""
+        """The adapters about which the answer is no."""
         return [row for row in self.rows if row.answer is False]
 
     @property
@@ -111,8 +111,11 @@ class BatchResult(Tabular):
 
     def tables(self) -> list[Table[BatchRow]]:
         """The adapters, one per row."""
-        words = WORDS[self.verb]
-        columns = [NAME, *(column for column in COLUMNS[self.verb] if column.title), _outcome_column(words)]
+        titled = [column for column in COLUMNS[self.verb] if column.title]
+        outcome: Column[BatchRow] = Column(
+            "status", lambda row: _outcome(self.verb, row), "result", align="left", priority=ALWAYS
+        )
+        columns = [NAME, *titled, outcome]
         return [Table(count(len(self.rows), "adapter"), columns, self.rows)]
 
     def listing(self) -> list[Table[BatchRow]]:
@@ -127,6 +130,8 @@ class BatchResult(Tabular):
             parts = [f"{'all ' if len(self.rows) > 1 else ''}{words[self.rows[0].status]}"]
         place = f"{self.output}: " if self.output else ""
         sentences = [f"{place}{count(len(self.rows), 'adapter')}, {join_words(parts)}{self._size_change()}."]
+        if statuses["exists"]:
+            sentences.append("What exists was skipped, whatever made it; --overwrite makes it again.")
         if self.failed:
             sentences.append(f"Failed: {_names(self.failed)}.")
         if self.answered_no:
@@ -212,59 +217,41 @@ def _without_place(row: BatchRow) -> str:
 
 
 def line_of(verb: str, row: BatchRow, width: int) -> str:
-    """One line about a row of a verb: its name in ``width`` columns, and then what has changed or what happened."""
+    """One line about a row of a verb: its name in ``width`` columns, and then its numbers, or what happened."""
     name = shorten(row.name, width)
+    cells = [(column.title, column.cell(row)) for column in COLUMNS[verb] if column.title and row.numbers]
+    told = [f"{title} {text}" for title, text in cells if text]
     # The numbers show what was done, and 80 columns have room for them alone.
-    plain = row.numbers is not None and row.status in ("written", "done")
-    changed = CHANGES[verb](row) if row.numbers and row.status != "skipped" else ""
-    happened = "" if plain else _outcome_column(WORDS[verb]).cell(row)
-    return f"{name}{' ' * (width - display_width(name))}  " + ", ".join(filter(None, [changed, happened]))
+    if row.status not in ("written", "done"):
+        told.append(_outcome(verb, row))
+    return f"{name}{' ' * (width - display_width(name))}  {', '.join(told)}"
 
 
 # Status → its word for each verb; ``answer`` begins the sentence about answers that are no.
+_WORDS = {"unchanged": "unchanged", "exists": "skipped", "failed": "failed"}
 WORDS: Mapping[str, Mapping[str, str]] = {
     "compress": {
+        **_WORDS,
         "written": "compressed",
-        "unchanged": "unchanged",
         "no": "not written",
         "done": "would be compressed",
-        "skipped": "done before",
-        "failed": "failed",
         "answer": "Not written, as it would not become smaller",
     },
-    "convert": {
-        "written": "converted",
-        "done": "would be converted",
-        "skipped": "done before",
-        "failed": "failed",
-    },
-    "scale": {
-        "written": "scaled",
-        "done": "would be scaled",
-        "skipped": "done before",
-        "failed": "failed",
-    },
+    "convert": {**_WORDS, "written": "converted", "done": "would be converted"},
+    "scale": {**_WORDS, "written": "scaled", "done": "would be scaled"},
     "doctor": {
+        **_WORDS,
         "written": "examined",
         "no": "not accepted",
         "done": "examined",
-        "skipped": "examined before",
-        "failed": "failed",
         "answer": "With findings of the level of --fail-on, or a more serious one",
     },
 }
-NAME: Column[BatchRow] = Column("name", lambda row: row.name, "adapter", align="left", priority=ALWAYS)
 
 
-def _outcome_column(words: Mapping[str, str]) -> Column[BatchRow]:
-    """What happened to an adapter, in words."""
-
-    def text(row: BatchRow) -> str:
-        # An answer that an earlier run gave still is the answer.
-        again = ", and the answer is no" if row.status == "skipped" and row.answer is False else ""
-        return f"{words[row.status]}{again}"
-
-    return Column("status", text, "result", align="left", priority=ALWAYS)
+def _outcome(verb: str, row: BatchRow) -> str:
+    """What happened to an adapter, in words; that it was skipped because it exists is said of all of them together."""
+    return "exists" if row.status == "exists" else WORDS[verb][row.status]
 
 
 def _number(key: str, title: str = "", *, text: Callable[[Any], str] = str, **options: Any) -> Column[BatchRow]:
@@ -274,35 +261,6 @@ def _number(key: str, title: str = "", *, text: Callable[[Any], str] = str, **op
     )
 
 
-def _levels(row: BatchRow) -> str:
-    """``1 error, 2 warnings: code, code``."""
-    counts = {level: row.number(f"{level}s") or 0 for level in get_args(Level)}
-    counted = ", ".join(count(number, level) for level, number in counts.items() if number)
-    return f"{counted}: {', '.join(row.number('codes') or ())}" if counted else "nothing found"
-
-
-def _compression(row: BatchRow) -> str:
-    ranks = f"r {row.number('rank_before')} → {row.number('rank_after')}"
-    sizes = f"{size(row.number('bytes_before'))} → {size(row.number('bytes_after'))}"
-    return f"{ranks}, {sizes}, error {percent(row.number('relative_error'))}"
-
-
-def _conversion(row: BatchRow) -> str:
-    lost = [row.number("truncation"), row.number("rounding")]
-    loss = " + ".join(percent(each) for each in lost if each)
-    return f"{row.number('format_before')} → {row.number('format')}" + (f", error {loss}" if loss else "")
-
-
-def _modules(row: BatchRow) -> str:
-    return f"{count(row.number('modules'), 'module')}"
-
-
-CHANGES: Mapping[str, Callable[[BatchRow], str]] = {
-    "compress": _compression,
-    "convert": _conversion,
-    "scale": _modules,
-    "doctor": _levels,
-}
 COLUMNS: Mapping[str, Sequence[Column[BatchRow]]] = {
     "compress": [
         _number("modules"),
@@ -333,6 +291,7 @@ COLUMNS: Mapping[str, Sequence[Column[BatchRow]]] = {
         _number("codes", "kinds", text=", ".join, align="left", priority=5),
     ],
 }
+NAME: Column[BatchRow] = Column("name", lambda row: row.name, "adapter", align="left", priority=ALWAYS)
 IDENTITY: Sequence[Column[BatchRow]] = (
     NAME,
     Column("source", lambda row: row.source),
@@ -344,24 +303,3 @@ REASONS: Sequence[Column[BatchRow]] = (
     Column("reason", lambda row: row.reason),
     Column("fix", lambda row: row.fix),
 )
-# The kinds of the numbers of each verb, by which those in a record of an earlier run are checked.
-KINDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
-    "compress": {
-        "modules": (int,),
-        "rank_before": (int,),
-        "rank_after": (int,),
-        "bytes_before": (int,),
-        "bytes_after": (int,),
-        "relative_error": (int, float),
-        "smaller": (bool,),
-    },
-    "convert": {
-        "modules": (int,),
-        "format_before": (str,),
-        "format": (str,),
-        "truncation": (int, float),
-        "rounding": (int, float, type(None)),
-    },
-    "scale": {"modules": (int,), "format": (str,), "bytes": (int, type(None))},
-    "doctor": {"modules": (int,), "errors": (int,), "warnings": (int,), "notes": (int,), "codes": (list,)},
-}

@@ -60,8 +60,13 @@ class DoctorResult(Tabular):
         """What matters of one adapter among several, as JSON values; causes are counted, as in the text."""
         levels = Counter(cause[0].level for cause in self.causes)
         codes = list(dict.fromkeys(cause[0].code for cause in self.causes))
-        modules = sum(len(adapter) for adapter in self.adapters.values() if adapter is not None)
-        return {"modules": modules, **{f"{level}s": levels[level] for level in LEVELS}, "codes": codes}
+        read = [adapter for adapter in self.adapters.values() if adapter is not None]
+        # Findings that were written earlier do not tell the number of modules.
+        return {
+            "modules": sum(map(len, read)) if read else None,
+            **{f"{level}s": levels[level] for level in LEVELS},
+            "codes": codes,
+        }
 
     def listing(self) -> list[Table[Diagnosis]]:
         """The findings, one row for every module concerned."""

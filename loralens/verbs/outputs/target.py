@@ -10,7 +10,7 @@ from loralens.errors import OptionError
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.apart import adapter_inputs, check_apart
 from loralens.formats.files.container import Files, Stored
-from loralens.formats.files.location import NAMES, RECORD_NAME, SUFFIXES, adapter_file, config_beside
+from loralens.formats.files.location import SUFFIXES, adapter_file, config_beside
 from loralens.formats.files.writing import write_files
 from loralens.formats.models.model_location import resolve_path
 from loralens.tables.result import Tabular
@@ -82,11 +82,6 @@ class Target:
         """
         if self.output is None:
             return
-        # If an adapter were written into it, the folder itself would count as one adapter, and the adapters below it
-        # would no longer be found. So --overwrite does not allow this either.
-        if (self.output / RECORD_NAME).exists() and not any((self.output / name).exists() for name in NAMES):
-            what = f"{self.output}: holds the outputs of a run for several adapters, and would become one adapter"
-            raise OptionError(what, fix=f"choose a target in it, such as {self.output / 'NAME'}")
         # An object may have come from a file, but from which one is not known here.
         if not isinstance(source, Adapter):
             self._check_apart_from_source(self.output, Path(source))
