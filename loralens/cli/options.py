@@ -40,10 +40,6 @@ def decorate(function: F, decorators: Sequence[Callable[[F], F]]) -> F:
 # ---- Which adapters, modules and base are read
 
 
-# A pickle can contain any code. This unpickler runs none, but other programs that read the file may.
-ALLOW_PICKLE = click.option(
-    "--allow-pickle", is_flag=True, help="Read .bin and .pt files, with an unpickler that builds nothing but tensors."
-)
 # Twice is the default, because PEFT trains, runs and merges such a layer in this way.
 ONCE = click.option(
     "--once",
@@ -59,7 +55,6 @@ _READING = (
         help="The α to use if the file states none. The scale is then α/r.",
     ),
     click.option("--scale", type=float, callback=refuse_non_finite, help="The scale of a file that does not state it."),
-    ALLOW_PICKLE,
     ONCE,
 )
 _MODULES = click.option(

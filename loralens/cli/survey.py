@@ -14,7 +14,6 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.argument("folder", metavar="DIR", type=options.PATH)
 @row_options(csv="file")
 # `options.reading` does not fit: one format or one scale would be wrong for most files of a folder.
-@options.ALLOW_PICKLE
 @options.ONCE
 def command(folder: Path, rows: RowOptions, **keywords: Any) -> None:
     """List the adapters under a folder: format, base, ranks, norms, effective rank, fingerprint, duplicates.

@@ -37,7 +37,6 @@ OPTIONS_OF = {
         "--plot": "--figure --fig --image --png --pdf --svg --chart --graph --draw --save-plot --savefig",
         "--output --plot": "--out --output --save --save-to --write --outfile --out-file --file -o",
         "--base": "--model --base-model --base_model",
-        "--allow-pickle": "--pickle --unsafe --trust",
         "--watch": "--spectra",
         "--quiet": "--silent --brief --short",
         "--verbose": "--all --full --long --explain --legend --describe --columns",
@@ -45,6 +44,8 @@ OPTIONS_OF = {
     }.items()
     for word in words.split()
 }
+# Files of torch are read without running code in them, so there is nothing to allow.
+NOT_NEEDED = ("--allow-pickle", "--pickle", "--unsafe", "--trust")
 # What only the Python function has.
 METHODS_OF = {
     **dict.fromkeys(("--latex", "--tex", "--tabular"), "to_latex"),
@@ -92,12 +93,14 @@ def _other_option(error: click.UsageError) -> str:
     word, command = error.option_name, error.ctx.command
     named = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
     meant = next((option for option in OPTIONS_OF.get(word, ()) if option in named), None)
-    if not meant and word not in METHODS_OF:
+    if not meant and word not in (*METHODS_OF, *NOT_NEEDED):
         return ""
     # click would suggest options that look like the word, but mean something else.
     vars(error)["possibilities"] = None  # click declares it as final for type checkers
     if meant:
         return f"for that there is {meant}"
+    if word in NOT_NEEDED:
+        return "it is no longer needed: leave it out"
     return f"in Python: loralens.{command.name}(…).{METHODS_OF[word]}()"
 
 

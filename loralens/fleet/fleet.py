@@ -10,7 +10,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line
 from loralens.errors import FormatError
 from loralens.fleet.catalogue.reading import commit_number, read_norms, read_signature, read_stamps, read_state
-from loralens.fleet.catalogue.schema import FOLDER, READING, find_home, index_command
+from loralens.fleet.catalogue.schema import FOLDER, find_home, index_command
 
 if TYPE_CHECKING:
     from loralens.fleet.answers.empty import EmptyResult
@@ -84,7 +84,6 @@ class Fleet:
         executor: Executor | None = None,
         *,
         jobs: int | None = None,
-        allow_pickle: bool = False,
         once: bool = False,
     ) -> "UpdateResult":
         """Index what is new or has changed under ``root``, and forget what is gone.
@@ -98,8 +97,8 @@ class Fleet:
             for several machines that share the disk. By default threads of this process.
         jobs : int, optional
             Without an executor, measure the files in this many processes.
-        allow_pickle, once : bool
-            As in `loralens.load`. If they differ from those of the last update, every file is measured again.
+        once : bool
+            As in `loralens.load`. If it differs from that of the last update, every file is measured again.
 
         Returns
         -------
@@ -119,7 +118,7 @@ class Fleet:
         folder = None if root is None else Path(root)
         # As long as sketches are mapped, no slot is used again.
         self._state = None
-        return update_index(self.home, folder, executor, jobs=jobs, allow_pickle=allow_pickle, once=once)
+        return update_index(self.home, folder, executor, jobs=jobs, once=once)
 
     # What the index has
 
@@ -187,8 +186,7 @@ class Fleet:
         # One state for all questions, since each look whether it is the last one opens the catalogue.
         state = self._read()
         self._check_unchanged(state, member)
-        reading = _reading(state)
-        return load(member.path, strict=False, allow_pickle=reading["allow_pickle"], once=reading["once"])
+        return load(member.path, strict=False, once="once=True" in state.settings)
 
     def check_unchanged(self, member: "Member") -> None:
         """Refuse a file that has changed since it was indexed, or is gone.
@@ -294,8 +292,3 @@ class Fleet:
         from loralens.fleet.answers.rows import select_rows
 
         return select_rows(self.home, sql)
-
-
-def _reading(state: "FleetState") -> Mapping[str, bool]:
-    """The options with which the files of a state were read."""
-    return {name: f"{name}=True" in state.settings for name in READING}

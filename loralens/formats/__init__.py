@@ -27,7 +27,6 @@ def load(
     format: str | None = None,
     alpha: float | None = None,
     scale: float | None = None,
-    allow_pickle: bool = False,
     base: str | PathLike[str] | None = None,
     once: bool = False,
     strict: bool = True,
@@ -42,8 +41,6 @@ def load(
         The dialect, for files whose content fits several.
     alpha, scale : float, optional
         For files that store no scale: α (the scale of each module is then α/r) or the scale itself.
-    allow_pickle : bool
-        Read ``.bin`` and ``.pt`` files. The unpickler builds tensors and runs no code of the file.
     base : path, optional
         The folder of the base model. A GGUF adapter needs its numbers of heads to restore the order of the rows of q
         and k, and files that store the factors of convolutions flat need the kernels of its weights.
@@ -65,7 +62,8 @@ def load(
     config = _read_config(file, container, base)
     with place(file):
         if container == "pickle":
-            _check_pickle(config, allow_pickle=allow_pickle)
+            # The type comes first: whoever installs torch for an IA³ adapter would only meet the next error.
+            check_peft_type(config)
         # Containers know nothing of configurations, which are files of their own.
         stored = replace(_read_stored(file, container), config=config)
         adapter = _rescale(_read_with_record(stored, file, container, format), alpha, scale)
@@ -123,18 +121,10 @@ def _read_stored(file: Path, container: Container) -> Stored:
     # The first bytes decide, not the suffix: files are renamed, and safetensors files are called .bin, too.
     if container != "pickle":
         return read_safetensors(file)
-    from loralens.formats.files.torch.pickle import read_pickle
+    from loralens.formats.files.torch_pickle import read_pickle
 
     tensors, plain = read_pickle(file)
     return Stored(tensors, plain=plain)
-
-
-def _check_pickle(config: Mapping[str, Any] | None, *, allow_pickle: bool) -> None:
-    # The type comes first: whoever allows the pickle of an IA³ adapter would only meet the next error.
-    check_peft_type(config)
-    if not allow_pickle:
-        fix = "give --allow-pickle (allow_pickle=True): loralens then reads the tensors and runs nothing"
-        raise FormatError("is a pickle, which can run code where it is loaded", fix=fix)
 
 
 def _read_dialect(stored: Stored, name: str | None) -> Adapter:

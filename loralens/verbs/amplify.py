@@ -213,7 +213,7 @@ def amplify(
     block : int, str or sequence of them
         Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     **reading : Reading
-        How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------

@@ -202,7 +202,7 @@ def behave(
     threads : int, optional
         The number of CPU threads; by default all that the process may use.
     **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------

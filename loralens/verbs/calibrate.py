@@ -165,7 +165,7 @@ def calibrate(
     dry_run : bool
         Check model, adapter and texts, without running the model or writing.
     **reading : Reading
-        How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------

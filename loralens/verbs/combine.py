@@ -82,8 +82,7 @@ def combine(
     **options : RankRules, Writing and Reading
         How the result is truncated (at most one of ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters`` and
         ``size``; see `loralens.compress`), how it is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``,
-        ``overwrite``, ``dry_run``), and how files are read (``format``, ``alpha``, ``scale``, ``allow_pickle``,
-        ``once``).
+        ``overwrite``, ``dry_run``), and how files are read (``format``, ``alpha``, ``scale``, ``once``).
 
     Raises
     ------

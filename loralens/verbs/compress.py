@@ -156,7 +156,7 @@ def compress(
     jobs : int, optional
         The number of adapters that are processed at a time, each in its own process; 1 by default.
     **options : RankRules and Reading
-        The six rules above, and how the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+        The six rules above, and how the file is read: ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------

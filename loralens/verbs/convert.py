@@ -216,7 +216,7 @@ def convert(
     jobs : int, optional
         The number of adapters that are processed at a time, each in its own process; 1 by default.
     **reading : Reading
-        How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------

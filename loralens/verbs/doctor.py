@@ -108,7 +108,7 @@ def doctor(
         The number of adapters that are examined at a time, each in its own process, if they are examined one by one; 1
         by default.
     **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------

@@ -127,7 +127,7 @@ def drop(
     dry_run : bool
         Check everything, and write nothing.
     **reading : Reading
-        How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------

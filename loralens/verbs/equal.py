@@ -147,7 +147,7 @@ def equal(
         The base model. Its head counts determine the order of rows of q and k in GGUF files, and its type how gate and
         up lie in stacks of experts.
     **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``. ``alpha`` and ``scale`` are
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``. ``alpha`` and ``scale`` are
         used for whichever of the two does not state its own.
 
     Raises

@@ -195,7 +195,7 @@ def evaluate(
     overwrite : bool
         Replace what is at ``output``.
     **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------

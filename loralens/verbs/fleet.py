@@ -26,7 +26,6 @@ def index_fleet(
     output: str | PathLike[str] | None = None,
     jobs: int | None = None,
     dask: str | None = None,
-    allow_pickle: bool = False,
     once: bool = False,
 ) -> "UpdateResult":
     """Make or update the index of the adapters under a folder.
@@ -42,7 +41,7 @@ def index_fleet(
         threads of this one otherwise.
     dask : str, optional
         The address of a Dask scheduler, whose workers measure the files. They need the same disk.
-    allow_pickle, once : bool
+    once : bool
         As in `loralens.load`.
 
     Raises
@@ -54,9 +53,7 @@ def index_fleet(
 
     home = Fleet.open(folder if output is None else output).home
     with _dask_executor(dask) as executor:
-        return update_index(
-            home, Path(folder), executor, jobs=jobs, allow_pickle=allow_pickle, once=once, spawning=True
-        )
+        return update_index(home, Path(folder), executor, jobs=jobs, once=once, spawning=True)
 
 
 @contextmanager

@@ -351,7 +351,7 @@ def inspect(
         Findings say what this program would reject or ignore: ``vllm``, ``lorax``, ``llama.cpp``, ``comfyui``,
         ``sd-scripts`` or ``peft``.
     **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------

@@ -44,7 +44,7 @@ def interpolate(
         Combine adapters of different image models too, such as SDXL and SD 1.5, which share a text encoder.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
-        and how files are read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
+        and how files are read (``format``, ``alpha``, ``scale``, ``once``).
 
     Raises
     ------

@@ -99,7 +99,7 @@ def intruders(
     device : str
         The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``.
     **reading : Reading
-        How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------

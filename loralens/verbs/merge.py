@@ -203,7 +203,7 @@ def merge(
     block : int, str or sequence of them
         Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------

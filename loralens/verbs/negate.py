@@ -31,7 +31,7 @@ def negate(
         Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
-        and how the file is read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
+        and how the file is read (``format``, ``alpha``, ``scale``, ``once``).
 
     Raises
     ------

@@ -141,7 +141,7 @@ def report(
     overwrite : bool
         Replace existing files.
     **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
 
     Returns
     -------

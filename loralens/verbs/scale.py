@@ -86,7 +86,7 @@ def scale(
         The number of adapters that are processed at a time, each in its own process; 1 by default.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
-        and how the file is read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
+        and how the file is read (``format``, ``alpha``, ``scale``, ``once``).
 
     Raises
     ------

@@ -248,7 +248,7 @@ def spectrum(
     device : str, optional
         The device for computations on W: ``cpu`` (the default), ``cuda`` or ``cuda:N``.
     **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from loralens.core.adapter import Adapter, Finding
 from loralens.errors import LoraLensError, OptionError
 from loralens.fleet.catalogue.members import NON_FINITE, OF_INDEX, UNREACHABLE, Member
 from loralens.fleet.catalogue.reading import read_others, read_state
-from loralens.fleet.catalogue.schema import CATALOGUE
+from loralens.fleet.catalogue.schema import CATALOGUE, reading_setting
 from loralens.fleet.fleet import Fleet
 from loralens.fleet.grouping.copies_result import CopiesResult
 from loralens.fleet.search.sameness import Sameness
@@ -37,12 +37,11 @@ SPOILT_EXTRA = Finding(
 class SurveyReading:
     """How the files of a survey are read."""
 
-    allow_pickle: bool
     once: bool
 
     def __call__(self, path: Path) -> Adapter:
         """The adapter at a path; its numbers are read on demand."""
-        return load(path, allow_pickle=self.allow_pickle, once=self.once, strict=False)
+        return load(path, once=self.once, strict=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +166,12 @@ class SurveyResult(Tabular):
         return [Table("adapters", COLUMNS, [*self.adapters, *self.unreadable])]
 
     def sentences(self) -> list[str]:
-        """How to read the pickles, and which other tensor files lie under the folder."""
+        """What reads the files of torch, if it is missing, and which other tensor files lie under the folder."""
         sentences = []
         # One sentence instead of the same remedy in every row.
-        pickles = sum("--allow-pickle" in row.fix for row in self.unreadable)
-        if pickles:
-            are = "is a pickle" if pickles == 1 else "are pickles"
-            sentences += [f"{pickles} of them {are}: give --allow-pickle", ""]
+        if fixes := [row.fix for row in self.unreadable if "needs torch" in row.reason]:
+            need = "needs" if len(fixes) == 1 else "need"
+            sentences += [f"{len(fixes)} of them {need} torch: {fixes[0]}", ""]
         if self.without_pairs:
             total = size(sum(file.size for file in self.without_pairs))
             # These files are counted and not listed, as the files of models would hide the adapters.
@@ -261,7 +259,7 @@ COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
 )
 
 
-def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: bool = False) -> SurveyResult:
+def survey(folder: str | PathLike[str], *, once: bool = False) -> SurveyResult:
     """List the adapters under a folder: format, base, ranks, norms, effective rank, fingerprint, duplicates.
 
     A file that should be an adapter and cannot be read is listed with the reason. Whole models are recognised by their
@@ -272,8 +270,6 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
     ----------
     folder : path
         The folder; its subfolders are searched too.
-    allow_pickle : bool
-        Read ``.bin`` and ``.pt`` files, with an unpickler that builds nothing but tensors.
     once : bool
         Add the update of the ``out_proj`` of an `nn.MultiheadAttention` once; PEFT adds it twice.
 
@@ -285,7 +281,7 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
     root = Path(folder)
     if not root.is_dir():
         raise OptionError(f"{root}: is not a folder", fix="give the folder to look through")
-    reading = SurveyReading(allow_pickle, once)
+    reading = SurveyReading(once)
     with _index_of(root, reading) as fleet:
         result = _view(root, fleet, reading)
     # Several bases are not a fault of a collection, but only adapters of one base can be compared.
@@ -303,7 +299,7 @@ def _index_of(root: Path, reading: SurveyReading) -> Iterator[Fleet]:
     # The index is not in the folder itself, since a survey writes nothing there.
     with TemporaryDirectory(prefix="loralens-survey-") as home:
         fresh = Fleet.open(home)
-        fresh.update(root, allow_pickle=reading.allow_pickle, once=reading.once)
+        fresh.update(root, once=reading.once)
         yield fresh
 
 
@@ -312,8 +308,7 @@ def _is_current(fleet: Fleet, root: Path, reading: SurveyReading) -> bool:
     if not (fleet.home / CATALOGUE).exists():
         return False
     try:
-        settings = f"allow_pickle={reading.allow_pickle} once={reading.once}"
-        same = read_state(fleet.home).settings == settings and fleet.root.samefile(root)
+        same = read_state(fleet.home).settings == reading_setting(once=reading.once) and fleet.root.samefile(root)
         # A fresh index says why something cannot be reached, and does not keep what could be reached before.
         reached = not any(UNREACHABLE in member.findings for member in fleet.members())
         return same and reached and not fleet.changes()

@@ -149,7 +149,7 @@ def unmerge(
     block : int, str or sequence of them
         Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     **reading : Reading
-        How ``adapter`` is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+        How ``adapter`` is read: ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------

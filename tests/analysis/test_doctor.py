@@ -132,7 +132,7 @@ REAL = {
 
 @pytest.mark.parametrize("name", REAL)
 def test_published_adapters_are_not_alarmed_about(name: str, real: Path) -> None:
-    found = diagnose({name: loralens.load(real / name, allow_pickle=True, strict=False)})
+    found = diagnose({name: loralens.load(real / name, strict=False)})
     counts = {code: len({one.module for one in found if one.code == code} - {None}) for code in (o.code for o in found)}
     assert counts == REAL[name]
     # A prefix of its names stands twice, so that neither ComfyUI nor sd-scripts has them.

@@ -157,7 +157,7 @@ def test_identical_tensors_have_identical_outliers_in_every_dialect(tensors, dia
     assert len(expected) == 1
     for dialect in dialects:
         (tmp_path / dialect).mkdir()
-        there = loralens.load(written(adapter, tmp_path / dialect, dialect), allow_pickle=True)
+        there = loralens.load(written(adapter, tmp_path / dialect, dialect))
         assert there.format == dialect
         names = [plain(o.name) for o in find_outliers(measure_spectrum(there))]
         assert names == expected, dialect

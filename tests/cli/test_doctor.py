@@ -196,9 +196,9 @@ def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: 
 
 
 def test_options_of_reading_are_typed_again_where_they_were_given() -> None:
-    given = {"format": "a b", "alpha": 0.0, "scale": None, "allow_pickle": False}
+    given = {"format": "a b", "alpha": 0.0, "scale": None}
     assert command_line_options(given) == "--format 'a b' --alpha 0.0"
-    assert command_line_options({"allow_pickle": True}) == "--allow-pickle"
+    assert command_line_options({"once": True}) == "--once"
 
 
 def test_a_command_repeats_the_options_of_reading(tmp_path: Path) -> None:
@@ -207,9 +207,9 @@ def test_a_command_repeats_the_options_of_reading(tmp_path: Path) -> None:
     B = rng.standard_normal((20, 8)) * 0.1 ** np.arange(8)
     modules = {f"model.layers.{i}.mlp.up_proj": loralens.LowRank(B, A) for i in range(4)}
     loralens.save(loralens.Adapter(modules=modules), tmp_path / "run", format="loralib")
-    result = run("doctor", tmp_path / "run", "--allow-pickle", "--format", "loralib")
+    result = run("doctor", tmp_path / "run", "--format", "loralib")
     (command,) = re.findall(r"`loralens (compress [^`]*)`", result.stdout)
-    assert command.endswith("--energy 0.99 --allow-pickle --format loralib")
+    assert command.endswith("--energy 0.99 --format loralib")
     assert CliRunner().invoke(main, [*shlex.split(command)]).exit_code == 0
 
 

@@ -261,9 +261,9 @@ def test_a_dialect_that_is_only_read_becomes_peft(tmp_path: Path) -> None:
     tensors["layers.0.attn.q_proj.lora_b.weight"] = rng.standard_normal((16, 3)).astype(np.float32)
     torch = pytest.importorskip("torch")
     torch.save({key: torch.from_numpy(tensor) for key, tensor in tensors.items()}, tmp_path / "torchtune.pt")
-    loaded = loralens.load(tmp_path / "torchtune.pt", format="torchtune", scale=1.0, allow_pickle=True)
+    loaded = loralens.load(tmp_path / "torchtune.pt", format="torchtune", scale=1.0)
     base = base_of(loaded, tmp_path / "base.safetensors")
-    options = ("--format", "torchtune", "--scale", 1, "--allow-pickle")
+    options = ("--format", "torchtune", "--scale", 1)
     result = run(tmp_path / "torchtune.pt", "--base", base, *options, "--remove", 0, "-o", tmp_path / "new")
     assert ": peft, " in result.stdout
     assert loralens.load(tmp_path / "new").format == "peft"

@@ -41,9 +41,9 @@ def test_in_and_out(dialect: str, tmp_path: Path) -> None:
     options = {"arch": "qwen2"} if dialect == "gguf" else {}
     loralens.save(graded(), tmp_path / "in", format=dialect, **options)
     uniform = ["--uniform"] if dialect == "mlx" else []
-    record = compressed(tmp_path / "in", tmp_path / "out", "--energy", 0.95, "--allow-pickle", *uniform)
+    record = compressed(tmp_path / "in", tmp_path / "out", "--energy", 0.95, *uniform)
     assert record["format"] == dialect
-    before, after = (loralens.load(tmp_path / name, allow_pickle=True) for name in ("in", "out"))
+    before, after = (loralens.load(tmp_path / name) for name in ("in", "out"))
     assert after.format == dialect
     assert {name: module.shape for name, module in after.items()} == {n: m.shape for n, m in before.items()}
     # It is noted while the factors are computed, and in another order of sums than from the files.
@@ -64,8 +64,8 @@ def names() -> list[str]:
 @pytest.mark.some(3)
 @pytest.mark.parametrize("name", names())
 def test_real_adapters_from_and_to_their_own_format(name: str, real: Path, tmp_path: Path) -> None:
-    known = ["--allow-pickle", *(["--alpha", "16"] if "loralib" in name else [])]
-    reading = {"allow_pickle": True, "alpha": 16 if "loralib" in name else None}
+    known = ["--alpha", "16"] if "loralib" in name else []
+    reading = {"alpha": 16 if "loralib" in name else None}
     adapter = loralens.load(real / name, **reading)
     more = ["--to", "kohya"] if adapter.format in ONLY_READ else []
     more += ["--uniform"] if adapter.format == "mlx" else []
@@ -76,7 +76,7 @@ def test_real_adapters_from_and_to_their_own_format(name: str, real: Path, tmp_p
         return
     record = compressed(real / name, tmp_path / "out", "--energy", 0.9, *known, *more)
     total = record["total"]
-    after = loralens.load(tmp_path / "out", allow_pickle=True)
+    after = loralens.load(tmp_path / "out")
     assert total["relative_error"] == pytest.approx(total_error(losses(adapter, after)), rel=1e-9)
     assert total["relative_error"] <= 0.1**0.5 * 1.001
     assert total["bytes_after"] <= total["bytes_before"] or more

@@ -15,7 +15,6 @@ from litgpt.lora import LoRALinear, LoRAQKVLinear
 from safetensors.numpy import save_file
 
 HERE = Path(__file__).parent
-PICKLE = {"allow_pickle": True}
 rng = np.random.default_rng(17)
 
 
@@ -34,10 +33,10 @@ def write(path, tensors, metadata):
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-def save(case, tensors, expected, load, *, config=None, metadata=None, wrap=None):
+def save(case, tensors, expected, load, *, config=None, metadata=None, wrap=None, pickled=False):
     folder = HERE / case
     folder.mkdir(exist_ok=True)
-    if load.get("allow_pickle"):
+    if pickled:
         state = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in tensors.items()}
         torch.save({wrap: state} if wrap else state, folder / "adapter_model.bin")
     else:
@@ -66,7 +65,7 @@ def torchtune():
             a, b = wide[f"{experts}.lora_{which}_a"][e], wide[f"{experts}.lora_{which}_b"][e]
             x = np.eye(len(a))
             expected[f"{experts}.{which}_proj[{e}]"] = (8.0 * (x @ a) @ b).T
-    save("torchtune", tensors, expected, {"alpha": 16, **PICKLE})
+    save("torchtune", tensors, expected, {"alpha": 16}, pickled=True)
 
 
 def layer(make, **options):
@@ -88,7 +87,7 @@ def litgpt(case, heads, groups, enabled, config):
     names = {"transformer.h.0.attn.qkv": qkv, "transformer.h.0.mlp.fc_1": fc}
     tensors = {key: array for name, found in names.items() for key, array in state(name, found).items()}
     expected = {name: found.get_lora_AB().detach().numpy().astype(np.float64) for name, found in names.items()}
-    save(case, tensors, expected, {"alpha": 16, **PICKLE}, config=config and {**shape, **config}, wrap="model")
+    save(case, tensors, expected, {"alpha": 16}, config=config and {**shape, **config}, wrap="model", pickled=True)
 
 
 def litgpt_old():
@@ -103,7 +102,9 @@ def litgpt_old():
     name = "transformer.h.3.attn.attn"
     config = {"enable_lora": [True, False, True], "n_head": heads, "n_query_groups": groups, "head_size": size}
     tensors = {f"{name}.lora_A": A, f"{name}.lora_B": B}
-    save("litgpt-old", tensors, {name: expected.reshape(-1, 4)}, {"alpha": 16, **PICKLE}, config=config, wrap="model")
+    save(
+        "litgpt-old", tensors, {name: expected.reshape(-1, 4)}, {"alpha": 16}, config=config, wrap="model", pickled=True
+    )
 
 
 def safeloras():

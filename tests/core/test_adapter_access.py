@@ -55,7 +55,7 @@ def files() -> list[Path]:
 @pytest.mark.parametrize("folder", files(), ids=lambda path: path.name)
 def test_copies_and_pickles_are_the_same_adapter(folder: Path) -> None:
     try:
-        a = loralens.load(folder, allow_pickle=True)
+        a = loralens.load(folder)
     except loralens.LoraLensError:
         pytest.skip("no adapter that is read without options")
     for b in (copy.deepcopy(a), pickle.loads(pickle.dumps(a)), copy.copy(a)):

@@ -123,7 +123,7 @@ def test_odd_names_do_no_harm(name: str) -> None:
 
 def test_real_adapters_that_name_one_base_are_told_apart_from_others_alone(real) -> None:
     folders = sorted(folder for folder in real.iterdir() if folder.is_dir() and not folder.name.startswith("neg-"))
-    bases = {folder.name: loralens.load(folder, allow_pickle=True).base_model for folder in folders}
+    bases = {folder.name: loralens.load(folder).base_model for folder in folders}
     for (one, first), (two, second) in combinations(bases.items(), 2):
         found = said(first or "", second or "")
         pair = {one.partition("-")[0], two.partition("-")[0]}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from loralens.core.lazy import LazyArray
 from loralens.errors import LoraLensError
 from loralens.formats.files.container import Stored
-from loralens.formats.files.torch.pickle import read_pickle
+from loralens.formats.files.torch_pickle import read_pickle
 
 rng = np.random.default_rng(5)
 

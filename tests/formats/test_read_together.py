@@ -96,7 +96,7 @@ def test_an_index_reads_the_numbers_of_a_file_at_once(tmp_path: Path, reads: lis
     adapter = random_adapter(1)
     file = save(tmp_path / "a", adapter) / "adapter_model.safetensors"
     numbers = sum(module.nbytes for module in adapter.modules.values())
-    (measured,) = measure_files(str(tmp_path), ["a/adapter_model.safetensors"], allow_pickle=False, once=False)
+    (measured,) = measure_files(str(tmp_path), ["a/adapter_model.safetensors"], once=False)
     assert measured.status == "adapter"
     assert numbers in reads
     assert measured.columns
@@ -120,6 +120,6 @@ def test_a_file_that_another_program_changes_has_one_reason(
         raise error
 
     monkeypatch.setattr(measuring, "_header_digest", fail)
-    (measured,) = measure_files(str(tmp_path), ["a/adapter_model.safetensors"], allow_pickle=False, once=False)
+    (measured,) = measure_files(str(tmp_path), ["a/adapter_model.safetensors"], once=False)
     assert (measured.status, measured.reason) == ("unreadable", reason)
     assert measured.fix

@@ -98,6 +98,6 @@ def test_a_scale_that_nobody_knew_is_not_known_afterwards(tmp_path: Path) -> Non
     unknown = module(1.0, Scaling("unknown", rank=2))
     warning = Finding("warning", "alpha-unknown", "nothing says α", "give --alpha")
     loralens.save(Adapter(modules={"q": unknown}, format="loralib", findings=(warning,)), tmp_path / "out")
-    back = loralens.load(tmp_path / "out", allow_pickle=True)
+    back = loralens.load(tmp_path / "out")
     assert back["q"].scaling.formula == "unknown"
     assert [finding.code for finding in back.findings] == ["alpha-unknown"]

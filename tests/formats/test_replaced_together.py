@@ -40,7 +40,7 @@ def adapter(alpha: float) -> loralens.Adapter:
 def product(path: Path) -> float | None:
     """An entry of ΔW of the adapter at a path; None where there is none."""
     try:
-        (module,) = loralens.load(path, allow_pickle=True).modules.values()
+        (module,) = loralens.load(path).modules.values()
     except LoraLensError:
         return None
     return float(module.scale * (module.B @ module.A)[0, 0])

@@ -118,7 +118,7 @@ def _combine() -> Iterator[Case]:
     dora = ("trained/llama-dora", "trained/llama-dora:0.5")
     yield Case("combine/dora", (call("combine", *dora, output="OUT/d", base="made/base-llama"),))
     runs = [f"trained/bert-rslora-run/checkpoint-{step}" for step in (20, 40, 60)]
-    mean = call("combine", *runs, output="OUT/run", method="average", take=runs[2], allow_pickle=True)
+    mean = call("combine", *runs, output="OUT/run", method="average", take=runs[2])
     yield Case("combine/run", (mean,))
     heads = (EXAMPLES[0].path, EXAMPLES[1].path)
     yield Case(

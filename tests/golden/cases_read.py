@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tests.golden.call import Case, call
-from tests.golden.subjects import CONFORMANCE, EVERY, EXAMPLES, MADE, PICKLE, REAL, TRAINED, Subject
+from tests.golden.subjects import CONFORMANCE, EVERY, EXAMPLES, MADE, REAL, TRAINED, Subject
 
 CONSUMERS = ("vllm", "lorax", "llama.cpp", "comfyui", "sd-scripts", "peft")
 SORTS = ("frobenius", "spectral", "nuclear", "numerical_rank", "stable_rank", "effective_rank", "participation_ratio")
@@ -44,10 +44,10 @@ def _inspect() -> Iterator[Case]:
             call("inspect", "made/llama-a", modules="q_proj"),
             call("inspect", "made/llama-a", "made/small-a", json=False),
             call("inspect", "trained/roberta-loralib"),
-            call("inspect", "trained/roberta-loralib", allow_pickle=True),
+            call("inspect", "trained/roberta-loralib"),
             call("inspect", "made/missing"),
             call("inspect", "conformance/kohya-locon/adapter_model.safetensors", format="kohya", once=True),
-            call("inspect", "conformance/loralib-plain/adapter_model.bin", allow_pickle=True, scale=0.5),
+            call("inspect", "conformance/loralib-plain/adapter_model.bin", scale=0.5),
         ),
     )
 
@@ -90,16 +90,15 @@ def _similarity() -> Iterator[Case]:
 
 def _trajectory() -> Iterator[Case]:
     for name, run in RUNS.items():
-        load = PICKLE if "bert" in name else {}
-        calls = (call("trajectory", *run, plot="OUT/run.svg", **load), call("trajectory", *run, json=False, **load))
+        calls = (call("trajectory", *run, plot="OUT/run.svg"), call("trajectory", *run, json=False))
         yield Case(f"trajectory/{name}", calls)
 
 
 def _survey() -> Iterator[Case]:
     for folder in ("conformance", "trained", "examples", "real"):
         calls = (
-            call("survey", folder, allow_pickle=True),
-            call("survey", folder, json=False, csv=True, allow_pickle=True),
+            call("survey", folder),
+            call("survey", folder, json=False, csv=True),
             call("survey", folder, json=False),
         )
         yield Case(f"survey/{folder}", calls)
@@ -156,7 +155,7 @@ def _report() -> Iterator[Case]:
         yield _page(subject, markdown=True, intruders=True, **options)
     yield _page(EXAMPLES[0], markdown=True)
     yield _page(EXAMPLES[3], base="minilm", no_intruders=True)
-    run = call("report", "trained/bert-rslora-run", output="OUT/run.html", markdown=True, allow_pickle=True)
+    run = call("report", "trained/bert-rslora-run", output="OUT/run.html", markdown=True)
     yield Case("report/run", (run,))
     for name in ("seeds", "made", "gemma"):
         yield Case(f"report/{name}", (call("report", *PAIRS[name], output="OUT/page.html", markdown=name == "made"),))

@@ -24,17 +24,15 @@ class Subject:
         return {"base": self.base} if self.base else {}
 
 
-PICKLE = {"allow_pickle": True}
-
 TRAINED = (
     Subject("trained/gpt2-conv1d", base="made/base-gpt2"),
-    Subject("trained/bert-rslora-run/checkpoint-60", PICKLE, "made/base-bert"),
-    Subject("trained/bloom-merged", PICKLE, "made/base-bloom"),
+    Subject("trained/bert-rslora-run/checkpoint-60", base="made/base-bert"),
+    Subject("trained/bloom-merged", base="made/base-bloom"),
     Subject("trained/llama-dora", base="made/base-llama"),
     Subject("trained/llama-mlx", base="made/base-llama"),
     Subject("trained/mixtral-experts", base="made/base-mixtral"),
     Subject("trained/opt-bf16-partly-zero", base="made/base-opt"),
-    Subject("trained/roberta-loralib", PICKLE | {"alpha": 8}, "made/base-roberta"),
+    Subject("trained/roberta-loralib", {"alpha": 8}, "made/base-roberta"),
     Subject("trained/unet-kohya/trained.safetensors", base="made/base-unet"),
     Subject("trained/unet-diffusers", base="made/base-unet"),
 )
@@ -69,10 +67,10 @@ REAL = (
         )
     ),
     *(
-        Subject(f"real/{name}", PICKLE)
+        Subject(f"real/{name}")
         for name in ("bertbase-rslora-epoch2", "bloom560m-mergedlinear", "neg-prompt-tuning")
     ),
-    Subject("real/roberta-mnli-loralib", PICKLE | {"alpha": 16}),
+    Subject("real/roberta-mnli-loralib", {"alpha": 16}),
 )  # fmt: skip
 
 

@@ -488,7 +488,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "not path.parent.is_dir()",
         ("tests/formats/test_relative_name.py",),
     ),
-    Mutant("_protocol", "version != 2", "version == 2", ("tests/formats/test_pickle.py",)),
+    Mutant("_check_step", "arg != 2", "arg == 2", ("tests/formats/test_pickle.py",)),
+    Mutant("check_legacy", "len(set(keys)) != len(keys)", "not keys", ("tests/formats/test_pickle.py",)),
     Mutant("_mlp", "second.shape[1] - width", "second.shape[1] + width", ("tests/formats/test_xlabs.py",)),
     # linalg
     Mutant("_equilibrate", "G / norms", "G * norms", ("tests/linalg/test_product.py",)),

@@ -1,6 +1,7 @@
 """The project's own trained adapters: every ΔW is what the software that trained it said, through every command."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,12 @@ def run(*words: object) -> Result:
 
 
 def reading(folder: str) -> tuple[str, ...]:
-    return ("--allow-pickle", *ALPHA.get(folder, ()))
+    return ALPHA.get(folder, ())
 
 
 def loaded(folder: str) -> loralens.Adapter:
     alpha = ALPHA.get(folder)
-    return loralens.load(HERE / folder, allow_pickle=True, alpha=float(alpha[1]) if alpha else None)
+    return loralens.load(HERE / folder, alpha=float(alpha[1]) if alpha else None)
 
 
 def test_every_folder_is_tested() -> None:
@@ -121,7 +122,7 @@ def test_a_block_that_was_never_trained_is_said() -> None:
 
 def test_a_run_is_put_in_order_by_its_steps() -> None:
     folders = [HERE / "bert-rslora-run" / f"checkpoint-{step}" for step in (60, 20, 40)]
-    record = json.loads(run("trajectory", "--json", "--allow-pickle", *folders).stdout)
+    record = json.loads(run("trajectory", "--json", *folders).stdout)
     assert [point["step"] for point in record["checkpoints"]] == [20, 40, 60]
     norms = [
         np.sqrt(sum(said["norm"] ** 2 for said in EXPECTED[f"bert-rslora-run/checkpoint-{step}"].values()))
@@ -130,7 +131,15 @@ def test_a_run_is_put_in_order_by_its_steps() -> None:
     assert [point["frobenius"] for point in record["checkpoints"]] == pytest.approx(norms, rel=1e-5)
 
 
-def test_a_pickle_needs_permission() -> None:
-    done = run("spectrum", HERE / "bert-rslora-run" / "checkpoint-20")
-    assert done.exit_code != 0
-    assert "--allow-pickle" in done.stderr
+def test_a_file_of_torch_needs_torch_and_nothing_to_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = HERE / "bert-rslora-run" / "checkpoint-20"
+    done = run("spectrum", "--allow-pickle", folder)
+    assert (done.exit_code, "no longer needed: leave it out" in done.stderr) == (2, True)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.__version__", "2.9.1+cpu")
+        done = run("spectrum", folder)
+        assert (done.exit_code, "install 'torch>=2.10'" in done.stderr) == (2, True)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = run("spectrum", folder)
+    assert (done.exit_code, "needs torch" in done.stderr) == (2, True)
+    assert run("survey", folder.parent).stdout.rstrip().splitlines()[-1].startswith("3 of them need torch: ")

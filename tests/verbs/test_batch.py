@@ -235,7 +235,7 @@ def test_two_files_that_would_become_one_are_refused(folder: Path) -> None:
     loralens.save(adapter, folder / "loras" / "x.safetensors", format="kohya")
     loralens.save(adapter, folder / "loras" / "x.bin", format="loralib")
     with pytest.raises(OptionError, match=r"loras/x.bin and loras/x.safetensors would both be written to out/x"):
-        loralens.convert("loras", output="out", to="peft", allow_pickle=True, scale=4)
+        loralens.convert("loras", output="out", to="peft", scale=4)
 
 
 @pytest.mark.parametrize("jobs", slow_except([1, 2], 1))

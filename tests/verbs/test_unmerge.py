@@ -96,7 +96,7 @@ def test_a_dry_run_finds_what_was_changed(kind: str, out: Path) -> None:
         ({}, "no output is given for the base"),
         ({"undo": NAME, "adapter": "a", "dry_run": True}, "--undo and --adapter exclude each other"),
         ({"modules": ["q"], "dry_run": True}, "--modules goes with --adapter"),
-        ({"allow_pickle": True, "dry_run": True}, "--allow-pickle goes with --adapter"),
+        ({"once": True, "dry_run": True}, "--once goes with --adapter"),
         ({"device": "tpu", "dry_run": True}, "cpu, cuda or cuda:N"),
     ],
 )

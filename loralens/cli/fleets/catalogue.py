@@ -32,7 +32,6 @@ from loralens.cli.show import RowOptions, row_options, show
     metavar="ADDRESS",
     help="Measure the files on the workers of this Dask scheduler; they need the disk.",
 )
-@options.ALLOW_PICKLE
 @options.ONCE
 @row_options(csv="file that has changed")
 def command_index(folder: Path, rows: RowOptions, **keywords: Any) -> None:

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from stat import S_ISREG
 from time import monotonic
@@ -34,7 +35,6 @@ _ROLLBACK = b"\1\1"  # bytes 18 and 19 of a database whose transactions have a j
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
 # Indexes of another version are made anew. It changes with the tables, with the sketches, and with what is measured.
 VERSION = "2"
-READING = ("allow_pickle", "once")  # the options with which files are read; the setting ``reading`` has both
 WAIT = 60.0  # seconds for which a connection waits until another one has finished reading or writing
 POLL = 0.1  # seconds for which SQLite itself waits in a reader, where no signal is noticed
 SECONDS = 30.0  # seconds that a reader may take; sorting all of 10,000 adapters takes a tenth of a second
@@ -86,6 +86,11 @@ create view unreadable as select number, path, name, bytes, added, reason, fix f
 """
 
 
+def reading_setting(*, once: bool) -> str:
+    """How files are read, as the catalogue states it; files that were read in another way are read again."""
+    return f"once={once} torch={find_spec('torch') is not None}"
+
+
 def find_home(path: Path) -> Path:
     """The folder of the index that a path means: the path itself, or `FOLDER` in it.
 
@@ -110,7 +115,7 @@ def index_command(home: Path, root: Path | None = None, *, settings: str = "") -
     """
     known = root or (home.parent if home.name == FOLDER else None)
     within = home.name == FOLDER and (root is None or home.parent.resolve() == root.resolve())
-    options = [f"--{name.replace('_', '-')}" for name in READING if f"{name}=True" in settings]
+    options = ["--once"] if "once=True" in settings else []
     words = [str(known) if known else "DIR", *([] if within else ["-o", str(home)]), *options]
     return command_line("loralens", "fleet", "index", *words)
 

@@ -37,20 +37,19 @@ class Engine:
     Attributes
     ----------
     root : str
-    allow_pickle, once : bool
+    once : bool
         How files are read.
     watch : callable, optional
         Receives the files that are in work at a time, so that a later run knows which ones may have killed this one.
     """
 
     root: str
-    allow_pickle: bool = False
     once: bool = False
     watch: Callable[[Sequence[str]], None] | None = None
 
     def submit(self, executor: Executor, chunk: Chunk) -> "Future[list[MeasuredFile]]":
         """Give a chunk to an executor."""
-        return executor.submit(measure_files, self.root, list(chunk), self.allow_pickle, self.once)
+        return executor.submit(measure_files, self.root, list(chunk), self.once)
 
     def on_executor(self, executor: Executor, chunks: Sequence[Chunk]) -> Iterator[list[MeasuredFile]]:
         """Measure chunks on any executor, and yield what is ready.

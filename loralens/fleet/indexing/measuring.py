@@ -62,7 +62,7 @@ class MeasuredFile:
 
 
 def measure_files(
-    root: str, paths: Sequence[str], allow_pickle: bool, once: bool
+    root: str, paths: Sequence[str], once: bool
 ) -> list[MeasuredFile]:  # plain arguments, since they go to other processes and machines
     """Measure files by their paths relative to ``root``; a file that cannot be read has a reason."""
     if not Path(root).is_dir():
@@ -70,7 +70,7 @@ def measure_files(
             f"{root}: this folder is not there on the machine of a worker", fix="share it with all machines"
         )
     _keep_freed_memory()
-    return [_measure_file(root, path, allow_pickle=allow_pickle, once=once) for path in paths]
+    return [_measure_file(root, path, once=once) for path in paths]
 
 
 @cache
@@ -83,9 +83,9 @@ def _keep_freed_memory() -> None:
     np.empty(KEPT, np.uint8)
 
 
-def _measure_file(root: str, path: str, *, allow_pickle: bool, once: bool) -> MeasuredFile:
+def _measure_file(root: str, path: str, *, once: bool) -> MeasuredFile:
     try:
-        entry = examine_file(Path(root) / path, allow_pickle=allow_pickle, once=once)
+        entry = examine_file(Path(root) / path, once=once)
         if entry.adapter is None:
             return MeasuredFile(path, entry.status, entry.reason, entry.fix)
         return _measure(path, entry, entry.adapter)

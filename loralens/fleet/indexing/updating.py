@@ -16,7 +16,14 @@ from loralens.errors import FormatError, OptionError
 from loralens.fleet.bases.inference import infer_bases
 from loralens.fleet.catalogue.dates import keep_dates
 from loralens.fleet.catalogue.reading import check_catalogue, is_whole_disk, read_summary
-from loralens.fleet.catalogue.schema import CATALOGUE, FOLDER, SKETCHES, check_files, finish_killed_write
+from loralens.fleet.catalogue.schema import (
+    CATALOGUE,
+    FOLDER,
+    SKETCHES,
+    check_files,
+    finish_killed_write,
+    reading_setting,
+)
 from loralens.fleet.catalogue.writing import CatalogueWriter, remove_index
 from loralens.fleet.indexing.engine import Engine, broken_executor, make_chunks
 from loralens.fleet.indexing.measuring import MeasuredFile
@@ -41,7 +48,6 @@ def update_index(
     executor: Executor | None,
     *,
     jobs: int | None = None,
-    allow_pickle: bool = False,
     once: bool = False,
     spawning: bool = False,
 ) -> UpdateResult:
@@ -58,7 +64,7 @@ def update_index(
     existed = _is_readable(home)
     with closing(CatalogueWriter(home)) as writer:
         folder = _chosen_root(writer, root)
-        reading = f"allow_pickle={allow_pickle} once={once}"
+        reading = reading_setting(once=once)
         plan = _plan_update(writer, folder, reading)
         # Messages show the folder as the user wrote it, which is shorter than its real path.
         shown = folder if root is None else root
@@ -70,7 +76,7 @@ def update_index(
             links = [shown / link.relative_to(folder) for link in plan.links]
             note_repeated_links(shown, [shown / path for path in plan.files], links)
         writer.remove(plan.gone)
-        engine = Engine(str(folder), allow_pickle, once, writer.set_in_work)
+        engine = Engine(str(folder), once, writer.set_in_work)
         _Update(writer, engine, plan.files).run(plan.todo, executor, jobs)
         writer.mark_unreachable(plan.kept)
         writer.identify(plan.moved)

@@ -27,16 +27,32 @@ def stored_size(stored: Stored, files: Files) -> int:
     if suffix == ".gguf":
         return _gguf(stored)
     if suffix == ".bin":
-        from loralens.formats.files.torch.writer import pickle_bytes  # loads zipfile, and few files are pickles
+        from loralens.formats.files.torch_pickle import write_torch  # few files are pickles
 
-        # The pickle is written with zeros, which take as many bytes as other numbers.
+        # It is written with zeros, which take as many bytes as other numbers.
         zeros = {
             key: LazyArray.of(np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape))
             for key, tensor in stored.tensors.items()
         }
-        return sum(map(len, pickle_bytes(zeros)))
+        counted = _Counted()
+        write_torch(zeros, counted)
+        return counted.size
     numbers = sum(tensor.nbytes for tensor in stored.tensors.values())
     return header_size(by_width(stored.tensors.items), stored.metadata) + numbers
+
+
+class _Counted:
+    """A stream that counts the bytes that are written to it, and keeps none."""
+
+    size = 0
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Count ``data``."""
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing; torch calls it."""
 
 
 def _gguf(stored: Stored) -> int:

@@ -317,9 +317,8 @@ def write_gguf_file(stored: Stored, path: Path) -> None:
 
 
 def write_pickle(stored: Stored, path: Path, *, put: Put = atomic_file) -> None:
-    """Write a torch pickle without torch."""
-    from loralens.formats.files.torch.writer import pickle_bytes  # few adapters are written as pickles
+    """Write a file of torch."""
+    from loralens.formats.files.torch_pickle import write_torch  # few adapters are written as pickles
 
     with put(path) as stream:
-        for chunk in pickle_bytes(stored.tensors):
-            stream.write(chunk)
+        write_torch(stored.tensors, stream)

@@ -167,14 +167,14 @@ def folder_labels(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:
     }
 
 
-def examine_file(path: Path, *, allow_pickle: bool = False, once: bool = False) -> FolderEntry:
-    """Find out what a candidate is by its header; numbers are read only from pickles. It raises no LoraLensError."""
+def examine_file(path: Path, *, once: bool = False) -> FolderEntry:
+    """Find out what a candidate is by its header; numbers only from old files of torch. It raises no LoraLensError."""
     try:
         size = path.stat().st_size if path.is_file() else 0
     except OSError:
         size = 0
     try:
-        return FolderEntry(path, load(path, allow_pickle=allow_pickle, once=once, strict=False), size, "adapter")
+        return FolderEntry(path, load(path, once=once, strict=False), size, "adapter")
     except LoraLensError as error:
         # A damaged file cannot be told from a damaged adapter, so it is reported.
         status: Status = "other" if _is_model(path) else "unreadable"

@@ -246,8 +246,7 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
     check_counts(jobs=options.get("jobs"))
     output = None if options.get("output") is None else Path(options["output"])
     dry_run, overwrite = bool(options.get("dry_run")), bool(options.get("overwrite"))
-    reading = {name: bool(options.get(name)) for name in ("allow_pickle", "once")}
-    items = _find_adapters(adapters, output, reading)
+    items = _find_adapters(adapters, output, once=bool(options.get("once")))
     targets = _place_targets(items, output, name_target) if output else [None] * len(items)
     keywords = {name: value for name, value in options.items() if name not in ("output", "jobs", "overwrite")}
     tasks = [
@@ -422,7 +421,7 @@ def _messages_kept(messages: list[str]) -> Iterator[None]:
 
 
 def _find_adapters(
-    adapters: Sequence[AdapterSource], output: Path | None, reading: Mapping[str, bool]
+    adapters: Sequence[AdapterSource], output: Path | None, *, once: bool
 ) -> list[BatchItem]:
     """The adapters that were named and those under the folders that were named, each with its name.
 
@@ -444,10 +443,10 @@ def _find_adapters(
         elif not isinstance(source, str | os.PathLike):
             raise OptionError(f"{source!r} is not an adapter", fix="give a path, or what loralens.load returns")
         elif _is_collection(Path(source)):
-            items += _in_folder(Path(source), output, reading)
+            items += _in_folder(Path(source), output, once=once)
         else:
             path = Path(source)
-            examined = examine_file(path, **reading)
+            examined = examine_file(path, once=once)
             name = path.name if path.name not in ("", "..") else Path(os.path.realpath(path)).name
             items.append(BatchItem(name, source, path.is_file(), examined.adapter.format if examined.adapter else ""))
     if not items:
@@ -457,7 +456,7 @@ def _find_adapters(
     return items
 
 
-def _in_folder(root: Path, output: Path | None, reading: Mapping[str, bool]) -> Iterator[BatchItem]:
+def _in_folder(root: Path, output: Path | None, *, once: bool) -> Iterator[BatchItem]:
     """The adapters under a folder, with their paths relative to it as names."""
     from loralens.formats.records.collection import candidates, examine_file, note_repeated_links
 
@@ -473,7 +472,7 @@ def _in_folder(root: Path, output: Path | None, reading: Mapping[str, bool]) -> 
     entries = []
     with progress("looking", len(paths)) as step:
         for path in paths:
-            entry = examine_file(path, **reading)
+            entry = examine_file(path, once=once)
             if entry.status != "other":
                 entries.append(entry)
             if step:

@@ -28,8 +28,6 @@ class Reading(TypedDict, total=False):
         The dialect of the file, if its content could belong to several.
     alpha, scale : float, optional
         α (scale = α/r), or the scale, of a file that does not state it.
-    allow_pickle : bool
-        Read ``.bin`` and ``.pt`` files, with an unpickler that builds nothing but tensors.
     once : bool
         Add the update of the ``out_proj`` of an `nn.MultiheadAttention` once; PEFT adds it twice.
     """
@@ -37,12 +35,11 @@ class Reading(TypedDict, total=False):
     format: str | None
     alpha: float | None
     scale: float | None
-    allow_pickle: bool
     once: bool
 
 
 # The defaults, written out because a TypedDict has none of its own.
-READING = Reading(format=None, alpha=None, scale=None, allow_pickle=False, once=False)
+READING = Reading(format=None, alpha=None, scale=None, once=False)
 # Options of the command line that show a result, and what does so in Python.
 ELSEWHERE = {
     "plot": "loralens.plot(result).savefig(file) draws a figure",

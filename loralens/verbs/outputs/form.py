@@ -93,7 +93,7 @@ class OutputFormat:
             return adapter, self.size(adapter)
         save(adapter, output, format=self.name, overwrite=target.overwrite, **self.options)
         # strict=False, since an adapter that was loaded so would be refused here, after it was written.
-        back = load(output, format=self.name, allow_pickle=True, base=self.base, strict=False)
+        back = load(output, format=self.name, base=self.base, strict=False)
         return back, adapter_file(output).stat().st_size
 
 

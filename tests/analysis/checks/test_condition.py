@@ -152,11 +152,9 @@ def test_rank_beyond_the_size_of_the_weight():
 
 
 def test_commands_repeat_how_the_adapter_was_read_and_give_lone_experts_one_rank():
-    one = examine_adapter(healthy(), "a.bin", reading="--allow-pickle --alpha 8.0")
-    assert one.compress("cut", "--energy 1") == (
-        "loralens compress a.bin -o a-cut.bin --energy 1 --allow-pickle --alpha 8.0"
-    )
-    assert one.command("inspect") == "loralens inspect a.bin --allow-pickle --alpha 8.0"
+    one = examine_adapter(healthy(), "a.bin", reading="--once --alpha 8.0")
+    assert one.compress("cut", "--energy 1") == ("loralens compress a.bin -o a-cut.bin --energy 1 --once --alpha 8.0")
+    assert one.command("inspect") == "loralens inspect a.bin --once --alpha 8.0"
     rng = np.random.default_rng(0)
     experts = {f"model.layers.0.mlp.experts.{e}.w1": LowRank(*trained(rng)) for e in range(2)}
     one = examine_adapter(loralens.Adapter(modules=experts), "a", to="peft")

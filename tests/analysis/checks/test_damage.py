@@ -394,5 +394,5 @@ def test_many_findings_without_a_module_are_one_group_and_few_are_not():
 def test_published_adapters_have_none_of_these(real: Path):
     codes = {code for check in (copied, dead, head, missing, swapped) for code in check.CODES}
     for folder in sorted(path for path in real.iterdir() if path.is_dir() and not path.name.startswith("neg")):
-        found = diagnose({"a": loralens.load(folder, allow_pickle=True, strict=False)})
+        found = diagnose({"a": loralens.load(folder, strict=False)})
         assert not codes & {one.code for one in found}, folder.name

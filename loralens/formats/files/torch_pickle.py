@@ -1,0 +1,226 @@
+"""Reading and writing ``.bin``, ``.pt``, ``.pth`` and ``.ckpt`` files with torch, which runs no code of a file.
+
+The file is checked (`torch_check`) before ``torch.load(weights_only=True)`` gets it. torch maps the container that it
+writes since version 1.6 into memory, so only the tensors that are read take any. It loads older files as a whole.
+"""
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+from loralens.core.lazy import Array, LazyArray
+from loralens.errors import FormatError, place
+from loralens.formats.files.container import MOST_AXES, OpenFile
+from loralens.formats.files.json_text import check_printable
+from loralens.formats.files.torch_check import MAGIC, SAVE_AGAIN, check_legacy, check_zip
+from loralens.requirements import missing_packages
+
+if TYPE_CHECKING:
+    import torch
+
+Plain: TypeAlias = bool | int | float | str | None
+_ONLY_TENSORS = "load it with torch where nothing can be harmed and save only the state dict of the adapter"
+# A file could make torch.load(weights_only=True) of older versions run code (CVE-2025-32434, CVE-2026-24747).
+OLDEST_TORCH = (2, 10)
+
+_NAMES = "float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
+DTYPES: dict[str, np.dtype[Any]] = {
+    **{name: np.dtype(name) for name in _NAMES.split()},
+    **{name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")},
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def read_pickle(path: Path) -> tuple[dict[str, LazyArray], dict[str, Plain | list[Plain]]]:
+    """Read the tensors of a file of ``torch.save``, and the plain values beside them.
+
+    A file that holds its tensors one level down, such as ``{"state_dict": {...}, "epoch": 3}``, is unwrapped: the plain
+    values of both levels are returned together. The device that a tensor was saved on does not matter.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    tensors : dict of LazyArray
+        In the order of the file; each is read from the file when it is needed.
+    plain_values : dict
+        Numbers, strings, booleans, None, and lists of those (a tuple or torch.Size becomes a list).
+
+    Raises
+    ------
+    FormatError
+        The file is damaged, or would run code, or holds something else.
+    OptionError
+        torch is not installed, or is too old.
+    """
+    with place(path):
+        if not path.is_file():
+            raise FormatError("no such file", fix="give the path of a .bin, .pt, .pth or .ckpt file")
+        file = OpenFile(path)
+        tensors, plain_values = _split(_unwrap(_load(file)))
+        arrays = {}
+        for key, tensor in tensors.items():
+            with place(key):
+                arrays[key] = _lazy_array(tensor, file)
+        return arrays, plain_values
+
+
+def _torch() -> Any:
+    """The package torch, or an error that says how to install it."""
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_packages("a file of torch", ["torch"], error) from error
+    major, minor = map(int, torch.__version__.split(".")[:2])
+    if (major, minor) < OLDEST_TORCH:
+        reason = ImportError(f"a file could make {torch.__version__} run its code")
+        raise missing_packages("a file of torch", ["torch>={}.{}".format(*OLDEST_TORCH)], reason)
+    return torch
+
+
+def _load(file: OpenFile) -> object:
+    """What ``torch.load`` makes of a file, if that passes the checks."""
+    zipped = file.read(0, min(4, file.size)) == MAGIC
+    if not file.read(0, min(1, file.size)) == (b"P" if zipped else b"\x80"):
+        raise FormatError("it was not written by torch.save", fix="give a .bin, .pt, .pth or .ckpt file of torch")
+    start, count, sizes = (0, 0, check_zip(file)) if zipped else (*check_legacy(file), [])
+    torch, storages = _torch(), []
+
+    def keep(storage: "torch.UntypedStorage", _device: str) -> "torch.UntypedStorage":
+        storages.append(storage.nbytes())
+        return storage
+
+    try:
+        state = torch.load(file.path, map_location=keep, weights_only=True, mmap=zipped)
+    # torch raises errors of many kinds for what is wrong in a file.
+    except Exception as error:
+        raise FormatError("torch.load does not read it", fix=SAVE_AGAIN) from error
+    file.check_unchanged()  # torch has opened it again
+    # Neither container says that a storage goes beyond its entry: the bytes after it would be taken for numbers.
+    if zipped:
+        complete = sorted(filter(None, storages)) == sorted(filter(None, sizes))
+    else:
+        complete = count == len(storages) and file.size == start + sum(8 + nbytes for nbytes in storages)
+    if not complete:
+        raise FormatError("its storages do not have the sizes that its pickle says", fix=SAVE_AGAIN)
+    return state
+
+
+def _unwrap(state: object) -> dict[Any, Any]:
+    """``state`` itself, or the one dict in it that holds tensors, together with the plain values around it."""
+    if not isinstance(state, dict):
+        raise FormatError(f"it holds a {type(state).__name__}, not a state dict", fix=_ONLY_TENSORS)
+    state = _checked(state)
+    inner = {key: _checked(value) for key, value in state.items() if isinstance(value, dict)}
+    inner = {key: value for key, value in inner.items() if _has_tensors(value)}
+    # Tensors at the top decide, because a state dict may hold other dicts as values.
+    if _has_tensors(state) or not inner:
+        return state
+    # The same key could occur in two of them.
+    if len(inner) > 1:
+        first, second, *_ = inner
+        what = f"it holds more than one state dict: {first}, {second}"
+        raise FormatError(what, fix="save the one you want alone")
+    ((name, tensors),) = inner.items()
+    around = {key: value for key, value in state.items() if key != name}
+    # One of the two values would be lost.
+    if twice := around.keys() & tensors.keys():
+        raise FormatError(f"it holds {min(twice)} inside and beside {name}", fix=_ONLY_TENSORS)
+    return {**around, **tensors}
+
+
+def _checked(state: dict[Any, Any]) -> dict[str, Any]:
+    # A file may give an OrderedDict attributes that hide its methods; those of dict cannot be hidden.
+    items = dict(dict.items(state))
+    for key in items:
+        if not isinstance(key, str):
+            raise FormatError("it has a key that is not a string", fix="save only the state dict of the adapter")
+        check_printable(key)
+    return items
+
+
+def _has_tensors(state: dict[str, Any]) -> bool:
+    return any(map(_torch().is_tensor, state.values()))
+
+
+def _split(state: dict[str, Any]) -> "tuple[dict[str, torch.Tensor], dict[str, Plain | list[Plain]]]":
+    tensors = {key: value for key, value in state.items() if _torch().is_tensor(value)}
+    plain_values: dict[str, Plain | list[Plain]] = {}
+    for key, value in state.items():
+        if isinstance(value, list | tuple):
+            plain_values[key] = [_plain_value(key, item) for item in value]
+        elif key not in tensors:
+            plain_values[key] = _plain_value(key, value)
+    return tensors, plain_values
+
+
+def _plain_value(key: str, value: object) -> Plain:
+    if value is None or isinstance(value, int | float | str):
+        return value
+    what = f"{key} holds a {type(value).__name__}: neither a tensor nor a plain value"
+    raise FormatError(what, fix=_ONLY_TENSORS)
+
+
+def _lazy_array(tensor: "torch.Tensor", file: OpenFile) -> LazyArray:
+    """A tensor as an array that is copied from the mapped file when it is needed."""
+    shape = tuple(tensor.shape)
+    dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
+    # NumPy counts the other sizes of an empty array too.
+    if len(shape) > MOST_AXES or prod(n for n in shape if n) * dtype.itemsize >= 2**63:
+        raise FormatError("its sizes are too big for any array", fix=SAVE_AGAIN)
+    # A stride of 0 repeats numbers. Without this check, four bytes could ask for any amount of memory.
+    if prod(shape) * dtype.itemsize > file.size:
+        fix = "it repeats its numbers with a stride of 0: save tensor.contiguous() instead"
+        raise FormatError("it asks for more memory than the whole file takes", fix=fix)
+    tensor = tensor.detach()
+
+    def numbers(first: int, last: int) -> Array:
+        file.read(0, 0)  # a mapped file that became shorter would kill the process
+        return _array(tensor.view(-1)[first:last], dtype)
+
+    if tensor.is_contiguous():
+        return LazyArray(None, shape=shape, dtype=dtype, numbers=numbers)
+
+    def read() -> Array:
+        file.read(0, 0)
+        return _array(tensor, dtype)
+
+    return LazyArray(read, shape=shape, dtype=dtype)
+
+
+def _array(tensor: "torch.Tensor", dtype: np.dtype[Any]) -> Array:
+    torch = _torch()
+    bits = getattr(torch, f"uint{8 * dtype.itemsize}")  # NumPy's own functions know neither bfloat16 nor float8
+    array = tensor.resolve_neg().contiguous().view(bits).numpy()
+    # A byte other than 0 and 1 is not a valid NumPy bool.
+    return array != 0 if dtype == np.bool_ else array.copy().view(dtype)
+
+
+def write_torch(tensors: Mapping[str, LazyArray], stream: Any) -> None:
+    """Write what ``torch.save`` makes of a state dict. The same version of torch writes the same bytes.
+
+    Raises
+    ------
+    FormatError
+        torch has no such dtype, or a key is not printable.
+    """
+    torch, state = _torch(), {}
+    for key, tensor in tensors.items():
+        check_printable(key)
+        dtype = tensor.dtype.newbyteorder("=")
+        if dtype not in _DTYPE_NAMES:
+            raise FormatError(f"{key}: a torch pickle has no {tensor.dtype}", fix="convert it to float32")
+        array = np.array(tensor.read(), dtype, order="C")  # a copy, since torch warns of arrays that are read-only
+        bits = torch.from_numpy(array.reshape(-1).view(f"u{dtype.itemsize}"))
+        state[key] = bits.view(getattr(torch, _DTYPE_NAMES[dtype])).reshape(tensor.shape)
+    try:
+        torch.save(state, stream)
+    except RuntimeError as error:
+        # After an error of the disk, torch closes its archive and complains of the missing bytes.
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
