@@ -174,7 +174,7 @@ ATTACKS: Mapping[str, Attack] = {
     "root //": state("root", "//"),
     "root above": state("root", "../" * 40),
     "other root, of bytes": state("root", b"\xff"),
-    "reading of bytes": state("reading", b"allow_pickle"),
+    "reading of bytes": state("reading", b"once=True"),
     "commit of bytes": state("commit", b"\xff"),
     "path of a million folders": column("path", "a/" * 1_000_000),
     "path of 2,000 folders": column("path", "a/" * 2_000 + "b"),

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from pickletools import genops
 from typing import Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from loralens.errors import FormatError
 from loralens.formats.files.container import OpenFile
@@ -26,6 +26,7 @@ MOST_ITEMS = 256  # of a tuple and the tuples in it, since the time and the stac
 _BROKEN = (BadZipFile, NotImplementedError, RuntimeError, ValueError, OverflowError, EOFError, OSError, struct.error)
 _END, _END64 = struct.Struct("<4s16xH"), struct.Struct("<4s4xQ4x")  # the records at the end of a zip archive
 _END64_SIZE = 56
+_LOCAL = struct.Struct("<26xHH")  # the header of an entry: lengths of the name and of the extra field
 
 _OPCODES = frozenset({
     *("PROTO", "NONE", "NEWTRUE", "NEWFALSE", "BININT1", "BININT2", "BININT", "LONG1", "BINFLOAT", "BINUNICODE"),
@@ -44,8 +45,8 @@ _NAMES = frozenset({
 })  # fmt: skip
 
 
-def check_zip(file: OpenFile) -> list[int]:
-    """Check the container that torch writes since version 1.6; returns the sizes of its storages in bytes."""
+def check_zip(file: OpenFile) -> list[tuple[int, int]]:
+    """Check the container that torch writes since version 1.6; returns where its storages begin, and their bytes."""
     try:
         _check_end(file)
         with ZipFile(file.path) as archive:
@@ -60,18 +61,30 @@ def check_zip(file: OpenFile) -> list[int]:
                 if entry.compress_type != ZIP_STORED or entry.compress_size != entry.file_size or entry.flag_bits & 1:
                     fix = "torch never compresses: unpack the zip and give the file inside it, or save it again"
                     raise FormatError(f"its entry {entry.filename[:60]!a} is compressed or encrypted", fix=fix)
-            sizes = {entry.filename: entry.file_size for entry in entries}
-            root = next(iter(sizes), "").partition("/")[0]
+            found = {entry.filename: entry for entry in entries}
+            root = next(iter(found), "").partition("/")[0]
             # torch.jit writes other archives, with code.
-            if f"{root}/data.pkl" not in sizes or f"{root}/constants.pkl" in sizes:
+            if f"{root}/data.pkl" not in found or f"{root}/constants.pkl" in found:
                 fix = "give a file written by torch.save, not a model saved by torch.jit or a zipped folder"
                 raise FormatError("it is a zip archive, but not one of torch.save", fix=fix)
-            if sizes[f"{root}/data.pkl"] > MOST_BYTES:
+            if found[f"{root}/data.pkl"].file_size > MOST_BYTES:
                 raise FormatError(f"its pickle is larger than {MOST_BYTES} bytes", fix=CONVERT)
             check_pickle(BytesIO(archive.read(f"{root}/data.pkl")))
+            # Older files have no such entry.
+            if f"{root}/byteorder" in found and archive.read(f"{root}/byteorder") != b"little":
+                raise FormatError("its numbers are big-endian", fix="save it again on a little-endian machine")
     except _BROKEN as error:
         raise FormatError("its zip archive is damaged", fix=SAVE_AGAIN) from error
-    return [size for name, size in sizes.items() if name.startswith(f"{root}/data/")]
+    storages = [entry for name, entry in found.items() if name.startswith(f"{root}/data/")]
+    return [(_data_start(file, entry), entry.file_size) for entry in storages]
+
+
+def _data_start(file: OpenFile, entry: ZipInfo) -> int:
+    """Where the bytes of an entry begin: after its own header, which has a name and an extra field."""
+    start = entry.header_offset
+    if start + _LOCAL.size > file.size:
+        raise FormatError("its zip archive is damaged", fix=SAVE_AGAIN)
+    return start + _LOCAL.size + sum(_LOCAL.unpack(file.read(start, _LOCAL.size)))
 
 
 def _check_end(file: OpenFile) -> None:

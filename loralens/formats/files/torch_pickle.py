@@ -1,7 +1,8 @@
 """Reading and writing ``.bin``, ``.pt``, ``.pth`` and ``.ckpt`` files with torch, which runs no code of a file.
 
 The file is checked (`torch_check`) before ``torch.load(weights_only=True)`` gets it. torch maps the container that it
-writes since version 1.6 into memory, so only the tensors that are read take any. It loads older files as a whole.
+writes since version 1.6 into memory, and so tells where each tensor lies in the file, from which we read it when it is
+needed. torch loads older files as a whole.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from loralens.errors import FormatError, place
 from loralens.formats.files.container import MOST_AXES, OpenFile
 from loralens.formats.files.json_text import check_printable
 from loralens.formats.files.torch_check import MAGIC, SAVE_AGAIN, check_legacy, check_zip
-from loralens.requirements import missing_packages
+from loralens.requirements import install_command
 
 if TYPE_CHECKING:
     import torch
@@ -55,19 +56,18 @@ def read_pickle(path: Path) -> tuple[dict[str, LazyArray], dict[str, Plain | lis
     Raises
     ------
     FormatError
-        The file is damaged, or would run code, or holds something else.
-    OptionError
-        torch is not installed, or is too old.
+        The file is damaged, or would run code, or holds something else; or torch is not installed, or is too old.
     """
     with place(path):
         if not path.is_file():
             raise FormatError("no such file", fix="give the path of a .bin, .pt, .pth or .ckpt file")
         file = OpenFile(path)
-        tensors, plain_values = _split(_unwrap(_load(file)))
+        state, mapped = _load(file)
+        tensors, plain_values = _split(_unwrap(state))
         arrays = {}
         for key, tensor in tensors.items():
             with place(key):
-                arrays[key] = _lazy_array(tensor, file)
+                arrays[key] = _lazy_array(tensor, file, mapped)
         return arrays, plain_values
 
 
@@ -76,24 +76,29 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError as error:
-        raise missing_packages("a file of torch", ["torch"], error) from error
+        raise _needs("torch", str(error)) from error
     major, minor = map(int, torch.__version__.split(".")[:2])
     if (major, minor) < OLDEST_TORCH:
-        reason = ImportError(f"a file could make {torch.__version__} run its code")
-        raise missing_packages("a file of torch", ["torch>={}.{}".format(*OLDEST_TORCH)], reason)
+        raise _needs("torch>={}.{}".format(*OLDEST_TORCH), f"a file could make {torch.__version__} run its code")
     return torch
 
 
-def _load(file: OpenFile) -> object:
-    """What ``torch.load`` makes of a file, if that passes the checks."""
+def _needs(package: str, reason: str) -> FormatError:
+    # Not an OptionError: of many files, only those of torch cannot be read.
+    return FormatError(f"a file of torch needs {package} ({reason})", fix=install_command([package]))
+
+
+def _load(file: OpenFile) -> tuple[object, int | None]:
+    """What ``torch.load`` makes of a file, and the address in memory of its first byte if torch maps it."""
     zipped = file.read(0, min(4, file.size)) == MAGIC
     if not file.read(0, min(1, file.size)) == (b"P" if zipped else b"\x80"):
         raise FormatError("it was not written by torch.save", fix="give a .bin, .pt, .pth or .ckpt file of torch")
-    start, count, sizes = (0, 0, check_zip(file)) if zipped else (*check_legacy(file), [])
+    entries = [(start, nbytes) for start, nbytes in check_zip(file) if nbytes] if zipped else []
+    start, count = (0, 0) if zipped else check_legacy(file)
     torch, storages = _torch(), []
 
     def keep(storage: "torch.UntypedStorage", _device: str) -> "torch.UntypedStorage":
-        storages.append(storage.nbytes())
+        storages.append((storage.data_ptr(), storage.nbytes()))
         return storage
 
     try:
@@ -102,14 +107,16 @@ def _load(file: OpenFile) -> object:
     except Exception as error:
         raise FormatError("torch.load does not read it", fix=SAVE_AGAIN) from error
     file.check_unchanged()  # torch has opened it again
-    # Neither container says that a storage goes beyond its entry: the bytes after it would be taken for numbers.
+    # torch lets a storage go beyond its entry, and would take the bytes after it for numbers.
+    filled = sorted((address, nbytes) for address, nbytes in storages if nbytes)
+    mapped = filled[0][0] - min(entries)[0] if filled and entries else 0
     if zipped:
-        complete = sorted(filter(None, storages)) == sorted(filter(None, sizes))
+        complete = [(address - mapped, nbytes) for address, nbytes in filled] == sorted(entries)
     else:
-        complete = count == len(storages) and file.size == start + sum(8 + nbytes for nbytes in storages)
+        complete = count == len(storages) and file.size == start + sum(8 + nbytes for _, nbytes in storages)
     if not complete:
         raise FormatError("its storages do not have the sizes that its pickle says", fix=SAVE_AGAIN)
-    return state
+    return state, mapped if zipped else None
 
 
 def _unwrap(state: object) -> dict[Any, Any]:
@@ -167,8 +174,8 @@ def _plain_value(key: str, value: object) -> Plain:
     raise FormatError(what, fix=_ONLY_TENSORS)
 
 
-def _lazy_array(tensor: "torch.Tensor", file: OpenFile) -> LazyArray:
-    """A tensor as an array that is copied from the mapped file when it is needed."""
+def _lazy_array(tensor: "torch.Tensor", file: OpenFile, mapped: int | None) -> LazyArray:
+    """A tensor as an array that is read from the file, or copied from what torch has loaded, when it is needed."""
     shape = tuple(tensor.shape)
     dtype = DTYPES[str(tensor.dtype).removeprefix("torch.")]
     # NumPy counts the other sizes of an empty array too.
@@ -178,28 +185,20 @@ def _lazy_array(tensor: "torch.Tensor", file: OpenFile) -> LazyArray:
     if prod(shape) * dtype.itemsize > file.size:
         fix = "it repeats its numbers with a stride of 0: save tensor.contiguous() instead"
         raise FormatError("it asks for more memory than the whole file takes", fix=fix)
+    # A byte of a bool may be another one than 0 and 1, which NumPy does not take for a bool. A negative view of torch
+    # is stored as what it is a view of.
+    plain = dtype != np.bool_ and not tensor.is_neg()
+    if mapped is not None and plain and tensor.numel() and tensor.is_contiguous():
+        return file.array(tensor.data_ptr() - mapped, shape, dtype)
     tensor = tensor.detach()
 
-    def numbers(first: int, last: int) -> Array:
-        file.read(0, 0)  # a mapped file that became shorter would kill the process
-        return _array(tensor.view(-1)[first:last], dtype)
-
-    if tensor.is_contiguous():
-        return LazyArray(None, shape=shape, dtype=dtype, numbers=numbers)
-
     def read() -> Array:
-        file.read(0, 0)
-        return _array(tensor, dtype)
+        file.read(0, 0)  # refuses a file that became shorter, as reading its map would kill the process
+        # NumPy's own functions of torch know neither bfloat16 nor float8.
+        bits = tensor.resolve_neg().contiguous().view(getattr(_torch(), f"uint{8 * dtype.itemsize}")).numpy()
+        return bits != 0 if dtype == np.bool_ else bits.copy().view(dtype)
 
     return LazyArray(read, shape=shape, dtype=dtype)
-
-
-def _array(tensor: "torch.Tensor", dtype: np.dtype[Any]) -> Array:
-    torch = _torch()
-    bits = getattr(torch, f"uint{8 * dtype.itemsize}")  # NumPy's own functions know neither bfloat16 nor float8
-    array = tensor.resolve_neg().contiguous().view(bits).numpy()
-    # A byte other than 0 and 1 is not a valid NumPy bool.
-    return array != 0 if dtype == np.bool_ else array.copy().view(dtype)
 
 
 def write_torch(tensors: Mapping[str, LazyArray], stream: Any) -> None:
