@@ -577,6 +577,13 @@ def test_zip_bombs_are_refused(tmp_path):
 
 def test_a_pickle_too_large_to_be_one(tmp_path):
     refused(zip_file(tmp_path / "x.bin", bytes((1 << 24) + 1)), "larger than")
+    entries = [("archive/byteorder", bytes((1 << 24) + 1))]
+    refused(zip_file(tmp_path / "x.bin", program({}), entries=entries), "larger than")
+
+
+def test_a_big_endian_file(tmp_path):
+    entries = [("archive/data/0", bytes(16)), ("archive/byteorder", b"big")]
+    refused(zip_file(tmp_path / "x.bin", program({"x": tensor()}), entries=entries), "big-endian")
 
 
 @pytest.mark.parametrize("name", ["archive/data/0", "archive/data.pkl", "archive/DATA.PKL"])

@@ -67,7 +67,9 @@ def check_zip(file: OpenFile) -> list[tuple[int, int]]:
             if f"{root}/data.pkl" not in found or f"{root}/constants.pkl" in found:
                 fix = "give a file written by torch.save, not a model saved by torch.jit or a zipped folder"
                 raise FormatError("it is a zip archive, but not one of torch.save", fix=fix)
-            if found[f"{root}/data.pkl"].file_size > MOST_BYTES:
+            # torch reads the others as a whole.
+            others = [entry.file_size for name, entry in found.items() if not name.startswith(f"{root}/data/")]
+            if max(others) > MOST_BYTES:
                 raise FormatError(f"its pickle is larger than {MOST_BYTES} bytes", fix=CONVERT)
             check_pickle(BytesIO(archive.read(f"{root}/data.pkl")))
             # Older files have no such entry.
@@ -84,7 +86,8 @@ def _data_start(file: OpenFile, entry: ZipInfo) -> int:
     start = entry.header_offset
     if start + _LOCAL.size > file.size:
         raise FormatError("its zip archive is damaged", fix=SAVE_AGAIN)
-    return start + _LOCAL.size + sum(_LOCAL.unpack(file.read(start, _LOCAL.size)))
+    name, extra = _LOCAL.unpack(file.read(start, _LOCAL.size))
+    return int(start + _LOCAL.size + name + extra)
 
 
 def _check_end(file: OpenFile) -> None:
@@ -125,7 +128,7 @@ def _steps(stream: BytesIO) -> Iterator[tuple[str, Any]]:
     # Of each object on the stack, and of each in the memo, only this is known: the items of a tuple, or 1.
     stack: list[int] = []
     below: list[list[int]] = []
-    memo: dict[int, int] = {}
+    memo: dict[Any, int] = {}
     for step, (opcode, arg, _) in enumerate(genops(stream)):
         name = opcode.name
         _check_step(step, name, arg)

@@ -97,7 +97,7 @@ def _load(file: OpenFile) -> tuple[object, int | None]:
     start, count = (0, 0) if zipped else check_legacy(file)
     torch, storages = _torch(), []
 
-    def keep(storage: "torch.UntypedStorage", _device: str) -> "torch.UntypedStorage":
+    def keep(storage: Any, _device: str) -> Any:
         storages.append((storage.data_ptr(), storage.nbytes()))
         return storage
 
