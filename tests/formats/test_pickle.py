@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError, LoraLensError
-from loralens.formats.files.torch_check import MOST_STEPS
 from loralens.formats.files.torch_pickle import read_pickle
 from tests.marks import examples, slow_except
 
@@ -433,6 +432,12 @@ def test_programs_that_torch_does_not_write(tmp_path, value):
     refused(zip_file(tmp_path / "x.bin", b"\x80\x02" + value + b"."), ".")
 
 
+def test_a_pickle_of_too_many_steps(tmp_path, monkeypatch):
+    path = save({"x": torch.ones(2)}, tmp_path / "x.bin", True)
+    monkeypatch.setattr("loralens.formats.files.torch_check.MOST_STEPS", 30)
+    refused(path, "more than 30 steps")
+
+
 def test_an_ordered_dict_whose_methods_are_hidden(tmp_path):
     state = call(named("collections", "OrderedDict")) + b"(" + push("x") + tensor() + b"u"
     hidden = state + push({"items": 1, "keys": 2, "values": 3}) + b"b"
@@ -455,7 +460,6 @@ BOMBS = {
     "size": tensor(size=b")" + b"\x85" * DEEP),
     "itself": b"]q\x00" + b"h\x00a" * 3,
     "doubled": b"})q\x00" + b"".join(bytes([104, i, 104, i, 0x86, 113, i + 1]) for i in range(99)) + b"Ns",
-    "steps": b"N" * MOST_STEPS,
 }
 
 
@@ -603,9 +607,16 @@ def test_a_zip_of_something_else(tmp_path):
 def test_torch_reads_no_other_directory_than_the_one_that_was_checked(tmp_path):
     path = zip_file(tmp_path / "x.bin", program({"x": tensor()}))
     content = path.read_bytes()
-    comment = content[:-2] + struct.pack("<H", 4) + b"more"
-    elsewhere = content[:-22] + struct.pack("<4sLQL", b"PK\6\7", 0, 0, 1) + content[-22:]
-    for changed in (b"PK\3\4" + content, comment, elsewhere):
+    *_, count, size, start, _ = struct.unpack("<4s4H2LH", content[-22:])
+    record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start)
+
+    def locator(place: int) -> bytes:
+        return struct.pack("<4sLQL", b"PK\6\7", 0, place, 1)
+
+    path.write_bytes(content[:-22] + record + locator(len(content) - 22) + content[-22:])
+    assert list(read_pickle(path)[0]) == ["x"]
+    elsewhere = content[:-22] + record + locator(0) + content[-22:]
+    for changed in (b"PK\3\4" + content, content[:-2] + b"\1\0", elsewhere):
         path.write_bytes(changed)
         refused(path, "damaged|does not begin")
 
@@ -660,6 +671,11 @@ def test_every_truncation_is_refused(tmp_path, zipped):
 def test_legacy_storages_are_checked(tmp_path, keys, data):
     pickled = program({"x": tensor(of=storage(view=(None,)))})
     refused(legacy_file(tmp_path / "x.bin", pickled, keys=keys, data=data), ".")
+
+
+def test_a_legacy_storage_that_is_not_listed_would_hold_what_was_in_memory(tmp_path):
+    tensors = {key: tensor(of=storage(key=key, view=(None,))) for key in ("0", "1")}
+    refused(legacy_file(tmp_path / "x.bin", program(tensors), keys=("0", "0"), data=2 * STORAGE), "twice")
 
 
 # --- fuzz ---
