@@ -1,6 +1,7 @@
 """A file of PEFT shares ``adapter_config.json`` with its folder: no command changes it for the adapter beside it."""
 
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,15 @@ def test_pickles_do_not_share_their_record(small: Path, tmp_path: Path) -> None:
     )
     assert "a.bin is read with it" in said
     assert contents(tmp_path / "ow") == before
+
+
+def test_a_file_of_torch_keeps_its_record_where_there_is_no_torch(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Command("convert").good(small, "--to", "loralib", "-o", tmp_path / "ow" / "a.bin")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    said = Command("scale").refused(small, "--by", "8", "--to", "peft", "-o", tmp_path / "ow" / "b.safetensors")
+    assert "a.bin is read with it" in said
 
 
 def test_a_record_that_its_configuration_contradicts_is_named(small: Path, tmp_path: Path) -> None:

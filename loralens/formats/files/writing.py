@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from os import SEEK_END
 from pathlib import Path
 from typing import BinaryIO
@@ -260,7 +261,10 @@ def _is_read_with(file: Path, companion: str) -> bool:
         if container == "gguf" or (companion != CONFIG and container != "pickle"):
             return False
         if container == "pickle":
-            from loralens.formats.files.torch.pickle import read_pickle  # few adapters are pickles
+            # Without torch nobody can say what is in it.
+            if find_spec("torch") is None:
+                return True
+            from loralens.formats.files.torch_pickle import read_pickle  # few adapters are pickles
 
             return any(map(_FACTOR.search, read_pickle(file)[0]))
         return any(map(_FACTOR.search, read_safetensors(file).tensors))
