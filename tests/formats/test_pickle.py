@@ -421,6 +421,7 @@ def test_attacks_in_any_of_the_five_legacy_pickles(tmp_path, monkeypatch, part):
         b"ctorch\nSize",
         b"c\xff\nSize\n",
         b"c\x1b[2J\nSize\n",
+        b"c\\d\nSize\n",
         b"\x80\x03",
         b"\xfe",
         b"0",
