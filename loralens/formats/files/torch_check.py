@@ -118,8 +118,8 @@ def check_pickle(stream: BytesIO) -> list[str]:
     """Check the pickle at the start of ``stream``, which is then at its end; returns the texts in it."""
     try:
         return [arg for opcode, arg in _steps(stream) if opcode == "BINUNICODE"]
-    # The causes: an empty stack, an unknown memo number, text that is not UTF-8, a number that is cut off, or a backslash
-    # in a name, of which Python warns.
+    # The causes: an empty stack, an unknown memo number, text that is not UTF-8, a number that is cut off, or a
+    # backslash in a name, of which Python warns.
     except (IndexError, KeyError, ValueError, struct.error, DeprecationWarning) as error:
         raise FormatError("its pickle is damaged", fix=SAVE_AGAIN) from error
 

@@ -420,9 +420,7 @@ def _messages_kept(messages: list[str]) -> Iterator[None]:
 # ---- The adapters and their targets
 
 
-def _find_adapters(
-    adapters: Sequence[AdapterSource], output: Path | None, *, once: bool
-) -> list[BatchItem]:
+def _find_adapters(adapters: Sequence[AdapterSource], output: Path | None, *, once: bool) -> list[BatchItem]:
     """The adapters that were named and those under the folders that were named, each with its name.
 
     Files that hold tensors and no LoRA pairs are left out; those that cannot be read are not. What lies under
