@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.linalg import device, exact_device
+from loralens.linalg import device, exact
 from tests.bases import contents, sharded, single, tensors
 from tests.cli.test_merge import done, run
 from tests.formats.conftest import quiet_torch
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.usefixtures("quiet_torch")
 def made_there(monkeypatch):
     """A name for torch on the CPU; how many products it has made."""
     count = []
-    plain = exact_device._piece
+    plain = exact._piece
 
     def counted(*args):
         count.append(args)
         return plain(*args)
 
     monkeypatch.setattr(device, "_cuda", lambda index: torch.device("cpu"))
-    monkeypatch.setattr(exact_device, "_piece", counted)
+    monkeypatch.setattr(exact, "_piece", counted)
     return count
 
 

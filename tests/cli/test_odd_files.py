@@ -166,7 +166,6 @@ INSIDE = [
     ("trajectory {r}", "r/checkpoint-1/adapter_model.safetensors"),
     ("trajectory {r}", "r/log.jsonl"),
     ("report {a} --evaluations {r}/e.json -o {o}.html", "r/e.json"),
-    ("compress {a} {r}/checkpoint-1 --rank 1 -o {o}", "o/.loralens-batch.json"),
 ]
 
 
