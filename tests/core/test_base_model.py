@@ -40,6 +40,7 @@ DIFFERENT = [
     ("bert-base-cased", "bert-base-uncased"),
     ("google-bert/bert-base-cased", "/models/bert-base-uncased"),
     ("roberta-base", "bert-base-uncased"),
+    ("roberta-base", "xlm-roberta-base"),
     ("distilbert-base-uncased", "bert-base-uncased"),
     ("gpt2", "gpt2-medium"),
     ("bert-base-uncased", "bert-large-uncased"),

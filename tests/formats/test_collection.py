@@ -81,6 +81,11 @@ def test_a_file_that_only_an_earlier_loralens_reads_is_named(key: str, tmp_path:
     assert examine_file(file).status == "unreadable"
 
 
+def test_a_folder_that_lacks_its_weights_is_itself_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert [entry.path for entry in loralens.survey(tmp_path).unreadable] == [tmp_path]
+
+
 def test_no_number_is_read_to_tell_a_model(tmp_path: Path) -> None:
     """A sparse file of 4 GB is told by its header in no time."""
     header = b'{"w":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}'

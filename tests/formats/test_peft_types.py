@@ -175,6 +175,7 @@ def test_products_become_plain_pairs(name: str, tmp_path: Path) -> None:
     if wide:
         with pytest.raises(LoraLensError, match="--rank"):
             save(adapter, tmp_path / "out")
+        assert "--rank R" in adapter.findings[0].fix
         adapter = adapter.map(
             lambda module: module.truncated(module.rank) if isinstance(module, Structured) else module
         )

@@ -20,6 +20,7 @@ CALLED = frozenset({
 PREFIX = "base_model.model."  # of all names that PEFT looks up
 HEADS = frozenset(name for names in TASK_HEADS.values() for name in names)
 BEFORE_HEAD = "pre_classifier"
+WRITES_PREFIX = "loralens convert … --to peft writes the prefix"
 FROM_TRAINING = "take the head from a checkpoint of the training; without one, train again with it in modules_to_save"
 
 
@@ -66,8 +67,10 @@ def lost_heads(adapter: Adapter) -> Iterator[Finding]:
     # One of several tied modules is enough then.
     if lost and not config.get("ensure_weight_tying"):
         task = f" and task_type {task}" if heads else ""
-        text = f"modules_to_save{task} ask for {some(lost)}, which the file lacks: PEFT raises a KeyError then"
-        yield error("head-missing", text, FROM_TRAINING)
+        bare = any(_holds(adapter, name, prefix="") for name in lost)
+        how, fix = (f"has without {PREFIX}", WRITES_PREFIX) if bare else ("lacks", FROM_TRAINING)
+        text = f"modules_to_save{task} ask for {some(lost)}, which the file {how}: PEFT raises a KeyError then"
+        yield error("head-missing", text, fix)
     mapping = config.get("auto_mapping")
     name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     # What was trained in full may be a head of any name; biases are not.
@@ -82,9 +85,9 @@ def has_head(names: Iterable[str]) -> bool:
     return any(not CALLED.isdisjoint(name.split(".")) for name in names)
 
 
-def _holds(adapter: Adapter, name: str) -> bool:
+def _holds(adapter: Adapter, name: str, prefix: str = PREFIX) -> bool:
     """Whether the file holds a tensor of a module whose path ends in ``name``, or of a part of such a module."""
-    paths = [key.removeprefix(PREFIX).rpartition(".")[0] for key in adapter.extra if key.startswith(PREFIX)]
+    paths = [key.removeprefix(PREFIX).rpartition(".")[0] for key in adapter.extra if key.startswith(prefix)]
     # Old versions of PEFT stored ….modules_to_save.weight, which 0.21.2 does not look up.
     paths = [path for path in paths if not path.endswith(".modules_to_save")]
     # PEFT takes the layer before the head of DistilBERT for a classifier, too. The classifier itself is needed as well.

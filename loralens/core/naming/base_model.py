@@ -224,7 +224,8 @@ def _names_differ(first: str, second: str) -> bool:
     tokens_first, tokens_second = set(_tokens(first)), set(_tokens(second))
     families = tokens_first & FAMILIES, tokens_second & FAMILIES
     # Both names state known families and have none in common: they are different models, also if one is a folder.
-    if all(families) and not families[0] & families[1]:
+    # An XLM-RoBERTa has another vocabulary than a RoBERTa.
+    if all(families) and (not families[0] & families[1] or "xlm" in families[0] ^ families[1]):
         return True
     differing = tokens_first ^ tokens_second
     if _is_hub_id(first) and _is_hub_id(second):

@@ -161,8 +161,9 @@ def folder_labels(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:
     PEFT calls every file ``adapter_model.safetensors``, so the folder says more, and in less space.
     """
     alone = {parent for parent, files in Counter(path.parent for path in paths).items() if files == 1}
+    # A root that has a configuration and no weights is one of the paths itself.
     return {
-        path: str((path.parent if path.parent in alone and path.parent != root else path).relative_to(root))
+        path: str((path.parent if path.parent in alone and root not in (path, path.parent) else path).relative_to(root))
         for path in paths
     }
 

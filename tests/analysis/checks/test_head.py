@@ -108,6 +108,17 @@ def test_any_module_trained_in_full_is_missed(tmp_path: Path) -> None:
     assert levels(adapter(tmp_path / "lost", task_type="CAUSAL_LM", modules_to_save=["lm_head"])) == ["error"]
 
 
+def test_a_head_without_the_prefix_is_not_lost(tmp_path: Path) -> None:
+    """PEFT refuses the file as well, but the head is there, and conversion mends the file."""
+    bare = adapter(tmp_path / "bare", head=True)
+    file = bare / "adapter_model.safetensors"
+    save_file({key.removeprefix("base_model.model."): X for key, X in load_file(file).items()}, file)
+    (found,) = [one for one in loralens.doctor(bare).findings if one.code == "head-missing"]
+    assert "convert" in found.fix
+    loralens.convert(bare, to="peft", output=tmp_path / "mended")
+    assert levels(tmp_path / "mended") == []
+
+
 @pytest.mark.slow
 def test_peft_refuses_what_is_called_an_error(tmp_path: Path) -> None:
     config = transformers.BertConfig(

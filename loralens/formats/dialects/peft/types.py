@@ -138,9 +138,6 @@ def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Rea
     masks = _masks(stored.config or {}) if kind == "ADALORA" else {}
     modules: dict[str, Update] = {}
     pruned: list[str] = []
-    text = f"this is {kind}, which only PEFT reads; loralens writes it as a plain LoRA"
-    fix = "loralens convert --to peft, for all other programs; with --base if it adapts convolutions"
-    findings = [Finding("note", "peft-type", text, fix)]
     for path, parts in groups.items():
         name = module_path(path)
         with place(name):
@@ -157,6 +154,10 @@ def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Rea
                 modules[name] = _adalora(name, parts, config, masks.get(name))
             else:
                 pruned.append(name)
+    text = f"this is {kind}, which only PEFT reads; loralens writes it as a plain LoRA"
+    rank = "" if all(isinstance(module, LowRank) for module in modules.values()) else " --rank R"
+    fix = f"loralens convert --to peft{rank}, for all other programs; with --base if it adapts convolutions"
+    findings = [Finding("note", "peft-type", text, fix)]
     if pruned:
         text = f"{len(pruned)} modules (the first is {pruned[0]}) were pruned to rank 0 by AdaLoRA: they have no update"
         findings.append(Finding("note", "pruned-away", text))
