@@ -15,7 +15,8 @@ from tests.fleet.makers import save_many
 ADAPTER, UNREADABLE = "status = 'adapter' and number = 1", "status = 'unreadable'"
 VALUES: tuple[object, ...] = (
     None, -1, 2**62, -(2**63), 1e308, float("inf"), "", "x", "[" * 100_000, "[1e400]", '["a", 1]', "[]", "{}", "[NaN]",
-    "null", b"\xff", "../up", "/etc/passwd", "a\0b", "[-1]", '[["k", "n", 1]]', '[["k", 1, 2, 3]]', "\n\x1b[2J",
+    f"[1{'0' * 400}]", "null", b"\xff", "../up", "/etc/passwd", "a\0b", "[-1]", '[["k", "n", 1]]', '[["k", 1, 2, 3]]',
+    "\n\x1b[2J",
 )  # fmt: skip
 COLUMNS = (
     "number", "path", "name", "real", "bytes", "stamp", "status", "reason", "fix", "header", "added", "indexed", "slot",
@@ -84,6 +85,7 @@ def check(root: Path, statement: str, value: object) -> None:
         ("ranks", '["a", 1]'),
         ("parameters", None),
         ("norms", "[NaN]"),
+        *((name, f"[1{'0' * 400}]") for name in ("scales", "norms")),
         ("path", "a\0b"),
     ],
 )
