@@ -115,6 +115,22 @@ def test_a_number_of_commits_that_is_none(value: object, root: Path) -> None:
     check(root, "update state set value = ? where key = 'commit'", value)
 
 
+@pytest.mark.parametrize("value", ["x" * 5000, "\x1b[2J", ""])
+def test_a_base_that_no_reader_accepts(value: str, root: Path) -> None:
+    """A name of a million letters would be taken apart, and shown, for each adapter."""
+    fleet = loralens.Fleet.open(root)
+    file = fleet.home / CATALOGUE
+    sound = file.read_bytes()
+    try:
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute(f"update files set base = ? where {ADAPTER}", [value])
+            connection.commit()
+        with pytest.raises(LoraLensError, match="the catalogue is damaged"):
+            loralens.Fleet.open(root).bases()
+    finally:
+        file.write_bytes(sound)
+
+
 def test_a_name_in_the_schema_that_is_not_utf_8(root: Path) -> None:
     """SQLite quotes it in its message, which Python cannot decode."""
     fleet = loralens.Fleet.open(root)

@@ -8,7 +8,7 @@ from sys import float_info
 from typing import Any
 
 from loralens.core.json_depth import parse_json
-from loralens.formats.files.json_text import finite_number
+from loralens.formats.files.json_text import finite_number, plain_text
 
 MOST_SLOTS = 1 << 31  # a file of so many slots would have 9 TB
 LONGEST_PATH = 4096  # letters; Linux opens no file by a longer path
@@ -74,9 +74,9 @@ def is_status(value: object) -> bool:
     return value in ("adapter", "unreadable", "other")
 
 
-def is_text_or_nothing(value: object) -> bool:
-    """Whether it is a text, or missing."""
-    return value is None or isinstance(value, str)
+def is_base_or_nothing(value: object) -> bool:
+    """Whether it is the name of a base as readers accept it, or missing."""
+    return value is None or plain_text(value) is not None
 
 
 def is_name(value: object) -> bool:
