@@ -101,6 +101,23 @@ def shared_pages(home: Path, victim: Path) -> None:
     (home / CATALOGUE).write_bytes(content)
 
 
+def sparse_shared_pages(home: Path, victim: Path) -> None:
+    """The same in a file of a terabyte, of which the disk holds only the beginning."""
+    shared_pages(home, victim)
+    os.truncate(home / CATALOGUE, 1 << 40)
+
+
+def sparse(name: str, size: int = 1 << 34) -> Attack:
+    """A file of the index is far larger than what the disk holds of it."""
+
+    def attack(home: Path, victim: Path) -> None:
+        del victim
+        (home / name).touch()
+        os.truncate(home / name, size)
+
+    return attack
+
+
 def linked(name: str, target: str | None = None) -> Attack:
     """A file of the index is a link: to the victim, or to ``target``."""
 
@@ -167,6 +184,9 @@ ATTACKS: Mapping[str, Attack] = {
     "endless files": endless_files,
     "computed column": computed_column,
     "shared pages": shared_pages,
+    "sparse shared pages": sparse_shared_pages,
+    **{f"sparse {name}": sparse(name) for name in (IN_WORK, DATES)},
+    "sparse catalogue": sparse(CATALOGUE, 1 << 40),
     "write-ahead log": write_ahead,
     "root of 300 letters": state("root", LONG),
     "root with NUL": state("root", "a\0b"),
