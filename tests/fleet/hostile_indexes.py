@@ -128,6 +128,16 @@ def linked(name: str, target: str | None = None) -> Attack:
     return attack
 
 
+def hard_linked(name: str) -> Attack:
+    """A file of the index is a second name of the victim."""
+
+    def attack(home: Path, victim: Path) -> None:
+        (home / name).unlink()
+        os.link(victim, home / name)
+
+    return attack
+
+
 def anew_through_link(home: Path, victim: Path) -> None:
     """An index of another version, whose dates an update writes to a file that is a link."""
     change(home, "update state set value = '0' where key = 'version'")
@@ -203,6 +213,7 @@ ATTACKS: Mapping[str, Attack] = {
     "real of 300 letters": column("real", LONG),
     "made anew through a link": anew_through_link,
     **{f"link {name}": linked(name) for name in (*NAMES, *SIDE)},
+    **{f"hard link {name}": hard_linked(name) for name in (CATALOGUE, SKETCHES)},
     **{f"link to itself {name}": linked(name, name) for name in (*NAMES, *SIDE)},
     **{f"zero {name}": linked(name, "/dev/zero") for name in (*NAMES, *SIDE)},
     **{f"pipe {name}": pipe(name) for name in (*NAMES, *SIDE)},

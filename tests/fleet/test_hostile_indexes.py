@@ -26,6 +26,7 @@ QUICK = (
     "sparse in-work.json",
     "root /",
     "link sketches.i8",
+    "hard link sketches.i8",
     "pipe catalogue.sqlite-journal",
 )
 # Readers refuse these, and the next update makes the index anew.
