@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 from loralens.core.json_depth import parse_json
+from loralens.errors import OptionError
 from loralens.fleet.catalogue.dates import forget_dates, kept_dates
 from loralens.fleet.catalogue.members import UNREACHABLE, Signature
 from loralens.fleet.catalogue.reading import name_of, read_root, stored_name, to_signature
@@ -60,6 +61,10 @@ class CatalogueWriter:
     def __init__(self, home: Path) -> None:
         self.home = home
         check_files(home)
+        for name in (CATALOGUE, SKETCHES):  # the files that are written in place
+            if (home / name).exists() and (home / name).stat().st_nlink > 1:
+                what = f"{home / name}: has a second name, under which an update would change it, too"
+                raise OptionError(what, fix=f"copy {home} to another place, and let the copy take its place")
         # An index that is made anew keeps the dates of the old one.
         self._dates = kept_dates(home)
         with disk_errors(home):
