@@ -91,9 +91,10 @@ def distances_from_line(x: Floats) -> Floats:
     float64 array, shape (n,)
     """
     n = x.size
-    first, second = np.triu_indices(n, 1)
     if n > ALL_PAIRS:
         first, second = np.arange(n // 2), np.arange(n // 2) + (n + 1) // 2
+    else:
+        first, second = np.triu_indices(n, 1)
     depth = np.arange(n)
     rest = x - float(_median((x[second] - x[first]) / (second - first))) * depth
     return np.asarray(rest - _median(rest), dtype=np.float64)

@@ -13,7 +13,8 @@ from loralens.tables.table import Table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-FORMULA = ("=", "+", "-", "@")  # how formulas of spreadsheets begin
+# How formulas of spreadsheets begin: also after a blank that programs drop, and in the wide letters of East Asia.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", *"\uff1d\uff0b\uff0d\uff20")
 
 
 def csv_text(*tables: Table[Any]) -> str:

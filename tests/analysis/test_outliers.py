@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 import loralens
 from loralens.analysis.outliers import distances_from_line, find_outliers
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
+from tests.formats.blobs import limits
 
 
 def test_the_line_is_that_of_theil_and_sen() -> None:
@@ -21,6 +22,13 @@ def test_the_line_is_that_of_theil_and_sen() -> None:
     # Of very many modules only some pairs are compared, and the line is the same.
     straight = np.concatenate([0.01 * np.arange(1000), [50.0]])
     assert np.abs(distances_from_line(straight)[:-1]).max() < 1e-9
+
+
+def test_many_modules_take_little_memory() -> None:
+    """A file of 30 MB may have 100,000 modules, and these have 5 billion pairs."""
+    count = 5_000
+    with limits(60, 100 * 8 * count):
+        distances_from_line(np.arange(count, dtype=np.float64))
 
 
 def healthy(rng, blocks, *, spread=0.1, shapes=1, kinds=("self_attn.q_proj", "self_attn.v_proj"), rank=8):

@@ -101,12 +101,39 @@ def shared_pages(home: Path, victim: Path) -> None:
     (home / CATALOGUE).write_bytes(content)
 
 
+def sparse_shared_pages(home: Path, victim: Path) -> None:
+    """The same in a file of a terabyte, of which the disk holds only the beginning."""
+    shared_pages(home, victim)
+    os.truncate(home / CATALOGUE, 1 << 40)
+
+
+def sparse(name: str, size: int = 1 << 34) -> Attack:
+    """A file of the index is far larger than what the disk holds of it."""
+
+    def attack(home: Path, victim: Path) -> None:
+        del victim
+        (home / name).touch()
+        os.truncate(home / name, size)
+
+    return attack
+
+
 def linked(name: str, target: str | None = None) -> Attack:
     """A file of the index is a link: to the victim, or to ``target``."""
 
     def attack(home: Path, victim: Path) -> None:
         (home / name).unlink(missing_ok=True)
         (home / name).symlink_to(target or victim)
+
+    return attack
+
+
+def hard_linked(name: str) -> Attack:
+    """A file of the index is a second name of the victim."""
+
+    def attack(home: Path, victim: Path) -> None:
+        (home / name).unlink()
+        os.link(victim, home / name)
 
     return attack
 
@@ -167,6 +194,9 @@ ATTACKS: Mapping[str, Attack] = {
     "endless files": endless_files,
     "computed column": computed_column,
     "shared pages": shared_pages,
+    "sparse shared pages": sparse_shared_pages,
+    **{f"sparse {name}": sparse(name) for name in (IN_WORK, DATES)},
+    "sparse catalogue": sparse(CATALOGUE, 1 << 40),
     "write-ahead log": write_ahead,
     "root of 300 letters": state("root", LONG),
     "root with NUL": state("root", "a\0b"),
@@ -183,6 +213,7 @@ ATTACKS: Mapping[str, Attack] = {
     "real of 300 letters": column("real", LONG),
     "made anew through a link": anew_through_link,
     **{f"link {name}": linked(name) for name in (*NAMES, *SIDE)},
+    **{f"hard link {name}": hard_linked(name) for name in (CATALOGUE, SKETCHES)},
     **{f"link to itself {name}": linked(name, name) for name in (*NAMES, *SIDE)},
     **{f"zero {name}": linked(name, "/dev/zero") for name in (*NAMES, *SIDE)},
     **{f"pipe {name}": pipe(name) for name in (*NAMES, *SIDE)},

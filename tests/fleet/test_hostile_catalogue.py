@@ -15,7 +15,8 @@ from tests.fleet.makers import save_many
 ADAPTER, UNREADABLE = "status = 'adapter' and number = 1", "status = 'unreadable'"
 VALUES: tuple[object, ...] = (
     None, -1, 2**62, -(2**63), 1e308, float("inf"), "", "x", "[" * 100_000, "[1e400]", '["a", 1]', "[]", "{}", "[NaN]",
-    "null", b"\xff", "../up", "/etc/passwd", "a\0b", "[-1]", '[["k", "n", 1]]', '[["k", 1, 2, 3]]', "\n\x1b[2J",
+    f"[1{'0' * 400}]", "null", b"\xff", "../up", "/etc/passwd", "a\0b", "[-1]", '[["k", "n", 1]]', '[["k", 1, 2, 3]]',
+    "\n\x1b[2J",
 )  # fmt: skip
 COLUMNS = (
     "number", "path", "name", "real", "bytes", "stamp", "status", "reason", "fix", "header", "added", "indexed", "slot",
@@ -84,6 +85,7 @@ def check(root: Path, statement: str, value: object) -> None:
         ("ranks", '["a", 1]'),
         ("parameters", None),
         ("norms", "[NaN]"),
+        *((name, f"[1{'0' * 400}]") for name in ("scales", "norms")),
         ("path", "a\0b"),
     ],
 )
@@ -111,6 +113,22 @@ def test_a_signature_that_is_none(value: object, root: Path) -> None:
 @pytest.mark.parametrize("value", ["x", b"\xff", "1e5", -1])
 def test_a_number_of_commits_that_is_none(value: object, root: Path) -> None:
     check(root, "update state set value = ? where key = 'commit'", value)
+
+
+@pytest.mark.parametrize("value", ["x" * 5000, "\x1b[2J", ""])
+def test_a_base_that_no_reader_accepts(value: str, root: Path) -> None:
+    """A name of a million letters would be taken apart, and shown, for each adapter."""
+    fleet = loralens.Fleet.open(root)
+    file = fleet.home / CATALOGUE
+    sound = file.read_bytes()
+    try:
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute(f"update files set base = ? where {ADAPTER}", [value])
+            connection.commit()
+        with pytest.raises(LoraLensError, match="the catalogue is damaged"):
+            loralens.Fleet.open(root).bases()
+    finally:
+        file.write_bytes(sound)
 
 
 def test_a_name_in_the_schema_that_is_not_utf_8(root: Path) -> None:

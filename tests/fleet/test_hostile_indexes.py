@@ -22,14 +22,16 @@ MINE = b"mine" * 100
 QUICK = (
     "super-journal",
     "endless files",
-    "shared pages",
+    "sparse shared pages",
+    "sparse in-work.json",
     "root /",
     "link sketches.i8",
+    "hard link sketches.i8",
     "pipe catalogue.sqlite-journal",
 )
 # Readers refuse these, and the next update makes the index anew.
 REPLACED = {
-    *("endless settings", "endless files", "computed column", "shared pages", "write-ahead log"),
+    *("endless settings", "endless files", "computed column", "shared pages", "sparse shared pages", "write-ahead log"),
     *(name for name in ATTACKS if name.startswith("root ") or name == "path of a million folders"),
 }
 # These are no files of loralens, and an update does not remove what somebody else has put there.
@@ -62,6 +64,8 @@ def test_an_index_that_was_made_to_do_harm(attack: str, sound: Path, tmp_path: P
     assert memory < MOST
     assert victim.read_bytes() == MINE
     assert {path.name for path in tmp_path.iterdir()} <= {"fleet", "victim", "out.html"}
+    if attack.startswith("sparse"):
+        assert told["index"][0] == 0
     if attack in REPLACED:
         assert [told[name][0] for name in ("near", "rows", "stats", "index")] == [2, 2, 2, 0]
         assert len(loralens.Fleet.open(root).members()) == 5

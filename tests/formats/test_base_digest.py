@@ -30,12 +30,35 @@ def test_what_is_the_same_base(base: Path, tmp_path: Path) -> None:
     assert base_digest(base / "model.safetensors") != digest
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "added.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model.safetensors", "config.json", "tokenizer.json", "added.safetensors"),
+        # what says how codes are read, which shard has a tensor, and what is a token
+        *("quantize_config.json", "model.safetensors.index.json", "added_tokens.json", "special_tokens_map.json"),
+        *("qwen.tiktoken", "chat_template.jinja"),
+    ],
+)
 def test_what_is_another(base: Path, name: str) -> None:
     digest = base_digest(base)
     kept = (base / name).read_bytes() if (base / name).exists() else b""
     (base / name).write_bytes(b"!" + kept[1:])
     assert base_digest(base) != digest
+
+
+def test_the_components_of_a_pipeline_count(base: Path) -> None:
+    (base / "unet").mkdir()
+    component = base / "unet" / "diffusion_pytorch_model.safetensors"
+    digests = set()
+    for content in (b"1", b"2"):
+        component.write_bytes(content)
+        digests.add(base_digest(base))
+    assert len(digests) == 1  # beside weights they are not read
+    (base / "model.safetensors").unlink()
+    for content in (b"1", b"2"):
+        component.write_bytes(content)
+        digests.add(base_digest(base))
+    assert len(digests) == 3
 
 
 def test_every_byte_of_a_large_file_counts(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -396,6 +396,16 @@ def test_the_disk_is_told_to_begin_while_tensors_are_made(tmp_path, monkeypatch)
         np.testing.assert_array_equal(array, arrays[key])
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_replaces_a_pipe_does_not_keep_its_permissions(tmp_path):
+    target = tmp_path / "a.safetensors"
+    os.mkfifo(target)
+    target.chmod(0o666)
+    with atomic_file(target) as stream:
+        stream.write(b"x")
+    assert not stat.S_IMODE(target.stat().st_mode) & 0o022
+
+
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
 @forms
 def test_what_is_replaced_keeps_its_permissions(write, mode, tmp_path):

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from loralens.core.json_depth import parse_json
 from loralens.errors import LoraLensError
-from loralens.fleet.catalogue.schema import DATES, NEXT_DATES, open_unchecked, read_rows
+from loralens.fleet.catalogue.schema import DATES, NEXT_DATES, open_unchecked, read_rows, read_small
 from loralens.formats.files.disk import replace_text
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
@@ -38,7 +37,7 @@ def keep_dates(home: Path) -> bool:
 def kept_dates(home: Path) -> Mapping[str, str]:
     """Path → when the file was first indexed, of an index that is being made anew; otherwise empty."""
     try:
-        dates = parse_json((home / DATES).read_text(encoding="ascii"))
+        dates = read_small(home / DATES)
         return {os.fsdecode(bytes.fromhex(path)): added for path, added in dates.items() if _DATE.fullmatch(added)}
     except (OSError, ValueError, TypeError, AttributeError):
         # There is none, or it may hold anything after a power failure.

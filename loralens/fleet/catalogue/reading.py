@@ -27,12 +27,12 @@ from loralens.fleet.catalogue.soundness import (
     check_values,
     decode_again,
     decode_list,
+    is_base_or_nothing,
     is_name,
     is_size,
     is_slot,
     is_status,
     is_text,
-    is_text_or_nothing,
     is_whole,
     leads_out,
 )
@@ -43,7 +43,7 @@ _MEMBER = """select number, slot, name, path, real, bytes, format, base, inferre
     from files where status = 'adapter'"""
 # The kinds of these columns.
 _KINDS = (
-    is_whole, is_slot, is_name, is_name, is_name, is_whole, is_text, is_text_or_nothing, is_text_or_nothing, is_text,
+    is_whole, is_slot, is_name, is_name, is_name, is_whole, is_text, is_base_or_nothing, is_base_or_nothing, is_text,
     is_whole, is_whole, is_whole, are_ranks, are_scales, is_whole, is_size, is_size, is_text, are_texts, is_text,
     is_text, is_whole, is_size,
 )  # fmt: skip

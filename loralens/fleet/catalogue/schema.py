@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 from urllib.parse import quote
 
+from loralens.core.json_depth import parse_json
 from loralens.core.messages import command_line
 from loralens.errors import FormatError, OptionError
 
@@ -37,6 +38,11 @@ _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
 VERSION = "2"
 WAIT = 60.0  # seconds for which a connection waits until another one has finished reading or writing
 POLL = 0.1  # seconds for which SQLite itself waits in a reader, where no signal is noticed
+LONGEST_VALUE = 1_000_000_000  # bytes; SQLite itself has this limit
+LONGEST_SIDE = 1 << 26  # bytes of a file beside the catalogue; the dates of 400,000 adapters take as many
+# A sparse catalogue holds fewer bytes than its size. On a disk that compresses, it may hold so many times its blocks.
+MOST_COMPRESSED = 64
+SMALL = 1 << 24  # bytes of a catalogue whose blocks are not looked at
 SECONDS = 30.0  # seconds that a reader may take; sorting all of 10,000 adapters takes a tenth of a second
 STEPS = 10_000  # instructions of SQLite between two looks at the clock, about a tenth of a millisecond
 # Errors of the disk and not of the catalogue: it is full, or a file may not be written to, or cannot be opened.
@@ -186,7 +192,7 @@ def open_unchecked(home: Path) -> Iterator[sqlite3.Connection]:
         with closing(_connect(file, "ro", POLL)) as connection:
             connection.execute("pragma query_only = on")
             # No value is longer than the file that holds it.
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, file.stat().st_size)
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, min(_held_bytes(home), LONGEST_VALUE))
             end = monotonic() + SECONDS
             connection.set_progress_handler(lambda: monotonic() > end, STEPS)
             try:
@@ -263,12 +269,31 @@ def read_rows(
     FormatError
         They have more bytes than the file, which happens if damaged or hostile pages are read again and again.
     """
-    left = (home / CATALOGUE).stat().st_size
+    left = _held_bytes(home)
     for row in connection.execute(sql, parameters):
         left -= len(row) + sum(len(value) for value in row if isinstance(value, str | bytes))
         if left < 0:
             raise damaged(home)
         yield row
+
+
+def _held_bytes(home: Path) -> int:
+    """The bytes of the catalogue, which may be a sparse file of any size; a disk may hold it compressed."""
+    status = (home / CATALOGUE).stat()
+    return min(status.st_size, max(MOST_COMPRESSED * 512 * getattr(status, "st_blocks", status.st_size), SMALL))
+
+
+def read_small(file: Path) -> Any:
+    """The JSON of a file of an index beside the catalogue.
+
+    Raises
+    ------
+    OSError, ValueError
+        There is none, it is no JSON, or it is far longer than an update writes it.
+    """
+    if file.stat().st_size > LONGEST_SIDE:
+        raise ValueError(f"longer than {LONGEST_SIDE} bytes")
+    return parse_json(file.read_text(encoding="ascii"))
 
 
 def damaged(home: Path, root: Path | None = None) -> FormatError:

@@ -4,9 +4,11 @@ import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import isfinite
+from sys import float_info
 from typing import Any
 
 from loralens.core.json_depth import parse_json
+from loralens.formats.files.json_text import finite_number, plain_text
 
 MOST_SLOTS = 1 << 31  # a file of so many slots would have 9 TB
 LONGEST_PATH = 4096  # letters; Linux opens no file by a longer path
@@ -58,7 +60,8 @@ def is_slot(value: object) -> bool:
 
 def is_size(value: object) -> bool:
     """Whether it is a number that a norm, a step or a rank can be."""
-    return type(value) in (int, float) and isfinite(value) and value >= 0  # type: ignore[arg-type, operator]
+    number = finite_number(value)
+    return number is not None and number >= 0
 
 
 def is_text(value: object) -> bool:
@@ -71,9 +74,9 @@ def is_status(value: object) -> bool:
     return value in ("adapter", "unreadable", "other")
 
 
-def is_text_or_nothing(value: object) -> bool:
-    """Whether it is a text, or missing."""
-    return value is None or isinstance(value, str)
+def is_base_or_nothing(value: object) -> bool:
+    """Whether it is the name of a base as readers accept it, or missing."""
+    return value is None or plain_text(value) is not None
 
 
 def is_name(value: object) -> bool:
@@ -91,13 +94,15 @@ def are_ranks(text: object) -> bool:
 
 def are_scales(text: object) -> bool:
     """Whether it is a list of finite numbers."""
-    return all(type(scale) in (int, float) and isfinite(scale) for scale in decode_again(text))
+    return all(finite_number(scale) is not None for scale in decode_again(text))
 
 
 def are_sizes(numbers: Sequence[object]) -> bool:
     """Whether they can be norms; there are many, so they are looked at together."""
-    kinds = {type(number) for number in numbers}
-    return not numbers or (kinds <= {int, float} and isfinite(sum(numbers)) and min(numbers) >= 0)  # type: ignore[arg-type, type-var, operator]
+    if not numbers or not {type(number) for number in numbers} <= {int, float}:
+        return not numbers
+    # A whole number may be beyond all floats, and the sum shows a NaN.
+    return 0 <= min(numbers) <= max(numbers) <= float_info.max and isfinite(sum(map(float, numbers)))  # type: ignore[arg-type, type-var, operator]
 
 
 def are_texts(text: object) -> bool:

@@ -23,6 +23,7 @@ from loralens.fleet.catalogue.schema import (
     catalogue_errors,
     check_files,
     open_to_write,
+    read_small,
 )
 from loralens.fleet.catalogue.slots import SlotWriter, checksum, damaged_slots, read_slots
 from loralens.formats.files.disk import disk_errors, replace_text, sync_folder
@@ -237,7 +238,7 @@ class CatalogueWriter:
     def suspects(self) -> set[str]:
         """The files that were in work when the last writer was killed."""
         try:
-            listed = parse_json((self.home / IN_WORK).read_text(encoding="ascii"))
+            listed = read_small(self.home / IN_WORK)
             return {os.fsdecode(bytes.fromhex(file)) for file in listed}
         except (OSError, ValueError, TypeError):
             # The list is written without waiting for the disk, so it may hold anything after a power failure.

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from stat import S_IMODE
+from stat import S_IMODE, S_ISDIR, S_ISREG
 from time import sleep
 
 from loralens.errors import OptionError
@@ -69,7 +69,10 @@ def reserve(target: Path, *, folder: bool = False, end: str = "part") -> Iterato
 def keep_mode(old: Path, new: Path, *, also: int = 0) -> None:
     """Give a new file or folder the permissions of the one that it replaces, if there is one; ``also`` are added."""
     with suppress(OSError):  # nothing is replaced, or the disk has no permissions
-        new.chmod(S_IMODE(old.stat().st_mode) | also)
+        mode = old.stat().st_mode
+        # Everybody may write to a device, and may have written to a pipe.
+        if S_ISREG(mode) or S_ISDIR(mode):
+            new.chmod(S_IMODE(mode) | also)
 
 
 def _make(path: Path, *, folder: bool) -> int | None:

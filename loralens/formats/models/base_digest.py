@@ -16,8 +16,13 @@ BLOCK = 1 << 20  # bytes that are read at a time
 KEPT_FROM = 1 << 23  # bytes from which the digest of a file is kept; a smaller file is hashed in 10 ms
 # A file system may give two writes within this time the same stamp; FAT has the coarsest stamps.
 SETTLED = 2_000_000_000  # nanoseconds
+_WEIGHTS = re.compile(r".*\.(?:safetensors|bin|pt|pth|model|gguf)")
 # the files that decide what a model computes; not a README, and no other configuration
-_TELLING = re.compile(r"config\.json|.*\.(?:safetensors|bin|pt|pth|model|gguf)|(?:vocab|merges|tokenizer).*")
+_TELLING = re.compile(
+    r"(?:quantize_)?config\.json|.*\.(?:index\.json|tiktoken)|(?:vocab|merges|tokenizer|added_tokens|special_tokens"
+    r"|chat_template).*|"
+    rf"{_WEIGHTS.pattern}"
+)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -35,11 +40,15 @@ def base_digest(folder: Path) -> str:
     """
     from hashlib import sha256  # it loads OpenSSL, and few runs with a base need its digest
 
-    files = [folder] if folder.is_file() else sorted(p for p in folder.iterdir() if _TELLING.fullmatch(p.name))
+    home = folder.parent if folder.is_file() else folder
+    files = [folder] if folder.is_file() else sorted(folder.iterdir())
+    # Without weights of its own, it may hold the components of a pipeline.
+    if not any(_WEIGHTS.fullmatch(file.name) for file in files):
+        files += sorted(folder.glob("*/*"))
     hasher = sha256()
     for file in files:
-        if file.is_file():
-            hasher.update(f"{file.name}\0".encode())
+        if file.is_file() and (file == folder or _TELLING.fullmatch(file.name)):
+            hasher.update(f"{file.relative_to(home).as_posix()}\0".encode())
             hasher.update(bytes.fromhex(_file_digest(file)))
     return hasher.hexdigest()
 

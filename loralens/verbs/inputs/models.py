@@ -183,13 +183,10 @@ def _from_folder(
         # A head for other labels is replaced by a random one, which the loading info names.
         head_options = {"num_labels": len(labels), "id2label": numbered, "ignore_mismatched_sizes": True}
         head_options["label2id"] = {name: number for number, name in numbered.items()}
+    options = {**weight_options(dtype, target), **head_options}
     model, info = _load_or_refuse(
         lambda: getattr(transformers, head or architecture).from_pretrained(
-            folder,
-            **LOCAL,
-            output_loading_info=True,
-            **weight_options(dtype, target),
-            **head_options,
+            folder, **LOCAL, output_loading_info=True, **options
         ),
         "its model cannot be loaded",
         head=head,
@@ -299,7 +296,15 @@ def _model_class(transformers: Any, folder: Path) -> tuple[str, Head]:
         lambda: transformers.AutoConfig.from_pretrained(folder, **LOCAL), "holds no transformers model"
     )
     _check_one_stack(config)
-    return _class_for(*(config.architectures or ()))
+    # transformers would download the code of this kernel, and run it.
+    if "/" in str(config._attn_implementation):
+        what = f"its config.json names a kernel of the Hub, {ascii(config._attn_implementation)[:100]}"
+        raise FormatError(f"{what}, and loralens runs no code from a model", fix="take attn_implementation out of it")
+    architectures = config.architectures or ()
+    if not isinstance(architectures, list | tuple) or not all(isinstance(name, str) for name in architectures):
+        what = f"its config.json has architectures that are not names: {ascii(architectures)[:100]}"
+        raise FormatError(what, fix="download the configuration of the model again")
+    return _class_for(*architectures)
 
 
 def _check_one_stack(config: Any) -> None:
@@ -343,7 +348,8 @@ def _load_or_refuse(load: Callable[[], Any], what: str, *, head: str | None = No
             f"{what}: its weights are damaged ({_first_line(error)})", fix="copy or download them again"
         ) from error
     # What transformers raises for a folder that it cannot use. Its messages have many lines, and the first says most.
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    # What a configuration with values of other types makes it raise has any class.
+    except Exception as error:
         # The class of the error does not tell this case from others.
         if head and str(error).startswith("Unrecognized configuration class"):
             raise MismatchError(
