@@ -256,7 +256,7 @@ def convert(
         # The stored form is read back in memory: the result is what a reader will see, whether it is written or not.
         back = next(each for each in FORMATS if each.name == to).read(stored)
         if to != format_before:
-            warn_of_components(back)
+            warn_of_components(back, format_before)
         exact = pairs
         # Another dialect may divide, join and rename modules, and the error is measured under its names.
         if pairs.format != to:

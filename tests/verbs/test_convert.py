@@ -116,3 +116,14 @@ def test_one_line_and_the_modules(small: Path) -> None:
     assert repr(result) == "ConvertResult(kohya, 6 modules)"
     assert result.tables() == ()  # on a terminal the modules are shown to who asks for them
     assert [line.split(",")[0] for line in result.to_csv().splitlines()] == ["name", *result.adapter]
+
+
+@pytest.mark.parametrize(("layer", "fmt"), [("transformer_blocks.0.attn.to_q", "diffusers"), ("h.0.attn", "peft")])
+def test_peft_is_said_to_find_no_module_below_the_component_of_a_pipeline(
+    layer: str, fmt: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PEFT 0.21.2 raises NoMatchingPeftModuleError on a transformer alone; a language model may have such names."""
+    update = loralens.LowRank(np.ones((8, 2), np.float32), np.ones((2, 8), np.float32))
+    converted = loralens.convert(Adapter(modules={f"transformer.{layer}": update}, format=fmt), to="peft")
+    assert ("--prefix transformer.=" in caplog.text) == (fmt == "diffusers")
+    assert list(converted.adapter) == [f"transformer.{layer}"]

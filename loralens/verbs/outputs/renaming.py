@@ -171,16 +171,25 @@ def _warn_of_numbers(adapter: Adapter, to: str) -> None:
         )
 
 
-def warn_of_components(adapter: Adapter) -> None:
-    """Warn that a pipeline of diffusers loads nothing, if no name in its file begins with a component."""
-    if adapter.format != "diffusers":
+def warn_of_components(adapter: Adapter, format_before: str) -> None:
+    """Warn that diffusers or PEFT loads nothing of a file, as its names have no component, or one too many."""
+    if adapter.format not in ("diffusers", "peft"):
         return
-    from loralens.formats.dialects.diffusers.keys import component  # for this dialect only
+    from loralens.formats.dialects.diffusers.keys import component  # for these dialects only
 
-    if not any(map(component, adapter)):
+    owners = sorted({component(name) for name in adapter})
+    if adapter.format == "diffusers" and owners == [""]:
         warn(
             f"no name says to which component of the pipeline it belongs ({some(adapter, 1)}), so a pipeline of "
             "diffusers loads nothing of the file",
             "say it if diffusers has these layers: --prefix =transformer. (a model alone loads the file as it is with "
             "load_lora_adapter(…, prefix=None))",
+        )
+    # The layers of a language model may lie below `transformer.` too, but not in a file of these dialects.
+    if adapter.format == "peft" and format_before in ("diffusers", "comfyui") and any(owners):
+        alone = f"--prefix {owners[-1]}.=" if len(owners) == 1 else "convert the file of one component alone"
+        warn(
+            f"the names begin with the component of a pipeline ({some(adapter, 1)}); PEFT takes the layers of one "
+            "model, whose names have none, and finds no module for these",
+            f"for a model alone: {alone}; diffusers and ComfyUI read the file as it was",
         )
