@@ -7,7 +7,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, final
 
-from loralens.charts.mpl import draw_figure, resize_drawing
+from loralens.charts.mpl import draw_figure, fix_layout, resize_drawing
 from loralens.charts.mpl_style import ignore_missing_letters, style_context
 from loralens.charts.spec import Figure
 from loralens.errors import OptionError
@@ -145,6 +145,7 @@ def save_figure(figure: "Figure | Drawing", path: Path | str, *, overwrite: bool
 def write_figure(figure: "Figure | Drawing", stream: BinaryIO, kind: str) -> None:
     """Write a figure as ``png``, ``jpg``, ``webp``, ``svg`` or ``pdf`` into a stream."""
     drawing = draw_figure(figure) if isinstance(figure, Figure) else figure
+    fix_layout(drawing)
     with style_context(), ignore_missing_letters():
         # A drawing has its own dots per inch: those that the user chose, or else `DPI`.
         options = {**SUFFIXES[f".{kind}"], "dpi": drawing.dpi}

@@ -78,12 +78,20 @@ def draw_figure(figure: Figure, ax: "Axes | None" = None) -> "Drawing":
 
 
 def fix_layout(drawing: "Drawing") -> "Drawing":
-    """Run the layout engine of a drawing once and switch it off, as every further run would move things slightly."""
+    """Run the layout engine of a drawing once and switch it off, as every further run would move things slightly.
+
+    The last digits of its places depend on the order in which the solver meets them, so places are rounded.
+    """
     engine = drawing.get_layout_engine()
     if engine is not None:
         with style_context(), ignore_missing_letters():
             engine.execute(drawing)
-    drawing.set_layout_engine("none")
+        drawing.set_layout_engine("none")
+        for part in drawing.subfigs:
+            part.bbox_relative.set_points(np.round(part.bbox_relative.get_points(), 4))
+        for axes in drawing.axes:
+            left, bottom, width, height = (round(float(place), 4) for place in axes.get_position(original=True).bounds)
+            axes.set_position((left, bottom, width, height))
     return drawing
 
 

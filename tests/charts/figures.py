@@ -78,7 +78,6 @@ def _curve() -> Figure:
             rank,
             Choice((rank, rank), 1000 * rank, 40_000 * rank, 1 - rank / 8),
             Choice((1, rank), 1000 * rank, 40_000 * rank, 0.9 * (1 - rank / 8)),
-            0.1 * (1 - rank / 8) if rank > 1 else None,
         )
         for rank in range(8, 0, -1)
     ]

@@ -85,7 +85,7 @@ VERBS = {
     "behave": "behave --threads 1 --model {base} --adapters {adapter} --data {home}/texts.jsonl --json",
     "calibrate": "calibrate --adapter {adapter} --model {base} --data {home}/texts.jsonl -o {out}.safetensors",
     "combine": "combine {adapter} {home}/other --base {base} --to peft -o {out}",
-    "compress": "compress {adapter} --base {base} --rank 2 --to peft -o {out}",
+    "compress": "compress {adapter} --base {base} --rank 2 --to peft --force -o {out}",
     "convert": "convert {adapter} --base {base} --to peft -o {out}",
     "curve": "curve {adapter} --base {base} --to peft --json",
     "doctor": "doctor {adapter} --base {base} --dtype bf16 --json",

@@ -34,7 +34,7 @@ PLACES = {  # where each command is when it is interrupted
     "unmerge": ("undo.patch", "bits"),
     "subtract": ("undo.subtract", "subtract_block"),
     "verify": ("verify", "bits"),
-    "extract": ("extraction.triplets", "compute_triplets"),
+    "extract": ("extraction.differences", "compute_triplets"),
 }
 
 

@@ -66,7 +66,7 @@ def write_figure(home: Path) -> None:
 
     from loralens.charts.figure import save_figure
 
-    save_figure(Figure(), home / "a.png")
+    save_figure(Figure(), home / "a.png", overwrite=True)
 
 
 def write_entry(home: Path) -> None:

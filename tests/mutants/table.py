@@ -150,7 +150,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/arithmetic/test_methods.py",),
     ),
     Mutant(
-        "_rule",
+        "_della_rule",
         "2 * np.arange(n) / (n - 1) - 1",
         "2 * np.arange(n) / (n - 1) + 1",
         ("tests/arithmetic/test_elementwise.py",),
@@ -630,9 +630,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # charts
     Mutant(
-        "draw_overlaps",
-        "extent=(0.5, columns + 0.5,",
-        "extent=(-0.5, columns - 0.5,",
+        "_draw_overlaps",
+        "extent = (0.5, columns + 0.5,",
+        "extent = (-0.5, columns - 0.5,",
         ("tests/charts/test_renderers.py",),
     ),
     Mutant("overlaps_svg", "wide * (j - 0.5)", "wide * (j + 0.5)", ("tests/charts/test_renderers.py",)),
@@ -694,8 +694,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "advice",
-        "saved = 1 - best.uniform.bytes / largest",
-        "saved = best.uniform.bytes / largest",
+        "saved = 1 - best.uniform.bytes / subject.bytes_before",
+        "saved = best.uniform.bytes / subject.bytes_before",
         ("tests/reporting/test_numbers.py",),
     ),
     Mutant(

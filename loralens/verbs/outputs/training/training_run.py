@@ -286,7 +286,7 @@ class TrainingRun:
         # The user, or an error such as a full disk, has stopped the run.
         except (KeyboardInterrupt, LoraLensError) as error:
             # Other damaged files are named already. --resume would not go on from this state.
-            if isinstance(error, FormatError) and not error.where:
+            if isinstance(error, FormatError) and not error.where and state and self._done == state.step:
                 raise error.at(str(self.training.folder / STATE)) from error
             # An error before the first line of the log has its own message, and there are no files to speak of.
             if self._begun or isinstance(error, KeyboardInterrupt):
