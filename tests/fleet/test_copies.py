@@ -4,6 +4,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from loralens.core.lazy import LazyArray
 from loralens.fleet.fleet import Fleet
 from loralens.fleet.grouping import judging
 from loralens.fleet.grouping.copies_result import CopiesResult
+from loralens.fleet.grouping.links import link_targets
 from loralens.fleet.sketching.sketches import Sketches
 from tests.fleet.synthetic import adapter_of, make_fleet, random_factors
 
@@ -300,3 +302,17 @@ def test_no_copy_is_safe_to_delete_if_the_kept_file_is_not_what_was_indexed(chan
         config = tmp_path / "b" / "adapter_config.json"
         config.write_text(config.read_text().replace("lora_alpha", "lora_Alpha"))
     assert fleet.copies().safe_to_delete == []
+
+
+def test_a_link_that_may_not_be_followed_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").symlink_to("a")
+    (tmp_path / "a").write_bytes(b"")
+    plain = os.path.realpath
+
+    def realpath(path: Any, **options: Any) -> Any:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return plain(path, **options)
+
+    monkeypatch.setattr("os.path.realpath", realpath)
+    assert link_targets(tmp_path, [tmp_path / "a"]) == {}

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,9 @@ def link_targets(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:
     for folder, files in folders(root, without=lambda _: False):
         for name in files:
             link = folder / name
-            if link.is_symlink():
-                target = os.path.realpath(link)
-                if not home.is_relative_to(target):
+            # A link that may not be followed leads to no file that this user could delete.
+            with suppress(OSError):
+                if link.is_symlink() and not home.is_relative_to(target := os.path.realpath(link)):
                     targets.setdefault(target, str(link.relative_to(root)))
     reasons = {}
     for path in paths:
