@@ -1,5 +1,6 @@
 """Both renderers show the numbers of a chart, and no text leaves a picture or meets another."""
 
+import re
 import subprocess
 import sys
 from functools import cache
@@ -71,6 +72,15 @@ def test_the_page_and_the_picture_show_the_numbers_of_the_chart(name: str) -> No
             shown_phi = [[int(row[k : k + 2]) for k in range(0, len(row), 2)] for row in digits.split()]
             np.testing.assert_allclose(shown_phi, np.minimum(100 * np.array(chart.phi), 99), atol=0.5001)
             np.testing.assert_array_equal(axes.images[0].get_array(), chart.phi)
+            # A number stands below the middle of its column of cells.
+            group = next(str(one.get("transform")) for one in page.iter("g") if one.get("data-phi"))
+            left, _, wide, _ = map(float, re.findall(r"[\d.]+", group))
+            below = [one for one in page.iter("text") if one.get("class") == "num mid"]
+            assert below
+            assert all(
+                float(str(one.get("x"))) == pytest.approx(left + wide * (int(str(one.text)) - 0.5), abs=0.1)
+                for one in below
+            )
 
 
 def _check_lines(chart: LineChart, page: ET.Element, axes: Axes) -> None:

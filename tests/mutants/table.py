@@ -633,7 +633,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "_draw_overlaps",
         "extent = (0.5, columns + 0.5,",
         "extent = (-0.5, columns - 0.5,",
-        ("tests/charts/test_renderers.py",),
+        ("tests/charts/test_mpl.py",),
     ),
     Mutant("overlaps_svg", "wide * (j - 0.5)", "wide * (j + 0.5)", ("tests/charts/test_renderers.py",)),
     Mutant(
