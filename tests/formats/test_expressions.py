@@ -115,6 +115,12 @@ def test_an_expression_matches_what_python_s_own_engine_matches(text: str) -> No
         assert expression.matches(path) == (re.fullmatch(text, path) is not None)
 
 
+@settings(deadline=None)
+@given(st.text(max_size=30))
+def test_a_name_that_was_escaped_matches_itself(name: str) -> None:
+    assert Expression(re.escape(name), "rank_pattern", Clock(60)).matches(name)
+
+
 def first_error(fields, paths):
     """What a configuration raises when it is asked about these modules; None where nothing."""
     try:

@@ -195,9 +195,9 @@ def test_the_slider_says_what_the_file_of_compress_is(page: Any, tmp_path: Path)
     slider = page.locator(".slider").first
     slider.locator("input.budget").evaluate(MOVE, 20)
     command = slider.locator("code").text_content()
-    assert command.startswith("loralens compress first -o first-small --size ")
+    assert command.startswith("loralens compress first -o first-small --parameters ")
     budget = command.rpartition(" ")[2]
-    args = ["compress", str(tmp_path / "first"), "-o", str(tmp_path / "small"), "--size", budget, "--json"]
+    args = ["compress", str(tmp_path / "first"), "-o", str(tmp_path / "small"), "--parameters", budget, "--json"]
     record = json.loads(CliRunner().invoke(main, args).stdout)
     written = (tmp_path / "small" / "adapter_model.safetensors").stat().st_size
     assert slider.locator(".budget .bytes").text_content() == size(written)

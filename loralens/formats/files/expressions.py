@@ -15,6 +15,7 @@ SIMPLER = "write it without nested repeats and optional parts, or list the modul
 
 # `re` takes these as plain characters, `regex` as a POSIX class or as approximate matching.
 _READ_OTHERWISE = re.compile(r"\[:|\{(?![0-9]*(?:,[0-9]*)?\})")
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
 # An escaped letter, a class of letters, a group's ends, a repeat, or any other letter.
 _TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(?P<repeat>[*+]|\{(?P<counts>[0-9]*,?[0-9]*)\})|.", re.DOTALL)
 
@@ -87,7 +88,8 @@ def _compile(text: str, what: str) -> Any:
     except (re.error, RecursionError, OverflowError) as error:
         fix = "correct adapter_config.json, or save the adapter again"
         raise FormatError(f"{what} is not a regular expression ({error})", fix=fix) from error
-    if _READ_OTHERWISE.search(text):
+    # `re.escape` writes `\{` for a brace in a name, which both read alike.
+    if _READ_OTHERWISE.search(_ESCAPED.sub("e", text)):
         raise FormatError(f"{what} is too complex, with '{{' or '[:' as plain letters", fix=SIMPLER)
     if _nodes(text) > MOST_NODES:
         raise FormatError(f"{what} repeats too much", fix=SIMPLER)
