@@ -68,8 +68,8 @@ def setting(targets: str) -> "Setting":
     from loralens.training.feed import shuffle_order
     from loralens.training.texts.encoding import encode_texts
     from loralens.training.texts.tasks import task_named
-    from loralens.verbs.inputs.loaded import Loaded
-    from loralens.verbs.inputs.models import load_headed
+    from loralens.verbs.models.loaded import Loaded
+    from loralens.verbs.models.models import load_headed
 
     folder, split, task = model_folder(PACKAGES[0]), read_corpus("reuters-r8"), task_named("classification")
 

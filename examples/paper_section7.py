@@ -26,7 +26,7 @@ os.environ.update(quiet())  # before torch is imported
 import loralens
 from loralens.analysis import compare_subspaces
 from loralens.core.adapter import Adapter
-from loralens.verbs.grids.grid import GridRun
+from loralens.verbs.runs.grid import GridRun
 
 KINDS = ("query", "value")
 COLUMNS = ("delta_norm", "projected_norm", "random_norm", "top_norm", "amplification", "excess", "z")

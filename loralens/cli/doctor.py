@@ -55,7 +55,7 @@ def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **k
     skipped, and its findings are those in the file, unless --overwrite is given.
     """
     # Imported here, since the help of a command starts no NumPy.
-    from loralens.verbs.outputs.doctor_result import DoctorResult
+    from loralens.verbs.spectra.doctor import DoctorResult
 
     with lines_shown(rows):
         result = loralens.doctor(*adapters, sarif=sarif, **keywords)

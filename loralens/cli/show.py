@@ -366,7 +366,7 @@ def save_figure_of(result: object, file: Path, figure: Mapping[str, Any], *, ove
     """Write the figure of a result, and report it on standard error."""
     # Imported here, since matplotlib takes long to import.
     from loralens.charts.figure import save_figure
-    from loralens.verbs.plot import plot
+    from loralens.verbs.pages.plot import plot
 
     save_figure(plot(result, **figure), file, overwrite=overwrite)
     tell_written(file)

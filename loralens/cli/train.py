@@ -9,7 +9,7 @@ from loralens.choices import BaseDtype, MethodName, Optimiser, ScaleRule, Schedu
 from loralens.cli import options
 from loralens.cli.show import RowOptions, row_options, show
 from loralens.cli.train_show import TrainingLine
-from loralens.verbs.outputs.training.run_display import displaying_runs
+from loralens.verbs.runs.run_display import displaying_runs
 
 
 # Options without a default are those that --demo may fill in. The verb sets their defaults, and the help texts repeat

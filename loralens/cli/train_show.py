@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loralens.cli.terminal import raw_stream, say
-from loralens.verbs.outputs.training.run_display import RunDisplay
+from loralens.verbs.runs.run_display import RunDisplay
 
 if TYPE_CHECKING:
     from loralens.training.loop import Step

@@ -34,6 +34,38 @@ VERBS = {
     "behave": "Show what adapters do to a model's outputs on real inputs.",
 }
 
+# The module of each verb, and that of `plot`.
+MODULES = {
+    "inspect": "spectra.inspect",
+    "convert": "files.convert",
+    "equal": "comparisons.equal",
+    "spectrum": "spectra.spectrum",
+    "similarity": "comparisons.similarity",
+    "trajectory": "comparisons.trajectory",
+    "survey": "pages.survey",
+    "amplify": "spectra.amplify",
+    "intruders": "spectra.intruders",
+    "doctor": "spectra.doctor",
+    "compress": "sizes.compress",
+    "curve": "sizes.curve",
+    "calibrate": "sizes.calibrate",
+    "combine": "combinations.combine",
+    "negate": "combinations.linear",
+    "scale": "combinations.linear",
+    "subtract": "combinations.linear",
+    "interpolate": "combinations.linear",
+    "drop": "combinations.drop",
+    "merge": "merges.merge",
+    "unmerge": "merges.unmerge",
+    "verify": "merges.verify",
+    "extract": "merges.extract",
+    "report": "pages.report",
+    "train": "runs.train",
+    "evaluate": "runs.evaluate",
+    "behave": "runs.behave",
+    "plot": "pages.plot",
+}
+
 
 def __dir__() -> list[str]:
     """The table of the verbs, and their modules."""

@@ -6,7 +6,7 @@ import pytest
 import loralens
 from loralens.analysis.compare.alikeness import FAR, in_words
 from loralens.analysis.groups import uniform_rank
-from loralens.verbs.spectrum import KEPT
+from loralens.verbs.spectra.spectrum import KEPT
 
 
 @pytest.mark.parametrize(

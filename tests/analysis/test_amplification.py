@@ -27,7 +27,7 @@ from loralens.linalg import randomized
 from loralens.linalg.chance import projection_moments
 from loralens.linalg.device import Device
 from loralens.linalg.projection import Estimate
-from loralens.verbs.inputs.leading_cache import LeadingCache
+from loralens.verbs.spectra.amplify import LeadingCache
 from tests import strategies
 from tests.marks import examples
 from tests.reference import amplification_row, subspace_phi

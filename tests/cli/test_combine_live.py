@@ -147,7 +147,7 @@ def test_a_bar_counts_every_look_at_every_module(
         def __exit__(self, *_: object) -> None:
             pass
 
-    monkeypatch.setattr("loralens.verbs.outputs.combine_run.progress", Bar)
+    monkeypatch.setattr("loralens.verbs.combinations.combine.progress", Bar)
     done("combine", small, f"{small}:0.5", "--method", method, "-o", tmp_path / "out")
     assert sum(told) == steps
 

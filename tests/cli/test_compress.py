@@ -152,7 +152,7 @@ def test_activations(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "over the 5 modules measured" in shown or "over the 6 modules measured" in shown
     drawn: list[dict[str, object]] = []
     monkeypatch.setattr(
-        "loralens.verbs.plot.curve_figure",
+        "loralens.verbs.pages.plot.curve_figure",
         lambda *_, **how: drawn.append(how) or Figure(),  # type: ignore[func-returns-value]
     )
     more = ["--activations", tmp_path / "k.safetensors", "--plot", tmp_path / "curve.png"]

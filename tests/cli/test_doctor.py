@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.cli.main import main
-from loralens.verbs.inputs.adapters import command_line_options
+from loralens.verbs.shared.adapters import command_line_options
 from tests import conftest
 from tests.cli.command import Command
 
@@ -191,7 +191,9 @@ def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
 
 
 def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loralens.verbs.doctor.load_source", lambda *args, **kwargs: pytest.fail("the work has begun"))
+    monkeypatch.setattr(
+        "loralens.verbs.spectra.doctor.load_source", lambda *args, **kwargs: pytest.fail("the work has begun")
+    )
     assert run("doctor", small, "--sarif", "pyproject.toml/x.sarif").exit_code == 2
 
 

@@ -110,7 +110,7 @@ def test_where_nothing_is_asked_there_is_no_measure(home: Path) -> None:
 
 
 def test_a_model_is_loaded_with_the_head_of_the_task(home: Path) -> None:
-    from loralens.verbs.inputs.models import load_headed, load_model
+    from loralens.verbs.models.models import load_headed, load_model
 
     how: dict[str, Any] = {"device": "cpu", "dtype": "f32", "threads": 1}
     assert load_model(str(home / "classifier"), **how).head == "classifier"

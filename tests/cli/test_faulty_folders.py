@@ -166,9 +166,9 @@ def test_a_model_that_is_rewritten_while_it_is_read(verb, replace, small, base, 
         "unmerge": ["unmerge", out, "-o", tmp_path / "new"],
     }[verb]
     module, name = {
-        "merge": ("loralens.verbs.outputs.merges.merge_run", "prepare_merge"),
-        "verify": ("loralens.verbs.outputs.merges.replay", "prepare_merge"),
-        "unmerge": ("loralens.verbs.outputs.merges.unmerge_run", "restore_tensor"),
+        "merge": ("loralens.verbs.merges.merge_run", "prepare_merge"),
+        "verify": ("loralens.verbs.merges.certified", "prepare_merge"),
+        "unmerge": ("loralens.verbs.merges.unmerge", "restore_tensor"),
     }[verb]
     monkeypatch.setattr(f"{module}.{name}", rewriting(module, name, shard, replace=replace))
     before = {path: path.read_bytes() for path in small.iterdir()}

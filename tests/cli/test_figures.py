@@ -13,7 +13,7 @@ import loralens
 from loralens.charts.spec import Figure as Chart
 from loralens.cli.main import main
 from loralens.errors import OptionError
-from loralens.verbs.plot import figure_of
+from loralens.verbs.pages.plot import figure_of
 from tests.cli.command import Command
 from tests.marks import slow_except
 from tests.reporting.adapters import drawn

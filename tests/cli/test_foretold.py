@@ -10,8 +10,8 @@ import pytest
 
 import loralens
 from loralens.analysis.doctor import examine_all
-from loralens.verbs.doctor import DTYPES
-from loralens.verbs.inputs.examination import open_base
+from loralens.verbs.shared.examination import open_base
+from loralens.verbs.spectra.doctor import DTYPES
 from tests import bases
 from tests.cli.command import Command
 

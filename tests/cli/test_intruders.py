@@ -148,7 +148,7 @@ def test_a_second_run_computes_nothing_and_prints_the_same(spread, tmp_path: Pat
     first = run(path, "--base", base, "--json")
     assert "the SVD of 4 weights" in first.stderr
     assert f"kept in {tmp_path / 'user-cache' / 'loralens'}" in first.stderr
-    monkeypatch.setattr("loralens.verbs.inputs.decompositions.decompose", None)
+    monkeypatch.setattr("loralens.verbs.spectra.decompositions.decompose", None)
     second = run(path, "--base", base, "--json")
     assert (second.stdout, second.stderr) == (first.stdout, "")
     assert json.loads(run(path, "--base", base, "-m", "q_proj", "--json").stdout)["total"]["modules"] == 1

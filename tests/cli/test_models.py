@@ -9,10 +9,10 @@ import pytest
 
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
 from loralens.training.texts.tasks import Examples
-from loralens.verbs.inputs.corpus.causality import check_causal
-from loralens.verbs.inputs.corpus.texts import InputText
-from loralens.verbs.inputs.loaded import Loaded
-from loralens.verbs.inputs.models import load_headed
+from loralens.verbs.models.loaded import Loaded
+from loralens.verbs.models.models import load_headed
+from loralens.verbs.models.texts import InputText
+from loralens.verbs.models.tokens import check_causal
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 

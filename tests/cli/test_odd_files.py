@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import loralens
 from loralens.cli.main import main
-from loralens.verbs.inputs.corpus.texts import read_texts
+from loralens.verbs.models.texts import read_texts
 from tests import models
 from tests.bases import sharded, tensors
 from tests.formats.blobs import limits

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.cli.main import COMMANDS, main
-from loralens.verbs.inputs.adapters import READING
+from loralens.verbs.shared.adapters import READING
 from tests.cli.command import Command
 
 OUT = "attn.out_proj"

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from loralens import LowRank, save
 from loralens.cli.main import main
 from loralens.cli.messages import progress_bar
-from loralens.verbs.inputs.corpus.texts import InputText
-from loralens.verbs.inputs.loaded import Loaded
+from loralens.verbs.models.loaded import Loaded
+from loralens.verbs.models.texts import InputText
 from tests import models
 from tests.bases import single, tensors
 from tests.conftest import small_adapter

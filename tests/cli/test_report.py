@@ -143,7 +143,7 @@ def test_intruders_can_be_left_out(first: Path, base: Path, tmp_path: Path) -> N
 def test_svds_that_would_take_long_are_not_taken_unasked(
     first: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loralens.verbs.outputs.page.PATIENCE", -1.0)
+    monkeypatch.setattr("loralens.verbs.pages.page.PATIENCE", -1.0)
     result = run(first, "--base", base, "-o", tmp_path / "x.html")
     assert result.exit_code == 0
     assert "intruders were not looked for, as the SVD of 6 weights of the base would take about" in result.stderr

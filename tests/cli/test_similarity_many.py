@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.verbs.inputs.adapters import short_labels
+from loralens.verbs.shared.adapters import short_labels
 from tests.cli.command import Command
 
 N = 40

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
-from loralens.verbs.survey import COLUMNS as DECLARED
+from loralens.verbs.pages.survey import COLUMNS as DECLARED
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 

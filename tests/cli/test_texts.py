@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.verbs.inputs.corpus.texts import InputText, read_texts
+from loralens.verbs.models.texts import InputText, read_texts
 
 
 def written(tmp_path: Path, name: str, content: str | bytes) -> Path:

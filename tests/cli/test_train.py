@@ -21,8 +21,8 @@ from loralens.errors import FormatError
 from loralens.formats.records.training import Training
 from loralens.formats.records.watch_log import read_watch_log
 from loralens.training.readout import record_of
-from loralens.verbs.inputs import model_identity
-from loralens.verbs.inputs.training_options import TrainingOptions
+from loralens.verbs.models import models as model_identity
+from loralens.verbs.runs.training_options import TrainingOptions
 from loralens.version import __version__
 from tests import models
 from tests.cli.command import Command
@@ -214,7 +214,7 @@ def test_a_folder_called_as_a_corpus_is_not_in_its_way(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from loralens.formats.records.corpora import Example, Split
-    from loralens.verbs.inputs.corpus import data
+    from loralens.verbs.models import texts as data
 
     examples = tuple(Example(text, number) for text, number in zip(models.TEXTS, (0, 1, 1, 0), strict=True))
     monkeypatch.setattr(data, "read_corpus", lambda name: Split(examples, examples, examples, ("x", "y")))
@@ -390,7 +390,7 @@ def test_lists_that_are_empty_are_a_matter_of_usage(home: Path, tmp_path: Path, 
 
 
 def test_whole_numbers_are_ordered_as_numbers(home: Path, tmp_path: Path) -> None:
-    from loralens.verbs.inputs.corpus.data import read_data
+    from loralens.verbs.models.texts import read_data
 
     for labels, ordered in (([10, 9, 2, 1], "1 2 9 10"), (["10", "-9", 2, "x"], "-9 10 2 x")):
         texts = models.jsonl(tmp_path / "n.jsonl", label=labels)
@@ -684,7 +684,7 @@ def test_the_demo_is_its_options_and_each_may_be_overridden(home: Path, tmp_path
         raise FormatError("is full", fix="make room")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loralens.verbs.train.train_adapter", keep)
+        patch.setattr("loralens.verbs.runs.train.train_adapter", keep)
         refused("--demo", "-o", tmp_path / "a")
         refused(
             "--demo", "-o", tmp_path / "a", "--lr", "0.1", "--epochs", "2", "--targets", "key", "--batch", 16,

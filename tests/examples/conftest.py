@@ -19,7 +19,7 @@ if EXAMPLES not in sys.path:
 
 FEW = 64
 # The modules that call `read_corpus` by a name of their own.
-READERS = ("loralens.formats.records.corpora", "loralens.verbs.inputs.corpus.data", "rivals.training")
+READERS = ("loralens.formats.records.corpora", "loralens.verbs.models.texts", "rivals.training")
 
 
 @pytest.fixture(scope="module")

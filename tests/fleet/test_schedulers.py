@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import loralens
-from loralens.verbs.fleet import index_fleet
+from loralens.verbs.pages.fleet import index_fleet
 from tests.fleet.makers import save_many
 
 

@@ -16,7 +16,7 @@ from loralens.reporting.document import Report
 from loralens.reporting.make import make_report
 from loralens.reporting.slider_stops import Dialect
 from loralens.reporting.subject import Subject, measure_subject
-from loralens.verbs.outputs.page_tables import RESULT_TABLES
+from loralens.verbs.pages.page_tables import RESULT_TABLES
 
 NAMES = [f"model.layers.{block}.self_attn.{kind}" for block in range(3) for kind in ("q_proj", "v_proj")]
 

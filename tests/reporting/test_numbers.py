@@ -22,7 +22,7 @@ from loralens.core.scaling import Scaling
 from loralens.reporting import ranks
 from loralens.reporting.document import Paragraph, Report, Slider
 from loralens.tables.numbers import percent, signed, size, true_minus
-from loralens.verbs.outputs.page_tables import RESULT_TABLES
+from loralens.verbs.pages.page_tables import RESULT_TABLES
 from tests import reference
 from tests.reporting.adapters import drawn, measured
 from tests.reporting.reading import (

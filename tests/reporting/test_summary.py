@@ -17,7 +17,7 @@ from loralens.reporting.collection import measure_collection
 from loralens.reporting.document import PageTable, Picture
 from loralens.reporting.subject import BaseMeasurements, measure_subject
 from loralens.reporting.summary import summary_sentences
-from loralens.verbs.outputs.page_tables import RESULT_TABLES
+from loralens.verbs.pages.page_tables import RESULT_TABLES
 from tests.reporting.adapters import dialect, measured
 from tests.reporting.reading import cells
 

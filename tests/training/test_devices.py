@@ -8,8 +8,8 @@ import pytest
 import loralens
 from loralens.training.injection import inject
 from loralens.training.world import World
-from loralens.verbs.inputs.models import device_of
-from loralens.verbs.inputs.training_options import default_dtype
+from loralens.verbs.models.models import device_of
+from loralens.verbs.runs.training_options import default_dtype
 from tests import models
 
 torch = pytest.importorskip("torch")
@@ -61,7 +61,7 @@ def test_a_model_in_shards_is_loaded_on_the_cpu_and_moved_block_by_block(
 
     monkeypatch.setattr(mesh_module, "init_device_mesh", lambda kind, shape: f"{shape} of {kind}")
     monkeypatch.setattr(fsdp, "fully_shard", sharding)
-    monkeypatch.setattr("loralens.verbs.outputs.training.train_adapter.device_of", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr("loralens.verbs.runs.train_adapter.device_of", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr(World, "current", classmethod(lambda cls, *, shard=False: cls(0, 1, shard)))
     monkeypatch.setattr("torch.random.fork_rng", lambda **_: __import__("contextlib").nullcontext())
     monkeypatch.setattr("loralens.training.draws.torch.cuda.get_rng_state", lambda device: torch.get_rng_state())

@@ -140,7 +140,7 @@ def test_directions_are_looked_up_in_a_store_and_kept_there(rank: int, monkeypat
 def test_the_cache_folder_keeps_directions_bit_for_bit(
     rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from loralens.verbs.outputs.training.direction_cache import DirectionCache
+    from loralens.verbs.runs.train_adapter import DirectionCache
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(leading, "_known", {})

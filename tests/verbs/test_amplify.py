@@ -11,7 +11,7 @@ import loralens
 from loralens.analysis import measure_amplification
 from loralens.analysis.base import amplification
 from loralens.errors import OptionError
-from loralens.verbs.inputs.bases import base_weights
+from loralens.verbs.shared.base_reading import base_weights
 from tests.cli.command import Command
 from tests.cli.test_amplify import small_base
 from tests.verbs.shown import check_tables_fit, record_of, rows_of

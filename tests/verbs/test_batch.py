@@ -15,11 +15,10 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.errors import FormatError, LoraLensError, OptionError
 from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.compress import CompressOptions
-from loralens.verbs.convert import ConvertOptions
-from loralens.verbs.doctor import DoctorOptions
-from loralens.verbs.outputs.compress_result import CompressResult
-from loralens.verbs.scale import ScaleOptions
+from loralens.verbs.combinations.linear import ScaleOptions
+from loralens.verbs.files.convert import ConvertOptions
+from loralens.verbs.sizes.compress import CompressOptions, CompressResult
+from loralens.verbs.spectra.doctor import DoctorOptions
 from tests.conftest import small_adapter
 from tests.marks import slow_except
 from tests.verbs.batches import files_under, lay_adapters, spoil, statuses

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.outputs.doctor_result import DoctorResult
+from loralens.verbs.spectra.doctor import DoctorResult
 from tests.verbs.batches import files_under, lay_adapters, spoil, statuses
 
 

@@ -8,8 +8,7 @@ import pytest
 
 import loralens
 from loralens.errors import FormatError, MismatchError, OptionError
-from loralens.verbs.inputs.corpus.data import read_data
-from loralens.verbs.inputs.corpus.texts import InputText, read_texts
+from loralens.verbs.models.texts import InputText, read_data, read_texts
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 
@@ -62,7 +61,7 @@ def test_a_model_and_its_tokenizer_are_left_as_they_were(llama: tuple[Any, Any])
     import torch
     import transformers
 
-    from loralens.verbs.inputs.models import load_model, restore_settings
+    from loralens.verbs.models.models import load_model, restore_settings
 
     model, tokenizer = llama
     tokenizer.padding_side = "left"
@@ -101,7 +100,7 @@ def test_a_model_and_its_tokenizer_are_left_as_they_were(llama: tuple[Any, Any])
 def test_a_loaded_model_is_neither_moved_nor_cast(
     llama: tuple[Any, Any], options: dict[str, str], message: str
 ) -> None:
-    from loralens.verbs.inputs.models import load_model
+    from loralens.verbs.models.models import load_model
 
     with pytest.raises(OptionError) as raised:
         load_model(llama, threads=None, **{"device": "auto", "dtype": "f32", **options})
@@ -109,7 +108,7 @@ def test_a_loaded_model_is_neither_moved_nor_cast(
 
 
 def test_what_is_no_model_or_has_another_head_is_refused(llama: tuple[Any, Any]) -> None:
-    from loralens.verbs.inputs.models import load_headed, load_model
+    from loralens.verbs.models.models import load_headed, load_model
 
     how: dict[str, Any] = {"device": "auto", "dtype": "f32", "threads": None}
     model, tokenizer = llama

@@ -106,6 +106,8 @@ def test_a_dry_run_writes_nothing_and_holds_the_adapter_too(pair: tuple[Path, Pa
 def test_wrong_values_are_refused_before_the_work(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr("loralens.verbs.intruders.read_adapter", lambda *_, **__: pytest.fail("the work has begun"))
+    monkeypatch.setattr(
+        "loralens.verbs.spectra.intruders.read_adapter", lambda *_, **__: pytest.fail("the work has begun")
+    )
     with pytest.raises(loralens.OptionError, match=message):
         loralens.intruders(pair[0], base=pair[1], **options)

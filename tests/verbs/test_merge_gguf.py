@@ -124,7 +124,7 @@ def test_a_type_whose_codes_cannot_be_moved_is_named(others: str, tmp_path: Path
 
 @pytest.mark.slow
 def test_threads_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loralens.verbs.outputs.merges import merge_run
+    from loralens.verbs.merges import merge_run
 
     base = base_of(tmp_path / "m.gguf", "Q4_K")
     for threads in (1, 3):

@@ -16,7 +16,7 @@ from loralens.core.few_bits.coded_weight import CodedWeight, GridRows
 from loralens.errors import FormatError, MismatchError
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.merging.plan import MergePlan, TensorPlan
-from loralens.verbs.inputs.low_bit import check_codes
+from loralens.verbs.merges.low_bit_base import check_codes
 from tests.bases import contents
 from tests.formats.low_bit.cases import CASES, Case, bitsandbytes
 from tests.formats.low_bit.test_layouts import write

@@ -19,10 +19,10 @@ from loralens.errors import FormatError
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.linalg.device import Device
 from loralens.merging.plan import Slab, TensorPlan
-from loralens.verbs.inputs.low_bit import NO_CODES
-from loralens.verbs.outputs.merges import merge_on_texts
-from loralens.verbs.outputs.merges.losses import conclusion_on_texts
-from loralens.verbs.outputs.merges.merge_on_texts import changed_rows, general_texts
+from loralens.verbs.merges import merge_on_texts
+from loralens.verbs.merges.low_bit_base import NO_CODES
+from loralens.verbs.merges.merge_losses import conclusion_on_texts
+from loralens.verbs.merges.merge_on_texts import changed_rows, general_texts
 from tests import ggufs, models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.formats.test_float_folder import TOKENS, VALUES

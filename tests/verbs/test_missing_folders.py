@@ -7,7 +7,7 @@ import pytest
 
 import loralens
 from loralens.charts.figure import save_figure
-from loralens.verbs.plot import figure_of
+from loralens.verbs.pages.plot import figure_of
 from tests.bases import single, tensors
 from tests.conftest import small_adapter
 

@@ -9,9 +9,9 @@ from loralens.choices import TARGET_FORMATS
 from loralens.core.ranks import Rule
 from loralens.errors import OptionError
 from loralens.formats.dialects.table import FORMATS
-from loralens.verbs.outputs.form import OutputFormat
-from loralens.verbs.outputs.rules import optional_rule, rank_notes, rank_rule
-from loralens.verbs.outputs.target import Target
+from loralens.verbs.files.output_format import OutputFormat
+from loralens.verbs.files.target import Target
+from loralens.verbs.shared.rank_rules import optional_rule, rank_notes, rank_rule
 
 
 def test_target_formats_are_those_with_a_writer() -> None:

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure as Drawing
 import loralens
 from loralens.charts.spec import Figure, LineChart
 from loralens.errors import OptionError
-from loralens.verbs.plot import figure_of
-from loralens.verbs.spectrum import spectrum
+from loralens.verbs.pages.plot import figure_of
+from loralens.verbs.spectra.spectrum import spectrum
 
 
 def adapter() -> loralens.Adapter:

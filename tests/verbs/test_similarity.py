@@ -11,9 +11,8 @@ import loralens
 from loralens.analysis.compare import every_pair
 from loralens.analysis.compare.similarity import compare_subspaces
 from loralens.tables.result import Tabular
-from loralens.verbs.outputs.collection_similarity import CollectionSimilarity
-from loralens.verbs.outputs.nested_similarity import NestedSimilarity
-from loralens.verbs.outputs.pair_similarity import PairSimilarity
+from loralens.verbs.comparisons.collection_similarity import CollectionSimilarity
+from loralens.verbs.comparisons.pair_similarity import NestedSimilarity, PairSimilarity
 from tests.cli.command import Command
 from tests.verbs.shown import check_tables_fit, record_of, rows_of
 

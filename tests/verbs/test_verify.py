@@ -13,7 +13,7 @@ from loralens.choices import ModelDtype
 from loralens.errors import FormatError, OptionError
 from loralens.merging.verify import Verdict, relation
 from loralens.tables.text import lay_out
-from loralens.verbs.outputs.merges.verify_result import VerifyResult
+from loralens.verbs.merges.verify import VerifyResult
 from tests.bases import MODULES, contents, single, tensors
 from tests.cli.test_merge import done, run
 from tests.conftest import small_adapter

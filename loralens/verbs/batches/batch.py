@@ -31,8 +31,8 @@ from loralens.formats.models.model_location import resolve_path
 from loralens.tables.numbers import count
 from loralens.tables.text import display_width
 from loralens.verbs.batches.batch_result import BatchResult, BatchRow, Status, line_of
-from loralens.verbs.inputs.adapters import AdapterSource, Source
-from loralens.verbs.inputs.choices import check_counts
+from loralens.verbs.shared.adapters import AdapterSource, Source
+from loralens.verbs.shared.option_values import check_counts
 
 Options = Mapping[str, Any]
 LineWatcher = Callable[[str], None]
@@ -372,7 +372,7 @@ def perform(task: BatchTask) -> BatchRow:
 
 
 def _perform(task: BatchTask) -> BatchRow:
-    import_module(f"loralens.verbs.{task.verb}")  # in a new process
+    getattr(import_module("loralens"), task.verb)  # imports it in a new process
     work, target, overwrite = WORK[task.verb], task.target, task.overwrite
     exists = False
     if target:

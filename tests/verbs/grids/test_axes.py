@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from loralens.errors import OptionError
-from loralens.verbs.grids.axes import GridPoint, grid_points
+from loralens.verbs.runs.grid_axes import GridPoint, grid_points
 
 
 def values(grid: Any) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import loralens
 from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.formats.files.hold import Hold
 from loralens.formats.records.training import Training
-from loralens.verbs.grids.grid import GridResult
+from loralens.verbs.runs.grid import GridResult
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
@@ -149,7 +149,7 @@ def test_what_is_done_is_not_done_again_and_new_values_add_runs(
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     with monkeypatch.context() as patch:
         # Nothing is read for it.
-        patch.setattr("loralens.verbs.grids.grid.read_training_inputs", None)
+        patch.setattr("loralens.verbs.runs.grid.read_training_inputs", None)
         again = grid(**speak(home), grid=AXES, output=folder)
     assert (again.trained, len(again)) == (0, 8)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == times
@@ -184,7 +184,7 @@ def test_a_kill_while_runs_are_replaced_does_not_leave_the_old_one(
         def kill(*args: Any, **more: Any) -> Any:
             raise KeyboardInterrupt
 
-        patch.setattr("loralens.verbs.grids.grid.make_run", kill)
+        patch.setattr("loralens.verbs.runs.grid.make_run", kill)
         with pytest.raises(KeyboardInterrupt):
             grid(**speak(home, lr=0.02), grid=axes, output=folder, overwrite=True)
     # The old runs are there, and are not taken for the new ones.
@@ -351,7 +351,7 @@ def test_what_is_cut_off_the_texts_is_said_once(home: Path, tmp_path: Path, capl
 
 @pytest.mark.slow
 def test_several_data_are_read_once_each(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loralens.verbs.grids import grid as module
+    from loralens.verbs.runs import grid as module
 
     read, loaded = [], []
     inputs, load = module.read_training_inputs, module.load_headed

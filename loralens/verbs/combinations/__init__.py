@@ -1,0 +1,1 @@
+"""Adapters made from adapters: sums, methods of the literature, other scales, fewer modules."""

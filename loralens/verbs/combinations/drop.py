@@ -1,0 +1,178 @@
+"""The verb ``drop``: writes an adapter without some of its modules."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any, Unpack
+
+from loralens.choices import FloatType, TargetFormat
+from loralens.core.adapter import Adapter
+from loralens.core.naming.selection import select
+from loralens.errors import OptionError, place
+from loralens.formats import save
+from loralens.tables.numbers import count
+from loralens.tables.table import Column, Table
+from loralens.verbs.combinations.combine import form_of, read_source
+from loralens.verbs.files.convert import COLUMNS, NamedModule
+from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
+from loralens.verbs.files.output_format import check_writing
+from loralens.verbs.files.target import Target, Written
+from loralens.verbs.shared.adapters import AdapterSource, Reading, labels, sources
+from loralens.verbs.shared.option_values import Blocks, BlockWeights, as_globs, numpy_dtype, weights_by_module
+
+
+@dataclass(frozen=True, slots=True)
+class DropResult(Written):
+    """An adapter without some of its modules.
+
+    Attributes
+    ----------
+    source : str
+        The path of the adapter, or the name of an object in messages.
+    before, adapter : Adapter
+        The whole adapter, and the remaining one as it is written.
+    format : str
+        The dialect of the result.
+    rounding : RoundingCost
+        The error that rounding adds to the remaining modules.
+    """
+
+    source: str
+    before: Adapter
+    adapter: Adapter
+    format: str
+    rounding: RoundingCost
+    target: Target
+
+    def __repr__(self) -> str:
+        return f"DropResult({len(self.dropped)} of {len(self.before)} modules dropped, {self.format})"
+
+    @property
+    def dropped(self) -> list[str]:
+        """The names of the dropped modules, in natural order."""
+        return [name for name in self.before if name not in self.adapter]
+
+    def listing(self) -> list[Table[NamedModule]]:
+        """All modules, also the dropped ones. On a terminal the sentence with the counts is enough."""
+        dropped: Column[NamedModule] = Column("dropped", lambda row: row[0] not in self.adapter, "dropped")
+        title = f"{self.source}: {len(self.dropped)} of {len(self.before)} modules dropped"
+        return [Table(title, (*COLUMNS, dropped), list(self.before.items()))]
+
+    def conclusion(self) -> list[str]:
+        """How many modules were dropped, and how many are left."""
+        dropped = f"{self.source} without {len(self.dropped)} of its {count(len(self.before), 'module')}"
+        return [self.target.conclusion(f"{dropped}; {len(self.adapter)} left ({self.format})")]
+
+    def sentences(self) -> list[str]:
+        """The error of rounding."""
+        return [str(self.rounding)] if self.rounding.worst else []
+
+    def record(self) -> dict[str, Any]:
+        """The result as a JSON object."""
+        return {
+            "source": self.source,
+            "target": self.target.record(),
+            "format": self.format,
+            "dropped": sorted(self.dropped),
+            "left": len(self.adapter),
+            "rounding": self.rounding.record(),
+        }
+
+
+def drop(
+    adapter: AdapterSource,
+    modules: str | Sequence[str] = (),
+    *,
+    block: Blocks = (),
+    preset: str | None = None,
+    block_weights: str | Mapping[str, float] | Sequence[float] | None = None,
+    output: str | PathLike[str] | None = None,
+    to: TargetFormat | None = None,
+    base: str | PathLike[str] | None = None,
+    dtype: FloatType | None = None,
+    allow_loss: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    **reading: Unpack[Reading],
+) -> DropResult:
+    """Write an adapter without the modules that match a glob pattern, to see what they contribute.
+
+    The other modules keep their stored bits. What belongs to a dropped module (a magnitude of DoRA, a bias on B) is
+    dropped with it; heads and other tensors that were trained in full stay.
+
+    Parameters
+    ----------
+    adapter : path or Adapter
+    modules : str or sequence of str
+        Leave out the modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Leave out the modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model. With ``modules``, only
+        those that both choose.
+    preset, block_weights
+        Leave out the blocks of an image model that have the weight 0 here, as in `scale`. The others must have the
+        weight 1.
+    output : path, optional
+        A folder, or a file with the suffix of the dialect. Without it nothing is written.
+    to : str, optional
+        The dialect to write; the adapter's own by default.
+    base : path, optional
+        The base model, which is needed to write GGUF.
+    dtype : str, optional
+        The dtype of all factors: ``f32``, ``bf16`` or ``f16``. By default every factor keeps its own.
+    allow_loss : bool
+        Write even if rounding changes the update of a module by more than 1 %.
+    overwrite : bool
+        Replace what is already at ``output``.
+    dry_run : bool
+        Check everything, and write nothing.
+    **reading : Reading
+        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        A glob pattern matches no module, nothing or everything would be dropped, a weight of a block is neither 0 nor
+        1, the output overlaps with the source, or rounding
+        costs too much.
+    FormatError
+        The file is not an adapter.
+    """
+    check_writing(to, dtype)
+    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    (original,) = sources([[adapter]])
+    (label,) = labels([original])
+    # As in the other verbs that combine: --alpha only counts if the file does not state its own.
+    before = read_source(original, label, reading, base)
+    form = form_of(before, target, to=to, base=base)
+    # The target is checked before the work, as in the other verbs.
+    form.check_target(target, original)
+    with place(label):
+        gone = _to_drop(before, as_globs(modules, block), BlockWeights(preset=preset, block_weights=block_weights))
+        # No reader accepts an adapter without modules.
+        if len(gone) == len(before):
+            raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
+    # A weight that was saved in full replaces that of the base, whatever else was trained in the module.
+    extra = {key: each for key, each in before.extra.items() if each.module not in gone or each.role == "saved"}
+    remaining = replace(before.without(gone), extra=extra)
+    new = round_factors(remaining, numpy_dtype(dtype))
+    with place(label):
+        cost = RoundingCost.between(remaining, new.modules, allow_loss=allow_loss, dtype=dtype)
+    if target.output is not None:
+        save(new, target.output, format=form.name, overwrite=overwrite, dry_run=dry_run, **form.options)
+    return DropResult(label, before, new, form.name, cost, target)
+
+
+def _to_drop(adapter: Adapter, globs: Sequence[str], blocks: BlockWeights) -> set[str]:
+    """The modules that are left out."""
+    weights = weights_by_module(adapter, blocks)
+    if weights is None and not globs:
+        raise OptionError(
+            "nothing says what to drop", fix="give --modules GLOB, --block, --preset NAME or --block-weights"
+        )
+    weights = weights or {}
+    between = sorted(set(weights.values()) - {0.0, 1.0})
+    if between:
+        what = f"a block has the weight {between[0]:g}, and drop leaves a block out (0) or keeps it (1)"
+        raise OptionError(what, fix="use loralens scale for other weights")
+    named = set(select(adapter, globs)) if globs else set()
+    return named | {name for name, weight in weights.items() if weight == 0}

@@ -1,0 +1,1 @@
+"""Adapters beside adapters: directions, equality, and the checkpoints of one run."""

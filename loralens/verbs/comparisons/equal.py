@@ -1,0 +1,194 @@
+"""The verb ``equal``: tests whether two adapters are the same update."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite
+from os import PathLike
+from pathlib import Path
+from typing import Any, Unpack
+
+from loralens.analysis.compare.equality import UpdateDifference, differences
+from loralens.core.messages import tell_findings
+from loralens.core.progress import progress
+from loralens.errors import MismatchError, OptionError
+from loralens.formats.dialects.experts import divide_as
+from loralens.formats.dialects.gguf.reader import has_permuted_rows, restore_rows
+from loralens.tables.numbers import count, json_number, number
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.shared.adapters import AdapterSource, Reading, labels, read_where_unknown
+from loralens.verbs.shared.base_reading import warn_of_bases
+
+ROUNDED = 0.01  # relative difference up to which 16-bit factors may be the reason: bfloat16 leaves 0.4 % at most
+SHOWN = 20  # modules that the table lists of those that differ, the worst first; --json and --csv list all modules
+
+
+@dataclass(frozen=True, slots=True)
+class EqualResult(Tabular):
+    """The differences of two adapters. Its truth value says whether they are the same update.
+
+    Attributes
+    ----------
+    differences : sequence of UpdateDifference
+        The differences of all modules, in natural order.
+    tolerance : float
+        The largest relative difference of modules that count as equal.
+    not_compared : int
+        The number of tensors of both that belong to no pair: heads, biases, magnitudes.
+    """
+
+    differences: Sequence[UpdateDifference]
+    tolerance: float
+    not_compared: int
+
+    @property
+    def equal(self) -> bool:
+        """Whether no module differs by more than the tolerance."""
+        return not self.beyond
+
+    @property
+    def answer(self) -> bool:
+        """The same as `equal`: the answer that the exit code gives."""
+        return self.equal
+
+    def __bool__(self) -> bool:
+        return self.equal
+
+    @property
+    def beyond(self) -> list[UpdateDifference]:
+        """The modules that differ by more than the tolerance, in natural order."""
+        # "not ≤" instead of ">", so that a difference of NaN does not count as equal.
+        return [difference for difference in self.differences if not difference.relative <= self.tolerance]
+
+    @property
+    def largest(self) -> float:
+        """‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the module that differs most; 0 if there are no modules."""
+        return max((difference.relative for difference in self.differences), default=0.0)
+
+    def __repr__(self) -> str:
+        return f"EqualResult({'equal' if self.equal else 'different'}, largest difference {self.largest:.3g})"
+
+    def tables(self) -> list[Table[UpdateDifference]]:
+        """The modules that differ most."""
+        worst = sorted(self.differences, key=lambda difference: -difference.relative)
+        # Most modules have no note, and an empty column would only take room.
+        columns = COLUMNS if any(difference.note for difference in worst) else COLUMNS[:-1]
+
+        def is_equal(row: UpdateDifference) -> bool:
+            return row.relative <= self.tolerance
+
+        def sum_up(modules: int) -> str:
+            # Where all are equal, the conclusion has said so.
+            return "" if self.equal else f"equal: {count(modules, 'module')}"
+
+        return [Table("‖ΔW₁−ΔW₂‖/‖ΔW‖, the largest first", columns, worst, is_equal, sum_up, SHOWN)]
+
+    def conclusion(self) -> list[str]:
+        """Whether the two are the same update, and by how much they differ."""
+        modules, tolerance = count(len(self.differences), "module"), f"tolerance {self.tolerance:g}"
+        if self.equal and not self.largest:
+            return [f"Equal: no difference at all in {modules}."]
+        if self.equal:
+            return [f"Equal: the largest difference in {modules} is {self.largest:.3g} of ‖ΔW‖ ({tolerance})."]
+        beyond = f"{len(self.beyond)} of {modules} differ" if len(self.differences) > 1 else "the only module differs"
+        # A module that only one of the two adapters has differs by 100 %, and rounding changes ΔW by thousandths.
+        close = " That is rounding or little more." if self.largest <= ROUNDED else ""
+        return [f"Different: {beyond}, by up to {self.largest:.3g} of ‖ΔW‖ ({tolerance}).{close}"]
+
+    def listing(self) -> list[Table[UpdateDifference]]:
+        """All modules, one module per row."""
+        return [Table("differences", COLUMNS, self.differences)]
+
+    def sentences(self) -> list[str]:
+        """The number of tensors that were not compared."""
+        # Two adapters with one ΔW and different heads are equal here, which must be said.
+        if not self.not_compared:
+            return []
+        return [f"not compared: {self.not_compared} tensors that do not belong to a pair (heads, biases, magnitudes …)"]
+
+    def record(self) -> dict[str, Any]:
+        """The whole result as a JSON object."""
+        return {
+            "equal": self.equal,
+            "tolerance": self.tolerance,
+            "not_compared": self.not_compared,
+            "modules": self.listing()[0].records(),
+        }
+
+
+COLUMNS: tuple[Column[UpdateDifference], ...] = (
+    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    Column("relative", lambda row: json_number(row.relative), "difference", partial(number, digits=3), priority=ALWAYS),
+    Column("note", lambda row: row.note, "note", align="left"),
+)
+
+
+def equal(
+    first: AdapterSource,
+    second: AdapterSource,
+    *,
+    tolerance: float = 1e-6,  # above the rounding of float32 factors (6e-8), far below that of float16 (5e-4)
+    base: str | PathLike[str] | None = None,
+    **reading: Unpack[Reading],
+) -> EqualResult:
+    """Test whether two adapters are the same update, whatever their dialects, ranks or factors.
+
+    Modules are matched by name; if that fails, dots and underscores are taken as the same. ``alpha`` and ``scale`` are
+    used for the adapter that does not state its own. If one of two GGUF files states the head counts, they are used for
+    both; otherwise ``base`` is needed.
+
+    Parameters
+    ----------
+    first, second : path or Adapter
+    tolerance : float
+        The largest relative difference ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of equal modules.
+    base : path, optional
+        The base model. Its head counts determine the order of rows of q and k in GGUF files, and its type how gate and
+        up lie in stacks of experts.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``. ``alpha`` and ``scale`` are
+        used for whichever of the two does not state its own.
+
+    Raises
+    ------
+    OptionError
+        A tolerance that is negative or not finite; stacks of experts of PEFT and of mlx-lm without a base.
+    FormatError
+        A file that is not an adapter; a module that holds NaN or Inf.
+    MismatchError
+        The rows of q and k of one adapter are in another order, and no head counts are known to restore it.
+    """
+    # A tolerance of 0 is allowed: equal factors differ by exactly 0.
+    if not isfinite(tolerance) or tolerance < 0:
+        raise OptionError(f"tolerance {tolerance!r} is not possible", fix="give a finite number of 0 or more")
+    names = labels([first, second])
+    adapter, other = (read_where_unknown(source, reading, base=base) for source in (first, second))
+    # Each adapter uses the head counts of the other, if the other states them.
+    adapter, other = restore_rows(adapter, other), restore_rows(other, adapter)
+    # Two adapters with rows in the same unknown order can be compared as they are.
+    if has_permuted_rows(adapter) != has_permuted_rows(other):
+        permuted = names[0] if has_permuted_rows(adapter) else names[1]
+        raise MismatchError(
+            f"{permuted}: rows of q and k are in llama.cpp's order, and nothing "
+            "says the head counts by which to compare them with the other's",
+            fix="give the base that it was trained on: --base DIR",
+        )
+    # Told after the rows are restored, as a finding about their order may be gone then.
+    for name, findings in zip(names, (adapter.findings, other.findings), strict=True):
+        tell_findings(name, findings)
+    warn_of_bases(names, (adapter, other))
+    # What PEFT has in one stack, llama.cpp and mlx-lm have in two.
+    config = _config_of(base) if base else None
+    adapter, other = divide_as(adapter, other, config), divide_as(other, adapter, config)
+    with progress("comparing", max(len(adapter), len(other))) as step:
+        measured = differences(adapter, other, step=step)
+    return EqualResult(measured, tolerance, len(adapter.extra) + len(other.extra))
+
+
+def _config_of(base: str | PathLike[str]) -> dict[str, Any] | None:
+    """The content of the base's config.json."""
+    # Most comparisons need no reader of bases.
+    from loralens.formats.models.checkpoint import model_config
+
+    return model_config(Path(base))

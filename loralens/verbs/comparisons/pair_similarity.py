@@ -1,0 +1,543 @@
+"""The result of `similarity` for two adapters: its tables and sentences."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import degrees, isnan, nan, sqrt
+from statistics import median
+from typing import Any, NamedTuple
+
+from loralens.analysis.compare.alikeness import FAR, in_words, is_same
+from loralens.analysis.compare.initialisation import SharedInitialisation
+from loralens.analysis.compare.module_similarity import Similarity
+from loralens.analysis.compare.nested import Nesting, Relation, closest, relations
+from loralens.analysis.compare.similarity import Comparison
+from loralens.choices import Of, Side
+from loralens.core.names import some
+from loralens.linalg.factor import Floats
+from loralens.linalg.subspace import Overlap
+from loralens.tables.numbers import count, fixed, json_number, matrix, number, percent, signed
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.shared.adapters import short_labels
+from loralens.verbs.shared.module_groups import group_by_kind
+
+WHOSE = {"update": "ΔW", "A": "A", "B": "B"}
+# φ(1, 1) from which the strongest directions count as shared: they are then at most 45° apart.
+STRONG = 0.5
+
+
+class ModuleSimilarity(NamedTuple):
+    """One row: a module of the first adapter, and its similarity to the same module of the second."""
+
+    name: str
+    similarity: Similarity
+
+
+class KindSimilarity(NamedTuple):
+    """One row: the modules of a kind, seen from one side."""
+
+    kind: str
+    side: Side
+    members: Sequence[Similarity]
+
+    @property
+    def overlaps(self) -> list[Overlap]:
+        """The overlaps of all modules on this side."""
+        return [member.overlaps[self.side] for member in self.members]
+
+
+@dataclass(frozen=True, slots=True)
+class PairSimilarity(Tabular, Mapping[str, Similarity]):
+    """Two adapters compared module by module: a mapping from module names of the first to `Similarity`.
+
+    Attributes
+    ----------
+    adapters : tuple of str
+        The labels of the two adapters.
+    initialisation : SharedInitialisation
+        The signs that they began from the same random factors.
+    of : str
+        Whose directions were compared: ``update``, ``A`` or ``B``.
+    side : str
+        The side of the columns for people; JSON has both sides of an update.
+    maps : bool
+        Whether the record has the map φ(i, j) of every module; the modules themselves have it always.
+    """
+
+    adapters: tuple[str, str]
+    comparison: Comparison
+    initialisation: SharedInitialisation
+    of: Of
+    side: Side
+    maps: bool = False
+
+    def __getitem__(self, name: str) -> Similarity:
+        return self.comparison[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.comparison)
+
+    def __len__(self) -> int:
+        return len(self.comparison)
+
+    def __repr__(self) -> str:
+        return f"PairSimilarity({len(self)} modules, {self.side} side of {self.of}, cosine {number(self.cosine)})"
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the two whole updates on the modules that both have, in [−1, 1]; 0 if one of them is 0."""
+        return self.comparison.cosine
+
+    @property
+    def cosine_z(self) -> float:
+        """`cosine` in standard deviations of its null; 0 if one of the updates is 0."""
+        return self.comparison.cosine_z
+
+    def tables(self) -> list[Table[Any]]:
+        """The modules, and the means over the modules of a kind on every side that was measured."""
+        first, second = self.adapters
+        title = f"{first} and {second}: {count(len(self), 'module')}, {self.side} side of {WHOSE[self.of]}"
+        modules = pair_modules_table(self.comparison, title)
+        return [
+            replace(modules, uneventful=_is_at_chance, sum_up=_sum_up_chance),
+            Table("mean by kind", KIND_COLUMNS, _kinds(self.comparison)),
+        ]
+
+    def conclusion(self) -> list[str]:
+        """How much the two have in common: as vectors, and in the directions of the side that was compared."""
+        first, second = short_labels(self.adapters)
+        if self.comparison.zero:  # 0 has no direction, so its cosine of 0 would mean nothing
+            return [f"{first} and {second} cannot be compared: one of them is 0 in every module that both have."]
+        over = f"over {count(len(self), 'module')}"
+        measured = f"cosine {signed(self.cosine)} {over}, {_deviations(self.cosine_z)} standard deviations from chance"
+        lines = [f"{first} and {second} {in_words(self.cosine, self.cosine_z)}: {measured}."]
+        strengths = [sqrt(sum(one.norms[i] ** 2 for one in self.values())) for i in (0, 1)]
+        # One adapter at two scales has a cosine of 1, but the two are not interchangeable.
+        if is_same(self.cosine) and not 0.9 < strengths[1] / strengths[0] < 1.1:
+            lines.append(f"{second} is {number(strengths[1] / strengths[0], 3)} times as strong.")
+        overlaps = [one.overlap for one in self.values() if not one.zero]
+        phi, chance = (_mean([getattr(overlap, key) for overlap in overlaps]) for key in ("full", "full_chance"))
+        if not isnan(phi):
+            side, level = f"On the {self.side} side of {WHOSE[self.of]}", f"where chance gives {percent(chance, 2)}"
+            lines.append(f"{side} {self._shared(percent(phi))}, {level} (mean of φ of all directions).")
+        return lines
+
+    def _shared(self, share: str) -> str:
+        """The overlap in words: of unequal ranks it is the part of the fewer directions that lies in the others."""
+        first, second = short_labels(self.adapters)
+        signs = {(a > b) - (a < b) for a, b in (one.directions for one in self.values() if not one.zero)}
+        if signs == {0}:
+            return f"they share {share} of their directions"
+        if len(signs - {0}) == 2:
+            return f"{share} of the directions of the lower rank lie within those of the higher one"
+        lower, higher = (second, first) if 1 in signs else (first, second)
+        return f"{share} of the directions of {lower} lie within those of {higher}"
+
+    def sentences(self) -> list[str]:
+        """Whether the two began from one A, and which modules were not compared, and why."""
+        zero = [f"{name} ({similarity.zero})" for name, similarity in self.items() if similarity.zero]
+        # In the order of the reasons: nothing to compare, no way to compare, no partner.
+        notes = {
+            "not compared, as ΔW is 0": zero,
+            "not compared, as the shapes differ": self.comparison.misfits,
+            f"only in {self.adapters[0]}": self.comparison.alone[0],
+            f"only in {self.adapters[1]}": self.comparison.alone[1],
+        }
+        # On the in side a common start is a warning, which stands above; on the out side it changes nothing.
+        start = self.initialisation
+        meaning = (
+            "as two checkpoints of a run do" if start.both_sided else "the in side would show that and no common task"
+        )
+        lines = [f"{start.text}: {meaning}"] if start.text and self.side == "out" else []
+        return lines + [f"{text}: {some(names)}" for text, names in notes.items() if names]
+
+    def record(self) -> dict[str, Any]:
+        """The whole result as a JSON object; undefined numbers are null."""
+        comparison, start = self.comparison, self.initialisation
+        cosine = None if comparison.zero else comparison.cosine
+        return {
+            "of": self.of,
+            "side": self.side,
+            "adapters": list(self.adapters),
+            "modules": pair_modules_table(comparison, maps=self.maps).records(),
+            # Matrices, so that programs read two adapters and more in the same way.
+            "cosine": [[1.0, cosine], [cosine, 1.0]],
+            "cosine_z": None if comparison.zero else comparison.cosine_z,
+            "shared_initialisation": [[1.0, json_number(start.cosine)], [json_number(start.cosine), 1.0]],
+            "initialisation": {
+                "verdict": start.verdict,
+                "text": start.text,
+                "advice": start.advice,
+                "alike": start.alike,
+                "compared": start.compared,
+                "phi": {end: json_number(value) for end, value in start.spans.items()},
+                "chance": {end: json_number(value) for end, value in start.chance.items()},
+            },
+            "only_first": list(comparison.alone[0]),
+            "only_second": list(comparison.alone[1]),
+            "misfits": list(comparison.misfits),
+        }
+
+
+def pair_modules_table(comparison: Comparison, title: str = "", *, maps: bool = False) -> Table[ModuleSimilarity]:
+    """The modules of two adapters, one module per row; with ``maps`` the JSON has the map φ(i, j) of each."""
+    rows = [ModuleSimilarity(name, similarity) for name, similarity in comparison.items()]
+    return Table(title, record_columns(maps=maps), rows)
+
+
+def record_columns(*, maps: bool) -> Sequence[Column[ModuleSimilarity]]:
+    """The columns of a module, with or without the map φ(i, j) and its chance level."""
+    # With k₁ rows and k₂ columns, the maps are most of the text of the JSON, and few readers need them.
+    return COLUMNS if maps else [column for column in COLUMNS if column.key not in MAPS]
+
+
+def _deviations(z: float) -> str:
+    # Above ten standard deviations a decimal has no meaning.
+    return f"{abs(z):.1f}" if abs(z) < 10 else f"{abs(z):,.0f}"
+
+
+def _is_at_chance(row: ModuleSimilarity) -> bool:
+    """Whether a module shows nothing: an update of 0, or cosine and φ within `FAR` standard deviations of chance."""
+    similarity = row.similarity
+    # A z-score that is not defined, where chance allows one value only, shows nothing either.
+    return bool(similarity.zero) or not (abs(similarity.cosine_z) >= FAR or abs(similarity.overlap.z) >= FAR)
+
+
+def _sum_up_chance(modules: int) -> str:
+    return f"{count(modules, 'module')} within {FAR:.0f} standard deviations of chance"
+
+
+def _kinds(comparison: Comparison) -> list[KindSimilarity]:
+    """The kinds in natural order, once for every side, with the modules that are 0 in neither adapter."""
+    kinds = group_by_kind({name: similarity for name, similarity in comparison.items() if not similarity.zero})
+    return [KindSimilarity(kind, side, members) for kind, members in kinds.items() for side in members[0].overlaps]
+
+
+def _sides(row: ModuleSimilarity) -> dict[str, dict[str, float | None]]:
+    """The overlaps on both sides, for JSON."""
+    return {
+        side: {
+            "first": json_number(overlap.first),
+            "full": json_number(overlap.full),
+            "chance": json_number(overlap.full_chance),
+            "z": json_number(overlap.z),
+        }
+        for side, overlap in row.similarity.overlaps.items()
+    }
+
+
+def _overlap_column(
+    key: str, quantity: str, title: str, form: str, priority: int, about: str
+) -> Column[ModuleSimilarity]:
+    """A quantity of the side that was asked for; JSON has it in ``sides``, for both sides."""
+
+    def value(row: ModuleSimilarity) -> float | None:
+        return json_number(getattr(row.similarity.overlap, quantity))
+
+    return Column(key, value, title, fixed(form), priority=priority, json=False, about=about)
+
+
+def _cosine_column(key: str, title: str, form: str, priority: int, about: str) -> Column[ModuleSimilarity]:
+    """A cosine of the updates, or its z-score; None if one of them is 0, which has no direction."""
+
+    def value(row: ModuleSimilarity) -> float | None:
+        return None if row.similarity.zero else getattr(row.similarity, key)
+
+    return Column(key, value, title, fixed(form), priority=priority, about=about)
+
+
+def _distance_column(key: str, title: str = "", about: str = "") -> Column[ModuleSimilarity]:
+    """A distance of the two subspaces; None if one of them is empty."""
+
+    def value(row: ModuleSimilarity) -> float | None:
+        overlap = row.similarity.overlap
+        return getattr(overlap, key) if overlap.angles.size else None
+
+    return Column(key, value, title, fixed(".3f"), priority=2, about=about)
+
+
+def _side_column(quantity: str, side: Side) -> Column[ModuleSimilarity]:
+    return Column((quantity, side), lambda row: json_number(getattr(row.similarity, quantity)[side]))
+
+
+def _angle_column(
+    key: str, title: str, choose: Callable[[Sequence[float]], float], about: str
+) -> Column[ModuleSimilarity]:
+    """A principal angle in degrees, for people; JSON and CSV have all of them in radians."""
+
+    def value(row: ModuleSimilarity) -> float | None:
+        angles = [degrees(angle) for angle in row.similarity.overlap.angles]
+        return choose(angles) if angles else None
+
+    return Column(key, value, title, fixed(".1f"), priority=3, json=False, csv=False, about=about)
+
+
+def _shown_cka(row: ModuleSimilarity) -> float | None:
+    return json_number(row.similarity.cka[row.similarity.side])
+
+
+def _ranks_text(ranks: Sequence[int]) -> str:
+    first, second = ranks  # one number where the ranks agree, as they mostly do
+    return f"{first}" if first == second else f"{first} | {second}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of the values that are defined; NaN if none is."""
+    # A z-score is not defined where chance allows one value only, for example where two spans fill the space.
+    defined = [value for value in values if not isnan(value)]
+    return sum(defined) / len(defined) if defined else nan
+
+
+def _mean_column(
+    key: str, title: str, form: str, priority: int, value: Callable[[Overlap], float], about: str
+) -> Column[KindSimilarity]:
+    """The mean of a quantity over the modules of a kind on one side."""
+
+    def mean(row: KindSimilarity) -> float:
+        return _mean([value(overlap) for overlap in row.overlaps])
+
+    return Column(key, mean, title, fixed(form), priority=priority, about=f"{about}; mean over modules")
+
+
+# What the columns mean; two tables have them.
+ABOUT_COSINE = "⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖)"
+ABOUT_FIRST = "squared cosine of the two strongest directions, from 0 to 1"
+ABOUT_ALL = "part of the directions of the lower rank inside those of the other, from 0 to 1"
+ABOUT_CHANCE = "φ(all) of random directions"
+ABOUT_Z = "of φ(all): standard deviations from chance"
+ABOUT_CKA = "cosine of the two Gram matrices, from 0 to 1: like φ, but strong directions count for more"
+
+MAPS = ("phi", "chance")  # the keys of the columns that are matrices
+
+# On a narrow terminal angles and distances are left out first: φ also describes the two subspaces, and its chance level
+# is shown with it. The cosine is never left out, as its sign says whether the updates agree or oppose each other.
+COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
+    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    # Dialects write names in different ways, so the second adapter may call the module otherwise.
+    Column("second_name", lambda row: row.similarity.other),
+    Column("shape", lambda row: list(row.similarity.shape), csv=False),
+    Column("out", lambda row: row.similarity.shape[0], json=False),
+    Column("in", lambda row: row.similarity.shape[1], json=False),
+    # The nominal ranks, and the numbers of directions that ΔW really has.
+    Column(
+        "ranks",
+        lambda row: list(row.similarity.ranks),
+        "r",
+        _ranks_text,
+        priority=5,
+        about="nominal rank, of both where they differ",
+    ),
+    Column("directions", lambda row: list(row.similarity.directions)),
+    Column("norms", lambda row: list(row.similarity.norms)),
+    _cosine_column("cosine", "cosine", "+.3f", ALWAYS, f"{ABOUT_COSINE}: 1 the same, 0 chance, −1 the opposite"),
+    _cosine_column("cosine_z", "z", "+.1f", 6, "of the cosine: standard deviations from chance"),
+    # A map is a matrix, for which CSV has no cell.
+    Column("phi", lambda row: row.similarity.overlap.phi.tolist(), csv=False),
+    Column("chance", lambda row: row.similarity.overlap.chance.tolist(), csv=False),
+    _overlap_column("phi_first", "first", "φ(1,1)", ".3f", 7, ABOUT_FIRST),
+    _overlap_column("phi_all", "full", "φ(all)", ".3f", 8, ABOUT_ALL),
+    _overlap_column("phi_chance", "full_chance", "chance", ".2g", 6, ABOUT_CHANCE),
+    Column("phi_z", lambda row: json_number(row.similarity.overlap.z), "z", fixed("+.1f"), priority=7, about=ABOUT_Z),
+    Column("principal_angles", lambda row: row.similarity.overlap.angles.tolist()),
+    _angle_column(
+        "smallest_angle", "θ min °", min, "smallest principal angle of the two spans: 0 is a direction in common"
+    ),
+    _angle_column("median_angle", "median", median, "median principal angle"),
+    _angle_column("largest_angle", "max °", max, "largest principal angle: 90 is a direction that the other lacks"),
+    _distance_column(
+        "projection_distance", "distance", "√Σsin²θ over the principal angles: 0 where one span lies in the other"
+    ),
+    _distance_column("geodesic_distance"),
+    _distance_column("gap"),
+    Column("sides", _sides, csv=False),
+    _side_column("cka", "in"),
+    _side_column("cka", "out"),
+    # The CKA of the requested side; only the table for people needs it, as JSON and CSV have both sides.
+    Column("side_cka", _shown_cka, "CKA", fixed(".3f"), priority=4, json=False, csv=False, about=ABOUT_CKA),
+    _side_column("cka_chance", "in"),
+    _side_column("cka_chance", "out"),
+    Column("shared_initialisation", lambda row: json_number(row.similarity.initial)),
+    Column("zero", lambda row: row.similarity.zero),
+)
+
+KIND_COLUMNS: tuple[Column[KindSimilarity], ...] = (
+    Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
+    Column("side", lambda row: row.side, "side", align="left", priority=ALWAYS),
+    Column("modules", lambda row: len(row.members), "modules", priority=5),
+    Column(
+        "cosine",
+        lambda row: _mean([one.cosine for one in row.members]),
+        "cosine",
+        fixed("+.3f"),
+        priority=ALWAYS,
+        about=f"{ABOUT_COSINE}; mean over modules",
+    ),
+    _mean_column("phi_first", "φ(1,1)", ".4f", 7, lambda overlap: overlap.first, ABOUT_FIRST),
+    # Of two random unit vectors.
+    _mean_column("first_chance", "chance", ".2g", 3, lambda overlap: 1 / overlap.n, "φ(1,1) of random directions"),
+    # A mean hides whether a few modules share everything or all of them a little; the count does not.
+    Column(
+        "strong",
+        lambda row: sum(overlap.first > STRONG for overlap in row.overlaps),
+        f"> {STRONG}",
+        priority=2,
+        about=f"modules whose φ(1,1) is above {STRONG}",
+    ),
+    _mean_column("phi_all", "φ(all)", ".4f", 8, lambda overlap: overlap.full, ABOUT_ALL),
+    _mean_column("chance", "chance", ".2g", 6, lambda overlap: overlap.full_chance, ABOUT_CHANCE),
+    _mean_column("z", "z", "+.1f", 6, lambda overlap: overlap.z, ABOUT_Z),
+    Column(
+        "cka",
+        lambda row: _mean([member.cka[row.side] for member in row.members]),
+        "CKA",
+        fixed(".3f"),
+        priority=4,
+        about=f"{ABOUT_CKA}; mean over modules",
+    ),
+)
+
+
+Pair = tuple[int, int]  # the indices of two modules of one width, which are also an index of a matrix
+
+
+@dataclass(frozen=True, slots=True)
+class NestedSimilarity(Tabular):
+    """The modules of one adapter compared with each other, within each width.
+
+    Attributes
+    ----------
+    adapters : tuple of str
+        The label of the adapter. The tuple is there for two adapters and more, whose results have the same attribute.
+    groups : sequence of Nesting
+        One group of modules for each width, the largest group first.
+    of : str
+        Whose directions were compared: ``update``, ``A`` or ``B``.
+    """
+
+    adapters: tuple[str]
+    groups: Sequence[Nesting]
+    of: Of
+    side: Side
+
+    def __repr__(self) -> str:
+        modules = sum(len(group.names) for group in self.groups)
+        return f"NestedSimilarity({modules} modules of {len(self.groups)} widths, {self.side} side of {self.of})"
+
+    def tables(self) -> list[Table[Any]]:
+        """Two tables for every width of at least two modules: pairs of kinds, and the pairs that share most."""
+        (adapter,) = self.adapters
+        tables: list[Table[Any]] = []
+        for group in self.groups:
+            if len(group.names) > 1:  # a width with one module has no pair; a sentence names it
+                what = f"{len(group.names)} modules of width {group.width}, {self.side} side of {WHOSE[self.of]}"
+                tables.append(Table(f"{adapter}: {what}", RELATION_COLUMNS, relations(group)))
+                tables.append(_pairs_table("share most, compared with chance", group, closest(group)))
+        return tables
+
+    def listing(self) -> list[Table[Pair]]:
+        """Every pair of modules of one width, one pair a row."""
+        return [_pairs_table("", group, list(combinations(range(len(group.names)), 2))) for group in self.groups]
+
+    def conclusion(self) -> list[str]:
+        """The two modules that share most beyond chance, and how many pairs do."""
+        (adapter,) = self.adapters
+        pairs = sum(len(group.names) * (len(group.names) - 1) // 2 for group in self.groups)
+        on_side = f"on the {self.side} side of {WHOSE[self.of]}"
+        if not pairs:
+            return [f"{adapter} has no two modules of one width, so none can be compared."]
+        # The lists are by falling z-score, so the first of a group is its most similar pair.
+        candidates = [(group, pair) for group in self.groups if len(group.names) > 1 for pair in closest(group)[:1]]
+        if not candidates:
+            return [f"No two modules of {adapter} share more than chance gives {on_side} ({pairs:,} pairs)."]
+        group, pair = max(candidates, key=lambda item: item[0].full[item[1]])
+        names = " and ".join(group.names[i] for i in pair)
+        share = f"{percent(float(group.full[pair]))} of their directions, where chance gives"
+        return [f"Of {adapter}, {names} share most {on_side}: {share} {percent(float(group.chance[pair]), 2)}."]
+
+    def sentences(self) -> list[str]:
+        """Which modules were not compared, and why."""
+        # A module of ΔW = 0 has no directions, and one of a width of its own has nothing to be compared with.
+        alone = [group.names[0] for group in self.groups if len(group.names) == 1]
+        zero = [name for group in self.groups for name, k in zip(group.names, group.directions, strict=True) if not k]
+        sentences = [f"no other module is as wide as {some(alone)}"] if alone else []
+        return sentences + ([f"not compared, as {WHOSE[self.of]} is 0: {some(zero)}"] if zero else [])
+
+    def record(self) -> dict[str, Any]:
+        """The whole result as a JSON object; undefined numbers are null."""
+        return {
+            "of": self.of,
+            "side": self.side,
+            "adapters": list(self.adapters),
+            "groups": [
+                {
+                    "width": group.width,
+                    "modules": list(group.names),
+                    "directions": group.directions.tolist(),
+                    "first": matrix(group.first),
+                    "phi": matrix(group.full),
+                    "chance": matrix(group.chance),
+                    "z": matrix(group.z),
+                }
+                for group in self.groups
+            ],
+            # Matrices of one row, so that programs read one adapter and more in the same way.
+            "cosine": [[1.0]],
+            "shared_initialisation": [[1.0]],
+        }
+
+
+def _pairs_table(title: str, group: Nesting, rows: Sequence[Pair]) -> Table[Pair]:
+    """Pairs of modules, one pair a row."""
+
+    def column(key: str, values: Floats, title: str, form: str, priority: int, about: str) -> Column[Pair]:
+        return Column(key, lambda pair: json_number(values[pair]), title, fixed(form), priority=priority, about=about)
+
+    # On a narrow terminal φ(1,1) is left out first. φ(all) is never left out, as it says whether one span lies in the
+    # other.
+    columns: tuple[Column[Pair], ...] = (
+        Column("first", lambda pair: group.names[pair[0]], "module", align="left", priority=ALWAYS),
+        Column("second", lambda pair: group.names[pair[1]], "and", align="left", priority=ALWAYS),
+        Column("width", lambda _: group.width),
+        column("phi_first", group.first, "φ(1,1)", ".3f", 6, ABOUT_FIRST),
+        column("phi", group.full, "φ(all)", ".4f", ALWAYS, ABOUT_ALL),
+        column("chance", group.chance, "chance", ".2g", 7, ABOUT_CHANCE),
+        column("z", group.z, "z", "+.1f", 8, ABOUT_Z),
+    )
+    return Table(title, columns, rows)
+
+
+# On a narrow terminal the overlap within a block stays longest of the three, as modules of a block share inputs.
+RELATION_COLUMNS: tuple[Column[Relation], ...] = (
+    Column("kind", lambda row: row.kinds[0], "kind", align="left", priority=ALWAYS),
+    Column("other_kind", lambda row: row.kinds[1], "and", align="left", priority=ALWAYS),
+    Column("pairs", lambda row: row.pairs, "pairs", priority=3, about="of modules of these two kinds"),
+    Column(
+        "phi_first",
+        lambda row: row.first,
+        "φ(1,1) nearest",
+        fixed(".3f"),
+        priority=4,
+        about=f"of the nearest blocks; {ABOUT_FIRST}",
+    ),
+    Column(
+        "same_block", lambda row: row.same, "φ(all) same block", fixed(".4f"), priority=8, about=f"mean; {ABOUT_ALL}"
+    ),
+    Column(
+        "next_block",
+        lambda row: row.next,
+        "next block",
+        fixed(".4f"),
+        priority=6,
+        about="φ(all) of modules in neighbouring blocks, mean",
+    ),
+    Column(
+        "farther",
+        lambda row: row.farther,
+        "farther",
+        fixed(".4f"),
+        priority=5,
+        about="φ(all) of modules in blocks farther apart, mean",
+    ),
+    Column("chance", lambda row: row.chance, "chance", fixed(".2g"), priority=7, about=ABOUT_CHANCE),
+)

@@ -1,0 +1,599 @@
+"""The verb ``trajectory``: follows one run through its checkpoints, and lists the losses that it logged."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
+
+from loralens.analysis.groups import mean_effective_rank, total_norm
+from loralens.analysis.spectrum import Spectrum
+from loralens.analysis.trajectory import SETTLED, Trajectory, TrajectoryPoint, measure_trajectory, trajectory_steps
+from loralens.choices import Side
+from loralens.core.adapter import Adapter
+from loralens.core.messages import tell_findings, warn
+from loralens.core.naming.selection import select
+from loralens.core.progress import progress
+from loralens.core.threads import processor_count
+from loralens.errors import OptionError, place
+from loralens.formats import load
+from loralens.formats.files.json_text import finite_number
+from loralens.formats.records.runs import STATE, LoggedLoss, Run, RunCheckpoint, nearest_loss, read_run
+from loralens.formats.records.watch_log import LoggedLook, LoggedModule, is_watch_log, read_watch_log
+from loralens.reporting.document import Report
+from loralens.reporting.watched import watched_report
+from loralens.tables.numbers import UNDEFINED, count, fixed, json_number, number
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.shared.adapters import AdapterSource, Reading, Source, check_unread, labels, sources
+from loralens.verbs.shared.base_reading import warn_of_bases
+from loralens.verbs.shared.option_values import Blocks, as_globs
+from loralens.watching.measures import defined_mean
+
+
+class WatchedLook(NamedTuple):
+    """One row: a look, and the measures of the chosen modules together; NaN for a measure that is not defined.
+
+    ``drift``, φ, its chance level and the effective rank are means over modules, the cosine is that of the whole
+    update with the look before.
+    """
+
+    step: int
+    frobenius: float
+    spectral: float
+    effective_rank: float
+    drift: float
+    step_length: float
+    cosine: float
+    phi_out: float
+    phi_in: float
+    chance_out: float
+    chance_in: float
+    gradient_b: float
+    gradient_a: float
+    warnings: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedResult(Tabular):
+    """A watched run: its looks in order of steps. ``len`` is their number, and iteration is over them."""
+
+    path: Path
+    rows: tuple[WatchedLook, ...]
+    modules: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[WatchedLook]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        return f"WatchedResult({count(len(self), 'look')})"
+
+    @property
+    def warnings(self) -> list[Mapping[str, Any]]:
+        """All warnings in the order of steps."""
+        return [warning for row in self.rows for warning in row.warnings]
+
+    def tables(self) -> list[Table[WatchedLook]]:
+        """The looks, one a row; the columns of gradients are left out if none were watched."""
+        title = f"{count(len(self), 'look')} at {count(self.modules, 'module')}, in order of steps"
+        watched = any(isfinite(row.gradient_b) for row in self.rows)
+        columns = [column for column in COLUMNS if watched or not str(column.key).startswith("gradient")]
+        return [Table(title, columns, self.rows)]
+
+    def listing(self) -> list[Table[WatchedLook]]:
+        """The same table with all columns, so that every run has the same CSV columns."""
+        return [Table("", COLUMNS, self.rows)]
+
+    def conclusion(self) -> list[str]:
+        """How far the update has come, whether it still turns, and the warnings."""
+        lines = list(self.on_run)
+        for warning in self.warnings:
+            lines += [
+                f"Step {self.step_of(warning)}: {warning['text']} ({warning['code']}).",
+                f"  fix: {warning['fix']}",
+            ]
+        return lines if self.warnings else [*lines, "No look showed a sign that the run went wrong."]
+
+    @property
+    def on_run(self) -> list[str]:
+        """How far the update has come, and whether it still turns."""
+        last = self.rows[-1]
+        if not last.frobenius:
+            return [f"ΔW is still 0 after step {last.step}."]
+        text = f"At step {last.step} ‖ΔW‖ is {number(last.frobenius)} and the effective rank "
+        lines = [f"{text}{fixed('.2f')(last.effective_rank)} on average."]
+        if isfinite(last.cosine):
+            lines.append(f"The cosine with the look before is {fixed('.3f')(last.cosine)}.")
+        return lines
+
+    @property
+    def signs(self) -> list[str]:
+        """The code of every warning with its step."""
+        return [f"{warning['code']} at step {self.step_of(warning)}" for warning in self.warnings]
+
+    def step_of(self, warning: Mapping[str, Any]) -> int:
+        """The step of the look that gave a warning."""
+        return next(row.step for row in self.rows if any(warning is other for other in row.warnings))
+
+    def sentences(self) -> list[str]:
+        """How to read the columns."""
+        compared = [row for row in self.rows if isfinite(row.chance_out)]
+        if not compared:
+            return []
+        out, in_ = compared[-1].chance_out, compared[-1].chance_in
+        return [f"φ: with the look before; chance level out {number(out)}, in {number(in_)}"]
+
+    def record(self) -> dict[str, Any]:
+        """The whole result as a JSON object; undefined numbers are null."""
+        return {
+            "log": str(self.path),
+            "modules": self.modules,
+            "looks": Table("", COLUMNS, self.rows).records(),
+            "warnings": [{**warning, "step": self.step_of(warning)} for warning in self.warnings],
+        }
+
+
+def watch_log_of(adapters: Sequence[AdapterSource]) -> Path | None:
+    """The log of a watched run, if the only adapter that a verb was given is the path of one."""
+    source = adapters[0]
+    path = None if len(adapters) > 1 or isinstance(source, Adapter) else Path(source)
+    return path if path is not None and is_watch_log(path) else None
+
+
+def watched_page(result: WatchedResult, *, command: str) -> Report:
+    """The page of a watched run."""
+    return watched_report(
+        result.path.name,
+        result.rows,
+        result.tables()[0],
+        sentences=result.on_run,
+        warnings=[(result.step_of(warning), warning) for warning in result.warnings],
+        command=command,
+        record=result.record(),
+    )
+
+
+def read_watched(path: Path, modules: Sequence[str]) -> WatchedResult:
+    """Read the log of a watched run, and add up the chosen modules.
+
+    Raises
+    ------
+    FormatError
+        The file is not such a log.
+    OptionError
+        A glob matches nothing, or the log has no looks.
+    """
+    looks = read_watch_log(path)
+    with place(path):
+        if not looks:
+            raise OptionError("holds no looks yet", fix="wait for the first look of the run")
+        names = set(select(dict.fromkeys(name for look in looks for name in look.modules), modules))
+    rows = tuple(_row(look, {name: look.modules[name] for name in look.modules if name in names}) for look in looks)
+    return WatchedResult(path, rows, len(names))
+
+
+def _row(look: LoggedLook, modules: Mapping[str, LoggedModule]) -> WatchedLook:
+    spectra = [Spectrum(module.s, module.shape, module.rank) for module in modules.values()]
+    norm = total_norm(spectra)
+    turns = [
+        (spectrum.frobenius, turn)
+        for spectrum, module in zip(spectra, modules.values(), strict=True)
+        if isinstance(turn := module.measures.get("previous"), dict)
+    ]
+    lengths = [_at(turn, "length") for _, turn in turns]
+    return WatchedLook(
+        step=look.step,
+        frobenius=norm,
+        spectral=max((spectrum.spectral for spectrum in spectra), default=0.0),
+        effective_rank=mean_effective_rank(spectra),
+        drift=defined_mean(_at(module.measures, "drift") for module in modules.values()),
+        step_length=sum(x * x for x in lengths) ** 0.5 if lengths else nan,
+        cosine=_cosine(turns, norm),
+        phi_out=defined_mean(_at(turn, "phi", "out") for _, turn in turns),
+        phi_in=defined_mean(_at(turn, "phi", "in") for _, turn in turns),
+        chance_out=defined_mean(_at(turn, "chance", "out") for _, turn in turns),
+        chance_in=defined_mean(_at(turn, "chance", "in") for _, turn in turns),
+        gradient_b=_length(_at(module.measures, "gradients", "B", "norm") for module in modules.values()),
+        gradient_a=_length(_at(module.measures, "gradients", "A", "norm") for module in modules.values()),
+        warnings=look.warnings,
+    )
+
+
+def _cosine(turns: Sequence[tuple[float, Mapping[str, Any]]], norm: float) -> float:
+    """The cosine of the whole update with that of the look before, from those of the modules."""
+    inner = squares = 0.0
+    for own, turn in turns:
+        before = _at(turn, "norm")
+        inner += _at(turn, "cosine") * before * own
+        squares += before**2
+    return inner / (norm * squares**0.5) if norm and squares else nan
+
+
+def _at(measures: Mapping[str, Any], *keys: str) -> float:
+    """The number at nested keys of a log; NaN if there is none."""
+    value: Any = measures
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    finite = finite_number(value)
+    return nan if finite is None else finite
+
+
+def _length(values: Iterator[float]) -> float:
+    """√Σx² of the numbers that are defined; NaN if none is."""
+    defined = [value for value in values if isfinite(value)]
+    return sum(value**2 for value in defined) ** 0.5 if defined else nan
+
+
+def _column(key: str, title: str, text: Any, priority: int, about: str) -> Column[WatchedLook]:
+    return Column(
+        key, lambda row: json_number(getattr(row, key)), title, _or_blank(text), priority=priority, about=about
+    )
+
+
+def _or_blank(text: Any) -> Any:
+    """The text of a number; blank if it is not defined, as at the first look."""
+    return lambda value: "" if value is None else text(value)
+
+
+COLUMNS: tuple[Column[WatchedLook], ...] = (
+    Column("step", lambda row: row.step, "step", fixed("d"), priority=ALWAYS),
+    _column("frobenius", "‖ΔW‖F", number, ALWAYS, "length of ΔW"),
+    _column("spectral", "σ₁", number, 3, "largest singular value"),
+    _column("effective_rank", "effective", fixed(".2f"), 7, "effective rank, mean over modules"),
+    _column("step_length", "moved", number, 4, "‖ΔW − ΔW of the row above‖"),
+    _column("cosine", "cos previous", fixed(".3f"), 6, "cosine with the row above"),
+    _column("phi_out", "φ out", fixed(".3f"), 5, "share of the out side's directions that the row above has too"),
+    _column("phi_in", "φ in", fixed(".3f"), 4, "the same for the in side"),
+    _column("drift", "drift of A", fixed(".2%"), 5, "‖A − A₀‖/‖A₀‖, mean over modules"),
+    Column("chance_out", lambda row: json_number(row.chance_out)),
+    Column("chance_in", lambda row: json_number(row.chance_in)),
+    _column("gradient_b", "‖∂B‖", number, 2, "norm of the gradient of B"),
+    _column("gradient_a", "‖∂A‖", number, 2, "norm of the gradient of A"),
+    Column(
+        "warnings",
+        lambda row: " ".join(str(warning["code"]) for warning in row.warnings),
+        "signs",
+        align="left",
+        priority=8,
+    ),
+)
+
+
+# Cosine of the first A with the last from which φ of the in side shows the common start. Unrelated random A have
+# a cosine near 0, so only an A that training has hardly moved comes this close to 1.
+STUCK = 0.9
+
+
+class CheckpointRow(NamedTuple):
+    """One row: a checkpoint, what was measured of it, and the losses logged nearest to its step."""
+
+    name: str
+    checkpoint: RunCheckpoint
+    point: TrajectoryPoint
+    loss: LoggedLoss | None
+    eval_loss: LoggedLoss | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryResult(Tabular):
+    """The checkpoints of a run in the order of their steps, with the logged losses and the measured trajectory.
+
+    ``len`` is the number of checkpoints, and iteration is over their measurements.
+    """
+
+    run: Run
+    trajectory: Trajectory
+
+    def __len__(self) -> int:
+        return len(self.run.checkpoints)
+
+    def __iter__(self) -> Iterator[TrajectoryPoint]:
+        return iter(self.trajectory.points)
+
+    def __repr__(self) -> str:
+        return f"TrajectoryResult({len(self)} checkpoints)"
+
+    @property
+    def names(self) -> list[str]:
+        """Short, different names of the checkpoints: the last parts of their paths, or whole paths if two agree."""
+        short = [checkpoint.path.name for checkpoint in self.run.checkpoints]
+        return short if len(set(short)) == len(short) else [str(checkpoint.path) for checkpoint in self.run.checkpoints]
+
+    @property
+    def settled(self) -> RunCheckpoint | None:
+        """The first checkpoint after which the direction no longer changes; None if there is none, or no order."""
+        place = self.trajectory.settled
+        return self.run.checkpoints[place] if self.run.ordered and place is not None else None
+
+    @property
+    def rows(self) -> list[CheckpointRow]:
+        """The checkpoints, each with its measurements and the nearest losses."""
+        return _checkpoint_rows(self.run, self.names, self.trajectory.points)
+
+    def tables(self) -> list[Table[CheckpointRow]]:
+        """The checkpoints, one checkpoint a row; the columns of losses that the run did not log are left out."""
+        unknown = sum(checkpoint.step is None for checkpoint in self.run.checkpoints)
+        # Checkpoints without a step come last in the order in which they were given.
+        order = f"{unknown} of them without a step and last, as given" if unknown else "in order of steps"
+        order = "as given: their steps are unknown" if unknown == len(self) else order
+        return [run_table(f"{len(self)} checkpoints, {order}", self.run, self.names, self.trajectory.points)]
+
+    def listing(self) -> list[Table[CheckpointRow]]:
+        """The same table with all columns, so that every run has the same CSV columns."""
+        return [Table("", TRAJECTORY_COLUMNS, self.rows)]
+
+    def conclusion(self) -> list[str]:
+        """The step from which the direction is settled, or the reason why it is unknown."""
+        # Checkpoints of several runs have no common direction to follow; a warning has named them.
+        if len(self.trajectory.runs) > 1:
+            return [
+                f"These {len(self)} checkpoints are not of one run, so nothing is said about when a direction settled."
+            ]
+        if not self.run.ordered:
+            return ["Without steps there is no order, so nothing is said about when the direction settled."]
+        # Its cosines are then undefined, and a column of dashes needs a reason.
+        if not self.rows[-1].point.frobenius:
+            return ["The last checkpoint is 0, so there is no direction to compare the others with."]
+        return self._on_direction()
+
+    def sentences(self) -> list[str]:
+        """How to read the columns."""
+        trajectory, rows = self.trajectory, self.rows
+        chance = ", ".join(f"{side} {number(value)}" for side, value in trajectory.chance.items() if isfinite(value))
+        # What a heading has no room for is said below the table.
+        sentences = [(f"chance level of φ: {chance}; " if chance else "") + "moved: ‖ΔW − ΔW of the row above‖F"]
+        shown = [(row, loss) for row in rows for loss in (row.loss, row.eval_loss) if loss]
+        if any(loss.step != row.checkpoint.step for row, loss in shown):
+            sentences.append("@N: a loss of step N, the nearest that was logged")
+        return sentences
+
+    def _on_direction(self) -> list[str]:
+        """When the direction settled, and whether the in side shows more than the common start."""
+        first, before, last = (self.rows[i] for i in (0, -2, -1))
+        sentences = []
+        if self.settled:
+            since = f"from step {self.settled.step} of {last.checkpoint.step} on"
+            every = f"from there every cosine with the last checkpoint is at least {SETTLED}"
+            sentences.append(f"The direction is settled {since}: {every}.")
+        elif isfinite(before.point.cosine):  # NaN if one of the last two checkpoints is 0
+            cosine = f"cosine {fixed('.3f')(before.point.cosine)} between the last two checkpoints"
+            sentences.append(f"The direction was still turning: {cosine}.")
+        start = first.point
+        # B begins at 0 and has to move; where A hardly does, all learning is on the out side.
+        if start.initial >= STUCK and start.phi["in"] > start.phi["out"]:
+            near = f"A stays near its random beginning (cosine {start.initial:.2f} of A first to last)"
+            sentences.append(f"φ in is high from the start because {near}: what was learnt is on the out side.")
+        return sentences
+
+    def record(self) -> dict[str, Any]:
+        """The whole result as a JSON object; undefined numbers are null."""
+        run, trajectory = self.run, self.trajectory
+        paths = [str(checkpoint.path) for checkpoint in run.checkpoints]
+        return {
+            # The key names transformers' file; the log of `loralens train` is not such a file.
+            "trainer_state": str(run.source) if run.source and run.source.name == STATE else None,
+            "chance": {side: json_number(value) for side, value in trajectory.chance.items()},
+            "ordered": run.ordered,
+            "settled": str(self.settled.path) if self.settled else None,
+            "settled_cosine": SETTLED,  # the limit that "settled" was found with
+            "runs": [[paths[i] for i in group] for group in trajectory.runs],
+            "checkpoints": Table("", TRAJECTORY_COLUMNS, self.rows).records(),
+            "history": {
+                "loss": [[loss.step, loss.value] for loss in run.train],
+                "eval_loss": [[loss.step, loss.value] for loss in run.evaluation],
+            },
+        }
+
+
+def trajectory(
+    *adapters: Source, modules: Sequence[str] = (), block: Blocks = (), **reading: Unpack[Reading]
+) -> TrajectoryResult | WatchedResult:
+    """Follow one run through its checkpoints: how far ΔW has moved, where it turned, and the loss.
+
+    Parameters
+    ----------
+    *adapters : path or Adapter
+        A folder with ``checkpoint-N`` folders in it (`loralens train`, transformers' Trainer) or with
+        ``NNNNNNN_adapters.safetensors`` files (mlx-lm); or two or more adapters. Paths are put in order of steps: the
+        ``global_step`` of the trainer_state.json beside them, else the number in the name. Adapters that have been
+        read have no step, and nothing is concluded from their order. Or the log of a watched run
+        (`loralens.watching`), which needs no checkpoints.
+    modules : sequence of str
+        Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        Fewer than two checkpoints, or two of one step; a glob that matches nothing.
+    FormatError
+        A file that is not an adapter, or a trainer_state.json that cannot be read; a module that holds NaN or Inf.
+    MismatchError
+        No two checkpoints have a module in common.
+    """
+    modules, chosen = as_globs(modules, block), sources(adapters)
+    if (log := watch_log_of(chosen)) is not None:
+        check_unread(reading)
+        return read_watched(log, modules)
+    run, loaded = _read_checkpoints(chosen, reading)
+    names = [str(checkpoint.path) for checkpoint in run.checkpoints]
+    warn_of_bases(names, loaded)  # checkpoints of one run have one base
+    with progress("comparing", trajectory_steps(loaded, modules)) as step:
+        measured = measure_trajectory(loaded, modules=modules, labels=names, threads=processor_count(), step=step)
+    result = TrajectoryResult(run, measured)
+    _warn_of_other_runs(result)
+    return result
+
+
+def run_table(title: str, run: Run, names: Sequence[str], points: Sequence[TrajectoryPoint]) -> Table[CheckpointRow]:
+    """The checkpoints of a run under these names, without the columns for people of losses that it did not log."""
+    absent = {key for key, logged in (("loss", run.train), ("eval_loss", run.evaluation)) if not logged}
+    columns = [column for column in TRAJECTORY_COLUMNS if not (column.title and column.key in absent)]
+    return Table(title, columns, _checkpoint_rows(run, names, points))
+
+
+def _checkpoint_rows(run: Run, names: Sequence[str], points: Sequence[TrajectoryPoint]) -> list[CheckpointRow]:
+    # Trainers log losses at other steps than those at which they save, so the nearest ones are taken.
+    steps = [checkpoint.step for checkpoint in run.checkpoints]
+    train, evaluation = ([nearest_loss(losses, step) for step in steps] for losses in (run.train, run.evaluation))
+    return [CheckpointRow(*row) for row in zip(names, run.checkpoints, points, train, evaluation, strict=True)]
+
+
+def _read_checkpoints(chosen: Sequence[AdapterSource], reading: Reading) -> tuple[Run, list[Adapter]]:
+    """The run and its adapters in the order of its steps; messages tell what the reader noticed."""
+    loaded = [source for source in chosen if isinstance(source, Adapter)]
+    # Paths are read by the reader of runs, which knows their steps; objects have none.
+    if not loaded:
+        run = read_run([Path(source) for source in chosen if not isinstance(source, Adapter)])
+        adapters = [load(checkpoint.path, **reading) for checkpoint in run.checkpoints]
+        for checkpoint, adapter in zip(run.checkpoints, adapters, strict=True):
+            tell_findings(str(checkpoint.path), adapter.findings)
+        return run, adapters
+    check_unread(reading)
+    if len(loaded) < len(chosen):
+        raise OptionError(
+            "some checkpoints are paths, and some have been read, so that they have no common order",
+            fix="give all of them as paths, or all as adapters",
+        )
+    # A single path may be the folder of a run, but a single object is one checkpoint.
+    if len(loaded) < 2:
+        raise OptionError("one adapter is not a training run", fix="give two or more, or the path of a run")
+    return Run(tuple(RunCheckpoint(Path(label), None) for label in labels(loaded))), loaded
+
+
+def _warn_of_other_runs(result: TrajectoryResult) -> None:
+    """Name the checkpoints that did not begin from the same A as most of the others."""
+    names, runs = result.names, result.trajectory.runs
+    if len(runs) == 1:
+        return
+    # The largest group is taken for the run; where no two belong together, there is none, and all are named.
+    largest = max(runs, key=len)
+    strangers = [names[i] for group in runs if group is not largest for i in group]
+    who = ", ".join(strangers) if len(largest) > 1 else ", ".join(names)
+    verb = "is" if len(largest) > 1 and len(strangers) == 1 else "are"
+    warn(
+        f"{who} {verb} not of one run{' with the others' if len(largest) > 1 else ''}: "
+        "cosines of A below 0.5 and of ΔW below 0.9, so training began from other random factors",
+        "leave out checkpoints of other runs; comparisons with the last checkpoint are valid within one run only",
+    )
+
+
+def _loss_columns(
+    key: str, title: str, of: Callable[[CheckpointRow], LoggedLoss | None]
+) -> tuple[Column[CheckpointRow], ...]:
+    """The nearest loss that was logged: an object in JSON, two columns in CSV, one for people.
+
+    People see the step of the loss only where it is not that of the checkpoint.
+    """
+
+    def text(row: CheckpointRow) -> str:
+        loss = of(row)
+        if loss is None:
+            return UNDEFINED
+        return number(loss.value) + (f" @{loss.step}" if loss.step != row.checkpoint.step else "")
+
+    def record(row: CheckpointRow) -> dict[str, Any] | None:
+        loss = of(row)
+        return {"value": loss.value, "step": loss.step} if loss else None
+
+    # One key for all three: JSON nests the step, CSV has no nesting, and people get one cell.
+    return (
+        Column(key, record, csv=False),
+        Column(key, lambda row: loss.value if (loss := of(row)) else None, json=False),
+        Column(f"{key}_step", lambda row: loss.step if (loss := of(row)) else None, json=False),
+        Column(key, text, title, priority=6, json=False, csv=False),
+    )
+
+
+def _phi_column(side: Side) -> Column[CheckpointRow]:
+    return Column(
+        ("phi", side),
+        lambda row: json_number(row.point.phi[side]),
+        f"φ {side} last",
+        fixed(".3f"),
+        priority=5,
+        about=f"part of the directions of the {side} side that lies in those of the last checkpoint, from 0 to 1",
+    )
+
+
+def _previous_phi_column(side: Side) -> Column[CheckpointRow]:
+    def value(row: CheckpointRow) -> float | None:
+        return json_number(row.point.previous_phi[side]) if row.point.previous_phi else None
+
+    return Column(f"previous_phi_{side}", value, json=False)
+
+
+def _previous_phi(row: CheckpointRow) -> dict[str, float | None] | None:
+    """φ with the checkpoint before on both sides, for JSON; null at the first checkpoint."""
+    phi = row.point.previous_phi
+    return None if phi is None else {side: json_number(value) for side, value in phi.items()}
+
+
+def _step_column(
+    key: str,
+    title: str,
+    value: Callable[[CheckpointRow], float | None],
+    text: Callable[[float | None], str],
+    priority: int,
+    about: str = "",
+) -> Column[CheckpointRow]:
+    """A quantity of the step from the checkpoint before, for people.
+
+    The first checkpoint has no such step, so its cell is blank; a dash means that a quantity is not defined.
+    """
+
+    def shown(number: float | None) -> str:
+        return "" if number is None else text(number)
+
+    return Column(key, value, title, shown, priority=priority, json=False, csv=False, about=about)
+
+
+# On a narrow terminal σ₁ and the effective rank are left out first, as they describe a single checkpoint. The norm and
+# the cosine with the last checkpoint are never left out: they show how far ΔW has moved and in which direction.
+TRAJECTORY_COLUMNS: tuple[Column[CheckpointRow], ...] = (
+    # Machines get the whole path, people the shortest name that tells the checkpoints apart.
+    Column("path", lambda row: str(row.checkpoint.path)),
+    Column("checkpoint", lambda row: row.name, "checkpoint", align="left", priority=ALWAYS, json=False, csv=False),
+    Column("step", lambda row: row.checkpoint.step, "step", fixed("d"), priority=8),
+    Column("frobenius", lambda row: row.point.frobenius, "‖ΔW‖F", number, priority=ALWAYS, about="length of ΔW"),
+    Column("spectral", lambda row: row.point.spectral, "σ₁", number, priority=3, about="largest singular value"),
+    Column(
+        "effective_rank",
+        lambda row: row.point.effective_rank,
+        "effective",
+        fixed(".2f"),
+        priority=4,
+        about="effective rank (exp of the entropy of σ/Σσ), mean over modules",
+    ),
+    # Machines get null both for a step that does not exist and for an undefined number. People get a blank for the
+    # first and a dash for the second, so each quantity has two columns.
+    Column("step_length", lambda row: json_number(row.point.length)),
+    _step_column("moved", "moved", lambda row: row.point.length, number, 7, "‖ΔW − ΔW of the row above‖"),
+    Column("previous_cosine", lambda row: json_number(row.point.previous_cosine)),
+    _step_column(
+        "turned", "cos previous", lambda row: row.point.previous_cosine, fixed(".3f"), 5, "cosine with the row above"
+    ),
+    Column(
+        "cosine",
+        lambda row: json_number(row.point.cosine),
+        "cos last",
+        fixed(".3f"),
+        priority=ALWAYS,
+        about="cosine with the last checkpoint",
+    ),
+    Column("cosine_z", lambda row: json_number(row.point.cosine_z)),
+    _phi_column("out"),
+    _phi_column("in"),
+    Column("previous_phi", _previous_phi, csv=False),
+    _previous_phi_column("in"),
+    _previous_phi_column("out"),
+    Column("initial_cosine", lambda row: json_number(row.point.initial)),
+    *_loss_columns("loss", "loss", lambda row: row.loss),
+    *_loss_columns("eval_loss", "eval loss", lambda row: row.eval_loss),
+)

@@ -1,0 +1,1 @@
+"""Adapters in other dialects, and where and how adapters are written."""

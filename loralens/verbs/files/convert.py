@@ -1,0 +1,523 @@
+"""The verb ``convert``: writes an adapter in another dialect, under other names, or in another dtype."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Unpack, cast, overload
+
+from loralens.choices import TARGET_FORMATS, FloatType, TargetFormat
+from loralens.compression.loss import losses, total_error
+from loralens.core.adapter import Adapter
+from loralens.core.carried import NORMS
+from loralens.core.messages import warn
+from loralens.core.names import some
+from loralens.core.naming.matching import Match, Shape, match
+from loralens.core.structured import Structured, Update
+from loralens.core.threads import processor_count
+from loralens.core.weights import with_kernels
+from loralens.errors import OptionError, place
+from loralens.formats.dialects import record
+from loralens.formats.dialects.fitting import OF_IMAGE_MODELS, fit_to_dialect
+from loralens.formats.dialects.table import FORMATS, GGUF
+from loralens.formats.files.container import Stored
+from loralens.formats.models.base_copies import FULL, drop_copies
+from loralens.formats.models.checkpoint import model_config, shapes, weights
+from loralens.formats.models.model_location import resolve_path
+from loralens.tables.numbers import count, number, percent, shape
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter
+from loralens.verbs.batches.batch_result import BatchResult
+from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
+from loralens.verbs.files.output_format import OutputFormat, check_known, check_writing, writer_options
+from loralens.verbs.files.target import Target, Written
+from loralens.verbs.shared.adapters import AdapterSource, Reading, Source, labels, read_adapter
+from loralens.verbs.shared.base_reading import base_weights
+from loralens.verbs.shared.option_values import numpy_dtype
+
+NamedModule = tuple[str, Update]
+
+
+COLUMNS: tuple[Column[NamedModule], ...] = (
+    Column("name", lambda row: row[0], "module", align="left", priority=ALWAYS),
+    Column("shape", lambda row: list(row[1].shape), "out × in", shape, csv=False, priority=3),
+    Column("out", lambda row: row[1].shape[0], json=False),
+    Column("in", lambda row: row[1].shape[1], json=False),
+    Column("rank", lambda row: row[1].rank, "r", priority=7),
+    Column("scale", lambda row: row[1].scale, "scale", number, priority=2),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertResult(Written):
+    """An adapter in another dialect, and the errors of the conversion.
+
+    Attributes
+    ----------
+    source : str
+        The path of the adapter, or the name of an object in messages.
+    adapter : Adapter
+        The adapter as it is read from the new file, or would be read.
+    format : str
+        The new dialect.
+    modules : int
+        The number of modules that were converted. A dialect may store several of them as one.
+    notes : list of str
+        Remarks for the user: what was renamed, and what was left out.
+    truncation : float
+        ‖ΔW−ΔW'‖_F/‖ΔW‖_F over all modules; the part that ``rank`` left out of modules that were not pairs.
+    rounding : RoundingCost
+        The error of fewer bits, and of scales that were folded into factors.
+    rank : int or None
+        The rank that was asked for, for modules that were not pairs.
+    format_before : str
+        The dialect of the source.
+    """
+
+    source: str
+    adapter: Adapter
+    format: str
+    target: Target
+    modules: int
+    parameters: int
+    notes: list[str]
+    truncation: float
+    rounding: RoundingCost
+    rank: int | None = None
+    format_before: str = ""
+
+    def __repr__(self) -> str:
+        return f"ConvertResult({self.format}, {self.modules} modules)"
+
+    def numbers(self) -> dict[str, Any]:
+        """What matters of this adapter among several, as JSON values."""
+        return {
+            "modules": self.modules,
+            "format_before": self.format_before,
+            "format": self.format,
+            "truncation": self.truncation,
+            "rounding": self.rounding.total,
+        }
+
+    def listing(self) -> list[Table[NamedModule]]:
+        """The modules as the new file has them."""
+        return [Table(f"{self.source} as {self.format}", COLUMNS, list(self.adapter.items()))]
+
+    def conclusion(self) -> list[str]:
+        """The new dialect, and how much of the update is lost on the way."""
+        losses = {f"by rank {self.rank}": self.truncation, "by rounding": self.rounding.total}
+        lost = [f"{percent(loss)} of the update lost {reason}" for reason, loss in losses.items() if loss]
+        loss = " and ".join(lost) or "without loss"
+        what = f"{self.source} as {self.format}, {count(self.modules, 'module')}, {loss}"
+        return [self.target.conclusion(what)]
+
+    def sentences(self) -> list[str]:
+        """The notes, and the errors."""
+        lines = list(self.notes)
+        if self.rank:
+            what = f"over all modules: what rank {self.rank} leaves out"
+            lines.append(f"truncation  ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(self.truncation)} {what}")
+        if self.rounding.worst:
+            lines.append(str(self.rounding))
+        return lines
+
+    def record(self) -> dict[str, Any]:
+        """The result as a JSON object."""
+        return {
+            "source": self.source,
+            # A dry run states it too, as docs/json.md says.
+            "target": None if self.target.output is None else str(self.target.output),
+            "format": self.format,
+            "notes": self.notes,
+            "modules": self.modules,
+            "parameters": self.parameters,
+            "truncation": self.truncation,
+            "rounding": self.rounding.record(),
+        }
+
+
+CHANGES = ("to", "dtype", "prefix", "rank", "drop_extra")  # the options that say what changes
+
+
+class ConvertOptions(Reading, total=False):
+    """The options of `convert`, for its two signatures."""
+
+    output: str | PathLike[str] | None
+    to: TargetFormat | None
+    base: str | PathLike[str] | None
+    arch: str | None
+    dtype: FloatType | None
+    prefix: Sequence[str] | Mapping[str, str]
+    rank: int | None
+    drop_extra: bool
+    allow_loss: bool
+    overwrite: bool
+    dry_run: bool
+    jobs: int | None
+
+
+def _check_change(options: Mapping[str, Any]) -> None:
+    """Refuse an unknown dialect or dtype, and options that ask for no change, before anything is read."""
+    check_writing(options.get("to"), options.get("dtype"))
+    # `rank` 0 is refused with a message of its own.
+    if not any(options.get(name) not in (None, False, (), [], {}) for name in CHANGES):
+        fix = f"give --to ({', '.join(TARGET_FORMATS)}), or --dtype bf16"
+        raise OptionError("nothing says what to convert to", fix=fix)
+
+
+# As of `compress`: the first signature wins, and a path may name a folder with several adapters.
+@overload
+def convert(  # type: ignore[overload-overlap]
+    source: AdapterSource, **options: Unpack[ConvertOptions]
+) -> ConvertResult | Any: ...
+@overload
+def convert(source: Sequence[AdapterSource], **options: Unpack[ConvertOptions]) -> BatchResult: ...
+@in_batches(lambda verb: AdapterWork(verb, ConvertResult.numbers, check=_check_change))
+def convert(
+    source: Source,
+    *,
+    output: str | PathLike[str] | None = None,
+    to: TargetFormat | None = None,
+    base: str | PathLike[str] | None = None,
+    arch: str | None = None,
+    dtype: FloatType | None = None,
+    prefix: Sequence[str] | Mapping[str, str] = (),
+    rank: int | None = None,
+    drop_extra: bool = False,
+    allow_loss: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    jobs: int | None = None,
+    **reading: Unpack[Reading],
+) -> ConvertResult | BatchResult:
+    """Write an adapter in another dialect, with its names and scales.
+
+    Scales and names that the target dialect cannot state are recorded in its metadata, so loralens reads its own files
+    back without ``base`` or ``alpha``. What the dialect cannot hold is folded into the factors where that is exact;
+    where it is not, the conversion is refused and the tensor is named. The error of what ``rank`` cuts off, and of
+    rounding (``dtype``, a scale that is folded in), is reported. The source is never overwritten.
+
+    Parameters
+    ----------
+    source : path or Adapter, or a list of them
+        Several adapters, or a folder that has some in it, give a `BatchResult` with one row for each.
+    output : path, optional
+        The file or folder to write. Without it nothing is written, and the result holds the converted adapter. For
+        several adapters it is a folder, in which each has its own name.
+    to : str, optional
+        The dialect to write. Only if ``dtype``, ``prefix``, ``rank`` or ``drop_extra`` says what changes, it is by
+        default the dialect of each adapter.
+    base : path, optional
+        The base model. Its configuration and the names and shapes of its weights are read. Its numbers are read only
+        for magnitudes that the adapter's file lacks, and for tensors of the adapter that may be copies of the base's.
+    arch : str, optional
+        The architecture that GGUF states, such as ``llama`` or ``qwen2``; by default that of ``base``.
+    dtype : str, optional
+        Round the factors to ``f32``, ``bf16`` or ``f16``. By default they stay as they are.
+    prefix : sequence of str, or mapping of str to str
+        ``"OLD=NEW"``, or ``{old: new}``: modules whose name begins with OLD get a name that begins with NEW.
+    rank : int, optional
+        Make pairs of factors of this rank from modules that are not pairs (LoKr, LoHa, full differences).
+    drop_extra : bool
+        Leave out tensors that the target dialect has no place for.
+    allow_loss : bool
+        Write even if rounding changes the update of a module by more than 1 %.
+    overwrite : bool
+        Replace what is already at ``output``.
+    dry_run : bool
+        Check everything, and write nothing.
+    jobs : int, optional
+        The number of adapters that are processed at a time, each in its own process; 1 by default.
+    **reading : Reading
+        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        Nothing says what changes, the dialect or the dtype is unknown, no module has the prefix, the target dialect has
+        to state a scale that the file does not give, rounding costs too much, or the target exists or overlaps with an
+        input.
+    FormatError, MismatchError
+        The file cannot be read, the target dialect cannot hold something of it, or the base lacks a module.
+    """
+    del jobs  # one adapter is one job
+    source = one_adapter(source)
+    _check_change({"to": to, "dtype": dtype, "prefix": prefix, "rank": rank, "drop_extra": drop_extra})
+    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    (label,) = labels([source])
+    adapter = read_adapter(source, reading, base=base, label=label)
+    format_before = adapter.format
+    with place(label):
+        to = _dialect(adapter, to)
+        adapter, notes = with_known_names(adapter, to)
+        if base is not None:
+            adapter, base_notes = rename_as_in_base(adapter, base, to)
+            notes += base_notes
+        # Prefixes last, so that OLD may begin a name of the base.
+        adapter, magnitude_notes = add_magnitudes(replace_prefixes(adapter, prefix), base)
+        notes += magnitude_notes
+        # This comes after the magnitudes: those that were just added are left out too if the user wants no extras.
+        if drop_extra:
+            notes.append(f"left out {len(adapter.extra)} tensors that do not belong to a pair")
+            adapter = replace(adapter, extra={})
+        pairs, truncation = _as_pairs(adapter, rank)
+        narrow = round_factors(pairs, numpy_dtype(dtype))
+    target.check_source(source, base=base)
+    with place(label):
+        form = OutputFormat(to, writer_options(to, base, arch), base)
+        stored, files = form.encode(narrow)
+        # The stored form is read back in memory: the result is what a reader will see, whether it is written or not.
+        back = next(each for each in FORMATS if each.name == to).read(stored)
+        if to != format_before:
+            warn_of_components(back, format_before)
+        exact = pairs
+        # Another dialect may divide, join and rename modules, and the error is measured under its names.
+        if pairs.format != to:
+            options = form.options
+            exact = fit_to_dialect(to, pairs, base_config=options.get("base_config"), arch=options.get("arch"))
+            notes += _note_architecture(to, pairs, exact)
+        written = _rename_back(exact, back, stored)
+        cost = RoundingCost.between(exact, written, allow_loss=allow_loss, dtype=dtype)
+    target.write(stored, files)
+    measured = len(adapter), sum(module.parameters for module in narrow.modules.values()), notes, truncation, cost
+    # An adapter may have so many modules that one more copy of their objects takes the most memory.
+    del adapter, pairs, narrow, exact, written
+    # The record in the metadata holds names and scales that the dialect itself cannot state.
+    converted = record.apply_stored(back, stored)
+    return ConvertResult(label, converted, to, target, *measured, rank, format_before)
+
+
+def _dialect(adapter: Adapter, to: str | None) -> TargetFormat:
+    """The dialect to write: ``to``, or else the adapter's own.
+
+    If ``to`` is given, the file must not leave open what this dialect needs (`check_known`).
+    """
+    if to is not None:
+        check_known(adapter, to)
+    elif adapter.format not in TARGET_FORMATS:
+        raise OptionError(f"{adapter.format} is only read, not written", fix=f"give --to: {', '.join(TARGET_FORMATS)}")
+    return cast("TargetFormat", to or adapter.format)
+
+
+def _note_architecture(to: str, before: Adapter, after: Adapter) -> list[str]:
+    """What was done to the layers of an image model, for the user."""
+    if to not in OF_IMAGE_MODELS or (before.modules.keys() == after.modules.keys() and to != "kohya"):
+        return []
+    from loralens.formats.dialects.image import model_of
+
+    model = model_of(before)
+    if model is None:
+        return []
+    change = f"; {count(len(before), 'module')} became {len(after)}" if len(before) != len(after) else ""
+    return [f"{model.name}, by the names and shapes of the modules: named as {to} has them{change}"]
+
+
+def _as_pairs(adapter: Adapter, rank: int | None) -> tuple[Adapter, float]:
+    """Replace modules that are not pairs by their nearest pairs of ``rank``, and measure the relative error of all.
+
+    Without a rank the modules stay as they are. A dialect that can only store pairs then refuses them by name.
+    """
+    if rank is None:
+        return adapter, 0.0
+    # True is an int for Python, but rank=True is a mistake.
+    if isinstance(rank, bool) or not rank >= 1 or int(rank) != rank:
+        raise OptionError(f"rank {rank!r} is not a whole number from 1", fix="give a whole number from 1")
+    if not any(isinstance(module, Structured) for module in adapter.modules.values()):
+        raise OptionError("--rank is for modules that are not pairs yet, and here all are", fix="leave out --rank")
+
+    def pair(module: Update) -> Update:
+        # A matrix has at most min(out, in) directions.
+        return module.truncated(min(int(rank), *module.shape)) if isinstance(module, Structured) else module
+
+    # Measured over all modules, so that the number is comparable with that of compress.
+    pairs = adapter.map(pair)
+    return pairs, total_error(losses(adapter, pairs, threads=processor_count()))
+
+
+def _rename_back(exact: Adapter, back: Adapter, stored: Stored) -> dict[str, Update]:
+    """The modules of ``back``, which was read from ``stored``, under the names that they have in ``exact``."""
+    names = {name: file for file, name in stored.names.items()}
+
+    def find(name: str, module: Update) -> Update:
+        written = back[names.get(name, name)]
+        # A dialect that states no scale leaves it to the record in the metadata, which is not applied here.
+        return written.rescaled(module.scale, module.scaling) if written.scaling.formula == "unknown" else written
+
+    return {name: find(name, module) for name, module in exact.items()}
+
+
+def rename_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> tuple[Adapter, list[str]]:
+    """The adapter with the names that its modules have in the base, and notes for the user.
+
+    PEFT saves embeddings and heads in full even if they were not trained. If the dialect ``to`` has no place for such
+    tensors, those that equal the base's own are left out.
+
+    Raises
+    ------
+    MismatchError
+        Some module has no weight in the base, or the dialect cannot adapt a head that shares the embedding's weight.
+    """
+    base = Path(base)
+    base_shapes = shapes(base)
+    tied = _tied_heads(adapter, base, base_shapes)
+    # llama.cpp has no output tensor of its own for such a model, so there is nothing that the pair could adapt.
+    if tied and to == GGUF:
+        with place(next(iter(tied))):
+            from loralens.formats.dialects.gguf.writer import tied_head_error
+
+            raise tied_head_error()
+    names = match({name: module.shape for name, module in adapter.items() if name not in tied}, base_shapes)
+    notes = [str(names)]
+    if tied:
+        head = next(iter(tied))
+        notes.append(f"{head} adapts the base's embedding, which is its head too, and has no weight of its own")
+    # PEFT and LyCORIS store the kernels of convolutions flat; their sizes are known only from the base.
+    adapter = with_kernels(adapter, {name: base_shapes[key] for name, key in names.keys.items()})
+    # Only PEFT has a place for such tensors. Elsewhere one is an error, or a copy that is left out.
+    if to != "peft" and any(extra.role in FULL for extra in adapter.extra.values()):
+        adapter, copies = drop_copies(adapter, weights(base), names.rename)
+        notes += [f"left out {key}: it is the base's own" for key in copies]
+    # A base whose files have other names than its modules in memory says nothing about the names of modules.
+    if not names.edit or names.by_storage:
+        return adapter, notes
+    modules = {}
+    for name, key in names.keys.items():
+        # All experts of a stack adapt one weight; the number in brackets tells them apart.
+        expert = name[name.rindex("[") :] if name.endswith("]") else ""
+        modules[name] = key.removesuffix(".weight") + expert
+    return adapter.renamed({**_rename_extras(adapter, names, base_shapes), **modules, **tied}), notes
+
+
+def _tied_heads(adapter: Adapter, base: Path, base_shapes: Mapping[str, Shape]) -> dict[str, str]:
+    """Module → name of the head, for modules that adapt a head whose weight the base stores only as its embedding."""
+    # Checked first, since looking for ties opens the files of the base.
+    if all(f"{name}.weight" in base_shapes for name in adapter):
+        return {}
+    from loralens.formats.models.model_files import model_files  # few bases lack a weight, and these read all layouts
+    from loralens.merging.tied_weights import Tied
+
+    tied = Tied.of(model_files(resolve_path(base)).tensors, model_config(base) or {})
+    if not (tied.lacks_head and tied.ties.head):
+        return {}
+    head = tied.ties.head.removesuffix(".weight")
+    return {name: head for name in adapter if f".{name}".endswith(f".{head}")}
+
+
+def _rename_extras(adapter: Adapter, names: Match, base_keys: Collection[str]) -> Mapping[str, str]:
+    """Old name → new name of modules that have a tensor but no pair in the adapter, such as norms and heads."""
+    alone = {extra.module for extra in adapter.extra.values()}.difference(adapter)
+    renamed = {name: names.rename(name) for name in alone}
+    # A new head has no weight in the base, and keeps its name.
+    return {old: new for old, new in renamed.items() if f"{new}.weight" in base_keys or new in base_keys}
+
+
+def replace_prefixes(adapter: Adapter, prefixes: Sequence[str] | Mapping[str, str]) -> Adapter:
+    """The adapter with another beginning of the names of its modules.
+
+    Parameters
+    ----------
+    adapter : Adapter
+    prefixes : sequence of str, or mapping of str to str
+        Texts ``"OLD=NEW"``, or ``{old: new}``. They are applied one after the other, so a later one may change what an
+        earlier one has made.
+
+    Raises
+    ------
+    OptionError
+        No module begins with OLD, or a text has no ``=``.
+    """
+    if isinstance(prefixes, Mapping):
+        prefixes = [f"{old}={new}" for old, new in prefixes.items()]
+    for pair in [prefixes] if isinstance(prefixes, str) else prefixes:
+        old, equals, new = pair.partition("=")
+        # Norms and heads have no pair, but belong to the same model.
+        modules = {*adapter, *(extra.module for extra in adapter.extra.values())}
+        names = {name: new + name[len(old) :] for name in modules if name.startswith(old)}
+        if not equals or not names:
+            first = next(iter(adapter), "nothing")
+            what = f"matches nothing; the first name is {first}" if equals else "is not OLD=NEW"
+            fix = "give a prefix that modules have: --prefix unet.=transformer."
+            raise OptionError(f"--prefix {pair} {what}", fix=fix)
+        adapter = adapter.renamed(names)
+    return adapter
+
+
+def add_magnitudes(adapter: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
+    """The adapter with the magnitudes of DoRA that its file lacks, and a note about them.
+
+    Such a file means m = ‖W‖, the value at which PEFT starts training. These lengths need the ``base``; without it the
+    adapter stays as it is.
+    """
+    missing = [extra.module for extra in adapter.extra.values() if extra.role in NORMS]
+    if base is None or not missing:
+        return adapter, []
+    from loralens.arithmetic.dora import store_magnitudes  # few adapters lack magnitudes
+
+    completed = store_magnitudes(adapter, base_weights(base, {name: adapter[name] for name in missing}).modules)
+    return completed, [f"magnitudes of {len(missing)} DoRA modules written as the lengths of the base's weights"]
+
+
+def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
+    """A kohya adapter with the names of sd-scripts and ComfyUI, if its file has others, and notes for the user.
+
+    Adapters that come from or go to another dialect stay as they are, since writers give new names. If all names are
+    right, the modules stay as they were read. Names of a model that is not known here stay too, with a warning if
+    neither program has them.
+    """
+    _warn_of_numbers(adapter, to)
+    if not to == adapter.format == "kohya":
+        return adapter, []
+    # Imported here, since most conversions are of other dialects.
+    from loralens.core.naming.image_names import comfyui_has, sd_scripts_has
+    from loralens.formats.dialects.image import files_of_kohya, fit_image, kohya_names
+
+    files, right = files_of_kohya(adapter), kohya_names(adapter)
+    wrong = [file for name, file in files.items() if file != right.get(name)]
+    if right and not wrong:
+        return adapter, []
+    if right:
+        joined = fit_image("kohya", adapter.map(lambda module: module.without_origin()))
+        new_names = {name: file for name, file in kohya_names(joined).items() if file != name}
+        note = f"{len(wrong)} of {len(files)} modules got the names that sd-scripts has; the first was {wrong[0]}"
+        return joined.renamed(new_names), [note]
+    unknown = [file for file in files.values() if not (sd_scripts_has(file) or comfyui_has(file))]
+    if unknown:
+        warn(
+            f"sd-scripts and ComfyUI pass over {len(unknown)} of {len(files)} modules, whose names they do not have: "
+            f"{some(unknown, 1)}",
+            "rename them: --prefix OLD=NEW. Only those of SD, SDXL and FLUX.1 are known without it",
+        )
+    return adapter, []
+
+
+def _warn_of_numbers(adapter: Adapter, to: str) -> None:
+    """Warn that no program finds the layers of modules that have numbers for names, as in files of cloneofsimo."""
+    if adapter.format == "safeloras" and to != adapter.format:
+        warn(
+            f"the modules have numbers for names, so no program will find their layers in the {to} file",
+            "load the original file with the program lora of cloneofsimo, or merge it there",
+        )
+
+
+def warn_of_components(adapter: Adapter, format_before: str) -> None:
+    """Warn that diffusers or PEFT loads nothing of a file, as its names have no component, or one too many."""
+    if adapter.format not in ("diffusers", "peft"):
+        return
+    from loralens.formats.dialects.diffusers.keys import component  # for these dialects only
+
+    owners = sorted({component(name) for name in adapter})
+    if adapter.format == "diffusers" and owners == [""]:
+        warn(
+            f"no name says to which component of the pipeline it belongs ({some(adapter, 1)}), so a pipeline of "
+            "diffusers loads nothing of the file",
+            "say it if diffusers has these layers: --prefix =transformer. (a model alone loads the file as it is with "
+            "load_lora_adapter(…, prefix=None))",
+        )
+    # The layers of a language model may lie below `transformer.` too, but not in a file of these dialects.
+    if adapter.format == "peft" and format_before in ("diffusers", "comfyui") and any(owners):
+        alone = f"--prefix {owners[-1]}.=" if len(owners) == 1 else "convert the file of one component alone"
+        warn(
+            f"the names begin with the component of a pipeline ({some(adapter, 1)}); PEFT takes the layers of one "
+            "model, whose names have none, and finds no module for these",
+            f"for a model alone: {alone}; diffusers and ComfyUI read the file as it was",
+        )

@@ -1,0 +1,1 @@
+"""Adapters merged into models, and out of them again."""

@@ -1,0 +1,187 @@
+"""What the certificates of earlier merges say about the adapters that are given now."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast, final, get_args
+
+import numpy as np
+
+from loralens.choices import RoundingMode
+from loralens.core.few_bits.coded_weight import CodedWeight
+from loralens.core.fingerprint import fingerprint
+from loralens.core.messages import warn
+from loralens.errors import MismatchError, OptionError
+from loralens.formats.models.checkpoint import open_checkpoint
+from loralens.formats.models.model_location import resolve_path
+from loralens.formats.records.merged import (
+    BEFORE,
+    CERTIFICATE,
+    CertifiedAdapter,
+    MergeSettings,
+    certified_adapters,
+    merge_settings,
+)
+from loralens.linalg.device import Device
+from loralens.merging.apply import TensorMerge, prepare_merge
+from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
+from loralens.merging.low_bit.verify import code_verdicts
+from loralens.merging.rounding import MergeRounding
+from loralens.merging.verify import Verdict
+from loralens.tables.numbers import join_words, number
+from loralens.verbs.merges.merge_inputs import MergeInputs, WeightedAdapter, record_path
+
+
+def check_subtracted(merged: Path, inputs: MergeInputs) -> None:
+    """Compare the adapters to be subtracted with those in the certificate of the merged model, if there is one.
+
+    Parameters
+    ----------
+    merged : Path
+    inputs : MergeInputs
+        The adapters, and the merged model in place of the base.
+
+    Raises
+    ------
+    MismatchError
+        The adapters or their weights differ, and the model stores codes: the random numbers of the merge can then not
+        be repeated, so the result would be wrong.
+    """
+    root = resolve_path(merged)
+    certificate = record_path(root, CERTIFICATE, folder=root.is_dir())
+    merged_in = certified_adapters(certificate)
+    if not merged_in:
+        return
+    requested = [CertifiedAdapter(fingerprint(one.adapter), one.weight) for one in inputs.adapters]
+    if sorted(requested) == sorted(merged_in):
+        return
+    what, fix = _difference_of_adapters(inputs.adapters, requested, merged_in)
+    error = MismatchError(f"{merged}: {certificate.name} says that {what}", fix=f"{fix}, or use the undo file")
+    # In floats the update of one of several adapters can be subtracted alone.
+    if not inputs.coded:
+        warn(error.what, error.fix)
+        return
+    raise error
+
+
+def _difference_of_adapters(
+    adapters: Sequence[WeightedAdapter], requested: Sequence[CertifiedAdapter], merged_in: Sequence[CertifiedAdapter]
+) -> tuple[str, str]:
+    """In what the adapters that are given differ from those of a merge, and what to do about it.
+
+    Parameters
+    ----------
+    adapters, requested : sequence
+        The adapters that are given, and their records.
+    merged_in : sequence of CertifiedAdapter
+        The records of those that were merged.
+    """
+    # With several adapters, the weights alone do not tell which of them differs.
+    if [one.fingerprint for one in requested] != [one.fingerprint for one in merged_in]:
+        return "other adapters were merged than the given ones", "give the adapters that the certificate names"
+    weights = ", ".join(number(one.weight) for one in merged_in)
+    what = f"the adapter was merged with the weight {weights}, and not {number(requested[0].weight)}"
+    if len(requested) > 1:
+        what = f"the adapters were merged with the weights {weights}"
+    right = zip(adapters, merged_in, strict=True)
+    return what, "give " + " and ".join(f"{one.label}:{number(held.weight)}" for one, held in right)
+
+
+def warn_of_repeats(adapters: Sequence[Mapping[str, Any]], inputs: MergeInputs) -> None:
+    """Warn of an adapter that is given twice, or that an earlier merge put into the base.
+
+    Parameters
+    ----------
+    adapters : sequence of mapping
+        The adapters as a certificate records them.
+    inputs : MergeInputs
+    """
+    paths = {each["fingerprint"]: each["path"] for each in reversed(adapters)}
+    for fingerprint_given, times in Counter(each["fingerprint"] for each in adapters).items():
+        path = paths[fingerprint_given]
+        if times > 1:
+            same = [each["path"] for each in adapters if each["fingerprint"] == fingerprint_given]
+            what = f"{path} is given {times} times" if len({*same}) == 1 else f"{join_words(same)} are the same adapter"
+            warn(f"{what}, which is merged with the sum of the weights", "give it once")
+        for certificate in _certificates(inputs.files.root):
+            if any(one.fingerprint == fingerprint_given for one in certified_adapters(certificate)):
+                record_text = f"as {certificate.name} says: it is added a second time"
+                warn(
+                    f"{path} was merged into {inputs.base} before, {record_text}",
+                    "give the model without it as --base, or undo this merge with loralens unmerge",
+                )
+                break
+
+
+def _certificates(root: Path) -> Iterator[Path]:
+    """The certificates of a model: that of the last merge, and in a folder those of the merges before it."""
+    path = record_path(root, CERTIFICATE, folder=root.is_dir())
+    while path.is_file():
+        yield path
+        if not root.is_dir():
+            return
+        path = path.parent / BEFORE / CERTIFICATE
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A merge that is repeated.
+
+    Attributes
+    ----------
+    inputs : MergeInputs
+    rounding : str
+    seed : int
+    coded : mapping of str to CodedWeight
+        The low-bit weights of the model in question.
+    device : Device
+    """
+
+    inputs: MergeInputs
+    rounding: RoundingMode
+    seed: int
+    coded: Mapping[str, CodedWeight]
+    device: Device
+
+    @classmethod
+    def of(
+        cls, merged: Path, inputs: MergeInputs, *, rounding: RoundingMode | None, seed: int | None, device: Device
+    ) -> Self:
+        """The merge that gave ``merged``: options come first, then its certificate, then the defaults."""
+        settings = settings_of(merged)
+        number = seed if seed is not None else settings.seed or 0
+        default = "stochastic" if inputs.coded else "nearest"
+        mode = rounding or cast("RoundingMode", settings.rounding or default)
+        return cls(inputs, mode, number, open_checkpoint(merged).coded if inputs.coded else {}, device)
+
+    def prepare(self, key: str, dtype: np.dtype[Any]) -> TensorMerge:
+        """The merge of one tensor of floats, in this dtype."""
+        rounding = MergeRounding(self.rounding, self.seed, key)
+        return prepare_merge(self.inputs.plan.tensors[key], dtype=dtype, rounding=rounding, device=self.device)
+
+    def verdicts_on_codes(self, key: str) -> list[Verdict]:
+        """The verdicts on the modules of one weight of codes."""
+        weight = self.inputs.coded[key]
+        rounding = CodeRounding(self.rounding, self.seed, key)
+        merge = prepare_codes(self.inputs.plan.tensors[key], weight, rounding, device=self.device)
+        return code_verdicts(merge, self.coded.get(key))
+
+
+def settings_of(merged: Path) -> MergeSettings:
+    """How a merged model was made, by the certificate in its folder or beside it; damaged words count as unknown.
+
+    Raises
+    ------
+    OptionError
+        It was made by a sweep.
+    """
+    root = resolve_path(merged)
+    settings = merge_settings(record_path(root, CERTIFICATE, folder=root.is_dir()))
+    if settings.rounding == "sweep":
+        raise OptionError(
+            f"{merged}: its codes were moved by a sweep, which loralens no longer repeats",
+            fix="restore its base by its undo file, or use the last commit that repeats a sweep, 31ab7467",
+        )
+    return settings if settings.rounding in get_args(RoundingMode) else settings._replace(rounding=None)

@@ -1,0 +1,324 @@
+"""The verb ``extract``: makes an adapter from the difference of two models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, Unpack, get_args
+
+from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, Noise, TargetFormat
+from loralens.core.adapter import Adapter
+from loralens.core.messages import note, tell_findings, warn
+from loralens.core.names import some
+from loralens.core.progress import progress
+from loralens.core.ranks import Rule
+from loralens.core.threads import processor_count
+from loralens.errors import OptionError, place
+from loralens.formats.models.checkpoint import Checkpoint, model_config, stores_conv1d
+from loralens.formats.models.transformers_names import use_memory_names
+from loralens.merging.extraction.differences import NoiseEdge
+from loralens.merging.extraction.extract import ExtractedModule, Extraction, extract_adapter
+from loralens.tables.numbers import count, fixed, json_number, number, percent, shape
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.files.output_format import OutputFormat, writer_options
+from loralens.verbs.files.target import Target, Written
+from loralens.verbs.shared.base_reading import read_checkpoint
+from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice, numpy_dtype
+from loralens.verbs.shared.rank_rules import RULES, RankRules, option_names, optional_rule
+
+ModuleRow = tuple[str, ExtractedModule]  # the name of a module, and the quality of its pair
+
+# The residue is the root mean square of what a pair leaves over, in units of the rounding noise. It is about 1 if only
+# rounding is left (0.97 to 0.98 in docs/extract.md). At 2 the energy is four times that of rounding, so three quarters
+# of the energy have another cause.
+FULL = 2.0
+RENAMED = "modules are called in the adapter as transformers 5 calls them in memory, where PEFT looks for them"
+NAMED = 5  # most tensors that a message names; the others are counted
+
+
+def _measure(key: str, title: str = "", **options: Any) -> Column[ModuleRow]:
+    """A column with an attribute of `ExtractedModule`, which is also its key."""
+    return Column(key, lambda row: getattr(row[1], key), title, **options)
+
+
+COLUMNS: tuple[Column[ModuleRow], ...] = (
+    Column("name", lambda row: row[0], "module", align="left", priority=ALWAYS),
+    Column("shape", lambda row: list(row[1].shape), "out × in", shape, csv=False, priority=3),
+    Column("out", lambda row: row[1].shape[0], json=False),
+    Column("in", lambda row: row[1].shape[1], json=False),
+    _measure("rank", "r", priority=ALWAYS),
+    _measure("frobenius", "‖ΔW‖", text=number, priority=6),
+    _measure("relative_error", "error", text=percent, priority=ALWAYS),
+    _measure("energy_kept", "energy kept", text=fixed(".2%"), priority=5),
+    _measure("svd_error"),
+    _measure("noise"),
+    Column("residue", lambda row: json_number(row[1].residue), "left / noise", number, priority=4),
+)
+# It has a title only if some module has an edge: without --noise-edge the column would be empty for people.
+EDGE_COLUMN: Column[ModuleRow] = Column("noise_edge", lambda row: row[1].edge, priority=2)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ExtractResult(Written):
+    """The adapter between two models, and how well it represents their difference.
+
+    Attributes
+    ----------
+    base, tuned : str
+        The paths of the models.
+    format : str
+        The dialect of the adapter.
+    extraction : Extraction
+        The adapter, the quality of its pairs, and the differences that it lacks.
+    """
+
+    base: str
+    tuned: str
+    target: Target
+    format: str
+    extraction: Extraction
+
+    @property
+    def adapter(self) -> Adapter:
+        """The extracted adapter."""
+        return self.extraction.adapter
+
+    @property
+    def modules(self) -> Mapping[str, ExtractedModule]:
+        """How well the pair of every module represents its difference."""
+        return self.extraction.modules
+
+    def __repr__(self) -> str:
+        return f"ExtractResult({len(self.modules)} modules, error {percent(self.extraction.relative_error)})"
+
+    def tables(self) -> list[Table[ModuleRow]]:
+        """The modules that differ, one per row."""
+        edges = any(module.edge is not None for module in self.modules.values())
+        edge = replace(EDGE_COLUMN, title="edge", text=number) if edges else EDGE_COLUMN
+        return [Table(f"{self.tuned} − {self.base}", (*COLUMNS, edge), list(self.modules.items()))]
+
+    def conclusion(self) -> list[str]:
+        """How well the adapter represents the difference of the models."""
+        error = percent(self.extraction.relative_error)
+        content = f"the difference of {self.tuned} and {self.base} in {count(len(self.modules), 'module')}"
+        sentences = [self.target.conclusion(f"{content}, with an error of {error} (‖D−BA‖/‖D‖)")]
+        if self.extraction.unchanged:
+            sentences.append(f"{count(self.extraction.unchanged, 'module')} unchanged.")
+        return sentences
+
+    def sentences(self) -> list[str]:
+        """The error of a randomised SVD, and the size of the adapter."""
+        extra = self.adapter.extra
+        sentences = []
+        # 0 for dense SVDs, whose error is rounding.
+        randomised = max((module.svd_error for module in self.modules.values()), default=0.0)
+        if randomised:
+            sentences.append(
+                f"svd         randomised: √Σσ² known within {percent(randomised)}; --exact computes dense SVDs"
+            )
+        sentences.append(f"parameters  {self.adapter.parameters:,}")
+        if extra:
+            roles = ", ".join(sorted({tensor.role for tensor in extra.values()}))
+            sentences.append(f"extra       {len(extra)} tensors kept in full ({roles})")
+        return [*sentences, f"format      {self.format}"]
+
+    def record(self) -> dict[str, Any]:
+        """The result as a JSON object."""
+        extraction = self.extraction
+        return {
+            "base": self.base,
+            "tuned": self.tuned,
+            "target": self.target.record(),
+            "format": self.format,
+            "modules": self.tables()[0].records(),
+            "total": {
+                "relative_error": extraction.relative_error,
+                "share": extraction.share,
+                "parameters": extraction.adapter.parameters,
+                "unchanged": extraction.unchanged,
+            },
+            "extra": list(extraction.adapter.extra),
+            "left_out": [
+                {"key": tensor.key, "why": tensor.why, "frobenius": tensor.norm} for tensor in extraction.left_out
+            ],
+            "notes": list(extraction.notes),
+        }
+
+
+def extract(
+    base: str | PathLike[str],
+    tuned: str | PathLike[str],
+    *,
+    output: str | PathLike[str] | None = None,
+    noise_edge: Noise | None = None,
+    uniform: bool = False,
+    exact: bool = False,
+    to: TargetFormat = "peft",
+    dtype: FloatType = "f32",
+    modules: Sequence[str] = (),
+    block: Blocks = (),
+    drop_extra: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    **rules: Unpack[RankRules],
+) -> ExtractResult:
+    """Make an adapter from the difference of two models: of a full fine-tune, or of a merge by another tool.
+
+    Every weight matrix that differs becomes a pair of factors, the best approximation of D = W_tuned − W_base of its
+    rank; embeddings only if ``modules`` asks for them (``"*"`` for all). One rule of ranks, as in `loralens.compress`,
+    or ``noise_edge`` has to be given. Norms, biases and new heads are copied in full. Everything that differs and is
+    not in the adapter is listed. The names are those of ``tuned``; for PEFT those that transformers 5 has in memory.
+    Large matrices take a randomised SVD with a fixed seed, whose error is stated; the error of every pair is measured
+    on all entries.
+
+    Parameters
+    ----------
+    base, tuned : path
+        Models: folders, safetensors files, or Hub ids in the local cache.
+    output : path, optional
+        The file or folder to write. Without it nothing is written, and the result holds the adapter.
+    noise_edge : str, optional
+        Instead of a rule, keep the directions whose singular values stand above the noise. ``rounding`` is the noise of
+        rounding to the dtype of ``tuned``. ``median`` estimates unknown noise from the median of all singular values,
+        if the difference has full rank (Gavish and Donoho 2014).
+    uniform : bool
+        Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
+    exact : bool
+        Take dense SVDs in float64, which is slow for large matrices.
+    to : str
+        The dialect to write.
+    dtype : str
+        The dtype of all factors: ``f32``, ``bf16`` or ``f16``.
+    modules : sequence of str
+        Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+    drop_extra : bool
+        Leave out what is not a matrix: norms, biases and new heads.
+    overwrite : bool
+        Replace what is already at ``output``.
+    dry_run : bool
+        Make the adapter, and write nothing.
+    **rules : RankRules
+        One rule of ranks: ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters`` or ``size``.
+
+    Raises
+    ------
+    OptionError
+        No rule or several were given, a choice does not exist, no matrix differs, or the output overlaps with an input.
+    FormatError
+        A file cannot be read, or a difference has NaN or infinity.
+    """
+    check_choice("to", to, TARGET_FORMATS)
+    check_choice("dtype", dtype, FLOAT_TYPES)
+    rule = _rule(noise_edge, rules)
+    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    target.check_inputs({"the base": base, "the tuned model": tuned})
+    target.check_format(to)  # before the SVDs, which may take hours
+    form = OutputFormat(to, writer_options(to, base), base)
+    before, after = read_checkpoint(base), read_checkpoint(tuned)
+    tuned_config = model_config(Path(tuned))
+    renamed = partial(_rename_for_readers, to=to, config=tuned_config)
+    _check_noise(rule, after, tuned)
+    # Vectors (norms, biases) are copied, and take no time worth showing.
+    total = sum(tensor.size for tensor in after.tensors.values() if tensor.ndim > 1)
+    with place(tuned), progress("extracting", total) as step:
+        extraction = extract_adapter(
+            before.tensors,
+            after.tensors,
+            rule,
+            base_config=model_config(Path(base)),
+            tuned_config=tuned_config,
+            base_model=str(base),
+            modules=as_globs(modules, block),
+            one_rank=uniform,
+            # Either may lack a config.json that says so, and both store their weights in the same way.
+            conv1d=stores_conv1d(Path(tuned)) or stores_conv1d(Path(base)),
+            exact=exact,
+            dtype=numpy_dtype(dtype),
+            drop_extra=drop_extra,
+            # Names are a part of the file, and count against a budget of bytes.
+            size=lambda adapter: form.size(renamed(adapter)),
+            threads=processor_count(),
+            step=step,
+        )
+    adapter = renamed(extraction.adapter)
+    # Only the adapter gets other names: the table of modules keeps those of the files.
+    if list(adapter) != list(extraction.adapter):
+        extraction = replace(extraction, adapter=adapter, notes=(*extraction.notes, RENAMED))
+    if target.written:
+        # The reader's messages about the new file are given to the user now.
+        back, _ = form.write(extraction.adapter, target)
+        tell_findings(str(target.written), back.findings)
+    _tell(extraction)
+    return ExtractResult(str(base), str(tuned), target, to, extraction)
+
+
+def _rename_for_readers(adapter: Adapter, *, to: str, config: Mapping[str, Any] | None) -> Adapter:
+    """The adapter with the names that its readers look for; ``config`` is that of the tuned model."""
+    # PEFT looks for modules in memory, where transformers 5 renames and stacks some of those in the files.
+    return use_memory_names(adapter, config) if to == "peft" else adapter
+
+
+def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
+    """The rule that was given, which may be the edge of the noise.
+
+    Raises
+    ------
+    OptionError
+        No rule or several were given, or there is no such noise.
+    TypeError
+        A keyword is not an option of `extract`.
+    """
+    check_choice("noise_edge", noise_edge, get_args(Noise))
+    names = [name for name, value in rules.items() if value is not None]
+    unknown = [name for name in names if name not in RULES]
+    # A TypedDict is not checked at run time, so a misspelt option would silently be no rule.
+    if unknown:
+        raise TypeError(f"extract() got an unexpected keyword argument {unknown[0]!r}")
+    # The edge finds a rank by itself, so a rule beside it would contradict it.
+    if noise_edge is not None and names:
+        raise OptionError(f"--noise-edge and {option_names(names[0])} exclude each other", fix="give one of them")
+    rule = NoiseEdge(noise_edge) if noise_edge is not None else optional_rule(**rules)
+    if rule is None:
+        raise OptionError(
+            "no option says how many directions to keep",
+            fix="give one of --rank, --energy, --error, --sv-ratio, --parameters, --size and --noise-edge",
+        )
+    return rule
+
+
+def _check_noise(rule: Rule | NoiseEdge, tuned: Checkpoint, path: str | PathLike[str]) -> None:
+    """Refuse the rule ``rounding`` for float8 weights with scales and for codes of a few bits.
+
+    They are read multiplied by their scales, so the spacing of the numbers does not show how they were rounded.
+    """
+    if isinstance(rule, Rule) or rule.noise != "rounding":
+        return
+    kinds = ["float8 weights with scales"] if tuned.float8 else []
+    kinds += ["weights of few bits"] if tuned.coded else []
+    if kinds:
+        raise OptionError(
+            f"{path}: the rounding noise of {kinds[0]} is not known here",
+            fix="give --noise-edge median, or one of the other rules",
+        )
+
+
+def _tell(extraction: Extraction) -> None:
+    """Tell the user the notes, the differences that the adapter lacks, and the modules whose rank is too small."""
+    for text in extraction.notes:
+        note(text)
+    # One message for each reason, since a model may have hundreds of tensors that were left out for the same one.
+    for why in dict.fromkeys(tensor.why for tensor in extraction.left_out):
+        keys = [tensor.key for tensor in extraction.left_out if tensor.why == why]
+        warn(f"{len(keys)} left out, {why}: {some(keys, NAMED)}")
+    # The errors are those of the pairs alone, and say nothing about matrices without one.
+    if extraction.share < 1:
+        note(f"the adapter's modules hold {fixed('.2%')(extraction.share)} of the energy of all differences")
+    full = [name for name, module in extraction.modules.items() if module.residue > FULL]
+    if full:
+        note(
+            f"in {count(len(full), 'module')} more is left over than rounding explains (left / noise), as the "
+            f"difference has more directions than were kept: {some(full)}"
+        )

@@ -1,0 +1,329 @@
+"""The verb ``merge``: merges adapters into a base model, with a certificate of what arrived and an undo patch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Unpack, get_args
+
+from loralens.choices import FLOAT_TYPES, MergeBits, ModelDtype, RoundingMode
+from loralens.core.messages import note, warn
+from loralens.core.names import some
+from loralens.errors import OptionError
+from loralens.formats.records.merged import CERTIFICATE
+from loralens.formats.records.undo import NAME
+from loralens.linalg.device import Device
+from loralens.merging.plan import MergePlan
+from loralens.merging.summary import MergedModule, module_columns
+from loralens.tables.numbers import count, fixed, number, percent
+from loralens.tables.table import Table
+from loralens.verbs.files.target import Target, Written
+from loralens.verbs.merges.certified import warn_of_repeats
+from loralens.verbs.merges.merge_inputs import MergeInputs, choose_rounding, read_merge_inputs, record_path
+from loralens.verbs.merges.merge_losses import (
+    SWALLOWED,
+    conclusion_on_codes,
+    conclusion_on_texts,
+    is_damaged,
+    modules_title,
+    undamaged_sentence,
+    warn_of_noise,
+)
+from loralens.verbs.merges.merge_run import MergeRun
+from loralens.verbs.models.texts import TextSource
+from loralens.verbs.shared.adapters import Reading
+from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice
+from loralens.verbs.shared.weighted import Weighted, weighted_label, weighted_sources
+
+# Given in place of a file, which is then not written. A word, since leaving the option out means the default place.
+NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class MergeResult(Written):
+    """A merge: the tensors that changed, and how much of every update arrived.
+
+    Attributes
+    ----------
+    measured : bool
+        Whether the updates that arrived were measured.
+    modules : sequence of MergedModule
+        The fidelity of every update; empty if it was not measured.
+    certificate : mapping
+        The certificate as a JSON object.
+    undo_file, certificate_file : Path or None
+        The places of the two files; None for a file that was not written.
+    undo_size : int or None
+        The bytes of the undo file, also of one that a dry run would write; None for a merge without one.
+    """
+
+    target: Target
+    measured: bool
+    modules: Sequence[MergedModule]
+    certificate: Mapping[str, Any]
+    undo_file: Path | None = None
+    certificate_file: Path | None = None
+    undo_size: int | None = None
+
+    def __repr__(self) -> str:
+        total = self.certificate["total"]
+        gain = f", gain {total['gain']:.4f}" if self.modules else ""
+        return f"MergeResult({total['tensors']} tensors, {len(self.modules)} updates{gain})"
+
+    def conclusion(self) -> list[str]:
+        """What was merged into what; then how much of the update arrived, and with which error."""
+        total = self.certificate["total"]
+        adapters = [weighted_label(each["path"], each["weight"]) for each in self.certificate["adapters"]]
+        merged = f"{self.certificate['base']['path']} with {' + '.join(adapters)} merged in"
+        sentences = [self.target.conclusion(f"{merged}, {count(total['tensors'], 'tensor')} changed")]
+        if not self.measured:
+            sentences.append("How much of the update arrived was not measured, as there is no certificate.")
+        # An adapter of heads alone has no update whose gain could be measured.
+        elif self.modules:
+            if "changed" in total:
+                sentences += conclusion_on_codes(total, written=self.target.written is not None)
+            else:
+                sentences.append(self._arrival(total))
+        return [*sentences, *conclusion_on_texts(self.certificate)]
+
+    def _arrival(self, total: Mapping[str, Any]) -> str:
+        """How much of the updates arrived in floats."""
+        # The gain of an update is 1 where all of it arrived; the error is what rounding adds.
+        arrived = "arrived" if self.target.written else "would arrive"
+        gain, error = fixed(".4f")(total["gain"]), percent(total["relative_error"])
+        sentence = f"update {arrived} with a gain of {gain} and an error of {error} from rounding."
+        if not total["overflowed"]:
+            return f"The {sentence}"
+        # Gain and error are those of the weights that stay finite.
+        return f"{count(total['overflowed'], 'weight')} became infinite. Elsewhere the {sentence}"
+
+    def tables(self) -> list[Table[MergedModule]]:
+        """The adapted modules, one per row."""
+        return [
+            Table(
+                modules_title(self.modules, codes="changed" in self.certificate["total"]),
+                module_columns(self.modules),
+                self.modules,
+                uneventful=lambda row: not (is_damaged(row.fidelity) or row.fidelity.overflowed),
+                sum_up=lambda modules: undamaged_sentence(modules, codes="changed" in self.certificate["total"]),
+            )
+        ]
+
+    def sentences(self) -> list[str]:
+        """The undo file and its size, and the certificate."""
+        sentences, bits = [], self.certificate["total"]["undo_bits_per_weight"]
+        if self.undo_size is not None:
+            file = f"{self.undo_file}, " if self.undo_file else "would have "
+            share = f" (patches of {_bits_text(bits)} bits per changed weight)" if bits is not None else ""
+            sentences.append(f"undo file: {file}{self.undo_size:,} bytes{share}")
+        if self.certificate_file:
+            sentences.append(f"certificate: {self.certificate_file}")
+        return sentences
+
+    def record(self) -> dict[str, Any]:
+        """The certificate as a JSON object."""
+        return dict(self.certificate)
+
+
+def _bits_text(bits: float) -> str:
+    text = f"{bits:.2f}"
+    # Two decimals are too few where hardly a code changed.
+    return number(bits, 2) if bits and text == "0.00" else text
+
+
+def merge(
+    *adapters: Weighted,
+    base: str | PathLike[str],
+    output: str | PathLike[str] | None = None,
+    undo: str | PathLike[str] | None = None,
+    certificate: str | PathLike[str] | None = None,
+    measure: bool = False,
+    rounding: RoundingMode | None = None,
+    seed: int = 0,
+    dtype: ModelDtype = "keep",
+    bits: MergeBits | None = None,
+    data: TextSource | None = None,
+    allow_missing: bool = False,
+    untie: bool | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    modules: Sequence[str] = (),
+    block: Blocks = (),
+    **reading: Unpack[Reading],
+) -> MergeResult:
+    """Merge adapters into a base model, W' = W + Σ w·ΔW, shard by shard and rounded once.
+
+    The update is computed in float32 in a defined order, so the result has the same bits on every machine. Every other
+    tensor is copied byte for byte, and so are the files beside the weights. The output appears complete or not at all.
+
+    Parameters
+    ----------
+    *adapters : path or Adapter, pair, or mapping
+        The adapters and their weights w, 1 by default: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
+    base : path
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
+    output : path
+        The folder to write, or the file if the base is a single file. It may be left out in a dry run.
+    undo : path, optional
+        The file of the undo patch, from which `loralens.unmerge` restores the base bit for bit. By default it is in
+        ``output``, or beside it if that is a file; ``"none"`` writes none.
+    certificate : path, optional
+        The file of the certificate, which states how much of every update arrived. The default and ``"none"`` are as
+        for ``undo``.
+    measure : bool
+        Measure how much of every update arrived, even if no certificate is written.
+    rounding : str, optional
+        How a merge rounds the new weights: ``nearest``, ``stochastic`` or ``feedback``. By default ``nearest``, and
+        ``stochastic`` where codes are kept, as rounding to the nearest code loses the adapter.
+    seed : int
+        Seed of the random numbers for stochastic rounding.
+    dtype : str
+        The dtype of the merged model: ``f32``, ``bf16``, ``f16``, or ``keep`` for every tensor's own.
+    bits : str, optional
+        ``keep``: the codes of a low-bit base move on their grid, and its scales and its layout stay. ``nf4``: merged in
+        floats, then quantised once, as bitsandbytes reads it. ``q4_1``, ``q8_0``: the same for a GGUF base in floats,
+        in these types of llama.cpp. A low-bit base needs this or ``dtype``.
+    data : path or iterable, optional
+        Texts of the adapter's domain that it was not trained on. The certificate then says the loss of the base, of the
+        unmerged and of the merged model, and the divergence of the merged one, on these and on general texts.
+    allow_missing : bool
+        Leave out modules that have no weight in the base.
+    untie : bool, optional
+        Whether a head that shares the embedding's weight gets a weight of its own; by default if the adapter needs one.
+    device : str
+        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``. The result has the same bits on every device.
+    overwrite : bool
+        Replace what is already at ``output``.
+    dry_run : bool
+        Measure what would arrive and how large the undo file would be, and write nothing.
+    modules : sequence of str
+        Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        ``output`` is missing, a choice or the device does not exist, a file would be lost at ``output``, or the base is
+        quantised and nothing says what the merged model stores.
+    FormatError
+        A file cannot be read.
+    MismatchError
+        Adapters and base do not fit together.
+    """
+    check_choice("dtype", dtype, get_args(ModelDtype))
+    rounding = choose_rounding(rounding, bits=bits, dtype=dtype)
+    if output is None and not dry_run:
+        raise OptionError("no output is given for the merged model", fix="give -o OUT (output), or --dry-run")
+    compute_device = Device.of(device)  # a device that does not exist is refused before the work
+    inputs = read_merge_inputs(
+        weighted_sources(adapters),
+        base,
+        reading,
+        modules=as_globs(modules, block),
+        allow_missing=allow_missing,
+        untie=untie,
+        dtype=FLOAT_TYPES.get(dtype),
+        bits=bits,
+    )
+    _tell_plan(inputs.plan)
+    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    undo_file, certificate_file = _undo_file(target, undo, inputs), _certificate_file(target, certificate, inputs)
+    # Measuring is the only purpose of a dry run; it says how large the patches would be without a place for them.
+    measured = dry_run or measure or certificate_file is not None
+    run = MergeRun(
+        inputs,
+        rounding=rounding,
+        seed=seed,
+        fidelity=measured,
+        undo=undo_file is not None or (dry_run and str(undo) != NONE and not inputs.laid_anew),
+        device=compute_device,
+        data=data,
+    )
+    warn_of_repeats(run.adapters, inputs)
+    if target.written is None:
+        run.rehearse()
+    else:
+        run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
+    _warn_of_losses(run.modules(), run.inputs, rounding)
+    return MergeResult(target, measured, run.modules(), run.certificate(), *run.written, run.undo_size())
+
+
+def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:
+    """The place of the undo file or the certificate; None if it is not written."""
+    if path is not None:
+        return None if str(path) == NONE else Path(path)
+    return None if target.output is None else record_path(target.output, name, folder=inputs.files.root.is_dir())
+
+
+def _certificate_file(target: Target, path: str | PathLike[str] | None, inputs: MergeInputs) -> Path | None:
+    """The place of the certificate; None if it is not written."""
+    return _record_file(target, path, CERTIFICATE, inputs)
+
+
+def _undo_file(target: Target, path: str | PathLike[str] | None, inputs: MergeInputs) -> Path | None:
+    """The place of the undo file; None for a merge that lays the model out anew.
+
+    Raises
+    ------
+    OptionError
+        Such a merge is to have an undo file.
+    """
+    file = _record_file(target, path, NAME, inputs)
+    if not inputs.laid_anew:
+        return file
+    if path is not None and file is not None:
+        raise OptionError("such a merge has no undo file: the model is laid out anew", fix="leave out --undo")
+    note("no undo file is written: what the base stores is not in the result, so keep the base")
+    return None
+
+
+def _tell_plan(plan: MergePlan) -> None:
+    """Tell the user how names were matched, what the plan notes, and which modules are left out."""
+    # Names that match unchanged need no message.
+    for text in (*(str(match) for match in plan.matches if match.edit), *plan.notes):
+        note(text)
+    if plan.missing:
+        note(f"left out, as the base has no place for them: {some(plan.missing)}")
+
+
+def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, rounding: RoundingMode) -> None:
+    """Warn if a weight overflows or rounding damages an update, and say how to avoid it."""
+    if inputs.coded:
+        warn_of_noise(modules)
+    # New codes move every number, whatever the adapter does.
+    if inputs.coded or inputs.quantised.keys:
+        return
+    dtype = inputs.narrowest
+    arrived = [module.fidelity for module in modules]
+    overflowed = sum(fidelity.overflowed for fidelity in arrived)
+    if overflowed:
+        # bfloat16 has the range of float32, so there the update itself is too large.
+        narrow = dtype not in ("float32", "bfloat16")
+        fix = "write --dtype f32 (or bf16)" if narrow else "check the adapter's α and scale with loralens doctor"
+        warn(f"{overflowed:,} weights became infinite, because they are too large for {dtype}", fix)
+    spoilt = {fidelity.module: fidelity.non_finite for fidelity in arrived if fidelity.non_finite}
+    if spoilt:
+        where = f"{count(sum(spoilt.values()), 'adapted weight')} of the base"
+        warn(f"NaN or infinity in {where}, which the merge leaves as it is: {some(spoilt)}", "download the base again")
+    damaged = [fidelity for fidelity in arrived if is_damaged(fidelity)]
+    # In float32 there is no wider dtype to recommend.
+    if not damaged or dtype == "float32":
+        return
+    # Modules are compared by their error, because noise can hide an update whose gain is 1.
+    worst = max(damaged, key=lambda fidelity: fidelity.error)
+    # float16 has 3 bits of mantissa more than bfloat16, but some models overflow in it.
+    ways = ["write --dtype f32" + (" (or f16, where the model runs in it)" if dtype == "bfloat16" else "")]
+    ways.append("serve the adapter unmerged")
+    # Stochastic rounding keeps the strength, but its noise is larger: it only helps where the update itself is lost.
+    # Feedback is not recommended, since it is exact only for inputs along the adapter's own directions (docs/merge.md).
+    if rounding == "nearest" and any(fidelity.gain < SWALLOWED for fidelity in damaged):
+        ways.append("take --rounding stochastic: full strength at the price of noise")
+    warn(
+        f"rounding to {dtype} damages {len(damaged)} of {len(arrived)} updates; worst is {worst.module}: "
+        f"gain {fixed('.2f')(worst.gain)}, error {worst.error:.2f}",
+        f"{', '.join(ways[:-1])}, or {ways[-1]}",
+    )

@@ -1,0 +1,359 @@
+"""The inputs of a merge, which `verify` and `unmerge` share: adapters with weights, the files of the base, the plan."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from loralens.choices import MergeBits, ModelDtype, RoundingMode
+from loralens.core.adapter import Adapter
+from loralens.core.few_bits.coded_weight import CodedWeight
+from loralens.core.fingerprint import fingerprint
+from loralens.core.lazy import LazyArray
+from loralens.core.messages import warn
+from loralens.core.naming.selection import select
+from loralens.errors import FormatError, LoraLensError, OptionError, place
+from loralens.formats.files.apart import Input, adapter_inputs
+from loralens.formats.files.container import read_json
+from loralens.formats.files.json_text import dumps
+from loralens.formats.files.regular import read_whole
+from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, stores_conv1d
+from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
+from loralens.formats.models.model_location import resolve_path
+from loralens.formats.models.model_writer import Change
+from loralens.linalg.few_bits.ggml_blocks import BLOCK_TYPES, BlockType
+from loralens.merging.low_bit.ggml import stored_shape
+from loralens.merging.low_bit.nf4 import PARTS, part_shape
+from loralens.merging.make_plan import plan_merge
+from loralens.merging.plan import MergePlan
+from loralens.merging.recast import recast, recast_dtype
+from loralens.verbs.merges.low_bit_base import NO_CODES, NewCodes, check_bits, check_codes, part_of, quantised_plan
+from loralens.verbs.shared.adapters import Reading, labels, path_of, read_adapter
+from loralens.verbs.shared.base_reading import ModelPath, warn_of_bases
+from loralens.verbs.shared.option_values import check_choice
+from loralens.verbs.shared.weighted import Pair
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedAdapter:
+    """An adapter of a merge.
+
+    Attributes
+    ----------
+    label : str
+        Its path, or the name of an object in messages.
+    adapter : Adapter
+        Only the modules that are merged, with their tensors.
+    weight : float
+        The factor w of the update in W' = W + Σ w·ΔW.
+    path : Path or None
+        The file or folder that it was read from; None for an object.
+    """
+
+    label: str
+    adapter: Adapter
+    weight: float
+    path: Path | None
+
+    def record(self) -> dict[str, Any]:
+        """Path, weight and fingerprint as a JSON object, for certificates and undo files.
+
+        All numbers of the adapter are read for the fingerprint.
+        """
+        return {"path": self.label, "weight": self.weight, "fingerprint": fingerprint(self.adapter)}
+
+
+@dataclass(frozen=True, slots=True)
+class MergeInputs:
+    """Adapters, the files of their base, and the plan of their merge.
+
+    Attributes
+    ----------
+    base : str
+        The path or Hub id that was given.
+    dtypes : mapping of str to dtype
+        Key of a planned tensor → the dtype in which it is written.
+    dtype : str or None
+        The dtype that was asked for, for the whole model.
+    coded : mapping of str to CodedWeight
+        The weights whose codes the merge moves, by the keys of the plan; empty if it writes floats.
+    decoded : mapping of str to CodedWeight
+        The weights that the base stores as codes of a few bits and the merge takes as floats.
+    bits : str or None
+        The codes of the merged model; None for floats.
+    quantised : NewCodes
+        The weights of floats that the merged model stores as new codes.
+    """
+
+    base: str
+    files: ModelFiles
+    plan: MergePlan
+    dtypes: Mapping[str, np.dtype[Any]]
+    adapters: Sequence[WeightedAdapter]
+    dtype: str | None = None
+    coded: Mapping[str, CodedWeight] = field(default_factory=dict)
+    decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
+    bits: MergeBits | None = None
+    quantised: NewCodes = NO_CODES
+
+    @property
+    def labelled(self) -> list[tuple[str, Adapter]]:
+        """The adapters with their names in messages."""
+        return [(term.label, term.adapter) for term in self.adapters]
+
+    @property
+    def planned(self) -> dict[str, str]:
+        """The key of every tensor that the merge writes → the key of its plan; for codes the two may differ."""
+        if self.bits == "nf4":
+            codes = self.quantised.keys
+            written = {key + part: key for key in self.plan.tensors if key in codes for part in PARTS}
+            return written | {key: key for key in self.plan.tensors if key not in codes}
+        named = {} if self.files.gguf else self.coded
+        return {named[key].stored if key in named else key: key for key in self.plan.tensors}
+
+    def changes(self) -> dict[str, Change]:
+        """Dtype and shape of every tensor that the merge writes. Those of codes are the ones of the base."""
+        stored = self.files.stored
+
+        def change(written: str, key: str) -> Change:
+            if key in self.coded:
+                return Change(stored[written].dtype, stored[written].shape)
+            type_ = self.block_type(key)
+            if type_:
+                return Change(np.dtype(np.uint8), stored_shape(type_, self.plan.tensors[key]))
+            if key in self.quantised.keys:
+                return Change(*part_shape(part_of(written, key), self.plan.tensors[key]))
+            return Change(self.dtypes[key], self.plan.tensors[key].shape)
+
+        return {written: change(written, key) for written, key in self.planned.items()}
+
+    def block_type(self, key: str) -> BlockType | None:
+        """The type of ggml that a weight of floats becomes; None if it becomes none."""
+        types = self.quantised.types
+        return BLOCK_TYPES[types.kinds[key]] if types and key in types.kinds else None
+
+    @property
+    def laid_anew(self) -> bool:
+        """Whether the merge has no undo file: all weights are stored anew, or a GGUF file gets another tensor."""
+        gguf = self.files.gguf
+        new = gguf is not None and (self.dtype is not None or bool(self.plan.tensors.keys() - gguf.weights.keys()))
+        return bool(self.quantised.keys) or new
+
+    @property
+    def narrowest(self) -> str:
+        """The dtype of adapted weights with the fewest bytes, since rounding loses most of an update there."""
+        dtypes = [self.dtypes[key] for key, tensor in self.plan.tensors.items() if tensor.slabs]
+        # The name decides between float16 and bfloat16, so that a model with both is always described in the same way.
+        return str(min(dtypes, key=lambda dtype: (dtype.itemsize, str(dtype)), default="float32"))
+
+    def places(self, base: str = "the base") -> list[Input]:
+        """All places that are read, each with its name in messages; ``base`` is the name of the base."""
+        paths = [str(adapter.path) for adapter in self.adapters if adapter.path]
+        adapters = [place for path in paths for place in adapter_inputs(path)]
+        # The given path may be a Hub id or a link, and then the files lie elsewhere.
+        return [(base, self.files.root), (base, Path(self.base)), *adapters]
+
+    def texts(self) -> dict[str, str]:
+        """Name → new content of the files beside the weights that a merge changes, which is at most ``config.json``."""
+        path = self.files.root / CONFIG
+        if not self.plan.config or not path.is_file():
+            return {}
+        # A None in the plan removes a field, and a None in the file stays.
+        removed = {name for name, value in self.plan.config.items() if value is None}
+        content = {**read_json(path), **self.plan.config}
+        return {CONFIG: dumps({name: value for name, value in content.items() if name not in removed})}
+
+    def originals(self) -> dict[str, Any]:
+        """What an undo file stores of the base besides numbers: dropped keys, texts that change, headers of shards."""
+        root = self.files.root
+        # The index of shards changes with new and untied tensors, and unmerge restores all files byte for byte.
+        names = [*self.texts(), *(index.name for index in self.files.indices)]
+        return {
+            "dropped": list(self.plan.dropped),
+            "texts": {name: read_whole(root / name).decode("utf-8") for name in names},
+            # Without the first 8 bytes, which are the length of the header; as a view, since a header may be long.
+            "headers": {shard.name: str(memoryview(shard.header)[8:], "utf-8") for shard in self.files.shards},
+        }
+
+
+def read_merge_inputs(
+    adapters: Sequence[Pair],
+    base: ModelPath,
+    reading: Reading,
+    *,
+    modules: Sequence[str] = (),
+    allow_missing: bool = False,
+    untie: bool | None = None,
+    dtype: str | None = None,
+    bits: MergeBits | None = None,
+    decoded: bool = False,
+) -> MergeInputs:
+    """Read the adapters, open the base, and plan the merge. No number of the base is read yet.
+
+    Parameters
+    ----------
+    adapters : sequence of (path or Adapter, float)
+    base : path
+        The base model. For ``unmerge --adapter`` it is the merged one, which has the same tensors.
+    reading : Reading
+    modules : sequence of str
+        Only modules whose name or kind matches one of these glob patterns.
+    allow_missing : bool
+        Leave out modules that have no weight in the base.
+    untie : bool, optional
+        Whether a head that shares the embedding's weight gets a weight of its own; by default if the adapters need it.
+    dtype : str, optional
+        NumPy's name of the dtype of the merged model; by default every tensor keeps its own.
+    bits : str, optional
+        ``keep``: the weights of a low-bit base stay codes.
+    decoded : bool
+        Take weights that are stored as codes of a few bits as float32 even without a dtype, to compare with them.
+
+    Raises
+    ------
+    FormatError
+        A file cannot be read, or an adapter was trained on a changed base.
+    MismatchError
+        Adapters and base do not fit together.
+    OptionError
+        A glob pattern matches no module, an option contradicts the adapters, or the base stores codes of a few bits and
+        nothing says what the merged model stores.
+    """
+    weighted = _read_weighted(adapters, base, reading, modules)
+    path = Path(base)
+    checkpoint = open_checkpoint(path)
+    files, config = model_files(resolve_path(path)), model_config(path) or {}
+    if not decoded:
+        check_bits(str(base), checkpoint, [term.adapter for term in weighted], bits=bits, dtype=dtype)
+    scales = {key: scale for key, (_, scale) in checkpoint.float8.items()}
+    # The scales of float8 weights are not weights, and would look like tensors that nothing adapts. Neither are the
+    # codes of low-bit weights, which are planned as the numbers that they stand for.
+    stored = files.tensors
+    # Both have read the headers; with the strings of one of them, the other's are freed.
+    own = {key: key for key in stored}
+    tensors = {
+        own.get(key, key): tensor if key in checkpoint.coded else stored[key]
+        for key, tensor in checkpoint.tensors.items()
+    }
+    try:
+        planned = plan_merge(
+            [(term.adapter, term.weight) for term in weighted],
+            tensors,
+            config=config,
+            conv1d=stores_conv1d(path),
+            allow_missing=allow_missing,
+            untie=untie,
+            dtype=dtype,
+            scales=scales,
+        )
+    except LoraLensError as error:
+        # A FormatError is about an adapter alone; every other error is about an adapter and this base.
+        names = ", ".join(term.label for term in weighted)
+        raise error.at(names if isinstance(error, FormatError) else str(base)) from None
+    inputs = MergeInputs(str(base), files, planned, {}, weighted, dtype, bits=bits)
+    return _with_output(inputs, checkpoint, tensors, config)
+
+
+def _read_weighted(
+    adapters: Sequence[Pair], base: ModelPath, reading: Reading, modules: Sequence[str]
+) -> list[WeightedAdapter]:
+    """The adapters, each with only the modules that match; a warning if they belong to different bases."""
+    names = labels([source for source, _ in adapters])
+    weighted: list[WeightedAdapter] = []
+    for label, (source, weight) in zip(names, adapters, strict=True):
+        # applies_all is set because a merge also applies magnitudes and full differences, which other verbs leave out.
+        adapter = read_adapter(source, reading, base=base, applies_all=True, label=label)
+        weighted.append(WeightedAdapter(label, _select_modules(adapter, label, modules), weight, path_of(source)))
+    warn_of_bases(names, [term.adapter for term in weighted])
+    return weighted
+
+
+def _with_output(
+    inputs: MergeInputs, checkpoint: Checkpoint, tensors: Mapping[str, LazyArray], config: Mapping[str, Any]
+) -> MergeInputs:
+    """The inputs with what the merged model stores: the codes of the base, new codes, or floats of some dtype."""
+    files, planned, bits, dtype = inputs.files, inputs.plan, inputs.bits, inputs.dtype
+    if bits == "keep":
+        coded = {key: weight for key, weight in checkpoint.coded.items() if key in planned.tensors}
+        with place(inputs.base):
+            check_codes(planned, coded)
+        dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
+        return replace(inputs, dtypes=dtypes, coded=coded)
+    if bits is not None:
+        with place(inputs.base):
+            planned, new = quantised_plan(planned, files, config, bits)
+        dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
+        return replace(inputs, plan=planned, dtypes=dtypes, quantised=new)
+    if files.gguf:
+        from loralens.formats.models.gguf_writer import float_dtypes  # GGUF takes 15 ms to import, and few bases are
+
+        # The writer decodes what the merge does not change; vectors stay float32, as llama.cpp wants them.
+        kinds = float_dtypes(files.gguf, np.dtype(dtype)) if dtype else {}
+        # A new head has the dtype that was asked for, or that of the embedding.
+        dtypes = {key: kinds.get(key, np.dtype(dtype or tensor.dtype)) for key, tensor in planned.tensors.items()}
+        return replace(inputs, dtypes=dtypes, decoded=checkpoint.coded)
+    codes = {weight.stored for weight in checkpoint.coded.values()}
+    planned = recast(
+        planned,
+        tensors,
+        dtype,
+        scales={key: scale for key, (_, scale) in checkpoint.float8.items()},
+        coded=checkpoint.coded,
+        without=[key for key in files.tensors if key not in tensors or key in codes],
+        config=config,
+    )
+    # This comes after recast, which adds the tensors of which only the dtype changes.
+    dtypes = {key: recast_dtype(tensor, dtype) for key, tensor in planned.tensors.items()}
+    return replace(inputs, plan=planned, dtypes=dtypes, decoded=checkpoint.coded)
+
+
+def _select_modules(adapter: Adapter, label: str, modules: Sequence[str]) -> Adapter:
+    """The adapter with only the modules that match, and the stored tensors that belong to them."""
+    # Without globs, tensors of modules without a pair (heads, norms) are merged too.
+    if not modules:
+        return adapter
+    with place(label):
+        names = set(select(adapter, modules))
+    extra = {key: tensor for key, tensor in adapter.extra.items() if tensor.module in names}
+    return replace(adapter, modules={name: adapter[name] for name in names}, extra=extra)
+
+
+def record_path(model: Path, name: str, *, folder: bool) -> Path:
+    """The usual place of an undo file or a certificate: in the model's folder, or beside its only file.
+
+    Beside a file it is ``MODEL.NAME``, so that the records of several models in one folder are told apart.
+    """
+    return model / name if folder else model.with_name(f"{model.stem}.{name}")
+
+
+def choose_rounding(rounding: RoundingMode | None, *, bits: MergeBits | None, dtype: ModelDtype) -> RoundingMode:
+    """The rounding of a merge: the one that was asked for, or else the one that keeps the adapter.
+
+    Raises
+    ------
+    OptionError
+        The rounding does not exist, or does not go with the output.
+    """
+    check_choice("bits", bits, get_args(MergeBits))
+    if bits is not None and dtype != "keep":
+        raise OptionError("--bits and --dtype exclude each other", fix="give --bits for codes, or --dtype for floats")
+    if rounding is None:
+        # Almost no update reaches the next code, so rounding to the nearest would lose it.
+        rounding = "stochastic" if bits == "keep" else "nearest"
+    check_choice("rounding", rounding, get_args(RoundingMode))
+    if bits != "keep":
+        if bits is not None and rounding != "nearest":
+            raise OptionError(
+                f"--bits {bits} rounds to the nearest code, as its own software does", fix="leave out --rounding"
+            )
+        return rounding
+    if rounding == "feedback":
+        raise OptionError(
+            "error feedback shrinks an update on a coarse grid: it keeps 0.1 to 0.4 of it",
+            fix="use --rounding stochastic",
+        )
+    if rounding == "nearest":
+        warn("rounding to the nearest code loses nearly all of an adapter", "leave out --rounding")
+    return rounding

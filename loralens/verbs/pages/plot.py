@@ -1,0 +1,119 @@
+"""``plot``: draws the figure of a verb's result."""
+
+from typing import TYPE_CHECKING
+
+from loralens.charts.amplification import amplification_figure
+from loralens.charts.curve import curve_figure
+from loralens.charts.figure import FigureStyle
+from loralens.charts.mpl import draw_figure
+from loralens.charts.pairwise import pairwise_figure
+from loralens.charts.similarity import nesting_figure, similarity_figure
+from loralens.charts.spec import Figure
+from loralens.charts.spectrum import spectrum_figure
+from loralens.charts.trajectory import trajectory_figure, watched_figure
+from loralens.errors import OptionError
+from loralens.verbs.comparisons.collection_similarity import CollectionSimilarity
+from loralens.verbs.comparisons.pair_similarity import NestedSimilarity, PairSimilarity
+from loralens.verbs.comparisons.trajectory import TrajectoryResult, WatchedResult
+from loralens.verbs.shared.adapters import short_labels
+from loralens.verbs.sizes.compress import CompressResult
+from loralens.verbs.sizes.curve import CurveResult
+from loralens.verbs.spectra.amplify import AmplifyResult
+from loralens.verbs.spectra.spectrum import SpectrumResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+
+def plot(
+    result: object,
+    ax: "Axes | None" = None,
+    *,
+    figure_title: str | None = None,
+    figure_size: tuple[float, float] | None = None,
+    figure_dpi: float | None = None,
+) -> "Drawing":
+    """Draw the figure of a verb's result with matplotlib.
+
+    Parameters
+    ----------
+    result : object
+        The result of a verb that has a figure.
+    ax : matplotlib Axes, optional
+        The axes to draw into, for figures of one panel.
+    figure_title : str, optional
+        The title in place of the figure's own; empty for none.
+    figure_size : (float, float), optional
+        Width and height in inches. In a size that is smaller than the figure's own, texts shrink too.
+    figure_dpi : float, optional
+        Dots per inch, by default 150.
+
+    Returns
+    -------
+    matplotlib Figure
+        The figure of ``ax`` where it is given. A notebook shows it; no window is opened. Call its ``savefig`` to save
+        it.
+
+    Raises
+    ------
+    OptionError
+        The result has no figure; ``ax`` is given and the figure has several panels, or a title, size or number of dots
+        is given too; a size or a number of dots that is not positive, or too large to draw.
+    """
+    style = FigureStyle(figure_title, figure_size, figure_dpi)
+    if ax is not None and style != FigureStyle():
+        raise OptionError("ax has a figure already, with its own title, size and dots", fix="change those of the axes")
+    # In two steps, as the pages of reports draw the same figures as SVG.
+    figure = figure_of(result)
+    return style.draw(figure) if ax is None else draw_figure(figure, ax)
+
+
+def figure_of(result: object) -> Figure:
+    """The figure of a result as plain data; ``--plot`` and `plot` draw it.
+
+    Raises
+    ------
+    OptionError
+        The result has no figure.
+    """
+    # Results have no method for their figures, so that a command that draws nothing imports no charts.
+    if isinstance(result, CurveResult):
+        return curve_figure(_name(result.source), result.points, on_data=result.on_data)
+    if isinstance(result, CompressResult):
+        # The point of the chosen ranks, with an error of the same kind as those of the curve.
+        chosen = result.bytes_after, result.relative_error if result.data_error is None else result.data_error
+        points = result.trade_off()
+        return curve_figure(_name(result.source), points, chosen=chosen, on_data=result.data_error is not None)
+    if isinstance(result, SpectrumResult):
+        names = short_labels([adapter.path for adapter in result.adapters])
+        return spectrum_figure({name: adapter.spectra for name, adapter in zip(names, result.adapters, strict=True)})
+    if isinstance(result, PairSimilarity):
+        return similarity_figure(result.comparison, labels=_two(result.adapters), of=result.of)
+    if isinstance(result, NestedSimilarity):
+        return nesting_figure(result.groups, label=_name(result.adapters[0]), of=result.of, side=result.side)
+    if isinstance(result, CollectionSimilarity):
+        return pairwise_figure(result.labels, result.pairs, result.energy, result.tree, (result.side,))
+    if isinstance(result, TrajectoryResult):
+        run = result.run
+        losses = {"loss": run.train, "eval loss": run.evaluation}
+        # All logged losses, and not only those nearest to the checkpoints, which the table shows.
+        curves = {name: [(loss.step, loss.value) for loss in logged] for name, logged in losses.items() if logged}
+        steps = [checkpoint.step for checkpoint in run.checkpoints]
+        return trajectory_figure(result.trajectory, steps, curves, result.names)
+    if isinstance(result, WatchedResult):
+        return watched_figure(result.rows, result.signs)
+    if isinstance(result, AmplifyResult):
+        title = f"{_name(result.path)} on {_name(result.base)}"
+        return amplification_figure(result.modules, title=title, phi_rank=result.phi_rank)
+    raise OptionError(f"{type(result).__name__} has no figure", fix="plot what a verb returned")
+
+
+def _name(path: str) -> str:
+    """The last part of a path: a title says which adapter it is, and not where it lies."""
+    return short_labels([path])[0]
+
+
+def _two(paths: tuple[str, str]) -> tuple[str, str]:
+    first, second = short_labels(paths)
+    return first, second

@@ -1,0 +1,280 @@
+"""``report``: all measurements of one or more adapters on one self-contained page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from os import PathLike
+from pathlib import Path
+from typing import Any, Never, Unpack
+
+from loralens.core.adapter import Adapter
+from loralens.core.messages import command_line, note
+from loralens.core.moments import Moments
+from loralens.errors import OptionError, visible
+from loralens.formats.files.apart import check_apart
+from loralens.formats.files.location import existing_path
+from loralens.reporting.document import PageTable, Report
+from loralens.reporting.html import report_html
+from loralens.reporting.writing import check_report_target, markdown_paths, write_report
+from loralens.tables.numbers import join_words
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.comparisons.trajectory import read_watched, watch_log_of, watched_page
+from loralens.verbs.pages.page import report_page
+from loralens.verbs.shared.adapters import (
+    AdapterSource,
+    Reading,
+    Source,
+    command_line_options,
+    path_of,
+    sources,
+    with_checkpoints,
+)
+from loralens.verbs.shared.option_values import Blocks, as_globs
+
+ActivationSource = str | PathLike[str] | Moments
+
+
+@dataclass(frozen=True, slots=True)
+class ReportResult(Tabular):
+    """A report, which can be written as a page, as Markdown or as JSON.
+
+    Attributes
+    ----------
+    document : Report
+        The content of the page as plain data.
+    written : sequence of Path
+        The files and folders that were written; none without ``output``.
+    """
+
+    document: Report
+    written: Sequence[Path] = ()
+
+    def __repr__(self) -> str:
+        # Keys of sections are ours; a title may hold what a terminal would obey.
+        sections = ", ".join(section.key for section in self.document.sections)
+        return f"ReportResult({visible(self.document.title)!r}: {sections})"
+
+    def __reduce__(self) -> Never:
+        # The tables of a page hold functions that make and write their cells.
+        raise TypeError("a report cannot be pickled: keep what to_html(), to_markdown() or record() returns")
+
+    def conclusion(self) -> list[str]:
+        """What was written, and the first sentence of the page."""
+        written = f"Wrote {join_words([str(path) for path in self.written])}: " if self.written else ""
+        return [written + self.document.headline]
+
+    def listing(self) -> list[Table[Any]]:
+        """Every module of every adapter, as the last section of the page has them."""
+        parts = [part for section in self.document.sections if section.key == "modules" for part in section.parts]
+        tables = [part.table for part in parts if isinstance(part, PageTable)]
+        # An adapter without a counterpart in the base lacks the columns of the comparison.
+        common = set.intersection(*({column.key for column in table.columns} for table in tables)) if tables else set()
+        return [
+            replace(table, columns=[_adapter_column(table.title), *(x for x in table.columns if x.key in common)])
+            for table in tables
+        ]
+
+    def to_html(self) -> str:
+        """The page as HTML."""
+        return report_html(self.document)
+
+    def to_markdown(self, folder: str = "report_files") -> str:
+        """The report as Markdown, whose pictures are PNG files of ``folder``."""
+        from loralens.reporting.markdown import report_markdown  # most reports are pages alone
+
+        return report_markdown(self.document, folder)
+
+    def record(self) -> dict[str, Any]:
+        """The numbers of the report as a JSON object."""
+        return dict(self.document.record)
+
+    def _repr_html_(self) -> str:
+        from loralens.tables.render import html_sentence, html_table  # as in `Tabular`
+
+        document = self.document
+        sentences = "".join(f"<li>{escape(visible(sentence))}</li>" for sentence in document.remarks)
+        verdicts = html_table(document.verdicts.table) if document.verdicts else ""
+        title = f"<p><b>{escape(visible(document.title))}</b></p>"
+        return f"{title}{html_sentence(document.headline)}{verdicts}{f'<ul>{sentences}</ul>' if sentences else ''}"
+
+
+def _adapter_column(label: str) -> Column[Any]:
+    """The column of the adapter, in a table of its modules."""
+    return Column("adapter", lambda _: label, "adapter", align="left", priority=ALWAYS)
+
+
+def report(
+    *adapters: Source,
+    output: str | PathLike[str] | None = None,
+    fleet: str | PathLike[str] | None = None,
+    base: str | PathLike[str] | None = None,
+    activations: ActivationSource | Sequence[ActivationSource] = (),
+    evaluations: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
+    modules: Sequence[str] = (),
+    block: Blocks = (),
+    intruders: bool | None = None,
+    markdown: bool = False,
+    overwrite: bool = False,
+    **reading: Unpack[Reading],
+) -> ReportResult:
+    """Put all measurements of adapters on one page: findings, spectra, ranks, and how the adapters compare.
+
+    With a base the page also shows what ΔW amplifies, intruder dimensions, and the error that a merge would have.
+
+    Parameters
+    ----------
+    *adapters : path or Adapter
+        Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. The folder of
+        a run stands for its checkpoints. Or the log of a watched run (`loralens.watching`).
+    output : path, optional
+        The page to write, a ``.html`` file; folders on the way are made. Without it nothing is written.
+    fleet : path, optional
+        The index of a fleet, or the folder that holds it: the page is about the fleet, and no adapter is given.
+    base : path, optional
+        The base model: each adapter is also measured against it.
+    activations : path or Moments, or a sequence of them
+        Second moments of real inputs, as `loralens.calibrate` measures them, each for the adapter it belongs to.
+    evaluations : path, or a sequence of them
+        Files of `loralens.evaluate`: what they measured on texts is shown at the top of the page.
+    modules : sequence of str
+        Globs over names or kinds: only these modules are measured.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+    intruders : bool, optional
+        Look for intruder dimensions, which takes an SVD of every weight. By default only where it takes under a minute.
+    markdown : bool
+        Write the report as Markdown with pictures too, next to the page.
+    overwrite : bool
+        Replace existing files.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+
+    Returns
+    -------
+    ReportResult
+        Its ``document`` is the content as plain data; `to_html`, `to_markdown` and `record` give it in other forms.
+
+    Raises
+    ------
+    OptionError
+        A page of another suffix than ``.html``, or that exists; ``markdown`` without ``output``; ``intruders`` without
+        a base; ``fleet`` with adapters, or with what is measured on them; a folder of several adapters that is not a
+        run; a glob that matches nothing.
+    FormatError
+        A file that is not an adapter.
+    MismatchError
+        Activations that belong to none of the adapters.
+
+    Notes
+    -----
+    ΔW is never formed. With a base its weights are read twice, one at a time: by the doctor, and for the amplification.
+    """
+    modules = as_globs(modules, block)
+    if markdown and output is None:
+        raise OptionError("markdown is written next to the page, and there is no page", fix="give output, the page")
+    # A report without intruders needs no base, so only True is refused.
+    if intruders and base is None:
+        raise OptionError("intruders are directions of W + ΔW, and no base is given", fix="give base, the base model")
+    chosen = [] if fleet is not None else sources(adapters)
+    # A single path is recognised by its type, since a string is a sequence too.
+    moments = [activations] if isinstance(activations, str | PathLike | Moments) else list(activations)
+    measured = [evaluations] if isinstance(evaluations, str | PathLike) else list(evaluations)
+    page = None if output is None else Path(output)
+    older: list[Path] = []
+    # The target is checked before anything is measured, which may take minutes.
+    if page:
+        check_report_target(page, with_markdown=markdown, overwrite=overwrite)
+        _check_apart(page, chosen, base, [*moments, *measured], with_markdown=markdown)
+        # Only beside a page that is replaced: a Markdown file of the same name may else belong to something different.
+        older = [] if markdown or not page.exists() else [path for path in markdown_paths(page) if path.exists()]
+    if fleet is not None:
+        _check_fleet_alone(adapters, base=base, activations=moments, evaluations=measured, modules=modules)
+        from loralens.verbs.pages.fleet_page import fleet_page  # takes 60 ms to import, and few reports are of fleets
+
+        words = ["loralens", "report", "--fleet", str(fleet), *(["-o", str(page)] if page else ["--json"])]
+        document = fleet_page(fleet, command=command_line(*words, *(["--markdown"] if markdown else [])))
+        return ReportResult(document, write_report(document, page, with_markdown=markdown) if page else [])
+    command = _command(chosen, page, base, moments, measured, modules, reading, intruders=intruders, markdown=markdown)
+    if (log := watch_log_of(chosen)) is not None:
+        _check_log_alone(base, moments, measured)
+        document = watched_page(read_watched(log, modules), command=command)
+    else:
+        document = report_page(
+            with_checkpoints(chosen),
+            base=base,
+            activations=moments,
+            evaluations=measured,
+            modules=modules,
+            intruders=intruders,
+            reading=reading,
+            command=command,
+        )
+    written = write_report(document, page, with_markdown=markdown) if page else []
+    if older:
+        names = " and ".join(map(str, older))
+        note(f"{names} of an earlier report left unchanged; --markdown writes them again")
+    return ReportResult(document, written)
+
+
+def _check_fleet_alone(adapters: Sequence[object], **options: object) -> None:
+    """Refuse adapters, and options that need one, for the page of a fleet."""
+    if adapters:
+        raise OptionError("fleet and adapters exclude each other", fix="leave out the adapters, or leave out fleet")
+    for name, value in options.items():
+        if value is not None and value != [] and value != ():
+            raise OptionError(f"{name} is for adapters, and this page is about a fleet", fix=f"leave out {name}")
+
+
+def _check_log_alone(base: object, activations: Sequence[object], evaluations: Sequence[object]) -> None:
+    """Refuse options that need an adapter, for the log of a watched run."""
+    options = [("base", base is not None), ("activations", bool(activations)), ("evaluations", bool(evaluations))]
+    for name, is_given in options:
+        if is_given:
+            raise OptionError(
+                f"{name} is for adapters, and this is the log of a run", fix=f"leave out {name}, or give the adapters"
+            )
+
+
+def _check_apart(
+    page: Path,
+    adapters: Sequence[AdapterSource],
+    base: str | PathLike[str] | None,
+    activations: Sequence[ActivationSource],
+    *,
+    with_markdown: bool,
+) -> None:
+    """Refuse a page, Markdown file or folder of pictures that is, or holds, an input of the report."""
+    candidates = [*adapters, *activations, *([] if base is None else [base])]
+    paths = [Path(source) for source in candidates if not isinstance(source, Adapter | Moments)]
+    inputs = [(str(path), existing_path(path)) for path in paths]
+    # A page may stand in the folder of an adapter: it replaces nothing there.
+    for target in (page, *(markdown_paths(page) if with_markdown else ())):
+        check_apart(target, inputs, within=False)
+
+
+def _command(
+    adapters: Sequence[AdapterSource],
+    page: Path | None,
+    base: str | PathLike[str] | None,
+    activations: Sequence[ActivationSource],
+    evaluations: Sequence[str | PathLike[str]],
+    modules: Sequence[str],
+    reading: Mapping[str, Any],
+    *,
+    intruders: bool | None,
+    markdown: bool,
+) -> str:
+    """The command that makes the report, on one line; empty where an input was an object, which no command can name."""
+    if any(path_of(source) is None for source in adapters) or any(isinstance(file, Moments) for file in activations):
+        return ""
+    words = ["loralens", "report", *map(str, adapters)]
+    words += [] if base is None else ["--base", str(base)]
+    words += [word for file in activations for word in ("--activations", str(file))]
+    words += [word for file in evaluations for word in ("--evaluations", str(file))]
+    words += [word for glob in modules for word in ("--modules", glob)]
+    words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
+    # Without a page the command prints JSON, because `loralens report` needs either -o or --json.
+    last = ["-o", str(page)] if page else ["--json"]
+    last += ["--markdown"] if markdown else []
+    return " ".join(filter(None, [command_line(*words), command_line_options(reading), command_line(*last)]))

@@ -1,0 +1,1 @@
+"""Training, evaluation and grids of runs."""

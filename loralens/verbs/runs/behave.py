@@ -1,0 +1,281 @@
+"""The verb ``behave``: measures how adapters change the outputs of a model on real inputs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Unpack
+
+from loralens.analysis.behaviour import BASE, Behaviour, Contrast, measure_behaviour
+from loralens.choices import FloatType
+from loralens.core.adapter import Adapter
+from loralens.core.messages import warn
+from loralens.core.progress import progress
+from loralens.errors import OptionError, place
+from loralens.tables.numbers import fixed, json_number, number, percent
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.models.loaded import Head
+from loralens.verbs.models.models import ModelSource, load_model, model_label, restore_settings
+from loralens.verbs.models.texts import TextSource, read_texts, text_label
+from loralens.verbs.models.tokens import Cut, count_cut
+from loralens.verbs.shared.adapters import AdapterSource, Reading, Source, labels, read_adapter, sources
+from loralens.verbs.shared.option_values import check_counts
+
+NAMED = 3  # tensors that warnings name; an adapter of another base may have hundreds of the same kind
+# What the logits of a model are counted by: a classifier has one row of logits for a text.
+POSITIONS = {"causal": "tokens", "masked": "tokens", "classifier": "texts", "": "tokens"}
+
+
+@dataclass(frozen=True, slots=True)
+class BehaviourResult(Tabular):
+    """How adapters change the outputs of a model.
+
+    Attributes
+    ----------
+    texts : int
+        The number of texts.
+    head : str
+        The kind of the logits of the model: ``causal``, ``masked`` or ``classifier``; empty if it has none.
+    adapters : mapping of str to str
+        The path of each adapter, or the label of an object, by its name.
+    behaviour : Behaviour
+        The measurements.
+    cut : Cut
+        What was cut off the texts.
+    """
+
+    model: str
+    data: str
+    texts: int
+    head: Head
+    adapters: Mapping[str, str]
+    behaviour: Behaviour
+    cut: Cut
+
+    @property
+    def contrasts(self) -> Sequence[Contrast]:
+        """The differences between the base and every adapter, then those between adapters."""
+        return self.behaviour.contrasts
+
+    def __repr__(self) -> str:
+        return f"BehaviourResult({len(self.adapters)} adapters on {self.texts} texts of {self.data})"
+
+    def conclusion(self) -> list[str]:
+        """How strongly the adapters change the outputs; of several, which one does most and which one least."""
+        from_base = [contrast for contrast in self.contrasts if contrast.first == BASE]
+        # A model without a head has hidden states alone.
+        headed = all(contrast.kl is not None and contrast.agreement is not None for contrast in from_base)
+        rows = sorted(from_base, key=lambda row: -(row.kl or 0) if headed else -row.hidden[-1])
+        most, least = rows[0], rows[-1]
+        what = "changes the outputs" if headed else "moves the last hidden states"
+        if most is least:
+            if not headed:
+                return [f"{most.second} {what} by {percent(most.hidden[-1])}."]
+            agreement = f"in {percent(most.agreement)} of the {POSITIONS[self.head]} (KL {number(most.kl)} nats)"
+            return [f"{most.second} keeps the first choice of the model {agreement}."]
+        by_most, by_least = (self._extent(row, headed=headed) for row in (most, least))
+        of = f" of the {POSITIONS[self.head]}" if headed else ""
+        if by_most == by_least:
+            return [f"Each of the {len(rows)} adapters {what} as much as the others ({by_most}{of})."]
+        return [
+            f"Of {len(rows)} adapters {most.second} {what} most ({by_most}{of}) and {least.second} least ({by_least})."
+        ]
+
+    def _extent(self, row: Contrast, *, headed: bool) -> str:
+        """How far one adapter moves the model."""
+        if not headed:
+            return percent(row.hidden[-1])
+        return f"KL {number(row.kl)} nats, another first choice in {percent(1 - (row.agreement or 0.0))}"
+
+    def tables(self) -> list[Table[Any]]:
+        """The differences between versions of the model; and those from the base, layer by layer."""
+        from_base = [contrast for contrast in self.contrasts if contrast.first == BASE]
+        layers = list(enumerate(zip(*(contrast.hidden for contrast in from_base), strict=True)))
+        return [
+            *self.listing(),
+            Table(
+                "hidden states, ‖h − h_base‖ / ‖h_base‖ by layer, 0: the embeddings", _layer_columns(from_base), layers
+            ),
+        ]
+
+    def listing(self) -> list[Table[Contrast]]:
+        """The differences between versions of the model."""
+        # A model without a head has hidden states and no logits: the titles of their columns are empty, so that tables
+        # leave them out while --json and --csv keep them.
+        positions = self.behaviour.positions or self.behaviour.states
+        title = f"{self.model} on {self.texts} texts of {self.data}: {positions:,} {POSITIONS[self.head]}"
+        columns = COLUMNS if self.behaviour.positions else [replace(c, title="") if c in LOGITS else c for c in COLUMNS]
+        return [Table(title, columns, self.contrasts)]
+
+    def record(self) -> dict[str, Any]:
+        """The result as a JSON object, with every layer, and the tensors that were not applied."""
+        behaviour = self.behaviour
+        return {
+            "model": self.model,
+            "head": self.head or None,
+            "data": {
+                "file": self.data,
+                "texts": self.texts,
+                "cut": self.cut.record(),
+                "positions": behaviour.positions or None,
+                "states": behaviour.states,
+            },
+            "adapters": [
+                {
+                    "name": name,
+                    "path": path,
+                    "not_applied": dict(behaviour.left_out[name]),
+                    "never_called": list(behaviour.idle[name]),
+                    "rounded": list(behaviour.changed[name]),
+                }
+                for name, path in self.adapters.items()
+            ],
+            "contrasts": self.listing()[0].records(),
+        }
+
+
+# On a narrow terminal columns of low priority are left out first. KL, which alone compares whole distributions, stays.
+LOGITS: tuple[Column[Contrast], ...] = (
+    Column("kl", lambda row: json_number(row.kl), "KL (nats)", number, priority=ALWAYS),
+    Column("logits", lambda row: json_number(row.logits), "logits rms", number, priority=3),
+    Column("agreement", lambda row: row.agreement, "same top", fixed(".2%"), priority=4),
+)
+COLUMNS: tuple[Column[Contrast], ...] = (
+    Column("first", lambda row: row.first, "from", align="left", priority=ALWAYS),
+    Column("second", lambda row: row.second, "to", align="left", priority=ALWAYS),
+    *LOGITS,
+    Column(
+        "hidden_last",
+        lambda row: json_number(row.hidden[-1]) if row.hidden else None,
+        "hidden, last",
+        number,
+        priority=5,
+        json=False,
+    ),
+    # A column without a title is not shown in tables: --json has the whole list, and tables have its last layer.
+    Column("hidden", lambda row: [json_number(value) for value in row.hidden]),
+)
+
+
+def _layer_columns(from_base: Sequence[Contrast]) -> list[Column[Any]]:
+    """A column for the number of the layer, and one for each adapter."""
+
+    # A function, since a lambda in a loop would see the last value of the loop variables.
+    def column(place: int, contrast: Contrast) -> Column[Any]:
+        return Column(contrast.second, lambda row: json_number(row[1][place]), contrast.second, number)
+
+    layer: Column[Any] = Column("layer", lambda row: row[0], "layer", priority=ALWAYS)
+    return [layer, *(column(place, contrast) for place, contrast in enumerate(from_base))]
+
+
+def behave(
+    *adapters: Source,
+    model: ModelSource,
+    data: TextSource,
+    limit: int | None = None,
+    batch: int = 16,
+    length: int = 256,
+    device: str = "auto",
+    dtype: FloatType = "f32",
+    threads: int | None = None,
+    **reading: Unpack[Reading],
+) -> BehaviourResult:
+    """Show what each adapter does to the outputs of its base on real inputs, and how far adapters are apart.
+
+    Differences of hidden states are always measured; KL divergence and differences of logits where the model has a
+    head. Updates are added in float32, and nothing is merged.
+
+    Parameters
+    ----------
+    *adapters : path or Adapter
+    model : path or (model, tokenizer)
+        The base: a transformers folder, a Hub id in the local cache, or a package; or a model of transformers and its
+        tokenizer, which is left as it was.
+    data : path or iterable
+        Real inputs: ``.jsonl``, ``.txt``, ``.csv`` or ``.tsv``, or a list of texts.
+    limit : int, optional
+        Use only the first ``limit`` texts.
+    batch, length : int
+        The number of texts that the model sees at a time, and of tokens after which a text is cut.
+    device, dtype : str
+        The device and the dtype of a model that is loaded from a folder.
+    threads : int, optional
+        The number of CPU threads; by default all that the process may use.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        There is no adapter, or one is given twice; the device or the dtype does not exist; a file does not exist; torch
+        is not installed.
+    FormatError
+        An adapter, a model or texts cannot be read.
+    MismatchError
+        An adapter does not fit the model.
+    """
+    check_counts(limit=limit, batch=batch, length=length, threads=threads)
+    texts = read_texts(data, limit=limit)
+    paths = _name_adapters(sources(adapters))
+    # A model that is an object has no files with which an adapter could be compared.
+    base = None if isinstance(model, tuple) else model
+    read = {
+        name: read_adapter(source, reading, base=base, applies_all=True, label=name)
+        for name, (_, source) in paths.items()
+    }
+    with restore_settings(model):
+        loaded = load_model(model, device=device, dtype=dtype, threads=threads)
+        cut = count_cut(loaded, [text.text for text in texts], length=length)
+        cut.warn(text_label(data))
+        config: Any = loaded.model.config
+        # `restore_settings` restores it.
+        config.output_hidden_states = True
+        with place(model_label(model)), progress("running the model", len(texts)) as step:
+            batches = loaded.batches(texts, batch=batch, length=length, step=step)
+            behaviour = measure_behaviour(loaded.model, batches, adapters=read)
+    _warn_of_exceptions(behaviour)
+    return BehaviourResult(
+        model_label(model),
+        text_label(data),
+        len(texts),
+        loaded.head,
+        {name: label for name, (label, _) in paths.items()},
+        behaviour,
+        cut,
+    )
+
+
+def _name_adapters(adapters: Sequence[AdapterSource]) -> dict[str, tuple[str, AdapterSource]]:
+    """The label and the source of each adapter by its name.
+
+    The name is the last part of its path, or the whole path if two would have the same name.
+    """
+    names = labels(adapters)
+    if len(set(names)) < len(names):
+        raise OptionError("an adapter is given twice", fix="give each adapter once")
+    # A path such as ".." has no last part, and `BASE` is the name of the model without an adapter.
+    ends = [
+        label if isinstance(source, Adapter) else Path(label).name
+        for label, source in zip(names, adapters, strict=True)
+    ]
+    return {
+        end if end and end != BASE and ends.count(end) == 1 else label: (label, source)
+        for end, label, source in zip(ends, names, adapters, strict=True)
+    }
+
+
+def _warn_of_exceptions(behaviour: Behaviour) -> None:
+    """Warn of tensors that were not applied, or not as they are."""
+    left_out = {
+        name: [f"{key} ({reason})" for key, reason in tensors.items()] for name, tensors in behaviour.left_out.items()
+    }
+    for what, tensors_of in (
+        ("is not applied", left_out),
+        ("was never called by the model", behaviour.idle),
+        ("has no layer of its own: its weight was changed, and so rounded", behaviour.changed),
+    ):
+        for adapter, tensors in tensors_of.items():
+            for tensor in list(tensors)[:NAMED]:
+                warn(f"{adapter}: {tensor} {what}")
+            if len(tensors) > NAMED:
+                warn(f"{adapter}: and {len(tensors) - NAMED} more")

@@ -1,0 +1,730 @@
+"""A grid of training runs in one folder: makes the runs that are missing, and the table ``runs.csv`` of all runs.
+
+==================== ===============================================================================================
+``NAME/``            the finished run of that name, as ``loralens train`` writes it; its ``run.json`` has its settings
+``NAME.unfinished/`` a run that was interrupted or has diverged
+``runs.csv``         a row for each of these: settings and results, read from their folders
+==================== ===============================================================================================
+"""
+
+import csv
+import json
+import logging
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from io import StringIO
+from os import PathLike
+from pathlib import Path
+from statistics import fmean
+from time import monotonic, sleep
+from typing import Any, Literal, NamedTuple, final
+
+from loralens.core.adapter import Adapter
+from loralens.core.fingerprint import fingerprint
+from loralens.core.messages import LEVELS, LOGGER, note
+from loralens.core.names import natural_key
+from loralens.core.threads import processor_count
+from loralens.core.training import record_of
+from loralens.errors import DivergenceError, LoraLensError, MismatchError, OptionError, place
+from loralens.formats import load
+from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.container import read_json
+from loralens.formats.files.disk import disk_errors
+from loralens.formats.files.hold import Hold, check_free
+from loralens.formats.files.json_text import finite_number
+from loralens.formats.files.location import NAMES
+from loralens.formats.files.regular import read_whole
+from loralens.formats.models.base_digest import base_digest
+from loralens.formats.models.model_location import model_path
+from loralens.formats.records.training import (
+    GRID,
+    LOG,
+    RUN,
+    UNFINISHED,
+    Training,
+    grid_record,
+    grid_runs,
+    is_finished,
+)
+from loralens.formats.records.training_log import history, log_entries
+from loralens.tables.numbers import count, number
+from loralens.tables.render import no_formula
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.models.loaded import Loaded
+from loralens.verbs.models.models import digest_of_model, load_headed, model_name, restore_settings
+from loralens.verbs.models.texts import text_label
+from loralens.verbs.runs.grid_axes import WHOLE, Grid, GridPoint, grid_points, spell, value_text
+from loralens.verbs.runs.grid_worker import Worker, WorkerEnd, WorkerMessage, can_be_sent, perform_in, serve_tasks
+from loralens.verbs.runs.run_display import naming_runs
+from loralens.verbs.runs.train_adapter import train_adapter
+from loralens.verbs.runs.training_inputs import TrainingInputs, read_training_inputs
+from loralens.verbs.runs.training_options import TrainingOptions, fill_in
+from loralens.verbs.runs.training_result import TrainPlan
+from loralens.verbs.shared.adapters import load_source
+from loralens.verbs.shared.option_values import check_counts
+
+RUNS = "runs.csv"
+# Options of a single run, which mean nothing for a grid, with the advice against each.
+SINGLE = {"resume": "a grid goes on by itself", "more_steps": "train more steps of single runs", "shard": ""}
+# The options that decide about the inputs of a run.
+INPUTS = ("model", "task", "dtype", "data", "eval", "eval_limit", "length", "mask_prompt", "pack")
+COUNTS = ("trainable", "frozen")  # the numbers of parameters in the record of a run
+DIGITS = 12  # of a digest of texts, 48 bits
+TAIL = 0.1  # the share of the steps over which `loss_tail` is the mean
+# Seconds in which a run that is told to stop may finish its step and save its state. A step of a large model on a CPU
+# takes that long. A run that is killed after this time goes on from the state before.
+GRACE = 60.0
+
+Status = Literal["done", "diverged", "unfinished", "missing"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GridRun:
+    """One run of a grid.
+
+    Attributes
+    ----------
+    name : str
+        The values of the axes; also the name of its folder.
+    output : Path
+        Its folder, which exists if it is done.
+    settings : mapping of str to value
+        Every option that decides about its numbers, as JSON holds them.
+    status : str
+        ``done``, ``diverged``, ``unfinished`` or ``missing``.
+    results : mapping of str to number
+        The results, by the names of the columns of ``runs.csv``; empty unless it is done or has diverged.
+    message : str
+        Why it has diverged.
+    """
+
+    name: str
+    output: Path
+    settings: Mapping[str, Any]
+    status: Status
+    results: Mapping[str, Any]
+    message: str = ""
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter of the run, read from its folder."""
+        return load(self.output)
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The lines of its log: every step and evaluation."""
+        return log_entries((self.output if self.status == "done" else _unfinished(self.output)) / LOG)
+
+
+@dataclass(frozen=True, slots=True)
+class GridResult(Tabular):
+    """The runs of a grid, where the last axis varies fastest; the result is a sequence of them.
+
+    ``runs.csv`` in the folder has them too, beside those of other grids in the same folder.
+
+    Attributes
+    ----------
+    output : Path
+        The folder of the grid.
+    runs : sequence of GridRun
+    axes : tuple of str
+        The options that differ between the runs.
+    trained : int
+        The number of runs that were made now, or would be made after a dry run.
+    dry : bool
+        Whether nothing was trained because only the plan was asked for.
+    main : bool
+        Whether this process reports; a grid has one.
+    """
+
+    output: Path
+    runs: Sequence[GridRun]
+    axes: tuple[str, ...]
+    trained: int
+    dry: bool = False
+    main: bool = True
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, index: int) -> GridRun:
+        return self.runs[index]
+
+    def __repr__(self) -> str:
+        return f"GridResult({str(self.output)!r}, {count(len(self.runs), 'run')})"
+
+    def where(self, **settings: Any) -> list[GridRun]:
+        """The runs that have these settings: ``result.where(rank=8, seed=0)``."""
+        values = {name: _plain(value) for name, value in settings.items()}
+        return [
+            run for run in self.runs if all(_plain(run.settings.get(name)) == value for name, value in values.items())
+        ]
+
+    def tables(self) -> list[Table[GridRun]]:
+        """The runs with the values of the axes and the main results."""
+        axes = [Column(name, _setting(name), name.replace("_", " "), value_text, priority=ALWAYS) for name in self.axes]
+        results = [
+            Column(key, _result(key), key.replace("_", " "), _number, priority=2 if key.startswith("eval_") else 1)
+            for key in _keys(run.results for run in self.runs)
+            if key in ("trainable", "loss_tail") or key.startswith("eval_")
+        ]
+        return [Table("runs", (*axes, *results, STATUS), self.runs)]
+
+    def listing(self) -> list[Table[GridRun]]:
+        """The runs with all settings and results: the content of ``runs.csv``."""
+        columns: list[Column[GridRun]] = [
+            Column("run", lambda run: run.name),
+            Column("status", lambda run: run.status),
+            *(Column(key, _setting(key)) for key in _keys(run.settings for run in self.runs)),
+            *(Column(key, _result(key)) for key in _keys(run.results for run in self.runs)),
+            Column("message", lambda run: run.message),
+        ]
+        return [Table("runs", columns, self.runs)]
+
+    def conclusion(self) -> list[str]:
+        """How many runs there are, and how many of them were made now."""
+        if self.dry:
+            return [f"{self.output}: {count(len(self.runs), 'run')}, of which {self.trained} would be trained."]
+        statuses = Counter(run.status for run in self.runs)
+        before = len(self.runs) - self.trained
+        earlier = f", {before} of them before" if before else ""
+        lines = [f"{self.output}: {count(statuses['done'], 'run')} done{earlier}; {RUNS} has their results."]
+        if statuses["diverged"]:
+            lines.append(f"{count(statuses['diverged'], 'run')} diverged: the loss is no longer finite.")
+        return lines
+
+    def record(self) -> dict[str, Any]:
+        """The result as a JSON object."""
+        runs = [
+            {
+                "run": run.name,
+                "status": run.status,
+                "settings": dict(run.settings),
+                "results": dict(run.results),
+                "message": run.message,
+            }
+            for run in self.runs
+        ]
+        return {"target": str(self.output), "axes": list(self.axes), "trained": self.trained, "runs": runs}
+
+
+STATUS: Column[GridRun] = Column("status", lambda run: run.status, "status", align="left", priority=ALWAYS)
+
+
+def _keys(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for mapping in mappings for key in mapping))
+
+
+def _setting(name: str) -> Any:
+    return lambda run: run.settings.get(name)
+
+
+def _result(name: str) -> Any:
+    return lambda run: run.results.get(name)
+
+
+def _number(value: float | None) -> str:
+    return f"{value:,}" if isinstance(value, int) else number(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON holds it: a number, or the text of ``--grid``."""
+    return value if value is None or isinstance(value, bool | int | float) else value_text(value)
+
+
+# ---- The grid
+
+
+class GridTask(NamedTuple):
+    """A run that is to be made: its name, its options, and what is recorded of it in its folder."""
+
+    name: str
+    options: TrainingOptions
+    record: Mapping[str, Any]
+
+
+def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, fixed: Collection[str]) -> GridResult:
+    """Make the runs of a grid that are missing in its folder.
+
+    Parameters
+    ----------
+    keywords : mapping
+        The options of `loralens.train` except for ``grid`` and ``jobs``: those of all runs.
+    grid : str, mapping, or sequence of these
+        The axes, see `loralens.verbs.runs.grid_axes.grid_points`.
+    jobs : int, optional
+        The number of runs at a time, 1 by default.
+    fixed : collection of str
+        The options that have one value for all runs.
+
+    Raises
+    ------
+    OptionError
+        An axis or a value is not allowed; the message names the run. Nothing has been trained.
+    MismatchError
+        The folder has a run of the same name with other settings.
+    """
+    _check_options(keywords, jobs)
+    points = grid_points(grid, fixed)
+    folder, dry = Path(keywords["output"]), keywords["dry_run"]
+    planned = _plan(keywords, points)
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"{folder}: is a file, but a grid is a folder", fix="choose another folder")
+    hold = Hold()
+    try:
+        if folder.exists() and not dry:
+            hold.take(folder)
+            _wait_for_earlier(folder, planned)
+        runs = _read_runs(folder)
+        if not runs and (foreign := next((name for name in (RUNS, RUN, NAMES[0]) if _is_foreign(folder / name)), None)):
+            what = f"{folder}: holds {foreign}, which no grid has written there"
+            raise OptionError(what, fix="choose another folder")
+        asked = [_asked(task, folder, runs, overwrite=keywords["overwrite"]) for task in planned]
+        missing = [
+            task._replace(options=replace(task.options, resume=True, overwrite=False))
+            if run.status == "unfinished"
+            else task
+            for task, run in zip(planned, asked, strict=True)
+            if run.status in ("unfinished", "missing")
+        ]
+        if not dry:
+            if missing:
+                _make_missing(missing, folder, runs, hold, jobs=jobs or 1)
+            _write_table(folder, runs)
+            asked = [runs.get(run.name, run) for run in asked]
+    finally:
+        hold.release()
+    axes = tuple(_keys(point.values for point in points))
+    return GridResult(folder, asked, axes, len(missing), dry=dry)
+
+
+def _check_options(keywords: Mapping[str, Any], jobs: int | None) -> None:
+    if keywords["output"] is None:
+        raise OptionError("Missing option '--output'", fix="say where to write the grid (-o FOLDER)")
+    for name, fix in SINGLE.items():
+        if keywords[name]:
+            option = f"--{spell(name)}"
+            raise OptionError(f"--grid and {option} exclude each other", fix=fix or f"leave {option} out")
+    # torchrun starts every process with the same command.
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise OptionError("a grid is made by one process, and torchrun has started several", fix="start it without")
+    check_counts(jobs=jobs)
+
+
+def _plan(keywords: Mapping[str, Any], points: Sequence[GridPoint]) -> list[GridTask]:
+    """The runs with their options and settings. Every value that can be checked without the model is checked."""
+    if not points:
+        raise OptionError("the grid has no axes", fix="give one: --grid rank=1,8")
+    # Texts that can be iterated only once are stored for all runs.
+    iterators = {name: list(keywords[name]) for name in ("data", "eval") if hasattr(keywords[name], "__next__")}
+    planned: list[GridTask] = []
+    for point in points:
+        with place(point.name):
+            output = Path(keywords["output"]) / point.name
+            options = fill_in({**keywords, **iterators, **point.values, "output": output, "dry_run": False})
+            options.check()
+        planned.append(GridTask(point.name, options, {}))
+    digests: dict[Any, str] = {}
+    return [task._replace(record={"settings": _settings(task.options, digests)}) for task in planned]
+
+
+def _settings(options: TrainingOptions, digests: dict[Any, str]) -> dict[str, Any]:
+    """Every option that decides about the numbers of a run, as JSON holds it.
+
+    The model, the texts and the adapters to start from have digests, so that others under the same name are noticed.
+    ``digests`` holds them for the next run.
+    """
+
+    def digest(make: Callable[[Any], str], source: Any) -> str:
+        key = make, _identity(source)
+        if key not in digests:
+            digests[key] = make(source)
+        return digests[key]
+
+    settings = {name: _plain(getattr(options, name)) for name in options.__dataclass_fields__ if name not in WHOLE}
+    settings["model"], settings["base"] = model_name(options.model), digest(_digest_of_base, options.model)
+    for name in ("data", "eval"):
+        if (source := getattr(options, name)) is not None:
+            # The name alone, as in the record of the adapter, since a path means nothing on another machine.
+            settings[name] = Path(text_label(source)).name
+            settings[f"{name}_digest"] = digest(_digest_of_texts, source)
+    for name in ("start_from", "first_a"):
+        if (source := getattr(options, name)) is not None:
+            settings[name] = digest(_digest_of_adapter, source)
+    return settings
+
+
+def _identity(value: Any) -> str:
+    """A value as text; an object, such as a model or a list of texts, by what it is and not by what is in it."""
+    plain = value is None or isinstance(value, str | int | PathLike)
+    return str(value) if plain else f"{type(value).__name__} {id(value)}"
+
+
+def _digest_of_base(model: Any) -> str:
+    return digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(model_path(Path(model)))
+
+
+def _digest_of_adapter(source: Any) -> str:
+    return fingerprint(load_source(source, {}, strict=False))[:DIGITS]
+
+
+def _digest_of_texts(source: Any) -> str:
+    """A digest of texts or of their file; empty for the name of a corpus and for a folder."""
+    if not isinstance(source, str | PathLike):
+        return sha256(repr(list(source)).encode(errors="replace")).hexdigest()[:DIGITS]
+    if not Path(source).is_file():
+        return ""
+    return sha256(read_whole(Path(source))).hexdigest()[:DIGITS]
+
+
+def _wait_for_earlier(folder: Path, planned: Sequence[GridTask]) -> None:
+    """Wait until no process of an earlier grid, which was killed, writes a run: it still saves the state of the run."""
+    begun = monotonic()
+    for task in planned:
+        while (unfinished := _unfinished(folder / task.name)).exists():
+            try:
+                check_free(unfinished)
+                break
+            except OptionError:
+                if monotonic() - begun > GRACE:
+                    raise
+                sleep(0.2)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file that a grid does not write, or a table of another kind, is in the folder of a grid."""
+    return path.exists() and not (path.name == RUNS and read_whole(path).startswith(b"run,status,"))
+
+
+def _asked(task: GridTask, folder: Path, runs: Mapping[str, GridRun], *, overwrite: bool) -> GridRun:
+    """The run of a task as it is in the folder; a missing run if it is not there, or is to be replaced.
+
+    Raises
+    ------
+    MismatchError
+        There is a run of this name with other settings, and ``overwrite`` is false.
+    """
+    run, settings = runs.get(task.name), task.record["settings"]
+    # What is done is not made again, so that the command can be repeated.
+    if run is not None and run.settings == settings and not (overwrite and run.status == "unfinished"):
+        return run
+    if run is not None and not overwrite:
+        keys = [key for key in _keys([run.settings, settings]) if run.settings.get(key) != settings.get(key)]
+        differences = "; ".join(
+            f"{key} is {run.settings.get(key)!r} there, {settings.get(key)!r} here" for key in keys[:3]
+        )
+        fix = "choose another folder, give the option as an axis, or replace these runs: --overwrite"
+        raise MismatchError(f"{folder}: {task.name} was made with other settings: {differences}", fix=fix)
+    return GridRun(task.name, folder / task.name, settings, "missing", {})
+
+
+# ---- The runs in the folder, and their table
+
+
+def _unfinished(target: Path) -> Path:
+    """The folder of a run that is not done."""
+    return target.with_name(target.name + UNFINISHED)
+
+
+def _read_runs(folder: Path) -> dict[str, GridRun]:
+    """The runs in a folder by name, in the natural order of their names."""
+    names = dict.fromkeys(run.name.removesuffix(UNFINISHED) for run in grid_runs(folder))
+    runs = (_read_run(folder / name) for name in names)
+    return {run.name: run for run in runs if run is not None}
+
+
+def _read_run(target: Path) -> GridRun | None:
+    """A run from its folder; while it is replaced, the new one."""
+    unfinished = _unfinished(target)
+    if record := grid_record(unfinished):
+        status: Status = "diverged" if "diverged" in record else "unfinished"
+    elif is_finished(target) and (record := grid_record(target)):
+        status = "done"
+    else:
+        return None
+    results: dict[str, Any] = {}
+    if status != "unfinished":
+        results = {name: record[name] for name in COUNTS if isinstance(record.get(name), int)}
+        results |= _results(target if status == "done" else unfinished, done=status == "done")
+    return GridRun(target.name, target, record["settings"], status, results, str(record.get("diverged", "")))
+
+
+def _results(folder: Path, *, done: bool) -> dict[str, Any]:
+    """The results of a run by column; those of a diverged run are those before its end."""
+    log = history(folder / LOG)
+    record: Mapping[str, Any] = {}
+    modules: int | None = None
+    if done:
+        with place(folder):
+            adapter = load(folder)
+        record, modules = record_of(adapter) or {}, len(adapter)
+    steps = record.get("steps_done", max(log.losses, default=0))
+    best = record.get("best_step")
+    written = steps if best is None else best
+    tail = [
+        loss for step, loss in log.losses.items() if step > steps - max(1, round(TAIL * steps)) and loss is not None
+    ]
+    first = next((measures for step, measures in log.evaluations if step == 0), {})
+    final = next((measures for step, measures in reversed(log.evaluations) if step == written), {})
+    steps_logged = [entry for entry in log_entries(folder / LOG) if "loss" in entry]
+    seconds, tokens = (sum(finite_number(entry.get(key)) or 0 for entry in steps_logged) for key in ("seconds", "size"))
+    return {
+        "steps_done": steps,
+        "best_step": best,
+        "modules": modules,
+        "loss": log.losses.get(written),
+        "loss_tail": fmean(tail) if tail else None,
+        **{f"before_{name}": value for name, value in first.items()},
+        **{f"eval_{name}": value for name, value in final.items()},
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+    }
+
+
+def _write_table(folder: Path, runs: Mapping[str, GridRun]) -> None:
+    """Write ``runs.csv``: name, status, settings, results, and why a run has diverged."""
+    rows = [
+        {"run": run.name, "status": run.status, **run.settings, **run.results, "message": run.message}
+        for run in sorted(runs.values(), key=lambda run: natural_key(run.name))
+    ]
+    # The message comes last, although rows without results have it before the results of later rows.
+    columns = sorted(_keys(rows), key=lambda column: column == "message")
+    stream = StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({column: no_formula(cell) for column, cell in row.items()} for row in rows)
+    with place(folder), disk_errors(), atomic_file(folder / RUNS) as file:
+        file.write(stream.getvalue().encode())
+
+
+# ---- Making runs
+
+
+def _make_missing(tasks: Sequence[GridTask], folder: Path, runs: dict[str, GridRun], hold: Hold, *, jobs: int) -> None:
+    """Check all runs that are missing, then make them; adds them to ``runs`` and to the table as they are finished."""
+    # Those with the same inputs follow each other. If the model lacks weights, they are random numbers of the seed.
+    tasks = sorted(tasks, key=lambda task: (_inputs_key(task.options), task.options.seed))
+    shared = SharedInputs()
+    with restore_settings(tasks[0].options.model), _each_message_once():
+        tasks = [_checked(task, shared) for task in tasks]
+        with place(folder), disk_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+        hold.take(folder)
+        with closing(_outcomes(tasks, shared, jobs=min(jobs, len(tasks)))) as outcomes:
+            for done, (task, error) in enumerate(outcomes, start=1):
+                if error is not None:
+                    raise error.at(task.name)
+                if (run := _read_run(folder / task.name)) is not None:
+                    runs[task.name] = run
+                    _write_table(folder, runs)
+                    note(f"{done} of {len(tasks)}: {_run_line(run)}")
+
+
+def _checked(task: GridTask, shared: "SharedInputs") -> GridTask:
+    """The task, after a dry run has checked it against its model and texts, with the numbers of its parameters."""
+    with place(task.name), naming_runs(task.name):
+        plan = train_adapter(replace(task.options, dry_run=True), read=shared.read, keep_model=True)
+    assert isinstance(plan, TrainPlan)
+    return task._replace(record={**task.record, **{name: getattr(plan.parts, name) for name in COUNTS}})
+
+
+def _run_line(run: GridRun) -> str:
+    """A run that is finished, in one line."""
+    if run.status == "diverged":
+        return f"{run.name} diverged: {run.message}"
+    measures = {name.removeprefix("eval_"): v for name, v in run.results.items() if name.startswith("eval_")}
+    shown = measures or {"loss": run.results.get("loss_tail")}
+    return f"{run.name}: {', '.join(f'{name} {number(value)}' for name, value in shown.items())}"
+
+
+def _outcomes(
+    tasks: Sequence[GridTask], shared: "SharedInputs", *, jobs: int
+) -> Generator[tuple[GridTask, LoraLensError | None], None, None]:
+    """Make runs, and give each with its error, if it has one, when it is finished."""
+    if jobs > 1 and not all(map(_can_be_sent, tasks)):
+        note("a model or an optimiser that another process cannot receive: the runs are made one after the other")
+        jobs = 1
+    if jobs < 2 or not sys.executable:
+        for task in tasks:
+            yield task, make_run(task, shared)
+        return
+    shared.clear()  # every process has inputs of its own
+    # Without --threads, the runs share the processors.
+    threads = tasks[0].options.threads or max(1, processor_count() // jobs)
+    tasks = [task._replace(options=replace(task.options, threads=threads)) for task in tasks]
+    note(f"{count(len(tasks), 'run')} to make, {jobs} at a time with {count(threads, 'thread')}")
+    # Threads that wait must not spin: two runs on two processors would slow each other down.
+    environment = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
+    serve = f"{__name__}:serve_grid"
+    workers = [Worker(serve, jobs, on_message=_log, environment=environment, grace=GRACE) for _ in range(jobs)]
+    with closing(perform_in(workers, _Waiting(tasks), len(tasks))) as outcomes:
+        for task, outcome in outcomes:
+            if isinstance(outcome, WorkerEnd):
+                what = f"the process that trained it has ended ({outcome})"
+                outcome = OptionError(what, fix="give fewer --jobs if memory is short; else report this as a bug")
+            yield task, outcome
+
+
+def make_run(task: GridTask, shared: "SharedInputs") -> LoraLensError | None:
+    """Make a run, or continue it; returns the error of a run that could not be made. A divergence is recorded."""
+    try:
+        with naming_runs(task.name):
+            train_adapter(task.options, read=shared.read, keep_model=True, grid=task.record)
+    except DivergenceError as error:
+        _record_divergence(task, error.what)
+    except LoraLensError as error:
+        return error
+    return None
+
+
+def _record_divergence(task: GridTask, message: str) -> None:
+    """Record in the folder of an unfinished run that it has diverged, so that it is not tried again."""
+    assert task.options.output
+    training = Training(task.options.output)
+    # The folder is made with the first line of the log, which a run that diverges in its first step does not have.
+    if (grid_record(training.folder) or {}).get("settings") != task.record["settings"]:
+        training.begin({GRID: task.record}, overwrite=task.options.overwrite)
+        training.release()
+    record = {**read_json(training.folder / RUN), GRID: {**task.record, "diverged": message}}
+    with place(training.folder), disk_errors(), atomic_file(training.folder / RUN) as file:
+        file.write((json.dumps(record, indent=2) + "\n").encode())
+
+
+def _can_be_sent(task: GridTask) -> bool:
+    optimiser = task.options.optimiser
+    while isinstance(optimiser, partial):
+        optimiser = optimiser.func
+    # A function of the caller's script is pickled by name, and the other process has another main module.
+    own = getattr(optimiser, "__module__", "") == "__main__"
+    return not own and not isinstance(task.options.model, tuple) and can_be_sent(task)
+
+
+@final
+class _Waiting:
+    """Runs that no worker has taken yet."""
+
+    def __init__(self, tasks: Sequence[GridTask]) -> None:
+        self._tasks = deque(tasks)
+
+    def take(self, worker: int) -> GridTask | None:
+        """The next run; workers are all alike."""
+        del worker
+        try:
+            return self._tasks.popleft()
+        except IndexError:
+            return None
+
+    def finish(self, task: GridTask) -> None:
+        """Note that a run is done, for which nothing waits here."""
+
+    def close(self) -> None:
+        """Give no more runs."""
+        self._tasks.clear()
+
+
+@contextmanager
+def _each_message_once() -> Iterator[None]:
+    """Within the context, a message that several runs have appears once."""
+    seen_texts: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        new = record.getMessage() not in seen_texts
+        seen_texts.add(record.getMessage())
+        return new
+
+    LOGGER.addFilter(is_new)
+    try:
+        yield
+    finally:
+        LOGGER.removeFilter(is_new)
+
+
+# ---- In a process that makes runs
+
+
+def serve_grid() -> None:
+    """Make the runs of a grid; the work of a process that `Worker` has started."""
+    shared = SharedInputs()
+    LOGGER.propagate = False
+    LOGGER.setLevel(LEVELS["note"])
+
+    def perform(task: GridTask, send: Callable[[WorkerMessage], None]) -> LoraLensError | None:
+        LOGGER.handlers = [_Sender(send)]
+        try:
+            return make_run(task, shared)
+        # Whatever torch or transformers raise is an answer too, which the first process reports.
+        except Exception as error:  # noqa: BLE001
+            fix = "give fewer --jobs if memory is short; else report this as a bug"
+            return OptionError(f"{type(error).__name__}: {error}", fix=fix)
+
+    serve_tasks(perform)
+
+
+class _Sender(logging.Handler):
+    """Sends messages to the first process."""
+
+    def __init__(self, send: Callable[[WorkerMessage], None]) -> None:
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._send(WorkerMessage(record.levelno, record.getMessage()))
+
+
+def _log(message: WorkerMessage) -> None:
+    LOGGER.log(message.level, "%s", message.text)
+
+
+# ---- Inputs
+
+
+def _inputs_key(options: TrainingOptions) -> tuple[str, ...]:
+    """What two runs have in common that share their inputs, as texts that can be sorted; the model comes first."""
+    return tuple(_identity(getattr(options, name)) for name in INPUTS)
+
+
+@final
+class SharedInputs:
+    """Reads the inputs of runs. The tokens of all texts are kept, and one model: that of the run before."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._texts: dict[tuple[str, ...], TrainingInputs] = {}
+        self._loaded: Loaded | None = None
+        self._loaded_with: tuple[Any, ...] = ()
+        self._seed = 0
+
+    def read(self, options: TrainingOptions, *, device: str) -> TrainingInputs:
+        """The inputs of a run, as `loralens.verbs.runs.training_inputs.read_training_inputs` reads them."""
+        key = (*_inputs_key(options), device)
+        if key not in self._texts:
+            inputs = read_training_inputs(options, device=device, load=self._load)
+            inputs.warn_of_cut()
+            # Without its model, of which there is one at a time.
+            self._texts[key] = replace(inputs, loaded=inputs.loaded._replace(model=None))  # type: ignore[arg-type]
+        inputs = self._texts[key]
+        labels = inputs.learned.labels if inputs.task.labelled else None
+        dtype, threads = options.dtype or "f32", options.threads
+        same = {"device": device, "dtype": dtype, "threads": threads, "labels": labels}
+        return replace(inputs, loaded=self._load(options.model, inputs.task.head, seed=options.seed, **same))
+
+    def _load(self, *source: Any, seed: int, **options: Any) -> Loaded:
+        """As `loralens.verbs.models.models.load_headed`, if it is another model than that of the run before."""
+        loaded, loaded_with = self._loaded, (*source, options)
+        # Another seed draws other numbers for the weights that the folder does not have.
+        if loaded is None or loaded_with != self._loaded_with or (loaded.missing and seed != self._seed):
+            self._loaded = loaded = None  # the old model leaves the memory first
+            loaded = load_headed(*source, seed=seed, **options)
+            self._loaded, self._loaded_with, self._seed = loaded, loaded_with, seed
+        return loaded

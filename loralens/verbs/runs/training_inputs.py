@@ -1,0 +1,148 @@
+"""The inputs of a training run: a model with the head for the task, and texts as tokens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from loralens.core.messages import note
+from loralens.errors import OptionError, place
+from loralens.tables.numbers import count
+from loralens.verbs.models.loaded import Loaded
+from loralens.verbs.models.models import labels_of, load_headed, model_label
+from loralens.verbs.models.texts import Texts, read_data, text_label
+from loralens.verbs.models.tokens import CAUSAL, Cut, check_causal, count_cut, pack_rows
+from loralens.verbs.runs.training_options import TrainingOptions
+
+if TYPE_CHECKING:  # torch takes a second
+    from torch import nn
+
+    from loralens.training.texts.tasks import Examples, Task
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingInputs:
+    """The task, the model and the texts of a run.
+
+    Attributes
+    ----------
+    learned, held_out : Texts
+        The texts for training and for evaluation.
+    examples, evaluated : Examples
+        The same texts as tokens.
+    heads : tuple of str
+        The modules that are trained in full by default: the head of a classifier, and modules whose weights are missing
+        in the folder of the model.
+    cut, evaluation_cut : Cut
+        What was cut off the texts for training and for evaluation.
+    """
+
+    task: "Task"
+    loaded: Loaded
+    learned: Texts
+    held_out: Texts | None
+    examples: "Examples"
+    evaluated: "Examples | None"
+    heads: tuple[str, ...]
+    cut: Cut
+    evaluation_cut: Cut | None
+
+    def warn_of_cut(self) -> None:
+        """Tell the user what was cut off the texts."""
+        self.cut.warn(self.learned.name)
+        lost = sum(not any(learned[1:]) for learned in self.examples.learned or ())
+        if lost:
+            which = f"of {count(lost, 'dialogue')} nothing is learned, since what would be is cut off"
+            note(f"{self.learned.name}: {which}")
+        if self.held_out and self.evaluation_cut:
+            self.evaluation_cut.warn(self.held_out.name, length=False)
+
+
+def read_training_inputs(
+    options: TrainingOptions, *, device: str, load: Callable[..., Loaded] = load_headed
+) -> TrainingInputs:
+    """Read the data, load the model, and turn texts into tokens. ``load`` may keep models for other runs."""
+    from loralens.training.texts.tasks import task_named  # torch takes a second
+
+    task = task_named(options.task)
+    learned, held_out = read_data(options.data, options.eval, labelled=task.labelled, dialogues=task.head == CAUSAL)
+    # A classifier that knows these labels keeps its head, so the labels must have its order.
+    if task.labelled:
+        own = labels_of(options.model)
+        learned, held_out = learned.ordered(own), held_out and held_out.ordered(own)
+    held_out = held_out.head(options.eval_limit) if held_out else None
+    # The data comes first, since its labels give the size of the head, and an error in it is found in no time.
+    loaded = load(
+        options.model,
+        task.head,
+        device=device,
+        dtype=options.dtype or "f32",
+        threads=options.threads,
+        seed=options.seed,
+        labels=learned.labels if task.labelled else None,
+    )
+    encode = partial(loaded.encode, length=options.length, mask_prompt=options.mask_prompt)
+    with place(text_label(options.data)):
+        examples = encode(learned.texts, labels=learned.numbers)
+        _check_something_to_learn(task, examples)
+    with place(text_label(options.data if options.eval is None else options.eval)):
+        evaluated = encode(held_out.texts, labels=held_out.numbers) if held_out else None
+    # A model that sees later tokens would only learn to copy them.
+    if task.head == CAUSAL:
+        with place(model_label(options.model)):
+            check_causal(loaded, examples)
+    if options.pack:
+        examples = pack_rows(loaded, task, examples, length=options.length)
+    heads = heads_to_train(loaded.model, loaded.missing, classifier=task.labelled)
+    # The texts are counted again, since the examples hold only what was kept of them.
+    cut = count_cut(loaded, learned.texts, length=options.length)
+    held_out_cut = count_cut(loaded, held_out.texts, length=options.length) if held_out else None
+    return TrainingInputs(task, loaded, learned, held_out, examples, evaluated, heads, cut, held_out_cut)
+
+
+def _check_something_to_learn(task: "Task", examples: "Examples") -> None:
+    """Refuse texts in which a language task has nothing to predict."""
+    if task.labelled:
+        return
+    # A causal model predicts each token from those before it, and a masked one each from the others.
+    if examples.learned is not None and not any(any(learned[1:]) for learned in examples.learned):
+        raise OptionError(
+            "nothing is left to learn: every completion and every answer is cut off",
+            fix="give a larger --length, or shorter prompts",
+        )
+    if all(len(tokens) < 2 for tokens in examples.tokens):
+        raise OptionError(
+            "no text has two tokens, and a single token cannot be predicted from others",
+            fix="give longer texts, or a larger --length",
+        )
+    if not task.predicts_any(examples):
+        raise OptionError(
+            "no text has a token that can be hidden: all are special tokens, or words that the tokenizer does not know",
+            fix="give texts whose words the tokenizer knows",
+        )
+
+
+def heads_to_train(model: "nn.Module", missing: Sequence[str], *, classifier: bool) -> tuple[str, ...]:
+    """The modules to train in full: those whose weights are missing, and for a classifier all but its encoder.
+
+    Modules that are tied to other weights are left out, such as the decoder of a masked language model, which shares
+    the weight of the embedding.
+    """
+    names = [key.rpartition(".")[0] for key in missing]
+    # The attribute of transformers that names the encoder inside a model with a head.
+    if classifier and (inner := getattr(model, "base_model_prefix", "")):
+        names += [
+            name for name, child in model.named_children() if name != inner and any(True for _ in child.parameters())
+        ]
+    return tuple(dict.fromkeys(part for name in names for part in _untied_modules(model, name)))
+
+
+def _untied_modules(model: "nn.Module", name: str) -> list[str]:
+    """The module, or the largest modules inside it that share no parameter with a module outside it."""
+    everywhere = model.named_parameters(remove_duplicate=False)
+    outside = {id(parameter) for key, parameter in everywhere if not key.startswith(f"{name}.")}
+    module = model.get_submodule(name)
+    if not any(id(parameter) in outside for parameter in module.parameters()):
+        return [name]
+    children = [f"{name}.{child}" for child, inner in module.named_children() if any(True for _ in inner.parameters())]
+    return [part for child in children for part in _untied_modules(model, child)]

@@ -1,0 +1,494 @@
+"""A training run: from options and inputs to the finished folder, or to one from which the run can be resumed."""
+
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Self, final
+
+from loralens.core.adapter import Adapter
+from loralens.core.fingerprint import fingerprint
+from loralens.core.messages import warn
+from loralens.errors import DivergenceError, FormatError, LoraLensError
+from loralens.formats.files.location import NAMES
+from loralens.formats.models.base_digest import base_digest
+from loralens.formats.models.model_location import model_path
+from loralens.formats.records.training import GRID, LOG, STATE, Training
+from loralens.formats.records.training_log import History, history
+from loralens.formats.records.watch_log import NAME as WATCHED
+from loralens.tables.numbers import json_number, number
+from loralens.training.course import ADAM
+from loralens.verbs.models.models import digest_of_model, model_name
+from loralens.verbs.runs.run_display import run_display
+from loralens.verbs.runs.training_inputs import TrainingInputs
+from loralens.verbs.runs.training_options import METHOD_AXES, TrainingOptions
+from loralens.verbs.runs.training_result import TrainedParts
+from loralens.verbs.shared.adapters import read_adapter
+from loralens.watching.watcher import Watcher
+
+if TYPE_CHECKING:
+    from torch import device as Device  # noqa: N812
+
+    from loralens.core.training import State
+    from loralens.training.fitting import Fitted
+    from loralens.training.injection import Injection
+    from loralens.training.loop import Measures, Step, Watch
+    from loralens.training.world import World
+
+
+NAMED = 8  # texts that the message names; a step may have hundreds
+
+
+def explain_divergence(
+    error: DivergenceError, *, texts: Sequence[int], name: str, training: Training | None, done: int
+) -> DivergenceError:
+    """The error of the step after ``done``, with the numbers of its texts and the last good snapshot.
+
+    Parameters
+    ----------
+    error : DivergenceError
+        The error of the training loop.
+    texts : sequence of int
+        The indices of the texts of this step.
+    name : str
+        The file of the texts.
+    training : Training or None
+        The files of the run; None if it has not begun to write.
+    done : int
+        The number of completed steps.
+    """
+    # People count lines from 1.
+    numbers = ", ".join(str(text + 1) for text in texts[:NAMED]) + (f" … ({len(texts)})" if len(texts) > NAMED else "")
+    what = f"{error.what}, texts {numbers} of {name}"
+    if training is None:
+        return DivergenceError(what, fix=error.fix)
+    # The weights after step ``done`` gave the loss that is not finite, so the last good snapshot is older.
+    good = [path for step, path in training.snapshots if step < done]
+    if good:
+        what += f"; the last good snapshot is {good[-1]}"
+    else:
+        what += f"; {training.folder} keeps the log, and there was no good snapshot yet"
+    return DivergenceError(what, fix=f"{error.fix}; then begin anew: --overwrite")
+
+
+@final
+class RunWatcher:
+    """A `Watcher` whose log is in the folder of a run, which is there only when the run begins.
+
+    Parameters
+    ----------
+    every : int
+        Steps between two looks.
+    log : Path
+    prepare : callable
+        Makes the folder. It is called before the first look is written.
+    """
+
+    def __init__(self, every: int, log: Path, prepare: Callable[[], None]) -> None:
+        # A run that is resumed without looks before has no log yet, and a new run has an empty folder.
+        self._watcher = Watcher(every=every, log=log, resume=True)
+        self._prepare = prepare
+
+    def watch(self, model: "Injection") -> None:
+        """Take the layers as they are before training."""
+        self._watcher.watch(model)
+
+    def begin(self, step: int) -> None:
+        """Make the folder, and look for the first time."""
+        self._prepare()
+        self._watcher.begin(step)
+
+    def step(self, *, final: bool = False) -> None:
+        """Count a step, and look if it is time."""
+        self._watcher.step(final=final)
+
+
+@final
+class Termination:
+    """Within the context, SIGTERM only asks the run to stop; `answer` then does what the signal would have done.
+
+    A second signal is answered at once. In threads other than the main one, and where SIGTERM is ignored, nothing is
+    changed.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: signal.Handlers | int | object = None
+
+    def __enter__(self) -> Self:
+        # Python allows handlers to be set in the main thread alone.
+        if threading.current_thread() is threading.main_thread():
+            before = signal.getsignal(signal.SIGTERM)
+            if before not in (signal.SIG_IGN, None):
+                self._before = before
+                signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def answer(self) -> None:
+        """End as the handler before this one would have: by KeyboardInterrupt on the command line, else at once."""
+        self._restore()
+        signal.raise_signal(signal.SIGTERM)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if self.asked:
+            self.answer()
+        self.asked = True
+
+    def _restore(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)  # type: ignore[arg-type]
+            self._before = None
+
+
+# The options that must be the same when a run is resumed: those that decide about the numbers of the result. The
+# property `identity` adds steps, heads, model and texts as they turned out; device and threads may change.
+DECIDING = (
+    "task",
+    "targets",
+    "rank",
+    "alpha",
+    "dropout",
+    "base_dropout",
+    "batch",
+    "accumulate",
+    "length",
+    "lr",
+    "schedule",
+    "warmup",
+    "weight_decay",
+    "clip",
+    "seed",
+    "dtype",
+    "shard",
+    "evaluate_every",
+    "patience",
+)
+
+
+class TrainingRun:
+    """A training run with its files and its display.
+
+    Parameters
+    ----------
+    options : TrainingOptions
+    inputs : TrainingInputs
+    training : Training or None
+        The files of the run; None in a dry run without an output.
+    world : World
+    device : torch.device
+        The device on which the model is trained.
+    keep_model : bool
+        Whether the layers of the model are restored after the run; those of a model that was given as an object are.
+    grid : mapping, optional
+        What a grid records of the run in its folder.
+
+    Raises
+    ------
+    OptionError
+        Options contradict the inputs or each other. Everything is checked before the first step.
+    """
+
+    def __init__(
+        self,
+        options: TrainingOptions,
+        inputs: TrainingInputs,
+        training: Training | None,
+        world: "World",
+        device: "Device",
+        *,
+        keep_model: bool = False,
+        grid: Mapping[str, Any] | None = None,
+    ) -> None:
+        from loralens.training.feed import shuffle_order
+
+        self.options, self.inputs, self._training, self.world = options, inputs, training, world
+        self._device, self._grid = device, grid
+        self._keep_model = (keep_model or isinstance(options.model, tuple)) and not options.shard
+        self.start, self.first_a = (
+            None if source is None else read_adapter(source, {}, applies_all=True)
+            for source in (options.start_from, options.first_a)
+        )
+        self.method = options.training_method()
+        # The number is rounded up, so that every text of the last pass is used.
+        self.steps = options.steps or max(1, ceil((options.epochs or 1) * len(inputs.examples) / options.batch))
+        if options.more_steps:
+            # An unfinished run has its additional steps already.
+            self.steps = self.training.steps() + (0 if options.resume else options.more_steps)
+        self.display = run_display(self.steps)
+        self.heads = options.heads or inputs.heads
+        # By default modules with missing weights are heads; only the user's own choice can leave one out.
+        if options.heads:
+            self._warn_of_random_weights()
+        # Of many runs on the same texts, none says it again.
+        if world.main and not self.display.name:
+            inputs.warn_of_cut()
+        self.course = options.course(steps=self.steps)
+        self.watch = self._make_watch()
+        lengths = [len(tokens) for tokens in inputs.examples.tokens] if options.group_by_length else None
+        self.order = shuffle_order(len(inputs.examples), size=self.part, seed=options.seed, lengths=lengths)
+        self._begun, self._done = options.resume, 0
+        # The digest of an object is computed now: with LoRA layers in it, the model has other weights.
+        if isinstance(options.model, tuple):
+            _ = self._base
+
+    @property
+    def training(self) -> Training:
+        """The files of the run."""
+        assert self._training
+        return self._training
+
+    def _warn_of_random_weights(self) -> None:
+        """Warn of weights that are random and that, with these heads, the adapter will not contain."""
+        from loralens.training.targets import choose_heads
+
+        tops = choose_heads(self.inputs.loaded.model, self.heads)
+        random = [key for key in self.inputs.loaded.missing if not any(key.startswith(f"{top}.") for top in tops)]
+        if random and self.world.main:
+            module = random[0].rpartition(".")[0]
+            warn(
+                f"{module} has new random weights, and the adapter will not contain it",
+                f"--heads {','.join((*self.heads, module))}",
+            )
+
+    @property
+    def part(self) -> int:
+        """The number of texts in a batch of one process."""
+        return self.options.part(self.world.size)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The identity of the run: only a run with the same one can be resumed."""
+        held_out = self.inputs.held_out
+        deciding = {name: getattr(self.options, name) for name in DECIDING}
+        course = self.course.record
+        return deciding | {
+            # The method is named by its axes, since different options may mean the same axes.
+            "method": self.method.name,
+            **({"start": self.method.start} if self.method.start == "gaussian" else {}),
+            "optimiser": course["optimiser"],
+            **{name: course[name] for name in ADAM if name in course},
+            "targets": list(self.options.targets),
+            # Options that are not given are left out, so that a run of a release without them is the same run.
+            **({"exclude": list(self.options.exclude)} if self.options.exclude else {}),
+            **{name: True for name in ("pack", "group_by_length") if getattr(self.options, name)},
+            **({} if self.options.mask_prompt else {"mask_prompt": False}),
+            **({} if self.start is None else {"start_from": fingerprint(self.start)}),
+            **({} if self.first_a is None else {"first_a": fingerprint(self.first_a)}),
+            **({} if self.options.autocast is None else {"autocast": self.options.autocast}),
+            **({"rank_pattern": dict(self.options.rank_pattern)} if self.options.rank_pattern else {}),
+            "model": model_name(self.options.model),
+            "base": self._base,
+            "steps": self.steps,
+            "heads": list(self.heads),
+            "data": self.inputs.learned.record,
+            "evaluation": held_out.record if held_out else None,
+            "processes": self.world.size,
+        }
+
+    @cached_property
+    def _base(self) -> str:
+        """A digest of the weights of the base, so that other weights under the same name make another run."""
+        model = self.options.model
+        return digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(model_path(Path(model)))
+
+    def rehearse(self) -> TrainedParts:
+        """The parts that would be trained; nothing is written, and the model is restored."""
+        from loralens.training.injection import inject
+
+        options = self._injection_options
+        if self.method.start == "lora-ga":
+            # It needs the gradient of the first step, on which the parts do not depend.
+            options["start"] = "kaiming"
+        injection = inject(self.inputs.loaded.model, **options)
+        try:
+            return TrainedParts.of(injection)
+        finally:
+            injection.remove()
+
+    def train(self) -> "tuple[Fitted, TrainedParts, History]":
+        """Train and finish the folder; returns the result, the trained parts, and the log of the whole run.
+
+        A model that was given as an object is restored, unless it is sharded.
+        """
+        state = None
+        if self.options.resume or self.options.more_steps:
+            take_up = self.training.resume if self.options.resume else self.training.extend
+            state = self.world.from_main(lambda: take_up(self.identity))
+            self._begun = True
+            self._done = state.step if state else 0
+            self._say(f"going on after step {self._done}")
+        with Termination() as termination:
+            fitted = self._fit(state, stop=lambda: termination.asked)
+            self.display.clear()
+            parts = TrainedParts.of(fitted.injection)
+            if self._keep_model:
+                fitted.injection.remove()
+            if fitted.stopped:
+                self._say(f"stopped after step {fitted.steps}; {self._describe_files()}")
+                termination.answer()
+        if not self.world.main:
+            return fitted, parts, History({}, fitted.evaluations)
+        # The log is read before the folder takes its final name.
+        log = history(self.training.folder / LOG)
+        try:
+            self.training.finish(fitted.adapter)
+        except LoraLensError:
+            # The adapter is written before the folder is renamed, so it may be there.
+            if (self.training.folder / NAMES[0]).exists():
+                self._say(f"the run is done; {self.training.folder} holds the finished adapter")
+            raise
+        return fitted, parts, log
+
+    @property
+    def _injection_options(self) -> dict[str, Any]:
+        """The keywords for `loralens.training.inject`."""
+        options = self.options
+        if self.start is not None:
+            from loralens.training.from_adapter import start_options
+
+            own = start_options(self.start, method=self.method)._asdict()
+            new_options = {name: getattr(options, name) for name in ("method", *METHOD_AXES, "dropout", "seed")}
+            return {**own, **new_options, "heads": list(self.heads)}
+        lists = {"targets": list(options.targets), "exclude": list(options.exclude), "heads": list(self.heads)}
+        equal = ("rank", "rank_pattern", "alpha", "method", *METHOD_AXES, "dropout", "seed")
+        return lists | {name: getattr(options, name) for name in equal}
+
+    def _fit(self, state: "State | None", *, stop: "Callable[[], bool]") -> "Fitted":
+        from loralens.training.fitting import fit
+
+        options, inputs = self.options, self.inputs
+        try:
+            return fit(
+                inputs.loaded.model,
+                inputs.task.batches(inputs.examples, self.order, seed=options.seed),
+                course=self.course,
+                loss=inputs.task.loss,
+                watch=replace(self.watch, stop=stop),
+                state=state,
+                first_a=self.first_a,
+                shard=options.shard,
+                device=self._device,
+                base_model=model_name(options.model),
+                task_type=inputs.task.task_type,
+                record=self._record(),
+                **self._injection_options | ({} if self.start is None else {"start": self.start}),
+            )
+        except DivergenceError as error:
+            # All processes have the same error, and the first reports it.
+            if not self.world.main:
+                raise SystemExit(2) from error
+            # The texts of all batches of the step are named, since the loss of a step is one number.
+            many = options.accumulate * self.world.size
+            rows = [row for number in range(many) for row in self.order(self._done * many + number)]
+            members = inputs.examples.members
+            texts = [text for row in rows for text in (members[row] if members else [row])]
+            training = self.training if self._begun else None
+            raise explain_divergence(
+                error, texts=texts, name=inputs.learned.name, training=training, done=self._done
+            ) from error
+        # The user, or an error such as a full disk, has stopped the run.
+        except (KeyboardInterrupt, LoraLensError) as error:
+            # Other damaged files are named already. --resume would not go on from this state.
+            if isinstance(error, FormatError) and not error.where and state and self._done == state.step:
+                raise error.at(str(self.training.folder / STATE)) from error
+            # An error before the first line of the log has its own message, and there are no files to speak of.
+            if self._begun or isinstance(error, KeyboardInterrupt):
+                self._say(f"stopped after step {self._done}; {self._describe_files()}")
+            raise
+        finally:
+            self.display.clear()
+
+    def _make_watch(self) -> "Watch":
+        from loralens.training.loop import Watch
+
+        options, evaluated = self.options, self.inputs.evaluated
+        evaluate = None
+        if evaluated is not None:
+            # As many texts at a time as in training, since they need the same memory.
+            evaluate = self.inputs.task.evaluation(evaluated, size=self.part, world=self.world)
+        options.check_evaluation(has_texts=evaluate is not None)
+        watcher = None
+        if options.watch and self._training:
+            watcher = RunWatcher(options.watch, self.training.folder / WATCHED, self._make_folder)
+        return Watch(
+            on_step=self._step,
+            evaluate=evaluate,
+            on_evaluation=self._log_evaluation,
+            evaluate_every=options.evaluate_every or 0,
+            patience=options.patience,
+            snapshot=self._write_snapshot if options.snapshots else None,
+            snapshot_every=options.snapshots or 0,
+            # A dry run without an output makes a watch too, for the checks in it.
+            save=self._save if self._training else None,
+            save_every=options.save_every,
+            watcher=watcher,
+        )
+
+    def _make_folder(self) -> None:
+        """Make the folder, in the first process, if it is not there: a run that cannot start leaves no files."""
+        if not self._begun and self.world.main:
+            grid = {} if self._grid is None else {GRID: self._grid}
+            self.training.begin({**self.identity, **grid}, overwrite=self.options.overwrite)
+        self._begun = True
+
+    def _log(self, step: int, **entries: Any) -> None:
+        """Write a line of the log."""
+        self._make_folder()
+        self.training.log({"step": step, **entries})
+
+    def _step(self, step: "Step") -> None:
+        self._done = step.number
+        # JSON has no NaN, which is the loss of a step without a hidden token, and no infinity, which is the norm of a
+        # step that float16 could not hold.
+        entry = step._asdict() | {"loss": json_number(step.loss), "norm": json_number(step.norm)}
+        self._log(step.number, **{name: value for name, value in entry.items() if name != "number"})
+        self.display.step(step)
+
+    def _log_evaluation(self, step: int, measures: "Measures") -> None:
+        self._log(step, evaluation={name: json_number(value) for name, value in measures.items()})
+        values = "  ".join(f"{name} {number(value)}" for name, value in measures.items())
+        self.display.show_evaluation(f"step {step}: evaluation {values}")
+
+    def _save(self, state: "State") -> None:
+        from loralens.training.state import without_draws
+
+        # The batches are functions of the seed. The generators of this process would make equal runs differ.
+        self.training.save(without_draws(state))
+
+    def _write_snapshot(self, step: int, adapter: Adapter) -> None:
+        self.training.snapshot(step, adapter)
+
+    def _record(self) -> dict[str, Any]:
+        """The part of the record in the metadata of the adapter that `fit` does not know: the model and the data."""
+        held_out = self.inputs.held_out
+        return {
+            "model": model_name(self.options.model),
+            "task": self.inputs.task.name,
+            "data": self.inputs.learned.record,
+            "evaluation": held_out.record if held_out else None,
+            "labels": list(self.inputs.learned.labels) or None,
+            "length": self.options.length,
+            "batch": self.options.batch,
+            # A digest of the pairs: a path means nothing on another machine.
+            **({} if self.start is None else {"started_from": fingerprint(self.start)}),
+            **({} if self.first_a is None else {"first_a": fingerprint(self.first_a)}),
+        }
+
+    def _describe_files(self) -> str:
+        if not self._begun:
+            return "nothing was written"
+        if self.training.has_state:
+            return f"{self.training.folder} holds the last state, and --resume goes on from there"
+        return f"{self.training.folder} holds the log; no state had been saved, so --resume begins anew"
+
+    def _say(self, text: str) -> None:
+        if self.world.main:
+            self.display.say(text)

@@ -1,0 +1,1 @@
+"""What several rooms of verbs need: reading adapters and bases, and the values of options."""

@@ -1,0 +1,1 @@
+"""Smaller adapters, and the statistics of inputs that make them better."""

@@ -1,0 +1,468 @@
+"""The verb ``compress``: truncates an adapter to fewer directions, and measures the error of the result."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Unpack, overload
+
+from loralens.choices import FloatType, TargetFormat
+from loralens.compression.directions import FactorSplits
+from loralens.compression.loss import UpdateLoss, data_losses, losses, total_error
+from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
+from loralens.core.adapter import Adapter
+from loralens.core.carried import magnitudes
+from loralens.core.moments import Moments
+from loralens.core.names import is_expert_alone
+from loralens.core.progress import progress
+from loralens.core.structured import Structured
+from loralens.core.threads import processor_count
+from loralens.errors import place
+from loralens.tables.numbers import change, count, fixed, percent, shape, size
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter
+from loralens.verbs.batches.batch_result import BatchResult
+from loralens.verbs.files.output_format import OutputFormat, source_bytes
+from loralens.verbs.files.target import Target, Written
+from loralens.verbs.shared.adapters import AdapterSource, Source, labels, read_adapter
+from loralens.verbs.shared.option_values import Blocks, as_globs, numpy_dtype
+from loralens.verbs.shared.rank_rules import (
+    RulesAndReading,
+    rank_notes,
+    rank_rule,
+    read_directions,
+    read_moments,
+    read_protection,
+    split_rules,
+)
+
+if TYPE_CHECKING:
+    from loralens.compression.curve import CurvePoint
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleLoss:
+    """One row: the error of a module. ``data_error`` is None if its inputs were not measured."""
+
+    name: str
+    shape: tuple[int, int]
+    loss: UpdateLoss
+    data_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompressResult(Written):
+    """A smaller adapter, and the error of each of its modules.
+
+    Attributes
+    ----------
+    source : str
+        The path of the adapter, or the name of an object in messages.
+    adapter : Adapter
+        The smaller adapter as it was written and read back. If nothing was written, it has the same numbers, and the
+        names of modules that the source has.
+    format : str
+        The dialect of the result.
+    losses : mapping of str to UpdateLoss
+        The error of every module of ``before``, with that of rounding.
+    data_losses : mapping of str to UpdateLoss
+        The errors on the inputs whose moments were given, for the modules that these moments cover; empty without
+        moments.
+    bytes_before, bytes_after : int
+        The sizes of the files of weights. For an object, ``bytes_before`` is the size that its file would have.
+    notes : list of str
+        Remarks for the user, such as modules that were kept whole.
+    plan : TruncationPlan
+        The directions of the modules, from which `trade_off` is computed.
+    kept_whole : bool
+        Whether the result is the adapter as it was, because the compressed file would not be smaller.
+    only_if_smaller, force : bool
+        The options of `compress`.
+    """
+
+    source: str
+    adapter: Adapter
+    before: Adapter
+    format: str
+    target: Target
+    losses: Mapping[str, UpdateLoss]
+    data_losses: Mapping[str, UpdateLoss]
+    bytes_before: int
+    bytes_after: int
+    notes: list[str]
+    plan: TruncationPlan = field(repr=False)
+    form: OutputFormat = field(repr=False)
+    kept_whole: bool = False
+    only_if_smaller: bool = False
+    force: bool = False
+
+    def __repr__(self) -> str:
+        return (
+            f"CompressResult({self.before.parameters:,} → {self.adapter.parameters:,} parameters, "
+            f"error {percent(self.relative_error)})"
+        )
+
+    @property
+    def smaller(self) -> bool:
+        """Whether the file of weights became smaller, or would become so."""
+        return self.bytes_after < self.bytes_before
+
+    @property
+    def larger(self) -> bool:
+        """Whether the file of weights became larger, or would become so."""
+        return self.bytes_after > self.bytes_before and not self.kept_whole
+
+    @property
+    def answer(self) -> bool:
+        """False if nothing was written, or if the file became larger without ``force``."""
+        return not self.withheld and (self.force or not self.larger)
+
+    @property
+    def withheld(self) -> bool:
+        """Whether nothing was written, since the file would not become smaller."""
+        return self.only_if_smaller and not self.smaller
+
+    @property
+    def relative_error(self) -> float:
+        """‖ΔW−ΔW'‖_F/‖ΔW‖_F over all modules."""
+        return total_error(self.losses)
+
+    @property
+    def data_error(self) -> float | None:
+        """√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) over the modules that the moments cover; None without activations."""
+        return total_error(self.data_losses) if self.data_losses else None
+
+    def numbers(self) -> dict[str, Any]:
+        """What matters of this adapter among several, as JSON values; ranks are those of the widest module."""
+        return {
+            "modules": len(self.before),
+            "rank_before": max((module.rank for module in self.before.modules.values()), default=0),
+            "rank_after": max((module.rank for module in self.adapter.modules.values()), default=0),
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "relative_error": self.relative_error,
+            "smaller": self.smaller,
+        }
+
+    def trade_off(self) -> "list[CurvePoint]":
+        """The sizes and errors of every rank, as `loralens.curve` computes them."""
+        from loralens.verbs.sizes.curve import trade_off  # only figures show it
+
+        return trade_off(self.plan, self.form)
+
+    def tables(self) -> list[Table[ModuleLoss]]:
+        """The modules, one per row."""
+        on_data = {name: loss.relative_error for name, loss in self.data_losses.items()}
+        rows = [
+            ModuleLoss(name, self.before[name].shape, loss, on_data.get(name)) for name, loss in self.losses.items()
+        ]
+        # Without moments the column would be empty.
+        columns = [*COLUMNS, *([DATA_ERROR] if self.data_losses else [])]
+        return [
+            Table(
+                f"{self.source}: {count(len(self.before), 'module')}, r before and r' after",
+                columns,
+                rows,
+                uneventful=lambda row: row.loss.rank_after == row.loss.rank_before and row.loss.relative_error == 0,
+                sum_up=lambda unchanged: f"{count(unchanged, 'module')} unchanged",
+            )
+        ]
+
+    def conclusion(self) -> list[str]:
+        """How much smaller the file is, and how much of the update is lost."""
+        before = size(self.bytes_before)
+        if self.withheld:
+            return [f"Nothing was written: the file would not be smaller than {self.source} ({before})."]
+        if self.kept_whole:
+            what = f"{self.source} unchanged ({before}), as the file would not become smaller"
+        else:
+            less = 1 - self.bytes_after / self.bytes_before
+            than = f"{percent(abs(less))} {'larger' if self.larger else 'smaller'} than" if less else "as large as"
+            what = f"{than} {self.source} ({before} → {size(self.bytes_after)}), {self._loss}"
+        return [self.target.conclusion(what)]
+
+    @property
+    def _loss(self) -> str:
+        if not self.relative_error:
+            return "without loss"
+        energy = max(0.0, 1 - self.relative_error**2)
+        return f"with {percent(energy)} of the energy (error {percent(self.relative_error)})"
+
+    def sentences(self) -> list[str]:
+        """The error on data, the exact sizes, and the notes."""
+        lines = []
+        if self.data_losses:
+            measured = f"{percent(self.data_error)} over the {len(self.data_losses)} modules measured"
+            lines.append(f"on data     √(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) = {measured}")
+        # Sizes are those of the file of weights alone, which --size counts too.
+        if not self.kept_whole:
+            lines += [
+                f"parameters  {change(self.before.parameters, self.adapter.parameters, '{:,}'.format)}",
+                f"bytes       {change(self.bytes_before, self.bytes_after, '{:,}'.format)}",
+            ]
+        measured = "; errors are measured on the file, read back" if self.output and not self.kept_whole else ""
+        return [*lines, f"format      {self.format}{measured}", *self.notes]
+
+    def record(self) -> dict[str, Any]:
+        """The result as a JSON object."""
+        return {
+            "source": self.source,
+            "target": self.target.record(),
+            "format": self.format,
+            "modules": self.tables()[0].records(),
+            "total": {
+                "relative_error": self.relative_error,
+                # Only with moments, as docs/json.md says.
+                **({"data_error": self.data_error} if self.data_losses else {}),
+                "modules_before": len(self.before),
+                "modules_after": len(self.adapter),
+                "parameters_before": self.before.parameters,
+                "parameters_after": self.adapter.parameters,
+                "bytes_before": self.bytes_before,
+                "bytes_after": self.bytes_after,
+            },
+            "smaller": self.smaller,
+            "notes": self.notes,
+        }
+
+
+# A narrow terminal loses the shape first: names and ranks tell modules apart, and the error is what one looks for.
+COLUMNS: tuple[Column[ModuleLoss], ...] = (
+    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    Column("shape", lambda row: list(row.shape), "out × in", shape, priority=2, csv=False),
+    Column("out", lambda row: row.shape[0], json=False),
+    Column("in", lambda row: row.shape[1], json=False),
+    Column("rank_before", lambda row: row.loss.rank_before, "r", priority=7),
+    Column("rank_after", lambda row: row.loss.rank_after, "r'", lambda rank: str(rank) if rank else "gone", priority=8),
+    Column("relative_error", lambda row: row.loss.relative_error, "error", percent, priority=ALWAYS),
+    Column("spectral_error", lambda row: row.loss.spectral_error, "spectral", percent, priority=4),
+    Column("energy_kept", lambda row: row.loss.energy_kept, "energy kept", fixed(".2%"), priority=3),
+)
+DATA_ERROR: Column[ModuleLoss] = Column("data_error", lambda row: row.data_error, "on data", percent, priority=8)
+
+
+class CompressOptions(RulesAndReading, total=False):
+    """The options of `compress`, for its two signatures."""
+
+    output: str | PathLike[str] | None
+    uniform: bool
+    weights: str | PathLike[str] | Mapping[str, float]
+    activations: str | PathLike[str] | Moments | None
+    base: str | PathLike[str] | None
+    to: TargetFormat | None
+    dtype: FloatType | None
+    modules: Sequence[str]
+    block: Blocks
+    drop_dead: bool
+    only_if_smaller: bool
+    force: bool
+    overwrite: bool
+    dry_run: bool
+    jobs: int | None
+
+
+# For a type checker a string is a sequence of strings too, and the first of the two signatures wins. A path may name a
+# folder with several adapters, which no type can tell. So the first signature returns what one adapter gives, or Any.
+@overload
+def compress(  # type: ignore[overload-overlap]
+    source: AdapterSource, **options: Unpack[CompressOptions]
+) -> CompressResult | Any: ...
+@overload
+def compress(source: Sequence[AdapterSource], **options: Unpack[CompressOptions]) -> BatchResult: ...
+@in_batches(
+    lambda verb: AdapterWork(
+        verb,
+        CompressResult.numbers,
+        status=lambda result: "unchanged" if result.kept_whole else "written",
+        answer=lambda result: not result.withheld,
+        check=lambda options: rank_rule(**split_rules(options)[0]),
+    )
+)
+def compress(
+    source: Source,
+    *,
+    output: str | PathLike[str] | None = None,
+    uniform: bool = False,
+    weights: str | PathLike[str] | Mapping[str, float] = "absolute",
+    activations: str | PathLike[str] | Moments | None = None,
+    base: str | PathLike[str] | None = None,
+    to: TargetFormat | None = None,
+    dtype: FloatType | None = None,
+    modules: Sequence[str] = (),
+    block: Blocks = (),
+    drop_dead: bool = False,
+    only_if_smaller: bool = False,
+    force: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    jobs: int | None = None,
+    **options: Unpack[RulesAndReading],
+) -> CompressResult | BatchResult:
+    """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
+
+    One of the rules has to be given. ``rank``, ``energy``, ``error`` and ``sv_ratio`` look at each module alone.
+    ``parameters`` and ``size`` are budgets for all modules together: they give directions to the modules where they
+    reduce the error most. The scale of every module stays. Tensors that belong to no pair of factors are copied. The
+    errors are those of the written file, read back. The source is never overwritten.
+
+    If the file would not become smaller, the adapter is written as it was, unless ``to``, ``dtype`` or ``uniform`` asks
+    for another form.
+
+    For each module, the update of rank r' that is nearest to ΔW in the Frobenius and the spectral norm is the sum of
+    its r' leading singular triplets (Eckart and Young 1936). They are computed from the factors: ΔW is never formed,
+    and the cost is O((out + in)·r²) per module.
+
+    Parameters
+    ----------
+    source : path or Adapter, or a list of them
+        Several adapters, or a folder that has some in it, give a `BatchResult` with one row for each.
+    output : path, optional
+        The file or folder to write. Without it nothing is written, and the result holds the smaller adapter. For
+        several adapters it is a folder, in which each has its own name.
+    rank : int, optional
+        Keep this many leading directions of every module.
+    energy : float, optional
+        Keep the fewest directions of a module that hold this share of its energy Σσ², in (0, 1].
+    error : float, optional
+        Keep the fewest directions of a module whose relative error ‖ΔW−ΔW'‖/‖ΔW‖ is at most this, in [0, 1).
+    sv_ratio : float, optional
+        Keep the directions of a module whose singular value is above σ₁/sv_ratio.
+    parameters : float, optional
+        One budget for the whole adapter: a share of its parameters, up to 1, or their number.
+    size : int or str, optional
+        The same budget in bytes of the file: ``20_000_000``, ``"20MB"``, ``"512KiB"``.
+    uniform : bool
+        Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
+    weights : str, path or mapping of str to float
+        The error that a budget minimises: ``absolute``, ``relative`` to each module, or weighted by a mapping of globs
+        to weights, which may be in a JSON file.
+    activations : path or Moments, optional
+        The second moments of real inputs, as `loralens.calibrate` measures them. The error on those inputs is then
+        minimised.
+    base : path, optional
+        The base model. With it DoRA's magnitudes are solved anew, and GGUF can be written.
+    to : str, optional
+        The dialect to write; the adapter's own by default.
+    dtype : str, optional
+        The dtype of all factors: ``f32``, ``bf16`` or ``f16``. By default every factor keeps its own.
+    modules : sequence of str
+        Only modules whose name or kind matches one of these glob patterns become smaller.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+    drop_dead : bool
+        Leave out modules whose update is zero, or that get no rank from the budget.
+    only_if_smaller : bool
+        Write nothing if the file would not become smaller; ``answer`` of the result is then False.
+    force : bool
+        If the file becomes larger, ``answer`` of the result stays True. It says nothing for several adapters.
+    overwrite : bool
+        Replace what is already at ``output``.
+    dry_run : bool
+        Check everything, and write nothing.
+    jobs : int, optional
+        The number of adapters that are processed at a time, each in its own process; 1 by default.
+    **options : RankRules and Reading
+        The six rules above, and how the file is read: ``format``, ``alpha``, ``scale``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        No rule or several were given, the budget is too small for rank 1 everywhere, a glob pattern matches no module,
+        or the target exists or overlaps with an input.
+    FormatError
+        The file is not an adapter, or a module holds NaN or Inf.
+    MismatchError
+        The activations are those of another adapter.
+    """
+    del jobs  # one adapter is one job
+    source = one_adapter(source)
+    modules = as_globs(modules, block)
+    # Several rules or none are refused before anything is read.
+    rules, reading = split_rules(options)
+    rule = rank_rule(**rules)
+    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    (label,) = labels([source])
+    before = read_adapter(source, reading, base=base, label=label)
+    form = OutputFormat.of(before, to=to, base=base, dtype=dtype)
+    # Moments in memory have no place that the target could overwrite.
+    activations_file = None if isinstance(activations, Moments) else activations
+    # The target is checked before any factor is read, so that a wrong one costs no work.
+    form.check_target(target, source, other_inputs={"the moments": activations_file})
+    protect, moments = read_protection(weights), read_moments(activations)
+    with place(label):
+        plan = read_directions(before, modules=modules, dtype=numpy_dtype(dtype), moments=moments)
+        ranks = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size)
+        splits = FactorSplits()
+        new, notes = _solve_magnitudes(before, plan.at(ranks, splits=splits), base)
+    bytes_before = source_bytes(source, before, form)
+    gained = form.size(new) < bytes_before
+    # If another form was requested by name, it is written even if the file becomes larger.
+    unchanged = not gained and to in (None, before.format) and dtype is None and not uniform
+    # The products of a LoHa, for example, cannot be written as they were.
+    unchanged = unchanged and not any(m.origin and m.origin.format != before.format for m in before.modules.values())
+    if unchanged:
+        new, notes = before, []
+    if only_if_smaller and not gained:
+        target = replace(target, dry_run=True)
+    # Errors are measured on what is read back, so that rounding and the writer are included.
+    after, bytes_after = form.write(new, target)
+    module_losses = _measure_losses(before, after, plan, splits)
+    on_data = data_losses(before, after, moments) if moments else {}
+    notes += _notes(before, ranks, after, rules.get("rank"), form.name)
+    measured = module_losses, on_data, bytes_before, bytes_after, notes
+    chosen = plan, form, unchanged, only_if_smaller, force
+    return CompressResult(label, after, before, form.name, target, *measured, *chosen)
+
+
+def _measure_losses(
+    before: Adapter, after: Adapter, plan: TruncationPlan, splits: FactorSplits
+) -> dict[str, UpdateLoss]:
+    """The error of every module, from the splits of its factors if these were read back unchanged."""
+    with progress("measuring", len(before)) as step:
+        return losses(
+            before,
+            after,
+            bases=plan.bases,
+            known=lambda name, new: plan.loss(name, new, splits),
+            threads=processor_count(),
+            step=step,
+        )
+
+
+def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
+    """The adapter with DoRA's magnitudes solved anew, m' = m·cos∠, if a base is given; and a note about them."""
+    # The magnitude of a module that stayed as it was is still the best one.
+    changed = {name: after[name] for name in magnitudes(after) if after[name] is not before[name]}
+    if not changed:
+        return after, []
+    if base is None:
+        return after, [f"magnitudes of {len(changed)} DoRA modules kept; with --base they are solved anew"]
+    # Imported here, as reading a base takes 6 ms to import.
+    from loralens.compression.plan import solve_magnitudes
+    from loralens.verbs.shared.base_reading import base_weights
+
+    solved = solve_magnitudes(before, after, base_weights(base, changed).modules)
+    return solved, [f"magnitudes of {len(changed)} DoRA modules solved anew"]
+
+
+def _notes(adapter: Adapter, ranks: Mapping[str, int], after: Adapter, rank: float | None, dialect: str) -> list[str]:
+    """Remarks about modules that are not plain pairs, have fewer directions than ``rank``, or are refused by PEFT."""
+    uncompressed = [adapter[name] for name, each in ranks.items() if each == adapter[name].rank]
+    counts = {
+        "grouped convolutions kept as they are: smaller ones would not be grouped": map(
+            keeps_rank, adapter.modules.values()
+        ),
+        "modules of fused projections kept whole, in blocks": map(is_fused_module, uncompressed),
+        "modules that were not pairs (LoKr, LoHa, full) are pairs now": (
+            isinstance(adapter[name], Structured) and not isinstance(after.modules.get(name), Structured)
+            for name in ranks
+        ),
+    }
+    notes = [f"{number} {text}" for text, matching in counts.items() if (number := sum(matching))]
+    notes += rank_notes(rank, ranks)
+    # transformers 5 joins such experts into one stack, for which PEFT has one rank and one α.
+    if dialect == "peft" and any(map(is_expert_alone, after)):
+        # Imported here, as the rules of all clients take long to import, and only notes on this dialect need one.
+        from loralens.analysis.clients.rules import experts_differ
+
+        notes += [f"{finding.text} ({finding.fix})" for finding in experts_differ(after)]
+    return notes

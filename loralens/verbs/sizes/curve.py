@@ -1,0 +1,230 @@
+"""The verb ``curve``: computes size and error of every rank before anything is written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, Unpack
+
+from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
+from loralens.compression.curve import CurvePoint, curve_ranks, rank_curve, recommended_point
+from loralens.compression.directions import Protection
+from loralens.compression.plan import TruncationPlan
+from loralens.core.adapter import Adapter
+from loralens.core.moments import Moments
+from loralens.core.progress import progress
+from loralens.core.threads import processor_count
+from loralens.errors import place
+from loralens.tables.numbers import count, fixed, percent, size, span
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.files.output_format import OutputFormat, source_bytes
+from loralens.verbs.shared.adapters import AdapterSource, Reading, labels, read_adapter
+from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice, numpy_dtype
+from loralens.verbs.shared.rank_rules import read_moments, read_protection
+
+
+@dataclass(frozen=True, slots=True)
+class CurveResult(Tabular):
+    """The size and the error of every rank of an adapter.
+
+    Attributes
+    ----------
+    source : str
+        The label of the adapter: its path, if it was read from a file.
+    format : str
+        The dialect of the files.
+    points : sequence of CurvePoint
+        The points of the curve, the largest rank first.
+    bytes_before : int
+        The size of the file that was read; for an adapter in memory, that of a file of its own dialect.
+    activations : str or None
+        The path of the moments on which errors were measured, or ``moments``; None if errors are those of ΔW.
+    """
+
+    source: str
+    adapter: Adapter
+    format: str
+    points: Sequence[CurvePoint]
+    bytes_before: int
+    activations: str | None = None
+
+    def __repr__(self) -> str:
+        return f"CurveResult({len(self.points)} ranks of {len(self.adapter)} modules, {self.format})"
+
+    @property
+    def on_data(self) -> bool:
+        """Whether errors are those on real inputs and not those of ΔW."""
+        return self.activations is not None
+
+    def conclusion(self) -> list[str]:
+        """The lowest rank that keeps 99 % of the energy, and what a file of that rank would save."""
+        best, largest = recommended_point(self.points), self.points[0] if self.points else None
+        if best is None or largest is None:
+            return [f"{self.source}: nothing can be made smaller."]
+        quantity = "of what ΔW does to the inputs" if self.on_data else "of the energy"
+        if best is largest:
+            text = f"No rank below {largest.rank} in every module keeps 99 % {quantity} of {self.source}"
+            half = next((point for point in self.points if 2 * point.rank <= largest.rank), None)
+            if half is None:
+                return [f"{text}."]
+            return [f"{text}; rank {half.rank} keeps {_energy(half)}, in {_saving(half, self.bytes_before)}."]
+        sentence = f"Rank {best.rank} in every module keeps {_energy(best)} {quantity} of {self.source}"
+        return [f"{sentence}; the file would have {_saving(best, self.bytes_before)}."]
+
+    def tables(self) -> list[Table[CurvePoint]]:
+        """The points of the curve, one rank per row."""
+        error = "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the data" if self.on_data else "‖ΔW−ΔW'‖/‖ΔW‖"
+        title = f"{self.source}: {count(len(self.adapter), 'module')}; {error} over all of them"
+        return [Table(title, point_columns(self.format, on_data=self.on_data), self.points)]
+
+    def record(self) -> dict[str, Any]:
+        """The whole result as a JSON object."""
+        return {
+            "source": self.source,
+            "format": self.format,
+            "activations": self.activations,
+            "modules": len(self.adapter),
+            "bytes_before": self.bytes_before,
+            "points": self.tables()[0].records(),
+        }
+
+
+def curve(
+    source: AdapterSource,
+    *,
+    to: TargetFormat | None = None,
+    dtype: FloatType | None = None,
+    weights: str | PathLike[str] | Mapping[str, float] = "absolute",
+    activations: str | PathLike[str] | Moments | None = None,
+    base: str | PathLike[str] | None = None,
+    modules: Sequence[str] = (),
+    block: Blocks = (),
+    **reading: Unpack[Reading],
+) -> CurveResult:
+    """Show the file size and the error at every rank: for one rank in all modules, and for ranks chosen by a budget.
+
+    Every row stands for two files that `compress` would write: one with ``rank``, and one with ``size`` and the same
+    number of bytes. Errors are those of truncation; rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature,
+    float16 0.03 %. With ``activations`` errors are measured on those inputs.
+
+    Parameters
+    ----------
+    source : path or Adapter
+    to : str, optional
+        The dialect of the file; the adapter's own by default, or PEFT's where that is only read.
+    dtype : str, optional
+        The dtype of the file: ``f32``, ``bf16`` or ``f16``; as it is by default.
+    weights : str, path or mapping of str to float
+        The error that a budget minimises: ``absolute``, ``relative`` to each module, or weighted by a mapping of globs
+        to weights, which may be in a JSON file.
+    activations : path or Moments, optional
+        The second moments of real inputs, as `calibrate` measures them; errors are then measured on those inputs.
+    base : path, optional
+        The base model, which GGUF needs.
+    modules : sequence of str
+        Only modules whose name or kind matches one of these glob patterns become smaller.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+    **reading : Reading
+        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing; an unknown dialect or dtype.
+    FormatError
+        A file that is not an adapter; a module that holds NaN or Inf.
+    MismatchError
+        Activations of another adapter.
+    """
+    modules = as_globs(modules, block)
+    check_choice("dtype", dtype, FLOAT_TYPES)
+    (label,) = labels([source])
+    adapter = read_adapter(source, reading, base=base, label=label)
+    # The files of a dialect that is only read would be written as PEFT's.
+    form = OutputFormat.of(adapter, to=to or (None if adapter.format in TARGET_FORMATS else "peft"), base=base)
+    # Both may be files, whose faults are told before the adapter is decomposed.
+    protect, moments = read_protection(weights), read_moments(activations)
+    with place(label):
+        with progress("reading", len(adapter)) as step:
+            plan = TruncationPlan.of(
+                adapter,
+                modules=modules,
+                dtype=numpy_dtype(dtype),
+                moments=moments,
+                threads=processor_count(),
+                step=step,
+            )
+        points = trade_off(plan, form, protect=protect)
+    measured_on = None
+    if activations is not None:
+        measured_on = "moments" if isinstance(activations, Moments) else str(activations)
+    return CurveResult(label, adapter, form.name, points, source_bytes(source, adapter, form), measured_on)
+
+
+def trade_off(plan: TruncationPlan, form: OutputFormat, *, protect: Protection = "absolute") -> list[CurvePoint]:
+    """The points of the curve for a dialect."""
+    # Only the modules that may become smaller count: the others keep their ranks.
+    most = max((plan.adapter[name].rank for name in plan.directions), default=0)
+    with progress("choosing ranks", len(curve_ranks(most))) as step:
+        return rank_curve(plan, size=form.size, one_rank=form.one_rank, protect=protect, step=step)
+
+
+def _energy(point: CurvePoint) -> str:
+    return percent(1 - point.uniform.error**2)
+
+
+def _saving(point: CurvePoint, before: int) -> str:
+    """The size of a file, and how much smaller it is: ``110.2 kB instead of 221.0 kB, 50 % less``."""
+    # A file in another dialect or dtype may be larger.
+    change = 1 - point.uniform.bytes / before
+    words = f"{fixed('.0%')(abs(change))} {'less' if change >= 0 else 'more'}"
+    return f"{size(point.uniform.bytes)} instead of {size(before)}, {words}"
+
+
+def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
+    """The columns of a point of the curve.
+
+    Parameters
+    ----------
+    format : str
+        The dialect, for the heading of the sizes.
+    on_data : bool
+        Whether errors are those on real inputs. They have keys of their own, as the two cannot be compared.
+    """
+    error = "data_error" if on_data else "relative_error"
+    # The uniform rank is never left out; a budget is an alternative to it.
+    return [
+        Column("rank", lambda point: point.rank, "rank", priority=ALWAYS, about="one for all modules"),
+        Column(("uniform", "ranks"), lambda point: list(point.uniform.ranks)),
+        Column(
+            ("uniform", "parameters"), lambda point: point.uniform.parameters, "parameters", "{:,}".format, priority=3
+        ),
+        Column(("uniform", "bytes"), lambda point: point.uniform.bytes, f"{format} file", size, priority=ALWAYS),
+        Column(
+            ("uniform", error),
+            lambda point: point.uniform.error,
+            "error",
+            percent,
+            priority=ALWAYS,
+            about="‖ΔW−ΔW'‖/‖ΔW‖ of this rank in all modules" if not on_data else "of the outputs on the data",
+        ),
+        Column(
+            ("budget", error),
+            lambda point: point.budget.error,
+            "by budget",
+            percent,
+            priority=7,
+            about="the error of the best ranks in as many bytes (compress --size)",
+        ),
+        Column(
+            ("budget", "ranks"),
+            lambda point: list(point.budget.ranks),
+            "its ranks",
+            span,
+            priority=4,
+            about="the lowest and the highest of these ranks",
+        ),
+        Column(("budget", "parameters"), lambda point: point.budget.parameters),
+        Column(("budget", "bytes"), lambda point: point.budget.bytes),
+    ]

@@ -1,0 +1,1 @@
+"""One adapter measured: its content, spectra, faults, and its relation to the base."""

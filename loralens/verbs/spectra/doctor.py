@@ -1,0 +1,438 @@
+"""The verb ``doctor``: examines adapters for faults, and says what mends them."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Unpack, get_args, overload
+
+from loralens.analysis.checks.clients import CODE as CLIENT
+from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
+from loralens.analysis.checks.weighted_sum import SAME_ADAPTER
+from loralens.analysis.clients.rules import check
+from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
+from loralens.choices import FLOAT_TYPES, Consumer, Level, MergeDType, PredictedRounding
+from loralens.core.adapter import Adapter, Finding
+from loralens.core.names import kind
+from loralens.core.naming.matching import match
+from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
+from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.container import read_json
+from loralens.formats.files.disk import check_room
+from loralens.formats.files.json_text import dumps, is_safe_text
+from loralens.formats.files.location import adapter_file
+from loralens.formats.models.checkpoint import shapes
+from loralens.formats.records.sarif import check_log_target, write_sarif
+from loralens.formats.records.sarif import sarif as sarif_log
+from loralens.tables.numbers import count
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.batches.batch import WORK, AdapterWork, is_several, run_batch
+from loralens.verbs.batches.batch_result import BatchResult
+from loralens.verbs.files.output_format import file_saving
+from loralens.verbs.shared.adapters import AdapterSource, Reading, Source, labels, load_source, sources
+from loralens.verbs.shared.base_reading import ModelPath, with_tied_head
+from loralens.verbs.shared.examination import examine_adapters, open_base
+from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice
+from loralens.version import __version__
+
+WORST = 3  # modules that the text names for findings with one cause; --verbose and --json list all of them
+CODES = 4  # kinds of findings that the conclusion names
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorResult(Tabular):
+    """The findings about adapters, most serious first; iteration is over the findings.
+
+    Attributes
+    ----------
+    adapters : mapping of str to Adapter or None
+        The adapters by their labels; None if one could not be read.
+    base : str or None
+        The base model that they were compared with.
+    fail_on : str or None
+        The least serious level that makes `answer` false; None if no finding does.
+    causes_told : int or None
+        How many causes the text tells of, the most serious first; None for all.
+    modules_told : int or None
+        How many modules the text names of each cause; None for all.
+    """
+
+    findings: Sequence[Diagnosis]
+    adapters: Mapping[str, Adapter | None]
+    base: str | None = None
+    fail_on: Level | None = None
+    causes_told: int | None = None
+    modules_told: int | None = WORST
+
+    def __iter__(self) -> Iterator[Diagnosis]:
+        return iter(self.findings)
+
+    def __repr__(self) -> str:
+        return f"DoctorResult({_levels(Counter(finding.level for finding in self.findings))})"
+
+    @property
+    def answer(self) -> bool:
+        """Whether there is no finding of the level ``fail_on`` or a more serious one; true if no level was given."""
+        if self.fail_on is None:
+            return True
+        return all(LEVELS.index(finding.level) > LEVELS.index(self.fail_on) for finding in self.findings)
+
+    def numbers(self) -> dict[str, Any]:
+        """What matters of one adapter among several, as JSON values; causes are counted, as in the text."""
+        levels = Counter(cause[0].level for cause in self.causes)
+        codes = list(dict.fromkeys(cause[0].code for cause in self.causes))
+        read = [adapter for adapter in self.adapters.values() if adapter is not None]
+        # Findings that were written earlier do not tell the number of modules.
+        return {
+            "modules": sum(map(len, read)) if read else None,
+            **{f"{level}s": levels[level] for level in LEVELS},
+            "codes": codes,
+        }
+
+    def listing(self) -> list[Table[Diagnosis]]:
+        """The findings, one row for every module concerned."""
+        return [Table("findings", FINDING_COLUMNS, self.findings)]
+
+    @property
+    def causes(self) -> list[list[Diagnosis]]:
+        """The findings in groups with one cause, most serious first; no group has those of two adapters."""
+        groups = [
+            group
+            for label in self.adapters
+            for group in by_cause(finding for finding in self.findings if finding.adapter == label)
+        ]
+        return sorted(groups, key=lambda group: LEVELS.index(group[0].level))
+
+    def conclusion(self) -> list[str]:
+        """Whether anything is wrong: how many causes of which level there are, and of which kinds."""
+        (label, *further) = self.adapters
+        adapters = f"these {len(self.adapters)} adapters" if further else label
+        causes = self.causes
+        if not causes:
+            return [f"Nothing is wrong with {adapters}, as far as can be seen."]
+        # That one adapter is a copy of another is the most important fact about several adapters.
+        same = [f"{f.adapter} is {f.evidence}." for f in self.findings if f.evidence.startswith(SAME_ADAPTER)]
+        levels = _levels(Counter(cause[0].level for cause in causes))
+        codes = list(dict.fromkeys(cause[0].code for cause in causes))
+        named = ", ".join(codes[:CODES]) + (" …" if len(codes) > CODES else "")
+        # Notes are not faults, but a newcomer could take a list of them for faults.
+        fault = causes[0][0].level != "note"
+        sentence = f"{levels} about {adapters}" if fault else f"Nothing is wrong with {adapters}; {levels}"
+        return [f"{sentence[0].upper()}{sentence[1:]}: {named}.", *same[:1]]
+
+    def sentences(self) -> list[str]:
+        """The findings of every adapter, those with one cause together."""
+        shown = self.causes[: self.causes_told]
+        lines = [line for label in self.adapters for line in self._adapter_lines(label, shown)]
+        hidden = len(self.causes) - len(shown)
+        return [*lines, f"{count(hidden, 'more cause')} (--verbose shows all)"] if hidden else lines
+
+    def _adapter_lines(self, label: str, shown: Sequence[Sequence[Diagnosis]]) -> list[str]:
+        adapter = self.adapters[label]
+        causes = [cause for cause in self.causes if cause[0].adapter == label]
+        # Where only the most serious causes are told, an adapter that has none of them needs no heading.
+        if causes and not any(cause in shown for cause in causes):
+            return []
+        read = count(len(adapter), "module") if adapter is not None else "not read"
+        against = f", against {self.base}" if self.base else ""
+        # Causes are counted and not findings: a fault in all of 200 modules is one thing to mend.
+        levels = _levels(Counter(cause[0].level for cause in causes))
+        lines = [f"{label} ({read}{against}): {levels}"]
+        for cause in causes:
+            if cause in shown:
+                lines += _cause_lines(cause, len(adapter or ()), self.modules_told)
+        return [*lines, ""]
+
+    def record(self) -> dict[str, Any]:
+        """The findings as a JSON object."""
+        return {"findings": Table("", FINDING_COLUMNS, self.findings).records()}
+
+
+def _levels(counts: Mapping[Level, int]) -> str:
+    """``1 error, 2 warnings``, the most serious level first."""
+    return ", ".join(count(counts[level], level) for level in LEVELS if counts.get(level)) or "nothing found"
+
+
+def _cause_lines(diagnoses: Sequence[Diagnosis], of: int, most: int | None) -> list[str]:
+    """The text of findings that have one cause, in an adapter of ``of`` modules; at most ``most`` modules are named."""
+    first = diagnoses[0]
+    head = f"  {first.level}: {first.code}: "
+    if len(diagnoses) == 1:  # on one line, as most findings are
+        lines = [head + (f"{first.module}: " if first.module else "") + first.evidence]
+    else:
+        modules = {finding.module for finding in diagnoses if finding.module}
+        # A fault of one kind in all blocks is the common case, and names its cause.
+        kinds = {kind(name) for name in modules}
+        alike = f", of the kind {kinds.pop()}" if len(kinds) == 1 else ""
+        lines = [head + (f"{len(modules)} of {of} modules{alike}" if modules else f"{len(diagnoses)} of this kind")]
+        # The checks list the worst modules of a cause first.
+        for finding in diagnoses[:most]:
+            lines.append("    " + (f"{finding.module}: " if finding.module else "") + finding.evidence)
+        if most is not None and len(diagnoses) > most:
+            lines.append(f"    and {len(diagnoses) - most} more (--verbose names them)")
+    return [*lines, f"    fix: {first.fix}"] if first.fix else lines
+
+
+# No table for people: evidence and remedies are sentences, which a column would cut. --csv and --json use the columns.
+FINDING_COLUMNS: tuple[Column[Diagnosis], ...] = (
+    Column("level", lambda row: row.level, "level", align="left", priority=ALWAYS),
+    Column("code", lambda row: row.code, "code", align="left", priority=ALWAYS),
+    Column("adapter", lambda row: row.adapter, "adapter", align="left", priority=3),
+    Column("module", lambda row: row.module, "module", align="left", priority=8),
+    Column("evidence", lambda row: row.evidence, "evidence", align="left", priority=7),
+    Column("fix", lambda row: row.fix, "fix", align="left", priority=2),
+)
+
+
+DTYPES = FLOAT_TYPES | {"fp8": "float8_e4m3fn"}  # option → the name in NumPy and ml_dtypes
+
+
+class DoctorOptions(Reading, total=False):
+    """The options of `doctor`, for its two signatures."""
+
+    base: str | PathLike[str] | None
+    modules: Sequence[str]
+    block: Blocks
+    dtype: MergeDType | None
+    rounding: PredictedRounding
+    consumer: Consumer | None
+    sarif: str | PathLike[str] | None
+    fail_on: Level | None
+    overwrite: bool
+    jobs: int | None
+
+
+# A path may name a folder with several adapters, which no type can tell: hence Any.
+@overload
+def doctor(*adapters: Source, output: None = None, **options: Unpack[DoctorOptions]) -> DoctorResult | Any: ...
+@overload
+def doctor(*adapters: Source, output: str | PathLike[str], **options: Unpack[DoctorOptions]) -> BatchResult: ...
+def doctor(
+    *adapters: Source,
+    output: str | PathLike[str] | None = None,
+    base: str | PathLike[str] | None = None,
+    modules: Sequence[str] = (),
+    block: Blocks = (),
+    dtype: MergeDType | None = None,
+    rounding: PredictedRounding = "nearest",
+    consumer: Consumer | None = None,
+    sarif: str | PathLike[str] | None = None,
+    fail_on: Level | None = None,
+    overwrite: bool = False,
+    jobs: int | None = None,
+    **reading: Unpack[Reading],
+) -> DoctorResult | BatchResult:
+    """Examine adapters for faults: list the findings, most serious first, each with its evidence and its remedy.
+
+    Several adapters that are named are also compared with each other. A file that cannot be read is a finding too.
+
+    The adapters in a folder that is not an adapter itself, or any adapters with ``output``, are examined one by one,
+    and the result is a `BatchResult` with one row for each. An adapter that cannot be read then has the status
+    ``failed``.
+
+    Parameters
+    ----------
+    *adapters : path or Adapter
+        Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. An adapter
+        with wrong numbers is examined too; `loralens.load` returns it with ``strict=False``.
+    output : path, optional
+        A folder for one JSON file with the findings of each adapter. An adapter whose file exists is skipped, and its
+        row has the findings in the file.
+    base : path, optional
+        The base model: its names and sizes are compared, and the effect of rounding in a merge is predicted.
+    modules : sequence of str
+        Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+    dtype : str, optional
+        The dtype of the merged model whose rounding is predicted: ``bf16``, ``f16``, ``f32`` or ``fp8``; as the base by
+        default.
+    rounding : str
+        How a merge rounds the new weights: ``nearest`` or ``stochastic``. Error feedback is known only from merging.
+    consumer : str, optional
+        A program that loads the adapter, such as ``vllm``: what it rejects or ignores is found too.
+    sarif : path, optional
+        A file to write the findings to, as SARIF 2.1.0.
+    fail_on : str, optional
+        ``error``, ``warning`` or ``note``: the result's ``answer`` is false where a finding is of this level or worse.
+    overwrite : bool
+        Examine adapters again whose files exist in ``output``.
+    jobs : int, optional
+        The number of adapters that are examined at a time, each in its own process, if they are examined one by one; 1
+        by default.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        An unknown value of an option, a path that does not exist, a glob that matches nothing, a place where no log can
+        be written.
+    FormatError
+        A base that is not a model.
+    """
+    modules = as_globs(modules, block)
+    check_choice("dtype", dtype, get_args(MergeDType))
+    check_choice("rounding", str(rounding), get_args(PredictedRounding))
+    check_choice("consumer", consumer, get_args(Consumer))
+    check_choice("fail_on", fail_on, LEVELS)
+    if sarif:  # checked first, as the examination of a large base takes long
+        check_log_target(Path(sarif))
+    chosen = sources(adapters)
+    options: dict[str, Any] = {
+        "base": base,
+        "modules": modules,
+        "dtype": dtype,
+        "rounding": rounding,
+        "consumer": consumer,
+        **reading,
+    }
+    if output is not None or any(map(is_several, chosen)):
+        run = {"output": output, "fail_on": fail_on, "overwrite": overwrite, "jobs": jobs}
+        batch = run_batch("doctor", chosen, lambda name, *_: name.with_name(f"{name.name}.json"), options | run)
+        if sarif:
+            _write_sarif(_findings_of(batch), Path(sarif))
+        return batch
+    result = _examine(chosen, fail_on=fail_on, **options)
+    if sarif:
+        _write_sarif(result.findings, Path(sarif))
+    return result
+
+
+def _examine(
+    chosen: Sequence[AdapterSource],
+    *,
+    base: str | PathLike[str] | None,
+    modules: Sequence[str],
+    dtype: MergeDType | None,
+    rounding: PredictedRounding,
+    consumer: Consumer | None = None,
+    fail_on: Level | None = None,
+    **reading: Unpack[Reading],
+) -> DoctorResult:
+    """Examine adapters and compare them with each other."""
+    loaded: dict[str, Adapter | None] = {}
+    unreadable: list[Diagnosis] = []
+    for label, source in zip(labels(chosen), chosen, strict=True):
+        if label in loaded:  # a path that was given twice is examined once
+            continue
+        loaded[label] = None
+        try:
+            loaded[label] = load_source(source, reading, base=base, strict=False)
+        except OptionError:  # a wrong path or option is a mistake of the caller and not a fault of an adapter
+            raise
+        except LoraLensError as error:  # one more finding, and the others are still examined
+            unreadable.append(Diagnosis("error", UNREADABLE, error.what, error.fix, adapter=label))
+    examinations = examine_adapters(
+        {label: adapter for label, adapter in loaded.items() if adapter is not None},
+        base=open_base(base) if base else None,
+        modules=modules,
+        reading=reading,
+        dtype=DTYPES[dtype] if dtype else None,
+        stochastic=rounding == "stochastic",
+        saving=file_saving(dict(zip(labels(chosen), chosen, strict=True)), base),
+    )
+    findings = run_checks(examinations)
+    if consumer is not None:
+        # Everything about this program follows; a summary of what the common ones do would repeat it.
+        findings = [finding for finding in findings if finding.code != CLIENT]
+        for label, adapter in loaded.items():
+            refused = _consumer_findings(adapter, consumer, base) if adapter is not None else ()
+            findings += [Diagnosis(f.level, f.code, f"{consumer}: {f.text}", f.fix, adapter=label) for f in refused]
+    # Unreadable files are errors. Sorting is stable, so what a consumer does comes last within a level.
+    findings = sorted(unreadable + findings, key=lambda finding: LEVELS.index(finding.level))
+    return DoctorResult(findings, loaded, str(base) if base else None, fail_on)
+
+
+def _examine_one(source: AdapterSource, *, output: Path | None, overwrite: bool, **options: Any) -> DoctorResult:
+    """Examine one adapter of several, and write the findings as JSON.
+
+    Raises
+    ------
+    FormatError
+        The adapter cannot be read.
+    """
+    del overwrite  # what exists and is not to be replaced was skipped
+    if output is not None:
+        check_room(output)
+    result = _examine([source], **options)
+    if None in result.adapters.values():
+        raise FormatError(result.findings[0].evidence, fix=result.findings[0].fix)
+    if output is not None:
+        with atomic_file(output) as stream:
+            stream.write(dumps({"loralens": __version__, **result.record()}).encode("utf-8"))
+    return result
+
+
+def _read_findings(file: Path, options: Mapping[str, Any]) -> DoctorResult:
+    """The findings about one adapter that an earlier run has written.
+
+    Raises
+    ------
+    FormatError
+        The file holds something else.
+    """
+    findings = read_json(file).get("findings")
+    if not isinstance(findings, list) or not all(map(_is_finding, findings)):
+        fix = "choose another output folder, or give --overwrite"
+        raise FormatError(f"{file}: exists, and does not hold the findings of loralens doctor", fix=fix)
+    adapters = dict.fromkeys(finding["adapter"] for finding in findings)
+    return DoctorResult([Diagnosis(**each) for each in findings], adapters, fail_on=options.get("fail_on"))
+
+
+def _is_finding(value: object) -> bool:
+    if not isinstance(value, dict) or value.keys() != {column.key for column in FINDING_COLUMNS}:
+        return False
+    texts = [text for key, text in value.items() if key != "module" or text is not None]
+    return value["level"] in LEVELS and all(map(is_safe_text, texts))
+
+
+def _findings_of(batch: BatchResult) -> list[Diagnosis]:
+    """The findings about all adapters; that one could not be examined is a finding about it."""
+    findings = []
+    for row in batch.rows:
+        if row.status == "failed":
+            findings.append(Diagnosis("error", UNREADABLE, row.reason, row.fix, adapter=row.source))
+        # An adapter in memory and one of an earlier run have other labels there.
+        findings += [Diagnosis(**{**finding, "adapter": row.source}) for finding in row.findings]
+    return findings
+
+
+WORK["doctor"] = AdapterWork(
+    _examine_one,
+    DoctorResult.numbers,
+    answer=lambda result: result.answer,
+    findings=lambda result: result.record()["findings"],
+    recall=_read_findings,
+)
+
+
+def _write_sarif(diagnoses: Sequence[Diagnosis], file: Path) -> None:
+    def locate(label: str) -> str:
+        # SARIF names files, and a user may have given the folder of one, or a Hub id; what has no file keeps its label.
+        try:
+            return str(adapter_file(Path(label)))
+        except LoraLensError:
+            return label
+
+    records = [{**finding.record(), "adapter": locate(finding.adapter)} for finding in diagnoses]
+    write_sarif(sarif_log(records, rules=diagnosis_codes(), root=Path.cwd()), file)
+
+
+def _consumer_findings(adapter: Adapter, consumer: Consumer, base: ModelPath | None) -> list[Finding]:
+    """The findings about ``consumer``, the program that loads the adapter.
+
+    With a base, the names of the modules are compared with it too, because some programs look names up as they are.
+    """
+    matched = None
+    if base is not None:
+        # Names that match nothing are a finding of the doctor itself.
+        try:
+            matched = match(
+                {name: module.shape for name, module in adapter.items()}, with_tied_head(shapes(Path(base)), base)
+            )
+        except MismatchError:
+            matched = None
+    return check(adapter, consumer, matched)

@@ -1,0 +1,446 @@
+"""The verb ``inspect``: shows what is in an adapter file, and how it was understood."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack, get_args
+
+from loralens.analysis.inspection import Inspection, inspect_adapter
+from loralens.choices import Consumer, Level
+from loralens.core.adapter import Adapter, Extra, Finding
+from loralens.core.names import block, kind, natural_key, some
+from loralens.core.structured import Update
+from loralens.errors import MismatchError, place
+from loralens.formats.records.training_notes import Folder, TrainingNotes
+from loralens.tables.numbers import count, join_words, number, shape, size, span
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.shared.adapters import Reading, Source, labels, load_source, sources
+from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice
+
+EXTRA_SHOWN = 20  # tensors besides the pairs that are listed for people; a model saved in full has hundreds
+SCALES_NAMED = 5  # scales of one adapter, the most frequent ones, that its facts list; --json has every module's
+
+
+class ModuleInspection(NamedTuple):
+    """One row: a module of an adapter, and whether its ΔW is 0."""
+
+    path: str
+    name: str
+    module: Update
+    zero: bool
+
+
+class Kind(NamedTuple):
+    """One row: the modules of one kind, weight, shape, rank, scale and dtype.
+
+    ``module`` is any of them, for what they have in common.
+    """
+
+    kind: str
+    weight: str
+    module: Update
+    names: Sequence[str]
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInspection(Tabular):
+    """The contents of one adapter.
+
+    Attributes
+    ----------
+    path : str
+        The label of the adapter: its path, if it was read from a file.
+    inspection : Inspection
+        Its modules, other tensors, and modules with ΔW = 0.
+    findings : sequence of Finding
+        The findings of the reader, about the numbers, about how the names match the base, and about the consumer.
+    refusals : sequence of Finding
+        The findings about the consumer alone: what it rejects, ignores or applies in another way.
+    consumer : str or None
+        The program whose rules were applied.
+    """
+
+    path: str
+    inspection: Inspection
+    findings: Sequence[Finding]
+    refusals: Sequence[Finding] = ()
+    consumer: Consumer | None = None
+
+    @property
+    def wrong(self) -> bool:
+        """Whether there is an error among the findings, whatever it is about."""
+        return any(finding.level == "error" for finding in self.findings)
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter that was inspected."""
+        return self.inspection.adapter
+
+    @property
+    def modules(self) -> Mapping[str, Update]:
+        """The requested modules, in natural order."""
+        return self.inspection.modules
+
+    @property
+    def training(self) -> TrainingNotes | None:
+        """What the metadata of an image model's adapter say about its training; None if they say nothing."""
+        return TrainingNotes.of(self.adapter.metadata)
+
+    def __repr__(self) -> str:
+        return f"AdapterInspection({self.path!r}, {len(self.modules)} modules, {len(self.findings)} findings)"
+
+    def tables(self) -> list[Table[Any]]:
+        """The adapter as a whole, its modules by kind, and the tensors that belong to no pair."""
+        return [
+            Table("as a whole", FACT_COLUMNS, _facts(self.inspection), whole=True),
+            Table("training, as the file says", FACT_COLUMNS, training_facts(self.training), whole=True),
+            Table("modules", KIND_COLUMNS, _kinds(self.modules)),
+            Table(
+                "not part of a pair, kept unchanged",
+                EXTRA_COLUMNS,
+                list(self.inspection.extra.items()),
+                most=EXTRA_SHOWN,
+            ),
+        ]
+
+    def conclusion(self) -> list[str]:
+        """What the adapter is, and whether anything in it looks wrong."""
+        adapter, modules = self.adapter, self.modules
+        ranks = span([module.rank for module in modules.values()])
+        base = f", for {adapter.base_model or base_by_shapes(adapter)}"
+        what = f"{self.path}: {adapter.format} adapter of rank {ranks} in {count(len(modules), 'module')}{base}"
+        levels = Counter(finding.level for finding in self.findings)
+        counts = [count(levels[level], level) for level in get_args(Level) if levels[level]]
+        # A note does not mean that something is wrong; notes are listed below.
+        codes = list(dict.fromkeys(finding.code for finding in self.findings if finding.level != "note"))
+        verdict = f"{join_words(counts)}: {some(codes)}" if codes else "Nothing in it looks wrong"
+        return [f"{what}.", *self._on_consumer(), f"{verdict}."]
+
+    def _on_consumer(self) -> list[str]:
+        if self.consumer is None:
+            return []
+        if any(finding.level == "error" for finding in self.refusals):
+            return [f"{self.consumer} rejects it, or applies it in another way than it was trained."]
+        if self.wrong:
+            return [f"{self.consumer} cannot apply it as it was trained, because of the errors in the adapter itself."]
+        return [f"{self.consumer} applies it as it was trained."]
+
+    def listing(self) -> list[Table[ModuleInspection]]:
+        """All modules, one module per row."""
+        zero = set(self.inspection.zero)  # a set: a model has thousands of modules
+        rows = [ModuleInspection(self.path, name, module, name in zero) for name, module in self.modules.items()]
+        return [Table(self.path, MODULE_COLUMNS, rows)]
+
+    def sentences(self) -> list[str]:
+        """The findings, each with its remedy on the next line."""
+        return [
+            line
+            for finding in self.findings
+            # The remedy has a line of its own, so that a command in it can be copied.
+            for line in (f"{finding.level}: {finding.text}", *([f"  fix: {finding.fix}"] if finding.fix else []))
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a JSON object."""
+        adapter, inspection = self.adapter, self.inspection
+        (modules,) = self.listing()
+        *_, extra = self.tables()
+        return {
+            "path": self.path,
+            "format": adapter.format,
+            "base_model": adapter.base_model,
+            "modules": modules.records(),
+            "extra": extra.records(),
+            "metadata": None if adapter.metadata is None else dict(adapter.metadata),
+            "training": None if self.training is None else self.training.record(),
+            "findings": [finding.record() for finding in self.findings],
+            "total": {
+                "modules": len(inspection.modules),
+                "parameters": inspection.parameters,
+                "bytes": inspection.nbytes,
+                "extra_bytes": _extra_bytes(inspection),
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class InspectResult(Tabular):
+    """The contents of adapters.
+
+    Attributes
+    ----------
+    consumer : str or None
+        The program whose rules were applied.
+    """
+
+    adapters: Sequence[AdapterInspection]
+    consumer: Consumer | None = None
+
+    @property
+    def answer(self) -> bool | None:
+        """Whether the consumer applies every adapter as it was trained; None if no consumer was named."""
+        # An error of the file itself counts too: no consumer applies an adapter with wrong numbers, or to another base.
+        return None if self.consumer is None else not any(adapter.wrong for adapter in self.adapters)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """The findings of all adapters."""
+        return [finding for adapter in self.adapters for finding in adapter.findings]
+
+    def __repr__(self) -> str:
+        return f"InspectResult({count(len(self.adapters), 'adapter')}, {count(len(self.findings), 'finding')})"
+
+    def tables(self) -> list[Table[Any]]:
+        """The tables of all adapters, one adapter after the other."""
+        return [table for adapter in self.adapters for table in adapter.tables()]
+
+    def listing(self) -> list[Table[ModuleInspection]]:
+        """The modules of all adapters."""
+        return [table for adapter in self.adapters for table in adapter.listing()]
+
+    def conclusion(self) -> list[str]:
+        """What every adapter is, and whether anything in it looks wrong."""
+        return [sentence for adapter in self.adapters for sentence in adapter.conclusion()]
+
+    def sentences(self) -> list[str]:
+        """The findings of all adapters."""
+        return [sentence for adapter in self.adapters for sentence in adapter.sentences()]
+
+    def record(self) -> dict[str, Any]:
+        """Everything as a JSON object."""
+        return {"adapters": [adapter.record() for adapter in self.adapters]}
+
+
+MODULE_COLUMNS: tuple[Column[ModuleInspection], ...] = (
+    Column("path", lambda row: row.path, json=False),
+    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    Column("kind", lambda row: row.module.layout.kind, "weight", align="left"),
+    Column("shape", lambda row: list(row.module.shape), "out × in", shape, csv=False, priority=3),
+    Column("out", lambda row: row.module.shape[0], json=False),
+    Column("in", lambda row: row.module.shape[1], json=False),
+    Column("rank", lambda row: row.module.rank, "r", priority=7),
+    Column("scale", lambda row: row.module.scale, "scale", number, priority=6),
+    Column("scale_source", lambda row: str(row.module.scaling)),  # a wrong scale mostly comes from a wrong source
+    Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=2),
+    Column("parameters", lambda row: row.module.parameters, "parameters", "{:,}".format, priority=4),
+    Column("bytes", lambda row: row.module.nbytes),
+    Column("zero", lambda row: row.zero),
+)
+# Facts are rows of two columns, so that they are aligned by the same code as all other tables.
+FACT_COLUMNS: tuple[Column[tuple[str, str]], ...] = (
+    Column("property", lambda row: row[0], " ", align="left", priority=ALWAYS),  # blank, as facts need no heading
+    Column("value", lambda row: row[1], " ", align="left", priority=ALWAYS),
+)
+# On a narrow terminal the kind of the weight is left out first, as nearly all are linear; the rank is never left out.
+KIND_COLUMNS: tuple[Column[Kind], ...] = (
+    Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
+    Column("modules", lambda row: len(row.names), "modules", priority=8),
+    Column("blocks", lambda row: _block_ranges(row.names), "blocks", align="left", priority=3),
+    Column("weight", lambda row: row.weight, "weight", align="left", priority=2),
+    Column("shape", lambda row: row.module.shape, "out × in", shape, priority=5),
+    Column("rank", lambda row: row.module.rank, "r", priority=ALWAYS),
+    Column("scale", lambda row: row.module.scale, "scale", number, priority=7),
+    Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=4),
+    Column("parameters", lambda row: row.parameters, "parameters", "{:,}".format, priority=6),
+)
+EXTRA_COLUMNS: tuple[Column[tuple[str, Extra]], ...] = (
+    Column("key", lambda row: row[0], "key", align="left", priority=ALWAYS),
+    Column("role", lambda row: row[1].role, "role", align="left", priority=ALWAYS),
+    Column("module", lambda row: row[1].module),
+    Column("shape", lambda row: list(row[1].tensor.shape), "shape", shape, priority=3),
+    Column("dtype", lambda row: str(row[1].tensor.dtype), "dtype", priority=2),
+    Column("bytes", lambda row: row[1].tensor.nbytes, "size", size, priority=4),
+)
+
+
+def _facts(inspection: Inspection) -> list[tuple[str, str]]:
+    """The properties of the adapter as a whole, and their values."""
+    modules = inspection.modules
+    ranks = Counter(module.rank for module in modules.values())
+    scales = Counter((module.scale, str(module.scaling)) for module in modules.values())
+    # Format, base and modules stand in the conclusion, and so does the rank unless modules differ in it.
+    several = [("rank", _count_names((str(rank), number) for rank, number in sorted(ranks.items())))]
+    facts = [
+        *(several if len(ranks) > 1 else []),
+        (
+            "scale",
+            _count_names(
+                (f"{number(scale, 6)}, {source}", modules_of)
+                for (scale, source), modules_of in scales.most_common(SCALES_NAMED)
+            ),
+        ),
+        ("size", f"{inspection.parameters:,} parameters in pairs, {size(inspection.nbytes)}"),
+    ]
+    if inspection.extra:  # no line for what nearly all adapters lack
+        facts.append(("besides", f"{len(inspection.extra)} other tensors, {size(_extra_bytes(inspection))}"))
+    return facts
+
+
+def _extra_bytes(inspection: Inspection) -> int:
+    return sum(extra.tensor.nbytes for extra in inspection.extra.values())
+
+
+def _count_names(counts: Iterable[tuple[str, int]]) -> str:
+    """Values with the number of modules that have them; a value that all modules have stands alone."""
+    pairs = list(counts)
+    return (
+        pairs[0][0] if len(pairs) == 1 else "; ".join(f"{text} ({count(number, 'module')})" for text, number in pairs)
+    )
+
+
+def _kinds(modules: Mapping[str, Update]) -> list[Kind]:
+    """The modules grouped by kind, and by everything else that their common row says."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name, module in modules.items():
+        layout = module.layout
+        weight = layout.kind + (" transposed" if layout.transposed else "")
+        # The scale as it is shown: scales that differ by rounding would else make rows that look alike.
+        key = (kind(name), weight, module.shape, module.rank, number(module.scale), str(module.dtype))
+        groups.setdefault(key, []).append(name)
+    return [
+        Kind(key[0], key[1], modules[names[0]], names, sum(modules[name].parameters for name in names))
+        for key, names in sorted(groups.items(), key=lambda item: natural_key(item[0][0]))
+    ]
+
+
+def _block_ranges(names: Sequence[str]) -> str:
+    """The numbers of blocks as ranges: ``0–11``; of several stacks ``down_blocks 0–2, up_blocks 1–3``."""
+    stacks: dict[str, set[int]] = {}
+    for numbered in map(block, names):
+        if numbered:
+            stacks.setdefault(numbered.stack, set()).add(numbered.number)
+    ranges = {stack: _ranges_text(numbers) for stack, numbers in stacks.items()}
+    # A model with one stack needs no name for it.
+    return "".join(ranges.values()) if len(ranges) == 1 else ", ".join(f"{stack} {r}" for stack, r in ranges.items())
+
+
+def _ranges_text(numbers: Iterable[int]) -> str:
+    """Consecutive numbers as ranges: ``0–3 7 9–11``."""
+    # Consecutive numbers have the same difference from their indices in the sorted list.
+    runs = groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0])
+    return " ".join(span([number for _, number in run]) for _, run in runs)
+
+
+def inspect(
+    *adapters: Source,
+    modules: Sequence[str] = (),
+    block: Blocks = (),
+    base: str | PathLike[str] | None = None,
+    consumer: Consumer | None = None,
+    **reading: Unpack[Reading],
+) -> InspectResult:
+    """Show what is in an adapter file: format, base, modules, scales and their source, other tensors, warnings.
+
+    Parameters
+    ----------
+    *adapters : path or Adapter
+        Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
+    modules : sequence of str
+        Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+    base : path, optional
+        The base model: findings say how the names match its weights, of which the headers alone are read.
+    consumer : str, optional
+        Findings say what this program would reject or ignore: ``vllm``, ``lorax``, ``llama.cpp``, ``comfyui``,
+        ``sd-scripts`` or ``peft``.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing; an unknown consumer.
+    FormatError
+        A file that is not an adapter. What is wrong with an adapter is a finding.
+    """
+    modules = as_globs(modules, block)
+    check_choice("consumer", consumer, get_args(Consumer))
+    chosen = sources(adapters)
+    inspected = []
+    for source, label in zip(chosen, labels(chosen), strict=True):
+        # An adapter with wrong numbers is shown with findings instead of refused.
+        adapter = load_source(source, reading, base=base, strict=False)
+        with place(label):
+            inspected.append(_inspect(label, adapter, modules, base, consumer))
+    return InspectResult(inspected, consumer)
+
+
+def _inspect(
+    label: str, adapter: Adapter, modules: Sequence[str], base: str | PathLike[str] | None, consumer: Consumer | None
+) -> AdapterInspection:
+    inspection = inspect_adapter(adapter, modules=modules)
+    findings, match = list(inspection.findings), None
+    stored: Mapping[str, tuple[int, ...]] = {}
+    if base is not None:
+        # Imported here because it takes as long as NumPy itself, and most adapters are inspected without a base.
+        from loralens.core.naming.matching import match as match_names
+        from loralens.formats.models.checkpoint import shapes
+        from loralens.verbs.shared.base_reading import FIX, base_contradiction, with_tied_head
+
+        # Only shapes are read, which are in the headers.
+        stored = with_tied_head(shapes(Path(base)), base)
+        try:
+            match = match_names({name: module.shape for name, module in inspection.modules.items()}, stored)
+            findings.append(Finding("note", "names", f"against {base}: {match}"))
+        except MismatchError as error:  # a finding, as the rest of the adapter can still be shown
+            findings.append(Finding("error", "names", f"against {base}: {error.what}", error.fix))
+        contradiction = base_contradiction(adapter, base)
+        if contradiction:
+            findings.append(Finding("warning", "base-differs", contradiction, FIX))
+    # Last, because a consumer also refuses what does not match the base.
+    refusals: list[Finding] = []
+    if consumer is not None:
+        from loralens.analysis.clients.rules import check
+
+        refusals = check(adapter, consumer, match, stored)
+        # What the reader already said about this consumer is said once, at the level that it has for the consumer.
+        said = {finding.text for finding in refusals}
+        findings = [finding for finding in findings if finding.text not in said]
+    return AdapterInspection(label, inspection, [*findings, *refusals], refusals, consumer)
+
+
+TAGS_NAMED = 12  # tags of captions, and folders of images, that are listed
+TAGS_IN_ROW = 3
+
+
+def training_facts(notes: TrainingNotes | None) -> list[tuple[str, str]]:
+    """What the metadata say about the training, one property a row."""
+    if notes is None:
+        return []
+    words = [("trigger words", ", ".join(notes.trigger_words))] if notes.trigger_words else []
+    facts = [*words, *((name.replace("_", " "), value) for name, value in notes.values.items())]
+    if notes.folders:
+        facts.append(("folders", "; ".join(map(_folder_text, notes.folders[:TAGS_NAMED]))))
+    listed = [f"{tag.tag} ({tag.images})" for tag in notes.tags[:TAGS_NAMED]]
+    if notes.tag_count > TAGS_NAMED:
+        listed.append(f"and {notes.tag_count - TAGS_NAMED:,} more")
+    # A few on each row, so that none is shortened on a narrow terminal.
+    rows = [", ".join(listed[i : i + TAGS_IN_ROW]) for i in range(0, len(listed), TAGS_IN_ROW)]
+    return facts + [("" if i else "tags", row) for i, row in enumerate(rows)]
+
+
+def _folder_text(folder: Folder) -> str:
+    images = "" if folder.images is None else f": {count(folder.images, 'image')}"
+    return folder.name + images + (f" × {folder.repeats}" if images and folder.repeats else "")
+
+
+def base_by_shapes(adapter: Adapter) -> str:
+    """The base of an adapter that does not name it, in the conclusion: the image models that have its modules."""
+    # Imported here, since most adapters name their base.
+    from loralens.core.naming.base_model import image_models_of
+    from loralens.core.naming.image_models import image_models
+
+    models = image_models_of(adapter)
+    if not models:
+        return "a base that it does not name"
+    stated = (adapter.metadata or {}).get("ss_base_model_version", "")
+    named = [model for model in image_models() if any(word in stated.lower() for word in model.words)]
+    # Some trainers write a version that they copied from a template.
+    wrong = f", although its metadata say {stated}" if named and not any(model in models for model in named) else ""
+    return f"{' or '.join(model.name for model in models)}, by the names and shapes of its modules{wrong}"

@@ -1,0 +1,501 @@
+"""The verb ``intruders``: finds singular vectors of W + ΔW that W does not have, and can shrink them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack, get_args
+
+from loralens.analysis.base.intruders import (
+    THRESHOLD,
+    TOP,
+    Intruders,
+    check_definition,
+    check_plain,
+    find_intruders,
+    remove_intruders,
+    replace_modules,
+)
+from loralens.choices import FloatType
+from loralens.core.adapter import Adapter
+from loralens.core.naming.selection import select
+from loralens.core.structured import Update
+from loralens.errors import OptionError, place
+from loralens.formats import save
+from loralens.formats.dialects.table import FORMATS
+from loralens.linalg.device import Device
+from loralens.tables.numbers import count, fixed, number, shape, span
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
+from loralens.verbs.files.target import Target
+from loralens.verbs.shared.adapters import AdapterSource, Reading, labels, read_adapter
+from loralens.verbs.shared.base_reading import base_weights
+from loralens.verbs.shared.module_groups import group_by_kind
+from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice, numpy_dtype
+from loralens.verbs.spectra.decompositions import decompositions, svd_cache
+
+
+class ModuleIntruders(NamedTuple):
+    """One row: a module, its rank, and what was found among the leading directions of its W + ΔW."""
+
+    name: str
+    rank: int
+    intruders: Intruders
+
+    @property
+    def first(self) -> int | None:
+        """The index of the first intruder among the leading directions, counted from 0; None if there is none."""
+        return int(self.intruders.indices[0]) if self.intruders.count else None
+
+
+class KindIntruders(NamedTuple):
+    """One row: the modules of a kind, and the sums over them."""
+
+    kind: str
+    modules: int
+    total: "IntruderTotal"
+
+
+@dataclass(frozen=True, slots=True)
+class IntruderTotal:
+    """Sums over several modules: the leading directions, the intruders among them, and their share of the energy."""
+
+    directions: int
+    count: int
+    energy_share: float
+
+    @classmethod
+    def of(cls, modules: Sequence[Intruders]) -> "IntruderTotal":
+        """The sums over these modules."""
+        # This is a share of sums, not a mean of shares: a module of small norm must not count as much as one of large
+        # norm.
+        energy = sum(float((module.s**2).sum()) for module in modules)
+        intruding = sum(float((module.s[module.indices] ** 2).sum()) for module in modules)
+        directions = sum(module.s.size for module in modules)
+        return cls(directions, sum(module.count for module in modules), intruding / energy if energy else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """The adapter whose intruders have another strength, and where it was written.
+
+    Attributes
+    ----------
+    strength : float
+        The factor of every intruder: 0 removes them, 1 keeps them.
+    changed : int
+        The number of modules that were edited.
+    rounding : RoundingCost
+        The error from rounding the factors of these modules to the dtype that was asked for.
+    format : str
+        The dialect of the file: the adapter's own, or ``peft`` if that cannot be written.
+    """
+
+    adapter: Adapter
+    strength: float
+    changed: int
+    rounding: RoundingCost
+    format: str
+    path: Path | None
+    dry_run: bool
+
+    @property
+    def ranks(self) -> list[int]:
+        """The smallest and the largest rank of a module."""
+        # Every intruder adds one rank, so modules have different ranks unless they were made equal.
+        ranks = [module.rank for module in self.adapter.modules.values()]
+        return [min(ranks), max(ranks)]
+
+    def record(self) -> dict[str, Any]:
+        """The edit as a JSON object."""
+        return {
+            "strength": self.strength,
+            "path": str(self.path) if self.path else None,
+            "format": self.format,
+            "dry_run": self.dry_run,
+            "modules": len(self.adapter),
+            "changed": self.changed,
+            "ranks": self.ranks,
+            "parameters": self.adapter.parameters,
+            "rounding": self.rounding.record(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class IntrudersResult(Tabular, Mapping[str, Intruders]):
+    """The intruders of an adapter in its base: a mapping from module names to `Intruders`.
+
+    Attributes
+    ----------
+    path : str
+        The label of the adapter: its path, if it was read from a file.
+    top : int
+        The number of leading directions that were examined in every module.
+    ranks : mapping of str to int
+        The rank of each module of the adapter.
+    removal : Removal or None
+        The edited adapter; None unless ``remove`` was given.
+    """
+
+    path: str
+    base: str
+    threshold: float
+    top: int
+    modules: Mapping[str, Intruders]
+    ranks: Mapping[str, int]
+    removal: Removal | None = None
+
+    def __getitem__(self, name: str) -> Intruders:
+        return self.modules[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __repr__(self) -> str:
+        total = self.total
+        return f"IntrudersResult({len(self)} modules, {total.count} of {total.directions} directions are intruders)"
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter whose intruders have another strength; None unless ``remove`` was given."""
+        return self.removal.adapter if self.removal else None
+
+    @property
+    def total(self) -> IntruderTotal:
+        """The sums over all modules."""
+        return IntruderTotal.of(list(self.values()))
+
+    def tables(self) -> list[Table[Any]]:
+        """The modules, and the sums over the modules of a kind."""
+        title = f"{self.path} on {self.base}: {self.top} leading directions, intruders score below {self.threshold:g}"
+        kinds = [
+            KindIntruders(kind, len(modules), IntruderTotal.of(modules))
+            for kind, modules in group_by_kind(self.modules).items()
+        ]
+        modules = Table(title, COLUMNS, self._rows(), lambda row: not row.intruders.count, _sum_up_others)
+        return [modules, Table("by kind", KIND_COLUMNS, kinds)]
+
+    def conclusion(self) -> list[str]:
+        """How many of the leading directions are intruders, how much energy they have, and in how many modules."""
+        total, modules = self.total, count(len(self), "module")
+        if not total.count:
+            return [
+                f"No intruders: all {total.directions:,} leading directions of W + ΔW in {modules} resemble one of W."
+            ]
+        with_any = sum(module.count > 0 for module in self.values())
+        # The count is given with the share of the energy, as counts saturate where ‖ΔW‖ is large: in one study 57 % and
+        # 99.7 % of the directions were intruders, with 43 % and 92 % of the energy (docs/intruders.md).
+        return [
+            f"{total.count:,} of {total.directions:,} leading directions of W + ΔW are intruders, with "
+            f"{PERCENT(total.energy_share)} of their energy, in {with_any} of {modules}."
+        ]
+
+    def sentences(self) -> list[str]:
+        """Which vectors are not unique, which modules took a dense SVD, and what was written."""
+        sentences = []
+        # Equal singular values share a subspace, of which any orthonormal basis is as right as another.
+        tied = [name for name, module in self.items() if module.tied]
+        if tied:
+            equal = f"{len(tied)} modules have equal leading singular values (the first is {tied[0]})"
+            sentences += [f"tied: {equal}; their vectors, and", "  so their scores and counts, are not unique"]
+        dense = sum(module.method == "dense" for module in self.values())
+        # The user should see why a module took long: at n = 2048, 2.5 s instead of 0.13 s.
+        if dense:
+            sentences.append(f"dense: {dense} modules needed a dense SVD, as Lanczos did not converge in time")
+        return sentences + (self._on_removal(self.removal) if self.removal and self.removal.path else [])
+
+    def record(self) -> dict[str, Any]:
+        """The whole result as a JSON object."""
+        return {
+            "adapter": self.path,
+            "base": self.base,
+            "threshold": self.threshold,
+            "top": self.top,
+            "modules": Table("", COLUMNS, self._rows()).records(),
+            "total": {"modules": len(self), **asdict(self.total)},
+            **({"output": self.removal.record()} if self.removal else {}),
+        }
+
+    def _rows(self) -> list[ModuleIntruders]:
+        return [ModuleIntruders(name, self.ranks[name], module) for name, module in self.items()]
+
+    def _on_removal(self, removal: Removal) -> list[str]:
+        # λ = 1 edits nothing, so no intruder counts as scaled.
+        shrunk = count(self.total.count if removal.strength != 1 else 0, "intruder")
+        changed = f"{removal.changed} of {len(removal.adapter)} modules changed"
+        return [
+            # Modules that did not change were not rounded.
+            *([str(removal.rounding)] if removal.rounding.module else []),
+            f"{'would write' if removal.dry_run else 'wrote'} {removal.path}: {removal.format}, {shrunk} scaled by "
+            f"{number(removal.strength)}, {changed}, rank {span(removal.ranks)}",
+        ]
+
+
+def _sum_up_others(modules: int) -> str:
+    return f"{count(modules, 'module')} without an intruder"
+
+
+def _first_column(
+    key: str, title: str, value: Callable[[Intruders, int], float], text: Callable[[float], str], priority: int
+) -> Column[ModuleIntruders]:
+    """A quantity of the first intruder, blank if there is none; JSON has it in the list of all intruders."""
+
+    def of_first(row: ModuleIntruders) -> float | None:
+        return None if row.first is None else value(row.intruders, row.first)
+
+    def shown(number: float | None) -> str:
+        return "" if number is None else text(number)
+
+    return Column(key, of_first, title, shown, priority=priority, json=False)
+
+
+def _intruder_records(row: ModuleIntruders) -> list[dict[str, float]]:
+    module = row.intruders
+    return [  # counted from 1, as people count singular values
+        {"index": int(j) + 1, "singular_value": float(module.s[j]), "score": float(module.scores[j])}
+        for j in module.indices
+    ]
+
+
+def _lowest_score(row: ModuleIntruders) -> float:
+    # Without directions the lowest score is 1, which is the score of a direction of W itself.
+    return float(row.intruders.scores.min(initial=1.0))
+
+
+def _count_of(total: tuple[int, int]) -> str:
+    return f"{total[0]}/{total[1]}"
+
+
+PERCENT = fixed(".1%")
+
+# On a narrow terminal the shape and the details of the first intruder are left out first. The energy stays longest,
+# because counts alone do not tell a good adapter from a harmful one.
+COLUMNS: tuple[Column[ModuleIntruders], ...] = (
+    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    Column("shape", lambda row: list(row.intruders.shape), "out × in", shape, csv=False, priority=2),
+    Column("out", lambda row: row.intruders.shape[0], json=False),
+    Column("in", lambda row: row.intruders.shape[1], json=False),
+    Column("rank", lambda row: row.rank, "r", priority=4),
+    # Machines get the number of intruders alone, and people get it with the number of directions.
+    Column("count", lambda row: row.intruders.count),
+    Column(
+        "counts",
+        lambda row: (row.intruders.count, row.intruders.s.size),
+        "intruders",
+        _count_of,
+        priority=ALWAYS,
+        json=False,
+        csv=False,
+        about="of the leading directions of W + ΔW",
+    ),
+    Column(
+        "energy_share",
+        lambda row: row.intruders.energy_share,
+        "energy",
+        PERCENT,
+        priority=8,
+        about="their part of the energy of those directions",
+    ),
+    _first_column("first", "first", lambda _, j: j + 1, str, 5),
+    _first_column("first_value", "its σ", lambda module, j: float(module.s[j]), number, 3),
+    _first_column("first_score", "its score", lambda module, j: float(module.scores[j]), fixed(".3f"), 3),
+    Column(
+        "lowest_score",
+        _lowest_score,
+        "lowest",
+        fixed(".3f"),
+        priority=7,
+        json=False,
+        about="the lowest score: the best |cosine| with any direction of W",
+    ),
+    # The control: nearly every random direction of a large weight is an intruder, so a low score alone proves little.
+    Column(
+        "random_score",
+        lambda row: row.intruders.random_score,
+        "random",
+        fixed(".3f"),
+        priority=5,
+        about="the score of a random direction",
+    ),
+    Column("chance", lambda row: row.intruders.chance, "chance", number, priority=6),
+    Column("singular_values", lambda row: row.intruders.s.tolist()),
+    Column("scores", lambda row: row.intruders.scores.tolist()),
+    Column("intruders", _intruder_records, csv=False),
+    Column("tied", lambda row: row.intruders.tied),
+    Column("method", lambda row: row.intruders.method),
+)
+KIND_COLUMNS: tuple[Column[KindIntruders], ...] = (
+    Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
+    Column("modules", lambda row: row.modules, "modules", priority=5),
+    Column(
+        "counts",
+        lambda row: (row.total.count, row.total.directions),
+        "intruders",
+        _count_of,
+        priority=ALWAYS,
+        about="of the leading directions of W + ΔW",
+    ),
+    Column(
+        "energy_share",
+        lambda row: row.total.energy_share,
+        "energy",
+        PERCENT,
+        priority=8,
+        about="their part of the energy of those directions",
+    ),
+)
+
+
+def intruders(
+    adapter: AdapterSource,
+    *,
+    base: str | PathLike[str],
+    modules: Sequence[str] = (),
+    block: Blocks = (),
+    top: int = TOP,
+    threshold: float = THRESHOLD,
+    remove: float | None = None,
+    output: str | PathLike[str] | None = None,
+    uniform: bool = False,
+    dtype: FloatType = "f32",
+    allow_loss: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    cache: str | PathLike[str] | None = None,
+    cache_limit: str = "20GB",
+    no_cache: bool = False,
+    device: str = "cpu",
+    **reading: Unpack[Reading],
+) -> IntrudersResult:
+    """Find the leading singular directions of W + ΔW that no singular direction of W resembles (arXiv 2410.21228).
+
+    The score of a direction is the largest |cosine| of its left singular vector with those of W; below ``threshold``
+    the direction is an intruder. Nearly every random direction is one, as the column "chance" shows: a low score means
+    that the direction is spread over many directions of W, not that W does not have it. W is decomposed once, and its
+    SVD is kept; W + ΔW is not decomposed at all.
+
+    Parameters
+    ----------
+    adapter : path or Adapter
+    base : path
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
+    modules : sequence of str
+        Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+    top : int
+        The number of leading singular directions of W + ΔW to look at.
+    threshold : float
+        A direction is an intruder if no |cosine| with a direction of W is as large as this; above 0, at most 1.
+    remove : float, optional
+        Make an adapter in which every intruder is multiplied by this: 0 removes them, 1 keeps them. It is the
+        ``adapter`` of the result.
+    output : path, optional
+        Where that adapter is written: a folder or a file. Without it nothing is written.
+    uniform : bool
+        Give all modules of that adapter the same rank, padded with zeros.
+    dtype : str
+        The dtype of the factors that change: ``f32``, ``bf16`` or ``f16``.
+    allow_loss : bool
+        Accept the result even if rounding changes the update of a module by more than 1 %.
+    overwrite : bool
+        Replace what is already at ``output``.
+    dry_run : bool
+        Say what would be written, and write nothing.
+    cache : path, optional
+        The folder in which SVDs of W are kept between runs; by default in the user's cache folder.
+    cache_limit : str
+        The size of that folder above which the oldest SVDs are deleted.
+    no_cache : bool
+        Neither use nor keep SVDs of earlier runs.
+    device : str
+        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``.
+    **reading : Reading
+        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        An output and nothing to write; options that exclude each other, or make no sense; rounding that costs too much.
+    FormatError
+        A file that is not an adapter, or not a model; numbers that are NaN or Inf.
+    MismatchError
+        A module that has no weight in the base, or whose tuned weight is not W + ΔW (DoRA).
+    """
+    check_definition(top=top, threshold=threshold)
+    check_choice("dtype", str(dtype), get_args(FloatType))
+    # Any finite factor is allowed: above 1 it makes the intruders stronger, below 0 it turns them around.
+    if remove is not None and not isfinite(remove):
+        raise OptionError(f"remove {remove!r} is not possible", fix="give a finite number: 0 removes, 1 keeps")
+    if output is not None and remove is None:  # a forgotten `remove` would be noticed only after the search
+        raise OptionError(f"nothing would be written to {output}", fix="give remove, the factor for the intruders")
+    store = svd_cache(cache, cache_limit, no_cache=no_cache)
+    linalg_device = Device.of(device)
+    (label,) = labels([adapter])
+    loaded = read_adapter(adapter, reading, base=base, label=label)
+    with place(label):
+        names = select(loaded, as_globs(modules, block))
+        # With a strength of 1 nothing is edited, so modules that are not pairs may stay.
+        check_plain(loaded, names, pairs=remove not in (None, 1))
+    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    target.check_source(adapter, base=base)  # what is read is never replaced
+    # The SVDs of a base of 7B take an hour or so. What the writer would refuse is found before them, by a rehearsal.
+    if output is not None:
+        save(replace_modules(loaded, {}), output, format=_dialect(loaded), overwrite=overwrite, dry_run=True)
+    weights = base_weights(base, {name: loaded[name] for name in names}).modules
+    measured: dict[str, Intruders] = {}
+    edited: dict[str, Update] = {}
+    # Factors for a narrow dtype stay in float64 until all of them are there, so that they are rounded only once.
+    edit_dtype = "float32" if dtype == "f32" else "float64"
+    with closing(decompositions(weights, store, base, linalg_device)) as svds:
+        for name, W in svds:
+            with place(label), place(name):
+                module = find_intruders(loaded[name], W, top=top, threshold=threshold)
+                if remove is not None:
+                    edited[name] = remove_intruders(loaded[name], module, strength=remove, dtype=edit_dtype)
+                # Only the edit needs the vectors: 0.7 MB a module for ten directions of a 4096 × 4096 weight.
+                measured[name] = module.without_vectors()
+    result = IntrudersResult(label, str(base), threshold, top, measured, {name: loaded[name].rank for name in measured})
+    if remove is None:
+        return result
+    edit = _finish_removal(loaded, label, edited, remove, target, dtype=dtype, uniform=uniform, allow_loss=allow_loss)
+    return replace(result, removal=edit)
+
+
+def _finish_removal(
+    adapter: Adapter,
+    label: str,
+    edited: Mapping[str, Update],
+    strength: float,
+    target: Target,
+    *,
+    dtype: FloatType,
+    uniform: bool,
+    allow_loss: bool,
+) -> Removal:
+    """Round the edited modules to ``dtype``, and write the adapter that has them.
+
+    Modules without intruders did not change, and are written back bit for bit.
+    """
+    exact = replace(adapter, modules={name: module for name, module in edited.items() if module is not adapter[name]})
+    with place(label):
+        rounded = round_factors(exact, numpy_dtype(dtype)).modules
+        # The cost is that of all modules together, and names the worst one.
+        cost = RoundingCost.between(exact, rounded, allow_loss=allow_loss, dtype=dtype)
+    new = replace_modules(adapter, dict(rounded), uniform=uniform)
+    dialect = _dialect(adapter)
+    if target.output is not None:
+        save(new, target.output, format=dialect, overwrite=target.overwrite, dry_run=target.dry_run)
+    return Removal(new, strength, len(rounded), cost, dialect, target.output, target.dry_run)
+
+
+def _dialect(adapter: Adapter) -> str:
+    """The adapter's own dialect, or PEFT's if that cannot be written."""
+    writable = any(form.name == adapter.format and form.writer for form in FORMATS)
+    return str(adapter.format) if writable else "peft"

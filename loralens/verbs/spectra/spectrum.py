@@ -1,0 +1,390 @@
+"""The verb ``spectrum``: computes the singular values of ΔW, and the ranks and norms that follow from them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, get_args
+
+import numpy as np
+
+from loralens.analysis.groups import by_block, by_kind, mean_effective_rank, total_norm, uniform_rank
+from loralens.analysis.spectrum import Spectrum, measure_spectrum
+from loralens.choices import Sort
+from loralens.core.adapter import Adapter
+from loralens.core.progress import progress
+from loralens.core.threads import processor_count
+from loralens.errors import OptionError, place
+from loralens.tables.numbers import count, fixed, number, percent, shape, spark, whole_percent
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.shared.adapters import Reading, Source, labels, read_adapter, sources
+from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice
+
+if TYPE_CHECKING:
+    from loralens.analysis.base.weight_norms import WeightNorms
+
+KEPT = 0.99  # of the energy: the convention for the rank that is recommended, see `loralens.compression.curve.LOSS`
+FRACTIONS = (0.9, 0.95, 0.99)  # of the energy, for which the rank is listed
+# People read a table of groups on one screen or two; all modules are in --json, from which any grouping follows.
+BLOCKS_SHOWN = 40
+OUTLIERS_SHOWN = 10
+OUTLIERS_TITLE = (
+    "stand apart from others of their kind and shape (chance: probability of such a gap if nothing is unusual)"
+)
+
+
+class ModuleSpectrum(NamedTuple):
+    """One row: the spectrum of a module, and the norms of its weight in the base where a base was given."""
+
+    path: str
+    name: str
+    adapter: Adapter
+    spectrum: Spectrum
+    weight: "WeightNorms | None" = None
+
+    @property
+    def relative_frobenius(self) -> float | None:
+        """‖ΔW‖_F / ‖W‖_F; None where W is 0, or where no base was given."""
+        return self.spectrum.frobenius / self.weight.frobenius if self.weight and self.weight.frobenius else None
+
+    @property
+    def relative_spectral(self) -> float | None:
+        """σ₁(ΔW) / σ₁(W); None where W is 0, or where no base was given."""
+        return self.spectrum.spectral / self.weight.spectral if self.weight and self.weight.spectral else None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpectra(Mapping[str, Spectrum]):
+    """The spectra of one adapter: a mapping from module names to `Spectrum`.
+
+    Attributes
+    ----------
+    path : str
+        The label of the adapter: its path, if it was read from a file.
+    spectra : mapping of str to Spectrum
+        The spectra of all requested modules, in natural order.
+    listed : sequence of str
+        The names of the modules that ``top`` selects, in the order of ``sort``.
+    weights : mapping of str to WeightNorms
+        The norms of the base weights of the modules listed; empty if no base was given.
+    """
+
+    path: str
+    adapter: Adapter
+    spectra: Mapping[str, Spectrum]
+    listed: Sequence[str]
+    weights: "Mapping[str, WeightNorms]" = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Spectrum:
+        return self.spectra[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.spectra)
+
+    def __len__(self) -> int:
+        return len(self.spectra)
+
+    @property
+    def rows(self) -> list[ModuleSpectrum]:
+        """The modules listed, in the order of ``sort``."""
+        return [
+            ModuleSpectrum(self.path, name, self.adapter, self.spectra[name], self.weights.get(name))
+            for name in self.listed
+        ]
+
+    @property
+    def table(self) -> Table[ModuleSpectrum]:
+        """The modules listed, one module per row."""
+        all_modules = count(len(self), "module")
+        modules = f"{len(self.listed)} of {all_modules}" if len(self.listed) < len(self) else all_modules
+        # The norm is that of the whole adapter, also where --top lists only a part of it.
+        title = f"{self.path}: {modules}, ‖ΔW‖F = {number(total_norm(self.spectra.values()))} in all"
+        # A dense SVD reports an error of 0, so the sentence appears only where a randomised SVD was used.
+        errors = (norms.spectral_error / norms.spectral for norms in self.weights.values() if norms.spectral)
+        worst = max(errors, default=0.0)
+        title += f"; σ₁(W) by randomised SVD, error at most {fixed('.1%')(worst)}" if worst else ""
+        columns = (*COLUMNS, *(BASE_COLUMNS if self.weights else ()), BARS)
+        return Table(title, columns, self.rows, lambda row: not row.spectrum.frobenius, _sum_up_zeros)
+
+    @property
+    def conclusion(self) -> str:
+        """How much of its rank the adapter uses, and with a base how large its update is in relation to W."""
+        most = max((spectrum.rank for spectrum in self.spectra.values()), default=0)
+        rank, energy = uniform_rank(self.spectra.values(), KEPT)
+        if not rank:
+            return f"{self.path} does nothing: ΔW is 0 in every module."
+        effective = f"the effective rank is {mean_effective_rank(self.spectra.values()):.1f} on average"
+        if rank < most:
+            text = f"Rank {rank} in every module keeps {percent(energy)} of the energy of {self.path} (rank {most})"
+        else:
+            share = whole_percent(KEPT)
+            text = f"{self.path} uses its rank of {most}: no lower rank in every module keeps {share} of the energy"
+        return f"{text}; {effective}.{self._on_base()}"
+
+    def _on_base(self) -> str:
+        relative = [row.relative_frobenius for row in self.rows if row.relative_frobenius is not None]
+        return f" ‖ΔW‖ is {percent(float(np.median(relative)))} of ‖W‖ in the median." if relative else ""
+
+    def record(self) -> dict[str, Any]:
+        """The modules listed as a JSON object, with the totals over these modules."""
+        modules = [self.adapter[name] for name in self.listed]
+        return {
+            "path": self.path,
+            "format": self.adapter.format,
+            "base_model": self.adapter.base_model,
+            "modules": self.table.records(),
+            "total": {
+                "modules": len(modules),
+                "parameters": sum(module.parameters for module in modules),
+                "bytes": sum(module.nbytes for module in modules),
+                "frobenius": total_norm(self.spectra[name] for name in self.listed),
+            },
+            "findings": [finding.record() for finding in self.adapter.findings],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SpectrumResult(Tabular, Mapping[str, Spectrum]):
+    """The spectra of adapters.
+
+    The result for a single adapter is a mapping: ``result["model.layers.0.self_attn.q_proj"]`` is the `Spectrum` of a
+    module, and iteration is over module names. With several adapters, use ``result.adapters``.
+
+    Attributes
+    ----------
+    base : str or None
+        The base model that ΔW was compared with.
+    """
+
+    adapters: Sequence[AdapterSpectra]
+    base: str | None = None
+
+    @property
+    def only(self) -> AdapterSpectra:
+        """The spectra of the only adapter.
+
+        Raises
+        ------
+        OptionError
+            The result holds several adapters, so a module name alone does not say which one is meant.
+        """
+        if len(self.adapters) != 1:
+            raise OptionError(f"these are the spectra of {len(self.adapters)} adapters", fix="choose one: .adapters[0]")
+        return self.adapters[0]
+
+    def __getitem__(self, name: str) -> Spectrum:
+        return self.only[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.only)
+
+    def __len__(self) -> int:
+        return len(self.only)
+
+    def __repr__(self) -> str:
+        modules = sum(len(adapter) for adapter in self.adapters)
+        return f"SpectrumResult({count(len(self.adapters), 'adapter')}, {count(modules, 'module')})"
+
+    def tables(self) -> list[Table[Any]]:
+        """For every adapter its modules, its kinds, its blocks, and the modules that stand apart."""
+        # Imported here because scripts call --json in loops, and these tables are for people only.
+        from loralens.analysis.outliers import find_outliers
+        from loralens.verbs.shared.module_groups import OUTLIER_COLUMNS, groups_table
+
+        return [
+            table
+            for adapter in self.adapters
+            for table in (
+                adapter.table,
+                groups_table("kind", by_kind(adapter.spectra)),
+                replace(groups_table("block", by_block(adapter.spectra)), most=BLOCKS_SHOWN),
+                Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, find_outliers(adapter.spectra), most=OUTLIERS_SHOWN),
+            )
+        ]
+
+    def conclusion(self) -> list[str]:
+        """How much of its rank every adapter uses."""
+        return [adapter.conclusion for adapter in self.adapters]
+
+    def listing(self) -> list[Table[ModuleSpectrum]]:
+        """The modules of all adapters, one module per row."""
+        return [adapter.table for adapter in self.adapters]
+
+    def record(self) -> dict[str, Any]:
+        """The whole result as a JSON object."""
+        base = {"base": self.base} if self.base else {}
+        return {**base, "adapters": [adapter.record() for adapter in self.adapters]}
+
+
+def spectrum(
+    *adapters: Source,
+    modules: Sequence[str] = (),
+    block: Blocks = (),
+    top: int | None = None,
+    sort: Sort | None = None,
+    base: str | PathLike[str] | None = None,
+    device: str | None = None,
+    **reading: Unpack[Reading],
+) -> SpectrumResult:
+    """Show the singular values of ΔW = scale·B·A for every module, and the ranks and norms that follow from them.
+
+    ΔW is never formed: the cost is O((out + in)·r²) per module.
+
+    Parameters
+    ----------
+    *adapters : path or Adapter
+        Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
+    modules : sequence of str
+        Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+    top : int, optional
+        List only the first ``top`` modules in the order of ``sort``.
+    sort : str, optional
+        The quantity that modules are sorted by, largest first; ``"name"`` sorts by name. The default is ``"name"``, or
+        ``"frobenius"`` if ``top`` is given.
+    base : path, optional
+        The base model: ΔW is compared with W.
+    device : str, optional
+        The device for computations on W: ``cpu`` (the default), ``cuda`` or ``cuda:N``.
+    **reading : Reading
+        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+
+    Raises
+    ------
+    OptionError
+        A glob that matches nothing; an unknown ``sort``; a device without a base.
+    FormatError
+        A file that is not an adapter; a module that holds NaN or Inf.
+    MismatchError
+        A module that has no weight in the base.
+    """
+    modules = as_globs(modules, block)
+    check_choice("sort", sort, get_args(Sort))
+    if top is not None and top < 1:
+        raise OptionError(f"top {top} leaves nothing to list", fix="give a whole number of 1 or more")
+    # Without a base nothing would run on the device, and a user who names a GPU should learn that.
+    if device and not base:
+        raise OptionError("device is for computations on the base, and no base is given", fix="give base, or no device")
+    chosen = sources(adapters)
+    measured = []
+    # All adapters are read before the base: reading them is quick, and an unreadable one should not come up late.
+    for source, label in zip(chosen, labels(chosen), strict=True):
+        adapter = read_adapter(source, reading, base=base, label=label)
+        with place(label), progress(f"reading {label}", len(adapter)) as step:
+            # One thread a core: BLAS itself is limited to one thread, and modules are independent of each other.
+            spectra = measure_spectrum(adapter, modules=modules, threads=processor_count(), step=step)
+        measured.append(AdapterSpectra(label, adapter, spectra, _ordered_names(spectra, sort, top)))
+    if base is None:
+        return SpectrumResult(measured)
+    compared = [replace(spectra, weights=_weight_norms(spectra, base, device)) for spectra in measured]
+    return SpectrumResult(compared, str(base))
+
+
+def _sum_up_zeros(modules: int) -> str:
+    return f"{count(modules, 'module')} with ΔW = 0"
+
+
+def _ordered_names(spectra: Mapping[str, Spectrum], sort: Sort | None, top: int | None) -> list[str]:
+    """The modules to list: in natural order, or with the largest first; ``top`` alone means the largest norms."""
+    # Whoever asks for a few modules without naming a quantity means those that change the model most.
+    key = sort or ("frobenius" if top else "name")
+    names = list(spectra)
+    if key != "name":
+        # The sort is stable, so modules of equal value stay in natural order.
+        names.sort(key=lambda name: getattr(spectra[name], key), reverse=True)
+    return names[:top]
+
+
+def _weight_norms(measured: AdapterSpectra, base: str | PathLike[str], device: str | None) -> "dict[str, WeightNorms]":
+    """The norms of the base weights of the modules that are listed."""
+    # Imported here because it takes as long as NumPy itself, and most spectra are measured without a base.
+    from loralens.analysis.base.weight_norms import weight_norms, weight_steps
+    from loralens.linalg.device import Device
+    from loralens.verbs.shared.base_reading import base_weights
+
+    # The option has no default of its own, so that a device without a base can be refused.
+    linalg_device = Device.of(device or "cpu", threads=processor_count())
+    # Weights of the base are large: only those of the modules that the table shows are read.
+    weights = base_weights(base, {name: measured.adapter[name] for name in measured.listed}).modules
+    with place(base), progress("reading the base", weight_steps(weights.values(), top=True)) as step:
+        return weight_norms(weights, device=linalg_device, step=step)
+
+
+def _measure_column(key: str, title: str = "", **options: Any) -> Column[ModuleSpectrum]:
+    return Column(key, lambda row: getattr(row.spectrum, key), title, **options)
+
+
+def _energy_column(fraction: float) -> Column[ModuleSpectrum]:
+    title = f"E{100 * fraction:.0f}" if fraction != 0.95 else ""  # two of the three fit a terminal
+    about = f"directions that hold {100 * fraction:.0f} % of the energy"
+    key = "energy_rank", f"{fraction:g}"  # JSON nests them: {"energy_rank": {"0.9": 3, …}}
+    return Column(key, lambda row: row.spectrum.energy_rank(fraction), title, priority=4, about=about)
+
+
+# The report lists modules by these columns too (`verbs.outputs.page_tables`).
+# On a narrow terminal scale and shape are left out first, as they are often the same in all modules. The norm, the
+# nominal rank and the effective rank stay longest, as most users ask how much of the rank is used.
+COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
+    Column("path", lambda row: row.path, json=False),  # in JSON it stands once, at the adapter
+    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    Column("shape", lambda row: list(row.spectrum.shape), "out × in", shape, csv=False, priority=3),
+    Column("out", lambda row: row.spectrum.shape[0], json=False),
+    Column("in", lambda row: row.spectrum.shape[1], json=False),
+    Column("rank", lambda row: row.spectrum.rank, "r", priority=7, about="nominal rank"),
+    Column(
+        "scale", lambda row: row.adapter[row.name].scale, "scale", number, priority=2, about="the number before B·A"
+    ),
+    Column("scale_source", lambda row: str(row.adapter[row.name].scaling), csv=False),
+    Column("dtype", lambda row: str(row.adapter[row.name].dtype)),
+    _measure_column("frobenius", "‖ΔW‖F", text=number, priority=8, about="length of ΔW: √Σσ²"),
+    _measure_column("spectral", "σ₁", text=number, priority=5, about="largest singular value"),
+    _measure_column("nuclear"),
+    _measure_column("numerical_rank"),
+    _measure_column("stable_rank", "stable", text=fixed(".2f"), priority=5, about="stable rank: Σσ²/σ₁²"),
+    _measure_column(
+        "effective_rank",
+        "effective",
+        text=fixed(".2f"),
+        priority=6,
+        about="effective rank: exp of the entropy of σ/Σσ; of r equal σ it is r",
+    ),
+    _measure_column("effective_rank_energy"),
+    _measure_column("participation_ratio"),
+    *map(_energy_column, FRACTIONS),
+    # Last, as the only cell whose length grows with the rank.
+    Column("singular_values", lambda row: row.spectrum.s.tolist()),
+)
+BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
+    Column("weight_frobenius", lambda row: row.weight and row.weight.frobenius),
+    Column("weight_spectral", lambda row: row.weight and row.weight.spectral),
+    Column("weight_spectral_error", lambda row: row.weight and row.weight.spectral_error),
+    Column(
+        "relative_frobenius",
+        lambda row: row.relative_frobenius,
+        "‖ΔW‖/‖W‖",
+        number,
+        priority=8,
+        about="the length of ΔW compared with that of W",
+    ),
+    Column(
+        "relative_spectral",
+        lambda row: row.relative_spectral,
+        "σ₁/σ₁(W)",
+        number,
+        priority=7,
+        about="the strongest direction of ΔW compared with that of W",
+    ),
+)
+# For people alone: machines have the singular values themselves.
+BARS: Column[ModuleSpectrum] = Column(
+    "bars",
+    lambda row: row.spectrum.s.tolist(),
+    "spectrum",
+    spark,
+    align="left",
+    json=False,
+    csv=False,
+    drawn=True,
+    about="σ₁, σ₂, … as bars",
+)

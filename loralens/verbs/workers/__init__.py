@@ -1,1 +1,0 @@
-"""Processes that work for a verb, each on one task at a time."""
