@@ -8,7 +8,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial, wraps
@@ -302,51 +302,27 @@ def _perform_all(tasks: Sequence[BatchTask], jobs: int) -> Generator[BatchRow, N
 
 
 def _perform_in_processes(tasks: Sequence[BatchTask], jobs: int) -> Iterator[BatchRow]:
-    """Perform tasks in a pool of processes, which are killed if the caller wants no more or is interrupted.
-
-    A process may be killed for lack of memory, and its pool then does not say in which task. So the tasks that are left
-    go to a pool of one process: if it is killed, it was in the first task that is left.
-    """
-    # These take 50 ms to import, and most runs have one adapter.
-    from concurrent.futures import as_completed
-    from concurrent.futures.process import BrokenProcessPool
-
-    from loralens.fleet.indexing.workers import check_processes_start, kill_processes, process_pool
+    """Perform tasks in processes, which are killed if the caller wants no more or is interrupted."""
+    # It takes 50 ms to import, and most runs have one adapter.
+    from loralens.core.processes import ProcessKilled, perform_in_processes
 
     left = {task.row.name: task for task in tasks}
-    while left:
-        jobs = min(jobs, len(left))
-        with process_pool(jobs) as pool:
-            try:
-                check_processes_start(pool)
-                futures = {}
-                with suppress(BrokenProcessPool):
-                    for task in left.values():
-                        futures[pool.submit(_perform_shared, task, jobs)] = task
-                for future in as_completed(futures):
-                    task = futures[future]
-                    try:
-                        row = future.result()
-                    except BrokenProcessPool:
-                        continue
-                    except Exception as error:  # noqa: BLE001  # an option that cannot go to another process
-                        row = task.failed(f"{type(error).__name__}: {error}", "give --jobs 1")
-                    del left[task.row.name]
-                    yield row
-            finally:
-                if left:
-                    kill_processes(pool)
-                    for task in left.values():
-                        task.tidy()
-        if left and jobs == 1:
-            task = left.pop(next(iter(left)))
-            yield task.failed(
-                "the process that worked on it was killed", "use a machine with more memory if it is short"
-            )
-        jobs = 1
+    try:
+        with closing(perform_in_processes(tasks, partial(_perform_shared, jobs=jobs), jobs)) as finished:
+            for task, outcome in finished:
+                del left[task.row.name]
+                if isinstance(outcome, ProcessKilled):
+                    what = "the process that worked on it was killed"
+                    outcome = task.failed(what, "use a machine with more memory if it is short")
+                elif isinstance(outcome, BaseException):  # an option that cannot go to another process
+                    outcome = task.failed(f"{type(outcome).__name__}: {outcome}", "give --jobs 1")
+                yield outcome
+    finally:
+        for task in left.values():
+            task.tidy()
 
 
-def _perform_shared(task: BatchTask, jobs: int) -> BatchRow:
+def _perform_shared(task: BatchTask, *, jobs: int) -> BatchRow:
     """Perform a task in one of several processes."""
     share_processors(jobs)
     return perform(task)

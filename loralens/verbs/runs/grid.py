@@ -11,12 +11,13 @@ import csv
 import json
 import logging
 import os
+import pickle
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from io import StringIO
 from os import PathLike
@@ -27,8 +28,9 @@ from typing import Any, Literal, NamedTuple, final
 
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
-from loralens.core.messages import LEVELS, LOGGER, note
+from loralens.core.messages import LOGGER, note
 from loralens.core.names import natural_key
+from loralens.core.processes import ProcessKilled, perform_in_processes
 from loralens.core.threads import processor_count
 from loralens.core.training import record_of
 from loralens.errors import DivergenceError, LoraLensError, MismatchError, OptionError, place
@@ -61,7 +63,6 @@ from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.models import digest_of_model, load_headed, model_name, restore_settings
 from loralens.verbs.models.texts import text_label
 from loralens.verbs.runs.grid_axes import WHOLE, Grid, GridPoint, grid_points, spell, value_text
-from loralens.verbs.runs.grid_worker import Worker, WorkerEnd, WorkerMessage, can_be_sent, perform_in, serve_tasks
 from loralens.verbs.runs.run_display import naming_runs
 from loralens.verbs.runs.train_adapter import train_adapter
 from loralens.verbs.runs.training_inputs import TrainingInputs, read_training_inputs
@@ -562,13 +563,13 @@ def _outcomes(
     tasks = [task._replace(options=replace(task.options, threads=threads)) for task in tasks]
     note(f"{count(len(tasks), 'run')} to make, {jobs} at a time with {count(threads, 'thread')}")
     # Threads that wait must not spin: two runs on two processors would slow each other down.
-    environment = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
-    serve = f"{__name__}:serve_grid"
-    workers = [Worker(serve, jobs, on_message=_log, environment=environment, grace=GRACE) for _ in range(jobs)]
-    with closing(perform_in(workers, _Waiting(tasks), len(tasks))) as outcomes:
-        for task, outcome in outcomes:
-            if isinstance(outcome, WorkerEnd):
-                what = f"the process that trained it has ended ({outcome})"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with closing(perform_in_processes(tasks, _make_apart, jobs, grace=GRACE, forward=True)) as finished:
+        for task, outcome in finished:
+            if isinstance(outcome, BaseException):
+                what = "the process that trained it was killed"
+                if not isinstance(outcome, ProcessKilled):
+                    what = f"{type(outcome).__name__}: {outcome}"
                 outcome = OptionError(what, fix="give fewer --jobs if memory is short; else report this as a bug")
             yield task, outcome
 
@@ -599,35 +600,19 @@ def _record_divergence(task: GridTask, message: str) -> None:
 
 
 def _can_be_sent(task: GridTask) -> bool:
+    """Whether a task is plain data, which another process can receive."""
     optimiser = task.options.optimiser
     while isinstance(optimiser, partial):
         optimiser = optimiser.func
     # A function of the caller's script is pickled by name, and the other process has another main module.
-    own = getattr(optimiser, "__module__", "") == "__main__"
-    return not own and not isinstance(task.options.model, tuple) and can_be_sent(task)
-
-
-@final
-class _Waiting:
-    """Runs that no worker has taken yet."""
-
-    def __init__(self, tasks: Sequence[GridTask]) -> None:
-        self._tasks = deque(tasks)
-
-    def take(self, worker: int) -> GridTask | None:
-        """The next run; workers are all alike."""
-        del worker
-        try:
-            return self._tasks.popleft()
-        except IndexError:
-            return None
-
-    def finish(self, task: GridTask) -> None:
-        """Note that a run is done, for which nothing waits here."""
-
-    def close(self) -> None:
-        """Give no more runs."""
-        self._tasks.clear()
+    if getattr(optimiser, "__module__", "") == "__main__" or isinstance(task.options.model, tuple):
+        return False
+    try:
+        pickle.dumps(task)
+    # An object of the caller may raise anything while it is pickled.
+    except Exception:  # noqa: BLE001
+        return False
+    return True
 
 
 @contextmanager
@@ -650,37 +635,13 @@ def _each_message_once() -> Iterator[None]:
 # ---- In a process that makes runs
 
 
-def serve_grid() -> None:
-    """Make the runs of a grid; the work of a process that `Worker` has started."""
-    shared = SharedInputs()
-    LOGGER.propagate = False
-    LOGGER.setLevel(LEVELS["note"])
-
-    def perform(task: GridTask, send: Callable[[WorkerMessage], None]) -> LoraLensError | None:
-        LOGGER.handlers = [_Sender(send)]
-        try:
-            return make_run(task, shared)
-        # Whatever torch or transformers raise is an answer too, which the first process reports.
-        except Exception as error:  # noqa: BLE001
-            fix = "give fewer --jobs if memory is short; else report this as a bug"
-            return OptionError(f"{type(error).__name__}: {error}", fix=fix)
-
-    serve_tasks(perform)
+def _make_apart(task: GridTask) -> LoraLensError | None:
+    return make_run(task, _inputs_of_process())
 
 
-class _Sender(logging.Handler):
-    """Sends messages to the first process."""
-
-    def __init__(self, send: Callable[[WorkerMessage], None]) -> None:
-        super().__init__()
-        self._send = send
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._send(WorkerMessage(record.levelno, record.getMessage()))
-
-
-def _log(message: WorkerMessage) -> None:
-    LOGGER.log(message.level, "%s", message.text)
+@cache
+def _inputs_of_process() -> "SharedInputs":
+    return SharedInputs()
 
 
 # ---- Inputs
