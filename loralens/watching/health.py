@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any, NamedTuple, final
 
-from loralens.analysis.checks.spike import ENERGY as SPIKE_ENERGY
-from loralens.analysis.checks.spike import SMALLEST_RANK
+from loralens.analysis.learning_checks import SPIKE_ENERGY, SPIKE_RANK
 from loralens.analysis.spectrum import Spectrum
 from loralens.core.names import some
 from loralens.linalg.rounding import survivors
@@ -188,7 +187,7 @@ def _signs_of_shape(spectrum: Spectrum, before: _Past) -> Iterator[tuple[str, st
     rank = min(spectrum.rank, *spectrum.shape)
     if spectrum.effective_rank < FALL * before.peak:
         yield "collapse", f"the effective rank fell from {before.peak:.3g} to {spectrum.effective_rank:.3g}"
-    if rank < SMALLEST_RANK:
+    if rank < SPIKE_RANK:
         return
     if spectrum.stable_rank < 1 / SPIKE_ENERGY:
         share = 1 / spectrum.stable_rank

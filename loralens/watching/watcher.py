@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from loralens.analysis.base.amplification import Amplification, measure_amplification
-from loralens.analysis.groups import mean_effective_rank, total_norm
-from loralens.analysis.spectrum import Spectrum
+from loralens.analysis.amplification import Amplification, measure_amplification
+from loralens.analysis.spectrum import Spectrum, mean_effective_rank, total_norm
 from loralens.choices import Side
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array

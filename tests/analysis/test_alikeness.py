@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.compare.alikeness import FAR, in_words
-from loralens.analysis.groups import uniform_rank
+from loralens.analysis.interference import FAR, in_words
+from loralens.analysis.spectrum import uniform_rank
 from loralens.verbs.spectra.spectrum import KEPT
 
 

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.base import amplification
-from loralens.analysis.base.amplification import Amplification, measure_amplification
-from loralens.analysis.base.weight_norms import weight_steps
+from loralens.analysis import amplification
+from loralens.analysis.amplification import Amplification, measure_amplification, weight_steps
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.core.weights import Weight, weights_of

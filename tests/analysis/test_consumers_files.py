@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.analysis.clients.rules import CONSUMERS, check
+from loralens.analysis.clients import CONSUMERS, check
 from loralens.core.adapter import Adapter
 from tests.cli.command import Command
 from tests.conftest import small_adapter

@@ -10,9 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.analysis.checks import CHECKS
-from loralens.analysis.checks.diagnosis import LEVELS
-from loralens.analysis.doctor import diagnosis_codes
+from loralens.analysis.diagnosis import LEVELS
+from loralens.analysis.doctor import CHECKS, diagnosis_codes
 from loralens.core.adapter import Finding
 from loralens.core.lowrank import LowRank
 from loralens.errors import OptionError

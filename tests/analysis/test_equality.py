@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.compare.equality import differences
+from loralens.analysis.equality import differences
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.compare.interference import LARGE, Interaction, far_cosine, find_interactions, interference
-from loralens.analysis.compare.pairwise import pairwise
+from loralens.analysis.every_pair import pairwise
+from loralens.analysis.interference import LARGE, Interaction, far_cosine, find_interactions, interference
 from loralens.linalg.pairwise import SAME
 from tests.reference import divided_energy
 from tests.tolerances import COLLECTION

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.base.intruders import check_plain, find_intruders, remove_intruders, replace_modules
+from loralens.analysis.intruders import check_plain, find_intruders, remove_intruders, replace_modules
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout

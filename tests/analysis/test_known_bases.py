@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from loralens import LowRank
-from loralens.analysis.compare import known_bases
-from loralens.analysis.compare.known_bases import KnownBases
+from loralens.analysis import two_adapters as known_bases
+from loralens.analysis.two_adapters import KnownBases
 from loralens.core.lazy import LazyArray
 
 

@@ -7,8 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.analysis.outliers import distances_from_line, find_outliers
-from loralens.analysis.spectrum import Spectrum, measure_spectrum
+from loralens.analysis.spectrum import Spectrum, distances_from_line, find_outliers, measure_spectrum
 from tests.formats.blobs import limits
 
 

@@ -6,8 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.compare.clusters import cluster_order, connected_groups
-from loralens.analysis.compare.pairwise import Pairwise, known_mean, match_collection, pairwise
+from loralens.analysis.every_pair import (
+    Pairwise,
+    cluster_order,
+    connected_groups,
+    known_mean,
+    match_collection,
+    pairwise,
+)
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError, OptionError

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.compare.initialisation import find_shared_initialisation
-from loralens.analysis.compare.nested import closest, nesting, relations
-from loralens.analysis.compare.similarity import Comparison, compare_subspaces, side_of
+from loralens.analysis.nested import closest, nesting, relations
+from loralens.analysis.two_adapters import Comparison, compare_subspaces, find_shared_initialisation, side_of
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.core.training import same_start

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.groups import Group, by_block, by_kind, total_norm
-from loralens.analysis.spectrum import Spectrum, measure_spectrum
+from loralens.analysis.spectrum import Group, Spectrum, by_block, by_kind, measure_spectrum, total_norm
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Dense

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import loralens
-from loralens.analysis.compare.similarity import compare_subspaces
+from loralens.analysis.two_adapters import compare_subspaces
 from loralens.errors import FormatError, OptionError
 from loralens.formats.records.watch_log import read_watch_log
 from loralens.training import Course, Watch, fit

@@ -6,8 +6,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
-from loralens.analysis.groups import mean_effective_rank, total_norm
-from loralens.analysis.spectrum import Spectrum
+from loralens.analysis.spectrum import Spectrum, mean_effective_rank, total_norm
 from loralens.analysis.trajectory import SETTLED, Trajectory, TrajectoryPoint, measure_trajectory, trajectory_steps
 from loralens.choices import Side
 from loralens.core.adapter import Adapter

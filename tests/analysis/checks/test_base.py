@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.checks import merge_effect
-from loralens.analysis.checks.absorption import FIX
-from loralens.analysis.checks.merge_effect import Base
+from loralens.analysis import merge_effect
+from loralens.analysis.base_checks import FIX
+from loralens.analysis.merge_effect import Base
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank

@@ -1,13 +1,20 @@
 """All pairs of adapters of a collection: cosines, subspace overlaps, and signs of a common initialisation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, final
+from typing import TypeVar, final
 
 import numpy as np
 
-from loralens.analysis.compare.known_bases import KnownBases
+from loralens.analysis.two_adapters import (
+    ALIKE,
+    SAME_START,
+    ComparedUpdate,
+    KnownBases,
+    Similarity,
+    measure_similarity,
+)
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank, same_numbers
@@ -21,13 +28,14 @@ from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import Floats, Integers
 from loralens.linalg.measures import frobenius
-from loralens.linalg.pairwise import Products, SingularTriplets, pairwise_cosines, pairwise_overlaps, pairwise_products
+from loralens.linalg.pairwise import (
+    SingularTriplets,
+    index_blocks,
+    pairwise_cosines,
+    pairwise_overlaps,
+    pairwise_products,
+)
 from loralens.linalg.product import column_basis
-
-ALIKE = 1 - 1e-9  # smallest computed cosine of two equal updates, with room for rounding, which is a few 1e-16
-# Independent initialisations have 0 ± 1/√(r·in). Among 497 published Mistral adapters, any threshold from 0.15 to 0.6
-# gave the same groups, and adapters of different groups had at most 0.044.
-SAME_START = 0.5  # smallest cosine of A that shows a common initialisation
 
 
 @final
@@ -253,14 +261,6 @@ def known_mean(values: Floats) -> Floats:
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
 
 
-class _LabelledUpdate(NamedTuple):
-    """The update of a module in one adapter, with the names of both for error messages."""
-
-    label: str
-    name: str
-    update: Update
-
-
 def _measure(
     m: int,
     result: Pairwise,
@@ -273,17 +273,34 @@ def _measure(
 ) -> None:
     """Fill row m of the result, at the adapters that have this module; the others keep NaN and 0."""
     holders = {t: name for t, name in enumerate(result.modules[m].holders) if name is not None}
-    updates_held = [_LabelledUpdate(labels[t], name, adapters[t][name]) for t, name in holders.items()]
-    updates = [one.update for one in updates_held]
+    ids = list(holders)
+    updates = [adapters[t][name] for t, name in holders.items()]
+    norms, counts = np.zeros(len(ids)), np.zeros(len(ids), dtype=np.int64)  # ‖ΔW‖, and directions that φ compares
+
+    def triplets(i: int) -> SingularTriplets:
+        with place(labels[ids[i]]), place(holders[ids[i]]):
+            _, (U, s, V) = directions.of(updates[i])
+        norms[i], counts[i] = frobenius(s), s.size
+        return SingularTriplets(U.columns(), s / norms[i] if s.size else s, V.columns())
+
+    def factor_columns(i: int) -> Floats:
+        with place(labels[ids[i]]), place(holders[ids[i]]):
+            basis, s = column_basis(updates[i].A.T if of == "A" else updates[i].B)
+        counts[i] = s.size
+        return basis.columns()
+
     # Cosines are of ΔW whatever φ compares, so these products are needed for A and B too.
-    norms, widths, products = _products(updates_held, head, directions)
+    sizes = [min(one.rank, *one.shape) * sum(one.shape) for one in updates]
+    products = pairwise_products([partial(triplets, i) for i in range(len(ids))], sizes, head=head)
     overlaps: dict[Side, Floats] = {"in": products.right, "out": products.left}
     if of != "update":
-        widths, overlaps = _of_factor(updates_held, of, head)
+        sizes = [one.rank * one.shape[of == "A"] for one in updates]
+        squares = pairwise_overlaps([partial(factor_columns, i) for i in range(len(ids))], sizes, head=head)
+        overlaps = {"in" if of == "A" else "out": squares}
     initial = _initial(updates)
     cosines = np.where(np.outer(norms, norms) > 0, np.clip(products.inner, -1.0, 1.0), np.nan)
     np.fill_diagonal(cosines, np.where(norms > 0, 1.0, np.nan))
-    counts = widths if head is None else np.minimum(widths, head)  # of the directions that were compared
+    counts = counts if head is None else np.minimum(counts, head)
     # For equal updates the results are known exactly, and must not differ from 1 by rounding. Their factors are read
     # again only where the cosine does not rule equality out.
     for i, j in zip(*np.nonzero(np.triu(np.nan_to_num(cosines) > ALIKE, 1)), strict=True):
@@ -292,7 +309,6 @@ def _measure(
             cosines[i, j] = cosines[j, i] = initial[i, j] = initial[j, i] = 1.0
             for squares in overlaps.values():
                 squares[i, j] = squares[j, i] = counts[i]
-    ids = list(holders)
     result.norms[m, ids], result.ranks[m, ids] = norms, [update.rank for update in updates]
     at = np.ix_([m], ids, ids)
     result.cosines[at], result.initial[at] = cosines, initial
@@ -302,43 +318,6 @@ def _measure(
     for side, squares in overlaps.items():
         result.overlaps[side][at] = np.clip(squares / smaller, 0.0, 1.0)
         result.chances[side][at] = larger / result.modules[m].shape[side == "in"]
-
-
-def _products(
-    held_updates: Sequence[_LabelledUpdate], head: int | None, directions: KnownBases
-) -> tuple[Floats, Integers, Products]:
-    """Norms, numbers of directions, and the products of the updates scaled to norm 1 (0 if they are 0)."""
-    norms, widths = np.zeros(len(held_updates)), np.zeros(len(held_updates), dtype=np.int64)
-
-    def triplets(i: int) -> SingularTriplets:
-        label, name, update = held_updates[i]
-        with place(label), place(name):
-            _, (U, s, V) = directions.of(update)
-        norms[i], widths[i] = frobenius(s), s.size
-        return SingularTriplets(U.columns(), s / norms[i] if s.size else s, V.columns())
-
-    sizes = [min(one.rank, *one.shape) * sum(one.shape) for _, _, one in held_updates]
-    products = pairwise_products([partial(triplets, i) for i in range(len(held_updates))], sizes, head=head)
-    return norms, widths, products
-
-
-def _of_factor(
-    held_updates: Sequence[_LabelledUpdate], of: Of, head: int | None
-) -> tuple[Integers, dict[Side, Floats]]:
-    """Numbers of directions of A or B, and their overlaps on the side that the factor has."""
-    widths = np.zeros(len(held_updates), dtype=np.int64)
-
-    def columns(i: int) -> Floats:
-        label, name, update = held_updates[i]
-        with place(label), place(name):
-            basis, s = column_basis(update.A.T if of == "A" else update.B)
-        widths[i] = s.size
-        return basis.columns()
-
-    side: Side = "in" if of == "A" else "out"
-    sizes = [one.rank * one.shape[of == "A"] for _, _, one in held_updates]
-    overlaps = pairwise_overlaps([partial(columns, i) for i in range(len(held_updates))], sizes, head=head)
-    return widths, {side: overlaps}
 
 
 def _initial(updates: Sequence[Update]) -> Floats:
@@ -355,3 +334,116 @@ def _initial(updates: Sequence[Update]) -> Floats:
 
 def _first_rows(update: Update, count: int) -> Floats:
     return update.A[:count].astype(np.float64)
+
+
+def connected_groups(similar: Floats, threshold: float = SAME_START) -> list[list[int]]:
+    """The connected components of the graph of pairs with at least this similarity, as sorted indices."""
+    near = np.nan_to_num(similar) >= threshold  # NaN, which stands for nothing to compare, joins nothing
+    components: list[list[int]] = []
+    for i in range(len(near)):
+        # Adapter i may be the link between groups that were separate so far.
+        joined = [group for group in components if near[i, group].any()]
+        components = [group for group in components if group not in joined] + [
+            sorted([i, *(j for g in joined for j in g)])
+        ]
+    return sorted(components)
+
+
+def cluster_order(cosine: Floats) -> tuple[Floats, list[int]]:
+    """Average-linkage clustering of the adapters at distances 1 − |cosine|, and an order with similar ones together.
+
+    The cosine is used instead of φ because it needs no choice of a rank, weights directions by their strength, has a
+    chance level near 0, and is not raised by a shared initialisation. The absolute value is used because an update and
+    its negative move the weights along the same direction.
+
+    Returns
+    -------
+    float64 array, shape (T − 1, 4)
+        The tree in the format of `scipy.cluster.hierarchy.linkage`.
+    list of int
+        The order of its leaves.
+    """
+    distance = 1 - np.abs(np.nan_to_num(cosine))
+    np.fill_diagonal(distance, 0.0)  # the cosine of an adapter that is 0 with itself is NaN
+    distance = (distance + distance.T) / 2  # symmetric to the last bit
+    # The tree of a pair is known, and SciPy takes 0.3 s and 40 MiB to import.
+    if len(distance) == 2:
+        return np.array([[0.0, 1.0, distance[0, 1], 2.0]]), [0, 1]
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    # Unchecked, because rounding of equal adapters may leave distances of −1e-16.
+    tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
+    return tree, [int(i) for i in leaves_list(tree)]
+
+
+Kept = TypeVar("Kept")
+
+HELD = 1 << 21  # numbers of the pairs that are held: about 45 MB where the caller keeps them as JSON
+FEW_NUMBERS = 50  # numbers that a module of a pair has besides its angles and its map φ(i, j)
+
+
+def compare_every_pair(
+    adapters: Sequence[Adapter],
+    modules: Sequence[Module],
+    *,
+    of: Of,
+    side: Side,
+    phi_rank: int | None,
+    maps: bool,
+    directions: KnownBases,
+    keep: Callable[[str, Similarity], Kept],
+) -> Iterator[tuple[int, int, list[Kept]]]:
+    """Compare every adapter with every later one, module by module, as `compare_subspaces` compares two alone.
+
+    Parameters
+    ----------
+    adapters : sequence of Adapter
+    modules : sequence of Module
+        The modules of a `Pairwise` of these adapters, which has found that they can be compared.
+    of, side, phi_rank
+        As for `compare_subspaces`.
+    maps : bool
+        Whether ``keep`` returns the map φ(i, j) of a module; this decides how many pairs are held at a time.
+    directions : KnownBases
+        The directions that are known already.
+    keep : callable
+        The name of a module in the first adapter, and its `Similarity` → what is yielded of it. Only this is held.
+
+    Yields
+    ------
+    (int, int, list)
+        The indices of two adapters, and what was kept of the modules that both have, in the order of the first.
+
+    Notes
+    -----
+    Modules come one after the other, for as many adapters at a time as `HELD` allows, each with all later ones.
+    """
+    # Position of every module in the order of every adapter that has it.
+    positions = [{name: i for i, name in enumerate(adapter)} for adapter in adapters]
+    widths = [
+        max((adapter[holder].rank for module in modules if (holder := module.holders[t])), default=0)
+        for t, adapter in enumerate(adapters)
+    ]
+
+    def numbers(s: int, t: int) -> int:
+        return FEW_NUMBERS + min(widths[s], widths[t]) + (2 * widths[s] * widths[t] if maps else 0)
+
+    count = len(adapters)
+    sizes = [len(modules) * sum(numbers(s, t) for t in range(s + 1, count)) for s in range(count)]
+    for block in index_blocks(sizes, HELD):
+        kept: dict[tuple[int, int], dict[int, Kept]] = {(s, t): {} for s in block for t in range(s + 1, count)}
+        for module in modules:
+            firsts: dict[int, tuple[str, ComparedUpdate]] = {}
+            for t, name in enumerate(module.holders):
+                if name is None or t < block[0]:
+                    continue
+                with place(name):
+                    second = ComparedUpdate.of(adapters[t][name], of, directions=directions)
+                for s, (own, first) in firsts.items():
+                    similarity = measure_similarity(first, second, other=name, side=side, phi_rank=phi_rank)
+                    kept[s, t][positions[s][own]] = keep(own, similarity)
+                if t in block:
+                    firsts[t] = name, second
+        for (s, t), by_position in kept.items():
+            yield s, t, [by_position[i] for i in sorted(by_position)]

@@ -12,18 +12,258 @@ peft          PEFT 0.21.2
 ============  =======================================================================================================
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from math import isclose, sqrt
 
-from loralens.analysis.clients import image, peft
-from loralens.analysis.clients.image import error, warning
 from loralens.choices import Consumer
 from loralens.core.adapter import Adapter, Finding
-from loralens.core.carried import MAGNITUDES
+from loralens.core.carried import MAGNITUDES, TASK_HEADS
 from loralens.core.names import is_convolution_name, is_expert_alone, kind, some
+from loralens.core.naming import image_names
+from loralens.core.naming.image_models import image_model
 from loralens.core.naming.matching import Match, Shape
 from loralens.core.structured import Structured
+
+ClientRule = Callable[[Adapter], Iterator[Finding]]
+Rules = tuple[ClientRule, ...]
+
+READ = ("comfyui", "kohya", "lycoris", "diffusers", "peft", "xlabs")  # dialects of which ComfyUI knows some names
+OWN = ("comfyui", "kohya", "lycoris")  # dialects that it reads completely
+ALGORITHMS = (  # endings of keys from which comfy/weight_adapter builds updates that are not pairs here
+    ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".oft_blocks", ".rescale",
+)  # fmt: skip
+_OTHERS = "(of other models than SD, SDXL and FLUX.1 with --base PIPELINE, the folder of the whole pipeline)"
+TO_COMFYUI = f"loralens convert … --to comfyui {_OTHERS}"
+TO_KOHYA = f"loralens convert … --to kohya {_OTHERS}"
+RENAME_KOHYA = "loralens convert … --to kohya"
+
+
+error = partial(Finding, "error")  # about what makes a consumer refuse an adapter, or apply a different update
+warning = partial(Finding, "warning")  # about what a consumer ignores, or handles differently in some versions
+
+
+def _comfyui_names(adapter: Adapter) -> Iterator[Finding]:
+    """``model_lora_keys_unet`` and ``model_lora_keys_clip`` of comfy/lora.py, ``convert_lora`` of lora_convert.py."""
+    stored, files = stored_keys(adapter), _comfyui_files(adapter)
+    unknown = {name: file for name, (file, known) in files.items() if not known}
+    # If ComfyUI knows no name at all, the dialect is the reason, and a list of names would not help.
+    if adapter.format == "xlabs" and unknown:
+        yield error("dialect", "ComfyUI reads XLabs' names only where all blocks of FLUX are there", TO_COMFYUI)
+    elif adapter.format not in READ or (unknown and len(unknown) == len(stored) and adapter.format not in OWN):
+        yield error("dialect", f"is {adapter.format}, and ComfyUI reads {', '.join(OWN)}", TO_COMFYUI)
+    else:
+        yield from _report_unknown(unknown, len(stored), "ComfyUI", TO_COMFYUI)
+        # Its maps of diffusers' transformers: SD3, FLUX, AuraFlow, PixArt, HunyuanVideo, HiDream, Qwen-Image.
+        unsure = [file for file, known in files.values() if known and image_names.comfyui_may_lack(file)]
+        if unsure:
+            text = f"{len(unsure)} modules have names that no map of ComfyUI 0.3.64 has: {some(unsure, 1)}"
+            fix = (
+                "if ComfyUI's model has the names after the prefix: loralens convert … "
+                "--prefix transformer.=diffusion_model."
+            )
+            yield warning("names-unmapped", text, fix)
+
+
+def _comfyui_files(adapter: Adapter) -> dict[str, tuple[str, bool]]:
+    """The name of each module in the file, and whether ComfyUI can know that name."""
+    stored = stored_keys(adapter)
+    # ComfyUI renames XLabs' names only in a complete file, by its ``convert_uso_lora``.
+    if adapter.format == "xlabs":
+        is_uso = image_names.is_uso(key for keys in stored.values() for key in keys)
+        return {name: (keys[0], is_uso) for name, keys in stored.items()}
+    files = {name: image_names.file_name(keys) for name, keys in stored.items()}
+    return {
+        name: (stored[name][0], False) if file is None else (file, image_names.comfyui_has(file))
+        for name, file in files.items()
+    }
+
+
+def stored_keys(adapter: Adapter) -> dict[str, list[str]]:
+    """The keys of each module in its file, for modules that were read from a file."""
+    return {name: list(module.origin.tensors) for name, module in adapter.items() if module.origin}
+
+
+def _report_unknown(unknown: dict[str, str], count: int, consumer: str, fix: str) -> Iterator[Finding]:
+    if unknown:
+        text = f"{consumer} ignores {len(unknown)} of {count} modules, whose names it does not have"
+        yield error("names", f"{text}: {some(unknown.values(), 1)}", fix)
+
+
+def _comfyui_scale(adapter: Adapter) -> Iterator[Finding]:
+    """``load_lora``: the scale is α/rank with the ``.alpha`` beside a pair, and 1 without; nothing else is read."""
+    # In these dialects the scale may stand in a header or a configuration.
+    if adapter.format not in ("diffusers", "peft"):
+        return
+    stored = stored_keys(adapter)
+    unsaid = [
+        name
+        for name, (_, known) in _comfyui_files(adapter).items()
+        if known and adapter[name].scale != 1 and not any(key.endswith(".alpha") for key in stored[name])
+    ]
+    if unsaid:
+        text = f"the scale of {some(unsaid, 1)} stands outside the weights, where ComfyUI does not look: it takes 1"
+        yield error("scale", text, TO_COMFYUI)
+
+
+def _comfyui_dora(adapter: Adapter) -> Iterator[Finding]:
+    """``weight_decompose`` of weight_adapter/base.py, for a ``dora_scale``; no other name of a magnitude is read."""
+    magnitudes = {key: extra for key, extra in adapter.extra.items() if extra.role.startswith("magnitude")}
+    unread = [key for key in magnitudes if not key.endswith(".dora_scale")]
+    if unread:
+        yield error("dora", f"DoRA magnitudes are ignored: {some(unread, 1)}", "merge it into the base")
+    # ComfyUI and LyCORIS agree on magnitudes by input, so "magnitude_in" needs no warning.
+    if any(extra.role == "magnitude" for key, extra in magnitudes.items() if key not in unread):
+        text = "ComfyUI divides by ‖W‖, not ‖W+ΔW‖, on the output axis: DoRA has another effect than in training"
+        yield warning("dora", text, "merge it into the base")
+
+
+def _comfyui_extra(adapter: Adapter) -> Iterator[Finding]:
+    """``load_lora``: ``diff``, ``diff_b``, ``set_weight``, ``w_norm``, ``b_norm``, ``reshape_weight``."""
+    applied = {"magnitude", "magnitude_in", "diff", "diff_b", "shape"}
+    if adapter.format == "comfyui":
+        applied.add("saved")  # set_weight; a head that another dialect trained in full is ignored
+    ignored = [
+        key for key, extra in adapter.extra.items() if extra.role not in applied and not key.endswith(ALGORITHMS)
+    ]
+    if ignored:
+        text = f"{len(ignored)} tensors that do not belong to a pair are ignored"
+        yield warning("extra-ignored", text, "merge them into the base")
+
+
+def _comfyui_alpha(adapter: Adapter) -> Iterator[Finding]:
+    """``LoRAAdapter.calculate_weight``: an α of 0 is a scale of 0, where sd-scripts and LyCORIS take α = r."""
+    zero = [name for name, module in adapter.items() if module.scaling.origin.startswith("alpha 0")]
+    if zero:
+        text = f"ComfyUI takes α = 0 as a scale of 0, others as α = r: {len(zero)} modules do nothing, {some(zero, 1)}"
+        yield error("alpha-zero", text, TO_COMFYUI)
+
+
+def _kohya_names(adapter: Adapter) -> Iterator[Finding]:
+    """``LoRANetwork.create_modules`` and ``create_network_from_weights`` of networks/lora.py."""
+    if adapter.format != "kohya":
+        fix = "train and load it with network_module lycoris.kohya" if adapter.format == "lycoris" else TO_KOHYA
+        yield error("dialect", f"is {adapter.format}, and networks.lora reads kohya", fix)
+        return
+    stored = stored_keys(adapter)
+    files = {name: image_names.file_name(keys) or keys[0] for name, keys in stored.items()}
+    unknown = {name: file for name, file in files.items() if not image_names.sd_scripts_has(file)}
+    # A known model has one name for each layer.
+    model = image_model({name: module.shape for name, module in adapter.items()}, (adapter.base_model,))
+    if model is not None:
+        right = {name: model.kohya(model.find(name, adapter[name].shape)[0]) for name in files}
+        unknown |= {name: file for name, file in files.items() if file != right[name]}
+    yield from _report_unknown(unknown, len(stored), "sd-scripts", TO_KOHYA if model is None else RENAME_KOHYA)
+
+
+def _kohya_extra(adapter: Adapter) -> Iterator[Finding]:
+    """networks/lora.py has no DoRA: ``dora_scale`` is one of the keys that ``load_state_dict`` passes over."""
+    if adapter.format != "kohya":
+        return
+    if any(extra.role.startswith("magnitude") for extra in adapter.extra.values()):
+        text = "networks.lora has no DoRA: magnitudes are ignored"
+        yield error("dora", text, "load it with network_module lycoris.kohya, or merge it into the base")
+    unread = [key for key, extra in adapter.extra.items() if not extra.role.startswith("magnitude")]
+    if unread:
+        text = f"{len(unread)} tensors that do not belong to a pair are ignored: {some(unread, 1)}"
+        yield warning("extra-ignored", text, "merge them into the base")
+
+
+COMFYUI: Rules = (_comfyui_names, _comfyui_scale, _comfyui_alpha, _comfyui_dora, _comfyui_extra)
+SD_SCRIPTS: Rules = (_kohya_names, _kohya_extra)
+
+
+# Codes of the reader of PEFT's dialect about what PEFT raises an error for (the first), or passes over.
+READ_AS_ERRORS = ("rank-disagrees", "module-untargeted", "prefix-missing", "switched-off")
+# Classes of transformers with a head that pretraining does not train, and what their models call these heads.
+CLASSES = re.compile(r"For(\w*Classification|QuestionAnswering|MultipleChoice)(WithTeacher)?$")
+CALLED = frozenset({
+    "classifier", "score", "qa_outputs", "classification_head", "sequence_summary", "logits_proj", "head", "cls",
+    "cls_classifier", "distillation_classifier",
+})  # fmt: skip
+PREFIX = "base_model.model."  # of all names that PEFT looks up
+HEADS = frozenset(name for names in TASK_HEADS.values() for name in names)
+BEFORE_HEAD = "pre_classifier"
+WRITES_PREFIX = "loralens convert … --to peft writes the prefix"
+FROM_TRAINING = "take the head from a checkpoint of the training; without one, train again with it in modules_to_save"
+
+
+def _configured(adapter: Adapter) -> Iterator[Finding]:
+    """``PeftConfig.from_pretrained`` of config.py raises without ``adapter_config.json``; so do vLLM and LoRAX."""
+    # An adapter in memory has no file, and gets its configuration when it is written.
+    if adapter.format == "peft" and adapter.config is None and stored_keys(adapter):
+        fix = "put the configuration of the training beside it; loralens convert … --to peft --alpha A writes one"
+        yield error("config", "there is no adapter_config.json, and the file is refused without one", fix)
+
+
+def _typed(adapter: Adapter) -> Iterator[Finding]:
+    """``PeftConfig._get_peft_type`` of config.py: a KeyError."""
+    # An adapter in memory gets the field when it is written.
+    config = adapter.config if adapter.format == "peft" and stored_keys(adapter) else None
+    if config is not None and config.get("peft_type") is None:
+        text = "adapter_config.json has no peft_type, and PEFT raises a KeyError then"
+        yield error("config", text, "loralens convert … --to peft writes it")
+
+
+def _read(adapter: Adapter) -> Iterator[Finding]:
+    """``set_peft_model_state_dict`` of utils/save_and_load.py: ``load_state_dict`` with ``strict=False``."""
+    if adapter.format == "peft":
+        yield from (replace(finding, level="error") for finding in adapter.findings if finding.code in READ_AS_ERRORS)
+
+
+def lost_heads(adapter: Adapter) -> Iterator[Finding]:
+    """``set_peft_model_state_dict`` looks up every module that is saved in full: a KeyError if it is not in the file.
+
+    A module is one if its path ends in a name of ``modules_to_save``, to which the model of a task adds its heads.
+    """
+    config = adapter.config or {}
+    if adapter.format != "peft":
+        return
+    task, named = config.get("task_type"), config.get("modules_to_save")
+    # A hostile configuration may have anything in these fields.
+    heads = TASK_HEADS.get(task, ()) if isinstance(task, str) else ()
+    saved = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    asked = list(dict.fromkeys([*saved, *heads]))
+    lost = [name for name in asked if not _holds(adapter, name)]
+    # The model of a task asks for two names, of which a base has one, or none if its head has another name.
+    if len(lost) < len(asked):
+        lost = [name for name in lost if name not in HEADS]
+    # One of several tied modules is enough then.
+    if lost and not config.get("ensure_weight_tying"):
+        task = f" and task_type {task}" if heads else ""
+        bare = any(_holds(adapter, name, prefix="") for name in lost)
+        how, fix = (f"has without {PREFIX}", WRITES_PREFIX) if bare else ("lacks", FROM_TRAINING)
+        text = f"modules_to_save{task} ask for {some(lost)}, which the file {how}: PEFT raises a KeyError then"
+        yield error("head-missing", text, fix)
+    mapping = config.get("auto_mapping")
+    name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    # What was trained in full may be a head of any name; biases are not.
+    trained = any(extra.role == "saved" for extra in adapter.extra.values()) or has_head([*adapter, *adapter.extra])
+    if isinstance(name, str) and CLASSES.search(name) and not heads and not trained:
+        text = f"it was trained on {name!a:.60}, and the file holds no head: PEFT takes that of the base, if it has one"
+        yield warning("head-missing", text, FROM_TRAINING)
+
+
+def has_head(names: Iterable[str]) -> bool:
+    """Whether one of the names is inside of a head, by what models of transformers call theirs."""
+    return any(not CALLED.isdisjoint(name.split(".")) for name in names)
+
+
+def _holds(adapter: Adapter, name: str, prefix: str = PREFIX) -> bool:
+    """Whether the file holds a tensor of a module whose path ends in ``name``, or of a part of such a module."""
+    paths = [key.removeprefix(PREFIX).rpartition(".")[0] for key in adapter.extra if key.startswith(prefix)]
+    # Old versions of PEFT stored ….modules_to_save.weight, which 0.21.2 does not look up.
+    paths = [path for path in paths if not path.endswith(".modules_to_save")]
+    # PEFT takes the layer before the head of DistilBERT for a classifier, too. The classifier itself is needed as well.
+    if name != BEFORE_HEAD:
+        paths = [path for path in paths if path.rpartition(".")[2] != BEFORE_HEAD]
+    return any(path.endswith(name) or f"{name}." in path for path in paths)
+
+
+PEFT: Rules = (_configured, _typed, _read, lost_heads)
+
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of --max-lora-rank: MaxLoRARanks, config/lora.py
 VLLM_RANK = 16  # the default of --max-lora-rank
@@ -43,8 +283,6 @@ LORAX_STEP = 16  # SGMV_BLOCK_SIZE, to a multiple of which larger ranks are padd
 PLAIN = "LORA"  # the peft_type of plain pairs
 SAME = 1e-9  # relative difference up to which two scales are equal: α/r is a quotient that was rounded to float64
 TRAINED_IN_FULL = ("saved", "copy", "embedding", "tokens")  # roles of tensors that replace a part of the base
-
-ClientRule = Callable[[Adapter], Iterator[Finding]]
 
 
 def check(
@@ -320,12 +558,12 @@ VLLM_SCALE = _one_scale(
     f"vLLM before {VLLM_PATTERNS} ignores", f"serve with vLLM {VLLM_PATTERNS} or later, or give all modules one α/r"
 )
 LORAX_SCALE = _one_scale("LoRAX ignores", "give all modules one α/r: train so, or loralens compress --uniform")
-SERVERS = (_must_be("peft"), peft.configured, _only_lora, _no_dora, _no_bias, _no_experts)
-CONSUMERS: dict[Consumer, tuple[ClientRule, ...]] = {
+SERVERS = (_must_be("peft"), _configured, _only_lora, _no_dora, _no_bias, _no_experts)
+CONSUMERS: dict[Consumer, Rules] = {
     "vllm": (*SERVERS, _vllm_saved, _vllm_config, VLLM_SCALE, _vllm_rank),
     "lorax": (*SERVERS, _prefixed, _no_saved, LORAX_SCALE, _lorax_rank, _lorax_ranks),
     "llama.cpp": (_must_be("gguf"), _no_structure, _no_dora, _no_saved, _no_bias, _one_alpha, _gguf_tensors),
-    "comfyui": image.COMFYUI,
-    "sd-scripts": image.SD_SCRIPTS,
-    "peft": (_must_be("peft"), _peft_structure, experts_differ, *peft.RULES),
+    "comfyui": COMFYUI,
+    "sd-scripts": SD_SCRIPTS,
+    "peft": (_must_be("peft"), _peft_structure, experts_differ, *PEFT),
 }

@@ -1,13 +1,13 @@
 """Amplification: ‖ΔW‖ relative to ‖UᵀWV‖, with controls that separate the directions of ΔW from its norm."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf, isfinite, nan, sqrt
 from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
 
-from loralens.analysis.base.weight_norms import report_progress, weight_steps
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.naming.selection import select
@@ -28,8 +28,89 @@ from loralens.linalg.projection import (
     gaussian,
     project,
 )
-from loralens.linalg.randomized import SMALL, Leading, copy_dtype, is_dense, leading_svd
+from loralens.linalg.randomized import SMALL, STEPS, Leading, copy_dtype, is_dense, leading_svd
 from loralens.linalg.subspace import phi_map
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class WeightNorms:
+    """Norms of one weight W.
+
+    Attributes
+    ----------
+    frobenius : float
+        ‖W‖_F.
+    spectral : float
+        σ₁(W); the randomised method never gives more, except for rounding.
+    spectral_error : float
+        W has a singular value within this distance of ``spectral``; 0 if the SVD was dense.
+    """
+
+    frobenius: float
+    spectral: float
+    spectral_error: float
+
+
+def weight_norms(
+    weights: Mapping[str, Weight], *, device: str | Device = "cpu", step: Step | None = None
+) -> dict[str, WeightNorms]:
+    """‖W‖_F and σ₁(W) of the base weight of every module.
+
+    Parameters
+    ----------
+    weights : mapping of str to Weight
+        Read one at a time, with a copy in memory: float64 if the shorter side is at most 512, else float32, or bfloat16
+        if the weight is stored in it and the kernel was compiled.
+    device, step
+        As in `loralens.analysis.amplification.measure_amplification`.
+
+    Raises
+    ------
+    FormatError
+        A weight holds NaN or Inf.
+    """
+    on_device = Device.of(device)
+    new_matrix = on_device.memory()
+
+    def measure(weight: Weight) -> WeightNorms:
+        with report_progress(step, weight_steps([weight], top=True)) as tell:
+            shape = weight.shape[::-1] if weight.transposed else weight.shape
+            # The pass projects onto no directions and has no sketch: it sums the squares and copies W for the SVD.
+            nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
+            W = new_matrix(shape, copy_dtype(shape, 1, stored=weight.stored.dtype, device=on_device))
+            projection = project(weight.blocks(on_device.block), *nothing, device=on_device, out=W, step=tell)
+            # A fixed seed: the norm of a weight does not depend on the run.
+            led = leading_svd(W, 1, rng=np.random.default_rng(0), device=on_device, step=tell)
+            return WeightNorms(sqrt(projection.squares), float(led.s[0]), float(led.error[0]))
+
+    norms = {}
+    for name, weight in weights.items():
+        with place(name):
+            norms[name] = measure(weight)
+    return norms
+
+
+def weight_steps(weights: Iterable[Weight], *, top: bool) -> int:
+    """The total passed to ``step``: the entries of the weights, with ``top`` once more for every Krylov step."""
+    return sum(weight.stored.size for weight in weights) * (1 + STEPS * top)
+
+
+@contextmanager
+def report_progress(step: Step | None, size: int) -> Iterator[Step]:
+    """Yield a progress function for a task of this size; at the end the remainder is reported to ``step``."""
+    done = 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        if step:
+            step(count)
+
+    yield tell
+    # A dense SVD takes no Krylov steps, and W = 0 no SVD: the total is nevertheless reached.
+    tell(size - done)
+
 
 # By chance, |z| exceeds FAR in 2 % of the cases at rank 1 and in 0.3 % at high ranks. So every count is reported with
 # the count that chance gives.
@@ -243,7 +324,7 @@ def measure_amplification(
     store : LeadingStore, optional
         Where leading directions of large weights are looked up, and kept. Results do not depend on it.
     step : callable, optional
-        Called with the amount of work done; the amounts add up to `loralens.analysis.base.weight_norms.weight_steps`.
+        Called with the amount of work done; the amounts add up to `loralens.analysis.amplification.weight_steps`.
 
     Raises
     ------

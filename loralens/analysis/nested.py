@@ -9,7 +9,7 @@ from typing import final
 
 import numpy as np
 
-from loralens.analysis.compare.similarity import side_of
+from loralens.analysis.two_adapters import side_of
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.names import block, kind, natural_key

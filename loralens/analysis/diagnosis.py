@@ -1,17 +1,16 @@
-"""What the checks know of an adapter: its modules, each read once, and how they fit the base."""
+"""A diagnosis, the result of a check about one module or the whole adapter, and how diagnoses are grouped."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any, final
 
-from loralens.analysis.checks.low_bit import CodesPrediction
-from loralens.analysis.checks.merge_effect import MergeEffect, Reason
-from loralens.analysis.outliers import Outlier, find_outliers
-from loralens.analysis.readings.batches import read_modules
-from loralens.analysis.readings.module import ModuleReading
-from loralens.analysis.spectrum import Spectrum
+from loralens.analysis.merge_effect import MergeEffect, Reason
+from loralens.analysis.readings import ModuleReading, read_modules
+from loralens.analysis.spectrum import Outlier, Spectrum, find_outliers
+from loralens.choices import Level
 from loralens.core.adapter import Adapter
 from loralens.core.messages import quote_word
 from loralens.core.names import is_expert_alone
@@ -19,8 +18,105 @@ from loralens.core.naming.base_model import BaseModel
 from loralens.core.naming.selection import select
 from loralens.core.threads import Step
 
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")  # most serious first
+ALONE = 3  # up to so many findings of one code without a module are shown one by one; more have one common cause
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The result of one check about one module or the whole adapter.
+
+    Attributes
+    ----------
+    level : str
+        ``error``: the adapter does not work as it is. ``warning``: it may not do what was meant. ``note``: information.
+    code : str
+        The stable name of this kind of finding, for programs.
+    evidence : str
+        What was measured, in words.
+    fix : str
+        A command or one sentence that says what to do; empty if nothing needs to be done.
+    module : str or None
+        None if the finding is about the whole adapter.
+    adapter : str
+        The path of the adapter, as it was given.
+    """
+
+    level: Level
+    code: str
+    evidence: str
+    fix: str = ""
+    module: str | None = None
+    adapter: str = ""
+
+    def record(self) -> dict[str, str | None]:
+        """As a JSON object."""
+        # In the order of the documented JSON: what a finding is about comes before what was found.
+        return {key: getattr(self, key) for key in ("level", "code", "adapter", "module", "evidence", "fix")}
+
+
+def by_cause(findings: Iterable[Diagnosis]) -> list[list[Diagnosis]]:
+    """Groups of findings with one cause, in the order of the first finding of each group.
+
+    Findings of one level, code and adapter form a group if they are about modules, or if there are more than `ALONE`.
+    Of other findings, those with equal texts form a group.
+    """
+    findings = list(findings)
+    loose = Counter((finding.level, finding.code, finding.adapter) for finding in findings if not finding.module)
+    groups: dict[tuple[str, ...], list[Diagnosis]] = {}
+    for finding in findings:
+        cause = (finding.level, finding.code, finding.adapter)
+        # Many findings without a module, such as one for each odd tensor, have one cause too.
+        together = finding.module or loose[cause] > ALONE
+        key = (*cause, "") if together else (finding.level, finding.code, finding.evidence, finding.fix, "")
+        groups.setdefault(key, []).append(finding)
+    return list(groups.values())
+
+
+def share(count: int, of: int) -> str:
+    """``all 12 modules``, ``3 of 12 modules``, ``the only module``."""
+    if of == 1 == count:
+        return "the only module"
+    return f"all {of} modules" if count == of else f"{count} of {of} modules"
+
+
 # Suffixes of adapters that are one file. A suggested output keeps the suffix, because it decides the container.
 SUFFIXES = (".safetensors", ".bin", ".gguf")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CodesPrediction:
+    """The expected effect of a merge into codes, for all modules together and for every module.
+
+    Attributes
+    ----------
+    layouts : str
+        The layouts of the weights.
+    gain, noise : float
+        The expected gain, and the noise of one stochastic rounding relative to the update.
+    own_error : float or None
+        The expected error in the input directions of the update, relative to it; None if an update is not a pair.
+    changed, clipped : float
+        The shares of codes that are expected to change, and to stop at the end of their range.
+    mean_move : float
+        The mean move of a code that the adapter requires, in steps.
+    noises : mapping of str to float
+        The noise of every module.
+    base : str
+        The base as the user wrote it, for a suggested command.
+    """
+
+    layouts: str
+    gain: float
+    noise: float
+    own_error: float | None
+    changed: float
+    clipped: float
+    mean_move: float
+    noises: Mapping[str, float] = field(default_factory=dict)
+    base: str = ""
 
 
 # Without slots: the cached properties keep their values in the dictionary of the object, as many checks ask for them.
