@@ -8,12 +8,10 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from loralens.arithmetic import entries as entries_module
-from loralens.arithmetic import subspace_methods as spaces
+from loralens.arithmetic import elementwise
 from loralens.arithmetic.combine import combine_adapters
-from loralens.arithmetic.elementwise import Modules, whole_cutoffs
+from loralens.arithmetic.elementwise import Entries, Modules, Product, Workspace, entries_in_space, whole_cutoffs
 from loralens.arithmetic.elementwise_methods import (
-    _orders,
     breadcrumbs,
     dare,
     dare_ties,
@@ -24,8 +22,6 @@ from loralens.arithmetic.elementwise_methods import (
     sce,
     ties,
 )
-from loralens.arithmetic.entries import Entries, Product, Workspace
-from loralens.arithmetic.subspace_methods import entries_in_space
 from loralens.core.adapter import Adapter
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
@@ -183,7 +179,7 @@ def test_a_minus_a_under_an_election_is_0():
 def test_the_cut_into_blocks_makes_no_difference(name, monkeypatch):
     ups, rule = updates(np.random.default_rng(13), m=40, n=50), RULES[name][0]
     whole = rule(Joint.of(ups, STRENGTHS)).update
-    monkeypatch.setattr(entries_module, "FEWEST", 3)
+    monkeypatch.setattr(elementwise, "FEWEST", 3)
     monkeypatch.setattr(Entries.blocks, "__defaults__", (1,))
     cut = rule(Joint.of(ups, STRENGTHS)).update
     assert_close(cut.dense(), whole.dense(), ELEMENTWISE)
@@ -386,13 +382,13 @@ DIGESTS = {  # SHA-256 of all that a rule makes of two counted updates under see
 @pytest.mark.parametrize("name", DIGESTS)
 def test_what_a_rule_makes_is_the_same_to_the_bit_on_every_machine(name, monkeypatch):
     """Masks, signs and means of the full space; only the way back to low rank goes through BLAS and LAPACK."""
-    seen, plain = [], spaces.low_rank_approximation
+    seen, plain = [], elementwise.low_rank_approximation
 
     def watched(blocks, *rest, **options):
         seen.append(np.concatenate([block.copy() for _, block in blocks()]))
         return plain(blocks, *rest, **options)
 
-    monkeypatch.setattr(spaces, "low_rank_approximation", watched)
+    monkeypatch.setattr(elementwise, "low_rank_approximation", watched)
     pair = [Adapter(modules={"layers.3.q_proj": counted(70, 90, 3, step)}) for step in (7919, 104729)]
     combine_adapters([(pair[0], 0.75), (pair[1], -0.5)], method=name, seed=7 if name != "ties" else 0)
     (F,) = seen
@@ -449,19 +445,3 @@ def test_cutoffs_have_the_bits_of_the_entries(share):
     assert whole_cutoffs(Modules("0", lambda _: joint, 150_000), share, space="full") == tuple(
         float(size[k - 1]) for size in sizes
     )
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 64, 65, 4096, 20_000])
-@pytest.mark.parametrize("close", [0.0, 0.999, 1.0])
-def test_della_ranks_entries_however_close_they_are(n, close):
-    rng = np.random.default_rng(29)
-    x = ((1 - close) * rng.standard_normal((6, n)) + close * rng.choice([-1, 1], (6, n))).astype(np.float32)
-    x[0] = np.nextafter(x[0], np.float32(9) * rng.choice([-1, 1], n).astype(np.float32))
-    np.testing.assert_array_equal(_orders(x, Workspace()), np.argsort(np.abs(x), axis=1, kind="stable"))
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 64, 65])
-def test_della_ranks_equal_entries_from_left_to_right(n):
-    rng = np.random.default_rng(19)
-    x = rng.integers(-3, 4, (6, n)).astype(np.float32) * np.float32(1e-38)  # with zeros of both signs and subnormals
-    np.testing.assert_array_equal(_orders(-x, Workspace()), np.argsort(np.abs(x), axis=1, kind="stable"))

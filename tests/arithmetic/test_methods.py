@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from loralens.arithmetic.method import SPACES
-from loralens.arithmetic.methods import METHODS
+from loralens.arithmetic.methods import METHODS, SPACES
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
 from loralens.errors import OptionError
