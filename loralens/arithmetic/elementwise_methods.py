@@ -92,7 +92,7 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
     shape, dtype = stack.shape[1:], stack.dtype
     if len(stack) == 2 and not shares:
         result = work.of("result", shape, dtype)
-        if elect_mean_of_two(*stack, kept or (0.0, 0.0), out=result):
+        if elect_mean_of_two(stack[0], stack[1], kept or (0.0, 0.0), out=result):
             return result
     plus, minus, agrees, other = (work.of(name, shape, np.bool_) for name in ("plus", "minus", "agrees", "other"))
     part, mean = work.of("part", shape, dtype), work.of("mean", shape, dtype)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from loralens.training.blocks import recompute_blocks, repeated_blocks
 from loralens.training.injection import inject
+from loralens.training.world import recompute_blocks, repeated_blocks
 from tests import models
 from tests.architectures import MIXTURES
 

@@ -64,8 +64,8 @@ def test_a_model_in_shards_is_loaded_on_the_cpu_and_moved_block_by_block(
     monkeypatch.setattr("loralens.verbs.runs.train_adapter.device_of", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr(World, "current", classmethod(lambda cls, *, shard=False: cls(0, 1, shard)))
     monkeypatch.setattr("torch.random.fork_rng", lambda **_: __import__("contextlib").nullcontext())
-    monkeypatch.setattr("loralens.training.draws.torch.cuda.get_rng_state", lambda device: torch.get_rng_state())
-    monkeypatch.setattr("loralens.training.draws.torch.cuda.set_rng_state", lambda state, device: None)
+    monkeypatch.setattr("loralens.training.feed.torch.cuda.get_rng_state", lambda device: torch.get_rng_state())
+    monkeypatch.setattr("loralens.training.feed.torch.cuda.set_rng_state", lambda state, device: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with pytest.raises(KeyboardInterrupt):
         loralens.train(model=tmp_path / "llama", task="causal-lm", data=tmp_path / "d.txt", output=tmp_path / "o",

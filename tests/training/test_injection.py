@@ -9,9 +9,9 @@ import pytest
 
 import loralens
 from loralens.errors import OptionError
+from loralens.training.course import METHODS
 from loralens.training.injection import inject
 from loralens.training.layers.layer import LoRALayer
-from loralens.training.method import METHODS
 from loralens.training.readout import read_injection
 from tests import models
 from tests.training.conftest import Holder, holder, random_gradients, randomise

@@ -7,7 +7,7 @@ import pytest
 
 from loralens.choices import MethodName, ScaleRule, StartName
 from loralens.errors import OptionError
-from loralens.training.method import AXES, METHODS, training_method
+from loralens.training.course import AXES, METHODS, training_method
 
 
 def test_the_names_are_those_of_the_command() -> None:

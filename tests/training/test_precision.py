@@ -7,7 +7,7 @@ import pytest
 from loralens.errors import DivergenceError
 from loralens.training import Course, Watch, fit
 from loralens.training.injection import inject
-from loralens.training.precision import FIRST, STEPS, Precision
+from loralens.training.loop import FIRST, STEPS, Precision
 from tests import models
 from tests.training.conftest import holder, randomise
 

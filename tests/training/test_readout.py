@@ -9,9 +9,9 @@ import pytest
 
 import loralens
 from loralens.core.attached import Attachment
+from loralens.training.course import METHODS
 from loralens.training.initialisation import combined_digest, factor_digest
 from loralens.training.injection import Injection, inject
-from loralens.training.method import METHODS
 from loralens.training.readout import RECORD, numpy_of, read_injection, record_of
 from tests import models
 from tests.marks import when_used
