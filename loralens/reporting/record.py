@@ -5,7 +5,7 @@ from typing import Any, final
 
 from loralens.analysis.diagnosis import Diagnosis
 from loralens.analysis.interference import Interaction
-from loralens.compression.curve import Choice
+from loralens.compression.plan import Choice
 from loralens.reporting.collection import CheckpointRun, Collection
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject

@@ -8,7 +8,7 @@ from loralens.analysis.amplification import KeptRank
 from loralens.analysis.every_pair import Pairwise
 from loralens.analysis.intruders import Intruders
 from loralens.analysis.spectrum import Group, Outlier
-from loralens.compression.curve import CurvePoint
+from loralens.compression.plan import CurvePoint
 from loralens.core.names import kind, natural_key
 from loralens.formats.records.evaluations import StoredEvaluation
 from loralens.reporting.collection import CheckpointRun

@@ -11,9 +11,8 @@ from loralens.analysis.diagnosis import Examination
 from loralens.analysis.intruders import Intruders
 from loralens.analysis.merge_effect import MergeEffect
 from loralens.analysis.spectrum import Spectrum, total_norm
-from loralens.compression.curve import CurvePoint, rank_curve, recommended_point
 from loralens.compression.loss import losses, total_error
-from loralens.compression.plan import TruncationPlan
+from loralens.compression.plan import CurvePoint, TruncationPlan, rank_curve, recommended_point
 from loralens.core.adapter import Adapter
 from loralens.core.moments import Moments
 from loralens.core.ranks import Rule

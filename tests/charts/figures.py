@@ -21,7 +21,7 @@ from loralens.charts.similarity import nesting_figure, similarity_figure
 from loralens.charts.spec import Band, Figure
 from loralens.charts.spectrum import energy_chart, energy_map, energy_scale, spectrum_figure
 from loralens.charts.trajectory import trajectory_figure
-from loralens.compression.curve import Choice, CurvePoint
+from loralens.compression.plan import Choice, CurvePoint
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
 

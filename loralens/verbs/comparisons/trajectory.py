@@ -27,7 +27,7 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.shared.adapters import AdapterSource, Reading, Source, check_unread, labels, sources
 from loralens.verbs.shared.base_reading import warn_of_bases
 from loralens.verbs.shared.option_values import Blocks, as_globs
-from loralens.watching.measures import defined_mean
+from loralens.watching.looks import defined_mean
 
 
 class WatchedLook(NamedTuple):

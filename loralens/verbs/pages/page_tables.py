@@ -13,7 +13,7 @@ from loralens.analysis.intruders import Intruders
 from loralens.analysis.merge_effect import MergeEffect
 from loralens.analysis.spectrum import Group
 from loralens.charts.amplification import full_rank_rows
-from loralens.compression.curve import CurvePoint
+from loralens.compression.plan import CurvePoint
 from loralens.formats.records.evaluations import StoredEvaluation
 from loralens.formats.records.runs import RunCheckpoint
 from loralens.reporting.collection import CheckpointRun

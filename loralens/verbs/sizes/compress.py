@@ -36,7 +36,7 @@ from loralens.verbs.shared.rank_rules import (
 )
 
 if TYPE_CHECKING:
-    from loralens.compression.curve import CurvePoint
+    from loralens.compression.plan import CurvePoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice
 if TYPE_CHECKING:
     from loralens.analysis.amplification import WeightNorms
 
-KEPT = 0.99  # of the energy: the convention for the rank that is recommended, see `loralens.compression.curve.LOSS`
+KEPT = 0.99  # of the energy: the convention for the rank that is recommended, see `loralens.compression.plan.LOSS`
 FRACTIONS = (0.9, 0.95, 0.99)  # of the energy, for which the rank is listed
 # People read a table of groups on one screen or two; all modules are in --json, from which any grouping follows.
 BLOCKS_SHOWN = 40
