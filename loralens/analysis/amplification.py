@@ -11,8 +11,7 @@ import numpy as np
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.naming.selection import select
-from loralens.core.structured import Update
-from loralens.core.threads import Step, in_threads
+from loralens.core.threads import Step
 from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place
 from loralens.linalg.basis import Basis
@@ -115,10 +114,6 @@ def report_progress(step: Step | None, size: int) -> Iterator[Step]:
 # By chance, |z| exceeds FAR in 2 % of the cases at rank 1 and in 0.3 % at high ranks. So every count is reported with
 # the count that chance gives.
 FAR = 3.0  # standard deviations beyond which a module is counted
-# Weights whose leading directions are computed side by side, each by one half of the threads: they wait for each other
-# less than all threads at one weight do. Each needs a copy of its weight.
-SIDE_BY_SIDE = 2
-LARGE = 1 << 27  # entries of a weight, 512 MiB in float32, from which on it is measured alone
 # Below this relative spread the null distribution has one possible value, and the spread is rounding error.
 SURE = 1e-9
 
@@ -336,9 +331,8 @@ def measure_amplification(
     Notes
     -----
     W is read once, in float64 on the CPU. With ``top`` a copy of W is kept in memory for the steps of
-    `loralens.linalg.randomized.leading_svd`, in float32 or bfloat16 (`loralens.linalg.randomized.copy_dtype`). Several
-    threads work on two weights at a time if both have fewer than 134 million entries: peak memory is two copies and a
-    few megabytes. Weights whose shorter side is at most 512 are decomposed exactly.
+    `loralens.linalg.randomized.leading_svd`, in float32 or bfloat16
+    (`loralens.linalg.randomized.copy_dtype`). Weights whose shorter side is at most 512 are decomposed exactly.
 
     Table 7 of the paper is reproduced up to its rounding: 6.91/0.32 = 21.6 (printed 21.5), and its random column for
     r = 64 is 0.3227 (printed 0.33). The paper sets α to the first r tried, so its two ‖ΔW‖ have different scales.
@@ -350,10 +344,12 @@ def measure_amplification(
     on_device = Device.of(device, threads=threads)
     new_matrix = on_device.memory()
 
-    def measure(name: str, device: Device) -> Amplification:
+    def measure(name: str) -> Amplification:
         with place(name), report_progress(step, weight_steps([weights[name]], top=top)) as tell:
             module, weight = adapter[name], weights[name]
-            _check_same_shape(module, weight)
+            if weight.shape != module.shape:
+                what = f"ΔW is {module.shape} and W {weight.shape}"
+                raise ShapeError(what, fix="give the base that it was trained on")
             bases = module.bases()
             k = min(bases.s.size, max(ranks, default=module.rank))
             U_basis, s, V_basis = bases.left.head(k), bases.s[:k], bases.right.head(k)
@@ -361,11 +357,11 @@ def measure_amplification(
             count = min(max(directions, k, 1), *module.shape) if top else 0
             swap = weight.transposed  # W is processed as it is stored, so U and V change places
             U, V = (basis.columns() for basis in ((V_basis, U_basis) if swap else (U_basis, V_basis)))
-            method = f"{'exact' if exact else f'seed {seed}'} on {device.name.partition(':')[0]}"
+            method = f"{'exact' if exact else f'seed {seed}'} on {on_device.name.partition(':')[0]}"
             # The directions of a small weight are computed as quickly as they are read.
             cached = store.of(weight, count, method) if store and count and min(weight.shape) > SMALL else None
             projection, led, fourths = _measure_weight(
-                weight, (U, V), count, exact=exact, device=device, new_matrix=new_matrix, seed=seed, cached=cached,
+                weight, (U, V), count, exact=exact, device=on_device, new_matrix=new_matrix, seed=seed, cached=cached,
                 step=tell,
             )  # fmt: skip
             return Amplification(
@@ -379,38 +375,7 @@ def measure_amplification(
                 ranks=tuple(sorted({min(rank, k) for rank in ranks})) or (k,),
             )
 
-    in_steps = top and not exact and on_device.threads > 1
-    shared = _shared(names, adapter, weights, directions, max(ranks, default=most)) if in_steps else []
-    half = on_device.split(SIDE_BY_SIDE)
-    measured = in_threads(lambda name: measure(name, half), shared, SIDE_BY_SIDE, few=SIDE_BY_SIDE)
-    return {name: measured[name] if name in measured else measure(name, on_device) for name in names}
-
-
-def _shared(
-    names: Sequence[str], adapter: Adapter, weights: Mapping[str, Weight], directions: int, rank: int
-) -> Sequence[str]:
-    """The names whose weights are measured side by side; the last of an odd number is alone, and gets all threads.
-
-    ``directions`` is as in `measure_amplification`, and ``rank`` the largest rank that is reported.
-    """
-    shared = [name for name in names if _takes_steps(weights[name], max(directions, min(adapter[name].rank, rank)))]
-    return shared[: len(shared) // SIDE_BY_SIDE * SIDE_BY_SIDE]
-
-
-def _takes_steps(weight: Weight, count: int) -> bool:
-    """Whether the directions of a weight take steps, and its copy so little memory that two fit.
-
-    A weight that is decomposed as a whole is either small, so that it is done before a thread would have started, or
-    takes several times its memory.
-    """
-    rows, columns = weight.stored.shape
-    return not is_dense((rows, columns), max(count, 1)) and weight.stored.size < LARGE
-
-
-def _check_same_shape(module: Update, weight: Weight) -> None:
-    if weight.shape != module.shape:
-        what = f"ΔW is {module.shape} and W {weight.shape}"
-        raise ShapeError(what, fix="give the base that it was trained on")
+    return {name: measure(name) for name in names}
 
 
 def _measure_weight(

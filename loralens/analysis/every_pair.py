@@ -327,13 +327,9 @@ def _initial(updates: Sequence[Update]) -> Floats:
     for rank in sorted(set(ranks) - {0}):  # rising, so that each pair ends with the cosine at its smaller rank
         ids = [i for i, one in enumerate(ranks) if one >= rank]
         sizes = [rank * updates[i].shape[1] for i in ids]
-        rows = [partial(_first_rows, updates[i], rank) for i in ids]
+        rows = [lambda update=updates[i], rank=rank: update.A[:rank].astype(np.float64) for i in ids]
         cosines[np.ix_(ids, ids)] = pairwise_cosines(rows, sizes)
     return cosines
-
-
-def _first_rows(update: Update, count: int) -> Floats:
-    return update.A[:count].astype(np.float64)
 
 
 def connected_groups(similar: Floats, threshold: float = SAME_START) -> list[list[int]]:

@@ -40,7 +40,7 @@ def find_random_spectra(exam: Examination) -> Iterator[Diagnosis]:
         null = random_participation(spectrum.shape, spectrum.rank)
         tested += 1
         # The test is one-sided: training concentrates the energy, so only spectra below the null show learning.
-        if spectrum.participation_ratio >= _rejected_below(spectrum.shape, spectrum.rank):
+        if spectrum.participation_ratio >= np.quantile(null, REJECTED):
             alike += 1
             first = first or f"{name} {spectrum.participation_ratio:.2f} (random {null.min():.2f}–{null.max():.2f})"
     if tested >= FEWEST and alike > MOST * tested:
@@ -65,12 +65,6 @@ def random_participation(shape: tuple[int, int], rank: int) -> Floats:
         G = M.T @ M
         ratios[i] = np.trace(G) ** 2 / np.sum(G**2)  # (Σσ²)²/Σσ⁴
     return np.sort(ratios)
-
-
-@cache
-def _rejected_below(shape: tuple[int, int], rank: int) -> float:
-    """The participation ratio below which a spectrum is not random."""
-    return float(np.quantile(random_participation(shape, rank), REJECTED))
 
 
 def _bartlett(rng: "np.random.Generator", n: int, rank: int) -> Floats:

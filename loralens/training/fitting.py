@@ -248,17 +248,13 @@ def _removing_on_error(injection: Injection, *, shard: bool) -> Iterator[None]:
 
 def _training_device(model: Any, device: torch.device | None, *, shard: bool) -> torch.device:
     """The device on which a model is trained, which is its own unless it is sharded."""
-    own = _device_of(model)
+    # The CPU for what is no model, or has no parameters, which `inject` refuses.
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    own = CPU if parameter is None else parameter.device
     # Without shards the model would have to be moved as a whole, which is the caller's to do.
     if device is not None and device != own and not shard:
         raise OptionError(f"the model is on {own}, not on {device}", fix=f"move it there: model.to({str(device)!r})")
     return device or own
-
-
-def _device_of(model: Any) -> torch.device:
-    """The device of a model; the CPU for what is none, or has no parameters, which `inject` refuses."""
-    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return CPU if parameter is None else parameter.device
 
 
 def _course_of_one_round(feed: Feed) -> Course:

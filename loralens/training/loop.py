@@ -503,7 +503,10 @@ class Loop:
     def _evaluate(self) -> None:
         if self.watch.evaluate is None:
             return
-        with _evaluation_mode(self.injection.model), self._precision.context():
+        model = self.injection.model
+        # Unlike in `frozen_evaluation` of core, what is trained keeps requires_grad, which shards need.
+        with keep_modes(model), torch.no_grad(), self._precision.context():
+            model.eval()
             returned = self.watch.evaluate(self._model)
         if not isinstance(returned, Mapping):
             raise OptionError(
@@ -553,15 +556,6 @@ def _training_mode(injection: Injection, *, base_dropout: bool) -> Iterator[None
         injection.model.train(base_dropout)
         for layer in injection.layers.values():
             layer.training = True
-        yield
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, and the model's own mode again after it."""
-    # Unlike in `frozen_evaluation` of core, what is trained keeps requires_grad, which shards need.
-    with keep_modes(model), torch.no_grad():
-        model.eval()
         yield
 
 

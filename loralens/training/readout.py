@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
@@ -110,14 +110,11 @@ def _view_modules(injection: Injection) -> Iterator[tuple[str, LowRank]]:
             continue
         layout = Layout(layer.kind, transposed=is_transposed(layer))
         for e in range(len(layer.A)):
-            B, A = lazy_tensor(partial(_factor, layer, "B", e)), lazy_tensor(partial(_factor, layer, "A", e))
+            B, A = (
+                lazy_tensor(partial(lambda layer, side, e: getattr(layer, side)[e], layer, side, e))
+                for side in ("B", "A")
+            )
             yield f"{name}[{e}]", LowRank(B, A, layer.scale, scaling=scaling, layout=layout)
-
-
-def _factor(layer: ExpertLayer, side: Literal["A", "B"], expert: int) -> Tensor:
-    """The factor of one expert of a stack."""
-    factors: Tensor = getattr(layer, side)
-    return factors[expert]
 
 
 def view_layer(layer: LoRALayer, scaling: Scaling) -> LowRank:
@@ -159,29 +156,19 @@ def view_magnitudes(layers: Mapping[str, LoRALayer]) -> Iterator[tuple[str, Extr
     """The magnitudes of DoRA as views, with their keys in a PEFT file."""
     for name, layer in layers.items():
         if layer.magnitude is not None:
-            m = lazy_tensor(partial(_magnitude, layer))
+            m = lazy_tensor(partial(getattr, layer, "magnitude"))
             # PEFT stores the magnitude of a convolution in the shape in which it multiplies the output.
             if layer.kernel:
                 m = m.reshape(1, m.size, *(1 for _ in layer.kernel))
             yield f"{PREFIX}{name}.lora_magnitude_vector", Extra("magnitude", name, m)
 
 
-def _magnitude(layer: LoRALayer) -> Tensor:
-    assert layer.magnitude is not None
-    return layer.magnitude
-
-
 def _view_heads(injection: Injection) -> Iterator[tuple[str, Extra]]:
     for name, head in injection.heads.items():
         for own in head.state_dict():
             inner, _, parameter = f"{name}.{own}".rpartition(".")
-            tensor = lazy_tensor(partial(_entry, head, own))
+            tensor = lazy_tensor(partial(lambda head, own: head.state_dict()[own], head, own))
             yield f"{PREFIX}{name}.{own}", Extra("saved", inner, tensor, parameter)
-
-
-def _entry(module: nn.Module, key: str) -> Tensor:
-    tensor: Tensor = module.state_dict()[key]
-    return tensor
 
 
 def _peft_config(injection: Injection, base: str | None, task_type: str | None) -> dict[str, Any]:
