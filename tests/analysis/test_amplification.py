@@ -1,9 +1,7 @@
 """Amplification beside dense literal formulas, the paper's arithmetic, random controls and a real trajectory."""
 
-import threading
 import tracemalloc
 from importlib import metadata
-from itertools import count
 from math import isnan, nan
 from pathlib import Path
 
@@ -14,19 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis import amplification
 from loralens.analysis.amplification import Amplification, measure_amplification, weight_steps
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.core.weights import Weight, weights_of
 from loralens.errors import FormatError, OptionError, ShapeError
 from loralens.formats.models.checkpoint import weights as base_of
-from loralens.formats.records.cache import SvdCache
-from loralens.linalg import randomized
 from loralens.linalg.chance import projection_moments
 from loralens.linalg.device import Device
 from loralens.linalg.projection import Estimate
-from loralens.verbs.spectra.amplify import LeadingCache
 from tests import strategies
 from tests.marks import examples
 from tests.reference import amplification_row, subspace_phi
@@ -290,69 +284,6 @@ def test_memory_stays_within_three_float32_copies():
         tracemalloc.stop()
     assert peaks[True] < 2
     assert peaks[False] < 1
-
-
-def side_by_side_case() -> tuple[loralens.Adapter, dict[str, Weight]]:
-    """Five modules, with two equal weights and one that is decomposed as a whole."""
-    rng = np.random.default_rng(13)
-    shapes = [(600, 700), (700, 600), (600, 700), (30, 20), (800, 600)]
-    modules = {f"m{i}": loralens.LowRank(*pair(rng, *shape, 2)) for i, shape in enumerate(shapes)}
-    matrices = [rng.standard_normal(shape).astype(ml_dtypes.bfloat16) for shape in shapes]
-    matrices[2] = matrices[0]
-    return loralens.Adapter(modules=modules), {f"m{i}": weight(W) for i, W in enumerate(matrices)}
-
-
-def test_two_weights_are_measured_side_by_side_with_the_same_bits(monkeypatch, tmp_path):
-    adapter, weights = side_by_side_case()
-    alone = measure_amplification(adapter, weights)
-    workers, calls, together = set(), count(), threading.Barrier(2, timeout=60)
-
-    def leading_svd(*arguments, device, **options):
-        if next(calls) < 2:
-            together.wait()
-        workers.add((threading.get_ident(), device.threads))
-        return randomized.leading_svd(*arguments, device=device, **options)
-
-    monkeypatch.setattr(amplification, "leading_svd", leading_svd)
-    told: list[int] = []
-    store = LeadingCache(SvdCache(tmp_path, limit=1 << 30))
-    shared = measure_amplification(adapter, weights, threads=4, store=store, step=told.append)
-    assert len({thread for thread, threads in workers if threads == 2}) == 2
-    assert sum(told) == weight_steps(weights.values(), top=True)
-    kept = measure_amplification(adapter, weights, threads=4, store=store)
-    for others in (shared, kept):
-        assert list(others) == list(alone)
-        for name, one_alone in alone.items():
-            assert others[name].curve == one_alone.curve
-            np.testing.assert_array_equal(others[name].overlap, one_alone.overlap)
-            np.testing.assert_array_equal(others[name].top.out, one_alone.top.out)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 3  # of two equal weights one is kept
-
-
-def test_weights_that_have_no_other_to_share_with_get_all_threads(monkeypatch):
-    adapter, weights = side_by_side_case()
-    threads: dict[str, set[tuple[bool, int]]] = {}
-
-    def measure(*arguments, device, **options):
-        name = next(name for name, weight in weights.items() if weight is arguments[0])
-        threads.setdefault(name, set()).add((threading.current_thread() is threading.main_thread(), device.threads))
-        return whole(*arguments, device=device, **options)
-
-    def alone(**options) -> set[str]:
-        threads.clear()
-        measure_amplification(adapter, weights, threads=4, **options)
-        assert {used for each in threads.values() for _, used in each} <= {2, 4}
-        return {name for name, each in threads.items() if each == {(True, 4)}}
-
-    whole = amplification._measure_weight
-    monkeypatch.setattr(amplification, "_measure_weight", measure)
-    assert alone() == {"m3"}  # of five one is small
-    assert alone(modules=["m0", "m1", "m2"]) == {"m2"}  # the last of three
-    assert alone(modules=["m4"]) == {"m4"}
-    assert alone(exact=True) == alone(top=False) == set(weights)
-    assert alone(directions=110) == set(weights)  # so many that the whole decomposition takes as little
-    monkeypatch.setattr(amplification, "LARGE", 800 * 600)
-    assert alone() == {"m2", "m3", "m4"}  # m4 is too large now, and m2 the last of three
 
 
 def test_what_is_told_adds_up_to_the_work():

@@ -164,7 +164,7 @@ def test_a_weight_with_nan_is_restored_too() -> None:
 
 def test_a_merge_that_was_interrupted_can_be_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted()
-    switchboard, before = LiveSwitchboard(model, budget=2.0), base_of(model)
+    switchboard, before = LiveSwitchboard(model, budget=2.0, threads=1), base_of(model)
     from loralens.merging.resident import switchboard as room
 
     merge, calls = room.merge_weight, []
