@@ -107,15 +107,6 @@ def test_what_comfyui_ignores(name: str, tmp_path: Path) -> None:
     assert codes(file(tmp_path, tensors), "comfyui") == {code: "error"}
 
 
-def test_some_names_that_comfyui_has_and_some_that_it_has_not(tmp_path: Path) -> None:
-    adapter = file(tmp_path, kohya(f"lora_unet_{BLOCK}_attn1_to_q", "lora_te_encoder_layers_0_mlp_fc1"))
-    (finding,) = check(adapter, "comfyui")
-    assert finding.text == (
-        "ComfyUI ignores 1 of 2 modules, whose names it does not have: lora_te_encoder_layers_0_mlp_fc1"
-    )
-    assert "PIPELINE" in finding.fix
-
-
 def test_dora_by_output_comes_out_otherwise_in_comfyui(tmp_path: Path) -> None:
     adapter = file(tmp_path, kohya(f"lora_unet_{BLOCK}_attn1_to_q", dora_scale=np.ones((6, 1), "f")))
     assert codes(adapter, "comfyui") == {"dora": "warning"}
@@ -180,21 +171,6 @@ def test_patterns_that_leave_the_scale_alone_are_right_for_vllm(tmp_path: Path) 
     assert adapter.config["rank_pattern"]
     assert adapter.config["alpha_pattern"]
     assert codes(adapter, "vllm") == {}
-
-
-@pytest.mark.parametrize("verb", [["compress", "--energy", "0.95"], ["negate"], ["combine", "--method", "ties"]])
-def test_mixed_ranks_of_our_own_verbs_are_right_for_vllm(verb: list[str], tmp_path: Path) -> None:
-    source = mixed({f"model.layers.{i}.self_attn.q_proj": (4 - i, 0.5) for i in range(3)})
-    loralens.save(source, tmp_path / "a")
-    command, *options = verb
-    inputs = [tmp_path / "a"] * (2 if command == "combine" else 1)
-    result = run(command, *inputs, *options, "-o", tmp_path / "b")
-    assert result.exit_code == 0, result.output
-    adapter = loralens.load(tmp_path / "b")
-    if command != "combine":
-        assert adapter.config
-        assert adapter.config["rank_pattern"]
-    assert {code for code in codes(adapter, "vllm") if "pattern" in code} == set()
 
 
 def test_patterns_that_change_the_scale_are_an_error_for_old_vllm(tmp_path: Path) -> None:
@@ -301,32 +277,6 @@ def test_peft_takes_its_own_dialect(tmp_path: Path) -> None:
     assert codes(peft(tmp_path), "peft") == {}
     assert codes(file(tmp_path, ACCEPTED["kohya"]), "peft") == {"dialect": "error"}
     assert codes(file(tmp_path, ACCEPTED["LoKr"]), "peft") == {"dialect": "error", "structured": "error"}
-
-
-@pytest.mark.parametrize(
-    ("task", "stored", "saved", "expected"),
-    [
-        ("SEQ_CLS", None, None, {"head-missing": "error"}),
-        ("SEQ_CLS", "score", None, {}),
-        ("SEQ_CLS", "score", ["classifier", "score"], {}),
-        ("SEQ_CLS", "logits_proj", ["logits_proj", "classifier", "score"], {}),
-        ("CAUSAL_LM", None, None, {}),
-        (None, "score", ["score", "lm_head"], {"head-missing": "error"}),
-    ],
-)
-def test_a_lost_head(
-    task: str | None, stored: str | None, saved: list[str] | None, expected: Mapping[str, str], tmp_path: Path
-) -> None:
-    """The model of a task adds its heads to modules_to_save: a base has one of two names, or a head of its own."""
-    tensors = {f"{PREFIX}{stored}.weight": np.ones((3, 4), np.float32)} if stored else None
-    assert codes(peft(tmp_path, tensors, task_type=task, modules_to_save=saved), "peft") == expected
-
-
-def test_a_head_that_only_the_class_of_the_base_tells(tmp_path: Path) -> None:
-    """PEFT loads such a file without an error, with a random head if the base has none."""
-    for name, expected in (("BertForSequenceClassification", {"head-missing": "warning"}), ("BertForMaskedLM", {})):
-        (tmp_path / name).mkdir()
-        assert codes(peft(tmp_path / name, auto_mapping={"base_model_class": name}), "peft") == expected
 
 
 OTHERS = {  # PEFT's other types of updates: parts of a module, and fields of the configuration

@@ -49,12 +49,6 @@ def test_missing_and_misshapen_modules() -> None:
     assert found["m"][0] == np.inf
 
 
-def test_names_of_two_dialects() -> None:
-    one = adapter(unet__a__b=loralens.LowRank(B, A))
-    two = adapter(lora_unet_a_b=loralens.LowRank(B, A))
-    assert [(d.name, d.relative) for d in differences(one, two)] == [("unet.a.b", pytest.approx(0, abs=1e-14))]
-
-
 def test_structured_against_a_pair() -> None:
     dense = Structured(Dense(LazyArray.of(B @ A)), 2.0)
     assert largest(adapter(m=dense), adapter(m=loralens.LowRank(B, A, 2.0))) < 1e-14

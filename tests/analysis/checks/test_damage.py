@@ -1,6 +1,5 @@
 """Checks of what a file lost or mixed up: each on an adapter with the defect, on healthy ones, and on designs."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +13,13 @@ from loralens.analysis.damage_checks import (
     find_dead_sides,
     find_missing_modules,
     find_swapped_factors,
-    find_zero_updates,
     missing_modules,
 )
-from loralens.analysis.diagnosis import Diagnosis, by_cause, examine_adapter
+from loralens.analysis.diagnosis import Diagnosis, by_cause
 from loralens.analysis.doctor import CHECKS
-from loralens.analysis.learning_checks import find_shared_starts, find_spikes
 from loralens.analysis.loading_checks import find_missing_head, report_reader_findings
 from loralens.core.adapter import Finding
 from loralens.core.lowrank import Layout, LowRank
-from loralens.core.naming.image_models import image_models
 from tests.analysis.checks.patients import changed, diagnose, healthy, patient
 
 N, RANK = 48, 8
@@ -78,19 +74,6 @@ def test_factors_exchanged_in_one_module_are_found_among_the_others():
     assert (found.level, found.code, found.module) == ("warning", "factors-swapped", FIRST)
 
 
-@pytest.mark.parametrize("size", [1.0, 1e-3])
-def test_exchanged_factors_are_found_whatever_the_lengths_of_the_rows_of_a_have_become(size):
-    """Of long runs the rows of A are as unequal as the columns of B; of short ones B is small, and even by chance."""
-
-    def grown(B, A, scale):
-        B = size * (np.random.default_rng(3).normal(size=B.shape) if size < 1 else B)
-        return B, A * np.linspace(0.7, 1.3, RANK)[:, None], scale
-
-    assert list(find_swapped_factors(patient(changed(well(), grown)))) == []
-    (found,) = find_swapped_factors(patient(changed(changed(well(), grown), exchange)))
-    assert (found.level, found.code, found.module) == ("warning", "factors-swapped", None)
-
-
 def test_false_alarms_and_misses_of_exchanged_factors_are_rare():
     alarms = misses = 0
     for seed in range(30):
@@ -103,21 +86,6 @@ def test_false_alarms_and_misses_of_exchanged_factors_are_rare():
 def test_other_starts_are_not_judged(init):
     adapter = changed(well(config={"r": RANK, "init_lora_weights": init}), exchange)
     assert list(find_swapped_factors(patient(adapter))) == []
-
-
-def test_a_longer_b_is_not_enough():
-    """As in adapters that were trained until B was longer than A, and kept their uneven outputs."""
-    grown = changed(
-        well(), lambda B, A, s: (2 * B / np.linalg.norm(B, axis=0), A * np.linspace(0.5, 1, RANK)[:, None], s)
-    )
-    assert list(find_swapped_factors(patient(grown))) == []
-
-
-def test_one_module_is_not_judged_where_the_others_do_not_tell_a_and_b_apart():
-    """B of one module has grown as long as A, so lengths say nothing."""
-    adapter = changed(well(), lambda B, A, s: (25 * B, A, s), only=lambda name: ".5." in name)
-    spoilt = changed(adapter, exchange, only=lambda name: name == FIRST)
-    assert list(find_swapped_factors(patient(spoilt))) == []
 
 
 def test_embeddings_and_results_of_an_svd_have_no_such_start():
@@ -182,16 +150,6 @@ UNET = [
 ]
 
 
-@pytest.mark.parametrize("prefix", ["unet.", "lora_unet_"])
-def test_holes_are_the_same_in_every_dialect(prefix):
-    def spell(name):
-        return prefix + (name if prefix.endswith(".") else name.replace(".", "_"))
-
-    assert missing_modules([spell(name) for name in UNET]) == {}
-    gone = "up_blocks.2.attentions.1.transformer_blocks.0.attn2.to_out.0"
-    assert list(missing_modules([spell(name) for name in UNET if name != gone])) == [spell(gone)]
-
-
 @pytest.mark.parametrize(
     "names",
     [
@@ -208,33 +166,6 @@ def test_holes_are_the_same_in_every_dialect(prefix):
 )
 def test_designs_that_leave_modules_out_are_no_holes(names):
     assert missing_modules(names) == {}
-
-
-PARTS = {
-    "all": "",
-    "attention": "attn|attentions",
-    "residual": "resnets|samplers",
-    "down": "down_blocks.*attn",
-    "text": "text_model",
-}
-
-
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("model", image_models(), ids=lambda model: model.name)
-def test_blocks_that_image_models_do_not_have_are_no_gaps(model, part):
-    """SDXL has no attention in its input blocks 3 and 6, the last blocks of a UNet lead to no other, and so on."""
-    layers = [layer for layer in model.layers if re.search(PARTS[part], layer.name)]
-    spellings = ([layer.name for layer in layers], [layer.original for layer in layers], [*map(model.kohya, layers)])
-    for names in spellings:
-        assert missing_modules(dict.fromkeys(names)) == {}
-    # A module that was lost is still found.
-    if part == "attention":
-        lost = re.compile(
-            r"down_blocks\.1\.attentions\.1\.transformer_blocks\.0\.attn2\.to_k|blocks\.5\.attn\.to_add_out"
-        )
-        place = next(i for i, layer in enumerate(layers) if lost.search(layer.name))
-        for names in spellings:
-            assert list(missing_modules([name for name in names if name != names[place]])) == [names[place]]
 
 
 @pytest.mark.parametrize(
@@ -295,15 +226,6 @@ def test_one_A_everywhere_is_a_note_and_a_frozen_A_of_each_module_nothing():
     assert {one.level for one in find_copies(patient(vera))} == {"note"}
 
 
-def test_parts_of_fused_projections_are_a_design_though_most_modules_have_their_own():
-    adapter = well()
-    rest = {f"model.layers.{i}.mlp.{kind}": LowRank(*trained(np.random.default_rng(i + 10 * j)))
-            for i in range(6) for j, kind in enumerate(("up", "down", "gate"), start=1)}  # fmt: skip
-    fused = {n: remade(m, A=adapter[n.replace("v_proj", "q_proj")].A) for n, m in adapter.items()}
-    (found,) = find_copies(patient(loralens.Adapter(modules={**fused, **rest})))
-    assert (found.level, found.evidence[:38]) == ("note", "12 of 30 modules have 6 A between them")
-
-
 def test_one_pair_everywhere_is_a_note():
     (found,) = find_copies(patient(well().map(lambda m: well()[FIRST])))
     assert (found.level, found.code) == ("note", "factor-shared")
@@ -329,55 +251,7 @@ def test_rows_and_columns_that_are_zero_in_all_modules(side, code, what):
     assert single == [FIRST]
 
 
-@pytest.mark.parametrize("kind", ["embedding", "merged"])
-def test_rows_that_are_zero_by_design_are_none(kind):
-    def kill(B, A, scale):
-        B[:16], A[:, :16] = 0, 0
-        return B, A, scale
-
-    adapter = changed(well(), kill).map(lambda m: remade(m, layout=Layout(kind)))
-    assert list(find_dead_sides(patient(adapter))) == []
-
-
 # numbers that were said wrongly
-
-
-def test_factors_too_small_for_their_product_are_not_called_zero():
-    adapter = well().map(lambda m: LowRank(m.B * 0 + 1e-200, m.A.astype(np.float64) * 0 + 1e-200, 2.0))
-    adapter = loralens.Adapter(
-        modules={n: LowRank(np.full((N, 2), 1e-200), np.full((2, N), 1e-200), 2.0) for n in adapter}
-    )
-    found = list(find_zero_updates(patient(adapter)))
-    assert len(found) == 12
-    assert found[0].evidence == "scale·B·A is smaller than float64 can hold (largest entries 1e-200 and 1e-200)"
-    assert "all zero" not in found[0].evidence
-    assert "never trained" not in found[0].fix
-    alone = loralens.Adapter(modules={FIRST: LowRank(np.full((N, 2), 1e-200), np.ones((2, N)), 2.0)})
-    assert list(find_zero_updates(patient(alone))) == []
-    assert patient(alone).readings[FIRST].B.lengths == pytest.approx(1e-200 * N**0.5)
-
-
-@pytest.mark.parametrize(
-    ("noise", "said"), [(0.0, "(cosine 1)"), (0.05, "(cosine 0.99 or more)"), (0.2, "(cosine 0.98 or more)")]
-)
-def test_a_least_cosine_is_rounded_down(noise, said):
-    first, second = well(0), well(1)
-    other = loralens.Adapter(modules={n: remade(second[n], A=first[n].A + noise * second[n].A) for n in first})
-    (found,) = find_shared_starts([examine_adapter(first, "a"), examine_adapter(other, "b")])
-    assert said in found.evidence
-    assert "1.00 or more" not in found.evidence
-
-
-def test_a_spike_of_rank_one_has_no_ratio_of_rounding_errors():
-    def flatten(B, A, scale):
-        U, s, Vh = np.linalg.svd(B @ A, full_matrices=False)
-        B = np.outer(U[:, 0] * s[0], np.ones(RANK))
-        return B, np.outer(np.arange(1.0, RANK + 1), Vh[0]), scale
-
-    found = list(find_spikes(patient(changed(well(), flatten, only=lambda name: name == FIRST))))
-    ((module, evidence),) = [(one.module, one.evidence) for one in found]
-    assert module == FIRST
-    assert evidence == "one of 8 directions holds 100.00 % of the energy, the others are 0 up to rounding"
 
 
 # lines
