@@ -1,7 +1,5 @@
 """Every elementwise rule in every space, entry by entry against dense float64."""
 
-import tracemalloc
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 
@@ -10,7 +8,7 @@ import pytest
 
 from loralens.arithmetic import elementwise
 from loralens.arithmetic.combine import combine_adapters
-from loralens.arithmetic.elementwise import Entries, Modules, Product, Workspace, entries_in_space, whole_cutoffs
+from loralens.arithmetic.elementwise import Modules, Product, Workspace, entries_in_space, whole_cutoffs
 from loralens.arithmetic.elementwise_methods import (
     breadcrumbs,
     dare,
@@ -18,7 +16,6 @@ from loralens.arithmetic.elementwise_methods import (
     della,
     elected_mean,
     magnitude,
-    prepare_cutoffs,
     sce,
     ties,
 )
@@ -26,7 +23,6 @@ from loralens.core.adapter import Adapter
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
 from loralens.errors import OptionError
-from loralens.linalg import selection, sketch
 from loralens.linalg.draws import Draws
 from tests import reference
 from tests.tolerances import ELEMENTWISE, RANGE_FINDER, SMALL_SPACE
@@ -124,15 +120,6 @@ def test_the_gauge_of_the_factors_makes_no_difference(name, space):
     assert_close(rule(Joint.of(turned, STRENGTHS), space=space).update.dense(), base, ELEMENTWISE)
 
 
-@pytest.mark.parametrize("rule", [magnitude, ties, dare, dare_ties, breadcrumbs, sce])
-@pytest.mark.parametrize("space", ["full", "knots", "core"])
-def test_one_adapter_at_density_1_is_itself(rule, space):
-    (one, *_) = updates(np.random.default_rng(9))
-    found = rule(Joint.of([one], [1.0]), density=1.0, space=space)
-    assert_close(found.update.dense(), one.dense(), SMALL_SPACE)
-    assert found.update.rank == one.rank
-
-
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("space", ["full", "knots", "core"])
 def test_an_adapter_that_lacks_the_module_counts_as_0(name, space):
@@ -168,23 +155,6 @@ def test_factors_that_cancel_to_rounding_come_to_exact_zeros(name, space):
     assert (found.update.rank, found.update.B.any(), found.truncation) == (1, False, 0)
 
 
-def test_a_minus_a_under_an_election_is_0():
-    (one, *_) = updates(np.random.default_rng(12))
-    for name in ("ties", "sce at 1"):
-        found = RULES[name][0](Joint.of([one, one], [1.0, -1.0])).update
-        assert not found.dense().any()
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_the_cut_into_blocks_makes_no_difference(name, monkeypatch):
-    ups, rule = updates(np.random.default_rng(13), m=40, n=50), RULES[name][0]
-    whole = rule(Joint.of(ups, STRENGTHS)).update
-    monkeypatch.setattr(elementwise, "FEWEST", 3)
-    monkeypatch.setattr(Entries.blocks, "__defaults__", (1,))
-    cut = rule(Joint.of(ups, STRENGTHS)).update
-    assert_close(cut.dense(), whole.dense(), ELEMENTWISE)
-
-
 def test_blocks_have_the_same_bits_however_they_are_cut():
     there = entries_in_space(Joint.of(updates(np.random.default_rng(14), m=40, n=50), STRENGTHS), "full")
     whole = np.concatenate([stack.copy() for _, stack in there.entries.blocks()], axis=1)
@@ -216,43 +186,6 @@ def test_adapters_have_draws_of_their_own_and_seeds_decide():
     assert np.any(dare(joint, density=0.5, seed=np.random.SeedSequence(4)).update.dense() != first)
 
 
-def test_cutoffs_over_the_whole_adapter():
-    rng = np.random.default_rng(17)
-    modules = [updates(rng), updates(rng, m=30, n=5), updates(rng, m=7, n=8, ranks=(1, 2))]
-    modules[2] = [modules[2][0], None, modules[2][1]]
-    modules[1][0] = modules[1][0].rescaled(50.0, modules[1][0].scaling)
-
-    joints = [Joint.of(one, STRENGTHS) for one in modules]
-    entries = sum(joint.shape[0] * joint.shape[1] for joint in joints)
-    whole = Modules("012", lambda name: joints[int(name)], entries)
-    found = prepare_cutoffs(whole, density=0.2, whole=1, space="full")["cutoffs"]
-    for t, w in enumerate(STRENGTHS):
-        flat = np.concatenate([np.abs(w * one[t].dense()).ravel() for one in modules if one[t] is not None])
-        expected = np.sort(flat)[::-1][max(1, int(0.2 * flat.size)) - 1]
-        assert found[t] == pytest.approx(expected, rel=ELEMENTWISE)
-    assert prepare_cutoffs(whole, density=0.2, whole=0, space="full") == {}
-    assert whole_cutoffs(whole, 0.2, space="core") != found
-    loud, quiet = (ties(joint, density=0.2, whole=1, cutoffs=found).update for joint in joints[1::-1])
-    own = ties(joints[0], density=0.2).update
-    assert np.linalg.norm(quiet.dense()) < np.linalg.norm(own.dense())  # the first adapter is cut by its loud module
-    D = [np.where(np.abs(X) >= cut * (1 - 1e-6), X, 0) for X, cut in zip(weighted(modules[1]), found, strict=True)]
-    assert_close(loud.dense(), reference.elected(D), ELEMENTWISE)
-
-
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("share", [1e-6, 0.05, 0.5, 1.0])
-def test_cutoffs_are_exact_where_the_sample_misleads_about_some_adapters(seed, share, monkeypatch):
-    """Brackets so narrow that most miss: passes go on until the last of them is right."""
-    monkeypatch.setattr(selection, "SPREAD", 0.01)
-    rng = np.random.default_rng(seed)
-    rows = [updates(rng, m=20, n=30), updates(rng, m=30, n=25)]
-    joints = [Joint.of(one, STRENGTHS) for one in rows]
-    found = whole_cutoffs(Modules("01", lambda name: joints[int(name)], 1350), share, space="full")
-    for t, w in enumerate(STRENGTHS):
-        flat = np.sort(np.concatenate([np.abs(w * one[t].dense()).ravel() for one in rows]))[::-1]
-        assert found[t] == pytest.approx(flat[max(1, int(share * flat.size)) - 1], rel=ELEMENTWISE, abs=1e-6 * flat[0])
-
-
 def test_della_asks_for_probabilities():
     joint = Joint.of(updates(np.random.default_rng(18)), STRENGTHS)
     with pytest.raises(OptionError, match=r"is not within \(0, 1\]") as caught:
@@ -274,21 +207,6 @@ def test_truncation_is_what_does_not_fit_into_the_ranks():
     assert lost <= smallest * (1 + RANGE_FINDER)
 
 
-@pytest.mark.slow
-def test_memory_is_that_of_a_few_blocks(monkeypatch):
-    monkeypatch.setattr(sketch, "PANEL", 0)
-    rng = np.random.default_rng(20)
-    factors = [(rng.standard_normal((4096, 4)), rng.standard_normal((4, 4096))) for _ in range(2)]
-    ups = [LowRank(B.astype(np.float32), A.astype(np.float32)) for B, A in factors]
-    joint = Joint.of(ups, (1.0, 1.0))
-    tracemalloc.start()
-    found = ties(joint, density=0.2)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert found.update.rank == 8
-    assert peak < 24 << 20  # one of the four matrices of 4096 × 4096 is 64 MiB in float32
-
-
 def test_peft_agrees_where_all_weights_are_1():
     import torch
     from peft.utils import merge_utils
@@ -308,34 +226,10 @@ def test_peft_agrees_where_all_weights_are_1():
     assert np.linalg.norm(ours - theirs) > 0.1 * np.linalg.norm(ours)
 
 
-def test_peft_drops_and_rescales_the_same_way():
-    import torch
-    from peft.utils import merge_utils
-
-    (one, *_) = updates(np.random.default_rng(22), m=4, n=300, ranks=(4,))
-    torch.manual_seed(0)
-    D = torch.from_numpy(one.dense())
-    theirs = merge_utils.dare_linear([D], torch.ones(1, dtype=torch.float64), 0.25).numpy()
-    ours = dare(Joint.of([one], [1.0]), density=0.25, seed=SEED).update.dense()
-    for found in (theirs, ours):
-        kept = np.abs(found) > 1e-5
-        np.testing.assert_allclose(found[kept], 4 * one.dense()[kept], rtol=1e-4, atol=1e-4)
-        assert abs(kept.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 1200)
-
-
 def test_nan_is_refused_by_name():
     one = LowRank(np.full((4, 2), np.nan), np.ones((2, 5)))
     with pytest.raises(Exception, match="NaN"):
         Product.of(one, 1.0)
-
-
-def test_spaces_differ_and_say_so():
-    joint = Joint.of(updates(np.random.default_rng(23), m=30, n=40), STRENGTHS)
-    full, knots, core = (ties(joint, density=0.2, space=space).update.dense() for space in ("full", "knots", "core"))
-    for one, other in ((full, knots), (full, core), (knots, core)):
-        assert np.linalg.norm(one - other) > 0.3 * np.linalg.norm(full)
-    again = replace(joint, cores=joint.weighted, strengths=np.ones(3))
-    assert_close(ties(again, density=0.2, space="knots").update.dense(), knots, SMALL_SPACE)
 
 
 def test_combine_looks_at_the_whole_adapter_for_ties_and_says_what_was_lost():
@@ -395,17 +289,6 @@ def test_what_a_rule_makes_is_the_same_to_the_bit_on_every_machine(name, monkeyp
     assert F.dtype == np.float32
     # Zeros have either sign; adding 0 makes all of them positive.
     assert sha256((F + np.float32(0)).astype("<f4").tobytes()).hexdigest() == DIGESTS[name]
-
-
-@pytest.mark.some(1)
-@pytest.mark.parametrize("name", ["dare", "della", "ties", "sce"])
-def test_threads_make_no_difference(name):
-    rng = np.random.default_rng(25)
-    rows = [{f"layers.{i}.q_proj": updates(rng, m=20, n=30)[0] for i in range(20)} for _ in range(2)]
-    pair = [(Adapter(modules=one), w) for one, w in zip(rows, (0.7, 0.4), strict=True)]
-    first, second = (combine_adapters(pair, method=name, threads=threads).adapter for threads in (1, 4))
-    assert all(first[n].B.tobytes() == second[n].B.tobytes() for n in first)
-    assert all(first[n].A.tobytes() == second[n].A.tobytes() for n in first)
 
 
 def plain_election(stack):

@@ -124,31 +124,6 @@ def test_refusals() -> None:
         model(IDS)
 
 
-def test_factors_are_kept_while_merged_only() -> None:
-    switchboard = LiveSwitchboard(adapted(), budget=2.0)
-    assert switchboard.bytes().total == 0
-    with switchboard.merged():
-        kept = switchboard.bytes()
-        assert kept.factors == {}
-        # q_proj and down_proj of two blocks, rank 4, in two bytes; and an exponent for each row and column.
-        assert kept.patch_factors == sum(2 * (4 + 1) * sum(shape) for shape in shapes(switchboard))
-    assert switchboard.bytes().total == 0
-
-
-def shapes(switchboard: LiveSwitchboard) -> list[Any]:
-    return [module.shape for _, module in loralens.live(switchboard._model).items()]
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_weights_of_other_kinds_keep_the_factors_of_their_merge(dtype: Any) -> None:
-    model = adapted(dtype)
-    switchboard, before = LiveSwitchboard(model, budget=2.0), base_of(model)
-    with switchboard.merged():
-        assert switchboard.bytes().patch_factors > 0
-        train(model)
-    assert same(base_of(model), before)
-
-
 def test_a_weight_with_nan_is_restored_too() -> None:
     model = adapted()
     weight = next(p for name, p in model.named_parameters() if name.endswith("q_proj.base_layer.weight"))
