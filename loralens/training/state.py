@@ -1,7 +1,7 @@
 """The state of a run, saved and restored bit for bit, so that a run can be resumed."""
 
-import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -228,18 +228,25 @@ def capture_optimiser(
             if isinstance(value, Tensor):
                 arrays[f"{name}.{key}"] = numpy_of(value)
             else:
-                values.setdefault(name, {})[key] = value
+                values.setdefault(name, {})[key] = _plain(value)
     record: dict[str, Any] = {"values": values} if values else {}
     if groups:
-        record["groups"] = [{k: v for k, v in group.items() if k not in SET} for group in optimiser.param_groups]
-    try:
-        json.dumps(record)
-    except (TypeError, ValueError) as error:
-        raise OptionError(
-            f"the optimiser keeps what a state cannot hold: {error}",
-            fix="choose an optimiser that keeps tensors and numbers, or save no states (--save-every)",
-        ) from error
+        record["groups"] = [
+            {key: _plain(value) for key, value in group.items() if key not in SET} for group in optimiser.param_groups
+        ]
     return arrays, record
+
+
+def _plain(value: Any) -> Any:
+    """A copy of a value that JSON holds; tuples become lists."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    raise OptionError(
+        f"the optimiser keeps a {type(value).__name__}, which a state cannot hold",
+        fix="choose an optimiser that keeps tensors and numbers, or save no states (--save-every)",
+    )
 
 
 def check_remembered(
@@ -313,11 +320,12 @@ def restore_optimiser(
                 for key, value in arrays.items()
                 if key.startswith(begin)
             }
-            state.update(record.get("values", {}).get(name, {}))
+            state.update(deepcopy(record.get("values", {}).get(name, {})))
             if state:
                 optimiser.state[tensor] = state
-        for group, values in zip(optimiser.param_groups, record.get("groups", optimiser.param_groups), strict=True):
-            group.update(values)
+        # Copies, since an optimiser may change its values in place, and a state may be resumed again.
+        for group, values in zip(optimiser.param_groups, record["groups"], strict=True) if "groups" in record else ():
+            group.update(deepcopy(values))
     # The record may come from a damaged file.
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise FormatError("the state of the optimiser is damaged", fix=DAMAGED) from error

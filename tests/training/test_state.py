@@ -42,16 +42,14 @@ class Remembering(torch.optim.Optimizer):
                 if not kept:
                     kept |= {
                         "step": 0,
-                        "past": [torch.zeros_like(p)],
-                        "pair": (torch.ones(()), None),
-                        "by": {"a": {1: 0.5}},
+                        "past": torch.zeros_like(p),
+                        "pair": [0.5, None],
                     }
                 kept["step"] += 1
-                kept["past"] = [kept["past"][-1] * 0.5 + p.grad, *kept["past"][:1]]
-                kept["pair"] = (kept["pair"][0] * 1.01, None)
-                kept["by"]["a"][1] *= 0.9
-                length = kept["by"]["a"][1] + 0.1 * kept["step"] + group["sums"][0] + (group["mode"] == "even")
-                p -= group["lr"] * length * float(kept["pair"][0]) * sum(kept["past"])
+                kept["past"] = kept["past"] * 0.5 + p.grad
+                kept["pair"][0] *= 0.9
+                length = kept["pair"][0] + 0.1 * kept["step"] + group["sums"][0] + (group["mode"] == "even")
+                p -= group["lr"] * length * kept["past"]
 
 
 STEPS = 6
@@ -175,20 +173,6 @@ def test_a_run_that_is_told_to_stop_saves_its_state_and_goes_on() -> None:
     assert not rest.stopped
 
 
-def test_a_state_holds_its_own_copy() -> None:
-    whole, states = run()
-    again, _ = run(states[0])
-    assert numbers(again) == numbers(whole)
-    again, _ = run(states[0])  # a second time from the same
-    assert numbers(again) == numbers(whole)
-
-
-def test_the_state_of_another_run_is_refused() -> None:
-    _, states = run()
-    with pytest.raises(MismatchError, match=r"query\.A is in one of them only"):
-        run(states[0], targets=["value"])
-
-
 OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "method": ({}, {"method": "lora+"}, r"method is 'lora' there, 'lora\+' here"),
     "pissa": (
@@ -233,23 +217,6 @@ def test_the_state_of_other_options_is_refused_by_what_differs(other: str) -> No
         MismatchError, match=f"^the state is of another run: {words}\n  fix: resume with the same options"
     ):
         run(states[0], **second)
-
-
-def test_a_state_of_a_longer_run_is_refused() -> None:
-    _, states = run()
-    model = models.bert("BertForSequenceClassification", num_labels=2)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(MismatchError, match=f"steps is {STEPS} there, 1 here"):
-        fit(
-            model,
-            [],
-            course=Course(1, lr=1e-2),
-            heads="classifier",
-            rank=2,
-            targets=["query", "value"],
-            state=states[1],
-        )
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_a_state_that_does_not_say_whose_it_is_is_refused() -> None:
@@ -327,7 +294,7 @@ class Odd(torch.optim.SGD):
 
 
 def test_an_optimiser_that_keeps_what_no_state_holds_is_refused_only_where_states_are_saved() -> None:
-    with pytest.raises(OptionError, match="the optimiser keeps what a state cannot hold"):
+    with pytest.raises(OptionError, match="the optimiser keeps a object, which a state cannot hold"):
         run(course={"optimiser": Odd})
     found, states = run(course={"optimiser": Odd}, save_every=0)
     assert (found.steps, states) == (STEPS, [])
