@@ -1,4 +1,4 @@
-"""Updates that are lost to rounding when they are merged into weights of a narrow dtype."""
+"""Checks of an adapter against its base: names, shapes, another base, updates too large for W or lost in rounding."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath

@@ -30,6 +30,8 @@ from loralens.core.structured import Structured
 ClientRule = Callable[[Adapter], Iterator[Finding]]
 Rules = tuple[ClientRule, ...]
 
+# ComfyUI skips an unknown name and writes a line to its log. The ``load_state_dict`` of sd-scripts is not strict, so
+# unknown names are skipped too.
 READ = ("comfyui", "kohya", "lycoris", "diffusers", "peft", "xlabs")  # dialects of which ComfyUI knows some names
 OWN = ("comfyui", "kohya", "lycoris")  # dialects that it reads completely
 ALGORITHMS = (  # endings of keys from which comfy/weight_adapter builds updates that are not pairs here

@@ -1,4 +1,4 @@
-"""Modules that do nothing because a factor, or the product of the factors, is zero."""
+"""Checks for damage: NaN, modules that are 0, missing, copied or cut, and factors that were exchanged."""
 
 import re
 from collections import Counter

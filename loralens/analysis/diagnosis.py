@@ -1,4 +1,4 @@
-"""A diagnosis, the result of a check about one module or the whole adapter, and how diagnoses are grouped."""
+"""What the checks of the doctor get, an `Examination`, and what they return: diagnoses, grouped by cause."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The diagnosis of adapters: all checks are run, and their findings are sorted by level."""
+"""The doctor: the table of all checks, their run on adapters, and their findings by level."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

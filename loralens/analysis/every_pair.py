@@ -1,4 +1,4 @@
-"""All pairs of adapters of a collection: cosines, subspace overlaps, and signs of a common initialisation."""
+"""All pairs of adapters of a collection: cosines, overlaps of subspaces, groups, and every pair module by module."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Adapters whose spectra cannot be distinguished from those of random factors."""
+"""Checks for what was learned: random spectra, spikes, outliers, rank without use, and a common random start."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache

@@ -1,4 +1,4 @@
-"""The findings of the reader, reported with those of the checks."""
+"""Checks for what other programs refuse, leave out or run when they load an adapter, and findings of our reader."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -66,7 +66,12 @@ FIX = "load it only if you trust whose code that is, or take this field out of a
 
 
 def find_foreign_code(exam: Examination) -> Iterator[Diagnosis]:
-    """Report every field that names code from outside the known libraries."""
+    """Report every field that names code from outside the known libraries; loralens imports none of it.
+
+    PEFT's ``AutoPeftModel`` imports ``auto_mapping.parent_library``, and its LoRA layers import ``megatron_core`` where
+    a ``megatron_config`` is there (peft 0.21, ``auto.py`` and ``tuners/lora/model.py``); ``auto_map`` is what
+    transformers runs with ``trust_remote_code``. Importing a module runs it.
+    """
     for field, name in _foreign_fields(exam):
         # In ASCII and cut off, because the name comes out of the file and is printed on a terminal.
         evidence = f"{field} is {ascii(name)[:80]}: loralens does not import it, and other software may"

@@ -243,8 +243,16 @@ class Outlier:
 def find_outliers(spectra: Mapping[str, Spectrum]) -> list[Outlier]:
     """Find modules whose norm is far above or below the line of their kind and shape; the farthest come first.
 
-    Kinds are those of `kind_in_block`, which are the same in every dialect. Modules with ΔW = 0 are left out, and so
-    are single experts, whose norms depend on how many tokens reached them.
+    ln ‖ΔW‖ of the modules of one kind and shape is fitted by a straight line over the depth: its slope is the median of
+    the slopes between all pairs of modules (Theil 1950, Sen 1968). The distances from the line of all shapes of a kind
+    are compared with their median absolute deviation. Neither median moves if less than a quarter of the modules are
+    odd, so several odd modules do not mask each other. Kinds are those of `kind_in_block`, which are the same in every
+    dialect. Modules with ΔW = 0 are left out, and so are single experts, whose norms depend on how many tokens reached
+    them.
+
+    The limits were set with 154 adapters of other people. In 151 of them no norm is more than 3.3 times above or below
+    its line. In the other three, checkpoints of one run whose accuracy is that of chance, one is 7.2 to 9.4 times above
+    it.
     """
     # Shapes separate modules too: in diffusers' files to_q is self-attention and cross-attention of several widths.
     cells: dict[tuple[str, tuple[int, int]], list[str]] = {}

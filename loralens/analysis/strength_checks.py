@@ -1,4 +1,4 @@
-"""Scales that are probably wrong: zero, negative, very large or very small."""
+"""Checks for a wrong strength: odd scales, joined or fused pairs with the α of one, and sums that tools got wrong."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence

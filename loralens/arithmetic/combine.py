@@ -26,7 +26,7 @@ from loralens.core.vector import assemble_adapter
 from loralens.errors import OptionError, place
 from loralens.linalg.factor import Floats
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # only DoRA needs them
     from loralens.arithmetic.dora import DoraCombination, Stretches, Weights
 
 

@@ -1,4 +1,4 @@
-"""The table of all methods that combine adapters, one row each."""
+"""The table of all methods that combine adapters, one row each, and what a row says."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 from loralens.choices import Space
 from loralens.errors import OptionError
 
+# The command line lists methods without importing NumPy; a rule is imported when it is used.
 if TYPE_CHECKING:
     from loralens.arithmetic.elementwise import Fused
     from loralens.core.joint import Core

@@ -1,4 +1,4 @@
-"""The plan of a truncation: an adapter and the directions of its modules, from which any ranks can be made."""
+"""The plan of a truncation: the directions of all modules, from which any ranks and their trade-off can be made."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

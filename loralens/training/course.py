@@ -1,4 +1,4 @@
-"""The course of a training run as data: the number of steps, the learning rates, and the optimiser."""
+"""What decides how a run learns: its course with the optimiser, and the method, a combination of five axes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -312,7 +312,7 @@ class TrainingMethod:
         How the scale follows from α and r: ``lora`` (α/r) or ``rslora`` (α/√r).
     start : str
         How the first factors are made: one is drawn and the other is 0 (``kaiming``, ``gaussian``); or both come from W
-        (``pissa``, ``olora``) or from the first gradient (``lora-ga``); see `loralens.training.starts`.
+        (``pissa``, ``olora``) or from the first gradient (``lora-ga``); see `loralens.training.initialisation`.
     magnitude : bool
         Whether every output has a trained length: W' = m · (W + ΔW)/‖W + ΔW‖, see `loralens.training.layers.layer`.
     frozen : bool

@@ -1,4 +1,4 @@
-"""The function `fit`: trains LoRA layers in a model, from injection to the adapter."""
+"""The function `fit`: trains LoRA layers in a model, from injection and the first gradients to the adapter."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -114,7 +114,12 @@ _MODE = "_mode_outside"  # attribute of a layer during its call: the mode it was
 
 
 def freeze_statistics(model: nn.Module, *, heads: Collection[nn.Module] = ()) -> tuple[RemovableHandle, ...]:
-    """Freeze the running statistics of every layer outside ``heads`` until the handles are removed."""
+    """Freeze the running statistics of every layer outside ``heads`` until the handles are removed.
+
+    In training mode a batch norm normalises by the batch and updates its running mean and variance, with or without
+    gradients; the parametrisation of a spectral norm updates its estimate of the leading directions of the weight. An
+    adapter does not contain these statistics, so on the original base it would compute something else than was trained.
+    """
     # The statistics of heads are saved with them, as buffers.
     trained = {id(layer) for head in heads for layer in head.modules()}
     handles: list[RemovableHandle] = []

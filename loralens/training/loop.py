@@ -1,4 +1,4 @@
-"""The training loop: computes gradients of batches, updates the parameters, and calls the functions of a `Watch`."""
+"""The training loop: computes gradients of batches in a precision, updates the parameters, and calls a `Watch`."""
 
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from math import ceil, inf, isfinite, isnan, log2, nan
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final, runtime_checkable
+from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,6 @@ from loralens.training.injection import Injection, unreached_error, unreached_la
 from loralens.training.readout import full_tensor, read_injection
 from loralens.training.state import capture_state, draws_of, overwrite, restore_state, run_identity, trained_tensors
 from loralens.training.world import World, recompute_blocks
-
-if TYPE_CHECKING:
-    from loralens.training.injection import Injection
-
 
 Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Any]]
 
@@ -172,7 +168,7 @@ class AdapterWatcher(Protocol):
     If the model is divided, every process calls its methods, since each factor is gathered; otherwise only the first.
     """
 
-    def watch(self, model: "Injection") -> None:
+    def watch(self, model: Injection) -> None:
         """Take the layers as they are before training, also if a run is resumed: the state is restored afterwards."""
 
     def begin(self, step: int) -> object:

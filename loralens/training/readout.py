@@ -1,4 +1,4 @@
-"""Reads the trained layers of a model as an `Adapter`."""
+"""The adapter of an injection: read from its layers, or copied into them to start a run with."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The processes that train together under torch.distributed, or the single process that trains alone."""
+"""The processes that train together under torch.distributed, and the blocks of a model that they shard."""
 
 import os
 import warnings

@@ -1,4 +1,4 @@
-"""What one look measures in a module: spectrum, directions compared with earlier ones, drift of A, and gradients."""
+"""What one look measures in a module, and the signs that a run goes wrong while it can still be helped."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -332,6 +332,10 @@ class _Past(NamedTuple):
 @dataclass(slots=True)
 class Health:
     """Judges one look after the other.
+
+    The limit of every sign is one that random numbers do not reach by chance, or it follows from a bound. A sign of a
+    module counts if two looks in a row show it, since a single look may be an exception. Healthy runs show most signs
+    in single modules, so these signs are reported only if half of the modules have them. Each sign is reported once.
 
     Attributes
     ----------

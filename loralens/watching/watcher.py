@@ -1,4 +1,4 @@
-"""`Watcher`: looks at an adapter every so many steps, and logs what it sees."""
+"""`Watcher`: looks at an adapter every so many steps, and logs what it sees; and its callback for Lightning."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence

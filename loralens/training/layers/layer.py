@@ -5,18 +5,19 @@ the bottleneck z = A x, and ΔW is never formed. For the backward pass the layer
 of the pair need, and nothing of the size of the output.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - what all torch code calls it
 
+from loralens.training.initialisation import Pair
 from loralens.training.layers import layer as dora
 
-if TYPE_CHECKING:
-    from loralens.training.initialisation import Pair
 
-
+# DoRA: the length of every output is trained separately from its direction, W' = m · V/‖V‖, V = W + scale · B A. The
+# norm is taken over each row of V (out, in), for a convolution over inputs and kernel. m starts as ‖W + ΔW₀‖, so that
+# W' = W at first. In the backward pass the norm is a constant (Liu et al. 2024, §4.3), as in PEFT.
 def add_magnitude(layer: "LoRALayer") -> None:
     """Give a layer its trainable m, shape (out,), in the dtype of its factors: the row norms as they are now."""
     layer.magnitude = nn.Parameter(row_norms(layer))
@@ -89,7 +90,7 @@ class LoRALayer(nn.Module):
     B0: Tensor | None
 
     def __init__(
-        self, base_layer: nn.Module, pair: "Pair", *, scale: float, dropout: float = 0.0, start: "Pair | None" = None
+        self, base_layer: nn.Module, pair: Pair, *, scale: float, dropout: float = 0.0, start: Pair | None = None
     ) -> None:
         super().__init__()
         # They are set before the frozen layer, since torch refuses the name of an attribute that exists: layers of
