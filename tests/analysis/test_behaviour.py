@@ -89,19 +89,6 @@ def test_the_numbers_are_those_of_peft_models(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[key]) for key, value in base.state_dict().items())
 
 
-def test_an_encoder_has_hidden_states_only() -> None:
-    model = models.bert().double()
-    adapters = {
-        "a": models.adapter(model, ("query",)),
-        "nothing": models.adapter(model, ("value",)).map(lambda m: LowRank(0 * m.B, m.A)),
-    }
-    first, none, _ = measure_behaviour(model, batches(), adapters=adapters).contrasts
-    assert (first.kl, first.logits, first.agreement) == (None, None, None)
-    assert len(first.hidden) == 3
-    assert first.hidden[-1] > 1e-5
-    assert none.hidden == (0.0, 0.0, 0.0)
-
-
 def test_a_classifier_answers_once_a_text() -> None:
     model = models.bert("BertForSequenceClassification", num_labels=3).double()
     head = Extra("saved", "classifier", LazyArray.of(-model.classifier.weight.detach().numpy()))

@@ -181,17 +181,6 @@ def test_patterns_that_change_the_scale_are_an_error_for_old_vllm(tmp_path: Path
     assert "vLLM 0.32.0 or later" in finding.fix
 
 
-def test_the_scale_of_rslora_changes_with_the_rank(tmp_path: Path) -> None:
-    rule = {"use_rslora": True, "r": 2, "lora_alpha": 2, "rank_pattern": {}, "alpha_pattern": {}}
-    assert codes(peft(tmp_path, **rule), "vllm") == {}
-    modules = {f"base_model.model.{name}": array for name, array in zip(
-        ("x.lora_A.weight", "x.lora_B.weight"), arrays((3, 4), (6, 3)), strict=True)}  # fmt: skip
-    (tmp_path / "b").mkdir()
-    assert codes(peft(tmp_path / "b", modules, **{**rule, "rank_pattern": {"x": 3}}), "vllm") == {
-        "rank-pattern": "error"
-    }
-
-
 PREFIX = "base_model.model."
 VLLM = [
     ("plain", {}, {}, {}),
@@ -222,35 +211,6 @@ def test_lorax_stacks_the_layers_of_a_kind(tmp_path: Path) -> None:
         terms = {f"model.layers.{i}.self_attn.q_proj": (r, 1.0) for i, r in enumerate(ranks)}
         loralens.save(mixed(terms), tmp_path / str(ranks))
         assert codes(loralens.load(tmp_path / str(ranks)), "lorax") == expected
-
-
-def test_lorax_reads_no_pattern(tmp_path: Path) -> None:
-    terms = {"model.layers.0.self_attn.q_proj": (2, 1.0), "model.layers.0.self_attn.v_proj": (2, 3.0)}
-    loralens.save(mixed(terms), tmp_path / "a")
-    assert codes(loralens.load(tmp_path / "a"), "lorax") == {"alpha-pattern": "error"}
-    assert codes(peft(tmp_path, use_rslora=True), "lorax") == {}
-
-
-@pytest.mark.parametrize("consumer", ["vllm", "lorax", "peft"])
-def test_an_error_is_exit_code_1_whatever_it_is_about(consumer: str, tmp_path: Path) -> None:
-    """A wrong r, the base of another model, and NaN are no findings about a consumer, and each of them fails there."""
-    good = tmp_path / "good"
-    loralens.save(small_adapter(), good)
-    shapes = {f"{name}.weight": module.shape for name, module in loralens.load(good).items()}
-    for base, out in (("base", 0), ("other", 1)):
-        (tmp_path / base).mkdir()
-        weights = {name: np.ones((shape[0] + out, shape[1]), np.float32) for name, shape in shapes.items()}
-        save_file(weights, tmp_path / base / "model.safetensors")
-    assert run("inspect", good, "--for", consumer, "--base", tmp_path / "base").exit_code == 0
-    result = run("inspect", good, "--for", consumer, "--base", tmp_path / "other")
-    assert (result.exit_code, "applies it as it was trained" in result.stdout) == (1, False)
-    peft(tmp_path, r=7)
-    result = run("inspect", tmp_path / "peft", "--for", consumer)
-    assert (result.exit_code, "applies it as it was trained" in result.stdout) == (1, False)
-    held = load_file(good / "adapter_model.safetensors")
-    save_file({key: array * np.float32("nan") for key, array in held.items()}, good / "adapter_model.safetensors")
-    assert run("inspect", good, "--for", consumer).exit_code == 1
-    assert run("inspect", good).exit_code == 0  # nothing was asked
 
 
 def test_a_file_without_its_configuration_is_refused(tmp_path: Path) -> None:

@@ -11,8 +11,6 @@ import loralens
 from loralens.analysis.diagnosis import LEVELS
 from loralens.analysis.doctor import CHECKS, diagnosis_codes
 from loralens.core.adapter import Finding
-from loralens.core.lowrank import LowRank
-from loralens.errors import OptionError
 from tests.analysis.checks.patients import base, changed, diagnose, healthy
 
 
@@ -56,14 +54,6 @@ def test_a_diagnosis_does_not_depend_on_the_gauge():
     assert first
 
 
-def test_only_the_modules_asked_for():
-    assert {one.module for one in diagnose({"a": sick()}, modules=["*.0.*"]) if one.module} == {
-        "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj",
-    }  # fmt: skip
-    with pytest.raises(OptionError, match="no module matches"):
-        diagnose({"a": sick()}, modules=["k_prj"])
-
-
 def test_every_row_of_the_table_is_whole():
     codes = [code for check in CHECKS for code in check.codes]
     assert len(codes) == len(set(codes))
@@ -93,20 +83,6 @@ def test_every_warning_has_earned_its_level_by_figures():
         if level != "note":
             assert all(r >= 0.9 * n for r, n in zip(right, raised, strict=True)), code
             assert sum(raised) >= 10, code
-
-
-def test_forms_without_factors_are_examined_too():
-    from loralens.core.lazy import LazyArray
-    from loralens.core.structured import Dense, Structured
-
-    rng = np.random.default_rng(0)
-    modules = {f"m.{i}": Structured(Dense(LazyArray.of(rng.normal(size=(12, 10))))) for i in range(3)}
-    modules["m.3"] = Structured(Dense(LazyArray.of(np.zeros((12, 10)))))
-    modules["m.4"] = LowRank(np.ones((12, 2)), np.ones((2, 10)))
-    adapter = loralens.Adapter(modules=modules)
-    found = diagnose({"a": adapter, "b": adapter}, base=base(adapter, ratio=0.02))
-    assert [(one.code, one.module) for one in found if one.adapter == "a"][:1] == [("zero-update", "m.3")]
-    assert "combination" in {one.code for one in found}
 
 
 # folder → codes, with how many modules each names; what is not here is well

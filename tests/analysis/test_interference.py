@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.analysis.every_pair import pairwise
-from loralens.analysis.interference import Interaction, far_cosine, find_interactions, interference
+from loralens.analysis.interference import far_cosine, find_interactions, interference
 from loralens.linalg.pairwise import SAME
 from tests.reference import divided_energy
 from tests.tolerances import COLLECTION
@@ -66,20 +66,6 @@ def test_copies_share_all_and_strangers_in_their_own_spaces_share_nothing() -> N
     np.testing.assert_allclose(twins.private, 0, atol=COLLECTION)
 
 
-def test_what_is_zero_or_absent_has_no_energy_to_divide() -> None:
-    rng = np.random.default_rng(3)
-    q, v = low_rank(rng, (6, 5), 2), low_rank(rng, (6, 5), 2)
-    dead = loralens.LowRank(0 * q.B, q.A)
-    adapters = [
-        loralens.Adapter(modules={"q": q, "v": v}),
-        loralens.Adapter(modules={"q": dead, "v": v}),
-        loralens.Adapter(modules={"q": v}),
-    ]
-    found = interference(adapters, pairwise(adapters).modules)
-    assert np.isnan(found.shared).tolist() == [[False, True, False], [False, False, True]]
-    assert found.shared[1, 0] == pytest.approx(1)
-
-
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 
 
@@ -112,14 +98,6 @@ def test_contiguous_blocks_become_one_stretch_and_kinds_come_together() -> None:
     ]
     assert fights[0].weight == pytest.approx(-0.5 * 6 / 36)
     assert [one.location for one in find_interactions(pairs, opposing=False)] == ["block 9, down_proj"]
-
-
-def test_modules_outside_any_block_are_named() -> None:
-    pairs = pairwise(fighting({}, extra={"lm_head": -0.7}))
-    assert find_interactions(pairs, opposing=True) == [
-        Interaction(0, 1, None, (), ("lm_head",), 1, pytest.approx(-0.7), pytest.approx(-0.7 / 37))  # type: ignore[arg-type]
-    ]
-    assert find_interactions(pairs, opposing=True)[0].location == "lm_head"
 
 
 def test_of_several_stacks_the_one_that_is_meant_is_named() -> None:

@@ -16,8 +16,7 @@ from loralens.errors import MismatchError, OptionError
 from loralens.linalg.rank_update import Decomposed, decompose
 from tests.marks import examples
 from tests.reference import intruder_scores, intruders_scaled
-from tests.strategies import factor_pairs
-from tests.tolerances import SCORE, SCORE_TIMES_GAP, UPDATED_VALUE
+from tests.tolerances import SCORE, UPDATED_VALUE
 
 LowRank = loralens.LowRank
 
@@ -49,37 +48,11 @@ def test_counts_and_scores_are_those_of_the_definition(shape, size, threshold):
     assert_as_dense(find_intruders(module, decompose(W), threshold=threshold), W, module)
 
 
-@pytest.mark.parametrize("deficient", [0, 1, 4])
-def test_a_weight_of_less_than_full_rank(deficient):
-    rng = np.random.default_rng(0)
-    W = rng.standard_normal((20, deficient)) @ rng.standard_normal((deficient, 14))
-    _, module = made((20, 14))
-    found = find_intruders(module, decompose(W))
-    assert found.s.size == deficient + 3  # directions without a length are none
-    s, _ = intruder_scores(W, module.dense(), 10)
-    np.testing.assert_allclose(found.s, s[: found.s.size], atol=UPDATED_VALUE * s[0])
-
-
 def test_equal_values_are_said():
     rng = np.random.default_rng(0)
     module = LowRank(0.1 * rng.standard_normal((30, 1)), rng.standard_normal((1, 30)))
     assert find_intruders(module, decompose(np.eye(30)), top=5).tied
     assert not find_intruders(module, decompose(np.diag(np.linspace(2, 1, 30))), top=5).tied
-
-
-@examples(60)
-@given(factor_pairs(), st.integers(0, 2**32 - 1), st.sampled_from([1e-3, 1.0, 30.0]))
-def test_any_factors(pair, seed, size):
-    B, A = pair
-    module = LowRank(B, A, -0.7)
-    W = size * np.random.default_rng(seed).standard_normal(module.shape)
-    found = find_intruders(module, decompose(W), top=4)
-    s, scores = intruder_scores(W, module.dense(), 4)
-    np.testing.assert_allclose(found.s, s[: found.s.size], atol=UPDATED_VALUE * s[0])
-    every = np.linalg.svd(W + module.dense(), compute_uv=False)
-    for j in range(found.s.size):
-        gap = np.abs(np.delete(every, j) - s[j]).min(initial=s[0]) / s[0]
-        assert abs(found.scores[j] - scores[j]) < max(SCORE_TIMES_GAP / max(gap, 1e-300), SCORE)
 
 
 @examples(40)

@@ -62,16 +62,6 @@ def test_numbers_are_those_of_the_dense_updates(seed: int) -> None:
     np.testing.assert_allclose(found.norms[:, 0], [np.linalg.norm(D) for D in dense(adapters[0])])
 
 
-def test_a_pair_is_symmetric_bounded_and_one_with_itself() -> None:
-    found = pairwise([*collection(), collection()[0]])
-    for values in (found.cosine, found.phi("in"), found.phi("out"), found.shared_initialisation, found.cosine_z):
-        np.testing.assert_allclose(values, values.T, rtol=1e-12)
-    for values in (found.cosine, found.phi("in"), found.shared_initialisation):
-        assert np.abs(values).max() <= 1
-        assert values[0, 4] == pytest.approx(1, abs=COLLECTION)
-        np.testing.assert_allclose(values.diagonal(), 1, atol=COLLECTION)
-
-
 def test_gauge_and_scale_change_nothing_but_the_start() -> None:
     adapters = collection()
     rng = np.random.default_rng(5)
@@ -123,14 +113,6 @@ def test_a_module_of_another_shape_is_another_module() -> None:
     ]  # fmt: skip
 
 
-def test_names_of_two_dialects_are_one_module() -> None:
-    one = adapter(np.random.default_rng(10), {"layers.0.q": 2})
-    two = loralens.Adapter(modules={"lora_unet_layers_0_q": one["layers.0.q"]})
-    found = pairwise([one, two, one])
-    assert found.modules[0].holders == ("layers.0.q", "lora_unet_layers_0_q", "layers.0.q")
-    np.testing.assert_allclose(found.cosine, 1, atol=COLLECTION)
-
-
 def test_a_zero_update_has_no_direction_and_no_cosine() -> None:
     one, two, three = collection(count=3)
     dead = two.map(lambda m: loralens.LowRank(0 * m.B, m.A, m.scale))
@@ -178,17 +160,6 @@ def test_a_factor_has_as_many_directions_as_are_independent(of: str, side: str, 
             assert found.overlaps[side][m, s, t] == pytest.approx(expected, abs=COLLECTION)  # type: ignore[index]
             chance = max(counts[s], counts[t]) / factors[0].shape[0]
             assert found.chances[side][m, s, t] == chance  # type: ignore[index]
-
-
-def test_phi_rank_compares_the_leading_directions() -> None:
-    adapters = collection()
-    found = pairwise(adapters, phi_rank=2)
-    for m, name in enumerate(SHAPES):
-        one, two = adapters[0][name], adapters[3][name]
-        i, j = min(2, one.rank), min(2, two.rank)
-        U1, U2 = (np.linalg.svd(x.dense(), full_matrices=False)[0] for x in (one, two))
-        assert found.overlaps["out"][m, 0, 3] == pytest.approx(subspace_phi(U1, U2, i, j), abs=COLLECTION)
-        assert found.chances["out"][m, 0, 3] == max(i, j) / one.shape[0]
 
 
 def test_groups_are_connected_through_others() -> None:

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 import loralens
 from loralens.analysis.nested import closest, nesting, relations
 from loralens.analysis.two_adapters import Comparison, compare_subspaces, find_shared_initialisation, side_of
-from loralens.core.lazy import LazyArray
-from loralens.core.structured import Dense, Structured
+from loralens.core.structured import Structured
 from loralens.core.training import same_start
 from loralens.errors import MismatchError, OptionError
 from loralens.linalg.subspace import update_cosine
@@ -21,8 +20,6 @@ from tests import reference
 from tests.marks import examples
 from tests.strategies import SCALES
 from tests.tolerances import SIMILARITY
-
-NAME = "model.layers.0.self_attn.q_proj"
 
 
 def adapter(*modules: loralens.LowRank | Structured, base: str | None = None, **named: loralens.LowRank):
@@ -101,15 +98,6 @@ def test_gauge_sign_and_size_change_nothing_but_the_sign_of_the_cosine():
     assert moved.initial != pytest.approx(plain.initial)
 
 
-def test_phi_rank_limits_directions_and_not_the_cosine():
-    rng = np.random.default_rng(5)
-    first, second = adapter(random(rng, rank=6)), adapter(random(rng, rank=4))
-    whole, part = (only(compare_subspaces(first, second, phi_rank=k)) for k in (None, 3))
-    np.testing.assert_array_equal(part.overlap.phi, whole.overlap.phi[:3, :3])
-    assert part.overlap.angles.shape == (3,)
-    assert (part.cosine, part.cka, part.spans) == (whole.cosine, whole.cka, whole.spans)
-
-
 def test_the_null_of_the_cosine_is_the_one_drawn():
     rng = np.random.default_rng(6)
     s1, s2, shape = np.array([3.0, 1.0, 0.2]), np.array([1.0, 0.9]), (40, 25)
@@ -145,16 +133,6 @@ def test_what_is_zero_is_said_and_has_no_directions():
     assert find_shared_initialisation(found).verdict == "none"
 
 
-def test_modules_of_one_alone_and_of_other_shapes_are_told():
-    rng = np.random.default_rng(9)
-    first = adapter(random(rng), head=random(rng, 3, 11), a_proj=random(rng))
-    second = adapter(random(rng), head=random(rng, 5, 11), b_proj=random(rng))
-    found = compare_subspaces(first, second)
-    assert list(found) == [NAME]
-    assert (found.alone, found.misfits) == ((("a_proj",), ("b_proj",)), ("head",))
-    assert compare_subspaces(first, second, modules=["q_proj"]).alone == ((), ())
-
-
 def test_what_cannot_be_compared_is_refused_by_name():
     rng = np.random.default_rng(11)
     with pytest.raises(MismatchError, match=r"adapts a/small, and \(16, 12\) .* adapts b/large"):
@@ -174,20 +152,6 @@ def test_a_factor_has_one_side(of, side):
         side_of(of, side)
     assert side_of(of) == {"A": "in", "B": "out"}[of]
     assert (side_of("update"), side_of("update", "in")) == ("out", "in")
-
-
-def test_full_differences_are_compared_as_they_are():
-    rng = np.random.default_rng(12)
-    D, y = rng.standard_normal((14, 11)), random(rng)
-    whole = adapter(Structured(Dense(LazyArray.of(D)), scale=-2.0))
-    one = only(compare_subspaces(whole, adapter(y), side="in"))
-    assert one.cosine == pytest.approx(reference.dense_cosine(-D, y.dense()), abs=SIMILARITY)
-    assert one.overlap.phi.shape == (11, 3)
-    assert one.overlap.full == pytest.approx(1.0)
-    assert np.isnan(one.initial)
-    assert find_shared_initialisation(compare_subspaces(whole, adapter(y))).verdict == "unknown"
-    with pytest.raises(MismatchError, match="no factors"):
-        compare_subspaces(whole, adapter(y), of="A")
 
 
 def seeded(rng, A, moved=0.0, gauge=None):

@@ -65,16 +65,6 @@ def test_a_tiny_step_is_measured_not_lost(size: float) -> None:
     assert found.points[1].length == pytest.approx(size * found.points[0].frobenius, rel=1e-2)
 
 
-def test_a_module_that_only_one_has_counts_in_the_step() -> None:
-    one, two = run((1.0, 1.0))
-    grown = loralens.Adapter(modules={**two.modules, "layers.2.q": two["layers.0.q"]})
-    found = measure_trajectory([one, grown])
-    assert found.points[1].length == pytest.approx(np.linalg.norm(two["layers.0.q"].dense()))
-    chosen = measure_trajectory([one, grown], modules=["layers.1.*"])
-    assert chosen.points[1].length == pytest.approx(0, abs=1e-12)
-    assert chosen.points[1].frobenius == pytest.approx(np.linalg.norm(two["layers.1.q"].dense()))
-
-
 def test_settled_is_the_first_from_which_all_have_the_direction() -> None:
     assert measure_trajectory(run()).settled == 0
     turning = measure_trajectory(run(turn=True))

@@ -208,16 +208,6 @@ def test_full_tensors_of_one_ride_along_and_of_several_need_a_choice():
     assert not combine_adapters([(one, 1), (other, 1)], take="none").adapter.extra
 
 
-def test_the_configuration_says_whose_head_it_is():
-    config = {"r": 3, "modules_to_save": None, "bias": "none"}
-    first = made(31, config=config)
-    other = made(32, extra={"head": extra("saved", "score")}, config={"modules_to_save": ["score"], "task_type": "X"})
-    found = combine_adapters([(first, 1), (other, 1)]).adapter.config
-    assert (found["modules_to_save"], found["task_type"], found["r"]) == (["score"], "X", 3)
-    without = combine_adapters([(other, 1), (first, 1)], take="none").adapter.config
-    assert without["modules_to_save"] is None
-
-
 def test_differences_add_up():
     one, other = (made(s, extra={"d": extra("diff_b", Q, v)}) for s, v in ((33, 1.0), (34, 10.0)))
     found = combine_adapters([(one, 2.0), (other, Strength(1.0, {"q_proj": -1.0}))])
@@ -239,15 +229,6 @@ def test_what_bends_an_update_is_refused_with_the_way_out(role, message):
     if role.startswith("magnitude"):
         with pytest.raises(MismatchError, match=message):
             combine_adapters([(bent, 2.0)])
-
-
-def test_a_dora_adapter_stays_only_where_every_module_counts_once():
-    """Its magnitudes are those of W + ΔW as trained: half of the modules at another strength is another adapter."""
-    bent = made(35, extra={"x": extra("magnitude")})
-    for strength in (Strength(1.0, {V: 2.0}), Strength(2.0, {V: 1.0})):
-        with pytest.raises(MismatchError, match="DoRA"):
-            combine_adapters([(bent, strength)])
-    assert set(combine_adapters([(bent, Strength(2.0, {Q: 1.0, V: 1.0}))]).adapter.extra) == {"x"}
 
 
 def test_updates_that_are_no_pair_and_grouped_convolutions_are_refused():

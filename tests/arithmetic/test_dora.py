@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -88,16 +87,6 @@ def test_a_sum_of_dora_adapters_is_dora_and_exact(base, method, transposed):
     assert "2 of 3 adapters are DoRA" in found.notes[-1]
 
 
-def test_magnitudes_are_made_for_the_rounded_factors(base):
-    a, b = adapter(4, base, size=0.02), adapter(5, base, size=0.02)
-    found = combine_adapters([(a, 1.0), (b, 1.0)], dtype=ml_dtypes.bfloat16, weights=weights(base))
-    for name, W in base.items():
-        h = found.stretches.h[name]
-        V_ = W + found.adapter[name].dense()
-        m = found.adapter.extra[KEY.format(name)].tensor.read()
-        np.testing.assert_allclose(m, (1 + h) * np.linalg.norm(V_, axis=1), rtol=2.0**-23)
-
-
 def test_quality_is_that_of_whole_changes_at_every_rank(base):
     a, b = adapter(6, base), adapter(7, base, dora=(Q,))
     for method, cut in (("sum", None), ("sum", 2), ("average", None), ("average", 3)):
@@ -170,15 +159,6 @@ def test_what_no_dora_adapter_can_say_is_refused(base):
     by_input = {KEY.format(Q): Extra("magnitude_in", Q, LazyArray.of(np.ones(30)))}
     with pytest.raises(MismatchError, match=r"by input(.|\n)*loralens merge"):
         combine_adapters([(replace(a, extra=by_input), 2.0)], weights=weights(base))
-
-
-def test_another_dialect_must_say_what_its_magnitudes_are_called(base):
-    a, b = (replace(adapter(s, base), format="kohya") for s in (22, 23))
-    assert set(combine_adapters([(a, 1), (b, 1)], weights=weights(base)).adapter.extra) == set(a.extra)
-    plain = replace(adapter(24, base, dora=()), format="kohya")
-    some = replace(b, extra={KEY.format(Q): b.extra[KEY.format(Q)]})
-    with pytest.raises(MismatchError, match=r"v_proj needs a magnitude(.|\n)*convert --to peft"):
-        combine_adapters([(plain, 1), (some, 1)], weights=weights(base))
 
 
 def test_a_convolution_has_its_magnitudes_as_peft_shapes_them(base):

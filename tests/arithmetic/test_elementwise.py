@@ -143,18 +143,6 @@ def test_nothing_comes_to_exact_zeros(name, space):
     assert not found.B.any()
 
 
-@pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("space", ["knots", "core"])
-def test_factors_that_cancel_to_rounding_come_to_exact_zeros(name, space):
-    rng = np.random.default_rng(26)
-    b, c, a = rng.standard_normal((9, 1)), rng.standard_normal((9, 1)), rng.standard_normal((1, 14))
-    one = LowRank(np.hstack([b, c, -(b + c)]), np.vstack([a, a, a]))
-    joint = Joint.of([one, None], [1.0, 1.0])
-    assert joint.cores.any()
-    found = RULES[name][0](joint, space=space)
-    assert (found.update.rank, found.update.B.any(), found.truncation) == (1, False, 0)
-
-
 def test_blocks_have_the_same_bits_however_they_are_cut():
     there = entries_in_space(Joint.of(updates(np.random.default_rng(14), m=40, n=50), STRENGTHS), "full")
     whole = np.concatenate([stack.copy() for _, stack in there.entries.blocks()], axis=1)
@@ -205,25 +193,6 @@ def test_truncation_is_what_does_not_fit_into_the_ranks():
     assert found.truncation == pytest.approx(lost, rel=1e-5)
     smallest = np.linalg.norm(F - reference.best_of_rank(F, 7)) / np.linalg.norm(F)
     assert lost <= smallest * (1 + RANGE_FINDER)
-
-
-def test_peft_agrees_where_all_weights_are_1():
-    import torch
-    from peft.utils import merge_utils
-
-    ups = updates(np.random.default_rng(21))
-    ones = torch.ones(3, dtype=torch.float64)
-    tensors = [torch.from_numpy(one.dense()) for one in ups]
-    joint = Joint.of(ups, (1.0, 1.0, 1.0))
-    theirs = merge_utils.ties(tensors, ones, 0.3).numpy()
-    assert_close(ties(joint, density=0.3).update.dense(), theirs, ELEMENTWISE)
-    pruned = merge_utils.magnitude_prune(tensors, torch.tensor(STRENGTHS, dtype=torch.float64), 0.3).numpy()
-    assert_close(magnitude(Joint.of(ups, STRENGTHS), density=0.3).update.dense(), pruned, ELEMENTWISE)
-    # With weights PEFT elects first and weights then; where one weight is negative it votes for the wrong sign.
-    weights = torch.tensor(STRENGTHS, dtype=torch.float64)
-    theirs = merge_utils.ties(tensors, weights, 0.3).numpy()
-    ours = ties(Joint.of(ups, STRENGTHS), density=0.3).update.dense()
-    assert np.linalg.norm(ours - theirs) > 0.1 * np.linalg.norm(ours)
 
 
 def test_nan_is_refused_by_name():

@@ -6,10 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.compression.calibration import data_error, data_norm, whitened_svd
-from loralens.compression.directions import truncate_pair
-from loralens.compression.loss import directions_on_data
 from loralens.core.lowrank import LowRank
-from loralens.core.moments import Moment
 from loralens.errors import FormatError, ShapeError
 from tests import reference
 from tests.marks import examples
@@ -95,33 +92,6 @@ def test_the_gauge_does_not_matter(two_sided):
             for m in (module, turned)
         )
         assert np.linalg.norm(one - other) <= 1e-10 * np.linalg.norm(one)
-
-
-@pytest.mark.parametrize("two_sided", [False, True])
-def test_directions_are_nested_and_the_same_update(two_sided):
-    module, X, g = case(7)
-    K, G = moments(module, X, g)
-    whitened = whitened_svd(module, K, G if two_sided else None)
-    found = directions_on_data(module, Moment(K, len(X), G if two_sided else None))
-    for k in range(1, 6):
-        smaller = truncate_pair(module, found, k)
-        expected = best(module, whitened, k).dense()
-        assert np.linalg.norm(smaller.dense() - expected) <= WHITENED * np.linalg.norm(expected)
-
-
-@pytest.mark.parametrize("inputs", [1, 2, 3])
-@pytest.mark.parametrize("two_sided", [False, True])
-def test_what_the_data_never_excites_goes_last_but_is_not_lost(inputs, two_sided):
-    """Fewer inputs than directions: K and G are singular. Full rank gives everything back, the rest goes by weight."""
-    module, X, g = case(9, inputs=inputs)
-    K, G = moments(module, X, g)
-    whitened = whitened_svd(module, K, G if two_sided else None)
-    D = module.dense()
-    assert np.linalg.norm(best(module, whitened, 5).dense() - D) <= 1e-8 * np.linalg.norm(D)
-    assert data_error(module, best(module, whitened, inputs if not two_sided else 5), K) <= 1e-3
-    if not two_sided:
-        expected, _ = reference.whitened_truncation(D, X.T @ X / len(X), 4)
-        assert np.linalg.norm(best(module, whitened, 4).dense() - expected) <= 1e-8 * np.linalg.norm(D)
 
 
 def test_without_data_it_is_plain_truncation():

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import loralens
 from loralens.errors import OptionError
 from loralens.training import Course, Watch, fit, record_of
 from loralens.training.layers.layer import LoRALayer
@@ -41,13 +40,6 @@ def test_the_record_says_how_it_was_made() -> None:
     assert found.adapter.base_model == "tiny/llama"
     assert (found.adapter.config or {})["task_type"] == "CAUSAL_LM"
     json.dumps(said)
-
-
-def test_equal_seeds_give_equal_files(tmp_path: Any) -> None:
-    for name in ("one", "two"):
-        loralens.save(fit(models.llama(), batches(), rank=2, dropout=0.1).adapter, tmp_path / name)
-    for file in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
 def test_any_model_with_any_loss_is_trained() -> None:
@@ -123,13 +115,3 @@ def test_a_record_that_cannot_be_written_is_refused_before_training() -> None:
         fit(model, batches(), rank=2, record={"lr": np.float32(0.1)}, watch=Watch(on_step=seen.append))
     assert not seen
     assert not any(isinstance(module, LoRALayer) for module in model.modules())
-
-
-@pytest.mark.parametrize(("length", "warned"), [(32, 0), (33, 1)])
-def test_texts_that_are_longer_than_the_model_has_positions_for_are_named_once(
-    length: int, warned: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    ids = torch.randint(2, 24, (2, length), generator=torch.Generator().manual_seed(0))
-    fit(models.llama(), [{"input_ids": ids, "labels": ids}], course=Course(steps=2), targets="q_proj", rank=2)
-    said = f"a batch has texts of {length} tokens, and the model has positions for 32"
-    assert caplog.text.count(said) == warned

@@ -136,25 +136,6 @@ def test_a_peft_model_is_refused() -> None:
         inject(model)
 
 
-@pytest.mark.parametrize(
-    ("layer", "said"),
-    [
-        (lambda: nn.Conv1d(4, 8, 3, groups=2), "a Conv1d of 2 groups"),
-        (lambda: nn.ConvTranspose1d(4, 8, 3), "a ConvTranspose1d"),
-        (lambda: nn.MultiheadAttention(8, 2).out_proj, "a NonDynamicallyQuantizableLinear"),
-        (
-            lambda: nn.Embedding(9, 4, max_norm=1.0),
-            "an Embedding with a max_norm, so that its weight changes when it is called",
-        ),
-        (lambda: Linear(8, 4), r"a tests\.training\.test_injection\.Linear"),
-        (lambda: Conv1D(8, 4), r"a tests\.training\.test_injection\.Conv1D"),
-    ],
-)
-def test_layers_that_have_no_pair_are_refused_by_name(layer: Any, said: str) -> None:
-    with pytest.raises(OptionError, match=f"net.layer, {said}, which cannot be adapted"):
-        inject(Holder(layer()), targets="layer")
-
-
 class Linear(nn.Module):  # type: ignore[misc]
     """Somebody's own: it has the name of torch's, and its weight lies the other way."""
 
@@ -206,16 +187,6 @@ def test_methods(method: str, scale: float, frozen: str) -> None:
         still = {name for name in ("A", "B") if not getattr(layer, name).requires_grad}
         assert still == ({"B"} if frozen and layer.kind == "embedding" else set(frozen))
         assert (layer.magnitude is not None) is (method == "dora")
-
-
-def test_counts() -> None:
-    model = models.llama()
-    count = sum(p.numel() for p in model.parameters())
-    made = inject(model, targets=["q_proj", "v_proj"], rank=2, method="dora")
-    assert made.trainable == 2 * (2 * (16 + 16) + 16 + 2 * (8 + 16) + 8)
-    assert made.frozen == count
-    assert inject(models.llama(), targets="q_proj", rank=2, method="frozen-a").trainable == 2 * 2 * 16
-    assert inject(models.llama(), targets="q_proj", rank=2, method="pissa").frozen == count
 
 
 def test_groups_of_lora_plus() -> None:
@@ -293,20 +264,6 @@ def test_running_statistics_stay_frozen_and_those_of_heads_do_not() -> None:
     assert same(before, bits(model))
     model(x)
     assert not torch.equal(model[1].running_mean, before["1.running_mean"])
-
-
-def test_the_estimates_of_a_spectral_norm_stay_frozen_too() -> None:
-    torch.manual_seed(0)  # wide and seeded: the estimates of a small layer may have come to rest already
-    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(32, 32)), nn.Linear(32, 4))
-    before, x = bits(model), torch.randn(3, 32)
-    made = inject(model, rank=2)
-    assert [layer.training for layer in made.layers.values()] == [True, True]
-    wanted = model.eval()(x)
-    assert torch.equal(model.train()(x), wanted)
-    made.remove()
-    assert same(before, bits(model))
-    model(x)
-    assert not same(before, bits(model))
 
 
 def test_evaluation_of_torchs_own_encoder_sees_the_adapter() -> None:

@@ -130,27 +130,6 @@ def test_twenty_steps_of_adamw_are_pefts(method: str) -> None:
     assert abs(found[0] - found[-1]) > 1e-2
 
 
-def test_lora_plus_is_pefts_own_optimiser() -> None:
-    optimizers = pytest.importorskip("peft.optimizers")
-    from loralens.training.injection import inject
-
-    model, found = models.llama().double(), []
-    made = inject(copy.deepcopy(model), targets="*_proj", rank=4, method="lora+")
-    theirs = peft_beside(made, models.llama().double())
-    optimiser = optimizers.create_loraplus_optimizer(
-        model=theirs, optimizer_cls=torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16
-    )
-    feed = [{"input_ids": batch["input_ids"], "labels": batch["input_ids"]} for batch in batches(8)]
-    ours = fit(model, feed, course=Course(20, lr=1e-3, warmup=0, clip=0), targets="*_proj", rank=4, method="lora+")
-    for _ in range(20):
-        optimiser.zero_grad()
-        loss = theirs(**feed[0]).loss
-        loss.backward()
-        optimiser.step()
-        found.append(loss.item())
-    np.testing.assert_allclose(ours.losses, found, rtol=1e-6)
-
-
 def test_the_callers_random_numbers_and_modes_are_as_before() -> None:
     model = models.llama()
     model.train()
@@ -173,15 +152,6 @@ def test_dropout_comes_from_the_seed_and_the_step() -> None:
     assert one.losses == two.losses
     assert trained(steps=3, dropout=0.5, seed=1).losses[1:] != one.losses[1:]
     assert trained(steps=3).losses[1:] != one.losses[1:]
-
-
-def test_the_models_own_dropout_is_off_unless_it_is_wanted() -> None:
-    def losses(base_dropout: bool) -> tuple[float, ...]:
-        model = models.llama(attention_dropout=0.5).double()
-        return trained(model=model, steps=2, course={"base_dropout": base_dropout}).losses
-
-    assert losses(False) == trained(steps=2).losses
-    assert losses(True)[0] != losses(False)[0]
 
 
 def watched(values: list[float], **more: Any) -> tuple[Fitted, list[tuple[int, Any]], list[Any]]:

@@ -151,13 +151,6 @@ def test_the_loss_of_a_whole_step_is_the_models_own(name: str) -> None:
     assert trained(make(), [texts()]).losses[0] == pytest.approx(wanted, rel=FLOAT32)
 
 
-def test_a_step_without_any_label_has_no_loss_and_moves_nothing() -> None:
-    batch = {**language(), "labels": torch.full((TEXTS, LENGTH), IGNORED)}
-    found = trained(models.llama(), parts_of(batch, [4, 4]))
-    assert np.isnan(found.losses[0])
-    assert all(not module.B.any() for _, module in found.adapter.items())
-
-
 def test_a_loss_that_is_no_number_is_still_refused() -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:

@@ -10,9 +10,8 @@ import pytest
 import loralens
 from loralens.core.attached import Attachment
 from loralens.training.course import METHODS
-from loralens.training.initialisation import combined_digest, factor_digest
 from loralens.training.injection import Injection, inject
-from loralens.training.readout import RECORD, read_injection, record_of
+from loralens.training.readout import read_injection
 from tests import models
 from tests.marks import when_used
 from tests.tolerances import ATTACHED, TRAINED_LIVE
@@ -93,15 +92,6 @@ def _frozen(made: Injection) -> int:
     return sum(layer.A.numel() for layer in made.layers.values() if not layer.A.requires_grad)
 
 
-@pytest.mark.parametrize("format", ["kohya", "diffusers", "mlx"])
-def test_other_formats_hold_it(format: str, tmp_path: Path) -> None:
-    made, _ = llama_trained(targets="*_proj")
-    loralens.save(read_injection(made), tmp_path / "a", format=format)
-    back = loralens.load(tmp_path / "a")
-    for name, module in read_injection(made).items():
-        np.testing.assert_array_equal(back[name].dense(), module.dense())
-
-
 def test_pissa_is_a_plain_lora_of_twice_the_rank_on_the_base_as_it_was() -> None:
     made = injected("linear", method="pissa", random=False)
     layer = made.layers["net.layer"]
@@ -129,28 +119,6 @@ def test_magnitudes_are_in_the_convention_of_peft(tmp_path: Path) -> None:
         assert (extra.role, extra.module, extra.tensor.shape) == ("magnitude", "net.layer", shape)
         W = made.layers["net.layer"].matrix(holder(kind).net.layer)
         close(torch.from_numpy(extra.tensor.read()).reshape(-1), W.norm(dim=1), ATTACHED)
-
-
-def test_the_record_says_how_it_began(tmp_path: Path) -> None:
-    made = inject(models.llama(), targets=["q_proj"], rank=2, alpha=8, seed=3, dropout=0.1, start="gaussian")
-    digests = {name: factor_digest(layer.A) for name, layer in made.layers.items()}
-    randomise(made)
-    loralens.save(read_injection(made, training={"steps": 5}), tmp_path / "a")
-    record = record_of(loralens.load(tmp_path / "a"))
-    assert record == {
-        "method": "lora",
-        "rank": 2,
-        "alpha": 8.0,
-        "dropout": 0.1,
-        "seed": 3,
-        "initialisation": "gaussian",
-        "weights": "float32",
-        "A0": combined_digest(digests),
-        "A0_of": digests,
-        "steps": 5,
-    }
-    assert record_of(loralens.Adapter(modules={}, metadata={"format": "pt"})) is None
-    assert RECORD in (read_injection(made).metadata or {})
 
 
 def test_a_head_is_saved_and_loaded(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from loralens.errors import OptionError
-from loralens.training.feed import shuffle_order
 from loralens.training.texts.encoding import encode_texts
 from loralens.training.texts.tasks import IGNORED, Examples, task_named
 from loralens.training.world import World
@@ -81,22 +80,6 @@ def test_hidden_tokens_are_those_of_the_paper() -> None:
     assert asked.sum() / free == pytest.approx(0.15, abs=0.015)
     assert (ids[asked] == 3).sum() / asked.sum() == pytest.approx(0.8 + 0.1 / 24, abs=0.03)
     assert (ids[asked] == plain[asked]).sum() / asked.sum() == pytest.approx(0.1 + 0.1 / 24, abs=0.03)
-
-
-def test_what_is_hidden_does_not_depend_on_how_a_step_is_cut() -> None:
-    some, task = masked(), task_named("masked-lm")
-
-    def hidden(size: int) -> dict[int, list[int]]:
-        order = shuffle_order(400, size=size, seed=3)
-        batches, found = task.batches(some, order, seed=3), {}
-        for number in range(48 // size):
-            labels = batches(number)["labels"]
-            for row, example in enumerate(order(number)):
-                found[example] = labels[row, : len(some.tokens[example])].tolist()
-        return found
-
-    assert hidden(16) == hidden(4) == hidden(1)
-    assert hidden(16) != {i: [IGNORED] * len(some.tokens[i]) for i in hidden(16)}
 
 
 @pytest.mark.parametrize("size", [1, 3, 64])

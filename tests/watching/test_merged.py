@@ -87,26 +87,6 @@ def test_dora_and_saved_modules() -> None:
     assert same(base_of(model), before)
 
 
-def test_other_code_that_merges_uses_the_switchboard() -> None:
-    model = adapted()
-    switchboard, before = LiveSwitchboard(model, budget=2.0), base_of(model)
-    with switchboard.in_place_of_peft():
-        for _ in range(20):
-            model.merge_adapter()
-            assert not same(base_of(model), before)
-            model.unmerge_adapter()
-        with pytest.raises(OptionError, match="the switchboard merges default"):
-            model.merge_adapter(["other"])
-    assert same(base_of(model), before)
-    # PEFT's own methods are back, and drift.
-    for _ in range(20):
-        model.merge_adapter()
-        model.unmerge_adapter()
-    assert not same(base_of(model), before)
-    with pytest.raises(MismatchError, match="changed by something else"):
-        switchboard.verify()
-
-
 def test_refusals() -> None:
     model = adapted()
     with pytest.raises(OptionError, match="not one of PEFT"):
