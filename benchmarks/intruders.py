@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loralens.analysis.base.intruders import find_intruders
+from loralens.analysis.intruders import find_intruders
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.weights import Weight

@@ -36,7 +36,7 @@ def run(data: Path, *, runs: int) -> dict[str, object]:
 
 def main() -> None:
     """Measure and print."""
-    from loralens.analysis.compare.pairwise import pairwise
+    from loralens.analysis.every_pair import pairwise
 
     runs = int(sys.argv[1])
     adapters = _adapters()

@@ -66,12 +66,12 @@ _PACKAGES = [
 
 # For type checkers and editors: what they would not find in the table below. At run time none of it is imported.
 if TYPE_CHECKING:
-    from loralens.analysis.base.amplification import Amplification as Amplification
+    from loralens.analysis.amplification import Amplification as Amplification
     from loralens.analysis.behaviour import Behaviour as Behaviour
-    from loralens.analysis.checks.diagnosis import Diagnosis as Diagnosis
-    from loralens.analysis.compare.module_similarity import Similarity as Similarity
-    from loralens.analysis.compare.similarity import Comparison as Comparison
+    from loralens.analysis.diagnosis import Diagnosis as Diagnosis
     from loralens.analysis.spectrum import Spectrum as Spectrum
+    from loralens.analysis.two_adapters import Comparison as Comparison
+    from loralens.analysis.two_adapters import Similarity as Similarity
     from loralens.arithmetic.combine import Combination as Combination
     from loralens.core.adapter import Adapter as Adapter
     from loralens.core.fingerprint import fingerprint as fingerprint
@@ -122,11 +122,10 @@ else:
     _names, _get_type, _ = lazy_exports(
         __name__,
         {
-            "analysis.base.amplification": ["Amplification"],
+            "analysis.amplification": ["Amplification"],
             "analysis.behaviour": ["Behaviour"],
-            "analysis.checks.diagnosis": ["Diagnosis"],
-            "analysis.compare.module_similarity": ["Similarity"],
-            "analysis.compare.similarity": ["Comparison"],
+            "analysis.diagnosis": ["Diagnosis"],
+            "analysis.two_adapters": ["Comparison", "Similarity"],
             "analysis.spectrum": ["Spectrum"],
             "arithmetic.combine": ["Combination"],
             "core.adapter": ["Adapter"],

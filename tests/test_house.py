@@ -213,7 +213,7 @@ def test_files_from_outside_are_opened_by_one_function() -> None:
 
 
 def test_tables_that_keep_numpy_out_of_help_agree_with_those_they_stand_for() -> None:
-    from loralens.analysis.clients.rules import CONSUMERS
+    from loralens.analysis.clients import CONSUMERS
     from loralens.choices import TARGET_FORMATS, Consumer
     from loralens.formats import FORMATS
 

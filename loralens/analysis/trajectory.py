@@ -7,11 +7,9 @@ from typing import final
 
 import numpy as np
 
-from loralens.analysis.compare.clusters import connected_groups
-from loralens.analysis.compare.equality import differences
-from loralens.analysis.compare.pairwise import known_mean, pairwise
-from loralens.analysis.groups import mean_effective_rank, total_norm
-from loralens.analysis.spectrum import Spectrum, measure_spectrum
+from loralens.analysis.equality import differences
+from loralens.analysis.every_pair import connected_groups, known_mean, pairwise
+from loralens.analysis.spectrum import Spectrum, mean_effective_rank, measure_spectrum, total_norm
 from loralens.choices import Side
 from loralens.core.adapter import Adapter
 from loralens.core.naming.matching import same_modules

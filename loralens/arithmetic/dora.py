@@ -21,7 +21,7 @@ from typing import final
 
 import numpy as np
 
-from loralens.arithmetic.method import CombiningMethod
+from loralens.arithmetic.methods import CombiningMethod
 from loralens.arithmetic.quality import Quality, sum_above_rounding
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.attached import PEFT_PREFIX

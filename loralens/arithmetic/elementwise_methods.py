@@ -6,15 +6,22 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.arithmetic.elementwise import Modules, exact_sum, fuse_entries, whole_cutoffs
-from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
+from loralens.arithmetic.elementwise import (
+    Entries,
+    Fuse,
+    Fused,
+    Modules,
+    Workspace,
+    exact_sum,
+    fuse_entries,
+    whole_cutoffs,
+)
 from loralens.choices import Space
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
 from loralens.errors import OptionError
 from loralens.linalg.compiled.loops import elect_mean_of_two, prune_rows
 from loralens.linalg.draws import STEPS, Draws, Words
-from loralens.linalg.factor import Integers
 
 Mask = NDArray[np.bool_]
 # For each update the entries that are kept: a mask without entries of 0, or the least absolute value. An empty sequence
@@ -85,10 +92,8 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
     shape, dtype = stack.shape[1:], stack.dtype
     if len(stack) == 2 and not shares:
         result = work.of("result", shape, dtype)
-        for rows in rows_for_cache(*shape):
-            some = [keep[rows] if isinstance(keep, np.ndarray) else keep for keep in kept or (0.0, 0.0)]
-            _mean_of_two(stack[:, rows], some, work, out=result[rows])
-        return result
+        if elect_mean_of_two(stack[0], stack[1], kept or (0.0, 0.0), out=result):
+            return result
     plus, minus, agrees, other = (work.of(name, shape, np.bool_) for name in ("plus", "minus", "agrees", "other"))
     part, mean = work.of("part", shape, dtype), work.of("mean", shape, dtype)
     # A count of updates needs no float, and 16 bits are a half or a quarter of the memory to move.
@@ -112,49 +117,6 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
     weight += np.equal(weight, 0, out=agrees)
     np.divide(mean, weight, out=mean, dtype=dtype)
     return mean
-
-
-def rows_for_cache(m: int, n: int) -> Iterator[slice]:
-    """Yield the rows of a block that are worked on at a time, so that the arrays of their entries fit the cache."""
-    step = max(1, PART // n)
-    for start in range(0, m, step):
-        yield slice(start, min(start + step, m))
-
-
-def _mean_of_two(stack: Array, kept: Kept, work: Workspace, *, out: Array) -> None:
-    """Write `elected_mean` of two updates into ``out``. Of two entries with opposite signs the larger one stays."""
-    shape, dtype, (a, b) = stack.shape[1:], stack.dtype, stack
-    if elect_mean_of_two(a, b, kept, out=out):
-        return
-    sizes = [np.abs(x, out=work.of(f"size {t}", shape, dtype)) for t, x in enumerate(stack)]
-    stay = [
-        keep if isinstance(keep, np.ndarray) else _at_least(size, keep, out=work.of(f"stay {t}", shape, np.bool_))
-        for t, (size, keep) in enumerate(zip(sizes, kept, strict=True))
-    ]
-    both, clash, less = (work.of(name, shape, np.bool_) for name in ("both", "clash", "less"))
-    np.logical_and(stay[0], stay[1], out=both)
-    np.logical_xor(np.greater(a, 0, out=clash), np.greater(b, 0, out=less), out=clash)
-    clash &= both
-    both ^= clash
-    # Of two that are equal and opposite neither stays, because their sum is 0.
-    for mine, other, mask in zip(sizes, sizes[::-1], stay, strict=True):
-        np.less_equal(mine, other, out=less)
-        less &= clash
-        mask ^= less
-    # Twice the weight of each: 1 where both stay and agree, 2 where one stays alone. The sizes are not needed any more.
-    weight = work.of("twice the weight", shape, np.uint8)
-    for x, mask, part in zip(stack, stay, sizes, strict=True):
-        np.add(mask.view(np.uint8), mask.view(np.uint8), out=weight)
-        weight -= both.view(np.uint8)
-        np.copyto(part, weight)
-        part *= x
-    np.add(sizes[0], sizes[1], out=out)
-    out *= dtype.type(0.5)
-
-
-def _at_least(size: Array, cutoff: float, *, out: Mask) -> Mask:
-    """Where absolute values reach the cutoff; entries of 0 never do."""
-    return np.greater_equal(size, cutoff, out=out) if cutoff > 0 else np.greater(size, 0, out=out)
 
 
 def magnitude(joint: Joint, *, density: float = 0.2, lam: float = 1.0, space: Space = "full") -> Fused:
@@ -492,13 +454,20 @@ def _della_rule(entries: Entries, density: float, epsilon: float, seed: "np.rand
     return fuse
 
 
+def rows_for_cache(m: int, n: int) -> Iterator[slice]:
+    """Yield the rows of a block that are worked on at a time, so that the arrays of their entries fit the cache."""
+    step = max(1, PART // n)
+    for start in range(0, m, step):
+        yield slice(start, min(start + step, m))
+
+
 def _prune(x: Array, words: Words, factors: Array, mask: Array, work: Workspace) -> None:
     """Write into ``mask`` which entries of some rows are kept, and multiply all of them by their factors."""
     if prune_rows(x, words, factors, STEPS - 0.5, kept=mask):
         return
     mine, draws = work.of("factors", x.shape, x.dtype), work.of("draws", x.shape, x.dtype)
     # From ranks back to the places of the entries.
-    for row, order in zip(mine, _orders(x, work), strict=True):
+    for row, order in zip(mine, np.argsort(np.abs(x), axis=1, kind="stable"), strict=True):
         row[order] = factors
     # For integers w and h and f = STEPS / h, w·f is at least STEPS if w ≥ h, and at most STEPS − 1 if w < h, apart from
     # roundings below 0.01. So the thresholds h need not be put in place beside the factors.
@@ -507,18 +476,3 @@ def _prune(x: Array, words: Words, factors: Array, mask: Array, work: Workspace)
     np.less(draws, STEPS - 0.5, out=mask)
     mask &= np.not_equal(x, 0, out=work.of("nonzero", x.shape, np.bool_))
     x *= mine
-
-
-def _orders(x: Array, work: Workspace) -> Integers:
-    """For every row, the positions of its entries by rising absolute value; equal entries from left to right."""
-    if x.dtype != np.float32:
-        return np.argsort(np.abs(x), axis=1, kind="stable")
-    # A float32 leaves 29 bits of a float64 empty, which take the position. So all numbers differ, and NumPy sorts them
-    # several times as fast as it sorts positions stably; float64 is sorted faster than integers of 64 bits, too.
-    keys = work.of("keys", x.shape, np.float64)
-    np.copyto(keys, np.abs(x, out=work.of("draws", x.shape, x.dtype)))
-    patterns: Integers = keys.view(np.int64)
-    patterns |= np.arange(x.shape[1])
-    keys.sort(axis=1)
-    patterns &= (1 << max(1, x.shape[1] - 1).bit_length()) - 1
-    return patterns

@@ -6,7 +6,7 @@ from statistics import median
 
 import numpy as np
 
-from loralens.analysis.base.amplification import FAR, Amplification, KeptRank
+from loralens.analysis.amplification import FAR, Amplification, KeptRank
 from loralens.charts.grid import Grid, commonest_kinds, fit_name
 from loralens.charts.spec import (
     Area,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from loralens.charts.grid import fit_name
 from loralens.charts.spec import Band, Figure, Line, LineChart, line_chart
-from loralens.compression.curve import CurvePoint
+from loralens.compression.plan import CurvePoint
 from loralens.tables.numbers import unit_of
 
 LABELS = 10  # ranks that are written next to their points: more would overlap
@@ -22,7 +22,7 @@ def curve_figure(
     ----------
     title : str
     points : sequence of CurvePoint
-        As `loralens.compression.curve.rank_curve` returns them.
+        As `loralens.compression.plan.rank_curve` returns them.
     chosen : tuple of int and float, optional
         Bytes and error of the file that was written, which is marked on the curve.
     on_data : bool

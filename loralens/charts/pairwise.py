@@ -5,8 +5,8 @@ from math import isfinite
 
 import numpy as np
 
-from loralens.analysis.compare.interference import Interference
-from loralens.analysis.compare.pairwise import Pairwise, known_mean
+from loralens.analysis.every_pair import Pairwise, known_mean
+from loralens.analysis.interference import Interference
 from loralens.charts.grid import KINDS, Grid, fit_name, stride
 from loralens.charts.spec import Band, Cell, ColourScale, Figure, HeatMap
 from loralens.choices import Side
@@ -45,7 +45,7 @@ def pairwise_figure(
     energy : Interference
         The interference in the same modules.
     tree : float64 array, shape (T − 1, 4)
-        As `loralens.analysis.compare.clusters.cluster_order` returns it.
+        As `loralens.analysis.every_pair.cluster_order` returns it.
     sides : sequence of str
         The sides whose φ is drawn.
 

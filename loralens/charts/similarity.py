@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loralens.analysis.compare.nested import Nesting
-from loralens.analysis.compare.similarity import Comparison, side_of
+from loralens.analysis.nested import Nesting
+from loralens.analysis.two_adapters import Comparison, side_of
 from loralens.charts.grid import Column, Grid, arithmetic_mean, block_names, block_order, fit_name
 from loralens.charts.spec import Band, Cell, ColourScale, Figure, HeatMap, Overlaps
 from loralens.choices import Of, Side

@@ -1,6 +1,6 @@
 """The error of a compressed adapter, measured on its stored factors, so that rounding is included."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import final
@@ -60,40 +60,6 @@ def total_error(losses: Mapping[str, UpdateLoss]) -> float:
     energies = {name: (loss.frobenius / largest) ** 2 for name, loss in losses.items()}
     update_loss = sum(energies[name] * loss.relative_error**2 for name, loss in losses.items())
     return sqrt(update_loss / sum(energies.values()))
-
-
-def predict_loss(s: Array, rank_after: int, rank_before: int) -> UpdateLoss:
-    """The error of keeping the first ``rank_after`` of the singular values ``s``, before any rounding."""
-    return loss_of(rank_before, rank_after, s, s[rank_after:])
-
-
-def predict_losses(
-    spectra: Sequence[Array], ranks_after: Sequence[int], ranks_before: Sequence[int]
-) -> list[UpdateLoss]:
-    """The `predict_loss` of many modules, with the same bits; those with as many values and one new rank together."""
-    alike: dict[tuple[int, int], list[int]] = {}
-    for i, (s, after) in enumerate(zip(spectra, ranks_after, strict=True)):
-        alike.setdefault((s.size, min(after, s.size)), []).append(i)
-    losses_by_place: dict[int, UpdateLoss] = {}
-    for (size, after), ids in alike.items():
-        rows = np.stack([spectra[i] for i in ids])
-        # Values of 0 are left out of norms, module by module.
-        if not size or rows[:, -1].min() <= 0:
-            losses_by_place |= {i: predict_loss(spectra[i], ranks_after[i], ranks_before[i]) for i in ids}
-            continue
-        norms, lost = _lengths(rows), _lengths(rows[:, after:])
-        tops = lost / norms, (rows[:, after] / rows[:, 0] if after < size else np.zeros(len(ids)))
-        columns = zip(ids, norms.tolist(), *(values.tolist() for values in tops), strict=True)
-        losses_by_place |= {i: UpdateLoss(ranks_before[i], ranks_after[i], *values) for i, *values in columns}
-    return [losses_by_place[i] for i in range(len(spectra))]
-
-
-def _lengths(rows: Array) -> Array:
-    """The `frobenius` of every row, of falling positive values."""
-    if not rows.shape[1]:
-        return np.zeros(len(rows))
-    x = rows / rows[:, :1]
-    return rows[:, 0] * np.sqrt((x[:, None] @ x[:, :, None])[:, 0, 0])
 
 
 def losses(

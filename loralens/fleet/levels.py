@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import log, sqrt
 from typing import Literal, final
 
-from loralens.analysis.compare.pairwise import SAME_START
+from loralens.analysis.two_adapters import SAME_START
 from loralens.fleet.sketching.sketches import START_WIDTH, WIDTH
 from loralens.tables.numbers import number
 

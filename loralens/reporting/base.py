@@ -5,8 +5,8 @@ from itertools import starmap
 from statistics import median
 from typing import NamedTuple
 
-from loralens.analysis.base.amplification import FAR, count_far
-from loralens.analysis.checks.merge_effect import MergeEffect
+from loralens.analysis.amplification import FAR, count_far
+from loralens.analysis.merge_effect import MergeEffect
 from loralens.charts.amplification import amplification_maps, excess_scale, full_rank_rows, z_scale
 from loralens.charts.grid import Grid
 from loralens.charts.spec import ColourScale

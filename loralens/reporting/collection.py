@@ -7,11 +7,10 @@ from math import isfinite
 from pathlib import Path
 from typing import final
 
-from loralens.analysis.compare.clusters import cluster_order, connected_groups
-from loralens.analysis.compare.interference import Interaction, Interference, find_interactions, interference
-from loralens.analysis.compare.pairwise import Pairwise, pairwise
-from loralens.analysis.compare.similarity import Comparison, compare_subspaces
+from loralens.analysis.every_pair import Pairwise, cluster_order, connected_groups, pairwise
+from loralens.analysis.interference import Interaction, Interference, find_interactions, interference
 from loralens.analysis.trajectory import Trajectory, measure_trajectory
+from loralens.analysis.two_adapters import Comparison, compare_subspaces
 from loralens.charts.pairwise import Tree, branches_of
 from loralens.core.threads import Step
 from loralens.errors import MismatchError

@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from loralens.analysis.compare.alikeness import LARGE
-from loralens.analysis.compare.interference import Interaction, far_cosine
-from loralens.analysis.compare.pairwise import SAME_START
-from loralens.analysis.compare.similarity import Comparison
+from loralens.analysis.interference import LARGE, Interaction, far_cosine
+from loralens.analysis.two_adapters import SAME_START, Comparison
 from loralens.charts.pairwise import conflict_map, pair_matrices, shared_energy_map
 from loralens.charts.similarity import phi_maps
 from loralens.choices import Side

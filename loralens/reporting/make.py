@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.analysis.diagnosis import Diagnosis
 from loralens.formats.records.evaluations import StoredEvaluation
 from loralens.reporting.base import base_section
 from loralens.reporting.collection import CheckpointRun, Collection

@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
-from loralens.analysis.groups import mean_effective_rank
+from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
+from loralens.analysis.spectrum import mean_effective_rank
 from loralens.charts.grid import fit_name
 from loralens.core.carried import NORMS
 from loralens.core.names import kind, some

@@ -1,13 +1,13 @@
 """The section of ranks: the size and the error of every choice of ranks, its sliders, and the words of the advice.
 
-The recommended rank itself comes from `loralens.compression.curve.recommended_point`.
+The recommended rank itself comes from `loralens.compression.plan.recommended_point`.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from loralens.charts.curve import curve_chart
-from loralens.compression.curve import LOSS, CurvePoint
+from loralens.compression.plan import LOSS, CurvePoint
 from loralens.core.messages import quote_word
 from loralens.reporting.document import PageTable, Paragraph, Part, Picture, PictureRow, Section, SideBySide, Slider
 from loralens.reporting.result_tables import ResultTables, join_tables

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
-from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.compare.interference import Interaction
-from loralens.compression.curve import Choice
+from loralens.analysis.diagnosis import Diagnosis
+from loralens.analysis.interference import Interaction
+from loralens.compression.plan import Choice
 from loralens.reporting.collection import CheckpointRun, Collection
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject

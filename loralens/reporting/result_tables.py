@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
-from loralens.analysis.base.amplification import KeptRank
-from loralens.analysis.base.intruders import Intruders
-from loralens.analysis.compare.pairwise import Pairwise
-from loralens.analysis.groups import Group
-from loralens.analysis.outliers import Outlier
-from loralens.compression.curve import CurvePoint
+from loralens.analysis.amplification import KeptRank
+from loralens.analysis.every_pair import Pairwise
+from loralens.analysis.intruders import Intruders
+from loralens.analysis.spectrum import Group, Outlier
+from loralens.compression.plan import CurvePoint
 from loralens.core.names import kind, natural_key
 from loralens.formats.records.evaluations import StoredEvaluation
 from loralens.reporting.collection import CheckpointRun

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from loralens.compression.curve import CurvePoint
 from loralens.compression.loss import total_error
-from loralens.compression.plan import TruncationPlan
+from loralens.compression.plan import CurvePoint, TruncationPlan
 from loralens.core.adapter import Adapter
 from loralens.core.ranks import Rule
 from loralens.formats.dialects.sizes import stored_size

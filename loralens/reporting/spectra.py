@@ -5,8 +5,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
-from loralens.analysis.groups import Group, by_block, by_kind
-from loralens.analysis.spectrum import Spectrum
+from loralens.analysis.spectrum import Group, Spectrum, by_block, by_kind
 from loralens.charts.grid import Grid, all_blocks, arithmetic_mean
 from loralens.charts.spec import ColourScale, Limits
 from loralens.charts.spectrum import (

@@ -6,15 +6,13 @@ from functools import cached_property
 from math import hypot
 from typing import final
 
-from loralens.analysis.base.amplification import Amplification
-from loralens.analysis.base.intruders import Intruders
-from loralens.analysis.checks.examination import Examination
-from loralens.analysis.checks.merge_effect import MergeEffect
-from loralens.analysis.groups import total_norm
-from loralens.analysis.spectrum import Spectrum
-from loralens.compression.curve import CurvePoint, rank_curve, recommended_point
+from loralens.analysis.amplification import Amplification
+from loralens.analysis.diagnosis import Examination
+from loralens.analysis.intruders import Intruders
+from loralens.analysis.merge_effect import MergeEffect
+from loralens.analysis.spectrum import Spectrum, total_norm
 from loralens.compression.loss import losses, total_error
-from loralens.compression.plan import TruncationPlan
+from loralens.compression.plan import CurvePoint, TruncationPlan, rank_curve, recommended_point
 from loralens.core.adapter import Adapter
 from loralens.core.moments import Moments
 from loralens.core.ranks import Rule

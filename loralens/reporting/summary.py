@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from math import log
 from statistics import median
 
-from loralens.analysis.base.amplification import FAR, count_far
-from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
-from loralens.analysis.compare.alikeness import FIGHT, LARGE, SAME, in_words
-from loralens.analysis.groups import by_kind, mean_effective_rank
+from loralens.analysis.amplification import FAR, count_far
+from loralens.analysis.diagnosis import Diagnosis, by_cause
+from loralens.analysis.interference import FIGHT, LARGE, SAME, in_words
+from loralens.analysis.spectrum import by_kind, mean_effective_rank
 from loralens.charts.amplification import full_rank_rows
-from loralens.compression.curve import recommended_point
+from loralens.compression.plan import recommended_point
 from loralens.reporting.base import error_in_words
 from loralens.reporting.collection import CheckpointRun, Collection, finite_cosines
 from loralens.reporting.ranks import advice

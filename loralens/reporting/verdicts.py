@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
-from loralens.analysis.compare.alikeness import in_words
+from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
+from loralens.analysis.interference import in_words
 from loralens.reporting.collection import CheckpointRun, Collection, finite_cosines
 from loralens.reporting.document import PageTable
 from loralens.reporting.run import settled_sentence

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
+    from loralens.training.course import METHODS as METHODS
     from loralens.training.course import Course as Course
     from loralens.training.fitting import Fitted as Fitted
     from loralens.training.fitting import fit as fit
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from loralens.training.injection import inject as inject
     from loralens.training.loop import Step as Step
     from loralens.training.loop import Watch as Watch
-    from loralens.training.method import METHODS as METHODS
     from loralens.training.readout import read_injection as read_injection
     from loralens.training.readout import record_of as record_of
 else:
@@ -20,10 +20,9 @@ else:
     __all__, __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "course": ["Course"],
+            "course": ["METHODS", "Course"],
             "fitting": ["Fitted", "fit"],
             "injection": ["Injection", "inject"],
-            "method": ["METHODS"],
             "readout": ["read_injection", "record_of"],
             "loop": ["Step", "Watch"],
         },

@@ -1,31 +1,77 @@
-"""The function `fit`: trains LoRA layers in a model, from injection to the adapter."""
+"""The function `fit`: trains LoRA layers in a model, from injection and the first gradients to the adapter."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loralens.choices import ScaleRule, StartName
 from loralens.core.adapter import Adapter
 from loralens.core.training import State
 from loralens.errors import OptionError
 from loralens.training.course import Course
-from loralens.training.draws import CPU
-from loralens.training.feed import Batches, Feed
-from loralens.training.first_gradients import first_gradients
-from loralens.training.from_adapter import start_from, start_with_a
+from loralens.training.feed import CPU, Batches, Feed, move_batch
+from loralens.training.initialisation import weight_gradients
 from loralens.training.injection import Injection, inject
-from loralens.training.loop import Loop, Measures, Watch
+from loralens.training.loop import Loop, Loss, Measures, Precision, Watch, loss_and_count
 from loralens.training.losses.own_loss import own_loss
-from loralens.training.losses.returned import Loss
-from loralens.training.readout import read_injection
+from loralens.training.readout import read_injection, start_from, start_with_a
+from loralens.training.state import draws_of
 from loralens.training.targets import ALL_LINEAR
-from loralens.training.world import World
+from loralens.training.world import World, recompute_blocks
 from loralens.version import __version__
+
+ComputeGradients = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+def first_gradients(
+    model: nn.Module,
+    batches: Batches,
+    course: Course,
+    *,
+    loss: Loss,
+    world: World,
+    device: torch.device,
+    state: State | None,
+) -> ComputeGradients:
+    """A function from weights by name to their gradients in the first step of a run.
+
+    The batches are drawn as the run draws them, which begins anew afterwards. A run that is resumed computes the same
+    gradients again: it has to subtract the pair with which it began.
+    """
+
+    def compute(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if world.size > 1:
+            raise OptionError("lora-ga takes the gradient of one process", fix="train in one process, or start kaiming")
+        feed = Feed(batches, world=world, device=device)
+        if state is not None:
+            feed.begin(draws_of(state) or feed.first_draws)
+        precision = Precision.of(model, device, autocast=course.autocast)
+
+        def add_gradients() -> None:
+            for turn in range(course.accumulate):
+                _backward(model, move_batch(feed[turn], device), loss, precision)
+
+        # The caller's random numbers stay as they are, whatever the model draws.
+        generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with closing(feed), generators, recompute_blocks(model, on=course.checkpointing), torch.enable_grad():
+            return weight_gradients(model, weights, add_gradients)
+
+    return compute
+
+
+def _backward(model: nn.Module, batch: Any, loss: Loss, precision: Precision) -> None:
+    with precision.context():
+        result = loss(model, batch)
+    summed, over = loss_and_count(result)
+    if not precision.begun:
+        precision.begin(float(over))
+    # Only the directions of the gradient count, so that neither the scale nor the number of terms is divided out.
+    (summed * precision.scale).backward()  # type: ignore[no-untyped-call]
 
 
 @final
@@ -114,7 +160,7 @@ def fit(
     start : str or Adapter, optional
         The first factors, as for `loralens.training.inject`; ``lora-ga`` takes the gradient of the first step. Or an
         adapter with whose factors, magnitudes and heads the run begins instead of new ones. The targets and the ranks
-        must then be those of the adapter: see `loralens.training.from_adapter.start_options`.
+        must then be those of the adapter: see `loralens.training.readout.start_options`.
     first_a : Adapter, optional
         An adapter whose A the run begins with, while B is 0. The ranks must be those of the adapter.
     watch : Watch, optional
@@ -202,17 +248,13 @@ def _removing_on_error(injection: Injection, *, shard: bool) -> Iterator[None]:
 
 def _training_device(model: Any, device: torch.device | None, *, shard: bool) -> torch.device:
     """The device on which a model is trained, which is its own unless it is sharded."""
-    own = _device_of(model)
+    # The CPU for what is no model, or has no parameters, which `inject` refuses.
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    own = CPU if parameter is None else parameter.device
     # Without shards the model would have to be moved as a whole, which is the caller's to do.
     if device is not None and device != own and not shard:
         raise OptionError(f"the model is on {own}, not on {device}", fix=f"move it there: model.to({str(device)!r})")
     return device or own
-
-
-def _device_of(model: Any) -> torch.device:
-    """The device of a model; the CPU for what is none, or has no parameters, which `inject` refuses."""
-    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return CPU if parameter is None else parameter.device
 
 
 def _course_of_one_round(feed: Feed) -> Course:

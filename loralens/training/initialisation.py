@@ -17,7 +17,7 @@ from loralens.core.names import natural_key
 from loralens.errors import OptionError
 from loralens.linalg.device import Device
 from loralens.linalg.randomized import is_dense, leading_svd
-from loralens.training.method import TrainingMethod
+from loralens.training.course import TrainingMethod
 
 BYTES = 8  # of a digest: 64 bits tell the runs of a study apart, and there is nothing to protect against
 

@@ -1,26 +1,28 @@
 """Injection: replaces chosen layers of a model by LoRA layers, and restores them."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils.hooks import RemovableHandle
 
 from loralens.choices import ScaleRule, StartName
 from loralens.core.attached import keep_modes
+from loralens.core.layers import compute_dtype
 from loralens.core.messages import warn
 from loralens.core.names import kind, natural_key, some
-from loralens.core.scaling import Scaling
+from loralens.core.scaling import Scaling, scale_of
 from loralens.errors import OptionError
-from loralens.training.layers.construction import make_layers
-from loralens.training.layers.experts import innermost
-from loralens.training.layers.layer import LoRALayer
-from loralens.training.layers.quantised import codes_of, keep_codes
-from loralens.training.method import TrainingMethod, training_method
-from loralens.training.running_statistics import freeze_statistics
+from loralens.training.course import TrainingMethod, training_method
+from loralens.training.initialisation import Pair, draw_pair, factor_digest, subtracted_pair
+from loralens.training.layers.experts import ExpertLayer, innermost
+from loralens.training.layers.layer import LoRALayer, add_magnitude
+from loralens.training.layers.quantised import QuantisedLayer, codes_of, keep_codes
 from loralens.training.targets import (
     ALL_LINEAR,
     check_model,
@@ -35,6 +37,113 @@ from loralens.training.targets import (
     widen_heads,
 )
 from loralens.training.world import World
+
+
+@torch.no_grad()
+def make_layers(
+    named: dict[str, nn.Module],
+    classes: Mapping[str, type[LoRALayer]],
+    ranks: Mapping[str, int],
+    method: TrainingMethod,
+    *,
+    alpha: float,
+    dropout: float,
+    seed: int,
+    gradients: Mapping[str, Tensor],
+) -> tuple[dict[str, LoRALayer], dict[str, str]]:
+    """The LoRA layers by name, and the digests of the factors that were drawn, one for each expert of a stack."""
+    layers: dict[str, LoRALayer] = {}
+    digests: dict[str, str] = {}
+    for name, layer_class in classes.items():
+        rank, embedding = ranks[name], layer_class.kind == "embedding"
+        if layer_class is ExpertLayer:
+            layers[name] = _make_experts(name, named, method, rank=rank, alpha=alpha, seed=seed)
+            digests |= {f"{name}[{e}]": factor_digest(A) for e, A in enumerate(layers[name].A)}
+            continue
+        W, scale = layer_class.matrix(named[name]), scale_of(alpha, rank, method.formula)
+        gradient = _as_matrix(gradients.get(name), layer_class)
+        start = subtracted_pair(name, W, method, rank=rank, scale=scale, gradient=gradient)
+        if start:
+            # Copies, since the pair is trained and the start is not.
+            pair = Pair(start.B.clone(), start.A.clone())
+        else:
+            shape = (W.shape[0], W.shape[1])
+            drawn = draw_pair(name, shape, rank=rank, seed=seed, start=method.start, embedding=embedding)
+            pair = Pair(*(factor.to(W.device, compute_dtype(W)) for factor in drawn))
+        layers[name] = layer = layer_class(named[name], pair, scale=scale, dropout=dropout, start=start)
+        if method.magnitude:
+            add_magnitude(layer)
+        # The factor that is drawn: for an embedding B, since A is 0. A start from W or a gradient draws neither.
+        digests[name] = factor_digest(layer.B if embedding and not method.subtracted else layer.A)
+    return layers, digests
+
+
+def _as_matrix(gradient: Tensor | None, kind: type[LoRALayer]) -> Tensor | None:
+    """The gradient of a weight in the shape (out, in) of the matrix of its layer."""
+    # Codes have no gradient of their own, so that whoever gives one gives that of the matrix.
+    if gradient is None or kind is QuantisedLayer:
+        return gradient
+    holder = nn.Module()
+    # A layer of any kind finds the matrix in the attribute ``weight``.
+    holder.weight = nn.Parameter(gradient, requires_grad=False)
+    return kind.matrix(holder)
+
+
+@torch.no_grad()
+def _make_experts(
+    name: str,
+    named: dict[str, nn.Module],
+    method: TrainingMethod,
+    *,
+    rank: int,
+    alpha: float,
+    seed: int,
+) -> ExpertLayer:
+    """The LoRA layer of a stack of experts, which takes the place of its module in ``named`` too."""
+    path, _, parameter = name.rpartition(".")
+    W = ExpertLayer.stack(named[path], parameter)
+    count, out, in_ = W.shape
+    drawn = [draw_pair(f"{name}[{e}]", (out, in_), rank=rank, seed=seed, start=method.start) for e in range(count)]
+    pair = Pair(*(torch.stack(factors).to(W.device, compute_dtype(W)) for factors in zip(*drawn, strict=True)))
+    layer = ExpertLayer(named[path], pair, parameter=parameter, scale=scale_of(alpha, rank, method.formula))
+    named[path] = layer  # so that the layer of the next parameter of the module is around this one
+    return layer
+
+
+_MODE = "_mode_outside"  # attribute of a layer during its call: the mode it was in
+
+
+def freeze_statistics(model: nn.Module, *, heads: Collection[nn.Module] = ()) -> tuple[RemovableHandle, ...]:
+    """Freeze the running statistics of every layer outside ``heads`` until the handles are removed.
+
+    In training mode a batch norm normalises by the batch and updates its running mean and variance, with or without
+    gradients; the parametrisation of a spectral norm updates its estimate of the leading directions of the weight. An
+    adapter does not contain these statistics, so on the original base it would compute something else than was trained.
+    """
+    # The statistics of heads are saved with them, as buffers.
+    trained = {id(layer) for head in heads for layer in head.modules()}
+    handles: list[RemovableHandle] = []
+    for layer in model.modules():
+        # A norm without running statistics normalises by the batch in evaluation too.
+        moving = isinstance(layer, _SpectralNorm) or (isinstance(layer, _NormBase) and layer.running_mean is not None)
+        if moving and id(layer) not in trained:
+            # Hooks, since model.train() at any time would undo a mode that is set once.
+            handles.append(layer.register_forward_pre_hook(_enter_evaluation))
+            # always_call, so that the mode is restored after an exception too.
+            handles.append(layer.register_forward_hook(_restore_mode, always_call=True))
+    return tuple(handles)
+
+
+def _enter_evaluation(layer: nn.Module, inputs: Any) -> None:
+    del inputs
+    setattr(layer, _MODE, layer.training)
+    layer.training = False
+
+
+def _restore_mode(layer: nn.Module, inputs: Any, output: Any) -> None:
+    del inputs, output
+    layer.training = layer.__dict__.pop(_MODE)
+
 
 # Layer → its weight, from which a function computes the gradients for a start along the gradient.
 Gradients = Mapping[str, Tensor] | Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -185,7 +294,7 @@ def inject(
     ``gaussian`` up to rounding). The names of the
     adapted layers end with ``.base_layer`` now. What ``torch.compile`` has wrapped has the names of the modules inside.
     A model is wrapped for distributed training after this call. Running statistics are frozen in training too, see
-    `loralens.training.running_statistics`.
+    `loralens.training.injection`.
 
     Parameters
     ----------
@@ -203,7 +312,7 @@ def inject(
     alpha : float
         The scale is α/r, for rsLoRA α/√r, with the rank r of each layer, as in PEFT.
     method : str
-        The name of a row of `loralens.training.method.METHODS`: a combination of the five options below.
+        The name of a row of `loralens.training.course.METHODS`: a combination of the five options below.
     scale_rule, start, magnitude, lr_ratio, freeze_a : optional
         Each replaces the one of the method: the scale ``lora`` (α/r) or ``rslora`` (α/√r); the first factors
         ``kaiming``, ``gaussian``, ``pissa``, ``olora`` or ``lora-ga``; whether the length of every output is trained

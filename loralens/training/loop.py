@@ -1,13 +1,13 @@
-"""The training loop: computes gradients of batches, updates the parameters, and calls the functions of a `Watch`."""
+"""The training loop: computes gradients of batches in a precision, updates the parameters, and calls a `Watch`."""
 
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from math import inf, isfinite, isnan, nan
+from math import ceil, inf, isfinite, isnan, log2, nan
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final, runtime_checkable
+from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +19,125 @@ from loralens.core.attached import keep_modes
 from loralens.core.messages import warn
 from loralens.core.training import State
 from loralens.errors import DivergenceError, OptionError
-from loralens.training.blocks import recompute_blocks
-from loralens.training.course import Course, as_int, make_optimiser
+from loralens.training.course import Course, as_float, as_int, make_optimiser
 from loralens.training.feed import Feed, length_of, move_batch, size_of
 from loralens.training.injection import Injection, unreached_error, unreached_layers, warn_of_unreached
-from loralens.training.losses.returned import Loss, loss_and_count
-from loralens.training.precision import Precision
 from loralens.training.readout import full_tensor, read_injection
 from loralens.training.state import capture_state, draws_of, overwrite, restore_state, run_identity, trained_tensors
-from loralens.training.world import World
+from loralens.training.world import World, recompute_blocks
 
-if TYPE_CHECKING:
-    from loralens.training.injection import Injection
+Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Any]]
+
+
+def loss_and_count(returned: Any) -> tuple[Tensor, Tensor | float]:
+    """The loss and the number of its terms, from the return value of a loss function; 1 where it is a mean."""
+    loss, over = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, 1)
+    number = over.detach().reshape(()) if isinstance(over, Tensor) and over.numel() == 1 else as_float(over)
+    if not isinstance(loss, Tensor) or number is None:
+        raise OptionError(
+            f"the loss is {reprlib.repr(returned)}, which is not a tensor",
+            fix="return a tensor with one number, or a pair of it and the number of its terms",
+        )
+    if loss.ndim:
+        raise OptionError(
+            f"the loss has the shape {tuple(loss.shape)}, and it must be one number", fix="return its mean or its sum"
+        )
+    if not loss.requires_grad:
+        raise OptionError(
+            "the loss depends on nothing that is trained", fix="compute it from the model's output, with gradients on"
+        )
+    return loss, number
+
+
+# The numbers of torch.amp.GradScaler. float16 loses gradients below 6e-8, and a power of two rounds nothing.
+FIRST = 2.0**16
+STEPS = 2000  # steps without an infinite gradient, after which the scale is doubled
+SKIPPED = 24  # steps left out in a row, after which the scale is not the reason for infinite gradients
+
+
+@final
+@dataclass(slots=True, eq=False)
+class Precision:
+    """How a run computes on a device.
+
+    Attributes
+    ----------
+    autocast : bool
+        Whether torch's autocast is on.
+    dtype : torch.dtype
+        The dtype of autocast.
+    scale : float
+        The loss is multiplied by it before the backward pass, and the gradients are divided by it. 1 unless the run
+        computes in float16.
+    begun : bool
+        Whether the scale has been fitted to the size of a batch, see `begin`.
+    """
+
+    device: torch.device
+    autocast: bool
+    dtype: torch.dtype
+    scaled: bool
+    scale: float = 1.0
+    begun: bool = False
+    _good: int = 0  # steps since the scale was last changed
+    _skipped: int = 0  # steps in a row that were left out
+
+    @classmethod
+    def of(cls, model: nn.Module, device: torch.device, *, autocast: bool | None) -> "Precision":
+        """The precision for a model on a device. By default autocast is on only on a CUDA GPU.
+
+        Autocast is to bfloat16, or to float16 where the weights of the model are float16 or the GPU has no bfloat16.
+        """
+        on = device.type == "cuda" if autocast is None else autocast
+        half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+        dtype = torch.float16 if half or not has_bfloat16(device) else torch.bfloat16
+        return cls(device, on, dtype, scaled=half or (on and dtype == torch.float16))
+
+    def context(self) -> Any:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.autocast)
+
+    def begin(self, terms: float) -> None:
+        """Set the first scale, for batches whose loss is a sum over so many terms.
+
+        The loss of a batch is a sum and not a mean, so its gradients are larger by this factor.
+        """
+        self.begun = True
+        if self.scaled:
+            self.scale = FIRST / 2 ** ceil(log2(max(terms, 1)))
+
+    def accepts(self, *, finite: bool) -> bool:
+        """Adapt the scale to whether the gradients of a step are finite, and return whether the run goes on.
+
+        An infinite gradient of a scaled loss means that the scale is too large. The step is left out, and the scale
+        halved, as `torch.amp.GradScaler` does.
+        """
+        if not self.scaled:
+            return finite
+        if not finite:
+            self.scale, self._good, self._skipped = self.scale / 2, 0, self._skipped + 1
+            return self._skipped <= SKIPPED
+        self._good, self._skipped = self._good + 1, 0
+        if self._good == STEPS:
+            self.scale, self._good = 2 * self.scale, 0
+        return True
+
+    @property
+    def record(self) -> dict[str, float]:
+        """What the state of a run has to remember; nothing without a scale."""
+        return {"scale": self.scale, "scale_steps": self._good} if self.scaled else {}
+
+    def restore(self, record: Any) -> None:
+        """Go on from the record of a state."""
+        if self.scaled and "scale" in record:
+            self.scale, self._good, self.begun = float(record["scale"]), int(record["scale_steps"]), True
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 itself; older GPUs of CUDA only imitate it, slowly."""
+    if device.type != "cuda":
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere, the first generation that has it
 
 
 # Every other measure, such as an accuracy, is better if it is larger.
@@ -61,7 +168,7 @@ class AdapterWatcher(Protocol):
     If the model is divided, every process calls its methods, since each factor is gathered; otherwise only the first.
     """
 
-    def watch(self, model: "Injection") -> None:
+    def watch(self, model: Injection) -> None:
         """Take the layers as they are before training, also if a run is resumed: the state is restored afterwards."""
 
     def begin(self, step: int) -> object:
@@ -392,7 +499,10 @@ class Loop:
     def _evaluate(self) -> None:
         if self.watch.evaluate is None:
             return
-        with _evaluation_mode(self.injection.model), self._precision.context():
+        model = self.injection.model
+        # Unlike in `frozen_evaluation` of core, what is trained keeps requires_grad, which shards need.
+        with keep_modes(model), torch.no_grad(), self._precision.context():
+            model.eval()
             returned = self.watch.evaluate(self._model)
         if not isinstance(returned, Mapping):
             raise OptionError(
@@ -442,15 +552,6 @@ def _training_mode(injection: Injection, *, base_dropout: bool) -> Iterator[None
         injection.model.train(base_dropout)
         for layer in injection.layers.values():
             layer.training = True
-        yield
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, and the model's own mode again after it."""
-    # Unlike in `frozen_evaluation` of core, what is trained keeps requires_grad, which shards need.
-    with keep_modes(model), torch.no_grad():
-        model.eval()
         yield
 
 

@@ -1,21 +1,26 @@
-"""Reads the trained layers of a model as an `Adapter`."""
+"""The adapter of an injection: read from its layers, or copied into them to start a run with."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import ml_dtypes
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
+from loralens.core.names import some
 from loralens.core.scaling import Scaling
 from loralens.core.training import RECORD, record_of
-from loralens.training.initialisation import Pair, combined_digest, difference
+from loralens.errors import MismatchError, OptionError
+from loralens.training.course import TrainingMethod
+from loralens.training.initialisation import Pair, combined_digest, difference, factor_digest
 from loralens.training.injection import Injection
 from loralens.training.layers.experts import ExpertLayer, is_transposed
 from loralens.training.layers.layer import LoRALayer, TransposedLayer
@@ -105,14 +110,11 @@ def _view_modules(injection: Injection) -> Iterator[tuple[str, LowRank]]:
             continue
         layout = Layout(layer.kind, transposed=is_transposed(layer))
         for e in range(len(layer.A)):
-            B, A = lazy_tensor(partial(_factor, layer, "B", e)), lazy_tensor(partial(_factor, layer, "A", e))
+            B, A = (
+                lazy_tensor(partial(lambda layer, side, e: getattr(layer, side)[e], layer, side, e))
+                for side in ("B", "A")
+            )
             yield f"{name}[{e}]", LowRank(B, A, layer.scale, scaling=scaling, layout=layout)
-
-
-def _factor(layer: ExpertLayer, side: Literal["A", "B"], expert: int) -> Tensor:
-    """The factor of one expert of a stack."""
-    factors: Tensor = getattr(layer, side)
-    return factors[expert]
 
 
 def view_layer(layer: LoRALayer, scaling: Scaling) -> LowRank:
@@ -154,29 +156,19 @@ def view_magnitudes(layers: Mapping[str, LoRALayer]) -> Iterator[tuple[str, Extr
     """The magnitudes of DoRA as views, with their keys in a PEFT file."""
     for name, layer in layers.items():
         if layer.magnitude is not None:
-            m = lazy_tensor(partial(_magnitude, layer))
+            m = lazy_tensor(partial(getattr, layer, "magnitude"))
             # PEFT stores the magnitude of a convolution in the shape in which it multiplies the output.
             if layer.kernel:
                 m = m.reshape(1, m.size, *(1 for _ in layer.kernel))
             yield f"{PREFIX}{name}.lora_magnitude_vector", Extra("magnitude", name, m)
 
 
-def _magnitude(layer: LoRALayer) -> Tensor:
-    assert layer.magnitude is not None
-    return layer.magnitude
-
-
 def _view_heads(injection: Injection) -> Iterator[tuple[str, Extra]]:
     for name, head in injection.heads.items():
         for own in head.state_dict():
             inner, _, parameter = f"{name}.{own}".rpartition(".")
-            tensor = lazy_tensor(partial(_entry, head, own))
+            tensor = lazy_tensor(partial(lambda head, own: head.state_dict()[own], head, own))
             yield f"{PREFIX}{name}.{own}", Extra("saved", inner, tensor, parameter)
-
-
-def _entry(module: nn.Module, key: str) -> Tensor:
-    tensor: Tensor = module.state_dict()[key]
-    return tensor
 
 
 def _peft_config(injection: Injection, base: str | None, task_type: str | None) -> dict[str, Any]:
@@ -211,3 +203,159 @@ def numpy_of(tensor: Tensor) -> Array:
         return bits.view(ml_dtypes.bfloat16)
     array: Array = copy.numpy()
     return array
+
+
+SAVED, MAGNITUDE = "saved", "magnitude"  # roles of extras that a run can start with
+
+
+class StartOptions(NamedTuple):
+    """The arguments of an injection that has the modules, the ranks and the scale of an adapter."""
+
+    targets: list[str]
+    rank: int
+    rank_pattern: dict[str, int]
+    alpha: float
+
+
+def start_options(adapter: Adapter, *, method: TrainingMethod) -> StartOptions:
+    """The arguments with which an injection can start with an adapter.
+
+    Raises
+    ------
+    OptionError
+        The adapter has no modules, modules that are not pairs, or content that a training has no place for.
+    """
+    formula = method.formula
+    _check_content(adapter, magnitude=method.magnitude)
+    ranks: dict[str, int] = {}
+    alphas: Counter[float] = Counter()
+    for name, module in adapter.items():
+        assert isinstance(module, LowRank)
+        scaling = module.scaling or Scaling()
+        # All experts of a stack have one layer.
+        ranks[name.rpartition("[")[0] or name] = module.rank
+        alphas[scaling.alpha_for(module.scale, module.rank, formula)] += 1
+    ((rank, _),) = Counter(ranks.values()).most_common(1)
+    alpha = alphas.most_common(1)[0][0]
+    # Training needs a positive scale. Any other scale is multiplied into B.
+    return StartOptions(list(ranks), rank, {n: r for n, r in ranks.items() if r != rank}, alpha if alpha > 0 else 1.0)
+
+
+def _check_content(adapter: Adapter, *, magnitude: bool) -> None:
+    if not len(adapter):
+        raise OptionError("the adapter to start from has no modules", fix="give one that was trained")
+    other = [name for name, module in adapter.items() if not isinstance(module, LowRank)]
+    if other:
+        what = f"{other[0]} of the adapter to start from is no pair of factors"
+        raise OptionError(what, fix="give a plain LoRA adapter, such as one that loralens convert has written")
+    if magnitude != any(extra.role == MAGNITUDE for extra in adapter.extra.values()):
+        has = "has no magnitudes, which dora trains" if magnitude else "has magnitudes, which only dora trains"
+        raise OptionError(f"the adapter to start from {has}", fix="give the --method with which it was trained")
+    strange = [key for key, extra in adapter.extra.items() if extra.role not in (SAVED, MAGNITUDE)]
+    if strange:
+        raise OptionError(
+            f"the adapter to start from holds what is not trained here: {some(strange)}",
+            fix="start from an adapter of factors, magnitudes and heads alone",
+        )
+
+
+@torch.no_grad()
+def start_from(injection: Injection, adapter: Adapter) -> Injection:
+    """Copy the factors, magnitudes and heads of an adapter into an injection; returns it with the new digests.
+
+    The scales may differ: B is multiplied by their ratio, so that ΔW is that of the adapter.
+
+    Raises
+    ------
+    MismatchError
+        The adapter has other modules, other heads or other shapes than the injection.
+    OptionError
+        The method starts with other factors.
+    """
+    if injection.method.subtracted:
+        what = f"{injection.method.start} starts with factors of its own, and not with an adapter"
+        raise OptionError(what, fix="continue as plain LoRA: method lora")
+    digests: dict[str, str] = {}
+    started: set[str] = set()
+    for name, layer in injection.layers.items():
+        count = len(layer.A) if isinstance(layer, ExpertLayer) else 0
+        names = [f"{name}[{e}]" for e in range(count)] or [name]
+        modules = [_module_of(adapter, each) for each in names]
+        started.update(names)
+        pairs = [(module.scale / layer.scale * module.B.astype(np.float64), module.A) for module in modules]
+        B, A = (np.stack([pair[side] for pair in pairs]) if count else pairs[0][side] for side in (0, 1))
+        _copy(layer.B, B, name)
+        _copy(layer.A, A, name)
+        digests |= {each: factor_digest(layer.A[e] if count else layer.A) for e, each in enumerate(names)}
+        _copy_magnitude(layer, adapter, name)
+    if unknown := sorted(set(adapter) - started):
+        raise MismatchError(f"the run does not adapt {some(unknown)} of the adapter", fix="adapt the same modules")
+    _copy_heads(injection, adapter)
+    return replace(injection, digests=digests, initialisation="adapter")
+
+
+@torch.no_grad()
+def start_with_a(injection: Injection, adapter: Adapter) -> Injection:
+    """Copy the A of every module of an adapter into an injection, whose B stays 0; returns it with the new digests.
+
+    For an embedding it is B that is copied, since its A is 0 at the start.
+
+    Raises
+    ------
+    MismatchError
+        The adapter has no pair for a module of the injection, or one of another rank or shape.
+    OptionError
+        The method starts with other factors.
+    """
+    if injection.method.subtracted:
+        what = f"{injection.method.start} starts with an A of its own, and not with that of an adapter"
+        raise OptionError(what, fix="choose the start kaiming or gaussian")
+    digests: dict[str, str] = {}
+    for name, layer in injection.layers.items():
+        side = "B" if layer.kind == "embedding" else "A"
+        count = len(layer.A) if isinstance(layer, ExpertLayer) else 0
+        names = [f"{name}[{e}]" for e in range(count)] or [name]
+        arrays = [getattr(_module_of(adapter, each), side) for each in names]
+        factor: Tensor = getattr(layer, side)
+        _copy(factor, np.stack(arrays) if count else arrays[0], name)
+        digests |= {each: factor_digest(factor[e] if count else factor) for e, each in enumerate(names)}
+    return replace(injection, digests=digests, initialisation="A of an adapter")
+
+
+def _module_of(adapter: Adapter, name: str) -> LowRank:
+    module = adapter.modules.get(name)
+    if not isinstance(module, LowRank):
+        raise MismatchError(f"the adapter to start from has no pair for {name}", fix="adapt the modules of the adapter")
+    return module
+
+
+def _copy(tensor: Tensor, array: Array, name: str) -> None:
+    values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
+    if values.numel() != tensor.numel():
+        shapes = f"{tuple(values.shape)}, where the model needs {tuple(tensor.shape)}"
+        raise MismatchError(f"the adapter to start from does not fit: {name} has {shapes}", fix="give another model")
+    tensor.copy_(values.reshape(tensor.shape))
+
+
+def _copy_magnitude(layer: LoRALayer, adapter: Adapter, name: str) -> None:
+    if layer.magnitude is None:
+        return
+    magnitudes = [e for e in adapter.extra.values() if e.role == MAGNITUDE and e.module == name]
+    if not magnitudes:
+        raise MismatchError(f"the adapter to start from has no magnitude of {name}", fix="give another --method")
+    _copy(layer.magnitude, magnitudes[0].tensor.read(), name)
+
+
+def _copy_heads(injection: Injection, adapter: Adapter) -> None:
+    tensors: Mapping[str, Any] = {
+        f"{name}.{own}": tensor
+        for name, head in injection.heads.items()
+        for own, tensor in head.state_dict(keep_vars=True).items()
+    }
+    for extra in adapter.extra.values():
+        if extra.role == SAVED:
+            key = f"{extra.module}.{extra.parameter}"
+            if key not in tensors:
+                what = f"the adapter to start from brings {extra.module} in full, which the run does not train"
+                raise MismatchError(what, fix=f"give --heads {extra.module}")
+            _copy(tensors[key], extra.tensor.read(), key)

@@ -1,6 +1,7 @@
 """The state of a run, saved and restored bit for bit, so that a run can be resumed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -64,7 +65,7 @@ def capture_state(
     """
     trained = trained_tensors(injection)
     # Values of groups that do not follow from the course: those of an optimiser of the caller.
-    remembered, values = capture_optimiser(optimiser, trained, groups=own_optimiser, numpy_of=numpy_of)
+    remembered, values = capture_optimiser(optimiser, trained, groups=own_optimiser)
     tensors: dict[str, Array] = {}
     for name, tensor in trained.items():
         # What the optimiser remembers of a tensor comes behind it, as in the files of older releases.
@@ -116,7 +117,7 @@ def restore_state(
         check_remembered(optimiser, tensors, remembered, values, done=state.step)
     for name, tensor in tensors.items():
         overwrite(tensor, state.tensors[TRAINED + name], name)
-    restore_optimiser(optimiser, tensors, remembered, values, like=_tensor_like)
+    restore_optimiser(optimiser, tensors, remembered, values)
     return {name: _tensor_like(tensors[name], value) for name, value in best.items()}
 
 
@@ -195,8 +196,6 @@ def _tensor_like(tensor: Tensor, array: Array) -> Tensor:
     return distribute_tensor(values.to(mesh.device_type), mesh, tensor.placements)  # type: ignore[attr-defined]
 
 
-NumpyOf = Callable[[Tensor], Array]
-TensorLike = Callable[[Tensor, Array], Tensor]
 # Values of groups that the run itself sets, and the parameters.
 SET = ("params", "name", "lr")
 STEP = "step"  # the key under which the optimisers of torch count
@@ -210,47 +209,44 @@ DAMAGED = "begin the run anew: --overwrite"  # the fix for every damaged state
 
 
 def capture_optimiser(
-    optimiser: Optimizer, tensors: Mapping[str, Tensor], *, groups: bool, numpy_of: NumpyOf
+    optimiser: Optimizer, tensors: Mapping[str, Tensor], *, groups: bool
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Everything that an optimiser remembers: arrays by name, and a record for JSON, which is empty for those of torch.
 
-    Parameters
-    ----------
-    optimiser : Optimizer
-    tensors : mapping of str to tensor
-        The parameters by name.
-    groups : bool
-        Whether the values of the parameter groups belong to the state. Those of our own optimisers follow from the
-        course.
-    numpy_of : callable
-        Copies a tensor to an array.
+    ``tensors`` are the parameters by name. ``groups`` says whether the values of the parameter groups belong to the
+    state. Those of our own optimisers follow from the course.
 
     Raises
     ------
     OptionError
         The optimiser remembers an object that cannot be saved.
     """
-    saver = _Saver(numpy_of)
-    values: dict[str, Any] = {}
+    arrays: dict[str, Array] = {}
+    values: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         for key, value in (optimiser.state.get(tensor) or {}).items():
-            plain = isinstance(value, Tensor) and isinstance(key, str)
-            # Tensors of a state keep their own names, which older releases wrote too.
-            entry = saver.save(f"{name}.{key}", value)
-            if not plain or _stays(value, tensor, key):
-                values.setdefault(name, []).append([key, entry, _stays(value, tensor, key)])
+            if isinstance(value, Tensor):
+                arrays[f"{name}.{key}"] = numpy_of(value)
+            else:
+                values.setdefault(name, {})[key] = _plain(value)
     record: dict[str, Any] = {"values": values} if values else {}
     if groups:
         record["groups"] = [
-            {key: saver.save(f"group{number}.{key}", value) for key, value in group.items() if key not in SET}
-            for number, group in enumerate(optimiser.param_groups)
+            {key: _plain(value) for key, value in group.items() if key not in SET} for group in optimiser.param_groups
         ]
-    return saver.arrays, record
+    return arrays, record
 
 
-def _stays(value: Any, tensor: Tensor, key: str) -> bool:
-    """Whether a tensor of a state is on the CPU although its parameter is not, and is not a count of torch's."""
-    return isinstance(value, Tensor) and key != STEP and value.device.type == "cpu" != tensor.device.type
+def _plain(value: Any) -> Any:
+    """A copy of a value that JSON holds; tuples become lists."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    raise OptionError(
+        f"the optimiser keeps a {type(value).__name__}, which a state cannot hold",
+        fix="choose an optimiser that keeps tensors and numbers, or save no states (--save-every)",
+    )
 
 
 def check_remembered(
@@ -310,25 +306,9 @@ def check_numbers(tensor: Tensor, array: Array, name: str) -> None:
 
 
 def restore_optimiser(
-    optimiser: Optimizer,
-    tensors: Mapping[str, Tensor],
-    arrays: Mapping[str, Array],
-    record: Mapping[str, Any],
-    *,
-    like: TensorLike,
+    optimiser: Optimizer, tensors: Mapping[str, Tensor], arrays: Mapping[str, Array], record: Mapping[str, Any]
 ) -> None:
-    """Give an optimiser what `capture_optimiser` has saved.
-
-    Parameters
-    ----------
-    optimiser : Optimizer
-    tensors : mapping of str to tensor
-        The parameters by name.
-    arrays, record : mapping
-        What was saved.
-    like : callable
-        Makes a tensor of an array, on the device of another one.
-    """
+    """Give an optimiser what `capture_optimiser` has saved; ``tensors`` are the parameters by name."""
     groups = {parameter: group for group in optimiser.param_groups for parameter in group["params"]}
     try:
         for name, tensor in tensors.items():
@@ -336,61 +316,23 @@ def restore_optimiser(
                 continue
             begin = f"{name}."
             state: dict[Any, Any] = {
-                key.removeprefix(begin): _place(key.removeprefix(begin), value, tensor, groups[tensor], like)
+                key.removeprefix(begin): _place(key.removeprefix(begin), value, tensor, groups[tensor])
                 for key, value in arrays.items()
-                if key.startswith(begin) and "/" not in key
+                if key.startswith(begin)
             }
-            for key, entry, stays in record.get("values", {}).get(name, ()):
-                state[key] = _load(entry, arrays, torch.empty(0) if stays else tensor, like)
+            state.update(deepcopy(record.get("values", {}).get(name, {})))
             if state:
                 optimiser.state[tensor] = state
-        for number, values in enumerate(record.get("groups", ())):
-            group = optimiser.param_groups[number]
-            group.update({key: _load(value, arrays, group["params"][0], like) for key, value in values.items()})
+        # Copies, since an optimiser may change its values in place, and a state may be resumed again.
+        for group, values in zip(optimiser.param_groups, record["groups"], strict=True) if "groups" in record else ():
+            group.update(deepcopy(values))
     # The record may come from a damaged file.
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise FormatError("the state of the optimiser is damaged", fix=DAMAGED) from error
 
 
-def _place(key: str, value: Array, tensor: Tensor, group: Mapping[str, Any], like: TensorLike) -> Tensor:
+def _place(key: str, value: Array, tensor: Tensor, group: Mapping[str, Any]) -> Tensor:
     # torch's optimisers count steps on the CPU, unless one kernel updates everything on the device.
     if key == STEP and not (group.get("fused") or group.get("capturable")):
         return torch.from_numpy(value.copy())
-    return like(tensor, value)
-
-
-class _Saver:
-    """Turns values into JSON, with tensors as arrays beside it."""
-
-    def __init__(self, numpy_of: NumpyOf) -> None:
-        self.arrays: dict[str, Array] = {}
-        self._numpy_of = numpy_of
-
-    def save(self, name: str, value: Any) -> Any:
-        """The JSON of a value; its tensors are in ``arrays`` under names that begin with ``name``."""
-        if value is None or isinstance(value, bool | int | float | str):
-            return {"value": value}
-        if isinstance(value, Tensor):
-            self.arrays[name] = self._numpy_of(value)
-            return {"tensor": name}
-        if isinstance(value, list | tuple):
-            items = [self.save(f"{name}/{i}", item) for i, item in enumerate(value)]
-            return {"tuple" if isinstance(value, tuple) else "list": items}
-        if isinstance(value, Mapping) and all(isinstance(key, str | int) for key in value):
-            return {"mapping": [[key, self.save(f"{name}/{key}", item)] for key, item in value.items()]}
-        raise OptionError(
-            f"the optimiser keeps a {type(value).__name__} for {name}, which a state cannot hold",
-            fix="choose an optimiser that keeps tensors and numbers, or save no states (--save-every)",
-        )
-
-
-def _load(entry: Mapping[str, Any], arrays: Mapping[str, Array], tensor: Tensor, like: TensorLike) -> Any:
-    ((kind, content),) = entry.items()
-    if kind == "value":
-        return content
-    if kind == "tensor":
-        return like(tensor, arrays[content])
-    if kind == "mapping":
-        return {key: _load(value, arrays, tensor, like) for key, value in content}
-    items = [_load(value, arrays, tensor, like) for value in content]
-    return tuple(items) if kind == "tuple" else items
+    return _tensor_like(tensor, value)

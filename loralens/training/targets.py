@@ -17,14 +17,10 @@ from loralens.core.names import kind, natural_key, some
 from loralens.core.naming.selection import matches, select
 from loralens.core.scaling import scale_of
 from loralens.errors import OptionError
-from loralens.training.course import as_float, as_int
-from loralens.training.layers.construction import matrix_of, no_experts
-from loralens.training.layers.conv import ConvLayer
-from loralens.training.layers.embedding import EmbeddingLayer
+from loralens.training.course import TrainingMethod, as_float, as_int
 from loralens.training.layers.experts import ExpertLayer, expert_stacks
-from loralens.training.layers.layer import LinearLayer, LoRALayer, TransposedLayer
+from loralens.training.layers.layer import ConvLayer, EmbeddingLayer, LinearLayer, LoRALayer, TransposedLayer
 from loralens.training.layers.quantised import QuantisedLayer, weight_kind
-from loralens.training.method import TrainingMethod
 
 # The scale multiplies float32 factors, and PiSSA divides by it: neither the scale nor its reciprocal may underflow, or
 # exceed the largest float32, 3.4e38.
@@ -481,6 +477,19 @@ def plan_layers(
         warn_of_doubles(model, {name: named[name] for name, kind in kinds.items() if kind is not ExpertLayer})
     sides = {name: check_weight(name, matrix_of(named[name], kind, name)) for name, kind in kinds.items()}
     return LayerPlan(named, kinds, layer_ranks(sides, rank=rank, pattern=rank_pattern, say=say), tops)
+
+
+def no_experts(method: TrainingMethod, dropout: float) -> str:
+    """What keeps stacks of experts from being adapted, as in PEFT; empty if nothing does."""
+    # The weights of all experts are changed before the inputs are known, so that no input can be dropped.
+    return method.name if method.magnitude or method.subtracted else "dropout" if dropout else ""
+
+
+def matrix_of(module: nn.Module, kind: type[LoRALayer], name: str) -> Tensor:
+    """The matrix of a layer, or that of the first expert of a stack."""
+    if kind is ExpertLayer:
+        return ExpertLayer.stack(module, name.rpartition(".")[2])[0]
+    return kind.matrix(module)
 
 
 # An update at a usual learning rate is below half a unit in the last place of these dtypes, and rounding loses it.

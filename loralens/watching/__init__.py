@@ -5,25 +5,24 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from loralens.watching.health import SIGNS as SIGNS
-    from loralens.watching.health import HealthWarning as HealthWarning
-    from loralens.watching.lightning_looks import lightning_callback as lightning_callback
+    from loralens.watching.looks import SIGNS as SIGNS
+    from loralens.watching.looks import HealthWarning as HealthWarning
     from loralens.watching.merged import LiveSwitchboard as LiveSwitchboard
     from loralens.watching.trainer_callback import ExactMergeCallback as ExactMergeCallback
     from loralens.watching.trainer_callback import SpectralCallback as SpectralCallback
     from loralens.watching.view import live as live
     from loralens.watching.watcher import Look as Look
     from loralens.watching.watcher import Watcher as Watcher
+    from loralens.watching.watcher import lightning_callback as lightning_callback
 else:
     # Imported on first use, since torch takes a second to import. No trainer is imported until its callback is used.
     __all__, __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "health": ["SIGNS", "HealthWarning"],
-            "lightning_looks": ["lightning_callback"],
+            "looks": ["SIGNS", "HealthWarning"],
             "merged": ["LiveSwitchboard"],
             "trainer_callback": ["ExactMergeCallback", "SpectralCallback"],
             "view": ["live"],
-            "watcher": ["Look", "Watcher"],
+            "watcher": ["Look", "Watcher", "lightning_callback"],
         },
     )

@@ -11,7 +11,6 @@ from typing import Any, final
 
 from torch import nn
 
-from loralens.core.adapter import Adapter
 from loralens.errors import MismatchError, OptionError
 from loralens.merging.resident.switchboard import Switchboard
 from loralens.merging.resident.switchboard_state import MemoryUse
@@ -68,7 +67,9 @@ class LiveSwitchboard:
         self._name = one_active(wrapped) if adapter is None else adapter
         self._sharded = is_sharded(wrapped)
         self._reshard()
-        self._view = _mergeable(live(wrapped, self._name))
+        view = live(wrapped, self._name)
+        # Without the tensors that PEFT's layers apply themselves, merged or not.
+        self._view = replace(view, extra={key: extra for key, extra in view.extra.items() if extra.role in MERGED})
         # All processes read sharded factors together and at once, so these are copied before every merge.
         self._board = Switchboard(wrapped, {TASK: self._view}, threads=threads, views=not self._sharded)
         # They are found once, since finding them takes longer than merging a small layer.
@@ -92,7 +93,8 @@ class LiveSwitchboard:
         memory = self._board.bytes()
         used = memory.patch + memory.copies
         # If one of several processes is over the limit, all of them stop, since they would wait for each other.
-        if self._any_process(used > self._limit):
+        over = used > self._limit
+        if any_process(over, self._model) if self._sharded else over:
             self._board.switch(None)
             raise OptionError(
                 f"the merge needs {used:,} bytes to be undone{' here' if self._sharded else ''}, and {self._limit:,} "
@@ -171,10 +173,6 @@ class LiveSwitchboard:
             if hasattr(module, "reshard"):
                 module.reshard()
 
-    def _any_process(self, condition: bool) -> bool:
-        """Whether the condition holds in one of the processes that share the model."""
-        return any_process(condition, self._model) if self._sharded else condition
-
 
 def _layers_with(model: nn.Module, name: str) -> list[Any]:
     """PEFT's layers that have the adapter and know whether it is merged."""
@@ -186,8 +184,3 @@ def _layers_with(model: nn.Module, name: str) -> list[Any]:
         and isinstance(getattr(layer, "scaling", None), dict)
         and name in layer.scaling
     ]
-
-
-def _mergeable(view: Adapter) -> Adapter:
-    """The view without the tensors that PEFT's layers apply themselves, merged or not."""
-    return replace(view, extra={key: extra for key, extra in view.extra.items() if extra.role in MERGED})

@@ -1,44 +1,13 @@
 """Callbacks of transformers' `Trainer`, and so of TRL and axolotl: a `Watcher`, and merging without drift."""
 
-from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from os import PathLike
-from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from loralens.errors import OptionError
-from loralens.formats.records.watch_log import NAME
 from loralens.requirements import missing_packages
-from loralens.watching.health import HealthWarning
 from loralens.watching.merged import BUDGET, LiveSwitchboard
-from loralens.watching.watcher import Look, Watcher
-
-
-class WatcherOptions(TypedDict, total=False):
-    """Options of a `Watcher` that a callback passes on."""
-
-    adapter: str | None
-    modules: Sequence[str]
-    gradients: bool
-    base: str | PathLike[str] | None
-    base_every: int
-    keep: str | PathLike[str] | None
-    on_warning: Callable[[HealthWarning], None] | None
-    threads: int | None
-
-
-def log_path(log: str | PathLike[str] | None, folder: str | PathLike[str], *, resumed: bool) -> Path:
-    """The log that was asked for, else ``watch.jsonl`` in the folder of a trainer.
-
-    If that is there and the run is not resumed, the path is the first of ``watch-2.jsonl``, ``watch-3.jsonl`` … that
-    is free.
-    """
-    path = Path(folder) / NAME if log is None else Path(log)
-    number, free = 2, path
-    while log is None and not resumed and free.exists():
-        free, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
-    return free
-
+from loralens.watching.watcher import Look, Watcher, WatcherOptions, log_path
 
 try:
     from transformers import Trainer, TrainerCallback

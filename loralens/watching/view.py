@@ -29,7 +29,7 @@ from loralens.requirements import missing_packages
 from loralens.training.injection import Injection
 from loralens.training.layers.layer import LoRALayer
 from loralens.training.readout import lazy_tensor, numpy_of, view_injection, view_layer, view_magnitudes
-from loralens.watching.health import WeightSize
+from loralens.watching.looks import WeightSize
 
 SAMPLE = 1 << 12  # entries of a weight: a mean of squares has an error of a few per cent
 NARROW = (torch.float16, torch.bfloat16)  # the rounding of float32 weights is smaller than any trained update
@@ -66,20 +66,15 @@ def _mean_squares(parameter: Tensor) -> tuple[float, float]:
     own: Tensor = getattr(parameter, "to_local", lambda: parameter)()
     totals = np.zeros(3)
     if own.numel():
-        entries = _sample(own)
+        # Entries at equal distances along every axis: a flattened weight would be copied if it is not contiguous.
+        step = max(1, int((own.numel() / SAMPLE) ** (1 / max(1, own.ndim))))
+        entries = numpy_of(own[(slice(None, None, step),) * own.ndim])
         units = ulp(entries, entries.dtype) if parameter.dtype in NARROW else np.zeros(1)
         means = [float(np.square(numbers.astype(np.float64)).mean()) for numbers in (entries, units)]
         # Parts may differ in size.
         totals = own.numel() * np.array([*means, 1.0])
     squares, unit_squares, count = sum_over_shards(torch.from_numpy(totals), parameter).tolist()
     return squares / count, unit_squares / count
-
-
-def _sample(own: Tensor) -> Any:
-    """Entries of a weight at equal distances."""
-    # The steps are along every axis. A flattened weight would be copied if it is not contiguous.
-    step = max(1, int((own.numel() / SAMPLE) ** (1 / max(1, own.ndim))))
-    return numpy_of(own[(slice(None, None, step),) * own.ndim])
 
 
 def sum_over_shards(numbers: Tensor, parameter: Tensor) -> Tensor:
@@ -275,14 +270,13 @@ def _file_config(model: Any, name: str) -> dict[str, Any]:
     """The configuration as PEFT writes it beside the file of an adapter."""
     config = model.peft_config[name]
     base = getattr(model, "get_base_model", lambda: model)()
-    fields: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=_as_json))
+    fields: dict[str, Any] = json.loads(
+        json.dumps(
+            config.to_dict(), default=lambda value: sorted(value) if isinstance(value, set | frozenset) else str(value)
+        )
+    )
     path = config.base_model_name_or_path or getattr(getattr(base, "config", None), "_name_or_path", None)
     return {**fields, "base_model_name_or_path": path or None, "inference_mode": True}
-
-
-def _as_json(value: Any) -> Any:
-    """A value of a configuration that JSON does not have: sets of names, and dtypes."""
-    return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 
 def _peft_tensors(model: Any, name: str, *, gradients: bool) -> Iterator[tuple[str, LazyArray]]:
@@ -310,7 +304,7 @@ def _peft_tensors(model: Any, name: str, *, gradients: bool) -> Iterator[tuple[s
             )
         path = places.get(id(tensor))
         # PEFT computes a few tensors when it saves them, such as the ranks that AdaLoRA keeps.
-        yield key, lazy_tensor(partial(_at, model, path, gradients) if path else partial(_computed_tensor, state, key))
+        yield key, lazy_tensor(partial(_at, model, path, gradients) if path else partial(lambda key: state()[key], key))
 
 
 def _at(model: "nn.Module", path: str, gradient: bool = False) -> Tensor:
@@ -321,11 +315,6 @@ def _at(model: "nn.Module", path: str, gradient: bool = False) -> Tensor:
         # As `get_submodule` does it, in a tenth of the time: a merge reads two factors of every layer.
         module = module._modules[name]  # type: ignore[assignment]
     tensor: Tensor = _gradient_of(module, own) if gradient else getattr(module, own)
-    return tensor
-
-
-def _computed_tensor(state: Any, key: str) -> Tensor:
-    tensor: Tensor = state()[key]
     return tensor
 
 

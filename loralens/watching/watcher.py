@@ -1,18 +1,19 @@
-"""`Watcher`: looks at an adapter every so many steps, and logs what it sees."""
+"""`Watcher`: looks at an adapter every so many steps, and logs what it sees; and its callback for Lightning."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from math import hypot, isfinite, nan
 from os import PathLike
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, final
 
 import numpy as np
 
-from loralens.analysis.base.amplification import Amplification, measure_amplification
-from loralens.analysis.groups import mean_effective_rank, total_norm
-from loralens.analysis.spectrum import Spectrum
+from loralens.analysis.amplification import Amplification, measure_amplification
+from loralens.analysis.spectrum import Spectrum, mean_effective_rank, total_norm
 from loralens.choices import Side
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
@@ -24,11 +25,13 @@ from loralens.core.weights import Weights, weights_of
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats import save
 from loralens.formats.files.json_text import finite_number
-from loralens.formats.records.watch_log import LoggedLook, LoggedModule, WatchLog, read_watch_log
+from loralens.formats.records.watch_log import NAME, LoggedLook, LoggedModule, WatchLog, read_watch_log
 from loralens.merging.tied_weights import find_ties
-from loralens.watching.health import Health, HealthWarning
-from loralens.watching.measures import (
+from loralens.requirements import missing_packages
+from loralens.watching.looks import (
     BaseLook,
+    Health,
+    HealthWarning,
     Memory,
     ModuleLook,
     defined_mean,
@@ -189,8 +192,8 @@ class Look:
 class Watcher:
     """Looks at the adapter of a model every so many steps.
 
-    It measures every module (`loralens.watching.measures.ModuleLook`), writes a line to a log, and warns when the run
-    shows a sign of going wrong (`loralens.watching.health.SIGNS`).
+    It measures every module (`loralens.watching.looks.ModuleLook`), writes a line to a log, and warns when the run
+    shows a sign of going wrong (`loralens.watching.looks.SIGNS`).
 
     Parameters
     ----------
@@ -403,3 +406,99 @@ def _look_of(module: LoggedModule) -> ModuleLook:
     drift = finite_number(module.measures.get("drift"))
     spectrum = Spectrum(module.s, module.shape, module.rank)
     return ModuleLook(spectrum, None, None, nan if drift is None else drift, {})
+
+
+class WatcherOptions(TypedDict, total=False):
+    """Options of a `Watcher` that a callback passes on."""
+
+    adapter: str | None
+    modules: Sequence[str]
+    gradients: bool
+    base: str | PathLike[str] | None
+    base_every: int
+    keep: str | PathLike[str] | None
+    on_warning: Callable[[HealthWarning], None] | None
+    threads: int | None
+
+
+def log_path(log: str | PathLike[str] | None, folder: str | PathLike[str], *, resumed: bool) -> Path:
+    """The log that was asked for, else ``watch.jsonl`` in the folder of a trainer.
+
+    If that is there and the run is not resumed, the path is the first of ``watch-2.jsonl``, ``watch-3.jsonl`` … that
+    is free.
+    """
+    path = Path(folder) / NAME if log is None else Path(log)
+    number, free = 2, path
+    while log is None and not resumed and free.exists():
+        free, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
+    return free
+
+
+# The two packages of Lightning. A callback has to come from the package whose trainer runs.
+PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+
+
+def lightning_callback(
+    every: int = 50, *, log: str | PathLike[str] | None = None, **options: Unpack[WatcherOptions]
+) -> Any:
+    """A callback for Lightning's ``Trainer(callbacks=[…])`` that looks at the adapter in its LightningModule.
+
+    The numbers ``lora/frobenius``, ``lora/effective_rank`` … go to the loggers of the trainer.
+
+    Parameters
+    ----------
+    every : int
+        Steps of the optimiser between two looks. The first look is before the first step, and the last at the end.
+    log : path, optional
+        The file of the log; by default ``watch.jsonl`` in the folder of the trainer's logger.
+    **options : WatcherOptions
+        As for `Watcher`.
+
+    Raises
+    ------
+    OptionError
+        Lightning is not installed.
+    """
+    # The name under which the program has imported it comes first.
+    names = sorted(PACKAGES, key=lambda name: name not in sys.modules)
+    try:
+        base: Any = import_module(names[0]).Callback
+    except ImportError:
+        try:
+            base = import_module(names[1]).Callback
+        except ImportError as error:
+            raise missing_packages("lightning_callback", ("lightning",), error) from error
+    # The class is made here, since its base class is in a package that need not be installed.
+    callback: Any = type("SpectralCallback", (_Looks, base), {})
+    return callback(every, log, options)
+
+
+class _Looks:
+    """The methods that Lightning calls."""
+
+    def __init__(self, every: int, log: str | PathLike[str] | None, options: WatcherOptions) -> None:
+        super().__init__()
+        # Lightning sets the attribute `log` of every callback.
+        self.every, self.log_file, self.options = every, log, options
+        self.watcher: Watcher | None = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Make the watcher, which looks for the first time."""
+        done = trainer.global_step
+        log = log_path(self.log_file, trainer.log_dir or trainer.default_root_dir, resumed=done > 0)
+        resume = done > 0 and log.exists()
+        self.watcher = Watcher(pl_module, every=self.every, log=log, start=done, resume=resume, **self.options)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look, while the gradients are still there: Lightning sets them to 0 before the next batch."""
+        watcher, step = self.watcher, trainer.global_step
+        # With accumulated gradients several batches belong to one step.
+        if watcher is None or step % self.every or (watcher.last is not None and watcher.last.step == step):
+            return
+        pl_module.log_dict(watcher.look(step).scalars)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Look for the last time."""
+        watcher, step = self.watcher, trainer.global_step
+        if watcher is not None and (watcher.last is None or watcher.last.step != step):
+            watcher.look(step, final=True)

@@ -1,9 +1,6 @@
 """Amplification beside dense literal formulas, the paper's arithmetic, random controls and a real trajectory."""
 
-import threading
-import tracemalloc
 from importlib import metadata
-from itertools import count
 from math import isnan, nan
 from pathlib import Path
 
@@ -14,20 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.base import amplification
-from loralens.analysis.base.amplification import Amplification, measure_amplification
-from loralens.analysis.base.weight_norms import weight_steps
+from loralens.analysis.amplification import Amplification, measure_amplification
 from loralens.core.lazy import LazyArray
-from loralens.core.structured import Dense, Structured
 from loralens.core.weights import Weight, weights_of
 from loralens.errors import FormatError, OptionError, ShapeError
 from loralens.formats.models.checkpoint import weights as base_of
-from loralens.formats.records.cache import SvdCache
-from loralens.linalg import randomized
 from loralens.linalg.chance import projection_moments
 from loralens.linalg.device import Device
 from loralens.linalg.projection import Estimate
-from loralens.verbs.spectra.amplify import LeadingCache
 from tests import strategies
 from tests.marks import examples
 from tests.reference import amplification_row, subspace_phi
@@ -81,36 +72,6 @@ def test_every_row_is_that_of_the_dense_formulas(factors, scale, transposed, see
         assert (row.top_error, row.z_error == 0 or isnan(row.z)) == (0, True)
 
 
-@pytest.mark.some(1)
-@pytest.mark.parametrize("shape", [(700, 600), (600, 700)])
-@pytest.mark.parametrize("transposed", [False, True])
-def test_a_product_on_the_wrong_side_is_noticed_on_a_rectangle(shape, transposed):
-    """U of the out side and V of the in side: W's own top pair, put into ΔW, is found again whole."""
-    rng = np.random.default_rng(0)
-    U, _, Vh = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
-    W = U * np.geomspace(50, 0.05, 600) @ Vh
-    B, A = U[:, :3] * [3, 2, 1], Vh[:3]
-    for top in (True, False):
-        found = one(B, A, W, transposed=transposed, top=top)
-        assert found.shape == shape
-        assert found.at_rank(3).projected_norm == pytest.approx(
-            np.linalg.norm(np.geomspace(50, 0.05, 600)[:3]), rel=1e-9
-        )
-        assert found.at_rank(1).z > 100
-    X, _, Yh = np.linalg.svd(loralens.LowRank(*pair(np.random.default_rng(9), *shape, 2)).dense(), full_matrices=False)
-    tilted = one(*pair(np.random.default_rng(9), *shape, 2), W, transposed=transposed, top=False)
-    np.testing.assert_allclose(np.abs(tilted.overlap), np.abs(X[:, :2].T @ W @ Yh[:2].T), rtol=1e-9)
-    assert np.abs(np.diagonal(found.overlap)) == pytest.approx(np.geomspace(50, 0.05, 600)[:3], rel=1e-9)
-    assert found.directions == pytest.approx(np.array([3, 2, 1]) / np.geomspace(50, 0.05, 600)[:3], rel=1e-9)
-    top = one(B, A, W, transposed=transposed).top
-    assert top is not None
-    assert not top.exact
-    for phi in (top.out, top.in_):
-        np.testing.assert_allclose(np.diagonal(phi), 1, atol=1e-4)
-        assert phi.max() <= 1
-    assert top.s == pytest.approx(np.geomspace(50, 0.05, 600)[:3], abs=float(top.error.max()))
-
-
 def test_figure_8_on_both_sides_beside_the_dense_one():
     rng = np.random.default_rng(1)
     W, (B, A) = rng.standard_normal((40, 30)), pair(rng, 40, 30, 4)
@@ -144,57 +105,12 @@ def test_table_7_of_the_paper():
     assert round(large.excess, 1) == 5.9
 
 
-def test_the_numerator_is_that_of_the_kept_directions():
-    rng = np.random.default_rng(2)
-    (B, A), W = pair(rng, 20, 30, 5), rng.standard_normal((20, 30))
-    whole = one(B, A, W)
-    U, s, Vh = np.linalg.svd(B @ A, full_matrices=False)
-    for i in range(1, 6):
-        cut = one(U[:, :i] * s[:i], Vh[:i], W).at_rank(i)
-        for first, second in zip(whole.at_rank(i), cut, strict=True):
-            assert first == pytest.approx(second, rel=1e-8)
-
-
-def test_an_update_without_a_pair_has_directions_too():
-    rng = np.random.default_rng(14)
-    difference, W = rng.standard_normal((20, 12)), rng.standard_normal((20, 12))
-    adapter = loralens.Adapter(modules={"m": Structured(Dense(lazy(difference)))})
-    found = measure_amplification(adapter, {"m": weight(W)})["m"]
-    assert (found.rank, found.s.size) == (12, 12)
-    U = np.linalg.svd(difference, full_matrices=False)[0]
-    assert found.at_rank(12).projected_norm == pytest.approx(np.linalg.norm(U.T @ W), rel=AMPLIFIED)
-
-
-def test_asked_for_ranks_are_the_rows_and_no_more_is_computed():
-    rng = np.random.default_rng(3)
-    (B, A), W = pair(rng, 20, 30, 5), rng.standard_normal((20, 30))
-    whole, some = one(B, A, W), one(B, A, W, ranks=(3, 1, 3))
-    assert [row.rank for row in some.rows] == [1, 3]
-    assert some.s.size == len(some.curve) == 3
-    for row in some.rows:
-        assert row == pytest.approx(whole.at_rank(row.rank), rel=1e-9)
-    assert [row.rank for row in whole.rows] == [5]
-    for rank in (0, 6):
-        with pytest.raises(OptionError, match="is not between 1 and"):
-            one(B, A, W, ranks=(rank,))
-    with pytest.raises(OptionError, match="is not between 1 and"):
-        measure_amplification(loralens.Adapter(modules={}), {}, ranks=(1,))
-
-
 def test_the_gauge_of_the_factors_changes_nothing():
     rng = np.random.default_rng(4)
     (B, A), W, G = pair(rng, 20, 30, 5), rng.standard_normal((20, 30)), rng.standard_normal((5, 5))
     first, second = one(B, A, W, scale=-2.0), one(2 * B @ G, np.linalg.solve(G, A), W)
     for one_row, other in zip(first.curve, second.curve, strict=True):
         assert one_row == pytest.approx(other, rel=1e-8)
-
-
-def test_a_factor_that_grows_with_the_length_alone_leaves_its_control():
-    rng = np.random.default_rng(5)
-    (B, A), W = pair(rng, 20, 30, 5), rng.standard_normal((20, 30))
-    short, long = one(B, A, W).at_rank(5), one(B, A, W, scale=10.0).at_rank(5)
-    assert long.amplification == pytest.approx(10 * short.amplification)
-    assert (long.excess, long.z) == pytest.approx((short.excess, short.z))
 
 
 def test_what_is_zero_has_no_factor():
@@ -213,13 +129,6 @@ def test_what_is_zero_has_no_factor():
         assert isnan(dead.z)
     assert one(0 * B, A, W).top is not None
     assert one(B, A, W, top=False).top is None
-
-
-def test_where_nothing_is_left_to_chance_there_is_no_z():
-    rng = np.random.default_rng(7)
-    found = one(*pair(rng, 4, 4, 4), rng.standard_normal((4, 4))).at_rank(4)
-    assert isnan(found.z)
-    assert found.excess == pytest.approx(1)
 
 
 @pytest.mark.some(1)
@@ -265,106 +174,6 @@ def test_on_a_gpu():
         for here, there in zip(one(B, A, W).curve, one(B, A, W, device="cuda").curve, strict=True):
             assert here[:3] == pytest.approx(there[:3], rel=SINGLE)
             assert here[5:7] == pytest.approx(there[5:7], rel=SINGLE)
-
-
-def test_torch_on_small_weights_too():
-    rng = np.random.default_rng(10)
-    W, (B, A) = rng.standard_normal((40, 30)), pair(rng, 40, 30, 4)
-    for top in (True, False):
-        here, there = (one(B, A, W, device=device, top=top) for device in ("cpu", torch_device()))
-        for first, second in zip(here.curve, there.curve, strict=True):
-            assert first == pytest.approx(second, rel=20 * SINGLE, nan_ok=True)
-
-
-def test_memory_stays_within_three_float32_copies():
-    rng = np.random.default_rng(11)
-    out, in_ = 2048, 1536
-    W = (rng.standard_normal((out, in_), np.float32)).astype(ml_dtypes.bfloat16)
-    modules = {f"m{i}": loralens.LowRank(*(X.astype(np.float32) for X in pair(rng, out, in_, 8))) for i in range(2)}
-    adapter = loralens.Adapter(modules=modules)
-    weights = {name: weight(W, transposed=name == "m1") for name in modules}
-    peaks = {}
-    for top in (True, False):
-        tracemalloc.start()
-        measure_amplification(adapter, weights, top=top)
-        peaks[top] = tracemalloc.get_traced_memory()[1] / (4 * out * in_)
-        tracemalloc.stop()
-    assert peaks[True] < 2
-    assert peaks[False] < 1
-
-
-def side_by_side_case() -> tuple[loralens.Adapter, dict[str, Weight]]:
-    """Five modules, with two equal weights and one that is decomposed as a whole."""
-    rng = np.random.default_rng(13)
-    shapes = [(600, 700), (700, 600), (600, 700), (30, 20), (800, 600)]
-    modules = {f"m{i}": loralens.LowRank(*pair(rng, *shape, 2)) for i, shape in enumerate(shapes)}
-    matrices = [rng.standard_normal(shape).astype(ml_dtypes.bfloat16) for shape in shapes]
-    matrices[2] = matrices[0]
-    return loralens.Adapter(modules=modules), {f"m{i}": weight(W) for i, W in enumerate(matrices)}
-
-
-def test_two_weights_are_measured_side_by_side_with_the_same_bits(monkeypatch, tmp_path):
-    adapter, weights = side_by_side_case()
-    alone = measure_amplification(adapter, weights)
-    workers, calls, together = set(), count(), threading.Barrier(2, timeout=60)
-
-    def leading_svd(*arguments, device, **options):
-        if next(calls) < 2:
-            together.wait()
-        workers.add((threading.get_ident(), device.threads))
-        return randomized.leading_svd(*arguments, device=device, **options)
-
-    monkeypatch.setattr(amplification, "leading_svd", leading_svd)
-    told: list[int] = []
-    store = LeadingCache(SvdCache(tmp_path, limit=1 << 30))
-    shared = measure_amplification(adapter, weights, threads=4, store=store, step=told.append)
-    assert len({thread for thread, threads in workers if threads == 2}) == 2
-    assert sum(told) == weight_steps(weights.values(), top=True)
-    kept = measure_amplification(adapter, weights, threads=4, store=store)
-    for others in (shared, kept):
-        assert list(others) == list(alone)
-        for name, one_alone in alone.items():
-            assert others[name].curve == one_alone.curve
-            np.testing.assert_array_equal(others[name].overlap, one_alone.overlap)
-            np.testing.assert_array_equal(others[name].top.out, one_alone.top.out)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 3  # of two equal weights one is kept
-
-
-def test_weights_that_have_no_other_to_share_with_get_all_threads(monkeypatch):
-    adapter, weights = side_by_side_case()
-    threads: dict[str, set[tuple[bool, int]]] = {}
-
-    def measure(*arguments, device, **options):
-        name = next(name for name, weight in weights.items() if weight is arguments[0])
-        threads.setdefault(name, set()).add((threading.current_thread() is threading.main_thread(), device.threads))
-        return whole(*arguments, device=device, **options)
-
-    def alone(**options) -> set[str]:
-        threads.clear()
-        measure_amplification(adapter, weights, threads=4, **options)
-        assert {used for each in threads.values() for _, used in each} <= {2, 4}
-        return {name for name, each in threads.items() if each == {(True, 4)}}
-
-    whole = amplification._measure_weight
-    monkeypatch.setattr(amplification, "_measure_weight", measure)
-    assert alone() == {"m3"}  # of five one is small
-    assert alone(modules=["m0", "m1", "m2"]) == {"m2"}  # the last of three
-    assert alone(modules=["m4"]) == {"m4"}
-    assert alone(exact=True) == alone(top=False) == set(weights)
-    assert alone(directions=110) == set(weights)  # so many that the whole decomposition takes as little
-    monkeypatch.setattr(amplification, "LARGE", 800 * 600)
-    assert alone() == {"m2", "m3", "m4"}  # m4 is too large now, and m2 the last of three
-
-
-def test_what_is_told_adds_up_to_the_work():
-    rng = np.random.default_rng(12)
-    modules = {"a": loralens.LowRank(*pair(rng, 600, 700, 2)), "b": loralens.LowRank(*pair(rng, 20, 30, 2))}
-    weights = {"a": weight(rng.standard_normal((600, 700))), "b": weight(rng.standard_normal((20, 30)))}
-    for top in (True, False):
-        told: list[int] = []
-        measure_amplification(loralens.Adapter(modules=modules), weights, top=top, step=told.append)
-        assert sum(told) == weight_steps(weights.values(), top=top)
-        assert min(told) >= 0
 
 
 def test_what_is_wrong_says_where():

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis import behaviour as room
 from loralens.analysis.behaviour import BASE, measure_behaviour, sum_divergences
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
@@ -90,29 +89,6 @@ def test_the_numbers_are_those_of_peft_models(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[key]) for key, value in base.state_dict().items())
 
 
-def test_distributions_are_compared_in_parts_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = models.llama()
-    adapters = {"a": models.adapter(model, ("q_proj",))}
-    whole = measure_behaviour(model, batches(), adapters=adapters).contrasts[0]
-    monkeypatch.setattr(room, "CHUNK", 50)  # two positions
-    parts = measure_behaviour(model, batches(), adapters=adapters).contrasts[0]
-    assert (parts.kl, parts.logits) == pytest.approx((whole.kl, whole.logits), rel=1e-12)
-    assert parts.agreement == whole.agreement
-
-
-def test_an_encoder_has_hidden_states_only() -> None:
-    model = models.bert().double()
-    adapters = {
-        "a": models.adapter(model, ("query",)),
-        "nothing": models.adapter(model, ("value",)).map(lambda m: LowRank(0 * m.B, m.A)),
-    }
-    first, none, _ = measure_behaviour(model, batches(), adapters=adapters).contrasts
-    assert (first.kl, first.logits, first.agreement) == (None, None, None)
-    assert len(first.hidden) == 3
-    assert first.hidden[-1] > 1e-5
-    assert none.hidden == (0.0, 0.0, 0.0)
-
-
 def test_a_classifier_answers_once_a_text() -> None:
     model = models.bert("BertForSequenceClassification", num_labels=3).double()
     head = Extra("saved", "classifier", LazyArray.of(-model.classifier.weight.detach().numpy()))
@@ -164,15 +140,6 @@ def test_what_was_not_applied_not_called_or_rounded_is_named() -> None:
     assert (found.positions, found.states) == (0, 6)
     assert len(found.contrasts[0].hidden) == 1
     assert found.contrasts[0].hidden[0] > 0.01
-
-
-def test_a_base_that_says_nothing_is_infinitely_far() -> None:
-    model = nn.Sequential(nn.Linear(3, 3, bias=False)).double()
-    model[0].weight.data *= 0
-    adapter = Adapter(modules={"0": LowRank(np.ones((3, 1)), np.ones((1, 3)))})
-    assert measure_behaviour(model, [torch.ones(2, 3).double()], adapters={"a": adapter}).contrasts[0].hidden == (
-        np.inf,
-    )
 
 
 def test_misuse() -> None:

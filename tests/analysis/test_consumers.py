@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.clients.rules import check
+from loralens.analysis.clients import check
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.analysis.clients.rules import CONSUMERS, check
+from loralens.analysis.clients import CONSUMERS, check
 from loralens.core.adapter import Adapter
 from tests.cli.command import Command
 from tests.conftest import small_adapter
@@ -107,15 +107,6 @@ def test_what_comfyui_ignores(name: str, tmp_path: Path) -> None:
     assert codes(file(tmp_path, tensors), "comfyui") == {code: "error"}
 
 
-def test_some_names_that_comfyui_has_and_some_that_it_has_not(tmp_path: Path) -> None:
-    adapter = file(tmp_path, kohya(f"lora_unet_{BLOCK}_attn1_to_q", "lora_te_encoder_layers_0_mlp_fc1"))
-    (finding,) = check(adapter, "comfyui")
-    assert finding.text == (
-        "ComfyUI ignores 1 of 2 modules, whose names it does not have: lora_te_encoder_layers_0_mlp_fc1"
-    )
-    assert "PIPELINE" in finding.fix
-
-
 def test_dora_by_output_comes_out_otherwise_in_comfyui(tmp_path: Path) -> None:
     adapter = file(tmp_path, kohya(f"lora_unet_{BLOCK}_attn1_to_q", dora_scale=np.ones((6, 1), "f")))
     assert codes(adapter, "comfyui") == {"dora": "warning"}
@@ -182,38 +173,12 @@ def test_patterns_that_leave_the_scale_alone_are_right_for_vllm(tmp_path: Path) 
     assert codes(adapter, "vllm") == {}
 
 
-@pytest.mark.parametrize("verb", [["compress", "--energy", "0.95"], ["negate"], ["combine", "--method", "ties"]])
-def test_mixed_ranks_of_our_own_verbs_are_right_for_vllm(verb: list[str], tmp_path: Path) -> None:
-    source = mixed({f"model.layers.{i}.self_attn.q_proj": (4 - i, 0.5) for i in range(3)})
-    loralens.save(source, tmp_path / "a")
-    command, *options = verb
-    inputs = [tmp_path / "a"] * (2 if command == "combine" else 1)
-    result = run(command, *inputs, *options, "-o", tmp_path / "b")
-    assert result.exit_code == 0, result.output
-    adapter = loralens.load(tmp_path / "b")
-    if command != "combine":
-        assert adapter.config
-        assert adapter.config["rank_pattern"]
-    assert {code for code in codes(adapter, "vllm") if "pattern" in code} == set()
-
-
 def test_patterns_that_change_the_scale_are_an_error_for_old_vllm(tmp_path: Path) -> None:
     loralens.save(mixed({**MIXED, "model.layers.2.self_attn.q_proj": (3, 1.0)}), tmp_path / "a")
     (finding,) = check(loralens.load(tmp_path / "a"), "vllm")
     assert (finding.level, finding.code) == ("error", "rank-pattern")
     assert finding.text.startswith("vLLM before 0.32.0 ignores rank_pattern and alpha_pattern: 1 modules would get")
     assert "vLLM 0.32.0 or later" in finding.fix
-
-
-def test_the_scale_of_rslora_changes_with_the_rank(tmp_path: Path) -> None:
-    rule = {"use_rslora": True, "r": 2, "lora_alpha": 2, "rank_pattern": {}, "alpha_pattern": {}}
-    assert codes(peft(tmp_path, **rule), "vllm") == {}
-    modules = {f"base_model.model.{name}": array for name, array in zip(
-        ("x.lora_A.weight", "x.lora_B.weight"), arrays((3, 4), (6, 3)), strict=True)}  # fmt: skip
-    (tmp_path / "b").mkdir()
-    assert codes(peft(tmp_path / "b", modules, **{**rule, "rank_pattern": {"x": 3}}), "vllm") == {
-        "rank-pattern": "error"
-    }
 
 
 PREFIX = "base_model.model."
@@ -248,35 +213,6 @@ def test_lorax_stacks_the_layers_of_a_kind(tmp_path: Path) -> None:
         assert codes(loralens.load(tmp_path / str(ranks)), "lorax") == expected
 
 
-def test_lorax_reads_no_pattern(tmp_path: Path) -> None:
-    terms = {"model.layers.0.self_attn.q_proj": (2, 1.0), "model.layers.0.self_attn.v_proj": (2, 3.0)}
-    loralens.save(mixed(terms), tmp_path / "a")
-    assert codes(loralens.load(tmp_path / "a"), "lorax") == {"alpha-pattern": "error"}
-    assert codes(peft(tmp_path, use_rslora=True), "lorax") == {}
-
-
-@pytest.mark.parametrize("consumer", ["vllm", "lorax", "peft"])
-def test_an_error_is_exit_code_1_whatever_it_is_about(consumer: str, tmp_path: Path) -> None:
-    """A wrong r, the base of another model, and NaN are no findings about a consumer, and each of them fails there."""
-    good = tmp_path / "good"
-    loralens.save(small_adapter(), good)
-    shapes = {f"{name}.weight": module.shape for name, module in loralens.load(good).items()}
-    for base, out in (("base", 0), ("other", 1)):
-        (tmp_path / base).mkdir()
-        weights = {name: np.ones((shape[0] + out, shape[1]), np.float32) for name, shape in shapes.items()}
-        save_file(weights, tmp_path / base / "model.safetensors")
-    assert run("inspect", good, "--for", consumer, "--base", tmp_path / "base").exit_code == 0
-    result = run("inspect", good, "--for", consumer, "--base", tmp_path / "other")
-    assert (result.exit_code, "applies it as it was trained" in result.stdout) == (1, False)
-    peft(tmp_path, r=7)
-    result = run("inspect", tmp_path / "peft", "--for", consumer)
-    assert (result.exit_code, "applies it as it was trained" in result.stdout) == (1, False)
-    held = load_file(good / "adapter_model.safetensors")
-    save_file({key: array * np.float32("nan") for key, array in held.items()}, good / "adapter_model.safetensors")
-    assert run("inspect", good, "--for", consumer).exit_code == 1
-    assert run("inspect", good).exit_code == 0  # nothing was asked
-
-
 def test_a_file_without_its_configuration_is_refused(tmp_path: Path) -> None:
     peft(tmp_path)
     (tmp_path / "peft" / "adapter_config.json").unlink()
@@ -301,32 +237,6 @@ def test_peft_takes_its_own_dialect(tmp_path: Path) -> None:
     assert codes(peft(tmp_path), "peft") == {}
     assert codes(file(tmp_path, ACCEPTED["kohya"]), "peft") == {"dialect": "error"}
     assert codes(file(tmp_path, ACCEPTED["LoKr"]), "peft") == {"dialect": "error", "structured": "error"}
-
-
-@pytest.mark.parametrize(
-    ("task", "stored", "saved", "expected"),
-    [
-        ("SEQ_CLS", None, None, {"head-missing": "error"}),
-        ("SEQ_CLS", "score", None, {}),
-        ("SEQ_CLS", "score", ["classifier", "score"], {}),
-        ("SEQ_CLS", "logits_proj", ["logits_proj", "classifier", "score"], {}),
-        ("CAUSAL_LM", None, None, {}),
-        (None, "score", ["score", "lm_head"], {"head-missing": "error"}),
-    ],
-)
-def test_a_lost_head(
-    task: str | None, stored: str | None, saved: list[str] | None, expected: Mapping[str, str], tmp_path: Path
-) -> None:
-    """The model of a task adds its heads to modules_to_save: a base has one of two names, or a head of its own."""
-    tensors = {f"{PREFIX}{stored}.weight": np.ones((3, 4), np.float32)} if stored else None
-    assert codes(peft(tmp_path, tensors, task_type=task, modules_to_save=saved), "peft") == expected
-
-
-def test_a_head_that_only_the_class_of_the_base_tells(tmp_path: Path) -> None:
-    """PEFT loads such a file without an error, with a random head if the base has none."""
-    for name, expected in (("BertForSequenceClassification", {"head-missing": "warning"}), ("BertForMaskedLM", {})):
-        (tmp_path / name).mkdir()
-        assert codes(peft(tmp_path / name, auto_mapping={"base_model_class": name}), "peft") == expected
 
 
 OTHERS = {  # PEFT's other types of updates: parts of a module, and fields of the configuration

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.compare.equality import differences
+from loralens.analysis.equality import differences
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError
@@ -49,12 +49,6 @@ def test_missing_and_misshapen_modules() -> None:
     assert found["m"][0] == np.inf
 
 
-def test_names_of_two_dialects() -> None:
-    one = adapter(unet__a__b=loralens.LowRank(B, A))
-    two = adapter(lora_unet_a_b=loralens.LowRank(B, A))
-    assert [(d.name, d.relative) for d in differences(one, two)] == [("unet.a.b", pytest.approx(0, abs=1e-14))]
-
-
 def test_structured_against_a_pair() -> None:
     dense = Structured(Dense(LazyArray.of(B @ A)), 2.0)
     assert largest(adapter(m=dense), adapter(m=loralens.LowRank(B, A, 2.0))) < 1e-14
@@ -72,18 +66,6 @@ def test_nan_is_no_difference_but_an_error_whatever_the_form(value: float) -> No
     for one, two in ((fine, pair), (fine, dense), (dense, whole), (whole, pair)):
         with pytest.raises(FormatError, match="m: a factor holds NaN"):
             differences(one, two)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
-def test_the_same_numbers_are_exactly_alike(dtype: type) -> None:
-    """Under other names too; a last bit of one factor is a difference."""
-    rng = np.random.default_rng(2)
-    pairs = [(rng.standard_normal((40, 8)).astype(dtype), rng.standard_normal((8, 30)).astype(dtype)) for _ in range(6)]
-    first = adapter(**{f"m{i}": loralens.LowRank(B, A, 1.7) for i, (B, A) in enumerate(pairs)})
-    second = adapter(**{f"m{i}": loralens.LowRank(B.copy(), A.copy(), 1.7) for i, (B, A) in enumerate(pairs)})
-    assert largest(first, second) == 0
-    pairs[0][0][0, 0] = np.nextafter(pairs[0][0][0, 0], dtype(9))
-    assert largest(first, second) > 0
 
 
 def test_a_difference_is_in_units_of_the_larger_of_two_matrices_in_full() -> None:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.compare.interference import LARGE, Interaction, far_cosine, find_interactions, interference
-from loralens.analysis.compare.pairwise import pairwise
+from loralens.analysis.every_pair import pairwise
+from loralens.analysis.interference import far_cosine, find_interactions, interference
 from loralens.linalg.pairwise import SAME
 from tests.reference import divided_energy
 from tests.tolerances import COLLECTION
@@ -66,20 +66,6 @@ def test_copies_share_all_and_strangers_in_their_own_spaces_share_nothing() -> N
     np.testing.assert_allclose(twins.private, 0, atol=COLLECTION)
 
 
-def test_what_is_zero_or_absent_has_no_energy_to_divide() -> None:
-    rng = np.random.default_rng(3)
-    q, v = low_rank(rng, (6, 5), 2), low_rank(rng, (6, 5), 2)
-    dead = loralens.LowRank(0 * q.B, q.A)
-    adapters = [
-        loralens.Adapter(modules={"q": q, "v": v}),
-        loralens.Adapter(modules={"q": dead, "v": v}),
-        loralens.Adapter(modules={"q": v}),
-    ]
-    found = interference(adapters, pairwise(adapters).modules)
-    assert np.isnan(found.shared).tolist() == [[False, True, False], [False, False, True]]
-    assert found.shared[1, 0] == pytest.approx(1)
-
-
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 
 
@@ -114,23 +100,6 @@ def test_contiguous_blocks_become_one_stretch_and_kinds_come_together() -> None:
     assert [one.location for one in find_interactions(pairs, opposing=False)] == ["block 9, down_proj"]
 
 
-def test_blocks_next_to_each_other_are_those_that_the_adapters_have() -> None:
-    v = "self_attn.v_proj"
-    pairs = pairwise(fighting({(2, v): -0.4, (7, v): -0.4, (9, v): -0.4}, blocks=(2, 7, 8, 9)))
-    assert [one.location for one in find_interactions(pairs, opposing=True)] == [
-        "blocks 2–7, v_proj",
-        "block 9, v_proj",
-    ]
-
-
-def test_modules_outside_any_block_are_named() -> None:
-    pairs = pairwise(fighting({}, extra={"lm_head": -0.7}))
-    assert find_interactions(pairs, opposing=True) == [
-        Interaction(0, 1, None, (), ("lm_head",), 1, pytest.approx(-0.7), pytest.approx(-0.7 / 37))  # type: ignore[arg-type]
-    ]
-    assert find_interactions(pairs, opposing=True)[0].location == "lm_head"
-
-
 def test_of_several_stacks_the_one_that_is_meant_is_named() -> None:
     extra = {f"vision.layers.{i}.self_attn.v_proj": -0.5 if i < 2 else 0.0 for i in range(4)}
     pairs = pairwise(fighting({(i, "self_attn.v_proj"): -0.5 for i in (0, 1, 3)}, extra={**extra, "lm_head": -0.7}))
@@ -149,23 +118,6 @@ def test_a_fight_is_far_from_chance(cosine: float, counts: bool) -> None:
     pairs = pairwise(fighting({(1, "self_attn.v_proj"): cosine}, size=12))
     assert far_cosine(pairs) == 4
     assert bool(find_interactions(pairs, opposing=True)) == counts
-
-
-def _apart(cosine: float) -> list[loralens.Adapter]:
-    """Two adapters of one length and this cosine, far from chance if it is not tiny."""
-    return fighting({}, blocks=(), extra={"q": cosine}, size=400)
-
-
-@pytest.mark.parametrize(("cosine", "counts"), [(-0.99 * LARGE, False), (-1.01 * LARGE, True)])
-def test_a_fight_is_large_too(cosine: float, counts: bool) -> None:
-    pairs = pairwise(_apart(cosine))
-    assert pairs.cosines[0, 0, 1] < -4 * pairs.spreads[0]
-    assert bool(find_interactions(pairs, opposing=True)) == counts
-
-
-def test_at_the_cosine_that_counts_as_large_a_sum_loses_a_fifth_of_each() -> None:
-    first, second = (one["q"].dense() for one in _apart(-LARGE))
-    assert np.vdot(first + second, first) / np.vdot(first, first) == pytest.approx(1 - LARGE) == pytest.approx(0.8)
 
 
 def test_many_comparisons_ask_for_more() -> None:

@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.compare.clusters import cluster_order, connected_groups
-from loralens.analysis.compare.pairwise import Pairwise, known_mean, match_collection, pairwise
-from loralens.core.lazy import LazyArray
-from loralens.core.structured import Dense, Structured
+from loralens.analysis.every_pair import (
+    cluster_order,
+    connected_groups,
+    match_collection,
+    pairwise,
+)
 from loralens.errors import MismatchError, OptionError
 from tests.reference import first_rows_cosine, subspace_phi, whole_cosine, whole_cosine_spread
 from tests.tolerances import COLLECTION
@@ -33,13 +35,6 @@ def collection(seed: int = 0, count: int = 4) -> list[loralens.Adapter]:
 
 def dense(one: loralens.Adapter) -> list[np.ndarray]:
     return [one[name].dense() for name in SHAPES]
-
-
-def same(first: Pairwise, second: Pairwise) -> None:
-    for name in ("cosine", "cosine_z", "shared_initialisation"):
-        np.testing.assert_allclose(getattr(first, name), getattr(second, name), rtol=1e-6, atol=COLLECTION)
-    for side in first.overlaps:
-        np.testing.assert_allclose(first.phi(side), second.phi(side), atol=COLLECTION)
 
 
 @settings(max_examples=20, deadline=None)
@@ -67,16 +62,6 @@ def test_numbers_are_those_of_the_dense_updates(seed: int) -> None:
     np.testing.assert_allclose(found.norms[:, 0], [np.linalg.norm(D) for D in dense(adapters[0])])
 
 
-def test_a_pair_is_symmetric_bounded_and_one_with_itself() -> None:
-    found = pairwise([*collection(), collection()[0]])
-    for values in (found.cosine, found.phi("in"), found.phi("out"), found.shared_initialisation, found.cosine_z):
-        np.testing.assert_allclose(values, values.T, rtol=1e-12)
-    for values in (found.cosine, found.phi("in"), found.shared_initialisation):
-        assert np.abs(values).max() <= 1
-        assert values[0, 4] == pytest.approx(1, abs=COLLECTION)
-        np.testing.assert_allclose(values.diagonal(), 1, atol=COLLECTION)
-
-
 def test_gauge_and_scale_change_nothing_but_the_start() -> None:
     adapters = collection()
     rng = np.random.default_rng(5)
@@ -99,22 +84,6 @@ def test_the_null_of_the_whole_cosine_has_the_spread_that_z_is_measured_in() -> 
         z.append(found.cosine_z[np.triu_indices(6, 1)])
     assert np.mean(z) == pytest.approx(0, abs=0.15)
     assert np.std(z) == pytest.approx(1, abs=0.1)
-
-
-def test_order_and_threads_change_nothing() -> None:
-    rng = np.random.default_rng(7)
-    adapters = [
-        loralens.Adapter(
-            modules={
-                f"layers.{i}.q": loralens.LowRank(rng.standard_normal((7, 2)), rng.standard_normal((2, 5)))
-                for i in range(20)
-            }
-        )
-        for _ in range(3)
-    ]
-    same(pairwise(adapters), pairwise(adapters, threads=3))
-    backwards = pairwise(adapters[::-1])
-    np.testing.assert_allclose(pairwise(adapters).cosine, backwards.cosine[::-1, ::-1], atol=COLLECTION)
 
 
 def test_each_pair_is_compared_on_what_both_have() -> None:
@@ -142,14 +111,6 @@ def test_a_module_of_another_shape_is_another_module() -> None:
     assert [(module.name, module.shape) for module in match_collection([one, wide])] == [
         ("layers.0.q", (7, 5)), ("layers.0.q", (8, 5)), ("layers.0.v", (4, 9)),
     ]  # fmt: skip
-
-
-def test_names_of_two_dialects_are_one_module() -> None:
-    one = adapter(np.random.default_rng(10), {"layers.0.q": 2})
-    two = loralens.Adapter(modules={"lora_unet_layers_0_q": one["layers.0.q"]})
-    found = pairwise([one, two, one])
-    assert found.modules[0].holders == ("layers.0.q", "lora_unet_layers_0_q", "layers.0.q")
-    np.testing.assert_allclose(found.cosine, 1, atol=COLLECTION)
 
 
 def test_a_zero_update_has_no_direction_and_no_cosine() -> None:
@@ -201,47 +162,6 @@ def test_a_factor_has_as_many_directions_as_are_independent(of: str, side: str, 
             assert found.chances[side][m, s, t] == chance  # type: ignore[index]
 
 
-def test_phi_rank_compares_the_leading_directions() -> None:
-    adapters = collection()
-    found = pairwise(adapters, phi_rank=2)
-    for m, name in enumerate(SHAPES):
-        one, two = adapters[0][name], adapters[3][name]
-        i, j = min(2, one.rank), min(2, two.rank)
-        U1, U2 = (np.linalg.svd(x.dense(), full_matrices=False)[0] for x in (one, two))
-        assert found.overlaps["out"][m, 0, 3] == pytest.approx(subspace_phi(U1, U2, i, j), abs=COLLECTION)
-        assert found.chances["out"][m, 0, 3] == max(i, j) / one.shape[0]
-
-
-def test_structured_updates_have_directions_and_no_start() -> None:
-    one, two = collection(count=2)
-    form = loralens.Adapter(
-        modules={name: Structured(Dense(LazyArray.of(module.dense()))) for name, module in two.items()}
-    )
-    found, plain = pairwise([one, form]), pairwise([one, two])
-    np.testing.assert_allclose(found.cosine, plain.cosine, atol=COLLECTION)
-    np.testing.assert_allclose(found.phi("out"), plain.phi("out"), atol=COLLECTION)
-    assert np.isnan(found.shared_initialisation[0, 1])
-    with pytest.raises(MismatchError, match="no factors"):
-        pairwise([one, form], of="A")
-
-
-def test_starts_are_told_apart() -> None:
-    rng = np.random.default_rng(11)
-    starts = [{name: rng.standard_normal((2, shape[1])) for name, shape in SHAPES.items()} for _ in range(2)]
-
-    def trained(start: int) -> loralens.Adapter:
-        return loralens.Adapter(
-            modules={
-                name: loralens.LowRank(rng.standard_normal((out, 2)), A + 0.2 * rng.standard_normal(A.shape))
-                for (name, (out, _)), A in zip(SHAPES.items(), starts[start].values(), strict=True)
-            }
-        )
-
-    found = pairwise([trained(0), trained(1), trained(0), trained(1)])
-    assert connected_groups(found.shared_initialisation) == [[0, 2], [1, 3]]
-    assert found.phi("in")[0, 2] > 0.8 > found.phi("out")[0, 2]
-
-
 def test_groups_are_connected_through_others() -> None:
     near = np.eye(4)
     near[0, 3] = near[3, 0] = near[3, 1] = near[1, 3] = 0.5
@@ -267,10 +187,6 @@ def test_the_tree_of_a_pair_is_that_of_scipy(cosine: float) -> None:
     whole = linkage([1 - abs(np.nan_to_num(cosine))], "average", optimal_ordering=True)
     np.testing.assert_array_equal(tree, whole)
     assert order == leaves_list(whole).tolist()
-
-
-def test_mean_leaves_out_what_is_not_there() -> None:
-    np.testing.assert_array_equal(known_mean(np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])), [2, 5, np.nan])
 
 
 def test_what_cannot_be_compared_says_so() -> None:

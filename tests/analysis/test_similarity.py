@@ -10,11 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.compare.initialisation import find_shared_initialisation
-from loralens.analysis.compare.nested import closest, nesting, relations
-from loralens.analysis.compare.similarity import Comparison, compare_subspaces, side_of
-from loralens.core.lazy import LazyArray
-from loralens.core.structured import Dense, Structured
+from loralens.analysis.nested import closest, nesting, relations
+from loralens.analysis.two_adapters import Comparison, compare_subspaces, find_shared_initialisation, side_of
+from loralens.core.structured import Structured
 from loralens.core.training import same_start
 from loralens.errors import MismatchError, OptionError
 from loralens.linalg.subspace import update_cosine
@@ -22,8 +20,6 @@ from tests import reference
 from tests.marks import examples
 from tests.strategies import SCALES
 from tests.tolerances import SIMILARITY
-
-NAME = "model.layers.0.self_attn.q_proj"
 
 
 def adapter(*modules: loralens.LowRank | Structured, base: str | None = None, **named: loralens.LowRank):
@@ -75,16 +71,6 @@ def test_all_numbers_are_those_of_the_dense_updates(pair):
         assert one.cka[side] == pytest.approx(reference.dense_cka(D1, D2, side), abs=SIMILARITY)
 
 
-def test_phi_of_separated_directions_is_exact():
-    rng = np.random.default_rng(0)
-    for side in ("in", "out"):
-        pair = [random(rng, 30, 20, r) for r in (3, 5)]
-        one = only(compare_subspaces(*map(adapter, pair), side=side))
-        X, Y = (reference.leading_columns(u.dense(), u.rank, side) for u in pair)
-        np.testing.assert_allclose(one.overlap.phi, reference.phi_of(X, Y), atol=SIMILARITY)
-        np.testing.assert_allclose(np.cos(one.overlap.angles), np.linalg.svd(X.T @ Y)[1], atol=SIMILARITY)
-
-
 def test_of_A_and_of_B_are_the_factors_own_directions_and_cosine_stays_that_of_the_update():
     rng = np.random.default_rng(1)
     x, y = random(rng, rank=3, scale=2.0), random(rng, rank=4, scale=-1.0)
@@ -110,32 +96,6 @@ def test_gauge_sign_and_size_change_nothing_but_the_sign_of_the_cosine():
         np.testing.assert_allclose(moved.overlaps[side].phi, plain.overlaps[side].phi, atol=SIMILARITY)
         assert moved.cka[side] == pytest.approx(plain.cka[side])
     assert moved.initial != pytest.approx(plain.initial)
-
-
-def test_exchange_transposes_phi():
-    rng = np.random.default_rng(3)
-    first, second = adapter(random(rng)), adapter(random(rng, rank=6))
-    one, two = only(compare_subspaces(first, second)), only(compare_subspaces(second, first))
-    np.testing.assert_allclose(one.overlap.phi, two.overlap.phi.T, atol=1e-14)
-    assert one.cosine == pytest.approx(two.cosine, abs=1e-15)
-    assert one.ranks == two.ranks[::-1] == (3, 6)
-
-
-def test_an_update_is_itself():
-    one = only(compare_subspaces(adapter(random(np.random.default_rng(4))), adapter(random(np.random.default_rng(4)))))
-    assert one.cosine == pytest.approx(1.0)
-    np.testing.assert_allclose(np.diag(one.overlap.phi), 1.0)
-    assert one.overlap.angles.max() < 1e-13
-    assert (one.cka["in"], one.cka["out"], one.initial) == (pytest.approx(1.0),) * 3
-
-
-def test_phi_rank_limits_directions_and_not_the_cosine():
-    rng = np.random.default_rng(5)
-    first, second = adapter(random(rng, rank=6)), adapter(random(rng, rank=4))
-    whole, part = (only(compare_subspaces(first, second, phi_rank=k)) for k in (None, 3))
-    np.testing.assert_array_equal(part.overlap.phi, whole.overlap.phi[:3, :3])
-    assert part.overlap.angles.shape == (3,)
-    assert (part.cosine, part.cka, part.spans) == (whole.cosine, whole.cka, whole.spans)
 
 
 def test_the_null_of_the_cosine_is_the_one_drawn():
@@ -173,25 +133,6 @@ def test_what_is_zero_is_said_and_has_no_directions():
     assert find_shared_initialisation(found).verdict == "none"
 
 
-def test_modules_of_one_alone_and_of_other_shapes_are_told():
-    rng = np.random.default_rng(9)
-    first = adapter(random(rng), head=random(rng, 3, 11), a_proj=random(rng))
-    second = adapter(random(rng), head=random(rng, 5, 11), b_proj=random(rng))
-    found = compare_subspaces(first, second)
-    assert list(found) == [NAME]
-    assert (found.alone, found.misfits) == ((("a_proj",), ("b_proj",)), ("head",))
-    assert compare_subspaces(first, second, modules=["q_proj"]).alone == ((), ())
-
-
-def test_names_of_two_dialects_are_matched():
-    rng = np.random.default_rng(10)
-    x, y = random(rng), random(rng)
-    one = compare_subspaces(
-        loralens.Adapter(modules={"unet.down.0.to_q": x}), loralens.Adapter(modules={"lora_unet_down_0_to_q": y})
-    )
-    assert one["unet.down.0.to_q"].other == "lora_unet_down_0_to_q"
-
-
 def test_what_cannot_be_compared_is_refused_by_name():
     rng = np.random.default_rng(11)
     with pytest.raises(MismatchError, match=r"adapts a/small, and \(16, 12\) .* adapts b/large"):
@@ -211,29 +152,6 @@ def test_a_factor_has_one_side(of, side):
         side_of(of, side)
     assert side_of(of) == {"A": "in", "B": "out"}[of]
     assert (side_of("update"), side_of("update", "in")) == ("out", "in")
-
-
-def test_full_differences_are_compared_as_they_are():
-    rng = np.random.default_rng(12)
-    D, y = rng.standard_normal((14, 11)), random(rng)
-    whole = adapter(Structured(Dense(LazyArray.of(D)), scale=-2.0))
-    one = only(compare_subspaces(whole, adapter(y), side="in"))
-    assert one.cosine == pytest.approx(reference.dense_cosine(-D, y.dense()), abs=SIMILARITY)
-    assert one.overlap.phi.shape == (11, 3)
-    assert one.overlap.full == pytest.approx(1.0)
-    assert np.isnan(one.initial)
-    assert find_shared_initialisation(compare_subspaces(whole, adapter(y))).verdict == "unknown"
-    with pytest.raises(MismatchError, match="no factors"):
-        compare_subspaces(whole, adapter(y), of="A")
-
-
-def test_threads_change_nothing():
-    rng = np.random.default_rng(13)
-    first, second = (adapter(*(random(rng) for _ in range(20))) for _ in range(2))
-    one, two = compare_subspaces(first, second), compare_subspaces(first, second, threads=3)
-    assert list(one) == list(two)
-    for name in one:
-        np.testing.assert_array_equal(one[name].overlap.phi, two[name].overlap.phi)
 
 
 def seeded(rng, A, moved=0.0, gauge=None):
@@ -256,21 +174,6 @@ def test_a_shared_start_is_seen_through_training_and_through_another_gauge():
     apart = find_shared_initialisation(compare_subspaces(first, adapter(*(seeded(rng, A[::-1, ::-1]) for A in starts))))
     assert (apart.verdict, apart.text, apart.advice) == ("none", "", "")
     assert apart.chance == {"in": 4 / 60, "out": 4 / 40}
-
-
-def test_where_both_sides_agree_the_seed_is_not_all():
-    rng = np.random.default_rng(15)
-    x = seeded(rng, rng.standard_normal((4, 60)))
-    found = find_shared_initialisation(compare_subspaces(adapter(x), adapter(x)))
-    assert (found.verdict, found.one_sided) == ("shared", False)
-    assert found.advice.endswith("where these two agree as well")
-
-
-def test_of_different_ranks_the_first_rows_are_compared():
-    rng = np.random.default_rng(16)
-    A = rng.standard_normal((8, 60))
-    found = compare_subspaces(adapter(seeded(rng, A[:4])), adapter(loralens.LowRank(rng.standard_normal((40, 8)), A)))
-    assert only(found).initial == pytest.approx(1.0)
 
 
 def test_modules_of_one_width_are_nested_or_not():
@@ -315,28 +218,6 @@ def test_modules_of_one_width_are_nested_or_not():
     assert np.isnan(qq.same)
 
 
-def test_of_unrelated_modules_of_rank_one_hardly_any_pair_is_named():
-    rng = np.random.default_rng(21)
-    named = beyond = 0
-    for _ in range(20):
-        (one,) = nesting(adapter(*(random(rng, 40, 40, 1) for _ in range(40))))
-        named += bool(closest(one))
-        beyond += bool((np.triu(one.z, 1) > 5).any())
-    assert named <= 4  # one in 20, by the level; four are three standard deviations off
-    assert beyond >= 18  # of 780 pairs some are nearly always more than 5 standard deviations from the mean
-
-
-def test_nesting_of_factors_and_leading_directions():
-    rng = np.random.default_rng(18)
-    mine = adapter(random(rng), random(rng, rank=4))
-    (one,) = nesting(mine, of="B", phi_rank=2)
-    X, Y = (np.linalg.svd(mine[name].B, full_matrices=False)[0][:, :2] for name in mine)
-    assert one.width == 14
-    assert one.full[0, 1] == pytest.approx(reference.phi_of(X, Y)[-1, -1], abs=SIMILARITY)
-    with pytest.raises(OptionError):
-        nesting(mine, of="A", side="out")
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("first", "second", "expected"), [(2, 4, 0.69459), (4, 8, 0.65118), (8, 16, 0.78546)])
 def test_ranks_share_their_first_direction_on_the_out_side_and_not_in_A(real: Path, first, second, expected):
@@ -355,12 +236,6 @@ def test_two_trainers_who_share_a_seed_are_found_out(real: Path):
     assert (seen.verdict, seen.alike, seen.compared, seen.one_sided) == ("shared", 72, 72, True)
     assert seen.spans == {"in": pytest.approx(0.93, abs=0.005), "out": pytest.approx(0.04, abs=0.005)}
     assert found.cosine == pytest.approx(0.12, abs=0.005)
-
-
-def test_two_runs_of_one_recipe_are_not(real: Path):
-    pair = [loralens.load(real / f"minilm-souravt-{name}") for name in ("finetuned", "ckpt750")]
-    seen = find_shared_initialisation(compare_subspaces(*pair))
-    assert (seen.verdict, seen.cosine) == ("none", pytest.approx(-0.0025, abs=5e-5))
 
 
 def test_a_recorded_start_settles_it() -> None:
@@ -396,20 +271,3 @@ def test_the_same_numbers_are_exactly_alike(of):
             assert each.first == each.full == 1
             assert each.projection_distance == each.geodesic_distance == each.gap == 0
             assert not each.angles.any()
-
-
-def test_what_is_exactly_alike_has_the_sizes_of_what_is_nearly_alike():
-    """φ, its chance level and z of the same numbers against those of a copy that is a last bit away."""
-    rng = np.random.default_rng(5)
-    module = random(rng, out=30, in_=40, rank=5, scale=0.3)
-    near = loralens.LowRank(module.B, module.A, np.nextafter(module.scale, 1))
-    for of, count in (("update", None), ("update", 2), ("A", None), ("B", 3)):
-        one, two = (only(compare_subspaces(adapter(module), adapter(m), of=of, phi_rank=count)) for m in (module, near))
-        assert set(one.overlaps) == set(two.overlaps)
-        for side, each in one.overlaps.items():
-            np.testing.assert_allclose(each.phi, two.overlaps[side].phi, atol=SIMILARITY)
-            np.testing.assert_allclose(each.angles, two.overlaps[side].angles, atol=1e-7)
-            assert each.n == two.overlaps[side].n
-        for name in ("cka", "cka_chance", "spans"):
-            assert getattr(one, name) == pytest.approx(getattr(two, name), abs=SIMILARITY)
-        assert (one.directions, one.ranks, one.side) == (two.directions, two.ranks, two.side)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.trajectory import SETTLED, measure_trajectory, trajectory_steps
+from loralens.analysis.trajectory import SETTLED, measure_trajectory
 from tests.reference import effective_rank, whole_cosine
 from tests.tolerances import COLLECTION, MEASURE
 
@@ -63,28 +63,6 @@ def test_a_tiny_step_is_measured_not_lost(size: float) -> None:
     two = one.map(lambda m: loralens.LowRank(m.B * (1 + size), m.A, m.scale))
     found = measure_trajectory([one, two])
     assert found.points[1].length == pytest.approx(size * found.points[0].frobenius, rel=1e-2)
-
-
-def test_a_module_that_only_one_has_counts_in_the_step() -> None:
-    one, two = run((1.0, 1.0))
-    grown = loralens.Adapter(modules={**two.modules, "layers.2.q": two["layers.0.q"]})
-    found = measure_trajectory([one, grown])
-    assert found.points[1].length == pytest.approx(np.linalg.norm(two["layers.0.q"].dense()))
-    chosen = measure_trajectory([one, grown], modules=["layers.1.*"])
-    assert chosen.points[1].length == pytest.approx(0, abs=1e-12)
-    assert chosen.points[1].frobenius == pytest.approx(np.linalg.norm(two["layers.1.q"].dense()))
-
-
-def test_modules_that_were_not_asked_for_are_not_read() -> None:
-    one, two, three = run((0.1, 0.5, 1.0))
-    spoilt = loralens.LowRank(np.full((8, 2), np.nan), np.ones((2, 9)))
-    sick = [loralens.Adapter(modules={**each.modules, "layers.1.v": spoilt}) for each in (one, two, three)]
-    told: list[int] = []
-    found = measure_trajectory(sick, modules=["q"], step=told.append)
-    assert found == measure_trajectory([one, two, three])
-    assert sum(told) == trajectory_steps(sick, ["q"]) == 2 + 6 + 4
-    with pytest.raises(loralens.FormatError):
-        measure_trajectory(sick)
 
 
 def test_settled_is_the_first_from_which_all_have_the_direction() -> None:

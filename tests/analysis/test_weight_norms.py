@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.analysis.base.weight_norms import weight_norms, weight_steps
+from loralens.analysis.amplification import weight_norms, weight_steps
 from loralens.errors import FormatError
 from loralens.linalg.device import Device
 from tests.analysis.test_amplification import torch_device, weight

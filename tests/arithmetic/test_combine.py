@@ -68,13 +68,6 @@ def test_one_adapter_of_weight_1_is_the_same_to_the_bit(one):
     assert found.total().error_to_sum < COMBINED
 
 
-def test_alpha_by_module_is_kept():
-    modules = dict(made(4).modules)
-    modules[V] = modules[V].rescaled(0.125, Scaling("alpha/r", 0.375, 3))
-    one, other = Adapter(modules=modules), made(5)
-    assert_equals(combine_adapters([(one, 1), (other, 1)]).adapter, total((one, 1), (other, 1)))
-
-
 def test_what_cancels_is_exact_zeros_and_can_be_left_out():
     one = made(6, dtype=np.float32)
     found = combine_adapters([(one, 0.3), (one, -0.3)])
@@ -86,11 +79,6 @@ def test_what_cancels_is_exact_zeros_and_can_be_left_out():
     assert set(partly.modules) == {Q, V}
     with pytest.raises(OptionError, match="nothing is left"):
         combine_adapters([(one, 1), (one, -1)], drop_dead=True)
-
-
-def test_a_strength_of_0_makes_zeros():
-    one = made(7)
-    assert all(not m.B.any() for m in combine_adapters([(one, 0.0)]).adapter.modules.values())
 
 
 def test_the_sum_is_linear_and_order_makes_no_difference():
@@ -164,15 +152,6 @@ def test_an_adapter_that_is_0_has_no_shares_and_a_sum_that_is_0_no_relative_erro
     assert combine_adapters([(a, 1), (a, -1)], method="tsv-m").total().error_to_sum in (None, 0.0)
 
 
-@pytest.mark.parametrize("threads", [1, 4])
-def test_threads_and_repetition_make_no_difference(threads):
-    names = [f"model.layers.{i}.self_attn.q_proj" for i in range(20)]
-    a, b = made(20, names=names), made(21, names=names)
-    first, second = (combine_adapters([(a, 1), (b, 1)], threads=t).adapter for t in (1, threads))
-    assert all(first[n].B.tobytes() == second[n].B.tobytes() for n in names)
-    assert all(first[n].A.tobytes() == second[n].A.tobytes() for n in names)
-
-
 @pytest.mark.parametrize("method", [name for name, row in METHODS.items() if not row.spaces])
 def test_every_method_works_on_several_modules_and_is_recorded(method):
     a, b = made(22), made(23, names=[Q])
@@ -180,13 +159,6 @@ def test_every_method_works_on_several_modules_and_is_recorded(method):
     assert set(found.adapter) == set(a)
     assert found.recipe.record()["method"] == method
     assert [one.path for one in found.recipe.adapters] == ["a", "b"]
-
-
-def test_scale_survives_bf16():
-    a, b = made(24, dtype=ml_dtypes.bfloat16), made(25, alpha=1000.0, dtype=ml_dtypes.bfloat16)
-    found = combine_adapters([(a, 1), (b, 1e-3)])
-    assert found.adapter[Q].dtype == ml_dtypes.bfloat16
-    assert_equals(found.adapter, total((a, 1), (b, 1e-3)), tolerance=2.0**-8)
 
 
 def test_dtype_is_that_of_all_or_what_is_asked_for():
@@ -236,30 +208,12 @@ def test_full_tensors_of_one_ride_along_and_of_several_need_a_choice():
     assert not combine_adapters([(one, 1), (other, 1)], take="none").adapter.extra
 
 
-def test_the_configuration_says_whose_head_it_is():
-    config = {"r": 3, "modules_to_save": None, "bias": "none"}
-    first = made(31, config=config)
-    other = made(32, extra={"head": extra("saved", "score")}, config={"modules_to_save": ["score"], "task_type": "X"})
-    found = combine_adapters([(first, 1), (other, 1)]).adapter.config
-    assert (found["modules_to_save"], found["task_type"], found["r"]) == (["score"], "X", 3)
-    without = combine_adapters([(other, 1), (first, 1)], take="none").adapter.config
-    assert without["modules_to_save"] is None
-
-
 def test_differences_add_up():
     one, other = (made(s, extra={"d": extra("diff_b", Q, v)}) for s, v in ((33, 1.0), (34, 10.0)))
     found = combine_adapters([(one, 2.0), (other, Strength(1.0, {"q_proj": -1.0}))])
     np.testing.assert_array_equal(found.adapter.extra["d"].tensor.read(), np.full(12, -8.0))
     assert combine_adapters([(one, 1.0)]).adapter.extra["d"].tensor is one.extra["d"].tensor
     np.testing.assert_array_equal(combine_adapters([(one, -3.0)]).adapter.extra["d"].tensor.read(), np.full(12, -3.0))
-
-
-@pytest.mark.parametrize("sizes", [(12, 6), (12, 1), (12, 12, 6)])
-def test_differences_of_several_shapes_do_not_add_up(sizes):
-    """Not even where NumPy would spread one over the other."""
-    several = [(made(33 + i, extra={"d": extra("diff_b", Q, 1.0, size)}), 1.0) for i, size in enumerate(sizes)]
-    with pytest.raises(MismatchError, match="differences of one tensor have several shapes"):
-        combine_adapters(several)
 
 
 @pytest.mark.parametrize(
@@ -275,15 +229,6 @@ def test_what_bends_an_update_is_refused_with_the_way_out(role, message):
     if role.startswith("magnitude"):
         with pytest.raises(MismatchError, match=message):
             combine_adapters([(bent, 2.0)])
-
-
-def test_a_dora_adapter_stays_only_where_every_module_counts_once():
-    """Its magnitudes are those of W + ΔW as trained: half of the modules at another strength is another adapter."""
-    bent = made(35, extra={"x": extra("magnitude")})
-    for strength in (Strength(1.0, {V: 2.0}), Strength(2.0, {V: 1.0})):
-        with pytest.raises(MismatchError, match="DoRA"):
-            combine_adapters([(bent, strength)])
-    assert set(combine_adapters([(bent, Strength(2.0, {Q: 1.0, V: 1.0}))]).adapter.extra) == {"x"}
 
 
 def test_updates_that_are_no_pair_and_grouped_convolutions_are_refused():
@@ -339,42 +284,3 @@ def test_what_is_given_with_the_adapters_is_checked(weight, arguments, message):
     b = made(43, names=[Q, "model.layers.2.self_attn.k_proj"])
     with pytest.raises(OptionError, match=message):
         combine_adapters([(made(42), 1), (b, weight)], **{"labels": ["a", "b"], **arguments})
-
-
-def test_an_adapter_without_modules_has_a_total_of_nothing():
-    found = combine_adapters([(Adapter(modules={}, extra={"head": extra("saved", "score")}), 1.0)])
-    assert set(found.adapter.extra) == {"head"}
-    assert (found.total().error_to_sum, found.total().shares) == (0.0, ())
-
-
-def test_inputs_are_unchanged():
-    a, b = made(43), made(44)
-    before = [x.copy() for m in (*a.modules.values(), *b.modules.values()) for x in (m.B, m.A)]
-    for method in ("sum", "tsv-m", "ctm", "pico"):
-        combine_adapters([(a, 0.5), (b, 2.0)], method=method).adapter.load()
-    after = [x for m in (*a.modules.values(), *b.modules.values()) for x in (m.B, m.A)]
-    assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))
-
-
-@pytest.mark.parametrize("method", ["sum", "tsv-m", "iso-c", "ties"])
-def test_modules_that_are_combined_together_are_combined_as_each_alone(method):
-    names = [f"model.layers.{i}.self_attn.q_proj" for i in range(20)]
-    first, second = (dict(made(seed, names=names).modules) for seed in (1, 2))
-    # One that needs another route, one of which nothing is left, and one of other ranks.
-    B = first[names[3]].B.copy()
-    B[:, 1] = 0
-    first[names[3]] = LowRank(B, first[names[3]].A, 2.0)
-    second[names[5]] = LowRank(-first[names[5]].B, first[names[5]].A, first[names[5]].scale)
-    second[names[7]] = made(3, names=[names[7]], rank=2)[names[7]]
-    pair = [(Adapter(modules=first), 0.5), (Adapter(modules=second), 0.5)]
-    settings = {"density": 1.0} if method == "ties" else {}
-    steps = []
-    whole = combine_adapters(pair, method=method, threads=2, step=steps.append, **settings)
-    assert sum(steps) == len(names)
-    assert list(whole.modules) == names
-    for name in names:
-        alone = combine_adapters(pair, method=method, modules=[name], **settings)
-        np.testing.assert_allclose(whole.adapter[name].dense(), alone.adapter[name].dense(), atol=1e-13)
-        for field in ("s", "energies", "sum_energy", "sum_inner", "errors", "inner", "retained"):
-            values, expected = getattr(whole.modules[name], field), getattr(alone.modules[name], field)
-            np.testing.assert_allclose(values, expected, rtol=1e-11, atol=1e-13, err_msg=field)

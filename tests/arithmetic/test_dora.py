@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -10,7 +9,6 @@ from loralens.arithmetic.combine import combine_adapters
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
-from loralens.core.recipe import Strength
 from loralens.core.scaling import Scaling
 from loralens.core.weights import Weight
 from loralens.errors import MismatchError, OptionError, ShapeError
@@ -89,16 +87,6 @@ def test_a_sum_of_dora_adapters_is_dora_and_exact(base, method, transposed):
     assert "2 of 3 adapters are DoRA" in found.notes[-1]
 
 
-def test_magnitudes_are_made_for_the_rounded_factors(base):
-    a, b = adapter(4, base, size=0.02), adapter(5, base, size=0.02)
-    found = combine_adapters([(a, 1.0), (b, 1.0)], dtype=ml_dtypes.bfloat16, weights=weights(base))
-    for name, W in base.items():
-        h = found.stretches.h[name]
-        V_ = W + found.adapter[name].dense()
-        m = found.adapter.extra[KEY.format(name)].tensor.read()
-        np.testing.assert_allclose(m, (1 + h) * np.linalg.norm(V_, axis=1), rtol=2.0**-23)
-
-
 def test_quality_is_that_of_whole_changes_at_every_rank(base):
     a, b = adapter(6, base), adapter(7, base, dora=(Q,))
     for method, cut in (("sum", None), ("sum", 2), ("average", None), ("average", 3)):
@@ -129,24 +117,6 @@ def pair_lost(one, name, W, K):
     return np.sum(L**2) - np.sum((U.T @ L @ V) ** 2)
 
 
-def test_cut_to_a_rank_the_stretch_stays(base):
-    a, b = adapter(8, base), adapter(9, base)
-    found = combine_adapters([(a, 1.0), (b, 1.0)], weights=weights(base))
-    modules = {name: found.lifts[name].at(2, np.float64) for name in base}
-    cut = found.with_magnitudes(replace(found.adapter, modules=modules))
-    for name, W in base.items():
-        whole, h = sum(change(one, name, W) for one in (a, b)), found.stretches.h[name][:, None]
-        best = reference.best_of_rank(whole - h * W, 2) + h * W
-        assert np.linalg.norm(change(cut, name, W) - best) < DORA_FILE * np.linalg.norm(W)
-
-
-def test_factors_of_two_dtypes_become_float32(base):
-    a = adapter(26, base)
-    mixed = a.map(lambda m: LowRank(m.B.astype(ml_dtypes.bfloat16), m.A.astype(np.float32), m.scale))
-    found = combine_adapters([(mixed, 0.5)], weights=weights(base)).adapter
-    assert {factor.dtype for m in found.modules.values() for factor in m.factors} == {np.dtype(np.float32)}
-
-
 def test_what_cancels_is_plain_zeros(base):
     a = adapter(10, base)
     found = combine_adapters([(a, 0.5), (a, -0.5)], weights=weights(base))
@@ -156,32 +126,6 @@ def test_what_cancels_is_plain_zeros(base):
     assert found.total().error_to_sum == 0
     with pytest.raises(OptionError, match="nothing is left"):
         combine_adapters([(a, 0.5), (a, -0.5)], weights=weights(base), drop_dead=True)
-
-
-def test_a_module_that_only_stretches_is_not_dead(base):
-    a = adapter(11, base)
-    still = replace(a, modules={name: LowRank(0 * m.B, m.A, m.scale) for name, m in a.items()})
-    found = combine_adapters([(still, 0.5)], weights=weights(base), drop_dead=True)
-    assert {m.rank for m in found.adapter.modules.values()} == {1}
-    assert_is(found.adapter, lambda name, W: 0.5 * change(still, name, W), base, DORA_FILE)
-
-
-def test_strengths_by_module_and_modules_that_one_lacks(base):
-    a, b = adapter(12, base), adapter(13, base, names=(V,))
-    strength = Strength(0.5, {"q_proj": -1.0})
-    found = combine_adapters([(a, strength), (b, 2.0)], dtype=np.float64, weights=weights(base))
-
-    def expected(name, W):
-        return strength.of(name) * change(a, name, W) + 2.0 * change(b, name, W) * (name in b)
-
-    assert_is(found.adapter, expected, base, DORA_FILE)
-
-
-def test_one_adapter_at_weight_1_is_itself_and_scales(base):
-    a = adapter(14, base)
-    for w in (1.0, 0.25, -1.0):
-        found = combine_adapters([(a, w)], dtype=np.float64, weights=weights(base))
-        assert_is(found.adapter, lambda name, W, w=w: w * change(a, name, W), base, DORA_FILE)
 
 
 def test_without_the_base_it_is_refused_with_the_way_out(base):
@@ -215,15 +159,6 @@ def test_what_no_dora_adapter_can_say_is_refused(base):
     by_input = {KEY.format(Q): Extra("magnitude_in", Q, LazyArray.of(np.ones(30)))}
     with pytest.raises(MismatchError, match=r"by input(.|\n)*loralens merge"):
         combine_adapters([(replace(a, extra=by_input), 2.0)], weights=weights(base))
-
-
-def test_another_dialect_must_say_what_its_magnitudes_are_called(base):
-    a, b = (replace(adapter(s, base), format="kohya") for s in (22, 23))
-    assert set(combine_adapters([(a, 1), (b, 1)], weights=weights(base)).adapter.extra) == set(a.extra)
-    plain = replace(adapter(24, base, dora=()), format="kohya")
-    some = replace(b, extra={KEY.format(Q): b.extra[KEY.format(Q)]})
-    with pytest.raises(MismatchError, match=r"v_proj needs a magnitude(.|\n)*convert --to peft"):
-        combine_adapters([(plain, 1), (some, 1)], weights=weights(base))
 
 
 def test_a_convolution_has_its_magnitudes_as_peft_shapes_them(base):

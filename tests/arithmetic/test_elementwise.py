@@ -1,36 +1,28 @@
 """Every elementwise rule in every space, entry by entry against dense float64."""
 
-import tracemalloc
-from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 
 import numpy as np
 import pytest
 
-from loralens.arithmetic import entries as entries_module
-from loralens.arithmetic import subspace_methods as spaces
+from loralens.arithmetic import elementwise
 from loralens.arithmetic.combine import combine_adapters
-from loralens.arithmetic.elementwise import Modules, whole_cutoffs
+from loralens.arithmetic.elementwise import Modules, Product, Workspace, entries_in_space, whole_cutoffs
 from loralens.arithmetic.elementwise_methods import (
-    _orders,
     breadcrumbs,
     dare,
     dare_ties,
     della,
     elected_mean,
     magnitude,
-    prepare_cutoffs,
     sce,
     ties,
 )
-from loralens.arithmetic.entries import Entries, Product, Workspace
-from loralens.arithmetic.subspace_methods import entries_in_space
 from loralens.core.adapter import Adapter
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
 from loralens.errors import OptionError
-from loralens.linalg import selection, sketch
 from loralens.linalg.draws import Draws
 from tests import reference
 from tests.tolerances import ELEMENTWISE, RANGE_FINDER, SMALL_SPACE
@@ -128,15 +120,6 @@ def test_the_gauge_of_the_factors_makes_no_difference(name, space):
     assert_close(rule(Joint.of(turned, STRENGTHS), space=space).update.dense(), base, ELEMENTWISE)
 
 
-@pytest.mark.parametrize("rule", [magnitude, ties, dare, dare_ties, breadcrumbs, sce])
-@pytest.mark.parametrize("space", ["full", "knots", "core"])
-def test_one_adapter_at_density_1_is_itself(rule, space):
-    (one, *_) = updates(np.random.default_rng(9))
-    found = rule(Joint.of([one], [1.0]), density=1.0, space=space)
-    assert_close(found.update.dense(), one.dense(), SMALL_SPACE)
-    assert found.update.rank == one.rank
-
-
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("space", ["full", "knots", "core"])
 def test_an_adapter_that_lacks_the_module_counts_as_0(name, space):
@@ -158,35 +141,6 @@ def test_nothing_comes_to_exact_zeros(name, space):
     found = RULES[name][0](Joint.of([one, None], [0.0, 1.0]), space=space).update
     assert found.rank == 1
     assert not found.B.any()
-
-
-@pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("space", ["knots", "core"])
-def test_factors_that_cancel_to_rounding_come_to_exact_zeros(name, space):
-    rng = np.random.default_rng(26)
-    b, c, a = rng.standard_normal((9, 1)), rng.standard_normal((9, 1)), rng.standard_normal((1, 14))
-    one = LowRank(np.hstack([b, c, -(b + c)]), np.vstack([a, a, a]))
-    joint = Joint.of([one, None], [1.0, 1.0])
-    assert joint.cores.any()
-    found = RULES[name][0](joint, space=space)
-    assert (found.update.rank, found.update.B.any(), found.truncation) == (1, False, 0)
-
-
-def test_a_minus_a_under_an_election_is_0():
-    (one, *_) = updates(np.random.default_rng(12))
-    for name in ("ties", "sce at 1"):
-        found = RULES[name][0](Joint.of([one, one], [1.0, -1.0])).update
-        assert not found.dense().any()
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_the_cut_into_blocks_makes_no_difference(name, monkeypatch):
-    ups, rule = updates(np.random.default_rng(13), m=40, n=50), RULES[name][0]
-    whole = rule(Joint.of(ups, STRENGTHS)).update
-    monkeypatch.setattr(entries_module, "FEWEST", 3)
-    monkeypatch.setattr(Entries.blocks, "__defaults__", (1,))
-    cut = rule(Joint.of(ups, STRENGTHS)).update
-    assert_close(cut.dense(), whole.dense(), ELEMENTWISE)
 
 
 def test_blocks_have_the_same_bits_however_they_are_cut():
@@ -220,43 +174,6 @@ def test_adapters_have_draws_of_their_own_and_seeds_decide():
     assert np.any(dare(joint, density=0.5, seed=np.random.SeedSequence(4)).update.dense() != first)
 
 
-def test_cutoffs_over_the_whole_adapter():
-    rng = np.random.default_rng(17)
-    modules = [updates(rng), updates(rng, m=30, n=5), updates(rng, m=7, n=8, ranks=(1, 2))]
-    modules[2] = [modules[2][0], None, modules[2][1]]
-    modules[1][0] = modules[1][0].rescaled(50.0, modules[1][0].scaling)
-
-    joints = [Joint.of(one, STRENGTHS) for one in modules]
-    entries = sum(joint.shape[0] * joint.shape[1] for joint in joints)
-    whole = Modules("012", lambda name: joints[int(name)], entries)
-    found = prepare_cutoffs(whole, density=0.2, whole=1, space="full")["cutoffs"]
-    for t, w in enumerate(STRENGTHS):
-        flat = np.concatenate([np.abs(w * one[t].dense()).ravel() for one in modules if one[t] is not None])
-        expected = np.sort(flat)[::-1][max(1, int(0.2 * flat.size)) - 1]
-        assert found[t] == pytest.approx(expected, rel=ELEMENTWISE)
-    assert prepare_cutoffs(whole, density=0.2, whole=0, space="full") == {}
-    assert whole_cutoffs(whole, 0.2, space="core") != found
-    loud, quiet = (ties(joint, density=0.2, whole=1, cutoffs=found).update for joint in joints[1::-1])
-    own = ties(joints[0], density=0.2).update
-    assert np.linalg.norm(quiet.dense()) < np.linalg.norm(own.dense())  # the first adapter is cut by its loud module
-    D = [np.where(np.abs(X) >= cut * (1 - 1e-6), X, 0) for X, cut in zip(weighted(modules[1]), found, strict=True)]
-    assert_close(loud.dense(), reference.elected(D), ELEMENTWISE)
-
-
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("share", [1e-6, 0.05, 0.5, 1.0])
-def test_cutoffs_are_exact_where_the_sample_misleads_about_some_adapters(seed, share, monkeypatch):
-    """Brackets so narrow that most miss: passes go on until the last of them is right."""
-    monkeypatch.setattr(selection, "SPREAD", 0.01)
-    rng = np.random.default_rng(seed)
-    rows = [updates(rng, m=20, n=30), updates(rng, m=30, n=25)]
-    joints = [Joint.of(one, STRENGTHS) for one in rows]
-    found = whole_cutoffs(Modules("01", lambda name: joints[int(name)], 1350), share, space="full")
-    for t, w in enumerate(STRENGTHS):
-        flat = np.sort(np.concatenate([np.abs(w * one[t].dense()).ravel() for one in rows]))[::-1]
-        assert found[t] == pytest.approx(flat[max(1, int(share * flat.size)) - 1], rel=ELEMENTWISE, abs=1e-6 * flat[0])
-
-
 def test_della_asks_for_probabilities():
     joint = Joint.of(updates(np.random.default_rng(18)), STRENGTHS)
     with pytest.raises(OptionError, match=r"is not within \(0, 1\]") as caught:
@@ -278,68 +195,10 @@ def test_truncation_is_what_does_not_fit_into_the_ranks():
     assert lost <= smallest * (1 + RANGE_FINDER)
 
 
-@pytest.mark.slow
-def test_memory_is_that_of_a_few_blocks(monkeypatch):
-    monkeypatch.setattr(sketch, "PANEL", 0)
-    rng = np.random.default_rng(20)
-    factors = [(rng.standard_normal((4096, 4)), rng.standard_normal((4, 4096))) for _ in range(2)]
-    ups = [LowRank(B.astype(np.float32), A.astype(np.float32)) for B, A in factors]
-    joint = Joint.of(ups, (1.0, 1.0))
-    tracemalloc.start()
-    found = ties(joint, density=0.2)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert found.update.rank == 8
-    assert peak < 24 << 20  # one of the four matrices of 4096 × 4096 is 64 MiB in float32
-
-
-def test_peft_agrees_where_all_weights_are_1():
-    import torch
-    from peft.utils import merge_utils
-
-    ups = updates(np.random.default_rng(21))
-    ones = torch.ones(3, dtype=torch.float64)
-    tensors = [torch.from_numpy(one.dense()) for one in ups]
-    joint = Joint.of(ups, (1.0, 1.0, 1.0))
-    theirs = merge_utils.ties(tensors, ones, 0.3).numpy()
-    assert_close(ties(joint, density=0.3).update.dense(), theirs, ELEMENTWISE)
-    pruned = merge_utils.magnitude_prune(tensors, torch.tensor(STRENGTHS, dtype=torch.float64), 0.3).numpy()
-    assert_close(magnitude(Joint.of(ups, STRENGTHS), density=0.3).update.dense(), pruned, ELEMENTWISE)
-    # With weights PEFT elects first and weights then; where one weight is negative it votes for the wrong sign.
-    weights = torch.tensor(STRENGTHS, dtype=torch.float64)
-    theirs = merge_utils.ties(tensors, weights, 0.3).numpy()
-    ours = ties(Joint.of(ups, STRENGTHS), density=0.3).update.dense()
-    assert np.linalg.norm(ours - theirs) > 0.1 * np.linalg.norm(ours)
-
-
-def test_peft_drops_and_rescales_the_same_way():
-    import torch
-    from peft.utils import merge_utils
-
-    (one, *_) = updates(np.random.default_rng(22), m=4, n=300, ranks=(4,))
-    torch.manual_seed(0)
-    D = torch.from_numpy(one.dense())
-    theirs = merge_utils.dare_linear([D], torch.ones(1, dtype=torch.float64), 0.25).numpy()
-    ours = dare(Joint.of([one], [1.0]), density=0.25, seed=SEED).update.dense()
-    for found in (theirs, ours):
-        kept = np.abs(found) > 1e-5
-        np.testing.assert_allclose(found[kept], 4 * one.dense()[kept], rtol=1e-4, atol=1e-4)
-        assert abs(kept.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 1200)
-
-
 def test_nan_is_refused_by_name():
     one = LowRank(np.full((4, 2), np.nan), np.ones((2, 5)))
     with pytest.raises(Exception, match="NaN"):
         Product.of(one, 1.0)
-
-
-def test_spaces_differ_and_say_so():
-    joint = Joint.of(updates(np.random.default_rng(23), m=30, n=40), STRENGTHS)
-    full, knots, core = (ties(joint, density=0.2, space=space).update.dense() for space in ("full", "knots", "core"))
-    for one, other in ((full, knots), (full, core), (knots, core)):
-        assert np.linalg.norm(one - other) > 0.3 * np.linalg.norm(full)
-    again = replace(joint, cores=joint.weighted, strengths=np.ones(3))
-    assert_close(ties(again, density=0.2, space="knots").update.dense(), knots, SMALL_SPACE)
 
 
 def test_combine_looks_at_the_whole_adapter_for_ties_and_says_what_was_lost():
@@ -386,30 +245,19 @@ DIGESTS = {  # SHA-256 of all that a rule makes of two counted updates under see
 @pytest.mark.parametrize("name", DIGESTS)
 def test_what_a_rule_makes_is_the_same_to_the_bit_on_every_machine(name, monkeypatch):
     """Masks, signs and means of the full space; only the way back to low rank goes through BLAS and LAPACK."""
-    seen, plain = [], spaces.low_rank_approximation
+    seen, plain = [], elementwise.low_rank_approximation
 
     def watched(blocks, *rest, **options):
         seen.append(np.concatenate([block.copy() for _, block in blocks()]))
         return plain(blocks, *rest, **options)
 
-    monkeypatch.setattr(spaces, "low_rank_approximation", watched)
+    monkeypatch.setattr(elementwise, "low_rank_approximation", watched)
     pair = [Adapter(modules={"layers.3.q_proj": counted(70, 90, 3, step)}) for step in (7919, 104729)]
     combine_adapters([(pair[0], 0.75), (pair[1], -0.5)], method=name, seed=7 if name != "ties" else 0)
     (F,) = seen
     assert F.dtype == np.float32
     # Zeros have either sign; adding 0 makes all of them positive.
     assert sha256((F + np.float32(0)).astype("<f4").tobytes()).hexdigest() == DIGESTS[name]
-
-
-@pytest.mark.some(1)
-@pytest.mark.parametrize("name", ["dare", "della", "ties", "sce"])
-def test_threads_make_no_difference(name):
-    rng = np.random.default_rng(25)
-    rows = [{f"layers.{i}.q_proj": updates(rng, m=20, n=30)[0] for i in range(20)} for _ in range(2)]
-    pair = [(Adapter(modules=one), w) for one, w in zip(rows, (0.7, 0.4), strict=True)]
-    first, second = (combine_adapters(pair, method=name, threads=threads).adapter for threads in (1, 4))
-    assert all(first[n].B.tobytes() == second[n].B.tobytes() for n in first)
-    assert all(first[n].A.tobytes() == second[n].A.tobytes() for n in first)
 
 
 def plain_election(stack):
@@ -449,19 +297,3 @@ def test_cutoffs_have_the_bits_of_the_entries(share):
     assert whole_cutoffs(Modules("0", lambda _: joint, 150_000), share, space="full") == tuple(
         float(size[k - 1]) for size in sizes
     )
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 64, 65, 4096, 20_000])
-@pytest.mark.parametrize("close", [0.0, 0.999, 1.0])
-def test_della_ranks_entries_however_close_they_are(n, close):
-    rng = np.random.default_rng(29)
-    x = ((1 - close) * rng.standard_normal((6, n)) + close * rng.choice([-1, 1], (6, n))).astype(np.float32)
-    x[0] = np.nextafter(x[0], np.float32(9) * rng.choice([-1, 1], n).astype(np.float32))
-    np.testing.assert_array_equal(_orders(x, Workspace()), np.argsort(np.abs(x), axis=1, kind="stable"))
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 64, 65])
-def test_della_ranks_equal_entries_from_left_to_right(n):
-    rng = np.random.default_rng(19)
-    x = rng.integers(-3, 4, (6, n)).astype(np.float32) * np.float32(1e-38)  # with zeros of both signs and subnormals
-    np.testing.assert_array_equal(_orders(-x, Workspace()), np.argsort(np.abs(x), axis=1, kind="stable"))

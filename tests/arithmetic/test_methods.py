@@ -4,15 +4,13 @@ import inspect
 
 import numpy as np
 import pytest
-import scipy.linalg
 
-from loralens.arithmetic.method import SPACES
-from loralens.arithmetic.methods import METHODS
+from loralens.arithmetic.methods import METHODS, SPACES
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
 from loralens.errors import OptionError
 from tests import reference
-from tests.tolerances import COMBINED, COMBINED_ITERATED, TWO_DRIVERS
+from tests.tolerances import COMBINED, COMBINED_ITERATED
 
 CASES = {  # name → the dense rule, options of both, tolerance
     "sum": (reference.dense_sum, {}, COMBINED),
@@ -69,10 +67,6 @@ def far(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-def test_every_exact_method_has_a_dense_rule():
-    assert set(CASES) == set(EXACT)
-
-
 @pytest.mark.parametrize("ranks", [(4, 4), (2, 5), (1, 3, 6)])
 @pytest.mark.parametrize("name", EXACT)
 def test_a_method_is_its_dense_rule(name, ranks):
@@ -87,25 +81,6 @@ def test_a_method_is_its_dense_rule(name, ranks):
             continue
         assert far(result(name, updates, weights, **options), expected) < tolerance
         assert far(result(name, updates, weights, lam=-1.5, **options), -1.5 * expected) < tolerance or name == "cart"
-
-
-def test_cart_scales_only_what_is_beside_the_mean():
-    updates = adapters(9, (3, 4))
-    expected = reference.dense_cart([u.dense() for u in updates], [1, 0.5], 2, lam=0.3)
-    assert far(result("cart", updates, [1, 0.5], rank=2, lam=0.3), expected) < COMBINED
-    uncut = result("cart", updates, [1, 1])  # 4 % of 30 is 2
-    assert far(uncut, reference.dense_cart([u.dense() for u in updates], [1, 1], 2)) < COMBINED
-    mean = sum(u.dense() for u in updates) / 2
-    assert far(result("cart", updates, [1, 1], rank=20), mean) < COMBINED
-
-
-@pytest.mark.parametrize(("shape", "rank"), [((40, 30), 2), ((90, 60), 3), ((20, 15), 1)])
-def test_the_rank_of_cart_is_4_percent_of_the_short_side(shape, rank):
-    """Of three updates: what two have beside their mean is equal and opposite, and any cut of it adds up to 0."""
-    updates, weights = adapters(10, (3, 4, 5), shape), [1, 0.5, 0.8]
-    dense = [u.dense() for u in updates]
-    assert far(result("cart", updates, weights), reference.dense_cart(dense, weights, rank)) < COMBINED
-    assert far(result("cart", updates, weights), reference.dense_cart(dense, weights, rank + 1)) > 0.01
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -151,37 +126,6 @@ def test_what_cancels_is_zero_where_the_rule_is_of_the_sum(name):
         assert not found.any()
 
 
-@pytest.mark.parametrize("name", ["tsv-m", "iso-c", "iso-cts"])
-@pytest.mark.parametrize("shared", [False, True])
-def test_two_lapack_drivers_agree(name, shared, monkeypatch):
-    """With gesdd and gesvd, on updates that share all their directions as well: nothing null is lifted."""
-    updates = adapters(11, (4, 4))
-    if shared:
-        first = updates[0]
-        updates = [first, LowRank(first.B, np.random.default_rng(0).standard_normal((4, 4)) @ first.A), first]
-    weights = [0.7, 0.5, 0.2][: len(updates)]
-    plain = result(name, updates, weights)
-    calls = []
-
-    def other(M, full_matrices=True, compute_uv=True):
-        calls.append(M.shape)
-        return scipy.linalg.svd(M, full_matrices=full_matrices, compute_uv=compute_uv, lapack_driver="gesvd")
-
-    monkeypatch.setattr(np.linalg, "svd", other)
-    driven = result(name, updates, weights)
-    assert calls
-    assert far(driven, plain) < TWO_DRIVERS
-
-
-def test_iso_c_of_full_width_is_the_published_one_scaled():
-    """Beside mean(S) of all min(out, in) values, of which most are 0, ours is larger by min(out, in)/rank."""
-    updates = adapters(12, (2, 3))
-    total = reference.dense_sum([u.dense() for u in updates], [1, 1])
-    U, s, Vh = np.linalg.svd(total, full_matrices=False)
-    published = np.mean(s) * U[:, :5] @ Vh[:5]
-    assert far(result("iso-c", updates, [1, 1]), published * 30 / 5) < COMBINED_ITERATED
-
-
 @pytest.mark.parametrize("name", ["iso-c", "iso-cts"])
 def test_a_flat_spectrum_is_cut_in_the_order_of_the_sum(name):
     """All σ are equal: without an order the LAPACK driver would choose what stays."""
@@ -197,38 +141,10 @@ def test_a_flat_spectrum_is_cut_in_the_order_of_the_sum(name):
         assert np.sum((U[:, :3].T @ cut) ** 2) > 0.9 * np.sum(cut**2)
 
 
-def test_tsv_m_of_orthogonal_updates_is_their_sum():
-    Q, P = np.linalg.qr(np.random.default_rng(1).standard_normal((40, 40)))[0], np.eye(30)
-    updates = [LowRank(Q[:, :3] * [3, 2, 1], P[:3]), LowRank(Q[:, 3:5], P[3:5])]
-    assert far(result("tsv-m", updates, [1, 1]), sum(u.dense() for u in updates)) < COMBINED
-
-
-@pytest.mark.parametrize("shape", [(7, 40), (40, 7)])
-def test_tsv_m_keeps_as_many_directions_as_fit_beside_each_other(shape):
-    """min(out, in)/T of every update: 3 of 5 here, whichever side is the short one."""
-    rng = np.random.default_rng(3)
-    updates = [LowRank(rng.standard_normal((shape[0], 5)), rng.standard_normal((5, shape[1]))) for _ in range(2)]
-    dense = [u.dense() for u in updates]
-    assert far(result("tsv-m", updates, [1, 0.5]), reference.dense_tsv_m(dense, [1, 0.5])) < COMBINED_ITERATED
-
-
-def test_iso_cts_never_adds_more_of_its_own_than_there_are_directions():
-    """Of r = 7 directions two updates add 3 each, not round(7/2) = 4, and one is common."""
-    updates = adapters(20, (4, 3))
-    expected = reference.dense_iso_cts([u.dense() for u in updates], [1, 1], 0.1)  # round(0.9 · 7/2) = 3
-    assert far(result("iso-cts", updates, [1, 1], common=0), expected) < COMBINED_ITERATED
-
-
 def test_an_update_of_weight_0_counts_as_none_in_pico():
     updates = adapters(21, (3, 4, 2))
     found = result("pico", updates, [1.0, 0.5, 0.0])
     assert far(found, result("pico", updates[:2], [1.0, 0.5])) < COMBINED
-
-
-def test_knots_is_the_sum_at_any_weight():
-    updates = adapters(22, (3, 4))
-    for weights in ([1e14, -2e14], [1e-14, 3e-14]):
-        assert far(result("knots", updates, weights), result("sum", updates, weights)) < COMBINED
 
 
 def test_ctm_has_the_rank_of_one_adapter():
@@ -254,13 +170,6 @@ def test_karcher_of_two_is_halfway_along_the_arc():
     assert far(result("karcher", unit, [1, 1]), result("slerp", unit, [1, 1])) < COMBINED_ITERATED
 
 
-def test_slerp_of_nearly_parallel_updates_is_the_straight_line():
-    first = adapters(16, (3,))[0]
-    second = LowRank(first.B, first.A, first.scale * 3)
-    assert far(result("slerp", [first, second], [1, 3]), 2.5 * first.dense()) < COMBINED
-    assert far(result("slerp", [first, second], [1, 0]), first.dense()) < COMBINED
-
-
 @pytest.mark.parametrize("weights", [[1, 3], [2, 1], [1, 1]])
 def test_slerp_of_nearly_opposite_updates_is_the_straight_line(weights):
     """The angle is nearly π there, and its sine, by which the arc divides, nearly 0."""
@@ -270,15 +179,6 @@ def test_slerp_of_nearly_opposite_updates_is_the_straight_line(weights):
         dense = [first.dense(), near.dense()]
         expected = reference.dense_sum(dense, np.divide(weights, sum(weights)))
         assert far(result("slerp", [first, near], weights), expected) < COMBINED
-
-
-@pytest.mark.parametrize("weight", [0.5, 100.0])
-def test_an_update_that_is_0_counts_in_the_mean_length_of_karcher_alone(weight):
-    """However much it weighs, the direction is the Karcher mean of the others, not where the search for it begins."""
-    updates = adapters(16, (3, 4, 2))
-    zero = LowRank(0 * updates[0].B, updates[0].A)
-    expected = reference.dense_karcher([u.dense() for u in updates], [1, 2, 0.5]) * 3.5 / (3.5 + weight)
-    assert far(result("karcher", [*updates, zero], [1, 2, 0.5, weight]), expected) < COMBINED_ITERATED
 
 
 def test_model_stock_does_not_blow_up_what_disagrees():
@@ -334,10 +234,3 @@ def test_the_table_says_what_the_rules_take(row):
 def test_options_are_checked(options, message):
     with pytest.raises(OptionError, match=message):
         METHODS["ctm"].settings(options)
-
-
-def test_only_what_makes_sense_may_be_infinite():
-    row = METHODS["null-space"]
-    assert row.settings({"mu": float("inf")})["mu"] == float("inf")
-    with pytest.raises(OptionError, match=r"mu -1 is not a number in \[0, inf\]"):
-        row.settings({"mu": -1.0})

@@ -6,14 +6,13 @@ from functools import cache
 import numpy as np
 
 import loralens
-from loralens.analysis.base.amplification import measure_amplification
-from loralens.analysis.compare.clusters import cluster_order
-from loralens.analysis.compare.interference import interference
-from loralens.analysis.compare.nested import nesting
-from loralens.analysis.compare.pairwise import pairwise
-from loralens.analysis.compare.similarity import compare_subspaces
+from loralens.analysis.amplification import measure_amplification
+from loralens.analysis.every_pair import cluster_order, pairwise
+from loralens.analysis.interference import interference
+from loralens.analysis.nested import nesting
 from loralens.analysis.spectrum import measure_spectrum
 from loralens.analysis.trajectory import measure_trajectory
+from loralens.analysis.two_adapters import compare_subspaces
 from loralens.charts.amplification import amplification_figure
 from loralens.charts.curve import curve_figure
 from loralens.charts.grid import Grid
@@ -22,7 +21,7 @@ from loralens.charts.similarity import nesting_figure, similarity_figure
 from loralens.charts.spec import Band, Figure
 from loralens.charts.spectrum import energy_chart, energy_map, energy_scale, spectrum_figure
 from loralens.charts.trajectory import trajectory_figure
-from loralens.compression.curve import Choice, CurvePoint
+from loralens.compression.plan import Choice, CurvePoint
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from loralens.analysis.base.amplification import Amplification, Top
+from loralens.analysis.amplification import Amplification, Top
 from loralens.charts.amplification import amplification_figure
 from loralens.charts.mpl import draw_figure
 from loralens.charts.spec import Chart, ColourScale, Figure, HeatMap, LineChart, Overlaps

@@ -5,7 +5,7 @@ import pytest
 from loralens.charts.curve import curve_chart, curve_figure
 from loralens.charts.mpl import draw_figure
 from loralens.charts.spec import LineChart
-from loralens.compression.curve import Choice, CurvePoint
+from loralens.compression.plan import Choice, CurvePoint
 
 
 def points(count: int = 8) -> list[CurvePoint]:

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.compare.clusters import cluster_order
-from loralens.analysis.compare.interference import interference
-from loralens.analysis.compare.pairwise import pairwise
+from loralens.analysis.every_pair import cluster_order, pairwise
+from loralens.analysis.interference import interference
 from loralens.charts.mpl import draw_figure
 from loralens.charts.pairwise import branches_of, pairwise_figure
 from loralens.charts.spec import Figure, HeatMap

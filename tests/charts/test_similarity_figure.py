@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.compare.nested import nesting
-from loralens.analysis.compare.similarity import Comparison, compare_subspaces
+from loralens.analysis.nested import nesting
+from loralens.analysis.two_adapters import Comparison, compare_subspaces
 from loralens.charts.mpl import draw_figure
 from loralens.charts.similarity import colour_top, nesting_figure, similarity_figure
 from loralens.charts.spec import ColourScale, Figure, HeatMap, Overlaps

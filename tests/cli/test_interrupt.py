@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-VALUES, BASES = "loralens.analysis.spectrum:_measure_chunk", "loralens.core.lowrank:LowRank.bases"
+VALUES, BASES = "loralens.core.lowrank:LowRank.singular_values", "loralens.core.lowrank:LowRank.bases"
 TRUNCATE = "loralens.compression.directions:truncation"
 COMMANDS = {
     "spectrum": (VALUES, ["spectrum", "a", "--plot", "made.png"]),
@@ -58,7 +58,7 @@ COMMANDS = {
     "similarity of many": (BASES, ["similarity", "a", "b", "c", "--json"]),
     "trajectory": (BASES, ["trajectory", "a", "b", "c"]),
     "survey": ("loralens.fleet.indexing.measuring:fingerprint", ["survey", "."]),
-    "doctor": ("loralens.analysis.readings.batches:digest", ["doctor", "a", "b", "c", "--sarif", "made.sarif"]),
+    "doctor": ("loralens.analysis.readings:digest", ["doctor", "a", "b", "c", "--sarif", "made.sarif"]),
     "compress": (TRUNCATE, ["compress", "a", "-o", "made", "--rank", "2"]),
     "compress, measuring what it wrote": (
         "loralens.compression.loss:difference_singular_values",

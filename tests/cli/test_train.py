@@ -300,7 +300,7 @@ def test_what_is_missing_is_a_matter_of_usage(tmp_path: Path) -> None:
 def test_choices_are_the_rows_of_the_tables_that_need_torch() -> None:
     from loralens.choices import Optimiser, Schedule
     from loralens.cli.train import command
-    from loralens.training.method import METHODS
+    from loralens.training.course import METHODS
     from loralens.training.texts.tasks import TASKS
 
     choices = {param.name: tuple(param.type.choices) for param in command.params if isinstance(param.type, Choice)}

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from loralens.compression.curve import curve_ranks, rank_curve
 from loralens.compression.loss import total_error
-from loralens.compression.plan import TruncationPlan
+from loralens.compression.plan import TruncationPlan, curve_ranks, rank_curve
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.ranks import Rule

@@ -86,18 +86,6 @@ def test_real_adapters_from_and_to_their_own_format(name: str, real: Path, tmp_p
     assert compressed(real / name, tmp_path / "less", "--size", budget, *known, *more)["total"]["bytes_after"] <= budget
 
 
-def test_a_module_that_goes_goes_from_the_header_of_a_diffusers_file_too(tmp_path: Path) -> None:
-    modules = {f"transformer.{i}.to_q": module for i, module in enumerate(graded().modules.values())}
-    dead = loralens.LowRank(0 * modules["transformer.1.to_q"].B, modules["transformer.1.to_q"].A, 1.0)
-    adapter = Adapter(modules={**modules, "transformer.1.to_q": dead}, format="diffusers")
-    loralens.save(adapter, tmp_path / "in", format="diffusers")
-    compressed(tmp_path / "in", tmp_path / "out", "--rank", 2, "--drop-dead")
-    after = loralens.load(tmp_path / "out")
-    assert len(after) == len(adapter) - 1
-    header = json.loads((after.metadata or {})["lora_adapter_metadata"])
-    assert sorted(header["transformer.target_modules"]) == ["0.to_q", "2.to_q", "3.to_q"]
-
-
 @pytest.fixture
 def fused(tmp_path: Path) -> Path:
     """Old PEFT's MergedLinear: q and v of one weight (24, 20) adapted, two blocks of rank 4 each."""
@@ -132,9 +120,3 @@ def test_fused_projections_are_kept_whole_where_a_pair_would_be_no_smaller(
     assert total["relative_error"] == 0
     name = "adapter_model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (fused / name).read_bytes()
-
-
-def test_fused_projections_have_no_blocks_elsewhere(fused: Path, tmp_path: Path) -> None:
-    for more in (["--to", "kohya"], ["--uniform"]):
-        record = compressed(fused, tmp_path / more[-1], "--rank", 6, *more, "--force")
-        assert (record["modules"][0]["rank_after"], record["notes"]) == (6, [])

@@ -4,15 +4,13 @@ import numpy as np
 import pytest
 
 from loralens.compression.calibration import whitened_svd
-from loralens.compression.directions import Directions, truncate_pair
+from loralens.compression.directions import truncate_pair
 from loralens.compression.loss import data_losses, directions_on_data, equalise_units, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
-from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.moments import Moment, Moments
 from loralens.core.ranks import Rule
-from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError
 from tests.compression.truncation import truncate
 from tests.tolerances import TRUNCATED
@@ -96,25 +94,6 @@ def test_what_the_data_never_reached_gets_the_least_and_what_was_not_measured_it
     gain = np.linalg.norm(found["a"].s) / np.linalg.norm(adapter["a"].dense())
     np.testing.assert_allclose(one["c"].s, gain * found["c"].s)
     assert one["a"] is found["a"]
-
-
-def test_what_is_no_pair_any_more_tells_nothing_and_what_is_gone_lost_all():
-    adapter, moments = measured()
-    full = Structured(Dense(LazyArray.of(adapter["a"].dense())))
-    after = Adapter(modules={"a": full, "b": adapter["b"]})
-    found = data_losses(adapter, after, moments)
-    assert set(found) == {"b", "c"}
-    assert found["b"].relative_error < 1e-12
-    assert (found["c"].relative_error, found["c"].rank_after) == (1.0, 0)
-
-
-def test_without_a_moment_directions_are_plain():
-    zero = module(0, scale=0.0)
-    assert directions_on_data(zero, moment(zero, 0)).s.size == 0
-    full = Structured(Dense(LazyArray.of(np.eye(4))), 2.0)
-    found = directions_on_data(full, None)
-    assert isinstance(found, Directions)
-    np.testing.assert_allclose(found.s, 2.0)
 
 
 def test_moments_of_another_adapter_are_refused():

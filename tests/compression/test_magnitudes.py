@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.compression.plan import solve_magnitudes, weight_cosines
+from loralens.compression.plan import solve_magnitudes
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.carried import magnitudes
 from loralens.core.lazy import LazyArray
@@ -65,12 +65,6 @@ def test_what_is_the_same_module_keeps_its_magnitude_and_the_dtype_stays():
     after = solve_magnitudes(adapter, truncate(adapter, Rule("rank", 1)).adapter, weights)
     assert after.extra["a.m"].tensor.dtype == np.float32
     assert magnitudes(after) == {"a": "a.m"}
-
-
-def test_a_row_of_zeros_has_nothing_to_be_turned():
-    zero = LowRank(np.zeros((3, 1)), np.zeros((1, 2)))
-    weight = Weight("a", LazyArray.of(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])), False)
-    assert weight_cosines(zero, zero, weight).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_magnitude_of_another_length_is_refused():

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import loralens
-from loralens.analysis.compare.equality import differences
+from loralens.analysis.equality import differences
 from loralens.core.lowrank import LowRank
 from loralens.core.names import is_expert_alone
 from loralens.core.naming.image_names import ORIGINAL, is_of_diffusers_transformer

@@ -11,7 +11,7 @@ import pytest
 from ml_dtypes import bfloat16
 
 import loralens
-from loralens.analysis.compare.equality import differences
+from loralens.analysis.equality import differences
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.fleet.fleet import Fleet

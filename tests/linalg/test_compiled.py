@@ -9,8 +9,8 @@ import pytest
 
 import loralens
 from loralens.arithmetic import elementwise_methods as della
+from loralens.arithmetic.elementwise import Workspace
 from loralens.arithmetic.elementwise_methods import elected_mean
-from loralens.arithmetic.entries import Workspace
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray

@@ -19,12 +19,6 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/analysis/test_amplification.py",),
     ),
     Mutant(
-        "_takes_steps",
-        "weight.stored.size < LARGE",
-        "weight.stored.size > 0",
-        ("tests/analysis/test_amplification.py",),
-    ),
-    Mutant(
         "in_threads",
         "raises it again\n            ended.set()",
         "raises it again\n            pass",
@@ -46,7 +40,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/analysis/checks/test_strength.py",),
     ),
     Mutant(
-        "look",
+        "find_wrong_scales",
         "len(hit) == len(exam.readings)",
         "len(hit) > len(exam.readings)",
         ("tests/analysis/checks/test_strength.py",),
@@ -71,13 +65,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("_is_block_diagonal", "min(first) >= 0", "max(first) >= 0", ("tests/analysis/checks/test_strength.py",)),
     Mutant(
-        "look",
+        "find_combining_bug",
         "all(one.module.scaling.alpha",
         "any(one.module.scaling.alpha",
         ("tests/analysis/checks/test_strength.py",),
     ),
     Mutant(
-        "look",
+        "find_combining_bug",
         "one.module.scaling.alpha == one.module.rank",
         "one.module.scaling.alpha != one.module.rank",
         ("tests/analysis/checks/test_strength.py",),
@@ -116,7 +110,12 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/analysis/test_pairwise.py",),
     ),
     Mutant("Pairwise.common", "self.ranks > 0", "self.ranks >= 0", ("tests/analysis/test_pairwise.py",)),
-    Mutant("_of_factor", "widths[i] = s.size", "widths[i] = update.rank", ("tests/analysis/test_pairwise.py",)),
+    Mutant(
+        "_measure.factor_columns",
+        "counts[i] = s.size",
+        "counts[i] = updates[i].rank",
+        ("tests/analysis/test_pairwise.py",),
+    ),
     Mutant("_measure", "squares / smaller", "squares * smaller", ("tests/analysis/test_pairwise.py",)),
     Mutant(
         "find_shared_initialisation",
@@ -796,7 +795,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "rounding.gain, 1 - rounding.unmoved",
         ("tests/reporting/test_findings.py",),
     ),
-    Mutant("look", "(1 / stable)", "(stable - 1)", ("tests/reporting/test_findings.py",)),
+    Mutant("find_spikes", "(1 / stable)", "(stable - 1)", ("tests/reporting/test_findings.py",)),
     Mutant("_notice", "len(texts) - SHOWN", "len(texts) + SHOWN", ("tests/reporting/test_findings.py",)),
     Mutant(
         "_findings",

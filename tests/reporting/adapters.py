@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import loralens
-from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.analysis.diagnosis import Diagnosis
 from loralens.analysis.doctor import examine_all
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank

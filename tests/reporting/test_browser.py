@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.base.amplification import measure_amplification
+from loralens.analysis.amplification import measure_amplification
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.base.amplification import measure_amplification
-from loralens.analysis.checks.merge_effect import Base
+from loralens.analysis.amplification import measure_amplification
 from loralens.analysis.doctor import examine_all
+from loralens.analysis.merge_effect import Base
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import weights_of
 from loralens.reporting.base import base_section

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.analysis.diagnosis import Diagnosis
 from loralens.core.scaling import Scaling
 from loralens.reporting.collection import measure_collection
 from loralens.reporting.document import Report

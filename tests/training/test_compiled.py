@@ -3,15 +3,11 @@
 import copy
 from typing import Any
 
-import numpy as np
 import pytest
 
 from loralens.errors import OptionError
-from loralens.training.course import Course
-from loralens.training.fitting import fit
 from loralens.training.injection import inject
 from tests import models
-from tests.tolerances import TRAINED_LIVE
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -32,37 +28,6 @@ def blocks(model: Any) -> Any:
     for number, block in enumerate(model.model.layers):
         model.model.layers[number] = compiled(block)
     return model
-
-
-def of_one_block() -> Any:
-    """Half as much to trace."""
-    model = models.llama()
-    del model.model.layers[1]
-    return model
-
-
-def batches() -> Any:
-    ids = torch.randint(3, 24, (4, 8), generator=torch.Generator().manual_seed(0))
-    return [{"input_ids": ids, "labels": ids}]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("wrapped", [whole, blocks])
-def test_names_and_numbers_are_those_of_the_model_inside(wrapped: Any) -> None:
-    course = Course(3, lr=1e-2)
-    plain = fit(of_one_block(), batches(), course=course, rank=2, heads="lm_head")
-    model = wrapped(of_one_block())
-    with torch.no_grad():
-        before = model(**batches()[0]).logits  # traced before the layers come
-    made = fit(model, batches(), course=course, rank=2, heads="lm_head")
-    assert list(made.adapter) == list(plain.adapter)
-    assert list(made.adapter.extra) == list(plain.adapter.extra)
-    np.testing.assert_allclose(made.losses, plain.losses, rtol=1e-5)
-    for name, module in made.adapter.items():
-        np.testing.assert_allclose(module.B, plain.adapter[name].B, **TRAINED_LIVE)
-    made.injection.remove()
-    with torch.no_grad():
-        assert torch.equal(model(**batches()[0]).logits, before)
 
 
 @pytest.mark.parametrize("wrapped", [whole, blocks])

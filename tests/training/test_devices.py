@@ -1,16 +1,11 @@
 """Where a run computes, and what is moved there. Stand-ins for GPUs: this machine need not have one."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import loralens
-from loralens.training.injection import inject
-from loralens.training.world import World
 from loralens.verbs.models.models import device_of
 from loralens.verbs.runs.training_options import default_dtype
-from tests import models
 
 torch = pytest.importorskip("torch")
 
@@ -40,73 +35,3 @@ def test_the_weights_have_16_bits_on_cuda_alone(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert default_dtype(torch.device(device)) == dtype
-
-
-def test_a_model_in_shards_is_loaded_on_the_cpu_and_moved_block_by_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The GPU is a name here: what is loaded is recorded, and so is what FSDP2 is given to move."""
-    import torch.distributed.device_mesh as mesh_module
-    import torch.distributed.fsdp as fsdp
-
-    models.folder(models.llama(), tmp_path / "llama")
-    (tmp_path / "d.txt").write_text("\n".join(models.TEXTS), encoding="utf-8")
-    moved: list[tuple[str, str]] = []
-
-    def sharding(module: Any, *, mesh: Any, mp_policy: Any) -> None:
-        devices = {parameter.device.type for parameter in module.parameters()}
-        moved.append((type(module).__name__, f"{', '.join(devices)} to {mesh} in {mp_policy.param_dtype}"))
-        if len(moved) == 3:
-            raise KeyboardInterrupt  # nothing more can be shown without the card
-
-    monkeypatch.setattr(mesh_module, "init_device_mesh", lambda kind, shape: f"{shape} of {kind}")
-    monkeypatch.setattr(fsdp, "fully_shard", sharding)
-    monkeypatch.setattr("loralens.verbs.runs.train_adapter.device_of", lambda name: torch.device("cuda", 0))
-    monkeypatch.setattr(World, "current", classmethod(lambda cls, *, shard=False: cls(0, 1, shard)))
-    monkeypatch.setattr("torch.random.fork_rng", lambda **_: __import__("contextlib").nullcontext())
-    monkeypatch.setattr("loralens.training.draws.torch.cuda.get_rng_state", lambda device: torch.get_rng_state())
-    monkeypatch.setattr("loralens.training.draws.torch.cuda.set_rng_state", lambda state, device: None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    with pytest.raises(KeyboardInterrupt):
-        loralens.train(model=tmp_path / "llama", task="causal-lm", data=tmp_path / "d.txt", output=tmp_path / "o",
-                       steps=1, batch=4, rank=2, shard=True, dtype="f32", threads=1)  # fmt: skip
-    said = "cpu to (1,) of cuda in torch.bfloat16"
-    assert moved == [*[("LlamaDecoderLayer", said)] * 2, ("LlamaForCausalLM", said)]
-
-
-@pytest.fixture
-def alone_in_a_group(tmp_path: Path) -> Any:
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
-    yield World(0, 1, shard=True)
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # FSDP2 and gloo warn of a group of one
-def test_shards_under_autocast_leave_no_copies_of_weights_until_the_backward_pass(alone_in_a_group: World) -> None:
-    """On the CPU: which 16-bit tensors of the size of a weight are kept when the forward pass is done."""
-    cpu, ids = torch.device("cpu"), torch.randint(3, 20, (2, 5), generator=torch.Generator().manual_seed(0))
-    kept: dict[str, int] = {}
-    for name, narrow in (("own dtype", None), ("narrow", torch.bfloat16)):
-        made = inject(models.wide_llama(), rank=2)
-        model = alone_in_a_group.wrap(made.model, cpu, narrow=narrow)
-        sizes = {p.numel() for key, p in models.wide_llama().named_parameters() if "layers." in key and p.ndim == 2}
-        saved: dict[int, Any] = {}
-
-        def pack(tensor: Any, saved: dict[int, Any] = saved, sizes: set[int] = sizes) -> Any:
-            if tensor.dtype == torch.bfloat16 and tensor.numel() in sizes:
-                saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = model(input_ids=ids, labels=ids).loss
-            kept[name] = sum(storage.nbytes() for storage in saved.values())
-        loss.backward()
-        assert all(layer.B.grad is not None for layer in made.layers.values())
-    names = [key for key, p in models.wide_llama().named_parameters() if "layers." in key and p.ndim == 2]
-    weights = sum(2 * models.wide_llama().get_parameter(key).numel() for key in names)
-    assert kept["own dtype"] > 0.8 * weights  # the first layers have no input with a gradient
-    assert kept["narrow"] < weights / 10

@@ -122,17 +122,6 @@ def test_batches_are_those_of_a_plain_loop_under_the_same_seed(name: str, more: 
     assert len({str(rows) for rows, _ in seen}) > 6  # rounds differ
 
 
-@pytest.mark.parametrize("name", ["loader", "python", "callable"])
-def test_another_seed_of_the_caller_gives_other_batches(name: str) -> None:
-    seed_all(5)
-    one, *_ = run(FEEDS[name]())
-    seed_all(5)
-    again, *_ = run(FEEDS[name](), seed=9)
-    seed_all(6)
-    other, *_ = run(FEEDS[name]())
-    assert one == again != other
-
-
 @pytest.mark.some(2)
 @pytest.mark.parametrize("name", FEEDS)
 @pytest.mark.parametrize("accumulate", slow_except([1, 3], 3))
@@ -148,14 +137,6 @@ def test_a_run_that_goes_on_sees_what_the_whole_run_saw(name: str, accumulate: i
         for part in "BA":
             ours, theirs = (getattr(one.adapter["body"], part) for one in (rest, whole))
             assert ours.tobytes() == theirs.tobytes()
-
-
-def test_the_same_loader_can_be_gone_on_with() -> None:
-    """A loader's own generator is where it was before the run, so that the second run begins as the first."""
-    batches = own_generator()
-    seen, _, states = run(batches)
-    later, *_ = run(batches, state=states[4])
-    assert later == seen[5:]
 
 
 @pytest.mark.parametrize("name", FEEDS)
@@ -176,23 +157,6 @@ def test_the_generators_of_the_caller_are_as_before(name: str) -> None:
     made = fit(Body(), batches, course=Course(3), rank=1, loss=lambda model, batch: model(batch["row"]).square().mean())
     assert made.steps == 3
     assert states() == before
-
-
-def test_a_state_without_generators_is_gone_on_from() -> None:
-    """Such as one that an earlier release wrote: then the caller's seed decides, as it did."""
-    seed_all(5)
-    seen, _, states = run(loader())
-    old = {name: array for name, array in states[4].tensors.items() if not name.startswith("drawn.")}
-    assert len(old) < len(states[4].tensors)
-    seed_all(5)
-    later, *_ = run(loader(), state=State(states[4].step, old, states[4].record, states[4].run))
-    assert later == seen[5:]
-
-
-def test_one_round_over_a_loader_is_the_default() -> None:
-    made = fit(Body(), loader(), rank=1, loss=lambda model, batch: model(batch["row"]).square().mean())
-    assert made.steps == 5
-    assert Feed(iter(())).length is None
 
 
 def test_a_sampler_of_other_processes_is_refused() -> None:
@@ -230,26 +194,3 @@ def test_a_state_with_damaged_generators_is_refused(damage: str) -> None:
         run(loader(), steps=3, state=State(1, damaged, states[0].record, states[0].run))
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
-
-
-def test_a_sampler_of_processes_begins_every_round_anew() -> None:
-    sampler = torch.utils.data.DistributedSampler(Texts(), num_replicas=1, rank=0, seed=4)
-    seen, _, states = run(loader(sampler=sampler, shuffle=False))
-    assert sampler.epoch == 0
-    plain = []
-    for epoch in range(3):
-        sampler.set_epoch(epoch)
-        plain += list(sampler)
-    sampler.set_epoch(0)
-    assert [row for rows, _ in seen for row in rows] == plain[:24]
-    later, *_ = run(loader(sampler=sampler, shuffle=False), state=states[6])
-    assert later == seen[7:]
-
-
-@pytest.mark.slow
-def test_workers_draw_alike() -> None:
-    seed_all(5)
-    seen, _, states = run(loader(num_workers=1), steps=7)
-    seed_all(8)
-    later, *_ = run(loader(num_workers=1), steps=7, state=states[3])
-    assert later == seen[4:]

@@ -1,6 +1,5 @@
 """Feeds: which batch has which number, and which examples are in it."""
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -10,21 +9,6 @@ from loralens.errors import OptionError
 from loralens.training.feed import Feed, move_batch, shuffle_order, size_of
 
 torch = pytest.importorskip("torch")
-
-
-def test_a_sequence_is_gone_through_again_and_again() -> None:
-    feed = Feed(["a", "b", "c"])
-    assert [feed[number] for number in range(7)] == list("abcabca")
-    assert feed[1] == "b"
-    assert feed.length == 3
-
-
-def test_a_callable_is_asked_for_every_number() -> None:
-    asked: list[int] = []
-    feed = Feed(lambda number: asked.append(number) or number * 10)
-    assert [feed[4], feed[2]] == [40, 20]
-    assert asked == [4, 2]
-    assert feed.length is None
 
 
 class Rounds:
@@ -82,16 +66,6 @@ def test_processes_and_parts_of_a_step_share_one_order() -> None:
     ]
 
 
-def test_places_in_the_order_are_fair() -> None:
-    first = Counter(shuffle_order(4, size=1, seed=seed)(0)[0] for seed in range(400))
-    assert min(first.values()) > 60  # 100 each on average
-
-
-def test_no_examples_are_refused() -> None:
-    with pytest.raises(OptionError, match="no examples"):
-        shuffle_order(0, size=1, seed=0)
-
-
 def test_batches_are_moved_whatever_they_are_made_of() -> None:
     tensor = torch.zeros(2)
     found = move_batch({"a": tensor, "b": [tensor, ("x", tensor)], "c": None}, torch.device("meta"))
@@ -105,12 +79,6 @@ class Sample(NamedTuple):
 
     x: Any
     y: Any
-
-
-def test_a_tuple_with_names_keeps_them() -> None:
-    found = move_batch(Sample(torch.zeros(2, 3), None), torch.device("meta"))
-    assert (type(found), found.x.device.type, found.y) == (Sample, "meta", None)
-    assert size_of(found) == 2
 
 
 def test_the_size_of_a_batch_is_its_tokens_or_its_examples() -> None:

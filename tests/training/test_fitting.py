@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import loralens
 from loralens.errors import OptionError
 from loralens.training import Course, Watch, fit, record_of
 from loralens.training.layers.layer import LoRALayer
@@ -21,16 +20,6 @@ nn = torch.nn
 def batches(count: int = 3) -> Any:
     made = [torch.randint(2, 24, (2, 6), generator=torch.Generator().manual_seed(s)) for s in range(count)]
     return [{"input_ids": ids, "labels": ids} for ids in made]
-
-
-def test_one_round_over_a_list_is_the_default() -> None:
-    found = fit(models.llama(), batches(5), rank=2)
-    assert found.steps == len(found.losses) == 5
-    assert len(found.adapter) == 14
-    assert "lm_head" not in found.adapter
-    with pytest.raises(OptionError, match="number of steps is unknown") as refused:
-        fit(models.llama(), iter(batches()), rank=2)
-    assert "Course(steps=" in refused.value.fix
 
 
 def test_the_record_says_how_it_was_made() -> None:
@@ -51,20 +40,6 @@ def test_the_record_says_how_it_was_made() -> None:
     assert found.adapter.base_model == "tiny/llama"
     assert (found.adapter.config or {})["task_type"] == "CAUSAL_LM"
     json.dumps(said)
-
-
-def test_equal_seeds_give_equal_files(tmp_path: Any) -> None:
-    for name in ("one", "two"):
-        loralens.save(fit(models.llama(), batches(), rank=2, dropout=0.1).adapter, tmp_path / name)
-    for file in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
-
-
-def test_the_shared_beginning_of_two_runs_is_recorded() -> None:
-    one, two, other = (
-        record_of(fit(models.llama(), batches(n), rank=2, seed=s).adapter) or {} for n, s in ((1, 0), (2, 0), (1, 1))
-    )
-    assert one["A0"] == two["A0"] != other["A0"]
 
 
 def test_any_model_with_any_loss_is_trained() -> None:
@@ -116,14 +91,6 @@ def test_an_interruption_takes_the_layers_out() -> None:
     assert not any(module.training for module in model.modules())
 
 
-def test_a_batch_without_a_loss_is_refused() -> None:
-    ids = torch.tensor([[3, 4]])
-    with pytest.raises(OptionError, match="the model returned no loss"):
-        fit(models.llama(), [{"input_ids": ids}], rank=2)
-    with pytest.raises(OptionError, match="a batch is a Tensor, but a model computes its own loss"):
-        fit(models.llama(), [ids], rank=2)
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -142,28 +109,9 @@ def test_what_is_of_the_wrong_kind_is_refused(options: Any, words: str) -> None:
     assert not any(isinstance(module, LoRALayer) for module in model.modules())
 
 
-def test_a_run_with_numbers_of_numpy_is_recorded() -> None:
-    course = Course(steps=np.int64(2), lr=np.float32(1e-3))  # type: ignore[arg-type]
-    options = {"rank": np.int64(2), "alpha": np.float32(4), "seed": np.int64(1), "dropout": np.float32(0)}
-    said = record_of(fit(models.llama(), batches(), course=course, targets="q_proj", **options).adapter) or {}  # type: ignore[arg-type]
-    assert {name: said[name] for name in ("steps", "rank", "alpha", "seed")} == {
-        "steps": 2, "rank": 2, "alpha": 4.0, "seed": 1,
-    }  # fmt: skip
-
-
 def test_a_record_that_cannot_be_written_is_refused_before_training() -> None:
     model, seen = models.llama(), []
     with pytest.raises(OptionError, match=r"record cannot be kept with the adapter: .*float32"):
         fit(model, batches(), rank=2, record={"lr": np.float32(0.1)}, watch=Watch(on_step=seen.append))
     assert not seen
     assert not any(isinstance(module, LoRALayer) for module in model.modules())
-
-
-@pytest.mark.parametrize(("length", "warned"), [(32, 0), (33, 1)])
-def test_texts_that_are_longer_than_the_model_has_positions_for_are_named_once(
-    length: int, warned: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    ids = torch.randint(2, 24, (2, length), generator=torch.Generator().manual_seed(0))
-    fit(models.llama(), [{"input_ids": ids, "labels": ids}], course=Course(steps=2), targets="q_proj", rank=2)
-    said = f"a batch has texts of {length} tokens, and the model has positions for 32"
-    assert caplog.text.count(said) == warned

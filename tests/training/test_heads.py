@@ -58,10 +58,3 @@ def test_a_head_of_16_bits_is_trained_in_32_and_put_back(dtype: "torch.dtype") -
         assert torch.equal(after[name], tensor)
     with torch.no_grad():
         assert torch.equal(model(x), plain)
-
-
-def test_a_head_of_32_bits_gets_no_hooks() -> None:
-    model = Model(torch.float32)
-    inject(model, targets=["body"], rank=2, heads=["head"])
-    assert not model.head[0]._forward_pre_hooks
-    assert not model.head[0]._forward_hooks

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.training.layers.layer import LoRALayer
-from tests.tolerances import ATTACHED, ATTACHED_16, TRAINED_GRADIENT
+from tests.tolerances import ATTACHED
 from tests.training.conftest import KINDS, Holder, holder, injected, peft_beside, their_gradients
 
 torch = pytest.importorskip("torch")
@@ -82,38 +81,11 @@ def test_output_and_gradients_are_those_of_the_whole_weight(kind: str, method: s
         close(mine, other)
 
 
-@pytest.mark.parametrize("method", ["lora", "pissa", "frozen-a"])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "embedding"])
-def test_gradients_are_those_of_finite_differences(kind: str, method: str) -> None:
-    made = injected(kind, method=method)
-    x = KINDS[kind][1]()
-    rng = np.random.default_rng(0)
-    output = torch.randn_like(made.model(x))
-    (made.model(x) * output).sum().backward()
-    for factor in (p for p in made.layers[NAME].parameters(recurse=False) if p.requires_grad):
-        step = torch.from_numpy(rng.standard_normal(factor.shape))
-        with torch.no_grad():
-            values = []
-            for sign in (1, -1):
-                factor.add_(sign * 1e-5 * step)
-                values.append((made.model(x) * output).sum())
-                factor.sub_(sign * 1e-5 * step)
-        found = (factor.grad * step).sum()
-        np.testing.assert_allclose(found, (values[0] - values[1]) / 2e-5, **TRAINED_GRADIENT)
-
-
 @pytest.mark.parametrize("method", ["lora", "rslora", "lora+", "frozen-a"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_output_is_unchanged_at_the_start(kind: str, method: str) -> None:
     made, x = injected(kind, method=method, random=False), KINDS[kind][1]()
     assert torch.equal(made.model(x), holder(kind)(x))
-
-
-@pytest.mark.parametrize("method", ["dora", "pissa"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_output_is_unchanged_to_rounding_at_the_start(kind: str, method: str) -> None:
-    made, x = injected(kind, method=method, random=False), KINDS[kind][1]()
-    close(made.model(x), holder(kind)(x))
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
@@ -135,15 +107,6 @@ def test_dropout_is_pefts_and_in_training_only(kind: str, method: str) -> None:
     assert torch.equal(outputs[0], outputs[2]) == (kind == "embedding")
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_layers_begin_in_the_mode_of_what_they_stand_for(training: bool) -> None:
-    from loralens.training.injection import inject
-
-    model = holder("linear").train(training)
-    layer = inject(model, rank=2, dropout=0.5).layers[NAME]
-    assert layer.training is layer.base_layer.training is training
-
-
 @pytest.mark.parametrize("method", ["lora", "dora", "pissa"])
 @pytest.mark.parametrize("kind", ["linear", "Conv1D", "conv2d", "embedding"])
 def test_a_16_bit_base_has_float32_factors_and_rounds_once(kind: str, method: str) -> None:
@@ -159,56 +122,6 @@ def test_a_16_bit_base_has_float32_factors_and_rounds_once(kind: str, method: st
     close(y, wide(x.double() if x.is_floating_point() else x), {"rtol": 2.0**-6, "atol": 2.0**-6})
     y.float().square().sum().backward()
     assert layer.A.grad.dtype == torch.float32
-
-
-@pytest.mark.parametrize("method", ["lora", "dora"])
-@pytest.mark.parametrize("kind", ["linear", "conv2d", "embedding"])
-def test_autocast_decides_the_dtype(kind: str, method: str) -> None:
-    made = injected(kind, method=method, dtype=torch.float32)
-    x = KINDS[kind][1]()
-    x = x.float() if x.is_floating_point() else x
-    with torch.autocast("cpu", torch.bfloat16):
-        y = made.model(x)
-        assert y.dtype == made.layers[NAME].base_layer(x).dtype
-    close(y, made.model(x), {"rtol": 2.0**-5, "atol": 2.0**-4})
-
-
-def saved_bytes(model: nn.Module, x: Any) -> int:
-    """Bytes kept for the backward pass, parameters left out, each piece of memory once."""
-    held: dict[int, int] = {}
-    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
-
-    def pack(tensor: Any) -> Any:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = model(x)
-    del y
-    return sum(held.values())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("method", ["lora", "dora"])
-@pytest.mark.parametrize("kind", ["linear", "Conv1D", "conv2d", "embedding"])
-def test_no_more_is_saved_than_by_peft(kind: str, method: str, dropout: float, dtype: Any) -> None:
-    if (kind, method, dropout, dtype) == ("conv2d", "dora", 0.5, torch.bfloat16):
-        pytest.skip("PEFT 0.21 multiplies float32 by bfloat16 here, and fails")
-    made = injected(kind, method=method, dropout=dropout, dtype=dtype)
-    theirs = peft_beside(made, holder(kind, dtype=dtype), lora_dropout=dropout)
-    x = KINDS[kind][1]()
-    x = x.to(dtype) if x.is_floating_point() else x
-    ours, peft = saved_bytes(made.model, x), saved_bytes(theirs, x)
-    assert 0 < ours <= peft
-
-
-def test_frozen_a_saves_no_input() -> None:
-    x = KINDS["linear"][1]()
-    assert saved_bytes(injected("linear", method="frozen-a").model, x) == 6 * 3 * 8  # z alone
-    assert saved_bytes(injected("linear").model, x) == 6 * 3 * 8 + x.nbytes
 
 
 def test_a_scaled_embedding_scales_its_update() -> None:
@@ -251,24 +164,7 @@ def test_a_row_of_zeros_has_no_direction_and_no_nan() -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in made.model.parameters())
 
 
-def test_layers_answer_for_what_they_stand_for() -> None:
-    layer = injected("linear").layers[NAME]
-    assert layer.in_features == 6
-    assert layer.weight is layer.base_layer.weight
-    assert isinstance(layer, LoRALayer)
-    with pytest.raises(AttributeError, match="nonsense"):
-        _ = layer.nonsense
-    assert "rank=3" in repr(layer)
-
-
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_adapted_models_can_be_copied(copied: Any) -> None:
     made, x = injected("linear", method="pissa"), KINDS["linear"][1]()
     assert torch.equal(copied(made.model)(x), made.model(x))
-
-
-def test_mixed_sums_are_rounded_once() -> None:
-    made = injected("linear", dtype=torch.bfloat16)
-    layer, x = made.layers[NAME], KINDS["linear"][1]().bfloat16()
-    update = (layer.scale * layer.B.double() @ layer.A.double() @ x.double()[..., None])[..., 0]
-    close(made.model(x), layer.base_layer(x).double() + update, ATTACHED_16)

@@ -1,7 +1,6 @@
 """The loop: what one update is, whatever a step is cut into, and what is called on the way."""
 
 import copy
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -53,39 +52,6 @@ def trained(size: int = 8, *, model: Any = None, steps: int = 1, watch: Watch | 
     )
 
 
-def factors(fitted: Fitted) -> dict[str, Any]:
-    return {name: (module.B, module.A) for name, module in fitted.adapter.items()}
-
-
-def same(one: Fitted, other: Fitted, **tolerance: float) -> None:
-    for name, pair in factors(one).items():
-        for mine, theirs in zip(pair, factors(other)[name], strict=True):
-            np.testing.assert_allclose(mine, theirs, **tolerance)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_a_step_cut_into_parts_is_the_step_of_the_whole(size: int) -> None:
-    whole, parts = trained(8, steps=3), trained(size, steps=3)
-    same(whole, parts, rtol=1e-10, atol=1e-13)
-    np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-12)
-    with torch.no_grad():
-        total, count = TASK.loss(models.llama().double(), batches(8)[0])
-    assert whole.losses[0] == pytest.approx(float(total) / count, rel=1e-12)
-
-
-def test_means_of_batches_weigh_every_batch_alike() -> None:
-    def mean(model: Any, batch: Any) -> Any:
-        total, count = TASK.loss(model, batch)
-        return total / max(count, 1)
-
-    course = Course(1, accumulate=8, optimiser="sgd", clip=0, warmup=0)
-    found = fit(models.llama().double(), batches(1), course=course, loss=mean, targets="*_proj", rank=2)
-    with torch.no_grad():
-        wanted = np.mean([float(mean(models.llama().double(), batch)) for batch in batches(1)])
-    assert found.losses[0] == pytest.approx(wanted, rel=1e-12)
-
-
 class Quadratic(nn.Module):
     """Its gradient is known: the loss is the sum over the batch of (w·x)² / 2 for a head w."""
 
@@ -118,23 +84,6 @@ def test_plain_descent_and_its_clipping() -> None:
     unclipped, _ = headed(Course(1, lr=0.1, optimiser="sgd", warmup=0, clip=3.5), watch=watch)
     np.testing.assert_allclose(unclipped, free)
     assert [(step.number, step.loss, step.norm, step.size) for step in steps] == [(1, 4.5, 3.0, 1)] * 3
-
-
-def test_gradients_from_before_count_for_nothing() -> None:
-    """Those of the caller's own training, or of a run that left the finite numbers and is tried again."""
-    course, model = Course(1, lr=0.1, optimiser="sgd", warmup=0, clip=0), Quadratic((3.0, 4.0)).double()
-    with pytest.raises(DivergenceError):
-        headed(course, model=model, x=(float("nan"), 0.0))
-    again, _ = headed(course, model=model)
-    np.testing.assert_array_equal(again, headed(course)[0])
-
-
-def test_weight_decay_is_decoupled_and_of_adamw() -> None:
-
-    decayed, _ = headed(Course(1, lr=0.1, weight_decay=0.5, warmup=0, clip=0))
-    plain, _ = headed(Course(1, lr=0.1, warmup=0, clip=0))
-    np.testing.assert_allclose(plain, [3 - 0.1, 4], rtol=1e-6)  # Adam's first step is lr · sign
-    np.testing.assert_allclose(decayed, np.array([3, 4]) * (1 - 0.1 * 0.5) - [0.1, 0], rtol=1e-6)
 
 
 def test_the_rates_are_those_of_the_course_and_the_method() -> None:
@@ -181,48 +130,6 @@ def test_twenty_steps_of_adamw_are_pefts(method: str) -> None:
     assert abs(found[0] - found[-1]) > 1e-2
 
 
-def test_lora_plus_is_pefts_own_optimiser() -> None:
-    optimizers = pytest.importorskip("peft.optimizers")
-    from loralens.training.injection import inject
-
-    model, found = models.llama().double(), []
-    made = inject(copy.deepcopy(model), targets="*_proj", rank=4, method="lora+")
-    theirs = peft_beside(made, models.llama().double())
-    optimiser = optimizers.create_loraplus_optimizer(
-        model=theirs, optimizer_cls=torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16
-    )
-    feed = [{"input_ids": batch["input_ids"], "labels": batch["input_ids"]} for batch in batches(8)]
-    ours = fit(model, feed, course=Course(20, lr=1e-3, warmup=0, clip=0), targets="*_proj", rank=4, method="lora+")
-    for _ in range(20):
-        optimiser.zero_grad()
-        loss = theirs(**feed[0]).loss
-        loss.backward()
-        optimiser.step()
-        found.append(loss.item())
-    np.testing.assert_allclose(ours.losses, found, rtol=1e-6)
-
-
-def hashed(model: Any) -> str:
-    """Of all that a model holds, but for what is ours."""
-    ours = {f"{name}." for name, module in model.named_modules() if isinstance(module, LoRALayer)}
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not any(name.startswith(one) and name.count(".") == one.count(".") for one in ours):
-            found.update(name.replace(".base_layer", "").encode() + tensor.numpy().tobytes())
-    return found.hexdigest()
-
-
-@pytest.mark.parametrize("method", ["lora", "dora", "pissa", "frozen-a"])
-def test_only_factors_change(method: str) -> None:
-    model = models.llama()
-    before = hashed(model)
-    made = trained(model=model, steps=3, method=method)
-    assert hashed(model) == before
-    assert made.losses[-1] < made.losses[0]
-    made.injection.remove()
-    assert hashed(model) == before
-
-
 def test_the_callers_random_numbers_and_modes_are_as_before() -> None:
     model = models.llama()
     model.train()
@@ -245,34 +152,6 @@ def test_dropout_comes_from_the_seed_and_the_step() -> None:
     assert one.losses == two.losses
     assert trained(steps=3, dropout=0.5, seed=1).losses[1:] != one.losses[1:]
     assert trained(steps=3).losses[1:] != one.losses[1:]
-
-
-def test_the_models_own_dropout_is_off_unless_it_is_wanted() -> None:
-    def losses(base_dropout: bool) -> tuple[float, ...]:
-        model = models.llama(attention_dropout=0.5).double()
-        return trained(model=model, steps=2, course={"base_dropout": base_dropout}).losses
-
-    assert losses(False) == trained(steps=2).losses
-    assert losses(True)[0] != losses(False)[0]
-
-
-def test_autocast_is_off_on_a_cpu_and_on_where_it_is_wanted() -> None:
-    seen: list[bool] = []
-
-    def loss(model: Any, batch: Any) -> Any:
-        seen.append(torch.is_autocast_enabled("cpu"))
-        return TASK.loss(model, batch)
-
-    for autocast in (None, False, True):
-        course = Course(1, autocast=autocast)
-        fit(models.llama(), batches(8), course=course, loss=loss, targets="q_proj", rank=2).injection.remove()
-    assert seen == [False, False, True]
-
-
-def test_checkpointing_changes_nothing() -> None:
-    plain, again = (trained(steps=2, dropout=0.3, course={"checkpointing": on}) for on in (False, True))
-    assert plain.losses == again.losses
-    same(plain, again, rtol=0)
 
 
 def watched(values: list[float], **more: Any) -> tuple[Fitted, list[tuple[int, Any]], list[Any]]:
@@ -309,26 +188,6 @@ def test_patience_ends_a_run_and_the_best_is_kept(goal: str, values: list[float]
     best = found.adapter["model.layers.0.self_attn.q_proj"].B
     np.testing.assert_array_equal(best, kept[1])
     assert not np.array_equal(best, kept[-1])
-
-
-def test_a_goal_that_is_not_measured_is_refused() -> None:
-    with pytest.raises(OptionError, match="goal 'accuracy' is not among the measures"):
-        trained(watch=Watch(evaluate=lambda model: {"loss": 1.0}, evaluate_every=1, patience=1, goal="accuracy"))
-    with pytest.raises(OptionError, match="evaluations during training"):
-        Watch(patience=1)
-
-
-def test_measures_without_names_are_refused() -> None:
-    with pytest.raises(OptionError, match=r"evaluate returned 1\.0"):
-        trained(watch=Watch(evaluate=lambda model: 1.0))  # type: ignore[arg-type, return-value]
-
-
-def test_a_watch_looks_every_so_many_steps() -> None:
-    assert type(Watch(save_every=np.int64(3)).save_every) is int  # type: ignore[arg-type]
-    for name in ("evaluate_every", "snapshot_every", "save_every", "patience"):
-        for value in ("2", 1.5, -1):
-            with pytest.raises(OptionError, match=f"{name} {value!r} is not a whole number"):
-                Watch(**{name: value})
 
 
 def test_snapshots_are_the_adapter_as_it_then_is() -> None:

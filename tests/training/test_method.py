@@ -1,13 +1,12 @@
 """Methods as combinations of axes."""
 
-from itertools import product
 from typing import Any, get_args
 
 import pytest
 
-from loralens.choices import MethodName, ScaleRule, StartName
+from loralens.choices import MethodName
 from loralens.errors import OptionError
-from loralens.training.method import AXES, METHODS, training_method
+from loralens.training.course import METHODS, training_method
 
 
 def test_the_names_are_those_of_the_command() -> None:
@@ -26,20 +25,6 @@ def test_a_name_is_short_for_its_axes(method: Any) -> None:
     assert training_method("lora", **given) is method
     assert training_method(method.name) is method
     assert training_method(method.name, **given) is method
-
-
-def test_every_combination_has_a_name_of_its_own() -> None:
-    """A Gaussian start alone has the name of the Kaiming one: the record names the start."""
-    names: dict[str, tuple[Any, ...]] = {}
-    starts = [start for start in get_args(StartName) if start != "gaussian"]
-    for rule, start, magnitude, frozen, ratio in product(
-        get_args(ScaleRule), starts, (False, True), (False, True), (1.0, 4.0, 16.0)
-    ):
-        found = training_method(scale_rule=rule, start=start, magnitude=magnitude, freeze_a=frozen, lr_ratio=ratio)
-        axes = tuple(getattr(found, axis) for axis in AXES)
-        assert axes == (rule, start, magnitude, frozen, ratio)
-        assert names.setdefault(found.name, axes) == axes
-    assert len(names) == 2 * len(starts) * 2 * 2 * 3
 
 
 def test_an_option_replaces_what_the_method_has() -> None:

@@ -25,21 +25,6 @@ def test_adamw_has_the_options_of_the_course() -> None:
     assert made.defaults["fused"] is None  # on a CPU the numbers stay those of the plain loop
 
 
-def test_adamw_is_fused_on_a_gpu_of_cuda_and_not_for_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch refuses to fuse parameters on a CPU at the first step only: the choice can be seen without a GPU."""
-    seen: list[Any] = []
-
-    class Seen(torch.optim.AdamW):
-        def __init__(self, *args: Any, fused: Any = None, **more: Any) -> None:
-            seen.append(fused)
-            super().__init__(*args, **more)
-
-    monkeypatch.setattr("loralens.training.course.AdamW", Seen)
-    for device, shard in (("cuda", False), ("cuda", True), ("cpu", False)):
-        make_optimiser(groups(), Course(1), device=torch.device(device), shard=shard)
-    assert seen == [True, None, None]
-
-
 def test_muon_takes_the_factors_and_adamw_everything_else() -> None:
     made = make_optimiser(groups(method="dora", heads=["lm_head"]), Course(1, optimiser="muon"), device=CPU)
     assert isinstance(made, Together)
@@ -98,11 +83,6 @@ def test_muon_refuses_stacks_of_experts() -> None:
 def test_what_is_no_optimiser_of_the_run_is_refused(make: Any, words: str) -> None:
     with pytest.raises(OptionError, match=words):
         make_optimiser(groups(), Course(1, optimiser=make), device=CPU)
-
-
-def test_an_optimiser_of_the_caller_keeps_the_rates_of_groups() -> None:
-    made = make_optimiser(groups(method="lora+"), Course(1, optimiser=torch.optim.RAdam), device=CPU)
-    assert [group["lr"] for group in made.param_groups] == [1e-3, 16e-3]
 
 
 def test_names_of_optimisers_tell_their_arguments() -> None:

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.errors import DivergenceError, OptionError
+from loralens.errors import DivergenceError
 from loralens.training.course import Course
 from loralens.training.fitting import Fitted, fit
-from loralens.training.losses.own_loss import own_loss
 from tests import models
 
 torch = pytest.importorskip("torch")
@@ -152,50 +151,6 @@ def test_the_loss_of_a_whole_step_is_the_models_own(name: str) -> None:
     assert trained(make(), [texts()]).losses[0] == pytest.approx(wanted, rel=FLOAT32)
 
 
-def test_the_loss_of_a_step_is_the_mean_over_its_labels() -> None:
-    """Counted by hand, from the logits of every text alone."""
-    batch, model = language(), models.llama().double()
-    terms = []
-    with torch.no_grad():
-        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-            p = model(input_ids=ids[None]).logits[0].softmax(-1).numpy()
-            terms += [
-                -np.log(p[place - 1, labels[place]]) for place in range(1, LENGTH) if int(labels[place]) != IGNORED
-            ]
-    assert len(terms) == 33
-    found = trained(models.llama(), parts_of(batch, [1] * 8)).losses[0]
-    assert found == pytest.approx(np.mean(terms), rel=FLOAT32)
-
-
-def test_a_loss_of_ones_own_returns_a_sum_and_its_number() -> None:
-    def loss(model: Any, batch: Batch) -> Any:
-        logits, labels = model(input_ids=batch["input_ids"]).logits[:, :-1], batch["labels"][:, 1:]
-        summed = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
-        return summed, (labels != IGNORED).sum()
-
-    for sizes in ([1] * 8, [1, 5, 2]):
-        same(trained(models.llama(), parts_of(language(), sizes), loss=loss), trained(models.llama(), [language()]))
-
-
-def test_a_mean_weighs_every_batch_alike() -> None:
-    """A scalar does not say what it is a mean over: each of two parts is half of the step."""
-
-    def mean(model: Any, batch: Batch) -> Any:
-        return model(**batch).loss
-
-    parts = parts_of(language(), [4, 4])
-    with torch.no_grad():
-        means = [float(models.llama().double()(**part).loss) for part in parts]
-    assert trained(models.llama(), parts, loss=mean).losses[0] == pytest.approx(np.mean(means), rel=FLOAT32)
-
-
-def test_a_step_without_any_label_has_no_loss_and_moves_nothing() -> None:
-    batch = {**language(), "labels": torch.full((TEXTS, LENGTH), IGNORED)}
-    found = trained(models.llama(), parts_of(batch, [4, 4]))
-    assert np.isnan(found.losses[0])
-    assert all(not module.B.any() for _, module in found.adapter.items())
-
-
 def test_a_loss_that_is_no_number_is_still_refused() -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
@@ -207,24 +162,6 @@ def test_a_loss_that_is_no_number_is_still_refused() -> None:
 
     with pytest.raises(DivergenceError):
         fit(Broken(), [{"x": torch.ones(1, 2), "labels": torch.ones(1)}], rank=1)
-
-
-def test_the_own_loss_is_a_sum_and_its_number() -> None:
-    model = models.llama()
-    with torch.no_grad():
-        summed, count = own_loss(model, language())
-        wanted = 33 * float(model(**language()).loss)
-    assert float(count) == 33  # of 34 labels, one is that of a first token
-    assert float(summed) == pytest.approx(wanted, rel=FLOAT32)
-    with pytest.raises(OptionError, match="the model returned no loss"):
-        own_loss(model, {"input_ids": tokens()})
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_sum_of_many_labels_is_not_of_16_bits(dtype: Any) -> None:
-    mean = torch.tensor(3.0, dtype=dtype)
-    summed, _ = own_loss(lambda labels: type("Output", (), {"loss": mean}), {"labels": torch.ones(50_001)})  # type: ignore[arg-type]
-    assert float(summed) == 150_003.0
 
 
 @pytest.mark.slow

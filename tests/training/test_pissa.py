@@ -50,89 +50,11 @@ def test_the_pair_of_a_big_matrix_is_its_best_approximation(shape: tuple[int, in
     assert (A.max(axis=1) == np.abs(A).max(axis=1)).all()
 
 
-@pytest.mark.usefixtures("never_dense")
-def test_where_directions_are_crowded_the_pair_takes_as_much_of_the_weight() -> None:
-    """Single directions are not determined there; what is left is hardly more than after the best approximation."""
-    W, _, s, _ = weight(SHAPES[0], "flat")
-    B, A = (factor.double().numpy() for factor in principal_pair(torch.tensor(W).float(), rank=RANK, scale=SCALE))
-    left, least = np.linalg.norm(W - SCALE * B @ A), np.sqrt((s[RANK:] ** 2).sum())
-    assert least <= left < least * (1 + 1e-3)
-
-
-def test_the_same_weight_has_the_same_pair_to_the_bit() -> None:
-    W = torch.tensor(weight(SHAPES[0], "falling")[0]).float()
-    one = principal_pair(W, rank=RANK, scale=SCALE)
-    leading._known.clear()
-    two = principal_pair(W, rank=RANK, scale=SCALE)
-    for mine, other in zip(one, two, strict=True):
-        assert mine.dtype == torch.float32
-        assert mine.is_contiguous()
-        assert torch.equal(mine, other)
-
-
-def test_directions_are_computed_once_in_a_process_and_the_oldest_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    W, other = (torch.tensor(weight(shape, "falling")[0]).float() for shape in SHAPES)
-    calls: list[int] = []
-    compute = leading.leading_svd
-
-    def counted(matrix: Any, rank: int, **options: Any) -> Any:
-        calls.append(rank)
-        return compute(matrix, rank, **options)
-
-    monkeypatch.setattr(leading, "leading_svd", counted)
-    monkeypatch.setattr(leading, "_known", {})
-    first = principal_pair(W, rank=RANK, scale=SCALE)
-    again = principal_pair(W.clone(), rank=RANK, scale=3 * SCALE)  # the scale is no part of the directions
-    assert calls == [RANK]
-    torch.testing.assert_close(again.B * 3**0.5, first.B)
-    first.B.zero_()  # what is kept is not what was given
-    torch.testing.assert_close(principal_pair(W, rank=RANK, scale=3 * SCALE).B, again.B, rtol=0, atol=0)
-    principal_pair(W, rank=RANK - 1, scale=SCALE)
-    assert calls == [RANK, RANK - 1]
-    monkeypatch.setattr(leading, "KEPT", 1)
-    principal_pair(other, rank=RANK, scale=SCALE)
-    principal_pair(W, rank=RANK, scale=SCALE)
-    assert calls == [RANK, RANK - 1, RANK, RANK]
-
-
 def test_a_weight_of_float64_has_the_exact_pair() -> None:
     W, U, s, V = weight(SHAPES[0], "falling")
     B, A = principal_pair(torch.tensor(W), rank=RANK, scale=SCALE)
     best = (U[:, :RANK] * s[:RANK]) @ V[:, :RANK].T
     np.testing.assert_allclose(SCALE * (B @ A).numpy(), best, rtol=0, atol=1e-11)
-
-
-class Shelf:
-    """A store in memory that counts."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, leading.TruncatedSvd] = {}
-        self.found = 0
-
-    def read(self, key: str, shape: tuple[int, int], rank: int) -> leading.TruncatedSvd | None:
-        self.found += key in self.kept
-        return self.kept.get(key)
-
-    def write(self, key: str, directions: leading.TruncatedSvd) -> None:
-        self.kept[key] = directions
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [RANK, 200])  # the randomised SVD, and the dense one
-def test_directions_are_looked_up_in_a_store_and_kept_there(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    W, shelf = torch.tensor(weight(SHAPES[0], "falling")[0]).float(), Shelf()
-    monkeypatch.setattr(leading, "_known", {})
-    alone = principal_pair(W, rank=rank, scale=SCALE)
-    for found in (0, 1):
-        leading._known.clear()
-        with leading.keeping_directions(shelf):
-            pair = principal_pair(W, rank=rank, scale=SCALE)
-        assert (len(shelf.kept), shelf.found) == (1, found)
-        assert torch.equal(pair.A, alone.A)
-        assert torch.equal(pair.B, alone.B)
-    leading._known.clear()
-    principal_pair(W, rank=rank, scale=SCALE)  # without the context nothing is looked up
-    assert shelf.found == 1
 
 
 @pytest.mark.some(1)

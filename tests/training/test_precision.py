@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from loralens.errors import DivergenceError
 from loralens.training import Course, Watch, fit
 from loralens.training.injection import inject
-from loralens.training.precision import FIRST, STEPS, Precision
+from loralens.training.loop import FIRST, STEPS, Precision
 from tests import models
 from tests.training.conftest import holder, randomise
 
@@ -50,16 +49,6 @@ def test_the_precision_follows_from_the_weights(weights: str, autocast: bool | N
     assert (found.autocast, str(found.dtype), found.scaled) == (wanted[0], f"torch.{wanted[1]}", wanted[2])
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [((8, 0), "bfloat16"), ((7, 5), "float16")])
-def test_a_card_of_cuda_has_autocast_on_and_an_old_one_has_float16(
-    capability: tuple[int, int], dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A stand-in: this machine need not have the card.
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    found = Precision.of(models.llama(), torch.device("cuda", 0), autocast=None)
-    assert (found.autocast, str(found.dtype), found.scaled) == (True, f"torch.{dtype}", dtype == "float16")
-
-
 def test_the_scale_of_the_loss_follows_infinite_gradients_as_torch_does() -> None:
     ours = Precision.of(models.llama().half(), CPU, autocast=None)
     ours.begin(terms=1)
@@ -89,19 +78,6 @@ def test_float16_learns_what_float32_does(autocast: bool | None) -> None:
     assert found.losses == pytest.approx(wanted.losses, rel=5e-3)
     assert found.losses[-1] < found.losses[0]
     assert all(layer.B.dtype == torch.float32 for layer in found.injection.layers.values())
-
-
-def test_small_gradients_are_not_lost_in_float16() -> None:
-    """With a loss this small, the gradients of the activations are below the smallest float16."""
-
-    def tiny(model: Any, batch: Any) -> Any:
-        return model(**batch).loss * 1e-4
-
-    norms: dict[str, float] = {}
-    for name, model in (("float32", models.llama()), ("float16", models.llama().half())):
-        watch = Watch(on_step=lambda step, name=name: norms.update({name: step.norm}))  # type: ignore[misc]
-        fit(model, [BATCH], course=Course(steps=1), loss=tiny, targets="*_proj", rank=2, watch=watch)
-    assert norms["float16"] == pytest.approx(norms["float32"], rel=2e-2)
 
 
 def test_a_step_that_float16_cannot_hold_is_left_out_and_the_scale_is_remembered() -> None:
@@ -136,11 +112,3 @@ def _overflowing(value: Any) -> Any:
             return g * float("inf")
 
     return Overflow.apply(value)
-
-
-def test_a_gradient_that_no_scale_mends_is_a_divergence() -> None:
-    def loss(model: Any, batch: Any) -> Any:
-        return _overflowing(model(**batch).loss)
-
-    with pytest.raises(DivergenceError):
-        fit(models.llama().half(), [BATCH], course=Course(steps=40), loss=loss, targets="*_proj", rank=2)

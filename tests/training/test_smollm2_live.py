@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 import loralens
-from loralens.training.from_adapter import start_from, start_options
+from loralens.training.course import training_method
 from loralens.training.injection import inject
-from loralens.training.method import training_method
+from loralens.training.readout import start_from, start_options
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 
 torch = pytest.importorskip("torch")

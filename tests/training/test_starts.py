@@ -104,33 +104,6 @@ def test_fit_starts_along_the_gradient_of_its_first_step() -> None:
         assert (record_of(made.adapter) or {})["initialisation"] == "lora-ga"
 
 
-def test_the_first_step_of_lora_ga_is_along_the_gradient() -> None:
-    """With the pair of a long A and B the first change of ΔW lies along −G, more than that of another start."""
-    model = models.llama()
-    name = "model.layers.0.mlp.up_proj"
-    gradient = torch.autograd.grad(model(**BATCHES[0]).loss, model.get_submodule(name).weight)[0]
-    along = {}
-    for start in ("kaiming", "lora-ga"):
-        made = fit(
-            copy.deepcopy(model), BATCHES[:1], course=Course(1, lr=1e-3, optimiser="sgd", clip=0, warmup=0), rank=2,
-            targets="up_proj", start=start,
-        )  # fmt: skip
-        delta = torch.from_numpy(np.array(made.adapter[name].dense())).float()
-        along[start] = float(-(delta * gradient).sum() / delta.norm() / gradient.norm())
-    assert along["lora-ga"] > 0.7
-    assert along["lora-ga"] > along["kaiming"] + 0.1
-
-
-def test_batches_of_one_round_cannot_be_read_twice() -> None:
-    with pytest.raises(OptionError, match="there are no more batches"):
-        fit(models.llama(), iter(BATCHES), course=Course(2), targets="up_proj", rank=2, method="lora-ga")
-
-
-def test_inject_needs_gradients_for_the_start_along_them() -> None:
-    with pytest.raises(OptionError, match=r"up_proj: lora-ga starts along the gradient of the loss, and none is given"):
-        inject(models.llama(), targets="up_proj", rank=2, start="lora-ga")
-
-
 @pytest.mark.parametrize("start", ["pissa", "olora", "lora-ga"])
 @pytest.mark.parametrize("rule", ["lora", "rslora"])
 def test_a_model_starts_as_it_is(start: Any, rule: Any) -> None:

@@ -1,13 +1,12 @@
 """Tasks: what a batch holds, what is asked for, and the measures, beside literal loops."""
 
-from math import exp, isnan
+from math import exp
 from typing import Any
 
 import numpy as np
 import pytest
 
 from loralens.errors import OptionError
-from loralens.training.feed import shuffle_order
 from loralens.training.texts.encoding import encode_texts
 from loralens.training.texts.tasks import IGNORED, Examples, task_named
 from loralens.training.world import World
@@ -29,19 +28,6 @@ def test_texts_become_tokens_and_are_cut() -> None:
     assert found.labels == [0, 1, 1, 0]
     assert found.pad == 0
     assert found.special == {0, 1, 2}
-
-
-def test_a_text_without_tokens_is_named() -> None:
-    with pytest.raises(OptionError, match="text 2 has no tokens"):
-        encode_texts(lambda *a, **k: {"input_ids": [[1], []]}, ["a", "\u200b"], length=4)
-
-
-def test_batches_are_padded_on_the_right() -> None:
-    batch = examples(labels=[5, 6, 7, 8]).batch([1, 3])
-    assert batch["input_ids"].tolist() == [[6, 7, 8, 9, 10], [12, 13, 0, 0, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
-    assert batch["labels"].tolist() == [6, 8]
-    assert "labels" not in examples().batch([0])
 
 
 def log_softmax(logits: Any) -> Any:
@@ -96,36 +82,6 @@ def test_hidden_tokens_are_those_of_the_paper() -> None:
     assert (ids[asked] == plain[asked]).sum() / asked.sum() == pytest.approx(0.1 + 0.1 / 24, abs=0.03)
 
 
-def test_what_is_hidden_does_not_depend_on_how_a_step_is_cut() -> None:
-    some, task = masked(), task_named("masked-lm")
-
-    def hidden(size: int) -> dict[int, list[int]]:
-        order = shuffle_order(400, size=size, seed=3)
-        batches, found = task.batches(some, order, seed=3), {}
-        for number in range(48 // size):
-            labels = batches(number)["labels"]
-            for row, example in enumerate(order(number)):
-                found[example] = labels[row, : len(some.tokens[example])].tolist()
-        return found
-
-    assert hidden(16) == hidden(4) == hidden(1)
-    assert hidden(16) != {i: [IGNORED] * len(some.tokens[i]) for i in hidden(16)}
-
-
-def test_what_can_be_asked() -> None:
-    special = {"mask": 3, "special": frozenset({0, 1, 2, 3})}
-    assert task_named("masked-lm").predicts_any(Examples([[1, 2], [1, 5, 2]], 0, **special))  # type: ignore[arg-type]
-    assert not task_named("masked-lm").predicts_any(Examples([[1, 2], [2]], 0, **special))  # type: ignore[arg-type]
-    assert task_named("causal-lm").predicts_any(Examples([[1, 2]], 0, **special))  # type: ignore[arg-type]
-
-
-def test_another_round_hides_others() -> None:
-    some = masked(4)
-    batches = task_named("masked-lm").batches(some, lambda number: range(4), seed=0)
-    assert torch.equal(batches(0)["labels"], batches(0)["labels"])
-    assert not torch.equal(batches(0)["labels"], batches(1)["labels"])
-
-
 @pytest.mark.parametrize("size", [1, 3, 64])
 def test_measures_are_those_of_a_literal_loop(size: int) -> None:
     model, task = models.bert("BertForSequenceClassification", num_labels=3), task_named("classification")
@@ -147,22 +103,6 @@ def test_measures_of_language_have_the_perplexity_and_weigh_tokens_alike() -> No
     assert one == pytest.approx(all_, rel=1e-5)
     assert one["loss"] == pytest.approx(float(total) / count, rel=1e-5)
     assert one["perplexity"] == pytest.approx(exp(one["loss"]))
-
-
-def test_where_nothing_is_asked_there_is_no_measure() -> None:
-    some = Examples([[3], [4]], 0)  # one token has none before it
-    with torch.no_grad():
-        measures = task_named("causal-lm").evaluation(some, size=2)(models.llama())
-    assert set(measures) == {"loss", "accuracy", "perplexity"}
-    assert all(map(isnan, measures.values()))
-
-
-@pytest.mark.parametrize("size", [1, 2, 64])
-def test_what_is_hidden_in_an_evaluation_does_not_depend_on_its_batches(size: int) -> None:
-    model, task = models.bert("BertForMaskedLM"), task_named("masked-lm")
-    some = masked(9)
-    with torch.no_grad():
-        assert task.evaluation(some, size=size)(model) == pytest.approx(task.evaluation(some, size=4)(model), rel=1e-5)
 
 
 def test_an_unknown_task_names_the_nearest() -> None:

@@ -84,13 +84,6 @@ def test_no_row_of_a_loader_is_lost(runs: dict[str, Any], kind: str) -> None:
     assert zero[:half] != zero[half:]  # every round has its own order
 
 
-@pytest.mark.parametrize("kind", [kind for kind in pair_loaders.KINDS if kind != "python"])
-def test_one_round_of_a_loader_is_the_default(runs: dict[str, Any], kind: str) -> None:
-    zero, one = (runs[rank]["loaders"][kind]["round"] for rank in "01")
-    assert zero["steps"] == one["steps"] == 4
-    assert sorted(zero["rows"] + one["rows"]) == list(range(pair_loaders.TEXTS))
-
-
 @pytest.mark.parametrize("kind", pair_loaders.KINDS)
 def test_two_processes_go_on_with_the_rows_that_are_left(runs: dict[str, Any], kind: str) -> None:
     for rank in "01":
@@ -98,13 +91,6 @@ def test_two_processes_go_on_with_the_rows_that_are_left(runs: dict[str, Any], k
         assert rest["rows"] == whole["rows"][6:]
         assert rest["noise"] == whole["noise"]  # what was seen is passed over, and drawn again for that
         assert rest["losses"] == whole["losses"][3:]
-
-
-def test_shared_batches_are_the_same_everywhere_and_divided_ones_are_not(runs: dict[str, Any]) -> None:
-    shared, divided = ([runs[r]["loaders"][kind]["whole"]["noise"] for r in "01"] for kind in ("shuffled", "sampler"))
-    # The last batch of a round is drawn by the second process alone.
-    assert shared[0] == shared[1][: len(shared[0])]
-    assert len(set(divided[0] + divided[1])) == 16
 
 
 @pytest.mark.parametrize("how", ["ddp", "shard"])

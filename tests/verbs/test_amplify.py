@@ -8,8 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.analysis import measure_amplification
-from loralens.analysis.base import amplification
+from loralens.analysis import amplification, measure_amplification
 from loralens.errors import OptionError
 from loralens.verbs.shared.base_reading import base_weights
 from tests.cli.command import Command

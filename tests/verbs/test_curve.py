@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.compression.curve import recommended_point
+from loralens.compression.plan import recommended_point
 from loralens.core.fingerprint import fingerprint
 from loralens.core.moments import Moment, Moments
 from loralens.errors import OptionError

@@ -9,7 +9,7 @@ import torch
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.watching import SIGNS, HealthWarning, Watcher
-from loralens.watching.health import FIXES
+from loralens.watching.looks import FIXES
 from tests import models
 from tests.marks import when_used
 

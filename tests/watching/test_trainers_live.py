@@ -1,6 +1,5 @@
 """The callbacks inside the trainers themselves: transformers, TRL and Lightning."""
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -64,44 +63,6 @@ def test_transformers_trainer_with_and_without_its_logging(tmp_path: Path) -> No
     trainer.train()
     check(tmp_path / "watch-2.jsonl", gradients=False)
     assert [entry["step"] for entry in trainer.state.log_history if set(entry) >= LOGGED] == [0, 2, 4, 6]
-
-
-def test_numbers_reach_tensorboard(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-
-    class Reporter(transformers.TrainerCallback):
-        """What every integration does: it sends what is logged."""
-
-        def __init__(self) -> None:
-            self.sent: list[dict[str, float]] = []
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            self.sent.append(dict(logs))
-
-    reporter = Reporter()
-    data = [{"input_ids": [3, 4, 5, 6], "labels": [3, 4, 5, 6]}] * 8
-    trainer = transformers.Trainer(
-        adapted(), arguments(transformers.TrainingArguments, tmp_path), train_dataset=data, callbacks=[reporter]
-    )
-    SpectralCallback(2).attach(trainer)
-    trainer.train()
-    assert sum(set(logs) >= LOGGED for logs in reporter.sent) == 4
-
-
-def test_trl_sft(tmp_path: Path) -> None:
-    trl = pytest.importorskip("trl")
-    datasets = pytest.importorskip("datasets")
-    data = datasets.Dataset.from_dict({"text": list(models.TEXTS) * 4})
-    trainer = trl.SFTTrainer(
-        models.llama(),
-        args=arguments(trl.SFTConfig, tmp_path, max_length=8),
-        train_dataset=data,
-        processing_class=models.tokenizer(),
-        peft_config=peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"),
-    )
-    SpectralCallback(2, gradients=True).attach(trainer)
-    trainer.train()
-    check(tmp_path / "watch.jsonl")
 
 
 def grpo(folder: Path, **options: Any) -> Any:
@@ -194,22 +155,3 @@ def test_lightning(tmp_path: Path) -> None:
     trainer.fit(Module(), data)
     check(tmp_path / "watch.jsonl")
     assert "lora/frobenius" in (tmp_path / "metrics.csv").read_text()
-
-
-def test_accelerate(tmp_path: Path) -> None:
-    accelerate = pytest.importorskip("accelerate")
-    from loralens.watching import Watcher
-
-    model = adapted()
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    accelerator = accelerate.Accelerator(cpu=True)
-    model, optimiser = accelerator.prepare(model, optimiser)
-    watcher = Watcher(model, every=2, log=tmp_path / "log.jsonl", gradients=True)
-    ids = torch.tensor([[3, 4, 5, 6]])
-    for _ in range(STEPS):
-        accelerator.backward(model(input_ids=ids, labels=ids).loss)
-        optimiser.step()
-        watcher.step()
-        optimiser.zero_grad()
-    check(tmp_path / "log.jsonl")
-    assert all(json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())

@@ -72,32 +72,6 @@ def test_a_view_is_the_adapter_that_peft_saves(options: Any, tmp_path: Path) -> 
     same(loralens.live(model), loralens.load(tmp_path / "peft"))
 
 
-@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}], ids=str)
-def test_what_is_saved_from_a_view_gives_peft_the_same_logits(options: Any, tmp_path: Path) -> None:
-    model = adapted(**options)
-    loralens.save(loralens.live(model), tmp_path / "ours")
-    again = peft.PeftModel.from_pretrained(models.llama(), tmp_path / "ours").eval()
-    with torch.no_grad():
-        assert torch.equal(model(IDS).logits, again(IDS).logits)
-
-
-def test_numbers_are_those_of_the_moment_and_analyses_take_a_view() -> None:
-    model = adapted()
-    view = loralens.live(model)
-    before = loralens.spectrum(view)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.mul_(2)
-    after = loralens.spectrum(view)
-    for name in view:
-        assert np.allclose(after[name].s, 2 * before[name].s)
-    # Moving a model replaces its parameters, and the view looks them up anew.
-    model.double()
-    model.float()
-    assert np.allclose(loralens.spectrum(view)[name].s, after[name].s)
-
-
 def test_several_adapters_by_name_and_the_sum_of_the_active_ones() -> None:
     model = adapted("one", "two")
     one, two = (loralens.live(model, adapter=name) for name in ("one", "two"))
@@ -176,14 +150,6 @@ def test_our_own_layers_with_and_without_their_injection(method: str, tmp_path: 
     again = peft.PeftModel.from_pretrained(models.llama(), tmp_path / "ours").eval()
     with torch.no_grad():
         assert torch.allclose(model.eval()(IDS).logits, again(IDS).logits, atol=1e-5)
-
-
-def test_16_bits_are_read_as_they_are() -> None:
-    model = adapted().bfloat16()
-    view = loralens.live(model)
-    assert str(view[0].dtype) == "bfloat16"
-    weight = model.base_model.model.model.layers[0].mlp.down_proj.lora_A["default"].weight
-    assert np.array_equal(view["model.layers.0.mlp.down_proj"].A.astype("f4"), weight.float().detach().numpy())
 
 
 def test_refusals() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import loralens
-from loralens.analysis.compare.similarity import compare_subspaces
+from loralens.analysis.two_adapters import compare_subspaces
 from loralens.errors import FormatError, OptionError
 from loralens.formats.records.watch_log import read_watch_log
 from loralens.training import Course, Watch, fit
@@ -200,26 +200,6 @@ def test_a_damaged_log_is_one_message(text: str, message: str, tmp_path: Path) -
     log.write_text(text)
     with pytest.raises(FormatError, match=message):
         loralens.trajectory(log)
-
-
-def test_a_log_without_looks_and_globs(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    log.write_text('{"watch": 1, "modules": {"a": {"shape": [4, 4], "rank": 2}}}\n')
-    with pytest.raises(OptionError, match="no looks yet"):
-        loralens.trajectory(log)
-    model = adapted()
-    train(model, Watcher(model, every=3, log=tmp_path / "run.jsonl"))
-    both = loralens.trajectory(tmp_path / "run.jsonl")
-    one = loralens.trajectory(tmp_path / "run.jsonl", modules=["q_proj"])
-    assert (both.modules, one.modules) == (4, 2)
-    assert 0 < one.rows[-1].frobenius < both.rows[-1].frobenius
-    with pytest.raises(OptionError, match="no module matches"):
-        loralens.trajectory(tmp_path / "run.jsonl", modules=["nothing"])
-    page = loralens.report(tmp_path / "run.jsonl", output=tmp_path / "page.html")
-    assert "From look to look" in (tmp_path / "page.html").read_text()
-    assert page.record()["modules"] == 4
-    with pytest.raises(OptionError, match="base is for adapters"):
-        loralens.report(tmp_path / "run.jsonl", base=tmp_path)
 
 
 def test_refusals() -> None:

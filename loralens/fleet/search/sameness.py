@@ -6,7 +6,7 @@ from typing import Literal, final
 
 import numpy as np
 
-from loralens.analysis.compare.equality import differences
+from loralens.analysis.equality import differences
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.carried import BOUND
 from loralens.core.fingerprint import LEFT_OUT

@@ -5,16 +5,58 @@ the bottleneck z = A x, and ΔW is never formed. For the backward pass the layer
 of the pair need, and nothing of the size of the output.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - what all torch code calls it
 
-from loralens.training.layers import dora
+from loralens.training.initialisation import Pair
+from loralens.training.layers import layer as dora
 
-if TYPE_CHECKING:
-    from loralens.training.initialisation import Pair
+
+# DoRA: the length of every output is trained separately from its direction, W' = m · V/‖V‖, V = W + scale · B A. The
+# norm is taken over each row of V (out, in), for a convolution over inputs and kernel. m starts as ‖W + ΔW₀‖, so that
+# W' = W at first. In the backward pass the norm is a constant (Liu et al. 2024, §4.3), as in PEFT.
+def add_magnitude(layer: "LoRALayer") -> None:
+    """Give a layer its trainable m, shape (out,), in the dtype of its factors: the row norms as they are now."""
+    layer.magnitude = nn.Parameter(row_norms(layer))
+
+
+# Without gradients, since the norm is a constant in the backward pass: its gradient would need memory of the size of W.
+@torch.no_grad()
+def row_norms(layer: "LoRALayer") -> Tensor:
+    """‖W + scale · B A‖ for every row, shape (out,), in the dtype of the factors.
+
+    This costs out · in · r multiplications, and for its duration one matrix of the size of W.
+    """
+    W = layer.matrix(layer.base_layer).to(layer.B.dtype)
+    # bfloat16 has 8 bits of mantissa, and m/‖V‖ must be 1 at the start.
+    with torch.autocast(W.device.type, enabled=False):
+        length: Tensor = torch.linalg.vector_norm(torch.addmm(W, layer.B, layer.A, alpha=layer.scale), dim=1)
+    return length
+
+
+def rescale(layer: "LoRALayer", y: Tensor, x: Tensor, *, dropped: bool) -> Tensor:
+    """The output m/‖V‖ · V x + b, computed from y = W x + b.
+
+    ``dropped`` says that dropout has set entries of x to 0 which y was computed with. The frozen part y then stays
+    whole, and the layer adds (m/‖V‖ − 1) W x + m/‖V‖ · scale · B A x with these entries missing, as PEFT does.
+    """
+    assert layer.magnitude is not None
+    length = row_norms(layer)
+    # A row of zeros has no direction: dividing by 1 keeps its output 0 instead of NaN.
+    factor = layer.along_channels(layer.magnitude / torch.where(length > 0, length, torch.ones_like(length)))
+    bias: Tensor | None = getattr(layer.base_layer, "bias", None)
+    # m scales W x alone, so the bias is taken off before and added after.
+    shift = None if bias is None else layer.along_channels(bias)
+    if not dropped:
+        adapted: Tensor = factor * layer.add_update(y if shift is None else y - shift, x)
+        return adapted if shift is None else adapted + shift
+    # The second pass is PEFT's too: its frozen part is that of the whole x, and the rest is that of x with dropout.
+    again: Tensor = layer.base_layer(x)
+    plain = again if shift is None else again - shift
+    return y - plain + factor * layer.add_update(plain, x)
 
 
 class LoRALayer(nn.Module):
@@ -48,7 +90,7 @@ class LoRALayer(nn.Module):
     B0: Tensor | None
 
     def __init__(
-        self, base_layer: nn.Module, pair: "Pair", *, scale: float, dropout: float = 0.0, start: "Pair | None" = None
+        self, base_layer: nn.Module, pair: Pair, *, scale: float, dropout: float = 0.0, start: Pair | None = None
     ) -> None:
         super().__init__()
         # They are set before the frozen layer, since torch refuses the name of an attribute that exists: layers of
@@ -167,3 +209,64 @@ def add_product(y: Tensor, z: Tensor, B: Tensor, scale: float) -> Tensor:
         flat = torch.addmm(y.reshape(-1, y.shape[-1]), z.reshape(-1, z.shape[-1]), B.T, alpha=scale)
         return flat.view(y.shape)
     return torch.add(y, F.linear(z, B), alpha=scale)
+
+
+POINTWISE = (F.conv1d, F.conv2d, F.conv3d)  # by the number of dimensions of the kernel
+
+
+class ConvLayer(LoRALayer):
+    """The layer for ``nn.Conv1d``, ``Conv2d`` and ``Conv3d`` without groups; A is (r, in · k…).
+
+    A has the stride, the padding with its mode, and the dilation of the frozen layer. PEFT up to 0.21 gives A neither
+    the dilation nor the padding mode: where a layer has them, PEFT computes something else from a file than was
+    trained.
+    """
+
+    kind: ClassVar[str] = "conv"
+
+    @staticmethod
+    def matrix(layer: nn.Module) -> Tensor:
+        """The weight as (out, in · k…)."""
+        return LoRALayer.matrix(layer).flatten(1)
+
+    def add_pair(self, y: Tensor, x: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:
+        """The sum y + scale · B A x, with y (…, out, size…)."""
+        # torch's own method, since it alone applies all padding modes; there is no public function that does.
+        z = self.base_layer._conv_forward(cast(x, A), A.view(-1, *self.weight.shape[1:]), None)  # type: ignore[operator]
+        pointwise = POINTWISE[len(self.kernel) - 1]
+        return torch.add(y, pointwise(z, B.view(*B.shape, *(1 for _ in self.kernel))), alpha=scale)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The size of the kernel."""
+        return tuple(self.weight.shape[2:])
+
+    def along_channels(self, numbers: Tensor) -> Tensor:
+        """One number for each output channel, as (out, 1…)."""
+        return numbers.view(-1, *(1 for _ in self.kernel))
+
+
+class EmbeddingLayer(LoRALayer):
+    """The layer for ``nn.Embedding``: B is (dim, r), A is (r, vocab). B is drawn and A is 0, as in loralib and PEFT.
+
+    The column of the padding token gets no gradient. An embedding that scales its output, as Gemma's does, scales the
+    update too.
+    """
+
+    kind: ClassVar[str] = "embedding"
+
+    @staticmethod
+    def matrix(layer: nn.Module) -> Tensor:
+        """The weight as (dim, vocab)."""
+        return LoRALayer.matrix(layer).T
+
+    def apply_dropout(self, x: Tensor) -> Tensor:
+        """The input itself, since the numbers of tokens cannot be dropped."""
+        return x
+
+    def add_pair(self, y: Tensor, x: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:
+        """The sum y + scale · B A x, with y (…, dim)."""
+        z = F.embedding(x, A.T, padding_idx=self.padding_idx)
+        # transformers' own name: the factor √dim of Gemma's embedding, which is not part of its weight.
+        outer = getattr(self.base_layer, "embed_scale", None)
+        return add_product(y, z if outer is None else z * outer, B, scale)

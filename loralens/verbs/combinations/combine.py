@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 import numpy as np
 
 from loralens.arithmetic.combine import Combination, combine_adapters
-from loralens.arithmetic.method import SPACES, find_combining_method
-from loralens.arithmetic.methods import METHODS
+from loralens.arithmetic.methods import METHODS, SPACES, find_combining_method
 from loralens.arithmetic.quality import AdapterShare, CombinationQuality
 from loralens.choices import TARGET_FORMATS, FloatType, Space, TargetFormat
 from loralens.compression.directions import Directions, cast_factors, singular_directions, truncate_pair

@@ -9,13 +9,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from loralens.analysis.compare.alikeness import FIGHT, LARGE, in_words, is_same
-from loralens.analysis.compare.clusters import connected_groups
-from loralens.analysis.compare.every_pair import compare_every_pair
-from loralens.analysis.compare.interference import Interaction, Interference, far_cosine
-from loralens.analysis.compare.known_bases import KnownBases
-from loralens.analysis.compare.pairwise import SAME_START, Pairwise, known_mean
-from loralens.analysis.compare.similarity import Comparison, compare_subspaces
+from loralens.analysis.every_pair import Pairwise, compare_every_pair, connected_groups, known_mean
+from loralens.analysis.interference import FIGHT, LARGE, Interaction, Interference, far_cosine, in_words, is_same
+from loralens.analysis.two_adapters import SAME_START, Comparison, KnownBases, compare_subspaces
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.linalg.factor import Floats
@@ -53,7 +49,7 @@ class CollectionSimilarity(Tabular):
     energy : Interference
         The shared and the private energy in the modules of ``pairs``.
     tree : float64 array, shape (T − 1, 4)
-        The clusters, in the format of `loralens.analysis.compare.clusters.cluster_order`.
+        The clusters, in the format of `loralens.analysis.every_pair.cluster_order`.
     order : sequence of int
         The indices of the adapters, with similar ones together.
     fights, agreements : sequence of Interaction

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
-from loralens.analysis.compare.equality import UpdateDifference, differences
+from loralens.analysis.equality import UpdateDifference, differences
 from loralens.core.messages import tell_findings
 from loralens.core.progress import progress
 from loralens.errors import MismatchError, OptionError

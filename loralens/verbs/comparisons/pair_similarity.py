@@ -7,11 +7,9 @@ from math import degrees, isnan, nan, sqrt
 from statistics import median
 from typing import Any, NamedTuple
 
-from loralens.analysis.compare.alikeness import FAR, in_words, is_same
-from loralens.analysis.compare.initialisation import SharedInitialisation
-from loralens.analysis.compare.module_similarity import Similarity
-from loralens.analysis.compare.nested import Nesting, Relation, closest, relations
-from loralens.analysis.compare.similarity import Comparison
+from loralens.analysis.interference import FAR, in_words, is_same
+from loralens.analysis.nested import Nesting, Relation, closest, relations
+from loralens.analysis.two_adapters import Comparison, SharedInitialisation, Similarity
 from loralens.choices import Of, Side
 from loralens.core.names import some
 from loralens.linalg.factor import Floats

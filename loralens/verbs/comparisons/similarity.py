@@ -4,13 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Unpack, get_args
 
-from loralens.analysis.compare.clusters import cluster_order
-from loralens.analysis.compare.initialisation import find_shared_initialisation
-from loralens.analysis.compare.interference import find_interactions, interference
-from loralens.analysis.compare.known_bases import KnownBases
-from loralens.analysis.compare.nested import nesting
-from loralens.analysis.compare.pairwise import pairwise
-from loralens.analysis.compare.similarity import compare_subspaces, side_of
+from loralens.analysis.every_pair import cluster_order, pairwise
+from loralens.analysis.interference import find_interactions, interference
+from loralens.analysis.nested import nesting
+from loralens.analysis.two_adapters import KnownBases, compare_subspaces, find_shared_initialisation, side_of
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.messages import tell_findings, warn

@@ -6,8 +6,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
-from loralens.analysis.groups import mean_effective_rank, total_norm
-from loralens.analysis.spectrum import Spectrum
+from loralens.analysis.spectrum import Spectrum, mean_effective_rank, total_norm
 from loralens.analysis.trajectory import SETTLED, Trajectory, TrajectoryPoint, measure_trajectory, trajectory_steps
 from loralens.choices import Side
 from loralens.core.adapter import Adapter
@@ -28,7 +27,7 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.shared.adapters import AdapterSource, Reading, Source, check_unread, labels, sources
 from loralens.verbs.shared.base_reading import warn_of_bases
 from loralens.verbs.shared.option_values import Blocks, as_globs
-from loralens.watching.measures import defined_mean
+from loralens.watching.looks import defined_mean
 
 
 class WatchedLook(NamedTuple):

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Self, TypedDict
 
-from loralens.analysis.checks.examination import Examination, Saving
+from loralens.analysis.diagnosis import Examination, Saving
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
 from loralens.compression.plan import TruncationPlan
 from loralens.core.adapter import Adapter

@@ -416,7 +416,7 @@ def weight_options(dtype: str, device: "Device") -> dict[str, Any]:
     except ImportError as error:
         raise missing_packages(f"a model in {dtype}", ("bitsandbytes",), error) from error
     # What is not coded, such as embeddings and norms, and the numbers in which coded layers compute.
-    from loralens.training.precision import has_bfloat16
+    from loralens.training.loop import has_bfloat16
 
     make: Any = BitsAndBytesConfig  # without types
     other = torch.float32 if device.type == "cpu" else torch.bfloat16 if has_bfloat16(device) else torch.float16

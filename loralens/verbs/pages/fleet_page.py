@@ -5,7 +5,7 @@ from os import PathLike
 
 import numpy as np
 
-from loralens.analysis.compare.clusters import cluster_order
+from loralens.analysis.every_pair import cluster_order
 from loralens.fleet.fleet import Fleet
 from loralens.fleet.grouping.families import FamiliesResult, Family, exact_cosines
 from loralens.fleet.sketching.sketches import Sketches

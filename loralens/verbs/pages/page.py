@@ -5,12 +5,11 @@ from contextlib import closing
 from os import PathLike
 from pathlib import Path
 
-from loralens.analysis.base.amplification import measure_amplification
-from loralens.analysis.base.intruders import Intruders, find_intruders
-from loralens.analysis.base.weight_norms import weight_steps
-from loralens.analysis.checks.examination import Examination
-from loralens.analysis.checks.merge_effect import Base, bf16_errors, find_weights
+from loralens.analysis.amplification import measure_amplification, weight_steps
+from loralens.analysis.diagnosis import Examination
 from loralens.analysis.doctor import run_checks
+from loralens.analysis.intruders import Intruders, find_intruders
+from loralens.analysis.merge_effect import Base, bf16_errors, find_weights
 from loralens.choices import TARGET_FORMATS
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes

@@ -7,13 +7,13 @@ from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from loralens.analysis.base.amplification import KeptRank
-from loralens.analysis.base.intruders import Intruders
-from loralens.analysis.checks.merge_effect import MergeEffect
-from loralens.analysis.compare.pairwise import Pairwise
-from loralens.analysis.groups import Group
+from loralens.analysis.amplification import KeptRank
+from loralens.analysis.every_pair import Pairwise
+from loralens.analysis.intruders import Intruders
+from loralens.analysis.merge_effect import MergeEffect
+from loralens.analysis.spectrum import Group
 from loralens.charts.amplification import full_rank_rows
-from loralens.compression.curve import CurvePoint
+from loralens.compression.plan import CurvePoint
 from loralens.formats.records.evaluations import StoredEvaluation
 from loralens.formats.records.runs import RunCheckpoint
 from loralens.reporting.collection import CheckpointRun

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from loralens.analysis.compare.equality import differences
+from loralens.analysis.equality import differences
 from loralens.core.adapter import Adapter, Finding
 from loralens.errors import LoraLensError, OptionError
 from loralens.fleet.catalogue.members import NON_FINITE, OF_INDEX, UNREACHABLE, Member

@@ -18,8 +18,7 @@ from loralens.choices import (
     TaskName,
 )
 from loralens.errors import OptionError
-from loralens.training.course import Course, MakeOptimiser
-from loralens.training.method import TrainingMethod, training_method
+from loralens.training.course import Course, MakeOptimiser, TrainingMethod, training_method
 from loralens.verbs.models.models import ModelSource
 from loralens.verbs.models.texts import TextSource
 from loralens.verbs.models.tokens import DEFAULT_LENGTH
@@ -273,7 +272,7 @@ def default_dtype(device: "Device") -> FloatType:
 
     Autocast would cast frozen float32 weights anew in every pass, which costs time, and half as much memory again.
     """
-    from loralens.training.precision import has_bfloat16  # torch takes a second
+    from loralens.training.loop import has_bfloat16  # torch takes a second
 
     if device.type != "cuda":
         return "f32"

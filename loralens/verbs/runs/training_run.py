@@ -352,7 +352,7 @@ class TrainingRun:
         """The keywords for `loralens.training.inject`."""
         options = self.options
         if self.start is not None:
-            from loralens.training.from_adapter import start_options
+            from loralens.training.readout import start_options
 
             own = start_options(self.start, method=self.method)._asdict()
             new_options = {name: getattr(options, name) for name in ("method", *METHOD_AXES, "dropout", "seed")}

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loralens.analysis.checks.examination import Examination, Saving
-from loralens.analysis.checks.low_bit import CodesPrediction
-from loralens.analysis.checks.merge_effect import Base
+from loralens.analysis.diagnosis import CodesPrediction, Examination, Saving
 from loralens.analysis.doctor import examine_all
+from loralens.analysis.merge_effect import Base
 from loralens.core.adapter import Adapter
 from loralens.core.naming.selection import select
 from loralens.core.progress import progress

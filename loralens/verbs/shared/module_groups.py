@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from loralens.analysis.groups import Group
-from loralens.analysis.outliers import Outlier
+from loralens.analysis.spectrum import Group, Outlier
 from loralens.core.names import kind, natural_key
 from loralens.tables.numbers import UNDEFINED, fixed, number
 from loralens.tables.table import ALWAYS, Column, Table

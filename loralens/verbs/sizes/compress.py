@@ -36,7 +36,7 @@ from loralens.verbs.shared.rank_rules import (
 )
 
 if TYPE_CHECKING:
-    from loralens.compression.curve import CurvePoint
+    from loralens.compression.plan import CurvePoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,7 +462,7 @@ def _notes(adapter: Adapter, ranks: Mapping[str, int], after: Adapter, rank: flo
     # transformers 5 joins such experts into one stack, for which PEFT has one rank and one α.
     if dialect == "peft" and any(map(is_expert_alone, after)):
         # Imported here, as the rules of all clients take long to import, and only notes on this dialect need one.
-        from loralens.analysis.clients.rules import experts_differ
+        from loralens.analysis.clients import experts_differ
 
         notes += [f"{finding.text} ({finding.fix})" for finding in experts_differ(after)]
     return notes

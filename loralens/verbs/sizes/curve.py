@@ -6,9 +6,8 @@ from os import PathLike
 from typing import Any, Unpack
 
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
-from loralens.compression.curve import CurvePoint, curve_ranks, rank_curve, recommended_point
 from loralens.compression.directions import Protection
-from loralens.compression.plan import TruncationPlan
+from loralens.compression.plan import CurvePoint, TruncationPlan, curve_ranks, rank_curve, recommended_point
 from loralens.core.adapter import Adapter
 from loralens.core.moments import Moments
 from loralens.core.progress import progress

@@ -8,8 +8,7 @@ from statistics import median
 from threading import Lock
 from typing import Any, NamedTuple, Unpack, final
 
-from loralens.analysis.base.amplification import FAR, Amplification, KeptRank, count_far, measure_amplification
-from loralens.analysis.base.weight_norms import weight_steps
+from loralens.analysis.amplification import FAR, Amplification, KeptRank, count_far, measure_amplification, weight_steps
 from loralens.core.carried import magnitudes
 from loralens.core.messages import note, warn
 from loralens.core.names import some

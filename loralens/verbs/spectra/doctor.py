@@ -7,11 +7,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args, overload
 
-from loralens.analysis.checks.clients import CODE as CLIENT
-from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
-from loralens.analysis.checks.weighted_sum import SAME_ADAPTER
-from loralens.analysis.clients.rules import check
+from loralens.analysis.clients import check
+from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
+from loralens.analysis.loading_checks import CLIENT
+from loralens.analysis.strength_checks import SAME_ADAPTER
 from loralens.choices import FLOAT_TYPES, Consumer, Level, MergeDType, PredictedRounding
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.names import kind

@@ -396,7 +396,7 @@ def _inspect(
     # Last, because a consumer also refuses what does not match the base.
     refusals: list[Finding] = []
     if consumer is not None:
-        from loralens.analysis.clients.rules import check
+        from loralens.analysis.clients import check
 
         refusals = check(adapter, consumer, match, stored)
         # What the reader already said about this consumer is said once, at the level that it has for the consumer.

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack, get_args
 
-from loralens.analysis.base.intruders import (
+from loralens.analysis.intruders import (
     THRESHOLD,
     TOP,
     Intruders,

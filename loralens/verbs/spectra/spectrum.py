@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, get_args
 
 import numpy as np
 
-from loralens.analysis.groups import by_block, by_kind, mean_effective_rank, total_norm, uniform_rank
-from loralens.analysis.spectrum import Spectrum, measure_spectrum
+from loralens.analysis.spectrum import (
+    Spectrum,
+    by_block,
+    by_kind,
+    mean_effective_rank,
+    measure_spectrum,
+    total_norm,
+    uniform_rank,
+)
 from loralens.choices import Sort
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
@@ -21,9 +28,9 @@ from loralens.verbs.shared.adapters import Reading, Source, labels, read_adapter
 from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice
 
 if TYPE_CHECKING:
-    from loralens.analysis.base.weight_norms import WeightNorms
+    from loralens.analysis.amplification import WeightNorms
 
-KEPT = 0.99  # of the energy: the convention for the rank that is recommended, see `loralens.compression.curve.LOSS`
+KEPT = 0.99  # of the energy: the convention for the rank that is recommended, see `loralens.compression.plan.LOSS`
 FRACTIONS = (0.9, 0.95, 0.99)  # of the energy, for which the rank is listed
 # People read a table of groups on one screen or two; all modules are in --json, from which any grouping follows.
 BLOCKS_SHOWN = 40
@@ -188,7 +195,7 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
     def tables(self) -> list[Table[Any]]:
         """For every adapter its modules, its kinds, its blocks, and the modules that stand apart."""
         # Imported here because scripts call --json in loops, and these tables are for people only.
-        from loralens.analysis.outliers import find_outliers
+        from loralens.analysis.spectrum import find_outliers
         from loralens.verbs.shared.module_groups import OUTLIER_COLUMNS, groups_table
 
         return [
@@ -299,7 +306,7 @@ def _ordered_names(spectra: Mapping[str, Spectrum], sort: Sort | None, top: int 
 def _weight_norms(measured: AdapterSpectra, base: str | PathLike[str], device: str | None) -> "dict[str, WeightNorms]":
     """The norms of the base weights of the modules that are listed."""
     # Imported here because it takes as long as NumPy itself, and most spectra are measured without a base.
-    from loralens.analysis.base.weight_norms import weight_norms, weight_steps
+    from loralens.analysis.amplification import weight_norms, weight_steps
     from loralens.linalg.device import Device
     from loralens.verbs.shared.base_reading import base_weights
 

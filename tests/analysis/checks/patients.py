@@ -3,10 +3,9 @@
 import numpy as np
 
 import loralens
-from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.examination import Examination, examine_adapter
-from loralens.analysis.checks.merge_effect import Base
+from loralens.analysis.diagnosis import Diagnosis, Examination, examine_adapter
 from loralens.analysis.doctor import examine_all, run_checks
+from loralens.analysis.merge_effect import Base
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling, scale_of

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.checks import merge_effect
-from loralens.analysis.checks.absorption import FIX
-from loralens.analysis.checks.merge_effect import Base
+from loralens.analysis import merge_effect
+from loralens.analysis.base_checks import FIX
+from loralens.analysis.merge_effect import Base
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
@@ -23,11 +23,6 @@ BF16 = ml_dtypes.bfloat16
 
 def found(adapter, bed, **options):
     return diagnose({"adapter": adapter}, base=bed, **options)
-
-
-def test_a_healthy_adapter_on_its_base_has_nothing():
-    assert found(healthy(), base(healthy(), dtype=BF16)) == []
-    assert found(healthy(), base(healthy(), dtype=BF16, prefix="language.")) == []
 
 
 def test_modules_that_the_base_lacks_are_named_and_hide_no_others():
@@ -52,18 +47,6 @@ def test_another_base_is_one_finding():
     (said,) = found(healthy(), Base("b", {"encoder.0.weight": LazyArray.of(np.ones((48, 40)))}))
     assert (said.level, said.code, said.module) == ("error", "base-mismatch", None)
     assert said.evidence.startswith("this is not its base: 8 of 8 modules have no weight in the base")
-
-
-def test_finding_strangers_is_bounded(monkeypatch):
-    adapter = healthy(blocks=40)
-    calls = []
-    monkeypatch.setattr(
-        merge_effect, "match", lambda *a, real=merge_effect.match, **k: calls.append(1) or real(*a, **k)
-    )
-    monkeypatch.setattr(merge_effect, "TRIES", 10)
-    odd = [name for name in adapter if "q_proj" in name]
-    merge_effect.find_weights(adapter.modules, base(adapter, leave_out=odd))
-    assert len(calls) <= 21
 
 
 def test_an_update_larger_than_its_weight():

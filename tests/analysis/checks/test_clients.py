@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from safetensors.numpy import save_file
 
 import loralens
@@ -82,8 +81,3 @@ def test_published_adapters(real: Path) -> None:
     names = ["flux-aitoolkit-r16", "sd15-timohavdk-diffusers", "sd15-diffusers-processor", "qwen05b-peft-r8"]
     assert [said(real / name) for name in names] == [[]] * len(names)
     assert {level for level, _ in said(real / "sd15-timohavdk-kohya")} == {"error"}
-
-
-@pytest.mark.parametrize("name", ["reuters-r8-r8-seed0", "20newsgroups-r64-seed0"])
-def test_our_own_examples(name: str) -> None:
-    assert said(Path(__file__).parents[3] / "examples" / "adapters" / name) == []

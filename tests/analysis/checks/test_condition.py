@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.checks import finite, noise, outlying, reader, spike, unused_rank, zero
-from loralens.analysis.checks.examination import examine_adapter
-from loralens.core.adapter import Extra, Finding
+from loralens.analysis.damage_checks import find_non_finite, find_zero_updates
+from loralens.analysis.diagnosis import examine_adapter
+from loralens.analysis.learning_checks import (
+    find_random_spectra,
+    find_spikes,
+    find_unused_rank,
+    random_participation,
+    report_outliers,
+)
+from loralens.analysis.loading_checks import report_reader_findings
+from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Dense, Structured
@@ -19,9 +27,20 @@ def first(name):
     return name == FIRST
 
 
-@pytest.mark.parametrize("check", [finite, noise, outlying, reader, spike, unused_rank, zero])
+@pytest.mark.parametrize(
+    "check",
+    [
+        find_non_finite,
+        find_random_spectra,
+        report_outliers,
+        report_reader_findings,
+        find_spikes,
+        find_unused_rank,
+        find_zero_updates,
+    ],
+)
 def test_a_healthy_adapter_has_nothing(check):
-    assert list(check.look(patient(healthy()))) == []
+    assert list(check(patient(healthy()))) == []
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -30,7 +49,7 @@ def test_nan_and_inf_are_counted_where_they_are(value):
         B[:2, 0] = value
         return B, A, scale
 
-    (found,) = finite.look(patient(changed(healthy(), spoil, only=first)))
+    (found,) = find_non_finite(patient(changed(healthy(), spoil, only=first)))
     assert (found.level, found.module) == ("error", FIRST)
     assert found.evidence == "B holds 2 values that are NaN or Inf, of 384"
 
@@ -39,16 +58,16 @@ def test_nan_beside_the_pairs_is_found_too_and_integers_are_none():
     sick = LazyArray.of(np.array([1, np.nan], np.float16))
     fine = LazyArray.of(np.array([1, 2]))
     extra = {"head.weight": Extra("saved", "head", sick), "ids": Extra("other", "", fine)}
-    (found,) = finite.look(patient(loralens.Adapter(modules=healthy().modules, extra=extra)))
+    (found,) = find_non_finite(patient(loralens.Adapter(modules=healthy().modules, extra=extra)))
     assert (found.module, found.evidence) == ("head", "head.weight holds 1 value that is NaN or Inf, of 2")
     nowhere = {"x": Extra("other", "", sick)}
-    (found,) = finite.look(patient(loralens.Adapter(modules=healthy().modules, extra=nowhere)))
+    (found,) = find_non_finite(patient(loralens.Adapter(modules=healthy().modules, extra=nowhere)))
     assert (found.module, found.evidence) == (None, "x holds 1 value that is NaN or Inf, of 2")
 
 
 @pytest.mark.parametrize(("b", "a", "said"), [(0, 1, "B is"), (1, 0, "A is"), (0, 0, "B and A are")])
 def test_zero_factors_are_named(b, a, said):
-    (found,) = zero.look(patient(changed(healthy(), lambda B, A, s: (b * B, a * A, s), only=first)))
+    (found,) = find_zero_updates(patient(changed(healthy(), lambda B, A, s: (b * B, a * A, s), only=first)))
     assert (found.level, found.module, found.evidence) == ("warning", FIRST, f"{said} all zero")
     assert "loralens compress adapter -o adapter-trained --energy 1 --drop-dead" in found.fix
 
@@ -58,32 +77,20 @@ def test_a_product_may_be_zero_without_a_zero_factor():
         B[:, 1:], A[0] = 0, 0
         return B, A, scale
 
-    (found,) = zero.look(patient(changed(healthy(), cross, only=first)))
+    (found,) = find_zero_updates(patient(changed(healthy(), cross, only=first)))
     assert found.evidence == "B·A is zero"
     without = Structured(Dense(LazyArray.of(np.zeros((3, 2)))))
-    (found,) = zero.look(patient(loralens.Adapter(modules={"m": without})))
+    (found,) = find_zero_updates(patient(loralens.Adapter(modules={"m": without})))
     assert found.evidence == "ΔW is zero"
-
-
-def test_what_the_reader_found_is_carried_over():
-    adapter = loralens.Adapter(modules=healthy().modules, findings=(Finding("warning", "alora", "text", "fix"),))
-    (found,) = reader.look(patient(adapter))
-    assert (found.level, found.code, found.evidence, found.fix) == ("warning", "alora", "text", "fix")
 
 
 def test_random_factors_are_told_from_trained_ones_whatever_their_norm():
     def random(rng):
         return 1e-3 * rng.normal(size=(48, 8)), 7 * rng.normal(size=(8, 40))
 
-    (found,) = noise.look(patient(healthy(make=random)))
+    (found,) = find_random_spectra(patient(healthy(make=random)))
     assert (found.level, found.code, found.module) == ("warning", "random-spectrum", None)
     assert found.evidence.startswith("8 of 8 spectra are as flat as random ones; participation ratio (at most r) of ")
-
-
-def test_a_few_random_modules_among_trained_ones_are_not_reported():
-    rng = np.random.default_rng(5)
-    few = changed(healthy(), lambda B, A, s: (rng.normal(size=B.shape), A, s), only=lambda n: ".1." in n or ".2." in n)
-    assert list(noise.look(patient(few))) == []
 
 
 def test_the_null_is_that_of_gaussian_factors():
@@ -92,17 +99,10 @@ def test_the_null_is_that_of_gaussian_factors():
     for _ in range(300):
         s = np.linalg.svd(rng.normal(size=(30, 6)) @ rng.normal(size=(6, 20)), compute_uv=False)[:6]
         direct.append(np.sum(s**2) ** 2 / np.sum(s**4))
-    null = noise.random_participation((30, 20), 6)
+    null = random_participation((30, 20), 6)
     assert null.mean() == pytest.approx(np.mean(direct), rel=0.02)
     assert null.std() == pytest.approx(np.std(direct), rel=0.2)
     assert (np.diff(null) >= 0).all()
-
-
-def test_modules_far_from_their_kind_are_outliers():
-    strong = changed(healthy(blocks=8), lambda B, A, s: (8 * B, A, s), only=first)
-    (found,) = outlying.look(patient(strong))
-    assert (found.level, found.module) == ("warning", FIRST)
-    assert ", 7.9" in found.evidence
 
 
 def test_a_spike_is_one_direction_of_four_or_more():
@@ -112,14 +112,14 @@ def test_a_spike_is_one_direction_of_four_or_more():
         return U[:, :8] * s[:8], Vh[:8], scale
 
     blunt = changed(healthy(), lambda *parts: sharpen(*parts, energy=0.985), only=first)
-    assert list(spike.look(patient(blunt))) == []
-    (found,) = spike.look(patient(changed(healthy(), sharpen, only=first)))
+    assert list(find_spikes(patient(blunt))) == []
+    (found,) = find_spikes(patient(changed(healthy(), sharpen, only=first)))
     # Good runs end like this too, and so nothing is advised.
     assert (found.level, found.module, found.fix) == ("note", FIRST, "")
     assert found.evidence.startswith("one of 8 directions holds 99.50 % of the energy")
     assert "σ₁/σ₂ = " in found.evidence
     pairs = healthy(make=lambda rng: tuple(X[..., :3] if X.shape[0] > 8 else X[:3] for X in trained(rng, decay=0.01)))
-    assert list(spike.look(patient(pairs))) == []
+    assert list(find_spikes(patient(pairs))) == []
 
 
 def test_the_saving_is_what_truncation_at_this_energy_leaves():
@@ -127,7 +127,7 @@ def test_the_saving_is_what_truncation_at_this_energy_leaves():
         return trained(rng, rank=16, decay=0.4)
 
     adapter = healthy(make=wide)
-    (found,) = unused_rank.look(patient(adapter))
+    (found,) = find_unused_rank(patient(adapter))
     before = after = 0
     for module in adapter.modules.values():
         s = np.linalg.svd(module.dense(), compute_uv=False)[:16]
@@ -145,7 +145,7 @@ def test_rank_beyond_the_size_of_the_weight():
     def head(rng):
         return rng.normal(size=(3, 8)), rng.normal(size=(8, 40))
 
-    found = [one for one in unused_rank.look(patient(healthy(blocks=1, make=head))) if one.module]
+    found = [one for one in find_unused_rank(patient(healthy(blocks=1, make=head))) if one.module]
     assert [one.code for one in found] == ["rank-impossible"] * 2
     assert found[0].evidence == "r = 8 for a weight of 3 × 40"
     assert found[0].fix == "train it with r = 3; `loralens compress adapter -o adapter-cut --energy 1` drops them"
@@ -166,13 +166,6 @@ def test_paths_are_quoted_for_the_shell_and_files_keep_their_suffix():
     assert one.quoted == "'my adapters/it'\"'\"'s.safetensors'"
     assert one.sibling("e99") == "'my adapters/it'\"'\"'s-e99.safetensors'"
     assert patient(healthy(), "run/v1.5").sibling("e99") == "run/v1.5-e99"
-
-
-@pytest.mark.parametrize(
-    ("path", "beside"), [(".", "../adapter-e99"), ("./", "../adapter-e99"), ("..", "../../adapter-e99")]
-)
-def test_a_folder_that_is_not_named_has_a_place_beside_it_too(path, beside):
-    assert patient(healthy(), path).sibling("e99") == beside
 
 
 def test_one_reading_holds_lengths_angles_and_zeros():

@@ -82,32 +82,6 @@ def test_a_head_that_is_there_is_not_missed(config: dict[str, object], tmp_path:
     assert levels(adapter(tmp_path / "whole", head=True, **config)) == []
 
 
-def test_a_head_of_the_class_may_have_another_name_or_factors(tmp_path: Path) -> None:
-    for words, keys in (
-        ({"modules_to_save": ["mine"]}, ["mine.weight"]),
-        ({}, ["score.lora_A.weight", "score.lora_B.weight"]),
-    ):
-        folder = adapter(
-            tmp_path / keys[0], task_type=None, auto_mapping=OF_CLASS, **{"modules_to_save": None, **words}
-        )
-        file = folder / "adapter_model.safetensors"
-        more = {f"base_model.model.{key}": np.ones((8, 384)[:: -1 if "B" in key else 1], np.float32) for key in keys}
-        save_file(load_file(file) | more, file, metadata={"format": "pt"})
-        assert levels(folder) == []
-
-
-def test_the_layer_before_the_head_of_distilbert_is_no_head(tmp_path: Path) -> None:
-    folder = adapter(tmp_path / "lost", modules_to_save=["classifier", "score"])
-    file = folder / "adapter_model.safetensors"
-    more = {"base_model.model.pre_classifier.weight": np.ones((384, 384), np.float32)}
-    save_file(load_file(file) | more, file, metadata={"format": "pt"})
-    assert levels(folder) == ["error"]
-
-
-def test_any_module_trained_in_full_is_missed(tmp_path: Path) -> None:
-    assert levels(adapter(tmp_path / "lost", task_type="CAUSAL_LM", modules_to_save=["lm_head"])) == ["error"]
-
-
 def test_a_head_without_the_prefix_is_not_lost(tmp_path: Path) -> None:
     """PEFT refuses the file as well, but the head is there, and conversion mends the file."""
     bare = adapter(tmp_path / "bare", head=True)

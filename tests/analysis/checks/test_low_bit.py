@@ -2,8 +2,6 @@
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,7 +11,6 @@ from click.testing import CliRunner
 
 import loralens
 from loralens.cli.main import main
-from loralens.core.progress import display_progress
 from tests.bases import MODULES, single
 from tests.verbs.low_bit_bases import floats, nf4_base, pair_adapter
 
@@ -90,17 +87,3 @@ def test_the_note_has_the_command_of_the_merge(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "adapter-merged" / "model.safetensors").is_file()
     (noisy,) = findings(pair_adapter(1e-6), Path("a base"))["codes-merge"]
     assert noisy.fix == ""
-
-
-def test_the_prediction_has_a_bar_of_its_own(tmp_path: Path) -> None:
-    base, bars = nf4_base(tmp_path / "base"), dict[str, tuple[int, list[int]]]()
-
-    @contextmanager
-    def watched(label: str, total: int) -> Iterator[Callable[[int], None]]:
-        bars[label] = total, []
-        yield bars[label][1].append
-
-    with display_progress(watched):
-        loralens.doctor(pair_adapter(), base=base)
-    total, steps = bars["predicting the merge"]
-    assert total == sum(steps) == len(MODULES)

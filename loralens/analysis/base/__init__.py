@@ -1,1 +1,0 @@
-"""Measures of an adapter against the weights of its base."""

@@ -1,1 +1,0 @@
-"""The rules that tell what a server or loader would reject, or silently ignore, in an adapter."""

@@ -1,1 +1,0 @@
-"""Comparisons between adapters: subspaces, cosines, interference and equality."""

@@ -1,0 +1,431 @@
+"""What one look measures in a module, and the signs that a run goes wrong while it can still be helped."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from math import isfinite, nan, sqrt
+from typing import Any, NamedTuple, final
+
+import numpy as np
+
+from loralens.analysis.learning_checks import SPIKE_ENERGY, SPIKE_RANK
+from loralens.analysis.spectrum import Spectrum
+from loralens.choices import Side
+from loralens.core.lazy import Array
+from loralens.core.lowrank import LowRank
+from loralens.core.names import some
+from loralens.core.structured import Update
+from loralens.linalg.measures import frobenius
+from loralens.linalg.product import column_basis
+from loralens.linalg.quick import QuickSVD, quick_svd
+from loralens.linalg.rounding import survivors
+from loralens.linalg.subspace import phi_map, update_cosine
+from loralens.tables.numbers import json_number
+
+DIGITS = 6  # significant digits in the log; the numbers are measured about as accurately
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The directions of a module compared with those of an earlier look.
+
+    Attributes
+    ----------
+    norm : float
+        ‖ΔW‖_F of the earlier look.
+    length : float
+        ‖ΔW − ΔW of the earlier look‖_F, to 1e-3 of the larger norm.
+    cosine : float
+        The cosine of the two ΔW, in [−1, 1].
+    phi, chance : mapping of side to float
+        φ of all directions, and its mean for random ones.
+    """
+
+    norm: float
+    length: float
+    cosine: float
+    phi: Mapping[Side, float]
+    chance: Mapping[Side, float]
+
+    def record(self) -> dict[str, Any]:
+        """The turn as a JSON object."""
+        return _shortened(asdict(self))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GradientLook:
+    """The gradient of one factor.
+
+    Attributes
+    ----------
+    norm : float
+        The Frobenius norm of the gradient as it is in memory: after clipping, and averaged as the trainer averages it.
+    effective_rank : float
+        exp(−Σ p ln p), p = σ/Σσ.
+    overlap, chance : float
+        The share of its energy in the directions of ΔW, on the out side for B and on the in side for A, and the share
+        that random directions would have. NaN if the gradient or ΔW is 0.
+    """
+
+    norm: float
+    effective_rank: float
+    overlap: float
+    chance: float
+
+    def record(self) -> dict[str, Any]:
+        """The gradient as a JSON object."""
+        return _shortened(asdict(self))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BaseLook:
+    """ΔW compared with its weight W in the base.
+
+    Attributes
+    ----------
+    amplification, excess, z : float
+        As in `loralens amplify`: ‖ΔW‖/‖UᵀWV‖, ‖UᵀWV‖ relative to random directions, and its z-score.
+    share, chance : mapping of side to float
+        The share of the energy of ΔW in as many leading directions of W as ΔW has, and that of random directions.
+    """
+
+    amplification: float
+    excess: float
+    z: float
+    share: Mapping[Side, float]
+    chance: Mapping[Side, float]
+
+    def record(self) -> dict[str, Any]:
+        """The measures as a JSON object."""
+        return _shortened(asdict(self))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ModuleLook:
+    """What one look measures in a module.
+
+    Attributes
+    ----------
+    spectrum : Spectrum
+        Singular values above 1e-6 of the first; none if ΔW = 0.
+    previous, first : Turn or None
+        Compared with the last look, and with the first one in which ΔW was not 0; None before that.
+    drift : float
+        ‖A − A₀‖_F/‖A₀‖_F, where A₀ is A at the first look. For an embedding it is the drift of B, the factor that
+        starts at random there. NaN if the module is not a pair.
+    gradients : mapping of str to GradientLook
+        The gradients of ``B`` and ``A``; empty if they are not watched.
+    base : BaseLook or None
+    """
+
+    spectrum: Spectrum
+    previous: Turn | None
+    first: Turn | None
+    drift: float
+    gradients: Mapping[str, GradientLook]
+    base: BaseLook | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The measures as a JSON object."""
+        spectrum = self.spectrum
+        return {
+            "s": [short_number(value) for value in spectrum.s.tolist()],
+            **{name: short_number(getattr(spectrum, name)) for name in ("frobenius", "stable_rank", "effective_rank")},
+            "previous": self.previous and self.previous.record(),
+            "first": self.first and self.first.record(),
+            "drift": short_number(self.drift),
+            **({"gradients": {name: g.record() for name, g in self.gradients.items()}} if self.gradients else {}),
+            **({"base": self.base.record()} if self.base else {}),
+        }
+
+
+@final
+@dataclass(slots=True)
+class Memory:
+    """What a watcher remembers about a module: the first A, and the directions of the first and of the last look."""
+
+    start: Array | None = None
+    first: QuickSVD | None = None
+    previous: QuickSVD | None = None
+
+
+def remember_start(module: Update, memory: Memory) -> None:
+    """Remember the first A, from which drift is measured."""
+    if isinstance(module, LowRank):
+        memory.start = _random_factor(module, module.B, module.A).copy()
+
+
+def measure_module(module: Update, memory: Memory, gradient: LowRank | None) -> ModuleLook:
+    """Measure a module, and remember its directions. Each factor is read once.
+
+    Raises
+    ------
+    FormatError
+        A factor holds NaN or Inf.
+    """
+    drift = nan
+    if isinstance(module, LowRank):
+        B, A = module.B, module.A
+        directions = quick_svd(B, A, module.scale)
+        drawn = _random_factor(module, B, A)
+        if memory.start is None:
+            memory.start = drawn.copy()
+        length = float(np.linalg.norm(memory.start))
+        drift = float(np.linalg.norm(drawn - memory.start)) / length if length else nan
+    else:
+        bases = module.bases()
+        U, V = (basis.columns().astype(np.float32) for basis in (bases.left, bases.right))
+        directions = QuickSVD(U, bases.s, V)
+    look = ModuleLook(
+        spectrum=Spectrum(directions.s, module.shape, module.rank),
+        previous=_turn(directions, memory.previous),
+        first=_turn(directions, memory.first),
+        drift=drift,
+        gradients={}
+        if gradient is None
+        else {"B": _gradient(gradient.B, directions.U), "A": _gradient(gradient.A.T, directions.V)},
+    )
+    memory.previous = directions
+    # Before the first step ΔW is 0, and has no directions.
+    if memory.first is None and directions.k:
+        memory.first = directions
+    return look
+
+
+def _random_factor(module: LowRank, B: Array, A: Array) -> Array:
+    """The factor that starts at random numbers: A, and B of an embedding."""
+    return np.asarray(B if module.layout.kind == "embedding" else A, dtype=np.float32)
+
+
+def _turn(now: QuickSVD, before: QuickSVD | None) -> Turn | None:
+    """The directions compared with earlier ones; None if one of the two looks has no directions."""
+    if before is None or not (now.k and before.k):
+        return None
+    # Products in float32 are accurate enough, since φ needs three digits.
+    left, right = (np.dot(x.T, y).astype(np.float64) for x, y in ((before.U, now.U), (before.V, now.V)))
+    phi: dict[Side, float] = {"in": float(phi_map(right)[-1, -1]), "out": float(phi_map(left)[-1, -1])}
+    chance: dict[Side, float] = {
+        "in": min(max(now.k, before.k) / len(now.V), 1.0),
+        "out": min(max(now.k, before.k) / len(now.U), 1.0),
+    }
+    cosine = update_cosine(before.s, now.s, left, right)
+    norm, own = frobenius(before.s), frobenius(now.s)
+    # Rounding may make the square of a length of 0 negative.
+    length = sqrt(max(norm**2 + own**2 - 2 * cosine * norm * own, 0.0))
+    return Turn(norm, length, cosine, phi, chance)
+
+
+def _gradient(factor: Array, columns: Array) -> GradientLook:
+    basis, s = column_basis(factor)
+    spectrum = Spectrum(s, (factor.shape[0], factor.shape[1]), factor.shape[1])
+    overlap = chance = nan
+    if s.size and columns.shape[1]:
+        inside = np.square(basis.columns().T @ columns).sum(axis=1)
+        energy = np.square(s / s[0])
+        overlap = float(np.clip(energy @ inside / energy.sum(), 0.0, 1.0))
+        chance = columns.shape[1] / len(columns)
+    return GradientLook(spectrum.frobenius, spectrum.effective_rank, overlap, chance)
+
+
+def _shortened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers with the digits of the log, also inside of mappings."""
+    return {key: _shortened(v) if isinstance(v, Mapping) else short_number(v) for key, v in values.items()}
+
+
+def defined_mean(values: Iterable[float]) -> float:
+    """The mean of the numbers that are finite; NaN if none is."""
+    defined = [value for value in values if isfinite(value)]
+    return sum(defined) / len(defined) if defined else nan
+
+
+def short_number(value: float) -> float | None:
+    """A number with the digits of the log; None if it is not defined."""
+    number = json_number(value)
+    return None if number is None else float(f"{number:.{DIGITS}g}")
+
+
+# code → what it means. The order is that of the documentation.
+SIGNS = {
+    "spike": "One direction holds at least 99 % of the energy of a module of rank 4 or more. Random factors give a "
+    "direction about 1/r of it.",
+    "collapse": "The effective rank of a module has fallen to less than half of the highest that it had.",
+    "rank-saturated": "The energy is spread over the directions as evenly as that of random factors, up to 5 %: the "
+    "rank is too small for what is learnt, or what is learnt is noise.",
+    "zero-update": "ΔW is still exactly 0 after the first steps: the module gets no gradient.",
+    "norm-explodes": "‖ΔW‖ is larger than twice ‖W‖, or it has grown between two looks by more than ten times the "
+    "square of the ratio of their steps. Both factors move at most in proportion to the steps while the learning rate "
+    "is constant.",
+    "below-rounding": "No singular value of ΔW is above the edge of the noise that rounding adds when ΔW is merged "
+    "into weights of this dtype.",
+    "A-still": "A has moved by less than 1e-4 of its length, although B has moved.",
+    "not-finite": "A factor holds NaN or Inf.",
+}
+FIXES = {
+    "spike": "look for examples that are repeated many times; while the loss falls, nothing needs to be done",
+    "collapse": "lower the learning rate from here on, or go back to a checkpoint from before",
+    "rank-saturated": "try a larger rank; if the loss does not fall either, lower the learning rate",
+    "zero-update": "check that the module runs in the forward pass and that its B is in the optimiser",
+    "norm-explodes": "lower the learning rate, or add warm-up and gradient clipping; go back to a checkpoint",
+    "below-rounding": "train longer or with a higher learning rate; else use the adapter unmerged, or merge in f32",
+    "A-still": "check that A is in the optimiser and that its learning rate is not far below that of B",
+    "not-finite": "lower the learning rate, and go back to the last checkpoint without NaN",
+}
+SHARE = 0.5  # share of the modules that must show a sign, since single modules of healthy runs show most signs
+SINGLE = ("zero-update", "not-finite")  # signs for which one module is enough
+FALL = 0.5  # a collapse is an effective rank below this share of the highest one
+EVEN = 0.95  # limit for participation ratio/r, which is 1 for random factors if r is small beside out and in
+GROWTH = 10.0
+LARGEST = 2.0  # limit for ‖ΔW‖/‖W‖: healthy runs of models as narrow as 64 reach 1.8, those of large ones a tenth
+STILL = 1e-4
+YOUNG = 3  # looks at a ΔW that is not 0 before it is judged by its shape
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class HealthWarning:
+    """A sign that a run goes wrong.
+
+    Attributes
+    ----------
+    code : str
+        A key of `SIGNS`.
+    step : int
+        The step of the look that shows it.
+    modules : tuple of str
+        The modules that show it.
+    text, fix : str
+        The evidence, and what to do; one sentence each.
+    """
+
+    code: str
+    step: int
+    modules: tuple[str, ...]
+    text: str
+    fix: str
+
+    def record(self) -> dict[str, Any]:
+        """The warning as a JSON object."""
+        return {**asdict(self), "modules": list(self.modules)}
+
+
+class WeightSize(NamedTuple):
+    """The size of an adapted weight W: ‖W‖_F, and the standard deviation of rounding where its dtype has 16 bits."""
+
+    norm: float | None = None
+    noise: float | None = None
+
+
+class _Past(NamedTuple):
+    """What the rules need to know about the earlier looks at a module."""
+
+    looks: int
+    step: int
+    norm: float
+    peak: float
+    signs: frozenset[str]
+
+
+@final
+@dataclass(slots=True)
+class Health:
+    """Judges one look after the other.
+
+    The limit of every sign is one that random numbers do not reach by chance, or it follows from a bound. A sign of a
+    module counts if two looks in a row show it, since a single look may be an exception. Healthy runs show most signs
+    in single modules, so these signs are reported only if half of the modules have them. Each sign is reported once.
+
+    Attributes
+    ----------
+    weights : mapping of str to WeightSize
+        The sizes of the adapted weights. Modules without an entry are judged without their weight.
+    frozen : bool
+        Whether A is frozen on purpose, so that it need not move.
+    """
+
+    weights: Mapping[str, WeightSize] = field(default_factory=dict)
+    frozen: bool = False
+    _past: dict[str, _Past] = field(default_factory=dict)
+    _reported: set[str] = field(default_factory=set)
+
+    def check(self, step: int, looks: Mapping[str, ModuleLook]) -> list[HealthWarning]:
+        """The warnings that this look gives for the first time."""
+        evidence: dict[str, dict[str, str]] = {}
+        for name, look in looks.items():
+            before = self._past.get(name, _Past(0, 0, 0.0, 0.0, frozenset()))
+            weight = self.weights.get(name, WeightSize())
+            signs = dict(_signs(look, step, before, None if self.frozen else STILL, weight))
+            for code, text in signs.items():
+                if code in before.signs or code == "norm-explodes":
+                    evidence.setdefault(code, {})[name] = text
+            spectrum = look.spectrum
+            started = before.looks or spectrum.s.size
+            # The first looks do not count for the highest effective rank, with which later looks are compared.
+            peak = max(before.peak, spectrum.effective_rank if before.looks >= YOUNG else 0.0)
+            self._past[name] = _Past(
+                before.looks + 1 if started else 0, step, spectrum.frobenius, peak, frozenset(signs)
+            )
+        return [
+            warning
+            for code in SIGNS
+            if code in evidence and (warning := self._report(code, step, evidence[code], len(looks))) is not None
+        ]
+
+    def mark_as_reported(self, codes: Iterable[str]) -> None:
+        """Do not report these signs: an earlier process has reported them."""
+        self._reported |= set(codes)
+
+    def warn_not_finite(self, step: int, name: str) -> HealthWarning | None:
+        """The warning that a factor holds NaN or Inf."""
+        return self._report("not-finite", step, {name: "a factor holds NaN or Inf"}, 1)
+
+    def _report(self, code: str, step: int, evidence: Mapping[str, str], modules: int) -> HealthWarning | None:
+        """The warning, if enough modules show the sign and it has not been reported."""
+        if code in self._reported or (code not in SINGLE and len(evidence) < SHARE * modules):
+            return None
+        self._reported.add(code)
+        name, text = next(iter(evidence.items()))
+        subject = name if len(evidence) == 1 else f"{len(evidence)} of {modules} modules ({some(list(evidence), 1)})"
+        return HealthWarning(code, step, tuple(evidence), f"{subject}: {text}", FIXES[code])
+
+
+def _signs(
+    look: ModuleLook, step: int, before: _Past, still: float | None, weight: WeightSize
+) -> Iterator[tuple[str, str]]:
+    """The code and the evidence of every sign that a look at one module shows."""
+    spectrum, s = look.spectrum, look.spectrum.s
+    if not s.size:
+        # A warm-up that begins with a rate of 0 leaves ΔW = 0 for one step, which is why one look does not count yet.
+        if step > 0:
+            yield "zero-update", f"ΔW is 0 after {step} steps"
+        return
+    if weight.norm and spectrum.frobenius > LARGEST * weight.norm:
+        yield "norm-explodes", f"‖ΔW‖ is {spectrum.frobenius / weight.norm:.3g} times ‖W‖"
+    elif before.norm and before.step:
+        growth, bound = spectrum.frobenius / before.norm, GROWTH * (step / before.step) ** 2
+        if growth > bound:
+            yield "norm-explodes", f"‖ΔW‖ is {growth:.3g} times that of step {before.step}; {bound:.3g} is the limit"
+    if before.looks < YOUNG:
+        return
+    yield from _signs_of_shape(spectrum, before)
+    if weight.noise and survivors(s, weight.noise, spectrum.shape) == 0:
+        edge = weight.noise * (spectrum.shape[0] * spectrum.shape[1]) ** 0.25
+        yield "below-rounding", f"σ₁ is {s[0]:.2g}, and the noise of rounding reaches {edge:.2g}"
+    if still is not None and isfinite(look.drift) and look.drift < still:
+        yield "A-still", f"A has moved by {look.drift:.1g} of its length in {step} steps"
+
+
+def _signs_of_shape(spectrum: Spectrum, before: _Past) -> Iterator[tuple[str, str]]:
+    """The signs that the singular values show, whatever their size."""
+    rank = min(spectrum.rank, *spectrum.shape)
+    if spectrum.effective_rank < FALL * before.peak:
+        yield "collapse", f"the effective rank fell from {before.peak:.3g} to {spectrum.effective_rank:.3g}"
+    if rank < SPIKE_RANK:
+        return
+    if spectrum.stable_rank < 1 / SPIKE_ENERGY:
+        share = 1 / spectrum.stable_rank
+        yield "spike", f"one of {rank} directions holds {share:.1%} of the energy, by chance {1 / rank:.0%}"
+    if spectrum.participation_ratio > EVEN * rank:
+        yield "rank-saturated", f"the energy is that of {spectrum.participation_ratio:.3g} equal directions of {rank}"
