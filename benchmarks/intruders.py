@@ -13,7 +13,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.weights import Weight
 from loralens.formats.records.cache import SvdCache, weight_digest
-from loralens.linalg.rank_update import decompose
+from loralens.linalg.lanczos import decompose
 
 SIDE, TOP = 2048, 10
 CASES = {"r16": (16, 0.05), "r64": (64, 0.2)}  # rank, and ‖ΔW‖/‖W‖

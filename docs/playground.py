@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.core.lazy import Array
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Scaling
 from loralens.watching import Watcher
 
 WIDTH, BLOCKS, INNER = 128, 4, 256

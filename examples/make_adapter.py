@@ -12,7 +12,7 @@ import numpy as np
 
 import loralens
 from loralens.core.lazy import Array
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Scaling
 
 WIDTH, RANK, BLOCKS = 256, 8, 4
 DECAY = {"q_proj": 0.45, "k_proj": 0.6, "v_proj": 0.9, "o_proj": 0.75}  # ratio of successive singular values

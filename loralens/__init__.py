@@ -76,8 +76,8 @@ if TYPE_CHECKING:
     from loralens.core.adapter import Adapter as Adapter
     from loralens.core.fingerprint import fingerprint as fingerprint
     from loralens.core.lowrank import LowRank as LowRank
-    from loralens.core.moments import Moments as Moments
     from loralens.core.ranks import Rule as Rule
+    from loralens.core.stored import Moments as Moments
     from loralens.errors import DivergenceError as DivergenceError
     from loralens.errors import FormatError as FormatError
     from loralens.errors import LoraLensError as LoraLensError
@@ -131,8 +131,8 @@ else:
             "core.adapter": ["Adapter"],
             "core.fingerprint": ["fingerprint"],
             "core.lowrank": ["LowRank"],
-            "core.moments": ["Moments"],
             "core.ranks": ["Rule"],
+            "core.stored": ["Moments"],
             "errors": ["DivergenceError", "FormatError", "LoraLensError", "MismatchError", "OptionError", "ShapeError"],
             "fleet.fleet": ["Fleet"],
             "formats": ["load", "save"],

@@ -227,7 +227,7 @@ def test_json_from_outside_has_one_reader() -> None:
         calls = [node for node in ast.walk(tree_of(file)) if isinstance(node, ast.Call)]
         read = [call for call in calls if ast.unparse(call.func) in ("json.load", "json.loads")]
         outside = [call for call in read if not ast.unparse(call.args[0]).startswith("json.dumps(")]
-        assert len(outside) == (file.name == "json_depth.py"), file
+        assert len(outside) == (file.name == "stored.py"), file
 
 
 def test_python_minus_m_is_the_command() -> None:

@@ -14,17 +14,21 @@ from loralens.core.naming.selection import select
 from loralens.core.threads import Step
 from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place
-from loralens.linalg.basis import Basis
 from loralens.linalg.chance import overlap_chance, projection_beyond, projection_moments
 from loralens.linalg.device import CopyFloat, Device
-from loralens.linalg.factor import Floats
-from loralens.linalg.projection import (
+from loralens.linalg.factor import Basis, Floats
+from loralens.linalg.randomized import (
+    SMALL,
     Block,
     Estimate,
+    Leading,
     Projection,
+    copy_dtype,
     exact_fourth_powers,
     fourth_powers,
     gaussian,
+    is_dense,
+    leading_svd,
     project,
 )
 from loralens.linalg.randomized import SMALL, STEPS, Leading, copy_dtype, is_dense, leading_svd

@@ -26,6 +26,7 @@ from loralens.core.naming import image_names
 from loralens.core.naming.image_models import image_model
 from loralens.core.naming.matching import Match, Shape
 from loralens.core.structured import Structured
+from loralens.core.together import MAGNITUDES
 
 ClientRule = Callable[[Adapter], Iterator[Finding]]
 Rules = tuple[ClientRule, ...]

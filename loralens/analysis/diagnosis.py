@@ -12,10 +12,10 @@ from loralens.analysis.readings import ModuleReading, read_modules
 from loralens.analysis.spectrum import Outlier, Spectrum, find_outliers
 from loralens.choices import Level
 from loralens.core.adapter import Adapter
+from loralens.core.base_model import BaseModel
 from loralens.core.messages import quote_word
 from loralens.core.names import is_expert_alone
-from loralens.core.naming.base_model import BaseModel
-from loralens.core.naming.selection import select
+from loralens.core.selection import select
 from loralens.core.threads import Step
 
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")  # most serious first

@@ -42,9 +42,9 @@ from loralens.analysis.strength_checks import (
     find_wrong_scales,
 )
 from loralens.core.adapter import Adapter
-from loralens.core.carried import magnitudes
-from loralens.core.naming.base_model import BaseModel
+from loralens.core.base_model import BaseModel
 from loralens.core.threads import Step
+from loralens.core.together import magnitudes
 from loralens.errors import place
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import TOO_LARGE, LowRank, same_numbers
+from loralens.core.matching import same_modules
 from loralens.core.names import natural_key
-from loralens.core.naming.matching import same_modules
 from loralens.core.structured import Update
 from loralens.core.threads import Step
 from loralens.errors import NOT_FINITE, FormatError, place

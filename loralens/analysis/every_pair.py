@@ -18,9 +18,9 @@ from loralens.analysis.two_adapters import (
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank, same_numbers
+from loralens.core.matching import same_modules
 from loralens.core.names import natural_key
-from loralens.core.naming.matching import same_modules
-from loralens.core.naming.selection import select
+from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
 from loralens.core.together import check_same_rows

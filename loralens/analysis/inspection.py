@@ -7,12 +7,12 @@ from typing import final
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
-from loralens.core.carried import NORMS
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
-from loralens.core.naming.selection import select
+from loralens.core.selection import select
 from loralens.core.structured import Kronecker, Update
+from loralens.core.together import NORMS
 
 BLOCK = 1 << 20  # values that are tested at a time: 4 MiB in float32, so that they stay in the cache of a core
 

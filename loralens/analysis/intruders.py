@@ -15,15 +15,14 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from loralens.core.adapter import Adapter
-from loralens.core.carried import magnitudes
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
+from loralens.core.together import magnitudes
 from loralens.errors import MismatchError, OptionError, place
-from loralens.linalg.lanczos import Method, leading_triplets
-from loralens.linalg.largest_entry import largest_entry_chance, largest_entry_median
+from loralens.linalg.chance import largest_entry_chance, largest_entry_median
+from loralens.linalg.lanczos import Decomposed, Method, leading_triplets, rank_update
 from loralens.linalg.measures import numerical_rank
-from loralens.linalg.rank_update import Decomposed, rank_update
 
 # The values of Shuttleworth et al. 2024, of their code and of PEFT's `reduce_intruder_dimension`.
 TOP = 10  # leading directions that are tested

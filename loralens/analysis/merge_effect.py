@@ -9,15 +9,13 @@ import numpy as np
 
 from loralens.analysis.inspection import count_non_finite
 from loralens.analysis.spectrum import Spectrum
-from loralens.core.few_bits.coded_weight import CodedWeight
+from loralens.core.base_model import BaseModel
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.naming.base_model import BaseModel
-from loralens.core.naming.matching import Shape, match
-from loralens.core.naming.storage import Storage
+from loralens.core.matching import Shape, Storage, match
 from loralens.core.structured import Update, Updates
 from loralens.core.threads import Step
-from loralens.core.weights import Weight, merged_dtype, weights_of
+from loralens.core.weights import CodedWeight, Weight, merged_dtype, weights_of
 from loralens.errors import MismatchError
 from loralens.linalg.rounding import SAMPLE, RoundingLoss, product_entries, sample_entries, sampled_rounding
 

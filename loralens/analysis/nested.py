@@ -13,12 +13,11 @@ from loralens.analysis.two_adapters import side_of
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.names import block, kind, natural_key
-from loralens.core.naming.selection import select
+from loralens.core.selection import select
 from loralens.core.threads import Step, in_threads
 from loralens.errors import place
-from loralens.linalg.basis import Basis
 from loralens.linalg.chance import overlap_spread, overlap_tail
-from loralens.linalg.factor import Floats, Integers
+from loralens.linalg.factor import Basis, Floats, Integers
 from loralens.linalg.pairwise import pairwise_overlaps
 from loralens.linalg.product import column_basis
 

@@ -12,8 +12,8 @@ from loralens.analysis.every_pair import connected_groups, known_mean, pairwise
 from loralens.analysis.spectrum import Spectrum, mean_effective_rank, measure_spectrum, total_norm
 from loralens.choices import Side
 from loralens.core.adapter import Adapter
-from loralens.core.naming.matching import same_modules
-from loralens.core.naming.selection import select
+from loralens.core.matching import same_modules
+from loralens.core.selection import select
 from loralens.core.threads import Step
 
 # Smallest cosine with the last checkpoint at which the direction counts as the final one. The angle is then at most

@@ -17,8 +17,8 @@ from loralens.core.adapter import Adapter
 from loralens.core.carried import NONE, combine_extras
 from loralens.core.joint import Core, Joint, JointFactors, Lift, decompose_cores, joint_spaces
 from loralens.core.lowrank import LowRank
-from loralens.core.naming.selection import select
-from loralens.core.recipe import Ingredient, Recipe, Strength
+from loralens.core.selection import select
+from loralens.core.stored import Ingredient, Recipe, Strength
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
 from loralens.core.together import Row, check_combinable, keep_modules, match_modules, single_module

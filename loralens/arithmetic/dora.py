@@ -25,13 +25,12 @@ from loralens.arithmetic.methods import CombiningMethod
 from loralens.arithmetic.quality import Quality, sum_above_rounding
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.attached import PEFT_PREFIX
-from loralens.core.carried import NORMS, magnitudes
 from loralens.core.joint import Core, Joint, Lift
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
 from loralens.core.threads import in_threads
-from loralens.core.together import Row, match_names
+from loralens.core.together import NORMS, Row, magnitudes, match_names
 from loralens.core.weights import Weight
 from loralens.errors import MismatchError, OptionError, ShapeError, place
 from loralens.linalg.factor import Floats

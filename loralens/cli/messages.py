@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from loralens.cli.terminal import raw_stream, say_message
-from loralens.core.messages import LEVELS, LOGGER
-from loralens.core.progress import Step, display_progress
+from loralens.core.messages import LEVELS, LOGGER, Step, display_progress
 from loralens.errors import visible
 
 # The names of the levels by number, which is what a record of logging contains.

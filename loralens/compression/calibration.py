@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from loralens.core.adapter import Adapter
-from loralens.core.attached import Attachment, Tree, call, first_input, frozen_evaluation
+from loralens.core.attached import Attachment, Steps, Tree, call, first_input, frozen_evaluation, steps
 from loralens.core.fingerprint import fingerprint
-from loralens.core.layers import Steps, steps
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
-from loralens.core.moments import Moment, Moments
+from loralens.core.stored import Moment, Moments
 from loralens.core.structured import Update
 from loralens.errors import FormatError, MismatchError, OptionError, ShapeError, place
-from loralens.linalg.basis import Basis
-from loralens.linalg.factor import implicit, measure
+from loralens.linalg.factor import Basis, implicit, measure
 from loralens.linalg.measures import EPS
 
 if TYPE_CHECKING:
@@ -310,7 +308,7 @@ def whitened_svd(module: LowRank, K: Array, G: Array | None = None) -> Whitened:
     ----------
     module : LowRank, (out, in) of rank r
     K : array, shape (r, r)
-        E[z zᵀ], z = A x: `loralens.core.moments.Moment.K`.
+        E[z zᵀ], z = A x: `loralens.core.stored.Moment.K`.
     G : array, shape (r, r), optional
         E[(Bᵀg)(Bᵀg)ᵀ], g the gradient at the output. Then ‖G^½(ΔW − ΔW')C^½‖_F is minimised, the error of the loss
         under K-FAC's factorisation, and the error on the data alone is no longer the smallest possible.
@@ -367,7 +365,7 @@ def data_error(module: LowRank, other: LowRank, K: Array, *, trace: float | None
     K describes the inputs only as A sees them. This is exact as far as the rows of A' are combinations of the rows of
     A, which holds for every truncation. Rounding adds a part outside the row space of A. For that part the energy of x
     that A does not see is assumed to be spread evenly over the remaining in − n directions, which is exact on average
-    for white rounding noise. It needs ``trace``, E‖x‖² (`loralens.core.moments.Moment.trace`), and is left out without
+    for white rounding noise. It needs ``trace``, E‖x‖² (`loralens.core.stored.Moment.trace`), and is left out without
     it. The result is infinite where ΔW x = 0 and ΔW' x is not. Raises the errors of `whitened_svd`, and a ShapeError if
     the two updates have different shapes.
     """

@@ -9,16 +9,13 @@ from zlib import adler32
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray, Recent
-from loralens.core.lowrank import Bases, LowRank, check_float64
-from loralens.core.naming.selection import select
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Bases, LowRank, Scaling, check_float64
+from loralens.core.selection import select
 from loralens.core.structured import Structured, Update
 from loralens.errors import OptionError, place
-from loralens.linalg.basis import Basis
-from loralens.linalg.difference import SplitFactor, multiply_and_split, singular_values_from_splits
-from loralens.linalg.factor import Floats, check_in_range, times
+from loralens.linalg.factor import Basis, Floats, check_in_range, times
 from loralens.linalg.measures import frobenius, numerical_rank, spectral
-from loralens.linalg.product import truncation
+from loralens.linalg.product import SplitFactor, multiply_and_split, singular_values_from_splits, truncation
 
 Side = Literal["B", "A"]
 SIDES: tuple[Side, Side] = ("B", "A")

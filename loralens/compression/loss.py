@@ -11,14 +11,14 @@ from loralens.compression.directions import Directions, safe_unit, singular_dire
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Bases, LowRank, same_numbers
-from loralens.core.moments import Moment, Moments
-from loralens.core.naming.matching import same_modules
+from loralens.core.matching import same_modules
+from loralens.core.stored import Moment, Moments
 from loralens.core.structured import Dense, Structured, Update
 from loralens.core.threads import Step, in_threads
 from loralens.errors import ShapeError, place
-from loralens.linalg.difference import difference_singular_values
 from loralens.linalg.factor import cross_gram
 from loralens.linalg.measures import frobenius, numerical_rank, spectral
+from loralens.linalg.product import difference_singular_values
 
 
 @final

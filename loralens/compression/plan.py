@@ -31,14 +31,14 @@ from loralens.compression.loss import (
     total_error,
 )
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.carried import BOUND, NORMS, magnitudes
 from loralens.core.lazy import Array, LazyArray, Recent
 from loralens.core.lowrank import Bases, LowRank
-from loralens.core.moments import Moments
-from loralens.core.naming.selection import select
 from loralens.core.ranks import Rule, RuleName, rank_items, ranks_from_items, shared_ranks
+from loralens.core.selection import select
+from loralens.core.stored import Moments
 from loralens.core.structured import Structured, Update
 from loralens.core.threads import Step, in_threads
+from loralens.core.together import BOUND, NORMS, magnitudes
 from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place
 from loralens.linalg.measures import numerical_rank

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from loralens.core.adapter import Finding as Finding
     from loralens.core.lazy import LazyArray as LazyArray
     from loralens.core.lowrank import LowRank as LowRank
-    from loralens.core.moments import Moments as Moments
+    from loralens.core.lowrank import Scaling as Scaling
     from loralens.core.ranks import Rule as Rule
-    from loralens.core.scaling import Scaling as Scaling
+    from loralens.core.stored import Moments as Moments
     from loralens.core.structured import Structured as Structured
     from loralens.core.weights import Weight as Weight
     from loralens.core.weights import weights_of as weights_of
@@ -21,10 +21,9 @@ else:
         {
             "adapter": ["Adapter", "Finding"],
             "lazy": ["LazyArray"],
-            "lowrank": ["LowRank"],
-            "moments": ["Moments"],
+            "lowrank": ["LowRank", "Scaling"],
             "ranks": ["Rule"],
-            "scaling": ["Scaling"],
+            "stored": ["Moments"],
             "structured": ["Structured"],
             "weights": ["Weight", "weights_of"],
         },

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, final, overload
 from loralens.choices import Level
 from loralens.core.lazy import LazyArray
 from loralens.core.names import kind, natural_key, nearest
-from loralens.core.naming.selection import matches, wild
+from loralens.core.selection import matches, wild
 from loralens.errors import OptionError, UnknownModuleError
 from loralens.tables.numbers import number, shape
 from loralens.tables.table import Column, Table
@@ -277,6 +277,6 @@ MODULE_COLUMNS: "tuple[Column[tuple[str, Update]], ...]" = (
 
 
 def _weighted_sum(*terms: tuple[Adapter, float]) -> Adapter:
-    from loralens.core.vector import sum_adapters  # imported here, because that file imports this one
+    from loralens.core.together import sum_adapters  # imported here, because that file imports this one
 
     return sum_adapters(terms)

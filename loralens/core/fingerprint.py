@@ -11,7 +11,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.hashes import blake2b
 from loralens.core.lazy import Array, LazyArray, row_blocks
 from loralens.core.lowrank import LowRank
-from loralens.core.naming.normal_form import normal_form
+from loralens.core.names import normal_form
 from loralens.core.structured import Dense, Update
 from loralens.linalg.compiled.loops import widen_halves
 

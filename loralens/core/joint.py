@@ -9,13 +9,21 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import LARGEST, Layout, LowRank, check_float64
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import LARGEST, Layout, LowRank, Scaling, check_float64
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
-from loralens.linalg.basis import Basis
-from loralens.linalg.blocks import FactorsSideBySide
-from loralens.linalg.factor import Integers, are_usual, check_in_range, gram, implicit, measure, times, unit_triangles
+from loralens.linalg.factor import (
+    Basis,
+    FactorsSideBySide,
+    Integers,
+    are_usual,
+    check_in_range,
+    gram,
+    implicit,
+    measure,
+    times,
+    unit_triangles,
+)
 from loralens.linalg.measures import EPS
 
 Floats = NDArray[np.float64]

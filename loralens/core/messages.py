@@ -7,7 +7,9 @@ differently, and notes only if it enables them.
 
 import logging
 import os
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from loralens.errors import visible
 
 if TYPE_CHECKING:
     from loralens.core.adapter import Finding
+
 
 LOGGER = logging.getLogger("loralens")
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
@@ -69,3 +72,39 @@ def quote_word(word: str) -> str:
 def command_line(*words: str) -> str:
     """A command on one line, as a user types it."""
     return " ".join(map(quote_word, words))
+
+
+Step = Callable[[int], None]
+Display = Callable[[str, int], AbstractContextManager[Step | None]]
+
+# A context variable, so that threads and nested calls do not see each other's display.
+_display: ContextVar[Display | None] = ContextVar("display", default=None)
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Step | None]:
+    """A function to call with each amount of work that is done, out of ``total``; None if nothing displays it."""
+    display = _display.get()
+    # Without a display the work is not counted, which saves a call for every module; and no bar shows no work.
+    if display is None or total < 1:
+        yield None
+        return
+    with display(label, total) as step:
+        yield step
+
+
+@contextmanager
+def display_progress(display: Display | None) -> Iterator[None]:
+    """Let ``display`` show the progress of every verb within the block.
+
+    Parameters
+    ----------
+    display : callable or None
+        Takes a label and the total amount of work, and returns a context manager, which gives the function to call with
+        each amount of work that is done. None: nothing is shown; a batch that shows its own progress uses this.
+    """
+    token = _display.set(display)
+    try:
+        yield
+    finally:
+        _display.reset(token)

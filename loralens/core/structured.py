@@ -13,11 +13,9 @@ from typing import Any, NoReturn, Self, final
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import SVD, Bases, Layout, LowRank, Origin, check_float64
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import SVD, Bases, Layout, LowRank, Origin, Scaling, check_float64
 from loralens.errors import FormatError, MismatchError
-from loralens.linalg.basis import Basis
-from loralens.linalg.factor import require_finite
+from loralens.linalg.factor import Basis, require_finite
 from loralens.linalg.measures import numerical_rank
 
 

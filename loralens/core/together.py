@@ -1,22 +1,225 @@
 """Matching the modules of several adapters, under the names of the first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from loralens.core.adapter import Adapter
-from loralens.core.joint import COMBINED
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.joint import COMBINED, Joint
+from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
+from loralens.core.matching import same_modules
 from loralens.core.names import kind
-from loralens.core.naming.matching import same_modules
 from loralens.core.ranks import shared_ranks
 from loralens.core.structured import Update
-from loralens.errors import LEAVE_OUT, MismatchError, ShapeError, place
+from loralens.errors import LEAVE_OUT, MismatchError, OptionError, ShapeError, place
+from loralens.linalg.factor import check_in_range
+
+StrengthOf = Callable[[int, str], float]  # (index of an adapter, name of a module in it) → weight
+
+# A number, because it is passed in place of an index. None means that the caller did not choose.
+NONE = -1  # in place of the index of an adapter: the full tensors of no adapter are used
+FULL = ("saved", "copy", "embedding", "tokens", "bias", "other")  # roles of tensors that cannot be added
+ADDED = ("diff", "diff_b")  # roles of tensors that can be added
+NORMS = ("norms", "norms_in")  # magnitudes that are not in the file and are the lengths of W
+MAGNITUDES = ("magnitude", "magnitude_in", *NORMS)
+BOUND = (*MAGNITUDES, "lora_bias", "diagonal")  # roles of tensors that are meaningless without their module
+FIELDS = ("modules_to_save", "bias", "trainable_token_indices", "task_type")  # fields of PEFT about full tensors
+# The values of these fields in an adapter without full tensors. `task_type` stays that of the first adapter.
+NOBODY: Mapping[str, Any] = {"modules_to_save": None, "bias": "none", "trainable_token_indices": None}
+# Task of PEFT → the modules that it trains in full and stores for this task without being told, if the model has them.
+TASK_HEADS: Mapping[str, Sequence[str]] = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+LISTED = 6  # most modules that a message names
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CombinedExtras:
+    """The parts of a combined adapter other than its modules: extra tensors, configuration, and notes."""
+
+    extra: Mapping[str, Extra]
+    config: Mapping[str, Any] | None
+    notes: tuple[str, ...] = ()
+
+
+def magnitudes(adapter: Adapter) -> dict[str, str]:
+    """The DoRA modules of an adapter → the keys of their magnitudes m; their weight is m · (W + ΔW)/‖W + ΔW‖."""
+    return {e.module: key for key, e in adapter.extra.items() if e.role in MAGNITUDES and e.module in adapter}
+
+
+def combine_extras(
+    adapters: Sequence[Adapter],
+    strength: StrengthOf,
+    *,
+    labels: Sequence[str],
+    take: int | None = None,
+    factors_stay: bool = False,
+) -> CombinedExtras:
+    """Combine the extra tensors and the configurations of ``adapters``.
+
+    Parameters
+    ----------
+    strength : callable
+        The weight of an adapter in a module.
+    take : int, optional
+        Index of the adapter whose tensors trained in full are used, or `NONE`. The default is the only one that has
+        such tensors.
+    factors_stay : bool
+        The factors of the only adapter do not change, so tensors that depend on them may stay.
+
+    Raises
+    ------
+    MismatchError
+        An adapter is DoRA; a bias on B or KaSA's diagonal does not fit new factors; several adapters have full tensors
+        and ``take`` is not given; or extras are in another dialect than the first adapter.
+    """
+    # Only then do the tensors that depend on the factors still fit them.
+    alone = factors_stay and len(adapters) == 1
+    for t, adapter in enumerate(adapters):
+        _check_plain(
+            adapter, labels[t], alone=alone, unchanged=alone and all(strength(0, name) == 1 for name in adapter)
+        )
+    holder, notes = _find_holder(adapters, labels, take)
+    full = {} if holder is None or holder == NONE else _of_role(adapters[holder], FULL)
+    extra = full | _sum_differences(adapters, strength, labels)
+    if alone:
+        extra |= {key: tensor for key, tensor in adapters[0].extra.items() if tensor.role not in (*FULL, *ADDED)}
+        # In the order of the file, so that an unchanged adapter is written as it was.
+        extra = {key: extra[key] for key in adapters[0].extra if key in extra}
+    if holder is not None and full:
+        _check_dialect(adapters, holder, labels)
+        if any(strength(holder, name) != 1 for name in adapters[holder]):
+            stay = f"{len(full)} tensors trained in full stay as they are"
+            notes.append(f"{stay} in {labels[holder]}, whatever its weight")
+    return CombinedExtras(extra, _config(adapters, holder), tuple(notes))
+
+
+def _of_role(adapter: Adapter, roles: Sequence[str]) -> dict[str, Extra]:
+    """The extras of some roles."""
+    return {key: extra for key, extra in adapter.extra.items() if extra.role in roles}
+
+
+def _check_plain(adapter: Adapter, label: str, *, alone: bool, unchanged: bool) -> None:
+    """Refuse an adapter whose update is not scale·B·A alone."""
+    # A single DoRA adapter of weight 1 is copied: its magnitudes still belong to its factors.
+    if not unchanged and _of_role(adapter, MAGNITUDES):
+        raise MismatchError(
+            f"{label} is a DoRA adapter: its update depends on the base weight and is of full rank",
+            fix="give the base that it was trained on (--base, or weights=): sums are exact then; or loralens merge",
+        )
+    for role, what in (("lora_bias", "a bias on B"), ("diagonal", "KaSA's diagonal"), ("shape", "padded shapes")):
+        bent = _of_role(adapter, (role,))
+        if bent and not alone:
+            raise MismatchError(
+                f"{label} has {what}, which would not fit new factors: {next(iter(bent))} among {len(bent)} tensors",
+                fix="convert it to a plain LoRA first: loralens convert --drop-extra leaves them out",
+            )
+
+
+def _find_holder(adapters: Sequence[Adapter], labels: Sequence[str], take: int | None) -> tuple[int | None, list[str]]:
+    """The index of the adapter whose full tensors are used (None if no adapter has any), and notes about the others."""
+    holders = [t for t, adapter in enumerate(adapters) if _of_role(adapter, FULL)]
+    if take is not None:
+        unused = [labels[t] for t in holders if t != take]
+        notes = [f"tensors trained in full are left out of {', '.join(unused)}"] if unused else []
+        # The chosen adapter has no full tensors, so those of the others are left out.
+        if take != NONE and take not in holders:
+            take = NONE if holders else None
+        return take, notes
+    # Equal full tensors need no choice.
+    if len(holders) > 1 and not _same_full_tensors(adapters, holders):
+        names = list(dict.fromkeys(extra.module for t in holders for extra in _of_role(adapters[t], FULL).values()))
+        shown = ", ".join(names[:LISTED]) + (" …" if len(names) > LISTED else "")
+        who = ", ".join(labels[t] for t in holders)
+        raise MismatchError(
+            f"{who} each have modules trained in full, which cannot be added: {shown}",
+            fix=f"choose whose to take: --take {labels[holders[0]]}, or --take none",
+        )
+    return (holders[0] if holders else None), []
+
+
+def _same_full_tensors(adapters: Sequence[Adapter], holders: Sequence[int]) -> bool:
+    """Whether all of these adapters have the same full tensors, bit for bit."""
+    first, *other_tensors = (_of_role(adapters[t], FULL) for t in holders)
+
+    def equal(key: str, other: Mapping[str, Extra]) -> bool:
+        # Bytes are compared, so that NaN equals itself. Shapes come first, because they need no reading.
+        a, b = first[key].tensor, other[key].tensor
+        return (a.shape, a.dtype) == (b.shape, b.dtype) and a.read().tobytes() == b.read().tobytes()
+
+    return all(set(other) == set(first) and all(equal(key, other) for key in first) for other in other_tensors)
+
+
+def _check_dialect(adapters: Sequence[Adapter], holder: int, labels: Sequence[str]) -> None:
+    """Refuse extras whose keys are of another dialect than the one that is written."""
+    if adapters[holder].format != adapters[0].format:
+        raise MismatchError(
+            f"the extra tensors of {labels[holder]} are {adapters[holder].format}'s, and {labels[0]} is "
+            f"{adapters[0].format}",
+            fix=f"convert it first: loralens convert --to {adapters[0].format}, or --take none",
+        )
+
+
+def _sum_differences(adapters: Sequence[Adapter], strength: StrengthOf, labels: Sequence[str]) -> dict[str, Extra]:
+    """The weighted sums of full differences, by key."""
+    terms: dict[str, list[tuple[float, Extra]]] = {}
+    for t, adapter in enumerate(adapters):
+        for key, extra in _of_role(adapter, ADDED).items():
+            _check_dialect(adapters, t, labels)
+            terms.setdefault(key, []).append((strength(t, extra.module), extra))
+    return {key: replace(each[0][1], tensor=_weighted_difference(each)) for key, each in terms.items()}
+
+
+def _weighted_difference(terms: Sequence[tuple[float, Extra]]) -> LazyArray:
+    """The weighted sum of differences of one tensor, computed in float64 and rounded to the dtype of the first.
+
+    Reading it raises FormatError if its numbers are too large for the dtype.
+
+    Raises
+    ------
+    MismatchError
+        The differences have several shapes.
+    """
+    first = terms[0][1].tensor
+    # The only difference, at full strength, stays as it is stored, bit for bit.
+    if len(terms) == 1 and terms[0][0] == 1:
+        return first
+    if any(extra.tensor.shape != first.shape for _, extra in terms):
+        raise MismatchError("differences of one tensor have several shapes", fix="give adapters of one base model")
+
+    def total() -> Array:
+        summed = sum((w * extra.tensor.read().astype(np.float64) for w, extra in terms), np.zeros(first.shape))
+        with np.errstate(over="ignore"):
+            # A sum that was infinite before rounding came from infinite differences and is passed on.
+            rounded = np.asarray(summed).astype(first.dtype)
+        return check_in_range(rounded, first.dtype, what="differences") if np.isfinite(summed).all() else rounded
+
+    return LazyArray(total, shape=first.shape, dtype=first.dtype)
+
+
+def _config(adapters: Sequence[Adapter], holder: int | None) -> Mapping[str, Any] | None:
+    """The configuration of the first adapter, with the fields about full tensors from the adapter that has them."""
+    config = adapters[0].config
+    # Only PEFT's configuration has such fields.
+    if config is None or adapters[0].format != "peft" or holder is None or holder == 0:
+        return config
+    if holder == NONE:
+        return {**config, **{key: value for key, value in NOBODY.items() if key in config}}
+    holder_config = adapters[holder].config or {}
+    return {**config, **{key: holder_config[key] for key in FIELDS if key in holder_config}}
+
 
 # None rather than a missing entry, so that a row has the order of the adapters.
 Row = tuple[Update | None, ...]  # one module of every adapter; None where an adapter does not have it
-LISTED = 4  # most kinds of an adapter that a message names
+KINDS_LISTED = 4  # most kinds of an adapter that a message names
 
 
 def match_modules(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, Row]:
@@ -64,7 +267,7 @@ def match_names(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str,
 def _describe(adapter: Adapter) -> str:
     """The number of modules of an adapter, its kinds and its first name, as text."""
     kinds = list(dict.fromkeys(map(kind, adapter)))
-    shown = ", ".join(kinds[:LISTED]) + (" …" if len(kinds) > LISTED else "")
+    shown = ", ".join(kinds[:KINDS_LISTED]) + (" …" if len(kinds) > KINDS_LISTED else "")
     return f"{len(adapter)} modules ({shown}), {next(iter(adapter), 'none')} first"
 
 
@@ -161,3 +364,59 @@ def pad_rank(module: Update, rank: int) -> Update:
     wide = B.map(lambda X: np.pad(X, ((0, 0), (0, padding))), shape=(out, rank))
     tall = A.map(lambda X: np.pad(X, ((0, padding), (0, 0))), shape=(rank, in_))
     return LowRank(wide, tall, module.scale, scaling=module.scaling, layout=module.layout)
+
+
+def assemble_adapter(first: Adapter, modules: Mapping[str, Update], extras: CombinedExtras) -> Adapter:
+    """Build an adapter from these modules, with the dialect, the metadata and the base of ``first``.
+
+    Modules that must have the same rank, such as the experts of a stack, get the largest rank among them.
+    """
+    # Tensors that mean nothing without their module are left out with it.
+    extra = {
+        key: tensor for key, tensor in extras.extra.items() if tensor.role not in BOUND or tensor.module in modules
+    }
+    return replace(with_modules(first, modules), extra=extra, config=extras.config)
+
+
+def with_modules(adapter: Adapter, modules: Mapping[str, Update]) -> Adapter:
+    """``adapter`` with these modules instead of its own; modules of one stack get the same rank."""
+    # If modules are gone, a configuration that selects modules by a pattern names too many.
+    gone = any(name not in modules for name in adapter)
+    return replace(adapter, modules=one_rank_a_stack(modules), narrowed=adapter.narrowed or gone)
+
+
+def sum_adapters(terms: Sequence[tuple[Adapter, float]]) -> Adapter:
+    """Σ w_t·ΔW_t of several adapters, exact, every module re-factored to its numerical rank.
+
+    A module that only one adapter has keeps its factors bit for bit, with another scale. The operators ``+``, ``-`` and
+    ``*`` of an `Adapter` use this function. `loralens.arithmetic.combine` has other methods and weights by module.
+
+    Raises
+    ------
+    OptionError
+        A weight is not finite.
+    MismatchError
+        The adapters have no module in common, or cannot be added (DoRA, several with full tensors, updates that are not
+        pairs).
+    ShapeError
+        A module has two shapes.
+    """
+    adapters, strengths = [adapter for adapter, _ in terms], [float(w) for _, w in terms]
+    for w in strengths:
+        if not isfinite(w):
+            raise OptionError(f"the weight {w} is not finite", fix="give finite numbers")
+    # Adapters from operators have no names of their own for messages.
+    labels = [f"adapter {t}" for t in range(1, len(terms) + 1)]
+    rows = match_modules(adapters, labels)
+    modules: dict[str, Update] = {
+        **keep_modules(rows, {name: single_module(row, strengths) for name, row in rows.items()})
+    }
+    extras = combine_extras(adapters, lambda t, _: strengths[t], labels=labels, factors_stay=len(modules) == len(rows))
+    for name, row in rows.items():
+        if name not in modules:
+            check_combinable(name, row, labels)
+            with place(name):
+                joint = Joint.of(row, strengths)
+                # Loaded, because the joint space is made anew at every read otherwise.
+                modules[name] = joint.lift(joint.total()).load()
+    return assemble_adapter(adapters[0], modules, extras)

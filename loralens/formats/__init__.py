@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from loralens.core.adapter import Adapter
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Scaling
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.dialects.table import FORMATS, GGUF, WRITTEN_WITH, Format, WriterOptions
 from loralens.formats.files.container import RECORD, Files, Stored, read_json, read_safetensors

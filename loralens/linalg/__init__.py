@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from loralens.linalg.basis import Basis as Basis
     from loralens.linalg.chance import overlap_chance as overlap_chance
     from loralens.linalg.chance import projection_moments as projection_moments
     from loralens.linalg.device import Device as Device
     from loralens.linalg.exact import ExactProduct as ExactProduct
+    from loralens.linalg.factor import Basis as Basis
     from loralens.linalg.lanczos import LeadingTriplets as LeadingTriplets
     from loralens.linalg.lanczos import leading_triplets as leading_triplets
     from loralens.linalg.measures import effective_rank as effective_rank
@@ -26,10 +26,10 @@ else:
     __all__, __getattr__, __dir__ = lazy_exports(
         __name__,
         {
-            "basis": ["Basis"],
             "chance": ["overlap_chance", "projection_moments"],
             "device": ["Device"],
             "exact": ["ExactProduct"],
+            "factor": ["Basis"],
             "lanczos": ["LeadingTriplets", "leading_triplets"],
             "measures": ["effective_rank", "stable_rank"],
             "product": ["product_bases", "product_norm", "product_singular_values", "product_svd"],

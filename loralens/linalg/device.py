@@ -16,7 +16,6 @@ import ml_dtypes
 import numpy as np
 
 from loralens.errors import OptionError
-from loralens.linalg.blocks import ReusedMemory, Scratch
 from loralens.linalg.compiled.loops import (
     BFLOAT16,
     PANEL,
@@ -26,7 +25,7 @@ from loralens.linalg.compiled.loops import (
     multiply_rows_twice,
     pad_columns,
 )
-from loralens.linalg.factor import Array, Floats
+from loralens.linalg.factor import Array, Floats, ReusedMemory, Scratch
 from loralens.requirements import missing_packages
 
 # Rows in one part of a product. The parts do not depend on the number of threads, so neither do the bits of the result.

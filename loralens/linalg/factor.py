@@ -10,18 +10,137 @@ first of them that is safe is taken:
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal, NamedTuple, Self, final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from loralens.errors import NOT_FINITE, FormatError
-from loralens.linalg.blocks import BLOCK, FactorsSideBySide, blocks_of, gram_of_bfloat16, memory_order
 from loralens.linalg.compiled import loops
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
+
+LINE = 64  # bytes of a line of the cache
+BLOCK = 1 << 16  # elements of a factor that are held in float64 at a time: 512 KiB stay in the cache
+
+
+class Scratch(threading.local):
+    """A float64 buffer of each thread that is reused, since new memory pages cost more than casting into old ones."""
+
+    def __init__(self) -> None:
+        self.buffer = np.empty(0)
+
+    def of(self, size: int) -> Floats:
+        """``size`` numbers to write into."""
+        if self.buffer.size < size:
+            self.buffer = aligned(size, np.float64)
+        return self.buffer[:size]
+
+
+def aligned(size: int, dtype: DTypeLike) -> Array:
+    """Uninitialised memory for ``size`` numbers that begins with a line of the cache.
+
+    Elsewhere every instruction on 64 bytes touches two lines, which takes a fifth more time.
+    """
+    memory = np.empty(size * np.dtype(dtype).itemsize + LINE, np.uint8)
+    first = -memory.ctypes.data % LINE
+    return memory[first : first + size * np.dtype(dtype).itemsize].view(dtype)
+
+
+@final
+class ReusedMemory(threading.local):
+    """Gives arrays in the same memory: each overwrites the one before that the same thread got.
+
+    New memory comes in pages that the system clears first, which takes as long as writing the numbers of a matrix.
+    """
+
+    def __init__(self) -> None:
+        self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def __call__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array without defined numbers."""
+        size = prod(shape) * dtype.itemsize
+        if self._memory.size < size:
+            # Given back first, so that both are never there at the same time.
+            self._memory = np.empty(0, np.uint8)
+            self._memory = aligned(size, np.uint8)
+        return self._memory[:size].view(dtype).reshape(shape)
+
+
+_scratch = Scratch()
+
+
+@final
+class FactorsSideBySide:
+    """Factors of n rows as one of shape (n, Σr), which `blocks_of` puts together block by block; `whole` makes it.
+
+    Parameters
+    ----------
+    parts : sequence of arrays, shape (n, r)
+        At least one, of any float dtypes.
+    """
+
+    __slots__ = ("parts", "shape")
+
+    def __init__(self, parts: Sequence[Array]) -> None:
+        self.parts = tuple(parts)
+        self.shape = len(parts[0]), sum(part.shape[1] for part in parts)
+
+    def whole(self) -> Array:
+        """The array itself, in float64 if the dtypes of the parts differ."""
+        parts: Sequence[Array] = self.parts
+        if len(parts) == 1:
+            return parts[0]
+        # In float64 every factor keeps its numbers exactly.
+        if len({part.dtype for part in parts}) > 1:
+            parts = [part.astype(np.float64) for part in parts]
+        # Column-major parts give a column-major array, so that they are copied in the order of the memory.
+        if memory_order(self) == "F":
+            return np.vstack([part.T for part in parts]).T
+        return np.hstack(parts)
+
+
+def block_rows(X: Array | FactorsSideBySide) -> int:
+    """Number of rows of X in a block."""
+    return int(max(1, BLOCK // max(1, X.shape[1])))
+
+
+def memory_order(X: Array | FactorsSideBySide) -> Literal["C", "F"]:
+    """The order in which arrays made of X are filled along the memory: "F" where its columns are contiguous."""
+    return "F" if all(part.strides[0] < part.strides[1] for part in _parts(X)) else "C"
+
+
+def _parts(X: Array | FactorsSideBySide) -> tuple[Array, ...]:
+    return X.parts if isinstance(X, FactorsSideBySide) else (X,)
+
+
+def blocks_of(X: Array | FactorsSideBySide) -> Iterator[tuple[slice, Floats]]:
+    """X in float64, some rows at a time, with their slice. The next block overwrites the last one."""
+    (n, width), step = X.shape, block_rows(X)
+    # The buffer has the memory order of X, so that casting runs along the memory.
+    parts, order = _parts(X), memory_order(X)
+    buffer = _scratch.of(min(n * width, max(BLOCK, width)))
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        block = buffer[: (rows.stop - start) * width].reshape((rows.stop - start, width), order=order)
+        column = 0
+        for part in parts:
+            np.copyto(block[:, column : column + part.shape[1]], part[rows])
+            column += part.shape[1]
+        yield rows, block
+
+
+def gram_of_bfloat16(X: Array | FactorsSideBySide) -> Floats | None:
+    """XᵀX of factors in bfloat16, with the sums of their blocks; None if the kernel does not compute it."""
+    # The memory is that of a block, as nothing else of this thread uses it meanwhile.
+    return loops.gram_of_factors(_parts(X), block_rows(X), _scratch.of) if X.shape[1] else None
+
+
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Route = Literal["cholesky", "rotated", "householder"]
@@ -352,3 +471,59 @@ def _cholesky(G: Floats, limit: float) -> Floats | None:
     # Only where the free bound does not decide: eigenvalues cost more than the Cholesky factor.
     low, high = np.linalg.eigvalsh(G)[[0, -1]]
     return R if high <= limit**2 * low else None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """Orthonormal columns X @ T, ordered by singular value; the product is formed only by `columns`.
+
+    Attributes
+    ----------
+    X : array, shape (n, r), any float dtype
+    T : float64 array, shape (r, k)
+    """
+
+    X: Array
+    T: Floats
+
+    @classmethod
+    def of(cls, columns: Floats) -> Self:
+        """The basis that consists of these orthonormal columns, shape (n, k)."""
+        return cls(columns, np.eye(columns.shape[1]))
+
+    @property
+    def n(self) -> int:
+        """Length of a column: the dimension of the space."""
+        return int(self.X.shape[0])
+
+    @property
+    def k(self) -> int:
+        """Number of columns."""
+        return int(self.T.shape[1])
+
+    def columns(self) -> Floats:
+        """The columns themselves, float64, shape (n, k)."""
+        return np.asarray(self.X.astype(np.float64) @ self.T, dtype=np.float64)
+
+    def head(self, k: int) -> "Basis":
+        """The first k columns."""
+        return Basis(self.X, self.T[:, :k])
+
+    def cast(self) -> "Basis":
+        """The same basis with its tall factor in float64, which `cross` then need not cast each time."""
+        return Basis(self.X.astype(np.float64), self.T)  # the memory order stays, and so do the bits of products
+
+    def cross(self, other: "Basis") -> Floats:
+        """Inner products of the columns, float64, shape (k, other.k), by one thin product without forming columns."""
+        return np.asarray(self.T.T @ cross_gram(self.X, other.X) @ other.T, dtype=np.float64)
+
+
+def cross_products(first: Sequence[Basis], second: Sequence[Basis]) -> Floats:
+    """``first[p].cross(second[p])`` for every p, shape (P, k1, k2).
+
+    All bases of a sequence have the same shape of ``T``. The small products are done together, with the same bits.
+    """
+    G = cross_grams([(one.X, other.X) for one, other in zip(first, second, strict=True)])
+    left, right = (np.stack([basis.T for basis in bases]) for bases in (first, second))
+    return np.asarray(left.swapaxes(1, 2) @ G @ right, dtype=np.float64)

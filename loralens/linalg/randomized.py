@@ -4,14 +4,17 @@ The method is that of Halko, Martinsson & Tropp 2011 with a Krylov space instead
 block Golub–Kahan bidiagonalisation from a Gaussian start, in which every block is orthogonalised against all before it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from math import prod, sqrt
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from loralens.linalg.compiled.loops import BFLOAT16, PART
+from loralens.errors import FormatError
+from loralens.linalg.compiled.loops import BFLOAT16, PART, pad_projection, project_rows
 from loralens.linalg.device import CopyFloat, Device, Float
-from loralens.linalg.factor import Floats, gram_triangle
+from loralens.linalg.factor import Array, Basis, Floats, Scratch, gram_triangle
+from loralens.linalg.product import column_basis, truncating_maps
 
 # A block has a multiple of this many columns, which is what a compiled product takes, and no fewer than are wanted. So
 # every value is found as often as it is repeated. Blocks that are wider by 5 to 10 columns, as Halko, Martinsson and
@@ -242,3 +245,316 @@ def _total(parts: list[Any]) -> Any:
     for part in parts[1:]:
         total = total + part
     return total
+
+
+OVERSAMPLE = 8  # random directions in addition to those that the caller gives
+
+# Large enough for the matrix products to run at full speed.
+PANEL = 1 << 24  # numbers of F in one panel, 64 MiB in float32; a smaller F is made once and kept
+CANCELLING = 1e-4  # relative to ‖F‖²: below this ‖F‖² − ‖FV‖² is too inaccurate
+
+Blocks = Callable[[], Iterable[tuple[slice, Array]]]
+
+# The panels of a thread, since fresh memory pages cost as much as a product with a panel.
+_memory = Scratch()
+
+
+class Approximation(NamedTuple):
+    """F (m, n) ≈ B A, both float64. A column of B and its row of A have the same length √σ."""
+
+    B: Floats  # (m, k)
+    A: Floats  # (k, n)
+    error: float  # ‖F − BA‖_F / ‖F‖_F; 0 where F = 0
+
+
+def low_rank_approximation(blocks: Blocks, shape: tuple[int, int], *, rank: int, start: Basis) -> Approximation:
+    """The best approximation of F within a subspace that contains nearly all of its leading right directions.
+
+    Parameters
+    ----------
+    blocks : callable
+        ``blocks()`` yields the rows of F with their position, float32 or float64, and the same ones at each call.
+    shape : tuple of int
+        (m, n).
+    rank : int
+        Largest k. Directions whose σ is below 2⁻²⁰ of the first one are left out.
+    start : Basis of columns of length n
+        The expected right directions of F, for example those of the updates from which F was computed.
+
+    Raises
+    ------
+    FormatError
+        F holds NaN or Inf.
+
+    Notes
+    -----
+    Pass 1 computes Z = FᵀFΩ with Ω = [start, random columns]. This is the method of Halko, Martinsson & Tropp 2011 with
+    one power step, which needs no pass of its own when FᵀF is summed over panels of rows. There are 8 random columns,
+    and two more for each direction of ``rank`` beyond those of ``start``. V is an orthonormal basis of [start, Z].
+    Pass 2 computes Y = FV, of which F·start is known already. YVᵀ is the projection of F, and its SVD follows from that
+    of Y. The cost is 6 m n l flops for the l columns of Ω. The memory is (m + n)·2l numbers and a panel of 2²⁴ numbers
+    of F; a smaller F is kept for both passes. If n ≤ 2l, V = 1 and the result is that of the SVD. Measured: the error
+    is up to 5 % above that of the SVD of F if σ falls slowly, and equal to it if σ falls fast.
+
+    ``error`` is not an estimate: ‖F‖² − ‖Y‖² is exactly the part that V misses. If that is lost in rounding, a third
+    pass measures F − YVᵀ. Products are computed in the dtype of the blocks.
+    """
+    # One power step captures a direction only in part, so two random columns are drawn for each that `start` lacks.
+    random = OVERSAMPLE + 2 * max(0, rank - start.k)
+    # A basis of half the columns saves nothing over V = 1.
+    wide = 2 * (start.k + random) >= shape[1]
+    panels = _panels(blocks, shape)
+    on_start, V = _subspace(panels, shape, start, random) if not wide else (np.empty((shape[0], 0)), np.eye(shape[1]))
+    Y, squares = np.empty((shape[0], V.shape[1])), 0.0
+    Y[:, : on_start.shape[1]], fresh = on_start, V[:, on_start.shape[1] :]
+    thin = fresh.astype(np.float32)
+    for rows, block, lengths in panels():
+        Y[rows, on_start.shape[1] :] = np.dot(block, thin if block.dtype == np.float32 else fresh)
+        squares += float(lengths.sum(dtype=np.float64))
+    # Checked after the pass, once: Inf or NaN anywhere makes the sum of squares Inf or NaN.
+    if not np.isfinite(squares):
+        raise FormatError("the combination leaves the range of float32", fix="give smaller weights")
+    L, s, R = truncating_maps(Y, V.T)
+    # Directions below the rounding of float32 are noise and would only fill the rank.
+    k = min(rank, int(np.count_nonzero(s > ROUNDING * s[0]))) if s.size else 0
+    outside = 0.0 if wide else max(squares - float(s @ s), 0.0)
+    # The difference of two near-equal norms has lost its digits: measure the difference itself.
+    if 0 < outside < CANCELLING * squares:
+        outside = sum(_squared_distance(block, Y[rows], V) for rows, block, _ in panels())
+    error = sqrt((outside + float(s[k:] @ s[k:])) / squares) if squares else 0.0
+    return Approximation(Y @ L[:, :k], R[:k] @ V.T, error)
+
+
+def forget_panels() -> None:
+    """Free the memory that this thread keeps for the panels of the next matrix."""
+    _memory.buffer = np.empty(0)
+
+
+class _Panel(NamedTuple):
+    """Some rows of F. The next panel overwrites them."""
+
+    rows: slice
+    numbers: Array
+    squares: Array  # the squared norm of each row, in the dtype of F
+
+
+_Panels = Callable[[], Iterable[_Panel]]
+
+
+def _subspace(panels: _Panels, shape: tuple[int, int], start: Basis, random: int) -> tuple[Floats, Floats]:
+    """F·start (m, k), and the orthonormal V (n, l) that consists of ``start`` and the part of Z outside it."""
+    n, width = shape[1], start.k + random
+    first = start.columns()
+    # Divided by √n, so that random columns are about as long as the orthonormal ones of `start`.
+    wide = np.hstack([first, np.random.default_rng(0).standard_normal((n, random)) / sqrt(n)])
+    thin, on_start, Z = wide.astype(np.float32), np.empty((shape[0], start.k)), np.zeros((n, width))
+    for rows, block, _ in panels():
+        Y = np.dot(block, thin if block.dtype == np.float32 else wide)
+        on_start[rows] = Y[:, : start.k]
+        Z += np.dot(block.T, Y)
+    if not np.isfinite(Z).all():
+        raise FormatError("the combination leaves the range of float32", fix="give smaller weights")
+    for _ in range(2):  # the second projection removes the rounding errors of the first
+        Z = column_basis(Z - first @ (first.T @ Z))[0].columns()
+    return on_start, np.hstack([first, Z])
+
+
+def _panels(blocks: Blocks, shape: tuple[int, int]) -> _Panels:
+    """The same rows in panels of up to 2²⁴ numbers, because products of thin blocks would take twice as long."""
+    m, n = shape
+    height = min(m, max(1, PANEL // max(1, n)))
+    panels_in_memory: list[_Panel] = []
+
+    def panels() -> Iterator[_Panel]:
+        if panels_in_memory:
+            yield from panels_in_memory
+            return
+        for panel in _gather(blocks(), m, height):
+            # All of F fits into one panel: kept, so that the blocks are made only once.
+            if height == m:
+                panels_in_memory.append(panel)
+            yield panel
+
+    return panels
+
+
+def _gather(blocks: Iterable[tuple[slice, Array]], m: int, height: int) -> Iterator[_Panel]:
+    """Copy blocks into panels of ``height`` rows; a panel ends earlier if the next block would not fit."""
+    panel, squares, first, last = np.empty((0, 0)), np.empty(0), 0, 0
+    for rows, block in blocks:
+        if not panel.size:
+            shape = (max(height, len(block)), block.shape[1])
+            panel, squares = _thread_memory(shape, block.dtype), np.empty(shape[0], block.dtype)
+        # The next block does not fit: hand out what there is and start over in the same memory.
+        if rows.stop - first > len(panel):
+            yield _Panel(slice(first, last), panel[: last - first], squares[: last - first])
+            first = rows.start
+        panel[rows.start - first : rows.stop - first] = block
+        # While the block is in the cache.
+        np.einsum("ij,ij->i", block, block, out=squares[rows.start - first : rows.stop - first])
+        last = rows.stop
+        if last == m:
+            yield _Panel(slice(first, last), panel[: last - first], squares[: last - first])
+
+
+def _thread_memory(shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+    """A matrix in the memory that this thread uses again for every F."""
+    count = -(-prod(shape) * dtype.itemsize // 8)
+    return _memory.of(count).view(dtype)[: prod(shape)].reshape(shape)
+
+
+def _squared_distance(block: Array, Y: Floats, V: Floats) -> float:
+    """‖block − Y Vᵀ‖², computed some rows at a time."""
+    step = max(1, PANEL // 64 // V.shape[0])
+    return sum(_squared_norm(block[i : i + step] - Y[i : i + step] @ V.T) for i in range(0, len(block), step))
+
+
+def _squared_norm(block: Array) -> float:
+    """‖block‖_F²; rows are summed in the dtype of the block, and the sum over rows is float64."""
+    return float(np.einsum("ij,ij->i", block, block).sum(dtype=np.float64))
+
+
+# The relative error of Σσ⁴ is 2/√(l(l + 1)): 24 % at l = 8; every column costs a column of the product.
+SKETCH = 8  # columns of Ω
+
+Block = tuple[slice, Array]
+
+
+class Projection(NamedTuple):
+    """The results of one pass over S (m, n); NumPy, float64."""
+
+    squares: float  # ‖S‖_F²
+    product: Floats  # (k1, k2) LᵀSR
+    gram: Floats  # (l, l) ΩᵀSᵀSΩ
+
+
+class Estimate(NamedTuple):
+    """An estimated number and its standard error."""
+
+    value: float
+    error: float
+
+
+def gaussian(rng: "np.random.Generator | None", n: int) -> Floats:
+    """Ω: independent standard normal numbers, float64, shape (n, 8); zeros without a generator."""
+    return np.zeros((n, SKETCH)) if rng is None else rng.standard_normal((n, SKETCH))
+
+
+def project(
+    blocks: Iterable[Block],
+    left: Floats,
+    right: Floats,
+    sketch: Floats,
+    *,
+    device: Device,
+    out: Any = None,
+    step: Callable[[int], None] | None = None,
+) -> Projection:
+    """Compute norm, projection and sketch of S (m, n) in one pass over blocks of its rows.
+
+    Parameters
+    ----------
+    blocks : iterable of (slice, array)
+        Rows of S with their position, in any order and of any float dtype of NumPy.
+    left : float64 array, shape (m, k1)
+    right : float64 array, shape (n, k2)
+    sketch : float64 array, shape (n, l)
+        Ω of `gaussian`.
+    device : Device
+        Blocks are cast to its dtype: float64 on the CPU, float32 in torch. Results in torch agree to 1e-5.
+    out : array of the device, shape (m, n), optional
+        Filled with S.
+    step : callable, optional
+        Called with the size of every block that is done.
+
+    Raises
+    ------
+    FormatError
+        S holds NaN or Inf.
+
+    Notes
+    -----
+    The cost is 2 m n (k2 + l) flops in one product, and S is read once. The threads of the device work on blocks, and
+    their results are added in the order of the blocks, so the result does not depend on the number of threads.
+    """
+    k = right.shape[1]
+    # One product with both, so that S is read once.
+    both = np.hstack([right, sketch])
+    R, L = device.put(both), device.put(left)
+    padded = pad_projection(both) if device.torch is None else None
+
+    def part(block_of_rows: Block) -> tuple[int, float, Floats, Floats]:
+        rows, block = block_of_rows
+        with np.errstate(over="ignore", invalid="ignore"):  # each thread has its own
+            compiled = None if padded is None else project_rows(block, padded, both.shape[1])
+            x = block if compiled else device.cast(block)
+            if out is not None:
+                # A copy in the dtype of the block is exact, and needs no conversion.
+                out[rows, :] = block if block.dtype == out.dtype else x
+            y = compiled.product if compiled else x @ R
+            P, G = L[rows, :].T @ y[:, :k], y[:, k:].T @ y[:, k:]
+            squares = compiled.squares if compiled else device.squares(x)
+            return block.size, squares, device.numpy(P), device.numpy(G)
+
+    # Partial results are added up here, by one thread and in order, so the bits do not depend on the threads.
+    squares, product = 0.0, np.zeros((left.shape[1], k))
+    gram = np.zeros((sketch.shape[1], sketch.shape[1]))
+    for size, square, P, G in device.map(part, blocks):
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares, product, gram = squares + square, product + P, gram + G
+        if step:
+            step(size)
+    # One check for the whole pass: any NaN or Inf in S makes the sum of squares NaN or Inf.
+    if not np.isfinite(squares):
+        raise FormatError("the weight holds NaN or Inf", fix="the base is damaged: download it again")
+    return Projection(squares, product, gram)
+
+
+def fourth_powers(
+    projection: Projection, shape: tuple[int, int], *, leading: tuple[Floats, Floats] | None = None
+) -> Estimate:
+    """Estimate Σσ⁴ of S, which is ‖SᵀS‖_F², and its standard error from the sketch.
+
+    Parameters
+    ----------
+    projection : Projection
+    shape : tuple of int
+        Shape of S.
+    leading : tuple, optional
+        Leading singular values s (k,) of S, and VᵀΩ (k, l), where V are their right vectors. Only the other singular
+        values are then estimated.
+
+    Notes
+    -----
+    Let M = SᵀS, t = tr M = ‖S‖_F² and G = ΩᵀMΩ. Then E‖G − t·1‖_F² = l(l + 1) tr M² exactly, since E G_ij² = tr M² for
+    i ≠ j and Var G_ii = 2 tr M². The estimate is limited to values that some spectrum can have. Its error is that of
+    the jackknife over the columns of Ω. If many σ share the energy, the relative error is 2/√(l(l + 1)), 24 % at l = 8.
+    If a few σ hold most of the energy, the sketch may miss them. The relative error then grows to 1, and it is
+    understated in one case of four. Leading values that are known remove this error.
+    """
+    count, tail, G = min(shape), projection.squares, projection.gram
+    head, highest = 0.0, projection.squares
+    # Leading directions that are known exactly are taken out of the sketch, which estimates only what remains.
+    if leading:
+        s, overlap = leading
+        count, tail = count - s.size, max(tail - float(s @ s), 0.0)
+        head, highest = float(np.sum(s**4)), min(float(s[-1]) ** 2, tail)
+        G = G - (overlap.T * s**2) @ overlap
+    # The known values are all there are, so nothing is estimated.
+    if count <= 0 or tail <= 0:
+        return Estimate(head, 0.0)
+    size, squares = len(G), (G - tail * np.eye(len(G))) ** 2
+    unbiased = float(squares.sum()) / (size * (size + 1))
+    # Jackknife: the estimate that results when each column of Ω is left out in turn.
+    without = (squares.sum() - 2 * squares.sum(axis=0) + squares.diagonal()) / (size * (size - 1))
+    error = float(np.sqrt((size - 1) * without.var()))
+    # No spectrum of `count` values with this Σσ² has a Σσ⁴ outside these bounds. The lower bound is that of equal
+    # values, the upper bound that of values equal to the largest possible one.
+    return Estimate(head + min(max(unbiased, tail**2 / count), tail * highest), error)
+
+
+def exact_fourth_powers(S: Any, *, device: Device) -> float:
+    """Σσ⁴ of S (m, n) from the Gram matrix of its shorter side, in m n min(m, n) multiplications."""
+    # SSᵀ and SᵀS have the same nonzero eigenvalues; the smaller of them is cheaper.
+    short = S if S.shape[0] <= S.shape[1] else S.T
+    return float(np.sum(device.numpy(device.matmul(short, short.T)) ** 2))

@@ -11,9 +11,8 @@ from typing import NamedTuple, Self, final
 
 import numpy as np
 
-from loralens.linalg.basis import Basis
 from loralens.linalg.chance import overlap_chance, overlap_spread
-from loralens.linalg.factor import SQUARES, Array, Floats
+from loralens.linalg.factor import SQUARES, Array, Basis, Floats
 
 NEAR = 0.99  # cosine (8°) above which an angle is computed from its sine: arccos would magnify the error of G sevenfold
 

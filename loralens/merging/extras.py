@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.carried import MAGNITUDES, NORMS
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
+from loralens.core.together import MAGNITUDES, NORMS
 from loralens.core.weights import Weights
 from loralens.errors import LEAVE_OUT, FormatError, MismatchError
 from loralens.merging.plan import Tokens, as_matrix

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loralens.core.adapter import Adapter
-from loralens.core.training import record_of
+from loralens.core.stored import record_of
 from loralens.merging.plan import TensorPlan
 
 ENDS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}  # PEFT's task → end of the class

@@ -10,7 +10,7 @@ from typing import Any, final
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import TOO_LARGE
-from loralens.core.naming.matching import Match, Shape
+from loralens.core.matching import Match, Shape
 from loralens.core.structured import Update, Updates
 from loralens.core.weights import Piece, Weight, Weights, share_of, weights_of
 from loralens.errors import LEAVE_OUT, FormatError, MismatchError, OptionError, place

@@ -7,8 +7,8 @@ from typing import Any, final
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.linalg.blocks import aligned
 from loralens.linalg.exact import Singles
+from loralens.linalg.factor import aligned
 from loralens.merging.plan import Slab, TensorPlan, as_matrix
 from loralens.merging.update import row_ranges
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, final
 import numpy as np
 
 from loralens.core.lazy import LazyArray
-from loralens.core.naming.matching import Match, Shape
+from loralens.core.matching import Match, Shape
 from loralens.errors import place
 from loralens.linalg.device import Device
 from loralens.merging.update import UpdateMatrix, Weighted, update_matrix

@@ -16,9 +16,8 @@ from numpy.typing import DTypeLike
 from loralens.choices import RoundingMode
 from loralens.core.lazy import Array
 from loralens.linalg.compiled import loops
-from loralens.linalg.draws import STEPS, Draws
 from loralens.linalg.exact import Singles
-from loralens.linalg.rounding import other_neighbour, round_to_dtype
+from loralens.linalg.rounding import STEPS, Draws, other_neighbour, round_to_dtype
 
 # Dtypes in which a trained update is far above the unit in the last place, so they are always rounded to the nearest.
 WIDE = (np.dtype(np.float32), np.dtype(np.float64))

@@ -10,7 +10,7 @@ from loralens.analysis.merge_effect import MergeEffect
 from loralens.charts.amplification import amplification_maps, excess_scale, full_rank_rows, z_scale
 from loralens.charts.grid import Grid
 from loralens.charts.spec import ColourScale
-from loralens.core.carried import magnitudes
+from loralens.core.together import magnitudes
 from loralens.reporting.document import PageTable, Paragraph, Part, Picture, PictureRow, Section, SideBySide
 from loralens.reporting.result_tables import ResultTables, join_tables, kinds_table
 from loralens.reporting.subject import Subject

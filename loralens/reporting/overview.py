@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.analysis.spectrum import mean_effective_rank
 from loralens.charts.grid import fit_name
-from loralens.core.carried import NORMS
+from loralens.core.base_model import group_models
 from loralens.core.names import kind, some
-from loralens.core.naming.base_model import group_models
+from loralens.core.together import NORMS
 from loralens.reporting.document import Notice, Notices, PageTable, Paragraph, Part, Section
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.spectra import half_energy_modules

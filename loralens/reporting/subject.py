@@ -14,8 +14,8 @@ from loralens.analysis.spectrum import Spectrum, total_norm
 from loralens.compression.loss import losses, total_error
 from loralens.compression.plan import CurvePoint, TruncationPlan, rank_curve, recommended_point
 from loralens.core.adapter import Adapter
-from loralens.core.moments import Moments
 from loralens.core.ranks import Rule
+from loralens.core.stored import Moments
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError, place
 from loralens.reporting.slider_stops import Dialect

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from loralens.choices import ScaleRule, StartName
 from loralens.core.adapter import Adapter
-from loralens.core.training import State
+from loralens.core.stored import State
 from loralens.errors import OptionError
 from loralens.training.course import Course
 from loralens.training.feed import CPU, Batches, Feed, move_batch

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from loralens.core.adapter import Adapter
 from loralens.core.attached import keep_modes
 from loralens.core.messages import warn
-from loralens.core.training import State
+from loralens.core.stored import State
 from loralens.errors import DivergenceError, OptionError
 from loralens.training.course import Course, as_float, as_int, make_optimiser
 from loralens.training.feed import Feed, length_of, move_batch, size_of

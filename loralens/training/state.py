@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from loralens.core.lazy import Array
-from loralens.core.training import State
+from loralens.core.stored import State
 from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.training.course import Course
 from loralens.training.injection import Injection

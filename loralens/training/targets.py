@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from loralens.core.layers import compute_dtype
+from loralens.core.attached import compute_dtype
+from loralens.core.lowrank import scale_of
 from loralens.core.messages import note
 from loralens.core.names import kind, natural_key, some
-from loralens.core.naming.selection import matches, select
-from loralens.core.scaling import scale_of
+from loralens.core.selection import matches, select
 from loralens.errors import OptionError
 from loralens.training.course import TrainingMethod, as_float, as_int
 from loralens.training.layers.experts import ExpertLayer, expert_stacks
@@ -111,7 +111,7 @@ def choose_layers(
     ----------
     model : nn.Module
     targets : str or sequence of str
-        Globs as in `loralens.core.naming.selection`: ``q_proj`` means every layer of that kind. ``all-linear``, alone
+        Globs as in `loralens.core.selection`: ``q_proj`` means every layer of that kind. ``all-linear``, alone
         or among globs, means every linear layer except for the output embedding, which maps to the vocabulary. Stacks
         of experts are layers by the names of their parameters, and linear.
     heads : sequence of str

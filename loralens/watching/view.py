@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.attached import Tree
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
+from loralens.core.lowrank import LowRank, Scaling
 from loralens.core.names import nearest
-from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
-from loralens.core.vector import sum_adapters
+from loralens.core.together import sum_adapters
 from loralens.errors import MismatchError, OptionError
 from loralens.formats import check_peft_type
 from loralens.formats.dialects.peft.keys import PREFIX

@@ -19,7 +19,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.messages import warn
-from loralens.core.naming.selection import select
+from loralens.core.selection import select
 from loralens.core.threads import in_threads, processor_count, single_blas_thread
 from loralens.core.weights import Weights, weights_of
 from loralens.errors import FormatError, OptionError, place

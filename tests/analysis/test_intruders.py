@@ -9,11 +9,10 @@ import loralens
 from loralens.analysis.intruders import check_plain, find_intruders, remove_intruders, replace_modules
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, Scaling
 from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError, OptionError
-from loralens.linalg.rank_update import Decomposed, decompose
+from loralens.linalg.lanczos import Decomposed, decompose
 from tests.marks import examples
 from tests.reference import intruder_scores, intruders_scaled
 from tests.tolerances import SCORE, UPDATED_VALUE

@@ -8,9 +8,8 @@ from loralens.arithmetic.combine import combine_adapters
 from loralens.arithmetic.methods import METHODS
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.recipe import Strength
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
+from loralens.core.stored import Strength
 from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError, OptionError, ShapeError
 from tests import reference

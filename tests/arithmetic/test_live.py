@@ -9,8 +9,7 @@ import loralens
 from loralens.arithmetic.combine import combine_adapters
 from loralens.arithmetic.methods import METHODS
 from loralens.core.adapter import Adapter
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from tests.tolerances import LIVE_OUTPUT
 
 torch = pytest.importorskip("torch")

@@ -10,7 +10,7 @@ from loralens.charts.amplification import amplification_figure
 from loralens.charts.mpl import draw_figure
 from loralens.charts.spec import Chart, ColourScale, Figure, HeatMap, LineChart, Overlaps
 from loralens.errors import OptionError
-from loralens.linalg.projection import Estimate
+from loralens.linalg.randomized import Estimate
 
 
 def one(k: int = 3, factor: float = 1.0, *, top: bool = True, weight: float = 10.0, n: int = 40) -> Amplification:

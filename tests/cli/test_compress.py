@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.compression.loss import losses, total_error
 from loralens.core.fingerprint import fingerprint
-from loralens.core.moments import Moment, Moments
+from loralens.core.stored import Moment, Moments
 from loralens.formats.records.moments import save_moments
 from tests import reference
 from tests.cli.command import Command

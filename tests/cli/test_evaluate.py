@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import loralens
 from loralens.cli.main import main
 from loralens.core.adapter import Adapter
-from loralens.core.progress import display_progress
+from loralens.core.messages import display_progress
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name

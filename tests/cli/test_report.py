@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import loralens
 from loralens.cli.main import main
 from loralens.core.fingerprint import fingerprint
-from loralens.core.moments import Moment, Moments
+from loralens.core.stored import Moment, Moments
 from loralens.formats.records.moments import save_moments
 from loralens.tables.numbers import percent
 from tests.reporting.adapters import NAMES, drawn

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import loralens
 from loralens.cli.main import main
 from loralens.core.adapter import Adapter
-from loralens.core.training import record_of
+from loralens.core.stored import record_of
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.tolerances import PROCESSES

@@ -23,8 +23,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.cli.main import main
-from loralens.core.lowrank import LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import LowRank, Scaling
 from loralens.tables.numbers import MINUS
 from loralens.tables.result import Tabular
 from loralens.tables.table import Column, Table

@@ -9,7 +9,6 @@ from loralens.compression.loss import data_losses, directions_on_data, equalise_
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lowrank import LowRank
-from loralens.core.moments import Moment, Moments
 from loralens.core.ranks import Rule
 from loralens.errors import MismatchError
 from tests.compression.truncation import truncate

@@ -5,10 +5,10 @@ import pytest
 
 from loralens.compression.plan import solve_magnitudes
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.carried import magnitudes
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.ranks import Rule
+from loralens.core.together import magnitudes
 from loralens.core.weights import Weight
 from loralens.errors import ShapeError
 from tests import reference

@@ -15,7 +15,6 @@ import loralens
 from loralens.analysis.equality import differences
 from loralens.core.lowrank import LowRank
 from loralens.core.names import is_expert_alone
-from loralens.core.naming.image_names import ORIGINAL, is_of_diffusers_transformer
 from loralens.formats.dialects.table import FORMATS
 from tests.tolerances import CONFORMANCE
 

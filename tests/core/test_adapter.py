@@ -7,8 +7,7 @@ import pytest
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import LowRank, Scaling
 from loralens.errors import OptionError
 
 NAMES = ["layers.2.q_proj", "layers.2.v_proj", "layers.10.q_proj", "lm_head"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.naming.base_model import BaseModel, contradiction, group_models, shape_contradiction
+from loralens.core.base_model import BaseModel, contradiction, group_models, shape_contradiction
 
 SAME = [
     ("bert-base-uncased", "google-bert/bert-base-uncased"),

@@ -2,8 +2,8 @@
 
 import pytest
 
-from loralens.core.naming.block_weights import PRESETS, VECTORS, family, weights_of_modules
-from loralens.core.naming.image_models import image_models
+from loralens.core.image_models import image_models
+from loralens.core.selection import PRESETS, VECTORS, family, weights_of_modules
 from loralens.errors import OptionError
 
 MODELS = {model.name: model for model in image_models()}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loralens.core.naming.image_models import FIRST_WORDS, ImageModel, Layer, image_model, image_models
+from loralens.core.image_models import FIRST_WORDS, ImageModel, Layer, image_model, image_models
 
 Shape = tuple[int, ...]
 
@@ -165,5 +165,5 @@ def test_the_first_words_are_those_of_the_table() -> None:
 
 
 def test_a_model_of_other_words_needs_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loralens.core.naming.image_models.image_models", lambda: pytest.fail("the table was made"))
+    monkeypatch.setattr("loralens.core.image_models.image_models", lambda: pytest.fail("the table was made"))
     assert image_model({"model.layers.0.self_attn.q_proj": (4, 4), "lora_unet_mid_block": (4, 4)}) is None

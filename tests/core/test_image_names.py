@@ -5,8 +5,8 @@ The names were looked up in the programs' own maps: ComfyUI's for SD 1.5, SDXL, 
 
 import pytest
 
-from loralens.core.naming import image_names
-from loralens.core.naming.image_names import comfyui_has, comfyui_may_lack, comfyui_unet, in_pipeline, sd_scripts_has
+from loralens.core import image_names
+from loralens.core.image_names import comfyui_has, comfyui_may_lack, comfyui_unet, in_pipeline, sd_scripts_has
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 FLAT = BLOCK.replace(".", "_")

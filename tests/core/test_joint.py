@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from loralens.core.joint import Joint, JointFactors, decompose_cores, joint_spaces
 from loralens.core.lowrank import Layout, LowRank
 from loralens.errors import FormatError, ShapeError
-from loralens.linalg.blocks import BLOCK, FactorsSideBySide, blocks_of
-from loralens.linalg.factor import gram, times
+from loralens.linalg.factor import BLOCK, FactorsSideBySide, blocks_of, gram, times
 from tests import reference
 from tests.marks import examples
 from tests.strategies import CASES, DTYPES

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank, Origin
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Origin, Scaling
 from loralens.errors import LoraLensError, OptionError, ShapeError
 
 RNG = np.random.default_rng(0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loralens.core.naming.matching import match, normal_form, same_modules, shape_fits
+from loralens.core.matching import match, normal_form, same_modules, shape_fits
 from loralens.errors import MismatchError
 
 BERT = {f"encoder.layer.{i}.attention.self.{kind}.weight": (8, 8) for i in (0, 1, 10) for kind in ("query", "value")}

@@ -6,9 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.core.budgets import Item, Items, _top_up, allocate_ranks, total_cost, total_gain, uniform, within
 from loralens.core.lowrank import Layout
-from loralens.core.ranks import Rule, ranks, shared_ranks
+from loralens.core.ranks import (
+    Item,
+    Items,
+    Rule,
+    _top_up,
+    allocate_ranks,
+    ranks,
+    shared_ranks,
+    total_cost,
+    total_gain,
+    uniform,
+    within,
+)
 from loralens.errors import OptionError
 from tests import reference
 from tests.marks import examples

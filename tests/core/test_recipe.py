@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from loralens.core.recipe import Ingredient, Recipe, Strength
+from loralens.core.stored import Ingredient, Recipe, Strength
 from loralens.errors import FormatError
 
 FULL = Recipe(

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loralens.core import selection
 from loralens.core.names import kind, nearest
-from loralens.core.naming import selection
-from loralens.core.naming.clock import Clock
-from loralens.core.naming.selection import glob_in_words, matches, select, within_blocks
-from loralens.core.recipe import Strength
+from loralens.core.selection import Clock, glob_in_words, matches, select, within_blocks
+from loralens.core.stored import Strength
 from loralens.errors import FormatError, OptionError
 
 NAMES = [

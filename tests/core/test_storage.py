@@ -6,8 +6,7 @@ import pytest
 import loralens
 from loralens.core.lazy import LazyArray, stack_rows
 from loralens.core.lowrank import Layout
-from loralens.core.naming.matching import match, same_modules
-from loralens.core.naming.storage import MatrixSlot, Place, Storage, slots
+from loralens.core.matching import MatrixSlot, Place, Storage, match, same_modules, slots
 from loralens.core.structured import Dense, Structured
 from loralens.core.weights import share_of, weights_of
 from loralens.errors import MismatchError

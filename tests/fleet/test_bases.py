@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.naming.normal_form import normal_form
+from loralens.core.names import normal_form
 from loralens.fleet.bases import inference
 from loralens.fleet.bases.architectures import STYLES, known_bases
 from loralens.fleet.bases.inference import base_name, contradicts, identify_base, infer_bases

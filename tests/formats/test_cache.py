@@ -18,8 +18,8 @@ from loralens.formats.records.cache import (
     svd_bytes,
     weight_digest,
 )
+from loralens.linalg.lanczos import decompose
 from loralens.linalg.randomized import Leading
-from loralens.linalg.rank_update import decompose
 
 rng = np.random.default_rng(0)
 W = rng.standard_normal((12, 8)).astype(np.float32)

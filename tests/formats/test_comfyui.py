@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
 from loralens.formats.dialects import lycoris

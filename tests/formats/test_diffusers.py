@@ -15,10 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.image_names import in_pipeline
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.naming.image_names import in_pipeline
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
 from loralens.formats import encode_adapter

@@ -16,8 +16,7 @@ import pytest
 import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.formats.dialects import xlabs
 from loralens.formats.dialects.diffusers import reader as diffusers
 from loralens.formats.dialects.diffusers import writer as diffusers_writer

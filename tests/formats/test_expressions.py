@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loralens.cli.main import main
-from loralens.core.naming.clock import Clock
+from loralens.core.selection import Clock
 from loralens.errors import FormatError
 from loralens.formats.dialects.peft.config import PeftConfig
 from loralens.formats.dialects.peft.patterns import Pattern

@@ -15,8 +15,7 @@ import loralens
 from loralens.cli.main import main
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.moments import Moment, Moments
-from loralens.core.recipe import Recipe
+from loralens.core.stored import Moment, Moments, Recipe
 from loralens.errors import LoraLensError
 from loralens.formats.files.shards import weight_files
 from loralens.formats.records.moments import load_moments, save_moments

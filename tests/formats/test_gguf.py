@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 import loralens
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, Scaling
 from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
 from loralens.formats.dialects.gguf import names as gguf_names

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.core.adapter import Extra
+from loralens.core.image_models import image_models
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout
-from loralens.core.naming.image_models import image_models
 from loralens.errors import LoraLensError
 
 LAYERS = {layer.name: layer for model in image_models() for layer in model.layers}

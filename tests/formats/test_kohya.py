@@ -14,9 +14,8 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout
-from loralens.core.naming.matching import normal_form
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, Scaling
+from loralens.core.matching import normal_form
 from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
 from loralens.formats.dialects import lycoris, record
 from loralens.formats.dialects.kohya import reader as kohya

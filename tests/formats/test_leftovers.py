@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.moments import Moment, Moments
-from loralens.core.training import State
+from loralens.core.stored import Moment, Moments, State
 from loralens.errors import OptionError
 from loralens.formats.files import hold, leftovers
 from loralens.formats.files.atomic import atomic_file
@@ -25,7 +24,7 @@ from loralens.formats.records.moments import save_moments
 from loralens.formats.records.sarif import write_sarif
 from loralens.formats.records.training import Training
 from loralens.formats.records.undo import write_undo
-from loralens.linalg.rank_update import Decomposed
+from loralens.linalg.lanczos import Decomposed
 from tests.bases import single, tensors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import loralens
+from loralens.core.matching import match
 from loralens.core.names import natural_key
-from loralens.core.naming.matching import match
 from loralens.formats.dialects.gguf.names import place_of
 from loralens.formats.dialects.peft.config import PeftConfig
 from loralens.formats.files.container import Stored

@@ -10,8 +10,7 @@ from hypothesis import given
 import loralens
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects import torchtune
 from loralens.formats.dialects.mlx import reader as mlx

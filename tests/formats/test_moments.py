@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lowrank import LowRank
-from loralens.core.moments import Moment, Moments
+from loralens.core.stored import Moment, Moments
 from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.formats.records.moments import KEY, load_moments, save_moments
 from tests.conftest import small_adapter

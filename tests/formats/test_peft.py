@@ -14,8 +14,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
 from loralens.formats.dialects.peft import keys as peft_keys
 from loralens.formats.dialects.peft import reader as peft

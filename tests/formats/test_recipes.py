@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import loralens
-from loralens.core.recipe import Ingredient, Recipe, Strength
+from loralens.core.stored import Ingredient, Recipe, Strength
 from loralens.errors import FormatError, LoraLensError
 from loralens.formats import encode_adapter
 from loralens.formats.files.writing import write_files

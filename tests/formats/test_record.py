@@ -9,8 +9,7 @@ import pytest
 
 import loralens
 from loralens.core.adapter import Adapter, Finding
-from loralens.core.lowrank import LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import LowRank, Scaling
 from loralens.formats.dialects import record
 from loralens.formats.files.container import RECORD, Stored
 

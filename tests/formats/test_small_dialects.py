@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from loralens.core.lowrank import Layout
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, Scaling
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects import litgpt, plain, safeloras, torchtune
 from loralens.formats.dialects.loralib import reader as loralib

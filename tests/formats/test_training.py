@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.training import State
+from loralens.core.stored import State
 from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.formats.files.container import Stored
 from loralens.formats.files.writing import write_safetensors

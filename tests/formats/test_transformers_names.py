@@ -6,7 +6,7 @@ import pytest
 import loralens
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.naming.storage import slots
+from loralens.core.matching import slots
 from loralens.formats.models.transformers_names import use_memory_names
 
 VIT = "vit.encoder.layer.1"

@@ -17,10 +17,9 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.errors import FormatError
 from loralens.fleet.sketching.measures import measure_adapter
-from loralens.linalg.blocks import FactorsSideBySide, blocks_of, gram_of_bfloat16
 from loralens.linalg.compiled import loops
 from loralens.linalg.exact import exact_product
-from loralens.linalg.factor import gram, gram_of_block
+from loralens.linalg.factor import FactorsSideBySide, blocks_of, gram, gram_of_bfloat16, gram_of_block
 from loralens.merging.apply import prepare_merge
 from loralens.merging.plan import Slab, TensorPlan
 from loralens.merging.record import MergeRecorder

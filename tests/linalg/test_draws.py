@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.linalg.draws import STEPS, Draws
+from loralens.linalg.rounding import STEPS, Draws
 
 GOLDEN = [60290, 57022, 53711, 54409, 42687, 56801]
 

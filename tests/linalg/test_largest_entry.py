@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import erf as scipy_erf
 
-from loralens.linalg.largest_entry import PART, error_function, largest_entry_chance, largest_entry_median
+from loralens.linalg.chance import PART, error_function, largest_entry_chance, largest_entry_median
 
 DRAWS = 10_000
 

@@ -7,7 +7,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 
-from loralens.linalg.linkage import average_linkage_groups, join_pairs
+from loralens.linalg.pairwise import average_linkage_groups, join_pairs
 
 
 def as_sets(labels: np.ndarray) -> set[frozenset[int]]:

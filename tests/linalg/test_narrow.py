@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.linalg.exact import exact_product
-from loralens.linalg.narrow import NarrowProduct
+from loralens.linalg.exact import NarrowProduct, exact_product
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3, 16, 100, 512])

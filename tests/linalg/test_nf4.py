@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.linalg.few_bits.nf4 import BLOCK, LEVELS, dequantise_nf4, quantise_nf4
+from loralens.linalg.codes import BLOCK, LEVELS, dequantise_nf4, quantise_nf4
 
 
 def test_it_is_the_nearest_level_of_every_block():

@@ -7,7 +7,7 @@ import pytest
 from loralens.errors import FormatError
 from loralens.linalg.chance import projection_moments
 from loralens.linalg.device import Device
-from loralens.linalg.projection import SKETCH, exact_fourth_powers, fourth_powers, gaussian, project
+from loralens.linalg.randomized import SKETCH, exact_fourth_powers, fourth_powers, gaussian, project
 from tests.tolerances import AMPLIFIED, SINGLE
 
 SHAPES = [(30, 21), (21, 30), (24, 24)]

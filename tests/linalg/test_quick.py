@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from loralens.errors import FormatError
-from loralens.linalg.product import product_svd
-from loralens.linalg.quick import DIRECTION_FLOOR, quick_svd
+from loralens.linalg.product import DIRECTION_FLOOR, product_svd, quick_svd
 
 
 @pytest.mark.parametrize("decades", [0, 2, 4])

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from loralens.errors import FormatError
 from loralens.linalg import lanczos
 from loralens.linalg.device import Device
-from loralens.linalg.lanczos import leading_triplets
-from loralens.linalg.rank_update import Decomposed, RankUpdate, decompose, rank_update
+from loralens.linalg.lanczos import Decomposed, RankUpdate, decompose, leading_triplets, rank_update
 from tests.marks import examples
 from tests.tolerances import LANCZOS, ORTHONORMAL, SCORE, UPDATED_VALUE
 

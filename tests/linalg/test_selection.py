@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError
-from loralens.linalg import selection
-from loralens.linalg.selection import Inexact, few_true, kth_largest
+from loralens.linalg import order_statistics as selection
+from loralens.linalg.order_statistics import Inexact, few_true, kth_largest
 
 CASES = ("normal", "equal", "few", "zeros", "heavy")
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from loralens.errors import FormatError
-from loralens.linalg import sketch
+from loralens.linalg import randomized as sketch
 from loralens.linalg.product import column_basis
-from loralens.linalg.sketch import low_rank_approximation
+from loralens.linalg.randomized import low_rank_approximation
 from tests.reference import best_of_rank
 from tests.tolerances import ELEMENTWISE, RANGE_FINDER, SMALL_SPACE
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.linalg.basis import Basis, cross_products
+from loralens.linalg.factor import Basis, cross_products
 from loralens.linalg.product import product_bases
 from loralens.linalg.subspace import (
     linear_cka,

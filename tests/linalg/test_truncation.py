@@ -5,10 +5,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from loralens.linalg.basis import Basis
-from loralens.linalg.difference import difference_singular_values, multiply_and_split, split_factor
-from loralens.linalg.factor import times
-from loralens.linalg.product import product_bases, product_svd, truncating_maps, truncation
+from loralens.linalg.factor import Basis, times
+from loralens.linalg.product import (
+    difference_singular_values,
+    multiply_and_split,
+    product_bases,
+    product_svd,
+    split_factor,
+    truncating_maps,
+    truncation,
+)
 from tests import strategies
 from tests.marks import examples
 from tests.reference import dense_product, size

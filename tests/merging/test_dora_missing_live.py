@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.core.attached import Attachment
-from loralens.core.carried import NORMS
+from loralens.core.together import NORMS
 from loralens.core.weights import Weight
 from loralens.formats.dialects.dora import CODE
 from tests import models

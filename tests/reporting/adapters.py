@@ -9,8 +9,7 @@ import loralens
 from loralens.analysis.diagnosis import Diagnosis
 from loralens.analysis.doctor import examine_all
 from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import LowRank, Scaling
 from loralens.formats import encode_adapter
 from loralens.reporting.document import Report
 from loralens.reporting.make import make_report

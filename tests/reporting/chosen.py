@@ -10,9 +10,8 @@ import numpy as np
 
 import loralens
 from loralens.core.fingerprint import fingerprint
-from loralens.core.lowrank import LowRank
-from loralens.core.moments import Moment, Moments
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import LowRank, Scaling
+from loralens.core.stored import Moment, Moments
 from loralens.formats.records.moments import save_moments
 from loralens.reporting.document import Report
 from tests import reference

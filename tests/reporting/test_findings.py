@@ -14,8 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.core.lowrank import LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import LowRank, Scaling
 from loralens.reporting.document import Notice, Notices, Paragraph, Report
 from tests import reference
 from tests.reporting.reading import numbers, parts_of

@@ -17,8 +17,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.charts.spec import Overlaps
-from loralens.core.lowrank import LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import LowRank, Scaling
 from loralens.reporting import ranks
 from loralens.reporting.document import Paragraph, Report, Slider
 from loralens.tables.numbers import percent, signed, size, true_minus

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from loralens.core.training import State
+from loralens.core.stored import State
 from loralens.errors import LoraLensError
 from loralens.training.course import Course
 from loralens.training.feed import shuffle_order

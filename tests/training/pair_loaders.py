@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from loralens.core.training import State
+from loralens.core.stored import State
 from loralens.errors import OptionError
 from loralens.training.course import Course
 from loralens.training.fitting import fit

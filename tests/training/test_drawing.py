@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.core.training import State
+from loralens.core.stored import State
 from loralens.errors import MismatchError, OptionError
 from loralens.training.course import Course
 from loralens.training.feed import Feed

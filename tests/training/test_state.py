@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.core.training import State
+from loralens.core.stored import State
 from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.formats.records.training import Training
 from loralens.training.course import Course

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.core.naming.selection import select, within_blocks
+from loralens.core.selection import select, within_blocks
 from loralens.errors import OptionError
 from loralens.verbs import VERBS
 from tests.cli.command import Command

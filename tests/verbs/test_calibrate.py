@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.moments import Moments
+from loralens.core.stored import Moments
 from loralens.errors import OptionError
 from loralens.formats.records.moments import load_moments
 from tests import models

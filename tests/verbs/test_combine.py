@@ -13,7 +13,7 @@ from loralens.arithmetic.methods import METHODS
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.recipe import Strength
+from loralens.core.stored import Strength
 from loralens.tables.text import lay_out
 from tests.cli.command import Command
 from tests.conftest import small_adapter

@@ -11,7 +11,7 @@ import loralens
 from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
-from loralens.core.moments import Moment, Moments
+from loralens.core.stored import Moment, Moments
 from loralens.errors import MismatchError, OptionError
 from loralens.formats.records.moments import save_moments
 from tests.bases import contents

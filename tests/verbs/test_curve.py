@@ -11,7 +11,7 @@ import pytest
 import loralens
 from loralens.compression.plan import recommended_point
 from loralens.core.fingerprint import fingerprint
-from loralens.core.moments import Moment, Moments
+from loralens.core.stored import Moment, Moments
 from loralens.errors import OptionError
 from loralens.formats.files.location import adapter_file
 from loralens.tables.numbers import whole_percent

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import loralens
+from loralens.core.image_models import image_models
 from loralens.core.lowrank import LowRank
-from loralens.core.naming.image_models import image_models
 from loralens.errors import MismatchError
 from tests.cli.command import Command
 

@@ -12,7 +12,7 @@ from safetensors import deserialize
 
 import loralens
 from loralens.core.adapter import Adapter
-from loralens.core.few_bits.coded_weight import CodedWeight, GridRows
+from loralens.core.weights import CodedWeight, GridRows
 from loralens.errors import FormatError, MismatchError
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.merging.plan import MergePlan, TensorPlan

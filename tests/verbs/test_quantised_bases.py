@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.cli.main import main
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Scaling
 from loralens.errors import MismatchError, OptionError
 from loralens.formats.files.container import read_safetensors
 from tests.bases import contents

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import loralens
 from loralens.cli.main import main
 from loralens.core.fingerprint import fingerprint
-from loralens.core.moments import Moment, Moments
+from loralens.core.stored import Moment, Moments
 from tests.reporting.adapters import NAMES, drawn
 
 

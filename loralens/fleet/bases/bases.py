@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 
-from loralens.core.naming.base_model import BaseModel, group_models
-from loralens.core.progress import progress
+from loralens.core.base_model import BaseModel, group_models
+from loralens.core.messages import progress
 from loralens.errors import LoraLensError
 from loralens.fleet.bases.architectures import bare_base_name
 from loralens.fleet.bases.inference import base_name, contradicts, identify_base

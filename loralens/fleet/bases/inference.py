@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple, final
 
-from loralens.core.naming.image_models import likely_models
+from loralens.core.image_models import likely_models
 from loralens.fleet.bases.architectures import NUMBER, STYLES, KnownBase, bare_base_name, known_bases
 from loralens.fleet.catalogue.members import Signature
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.json_depth import parse_json
+from loralens.core.stored import parse_json
 from loralens.errors import FormatError
 from loralens.fleet.catalogue.members import Member, Signature, Unreadable
 from loralens.fleet.catalogue.schema import check_files, damaged, index_command, open_to_read, read_rows

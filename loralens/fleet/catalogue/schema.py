@@ -15,8 +15,8 @@ from time import monotonic
 from typing import Any
 from urllib.parse import quote
 
-from loralens.core.json_depth import parse_json
 from loralens.core.messages import command_line
+from loralens.core.stored import parse_json
 from loralens.errors import FormatError, OptionError
 
 FOLDER = ".loralens-fleet"  # the folder of an index within the folder of the adapters

@@ -7,7 +7,7 @@ from math import isfinite
 from sys import float_info
 from typing import Any
 
-from loralens.core.json_depth import parse_json
+from loralens.core.stored import parse_json
 from loralens.formats.files.json_text import finite_number, plain_text
 
 MOST_SLOTS = 1 << 31  # a file of so many slots would have 9 TB

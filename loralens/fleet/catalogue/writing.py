@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
-from loralens.core.json_depth import parse_json
+from loralens.core.stored import parse_json
 from loralens.errors import OptionError
 from loralens.fleet.catalogue.dates import forget_dates, kept_dates
 from loralens.fleet.catalogue.members import UNREACHABLE, Signature

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from loralens.fleet.sketching.sketches import Sketches
 from loralens.linalg.factor import Integers
-from loralens.linalg.linkage import average_linkage_groups, join_pairs
+from loralens.linalg.pairwise import average_linkage_groups, join_pairs
 
 Directions = NDArray[np.float32]
 

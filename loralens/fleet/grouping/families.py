@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from loralens.core.messages import warn
-from loralens.core.progress import progress
+from loralens.core.messages import progress, warn
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import LoraLensError, OptionError
 from loralens.fleet.catalogue.members import Member
@@ -18,7 +17,7 @@ from loralens.fleet.levels import FAMILY, KIN, ChanceLevels
 from loralens.fleet.search.inner import ExactUpdate, exact_cosine
 from loralens.fleet.sketching.sketches import Sketches, unit_rows
 from loralens.linalg.factor import Floats, Integers
-from loralens.linalg.linkage import average_linkage_groups
+from loralens.linalg.pairwise import average_linkage_groups
 from loralens.tables.numbers import count, signed, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table

@@ -7,8 +7,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
-from loralens.core.messages import warn
-from loralens.core.progress import progress
+from loralens.core.messages import progress, warn
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import FormatError, LoraLensError
 from loralens.fleet.catalogue.members import Member

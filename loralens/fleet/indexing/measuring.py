@@ -16,7 +16,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import BLOCK, fingerprint
 from loralens.core.lazy import LazyArray, row_blocks
 from loralens.core.lowrank import LowRank
-from loralens.core.naming.normal_form import normal_form
+from loralens.core.names import normal_form
 from loralens.errors import FormatError, LoraLensError, OptionError
 from loralens.fleet.catalogue.members import NON_FINITE, ZERO_UPDATE
 from loralens.fleet.catalogue.slots import slot_bytes

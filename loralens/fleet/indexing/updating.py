@@ -9,8 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import final
 
-from loralens.core.messages import warn
-from loralens.core.progress import Step, progress
+from loralens.core.messages import Step, progress, warn
 from loralens.core.threads import processor_count, single_blas_thread
 from loralens.errors import FormatError, OptionError
 from loralens.fleet.bases.inference import infer_bases

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.core.adapter import Adapter
-from loralens.core.messages import warn
-from loralens.core.progress import progress
+from loralens.core.messages import progress, warn
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import LoraLensError, OptionError, place
 from loralens.fleet.catalogue.members import Member

@@ -8,9 +8,9 @@ import numpy as np
 
 from loralens.analysis.equality import differences
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.carried import BOUND
 from loralens.core.fingerprint import LEFT_OUT
-from loralens.core.naming.normal_form import normal_form
+from loralens.core.names import normal_form
+from loralens.core.together import BOUND
 from loralens.fleet.catalogue.members import Member
 from loralens.fleet.levels import COPY, COPY_NORM, SAME
 from loralens.fleet.search.inner import ExactUpdate, exact_cosine

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.linalg.draws import Draws
+from loralens.linalg.rounding import Draws
 
 # The version is part of every key: sketches of two versions must not be compared.
 VERSION = "loralens-fleet-1"

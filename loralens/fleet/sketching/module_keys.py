@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from loralens.core.naming.normal_form import normal_form
+from loralens.core.names import normal_form
 
 # The name of a model around its blocks, which depends on the class that loaded it: ``distilbert.transformer.layer.0``
 # and ``transformer.layer.0`` are one module. ``encoder``, ``decoder``, ``down_blocks`` and ``up_blocks`` say which

@@ -11,7 +11,7 @@ import numpy as np
 
 from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Scaling
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts
 from loralens.formats.files.container import FLOATS

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loralens.core.adapter import Extra, Finding
-from loralens.core.carried import MAGNITUDES, NORMS
 from loralens.core.lazy import LazyArray
+from loralens.core.together import MAGNITUDES, NORMS
 
 if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
     from loralens.core.structured import Update

@@ -12,11 +12,11 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from loralens.core.adapter import Adapter
+from loralens.core.base_model import text_config
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
+from loralens.core.matching import EXPERT_PARTS
 from loralens.core.names import expert, is_expert_alone
-from loralens.core.naming.base_model import text_config
-from loralens.core.naming.storage import EXPERT_PARTS
 from loralens.core.structured import Update
 from loralens.errors import LEAVE_OUT, OptionError, place
 from loralens.formats.files.gguf.values import plain_values

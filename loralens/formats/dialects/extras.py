@@ -4,10 +4,10 @@ from collections.abc import Callable, Collection, Mapping
 from math import prod
 
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.carried import MAGNITUDES, NORMS
 from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.structured import Update
+from loralens.core.together import MAGNITUDES, NORMS
 from loralens.errors import LEAVE_OUT, FormatError, ShapeError, place
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf
 
@@ -131,7 +131,7 @@ def check_all_dora(adapter: Adapter, title: str, *, part: Callable[[str], str] =
 
 def check_encoder(name: str) -> None:
     """Refuse a layer of a text encoder whose name does not say which encoder of the pipeline it belongs to."""
-    from loralens.core.naming.image_names import lone_encoder  # its expressions take 5 ms to compile
+    from loralens.core.image_names import lone_encoder  # its expressions take 5 ms to compile
 
     # A pipeline may have three text encoders with layers of the same names.
     if lone_encoder((name,)):

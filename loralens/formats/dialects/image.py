@@ -4,7 +4,7 @@ diffusers has q, k and v of FLUX as layers of their own, and the other two keep 
 exact: all parts share A, and each has its rows of B, without the columns that are zero in them. Joining pairs is exact
 too: the factors form blocks, so the rank is the sum of their ranks, unless they share A.
 
-The names and shapes of the modules show the architecture (`loralens.core.naming.image_models`), so no base is needed.
+The names and shapes of the modules show the architecture (`loralens.core.image_models`), so no base is needed.
 Adapters of other models stay as they are.
 """
 
@@ -15,12 +15,11 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.base_model import image_models_of
+from loralens.core.image_models import ImageModel, Layer
+from loralens.core.image_names import file_name
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.naming.base_model import image_models_of
-from loralens.core.naming.image_models import ImageModel, Layer
-from loralens.core.naming.image_names import file_name
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.structured import Update
 from loralens.core.weights import with_kernels
 from loralens.errors import FormatError, MismatchError, place

@@ -7,9 +7,9 @@ from os import PathLike
 from pathlib import Path
 
 from loralens.core.adapter import Adapter
+from loralens.core.base_model import image_models_of
 from loralens.core.lowrank import LowRank, Origin
-from loralens.core.naming.base_model import image_models_of
-from loralens.core.naming.matching import Shape, match
+from loralens.core.matching import Shape, match
 from loralens.core.structured import Update
 from loralens.core.weights import with_kernels
 from loralens.errors import MismatchError

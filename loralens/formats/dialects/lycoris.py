@@ -28,8 +28,7 @@ from typing import NamedTuple
 from loralens.choices import Level
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.structured import Dense, Form, Hadamard, Kronecker, Structured, Update
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects import pairs

@@ -9,8 +9,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout, LowRank, Origin
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Origin, Scaling
 from loralens.errors import LEAVE_OUT, FormatError, MismatchError, ShapeError, place
 from loralens.formats.files.container import FLOATS, Stored
 

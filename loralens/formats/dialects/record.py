@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from loralens.core.adapter import Adapter, Finding
-from loralens.core.scaling import ScaleFormula, Scaling
+from loralens.core.lowrank import ScaleFormula, Scaling
 from loralens.core.structured import Update
 from loralens.formats.dialects.peft.fields import TARGETS, carried_fields, valid_fields
 from loralens.formats.files.container import RECORD, Stored, read_json

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import LowRank, Scaling
 from loralens.formats.dialects.pairs import Leaf, Parts, factors, group, make_adapter, origin_of, pair, unfold
 from loralens.formats.files.container import Stored
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Scaling
 from loralens.core.structured import Update
 from loralens.errors import LEAVE_OUT, FormatError, place
 from loralens.formats.dialects.pairs import Leaf, Parts, pack_pair, stored_parts

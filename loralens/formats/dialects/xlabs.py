@@ -21,8 +21,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import LowRank, Scaling
 from loralens.errors import ShapeError
 from loralens.formats.dialects import pairs
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts

@@ -5,7 +5,7 @@ import warnings
 from functools import lru_cache
 from typing import Any, final
 
-from loralens.core.naming.clock import Clock
+from loralens.core.selection import Clock
 from loralens.errors import FormatError
 
 LONGEST = 65_536  # characters; tools write some thousands at most, and an expression of this length compiles in 0.2 s

@@ -7,7 +7,7 @@ from itertools import islice
 from math import isfinite
 from typing import Any, BinaryIO
 
-from loralens.core.json_depth import parse_json
+from loralens.core.stored import parse_json
 from loralens.errors import UNPRINTABLE, FormatError
 
 PIECE = 1 << 16  # characters of a long text that are encoded at a time

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from loralens.core.json_depth import parse_json
+from loralens.core.stored import parse_json
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files.container import read_json
 from loralens.formats.files.relative_name import is_relative_name

@@ -22,7 +22,7 @@ from loralens.formats.models.model_location import gguf_paths, resolve_path
 from loralens.formats.models.quantised_bases import check_not_quantised
 
 if TYPE_CHECKING:
-    from loralens.core.few_bits.coded_weight import CodedWeight
+    from loralens.core.weights import CodedWeight
     from loralens.formats.models.gguf_base import GgufModel
     from loralens.formats.models.low_bit.layouts import CodedTensors
 

@@ -23,8 +23,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from loralens.core.adapter import Finding
-from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
+from loralens.core.weights import CodedWeight
 from loralens.errors import FormatError, place
 from loralens.formats.dialects.gguf import names as gguf_names
 from loralens.formats.dialects.gguf import rows as gguf_rows

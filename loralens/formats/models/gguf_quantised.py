@@ -10,7 +10,7 @@ from loralens.core.names import some
 from loralens.formats.files.gguf.types import TENSOR_TYPES
 from loralens.formats.models.gguf_base import GgufModel
 from loralens.formats.models.gguf_writer import NewTypes
-from loralens.linalg.few_bits.ggml_blocks import BLOCK, Q4_1, Q8_0
+from loralens.linalg.codes import GGML_BLOCK, Q4_1, Q8_0
 from loralens.tables.numbers import count
 
 # The numbers of general.file_type (llama_ftype in llama.h) by the type of most weights.
@@ -58,4 +58,4 @@ def block_types(model: GgufModel, number: int, *, new_head: bool = False) -> tup
 
 def _is_quantised(name: str, shape: tuple[int, ...]) -> bool:
     """Whether llama.cpp quantises a stored tensor with this name and shape."""
-    return name.endswith("weight") and shape[-1] % BLOCK == 0 and not any(part in name for part in LEFT_IN_FLOATS)
+    return name.endswith("weight") and shape[-1] % GGML_BLOCK == 0 and not any(part in name for part in LEFT_IN_FLOATS)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
-from loralens.core.json_depth import parse_json
 from loralens.core.lazy import LazyArray
+from loralens.core.stored import parse_json
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.shards import weight_files

@@ -11,8 +11,8 @@ from typing import Any, Unpack, final
 
 import numpy as np
 
-from loralens.core.json_depth import parse_json
 from loralens.core.lazy import LazyArray
+from loralens.core.stored import parse_json
 from loralens.errors import FormatError
 from loralens.formats.files.atomic import check_space
 from loralens.formats.files.container import DTYPES

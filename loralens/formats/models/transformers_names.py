@@ -16,7 +16,7 @@ import numpy as np
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
-from loralens.core.naming.storage import EXPERT_PARTS
+from loralens.core.matching import EXPERT_PARTS
 from loralens.core.structured import Update
 from loralens.formats.dialects.gguf.writer import EXPERTS
 

@@ -17,8 +17,8 @@ from loralens.errors import FormatError
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.leftovers import tidy_folder
 from loralens.formats.files.writing import write_safetensors
+from loralens.linalg.lanczos import Decomposed
 from loralens.linalg.randomized import Leading
-from loralens.linalg.rank_update import Decomposed
 
 # Of the content of an entry and of its computation; they are part of the hash.
 VERSION = "loralens SVD 1"

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from loralens.core.json_depth import parse_json
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.moments import Moment, Moments
+from loralens.core.stored import Moment, Moments, parse_json
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.disk import check_room

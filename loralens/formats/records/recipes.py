@@ -21,8 +21,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from loralens.core.json_depth import parse_json
-from loralens.core.recipe import Recipe
+from loralens.core.stored import Recipe, parse_json
 from loralens.errors import FormatError, place
 from loralens.formats.files.container import OpenFile, Stored, read_safetensors
 from loralens.formats.files.json_text import json_text

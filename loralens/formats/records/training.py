@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any, final
 
 from loralens.core.adapter import Adapter
-from loralens.core.json_depth import parse_json
 from loralens.core.lazy import LazyArray
 from loralens.core.names import natural_key, some
-from loralens.core.training import State
+from loralens.core.stored import State, parse_json
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats import save
 from loralens.formats.files.atomic import atomic_file, move_aside

@@ -281,7 +281,7 @@ def prune_rows(rows: Array, words: NDArray[np.uint16], factors: Array, end: floa
     that is not 0 is ``kept`` if its word times its factor is below ``end``. False if that was not done.
 
     NumPy may give infinite entries other ranks. A combination with such an entry is refused, whatever is kept of it,
-    because its sum of squares is not finite (`loralens.linalg.sketch`).
+    because its sum of squares is not finite (`loralens.linalg.randomized`).
     """
     if _loops is None or rows.shape[1] < LONG or not _is_plain(rows):
         return False

@@ -19,7 +19,7 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout
-from loralens.core.naming.storage import slots
+from loralens.core.matching import slots
 from loralens.core.ranks import Rule
 from loralens.core.weights import Weight
 from loralens.errors import FormatError

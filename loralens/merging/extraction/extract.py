@@ -10,11 +10,10 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import without_numbers
-from loralens.core.lowrank import LowRank
+from loralens.core.lowrank import LowRank, Scaling
 from loralens.core.names import natural_key, some
-from loralens.core.naming.selection import select
 from loralens.core.ranks import Rule, ranks, shared_ranks
-from loralens.core.scaling import Scaling
+from loralens.core.selection import select
 from loralens.core.threads import in_threads
 from loralens.errors import OptionError, place
 from loralens.merging.extraction.differences import (

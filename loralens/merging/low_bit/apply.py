@@ -8,12 +8,12 @@ from typing import final
 import numpy as np
 
 from loralens.choices import RoundingMode
-from loralens.core.few_bits.coded_weight import CodedWeight, Codes, GridRows
+from loralens.core.weights import CodedWeight, Codes, GridRows
 from loralens.errors import LEAVE_EXTRA_OUT, FormatError, MismatchError
 from loralens.linalg.device import Device
-from loralens.linalg.draws import Draws
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
+from loralens.linalg.rounding import Draws
 from loralens.merging.dora_factors import DoraFactors, compute_dora_factors
 from loralens.merging.low_bit.stochastic import (
     DrawnCodes,

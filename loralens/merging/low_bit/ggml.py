@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
 from loralens.errors import FormatError
-from loralens.linalg.few_bits.ggml_blocks import BLOCK, BlockType
+from loralens.linalg.codes import GGML_BLOCK, BlockType
 from loralens.merging.apply import TensorMerge
 from loralens.merging.low_bit.quantised import QuantisedRecord
 from loralens.merging.low_bit.record import tensor_in_file_order
@@ -19,7 +19,7 @@ from loralens.merging.record import StoredCodes, TensorRecord
 
 def stored_shape(type_: BlockType, plan: TensorPlan) -> tuple[int, int]:
     """The rows of a weight, and the bytes of each."""
-    return plan.matrix[0], plan.matrix[1] // BLOCK * type_.nbytes
+    return plan.matrix[0], plan.matrix[1] // GGML_BLOCK * type_.nbytes
 
 
 @final
@@ -57,7 +57,7 @@ class BlocksRecorder:
         for block in self._merge.blocks():
             self._record.take_base(block)
             numbers = block.merged.astype(np.float32, copy=False)
-            quantised = self._type.quantise(np.ascontiguousarray(numbers).reshape(-1, BLOCK))
+            quantised = self._type.quantise(np.ascontiguousarray(numbers).reshape(-1, GGML_BLOCK))
             # Scales are float16. An infinite one would turn the 32 numbers of its block into NaN or infinity.
             if not np.isfinite(quantised.numbers).all() and np.isfinite(numbers).all():
                 what = f"{self._merge.plan.key}: numbers are too large for the float16 scales of {self._type.name}"

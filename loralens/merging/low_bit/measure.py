@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 
-from loralens.core.few_bits.coded_weight import GridRows
+from loralens.core.weights import GridRows
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
 from loralens.merging.apply import MergedBlock

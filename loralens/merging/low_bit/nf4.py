@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
-from loralens.linalg.few_bits.nf4 import BLOCK, LEVELS, dequantise_nf4, quantise_nf4
+from loralens.linalg.codes import BLOCK, LEVELS, dequantise_nf4, quantise_nf4
 from loralens.merging.apply import TensorMerge
 from loralens.merging.low_bit.quantised import QuantisedRecord
 from loralens.merging.plan import TensorPlan

@@ -15,7 +15,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.few_bits.coded_weight import Codes, GridRows
+from loralens.core.weights import Codes, GridRows
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
 from loralens.merging.low_bit.apply import CodesMerge

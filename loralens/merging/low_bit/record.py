@@ -6,9 +6,9 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.few_bits.coded_weight import CodedWeight, Codes
 from loralens.core.hashes import sha256
 from loralens.core.lazy import Array, LazyArray
+from loralens.core.weights import CodedWeight, Codes
 from loralens.errors import FormatError
 from loralens.merging.low_bit.apply import CodesMerge
 from loralens.merging.low_bit.measure import CodesSums

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from loralens.core.few_bits.coded_weight import CodedWeight, Codes
 from loralens.core.hashes import sha256
 from loralens.core.lazy import Array, LazyArray
+from loralens.core.weights import CodedWeight, Codes
 from loralens.errors import FormatError, MismatchError
 from loralens.merging.low_bit.record import codes_as_bytes, hashed_rows
 from loralens.merging.undo.patch import PatchReader

@@ -24,11 +24,11 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.few_bits.coded_weight import Codes, GridRows
+from loralens.core.weights import Codes, GridRows
 from loralens.errors import FormatError
-from loralens.linalg.draws import WIDE_STEPS, Draws
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
+from loralens.linalg.rounding import WIDE_STEPS, Draws
 
 # The inverse of a gap between two equal levels (+0 and −0 of FP4): any move across it is longer than the gap.
 NO_GAP = 1e300

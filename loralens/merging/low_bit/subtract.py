@@ -6,7 +6,7 @@ several codes end at the same one (`origins.py`). Such entries are counted.
 
 from collections.abc import Iterator
 
-from loralens.core.few_bits.coded_weight import Codes
+from loralens.core.weights import Codes
 from loralens.errors import MismatchError
 from loralens.merging.low_bit.apply import CodesMerge
 from loralens.merging.low_bit.origins import blocks_of_origins

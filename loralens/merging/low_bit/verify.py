@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 
-from loralens.core.few_bits.coded_weight import CodedWeight
+from loralens.core.weights import CodedWeight
 from loralens.linalg.factor import Floats
 from loralens.merging.fidelity import dot
 from loralens.merging.low_bit.apply import CodesBlock, CodesMerge, added_numbers

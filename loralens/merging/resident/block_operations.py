@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
-from loralens.linalg.exact import SlicedBlock
-from loralens.linalg.narrow import NarrowProduct
+from loralens.linalg.exact import NarrowProduct, SlicedBlock
 from loralens.merging.undo.patch import bits
 
 BLOCK = 1 << 17  # bytes of W in a block of rows: all arrays of a block, 8 times as much, stay in the cache of a core

@@ -1,7 +1,7 @@
 """Merging a weight of 16 or 32 bits in memory with torch, which multiplies and rounds several times as fast as NumPy.
 
 W' has the bits of `loralens merge`, since both compute the same exact product and add and round it in the same way. The
-patch is relative to R = round(W' − D̃). D̃ is a coarse product (`loralens.linalg.narrow`), whose factors are kept until
+patch is relative to R = round(W' − D̃). D̃ is a coarse product (`loralens.linalg.exact`), whose factors are kept until
 the merge is undone. So the adapter may change in the meantime.
 """
 
@@ -13,8 +13,7 @@ import numpy as np
 
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
-from loralens.linalg.exact import ExactProduct, SlicedBlock
-from loralens.linalg.narrow import NarrowProduct
+from loralens.linalg.exact import ExactProduct, NarrowProduct, SlicedBlock
 from loralens.merging.matrix import NewArray
 from loralens.merging.plan import TensorPlan
 from loralens.merging.resident.block_operations import BlockMemory, subtract_coarse

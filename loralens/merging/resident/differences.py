@@ -12,7 +12,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.linalg.selection import few_true
+from loralens.linalg.order_statistics import few_true
 
 GROUP = 256  # numbers: the place of an entry among them is one byte
 # As in undo files, the range without it is symmetric.

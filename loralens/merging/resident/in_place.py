@@ -11,8 +11,7 @@ from typing import Any, NamedTuple, Self, final
 from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
-from loralens.linalg.exact import SlicedBlock
-from loralens.linalg.narrow import NarrowProduct
+from loralens.linalg.exact import NarrowProduct, SlicedBlock
 from loralens.merging.plan import TensorPlan
 from loralens.merging.resident.block_operations import (
     BlockMemory,

@@ -11,8 +11,8 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import nearest
 from loralens.errors import LEAVE_EXTRA_OUT, MismatchError, OptionError, place
-from loralens.linalg.blocks import ReusedMemory
 from loralens.linalg.device import Device
+from loralens.linalg.factor import ReusedMemory
 from loralens.merging.make_plan import plan_merge
 from loralens.merging.matrix import NewArray
 from loralens.merging.plan import MergePlan, TensorPlan

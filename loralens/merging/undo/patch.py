@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from loralens.core.lazy import Array, LazyArray, concatenate
 from loralens.errors import FormatError
-from loralens.linalg.selection import few_true
+from loralens.linalg.order_statistics import few_true
 
 Coding = Literal["patch", "xor"]
 Bytes = NDArray[np.uint8]

@@ -18,8 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
 from loralens.core.adapter import Adapter
-from loralens.core.messages import LEVELS, LOGGER, note
-from loralens.core.progress import display_progress, progress
+from loralens.core.messages import LEVELS, LOGGER, display_progress, note, progress
 from loralens.core.threads import share_processors
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.dialects.table import FORMATS

@@ -17,17 +17,14 @@ from loralens.arithmetic.quality import AdapterShare, CombinationQuality
 from loralens.choices import TARGET_FORMATS, FloatType, Space, TargetFormat
 from loralens.compression.directions import Directions, cast_factors, singular_directions, truncate_pair
 from loralens.core.adapter import Adapter
-from loralens.core.carried import magnitudes
-from loralens.core.messages import note, tell_findings
-from loralens.core.naming.base_model import family_contradiction
-from loralens.core.naming.selection import glob_in_words, select
-from loralens.core.progress import progress
+from loralens.core.base_model import family_contradiction
+from loralens.core.messages import note, progress, tell_findings
 from loralens.core.ranks import Rule, RuleName
-from loralens.core.recipe import Ingredient, Recipe, Strength
+from loralens.core.selection import glob_in_words, select
+from loralens.core.stored import Ingredient, Recipe, Strength
 from loralens.core.structured import Update
 from loralens.core.threads import Step, processor_count
-from loralens.core.together import match_modules, match_names, pad_rank
-from loralens.core.vector import with_modules
+from loralens.core.together import magnitudes, match_modules, match_names, pad_rank, with_modules
 from loralens.errors import LoraLensError, MismatchError, OptionError, place
 from loralens.formats.dialects.sizes import stored_size
 from loralens.formats.files.container import Files, Stored

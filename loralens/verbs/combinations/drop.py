@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from loralens.choices import FloatType, TargetFormat
 from loralens.core.adapter import Adapter
-from loralens.core.naming.selection import select
+from loralens.core.selection import select
 from loralens.errors import OptionError, place
 from loralens.formats import save
 from loralens.tables.numbers import count

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack, cast, overload
 
-from loralens.core.naming.selection import select
-from loralens.core.recipe import Strength
+from loralens.core.selection import select
+from loralens.core.stored import Strength
 from loralens.errors import OptionError, place
 from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter
 from loralens.verbs.batches.batch_result import BatchResult

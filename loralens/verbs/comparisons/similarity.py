@@ -10,10 +10,9 @@ from loralens.analysis.nested import nesting
 from loralens.analysis.two_adapters import KnownBases, compare_subspaces, find_shared_initialisation, side_of
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
-from loralens.core.messages import tell_findings, warn
-from loralens.core.progress import progress
+from loralens.core.messages import progress, tell_findings, warn
+from loralens.core.stored import same_start
 from loralens.core.threads import processor_count
-from loralens.core.training import same_start
 from loralens.verbs.comparisons.collection_similarity import CollectionSimilarity
 from loralens.verbs.comparisons.pair_similarity import NestedSimilarity, PairSimilarity
 from loralens.verbs.shared.adapters import Reading, Source, labels, read_where_unknown, sources, with_grids

@@ -10,9 +10,8 @@ from loralens.analysis.spectrum import Spectrum, mean_effective_rank, total_norm
 from loralens.analysis.trajectory import SETTLED, Trajectory, TrajectoryPoint, measure_trajectory, trajectory_steps
 from loralens.choices import Side
 from loralens.core.adapter import Adapter
-from loralens.core.messages import tell_findings, warn
-from loralens.core.naming.selection import select
-from loralens.core.progress import progress
+from loralens.core.messages import progress, tell_findings, warn
+from loralens.core.selection import select
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.formats import load

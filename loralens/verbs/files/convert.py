@@ -9,12 +9,12 @@ from typing import Any, Unpack, cast, overload
 from loralens.choices import TARGET_FORMATS, FloatType, TargetFormat
 from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
-from loralens.core.carried import NORMS
+from loralens.core.matching import Match, Shape, match
 from loralens.core.messages import warn
 from loralens.core.names import some
-from loralens.core.naming.matching import Match, Shape, match
 from loralens.core.structured import Structured, Update
 from loralens.core.threads import processor_count
+from loralens.core.together import NORMS
 from loralens.core.weights import with_kernels
 from loralens.errors import OptionError, place
 from loralens.formats.dialects import record
@@ -468,7 +468,7 @@ def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
     if not to == adapter.format == "kohya":
         return adapter, []
     # Imported here, since most conversions are of other dialects.
-    from loralens.core.naming.image_names import comfyui_has, sd_scripts_has
+    from loralens.core.image_names import comfyui_has, sd_scripts_has
     from loralens.formats.dialects.image import files_of_kohya, fit_image, kohya_names
 
     files, right = files_of_kohya(adapter), kohya_names(adapter)

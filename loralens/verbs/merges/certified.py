@@ -9,9 +9,9 @@ from typing import Any, Self, cast, final, get_args
 import numpy as np
 
 from loralens.choices import RoundingMode
-from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import warn
+from loralens.core.weights import CodedWeight
 from loralens.errors import MismatchError, OptionError
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.model_location import resolve_path

@@ -9,9 +9,8 @@ from typing import Any, Unpack, get_args
 
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, Noise, TargetFormat
 from loralens.core.adapter import Adapter
-from loralens.core.messages import note, tell_findings, warn
+from loralens.core.messages import note, progress, tell_findings, warn
 from loralens.core.names import some
-from loralens.core.progress import progress
 from loralens.core.ranks import Rule
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loralens.choices import MergeBits
 from loralens.core.adapter import Adapter
-from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
 from loralens.core.messages import note, warn
 from loralens.core.names import block, some
+from loralens.core.weights import CodedWeight
 from loralens.errors import LEAVE_OUT, MismatchError, OptionError
 from loralens.formats.models.checkpoint import CONV1D, Checkpoint
 from loralens.formats.models.model_files import ModelFiles
-from loralens.linalg.few_bits.ggml_blocks import Q4_1, Q8_0, BlockType
+from loralens.linalg.codes import Q4_1, Q8_0, BlockType
 from loralens.merging.low_bit.apply import check_movable
 from loralens.merging.low_bit.dequantised import decoded_block
 from loralens.merging.low_bit.nf4 import PARTS, Part

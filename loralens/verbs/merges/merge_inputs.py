@@ -9,11 +9,11 @@ import numpy as np
 
 from loralens.choices import MergeBits, ModelDtype, RoundingMode
 from loralens.core.adapter import Adapter
-from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.core.messages import warn
-from loralens.core.naming.selection import select
+from loralens.core.selection import select
+from loralens.core.weights import CodedWeight
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.apart import Input, adapter_inputs
 from loralens.formats.files.container import read_json
@@ -23,7 +23,7 @@ from loralens.formats.models.checkpoint import Checkpoint, model_config, open_ch
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
 from loralens.formats.models.model_location import resolve_path
 from loralens.formats.models.model_writer import Change
-from loralens.linalg.few_bits.ggml_blocks import BLOCK_TYPES, BlockType
+from loralens.linalg.codes import BLOCK_TYPES, BlockType
 from loralens.merging.low_bit.ggml import stored_shape
 from loralens.merging.low_bit.nf4 import PARTS, part_shape
 from loralens.merging.make_plan import plan_merge

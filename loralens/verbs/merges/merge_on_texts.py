@@ -15,18 +15,16 @@ from loralens.analysis.behaviour import sum_divergences
 from loralens.choices import RoundingMode
 from loralens.core.attached import call, frozen_evaluation
 from loralens.core.lazy import Array
-from loralens.core.messages import note
+from loralens.core.messages import note, progress
 from loralens.core.names import some
-from loralens.core.progress import progress
 from loralens.errors import MismatchError, OptionError, place
 from loralens.formats.files.packages import is_installed
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.float_folder import float_copy, float_folder
 from loralens.formats.records.corpora import CORPORA, read_corpus
+from loralens.linalg.codes import GGML_BLOCK, dequantise_nf4, quantise_nf4
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles
-from loralens.linalg.few_bits.ggml_blocks import BLOCK
-from loralens.linalg.few_bits.nf4 import dequantise_nf4, quantise_nf4
 from loralens.merging.apply import prepare_merge
 from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
 from loralens.merging.plan import TensorPlan
@@ -211,7 +209,7 @@ def _quantise(inputs: MergeInputs, key: str, merged: Singles) -> Singles:
     """The numbers of the codes that a merge makes of a whole weight, in the same shape."""
     type_ = inputs.block_type(key)
     if type_:
-        return type_.quantise(merged.reshape(-1, BLOCK)).numbers.reshape(merged.shape)
+        return type_.quantise(merged.reshape(-1, GGML_BLOCK)).numbers.reshape(merged.shape)
     return dequantise_nf4(*quantise_nf4(merged.reshape(-1))).reshape(merged.shape)
 
 

@@ -14,9 +14,8 @@ import numpy as np
 from loralens.choices import RoundingMode
 from loralens.core.hashes import Hasher, sha256
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.messages import note
+from loralens.core.messages import note, progress
 from loralens.core.names import some
-from loralens.core.progress import progress
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.formats.files.apart import check_apart

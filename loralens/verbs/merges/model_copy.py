@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 
 from loralens.core.lazy import LazyArray
-from loralens.core.messages import warn
-from loralens.core.progress import progress
+from loralens.core.messages import progress, warn
 from loralens.core.threads import in_threads, processor_count
 from loralens.formats.files.leftovers import was_killed
 from loralens.formats.models.model_copy import CopyOptions, Fill

@@ -9,9 +9,8 @@ from typing import Any, Never, Unpack
 
 from loralens.core.hashes import Hasher, sha256
 from loralens.core.lazy import Array
-from loralens.core.messages import warn
+from loralens.core.messages import progress, warn
 from loralens.core.names import some
-from loralens.core.progress import progress
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.shards import check_index
 from loralens.formats.models.checkpoint import open_checkpoint

@@ -10,8 +10,8 @@ from typing import Any, Literal, Unpack, get_args, overload
 
 from loralens.choices import MergeBits, RoundingMode
 from loralens.core.lazy import LazyArray
+from loralens.core.messages import progress
 from loralens.core.names import some
-from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import read_json

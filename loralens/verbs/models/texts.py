@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loralens.core.json_depth import parse_json
+from loralens.core.stored import parse_json
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.regular import check_folder, open_stream
 from loralens.formats.records.corpora import CORPORA, read_corpus

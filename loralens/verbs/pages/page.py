@@ -12,12 +12,11 @@ from loralens.analysis.intruders import Intruders, find_intruders
 from loralens.analysis.merge_effect import Base, bf16_errors, find_weights
 from loralens.choices import TARGET_FORMATS
 from loralens.core.adapter import Adapter
-from loralens.core.carried import magnitudes
 from loralens.core.fingerprint import fingerprint
-from loralens.core.messages import note, warn
-from loralens.core.moments import Moments
-from loralens.core.progress import progress
+from loralens.core.messages import note, progress, warn
+from loralens.core.stored import Moments
 from loralens.core.threads import Step, processor_count
+from loralens.core.together import magnitudes
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
 from loralens.formats.records.evaluations import read_evaluation

@@ -9,7 +9,7 @@ from typing import Any, Never, Unpack
 
 from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line, note
-from loralens.core.moments import Moments
+from loralens.core.stored import Moments
 from loralens.errors import OptionError, visible
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.location import existing_path

@@ -8,8 +8,7 @@ from typing import Any, Unpack
 from loralens.analysis.behaviour import BASE, Behaviour, Contrast, measure_behaviour
 from loralens.choices import FloatType
 from loralens.core.adapter import Adapter
-from loralens.core.messages import warn
-from loralens.core.progress import progress
+from loralens.core.messages import progress, warn
 from loralens.errors import OptionError, place
 from loralens.tables.numbers import fixed, json_number, number, percent
 from loralens.tables.result import Tabular

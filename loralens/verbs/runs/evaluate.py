@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Unpack, get_args
 from loralens.choices import FloatType, TaskName
 from loralens.core.adapter import Adapter
 from loralens.core.attached import Attachment
-from loralens.core.messages import warn
+from loralens.core.messages import progress, warn
 from loralens.core.names import some
-from loralens.core.progress import progress
-from loralens.core.training import record_of
+from loralens.core.stored import record_of
 from loralens.errors import OptionError, place
 from loralens.formats.files.atomic import check_write_target
 from loralens.formats.records.evaluations import write_evaluation

@@ -32,7 +32,6 @@ from loralens.core.messages import LOGGER, note
 from loralens.core.names import natural_key
 from loralens.core.processes import ProcessKilled, perform_in_processes
 from loralens.core.threads import processor_count
-from loralens.core.training import record_of
 from loralens.errors import DivergenceError, LoraLensError, MismatchError, OptionError, place
 from loralens.formats import load
 from loralens.formats.files.atomic import atomic_file

@@ -9,7 +9,7 @@ from loralens.errors import FormatError
 from loralens.formats.files.disk import check_new_folder
 from loralens.formats.records.cache import LIMIT, SvdCache, default_folder
 from loralens.formats.records.training import Training
-from loralens.linalg.rank_update import Decomposed
+from loralens.linalg.lanczos import Decomposed
 from loralens.tables.numbers import parse_size
 from loralens.training.initialisation import TruncatedSvd
 from loralens.verbs.files.target import Target

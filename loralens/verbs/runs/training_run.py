@@ -33,7 +33,7 @@ from loralens.watching.watcher import Watcher
 if TYPE_CHECKING:
     from torch import device as Device  # noqa: N812
 
-    from loralens.core.training import State
+    from loralens.core.stored import State
     from loralens.training.fitting import Fitted
     from loralens.training.injection import Injection
     from loralens.training.loop import Measures, Step, Watch

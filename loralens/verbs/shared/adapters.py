@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from loralens.core.adapter import Adapter
-from loralens.core.carried import magnitudes
 from loralens.core.messages import command_line, tell_findings
+from loralens.core.together import magnitudes
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats import load
 from loralens.formats.files.location import SUFFIXES, adapter_file

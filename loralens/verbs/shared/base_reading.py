@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from loralens.core.adapter import Adapter
+from loralens.core.base_model import BaseModel, contradiction, find_contradiction, group_models
 from loralens.core.messages import note, tell, warn
 from loralens.core.names import some
-from loralens.core.naming.base_model import BaseModel, contradiction, find_contradiction, group_models
 from loralens.errors import LoraLensError, place
 from loralens.formats.files.location import known_folder
 

@@ -12,8 +12,8 @@ from loralens.analysis.diagnosis import CodesPrediction, Examination, Saving
 from loralens.analysis.doctor import examine_all
 from loralens.analysis.merge_effect import Base
 from loralens.core.adapter import Adapter
-from loralens.core.naming.selection import select
-from loralens.core.progress import progress
+from loralens.core.messages import progress
+from loralens.core.selection import select
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.table import FORMATS

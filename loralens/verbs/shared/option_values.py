@@ -10,7 +10,7 @@ import numpy as np
 
 from loralens.choices import FLOAT_TYPES
 from loralens.core.adapter import Adapter
-from loralens.core.naming.selection import within_blocks
+from loralens.core.selection import within_blocks
 from loralens.errors import OptionError
 from loralens.formats.dialects.image import model_of
 
@@ -34,7 +34,7 @@ def check_finite(name: str, value: object) -> None:
 
 
 def as_globs(modules: str | Sequence[str], block: Blocks = ()) -> tuple[str, ...]:
-    """The options ``modules`` and ``block`` as globs of `loralens.core.naming.selection`.
+    """The options ``modules`` and ``block`` as globs of `loralens.core.selection`.
 
     Python may give a single glob as a string, and a single block as a number or a string.
 
@@ -102,7 +102,7 @@ def weights_by_module(adapter: Adapter, options: BlockWeights) -> dict[str, floa
             fix="choose modules by their names: --modules GLOB",
         )
     # Imported here, since most adapters are scaled and cut without it.
-    from loralens.core.naming.block_weights import weights_of_modules
+    from loralens.core.selection import weights_of_modules
 
     layers = {name: model.find(name, module.shape)[0] for name, module in adapter.items()}
     return weights_of_modules(model, layers, preset=preset, blocks=blocks)

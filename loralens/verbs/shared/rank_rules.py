@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 from loralens.core.adapter import Adapter
-from loralens.core.progress import progress
+from loralens.core.messages import progress
 from loralens.core.ranks import Rule, RuleName
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError
@@ -20,7 +20,7 @@ from loralens.verbs.shared.adapters import Reading
 if TYPE_CHECKING:
     from loralens.compression.directions import DType, Protection
     from loralens.compression.plan import TruncationPlan
-    from loralens.core.moments import Moments
+    from loralens.core.stored import Moments
 
 
 class RankRules(TypedDict, total=False):
@@ -120,7 +120,7 @@ def read_moments(activations: "str | PathLike[str] | Moments | None") -> "Moment
     """The moments of the option ``activations``, which is a file or the moments themselves; None if not given."""
     if activations is None:
         return None
-    from loralens.core.moments import Moments
+    from loralens.core.stored import Moments
     from loralens.formats.records.moments import load_moments
 
     return activations if isinstance(activations, Moments) else load_moments(activations)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loralens.core.adapter import Adapter
-from loralens.core.recipe import Ingredient, Strength
+from loralens.core.stored import Ingredient, Strength
 from loralens.errors import NOT_FINITE, FormatError, OptionError
 from loralens.tables.numbers import number
 from loralens.verbs.shared.adapters import AdapterSource, labels, sources

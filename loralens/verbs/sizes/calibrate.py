@@ -11,10 +11,9 @@ from loralens.compression.calibration import label_loss, measure_moments, next_t
 from loralens.core.adapter import Adapter
 from loralens.core.attached import Attachment
 from loralens.core.lowrank import LowRank
-from loralens.core.messages import warn
-from loralens.core.moments import Moments
+from loralens.core.messages import progress, warn
 from loralens.core.names import some
-from loralens.core.progress import progress
+from loralens.core.stored import Moments
 from loralens.errors import OptionError, place
 from loralens.formats.records.moments import check_moments_target, save_moments
 from loralens.tables.numbers import count

@@ -10,12 +10,12 @@ from loralens.compression.directions import FactorSplits
 from loralens.compression.loss import UpdateLoss, data_losses, losses, total_error
 from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
 from loralens.core.adapter import Adapter
-from loralens.core.carried import magnitudes
-from loralens.core.moments import Moments
+from loralens.core.messages import progress
 from loralens.core.names import is_expert_alone
-from loralens.core.progress import progress
+from loralens.core.stored import Moments
 from loralens.core.structured import Structured
 from loralens.core.threads import processor_count
+from loralens.core.together import magnitudes
 from loralens.errors import place
 from loralens.tables.numbers import change, count, fixed, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Table

@@ -9,8 +9,8 @@ from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetForma
 from loralens.compression.directions import Protection
 from loralens.compression.plan import CurvePoint, TruncationPlan, curve_ranks, rank_curve, recommended_point
 from loralens.core.adapter import Adapter
-from loralens.core.moments import Moments
-from loralens.core.progress import progress
+from loralens.core.messages import progress
+from loralens.core.stored import Moments
 from loralens.core.threads import processor_count
 from loralens.errors import place
 from loralens.tables.numbers import count, fixed, percent, size, span

@@ -12,15 +12,14 @@ from loralens.analysis.amplification import FAR, Amplification, KeptRank, count_
 from loralens.core.carried import magnitudes
 from loralens.core.messages import note, warn
 from loralens.core.names import some
-from loralens.core.naming.selection import select
-from loralens.core.progress import progress
+from loralens.core.selection import select
 from loralens.core.threads import processor_count
+from loralens.core.together import magnitudes
 from loralens.core.weights import Weight
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.records.cache import LEADING_VERSION, SvdCache, WeightHash
 from loralens.linalg.device import Device
-from loralens.linalg.projection import Block
-from loralens.linalg.randomized import Leading
+from loralens.linalg.randomized import Block, Leading
 from loralens.tables.numbers import count, fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table

@@ -7,13 +7,12 @@ from time import perf_counter
 
 import numpy as np
 
-from loralens.core.messages import note, warn
-from loralens.core.progress import progress
+from loralens.core.messages import note, progress, warn
 from loralens.core.weights import Weight
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.records.cache import LIMIT, SvdCache, default_folder, svd_bytes, weight_digest
 from loralens.linalg.device import Device
-from loralens.linalg.rank_update import Decomposed, decompose
+from loralens.linalg.lanczos import Decomposed, decompose
 from loralens.tables.numbers import count, parse_size, size
 
 # Side of the matrix whose SVD is timed for an estimate: small, so that the estimate itself takes little time.

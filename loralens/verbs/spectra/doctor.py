@@ -14,8 +14,8 @@ from loralens.analysis.loading_checks import CLIENT
 from loralens.analysis.strength_checks import SAME_ADAPTER
 from loralens.choices import FLOAT_TYPES, Consumer, Level, MergeDType, PredictedRounding
 from loralens.core.adapter import Adapter, Finding
+from loralens.core.matching import match
 from loralens.core.names import kind
-from loralens.core.naming.matching import match
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import read_json

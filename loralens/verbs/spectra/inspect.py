@@ -379,7 +379,7 @@ def _inspect(
     stored: Mapping[str, tuple[int, ...]] = {}
     if base is not None:
         # Imported here because it takes as long as NumPy itself, and most adapters are inspected without a base.
-        from loralens.core.naming.matching import match as match_names
+        from loralens.core.matching import match as match_names
         from loralens.formats.models.checkpoint import shapes
         from loralens.verbs.shared.base_reading import FIX, base_contradiction, with_tied_head
 
@@ -433,8 +433,8 @@ def _folder_text(folder: Folder) -> str:
 def base_by_shapes(adapter: Adapter) -> str:
     """The base of an adapter that does not name it, in the conclusion: the image models that have its modules."""
     # Imported here, since most adapters name their base.
-    from loralens.core.naming.base_model import image_models_of
-    from loralens.core.naming.image_models import image_models
+    from loralens.core.base_model import image_models_of
+    from loralens.core.image_models import image_models
 
     models = image_models_of(adapter)
     if not models:

@@ -20,7 +20,7 @@ from loralens.analysis.intruders import (
 )
 from loralens.choices import FloatType
 from loralens.core.adapter import Adapter
-from loralens.core.naming.selection import select
+from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats import save

@@ -18,7 +18,7 @@ from loralens.analysis.spectrum import (
 )
 from loralens.choices import Sort
 from loralens.core.adapter import Adapter
-from loralens.core.progress import progress
+from loralens.core.messages import progress
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.tables.numbers import count, fixed, number, percent, shape, spark, whole_percent

@@ -7,8 +7,7 @@ from loralens.analysis.diagnosis import Diagnosis, Examination, examine_adapter
 from loralens.analysis.doctor import examine_all, run_checks
 from loralens.analysis.merge_effect import Base
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
-from loralens.core.scaling import Scaling, scale_of
+from loralens.core.lowrank import LowRank, Scaling, scale_of
 
 KINDS = ("q_proj", "v_proj")
 

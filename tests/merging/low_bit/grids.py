@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from loralens.core.few_bits.coded_weight import CodedWeight, GridRows
+from loralens.core.weights import CodedWeight, GridRows
 
 NF4 = np.array(
     [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,

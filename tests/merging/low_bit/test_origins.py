@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from loralens.linalg.draws import Draws
+from loralens.linalg.rounding import Draws
 from loralens.merging.low_bit import origins
 from loralens.merging.low_bit.origins import find_origins
 from loralens.merging.low_bit.stochastic import asked_moves, move_codes, uniform_numbers

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loralens.errors import FormatError
-from loralens.linalg.draws import Draws
+from loralens.linalg.rounding import Draws
 from loralens.merging.low_bit.apply import added_numbers
 from loralens.merging.low_bit.stochastic import asked_moves, move_codes, nearest_codes, uniform_numbers
 from tests.merging.low_bit.grids import grid, part

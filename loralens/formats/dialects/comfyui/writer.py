@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.image_names import are_of_joint_transformer, comfyui_has, comfyui_unet, in_pipeline
 from loralens.core.lazy import LazyArray
-from loralens.core.naming.image_names import are_of_joint_transformer, comfyui_has, comfyui_unet, in_pipeline
 from loralens.core.structured import Update
 from loralens.errors import LEAVE_OUT, FormatError, MismatchError, place
 from loralens.formats.dialects import alpha, up_down

@@ -18,7 +18,7 @@ Attention processors without a component belong to the UNet, because at that tim
 import re
 from collections.abc import Iterable
 
-from loralens.core.naming.image_names import LANGUAGE_MODEL
+from loralens.core.image_names import LANGUAGE_MODEL
 from loralens.formats.dialects.pairs import Leaf
 
 COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")

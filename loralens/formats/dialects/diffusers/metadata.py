@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from loralens.core.adapter import Finding
-from loralens.core.json_depth import parse_json
-from loralens.core.naming.clock import Clock
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Scaling
+from loralens.core.selection import Clock
+from loralens.core.stored import parse_json
 from loralens.errors import FormatError, place
 from loralens.formats.dialects.peft.config import PeftConfig
 from loralens.formats.files.json_text import check_printable

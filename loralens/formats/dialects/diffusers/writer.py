@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.carried import NORMS
+from loralens.core.image_names import ORIGINAL, are_of_transformer, in_pipeline
 from loralens.core.lazy import LazyArray
 from loralens.core.names import some
-from loralens.core.naming.image_names import ORIGINAL, are_of_transformer, in_pipeline
 from loralens.core.structured import Update
+from loralens.core.together import NORMS
 from loralens.errors import LEAVE_OUT, FormatError, LoraLensError, MismatchError, place
 from loralens.formats.dialects.diffusers.keys import component, diffusers_leaf
 from loralens.formats.dialects.diffusers.metadata import KEY, Configs, dump_configs

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from loralens.core.naming.base_model import text_config
+from loralens.core.base_model import text_config
 from loralens.errors import OptionError
 
 # The weights of most families: attention, gated MLP, routed and shared experts, and Mixtral's experts.

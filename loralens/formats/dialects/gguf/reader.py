@@ -21,8 +21,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank, Origin
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Origin, Scaling
 from loralens.errors import FormatError, MismatchError, ShapeError
 from loralens.formats.dialects import pairs
 from loralens.formats.dialects.gguf import names as gguf_names

@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 
 from loralens.core.adapter import Adapter
+from loralens.core.base_model import text_config
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import expert
-from loralens.core.naming.base_model import text_config
 from loralens.core.structured import Update
 from loralens.errors import LEAVE_OUT, FormatError, OptionError, ShapeError, place
 from loralens.formats.dialects.extras import translatable_extras

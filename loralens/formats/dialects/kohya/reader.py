@@ -24,8 +24,7 @@ from math import prod
 from loralens.choices import Level
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import LowRank, Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
 from loralens.formats.dialects import pairs

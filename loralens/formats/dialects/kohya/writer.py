@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
+from loralens.core.image_names import in_pipeline, is_of_diffusers_transformer
 from loralens.core.lazy import LazyArray
-from loralens.core.naming.image_names import in_pipeline, is_of_diffusers_transformer
 from loralens.core.structured import Update
 from loralens.errors import MismatchError, place
 from loralens.formats.dialects import alpha, up_down

@@ -26,8 +26,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects import pairs

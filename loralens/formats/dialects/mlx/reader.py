@@ -23,8 +23,7 @@ from typing import Any
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects import dora, pairs

@@ -13,10 +13,10 @@ import ml_dtypes
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.carried import NORMS
 from loralens.core.lazy import LazyArray
 from loralens.core.names import block
 from loralens.core.structured import Update
+from loralens.core.together import NORMS
 from loralens.errors import LEAVE_OUT, FormatError, ShapeError, place
 from loralens.formats.dialects.extras import check_all_dora, translate_extras
 from loralens.formats.dialects.mlx.reader import NAME, is_mlx_config, lora_parameters, stated_scale

@@ -10,9 +10,9 @@ from typing import Any, final
 
 from loralens.choices import Level
 from loralens.core.adapter import Finding
-from loralens.core.carried import TASK_HEADS
-from loralens.core.naming.clock import Clock
-from loralens.core.scaling import ScaleFormula, Scaling
+from loralens.core.lowrank import ScaleFormula, Scaling
+from loralens.core.selection import Clock
+from loralens.core.together import TASK_HEADS
 from loralens.errors import FormatError
 from loralens.formats.dialects.peft.patterns import RESTORE, Pattern
 from loralens.formats.files.expressions import Expression

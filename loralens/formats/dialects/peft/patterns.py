@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
-from loralens.core.naming.clock import Clock
+from loralens.core.selection import Clock
 from loralens.formats.files.expressions import SIMPLER, Expression
 
 RESTORE = "correct adapter_config.json, or save the adapter again"

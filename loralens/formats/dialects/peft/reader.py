@@ -23,8 +23,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray, Recent
-from loralens.core.lowrank import Layout, LowRank, Origin
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Origin, Scaling
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects import dora, pairs
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts

@@ -29,9 +29,8 @@ import numpy as np
 
 from loralens.core.adapter import Finding
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout, LowRank
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.names import is_convolution_name
-from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects import pairs
 from loralens.formats.dialects.alpha import single_number

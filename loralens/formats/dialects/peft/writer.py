@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.carried import NORMS
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import LowRank
+from loralens.core.lowrank import LowRank, Scaling
 from loralens.core.names import natural_key
-from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
+from loralens.core.together import NORMS
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects.extras import check_all_dora, translate_extras
 from loralens.formats.dialects.pairs import pack_pair

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from loralens.core.json_depth import parse_json
+from loralens.core.stored import parse_json
 from loralens.errors import FormatError, place
 
 SCALARS = {  # type in the file → name and struct code

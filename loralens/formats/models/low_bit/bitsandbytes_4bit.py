@@ -32,8 +32,8 @@ from loralens.formats.models.low_bit.parts import (
     part,
     whole_number,
 )
+from loralens.linalg.codes import LEVELS
 from loralens.linalg.exact import Singles
-from loralens.linalg.few_bits.nf4 import LEVELS
 
 STATE = ".quant_state.bitsandbytes__"
 NF4 = Levels(LEVELS)

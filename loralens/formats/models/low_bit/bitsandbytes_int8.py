@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from loralens.core.few_bits.coded_weight import CodedWeight, Codes, GridRows
 from loralens.core.lazy import LazyArray
+from loralens.core.weights import CodedWeight, Codes, GridRows
 from loralens.errors import place
 from loralens.formats.models.low_bit.packing import Bytes, bytes_of
 from loralens.formats.models.low_bit.parts import FLOATS, CheckpointWeight, Config, Tensors, bits_of, part

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.few_bits.coded_weight import CodedWeight, Codes, GridRows
 from loralens.core.lazy import LazyArray
+from loralens.core.weights import CodedWeight, Codes, GridRows
 from loralens.errors import FormatError
 from loralens.formats.files.gguf.types import TENSOR_TYPES
 from loralens.formats.models.low_bit.gguf_block import BlockLayout, Bytes

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.few_bits.coded_weight import CodedWeight, Codes, GridRows
 from loralens.core.lazy import Array
+from loralens.core.weights import CodedWeight, Codes, GridRows
 from loralens.formats.models.low_bit.packing import Bytes
 from loralens.linalg.exact import Singles
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from loralens.core.adapter import Finding
-from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
+from loralens.core.weights import CodedWeight
 from loralens.formats.models.low_bit.awq import find_awq
 from loralens.formats.models.low_bit.bitsandbytes_4bit import find_4bit
 from loralens.formats.models.low_bit.bitsandbytes_int8 import find_int8

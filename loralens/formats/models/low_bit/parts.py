@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from loralens.core.few_bits.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
+from loralens.core.weights import CodedWeight
 from loralens.errors import FormatError
 from loralens.formats.models.float8 import BESIDE
 

@@ -1,15 +1,158 @@
 """`Recipe`: how an adapter was combined from others, as plain data that can be stored and repeated."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf, isfinite
 from sys import float_info
+from types import MappingProxyType
 from typing import Any, Self, final
 
-from loralens.core.names import kind
-from loralens.core.naming.clock import Clock
-from loralens.core.naming.selection import FEWER_GLOBS, expand_glob, matches, select, wild
-from loralens.errors import FormatError, place
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import Array
+from loralens.core.names import kind, natural_key, nearest
+from loralens.core.selection import FEWER_GLOBS, Clock, expand_glob, matches, select, wild
+from loralens.errors import FormatError, MismatchError, OptionError, place
+
+# Far more than any file of the field has, and few enough for every function that calls itself for the parts of a value,
+# such as `copy.deepcopy`, which Python stops after 1,000 calls.
+DEEPEST = 64
+_TOO_DEEP = f"nested more than {DEEPEST} levels deep"
+
+
+def parse_json(
+    text: str | bytes, *, object_pairs_hook: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None
+) -> Any:
+    """The value of a JSON text; ``object_pairs_hook`` is that of `json.loads`.
+
+    Raises
+    ------
+    ValueError
+        The text is not JSON, or it is nested more than `DEEPEST` levels deep.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=object_pairs_hook)
+    except RecursionError as error:
+        raise ValueError(_TOO_DEEP) from error
+    level: list[Any] = [[value]]
+    # Level by level, because the check must not call itself either. `type`, because it is faster than isinstance, and
+    # the header of a large file has a million values.
+    for _ in range(DEEPEST + 1):
+        level = [
+            part
+            for item in level
+            for part in (item if type(item) is list else item.values())
+            if type(part) is list or type(part) is dict
+        ]
+        if not level:
+            return value
+    raise ValueError(_TOO_DEEP)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Second moments of one module of rank r over real inputs x, uncentred.
+
+    Attributes
+    ----------
+    K : float64 array, shape (r, r)
+        E[z zᵀ] with z = A x. It is symmetric and, apart from rounding, positive semidefinite. x is the input of the
+        module in the adapted model.
+    count : int
+        Number of inputs x. If it is 0, no input reached the module, and K is 0.
+    G : float64 array, shape (r, r), or None
+        E[(Bᵀg)(Bᵀg)ᵀ], where g = ∂loss/∂y at the output y of the module; None if it was not requested.
+    trace : float or None
+        tr E[x xᵀ] = E‖x‖², which includes the part of x that z does not depend on. None if it was not measured.
+    """
+
+    K: Array
+    count: int
+    G: Array | None = None
+    trace: float | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Module name → `Moment`, in natural order, and the fingerprint of their adapter.
+
+    Attributes
+    ----------
+    fingerprint : str
+        The `loralens.core.fingerprint` of the adapter.
+    unmeasured : mapping of str to str
+        Modules of the adapter without a moment → the reason.
+    source : mapping of str to object
+        The source of the inputs, as JSON: the number of batches, and fields that the caller adds.
+    """
+
+    modules: Mapping[str, Moment]
+    fingerprint: str
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Read-only views in natural order, because a frozen object must not change through its mappings.
+        for name in ("modules", "unmeasured"):
+            values: Mapping[str, Any] = getattr(self, name)
+            ordered = {key: values[key] for key in sorted(values, key=natural_key)}
+            object.__setattr__(self, name, MappingProxyType(ordered))
+        object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the read-only views of mappings cannot be pickled
+        named = {"unmeasured": dict(self.unmeasured), "source": dict(self.source)}
+        return partial(Moments, modules=dict(self.modules), fingerprint=self.fingerprint, **named), ()
+
+    def __getitem__(self, name: str) -> Moment:
+        if name not in self.modules:
+            why = self.unmeasured.get(name)
+            # A module that could not be measured gets its reason; any other name is probably misspelled.
+            what = f"no moments of {name}" + (f": {why}" if why else "")
+            raise OptionError(what, fix=f"the nearest names are {nearest(name, self.modules)}")
+        return self.modules[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.modules
+
+    def items(self) -> ItemsView[str, Moment]:
+        """Pairs of name and moment, in natural order."""
+        return self.modules.items()
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """Modules that could be measured but that no input reached."""
+        return tuple(name for name, moment in self.items() if not moment.count)
+
+    def check(self, adapter: Adapter) -> None:
+        """Check that these moments were measured with this adapter.
+
+        Raises
+        ------
+        MismatchError
+            The names, shapes or factors differ from those of the adapter at calibration.
+        """
+        # K and G are those of these factors: the same update with other factors has other moments.
+        # Imported here because hashlib loads OpenSSL, and most commands import this module without moments.
+        from loralens.core.fingerprint import fingerprint
+
+        if fingerprint(adapter) != self.fingerprint:
+            turned = any(module.layout.rows for module in adapter.modules.values())
+            raise MismatchError(
+                "these moments belong to another adapter: names, shapes or factors differ",
+                fix="give --base, the model in which the adapter was calibrated: its rows are then put in order"
+                if turned
+                else "measure them again with this one: loralens calibrate",
+            )
+
 
 FIELDS = ("adapters", "method", "options", "space", "seed", "modules", "take", "drop_dead", "truncate", "uniform")
 # The limit of `sys.set_int_max_str_digits`, above which int and str refuse to convert.
@@ -215,3 +358,50 @@ def _read_numbers(table: Any, field: str, *, infinite: bool = False) -> dict[str
         if not (isfinite(value) or (infinite and abs(value) == inf)):
             raise FormatError(f"{field}: {name} is {value}", fix="write a finite number")
     return dict(table)
+
+
+RECORD = "loralens_training"  # key of the metadata
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """The state of a training run between two steps.
+
+    Attributes
+    ----------
+    step : int
+        Number of steps that are done.
+    tensors : mapping of str to array
+        Trained tensors, the state of the optimiser, and the best tensors so far, in their own dtypes.
+    record : mapping
+        All other values of the state, as JSON.
+    run : mapping
+        The identity of the run, as JSON (see `loralens.training.state.run_identity`).
+    """
+
+    step: int
+    tensors: Mapping[str, Array]
+    record: Mapping[str, Any]
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+
+def record_of(adapter: Adapter) -> Mapping[str, Any] | None:
+    """The record of a training by loralens in the metadata of an adapter; None if there is none, or it is not JSON.
+
+    ``A0`` is a digest of the initial factors A of all modules, and ``A0_of`` has a digest for each module. Equal
+    digests mean equal numbers. See `loralens.training.injection.Injection` for the other fields.
+    """
+    try:
+        record = parse_json((adapter.metadata or {}).get(RECORD, "null"))
+    # Metadata of a file may hold anything.
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def same_start(first: Adapter, second: Adapter) -> bool:
+    """Whether two adapters were trained from the same A₀ according to their records; False without a record."""
+    starts = [(record_of(adapter) or {}).get("A0") for adapter in (first, second)]
+    # Two adapters without a digest agree in nothing that is known.
+    return starts[0] is not None and starts[0] == starts[1]

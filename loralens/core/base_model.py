@@ -11,10 +11,9 @@ from itertools import combinations, pairwise
 from typing import Any, final
 
 from loralens.core.adapter import Adapter
-from loralens.core.names import block, some
-from loralens.core.naming.image_models import ImageModel, likely_models
-from loralens.core.naming.matching import same_modules
-from loralens.core.naming.normal_form import encoder
+from loralens.core.image_models import ImageModel, likely_models
+from loralens.core.matching import same_modules
+from loralens.core.names import block, encoder, some
 
 # Endings of the names of copies in another precision or format.
 _COPY = re.compile(

@@ -13,7 +13,7 @@ from functools import cache
 from math import prod
 from typing import NamedTuple, final
 
-from loralens.core.naming.normal_form import bare_form, encoder, inner_form
+from loralens.core.names import bare_form, encoder, inner_form
 
 Shape = tuple[int, ...]
 Key = tuple[int, str]  # number of the text encoder or 0, and the name without its prefix and with underscores

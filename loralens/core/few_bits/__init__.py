@@ -1,1 +1,0 @@
-"""Weights of a base model that are stored as codes of a few bits."""

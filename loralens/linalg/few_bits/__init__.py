@@ -1,1 +1,0 @@
-"""Numbers in a few bits: NF4, and the blocks of ggml."""
