@@ -463,8 +463,6 @@ def rows_for_cache(m: int, n: int) -> Iterator[slice]:
 
 def _prune(x: Array, words: Words, factors: Array, mask: Array, work: Workspace) -> None:
     """Write into ``mask`` which entries of some rows are kept, and multiply all of them by their factors."""
-    if prune_rows(x, words, factors, STEPS - 0.5, kept=mask):
-        return
     mine, draws = work.of("factors", x.shape, x.dtype), work.of("draws", x.shape, x.dtype)
     # From ranks back to the places of the entries.
     for row, order in zip(mine, np.argsort(np.abs(x), axis=1, kind="stable"), strict=True):

@@ -1,8 +1,7 @@
 """A hash of the update of an adapter that is the same in every dialect with the same numbers."""
 
-import sys
 from collections.abc import Iterable, Iterator
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from loralens.core.lazy import Array, LazyArray, row_blocks
 from loralens.core.lowrank import LowRank
 from loralens.core.names import normal_form
 from loralens.core.structured import Dense, Update
-from loralens.linalg.compiled.loops import widen_halves
 
 # 2 MiB in float64.
 BLOCK = 1 << 18  # numbers hashed at a time
@@ -128,22 +126,11 @@ def _canonical_array(array: Array, dtype: np.dtype[Any]) -> Array:
 
     −0 becomes 0, and all NaN get the same bits.
     """
-    if array.dtype == np.float16 and dtype == _FLOAT32:
-        halves = widen_halves(array) if sys.byteorder == "little" else None
-        # NumPy converts float16 number by number; looking them up takes two thirds of the time.
-        return _every_float16().take(array.view(np.uint16)) if halves is None else halves
-    wide = array.astype(dtype)
+    with np.errstate(invalid="ignore"):  # some bits of float16 mean NaN that signal
+        wide = array.astype(dtype)
     # −0 + 0 is 0.
     wide += dtype.type(0)
     # NaN has many bit patterns.
     if (nan := np.isnan(wide)).any():
         wide[nan] = np.nan
     return np.ascontiguousarray(wide, dtype=dtype.newbyteorder("<"))
-
-
-@cache
-def _every_float16() -> Array:
-    """The float16 number of every 16 bits in the form of `_canonical_array`: 256 KiB."""
-    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    with np.errstate(invalid="ignore"):  # some bits mean NaN that signal
-        return _canonical_array(every.astype(np.float32), _FLOAT32)

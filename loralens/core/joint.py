@@ -9,20 +9,17 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import LARGEST, Layout, LowRank, Scaling, check_float64
+from loralens.core.lowrank import Layout, LowRank, Scaling, check_float64
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
 from loralens.linalg.factor import (
     Basis,
-    FactorsSideBySide,
     Integers,
-    are_usual,
     check_in_range,
-    gram,
     implicit,
     measure,
+    side_by_side,
     times,
-    unit_triangles,
 )
 from loralens.linalg.measures import EPS
 
@@ -93,7 +90,46 @@ class Joint:
         [B_1 … B_T] and [A_1; …; A_T] are orthogonalised once, which costs O((out + in)·(Σr)²). No array of size
         out × in is formed.
         """
-        return JointFactors.of(updates, strengths).joint()
+        pairs = [update for update in updates if update is not None]
+        if len({update.shape for update in pairs}) > 1:
+            shapes = ", ".join(str(update.shape) for update in pairs)
+            raise ShapeError(f"the updates have the shapes {shapes}", fix="give adapters of one base model")
+        shape, weights = pairs[0].shape, np.asarray(strengths, dtype=np.float64)
+        # No lambdas, since results hold these functions and can be pickled.
+        sources = partial(_outputs, pairs), partial(_inputs, pairs)
+        stacks = tuple(source() for source in sources)
+        factor_B, factor_A = map(measure, stacks)
+        ranks = [0 if update is None else update.rank for update in updates]
+        owner = np.repeat(np.arange(len(ranks)), ranks)
+        scales = np.repeat([1.0 if update is None else update.scale for update in updates], ranks)
+        # ‖b_k‖‖a_k‖ of all rank indices, with the powers of two that `measure` took out of the columns.
+        strength = np.ldexp(factor_B.norms * factor_A.norms, factor_B.exponents + factor_A.exponents)
+        # An overflow is refused by the check below, with a message and without a warning of NumPy.
+        with np.errstate(over="ignore"):
+            D = strength * scales
+        # Before anything is computed, this raises an error if norms of a combination would leave the range of float64.
+        check_float64(max(1.0, float(np.abs(weights).max(initial=0.0))), np.abs(D).max(initial=0.0, keepdims=True))
+        # Rank indices of length 0 have no direction for the bases.
+        alive = np.flatnonzero(D)
+        X_B, T_B, R_B = implicit(factor_B, alive)
+        X_A, T_A, R_A = implicit(factor_A, alive)
+        cores = np.zeros((len(updates), len(R_B), len(R_A)))
+        for t in set(owner[alive].tolist()):
+            mine = owner[alive] == t
+            cores[t] = (R_B[:, mine] * D[alive][mine]) @ R_A[:, mine].T
+        # Spectral norms, since a rank is decided by comparing singular values with σ₁.
+        tops = np.array([np.linalg.norm(M, 2) if M.size else 0.0 for M in cores])
+        # The larger of the usual threshold of a rank and the error of a product that cancels.
+        lengths = np.bincount(owner, np.abs(D), minlength=len(updates))
+        floors = np.asarray(EPS * np.maximum(max(shape) * tops, BACKWARD * lengths), dtype=np.float64)
+        out, in_ = (
+            JointSide(len(X), T, source, source)
+            if X is stack
+            else JointSide(len(X), T, partial(_same, X), partial(_columns, source, alive))
+            for X, T, source, stack in zip((X_B, X_A), (T_B, T_A), sources, stacks, strict=True)
+        )
+        present = tuple(update if isinstance(update, LowRank) else None for update in updates)
+        return cls(present, weights, out, in_, cores, floors)
 
     @property
     def left(self) -> Basis:
@@ -176,13 +212,12 @@ class JointSide:
 
     n: int
     T: Floats
-    source: "Callable[[], Array | FactorsSideBySide]"
-    again: "Callable[[], Array | FactorsSideBySide]"
+    source: "Callable[[], Array]"
+    again: "Callable[[], Array]"
 
     def basis(self) -> Basis:
         """Q; X is read."""
-        X = self.source()
-        return Basis(X.whole() if isinstance(X, FactorsSideBySide) else X, self.T)
+        return Basis(self.source(), self.T)
 
     def lift(self, M: Floats) -> "Side":
         """The columns Q @ M, computed from the factors at each read, so that no tall array stays in memory."""
@@ -192,166 +227,21 @@ class JointSide:
         return Side(self.n, self.again, self.T @ M)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class JointFactors:
-    """The factors of some updates of one weight side by side, of which only the Gram matrices are kept.
-
-    Attributes
-    ----------
-    updates : tuple of LowRank or None
-    strengths : float64 array, shape (T,)
-    owner : int64 array, shape (Σr,)
-        The index of the update to which each rank index belongs.
-    scales : float64 array, shape (Σr,)
-        The scale of that update.
-    grams : tuple of float64 arrays, shape (Σr, Σr)
-        Those of [B_1 … B_T] and of [A_1ᵀ … A_Tᵀ].
-    """
-
-    updates: tuple[LowRank | None, ...]
-    strengths: Floats
-    owner: Integers
-    scales: Floats
-    grams: tuple[Floats, Floats]
-
-    @classmethod
-    def of(cls, updates: "Sequence[Update | None]", strengths: Sequence[float] | Floats) -> Self:
-        """Read the factors of these updates once; errors are those of `Joint.of`."""
-        present_updates = [update for update in updates if update is not None]
-        if len({update.shape for update in present_updates}) > 1:
-            shapes = ", ".join(str(update.shape) for update in present_updates)
-            raise ShapeError(f"the updates have the shapes {shapes}", fix="give adapters of one base model")
-        grams = (
-            gram(FactorsSideBySide([update.B for update in present_updates])),
-            gram(FactorsSideBySide([update.A.T for update in present_updates])),
-        )
-        ranks = [0 if update is None else update.rank for update in updates]
-        owner, scales = np.repeat(np.arange(len(ranks)), ranks), [1.0 if u is None else u.scale for u in updates]
-        pairs = tuple(update if isinstance(update, LowRank) else None for update in updates)
-        return cls(pairs, np.asarray(strengths, dtype=np.float64), owner, np.repeat(scales, ranks), grams)
-
-    def sources(self) -> "tuple[Callable[[], FactorsSideBySide], Callable[[], FactorsSideBySide]]":
-        """Functions that read [B_1 … B_T] and [A_1ᵀ … A_Tᵀ]."""
-        pairs = [update for update in self.updates if update is not None]
-        # No lambdas, since results hold these functions and can be pickled.
-        return partial(_outputs, pairs), partial(_inputs, pairs)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-        return next(update.shape for update in self.updates if update is not None)
-
-    def joint(self) -> Joint:
-        """The joint space, whatever the factors are; errors are those of `Joint.of`."""
-        sources = self.sources()
-        stacks = tuple(source().whole() for source in sources)
-        factor_B, factor_A = (measure(X, G) for X, G in zip(stacks, self.grams, strict=True))
-        # ‖b_k‖‖a_k‖ of all rank indices, with the powers of two that `measure` took out of the columns.
-        strength = np.ldexp(factor_B.norms * factor_A.norms, factor_B.exponents + factor_A.exponents)
-        # An overflow is refused by the check below, with a message and without a warning of NumPy.
-        with np.errstate(over="ignore"):
-            D = strength * self.scales
-        # Before anything is computed, this raises an error if norms of a combination would leave the range of float64.
-        largest = max(1.0, float(np.abs(self.strengths).max(initial=0.0)))
-        check_float64(largest, np.abs(D).max(initial=0.0, keepdims=True))
-        # Rank indices of length 0 have no direction for the bases.
-        alive = np.flatnonzero(D)
-        X_B, T_B, R_B = implicit(factor_B, alive)
-        X_A, T_A, R_A = implicit(factor_A, alive)
-        cores = np.zeros((len(self.updates), len(R_B), len(R_A)))
-        for t in set(self.owner[alive].tolist()):
-            mine = self.owner[alive] == t
-            cores[t] = (R_B[:, mine] * D[alive][mine]) @ R_A[:, mine].T
-        # Spectral norms, since a rank is decided by comparing singular values with σ₁.
-        tops = np.array([np.linalg.norm(M, 2) if M.size else 0.0 for M in cores])
-        floors = _floors(self.shape, tops, np.bincount(self.owner, np.abs(D), minlength=len(self.updates)))
-        out, in_ = (
-            JointSide(len(X), T, source, source)
-            if X is stack
-            else JointSide(len(X), T, partial(_same, X), partial(_columns, source, G, alive))
-            for X, T, source, stack, G in zip((X_B, X_A), (T_B, T_A), sources, stacks, self.grams, strict=True)
-        )
-        return Joint(self.updates, self.strengths, out, in_, cores, floors)
+def _outputs(pairs: "Sequence[Update]") -> Array:
+    return side_by_side([pair.B for pair in pairs])
 
 
-def _outputs(pairs: Sequence[LowRank]) -> FactorsSideBySide:
-    return FactorsSideBySide([pair.B for pair in pairs])
-
-
-def _inputs(pairs: Sequence[LowRank]) -> FactorsSideBySide:
-    return FactorsSideBySide([pair.A.T for pair in pairs])
+def _inputs(pairs: "Sequence[Update]") -> Array:
+    return side_by_side([pair.A.T for pair in pairs])
 
 
 def _same(X: Array) -> Array:
     return X
 
 
-def _columns(source: Callable[[], FactorsSideBySide], G: Floats, order: Integers) -> Array:
-    """The X of `implicit` for the factors of a source with the Gram matrix G; the same bits each time."""
-    return implicit(measure(source().whole(), G), order)[0]
-
-
-def _floors(shape: tuple[int, int], tops: Floats, lengths: Array) -> Floats:
-    """The singular values of each update up to which they are rounding."""
-    # The larger of the usual threshold of a rank and the error of a product that cancels.
-    return np.asarray(EPS * np.maximum(max(shape) * tops, BACKWARD * lengths), dtype=np.float64)
-
-
-def joint_spaces(modules: Sequence[JointFactors]) -> list[Joint | None]:
-    """The joint spaces of several modules with the same ranks; None for those that `JointFactors.joint` has to compute.
-
-    One module takes some sixty calls of NumPy, which take far longer than their arithmetic. Here one call serves all of
-    them. Every step is that of one module on the usual route: no length is 0 or very large, and the Gram matrices give
-    the bases.
-    """
-    owner, count = modules[0].owner, len(modules[0].updates)
-    if not owner.size:
-        return [None] * len(modules)
-    G_B, G_A = (np.stack(grams) for grams in zip(*(module.grams for module in modules), strict=True))
-    strengths = np.stack([module.strengths for module in modules])
-    squares_B, squares_A = (G.diagonal(axis1=1, axis2=2) for G in (G_B, G_A))
-    usual = are_usual(squares_B) & are_usual(squares_A)
-    norms_B, norms_A = (np.sqrt(np.where(usual[:, None], squares, 1.0)) for squares in (squares_B, squares_A))
-    with np.errstate(over="ignore"):
-        D = norms_B * norms_A * np.stack([module.scales for module in modules])
-        largest = np.maximum(1.0, np.abs(strengths).max(axis=1)) * np.abs(D).max(axis=1, initial=0.0)
-    usual &= (D != 0).all(axis=1) & (largest <= LARGEST)
-    # What is left to the other route must not end a call for all.
-    D[~usual] = 0
-    try:
-        (R_B, safe_B), (R_A, safe_A) = unit_triangles(G_B, norms_B, usual), unit_triangles(G_A, norms_A, usual)
-    except np.linalg.LinAlgError:
-        return [None] * len(modules)
-    T_B, T_A = np.linalg.inv(R_B) / norms_B[:, :, None], np.linalg.inv(R_A) / norms_A[:, :, None]
-    cores, lengths = np.zeros((len(modules), count, *R_B.shape[1:])), np.zeros((len(modules), count))
-    for t in set(owner.tolist()):
-        mine = owner == t
-        cores[:, t] = (R_B[:, :, mine] * D[:, None, mine]) @ R_A[:, :, mine].transpose(0, 2, 1)
-        lengths[:, t] = np.abs(D[:, mine]).sum(axis=1)
-    tops = np.linalg.svd(cores, compute_uv=False)[..., 0]
-
-    def space(i: int) -> Joint:
-        module = modules[i]
-        (out, in_), (B, A) = module.shape, module.sources()
-        sides = JointSide(out, T_B[i], B, B), JointSide(in_, T_A[i], A, A)
-        return Joint(module.updates, module.strengths, *sides, cores[i], _floors(module.shape, tops[i], lengths[i]))
-
-    return [space(i) if safe else None for i, safe in enumerate(safe_B & safe_A)]
-
-
-def decompose_cores(joints: Sequence[Joint], matrices: "Sequence[Floats | Core]") -> list[Core]:
-    """`Joint.decompose` of a core matrix of each joint space; matrices of equal shape go through one call of NumPy."""
-    cores = list(matrices)
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for i, M in enumerate(matrices):
-        if not isinstance(M, Core):
-            alike.setdefault(M.shape, []).append(i)
-    for ids in alike.values():
-        U, s, Vh = np.linalg.svd(np.stack([matrices[i] for i in ids]), full_matrices=False)
-        for i, *triplet in zip(ids, U, s, Vh, strict=True):
-            cores[i] = Core(*triplet)
-    return [joint.decompose(core) for joint, core in zip(joints, cores, strict=True)]
+def _columns(source: Callable[[], Array], order: Integers) -> Array:
+    """The X of `implicit` for the factors of a source; the same bits each time."""
+    return implicit(measure(source()), order)[0]
 
 
 @final
@@ -360,7 +250,7 @@ class Side:
     """A factor X @ M that is computed when it is read; ``source`` returns X (n, r), and M is (r, k)."""
 
     n: int
-    source: "Callable[[], Array | FactorsSideBySide]"
+    source: "Callable[[], Array]"
     M: Floats
     rows: Floats | None = None  # a factor for each row, (n,)
 

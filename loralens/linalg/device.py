@@ -16,7 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from loralens.errors import OptionError
-from loralens.linalg.compiled.loops import (
+from loralens.linalg.factor import Array, Floats, ReusedMemory
+from loralens.linalg.kernel import (
     BFLOAT16,
     PANEL,
     PART,
@@ -25,12 +26,11 @@ from loralens.linalg.compiled.loops import (
     multiply_rows_twice,
     pad_columns,
 )
-from loralens.linalg.factor import Array, Floats, ReusedMemory, Scratch
 from loralens.requirements import missing_packages
 
 # Rows in one part of a product. The parts do not depend on the number of threads, so neither do the bits of the result.
 ROWS = 512
-SHARES = 8  # parts of a compiled pass over a matrix, which are so few since each takes memory
+SHARES = 8  # parts of a compiled pass over a matrix
 BLOCK = 1 << 18  # numbers cast at a time on the CPU: 2 MiB in float64, which fits into a cache
 BLOCK_TORCH = 1 << 25  # numbers cast at a time on a GPU: 128 MiB in float32, so that few copies are launched
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _CUDA = re.compile(r"cuda(?::(\d+))?")
-_scratch = Scratch()
+_memory = ReusedMemory()
 
 
 @final
@@ -118,7 +118,7 @@ class Device:
             return self.put(block)
         if block.dtype == np.float64:
             return block
-        cast = _scratch.of(block.size)[: block.size].reshape(block.shape)
+        cast = _memory(block.shape)
         np.copyto(cast, block)
         return cast
 
@@ -149,7 +149,7 @@ class Device:
         if self.torch is not None:
             return self.empty  # torch uses freed memory of a GPU again
         reused = ReusedMemory()
-        return lambda shape, dtype: reused(shape, np.dtype(dtype))
+        return lambda shape, dtype: reused(shape, dtype)
 
     def numpy(self, array: Any) -> Floats:
         """An array of this device as a NumPy array, float64."""
@@ -178,58 +178,48 @@ class Device:
         return product
 
     def multiply_twice(self, X: Any, W: Any) -> tuple[Any, Any]:
-        """X Wᵀ (b, m) and X WᵀW (b, n) for X (b, n) and W (m, n); on the CPU W is read once, and threads share it.
+        """X Wᵀ (b, m) and X WᵀW (b, n) for X (b, n) and W (m, n); on the CPU threads share the rows of W.
 
         On the CPU W may be in bfloat16 too. The products of float32 and bfloat16 are in float32.
         """
         if self.torch is not None:
             Y = X @ W.T
             return Y, Y @ W
-        return self._pass_over(W, X, None)
+        if W.dtype in (BFLOAT16, np.float32) and W.flags.c_contiguous and can_multiply_twice():
+            return self._compiled_pass(X, W)
+        # Not @, which keeps the GIL while the result is small.
+        Y = np.hstack(list(self._map_rows(W, lambda _, part: np.dot(X, part.T))))
+        return Y, self.multiply_left(Y, W)
 
     def multiply_left(self, Y: Any, W: Any) -> Any:
         """Y W (b, n) for Y (b, m) and W (m, n), which is as in `multiply_twice`."""
-        return Y @ W if self.torch is not None else self._pass_over(W, None, Y)[1]
+        if self.torch is not None:
+            return Y @ W
+        # The parts are added in order, whatever the number of threads.
+        return sum(self._map_rows(W, lambda rows, part: np.dot(Y[:, rows], part)))
 
-    def _pass_over(self, W: Array, X: Array | None, Y: Array | None) -> tuple[Array, Array]:
-        """X Wᵀ and X WᵀW, or Y and Y W if Y is known instead of X; NumPy."""
-        (m, n), known = W.shape, X if Y is None else Y
-        assert known is not None
-        b = len(known)
+    def _map_rows(self, W: Array, work: Callable[[slice, Array], Array]) -> Iterator[Array]:
+        """The results of ``work`` for some rows of W at a time, of which bfloat16 is cast to float32; NumPy."""
         dtype = np.dtype(np.float32) if W.dtype == BFLOAT16 else W.dtype
-        is_compiled = W.dtype in (BFLOAT16, np.float32) and W.flags.c_contiguous and can_multiply_twice()
-        if is_compiled:
-            columns = None if X is None else pad_columns(X.T)
-            of_W, Z = np.zeros((m, -(-b // PART) * PART), dtype), pad_columns(np.zeros((n, b)))
-        else:
-            columns = None if X is None else np.ascontiguousarray(X.T, dtype)
-            of_W, Z = np.zeros((m, b), dtype), np.zeros((n, b), dtype)
-        if Y is not None:
-            of_W[:, :b] = Y.T
-        # BLAS is quicker for few rows. A compiled pass adds up what it finds, in one array for each part.
-        length = max(PANEL, -(-m // SHARES // PANEL) * PANEL) if is_compiled else ROWS
-        spare: deque[Array] = deque()
+        parts = (slice(start, start + ROWS) for start in range(0, len(W), ROWS))
+        return self.map(lambda rows: work(rows, W[rows].astype(dtype, copy=False)), parts)
+
+    def _compiled_pass(self, X: Array, W: Array) -> tuple[Array, Array]:
+        """The result of `multiply_twice` by the compiled loop, which reads W once."""
+        (m, n), b = W.shape, len(X)
+        columns, Z = pad_columns(X.T), pad_columns(np.zeros((n, b)))
+        Y = np.zeros((m, len(columns) * PART), np.float32)
+        # Few parts, since each adds up what it finds in an array of its own.
+        length = max(PANEL, -(-m // SHARES // PANEL) * PANEL)
 
         def part(start: int) -> Array:
-            rows, own = W[start : start + length], of_W[start : start + length]
-            if is_compiled:
-                # New memory would have to be cleared by the system, page by page.
-                share = spare.popleft() if spare else np.empty_like(Z)
-                share.fill(0)
-                multiply_rows_twice(rows, columns, own, share)
-                return share
-            # Fewer rows would fit into a core's cache, but their products by BLAS are slower by more than that saves.
-            rows = rows.astype(dtype, copy=False)
-            if columns is not None:
-                np.dot(rows, columns, out=own)  # not @, which keeps the GIL while the result is small
-            return np.asarray(np.dot(own.T, rows).T)
+            share = np.zeros_like(Z)
+            multiply_rows_twice(W[start : start + length], columns, Y[start : start + length], share)
+            return share
 
-        # The parts are added in order, whatever the number of threads.
         for share in self.map(part, range(0, m, length)):
             Z += share
-            if is_compiled:
-                spare.append(share)
-        return of_W[:, :b].T, join_parts(Z, n, b) if is_compiled else Z.T
+        return Y[:, :b].T, join_parts(Z, n, b)
 
     @contextmanager
     def keep_threads(self) -> "Iterator[Device]":

@@ -27,9 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.errors import ShapeError
-from loralens.linalg.compiled.loops import multiply
 from loralens.linalg.device import Device
-from loralens.linalg.factor import Array, Floats, Integers, Scratch, aligned, require_finite
+from loralens.linalg.factor import Array, Floats, Integers, ReusedMemory, aligned, require_finite
 
 Singles = NDArray[np.float32]
 Term = tuple[float, Array, Array]  # s, B (m, r), A (r, n)
@@ -51,7 +50,7 @@ QUICK = (2.0**-30, 2.0**30)  # largest entries of the slices for which `QuickPro
 UNIT = 2.0**-24  # the largest relative error of one rounding to float32
 UNDERFLOW = 2.0**-94  # more than what products and factors lose that float32 rounds to subnormal numbers or to 0
 
-_scratch = Scratch()
+_memory = ReusedMemory()
 
 
 @final
@@ -82,8 +81,6 @@ class ExactProduct:
         """
         if out is None:
             out = np.empty((stop - start, self.shape[1]), np.float32)
-        if len(self.pieces) == 1 and multiply(self.pieces[0].factors(start, stop), out):
-            return out
         width = _tile_width(self.shape[1], max(piece.inner for piece in self.pieces), stop - start)
         for first in range(start, stop, ROWS):
             last = min(first + ROWS, stop)
@@ -101,7 +98,7 @@ class ExactProduct:
     def _sum(self, start: int, stop: int, columns: slice) -> Floats:
         """The sum of the pieces for these rows and columns, float64, in the buffer of this thread."""
         shape = (stop - start, len(range(self.shape[1])[columns]))
-        total = _scratch.of(shape[0] * shape[1]).reshape(shape)
+        total = _memory(shape)
         for i, piece in enumerate(self.pieces):
             # The first piece is written into the buffer, which saves clearing it.
             if i == 0:
@@ -253,13 +250,6 @@ class SlicedBlock:
         """The largest number of products in the sum of an entry."""
         left: Floats = self.B1 if self.B2 is None else self.B2
         return int(left.shape[1])
-
-    def factors(self, start: int, stop: int) -> list[tuple[Floats, Floats]]:
-        """The pairs of factors whose products add up to rows ``start`` to ``stop``."""
-        pairs = [(self.B1[start:stop], self.A1)]
-        if self.B2 is not None and self.A2 is not None:
-            pairs.append((self.B2[start:stop], self.A2))
-        return pairs
 
     def tile(self, start: int, stop: int, columns: slice, out: Floats | None = None) -> Floats:
         """Some entries of the product, float64; the terms of one share one power of two, so their sum is exact."""

@@ -20,26 +20,15 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from loralens.errors import NOT_FINITE, FormatError
-from loralens.linalg.compiled import loops
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Route = Literal["cholesky", "rotated", "householder"]
 
 LINE = 64  # bytes of a line of the cache
 BLOCK = 1 << 16  # elements of a factor that are held in float64 at a time: 512 KiB stay in the cache
-
-
-class Scratch(threading.local):
-    """A float64 buffer of each thread that is reused, since new memory pages cost more than casting into old ones."""
-
-    def __init__(self) -> None:
-        self.buffer = np.empty(0)
-
-    def of(self, size: int) -> Floats:
-        """``size`` numbers to write into."""
-        if self.buffer.size < size:
-            self.buffer = aligned(size, np.float64)
-        return self.buffer[:size]
 
 
 def aligned(size: int, dtype: DTypeLike) -> Array:
@@ -62,88 +51,50 @@ class ReusedMemory(threading.local):
     def __init__(self) -> None:
         self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
 
-    def __call__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    def __call__(self, shape: tuple[int, ...], dtype: DTypeLike = np.float64) -> Array:
         """An array without defined numbers."""
-        size = prod(shape) * dtype.itemsize
+        size = prod(shape) * np.dtype(dtype).itemsize
         if self._memory.size < size:
-            # Given back first, so that both are never there at the same time.
-            self._memory = np.empty(0, np.uint8)
+            self.forget()  # first, so that both are never there at the same time
             self._memory = aligned(size, np.uint8)
         return self._memory[:size].view(dtype).reshape(shape)
 
-
-_scratch = Scratch()
-
-
-@final
-class FactorsSideBySide:
-    """Factors of n rows as one of shape (n, Σr), which `blocks_of` puts together block by block; `whole` makes it.
-
-    Parameters
-    ----------
-    parts : sequence of arrays, shape (n, r)
-        At least one, of any float dtypes.
-    """
-
-    __slots__ = ("parts", "shape")
-
-    def __init__(self, parts: Sequence[Array]) -> None:
-        self.parts = tuple(parts)
-        self.shape = len(parts[0]), sum(part.shape[1] for part in parts)
-
-    def whole(self) -> Array:
-        """The array itself, in float64 if the dtypes of the parts differ."""
-        parts: Sequence[Array] = self.parts
-        if len(parts) == 1:
-            return parts[0]
-        # In float64 every factor keeps its numbers exactly.
-        if len({part.dtype for part in parts}) > 1:
-            parts = [part.astype(np.float64) for part in parts]
-        # Column-major parts give a column-major array, so that they are copied in the order of the memory.
-        if memory_order(self) == "F":
-            return np.vstack([part.T for part in parts]).T
-        return np.hstack(parts)
+    def forget(self) -> None:
+        """Free the memory that this thread holds."""
+        self._memory = np.empty(0, np.uint8)
 
 
-def block_rows(X: Array | FactorsSideBySide) -> int:
-    """Number of rows of X in a block."""
-    return int(max(1, BLOCK // max(1, X.shape[1])))
+_blocks = ReusedMemory()
 
 
-def memory_order(X: Array | FactorsSideBySide) -> Literal["C", "F"]:
+def side_by_side(parts: Sequence[Array]) -> Array:
+    """Factors of n rows as one of shape (n, Σr), in their memory order; in float64 if their dtypes differ."""
+    if len(parts) == 1:
+        return parts[0]
+    # In float64 every factor keeps its numbers exactly.
+    if len({part.dtype for part in parts}) > 1:
+        parts = [part.astype(np.float64) for part in parts]
+    if all(memory_order(part) == "F" for part in parts):
+        return np.vstack([part.T for part in parts]).T
+    return np.hstack(parts)
+
+
+def memory_order(X: Array) -> Literal["C", "F"]:
     """The order in which arrays made of X are filled along the memory: "F" where its columns are contiguous."""
-    return "F" if all(part.strides[0] < part.strides[1] for part in _parts(X)) else "C"
+    return "F" if X.strides[0] < X.strides[1] else "C"
 
 
-def _parts(X: Array | FactorsSideBySide) -> tuple[Array, ...]:
-    return X.parts if isinstance(X, FactorsSideBySide) else (X,)
-
-
-def blocks_of(X: Array | FactorsSideBySide) -> Iterator[tuple[slice, Floats]]:
+def blocks_of(X: Array) -> Iterator[tuple[slice, Floats]]:
     """X in float64, some rows at a time, with their slice. The next block overwrites the last one."""
-    (n, width), step = X.shape, block_rows(X)
-    # The buffer has the memory order of X, so that casting runs along the memory.
-    parts, order = _parts(X), memory_order(X)
-    buffer = _scratch.of(min(n * width, max(BLOCK, width)))
+    (n, width), order = X.shape, memory_order(X)
+    step = max(1, BLOCK // max(1, width))
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        block = buffer[: (rows.stop - start) * width].reshape((rows.stop - start, width), order=order)
-        column = 0
-        for part in parts:
-            np.copyto(block[:, column : column + part.shape[1]], part[rows])
-            column += part.shape[1]
+        # The block has the memory order of X, so that casting runs along the memory.
+        block = _blocks((rows.stop - start, width)) if order == "C" else _blocks((width, rows.stop - start)).T
+        np.copyto(block, X[rows])
         yield rows, block
 
-
-def gram_of_bfloat16(X: Array | FactorsSideBySide) -> Floats | None:
-    """XᵀX of factors in bfloat16, with the sums of their blocks; None if the kernel does not compute it."""
-    # The memory is that of a block, as nothing else of this thread uses it meanwhile.
-    return loops.gram_of_factors(_parts(X), block_rows(X), _scratch.of) if X.shape[1] else None
-
-
-Integers = NDArray[np.int64]
-Flags = NDArray[np.bool_]
-Route = Literal["cholesky", "rotated", "householder"]
 
 # At this limit the first route errs by about 1e-14 ‖X̂‖; beyond it a second pass over X is worth its time.
 CONDITION_LIMIT = 40.0  # measured: the Gram matrix errs by up to 2.3e-16 κ ‖X̂‖ in every singular value of X̂
@@ -151,40 +102,27 @@ CONDITION_LIMIT = 40.0  # measured: the Gram matrix errs by up to 2.3e-16 κ ‖
 STRONG = 10.0  # a second pass is needed for the directions of X̂ with σ below σ_1 / STRONG
 NEARLY_ORTHOGONAL = 3.0  # condition up to which one Cholesky makes columns orthonormal to a few ε
 SQUARES = (1e-200, 1e200)  # squared norms outside are measured again after an exact scaling
-INFINITE = {"bfloat16": 0x7F80, "float16": 0x7C00}  # the pattern of infinity; those of NaN are above it
 
 
-def gram(X: Array | FactorsSideBySide, basis: Floats | None = None) -> Floats:
+def gram(X: Array, basis: Floats | None = None) -> Floats:
     """Xᵀ X in float64, shape (r, r), for X (m, r) of any float dtype; no float64 copy of X is made.
 
     With a ``basis`` V (r, k) it is the Gram matrix of X V, shape (k, k).
     """
-    if basis is None and (product := gram_of_bfloat16(X)) is not None:
-        return product
     k = X.shape[1] if basis is None else basis.shape[1]
     G = np.zeros((k, k))
     # Overflow is not an error here: `measure` sees it in the norms and scales X first.
     with np.errstate(over="ignore", invalid="ignore"):
         for _, x in blocks_of(X):
-            G += gram_of_block(x if basis is None else x @ basis)
+            y = x if basis is None else x @ basis
+            G += np.dot(y.T, y)  # not @: matmul keeps the GIL while the result is small
     return G
-
-
-def gram_of_block(X: Floats, Y: Floats | None = None) -> Floats:
-    """XᵀX, or XᵀY, of one block of a factor and another one of the same rows and memory order."""
-    product = loops.block_gram(X, Y)
-    # np.dot and not @: matmul keeps the GIL while the result is small.
-    return np.asarray(np.dot(X.T, X if Y is None else Y), dtype=np.float64) if product is None else product
 
 
 def multiply_block(X: Floats, T: Floats) -> Floats:
     """X @ T of one block of a factor, in the memory order of the block."""
-    product = loops.map_block(X, T)
-    if product is not None:
-        return product
     # NumPy takes several times as long to assign an array in the other order.
-    product = np.dot(X, T) if memory_order(X) == "C" else np.dot(T.T, X.T).T
-    return np.asarray(product, dtype=np.float64)
+    return np.asarray(np.dot(X, T) if memory_order(X) == "C" else np.dot(T.T, X.T).T, dtype=np.float64)
 
 
 def cross_gram(X: Array, Y: Array) -> Floats:
@@ -202,22 +140,6 @@ def cross_gram(X: Array, Y: Array) -> Floats:
     return G
 
 
-def cross_grams(pairs: Sequence[tuple[Array, Array]]) -> Floats:
-    """`cross_gram` of one or more pairs of factors whose results have the same shape, stacked; shape (P, r1, r2)."""
-    widths = pairs[0][0].shape[1], pairs[0][1].shape[1]
-    G = np.empty((len(pairs), *widths))
-    # Most factors are in several pairs.
-    plain = {id(Z): _is_block(Z, max(widths)) for Z in {id(Z): Z for pair in pairs for Z in pair}.values()}
-    with np.errstate(over="ignore", invalid="ignore"):
-        for product, (X, Y) in zip(G, pairs, strict=True):
-            if plain[id(X)] and plain[id(Y)]:
-                np.dot(X.T, Y, out=product)
-            else:
-                product[:] = cross_gram(X, Y)
-    G += 0.0  # −0 becomes 0, as in `cross_gram`
-    return G
-
-
 def _is_block(X: Array, width: int) -> bool:
     """Whether a factor is one block beside one of this width, and need not be cast: a copy would take longer."""
     return X.dtype == np.float64 and len(X) * width <= BLOCK and (X.flags.c_contiguous or X.flags.f_contiguous)
@@ -232,7 +154,7 @@ class Measured(NamedTuple):
     exponents: Integers  # (r,)
 
 
-def times(X: Array | FactorsSideBySide, T: Floats, dtype: np.dtype[Any]) -> Array:
+def times(X: Array, T: Floats, dtype: np.dtype[Any]) -> Array:
     """X @ T for T (r, k), computed blockwise in float64 and rounded once to ``dtype``; shape (m, k).
 
     The product has the memory order of X.
@@ -242,7 +164,7 @@ def times(X: Array | FactorsSideBySide, T: Floats, dtype: np.dtype[Any]) -> Arra
     FormatError
         As `check_in_range`.
     """
-    product = np.empty((X.shape[0], T.shape[1]), dtype, order=memory_order(X))
+    product = np.empty((len(X), T.shape[1]), dtype, order=memory_order(X))
     with np.errstate(over="ignore"):
         for rows, block in blocks_of(X):
             # The assignment rounds to `dtype`, once.
@@ -258,18 +180,9 @@ def check_in_range(array: Array, dtype: np.dtype[Any], *, what: str = "factors")
     FormatError
         Some number is not finite. ``what`` names the numbers in the message.
     """
-    if not _all_finite(array):
+    if not np.isfinite(array).all():
         raise FormatError(f"its {what} are too large for {dtype}", fix="give --dtype bf16 or f32")
     return array
-
-
-def _all_finite(array: Array) -> bool:
-    """Whether no number is infinite or NaN."""
-    infinity = INFINITE.get(array.dtype.name)
-    if infinity is None:
-        return bool(np.isfinite(array).all())
-    # Without its sign, the pattern of a number grows with it. NumPy takes ten times as long to test 16-bit floats.
-    return int((array.view(np.uint16) & 0x7FFF).max(initial=0)) < infinity
 
 
 def require_finite(X: Array) -> Array:
@@ -524,6 +437,6 @@ def cross_products(first: Sequence[Basis], second: Sequence[Basis]) -> Floats:
 
     All bases of a sequence have the same shape of ``T``. The small products are done together, with the same bits.
     """
-    G = cross_grams([(one.X, other.X) for one, other in zip(first, second, strict=True)])
+    G = np.stack([cross_gram(one.X, other.X) for one, other in zip(first, second, strict=True)])
     left, right = (np.stack([basis.T for basis in bases]) for bases in (first, second))
     return np.asarray(left.swapaxes(1, 2) @ G @ right, dtype=np.float64)

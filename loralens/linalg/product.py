@@ -21,7 +21,6 @@ from loralens.linalg.factor import (
     are_usual,
     blocks_of,
     check_in_range,
-    gram_of_block,
     implicit,
     measure,
     memory_order,
@@ -428,21 +427,20 @@ def singular_values_from_splits(s: Floats, B: SplitFactor, A: SplitFactor) -> Fl
 def split_factor(basis: Basis, X: Array, *, scale: float = 1.0) -> SplitFactor:
     """The parts of scale · X inside and outside of a basis, for X (n, k) of any float dtype.
 
-    The cost is that of three thin products, O(n·q·k). Where X has the memory order of the tall factor of the basis, its
-    blocks take the compiled products.
+    The cost is that of three thin products, O(n·q·k).
     """
     G, length = np.zeros((basis.X.shape[1], X.shape[1])), np.zeros((X.shape[1], X.shape[1]))
     # Overflow shows in the result.
     with np.errstate(over="ignore", invalid="ignore"):
         for rows, block in blocks_of(basis.X):
-            G += gram_of_block(block, scale * X[rows].astype(np.float64))
+            G += np.dot(block.T, scale * X[rows].astype(np.float64))
         inside = basis.T.T @ G
         step = basis.T @ inside
         # Some rows at a time, cast once more, so that no float64 copy of a factor is made.
         for rows, block in blocks_of(basis.X):
             outside = scale * X[rows].astype(np.float64)
             outside -= multiply_block(block, step)
-            length += gram_of_block(outside)
+            length += np.dot(outside.T, outside)
     return SplitFactor(inside, _root(length))
 
 
@@ -481,8 +479,8 @@ def multiply_and_split(basis: Basis, T: Floats, dtype: np.dtype[Any], *, scale: 
             rounding -= exact
             if scale != 1:
                 rounding *= scale
-            cross += gram_of_block(block, rounding)
-            squares += gram_of_block(rounding)
+            cross += np.dot(block.T, rounding)
+            squares += np.dot(rounding.T, rounding)
         check_in_range(product, dtype)
         matrix = basis.T[:, :k]
         c = (matrix * T).sum(axis=0) / (matrix * matrix).sum(axis=0)

@@ -5,15 +5,15 @@ block Golub–Kahan bidiagonalisation from a Gaussian start, in which every bloc
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from math import prod, sqrt
+from math import sqrt
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from loralens.errors import FormatError
-from loralens.linalg.compiled.loops import BFLOAT16, PART, pad_projection, project_rows
 from loralens.linalg.device import CopyFloat, Device, Float
-from loralens.linalg.factor import Array, Basis, Floats, Scratch, gram_triangle
+from loralens.linalg.factor import Array, Basis, Floats, ReusedMemory, gram_triangle
+from loralens.linalg.kernel import BFLOAT16, PART
 from loralens.linalg.product import column_basis, truncating_maps
 
 # A block has a multiple of this many columns, which is what a compiled product takes, and no fewer than are wanted. So
@@ -256,7 +256,7 @@ CANCELLING = 1e-4  # relative to ‖F‖²: below this ‖F‖² − ‖FV‖² 
 Blocks = Callable[[], Iterable[tuple[slice, Array]]]
 
 # The panels of a thread, since fresh memory pages cost as much as a product with a panel.
-_memory = Scratch()
+_memory = ReusedMemory()
 
 
 class Approximation(NamedTuple):
@@ -327,7 +327,7 @@ def low_rank_approximation(blocks: Blocks, shape: tuple[int, int], *, rank: int,
 
 def forget_panels() -> None:
     """Free the memory that this thread keeps for the panels of the next matrix."""
-    _memory.buffer = np.empty(0)
+    _memory.forget()
 
 
 class _Panel(NamedTuple):
@@ -384,7 +384,7 @@ def _gather(blocks: Iterable[tuple[slice, Array]], m: int, height: int) -> Itera
     for rows, block in blocks:
         if not panel.size:
             shape = (max(height, len(block)), block.shape[1])
-            panel, squares = _thread_memory(shape, block.dtype), np.empty(shape[0], block.dtype)
+            panel, squares = _memory(shape, block.dtype), np.empty(shape[0], block.dtype)
         # The next block does not fit: hand out what there is and start over in the same memory.
         if rows.stop - first > len(panel):
             yield _Panel(slice(first, last), panel[: last - first], squares[: last - first])
@@ -395,12 +395,6 @@ def _gather(blocks: Iterable[tuple[slice, Array]], m: int, height: int) -> Itera
         last = rows.stop
         if last == m:
             yield _Panel(slice(first, last), panel[: last - first], squares[: last - first])
-
-
-def _thread_memory(shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
-    """A matrix in the memory that this thread uses again for every F."""
-    count = -(-prod(shape) * dtype.itemsize // 8)
-    return _memory.of(count).view(dtype)[: prod(shape)].reshape(shape)
 
 
 def _squared_distance(block: Array, Y: Floats, V: Floats) -> float:
@@ -481,20 +475,17 @@ def project(
     # One product with both, so that S is read once.
     both = np.hstack([right, sketch])
     R, L = device.put(both), device.put(left)
-    padded = pad_projection(both) if device.torch is None else None
 
     def part(block_of_rows: Block) -> tuple[int, float, Floats, Floats]:
         rows, block = block_of_rows
         with np.errstate(over="ignore", invalid="ignore"):  # each thread has its own
-            compiled = None if padded is None else project_rows(block, padded, both.shape[1])
-            x = block if compiled else device.cast(block)
+            x = device.cast(block)
             if out is not None:
                 # A copy in the dtype of the block is exact, and needs no conversion.
                 out[rows, :] = block if block.dtype == out.dtype else x
-            y = compiled.product if compiled else x @ R
+            y = x @ R
             P, G = L[rows, :].T @ y[:, :k], y[:, k:].T @ y[:, k:]
-            squares = compiled.squares if compiled else device.squares(x)
-            return block.size, squares, device.numpy(P), device.numpy(G)
+            return block.size, device.squares(x), device.numpy(P), device.numpy(G)
 
     # Partial results are added up here, by one thread and in order, so the bits do not depend on the threads.
     squares, product = 0.0, np.zeros((left.shape[1], k))

@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from loralens.core.lazy import Array
 from loralens.errors import OptionError
-from loralens.linalg.compiled import loops
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles
 from loralens.merging.dora_factors import DoraFactors, compute_dora_factors
@@ -53,12 +52,6 @@ class MergedBlock:
         The merged rows in the dtype of the result.
     total : array or None
         g·(W + D) before rounding. None if nothing is added, or if it was not kept.
-    lost : float32 array or None
-        ``merged`` minus the sums before rounding, if that was computed together with ``merged``.
-    unmoved : int or None
-        The number of entries whose bits are those of W, if they were counted then.
-    differences : (places, bits) or None
-        Where `subtract` does not give the stored rows, and the bits that it gives there, if they were found then.
     """
 
     start: int
@@ -71,9 +64,6 @@ class MergedBlock:
     scale: Singles | None
     merged: Array
     total: Array | None = None
-    lost: Singles | None = None
-    unmoved: int | None = None
-    differences: tuple[NDArray[np.int64], NDArray[Any]] | None = None
 
     def numbers(self, merged: Array) -> Array:
         """The weights that these rows of a merged tensor represent: the rows times their scale."""
@@ -109,17 +99,13 @@ class TensorMerge:
         """Whether the result is float8 with the scales of the base."""
         return self.plan.scale is not None and self.dtype == self.plan.source.dtype
 
-    def blocks(self, *, losses: bool = True, differences: bool = False) -> Iterator[MergedBlock]:
-        """Yield the rows in order, in blocks that do not cross the limits of slabs.
-
-        ``losses`` and ``differences`` say whether the caller needs ``lost`` (or ``total``) and ``differences``.
-        """
+    def blocks(self) -> Iterator[MergedBlock]:
+        """Yield the rows in order, in blocks that do not cross the limits of slabs."""
         plan = self.plan
         source = MatrixRows(plan.source, plan.matrix)
         scales = MatrixRows(plan.scale, plan.matrix) if plan.scale else None
         # D and the sum of a block are alive at the same time, so each has its own buffer.
         buffers, feedback = (Buffer(), Buffer()), self._feedback()
-        plain = self._is_plain()
         for start, stop, slab in cuts(plan, within=self.within):
             stored = source.rows(start, stop)
             scale = scales.rows(start, stop) if scales else None
@@ -138,13 +124,6 @@ class TensorMerge:
             of_slab = self.slab_factors.get(slab.start)
             dora_factors = of_slab.of(first, last) if of_slab else None
             total = buffers[1].of(W.shape)
-            if plain:
-                lost = total if losses else None
-                entries = loops.merge_entries_with(W, D, lost=lost, search=differences)
-                if entries is not None:
-                    merged, unmoved, found = entries
-                    yield MergedBlock(start, stop, slab, stored, W, D, None, None, merged, None, lost, unmoved, found)
-                    continue
             if dora_factors is None and scale is None and self.rounding.mode == "nearest":
                 total, merged = add_and_round(W, D, self.dtype, out=total)
             else:
@@ -154,12 +133,6 @@ class TensorMerge:
             # In a wide dtype the merged rows may be `total` itself, so it is kept for narrow dtypes only.
             unrounded = total if scale is None and self.dtype not in WIDE else None
             yield MergedBlock(start, stop, slab, stored, W, D, dora_factors, scale, merged, unrounded)
-
-    def _is_plain(self) -> bool:
-        """Whether all that is done to a weight is to add D and to round to the nearest number of its own dtype."""
-        plan = self.plan
-        altered = plan.scale is not None or plan.tokens is not None or any(slab.magnitude for slab in plan.slabs)
-        return self.rounding.mode == "nearest" and self.dtype == plan.source.dtype and not altered
 
     def _round(self, total: Array, scale: Singles | None, start: int, feedback: Feedback | None, first: int) -> Array:
         """The sums of a block, rounded; the block begins at row ``start``, which is row ``first`` of its slab."""

@@ -204,7 +204,7 @@ class FidelitySums:
                 sums = dot(D, D), dot(lost, D), dot(lost, lost)
         # For float8 with scales the stored numbers are compared, since only they are rounded.
         before = block.W if block.scale is None else block.stored
-        self.still += _count_equal(block.merged, before) if block.unmoved is None else block.unmoved
+        self.still += _count_equal(block.merged, before)
         self.seen += lost.size
         self._prediction.take(block, D)
         self._sums.take(block.start, sums, lost)
@@ -212,8 +212,6 @@ class FidelitySums:
     def _parts(self, block: MergedBlock) -> tuple[Array, Array]:
         """D (with DoRA the effective update) and W' − W − D, both float32."""
         assert block.D is not None
-        if block.lost is not None:
-            return block.D, block.lost
         lost, D = self._buffer.of(block.W.shape), block.D
         # With DoRA the effective update is g·(W + D) − W.
         if block.dora_factors is not None:

@@ -5,19 +5,27 @@ same quantities from a sample of both files (`loralens.linalg.rounding.sampled_r
 """
 
 from math import sqrt
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
-from loralens.linalg.compiled import loops
 from loralens.linalg.rounding import rounding_losses
 from loralens.merging.apply import MergedBlock, TensorMerge
 
 # With this many entries the prediction is accurate to 1 % (see the class).
 SAMPLE = 1 << 19  # entries of a module that are sampled; smaller modules are used completely
 Floats = NDArray[np.float64]
+
+
+class _Losses(NamedTuple):
+    """The loss e = D − q and D at some entries, both 0 where the loss is not finite, and counts of entries."""
+
+    lost: Floats
+    d: Floats
+    finite: int
+    still: int  # with q = 0
 
 
 @final
@@ -39,11 +47,10 @@ class Prediction:
         Number of entries of the slab.
     """
 
-    __slots__ = ("_count", "_dtype", "_mode", "_rng", "_same_dtype", "_size", "_still", "_sums")
+    __slots__ = ("_count", "_dtype", "_mode", "_rng", "_size", "_still", "_sums")
 
     def __init__(self, merge: TensorMerge, size: int) -> None:
         self._mode, self._dtype, self._size = merge.rounding.mode, merge.dtype, size
-        self._same_dtype = merge.dtype == merge.plan.source.dtype and not merge.requantised
         # A fixed seed, so that the same merge predicts the same numbers.
         self._rng = None if size <= SAMPLE else np.random.default_rng(0)
         self._count = self._still = 0
@@ -62,17 +69,12 @@ class Prediction:
             squares = lost  # under stochastic rounding `lost` is the variance
         self._sums += [control.sum(), control @ control, squares.sum(), squares @ control, along.sum(), along @ control]
 
-    def _predict(self, block: MergedBlock, D: Array) -> loops.Predicted:
+    def _predict(self, block: MergedBlock, D: Array) -> _Losses:
         """The losses at the sampled entries of a block; what is not finite is 0, and is not counted."""
         sample = None
         if self._rng is not None:
             # Each block gives its share of the sample, rounded up.
             sample = self._rng.integers(D.size, size=-(-SAMPLE * D.size // self._size))
-            # The kernel rounds to bfloat16, the dtype of the weights that it takes.
-            if self._same_dtype and self._mode == "nearest":
-                predicted = loops.predict(block.W, D, sample)
-                if predicted is not None:
-                    return predicted
         w, d, unit = self._sample_entries(block, D, sample)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             lost, still = self._losses(w, d, unit)
@@ -81,7 +83,7 @@ class Prediction:
             if count < finite.size:
                 lost, d, still = np.where(finite, lost, 0), np.where(finite, d, 0), still & finite
         lost, d = lost.astype(np.float64, copy=False), d.astype(np.float64, copy=False)
-        return loops.Predicted(lost, d, count, int(np.count_nonzero(still)))
+        return _Losses(lost, d, count, int(np.count_nonzero(still)))
 
     def _sample_entries(
         self, block: MergedBlock, D: Array, sample: NDArray[np.int64] | None

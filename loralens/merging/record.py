@@ -102,8 +102,7 @@ class MergeRecorder:
     def blocks(self) -> Iterator[Array]:
         """Yield the merged rows in order. When all have been taken, `record` is complete."""
         replaced, buffer = self._merge.plan.replacement is not None, Buffer()
-        differences = self._patch is not None and self._against == "subtracted"
-        for block in self._merge.blocks(losses=self._fidelity, differences=differences):
+        for block in self._merge.blocks():
             feed_hash(self._after, block.merged)
             if self._fidelity and block.slab:
                 # Blocks come in order, and a slab may have many of them.
@@ -113,18 +112,11 @@ class MergeRecorder:
             if not replaced:
                 feed_hash(self._before, block.stored)
                 if self._patch is not None:
-                    self._add_to_patch(self._patch, block, buffer)
+                    self._patch.block(block.stored, self._patch_start(block, buffer))
             yield block.merged
         # The rows of a replacement are not those of the base, so the base is read separately, after them.
         if replaced:
             self._take_base()
-
-    def _add_to_patch(self, patch: PatchWriter, block: MergedBlock, buffer: Buffer) -> None:
-        """Add the rows of a block to the patch."""
-        if block.differences is None:
-            patch.block(block.stored, self._patch_start(block, buffer))
-        else:
-            patch.entries(block.stored, *block.differences)
 
     def _patch_start(self, block: MergedBlock, buffer: Buffer) -> Array:
         """The rows to which the patch is relative."""

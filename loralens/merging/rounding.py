@@ -15,7 +15,6 @@ from numpy.typing import DTypeLike
 
 from loralens.choices import RoundingMode
 from loralens.core.lazy import Array
-from loralens.linalg.compiled import loops
 from loralens.linalg.exact import Singles
 from loralens.linalg.rounding import STEPS, Draws, other_neighbour, round_to_dtype
 
@@ -81,9 +80,6 @@ def subtract_update(
 ) -> Array:
     """R = round(W'/g − D) in ``dtype``: it is W unless several W are rounded to the same W'; ``out`` is a buffer."""
     if dora_factors is None and _rounds_in_parts(merged, dtype):
-        R = loops.subtract_and_round(merged, D) if np.dtype(dtype) == merged.dtype else None
-        if R is not None:
-            return R
         rows = _part_rows(merged)
         part = np.empty((rows, *merged.shape[1:]), np.float32) if out is None else out[:rows]
         return _round_in_parts(np.subtract, merged, D, np.dtype(dtype), part)

@@ -172,7 +172,7 @@ run()
 @pytest.mark.parametrize(
     ("module", "owner", "name", "wrapped"),
     [
-        ("loralens.core.joint", "JointFactors", "of", "staticmethod(stops)"),  # while modules are combined
+        ("loralens.core.joint", "Joint", "of", "staticmethod(stops)"),  # while modules are combined
         ("loralens.core", "joint", "times", "stops"),  # while factors are made and written
     ],
 )

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.core.joint import Joint, JointFactors, decompose_cores, joint_spaces
+from loralens.core.joint import Joint
 from loralens.core.lowrank import Layout, LowRank
 from loralens.errors import FormatError, ShapeError
-from loralens.linalg.factor import BLOCK, FactorsSideBySide, blocks_of, gram, times
+from loralens.linalg.factor import BLOCK, gram, side_by_side, times
 from tests import reference
 from tests.marks import examples
 from tests.strategies import CASES, DTYPES
@@ -130,68 +130,14 @@ def test_refusals():
         Joint.of([first], [1])
 
 
-def spread(seed, *, shape=(40, 50), ranks=(4, 3), dtype=ml_dtypes.bfloat16):
-    """The factors of two updates, whose lengths span several decades."""
-    return JointFactors.of(pair(np.random.default_rng(seed), shape, ranks, dtype), [0.7, -0.3])
-
-
-def test_several_modules_at_once_have_the_joint_spaces_that_each_has_alone():
-    modules = [spread(seed, shape=(40 + seed, 60 - seed)) for seed in range(5)]
-    for module, joint in zip(modules, joint_spaces(modules), strict=True):
-        alone = module.joint()
-        assert joint is not None
-        assert joint.out.again is joint.out.source
-        assert joint.in_.again is joint.in_.source
-        assert joint.shape == alone.shape == module.shape
-        np.testing.assert_allclose(joint.cores, alone.cores, rtol=1e-13, atol=1e-14 * np.abs(alone.cores).max())
-        np.testing.assert_allclose(joint.floors, alone.floors, rtol=1e-13)
-        for side, other in ((joint.out, alone.out), (joint.in_, alone.in_)):
-            np.testing.assert_allclose(side.T, other.T, rtol=1e-12, atol=1e-14 * np.abs(other.T).max())
-        np.testing.assert_allclose(
-            joint.lift(joint.total(), np.float64).dense(), alone.lift(alone.total(), np.float64).dense(), atol=1e-12
-        )
-
-
-def test_modules_that_need_another_route_are_left_to_it_and_do_not_end_the_call():
-    modules = [spread(seed, dtype=np.float64) for seed in range(7)]
-    rng = np.random.default_rng(9)
-    B, A = rng.standard_normal((40, 4)), rng.standard_normal((4, 50))
-    other = LowRank(rng.standard_normal((40, 3)), rng.standard_normal((3, 50)), -0.5)
-    dependent, holed, zero = B.copy(), B.copy(), B.copy()
-    dependent[:, 1] = dependent[:, 0] * (1 + 1e-4 * rng.standard_normal(40))
-    holed[3, 2], zero[:, 1] = np.nan, 0
-    for i, (factor, scale) in enumerate([(dependent, 1.0), (holed, 1.0), (zero, 1.0), (1e120 * B, 1.0), (B, 1e200)]):
-        modules[i + 1] = JointFactors.of([LowRank(factor, A, scale), other], [0.7, -0.3])
-    joints = joint_spaces(modules)
-    assert [joint is None for joint in joints] == [False, True, True, True, True, True, False]
-    np.testing.assert_allclose(joints[0].total(), modules[0].joint().total(), rtol=1e-12, atol=1e-12)
-    with pytest.raises(FormatError, match="NaN"):
-        modules[2].joint()
-    with pytest.raises(FormatError, match="too large"):
-        modules[5].joint()
-
-
-def test_cores_that_are_decomposed_together_are_those_of_each_alone():
-    joints = [Joint.of(pair(np.random.default_rng(seed)), [1.0, 0.5]) for seed in range(3)]
-    known = joints[1].decompose(joints[1].total())
-    matrices = [joints[0].total(), known, joints[2].total()]
-    for joint, core in zip(joints, decompose_cores(joints, matrices), strict=True):
-        for part, expected in zip(core, joint.decompose(joint.total()), strict=True):
-            assert part.tobytes() == expected.tobytes()
-
-
-def test_factors_side_by_side_are_read_in_blocks_of_the_whole():
+def test_factors_side_by_side_keep_their_memory_order():
     rng = np.random.default_rng(0)
     parts = [rng.standard_normal((BLOCK // 4, r)).astype(t) for r, t in ((5, np.float32), (3, ml_dtypes.bfloat16))]
+    expected, T = np.hstack([part.astype(np.float64) for part in parts]), rng.standard_normal((8, 4))
     for factors in (parts, [np.asfortranarray(part) for part in parts], [parts[0], np.asfortranarray(parts[1])]):
-        stack = FactorsSideBySide(factors)
-        expected = np.hstack([part.astype(np.float64) for part in parts])
-        assert np.array_equal(stack.whole(), expected)
-        assert stack.shape == expected.shape
-        read = [(rows, block.copy()) for rows, block in blocks_of(stack)]
-        assert len(read) == 2
-        assert np.array_equal(np.vstack([block for _, block in read]), expected)
-        T = rng.standard_normal((8, 4))
+        stack = side_by_side(factors)
+        assert np.array_equal(stack, expected)
+        assert stack.flags.f_contiguous == all(part.flags.f_contiguous for part in factors)
         np.testing.assert_allclose(times(stack, T, np.dtype(np.float64)), expected @ T, atol=1e-12)
         np.testing.assert_allclose(gram(stack), expected.T @ expected, rtol=1e-10, atol=1e-9)
 
@@ -200,11 +146,11 @@ def test_what_an_adapter_and_itself_make_keeps_no_factors_in_memory():
     """Its factors side by side have no Gram matrix of full rank, so that they are made orthogonal in float64."""
     rng = np.random.default_rng(0)
     B, A = rng.standard_normal((30_000, 8)).astype(np.float32), rng.standard_normal((8, 30_000)).astype(np.float32)
-    modules = JointFactors.of([LowRank(B, A), LowRank(B, A)], [0.5, 0.25])
-    modules.joint()  # what is made once for all
+    updates = [LowRank(B, A), LowRank(B, A)]
+    Joint.of(updates, [0.5, 0.25])  # what is made once for all
     tracemalloc.start()
     try:
-        joint = modules.joint()
+        joint = Joint.of(updates, [0.5, 0.25])
         lifted = joint.to_lift(joint.total())
         del joint
         assert tracemalloc.get_traced_memory()[0] < B.nbytes / 4

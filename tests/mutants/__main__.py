@@ -101,8 +101,6 @@ def _run(copy: Path, tests: Sequence[str], *, limit: float) -> int:
     """The exit code of pytest in a copy; 1 where it took too long."""
     environment = {**os.environ, "PYTHONPATH": str(copy), "LORALENS_REAL_ADAPTERS": str(copy / "absent")}
     environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    # The compiled loops would do the work of the code in Python that has the mistake.
-    environment["LORALENS_KERNEL"] = "off"
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=line", *tests]
     try:
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=limit, check=False)

@@ -15,10 +15,9 @@ from loralens.core.structured import Update
 from loralens.errors import place
 from loralens.fleet.sketching.module_keys import module_keys
 from loralens.fleet.sketching.sketches import Sketch, to_codes
-from loralens.fleet.sketching.stacking import stack
+from loralens.fleet.sketching.stacking import StackedRows, stack
 from loralens.fleet.sketching.start_sketch import NUMBERS, StartSketch
 from loralens.fleet.sketching.tensor_sketch import COLUMNS, TensorSketch
-from loralens.linalg.compiled.sketch_loops import StackedRows
 from loralens.linalg.factor import Floats, gram
 from loralens.linalg.measures import effective_rank, frobenius
 

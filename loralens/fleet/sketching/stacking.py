@@ -1,11 +1,20 @@
 """One factor of several small modules as rows of float64 in one array, with what is measured of it at once."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from loralens.core.lazy import Array
-from loralens.linalg.compiled.sketch_loops import StackedRows, stack_factors
+from loralens.linalg.factor import Floats
+
+
+class StackedRows(NamedTuple):
+    """One factor of several modules of one shape and rank."""
+
+    rows: Floats  # (modules, rank, size)
+    grams: Floats  # (modules, rank, rank): their inner products
+    peaks: Floats  # (modules, rank): the largest absolute value of each row; NaN if the row holds NaN
 
 
 def stack(factors: Sequence[Array], scales: Sequence[float] | None) -> StackedRows:
@@ -13,9 +22,6 @@ def stack(factors: Sequence[Array], scales: Sequence[float] | None) -> StackedRo
 
     All factors have one shape and any float dtypes.
     """
-    compiled = stack_factors(factors, scales)
-    if compiled is not None:
-        return compiled
     rank, size = factors[0].shape if scales is None else factors[0].shape[::-1]
     rows = np.empty((len(factors), rank, size))
     for i, factor in enumerate(factors):

@@ -13,7 +13,7 @@ convolution. Everything else is a sum of float64 numbers in a fixed order. The f
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,6 @@ from loralens.errors import FormatError
 from loralens.fleet.sketching.hashes import Positions, bucket_hash, bucket_hashes
 from loralens.fleet.sketching.sketches import WIDTH
 from loralens.fleet.sketching.stacking import peaks_of
-from loralens.linalg.compiled.sketch_loops import SketchSide, sum_of_squares
 
 SIDES = ("out", "in")  # of B and of A
 COLUMNS = 32  # convolutions that are added before they are rounded
@@ -51,6 +50,14 @@ class _Columns(threading.local):
 
 
 _columns = _Columns()
+
+
+class SketchSide(NamedTuple):
+    """One side of modules of one shape and rank, whose rows become count-sketches."""
+
+    numbers: Floats  # (modules, rank, size); each row is multiplied by its factor and rounded before it is added up
+    factors: Floats  # (modules, rank)
+    signs: Floats  # (modules, size)
 
 
 @final
@@ -97,13 +104,11 @@ class TensorSketch:
             SketchSide(
                 rows,
                 np.ldexp(used.astype(np.float64), shifts.astype(np.int32)),
-                hashed.positions.astype(np.intp, copy=False),
                 hashed.signs.astype(np.float64, copy=False),
             )
             for rows, shifts, hashed in zip(pairs, (x_shifts, shift - x_shifts), hashes, strict=True)
         ]
-        squares = sum_of_squares(*sides)
-        self._transform += _sum_of_squares(keys, *sides) if squares is None else squares
+        self._transform += _sum_of_squares(keys, *sides)
         self._count += used.size
 
     def _common_shift(self, count: int, shift: int) -> int:
@@ -161,7 +166,10 @@ class TensorSketch:
 
 
 def _sum_of_squares(keys: Sequence[str], B: SketchSide, A: SketchSide) -> Complexes:
-    """What the compiled `sum_of_squares` computes, by NumPy; it changes the numbers of both sides."""
+    """The sum of the squares of the transforms of z = b + i·a over all rows; it changes the numbers of both sides.
+
+    b and a are the count-sketches of a row of B and of that of A.
+    """
     for side in (B, A):
         rows = side.numbers
         rows *= side.factors[..., None]
