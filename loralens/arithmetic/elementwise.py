@@ -451,7 +451,7 @@ def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[floa
     rate = min(SAMPLED / size ** (1 / 3), MOST_SAMPLED / size)
 
     def sample(joint: Joint) -> tuple[int, dict[int, tuple[int, Array]]]:
-        samples = {t: (prod(M.shape), np.abs(M.sample(ceil(rate * prod(M.shape))))) for t, M in _matrices(joint, space)}
+        samples = {t: (prod(M.shape), random_sizes(M, ceil(rate * prod(M.shape)))) for t, M in _matrices(joint, space)}
         return len(joint.updates), samples
 
     looks = modules.map(sample)

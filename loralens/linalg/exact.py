@@ -13,22 +13,19 @@ matrix. Therefore ΔW is *defined* here, as a float32 matrix D:
 
 With one slice the error of an entry is at most 2⁻ᵗ (max|b|·Σ|a| + max|a|·Σ|b|), where max and Σ are taken over its row
 of B and its column of A. On trained factors this is a relative 2e-8 of ‖ΔW‖; with two slices it is 2⁻ᵗ times that.
-
-Who only compares entries with thresholds takes a `QuickProduct`: products in float32 with a bound of their error, and
-the exact bits of the few entries that the bound leaves undecided.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log2, sqrt
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loralens.errors import ShapeError
 from loralens.linalg.device import Device
-from loralens.linalg.factor import Array, Floats, Integers, ReusedMemory, aligned, require_finite
+from loralens.linalg.factor import Array, Floats, Integers, ReusedMemory, require_finite
 
 Singles = NDArray[np.float32]
 Term = tuple[float, Array, Array]  # s, B (m, r), A (r, n)
@@ -39,17 +36,10 @@ SMALL = 1_000_000  # multiplications in a tile of D
 # Of a thin tile, most of the time goes into calls.
 NARROWEST = 192  # columns of a tile; products of which a tile would have fewer are computed in rows of full length
 WIDEST_TILE = 2000  # columns of a tile; wider ones are slower again at ranks below 8
-TALL = 256  # rows of a tile of a `QuickProduct`: its numbers are worked on by operations that cost some time to begin
-MOST_GROUPS = 128  # groups of a sample; with more, single entries cost less than small products
 # t falls as the rank grows (⌈log₂ r⌉ = 9 here, t = 22), and with it the precision of a slice.
 WIDEST = 512  # most rank indices in one product without rounding; the products of further blocks are added to it
 
 NORMAL = 1000  # 2^±1000 are normal float64 numbers
-# Between them no sum overflows, and what underflows is far below the rounding of the largest entries.
-QUICK = (2.0**-30, 2.0**30)  # largest entries of the slices for which `QuickProduct` works in float32
-UNIT = 2.0**-24  # the largest relative error of one rounding to float32
-UNDERFLOW = 2.0**-94  # more than what products and factors lose that float32 rounds to subnormal numbers or to 0
-
 _memory = ReusedMemory()
 
 
@@ -86,14 +76,18 @@ class ExactProduct:
             last = min(first + ROWS, stop)
             for column in range(0, self.shape[1], width):
                 columns = slice(column, column + width)
-                self.tile(slice(first, last), columns, out[first - start : last - start, columns])
+                part = out[first - start : last - start, columns]
+                # Sums beyond float32 become ±inf, which the caller reports with the name of the weight.
+                with np.errstate(over="ignore"):
+                    np.copyto(part, self._sum(first, last, columns), casting="same_kind")
         return out
 
-    def tile(self, rows: slice, columns: slice, out: Singles) -> None:
-        """Write these entries of D, of at most 64 rows, into ``out``."""
-        # Sums beyond float32 become ±inf, which the caller reports with the name of the weight.
+    def at(self, i: Integers, j: Integers) -> Singles:
+        """The entries (i, j), with the bits of `rows`; for products of one slice."""
+        # The sum of an entry is exact in any order, and the pieces are added in theirs.
+        parts = (np.einsum("sr,sr->s", piece.B1[i], piece.A1.T[j]) for piece in self.pieces)
         with np.errstate(over="ignore"):
-            np.copyto(out, self._sum(rows.start, rows.stop, columns), casting="same_kind")
+            return np.asarray(sum(parts), np.float64).astype(np.float32)
 
     def _sum(self, start: int, stop: int, columns: slice) -> Floats:
         """The sum of the pieces for these rows and columns, float64, in the buffer of this thread."""
@@ -116,109 +110,6 @@ def _tile_width(n: int, inner: int, rows: int = ROWS) -> int:
     """The number of columns that are computed at a time, for sums of ``inner`` products."""
     width = SMALL // (min(rows, ROWS) * max(1, inner)) // 8 * 8
     return max(1, n) if width < NARROWEST else min(width, WIDEST_TILE)
-
-
-class Tile(NamedTuple):
-    """Some entries of a `QuickProduct`. The next tile overwrites them."""
-
-    rows: slice
-    columns: slice
-    numbers: Singles
-    error: float  # the largest distance of a number from its entry
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class QuickProduct:
-    """D in float32 arithmetic with a bound of the error, and single entries with their bits; `quick_product` makes it.
-
-    Attributes
-    ----------
-    B : float32 array, shape (m, R), or None
-        The first slices of all pieces side by side. None if float32 does not hold them well; the tiles are then exact.
-    A : float32 array, shape (R, n), or None
-    errors : float64 array, shape (m,)
-        For each row a bound of the error of its entries.
-    product : ExactProduct
-    sides : pairs of float64 arrays, shapes (m, r) and (n, r)
-        The first slices of B and of Aᵀ of each piece, with the rank index last, so that an entry reads two lines.
-    """
-
-    B: Singles | None
-    A: Singles | None
-    errors: Floats
-    product: ExactProduct
-    sides: tuple[tuple[Floats, Floats], ...]
-
-    def tiles(self) -> Iterator[Tile]:
-        """Yield all entries, a tile at a time."""
-        m, n = self.product.shape
-        width = min(n, _tile_width(n, max(left.shape[1] for left, _ in self.sides)))
-        buffer = aligned(TALL * width, np.float32)
-        for column in range(0, n, width):
-            columns = slice(column, min(column + width, n))
-            # Small products read the columns again for every one, so these lie side by side.
-            A = None if self.A is None else np.ascontiguousarray(self.A[:, columns])
-            for start in range(0, m, TALL):
-                rows = slice(start, min(start + TALL, m))
-                shape = (rows.stop - rows.start, columns.stop - columns.start)
-                numbers = buffer[: shape[0] * shape[1]].reshape(shape)
-                for first in range(0, shape[0], ROWS):
-                    part = numbers[first : first + ROWS]
-                    some = slice(start + first, start + first + len(part))
-                    if A is None or self.B is None:
-                        self.product.tile(some, columns, part)
-                    else:
-                        np.dot(self.B[some], A, out=part)
-                yield Tile(rows, columns, numbers, float(self.errors[rows].max()))
-
-    def sample(self, count: int) -> Array:
-        """About so many entries, drawn so that all rows and all columns have nearly equal shares in them.
-
-        Rows and columns are shuffled and cut into groups, and each group of rows meets one group of columns. The number
-        of entries above a value then varies less than in an independent sample, since neither rows nor columns
-        contribute to its variance.
-        """
-        m, n = self.product.shape
-        # A fixed seed, so that the same passes are made each time. What is decided by the sample is exact anyway.
-        rng = np.random.default_rng(0)
-        groups = max(1, round(m * n / max(1, count)))
-        if self.A is None or self.B is None or groups > min(m, n, MOST_GROUPS):
-            return self.at(rng.integers(m, size=count), rng.integers(n, size=count))
-        B, A = self.B[rng.permutation(m)], self.A.take(rng.permutation(n), axis=1)
-        tiles = [
-            np.dot(B[i * m // groups : (i + 1) * m // groups], A[:, i * n // groups : (i + 1) * n // groups]).ravel()
-            for i in range(groups)
-        ]
-        return np.concatenate(tiles)
-
-    def at(self, i: Integers, j: Integers) -> Singles:
-        """The entries (i, j), float32, with the bits of `ExactProduct.rows`."""
-        parts = (np.einsum("sr,sr->s", left.take(i, axis=0), right.take(j, axis=0)) for left, right in self.sides)
-        # The sum of an entry is exact in any order, and the pieces are added in theirs.
-        with np.errstate(over="ignore"):
-            return np.asarray(sum(parts), np.float64).astype(np.float32)
-
-
-def quick_product(product: ExactProduct) -> QuickProduct:
-    """The `QuickProduct` of a product of one slice.
-
-    Notes
-    -----
-    Let S be the sum of an entry, which is exact in float64, and u = 2⁻²⁴. In float32 every factor has an error of at
-    most u (none where t ≤ 24), the sum of R products has (Higham 2002, §3.1) at most R u/(1 − R u) of Σ|b||a|, whatever
-    the order and with or without fused operations, and D is S rounded once, which is u again. All together is less than
-    1.1 (R + 4) u Σ|b||a| for R u ≤ 0.05, and Σ|b||a| ≤ ‖b‖‖a‖. Pieces beyond the first add less than u to that.
-    """
-    sides = tuple((piece.B1, np.ascontiguousarray(piece.A1.T)) for piece in product.pieces)
-    B, A = np.hstack([left for left, _ in sides]), np.hstack([right for _, right in sides])
-    largest = [float(np.abs(X).max(initial=0.0)) for X in (B, A)]
-    R = B.shape[1]
-    if not all(QUICK[0] <= one <= QUICK[1] for one in largest) or R * UNIT > 0.05:
-        return QuickProduct(None, None, np.zeros(product.shape[0]), product, sides)
-    lengths = np.sqrt(np.einsum("ij,ij->i", B, B)) * np.sqrt(np.einsum("ij,ij->i", A, A).max())
-    errors = 1.1 * (R + 5) * UNIT * lengths + R * UNDERFLOW
-    return QuickProduct(B.astype(np.float32), A.T.astype(np.float32, order="C"), errors, product, sides)
 
 
 @final

@@ -184,18 +184,6 @@ TIE = 1e-9  # relative to σ_1: values that are closer than this count as equal
 BREAKDOWN = 1e-14  # relative to ‖M‖: a new vector shorter than this is rounding
 SMALL = 512  # length of the side up to which the recursion may run to its end
 PATIENCE = 4  # for larger sides a dense SVD is faster once the recursion has made side / PATIENCE steps
-# The first numbers of NumPy's generator with the seed 0: loading it takes 7 MB, more than many small matrices.
-FIRST: Floats = np.array([
-    0.1257302210933933, -0.1321048632913019, 0.6404226504432821, 0.10490011715303971,
-    -0.535669373161111, 0.36159505490948474, 1.3040000451301372, 0.9470809631292422,
-    -0.7037352358069926, -1.2654214710460525, -0.6232744625373522, 0.0413259793472436,
-    -2.3250307746388343, -0.21879166393254573, -1.2459109472530652, -0.7322673547034516,
-    -0.5442589828573099, -0.31630015636915454, 0.4116305363741328, 1.0425133694426776,
-    -0.12853466294403426, 1.3664634705496859, -0.6651946734866135, 0.3515100700930197,
-    0.9034701816518086, 0.09401229776087457, -0.7434992493538084, -0.9217253762584194,
-    -0.45772582566733916, 0.2201951234700494, -1.009618183538736, -0.20917557487171307,
-])  # fmt: skip
-
 Method = Literal["lanczos", "dense"]
 
 
@@ -236,41 +224,23 @@ def leading_triplets(M: RankUpdate, k: int) -> LeadingTriplets:
     return LeadingTriplets(Y[:, :k], s[:k], Zh[:k].T, _has_tie(s, k), "dense")
 
 
-class _Noise:
-    """Standard normal numbers, those of NumPy's generator with the seed 0."""
-
-    def __init__(self) -> None:
-        self._taken = 0
-        self._rng: np.random.Generator | None = None
-
-    def take(self, count: int) -> Floats:
-        """The next ``count`` numbers, shape (count,)."""
-        if self._rng is None and self._taken + count <= FIRST.size:
-            self._taken += count
-            return FIRST[self._taken - count : self._taken]
-        if self._rng is None:
-            self._rng = np.random.default_rng(0)
-            self._rng.standard_normal(self._taken)
-        return self._rng.standard_normal(count)
-
-
 def _bidiagonal(M: RankUpdate, limit: int, *, first: int) -> Iterator[tuple[Floats, Floats, Floats, float]]:
     """U (j, m), V (j, n), B (j, j) and β with M Vᵀ = Uᵀ B and ‖MᵀUᵀ − VᵀBᵀ‖ = β in its last column, for growing j."""
     m, n = M.shape
     # A fixed start, so that the same matrix gives the same bits.
-    noise = _Noise()
+    rng = np.random.default_rng(0)
     least = BREAKDOWN * M.bound()
     U, V, B = np.zeros((limit, m)), np.zeros((limit, n)), np.zeros((limit, limit))
-    v, beta = _direction(noise.take(n), V[:0], least, noise)[0], 0.0
+    v, beta = _direction(rng.standard_normal(n), V[:0], least, rng)[0], 0.0
     due = first
     for j in range(limit):
         V[j] = v
         u = M.times(v) - (beta * U[j - 1] if j else 0.0)
-        U[j], B[j, j] = _direction(u, U[:j], least, noise)
+        U[j], B[j, j] = _direction(u, U[:j], least, rng)
         if j:
             B[j - 1, j] = beta
         if j + 1 < n:
-            v, beta = _direction(M.adjoint(U[j]) - B[j, j] * v, V[: j + 1], least, noise)
+            v, beta = _direction(M.adjoint(U[j]) - B[j, j] * v, V[: j + 1], least, rng)
         else:
             beta = 0.0
         if j + 1 in (due, limit):
@@ -279,7 +249,7 @@ def _bidiagonal(M: RankUpdate, limit: int, *, first: int) -> Iterator[tuple[Floa
             yield U[: j + 1], V[: j + 1], B[: j + 1, : j + 1], beta
 
 
-def _direction(x: Floats, Q: Floats, least: float, noise: _Noise) -> tuple[Floats, float]:
+def _direction(x: Floats, Q: Floats, least: float, rng: np.random.Generator) -> tuple[Floats, float]:
     """The unit vector of the part of x orthogonal to the rows of Q, and the length of that part.
 
     If the length is 0, the vector is a random one orthogonal to Q. Two projections are enough (Giraud et al. 2005).
@@ -289,7 +259,7 @@ def _direction(x: Floats, Q: Floats, least: float, noise: _Noise) -> tuple[Float
     if length > least:
         return x / length, length
     # The space found so far is invariant: a random direction outside it starts the next one.
-    x = _project_out(noise.take(x.size), Q)
+    x = _project_out(rng.standard_normal(x.size), Q)
     return x / np.linalg.norm(x), 0.0
 
 

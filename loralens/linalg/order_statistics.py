@@ -1,9 +1,8 @@
 """Exact order statistics of more numbers than fit into memory: a sample brackets them, and one pass finds them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from math import copysign, sqrt
+from math import sqrt
 from threading import Lock
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,34 +13,24 @@ from loralens.linalg.factor import Array, Integers
 # 4 MiB of float32; weights of 16 bits have at most 65,536 values, so folding makes any number of them small.
 HELD = 1 << 20  # numbers kept one by one; beyond that each distinct value is kept with its count
 SPREAD = 4.0  # half width of a bracket in standard deviations of the sample's quantile: it misses once in 15,000 times
-ROUNDING = 2.0**-20  # more than the relative error of an end of a bracket that is rounded to float32
 WIDER = 4.0  # factor by which a bracket that missed is widened
 
 
-class Inexact(NamedTuple):
-    """Numbers that are known up to an error, and a function that returns those at given places exactly."""
-
-    numbers: Array
-    error: float  # the largest distance of a number from the exact one
-    exact: Callable[[Integers], Array]  # places in C order → numbers
-
-
 def kth_largest(
-    blocks: Callable[[], Iterable[Array | Inexact]], ks: Sequence[int], *, size: int, sample: Array
+    blocks: Callable[[], Iterable[Array]], ks: Sequence[int], *, size: int, sample: Array
 ) -> tuple[float, ...]:
     """Find the exact k-th largest of all numbers, for every k.
 
     Parameters
     ----------
     blocks : callable
-        ``blocks()`` yields all numbers in arrays of one float dtype, and the same numbers at each call. Of an
-        `Inexact` only those numbers are computed exactly that may lie in a bracket.
+        ``blocks()`` yields all numbers in arrays of one float dtype, and the same numbers at each call.
     ks : sequence of int
         From 1 to ``size``.
     size : int
         Count of all numbers.
     sample : float array
-        Some of the numbers, drawn at random. They need not be exact.
+        Some of the numbers, drawn at random.
 
     Raises
     ------
@@ -96,7 +85,7 @@ class Selection:
         """The k-th largest numbers, in the order of ``ks``."""
         return tuple(one.value for one in self.brackets)
 
-    def add(self, block: Array | Inexact) -> None:
+    def add(self, block: Array) -> None:
         """Take in some of the numbers of this pass."""
         for bracket in self.brackets:
             if not bracket.closed:
@@ -133,32 +122,19 @@ class _Bracket:
             self.high = float(np.partition(numbers, above)[above])
         self.above, self.inside = 0, _Tally()
 
-    def add(self, block: Array | Inexact) -> None:
-        numbers, error, exact = block if isinstance(block, Inexact) else (block, 0.0, None)
-        above = numbers > self._beyond(self.high, error)
+    def add(self, block: Array) -> None:
+        above = block > self.high
         count = int(np.count_nonzero(above))
-        inside = numbers >= self._beyond(self.low, -error)
+        inside = block >= self.low
         # Above `high` implies at or above `low`, so this leaves low ≤ x ≤ high without a third comparison. NaN is in
         # neither.
         inside ^= above
         # By positions, which takes less time than indexing with a mask.
-        places = few_true(inside)
-        if error and exact and places.size:
-            found = exact(places)
-            above = found > self.high
-            count += int(np.count_nonzero(above))
-            found = found[(found >= self.low) & ~above]
-        else:
-            found = numbers.ravel().take(places)
+        found = block.ravel().take(few_true(inside))
         # Comparing and selecting is the costly part and runs in all threads; only the bookkeeping is serialised.
         with self.lock:
             self.above += count
             self.inside.add(found)
-
-    @staticmethod
-    def _beyond(end: float, error: float) -> float:
-        """The end of the bracket moved outwards by the error, and by what comparing in float32 may round away."""
-        return end + error * (1 + ROUNDING) + copysign(abs(end) * ROUNDING, error) if error else end
 
     def close(self) -> None:
         """Take the value if the bracket contains it, else widen the bracket for another pass."""

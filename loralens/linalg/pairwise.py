@@ -22,8 +22,6 @@ Joined = TypeVar("Joined")
 LIMIT = 1 << 23  # float64 numbers of one block of matrices: 64 MiB; two blocks are held at a time
 # Far above the rounding of the SVD below (1e-15), so only directions that two matrices really share fall under it.
 SAME = 1e-6  # radians: directions that are closer than this count as one direction
-TRIANGLE = 64  # rows of a triangle below which calls take longer than the work that halves save
-CLEARLY = 1e-3  # far above SAME, and above the rounding of a test by means of an inverse
 
 
 @final
@@ -191,48 +189,11 @@ def outside_parts(stack: Segments) -> list[tuple[Floats, int]]:
     has a part outside the span of the others if Q_t Q_tᵀ v = v (its leverage is 1). For a basis V of these directions,
     N_t = V (Vᵀ Q_t Σ⁻² Q_tᵀ V)⁻¹ Vᵀ. If all columns are independent, this is the Schur complement of the Gram matrix.
     """
-    if _covers_everything(stack):
-        return [(np.zeros((k, k)), len(stack.columns)) for k in stack.widths]
     _, s, Qh = np.linalg.svd(stack.columns, full_matrices=False)
     # Σ⁻² below would magnify directions that are only rounding.
     keep = s > SAME
     Q, s = Qh[keep].T, s[keep]
     return [_outside_one(Q[start:stop], s) for start, stop in zip(stack.starts, stack.starts[1:], strict=False)]
-
-
-def _covers_everything(stack: Segments) -> bool:
-    """Whether the columns of the others span the whole space for every matrix, by a test that never errs on this side.
-
-    It costs a third of the SVD, and is passed by nearly all collections with more directions than dimensions.
-    """
-    X = stack.columns
-    if X.shape[1] <= X.shape[0]:
-        return False
-    try:
-        inverse = _inverse_of_triangle(np.asarray(np.linalg.cholesky(X @ X.T), dtype=np.float64))
-    except np.linalg.LinAlgError:
-        return False
-    # 1/‖L⁻¹‖ is at most the smallest singular value of X.
-    if np.linalg.norm(inverse) * CLEARLY > 1:
-        return False
-    W = inverse @ X
-    # The singular values of L⁻¹U_t are the cosines of `_outside_one`. Their squares are the eigenvalues of a Gram
-    # matrix, whose rounding is far below CLEARLY².
-    parts = (W[:, start:stop] for start, stop in zip(stack.starts, stack.starts[1:], strict=False))
-    return all(np.linalg.eigvalsh(part.T @ part)[-1] < 1 - CLEARLY**2 for part in parts if part.size)
-
-
-def _inverse_of_triangle(L: Floats) -> Floats:
-    """The inverse of a lower triangle, by halves. `numpy.linalg.inv` uses no zeros, and has six times the work."""
-    size = len(L)
-    if size <= TRIANGLE:
-        return np.asarray(np.linalg.inv(L), dtype=np.float64)
-    half = size // 2
-    inverse = np.zeros_like(L)
-    inverse[:half, :half] = _inverse_of_triangle(L[:half, :half])
-    inverse[half:, half:] = _inverse_of_triangle(L[half:, half:])
-    inverse[half:, :half] = -(inverse[half:, half:] @ L[half:, :half] @ inverse[:half, :half])
-    return inverse
 
 
 def _outside_one(Q: Floats, s: Floats) -> tuple[Floats, int]:
