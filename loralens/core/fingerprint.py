@@ -1,7 +1,5 @@
 """A hash of the update of an adapter that is the same in every dialect with the same numbers."""
 
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,8 +14,6 @@ from loralens.core.structured import Dense, Update
 # 2 MiB in float64.
 BLOCK = 1 << 18  # numbers hashed at a time
 BYTES = 16  # bytes of a fingerprint; about 2⁶⁴ adapters are needed before two are likely to have the same one
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-_NAMES = {_FLOAT32: "float32", _FLOAT64: "float64"}
 LEFT_OUT = frozenset({"copy", "shape"})  # roles whose tensors repeat what other tensors say
 
 
@@ -71,51 +67,22 @@ def _hash_arrays(role: str, name: str, *arrays: Array | LazyArray | float) -> by
     """The hash of arrays under a name. Each array is preceded by its shape, so different lists have different input."""
     hashed = blake2b(f"{role}\0{name}\0".encode("utf-8", "backslashreplace"), digest_size=BYTES)
     for array in arrays:
-        if isinstance(array, float):
-            hashed.update(_number_bytes(array))
-            continue
+        array = np.array([array]) if isinstance(array, float) else array
         # A single number counts as an array of one, in every dialect.
         shape = array.shape or (1,)
-        blocks: Iterable[Array]
-        if array.size > BLOCK:
-            blocks = _Blocks(LazyArray.of(array))
-        else:
-            # Numbers that are read at once are read once.
-            blocks = [(array.read() if isinstance(array, LazyArray) else array).reshape(shape)]
+        tensor = LazyArray.of(array).reshape(*shape)
         # The narrowest dtype that holds the numbers, so that a float64 copy of float32 numbers has the same hash.
-        dtype = _FLOAT32 if all(map(_fits_float32, blocks)) else _FLOAT64
-        hashed.update(_heading(dtype, shape))
-        for rows in blocks:
+        is_float = array.dtype.kind in "fV" and array.dtype.itemsize < 8
+        narrow = is_float or all(_fits_float32(rows) for _, rows in row_blocks(tensor, BLOCK))
+        dtype = np.dtype(np.float32 if narrow else np.float64)
+        hashed.update(f"{dtype}{shape}\0".encode())
+        for _, rows in row_blocks(tensor, BLOCK):
             hashed.update(_canonical_array(rows, dtype).data)
     return hashed.digest()
 
 
-def _heading(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    return f"{_NAMES[dtype]}{shape}\0".encode()
-
-
-@lru_cache(maxsize=256)  # scales, of which most adapters have one
-def _number_bytes(number: float) -> bytes:
-    """What is hashed of a number: that of an array of one."""
-    array = np.array([number])
-    dtype = _FLOAT32 if _fits_float32(array) else _FLOAT64
-    return _heading(dtype, array.shape) + _canonical_array(array, dtype).tobytes()
-
-
-class _Blocks:
-    """The blocks of rows of a tensor, read anew each time."""
-
-    def __init__(self, tensor: LazyArray) -> None:
-        self._tensor = tensor
-
-    def __iter__(self) -> Iterator[Array]:
-        return (rows for _, rows in row_blocks(self._tensor, BLOCK))
-
-
 def _fits_float32(array: Array) -> bool:
     """Whether float32 represents these numbers exactly."""
-    if array.dtype.kind in "fV" and array.dtype.itemsize < 8:
-        return True
     wide = array.astype(np.float64)
     with np.errstate(over="ignore"):
         return np.array_equal(wide.astype(np.float32), wide, equal_nan=True)

@@ -123,9 +123,7 @@ class Joint:
         lengths = np.bincount(owner, np.abs(D), minlength=len(updates))
         floors = np.asarray(EPS * np.maximum(max(shape) * tops, BACKWARD * lengths), dtype=np.float64)
         out, in_ = (
-            JointSide(len(X), T, source, source)
-            if X is stack
-            else JointSide(len(X), T, partial(_same, X), partial(_columns, source, alive))
+            JointSide(len(X), T, source if X is stack else partial(_columns, source, alive))
             for X, T, source, stack in zip((X_B, X_A), (T_B, T_A), sources, stacks, strict=True)
         )
         present = tuple(update if isinstance(update, LowRank) else None for update in updates)
@@ -204,16 +202,12 @@ class JointSide:
         The length of a column.
     T : float64 array, shape (r, p)
     source : callable
-        Returns X (n, r).
-    again : callable
-        Reads the factors and makes X of them again; ``source`` may keep X. Where X consists of the unchanged factors
-        [B_1 … B_T] or [A_1ᵀ … A_Tᵀ], both are one function.
+        Reads the factors and returns X (n, r), which may be these themselves: [B_1 … B_T] or [A_1ᵀ … A_Tᵀ].
     """
 
     n: int
     T: Floats
     source: "Callable[[], Array]"
-    again: "Callable[[], Array]"
 
     def basis(self) -> Basis:
         """Q; X is read."""
@@ -224,7 +218,7 @@ class JointSide:
         # No directions: nothing has to be read, and a `Side` of width 0 is padded with zeros as any other.
         if not M.shape[1]:
             return Side(self.n, lambda: np.zeros((self.n, 0)), np.zeros((0, 0)))
-        return Side(self.n, self.again, self.T @ M)
+        return Side(self.n, self.source, self.T @ M)
 
 
 def _outputs(pairs: "Sequence[Update]") -> Array:
@@ -233,10 +227,6 @@ def _outputs(pairs: "Sequence[Update]") -> Array:
 
 def _inputs(pairs: "Sequence[Update]") -> Array:
     return side_by_side([pair.A.T for pair in pairs])
-
-
-def _same(X: Array) -> Array:
-    return X
 
 
 def _columns(source: Callable[[], Array], order: Integers) -> Array:

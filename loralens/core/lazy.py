@@ -173,20 +173,9 @@ def row_blocks(tensor: LazyArray, numbers: int) -> Iterator[tuple[slice, Array]]
 
 def concatenate(parts: Sequence[LazyArray]) -> LazyArray:
     """The concatenation of one-dimensional arrays of one dtype; only parts that are needed are read."""
-    stops = list(accumulate(part.size for part in parts))
-    size, dtype = (stops[-1], parts[0].dtype) if parts else (0, np.dtype(np.uint8))
-
-    def numbers(start: int, stop: int) -> Array:
-        pieces = [np.empty(0, dtype)]
-        first = bisect_right(stops, start)
-        while start < stop:
-            offset = stops[first] - parts[first].size
-            last = min(stop, stops[first])
-            pieces.append(parts[first].rows(start - offset, last - offset).read())
-            start, first = last, first + 1
-        return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
-
-    return LazyArray(None, shape=(size,), dtype=dtype, numbers=numbers)
+    dtype = parts[0].dtype if parts else np.dtype(np.uint8)
+    size = sum(part.size for part in parts)
+    return LazyArray(None, shape=(size,), dtype=dtype, numbers=_rows_of_parts(parts, (), dtype))
 
 
 def stack_rows(parts: Sequence[LazyArray]) -> LazyArray:
@@ -194,26 +183,29 @@ def stack_rows(parts: Sequence[LazyArray]) -> LazyArray:
 
     The dtype is that of the matrices, or float32 if they differ in dtype.
     """
-    stops = list(accumulate(part.shape[0] for part in parts))
-    width, dtypes = parts[0].shape[1], {part.dtype for part in parts}
+    count, width, dtypes = sum(part.shape[0] for part in parts), parts[0].shape[1], {part.dtype for part in parts}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    rows = _rows_of_parts(parts, (width,), dtype)
+    streamed = rows if all(part.streams for part in parts) else None
+    return LazyArray(lambda: rows(0, count), shape=(count, width), dtype=dtype, rows=streamed)
+
+
+def _rows_of_parts(
+    parts: Sequence[LazyArray], row: tuple[int, ...], dtype: np.dtype[Any]
+) -> Callable[[int, int], Array]:
+    """A function that reads some rows, each of this shape, of parts that lie below each other."""
+    stops = list(accumulate(part.shape[0] for part in parts))
 
     def rows(start: int, stop: int) -> Array:
-        pieces = [np.empty((0, width), dtype)]
+        pieces = [np.empty((0, *row), dtype)]
         first = bisect_right(stops, start)
         while start < stop:
-            offset = stops[first] - parts[first].shape[0]
-            last = min(stop, stops[first])
+            offset, last = stops[first] - parts[first].shape[0], min(stop, stops[first])
             pieces.append(parts[first].rows(start - offset, last - offset).read().astype(dtype, copy=False))
             start, first = last, first + 1
         return pieces[1] if len(pieces) == 2 else np.concatenate(pieces)
 
-    return LazyArray(
-        lambda: np.concatenate([part.read().astype(dtype, copy=False) for part in parts]),
-        shape=(stops[-1], width),
-        dtype=dtype,
-        rows=rows if all(part.streams for part in parts) else None,
-    )
+    return rows
 
 
 @final

@@ -362,19 +362,27 @@ class LowRank:
 
     def holding(self, B: Array, A: Array) -> Self:
         """The same module with its factors, which were read by the caller."""
-        return type(self)(B, A, self.scale, scaling=self.scaling, layout=self.layout, origin=self.origin)
+        return self._with(B=B, A=A)
 
     def rescaled(self, scale: float, scaling: Scaling) -> Self:
         """The same factors, unread, under another scale."""
-        return type(self)(self._B, self._A, scale, scaling=scaling, layout=self.layout, origin=self.origin)
+        return self._with(scale=scale, scaling=scaling)
 
     def without_origin(self) -> Self:
         """The same update without its `Origin`, so that it is written anew."""
-        return type(self)(self._B, self._A, self.scale, scaling=self.scaling, layout=self.layout)
+        return self._with(origin=None)
 
     def with_layout(self, layout: Layout) -> Self:
         """The same update with another layout and without its `Origin`."""
-        return type(self)(self._B, self._A, self.scale, scaling=self.scaling, layout=layout)
+        return self._with(layout=layout, origin=None)
+
+    def _with(self, **changes: Any) -> Self:
+        own = {
+            "B": self._B,
+            "A": self._A,
+            **{name: getattr(self, name) for name in ("scale", "scaling", "layout", "origin")},
+        }
+        return type(self)(**{**own, **changes})
 
     def dense(self) -> Array:
         """ΔW itself, float64, shape (out, in). This takes out · in numbers; the pair has r · (out + in)."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from math import inf
-from typing import Literal, NamedTuple, Self, final
+from typing import Literal, Self, final
 
 import numpy as np
 
@@ -44,13 +44,6 @@ class Item:
 
 
 Chosen = Sequence[int]  # one rank for each item
-
-
-class _Worth(NamedTuple):
-    """Every direction that saves something, by falling gain per cost: its item, and its place in the item."""
-
-    owners: Array
-    places: Array
 
 
 @final
@@ -91,25 +84,14 @@ class Items(tuple[Item, ...]):
         return np.asarray(gains / np.repeat(self.costs, self.sizes), dtype=np.float64)
 
     @cached_property
-    def saved(self) -> Array:
-        """The squared error that every number of directions of every item saves, shape (items, most directions + 1)."""
-        saved = np.zeros((len(self), int(self.sizes.max(initial=0)) + 1))
-        for size in np.unique(self.sizes).tolist():
-            own = np.flatnonzero(self.sizes == size)
-            gains = np.array([self[i].gains for i in own.tolist()])
-            for count in range(1, size + 1):
-                saved[own, count] = np.add.reduce(gains[:, :count], axis=1)
-        return saved
-
-    @cached_property
-    def worth(self) -> _Worth:
-        """The directions in the order in which a budget takes them."""
+    def worth(self) -> tuple[Array, Array]:
+        """The item and the place in it of every direction that saves something, by falling gain per cost."""
         # Stable, so that equal directions are taken in the order of the modules on every machine.
         order = np.argsort(-self.per_cost, kind="stable")
         # The directions are sorted, so all that save nothing come last.
         order = order[: np.count_nonzero(self.per_cost > 0)]
         owners = np.repeat(np.arange(len(self)), self.sizes)[order]
-        return _Worth(owners, order - self.starts[owners])
+        return owners, order - self.starts[owners]
 
 
 def total_cost(items: Sequence[Item], chosen: Chosen) -> int:
@@ -119,12 +101,7 @@ def total_cost(items: Sequence[Item], chosen: Chosen) -> int:
 
 def total_gain(items: Sequence[Item], chosen: Chosen) -> float:
     """The total squared error that these ranks save."""
-    items = Items.of(items)
-    if not items:
-        return 0.0
-    columns = np.minimum(chosen, items.sizes)
-    total: float = sum(items.saved[np.arange(len(items)), columns].tolist())
-    return total
+    return sum(float(item.gains[:rank].sum()) for item, rank in zip(items, chosen, strict=True))
 
 
 def uniform(items: Sequence[Item], rank: int) -> list[int]:

@@ -8,61 +8,14 @@ more whole parts of them: ``layers.3`` and, in kohya's names, ``te``.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import isfinite
-from time import thread_time
-from typing import final
 
 from loralens.core.image_models import ImageModel, Layer
 from loralens.core.names import block, encoder, inner_form, is_near, kind, natural_key, nearest, some
-from loralens.errors import FormatError, OptionError
-
-# Real files need milliseconds; only files that are made to waste time reach the limit.
-PLAIN_SECONDS = 5.0  # limit for work that takes long only with millions of pairs of names and patterns
-
-
-@final
-class Clock:
-    """The processor time of this thread that was spent on a task, and its limit, in seconds."""
-
-    __slots__ = ("limit", "spent")
-
-    def __init__(self, limit: float = PLAIN_SECONDS) -> None:
-        self.limit, self.spent = limit, 0.0
-
-    @property
-    def remaining(self) -> float:
-        """The seconds that remain, at least 0."""
-        return max(0.0, self.limit - self.spent)
-
-    @contextmanager
-    def running(self, what: str, *, fix: str) -> Iterator[None]:
-        """Count the time of the block; ``what`` names the work in the message.
-
-        Raises
-        ------
-        FormatError
-            The limit is exceeded.
-        """
-        # Processor time of this thread, not wall time: a busy machine must not make a file unreadable.
-        begin = thread_time()
-        try:
-            yield
-        finally:
-            self.spent += thread_time() - begin
-        # This is outside of `finally`, so that an error inside the block is not replaced by this one.
-        if self.spent > self.limit:
-            raise self.error(what, fix=fix)
-
-    def error(self, what: str, *, fix: str) -> FormatError:
-        """The error for an exceeded limit."""
-        return FormatError(
-            f"{what} could not be matched with the modules' names within {self.limit:g} s of computing", fix=fix
-        )
-
+from loralens.errors import OptionError
 
 BLOCK_FORMS = "give a number (3), a range (4-8), or the name of a block of an image model (IN04)"
 # One block or a range of blocks: by number, or by the names that block weight tools use.
@@ -184,7 +137,6 @@ def _ranges(numbers: Sequence[int], joint: str = "-", width: int = 1) -> list[st
     ]
 
 
-FEWER_GLOBS = "name kinds of modules, q_proj, or use fewer and shorter globs"
 _NUMBERED = re.compile(r"_[0-9]+(_|$)")
 _WILD = {*"*?"}  # the wildcards of a glob; brackets are literal, because numbers of experts are written in them
 
@@ -228,8 +180,6 @@ def select(names: Iterable[str], globs: str | Sequence[str], *, prefixes: bool =
     ------
     OptionError
         A glob matches nothing, or no module is in a block. The message has a glob that matches, or the nearest names.
-    FormatError
-        There are so many names and globs that matching would take minutes.
     """
     # Names may be an iterator, and are gone through several times.
     names = list(names)
@@ -241,23 +191,20 @@ def select(names: Iterable[str], globs: str | Sequence[str], *, prefixes: bool =
         called.setdefault(name, set()).add(name)
         # Kinds repeat in every block: a glob is matched once for each kind instead of once for each module.
         called.setdefault(kind(name), set()).add(name)
-    clock = Clock()
     chosen: set[str] = set()
     for glob in globs:
-        chosen |= _select_by_glob(names, called, glob, clock, prefixes=prefixes)
+        chosen |= _select_by_glob(names, called, glob, prefixes=prefixes)
     return [name for name in names if name in chosen]
 
 
-def _select_by_glob(
-    names: Sequence[str], called: Mapping[str, set[str]], glob: str, clock: Clock, *, prefixes: bool
-) -> set[str]:
+def _select_by_glob(names: Sequence[str], called: Mapping[str, set[str]], glob: str, *, prefixes: bool) -> set[str]:
     """The names that a glob selects, which are at least one."""
     # The glob is first compared as a whole, because a name may end in a text that looks like an @ with blocks.
     hits = set(called.get(glob, ()))
     pattern, blocks = (glob, "") if hits else _split(glob)
-    matched = hits or _matching_names(called, pattern, clock)
+    matched = hits or _matching_names(called, pattern)
     if not matched and prefixes:
-        matched = set().union(*(_matching_names(called, wider, clock) for wider in as_parts(names, pattern)))
+        matched = set().union(*(_matching_names(called, wider) for wider in as_parts(names, pattern)))
     if not matched:
         raise OptionError(f"no module matches {pattern!r}", fix=suggestion(pattern, names))
     # Before the set of all names is made: there may be as many globs as names.
@@ -272,19 +219,13 @@ def _select_by_glob(
     return matched & inside
 
 
-def _matching_names(called: Mapping[str, set[str]], glob: str, clock: Clock) -> set[str]:
+def _matching_names(called: Mapping[str, set[str]], glob: str) -> set[str]:
     """The names that a glob matches; ``called`` maps whole names and kinds to names."""
     # Without wildcards a dictionary is enough.
     if not _WILD & {*glob}:
         return set(called.get(glob, ()))
     pattern = _escape_brackets(glob)
-    hits: set[str] = set()
-    for name, names in called.items():
-        # fnmatch may backtrack for minutes on a hostile glob with many stars.
-        with clock.running(f"the glob {glob!r:.60}", fix=FEWER_GLOBS):
-            if fnmatchcase(name, pattern):
-                hits |= names
-    return hits
+    return set().union(*(own for name, own in called.items() if fnmatchcase(name, pattern)))
 
 
 def wild(glob: str) -> bool:
@@ -427,8 +368,7 @@ def suggestion(text: str, names: Sequence[str]) -> str:
 
 def _count(names: Sequence[str], glob: str) -> int:
     """The number of names that a glob matches."""
-    with Clock().running(f"the glob {glob!r}", fix=FEWER_GLOBS):
-        return sum(matches(name, glob) for name in names)
+    return sum(matches(name, glob) for name in names)
 
 
 Weights = str | Mapping[str, float] | Sequence[float]

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf, isfinite
+from math import inf
 from sys import float_info
 from types import MappingProxyType
 from typing import Any, Self, final
@@ -12,7 +12,7 @@ from typing import Any, Self, final
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.names import kind, natural_key, nearest
-from loralens.core.selection import FEWER_GLOBS, Clock, expand_glob, matches, select, wild
+from loralens.core.selection import expand_glob, matches, select, wild
 from loralens.errors import FormatError, MismatchError, OptionError, place
 
 # Far more than any file of the field has, and few enough for every function that calls itself for the parts of a value,
@@ -155,8 +155,6 @@ class Moments:
 
 
 FIELDS = ("adapters", "method", "options", "space", "seed", "modules", "take", "drop_dead", "truncate", "uniform")
-# The limit of `sys.set_int_max_str_digits`, above which int and str refuse to convert.
-PRINTED = 10**4300  # the smallest integer that Python does not convert to text or from text
 SHAPE = 'write method = "sum" and, for every adapter, [[adapters]] with path and weight'
 
 
@@ -169,13 +167,10 @@ class Strength:
     ----------
     modules : mapping of str to float
         Glob over module names or kinds → weight.
-    clock : Clock
-        The time limit for matching the globs, which may come from a file.
     """
 
     weight: float = 1.0
     modules: Mapping[str, float] = field(default_factory=dict)
-    clock: Clock = field(default_factory=Clock, compare=False, repr=False)
 
     @property
     def plain(self) -> bool:
@@ -194,20 +189,17 @@ class Strength:
         """
         select(names, tuple(self.modules))
         written = {each: weight for glob, weight in self.modules.items() for each in expand_glob(names, glob)}
-        return Strength(self.weight, written, self.clock)
+        return Strength(self.weight, written)
 
     def of(self, name: str) -> float:
         """The weight in the module of this name."""
-        last = self.weight
         # Block weights become hundreds of globs, so the kind is found once and not for each glob.
         own = {name, kind(name)}
-        with self.clock.running(f"weights for {len(self.modules):,} globs", fix=FEWER_GLOBS):
-            # Last match first: later lines of a recipe are exceptions to earlier ones.
-            for glob, weight in reversed([*self.modules.items()]):
-                if matches(name, glob) if wild(glob) else glob in own:
-                    last = weight
-                    break
-        return float(last)
+        # Last match first: later lines of a recipe are exceptions to earlier ones.
+        for glob, weight in reversed([*self.modules.items()]):
+            if matches(name, glob) if wild(glob) else glob in own:
+                return float(weight)
+        return float(self.weight)
 
 
 @final
@@ -327,10 +319,8 @@ def _parse_ingredient(table: Any) -> Ingredient:
 
 def _read_seed(table: Mapping[str, Any]) -> int:
     seed: int = _read_typed(table, "seed", int, 0)
-    # A longer number could be read from TOML, but not be written down again.
-    if not 0 <= seed < PRINTED:
-        what = f"is {seed}" if seed < 0 else "has more digits than Python reads and writes"
-        raise FormatError(f"seed {what}", fix="write a whole number of 0 or more")
+    if seed < 0:
+        raise FormatError(f"seed is {seed}", fix="write a whole number of 0 or more")
     return seed
 
 
@@ -352,11 +342,9 @@ def _read_numbers(table: Any, field: str, *, infinite: bool = False) -> dict[str
     if not isinstance(table, dict) or any(type(value) not in (int, float) for value in table.values()):
         raise FormatError(f"{field} is not a table of names and numbers", fix=SHAPE)
     for name, value in table.items():
-        # float() of such a number would raise OverflowError later.
-        if type(value) is int and abs(value) > float_info.max:
-            raise FormatError(f"{field}: {name} is a whole number beyond float64", fix="write a smaller number")
-        if not (isfinite(value) or (infinite and abs(value) == inf)):
-            raise FormatError(f"{field}: {name} is {value}", fix="write a finite number")
+        # A whole number beyond float64 cannot be one.
+        if not -float_info.max <= value <= float_info.max and not (infinite and value in (inf, -inf)):
+            raise FormatError(f"{field}: {name} is not a finite number", fix="write a finite number")
     return dict(table)
 
 

@@ -1,9 +1,10 @@
-"""Running a function for many modules in threads, and how many processors there are for it."""
+"""Running functions in threads, and how many processors there are for them."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from threading import Condition, Event, Semaphore, Thread
 from typing import TypeVar
 
 FEW = 16  # number of modules below which starting threads costs more than they save
@@ -34,100 +35,41 @@ def share_processors(processes: int) -> None:
 def in_threads(
     work: Callable[[K], T], names: Sequence[K], count: int, step: Step | None = None, *, few: int = FEW
 ) -> dict[K, T]:
-    """Call ``work`` for every name in threads, and return the results in the order of ``names``.
+    """Call ``work`` for every name in at most ``count`` threads, and return the results in the order of ``names``.
 
-    Each of ``count`` threads takes the next name that is left. After an error or an interrupt every thread ends
-    with its current name. The caller's thread then repeats the missing names in order, and so raises the first
-    error; an error that does not come again, as for lack of memory, is forgotten. More than one thread helps only
-    if BLAS itself uses one. ``step`` is called with 1 after every name. Plain threads are used because a pool would
-    cost 10 ms to import, and as much again to run. Below ``few`` names, which are done before the threads would
-    have started, there are none.
+    The first error in this order is raised, and calls that have not begun are left out then. More than one thread helps
+    only if BLAS itself uses one. ``step`` is called with 1 after every name. Below ``few`` names there are no threads.
     """
-    count = 1 if len(names) < few else min(count, MOST)
-    results: dict[K, T] = {}
-    ended = Event()
-    waiting = iter(names)  # shared: Python's lock lets one thread at a time take a name
 
-    def take() -> None:
-        try:
-            for name in waiting:
-                if ended.is_set():
-                    return
-                results[name] = work(name)
-                if step:
-                    step(1)
-        except Exception:  # noqa: BLE001  # of any kind: the caller's thread repeats this name, and so raises it again
-            ended.set()
+    def call(name: K) -> T:
+        result = work(name)
+        if step:
+            step(1)
+        return result
 
-    # The caller's thread takes names too, so one thread fewer is started.
-    workers = [Thread(target=take) for _ in range(1, count)]
-    try:
-        for thread in workers:
-            thread.start()
-        take()
-        for thread in workers:
-            thread.join()
-    finally:  # after Ctrl-C too
-        # Threads cannot be killed; they look at this flag before each name.
-        ended.set()
-    for name in names:
-        # A name whose work failed in a thread is repeated here, so that the error has the caller's traceback.
-        if name not in results:
-            results[name] = work(name)
-            if step:
-                step(1)
-    return {name: results[name] for name in names}
+    results = in_order([lambda name=name: call(name) for name in names], min(count, MOST), few=few, ahead=len(names))  # type: ignore[misc]
+    return dict(zip(names, results, strict=True))
 
 
-def in_order(calls: Sequence[Callable[[], T]], count: int) -> Iterator[T]:
+def in_order(calls: Sequence[Callable[[], T]], count: int, *, few: int = FEW, ahead: int | None = None) -> Iterator[T]:
     """Yield what the calls return, in their order, while ``count`` threads make the next ones.
 
-    At most twice as many results as threads are held or in work. A call that fails in a thread is repeated in the
-    caller's thread, which then raises the error. After an interrupt every thread ends with its current call.
+    At most ``ahead`` results (default: twice as many as threads) are held or in work.
     """
-    if count < 2 or len(calls) < FEW:
+    if count < 2 or len(calls) < few:
         yield from (call() for call in calls)
         return
-    results: dict[int, T] = {}
-    failed: set[int] = set()
-    places = iter(range(len(calls)))
-    changed, room, stopped = Condition(), Semaphore(2 * count), Event()
-
-    def work() -> None:
-        while True:
-            room.acquire()
-            with changed:
-                i = None if stopped.is_set() else next(places, None)
-            if i is None:
-                return
-            try:
-                result = calls[i]()
-            except Exception:  # noqa: BLE001  # of any kind: the caller's thread will raise it again
-                with changed:
-                    failed.add(i)
-                    changed.notify()
-                continue
-            with changed:
-                results[i] = result
-                changed.notify()
-
-    workers = [Thread(target=work) for _ in range(count)]
+    pool = ThreadPoolExecutor(count)
+    waiting: deque[Future[T]] = deque()
     try:
-        for thread in workers:
-            thread.start()
-        for i, call in enumerate(calls):
-            with changed:
-                while not (i in results or i in failed):
-                    changed.wait()
-            yield call() if i in failed else results.pop(i)
-            room.release()
-    finally:
-        stopped.set()
-        for _ in workers:
-            room.release()
-        for thread in workers:
-            if thread.ident is not None:  # an interrupt may have come before it was started
-                thread.join()
+        for call in calls:
+            waiting.append(pool.submit(call))
+            if len(waiting) >= (ahead or 2 * count):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # after an error and Ctrl-C too
+        pool.shutdown(cancel_futures=True)
 
 
 def single_blas_thread() -> AbstractContextManager[object]:

@@ -73,15 +73,3 @@ def test_a_notebook_sees_a_table_and_no_markup_of_names() -> None:
     assert "&lt;b&gt;" in a._repr_html_()
     assert "<b>" not in a._repr_html_()
     assert "\n" not in repr(a)
-
-
-def test_an_option_of_another_dialect_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="peft has no option 'arch'") as caught:
-        loralens.save(adapter(), tmp_path / "out", arch="llama")
-    assert "gguf" in caught.value.fix
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_kind_in_place_of_a_name_is_told_the_glob() -> None:
-    with pytest.raises(KeyError, match=r"give '\*\.q_proj'"):
-        _ = adapter()["q_proj"]

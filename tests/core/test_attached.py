@@ -8,7 +8,7 @@ import pytest
 
 import loralens
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.attached import Attachment, call
+from loralens.core.attached import Attachment
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.errors import MismatchError
@@ -63,27 +63,6 @@ def test_outputs_are_those_of_peft(case: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(live.answer(base, case), plain, rtol=0, atol=0)
 
 
-def grouped() -> Any:
-    case = next(case for case in live.CASES if case.name == "conv")
-    torch.manual_seed(0)
-    return live.Convolutions(groups=2).double().eval(), case.input()
-
-
-def test_a_grouped_convolution_is_changed_in_place() -> None:
-    model, x = grouped()
-    rng = np.random.default_rng(0)
-    module = LowRank(rng.standard_normal((8, 3)), rng.standard_normal((3, 3 * 6)), 0.5)
-    attachment = Attachment(model, Adapter(modules={"two": module}))
-    assert (attachment.hooked, attachment.changed) == ((), ("two",))
-    plain = model(x)
-    weight = model.two.weight.detach().clone()
-    with attachment.on():
-        found = model(x)
-    model.two.weight.data += torch.from_numpy(module.dense()).reshape(weight.shape)
-    torch.testing.assert_close(found, model(x))
-    assert not torch.equal(found, plain)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_16_bit_model_rounds_the_sum_once(dtype: Any) -> None:
     rng = np.random.default_rng(1)
@@ -114,38 +93,12 @@ def test_a_scaled_embedding_scales_the_update() -> None:
     torch.testing.assert_close(found - plain, 3.0 * torch.from_numpy(module.dense().T)[ids], rtol=1e-12, atol=1e-12)
 
 
-def test_keyword_inputs_and_names_with_another_lead() -> None:
-    class Keyed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc, self.norm = nn.Linear(6, 5), nn.LayerNorm(5)
-
-        def forward(self, x: Any) -> Any:
-            return self.norm(self.fc(input=x))
-
-    rng = np.random.default_rng(3)
-    module = LowRank(rng.standard_normal((5, 2)), rng.standard_normal((2, 6)))
-    model, x = Keyed().double(), torch.from_numpy(rng.standard_normal((3, 6)))
-    extra = {"scale": Extra("saved", "encoder.norm", LazyArray.of(np.full(5, 2.0)))}
-    attachment = Attachment(model, Adapter(modules={"encoder.fc": module}, extra=extra))
-    assert not attachment.left_out
-    with attachment.on():
-        found = call(model, (x,))
-    plain = torch.nn.functional.linear(x, model.fc.weight + torch.from_numpy(module.dense()), model.fc.bias)
-    torch.testing.assert_close(found, 2 * torch.nn.functional.layer_norm(plain, (5,)))
-
-
 @pytest.mark.parametrize(
     ("layer", "B", "A"), [(nn.Linear(6, 5), (6, 2), (2, 5)), (nn.Embedding(9, 4), (9, 2), (2, 4))], ids=str
 )
 def test_an_update_that_lies_the_other_way_is_refused(layer: Any, B: Any, A: Any) -> None:
     with pytest.raises(MismatchError, match="layer: its update has the shape"):
         Attachment(nn.ModuleDict({"layer": layer}), Adapter(modules={"layer": LowRank(np.ones(B), np.ones(A))}))
-
-
-def test_an_adapter_of_another_model_is_refused() -> None:
-    with pytest.raises(MismatchError, match="no weight in the base"):
-        Attachment(live.Plain(), Adapter(modules={"fc9": LowRank(np.ones((7, 2)), np.ones((2, 6)))}))
 
 
 def test_a_trained_bias_and_a_magnitude_of_one_layer_and_differences() -> None:

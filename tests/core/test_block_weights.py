@@ -3,7 +3,7 @@
 import pytest
 
 from loralens.core.image_models import image_models
-from loralens.core.selection import PRESETS, VECTORS, family, weights_of_modules
+from loralens.core.selection import weights_of_modules
 from loralens.errors import OptionError
 
 MODELS = {model.name: model for model in image_models()}
@@ -26,7 +26,6 @@ UNET = {  # block of SD 1.5 in the order of a vector of 17 → a layer in it
     "OUT10": "unet.up_blocks.3.attentions.1.proj_in",
     "OUT11": "unet.up_blocks.3.attentions.2.proj_in",
 }
-LOCON = {"IN03": "unet.down_blocks.0.downsamplers.0.conv", "OUT00": "unet.up_blocks.0.resnets.0.conv1"}
 SDXL = {
     "BASE": "text_encoder_2.text_model.encoder.layers.3.mlp.fc1",
     "IN04": "unet.down_blocks.1.attentions.0.proj_in",
@@ -64,23 +63,6 @@ def test_a_vector_goes_to_the_blocks_in_order(architecture: str, modules: dict[s
         assert weights(architecture, modules, blocks=blocks) == expected
 
 
-def test_blocks_that_a_vector_does_not_list_get_nothing_as_in_A1111() -> None:
-    assert weights("SD 1.5", LOCON, blocks=[1] * 17) == {"IN03": 0, "OUT00": 0}
-    assert weights("SD 1.5", LOCON, blocks=[1] * 26) == {"IN03": 1, "OUT00": 1}
-    assert weights("SD 1.5", LOCON, blocks={"OUT": 0.5}) == {"IN03": 1, "OUT00": 0.5}
-
-
-def test_vectors_of_flux() -> None:
-    whole = [round(0.01 * i, 2) for i in range(61)]
-    found = weights("FLUX.1", FLUX, blocks=whole)
-    assert found == {
-        "CLIP": 0, "T5": 0.01, "IN": 0.02, "D00": 0.03, "D18": 0.21, "S00": 0.22, "S37": 0.59, "OUT": 0.6,
-    }  # fmt: skip
-    # The Inspire Pack: BASE, 19 double blocks, and the single blocks with the last of these weights.
-    found = weights("FLUX.1", FLUX, blocks=[0.5, *[0.0] * 18, 0.25])
-    assert found == {"CLIP": 0.5, "T5": 0.5, "IN": 0.5, "OUT": 0.5, "D00": 0, "D18": 0.25, "S00": 0.25, "S37": 0.25}
-
-
 @pytest.mark.parametrize(
     ("blocks", "changed"),
     [
@@ -98,10 +80,6 @@ def test_blocks_by_name(blocks: object, changed: dict[str, float]) -> None:
     assert weights("SD 1.5", UNET, blocks=blocks) == dict.fromkeys(UNET, 1.0) | changed
 
 
-def test_the_weight_of_all_blocks_comes_first_wherever_it_stands() -> None:
-    assert weights("SDXL", SDXL, blocks="MID=1,ALL=0") == dict.fromkeys(SDXL, 0.0) | {"MID": 1}
-
-
 def test_presets_of_both_tools() -> None:
     on = {"BASE", "IN05", "IN07", "IN08"}
     assert weights("SD 1.5", UNET, preset="IND") == {block: float(block in on) for block in UNET}
@@ -110,13 +88,6 @@ def test_presets_of_both_tools() -> None:
     assert weights("FLUX.1", FLUX, preset="flux-single-1to10") == {block: float(block in single) for block in FLUX}
     # Blocks by name come after the preset.
     assert weights("SD 1.5", UNET, preset="NONE", blocks="MID=0.5")["MID"] == 0.5
-
-
-def test_every_preset_can_be_read() -> None:
-    for model in MODELS.values():
-        for preset in PRESETS[family(model)]:
-            weights_of_modules(model, {model.layers[0].name: model.layers[0]}, preset=preset)
-    assert {len(vector) for vectors in VECTORS.values() for vector in vectors} == {12, 17, 20, 21, 26, 27, 58, 61}
 
 
 @pytest.mark.parametrize(

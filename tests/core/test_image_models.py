@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loralens.core.image_models import FIRST_WORDS, ImageModel, Layer, image_model, image_models
+from loralens.core.image_models import ImageModel, Layer, image_model, image_models
 
 Shape = tuple[int, ...]
 
@@ -158,12 +158,3 @@ def test_the_architecture_follows_from_names_and_shapes(
 ) -> None:
     found = image_model(modules, [hint])
     assert (found and found.name) == expected
-
-
-def test_the_first_words_are_those_of_the_table() -> None:
-    assert {name.partition("_")[0] for each in image_models() for _, name in each._found} == FIRST_WORDS
-
-
-def test_a_model_of_other_words_needs_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loralens.core.image_models.image_models", lambda: pytest.fail("the table was made"))
-    assert image_model({"model.layers.0.self_attn.q_proj": (4, 4), "lora_unet_mid_block": (4, 4)}) is None

@@ -54,27 +54,6 @@ def test_nothing_is_written_into_the_factors():
     assert (before[1] == A).all()
 
 
-def test_what_it_says_of_itself():
-    module = LowRank(*factors(5, 2, 7, np.float16), -0.5)
-    assert (module.rank, module.shape, module.dtype, module.scale) == (2, (5, 7), np.float16, -0.5)
-    assert (module.parameters, module.nbytes) == (2 * (5 + 7), 2 * 2 * (5 + 7))
-    assert (module.scaling, module.layout, module.origin) == (Scaling(), Layout(), None)
-    assert repr(module) == "LowRank(out=5, in=7, rank=2, scale=-0.5, dtype=float16)"
-
-
-@pytest.mark.parametrize("scale", [2, np.float32(2), np.int64(2), True])
-def test_the_scale_is_a_float(scale):
-    assert type(LowRank(*factors(5, 2, 7), scale).scale) is float
-
-
-def test_what_is_stored_counts_where_it_was_read_from_a_file():
-    """One expert of four in a stack; factors in the file may be wider than in memory."""
-    stack = {"A": LazyArray.of(np.zeros((8, 7), np.float16)), "B": LazyArray.of(np.zeros((5, 8), np.float32))}
-    module = LowRank(*factors(5, 2, 7), origin=Origin("peft", stack, share=4))
-    assert module.parameters == (8 * 7 + 5 * 8) // 4
-    assert module.nbytes == (8 * 7 * 2 + 5 * 8 * 4) // 4
-
-
 @pytest.mark.parametrize(
     ("B", "A"),
     [((5, 2), (3, 7)), ((2, 5), (7, 2)), ((5,), (5, 7)), ((5, 2), (2,)), ((5, 2, 1), (2, 7)), ((), ()), ((5, 2), ())],
@@ -85,37 +64,9 @@ def test_factors_that_do_not_multiply(B, A):
     assert str(caught.value).startswith(f"B {B} and A {A} do not multiply\n  fix: ")
 
 
-@pytest.mark.parametrize("name", ["scale", "B", "A", "_B", "layout", "origin", "anything"])
-def test_it_is_frozen(name):
-    module = LowRank(*factors(5, 2, 7))
-    with pytest.raises(AttributeError, match=f"frozen.*{name}"):
-        setattr(module, name, 1)
-    with pytest.raises(AttributeError, match=f"frozen.*{name}"):
-        delattr(module, name)
-    assert module.scale == 1.0
-
-
 def lazy(array):
     reads = []
     return LazyArray(lambda: reads.append(1) or array, shape=array.shape, dtype=array.dtype), reads
-
-
-def test_lazy_factors_are_read_when_asked_for_and_not_before():
-    B, A = factors(5, 2, 7)
-    (lazy_B, reads_B), (lazy_A, reads_A) = lazy(B), lazy(A)
-    module = LowRank(lazy_B, lazy_A, 2.0)
-    rescaled = module.rescaled(-3.0, Scaling("given", origin="--scale"))
-    assert repr(module)
-    assert (module.rank, module.shape, module.parameters, module.nbytes) == (2, (5, 7), 24, 192)
-    assert module.factors == (lazy_B, lazy_A)
-    assert (reads_B, reads_A) == ([], [])
-    assert module.B is B
-    assert module.B is B
-    assert (len(reads_B), len(reads_A)) == (2, 0)
-    held = module.load()
-    assert held.A is held.A is A
-    assert len(reads_A) == 1
-    assert np.allclose(rescaled.dense(), -1.5 * module.dense(), rtol=1e-15)
 
 
 def test_load_and_rescaled_keep_the_rest():

@@ -1,7 +1,6 @@
 """Module names: order, block, kind, globs and near misses."""
 
 import random
-import time
 
 import pytest
 from hypothesis import given
@@ -44,11 +43,6 @@ def test_numbers_count_as_numbers():
     shuffled = ORDERED[:]
     random.Random(0).shuffle(shuffled)
     assert sorted(shuffled, key=natural_key) == ORDERED
-
-
-@given(st.text("ab.019٣²"), st.text("ab.019٣²"))
-def test_different_names_have_different_keys(first, second):
-    assert (natural_key(first) == natural_key(second)) == (first == second)
 
 
 @given(st.integers(0, 10**30), st.integers(0, 10**30))
@@ -136,14 +130,6 @@ def test_nearest():
     assert nearest("model.layers.1.self_attn.k_proj", NAMES, count=1) == "model.layers.1.self_attn.v_proj"
     assert nearest("x", []) == "none: there are no modules"
     assert nearest("q_prj", iter(NAMES)) == nearest("q_prj", NAMES)
-
-
-@pytest.mark.slow
-def test_nearest_among_many_names_is_quick():
-    names = [f"model.layers.{i}.mlp.experts.{p}[{e}]" for i in range(48) for e in range(128) for p in ("up", "down")]
-    start = time.perf_counter()
-    assert nearest("q_proj", names)
-    assert time.perf_counter() - start < 10
 
 
 @pytest.mark.parametrize(

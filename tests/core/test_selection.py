@@ -3,14 +3,11 @@
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from loralens.core import selection
-from loralens.core.names import kind, nearest
-from loralens.core.selection import Clock, glob_in_words, matches, select, within_blocks
+from loralens.core.names import nearest
+from loralens.core.selection import matches, select, within_blocks
 from loralens.core.stored import Strength
-from loralens.errors import FormatError, OptionError
+from loralens.errors import OptionError
 
 NAMES = [
     "model.layers.0.self_attn.q_proj",
@@ -53,16 +50,6 @@ def test_select(globs, chosen):
         assert select(NAMES, globs[0]) == [NAMES[i] for i in chosen]
 
 
-@given(st.lists(st.sampled_from([*NAMES, *map(kind, NAMES), "*q*", "q_?roj", "*[1]", "[1]", "*"]), min_size=1))
-def test_many_globs_choose_what_each_of_them_matches(globs):
-    try:
-        chosen = select(NAMES, globs)
-    except OptionError:
-        assert not all(any(matches(name, glob) for name in NAMES) for glob in globs)
-    else:
-        assert chosen == [name for name in NAMES if any(matches(name, glob) for glob in globs)]
-
-
 @pytest.mark.parametrize("glob", ["Q_proj", "Q_*", "proj", "proj*", "*.[01].*", "[qv]_proj", "q_proj.*", "*.2.*", ""])
 def test_a_glob_that_matches_nothing(glob):
     with pytest.raises(OptionError) as caught:
@@ -87,19 +74,6 @@ def test_globs_of_many_stars_end(glob: str) -> None:
     assert not matches("a" * 4000, glob)
 
 
-def test_what_takes_minutes_for_all_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "Clock", lambda: Clock(0.0))
-    with pytest.raises(FormatError, match="the glob '\\*a"):
-        select([f"{'a' * 4000}{i}" for i in range(50)], ["*a" * 2000 + "b"])
-
-
-@pytest.mark.slow
-def test_a_recipe_of_countless_globs_is_refused() -> None:
-    strength = Strength(1.0, {f"*a{i}*": 2.0 for i in range(5000)}, Clock(0.0))
-    with pytest.raises(FormatError, match="5,000 globs"):
-        [strength.of(f"model.layers.{i}.q_proj") for i in range(100)]
-
-
 KOHYA = [
     f"lora_unet_{place}_transformer_blocks_0_{attention}_to_q"
     for place in (
@@ -111,26 +85,6 @@ KOHYA = [
 ]
 FLUX = [f"transformer.transformer_blocks.{i}.attn.to_q" for i in range(19)]
 FLUX += [f"transformer.single_transformer_blocks.{i}.proj_out" for i in range(38)]
-
-
-@pytest.mark.parametrize(
-    ("text", "suggested"),
-    [
-        ("self_att", "'*self_att*' matches 3 modules"),
-        ("experts*", "'*experts*' matches 1 module"),
-        ("layers.1?", "'*layers.1?*' matches 4 modules"),
-        ("*nosuch*", "no name contains 'nosuch'; the kinds of modules are "),
-        ("text_encoder", "no name contains 'text_encoder'; the kinds of modules are "),
-        ("self.att", "'*self_att*' matches 3 modules"),
-        ("q_porj", "the nearest names are q_proj"),
-        ("Q_PROJ", "'*q_proj*' matches 2 modules"),
-        ("*layers_10", "'*layers.10.*' matches 2 modules"),
-    ],
-)
-def test_the_suggestion_for_a_glob_that_matches_nothing(text: str, suggested: str) -> None:
-    with pytest.raises(OptionError) as caught:
-        select(NAMES, text)
-    assert caught.value.fix.startswith(suggested)
 
 
 @pytest.mark.parametrize(
@@ -163,27 +117,6 @@ def test_a_beginning_ends_where_a_part_of_the_name_ends() -> None:
             select(NAMES, text)
 
 
-def test_a_word_selects_the_names_that_have_it_as_a_whole_part() -> None:
-    text = [f"lora_te_text_model_encoder_layers_{i}_self_attn_q_proj" for i in range(12)]
-    numbered = [name.replace("_te_", "_te2_") for name in text]
-    assert select(KOHYA + text, "te") == text  # and not the attentions of the UNet
-    assert select(KOHYA + text + numbered, ["te2", "te"]) == text + numbered
-    assert select(KOHYA + text, "attentions_2") == [name for name in KOHYA if "attentions_2_" in name]
-    assert select(KOHYA, "to_q") == KOHYA
-    assert select(NAMES, "layers.1") == select(NAMES, "layers_1") == NAMES[1:3]
-    assert select(NAMES, "self_attn@1") == NAMES[1:3]
-    assert Strength(1.0, {"te": 0.5}).within(dict.fromkeys(KOHYA + text)).of(text[3]) == 0.5
-    with pytest.raises(OptionError) as caught:
-        select(KOHYA + numbered, "te")
-    assert caught.value.fix == "'*_te*' matches 12 modules"
-    with pytest.raises(OptionError) as caught:
-        select(KOHYA, "te")
-    assert caught.value.fix == f"no part of a name begins with 'te'; '*te*' matches {len(KOHYA)} modules"
-    for word in ("proj", "1", "attn", "attentions_20"):
-        with pytest.raises(OptionError, match="no module matches"):
-            select(NAMES, word)
-
-
 def test_a_name_and_a_kind_win_over_a_beginning() -> None:
     names = ["encoder.self_attn", "encoder.self_attn.out_proj", "x.encoder"]
     assert select(names, "encoder.self_attn") == names[:1]
@@ -214,13 +147,6 @@ def test_blocks_by_number(blocks: list[int | str], numbers: set[int]) -> None:
     assert Strength(1.0, {glob: 0.5}).of(queries[0]) == 0.5
 
 
-def test_blocks_of_vision_models_and_of_files_without_names() -> None:
-    vit = [f"vit.encoder.layer.{i}.attention.attention.query" for i in range(12)]
-    assert select(vit, within_blocks((), ["10-11"])) == vit[10:]
-    sam = [f"w_a_{i:03}" for i in range(24)]
-    assert select(sam, within_blocks((), [2])) == ["w_a_002"]
-
-
 @pytest.mark.parametrize(
     ("names", "blocks", "message", "fix"),
     [
@@ -237,12 +163,6 @@ def test_a_block_without_modules(names: list[str], blocks: list[int | str], mess
         select(names, within_blocks((), blocks))
     assert caught.value.what.startswith(message)
     assert caught.value.fix.startswith(fix)
-
-
-def test_modules_that_match_outside_of_the_blocks_only() -> None:
-    with pytest.raises(OptionError, match="no module that 'v_proj' matches is in block 0") as caught:
-        select(NAMES, within_blocks(["v_proj"], [0]))
-    assert caught.value.fix == "these modules are in the blocks 1 of model.layers"
 
 
 @pytest.mark.parametrize("block", ["three", "-1", "3-", "1.5", "", "4-8-9", True, "IN-IN04"])
@@ -271,12 +191,6 @@ def test_blocks_of_image_models_have_names(names: list[str], blocks: list[str], 
     assert select(names, within_blocks((), blocks)) == expected
     (glob,) = within_blocks((), blocks)
     assert [name for name in names if matches(name, glob)] == expected
-
-
-def test_blocks_in_a_sentence() -> None:
-    assert [glob_in_words(glob) for glob in ("q_proj", "*@3", "q_proj@0,4-8", "*@IN04")] == [
-        "q_proj", "block 3", "q_proj of blocks 0, 4-8", "block IN04",
-    ]  # fmt: skip
 
 
 def test_a_name_that_ends_like_blocks_is_a_name() -> None:

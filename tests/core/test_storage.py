@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.lazy import LazyArray, stack_rows
+from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout
-from loralens.core.matching import MatrixSlot, Place, Storage, match, same_modules, slots
-from loralens.core.structured import Dense, Structured
+from loralens.core.matching import MatrixSlot, same_modules, slots
 from loralens.core.weights import share_of, weights_of
-from loralens.errors import MismatchError
 
 MOE = "model.layers.0.mlp.experts"
 MIXTRAL = "model.layers.0.block_sparse_moe.experts"
@@ -44,13 +42,6 @@ GATE, UP, DOWN = (f"layers.0.mlp.experts.{part}_proj" for part in ("gate", "up",
 )
 def test_every_spelling_of_a_matrix_is_one_slot(name, wanted):
     assert slots(name) == wanted
-
-
-def test_a_slot_that_two_tensors_could_be_is_none_of_them():
-    storage = Storage({"model.layers.0.a.weight": (2, 2), "language_model.layers.0.a.weight": (2, 2)})
-    assert storage.places(slots("layers.0.a")) == ()
-    assert Storage({"model.a.weight": (2, 2)}).places(slots("a")) == (Place("model.a.weight"),)
-    assert Storage({"model.a.weight": (2, 2)}).places(slots("b")) == ()
 
 
 def tensor(*shape, seed=0, dtype=np.float32):
@@ -168,34 +159,6 @@ def test_single_experts_on_a_stack(stacked, alternate, name):
     np.testing.assert_array_equal(held[key][:2], base[key].read()[:2])
 
 
-def test_what_a_stack_has_not():
-    base = {f"{MOE}.down_proj": tensor(3, 6, 4)}
-    with pytest.raises(MismatchError, match="the base has only 3 experts"):
-        weights_of({f"{MOE}.7.down_proj": module(6, 4)}, base)
-    with pytest.raises(MismatchError, match="no weight in the base"):
-        weights_of({f"{MOE}.0.down_proj": module(5, 4)}, base)
-
-
-def test_what_is_no_pair_cannot_be_cut():
-    base = singles(MOE, ("gate_proj", "up_proj", "down_proj"))
-    name = f"{MOE}.gate_up_proj[0]"
-    update = Structured(Dense(LazyArray.of(np.ones((8, 6)))), layout=Layout("experts"))
-    weight = weights_of({name: update}, base).modules[name]
-    with pytest.raises(MismatchError, match="full difference cannot be cut"):
-        share_of(update, weight, weight.pieces[0])
-
-
-def test_one_edit_besides_and_other_names_alike():
-    """An adapter of a bare ViT on the one that has a head."""
-    base = {f"vit.encoder.layer.{i}.attention.attention.{kind}.weight": (8, 8)
-            for i in range(2) for kind in ("query", "key", "value")} | {"classifier.weight": (2, 8)}  # fmt: skip
-    found = match({f"layers.{i}.attention.{kind}_proj": (8, 8) for i in range(2) for kind in "qv"}, base)
-    assert found.edit == "reading names as the base is stored and adding 'vit.'"
-    assert found.keys["layers.1.attention.q_proj"] == "vit.encoder.layer.1.attention.attention.query.weight"
-    assert found.rename("layers.0.attention.k_proj") == "vit.encoder.layer.0.attention.attention.key"
-    assert found.rename("nonsense") == "nonsense"
-
-
 def test_two_adapters_call_one_module_by_its_names_in_memory_and_on_disk():
     old = {
         "vit.encoder.layer.0.attention.attention.query": 1,
@@ -205,32 +168,3 @@ def test_two_adapters_call_one_module_by_its_names_in_memory_and_on_disk():
     new = {"vit.layers.0.attention.q_proj": 1, "model.layers.0.mlp.switch_mlp.gate_proj[1]": 2, "y": 3}
     found = same_modules(old, new)
     assert found == {one: two for one, two in zip(old, new, strict=True) if one != "x"}
-
-
-def test_kohya_s_names_of_a_text_encoder_that_transformers_5_saved():
-    kinds = ("q_proj", "v_proj")
-    base = {f"encoder.layers.{i}.self_attn.{kind}.weight": (8, 8) for i in range(2) for kind in kinds}
-    names = {f"lora_te_text_model_encoder_layers_{i}_self_attn_{kind}": (8, 8) for i in range(2) for kind in kinds}
-    assert list(match(names, base).keys.values()) == list(base)
-    older = {f"{tower}.{key}": shape for tower in ("text_model", "vision_model") for key, shape in base.items()}
-    assert list(match(names, older).keys.values()) == [f"text_model.{key}" for key in base]
-
-
-def test_matrices_below_each_other_read_what_is_asked_for():
-    asked = []
-
-    def watched(array, name):
-        def rows(start, stop):
-            asked.append((name, start, stop))
-            return array[start:stop]
-
-        return LazyArray(lambda: array, shape=array.shape, dtype=array.dtype, rows=rows)
-
-    one, two = np.arange(6.0).reshape(3, 2), np.arange(10.0).reshape(5, 2)
-    both = stack_rows([watched(one, "one"), watched(two, "two")])
-    np.testing.assert_array_equal(both.read(), np.vstack([one, two]))
-    np.testing.assert_array_equal(both.rows(2, 5).read(), np.vstack([one, two])[2:5])
-    assert asked == [("one", 2, 3), ("two", 0, 2)]
-    assert both.rows(3, 3).read().shape == (0, 2)
-    assert not stack_rows([LazyArray.of(one), LazyArray.of(two)]).streams
-    assert stack_rows([LazyArray.of(one.astype(np.float16)), LazyArray.of(two)]).read().dtype == np.float32

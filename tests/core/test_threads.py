@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 
 import pytest
 
@@ -27,46 +26,6 @@ def test_the_first_error_in_order_is_raised(count):
 
     with pytest.raises(FormatError, match="20 is broken"):
         in_threads(work, NAMES, count)
-
-
-def test_after_an_error_no_thread_begins_another_name():
-    begun = []
-
-    def work(name: str) -> str:
-        begun.append(name)
-        if name == "2":
-            raise FormatError("2 is broken", fix="mend it")
-        time.sleep(0.01)
-        return name
-
-    with pytest.raises(FormatError, match="2 is broken"):
-        in_threads(work, NAMES, 3)
-    assert len(begun) <= 6
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_an_error_that_does_not_come_again_costs_time_only(count):
-    failed, told = set(), []
-
-    def work(name: str) -> str:
-        if name == "3" and name not in failed:
-            failed.add(name)
-            raise MemoryError
-        return name
-
-    assert in_threads(work, NAMES, count, told.append) == {name: name for name in NAMES}
-    assert sum(told) == len(NAMES)
-
-
-def test_the_end_of_memory_in_a_thread_is_said_by_the_caller(capfd):
-    def work(name: str) -> str:
-        if int(name) == 21:
-            raise MemoryError
-        return name
-
-    with pytest.raises(MemoryError):
-        in_threads(work, NAMES, 3)
-    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs the affinity of Linux")

@@ -58,28 +58,6 @@ def test_convolutions_are_flattened_and_experts_picked():
     np.testing.assert_array_equal(found["x.w[3]"].read(), base["x.w"].read()[3].T)
 
 
-@pytest.mark.parametrize("numbers", [1, 7, 1000])
-@pytest.mark.parametrize("streams", [True, False])
-def test_blocks_are_the_stored_rows_in_order(numbers, streams):
-    held = tensor(6, 5) if streams else LazyArray.of(tensor(6, 5).read())
-    weight = weights_of({"a": module(6, 5)}, {"a.weight": held}).modules["a"]
-    parts = list(weight.blocks(numbers))
-    np.testing.assert_array_equal(np.vstack([part for _, part in parts]), held.read())
-    assert [rows.start for rows, _ in parts] == [0, *[rows.stop for rows, _ in parts][:-1]]
-    assert len(parts) > 1 or numbers == 1000
-
-
 def test_an_expert_that_the_base_has_not_is_an_error():
     with pytest.raises(MismatchError, match="has only 5 experts"):
         weights_of({"x.w[5]": module(4, 6, kind="experts")}, {"x.w": tensor(5, 4, 6)})
-
-
-def test_a_module_of_no_expert_is_no_update_of_a_stack_of_several():
-    with pytest.raises(MismatchError, match="another model"):
-        weights_of({"x": module(4, 6)}, {"x.weight": tensor(5, 4, 6)})
-    assert weights_of({"x": module(4, 6)}, {"x.weight": tensor(1, 4, 6)}).modules["x"].shape == (4, 6)
-
-
-def test_a_grouped_convolution_has_the_shape_of_its_weight():
-    found = weights_of({"c": module(4, 6, kind="conv", groups=2)}, {"c.weight": tensor(4, 3, 2)}).modules["c"]
-    assert found.shape == (4, 6)

@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loralens.cli.main import main
-from loralens.core.selection import Clock
 from loralens.errors import FormatError
 from loralens.formats.dialects.peft.config import PeftConfig
 from loralens.formats.dialects.peft.patterns import Pattern
-from loralens.formats.files.expressions import Expression
+from loralens.formats.files.expressions import Clock, Expression
 from tests.formats.blobs import limits
 
 MODULES = [  # of models as transformers and diffusers name them

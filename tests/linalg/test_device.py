@@ -26,31 +26,12 @@ def test_numbers_arrive_as_they_were(dtype):
             np.testing.assert_array_equal(device.numpy(there), array.astype(np.float64))
 
 
-def test_a_cast_block_is_not_the_array_that_was_given():
-    array = np.ones((2, 2), np.float32)
-    Device().cast(array)[:] = 5
-    assert array.sum() == 4
-
-
 def test_products_do_not_depend_on_the_threads():
     rng = np.random.default_rng(0)
     X, Y = rng.standard_normal((2 * ROWS + 7, 40)), rng.standard_normal((40, 9))
     np.testing.assert_allclose(Device().matmul(X, Y), X @ Y, rtol=1e-12, atol=1e-12)
     np.testing.assert_array_equal(Device().matmul(X, Y), Device(threads=4).matmul(X, Y))
     np.testing.assert_allclose(Device(threads=4).matmul(X.T, X), X.T @ X, rtol=1e-12, atol=1e-10)
-
-
-@pytest.mark.parametrize("shape", [(2 * ROWS + 7, 40), (5, 700), (ROWS, 9000)])
-def test_two_products_in_one_pass_are_those_of_two(shape):
-    rng = np.random.default_rng(0)
-    W, X = rng.standard_normal(shape), rng.standard_normal((3, shape[1]))
-    found = Device().multiply_twice(X, W)
-    for device in (Device(), Device(threads=4), torch_device()):
-        there = device.multiply_twice(device.put(X, "float64"), device.put(W, "float64"))
-        for product, first, expected in zip(there, found, (X @ W.T, X @ W.T @ W), strict=True):
-            np.testing.assert_allclose(device.numpy(product), expected, rtol=1e-11, atol=1e-9)
-            if not device.torch:
-                np.testing.assert_array_equal(product, first)
 
 
 @pytest.mark.parametrize("kernel", [True, False])
@@ -85,29 +66,6 @@ def test_threads_that_are_kept_serve_many_calls():
     assert len(names) <= 2
     with Device().keep_threads() as device:
         assert device == Device()
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_items_are_drawn_late_and_come_back_in_order(threads):
-    drawn, seen = [], []
-
-    def items():
-        for i in range(20):
-            drawn.append(i)
-            yield i
-
-    names = set()
-
-    def work(i):
-        names.add(threading.current_thread().name)
-        return i * i
-
-    for i, square in enumerate(Device(threads=threads).map(work, items())):
-        assert square == i * i
-        assert len(drawn) <= i + 2 + threads  # no more blocks in memory than that
-        seen.append(square)
-    assert len(seen) == 20
-    assert (threading.current_thread().name in names) == (threads == 1)
 
 
 def test_an_error_in_a_thread_is_the_callers():
@@ -145,14 +103,3 @@ def test_without_torch_or_a_gpu_it_says_so(monkeypatch):
     with pytest.raises(OptionError, match="a GPU needs torch") as error:
         Device.of("cuda:0")
     assert "pip install 'torch>=2.4'" in error.value.fix
-
-
-def test_the_functions_for_arrays_of_a_device_give_its_arrays():
-    X = np.random.default_rng(4).standard_normal((6, 4))
-    for device in (Device(), torch_device()):
-        there = device.put(X, "float64")
-        Q, R = device.xp.linalg.qr(there)
-        np.testing.assert_allclose(device.numpy(Q @ R), X, atol=1e-14)
-        narrow = device.astype(there, "float32")
-        assert str(narrow.dtype).removeprefix("torch.") == "float32"
-        assert device.astype(narrow, "float32") is narrow

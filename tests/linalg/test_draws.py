@@ -38,9 +38,3 @@ def test_a_wide_draw_belongs_to_an_entry(cut):
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     # Both are parts of one sequence of bytes.
     np.testing.assert_array_equal(draws.wide_words(0, 50).view("<u2"), draws.words(0, 100))
-
-
-def test_names_and_seeds_have_numbers_of_their_own():
-    first = Draws.named(0, "a").wide_words(0, 8).tolist()
-    assert first == Draws.named(0, "a").wide_words(0, 8).tolist()
-    assert first not in (Draws.named(1, "a").wide_words(0, 8).tolist(), Draws.named(0, "b").wide_words(0, 8).tolist())

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError, ShapeError
-from loralens.linalg.exact import WIDEST, exact_product, quick_product
+from loralens.linalg.exact import WIDEST, exact_product
 from tests import reference
 from tests.marks import examples
 from tests.strategies import factor_pairs
@@ -163,62 +163,3 @@ def test_factors_near_the_limits_of_float64_lose_nothing() -> None:
         # Subnormal numbers beside some of the largest: 2^-1060 · 2^1020.
         far = exact_product([(1.0, np.ldexp(B, -1060), np.ldexp(A, 1020))], slices=slices).dense()
         assert np.array_equal(far, np.ldexp(plain, -40))
-
-
-def assembled(quick, shape):
-    """All tiles of a quick product in one matrix, and the bound of the error of each entry."""
-    numbers, errors = np.full(shape, np.nan, np.float32), np.full(shape, np.nan)
-    for tile in quick.tiles():
-        assert np.isnan(numbers[tile.rows, tile.columns]).all(), "an entry came twice"
-        numbers[tile.rows, tile.columns], errors[tile.rows, tile.columns] = tile.numbers, tile.error
-    return numbers, errors
-
-
-@pytest.mark.parametrize("r", [1, 2, 3, 16, 64, 600])
-@pytest.mark.parametrize("decades", [0, 4])
-def test_a_quick_product_errs_by_no_more_than_it_says(r, decades):
-    m, n = 300, 1100
-    B, A = graded(4, m, n, r, decades)
-    B[7] = 0
-    product = exact_product([(0.3, B, A)])
-    quick, D = quick_product(product), product.dense()
-    numbers, errors = assembled(quick, (m, n))
-    distance = np.abs(numbers.astype(np.float64) - D)
-    assert quick.B is not None
-    assert (distance <= errors).all()
-    assert distance.any()
-    # A bound that is thousands of times too large would leave too many entries to be computed exactly.
-    assert errors.max() <= 2e-6 * (r + 5) * np.abs(D).max()
-    i, j = np.divmod(np.random.default_rng(5).choice(m * n, 500, replace=False), n)
-    np.testing.assert_array_equal(quick.at(i, j), D[i, j])
-
-
-@pytest.mark.parametrize("size", [1e-25, 1e25])
-def test_factors_that_float32_would_lose_are_multiplied_exactly(size):
-    B, A = graded(6, 70, 300, 5, 0)
-    product = exact_product([(1.0, B.astype(np.float64) * size, A)])
-    quick = quick_product(product)
-    numbers, errors = assembled(quick, (70, 300))
-    assert not errors.any()
-    np.testing.assert_array_equal(numbers, product.dense())
-
-
-def test_nothing_is_a_quick_product_too():
-    product = exact_product([(1.0, np.zeros((9, 2)), np.ones((2, 12)))])
-    numbers, errors = assembled(quick_product(product), (9, 12))
-    assert not numbers.any()
-    assert not errors.any()
-    assert not quick_product(product).at(np.arange(9), np.arange(9)).any()
-
-
-@pytest.mark.parametrize("count", [64, 2000, 40_000])
-def test_a_sample_has_every_row_and_column_alike(count):
-    """Rows have very different lengths, and yet the share of the entries above a value is met."""
-    rng = np.random.default_rng(7)
-    B = rng.standard_normal((400, 4)) * np.exp(2 * rng.standard_normal((400, 1)))
-    product = exact_product([(1.0, B, rng.standard_normal((4, 500)))])
-    D = np.abs(product.dense())
-    sample = np.abs(quick_product(product).sample(count))
-    assert 0.8 * count <= sample.size <= 1.25 * count
-    spread = np.sqrt(0.2 * 0.8 / sample.size)
-    assert abs(np.mean(sample > np.quantile(D, 0.8)) - 0.2) <= 4 * spread

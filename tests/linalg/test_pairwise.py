@@ -7,7 +7,6 @@ from loralens.linalg.pairwise import (
     SAME,
     Segments,
     SingularTriplets,
-    _inverse_of_triangle,
     index_blocks,
     outside_parts,
     pairwise_cosines,
@@ -72,17 +71,6 @@ def test_cosines_of_vectors_of_any_size_and_of_zero(limit: int) -> None:
     np.testing.assert_array_equal(found, found.T)
 
 
-def test_parts_are_read_once_a_block_and_not_all_at_a_time() -> None:
-    parts, read = triplets(np.random.default_rng(2)), []
-
-    def part(i: int) -> SingularTriplets:
-        read.append(i)
-        return parts[i]
-
-    pairwise_products([lambda i=i: part(i) for i in range(6)], [1] * 6, limit=3)
-    assert read == [0, 1, 2, 3, 4, 5, 3, 4, 5]
-
-
 def projection(parts: list[np.ndarray]) -> np.ndarray:
     U, s, _ = np.linalg.svd(np.hstack(parts), full_matrices=False)
     return U[:, s > SAME] @ U[:, s > SAME].T
@@ -116,11 +104,3 @@ def test_outside_is_what_the_projection_on_the_others_leaves(name: str) -> None:
         P = projection(others) if others else np.zeros((len(parts[0]),) * 2)
         np.testing.assert_allclose(N, parts[t].T @ (np.eye(len(P)) - P) @ parts[t], atol=COLLECTION)
         assert rank == round(np.trace(P))
-
-
-@pytest.mark.parametrize("size", [1, 63, 64, 65, 129, 200])
-def test_a_triangle_is_inverted_by_halves(size: int) -> None:
-    L = np.tril(np.random.default_rng(size).standard_normal((size, size)) / size) + np.eye(size)
-    inverse = _inverse_of_triangle(L)
-    np.testing.assert_allclose(inverse @ L, np.eye(size), rtol=0, atol=COLLECTION)
-    assert (np.triu(inverse, 1) == 0).all()

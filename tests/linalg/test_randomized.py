@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from loralens.linalg.device import Device
-from loralens.linalg.randomized import CLEAR, ENOUGH, STEPS, copy_dtype, input_dtype, is_dense, leading_svd
+from loralens.linalg.randomized import CLEAR, ENOUGH, STEPS, copy_dtype, leading_svd
 from tests.tolerances import ORTHONORMAL, SINGLE_COPY
 
 SHAPE = (700, 640)
@@ -129,21 +129,6 @@ def test_small_matrices_are_decomposed_exactly(shape):
         np.testing.assert_allclose(found.U * found.s @ found.V.T, W, atol=1e-13)
         np.testing.assert_allclose(found.U.T @ found.U, np.eye(k), atol=ORTHONORMAL)
         np.testing.assert_array_equal(found.error, np.zeros(k))
-
-
-def test_exact_is_exact():
-    W = LEFT * SPECTRA["crowded"] @ RIGHT.T
-    found = leading_svd(W, 3, rng=np.random.default_rng(0), device=Device(), exact=True)
-    np.testing.assert_allclose(found.s, SPECTRA["crowded"][:3], rtol=1e-12)
-    assert found.U.shape == (700, 3)
-
-
-def test_when_the_dense_svd_is_taken():
-    assert is_dense((4096, 512), 8)
-    assert not is_dense((4096, 513), 8)
-    assert is_dense((4096, 4096), 8, exact=True)
-    assert is_dense((600, 600), 200)  # too few steps would fit
-    assert [input_dtype((4096, n), 8) for n in (512, 4096)] == ["float64", "float32"]
 
 
 def test_a_zero_matrix_has_zero_values():

@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.errors import FormatError
 from loralens.linalg import lanczos
 from loralens.linalg.device import Device
 from loralens.linalg.lanczos import Decomposed, RankUpdate, decompose, leading_triplets, rank_update
 from tests.marks import examples
-from tests.tolerances import LANCZOS, ORTHONORMAL, SCORE, UPDATED_VALUE
+from tests.tolerances import LANCZOS, ORTHONORMAL, SCORE
 
 SHAPES = [(30, 30), (50, 30), (30, 50), (1, 7), (7, 1), (40, 3), (3, 40)]
 
@@ -70,17 +69,6 @@ def test_products_and_counts_are_those_of_the_dense_matrix(shape):
     assert s[0] <= M.bound()
     for value in np.linspace(1e-3, 1.1 * s[0], 60):
         assert M.above(value) == np.count_nonzero(s > value)
-
-
-def test_vectors_are_rounded_once_and_values_not():
-    W = np.random.default_rng(0).standard_normal((40, 25)).astype(np.float32)
-    found, (U, s, Vh) = decompose(W), np.linalg.svd(W.astype(np.float64), full_matrices=False)
-    np.testing.assert_array_equal(found.U, U.astype(np.float32))
-    np.testing.assert_array_equal(found.V, Vh.T.astype(np.float32))
-    np.testing.assert_array_equal(found.s, s)
-    W[3, 3] = np.inf
-    with pytest.raises(FormatError, match="NaN or Inf"):
-        decompose(W)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, ml_dtypes.bfloat16], ids=str)
@@ -170,26 +158,3 @@ def test_what_does_not_converge_is_dense_and_says_so(monkeypatch):
     found = leading_triplets(M, 10)
     assert found.method == "dense"
     np.testing.assert_allclose(found.s, np.linalg.svd(M.dense(), compute_uv=False)[:10], atol=LANCZOS)
-
-
-def test_same_input_same_bits():
-    rng = np.random.default_rng(0)
-    M = RankUpdate(np.sort(rng.random(200))[::-1], rng.standard_normal((200, 3)), rng.standard_normal((3, 200)))
-    for one, two in zip(leading_triplets(M, 5)[:3], leading_triplets(M, 5)[:3], strict=True):
-        np.testing.assert_array_equal(one, two)
-
-
-@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
-def test_float32_vectors_cost_seven_digits_only(shape):
-    rng = np.random.default_rng(0)
-    W, B, A = (rng.standard_normal(size) for size in (shape, (shape[0], 2), (2, shape[1])))
-    found = leading_triplets(rank_update(decompose(W), B, A).matrix, 5)
-    expected = np.linalg.svd(W + B @ A, compute_uv=False)[:5]
-    np.testing.assert_allclose(found.s, expected, atol=UPDATED_VALUE * expected[0])
-
-
-@pytest.mark.parametrize("counts", [(4,), (32,), (33,), (4, 28), (4, 29), (10, 30, 3), (50, 5)], ids=str)
-def test_the_noise_is_that_of_numpy_with_the_seed_0(counts):
-    noise, rng = lanczos._Noise(), np.random.default_rng(0)
-    for count in counts:
-        np.testing.assert_array_equal(noise.take(count), rng.standard_normal(count))

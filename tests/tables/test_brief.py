@@ -18,8 +18,3 @@ def test_top_counts_the_rows_that_are_left_out() -> None:
     assert list(brief.rows) == [3, 5]
     assert sentence == "1 more row; 3 zeros"
     assert TABLE.brief(3) == TABLE.brief()
-
-
-def test_a_table_without_such_rows_stays_as_it_is() -> None:
-    plain = Table("numbers", (NUMBER,), [3, 0])
-    assert plain.brief() == (plain, "")

@@ -8,19 +8,12 @@ import pytest
 from loralens.errors import OptionError
 from loralens.tables.latex import latex
 from loralens.tables.numbers import (
-    change,
-    count,
-    exact_size,
     fixed,
-    join_words,
     number,
     parse_size,
     percent,
     signed,
-    size,
-    span,
     true_minus,
-    unit_of,
     whole_percent,
 )
 from loralens.tables.render import csv_text, html_table
@@ -46,17 +39,6 @@ def test_what_is_no_size(text: str) -> None:
         parse_size(text)
 
 
-@pytest.mark.parametrize("count", [1, 999, 1000, 20_000_000])
-def test_a_size_that_was_written_is_read_as_the_same(count: int) -> None:
-    assert parse_size(size(count)) == count
-
-
-def test_changes() -> None:
-    assert change(120, 60, "{:,}".format) == "120 → 60, 50.0 % of it"
-    assert change(0, 60, "{:,}".format) == "0 → 60"
-    assert exact_size(110_184) == "110.2 kB (110,184 bytes)"
-
-
 @pytest.mark.parametrize(
     ("share", "text"),
     [
@@ -66,15 +48,6 @@ def test_changes() -> None:
 )  # fmt: skip
 def test_percent_says_nothing_false(share: float | None, text: str) -> None:
     assert percent(share) == text
-
-
-def test_percent_to_more_digits() -> None:
-    assert [percent(share, 4) for share in (0.123456, 0.99996, 1.0)] == ["12.35 %", "> 99.99 %", "100 %"]
-
-
-def test_numbers_that_are_none() -> None:
-    assert [number(x) for x in (None, float("nan"), float("inf"), float("-inf"))] == ["–", "–", "∞", "−∞"]
-    assert (fixed(".2f")(-0.0001), fixed("+.2f")(-0.0001), fixed(".2f")(None)) == ("0.00", "+0.00", "–")
 
 
 def test_a_number_below_zero_has_a_minus_sign_for_people_and_a_hyphen_for_programs() -> None:
@@ -101,14 +74,3 @@ def test_a_text_in_csv_is_no_formula_and_a_number_stays_one(start: str) -> None:
     text = f"{start}cmd|' /C calc'!A0"
     _, row = csv.reader(StringIO(csv_text(Table("", columns, [text]))))
     assert row == [f"'{text}", "-1.5", "-1 2"]
-
-
-def test_sizes_and_lists() -> None:
-    assert [size(n) for n in (0, 999, 1000, 114_321, 2_180_000_000)] == ["0 B", "999 B", "1.0 kB", "114.3 kB", "2.2 GB"]
-    assert [unit_of(n) for n in (0, 999, 1000, 114_321, 2_180_000_000)] == [
-        ("B", 1), ("B", 1), ("kB", 1000), ("kB", 1000), ("GB", 1000**3),
-    ]  # fmt: skip
-    assert (span([]), span([4]), span([4, 2])) == ("–", "4", "2–4")
-    assert (count(1, "module"), count(1200, "module")) == ("1 module", "1,200 modules")
-    assert (count(1, "family", "families"), count(2, "family", "families")) == ("1 family", "2 families")
-    assert (join_words([]), join_words(["a"]), join_words(["a", "b", "c"])) == ("", "a", "a, b and c")

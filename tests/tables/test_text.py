@@ -2,14 +2,11 @@
 
 import itertools
 import re
-import unicodedata
-from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.tables.numbers import number, size
+from loralens.tables.numbers import number
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.tables.text import display_width, lay_out, shorten, shorten_names, wrap
 
@@ -86,13 +83,6 @@ def test_names_that_begin_alike_stay_different() -> None:
     assert shorten_names(["x" * 40], 16) == [shorten("x" * 40, 16)]
 
 
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB")]
-)
-def test_sizes_are_decimal(count: int, text: str) -> None:
-    assert size(count) == text
-
-
 @given(st.lists(st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=30), min_size=1), st.integers(5, 60))
 def test_a_wrapped_text_fits_and_has_all_its_words(words: list[str], width: int) -> None:
     lines = wrap(" ".join(words), width)
@@ -100,42 +90,3 @@ def test_a_wrapped_text_fits_and_has_all_its_words(words: list[str], width: int)
     assert " ".join(lines).split(" ") == [shorten(word, width) for word in words]
     for line, following in itertools.pairwise(lines):  # no line ends where another word would fit
         assert display_width(f"{line} {following.split(' ')[0]}") > width
-
-
-def test_a_column_of_rows_that_lead_to_others() -> None:
-    inner: Column[int] = Column("half", lambda value: value / 2, "half", number)
-    outer: Column[tuple[str, int | None]] = inner.of(lambda row: row[1])
-    table = Table("", [outer], [("a", 3), ("b", None)])
-    assert [outer.cell(row) for row in table.rows] == ["1.5", "–"]
-    assert table.records() == [{"half": 1.5}, {"half": None}]
-
-
-def test_names_that_begin_and_end_alike_stay_different() -> None:
-    names = [f"experiments-with-{which}/checkpoint-of-the-last-epoch" for which in ("first", "second", "third")]
-    assert shorten_names(names, 16) == ["exper…ith-first…", "exper…th-second…", "exper…ith-third…"]
-    assert shorten_names(names, 60) == names
-    assert shorten_names(["same", "same"], 3) == [shorten("same", 3)] * 2
-
-
-def test_the_short_cut_for_narrow_texts_agrees_with_unicode() -> None:
-    for point in range(0x3000):
-        character = chr(point)
-        wide = unicodedata.east_asian_width(character) in {"W", "F"}
-        expected = 0 if unicodedata.combining(character) else 2 if wide else 1
-        # Points without a character have no width of their own.
-        assert unicodedata.category(character) == "Cn" or display_width(character) == expected, hex(point)
-
-
-def test_names_that_must_stay_different_are_shortened_less_than_others() -> None:
-    names = [f"{'the-same-beginning-' * 3}{i}{'-the-same-end' * 3}" for i in range(12)]
-    rows = [(name, 1.0, 10**12 + i) for i, name in enumerate(names)]
-    name: Column[Row] = Column("name", lambda row: row[0], "name", align="left", priority=ALWAYS)
-    others: list[Column[Row]] = [
-        Column(f"other {i}", lambda row: row[2], f"other {i}", "{:,}".format, priority=i) for i in range(4)
-    ]
-    cut = lay_out(Table("title", [name, *others], rows), 80)
-    whole = lay_out(Table("title", [replace(name, distinct=True), *others], rows), 80)
-    assert len({line.split()[0] for line in cut.lines}) < 12
-    assert len({line.split()[0] for line in whole.lines}) == 12
-    assert all(len(line) <= 80 for line in whole.lines)
-    assert "other 0" in whole.note

@@ -2,10 +2,12 @@
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from time import thread_time
 from typing import Any, final
 
-from loralens.core.selection import Clock
 from loralens.errors import FormatError
 
 LONGEST = 65_536  # characters; tools write some thousands at most, and an expression of this length compiles in 0.2 s
@@ -18,6 +20,50 @@ _READ_OTHERWISE = re.compile(r"\[:|\{(?![0-9]*(?:,[0-9]*)?\})")
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 # An escaped letter, a class of letters, a group's ends, a repeat, or any other letter.
 _TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(?P<repeat>[*+]|\{(?P<counts>[0-9]*,?[0-9]*)\})|.", re.DOTALL)
+
+
+# Real files need milliseconds; only files that are made to waste time reach the limit.
+PLAIN_SECONDS = 5.0  # limit for work that takes long only with millions of pairs of names and patterns
+
+
+@final
+class Clock:
+    """The processor time of this thread that was spent on a task, and its limit, in seconds."""
+
+    __slots__ = ("limit", "spent")
+
+    def __init__(self, limit: float = PLAIN_SECONDS) -> None:
+        self.limit, self.spent = limit, 0.0
+
+    @property
+    def remaining(self) -> float:
+        """The seconds that remain, at least 0."""
+        return max(0.0, self.limit - self.spent)
+
+    @contextmanager
+    def running(self, what: str, *, fix: str) -> Iterator[None]:
+        """Count the time of the block; ``what`` names the work in the message.
+
+        Raises
+        ------
+        FormatError
+            The limit is exceeded.
+        """
+        # Processor time of this thread, not wall time: a busy machine must not make a file unreadable.
+        begin = thread_time()
+        try:
+            yield
+        finally:
+            self.spent += thread_time() - begin
+        # This is outside of `finally`, so that an error inside the block is not replaced by this one.
+        if self.spent > self.limit:
+            raise self.error(what, fix=fix)
+
+    def error(self, what: str, *, fix: str) -> FormatError:
+        """The error for an exceeded limit."""
+        return FormatError(
+            f"{what} could not be matched with the modules' names within {self.limit:g} s of computing", fix=fix
+        )
 
 
 @final

@@ -11,10 +11,10 @@ from typing import Any, final
 
 from loralens.core.adapter import Finding
 from loralens.core.lowrank import Scaling
-from loralens.core.selection import Clock
 from loralens.core.stored import parse_json
 from loralens.errors import FormatError, place
 from loralens.formats.dialects.peft.config import PeftConfig
+from loralens.formats.files.expressions import Clock
 from loralens.formats.files.json_text import check_printable
 
 KEY = "lora_adapter_metadata"

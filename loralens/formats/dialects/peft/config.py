@@ -11,11 +11,10 @@ from typing import Any, final
 from loralens.choices import Level
 from loralens.core.adapter import Finding
 from loralens.core.lowrank import ScaleFormula, Scaling
-from loralens.core.selection import Clock
 from loralens.core.together import TASK_HEADS
 from loralens.errors import FormatError
 from loralens.formats.dialects.peft.patterns import RESTORE, Pattern
-from loralens.formats.files.expressions import Expression
+from loralens.formats.files.expressions import Clock, Expression
 from loralens.formats.files.json_text import check_printable, finite_number
 
 DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out

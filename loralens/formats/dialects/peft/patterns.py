@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
-from loralens.core.selection import Clock
-from loralens.formats.files.expressions import SIMPLER, Expression
+from loralens.formats.files.expressions import SIMPLER, Clock, Expression
 
 RESTORE = "correct adapter_config.json, or save the adapter again"
 # Keys in which only dots are special. A backslash before punctuation makes it literal.
