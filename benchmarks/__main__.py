@@ -1,6 +1,6 @@
 """Run every benchmark, print the ratios, and keep them with the machine and versions: ``make bench``.
 
-Name parts to run only these: ``python -m benchmarks merge train``. The kept results of the other parts stay.
+Name parts to run only these: ``python -m benchmarks commands train``. The kept results of the other parts stay.
 ``LORALENS_BENCH_RUNS`` says how often commands run, and ``LORALENS_BENCH_DATA`` names the folder for their files.
 """
 
@@ -14,23 +14,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import (
-    amplify,
-    combine,
-    compress,
-    fleet,
-    intruders,
-    low_bit,
-    merge,
-    pairwise,
-    report,
-    similarity,
-    spectrum,
-    switchboard,
-    train,
-    train_language,
-    watch,
-)
+from benchmarks import commands, fleet, train, train_language
 from benchmarks.others import combine as methods
 from benchmarks.others import together
 
@@ -61,23 +45,12 @@ def _cpuinfo() -> list[str]:
 
 
 PARTS: dict[str, Callable[[], dict[str, object]]] = {
-    "spectrum": lambda: spectrum.run(DATA, runs=RUNS),
-    "amplify": lambda: amplify.run(DATA, runs=RUNS),
-    "similarity": lambda: similarity.run(DATA, runs=RUNS),
-    "report": lambda: report.run(DATA, runs=RUNS),
-    "combine": lambda: combine.run(DATA, runs=RUNS),
-    "compress": lambda: compress.run(DATA, runs=RUNS),
-    "intruders": lambda: intruders.run(DATA, runs=RUNS),
-    "pairwise": lambda: pairwise.run(DATA, runs=RUNS),
-    "merge": lambda: merge.run(DATA, runs=RUNS),
-    "low-bit": lambda: low_bit.run(DATA, runs=RUNS),
-    "switchboard": lambda: switchboard.run(runs=RUNS),
+    "commands": lambda: commands.run(DATA, runs=RUNS),
     "others": lambda: together.run(DATA, runs=RUNS),
     "methods": lambda: methods.run(DATA / "others", runs=min(RUNS, 3)),
     "train": lambda: train.run(runs=RUNS),
     "train-language": lambda: train_language.run(turns=3 * RUNS),
     "fleet": lambda: fleet.run(DATA, runs=RUNS),
-    "watch": lambda: watch.run(runs=RUNS),
 }
 
 

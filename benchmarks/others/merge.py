@@ -15,11 +15,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.merge import PEFT
 from benchmarks.others.merged import errors, of_models
 from benchmarks.process import alternate_writers, read_once
 from benchmarks.rivals import Checkout, Rival
 from benchmarks.synthetic_model import make_tiny
+
+PEFT = """
+import sys
+import torch, transformers
+from peft import PeftModel
+transformers.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretrained(sys.argv[3])
+"""
 
 AXOLOTL = """
 import sys

@@ -1,6 +1,5 @@
 """The judge of merged weights knows the answers, and merges by loralens are the nearest that a dtype can store."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +7,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from benchmarks import judge, rivals, synthetic_low_bit
-from benchmarks.others import gguf, merge
+from benchmarks import judge, synthetic_low_bit
+from benchmarks.others import gguf
 from benchmarks.others.merged import Adapted, errors, of_ggufs, of_models
 from benchmarks.synthetic_model import TINY, make_tiny
 
@@ -55,29 +54,3 @@ def test_a_merge_of_a_gguf_model(kind: str, tiny: tuple[Path, Path], tmp_path: P
     assert found["base"] == {"error": 1.0, "strength": 0.0}
     assert 0 < found["nearest"]["error"] < 0.1
     assert found["ours"]["error"] == pytest.approx(found["nearest"]["error"], rel=1e-3)  # rows of q and k are in place
-
-
-@pytest.mark.slow
-def test_merging_without_rivals(tiny: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "find_spec", lambda name: None)  # PEFT's side loads torch twice
-    base, adapter = tiny
-    absent = rivals.Checkout(missing="not measured: no checkout")
-    mergekit = rivals.Rival("mergekit==0", tmp_path / "mergekit", missing="not measured: no network")
-    found = json.loads(json.dumps(merge.compare(base, adapter, tmp_path, absent, mergekit, runs=1)))
-    assert found["tools"]["axolotl"] == "not measured: no checkout"
-    assert found["tools"]["mergekit"] == "not measured: no network"
-    assert found["tools"]["peft"] == "not measured: peft is not installed"
-    for name in ("bare", "certificate"):
-        assert found["tools"][name]["error"] == pytest.approx(found["nearest_in_bf16"]["error"], rel=1e-3)
-
-
-@pytest.mark.slow
-def test_merging_into_codes_without_llama_cpp(tiny: tuple[Path, Path], tmp_path: Path) -> None:
-    base = tmp_path / "base.gguf"
-    synthetic_low_bit.gguf(base, "Q4_K", TINY)
-    absent = rivals.Program(missing="not measured: no program")
-    found = json.loads(json.dumps(gguf.compare("Q4_K", base, tiny[1], tmp_path, absent, runs=1)))
-    assert found["tools"]["llama-export-lora"] == "not measured: no program"
-    assert found["tools"]["bare"]["error"] == pytest.approx(found["nearest_in_f16"]["error"], rel=1e-3)
-    assert found["tools"]["keep"]["file_bytes"] == base.stat().st_size < found["tools"]["bare"]["file_bytes"]
-    assert found["tools"]["keep"]["strength"] == pytest.approx(1, abs=0.1)  # the codes have noise, and no bias

@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import loralens
-from benchmarks import judge, rivals, synthetic_pair
-from benchmarks.others import combine, compress, cut_sum, extract, kohya, spectrum
+from benchmarks import judge, synthetic_pair
+from benchmarks.others import combine, kohya
 from tests.warm import run_warm
 
 HIDDEN, INNER = 64, 96
@@ -31,16 +31,6 @@ def test_singular_values_are_those_of_the_dense_update(pair: Path) -> None:
     dense = judge.updates(pair / "one")
     for name, s in judge.singular_values(pair / "one").items():
         np.testing.assert_allclose(s, np.linalg.svd(dense[name], compute_uv=False)[: len(s)], rtol=1e-12)
-
-
-def test_the_least_error_is_that_of_the_truncated_svd(pair: Path) -> None:
-    exact = judge.differences(pair / "base", pair / "tuned")
-    cut = {}
-    for name, D in exact.items():
-        U, s, Vh = np.linalg.svd(D, full_matrices=False)
-        cut[name] = (U[:, :5] * s[:5]) @ Vh[:5]
-    assert judge.least_error(exact, 5) == pytest.approx(judge.error(cut, exact), rel=1e-9)
-    assert judge.strength(cut, exact) == pytest.approx(1 - judge.error(cut, exact) ** 2)
 
 
 def test_ties_by_hand() -> None:
@@ -89,45 +79,7 @@ def test_peft_does_what_its_row_says(pair: Path, tmp_path: Path) -> None:
     assert (tmp_path / "peft_rslora_cat").exists()
 
 
-@pytest.mark.slow
-def test_extracting_without_the_rival(pair: Path, tmp_path: Path) -> None:
-    absent = rivals.Rival("mergekit==0", tmp_path / "mergekit", missing="not measured: no network")
-    found = json.loads(json.dumps(extract.compare(pair, tmp_path, absent, runs=1)))
-    assert found["tools"]["mergekit"] == "not measured: no network"
-    assert found["tools"]["loralens"]["error"] == found["error_tuned"]["loralens"]
-    for tuned in extract.TUNED:
-        errors = found[f"error_{tuned}"]
-        assert errors["loralens"] == pytest.approx(errors["least"], rel=1e-4)
-
-
-def test_errors_of_singular_values() -> None:
-    exact = {"q": np.array([2.0, 1.0]), "v": np.array([4.0, 0.5])}
-    found = {"q": [2.0, 1.1], "v": [4.04, 0.5]}
-    assert spectrum.errors(found, exact) == {"of_first": 1e-2, "of_any": 1e-1}
-
-
-def test_files_of_kohya_hold_the_same_updates(pair: Path) -> None:
-    files = kohya.files_in(pair)
-    for name in ("one", "two"):
-        exact, found = judge.updates(pair / name), kohya.updates(files[name])
-        assert judge.error({module: found[kohya.name_of(module)] for module in exact}, exact) < 1e-7
-
-
 def test_loralens_reads_files_of_kohya_as_the_judge_does(pair: Path) -> None:
     wide = kohya.files_in(pair)["wide"]
     ours = sorted(float(np.linalg.norm(one.dense())) for one in loralens.load(wide).modules.values())
     assert ours == pytest.approx(sorted(float(np.linalg.norm(one)) for one in kohya.updates(wide).values()))
-
-
-@pytest.mark.slow
-def test_without_sd_scripts_its_rows_say_so(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cut_sum, "find_spec", lambda name: None)
-    absent = rivals.Checkout(missing="not measured: no checkout")
-    smaller = json.loads(json.dumps(compress.compare(kohya.files_in(pair)["wide"], tmp_path, absent, runs=1)))
-    assert smaller["tools"]["sd-scripts"] == "not measured: no checkout"
-    for figure in ("error", "energy_kept"):
-        assert smaller["tools"]["loralens"][figure] == pytest.approx(smaller["least"][figure], rel=1e-3)
-    total = json.loads(json.dumps(cut_sum.compare(pair, tmp_path, absent, runs=1)))
-    assert total["tools"]["sd-scripts"] == "not measured: no checkout"
-    assert total["tools"]["peft"] == "not measured: peft is not installed"
-    assert total["tools"]["loralens"]["error"] == pytest.approx(total["least_error"], rel=1e-3)

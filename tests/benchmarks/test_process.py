@@ -1,11 +1,10 @@
 """Commands take turns; what does not count is the first run, or a smaller one in its place."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.process import alternate, alternate_writers, once, read_once
+from benchmarks.process import alternate_writers, once
 
 
 def test_commands_take_turns_in_empty_folders(tmp_path: Path) -> None:
@@ -33,18 +32,3 @@ def test_commands_take_turns_in_empty_folders(tmp_path: Path) -> None:
 def test_a_command_that_fails_is_told_with_its_complaint() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)sh -c.*no such thing"):
         once(["sh", "-c", "echo no such thing >&2; exit 3"])
-
-
-@pytest.mark.slow
-def test_cpu_seconds_are_those_of_children_too() -> None:
-    work = "sum(range(10**6))"
-    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}])"
-    figures = alternate({"alone": [sys.executable, "-c", work], "child": [sys.executable, "-c", child]}, runs=1)
-    assert figures["child"].cpu_seconds > 0
-    assert figures["alone"].record().keys() == {"seconds", "least", "most", "cpu_seconds", "peak_mib", "runs"}
-
-
-def test_files_and_folders_are_read(tmp_path: Path) -> None:
-    (tmp_path / "folder" / "inner").mkdir(parents=True)
-    (tmp_path / "folder" / "inner" / "file").write_bytes(b"0" * 10)
-    read_once(tmp_path / "folder", tmp_path / "folder" / "inner" / "file")

