@@ -10,7 +10,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
-from loralens.core.naming.selection import select
+from loralens.core.selection import select
 from loralens.core.threads import Step
 from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place
@@ -19,6 +19,7 @@ from loralens.linalg.device import CopyFloat, Device
 from loralens.linalg.factor import Basis, Floats
 from loralens.linalg.randomized import (
     SMALL,
+    STEPS,
     Block,
     Estimate,
     Leading,
@@ -31,7 +32,6 @@ from loralens.linalg.randomized import (
     leading_svd,
     project,
 )
-from loralens.linalg.randomized import SMALL, STEPS, Leading, copy_dtype, is_dense, leading_svd
 from loralens.linalg.subspace import phi_map
 
 

@@ -5,8 +5,8 @@ from pathlib import PurePath
 
 from loralens.analysis.diagnosis import CodesPrediction, Diagnosis, Examination
 from loralens.analysis.merge_effect import MergeEffect
+from loralens.core.base_model import contradiction, find_contradiction
 from loralens.core.messages import quote_word
-from loralens.core.naming.base_model import contradiction, find_contradiction
 from loralens.linalg.rounding import survivors
 from loralens.tables.numbers import count, fixed, number, percent, whole_percent
 

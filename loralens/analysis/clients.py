@@ -19,14 +19,13 @@ from functools import partial
 from math import isclose, sqrt
 
 from loralens.choices import Consumer
+from loralens.core import image_names
 from loralens.core.adapter import Adapter, Finding
-from loralens.core.carried import MAGNITUDES, TASK_HEADS
+from loralens.core.image_models import image_model
+from loralens.core.matching import Match, Shape
 from loralens.core.names import is_convolution_name, is_expert_alone, kind, some
-from loralens.core.naming import image_names
-from loralens.core.naming.image_models import image_model
-from loralens.core.naming.matching import Match, Shape
 from loralens.core.structured import Structured
-from loralens.core.together import MAGNITUDES
+from loralens.core.together import MAGNITUDES, TASK_HEADS
 
 ClientRule = Callable[[Adapter], Iterator[Finding]]
 Rules = tuple[ClientRule, ...]

@@ -11,7 +11,7 @@ import numpy as np
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.names import block, is_expert_alone, kind, kind_in_block, natural_key
-from loralens.core.naming.selection import select
+from loralens.core.selection import select
 from loralens.core.threads import Step, in_threads
 from loralens.errors import place
 from loralens.linalg import measures

@@ -10,16 +10,15 @@ import numpy as np
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import Bases, LowRank, same_numbers
+from loralens.core.matching import same_modules
 from loralens.core.names import some
-from loralens.core.naming.matching import same_modules
-from loralens.core.naming.selection import select
+from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
 from loralens.core.together import check_same_rows
 from loralens.errors import MismatchError, OptionError, place
-from loralens.linalg.basis import Basis
 from loralens.linalg.chance import cosine_spread
-from loralens.linalg.factor import Floats
+from loralens.linalg.factor import Basis, Floats
 from loralens.linalg.measures import frobenius
 from loralens.linalg.product import column_basis
 from loralens.linalg.subspace import Overlap, linear_cka, linear_cka_chance, phi_map, update_cosine, vector_cosine
@@ -479,7 +478,7 @@ class SharedInitialisation:
 def find_shared_initialisation(comparison: Comparison, *, recorded: bool = False) -> SharedInitialisation:
     """Collect the signs of a common initialisation of the two adapters; see `SharedInitialisation`.
 
-    ``recorded`` is the result of `loralens.core.training.same_start` on their records.
+    ``recorded`` is the result of `loralens.core.stored.same_start` on their records.
 
     The cosine of vec(A) needs the factors as training left them. It is the only number here that depends on how ΔW is
     factored, because a common seed shows in the factors and not in ΔW. Checkpoints of one run share their A₀ too, and

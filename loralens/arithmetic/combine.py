@@ -14,15 +14,22 @@ from loralens.arithmetic.methods import METHODS, CombiningMethod, find_combining
 from loralens.arithmetic.quality import CombinationQuality, Quality, relative, total_quality
 from loralens.choices import Space
 from loralens.core.adapter import Adapter
-from loralens.core.carried import NONE, combine_extras
-from loralens.core.joint import Core, Joint, JointFactors, Lift, decompose_cores, joint_spaces
+from loralens.core.joint import Core, Joint, Lift
 from loralens.core.lowrank import LowRank
 from loralens.core.selection import select
 from loralens.core.stored import Ingredient, Recipe, Strength
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
-from loralens.core.together import Row, check_combinable, keep_modules, match_modules, single_module
-from loralens.core.vector import assemble_adapter
+from loralens.core.together import (
+    NONE,
+    Row,
+    assemble_adapter,
+    check_combinable,
+    combine_extras,
+    keep_modules,
+    match_modules,
+    single_module,
+)
 from loralens.errors import OptionError, place
 from loralens.linalg.factor import Floats
 
@@ -335,7 +342,7 @@ class CombiningWork:
         for combined in in_threads(partial(self.combine_chunk, step=step), self._chunks(), threads, few=2).values():
             results |= combined
         if self.row.spaces:
-            from loralens.linalg.sketch import forget_panels
+            from loralens.linalg.randomized import forget_panels
 
             forget_panels()
         return {name: results[name] for name in self.rows}
@@ -359,13 +366,14 @@ class CombiningWork:
     def combine_chunk(self, names: Sequence[str], *, step: Step | None = None) -> dict[str, tuple[Lift, Quality]]:
         """Return the combinations of some modules with the same ranks, and their qualities."""
         joints, matrices = [], []
-        for name, space in zip(names, self._spaces(names), strict=True):
+        for name in names:
+            space = self.joint(name)
             with place(name):
                 # Of a module that stays, the core is computed for the quality only.
                 joint, matrix = (space, space.total()) if name in self.stay else self._apply_rule(name, space)
             joints.append(joint)
             matrices.append(matrix)
-        cores = decompose_cores(joints, matrices)
+        cores = [joint.decompose(matrix) for joint, matrix in zip(joints, matrices, strict=True)]
         qualities = Quality.many(joints, cores, len(self.labels))
         results = {}
         for name, joint, core, quality in zip(names, joints, cores, qualities, strict=True):
@@ -388,30 +396,14 @@ class CombiningWork:
         self.h[name] = h[0]
         return add_stretches(quality, joint, core, row_changes, h[0], self.dora.weight(name))
 
-    def _spaces(self, names: Sequence[str]) -> list[Joint]:
-        """The joint spaces of some modules with the same ranks."""
-        if len(names) == 1:
-            return [self.joint(names[0])]
-        factors = [self._factors(name) for name in names]
-        spaces = []
-        for name, module, space in zip(names, factors, joint_spaces(factors), strict=True):
-            with place(name):
-                spaces.append(replace(space or module.joint(), width=self.width))
-        return spaces
-
     def joint(self, name: str) -> Joint:
         """Return the joint space of one module."""
         # Made again for every pass and not kept: the joint spaces of a large adapter would fill the memory.
-        with place(name):
-            return replace(self._factors(name).joint(), width=self.width)
-
-    def _factors(self, name: str) -> JointFactors:
-        """Read the factors of one module."""
         # A module that stays as it is may be of a kind that cannot be combined, such as LoKr.
         if name not in self.stay:
             check_combinable(name, self.rows[name], self.labels)
         with place(name):
-            return JointFactors.of(self.rows[name], self.weights[name])
+            return replace(Joint.of(self.rows[name], self.weights[name]), width=self.width)
 
     def _apply_rule(self, name: str, joint: Joint) -> tuple[Joint, Floats | Core]:
         """The joint space in which the result of the rule on one module lies, and the result as a core matrix."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
 from math import ceil, prod
 from math import pow as power
 from typing import Any, NamedTuple, Protocol, TypeVar, final
@@ -16,16 +15,14 @@ from loralens.core.joint import COMBINED, Joint
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.threads import Step, in_threads
-from loralens.linalg.blocks import aligned
-from loralens.linalg.exact import ExactProduct, QuickProduct, Tile, exact_product, quick_product
-from loralens.linalg.factor import Floats, Integers
+from loralens.linalg.exact import ExactProduct, exact_product
+from loralens.linalg.factor import Floats, Integers, aligned
+from loralens.linalg.order_statistics import Selection, kth_largest
 from loralens.linalg.product import truncating_maps
-from loralens.linalg.selection import Inexact, Selection, kth_largest
-from loralens.linalg.sketch import low_rank_approximation
+from loralens.linalg.randomized import low_rank_approximation
 
 BLOCK = 1 << 18  # entries of one update in a block: 64 rows of 4096, of which products are computed fastest
-SAMPLED = 8  # times size^(2/3): the number of entries that are sampled for an order statistic of one update
-FEWER = 1 / 32  # part of this number, where every sampled entry is computed by itself
+SAMPLED = 1 / 4  # times size^(2/3): the number of entries that are sampled for an order statistic of one update
 FEWEST = 8  # rows of a block at least: BLAS is slow on products of fewer rows
 
 Fuse = Callable[[slice, Array], Array]
@@ -60,11 +57,8 @@ class Matrix(Protocol):
     def at(self, i: Integers, j: Integers) -> Array:
         """Single entries, with the bits that ``fill`` gives them."""
 
-    def sample(self, count: int) -> Array:
-        """About so many entries at random places."""
-
-    def magnitudes(self) -> Iterator[Inexact]:
-        """All |entries|, some at a time. The next ones may overwrite them."""
+    def magnitudes(self) -> Iterator[Array]:
+        """All |entries|, some at a time."""
 
 
 @final
@@ -73,11 +67,6 @@ class Product:
     """w·ΔW as `loralens.linalg.exact` defines it: float32, with the same bits on every machine and in every block."""
 
     product: ExactProduct
-
-    @cached_property
-    def quick(self) -> QuickProduct:
-        """The same matrix where a bound of the error is enough."""
-        return quick_product(self.product)
 
     @classmethod
     def of(cls, update: LowRank, strength: float) -> "Product":
@@ -95,23 +84,15 @@ class Product:
 
     def at(self, i: Integers, j: Integers) -> Array:
         """Single entries, by their inner products."""
-        return self.quick.at(i, j)
+        return self.product.at(i, j)
 
-    def sample(self, count: int) -> Array:
-        """About so many entries at random places, nearly exact."""
-        return self.quick.sample(count)
-
-    def magnitudes(self) -> Iterator[Inexact]:
-        """All |entries|, a tile at a time."""
-
-        def exact(tile: Tile, places: Integers) -> Array:
-            # Half the time of `divmod`.
-            i = places // tile.numbers.shape[1]
-            return np.abs(self.at(i + tile.rows.start, places - i * tile.numbers.shape[1] + tile.columns.start))
-
-        for tile in self.quick.tiles():
-            np.abs(tile.numbers, out=tile.numbers)
-            yield Inexact(tile.numbers, tile.error, partial(exact, tile))
+    def magnitudes(self) -> Iterator[Array]:
+        """All |entries|, some rows at a time."""
+        m, n = self.shape
+        step = max(FEWEST, BLOCK // n)
+        for start in range(0, m, step):
+            rows = self.product.rows(start, min(start + step, m))
+            yield np.abs(rows, out=rows)
 
 
 @final
@@ -134,14 +115,9 @@ class DenseMatrix:
         """Single entries."""
         return self.array[i, j]
 
-    def sample(self, count: int) -> Array:
-        """So many entries at random places."""
-        return self.at(*_random_places(self.shape, count))
-
-    def magnitudes(self) -> Iterator[Inexact]:
+    def magnitudes(self) -> Iterator[Array]:
         """All |entries| at once."""
-        size = np.abs(self.array)
-        yield Inexact(size, 0.0, size.ravel().take)
+        yield np.abs(self.array)
 
 
 @final
@@ -212,7 +188,7 @@ class Entries:
 
     def cutoffs(self, *ks: int) -> list[tuple[float, ...]]:
         """Return for every update its k-th largest |entry| for every k in ``ks``; exact for the numbers of `blocks`."""
-        samples = [np.abs(matrix.sample(self.sampled)) for matrix in self.matrices]
+        samples = [random_sizes(matrix, self.sampled) for matrix in self.matrices]
         return [
             kth_largest(matrix.magnitudes, ks, size=self.size, sample=sample)
             for matrix, sample in zip(self.matrices, samples, strict=True)
@@ -221,7 +197,7 @@ class Entries:
     def cutoff_of(self, measure: Callable[[Array], Array], k: int) -> float:
         """Return the k-th largest value of ``measure``, which maps entries of all updates, (updates, …), to (…)."""
         # The same places in every update.
-        places = _random_places(self.shape, ceil(FEWER * self.sampled))
+        places = _random_places(self.shape, self.sampled)
         sample = measure(np.array([matrix.at(*places) for matrix in self.matrices]))
         return kth_largest(lambda: (measure(x) for _, x in self.blocks()), [k], size=self.size, sample=sample)[0]
 
@@ -231,6 +207,11 @@ def _random_places(shape: tuple[int, int], count: int) -> tuple[Integers, Intege
     # A fixed seed, so that the same passes are made each time. The result is exact whatever the sample is.
     rng = np.random.default_rng(0)
     return rng.integers(shape[0], size=count), rng.integers(shape[1], size=count)
+
+
+def random_sizes(matrix: Matrix, count: int) -> Array:
+    """The |entries| of a matrix at so many random places."""
+    return np.abs(matrix.at(*_random_places(matrix.shape, count)))
 
 
 class Workspace:

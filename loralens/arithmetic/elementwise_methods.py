@@ -20,8 +20,7 @@ from loralens.choices import Space
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
 from loralens.errors import OptionError
-from loralens.linalg.compiled.loops import elect_mean_of_two, prune_rows
-from loralens.linalg.draws import STEPS, Draws, Words
+from loralens.linalg.rounding import STEPS, Draws, Words
 
 Mask = NDArray[np.bool_]
 # For each update the entries that are kept: a mask without entries of 0, or the least absolute value. An empty sequence
@@ -90,10 +89,6 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
     take +; with them a − a is not 0, and the result for −a, −b is not minus the result for a, b.
     """
     shape, dtype = stack.shape[1:], stack.dtype
-    if len(stack) == 2 and not shares:
-        result = work.of("result", shape, dtype)
-        if elect_mean_of_two(stack[0], stack[1], kept or (0.0, 0.0), out=result):
-            return result
     plus, minus, agrees, other = (work.of(name, shape, np.bool_) for name in ("plus", "minus", "agrees", "other"))
     part, mean = work.of("part", shape, dtype), work.of("mean", shape, dtype)
     # A count of updates needs no float, and 16 bits are a half or a quarter of the memory to move.

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from loralens.choices import Optimiser, ScaleRule, Schedule, StartName
+from loralens.core.lowrank import ScaleFormula
 from loralens.core.names import row_named
-from loralens.core.scaling import ScaleFormula
 from loralens.errors import OptionError
 
 

@@ -12,11 +12,10 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.utils.hooks import RemovableHandle
 
 from loralens.choices import ScaleRule, StartName
-from loralens.core.attached import keep_modes
-from loralens.core.layers import compute_dtype
+from loralens.core.attached import compute_dtype, keep_modes
+from loralens.core.lowrank import Scaling, scale_of
 from loralens.core.messages import warn
 from loralens.core.names import kind, natural_key, some
-from loralens.core.scaling import Scaling, scale_of
 from loralens.errors import OptionError
 from loralens.training.course import TrainingMethod, training_method
 from loralens.training.initialisation import Pair, draw_pair, factor_digest, subtracted_pair

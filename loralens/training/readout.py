@@ -14,10 +14,9 @@ from torch import Tensor
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout, LowRank
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.names import some
-from loralens.core.scaling import Scaling
-from loralens.core.training import RECORD, record_of
+from loralens.core.stored import RECORD, record_of
 from loralens.errors import MismatchError, OptionError
 from loralens.training.course import TrainingMethod
 from loralens.training.initialisation import Pair, combined_digest, difference, factor_digest

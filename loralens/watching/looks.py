@@ -15,8 +15,7 @@ from loralens.core.lowrank import LowRank
 from loralens.core.names import some
 from loralens.core.structured import Update
 from loralens.linalg.measures import frobenius
-from loralens.linalg.product import column_basis
-from loralens.linalg.quick import QuickSVD, quick_svd
+from loralens.linalg.product import QuickSVD, column_basis, quick_svd
 from loralens.linalg.rounding import survivors
 from loralens.linalg.subspace import phi_map, update_cosine
 from loralens.tables.numbers import json_number

@@ -18,7 +18,7 @@ from loralens.errors import FormatError, OptionError, ShapeError
 from loralens.formats.models.checkpoint import weights as base_of
 from loralens.linalg.chance import projection_moments
 from loralens.linalg.device import Device
-from loralens.linalg.projection import Estimate
+from loralens.linalg.randomized import Estimate
 from tests import strategies
 from tests.marks import examples
 from tests.reference import amplification_row, subspace_phi

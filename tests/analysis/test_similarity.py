@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import loralens
 from loralens.analysis.nested import closest, nesting, relations
 from loralens.analysis.two_adapters import Comparison, compare_subspaces, find_shared_initialisation, side_of
+from loralens.core.stored import same_start
 from loralens.core.structured import Structured
-from loralens.core.training import same_start
 from loralens.errors import MismatchError, OptionError
 from loralens.linalg.subspace import update_cosine
 from tests import reference

@@ -8,8 +8,7 @@ import pytest
 from loralens.arithmetic.combine import combine_adapters
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.weights import Weight
 from loralens.errors import MismatchError, OptionError, ShapeError
 from tests import reference

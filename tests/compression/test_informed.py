@@ -10,6 +10,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lowrank import LowRank
 from loralens.core.ranks import Rule
+from loralens.core.stored import Moment, Moments
 from loralens.errors import MismatchError
 from tests.compression.truncation import truncate
 from tests.tolerances import TRUNCATED

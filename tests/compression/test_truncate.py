@@ -12,7 +12,7 @@ from loralens.compression.loss import losses, total_error, update_loss
 from loralens.compression.plan import TruncationPlan
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank, Scaling
+from loralens.core.lowrank import Layout, LowRank
 from loralens.core.ranks import Rule
 from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError, OptionError

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 import loralens
 from loralens.analysis.equality import differences
+from loralens.core.image_names import ORIGINAL, is_of_diffusers_transformer
 from loralens.core.lowrank import LowRank
 from loralens.core.names import is_expert_alone
 from loralens.formats.dialects.table import FORMATS

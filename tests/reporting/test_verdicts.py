@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.analysis.diagnosis import Diagnosis
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Scaling
 from loralens.reporting.collection import measure_collection
 from loralens.reporting.document import Report
 from loralens.reporting.html import report_html

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from loralens.analysis.equality import UpdateDifference, differences
-from loralens.core.messages import tell_findings
-from loralens.core.progress import progress
+from loralens.core.messages import progress, tell_findings
 from loralens.errors import MismatchError, OptionError
 from loralens.formats.dialects.experts import divide_as
 from loralens.formats.dialects.gguf.reader import has_permuted_rows, restore_rows

@@ -31,6 +31,7 @@ from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import LOGGER, note
 from loralens.core.names import natural_key
 from loralens.core.processes import ProcessKilled, perform_in_processes
+from loralens.core.stored import record_of
 from loralens.core.threads import processor_count
 from loralens.errors import DivergenceError, LoraLensError, MismatchError, OptionError, place
 from loralens.formats import load

@@ -9,8 +9,7 @@ from threading import Lock
 from typing import Any, NamedTuple, Unpack, final
 
 from loralens.analysis.amplification import FAR, Amplification, KeptRank, count_far, measure_amplification, weight_steps
-from loralens.core.carried import magnitudes
-from loralens.core.messages import note, warn
+from loralens.core.messages import note, progress, warn
 from loralens.core.names import some
 from loralens.core.selection import select
 from loralens.core.threads import processor_count

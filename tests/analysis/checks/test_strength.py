@@ -11,8 +11,7 @@ from loralens.analysis.strength_checks import (
     find_weighted_sums,
     find_wrong_scales,
 )
-from loralens.core.lowrank import Layout, LowRank
-from loralens.core.scaling import Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from tests.analysis.checks.patients import changed, healthy, patient, scaling, trained
 
 
