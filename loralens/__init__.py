@@ -87,8 +87,8 @@ if TYPE_CHECKING:
     from loralens.fleet.fleet import Fleet as Fleet
     from loralens.formats import load as load
     from loralens.formats import save as save
-    from loralens.formats.records.moments import load_moments as load_moments
-    from loralens.formats.records.moments import save_moments as save_moments
+    from loralens.formats.records.results import load_moments as load_moments
+    from loralens.formats.records.results import save_moments as save_moments
     from loralens.verbs.combinations.combine import combine as combine
     from loralens.verbs.combinations.drop import drop as drop
     from loralens.verbs.combinations.linear import interpolate as interpolate
@@ -136,7 +136,7 @@ else:
             "errors": ["DivergenceError", "FormatError", "LoraLensError", "MismatchError", "OptionError", "ShapeError"],
             "fleet.fleet": ["Fleet"],
             "formats": ["load", "save"],
-            "formats.records.moments": ["load_moments", "save_moments"],
+            "formats.records.results": ["load_moments", "save_moments"],
             "watching.view": ["live"],
         },
     )

@@ -14,7 +14,7 @@ from loralens.analysis.two_adapters import Comparison, compare_subspaces
 from loralens.charts.pairwise import Tree, branches_of
 from loralens.core.threads import Step
 from loralens.errors import MismatchError
-from loralens.formats.records.runs import Run
+from loralens.formats.records.training import Run
 from loralens.reporting.subject import Subject
 
 # Pairs whose φ(i, j) is drawn: those of largest |cosine|. Each takes two rows of heat maps on the page.

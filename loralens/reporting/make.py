@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loralens.analysis.diagnosis import Diagnosis
-from loralens.formats.records.evaluations import StoredEvaluation
+from loralens.formats.records.results import StoredEvaluation
 from loralens.reporting.base import base_section
 from loralens.reporting.collection import CheckpointRun, Collection
 from loralens.reporting.comparison import comparison_section

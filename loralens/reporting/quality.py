@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePath
 
-from loralens.formats.records.evaluations import MeasuredAdapter, StoredEvaluation
+from loralens.formats.records.results import MeasuredAdapter, StoredEvaluation
 from loralens.reporting.document import PageTable, Section
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject

@@ -10,7 +10,7 @@ from loralens.analysis.intruders import Intruders
 from loralens.analysis.spectrum import Group, Outlier
 from loralens.compression.plan import CurvePoint
 from loralens.core.names import kind, natural_key
-from loralens.formats.records.evaluations import StoredEvaluation
+from loralens.formats.records.results import StoredEvaluation
 from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.document import PageTable
 from loralens.reporting.subject import Subject

@@ -11,7 +11,7 @@ from loralens.compression.loss import total_error
 from loralens.compression.plan import CurvePoint, TruncationPlan
 from loralens.core.adapter import Adapter
 from loralens.core.ranks import Rule
-from loralens.formats.dialects.sizes import stored_size
+from loralens.formats import stored_size
 from loralens.formats.files.container import Files, Stored
 
 # The number of stops of the slider over budgets, in steps of 3 % of its range. For every stop all ranks are chosen

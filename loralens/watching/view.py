@@ -20,7 +20,7 @@ from loralens.core.structured import Update
 from loralens.core.together import sum_adapters
 from loralens.errors import MismatchError, OptionError
 from loralens.formats import check_peft_type
-from loralens.formats.dialects.peft.keys import PREFIX
+from loralens.formats.dialects.peft.config import PREFIX
 from loralens.formats.dialects.peft.reader import read
 from loralens.formats.files.container import Stored
 from loralens.linalg.rounding import ulp

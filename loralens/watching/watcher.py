@@ -25,7 +25,7 @@ from loralens.core.weights import Weights, weights_of
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats import save
 from loralens.formats.files.json_text import finite_number
-from loralens.formats.records.watch_log import NAME, LoggedLook, LoggedModule, WatchLog, read_watch_log
+from loralens.formats.records.training import WATCHED, LoggedLook, LoggedModule, WatchLog, read_watch_log
 from loralens.merging.tied_weights import find_ties
 from loralens.requirements import missing_packages
 from loralens.watching.looks import (
@@ -427,7 +427,7 @@ def log_path(log: str | PathLike[str] | None, folder: str | PathLike[str], *, re
     If that is there and the run is not resumed, the path is the first of ``watch-2.jsonl``, ``watch-3.jsonl`` … that
     is free.
     """
-    path = Path(folder) / NAME if log is None else Path(log)
+    path = Path(folder) / WATCHED if log is None else Path(log)
     number, free = 2, path
     while log is None and not resumed and free.exists():
         free, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1

@@ -12,7 +12,7 @@ import loralens
 from loralens.compression.loss import losses, total_error
 from loralens.core.fingerprint import fingerprint
 from loralens.core.stored import Moment, Moments
-from loralens.formats.records.moments import save_moments
+from loralens.formats.records.results import save_moments
 from tests import reference
 from tests.cli.command import Command
 from tests.conftest import small_adapter

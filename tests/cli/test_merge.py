@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.formats.files.container import read_safetensors
-from loralens.formats.records.undo import NAME
+from loralens.formats.records.merged import NAME
 from tests.bases import CONFIG, MODULES, contents, sharded, single, tensors
 from tests.cli.command import Command
 from tests.conftest import small_adapter

@@ -14,7 +14,7 @@ import loralens
 from loralens.cli.main import main
 from loralens.core.fingerprint import fingerprint
 from loralens.core.stored import Moment, Moments
-from loralens.formats.records.moments import save_moments
+from loralens.formats.records.results import save_moments
 from loralens.tables.numbers import percent
 from tests.reporting.adapters import NAMES, drawn
 

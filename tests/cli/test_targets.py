@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.formats.records.undo import NAME
+from loralens.formats.records.merged import NAME
 from tests.bases import contents, sharded, single, tensors
 from tests.cli.test_merge import CERTIFICATE, done, run
 

@@ -18,8 +18,7 @@ from loralens.cli import train, train_show
 from loralens.cli.main import main
 from loralens.cli.train_show import TrainingLine
 from loralens.errors import FormatError
-from loralens.formats.records.training import Training
-from loralens.formats.records.watch_log import read_watch_log
+from loralens.formats.records.training import Training, read_watch_log
 from loralens.training.readout import record_of
 from loralens.verbs.models import models as model_identity
 from loralens.verbs.runs.training_options import TrainingOptions

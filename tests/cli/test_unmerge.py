@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.core.lazy import LazyArray
-from loralens.formats.records.undo import NAME, Spool, read_undo, write_undo
+from loralens.formats.records.merged import NAME, Spool, read_undo, write_undo
 from tests import bases
 from tests.bases import contents, sharded, single, tensors
 from tests.cli.test_merge import CERTIFICATE, done, run

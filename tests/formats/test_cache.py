@@ -14,7 +14,6 @@ from loralens.formats.records.cache import (
     SUFFIX,
     SvdCache,
     WeightHash,
-    default_folder,
     svd_bytes,
     weight_digest,
 )
@@ -65,10 +64,6 @@ def test_the_name_is_of_the_content() -> None:
     assert len({key, *map(weight_digest, others)}) == 7
 
 
-def test_the_hash_does_not_depend_on_how_much_is_hashed() -> None:
-    assert weight_digest(weight(W), among=1 << 30) == weight_digest(weight(W)) == weight_digest(weight(W), among=1)
-
-
 @pytest.mark.parametrize("numbers", [1, 20, 96, 1000])
 def test_the_hash_does_not_depend_on_the_blocks(numbers: int) -> None:
     taken = WeightHash(weight(W, streams=True))
@@ -104,14 +99,6 @@ def test_leading_triplets_come_back_bit_for_bit(steps: int, tmp_path: Path) -> N
     assert cache.read(key, W.shape) is None  # it is not the whole SVD
     cache.write(key, decompose(W))
     assert cache.read_leading(key, W.shape, 8) is None  # and a whole SVD states no error
-
-
-@pytest.mark.parametrize("part", ["error", "U", "steps"])
-def test_leading_triplets_that_cannot_be_are_none(part: str, tmp_path: Path) -> None:
-    cache, (key,), found = SvdCache(tmp_path, limit=10**6), keys(1), leading(3, steps=5)
-    wrong = {"error": -found.error, "U": np.full_like(found.U, np.inf), "steps": -1}
-    cache.write_leading(key, found._replace(**{part: wrong[part]}))
-    assert cache.read_leading(key, W.shape, 3) is None
 
 
 def spoil_number(data: bytearray) -> None:
@@ -156,11 +143,8 @@ def test_a_damaged_entry_is_none(spoil, tmp_path: Path) -> None:
         ("U", lambda U: U[..., None]),
         ("s", lambda s: s.view(np.float32)),
         ("V", lambda V: V.view(np.int32)),
-        ("s", lambda s: s[::-1].copy()),
-        ("s", lambda s: -s),
-        ("U", lambda U: np.full_like(U, np.nan)),
     ],
-    ids=["turned", "flat", "deeper", "narrower", "whole numbers", "rising", "negative", "NaN"],
+    ids=["turned", "flat", "deeper", "narrower", "whole numbers"],
 )
 def test_arrays_that_are_no_svd_of_the_weight_are_none(part, other, tmp_path: Path) -> None:
     """The checksum is of the bytes alone, which are the same in another shape, and anybody can write one."""
@@ -188,18 +172,6 @@ def test_the_oldest_go_first_and_a_read_counts_as_use(tmp_path: Path) -> None:
     assert (tmp_path / f"mine{SUFFIX}").exists()
 
 
-def test_several_go_and_no_more_than_needed(tmp_path: Path) -> None:
-    a, b, c, d, e = keys(5)
-    for age, key in enumerate([c, a, d, b]):
-        SvdCache(tmp_path, limit=10**6).write(key, decompose(W))
-        os.utime(tmp_path / f"{key}{SUFFIX}", (1000 + age, 1000 + age))
-    size = (tmp_path / f"{a}{SUFFIX}").stat().st_size
-    SvdCache(tmp_path, limit=0).read(c, W.shape)  # another run: the oldest becomes the newest
-    last = SvdCache(tmp_path, limit=3 * size + HEADER)
-    assert last.write(e, decompose(W))
-    assert [key in last for key in (a, b, c, d, e)] == [False, True, True, False, True]
-
-
 def test_what_this_run_used_stays_where_not_all_fits(tmp_path: Path) -> None:
     first, second, third = keys(3)
     cache = SvdCache(tmp_path, limit=3 * svd_bytes(weight(W)) // 2 + HEADER)
@@ -217,10 +189,3 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FormatError, match="cannot be made"):
         SvdCache(tmp_path / "file" / "inner", limit=10**6).write(keys(1)[0], decompose(W))
-
-
-def test_the_default_folder_is_the_users(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "loralens"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_folder() == Path.home() / ".cache" / "loralens"

@@ -13,7 +13,7 @@ import pytest
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files.packages import is_installed
 from loralens.formats.records import corpora
-from loralens.formats.records.corpora import CORPORA, HELD_OUT, TRAIN, VALIDATION, Corpus, Split, read_corpus
+from loralens.formats.records.corpora import CORPORA, HELD_OUT, VALIDATION, Corpus, Split, read_corpus
 from loralens.requirements import install_command
 
 HEAD = {
@@ -80,15 +80,6 @@ def test_the_order_of_the_file_is_nothing(files: Files) -> None:
     assert sorted(first.train) != list(first.train)
 
 
-def test_one_text_more_moves_no_other_out_of_what_is_held_out(files: Files) -> None:
-    rows = numbered(2000, "earn", "text")
-    files.write("reuters-r8", "", "".join(rows))
-    before = parts(read_corpus("reuters-r8"))[2]
-    files.write("reuters-r8", "", "".join([*rows, "acq\tone more\n"]))
-    after = parts(read_corpus("reuters-r8"))[2]
-    assert len(before.keys() & after.keys()) >= HELD_OUT - 1
-
-
 @pytest.mark.parametrize(
     ("texts", "kept"),
     [
@@ -110,35 +101,6 @@ def test_what_counts_as_one_text(texts: list[str], kept: int, files: Files) -> N
     assert len(first) == len(everything(read_corpus("reuters-r8"))) - 1 == kept
 
 
-def test_texts_whose_labels_disagree_are_dropped(files: Files) -> None:
-    files.write("reuters-r8", "ship\tOne text\ntrade\tone  text.\nship\ttwo\nship\ttwo\n", "ship\tthree\n")
-    assert everything(read_corpus("reuters-r8")) == {"two": "ship", "three": "ship"}
-
-
-def test_no_more_than_a_limit_is_trained_on(files: Files) -> None:
-    files.write("reuters-r8", "".join(numbered(TRAIN + VALIDATION + 5, "earn", "t")), "")
-    assert len(read_corpus("reuters-r8").train) == TRAIN
-
-
-def test_tweets_of_others_are_left_out(files: Files) -> None:
-    rows = (
-        "False\tHillaryClinton\tMy  own: https://t.co/a?b=c words\r\n"
-        "True\tHillaryClinton\tanother's words\r\n"
-        'False\trealDonaldTrump\t"""@name: said something"" Great!"\r\n'
-        'False\trealDonaldTrump\t"He said ""no"" to @name\r\nand left."\r\n'
-    )
-    files.write("tweet-author", rows)
-    assert everything(read_corpus("tweet-author")) == {
-        "My own: words": "HillaryClinton",
-        'He said "no" to @name and left.': "realDonaldTrump",
-    }
-
-
-def test_sentiments_are_latin_1(files: Files) -> None:
-    files.write("tweet-sentiment", 'positive,1,"fine, señor"\r\nneutral,,it is\r\n', encoding="latin-1")
-    assert everything(read_corpus("tweet-sentiment")) == {"fine, señor": "positive", "it is": "neutral"}
-
-
 @pytest.mark.parametrize(
     ("name", "body", "message"),
     [
@@ -152,16 +114,6 @@ def test_another_file_than_the_known_one(name: str, body: str, message: str, fil
     with pytest.raises(FormatError, match=message) as caught:
         read_corpus(name)
     assert str(caught.value).startswith(str(tmp_path / "reuters-r8-train.tab"))
-
-
-def test_another_encoding_or_head_than_the_known_one(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    files.write("tweet-author", "False\tHillaryClinton\tseñor\r\n", encoding="latin-1")
-    with pytest.raises(FormatError, match=r"is not the table that is known: .*utf-8"):
-        read_corpus("tweet-author")
-    monkeypatch.setitem(HEAD, "tweet-author", "Author\tText\n\n\n")
-    files.write("tweet-author", "a\tb\n")
-    with pytest.raises(FormatError, match="is not the table that is known: 'Is retweet' is not in list"):
-        read_corpus("tweet-author")
 
 
 def test_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,15 +131,6 @@ def test_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "CORPORA", {"reuters-r8": without})
     with pytest.raises(OptionError, match=r"in the package numpy, which has no numpy/texts\.tab"):
         read_corpus("reuters-r8")
-
-
-def test_the_table() -> None:
-    for name, corpus in CORPORA.items():
-        assert corpus.name == name
-        assert list(corpus.labels) == sorted(set(corpus.labels))
-        assert len(corpus.files) in (1, 2)
-        assert corpus.source
-        assert corpus.licence
 
 
 @pytest.mark.some(1)

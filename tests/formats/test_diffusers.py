@@ -11,25 +11,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
 
-import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.image_names import in_pipeline
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
-from loralens.formats import encode_adapter
-from loralens.formats.dialects import xlabs
-from loralens.formats.dialects.comfyui import reader as comfyui
-from loralens.formats.dialects.diffusers import reader as diffusers
-from loralens.formats.dialects.diffusers.keys import component
-from loralens.formats.dialects.diffusers.metadata import KEY
-from loralens.formats.dialects.diffusers.writer import write
+from loralens.formats.dialects import comfyui, diffusers
+from loralens.formats.dialects.diffusers import KEY, component, write
 from loralens.formats.files.container import Stored, read_safetensors
 from tests.formats.stores import assert_same_file, codes, number, numbered, valued
-from tests.formats.test_fuzz import read_everything
 from tests.marks import examples
 from tests.tolerances import SAME_UPDATE
 
@@ -88,15 +80,6 @@ def test_an_alpha_beside_old_keys_belongs_to_their_module(key: str) -> None:
     assert (adapter[OLD[key]].scale, dict(adapter.extra)) == (3.0, {})
 
 
-def test_other_styles_keep_their_names() -> None:
-    shapes = {**pair(f"{Q}.deep", A="lora_A.default.weight", B="lora_B.default.weight"), **pair("unet.x.to_out")}
-    shapes |= {"text_encoder.emb.lora_embedding_A": (2, 9), "text_encoder.emb.lora_embedding_B": (6, 2)}
-    adapter = diffusers.read(stored(shapes))
-    assert list(adapter) == ["text_encoder.emb", f"{Q}.deep", "unet.x.to_out"]
-    assert adapter["text_encoder.emb"].layout.kind == "embedding"
-    assert adapter["text_encoder.emb"].shape == (6, 9)
-
-
 def test_a_convolution() -> None:
     source = stored({"unet.conv_in.lora_A.weight": (2, 3, 3, 3), "unet.conv_in.lora_B.weight": (6, 2, 1, 1)})
     module = diffusers.read(source)["unet.conv_in"]
@@ -121,19 +104,6 @@ def test_alpha_tensors(alpha: Any) -> None:
     assert adapter[Q].scale == 1.5
     assert adapter[Q].scaling == Scaling("alpha/r", 3.0, 2, "alpha in the file")
     assert not adapter.extra
-
-
-def test_alpha_of_an_attention_processor() -> None:
-    key = "down_blocks.0.attn1.processor.to_out_lora"
-    source = stored({f"{key}.down.weight": (2, 4), f"{key}.up.weight": (6, 2)})
-    adapter = diffusers.read(valued(source, f"{key}.alpha", np.float32(1)))
-    assert {name: module.scale for name, module in adapter.items()} == {"unet.down_blocks.0.attn1.to_out.0": 0.5}
-
-
-def test_alpha_in_some_modules_only_is_a_warning() -> None:
-    adapter = diffusers.read(valued(stored({**pair(Q), **pair(K)}), f"{Q}.alpha", np.float32(3)))
-    assert (adapter[Q].scale, adapter[K].scale) == (1.5, 1.0)
-    assert codes(adapter) == ["alpha-missing"]
 
 
 @pytest.mark.parametrize("bad", [np.float32([1, 2]), np.float32(np.nan), np.float32(np.inf), np.True_, np.complex64(1)])
@@ -166,22 +136,11 @@ def test_a_model_says_its_configuration_flat() -> None:
     assert diffusers.read(source)["conv_in"].scale == 0.5
 
 
-def test_a_component_that_the_header_leaves_out() -> None:
-    adapter = diffusers.read(stored({**pair(Q), **pair(TE)}, {"unet.r": 2, "unet.lora_alpha": 6}))
-    assert (adapter[Q].scale, adapter[TE].scale) == (3.0, 1.0)
-
-
 def test_the_header_against_the_tensors() -> None:
     adapter = diffusers.read(valued(stored(pair(Q, 3), SAID), f"{Q}.alpha", np.float32(1)))
     assert codes(adapter) == ["rank-disagrees", "alpha-twice"]
     assert [finding.level for finding in adapter.findings] == ["error", "warning"]
     assert adapter[Q].scale == 3.0
-
-
-def test_pissa_in_the_header_is_told_with_its_component() -> None:
-    adapter = diffusers.read(stored(pair(Q), {**SAID, "unet.init_lora_weights": "pissa"}))
-    assert codes(adapter) == ["mutated-base"]
-    assert adapter.findings[0].text.startswith("unet: ")
 
 
 @pytest.mark.parametrize(
@@ -244,46 +203,6 @@ def test_dora_without_magnitudes_has_the_lengths_of_the_base() -> None:
     assert {one.role for one in plain.extra.values()} == {"magnitude"}
 
 
-def test_a_stray_configuration_is_not_read() -> None:
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 100}
-    key = "down_blocks.0.attn1.processor.to_q_lora"
-    source = stored({f"{key}.down.weight": (2, 4), f"{key}.up.weight": (6, 2)}, config=config)
-    assert diffusers.detect(source)
-    adapter = diffusers.read(source)
-    assert codes(adapter) == ["config-ignored"]
-    assert [module.scale for module in adapter.modules.values()] == [1.0]
-    assert_same_file(write(adapter), source)
-
-
-BROKEN = {
-    "half": ({f"{Q}.lora_A.weight": (2, 4)}, FormatError, "has no B beside it"),
-    "empty": ({f"{Q}.lora_A.weight": (0, 4), f"{Q}.lora_B.weight": (6, 0)}, ShapeError, "are not a pair"),
-    "empty conv": (
-        {f"{Q}.lora_A.weight": (0, 4, 1, 1), f"{Q}.lora_B.weight": (6, 1, 1, 1)},
-        ShapeError,
-        "are not a pair",
-    ),
-    "rank": ({f"{Q}.lora_A.weight": (2, 4), f"{Q}.lora_B.weight": (6, 3)}, ShapeError, "do not multiply"),
-    "flat": ({f"{Q}.lora_A.weight": (2,), f"{Q}.lora_B.weight": (6, 2)}, ShapeError, "are not a pair"),
-    "deep": ({f"{Q}.lora_A.weight": (2, 4), f"{Q}.lora_B.weight": (6, 2, 1, 1)}, ShapeError, "do not multiply"),
-    "conv": ({f"{Q}.lora_A.weight": (2, 4, 3, 3), f"{Q}.lora_B.weight": (6, 2)}, ShapeError, "do not fit together"),
-    "twice": ({**pair(Q), f"{Q}.lora.down.weight": (2, 4)}, FormatError, "are the same tensor"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_what_is_wrong_is_said_with_its_place(case: str) -> None:
-    shapes, kind, message = BROKEN[case]
-    with pytest.raises(kind, match=message):
-        diffusers.read(stored(shapes))
-
-
-def test_quantised_factors() -> None:
-    source = valued(stored(pair(Q)), f"{Q}.lora_A.weight", np.zeros((2, 4), np.int8))
-    with pytest.raises(FormatError, match="not floating point"):
-        diffusers.read(source)
-
-
 # --- whose file it is ---
 
 FOREIGN = {
@@ -318,38 +237,6 @@ def test_a_peft_configuration_beside_them_makes_such_keys_peft_s() -> None:
     assert diffusers.detect(stored(pair("transformer.x.to_q"), SAID, config=config))
 
 
-OURS = ("flux-aitoolkit-r16", "sd15-diffusers-processor", "sd15-timohavdk-diffusers")
-
-
-def test_the_real_files(real: Path) -> None:
-    """No other real file is taken for diffusers', ComfyUI's or XLabs'."""
-    for file in sorted(real.glob("*/*.safetensors")):
-        try:
-            source = read_safetensors(file)
-        except FormatError:
-            continue
-        assert diffusers.detect(source) == (file.parent.name in OURS), file
-        assert not comfyui.detect(source)
-        assert not xlabs.detect(source)
-        if diffusers.detect(source):
-            assert_same_file(write(diffusers.read(source)), source)
-
-
-def test_what_the_real_files_hold(real: Path) -> None:
-    first, second, flux = (
-        diffusers.read(read_safetensors(next((real / name).glob("*.safetensors"))))
-        for name in ("sd15-timohavdk-diffusers", "sd15-diffusers-processor", "flux-aitoolkit-r16")
-    )
-    assert set(first) == set(second)
-    assert len(first) == 128
-    assert first.extra == second.extra == flux.extra == {}
-    assert {module.scale for module in (*first.modules.values(), *second.modules.values())} == {1.0}
-    assert codes(flux) == ["alpha-folded"]
-    assert {(m.shape, m.rank, str(m.dtype)) for m in flux.modules.values()} == {((3072, 15360), 16, "float16")}
-    moved = second["unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"].singular_values()
-    assert moved[3] > 0
-
-
 # --- writing ---
 
 
@@ -358,39 +245,6 @@ def test_written_back_to_the_bit(case: str) -> None:
     source = read_safetensors(CONFORMANCE / case / "pytorch_lora_weights.safetensors")
     assert diffusers.detect(source)
     assert_same_file(write(diffusers.read(source)), source)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_a_changed_adapter_is_read_back(case: str) -> None:
-    """Ranks and scales changed in one module, names and all other updates as they were."""
-    adapter = diffusers.read(read_safetensors(CONFORMANCE / case / "pytorch_lora_weights.safetensors"))
-    first = next(iter(adapter))
-    module = adapter[first]
-    new = LowRank(module.B[:, :1], module.A[:1], -0.3, layout=module.layout)
-    source = write(replace(adapter, modules={**adapter.modules, first: new}))
-    assert diffusers.detect(source)
-    back = diffusers.read(source)
-    assert set(back) == set(adapter)
-    assert "rank-disagrees" not in codes(back)
-    for name in adapter:
-        expected = new if name == first else adapter[name]
-        np.testing.assert_allclose(back[name].dense(), expected.dense(), **SAME_UPDATE)
-    assert not any(key.endswith(".alpha") for key in source.tensors)
-    assert {key: one.role for key, one in back.extra.items()} == {key: one.role for key, one in adapter.extra.items()}
-
-
-def test_a_new_scale_keeps_the_factors_and_every_other_field() -> None:
-    said = {**SAID, "unet.target_modules": ["to_q"], "unet.some_future_field": {"x": 1}}
-    adapter = diffusers.read(stored({**pair(Q), **pair(TE, 4)}, said))
-    source = write(adapter.map(lambda m: m.rescaled(2 * m.scale, Scaling("given", origin="test"))))
-    found = json.loads((source.metadata or {})[KEY])
-    assert found["unet.some_future_field"] == {"x": 1}
-    assert found["unet.target_modules"] == ["to_q"]
-    assert (found["unet.lora_alpha"], found["text_encoder.lora_alpha"]) == (12, 12)
-    assert {key: tensor.read().tobytes() for key, tensor in source.tensors.items()} == {
-        key: tensor.read().tobytes() for key, tensor in stored({**pair(Q), **pair(TE, 4)}).tensors.items()
-    }
-    assert [m.scale for m in diffusers.read(source).modules.values()] == [6.0, 6.0]
 
 
 def test_a_changed_base_cannot_get_other_ranks() -> None:
@@ -423,21 +277,6 @@ def test_a_header_only_where_it_is_needed(modules: dict[str, LowRank], *, headed
     assert not comfyui.detect(source)
     back = diffusers.read(source)
     assert {name: m.scale for name, m in back.items()} == {in_pipeline(name): m.scale for name, m in modules.items()}
-
-
-def test_every_component_stands_in_a_header() -> None:
-    source = write(Adapter(modules={Q: low_rank(0.5), TE: low_rank()}, format="peft"))
-    said = json.loads((source.metadata or {})[KEY])
-    assert {key.partition(".")[0] for key in said} == {"unet", "text_encoder"}
-    assert said["text_encoder.target_modules"] == [TE.removeprefix("text_encoder.")]
-
-
-def test_a_pattern_whose_key_ends_another_path() -> None:
-    names = {"transformer.proj_out": 3, "transformer.blocks.0.proj_out": 2, "transformer.blocks.1.proj_out": 2}
-    source = write(Adapter(modules={name: low_rank(0.5, r=r) for name, r in names.items()}, format="kohya"))
-    back = diffusers.read(source)
-    assert codes(back) == []
-    assert {name: (m.rank, m.scale) for name, m in back.items()} == {name: (r, 0.5) for name, r in names.items()}
 
 
 @pytest.mark.parametrize(
@@ -473,13 +312,6 @@ def test_extras_that_cannot_be_held(case: str) -> None:
         write(Adapter(modules={Q: low_rank()}, extra={"x": extra}, format="lycoris"))
 
 
-def test_dora_in_some_modules_of_a_component() -> None:
-    extra = {"x": Extra("magnitude", Q, LazyArray.of(number((6,))))}
-    with pytest.raises(FormatError, match=f"the first is {K}. have no DoRA magnitude"):
-        write(Adapter(modules={Q: low_rank(), K: low_rank()}, extra=extra, format="lycoris"))
-    write(Adapter(modules={Q: low_rank(), TE: low_rank()}, extra=extra, format="lycoris"))
-
-
 def test_modules_that_have_no_place() -> None:
     def one(module: Any, name: str = Q) -> Adapter:
         return Adapter(modules={name: module}, format="peft")
@@ -496,63 +328,7 @@ def test_modules_that_have_no_place() -> None:
         write(one(low_rank(), ""))
 
 
-def test_an_embedding_goes_round() -> None:
-    source = write(Adapter(modules={"text_encoder.emb": low_rank(0.5, layout=Layout("embedding"))}, format="peft"))
-    assert sorted(source.tensors) == ["text_encoder.emb.lora_embedding_A", "text_encoder.emb.lora_embedding_B"]
-    back = diffusers.read(source)["text_encoder.emb"]
-    assert (back.layout.kind, back.scale) == ("embedding", 0.5)
-
-
 # --- anything at all ---
-
-NAMES = st.sampled_from([Q, K, TE, "transformer.a.b", "down_blocks.0.attn1.processor", "x", "unet", ""])
-LEAVES = st.sampled_from([
-    "lora_A.weight", "lora_B.weight", "lora_A", "lora_B", "lora.down.weight", "lora.up.weight", "to_q_lora.up.weight",
-    "to_q_lora.down.weight", "lora_embedding_A", "lora_embedding_B", "alpha", "lora.alpha", "lora_magnitude_vector",
-    "lora_B.bias", "weight", "magnitude", "lora_linear_layer.up.weight",
-])  # fmt: skip
-DTYPES = st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.bool_, np.complex64])
-FIELDS = st.sampled_from(["unet.r", "r", "unet.lora_alpha", "transformer.rank_pattern", "unet.use_rslora", "."])
-VALUES = st.one_of(
-    st.integers(-1, 4), st.floats(), st.booleans(), st.none(), st.text(max_size=3),
-    st.dictionaries(st.sampled_from(["to_q", "^a", "("]), st.integers(0, 3), max_size=2),
-)  # fmt: skip
-
-
-@st.composite
-def surgery(draw: Any) -> Stored:
-    """A sound pair, any tensors besides or instead, any header."""
-    r, kernel = draw(st.integers(1, 3)), draw(st.sampled_from([[], [1, 1], [3]]))
-    name = draw(NAMES)
-    tensors = {
-        f"{name}.lora_A.weight": (np.float32, [r, 2, *kernel]),
-        f"{name}.lora_B.weight": (np.float32, [3, r, *(1 for _ in kernel)]),
-    }
-    keys = st.builds("{}.{}".format, NAMES, LEAVES)
-    shapes = st.lists(st.integers(0, 4), max_size=4)
-    tensors |= draw(st.dictionaries(keys, st.tuples(DTYPES, shapes), max_size=4))
-    for key in draw(st.sets(st.sampled_from(list(tensors)), max_size=1)):
-        del tensors[key]
-    value = draw(st.sampled_from([1, 0, -2, 1e30, np.nan, np.inf]))
-    header = draw(st.one_of(st.none(), st.text(max_size=5), st.dictionaries(FIELDS, VALUES, max_size=3)))
-    said = None if header is None else header if isinstance(header, str) else json.dumps(header)
-    with np.errstate(all="ignore"):
-        made = {key: LazyArray.of(np.full(shape, value).astype(dtype)) for key, (dtype, shape) in tensors.items()}
-    return Stored(made, None if said is None else {KEY: said})
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
-@fuzz
-@given(surgery())
-def test_any_tensors_give_an_adapter_or_an_error_of_ours(source: Stored) -> None:
-    diffusers.detect(source)
-    try:
-        adapter = diffusers.read(source)
-        read_everything(adapter)
-        assert_same_file(write(adapter), source)
-    except LoraLensError:
-        return
 
 
 PARTS = st.sampled_from(
@@ -578,56 +354,3 @@ def test_what_is_written_is_read_back(names: list[str], scales: list[float], ran
     for name, module in modules.items():
         np.testing.assert_array_equal(back[name].B, module.B)
         assert back[name].scale == pytest.approx(module.scale, rel=1e-15)
-
-
-def test_saved_and_loaded_through_the_front_door(tmp_path: Path) -> None:
-    if "diffusers" not in {form.name for form in loralens.formats.FORMATS}:
-        pytest.skip("not in the table yet")
-    adapter = Adapter(modules={Q: low_rank(0.5), TE: low_rank(r=3)}, format="peft")
-    loralens.save(adapter, tmp_path / "out", format="diffusers")
-    back = loralens.load(tmp_path / "out")
-    assert back.format == "diffusers"
-    for name, module in adapter.items():
-        np.testing.assert_allclose(back[name].dense(), module.dense(), **SAME_UPDATE)
-
-
-@pytest.mark.parametrize(
-    ("stem", "module"),
-    [
-        ("unet.mid.to_q.lora", "unet.mid.to_q"),
-        ("text_encoder.l.q_proj.lora_linear_layer", "text_encoder.l.q_proj"),
-        ("mid.processor.to_out_lora", "unet.mid.to_out.0"),
-        ("unet.mid.processor.add_k_proj_lora", "unet.mid.add_k_proj"),
-        ("text_encoder.l.to_v_lora", "text_encoder.l.v_proj"),
-    ],
-)
-def test_a_bias_on_b_in_every_style(stem: str, module: str) -> None:
-    """Beside its pair it is a bias on B, written back as it was, and PEFT's ``lora_B.bias`` in PEFT's."""
-    shapes = {f"{stem}.down.weight": (2, 4), f"{stem}.up.weight": (6, 2), f"{stem}.up.bias": (6,)}
-    source = stored(shapes)
-    assert diffusers.detect(source)
-    adapter = diffusers.read(source)
-    assert {key: (one.role, one.module) for key, one in adapter.extra.items()} == {
-        f"{stem}.up.bias": ("lora_bias", module)
-    }
-    assert list(adapter) == [module]
-    assert_same_file(write(adapter), source)
-    back, _ = encode_adapter(adapter, "peft")
-    assert back.config
-    assert back.config["lora_bias"] is True
-    bias = back.tensors[f"base_model.model.{module}.lora_B.bias"].read()
-    np.testing.assert_array_equal(bias, source.tensors[f"{stem}.up.bias"].read())
-
-
-def test_a_bias_on_b_is_added_to_the_bias_of_the_base(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    module = "down_blocks.0.attentions.0.attn1.to_out.0"
-    B, A, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 2), (2, 4), 6))
-    W, b = rng.standard_normal((6, 4)).astype(np.float32), rng.standard_normal(6).astype(np.float32)
-    stem = f"unet.{module}.lora"
-    save_file({f"{stem}.down.weight": A, f"{stem}.up.weight": B, f"{stem}.up.bias": bias}, tmp_path / "a.safetensors")
-    save_file({f"{module}.weight": W, f"{module}.bias": b}, tmp_path / "base.safetensors")
-    loralens.merge(tmp_path / "a.safetensors", base=tmp_path / "base.safetensors", output=tmp_path / "m.safetensors")
-    merged = load_file(tmp_path / "m.safetensors")
-    np.testing.assert_allclose(merged[f"{module}.weight"], W + B.astype(np.float64) @ A, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(merged[f"{module}.bias"], b.astype(np.float64) + bias, rtol=1e-6)

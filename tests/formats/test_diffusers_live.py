@@ -17,10 +17,9 @@ import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank, Scaling
-from loralens.formats.dialects import xlabs
-from loralens.formats.dialects.diffusers import reader as diffusers
-from loralens.formats.dialects.diffusers import writer as diffusers_writer
-from loralens.formats.dialects.diffusers.metadata import KEY
+from loralens.formats.dialects import diffusers, xlabs
+from loralens.formats.dialects import diffusers as diffusers_writer
+from loralens.formats.dialects.diffusers import KEY
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.writing import write_safetensors
 from tests.tolerances import LIVE_OUTPUT, MOVED, PEFT_UPDATE
@@ -154,18 +153,6 @@ def test_a_pipeline_loads_both_components(tmp_path: Path, *, text_model: bool) -
     assert_same_output(pipe.text_encoder, by_hand(text, source, "text_encoder"), text)
 
 
-def test_a_pipeline_loads_what_has_the_names_of_the_unet_alone(tmp_path: Path) -> None:
-    """As an adapter of ``pipe.unet`` has them, or one that ``--base`` of its folder renamed: without ``unet.``."""
-    source = adapter("unet", (2,), (1.5,))
-    bare = source.renamed({name: name.removeprefix("unet.") for name in source})
-    assert not any(name.startswith("unet.") for name in bare)
-    written(bare, tmp_path)
-    pipe = made.pipeline()
-    base = copy.deepcopy(pipe.unet)
-    pipe.load_lora_weights(tmp_path)
-    assert_same_output(pipe.unet, by_hand(base, source, "unet"), base)
-
-
 def test_magnitudes_and_biases_of_another_dialect(tmp_path: Path) -> None:
     """DoRA: W' = m/‖W + ΔW‖ · (W + ΔW) by output, for linear layers and convolutions."""
     source = adapter("unet", (2,), (1.5,))
@@ -184,20 +171,6 @@ def test_magnitudes_and_biases_of_another_dialect(tmp_path: Path) -> None:
         return m[name].reshape(norm.shape) / norm * moved
 
     assert_same_output(model, by_hand(base, source, "unet", dora), base)
-
-
-def test_a_bias_on_b(tmp_path: Path) -> None:
-    name = f"{ATTN}.to_out.0"
-    bias = np.arange(8, dtype=np.float32) + 1
-    extra = {"b": Extra("lora_bias", name, LazyArray.of(bias))}
-    source = Adapter(modules={name: module(name, 2, 0.25)}, extra=extra, format="peft")
-    written(source, tmp_path)
-    model = made.unet()
-    base = copy.deepcopy(model)
-    model.load_lora_adapter(tmp_path, weight_name=FILE, prefix="unet")
-    expected = by_hand(base, source, "unet")
-    expected.get_parameter(f"{made.ATTN}.to_out.0.bias").data.add_(torch.from_numpy(0.25 * bias))
-    assert_same_output(model, expected, base)
 
 
 CONFIGS: Mapping[str, dict[str, Any]] = {
@@ -260,38 +233,6 @@ def test_what_a_pipeline_saves_and_loads_again_from_us(tmp_path: Path) -> None:
     other.load_lora_weights(tmp_path / "ours")
     assert_same_output(other.unet, by_hand(plain.unet, tripled, "unet"), plain.unet)
     assert_same_output(other.text_encoder, by_hand(plain.text_encoder, tripled, "text_encoder"), plain.text_encoder)
-
-
-def test_old_attention_processors(tmp_path: Path) -> None:
-    """Keys as of 2023, which diffusers still renames: to_out is to_out.0."""
-    rng = np.random.default_rng(0)
-    tensors = {}
-    for part in ("to_q", "to_k", "to_v", "to_out"):
-        inner = 6 if part in ("to_k", "to_v") else 8
-        key = f"{made.ATTN}.processor.{part}_lora"
-        tensors[f"{key}.down.weight"] = rng.standard_normal((2, inner)).astype(np.float32)
-        tensors[f"{key}.up.weight"] = rng.standard_normal((8, 2)).astype(np.float32)
-    found = diffusers.read(Stored({key: LazyArray.of(tensor) for key, tensor in tensors.items()}))
-    model = made.unet()
-    base = copy.deepcopy(model)
-    model.load_lora_adapter({key: torch.from_numpy(tensor) for key, tensor in tensors.items()}, prefix=None)
-    assert_same_output(model, by_hand(base, found, "unet"), base)
-    assert set(made.deltas(model, "unet.")) == set(found)
-
-
-def test_alpha_tensors_of_a_flux_file() -> None:
-    """diffusers takes them out of the file first and hands them over as network_alphas."""
-    source = adapter("transformer", (2,), (1.0,))
-    stored = diffusers_writer.write(source)
-    alphas = {f"{name}.alpha": LazyArray.of(np.array(i + 0.5, np.float32)) for i, name in enumerate(source)}
-    found = diffusers.read(Stored({**stored.tensors, **alphas}))
-    model = made.flux()
-    base = copy.deepcopy(model)
-    model.load_lora_adapter(
-        {key: torch.from_numpy(tensor.read()) for key, tensor in stored.tensors.items()},
-        network_alphas={key: float(tensor.read()) for key, tensor in alphas.items()}, prefix="transformer",
-    )  # fmt: skip
-    assert_same_output(model, by_hand(base, found, "transformer"), base)
 
 
 def test_xlabs_as_diffusers_converts_it() -> None:

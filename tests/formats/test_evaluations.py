@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import loralens
-from loralens.errors import FormatError, OptionError
-from loralens.formats.records.evaluations import MeasuredAdapter, read_evaluation, write_evaluation
+from loralens.errors import FormatError
+from loralens.formats.records.results import MeasuredAdapter, read_evaluation, write_evaluation
 from tests.conftest import small_adapter
 
 RECORD: dict[str, Any] = {
@@ -66,11 +66,3 @@ def test_a_number_of_parameters_beyond_float64_is_not_known(tmp_path: Path) -> N
     assert read_evaluation(tmp_path / "e.json").adapters[0].parameters is None
     loralens.save(small_adapter(), tmp_path / "a")
     loralens.report(tmp_path / "a", evaluations=tmp_path / "e.json", output=tmp_path / "page.html")
-
-
-def test_what_is_no_json_and_what_is_not_there(tmp_path: Path) -> None:
-    (tmp_path / "e.json").write_text("accuracy 0.9")
-    with pytest.raises(FormatError):
-        read_evaluation(tmp_path / "e.json")
-    with pytest.raises(OptionError, match="no such file"):
-        read_evaluation(tmp_path / "f.json")

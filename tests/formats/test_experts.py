@@ -10,7 +10,7 @@ import loralens
 from loralens.core.lowrank import Layout
 from loralens.errors import OptionError
 from loralens.formats import encode_adapter
-from loralens.formats.dialects.experts import MLX, fit_experts, split_stacks
+from loralens.formats.dialects.fitting import MLX, split_stacks
 from loralens.formats.dialects.gguf.architectures import ARCHITECTURES
 
 MOE = "model.layers.0.mlp"
@@ -78,24 +78,6 @@ def test_stacks_are_equal_to_their_gguf_file(kind, arch, turned, tmp_path: Path)
         assert len(result.differences) == 3 * E
     changed = source.map(lambda module: module.rescaled(module.scale * 2, module.scaling))
     assert not loralens.equal(changed, tmp_path / "a.gguf")
-
-
-def test_stacks_are_equal_to_those_of_mlx_if_the_base_is_known(tmp_path: Path):
-    source = adapter()
-    config = {"model_type": "qwen3_moe", "hidden_size": D}
-    loralens.save(source, tmp_path / "mlx", format="mlx", base_config=config)
-    with pytest.raises(OptionError, match="does not say which model") as refused:
-        loralens.equal(source, tmp_path / "mlx")
-    assert "--base" in refused.value.fix
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
-    assert loralens.equal(source, tmp_path / "mlx", base=tmp_path / "base")
-
-
-def test_what_has_no_stacks_is_left_alone():
-    plain = loralens.Adapter(modules={"model.layers.0.mlp.gate_proj": pair(4, 6, kind="linear")}, format="peft")
-    assert split_stacks(plain, None) is plain
-    assert fit_experts("kohya", adapter()) is not None
 
 
 @pytest.mark.parametrize(
@@ -176,38 +158,3 @@ def test_what_nothing_says_is_asked_for():
         encode_adapter(adapter(), "mlx", base_config={"model_type": "xyz"})
     with pytest.raises(OptionError, match="say which model this is"):
         encode_adapter(adapter(), "gguf")
-
-
-@pytest.mark.parametrize(
-    ("kind", "path", "router"),
-    [
-        ("MixtralForCausalLM", MOE, "gate"),
-        ("Qwen3MoeForCausalLM", MOE, "gate"),
-        ("OlmoeForCausalLM", MOE, "gate"),
-        ("PhimoeForCausalLM", MOE, "router"),
-        ("GptOssForCausalLM", MOE, "router"),
-        ("GraniteMoeForCausalLM", "model.layers.0.block_sparse_moe", "router"),
-    ],
-)
-def test_the_names_of_llama_cpp(kind, path, router, tmp_path: Path):
-    found = next(arch for arch in ARCHITECTURES if kind in arch.classes)
-    config = {"architectures": [kind], "model_type": next(t for t in found.types if t in MLX), "hidden_size": D}
-    config |= {"num_attention_heads": 2, "num_local_experts": E}
-    modules = {**adapter(path).modules, f"{path}.{router}": pair(E, D, kind="linear")}
-    source = loralens.Adapter(modules=modules, format="peft")
-    loralens.save(source, tmp_path / "a.gguf", format="gguf", base_config=config)
-    gguf = pytest.importorskip("gguf")
-    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
-    names = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_inp")
-    assert set(tensors) == {f"blk.0.{name}.weight.lora_{half}" for name in names for half in "ab"}
-    both = source[f"{path}.experts.gate_up_proj[1]"]
-    for name, half in zip(names[:2], halves(both, alternate=kind.startswith("Gpt")), strict=True):
-        a, b = (tensors[f"blk.0.{name}.weight.lora_{side}"][1] for side in "ab")
-        np.testing.assert_allclose(0.5 * b.astype(np.float64) @ a, half, rtol=1e-6)
-    back = loralens.load(tmp_path / "a.gguf")
-    assert len(back) == 3 * E + 1
-
-
-def test_an_architecture_by_name_says_enough_for_gguf():
-    stored, _ = encode_adapter(adapter(), "gguf", arch="qwen3moe")
-    assert "blk.0.ffn_up_exps.weight.lora_b" in stored.tensors

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from loralens.cli.main import main
 from loralens.errors import FormatError
-from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.dialects.peft.patterns import Pattern
+from loralens.formats.dialects.peft.config import Pattern, PeftConfig
 from loralens.formats.files.expressions import Clock, Expression
 from tests.formats.blobs import limits
 

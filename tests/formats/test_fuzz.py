@@ -3,7 +3,6 @@
 import json
 import re
 import tempfile
-from importlib import import_module
 from math import prod
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.errors import LoraLensError, OptionError
+from loralens.errors import LoraLensError
 from loralens.formats.files.container import DTYPES
 from tests.formats.blobs import blob, entry, limits
 from tests.marks import examples
@@ -79,7 +78,7 @@ def packed(tensors, **metadata):
 
 GOOD = packed(TENSORS)
 for dialect in loralens.formats.FORMATS:
-    import_module(dialect.module)  # else the first example pays for its import, and no limit of memory fits it
+    dialect._module("reader")  # else the first example pays for its import, and no limit of memory fits it
 
 
 def read_everything(adapter):
@@ -112,17 +111,6 @@ def outcome(weights, config=None, **options):
 
 def dumped(config):
     return json.dumps(config).encode()
-
-
-def test_the_undamaged_adapter_loads():
-    adapter = outcome(GOOD, dumped(CONFIG))
-    assert isinstance(adapter, loralens.Adapter), adapter
-    assert len(adapter) == 8
-    assert sorted(extra.role for extra in adapter.extra.values() if extra.role != "norms") == [
-        "bias",
-        "magnitude",
-        "saved",
-    ]
 
 
 @st.composite
@@ -182,22 +170,6 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | st.text(max_size=3), inner, max_size=3),
     max_leaves=4,
 )
-
-
-@examples(500, fuzz)
-@given(
-    st.dictionaries(st.sampled_from([*CONFIG, "corda_config", "lora_bias"]), values, min_size=1, max_size=3),
-    st.booleans(),
-)
-def test_wrong_types_in_any_field(fields, strict):
-    config = json.dumps({**CONFIG, **fields}).encode()
-    adapter = outcome(GOOD, config, strict=strict)
-    if isinstance(adapter, loralens.Adapter):
-        with tempfile.TemporaryDirectory() as name:
-            loralens.save(adapter, Path(name) / "out")
-            # Without a type, PEFT refuses the adapter, and its configuration is written anew.
-            if adapter.config.get("peft_type"):
-                assert dict(loralens.load(Path(name) / "out", strict=strict).config) == dict(adapter.config)
 
 
 WRONG = [
@@ -287,32 +259,12 @@ def test_pairs_of_any_shape(held, config, options):
     outcome(packed({key: spec for one in held for key, spec in one.items()}), config, strict=False, **options)
 
 
-odd = st.sampled_from(["lora_A", "lora_B", "weight", "bias", "default", "base_layer", "lora_embedding_A", "0", "q", ""])
-
-
-@fuzz
-@given(st.lists(st.lists(odd, max_size=6).map(".".join), max_size=6, unique=True))
-def test_odd_keys(keys):
-    outcome(packed({f"base_model.model.{key}": ("F32", [2, 2]) for key in keys}), dumped(CONFIG), strict=False)
-
-
 @pytest.mark.parametrize("name", ["target_parameters", "target_modules", "modules_to_save", "base_model_name_or_path"])
 @pytest.mark.parametrize("harm", ["\x1b]0;title\x07", "\x9b2J", "a\nb", "\u202e", "\ud800"])
 def test_no_word_of_a_configuration_reaches_the_terminal_as_a_command(name, harm):
     text = f"org/{harm}" if name.startswith("base") else [f"q_proj{harm}"]
     error = outcome(GOOD, dumped({**CONFIG, name: text}), strict=False)
     assert "holds control characters" in str(error)
-
-
-@pytest.mark.parametrize("options", [{"alpha": float("nan")}, {"scale": float("inf")}, {"alpha": 1, "scale": 1}])
-def test_options_that_make_no_sense(options):
-    assert isinstance(outcome(GOOD, **options), OptionError)
-
-
-@pytest.mark.parametrize("digits", ["1" * 4000, "0" * 4000, "٣" * 4000])
-def test_numbers_without_end_in_a_name(digits):
-    keys = {f"base_model.model.layers.{digits}.q.lora_{half}.weight": ("F32", [2, 2]) for half in "AB"}
-    assert list(outcome(packed(keys))) == [f"layers.{digits}.q"]
 
 
 @pytest.mark.parametrize("shape", [[2**40, 0], [0, 2**40], [2**31, 0, 2**31], [0, 0, 0]])

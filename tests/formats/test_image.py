@@ -36,13 +36,6 @@ SDXL = [
     "unet.up_blocks.0.upsamplers.0.conv",
     "text_encoder.text_model.encoder.layers.0.mlp.fc1",
 ]
-XL_FILE = {
-    "lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k",
-    "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_out_0",
-    "lora_unet_input_blocks_4_0_skip_connection",
-    "lora_unet_output_blocks_2_2_conv",
-    "lora_te1_text_model_encoder_layers_0_mlp_fc1",
-}
 
 
 def adapter(names: list[str], scales: tuple[float, ...] = (0.5,), rank: int = 2) -> loralens.Adapter:
@@ -92,14 +85,6 @@ def test_there_and_back_without_a_base_and_without_a_record(names: list[str], th
     check_same(loralens.load(back), original)
     # No rank is left over from the joined matrices.
     assert {module.rank for module in loralens.load(back).modules.values()} == {2}
-
-
-def test_names_of_sdxl_are_those_of_sd_scripts(tmp_path: Path) -> None:
-    """A single text encoder was lora_te_ before, which sd-scripts does not look up for SDXL."""
-    loralens.convert(adapter(SDXL), to="kohya", output=tmp_path / "xl.safetensors")
-    assert stems(tmp_path / "xl.safetensors") == XL_FILE
-    # Reading the file gives the names of the pipeline, which are recorded.
-    assert set(loralens.load(tmp_path / "xl.safetensors")) == set(SDXL)
 
 
 def test_matrices_of_flux_are_joined_row_by_row(tmp_path: Path) -> None:
@@ -198,17 +183,6 @@ SD3 = ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.ff.net.2", "proj_
 WAN = ["blocks.0.attn1.to_q", "blocks.0.ffn.net.2", "proj_out", "condition_embedder.time_proj"]
 
 
-@pytest.mark.parametrize("names", [SD3, WAN])
-def test_a_folder_of_peft_has_one_transformer(names: list[str], tmp_path: Path) -> None:
-    """A pipeline of diffusers leaves out every layer that is not under ``transformer.``."""
-    out = tmp_path / "tiny.safetensors"
-    loralens.convert(tiny(*names), to="diffusers", output=out)
-    assert set(loralens.load(bare(out))) == {f"transformer.{name}" for name in names}
-    if names is SD3:
-        loralens.convert(tiny(*names), to="comfyui", output=out, overwrite=True)
-        assert set(loralens.load(bare(out))) == {f"transformer.{name}" for name in names}
-
-
 @pytest.mark.parametrize(
     ("names", "to"),
     [
@@ -227,32 +201,6 @@ def test_names_of_transformers_that_the_program_has_under_others_are_refused(
     with pytest.raises(LoraLensError, match=r"blocks\.0|layers\.0|proj_out"):
         loralens.convert(tiny(*names), to=to, output=tmp_path / "tiny.safetensors")
     assert not list(tmp_path.iterdir())
-
-
-def test_names_without_a_component_of_a_pipeline_get_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    loralens.convert(tiny("layers.0.attention.to_q"), to="diffusers")
-    assert "pipeline" in caplog.text
-    caplog.clear()
-    loralens.convert(tiny("layers.0.attention.to_q"), to="diffusers", prefix=["=transformer."])
-    assert not caplog.text
-
-
-def codes(path: Path) -> set[str]:
-    result = loralens.inspect(path, consumer="sd-scripts")
-    return {finding.code for adapter in result.adapters for finding in adapter.refusals}
-
-
-def test_inspect_knows_the_names_that_sd_scripts_has_for_sdxl(tmp_path: Path) -> None:
-    loralens.convert(adapter(SDXL), to="kohya", output=tmp_path / "right.safetensors")
-    assert not codes(bare(tmp_path / "right.safetensors"))
-    tensors = load_file(tmp_path / "right.safetensors")
-    renamed = {key.replace("lora_te1_", "lora_te_"): tensor for key, tensor in tensors.items()}
-    save_file(renamed, tmp_path / "wrong.safetensors")
-    assert codes(tmp_path / "wrong.safetensors") == {"names"}
-    # The way that the message names leads to a file that it accepts.
-    loralens.convert(tmp_path / "wrong.safetensors", to="diffusers", output=tmp_path / "middle.safetensors")
-    loralens.convert(tmp_path / "middle.safetensors", to="kohya", output=tmp_path / "mended.safetensors")
-    assert stems(tmp_path / "mended.safetensors") == XL_FILE
 
 
 @pytest.mark.slow  # importing diffusers takes seconds

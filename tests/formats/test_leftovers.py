@@ -20,10 +20,9 @@ from loralens.formats.files.leftovers import hidden_path, reserve, tidy
 from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_writer import Change, write_model
 from loralens.formats.records.cache import SvdCache
-from loralens.formats.records.moments import save_moments
-from loralens.formats.records.sarif import write_sarif
+from loralens.formats.records.merged import write_undo
+from loralens.formats.records.results import save_moments, write_sarif
 from loralens.formats.records.training import Training
-from loralens.formats.records.undo import write_undo
 from loralens.linalg.lanczos import Decomposed
 from tests.bases import single, tensors
 

@@ -12,10 +12,8 @@ from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.errors import FormatError, ShapeError
-from loralens.formats.dialects import torchtune
-from loralens.formats.dialects.mlx import reader as mlx
-from loralens.formats.dialects.mlx.writer import write
-from loralens.formats.files.container import read_json, read_safetensors
+from loralens.formats.dialects import mlx
+from loralens.formats.dialects.mlx import write
 from tests.formats.stores import assert_same_adapter, assert_same_file, broken, drawn, outcome, stored
 from tests.marks import examples
 from tests.tolerances import SAME_UPDATE
@@ -80,12 +78,6 @@ def test_a_bare_file_has_an_unknown_scale_and_names_the_option():
     assert "--alpha" not in finding.fix
 
 
-def test_a_configuration_without_scale_is_as_good_as_none():
-    adapter = mlx.read(file({"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "alpha": 16}}))
-    assert [f.code for f in adapter.findings] == ["alpha-unknown"]
-    assert "holds no scale" in adapter.findings[0].text
-
-
 @pytest.mark.parametrize("scale", ["10", True, float("nan"), float("inf"), 10**400, []])
 def test_a_scale_that_is_no_number_is_an_error(scale):
     with pytest.raises(FormatError, match="finite number"):
@@ -127,35 +119,6 @@ def test_dora_without_magnitudes_has_the_lengths_of_the_base():
     assert again.config["fine_tune_type"] == "dora"
 
 
-def test_a_magnitude_says_what_a_name_does_not():
-    pair = {"model.table.lora_a": drawn(7, 2), "model.table.lora_b": drawn(2, 4)}
-    assert mlx.read(file(**pair))["model.table"].layout.kind == "linear"
-    assert mlx.read(file(**pair, **{"model.table.m": drawn(7)}))["model.table"].layout.kind == "embedding"
-
-
-def test_experts_with_lora_a_in_two_dimensions():
-    tensors = full()
-    flat = {**tensors, f"{UP}.lora_a": tensors[f"{UP}.lora_a"].reshape(6, 4)}
-    first, second = mlx.read(file(**tensors)), mlx.read(file(**flat))
-    for e in range(3):
-        np.testing.assert_array_equal(first[f"{UP}[{e}]"].dense(), second[f"{UP}[{e}]"].dense())
-
-
-def test_what_is_not_mlx():
-    gguf = {"blk.0.attn_q.weight.lora_a": drawn(2, 2), "blk.0.attn_q.weight.lora_b": drawn(2, 2)}
-    other_way = {f"{Q}.lora_a": drawn(2, 4), f"{Q}.lora_b": drawn(6, 2)}
-    tune = {f"{Q}.lora_a.weight": drawn(2, 4), f"{Q}.lora_b.weight": drawn(6, 2)}
-    peft = {f"base_model.model.{Q}.lora_A.weight": drawn(2, 4), f"base_model.model.{Q}.lora_B.weight": drawn(6, 2)}
-    for tensors in (gguf, other_way, tune, peft, {}, {"model.norm.weight": drawn(4)}):
-        assert not mlx.detect(stored(tensors))
-    assert not mlx.detect(stored(peft, config=CONFIG))  # a stray configuration does not win
-    assert not mlx.detect(stored(gguf, config=CONFIG))
-    assert torchtune.detect(stored(tune))
-    assert mlx.detect(stored(other_way, config=CONFIG))  # its own, and broken
-    with pytest.raises(ShapeError, match="do not multiply"):
-        mlx.read(stored(other_way, config=CONFIG))
-
-
 @pytest.mark.parametrize("config", [CONFIG, None])
 def test_untouched_it_is_written_back_to_the_bit(config):
     source = stored({**full(), f"{Q}.m": drawn(6)}, config=config, metadata={"format": "mlx"})
@@ -164,37 +127,12 @@ def test_untouched_it_is_written_back_to_the_bit(config):
     assert_same_adapter(mlx.read(write(adapter)), adapter)
 
 
-def test_mixed_ranks_of_an_old_file_stay_while_untouched():
-    source = file(
-        **{f"{Q}.lora_a": drawn(4, 2), f"{Q}.lora_b": drawn(2, 6), "v.lora_a": drawn(4, 3), "v.lora_b": drawn(3, 6)}
-    )
-    adapter = mlx.read(source)
-    assert_same_file(write(adapter), source)
-    changed = replace(adapter, modules={name: LowRank(m.B, m.A, m.scale) for name, m in adapter.items()})
-    with pytest.raises(ShapeError, match="one rank for all modules, and these have 2, 3"):
-        write(changed)
-
-
 def test_another_scale_changes_the_configuration_alone():
     source = file()
     doubled = mlx.read(source).map(lambda m: m.rescaled(20.0, Scaling("given")))
     out = write(doubled)
     assert out.config == {**CONFIG, "lora_parameters": {**CONFIG["lora_parameters"], "scale": 20.0}}
     assert_same_file(replace(out, config=None), replace(source, config=None))
-
-
-def test_one_module_of_another_scale_in_its_own_file_is_folded():
-    adapter = mlx.read(file())
-    changed = {**adapter.modules, Q: adapter[Q].rescaled(2.5, Scaling("given"))}
-    back = mlx.read(write(replace(adapter, modules=changed)))
-    assert {module.scale for module in back.modules.values()} == {10.0}
-    for name, module in changed.items():
-        np.testing.assert_array_equal(back[name].dense(), module.dense())
-
-
-def test_a_scale_given_for_a_bare_file_is_written():
-    given = mlx.read(file(None)).map(lambda m: m.rescaled(10.0, Scaling("given", origin="--scale")))
-    assert write(given).config["lora_parameters"]["scale"] == 10.0
 
 
 def test_from_another_dialect_with_a_configuration_that_makes_the_same_layers():
@@ -237,37 +175,8 @@ def test_other_scales_are_folded_exactly_where_they_are_powers_of_two_apart():
     np.testing.assert_allclose(back["third"].dense(), modules["third"].dense(), rtol=1e-5, atol=1e-6)
 
 
-def test_where_nothing_says_a_scale_the_rank_is_said_all_the_same():
-    config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "dropout": 0.5}}
-    tensors = {
-        f"{name}.lora_{half}": drawn(*shape)
-        for name in (Q, "v")
-        for half, shape in zip("ab", ((4, 2), (2, 6)), strict=True)
-    }
-    adapter = mlx.read(file(config, **tensors))
-    assert write(adapter).config == config
-    less = {name: LowRank(m.B[:, :1], m.A[:1], scaling=m.scaling) for name, m in adapter.items()}
-    out = write(replace(adapter, modules=less))
-    assert out.config == {"fine_tune_type": "lora", "lora_parameters": {"rank": 1, "dropout": 0.5}}
-    assert [finding.code for finding in mlx.read(out).findings] == ["alpha-unknown"]
-    with pytest.raises(ShapeError, match="one rank for all modules, and these have 1, 2"):
-        write(replace(adapter, modules={**adapter.modules, Q: less[Q]}))
-
-
 def magnitude(role, name, *shape):
     return {f"base_model.model.{name}.lora_magnitude_vector": Extra(role, name, LazyArray.of(drawn(*shape)))}
-
-
-def test_dora_goes_over_where_the_axis_is_the_same():
-    out = write(made({Q: random_module()}, magnitude("magnitude", Q, 6, 1)))
-    assert out.config["fine_tune_type"] == "dora"
-    assert out.tensors[f"{Q}.m"].shape == (6,)
-    with pytest.raises(FormatError, match="but this one has another axis"):
-        write(made({EMBED: random_module(4, 7, kind="embedding")}, magnitude("magnitude", EMBED, 4)))
-    with pytest.raises(FormatError, match=r"1 of 2 modules .the first is v. have no DoRA magnitude"):
-        write(made({Q: random_module(), "v": random_module()}, magnitude("magnitude", Q, 6)))
-    with pytest.raises(ShapeError, match="not one number for each of 6 channels"):
-        write(made({Q: random_module()}, magnitude("magnitude", Q, 5)))
 
 
 def test_what_mlx_cannot_hold_is_refused_by_name():
@@ -295,29 +204,6 @@ FIELDS = ["fine_tune_type", "lora_parameters", "model", "num_layers"]
 @given(broken(file(**full(), **{f"{Q}.m": drawn(6)}), PARTS, FIELDS))
 def test_whatever_is_broken_ends_in_an_adapter_or_a_message(bad):
     outcome(mlx, bad, write)
-
-
-def test_the_real_file(real):
-    folder = real / "qwen05b-mlx-100"
-    source = replace(
-        read_safetensors(folder / "0000100_adapters.safetensors"), config=read_json(folder / "adapter_config.json")
-    )
-    assert mlx.detect(source)
-    adapter = mlx.read(source)
-    assert {module.scale for module in adapter.modules.values()} == {10.0}  # not 16/8
-    assert not adapter.findings
-    assert_same_file(write(adapter), source)
-    peft = loralens.load(real / "qwen05b-peft-r8")
-    assert len(adapter) == 8
-    assert set(adapter) < set(peft)
-    for name, module in adapter.items():
-        assert module.shape == peft[name].shape
-        a, b = source.tensors[f"{name}.lora_a"].read(), source.tensors[f"{name}.lora_b"].read()
-        np.testing.assert_array_equal(module.B, b.T)
-        np.testing.assert_array_equal(module.A, a.T)
-        assert module.singular_values()[0] > 0
-    bare = mlx.read(replace(source, config=None))
-    assert [f.code for f in bare.findings] == ["alpha-unknown"]
 
 
 @pytest.mark.live

@@ -9,10 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from loralens.core.fingerprint import fingerprint
-from loralens.core.lowrank import LowRank
 from loralens.core.stored import Moment, Moments
-from loralens.errors import FormatError, MismatchError, OptionError
-from loralens.formats.records.moments import KEY, load_moments, save_moments
+from loralens.errors import FormatError, OptionError
+from loralens.formats.records.results import MOMENTS, load_moments, save_moments
 from tests.conftest import small_adapter
 
 
@@ -64,25 +63,6 @@ def test_the_same_bytes_every_time_and_overwriting_must_be_asked_for(tmp_path: P
     assert first.read_bytes() != second.read_bytes()
 
 
-@pytest.mark.parametrize(("name", "message"), [("a.bin", ".safetensors"), ("file/a.safetensors", "is a file")])
-def test_places_that_are_refused(name: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(OptionError, match=message):
-        save_moments(moments(), tmp_path / name)
-
-
-def test_missing_folders_are_made(tmp_path: Path) -> None:
-    save_moments(moments(), tmp_path / "new" / "deep" / "a.safetensors")
-    assert load_moments(tmp_path / "new" / "deep" / "a.safetensors").fingerprint == moments().fingerprint
-
-
-def test_they_belong_to_one_adapter() -> None:
-    adapter = small_adapter()
-    moments().check(adapter)
-    with pytest.raises(MismatchError, match="belong to another adapter"):
-        moments().check(adapter.map(lambda m: LowRank(m.B, m.A + 1, m.scale)))
-
-
 def spoilt(tmp_path: Path, **changes: object) -> Path:
     """A file whose record or tensors are changed."""
     path = tmp_path / "stats.safetensors"
@@ -99,7 +79,7 @@ def spoilt(tmp_path: Path, **changes: object) -> Path:
     tensors |= changes.get("tensors", {})  # type: ignore[operator]
     for name in changes.get("without", ()):  # type: ignore[attr-defined]
         del tensors[name]
-    save_file(tensors, path, {KEY: str(changes.get("text", json.dumps(record)))})
+    save_file(tensors, path, {MOMENTS: str(changes.get("text", json.dumps(record)))})
     return path
 
 
@@ -138,17 +118,6 @@ def test_damage_is_said(changes: dict[str, object], message: str, tmp_path: Path
     with pytest.raises(FormatError, match=message) as error:
         load_moments(spoilt(tmp_path, **changes))
     assert str(error.value).startswith(str(tmp_path))
-
-
-def test_the_unchanged_file_is_read(tmp_path: Path) -> None:
-    assert len(load_moments(spoilt(tmp_path))) == 5
-
-
-def test_other_files(tmp_path: Path, small: Path) -> None:
-    with pytest.raises(FormatError, match="holds no moments"):
-        load_moments(small / "adapter_model.safetensors")
-    with pytest.raises(OptionError, match="no such file"):
-        load_moments(tmp_path / "nowhere")
 
 
 def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:

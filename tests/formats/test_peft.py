@@ -9,21 +9,17 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import loralens
-from loralens.core.adapter import Adapter, Extra
+from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout, LowRank, Scaling
-from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
-from loralens.formats.dialects.peft import keys as peft_keys
+from loralens.core.lowrank import LowRank, Scaling
+from loralens.errors import FormatError, LoraLensError, ShapeError
 from loralens.formats.dialects.peft import reader as peft
 from loralens.formats.dialects.peft import writer as peft_writer
-from loralens.formats.dialects.peft.config import PeftConfig
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.location import adapter_file
 from loralens.formats.files.writing import write_folder
-from tests.conftest import real_adapters
 from tests.formats.stores import assert_same_file, number
 from tests.tolerances import SAME_UPDATE
 
@@ -138,35 +134,6 @@ def test_a_missing_prefix_is_a_finding_and_is_written() -> None:
     assert not peft.read(written).findings
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name not in ("grouped-conv", "rank-disagrees")])
-def test_a_rebuilt_adapter_is_read_as_itself(name: str) -> None:
-    """New arrays of the same numbers: the keys, shapes and configuration are the writer's own."""
-    adapter = peft.read(FILES[name])
-    written = peft_writer.write(changed(adapter))
-    back = peft.read(written)
-    assert list(back) == list(adapter)
-    for module_name, module in adapter.items():
-        assert back[module_name].scale == module.scale
-        assert np.array_equal(back[module_name].dense(), module.dense()), module_name
-    assert {k: e.role for k, e in back.extra.items()} == {k: e.role for k, e in adapter.extra.items()}
-    kept = {key: value for key, value in (written.config or {}).items() if key in ("zeta", "alpha", "bias", "use_dora")}
-    assert kept == {key: adapter.config[key] for key in kept} if adapter.config else not kept
-
-
-@pytest.mark.parametrize("folder", sorted(p.name for p in (real_adapters() or Path("/nowhere")).glob("*/")))
-def test_real_files_are_written_back_bit_for_bit(folder: str, real: Path, tmp_path: Path) -> None:
-    path = real / folder
-    config = path / "adapter_config.json"
-    if not config.is_file() or not (path / "adapter_model.safetensors").is_file() or folder.startswith("neg-"):
-        pytest.skip("no PEFT safetensors adapter")
-    loralens.save(loralens.load(path), tmp_path / "out")
-    first, second = (
-        replace(read_safetensors(adapter_file(p)), config=json.loads((p / "adapter_config.json").read_text("utf-8")))
-        for p in (path, tmp_path / "out")
-    )
-    assert_same(first, second)
-
-
 # ---------------------------------------------------------------- what a file means
 
 
@@ -196,33 +163,6 @@ def test_names_shapes_and_scales(
     assert (found.shape, found.rank, found.scale, found.layout.kind) == (shape, rank, scale, kind)
 
 
-@pytest.mark.parametrize(
-    ("options", "scales"),
-    [
-        ({}, (1, 2)),
-        ({"scale": 0.75}, (0.75, 1.5)),
-        ({"alpha": 6.0}, (2, 4)),
-        ({"scale": 0.75, "once": True}, (0.75, 0.75)),
-        ({"alpha": 6.0, "once": True}, (2, 2)),
-    ],
-)
-def test_a_scale_by_hand_is_doubled_where_peft_adds_twice(
-    tmp_path: Path, options: dict[str, Any], scales: tuple[float, float]
-) -> None:
-    """A file without its configuration: in_proj and out_proj of an nn.MultiheadAttention, at rank 3."""
-    tensors = {key: tensor.read() for key, tensor in FILES["attention"].tensors.items()}
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
-    adapter = loralens.load(tmp_path / "adapter_model.safetensors", **options)
-    halves = sorted({key.rpartition(".lora_")[0] for key in tensors}, key=len)
-    for half, name, scale in zip(halves, ("in_proj_weight", "out_proj"), scales, strict=True):
-        A, B = (tensors[f"{half}.lora_{x}.weight"].astype(np.float64) for x in "AB")
-        np.testing.assert_allclose(adapter[f"x.attn.{name}"].dense(), scale * B @ A, **SAME_UPDATE)
-
-
-def test_modules_come_in_natural_order() -> None:
-    assert list(peft.read(FILES["plain"])) == ["a.0.q", "a.0.v", "a.10.q"]
-
-
 def test_conv_and_grouped_conv() -> None:
     source = FILES["conv"]
     A, B = got(source, f"{P}q.lora_A.weight"), got(source, f"{P}q.lora_B.weight")
@@ -244,21 +184,6 @@ def test_fused_projections_fill_the_enabled_slices(enabled: list[bool]) -> None:
     np.testing.assert_allclose(peft.read(source)["h.0.attn"].dense(), expected, **SAME_UPDATE)
 
 
-def test_the_version_of_peft_says_how_stacks_lie() -> None:
-    for version, transposed in ((None, True), ("0.18.1", True), ("0.19.0", False), ("1.0.0", False), ("x", True)):
-        said = {} if version is None else {"peft_version": version}
-        module = peft.read(stored(STACKS, **EXPERTS, **said))["m.experts.down_proj[0]"]
-        assert module.layout.transposed is transposed
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_how_stacks_lie_is_written(transposed: bool) -> None:
-    layout = Layout("experts", transposed=transposed)
-    modules = {f"m.experts.w[{e}]": LowRank(np.ones((4, 2)), np.ones((2, 4)), layout=layout) for e in range(3)}
-    written = peft_writer.write(Adapter(modules=modules, format="gguf"))
-    assert {module.layout.transposed for module in peft.read(written).modules.values()} == {transposed}
-
-
 @pytest.mark.parametrize(("name", "grouped"), [("experts", False), ("experts-grouped", True)])
 @pytest.mark.parametrize(("path", "parameter"), [("m.experts", "down_proj"), ("m.experts.base_layer", "gate_up_proj")])
 def test_experts_take_their_rows_and_columns(name: str, grouped: bool, path: str, parameter: str) -> None:
@@ -274,25 +199,6 @@ def test_kasa_folds_its_diagonal() -> None:
     source = FILES["kasa"]
     A, B, d = (got(source, f"{P}q.{leaf}") for leaf in ("lora_A.weight", "lora_B.weight", "lora_diag"))
     np.testing.assert_allclose(peft.read(source)["q"].dense(), 3.0 * B @ np.diag(d) @ A, **SAME_UPDATE)
-
-
-def test_every_other_tensor_has_a_role() -> None:
-    roles = {key: (extra.role, extra.module) for key, extra in peft.read(FILES["extras"]).extra.items()}
-    assert roles == {
-        f"{P}m.q.lora_magnitude_vector": ("magnitude", "m.q"),
-        f"{P}words.lora_magnitude_vector": ("norms", "words"),  # DoRA whose magnitude is not in the file
-        f"{P}m.q.lora_B.bias": ("lora_bias", "m.q"),
-        f"{P}m.q.base_layer.bias": ("bias", "m.q"),
-        f"{P}m.norm.bias": ("bias", "m.norm"),
-        f"{P}classifier.dense.weight": ("saved", "classifier.dense"),
-        f"{P}classifier.modules_to_save.dense.weight": ("copy", "classifier.dense"),
-        f"{P}classifier.original_module.dense.weight": ("copy", "classifier.dense"),
-        f"{P}words.base_layer.weight": ("embedding", "words"),
-        f"{P}lm_head.weight": ("embedding", "lm_head"),
-        f"{P}x.token_adapter.trainable_tokens_delta": ("tokens", "x"),
-        f"{P}m.q.lora_monteclora_sampler.std": ("other", "m.q.lora_monteclora_sampler"),
-        "unheard.of": ("other", "unheard"),
-    }
 
 
 def test_a_pair_that_old_peft_saved_twice_is_one_module() -> None:
@@ -333,66 +239,6 @@ def test_roles_by_name(key: str, config: dict[str, Any], role: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "path", "rank"),
-    [
-        ({"q": 3}, "a.q", 3),
-        ({"q": 3}, "q", 3),
-        ({"q": 3}, "a.xq", 2),
-        ({"a.q": 3}, "b.a.q", 3),
-        ({"^a.q": 3}, "b.a.q", 2),
-        ({"^a.q": 3}, "a.q", 3),
-        ({"q$": 3}, "a.q", 3),
-        ({"a": 3}, "a.q", 2),
-        ({r"a\..*": 3}, "a.q", 3),
-        ({"q|k": 3}, "a.k", 3),
-        ({"q": 3, "a.q": 4}, "a.q", 3),
-        ({"a.q": 4, "q": 3}, "a.q", 4),
-        ({"a.q": 4, "q": 3}, "b.q", 3),
-        ({"a+": 5, "a+b": 6}, "a+b", 6),  # no match as an expression: the literal path
-        ({"q": 3, "(": 1}, "q", None),
-        ({"(?i)Q": 3}, "q", None),  # an error inside PEFT's own expression
-        ({"q)(x": 3}, "q", 2),
-    ],
-)
-def test_patterns_match_as_in_peft(pattern: dict[str, int], path: str, rank: int | None) -> None:
-    if rank is None:
-        with pytest.raises(FormatError, match="not a regular expression"):
-            PeftConfig({"r": 2, "rank_pattern": pattern})
-        return
-    config = PeftConfig({"r": 2, "lora_alpha": 1, "rank_pattern": pattern, "alpha_pattern": pattern})
-    assert config.rank(path) == rank
-    assert config.scaling(path).alpha == (rank if rank != 2 else 1)
-
-
-def test_a_scaling_says_where_it_was_found() -> None:
-    config = PeftConfig({"r": 2, "lora_alpha": 8, "alpha_pattern": {"q": 3}, "use_rslora": True})
-    assert str(config.scaling("a.q")) == "α/√r = 3/√2 (alpha_pattern 'q')"
-    assert str(config.scaling("a.v")) == "α/√r = 8/√2 (adapter_config.json)"
-
-
-def test_defaults_are_those_of_peft() -> None:
-    scaling = PeftConfig({}).scaling("q")
-    assert (scaling.alpha, scaling.rank, scaling.formula) == (8, 8, "alpha/r")
-
-
-@pytest.mark.parametrize("kind", ["LORA", "ADALORA", "LOHA"])
-def test_an_alpha_that_the_configuration_does_not_state_is_called_a_default(kind: str) -> None:
-    rank = "init_r" if kind == "ADALORA" else "r"
-    fields = {"peft_type": kind, rank: 2, "target_modules": ["q"]}
-    parts = {
-        "LORA": {"lora_A.weight": (2, 4), "lora_B.weight": (5, 2)},
-        "ADALORA": {"lora_A": (2, 4), "lora_B": (5, 2), "lora_E": (2, 1)},
-        "LOHA": {f"hada_w{i}_{side}": shape for i in (1, 2) for side, shape in (("a", (5, 2)), ("b", (2, 4)))},
-    }[kind]
-    tensors = {f"{P}q.{part}": LazyArray.of(np.ones(shape, np.float32)) for part, shape in parts.items()}
-    alpha = "alpha" if kind == "LOHA" else "lora_alpha"
-    for more, is_default in (({}, True), ({alpha: 8}, False)):
-        adapter = peft.read(Stored(tensors, None, fields | more))
-        assert ("default" in str(adapter["q"].scaling)) == is_default
-        assert adapter["q"].scale == pytest.approx(4, rel=1e-5)
-
-
-@pytest.mark.parametrize(
     ("field", "values"),
     [
         ("r", [0, -1, 2.0, "2", None, True, [2]]),
@@ -412,15 +258,6 @@ def test_bad_fields_are_refused(field: str, values: list[Any]) -> None:
     for value in values:
         with pytest.raises(FormatError, match=r"fix: correct adapter_config\.json"):
             peft.read(stored(pair(f"{P}q"), **{field: value}))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("rank_pattern", None), ("alpha_pattern", {}), ("target_modules", None), ("modules_to_save", None),
-     ("use_rslora", None), ("lora_alpha", -2.5), ("target_modules", "ALL-LINEAR"), ("target_modules", r".*\.q|q")],
-)  # fmt: skip
-def test_odd_fields_that_make_sense(field: str, value: Any) -> None:
-    assert peft.read(stored(pair(f"{P}q"), **{field: value})).findings == ()
 
 
 @pytest.mark.parametrize(
@@ -470,16 +307,6 @@ def test_tensors_that_peft_passes_over_are_a_warning(key: str, shape: tuple[int,
     assert "switched-off" not in {each.code for each in peft.read(stored(tensors, **{field: on})).findings}
 
 
-def test_dora_in_some_modules_alone_is_no_peft_file() -> None:
-    made = Adapter(
-        modules={"q": LowRank(np.ones((5, 2)), np.ones((2, 4))), "v": LowRank(np.ones((5, 2)), np.ones((2, 4)))},
-        extra={"q.dora_scale": Extra("magnitude", "q", LazyArray.of(np.ones(5, np.float32)))},
-        format="kohya",
-    )
-    with pytest.raises(FormatError, match=r"1 of 2 modules .the first is v. have no DoRA magnitude"):
-        peft_writer.write(made)
-
-
 # ---------------------------------------------------------------- what is refused
 
 
@@ -524,29 +351,12 @@ def test_files_that_make_no_sense(
         peft.read(stored(shapes, **config))
 
 
-def test_fused_projections_need_their_configuration() -> None:
-    with pytest.raises(FormatError, match=r"h\.0\.attn: lora_B has three dimensions"):
-        peft.read(bare(stored(FUSED)))
-
-
-def test_whole_numbers_are_no_factors() -> None:
-    with pytest.raises(FormatError, match="is int8, not floating point"):
-        peft.read(stored(pair(f"{P}q"), dtype=np.int8))
-
-
 # ---------------------------------------------------------------- through load
 
 
 def folder(source: Stored, path: Path) -> Path:
     write_folder(source, path, overwrite=False)
     return path
-
-
-def test_a_rank_that_disagrees_is_raised_unless_told_otherwise(tmp_path: Path) -> None:
-    path = folder(FILES["rank-disagrees"], tmp_path / "a")
-    with pytest.raises(MismatchError, match="q: the configuration says r = 3 and lora_A has 2 rows"):
-        loralens.load(path)
-    assert [f.code for f in loralens.load(path, strict=False).findings] == ["rank-disagrees"]
 
 
 def test_a_file_without_configuration(tmp_path: Path) -> None:
@@ -559,12 +369,6 @@ def test_a_file_without_configuration(tmp_path: Path) -> None:
         assert (adapter["q"].scale, adapter["q"].scaling.formula, adapter.findings) == (scale, rule, ())
         loralens.save(adapter, tmp_path / rule.replace("/", " "))
         assert loralens.load(tmp_path / rule.replace("/", " "))["q"].scale == scale
-
-
-@pytest.mark.parametrize("given", [{"alpha": 1.0}, {"scale": 1.0}])
-def test_a_scale_that_the_file_says_cannot_be_given(given: dict[str, float], tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="states its own scale"):
-        loralens.load(folder(FILES["plain"], tmp_path / "a"), **given)
 
 
 # ---------------------------------------------------------------- changed adapters
@@ -599,34 +403,6 @@ def test_mixed_ranks_and_scales(ranks: dict[str, int], scales: dict[str, float],
     for pattern in ("rank_pattern", "alpha_pattern"):  # PEFT takes the first that matches
         lengths = [len(key) for key in written.config[pattern] if "\\" not in key]
         assert lengths == sorted(lengths, reverse=True)
-
-
-def test_modules_beyond_the_targets_are_added_to_them() -> None:
-    adapter = mixed({"a.q": 2, "a.other": 2}, {}, bias="none", task_type="CAUSAL_LM")
-    config = peft_writer.write(adapter).config
-    assert config is not None
-    assert config["target_modules"] == ["a.other", "a.q"]
-    assert (config["bias"], config["task_type"]) == ("none", "CAUSAL_LM")
-
-
-def test_one_changed_module_leaves_one_dialect_of_keys() -> None:
-    names = {f"{P}{m}.lora_{half}.task.weight": (2, 2) for m in ("q", "v") for half in "AB"}
-    adapter = peft.read(stored({**names, f"{P}v.lora_magnitude_vector.task.weight": (2,)}))
-    half = changed(adapter).modules["q"]
-    written = peft_writer.write(replace(adapter, modules={**adapter.modules, "q": half}))
-    assert sorted(written.tensors) == [
-        f"{P}q.lora_A.weight", f"{P}q.lora_B.weight",
-        f"{P}v.lora_A.weight", f"{P}v.lora_B.weight", f"{P}v.lora_magnitude_vector",
-    ]  # fmt: skip
-    assert list(peft.read(written)) == ["q", "v"]
-
-
-def test_a_truncated_fused_projection_becomes_a_plain_pair() -> None:
-    adapter = peft.read(FILES["fused"])
-    less = adapter.map(lambda m: LowRank(m.B[:, :3], m.A[:3], m.scale, layout=m.layout, scaling=m.scaling))
-    back = peft.read(peft_writer.write(less))["h.0.attn"]
-    assert (back.layout.kind, back.rank, back.scale) == ("linear", 3, 3.0)
-    assert np.array_equal(back.dense(), less["h.0.attn"].dense())
 
 
 def without(adapter: Adapter, *names: str) -> Adapter:
@@ -667,80 +443,3 @@ E0 = "m.experts.down_proj[0]"
 def test_what_peft_cannot_hold_is_refused(adapter: Adapter, error: type[LoraLensError], message: str) -> None:
     with pytest.raises(error, match=message):
         peft_writer.write(adapter)
-
-
-@pytest.mark.parametrize(
-    ("module", "size", "error", "message"),
-    [
-        ("v", 5, FormatError, "x: the file does not contain its module"),
-        ("q", 4, ShapeError, "x: .* is not one number for each of 5 channels"),
-    ],
-)
-@pytest.mark.parametrize("role", ["magnitude", "lora_bias"])
-def test_extras_of_another_dialect_that_fit_nothing(
-    role: str, module: str, size: int, error: type[LoraLensError], message: str
-) -> None:
-    modules = {"q": LowRank(number((5, 2), 0), number((2, 4), 1))}
-    extra = {"x": Extra(role, module, LazyArray.of(number((size,), 2)))}
-    with pytest.raises(error, match=message):
-        peft_writer.write(Adapter(modules=modules, extra=extra, format="kohya"))
-
-
-def test_all_stacks_of_a_module_may_go() -> None:
-    less = without(READ["experts"], *GATE_UP, *[name.replace("gate_up", "down") for name in GATE_UP])
-    assert list(peft.read(peft_writer.write(less))) == ["m.q"]
-
-
-def test_what_cost_grew_with_the_square_of_the_modules() -> None:
-    """A thousand modules with a key each, in both patterns: read, changed and written in a second or two."""
-    ranks = {f"model.layers.{i}.experts.{e}.w{k}": 1 + (i + e) % 3 for i in range(20) for e in range(25) for k in "12"}
-    adapter = Adapter(modules={n: LowRank(np.ones((2, r)), np.ones((r, 3)), 1 / r) for n, r in ranks.items()})
-    back = peft.read(peft_writer.write(adapter))
-    assert {name: module.rank for name, module in back.items()} == ranks
-
-
-def test_layouts_without_a_file_of_their_own() -> None:
-    """An adapter that comes from another dialect, with nothing but its modules."""
-    pairs = {
-        "words": LowRank(number((4, 2), 0), number((2, 9), 1), 0.5, layout=Layout("embedding")),
-        "conv": LowRank(number((6, 2), 2), number((2, 12), 3), 0.5, layout=Layout("conv", kernel=(2, 2))),
-        "h.c_attn": LowRank(number((6, 2), 4), number((2, 4), 5), 0.5, layout=Layout("linear", transposed=True)),
-        **{f"e.w2[{e}]": LowRank(number((3, 2), e), number((2, 5), e), 0.5, layout=Layout("experts")) for e in (0, 1)},
-        "x.attn.in_proj_weight": LowRank(number((12, 2), 6), number((2, 4), 7), 0.5, layout=Layout("parameter")),
-        "x.attn.out_proj": LowRank(number((4, 2), 8), number((2, 4), 9), 0.5),
-    }
-    adapter = Adapter(modules=pairs, format="kohya", base_model="org/base", metadata={"ss_x": "y"})
-    written = peft_writer.write(adapter)
-    back = peft.read(written)
-    assert written.metadata == {"format": "pt"}
-    assert back.base_model == "org/base"
-    assert list(back) == list(adapter)
-    for name, module in adapter.items():
-        assert np.array_equal(back[name].dense(), module.dense())
-        assert back[name].layout.kind == module.layout.kind
-
-
-@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
-def test_a_header_whose_length_looks_like_a_pickle(length: int, tmp_path: Path) -> None:
-    """Its first two bytes are those of a pickle of protocol 2 to 5."""
-    source = replace(FILES["plain"], metadata={"pad": "x" * (length - 592)})
-    path = folder(source, tmp_path / "a")
-    start = (path / "adapter_model.safetensors").read_bytes()[:8]
-    assert int.from_bytes(start, "little") == length
-    assert len(loralens.load(path)) == 3
-
-
-@pytest.mark.parametrize(
-    "key",
-    ["a.q.lora_A.weight", "base_model.model.a.q.lora_B.weight", ".lora_A.weight", "a.lora_A.lora_A.weight",
-     "a.lora_B.x.lora_A.weight", "a\n.lora_A.weight", "a.lora_A.default.weight", "a.lora_embedding_A.lora_A.weight",
-     "alora_A.weight", "base_model.model..lora_A.weight"],
-)  # fmt: skip
-def test_the_short_way_to_the_parts_of_a_key_is_that_of_the_expressions(
-    key: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    peft_keys.parse_peft_key.cache_clear()
-    short = peft_keys.parse_peft_key(key)
-    peft_keys.parse_peft_key.cache_clear()
-    monkeypatch.setattr(peft_keys, "_HALVES", {})
-    assert short == peft_keys.parse_peft_key(key)

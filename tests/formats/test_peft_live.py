@@ -380,61 +380,6 @@ def llama_case(**config: Any) -> Case:
     return Case("llama", llama, ids, {**LAYER, **config}, {})
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_narrow_adapters_are_read_as_they_are(dtype: Any, tmp_path: Path) -> None:
-    case = llama_case()
-    config = peft.LoraConfig(**case.config)
-    model = peft.get_peft_model(base(case).to(dtype), config, autocast_adapter_dtype=False)
-    fill(model)
-    model.save_pretrained(tmp_path)
-    adapter = loralens.load(tmp_path)
-    assert {str(module.dtype) for _, module in adapter.items()} == {str(dtype).removeprefix("torch.")}
-    for name, module in adapter.items():
-        layer = model.base_model.model.get_submodule(name).double()
-        np.testing.assert_allclose(module.dense(), layer.get_delta_weight("default").detach().numpy(), **PEFT_UPDATE)
-
-
-def test_an_adapter_with_a_name_lies_in_a_folder_of_that_name(tmp_path: Path) -> None:
-    case = llama_case()
-    model = peft.get_peft_model(base(case), peft.LoraConfig(**case.config), adapter_name="task").eval()
-    fill(model)
-    model.save_pretrained(tmp_path / "peft")
-    assert not (tmp_path / "peft" / "adapter_model.safetensors").exists()
-    adapter = loralens.load(tmp_path / "peft")
-    assert len(adapter) == 4
-    loralens.save(adapter, tmp_path / "same")
-    again = peft.get_peft_model(base(case), peft.LoraConfig(r=2, target_modules=["o_proj"])).eval()
-    again.load_adapter(tmp_path / "same", adapter_name="other")
-    again.set_adapter("other")
-    assert torch.equal(answer(again, case), answer(model, case))
-    assert (answer(base(case), case) - answer(model, case)).abs().max() > MOVED
-
-
-@pytest.mark.parametrize("ranks", [(1, 4), (3, 2)], ids=str)
-def test_more_modules_and_another_rank_reload_in_peft(ranks: tuple[int, int], tmp_path: Path) -> None:
-    """Modules that the configuration does not name, as a combination with another adapter makes them."""
-    case = llama_case()
-    adapt(case).save_pretrained(tmp_path / "peft")
-    adapter = loralens.load(tmp_path / "peft")
-    rng = np.random.default_rng(0)
-    modules = dict(adapter.items())
-    for block, r in enumerate(ranks):
-        B, A = rng.standard_normal((16, r)), rng.standard_normal((r, 24))
-        modules[f"model.layers.{block}.mlp.down_proj"] = LowRank(B.astype(np.float32), A.astype(np.float32), -0.37)
-    more = Adapter(modules=modules, config=adapter.config, metadata=adapter.metadata)
-    loralens.save(more, tmp_path / "more")
-    assert_same_updates(more, load_in_peft(case, tmp_path / "more"), case)
-
-
-def test_an_adapter_without_configuration_gets_one_that_peft_reads(tmp_path: Path) -> None:
-    case = llama_case()
-    adapt(case).save_pretrained(tmp_path / "peft")
-    (tmp_path / "peft" / "adapter_config.json").unlink()
-    adapter = loralens.load(tmp_path / "peft", alpha=12)
-    loralens.save(adapter, tmp_path / "same")
-    assert_same_updates(adapter, load_in_peft(case, tmp_path / "same"), case)
-
-
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_grouped_convolution_reads_all_channels(groups: int, tmp_path: Path) -> None:
     """PEFT does not merge one: its update has another shape than the weight. It is what the layer computes, though."""
@@ -501,21 +446,3 @@ def test_a_changed_base_is_said_and_keeps_rank_and_scale(
         np.testing.assert_allclose(module.dense(), adapter[module_name].dense(), **PEFT_UPDATE)
     with pytest.raises(FormatError, match="changes the base weight"):
         loralens.save(shrunk(adapter), tmp_path / "less")
-
-
-def test_tied_head(tmp_path: Path) -> None:
-    """The head is in no list of the configuration: PEFT adapts it with the embedding's factors, transposed."""
-    case = Case(
-        "tied", lambda: llama(tie_word_embeddings=True), ids,
-        {"target_modules": ["embed_tokens"], "r": 3, "ensure_weight_tying": True}, {},
-    )  # fmt: skip
-    model = adapt(case)
-    model.save_pretrained(tmp_path / "peft")
-    adapter = loralens.load(tmp_path / "peft")
-    assert adapter.findings == ()
-    np.testing.assert_array_equal(adapter["lm_head"].dense(), adapter["model.embed_tokens"].dense().T)
-    loralens.save(adapter, tmp_path / "same")
-    with torch.no_grad():  # PEFT's tied factors are no leaves, so such a model cannot be copied
-        plain, expected, found = (m(ids()).logits for m in (base(case), model, load_in_peft(case, tmp_path / "same")))
-    assert torch.equal(found, expected)
-    assert (plain - expected).abs().max() > MOVED

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.formats.dialects.peft.patterns import Pattern
+from loralens.formats.dialects.peft.config import Pattern
 
 PARTS = st.sampled_from(["a", "b", "ab", "q", "a-b", "é", "10", "1"])
 PATHS = st.lists(PARTS, min_size=1, max_size=4).map(".".join)

@@ -186,12 +186,6 @@ def test_products_become_plain_pairs(name: str, tmp_path: Path) -> None:
     assert_update(load(tmp_path / "out"), "x.a", 3 * product)
 
 
-def test_another_rank_than_the_configuration_says(tmp_path: Path) -> None:
-    path = folder(tmp_path, under("a", loha_case()[0]), {"peft_type": "LOHA", "r": 4, "alpha": 4})
-    with pytest.raises(LoraLensError, match="says r = 4, and the factors have 2"):
-        load(path)
-
-
 def test_without_a_configuration_the_scale_is_unknown(tmp_path: Path) -> None:
     for n, held in enumerate((adalora()[0], loha_case()[0], lokr_case()[0])):
         adapter = load(folder(tmp_path / str(n), under("q", held), None))
@@ -208,12 +202,6 @@ def test_another_type_is_refused_before_a_dialect_is_tried(kind: Any, tmp_path: 
         load(path)
 
 
-@pytest.mark.parametrize("fields", [{}, {"peft_type": None}])
-def test_an_absent_type_is_none(fields: dict[str, Any], tmp_path: Path) -> None:
-    pair = draw(**{"q.lora_A.weight": (2, 4), "q.lora_B.weight": (5, 2)})
-    assert list(load(folder(tmp_path, pair, {"r": 2, "lora_alpha": 4, **fields}))) == ["q"]
-
-
 @pytest.mark.parametrize(
     ("said", "held", "message"),
     [
@@ -226,73 +214,6 @@ def test_a_type_that_contradicts_the_tensors(said: str, held: Tensors, message: 
     path = folder(tmp_path, under("q", held), {"peft_type": said})
     with pytest.raises(FormatError, match=message):
         load(path)
-
-
-def test_a_stray_configuration_does_not_win(tmp_path: Path) -> None:
-    """LyCORIS beside a configuration of PEFT: its own scale, α/r of the file."""
-    held, product = loha_case()
-    held["alpha"] = np.array(8, np.float32)
-    path = folder(tmp_path, under("lora_unet_x", held), {"peft_type": "LOHA", "r": 2, "alpha": 1}, prefix="")
-    adapter = load(path)
-    assert adapter.format == "lycoris"
-    assert_update(adapter, "lora_unet_x", 4 * product)
-
-
-def test_adalora_of_other_programs_is_no_loralib(tmp_path: Path) -> None:
-    path = folder(tmp_path, under("q", adalora()[0]), None, prefix="")
-    with pytest.raises(FormatError, match="lora_E stands between A and B: this is AdaLoRA"):
-        load(path)
-
-
-@pytest.mark.parametrize("leaf", ["lora_A", "lora_B", "lora_E"])
-def test_a_missing_part_of_adalora(leaf: str, tmp_path: Path) -> None:
-    held = adalora()[0]
-    other = adalora()[0]
-    del held[leaf]
-    with pytest.raises(LoraLensError, match=f"has no {leaf} beside it"):
-        load(folder(tmp_path, under("q", held) | under("v", other), ADALORA))
-
-
-def test_convert_takes_kernels_from_the_base(tmp_path: Path) -> None:
-    """PEFT stores LoHa's kernels flat, and a plain LoRA of a convolution is not: the base says the kernel."""
-    from click.testing import CliRunner
-
-    from loralens.cli.main import main
-
-    held, product = loha_case()
-    source = folder(tmp_path / "in", under("conv", held), {"peft_type": "LOHA", "r": 2, "alpha": 2})
-    save_file({"conv.weight": np.zeros((8, 3, 2, 2), np.float32)}, tmp_path / "base.safetensors")
-    arguments = ["convert", str(source), "--to", "peft", "--base", str(tmp_path / "base.safetensors"), "-o"]
-    result = CliRunner().invoke(main, [*arguments, str(tmp_path / "out")])
-    assert result.exit_code == 0, result.output
-    back = load(tmp_path / "out")
-    assert back["conv"].layout.kernel == (2, 2)
-    assert_update(back, "conv", product)
-
-
-@pytest.mark.parametrize("kind", ["ADALORA", "LOHA", "LOKR"])
-@pytest.mark.parametrize(
-    ("words", "factor"),
-    [
-        (["compress", "A", "--rank", "64", "--force"], 1.0),
-        (["combine", "A", "A:0.5"], 1.5),
-        (["negate", "A"], -1.0),
-        (["drop", "A", "-m", "x.v"], 1.0),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_every_verb_writes_a_plain_lora(kind: str, words: list[str], factor: float, tmp_path: Path) -> None:
-    from tests.cli.command import Command
-
-    make = {"ADALORA": adalora, "LOHA": loha_case, "LOKR": lokr_case}[kind]
-    held, product = make()
-    config = ADALORA if kind == "ADALORA" else {"peft_type": kind, "r": 2, "alpha": 6, "target_modules": ["q", "v"]}
-    source = folder(tmp_path / "a", under("x.q", held) | under("x.v", held), config)
-    Command().good(*(str(source) + word[1:] if word[0] == "A" else word for word in words), "-o", tmp_path / "out")
-    said = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert said["peft_type"] == "LORA"
-    scale = 10 / (5 + 1e-5) if kind == "ADALORA" else 3
-    assert_update(load(tmp_path / "out"), "x.q", factor * scale * product)
 
 
 def base_of_convolutions(path: Path) -> Path:
@@ -345,19 +266,3 @@ def test_a_convolution_is_written_with_the_kernel_of_its_base_or_not_at_all(
         write(output=out, base=base)
         assert load(out)[name].layout.kernel == kernel
         assert loralens.inspect(out, base=base, consumer="peft").answer
-
-
-def test_a_convolution_without_its_kernel_is_not_accepted_for_peft(tmp_path: Path) -> None:
-    """As files were written before: PEFT raises an error about a size."""
-    base = base_of_convolutions(tmp_path / "base")
-    # name, inputs, whether it is right with the base, and whether without
-    for name, width, right, seems_right in (
-        ("conv1", 36, False, False),
-        ("one", 8, False, True),
-        ("fc", 8, True, True),
-    ):
-        tensors = under(name, draw(**{"lora_A.weight": (2, width), "lora_B.weight": (8, 2)}))
-        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": [name]}
-        flat = folder(tmp_path / name, tensors, config)
-        assert loralens.inspect(flat, base=base, consumer="peft").answer == right
-        assert loralens.inspect(flat, consumer="peft").answer == seems_right

@@ -9,7 +9,7 @@ from loralens.core.stored import Ingredient, Recipe, Strength
 from loralens.errors import FormatError, LoraLensError
 from loralens.formats import encode_adapter
 from loralens.formats.files.writing import write_files
-from loralens.formats.records.recipes import read_recipe, stamp_recipe
+from loralens.formats.records.results import read_recipe, stamp_recipe
 from tests.conftest import small_adapter
 from tests.formats.blobs import limits
 
@@ -69,11 +69,6 @@ def test_what_is_no_recipe_names_the_file(tmp_path: Path, name: str, text: str |
     assert name in str(caught.value)
 
 
-def test_an_adapter_that_was_not_combined_has_none(small: Path) -> None:
-    with pytest.raises(FormatError, match="no recipe is in it"):
-        read_recipe(small)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -95,13 +90,6 @@ def test_numbers_and_names_without_end(text: str, message: str, tmp_path: Path) 
     with limits(10, 64 << 20), pytest.raises(FormatError, match=message) as error:
         read_recipe(file)
     assert len(str(error.value)) < 1000
-
-
-def test_names_of_real_modules_are_no_deep_keys(tmp_path: Path) -> None:
-    file = tmp_path / "r.toml"
-    names = [".".join(f"part{i}" for i in range(20))] * 50
-    file.write_text(f'modules = {names}\nadapters = [{{ path = "a" }}]\n')
-    assert read_recipe(file).modules == tuple(names)
 
 
 def test_a_path_that_is_too_long_for_the_system_is_as_it_was_written(tmp_path: Path) -> None:

@@ -66,18 +66,6 @@ def test_a_damaged_record_says_nothing(bad: Any) -> None:
     assert record.apply(adapter, said(**{A: bad})) is adapter
 
 
-@pytest.mark.parametrize("modules", [None, [], "x"])
-def test_a_record_without_modules(modules: Any) -> None:
-    adapter = file()
-    assert record.apply(adapter, {"modules": modules}) is adapter
-    assert record.apply(adapter, None) is adapter
-
-
-@pytest.mark.parametrize("base", [3, "", "\x1b[2J", ["org/base"]])
-def test_a_base_that_is_no_name(base: Any) -> None:
-    assert record.apply(file(), {**said(), "base_model": base}).base_model is None
-
-
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000])
 def test_metadata_that_hold_no_record(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
@@ -85,12 +73,6 @@ def test_metadata_that_hold_no_record(text: str, tmp_path: Path) -> None:
     assert record.read_record(Stored({}, {RECORD: text}), path) is None
     assert record.read_record(Stored({}), path) is None
     assert record.read_record(Stored({}, {RECORD: json.dumps(said())}), path) == said()
-
-
-def test_the_dialect_that_a_record_says() -> None:
-    assert record.format_of(said()) == "kohya"
-    assert record.format_of({"format": 3}) is None
-    assert record.format_of(None) is None
 
 
 def test_a_scale_that_nobody_knew_is_not_known_afterwards(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.formats import encode_adapter
 from loralens.formats.dialects.table import FORMATS
-from tests.formats.stores import stored
 
 BLOCK = "attentions.0.transformer_blocks.0.attn1"
 OLD = [f"unet.down_blocks.0.{BLOCK}.to_q", f"unet.down_blocks.0.{BLOCK}.to_out.0"]
@@ -69,26 +68,3 @@ def test_extras_are_renamed_with_their_modules(source: str, target: str, role: s
         (old,) = [name for name in OLD if name.endswith("q") == file.endswith("q")]
         np.testing.assert_array_equal(extra.tensor.read().ravel(), numbers(old, role))
     assert not any("down_blocks" in key for key in (*back.extra, *encode_adapter(moved, target)[0].tensors))
-
-
-def test_dora_on_the_output_axis_stays_in_comfyui_under_new_names() -> None:
-    """Its own files have it, with ``.processor`` in some names: the key does not hold the module's name."""
-    (file,) = [f"unet.down_blocks.0.{BLOCK}.processor.to_out"]
-    held = {f"{file}.lora_up.weight": np.ones((6, 2), "f"), f"{file}.lora_down.weight": np.ones((2, 4), "f")}
-    held |= {f"{file}.dora_scale": np.ones((6, 1), "f"), f"{file}.diff_b": np.ones(6, "f")}
-    held["unet.conv_norm_out.diff"] = np.ones(6, "f")
-    read = form("comfyui").read(stored(held))
-    moved = read.renamed({OLD[1]: NEW[1]})
-    keys = set(encode_adapter(moved, "comfyui")[0].tensors)
-    new = f"unet.up_blocks.1.{BLOCK}.processor.to_out"
-    assert keys == {*(key.replace(file, new) for key in held), f"{new}.alpha"}
-
-
-def test_norms_get_the_names_of_the_base_too() -> None:
-    """A tensor of a module that has no pair is renamed where the base has the new name."""
-    name = "lora_unet_x_y"
-    held = {f"{name}.lora_up.weight": np.ones((6, 2), "f"), f"{name}.lora_down.weight": np.ones((2, 4), "f")}
-    read = form("kohya").read(stored({**held, "lora_unet_norm_x.alpha": np.float32(1)}))
-    moved = read.renamed({name: "x.y", "lora_unet_norm_x": "norm.x"})
-    assert {extra.module for extra in moved.extra.values()} == {"norm.x"}
-    assert "lora_unet_norm_x.alpha" in encode_adapter(moved, "kohya")[0].tensors

@@ -7,7 +7,7 @@ import pytest
 
 from loralens.errors import FormatError, OptionError
 from loralens.formats import save
-from loralens.formats.records.runs import LoggedLoss, nearest_loss, read_run
+from loralens.formats.records.training import LoggedLoss, read_run
 from tests.conftest import small_adapter
 
 
@@ -54,15 +54,6 @@ def test_the_state_is_believed_before_the_name(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_state_beside_the_run_counts_too(tmp_path: Path) -> None:
-    checkpoint(tmp_path / "run" / "checkpoint-1")
-    checkpoint(tmp_path / "run" / "checkpoint-2")
-    (tmp_path / "run" / "trainer_state.json").write_text(json.dumps({"global_step": 2, "log_history": HISTORY[:2]}))
-    run = read_run([tmp_path / "run"])
-    assert run.train == (LoggedLoss(3.0, 10), LoggedLoss(2.0, 20))
-    assert run.source == tmp_path / "run" / "trainer_state.json"
-
-
 def test_a_list_is_sorted_and_those_without_a_step_come_last_as_given(tmp_path: Path) -> None:
     names = ("final", "other", "model-ckpt750", "step_20", "iter-100")
     run = read_run([checkpoint(tmp_path / name) for name in names])
@@ -81,23 +72,6 @@ def test_a_folder_of_mlx(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_files_in_a_checkpoint_folder_have_its_step(tmp_path: Path) -> None:
-    files = []
-    for step in (2, 1):
-        files.append(checkpoint(tmp_path / f"checkpoint-{step}") / "adapter_model.safetensors")
-        files[-1].touch()
-    assert [one.step for one in read_run(files).checkpoints] == [1, 2]
-
-
-@pytest.mark.parametrize(
-    ("step", "found"), [(0, 10), (15, 10), (16, 20), (30, 20), (31, 40), (10**9, 40), (None, None)]
-)
-def test_the_nearest_loss_is_the_earlier_of_two(step: int | None, found: int | None) -> None:
-    loss = nearest_loss([LoggedLoss(1.0, 10), LoggedLoss(2.0, 20), LoggedLoss(3.0, 40)], step)
-    assert (loss.step if loss else None) == found
-    assert nearest_loss([], 3) is None
-
-
 def test_what_is_no_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no such file"):
         read_run([tmp_path / "nowhere"])
@@ -112,6 +86,17 @@ def test_what_is_no_run_says_so(tmp_path: Path) -> None:
     (twin / "trainer_state.json").write_text("[")
     with pytest.raises(FormatError, match="trainer_state"):
         read_run([one, twin])
+
+
+def test_steps_that_no_run_reaches_are_none(tmp_path: Path) -> None:
+    """They would be beyond float64 in a figure."""
+    for step in (10, 20):
+        save(small_adapter(), tmp_path / f"checkpoint-{step}")
+    state = {"global_step": 10**400, "log_history": [{"loss": 1.0, "step": 10**400}, {"loss": 2.0, "step": 3}]}
+    (tmp_path / "checkpoint-20" / "trainer_state.json").write_text(json.dumps(state))
+    run = read_run([tmp_path])
+    assert [one.step for one in run.checkpoints] == [10, 20]
+    assert [loss.step for loss in run.train] == [3]
 
 
 def test_our_own_log_has_the_losses(tmp_path: Path) -> None:
@@ -132,26 +117,3 @@ def test_our_own_log_has_the_losses(tmp_path: Path) -> None:
     assert run.evaluation == (LoggedLoss(3.5, 0), LoggedLoss(2.5, 2))
     assert run.source == tmp_path / "log.jsonl"
     assert read_run([tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"]).source is None
-
-
-def test_a_folder_with_one_file_of_mlx_has_its_step(tmp_path: Path) -> None:
-    """Also where it is given by hand, and a folder of another name has none."""
-    folders = []
-    for name, file in (("b", "0000200_adapters"), ("c", "0000100_adapters"), ("a", "adapters")):
-        folders.append(checkpoint(tmp_path / name))
-        (folders[-1] / f"{file}.safetensors").write_bytes(b"\0" * 16)
-    run = read_run(folders)
-    assert [(one.path.name, one.step) for one in run.checkpoints] == [("c", 100), ("b", 200), ("a", None)]
-    assert not run.ordered
-    assert read_run(folders[:2]).ordered
-
-
-def test_steps_that_no_run_reaches_are_none(tmp_path: Path) -> None:
-    """They would be beyond float64 in a figure."""
-    for step in (10, 20):
-        save(small_adapter(), tmp_path / f"checkpoint-{step}")
-    state = {"global_step": 10**400, "log_history": [{"loss": 1.0, "step": 10**400}, {"loss": 2.0, "step": 3}]}
-    (tmp_path / "checkpoint-20" / "trainer_state.json").write_text(json.dumps(state))
-    run = read_run([tmp_path])
-    assert [one.step for one in run.checkpoints] == [10, 20]
-    assert [loss.step for loss in run.train] == [3]

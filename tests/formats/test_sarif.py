@@ -4,10 +4,7 @@ import json
 import os
 from pathlib import Path
 
-import pytest
-
-from loralens.errors import OptionError
-from loralens.formats.records.sarif import check_log_target, sarif, write_sarif
+from loralens.formats.records.results import sarif, write_sarif
 
 FINDINGS = [
     {
@@ -71,25 +68,6 @@ def test_the_structure_is_that_of_the_schema():
     uris = [r["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for r in run["results"]]
     assert uris == ["a%20b/%C3%A9.safetensors", "x/y", "../elsewhere/y"]
     assert "logicalLocations" not in run["results"][1]["locations"][0]
-
-
-def test_no_findings_are_a_log_too_and_same_findings_same_bytes(tmp_path):
-    check(json.loads(sarif([], rules=RULES, root=Path("/root"))))
-    assert made() == made(rules=dict(reversed(RULES.items())))
-    write_sarif(made(), tmp_path / "a.sarif")
-    write_sarif(made(), tmp_path / "a.sarif")
-    assert (tmp_path / "a.sarif").read_bytes().decode("utf-8") == made()
-    assert [file.name for file in tmp_path.iterdir()] == ["a.sarif"]
-
-
-def test_a_place_that_cannot_hold_a_log(tmp_path: Path) -> None:
-    check_log_target(tmp_path / "new.sarif")
-    check_log_target(tmp_path / "new" / "x.sarif")
-    (tmp_path / "file").touch()
-    with pytest.raises(OptionError, match="file: is a file, not a folder"):
-        check_log_target(tmp_path / "file" / "x.sarif")
-    with pytest.raises(OptionError, match="is a folder"):
-        check_log_target(tmp_path)
 
 
 def test_a_name_that_is_no_unicode(tmp_path: Path) -> None:

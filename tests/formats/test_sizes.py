@@ -9,8 +9,7 @@ import pytest
 import loralens
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.formats import encode_adapter
-from loralens.formats.dialects.sizes import file_size
+from loralens.formats import encode_adapter, file_size
 from tests.conftest import small_adapter
 
 GGUF = {"base_config": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_attention_heads": 4}}

@@ -92,18 +92,6 @@ def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
     training.resume({**RUN, "targets": ("q_proj",)})  # a tuple is a list in JSON
 
 
-def test_there_must_be_a_run_to_go_on_with(tmp_path: Path) -> None:
-    training = Training(tmp_path / "out")
-    with pytest.raises(OptionError, match=r"out\.unfinished is not there"):
-        training.resume(RUN)
-    training.folder.mkdir()  # killed as it began
-    with pytest.raises(OptionError, match="no run to go on with"):
-        training.resume(RUN)
-    begun(tmp_path / "out").finish(small_adapter())
-    with pytest.raises(OptionError, match="out is finished"):
-        training.resume(RUN)
-
-
 def test_what_exists_is_refused(tmp_path: Path) -> None:
     begun(tmp_path / "out")
     with pytest.raises(OptionError, match="holds an unfinished run") as refused:
@@ -132,14 +120,6 @@ def test_what_is_no_run_is_never_replaced(tmp_path: Path, name: str) -> None:
         Training(tmp_path / "file").check(overwrite=True)
     with pytest.raises(OptionError, match="is a file, not a folder"):
         Training(tmp_path / "file" / "out").check(overwrite=False)
-
-
-def test_a_folder_that_was_only_begun_is_no_obstacle(tmp_path: Path) -> None:
-    folder = tmp_path / "out.unfinished"
-    folder.mkdir()
-    (folder / ".run.json.5.part").write_text("{")
-    begun(tmp_path / "out")
-    assert not list(folder.glob(".*"))
 
 
 def test_the_old_stands_until_the_new_is_finished(tmp_path: Path) -> None:
@@ -204,16 +184,6 @@ def test_what_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     assert (training.folder / "adapter_model.safetensors").exists()
 
 
-def test_a_broken_state_is_said(tmp_path: Path) -> None:
-    training = begun(tmp_path / "out")
-    for content in (b"nonsense and more", b"\x02\x00\x00\x00\x00\x00\x00\x00{}"):
-        (training.folder / "state.safetensors").write_bytes(content)
-        with pytest.raises(FormatError, match=r"state\.safetensors"):
-            training.resume(RUN)
-        with pytest.raises(OptionError, match="holds an unfinished run"):
-            training.check(overwrite=False)
-
-
 NO_STEP = '{"step": "1", "record": {}, "run": {}}'
 
 
@@ -223,17 +193,6 @@ def test_a_state_that_says_nonsense(tmp_path: Path, text: str) -> None:
     write_safetensors(Stored({}, {KEY: text}), training.folder / "state.safetensors")
     with pytest.raises(FormatError, match="holds no state of a training run"):
         training.resume(RUN)
-
-
-@pytest.mark.parametrize("line", [b'{"step": Infinity}', b"[" * 100_000, b'{"step": 0, "\xff'])
-def test_lines_of_the_log_that_are_none_are_left_out(tmp_path: Path, line: bytes) -> None:
-    training = begun(tmp_path / "out")
-    training.log({"step": 0})
-    with (training.folder / "log.jsonl").open("ab") as log:
-        log.write(line)
-    training.save(state(1))
-    training.resume(RUN)
-    assert (training.folder / "log.jsonl").read_text() == '{"step": 0}\n'
 
 
 def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
@@ -263,10 +222,3 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
 def test_a_run_needs_a_name(target: str) -> None:
     with pytest.raises(OptionError, match="is not a name for a run"):
         Training(Path(target))
-
-
-def test_a_run_is_no_file_of_weights(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"a run is a folder, not a \.safetensors file") as refused:
-        Training(tmp_path / "x.safetensors")
-    assert f"give {tmp_path / 'x'};" in refused.value.fix
-    Training(tmp_path / "v1.5")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from loralens.formats.records.training_log import history
+from loralens.formats.records.training import history
 
 
 def test_what_a_log_says(tmp_path: Path) -> None:

@@ -65,11 +65,6 @@ def test_what_modelspec_and_ai_toolkit_write() -> None:
     assert found.values == expected | {"date": "2025-01-02"}
 
 
-def test_tags_of_datasets_of_a_configuration_file() -> None:
-    datasets = [{"tag_frequency": {"a": {"cat": 2}}}, {"tag_frequency": {"b": {"cat": 1, "dog": 1}}}, "x"]
-    assert notes(ss_datasets=json.dumps(datasets), ss_tag_frequency="{}").tags == [Tag("cat", 2)]
-
-
 @pytest.mark.parametrize(
     "metadata",
     [

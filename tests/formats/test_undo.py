@@ -9,7 +9,7 @@ from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files.container import Stored
 from loralens.formats.files.writing import write_safetensors
-from loralens.formats.records.undo import KEY, NAME, Spool, read_undo, write_undo
+from loralens.formats.records.merged import KEY, NAME, Spool, read_undo, write_undo
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import loralens
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lowrank import LowRank, Scaling
 from loralens.core.stored import Moment, Moments
-from loralens.formats.records.moments import save_moments
+from loralens.formats.records.results import save_moments
 from loralens.reporting.document import Report
 from tests import reference
 

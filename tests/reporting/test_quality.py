@@ -2,7 +2,7 @@
 
 import pytest
 
-from loralens.formats.records.evaluations import MeasuredAdapter, StoredEvaluation
+from loralens.formats.records.results import MeasuredAdapter, StoredEvaluation
 from loralens.reporting.html import report_html
 from loralens.reporting.quality import quality_sentences
 from tests.reporting.adapters import drawn, measured, report

@@ -11,7 +11,7 @@ import pytest
 import loralens
 from loralens.core.stored import Moments
 from loralens.errors import OptionError
-from loralens.formats.records.moments import load_moments
+from loralens.formats.records.results import load_moments
 from tests import models
 from tests.bases import contents
 from tests.cli.command import Command

@@ -13,7 +13,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.stored import Moment, Moments
 from loralens.errors import MismatchError, OptionError
-from loralens.formats.records.moments import save_moments
+from loralens.formats.records.results import save_moments
 from tests.bases import contents
 from tests.cli.command import Command
 from tests.conftest import small_adapter

@@ -11,7 +11,7 @@ import loralens
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.errors import OptionError
-from loralens.formats.dialects.sizes import file_size
+from loralens.formats import file_size
 from tests.bases import contents
 from tests.cli.command import Command
 

@@ -9,7 +9,7 @@ import pytest
 
 import loralens
 from loralens.errors import MismatchError, OptionError
-from loralens.formats.records.undo import NAME
+from loralens.formats.records.merged import NAME
 from loralens.tables.text import lay_out
 from tests.bases import MODULES, contents, single, tensors
 from tests.cli.test_merge import CERTIFICATE, check, done, expected, loaded

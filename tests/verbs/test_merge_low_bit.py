@@ -10,7 +10,7 @@ import pytest
 
 import loralens
 from loralens.errors import MismatchError, OptionError
-from loralens.formats.records.undo import NAME
+from loralens.formats.records.merged import NAME
 from tests.bases import MODULES, contents
 from tests.cli.test_merge import CERTIFICATE
 from tests.verbs.low_bit_bases import SHAPE, decode, floats, nf4_base, pair_adapter, stored, unpack

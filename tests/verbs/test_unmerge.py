@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.errors import MismatchError, OptionError
-from loralens.formats.records.undo import NAME
+from loralens.formats.records.merged import NAME
 from tests.bases import contents, sharded, tensors
 from tests.cli.test_merge import done
 from tests.conftest import small_adapter

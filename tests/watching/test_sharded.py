@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loralens.formats.records.watch_log import read_watch_log
+from loralens.formats.records.training import read_watch_log
 from tests.warm import run_warm
 
 

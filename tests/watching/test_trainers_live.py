@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import loralens
-from loralens.formats.records.watch_log import read_watch_log
+from loralens.formats.records.training import read_watch_log
 from loralens.watching import ExactMergeCallback, SpectralCallback, lightning_callback
 from tests import models
 from tests.marks import when_used

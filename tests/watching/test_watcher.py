@@ -11,7 +11,7 @@ import torch
 import loralens
 from loralens.analysis.two_adapters import compare_subspaces
 from loralens.errors import FormatError, OptionError
-from loralens.formats.records.watch_log import read_watch_log
+from loralens.formats.records.training import read_watch_log
 from loralens.training import Course, Watch, fit
 from loralens.watching import Watcher
 from tests import models

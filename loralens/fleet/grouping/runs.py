@@ -13,7 +13,7 @@ from loralens.fleet.grouping.judging import near_pairs
 from loralens.fleet.grouping.links import distinct_files
 from loralens.fleet.levels import COPY, RUN, ChanceLevels
 from loralens.fleet.sketching.sketches import Sketches
-from loralens.formats.records.runs import checkpoint_step
+from loralens.formats.records.training import checkpoint_step
 from loralens.linalg.pairwise import join_pairs
 from loralens.tables.numbers import count, number, signed, span
 from loralens.tables.result import Tabular

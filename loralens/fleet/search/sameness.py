@@ -14,7 +14,7 @@ from loralens.core.together import BOUND
 from loralens.fleet.catalogue.members import Member
 from loralens.fleet.levels import COPY, COPY_NORM, SAME
 from loralens.fleet.search.inner import ExactUpdate, exact_cosine
-from loralens.formats.records.runs import checkpoint_step
+from loralens.formats.records.training import checkpoint_step
 
 Kind = Literal["tensors", "update", "close", ""]
 

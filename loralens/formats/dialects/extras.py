@@ -2,17 +2,23 @@
 
 from collections.abc import Callable, Collection, Mapping
 from math import prod
+from typing import TYPE_CHECKING
 
-from loralens.core.adapter import Adapter, Extra
+import numpy as np
+
+from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.structured import Update
 from loralens.core.together import MAGNITUDES, NORMS
 from loralens.errors import LEAVE_OUT, FormatError, ShapeError, place
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Extras, Leaf, Modules
+
+if TYPE_CHECKING:
+    from loralens.core.structured import Update
 
 
-def translatable_extras(adapter: Adapter, roles: Collection[str], title: str) -> Mapping[str, Extra]:
+def translatable_extras(adapter: Adapter, roles: Collection[str], title: str) -> Extras:
     """The extras of an adapter from another dialect, after a check that ``title`` can hold all their roles.
 
     Raises
@@ -149,3 +155,44 @@ def add_tensors(tensors: dict[str, LazyArray], additions: Mapping[str, LazyArray
         if key in tensors:
             raise FormatError(f"{key} would be written twice", fix="leave one of the two out")
         tensors[key] = tensor
+
+
+# kind of layout → role of a missing magnitude. PEFT and diffusers have one length for each output.
+PEFT_NORMS = {"linear": "norms", "conv": "norms", "embedding": "norms"}
+NOTHING = LazyArray.of(np.zeros(0, np.float32))  # the tensor of an extra for which the file has no numbers
+
+
+def missing_magnitudes(modules: Modules, extra: Extras, roles: Mapping[str, str], key: str) -> dict[str, Extra]:
+    """Extras with the roles ``norms`` and ``norms_in`` for the modules of a DoRA adapter that have no magnitude.
+
+    Parameters
+    ----------
+    modules, extra
+        The modules and extras of the adapter.
+    roles : mapping of str to str
+        Kind of layout → role. A kind that is missing here is never DoRA.
+    key : str
+        The key that the magnitude of a module would have in a file, with ``{}`` for the module's name.
+    """
+    with_magnitude = {item.module for item in extra.values() if item.role in MAGNITUDES}
+    return {
+        key.format(name): Extra(roles[module.layout.kind], name, NOTHING)
+        for name, module in modules.items()
+        # A stack of experts, for example, is never DoRA in PEFT.
+        if name not in with_magnitude and module.layout.kind in roles
+    }
+
+
+def magnitude_findings(extra: Extras, *, software: str) -> list[Finding]:
+    """The warning about missing magnitudes, if there are any."""
+    missing = [item.module for item in extra.values() if item.role in NORMS]
+    if not missing:
+        return []
+    count = sum(item.role in MAGNITUDES for item in extra.values())
+    text = (
+        f"{len(missing)} of {count} DoRA modules have no magnitude in the file (the first is {missing[0]}): {software} "
+        "uses the lengths in W, W' = ‖W‖ · (W+ΔW)/‖W+ΔW‖, and so do commands that are given the base; without a base, "
+        "only ΔW = scale·B·A is measured"
+    )
+    fix = "save the adapter again from training if it trained magnitudes"
+    return [Finding("warning", "dora-magnitudes-missing", text, fix)]

@@ -9,7 +9,7 @@ Adapters of other models stay as they are.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -19,7 +19,7 @@ from loralens.core.base_model import image_models_of
 from loralens.core.image_models import ImageModel, Layer
 from loralens.core.image_names import file_name
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout, LowRank, Scaling
+from loralens.core.lowrank import LowRank, Scaling
 from loralens.core.structured import Update
 from loralens.core.weights import with_kernels
 from loralens.errors import FormatError, MismatchError, place
@@ -92,19 +92,11 @@ def _swap(adapter: Adapter, names: Iterable[str]) -> Adapter:
     modules, extra = dict(adapter.modules), dict(adapter.extra)
     for name in names:
         half = modules[name].shape[0] // 2
-        parts = [Rows(half, 2 * half), Rows(0, half)]
-        modules[name] = _pair(modules[name], [parts])[0]
+        parts = [slice(half, 2 * half), slice(half)]
+        modules[name] = _rows(modules[name], parts)
         for key, extra_tensor in _extras_of(adapter, name):
-            extra[key] = replace(extra_tensor, tensor=_take(extra_tensor.tensor, parts))
+            extra[key] = replace(extra_tensor, tensor=_take(extra_tensor.tensor, parts, 2 * half))
     return replace(adapter, modules=modules, extra=extra)
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows of a matrix from ``start`` to before ``stop``."""
-
-    start: int
-    stop: int
 
 
 def _split_into_layers(adapter: Adapter, layers: Mapping[str, Layers]) -> Adapter:
@@ -116,41 +108,35 @@ def _split_into_layers(adapter: Adapter, layers: Mapping[str, Layers]) -> Adapte
             modules[name] = module
             continue
         stops = accumulate((layer.shape[0] for layer in layers[name]), initial=0)
-        parts = [Rows(*ends) for ends in pairwise(stops)]
+        parts = [slice(*ends) for ends in pairwise(stops)]
         with place(name):
-            pieces = _pair(module, [[part] for part in parts])
+            pieces = {layer.name: _rows(module, [part]) for layer, part in zip(layers[name], parts, strict=True)}
         with_extras = list(_extras_of(adapter, name))
         # In a joined matrix, layers that were not adapted are rows of zeros. A magnitude changes them nevertheless.
-        keep_all = bool(with_extras) or not any(piece.B.any() for piece in pieces)
-        named = zip((layer.name for layer in layers[name]), pieces, strict=True)
-        modules |= {new: piece for new, piece in named if keep_all or piece.B.any()}
+        adapted = {new: piece for new, piece in pieces.items() if piece.B.any()}
+        modules |= pieces if with_extras else adapted or pieces
         for key, extra_tensor in with_extras:
             del extra[key]
             for layer, part in zip(layers[name], parts, strict=True):
-                tensor = _take(extra_tensor.tensor, [part])
-                extra[f"{layer.name}.{extra_tensor.role}"] = Extra(
-                    extra_tensor.role, layer.name, tensor, extra_tensor.parameter
-                )
+                tensor = _take(extra_tensor.tensor, [part], layer.shape[0])
+                new = f"{layer.name}.{extra_tensor.role}"
+                extra[new] = replace(extra_tensor, module=layer.name, tensor=tensor)
     return replace(adapter, modules=modules, extra=extra)
 
 
-def _pair(module: Update, parts: Sequence[Sequence[Rows]]) -> list[LowRank]:
-    """The pairs of some rows of a module, each without the columns of B that are zero in all its rows."""
+def _rows(module: Update, parts: Sequence[slice]) -> LowRank:
+    """The pair of some rows of a module, without the columns of B that are zero in all of them."""
     if not isinstance(module, LowRank):
         raise MismatchError("is not a pair, so its rows cannot be divided", fix="make it a pair first: --rank R")
-    B, A = module.B, module.A
-    pairs = []
-    for part in parts:
-        rows = np.concatenate([B[span.start : span.stop] for span in part])
-        used = np.flatnonzero(rows.any(axis=0))
-        # A pair has at least one column, also if its update is zero.
-        used = used if len(used) else np.arange(1)
-        factors = (rows, A) if len(used) == len(A) else (rows[:, used], A[used])
-        scaling = module.scaling
-        if scaling.alpha is not None and len(used) < len(A):
-            scaling = Scaling(origin=scaling.origin)
-        pairs.append(LowRank(*factors, module.scale, scaling=scaling, layout=module.layout))
-    return pairs
+    A, scaling = module.A, module.scaling
+    rows = np.concatenate([module.B[part] for part in parts])
+    used = np.flatnonzero(rows.any(axis=0))
+    # A pair has at least one column, also if its update is zero.
+    used = used if len(used) else np.arange(1)
+    if len(used) < len(A):
+        rows, A = rows[:, used], A[used]
+        scaling = scaling if scaling.alpha is None else Scaling(origin=scaling.origin)
+    return LowRank(rows, A, module.scale, scaling=scaling, layout=module.layout)
 
 
 def _join_layers(adapter: Adapter, layers: Mapping[str, Layers], model: ImageModel) -> Adapter:
@@ -181,12 +167,11 @@ def _join_layers(adapter: Adapter, layers: Mapping[str, Layers], model: ImageMod
 
 def _join(parts: Sequence[tuple[tuple[int, ...], Update | None]]) -> LowRank:
     """One pair made of pairs whose rows lie below each other. Rows without a pair are zero."""
-    updates = [module for _, module in parts if module is not None]
-    if not all(isinstance(module, LowRank) for module in updates):
+    pairs = [module for _, module in parts if isinstance(module, LowRank)]
+    if len(pairs) < sum(module is not None for _, module in parts):
         raise MismatchError(
             "is not a pair, so it cannot be joined with its neighbours", fix="make it a pair first: --rank R"
         )
-    pairs = [module for _, module in parts if isinstance(module, LowRank)]
     scale = next((pair.scale for pair in pairs if pair.scale), 0.0)
     B, A = [pair.B for pair in pairs], [pair.A for pair in pairs]
     # Where the scales differ, B is multiplied by their ratio and rounded to float32. This rounding is below the
@@ -209,10 +194,9 @@ def _join(parts: Sequence[tuple[tuple[int, ...], Update | None]]) -> LowRank:
             block[:, start : start + rows.shape[1]] = rows
         blocks.append(block)
     same = {each.dtype for each in A} == {A[0].dtype}
-    below_each_other = np.concatenate(A if same else [each.astype(np.float32) for each in A])
+    joined_A = A[0] if shared else np.concatenate(A if same else [each.astype(np.float32) for each in A])
     scaling = pairs[0].scaling if shared and pairs[0].scale == scale else Scaling(origin=pairs[0].scaling.origin)
-    joined_A = A[0] if shared else below_each_other
-    return LowRank(np.concatenate(blocks), joined_A, scale, scaling=scaling, layout=Layout())
+    return LowRank(np.concatenate(blocks), joined_A, scale, scaling=scaling)
 
 
 def _extras_of(adapter: Adapter, name: str) -> Iterator[tuple[str, Extra]]:
@@ -235,11 +219,10 @@ def _extras_of(adapter: Adapter, name: str) -> Iterator[tuple[str, Extra]]:
         yield key, extra
 
 
-def _take(tensor: LazyArray, parts: Sequence[Rows]) -> LazyArray:
-    """Some numbers of a tensor with one number for each row."""
+def _take(tensor: LazyArray, parts: Sequence[slice], size: int) -> LazyArray:
+    """``size`` numbers of a tensor with one number for each row."""
     flat = tensor.reshape(tensor.size)
-    size = sum(part.stop - part.start for part in parts)
-    return flat.map(lambda numbers: np.concatenate([numbers[p.start : p.stop] for p in parts]), shape=(size,))
+    return flat.map(lambda numbers: np.concatenate([numbers[part] for part in parts]), shape=(size,))
 
 
 def _join_extras(extras_of_layers: Mapping[str, Mapping[str, Extra]], members: Layers) -> dict[str, LazyArray]:

@@ -22,9 +22,8 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects import pairs
-from loralens.formats.dialects.alpha import alpha_unknown, config_scaling
-from loralens.formats.dialects.loralib.reader import are_litgpt_names, enabled_slices, loralib_leaf
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts
+from loralens.formats.dialects.loralib import are_litgpt_names, enabled_slices, loralib_leaf
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Fields, Parts, alpha_unknown, config_scaling
 from loralens.formats.files.container import Stored
 
 NAME = "litgpt"
@@ -69,7 +68,7 @@ def _flags(stored: Stored) -> dict[str, Any]:
     return {**fields, "enable_lora": enabled}
 
 
-def _module(name: str, parts: Parts, config: Mapping[str, Any], groups: Mapping[str, Parts]) -> LowRank:
+def _module(name: str, parts: Parts, config: Fields, groups: Mapping[str, Parts]) -> LowRank:
     B, A = pairs.matrices(parts, names=("lora_B", "lora_A"))
     origin, layout = pairs.origin_of(NAME, parts), Layout()
     # The fused projection of query, key and value.
@@ -79,12 +78,12 @@ def _module(name: str, parts: Parts, config: Mapping[str, Any], groups: Mapping[
         # If all three parts are adapted, the rows of B are those of the weight, in their order.
         old = name.endswith(".attn.attn") and not all(enabled)
         rows = _interleaved_rows(sizes, config) if old else np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-        B, layout = _spread(B, A.shape[0], enabled, rows), Layout("merged", groups=sum(enabled))
+        B, layout = pairs.unpack_merged(B, enabled, rows)
     module_scaling = config_scaling(config, A.shape[0] // layout.blocks, r="lora_r")
     return LowRank(B, A, module_scaling.value, scaling=module_scaling, layout=layout, origin=origin)
 
 
-def _adapted_parts(B: LazyArray, A: LazyArray, config: Mapping[str, Any]) -> list[bool]:
+def _adapted_parts(B: LazyArray, A: LazyArray, config: Fields) -> list[bool]:
     """Whether query, key and value are adapted, each."""
     count, over = divmod(A.shape[0], B.shape[1])
     if over or not 1 <= count <= 3:
@@ -98,9 +97,7 @@ def _adapted_parts(B: LazyArray, A: LazyArray, config: Mapping[str, Any]) -> lis
     return list(enabled)
 
 
-def _sizes(
-    B: LazyArray, A: LazyArray, enabled: list[bool], config: Mapping[str, Any], proj: Parts | None
-) -> tuple[int, int, int]:
+def _sizes(B: LazyArray, A: LazyArray, enabled: list[bool], config: Fields, proj: Parts | None) -> tuple[int, int, int]:
     """The numbers of rows of query, key and value in the base weight."""
     heads, height = _count(config, "n_head"), B.shape[0]
     if heads:
@@ -119,14 +116,14 @@ def _sizes(
     return query, other, other
 
 
-def _count(config: Mapping[str, Any], name: str) -> int | None:
+def _count(config: Fields, name: str) -> int | None:
     value = config.get(name)
     if value is not None and (type(value) is not int or not 0 < value < 1 << 31):
         raise FormatError(f"{name} is not a number of heads or rows", fix="correct adapter_config.json")
     return value
 
 
-def _interleaved_rows(sizes: tuple[int, int, int], config: Mapping[str, Any]) -> list[Array]:
+def _interleaved_rows(sizes: tuple[int, int, int], config: Fields) -> list[Array]:
     """The row numbers of query, key and value if each group of heads has its own rows of all three."""
     groups = _count(config, "n_query_groups") or _count(config, "n_head")
     # Without n_query_groups every head is a group of its own.
@@ -137,20 +134,3 @@ def _interleaved_rows(sizes: tuple[int, int, int], config: Mapping[str, Any]) ->
     heights = [size // groups for size in sizes]
     table = np.arange(sum(sizes)).reshape(groups, sum(heights))
     return [part.reshape(-1) for part in np.split(table, np.cumsum(heights)[:-1], axis=1)]
-
-
-def _spread(B: LazyArray, width: int, enabled: list[bool], rows: list[Array]) -> LazyArray:
-    """Spread B (rows of the adapted parts, r) to (out, k·r): part i in the i-th block of columns, zeros elsewhere."""
-    adapted = [numbers for numbers, on in zip(rows, enabled, strict=True) if on]
-    out, rank = sum(map(len, rows)), B.shape[1]
-
-    def spread(array: Array) -> Array:
-        full = np.zeros((out, width), array.dtype)
-        # B holds only the adapted parts, without gaps between them.
-        start = 0
-        for i, numbers in enumerate(adapted):
-            full[numbers, i * rank : (i + 1) * rank] = array[start : start + len(numbers)]
-            start += len(numbers)
-        return full
-
-    return B.map(spread, shape=(out, width))

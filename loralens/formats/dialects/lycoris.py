@@ -23,22 +23,105 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import prod
-from typing import NamedTuple
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
 
 from loralens.choices import Level
 from loralens.core.adapter import Adapter, Extra, Finding
-from loralens.core.lazy import LazyArray
+from loralens.core.base_model import image_models_of
+from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Scaling
+from loralens.core.matching import Shape, match
 from loralens.core.structured import Dense, Form, Hadamard, Kronecker, Structured, Update
-from loralens.errors import FormatError, ShapeError
-from loralens.formats.dialects import pairs
-from loralens.formats.dialects.kohya import reader as kohya
+from loralens.core.weights import with_kernels
+from loralens.errors import FormatError, MismatchError, ShapeError
+from loralens.formats.dialects import kohya, pairs
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, match_leaf
-from loralens.formats.dialects.products import hadamard, kronecker, tucker
 from loralens.formats.files.container import Stored
 
+
+def tucker(core: LazyArray, up: LazyArray, down: LazyArray) -> LowRank:
+    """ΔW[o, i, k…] = Σ up[o, p] · core[p, q, k…] · down[q, i], as B (out, p) and A (p, in · k…)."""
+    # The file may hold tensors of any shapes.
+    if core.ndim < 2 or up.ndim != 2 or down.ndim != 2 or core.shape[:2] != (up.shape[1], down.shape[0]):
+        what = f"core {core.shape} between {up.shape} and {down.shape} do not fit together"
+        raise ShapeError(what, fix=SAVE_AGAIN)
+    p, q = core.shape[:2]
+    window, in_ = core.size // (p * q), down.shape[1]
+
+    def product() -> Array:
+        flat = core.read().astype(np.float64).reshape(p, q, window)
+        matrix: Array = np.einsum("pqk,qi->pik", flat, *_wide(down)).reshape(p, in_ * window)
+        return matrix
+
+    return LowRank(up, _float32(product, (p, in_ * window)))
+
+
+def hadamard(first: LowRank, second: LowRank) -> LowRank | Hadamard:
+    """The product first ∘ second: B[:, (p, q)] = B₁[:, p] · B₂[:, q] and A[(p, q), :] = A₁[p, :] · A₂[q, :]."""
+    if first.shape != second.shape:
+        raise ShapeError(f"products {first.shape} and {second.shape} do not fit together", fix=SAVE_AGAIN)
+    # The rank of a Hadamard product is at most the product of the ranks.
+    (out, in_), rank = first.shape, first.rank * second.rank
+    if not _narrow(rank, first.shape):
+        return Hadamard(first, second)
+    (B1, A1), (B2, A2) = first.factors, second.factors
+    B = _float32(lambda: np.einsum("op,oq->opq", *_wide(B1, B2)).reshape(out, rank), (out, rank))
+    A = _float32(lambda: np.einsum("pi,qi->pqi", *_wide(A1, A2)).reshape(rank, in_), (rank, in_))
+    return LowRank(B, A)
+
+
+def kronecker(first: LowRank | Dense, second: LowRank | Dense) -> LowRank | Kronecker:
+    """kron(first, second) = kron(B₁, B₂) · kron(A₁, A₂); a full factor is itself times an identity."""
+    first, second = _exact(first), _exact(second)
+    # The Kronecker form knows the exact rank of the product.
+    form = Kronecker(first, second)
+    if not _narrow(form.rank, form.shape):
+        return form
+    (B1, A1), (B2, A2) = _split(first), _split(second)
+    B = _float32(lambda: np.kron(*_wide(B1, B2)), (form.shape[0], form.rank))
+    A = _float32(lambda: np.kron(*_wide(A1, A2)), (form.rank, form.shape[1]))
+    return LowRank(B, A)
+
+
+def _narrow(rank: int, shape: tuple[int, int]) -> bool:
+    # A pair of a larger rank holds more numbers than the matrix: r·(out + in) against out·in, for a square one.
+    return rank <= min(shape) / 2
+
+
+def _exact(factor: LowRank | Dense) -> LowRank | Dense:
+    """A factor whose nominal rank is not larger than its shape allows; a pair of a larger rank is multiplied out."""
+    if isinstance(factor, Dense) or factor.rank <= min(factor.shape):
+        return factor
+    return Dense(LazyArray(factor.dense, shape=factor.shape, dtype=np.float64))
+
+
+def _split(factor: LowRank | Dense) -> tuple[LazyArray, LazyArray]:
+    if isinstance(factor, LowRank):
+        return factor.factors
+    matrix = factor.array.reshape(*factor.shape)
+    identity = LazyArray.of(np.eye(factor.rank))
+    # The identity is on the smaller side, where it is of the size of the factor's rank.
+    return (matrix, identity) if factor.shape[1] == factor.rank else (identity, matrix)
+
+
+def _wide(*arrays: LazyArray) -> list[Array]:
+    return [array.read().astype(np.float64) for array in arrays]
+
+
+def _float32(product: Callable[[], Array], shape: tuple[int, ...]) -> LazyArray:
+    """``product``, rounded to float32. Larger numbers become infinite, as in the software that trained the adapter."""
+
+    def read() -> Array:
+        with np.errstate(all="ignore"):
+            return product().astype(np.float32)
+
+    return LazyArray(read, shape=shape, dtype=np.float32)
+
+
 NAME = "lycoris"
-PRODUCT = "lycoris-product"  # the dialect in the origins of updates whose tensors are no pair
 LINEAR = Layout()
 
 # All leaves of LyCORIS apart from LoCon's, which end like a pair.
@@ -90,13 +173,18 @@ def read(stored: Stored) -> Adapter:
     modules, extra = pairs.gather(
         stored.tensors,
         lycoris_leaf,
-        update=lambda _, parts: algorithm.read(parts) if (algorithm := _algorithm(parts)) else None,
+        update=lambda _, parts: ALGORITHMS[algorithm](parts) if (algorithm := _algorithm(parts)) else None,
         companions=_companions,
     )
     leaves = filter(None, map(lycoris_leaf, stored.tensors))
     foreign = Counter(leaf.part for leaf in leaves if leaf.part in FOREIGN)
+    if not modules and foreign:
+        contents = "; ".join(f"{count} modules of {FOREIGN[part]}" for part, count in foreign.items())
+        fix = "merge it with LyCORIS, and extract an adapter from the merged and the base model"
+        raise FormatError(f"holds no update that is a sum: {contents}", fix=fix)
     if not modules:
-        raise _no_update_error(foreign)
+        what = "holds no update of a weight matrix, only differences of biases and norms"
+        raise FormatError(what, fix="check that it is an adapter")
     findings = _findings(modules, extra, foreign)
     return pairs.make_adapter(stored, NAME, modules, extra, findings, base_model=kohya.base_model(stored))
 
@@ -163,32 +251,26 @@ def _full(parts: Parts) -> Update:
     return update_of(parts, Dense(difference), scaling, difference.shape[2:])
 
 
-class Algorithm(NamedTuple):
-    """The parts of an algorithm's update, without α, and the function that builds the update from them."""
-
-    parts: tuple[str, ...]
-    read: Callable[[Parts], Update]
+# algorithm → the function that builds the update from its parts
+ALGORITHMS: Mapping[str, Callable[[Parts], Update]] = {"pair": _locon, "hada": _loha, "lokr": _lokr, "diff": _full}
 
 
-# The parts decide which algorithm it is: a module that has parts of two of them is refused.
-ALGORITHMS = (
-    Algorithm(("A", "B", "mid"), _locon),
-    Algorithm(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"), _loha),
-    Algorithm(("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"), _lokr),
-    Algorithm(("diff",), _full),
-)
+def _algorithm_of(part: str) -> str:
+    """The algorithm that has a part; empty for α and the parts of extras."""
+    if part in ("A", "B", "mid"):
+        return "pair"
+    return part if part == "diff" else part[:4] if part.startswith(("hada_", "lokr_")) else ""
 
 
-def _algorithm(parts: Parts) -> Algorithm | None:
-    """The algorithm of a module; None if it has no update of a matrix, as for a norm."""
-    algorithms = [algorithm for algorithm in ALGORITHMS if parts.keys() & set(algorithm.parts)]
-    if len(algorithms) > 1:
-        keys = ", ".join(next(parts[part][0] for part in one.parts if part in parts) for one in algorithms)
-        raise FormatError(f"holds several updates of one weight: {keys}", fix="leave all but one out of the file")
+def _algorithm(parts: Parts) -> str:
+    """The algorithm of a module; empty if it has no update of a matrix, as for a norm."""
+    keys = {name: parts[part][0] for part in reversed(parts) if (name := _algorithm_of(part))}
+    # The parts decide which algorithm it is: a module that has parts of two of them is refused.
+    if len(keys) > 1:
+        several = ", ".join(keys[name] for name in ALGORITHMS if name in keys)
+        raise FormatError(f"holds several updates of one weight: {several}", fix="leave all but one out of the file")
     # The difference of a norm is a vector, which is an extra and no update of a matrix.
-    if algorithms and algorithms[0].read is _full and parts["diff"][1].ndim < 2:
-        return None
-    return algorithms[0] if algorithms else None
+    return "" if keys.keys() == {"diff"} and parts["diff"][1].ndim < 2 else next(iter(keys), "")
 
 
 def update_of(
@@ -196,7 +278,7 @@ def update_of(
     product: LowRank | Form,
     scaling: Scaling,
     kernel: tuple[int, ...],
-    form: str = PRODUCT,
+    form: str = "lycoris-product",
     *,
     flat: Layout = LINEAR,
 ) -> Update:
@@ -205,8 +287,7 @@ def update_of(
     Factors may hold flattened kernels, which their shapes do not show; ``flat`` is the layout of factors without one.
     """
     layout = Layout("conv", kernel=kernel) if kernel else flat
-    stored = [part for algorithm in ALGORITHMS for part in algorithm.parts if part in parts]
-    origin = pairs.origin_of(form, parts, [*stored, "alpha"])
+    origin = pairs.origin_of(form, parts, [*filter(_algorithm_of, parts), "alpha"])
     # A product that is too wide for a pair stays in its own form.
     if not isinstance(product, LowRank):
         return Structured(product, scaling.value, scaling, layout, origin)
@@ -256,7 +337,7 @@ def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Ext
     """The extras of a module: differences of biases and norms, magnitudes, tensors of other algorithms."""
     algorithm = _algorithm(parts)
     # An α without an update is carried along, too.
-    used = (*algorithm.parts, "alpha") if algorithm else ()
+    used = [*filter(_algorithm_of, parts), "alpha"] if algorithm else ()
     extra = kohya.kohya_extras(name, parts, module, used)
     # The difference of a norm, which `_algorithm` does not take.
     roles = _ROLES if algorithm else {**_ROLES, "diff": ("diff", "weight")}
@@ -264,16 +345,6 @@ def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Ext
         key, (role, parameter) = parts[part][0], roles[part]
         extra[key] = replace(extra[key], role=role, parameter=parameter)
     return extra
-
-
-def _no_update_error(foreign: Mapping[str, int]) -> FormatError:
-    if foreign:
-        contents = "; ".join(f"{count} modules of {FOREIGN[part]}" for part, count in foreign.items())
-        fix = "merge it with LyCORIS, and extract an adapter from the merged and the base model"
-        return FormatError(f"holds no update that is a sum: {contents}", fix=fix)
-    return FormatError(
-        "holds no update of a weight matrix, only differences of biases and norms", fix="check that it is an adapter"
-    )
 
 
 def _findings(
@@ -297,3 +368,63 @@ def _findings(
         level: Level = "error" if part == "bias_indices" else "warning"
         text = f"{count} modules hold {FOREIGN[part]}; loralens does not read it"
         yield Finding(level, "algorithm-unread", text, "merge the file with LyCORIS to have all of it")
+
+
+# The names of layers that read the input of a model.
+_FIRST = re.compile(
+    r"(^|[._])(conv_?(in|1|first|stem)|stem|patch_?embed\w*|embed\w*|input\w*|features\.0)([._]|$)", re.IGNORECASE
+)
+# The dialects in the origins of such modules.
+FLAT = ("lycoris-product", "peft-adalora", "peft-loha", "peft-lokr")
+
+
+def with_known_kernels(adapter: Adapter, base: str | PathLike[str] | None) -> Adapter:
+    """The adapter with the kernels of its convolutions, as far as they are known.
+
+    The shape of a weight does not say whether the convolution has groups. It probably has if no other tensor of the
+    base has as many rows as the weight reads channels, and it is not the first layer. A pair cannot be the update of
+    such a weight, so the number of groups becomes 0, with which writers refuse it.
+    """
+    flat = {name: module for name, module in adapter.items() if module.origin and module.origin.format in FLAT}
+    if not flat:
+        return adapter
+    known: Mapping[str, Shape] = {}
+    grouped: list[str] = []
+    if base is None:
+        models = image_models_of(adapter) if adapter.format == "peft" else []
+        if len(models) == 1:
+            known = {name: models[0].find(name, module.shape)[0].shape for name, module in adapter.items()}
+    else:
+        from loralens.formats.models.checkpoint import shapes  # reading a base takes 6 ms to import
+
+        stored = shapes(Path(base))
+        try:
+            keys = match({name: module.shape for name, module in flat.items()}, stored, allow_missing=True).keys
+        except MismatchError:  # of another model, which the verb says
+            return adapter
+        known = {name: stored[key] for name, key in keys.items()}
+        grouped = [name for name, key in keys.items() if _may_be_grouped(key, stored)]
+    modules: dict[str, Update] = dict(with_kernels(adapter, known).modules)
+    for name in grouped:
+        modules[name] = modules[name].with_layout(replace(modules[name].layout, groups=0))
+    # Nothing writes these dialects, so the tensors that were read stay, for what is said about the file.
+    for name, module in modules.items():
+        origin = adapter[name].origin
+        if isinstance(module, LowRank):
+            B, A = module.factors
+            module = LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout, origin=origin)
+        else:
+            module = replace(module, origin=origin)
+        modules[name] = module
+    return replace(adapter, modules=modules)
+
+
+def _may_be_grouped(key: str, stored: Mapping[str, Shape]) -> bool:
+    """Whether a weight of the base is one of a convolution that probably has groups."""
+    out, *inside = stored[key]
+    if len(inside) < 2 or out % inside[0] or out == inside[0]:
+        return False
+    others = [shape for other, shape in stored.items() if other != key]
+    # Of the input's channels there is no other convolution, while groups come in many blocks.
+    is_first = _FIRST.search(key) and not any(len(shape) > 2 and shape[1] == inside[0] for shape in others)
+    return not (is_first or any(shape[:1] == (inside[0],) for shape in others))

@@ -1,20 +1,26 @@
 """Pairs as most dialects store them: two tensors under one name, as factors of a linear layer or convolution."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import isclose, isfinite, prod
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Origin, Scaling
+from loralens.core.names import expert, weight_name
+from loralens.core.structured import Update
 from loralens.errors import LEAVE_OUT, FormatError, MismatchError, ShapeError, place
 from loralens.formats.files.container import FLOATS, Stored
+from loralens.formats.files.json_text import finite_number
 
 if TYPE_CHECKING:
     from loralens.core.structured import Update
+
 
 SAVE_AGAIN = "the file is incomplete: save the adapter again"
 # what programs call the halves of a pair → their parts here; every other part keeps its name
@@ -28,6 +34,11 @@ class Leaf(NamedTuple):
     part: str
 
 
+Fields = Mapping[str, Any]  # of a configuration or a record
+Tensors = Mapping[str, LazyArray]
+Modules = Mapping[str, "Update"]
+Extras = Mapping[str, Extra]
+Metadata = Mapping[str, str] | None
 Parts = dict[str, tuple[str, LazyArray]]  # part → key and tensor
 
 
@@ -37,9 +48,7 @@ def match_leaf(key: str, *patterns: re.Pattern[str]) -> Leaf | None:
     return next((Leaf(match["name"], _HALVES.get(match["part"], match["part"])) for match in matches if match), None)
 
 
-def group(
-    tensors: Mapping[str, LazyArray], leaf: Callable[[str], Leaf | None]
-) -> tuple[dict[str, Parts], dict[str, LazyArray]]:
+def group(tensors: Tensors, leaf: Callable[[str], Leaf | None]) -> tuple[dict[str, Parts], dict[str, LazyArray]]:
     """Group tensors by module and part; returns also the tensors whose keys ``leaf`` does not know.
 
     Raises
@@ -63,11 +72,11 @@ def group(
 
 
 def gather(
-    tensors: Mapping[str, LazyArray],
+    tensors: Tensors,
     leaf: Callable[[str], Leaf | None],
     *,
     update: Callable[[str, Parts], "Update | None"],
-    companions: Callable[[str, Parts, "Update | None"], Mapping[str, Extra]],
+    companions: Callable[[str, Parts, "Update | None"], Extras],
 ) -> "tuple[dict[str, Update], dict[str, Extra]]":
     """Read the modules and the extras of a file with two functions of a dialect.
 
@@ -108,7 +117,7 @@ def unfold(
     return unfolded
 
 
-def unpaired_extras(unpaired: Mapping[str, LazyArray]) -> dict[str, Extra]:
+def unpaired_extras(unpaired: Tensors) -> dict[str, Extra]:
     """Tensors without a known role as extras of the modules that their keys name."""
     return {key: Extra("other", key.rpartition(".")[0], tensor) for key, tensor in unpaired.items()}
 
@@ -122,8 +131,8 @@ def unread_findings(keys: Sequence[str]) -> list[Finding]:
 def make_adapter(
     stored: Stored,
     form: str,
-    modules: "Mapping[str, Update]",
-    extra: Mapping[str, Extra],
+    modules: Modules,
+    extra: Extras,
     findings: Iterable[Finding],
     *,
     base_model: str | None = None,
@@ -229,22 +238,28 @@ def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layou
     return flat, A.reshape(rank, A.size // rank), Layout("conv", kernel=A.shape[2:], groups=groups)
 
 
-def unpack_merged(B: LazyArray, enabled: Sequence[bool]) -> tuple[LazyArray, Layout]:
+def unpack_merged(
+    B: LazyArray, enabled: Sequence[bool], rows: Sequence[Array] | None = None
+) -> tuple[LazyArray, Layout]:
     """The factor B of fused projections of which only some slices are adapted.
 
-    B (k·o, r) holds the k enabled ones of n slices. It becomes B (n·o, k·r): block i, B[i·o : (i+1)·o], goes to the
-    i-th r columns and to the rows of the i-th enabled slice. All other rows are zero.
+    B holds the rows of the k enabled ones of n slices, without gaps. It becomes B (out, k·r): block i goes to the i-th
+    r columns and to the rows of the i-th enabled slice. All other rows are zero. ``rows`` are the numbers of the rows
+    of each slice; by default, the slices are equally high and follow each other.
     """
-    count = sum(enabled)
-    rows, width = B.shape[0] // count, count * B.shape[1]
+    count, rank = sum(enabled), B.shape[1]
+    rows = rows or np.split(np.arange(B.shape[0] // count * len(enabled)), len(enabled))
+    shape = sum(map(len, rows)), count * rank
+    adapted = [numbers for numbers, on in zip(rows, enabled, strict=True) if on]
 
     def spread(array: Array) -> Array:
-        full = np.zeros((len(enabled), rows, width), array.dtype)
-        # A boolean mask selects the enabled slices in their order.
-        full[list(enabled)] = block_diagonal(array, count).reshape(count, rows, width)
-        return full.reshape(-1, width)
+        full, start = np.zeros(shape, array.dtype), 0
+        for i, numbers in enumerate(adapted):
+            full[numbers, i * rank : (i + 1) * rank] = array[start : start + len(numbers)]
+            start += len(numbers)
+        return full
 
-    return B.map(spread, shape=(rows * len(enabled), width)), Layout("merged", groups=count)
+    return B.map(spread, shape=shape), Layout("merged", groups=count)
 
 
 def pack_pair(module: "Update") -> tuple[LazyArray, LazyArray]:
@@ -294,6 +309,21 @@ def block_diagonal(blocks: Array, groups: int) -> Array:
     return full.reshape(groups * rows, groups * width)
 
 
+def experts(
+    name: str, B: LazyArray, A: LazyArray, *, scaling: Scaling, origin: Origin, turned: bool = False
+) -> Iterator[tuple[str, LowRank]]:
+    """The experts ``name[e]`` of a stack with B (E, out, r) and A (E, r, in); ``turned`` if both have the axes swapped.
+
+    All experts have the same origin, whose tensors are written again if all are unchanged.
+    """
+    shared = replace(origin, share=B.shape[0])
+    for e in range(B.shape[0]):
+        B_e, A_e = (half.rows(e, e + 1).reshape(*half.shape[1:]) for half in (B, A))
+        B_e, A_e = (B_e.T, A_e.T) if turned else (B_e, A_e)
+        layout = Layout("experts")
+        yield f"{name}[{e}]", LowRank(B_e, A_e, scaling.value, scaling=scaling, layout=layout, origin=shared)
+
+
 def origin_of(form: str, parts: Parts, used: Iterable[str] = ("A", "B")) -> Origin:
     """The origin of a module: the stored tensors of the parts that it was read from."""
     return Origin(form, dict(parts[part] for part in used if part in parts))
@@ -312,3 +342,136 @@ _NAMED = re.compile(r"(^|\.)(wte|wpe|\w*embed(ding|dings|_tokens|_in|_out)?|embe
 def is_embedding_name(name: str) -> bool:
     """Whether a module is an embedding by its name: ``embed_tokens``, ``wte``, ``word_embeddings`` …"""
     return bool(_NAMED.search(name))
+
+
+MISSING = "no alpha in the file: scale 1"
+WRITE_ALPHA = "save the adapter again with an alpha for every module"
+
+
+def stored_scaling(parts: Parts, rank: int) -> Scaling:
+    """α/r by the tensor ``alpha`` of a module; scale 1 if it has none."""
+    if "alpha" not in parts:
+        return Scaling("given", origin=MISSING)
+    return Scaling("alpha/r", single_number(*parts["alpha"]), rank, "alpha in the file")
+
+
+def single_number(key: str, tensor: LazyArray) -> float:
+    """The number in a stored tensor, which must hold a single finite one."""
+    # Trainers store it with no axes or with one of length 1.
+    if tensor.size != 1:
+        raise ShapeError(f"{key} has the shape {tensor.shape}, but one number is expected", fix=SAVE_AGAIN)
+    # A bool or a complex number would be converted without an error.
+    if tensor.dtype not in FLOATS and tensor.dtype.kind not in "iu":
+        raise FormatError(f"{key} has the dtype {tensor.dtype}, which is not that of a number", fix=SAVE_AGAIN)
+    value = float(tensor.read().reshape(-1)[0])
+    if not isfinite(value):
+        raise FormatError(f"{key} is {value}, not a finite number", fix="train or save the adapter again")
+    return value
+
+
+def alpha_for_file(module: "Update") -> np.float32:
+    """The α that a file has to hold so that α/r is the scale of a module.
+
+    Raises
+    ------
+    FormatError
+        No float32 gives this scale at this rank.
+    """
+    # The check below reports what float32 cannot hold.
+    with np.errstate(all="ignore"):
+        alpha = np.float32(module.scaling.alpha_for(module.scale, module.rank, "alpha/r"))
+    # Rounding to float32 changes α by a relative 6e-8 at most; a larger difference is an overflow or an underflow.
+    if not isclose(float(alpha) / module.rank, module.scale, rel_tol=1e-6):
+        what = f"a scale of {module.scale:g} at rank {module.rank} has no α in float32"
+        raise FormatError(what, fix="change the strength of the adapter first: loralens scale")
+    return alpha
+
+
+def alpha_findings(modules: Modules, metadata: Metadata) -> list[Finding]:
+    """Findings about modules without an α: whether a scale of 1 is assumed or certain.
+
+    ai-toolkit folds α into the factors and writes none, so there it is certain.
+    """
+    missing = [name for name, module in modules.items() if module.scaling.origin == MISSING]
+    # A file without any α is common, and every program reads it at scale 1. Only a mixed file is doubtful.
+    if 0 < len(missing) < len(modules):
+        text = (
+            f"{len(missing)} of {len(modules)} modules have no alpha (the first is {missing[0]}), and are taken at "
+            "scale 1; programs disagree about such files"
+        )
+        return [Finding("warning", "alpha-missing", text, WRITE_ALPHA)]
+    if missing and "ai-toolkit" in (metadata or {}).get("software", ""):
+        return [Finding("note", "alpha-folded", "made by ai-toolkit, whose factors hold α already: the scale is 1")]
+    return []
+
+
+def alpha_unknown(title: str) -> Finding:
+    """The finding for a file without an α, of a dialect that stores none."""
+    text = f"{title} stores no α with its weights, so the scale is unknown and taken as 1"
+    return Finding("warning", "alpha-unknown", text, "give --alpha (the scale is then α/r) or --scale")
+
+
+def config_scaling(config: Fields | None, rank: int, *, r: str) -> Scaling:
+    """α/r by ``lora_alpha`` of the configuration; ``r`` is the name of its field for the rank.
+
+    A configuration with another rank belongs to another file, so the scale is then unknown.
+    """
+    fields = config or {}
+    alpha = finite_number(fields.get("lora_alpha"))
+    if alpha is None or fields.get(r, rank) != rank:
+        return Scaling("unknown", rank=rank)
+    return Scaling("alpha/r", alpha, rank, "adapter_config.json")
+
+
+Stacks = Mapping[str, Modules]
+Value = TypeVar("Value")
+
+
+def group_by_pair(adapter: Adapter) -> Stacks:
+    """Modules by the name of the weight that they adapt; the experts of a stack are in one group, in their order."""
+    stacks: dict[str, dict[str, Update]] = {}
+    for name, module in adapter.items():
+        stacks.setdefault(weight_name(name) if module.layout.kind == "experts" else name, {})[name] = module
+    return stacks
+
+
+def is_as_read(modules: Collection[Update], form: str) -> bool:
+    """Whether all modules of a stored pair of the dialect ``form`` are there and unchanged, apart from their scales."""
+    first, *origins = (module.origin for module in modules)
+    # One shared origin and as many modules as it had: nothing was removed, and nothing was changed.
+    unchanged = first is not None and first.format == form and first.share == len(modules)
+    return unchanged and all(origin == first for origin in origins)
+
+
+def most_common(values: Iterable[Value], default: Value) -> Value:
+    """The value that occurs most often; ``default`` if there are none."""
+    counts = Counter(values)
+    return counts.most_common(1)[0][0] if counts else default
+
+
+def stack_matrices(matrices: Sequence[LazyArray]) -> LazyArray:
+    """Matrices of one shape as one array (E, m, n), in their dtype, or in float32 if their dtypes differ."""
+    dtypes = {matrix.dtype for matrix in matrices}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    shape = (len(matrices), *matrices[0].shape)
+    return LazyArray(lambda: np.stack([m.read().astype(dtype) for m in matrices]), shape=shape, dtype=dtype)
+
+
+def check_complete(modules: Modules, holder: str) -> None:
+    """Refuse a stack whose experts do not fit into one pair of tensors.
+
+    Raises
+    ------
+    ShapeError
+        The experts differ in shape, rank or dtype, or some are missing.
+    """
+    kinds = {(m.shape, m.rank, *(factor.dtype for factor in m.factors)) for m in modules.values()}
+    if len(kinds) > 1:
+        what = f"the experts of this stack differ in rank or dtype, but {holder} holds one for all"
+        raise ShapeError(what, fix="give them one rank (--uniform)")
+    # The numbers must be 0, 1, 2 … in order, and as many as in the file that the experts came from.
+    numbers = [found.number for found in map(expert, modules) if found]
+    shares = {module.origin.share for module in modules.values() if module.origin}
+    if numbers != list(range(len(modules))) or shares - {len(modules)}:
+        what = f"some experts of this stack are missing, but {holder} holds all"
+        raise ShapeError(what, fix="keep all of them, or none")

@@ -9,8 +9,7 @@ import re
 
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.lowrank import LowRank, Scaling
-from loralens.formats.dialects.alpha import MISSING
-from loralens.formats.dialects.pairs import Leaf, Parts, group, make_adapter, matrices, origin_of, pair, unfold
+from loralens.formats.dialects.pairs import MISSING, Leaf, Parts, group, make_adapter, matrices, origin_of, pair, unfold
 from loralens.formats.files.container import Stored
 
 NAME = "plain"

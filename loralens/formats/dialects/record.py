@@ -3,14 +3,14 @@
 A kohya file has no dots in its names, and a loralib file has no α. Under the key ``loralens`` of the metadata, the
 record holds the canonical name, the scale and the origin of the scale for every module of the file, so that loralens
 reads its own files back without ``--base`` or ``--alpha``. It also holds what PEFT's configuration said about the
-training: task, dropout, targets (`loralens.formats.dialects.peft.fields`).
+training: task, dropout, targets (`loralens.formats.dialects.record`).
 
 If somebody has changed the file since, the file counts and not the record: modules that are missing stay missing, and
 a scale that differs is taken from the file.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -18,18 +18,76 @@ from typing import Any, get_args
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.lowrank import ScaleFormula, Scaling
 from loralens.core.structured import Update
-from loralens.formats.dialects.peft.fields import TARGETS, carried_fields, valid_fields
+from loralens.formats.dialects.pairs import Fields
+from loralens.formats.dialects.peft.types import lora_fields
 from loralens.formats.files.container import RECORD, Stored, read_json
-from loralens.formats.files.json_text import finite_number, is_safe_text, json_or_none, json_text, plain_text
+from loralens.formats.files.json_text import (
+    NAME_LIMIT,
+    finite_number,
+    is_safe_text,
+    json_or_none,
+    json_text,
+    plain_text,
+)
 from loralens.formats.files.location import is_pickle
 from loralens.version import __version__
+
+
+def _is_text(value: Any) -> bool:
+    return plain_text(value) is not None
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= NAME_LIMIT and all(map(_is_text, value))
+
+
+def _is_target(value: Any) -> bool:
+    return _is_text(value) or _is_texts(value)
+
+
+def _is_layers(value: Any) -> bool:
+    # PEFT takes a single number as well.
+    layers = value if isinstance(value, list) else [value]
+    return all(type(layer) is int and 0 <= layer < 2**31 for layer in layers)
+
+
+# Fields that say which modules PEFT adapts. They are valid only as long as the file has the same modules.
+TARGETS: Mapping[str, Callable[[Any], bool]] = {
+    "target_modules": _is_target,
+    "exclude_modules": _is_target,
+    "layers_to_transform": _is_layers,
+    "layers_pattern": _is_target,
+    "target_parameters": _is_texts,
+}
+# field → check of its value. The values come from a file, and go into a configuration that PEFT reads.
+_FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "task_type": _is_text,
+    "lora_dropout": lambda value: (number := finite_number(value)) is not None and 0 <= number <= 1,
+    "fan_in_fan_out": lambda value: type(value) is bool,
+    **TARGETS,
+}
+
+
+def carried_fields(adapter: Adapter) -> Fields:
+    """The fields that have to be stored with an adapter: of its own PEFT configuration, else those it was read with."""
+    own = lora_fields(adapter.config or {}) if adapter.format == "peft" else adapter.peft_fields
+    fields = valid_fields(own)
+    return {name: value for name, value in fields.items() if not (adapter.narrowed and name in TARGETS)}
+
+
+def valid_fields(fields: Any) -> dict[str, Any]:
+    """The known fields with valid values; fields that are null are left out."""
+    if not isinstance(fields, Mapping):
+        return {}
+    return {name: fields[name] for name, fits in _FIELDS.items() if fields.get(name) is not None and fits(fields[name])}
+
 
 AGREE = 1e-6  # relative; α is stored as float32, which rounds it by up to 6e-8
 
 # The fields of a `Scaling` under the keys that they have in files. The keys stay if a field gets another name.
 SCALING_KEYS = ("rule", "alpha", "rank", "origin")
 
-Record = Mapping[str, Any]  # the JSON object that `stamp` writes
+Record = Fields  # the JSON object that `stamp` writes
 
 
 def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
@@ -102,7 +160,7 @@ def apply(adapter: Adapter, record: Record | None) -> Adapter:
         if module.scaling.formula != "unknown" and abs(module.scale - scale) > AGREE * abs(scale):
             doubts.append(entry["name"])
         else:
-            module = module.rescaled(scale, _scaling(entry["scaling"]))
+            module = module.rescaled(scale, Scaling(*(entry["scaling"][key] for key in SCALING_KEYS)))
         named[entry["name"]] = module
     extra = {
         key: replace(item, module=modules[item.module]["name"]) if item.module in modules else item
@@ -128,7 +186,7 @@ def apply_stored(adapter: Adapter, stored: Stored) -> Adapter:
     return apply(adapter, _in_metadata(stored))
 
 
-def _modules(record: Record, files: Iterable[str]) -> Mapping[str, Any]:
+def _modules(record: Record, files: Iterable[str]) -> Fields:
     """The modules in a record; none if it is damaged, or if two modules of the file would get the same name."""
     modules = record.get("modules")
     if not isinstance(modules, dict) or not all(map(_is_valid, modules.values())):
@@ -142,19 +200,11 @@ def _is_valid(module: Any) -> bool:
     scaling = module.get("scaling") if isinstance(module, dict) else None
     if not isinstance(scaling, dict) or set(scaling) != set(SCALING_KEYS):
         return False
-    named = plain_text(module.get("name")) is not None
-    values = (scaling[key] for key in SCALING_KEYS)
-    return named and finite_number(module.get("scale")) is not None and is_valid_scaling(*values)
-
-
-def _scaling(entry: Mapping[str, Any]) -> Scaling:
-    return Scaling(*(entry[key] for key in SCALING_KEYS))
-
-
-def is_valid_scaling(formula: Any, alpha: Any, rank: Any, origin: Any) -> bool:
-    """Whether the fields of a `Scaling`, which come from a file, have values of the right types."""
+    formula, alpha, rank, origin = (scaling[key] for key in SCALING_KEYS)
     return (
-        formula in get_args(ScaleFormula)
+        plain_text(module.get("name")) is not None
+        and finite_number(module.get("scale")) is not None
+        and formula in get_args(ScaleFormula)
         and (alpha is None or finite_number(alpha) is not None)
         and (rank is None or (type(rank) is int and rank > 0))
         and is_safe_text(origin)

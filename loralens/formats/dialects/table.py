@@ -8,11 +8,13 @@ from typing import Any, TypedDict, final
 from loralens.core.adapter import Adapter
 from loralens.formats.files.container import PEFT, Files, Stored
 
+PACKAGES = ("peft", "gguf")  # dialects with the modules reader and writer; each other one is a single module
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A dialect of adapter files and the modules that read and write it.
+    """A dialect of adapter files; the module of its name reads and writes it.
 
     The modules are imported when they are needed: most adapters are PEFT's, and loading one should not take the time
     that importing all other dialects takes.
@@ -21,47 +23,39 @@ class Format:
     ----------
     title : str
         The name of the dialect in messages.
-    module : str
-        The module that has ``detect`` and ``read``.
-    writer : str
-        The module that has ``write``; empty for a dialect that is only read.
     files : Files or None
-        The files that the writer's result goes to.
+        The files that the writer's result goes to; None for a dialect that is only read.
     silent : bool
         The dialect stores no scale, so every file gets the record of `loralens.formats.dialects.record`.
     """
 
     name: str
     title: str
-    module: str
-    writer: str = ""
     files: Files | None = None
     silent: bool = False
 
+    def _module(self, part: str) -> Any:
+        return import_module(f"{__package__}.{self.name}" + (f".{part}" if self.name in PACKAGES else ""))
+
+    @property
+    def writer(self) -> bool:
+        """Whether the dialect can be written."""
+        return self.files is not None
+
     def detect(self, stored: Stored) -> bool:
         """Whether the content of a file is of this dialect."""
-        return bool(import_module(self.module).detect(stored))
+        return bool(self._module("reader").detect(stored))
 
     def read(self, stored: Stored) -> Adapter:
         """Read the adapter from a file of this dialect."""
-        # Modules are loaded by name, so the type of the result is not known to a type checker.
-        adapter = import_module(self.module).read(stored)
-        assert isinstance(adapter, Adapter)
+        adapter: Adapter = self._module("reader").read(stored)
         return adapter
 
     @property
     def write(self) -> Callable[..., Stored]:
         """The function that turns an adapter into the tensors, metadata and configuration of a file."""
-        write: Callable[..., Stored] = import_module(self.writer).write
+        write: Callable[..., Stored] = self._module("writer").write
         return write
-
-
-def _dialect(name: str, title: str, *, files: Files | None = None, silent: bool = False) -> Format:
-    """A dialect whose room has its name. One that can be written is a package with the modules reader and writer."""
-    room = f"loralens.formats.dialects.{name}"
-    if files is None:
-        return Format(name, title, room)
-    return Format(name, title, f"{room}.reader", f"{room}.writer", files, silent)
 
 
 # A loralib file is a plain state dict, so most have no configuration beside them.
@@ -72,19 +66,19 @@ GGUF = "gguf"
 # keys tell them apart, and a file that two of them claim is refused. Help texts and messages list the formats in the
 # order of this table.
 FORMATS: tuple[Format, ...] = (
-    _dialect("peft", "Hugging Face PEFT", files=PEFT),
-    _dialect("gguf", "GGUF adapter (llama.cpp)", files=Files("adapter.gguf")),
-    _dialect("mlx", "mlx-lm", files=Files("adapters.safetensors", "adapter_config.json")),
-    _dialect("lycoris", "LyCORIS"),
-    _dialect("kohya", "kohya, sd-scripts, musubi", files=Files("lora.safetensors")),
-    _dialect("diffusers", "diffusers", files=Files("pytorch_lora_weights.safetensors")),
-    _dialect("comfyui", "ComfyUI", files=Files("lora.safetensors")),
-    _dialect("xlabs", "XLabs FLUX"),
-    _dialect("torchtune", "torchtune"),
-    _dialect("litgpt", "litgpt"),
-    _dialect("loralib", "microsoft/loralib", files=LORALIB, silent=True),
-    _dialect("safeloras", "cloneofsimo safeloras"),
-    _dialect("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
+    Format("peft", "Hugging Face PEFT", PEFT),
+    Format("gguf", "GGUF adapter (llama.cpp)", Files("adapter.gguf")),
+    Format("mlx", "mlx-lm", Files("adapters.safetensors", "adapter_config.json")),
+    Format("lycoris", "LyCORIS"),
+    Format("kohya", "kohya, sd-scripts, musubi", Files("lora.safetensors")),
+    Format("diffusers", "diffusers", Files("pytorch_lora_weights.safetensors")),
+    Format("comfyui", "ComfyUI", Files("lora.safetensors")),
+    Format("xlabs", "XLabs FLUX"),
+    Format("torchtune", "torchtune"),
+    Format("litgpt", "litgpt"),
+    Format("loralib", "microsoft/loralib", LORALIB, silent=True),
+    Format("safeloras", "cloneofsimo safeloras"),
+    Format("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
 )
 
 

@@ -14,16 +14,22 @@ than in the model of Hugging Face (the two rows of a rotary pair are neighbours)
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from loralens.core.adapter import Adapter, Extra, Finding
-from loralens.core.lowrank import Layout, LowRank
+from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects import pairs
-from loralens.formats.dialects.alpha import alpha_unknown, config_scaling
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, match_leaf, origin_of
+from loralens.formats.dialects.pairs import (
+    SAVE_AGAIN,
+    Leaf,
+    Parts,
+    alpha_unknown,
+    config_scaling,
+    match_leaf,
+    origin_of,
+)
 from loralens.formats.files.container import Stored
 
 NAME = "torchtune"
@@ -78,12 +84,8 @@ def _modules(name: str, parts: Parts, config: Mapping[str, Any] | None) -> Itera
     b, a = pairs.tensors_of(parts, "B3", "A3")
     if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or not a.size or not b.size:
         raise ShapeError(f"lora_a {a.shape} and lora_b {b.shape} are not a stack of experts", fix=SAVE_AGAIN)
-    (count, in_, rank), out = a.shape, b.shape[2]
-    origin, layout = replace(origin_of(NAME, parts, ("A3", "B3")), share=count), Layout("experts")
-    scaling = config_scaling(config, rank, r="r")
-    for e in range(count):
-        B, A = b.rows(e, e + 1).reshape(rank, out).T, a.rows(e, e + 1).reshape(in_, rank).T
-        yield f"{name}[{e}]", LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
+    origin, scaling = origin_of(NAME, parts, ("A3", "B3")), config_scaling(config, a.shape[2], r="r")
+    yield from pairs.experts(name, b, a, scaling=scaling, origin=origin, turned=True)
 
 
 def _findings(modules: Mapping[str, Update]) -> list[Finding]:

@@ -26,8 +26,8 @@ from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import CodedWeight
 from loralens.errors import FormatError, place
-from loralens.formats.dialects.gguf import names as gguf_names
-from loralens.formats.dialects.gguf import rows as gguf_rows
+from loralens.formats.dialects.gguf import architectures as gguf_names
+from loralens.formats.dialects.gguf import architectures as gguf_rows
 from loralens.formats.dialects.gguf.architectures import Architecture, Heads
 from loralens.formats.dialects.gguf.reader import EMBEDDING, STACK
 from loralens.formats.files.gguf.container import DTYPES, TensorInfo

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import final
@@ -104,31 +104,16 @@ class SvdCache:
 
         ``rank`` is the number of its triplets; by default all, which have the dtypes of `Decomposed`.
         """
-        try:
-            tensors, metadata = self._load(key)
-            svd = Decomposed(*(tensors[name] for name in Decomposed._fields))
-        except (FormatError, KeyError):
-            return None
-        # A truncated or changed file must not become a wrong result.
-        if not _is_thin_svd(svd, shape, rank) or metadata.get("crc32") != _checksum(svd):
-            return None
-        self._count_as_used(key)
-        return svd
+        entry = self._load(key, shape, rank, Decomposed._fields)
+        return entry and Decomposed(*entry[0])
 
     def read_leading(self, key: str, shape: tuple[int, int], count: int) -> Leading | None:
         """The leading triplets of a weight of this shape under a key; None if there are none or they are damaged."""
-        try:
-            tensors, metadata = self._load(key)
-            svd, error = Decomposed(*(tensors[name] for name in Decomposed._fields)), tensors["error"]
-            steps = int(metadata["steps"])
-        except (FormatError, KeyError, ValueError):
+        entry = self._load(key, shape, count, (*Decomposed._fields, "error"))
+        if entry is None or not entry[1].get("steps", "").isdecimal():
             return None
-        if not _is_thin_svd(svd, shape, count) or metadata.get("crc32") != _checksum((*svd, error)):
-            return None
-        if error.shape != svd.s.shape or error.dtype != np.float64 or not (error >= 0).all() or steps < 0:
-            return None
-        self._count_as_used(key)
-        return Leading(svd.U.astype(np.float64), svd.s, svd.V.astype(np.float64), error, steps)
+        U, s, V, error = entry[0]
+        return Leading(U.astype(np.float64), s, V.astype(np.float64), error, int(entry[1]["steps"]))
 
     def write(self, key: str, svd: Decomposed) -> bool:
         """Store an SVD; returns false if there is no room for it beside the entries that this run has used.
@@ -146,21 +131,33 @@ class SvdCache:
         tensors = {"U": leading.U.astype(dtype), "s": leading.s, "V": leading.V.astype(dtype), "error": leading.error}
         return self._store(key, tensors, {"loralens": LEADING_VERSION, "steps": str(leading.steps)})
 
-    def _load(self, key: str) -> tuple[dict[str, Array], Mapping[str, str]]:
-        """The tensors and the metadata of an entry."""
-        file = self._file(key)
-        if not file.is_file():
-            raise KeyError(key)
-        stored = read_safetensors(file)
-        return {name: tensor.read() for name, tensor in stored.tensors.items()}, stored.metadata or {}
+    def _load(
+        self, key: str, shape: tuple[int, int], rank: int | None, names: Sequence[str]
+    ) -> tuple[list[Array], Mapping[str, str]] | None:
+        """The arrays U, s, V … of an entry and its metadata; None if it is not there, damaged or of another shape.
 
-    def _count_as_used(self, key: str) -> None:
-        """Make an entry the one that was used last."""
-        file = self._file(key)
+        An entry that is read becomes the one that was used last.
+        """
+        file, (out, in_) = self._file(key), shape
+        k = min(out, in_, *([] if rank is None else [rank]))
+        if not file.is_file():
+            return None
+        try:
+            stored = read_safetensors(file)
+            parts = [stored.tensors[name].read() for name in names]
+        except (FormatError, KeyError):
+            return None
+        metadata = stored.metadata or {}
+        # A truncated or changed file must not become a wrong result.
+        # The checksum is of the bytes alone, which are the same in another shape and as whole numbers.
+        shapes = [part.shape for part in parts[:3] if part.dtype.kind == "f"]
+        if shapes != [(out, k), (k,), (in_, k)] or metadata.get("crc32") != _checksum(parts):
+            return None
         # In a cache that is read-only, the time stays as it is.
         with suppress(OSError):
             os.utime(file)
         self._used.add(file.name)
+        return parts, metadata
 
     def _store(self, key: str, parts: Mapping[str, Array], metadata: dict[str, str]) -> bool:
         """Write an entry; returns false if there is no room for it."""
@@ -204,18 +201,6 @@ class SvdCache:
                 file.unlink(missing_ok=True)
             total -= size
         return True
-
-
-def _is_thin_svd(svd: Decomposed, shape: tuple[int, int], rank: int | None) -> bool:
-    """Whether the arrays can be the thin SVD of a weight of this shape, which the checksum does not tell."""
-    (out, in_), k = shape, min(*shape, *([] if rank is None else [rank]))
-    # The leading triplets of a dense SVD have vectors of float64.
-    vectors = np.float64 if rank is not None and svd.U.dtype == np.float64 else np.float32
-    expected = {"U": ((out, k), vectors), "s": ((k,), np.float64), "V": ((in_, k), vectors)}
-    if {name: (part.shape, part.dtype) for name, part in svd._asdict().items()} != expected:
-        return False
-    descending = bool((svd.s[:-1] >= svd.s[1:]).all()) and bool((svd.s >= 0).all())
-    return descending and all(np.isfinite(part).all() for part in svd)
 
 
 def _checksum(parts: Iterable[Array]) -> str:

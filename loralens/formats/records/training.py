@@ -5,7 +5,7 @@ While it runs, it is a folder beside its target, ``OUT.unfinished``, with
 ==================== ===============================================================================================
 ``run.json``         the description of the run: everything that must be the same to resume it
 ``log.jsonl``        one object on each line: steps and evaluations
-``watch.jsonl``      the looks of a watcher (`loralens.formats.records.watch_log`)
+``watch.jsonl``      the looks of a watcher (`loralens.formats.records.training`)
 ``state.safetensors`` the latest state, from which the run is resumed
 ``checkpoint-N/``    snapshots of the adapter
 ==================== ===============================================================================================
@@ -19,30 +19,34 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
+
+import numpy as np
 
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import LazyArray
+from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import natural_key, some
 from loralens.core.stored import State, parse_json
-from loralens.errors import FormatError, MismatchError, OptionError, place
+from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, place
 from loralens.formats import save
 from loralens.formats.files.atomic import atomic_file, move_aside
 from loralens.formats.files.container import CONFIG, Stored, read_json, read_safetensors
 from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.hold import Hold, check_free
+from loralens.formats.files.json_text import finite_number, is_safe_text, json_or_none
 from loralens.formats.files.leftovers import is_moved_aside, keep_mode, remove, tidy
-from loralens.formats.files.location import NAMES, SUFFIXES
+from loralens.formats.files.location import NAMES, SUFFIXES, adapter_file, existing_path
+from loralens.formats.files.regular import open_stream, read_whole
 from loralens.formats.files.writing import write_safetensors
-from loralens.formats.records.training_log import log_entries
-from loralens.formats.records.watch_log import NAME as WATCHED
-from loralens.formats.records.watch_log import cut_watch_log
 
 KEY = "loralens.training"  # the key in the metadata of a state
 RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
+WATCHED = "watch.jsonl"  # the log of a watcher
 UNFINISHED = ".unfinished"  # the suffix of the folder of a run that is not finished
 _OWN = re.compile(rf"{RUN}|{LOG}|{WATCHED}|{STATE}|(checkpoint-[0-9]+/)?({NAMES[0]}|{CONFIG})")  # the files of a run
 REPLACES = "replaces"  # the key in run.json that says whether the run replaces an existing target
@@ -282,13 +286,13 @@ class Training:
 
     def _cut(self, step: int) -> None:
         """Remove the lines of the logs and the snapshots that came after a step."""
-        path = self.folder / LOG
-        if path.exists():
-            remaining = [entry for entry in log_entries(path) if entry["step"] <= step]
-            self._write(LOG, "".join(f"{json.dumps(entry)}\n" for entry in remaining))
-        watched = self.folder / WATCHED
-        if watched.exists():
-            self._write(WATCHED, cut_watch_log(watched, step))
+        for name in (LOG, WATCHED):
+            if (self.folder / name).exists():
+                entries = _objects(self.folder / name)
+                # The first line of a watcher's log describes the modules.
+                kept = [e for e in entries if "watch" in e or (type(e.get("step")) is int and e["step"] <= step)]
+                text = "".join(json.dumps(entry, ensure_ascii=name == LOG) + "\n" for entry in kept)
+                self._write(name, text)
         # The resumed run will write these snapshots again, and they may differ.
         for at, snapshot in self.snapshots:
             if at > step:
@@ -339,3 +343,358 @@ def _strangers(folder: Path) -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) < 60 else text[:57] + "…"
+
+
+class History(NamedTuple):
+    """The losses and evaluations in a log.
+
+    Attributes
+    ----------
+    losses
+        Step → the loss before its update; None if the log holds no finite number.
+    evaluations
+        The number of steps before each evaluation, and its measures.
+    """
+
+    losses: Mapping[int, float | None]
+    evaluations: tuple[tuple[int, Mapping[str, float | None]], ...]
+
+
+def history(path: Path) -> History:
+    """Read a log; lines that were cut off when a run was killed are left out."""
+    losses: dict[int, float | None] = {}
+    evaluations: list[tuple[int, Mapping[str, float | None]]] = []
+    for entry in log_entries(path):
+        step, measures = entry["step"], entry.get("evaluation")
+        if "loss" in entry:
+            losses[step] = finite_number(entry["loss"])
+        # Lines of steps have no evaluation.
+        if isinstance(measures, dict):
+            evaluations.append((step, {name: finite_number(value) for name, value in measures.items()}))
+    return History(losses, tuple(evaluations))
+
+
+def log_entries(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log that have a step; lines that were cut off when a run was killed are left out."""
+    return [entry for entry in _objects(path) if type(entry.get("step")) is int]
+
+
+def _objects(path: Path) -> list[dict[str, Any]]:
+    """The objects in the lines of a log; lines that a kill cut off are none."""
+    text = read_whole(path).decode(errors="replace") if os.path.lexists(path) else ""
+    return [entry for line in text.split("\n") if isinstance(entry := json_or_none(line), dict)]
+
+
+VERSION = 1
+MOST_VALUES = 1 << 16  # most singular values of a module; ranks are far smaller
+FIX = "give the log that a Watcher or a callback of loralens.watching wrote"
+
+
+class LoggedModule(NamedTuple):
+    """A module at one look: its singular values, largest first, and the other measures as they are in the log."""
+
+    s: Array
+    shape: tuple[int, int]
+    rank: int
+    measures: Mapping[str, Any]
+
+
+class LoggedLook(NamedTuple):
+    """One look: the steps done, the modules by name, the measures of the whole adapter, and the warnings."""
+
+    step: int
+    modules: Mapping[str, LoggedModule]
+    total: Mapping[str, Any]
+    warnings: tuple[Mapping[str, Any], ...]
+
+
+@final
+class WatchLog:
+    """A log that is being written.
+
+    Parameters
+    ----------
+    path : Path
+    header : mapping
+        The first line, without the version.
+    resume : bool
+        Whether to add to a log that is there.
+
+    Raises
+    ------
+    OptionError
+        The file exists and ``resume`` is false.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], *, resume: bool = False) -> None:
+        self.path = path
+        if path.exists():
+            if not resume:
+                raise OptionError(f"{path}: exists", fix="give another file, or move this one away")
+            return
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self.write({"watch": VERSION, **header})
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add a line."""
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            # One line at a time, so a kill cuts off the last line at most.
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def is_watch_log(path: Path) -> bool:
+    """Whether a file looks like the log of a watched run, judged by its name and its first bytes."""
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    with open_stream(path) as file:
+        return file.read(32).lstrip().startswith(b'{"watch"')
+
+
+def read_watch_log(path: Path) -> list[LoggedLook]:
+    """The looks of a log in order of steps. If two have the same step, the later one counts: a resumed run wrote it.
+
+    Lines that were cut off when a run was killed are left out.
+
+    Raises
+    ------
+    FormatError
+        The file is not such a log, is of a later version, or its numbers contradict each other.
+    """
+    with place(path):
+        entries = _objects(path)
+        if not entries or not isinstance(entries[0].get("watch"), int):
+            raise FormatError("is not the log of a watched run", fix=FIX)
+        if entries[0]["watch"] > VERSION:
+            raise FormatError(
+                f"is a log of version {entries[0]['watch']!a:.20}, and this release reads {VERSION}",
+                fix="update loralens",
+            )
+        described = _shapes_and_ranks(entries[0].get("modules"))
+        looks = {look.step: look for entry in entries[1:] if (look := _look(entry, described)) is not None}
+    return [looks[step] for step in sorted(looks)]
+
+
+def _shapes_and_ranks(modules: Any) -> dict[str, tuple[tuple[int, int], int]]:
+    """Shape and rank of every module."""
+    described = {}
+    for name, about in modules.items() if isinstance(modules, dict) else ():
+        shape, rank = (about.get("shape"), about.get("rank")) if isinstance(about, dict) else (None, None)
+        sizes = shape if isinstance(shape, list) else []
+        numbers = [number for number in (*sizes, rank) if type(number) is int and 0 < number < 2**63]
+        if len(sizes) != 2 or len(numbers) != 3 or not is_safe_text(name):
+            raise FormatError(f"its first line does not describe {name!a:.80}", fix=FIX)
+        described[name] = ((numbers[0], numbers[1]), numbers[2])
+    if not described:
+        raise FormatError("its first line names no modules", fix=FIX)
+    return described
+
+
+def _look(entry: Mapping[str, Any], described: Mapping[str, tuple[tuple[int, int], int]]) -> LoggedLook | None:
+    """One look; None for a line of another kind."""
+    step, modules = entry.get("step"), entry.get("modules")
+    if type(step) is not int or not 0 <= step < 2**63 or not isinstance(modules, dict):
+        return None
+    logged = {}
+    for name, measures in modules.items():
+        if name not in described or not isinstance(measures, dict):
+            raise FormatError(f"step {step} has a module that its first line does not name: {name!a:.80}", fix=FIX)
+        logged[name] = LoggedModule(_singular_values(step, name, measures.get("s")), *described[name], measures)
+    total, warnings = entry.get("total"), entry.get("warnings")
+    return LoggedLook(
+        step,
+        logged,
+        total if isinstance(total, dict) else {},
+        tuple(warning for warning in warnings if _is_warning(warning)) if isinstance(warnings, list) else (),
+    )
+
+
+def _singular_values(step: int, name: str, values: Any) -> Array:
+    numbers = [finite_number(value) for value in values] if isinstance(values, list) else [None]
+    s = np.array([number for number in numbers if number is not None and isfinite(number)], dtype=np.float64)
+    if len(s) < len(numbers) or len(s) > MOST_VALUES or (s < 0).any() or (np.diff(s) > 0).any():
+        raise FormatError(f"step {step}: the singular values of {name} are not numbers that fall", fix=FIX)
+    return s
+
+
+def _is_warning(warning: Any) -> bool:
+    return isinstance(warning, dict) and all(is_safe_text(warning.get(key)) for key in ("code", "text", "fix"))
+
+
+# written by transformers' Trainer into every checkpoint
+TRAINER_STATE = "trainer_state.json"
+
+_TRAINER = re.compile(r"checkpoint-(\d+)")
+# mlx-lm's numbered copies, which lie in one folder
+_MLX = re.compile(r"(\d+)_adapters\.safetensors")
+# Fifteen digits are more than any run has, and fewer than a float64 or a 64-bit integer can hold.
+_STEP = re.compile(r"(?:checkpoint|ckpt|step|iter)[-_ ]?(\d{1,15})", re.IGNORECASE)
+
+
+class RunCheckpoint(NamedTuple):
+    """One adapter of a run.
+
+    Attributes
+    ----------
+    path
+        A path for `loralens.formats.load`.
+    step
+        The optimiser's step: ``global_step`` of the trainer_state.json beside the adapter, else the number in the name
+        of its file of mlx-lm, else the number in the name of the adapter or of the folder that contains it. None if
+        there is no such number.
+    """
+
+    path: Path
+    step: int | None
+
+
+class LoggedLoss(NamedTuple):
+    """A logged loss and its step."""
+
+    value: float
+    step: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The checkpoints of a run in order of steps, and its losses.
+
+    Checkpoints without a step come last, in the given order. ``source`` is the file of the losses: the
+    trainer_state.json of the latest step, or the log of the run.
+    """
+
+    checkpoints: tuple[RunCheckpoint, ...]
+    train: tuple[LoggedLoss, ...] = ()
+    evaluation: tuple[LoggedLoss, ...] = ()
+    source: Path | None = None
+
+    @property
+    def ordered(self) -> bool:
+        """Whether all checkpoints have a step. Otherwise they have no order, and no conclusion can be drawn from it."""
+        return all(checkpoint.step is not None for checkpoint in self.checkpoints)
+
+
+def read_run(paths: Sequence[Path]) -> Run:
+    """Read a run from its folder, or from the paths of its adapters.
+
+    Raises
+    ------
+    OptionError
+        A path does not exist, or there are fewer than two checkpoints, or two of the same step.
+    FormatError
+        A trainer_state.json cannot be read.
+    """
+    paths = [existing_path(path) for path in paths]
+    # One path is the folder of a run; several are its adapters.
+    members = _members(paths[0]) if len(paths) == 1 else list(paths)
+    if len(members) < 2:
+        what = f"{paths[0]}: holds {len(members) or 'no'} checkpoint{'s' if len(members) != 1 else ''}"
+        raise OptionError(what, fix="give a folder with checkpoint-N folders in it, or two or more adapters")
+    states = {path: state for path in [*paths, *members] if (state := _state(path))}
+    checkpoints = [RunCheckpoint(path, _step(path, states)) for path in members]
+    _check_steps(checkpoints)
+    # Checkpoints without a step go last; sorted keeps their order.
+    ordered = sorted(checkpoints, key=lambda checkpoint: (checkpoint.step is None, checkpoint.step or 0))
+    # Without Trainer's states, the steps come from names, and losses from our own log if there is one.
+    if not states:
+        log = paths[0] / LOG
+        entries = _log(log) if len(paths) == 1 and os.path.lexists(log) else []
+        losses = _losses(entries, "loss"), _losses(entries, "eval_loss")
+        return Run(tuple(ordered), *losses, log) if any(losses) else Run(tuple(ordered))
+    # Every state has the whole history up to its step.
+    latest = max(states, key=lambda path: _whole(states[path].get("global_step")) or 0)
+    history = states[latest].get("log_history")
+    entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
+    return Run(tuple(ordered), _losses(entries, "loss"), _losses(entries, "eval_loss"), _state_file(latest))
+
+
+def checkpoint_step(path: Path) -> int | None:
+    """The optimiser's step of one checkpoint, a file or its folder, as in `RunCheckpoint`; None if it is unknown."""
+    # A state that cannot be read says nothing about the adapter beside it, nor does a path that no file can have.
+    with suppress(LoraLensError, OSError):
+        state = _state(path)
+        return _step(path, {path: state} if state else {})
+    return _step(path, {})
+
+
+def nearest_loss(losses: Iterable[LoggedLoss], step: int | None) -> LoggedLoss | None:
+    """The loss nearest to ``step``, the earlier one of two; None if there are no losses or no step."""
+    if step is None:
+        return None
+    return min(losses, key=lambda loss: (abs(loss.step - step), loss.step), default=None)
+
+
+def _members(folder: Path) -> list[Path]:
+    """The checkpoints in a folder: those of Trainer, else those of mlx-lm."""
+    # A single file is not a run.
+    if not folder.is_dir():
+        return []
+    inside = list(folder.iterdir())
+    trainer_folders = [path for path in inside if _TRAINER.fullmatch(path.name) and path.is_dir()]
+    return trainer_folders or [path for path in inside if _MLX.fullmatch(path.name) and path.is_file()]
+
+
+def _state_file(path: Path) -> Path:
+    return (path if path.is_dir() else path.parent) / TRAINER_STATE
+
+
+def _state(path: Path) -> Mapping[str, Any] | None:
+    """The trainer_state.json in a folder, or beside a file that is the only adapter of its folder."""
+    file = _state_file(path)
+    # Files of mlx-lm lie in one folder, so a state there belongs to none of them alone.
+    if _MLX.fullmatch(path.name) or not os.path.lexists(file):
+        return None
+    return read_json(file)
+
+
+def _log(path: Path) -> list[Mapping[str, Any]]:
+    """The lines of our own log with the keys of Trainer."""
+    # Our log nests the measures, and Trainer's history has them flat.
+    return [
+        {**entry, "eval_loss": measures.get("loss")} if isinstance(measures := entry.get("evaluation"), dict) else entry
+        for entry in log_entries(path)
+    ]
+
+
+def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
+    global_step = _whole(states.get(path, {}).get("global_step"))
+    if global_step is not None:
+        return global_step
+    # mlx-lm's number takes precedence over a number in the name of a folder, which the user chose.
+    file = _MLX.fullmatch(path.name) or _MLX.fullmatch(_only_adapter(path))
+    named = [int(n) for part in (path.name, path.parent.name) for n in _STEP.findall(part)]
+    return _whole(int(file[1])) if file else named[0] if named else None
+
+
+def _only_adapter(path: Path) -> str:
+    """The name of the adapter file in a folder; empty if the path is not a folder, or holds none or several."""
+    with suppress(LoraLensError, OSError):
+        return adapter_file(path).name if path.is_dir() else ""
+    return ""
+
+
+def _whole(value: Any) -> int | None:
+    """The value if it can be a step, a whole number that fits into 64 bits; otherwise None."""
+    return value if type(value) is int and 0 <= value < 2**63 else None
+
+
+def _check_steps(checkpoints: Iterable[RunCheckpoint]) -> None:
+    """Refuse two checkpoints of the same step, because they have no order."""
+    paths: dict[int, Path] = {}
+    for checkpoint in checkpoints:
+        if checkpoint.step is not None and checkpoint.step in paths:
+            what = f"{paths[checkpoint.step]} and {checkpoint.path} are both of step {checkpoint.step}"
+            raise OptionError(what, fix="give the checkpoints of one run")
+        if checkpoint.step is not None:
+            paths[checkpoint.step] = checkpoint.path
+
+
+def _losses(entries: Iterable[Mapping[str, Any]], name: str) -> tuple[LoggedLoss, ...]:
+    """The finite losses in order of steps; of several for one step, the last."""
+    values = {
+        step: value
+        for entry in entries
+        if (step := _whole(entry.get("step"))) is not None and (value := finite_number(entry.get(name))) is not None
+    }
+    return tuple(LoggedLoss(value, step) for step, value in sorted(values.items()))

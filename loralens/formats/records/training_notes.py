@@ -7,7 +7,7 @@ the file: it is shown and never believed, and what is too long is cut.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import isfinite
@@ -70,7 +70,7 @@ class TrainingNotes:
     def of(cls, metadata: Mapping[str, str] | None) -> "TrainingNotes | None":
         """The notes in the metadata of a header; None if there are none."""
         header = {key: text for key, text in (metadata or {}).items() if isinstance(text, str) and text not in _ABSENT}
-        values = dict(_values(header))
+        values = _values(header)
         tags, folders = _tags(header), list(_folders(header))
         phrase = header.get("modelspec.trigger_phrase")
         words = [_short(phrase)] if phrase else [folder.name for folder in folders]
@@ -90,52 +90,45 @@ class TrainingNotes:
         }
 
 
-def _values(header: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _values(header: Mapping[str, str]) -> dict[str, str]:
     """Property → value, for those that the header states."""
-    named = (
-        ("title", ("modelspec.title", "ss_output_name", "name")),
-        ("author", ("modelspec.author",)),
-        ("description", ("modelspec.description", "ss_training_comment")),
-        ("usage_hint", ("modelspec.usage_hint",)),
-        ("license", ("modelspec.license",)),
-        ("architecture", ("modelspec.architecture", "ss_base_model_version")),
-        ("base_file", ("ss_sd_model_name",)),
-    )
-    for name, keys in named:
-        if text := _first(header, keys):
-            yield name, text
-    if trainer := _trainer(header):
-        yield "trainer", trainer
-    if module := _first(header, ("ss_network_module",)):
-        yield "network", module + _arguments(header)
-    steps = _first(header, ("ss_steps",)) or _from_json(header, "training_info", "step")
-    most = _first(header, ("ss_max_train_steps",))
-    if steps or most:
-        yield "steps", f"{steps or '?'} of {most}" if most and most != steps else str(steps or most)
-    epochs = _first(header, ("ss_epoch",)) or _from_json(header, "training_info", "epoch")
-    if epochs:
-        most = _first(header, ("ss_num_epochs",))
-        yield "epochs", f"{epochs} of {most}" if most and most != epochs else epochs
-    simple = (
-        ("images", ("ss_num_train_images",)),
-        ("batch_size", ("ss_total_batch_size", "ss_batch_size_per_device")),
-        ("resolution", ("ss_resolution", "modelspec.resolution")),
-        ("optimizer", ("ss_optimizer",)),
-        ("learning_rate", ("ss_learning_rate", "ss_unet_lr")),
-        ("text_encoder_learning_rate", ("ss_text_encoder_lr",)),
-        ("scheduler", ("ss_lr_scheduler",)),
-        ("clip_skip", ("ss_clip_skip",)),
-        ("seed", ("ss_seed",)),
-    )
-    for name, keys in simple:
-        if text := _first(header, keys):
-            yield name, text.strip("()")
-    if date := _date(header):
-        yield "date", date
 
+    def first(*keys: str) -> str | None:
+        return next((_short(header[key]) for key in keys if key in header), None)
 
-def _first(header: Mapping[str, str], keys: Iterable[str]) -> str | None:
-    return next((_short(header[key]) for key in keys if key in header), None)
+    def bare(*keys: str) -> str | None:
+        text = first(*keys)
+        return text and text.strip("()")
+
+    def of(done: str | None, most: str | None) -> str | None:
+        return f"{done or '?'} of {most}" if most and most != done else done
+
+    module = first("ss_network_module")
+    epochs = first("ss_epoch") or _from_json(header, "training_info", "epoch")
+    values = {
+        "title": first("modelspec.title", "ss_output_name", "name"),
+        "author": first("modelspec.author"),
+        "description": first("modelspec.description", "ss_training_comment"),
+        "usage_hint": first("modelspec.usage_hint"),
+        "license": first("modelspec.license"),
+        "architecture": first("modelspec.architecture", "ss_base_model_version"),
+        "base_file": first("ss_sd_model_name"),
+        "trainer": _trainer(header),
+        "network": module and module + _arguments(header),
+        "steps": of(first("ss_steps") or _from_json(header, "training_info", "step"), first("ss_max_train_steps")),
+        "epochs": epochs and of(epochs, first("ss_num_epochs")),
+        "images": bare("ss_num_train_images"),
+        "batch_size": bare("ss_total_batch_size", "ss_batch_size_per_device"),
+        "resolution": bare("ss_resolution", "modelspec.resolution"),
+        "optimizer": bare("ss_optimizer"),
+        "learning_rate": bare("ss_learning_rate", "ss_unet_lr"),
+        "text_encoder_learning_rate": bare("ss_text_encoder_lr"),
+        "scheduler": bare("ss_lr_scheduler"),
+        "clip_skip": bare("ss_clip_skip"),
+        "seed": bare("ss_seed"),
+        "date": _date(header),
+    }
+    return {name: text for name, text in values.items() if text}
 
 
 def _short(text: object) -> str:

@@ -14,7 +14,7 @@ from loralens.training.initialisation import Pair
 from loralens.training.layers.layer import LoRALayer
 
 # The names of such parameters in the models of transformers. The order in which PEFT nests their pairs in a file is
-# known for these (`loralens.formats.dialects.peft.experts.REGISTERED`).
+# known for these (`loralens.formats.dialects.peft.reader.REGISTERED`).
 STACKS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "v1", "w2")
 
 

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 from loralens.analysis.equality import UpdateDifference, differences
 from loralens.core.messages import progress, tell_findings
 from loralens.errors import MismatchError, OptionError
-from loralens.formats.dialects.experts import divide_as
+from loralens.formats.dialects.fitting import divide_as
 from loralens.formats.dialects.gguf.reader import has_permuted_rows, restore_rows
 from loralens.tables.numbers import count, json_number, number
 from loralens.tables.result import Tabular

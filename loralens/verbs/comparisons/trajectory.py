@@ -16,8 +16,18 @@ from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.formats import load
 from loralens.formats.files.json_text import finite_number
-from loralens.formats.records.runs import STATE, LoggedLoss, Run, RunCheckpoint, nearest_loss, read_run
-from loralens.formats.records.watch_log import LoggedLook, LoggedModule, is_watch_log, read_watch_log
+from loralens.formats.records.training import (
+    TRAINER_STATE,
+    LoggedLook,
+    LoggedLoss,
+    LoggedModule,
+    Run,
+    RunCheckpoint,
+    is_watch_log,
+    nearest_loss,
+    read_run,
+    read_watch_log,
+)
 from loralens.reporting.document import Report
 from loralens.reporting.watched import watched_report
 from loralens.tables.numbers import UNDEFINED, count, fixed, json_number, number
@@ -372,7 +382,7 @@ class TrajectoryResult(Tabular):
         paths = [str(checkpoint.path) for checkpoint in run.checkpoints]
         return {
             # The key names transformers' file; the log of `loralens train` is not such a file.
-            "trainer_state": str(run.source) if run.source and run.source.name == STATE else None,
+            "trainer_state": str(run.source) if run.source and run.source.name == TRAINER_STATE else None,
             "chance": {side: json_number(value) for side, value in trajectory.chance.items()},
             "ordered": run.ordered,
             "settled": str(self.settled.path) if self.settled else None,

@@ -503,7 +503,7 @@ def warn_of_components(adapter: Adapter, format_before: str) -> None:
     """Warn that diffusers or PEFT loads nothing of a file, as its names have no component, or one too many."""
     if adapter.format not in ("diffusers", "peft"):
         return
-    from loralens.formats.dialects.diffusers.keys import component  # for these dialects only
+    from loralens.formats.dialects.diffusers import component  # for these dialects only
 
     owners = sorted({component(name) for name in adapter})
     if adapter.format == "diffusers" and owners == [""]:

@@ -12,8 +12,7 @@ from loralens.compression.plan import TruncationPlan
 from loralens.core.adapter import Adapter
 from loralens.core.ranks import Rule
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats import encode_adapter, load, save
-from loralens.formats.dialects.sizes import file_size
+from loralens.formats import encode_adapter, file_size, load, save
 from loralens.formats.dialects.table import GGUF, WriterOptions
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.files.location import adapter_file

@@ -10,8 +10,7 @@ from loralens.choices import FLOAT_TYPES, MergeBits, ModelDtype, RoundingMode
 from loralens.core.messages import note, warn
 from loralens.core.names import some
 from loralens.errors import OptionError
-from loralens.formats.records.merged import CERTIFICATE
-from loralens.formats.records.undo import NAME
+from loralens.formats.records.merged import CERTIFICATE, NAME
 from loralens.linalg.device import Device
 from loralens.merging.plan import MergePlan
 from loralens.merging.summary import MergedModule, module_columns

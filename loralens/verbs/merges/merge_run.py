@@ -24,8 +24,18 @@ from loralens.formats.files.disk import check_room, disk_errors, sync, sync_fold
 from loralens.formats.files.json_text import dump
 from loralens.formats.files.leftovers import remove, reserve, tidy, was_killed
 from loralens.formats.files.writing import name_target
-from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
-from loralens.formats.records.undo import NAME, Spool, undo_size, write_undo
+from loralens.formats.records.merged import (
+    BEFORE,
+    CERTIFICATE,
+    FILES,
+    NAME,
+    Spool,
+    file_sizes,
+    is_certificate,
+    is_undo,
+    undo_size,
+    write_undo,
+)
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
 from loralens.merging.low_bit.apply import CodeRounding, prepare_codes

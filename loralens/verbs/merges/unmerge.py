@@ -17,8 +17,7 @@ from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.model_files import CONFIG, model_files, offsets_of
 from loralens.formats.models.model_location import resolve_path
 from loralens.formats.models.model_writer import Change
-from loralens.formats.records.merged import BEFORE, CERTIFICATE, MergeSettings, is_certificate
-from loralens.formats.records.undo import NAME, read_undo
+from loralens.formats.records.merged import BEFORE, CERTIFICATE, NAME, MergeSettings, is_certificate, read_undo
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
 from loralens.merging.low_bit.apply import CodeRounding, prepare_codes

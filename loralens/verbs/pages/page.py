@@ -19,9 +19,8 @@ from loralens.core.threads import Step, processor_count
 from loralens.core.together import magnitudes
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
-from loralens.formats.records.evaluations import read_evaluation
-from loralens.formats.records.moments import load_moments
-from loralens.formats.records.runs import read_run
+from loralens.formats.records.results import load_moments, read_evaluation
+from loralens.formats.records.training import read_run
 from loralens.linalg.device import Device
 from loralens.reporting.collection import CheckpointRun, measure_collection, measure_run
 from loralens.reporting.document import Report

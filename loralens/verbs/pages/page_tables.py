@@ -14,8 +14,8 @@ from loralens.analysis.merge_effect import MergeEffect
 from loralens.analysis.spectrum import Group
 from loralens.charts.amplification import full_rank_rows
 from loralens.compression.plan import CurvePoint
-from loralens.formats.records.evaluations import StoredEvaluation
-from loralens.formats.records.runs import RunCheckpoint
+from loralens.formats.records.results import StoredEvaluation
+from loralens.formats.records.training import RunCheckpoint
 from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject

@@ -16,7 +16,7 @@ from loralens.core.names import some
 from loralens.core.stored import record_of
 from loralens.errors import OptionError, place
 from loralens.formats.files.atomic import check_write_target
-from loralens.formats.records.evaluations import write_evaluation
+from loralens.formats.records.results import write_evaluation
 from loralens.tables.numbers import count, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table

@@ -52,9 +52,10 @@ from loralens.formats.records.training import (
     Training,
     grid_record,
     grid_runs,
+    history,
     is_finished,
+    log_entries,
 )
-from loralens.formats.records.training_log import history, log_entries
 from loralens.tables.numbers import count, number
 from loralens.tables.render import no_formula
 from loralens.tables.result import Tabular

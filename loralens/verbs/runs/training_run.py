@@ -17,9 +17,7 @@ from loralens.errors import DivergenceError, FormatError, LoraLensError
 from loralens.formats.files.location import NAMES
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.model_location import model_path
-from loralens.formats.records.training import GRID, LOG, STATE, Training
-from loralens.formats.records.training_log import History, history
-from loralens.formats.records.watch_log import NAME as WATCHED
+from loralens.formats.records.training import GRID, LOG, STATE, WATCHED, History, Training, history
 from loralens.tables.numbers import json_number, number
 from loralens.training.course import ADAM
 from loralens.verbs.models.models import digest_of_model, model_name

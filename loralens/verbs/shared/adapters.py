@@ -11,8 +11,7 @@ from loralens.core.together import magnitudes
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats import load
 from loralens.formats.files.location import SUFFIXES, adapter_file
-from loralens.formats.records.runs import read_run
-from loralens.formats.records.training import grid_runs, is_finished
+from loralens.formats.records.training import grid_runs, is_finished, read_run
 
 AdapterSource = str | PathLike[str] | Adapter
 Source = AdapterSource | Sequence[AdapterSource]

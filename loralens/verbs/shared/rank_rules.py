@@ -121,7 +121,7 @@ def read_moments(activations: "str | PathLike[str] | Moments | None") -> "Moment
     if activations is None:
         return None
     from loralens.core.stored import Moments
-    from loralens.formats.records.moments import load_moments
+    from loralens.formats.records.results import load_moments
 
     return activations if isinstance(activations, Moments) else load_moments(activations)
 

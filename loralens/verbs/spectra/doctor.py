@@ -23,8 +23,8 @@ from loralens.formats.files.disk import check_room
 from loralens.formats.files.json_text import dumps, is_safe_text
 from loralens.formats.files.location import adapter_file
 from loralens.formats.models.checkpoint import shapes
-from loralens.formats.records.sarif import check_log_target, write_sarif
-from loralens.formats.records.sarif import sarif as sarif_log
+from loralens.formats.records.results import check_log_target, write_sarif
+from loralens.formats.records.results import sarif as sarif_log
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table

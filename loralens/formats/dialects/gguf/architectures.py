@@ -1,11 +1,14 @@
 """llama.cpp's architectures: their names, the weights of their models, and whether rows of q and k are permuted."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 from loralens.core.base_model import text_config
-from loralens.errors import OptionError
+from loralens.core.lazy import Array
+from loralens.errors import MismatchError, OptionError
 
 # The weights of most families: attention, gated MLP, routed and shared experts, and Mixtral's experts.
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -127,6 +130,11 @@ def architecture(name: object) -> Architecture | None:
     return next((f for f in ARCHITECTURES if name == f.name or name in f.classes or name in f.types), None)
 
 
+def named_in_file(name: object) -> Architecture | None:
+    """The architecture for llama.cpp's own name, not for a class of Hugging Face."""
+    return next((family for family in ARCHITECTURES if name == family.name), None)
+
+
 def architecture_of(config: Mapping[str, Any] | None) -> Architecture | None:
     """The architecture of a base by its config.json."""
     text = text_config(config)
@@ -157,3 +165,162 @@ def heads_of(config: Mapping[str, Any] | None, *, source: str = "the base's conf
         what = f"{source}: {heads.q!r:.20} and {heads.kv!r:.20} are not numbers of heads (queries; keys and values)"
         raise OptionError(what, fix="give the base that the adapter was trained on")
     return heads
+
+
+_WRAPPERS = (  # prefixes that llama.cpp's converter replaces before it looks names up
+    ("model.language_model.", "model."), ("language_model.", ""), ("bert.", ""), ("roberta.", ""), ("", "model."),
+)  # fmt: skip
+# The largest number of parts of a name. Names in the tables have at most eight, and the time of the search grows with
+# the square of the number of parts.
+MOST_PARTS = 16
+# A single expert (….experts.3.w1) or one of a stack (….experts.gate_proj[3]).
+_EXPERT = re.compile(
+    r"^(?P<path>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$|^(?P<stack>.+)\[(?P<item>\d{1,9})\]$"
+)
+_BLOCK = re.compile(r"^blk\.(\d{1,9})\.(.+)$")
+# Mixtral's experts have this path in the tables of gguf for stacks: layers.N.feed_forward.experts.
+_NAMES_MIXTRAL = re.compile(r"^model\.layers\.(\d+)\.block_sparse_moe\.experts\.")
+
+
+class TensorPlace(NamedTuple):
+    """The place of a module in a GGUF file: the tensor without ``.weight``, and its number in a stack of experts."""
+
+    tensor: str
+    expert: int | None
+
+
+def place_of(module: str, arch: str) -> TensorPlace | None:
+    """The place of a module in a GGUF file; None if the architecture has no tensor for it."""
+    match = _EXPERT.match(module)
+    if not match:
+        tensor = _tensor(module, arch) or _tensor(f"{module}.layer", arch)  # Granite's router in memory
+        return None if tensor is None or tensor.endswith("_exps") else TensorPlace(tensor, None)
+    path = match["stack"] or f"{match['path']}.{match['part']}"
+    tensor = _tensor(path, arch) or _tensor(_NAMES_MIXTRAL.sub("layers.\\1.feed_forward.experts.", path), arch)
+    if tensor is None or not tensor.endswith("_exps"):
+        return None
+    return TensorPlace(tensor, int(match["number"] or match["item"]))
+
+
+def _tensor(module: str, arch: str) -> str | None:
+    names = _spellings(arch)
+    for old, new in (("", ""), *_WRAPPERS):
+        if not module.startswith(old):
+            continue
+        path = (new + module[len(old) :]).split(".")
+        if len(path) > MOST_PARTS:
+            continue
+        # The number of the block may be any numeric part of the path, or the name may have none.
+        for i, part in [(0, ""), *enumerate(path)]:
+            if part and not part.isdecimal():
+                continue
+            pattern = ".".join([*path[:i], "{bid}", *path[i + 1 :]] if part else path)
+            if pattern in names:
+                return names[pattern].replace("{bid}", part)
+    return None
+
+
+@cache
+def _spellings(arch: str) -> Mapping[str, str]:
+    """Every spelling of a weight's name → the name of its tensor, with ``{bid}`` for the number of the block.
+
+    This reads the tables of the package ``gguf`` directly, because making a `TensorNameMap` changes these tables.
+    """
+    from gguf.constants import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES
+    from gguf.tensor_mapping import TensorNameMap as Tables
+
+    number = next((number for number, name in MODEL_ARCH_NAMES.items() if name == arch), None)
+    if number is None:
+        return {}
+    # A family may have spellings of its own, which overrule the common ones.
+    own = Tables.arch_block_mappings_cfg.get(number, {})
+    names: dict[str, str] = {}
+    for table in (Tables.mappings_cfg, {**Tables.block_mappings_cfg, **own}):
+        for tensor, spellings in table.items():
+            if tensor in MODEL_TENSORS[number]:
+                names.update(dict.fromkeys((TENSOR_NAMES[tensor], *spellings), TENSOR_NAMES[tensor]))
+    return names
+
+
+def module_of(tensor: str, arch: Architecture | None, expert: int | None = None) -> str | None:
+    """The Hugging Face name of a tensor; None if its architecture has none or several."""
+    if arch is None:
+        return None
+    block = _BLOCK.match(tensor)
+    pattern = _modules(arch).get(f"blk.{{bid}}.{block[2]}" if block else tensor)
+    # A stack needs the number of an expert, and any other tensor must not have one.
+    if pattern is None or ("{e}" in pattern) != (expert is not None):
+        return None
+    return pattern.format(bid=block[1] if block else "", e=expert)
+
+
+def listed_name(module: str, arch: Architecture) -> str | None:
+    """The name that an architecture lists for a module of any spelling; None if it lists none."""
+    place = place_of(module, arch.name)
+    return None if place is None else module_of(place.tensor, arch, place.expert)
+
+
+def norm_of(tensor: str, arch: Architecture) -> str | None:
+    """The Hugging Face name of a norm or another tensor without a matrix product; None if its family lists none."""
+    block = _BLOCK.match(tensor)
+    pattern = _norms(arch).get(f"blk.{{bid}}.{block[2]}" if block else tensor)
+    return None if pattern is None else pattern.format(bid=block[1] if block else "")
+
+
+@cache
+def _modules(arch: Architecture) -> Mapping[str, str]:
+    """Tensor names → patterns of the only module names that an architecture lists for them."""
+    return _by_tensor(arch, [*arch.outside, *(arch.block + kind for kind in arch.kinds)])
+
+
+@cache
+def _norms(arch: Architecture) -> Mapping[str, str]:
+    """Tensor names → patterns of the names of norms."""
+    return _by_tensor(arch, [*arch.outside_norms, *(arch.block + norm for norm in arch.norms)])
+
+
+def _by_tensor(arch: Architecture, patterns: list[str]) -> Mapping[str, str]:
+    """Tensor names → the only pattern of a name with this tensor; tensors that several patterns have are left out."""
+    names: dict[str, list[str]] = {}
+    for pattern in patterns:
+        spot = place_of(pattern.format(bid=0, e=0), arch.name)
+        if spot:
+            names.setdefault(spot.tensor.replace("blk.0.", "blk.{bid}."), []).append(pattern)
+    return {tensor: found[0] for tensor, found in names.items() if len(found) == 1}
+
+
+OWNER = "llama.cpp"  # the name of the software with this order in messages
+# Only q and k are rotated, so only their rows are permuted.
+_ROTARY = re.compile(r"^blk\.\d+\.attn_([qk])$")
+
+
+def permute(rows: Array, heads: int) -> Array:
+    """The rows of q or k, Hugging Face's order → llama.cpp's: within a head of d rows, row i + j·d/2 → 2·i + j."""
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def unpermute(rows: Array, heads: int) -> Array:
+    """The rows of q or k, llama.cpp's order → Hugging Face's."""
+    return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def rotary(tensor: str) -> str | None:
+    """``q`` or ``k`` if a tensor is one of these projections; otherwise None."""
+    match = _ROTARY.match(tensor)
+    return match[1] if match else None
+
+
+def heads_in(tensor: str, heads: Heads, out: int) -> int:
+    """The number of heads in the ``out`` rows of a q or k projection.
+
+    Raises
+    ------
+    MismatchError
+        The rows cannot be divided into this number of heads with an even number of rows each.
+    """
+    count = heads.q if rotary(tensor) == "q" else heads.kv
+    if out % (2 * count):
+        raise MismatchError(
+            f"{out} rows cannot be divided into {count} heads", fix="give the base that the adapter was trained on"
+        )
+    return count

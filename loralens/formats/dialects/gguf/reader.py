@@ -15,19 +15,27 @@ src/llama-adapter.h).
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank, Origin, Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.errors import FormatError, MismatchError, ShapeError
 from loralens.formats.dialects import pairs
-from loralens.formats.dialects.gguf import names as gguf_names
-from loralens.formats.dialects.gguf import rows as gguf_rows
-from loralens.formats.dialects.gguf.architectures import Architecture, Heads, architecture, architecture_of, heads_of
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts
+from loralens.formats.dialects.gguf.architectures import (
+    OWNER,
+    Architecture,
+    Heads,
+    architecture_of,
+    heads_in,
+    heads_of,
+    module_of,
+    named_in_file,
+    rotary,
+    unpermute,
+)
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Fields, Parts, match_leaf
 from loralens.formats.files.container import Stored
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.json_text import plain_text
@@ -41,7 +49,7 @@ LARGEST = float(np.finfo(np.float32).max)  # α is float32 in llama.cpp
 EMBEDDING = "token_embd"
 STACK = "_exps"  # the end of the names of expert stacks
 
-_LEAF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])$")
+_LEAF = re.compile(r"^(?P<name>.+?)(?:\.weight)?\.lora_(?P<part>[ab])$")
 # The address that llama.cpp's converter writes for the base.
 _HUB = re.compile(r"^https://huggingface\.co/(?P<name>[\w.-]+/[\w.-]+)")
 
@@ -65,11 +73,15 @@ def read(stored: Stored) -> Adapter:
     # An adapter that is read again (`restore_rows`) has metadata only.
     plain = gguf_values.plain_values(stored.metadata) if stored.metadata else dict(stored.plain)
     base = base_model_config(stored.config)
-    arch = _architecture(plain, base)
+    name = plain.get(ARCHITECTURE)
+    arch, of_base = named_in_file(name), architecture_of(base)
+    if of_base and of_base is not arch:
+        what = f"the adapter is for {name!a:.40}, but the base is {of_base.name}"
+        raise MismatchError(what, fix="give the base that the adapter was trained on")
     # Other architectures keep Hugging Face's order of rows, whatever their heads are.
     heads = stated_heads(plain, base) if arch and arch.permuted else None
     alpha = _alpha(plain)
-    groups, unpaired = pairs.group(stored.tensors, _leaf)
+    groups, unpaired = pairs.group(stored.tensors, lambda key: match_leaf(key, _LEAF))
     modules = pairs.unfold(groups, lambda tensor, parts: _modules(tensor, parts, arch, heads, alpha))
     extra = {key: _extra(key, tensor, arch) for key, tensor in unpaired.items()}
     findings = _findings(plain, list(groups), arch, heads, unpaired)
@@ -105,22 +117,12 @@ def has_permuted_rows(adapter: Adapter) -> bool:
     return any(finding.code == "rows-permuted" for finding in adapter.findings)
 
 
-def base_model_config(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def base_model_config(config: Fields | None) -> Fields | None:
     """The configuration if it is one of a base model; None if it is PEFT's, which may lie beside the file."""
     return config if config and "peft_type" not in config and heads_of(config) else None
 
 
-def _architecture(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> Architecture | None:
-    name = plain.get(ARCHITECTURE)
-    arch, of_base = architecture(name) if isinstance(name, str) else None, architecture_of(base)
-    arch = arch if arch and arch.name == name else None  # llama.cpp's own name, not a class of Hugging Face
-    if of_base and of_base is not arch:
-        what = f"the adapter is for {name!a:.40}, but the base is {of_base.name}"
-        raise MismatchError(what, fix="give the base that the adapter was trained on")
-    return arch
-
-
-def stated_heads(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> Heads | None:
+def stated_heads(plain: Fields, base: Fields | None) -> Heads | None:
     """The numbers of heads that loralens wrote into the file, else those of the base.
 
     Raises
@@ -134,18 +136,13 @@ def stated_heads(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> He
     return heads_of(base)
 
 
-def _alpha(plain: Mapping[str, Any]) -> float:
+def _alpha(plain: Fields) -> float:
     alpha = plain.get(ALPHA, 0.0)
     number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and abs(alpha) <= LARGEST
     # llama.cpp reads a float32. It would round any other number, and the scale would change.
     if not number or float(np.float32(alpha)) != alpha:
         raise FormatError(f"{ALPHA} is {alpha!r:.40}, not a finite float32", fix="convert the adapter again")
     return float(alpha)
-
-
-def _leaf(key: str) -> Leaf | None:
-    match = _LEAF.match(key)
-    return Leaf(match["name"].removesuffix(".weight"), match["half"].upper()) if match else None
 
 
 def _modules(
@@ -162,53 +159,43 @@ def _modules(
     without_alpha = Scaling("given", origin=f"{ALPHA} is 0 or missing: 1")
     scaling = Scaling("alpha/r", alpha, B.shape[-1], ALPHA) if alpha else without_alpha
     if B.ndim == 3:
-        yield from _experts(tensor, B, A, arch, scaling, origin)
+        if A.shape[0] != B.shape[0]:
+            raise ShapeError(f"lora_a {A.shape} and lora_b {B.shape} have different numbers of experts", fix=SAVE_AGAIN)
+        for e, (name, expert) in enumerate(pairs.experts(tensor, B, A, scaling=scaling, origin=origin)):
+            # A listed name is that of a single expert's own linear layer.
+            if listed := module_of(tensor, arch, e):
+                name, expert = listed, LowRank(*expert.factors, expert.scale, scaling=scaling, origin=expert.origin)
+            yield name, expert
         return
     layout = Layout()
     # llama.cpp looks rows of lora_a up by token, so the vocabulary is its first axis.
     if tensor == EMBEDDING:
         A, layout = A.T, Layout("embedding")
-    if heads and gguf_rows.rotary(tensor):
-        count = gguf_rows.heads_in(tensor, heads, B.shape[0])
-        B = B.map(lambda rows: gguf_rows.unpermute(rows, count), shape=B.shape)
+    if heads and rotary(tensor):
+        count = heads_in(tensor, heads, B.shape[0])
+        B = B.map(lambda rows: unpermute(rows, count), shape=B.shape)
     elif _stays_permuted(tensor, arch, heads):
-        layout = Layout(rows=gguf_rows.OWNER)
-    name = gguf_names.module_of(tensor, arch) or tensor
+        layout = Layout(rows=OWNER)
+    name = module_of(tensor, arch) or tensor
     yield name, LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
-
-
-def _experts(
-    tensor: str, B: LazyArray, A: LazyArray, arch: Architecture | None, scaling: Scaling, origin: Origin
-) -> Iterator[tuple[str, LowRank]]:
-    count = B.shape[0]
-    if A.shape[0] != count:
-        raise ShapeError(f"lora_a {A.shape} and lora_b {B.shape} have different numbers of experts", fix=SAVE_AGAIN)
-    shared = replace(origin, share=count)
-    for e in range(count):
-        listed = gguf_names.module_of(tensor, arch, e)
-        B_e, A_e = (half.rows(e, e + 1).reshape(*half.shape[1:]) for half in (B, A))
-        # A listed name is that of a single expert's own linear layer.
-        layout = Layout("linear" if listed else "experts")
-        name = listed or f"{tensor}[{e}]"
-        yield name, LowRank(B_e, A_e, scaling.value, scaling=scaling, layout=layout, origin=shared)
 
 
 def _extra(key: str, tensor: LazyArray, arch: Architecture | None) -> Extra:
     """A tensor that is not half of a pair: a norm trained in full, as mergekit extracts them, or an unknown tensor."""
     name = key.removesuffix(".weight")
     role = "saved" if name.endswith("_norm") and tensor.dtype in (np.float32, np.float16) else "other"
-    return Extra(role, gguf_names.module_of(name, arch) or name, tensor)
+    return Extra(role, module_of(name, arch) or name, tensor)
 
 
 def _findings(
-    plain: Mapping[str, Any],
+    plain: Fields,
     tensors: list[str],
     arch: Architecture | None,
     heads: Heads | None,
     unpaired: Mapping[str, LazyArray],
 ) -> Iterator[Finding]:
     # Names of llama.cpp can be compared with each other, but not with those of a Hugging Face model.
-    strange = [tensor for tensor in tensors if not any(gguf_names.module_of(tensor, arch, e) for e in (None, 0))]
+    strange = [tensor for tensor in tensors if not any(module_of(tensor, arch, e) for e in (None, 0))]
     if strange:
         text = f"{len(strange)} modules (the first is {strange[0]}) keep llama.cpp's names: for the architecture "
         text += f"{plain.get(ARCHITECTURE)!a:.40}, their Hugging Face names are not known"
@@ -231,4 +218,4 @@ def _findings(
 
 def _stays_permuted(tensor: str, arch: Architecture | None, heads: Heads | None) -> bool:
     """Whether the rows of a tensor stay in llama.cpp's order; assumed if the architecture is unknown."""
-    return gguf_rows.rotary(tensor) is not None and heads is None and (arch is None or arch.permuted)
+    return rotary(tensor) is not None and heads is None and (arch is None or arch.permuted)

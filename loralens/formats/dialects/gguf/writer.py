@@ -7,7 +7,7 @@ once: the error of an entry of ΔW is at most 2⁻²⁴ of Σ|B||A|, and a scale
 
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -19,16 +19,20 @@ from loralens.core.names import expert
 from loralens.core.structured import Update
 from loralens.errors import LEAVE_OUT, FormatError, OptionError, ShapeError, place
 from loralens.formats.dialects.extras import translatable_extras
-from loralens.formats.dialects.gguf import names as gguf_names
-from loralens.formats.dialects.gguf import rows as gguf_rows
 from loralens.formats.dialects.gguf.architectures import (
     ARCHITECTURES,
     Architecture,
     Heads,
+    TensorPlace,
     architecture,
     architecture_of,
+    heads_in,
+    module_of,
+    named_in_file,
+    permute,
+    place_of,
+    rotary,
 )
-from loralens.formats.dialects.gguf.names import TensorPlace
 from loralens.formats.dialects.gguf.reader import (
     ALPHA,
     ARCHITECTURE,
@@ -39,7 +43,7 @@ from loralens.formats.dialects.gguf.reader import (
     base_model_config,
     stated_heads,
 )
-from loralens.formats.dialects.stacks import is_as_read, stack_matrices
+from loralens.formats.dialects.pairs import Fields, is_as_read, stack_matrices
 from loralens.formats.files.container import Stored
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.values import Value
@@ -73,10 +77,10 @@ class _Target(NamedTuple):
     family: Architecture | None
     heads: Heads | None
     metadata: Mapping[str, str] | None
-    config: Mapping[str, Any] | None
+    config: Fields | None
 
 
-def write(adapter: Adapter, *, arch: str | None = None, base_config: Mapping[str, Any] | None = None) -> Stored:
+def write(adapter: Adapter, *, arch: str | None = None, base_config: Fields | None = None) -> Stored:
     """The adapter as llama.cpp loads it.
 
     Parameters
@@ -112,15 +116,14 @@ def write(adapter: Adapter, *, arch: str | None = None, base_config: Mapping[str
     return Stored(tensors, metadata, target.config, plain=gguf_values.plain_values(metadata), names=names)
 
 
-def _target(adapter: Adapter, arch: str | None, config: Mapping[str, Any] | None) -> _Target:
+def _target(adapter: Adapter, arch: str | None, config: Fields | None) -> _Target:
     requested = _requested_architecture(arch, config)
     if adapter.format == NAME:
         plain = gguf_values.plain_values(adapter.metadata)
         own = plain.get(ARCHITECTURE)
         # An adapter that was GGUF stays for its architecture, unless the user names another.
         if requested is None or requested.name == own:
-            family = architecture(own) if isinstance(own, str) else None
-            family = family if family and family.name == own else None
+            family = named_in_file(own)
             heads = stated_heads(plain, adapter.config) if family and family.permuted else None
             return _Target(str(own or ""), family, heads, adapter.metadata or {}, adapter.config)
     if requested is None:
@@ -130,7 +133,7 @@ def _target(adapter: Adapter, arch: str | None, config: Mapping[str, Any] | None
     return _Target(requested.name, requested, heads, None, config)
 
 
-def _requested_architecture(arch: str | None, config: Mapping[str, Any] | None) -> Architecture | None:
+def _requested_architecture(arch: str | None, config: Fields | None) -> Architecture | None:
     """The architecture that the options name, checked for contradictions."""
     named, of_base = architecture(arch), architecture_of(config)
     choices = ", ".join(found.name for found in ARCHITECTURES)
@@ -156,16 +159,13 @@ def _stacks(adapter: Adapter, target: _Target) -> Stacks:
             modules = stacks.setdefault(spot.tensor, {})
             # Several spellings of one weight have one tensor.
             if spot.expert in modules:
-                raise FormatError(
-                    f"has the same place in a GGUF file as {modules[spot.expert]}",
-                    fix=LEAVE_OUT,
-                )
+                raise FormatError(f"has the same place in a GGUF file as {modules[spot.expert]}", fix=LEAVE_OUT)
             modules[spot.expert] = name
     return stacks
 
 
 def _place(name: str, target: _Target) -> TensorPlace:
-    spot = gguf_names.place_of(name, target.arch)
+    spot = place_of(name, target.arch)
     # A file of an unknown architecture was read under llama.cpp's own names, and is written under them again.
     if spot is None and target.metadata is not None:
         spot = TensorPlace(*(expert(name) or (name, None)))
@@ -221,7 +221,7 @@ def _alpha(adapter: Adapter, target: _Target) -> float:
 
 def _required_heads(stacks: Stacks, target: _Target) -> Heads | None:
     """The numbers of heads if rows have to be permuted; otherwise None."""
-    turned = [name for tensor, modules in stacks.items() if gguf_rows.rotary(tensor) for name in modules.values()]
+    turned = [name for tensor, modules in stacks.items() if rotary(tensor) for name in modules.values()]
     if not turned or target.family is None or not target.family.permuted:
         return None
     # Rows of an adapter that was GGUF may stay in llama.cpp's order.
@@ -246,9 +246,9 @@ def _tensors(
         return dict(zip(keys, _stack(modules, target, alpha), strict=True))
     module = modules[None]
     B, A = _fold_scale(module, alpha), module.factors[1]
-    if heads and gguf_rows.rotary(tensor) and not module.layout.rows:
-        count = gguf_rows.heads_in(tensor, heads, B.shape[0])
-        B = B.map(lambda rows: gguf_rows.permute(rows, count), shape=B.shape)
+    if heads and rotary(tensor) and not module.layout.rows:
+        count = heads_in(tensor, heads, B.shape[0])
+        B = B.map(lambda rows: permute(rows, count), shape=B.shape)
     return dict(zip(keys, (A.T if tensor == EMBEDDING else A, B), strict=True))
 
 
@@ -284,9 +284,13 @@ def _fold_scale(module: Update, alpha: float) -> LazyArray:
 
 def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) -> tuple[LazyArray, LazyArray]:
     """The experts of a stack as lora_a (E, r, in) and lora_b (E, out, r)."""
-    ordered = [modules[e] for e in sorted(e for e in modules if e is not None)]
-    count = _experts(ordered, target)
-    if sorted(e for e in modules if e is not None) != list(range(count)):
+    numbers = sorted(e for e in modules if e is not None)
+    ordered = [modules[e] for e in numbers]
+    # The number of experts: of the base, else of the file that they were read from, else all given.
+    stated = (n for n in map(text_config(target.config).get, EXPERTS) if isinstance(n, int))
+    shares = (module.origin.share for module in ordered if module.origin and module.origin.format == NAME)
+    count = next(stated, None) or max((len(modules), *shares))
+    if numbers != list(range(count)):
         what = f"{len(modules)} experts of this stack are adapted, but llama.cpp needs all, 0 to {count - 1}"
         raise ShapeError(what, fix=LEAVE_OUT)
     # One tensor holds all experts, so they need one shape and one rank.
@@ -296,25 +300,16 @@ def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) 
     return A, stack_matrices([_fold_scale(module, alpha) for module in ordered])
 
 
-def _experts(modules: list[Update], target: _Target) -> int:
-    """The number of experts in the stack: of the base, else of the file that they were read from, else all given."""
-    count = next((n for n in map(text_config(target.config).get, EXPERTS) if isinstance(n, int)), None)
-    shares = (module.origin.share for module in modules if module.origin and module.origin.format == NAME)
-    return max((len(modules), *shares)) if count is None else count
-
-
 def _metadata(adapter: Adapter, target: _Target, alpha: float, heads: Heads | None) -> dict[str, str]:
     """The key-values: those of the file that was read with the new α, or those of a new file."""
     values: dict[str, Value] = {}
     if target.metadata is None:
         identity = {ARCHITECTURE: target.arch, "general.type": "adapter", "adapter.type": "lora"}
-        values = {key: Value("str", array=False, value=text) for key, text in identity.items()}
-        if adapter.base_model:
-            values["general.base_model.count"] = Value("u32", array=False, value=1)
-            values["general.base_model.0.name"] = Value("str", array=False, value=adapter.base_model)
-        if heads:
-            values[HEADS] = Value("u32", array=False, value=heads.q)
-            values[HEADS_KV] = Value("u32", array=False, value=heads.kv)
+        named = {"general.base_model.count": 1, "general.base_model.0.name": adapter.base_model}
+        new = identity | (named if adapter.base_model else {})
+        new |= {HEADS: heads.q, HEADS_KV: heads.kv} if heads else {}
+        kinds = {str: "str", int: "u32"}
+        values = {key: Value(kinds[type(value)], array=False, value=value) for key, value in new.items()}
     carried = dict(target.metadata or {})
     # α is the only value that a change of the adapter changes.
     if target.metadata is None or gguf_values.plain_values(carried).get(ALPHA, 0.0) != alpha:
@@ -325,9 +320,9 @@ def _metadata(adapter: Adapter, target: _Target, alpha: float, heads: Heads | No
 
 def _names(stacks: Stacks, arch: Architecture | None) -> dict[str, str]:
     """The names that the reader will give to modules → their names here, where they differ."""
-    names = {}
-    for tensor, modules in stacks.items():
-        for number, name in modules.items():
-            plain = tensor if number is None else f"{tensor}[{number}]"
-            names[gguf_names.module_of(tensor, arch, number) or plain] = name
+    names = {
+        module_of(tensor, arch, number) or (tensor if number is None else f"{tensor}[{number}]"): name
+        for tensor, modules in stacks.items()
+        for number, name in modules.items()
+    }
     return {read: name for read, name in names.items() if read != name}

@@ -4,18 +4,80 @@ The fields and rules are those of PEFT (https://github.com/huggingface/peft). Mo
 without ``base_model.model.``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, final
+import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import islice, takewhile
+from typing import Any, NamedTuple, final
 
 from loralens.choices import Level
 from loralens.core.adapter import Finding
 from loralens.core.lowrank import ScaleFormula, Scaling
 from loralens.core.together import TASK_HEADS
 from loralens.errors import FormatError
-from loralens.formats.dialects.peft.patterns import RESTORE, Pattern
-from loralens.formats.files.expressions import Clock, Expression
+from loralens.formats.dialects.pairs import Fields
+from loralens.formats.files.expressions import SIMPLER, Clock, Expression
 from loralens.formats.files.json_text import check_printable, finite_number
+
+RESTORE = "correct adapter_config.json, or save the adapter again"
+# Keys in which only dots are special. A backslash before punctuation makes it literal.
+_LITERAL = re.compile(r"(\^?)((?:[\w.-]|\\[^\w\s])+)\$?\Z")
+_LETTER = re.compile(r"\\?.")
+
+
+class Pattern:
+    r"""``rank_pattern`` or ``alpha_pattern``: regular expression → value, looked up as PEFT does.
+
+    PEFT takes the first key for which the regular expression ``(.*\.)?(KEY)$`` matches the path of the module, and then
+    a key that is the path itself.
+
+    Most keys are literal: they consist of letters, digits, hyphens and dots, perhaps with ``^`` before, ``$`` after and
+    backslashes before punctuation. A dot that is not escaped matches any letter. Literal keys are grouped by their
+    length and the places of such dots, so that a lookup takes one step for each group, also if there is a key for every
+    module of a model. Other keys are tried one after the other as regular expressions. ``clock`` is the time limit that
+    all keys of the adapter share.
+    """
+
+    def __init__(self, values: Fields, field: str = "rank_pattern", clock: Clock | None = None) -> None:
+        self._clock, self._values, self._keys, self._field = clock or Clock(), values, list(values), field
+        self._expressions: list[tuple[int, Expression]] = []  # the place of a key, and its expression
+        # anchored, length, places of dots → letters → place of the first such key
+        self._literal: dict[tuple[bool, int, tuple[int, ...]], dict[str, int]] = {}
+        self._found: dict[str, str | None] = {}  # a cache, path → its key: paths are looked up repeatedly
+        for place, key in enumerate(values):
+            if literal := _LITERAL.match(key):
+                letters = _LETTER.findall(literal[2])
+                dots = tuple(i for i, letter in enumerate(letters) if letter == ".")
+                same_shape = self._literal.setdefault((bool(literal[1]), len(letters), dots), {})
+                same_shape.setdefault("".join(letter[-1] for letter in letters), place)
+            else:
+                self._expressions.append((place, Expression(key, field, self._clock, after_prefix=True)))
+
+    def find(self, path: str, default: Any) -> tuple[Any, str | None]:
+        """The value for a path, and its key, which is None for the default."""
+        # Without keys, as in most configurations, every path has the default.
+        if not self._keys:
+            return default, None
+        if path not in self._found:
+            place = min(self._places(path), default=None)
+            self._found[path] = self._keys[place] if place is not None else path if path in self._values else None
+        key = self._found[path]
+        return (default, None) if key is None else (self._values[key], key)
+
+    def _places(self, path: str) -> Iterator[int]:
+        """The places of keys that match; of expressions only the first one, because they are tried in order."""
+        yield from islice((place for place, expression in self._expressions if expression.matches(path)), 1)
+        with self._clock.running(f"{self._field} of {len(self._keys):,} keys", fix=SIMPLER):
+            for (anchored, length, dots), keys in self._literal.items():
+                # PEFT's expression ends in `$` and begins after a dot or at the start.
+                begin = len(path) - length
+                if begin == 0 or (begin > 0 and not anchored and path[begin - 1] == "."):
+                    tail = list(path[begin:])
+                    for i in dots:
+                        tail[i] = "."
+                    if (letters := "".join(tail)) in keys:
+                        yield keys[letters]
+
 
 DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
 DEFAULT_ALPHA = 8
@@ -46,8 +108,6 @@ class Endings:
     with the square of the length of a path, and a hostile file may have very long paths.
     """
 
-    __slots__ = ("_lengths", "_targets")
-
     def __init__(self, targets: Iterable[str]) -> None:
         self._targets = frozenset(targets)
         self._lengths = sorted(set(map(len, self._targets)))
@@ -63,62 +123,50 @@ class Endings:
 
     def cover(self, path: str) -> bool:
         """Whether any of them covers a path."""
-        return path in self._targets or next(self.hits(path), None) is not None
+        return next(self.hits(path), None) is not None
 
 
 @final
-@dataclass(frozen=True, slots=True)
 class PeftConfig:
     """The fields of an ``adapter_config.json`` after a check of their types and values.
 
-    ``fields`` is the unchanged object. ``clock`` is the time limit for its regular expressions, which all
-    configurations of an adapter share.
+    ``fields`` is the unchanged object; without a configuration it is empty, and all scales are unknown. ``clock`` is
+    the time limit for its regular expressions, which all configurations of an adapter share.
     """
 
-    fields: Mapping[str, Any]
-    clock: Clock = field(default_factory=Clock, compare=False, repr=False)
-    _expression: Expression | None = field(init=False, compare=False, repr=False)  # target_modules, where it is text
-    _listed: Endings = field(init=False, compare=False, repr=False)  # target_modules, where it is a list
-    _parameters: Endings = field(init=False, compare=False, repr=False)
-    _ranks: Pattern = field(init=False, compare=False, repr=False)
-    _alphas: Pattern = field(init=False, compare=False, repr=False)
-    _usual: Scaling | None = field(init=False, compare=False, repr=False)  # of all modules, where no pattern has a key
-
-    def __post_init__(self) -> None:
+    def __init__(self, fields: Fields | None, clock: Clock | None = None) -> None:
+        self.known, self.clock = fields is not None, clock or Clock()
+        self.fields = fields = fields or {}
         ranks, alphas = self._pattern("rank_pattern"), self._pattern("alpha_pattern")
         # Ranks beyond 2³¹ have no tensor, and bool is a subclass of int.
-        for name, rank in [("r", self.fields.get("r", DEFAULT_RANK)), *ranks.items()]:
+        for name, rank in [("r", fields.get("r", DEFAULT_RANK)), *ranks.items()]:
             if type(rank) is not int or not 0 < rank < 2**31:
                 raise FormatError(f"rank {name} is {rank!r:.40}, not a whole number above 0", fix=RESTORE)
-        for name, alpha in [("lora_alpha", self.fields.get("lora_alpha", DEFAULT_ALPHA)), *alphas.items()]:
+        for name, alpha in [("lora_alpha", fields.get("lora_alpha", DEFAULT_ALPHA)), *alphas.items()]:
             if finite_number(alpha) is None:
                 raise FormatError(f"alpha {name} is {alpha!r:.40}, not a number", fix=RESTORE)
         for name in FLAGS:
-            if not isinstance(self.fields.get(name), bool | None):
-                raise FormatError(f"{name} is {self.fields[name]!r:.40}, not true or false", fix=RESTORE)
-        targets = self.fields.get("target_modules")
-        listed = [] if isinstance(targets, str) else targets
-        _check_strings("target_modules", listed)
-        excluded = self.fields.get("exclude_modules")
-        _check_strings("exclude_modules", None if isinstance(excluded, str) else excluded)
-        for name in ("modules_to_save", "target_parameters"):
-            _check_strings(name, self.fields.get(name))
-        check_printable(str(self.fields.get("base_model_name_or_path")))
-        derived = {
-            "_ranks": Pattern(ranks, "rank_pattern", self.clock),
-            "_alphas": Pattern(alphas, "alpha_pattern", self.clock),
-            "_expression": Expression(targets, "target_modules", self.clock) if isinstance(targets, str) else None,
-            "_listed": Endings(listed or []),
-            "_parameters": Endings(self.parameters),
-        }
-        # The class is frozen, so derived fields are set in this way.
-        for name, value in derived.items():
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "_usual", None)
-        if not ranks and not alphas:
-            object.__setattr__(self, "_usual", self.scaling(""))
+            if not isinstance(fields.get(name), bool | None):
+                raise FormatError(f"{name} is {fields[name]!r:.40}, not true or false", fix=RESTORE)
+        targets = fields.get("target_modules")
+        for name in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters"):
+            # The first two may be one regular expression.
+            if not (name in ("target_modules", "exclude_modules") and isinstance(fields.get(name), str)):
+                _check_strings(name, fields.get(name))
+        check_printable(str(fields.get("base_model_name_or_path")))
+        self._ranks, self._alphas = (
+            Pattern(ranks, "rank_pattern", self.clock),
+            Pattern(alphas, "alpha_pattern", self.clock),
+        )
+        self._expression = Expression(targets, "target_modules", self.clock) if isinstance(targets, str) else None
+        self._listed = Endings(() if isinstance(targets, str) else targets or ())
+        self._parameters = Endings(self.parameters)
+        self._usual = None if self.known else Scaling("unknown")
+        # One object for all modules where no pattern has an entry.
+        if self.known and not ranks and not alphas:
+            self._usual = self.scaling("")
 
-    def _pattern(self, name: str) -> Mapping[str, Any]:
+    def _pattern(self, name: str) -> Fields:
         pattern = self.fields.get(name)
         if pattern is None:
             return {}
@@ -135,8 +183,7 @@ class PeftConfig:
 
     def scaling(self, path: str) -> Scaling:
         """α, r and formula of a module, and the field that they come from."""
-        # One object for all modules where no pattern has an entry.
-        if self._usual is not None:
+        if self._usual:
             return self._usual
         alpha, alpha_key = self._alphas.find(path, self.fields.get("lora_alpha", DEFAULT_ALPHA))
         rank, rank_key = self._rank(path)
@@ -154,6 +201,9 @@ class PeftConfig:
     @property
     def enabled(self) -> list[bool]:
         """``enable_lora`` of the fused projections of old PEFT: whether each slice of the output is adapted."""
+        if not self.known:
+            what = "lora_B has three dimensions, so which slices are adapted is in the configuration only"
+            raise FormatError(what, fix="put adapter_config.json beside the file")
         enabled = self.fields.get("enable_lora")
         if not isinstance(enabled, list) or not all(isinstance(x, bool) for x in enabled) or not any(enabled):
             raise FormatError(f"lora_B has three dimensions and enable_lora is {enabled!r:.40}", fix=RESTORE)
@@ -261,3 +311,73 @@ def _check_strings(name: str, value: Any) -> None:
         raise FormatError(f"{name} is not a list of strings", fix=RESTORE)
     for item in value:
         check_printable(item)
+
+
+PREFIX = "base_model.model."
+OUT_PROJ = "base_layer.out_proj"  # within an adapted nn.MultiheadAttention
+
+# The adapter's name in a leaf. It must not take `weight` or `bias`, which end the key.
+_NAME = r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?"
+# role → the leaf that PEFT writes, with a place for the half, and the keys of its tensors
+_ROLES = {
+    "pair": ("lora_{}.weight", rf"lora_(?P<half>[AB]){_NAME}\.weight"),
+    "embedding": ("lora_embedding_{}", rf"lora_embedding_(?P<half>[AB]){_NAME}"),
+    "lora_bias": ("lora_B.bias", rf"lora_B{_NAME}\.bias"),
+    "magnitude": ("lora_magnitude_vector", rf"lora_magnitude_vector{_NAME}(?:\.weight)?"),
+    "diagonal": ("lora_diag", rf"lora_diag{_NAME}"),
+}
+_KEYS = {role: re.compile(rf"^(?P<path>.+?)\.{leaf}$") for role, (_, leaf) in _ROLES.items()}
+
+
+class PeftKey(NamedTuple):
+    """A key of a pair or of a tensor that belongs to one.
+
+    ``path`` is the stored one without ``base_model.model.``, ``adapter`` the name of the adapter if the key has it.
+    """
+
+    role: str
+    path: str
+    half: str
+    adapter: str
+
+
+# Reading, checking and writing parse every key several times; 16,384 keys are those of a large adapter.
+@lru_cache(maxsize=1 << 14)
+def parse_peft_key(key: str) -> PeftKey | None:
+    """The parts of a key; None for a key that PEFT's LoRA layers do not write."""
+    if "lora_" in key:
+        for role, regex in _KEYS.items():
+            if match := regex.match(key):
+                parts = match.groupdict()
+                path = parts["path"].removeprefix(PREFIX)
+                return PeftKey(role, path, parts.get("half") or "", parts["adapter"] or "")
+    return None
+
+
+def canonical_key(key: str) -> str:
+    """A key in PEFT's own form: with its prefix and without the name of the adapter."""
+    parts = parse_peft_key(key)
+    if parts is None:
+        return key
+    return f"{PREFIX}{parts.path}.{_ROLES[parts.role][0].format(parts.half)}"
+
+
+def is_pair(key: str) -> bool:
+    """Whether a key is half of a PEFT pair."""
+    parts = parse_peft_key(key)
+    return parts is not None and parts.role in ("pair", "embedding")
+
+
+def module_path(path: str) -> str:
+    """A stored path without the parts ``base_layer``, which PEFT's wrappers insert."""
+    return ".".join(part for part in path.split(".") if part != "base_layer")
+
+
+def depth(path: str) -> int:
+    """The number of wrappers around a stored path, which are its trailing parts ``base_layer``."""
+    return sum(1 for _ in takewhile("base_layer".__eq__, reversed(path.split("."))))
+
+
+def adapter_names(keys: Iterable[str]) -> set[str]:
+    """The names of adapters in the keys of pairs."""
+    return {found.adapter for found in map(parse_peft_key, keys) if found and found.role in ("pair", "embedding")}

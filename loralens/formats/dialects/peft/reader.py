@@ -15,9 +15,11 @@ merged       A (k·r, in), B (k·o, r, 1)               one module, B block-diag
 `loralens.formats.dialects.peft.types` reads PEFT's AdaLoRA, LoHa and LoKr.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,20 +27,28 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray, Recent
 from loralens.core.lowrank import Layout, LowRank, Origin, Scaling
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects import dora, pairs
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts
-from loralens.formats.dialects.peft import experts as peft_experts
+from loralens.formats.dialects import pairs
+from loralens.formats.dialects.extras import PEFT_NORMS, magnitude_findings, missing_magnitudes
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Modules, Parts, Tensors
 from loralens.formats.dialects.peft import types as peft_types
-from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, adapter_names, is_pair, module_path, parse_peft_key
+from loralens.formats.dialects.peft.config import (
+    OUT_PROJ,
+    PREFIX,
+    PeftConfig,
+    adapter_names,
+    depth,
+    is_pair,
+    module_path,
+    parse_peft_key,
+)
 from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import plain_text
 
-if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
+if TYPE_CHECKING:
     from loralens.core.structured import Update
 
+
 NAME = "peft"
-DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # PEFT's DoRA has one length for each output
 # role of a tensor → the field of the configuration without which PEFT has no parameter for it, and passes over it
 SWITCHES = {
     "magnitude": "use_dora",
@@ -77,17 +87,17 @@ def read(stored: Stored) -> Adapter:
     if len(names) > 1:
         raise FormatError(f"holds several adapters: {', '.join(sorted(names))}", fix="save each one to its own folder")
     kind = peft_types.type_of(stored)
-    config = None if stored.config is None else PeftConfig(peft_types.lora_fields(stored.config))
+    config = PeftConfig(stored.config and peft_types.lora_fields(stored.config))
     # The stored blocks are not the factors of the whole weight.
-    if config and config.fields.get("use_bdlora"):
+    if config.fields.get("use_bdlora"):
         raise FormatError("use_bdlora: factors are stored as compact blocks", fix="merge or convert it with PEFT first")
     findings: list[Finding] = []
-    if not config:
+    if not config.known:
         text = "no adapter_config.json beside the file, so α is unknown and the scale is taken as 1"
         fix = "put the configuration beside the file, or give --alpha or --scale"
         findings.append(Finding("warning", "alpha-unknown", text, fix))
-    modules: Mapping[str, Update]
-    unpaired: Mapping[str, LazyArray]
+    modules: Modules
+    unpaired: Tensors
     pruned: list[str] = []
     if kind == peft_types.PLAIN:
         modules, unpaired, paths, about = _plain(stored.tensors, config)
@@ -96,13 +106,13 @@ def read(stored: Stored) -> Adapter:
         paths = {*modules, *pruned}
     findings += about
     extra = {key: _extra(key, tensor, stored, config, modules) for key, tensor in unpaired.items()}
-    if config:
+    if config.known:
         if config.fields.get("use_dora"):
-            extra |= dora.missing_magnitudes(modules, extra, DORA, lambda name: f"{PREFIX}{name}.lora_magnitude_vector")
-        missing = dora.magnitude_findings(extra, software="PEFT")
+            extra |= missing_magnitudes(modules, extra, PEFT_NORMS, PREFIX + "{}.lora_magnitude_vector")
+        missing = magnitude_findings(extra, software="PEFT")
         # The setting itself is only reported if magnitudes are there; missing ones have a warning of their own.
-        silent = missing and not any(item.role == "magnitude" for item in extra.values())
-        findings += [finding for finding in config.variants() if not (silent and finding.code == "use-dora")] + missing
+        silent = {"use-dora"} if missing and not any(item.role == "magnitude" for item in extra.values()) else ()
+        findings += [finding for finding in config.variants() if finding.code not in silent] + missing
         findings += _target_findings(config, paths, modules)
         findings += _ignored_findings(stored, config, extra)
     base_model = plain_text((stored.config or {}).get("base_model_name_or_path"))
@@ -111,7 +121,7 @@ def read(stored: Stored) -> Adapter:
 
 
 def _plain(
-    tensors: Mapping[str, LazyArray], config: PeftConfig | None
+    tensors: Tensors, config: PeftConfig
 ) -> "tuple[dict[str, Update], dict[str, LazyArray], set[str], list[Finding]]":
     """The modules of a file of type LORA, its other tensors, the paths that are targets of PEFT, and findings."""
     groups, unpaired = _group(tensors)
@@ -139,7 +149,7 @@ def _about_out_proj(name: str) -> Finding:
     return Finding("warning", "out-proj-twice", text, fix)
 
 
-def _group(tensors: Mapping[str, LazyArray]) -> tuple[dict[str, Parts], dict[str, LazyArray]]:
+def _group(tensors: Tensors) -> tuple[dict[str, Parts], dict[str, LazyArray]]:
     """Pairs by their stored path, with the diagonal of KaSA, and every tensor that is not half of a pair."""
     copies = {key: tensor for key, tensor in tensors.items() if (plain := _plain_key(key)) != key and plain in tensors}
     groups, unpaired = pairs.group({key: tensor for key, tensor in tensors.items() if key not in copies}, _half)
@@ -163,7 +173,7 @@ def _half(key: str) -> Leaf | None:
 
 
 def _modules(
-    path: str, groups: Mapping[str, Parts], config: PeftConfig | None, recent: Recent
+    path: str, groups: Mapping[str, Parts], config: PeftConfig, recent: Recent
 ) -> Iterator[tuple[str, LowRank]]:
     """The modules that one stored pair holds: one module, or the experts of a stack."""
     parts = groups[path]
@@ -171,12 +181,12 @@ def _modules(
     origin = pairs.origin_of(NAME, parts, ("lora_A", "lora_B"))
     for key, tensor in origin.tensors.items():
         pairs.check_not_empty(key, tensor)
-    parameter = peft_experts.parameter_path(path, groups, config) if config and config.parameters else None
-    if parameter and config:
-        yield from peft_experts.expert_modules(parameter, B, A, config=config, origin=origin, recent=recent)
+    parameter = parameter_path(path, groups, config)
+    if parameter:
+        yield from expert_modules(parameter, B, A, config=config, origin=origin, recent=recent)
         return
     # r and α of an out_proj are those of its attention.
-    scaling = config.scaling(_target(path, groups)) if config else Scaling("unknown")
+    scaling = config.scaling(_target(path, groups))
     name = module_path(path)
     if f"{path}.{OUT_PROJ}" in groups:
         name = f"{name}.in_proj_weight"  # the pair of an nn.MultiheadAttention itself adapts its fused projections
@@ -194,10 +204,10 @@ def _target(path: str, groups: Mapping[str, Parts]) -> str:
     return module_path(owner if owner in groups else path)
 
 
-def _module(name: str, parts: Parts, config: PeftConfig | None, scaling: Scaling, origin: Origin) -> LowRank:
+def _module(name: str, parts: Parts, config: PeftConfig, scaling: Scaling, origin: Origin) -> LowRank:
     A, B = parts["lora_A"][1], parts["lora_B"][1]
     # The leaf tells an embedding from a linear layer; the shapes do not.
-    if any("embedding" in key and _is_embedding(key) for key in origin.tensors):
+    if any((key := parse_peft_key(stored)) and key.role == "embedding" for stored in origin.tensors):
         layout = Layout("embedding")
     # the factors of old PEFT's grouped Conv1d
     elif A.ndim == 2 and B.ndim == 3:
@@ -211,7 +221,7 @@ def _module(name: str, parts: Parts, config: PeftConfig | None, scaling: Scaling
     elif name.endswith(".in_proj_weight"):
         layout = Layout("parameter")
     else:
-        layout = _TRANSPOSED if config and config.fields.get("fan_in_fan_out") else _LINEAR
+        layout = _TRANSPOSED if config.fields.get("fan_in_fan_out") else _LINEAR
     # This comes after unpacking, so that the diagonal scales the columns of B (out, r).
     if "diagonal" in parts:
         diagonal = parts["diagonal"][1]
@@ -221,16 +231,8 @@ def _module(name: str, parts: Parts, config: PeftConfig | None, scaling: Scaling
     return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
 
 
-def _is_embedding(key: str) -> bool:
-    parts = parse_peft_key(key)
-    return parts is not None and parts.role == "embedding"
-
-
-def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig | None) -> tuple[LazyArray, Layout]:
+def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig) -> tuple[LazyArray, Layout]:
     """B (n·o, k·r) of old PEFT's MergedLinear with A (k·r, in) and B (k·o, r, 1); rows without an update are zero."""
-    if config is None:
-        what = "lora_B has three dimensions, so which slices are adapted is in the configuration only"
-        raise FormatError(what, fix="put adapter_config.json beside the file")
     enabled, (rows, rank, last) = config.enabled, B.shape
     count = sum(enabled)
     # Old PEFT stored the factors of its grouped Conv1d, whose kernel is 1.
@@ -250,7 +252,7 @@ def _about_rank(name: str, module: LowRank) -> list[Finding]:
     return [Finding("error", "rank-disagrees", text, fix)]
 
 
-def _target_findings(config: PeftConfig, paths: set[str], modules: "Mapping[str, Update]") -> list[Finding]:
+def _target_findings(config: PeftConfig, paths: set[str], modules: Modules) -> list[Finding]:
     """Findings about differences between ``target_modules`` and the modules in the file."""
     fix = "if such a module was meant to be trained, correct its name and train again"
     findings = [
@@ -290,9 +292,7 @@ def _ignored_findings(stored: Stored, config: PeftConfig, extra: Mapping[str, Ex
     return findings
 
 
-def _extra(
-    key: str, tensor: LazyArray, stored: Stored, config: PeftConfig | None, modules: "Mapping[str, Update]"
-) -> Extra:
+def _extra(key: str, tensor: LazyArray, stored: Stored, config: PeftConfig, modules: Modules) -> Extra:
     """A tensor that is not half of a pair, with its role and its module."""
     parts, plain = parse_peft_key(key), _plain_key(key)
     if parts and (plain == key or plain not in stored.tensors):
@@ -305,7 +305,7 @@ def _extra(
         path = ".".join(part for part in path.split(".") if part not in ("modules_to_save", "original_module"))
         return Extra("copy" if plain in stored.tensors else "saved", path, tensor, parameter)
     # As in PEFT, an entry also covers what is inside of a module whose path contains it.
-    if any(f"{saved}." in f"{path}." for saved in (config.saved if config else [])):
+    if any(f"{saved}." in f"{path}." for saved in config.saved):
         return Extra("saved", path, tensor, parameter)
     if parameter == "bias":
         return Extra("bias", path, tensor, parameter)
@@ -313,3 +313,84 @@ def _extra(
     # A resized vocabulary saves both, whether they are adapted or not.
     embedding = embedding or path.rpartition(".")[2] in EMBEDDINGS
     return Extra("embedding" if embedding and parameter == "weight" else "other", path, tensor, parameter)
+
+
+# The order in which the models of transformers define these parameters.
+REGISTERED = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "w1", "v1", "w2")
+# Unsloth's name for B expert by expert
+GROUPED = "grouped_by_expert"
+SWAPPED = (0, 19)  # the first version of PEFT in which (E, out, in) is the rule
+
+
+def parameter_path(path: str, pairs: Mapping[str, Any], config: PeftConfig) -> str | None:
+    """The path of the parameter that a stored pair adapts; None if it adapts the weight of a module.
+
+    ``target_parameters`` holds paths or ends of paths. An end may be only the parameter's own name, which then fits
+    every module that is not in ``target_modules``.
+    """
+    module = module_path(path)
+    targets = config.parameters
+    if not targets or config.targets(module):
+        return None
+    names = [name for name in (_inside(module, target) for target in targets) if name]
+    # A path that fits is more specific than a bare name.
+    names = names or [target for target in targets if "." not in target]
+    if not names:
+        return None
+    # The depth of a pair is its place in the order, so the names must be as many as the depths.
+    depths = sorted(depth(other) for other in pairs if module_path(other) == module)
+    if len(names) != len(depths):
+        what = f"target_parameters names {len(names)} parameters here and the file holds {len(depths)} pairs"
+        raise FormatError(what, fix="correct target_parameters in adapter_config.json")
+    if len(names) > 1 and not set(names) <= set(REGISTERED):
+        raise FormatError(
+            f"which of {', '.join(names)} is the outer one depends on the model's code, and the file does not say",
+            fix="train or save one parameter at a time, or report the model so that its order can be added",
+        )
+    outermost_first = sorted(names, key=registration_order, reverse=True)
+    return f"{module}.{outermost_first[depths.index(depth(path))]}"
+
+
+def registration_order(name: str) -> int:
+    """The position of a parameter among those of its module, in the order in which models register them."""
+    return REGISTERED.index(name) if name in REGISTERED else 0
+
+
+def _inside(module: str, target: str) -> str | None:
+    """The parameter's own name if ``target`` (a path or the end of one) is a parameter of ``module``."""
+    owner, _, name = target.rpartition(".")
+    return name if owner and (module == owner or module.endswith(f".{owner}")) else None
+
+
+def expert_modules(
+    name: str, B: LazyArray, A: LazyArray, *, config: PeftConfig, origin: Origin, recent: Recent
+) -> Iterator[tuple[str, LowRank]]:
+    """The modules of a stored pair: ``name[e]`` for each expert, or one module for a 2-D parameter."""
+    scaling = config.scaling(name)
+    rank = config.rank(name)
+    # The number of experts is not stored: it follows from r and the rows of A.
+    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or A.shape[0] % rank:
+        what = f"lora_A {A.shape} and lora_B {B.shape} are not a stack of experts of rank {rank}"
+        raise ShapeError(what, fix="correct r or rank_pattern in adapter_config.json, or save the adapter again")
+    count = A.shape[0] // rank
+    # a parameter of two axes, which is not a stack
+    if count == 1:
+        plain = name.removesuffix(".weight")
+        layout = Layout("linear" if plain != name else "parameter")
+        yield plain, LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
+        return
+    shared = replace(origin, share=count)
+    # Only two parts of the version count; development versions have more.
+    version = re.match(r"(\d{1,4})\.(\d{1,4})", str(config.fields.get("peft_version")))
+    # Whether the PEFT that saved the adapter treats every stack as (E, in, out).
+    transposed = version is None or (int(version[1]), int(version[2])) < SWAPPED
+    layout = Layout("experts", transposed=transposed)
+    grouped = config.fields.get("lora_B_layout") == GROUPED
+    # Every expert needs some columns of B, which are scattered over the whole tensor.
+    cached_B = recent.keep(B)
+    for e in range(count):
+        # The columns of one expert are read when they are needed, from the copy of B in memory.
+        columns = slice(e * rank, (e + 1) * rank) if grouped else slice(e, None, count)
+        B_e = cached_B.map(itemgetter((..., columns)), shape=(B.shape[0], rank))
+        A_e = A.rows(e * rank, (e + 1) * rank)
+        yield f"{name}[{e}]", LowRank(B_e, A_e, scaling.value, scaling=scaling, layout=layout, origin=shared)

@@ -18,12 +18,12 @@ takes the Kronecker product of w1, as (1, a, c), and w2. The result has the shap
 (out, in, k). PEFT trains and merges in this order, so it is read in this order here.
 
 All three flatten the kernels of convolutions in some of their factors, (r, in·k…), and plain LoRA does not. So a module
-with the name of a convolution is one, without a kernel, until its base is known (`loralens.formats.dialects.kernels`).
+with the name of a convolution is one, without a kernel, until its base is known (`loralens.formats.dialects.lycoris`).
 """
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -33,11 +33,8 @@ from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.names import is_convolution_name
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects import pairs
-from loralens.formats.dialects.alpha import single_number
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts
-from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.dialects.peft.keys import PREFIX, is_pair, module_path
-from loralens.formats.dialects.peft.patterns import RESTORE
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Fields, Leaf, Parts, single_number
+from loralens.formats.dialects.peft.config import PREFIX, RESTORE, PeftConfig, is_pair, module_path
 from loralens.formats.files.container import Stored
 
 if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
@@ -105,7 +102,7 @@ def origin_format(kind: str) -> str:
     return f"peft-{kind.lower()}"
 
 
-def lora_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+def lora_fields(fields: Fields) -> Fields:
     """The configuration of a plain LoRA with the same targets, heads and scales; ``fields`` itself if it is one.
 
     For AdaLoRA, α belongs to ``init_r``. Its masks of directions are left out, because the tensors are already pruned.
@@ -124,7 +121,7 @@ def lora_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**lora, **common, "peft_type": PLAIN, **alpha}
 
 
-def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
+def read_other_type(stored: Stored, kind: str, config: PeftConfig) -> Read:
     """The modules of a file of another type than LORA.
 
     Raises
@@ -179,7 +176,7 @@ def _flat_layout(name: str) -> Layout:
     return Layout("conv") if is_convolution_name(name) else Layout()
 
 
-def _adalora(name: str, parts: Parts, config: PeftConfig | None, mask: list[bool] | None) -> LowRank:
+def _adalora(name: str, parts: Parts, config: PeftConfig, mask: list[bool] | None) -> LowRank:
     """B · diag(E) · A with E multiplied into A, which is rounded to float32 once, as PEFT computes it."""
     A, B, E = pairs.tensors_of(parts, "lora_A", "lora_B", "lora_E")
     if A.ndim != 2 or B.ndim != 2 or B.shape[1] != A.shape[0] or E.shape != (A.shape[0], 1):
@@ -190,7 +187,7 @@ def _adalora(name: str, parts: Parts, config: PeftConfig | None, mask: list[bool
         what = f"rank_pattern keeps {sum(mask)} directions and lora_A has {A.shape[0]}"
         raise ShapeError(what, fix="correct rank_pattern in adapter_config.json, or save the adapter again")
     scaling, scale = _adalora_scale(parts, config)
-    fan_in = bool(config and config.fields.get("fan_in_fan_out"))
+    fan_in = config.fields.get("fan_in_fan_out")
     layout = Layout("linear", transposed=True) if fan_in else _flat_layout(name)
 
     def weigh(rows: Array) -> Array:
@@ -202,13 +199,11 @@ def _adalora(name: str, parts: Parts, config: PeftConfig | None, mask: list[bool
     return LowRank(B, weighted, scale, scaling=scaling, layout=layout, origin=origin)
 
 
-def _adalora_scale(parts: Parts, config: PeftConfig | None) -> tuple[Scaling, float]:
+def _adalora_scale(parts: Parts, config: PeftConfig) -> tuple[Scaling, float]:
     """The scale lora_alpha/(ranknum + 1e-5); unknown without a configuration."""
-    if config is None:
-        return Scaling("unknown"), 1.0
     terms = config.scaling("")
-    assert terms.alpha is not None
-    assert terms.rank is not None
+    if terms.alpha is None or terms.rank is None:
+        return terms, 1.0
     ranknum = single_number(*parts["ranknum"]) if "ranknum" in parts else float(terms.rank)
     if ranknum <= 0:
         raise FormatError(f"{parts['ranknum'][0]} is {ranknum:g}, not above 0", fix=SAVE_AGAIN)
@@ -220,7 +215,7 @@ def _adalora_scale(parts: Parts, config: PeftConfig | None) -> tuple[Scaling, fl
     return Scaling("given", origin=origin), alpha / (ranknum + EPSILON)
 
 
-def _masks(fields: Mapping[str, Any]) -> Mapping[str, list[bool]]:
+def _masks(fields: Fields) -> Mapping[str, list[bool]]:
     """``rank_pattern`` of AdaLoRA: module → whether each of its directions remained."""
     pattern = fields.get("rank_pattern") or {}
     if not isinstance(pattern, dict):
@@ -234,11 +229,11 @@ def _masks(fields: Mapping[str, Any]) -> Mapping[str, list[bool]]:
     return masks
 
 
-def _product(name: str, parts: Parts, kind: str, config: PeftConfig | None) -> "Update":
+def _product(name: str, parts: Parts, kind: str, config: PeftConfig) -> "Update":
     """The update of one module of LoHa or LoKr."""
     from loralens.formats.dialects import lycoris
 
-    scaling = config.scaling(name) if config else Scaling("unknown")
+    scaling = config.scaling(name)
     product: LowRank | Form
     rank: int | None
     if kind == "LOHA":

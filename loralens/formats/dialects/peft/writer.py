@@ -23,20 +23,29 @@ from loralens.core.structured import Update
 from loralens.core.together import NORMS
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects.extras import check_all_dora, translate_extras
-from loralens.formats.dialects.pairs import pack_pair
-from loralens.formats.dialects.peft.config import DEFAULT_ALPHA, DEFAULT_RANK, Endings, PeftConfig
-from loralens.formats.dialects.peft.experts import GROUPED, SWAPPED, registration_order
-from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, canonical_key, is_pair
-from loralens.formats.dialects.peft.reader import NAME, read
-from loralens.formats.dialects.peft.types import lora_fields
-from loralens.formats.dialects.stacks import (
+from loralens.formats.dialects.pairs import (
+    Fields,
+    Modules,
     Stacks,
     check_complete,
     group_by_pair,
     is_as_read,
     most_common,
+    pack_pair,
     stack_matrices,
 )
+from loralens.formats.dialects.peft.config import (
+    DEFAULT_ALPHA,
+    DEFAULT_RANK,
+    OUT_PROJ,
+    PREFIX,
+    Endings,
+    PeftConfig,
+    canonical_key,
+    is_pair,
+)
+from loralens.formats.dialects.peft.reader import GROUPED, NAME, SWAPPED, read, registration_order
+from loralens.formats.dialects.peft.types import lora_fields
 from loralens.formats.files.container import Stored
 
 # Paths that are regular expressions as they are, if a dot may match any letter.
@@ -86,7 +95,7 @@ def write(adapter: Adapter) -> Stored:
     return stored
 
 
-def check_reread(written: Mapping[str, Update], back: Mapping[str, Update] | Adapter) -> None:
+def check_reread(written: Modules, back: Modules | Adapter) -> None:
     """Refuse a file from which a module would be read with another shape, rank or scale than it was written with."""
     modules = back.modules if isinstance(back, Adapter) else back
     for name, module in written.items():
@@ -97,7 +106,7 @@ def check_reread(written: Mapping[str, Update], back: Mapping[str, Update] | Ada
             raise FormatError(f"{name}: {module} would be read as {reread}", fix="report this as a bug")
 
 
-def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, grouped: bool) -> Mapping[str, LazyArray]:
+def _tensors(name: str, modules: Modules, stacks: Stacks, *, grouped: bool) -> Mapping[str, LazyArray]:
     first = next(iter(modules.values()))
     if is_as_read(modules.values(), NAME):
         assert first.origin
@@ -158,7 +167,7 @@ def translate_companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
     return translate_extras(adapter, ("magnitude", "lora_bias"), title, translate)
 
 
-def _stack(modules: Mapping[str, Update], *, grouped: bool) -> tuple[LazyArray, LazyArray]:
+def _stack(modules: Modules, *, grouped: bool) -> tuple[LazyArray, LazyArray]:
     """The pairs of all experts in two tensors: A expert by expert, B rank by rank unless ``lora_B_layout`` differs."""
     check_complete(modules, "PEFT")
     B, A = (stack_matrices([module.factors[side] for module in modules.values()]) for side in (0, 1))
@@ -169,7 +178,7 @@ def _stack(modules: Mapping[str, Update], *, grouped: bool) -> tuple[LazyArray, 
     return joined, A.reshape(count * rank, A.shape[2])
 
 
-def _is_parameter(modules: Mapping[str, Update]) -> bool:
+def _is_parameter(modules: Modules) -> bool:
     """Whether PEFT wraps the parameter that a group of modules adapts, and not its module."""
     return next(iter(modules.values())).layout.kind in PARAMETERS
 
@@ -183,7 +192,7 @@ def _stored_path(name: str, stacks: Stacks) -> str:
     return ".".join([module, *["base_layer"] * order.index(parameter)])
 
 
-def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
+def _config(adapter: Adapter, stacks: Stacks) -> Fields | None:
     """The old configuration if it still describes the adapter, otherwise one that does."""
     old = lora_fields(adapter.config) if adapter.format == NAME and adapter.config is not None else None
     unsaid = all(
@@ -266,7 +275,7 @@ def _width(module: Update) -> int:
     return module.rank // module.layout.groups if fused else module.rank
 
 
-def _update_fields(fields: Mapping[str, Any], stacks: Stacks, *, exact: bool = False) -> dict[str, Any]:
+def _update_fields(fields: Fields, stacks: Stacks, *, exact: bool = False) -> dict[str, Any]:
     """``fields`` with ranks, alphas and targets that fit the modules; all other fields are unchanged.
 
     With ``exact``, every module is named as a target, because the old targets would make PEFT adapt removed modules.
@@ -342,7 +351,7 @@ def _integer_if_whole(alpha: float) -> float | int:
     return int(alpha) if float(alpha).is_integer() and abs(alpha) < 2**53 else alpha
 
 
-def _literal_pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
+def _literal_pattern(values: Fields, default: Any) -> dict[str, Any]:
     """The full paths whose values differ from the default, and all other paths that their keys match; longest first."""
     odd = Endings(path for path, value in values.items() if value != default)
     paths = [path for path in values if odd.cover(path)]

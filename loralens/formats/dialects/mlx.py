@@ -17,18 +17,40 @@ configuration the scale is unknown. mlx-lm ignores an ``alpha`` beside it, which
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from math import frexp
 from typing import Any
+
+import ml_dtypes
+import numpy as np
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank, Scaling
+from loralens.core.names import block
 from loralens.core.structured import Update
-from loralens.errors import FormatError, ShapeError
-from loralens.formats.dialects import dora, pairs
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, is_embedding_name, match_leaf
-from loralens.formats.dialects.peft.fields import valid_fields
+from loralens.core.together import NORMS
+from loralens.errors import LEAVE_OUT, FormatError, ShapeError, place
+from loralens.formats.dialects import pairs
+from loralens.formats.dialects.extras import check_all_dora, magnitude_findings, missing_magnitudes, translate_extras
+from loralens.formats.dialects.pairs import (
+    SAVE_AGAIN,
+    Fields,
+    Leaf,
+    Modules,
+    Parts,
+    Stacks,
+    check_complete,
+    group_by_pair,
+    is_as_read,
+    is_embedding_name,
+    match_leaf,
+    most_common,
+    scale_tensor,
+    stack_matrices,
+)
+from loralens.formats.dialects.record import carried_fields, valid_fields
 from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import finite_number, plain_text
 
@@ -60,18 +82,18 @@ def detect(stored: Stored) -> bool:
     return is_mlx_config(stored.config) or all(_fits(parts) for parts in groups.values())
 
 
-def is_mlx_config(config: Mapping[str, Any] | None) -> bool:
+def is_mlx_config(config: Fields | None) -> bool:
     """Whether a configuration is mlx-lm's."""
     return config is not None and ("fine_tune_type" in config or "lora_parameters" in config)
 
 
-def lora_parameters(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def lora_parameters(config: Fields | None) -> Fields:
     """The ``lora_parameters`` of a configuration; empty if it has none."""
     section = (config or {}).get("lora_parameters")
     return section if isinstance(section, dict) else {}
 
 
-def stated_scale(config: Mapping[str, Any] | None) -> float | None:
+def stated_scale(config: Fields | None) -> float | None:
     """The scale in a configuration; None if it has none.
 
     Raises
@@ -108,8 +130,8 @@ def read(stored: Stored) -> Adapter:
     extra = {key: _extra(key, tensor, modules) for key, tensor in unpaired.items()}
     # Without this field the file is a plain LoRA, and has no magnitudes that could be missing.
     if (stored.config or {}).get("fine_tune_type") == "dora":
-        extra |= dora.missing_magnitudes(modules, extra, DORA, lambda name: f"{name}.m")
-    findings = _findings(stored.config, scale, modules) + dora.magnitude_findings(extra, software="mlx-lm")
+        extra |= missing_magnitudes(modules, extra, DORA, "{}.m")
+    findings = _findings(stored.config, scale, modules) + magnitude_findings(extra, software="mlx-lm")
     base_model = plain_text((stored.config or {}).get("model"))
     adapter = pairs.make_adapter(stored, NAME, modules, extra, findings, base_model=base_model)
     return replace(adapter, peft_fields=valid_fields({"lora_dropout": lora_parameters(stored.config).get("dropout")}))
@@ -136,13 +158,8 @@ def _modules(name: str, parts: Parts, m: LazyArray | None) -> Iterator[tuple[str
     if b.ndim == 2:
         yield name, LowRank(b.T, a.T, layout=Layout(_kind(name, (b.shape[1], a.shape[0]), m)), origin=origin)
         return
-    count, out, rank = b.shape
-    # All experts came from the same two tensors, which are written again if all are unchanged.
-    shared = replace(origin, share=count)
-    for e in range(count):
-        B = b.rows(e, e + 1).reshape(out, rank)
-        A = a.rows(e * rank, (e + 1) * rank) if a.ndim == 2 else a.rows(e, e + 1).reshape(rank, a.shape[2])
-        yield f"{name}[{e}]", LowRank(B, A, layout=Layout("experts"), origin=shared)
+    count, _, rank = b.shape
+    yield from pairs.experts(name, b, a.reshape(count, rank, a.shape[-1]), scaling=Scaling(), origin=origin)
 
 
 def _kind(name: str, shape: tuple[int, int], m: LazyArray | None) -> str:
@@ -154,7 +171,7 @@ def _kind(name: str, shape: tuple[int, int], m: LazyArray | None) -> str:
     return "embedding" if is_embedding_name(name) else "linear"
 
 
-def _extra(key: str, tensor: LazyArray, modules: Mapping[str, Update]) -> Extra:
+def _extra(key: str, tensor: LazyArray, modules: Modules) -> Extra:
     """A DoRA magnitude, or a tensor without a known role."""
     name, _, last = key.rpartition(".")
     module = modules.get(name) if last == "m" else None
@@ -168,7 +185,7 @@ def _extra(key: str, tensor: LazyArray, modules: Mapping[str, Update]) -> Extra:
     return Extra(role, name, tensor)
 
 
-def _findings(config: Mapping[str, Any] | None, scale: float | None, modules: Mapping[str, Update]) -> list[Finding]:
+def _findings(config: Fields | None, scale: float | None, modules: Modules) -> list[Finding]:
     section, ranks = lora_parameters(config), sorted({module.rank for module in modules.values()})
     findings = []
     if scale is None:
@@ -184,12 +201,142 @@ def _findings(config: Mapping[str, Any] | None, scale: float | None, modules: Ma
         findings.append(Finding("warning", "rank-disagrees", text, "mlx-lm cannot load it: correct lora_parameters"))
     if "alpha" in section and scale is not None and "fine_tune_type" not in (config or {}):
         text = f"lora_parameters has an alpha beside the scale {scale:g}: versions of early 2024 multiplied by α/r too"
-        findings.append(
-            Finding(
-                "warning",
-                "alpha-beside-scale",
-                text,
-                "if one of these versions trained the adapter, write scale · α/r as the scale into adapter_config.json",
-            )
-        )
+        fix = "if one of these versions trained the adapter, write scale · α/r as the scale into adapter_config.json"
+        findings.append(Finding("warning", "alpha-beside-scale", text, fix))
     return findings
+
+
+# the kinds of weights that mlx-lm can adapt
+KINDS = ("linear", "embedding", "experts", "merged")
+# dtypes whose range of exponents is large enough for a power of two to be multiplied in exactly; float16's is not.
+_WIDE = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
+# kind of layout → the role of a magnitude along the rows of the stored weight
+_MAGNITUDES = {"linear": "magnitude", "merged": "magnitude", "embedding": "magnitude_in"}
+
+
+def write(adapter: Adapter, *, base_config: Fields | None = None) -> Stored:
+    """The adapter as mlx-lm stores it.
+
+    ``base_config``, the content of the base's config.json, is not used here: with its help
+    `loralens.formats.dialects.fitting` has already renamed the experts.
+
+    Raises
+    ------
+    FormatError
+        mlx-lm does not adapt a kind of weight, or cannot hold an extra, or only some modules are DoRA.
+    ShapeError, MismatchError
+        Modules have several ranks, experts are missing, or an update is not a pair.
+    """
+    # Every writer of mlx and GGUF takes this option; `fit_experts` has used it before this function is called.
+    del base_config
+    stacks = group_by_pair(adapter)
+    # The scale is one for the whole file, so it is chosen before any module is written.
+    config, scale = _config(adapter, stacks)
+    tensors: dict[str, LazyArray] = {}
+    for name, modules in stacks.items():
+        with place(name):
+            tensors.update(_tensors(name, modules, scale))
+    tensors.update(_extras(adapter))
+    if adapter.format == NAME:
+        return Stored(tensors, adapter.metadata, config)
+    return Stored(dict(sorted(tensors.items())), {"format": "mlx"}, config)
+
+
+def _tensors(name: str, modules: Modules, scale: float) -> Mapping[str, LazyArray]:
+    first = next(iter(modules.values()))
+    own, *others = {module.scale for module in modules.values()}
+    # All experts are in one tensor, which has one scale.
+    if others:
+        raise ShapeError("the experts of this stack differ in scale, but mlx-lm holds one", fix="give them one scale")
+    ratio = 1.0 if own == scale else own / scale  # both may be 0
+    if is_as_read(modules.values(), NAME) and ratio == 1:
+        assert first.origin
+        return first.origin.tensors
+    if first.layout.kind not in KINDS:
+        raise FormatError(f"mlx-lm has no LoRA for a {first.layout.kind} weight", fix=LEAVE_OUT)
+    if first.layout.kind == "experts":
+        check_complete(modules, "mlx-lm")
+        b, a = (stack_matrices([module.factors[side] for module in modules.values()]) for side in (0, 1))
+    else:
+        b, a = (factor.T for factor in first.factors)
+    if ratio != 1:
+        # In the dtype of b if that is exact, so for a power of two, whose mantissa is 0.5; otherwise rounded once.
+        exact = abs(frexp(ratio)[0]) == 0.5 and b.dtype in _WIDE
+        b = scale_tensor(b, ratio, dtype=b.dtype if exact else np.dtype(np.float32))
+    return {f"{name}.lora_a": a, f"{name}.lora_b": b}
+
+
+def _extras(adapter: Adapter) -> dict[str, LazyArray]:
+    """The extras: unchanged in mlx-lm's own dialect; from other dialects, DoRA magnitudes as ``m``."""
+    if adapter.format == NAME:
+        return {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
+
+    def translate(extra: Extra, module: Update, rows: int) -> tuple[str, LazyArray]:
+        # A convolution, for example, has no DoRA in mlx-lm.
+        if _MAGNITUDES.get(module.layout.kind) != extra.role:
+            what = "mlx-lm keeps a DoRA magnitude for each row of a stored weight, but this one has another axis"
+            raise FormatError(what, fix="convert with --drop-extra to leave it out")
+        return f"{extra.module}.m", extra.tensor.reshape(rows)
+
+    tensors = translate_extras(adapter, set(_MAGNITUDES.values()), "mlx-lm", translate)
+    # mlx-lm makes either LoRA or DoRA layers, by one field of the configuration.
+    check_all_dora(adapter, "mlx-lm")
+    return tensors
+
+
+def _config(adapter: Adapter, stacks: Stacks) -> tuple[Fields | None, float]:
+    """The configuration and its scale: the old one if it still describes the adapter, otherwise a new one.
+
+    If the scale was unknown, the new configuration has none, and it stays unknown.
+    """
+    old = adapter.config if adapter.format == NAME else None
+    modules = adapter.modules.values()
+    stated = stated_scale(old)
+    unsaid = stated is None and all(m.scaling.formula == "unknown" and m.scale == 1 for m in modules)
+    unsaid = unsaid and adapter.format == NAME
+    untouched = all(is_as_read(stack.values(), NAME) for stack in stacks.values())
+    # Nothing that the old configuration says has changed.
+    if untouched and unsaid:
+        return old, 1.0
+    if untouched and stated is not None and all(module.scale == stated for module in modules):
+        return old, stated
+    rank = _one_rank(modules)
+    if unsaid:
+        if old is not None and "rank" in lora_parameters(old):
+            old = {**old, "lora_parameters": {**lora_parameters(old), "rank": rank}}
+        return old, 1.0
+    # A scale other than 0, because the other scales are divided by it.
+    scale = most_common((module.scale for module in modules if module.scale), 1.0)
+    # Other fields, such as the number of layers, are kept.
+    base = dict(old) if old is not None and is_mlx_config(old) else _new_config(adapter, stacks)
+    base["lora_parameters"] = {**lora_parameters(base), "rank": rank, "scale": scale}
+    return base, scale
+
+
+def _one_rank(modules: Iterable[Update]) -> int:
+    """The rank of all modules; 8, mlx-lm's default, if there are no modules."""
+    ranks = {module.rank for module in modules}
+    if len(ranks) > 1:
+        what = f"mlx-lm has one rank for all modules, and these have {', '.join(map(str, sorted(ranks)))}"
+        raise ShapeError(what, fix="give them one rank: loralens compress --uniform")
+    return max(ranks, default=8)
+
+
+def _new_config(adapter: Adapter, stacks: Stacks) -> dict[str, Any]:
+    """A configuration with which mlx-lm makes these modules.
+
+    It may make more modules by the same keys. Their lora_b stays 0, so they change nothing.
+    """
+    dora = any(extra.role in _MAGNITUDES.values() for extra in adapter.extra.values())
+    dropout = carried_fields(adapter).get("lora_dropout", 0.0)
+    # A module's path within its block, or its full path outside of blocks.
+    keys = {
+        name.removeprefix(f"{position.stack}.{position.number}.") if (position := block(name)) else name
+        for name in stacks
+    }
+    return {
+        "fine_tune_type": "dora" if dora else "lora",
+        "lora_parameters": {"rank": 8, "scale": 1.0, "dropout": dropout, "keys": sorted(keys)},
+        "model": adapter.base_model,
+        "num_layers": -1,  # all
+    }

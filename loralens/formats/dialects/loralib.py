@@ -28,11 +28,20 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Scaling
 from loralens.core.structured import Update
-from loralens.errors import FormatError, ShapeError
+from loralens.errors import LEAVE_OUT, FormatError, ShapeError, place
 from loralens.formats.dialects import pairs
-from loralens.formats.dialects.alpha import alpha_unknown
-from loralens.formats.dialects.diffusers.keys import are_diffusers_keys as is_diffusers
-from loralens.formats.dialects.pairs import Leaf, Parts, is_embedding_name, match_leaf, unpack_merged
+from loralens.formats.dialects.diffusers import are_diffusers_keys as is_diffusers
+from loralens.formats.dialects.extras import add_tensors, translatable_extras
+from loralens.formats.dialects.pairs import (
+    Leaf,
+    Modules,
+    Parts,
+    Tensors,
+    alpha_unknown,
+    is_embedding_name,
+    match_leaf,
+    unpack_merged,
+)
 from loralens.formats.files.container import Stored
 
 NAME = "loralib"
@@ -109,7 +118,7 @@ def enabled_slices(stored: Stored) -> tuple[list[bool] | None, Mapping[str, Any]
     return enabled, stored.config if source is stored.config else {**(stored.config or {}), ENABLED: enabled}
 
 
-def _module(name: str, parts: Parts, unpaired: Mapping[str, LazyArray], enabled: list[bool] | None) -> LowRank:
+def _module(name: str, parts: Parts, unpaired: Tensors, enabled: list[bool] | None) -> LowRank:
     B, A = pairs.matrices(parts, names=("lora_B", "lora_A"))
     origin, rank = pairs.origin_of(NAME, parts), A.shape[0]
     # loralib's Conv2d keeps its convolution in a member called conv.
@@ -164,7 +173,7 @@ def _unpack_conv(B: LazyArray, A: LazyArray, weight: tuple[int, ...]) -> tuple[L
     return B.reshape(out, k * width), wide, Layout("conv", kernel=(k, k))
 
 
-def _extra(key: str, tensor: LazyArray, unpaired: Mapping[str, LazyArray], modules: Mapping[str, Update]) -> Extra:
+def _extra(key: str, tensor: LazyArray, unpaired: Tensors, modules: Modules) -> Extra:
     """A trained bias, a head trained in full, or the base weight of an adapted module."""
     name, _, last = key.rpartition(".")
     inner = name.removesuffix(".conv")
@@ -176,7 +185,7 @@ def _extra(key: str, tensor: LazyArray, unpaired: Mapping[str, LazyArray], modul
     return Extra("saved" if last in ("weight", "bias") else "other", name, tensor, last)
 
 
-def _findings(modules: Mapping[str, Update], unpaired: Mapping[str, LazyArray]) -> list[Finding]:
+def _findings(modules: Modules, unpaired: Tensors) -> list[Finding]:
     findings = []
     bases = [name for name in modules if f"{name}.weight" in unpaired or f"{name}.conv.weight" in unpaired]
     # In eval mode, loralib merges the update into the weight.
@@ -191,3 +200,61 @@ def _findings(modules: Mapping[str, Update], unpaired: Mapping[str, LazyArray]) 
         text = f"{convs[0]} may be a convolution: nothing in the file says so, and it is read as linear"
         findings.append(Finding("warning", "conv-unknown", text, "save the convolution's own weight with the adapter"))
     return findings
+
+
+KINDS = ("linear", "embedding", "merged")  # a merged pair of another dialect is written as a wider linear one
+
+
+def write(adapter: Adapter) -> Stored:
+    """The adapter as loralib's layers store it.
+
+    The scale of a module is not written, as loralib stores none, and it is not folded into the factors. The code that
+    makes the layers must give ``lora_alpha`` = scale · r.
+
+    Raises
+    ------
+    FormatError
+        The file could not tell a kind of weight from another, or cannot hold an extra.
+    ShapeError, MismatchError
+        A changed module does not fit into the layer that it came from, or an update is not a pair.
+    """
+    tensors: dict[str, LazyArray] = {}
+    for name, module in adapter.items():
+        with place(name):
+            tensors.update(_tensors(name, module, adapter))
+    # Base weights and heads that were in the file go with it again.
+    if adapter.format == NAME:
+        tensors.update({key: extra.tensor for key, extra in adapter.extra.items()})
+        return Stored(tensors, adapter.metadata, adapter.config)
+    for extra in translatable_extras(adapter, ("bias",), "loralib").values():
+        add_tensors(tensors, {f"{extra.module}.bias": extra.tensor})
+    return Stored(dict(sorted(tensors.items())))
+
+
+def _tensors(name: str, module: Update, adapter: Adapter) -> Tensors:
+    if module.origin and module.origin.format == NAME:
+        return module.origin.tensors
+    B, A = module.factors
+    kind = module.layout.kind
+    # Only a file that had the weight of the convolution can be read back.
+    if kind == "conv" and adapter.format == NAME:
+        B, A = _conv(module)
+    # The leaves are the same for every kind of layer.
+    elif kind not in KINDS:
+        what = f"a loralib file does not say what a {kind} weight is, so it would be read as linear"
+        raise FormatError(what, fix=f"choose another format; or {LEAVE_OUT}")
+    if kind == "merged" and adapter.format == NAME and sum((adapter.config or {}).get(ENABLED, [])) == 1:
+        what = "a changed update of one slice of a fused weight would be read as an update of the whole weight"
+        raise ShapeError(what, fix="convert it to PEFT first")
+    return {f"{name}.lora_A": A, f"{name}.lora_B": B}
+
+
+def _conv(module: Update) -> tuple[LazyArray, LazyArray]:
+    """The factors of a Conv2d as loralib stores them: B (out·k, k·r), A (k·r, in·k) from B (out, r), A (r, in·k²).
+
+    The product is exactly the same: row o·k+a of B·A is part a of row o of ΔW.
+    """
+    B, A = module.factors
+    (out, rank), k = B.shape, module.layout.kernel[0]
+    wide = B.map(lambda array: np.kron(array, np.eye(k, dtype=array.dtype)), shape=(out * k, rank * k))
+    return wide, A.reshape(rank * k, A.shape[1] // k)

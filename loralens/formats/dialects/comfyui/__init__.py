@@ -1,1 +1,0 @@
-"""The dialect with the generic names of ComfyUI."""

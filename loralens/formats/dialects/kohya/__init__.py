@@ -1,1 +1,0 @@
-"""The dialect of kohya's sd-scripts and musubi-tuner."""

@@ -1,1 +1,0 @@
-"""The dialect of microsoft/loralib, the package of the LoRA paper."""

@@ -1,1 +1,0 @@
-"""The dialect of Apple's mlx-lm."""
