@@ -13,7 +13,7 @@ from loralens.formats.dialects.peft.config import PeftConfig
 from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import json_text
 from loralens.formats.files.writing import write_safetensors
-from loralens.merging.extraction.differences import compare_checkpoints
+from loralens.merging.checkpoint_difference import compare_checkpoints
 from tests.analysis.checks.patients import diagnose
 from tests.formats.blobs import limits
 from tests.formats.test_fuzz import packed

@@ -1,6 +1,6 @@
 """The undo file of a merge: a safetensors file under another name, so that no program loads it as weights.
 
-`loralens.merging.undo.layout` describes its tensors and its only metadata key.
+`loralens.merging.undo` describes its tensors and its only metadata key.
 """
 
 import os
