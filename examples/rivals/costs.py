@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from loralens.core.adapter import Adapter
-from loralens.merging.resident.switchboard import Switchboard
+from loralens.merging.switchboard import Switchboard
 from loralens.training import Course, Injection, read_injection
 
 CLASSES = 20

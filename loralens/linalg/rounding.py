@@ -7,7 +7,7 @@ the loss is e = D − (W' − W). If W has a wider dtype than the result, the lo
 all entries in the sample, the result is what a merge measures. The white noise law (`survivors`) predicts 7–50 % more
 loss than there is where entries do not move; it is used for the directions that survive.
 
-A merge itself predicts its loss from the blocks that it has in memory (`loralens.merging.prediction`).
+A merge itself predicts its loss from the blocks that it has in memory (`loralens.merging.fidelity`).
 """
 
 from dataclasses import dataclass

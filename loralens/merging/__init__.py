@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from loralens.merging.extraction.extract import extract_adapter as extract_adapter
-    from loralens.merging.resident.switchboard import Switchboard as Switchboard
+    from loralens.merging.extraction import extract_adapter as extract_adapter
+    from loralens.merging.switchboard import Switchboard as Switchboard
 else:
     __all__, __getattr__, __dir__ = lazy_exports(
-        __name__, {"extraction.extract": ["extract_adapter"], "resident.switchboard": ["Switchboard"]}
+        __name__, {"extraction": ["extract_adapter"], "switchboard": ["Switchboard"]}
     )

@@ -4,18 +4,205 @@ Every stored tensor is treated as a matrix (rows, columns). The experts of a sta
 of a convolution is flattened, and a vector is one row. The updates are `Slab`s; each is added to a range of rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from typing import Any, Literal, final
 
 import numpy as np
 
-from loralens.core.lazy import LazyArray
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import LowRank
 from loralens.core.matching import Match, Shape
-from loralens.errors import place
+from loralens.core.structured import Dense, Kronecker, Structured, Update
+from loralens.errors import ShapeError, place
 from loralens.linalg.device import Device
-from loralens.merging.update import UpdateMatrix, Weighted, update_matrix
+from loralens.linalg.exact import DeviceProduct, ExactProduct, Singles, exact_product, product_on
+from loralens.linalg.factor import Floats, aligned, require_finite
+
+BLOCK = 1 << 18  # numbers in a block of rows: 1 MiB in float32 stays in the cache of a core
+Weighted = tuple[float, Update]  # the weight of an adapter, and its update
+
+
+def update_matrix(terms: Sequence[Weighted], *, slices: int, device: Device | None = None) -> "UpdateMatrix":
+    """D = Σ w·ΔW of several adapters on one module, in the orientation (out, in).
+
+    Parameters
+    ----------
+    terms : sequence of (float, LowRank or Structured)
+        Weights and updates, all of one shape. The order matters only for updates that are not pairs.
+    slices : 1 or 2
+        1 for weights stored in 16 or 8 bits, 2 for float32 (see `exact_product`).
+    device : Device or None
+        The device that multiplies factors; NumPy if None. The bits are the same.
+
+    Raises
+    ------
+    ShapeError
+        The updates differ in shape.
+    FormatError
+        A factor holds NaN or Inf.
+    """
+    shapes = {update.shape for _, update in terms}
+    if len(shapes) != 1:
+        raise ShapeError(
+            f"the updates have the shapes {sorted(shapes)}", fix="combine only adapters of the same base model"
+        )
+    pairs = [(weight * one.scale, one.B, one.A) for weight, one in terms if isinstance(one, LowRank)]
+    parts: list[UpdateMatrix] = [product_on(device, exact_product(pairs, slices=slices))] if pairs else []
+    parts += [_structured_matrix(weight, one, slices, device) for weight, one in terms if isinstance(one, Structured)]
+    # Added in a fixed order, since float64 addition of several terms is not associative.
+    # Pairs of all adapters form one exact product, so in the usual case there is nothing left to add.
+    return (
+        parts[0]
+        if len(parts) == 1
+        else EntrywiseUpdate(
+            tuple(parts),
+            lambda first, *further: first + sum((X.astype(np.float64) for X in further), start=np.float64(0)),
+        )
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class EntrywiseUpdate:
+    """A matrix whose entries are computed from the same entries of its parts, in float64, and rounded once to float32.
+
+    Attributes
+    ----------
+    parts : tuple of UpdateMatrix
+        Matrices of one shape.
+    combine : callable
+        Takes some rows of every part, float32, and returns these rows of the result.
+    """
+
+    parts: "tuple[UpdateMatrix, ...]"
+    combine: Callable[..., Floats]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of every part."""
+        return self.parts[0].shape
+
+    @property
+    def T(self) -> "EntrywiseUpdate":
+        """The transpose."""
+        return EntrywiseUpdate(tuple(part.T for part in self.parts), self.combine)
+
+    def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
+        """Some rows."""
+        return _round_into(self.combine(*(part.rows(start, stop) for part in self.parts)), out)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class KroneckerUpdate:
+    """The Kronecker product: row i is the outer product of row i // b of ``first`` and row i % b of ``second``."""
+
+    first: "UpdateMatrix"
+    second: "UpdateMatrix"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The products of the numbers of rows and of columns."""
+        (a, c), (b, d) = self.first.shape, self.second.shape
+        return a * b, c * d
+
+    @property
+    def T(self) -> "KroneckerUpdate":
+        """The transpose."""
+        return KroneckerUpdate(self.first.T, self.second.T)
+
+    def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
+        """Some rows."""
+        height = self.second.shape[0]
+        # The rows of the first factor that these rows of the product need.
+        first, last = start // height, -(-stop // height)
+        first_rows = self.first.rows(first, last).astype(np.float64)
+        # The second factor is read whole: it is small, and a block with at least as many rows needs all of it.
+        second_rows = self.second.rows(0, height)
+        indices = np.arange(start, stop)
+        products = first_rows[indices // height - first, :, None] * second_rows[indices % height, None, :]
+        return _round_into(products.reshape(stop - start, -1), out)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DenseUpdate:
+    """A full float32 matrix, in memory or in its file, from which rows are then read on demand."""
+
+    tensor: LazyArray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the tensor."""
+        rows, columns = self.tensor.shape
+        return rows, columns
+
+    @property
+    def T(self) -> "DenseUpdate":
+        """The transpose, in memory, because its rows lie scattered in a file."""
+        return DenseUpdate(LazyArray.of(self.tensor.read().T))
+
+    def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
+        """Some rows."""
+        return _round_into(self.tensor.rows(start, stop).read(), out)
+
+
+UpdateMatrix = ExactProduct | DeviceProduct | EntrywiseUpdate | KroneckerUpdate | DenseUpdate
+
+
+def _dense_matrix(stored: LazyArray, *, in_memory: bool) -> DenseUpdate:
+    """A full matrix, rounded to float32. Raises FormatError where it holds NaN or Inf."""
+
+    def rows(start: int, stop: int) -> Singles:
+        return require_finite(stored.rows(start, stop).read().astype(np.float32))
+
+    matrix = LazyArray(lambda: rows(0, stored.shape[0]), shape=stored.shape, dtype=np.float32, rows=rows)
+    return DenseUpdate(LazyArray.of(matrix.read()) if in_memory else matrix)
+
+
+def _structured_matrix(weight: float, update: Structured, slices: int, device: Device | None) -> UpdateMatrix:
+    """The matrix of an update that is not a pair, built from its parts."""
+    form, factor = update.form, weight * update.scale
+    part: UpdateMatrix
+    if isinstance(form, Dense):
+        matrix = form.array.reshape(*form.shape)
+        # A full difference is as large as the weight: it stays in its file for the merge, if single rows can be read.
+        part = _dense_matrix(matrix, in_memory=not matrix.streams)
+    else:
+        first, second = (_factor_matrix(side, slices, device) for side in (form.first, form.second))
+        product = isinstance(form, Kronecker)
+        part = (
+            KroneckerUpdate(first, second)
+            if product
+            else EntrywiseUpdate((first, second), lambda X, Y: X.astype(np.float64) * Y)
+        )  # exact in float64
+    return EntrywiseUpdate((part,), lambda rows: factor * rows.astype(np.float64))
+
+
+def _factor_matrix(part: LowRank | Dense, slices: int, device: Device | None) -> UpdateMatrix:
+    """The matrix of a factor of a Kronecker or Hadamard product; the factor may be a product itself."""
+    if isinstance(part, LowRank):
+        return product_on(device, exact_product([(part.scale, part.B, part.A)], slices=slices))
+    return _dense_matrix(part.array.reshape(*part.shape), in_memory=True)
+
+
+def _round_into(rows: Floats | Singles, out: Singles | None) -> Singles:
+    # Numbers beyond float32 become ±inf here; the merge counts them as overflowed.
+    with np.errstate(over="ignore"):
+        if out is None:
+            return rows.astype(np.float32)
+        np.copyto(out, rows, casting="same_kind")
+    return out
+
+
+def row_ranges(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Start and stop of blocks of rows with at most `BLOCK` numbers each, but at least one row."""
+    step = max(1, BLOCK // max(1, columns))
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
+
 
 Axis = Literal["rows", "columns"]
 
@@ -164,3 +351,90 @@ def as_matrix(shape: Shape, *, experts: bool = False) -> tuple[int, int]:
     if len(shape) < 2:
         return 1, prod(shape)
     return shape[0], prod(shape[1:])
+
+
+# Takes a shape and a dtype, as `np.empty` does, and returns an array to write into.
+NewArray = Callable[[tuple[int, ...], np.dtype[Any]], Array]
+
+
+@final
+class MatrixRows:
+    """The rows of a stored tensor as a matrix.
+
+    If single rows cannot be read, the whole tensor is read once and kept. If it is a stack whose experts can be read
+    separately, only the last expert is kept.
+    """
+
+    def __init__(self, tensor: LazyArray, matrix: tuple[int, int]) -> None:
+        self._matrix = matrix
+        flat = tensor.reshape(*matrix)
+        # A flattened stack that cannot be read by rows can still be read by experts.
+        self._stack = len(tensor.shape) == 3 and matrix[0] != tensor.shape[0] and not flat.streams
+        self._tensor = tensor if self._stack else flat
+        self._held: tuple[int, Array] | None = None
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows ``start`` to ``stop`` in the dtype of the file. They lie within one expert, and must not be modified."""
+        # The callers' row ranges never cross the end of an expert, so each call needs one expert.
+        if self._stack:
+            height = self._tensor.shape[1]
+            expert = start // height
+            if self._held is None or self._held[0] != expert:
+                self._held = None  # two experts at a time would need twice the memory
+                self._held = expert, self._tensor.rows(expert, expert + 1).read()[0]
+            return self._held[1][start - expert * height : stop - expert * height]
+        if self._tensor.streams:
+            return self._tensor.rows(start, stop).read()
+        if self._held is None:
+            self._held = 0, self._tensor.read()
+        return self._held[1][start:stop]
+
+    def blocks(self) -> Iterator[Array]:
+        """Yield all rows in order, a block at a time."""
+        # Blocks end with their expert, since `rows` reads from one expert at a time.
+        height = self._tensor.shape[1] if self._stack else self._matrix[0]
+        for first in range(0, self._matrix[0], max(height, 1)):
+            for start, stop in row_ranges(height, self._matrix[1]):
+                yield self.rows(first + start, first + stop)
+
+
+def matrix_blocks(tensor: LazyArray) -> Iterator[Array]:
+    """All numbers of a tensor in order, a block of its rows at a time."""
+    return MatrixRows(tensor, as_matrix(tensor.shape)).blocks()
+
+
+def cuts(plan: TensorPlan, *, within: tuple[int, int] | None = None) -> Iterator[tuple[int, int, Slab | None]]:
+    """Yield blocks of rows in order, each with its slab or None. A block does not cross limits of slabs or experts.
+
+    ``within`` limits the rows to those from a first one to before another.
+    """
+    rows, columns = plan.matrix
+    shape = plan.shape
+    height = shape[1] if len(shape) == 3 and rows != shape[0] else rows
+    # Blocks end at the limits of slabs and at those of experts, whichever come first.
+    least, most = within or (0, rows)
+    edges = sorted({0, rows, *range(0, rows, max(height, 1)), *(e for s in plan.slabs for e in (s.start, s.stop))})
+    at = {slab.start: slab for slab in plan.slabs}
+    slab: Slab | None = None
+    for start, stop in pairwise(edges):
+        # A slab goes on until its stop, even past the end of an expert within it.
+        slab = at.get(start, slab if slab and slab.stop > start else None)
+        begin, end = max(start, least), min(stop, most)
+        for first, last in row_ranges(max(end - begin, 0), columns):
+            yield begin + first, begin + last, slab
+
+
+@final
+class Buffer:
+    """A float32 array that is reused from block to block, since new memory pages cost more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._array: Singles = np.empty(0, np.float32)
+
+    def of(self, shape: tuple[int, ...]) -> Singles:
+        """An array of this shape to write into. It overwrites the array of the previous call."""
+        size = int(np.prod(shape))
+        # It only grows: the last block of a tensor is the smallest.
+        if self._array.size < size:
+            self._array = aligned(size, np.float32)
+        return self._array[:size].reshape(shape)

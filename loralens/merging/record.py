@@ -1,34 +1,20 @@
-"""The record of the merge of one stored tensor: fidelity of its modules, hashes, and the patch that undoes it."""
+"""The record of a merge: fidelity, hashes, the patch that undoes it, and the entries of a certificate."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from math import sqrt
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 
-from loralens.core.hashes import MUCH, Hasher, sha256
+from loralens.core.hashes import sha256
 from loralens.core.lazy import Array
-from loralens.core.lowrank import LowRank
-from loralens.merging.apply import MergedBlock, TensorMerge
-from loralens.merging.dora_factors import DoraFactors
+from loralens.merging.codec import Against, Block, DoraFactors, StoredCodes, TensorMerge, feed_hash
 from loralens.merging.fidelity import Fidelity, FidelitySums
-from loralens.merging.matrix import Buffer, MatrixRows
-from loralens.merging.plan import TensorPlan, as_matrix
-from loralens.merging.rounding import round_sums
-from loralens.merging.undo.patch import Blob, Keep, PatchWriter, keep_in_memory
-
-Against = Literal["subtracted", "merged", "nothing", "codes"]
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class StoredCodes:
-    """The stored tensor of a coded weight: its key, the name of its layout, its dtype and its shape."""
-
-    key: str
-    layout: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
+from loralens.merging.patch import Blob, Keep, PatchWriter, keep_in_memory
+from loralens.merging.plan import Buffer, TensorPlan, matrix_blocks
+from loralens.tables.numbers import fixed, number
+from loralens.tables.table import ALWAYS, Column, Table
 
 
 @final
@@ -81,6 +67,8 @@ class MergeRecorder:
         What to record. Each of them takes time.
     keep : callable
         Stores parts of the patch while it is made (see `PatchWriter`).
+    against : str, optional
+        What the patch is relative to, if that is not what the codec says.
     """
 
     def __init__(
@@ -91,91 +79,251 @@ class MergeRecorder:
         fidelity: bool = True,
         undo: bool = True,
         keep: Keep = keep_in_memory,
+        against: Against | None = None,
     ) -> None:
-        base = merge.plan.base
-        self._merge, self._against, self._fidelity = merge, patch_reference(merge), fidelity
-        self._before = sha256(base.nbytes) if hashes and base is not None else None
+        codec = merge.codec
+        self._merge, self._codec, self._fidelity = merge, codec, fidelity and codec.measured
+        self._base, self._against = codec.before, against or codec.against
+        # Codes are compared as bytes.
+        itemsize = 1 if self._against == "codes" else self._base.dtype.itemsize if self._base is not None else 0
+        self._patch = PatchWriter(itemsize, keep) if undo and self._base is not None else None
+        hashed = hashes or (self._against == "codes" and self._patch is not None)
+        self._before = sha256(self._base.nbytes) if hashed and self._base is not None else None
         self._after = sha256(merge.plan.source.nbytes) if hashes else None
-        self._patch = PatchWriter(base.dtype.itemsize, keep) if undo and base is not None else None
+        self._base_hash: str | None = None
         self._sums: dict[int, FidelitySums] = {}
 
     def blocks(self) -> Iterator[Array]:
-        """Yield the merged rows in order. When all have been taken, `record` is complete."""
+        """Yield the merged rows as they are written. When all have been taken, `record` is complete."""
+        if self._before:
+            self._base_hash = self._codec.hash_before(proven=self._patch is not None)
+        yield from self._codec.write(self._taken(), self._after)
+        # The rows of a replacement are not those of the base, so the base is read separately, after them.
+        if self._merge.plan.replacement is not None and self._base is not None and (self._before or self._patch):
+            for rows in matrix_blocks(self._base):
+                feed_hash(self._before, rows)
+                if self._patch is not None:
+                    self._patch.block(rows, np.zeros_like(rows))
+
+    def _taken(self) -> Iterator[Block]:
+        """The blocks of the merge, after all was recorded that they show."""
         replaced, buffer = self._merge.plan.replacement is not None, Buffer()
         for block in self._merge.blocks():
-            feed_hash(self._after, block.merged)
             if self._fidelity and block.slab:
                 # Blocks come in order, and a slab may have many of them.
                 if block.slab.start not in self._sums:
-                    self._sums[block.slab.start] = FidelitySums(block.slab, self._merge)
+                    self._sums[block.slab.start] = FidelitySums(block.slab, self._codec)
                 self._sums[block.slab.start].take(block)
-            if not replaced:
+            if not replaced and self._base_hash is None:
                 feed_hash(self._before, block.stored)
-                if self._patch is not None:
-                    self._patch.block(block.stored, self._patch_start(block, buffer))
-            yield block.merged
-        # The rows of a replacement are not those of the base, so the base is read separately, after them.
-        if replaced:
-            self._take_base()
-
-    def _patch_start(self, block: MergedBlock, buffer: Buffer) -> Array:
-        """The rows to which the patch is relative."""
-        if self._against == "subtracted":
-            return block.subtract(buffer.of(block.stored.shape))
-        if self._against == "merged":
-            return round_sums(block.merged, block.stored.dtype)
-        # If the patch refers to zeros, it holds the whole tensor.
-        return np.zeros_like(block.stored)
-
-    def _take_base(self) -> None:
-        """Hash the base tensor of a replaced one, and store it in the patch."""
-        base = self._merge.plan.base
-        # Nothing to record: reading the tensor would only cost time.
-        if base is None or (self._before is None and self._patch is None):
-            return
-        for rows in MatrixRows(base, as_matrix(base.shape)).blocks():
-            feed_hash(self._before, rows)
-            if self._patch is not None:
-                self._patch.block(rows, np.zeros_like(rows))
+            if not replaced and self._patch is not None:
+                self._patch.block(block.stored, block.reference(self._against, buffer))
+            yield block
 
     def record(self) -> TensorRecord:
         """The record of all blocks."""
         patch = self._patch.finish() if self._patch else None
         return TensorRecord(
             self._merge.plan,
-            self._merge.dtype,
+            self._codec.dtype if self._codec.stored is None else self._codec.stored.dtype,
             tuple(sums.fidelity() for _, sums in sorted(self._sums.items())),
-            self._before.hexdigest() if self._before else "",
+            self._base_hash or (self._before.hexdigest() if self._before else ""),
             self._after.hexdigest() if self._after else "",
             patch,
             patch.nbytes if patch else 0,
             self._against,
             self._merge.slab_factors,
+            self._codec.stored,
         )
 
 
-def patch_reference(merge: TensorMerge) -> Against:
-    """What the patch of a tensor is relative to; D is subtracted only if unmerging can compute it from factors."""
-    plan = merge.plan
-    # The merged numbers say nothing about the base: it was replaced, or stored in float8 and written in another dtype.
-    if plan.replacement is not None or (plan.scale is not None and not merge.requantised):
-        return "nothing"
-    terms = [update for slab in plan.slabs for _, update in slab.terms]
-    # Only pairs are stored in an undo file; other forms would need all their parts.
-    if plan.scale is None and terms and all(isinstance(update, LowRank) for update in terms):
-        return "subtracted"
-    return "merged"
+class MergedModule(NamedTuple):
+    """The fidelity of an adapted module, and the key of the stored tensor into which it was merged."""
+
+    weight: str
+    fidelity: Fidelity
 
 
-def hash_rows(blocks: Iterable[Array], nbytes: int = MUCH) -> str:
-    """The SHA-256 of the bytes of a tensor, given in blocks of rows, in hexadecimal digits; ``nbytes`` is its size."""
-    digest = sha256(nbytes)
-    for rows in blocks:
-        feed_hash(digest, rows)
-    return digest.hexdigest()
+def merged_modules(records: Sequence[TensorRecord]) -> list[MergedModule]:
+    """The adapted modules in the order of the plan."""
+    return [MergedModule(record.plan.key, fidelity) for record in records for fidelity in record.fidelity]
 
 
-def feed_hash(digest: Hasher | None, rows: Array) -> None:
-    """Add the bytes of some rows to a hash; ``digest`` is None if no hash was requested."""
-    if digest is not None:
-        digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+def _measure(key: str, title: str = "", *, of: str = "", **options: Any) -> Column[MergedModule]:
+    """A column with an attribute of `Fidelity`; ``of`` is its name if that differs from the key."""
+    return Column(key, lambda row: getattr(row.fidelity, of or key), title, **options)
+
+
+MODULE_COLUMNS: tuple[Column[MergedModule], ...] = (
+    _measure("name", "module", of="module", align="left", priority=ALWAYS),
+    Column("weight", lambda row: row.weight),
+    _measure("gain", "gain", text=fixed(".4f"), priority=ALWAYS),
+    _measure("relative_error", "error", of="error", text=number, priority=ALWAYS),
+    _measure("subspace_error", "error in its inputs", text=number, priority=4),
+    _measure("unmoved", "unmoved", text=fixed(".1%"), priority=3),
+    _measure("predicted_gain"),
+    _measure("predicted_relative_error", of="predicted_error"),
+    _measure("predicted_unmoved"),
+    _measure("directions"),
+    _measure("surviving"),
+    Column(
+        "above_noise",
+        lambda row: [row.fidelity.surviving, row.fidelity.directions],
+        "above noise",
+        lambda counts: f"{counts[0]} of {counts[1]}" if counts[1] else "",
+        priority=5,
+        json=False,
+        csv=False,
+    ),
+    _measure("overflowed"),
+)
+
+
+def _of_codes(key: str, title: str = "", **options: Any) -> Column[MergedModule]:
+    """A column with an attribute of `CodeFidelity`."""
+    return Column(key, lambda row: getattr(row.fidelity.codes, key, None), title, **options)
+
+
+# Further columns of a merge into the codes of low-bit weights.
+CODE_COLUMNS: tuple[Column[MergedModule], ...] = (
+    _of_codes("rounding"),
+    _of_codes("changed", "codes changed", text=fixed(".2%"), priority=6),
+    _of_codes("clipped", "clipped", text=fixed(".2%"), priority=3),
+    _of_codes("mean_move", "steps", text=number, priority=4),
+    _of_codes("predicted_changed"),
+    _of_codes("predicted_clipped"),
+    # The prediction for stochastic rounding; what the merge added is measured as `relative_error`.
+    _of_codes("noise"),
+)
+
+
+def module_columns(modules: Sequence[MergedModule]) -> tuple[Column[MergedModule], ...]:
+    """The columns of the adapted modules."""
+    if not any(module.fidelity.codes for module in modules):
+        return MODULE_COLUMNS
+    # The table of a merge into codes shows the columns of the codes in place of `above_noise`.
+    return (*(column for column in MODULE_COLUMNS if column.key != "above_noise"), *CODE_COLUMNS)
+
+
+def module_entries(modules: Sequence[MergedModule]) -> list[dict[str, Any]]:
+    """One JSON object for each adapted module, for a certificate."""
+    return Table("", module_columns(modules), modules).records()
+
+
+def total_entry(records: Sequence[TensorRecord], *, kept_bytes: int = 0, kept_weights: int = 0) -> dict[str, Any]:
+    """The JSON object of the whole merge: gain and errors of all updates together, and the size of the undo patch.
+
+    Parameters
+    ----------
+    records : sequence of TensorRecord
+    kept_bytes : int
+        The bytes of the tensors that the undo file keeps whole, because the merged model does not have them.
+    kept_weights : int
+        The number of weights that are stored in these tensors only.
+    """
+    parts = [fidelity for record in records for fidelity in record.fidelity]
+    entries = sum(part.entries for part in parts)
+    # Of a patch that was written to a file, only the size is known here.
+    patched = [record for record in records if record.patch is not None or record.patch_bytes]
+    size = kept_bytes + sum(record.patch_bytes for record in patched)
+    weights = kept_weights + sum(record.plan.base.size for record in patched if record.plan.base is not None)
+    return {
+        # A weight that becomes NF4 codes has a record for each of its stored tensors. It counts once.
+        "tensors": len({record.plan.key for record in records}),
+        "gain": _mean([(part.gain, part.norm) for part in parts]),
+        "relative_error": _root_mean([(part.error, part.norm) for part in parts]),
+        "subspace_error": _root_mean([(part.subspace_error, part.norm) for part in parts]),
+        "unmoved": sum(part.unmoved * part.entries for part in parts) / entries if entries else 0.0,
+        "predicted_gain": _mean([(part.predicted_gain, part.norm) for part in parts]),
+        "predicted_relative_error": _root_mean([(part.predicted_error, part.norm) for part in parts]),
+        "predicted_unmoved": _mean_share([(part.predicted_unmoved, part.entries) for part in parts]),
+        "overflowed": sum(part.overflowed for part in parts),
+        "undo_bytes": size if patched or kept_bytes else None,
+        "undo_bits_per_weight": 8 * size / weights if weights else None,
+        **_code_totals(parts),
+    }
+
+
+def _code_totals(parts: Sequence[Fidelity]) -> dict[str, Any]:
+    """What a merge did to the codes of all weights together; nothing for a merge into floats."""
+    coded = [(part.codes, part) for part in parts if part.codes]
+    if not coded:
+        return {}
+    return {
+        "changed": _mean_share([(codes.changed, part.entries) for codes, part in coded]),
+        "clipped": _mean_share([(codes.clipped, part.entries) for codes, part in coded]),
+        "mean_move": _mean_share([(codes.mean_move, part.entries) for codes, part in coded]),
+        "noise": _root_mean([(codes.noise, part.norm) for codes, part in coded]),
+        "predicted_clipped": _mean_share([(codes.predicted_clipped, part.entries) for codes, part in coded]),
+        "drawn": sum(codes.rounding == "stochastic" for codes, _ in coded),
+    }
+
+
+def _mean(values: Iterable[tuple[float | None, float]]) -> float | None:
+    """The mean of the known values, weighted by the energy of the modules; None if no value is known."""
+    weighted = [(value, norm**2) for value, norm in values if value is not None]
+    energy = sum(square for _, square in weighted)
+    # Updates of 0 have no weight in the mean, but their gain of 1 is known.
+    if not energy:
+        return weighted[0][0] if weighted else None
+    return sum(value * square for value, square in weighted) / energy
+
+
+def _root_mean(values: Iterable[tuple[float | None, float]]) -> float | None:
+    """The root of the mean of squares, weighted as in `_mean`."""
+    square = _mean([(None if value is None else value**2, norm) for value, norm in values])
+    return None if square is None else sqrt(square)
+
+
+def _mean_share(values: Iterable[tuple[float | None, int]]) -> float | None:
+    """The share of all entries together; None unless it is known for every module."""
+    parts = list(values)
+    total = sum(entries for _, entries in parts)
+    # A share of only some modules would look like that of all.
+    if not total or any(value is None for value, _ in parts):
+        return None
+    return sum(value * entries for value, entries in parts if value is not None) / total
+
+
+class Hashed(NamedTuple):
+    """Dtype, shape and SHA-256 of the bytes of a tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+
+def hashed_tensors(
+    records: Sequence[TensorRecord], copies: Mapping[str, Hashed], *, side: Literal["base", "merged"]
+) -> dict[str, Hashed]:
+    """All tensors of a model: those that were copied, and those of the records before or after the merge."""
+    tensors = dict(copies)
+    for record in records:
+        base, coded = record.plan.base, record.stored
+        if coded is not None and (side == "merged" or record.against == "codes"):
+            # A merge that moves codes keeps dtype and shape of the stored tensor.
+            digest = record.merged_hash if side == "merged" else record.base_hash
+            tensors[coded.key] = Hashed(str(coded.dtype), coded.shape, digest)
+        elif side == "merged":
+            tensors[record.plan.key] = Hashed(str(record.dtype), record.plan.shape, record.merged_hash)
+        elif base is not None:
+            tensors[record.plan.key] = Hashed(str(base.dtype), base.shape, record.base_hash)
+    return dict(sorted(tensors.items()))
+
+
+def model_hash(tensors: Mapping[str, Hashed]) -> str | None:
+    """The SHA-256 of a model, or None if the hash of a tensor is unknown.
+
+    It is computed from a line for every tensor (key, dtype, shape, SHA-256), sorted by key. So it does not depend on
+    how the tensors are distributed over files.
+    """
+    # A hash over some of the tensors would look like that of the model.
+    if not all(tensor.digest for tensor in tensors.values()):
+        return None
+    lines = [f"{key} {tensor.dtype} {list(tensor.shape)} {tensor.digest}" for key, tensor in sorted(tensors.items())]
+    if not lines:
+        return None
+    hasher = sha256(sum(map(len, lines)))
+    for i, line in enumerate(lines):
+        hasher.update(("\n" + line if i else line).encode("utf-8"))
+    return hasher.hexdigest()

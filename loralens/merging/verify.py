@@ -3,16 +3,19 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite, sqrt
-from typing import Literal, final
+from typing import Literal, NamedTuple, final
 
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
+from loralens.core.weights import CodedWeight, GridRows
+from loralens.linalg.factor import Floats
 from loralens.linalg.rounding import ulp
-from loralens.merging.apply import MergedBlock, TensorMerge
-from loralens.merging.matrix import MatrixRows
-from loralens.merging.plan import as_matrix
-from loralens.merging.undo.patch import bits
+from loralens.merging.codec import Codec, GridBlock, GridCodec, MergedBlock, TensorMerge
+from loralens.merging.fidelity import dot
+from loralens.merging.grid_moves import added_numbers
+from loralens.merging.patch import bits
+from loralens.merging.plan import MatrixRows, matrix_blocks
 
 Outcome = Literal["exact", "rounded", "partial", "absent"]
 
@@ -21,6 +24,9 @@ TRACE = 0.1  # gain below which an update counts as absent
 ERRORS = 3  # standard errors by which a gain may differ from the prediction
 FACTOR = 2.0**-9  # tolerance added to this, because other tools round the scale or each product to bfloat16
 NEAR = 1.001  # units in the last place by which an entry may differ from W + D and still be a rounding of it
+# The gains of merges into codes with two seeds may differ by this much beyond the standard error: the clipped part is
+# an estimate.
+NEAR_GAIN = 0.02
 
 
 @final
@@ -67,9 +73,7 @@ class Verdict:
         return not self.different and self.outcome in ("partial", "absent")
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class HeldUpdate:
+class HeldUpdate(NamedTuple):
     """How the change of a model from its base, E = M − W, relates to the update D, over several modules together.
 
     Attributes
@@ -98,31 +102,36 @@ def relation(verdicts_of_modules: Iterable[Verdict]) -> HeldUpdate | None:
     return HeldUpdate(gain, gain / sqrt(max(size, gain**2)) if gain else 0.0)
 
 
-def verdicts(merge: TensorMerge, merged: LazyArray) -> list[Verdict]:
+def verdicts(merge: TensorMerge, merged: LazyArray | CodedWeight | None) -> list[Verdict]:
     """The verdict on every module of one stored tensor.
 
     Parameters
     ----------
     merge : TensorMerge
-        Prepared with the dtype of the merged tensor.
-    merged : LazyArray
-        The tensor of the model in question; for float8 weights with scales, the product of both.
+        Prepared with the dtype of the merged tensor, or as the certificate of the merged model says.
+    merged : LazyArray, CodedWeight or None
+        The weight of the model in question; for float8 weights with scales, the product of both. None if it has no
+        codes under this key.
     """
-    plan = merge.plan
+    plan, in_codes = merge.plan, isinstance(merge.codec, GridCodec)
+    # A tensor that is only replaced has no modules, so its key takes their place.
+    names = [slab.module for slab in plan.slabs] or [plan.key]
     # Nothing can be compared: the update is absent by definition.
-    if merged.shape != plan.shape:
-        # A tensor that is only replaced has no modules, so its key takes their place.
-        names = [slab.module for slab in plan.slabs] or [plan.key]
-        return [Verdict(name, "absent", 0.0, 1.0, 1.0, merged.size) for name in names]
+    if merged is None or merged.shape != plan.shape or (isinstance(merged, CodedWeight) and merged.grid is None):
+        size = merged.size if isinstance(merged, LazyArray) else plan.source.size
+        return [Verdict(name, "absent", 0.0, 1.0, 1.0, size) for name in names]
     # The model in question is read in the same blocks as the merge.
-    rows = MatrixRows(merged, plan.matrix)
+    rows = MatrixRows(merged, plan.matrix) if isinstance(merged, LazyArray) else None
     before = MatrixRows(plan.base, plan.matrix) if plan.base is not None and plan.base.shape == plan.shape else None
     comparisons: dict[str, _Comparison] = {}
     for block in merge.blocks():
         name = block.slab.module if block.slab else plan.key
-        if block.slab or plan.replacement is not None or plan.tokens:
-            sums = comparisons.setdefault(name, _Comparison(merge))
-            sums.take(block, rows.rows(block.start, block.stop), before)
+        if block.slab or (not in_codes and (plan.replacement is not None or plan.tokens)):
+            sums = comparisons.setdefault(name, _Comparison(merge.codec))
+            if rows is not None:
+                sums.take(block, rows.rows(block.start, block.stop), before)
+            elif isinstance(merged, CodedWeight) and merged.grid is not None:
+                sums.take_codes(block, merged.grid(block.start, block.stop))
     return [comparison.verdict(name) for name, comparison in comparisons.items()]
 
 
@@ -134,9 +143,10 @@ class _Comparison:
     formula assumes that the rounding errors are independent with mean 0.
     """
 
-    def __init__(self, merge: TensorMerge) -> None:
-        self.drawn, self.added = merge.rounding.mode == "stochastic", False
-        self.tokens = np.asarray(merge.plan.tokens.indices if merge.plan.tokens else (), dtype=np.int64)
+    def __init__(self, codec: Codec) -> None:
+        self.drawn, self.in_codes, self.added = codec.rounding.mode == "stochastic", isinstance(codec, GridCodec), False
+        tokens = codec.plan.tokens
+        self.tokens = np.asarray(tokens.indices if tokens else (), dtype=np.int64)
         self.D_D = self.moved = self.lost = self.noise = self.rounded = self.spread = self.scatter = 0.0
         self.different = self.beyond = self.size = 0
 
@@ -166,23 +176,43 @@ class _Comparison:
             scale = np.float64(1) if block.scale is None else block.scale
             unit = ulp(np.where(finite, W + D, 1) / scale, block.merged.dtype) * scale
             self.beyond += int(np.count_nonzero(np.abs(residual) > NEAR * unit))
-        self.D_D += float(np.vdot(D, D))
-        self.moved += float(np.vdot(moved, D))
-        self.lost += float(np.vdot(residual, residual))
-        self.noise += float(np.vdot(loss, loss))
-        self.rounded += float(np.vdot(loss, D))
-        self.spread += float(np.vdot(loss * D, loss * D))
-        self.scatter += float(np.vdot(residual * D, residual * D))
+        self._add(D, moved, residual, loss)
+
+    def take_codes(self, block: GridBlock, grid: GridRows) -> None:
+        """Add the next rows of a merge into codes, and of the model."""
+        assert block.D is not None
+        same_grid = (grid.lowest, grid.highest) == (block.grid.lowest, block.grid.highest)
+        if same_grid and np.array_equal(grid.step, block.grid.step, equal_nan=True):
+            self.different += int(np.count_nonzero(grid.codes != block.codes))
+            moved: Floats = added_numbers(block.grid, grid.codes).astype(np.float64)
+        else:
+            # Codes with other scales stand for other numbers, so the decoded numbers are compared.
+            self.different += grid.codes.size
+            moved = grid.values(grid.codes).astype(np.float64) - block.W.astype(np.float64)
+        D = block.D.astype(np.float64)
+        self._add(D, moved, moved - D, added_numbers(block.grid, block.codes).astype(np.float64) - D)
+
+    def _add(self, D: Floats, moved: Floats, residual: Floats, loss: Floats) -> None:
+        """Add M − W, M − W − D, and the same difference in this merge."""
+        self.D_D += dot(D, D)
+        self.moved += dot(moved, D)
+        self.lost += dot(residual, residual)
+        self.noise += dot(loss, loss)
+        self.rounded += dot(loss, D)
+        self.spread += dot(loss * D, loss * D)
+        self.scatter += dot(residual * D, residual * D)
 
     def verdict(self, name: str) -> Verdict:
         """The verdict from the sums. If there is no base tensor, the share of different entries decides."""
         # `not >` also catches NaN.
         if not self.D_D > 0:
+            if self.in_codes:
+                return Verdict(name, "partial" if self.different else "exact", 1.0, 1.0, 0.0, self.different)
             share = 1 - self.different / max(self.size, 1)
             outcome: Outcome = "exact" if share == 1 else "partial" if share > TRACE else "absent"
             return Verdict(name, outcome, share, 1.0, 1 - share, self.different)
         gain, error = self.moved / self.D_D, sqrt(self.lost / self.D_D)
-        predicted = 1.0 if self.drawn else 1 + self.rounded / self.D_D
+        predicted = 1.0 if self.drawn and not self.in_codes else 1 + self.rounded / self.D_D
         outcome, norm = self._outcome(gain, predicted, error), sqrt(self.D_D)
         return Verdict(name, outcome, gain, predicted, error, self.different, norm, sqrt(self.noise) / norm)
 
@@ -190,8 +220,14 @@ class _Comparison:
         # The order matters: if the rounding removed the update, it is absent although every bit agrees.
         if gain < TRACE:
             return "absent"
+        # Every code is the one that this merge draws. What the grid clipped is known then, and nothing is in doubt.
+        if self.in_codes and self.drawn and not self.different:
+            return "exact"
         if not LOW <= gain <= HIGH:
             return "partial"
+        if self.in_codes:
+            deviation = ERRORS * sqrt(2 * self.scatter) / self.D_D + NEAR_GAIN
+            return "rounded" if abs(gain - predicted) <= deviation else "partial"
         if not self.different:
             return "exact"
         error_of_gain = sqrt(max(self.spread, self.scatter)) / self.D_D
@@ -208,9 +244,8 @@ def have_same_values(first: LazyArray, second: LazyArray) -> bool:
         return False
     # A model that was saved in a narrower dtype holds the same values as far as that dtype can.
     narrow = min(first.dtype, second.dtype, key=lambda dtype: dtype.itemsize)
-    matrix = as_matrix(first.shape)
     with np.errstate(over="ignore", invalid="ignore"):
         return all(
             np.array_equal(bits(one.astype(narrow, copy=False)), bits(two.astype(narrow, copy=False)))
-            for one, two in zip(MatrixRows(first, matrix).blocks(), MatrixRows(second, matrix).blocks(), strict=True)
+            for one, two in zip(matrix_blocks(first), matrix_blocks(second), strict=True)
         )

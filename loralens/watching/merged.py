@@ -12,14 +12,13 @@ from typing import Any, final
 from torch import nn
 
 from loralens.errors import MismatchError, OptionError
-from loralens.merging.resident.switchboard import Switchboard
-from loralens.merging.resident.switchboard_state import MemoryUse
+from loralens.merging.switchboard import MemoryUse, Switchboard
 from loralens.watching.view import any_process, is_sharded, live, one_active, peft_model
 
 TASK = "live"
 # Extras that belong to the merged weight. PEFT's own layers apply all others, such as modules that are saved in full.
 MERGED = ("magnitude", "norms", "lora_bias")
-BUDGET = 0.1  # share of the bytes of the adapted weights; a patch of more than a twelfth of them is deflated
+BUDGET = 0.1  # share of the bytes of the adapted weights
 
 
 @final
@@ -37,8 +36,8 @@ class LiveSwitchboard:
     adapter : str, optional
         The name of the adapter; by default the active one.
     budget : float
-        The most memory for patches, as a share of the bytes of the adapted weights. The factors of the merge come on
-        top, in as many bits as the weights have.
+        The most memory for patches, as a share of the bytes of the adapted weights. A copy of the factors of
+        the merge comes on top.
     threads : int, optional
         Weights that are processed at a time, by default as many as torch has threads, but at most 4.
 

@@ -26,7 +26,7 @@ from loralens.errors import FormatError, OptionError, place
 from loralens.formats import save
 from loralens.formats.files.json_text import finite_number
 from loralens.formats.records.training import WATCHED, LoggedLook, LoggedModule, WatchLog, read_watch_log
-from loralens.merging.tied_weights import find_ties
+from loralens.merging.planning import find_ties
 from loralens.requirements import missing_packages
 from loralens.watching.looks import (
     BaseLook,

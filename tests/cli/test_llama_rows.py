@@ -16,7 +16,7 @@ import loralens
 from loralens.cli.overview import COMMANDS
 from loralens.core.attached import Attachment
 from loralens.errors import FormatError
-from loralens.merging.resident.switchboard import Switchboard
+from loralens.merging.switchboard import Switchboard
 from tests import models
 from tests.bases import contents
 from tests.cli.command import Command

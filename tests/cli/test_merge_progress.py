@@ -29,12 +29,12 @@ from loralens.cli.main import run
 run()
 """
 PLACES = {  # where each command is when it is interrupted
-    "merge": ("apply", "MergedBlock"),
-    "dry run": ("apply", "MergedBlock"),
-    "unmerge": ("undo.patch", "bits"),
-    "subtract": ("undo.subtract", "subtract_block"),
+    "merge": ("codec", "MergedBlock"),
+    "dry run": ("codec", "MergedBlock"),
+    "unmerge": ("patch", "bits"),
+    "subtract": ("undo", "subtract_update"),
     "verify": ("verify", "bits"),
-    "extract": ("extraction.differences", "compute_triplets"),
+    "extract": ("checkpoint_difference", "compute_triplets"),
 }
 
 

@@ -151,56 +151,6 @@ def test_an_adapter_of_transformers_4_on_the_model_in_memory(tmp_path: Path) -> 
     answers_alike(transformers.ViTForImageClassification, tmp_path, tmp_path / "adapter", x)
 
 
-# Every pair of names, with either kind of target twice: names and targets are independent.
-@pytest.mark.some(2)
-@pytest.mark.parametrize(
-    ("target", "adapted", "stored"),
-    [
-        ("all-linear", "old", "old"),
-        ("all-linear", "new", "new"),
-        (["embed_tokens", "q_proj"], "new", "old"),
-        (["embed_tokens", "q_proj"], "old", "new"),
-    ],
-)
-def test_a_language_model_is_found_inside_another_by_its_old_and_new_names(
-    target, adapted: str, stored: str, tmp_path: Path
-) -> None:
-    """Gemma 3, whose adapters say ``model.language_model.layers`` where its checkpoints say it the other way round."""
-    named("gemma3-vision").save(tmp_path, target_modules=target)
-    if adapted == "old":
-        old = (
-            (r"^base_model\.model\.model\.language_model\.", "base_model.model.language_model.model."),
-            (r"^base_model\.model\.model\.(vision_tower|multi_modal_projector)\.", r"base_model.model.\1."),
-        )
-        renamed(tmp_path / "adapter", old)
-    if stored == "new":
-        new = (
-            (r"^language_model\.model\.", "model.language_model."),
-            (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
-        )
-        for model in ("base", "merged"):
-            renamed(tmp_path / model, new, "model.safetensors")
-    keys = loaded(tmp_path / "base")
-    start = "model.language_model.layers" if stored == "new" else "language_model.model.layers"
-    assert any(key.startswith(start) for key in keys)
-    done("merge", tmp_path / "adapter", "--base", tmp_path / "base", "-o", tmp_path / "ours")
-    ours, theirs = loaded(tmp_path / "ours"), loaded(tmp_path / "merged")
-    heads = set(ours) - set(theirs)  # PEFT merges the embedding in place and so changes the head, unlike the unmerged
-    assert heads <= {"lm_head.weight", "language_model.lm_head.weight"}
-    assert bool(heads) == (target != "all-linear")
-    for key, array in theirs.items():
-        np.testing.assert_allclose(ours[key], array, rtol=0, atol=MERGED_BY_PEFT * np.abs(array).max(), err_msg=key)
-
-
-def test_single_experts_on_the_stacks_in_memory(tmp_path: Path) -> None:
-    named("mixtral").save(tmp_path, target_modules=["q_proj"])
-    done("convert", tmp_path / "adapter", "--to", "mlx", "--base", tmp_path / "base", "-o", tmp_path / "mlx")
-    done("convert", tmp_path / "mlx", "--to", "peft", "-o", tmp_path / "single")
-    tokens = torch.tensor([[3, 5, 7, 9]])
-    for adapter in ("mlx", "single", "adapter"):
-        answers_alike(transformers.MixtralForCausalLM, tmp_path, tmp_path / adapter, tokens)
-
-
 def answers_alike(model, folder: Path, adapter: Path, x) -> None:
     """A model with the adapter attached answers as the merged one that PEFT saved."""
     base, merged = (model.from_pretrained(folder / name).eval() for name in ("base", "merged"))

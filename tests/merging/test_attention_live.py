@@ -117,12 +117,3 @@ def test_it_is_written_as_peft_adds_it(files, tmp_path: Path) -> None:
             torch.testing.assert_close(answer(model), answer(theirs), rtol=1e-5, atol=1e-5)
         back = loralens.load(tmp_path / label)
         np.testing.assert_allclose(back[OUT].dense(), one[OUT].dense(), rtol=1e-5, atol=1e-6)
-
-
-def test_a_scale_that_is_given_is_taken_twice_too(files) -> None:
-    _, _, path, _ = files
-    (path / "adapter_config.json").unlink()
-    bare, given, alpha = loralens.load(path), loralens.load(path, scale=3.0), loralens.load(path, alpha=10)
-    assert [one[OUT].scale for one in (bare, given, alpha)] == [2, 6, 10]
-    assert [one["attn.in_proj_weight"].scale for one in (bare, given, alpha)] == [1, 3, 5]
-    assert loralens.load(path, alpha=10, once=True)[OUT].scale == 5

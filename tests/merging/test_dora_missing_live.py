@@ -1,8 +1,6 @@
 """DoRA without magnitudes in the file: what PEFT makes of it is what we merge, run, combine and write."""
 
 import copy
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.core.attached import Attachment
 from loralens.core.together import NORMS
 from loralens.core.weights import Weight
 from tests import models
-from tests.cli.test_merge import contents, done, run
+from tests.cli.test_merge import done, run
 from tests.formats.conftest import quiet_torch
 from tests.marks import when_used
 from tests.merging.test_merge_live import arrays, lazily, ours
@@ -117,42 +114,6 @@ def test_what_is_merged_is_what_peft_merges(make, targets, options, dtype, tmp_p
     assert changed >= len(targets) - 1
 
 
-def test_plain_lora_would_be_another_model(tmp_path: Path) -> None:
-    adapter = loralens.load(trained(models.llama(), tmp_path, ["q_proj"]))
-    before = arrays(models.llama())
-    bent, plain = (ours(one, before, Case()) for one in (adapter, loralens.Adapter(modules=adapter.modules)))
-    key = "model.layers.0.self_attn.q_proj.weight"
-    W = before[key].read()
-    assert np.linalg.norm(bent[key] - plain[key]) > 0.05 * np.linalg.norm(plain[key] - W)
-    np.testing.assert_allclose(np.linalg.norm(bent[key], axis=1), np.linalg.norm(W, axis=1), rtol=1e-5)
-
-
-def test_merge_verify_and_unmerge(tmp_path: Path) -> None:
-    models.llama().save_pretrained(tmp_path / "base")
-    trained(models.llama(), tmp_path / "adapter", ["q_proj", "v_proj"], cut="q_proj")
-    paths = (tmp_path / "adapter", "--base", tmp_path / "base")
-    result = done("merge", *paths, "-o", tmp_path / "out")
-    assert "note: 2 DoRA modules have no magnitude in the file: the lengths in W are used" in result.stderr
-    looked = ("verify", tmp_path / "out", "--base", tmp_path / "base", "--adapter", tmp_path / "adapter")
-    assert done(*looked).stdout.splitlines()[0].endswith(" exactly.")
-    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
-    assert contents(tmp_path / "back") == contents(tmp_path / "base")
-    shutil.copytree(tmp_path / "adapter", tmp_path / "plain")
-    config = json.loads((tmp_path / "plain" / "adapter_config.json").read_text())
-    (tmp_path / "plain" / "adapter_config.json").write_text(json.dumps({**config, "use_dora": False}))
-    done("merge", tmp_path / "plain", "--base", tmp_path / "base", "-o", tmp_path / "wrong", "-m", "q_proj")
-    assert run("verify", tmp_path / "wrong", *looked[2:], "-m", "q_proj").exit_code == 1
-
-
-def test_a_model_runs_with_it_as_with_peft(tmp_path: Path) -> None:
-    model = models.llama()
-    adapter = loralens.load(trained(model, tmp_path, ["q_proj", "down_proj"]))
-    tokens = torch.arange(1, 13).reshape(2, 6)
-    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
-    with torch.no_grad(), Attachment(model, adapter).on():
-        torch.testing.assert_close(model(tokens).logits, theirs(tokens).logits, rtol=1e-5, atol=1e-6)
-
-
 def test_what_has_no_base_keeps_the_fact(tmp_path: Path) -> None:
     model = models.llama()
     model.save_pretrained(tmp_path / "base")
@@ -187,18 +148,6 @@ def test_what_has_no_base_keeps_the_fact(tmp_path: Path) -> None:
     plain = loralens.load(tmp_path / "plain")
     assert not plain.config["use_dora"]
     assert not plain.extra
-
-
-def test_inspect_and_amplify_say_it(tmp_path: Path) -> None:
-    models.llama().save_pretrained(tmp_path / "base")
-    source = trained(models.llama(), tmp_path / "adapter", ["q_proj"])
-    told = done("inspect", source).output
-    assert "2 of 2 DoRA modules have no magnitude in the file" in told
-    assert "magnitudes are kept" not in told
-    assert "other tensors" not in told
-    told = done("amplify", source, "--base", tmp_path / "base").output
-    assert "2 modules are DoRA" in told
-    assert "DoRA is refused or its magnitudes are ignored" in run("inspect", source, "--for", "vllm").output
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -6,14 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import loralens
 from loralens.core.lazy import LazyArray
 from loralens.core.ranks import Rule
 from loralens.errors import FormatError, OptionError
-from loralens.merging.apply import prepare_merge
-from loralens.merging.extraction.differences import NoiseEdge, compare_checkpoints, compute_triplets
-from loralens.merging.extraction.extract import extract_adapter
-from loralens.merging.make_plan import plan_merge
+from loralens.merging.checkpoint_difference import NoiseEdge
+from loralens.merging.codec import prepare_merge
+from loralens.merging.extraction import extract_adapter
+from loralens.merging.planning import plan_merge
 from tests import reference
 from tests.marks import examples, slow_except
 from tests.tolerances import EXTRACTED
@@ -91,21 +90,6 @@ def test_big_matrices_take_a_randomised_svd_and_say_how_good_it_is(rule):
     assert quick.relative_error >= dense.relative_error * (1 - EXTRACTED)
 
 
-def test_directions_are_looked_at_until_the_rule_is_sure():
-    rng = np.random.default_rng(3)
-    W = np.zeros((700, 560), np.float32)
-    T = full(rng, 700, 560, 0.97).astype(np.float32)
-    difference = compare_checkpoints(lazy({"a.q.weight": W}), lazy({"a.q.weight": T})).matrices["a.q"]
-    found = compute_triplets("a.q", difference, Rule("energy", 0.9))
-    assert not found.is_complete
-    assert found.count == 64
-    s = np.linalg.svd(T.astype(np.float64), compute_uv=False)
-    padded = found.spectrum()
-    assert padded.size == s.size
-    assert np.linalg.norm(padded) == pytest.approx(np.linalg.norm(s), rel=1e-6)
-    assert Rule("energy", 0.9).rank_of(padded) == Rule("energy", 0.9).rank_of(s)
-
-
 def level(rng, values, rows=620, columns=530):
     """A matrix with these singular values."""
     U, V = (np.linalg.qr(rng.standard_normal((n, len(values))))[0] for n in (rows, columns))
@@ -150,17 +134,6 @@ def test_the_noise_edge_of_rounding_keeps_the_directions_that_were_merged(dtype,
     got = np.linalg.norm(found.adapter["a.q"].dense() - D)
     assert got < 0.3 * lost  # most of the noise is gone
     assert told.residue == pytest.approx(1, abs=0.05)
-
-
-def test_rows_of_large_weights_are_not_taken_for_directions():
-    rng = np.random.default_rng(6)
-    W, _, D = planted(rng, ml_dtypes.bfloat16)
-    W[:2] *= 30
-    T = (W.astype(np.float32) + D.astype(np.float32)).astype(ml_dtypes.bfloat16)
-    noise = T.astype(np.float64) - W.astype(np.float64) - D
-    found = extract_adapter(lazy({"a.q.weight": W}), lazy({"a.q.weight": T}), NoiseEdge()).modules["a.q"]
-    assert found.rank <= 5
-    assert found.edge > np.linalg.norm(noise, 2)
 
 
 def test_the_median_tells_unknown_noise_of_full_rank():
@@ -235,28 +208,6 @@ def test_a_pair_of_an_embedding_that_both_tie_is_meant_for_the_head_too():
     assert "ensure_weight_tying" not in found(only_a, tuned_config=tie).config
 
 
-def test_the_hidden_size_may_be_that_of_the_text_model():
-    rng = np.random.default_rng(16)
-    base = {"h.0.experts.gate_up_proj": weights(rng, 3, 6, 10)}
-    tuned = {key: W + weights(rng, *W.shape) for key, W in base.items()}
-    for config in ({"hidden_size": 6}, {"text_config": {"hidden_size": 6}}):
-        found = extract_adapter(lazy(base), lazy(tuned), Rule("rank", 2), tuned_config=config)
-        assert {module.shape for module in found.adapter.modules.values()} == {(10, 6)}
-    found = extract_adapter(lazy(base), lazy(tuned), Rule("rank", 2), tuned_config={"text_config": None})
-    assert {module.shape for module in found.adapter.modules.values()} == {(6, 10)}
-
-
-def test_one_rank_above_the_noise_leaves_no_expert_out():
-    rng = np.random.default_rng(17)
-    base = {"m.experts.up": weights(rng, 3, 40, 30), "m.q.weight": weights(rng, 40, 30)}
-    tuned = {key: W.copy() for key, W in base.items()}
-    for W, rank in ((tuned["m.experts.up"][0], 2), (tuned["m.experts.up"][2], 1), (tuned["m.q.weight"], 3)):
-        W += (rng.standard_normal((40, rank)) @ rng.standard_normal((rank, 30))).astype(np.float32)
-    found = extract_adapter(lazy(base), lazy(tuned), NoiseEdge(), one_rank=True).adapter
-    assert list(found) == [*(f"m.experts.up[{e}]" for e in range(3)), "m.q"]
-    assert len({module.rank for module in found.modules.values()}) == 1
-
-
 def norm(rng, n):
     return {"weight": 1 + weights(rng, n), "bias": weights(rng, n)}
 
@@ -320,25 +271,6 @@ def test_what_is_no_matrix_rides_along_or_is_named():
     assert len(bare.left_out) == len(found.left_out) + 8
 
 
-def test_what_is_written_is_read_back_the_same(tmp_path):
-    rng = np.random.default_rng(10)
-    base = model(rng)
-    tuned = {key: array + 1 if key.startswith("encoder") else array for key, array in base.items()}
-    found = extract_adapter(lazy(base), lazy(tuned), Rule("rank", 2), base_model="some/base")
-    loralens.save(found.adapter, tmp_path / "out")
-    back = loralens.load(tmp_path / "out")
-    assert not back.findings
-    assert back.base_model == "some/base"
-    assert {key: (e.role, e.module, e.parameter) for key, e in back.extra.items()} == {
-        key: (e.role, e.module, e.parameter) for key, e in found.adapter.extra.items()
-    }
-    merged = plan_merge([(back, 1.0)], lazy(base))
-    assert set(merged.tensors) == {key for key in base if key.startswith("encoder")}
-    for key, tensor in merged.tensors.items():
-        got = merged_tensor(tensor)
-        np.testing.assert_allclose(got, tuned[key], atol=1e-6)
-
-
 def test_a_change_of_dtype_alone_is_no_difference():
     rng = np.random.default_rng(11)
     base = {f"a.{i}.weight": weights(rng, 12, 10) for i in range(3)} | {"norm.weight": weights(rng, 10)}
@@ -349,20 +281,6 @@ def test_a_change_of_dtype_alone_is_no_difference():
     assert list(found.modules) == ["a.1"]
     assert found.unchanged == 2
     assert not found.adapter.extra
-
-
-def test_a_head_of_its_own_is_held_against_the_shared_one():
-    rng = np.random.default_rng(12)
-    base = {"embed_tokens.weight": weights(rng, 20, 8), "a.q.weight": weights(rng, 8, 8)}
-    tuned = {**base, "a.q.weight": base["a.q.weight"] + 1, "lm_head.weight": base["embed_tokens.weight"]}
-    for tied, untied, ours, theirs in ((base, tuned, {}, {"tie_word_embeddings": False}), (tuned, base, {}, {})):
-        found = extract_adapter(lazy(tied), lazy(untied), Rule("rank", 1), base_config=ours, tuned_config=theirs)
-        assert list(found.modules) == ["a.q"]
-        assert not found.adapter.extra
-        assert not found.notes
-    tuned["lm_head.weight"] = tuned["lm_head.weight"] + 1
-    found = extract_adapter(lazy(base), lazy(tuned), Rule("rank", 1), base_config={})
-    assert list(found.modules) == ["a.q", "lm_head"]
 
 
 def test_threads_and_company_change_nothing():
@@ -401,44 +319,6 @@ def test_nothing_above_the_noise_is_an_error_that_says_so():
     T = (W.astype(np.float32) * (1 + 2.0**-10 * rng.standard_normal(W.shape).astype(np.float32))).astype(W.dtype)
     with pytest.raises(OptionError, match="1 matrices differ, but none is extracted: nothing rises above the noise"):
         extract_adapter(lazy({"a.q.weight": W}), lazy({"a.q.weight": T}), NoiseEdge())
-
-
-def test_a_convolution_that_may_be_grouped_is_named():
-    """Shapes do not tell the groups: one of 4 with 8 channels in each is stored like one of 8 channels without."""
-    rng = np.random.default_rng(4)
-    base = {
-        "grouped.weight": weights(rng, 32, 8, 3),
-        "plain.weight": weights(rng, 8, 8, 3),
-        "to_one.weight": weights(rng, 32, 8, 1),
-    }
-    found = extract_adapter(
-        lazy(base), lazy({key: W + weights(rng, *W.shape) for key, W in base.items()}), Rule("rank", 2)
-    )
-    assert list(found.adapter) == ["grouped", "plain", "to_one"]
-    assert found.notes == (
-        "1 convolutions are treated as ones without groups, because their shapes do not show groups: grouped",
-    )
-
-
-def test_a_bare_parameter_beside_layers_is_named():
-    """PEFT wraps the module that holds it, and the layers within are called otherwise then."""
-    rng = np.random.default_rng(5)
-    base = {
-        "a.q.weight": weights(rng, 8, 8),
-        "a.table": weights(rng, 5, 8),
-        "b.table": weights(rng, 5, 8),
-        "top": weights(rng, 5, 8),
-    }
-    base["b.bias"] = weights(rng, 8)
-    found = extract_adapter(
-        lazy(base), lazy({key: W + weights(rng, *W.shape) for key, W in base.items()}), Rule("rank", 2)
-    )
-    assert list(found.adapter) == ["a.q", "b.table"]
-    assert list(found.adapter.extra) == ["base_model.model.b.base_layer.bias"]
-    assert {one.key: one.why for one in found.left_out} == {
-        "a.table": "belongs to a module with layers in it, and PEFT would rename them",
-        "top": "is not the weight of a layer, and no module can be saved for it",
-    }
 
 
 def test_errors_of_all_pairs_together_and_the_energy_they_keep():

@@ -9,7 +9,7 @@ import pytest
 import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.merging.make_plan import plan_merge
+from loralens.merging.planning import plan_merge
 from tests.cli.test_merge import done
 from tests.formats.conftest import quiet_torch
 from tests.merging.made import streamed
@@ -51,16 +51,6 @@ def test_class_and_labels(base, said, name):
     text = " ".join(found.notes)
     assert "3 labels for classifier.weight" in text
     assert (f"says {name} now" if name else "nothing says which class") in text
-
-
-def test_what_is_right_already_stays():
-    said = {"task_type": "SEQ_CLS"}
-    named = {**BERT, "id2label": {"0": "no", "1": "yes", "2": "maybe"}}
-    assert set(planned(named, said=said).config) == {"architectures"}
-    assert set(planned(BERT, labels=2, said=said).config) == {"architectures"}
-    there = {**named, "architectures": ["BertForSequenceClassification"]}
-    assert not planned(there, said=said).config
-    assert planned({**BERT, "num_labels": 5}, said=said).config["num_labels"] == 3
 
 
 @pytest.mark.parametrize("head", ["classifier.dense", "pre_classifier", "pooler", "lm_head"])
@@ -135,10 +125,3 @@ def test_labels_are_those_that_the_adapter_was_trained_on(record, names):
     found = planned(BERT, metadata={"loralens_training": record})
     assert found.config["id2label"] == dict(zip("012", names, strict=True))
     assert ("as the adapter names them" in " ".join(found.notes)) == (names[0] == "ham")
-
-
-def test_named_labels_take_the_place_of_as_many_others():
-    config = {**BERT, "id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}}
-    record = {"loralens_training": '{"labels": ["a", "b", "c"]}'}
-    assert planned(config, metadata=record).config["id2label"] == {"0": "a", "1": "b", "2": "c"}
-    assert "id2label" not in planned(config).config

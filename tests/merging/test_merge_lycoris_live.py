@@ -12,8 +12,8 @@ import pytest
 
 import loralens
 from loralens.core.lazy import LazyArray
-from loralens.merging.apply import prepare_merge
-from loralens.merging.make_plan import plan_merge
+from loralens.merging.codec import prepare_merge
+from loralens.merging.planning import plan_merge
 from tests.formats.conftest import quiet_torch
 from tests.tolerances import LIVE_OUTPUT
 

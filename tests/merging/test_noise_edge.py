@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.merging.extraction.differences import (
+from loralens.merging.checkpoint_difference import (
     known_threshold,
     marchenko_pastur_median,
     median_threshold,
@@ -23,13 +23,6 @@ def test_thresholds_are_those_of_the_paper(beta):
     assert known_threshold(0.3, shape[::-1]) == known_threshold(0.3, shape)
     middle = reference.marchenko_pastur_middle(beta) ** 0.5
     assert median_threshold(2.0, shape) == pytest.approx(2 * best / middle, rel=NOISE_EDGE)
-
-
-@pytest.mark.parametrize("shape", [(300, 300), (100, 400), (10, 1000)])
-def test_drawn_noise_gives_the_known_threshold_where_it_is_white(shape):
-    """σ₁ of white noise of a large matrix is e(√m + √n)."""
-    largest = 0.3 * (shape[0] ** 0.5 + shape[1] ** 0.5)
-    assert sampled_threshold(largest, shape) == pytest.approx(known_threshold(0.3, shape))
 
 
 def test_the_square_case_is_four_over_root_three():

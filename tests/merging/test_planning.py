@@ -9,8 +9,8 @@ import loralens
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, LoraLensError, MismatchError
-from loralens.merging.make_plan import CHANGED_BASE, plan_merge
-from tests.merging.made import Case, Maker, adapter, conv1d, experts, linear, resized, several, streamed
+from loralens.merging.planning import CHANGED_BASE, plan_merge
+from tests.merging.made import Case, Maker, adapter, conv1d, experts, linear, several, streamed
 
 TIED = {"tie_word_embeddings": True, "architectures": ["LlamaForCausalLM"]}
 
@@ -30,15 +30,6 @@ def head_and_embedding():
     return made, base
 
 
-def test_only_what_changes_is_planned():
-    found = planned(linear(make()))
-    assert list(found.tensors) == ["a.weight"]
-    (slab,) = found.tensors["a.weight"].slabs
-    assert (slab.module, slab.start, slab.stop, slab.transposed, slab.magnitude) == ("a", 0, 6, False, None)
-    assert [strength for strength, _ in slab.terms] == [1.5]
-    assert (found.missing, found.notes, dict(found.config), found.dropped) == ((), (), {}, ())
-
-
 def test_slabs_lie_where_the_experts_do_and_sums_are_one_slab():
     tensor = planned(experts(make())).tensors["x.w"]
     assert tensor.matrix == (12, 7)
@@ -46,13 +37,6 @@ def test_slabs_lie_where_the_experts_do_and_sums_are_one_slab():
     assert planned(conv1d(make())).tensors["a.weight"].slabs[0].transposed
     (slab,) = planned(several(make())).tensors["a.weight"].slabs
     assert [strength for strength, _ in slab.terms] == [0.7, -1.3, 2.0]
-
-
-def test_a_number_in_brackets_is_an_expert_only_in_a_stack():
-    made = make()
-    one = adapter({"x[2]": made.pair(6, 10)})
-    tensor = plan_merge([(one, 1.0)], {"x.weight": streamed(made.weight(6, 10))}).tensors["x.weight"]
-    assert [(slab.start, slab.stop) for slab in tensor.slabs] == [(0, 6)]
 
 
 def test_names_are_matched_and_extras_renamed_with_them():
@@ -170,23 +154,6 @@ def test_a_token_beyond_the_vocabulary_is_an_error():
         planned(Case(base, [(one, 1.0)], {}))
 
 
-def test_a_resized_embedding_changes_the_vocabulary():
-    found = planned(resized(make()))
-    assert dict(found.config) == {"vocab_size": 11}
-    case = resized(make())
-    case.options["config"]["vocab_size"] = 10
-    with pytest.raises(MismatchError, match="cannot replace"):
-        planned(case)
-
-
-def test_what_replaces_counts_once_whatever_the_weight():
-    case = resized(make())
-    case.adapters = [(case.adapters[0][0], 0.5)]
-    assert planned(case).notes == (
-        "1 tensor trained in full: used in place of the base's; the adapter's weight does not apply",
-    )
-
-
 def test_the_head_of_a_tied_base_keeps_its_numbers_where_the_embedding_is_adapted():
     made, base = head_and_embedding()
     one = adapter({"model.embed_tokens": made.pair(4, 9, kind="embedding")})
@@ -202,15 +169,6 @@ def test_the_head_of_a_tied_base_keeps_its_numbers_where_the_embedding_is_adapte
         "tie_word_embeddings is set to false",
     )
     assert "72 bytes more" in plan_merge([(one, 1.0)], lazy, config=TIED, dtype="bfloat16").notes[0]
-
-
-def test_a_tie_is_kept_where_that_is_asked_for():
-    made, base = head_and_embedding()
-    one = adapter({"model.embed_tokens": made.pair(4, 9, kind="embedding")})
-    found = plan_merge([(one, 1.0)], Case(base, [], {}).lazy, config=TIED, untie=False)
-    assert list(found.tensors) == ["model.embed_tokens.weight"]
-    assert not found.config
-    assert found.notes[0].endswith("changes with it, unlike in the unmerged adapter")
 
 
 def test_a_tie_that_the_adapter_keeps_is_kept():
@@ -233,41 +191,6 @@ def test_a_tie_that_the_adapter_keeps_is_kept():
 
 def turned(pair):
     return loralens.LowRank(pair.A.T, pair.B.T, pair.scale)
-
-
-def test_an_adapter_on_a_tied_head_leaves_the_embedding():
-    made, base = head_and_embedding()
-    one = adapter({"lm_head": made.pair(9, 4), "model.a": made.pair(4, 4)})
-    lazy = Case(base, [], {}).lazy
-    with pytest.raises(MismatchError, match=r"lm_head\.weight and .* have different updates") as error:
-        plan_merge([(one, 1.0)], lazy, config=TIED, untie=False)
-    assert "--keep-tied" in error.value.fix
-    for untie in (None, True):
-        assert set(plan_merge([(one, 1.0)], lazy, config=TIED, untie=untie).tensors) == {
-            "lm_head.weight",
-            "model.a.weight",
-        }
-
-
-def test_a_saved_head_of_a_tied_model_is_untied_unless_it_is_the_saved_embedding():
-    made, base = head_and_embedding()
-    rows, other = made.floats(9, 4), made.floats(9, 4)
-    lazy = Case(base, [], {}).lazy
-    for head, fits in ((rows, True), (other, False)):
-        one = adapter(
-            {"model.a": made.pair(4, 4)},
-            e=("embedding", "model.embed_tokens", rows, "weight"),
-            h=("embedding", "lm_head", head, "weight"),
-        )
-        found = set(plan_merge([(one, 1.0)], lazy, config=TIED).tensors)
-        assert found == {"model.a.weight", "model.embed_tokens.weight", *([] if fits else ["lm_head.weight"])}
-
-
-def test_models_without_a_head_are_not_tied():
-    made, base = head_and_embedding()
-    one = adapter({"model.embed_tokens": made.pair(4, 9, kind="embedding")})
-    for config in ({"architectures": ["BertModel"]}, {"tie_word_embeddings": False}):
-        assert plan_merge([(one, 1.0)], Case(base, [], {}).lazy, config=config).notes == ()
 
 
 def test_float8_with_scales_is_not_half_replaced():

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loralens.merging.rounding import MergeRounding, merge_entries, slices_for, subtract_update
+from loralens.merging.merge_rounding import MergeRounding, merge_entries, slices_for, subtract_update
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
 

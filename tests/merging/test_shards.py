@@ -1,14 +1,17 @@
 """Weights that several processes share: the rows of each have the bits that they have in the whole weight."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from loralens.core.lazy import LazyArray
-from loralens.merging.make_plan import plan_merge
-from loralens.merging.resident.resident import merge_weight, restore_weight
-from loralens.merging.resident.shards import Shard
+from loralens.merging.codec import prepare_merge
+from loralens.merging.planning import plan_merge
+from loralens.merging.record import MergeRecorder
+from loralens.merging.undo import TensorUndo, restored_rows
+from loralens.merging.weight_slots import Shard
 from tests.merging.made import CASES, DTYPES, Maker
 
 
@@ -31,12 +34,22 @@ def test_the_rows_of_a_process_are_those_of_the_whole(made, dtype):
         if not Shard(W.shape, 0, W.shape[0]).divides(tensor.matrix):
             assert W.ndim == 1
             continue
-        merged, _ = merge_weight(W, tensor, ())
+        merged = np.concatenate([block.merged.copy() for block in prepare_merge(tensor).blocks()]).tobytes()
         for start, stop in shares(len(W)):
             own, shard = W[start:stop], Shard(W.shape, start, stop)
-            part, undo = merge_weight(own, tensor, (), shard=shard, whole_weight=LazyArray.of(W))
-            assert part.tobytes() == merged[start:stop].tobytes()
-            assert restore_weight(part, undo).tobytes() == own.tobytes()
+            # The norms of DoRA need all rows, which no other merge may read.
+            base = LazyArray.of(W) if any(slab.magnitude for slab in tensor.slabs) else shard.as_part(own)
+            within = shard.rows_of(tensor.matrix)
+            recorder = MergeRecorder(
+                prepare_merge(replace(tensor, base=base), dtype=W.dtype, within=within), hashes=False, fidelity=False,
+                undo=tensor.replacement is None, against="subtracted",
+            )  # fmt: skip
+            part = b"".join(rows.tobytes() for rows in recorder.blocks())
+            assert part == merged[start * W[:1].nbytes : stop * W[:1].nbytes]
+            if tensor.replacement is None:
+                undo, there = TensorUndo.of(recorder.record()), np.frombuffer(part, W.dtype).reshape(own.shape)
+                rows = restored_rows(undo, shard.as_part(there), within=within)
+                assert b"".join(row.tobytes() for row in rows) == own.tobytes()
             divided += 1
     assert divided
 

@@ -187,26 +187,6 @@ def test_an_adapted_head_cannot_stay_tied(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_a_head_that_is_stored_beside_its_embedding_is_tied_too(keep: bool, tmp_path: Path) -> None:
-    model = llama()
-    model.save_pretrained(tmp_path / "base")
-    file = tmp_path / "base" / "model.safetensors"
-    held = load_file(file)
-    save_file({**held, "lm_head.weight": held["model.embed_tokens.weight"].copy()}, file, metadata={"format": "pt"})
-    trained(model, tmp_path / "adapter", target_modules=["embed_tokens"])
-    options = ("--keep-tied",) if keep else ()
-    paths = (tmp_path / "adapter", "--base", tmp_path / "base")
-    result = done("merge", *paths, "-o", tmp_path / "out", *options)
-    assert "bytes more" not in result.stderr
-    assert (apart(tmp_path / "out", model, tmp_path / "adapter") < MERGED_OUTPUT) != keep
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["tie_word_embeddings"] is keep
-    done("verify", tmp_path / "out", "--base", tmp_path / "base", "--adapter", tmp_path / "adapter", *options)
-    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
-    assert contents(tmp_path / "back") == contents(tmp_path / "base")
-
-
 def test_a_text_model_inside_another_is_untied_in_both_configurations(tmp_path: Path) -> None:
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.Gemma3Config(
@@ -231,24 +211,6 @@ def test_a_text_model_inside_another_is_untied_in_both_configurations(tmp_path: 
     assert (written["tie_word_embeddings"], written["text_config"]["tie_word_embeddings"]) == (False, False)
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(tmp_path / "base")
-
-
-def test_verify_sees_what_was_untied_without_need(tmp_path: Path) -> None:
-    model = llama()
-    model.save_pretrained(tmp_path / "base")
-    trained(model, tmp_path / "adapter", target_modules=["q_proj"])
-    paths = (tmp_path / "adapter", "--base", tmp_path / "base")
-    done("merge", *paths, "-o", tmp_path / "out", "--untie")
-    assert apart(tmp_path / "out", model, tmp_path / "adapter") < MERGED_OUTPUT
-    looked = ("verify", tmp_path / "out", "--base", tmp_path / "base", "--adapter", tmp_path / "adapter")
-    assert done(*looked).stdout.splitlines()[0].endswith(" exactly.")
-    held = load_file(tmp_path / "out" / "model.safetensors")
-    held["lm_head.weight"] = -held["lm_head.weight"]
-    save_file(held, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
-    absent = run(*looked)
-    assert absent.exit_code == 1
-    assert absent.stdout.startswith(f"{tmp_path / 'out'} does not hold ")
-    assert "lm_head.weight" in absent.stdout
 
 
 def test_a_tied_head_is_measured_against_the_weight_it_shares(tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 import loralens
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, MismatchError
-from loralens.merging import matrix
-from loralens.merging.apply import prepare_merge
-from loralens.merging.make_plan import plan_merge
+from loralens.merging import plan as matrix
+from loralens.merging.codec import prepare_merge
+from loralens.merging.merge_rounding import MergeRounding
+from loralens.merging.patch import bits
+from loralens.merging.planning import plan_merge
 from loralens.merging.record import MergeRecorder
-from loralens.merging.rounding import MergeRounding
-from loralens.merging.undo.layout import VERSION, pack_arrays, pack_entry, parse_undo
-from loralens.merging.undo.patch import bits
-from loralens.merging.undo.restore import restore_tensor
+from loralens.merging.undo import VERSION, pack_arrays, pack_entry, parse_undo, restore_tensor
 from tests.marks import examples
 from tests.merging.made import CASES, DTYPES, Case, Maker, adapter, linear, streamed, tokens
 
@@ -88,16 +87,6 @@ def test_it_does_not_matter_where_blocks_are_cut(monkeypatch):
     check(case, tensors, undo)
 
 
-def test_the_undo_needs_no_adapter_and_no_norm():
-    case = CASES[11](Maker(1, ml_dtypes.bfloat16))  # DoRA
-    tensors, undo = merged_and_undo(case, None, "nearest")
-    held = undo.tensor("a.weight")
-    assert held.against == "subtracted"
-    assert held.slabs[0].magnitude is None
-    assert set(held.slab_factors) == {0}
-    check(case, tensors, undo)
-
-
 @pytest.mark.parametrize("made", [linear, tokens], ids=["linear", "tokens"])
 def test_a_changed_tensor_is_an_error_before_a_row_is_given(made):
     case = made(Maker(2, np.float16))
@@ -140,29 +129,6 @@ def test_a_damaged_outline_is_an_error(change, message):
     _, undo = merged_and_undo(linear(Maker(4, np.float16)), None, "nearest")
     with pytest.raises(FormatError, match=message):
         parse_undo(undo.arrays, content_of(undo) | change)
-
-
-@pytest.mark.parametrize("name", ["matrix", "dtype", "slabs", "coding", "base"])
-def test_a_damaged_entry_is_an_error(name):
-    _, undo = merged_and_undo(linear(Maker(4, np.float16)), None, "nearest")
-    entry = {key: value for key, value in undo.entries["a.weight"].items() if key != name}
-    damaged = parse_undo(undo.arrays, content_of(undo) | {"tensors": {"a.weight": entry}})
-    with pytest.raises(FormatError, match=r"a\.weight: its entry is malformed"):
-        damaged.tensor("a.weight")
-
-
-def test_the_arrays_of_an_entry_are_looked_up_by_name():
-    class Named(dict):
-        def __iter__(self):
-            raise AssertionError("a search of all arrays for every tensor takes quadratic time")
-
-        keys = items = values = __iter__
-
-    case = linear(Maker(4, np.float16))
-    _, undo = merged_and_undo(case, None, "nearest")
-    arrays = Named(undo.arrays)
-    for key in undo.entries:
-        assert len(parse_undo(arrays, content_of(undo)).tensor(key).patch.streams) == 3
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])

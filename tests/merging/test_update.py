@@ -7,8 +7,7 @@ import loralens
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Hadamard, Kronecker, Structured
 from loralens.errors import FormatError, ShapeError
-from loralens.merging.update import row_ranges, update_matrix
-from tests.linalg.test_device import torch_device
+from loralens.merging.plan import update_matrix
 
 SINGLE = 2.0**-23
 
@@ -50,18 +49,6 @@ def test_d_is_the_update_and_its_bits_do_not_depend_on_the_cut(update, slices):
     np.testing.assert_array_equal(out, whole[3:7])
 
 
-@pytest.mark.parametrize("slices", [1, 2])
-def test_d_made_by_torch_has_the_same_bits(slices):
-    there = torch_device()
-    for terms in ([(0.5, one)] for one in CASES.values()):
-        here = update_matrix(terms, slices=slices).rows(0, 12)
-        np.testing.assert_array_equal(update_matrix(terms, slices=slices, device=there).rows(0, 12), here)
-        np.testing.assert_array_equal(update_matrix(terms, slices=slices, device=there).T.rows(0, 10).T, here)
-    every = [(1.0, one) for one in CASES.values()]
-    here = update_matrix(every, slices=slices).rows(2, 9)
-    np.testing.assert_array_equal(update_matrix(every, slices=slices, device=there).rows(2, 9), here)
-
-
 def test_terms_add_up():
     terms = [(1.0, CASES["pair"]), (-2.0, CASES["hadamard"]), (0.5, pair(9, 12, 10)), (3.0, CASES["difference"])]
     D = update_matrix(terms, slices=2).rows(0, 12)
@@ -76,10 +63,3 @@ def test_shapes_that_differ_and_numbers_that_are_none_are_refused():
     broken = Dense(LazyArray.of(np.full((3, 2), np.nan, np.float32)))
     with pytest.raises(FormatError, match="NaN or Inf"):
         update_matrix([(1.0, Structured(broken))], slices=1)
-
-
-def test_blocks_cover_the_rows():
-    for rows, columns in ((1, 1), (64, 10), (1000, 4096), (5000, 3), (130, 1 << 21)):
-        blocks = row_ranges(rows, columns)
-        assert [b for pair in blocks for b in range(*pair)] == list(range(rows))
-        assert all((stop - start) * columns <= max(columns, 1 << 18) for start, stop in blocks)

@@ -552,12 +552,16 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("Extraction.share", "tensor.norm**2", "tensor.norm*2", ("tests/merging/test_extract.py",)),
     Mutant("corrections", "1 + V[j] @ along", "1 - V[j] @ along", ("tests/merging/test_feedback.py",)),
     Mutant(
-        "LossSums.directions",
-        "noise = sqrt(self.lost / max(entries, 1))",
-        "noise = self.lost / max(entries, 1)",
+        "FidelitySums._directions",
+        "noise = sqrt(self._lost / max(self._seen, 1))",
+        "noise = self._lost / max(self._seen, 1)",
         ("tests/merging/test_record.py",),
     ),
-    Mutant("LossSums.subspace_error", "/ self.norm", "* self.norm", ("tests/merging/test_record.py",)),
+    Mutant(
+        "FidelitySums.fidelity", "self._inside)) / norm", "self._inside)) * norm", ("tests/merging/test_record.py",)
+    ),
+    Mutant("GridCodec.uniform", "start * shape[1]", "start", ("tests/merging/low_bit/test_record.py",)),
+    Mutant("GridCodec.added", "factors) - W", "factors)", ("tests/merging/low_bit/test_record.py",)),
     Mutant(
         "_inverse", "np.divide(1.0, step", "np.divide(1.0, np.abs(step)", ("tests/merging/low_bit/test_stochastic.py",)
     ),

@@ -120,9 +120,9 @@ def test_a_weight_with_nan_is_restored_too() -> None:
 def test_a_merge_that_was_interrupted_can_be_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted()
     switchboard, before = LiveSwitchboard(model, budget=2.0, threads=1), base_of(model)
-    from loralens.merging.resident import switchboard as room
+    from loralens.merging import switchboard as room
 
-    merge, calls = room.merge_weight, []
+    merge, calls = room.prepare_merge, []
 
     def stop(*args: Any, **options: Any) -> Any:
         calls.append(args)
@@ -130,7 +130,7 @@ def test_a_merge_that_was_interrupted_can_be_undone(monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
         return merge(*args, **options)
 
-    monkeypatch.setattr(room, "merge_weight", stop)
+    monkeypatch.setattr(room, "prepare_merge", stop)
     with pytest.raises(KeyboardInterrupt):
         switchboard.merge()
     assert not same(base_of(model), before)

@@ -394,7 +394,7 @@ def _tied_heads(adapter: Adapter, base: Path, base_shapes: Mapping[str, Shape]) 
     if all(f"{name}.weight" in base_shapes for name in adapter):
         return {}
     from loralens.formats.models.model_files import model_files  # few bases lack a weight, and these read all layouts
-    from loralens.merging.tied_weights import Tied
+    from loralens.merging.planning import Tied
 
     tied = Tied.of(model_files(resolve_path(base)).tensors, model_config(base) or {})
     if not (tied.lacks_head and tied.ties.head):

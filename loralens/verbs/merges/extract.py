@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args
@@ -16,8 +15,8 @@ from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.formats.models.checkpoint import Checkpoint, model_config, stores_conv1d
 from loralens.formats.models.transformers_names import use_memory_names
-from loralens.merging.extraction.differences import NoiseEdge
-from loralens.merging.extraction.extract import ExtractedModule, Extraction, extract_adapter
+from loralens.merging.checkpoint_difference import NoiseEdge
+from loralens.merging.extraction import ExtractedModule, Extraction, extract_adapter
 from loralens.tables.numbers import count, fixed, json_number, number, percent, shape
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.files.output_format import OutputFormat, writer_options
@@ -218,7 +217,11 @@ def extract(
     form = OutputFormat(to, writer_options(to, base), base)
     before, after = read_checkpoint(base), read_checkpoint(tuned)
     tuned_config = model_config(Path(tuned))
-    renamed = partial(_rename_for_readers, to=to, config=tuned_config)
+
+    def renamed(adapter: Adapter) -> Adapter:
+        # PEFT looks for modules in memory, where transformers 5 renames and stacks some of those in the files.
+        return use_memory_names(adapter, tuned_config) if to == "peft" else adapter
+
     _check_noise(rule, after, tuned)
     # Vectors (norms, biases) are copied, and take no time worth showing.
     total = sum(tensor.size for tensor in after.tensors.values() if tensor.ndim > 1)
@@ -252,12 +255,6 @@ def extract(
         tell_findings(str(target.written), back.findings)
     _tell(extraction)
     return ExtractResult(str(base), str(tuned), target, to, extraction)
-
-
-def _rename_for_readers(adapter: Adapter, *, to: str, config: Mapping[str, Any] | None) -> Adapter:
-    """The adapter with the names that its readers look for; ``config`` is that of the tuned model."""
-    # PEFT looks for modules in memory, where transformers 5 renames and stacks some of those in the files.
-    return use_memory_names(adapter, config) if to == "peft" else adapter
 
 
 def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:

@@ -16,9 +16,7 @@ from loralens.errors import LEAVE_OUT, MismatchError, OptionError
 from loralens.formats.models.checkpoint import CONV1D, Checkpoint
 from loralens.formats.models.model_files import ModelFiles
 from loralens.linalg.codes import Q4_1, Q8_0, BlockType
-from loralens.merging.low_bit.apply import check_movable
-from loralens.merging.low_bit.dequantised import decoded_block
-from loralens.merging.low_bit.nf4 import PARTS, Part
+from loralens.merging.codec import PARTS, Part, check_movable, decoded_block
 from loralens.merging.plan import MergePlan, TensorPlan, as_matrix
 
 if TYPE_CHECKING:

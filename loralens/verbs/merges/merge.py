@@ -13,7 +13,7 @@ from loralens.errors import OptionError
 from loralens.formats.records.merged import CERTIFICATE, NAME
 from loralens.linalg.device import Device
 from loralens.merging.plan import MergePlan
-from loralens.merging.summary import MergedModule, module_columns
+from loralens.merging.record import MergedModule, module_columns
 from loralens.tables.numbers import count, fixed, number, percent
 from loralens.tables.table import Table
 from loralens.verbs.files.target import Target, Written
@@ -230,7 +230,10 @@ def merge(
     )
     _tell_plan(inputs.plan)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
-    undo_file, certificate_file = _undo_file(target, undo, inputs), _certificate_file(target, certificate, inputs)
+    undo_file, certificate_file = (
+        _undo_file(target, undo, inputs),
+        _record_file(target, certificate, CERTIFICATE, inputs),
+    )
     # Measuring is the only purpose of a dry run; it says how large the patches would be without a place for them.
     measured = dry_run or measure or certificate_file is not None
     run = MergeRun(
@@ -256,11 +259,6 @@ def _record_file(target: Target, path: str | PathLike[str] | None, name: str, in
     if path is not None:
         return None if str(path) == NONE else Path(path)
     return None if target.output is None else record_path(target.output, name, folder=inputs.files.root.is_dir())
-
-
-def _certificate_file(target: Target, path: str | PathLike[str] | None, inputs: MergeInputs) -> Path | None:
-    """The place of the certificate; None if it is not written."""
-    return _record_file(target, path, CERTIFICATE, inputs)
 
 
 def _undo_file(target: Target, path: str | PathLike[str] | None, inputs: MergeInputs) -> Path | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from loralens.choices import MergeBits, ModelDtype, RoundingMode
 from loralens.core.adapter import Adapter
@@ -24,11 +25,11 @@ from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
 from loralens.formats.models.model_location import resolve_path
 from loralens.formats.models.model_writer import Change
 from loralens.linalg.codes import BLOCK_TYPES, BlockType
-from loralens.merging.low_bit.ggml import stored_shape
-from loralens.merging.low_bit.nf4 import PARTS, part_shape
-from loralens.merging.make_plan import plan_merge
+from loralens.merging.changes import recast, recast_dtype
+from loralens.merging.codec import PARTS, Codec, FloatCodec, GgmlCodec, GridCodec, Nf4Codec, ggml_shape, part_shape
+from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.plan import MergePlan
-from loralens.merging.recast import recast, recast_dtype
+from loralens.merging.planning import plan_merge
 from loralens.verbs.merges.low_bit_base import NO_CODES, NewCodes, check_bits, check_codes, part_of, quantised_plan
 from loralens.verbs.shared.adapters import Reading, labels, path_of, read_adapter
 from loralens.verbs.shared.base_reading import ModelPath, warn_of_bases
@@ -122,12 +123,26 @@ class MergeInputs:
                 return Change(stored[written].dtype, stored[written].shape)
             type_ = self.block_type(key)
             if type_:
-                return Change(np.dtype(np.uint8), stored_shape(type_, self.plan.tensors[key]))
+                return Change(np.dtype(np.uint8), ggml_shape(type_, self.plan.tensors[key]))
             if key in self.quantised.keys:
                 return Change(*part_shape(part_of(written, key), self.plan.tensors[key]))
             return Change(self.dtypes[key], self.plan.tensors[key].shape)
 
         return {written: change(written, key) for written, key in self.planned.items()}
+
+    def codec(self, written: str, key: str, mode: RoundingMode, seed: int, dtype: DTypeLike | None = None) -> Codec:
+        """How a tensor that the merge writes holds the weight of the plan ``key``; ``dtype`` is that of floats."""
+        plan, rounding = self.plan.tensors[key], MergeRounding(mode, seed, key)
+        gguf, type_ = self.files.gguf, self.block_type(key)
+        if key in self.coded:
+            # Only a record needs the stored tensor, whose key may be another than that of the weight.
+            stored = self.files.stored.get(written)
+            return GridCodec(plan, self.coded[key], rounding, stored=stored, ordered=gguf is not None)
+        if type_ and gguf:
+            return GgmlCodec(plan, type_, gguf.weights[written].order)
+        if key in self.quantised.keys:
+            return Nf4Codec(plan, part_of(written, key))
+        return FloatCodec(plan, dtype or self.dtypes[key], rounding)
 
     def block_type(self, key: str) -> BlockType | None:
         """The type of ggml that a weight of floats becomes; None if it becomes none."""

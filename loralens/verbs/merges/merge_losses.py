@@ -5,7 +5,7 @@ from typing import Any
 
 from loralens.core.messages import warn
 from loralens.merging.fidelity import Fidelity
-from loralens.merging.summary import MergedModule
+from loralens.merging.record import MergedModule
 from loralens.tables.numbers import count, number, percent
 
 # A merge warns of an update with a smaller gain or a larger error. The gain is stricter than the 0.9 below which verify

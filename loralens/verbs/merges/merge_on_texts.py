@@ -25,10 +25,8 @@ from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.linalg.codes import GGML_BLOCK, dequantise_nf4, quantise_nf4
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles
-from loralens.merging.apply import prepare_merge
-from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
+from loralens.merging.codec import Codec, FloatCodec, GridBlock, prepare, prepare_merge
 from loralens.merging.plan import TensorPlan
-from loralens.merging.rounding import MergeRounding
 from loralens.verbs.merges.merge_inputs import MergeInputs
 from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.models import load_model, restore_settings
@@ -187,22 +185,19 @@ def changed_rows(
     device: Device,
 ) -> Iterator[tuple[int, Array, Array]]:
     """The first row of every block of a weight, its rows with the whole update, and as the merge writes them."""
-    weight = inputs.coded.get(plan.key)
-    if weight is None:
-        # New codes are made from float32 (`MergeRun`).
-        dtype = np.dtype(np.float32) if plan.key in inputs.quantised.keys else inputs.dtypes[plan.key]
-        merge = prepare_merge(plan, dtype=dtype, rounding=MergeRounding(rounding, seed, plan.key), device=device)
-        # Rows of trained tokens are put in after the update, which the merge in float32 does.
-        exact = prepare_merge(plan, dtype=np.float32, device=device).blocks() if plan.tokens else None
-        for block in merge.blocks():
-            W = block.W.astype(np.float32)
-            updated = W if block.D is None else W + block.D
-            unmerged = updated if block.dora_factors is None else updated * block.dora_factors
-            yield block.start, next(exact).merged if exact else unmerged, block.numbers(block.merged)
-        return
-    for codes in prepare_codes(plan, weight, CodeRounding(rounding, seed, plan.key), device=device).blocks():
-        W = codes.grid.values(codes.grid.codes)
-        yield codes.start, W if codes.D is None else W + codes.D, codes.grid.values(codes.drawn.codes)
+    # New codes are made from float32.
+    dtype = np.float32 if plan.key in inputs.quantised.keys else None
+    codec: Codec = FloatCodec(plan, dtype) if dtype else inputs.codec(plan.key, plan.key, rounding, seed)
+    # Rows of trained tokens are put in after the update, which the merge in float32 does.
+    exact = prepare_merge(plan, dtype=np.float32, device=device).blocks() if plan.tokens else None
+    for block in prepare(codec, device=device).blocks():
+        W = block.W.astype(np.float32)
+        updated = W if block.D is None else W + block.D
+        if isinstance(block, GridBlock):
+            yield block.start, updated, block.grid.values(block.codes)
+            continue
+        unmerged = updated if block.dora_factors is None else updated * block.dora_factors
+        yield block.start, next(exact).merged if exact else unmerged, block.numbers(block.merged)
 
 
 def _quantise(inputs: MergeInputs, key: str, merged: Singles) -> Singles:

@@ -37,26 +37,21 @@ from loralens.formats.records.merged import (
     write_undo,
 )
 from loralens.linalg.device import Device
-from loralens.merging.apply import prepare_merge
-from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
-from loralens.merging.low_bit.ggml import BlocksRecorder
-from loralens.merging.low_bit.nf4 import Nf4Recorder
-from loralens.merging.low_bit.record import CodesRecorder
-from loralens.merging.matrix import matrix_blocks
-from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash, hash_rows
-from loralens.merging.rounding import MergeRounding
-from loralens.merging.summary import (
+from loralens.merging.codec import feed_hash, hash_rows, prepare
+from loralens.merging.patch import Keep, keep_in_memory
+from loralens.merging.plan import matrix_blocks
+from loralens.merging.record import (
     Hashed,
     MergedModule,
+    MergeRecorder,
+    TensorRecord,
     hashed_tensors,
     merged_modules,
     model_hash,
     module_entries,
     total_entry,
 )
-from loralens.merging.undo.layout import layout_version, pack_arrays, pack_entry, text_digest
-from loralens.merging.undo.patch import Keep, keep_in_memory
-from loralens.verbs.merges.low_bit_base import part_of
+from loralens.merging.undo import layout_version, pack_arrays, pack_entry, text_digest
 from loralens.verbs.merges.merge_inputs import MergeInputs, record_path
 from loralens.verbs.merges.model_copy import bytes_of_copy, rehearse, write_copy
 from loralens.verbs.models.texts import TextSource
@@ -198,7 +193,11 @@ class MergeRun:
                 watch=self._hash_copy if self.hashes else None,
                 # The scales and codes of weights that are written as floats; some codes have the key of their weight.
                 dropped=[key for key in self.inputs.plan.dropped if key not in self._changes],
-                homes=self._homes(),
+                # The key of a new tensor, of floats or of codes → a key of the base in whose shard it is stored.
+                homes={
+                    **{key: weight.stored for key, weight in self.inputs.decoded.items()},
+                    **{part: key for part, key in self._planned.items() if key in self.inputs.quantised.keys},
+                },
                 texts=self.inputs.texts(),
                 names=self._moved_files(),
                 write_beside=write_beside,
@@ -218,11 +217,6 @@ class MergeRun:
         # Programs would take a model of floats for one of codes.
         ours += [name for name in companions if self.inputs.plan.dropped and name in SETTINGS]
         return {name: BEFORE + name for name in ours}
-
-    def _homes(self) -> dict[str, str]:
-        """The key of a new tensor, of floats or of codes → a key of the base in whose shard it is stored."""
-        floats = {key: weight.stored for key, weight in self.inputs.decoded.items()}
-        return {**floats, **{part: key for part, key in self._planned.items() if key in self.inputs.quantised.keys}}
 
     def undo_size(self) -> int | None:
         """The bytes of the undo file, also of one that a dry run would write; None without one."""
@@ -255,7 +249,8 @@ class MergeRun:
             "names": [str(match) for match in inputs.plan.matches],
             "missing": list(inputs.plan.missing),
             "notes": list(inputs.plan.notes),
-            "rounding": self._rounding(),
+            # All that a verification needs to repeat the merge; the seed matters only for random rounding.
+            "rounding": {"mode": self.rounding, **({"seed": self.seed} if self.rounding == "stochastic" else {})},
             "dtype": inputs.dtype or "keep",
             **({"bits": inputs.bits} if inputs.bits else {}),
             "modules": module_entries(merged_modules(records)),
@@ -263,11 +258,6 @@ class MergeRun:
             **({} if self.texts is None else {"texts": self.texts}),
             **({} if self.files is None else {FILES: self.files}),
         }
-
-    def _rounding(self) -> dict[str, Any]:
-        """How the merge rounded: all that a verification needs to repeat it."""
-        # The seed matters only for random rounding.
-        return {"mode": self.rounding, **({"seed": self.seed} if self.rounding == "stochastic" else {})}
 
     def _kept_sizes(self) -> dict[str, int]:
         """The bytes and weights of the tensors that the undo file keeps as they are."""
@@ -285,7 +275,14 @@ class MergeRun:
     def _fill(self, key: str) -> Iterator[Array]:
         """The merged rows of one tensor. When the last of them was taken, the tensor's record is stored."""
         with place(key), name_damaged(self.inputs.labelled):
-            watch = self._recorder(key)
+            codec = self.inputs.codec(key, self._planned[key], self.rounding, self.seed)
+            watch = MergeRecorder(
+                prepare(codec, device=self.device),
+                hashes=self.hashes,
+                fidelity=self.fidelity,
+                undo=self.undo,
+                keep=self.undo_content.keep if self.undo_content else keep_in_memory,
+            )
             yield from watch.blocks()
             record = watch.record()
             # Several threads finish their tensors here.
@@ -294,43 +291,6 @@ class MergeRun:
                     self.undo_content.take(key, record)
                 # Without the patch, which the undo file has.
                 self.records[key] = replace(record, patch=None)
-
-    def _recorder(self, key: str) -> MergeRecorder | CodesRecorder | Nf4Recorder | BlocksRecorder:
-        """The recorder of the merge of one tensor, which looks at every block on its way to the file."""
-        plan = self.inputs.plan.tensors[self._planned[key]]
-        weight = self.inputs.coded.get(plan.key)
-        keep = self.undo_content.keep if self.undo_content else keep_in_memory
-        if weight is not None:
-            merge = prepare_codes(plan, weight, CodeRounding(self.rounding, self.seed, plan.key), device=self.device)
-            return CodesRecorder(
-                merge,
-                self.inputs.files.stored[key],
-                hashes=self.hashes,
-                fidelity=self.fidelity,
-                undo=self.undo,
-                keep=keep,
-                ordered=self.inputs.files.gguf is not None,
-            )
-        if plan.key in self.inputs.quantised.keys:
-            merge_in_floats = prepare_merge(plan, dtype=np.float32, device=self.device)
-            type_, gguf = self.inputs.block_type(plan.key), self.inputs.files.gguf
-            if type_ and gguf:
-                order = gguf.weights[key].order
-                return BlocksRecorder(merge_in_floats, type_, order=order, hashes=self.hashes, fidelity=self.fidelity)
-            part = part_of(key, plan.key)
-            return Nf4Recorder(merge_in_floats, part, hashes=self.hashes, fidelity=self.fidelity)
-        return MergeRecorder(
-            prepare_merge(
-                plan,
-                dtype=self.inputs.dtypes[key],
-                rounding=MergeRounding(self.rounding, self.seed, key),
-                device=self.device,
-            ),
-            hashes=self.hashes,
-            fidelity=self.fidelity,
-            undo=self.undo,
-            keep=keep,
-        )
 
     def _hash_copy(self, key: str, rows: Array) -> None:
         """Hash the next rows of a tensor that stays as it is."""
@@ -363,17 +323,14 @@ class MergeRun:
         # A hash of only some tensors would look like that of the model.
         if not self.hashes or tensors.keys() - self.digests.keys() - recorded - set(dropped):
             return None
-        digests = dict(self.digests)
-        # The base has these tensors, and the merged model does not.
-        if side == "base":
-            for key in dropped:
-                digests[key] = sha256(tensors[key].nbytes)
-                for rows in matrix_blocks(tensors[key]):
-                    feed_hash(digests[key], rows)
         copies = {
-            key: Hashed(str(tensors[key].dtype), tensors[key].shape, hashed.hexdigest())
-            for key, hashed in digests.items()
+            key: Hashed(str(tensors[key].dtype), tensors[key].shape, digest.hexdigest())
+            for key, digest in self.digests.items()
         }
+        # The base has these tensors, and the merged model does not.
+        for key in dropped if side == "base" else ():
+            digest = hash_rows(matrix_blocks(tensors[key]), tensors[key].nbytes)
+            copies[key] = Hashed(str(tensors[key].dtype), tensors[key].shape, digest)
         return hashed_tensors(records, copies, side=side)
 
 

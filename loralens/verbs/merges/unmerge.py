@@ -19,17 +19,9 @@ from loralens.formats.models.model_location import resolve_path
 from loralens.formats.models.model_writer import Change
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, NAME, MergeSettings, is_certificate, read_undo
 from loralens.linalg.device import Device
-from loralens.merging.apply import prepare_merge
-from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
-from loralens.merging.low_bit.record import hashed_rows
-from loralens.merging.low_bit.restore import restore_codes
-from loralens.merging.low_bit.subtract import subtract_codes
-from loralens.merging.matrix import matrix_blocks
-from loralens.merging.plan import MergePlan
-from loralens.merging.record import feed_hash
-from loralens.merging.undo.layout import WITH_CODES, parse_undo
-from loralens.merging.undo.restore import restore_tensor
-from loralens.merging.undo.subtract import Doubt, subtract_block
+from loralens.merging.codec import feed_hash, prepare
+from loralens.merging.plan import MergePlan, matrix_blocks
+from loralens.merging.undo import WITH_CODES, Doubt, parse_undo, restore_tensor, subtract_tensor
 from loralens.tables.numbers import count
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.files.target import Target, Written
@@ -207,15 +199,8 @@ class UnmergeRun:
                 yield from self._dropped_rows(key)
             elif key in self.undo.entries:
                 undo = self.undo.tensor(key)
-                if undo.weight:
-                    yield from restore_codes(
-                        undo,
-                        self._coded.get(undo.weight),
-                        self.tensors[key],
-                        ordered=self.files.gguf is not None,
-                    )
-                else:
-                    yield from restore_tensor(undo, self.tensors[key], device=self.device)
+                weight, ordered = self._coded.get(undo.weight), self.files.gguf is not None
+                yield from restore_tensor(undo, self.tensors[key], weight=weight, ordered=ordered, device=self.device)
             else:
                 tensor = self.tensors[key]
                 for rows in matrix_blocks(tensor):
@@ -448,19 +433,15 @@ def unmerge(
 def _subtract(inputs: MergeInputs, target: Target, device: Device, seed: int) -> Doubt:
     """Subtract the update from every adapted tensor, and count the entries that are uncertain."""
     _check_subtractable(inputs.plan)
-    tensors, planned, changes = inputs.plan.tensors, inputs.planned, inputs.changes()
+    planned, changes = inputs.planned, inputs.changes()
     # One for each tensor, since several threads count at the same time.
     doubts = {key: Doubt() for key in planned}
 
     def subtract(written: str) -> Iterator[Array]:
         key = planned[written]
-        weight = inputs.coded.get(key)
-        if weight is None:
-            blocks = prepare_merge(tensors[key], device=device).blocks()
-            return (subtract_block(block, doubts[written]) for block in blocks)
-        merge = prepare_codes(tensors[key], weight, CodeRounding(seed=seed, key=key), device=device)
-        codes = subtract_codes(merge, doubts[written])
-        return hashed_rows(weight, codes, None, ordered=inputs.files.gguf is not None)
+        codec = inputs.codec(written, key, "stochastic" if key in inputs.coded else "nearest", seed)
+        merge = prepare(codec, device=device)
+        return subtract_tensor(merge, doubts[written], ordered=inputs.files.gguf is not None)
 
     if target.written is None:
         rehearse("subtracting", subtract, changes)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import sqrt
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Unpack, get_args, overload
+from typing import Any, Literal, Unpack, cast, get_args, overload
 
 from loralens.choices import MergeBits, RoundingMode
 from loralens.core.lazy import LazyArray
@@ -20,16 +20,15 @@ from loralens.formats.models.model_files import ModelFiles, model_files
 from loralens.formats.models.model_location import resolve_path
 from loralens.formats.records.merged import CERTIFICATE, FILES, file_sizes, is_certificate
 from loralens.linalg.device import Device
-from loralens.merging.matrix import MatrixRows
-from loralens.merging.plan import TensorPlan, as_matrix
-from loralens.merging.record import hash_rows
-from loralens.merging.summary import Hashed, model_hash
-from loralens.merging.tied_weights import Tied
+from loralens.merging.codec import FloatCodec, hash_rows, prepare
+from loralens.merging.plan import TensorPlan, matrix_blocks
+from loralens.merging.planning import Tied
+from loralens.merging.record import Hashed, model_hash
 from loralens.merging.verify import HIGH, LOW, Outcome, Verdict, have_same_values, relation, verdicts
 from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.merges.certified import Replay
+from loralens.verbs.merges.certified import settings_of
 from loralens.verbs.merges.merge_inputs import read_merge_inputs, record_path
 from loralens.verbs.merges.merge_losses import DAMAGED
 from loralens.verbs.merges.model_copy import warn_if_killed
@@ -411,7 +410,7 @@ def _hash_tensors(files: ModelFiles) -> dict[str, Hashed]:
 
     def hashed(key: str) -> Hashed:
         tensor = tensors[key]
-        digest = hash_rows(MatrixRows(tensor, as_matrix(tensor.shape)).blocks(), tensor.nbytes)
+        digest = hash_rows(matrix_blocks(tensor), tensor.nbytes)
         if step:
             step(tensor.nbytes)
         return Hashed(str(tensor.dtype), tensor.shape, digest)
@@ -531,23 +530,27 @@ def verify(
     for key in inputs.plan.tensors:
         if key not in tensors:
             raise MismatchError(f"{merged} has no {key}", fix="give a merged model of this base")
-    replay = Replay.of(Path(merged), inputs, rounding=rounding, seed=seed, device=compute_device)
+    # Options come first, then the certificate, then the defaults.
+    settings, coded = settings_of(Path(merged)), bool(inputs.coded)
+    mode = rounding or cast("RoundingMode", settings.rounding or ("stochastic" if coded else "nearest"))
+    number = settings.seed or 0 if seed is None else seed
 
     def verdicts_on(key: str) -> list[Verdict]:
         """The verdicts on the modules of one tensor."""
         with place(key), name_damaged(inputs.labelled):
-            if key in inputs.coded:
-                return replay.verdicts_on_codes(key)
             # The merged model may have been written in another dtype than the base.
-            merge = replay.prepare(key, stored[key].dtype if key in stored else tensors[key].dtype)
-            return verdicts(merge, tensors[key] if merge.requantised else stored[key])
+            dtype = stored[key].dtype if key in stored else tensors[key].dtype
+            codec = inputs.codec(key, key, mode, number, dtype)
+            if key in inputs.coded:
+                return verdicts(prepare(codec, device=compute_device), checkpoint.coded.get(key))
+            scaled = isinstance(codec, FloatCodec) and codec.requantised
+            return verdicts(prepare(codec, device=compute_device), tensors[key] if scaled else stored[key])
 
     module_verdicts, changed = _compare(inputs.plan.tensors, tensors, base_tensors, verdicts_on)
     # A file that changed while it was read would make the verdict meaningless.
     for model in (files, inputs.files):
         model.check_unchanged()
-    coded = bool(inputs.coded)
-    return VerifyResult(str(merged), str(base), replay.rounding, module_verdicts, changed, adapters, coded)
+    return VerifyResult(str(merged), str(base), mode, module_verdicts, changed, adapters, coded)
 
 
 def _compare(

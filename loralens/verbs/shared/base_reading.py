@@ -39,7 +39,7 @@ def read_checkpoint(base: ModelPath) -> "Checkpoint":
 def with_tied_head(stored: Mapping[str, Held], base: ModelPath) -> Mapping[str, Held]:
     """The tensors or shapes of the base, with those of the embedding in place of a head that it does not store."""
     from loralens.formats.models.checkpoint import model_config
-    from loralens.merging.tied_weights import find_ties
+    from loralens.merging.planning import find_ties
 
     return find_ties(stored, model_config(Path(base)) or {}).with_copies(stored)
 

@@ -18,11 +18,11 @@ from loralens.core.threads import Step
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.models.checkpoint import model_config, stores_conv1d
-from loralens.merging.feedback import input_directions
-from loralens.merging.low_bit.apply import CodeRounding, CodesMerge, prepare_codes
-from loralens.merging.low_bit.measure import DrawPrediction, join_rows
-from loralens.merging.make_plan import plan_merge
+from loralens.merging.codec import GridCodec, TensorMerge, prepare
+from loralens.merging.fidelity import DrawPrediction, join_rows
+from loralens.merging.merge_rounding import MergeRounding, input_directions
 from loralens.merging.plan import Slab
+from loralens.merging.planning import plan_merge
 from loralens.verbs.shared.adapters import Reading, command_line_options
 from loralens.verbs.shared.base_reading import ModelPath, base_model_at, base_model_of, read_checkpoint, with_tied_head
 
@@ -69,23 +69,22 @@ def predict_codes(
             weight = base.coded.get(key)
             if weight is None:
                 continue
-            merge = prepare_codes(tensor, weight, CodeRounding(key=key))
+            codec = GridCodec(tensor, weight, MergeRounding("stochastic", key=key))
+            merge = prepare(codec)
             layouts.append(weight.layout)
             for slab in tensor.slabs:
                 # A module that was split into pieces is one step.
                 if step and slab.module not in shares:
                     step(1)
-                shares[slab.module] = _predict(merge, slab)
+                shares[slab.module] = _predict(merge, codec, slab)
     except LoraLensError:
         # Whatever is wrong is reported by the checks of names, shapes and numbers.
         return None
     return replace(_summary(shares, layouts), base=base.name) if shares else None
 
 
-def _predict(merge: CodesMerge, slab: Slab) -> _Share:
+def _predict(merge: TensorMerge, codec: GridCodec, slab: Slab) -> _Share:
     """The prediction of one slab, from rows spread evenly over it."""
-    grid_of = merge.weight.grid
-    assert grid_of is not None
     columns, rows = merge.plan.matrix[1], slab.stop - slab.start
     picked = np.unique(np.linspace(slab.start, slab.stop - 1, max(1, SAMPLE // columns)).astype(int))
     prediction = DrawPrediction()
@@ -94,8 +93,8 @@ def _predict(merge: CodesMerge, slab: Slab) -> _Share:
     # Calls for single rows would take most of the time: neighbours are read together, and all are predicted at once.
     for neighbours in np.split(picked, np.flatnonzero(np.diff(picked) > 1) + 1):
         start, stop = int(neighbours[0]), int(neighbours[-1]) + 1
-        grids.append(grid_of(start, stop))
-        updates.append(merge.added(slab, start, stop, grids[-1]))
+        grids.append(codec.rows(start, stop))
+        updates.append(codec.added(grids[-1], *merge.update(slab, start, stop)))
     prediction.take(join_rows(grids), np.concatenate(updates), directions=V)
     return _Share(prediction, rows / len(picked), V is not None)
 

@@ -7,9 +7,10 @@ import numpy as np
 
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
-from loralens.merging.low_bit.record import CodesRecorder
+from loralens.merging.codec import GridCodec, prepare
+from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.plan import Slab, TensorPlan
+from loralens.merging.record import MergeRecorder
 from tests.merging.low_bit.grids import grid, weight
 
 
@@ -46,7 +47,8 @@ class Made:
         return np.vstack([strength * one.dense() for slab in self.slabs for strength, one in slab.terms])
 
     def merge(self, mode="stochastic", **options):
-        return prepare_codes(self.plan, self.weight, CodeRounding(mode, key="w", **options))
+        rounding = MergeRounding(mode, key="w", **options)
+        return prepare(GridCodec(self.plan, self.weight, rounding, stored=self.stored()))
 
     def bytes_of(self, codes):
         return self.weight.encode(0, codes)
@@ -76,6 +78,6 @@ class Made:
 
 def merged(made, mode="stochastic", **options):
     """The merged bytes and the record of the merge."""
-    recorder = CodesRecorder(made.merge(mode, **options), made.stored())
+    recorder = MergeRecorder(made.merge(mode, **options))
     data = np.concatenate([rows.reshape(-1) for rows in recorder.blocks()])
     return data, recorder.record()

@@ -6,7 +6,8 @@ array has the rows of this process.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, final
+from math import ceil, prod
+from typing import TYPE_CHECKING, Any, Self, final
 
 import ml_dtypes
 import numpy as np
@@ -14,10 +15,75 @@ import numpy as np
 from loralens.core.attached import Tree
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import MismatchError, OptionError
-from loralens.merging.resident.shards import Shard, gather_shards
 
-if TYPE_CHECKING:  # importing torch takes 1.4 s, so functions that use it import it
+if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+@final
+class Shard:
+    """The rows of a weight that this process has.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The shape of the whole weight.
+    start, stop : int
+        The range of its first axis.
+    """
+
+    def __init__(self, shape: tuple[int, ...], start: int, stop: int) -> None:
+        self.shape, self.start, self.stop = shape, start, stop
+
+    @classmethod
+    def of(cls, tensor: "Tensor") -> Self | None:
+        """The shard of a distributed tensor; None if it is divided otherwise than along its first axis."""
+        distributed: Any = tensor
+        shape, start, stop = tuple(tensor.shape), 0, tensor.shape[0] if tensor.ndim else 0
+        divided = [(axis, place) for axis, place in enumerate(distributed.placements) if not place.is_replicate()]
+        # The class, since other kinds of shards (strided ones, as of tensor parallelism) are subclasses.
+        if len(divided) > 1 or any(type(place).__name__ != "Shard" or place.dim != 0 for _, place in divided):
+            return None
+        if divided:
+            mesh, axis = distributed.device_mesh, divided[0][0]
+            # As torch.chunk: all parts are equal, except the last ones, which may be smaller or empty.
+            height, rank = ceil(stop / mesh.size(axis)), mesh.get_local_rank(axis)
+            start, stop = min(rank * height, stop), min((rank + 1) * height, stop)
+        return cls(shape, start, stop) if distributed.to_local().shape[:1] == (stop - start,) else None
+
+    def divides(self, matrix: tuple[int, int]) -> bool:
+        """Whether processes have whole rows of the weight as a matrix. A vector is one row."""
+        return len(self.shape) > 1 and matrix[0] % max(self.shape[0], 1) == 0
+
+    def rows_of(self, matrix: tuple[int, int]) -> tuple[int, int]:
+        """The range of rows of the weight as a matrix: the experts of a stack lie one below the other."""
+        height = matrix[0] // max(self.shape[0], 1)
+        return self.start * height, self.stop * height
+
+    def as_part(self, own: Array) -> LazyArray:
+        """The whole weight as an array of which only the rows of this process, ``own``, can be read."""
+        flat, offset = own.reshape(-1), self.start * prod(self.shape[1:])
+
+        def read() -> Array:
+            raise AssertionError("rows of other processes were read")
+
+        def numbers(start: int, stop: int) -> Array:
+            assert offset <= start <= stop <= offset + flat.size, (start, stop, offset, flat.size)
+            return flat[start - offset : stop - offset]
+
+        return LazyArray(read, shape=self.shape, dtype=own.dtype, numbers=numbers)
+
+
+def gather_shards(own: "Tensor", like: "Tensor") -> "Tensor":
+    """The whole weight, from the rows ``own`` of every process; all processes must call this at the same time."""
+    from torch.distributed.tensor import DTensor
+
+    distributed: Any = like
+    whole_weight: Tensor = DTensor.from_local(
+        own, distributed.device_mesh, distributed.placements, run_check=False, shape=like.shape, stride=like.stride()
+    ).full_tensor()
+    return whole_weight
+
 
 # torch's .numpy() knows neither bfloat16 nor float8.
 _BITS = {1: "int8", 2: "int16"}  # bytes of a float dtype → integer dtype of torch and NumPy that carries its bits
@@ -26,8 +92,6 @@ _BITS = {1: "int8", 2: "int16"}  # bytes of a float dtype → integer dtype of t
 @final
 class ArraySlot:
     """A weight that is a NumPy array."""
-
-    __slots__ = ("_array", "dtype", "shape")
 
     def __init__(self, array: Array) -> None:
         self._array, self.shape, self.dtype = array, array.shape, array.dtype
@@ -50,9 +114,6 @@ class ArraySlot:
     def read(self) -> Array:
         """The array itself, which must not be modified."""
         return self._array
-
-    def memory(self) -> None:
-        """Not needed: only tensors are changed block by block."""
 
     def whole_weight(self, own: Array) -> Array:
         """The whole weight: ``own`` itself."""
@@ -80,8 +141,6 @@ class TensorSlot:
         The rows of this process; None if the weight is not divided, or not by rows.
     """
 
-    __slots__ = ("_key", "_tree", "dtype", "is_divided", "shape", "shard")
-
     def __init__(self, tree: Tree, key: str) -> None:
         self._tree, self._key = tree, key
         tensor = tree.parameter(key)
@@ -104,12 +163,6 @@ class TensorSlot:
     def read(self) -> Array:
         """The memory of the parameter, or a copy if it is on another device than the CPU. It must not be modified."""
         return _numpy(self._own(), self.dtype)
-
-    def memory(self) -> Array | None:
-        """The memory of a whole parameter on the CPU, to be written block by block; None if it is elsewhere."""
-        tensor = self._own()
-        in_order = not self.is_divided and tensor.device.type == "cpu" and tensor.is_contiguous()
-        return _numpy(tensor, self.dtype) if in_order else None
 
     def whole_weight(self, own: Array) -> Array:
         """The whole weight, of which this process has ``own``; all processes that share it must call this."""

@@ -16,7 +16,7 @@ from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.core.selection import select
 from loralens.core.threads import in_threads
 from loralens.errors import OptionError, place
-from loralens.merging.extraction.differences import (
+from loralens.merging.checkpoint_difference import (
     START,
     CheckpointComparison,
     MatrixDifference,
@@ -31,7 +31,7 @@ from loralens.merging.extraction.differences import (
     measured_error,
     values_differ,
 )
-from loralens.merging.tied_weights import Tied
+from loralens.merging.planning import Tied
 
 PREFIX = "base_model.model."  # PEFT's keys begin with it
 RESIZED = ("embed_tokens", "lm_head")  # PEFT stores their full matrix without listing them in modules_to_save
@@ -375,12 +375,27 @@ def extract_adapter(
             "a share of the parameters needs an adapter to refer to, but there is none", fix="give a count, or --size"
         )
     work = _ExtractionRun(
-        compared, rule, _select_modules(compared, modules), one_rank, exact, np.dtype(dtype), threads, step
+        compared,
+        rule,
+        set(
+            select(compared.matrices, modules)
+            if modules
+            else (name for name in compared.matrices if not is_embedding(name))
+        ),
+        one_rank,
+        exact,
+        np.dtype(dtype),
+        threads,
+        step,
     )
     results, skipped = work.measure()
     # The size of the file counts the extras, so they are collected before the ranks are chosen.
     extras = collect_leftover(compared, results, drop=drop_extra)
-    ranked = work.ranks(results, size or _nbytes, lambda pairs: assemble(pairs, extras))
+    ranked = work.ranks(
+        results,
+        size or (lambda adapter: adapter.nbytes + sum(extra.tensor.nbytes for extra in adapter.extra.values())),
+        lambda pairs: assemble(pairs, extras),
+    )
     chosen_ranks = {name: rank for name, rank in ranked.items() if rank}
     noise = [
         LeftOut(name, "nothing rises above the noise", results[name].norm)
@@ -422,17 +437,6 @@ def _hidden_size(config: Mapping[str, Any]) -> int | None:
     text = config.get("text_config")
     hidden_size = config.get("hidden_size", text.get("hidden_size") if isinstance(text, dict) else None)
     return hidden_size if isinstance(hidden_size, int) else None
-
-
-def _select_modules(compared: CheckpointComparison, globs: Sequence[str]) -> set[str]:
-    """The modules that the globs select; all except embeddings if there are no globs."""
-    if globs:
-        return set(select(compared.matrices, globs))
-    return {name for name in compared.matrices if not is_embedding(name)}
-
-
-def _nbytes(adapter: Adapter) -> int:
-    return adapter.nbytes + sum(extra.tensor.nbytes for extra in adapter.extra.values())
 
 
 @final

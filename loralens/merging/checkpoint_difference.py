@@ -290,7 +290,7 @@ SETTLED = ("rank", "energy", "error")  # rules that need only k triplets and ‖
 @final
 @dataclass(frozen=True, slots=True)
 class NoiseEdge:
-    """The rule that keeps the directions above the noise (`loralens.merging.extraction.differences`).
+    """The rule that keeps the directions above the noise (`loralens.merging.checkpoint_difference`).
 
     Attributes
     ----------

@@ -135,8 +135,6 @@ class PatchReader:
     Only the part of the streams that the next block needs is inflated.
     """
 
-    __slots__ = ("_coding", "_different", "_done", "_entries", "_planes")
-
     def __init__(self, blob: Blob, itemsize: int) -> None:
         self._coding, self._different, self._done = blob.coding, blob.different, 0
         # A tensor without rows has no streams, since nothing was written.
@@ -178,8 +176,6 @@ class PatchReader:
 class _Deflate:
     """Deflates a stream and stores the result, about 1 MiB at a time."""
 
-    __slots__ = ("_engine", "_keep", "_kept", "_parts", "_size")
-
     def __init__(self, keep: Keep) -> None:
         # The default level: see the head of the file for the strategy.
         self._engine, self._keep = zlib.compressobj(strategy=zlib.Z_RLE), keep
@@ -208,8 +204,6 @@ class _Deflate:
 @final
 class _Inflate:
     """Inflates a stream a part at a time, so that neither the stream nor the result has to fit into memory."""
-
-    __slots__ = ("_at", "_engine", "_rest", "_stream")
 
     def __init__(self, stream: LazyArray) -> None:
         self._engine, self._stream, self._at, self._rest = zlib.decompressobj(), stream, 0, b""
@@ -249,8 +243,6 @@ class _Inflate:
 @final
 class _Entries:
     """The entries in which W differs from R: their positions in order, and the differences in units."""
-
-    __slots__ = ("_far", "_gaps", "_itemsize", "_last", "_near", "_places", "_sum", "_units", "count")
 
     def __init__(self, gaps: _Inflate, near: _Inflate, far: _Inflate, *, itemsize: int) -> None:
         self._gaps, self._near, self._far, self._itemsize = gaps, near, far, itemsize

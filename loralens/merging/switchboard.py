@@ -1,34 +1,29 @@
-"""`Switchboard`: a model in memory that is merged for one task at a time, and whose base stays exact."""
+"""`Switchboard`: a model in memory that is merged for one task at a time, and whose base stays exact.
 
-from collections.abc import Collection, Mapping
-from contextlib import nullcontext
+A weight is merged by the same path as a file of `loralens merge`, and restored by the same patch, so it has the same
+bits.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from math import isfinite
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, NamedTuple, final
 
 import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import LowRank
 from loralens.core.names import nearest
+from loralens.core.structured import Update
 from loralens.errors import LEAVE_EXTRA_OUT, MismatchError, OptionError, place
 from loralens.linalg.device import Device
-from loralens.linalg.factor import ReusedMemory
-from loralens.merging.make_plan import plan_merge
-from loralens.merging.matrix import NewArray
+from loralens.merging.codec import hash_rows, prepare_merge
 from loralens.merging.plan import MergePlan, TensorPlan
-from loralens.merging.record import hash_rows
-from loralens.merging.resident.block_operations import BlockMemory, one_torch_thread
-from loralens.merging.resident.held import HeldAdapter, ViewedAdapter
-from loralens.merging.resident.in_place import Task
-from loralens.merging.resident.resident import (
-    Change,
-    Undo,
-    WholeChange,
-    change_in_place,
-    merge_weight,
-    restore_weight,
-)
-from loralens.merging.resident.slots import (
+from loralens.merging.planning import have_same_change, plan_merge
+from loralens.merging.record import MergeRecorder
+from loralens.merging.undo import TensorUndo, restored_rows
+from loralens.merging.weight_slots import (
     TensorSlot,
     WeightSlot,
     check_slot_writable,
@@ -36,15 +31,131 @@ from loralens.merging.resident.slots import (
     lazy_weight,
     slots_of,
 )
-from loralens.merging.resident.switchboard_state import MemoryUse, SwitchboardState
-from loralens.merging.tied_weights import have_same_change
 
 if TYPE_CHECKING:  # importing torch takes 1.4 s, and only its type is needed
     from torch import nn
 
 Wanted = str | Mapping[str, float] | None
-MOST_THREADS = 4  # by default; more of them wait for memory, and each may hold a copy of a weight
+Task = tuple[tuple[str, float], ...]  # what is merged: names of adapters and their weights; empty for the base
+MOST_THREADS = 4  # by default; more of them wait for memory, and each holds a copy of a weight
 UNTIED = {"tie_word_embeddings": False}  # tied weights are found by their memory address, not by the configuration
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SwitchboardState:
+    """The state of a switchboard.
+
+    Attributes
+    ----------
+    task : mapping of str to float
+        The adapters and weights for which the model is merged, or to which it is being switched; empty for the base.
+    waiting : tuple of str
+        Weights that an interrupted switch has not yet changed.
+    weights : int
+        Number of weights that some adapter changes.
+    """
+
+    task: Mapping[str, float]
+    waiting: tuple[str, ...]
+    weights: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all weights are in the state of the task."""
+        return not self.waiting
+
+    def __str__(self) -> str:
+        name = " + ".join(f"{weight:g} × {name}" for name, weight in self.task.items()) or "the base"
+        if self.is_complete:
+            return f"merged for {name}" if self.task else "the base"
+        done = self.weights - len(self.waiting)
+        return f"interrupted on the way to {name}: {done} of {self.weights} weights are there; repair() finishes it"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes of memory that a switchboard uses in addition to the model.
+
+    Attributes
+    ----------
+    factors : mapping of str to int
+        All tensors of each adapter; none of views.
+    patch : int
+        Patches that restore the base from the current task.
+    patch_factors : int
+        Factors of the current task to which patches are relative, where they are a copy of those of a view.
+    copies : int
+        Weights of the base that the current task replaces.
+    """
+
+    factors: Mapping[str, int]
+    patch: int
+    copies: int
+    patch_factors: int = 0
+
+    @property
+    def total(self) -> int:
+        """The total number of bytes."""
+        return sum(self.factors.values()) + self.patch + self.patch_factors + self.copies
+
+
+class _MergedWeight(NamedTuple):
+    """What restores the base of a merged weight: a patch, or a copy of the base if the adapter replaces it.
+
+    ``factor_bytes`` are the bytes of the factors, if they are a copy that this merge made.
+    """
+
+    task: Task
+    undo: TensorUndo | Array
+    factor_bytes: int = 0
+
+    @property
+    def patch_bytes(self) -> int:
+        """Bytes of the patch and of the factors of DoRA."""
+        if not isinstance(self.undo, TensorUndo):
+            return 0
+        return self.undo.patch.nbytes + sum(factors.values.nbytes for factors in self.undo.slab_factors.values())
+
+
+@final
+class _Held:
+    """An adapter of a switchboard whose numbers can be read anew, while plans that were made with them stay valid.
+
+    It is a copy of the numbers of ``source``: a file, which may be gone afterwards, or a model that is trained. Updates
+    that are not pairs stay where they are. Without ``copy``, nothing is kept of the numbers.
+    """
+
+    def __init__(self, source: Adapter, *, copy: bool) -> None:
+        self.source = self.adapter = source
+        self._stored: list[LazyArray] = []
+        self._numbers: list[Array] = []
+        if copy:
+            extra = {key: replace(item, tensor=self._hold(item.tensor)) for key, item in source.extra.items()}
+            self.adapter = replace(source.map(self._hold_module), extra=extra)
+
+    def read_again(self) -> None:
+        """Read all numbers from the source as they are now. Names, shapes and scales are those of the beginning."""
+        # Assigned at once, so that an interruption leaves the old numbers.
+        self._numbers[:] = [stored.read() for stored in self._stored]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of the adapter."""
+        return self.adapter.nbytes + sum(extra.tensor.nbytes for extra in self.adapter.extra.values())
+
+    def _hold_module(self, module: Update) -> Update:
+        if not isinstance(module, LowRank):
+            return module.load()
+        B, A = (self._hold(factor) for factor in module.factors)
+        return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout, origin=module.origin)
+
+    def _hold(self, stored: LazyArray) -> LazyArray:
+        number = len(self._stored)
+        self._stored.append(stored)
+        self._numbers.append(stored.read())
+        return LazyArray(lambda: self._numbers[number], shape=stored.shape, dtype=stored.dtype)
 
 
 @final
@@ -89,8 +200,7 @@ class Switchboard:
     Subtracting D does not restore W, because rounding gives several W the same W'. So a patch is kept for every weight
     of the current task, W = patch(round(W' − D)), which takes 0.05 to 1.3 bits per weight. After any number of switches
     the base is the original, bit for bit. A switch costs two products for each adapted weight, and the patch. The
-    forward pass costs the same as without adapters. During a switch one weight for each thread is in memory twice,
-    except parameters on the CPU that a single thread changes in their own memory.
+    forward pass costs the same as without adapters. During a switch one weight for each thread is in memory twice.
     """
 
     def __init__(
@@ -111,17 +221,16 @@ class Switchboard:
         self._of_torch = any(isinstance(slot, TensorSlot) for slot in self._slots.values())
         self._threads, self._keep_tied = 1 if divided else threads or self._default_threads(), keep_tied
         # Factors are read at every switch, and the file may be gone by then.
-        self._hold: type[HeldAdapter | ViewedAdapter] = ViewedAdapter if views else HeldAdapter
-        self._held = {name: self._hold(adapter) for name, adapter in adapters.items()}
-        self._merged: dict[str, Undo] = {}
+        self._views = views
+        self._held = {name: _Held(adapter, copy=not views) for name, adapter in adapters.items()}
+        self._merged: dict[str, _MergedWeight] = {}
         # The requested task, and the weights that it changes.
         self._goal: tuple[Task, frozenset[str]] = ((), frozenset())
-        # A change is here from before the first byte until after the last one, so that it can be finished later.
-        self._writing: dict[str, Change] = {}
-        self._free: list[BlockMemory] = []  # buffers that no change uses
+        # A new weight, and what restores it, are here from before the first byte is written until after the last one,
+        # so that writing can be finished later.
+        self._writing: dict[str, tuple[Array, _MergedWeight | None]] = {}
         self._plans: dict[Task, Mapping[str, TensorPlan]] = {(): {}}  # of the base, and of every adapter alone
         self._hashes: dict[str, str] = {}
-        self._finite: set[str] = set()  # weights whose base holds neither NaN nor Inf
         self.notes: tuple[str, ...] = ()
         for name in adapters:
             self._add_plan(name)
@@ -163,44 +272,16 @@ class Switchboard:
         # An interrupted write is finished first: the weight may be half old and half new.
         self._finish_writing()
         self._goal = target, frozenset(tensors)
-        # One thread is done with a weight before it begins the next one.
-        for_base, for_merged = (ReusedMemory(), ReusedMemory()) if self._threads == 1 else (np.empty, np.empty)
 
-        def compute(key: str, memory: BlockMemory) -> WholeChange | None:
-            slot, plan = self._slots[key], tensors.get(key)
-            if self._change_in_place(key, plan, target, memory):
-                return None
-            W = self._base_of(key, for_base, memory)
-            if plan is None:
-                return WholeChange(slot, W, None)
-            array, undo = merge_weight(
-                W,
-                plan,
-                target,
-                shard=slot.shard,
-                whole_weight=LazyArray(lambda: slot.whole_weight(W), shape=slot.shape, dtype=slot.dtype),
-                # The model is one of torch, which is loaded then.
-                with_torch=key in self._finite and isinstance(slot, TensorSlot),
-                hold=self._hold is ViewedAdapter,
-                new=for_merged,
-                memory=memory,
-            )
-            return WholeChange(slot, array, undo)
-
-        def change(key: str) -> tuple[str, WholeChange | None]:
-            memory = self._free.pop() if self._free else BlockMemory(self._threads)
+        def change(key: str) -> tuple[str, tuple[Array, _MergedWeight | None]]:
+            plan, W = tensors.get(key), self._base_of(key)
             with place(key):
-                whole = compute(key, memory)
-            # If the change was interrupted, it keeps the memory.
-            self._free.append(memory)
-            return key, whole
+                return key, (W, None) if plan is None else self._merge(key, W, plan, target)
 
-        with one_torch_thread() if self._of_torch else nullcontext():
-            for key, whole in Device("cpu", self._threads).map(change, self.state.waiting):
-                # Whole weights are computed in threads, but written one after the other by this one.
-                if whole is not None:
-                    self._writing[key] = whole
-                    self._finish(key)
+        # Weights are computed in threads, but written one after the other by this one.
+        for key, new in Device("cpu", self._threads).map(change, self.state.waiting):
+            self._writing[key] = new
+            self._finish_writing()
 
     def replace(self, name: str, adapter: Adapter) -> None:
         """Replace the adapter of a task, for which the model must not be merged.
@@ -221,7 +302,7 @@ class Switchboard:
             # Names and shapes are the same, and so is the plan.
             self._held[name].read_again()
             return
-        self._held[name] = self._hold(adapter)
+        self._held[name] = _Held(adapter, copy=not self._views)
         self._add_plan(name)
 
     @property
@@ -255,9 +336,9 @@ class Switchboard:
         """The memory in use now, in addition to the model."""
         merged_weights = self._merged.values()
         return MemoryUse(
-            {name: _nbytes(held.adapter) for name, held in self._held.items() if isinstance(held, HeldAdapter)},
+            {} if self._views else {name: held.nbytes for name, held in self._held.items()},
             sum(weight.patch_bytes for weight in merged_weights),
-            sum(weight.copy_bytes for weight in merged_weights),
+            sum(weight.undo.nbytes for weight in merged_weights if isinstance(weight.undo, np.ndarray)),
             sum(weight.factor_bytes for weight in merged_weights),
         )
 
@@ -283,12 +364,7 @@ class Switchboard:
         self.notes = tuple(dict.fromkeys([*self.notes, *(f"{name}: {note}" for note in notes)]))
         # Only weights that some adapter changes are written by this class, so only these are checked.
         for key in (key for key in self._slots if key in tensors and key not in self._hashes):
-            W = self._base_of(key)
-            self._hashes[key] = hash_rows([W])
-            # A signalling NaN is no reason for a warning.
-            with np.errstate(invalid="ignore"):
-                if np.isfinite(W).all():
-                    self._finite.add(key)
+            self._hashes[key] = hash_rows([self._base_of(key)])
 
     def _make_plan(self, task: Task) -> MergePlan:
         pairs = [(self._held[name].adapter, weight) for name, weight in task]
@@ -352,34 +428,53 @@ class Switchboard:
             )
         return [f"{sharing[0]} shares the numbers of {key} and changes with it"]
 
-    def _base_of(self, key: str, new: NewArray = np.empty, memory: BlockMemory | None = None) -> Array:
-        """A weight of the base, restored if it is merged."""
-        weight = self._slots[key].read()
-        return restore_weight(weight, self._merged[key], new=new, memory=memory) if key in self._merged else weight
+    def _merge(self, key: str, W: Array, plan: TensorPlan, task: Task) -> tuple[Array, _MergedWeight]:
+        """W' = round(W + D), for the rows W of the base that this process has, and what restores W."""
+        slot, factor_bytes = self._slots[key], 0
+        if self._views:
+            # The factors of the plan may change before the weight is restored.
+            slabs = [replace(slab, terms=tuple((w, term.load()) for w, term in slab.terms)) for slab in plan.slabs]
+            plan, factor_bytes = (
+                replace(plan, slabs=tuple(slabs)),
+                sum(t.nbytes for slab in slabs for _, t in slab.terms),
+            )
+        source = _as_whole(slot, W)
+        # The norms of DoRA need all rows.
+        if slot.shard and any(slab.magnitude for slab in plan.slabs):
+            source = LazyArray.of(slot.whole_weight(W))
+        # `plan.base` reads the memory of the model, which may hold merged numbers by now. W has those of the base.
+        merge = prepare_merge(
+            replace(plan, base=source), dtype=W.dtype, within=slot.shard and slot.shard.rows_of(plan.matrix)
+        )
+        replaced = plan.replacement is not None
+        # Factors are at hand for every form of update, so all are subtracted.
+        recorder = MergeRecorder(merge, hashes=False, fidelity=False, undo=not replaced, against="subtracted")
+        merged = _filled(W, recorder.blocks())
+        # A patch against unrelated numbers would be as large as the weight, and a copy is faster.
+        return merged, _MergedWeight(task, W.copy() if replaced else TensorUndo.of(recorder.record()), factor_bytes)
+
+    def _base_of(self, key: str) -> Array:
+        """A weight of the base, or the rows that this process has, restored if it is merged; it is not modified."""
+        slot = self._slots[key]
+        W = slot.read()
+        if key not in self._merged:
+            return W
+        undo = self._merged[key].undo
+        if not isinstance(undo, TensorUndo):
+            return undo
+        return _filled(
+            W, restored_rows(undo, _as_whole(slot, W), within=slot.shard and slot.shard.rows_of(undo.matrix))
+        )
 
     def _finish_writing(self) -> None:
-        """Finish the changes that are due. If this is interrupted, it can be repeated with the same result."""
-        for key in list(self._writing):
-            self._finish(key)
-
-    def _finish(self, key: str) -> None:
-        """Finish the change of one weight."""
-        undo = self._writing[key].finish()
-        if undo is None:
-            self._merged.pop(key, None)
-        else:
-            self._merged[key] = undo
-        del self._writing[key]
-
-    def _change_in_place(self, key: str, plan: TensorPlan | None, target: Task, memory: BlockMemory) -> bool:
-        """Change a weight in its own memory; false if it needs another way."""
-        if key not in self._finite:
-            return False
-        change = change_in_place(self._slots[key], plan, target, self._merged.get(key), memory)
-        if change is not None:
-            self._writing[key] = change
-            self._finish(key)
-        return change is not None
+        """Write the weights that are due. If this is interrupted, it can be repeated with the same result."""
+        for key, (array, merged) in list(self._writing.items()):
+            self._slots[key].write(array)
+            if merged is None:
+                self._merged.pop(key, None)
+            else:
+                self._merged[key] = merged
+            del self._writing[key]
 
     def _default_threads(self) -> int:
         """As many threads as torch uses, which then uses one in each."""
@@ -395,5 +490,17 @@ def _is_of_embedding(tensor: TensorPlan) -> bool:
     return all(term.layout.kind == "embedding" for slab in tensor.slabs for _, term in slab.terms)
 
 
-def _nbytes(adapter: Adapter) -> int:
-    return adapter.nbytes + sum(extra.tensor.nbytes for extra in adapter.extra.values())
+def _as_whole(slot: WeightSlot, own: Array) -> LazyArray:
+    """The whole weight, of which only the rows of this process can be read."""
+    return slot.shard.as_part(own) if slot.shard else LazyArray.of(own)
+
+
+def _filled(like: Array, blocks: Iterable[Array]) -> Array:
+    """A new array in the shape of another one, from blocks of its rows."""
+    result = np.empty(like.size, like.dtype)
+    first = 0
+    for rows in blocks:
+        result[first : first + rows.size] = rows.reshape(-1)
+        first += rows.size
+    assert first == result.size
+    return result.reshape(like.shape)

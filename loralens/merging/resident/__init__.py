@@ -1,1 +1,0 @@
-"""Merging in memory: the weights of a loaded model, and the switchboard that switches it between adapters."""
