@@ -15,7 +15,7 @@ from loralens.core.structured import Structured, Update
 from loralens.errors import OptionError, place
 from loralens.linalg.factor import Basis, Floats, check_in_range, times
 from loralens.linalg.measures import frobenius, numerical_rank, spectral
-from loralens.linalg.product import SplitFactor, multiply_and_split, singular_values_from_splits, truncation
+from loralens.linalg.product import SplitFactor, singular_values_from_splits, split_factor, truncation
 
 Side = Literal["B", "A"]
 SIDES: tuple[Side, Side] = ("B", "A")
@@ -190,17 +190,18 @@ def truncate_pair(
     def out() -> Array:
         if note is None or bases is None:
             return times(B.read(), leading.out, dtype_B)
-        # The error needs the old factor too, so its part is found in the same pass.
         unit = module.scale / safe_unit(directions.s)
-        product, split = multiply_and_split(Basis(B.read(), bases[0]), leading.out, dtype_B, scale=unit)
-        note("B", product, module.scale, split)
+        basis = Basis(B.read(), bases[0])
+        product = times(basis.X, leading.out, dtype_B)
+        note("B", product, module.scale, split_factor(basis, product, scale=unit))
         return product
 
     def in_() -> Array:
         if note is None or bases is None:
             return times(A.read().T, leading.in_.T, dtype_A).T
-        product, split = multiply_and_split(Basis(A.read().T, bases[1]), leading.in_.T, dtype_A, scale=1.0)
-        note("A", product.T, module.scale, split)
+        basis = Basis(A.read().T, bases[1])
+        product = times(basis.X, leading.in_.T, dtype_A)
+        note("A", product.T, module.scale, split_factor(basis, product))
         return product.T
 
     return LowRank(

@@ -68,12 +68,9 @@ _blocks = ReusedMemory()
 
 
 def side_by_side(parts: Sequence[Array]) -> Array:
-    """Factors of n rows as one of shape (n, Σr), in their memory order; in float64 if their dtypes differ."""
+    """Factors of n rows as one of shape (n, Σr), in their memory order and the narrowest common dtype."""
     if len(parts) == 1:
         return parts[0]
-    # In float64 every factor keeps its numbers exactly.
-    if len({part.dtype for part in parts}) > 1:
-        parts = [part.astype(np.float64) for part in parts]
     if all(memory_order(part) == "F" for part in parts):
         return np.vstack([part.T for part in parts]).T
     return np.hstack(parts)

@@ -6,7 +6,7 @@ Its entries get smaller from the top left corner on, and LAPACK computes small s
 accurately.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,10 +20,8 @@ from loralens.linalg.factor import (
     Measured,
     are_usual,
     blocks_of,
-    check_in_range,
     implicit,
     measure,
-    memory_order,
     multiply_block,
     orthonormal,
     require_finite,
@@ -442,52 +440,6 @@ def split_factor(basis: Basis, X: Array, *, scale: float = 1.0) -> SplitFactor:
             outside -= multiply_block(block, step)
             length += np.dot(outside.T, outside)
     return SplitFactor(inside, _root(length))
-
-
-def multiply_and_split(basis: Basis, T: Floats, dtype: np.dtype[Any], *, scale: float) -> tuple[Array, SplitFactor]:
-    """X T for the tall factor X (n, r) of a basis U, rounded to ``dtype``, and the split of scale times it by U.
-
-    It takes one pass over X, where `split_factor` takes two more. Both give the same numbers up to their last digits.
-
-    Parameters
-    ----------
-    basis : Basis of q columns
-    T : float64 array, shape (r, k), k ≤ q
-        Column j is a multiple c_j of that of the matrix of the basis, so that X T = U diag(c).
-    dtype : dtype
-        Of the product.
-    scale : float
-
-    Raises
-    ------
-    FormatError
-        As `check_in_range`.
-
-    Notes
-    -----
-    The product is Y = X T + δ with the error δ of its rounding. So UᵀY = diag(c) + Uᵀδ, and what Y has outside of U is
-    δ − U Uᵀδ. Its Gram matrix is δᵀδ − (Uᵀδ)ᵀ(Uᵀδ), where nothing cancels: a small part of δ is inside.
-    """
-    X, k = basis.X, T.shape[1]
-    product = np.empty((len(X), k), dtype, order=memory_order(X))
-    cross, squares = np.zeros((X.shape[1], k)), np.zeros((k, k))
-    with np.errstate(over="ignore", invalid="ignore"):
-        for rows, block in blocks_of(X):
-            exact = multiply_block(block, T)
-            product[rows] = exact  # this rounds to `dtype`, once
-            rounding = product[rows].astype(np.float64)
-            rounding -= exact
-            if scale != 1:
-                rounding *= scale
-            cross += np.dot(block.T, rounding)
-            squares += np.dot(rounding.T, rounding)
-        check_in_range(product, dtype)
-        matrix = basis.T[:, :k]
-        c = (matrix * T).sum(axis=0) / (matrix * matrix).sum(axis=0)
-        moved = basis.T.T @ cross
-        inside = moved.copy()
-        inside[np.arange(k), np.arange(k)] += scale * c
-        return product, SplitFactor(inside, _root(squares - moved.T @ moved))
 
 
 def _root(G: Floats) -> Floats:

@@ -1,17 +1,13 @@
 """Every best approximation of a product, and how far a product is from one of known directions."""
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 
-from loralens.linalg.factor import Basis, times
 from loralens.linalg.product import (
     difference_singular_values,
-    multiply_and_split,
     product_bases,
     product_svd,
-    split_factor,
     truncating_maps,
     truncation,
 )
@@ -95,24 +91,3 @@ def test_near_products_do_not_cancel(share):
     found = difference_singular_values(*product_bases(B, A), B + E, A)
     exact = np.linalg.norm(((B + E) - B) @ A)  # the E that was added, not the one that was drawn
     assert abs(np.linalg.norm(found) - exact) <= 1e-9 * exact + LOSS * 1e-2 * np.linalg.norm(B @ A)
-
-
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, ml_dtypes.bfloat16], ids=lambda dtype: np.dtype(dtype).name)
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_a_product_and_its_split_in_one_pass_are_those_of_two(dtype, order):
-    """The small space makes the part of the rounding error that is inside of the basis a third of it."""
-    rng = np.random.default_rng(6)
-    X = np.asarray(rng.standard_normal((24, 8)) * np.geomspace(1, 0.1, 8), order=order)
-    U, s, _ = np.linalg.svd(X, full_matrices=False)
-    T = np.linalg.lstsq(X, U)[0]
-    scaled = T[:, :5] * s[:5]
-    product, split = multiply_and_split(Basis(X, T), scaled, np.dtype(dtype), scale=-0.5)
-    expected = times(X, scaled, np.dtype(dtype))
-    np.testing.assert_array_equal(product, expected)
-    assert product.flags.f_contiguous == expected.flags.f_contiguous
-    Y = -0.5 * expected.astype(np.float64)
-    outside = Y - U @ (U.T @ Y)
-    np.testing.assert_allclose(split.inside, U.T @ Y, rtol=0, atol=1e-14)
-    np.testing.assert_allclose(split.outside.T @ split.outside, outside.T @ outside, rtol=1e-6, atol=1e-28)
-    twice = split_factor(Basis(X, T), expected, scale=-0.5)
-    np.testing.assert_allclose(split.inside, twice.inside, rtol=0, atol=1e-14)
