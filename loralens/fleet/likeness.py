@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, final
 import numpy as np
 
 from loralens.analysis.equality import differences
-from loralens.analysis.every_pair import SAME_START
+from loralens.analysis.two_adapters import SAME_START
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.fingerprint import LEFT_OUT
 from loralens.core.lowrank import LARGEST, Bases, LowRank
