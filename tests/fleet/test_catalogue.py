@@ -63,7 +63,7 @@ def test_a_killed_update_leaves_the_old_state_and_the_next_one_goes_on(
     np.testing.assert_array_equal(reader.sketches().codes, expected.sketches().codes)
 
 
-@pytest.mark.parametrize("damage", ["no database", "middle", "empty", "short", "no sketch", "short sketch"])
+@pytest.mark.parametrize("damage", ["no database", "middle", "empty", "short", "long", "no sketch", "short sketch"])
 def test_a_damaged_catalogue_is_made_anew(
     fleet: loralens.Fleet, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -71,7 +71,8 @@ def test_a_damaged_catalogue_is_made_anew(
     content = bytearray(file.read_bytes())
     if damage == "middle":
         content[len(content) // 4 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 4)
-    file.write_bytes({"no database": b"x" * 9000, "empty": b"", "short": bytes(content[:5000])}.get(damage, content))
+    damaged = {"no database": b"x" * 9000, "empty": b"", "short": content[:5000], "long": content + bytes(4096)}
+    file.write_bytes(damaged.get(damage, content))
     if damage == "no sketch":
         change(fleet, "delete from sketches where number = 2")
     elif damage == "short sketch":

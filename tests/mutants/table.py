@@ -393,12 +393,6 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_check_rest", "!= (members, members)", "is None", ("tests/fleet/test_catalogue.py",)),
     Mutant("open_to_read", "mode=ro&immutable=1", "mode=ro", ("tests/fleet/test_hostile_indexes.py",)),
     Mutant("_check_header", "page * pages != file.stat().st_size", "False", ("tests/fleet/test_catalogue.py",)),
-    Mutant(
-        "CatalogueWriter._take_over",
-        "read_state(self.home, name=PART, check=True, with_sketches=False)",
-        "None",
-        ("tests/fleet/test_hostile_indexes.py",),
-    ),
     Mutant("_authorise", "action not in _ALLOWED", "False", ("tests/fleet/test_catalogue.py",)),
     Mutant("_stamp", "{_size_and_time(os.stat(config))}", "", ("tests/fleet/test_update.py",)),
     Mutant("_chosen_root", "!= real", "== real", ("tests/fleet/test_update.py",)),
