@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 
 import loralens
-from loralens.fleet.catalogue.schema import TABLES, VERSION
-from loralens.fleet.catalogue.slots import SKETCHES, SLOT, checksum
-from loralens.fleet.search.near import propose
-from loralens.fleet.sketching.sketches import WIDTH, Sketches
+from loralens.fleet.catalogue import APPLICATION, TABLES, VERSION
+from loralens.fleet.near import propose
+from loralens.fleet.sketches import START_WIDTH, WIDTH, Sketches
 
 SHORT = 512  # numbers of the short sketches that a query is compared with
 BLOCK = 16_384  # rows that are converted to float32 at a time: 32 MiB
@@ -117,8 +116,7 @@ def all_pairs(n: int) -> dict[str, object]:
 def catalogue(work: Path, n: int) -> dict[str, object]:
     """The size of the catalogue, and the seconds of some questions."""
     file = work / "catalogue.sqlite"
-    connection = sqlite3.connect(file, isolation_level=None)
-    connection.executescript(f"{TABLES} insert into state values('version', '{VERSION}');")
+    connection = new_catalogue(file)
     start = time.process_time()
     insert_rows(connection, n)
     filled = time.process_time() - start
@@ -127,25 +125,32 @@ def catalogue(work: Path, n: int) -> dict[str, object]:
     return {"bytes": file.stat().st_size, "seconds to fill": round(filled, 1), "seconds": answers}
 
 
-def insert_rows(connection: sqlite3.Connection, n: int, checksums: "np.ndarray | None" = None) -> None:
+def new_catalogue(file: Path) -> sqlite3.Connection:
+    """An empty catalogue."""
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.executescript(f"pragma application_id = {APPLICATION}; pragma user_version = {VERSION}; {TABLES}")
+    return connection
+
+
+def insert_rows(connection: sqlite3.Connection, n: int) -> None:
     """Rows as of 24 modules of rank 8."""
     norms = json.dumps([round(0.1 + i / 100, 5) for i in range(24)])
     columns = (
-        "path, name, real, bytes, stamp, status, header, added, indexed, slot, checksum, step, format, base, "
+        "path, name, real, bytes, stamp, status, added, indexed, step, format, base, "
         "signature, modules, zero_modules, extras, rank, ranks, scales, parameters, frobenius, effective_rank, norms, "
         "fingerprint, findings"
     )
     rows = (
         (
             f"org-{i % 5000}/adapter-{i}/adapter_model.safetensors", f"org-{i % 5000}/adapter-{i}", f"1:{i}", 600_000,
-            f"{i}.1", "adapter", f"{i:032x}", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z", i,
-            0 if checksums is None else int(checksums[i]), 0.01, "peft", f"base-{i % 10}", f"s{i % 40}", 24, 0, 2, 8,
+            f"{i}.1", "adapter", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00Z", 0.01, "peft", f"base-{i % 10}",
+            f"s{i % 40}", 24, 0, 2, 8,
             "[8]", "[2.0]", 147_456, 1 + (i * 7919 % n) / n, 4.5, norms, f"f{i // 2 if i % 50 == 1 else i}", "[]",
         )
         for i in range(n)
     )  # fmt: skip
     connection.execute("begin")
-    connection.executemany(f"insert into files({columns}) values ({', '.join('?' * 27)})", rows)
+    connection.executemany(f"insert into files({columns}) values ({', '.join('?' * 24)})", rows)
     connection.execute("commit")
 
 
@@ -154,14 +159,14 @@ def opening(work: Path, n: int) -> dict[str, object]:
     home = work / "index"
     home.mkdir()
     rng = np.random.default_rng(2)
-    slots = rng.integers(-127, 128, (OPENED, SLOT), dtype=np.int8)
-    (home / SKETCHES).write_bytes(slots.tobytes())
-    connection = sqlite3.connect(home / "catalogue.sqlite", isolation_level=None)
-    connection.executescript(f"{TABLES} insert into state values('version', '{VERSION}');")
-    insert_rows(connection, OPENED, np.array([checksum(slot.data) for slot in slots]))
+    connection = new_catalogue(home / "catalogue.sqlite")
+    insert_rows(connection, OPENED)
+    codes = (rng.integers(-127, 128, WIDTH + START_WIDTH, dtype=np.int8).tobytes() for _ in range(OPENED))
+    connection.execute("begin")
+    connection.executemany("insert into sketches values(?, ?)", enumerate(codes, 1))
     connection.execute("insert into state values('root', '..')")
+    connection.execute("commit")
     connection.close()
-    del slots
     fleet = loralens.Fleet.open(home)
     seconds = timed(lambda: len(fleet.members()))
     sketches, example = fleet.sketches(), fleet.sketches().at(0)
@@ -172,14 +177,14 @@ def opening(work: Path, n: int) -> dict[str, object]:
         "seconds": round(seconds, 2),
         "seconds for all": round(seconds * factor, 1),
         "bytes of the members in memory for all": round(members_bytes(home) * factor),
-        "bytes of the sketches for all": n * SLOT,
+        "bytes of the sketches for all": n * (WIDTH + START_WIDTH),
         "seconds of a search by sketches": round(proposed, 3),
         "seconds of a search by sketches for all": round(proposed * factor, 2),
     }
 
 
 def members_bytes(home: Path) -> int:
-    """The memory of the rows of an opened index; the sketches are mapped, and not counted."""
+    """The memory of the rows and the sketches of an opened index."""
     tracemalloc.start()
     fleet = loralens.Fleet.open(home)
     fleet.members()

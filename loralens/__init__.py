@@ -84,7 +84,6 @@ if TYPE_CHECKING:
     from loralens.errors import MismatchError as MismatchError
     from loralens.errors import OptionError as OptionError
     from loralens.errors import ShapeError as ShapeError
-    from loralens.fleet.fleet import Fleet as Fleet
     from loralens.formats import load as load
     from loralens.formats import save as save
     from loralens.formats.records.results import load_moments as load_moments
@@ -99,6 +98,7 @@ if TYPE_CHECKING:
     from loralens.verbs.comparisons.similarity import similarity as similarity
     from loralens.verbs.comparisons.trajectory import trajectory as trajectory
     from loralens.verbs.files.convert import convert as convert
+    from loralens.verbs.fleets.fleet_verbs import Fleet as Fleet
     from loralens.verbs.merges.extract import extract as extract
     from loralens.verbs.merges.merge import merge as merge
     from loralens.verbs.merges.unmerge import unmerge as unmerge
@@ -134,7 +134,7 @@ else:
             "core.ranks": ["Rule"],
             "core.stored": ["Moments"],
             "errors": ["DivergenceError", "FormatError", "LoraLensError", "MismatchError", "OptionError", "ShapeError"],
-            "fleet.fleet": ["Fleet"],
+            "verbs.fleets.fleet_verbs": ["Fleet"],
             "formats": ["load", "save"],
             "formats.records.results": ["load_moments", "save_moments"],
             "watching.view": ["live"],

@@ -132,9 +132,9 @@ def _perform_left(
                     for number, task in left.items():
                         futures[pool.submit(perform, task)] = number
                 for future in as_completed(futures):
-                    error = future.exception()
+                    error, number = future.exception(), futures.pop(future)  # which would keep all results
                     if not isinstance(error, BrokenProcessPool):
-                        yield left.pop(futures[future]), future.result() if error is None else error
+                        yield left.pop(number), future.result() if error is None else error
             finally:
                 if left:
                     end_processes(pool, grace=grace)

@@ -8,12 +8,8 @@ from typing import Any, NamedTuple, final
 
 from loralens.charts.pairwise import family_map
 from loralens.choices import Level
-from loralens.fleet.bases.bases import BasesResult
-from loralens.fleet.catalogue.members import NON_FINITE, UNREACHABLE, Member, Unreadable
-from loralens.fleet.grouping.copies_result import CopiesResult
-from loralens.fleet.grouping.families import FamiliesResult
-from loralens.fleet.grouping.runs import RunsResult
-from loralens.fleet.levels import KIN, MEANINGS
+from loralens.fleet.catalogue import NON_FINITE, UNREACHABLE, Member, Unreadable
+from loralens.fleet.likeness import KIN, MEANINGS
 from loralens.linalg.factor import Floats
 from loralens.reporting.document import Notice, Notices, PageTable, Paragraph, Part, Picture, Report, Section
 from loralens.tables.numbers import count, number, percent, size
@@ -51,15 +47,15 @@ class FleetMap:
 @final
 @dataclass(frozen=True, slots=True)
 class FleetAnswers:
-    """What a fleet answers to the questions of the page."""
+    """What a fleet answers to the questions of the page; the last four but one are the results of its methods."""
 
     root: str
     members: Sequence[Member]
     unreadable: Sequence[Unreadable]
-    families: FamiliesResult
-    runs: RunsResult
-    copies: CopiesResult
-    bases: BasesResult
+    families: Any
+    runs: Any
+    copies: Any
+    bases: Any
     map: FleetMap | None
 
 

@@ -29,9 +29,18 @@ def commands(folder: str, out: str) -> dict[str, list[str]]:
     }
 
 
+def listing(home: Path) -> dict[str, tuple[int, int]]:
+    """The files of an index with their sizes and times."""
+    return {file.name: (file.lstat().st_size, file.lstat().st_mtime_ns) for file in home.iterdir()}
+
+
 if __name__ == "__main__":
     told = {}
+    home = Path(sys.argv[1], ".loralens-fleet")
+    before = listing(home)
     for name, words in commands(*sys.argv[1:]).items():
+        if name == "index":
+            told["written by readers"] = [int(listing(home) != before), ""]
         ended = CliRunner().invoke(main, words)
         told[name] = [ended.exit_code, ended.stderr if ended.exit_code in (0, 2) else repr(ended.exception)]
     # What the kernel counts of this process alone: `getrusage` begins with the peak of the parent.

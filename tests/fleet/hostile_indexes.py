@@ -1,13 +1,15 @@
 """Indexes that somebody has made to do harm: what each of them changes in a sound one, beside a file of the user."""
 
 import os
+import shutil
 import sqlite3
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
-from loralens.fleet.catalogue.schema import CATALOGUE, DATES, IN_WORK, JOURNAL, NEXT_DATES, NEXT_IN_WORK, SKETCHES
+from loralens.fleet.catalogue import CATALOGUE, PART
+from loralens.fleet.catalogue_writer import LOG
 
 MAGIC, SUPER_MAGIC = (bytes.fromhex(text) for text in ("d9d505f920a163d7", "d9d505f920a163d7"))
 ENDLESS = "with recursive n(x) as (select 1 union all select x + 1 from n) select"
@@ -24,14 +26,47 @@ def change(home: Path, *statements: str, values: tuple[object, ...] = ()) -> Non
         connection.execute(statements[-1], values)
 
 
-def super_journal(home: Path, victim: Path) -> None:
-    """A hot journal that names another file; SQLite deletes this file when it undoes the transaction."""
-    name = os.fsencode(victim)
-    page = (home / CATALOGUE).stat().st_size // 4096
-    header = MAGIC + struct.pack(">IIIII", 0, 0, page, 512, 4096)
-    end = struct.pack(">II", len(name), sum(struct.unpack(f"{len(name)}b", name)) & 0xFFFFFFFF) + SUPER_MAGIC
-    lock_page = struct.pack(">I", (1 << 30) // 4096 + 1)
-    (home / JOURNAL).write_bytes(header.ljust(512, b"\0") + lock_page + name + end)
+def super_journal(name: str) -> Attack:
+    """A hot journal of a file that names another one; SQLite deletes this one when it undoes the transaction."""
+
+    def attack(home: Path, victim: Path) -> None:
+        if name != CATALOGUE:
+            shutil.copy(home / CATALOGUE, home / name)
+        written = os.fsencode(victim)
+        page = (home / name).stat().st_size // 4096
+        header = MAGIC + struct.pack(">IIIII", 0, 0, page, 512, 4096)
+        summed = sum(struct.unpack(f"{len(written)}b", written)) & 0xFFFFFFFF
+        end = struct.pack(">II", len(written), summed) + SUPER_MAGIC
+        lock_page = struct.pack(">I", (1 << 30) // 4096 + 1)
+        (home / f"{name}-journal").write_bytes(header.ljust(512, b"\0") + lock_page + written + end)
+
+    return attack
+
+
+def left_behind(attack: Attack) -> Attack:
+    """What an attack makes of a catalogue is the copy that a killed writer has left."""
+
+    def attack_copy(home: Path, victim: Path) -> None:
+        sound = (home / CATALOGUE).read_bytes()
+        attack(home, victim)
+        (home / CATALOGUE).replace(home / PART)
+        (home / CATALOGUE).write_bytes(sound)
+
+    return attack_copy
+
+
+def foreign_log(home: Path, victim: Path) -> None:
+    """A catalogue in another mode, and beside it and beside a copy of it a log that changes every name."""
+    del victim
+    with closing(sqlite3.connect(home / CATALOGUE, isolation_level=None)) as connection:
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma wal_autocheckpoint = 0")
+        connection.execute("update files set name = 'changed'")
+        log = (home / f"{CATALOGUE}-wal").read_bytes()
+        content = (home / CATALOGUE).read_bytes()
+    for name in (CATALOGUE, PART):
+        (home / name).write_bytes(content)
+        (home / f"{name}-wal").write_bytes(log)
 
 
 def replaced_by_view(table: str, select: str) -> Attack:
@@ -64,12 +99,6 @@ def computed_column(home: Path, victim: Path) -> None:
         assert changed != sql
         connection.execute("pragma writable_schema = on")
         connection.execute("update sqlite_master set sql = ? where name = 'files'", [changed])
-
-
-def write_ahead(home: Path, victim: Path) -> None:
-    """A database in another mode, in which SQLite writes also where it only reads."""
-    del victim
-    change(home, "pragma journal_mode = wal")
 
 
 def shared_pages(home: Path, victim: Path) -> None:
@@ -132,16 +161,10 @@ def hard_linked(name: str) -> Attack:
     """A file of the index is a second name of the victim."""
 
     def attack(home: Path, victim: Path) -> None:
-        (home / name).unlink()
+        (home / name).unlink(missing_ok=True)
         os.link(victim, home / name)
 
     return attack
-
-
-def anew_through_link(home: Path, victim: Path) -> None:
-    """An index of another version, whose dates an update writes to a file that is a link."""
-    change(home, "update state set value = '0' where key = 'version'")
-    linked(NEXT_DATES)(home, victim)
 
 
 def pipe(name: str) -> Attack:
@@ -186,36 +209,43 @@ def column(name: str, value: object) -> Attack:
     return attack
 
 
-NAMES = (CATALOGUE, JOURNAL, SKETCHES, IN_WORK, NEXT_IN_WORK, DATES, NEXT_DATES)
-SIDE = (f"{CATALOGUE}-wal", f"{CATALOGUE}-shm")
-ATTACKS: Mapping[str, Attack] = {
-    "super-journal": super_journal,
+NAMES = (CATALOGUE, PART, LOG)
+# Files that SQLite would look at. No run of loralens writes those of the second line.
+SIDE = (f"{CATALOGUE}-journal", f"{CATALOGUE}-wal", f"{CATALOGUE}-shm")
+NEVER_OURS = (f"{PART}-journal", f"{PART}-shm")
+CHANGED: Mapping[str, Attack] = {
     "endless settings": endless_state,
     "endless files": endless_files,
     "computed column": computed_column,
     "shared pages": shared_pages,
     "sparse shared pages": sparse_shared_pages,
-    **{f"sparse {name}": sparse(name) for name in (IN_WORK, DATES)},
-    "sparse catalogue": sparse(CATALOGUE, 1 << 40),
-    "write-ahead log": write_ahead,
     "root of 300 letters": state("root", LONG),
     "root with NUL": state("root", "a\0b"),
     "root /": state("root", "/"),
     "root //": state("root", "//"),
     "root above": state("root", "../" * 40),
+    "path of a million folders": column("path", "a/" * 1_000_000),
+}
+ATTACKS: Mapping[str, Attack] = {
+    **CHANGED,
+    **{f"{name}, left behind": left_behind(attack) for name, attack in CHANGED.items()},
+    **{f"super-journal of {name}": super_journal(name) for name in (CATALOGUE, PART)},
+    "log of another": foreign_log,
+    **{f"sparse {name}": sparse(name, 1 << 40) for name in (CATALOGUE, PART, LOG)},
     "other root, of bytes": state("root", b"\xff"),
     "reading of bytes": state("reading", b"once=True"),
-    "commit of bytes": state("commit", b"\xff"),
-    "path of a million folders": column("path", "a/" * 1_000_000),
     "path of 2,000 folders": column("path", "a/" * 2_000 + "b"),
-    "path of 300 letters": column("path", LONG),
-    "name of 300 letters": column("name", LONG),
-    "real of 300 letters": column("real", LONG),
-    "made anew through a link": anew_through_link,
-    **{f"link {name}": linked(name) for name in (*NAMES, *SIDE)},
-    **{f"hard link {name}": hard_linked(name) for name in (CATALOGUE, SKETCHES)},
-    **{f"link to itself {name}": linked(name, name) for name in (*NAMES, *SIDE)},
-    **{f"zero {name}": linked(name, "/dev/zero") for name in (*NAMES, *SIDE)},
-    **{f"pipe {name}": pipe(name) for name in (*NAMES, *SIDE)},
-    **{f"folder {name}": folder(name) for name in (*NAMES, *SIDE)},
+    **{f"{name} of 300 letters": column(name, LONG) for name in ("path", "name", "real")},
+    **{f"hard link {name}": hard_linked(name) for name in NAMES},
+    **{
+        f"{word} {name}": made(name)
+        for name in (*NAMES, *SIDE, *NEVER_OURS)
+        for word, made in {
+            "link": linked,
+            "link to itself": lambda name: linked(name, name),
+            "zero": lambda name: linked(name, "/dev/zero"),
+            "pipe": pipe,
+            "folder": folder,
+        }.items()
+    },
 }

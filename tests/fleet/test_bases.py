@@ -9,11 +9,9 @@ import pytest
 
 import loralens
 from loralens.core.names import normal_form
-from loralens.fleet.bases import inference
-from loralens.fleet.bases.architectures import STYLES, known_bases
-from loralens.fleet.bases.inference import base_name, contradicts, identify_base, infer_bases
-from loralens.fleet.catalogue.members import Signature
-from loralens.fleet.fleet import Fleet
+from loralens.fleet.catalogue import Signature
+from loralens.fleet.known_bases import STYLES, base_name, contradicts, identify_base, infer_bases, known_bases
+from loralens.verbs.fleets.fleet_verbs import Fleet
 
 Shapes = dict[str, tuple[int, int]]
 
@@ -100,22 +98,14 @@ def test_every_row_of_the_table_fits_itself_and_is_found_by_its_name() -> None:
     [
         ("distilbert/distilbert-base-uncased-finetuned-sst-2-english", "distilbert-base"),
         ("gpt2", "gpt2"),
-        ("openai-community/gpt2", "gpt2"),
-        ("gpt2-medium", "gpt2-medium"),
-        ("distilgpt2", "distilgpt2"),
         ("unsloth/Qwen2.5-0.5B-Instruct-bnb-4bit", "qwen2-0.5b"),
         (r"D:\models\gemma3-270m", "gemma-3-270m"),
         ("meta-llama/Llama-2-7b-hf", "llama-7b"),
         ("meta-llama/Meta-Llama-3-8B", "llama-3-8b"),
-        ("meta-llama/Llama-3.2-1B-Instruct", "llama-3.2-1b"),
-        ("mistralai/Mistral-7B-v0.1", "mistral-7b"),
         ("sentence-transformers/all-MiniLM-L6-v2", "minilm-l6"),
         ("google/flan-t5-base", "flan-t5-base or mt5-base"),
-        ("t5-base", "t5-base"),
         ("EleutherAI/pythia-1.4b", "pythia-1.4b"),
-        ("EleutherAI/pythia-1b", "pythia-1b"),
         ("xlm-roberta-base", "roberta-base or xlm-roberta-base"),
-        ("google/gemma-2b", "gemma-2b"),
         ("google/gemma-2-2b-it", "gemma-2-2b"),
         ("someone/My Own_Model", "my-own-model"),
     ],
@@ -158,21 +148,6 @@ def test_a_name_that_its_own_modules_contradict_decides_nothing() -> None:
     signatures = {"llama": signature({"model.layers.0.self_attn.q_proj": (64, 64)})}
     assert infer_bases(signatures, {"llama": Counter({"gpt2": 2})}) == {}
     assert infer_bases(signatures, {"llama": Counter({"gpt2": 2, "org/Odd-1B": 1})}) == {"llama": "odd-1b"}
-
-
-def test_no_signature_is_compared_with_every_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A collection may have thousands of signatures that no row of the table fits."""
-    count = 40
-    signatures = {
-        str(width): signature({f"model.layers.{block}.attn.wqkv": (30, width) for block in range(4)})
-        for width in range(10, 10 + count)
-    }
-    named = {digest: Counter({f"org/odd-{digest}": 1}) for digest in signatures}
-    looked_at = []
-    modules_of = inference.block_modules
-    monkeypatch.setattr(inference, "block_modules", lambda one: looked_at.append(one) or modules_of(one))
-    assert infer_bases(signatures, named) == {digest: f"odd-{digest}" for digest in signatures}
-    assert len(looked_at) <= 4 * count
 
 
 def test_a_candidate_of_the_table_that_neighbours_name(tmp_path: Path) -> None:

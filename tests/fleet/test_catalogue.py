@@ -1,10 +1,9 @@
-"""What is on the disk: slots and their checksums, commits, one writer and its readers, damaged files, and SELECTs."""
+"""What is on the disk: one database that is replaced as a whole, one writer and its readers, damage, and SELECTs."""
 
-import errno
-import os
 import shutil
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,10 @@ import pytest
 
 import loralens
 from loralens.errors import FormatError
-from loralens.fleet.answers import rows as select
-from loralens.fleet.catalogue import schema, writing
-from loralens.fleet.catalogue.schema import SKETCHES
-from loralens.fleet.catalogue.slots import SLOT, read_slots
-from loralens.fleet.catalogue.writing import CatalogueWriter
+from loralens.fleet import catalogue
+from loralens.fleet.catalogue import PART
+from loralens.fleet.catalogue_writer import CatalogueWriter
+from loralens.verbs.fleets import index_answers
 from tests.fleet.makers import random_adapter, save, save_many
 
 
@@ -28,69 +26,44 @@ def fleet(tmp_path: Path) -> loralens.Fleet:
     return fleet
 
 
-def test_a_changed_file_gets_a_fresh_slot_and_a_freed_slot_is_used_again(fleet: loralens.Fleet, tmp_path: Path) -> None:
-    before = {member.name: member.slot for member in fleet.members()}
-    contents = read_slots(fleet.home).copy()
-    save(tmp_path / "a001", random_adapter(11), overwrite=True)
-    fleet.update()
-    after = {member.name: member.slot for member in fleet.members()}
-    assert after["a001"] not in before.values()
-    # The old slot holds what it held: a reader of the last state still finds its content.
-    np.testing.assert_array_equal(read_slots(fleet.home)[before["a001"]], contents[before["a001"]])
-    save(tmp_path / "new", random_adapter(12))
-    fleet.update()
-    assert {member.name: member.slot for member in fleet.members()}["new"] == before["a001"]
-    assert (fleet.home / SKETCHES).stat().st_size == 5 * SLOT
+def change(fleet: loralens.Fleet, sql: str, *values: object) -> None:
+    with closing(sqlite3.connect(fleet.home / "catalogue.sqlite", isolation_level=None)) as connection:
+        connection.execute(sql, values)
 
 
-def test_a_slot_is_on_the_disk_before_its_row_is_committed(
+def test_a_killed_update_leaves_the_old_state_and_the_next_one_goes_on(
     fleet: loralens.Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The writer is stopped at every step of a commit; a reader always finds a complete state."""
-    old = np.array(fleet.sketches().codes)
+    """The folder as it is after a commit, which is what a kill leaves."""
     save(tmp_path / "a001", random_adapter(11), overwrite=True)
-    steps: list[str] = []
+    save_many(tmp_path / "new", 2)
+    expected = loralens.Fleet.open(tmp_path.parent / f"{tmp_path.name}-index")
+    expected.update(tmp_path)
+    inner = CatalogueWriter.store
 
-    def stop(name: str) -> None:
-        steps.append(name)
-        raise KeyboardInterrupt
+    def store(self: CatalogueWriter, *given: object) -> None:
+        inner(self, *given)  # type: ignore[arg-type]
+        shutil.copytree(self.home, tmp_path / "left", dirs_exist_ok=True)
 
-    from loralens.fleet.catalogue import slots
-
-    write = slots.write_at
-    monkeypatch.setattr(slots, "write_at", lambda descriptor, data, offset: write(descriptor, data[:100], offset))
-    monkeypatch.setattr(slots.os, "fsync", lambda _: stop("fsync"))
-    with pytest.raises(KeyboardInterrupt):
-        fleet.update()
-    assert "fsync" in steps
+    monkeypatch.setattr(CatalogueWriter, "store", store)
+    old = [member.fingerprint for member in fleet.members()]
+    loralens.Fleet.open(tmp_path).update()
     monkeypatch.undo()
+    left = {path.name for path in (tmp_path / "left").iterdir()}
+    assert left == {"catalogue.sqlite", PART, f"{PART}-wal"}
+    shutil.rmtree(fleet.home)
+    (tmp_path / "left").rename(fleet.home)
     reader = loralens.Fleet.open(tmp_path)
-    np.testing.assert_array_equal(reader.sketches().codes, old)
-    assert len(reader.update().changes) == 1
-    assert not np.array_equal(reader.sketches().codes, old)
+    assert [member.fingerprint for member in reader.members()] == old
+    assert {path.name for path in fleet.home.iterdir()} == left
+    # It had measured everything.
+    assert not reader.update().changes
+    assert [path.name for path in fleet.home.iterdir()] == ["catalogue.sqlite"]
+    assert [member.name for member in reader.members()] == [member.name for member in expected.members()]
+    np.testing.assert_array_equal(reader.sketches().codes, expected.sketches().codes)
 
 
-@pytest.mark.parametrize("damage", ["flipped", "short", "missing"])
-def test_a_damaged_slot_is_found_and_measured_again(fleet: loralens.Fleet, tmp_path: Path, damage: str) -> None:
-    expected = np.array(fleet.sketches().codes)
-    file = fleet.home / SKETCHES
-    content = bytearray(file.read_bytes())
-    if damage == "flipped":
-        content[fleet.members()[-1].slot * SLOT + 17] ^= 1
-        file.write_bytes(content)
-    elif damage == "short":
-        file.write_bytes(content[: 3 * SLOT + 5])
-    else:
-        file.unlink()
-    reader = loralens.Fleet.open(tmp_path)
-    with pytest.raises(loralens.FormatError, match=r"(\d sketches are|the sketch of \w+ is) damaged") as caught:
-        reader.sketches()
-    assert f"loralens fleet index {tmp_path}" in caught.value.fix
-    assert len(reader.update().changes) == (4 if damage == "missing" else 1)
-    np.testing.assert_array_equal(reader.sketches().codes, expected)
-
-
-@pytest.mark.parametrize("damage", ["no database", "middle", "empty", "short"])
+@pytest.mark.parametrize("damage", ["no database", "middle", "empty", "short", "long", "no sketch", "short sketch"])
 def test_a_damaged_catalogue_is_made_anew(
     fleet: loralens.Fleet, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -98,25 +71,35 @@ def test_a_damaged_catalogue_is_made_anew(
     content = bytearray(file.read_bytes())
     if damage == "middle":
         content[len(content) // 4 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 4)
-    file.write_bytes({"no database": b"x" * 9000, "empty": b"", "short": bytes(content[:5000])}.get(damage, content))
+    damaged = {"no database": b"x" * 9000, "empty": b"", "short": content[:5000], "long": content + bytes(4096)}
+    file.write_bytes(damaged.get(damage, content))
+    if damage == "no sketch":
+        change(fleet, "delete from sketches where number = 2")
+    elif damage == "short sketch":
+        change(fleet, "update sketches set codes = x'00' where number = 2")
     reader = loralens.Fleet.open(tmp_path)
-    with pytest.raises(loralens.LoraLensError, match=r"index again|was made by another"):
-        assert reader.rows("select * from files").rows == reader.members()
+    with pytest.raises(loralens.FormatError, match="the catalogue is damaged") as caught:
+        reader.near("a000", sketch=True)
+    assert f"loralens fleet index {tmp_path}" in caught.value.fix
     assert len(reader.update(tmp_path).changes) == 4
     assert "it is made anew" in caplog.text
     assert len(reader.members()) == 4
 
 
-def test_an_index_of_another_version_is_refused_and_made_anew(
+def test_an_index_of_an_older_form_is_refused_and_made_anew(
     fleet: loralens.Fleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with sqlite3.connect(fleet.home / "catalogue.sqlite") as connection:
-        connection.execute("update state set value = '0' where key = 'version'")
-    connection.close()
-    with pytest.raises(loralens.OptionError, match="another version"):
-        loralens.Fleet.open(tmp_path).members()
+    (fleet.home / "catalogue.sqlite").unlink()
+    change(fleet, "create table state(key text primary key, value text not null) without rowid")
+    change(fleet, "insert into state values('version', '2')")
+    (fleet.home / "sketches.i8").write_bytes(bytes(4352))
+    for reader in (loralens.Fleet.open(tmp_path).members, loralens.Fleet.open(tmp_path).stats):
+        with pytest.raises(loralens.FormatError, match="another version of loralens, and has another form") as caught:
+            reader()
+        assert caught.value.fix == f"make it anew: loralens fleet index {tmp_path}"
     assert len(fleet.update(tmp_path).changes) == 4
-    assert "another version" in caplog.text
+    assert "when each file was first indexed is lost" in caplog.text
+    assert [path.name for path in fleet.home.iterdir()] == ["catalogue.sqlite"]
 
 
 @pytest.mark.some(3)
@@ -135,13 +118,9 @@ def test_rows_that_no_update_has_written_are_refused(
     fleet: loralens.Fleet, tmp_path: Path, column: str, value: object
 ) -> None:
     """An index may come with a collection from anywhere, and its paths must not lead out of it."""
-    with sqlite3.connect(fleet.home / "catalogue.sqlite") as connection:
-        connection.execute(f"update files set {column} = ? where name = 'a001'", [value])
-        connection.execute("update state set value = '99' where key = 'commit'")
-    connection.close()
-    with pytest.raises(loralens.FormatError, match="the catalogue is damaged") as caught:
+    change(fleet, f"update files set {column} = ? where name = 'a001'", value)
+    with pytest.raises(loralens.FormatError, match="the catalogue is damaged"):
         fleet.members()
-    assert f"loralens fleet index {tmp_path}" in caught.value.fix
     assert fleet.update(tmp_path).adapters == 4
     assert [member.name for member in fleet.members()] == ["a000", "a001", "a002", "a003"]
 
@@ -155,49 +134,28 @@ def test_signatures_are_kept_as_long_as_they_are_used(fleet: loralens.Fleet, tmp
     assert len(fleet.rows("select * from signatures")) == 1
 
 
-def test_one_writer_at_a_time(fleet: loralens.Fleet, tmp_path: Path) -> None:
+def test_one_writer_and_readers_of_the_last_complete_state(fleet: loralens.Fleet, tmp_path: Path) -> None:
+    reader = loralens.Fleet.open(tmp_path)
+    members, sketches = reader.snapshot()
+    before = sketches.codes.copy()
     writer = CatalogueWriter(fleet.home)
     try:
         with pytest.raises(loralens.OptionError, match="a run is going on there"):
             loralens.Fleet.open(tmp_path).update()
-        assert len(loralens.Fleet.open(tmp_path).members()) == 4
+        writer.remove([str(members[0].path.relative_to(tmp_path))])
+        assert len(reader.members()) == len(loralens.Fleet.open(tmp_path).members()) == 4
     finally:
         writer.close()
-    assert not loralens.Fleet.open(tmp_path).update().changes
-
-
-def test_readers_see_the_last_commit(fleet: loralens.Fleet, tmp_path: Path) -> None:
-    reader = loralens.Fleet.open(tmp_path)
-    assert len(reader.members()) == 4
-    writer = CatalogueWriter(fleet.home)
-    try:
-        with writer._transaction():
-            writer._connection.execute("delete from files where name = 'a000'")
-            assert len(reader.members()) == len(loralens.Fleet.open(tmp_path).members()) == 4
-        assert len(reader.members()) == 3
-    finally:
-        writer.close()
-
-
-def test_sketches_that_are_mapped_stay_as_they_are(fleet: loralens.Fleet, tmp_path: Path) -> None:
-    reader = loralens.Fleet.open(tmp_path)
-    members, sketches = reader.snapshot()
-    before, starts = np.array(sketches.codes), np.array(sketches.starts)
-    writer = loralens.Fleet.open(tmp_path)
-    for seed in (11, 12, 13):
-        save(tmp_path / "a001", random_adapter(seed), overwrite=True)
-        writer.update(tmp_path)
+    assert len(reader.members()) == 3
     np.testing.assert_array_equal(sketches.codes, before)
-    np.testing.assert_array_equal(sketches.take(np.array([3, 1])).starts, starts[[3, 1]])
-    slots = (fleet.home / SKETCHES).stat().st_size // SLOT
-    assert slots == 7
-    # Nobody reads them any more, so they are used again.
-    del members, sketches, reader
-    fleet.update(tmp_path)
-    for seed in (14, 15):
-        save(tmp_path / "a001", random_adapter(seed), overwrite=True)
-        loralens.Fleet.open(tmp_path).update(tmp_path)
-    assert (fleet.home / SKETCHES).stat().st_size // SLOT == 7
+    assert len(loralens.Fleet.open(tmp_path).update().changes) == 1
+
+
+def test_an_update_that_changes_nothing_writes_nothing(fleet: loralens.Fleet) -> None:
+    file = fleet.home / "catalogue.sqlite"
+    before = file.stat()
+    fleet.update()
+    assert (before.st_ino, before.st_mtime_ns) == (file.stat().st_ino, file.stat().st_mtime_ns)
 
 
 def test_a_full_disk_is_not_a_damaged_catalogue(
@@ -205,32 +163,20 @@ def test_a_full_disk_is_not_a_damaged_catalogue(
 ) -> None:
     """SQLite ends the transaction itself, and the index stays what it was."""
     save_many(tmp_path / "new", 40)
+    inner = CatalogueWriter._copy
 
-    def open_full(home: Path) -> sqlite3.Connection:
-        connection = schema.open_to_write(home)
-        pages = connection.execute("pragma page_count").fetchone()[0]
-        connection.execute(f"pragma max_page_count = {pages}")
+    def copy_full(self: CatalogueWriter) -> sqlite3.Connection:
+        connection = inner(self)
+        connection.execute(f"pragma max_page_count = {connection.execute('pragma page_count').fetchone()[0]}")
         return connection
 
-    monkeypatch.setattr(writing, "open_to_write", open_full)
+    monkeypatch.setattr(CatalogueWriter, "_copy", copy_full)
     with pytest.raises(FormatError, match=r"the disk refuses the catalogue: database or disk is full"):
         fleet.update()
-    before = len(fleet.snapshot()[0])
+    before = len(fleet.members())
     monkeypatch.undo()
     fleet.update()
-    assert len(fleet.snapshot()[0]) == before + 40
-
-
-def test_no_room_for_the_list_of_files_in_work(
-    fleet: loralens.Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    save(tmp_path / "new", random_adapter(9))
-    monkeypatch.setattr(Path, "open", fail)
-    with pytest.raises(FormatError, match=r"in-work\.json\.new: cannot be written: No space left"):
-        fleet.update()
+    assert len(fleet.members()) == before + 40
 
 
 @pytest.mark.slow
@@ -272,30 +218,6 @@ def _snapshot(fleet: loralens.Fleet) -> tuple[object, np.ndarray]:
     return members, sketches.codes
 
 
-def test_a_transaction_of_a_killed_writer_is_undone_by_an_update(fleet: loralens.Fleet, tmp_path: Path) -> None:
-    """A journal that is left behind: the catalogue is half written, and the journal has its old pages."""
-    file, journal = fleet.home / "catalogue.sqlite", fleet.home / "catalogue.sqlite-journal"
-    connection = sqlite3.connect(file, isolation_level=None)
-    connection.execute("pragma cache_size = 1")
-    connection.execute("begin immediate")
-    connection.execute("update files set norms = hex(randomblob(5000)), name = 'x' || name")
-    torn, kept = file.read_bytes(), journal.read_bytes()
-    connection.execute("rollback")
-    connection.close()
-    whole = file.read_bytes()
-    assert torn != whole
-    file.write_bytes(torn)
-    journal.write_bytes(kept)
-    reader = loralens.Fleet.open(tmp_path)
-    with pytest.raises(loralens.OptionError, match="was killed") as caught:
-        reader.members()
-    assert f"loralens fleet index {tmp_path}" in caught.value.fix
-    # A reader writes nothing.
-    assert (file.read_bytes(), journal.read_bytes()) == (torn, kept)
-    assert not reader.update().changes
-    assert [member.name for member in reader.members()] == ["a000", "a001", "a002", "a003"]
-
-
 HOSTILE = [
     "delete from files",
     "update files set name = 'x'",
@@ -332,12 +254,12 @@ def test_a_select_is_all_that_is_allowed(fleet: loralens.Fleet, tmp_path: Path, 
 
 
 def test_a_select_without_end_is_stopped(fleet: loralens.Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "SECONDS", 0.1)
+    monkeypatch.setattr(catalogue, "SECONDS", 0.1)
     endless = "with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n"
     with pytest.raises(loralens.OptionError, match="takes longer than"):
         fleet.rows(endless)
-    monkeypatch.setattr(schema, "SECONDS", 30.0)
-    monkeypatch.setattr(select, "MOST_BYTES", 1 << 16)
+    monkeypatch.setattr(catalogue, "SECONDS", 30.0)
+    monkeypatch.setattr(index_answers, "MOST_BYTES", 1 << 16)
     with pytest.raises(loralens.OptionError, match="is larger than"):
         fleet.rows(endless.replace("count(*)", "x"))
 

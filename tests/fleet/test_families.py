@@ -7,11 +7,11 @@ import pytest
 
 import loralens
 from loralens.errors import OptionError
-from loralens.fleet.fleet import Fleet
-from loralens.fleet.grouping import components as grouping
-from loralens.fleet.grouping.components import alike_groups, connected_rows, cosines_among
-from loralens.fleet.grouping.families import FamiliesResult
-from loralens.fleet.sketching.sketches import Sketches
+from loralens.fleet import groups as grouping
+from loralens.fleet.groups import alike_groups, connected_rows, cosines_among
+from loralens.fleet.sketches import Sketches
+from loralens.verbs.fleets.fleet_verbs import Fleet
+from loralens.verbs.fleets.group_answers import FamiliesResult
 from tests.fleet.synthetic import Entry, adapter_of, adjusted_rand, dense_cosine, make_fleet, random_factors
 
 
@@ -58,19 +58,6 @@ def test_a_copy_with_other_factors_belongs_to_the_run_of_its_original(tmp_path: 
     assert {"turned", "f0-r0/checkpoint-100"} <= max(groups, key=len)
 
 
-def test_the_members_of_groups_are_listed_by_a_command(made: tuple[Fleet, list[Entry]]) -> None:
-    fleet, _ = made
-    place = f"--fleet {fleet.home.parent}"
-    for result, words in (
-        (fleet.runs(sketch=True), f"runs --csv {place}"),
-        (fleet.families(sketch=True), f"families --csv {place}"),
-        (fleet.families(0.2, sketch=True), f"families --at 0.2 --csv {place}"),
-    ):
-        assert result.sentences()[-1].endswith(f": loralens fleet {words}")
-        first = result[0].members[0].name
-        assert f" {first}\n" in str(result)
-
-
 def test_cosines_of_groups_are_exact(made: tuple[Fleet, list[Entry]]) -> None:
     fleet, _ = made
     for family in fleet.families():
@@ -82,12 +69,6 @@ def test_cosines_of_groups_are_exact(made: tuple[Fleet, list[Entry]]) -> None:
         assert family.middle_to_furthest <= min(others) + 0.05
     for run in fleet.runs():
         assert run.cosine == pytest.approx(dense_cosine(*(fleet.adapter(run.members[i]) for i in (0, -1)))[0], abs=1e-6)
-
-
-def test_at_a_higher_level_families_are_runs(made: tuple[Fleet, list[Entry]]) -> None:
-    fleet, truth = made
-    names = [entry.name for entry in truth]
-    assert adjusted_rand(labels(fleet.families(0.8), names), [entry.run for entry in truth]) == 1.0
 
 
 def test_sketches_alone_read_no_file(made: tuple[Fleet, list[Entry]], tmp_path: Path) -> None:

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.fleet.levels import ChanceLevels, level_of
-from loralens.fleet.search.inner import ExactUpdate, exact_cosine
-from loralens.fleet.sketching.measures import measure_adapter
-from loralens.fleet.sketching.module_keys import module_keys
+from loralens.fleet.likeness import ChanceLevels, ExactUpdate, exact_cosine, level_of
+from loralens.fleet.measuring import measure_adapter
+from loralens.fleet.sketches import module_keys
 from tests.fleet.synthetic import adapter_of, dense_cosine, random_factors
 
 
@@ -60,9 +59,3 @@ def test_the_spread_of_sketches_is_that_of_their_length() -> None:
 )  # fmt: skip
 def test_levels(cosine: float, start: float, copy: bool, level: str) -> None:
     assert level_of(cosine, start=start, copy=copy) == level
-
-
-def test_the_largest_cosine_by_chance_is_one_at_most() -> None:
-    """Updates of a few numbers have cosines of all sizes, and those of a normal distribution would go beyond 1."""
-    assert ChanceLevels(0.4, 468).largest == 1
-    assert ChanceLevels(0.01, 468).largest == pytest.approx(0.0351, rel=1e-2)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.fleet.sketching.measures import measure_adapter, norm_of_update
-from loralens.fleet.sketching.module_keys import module_keys
+from loralens.fleet.measuring import measure_adapter, norm_of_update
+from loralens.fleet.sketches import module_keys
 from tests.conftest import small_adapter
 from tests.fleet.makers import random_adapter
 from tests.reference import effective_rank
@@ -46,18 +46,6 @@ def test_small_singular_values_are_those_of_the_factors(count: int) -> None:
     measures = measure_adapter(loralens.Adapter(modules=modules))
     assert measures.effective_ranks == pytest.approx(expected, rel=1e-11)
     assert measures.norms["q0"] == pytest.approx(0.5 * np.hypot(1, 1e-3), rel=1e-12)
-
-
-def test_a_larger_rank_does_not_change_what_is_measured() -> None:
-    """Half of the singular values are 0, up to rounding, and the modules are of one shape."""
-    rng, adapter = np.random.default_rng(4), random_adapter(1, rank=8, out=200, in_=150)
-    Q = np.linalg.qr(rng.standard_normal((16, 16)))[0]
-    wider = adapter.map(
-        lambda m: loralens.LowRank(np.hstack([m.B, 0 * m.B]) @ Q, Q.T @ np.vstack([m.A, m.A + 1]), m.scale)
-    )
-    first, second = measure_adapter(adapter), measure_adapter(wider)
-    assert second.norms == pytest.approx(first.norms, rel=1e-12)
-    assert second.effective_ranks == pytest.approx(first.effective_ranks, rel=1e-10)
 
 
 def test_a_product_that_cancels_is_measured_from_its_factors() -> None:
@@ -169,12 +157,6 @@ def test_the_start_tells_who_began_from_one_A() -> None:
     )
     assert start_cosine(first, moved) > 0.9
     assert abs(start_cosine(first, random_adapter(2, in_=300))) < 0.25
-
-
-def test_the_start_does_not_depend_on_the_size_of_A() -> None:
-    first = random_adapter(1)
-    grown = first.map(lambda m: loralens.LowRank(m.B, m.A * np.float32(3), m.scale))
-    assert start_cosine(first, grown) == pytest.approx(1, abs=1e-3)
 
 
 def test_the_start_estimates_cosines_of_any_numbers() -> None:

@@ -11,10 +11,10 @@ import pytest
 
 import loralens
 from loralens.errors import FormatError, OptionError
-from loralens.fleet.fleet import Fleet
-from loralens.fleet.search import near as search
-from loralens.fleet.search.inner import ExactUpdate, exact_cosine
-from loralens.fleet.sketching.module_keys import module_keys
+from loralens.fleet import near as search
+from loralens.fleet.likeness import ExactUpdate, exact_cosine
+from loralens.fleet.sketches import module_keys
+from loralens.verbs.fleets.fleet_verbs import Fleet
 from tests.fleet.synthetic import SHAPES, adapter_of, dense_cosine, make_fleet, random_factors
 
 
@@ -92,12 +92,6 @@ def test_the_same_update_in_other_factors_is_a_copy_and_in_half_strength_it_is_n
     assert [fleet.near(half, 1)[0].level, fleet.near(half, 1)[0].cosine] == ["run", pytest.approx(1)]
 
 
-def test_other_names_of_the_model_are_the_same_modules(fleet: Fleet) -> None:
-    adapter = loralens.load(fleet.root / "f1-r1/checkpoint-100")
-    renamed = adapter.renamed({name: name.removeprefix("model.") for name in adapter})
-    assert fleet.near(renamed, 1)[0].cosine == pytest.approx(1)
-
-
 def test_another_model_has_no_neighbour(fleet: Fleet) -> None:
     other = loralens.Adapter(
         modules={"h.0.attn.c_attn": loralens.LowRank(np.ones((6, 1), np.float32), np.ones((1, 4), np.float32))}
@@ -105,12 +99,6 @@ def test_another_model_has_no_neighbour(fleet: Fleet) -> None:
     result = fleet.near(other)
     assert len(result) == 0
     assert result.conclusion() == ["the adapter: no other adapter of the fleet has an update of the same modules."]
-
-
-def test_unrelated_adapters_have_no_level(fleet: Fleet) -> None:
-    result = fleet.near(adapter_of(random_factors(np.random.default_rng(99))), 3)
-    assert [row.level for row in result] == ["", "", ""]
-    assert result.conclusion()[0].startswith("Nothing in the fleet is like the adapter: the largest cosine is ")
 
 
 def test_an_update_of_0_has_no_neighbour(fleet: Fleet) -> None:
@@ -143,26 +131,6 @@ def test_an_example_that_has_changed_is_refused(options: dict[str, bool], tmp_pa
     os.utime(tmp_path / "f0-r0/checkpoint-200/adapter_model.safetensors")
     with pytest.raises(FormatError, match=r"checkpoint-200.*has changed since it was indexed"):
         index.near("f0-r0/checkpoint-200", **options)  # type: ignore[arg-type]
-
-
-def test_a_fleet_whose_files_have_all_changed_says_so(tmp_path: Path) -> None:
-    make_fleet(tmp_path, families=1, runs=1)
-    index = Fleet.open(tmp_path)
-    index.update(tmp_path)
-    example = loralens.load(tmp_path / "f0-r0/checkpoint-100").map(lambda m: m.load())
-    for file in tmp_path.rglob("*.safetensors"):
-        os.utime(file)
-    result = index.near(example)
-    assert result.conclusion() == [
-        "the adapter: others have the same modules, but none of their files is as it was indexed."
-    ]
-
-
-def test_an_example_with_nan_is_named(fleet: Fleet, tmp_path: Path) -> None:
-    source = loralens.load(fleet.root / "f0-r2/checkpoint-100")
-    loralens.save(source.map(lambda m: loralens.LowRank(m.B * np.float32(np.nan), m.A, m.scale)), tmp_path / "spoilt")
-    with pytest.raises(FormatError, match=r"spoilt: .*holds NaN or Inf"):
-        fleet.near(tmp_path / "spoilt")
 
 
 @pytest.mark.parametrize(

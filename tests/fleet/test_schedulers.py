@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import loralens
-from loralens.verbs.pages.fleet import index_fleet
+from loralens.verbs.fleets.fleet_verbs import index_fleet
 from tests.fleet.makers import save_many
 
 
@@ -88,7 +88,7 @@ def test_a_scheduler_that_is_killed(tmp_path: Path) -> None:
             address = cluster.stdout.readline().strip()
             words = [sys.executable, "-m", "loralens", "fleet", "index", root, "--dask", address]
             with subprocess.Popen(words, **pipes) as command:
-                while not (root / ".loralens-fleet" / "catalogue.sqlite").exists():
+                while not (root / ".loralens-fleet" / "catalogue.sqlite.part").exists():
                     assert command.poll() is None
                 cluster.kill()
                 _, messages = command.communicate(timeout=100)

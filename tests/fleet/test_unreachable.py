@@ -10,7 +10,7 @@ import pytest
 
 import loralens
 from loralens.formats.files import walking
-from tests.fleet.makers import random_adapter, save, save_many
+from tests.fleet.makers import save_many
 
 
 @pytest.fixture
@@ -106,45 +106,6 @@ def test_an_emptied_root_is_refused(tmp_path: Path) -> None:
     assert not fleet.update().changes
 
 
-def test_an_emptied_root_is_refused_although_the_index_is_made_anew(tmp_path: Path) -> None:
-    save_many(tmp_path / "disk", 2)
-    fleet = loralens.Fleet.open(tmp_path / "index")
-    fleet.update(tmp_path / "disk")
-    added = fleet.members()[0].added
-    _of_another_version(fleet.home, "2025-01-02 03:04:05")
-    shutil.move(tmp_path / "disk", tmp_path / "elsewhere")
-    (tmp_path / "disk").mkdir()
-    with pytest.raises(loralens.OptionError, match="is empty"):
-        fleet.update(tmp_path / "disk")
-    (tmp_path / "disk").rmdir()
-    shutil.move(tmp_path / "elsewhere", tmp_path / "disk")
-    fleet.update(tmp_path / "disk")
-    assert [member.added for member in fleet.members()] == ["2025-01-02 03:04:05"] * 2 != [added] * 2
-
-
-def test_an_index_that_is_made_anew_keeps_its_dates(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    save_many(tmp_path, 2)
-    fleet = loralens.Fleet.open(tmp_path)
-    fleet.update(tmp_path)
-    _of_another_version(fleet.home, "2025-01-02 03:04:05")
-    save(tmp_path / "new", random_adapter(9))
-    fleet.update(tmp_path)
-    assert "when each file was first indexed is kept" in caplog.text
-    dates = {member.name: member.added for member in fleet.members()}
-    assert dates["a000"] == dates["a001"] == "2025-01-02 03:04:05" < dates["new"]
-    assert sorted(path.name for path in fleet.home.iterdir()) == ["catalogue.sqlite", "sketches.i8"]
-
-
-def test_dates_of_a_hostile_catalogue_are_not_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    save_many(tmp_path, 1)
-    fleet = loralens.Fleet.open(tmp_path)
-    fleet.update(tmp_path)
-    _of_another_version(fleet.home, "\x1b[2J")
-    fleet.update(tmp_path)
-    assert "when each file was first indexed is lost" in caplog.text
-    assert fleet.members()[0].added.startswith("2")
-
-
 def test_a_link_to_a_disk_that_is_not_mounted_keeps_its_adapters(tmp_path: Path) -> None:
     save_many(tmp_path / "disk", 2)
     save_many(tmp_path / "fleet", 1)
@@ -164,12 +125,3 @@ def test_a_link_to_a_disk_that_is_not_mounted_keeps_its_adapters(tmp_path: Path)
     # Without the link they are gone.
     fleet.update()
     assert names(fleet) == ["a000"]
-
-
-def _of_another_version(home: Path, added: str) -> None:
-    import sqlite3
-
-    with sqlite3.connect(home / "catalogue.sqlite") as connection:
-        connection.execute("update state set value = '0' where key = 'version'")
-        connection.execute("update files set added = ?", [added])
-    connection.close()

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import loralens
 from loralens.core.adapter import Extra
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
-from loralens.fleet.indexing import measuring
-from loralens.fleet.sketching.measures import measure_adapter
+from loralens.fleet import measuring
+from loralens.fleet.measuring import measure_adapter
 from tests.fleet.makers import random_adapter, save, save_many
 
 
@@ -304,16 +303,6 @@ def test_a_database_of_another_program_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "home" / "catalogue.sqlite").read_bytes() == content
 
 
-def test_an_empty_folder_has_an_empty_index(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    fleet = loralens.Fleet.open(tmp_path / "empty")
-    fleet.update(tmp_path / "empty")
-    assert fleet.members() == ()
-    assert fleet.sketches().directions().shape == (0, 4096)
-    assert fleet.stats().adapters == 0
-    assert fleet.empty().conclusion()
-
-
 def test_names_that_are_not_text(tmp_path: Path) -> None:
     odd = os.fsdecode(b"odd-\xff")
     save(tmp_path / odd, random_adapter(1))
@@ -326,57 +315,9 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
     assert all(len(fleet.adapter(member)) == 4 for member in fleet.members())
 
 
-def test_any_executor_gives_the_same_index(fleet: loralens.Fleet, tmp_path: Path) -> None:
-    other = loralens.Fleet.open(tmp_path.parent / f"{tmp_path.name}-index")
-    with ThreadPoolExecutor(3) as pool:
-        other.update(tmp_path, pool)
-    assert [m.fingerprint for m in other.members()] == [m.fingerprint for m in fleet.members()]
-    np.testing.assert_array_equal(other.sketches().codes, fleet.sketches().codes)
-
-
-def test_a_file_whose_nesting_python_cannot_follow_is_one_that_cannot_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_many(tmp_path, 3)
-    inner = measuring.examine_file
-
-    def examine(path: Path, **options: bool) -> object:
-        if "a001" in str(path):
-            raise RecursionError("maximum recursion depth exceeded")
-        return inner(path, **options)
-
-    monkeypatch.setattr(measuring, "examine_file", examine)
-    result = loralens.Fleet.open(tmp_path).update(tmp_path)
-    assert result.adapters == 2
-    assert [file.name for file in result.unreadable] == ["a001"]
-
-
 def test_the_whole_disk_is_no_collection(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(Path(tmp_path.anchor))
     for folder in (tmp_path.anchor, tmp_path / "link", "x" * 300):
         with pytest.raises(loralens.OptionError, match=r"is the whole disk|is not a folder"):
             loralens.Fleet.open(tmp_path / "home").update(folder)
     assert not (tmp_path / "home").exists()
-
-
-def test_an_error_of_the_program_is_raised_and_what_was_measured_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A mistake of ours must not look like a damaged file."""
-    save_many(tmp_path, 40)
-    inner = measuring._measure_file
-
-    def measure(root: str, path: str, **options: bool) -> measuring.MeasuredFile:
-        if path.startswith("a035"):
-            raise RuntimeError("a mistake")
-        return inner(root, path, **options)
-
-    monkeypatch.setattr(measuring, "_measure_file", measure)
-    fleet = loralens.Fleet.open(tmp_path)
-    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="a mistake"):
-        fleet.update(tmp_path, pool)
-    # The chunk with this file is lost, and those before it are not.
-    kept = len(fleet.members())
-    assert 20 <= kept <= 35
-    monkeypatch.undo()
-    assert counts_of(fleet.update()) == {"new": 40 - kept}

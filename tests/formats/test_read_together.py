@@ -11,8 +11,8 @@ import loralens
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
-from loralens.fleet.indexing import measuring
-from loralens.fleet.indexing.measuring import measure_files
+from loralens.fleet import measuring
+from loralens.fleet.measuring import measure_files
 from loralens.formats.files.container import DTYPES, MOST_READ, read_safetensors, read_together
 from tests.fleet.makers import random_adapter, save
 from tests.formats.blobs import blob, entry
@@ -119,7 +119,7 @@ def test_a_file_that_another_program_changes_has_one_reason(
     def fail(*_: object) -> str:
         raise error
 
-    monkeypatch.setattr(measuring, "_header_digest", fail)
+    monkeypatch.setattr(measuring, "measure_adapter", fail)
     (measured,) = measure_files(str(tmp_path), ["a/adapter_model.safetensors"], once=False)
     assert (measured.status, measured.reason) == ("unreadable", reason)
     assert measured.fix

@@ -8,7 +8,7 @@ import pytest
 
 import loralens
 from loralens.errors import OptionError
-from loralens.fleet.fleet import Fleet
+from loralens.verbs.fleets.fleet_verbs import Fleet
 from loralens.verbs.pages import fleet_page
 from tests.fleet.synthetic import adapter_of, make_fleet, random_factors
 

@@ -17,6 +17,6 @@ def command_bases(fleet: Path, rows: RowOptions) -> None:
     If a file names no base, the names and shapes of its modules show it, or other adapters of the fleet that are like
     it. If several bases fit, the base is unknown. Adapters that name a base whose weights they do not fit are listed.
     """
-    from loralens.verbs.pages.fleet import open_fleet
+    from loralens.verbs.fleets.fleet_verbs import open_fleet
 
     show(open_fleet(fleet).bases(), rows)

@@ -42,7 +42,7 @@ def command_index(folder: Path, rows: RowOptions, **keywords: Any) -> None:
     """
     if keywords["dask"] and keywords["jobs"]:
         raise click.UsageError("--jobs and --dask exclude each other: the workers of Dask are as many as were started")
-    from loralens.verbs.pages.fleet import index_fleet
+    from loralens.verbs.fleets.fleet_verbs import index_fleet
 
     show(index_fleet(folder, **keywords), rows)
 
@@ -57,7 +57,7 @@ def command_rows(sql: str, fleet: Path, rows: RowOptions) -> None:
     The tables are adapters, unreadable, files (both, and files without LoRA pairs) and signatures. The catalogue is
     opened for reading only.
     """
-    from loralens.verbs.pages.fleet import open_fleet
+    from loralens.verbs.fleets.fleet_verbs import open_fleet
 
     show(open_fleet(fleet).rows(sql), rows)
 
@@ -73,7 +73,7 @@ def command_rows(sql: str, fleet: Path, rows: RowOptions) -> None:
 @row_options(csv="rank")
 def command_stats(fleet: Path, rows: RowOptions, above: int | None) -> None:
     """Count adapters, ranks and dialects, and say which rank a server must allow."""
-    from loralens.verbs.pages.fleet import open_fleet
+    from loralens.verbs.fleets.fleet_verbs import open_fleet
 
     opened = open_fleet(fleet)
     if above is not None:
@@ -87,6 +87,6 @@ def command_stats(fleet: Path, rows: RowOptions, above: int | None) -> None:
 @row_options(csv="adapter with ΔW = 0 in a module")
 def command_empty(fleet: Path, rows: RowOptions) -> None:
     """List the adapters that change no weight, because ΔW is 0 in all their modules."""
-    from loralens.verbs.pages.fleet import open_fleet
+    from loralens.verbs.fleets.fleet_verbs import open_fleet
 
     show(open_fleet(fleet).empty(), rows)

@@ -23,7 +23,7 @@ def command_copies(fleet: Path, rows: RowOptions, paths: bool) -> None:
     reading both files. One file of each group stays, and so does every target of a link, and a copy that names another
     base. Paths that lead to one file through a link are not copies, and checkpoints of different steps are not either.
     """
-    from loralens.verbs.pages.fleet import open_fleet
+    from loralens.verbs.fleets.fleet_verbs import open_fleet
 
     opened = open_fleet(fleet)
     result = opened.copies()
@@ -40,7 +40,7 @@ def command_copies(fleet: Path, rows: RowOptions, paths: bool) -> None:
 @row_options(csv="adapter")
 def command_runs(fleet: Path, rows: RowOptions, **keywords: Any) -> None:
     """Group the adapters that began from the same random A: checkpoints of one run, and runs with one seed."""
-    from loralens.verbs.pages.fleet import open_fleet
+    from loralens.verbs.fleets.fleet_verbs import open_fleet
 
     show(open_fleet(fleet).runs(**keywords), rows)
 
@@ -59,6 +59,6 @@ def command_runs(fleet: Path, rows: RowOptions, **keywords: Any) -> None:
 @row_options(csv="adapter")
 def command_families(fleet: Path, rows: RowOptions, **keywords: Any) -> None:
     """Group the adapters whose updates are alike, by average linkage of their cosines."""
-    from loralens.verbs.pages.fleet import open_fleet
+    from loralens.verbs.fleets.fleet_verbs import open_fleet
 
     show(open_fleet(fleet).families(**keywords), rows)

@@ -25,6 +25,6 @@ def command_near(adapter: Path, fleet: Path, rows: RowOptions, **keywords: Any) 
     of them lacks counts as 0; `common` is the cosine over the modules that both have.
     """
     # Imported here, since the help of a command needs no NumPy.
-    from loralens.verbs.pages.fleet import open_fleet
+    from loralens.verbs.fleets.fleet_verbs import open_fleet
 
     show(open_fleet(fleet).near(adapter, **keywords), rows)

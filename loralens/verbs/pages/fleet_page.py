@@ -6,12 +6,12 @@ from os import PathLike
 import numpy as np
 
 from loralens.analysis.every_pair import cluster_order
-from loralens.fleet.fleet import Fleet
-from loralens.fleet.grouping.families import FamiliesResult, Family, exact_cosines
-from loralens.fleet.sketching.sketches import Sketches
+from loralens.fleet.groups import Family, exact_cosines
+from loralens.fleet.sketches import Sketches
 from loralens.reporting.document import Report
 from loralens.reporting.fleet import FleetAnswers, FleetMap, fleet_report
-from loralens.verbs.pages.fleet import open_fleet
+from loralens.verbs.fleets.fleet_verbs import Fleet, open_fleet
+from loralens.verbs.fleets.group_answers import FamiliesResult
 
 MIN_ORDERED = 3  # families from which on their order can bring alike ones together
 ROOM = 72  # adapters on the map: more would be rows of less than 9 pixels

@@ -11,17 +11,15 @@ from typing import Any
 from loralens.analysis.equality import differences
 from loralens.core.adapter import Adapter, Finding
 from loralens.errors import LoraLensError, OptionError
-from loralens.fleet.catalogue.members import NON_FINITE, OF_INDEX, UNREACHABLE, Member
-from loralens.fleet.catalogue.reading import read_others, read_state
-from loralens.fleet.catalogue.schema import CATALOGUE, reading_setting
-from loralens.fleet.fleet import Fleet
-from loralens.fleet.grouping.copies_result import CopiesResult
-from loralens.fleet.search.sameness import Sameness
+from loralens.fleet.catalogue import CATALOGUE, NON_FINITE, OF_INDEX, UNREACHABLE, Member, reading_setting
+from loralens.fleet.likeness import Sameness
 from loralens.formats import load
 from loralens.formats.records.collection import FolderEntry, folder_labels
 from loralens.tables.numbers import UNDEFINED, count, fixed, number, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.fleets.fleet_verbs import Fleet
+from loralens.verbs.fleets.group_answers import CopiesResult
 from loralens.verbs.shared.base_reading import note_of_bases
 
 OTHERS_NAMED = 3  # files without LoRA pairs that a sentence names; --json lists all of them
@@ -308,7 +306,7 @@ def _is_current(fleet: Fleet, root: Path, reading: SurveyReading) -> bool:
     if not (fleet.home / CATALOGUE).exists():
         return False
     try:
-        same = read_state(fleet.home).settings == reading_setting(once=reading.once) and fleet.root.samefile(root)
+        same = fleet.state.reading == reading_setting(once=reading.once) and fleet.root.samefile(root)
         # A fresh index says why something cannot be reached, and does not keep what could be reached before.
         reached = not any(UNREACHABLE in member.findings for member in fleet.members())
         return same and reached and not fleet.changes()
@@ -371,6 +369,6 @@ def _view(root: Path, fleet: Fleet, reading: SurveyReading) -> SurveyResult:
     ]
     others = [
         FolderEntry(shown(file.path), None, file.bytes, "other", file.reason)
-        for file in sorted(read_others(fleet.home, fleet.root), key=lambda file: file.path.parts)
+        for file in sorted(fleet.state.others, key=lambda file: file.path.parts)
     ]
     return SurveyResult(root, [rows[member.number] for member in members], failed, others)

@@ -1,1 +1,0 @@
-"""What an index answers by itself: rows of its catalogue, counts, and adapters that do nothing."""

@@ -1,1 +1,0 @@
-"""Base models of adapters: which one names and shapes show."""

@@ -1,1 +1,0 @@
-"""Groups of the members of a fleet: copies, runs and families."""

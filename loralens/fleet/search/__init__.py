@@ -1,1 +1,0 @@
-"""Search by example: sketches propose members, and exact inner products decide."""

@@ -1,1 +1,0 @@
-"""Sketches of updates: short vectors whose inner products estimate those of the updates."""

@@ -1,0 +1,450 @@
+"""Answers about groups of adapters of a fleet: copies, runs and families."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+from loralens.fleet.catalogue import Member
+from loralens.fleet.copies import Copy, LinkedPath
+from loralens.fleet.groups import Family, SharedStart, base_of
+from loralens.fleet.likeness import RUN, ChanceLevels, Kind
+from loralens.tables.numbers import count, fixed, number, signed, size, span
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CopyGroup:
+    """Adapters that are the same update, the one that stays first."""
+
+    members: Sequence[Member]
+
+
+class GroupRow(NamedTuple):
+    """An adapter in the table of a group: the one that stays, or a copy of it."""
+
+    group: int
+    member: Member
+    copy: Copy | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CopiesResult(Tabular):
+    """The copies in a fleet; the result is a sequence of them.
+
+    Attributes
+    ----------
+    members : int
+        The number of adapters.
+    copies : sequence of Copy
+        Adapters that are the same as a kept one, in order of the kept ones.
+    close : sequence of Copy
+        Adapters that are nearly the same as another, and are not copies.
+    links : sequence of LinkedPath
+    command : str
+        The command that lists the files that can be deleted.
+    """
+
+    members: int
+    copies: Sequence[Copy]
+    close: Sequence[Copy]
+    links: Sequence[LinkedPath] = field(default=())
+    command: str = "loralens fleet copies --paths"
+
+    def __len__(self) -> int:
+        return len(self.copies)
+
+    def __getitem__(self, index: int) -> Copy:
+        return self.copies[index]
+
+    def __repr__(self) -> str:
+        return f"CopiesResult({count(len(self.copies), 'copy').replace('copys', 'copies')})"
+
+    @property
+    def groups(self) -> list[CopyGroup]:
+        """The adapters that are the same update, together."""
+        by_kept: dict[int, list[Member]] = {}
+        for copy in self.copies:
+            by_kept.setdefault(copy.kept.number, [copy.kept]).append(copy.member)
+        return [CopyGroup(members) for members in by_kept.values()]
+
+    @property
+    def safe_to_delete(self) -> list[Path]:
+        """The files that can be deleted: the weights of copies, and configurations that only these need."""
+        return list(dict.fromkeys(path for copy in self.copies for path in copy.files))
+
+    def conclusion(self) -> list[str]:
+        """How many copies there are, and what their deletion frees."""
+        among = f"{count(self.members, 'adapter')}"
+        if not self.copies:
+            return [f"{among}: none is a copy of another."]
+        kept = len(self.groups)
+        are = "is a copy" if len(self.copies) == 1 else "are copies"
+        sentences = [f"{among}: {len(self.copies)} {are} of {kept} other{'' if kept == 1 else 's'}."]
+        if safe := [copy for copy in self.copies if copy.safe_to_delete]:
+            copies = count(len(safe), "copy", "copies")
+            sentences.append(f"{copies} can be deleted, which frees {size(sum(copy.freed for copy in safe))}.")
+        return sentences
+
+    def tables(self) -> list[Table[GroupRow]]:
+        """The copies below the adapter that stays, and the pairs that are nearly the same."""
+        # One name in a row, since two names of the length that paths have do not fit into a terminal.
+        of = {copy.member.number: copy for copy in self.copies}
+        grouped = [
+            GroupRow(i, member, of.get(member.number))
+            for i, group in enumerate(self.groups, 1)
+            for member in group.members
+        ]
+        pairs = [
+            row
+            for i, pair in enumerate(self.close, 1)
+            for row in (GroupRow(i, pair.kept, None), GroupRow(i, pair.member, pair))
+        ]
+        return [Table("copies", COPY_COLUMNS, grouped), Table("nearly the same, but not copies", CLOSE_COLUMNS, pairs)]
+
+    def listing(self) -> list[Table[Copy]]:
+        """The copies and then the adapters that are nearly the same, one a row."""
+        return [Table("copies", RECORD_COLUMNS, [*self.copies, *self.close])]
+
+    def sentences(self) -> list[str]:
+        """How the files are listed that can be deleted, and which paths are links."""
+        return [*([f"to list their files: {self.command}"] if self.safe_to_delete else []), *self._links_sentence()]
+
+    def _links_sentence(self) -> list[str]:
+        if not self.links:
+            return []
+        first = self.links[0]
+        several = len(self.links) > 1
+        leads = "paths lead" if several else "path leads"
+        example = f"{first.member.name} → {first.file.name}" + (" …" if several else "")
+        counted = "" if several else ", and is not counted as a copy"
+        text = f"{len(self.links)} {leads} to the file of another adapter through a link{counted}"
+        return [text + (", and are not counted as copies" if several else "") + f": {example}"]
+
+    def record(self) -> dict[str, Any]:
+        """The whole result as a JSON object."""
+        return {
+            "members": self.members,
+            "copies": Table("copies", RECORD_COLUMNS, self.copies).records(),
+            "close": Table("close", RECORD_COLUMNS, self.close).records(),
+            "links": [{"path": str(link.member.path), "file": str(link.file.path)} for link in self.links],
+            "safe_to_delete": [str(path) for path in self.safe_to_delete],
+        }
+
+
+KINDS: Mapping[Kind, str] = {"tensors": "same numbers", "update": "same ΔW", "close": "nearly the same", "": ""}
+DIFFERENCE: Column[Copy] = Column(
+    "difference",
+    lambda row: row.sameness.difference,
+    "difference",
+    lambda value: "" if value is None else number(value, 2),
+    priority=6,
+    about="‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the worst module",
+)
+KIND: Column[Copy] = Column("kind", lambda row: row.sameness.kind, "kind", lambda kind: KINDS[kind or ""], "left", 8)
+NAMES: tuple[Column[GroupRow], ...] = (
+    Column("group", lambda row: row.group, "#", priority=ALWAYS),
+    Column("name", lambda row: row.member.name, "adapter", align="left", priority=ALWAYS, distinct=True),
+)
+COPY_COLUMNS: tuple[Column[GroupRow], ...] = (
+    *NAMES,
+    KIND.of(lambda row: row.copy),
+    DIFFERENCE.of(lambda row: row.copy),
+    Column("bytes", lambda row: row.member.bytes, "size", size, priority=5),
+    Column(
+        "delete",
+        lambda row: (row.copy.protected or "safe") if row.copy else "stays",
+        "to delete",
+        align="left",
+        priority=8,
+        about="whether the files can be deleted without a loss",
+    ),
+)
+CLOSE_COLUMNS: tuple[Column[GroupRow], ...] = (
+    *NAMES,
+    Column(
+        "cosine",
+        lambda row: row.copy and row.copy.sameness.cosine,
+        "cosine",
+        lambda value: "" if value is None else fixed("+.4f")(value),
+        priority=7,
+    ),
+    DIFFERENCE.of(lambda row: row.copy),
+    Column("reason", lambda row: row.copy and row.copy.sameness.reason, "why not a copy", align="left", priority=8),
+)
+RECORD_COLUMNS: tuple[Column[Copy], ...] = (
+    Column("name", lambda row: row.member.name),
+    Column("path", lambda row: str(row.member.path)),
+    Column("kept", lambda row: row.kept.name),
+    Column("kept_path", lambda row: str(row.kept.path)),
+    KIND,
+    Column("cosine", lambda row: row.sameness.cosine),
+    DIFFERENCE,
+    Column("reason", lambda row: row.sameness.reason or row.protected),
+    Column("safe_to_delete", lambda row: row.safe_to_delete),
+    # A cell of CSV would hold the repr of a list of paths.
+    Column("files", lambda row: [str(path) for path in row.files], csv=False),
+    Column("bytes", lambda row: row.member.bytes),
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RunMember:
+    """One adapter, the number of its run, and its step."""
+
+    run: int
+    member: Member
+    step: int | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RunsResult(Tabular):
+    """The groups of a fleet that began from the same random A, the largest first.
+
+    Attributes
+    ----------
+    runs : sequence of SharedStart
+    alone : sequence of Member
+        The adapters that share their start with no other.
+    chance : ChanceLevels
+    command : str
+        The command that lists the adapters of each group.
+    """
+
+    runs: Sequence[SharedStart]
+    alone: Sequence[Member]
+    chance: ChanceLevels
+    command: str = "loralens fleet runs --csv"
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, index: int) -> SharedStart:
+        return self.runs[index]
+
+    def __repr__(self) -> str:
+        return f"RunsResult({count(len(self.runs), 'run')})"
+
+    @property
+    def members(self) -> int:
+        """The number of adapters."""
+        return sum(len(run.members) for run in self.runs) + len(self.alone)
+
+    def conclusion(self) -> list[str]:
+        """How many groups there are, and how many adapters are in none."""
+        among = count(self.members, "adapter")
+        if not self.runs:
+            return [f"{among}: no two began from the same random A."]
+        grouped = self.members - len(self.alone)
+        return [
+            f"{among}: {grouped} began from the same random A as another, in {count(len(self.runs), 'group')}; "
+            f"{len(self.alone)} did not."
+        ]
+
+    def tables(self) -> list[Table[SharedStart]]:
+        """The groups, the largest first."""
+        return [Table("began from the same A", RUN_COLUMNS, self.runs)]
+
+    def listing(self) -> list[Table[RunMember]]:
+        """Every adapter with the number of its group, 0 if it is in none."""
+        rows = [
+            RunMember(run.number, member, step)
+            for run in self.runs
+            for member, step in zip(run.members, run.steps, strict=True)
+        ]
+        return [Table("members", RUN_MEMBER_COLUMNS, [*rows, *(RunMember(0, member, None) for member in self.alone)])]
+
+    def sentences(self) -> list[str]:
+        """What a group is, what chance gives, and how the adapters of the groups are listed."""
+        if not self.runs:
+            return []
+        return [
+            "A group has the checkpoints of a run, and runs with the same seed.",
+            f"chance: two independent A have a cosine of 0 ± {number(self.chance.start, 2)} by sketches; "
+            f"a group has at least {RUN:g}",
+            f"to list the adapters of each group: {self.command}",
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """The whole result as a JSON object."""
+        return {
+            "members": self.members,
+            "runs": [
+                {
+                    **Table("", RUN_COLUMNS, [run]).records()[0],
+                    "members": [
+                        {"path": str(member.path), "step": step}
+                        for member, step in zip(run.members, run.steps, strict=True)
+                    ],
+                }
+                for run in self.runs
+            ],
+            "alone": [str(member.path) for member in self.alone],
+            "chance": self.chance.record(),
+        }
+
+
+def _steps_text(steps: Sequence[int]) -> str:
+    """The first and the last step; empty if none is known."""
+    return span(steps) if steps else ""
+
+
+RUN_COLUMNS: tuple[Column[SharedStart], ...] = (
+    Column("run", lambda row: row.number, "#", priority=ALWAYS),
+    Column("adapters", lambda row: len(row.members), "adapters", priority=ALWAYS),
+    Column("steps", lambda row: row.known_steps, "steps", _steps_text, priority=7),
+    Column(
+        "cosine",
+        lambda row: row.cosine,
+        "first to last",
+        signed,
+        priority=7,
+        about="cosine of the updates of the first and the last step",
+    ),
+    Column("exact", lambda row: row.exact),
+    Column("base", lambda row: base_of(row.members) or None, "base", align="left", priority=5),
+    Column(
+        "names",
+        lambda row: row.members[0].name,
+        "such as",
+        align="left",
+        priority=ALWAYS,
+        json=False,
+        distinct=True,
+    ),
+)
+RUN_MEMBER_COLUMNS: tuple[Column[RunMember], ...] = (
+    Column("run", lambda row: row.run, "run"),
+    Column("step", lambda row: row.step, "step"),
+    Column("name", lambda row: row.member.name, "adapter", align="left"),
+    Column("path", lambda row: str(row.member.path)),
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FamilyMember:
+    """One adapter and the number of its family."""
+
+    family: int
+    member: Member
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FamiliesResult(Tabular):
+    """The families of a fleet, the largest first; the result is a sequence of them.
+
+    Attributes
+    ----------
+    at : float
+        The smallest mean cosine within a family.
+    families : sequence of Family
+    alone : sequence of Member
+        The adapters that are in none.
+    chance : ChanceLevels
+    command : str
+        The command that lists the adapters of each family.
+    """
+
+    at: float
+    families: Sequence[Family]
+    alone: Sequence[Member]
+    chance: ChanceLevels
+    command: str = "loralens fleet families --csv"
+
+    def __len__(self) -> int:
+        return len(self.families)
+
+    def __getitem__(self, index: int) -> Family:
+        return self.families[index]
+
+    def __repr__(self) -> str:
+        return f"FamiliesResult({count(len(self.families), 'family', 'families')} at {self.at})"
+
+    @property
+    def members(self) -> int:
+        """The number of adapters."""
+        return sum(len(family.members) for family in self.families) + len(self.alone)
+
+    def conclusion(self) -> list[str]:
+        """How many families there are, how large the largest is, and how many adapters are in none."""
+        among = count(self.members, "adapter")
+        if not self.families:
+            return [f"{among}: no two have a cosine of {self.at:g} or more, so there is no family."]
+        largest = self.families[0]
+        families = count(len(self.families), "family", "families")
+        how = "" if all(family.exact for family in self.families) else " by sketches"
+        return [
+            f"{among}: {families} of adapters that are alike (mean cosine{how} at least {self.at:g}), and "
+            f"{len(self.alone)} in none. The largest has {count(len(largest.members), 'adapter')}."
+        ]
+
+    def tables(self) -> list[Table[Family]]:
+        """The families, the largest first."""
+        return [Table(f"families at {self.at:g}", FAMILY_COLUMNS, self.families)]
+
+    def listing(self) -> list[Table[FamilyMember]]:
+        """Every adapter with the number of its family, 0 if it is in none."""
+        rows = [FamilyMember(family.number, member) for family in self.families for member in family.members]
+        return [Table("members", FAMILY_MEMBER_COLUMNS, [*rows, *(FamilyMember(0, member) for member in self.alone)])]
+
+    def sentences(self) -> list[str]:
+        """What chance gives, and how the members are listed."""
+        if not self.families:
+            return []
+        chance = self.chance.sentence(sketched=not any(one.exact for one in self.families))
+        return [chance, f"to list the adapters of each family: {self.command}"]
+
+    def record(self) -> dict[str, Any]:
+        """The whole result as a JSON object."""
+        return {
+            "at": self.at,
+            "members": self.members,
+            "families": [
+                {
+                    **Table("", FAMILY_COLUMNS, [family]).records()[0],
+                    "members": [str(one.path) for one in family.members],
+                }
+                for family in self.families
+            ],
+            "alone": [str(member.path) for member in self.alone],
+            "chance": self.chance.record(),
+        }
+
+
+FAMILY_COLUMNS: tuple[Column[Family], ...] = (
+    Column("family", lambda row: row.number, "#", priority=ALWAYS),
+    Column("adapters", lambda row: len(row.members), "adapters", priority=ALWAYS),
+    Column(
+        "middle_to_furthest",
+        lambda row: row.middle_to_furthest,
+        "to furthest",
+        signed,
+        priority=7,
+        about="cosine of the adapter nearest to the middle of the family with the one furthest from it",
+    ),
+    Column("exact", lambda row: row.exact),
+    Column("base", lambda row: row.base or None, "base", align="left", priority=5),
+    Column("ranks", lambda row: row.ranks, "r", span, priority=4),
+    Column(
+        "names",
+        lambda row: row.members[0].name,
+        "such as",
+        align="left",
+        priority=ALWAYS,
+        json=False,
+        distinct=True,
+    ),
+)
+FAMILY_MEMBER_COLUMNS: tuple[Column[FamilyMember], ...] = (
+    Column("family", lambda row: row.family, "family"),
+    Column("name", lambda row: row.member.name, "adapter", align="left"),
+    Column("path", lambda row: str(row.member.path)),
+    Column("base", lambda row: row.member.base or row.member.inferred),
+)

@@ -1,0 +1,231 @@
+"""Answers about single adapters of a fleet: those near an example, and the base model of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from loralens.fleet.likeness import MEANINGS, ChanceLevels
+from loralens.fleet.member_bases import BaseRow, MemberBase, Source
+from loralens.fleet.near import Neighbour
+from loralens.tables.numbers import UNDEFINED, count, number, signed, size, span
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+
+SHOWN = 3  # bases that a cell lists
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NearResult(Tabular):
+    """The members near an example, the nearest first; the result is a sequence of them.
+
+    Attributes
+    ----------
+    example : str
+        The name of the example.
+    modules : int
+        The number of modules of the example.
+    neighbours : sequence of Neighbour
+    compared : int
+        How many members have a module of the example, and were compared by sketches.
+    read : int
+        How many of them were compared exactly.
+    chance : ChanceLevels
+    reason : str
+        Why there is no neighbour, in words; empty if there is one.
+    """
+
+    example: str
+    modules: int
+    neighbours: Sequence[Neighbour]
+    compared: int
+    read: int
+    chance: ChanceLevels
+    reason: str = ""
+
+    def __len__(self) -> int:
+        return len(self.neighbours)
+
+    def __getitem__(self, index: int) -> Neighbour:
+        return self.neighbours[index]
+
+    def __repr__(self) -> str:
+        return f"NearResult({self.example!r}, {count(len(self.neighbours), 'neighbour')})"
+
+    def conclusion(self) -> list[str]:
+        """Which member is nearest, and what that means."""
+        if not self.neighbours:
+            return [f"{self.example}: {self.reason}."]
+        nearest = self.neighbours[0]
+        cosine = f"cosine {signed(nearest.cosine)}"
+        if not nearest.level:
+            return [f"Nothing in the fleet is like {self.example}: the largest cosine is {signed(nearest.cosine)}."]
+        words = {"copy": "a copy", "run": "from the same start", "family": "in one family with it", "kin": "kin"}
+        name = f"{nearest.member.name}, {words[nearest.level]} ({cosine})"
+        if self.compared == 1:
+            return [f"The only other adapter with common modules is {name}."]
+        return [f"Of {count(self.compared, 'adapter')} with common modules the nearest to {self.example} is {name}."]
+
+    def tables(self) -> list[Table[Neighbour]]:
+        """The neighbours, the nearest first."""
+        return [Table(f"near {self.example}", NEAR_COLUMNS, self.neighbours)]
+
+    def sentences(self) -> list[str]:
+        """What chance gives, and what the levels mean."""
+        if not self.neighbours:
+            return []
+        levels = dict.fromkeys(row.level for row in self.neighbours)
+        meanings = [f"{level or 'no level'}: {MEANINGS[level]}" for level in MEANINGS if level in levels]
+        return [self.chance.sentence(sketched=not self.read), *meanings]
+
+    def record(self) -> dict[str, Any]:
+        """The whole result as a JSON object."""
+        return {
+            "example": self.example,
+            "modules": self.modules,
+            "compared": self.compared,
+            "read": self.read,
+            "chance": self.chance.record(),
+            "reason": self.reason,
+            "neighbours": Table("near", NEAR_COLUMNS, self.neighbours).records(),
+        }
+
+
+NEAR_COLUMNS: tuple[Column[Neighbour], ...] = (
+    Column("name", lambda row: row.member.name, "adapter", align="left", priority=ALWAYS, distinct=True),
+    Column("path", lambda row: str(row.member.path)),
+    Column("level", lambda row: row.level or None, "level", align="left", priority=8),
+    Column("cosine", lambda row: row.cosine, "cosine", signed, priority=ALWAYS, about="of the whole updates"),
+    Column(
+        "common_cosine",
+        lambda row: row.common_cosine,
+        "common",
+        signed,
+        priority=7,
+        about="cosine over the modules that both have",
+    ),
+    Column("common_modules", lambda row: row.common_modules, "modules", priority=5, about="modules that both have"),
+    Column("exact", lambda row: row.exact),
+    Column("sketch", lambda row: row.sketch, "sketch", signed, priority=2, about="cosine by sketches"),
+    Column("start", lambda row: row.start, "start", signed, priority=4, about="cosine of the first A, by sketches"),
+    Column("base_model", lambda row: row.base_model, "base", align="left", priority=3),
+    Column("ranks", lambda row: list(row.member.ranks), "r", span, priority=6),
+    Column("frobenius", lambda row: row.member.frobenius, "‖ΔW‖F", number, priority=4),
+    Column("bytes", lambda row: row.member.bytes, "size", size, priority=1),
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BasesResult(Tabular):
+    """The bases of a fleet, the most frequent first; the result is a sequence of them.
+
+    Attributes
+    ----------
+    bases : sequence of BaseRow
+    unknown : sequence of MemberBase
+    contradictions : sequence of MemberBase
+        Adapters that name a base whose weights they do not fit. They are counted under what their shapes show.
+    command : str
+        The command that lists the base of each adapter.
+    """
+
+    bases: Sequence[BaseRow]
+    unknown: Sequence[MemberBase]
+    contradictions: Sequence[MemberBase]
+    command: str = "loralens fleet bases --csv"
+
+    def __len__(self) -> int:
+        return len(self.bases)
+
+    def __getitem__(self, index: int) -> BaseRow:
+        return self.bases[index]
+
+    def __repr__(self) -> str:
+        return f"BasesResult({count(len(self.bases), 'base')})"
+
+    @property
+    def members(self) -> int:
+        """The number of adapters."""
+        return sum(len(row.adapters) for row in self.bases) + len(self.unknown)
+
+    def conclusion(self) -> list[str]:
+        """How many bases there are, how many adapters have an unknown one, and how many contradict themselves."""
+        text = f"{count(self.members, 'adapter')} for {count(len(self.bases), 'base model')}"
+        if self.unknown:
+            text += f"; the base of {len(self.unknown)} is unknown"
+        sentences = [f"{text}."]
+        if self.contradictions:
+            names = "names a base that it does" if len(self.contradictions) == 1 else "name a base that they do"
+            sentences.append(f"{count(len(self.contradictions), 'adapter')} {names} not fit.")
+        return sentences
+
+    def tables(self) -> list[Table[Any]]:
+        """The bases, the adapters of unknown base, and the contradictions."""
+        return [
+            Table("bases", BASE_COLUMNS, self.bases),
+            Table("unknown base", UNKNOWN_COLUMNS, self.unknown),
+            Table("names a base that it does not fit", CONTRADICTION_COLUMNS, self.contradictions),
+        ]
+
+    def sentences(self) -> list[str]:
+        """How the base of each adapter is listed."""
+        return [f"to list the base of each adapter: {self.command}"] if self.bases else []
+
+    def listing(self) -> list[Table[MemberBase]]:
+        """Every adapter with its base."""
+        rows = [adapter for row in self.bases for adapter in row.adapters]
+        return [Table("adapters", MEMBER_COLUMNS, [*rows, *self.unknown])]
+
+    def record(self) -> dict[str, Any]:
+        """The whole result as a JSON object."""
+        return {
+            "bases": Table("bases", BASE_COLUMNS, self.bases).records(),
+            "adapters": self.listing()[0].records(),
+            "unknown": [str(adapter.member.path) for adapter in self.unknown],
+            "contradictions": [
+                {"path": str(adapter.member.path), "named": adapter.member.base, "reason": adapter.contradiction}
+                for adapter in self.contradictions
+            ],
+        }
+
+
+def _count_column(key: str, source: Source, title: str, about: str, priority: int) -> Column[BaseRow]:
+    return Column(key, lambda row: row.from_source(source), title, priority=priority, about=about)
+
+
+def _some_names(names: Sequence[str]) -> str:
+    if not names:
+        return UNDEFINED
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+BASE_COLUMNS: tuple[Column[BaseRow], ...] = (
+    Column("base", lambda row: row.base, "base", align="left", priority=ALWAYS),
+    Column("adapters", lambda row: len(row.adapters), "adapters", priority=ALWAYS),
+    _count_column("named", "named", "named", "adapters whose file or configuration names the base", 6),
+    _count_column("shown", "names and shapes", "by shapes", "adapters whose names and shapes show it", 6),
+    _count_column("by_neighbours", "neighbours", "by neighbours", "adapters that are like others of this base", 4),
+    Column("names", lambda row: row.names, "called", _some_names, align="left", priority=3),
+)
+NAME: Column[MemberBase] = Column(
+    "name", lambda row: row.member.name, "adapter", align="left", priority=ALWAYS, distinct=True
+)
+MEMBER_COLUMNS: tuple[Column[MemberBase], ...] = (
+    NAME,
+    Column("path", lambda row: str(row.member.path)),
+    Column("base", lambda row: row.base or None),
+    Column("source", lambda row: row.source),
+    Column("named", lambda row: row.member.base),
+    Column("contradiction", lambda row: row.contradiction or None),
+    Column("candidates", lambda row: list(row.candidates), csv=False),
+)
+UNKNOWN_COLUMNS: tuple[Column[MemberBase], ...] = (
+    NAME,
+    Column("candidates", lambda row: row.candidates, "could be", _some_names, align="left", priority=8),
+)
+CONTRADICTION_COLUMNS: tuple[Column[MemberBase], ...] = (
+    NAME,
+    Column("named", lambda row: row.member.base, "names", align="left", priority=7),
+    Column("contradiction", lambda row: row.contradiction, "but", align="left", priority=8),
+)
