@@ -315,7 +315,7 @@ def _draw_map(axes: Axes, chart: HeatMap) -> None:
     # A cell without a value is dotted, so that it is not taken for a small value.
     axes.patch.set(facecolor="white", hatch="....", edgecolor="0.8", linewidth=0)
     values = np.ma.masked_invalid(chart.values)
-    axes.pcolormesh(values, rasterized=rows * columns > RASTER, **_colours(chart.scale), **gaps)
+    axes.pcolormesh(values, rasterized=chart.small or rows * columns > RASTER, **_colours(chart.scale), **gaps)
     middle: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}
     for i, j in chart.zeros:
         axes.text(j + 0.5, i + 0.5, "×", color=COLOURS["chance"], **middle)

@@ -685,7 +685,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/reporting/test_numbers.py",),
     ),
     Mutant(
-        "COLUMNS",
+        "TRAJECTORY_COLUMNS",
         "lambda row: row.point.previous_cosine,",
         "lambda row: row.point.cosine,",
         ("tests/reporting/test_numbers.py",),
