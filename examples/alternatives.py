@@ -30,7 +30,7 @@ from rivals.methods import METHODS, Method, method_named
 from rivals.report import Results, figure, read_results, table
 from rivals.training import train_lora, train_one
 
-from loralens.charts.figure import save_figure
+from loralens.charts.figure_file import save_figure
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.records.corpora import CORPORA

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from loralens.charts.figure import save_figure
-from loralens.charts.mpl import fix_layout
-from loralens.charts.mpl_style import style_context
+from loralens.charts.figure_file import save_figure
+from loralens.charts.mpl import fix_layout, style_context
 
 if TYPE_CHECKING:
     from combining_study import Plan

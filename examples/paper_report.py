@@ -11,11 +11,10 @@ from paper_page import page
 
 import loralens
 from loralens.analysis import compare_subspaces
-from loralens.charts.amplification import amplification_figure
-from loralens.charts.figure import save_figure
-from loralens.charts.mpl import fix_layout
-from loralens.charts.mpl_style import style_context
-from loralens.charts.similarity import similarity_figure
+from loralens.charts.amplification_charts import amplification_figure
+from loralens.charts.figure_file import save_figure
+from loralens.charts.mpl import fix_layout, style_context
+from loralens.charts.pair_charts import similarity_figure
 from loralens.charts.spec import Figure as Chart
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ LABELS = {
     "prefix": "prefix of 16 tokens",
     "bottleneck": "bottlenecks of width 8",
 }
-MARKERS = {"full": "square", "bitfit": "triangle", "prefix": "star", "bottleneck": "dot"}
+MARKERS = {"full": "s", "bitfit": "^", "prefix": "*", "bottleneck": "o"}
 
 
 def variants(numbers: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
@@ -121,15 +121,15 @@ def _lines(groups: Mapping[str, Runs], key: str) -> Iterator[Line]:
         points = [(run["trained"], run[key]) for run in groups.get(LABELS[method], []) if run[key] is not None]
         if points:
             xs, ys = zip(*points, strict=True)
-            yield Line(LABELS[method], xs, ys, ("series", number + 1), marker=MARKERS[method], unjoined=True)
+            yield Line(LABELS[method], xs, ys, f"c{number + 1}", MARKERS[method], "")
     for name, group in groups.items():
         if name.startswith("LoRA"):
             points = [(run["trained"], run[key]) for run in group if run[key] is not None]
             seeds += points
             ranks += [(points[0][0], fmean(y for _, y in points))] if points else []
     if ranks:
-        yield Line("LoRA on q and v, mean", *zip(*ranks, strict=True), ("series", 0))
-        yield Line("LoRA on q and v, each seed", *zip(*seeds, strict=True), ("series", 0), marker="dot", unjoined=True)
+        yield Line("LoRA on q and v, mean", *zip(*ranks, strict=True), "c0")
+        yield Line("LoRA on q and v, each seed", *zip(*seeds, strict=True), "c0", "o", "")
 
 
 def sections(numbers: Mapping[str, Any]) -> list[tuple[str, str]]:

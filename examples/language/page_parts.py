@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from math import log10
@@ -13,8 +13,8 @@ from typing import Any
 
 from language.claims import Claim, claim_table, seeds_of
 
-from loralens.charts.figure import save_figure
-from loralens.charts.spec import Figure, Line, LineChart, line_chart
+from loralens.charts.figure_file import save_figure
+from loralens.charts.spec import Figure, Line, LineChart
 from loralens.errors import OptionError
 from loralens.tables.numbers import MINUS, UNDEFINED, fixed
 
@@ -175,8 +175,8 @@ def log_chart(
     ends = [y for line in lines for y in line.y]
     low, high = min(ends, default=0.0), max(ends, default=1.0)
     room = ROOM * (high - low) or 0.5
-    placed = [Line(line.name, [log10(x) for x in line.x], line.y, line.ink, **_looks(line)) for line in lines]
-    return line_chart(
+    placed = [replace(line, x=[log10(x) for x in line.x]) for line in lines]
+    return LineChart(
         title,
         placed,
         label,
@@ -185,7 +185,3 @@ def log_chart(
         x_ticks=[(log10(x), text) for x, text in ticks.items()],
         legend=legend,
     )
-
-
-def _looks(line: Line) -> dict[str, Any]:
-    return {name: getattr(line, name) for name in ("marker", "dashed", "dotted", "unjoined", "labels")}

@@ -40,7 +40,7 @@ LAYERS = {
     "model.layers.14.self_attn.v_proj": "v of block 14",
 }
 MATCHED = 8  # the rank of all layers that attention and MLP have as many parameters as
-MARKERS = ("square", "dot", "triangle", "star")
+MARKERS = ("s", "o", "^", "*")
 
 
 class Cells:
@@ -245,9 +245,8 @@ def _rate_chart(title: str, drawn: Sequence[Sweep | None], ceiling: float, *, ba
         if points:
             name = label(one).replace("all layers", "all") + (f", {one.batch} texts" if batch else "")
             marker = MARKERS[number % len(MARKERS)]
-            dashed = one.targets is None
             xs, ys = list(points), list(points.values())
-            lines.append(Line(name, xs, ys, ("series", number), marker=marker, dashed=dashed))  # type: ignore[arg-type]
+            lines.append(Line(name, xs, ys, f"c{number}", marker, "--" if one.targets is None else "-"))
             ticks |= {lr: rate_text(lr) for lr in points if round(lr / 10 ** _floor(lr), 6) == 1.0}
     return log_chart(title, lines, "learning rate", "loss (nats per token)", ticks) if lines else None
 
@@ -263,11 +262,11 @@ def _size_chart(cells: Cells) -> LineChart | None:
         return None
     sizes = sorted({size for size, _ in points})
     ticks = {10.0**power: counted(10.0**power) for power in range(2, 9) if sizes[0] <= 10.0**power <= sizes[-1]}
-    lines = [Line("LoRA, each seed", *zip(*points, strict=True), ("series", 0), marker="dot", unjoined=True)]
+    lines = [Line("LoRA, each seed", *zip(*points, strict=True), "c0", "o", "")]
     full = cells.full()
     if full is not None and full.bests:
         ends, loss = [sizes[0], sizes[-1]], min(best.loss for best in full.bests)
-        lines.append(Line("full fine-tuning, best", ends, [loss, loss], ("quiet", 0), dashed=True))
+        lines.append(Line("full fine-tuning, best", ends, [loss, loss], style="--"))
     return log_chart("capacity: at the best rate", lines, "trained parameters", "loss (nats per token)", ticks)
 
 

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from rivals.methods import METHODS, Method
 
-from loralens.charts.mpl import fix_layout
-from loralens.charts.mpl_style import style_context
+from loralens.charts.mpl import fix_layout, style_context
 from loralens.errors import OptionError
 from loralens.tables.numbers import fixed
 

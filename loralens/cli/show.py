@@ -117,7 +117,7 @@ def row_options(
                 raise click.UsageError("--quiet, --verbose and --top exclude each other: give one of them")
             overwrite = overwrite_plot or values.get("overwrite", False)
             if plot:
-                from loralens.charts.figure import check_figure_file
+                from loralens.charts.figure_file import check_figure_file
 
                 check_figure_file(plot, overwrite=overwrite)  # before any work
             figure = {"figure_title": figure_title, "figure_size": figure_size, "figure_dpi": figure_dpi}
@@ -164,7 +164,7 @@ def _check_drawable(ctx: click.Context, param: click.Parameter, value: Path | No
     del ctx, param
     if value:
         # Imported here, since the renderers take long to import and few calls need them.
-        from loralens.charts.figure import check_suffix
+        from loralens.charts.figure_file import check_suffix
 
         check_suffix(value)
     return value
@@ -177,7 +177,7 @@ def _check_figure(figure: Mapping[str, Any], plot: Path | None) -> None:
     if plot is None:
         option = next(name for name, value in figure.items() if value is not None)
         raise click.UsageError(f"--{option.replace('_', '-')} changes a figure: give --plot too")
-    from loralens.charts.figure import FigureStyle
+    from loralens.charts.figure_file import FigureStyle
 
     FigureStyle(**figure).check()
 
@@ -365,7 +365,7 @@ def _print_styled(text: str, width: int | None, **style: Any) -> None:
 def save_figure_of(result: object, file: Path, figure: Mapping[str, Any], *, overwrite: bool) -> None:
     """Write the figure of a result, and report it on standard error."""
     # Imported here, since matplotlib takes long to import.
-    from loralens.charts.figure import save_figure
+    from loralens.charts.figure_file import save_figure
     from loralens.verbs.pages.plot import plot
 
     save_figure(plot(result, **figure), file, overwrite=overwrite)

@@ -1,24 +1,53 @@
-"""One adapter of a report, and everything that was measured of it."""
+"""What was measured for a report: one adapter, and several adapters together, as pairs or as checkpoints of one run."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import hypot
-from typing import final
+from itertools import combinations
+from math import hypot, isfinite
+from pathlib import Path
+from typing import Any, final
 
 from loralens.analysis.amplification import Amplification
 from loralens.analysis.diagnosis import Examination
+from loralens.analysis.every_pair import Pairwise, cluster_order, connected_groups, pairwise
+from loralens.analysis.interference import Interaction, Interference, find_interactions, interference
 from loralens.analysis.intruders import Intruders
 from loralens.analysis.merge_effect import MergeEffect
 from loralens.analysis.spectrum import Spectrum, total_norm
+from loralens.analysis.trajectory import Trajectory, measure_trajectory
+from loralens.analysis.two_adapters import Comparison, compare_subspaces
 from loralens.compression.loss import losses, total_error
 from loralens.compression.plan import CurvePoint, TruncationPlan, rank_curve, recommended_point
 from loralens.core.adapter import Adapter
 from loralens.core.ranks import Rule
 from loralens.core.stored import Moments
 from loralens.core.threads import Step
-from loralens.errors import LoraLensError, place
-from loralens.reporting.slider_stops import Dialect
+from loralens.errors import LoraLensError, MismatchError, place
+from loralens.formats import stored_size
+from loralens.formats.files.container import Files, Stored
+from loralens.formats.records.training import Run
+from loralens.reporting.document import PageTable
+from loralens.tables.table import Column, Table
+
+# Pairs whose φ(i, j) is drawn: those of largest |cosine|. Each takes two rows of heat maps on the page.
+PAIRS = 6
+# Tables that need a click to be seen where they have more rows than these.
+OPEN = {"blocks": 0, "outliers": 0, "ranks": 16, "modules": 60}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """The dialect in which a smaller adapter would be written.
+
+    ``write`` gives the tensors and the header of the file of an adapter; no number of a tensor is computed until it is
+    read. ``one_rank`` says whether a file can only have one rank for all modules.
+    """
+
+    name: str
+    write: Callable[[Adapter], tuple[Stored, Files]]
+    one_rank: bool = False
 
 
 @final
@@ -79,6 +108,9 @@ class Subject:
         ‖ΔW−ΔW'‖/‖ΔW‖ at the recommended rank, where the other errors are those on inputs (``on_data``).
     file_bytes : int or None
         The size of the file that was read; None for an adapter in memory.
+    tables : mapping of str to Table
+        Its tables as other verbs show them: ``modules``, ``kinds``, ``blocks``, ``outliers``, ``ranks``, and against a
+        base ``amplification``, ``intruders`` and ``merges``.
     """
 
     path: str
@@ -97,6 +129,7 @@ class Subject:
     update_error: float | None = None
     against_base: BaseMeasurements = field(default_factory=BaseMeasurements)
     file_bytes: int | None = None
+    tables: Mapping[str, Table[Any]] = field(default_factory=dict)
 
     @cached_property
     def norm(self) -> float:
@@ -158,35 +191,16 @@ def measure_subject(
     label: str,
     dialect: Dialect,
     *,
-    file_bytes: int | None = None,
     moments: Moments | None = None,
     activations: str = "",
-    against_base: BaseMeasurements | None = None,
     threads: int = 1,
     step: Step | None = None,
+    **known: Any,
 ) -> Subject:
     """Measure one adapter: spectra, and the size and error of every rank.
 
-    Parameters
-    ----------
-    examination : Examination
-        As `loralens.analysis.doctor.examine_all` returns it.
-    label : str
-        The name of the adapter on the page.
-    dialect : Dialect
-        How a smaller adapter would be written.
-    file_bytes : int, optional
-        The size of the file that was read.
-    moments : Moments, optional
-        Second moments of real inputs: ranks are then chosen by the error on these inputs.
-    activations : str
-        The file of the moments, for the commands that the page shows.
-    against_base : BaseMeasurements, optional
-        The measurements against a base.
-    threads : int
-        How many modules are measured at a time.
-    step : callable, optional
-        Called with 1 after every module.
+    With second moments of real inputs, which come from the file ``activations``, ranks are chosen by the error on these
+    inputs. ``step`` is called with 1 after every module. ``known`` are other attributes of the subject.
 
     Raises
     ------
@@ -195,53 +209,179 @@ def measure_subject(
     """
     non_finite = [name for name, reading in examination.readings.items() if reading.spectrum is None]
     spectra = examination.spectra
-    adapter = examination.adapter.without([name for name in examination.adapter if name not in spectra])
-    plan, no_plan, update_error = None, "no module is left to choose ranks for", None
-    points: list[CurvePoint] = []
     # Checked even where they are not used below: activations of another adapter are a mistake in any case.
     if moments is not None:
         moments.check(examination.adapter)
     # Errors on inputs are those of the whole adapter, and modules with NaN or Inf have none.
-    moments = None if non_finite else moments
-    if spectra:
-        # The plan has the modules that were not chosen too: they stay in the file, so they count in its size.
-        finite = examination.adapter.without(non_finite)
-        try:
-            with place(examination.path):
-                new = _plan_of(finite, spectra, moments, threads, step)
-                points = rank_curve(new, size=dialect.size, one_rank=dialect.one_rank)
-                best = recommended_point(points)
-                if moments is not None and best is not None:
-                    ranks = new.ranks(Rule("rank", best.rank), one_rank=dialect.one_rank)
-                    update_error = total_error(losses(adapter, new.at(ranks)))
-                # The plan is set last. If an earlier step fails, the plan stays None, and `no_plan` has the reason.
-                plan, no_plan = (new, "") if points else (None, "every ΔW is 0")
-        except LoraLensError as error:  # a dialect that cannot hold a smaller adapter
-            no_plan = error.what
-    return Subject(
+    used = None if non_finite else moments
+    subject = Subject(
         path=examination.path,
         label=label,
         examination=examination,
-        adapter=adapter,
+        adapter=examination.adapter.without([name for name in examination.adapter if name not in spectra]),
         non_finite=non_finite,
         spectra=spectra,
-        plan=plan,
-        no_plan=no_plan,
+        plan=None,
+        no_plan="no module is left to choose ranks for",
         dialect=dialect,
-        points=points,
-        on_data=moments is not None,
-        activations=activations if moments is not None else "",
-        positions=max((covariance.count for _, covariance in moments.items()), default=0) if moments is not None else 0,
-        update_error=update_error,
-        against_base=against_base or BaseMeasurements(),
-        file_bytes=file_bytes,
+        points=[],
+        on_data=used is not None,
+        activations=activations if used is not None else "",
+        positions=max((x.count for _, x in used.items()), default=0) if used is not None else 0,
+        **known,
     )
+    if not spectra:
+        return subject
+    # The plan has the modules that were not chosen too: they stay in the file, so they count in its size.
+    finite, update_error = examination.adapter.without(non_finite), None
+    try:
+        with place(examination.path):
+            # The doctor has computed the singular values already.
+            plan = (
+                TruncationPlan.of_values(finite, {k: x.s for k, x in spectra.items()}, threads=threads, step=step)
+                if used is None
+                else TruncationPlan.of(finite, modules=list(spectra), moments=used, threads=threads, step=step)
+            )
+            points = rank_curve(plan, size=lambda x: stored_size(*dialect.write(x)), one_rank=dialect.one_rank)
+            best = recommended_point(points)
+            if used is not None and best is not None:
+                ranks = plan.ranks(Rule("rank", best.rank), one_rank=dialect.one_rank)
+                update_error = total_error(losses(subject.adapter, plan.at(ranks)))
+    except LoraLensError as error:  # a dialect that cannot hold a smaller adapter
+        return replace(subject, no_plan=error.what)
+    if not points:
+        return replace(subject, no_plan="every ΔW is 0")
+    return replace(subject, plan=plan, no_plan="", points=points, update_error=update_error)
 
 
-def _plan_of(
-    adapter: Adapter, spectra: Mapping[str, Spectrum], moments: Moments | None, threads: int, step: Step | None
-) -> TruncationPlan:
-    if moments is not None:
-        return TruncationPlan.of(adapter, modules=list(spectra), moments=moments, threads=threads, step=step)
-    # The doctor has computed the singular values already.
-    return TruncationPlan.of_values(adapter, {name: x.s for name, x in spectra.items()}, threads=threads, step=step)
+def joined_tables(subjects: Sequence[Subject], key: str) -> list[PageTable]:
+    """The tables of one kind of several adapters as one, whose first column names the adapter.
+
+    Side by side the tables of three adapters would be cut on a page of 1280 pixels. Tables whose headings differ, as
+    those of files in two dialects do, are not joined. Each of them then has the name of its adapter in its title.
+    """
+    filled = {subject.label: table for subject in subjects if (table := subject.tables.get(key)) and table.rows}
+    tables = list(filled.values())
+    if len({tuple(column.title for column in table.shown) for table in tables}) > 1:
+        tables = [replace(table, title=f"{table.title}: {label}") for label, table in filled.items()]
+    elif len(subjects) > 1 and tables:
+        columns: list[Column[Any]] = [Column("adapter", lambda row: row[0], "adapter", align="left")]
+        columns += [column.of(lambda row: row[1]) for column in tables[0].columns]
+        rows = [(label, row) for label, table in filled.items() for row in table.rows]
+        tables = [replace(tables[0], columns=columns, rows=rows)]
+    longest = max((len(table.rows) for table in filled.values()), default=0)
+    return [PageTable(table, folded=key in OPEN and longest > OPEN[key]) for table in tables]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """The comparison of every pair of several adapters.
+
+    Attributes
+    ----------
+    order : sequence of int
+        The adapters in the order of the clustering, in which similar ones stand side by side.
+    conflicts, agreements : sequence of Interaction
+        Where two adapters work against each other, and where in the same direction.
+    compared : mapping of pair of int to Comparison
+        The pairs whose φ(i, j) is drawn.
+    families : sequence of sequence of int
+        Groups of two or more adapters that were initialised with the same random A.
+    table : Table or None
+        The pairs as `loralens similarity` lists them.
+    """
+
+    pairs: Pairwise
+    energy: Interference
+    order: Sequence[int]
+    conflicts: Sequence[Interaction]
+    agreements: Sequence[Interaction]
+    compared: Mapping[tuple[int, int], Comparison]
+    families: Sequence[Sequence[int]]
+    table: Table[Any] | None = None
+
+    @property
+    def cosines(self) -> dict[tuple[int, int], float]:
+        """Every pair of adapters → the cosine of their updates, where neither of them is 0."""
+        every = {(s, t): float(self.pairs.cosine[s, t]) for s, t in combinations(range(self.pairs.count), 2)}
+        return {pair: cosine for pair, cosine in every.items() if isfinite(cosine)}
+
+    @property
+    def closest(self) -> tuple[int, int] | None:
+        """The pair of largest |cosine|; None if all updates but one are 0."""
+        return max(self.cosines, key=lambda pair: abs(self.cosines[pair]), default=None)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CheckpointRun:
+    """The adapters as checkpoints of one training run.
+
+    ``order`` has the adapters in the order of their steps, ``log`` the losses that the run has logged, and ``table``
+    the checkpoints as `loralens trajectory` lists them.
+    """
+
+    trajectory: Trajectory
+    order: Sequence[int]
+    steps: Sequence[int]
+    log: Run
+    table: Table[Any] | None = None
+
+    @property
+    def losses(self) -> dict[str, list[tuple[int, float]]]:
+        """Name of each logged loss → its steps and values."""
+        logs = (("loss", self.log.train), ("eval loss", self.log.evaluation))
+        return {name: [(loss.step, loss.value) for loss in logged] for name, logged in logs if logged}
+
+
+def measure_collection(subjects: Sequence[Subject], *, threads: int = 1, step: Step | None = None) -> Collection | None:
+    """Compare every pair of two or more adapters; None where no two have a module in common.
+
+    ``step`` is called with 1 after every module.
+    """
+    # Adapters of different models are not an error here, because the rest of the page describes each of them.
+    adapters, paths = [subject.adapter for subject in subjects], [subject.path for subject in subjects]
+    try:
+        pairs = pairwise(adapters, labels=paths, threads=threads, step=step)
+    except MismatchError:
+        return None
+    collection = Collection(
+        pairs,
+        interference(adapters, pairs.modules, threads=threads, step=step),
+        cluster_order(pairs.cosine)[1],
+        find_interactions(pairs, opposing=True),
+        find_interactions(pairs, opposing=False),
+        {},
+        [group for group in connected_groups(pairs.shared_initialisation) if len(group) > 1],
+    )
+    # Of equal cosines the first pair is taken, so that the same report comes out every time. The pairs are then put
+    # back in the order in which the adapters were given.
+    cosines, compared = collection.cosines, {}
+    for s, t in sorted(sorted(cosines, key=lambda pair: -abs(cosines[pair]))[:PAIRS]):
+        holders = [module.holders[s] for module in pairs.modules if module.holders[t] is not None]
+        names = [name for name in holders if name is not None]
+        both = paths[s], paths[t]
+        compared[s, t] = compare_subspaces(adapters[s], adapters[t], modules=names, labels=both, threads=threads)
+    return replace(collection, compared=compared)
+
+
+def measure_run(subjects: Sequence[Subject], log: Run, *, threads: int = 1) -> CheckpointRun | None:
+    """The run of which these adapters are checkpoints; None where a step is unknown or there are several runs."""
+    steps = {checkpoint.path: checkpoint.step for checkpoint in log.checkpoints}
+    adapter_steps = [steps.get(Path(subject.path)) for subject in subjects]
+    dated = sorted((step, i) for i, step in enumerate(adapter_steps) if step is not None)
+    # If one step is unknown, the order of the checkpoints is unknown.
+    if len(dated) < len(subjects) or len(subjects) < 2:
+        return None
+    order = [i for _, i in dated]
+    adapters, labels = [subjects[i].adapter for i in order], [subjects[i].path for i in order]
+    try:
+        trajectory = measure_trajectory(adapters, labels=labels, threads=threads)
+    except MismatchError:  # no two have a module in common
+        return None
+    # Checkpoints that began from different random factors belong to several runs. Their directions cannot be compared
+    # with one last checkpoint.
+    if len(trajectory.runs) > 1:
+        return None
+    return CheckpointRun(trajectory, order, [step for step, _ in dated], log)

@@ -13,14 +13,12 @@ from loralens.analysis.nested import nesting
 from loralens.analysis.spectrum import measure_spectrum
 from loralens.analysis.trajectory import measure_trajectory
 from loralens.analysis.two_adapters import compare_subspaces
-from loralens.charts.amplification import amplification_figure
-from loralens.charts.curve import curve_figure
-from loralens.charts.grid import Grid
-from loralens.charts.pairwise import pairwise_figure
-from loralens.charts.similarity import nesting_figure, similarity_figure
+from loralens.charts.amplification_charts import amplification_figure
+from loralens.charts.module_grid import Grid
+from loralens.charts.pair_charts import nesting_figure, pairwise_figure, similarity_figure
+from loralens.charts.run_charts import trajectory_figure
 from loralens.charts.spec import Band, Figure
-from loralens.charts.spectrum import energy_chart, energy_map, energy_scale, spectrum_figure
-from loralens.charts.trajectory import trajectory_figure
+from loralens.charts.spectrum_charts import curve_figure, energy_chart, energy_map, energy_scale, spectrum_figure
 from loralens.compression.plan import Choice, CurvePoint
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
@@ -88,7 +86,7 @@ def _pairs() -> Figure:
     pairs = pairwise(adapters)
     labels = [f"adapter-{i}" for i in range(4)]
     energy = interference(adapters, pairs.modules)
-    return pairwise_figure(labels, pairs, energy, cluster_order(pairs.cosine)[0], list(pairs.overlaps))
+    return pairwise_figure(labels, pairs, energy, cluster_order(pairs.cosine)[1], list(pairs.overlaps))
 
 
 def _trajectory(steps: list[int | None]) -> Callable[[], Figure]:

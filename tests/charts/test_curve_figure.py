@@ -2,9 +2,9 @@
 
 import pytest
 
-from loralens.charts.curve import curve_chart, curve_figure
 from loralens.charts.mpl import draw_figure
 from loralens.charts.spec import LineChart
+from loralens.charts.spectrum_charts import curve_chart, curve_figure
 from loralens.compression.plan import Choice, CurvePoint
 
 
@@ -27,25 +27,25 @@ def test_axes_lines_and_labels() -> None:
     assert list(lines) == [line.name for line in chart.named] == [
         "one rank everywhere", "best rank for each module, at the same size", "what was written",
     ]  # fmt: skip
-    assert (chart.x.label, chart.y.label) == ("size of the file (kB)", "error ‖ΔW−ΔW'‖ / ‖ΔW‖ (%)")
+    assert (chart.x_label, chart.y_label) == ("size of the file (kB)", "error ‖ΔW−ΔW'‖ / ‖ΔW‖ (%)")
     assert figure.title == "an [adapter] $x$"
     uniform = lines["one rank everywhere"]
     assert (uniform.x[0], uniform.y[-1]) == (pytest.approx(320), pytest.approx(87.5))
     assert (list(lines["what was written"].x), list(lines["what was written"].y)) == ([100], [50])
-    assert (chart.x.limits, chart.y.limits) == ((0, pytest.approx(1.08 * 320)), (0, pytest.approx(1.08 * 87.5)))
+    assert (chart.x_limits, chart.y_limits) == ((0, pytest.approx(1.08 * 320)), (0, pytest.approx(1.08 * 87.5)))
     assert len({(line.ink, line.marker) for line in chart.lines}) == 3
 
 
 def test_on_data_the_error_is_that_of_outputs() -> None:
-    assert curve_chart(points(), on_data=True).y.label == "error ‖(ΔW−ΔW')x‖ / ‖ΔWx‖ (%)"
-    assert curve_chart(points(), dialect="peft").x.label == "size of the peft file (kB)"
-    assert curve_chart([]).empty
+    assert curve_chart(points(), on_data=True).y_label == "error ‖(ΔW−ΔW')x‖ / ‖ΔWx‖ (%)"
+    assert curve_chart(points(), dialect="peft").x_label == "size of the peft file (kB)"
+    assert curve_chart([]).remark
 
 
-@pytest.mark.parametrize("count", [1, 8, 64])
+@pytest.mark.parametrize("count", [1, 64])
 def test_rank_labels_do_not_overlap(count: int) -> None:
     drawing = draw_figure(curve_figure("", points(count)))
     drawing.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in drawing.axes[0].texts]
+    boxes = [text.get_window_extent() for text in drawing.axes[0].texts if text.get_text()]
     assert boxes
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

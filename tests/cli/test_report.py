@@ -251,7 +251,7 @@ def test_a_report_that_cannot_be_made_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("loralens.reporting.writing._write_folder", full)
+    monkeypatch.setattr("loralens.reporting.writing.tidy", full)
     result = run(first, "-o", tmp_path / "x.html", "--markdown")
     assert result.exit_code == 2
     assert "No space left on device" in result.stderr

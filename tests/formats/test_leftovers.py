@@ -62,7 +62,7 @@ def write_copy(home: Path) -> None:
 def write_figure(home: Path) -> None:
     from matplotlib.figure import Figure
 
-    from loralens.charts.figure import save_figure
+    from loralens.charts.figure_file import save_figure
 
     save_figure(Figure(), home / "a.png", overwrite=True)
 

@@ -1,6 +1,7 @@
 """Adapters of known spectra that several tests of the report share."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,8 @@ from loralens.core.lowrank import LowRank, Scaling
 from loralens.formats import encode_adapter
 from loralens.reporting.document import Report
 from loralens.reporting.make import make_report
-from loralens.reporting.slider_stops import Dialect
-from loralens.reporting.subject import Subject, measure_subject
-from loralens.verbs.pages.page_tables import RESULT_TABLES
+from loralens.reporting.subject import Dialect, Subject, measure_collection, measure_subject
+from loralens.verbs.pages.page_tables import pairs_table, subject_tables
 
 NAMES = [f"model.layers.{block}.self_attn.{kind}" for block in range(3) for kind in ("q_proj", "v_proj")]
 
@@ -43,5 +43,8 @@ def measured(adapters: Mapping[str, Adapter], to: Dialect | None = None) -> list
 
 
 def report(subjects: Sequence[Subject], findings: Sequence[Diagnosis], **options: Any) -> Report:
-    """The report of subjects, with the tables that the verb gives it."""
-    return make_report(subjects, findings, tables=RESULT_TABLES, **options)
+    """The report of subjects and of their comparison, with the tables that the verb gives it."""
+    subjects = [replace(subject, tables=subject_tables(subject)) for subject in subjects]
+    together = measure_collection(subjects) if len(subjects) > 1 else None
+    table = together and pairs_table([subject.label for subject in subjects], together)
+    return make_report(subjects, findings, collection=together and replace(together, table=table), **options)

@@ -1,30 +1,22 @@
 """Reading a report as a person does: its sentences, its tables by their headings, its charts by their titles."""
 
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from loralens.charts.spec import Chart, HeatMap, LineChart
-from loralens.reporting.document import PageTable, Paragraph, Part, Picture, PictureRow, Report, SideBySide
+from loralens.reporting.document import PageTable, Panel, Paragraph, Part, Picture, Report
+from loralens.tables.table import Table
 
 NUMBER = re.compile(r"[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def parts_of(report: Report, section: str) -> list[Part]:
-    """All parts of a section, those side by side one after the other."""
-    return list(_flat(next(part.parts for part in report.sections if part.key == section)))
-
-
-def _flat(parts: Sequence[Part]) -> Iterator[Part]:
-    for part in parts:
-        if isinstance(part, SideBySide):
-            for _, inner in part.columns:
-                yield from _flat(inner)
-        elif isinstance(part, PictureRow):
-            yield from (one for _, one in part.pictures)
-        else:
-            yield part
+    """All parts of a section."""
+    return list(next(part.parts for part in report.sections if part.key == section))
 
 
 def tables(report: Report, section: str, title: str) -> list[PageTable]:
@@ -40,14 +32,9 @@ def split(part: PageTable) -> list[PageTable]:
     # Tables of pairs and of interactions begin with an adapter too, and have another one beside it.
     if first.title != "adapter" or part.table.columns[1].title == "and":
         return [part]
-    names = list(dict.fromkeys(first.value(row) for row in part.table.rows))
-    lines = {name: [(row, m) for row, m in part.lines if first.value(row) == name] for name in names}
-    return [
-        PageTable(
-            replace(part.table, columns=columns, rows=[row for row, _ in own]), [m for _, m in own], folded=part.folded
-        )
-        for own in lines.values()
-    ]
+    names = dict.fromkeys(first.value(row) for row in part.table.rows)
+    rows = {name: [row for row in part.table.rows if first.value(row) == name] for name in names}
+    return [replace(part, table=replace(part.table, columns=columns, rows=own)) for own in rows.values()]
 
 
 def cells(table: PageTable) -> list[list[str]]:
@@ -60,8 +47,9 @@ def numbers_behind(table: PageTable) -> list[list[Any]]:
     return [[column.value(row) for column in table.table.shown] for row in table.table.rows]
 
 
-def rows(table: PageTable) -> dict[str, dict[str, str]]:
+def rows(table: PageTable | Table[Any]) -> dict[str, dict[str, str]]:
     """First cell → heading → cell, as printed."""
+    table = PageTable(table) if isinstance(table, Table) else table
     headings = [column.title for column in table.table.shown]
     return {line[0]: dict(zip(headings, line, strict=True)) for line in cells(table)}
 
@@ -80,10 +68,16 @@ def texts(report: Report, section: str) -> list[str]:
     return [part.text for part in parts_of(report, section) if isinstance(part, Paragraph)]
 
 
-def picture(report: Report, key: str) -> Picture:
-    """The picture of this key."""
-    sections = [parts_of(report, section.key) for section in report.sections]
-    return next(part for parts in sections for part in parts if isinstance(part, Picture) and part.key == key)
+def pictures(report: Report) -> dict[str, tuple[Picture, Panel]]:
+    """Key → the panel and its picture."""
+    parts = [part for section in report.sections for part in section.parts if isinstance(part, Picture)]
+    return {panel.key: (part, panel) for part in parts for panel in part.panels}
+
+
+def picture(report: Report, key: str) -> SimpleNamespace:
+    """The panel of this key, with title, caption, chance and source of its picture."""
+    both = pictures(report)[key]
+    return SimpleNamespace(**{k: getattr(one, k) for one in both for k in one.__dataclass_fields__})
 
 
 def lines_of(chart: Chart) -> dict[str, dict[float, float]]:
@@ -93,15 +87,16 @@ def lines_of(chart: Chart) -> dict[str, dict[float, float]]:
 
 
 def cells_of(chart: Chart) -> dict[tuple[str, str], float]:
-    """(row, column) of a map, by their labels → its value."""
+    """(row, column) of a map, by their labels → its value, where it has one."""
     assert isinstance(chart, HeatMap)
-    return {(chart.rows[i], chart.columns[j]): cell.value for (i, j), cell in chart.cells.items()}
+    values = np.ndenumerate(chart.values)
+    return {(chart.rows[i], chart.columns[j]): float(value) for (i, j), value in values if np.isfinite(value)}
 
 
 def tips_of(chart: Chart) -> list[str]:
     """What the cells of a map say when pointed at."""
     assert isinstance(chart, HeatMap)
-    return [cell.tip for cell in chart.cells.values()]
+    return [": ".join(tip) for tip in chart.tips.values()]
 
 
 def number(text: str) -> float:

@@ -18,16 +18,14 @@ from loralens.analysis.amplification import measure_amplification
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
-from loralens.reporting import ranks
-from loralens.reporting.collection import measure_collection
-from loralens.reporting.html import report_html
+from loralens.reporting import adapter_sections as ranks
 from loralens.reporting.subject import BaseMeasurements
+from loralens.reporting.writing import report_html
 from loralens.tables.numbers import percent, size
 from tests.reporting.adapters import drawn, measured, report
 
 CHROMIUM = Path(os.environ.get("LORALENS_CHROMIUM", "/usr/bin/chromium"))
 
-# Marks, and no `importorskip`, because `test_slider` imports this module for its fixture.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_spec("playwright") is None, reason="needs playwright"),
@@ -54,9 +52,8 @@ def written(folder: Path, adapters: dict[str, Adapter], *, base: bool = False) -
     subjects = measured(adapters)
     if base:
         subjects = [replace(one, against_base=beside(one.adapter)) for one in subjects]
-    together = measure_collection(subjects) if len(subjects) > 1 else None
     path = folder / "page.html"
-    found = report(subjects, [], collection=together, base="base" if base else None, command="loralens report a b")
+    found = report(subjects, [], base="base" if base else None, command="loralens report a b")
     path.write_text(report_html(found), encoding="utf-8")
     return path
 
@@ -163,18 +160,23 @@ MOVE = "(x, value) => { x.value = value; x.dispatchEvent(new Event('input')); }"
 @pytest.mark.parametrize("name", ["rank", "budget"])
 def test_every_stop_of_a_slider_shows_what_python_computed(page: Any, name: str) -> None:
     slider = page.locator(".slider").nth(1)
-    carried = ranks.slider_data(measured({"second": drawn(2)})[0], 1)
-    stops, moved = carried[name]["stops"], slider.locator(f"input.{name}")
+    carried = ranks.slider_data(measured({"second": drawn(2)})[0], 2)
+    stops, moved = carried["stops"], slider.locator("input")
     assert moved.get_attribute("max") == str(len(stops) - 1)
-    assert page.evaluate("loralens.data.adapters[1]") == carried
+    assert page.evaluate("loralens.data.sliders[1]") == carried
     left, top, width, height, x0, x1, y0, y1 = map(
         float, page.locator("#curve-2 svg.lines").get_attribute("data-frame").split()
     )
-    for k, stop in enumerate(stops):
+    for k, both in enumerate(stops):
+        stop = both[name]
         moved.evaluate(MOVE, k)
-        for key in ("value", "error", "kept", "bytes", "now", "ranks"):
+        assert slider.locator(".value").text_content() == both["value"]
+        for key in ("error", "kept", "bytes", "now", "ranks"):
             assert slider.locator(f".{name} .{key}").text_content() == stop[key]
-        assert slider.locator("code").text_content() == f"loralens compress second -o second-small {stop['option']}"
+        assert (
+            slider.locator(f".{name} code").text_content()
+            == f"loralens compress second -o second-small {stop['option']}"
+        )
         marker = page.locator(f"#curve-2 .marker.{name}")
         assert float(marker.get_attribute("cx")) == pytest.approx(left + width * (stop["at"][0] - x0) / (x1 - x0))
         assert float(marker.get_attribute("cy")) == pytest.approx(top + height * (y1 - stop["at"][1]) / (y1 - y0))
@@ -193,8 +195,8 @@ def test_the_slider_says_what_the_file_of_compress_is(page: Any, tmp_path: Path)
 
     loralens.save(drawn(1), tmp_path / "first")
     slider = page.locator(".slider").first
-    slider.locator("input.budget").evaluate(MOVE, 20)
-    command = slider.locator("code").text_content()
+    slider.locator("input").evaluate(MOVE, 3)
+    command = slider.locator(".budget code").text_content()
     assert command.startswith("loralens compress first -o first-small --parameters ")
     budget = command.rpartition(" ")[2]
     args = ["compress", str(tmp_path / "first"), "-o", str(tmp_path / "small"), "--parameters", budget, "--json"]
@@ -210,9 +212,9 @@ def test_moving_the_rank_moves_numbers_command_and_marker(page: Any) -> None:
     slider = page.locator(".slider").first
     before = [slider.locator(f".rank .{key}").text_content() for key in ("error", "bytes")]
     marker = page.locator(".marker.rank").first.get_attribute("cx")
-    page.locator(".slider input.rank").first.fill("0")
+    page.locator(".slider input").first.fill("0")
     assert slider.locator(".rank .ranks").text_content() == "rank 1"
-    assert slider.locator("code").text_content() == "loralens compress first -o first-small --rank 1"
+    assert slider.locator(".rank code").text_content() == "loralens compress first -o first-small --rank 1"
     assert [slider.locator(f".rank .{key}").text_content() for key in ("error", "bytes")] != before
     assert page.locator(".marker.rank").first.get_attribute("cx") != marker
 
@@ -295,14 +297,13 @@ def test_hostile_names_stay_text(browser: Any, tmp_path: Path) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         rows = page.locator("#modules table").first.locator("tbody tr")
         assert rows.locator("td:first-child").all_text_contents() == list(HOSTILE.values())
-        assert page.evaluate("loralens.data.modules") == list(HOSTILE.values())
         assert not OBEYED.search(page.evaluate("document.documentElement.outerHTML"))  # commands of sliders included
         for shown in HOSTILE.values():  # what stands in the table is found by the filter
             page.fill("#filter", shown.split()[0])
             visible = [row for row in rows.all() if row.is_visible()]
             assert [row.locator("td").first.text_content() for row in visible] == [shown]
         page.fill("#filter", "")
-        assert page.evaluate("document.querySelectorAll('img, b:not(figcaption b, .remark b)').length") == 0
+        assert page.evaluate("document.querySelectorAll('img, b:not(figcaption b)').length") == 0
         assert page.evaluate("document.querySelectorAll('script').length") == 2
         assert page.locator(".slider").count() == 2
 
@@ -339,7 +340,7 @@ def test_no_table_is_wider_than_the_paper(browser: Any, tmp_path: Path) -> None:
             assert len(ends) > 5
             assert max(ends) <= width
             over = page.evaluate(
-                f"[...document.querySelectorAll('{which} .beside > div')].filter((x) => x.scrollWidth > x.clientWidth)"
+                f"[...document.querySelectorAll('{which} .parts > *')].filter((x) => x.scrollWidth > x.clientWidth)"
                 ".length"
             )
             assert over == 0

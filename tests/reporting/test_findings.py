@@ -139,33 +139,12 @@ def test_findings_that_are_counted(seen: Seen) -> None:
     assert numbers(evidence) == [SCALE, SCALE * RANK, RANK, len(NAMES)]
 
 
-def test_a_spike(seen: Seen) -> None:
-    s = seen.s(SPIKE)
-    assert s[0] ** 2 / (s**2).sum() > 0.99
-    evidence = one(seen, "spike", SPIKE)
-    share = 100 * s[0] ** 2 / (s**2).sum()
-    assert evidence == f"one of {RANK} directions holds {share:.2f} % of the energy, σ₁/σ₂ = {s[0] / s[1]:.3g}"
-
-
 def finite(seen: Seen) -> list[str]:
     return [name for name in NAMES if name != BROKEN]
 
 
 def alive(seen: Seen) -> list[str]:
     return [name for name in finite(seen) if name != ZERO]
-
-
-def test_rank_that_is_not_used(seen: Seen) -> None:
-    before = after = 0
-    for name in finite(seen):
-        before += RANK * sum(seen.weights[name].shape)
-        after += (1 if name == ZERO else reference.energy_rank(seen.s(name), 0.99)) * sum(seen.weights[name].shape)
-    mean = np.mean([reference.effective_rank(seen.s(name)) for name in alive(seen)])
-    notice = seen.notices["ill", "rank-unused"]
-    needs = f"0.99 of the energy needs {100 * (after / before):.0f} % of the parameters"
-    assert list(notice.evidence) == [f"r={RANK}, effective rank {mean:.1f} on average: {needs}"]
-    # Nothing is said of the size of a file that `compress` would refuse to make, because of a module with NaN.
-    assert notice.fix.endswith(" --energy 0.99`")
 
 
 def landed(seen: Seen, name: str) -> tuple[float, float, float]:
@@ -202,22 +181,6 @@ def test_what_a_merge_would_swallow(seen: Seen) -> None:
     assert one(seen, "merge-lossy", SMALL) == f"{cost(seen, SMALL)}; {told} of {RANK} directions rise above the noise"
 
 
-def test_updates_that_dominate_and_stand_out(seen: Seen) -> None:
-    ratio = np.linalg.norm(seen.dense["ill"][HUGE]) / np.linalg.norm(seen.weights[HUGE])
-    assert one(seen, "update-dominates", HUGE) == f"‖ΔW‖ is {ratio:.3g} times ‖W‖"
-    notice = seen.notices["ill", "outlier"]
-    (place,) = [text for text in (notice.place, *notice.evidence) if HUGE in text]
-    assert place
-    kind = [n for n in alive(seen) if n.rsplit(".", 1)[1] == HUGE.rsplit(".", 1)[1]]
-    x = np.log([np.linalg.norm(seen.dense["ill"][n]) for n in kind])
-    depth = np.arange(len(kind))
-    slope = np.median([(x[j] - x[i]) / (j - i) for i in depth for j in depth[i + 1 :]])
-    rest = x - slope * depth
-    times = np.exp(rest - np.median(rest))[kind.index(HUGE)]
-    told = f"‖ΔW‖ {np.exp(x[kind.index(HUGE)]):.4g}, {times:.3g} × what its kind suggests for its depth"
-    assert any(told in evidence for evidence in notice.evidence)
-
-
 def participation(D: np.ndarray) -> float:
     G = D.T @ D
     return float(np.trace(G) ** 2 / (G**2).sum())
@@ -246,19 +209,6 @@ def test_a_random_adapter(seen: Seen) -> None:
     drawn = null[seen.dense["noisy"][alike[0]].shape]
     assert low == pytest.approx(min(drawn), abs=0.4)
     assert high == pytest.approx(max(drawn), abs=0.4)
-
-
-def test_one_random_start(seen: Seen) -> None:
-    notice = seen.notices["ill", "shared-initialisation"]
-    assert notice.place == "ill"
-    cosines = {
-        name: reference.dense_cosine(*(seen.factors[label][name][1].astype(np.float64) for label in ("ill", "noisy")))
-        for name in finite(seen)
-    }
-    mean = np.mean(list(cosines.values()))
-    (evidence,) = notice.evidence
-    least = f"cosine {math.floor(100 * mean) / 100:.2f} or more" if mean < 1 - 1e-6 else "cosine 1"
-    assert f"noisy ({least}): they began from one random A" in evidence
 
 
 def test_several_modules_of_one_finding(tmp_path: Path) -> None:

@@ -6,34 +6,18 @@ from base64 import b64encode
 from dataclasses import replace
 from hashlib import sha256
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from loralens.analysis.doctor import examine_all, run_checks
-from loralens.charts.spec import LineChart
-from loralens.charts.svg import lines_svg
+from loralens.analysis.doctor import run_checks
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
-from loralens.reporting import html
-from loralens.reporting.collection import measure_collection
-from loralens.reporting.document import (
-    Notice,
-    Notices,
-    PageTable,
-    Paragraph,
-    Picture,
-    PictureRow,
-    Report,
-    Section,
-    SideBySide,
-)
-from loralens.reporting.html import report_html, script_json
-from loralens.reporting.markdown import escape_markdown, report_markdown
+from loralens.reporting.document import Notice, Notices, PageTable, Paragraph, Report, Section, Slider
+from loralens.reporting.writing import report_html, report_markdown, report_pictures
 from tests.reporting.adapters import NAMES, drawn, measured, report
-from tests.reporting.reading import cells
+from tests.reporting.reading import cells, pictures
 
 LIMIT = 3_000_000  # bytes of the page of two adapters of 224 modules
 KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -43,12 +27,7 @@ KINDS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 def made(adapters: dict[str, Adapter]) -> Report:
     subjects = measured(adapters)
     found = run_checks([one.examination for one in subjects])
-    return report(
-        subjects,
-        found,
-        collection=measure_collection(subjects) if len(subjects) > 1 else None,
-        command="loralens report",
-    )
+    return report(subjects, found, command="loralens report")
 
 
 class Balanced(HTMLParser):
@@ -93,48 +72,18 @@ def test_same_adapters_same_bytes() -> None:
     assert report_html(made({"a": drawn(1)})) != report_html(made({"a": drawn(2)}))
 
 
-def test_sections_come_in_their_order_findings_first() -> None:
-    several = made({"a": drawn(1), "b": drawn(2)})
-    keys = [section.key for section in several.sections]
-    assert keys == ["findings", "identity", "spectra", "ranks", "together", "modules"]
-    assert [one.key for one in made({"a": drawn(1)}).sections] == [
-        "findings",
-        "identity",
-        "spectra",
-        "ranks",
-        "modules",
-    ]
-
-
-def pictures(parts: object) -> list[Picture]:
-    found = []
-    for part in parts:  # type: ignore[attr-defined]
-        if isinstance(part, Picture):
-            found.append(part)
-        if isinstance(part, PictureRow):
-            found += [one for _, one in part.pictures]
-        if isinstance(part, SideBySide):
-            found += [one for _, inner in part.columns for one in pictures(inner)]
-    return found
-
-
 def test_every_picture_says_what_it_shows_its_chance_and_its_source() -> None:
-    shown = [one for section in made({"a": drawn(1), "b": drawn(2)}).sections for one in pictures(section.parts)]
+    found = made({"a": drawn(1), "b": drawn(2)})
+    shown = pictures(found)
     assert len(shown) >= 12
-    for one in shown:
-        assert all((one.caption, one.chance, one.source, one.alt, one.charts)), one.key
+    for one, panel in shown.values():
+        assert all((one.caption, one.chance, one.source, panel.alt, panel.charts)), panel.key
         assert not one.chance.endswith(".")
         assert not one.source.endswith(".")
-    assert len({one.key for one in shown}) == len(shown)
-    text = report_html(made({"a": drawn(1), "b": drawn(2)}))
-    sections = made({"a": drawn(1), "b": drawn(2)}).sections
-    rows = [part for section in sections for part in section.parts if isinstance(part, PictureRow)]
-    in_rows = sum(len(row.pictures) for row in rows)
-    # One caption for each row of pictures, and not one for each adapter.
-    assert len(rows) == 5
-    assert all(row.chance for row in rows)
-    assert text.count("<figcaption>") == text.count("<b>Chance:</b>") == len(shown) - in_rows + len(rows)
-    assert all(text.count(f'id="{one.key}"') == 1 for one in shown)
+    text = report_html(found)
+    # One caption for each picture, and not one for each adapter.
+    assert text.count("<figcaption>") == text.count("<b>Chance:</b>") == len({one.title for one, _ in shown.values()})
+    assert all(text.count(f'id="{key}"') == 1 for key in shown)
     assert len(re.findall(r"<svg (?![^>]*(aria-label|aria-hidden))", text)) == 0
 
 
@@ -142,33 +91,12 @@ def test_every_picture_says_what_it_shows_its_chance_and_its_source() -> None:
 def test_two_adapters_of_224_modules_stay_within_three_megabytes() -> None:
     names = [f"base_model.model.model.layers.{block}.{kind}" for block in range(32) for kind in KINDS]
     pair = made({"first": drawn(1, rank=16, names=names), "second": drawn(2, rank=16, names=names)})
-    assert len(pair.modules) == 224
     assert len(report_html(pair).encode("utf-8")) < LIMIT
-
-
-def test_the_parts_of_a_page_stay_small() -> None:
-    names = [f"base_model.model.model.{'x.y' * 700}.layers.{block}.q_proj" for block in range(40)]
-    document = made({"long": drawn(1, rank=2, names=names)})
-    parts = list(html.report_html_parts(document))
-    assert "".join(parts) == report_html(document)
-    # A part ends with the piece that fills it, and the largest pieces are the style and the rows of long names.
-    assert max(map(len, parts)) < html.PART + 32_768 < len("".join(parts)) / 10
-
-
-def test_json_in_a_script_ends_nothing() -> None:
-    text = str(script_json({"modules": ["</script><!--", "a&b", "\u2028", "\ud800"]}))
-    assert not set("<>&\u2028") & set(text)
-    assert json.loads(text) == {"modules": ["</script><!--", "a&b", "\u2028", "\ud800"]}
-
-
-def test_a_number_that_is_none_is_an_error_not_a_page() -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        script_json({"x": float("nan")})
 
 
 def test_lone_surrogates_become_escapes() -> None:
     part = Paragraph("damaged \ud800 name")
-    whole = Report("t", "", ["s"], [Section("k", "T", "", [part])], [])
+    whole = Report("t", "", "h", [Section("k", "T", "", [part])])
     assert "damaged \\ud800 name" in report_html(whole)
     assert "damaged \\ud800 name" in report_markdown(whole, "x_files")
 
@@ -177,10 +105,6 @@ HOSTILE = "<script>alert(1)</script> ](javascript:x) |`*_{{7*7}}\n# head"
 
 
 def test_markdown_means_nothing_by_a_name() -> None:
-    line = escape_markdown(HOSTILE)
-    assert "\n" not in line
-    assert "<script" not in line.replace("\\<", "")
-    assert re.sub(r"\\(.)", r"\1", line) == " ".join(HOSTILE.split())
     name = f"model.layers.0.{HOSTILE}"
     text = report_markdown(made({HOSTILE: drawn(1, names=[name]), "b": drawn(2, names=[name])}), "x_files")
     page = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
@@ -188,14 +112,14 @@ def test_markdown_means_nothing_by_a_name() -> None:
     parser.feed(page)
     assert not parser.tags & {"script", "a"}
     assert page.count("<h1>") == 1
-    assert page.count("<h3>") == page.count("<h3>&lt;script&gt;") + page.count("<h3>b</h3>")
+    assert "<h3>" not in page
     rows = [row for row in re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL) if "model.layers.0.&lt;script" in row]
     assert {row.count("<td") for row in rows} == {11}  # of the table of modules
 
 
 def test_a_fix_keeps_its_command_and_the_words_around_it() -> None:
     notice = Notice("note", "code", "", [], fix="run  `loralens a_b`\n saves *50 %*")
-    text = report_markdown(Report("t", "", [], [Section("k", "T", "", [Notices([notice], "")])], []), "x_files")
+    text = report_markdown(Report("t", "", "h", [Section("k", "T", "", [Notices([notice], "")])]), "x_files")
     assert "  - fix: run `loralens a_b` saves \\*50 %\\*\n" in text
 
 
@@ -225,7 +149,7 @@ def test_the_record_holds_what_the_page_says_and_no_nan() -> None:
 
 
 def keys(found: Report) -> set[str]:
-    return {one.key for section in found.sections for one in pictures(section.parts)}
+    return set(pictures(found))
 
 
 def table(found: Report, key: str) -> PageTable:
@@ -290,23 +214,11 @@ def test_adapters_with_nothing_in_common_are_not_compared() -> None:
     assert found.record["together"] is None
 
 
-@pytest.mark.parametrize("names", [["head"], ["w_000", "w_001"], [f"experts.up[{i}]" for i in range(3)]])
-def test_modules_outside_blocks_have_their_maps(names: list[str]) -> None:
-    text = report_html(made({"a": drawn(1, names=names)}))
-    assert all(f'data-n="{name}"' in text for name in names)
-
-
 def test_the_summary_counts_what_holds_half() -> None:
     adapter = drawn(1)
     strong = {NAMES[0]: replace_scale(adapter, NAMES[0], 1e3)}
     found = made({"a": replace(adapter, modules={**adapter.modules, **strong})})
     assert found.summary[1].startswith("1 of 6 modules hold half of the energy, and q_proj alone holds > 99")
-
-
-def test_three_adapters_of_which_two_meet_are_named() -> None:
-    found = made({"a": drawn(1), "b": drawn(2), "c": drawn(3, names=["other.w"], width=9)})
-    assert any(said.startswith("The updates of a and b have a cosine") for said in found.summary)
-    assert any(said.startswith("The two updates") for said in made({"a": drawn(1), "b": drawn(2)}).summary)
 
 
 def test_different_base_models_are_told() -> None:
@@ -317,28 +229,8 @@ def test_different_base_models_are_told() -> None:
         assert "different base models" not in report_html(made({"a": drawn(1), "b": same}))
 
 
-def test_one_module_is_no_plural() -> None:
-    text = report_html(made({"a": drawn(1, names=["w"])}))
-    assert "spread evenly over 1 module." in text
-    assert "1 modules" not in text
-
-
-def test_more_kinds_than_colours_are_dashed_then_dotted() -> None:
-    found = made({"a": drawn(1, names=[f"model.layers.0.part_{chr(97 + k)}" for k in range(18)])})
-    picture = next(one for section in found.sections for one in pictures(section.parts) if one.key == "energy-1")
-    (chart,) = picture.charts
-    assert isinstance(chart, LineChart)
-    looks = [(line.ink, line.dashed, line.dotted) for line in chart.lines]
-    assert len(set(looks)) == len(looks) == 19
-    svg = "".join(lines_svg(chart, "", alone=True))
-    assert svg.count('class="line dotted') == 2 * 2  # in the chart, and beside its name
-    labels = [float(y) for y in re.findall(r'<text[^>]*y="([\d.]+)"[^>]*>9[09] %', svg)]
-    levels = [float(y) for y in re.findall(r'class="level" d="M[\d.]+ ([\d.]+)h', svg)]
-    assert all(0 < y - line <= 12 for y, line in zip(labels, levels, strict=True))
-
-
 def test_the_command_of_the_markdown_keeps_its_spaces() -> None:
-    text = report_markdown(Report("t", "loralens report 'a  b'", [], [], []), "x_files")
+    text = report_markdown(Report("t", "loralens report 'a  b'", "h", []), "x_files")
     assert "$ loralens report 'a  b'\n" in text
 
 
@@ -348,18 +240,21 @@ def replace_scale(adapter: Adapter, name: str, scale: float) -> LowRank:
     return LowRank(module.B, module.A, scale, scaling=module.scaling)
 
 
-def test_findings_are_gathered_by_kind() -> None:
-    adapter = drawn(1)
-    for name in NAMES[:4]:
-        adapter = without(adapter, name, 0.0)
-    subjects = measured({"a": adapter})
-    told = run_checks(examine_all({"a": adapter}))
-    text = report_html(report(subjects, told))
-    assert "4 of 6 modules" in text
-    assert "and 1 more like these" in text
+def test_the_policy_allows_one_script_and_json_ends_none() -> None:
+    data = {"command": "</script><!-- a&b \u2028"}
+    text = report_html(Report("t", "", "h", [Section("k", "T", "", [Slider("", "", data)])]))
+    carried, script = re.findall(r"<script[^>]*>(.*?)</script>", text, flags=re.DOTALL)
+    assert json.loads(carried) == {"sliders": [data]}
+    assert not set("<>&\u2028") & set(carried)
+    assert f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}" in text
 
 
-def test_the_policy_allows_the_script_of_the_page() -> None:
-    script = Path(html.__file__).with_name("templates") / "report.js"
-    digest = b64encode(sha256(script.read_text(encoding="utf-8").encode("utf-8")).digest()).decode("ascii")
-    assert f"sha256-{digest}" == html.SCRIPT_HASH
+@pytest.mark.slow
+def test_every_panel_has_a_file_that_the_markdown_names() -> None:
+    found = made({"a": drawn(1), "b": drawn(2), "c": drawn(3)})
+    keys = list(pictures(found))
+    assert {"spectra-1", "energy-2", "ranks-3", "shares-1", "curve-1", "pairs", "interference", "conflicts"} < set(keys)
+    files, text = report_pictures(found), report_markdown(found, "x_files")
+    assert list(files) == [f"{key}.png" for key in keys]
+    assert all(content.startswith(b"\x89PNG\r\n\x1a\n") for content in files.values())
+    assert all(text.count(f"(x_files/{name})") == 1 for name in files)

@@ -3,8 +3,9 @@
 import pytest
 
 from loralens.formats.records.results import MeasuredAdapter, StoredEvaluation
-from loralens.reporting.html import report_html
-from loralens.reporting.quality import quality_sentences
+from loralens.reporting.sentences import name_on_page, quality_sentence
+from loralens.reporting.writing import report_html
+from loralens.verbs.pages.page_tables import quality_table_of
 from tests.reporting.adapters import drawn, measured, report
 
 STORED = StoredEvaluation(
@@ -21,7 +22,7 @@ STORED = StoredEvaluation(
 
 def test_the_page_begins_with_it() -> None:
     subjects = measured({"runs/a": drawn(1)})
-    made = report(subjects, [], evaluations=[STORED])
+    made = report(subjects, [], evaluations=[quality_table_of(STORED, subjects)])
     assert [section.key for section in made.sections][:2] == ["quality", "findings"]
     assert made.summary[0] == (
         "On 160 texts of news held out: accuracy 95.6 % with runs/a (1,234,567 parameters) and 90 % with small<b>."
@@ -31,7 +32,6 @@ def test_the_page_begins_with_it() -> None:
     assert "1,234,567" in html
     assert "small&lt;b&gt;" in html
     assert "small<b>" not in html
-    assert report(subjects, []).sections[0].key == "findings"
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,12 @@ def test_the_page_begins_with_it() -> None:
     ],
 )
 def test_the_measure_that_says_most(task: str, measures: dict[str, float], text: str) -> None:
-    (sentence,) = quality_sentences([StoredEvaluation("m", task, "t", 1, [MeasuredAdapter(None, None, measures)])], [])
+    row = name_on_page(MeasuredAdapter(None, None, measures), [])
+    sentence = quality_sentence(StoredEvaluation("m", task, "t", 1, [row]))
     assert sentence.endswith(text)
 
 
 def test_many_adapters_are_counted() -> None:
     rows = [MeasuredAdapter(f"x{i}", None, {"accuracy": i / 10}) for i in range(7)]
-    (sentence,) = quality_sentences([StoredEvaluation("m", "classification", "t", 2, rows)], [])
+    sentence = quality_sentence(StoredEvaluation("m", "classification", "t", 2, rows))
     assert sentence == "On 2 texts of t: accuracy 0 with x0, 10 % with x1, 20 % with x2, 30 % with x3 and 3 more below."

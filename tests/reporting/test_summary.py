@@ -1,6 +1,7 @@
 """Sentences of the summary that hold counts, signs and medians, each against numbers worked out here."""
 
 import re
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -12,12 +13,11 @@ from loralens.analysis.doctor import examine_all
 from loralens.analysis.merge_effect import Base
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import weights_of
-from loralens.reporting.base import base_section
-from loralens.reporting.collection import measure_collection
+from loralens.reporting.adapter_sections import base_section
 from loralens.reporting.document import PageTable, Picture
-from loralens.reporting.subject import BaseMeasurements, measure_subject
-from loralens.reporting.summary import summary_sentences
-from loralens.verbs.pages.page_tables import RESULT_TABLES
+from loralens.reporting.sentences import summary_sentences
+from loralens.reporting.subject import BaseMeasurements, measure_collection, measure_subject
+from loralens.verbs.pages.page_tables import subject_tables
 from tests.reporting.adapters import dialect, measured
 from tests.reporting.reading import cells
 
@@ -63,12 +63,11 @@ def test_modules_far_from_chance_are_counted_on_both_sides_beside_how_many_chanc
     far, total, limit, expected = re.findall(r"In (\d+) of (\d+) .* more than (\d) .* give ([\d.]+) such", text)[0]
     assert (int(far), int(total), int(limit)) == (count, len(sides), 3)
     assert float(expected) == pytest.approx(chance, abs=4 * (len(sides) * chance / 4000) ** 0.5 + 0.35 * chance)
-    parts = base_section([one], {name: i for i, name in enumerate(one.spectra)}, "the base", RESULT_TABLES).parts
-    flat = [part for both in parts for _, column in both.columns for part in column]  # type: ignore[union-attr]
-    (picture,) = [part for part in flat if isinstance(part, Picture) and part.key.startswith("amplification")]
+    parts = base_section([replace(one, tables=subject_tables(one))], "the base").parts
+    (picture,) = [part for part in parts if isinstance(part, Picture) and part.title == "What ΔW amplifies"]
     counted = f"{count} of {len(sides)} modules are more than 3 standard deviations from chance"
-    assert f"{counted}; chance alone would give {expected}" in picture.remark
-    (table,) = [part for part in flat if isinstance(part, PageTable) and part.table.title == "Amplification by kind"]
+    assert f"{counted}; chance alone would give {expected}" in picture.panels[0].remark
+    (table,) = [part for part in parts if isinstance(part, PageTable) and part.table.title == "Amplification by kind"]
     assert cells(table)[0][-2:] == [str(count), expected]
 
 
@@ -90,15 +89,6 @@ def test_what_a_merge_loses_is_the_median_and_the_worst() -> None:
     assert float(worst) / 100 == pytest.approx(max(errors.values()), rel=0.02)
     assert errors[name] == pytest.approx(max(errors.values()), rel=1e-6)
     assert float(worst) > float(middle) + 1
-
-
-def test_a_merge_into_float64_is_said_to_preserve_the_update() -> None:
-    one, _, _ = against_base(np.float64)
-    (text,) = [
-        said for said in summary_sentences([one], [], None, None) if said.startswith("A merge into float64 weights")
-    ]
-    assert text.endswith("would preserve ΔW: its largest error in any module is less than 0.001 %.")
-    assert all(effect.rounding.error < 1e-5 for effect in one.merge_effects.values())
 
 
 def turned(angle, *, size=64):
@@ -161,16 +151,3 @@ def test_the_largest_of_many_cosines_is_held_against_as_many():
         alarms += "which is what unrelated adapters would have" not in text
     assert beyond >= 3
     assert alarms == 0
-
-
-def test_where_no_two_fight_the_size_that_counts_is_said() -> None:
-    subjects = measured({"a": turned(0.0), "b": turned(np.arccos(-0.15))})
-    (text,) = [
-        said
-        for said in summary_sentences(subjects, [], measure_collection(subjects), None)
-        if said.startswith("No two")
-    ]
-    assert text == (
-        "No two adapters work against each other in any module: no cosine is both −0.2 or less and beyond chance. At "
-        "−0.2 the sum of two updates of equal norm loses 20 % of each."
-    )

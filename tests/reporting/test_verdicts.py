@@ -1,6 +1,5 @@
 """The first screen of a report: each number of its table, and its sentence, against values worked out here."""
 
-import itertools
 import json
 import math
 from dataclasses import replace
@@ -14,10 +13,8 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.analysis.diagnosis import Diagnosis
 from loralens.core.lowrank import Scaling
-from loralens.reporting.collection import measure_collection
 from loralens.reporting.document import Report
-from loralens.reporting.html import report_html
-from loralens.reporting.markdown import report_markdown
+from loralens.reporting.writing import report_html, report_markdown
 from loralens.tables.numbers import signed
 from tests.reporting.adapters import drawn, measured, report
 from tests.reporting.reading import rows
@@ -129,7 +126,7 @@ def test_page_markdown_notebook_and_json_say_the_same(held) -> None:
 def test_without_a_base_nothing_of_it_is_promised() -> None:
     document = report(measured({"a": drawn(1)}), [])
     assert document.verdicts is not None
-    assert [column.title for column in document.verdicts.table.shown] == [
+    assert [column.title for column in document.verdicts.shown] == [
         "adapter",
         "verdict",
         "rank needed",
@@ -142,7 +139,7 @@ def test_without_a_base_nothing_of_it_is_promised() -> None:
 def test_what_is_broken_comes_first() -> None:
     subjects = measured({"a": drawn(1), "b": drawn(1)})
     wrong = Diagnosis("error", "non-finite", "holds NaN", adapter="b")
-    document = report(subjects, [wrong], collection=measure_collection(subjects))
+    document = report(subjects, [wrong])
     assert document.headline == "1 of 2 adapters do not work as they are: b."
     assert table_of(document)["b"]["verdict"] == "does not work as it is: non-finite"
     assert table_of(document)["b"]["findings"] == "1 error"
@@ -151,12 +148,6 @@ def test_what_is_broken_comes_first() -> None:
     warned = report(measured({"b": drawn(1)}), [replace(wrong, level="warning", code="spike")])
     assert warned.headline.startswith("b has 1 warning; rank ")  # a name keeps its letters
     assert table_of(warned)["b"]["verdict"] == "look at it first: spike"
-
-
-def test_the_same_adapter_twice_is_called_so() -> None:
-    subjects = measured({"a": drawn(1), "b": drawn(1)})
-    document = report(subjects, [], collection=measure_collection(subjects))
-    assert document.headline.startswith("a and b are practically the same adapter (cosine +1.000); ")
 
 
 def test_a_zero_update_does_nothing() -> None:
@@ -168,13 +159,3 @@ def test_a_zero_update_does_nothing() -> None:
     document = report(measured({"a": zero}), [])
     assert document.headline == "a does nothing: ΔW is 0."
     assert table_of(document)["a"]["rank needed"] == table_of(document)["a"]["saves"] == "–"
-
-
-def test_no_sentence_stands_twice_on_a_page_of_several(held) -> None:
-    """Three adapters of one kind gave three paragraphs of the same words."""
-    text = report_html(held[0].document)
-    body = text[text.index("<body>") : text.index('<script id="data"')]
-    captions = [part.split("</figcaption>")[0] for part in body.split("<figcaption>")[1:]]
-    assert len(captions) == len(set(captions))
-    for first, second in itertools.combinations(captions, 2):
-        assert first.split(" <b>")[0] != second.split(" <b>")[0]

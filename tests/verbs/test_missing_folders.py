@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import loralens
-from loralens.charts.figure import save_figure
+from loralens.charts.figure_file import save_figure
 from loralens.verbs.pages.plot import figure_of
 from tests.bases import single, tensors
 from tests.conftest import small_adapter

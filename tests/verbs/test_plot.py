@@ -43,7 +43,7 @@ def test_a_curve_is_drawn_into_axes() -> None:
     (chart,) = figure_of(result).charts
     assert isinstance(chart, LineChart)
     assert [line.get_label() for line in axes.lines] == [line.name for line in chart.lines]
-    assert axes.get_ylabel() == chart.y.label
+    assert axes.get_ylabel() == chart.y_label
 
 
 def test_what_has_no_figure_is_said() -> None:

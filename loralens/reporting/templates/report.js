@@ -8,10 +8,10 @@
 
   // Sliders. Every stop was computed by Python: the page shows its texts, and its place on the curve.
 
-  const mark = (adapter, name, [x, y]) => {
-    const svg = document.querySelector(`#${adapter.picture} svg`);
+  const mark = (slider, name, [x, y]) => {
+    const svg = document.querySelector(`#${slider.picture} svg`);
     if (!svg) return;
-    // The frame of the axes in the units of the picture, then their limits: written by loralens.charts.svg.
+    // The frame of the axes in the units of the picture, then their limits: written by loralens.reporting.svg.
     const [left, top, width, height, x0, x1, y0, y1] = svg.dataset.frame.split(" ").map(Number);
     let dot = svg.querySelector(`.marker.${name}`);
     if (!dot) {
@@ -24,28 +24,26 @@
     dot.setAttribute("cy", top + height * (1 - (y - y0) / (y1 - y0)));
   };
 
-  for (const panel of all(".slider")) {
-    const adapter = data.adapters[+panel.dataset.adapter];
-    // The rank comes last, as the command below the sliders shows the one that was moved last.
-    for (const name of ["budget", "rank"]) {
-      const { stops, start } = adapter[name];
-      const input = panel.querySelector(`input.${name}`);
-      const show = () => {
-        const stop = stops[+input.value];
-        for (const key of ["value", "error", "kept", "bytes", "now", "ranks"]) {
-          panel.querySelector(`.${name} .${key}`).textContent = stop[key];
+  all(".slider").forEach((panel, i) => {
+    const slider = data.sliders[i], input = panel.querySelector("input");
+    const show = () => {
+      const stop = slider.stops[+input.value];
+      panel.querySelector(".value").textContent = stop.value;
+      for (const name of ["rank", "budget"]) {
+        for (const key of ["error", "kept", "bytes", "now", "ranks"]) {
+          panel.querySelector(`.${name} .${key}`).textContent = stop[name][key];
         }
-        input.setAttribute("aria-valuetext", stop.value);
-        panel.querySelector("code").textContent = `${adapter.command} ${stop.option}`;
-        mark(adapter, name, stop.at);
-      };
-      input.max = stops.length - 1;
-      input.value = start;
-      input.addEventListener("input", show);
-      show();
-    }
-    panel.hidden = false;  // without this script the sliders would show nothing, so the page hides them
-  }
+        panel.querySelector(`.${name} code`).textContent = `${slider.command} ${stop[name].option}`;
+        mark(slider, name, stop[name].at);
+      }
+      input.setAttribute("aria-valuetext", `rank ${stop.value}`);
+    };
+    input.max = slider.stops.length - 1;
+    input.value = slider.start;
+    input.addEventListener("input", show);
+    show();
+    panel.hidden = false;  // without this script the slider would show nothing, so the page hides it
+  });
 
   // Tables sort by the numbers behind their text.
 
@@ -78,19 +76,20 @@
   // The filter of modules: parts of names, with * for anything.
 
   const filter = document.getElementById("filter"), status = document.getElementById("filtered");
-  const elements = all("[data-m]").map((element) => [element, element.dataset.m.split(" ").map(Number)]);
-  const choose = () => {
+  const rows = all("td.module").map((cell) => [cell.parentElement, cell.textContent.toLowerCase()]);
+  const names = new Set(all("#modules td.module").map((cell) => cell.textContent.toLowerCase()));
+  const drawn = all("svg [data-n], svg[data-n]").map((element) => [element, element.dataset.n.toLowerCase()]);
+  filter.hidden = !names.size;  // a page without modules has nothing to filter
+  filter.addEventListener("input", () => {
     const words = filter.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
     const patterns = words.map((word) => new RegExp(word.split("*").map((part) => part.replace(/[.+?^${}()|[\]\\]/g, "\\$&")).join(".*")));
-    const shown = data.modules.map((name) => !patterns.length || patterns.some((pattern) => pattern.test(name.toLowerCase())));
-    for (const [element, modules] of elements) {
-      const off = !modules.some((m) => shown[m]);
-      // Rows disappear; lines and cells of charts turn pale, as a chart with gaps would be read as one with missing modules.
-      if (element instanceof HTMLElement) element.hidden = off; else element.classList.toggle("off", off);
-    }
-    status.textContent = patterns.length ? `${shown.filter(Boolean).length} of ${shown.length} modules` : "";
-  };
-  filter.addEventListener("input", choose);
+    const hides = (name) => patterns.length > 0 && !patterns.some((pattern) => pattern.test(name));
+    rows.forEach(([row, name]) => { row.hidden = hides(name); });
+    // Lines and cells turn pale, as a chart with gaps would be read as one with missing modules. What stands for several
+    // modules or for none stays.
+    drawn.forEach(([element, name]) => element.classList.toggle("off", names.has(name) && hides(name)));
+    status.textContent = patterns.length ? `${[...names].filter((name) => !hides(name)).length} of ${names.size} modules` : "";
+  });
 
   // Hovering shows values.
 
@@ -136,7 +135,7 @@
     let text = "";
     if (target) {
       const cell = target.closest("[data-t]"), phi = target.closest("[data-phi]"), svg = target.closest("svg.lines");
-      text = cell ? cell.dataset.t : phi ? overlap(phi, event) : svg ? nearest(svg, event) : "";
+      text = cell ? `${cell.dataset.n}: ${cell.dataset.t}` : phi ? overlap(phi, event) : svg ? nearest(svg, event) : "";
     }
     tip.textContent = text;
     tip.hidden = !text;

@@ -28,8 +28,8 @@ from loralens.formats.records.training import (
     read_run,
     read_watch_log,
 )
+from loralens.reporting.comparison_sections import watched_report
 from loralens.reporting.document import Report
-from loralens.reporting.watched import watched_report
 from loralens.tables.numbers import UNDEFINED, count, fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
@@ -155,7 +155,6 @@ def watched_page(result: WatchedResult, *, command: str) -> Report:
     """The page of a watched run."""
     return watched_report(
         result.path.name,
-        result.rows,
         result.tables()[0],
         sentences=result.on_run,
         warnings=[(result.step_of(warning), warning) for warning in result.warnings],

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -22,13 +23,19 @@ from loralens.errors import LoraLensError, MismatchError, place
 from loralens.formats.records.results import load_moments, read_evaluation
 from loralens.formats.records.training import read_run
 from loralens.linalg.device import Device
-from loralens.reporting.collection import CheckpointRun, measure_collection, measure_run
 from loralens.reporting.document import Report
 from loralens.reporting.make import make_report
-from loralens.reporting.slider_stops import Dialect
-from loralens.reporting.subject import BaseMeasurements, Subject, measure_subject
+from loralens.reporting.subject import (
+    BaseMeasurements,
+    CheckpointRun,
+    Dialect,
+    Subject,
+    measure_collection,
+    measure_run,
+    measure_subject,
+)
 from loralens.verbs.files.output_format import OutputFormat, file_saving, source_bytes
-from loralens.verbs.pages.page_tables import RESULT_TABLES
+from loralens.verbs.pages.page_tables import checkpoints_table, pairs_table, quality_table_of, subject_tables
 from loralens.verbs.shared.adapters import AdapterSource, Reading, labels, load_source, short_labels
 from loralens.verbs.shared.examination import examine_adapters, open_base
 from loralens.verbs.spectra.decompositions import decompositions, duration, svd_cache, svd_seconds
@@ -73,13 +80,13 @@ def report_page(
         )
         together = measure_collection(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
         run = _checkpoint_run(subjects) if together else None
+    names = [subject.label for subject in subjects]
     return make_report(
         subjects,
         diagnoses,
-        tables=RESULT_TABLES,
-        collection=together,
-        run=run,
-        evaluations=stored,
+        collection=together and replace(together, table=pairs_table(names, together)),
+        run=run and replace(run, table=checkpoints_table(names, run)),
+        evaluations=[quality_table_of(evaluation, subjects) for evaluation in stored],
         base=None if base is None else str(base),
         command=command,
         choices={
@@ -104,19 +111,18 @@ def _measure_subjects(
     for examination, label, against in zip(examinations, page_labels, measured, strict=True):
         file, own_moments = moments.get(examination.path, ("", None))
         form, source = _form(examination.adapter, base), sources[examination.path]
-        subjects.append(
-            measure_subject(
-                examination,
-                label,
-                Dialect(form.name, form.encode, form.one_rank),
-                file_bytes=None if isinstance(source, Adapter) else source_bytes(source, examination.adapter, form),
-                moments=own_moments,
-                activations=file,
-                against_base=against,
-                threads=THREADS,
-                step=step,
-            )
+        subject = measure_subject(
+            examination,
+            label,
+            Dialect(form.name, form.encode, form.one_rank),
+            file_bytes=None if isinstance(source, Adapter) else source_bytes(source, examination.adapter, form),
+            moments=own_moments,
+            activations=file,
+            against_base=against or BaseMeasurements(),
+            threads=THREADS,
+            step=step,
         )
+        subjects.append(replace(subject, tables=subject_tables(subject)))
         if file and not subjects[-1].on_data:
             warn(f"{examination.path}: activations are not used because some modules hold NaN or Inf")
     return subjects

@@ -5,20 +5,18 @@ from dataclasses import replace
 from functools import partial
 from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from statistics import median
+from typing import Any, NamedTuple, TypeVar
 
-from loralens.analysis.amplification import KeptRank
-from loralens.analysis.every_pair import Pairwise
-from loralens.analysis.intruders import Intruders
 from loralens.analysis.merge_effect import MergeEffect
-from loralens.analysis.spectrum import Group
-from loralens.charts.amplification import full_rank_rows
+from loralens.analysis.spectrum import Group, by_block, by_kind
+from loralens.charts.amplification_charts import full_rank_rows
 from loralens.compression.plan import CurvePoint
+from loralens.core.names import kind, natural_key
 from loralens.formats.records.results import StoredEvaluation
 from loralens.formats.records.training import RunCheckpoint
-from loralens.reporting.collection import CheckpointRun
-from loralens.reporting.result_tables import ResultTables
-from loralens.reporting.subject import Subject
+from loralens.reporting.sentences import name_on_page
+from loralens.reporting.subject import CheckpointRun, Collection, Subject
 from loralens.tables.numbers import count, percent
 from loralens.tables.table import Column, Row, Table
 from loralens.verbs.comparisons.collection_similarity import Pair, adapter_pairs_table, pairs_by_cosine
@@ -32,48 +30,88 @@ from loralens.verbs.spectra.intruders import IntruderTotal, KindIntruders
 from loralens.verbs.spectra.spectrum import COLUMNS as SPECTRUM_COLUMNS
 from loralens.verbs.spectra.spectrum import ModuleSpectrum
 
-if TYPE_CHECKING:
-    from loralens.verbs.runs.evaluate import Evaluation
+OUTLIERS = 20  # outliers that are listed: the least likely ones, which come first
+
+Value = TypeVar("Value")
 
 
-class MeasuredModule(NamedTuple):
-    """One row: a module with all its measurements."""
+class KindMerges(NamedTuple):
+    """One row: the predicted merges of all modules of a kind."""
 
-    name: str
-    spectrum: ModuleSpectrum
-    share: float
-    amplified: KeptDirections | None
-    intruders: Intruders | None
-    effect: MergeEffect | None
+    kind: str
+    effects: Sequence[MergeEffect]
 
 
-def page_modules_table(subject: Subject) -> Table[MeasuredModule]:
+def subject_tables(subject: Subject) -> dict[str, Table[Any]]:
+    """The tables of an adapter, as `loralens.reporting.subject.Subject` names them."""
+    against, outliers = subject.against_base, subject.examination.outliers[:OUTLIERS]
+    amplified = _by_kind(full_rank_rows(against.amplified))
+    intruders, merges = _by_kind(against.intruders), _by_kind(subject.merge_effects)
+    # Four digits, because the shares at ranks near the full rank all begin with 99 and differ in the digits after it.
+    kept: Column[CurvePoint] = Column(
+        "kept",
+        lambda point: 1 - point.uniform.error**2,
+        "output kept" if subject.on_data else "energy kept",
+        partial(percent, digits=4),
+        bar=True,
+    )
+    points = point_columns(subject.dialect.name, on_data=subject.on_data)
+    return {
+        "modules": _modules(subject),
+        "kinds": _groups("kind", by_kind(subject.spectra)),
+        "blocks": _groups("block", by_block(subject.spectra)),
+        "outliers": Table("Outliers among modules of the same kind and shape", OUTLIER_COLUMNS, outliers),
+        "ranks": Table("Every rank", _insert_after(points, ("uniform", "bytes"), kept), subject.points),
+        "amplification": Table(
+            "Amplification by kind", KIND_COLUMNS, [KindAmplification(*own) for own in amplified.items()]
+        ),
+        "intruders": Table(
+            "Intruders by kind",
+            INTRUDER_KIND_COLUMNS,
+            [KindIntruders(name, len(own), IntruderTotal.of(own)) for name, own in intruders.items()],
+        ),
+        "merges": Table("Merge by kind", MERGE_COLUMNS, [KindMerges(*own) for own in merges.items()]),
+    }
+
+
+def _by_kind(values: Mapping[str, Value]) -> dict[str, list[Value]]:
+    """Kind, in natural order → the values of its modules."""
+    members: dict[str, list[Value]] = {}
+    for name in sorted(values, key=lambda name: natural_key(kind(name))):
+        members.setdefault(kind(name), []).append(values[name])
+    return members
+
+
+def _modules(subject: Subject) -> Table[str]:
     """The modules of an adapter: the table of ``spectrum``, with columns for the base where one was given."""
-    against = subject.against_base
-    amplified = full_rank_rows(against.amplified)
-    rows = [
-        MeasuredModule(
-            name,
-            ModuleSpectrum(subject.path, name, subject.adapter, spectrum),
-            subject.shares[name],
-            KeptDirections(name, against.amplified[name], amplified[name]) if name in amplified else None,
-            against.intruders.get(name),
-            subject.merge_effects.get(name),
-        )
-        for name, spectrum in subject.spectra.items()
-    ]
-    columns = _insert_after([column.of(lambda row: row.spectrum) for column in SPECTRUM_COLUMNS], "frobenius", ENERGY)
+    against, effects = subject.against_base, subject.merge_effects
+    amplified = {
+        name: KeptDirections(name, against.amplified[name], row)
+        for name, row in full_rank_rows(against.amplified).items()
+    }
+    rows = {name: ModuleSpectrum(subject.path, name, subject.adapter, x) for name, x in subject.spectra.items()}
+    energy: Column[str] = Column(
+        "energy_share", subject.shares.get, "energy", percent, about="share of the adapter's ‖ΔW‖²", bar=True
+    )
+    columns = _insert_after([column.of(rows.get) for column in SPECTRUM_COLUMNS], "frobenius", energy)
+    # Without a base, or where they were not looked for, columns of dashes would only widen the table.
     if amplified:
         # The two that say most: how much more ΔW does than W along its directions, and whether that is chance.
-        columns += [
-            column.of(lambda row: row.amplified)
-            for column in AMPLIFY_COLUMNS
-            if column.title and column.key in ("amplification", "z")
-        ]
-    # Without a base, or where they were not looked for, columns of dashes would only widen the table.
-    columns += [INTRUDERS] if against.intruders else []
-    columns += MERGE_COLUMNS if subject.merge_effects else []
-    return Table(subject.label, columns, rows)
+        shown = [column for column in AMPLIFY_COLUMNS if column.title and column.key in ("amplification", "z")]
+        columns += [column.of(amplified.get) for column in shown]
+    # The JSON of a module has these measurements against the base as objects of their own, with more in them.
+    if against.intruders:
+        columns.append(
+            Column("intruders", lambda x: (own := against.intruders.get(x)) and own.count, "intruders", json=False)
+        )
+    if effects:
+        ratio: Column[MergeEffect] = Column("relative_norm", lambda x: x.ratio, "‖ΔW‖/‖W‖", percent, json=False)
+        about = "predicted, as a share of ‖ΔW‖"
+        error: Column[MergeEffect] = Column(
+            "merge_error", lambda x: x.rounding.error, "merge error", percent, json=False, about=about
+        )
+        columns += [ratio.of(effects.get), error.of(effects.get)]
+    return Table(subject.label, columns, list(rows))
 
 
 def _insert_after(columns: Sequence[Column[Row]], key: str | tuple[str, ...], new: Column[Row]) -> list[Column[Row]]:
@@ -82,14 +120,7 @@ def _insert_after(columns: Sequence[Column[Row]], key: str | tuple[str, ...], ne
     return [*columns[:place], new, *columns[place:]]
 
 
-def ranks_table(subject: Subject) -> Table[CurvePoint]:
-    """The ranks as ``curve`` lists them, with a column for the share of energy or output that is kept."""
-    columns = point_columns(subject.dialect.name, on_data=subject.on_data)
-    share = OUTPUT_KEPT if subject.on_data else ENERGY_KEPT
-    return Table("Every rank", _insert_after(columns, ("uniform", "bytes"), share), subject.points)
-
-
-def page_groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
+def _groups(what: str, groups: Sequence[Group]) -> Table[Group]:
     """Kinds or blocks as ``spectrum`` lists them, without the column of zeros where there are none."""
     table = groups_table(what, groups)
     # The column of bars made of letters is for terminals; the page draws its own behind the numbers.
@@ -98,20 +129,9 @@ def page_groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
     return replace(table, title=f"By {what}", columns=columns)
 
 
-def amplification_table(kinds: Mapping[str, Sequence[KeptRank]]) -> Table[KindAmplification]:
-    """Kinds as ``amplify`` lists them."""
-    rows = [KindAmplification(name, members) for name, members in kinds.items()]
-    return Table("Amplification by kind", KIND_COLUMNS, rows)
-
-
-def intruders_table(kinds: Mapping[str, Sequence[Intruders]]) -> Table[KindIntruders]:
-    """Kinds as ``intruders`` lists them."""
-    rows = [KindIntruders(name, len(members), IntruderTotal.of(members)) for name, members in kinds.items()]
-    return Table("Intruders by kind", INTRUDER_KIND_COLUMNS, rows)
-
-
-def pairs_table(labels: Sequence[str], pairs: Pairwise) -> Table[Pair]:
+def pairs_table(labels: Sequence[str], collection: Collection) -> Table[Pair]:
     """Pairs as ``similarity`` lists them, on both sides, the largest |cosine| first."""
+    pairs = collection.pairs
     return adapter_pairs_table("Pairs", pairs, labels, ("out", "in"), pairs_by_cosine(pairs))
 
 
@@ -123,11 +143,12 @@ def checkpoints_table(labels: Sequence[str], run: CheckpointRun) -> Table[Checkp
     return run_table("Checkpoints", replace(run.log, checkpoints=checkpoints), names, run.trajectory.points)
 
 
-def page_quality_table(evaluation: StoredEvaluation) -> "Table[Evaluation]":
-    """Adapters as ``evaluate`` lists them, with the number of their parameters where it is known."""
+def quality_table_of(evaluation: StoredEvaluation, subjects: Sequence[Subject]) -> tuple[StoredEvaluation, Table[Any]]:
+    """An evaluation under the names of the page, and its table as ``evaluate`` shows it, with parameters if known."""
     # With the code that reads texts and models, and few reports have evaluations.
     from loralens.verbs.runs.evaluate import Evaluation, quality_table
 
+    evaluation = replace(evaluation, adapters=[name_on_page(row, subjects) for row in evaluation.adapters])
     # NaN is what the result itself holds where there was nothing to predict; every row has the measures of the first.
     names = evaluation.adapters[0].measures
     rows = [
@@ -137,49 +158,34 @@ def page_quality_table(evaluation: StoredEvaluation) -> "Table[Evaluation]":
         for row in evaluation.adapters
     ]
     table = quality_table(f"{evaluation.model}, {count(evaluation.texts, 'text')} of {evaluation.data}", rows)
-    if all(row.parameters is None for row in rows):
-        return table
-    columns = [replace(x, title="parameters", text=_with_commas) if x.key == "parameters" else x for x in table.columns]
-    return replace(table, columns=columns)
+    known = any(row.parameters is not None for row in rows)
+    columns = [
+        replace(column, title="parameters", text=lambda x: "" if x is None else f"{x:,}")
+        if known and column.key == "parameters"
+        else column
+        for column in table.columns
+    ]
+    return evaluation, replace(table, columns=columns)
 
 
-def _with_commas(parameters: int | None) -> str:
-    return "" if parameters is None else f"{parameters:,}"
-
-
-ENERGY: Column[MeasuredModule] = Column(
-    "energy_share", lambda row: row.share, "energy", percent, about="share of the adapter's ‖ΔW‖²", bar=True
-)
-# The JSON of a module has these measurements against the base as objects of their own, with more in them.
-INTRUDERS: Column[MeasuredModule] = Column(
-    "intruders", lambda row: row.intruders and row.intruders.count, "intruders", json=False
-)
-MERGE_COLUMNS: tuple[Column[MeasuredModule], ...] = (
-    Column("relative_norm", lambda row: row.effect and row.effect.ratio, "‖ΔW‖/‖W‖", percent, json=False),
+# Columns for which one bad module spoils a merge show the worst module of a kind; the others show the median.
+MERGE_COLUMNS: tuple[Column[KindMerges], ...] = (
+    Column("kind", lambda row: row.kind, "kind", align="left"),
+    Column("modules", lambda row: len(row.effects), "modules"),
+    Column("relative_norm", lambda row: median(x.ratio for x in row.effects), "‖ΔW‖/‖W‖", percent, about="median"),
     Column(
-        "merge_error",
-        lambda row: row.effect and row.effect.rounding.error,
-        "merge error",
+        "gain",
+        lambda row: min(x.rounding.gain for x in row.effects),
+        "least strength",
         percent,
-        json=False,
-        about="predicted, as a share of ‖ΔW‖",
+        about="⟨W'−W, ΔW⟩/‖ΔW‖² of the worst module",
     ),
-)
-
-# Four digits, because the shares at ranks near the full rank all begin with 99 and differ only in the digits after it.
-ENERGY_KEPT: Column[CurvePoint] = Column(
-    "kept", lambda point: 1 - point.uniform.error**2, "energy kept", partial(percent, digits=4), bar=True
-)
-OUTPUT_KEPT = replace(ENERGY_KEPT, title="output kept")
-
-RESULT_TABLES = ResultTables(
-    modules=page_modules_table,
-    ranks=ranks_table,
-    groups=page_groups_table,
-    outliers=lambda rows: Table("Outliers among modules of the same kind and shape", OUTLIER_COLUMNS, rows),
-    amplification=amplification_table,
-    intruders=intruders_table,
-    pairs=pairs_table,
-    checkpoints=checkpoints_table,
-    quality=page_quality_table,
+    Column("error", lambda row: max(x.rounding.error for x in row.effects), "largest error", percent),
+    Column(
+        "unmoved",
+        lambda row: median(x.rounding.unmoved for x in row.effects),
+        "unmoved",
+        percent,
+        about="median share of weights that keep their value",
+    ),
 )

@@ -2,15 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from loralens.charts.amplification import amplification_figure
-from loralens.charts.curve import curve_figure
-from loralens.charts.figure import FigureStyle
-from loralens.charts.mpl import draw_figure
-from loralens.charts.pairwise import pairwise_figure
-from loralens.charts.similarity import nesting_figure, similarity_figure
+from loralens.charts.amplification_charts import amplification_figure
+from loralens.charts.figure_file import FigureStyle
+from loralens.charts.pair_charts import nesting_figure, pairwise_figure, similarity_figure
+from loralens.charts.run_charts import trajectory_figure, watched_figure
 from loralens.charts.spec import Figure
-from loralens.charts.spectrum import spectrum_figure
-from loralens.charts.trajectory import trajectory_figure, watched_figure
+from loralens.charts.spectrum_charts import curve_figure, spectrum_figure
 from loralens.errors import OptionError
 from loralens.verbs.comparisons.collection_similarity import CollectionSimilarity
 from loralens.verbs.comparisons.pair_similarity import NestedSimilarity, PairSimilarity
@@ -66,7 +63,11 @@ def plot(
         raise OptionError("ax has a figure already, with its own title, size and dots", fix="change those of the axes")
     # In two steps, as the pages of reports draw the same figures as SVG.
     figure = figure_of(result)
-    return style.draw(figure) if ax is None else draw_figure(figure, ax)
+    if ax is None:
+        return style.draw(figure)
+    from loralens.charts.mpl import draw_figure
+
+    return draw_figure(figure, ax)
 
 
 def figure_of(result: object) -> Figure:
@@ -93,7 +94,7 @@ def figure_of(result: object) -> Figure:
     if isinstance(result, NestedSimilarity):
         return nesting_figure(result.groups, label=_name(result.adapters[0]), of=result.of, side=result.side)
     if isinstance(result, CollectionSimilarity):
-        return pairwise_figure(result.labels, result.pairs, result.energy, result.tree, (result.side,))
+        return pairwise_figure(result.labels, result.pairs, result.energy, result.order, (result.side,))
     if isinstance(result, TrajectoryResult):
         run = result.run
         losses = {"loss": run.train, "eval loss": run.evaluation}

@@ -14,8 +14,13 @@ from loralens.errors import OptionError, visible
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.location import existing_path
 from loralens.reporting.document import PageTable, Report
-from loralens.reporting.html import report_html
-from loralens.reporting.writing import check_report_target, markdown_paths, write_report
+from loralens.reporting.writing import (
+    check_report_target,
+    markdown_paths,
+    report_html,
+    report_markdown,
+    write_report,
+)
 from loralens.tables.numbers import join_words
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
@@ -81,8 +86,6 @@ class ReportResult(Tabular):
 
     def to_markdown(self, folder: str = "report_files") -> str:
         """The report as Markdown, whose pictures are PNG files of ``folder``."""
-        from loralens.reporting.markdown import report_markdown  # most reports are pages alone
-
         return report_markdown(self.document, folder)
 
     def record(self) -> dict[str, Any]:
@@ -94,7 +97,7 @@ class ReportResult(Tabular):
 
         document = self.document
         sentences = "".join(f"<li>{escape(visible(sentence))}</li>" for sentence in document.remarks)
-        verdicts = html_table(document.verdicts.table) if document.verdicts else ""
+        verdicts = html_table(document.verdicts) if document.verdicts else ""
         title = f"<p><b>{escape(visible(document.title))}</b></p>"
         return f"{title}{html_sentence(document.headline)}{verdicts}{f'<ul>{sentences}</ul>' if sentences else ''}"
 
@@ -190,10 +193,13 @@ def report(
         older = [] if markdown or not page.exists() else [path for path in markdown_paths(page) if path.exists()]
     if fleet is not None:
         _check_fleet_alone(adapters, base=base, activations=moments, evaluations=measured, modules=modules)
-        from loralens.verbs.pages.fleet_page import fleet_page  # takes 60 ms to import, and few reports are of fleets
+        from loralens.verbs.fleets.fleet_page import (
+            fleet_report,  # takes 60 ms to import, and few reports are of fleets
+        )
+        from loralens.verbs.fleets.fleet_verbs import open_fleet
 
         words = ["loralens", "report", "--fleet", str(fleet), *(["-o", str(page)] if page else ["--json"])]
-        document = fleet_page(fleet, command=command_line(*words, *(["--markdown"] if markdown else [])))
+        document = fleet_report(open_fleet(fleet), command=command_line(*words, *(["--markdown"] if markdown else [])))
         return ReportResult(document, write_report(document, page, with_markdown=markdown) if page else [])
     command = _command(chosen, page, base, moments, measured, modules, reading, intruders=intruders, markdown=markdown)
     if (log := watch_log_of(chosen)) is not None:

@@ -7,8 +7,6 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, final
 
-from loralens.charts.mpl import draw_figure, fix_layout, resize_drawing
-from loralens.charts.mpl_style import ignore_missing_letters, style_context
 from loralens.charts.spec import Figure
 from loralens.errors import OptionError
 from loralens.formats.files.atomic import atomic_file
@@ -17,22 +15,17 @@ from loralens.formats.files.disk import check_room
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-# Options of matplotlib for each format. Without a date, the same figure gives the same bytes. At 150 dots per inch a
-# figure of four panels is about 1,600 pixels wide.
-DPI = 150
-# Lines and letters on white keep their edges in a JPEG of this quality, and in a WebP without loss, which is also
-# smaller than the same figure as PNG.
+# Options of matplotlib for each format. Without a date, the same figure gives the same bytes. Lines and letters on
+# white keep their edges in a JPEG of this quality, and in a WebP without loss, which is also smaller than a PNG.
+JPEG = {"pil_kwargs": {"quality": 95, "subsampling": 0}}
 SUFFIXES: Mapping[str, Mapping[str, Any]] = {
-    ".png": {"dpi": DPI},
-    ".jpg": {"dpi": DPI, "pil_kwargs": {"quality": 95, "subsampling": 0}},
-    ".jpeg": {"dpi": DPI, "pil_kwargs": {"quality": 95, "subsampling": 0}},
-    ".webp": {"dpi": DPI, "pil_kwargs": {"lossless": True}},
+    ".png": {},
+    ".jpg": JPEG,
+    ".jpeg": JPEG,
+    ".webp": {"pil_kwargs": {"lossless": True}},
     ".svg": {"metadata": {"Date": None}},
     ".pdf": {"metadata": {"CreationDate": None}},
 }
-
-
-ENDINGS = ".png, .jpg, .webp, .svg or .pdf"
 # matplotlib draws no picture of more dots on a side.
 MOST_DOTS = 1 << 16
 
@@ -78,6 +71,8 @@ class FigureStyle:
         OptionError
             The picture would have too many dots.
         """
+        from loralens.charts.mpl import draw_figure, resize_drawing
+
         self.check()
         drawing = draw_figure(figure if self.figure_title is None else replace(figure, title=self.figure_title))
         if self.figure_size:
@@ -104,7 +99,7 @@ def check_suffix(path: Path | str) -> str:
     if suffix not in SUFFIXES:
         raise OptionError(
             f"{path}: figures are not written as {suffix or 'files without a suffix'}",
-            fix=f"end the name in {ENDINGS}",
+            fix="end the name in .png, .jpg, .webp, .svg or .pdf",
         )
     check_room(path)
     return suffix.removeprefix(".")
@@ -144,9 +139,10 @@ def save_figure(figure: "Figure | Drawing", path: Path | str, *, overwrite: bool
 
 def write_figure(figure: "Figure | Drawing", stream: BinaryIO, kind: str) -> None:
     """Write a figure as ``png``, ``jpg``, ``webp``, ``svg`` or ``pdf`` into a stream."""
+    from loralens.charts.mpl import draw_figure, fix_layout, style_context
+
     drawing = draw_figure(figure) if isinstance(figure, Figure) else figure
     fix_layout(drawing)
-    with style_context(), ignore_missing_letters():
-        # A drawing has its own dots per inch: those that the user chose, or else `DPI`.
-        options = {**SUFFIXES[f".{kind}"], "dpi": drawing.dpi}
-        drawing.savefig(stream, format=kind, **options)
+    with style_context():
+        # A drawing has its own dots per inch: 150, or those that the user chose.
+        drawing.savefig(stream, format=kind, dpi=drawing.dpi, **SUFFIXES[f".{kind}"])

@@ -1,1 +1,0 @@
-"""The parts of a report as HTML, piece by piece."""

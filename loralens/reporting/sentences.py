@@ -1,0 +1,407 @@
+"""What a report says in sentences: the headline, the table of verdicts, and the summary, each only where it is true."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import isfinite, log
+from pathlib import PurePath
+from statistics import median
+from typing import NamedTuple
+
+from loralens.analysis.amplification import FAR, count_far
+from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
+from loralens.analysis.interference import FIGHT, LARGE, SAME, in_words
+from loralens.analysis.spectrum import by_kind, mean_effective_rank
+from loralens.analysis.trajectory import SETTLED
+from loralens.charts.amplification_charts import full_rank_rows
+from loralens.compression.plan import recommended_point
+from loralens.formats.records.results import MeasuredAdapter, StoredEvaluation
+from loralens.reporting.adapter_sections import advice, error_in_words, half_energy_modules, quantity
+from loralens.reporting.subject import CheckpointRun, Collection, Subject
+from loralens.tables.numbers import (
+    UNDEFINED,
+    count,
+    fixed,
+    join_words,
+    number,
+    percent,
+    signed,
+    size,
+    span,
+    whole_percent,
+)
+from loralens.tables.table import Column, Table
+
+WORTHWHILE = 0.05  # if less than this share of the file would be saved, a smaller file is not worth writing
+CODES, LISTED = 3, 4  # codes of findings that a verdict lists, and that the summary does
+# If the largest error of a merge in any module is below this, the summary says that the merge preserves ΔW.
+FAITHFUL = 0.005
+# A kind is named if its share of the energy is more than 1.5 times an even share. With more than 40 kinds none is
+# named: every module may then be a kind of its own, and the share of one module says nothing.
+UNEVEN, KINDS = 1.5, 40
+BEYOND = 100  # standard deviations above which the exact number gives no further information
+FELT = 0.05  # modules with a conflict contribute at least this much to the cosine of the whole updates
+# If the A of the first checkpoint and that of the last have at least this cosine, φ of the in side shows the common
+# initialisation and not the training. `loralens trajectory` has the same limit.
+STUCK = 0.9
+# A sentence names the first of these measures that was measured, as people know accuracy best, with so many adapters.
+MEASURES = {"classification": ("accuracy", "loss"), "causal-lm": ("perplexity", "loss")}
+NAMED = 4
+
+
+class Verdict(NamedTuple):
+    """One row of the table on the first screen: an adapter, the words about it, and what follows from its ranks.
+
+    ``needed`` of ``of`` is the lowest rank for all modules that keeps 99 % of the energy, ``saved`` the share of the
+    file that it saves; None where there is none. ``levels`` counts the findings with different causes.
+    """
+
+    subject: Subject
+    words: str
+    needed: int | None
+    of: int | None
+    saved: float | None
+    levels: Mapping[str, int]
+
+
+def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> Verdict:
+    """Return the row of one adapter; ``findings`` has those of all adapters."""
+    own = [same[0] for same in by_cause(findings) if same[0].adapter == subject.path]
+    levels = Counter(finding.level for finding in own)
+    best, highest = (subject.recommended, subject.highest) if subject.norm else (None, None)
+    # Never below 0: because of its header, a file of lower rank may be larger, and then nothing is saved.
+    saved = max(0.0, 1 - best.uniform.bytes / subject.bytes_before) if best else None
+    words = "in order"
+    if not subject.norm:
+        words = "does nothing: ΔW is 0"
+    elif saved is not None:
+        words += ", larger than it needs to be" if saved >= WORTHWHILE else ", needs its size"
+    # The most serious fact comes first.
+    for level, what in (("warning", "look at it first"), ("error", "does not work as it is")):
+        codes = list(dict.fromkeys(finding.code for finding in own if finding.level == level))
+        if codes:
+            tail = f" and {len(codes) - CODES} more" if len(codes) > CODES else ""
+            words = f"{what}: {', '.join(codes[:CODES])}{tail}"
+    needed, of = best.rank if best else None, highest.rank if highest else None
+    return Verdict(subject, words, needed, of, saved, {level: levels[level] for level in LEVELS})
+
+
+def _share(value: float | None) -> str:
+    return UNDEFINED if value is None else percent(value)
+
+
+def verdicts_table(verdicts: Sequence[Verdict]) -> Table[Verdict]:
+    """The table of the first screen; columns of the base only where a base was given."""
+    strong, rounded = (
+        title if any(getattr(verdict.subject, key) is not None for verdict in verdicts) else ""
+        for key, title in (("strength", "strength"), ("bf16_loss", "bf16 loss"))
+    )
+    needed = "the lowest rank for all modules that keeps 99 % of the energy, and the highest rank now"
+    columns: list[Column[Verdict]] = [
+        Column("adapter", lambda row: row.subject.label, "adapter", align="left"),
+        Column("verdict", lambda row: row.words, "verdict", align="left"),
+        Column("rank_needed", lambda row: row.needed),
+        Column("rank", lambda row: row.of),
+        Column(
+            "ranks",
+            lambda row: UNDEFINED if row.needed is None else f"{row.needed} of {row.of}",
+            "rank needed",
+            json=False,
+            about=needed,
+        ),
+        Column("saved", lambda row: row.saved, "saves", _share, about="the share of the file that this rank saves"),
+        Column(
+            "strength",
+            lambda row: row.subject.strength,
+            strong,
+            _share,
+            about="‖ΔW‖/‖W‖ over all modules with a weight",
+        ),
+        Column(
+            "bf16_loss",
+            lambda row: row.subject.bf16_loss,
+            rounded,
+            _share,
+            about="what a merge into bfloat16 weights loses, as a share of ‖ΔW‖",
+        ),
+        Column("errors", lambda row: row.levels["error"]),
+        Column("warnings", lambda row: row.levels["warning"]),
+        Column("notes", lambda row: row.levels["note"]),
+        Column(
+            "findings",
+            lambda row: ", ".join(count(n, level) for level, n in row.levels.items() if n) or "none",
+            "findings",
+            align="left",
+            json=False,
+        ),
+    ]
+    return Table("", columns, verdicts)
+
+
+def headline(verdicts: Sequence[Verdict], collection: Collection | None, run: CheckpointRun | None) -> str:
+    """The strongest fact in one sentence: the faults, or else how the adapters are related and which rank they need."""
+    several = len(verdicts) > 1
+    broken = [verdict for verdict in verdicts if verdict.levels["error"] or verdict.words.startswith("does nothing")]
+    if broken and not several:
+        return f"{broken[0].subject.label} {broken[0].words}."
+    if broken:
+        return f"{len(broken)} of {len(verdicts)} adapters do not work as they are: {_names(broken)}."
+    if run:
+        return f"{len(run.order)} checkpoints of one run: {settled_sentence(run)}."
+    warned = [verdict for verdict in verdicts if verdict.levels["warning"]]
+    total = count(sum(verdict.levels["warning"] for verdict in warned), "warning")
+    if several:
+        warnings = f"{total} for {_names(warned)}" if warned else ""
+        parts = [_relation(verdicts, collection), warnings, _savings_of_all(verdicts)]
+    else:
+        parts = [f"{verdicts[0].subject.label} has {total}" if warned else "", _savings(verdicts[0])]
+    text = "; ".join(filter(None, parts))
+    # If the sentence begins with an adapter's name, its capitalisation is not changed.
+    return f"{text.replace('rank', 'Rank', 1) if text.startswith('rank ') else text}."
+
+
+def _names(verdicts: Sequence[Verdict]) -> str:
+    labels = [verdict.subject.label for verdict in verdicts]
+    # With four names or more the sentence would be too long for a headline.
+    return join_words(labels) if len(labels) < 4 else f"{labels[0]} and {len(labels) - 1} more"
+
+
+def _relation(verdicts: Sequence[Verdict], collection: Collection | None) -> str:
+    """How the two most similar, or most opposed, of several adapters are related."""
+    if collection is None:
+        return "the adapters have no module in common"
+    if not collection.closest:
+        return ""
+    s, t = collection.closest
+    cosine = collection.cosines[s, t]
+    words = in_words(cosine, float(collection.pairs.cosine_z[s, t]))
+    return f"{verdicts[s].subject.label} and {verdicts[t].subject.label} {words} (cosine {signed(cosine)})"
+
+
+def _savings(verdict: Verdict) -> str:
+    """Return in words which rank one adapter needs."""
+    subject, best = verdict.subject, verdict.subject.recommended
+    if verdict.saved is None or best is None:
+        return f"{subject.label} has no rank to choose"
+    if verdict.saved < WORTHWHILE:
+        return f"{subject.label} needs its rank of {verdict.of}"
+    return (
+        f"rank {verdict.needed} of {verdict.of} keeps {percent(1 - best.uniform.error**2)} of {quantity(subject)}, and "
+        f"the file would be {whole_percent(verdict.saved)} smaller"
+    )
+
+
+def _savings_of_all(verdicts: Sequence[Verdict]) -> str:
+    smaller = [verdict for verdict in verdicts if verdict.saved is not None and verdict.saved >= WORTHWHILE]
+    if not smaller:
+        return "each of them needs its rank" if all(verdict.needed is not None for verdict in verdicts) else ""
+    low, high = (whole_percent(bound(float(v.saved or 0) for v in smaller)) for bound in (min, max))
+    which = "all" if len(smaller) == len(verdicts) else _names(smaller)
+    ranks = span([verdict.needed for verdict in smaller if verdict.needed is not None])
+    return f"{which} could be smaller by {low if low == high else f'{low} to {high}'} (rank {ranks})"
+
+
+def summary_sentences(
+    subjects: Sequence[Subject],
+    findings: Sequence[Diagnosis],
+    collection: Collection | None,
+    run: CheckpointRun | None,
+) -> list[str]:
+    """The summary of a report: findings first, then each adapter, then what they are to each other."""
+    lines = [_findings(findings)]
+    if run:
+        lines.append(f"{len(run.order)} checkpoints of one run. {run_sentence(run)}")
+    for subject in subjects:
+        # In a run only the last checkpoint gets a recommendation, because the others are intermediate results.
+        ranks = [] if run and subject is not subjects[run.order[-1]] else _ranks(subject)
+        sentences = [*_energy(subject), *ranks, *_base(subject)]
+        lines += [f"{subject.label}: {' '.join(sentences)}"] if len(subjects) > 1 else sentences
+    # Checkpoints of one run always resemble each other, so this is not reported.
+    if collection and not run:
+        lines += _together([subject.label for subject in subjects], collection)
+    return lines
+
+
+def remarks(subject: Subject) -> list[str]:
+    """The sentences that a page of one adapter shows below its first table."""
+    return [*_energy(subject), *_base(subject)]
+
+
+def _findings(findings: Sequence[Diagnosis]) -> str:
+    causes = [same[0] for same in by_cause(findings)]
+    serious = [finding for finding in causes if finding.level != "note"]
+    if not causes:
+        return "The doctor found nothing wrong."
+    if not serious:
+        return f"The doctor found no errors and no warnings; {count(len(causes), 'note')} below."
+    # Notes are not counted where there are errors or warnings, as a note asks for nothing to be done.
+    numbers = Counter(finding.level for finding in serious)
+    levels = [count(numbers[level], level) for level in LEVELS if numbers[level]]
+    codes = list(dict.fromkeys(finding.code for finding in serious))
+    unlisted = " and more" if len(codes) > LISTED else ""
+    return f"The doctor has {join_words(levels)}: {join_words(codes[:LISTED])}{unlisted}."
+
+
+def _energy(subject: Subject) -> list[str]:
+    if not subject.spectra:
+        return ["Nothing could be measured: every module holds NaN or Inf."]
+    if not subject.norm:
+        return [f"ΔW is 0 in all of its modules ({len(subject.spectra)}): the adapter does nothing."]
+    modules, fewest = len(subject.spectra), half_energy_modules(subject)
+    zero = sum(spectrum.spectral == 0 for spectrum in subject.spectra.values())
+    text = f"{fewest} of {modules} modules hold half of the energy" if modules > 1 else "The adapter has one module"
+    groups = by_kind(subject.spectra)
+    top = max(groups, key=lambda group: group.share)
+    if 1 < len(groups) <= KINDS and top.share > UNEVEN / len(groups):
+        text += f", and {top.name} alone holds {percent(top.share)}"
+    dead = f" In {count(zero, 'module')} ΔW is 0." if zero else ""
+    nominal = span([spectrum.rank for spectrum in subject.spectra.values()])
+    mean = mean_effective_rank(subject.spectra.values())
+    return [f"{text}.{dead}", f"The mean effective rank is {mean:.1f} at a nominal rank of {nominal}."]
+
+
+def _ranks(subject: Subject) -> list[str]:
+    if subject.plan is None or not subject.norm:
+        return []
+    best, by_module = subject.recommended, recommended_point(subject.points, budget=True)
+    text = advice(subject)
+    # A second recommendation is worth a sentence only where it saves enough of the file of the first.
+    if best and by_module and by_module.uniform.bytes < (1 - WORTHWHILE) * best.uniform.bytes:
+        on_inputs = " on the inputs given" if subject.on_data else ""
+        text += (
+            f" With a rank of its own for every module, {size(by_module.budget.bytes)} are enough (ranks "
+            f"{span(by_module.budget.ranks)}, error {percent(by_module.budget.error)}{on_inputs})."
+        )
+    return [text]
+
+
+def _base(subject: Subject) -> list[str]:
+    sentences: list[str] = []
+    rows = full_rank_rows(subject.against_base.amplified)
+    if rows:
+        far, expected = count_far(list(rows.values()))
+        sentences.append(
+            f"In {far} of {len(rows)} modules the base weight is stronger or weaker along the directions of ΔW than "
+            f"along random directions, by more than {FAR:g} standard deviations. Chance alone would give "
+            f"{expected:.2g} such modules."
+        )
+    looked, intruders = subject.against_base.intruder_counts
+    if looked:
+        sentences.append(
+            f"{intruders} of the {looked} leading directions of W + ΔW are intruder dimensions: they resemble no "
+            "singular direction of W."
+        )
+    effects = subject.merge_effects
+    if effects:
+        worst = subject.worst_merge
+        merge, largest = f"A merge into {effects[worst].dtype} weights", effects[worst].rounding.error
+        # The median is given too, because the worst of many modules may be an exception.
+        middle = median(x.rounding.error for x in effects.values())
+        sentences.append(
+            f"{merge} would preserve ΔW: its largest error in any module is {error_in_words(largest)}."
+            if largest < FAITHFUL
+            else f"{merge} would have an error of {percent(middle)} of ‖ΔW‖ in the median module and of "
+            f"{percent(largest)} in the worst, {worst}."
+        )
+    return sentences
+
+
+def _together(labels: Sequence[str], collection: Collection) -> list[str]:
+    sentences = [
+        f"{join_words([labels[t] for t in group])} were initialised with the same random A, so compare them by φ "
+        "of the out side."
+        for group in collection.families
+    ]
+    cosines = collection.cosines
+    if collection.closest:
+        s, t = collection.closest
+        z = float(collection.pairs.cosine_z[s, t])
+        away = f"more than {BEYOND}" if abs(z) > BEYOND else f"{abs(z):.1f}"
+        cosine = f"cosine {signed(cosines[s, t])}, {away} standard deviations from chance"
+        updates = "The two updates" if len(labels) == 2 else f"The updates of {labels[s]} and {labels[t]}"
+        pair = f"{updates} have a"
+        if len(cosines) > 1:
+            pair = f"The largest |cosine| of two adapters is that of {labels[s]} and {labels[t]}:"
+        sentences.append(f"{pair} {cosine}{_verdict(cosines[s, t], z, len(cosines))}.")
+    if not collection.conflicts:
+        return [
+            *sentences,
+            f"No two adapters work against each other in any module: no cosine is both {number(-LARGE)} or less and "
+            f"beyond chance. At {number(-LARGE)} the sum of two updates of equal norm loses {whole_percent(LARGE)} of "
+            "each.",
+        ]
+    conflict = collection.conflicts[0]
+    names = f"{labels[conflict.first]} and {labels[conflict.second]}"
+    place = f"in {conflict.location}: cosine {signed(conflict.cosine)} over {count(conflict.modules, 'module')}"
+    # It is called a conflict only if it has a noticeable effect: a module with little energy may have any cosine.
+    if conflict.cosine <= FIGHT and abs(conflict.weight) >= FELT:
+        return [*sentences, f"The conflict with the largest effect is between {names} {place}."]
+    effect = f"This contributes {number(conflict.weight, 2)} to the cosine of the whole updates"
+    return [*sentences, f"{names} partly work against each other {place}. {effect}."]
+
+
+def _verdict(cosine: float, z: float, pairs: int) -> str:
+    """Whether the largest |cosine| of so many pairs is more than chance would give, and whether it is nearly 1."""
+    # Between two updates of rank 1, |z| exceeds t by chance with a probability of at most e^−t. With more directions
+    # the probability is lower. So the probability that any of the pairs exceeds ln(20·pairs) is at most 1/20. For one
+    # pair this limit is 3.
+    if abs(z) < log(20 * pairs):
+        return ", which is what unrelated adapters would have"
+    if abs(cosine) >= SAME:
+        return f": they {in_words(cosine, z)}"
+    return ": real, but small" if abs(cosine) < LARGE else ""
+
+
+def run_sentence(run: CheckpointRun) -> str:
+    """From which step on the direction of ΔW has settled, and whether φ of the in side means anything, in words."""
+    settled = settled_sentence(run)
+    text = f"{settled[0].upper()}{settled[1:]}"
+    trajectory = run.trajectory
+    if not trajectory.points[-1].frobenius:
+        return f"{text}."
+    if trajectory.settled is not None:
+        text += f": from there on every cosine with the last checkpoint is at least {SETTLED:g}"
+    # The first checkpoint is the farthest from the last. If even its A is close to the last A, all others are too.
+    first = trajectory.points[0]
+    if first.initial >= STUCK and first.phi["in"] > first.phi["out"]:
+        text += ". A stays close to its random initialisation, so φ of the in side is high throughout: judge by the "
+        text += "out side"
+    return f"{text}."
+
+
+def settled_sentence(run: CheckpointRun) -> str:
+    """A clause that says whether the direction of ΔW has settled, without a capital and without a full stop."""
+    trajectory, steps = run.trajectory, run.steps
+    before = trajectory.points[-2].cosine
+    if not trajectory.points[-1].frobenius:
+        return "the last checkpoint is 0, so there is no direction to compare the others with"
+    if trajectory.settled is not None:
+        return f"the direction is settled from step {steps[trajectory.settled]} on (of {steps[-1]})"
+    if isfinite(before):
+        return (
+            f"the direction was still turning: cosine {fixed('.3f')(before)} between steps {steps[-2]} and {steps[-1]}"
+        )
+    return "the checkpoint before the last is 0, so it is unknown whether the direction has settled"
+
+
+def name_on_page(row: MeasuredAdapter, subjects: Sequence[Subject]) -> MeasuredAdapter:
+    """The row of an evaluation under the name that the adapter has on the page, or under the end of its path."""
+    labels = {subject.path: subject.label for subject in subjects}
+    return row._replace(path="the model alone" if row.path is None else labels.get(row.path) or PurePath(row.path).name)
+
+
+def quality_sentence(evaluation: StoredEvaluation) -> str:
+    """The best-known measure of an evaluation, and its values with some adapters."""
+    measured = evaluation.adapters[0].measures
+    measure = next((name for name in MEASURES.get(evaluation.task, ("loss",)) if name in measured), "")
+    texts = f"{count(evaluation.texts, 'text')} of {evaluation.data}"
+    if not measure:
+        return f"{count(len(evaluation.adapters), 'adapter')} measured on {texts}."
+    values = []
+    for row in evaluation.adapters[:NAMED]:
+        value = row.measures.get(measure)
+        parameters = f" ({row.parameters:,} parameters)" if row.parameters is not None else ""
+        text = percent(value) if measure == "accuracy" else number(value)
+        values.append(f"{text} with {row.path}{parameters}")
+    unnamed = len(evaluation.adapters) - NAMED
+    values += [f"{unnamed} more below"] if unnamed > 0 else []
+    return f"On {texts}: {measure} {join_words(values)}."
