@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Literal, final
 
 import numpy as np
 
-from loralens.core.hashes import MUCH, Hasher, sha256
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.merging.apply import MergedBlock, TensorMerge
@@ -94,8 +94,8 @@ class MergeRecorder:
     ) -> None:
         base = merge.plan.base
         self._merge, self._against, self._fidelity = merge, patch_reference(merge), fidelity
-        self._before = sha256(base.nbytes) if hashes and base is not None else None
-        self._after = sha256(merge.plan.source.nbytes) if hashes else None
+        self._before = sha256() if hashes and base is not None else None
+        self._after = sha256() if hashes else None
         self._patch = PatchWriter(base.dtype.itemsize, keep) if undo and base is not None else None
         self._sums: dict[int, FidelitySums] = {}
 
@@ -167,15 +167,15 @@ def patch_reference(merge: TensorMerge) -> Against:
     return "merged"
 
 
-def hash_rows(blocks: Iterable[Array], nbytes: int = MUCH) -> str:
+def hash_rows(blocks: Iterable[Array]) -> str:
     """The SHA-256 of the bytes of a tensor, given in blocks of rows, in hexadecimal digits; ``nbytes`` is its size."""
-    digest = sha256(nbytes)
+    digest = sha256()
     for rows in blocks:
         feed_hash(digest, rows)
     return digest.hexdigest()
 
 
-def feed_hash(digest: Hasher | None, rows: Array) -> None:
+def feed_hash(digest: Any | None, rows: Array) -> None:
     """Add the bytes of some rows to a hash; ``digest`` is None if no hash was requested."""
     if digest is not None:
         digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)

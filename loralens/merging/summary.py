@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from math import sqrt
 from typing import Any, Literal, final
 
-from loralens.core.hashes import sha256
 from loralens.merging.fidelity import Fidelity
 from loralens.merging.record import TensorRecord
 from loralens.tables.numbers import fixed, number
@@ -202,7 +202,7 @@ def model_hash(tensors: Mapping[str, Hashed]) -> str | None:
     lines = [f"{key} {tensor.dtype} {list(tensor.shape)} {tensor.digest}" for key, tensor in sorted(tensors.items())]
     if not lines:
         return None
-    hasher = sha256(sum(map(len, lines)))
+    hasher = sha256()
     for i, line in enumerate(lines):
         hasher.update(("\n" + line if i else line).encode("utf-8"))
     return hasher.hexdigest()

@@ -6,9 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from loralens.errors import OptionError
-from loralens.formats.files.atomic import atomic_file, atomic_path
+from loralens.formats.files.atomic import atomic_file, atomic_path, tidy
 from loralens.formats.files.disk import check_room, disk_errors
-from loralens.formats.files.leftovers import tidy
 from loralens.reporting.document import Report
 from loralens.reporting.html import report_html_parts
 

@@ -79,6 +79,3 @@ def test_integers_are_finite() -> None:
         == count_non_finite(np.array([255], np.uint8))
         == 0
     )
-
-
-

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from loralens.fleet.catalogue.schema import SKETCHES
 from loralens.fleet.sketching.sketches import START_WIDTH, WIDTH, Sketch
-from loralens.formats.files.disk import disk_errors, sync_folder, write_at
-from loralens.formats.files.hold import lock
+from loralens.formats.files.disk import disk_errors, lock, sync_folder, write_at
 
 SLOT = WIDTH + START_WIDTH  # bytes: the sketch of the update, then the start sketch
 

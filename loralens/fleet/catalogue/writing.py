@@ -26,8 +26,7 @@ from loralens.fleet.catalogue.schema import (
     read_small,
 )
 from loralens.fleet.catalogue.slots import SlotWriter, checksum, damaged_slots, read_slots
-from loralens.formats.files.disk import disk_errors, replace_text, sync_folder
-from loralens.formats.files.hold import Hold
+from loralens.formats.files.disk import Hold, disk_errors, replace_text, sync_folder
 
 _COLUMNS = (
     "path", "name", "real", "bytes", "stamp", "status", "reason", "fix", "added", "indexed", "slot", "checksum",

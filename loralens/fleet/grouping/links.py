@@ -9,7 +9,7 @@ import numpy as np
 
 from loralens.fleet.catalogue.members import Member
 from loralens.fleet.sketching.sketches import Sketches
-from loralens.formats.files.walking import folders
+from loralens.formats.files.outside import folders
 
 
 def link_targets(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:

@@ -28,7 +28,7 @@ from loralens.fleet.indexing.engine import Engine, broken_executor, make_chunks
 from loralens.fleet.indexing.measuring import MeasuredFile
 from loralens.fleet.indexing.scanning import FoundFile, look_through, short_names
 from loralens.fleet.indexing.update_result import FileChange, UpdateResult
-from loralens.formats.files.hold import Hold
+from loralens.formats.files.disk import Hold
 from loralens.formats.records.collection import note_repeated_links
 from loralens.tables.numbers import count
 

@@ -1,8 +1,8 @@
 """The record of a merge in floats whose weight is quantised once: hashes, and how much of every update arrives."""
 
+from hashlib import sha256
 from typing import final
 
-from loralens.core.hashes import sha256
 from loralens.core.lazy import Array
 from loralens.linalg.exact import Singles
 from loralens.merging.apply import MergedBlock
@@ -29,8 +29,8 @@ class QuantisedRecord:
         self, plan: TensorPlan, stored: StoredCodes, *, hash_base: bool, hash_merged: bool, fidelity: bool
     ) -> None:
         self._plan, self._stored, self._fidelity = plan, stored, fidelity
-        self._before = sha256(plan.source.nbytes) if hash_base else None
-        self._after = sha256(plan.source.nbytes) if hash_merged else None
+        self._before = sha256() if hash_base else None
+        self._after = sha256() if hash_merged else None
         self._sums: dict[int, QuantisedSums] = {}
 
     def take_base(self, block: MergedBlock) -> None:

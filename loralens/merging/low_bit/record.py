@@ -1,12 +1,12 @@
 """The record of a merge into the codes of one weight, and the bytes of its stored tensor before and after."""
 
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.hashes import sha256
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.weights import CodedWeight, Codes
 from loralens.errors import FormatError
@@ -52,7 +52,7 @@ class CodesRecorder:
         self._ordered = ordered
         self._merge, self._stored, self._hashes, self._fidelity = merge, stored, hashes, fidelity
         self._patch = PatchWriter(1, keep) if undo else None
-        self._before, self._after = "", sha256(stored.nbytes) if hashes else None
+        self._before, self._after = "", sha256() if hashes else None
         self._sums: dict[int, CodesSums] = {}
 
     def blocks(self) -> Iterator[Array]:
@@ -61,7 +61,7 @@ class CodesRecorder:
         if self._patch is not None:
             self._before = proven_hash(weight, stored)
         elif self._hashes:
-            self._before = hash_rows(MatrixRows(stored, as_matrix(stored.shape)).blocks(), stored.nbytes)
+            self._before = hash_rows(MatrixRows(stored, as_matrix(stored.shape)).blocks())
         yield from hashed_rows(weight, self._codes(), self._after, ordered=self._ordered)
 
     def _codes(self) -> Iterator[tuple[int, Codes]]:
@@ -167,8 +167,8 @@ def proven_hash(weight: CodedWeight, stored: LazyArray) -> str:
     assert weight.grid is not None
     grid = weight.grid
     ranges = row_ranges(*as_matrix(weight.shape))
-    again = hash_rows(encode_rows(weight, ((start, grid(start, stop).codes) for start, stop in ranges)), stored.nbytes)
-    if again != hash_rows(MatrixRows(stored, as_matrix(stored.shape)).blocks(), stored.nbytes):
+    again = hash_rows(encode_rows(weight, ((start, grid(start, stop).codes) for start, stop in ranges)))
+    if again != hash_rows(MatrixRows(stored, as_matrix(stored.shape)).blocks()):
         raise FormatError(
             f"{weight.stored}: encoding its {weight.layout} codes again gives other bytes, so no undo file restores it",
             fix="leave the undo file out with --undo none, or write the merged model in floats: --dtype bf16",

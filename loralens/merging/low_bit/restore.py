@@ -1,10 +1,10 @@
 """Unmerging with a patch of codes, which restores the stored tensor of the base; its SHA-256 proves it."""
 
 from collections.abc import Iterator
+from hashlib import sha256
 
 import numpy as np
 
-from loralens.core.hashes import sha256
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.weights import CodedWeight, Codes
 from loralens.errors import FormatError, MismatchError
@@ -47,7 +47,7 @@ def restore_codes(
     # The hash covers neither the scales nor what the configuration says about the layout.
     if weight is None or weight.grid is None or weight.encode is None or weight.shape != undo.matrix:
         raise MismatchError("is not stored as codes that a merge could have moved", fix=ANOTHER)
-    digest = sha256(stored.nbytes)
+    digest = sha256()
     yield from hashed_rows(weight, _restore_blocks(undo, weight), digest, ordered=ordered)
     check_restored(undo, digest.hexdigest())
 

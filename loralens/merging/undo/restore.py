@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, final
 
 import numpy as np
 
-from loralens.core.hashes import sha256
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import MismatchError
 from loralens.linalg.device import Device
@@ -76,7 +76,7 @@ def restore_tensor(undo: TensorUndo, merged: LazyArray, *, device: Device | None
     """
     # Checked before the first row is yielded: a patch applied to other numbers gives a model that is silently wrong.
     check_merged(undo, merged)
-    reader, digest = PatchReader(undo.patch, undo.dtype.itemsize), sha256(merged.nbytes)
+    reader, digest = PatchReader(undo.patch, undo.dtype.itemsize), sha256()
     for rows in _patch_start(undo, merged, device):
         W = reader.block(rows)
         feed_hash(digest, W)
@@ -113,7 +113,7 @@ def check_merged(undo: TensorUndo, merged: LazyArray) -> None:
     # ``undo.matrix`` is the matrix of the base, or of the decoded numbers of a low-bit weight. It fits neither a tensor
     # that the merge resized, nor the stored codes.
     matrix = undo.matrix if merged.shape == undo.shape and not undo.weight else as_matrix(merged.shape)
-    if hash_rows(MatrixRows(merged, matrix).blocks(), merged.nbytes) != undo.merged_hash:
+    if hash_rows(MatrixRows(merged, matrix).blocks()) != undo.merged_hash:
         raise MismatchError(
             "is not as it was merged: it was changed since, or belongs to another merge",
             fix="give the model that this undo file was written for; if adapters were merged later, unmerge them first",

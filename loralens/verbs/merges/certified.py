@@ -14,7 +14,7 @@ from loralens.core.messages import warn
 from loralens.core.weights import CodedWeight
 from loralens.errors import MismatchError, OptionError
 from loralens.formats.models.checkpoint import open_checkpoint
-from loralens.formats.models.model_location import resolve_path
+from loralens.formats.models.model_files import resolve_path
 from loralens.formats.records.merged import (
     BEFORE,
     CERTIFICATE,

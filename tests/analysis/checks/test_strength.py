@@ -264,6 +264,3 @@ def test_shared_starts_are_grouped():
     )
     assert "loralens similarity adapter0 adapter2 --side out" in found[0].fix
     assert found[0].level == "note"
-
-
-
