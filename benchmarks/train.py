@@ -18,7 +18,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from loralens.formats.files.packages import is_installed, model_folder
+from loralens.formats.files.location import is_installed, model_folder
 from loralens.formats.records.corpora import read_corpus
 from loralens.requirements import install_command
 

@@ -22,7 +22,7 @@ from threading import Thread
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
-from loralens.formats.files.packages import is_installed
+from loralens.formats.files.location import is_installed
 from loralens.formats.records.corpora import read_corpus
 from loralens.requirements import install_command
 
@@ -62,7 +62,7 @@ def setting() -> "Setting":
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from benchmarks.train_sides import Setting
-    from loralens.formats.models.model_location import model_path
+    from loralens.formats.models.model_files import model_path
     from loralens.training.losses.own_loss import own_loss
 
     folder = model_path(Path(MODEL))

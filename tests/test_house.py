@@ -192,7 +192,7 @@ def tree_of(file: Path) -> ast.Module:
 
 # Files of the system, and files that this program has just written itself. The index of a fleet has its own checks.
 OPENS = {"cli/demo_steps.py", "cli/terminal.py", "core/memory.py", "formats/files/atomic.py", "formats/files/disk.py"}
-OPENS |= {"formats/files/hold.py", "formats/files/regular.py"}
+OPENS |= {"formats/files/outside.py"}
 
 
 def test_files_from_outside_are_opened_by_one_function() -> None:
@@ -209,7 +209,7 @@ def test_files_from_outside_are_opened_by_one_function() -> None:
         for file in PACKAGE.rglob("*.py")
         if "fleet" not in file.relative_to(PACKAGE).parts and opening.search(file.read_text(encoding="utf-8"))
     }
-    assert found <= OPENS, "open it with loralens.formats.files.regular"
+    assert found <= OPENS, "open it with loralens.formats.files.outside"
 
 
 def test_tables_that_keep_numpy_out_of_help_agree_with_those_they_stand_for() -> None:

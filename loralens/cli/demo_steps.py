@@ -13,7 +13,7 @@ from loralens.cli.terminal import raw_stream, say
 from loralens.core.messages import command_line
 from loralens.errors import OptionError, place, visible
 from loralens.formats.files.disk import check_room, disk_errors
-from loralens.formats.files.packages import is_installed, model_folder
+from loralens.formats.files.location import is_installed, model_folder
 from loralens.reporting.writing import check_report_target
 from loralens.requirements import TEXTS, missing_packages
 from loralens.tables.numbers import count

@@ -1,11 +1,11 @@
 """A hash of the update of an adapter that is the same in every dialect with the same numbers."""
 
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from loralens.core.adapter import Adapter
-from loralens.core.hashes import blake2b
 from loralens.core.lazy import Array, LazyArray, row_blocks
 from loralens.core.lowrank import LowRank
 from loralens.core.names import normal_form

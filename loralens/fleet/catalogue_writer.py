@@ -39,8 +39,7 @@ from loralens.fleet.catalogue import (
     stored_name,
     to_signature,
 )
-from loralens.formats.files.disk import disk_errors, sync_folder
-from loralens.formats.files.hold import Hold
+from loralens.formats.files.disk import Hold, disk_errors, sync_folder
 
 LOG = f"{PART}-wal"  # what was committed to the copy and is not in it yet
 # SQLite would look at these, and delete a file that a journal names. No writer makes them: it has the copy for itself,

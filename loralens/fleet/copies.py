@@ -21,7 +21,7 @@ from loralens.fleet.known_bases import bare_base_name
 from loralens.fleet.likeness import TENSORS, Sameness, judge_sameness, known_steps
 from loralens.formats.files.container import CONFIG
 from loralens.formats.files.location import weights_among
-from loralens.formats.files.walking import folders
+from loralens.formats.files.outside import folders
 from loralens.linalg.pairwise import join_pairs
 
 

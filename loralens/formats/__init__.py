@@ -14,9 +14,8 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Scaling
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.dialects.table import FORMATS, GGUF, WRITTEN_WITH, Format, WriterOptions
-from loralens.formats.files.container import RECORD, Files, Stored, read_json, read_safetensors
-from loralens.formats.files.location import Container, adapter_file, config_beside, container_of
-from loralens.formats.files.safetensors_header import by_width, header_size
+from loralens.formats.files.container import RECORD, Files, Stored, by_width, header_bytes, read_json, read_safetensors
+from loralens.formats.files.location import AdapterPaths, Container, find_adapter
 
 if TYPE_CHECKING:
     from loralens.core.structured import Update
@@ -61,9 +60,9 @@ def load(
     """
     _check_options(format, alpha, scale)
     # A folder or a Hub id becomes the one file that it means, which every message then names.
-    file = adapter_file(Path(path))
-    container = container_of(file)
-    config = _read_config(file, container, base)
+    found = path if isinstance(path, AdapterPaths) else find_adapter(Path(path))
+    file, container = found.file, found.container
+    config = _read_config(found, base)
     with place(file):
         if container == "pickle":
             # The type comes first: whoever installs torch for an IA³ adapter would only meet the next error.
@@ -84,14 +83,13 @@ def load(
     return adapter
 
 
-def _read_config(file: Path, container: Container, base: str | PathLike[str] | None) -> Mapping[str, Any] | None:
-    """The configuration for a file: the one beside it, or for GGUF that of the base model."""
-    if container == "gguf":
+def _read_config(found: AdapterPaths, base: str | PathLike[str] | None) -> Mapping[str, Any] | None:
+    """The configuration for an adapter: the one beside it, or for GGUF that of the base model."""
+    if found.container == "gguf":
         from loralens.formats.models.checkpoint import model_config
 
         return model_config(Path(base)) if base else None
-    config_file = config_beside(file)
-    return read_json(config_file) if config_file else None
+    return read_json(found.config) if found.config else None
 
 
 def _read_with_record(stored: Stored, file: Path, container: Container, name: str | None) -> Adapter:
@@ -119,7 +117,7 @@ def _check_options(name: str | None, alpha: float | None, scale: float | None) -
 
 def _read_stored(file: Path, container: Container) -> Stored:
     if container == "gguf":
-        from loralens.formats.files.gguf.container import read_gguf
+        from loralens.formats.files.gguf_file import read_gguf
 
         return read_gguf(file)
     # The first bytes decide, not the suffix: files are renamed, and safetensors files are called .bin, too.
@@ -335,7 +333,7 @@ def stored_size(stored: Stored, files: Files) -> int:
         write_torch(zeros, counted)
         return counted.size
     numbers = sum(tensor.nbytes for tensor in stored.tensors.values())
-    return header_size(by_width(stored.tensors.items), stored.metadata) + numbers
+    return len(header_bytes(by_width(stored.tensors.items()), stored.metadata)) + numbers
 
 
 class _Counted:
@@ -354,8 +352,8 @@ class _Counted:
 
 def _gguf(stored: Stored) -> int:
     """The size of a GGUF file: header, key-values, entries of tensors, and the numbers padded to the alignment."""
-    from loralens.formats.files.gguf import values as gguf_values  # few files are GGUF
-    from loralens.formats.files.gguf.container import ALIGNMENT
+    from loralens.formats.files import gguf_file as gguf_values  # few files are GGUF
+    from loralens.formats.files.gguf_file import ALIGNMENT
 
     values = dict(gguf_values.from_text(key, text) for key, text in (stored.metadata or {}).items())
     stored_alignment = values.get("general.alignment")

@@ -9,13 +9,13 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from math import prod
 from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from loralens.core.hashes import MUCH, Hasher, sha256
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.weights import CodedWeight, Codes, GridRows, add_squares, round_lengths
@@ -253,7 +253,7 @@ class Codec(ABC):
         """The rows from ``start`` on with D added, and DoRA's factors."""
 
     @abstractmethod
-    def write(self, blocks: Iterable[Any], digest: Hasher | None) -> Iterator[Array]:
+    def write(self, blocks: Iterable[Any], digest: Any | None) -> Iterator[Array]:
         """Yield what is written, and feed it to a hash in the order of the file."""
 
     def hash_before(self, *, proven: bool) -> str | None:
@@ -362,7 +362,7 @@ class FloatCodec(Codec):
                 merged[row] = rows[k].astype(merged.dtype)
         return merged
 
-    def write(self, blocks: Iterable[MergedBlock], digest: Hasher | None) -> Iterator[Array]:
+    def write(self, blocks: Iterable[MergedBlock], digest: Any | None) -> Iterator[Array]:
         """Yield the merged rows."""
         for block in blocks:
             feed_hash(digest, block.merged)
@@ -395,7 +395,7 @@ class Nf4Codec(FloatCodec):
             block.written = self._packed(codes, absmax)
         return block
 
-    def write(self, blocks: Iterable[MergedBlock], digest: Hasher | None) -> Iterator[Array]:
+    def write(self, blocks: Iterable[MergedBlock], digest: Any | None) -> Iterator[Array]:
         """Yield the part in order."""
         for rows in self._new_rows(blocks):
             feed_hash(digest, rows)
@@ -482,7 +482,7 @@ class GgmlCodec(FloatCodec):
         block.written = quantised.stored.reshape(len(numbers), -1)
         return block
 
-    def write(self, blocks: Iterable[MergedBlock], digest: Hasher | None) -> Iterator[Array]:
+    def write(self, blocks: Iterable[MergedBlock], digest: Any | None) -> Iterator[Array]:
         """Yield the bytes of the rows in their own order."""
         rows = ((block.start, block.written) for block in blocks if block.written is not None)
         return file_rows(rows, self._order, digest, ordered=True)
@@ -571,7 +571,7 @@ class GridCodec(Codec):
         draws = Draws.named(self.rounding.seed, self.rounding.key)
         return uniform_numbers(draws, start * shape[1], prod(shape)).reshape(shape)
 
-    def write(self, blocks: Iterable[GridBlock], digest: Hasher | None) -> Iterator[Array]:
+    def write(self, blocks: Iterable[GridBlock], digest: Any | None) -> Iterator[Array]:
         """Yield the bytes of the rows."""
         codes = ((block.start, block.codes) for block in blocks)
         return encoded_rows(self.weight, codes, digest, ordered=self._ordered)
@@ -585,11 +585,11 @@ class GridCodec(Codec):
             It gives other bytes, so no undo file could restore the tensor.
         """
         assert self.before is not None
-        weight, nbytes = self.weight, self.before.nbytes
-        stored = hash_rows(matrix_blocks(self.before), nbytes)
+        weight = self.weight
+        stored = hash_rows(matrix_blocks(self.before))
         ranges = row_ranges(*as_matrix(weight.shape)) if proven else []
         codes = ((start, self.rows(start, stop).codes) for start, stop in ranges)
-        if proven and stored != hash_rows(encoded_rows(weight, codes, None), nbytes):
+        if proven and stored != hash_rows(encoded_rows(weight, codes, None)):
             raise FormatError(
                 f"{weight.stored}: encoding its {weight.layout} codes again gives other bytes, so no undo file "
                 "restores it",
@@ -618,7 +618,7 @@ def codes_as_bytes(codes: Codes, lowest: int) -> Bytes:
 
 
 def encoded_rows(
-    weight: CodedWeight, blocks: Iterable[tuple[int, Codes]], digest: Hasher | None, *, ordered: bool = False
+    weight: CodedWeight, blocks: Iterable[tuple[int, Codes]], digest: Any | None, *, ordered: bool = False
 ) -> Iterator[Bytes]:
     """Yield the bytes of codes, from the first row and the codes of every block; for the rest see `file_rows`."""
     encode = weight.encode
@@ -631,7 +631,7 @@ def encoded_rows(
 
 
 def file_rows(
-    blocks: Iterable[tuple[int, Bytes]], order: NDArray[np.intp] | None, digest: Hasher | None, *, ordered: bool = False
+    blocks: Iterable[tuple[int, Bytes]], order: NDArray[np.intp] | None, digest: Any | None, *, ordered: bool = False
 ) -> Iterator[Bytes]:
     """Yield the bytes of rows in the order of the file, and feed them to a hash in this order.
 
@@ -655,15 +655,15 @@ def file_rows(
             yield tensor
 
 
-def hash_rows(blocks: Iterable[Array], nbytes: int = MUCH) -> str:
+def hash_rows(blocks: Iterable[Array]) -> str:
     """The SHA-256 of the bytes of a tensor, given in blocks of rows, in hexadecimal digits; ``nbytes`` is its size."""
-    digest = sha256(nbytes)
+    digest = sha256()
     for rows in blocks:
         feed_hash(digest, rows)
     return digest.hexdigest()
 
 
-def feed_hash(digest: Hasher | None, rows: Array) -> None:
+def feed_hash(digest: Any | None, rows: Array) -> None:
     """Add the bytes of some rows to a hash; ``digest`` is None if no hash was requested."""
     if digest is not None:
         digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)

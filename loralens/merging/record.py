@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from math import sqrt
 from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 
-from loralens.core.hashes import sha256
 from loralens.core.lazy import Array
 from loralens.merging.codec import Against, Block, DoraFactors, StoredCodes, TensorMerge, feed_hash
 from loralens.merging.fidelity import Fidelity, FidelitySums
@@ -88,8 +88,8 @@ class MergeRecorder:
         itemsize = 1 if self._against == "codes" else self._base.dtype.itemsize if self._base is not None else 0
         self._patch = PatchWriter(itemsize, keep) if undo and self._base is not None else None
         hashed = hashes or (self._against == "codes" and self._patch is not None)
-        self._before = sha256(self._base.nbytes) if hashed and self._base is not None else None
-        self._after = sha256(merge.plan.source.nbytes) if hashes else None
+        self._before = sha256() if hashed and self._base is not None else None
+        self._after = sha256() if hashes else None
         self._base_hash: str | None = None
         self._sums: dict[int, FidelitySums] = {}
 
@@ -323,7 +323,7 @@ def model_hash(tensors: Mapping[str, Hashed]) -> str | None:
     lines = [f"{key} {tensor.dtype} {list(tensor.shape)} {tensor.digest}" for key, tensor in sorted(tensors.items())]
     if not lines:
         return None
-    hasher = sha256(sum(map(len, lines)))
+    hasher = sha256()
     for i, line in enumerate(lines):
         hasher.update(("\n" + line if i else line).encode("utf-8"))
     return hasher.hexdigest()

@@ -37,6 +37,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import pairwise
 from math import prod
 from typing import Any, Self, final, get_args
@@ -44,7 +45,6 @@ from typing import Any, Self, final, get_args
 import ml_dtypes  # noqa: F401 - teaches NumPy the names of narrow floats
 import numpy as np
 
-from loralens.core.hashes import sha256
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.weights import CodedWeight, Codes
@@ -160,12 +160,12 @@ def restore_tensor(
     # that the merge resized, nor the stored codes.
     matrix = undo.matrix if merged.shape == undo.shape and not undo.weight else as_matrix(merged.shape)
     # Checked before the first row is yielded: a patch applied to other numbers gives a model that is silently wrong.
-    if hash_rows(MatrixRows(merged, matrix).blocks(), merged.nbytes) != undo.merged_hash:
+    if hash_rows(MatrixRows(merged, matrix).blocks()) != undo.merged_hash:
         raise MismatchError(
             "is not as it was merged: it was changed since, or belongs to another merge",
             fix=f"{_ANOTHER}; if adapters were merged later, unmerge them first",
         )
-    digest = sha256(merged.nbytes)
+    digest = sha256()
     if undo.weight:
         # The hash covers neither the scales nor what the configuration says about the layout.
         if weight is None or weight.grid is None or weight.encode is None or weight.shape != undo.matrix:
@@ -322,7 +322,7 @@ def _subtract_block(block: MergedBlock, doubt: Doubt) -> Array:
 
 def text_digest(headers: Mapping[str, str], texts: Mapping[str, str]) -> str:
     """The SHA-256 of the texts of an undo file; its arrays have hashes of their own."""
-    digest = sha256(sum(map(len, (*headers.values(), *texts.values()))))
+    digest = sha256()
     # Sorted and in ASCII, so that the digest depends on the texts alone.
     for part in json.JSONEncoder(ensure_ascii=True).iterencode([sorted(headers.items()), sorted(texts.items())]):
         # In pieces, since the header of a large base is long.

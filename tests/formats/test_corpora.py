@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.formats.files.packages import is_installed
+from loralens.formats.files.location import is_installed
 from loralens.formats.records import corpora
 from loralens.formats.records.corpora import CORPORA, HELD_OUT, VALIDATION, Corpus, Split, read_corpus
 from loralens.requirements import install_command

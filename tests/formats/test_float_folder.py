@@ -15,11 +15,10 @@ from gguf import GGUFValueType
 
 import loralens
 from loralens.errors import FormatError, OptionError
-from loralens.formats.files.location import existing_path, known_folder
-from loralens.formats.files.packages import gguf_file
-from loralens.formats.models import float_folder
+from loralens.formats.files.location import existing_path, gguf_file, known_folder
+from loralens.formats.models import base_cache as float_folder
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
-from loralens.formats.models.model_location import model_path, resolve_path
+from loralens.formats.models.model_files import model_path, resolve_path
 from tests import ggufs
 from tests.formats.test_packages import Site, site  # noqa: F401 - a fixture
 
@@ -91,21 +90,6 @@ def test_the_folder_has_every_number_and_is_made_once(
     with pytest.raises(FormatError, match="transformers cannot make a configuration and a tokenizer"):
         resolve_path(Path(NAME))
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-
-
-def test_two_processes_may_make_it_at_once(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_beside(gguf: Path, model: object, folder: Path) -> None:
-        """What transformers writes; meanwhile another process finishes the same folder."""
-        target = folder.parent / folder.name.split(".")[1]
-        target.mkdir()
-        for name in ("config.json", "model.safetensors"):
-            (target / name).write_text("{}")
-        (folder / "config.json").write_text("{}")
-
-    monkeypatch.setattr(float_folder, "_write_beside", write_beside)
-    folder = model_path(Path(NAME))
-    assert (folder / "model.safetensors").read_text() == "{}"
-    assert len(list(folder.parent.iterdir())) == 1
 
 
 def test_one_file_under_two_names_is_one_folder(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.stored import Moment, Moments
 from loralens.errors import LoraLensError
-from loralens.formats.files.shards import weight_files
+from loralens.formats.models.model_files import weight_files
 from loralens.formats.records.results import load_moments, read_recipe, save_moments
 from loralens.formats.records.training import read_run
 from tests.bases import sharded, tensors

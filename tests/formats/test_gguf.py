@@ -16,9 +16,9 @@ from loralens.errors import FormatError, LoraLensError, MismatchError, OptionErr
 from loralens.formats.dialects.gguf import architectures as gguf_rows
 from loralens.formats.dialects.gguf import reader as gguf
 from loralens.formats.dialects.gguf.writer import write
+from loralens.formats.files import gguf_file as gguf_values
 from loralens.formats.files.container import Stored, read_safetensors
-from loralens.formats.files.gguf import values as gguf_values
-from loralens.formats.files.gguf.container import read_gguf, write_gguf
+from loralens.formats.files.gguf_file import read_gguf, write_gguf
 from tests.formats.stores import assert_same_tensors
 from tests.formats.test_fuzz import read_everything
 from tests.marks import examples

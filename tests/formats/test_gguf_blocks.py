@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.core.lazy import LazyArray
-from loralens.formats.files.gguf.types import TENSOR_TYPES
+from loralens.formats.files.gguf_file import TENSOR_TYPES
 from loralens.formats.models.low_bit.gguf_layouts import (
     LAYOUTS,
     SLAB,

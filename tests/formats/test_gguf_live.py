@@ -10,8 +10,8 @@ import pytest
 import loralens
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
+from loralens.formats.models.base_cache import float_folder
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
-from loralens.formats.models.float_folder import float_folder
 from loralens.formats.models.gguf_writer import write_gguf_copy
 from loralens.formats.models.model_files import model_files
 from tests import tolerances

@@ -11,9 +11,8 @@ from safetensors.numpy import save_file
 
 from loralens.errors import FormatError
 from loralens.formats.files.location import snapshot
-from loralens.formats.files.relative_name import check_relative_name, is_relative_name, path_to_write
-from loralens.formats.files.shards import weight_files
-from loralens.formats.models.model_files import model_files
+from loralens.formats.files.outside import check_relative_name, is_relative_name, path_to_write
+from loralens.formats.models.model_files import model_files, weight_files
 from loralens.formats.models.model_writer import write_model
 from tests.bases import sharded, single, tensors
 

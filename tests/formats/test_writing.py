@@ -1,6 +1,5 @@
 """Writing: whole or not at all, the same bytes for the same input, and readable by everybody else."""
 
-import errno
 import json
 import os
 import resource
@@ -18,11 +17,9 @@ from safetensors.torch import load_file
 import loralens
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, LoraLensError, OptionError
-from loralens.formats.files import disk, writing
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import DTYPES, Stored, read_json, read_safetensors
 from loralens.formats.files.writing import write_file, write_folder, write_safetensors
-from tests.formats.blobs import limits
 
 MODEL, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 CONFIG_FIELDS = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"], "base_model_name_or_path": "é"}
@@ -147,15 +144,6 @@ def test_a_failure_leaves_what_was_there(write, error, tmp_path):
 
 
 @forms
-@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
-def test_a_failure_leaves_nothing_new(write, error, tmp_path):
-    target = tmp_path if write is as_file else tmp_path / "new"
-    with pytest.raises((type(error), LoraLensError)):
-        write(failing(error), target, overwrite=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-@forms
 def test_a_configuration_that_is_no_json(write, tmp_path):
     write(stored(), tmp_path, overwrite=True)
     before = tree(tmp_path)
@@ -190,44 +178,6 @@ def test_no_room_on_the_disk(write, nbytes, tmp_path):
 
 
 @forms
-def test_no_room_for_the_configuration_alone(write, tmp_path):
-    write(stored(), tmp_path, overwrite=True)
-    before = tree(tmp_path)
-    with room(2000), pytest.raises(FormatError, match=rf"{CONFIG}: cannot be written: File too large"):
-        write(stored(2.0, {**CONFIG_FIELDS, "note": "x" * 4000}), tmp_path, overwrite=True)
-    assert tree(tmp_path) == before  # new factors under an old α would be of another scale
-
-
-def test_a_full_disk(tmp_path, monkeypatch):
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    write_folder(stored(), tmp_path, overwrite=True)
-    before = tree(tmp_path)
-    monkeypatch.setattr(os, "fsync", full)  # with delayed allocation, the first to hear of it
-    with pytest.raises(FormatError, match=f"{tmp_path}/.*: cannot be written: No space left on device"):
-        write_folder(stored(2.0), tmp_path, overwrite=True)
-    assert tree(tmp_path) == before
-
-
-def test_ctrl_c_at_the_last_moment(tmp_path, monkeypatch):
-    def interrupt(_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_folder(stored(), tmp_path / "new", overwrite=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_that_the_library_refuses_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "write_tensors", lambda stream, *_, **__: stream.write(b"no file"))
-    with pytest.raises(FormatError, match="safetensors cannot read what was written"):
-        write_folder(stored(), tmp_path / "new", overwrite=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-@forms
 def test_what_exists_is_replaced_only_where_asked(write, tmp_path):
     write(stored(), tmp_path, overwrite=True)
     before = tree(tmp_path)
@@ -238,14 +188,6 @@ def test_what_exists_is_replaced_only_where_asked(write, tmp_path):
     write(stored(2.0), tmp_path, overwrite=True)
     assert set(tree(tmp_path)) == {MODEL, CONFIG, "README.md"}
     assert (read_safetensors(tmp_path / MODEL).tensors["base_model.model.q.lora_A.weight"].read() == 2).all()
-
-
-def test_a_configuration_alone_is_not_replaced_either(tmp_path):
-    (tmp_path / CONFIG).write_text("{}")
-    for target in (stored(), stored(config=None)):
-        with pytest.raises(OptionError, match=f"{CONFIG}: exists"):
-            as_file(target, tmp_path, overwrite=False)
-    assert tree(tmp_path) == {CONFIG: b"{}"}
 
 
 @forms
@@ -280,13 +222,6 @@ def test_over_the_very_file_that_is_read(name, tmp_path):
     again = loralens.load(tmp_path)["q"]
     assert again.B.tobytes() == module.B.tobytes()
     assert read_json(tmp_path / CONFIG) == CONFIG_FIELDS
-
-
-def test_missing_parents(tmp_path):
-    write_folder(stored(), tmp_path / "a" / "b" / "c", overwrite=False)
-    assert set(tree(tmp_path)) == {f"a/b/c/{MODEL}", f"a/b/c/{CONFIG}"}
-    write_file(stored(), tmp_path / "x" / "y" / MODEL, overwrite=False)
-    assert set(tree(tmp_path / "x")) == {f"y/{MODEL}", f"y/{CONFIG}"}
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -332,36 +267,6 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path):
     assert not (tmp_path / MODEL).is_symlink()
 
 
-@pytest.mark.parametrize(("size", "held"), [(1 << 20, 2 * writing.AHEAD_THREADS), (writing.AHEAD + 1, 1)])
-def test_few_small_tensors_are_held_and_one_large_tensor(size, held, tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "processor_count", lambda: 64)
-    count = 40 if held > 1 else 4
-    tensors = {f"{i}": LazyArray(lambda: np.zeros(size, np.uint8), shape=(size,), dtype=np.uint8) for i in range(count)}
-    # With the tensor that is written, those that threads have just begun, and what LazyArray copies.
-    with limits(count, (held + 5) * size):
-        write_safetensors(Stored(tensors), tmp_path / "big")
-    assert (tmp_path / "big").stat().st_size > count * size
-
-
-def test_replacing_a_file_of_any_kind(tmp_path):
-    with atomic_file(tmp_path / "a.txt") as stream:
-        stream.write(b"new")
-        assert not (tmp_path / "a.txt").exists()
-    assert tree(tmp_path) == {"a.txt": b"new"}
-
-
-def test_a_dry_run_refuses_what_the_disk_would(tmp_path, monkeypatch):
-    adapter = loralens.load(made(tmp_path / "in"))
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(OptionError, match="file: is a file, not a folder"):
-        loralens.save(adapter, tmp_path / "file" / "x", dry_run=True)
-    loralens.save(adapter, tmp_path / "new" / "deep", dry_run=True)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(OptionError, match="may not be written to"):
-        loralens.save(adapter, tmp_path / "new", dry_run=True)
-    assert not (tmp_path / "new").exists()
-
-
 @pytest.mark.parametrize(
     ("there", "target", "overwrite", "message"),
     [
@@ -379,31 +284,6 @@ def test_a_dry_run_refuses_what_writing_would(dry_run, there, target, overwrite,
     with pytest.raises(OptionError, match=message):
         loralens.save(adapter, tmp_path / target, overwrite=overwrite, dry_run=dry_run)
     assert set(tree(tmp_path)) == {f"in/{MODEL}", f"in/{CONFIG}", there}
-
-
-def test_the_disk_is_told_to_begin_while_tensors_are_made(tmp_path, monkeypatch):
-    if not hasattr(os, "posix_fadvise"):
-        pytest.skip("this system has no such call")
-    told = []
-    monkeypatch.setattr(disk, "HURRY", 256)
-    monkeypatch.setattr(os, "posix_fadvise", lambda fd, start, count, what: told.append((start, count)))
-    arrays = {f"t{i}": np.arange(100 + i, dtype=np.float32) for i in range(9)}
-    write_safetensors(Stored({key: LazyArray.of(array) for key, array in arrays.items()}), tmp_path / "a.safetensors")
-    assert told
-    assert all(start % 256 == 0 and count % 256 == 0 for start, count in told)
-    assert sorted(told) == told
-    for key, array in load_file(tmp_path / "a.safetensors").items():
-        np.testing.assert_array_equal(array, arrays[key])
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_what_replaces_a_pipe_does_not_keep_its_permissions(tmp_path):
-    target = tmp_path / "a.safetensors"
-    os.mkfifo(target)
-    target.chmod(0o666)
-    with atomic_file(target) as stream:
-        stream.write(b"x")
-    assert not stat.S_IMODE(target.stat().st_mode) & 0o022
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])

@@ -26,7 +26,7 @@ def test_chat_data_is_learned_and_peft_gives_the_same_logits(dtype: str, pack: b
     peft = pytest.importorskip("peft")
     if dtype == "nf4":
         pytest.importorskip("bitsandbytes")
-    from loralens.formats.models.model_location import model_path
+    from loralens.formats.models.model_files import model_path
 
     folder = model_path(Path(MODEL))
     records = [

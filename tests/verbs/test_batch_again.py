@@ -9,7 +9,7 @@ import pytest
 
 import loralens
 from loralens.errors import OptionError
-from loralens.formats.files.hold import Hold
+from loralens.formats.files.disk import Hold
 from tests.verbs.batches import files_under, lay_adapters, statuses
 
 SKIPPED = {"a": "exists", "b": "exists"}
@@ -67,8 +67,8 @@ def test_a_folder_without_weights_is_no_output(folder: Path) -> None:
 
 def test_what_a_killed_run_has_moved_aside_is_restored_and_skipped(folder: Path) -> None:
     before = files_under(folder)
-    (folder / "out/a").rename(folder / "out/.a.4000000.old")
-    (folder / "out/.b.4000000.part").mkdir()
+    (folder / "out/a").rename(folder / "out/.a.old")
+    (folder / "out/.b.part").mkdir()
     assert statuses(scale()) == SKIPPED
     assert files_under(folder) == before
     assert not list((folder / "out").glob(".*"))

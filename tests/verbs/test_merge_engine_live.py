@@ -9,8 +9,8 @@ import pytest
 from gguf import GGUFReader, quants
 
 import loralens
+from loralens.formats.models.base_cache import float_folder
 from loralens.formats.models.checkpoint import model_config
-from loralens.formats.models.float_folder import float_folder
 from tests import ggufs
 from tests.formats.test_gguf_base import real_file
 

@@ -97,7 +97,7 @@ def test_of_two_merges_at_once_one_is_refused(tmp_path: Path) -> None:
     pid = forked(lambda: loralens.merge(adapter, base=base, output=out, bits="keep", overwrite=True), wait)
     os.read(reached, 1)
     try:
-        with pytest.raises(OptionError, match="another run is writing there at this moment"):
+        with pytest.raises(OptionError, match="a run is going on there at this moment"):
             loralens.merge(adapter, base=base, output=out, bits="keep", overwrite=True)
     finally:
         os.write(let_go, b"!")

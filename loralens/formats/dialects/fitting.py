@@ -21,7 +21,7 @@ from loralens.core.structured import Update
 from loralens.errors import LEAVE_OUT, OptionError, place
 from loralens.formats.dialects.pairs import Fields
 from loralens.formats.files.container import Stored
-from loralens.formats.files.gguf.values import plain_values
+from loralens.formats.files.gguf_file import plain_values
 
 FUSED = "gate_up_proj"
 STACKS = (FUSED, "down_proj")  # the parameters of the experts in transformers

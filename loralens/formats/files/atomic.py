@@ -1,45 +1,77 @@
-"""Writing a file or folder that appears complete or not at all, whatever interrupts the process.
+"""Writing files and folders that appear complete or not at all, whatever interrupts the process.
 
-The new file or folder is written beside its target, under a hidden name that contains the process id. It is renamed
-once it is completely on the disk. If the target is a folder that exists, it is renamed out of the way first. So the old
-or the new one is complete at every moment, even after a power failure. The next run removes the leftovers of a killed
-one.
+What is unfinished stands beside its target ``NAME`` under a hidden name:
+
+==============  =====================================================================================================
+``.NAME.part``  the new content, which takes the name of the target once it is complete and on the disk
+``.NAME.old``   the old folder, between the two renames that replace it
+``.NAME.pair``  a folder with old weights and the files that belong to them, while new ones take their places
+==============  =====================================================================================================
+
+The process that writes holds a lock on it, which the system releases however the process ends. So another run is
+refused meanwhile, and a later one can tell what a killed run has left: it removes it, and restores what was moved aside
+and not yet replaced.
 """
 
-import errno
 import os
+import re
 import shutil
-from collections.abc import Callable, Collection, Container, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
+from stat import S_IMODE, S_ISDIR, S_ISREG
+from time import sleep
 from typing import BinaryIO
 
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.files.apart import Input, check_apart
-from loralens.formats.files.disk import check_room, disk_errors, flush, sync, sync_folder
-from loralens.formats.files.hold import lock_or_refuse
-from loralens.formats.files.leftovers import check_alone, hidden_path, keep_mode, remove, reserve, tidy
+from loralens.formats.files.container import CONFIG, RECORD
+from loralens.formats.files.disk import check_room, disk_errors, flush, lock, lock_or_refuse, sync, sync_folder
 
-# The errors of a rename if the target is a mount point (EBUSY, EXDEV), or if its folder may not be written to, or is
-# sticky and belongs to another user (EACCES, EPERM).
-_IMMOVABLE = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM)
-# Those of a rename to a folder that has appeared at the target.
-_OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)
+Input = tuple[str, Path]  # what it is in words, such as "the base", and its path
+# Opens a stream for the file that will be at a path: `atomic_file` for a single file, `replaced_together` for several.
+Put = Callable[[Path], AbstractContextManager[BinaryIO]]
+
+COMPANIONS = (CONFIG, f"{RECORD}.json")  # the files that may lie beside weights and belong to them
+_NONE = ".none"  # NAME.none in a .pair says that there was no file NAME
+_ENDS = ("part", "old", "pair")
+_HIDDEN = re.compile(rf"\.(.+)\.(?:{'|'.join(_ENDS)})", re.DOTALL)  # a name may contain anything, also a line end
+_ATTEMPTS, _PAUSE = 50, 0.01  # to take a lock, and the seconds between two of them
 _EXISTS_FIX = "choose another target, or give --overwrite"
+_INPUT_FIX = "choose a target outside the inputs: what is read is never written to"
+MEANWHILE = "another run has written there meanwhile"
 
 
-class ImmovableError(Exception):
-    """The old file or folder at a target cannot be renamed; it is unchanged."""
+def check_apart(target: Path, inputs: Iterable[Input], *, within: bool = True) -> None:
+    """Refuse a target that is an input, contains one, or (with ``within``) lies inside one.
+
+    Links are followed on both sides.
+    """
+    target_path = Path(os.path.realpath(target))
+    with place(target):
+        for what, path in inputs:
+            # The input may be a link itself. Then both matter: the link, which must not be replaced, and its other end.
+            for input_path in {Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name}:
+                if _is_same_place(target_path, input_path):
+                    raise OptionError(f"is {what} itself", fix=_INPUT_FIX)
+                if any(_is_same_place(target_path, folder) for folder in input_path.parents):
+                    raise OptionError(f"holds {what}", fix=_INPUT_FIX)
+                if within and any(_is_same_place(folder, input_path) for folder in target_path.parents):
+                    raise OptionError(f"lies within {what}", fix=_INPUT_FIX)
+
+
+def _is_same_place(first: Path, second: Path) -> bool:
+    """Whether two paths are the same place, also where case is ignored, or a folder is mounted twice."""
+    try:
+        # Two hard links are one file with two names. Replacing one name does not change the other, so a file is the
+        # same place only if its folder is the same too.
+        same = first.samefile(second) and (first.is_dir() or first.parent.samefile(second.parent))
+    except OSError:
+        same = False
+    return same or first == second
 
 
 def check_write_target(target: Path, inputs: Collection[Input], *, folder: bool, overwrite: bool) -> None:
-    """Refuse a target that exists or cannot be replaced, or that overlaps with an input.
-
-    Raises
-    ------
-    OptionError
-        The message says why.
-    """
+    """Refuse a target that exists or cannot be replaced, or that overlaps with an input."""
     check_apart(target, inputs)
     if target.exists() and not overwrite:
         raise OptionError("exists", fix=_EXISTS_FIX)
@@ -48,37 +80,21 @@ def check_write_target(target: Path, inputs: Collection[Input], *, folder: bool,
         kinds = "a folder, but {} is a file" if target.is_dir() else "a file, but {} is a folder"
         raise OptionError(f"is {kinds.format(what)}", fix="give a folder for a folder, a file for a file")
     # Otherwise the error would appear only at the final rename, possibly after hours of work.
-    if target.is_dir() and (why := why_immovable(target)):
+    if target.is_dir() and (why := _why_immovable(Path(os.path.realpath(target)))):
         raise OptionError(f"cannot be replaced: {why}", fix="choose another target")
     check_room(target)
 
 
-def why_immovable(folder: Path) -> str | None:
-    """The reason why a folder cannot be replaced, as far as it can be known beforehand; None if there is none.
-
-    A process whose working directory is the folder would stay in the old one, which is removed.
-    """
-    real = Path(os.path.realpath(folder))
+def _why_immovable(folder: Path) -> str | None:
+    """The reason why a folder cannot be renamed, as far as it can be known beforehand; None if there is none."""
     with suppress(OSError):  # the working directory may have been removed
         working_folder = Path.cwd().resolve()
-        if real == working_folder or real in working_folder.parents:
+        # A process whose working directory is the folder would stay in the old one, which is removed.
+        if folder == working_folder or folder in working_folder.parents:
             return "the current directory is in it"
-    # ismount compares the device with that of the parent folder, and finds no difference for a bound folder.
-    if os.path.ismount(real) or _is_bound(real):
+    if os.path.ismount(folder):
         return "a disk is mounted there"
-    return None if os.access(real.parent, os.W_OK | os.X_OK) else "the folder it is in may not be written to"
-
-
-def _is_bound(folder: Path) -> bool:
-    """Whether a folder of the same disk is mounted (bound) there. Only Linux says so, in ``/proc/self/mountinfo``."""
-    # That file writes blanks, tabs, line ends and backslashes of a path in octal (proc_pid_mountinfo(5)).
-    name = "".join(f"\\{ord(letter):03o}" if letter in " \t\n\\" else letter for letter in str(folder))
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return False
-    # The fifth field is the mount point.
-    return any(fields[4] == name for line in lines if len(fields := line.split(" ")) > 4)
+    return None if os.access(folder.parent, os.W_OK | os.X_OK) else "the folder it is in may not be written to"
 
 
 def check_space(target: Path, needed: int) -> None:
@@ -90,100 +106,261 @@ def check_space(target: Path, needed: int) -> None:
         raise FormatError(what, fix="free some space, or choose another place").at(str(target))
 
 
-def check_still_free(target: Path, *, overwrite: bool) -> None:
-    """Refuse a target that another run has written since `check_write_target`, or is writing now.
-
-    It is called within the block of `atomic_path`.
-    """
-    with place(target):
-        check_alone(target)
-    check_not_written(target, overwrite=overwrite)
+# ---- Hidden names and their locks
 
 
-def check_not_written(target: Path, *, overwrite: bool) -> None:
-    """Refuse a target that another run has written since `check_write_target`."""
-    if target.exists() and not overwrite:
-        raise OptionError("another run has written there meanwhile", fix=_EXISTS_FIX).at(str(target))
+def _hidden(target: Path, end: str) -> Path:
+    return target.with_name(f".{target.name}.{end}")
 
 
 @contextmanager
-def atomic_path(
-    target: Path, *, folder: bool, overwrite: bool, without: Collection[str] | None = None
-) -> Iterator[Path]:
+def reserve(target: Path, *, folder: bool = False, end: str = "part", wait: bool = False) -> Iterator[Path]:
+    """Make a hidden file or folder beside ``target``, which is removed after the block unless it was renamed.
+
+    Folders on the way to the target are made, and stay even if the block fails. With ``wait``, another run that writes
+    to the same target is waited for, instead of an OptionError.
+    """
+    path = _hidden(target, end)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _make(path, folder=folder, wait=wait)
+    # Nobody reads what is written while it is not complete, who could not read what it replaces.
+    keep_mode(target, path, also=0o700 if folder else 0o600)
+    try:
+        yield path
+    finally:
+        remove(path)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _make(path: Path, *, folder: bool, wait: bool) -> int | None:
+    """Make a file or folder and lock it; returns the descriptor of the lock, or None on a disk without locks."""
+    attempt = 0
+    while True:
+        new = True
+        try:
+            if folder:
+                path.mkdir()
+            else:
+                path.touch(exist_ok=False)
+        except FileExistsError:
+            new = False
+        try:
+            descriptor = lock_or_refuse(path, wait=wait)
+        except OptionError:
+            # A run that tidies up may hold the lock for a moment.
+            attempt += 1
+            if attempt == _ATTEMPTS:
+                raise
+            sleep(_PAUSE)
+            continue
+        if descriptor is None and os.path.lexists(path):
+            if new:
+                return None
+            what = "another run is writing there at this moment, or one was killed"
+            raise OptionError(what, fix=f"wait for its end; if no run is writing there, remove {path}")
+        if descriptor is not None:
+            if _is_at(path, descriptor):
+                if new:
+                    return descriptor
+                remove(path)  # what a killed run left is not written into: it may be a link
+            os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether a path still names the opened file, which may have been removed or renamed before it was locked."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def keep_mode(old: Path, new: Path, *, also: int = 0) -> None:
+    """Give a new file or folder the permissions of the one that it replaces, if there is one; ``also`` are added."""
+    with suppress(OSError):  # nothing is replaced, or the disk has no permissions
+        mode = old.stat().st_mode
+        # Everybody may write to a device, and may have written to a pipe.
+        if S_ISREG(mode) or S_ISDIR(mode):
+            new.chmod(S_IMODE(mode) | also)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with everything in it, as far as the system allows."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _places(target: Path) -> set[Path]:
+    """A target and the path that it links to: if a folder is a link, the folder to which it links is replaced."""
+    return {path for path in (target, Path(os.path.realpath(target))) if path.name}
+
+
+@contextmanager
+def _claim(path: Path) -> Iterator[bool]:
+    """Tell whether a hidden path is there and abandoned; no other process can take it during the block."""
+    try:
+        descriptor = lock(path)
+    except BlockingIOError:
+        descriptor = None
+    if descriptor is None:
+        yield False
+        return
+    try:
+        yield _is_at(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def tidy(target: Path) -> None:
+    """Remove what killed runs left beside a target, and restore what they moved aside and did not replace."""
+    for path in _places(target):
+        for end in _ENDS:
+            hidden = _hidden(path, end)
+            with _claim(hidden) as abandoned:
+                if abandoned and end == "old" and not os.path.lexists(path):
+                    hidden.rename(path)
+                elif abandoned:
+                    _restore(hidden, path)
+
+
+def tidy_folder(folder: Path, is_target: Callable[[str], object]) -> None:
+    """`tidy` every target in a folder whose name ``is_target`` accepts."""
+    names: list[str] = []
+    with suppress(OSError):  # the caller meets the same error when it writes there, and reports it
+        names = sorted(path.name for path in folder.iterdir())
+    for match in map(_HIDDEN.fullmatch, names):
+        if match and is_target(match[1]):
+            tidy(folder / match[1])
+
+
+def is_moved_aside(target: Path) -> bool:
+    """Whether a killed run left a target under a hidden name, from which `tidy` will restore it."""
+    hidden = (_hidden(path, end) for path in _places(target) for end in ("old", "pair"))
+    return not target.exists() and any(map(os.path.lexists, hidden))
+
+
+def was_killed(target: Path) -> bool:
+    """Whether a run that wrote a target was killed, and no later run to the same target has tidied up."""
+    for path in _places(target):
+        with _claim(_hidden(path, "part")) as abandoned:
+            if abandoned:
+                return True
+    return False
+
+
+# ---- Writing
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a stream whose file takes the place of ``path`` when the block succeeds and is removed otherwise.
+
+    An OSError of the block becomes a FormatError that names ``path``; other errors pass unchanged.
+    """
+    with replaced_together(path) as put, put(path) as stream:
+        yield stream
+
+
+@contextmanager
+def replaced_together(weights: Path, *, absent: Sequence[Path] = ()) -> Iterator[Put]:
+    """Give a function that opens files; when the block succeeds, all of them take their places, the weights last.
+
+    The scale of an adapter may be in another file than its factors. New factors with an old configuration would be
+    another update, and would load without an error. So there are no weights while the files are replaced. Files at
+    ``absent`` are removed, as they would be taken for the configuration of the new weights.
+    """
+    parts: dict[Path, Path] = {}
+    with ExitStack() as stack:
+
+        @contextmanager
+        def put(path: Path) -> Iterator[BinaryIO]:
+            with place(path), disk_errors():
+                tidy(path)
+                part = stack.enter_context(reserve(path))
+                with part.open("wb") as stream:
+                    yield stream
+                    flush(stream)
+            parts[path] = part
+
+        yield put
+        with place(weights), disk_errors():
+            others = [*(path for path in parts if path != weights), *absent]
+            for path, part in parts.items():
+                keep_mode(path, part)
+            # Weights alone are replaced by one rename, which needs no preparation.
+            if others and os.path.lexists(weights):
+                _make_way(weights, others, stack)
+            for path in (*(path for path in others if path in parts), weights):
+                parts[path].replace(path)
+            sync_folder(weights.parent)
+
+
+def _make_way(weights: Path, others: Sequence[Path], stack: ExitStack) -> None:
+    """Move weights and other files into a ``.pair``; at the end of the stack they are put back, or removed."""
+    pair = stack.enter_context(reserve(weights, folder=True, end="pair"))
+    stack.callback(_restore, pair, weights)
+    for path in others:
+        if not os.path.lexists(path):
+            (pair / f"{path.name}{_NONE}").touch()
+    # The weights go first and come back last, so that none is loaded with a wrong configuration.
+    for path in (weights, *others):
+        if os.path.lexists(path):
+            path.rename(pair / path.name)
+
+
+def _restore(hidden: Path, target: Path) -> None:
+    """Put back what is in a ``.pair`` if its weights were not replaced, and remove it."""
+    if os.path.lexists(hidden / target.name) and not os.path.lexists(target):
+        for old in sorted(hidden.iterdir(), key=lambda old: old.name == target.name):
+            if old.name.endswith(_NONE):
+                target.with_name(old.name.removesuffix(_NONE)).unlink(missing_ok=True)
+            else:
+                old.rename(target.with_name(old.name))
+    remove(hidden)
+
+
+@contextmanager
+def atomic_path(target: Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
     """Give a path to write to, which takes the place of ``target`` when the block succeeds and is removed otherwise.
 
-    Parameters
-    ----------
-    target : Path
-        A link to a folder is followed: its other end is replaced.
-    overwrite : bool
-        Whether the target may exist.
-    without : collection of str or None
-        Names in the old folder that are not taken over into the new one. None: nothing is taken over.
-
-    Raises
-    ------
-    OptionError
-        Another run is writing there.
-    FormatError
-        The disk reports an error.
-    ImmovableError
-        Other files were to be taken over, and the old folder cannot be renamed.
+    A link to a folder is followed: its other end is replaced.
     """
     with place(target):
         target = Path(os.path.realpath(target)) if folder and target.is_symlink() else target.absolute()
-        try:
-            # Beside the target, so that the rename stays on one disk.
-            with reserve(target, folder=folder) as part:
-                yield part
-                sync(part)
-                if overwrite:
-                    for new in (part, *part.rglob("*")):
-                        keep_mode(target / new.relative_to(part), new)
-                # The new folder gets the other files before it takes the name, so that it is never seen without them.
-                if without is not None:
-                    bring_others(target, part, without=without)
-                    sync_folder(part)
-                # A file is replaced at once. A folder that is not empty cannot be, so it has to make way.
-                with move_aside(target) if overwrite and folder else nullcontext() as old:
-                    part.replace(target)
-                    sync_folder(target.parent)
-                    if without is not None and old:
-                        bring_others(old, target, without=without)  # files that other processes wrote meanwhile
-        except OSError as error:
-            if without is not None and error.errno in _IMMOVABLE:
-                raise ImmovableError from error
-            # The system reports the last rename so, and neither space nor permissions would help.
-            if folder and error.errno in _OCCUPIED and os.path.lexists(target):
-                fix = "repeat the command, or choose another target" if overwrite else _EXISTS_FIX
-                raise OptionError("another run has written there meanwhile", fix=fix) from error
-            with disk_errors():
-                raise
+        with disk_errors(), reserve(target, folder=folder) as part:
+            if os.path.lexists(target) and not overwrite:
+                raise OptionError(MEANWHILE, fix=_EXISTS_FIX)
+            yield part
+            sync(part)
+            if overwrite:
+                for new in (part, *part.rglob("*")):
+                    keep_mode(target / new.relative_to(part), new)
+            # A file is replaced at once. A folder that is not empty cannot be, so it has to make way.
+            with move_aside(target) if overwrite and folder else nullcontext():
+                if folder and os.path.lexists(target):
+                    raise OptionError(MEANWHILE, fix=_EXISTS_FIX)
+                part.replace(target)
+                sync_folder(target.parent)
 
 
 @contextmanager
-def move_aside(target: Path) -> Iterator[Path | None]:
-    """Move ``target`` aside for the block; gives its path during the block, or None if there is no target.
+def move_aside(target: Path) -> Iterator[None]:
+    """Move ``target``, if it is there, aside for the block; then remove it, or move it back if nothing took its place.
 
-    Afterwards it is removed, or moved back if nothing has taken its place. If this run is killed, the next one moves it
-    back.
-
-    Raises
-    ------
-    OptionError
-        Another run is using it.
+    If this run is killed, the next one moves it back.
     """
     # exists() would follow a link to nothing, which has to be moved aside too.
     if not os.path.lexists(target):
-        yield None
+        yield
         return
-    descriptor = lock_or_refuse(
-        target
-    )  # without a lock, another run would mistake it for the leftovers of a killed run
-    old = hidden_path(target, "old")
+    descriptor = lock_or_refuse(target)  # without it, another run would mistake it for the rest of a killed run
+    old = _hidden(target, "old")
     try:
         target.rename(old)
-        yield old
+        yield
     finally:
         # Something has taken the place, so the old one is no longer needed.
         if os.path.lexists(target):
@@ -192,60 +369,3 @@ def move_aside(target: Path) -> Iterator[Path | None]:
             old.rename(target)
         if descriptor is not None:
             os.close(descriptor)
-
-
-# Opens a stream for the file that will be at a path: `atomic_file` for a single file, `Staging.put` for several.
-Put = Callable[[Path], AbstractContextManager[BinaryIO]]
-
-
-@contextmanager
-def atomic_file(path: Path, *, check: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
-    """Give a stream whose file takes the place of ``path`` when the block succeeds and is removed otherwise.
-
-    ``check`` gets the path of the complete file before it takes its place. If it raises an error, nothing is replaced.
-    An OSError of the block becomes a FormatError that names ``path``; other errors pass unchanged. Leftovers of killed
-    runs that wrote the same file are removed.
-    """
-    with place(path), disk_errors():
-        tidy(path)
-        with reserve(path) as part:
-            with part.open("wb") as stream:
-                yield stream
-                flush(stream)
-            if check:
-                check(part)
-            keep_mode(path, part)
-            part.replace(path)
-
-
-def bring_others(old: Path, new: Path, *, without: Container[str] = ()) -> None:
-    """Add to ``new`` every file of ``old`` that it does not have yet, except those named in ``without``.
-
-    ``old`` is not changed. Links stay links; relative ones keep their meaning if both folders have the same parent.
-    """
-    for source in sorted(old.iterdir()):
-        target = new / source.name
-        if source.name in without:
-            continue
-        if source.is_dir() and not source.is_symlink():
-            created = not os.path.lexists(target)
-            if created:
-                target.mkdir()
-            bring_others(source, target)
-            if created:  # last, because adding files to the folder changes its time
-                shutil.copystat(source, target)
-        # A file that the new folder has already is newer.
-        elif not os.path.lexists(target):
-            _bring(source, target)
-
-
-def _bring(source: Path, target: Path) -> None:
-    if source.is_symlink():
-        target.symlink_to(source.readlink())
-        return
-    # A hard link takes no room and no time, however large the file is. Some disks have no hard links, and no hard link
-    # leads to another disk.
-    with suppress(OSError):
-        os.link(source, target)
-        return
-    shutil.copy2(source, target)

@@ -8,11 +8,11 @@ Layout of a safetensors file (https://github.com/huggingface/safetensors): 8 byt
 ``{key: {"dtype", "shape", "data_offsets"}, "__metadata__": {str: str}}``, then the numbers.
 """
 
+import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -23,15 +23,14 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
-from loralens.formats.files.json_text import encodable, parse_object
-from loralens.formats.files.regular import open_regular
+from loralens.formats.files.json_text import check_printable, encodable, parse_object
+from loralens.formats.files.outside import open_regular
 
 CONFIG = "adapter_config.json"
 RECORD = "loralens"  # the key of our record in the metadata, and the name of its file beside a pickle
 PREFIX = 8  # bytes before the header, which hold its length
-HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
+HEADER_LIMIT = 1 << 25  # bytes, as of 200,000 tensors; also of other JSON files
 MOST_AXES = 64  # NumPy's limit
-REPEATED = 1 << 16  # bytes of a header that is kept parsed, so that eight of them take at most 8 MB
 MOST_READ = 2  # bytes that may be read at once for each byte that is needed
 PIECE = 1 << 20  # bytes of a tensor that are copied at a time, so that memory does not grow with the tensor
 
@@ -222,46 +221,29 @@ def read_safetensors(path: Path) -> Stored:
     """
     with place(path):
         file = OpenFile(path)
-        header = _header(file)
-        start = PREFIX + len(header)
-        parse = _parse_again if len(header) <= REPEATED else _parse
-        metadata, spans = parse(header, file.size - start)
-        del header
-        shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # each once, as most tensors share theirs with others
+        header = read_header(file)
+        entries = parse_object(header[PREFIX:], "utf-8", what="the header ", fix=_BROKEN)
+        metadata = read_metadata(entries.pop("__metadata__", None))
+        spans = {key: _span(key, entry) for key, entry in entries.items()}
+        _check_coverage(spans, file.size - len(header))
         tensors = {
-            key: file.array(start + begin, shapes.setdefault(shape, shape), dtype)
-            for key, (begin, _, shape, dtype) in spans.items()
+            key: file.array(len(header) + begin, shape, dtype) for key, (begin, _, shape, dtype) in spans.items()
         }
-        return Stored(tensors, None if metadata is None else dict(metadata), file=file)
+        return Stored(tensors, metadata, file=file)
 
 
 Span = tuple[int, int, tuple[int, ...], np.dtype[Any]]
 
 
-def _header(file: OpenFile) -> bytes:
-    """The JSON text in front of the numbers."""
-    # the length of the header
-    if file.size < 8:
+def read_header(file: OpenFile) -> bytes:
+    """The length and the JSON text in front of the numbers."""
+    if file.size < PREFIX:
         raise FormatError(f"{file.size} bytes are too few for any tensor file", fix=_TRUNCATED)
-    length = int.from_bytes(file.read(0, 8), "little")
+    length = int.from_bytes(file.read(0, PREFIX), "little")
     # The length is checked before anything of that length is read.
-    if length > file.size - 8 or length > HEADER_LIMIT:
+    if length > file.size - PREFIX or length > HEADER_LIMIT:
         raise FormatError(f"the header claims {length:,} bytes, but the file has {file.size:,}", fix=_BROKEN)
-    return file.read(8, length)
-
-
-def _parse(text: bytes, size: int) -> tuple[dict[str, str] | None, dict[str, Span]]:
-    """The metadata and the tensors of a header that is followed by ``size`` bytes."""
-    header = parse_object(text, "utf-8", what="the header ", fix=_BROKEN)
-    metadata = read_metadata(header.pop("__metadata__", None))
-    spans = {key: _span(key, entry) for key, entry in header.items()}
-    del header
-    _check_coverage(spans, size)
-    return metadata, spans
-
-
-# The checkpoints of a run, and most adapters of one base, have the same header; its parts are not changed by anyone.
-_parse_again = lru_cache(maxsize=8)(_parse)
+    return file.read(0, PREFIX + length)
 
 
 def read_metadata(entry: Any) -> dict[str, str] | None:
@@ -328,3 +310,44 @@ def read_json(path: Path, *, fix: str = _RESTORE) -> dict[str, Any]:
             raise FormatError(f"{file.size:,} bytes are too many for a configuration", fix=fix)
         # Editors of Windows put a byte order mark before the text, which "utf-8-sig" skips.
         return parse_object(file.read(0, file.size), "utf-8-sig", what="", fix=fix)
+
+
+def header_bytes(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> bytes:
+    """The length prefix and the JSON header of a safetensors file; the same input gives the same bytes."""
+    entries: dict[str, Any] = {} if metadata is None else {"__metadata__": read_metadata(dict(metadata))}
+    begin = 0
+    for key, tensor in tensors.items():
+        check_printable(key)
+        if tensor.dtype not in DTYPE_NAMES:
+            raise FormatError(f"{key}: safetensors has no {tensor.dtype}", fix="convert it to float32")
+        offsets = [begin, begin + tensor.nbytes]
+        entries[key] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": offsets}
+        begin = offsets[1]
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    # The numbers then start at a multiple of 8, as in files of the reference implementation.
+    text += b" " * (-len(text) % 8)
+    if len(text) > HEADER_LIMIT:  # no reader accepts it
+        what = f"a header of {len(text):,} bytes is too long for safetensors, which allows {HEADER_LIMIT:,}"
+        raise FormatError(what, fix="divide the modules among several files")
+    return len(text).to_bytes(PREFIX, "little") + text
+
+
+def by_width(tensors: Iterable[tuple[str, LazyArray]]) -> dict[str, LazyArray]:
+    """Tensors in the order of a file: wide numbers first, so that every tensor is aligned to its own dtype."""
+    return dict(sorted(tensors, key=lambda item: -item[1].dtype.itemsize))
+
+
+def as_bytes(numbers: Array) -> memoryview:
+    """The bytes of an array in C order."""
+    return np.ascontiguousarray(numbers).reshape(-1).view(np.uint8).data
+
+
+def tensor_pieces(tensor: LazyArray) -> Iterator[Array]:
+    """The numbers of a tensor in order, about one MiB at a time if its rows can be read separately."""
+    if not tensor.streams or not tensor.size:
+        yield tensor.read()
+        return
+    # as many rows as fit into a piece, and at least one
+    step = max(1, PIECE * tensor.shape[0] // max(1, tensor.nbytes))
+    for start in range(0, tensor.shape[0], step):
+        yield tensor.rows(start, min(start + step, tensor.shape[0])).read()

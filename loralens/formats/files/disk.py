@@ -1,15 +1,12 @@
 """Disk access: errors of the system as messages, checks of targets, and flushing to the disk."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import UnsupportedOperation
 from pathlib import Path
-from stat import S_ISREG
-from typing import BinaryIO
+from typing import BinaryIO, final
 
-from loralens.errors import FormatError, OptionError
-from loralens.formats.files.walking import folders
+from loralens.errors import FormatError, OptionError, place
 
 HURRY = 1 << 24  # bytes after which the disk is told to write, which shortens the wait at the end from 0.35 to 0.07 s
 
@@ -28,7 +25,7 @@ def disk_errors(path: Path | None = None) -> Iterator[None]:
 def check_room(path: Path) -> None:
     """Refuse a target below a file, or in a folder that may not be written to; missing folders are accepted.
 
-    `loralens.formats.files.leftovers.reserve` makes the missing folders when the writing begins. This is all that a dry
+    `loralens.formats.files.atomic.reserve` makes the missing folders when the writing begins. This is all that a dry
     run checks on the disk.
     """
     # lexists: where a link leads nowhere, no folder can be made.
@@ -40,6 +37,13 @@ def check_room(path: Path) -> None:
     # Root may write anywhere, so for root this never refuses.
     if not os.access(ancestor, os.W_OK):
         raise OptionError(f"{ancestor}: may not be written to", fix="choose another target, or change its permissions")
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuse a path where no folder can be made, such as a link to nothing. Other errors are those of `check_room`."""
+    if path.is_symlink() and not path.exists():
+        raise OptionError(f"{path}: is a link to nothing", fix="remove the link, or choose another target")
+    check_room(path)
 
 
 def flush(stream: BinaryIO) -> None:
@@ -54,46 +58,6 @@ def start_writeback(descriptor: int, offset: int, count: int) -> None:
     first, last = offset // HURRY * HURRY, (offset + count) // HURRY * HURRY
     if first < last and hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, first, last - first, os.POSIX_FADV_DONTNEED)
-
-
-def release_pages(path: Path) -> None:
-    """Tell the system that a file, or the files of a folder, will not be read again: they are about to be replaced.
-
-    The system keeps what was read or written in memory. The new files then take this memory instead of further memory,
-    which a virtual machine must first get from its host: that took up to 7 s of CPU time for 1.6 GB. Nothing on the
-    disk changes. Links are left alone, and files with a second name, which may be that of the base.
-    """
-    if not hasattr(os, "posix_fadvise"):
-        return
-    # A file that cannot be looked at is replaced all the same.
-    with suppress(OSError):
-        found = folders(path, without=lambda _: False) if path.is_dir() else [(path.parent, [path.name])]
-        for folder, names in found:
-            for name in names:
-                _release_file(folder / name)
-
-
-def _release_file(file: Path) -> None:
-    with suppress(OSError):
-        status = file.lstat()
-        if not S_ISREG(status.st_mode) or status.st_nlink > 1:
-            return
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
-
-
-def hurried(pieces: Iterable[memoryview], stream: BinaryIO) -> Iterator[memoryview]:
-    """Yield pieces that are written to a stream, and let the disk begin with the earlier ones meanwhile."""
-    position = stream.tell()
-    for piece in pieces:
-        yield piece
-        # A stream in memory has no descriptor.
-        with suppress(UnsupportedOperation):
-            start_writeback(stream.fileno(), position, piece.nbytes)
-        position += piece.nbytes
 
 
 def replace_text(path: Path, text: str, *, part: Path) -> None:
@@ -128,35 +92,90 @@ def sync(path: Path) -> None:
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("rb+") as stream:  # Windows flushes only files that are open for writing
-        os.fsync(stream.fileno())
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk, if the system allows opening folders."""
-    with suppress(OSError):  # Windows does not allow it
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
+    """Wait until the names in a folder are on the disk, if the system allows it."""
+    with suppress(OSError):
+        _sync_file(path)
+
+
+# ---- Locks, which the system releases however the process ends
+
+
+@final
+class Hold:
+    """The exclusive right to write in a folder, from `take` until `release` or the end of the process.
+
+    It is a lock on the folder itself, so no file is written and nothing stays behind. If the system or the disk does
+    not support locks, every folder can be taken.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether this object holds a folder now."""
+        return self._descriptor is not None
+
+    def take(self, folder: Path) -> None:
+        """Take an existing folder, unless this object holds it already; an OptionError if another process does."""
+        if not self.is_taken:
+            with place(folder):
+                self._descriptor = lock_or_refuse(folder)
+
+    def release(self) -> None:
+        """Let other processes take the folder."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
             os.close(descriptor)
 
+    __del__ = release
 
-def check_new_folder(path: Path) -> None:
-    """Refuse a path where no folder can be made. A folder is made as a trial and removed at once.
 
-    Raises
-    ------
-    OptionError
-        The path is a link to nothing.
-    FormatError
-        No folder can be made in the nearest existing folder above the path.
+def check_free(folder: Path) -> None:
+    """Refuse a folder that another process holds. The lock is shared, so several processes can check at once."""
+    with place(folder):
+        descriptor = lock_or_refuse(folder, shared=True)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def lock_or_refuse(path: Path, *, shared: bool = False, wait: bool = False) -> int | None:
+    """`lock` a file or folder, or raise an OptionError if another process holds the lock."""
+    try:
+        return lock(path, shared=shared, wait=wait)
+    except BlockingIOError as error:
+        fix = "wait for its end, or choose another target"
+        raise OptionError("a run is going on there at this moment", fix=fix) from error
+
+
+def lock(path: Path, *, shared: bool = False, wait: bool = False) -> int | None:
+    """Lock a file or folder until the returned descriptor is closed.
+
+    None if the path cannot be opened, or the system or the disk has no locks. With ``wait``, another process that
+    holds it is waited for; else it is a BlockingIOError.
     """
-    # Making a folder at such a path would fail with a message about a file that exists.
-    if path.is_symlink() and not path.exists():
-        raise OptionError(f"{path}: is a link to nothing", fix="remove the link, or choose another target")
-    ancestor = next(folder for folder in path.absolute().parents if folder.exists())
-    from tempfile import TemporaryDirectory  # it imports random and shutil
-
-    with disk_errors(path), TemporaryDirectory(prefix=".trial-", dir=ancestor):
-        pass
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        # O_NONBLOCK: opening a FIFO of this name would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return None  # the caller meets the same error when it writes there, and reports it
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BaseException as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError) or not isinstance(error, OSError):
+            raise
+        return None  # the disk does not support locks
+    return descriptor

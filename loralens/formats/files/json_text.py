@@ -2,15 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from itertools import islice
 from math import isfinite
-from typing import Any, BinaryIO
+from typing import Any
 
 from loralens.core.stored import parse_json
 from loralens.errors import UNPRINTABLE, FormatError
 
-PIECE = 1 << 16  # characters of a long text that are encoded at a time
+MOST_COMMAS = 1_500_000  # of a JSON text: what stands between two of them takes up to 280 bytes of memory
 NAME_LIMIT = 4096  # characters; far more than any module path, and little enough to be shown in a message
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -22,8 +20,10 @@ def parse_object(data: bytes, encoding: str, *, what: str, fix: str) -> dict[str
     Raises
     ------
     FormatError
-        It is not JSON or not an object, it is nested too deeply, a name occurs twice, or a name cannot be shown.
+        It is no JSON object, is too large or nested too deeply, or a name occurs twice or cannot be shown.
     """
+    if data.count(b",") > MOST_COMMAS:
+        raise FormatError(f"{what}has more than {MOST_COMMAS:,} values", fix=fix)
     try:
         value = parse_json(data.decode(encoding), object_pairs_hook=unique_keys)
     except ValueError as error:
@@ -86,15 +86,6 @@ def dumps(value: Any) -> str:
     return json_text(value, indent=2) + "\n"
 
 
-def dump(value: Any, stream: BinaryIO) -> None:
-    """Write the text of `dumps` in pieces, so that a long text is never held as a whole."""
-    pieces = json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(value)
-    # Pieces are words and numbers, so each batch has some kilobytes, or a few long names.
-    while batch := "".join(islice(pieces, 256)):
-        stream.write(batch.encode("utf-8", "backslashreplace"))
-    stream.write(b"\n")
-
-
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """JSON that can be encoded as UTF-8: a lone surrogate (a byte of a path that is not UTF-8) becomes an escape."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
@@ -102,31 +93,6 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     if not _SURROGATE.search(text):
         return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def object_pieces(items: Iterable[tuple[str, Any]]) -> Iterator[str]:
-    """The `json_text` of an object in pieces, so that a long text is never held as a whole.
-
-    ``items`` are its names and values. A value that is an iterator of such pairs is an object in pieces again.
-    """
-    opening = "{"
-    for name, value in items:
-        yield f"{opening}{json_text(name)}: "
-        if isinstance(value, Iterator):
-            yield from object_pieces(value)
-        else:
-            yield from text_pieces(value) if isinstance(value, str) else [json_text(value)]
-        opening = ", "
-    yield "{}" if opening == "{" else "}"
-
-
-def text_pieces(text: str) -> Iterator[str]:
-    """The `json_text` of a text in pieces."""
-    yield '"'
-    for start in range(0, len(text), PIECE):
-        # Without its quotes: the escapes of a text are those of its pieces.
-        yield json_text(text[start : start + PIECE])[1:-1]
-    yield '"'
 
 
 def json_or_none(text: str | None) -> Any:

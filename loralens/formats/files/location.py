@@ -4,18 +4,84 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import translate
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, final
 
 from loralens.errors import FormatError, LoraLensError, OptionError, place
+from loralens.formats.files.atomic import Input, is_moved_aside
 from loralens.formats.files.container import CONFIG
-from loralens.formats.files.leftovers import is_moved_aside
-from loralens.formats.files.packages import gguf_file, is_installed, is_package_name, model_folder
-from loralens.formats.files.regular import NO_FILE, open_stream, read_whole
-from loralens.formats.files.relative_name import is_relative_name
-from loralens.formats.files.walking import folders
+from loralens.formats.files.outside import NO_FILE, folders, is_relative_name, open_stream, read_whole
 from loralens.requirements import ENCODER, LANGUAGE_MODEL, install_command
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
+
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508
+# the names that transformers gives to weights, whole or in shards
+_WEIGHTS = re.compile(r"(?:model|pytorch_model)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+
+
+def is_package_name(text: str) -> bool:
+    """Whether a text can be the name of a package: letters and digits, with dots, dashes and underscores between."""
+    return _NAME.fullmatch(text) is not None
+
+
+def is_installed(name: str) -> bool:
+    """Whether a package of this name is installed. Its case, and ``-``, ``_`` or ``.`` in it, make no difference."""
+    return _distribution(name) is not None
+
+
+def model_folder(name: str) -> Path | None:
+    """The folder of a transformers model in an installed package; None if the package or the model is not there.
+
+    Such a folder has a ``config.json`` with weights beside it: ``model.safetensors``, ``pytorch_model.bin``, or shards.
+    """
+    files = _package_files(name)
+    configured = {file.parent for file in files if file.name == "config.json" and file.is_file()}
+    folders = sorted(configured & {file.parent for file in files if _WEIGHTS.fullmatch(file.name)})
+    if len(folders) > 1:
+        what = f"{name}: the installed package holds several models: {_listed(map(str, folders))}"
+        raise OptionError(what, fix="give one of these")
+    return folders[0] if folders else None
+
+
+def gguf_file(name: str) -> Path | None:
+    """The only GGUF file in an installed package; None if the package is not there, or has none or several."""
+    paths = [file for file in _package_files(name) if file.suffix == ".gguf" and file.is_file()]
+    return paths[0] if len(paths) == 1 else None
+
+
+def package_file(name: str, file: str) -> Path | None:
+    """A file of an installed package by its path relative to ``site-packages``; None if it is not there."""
+    distribution = _distribution(name)
+    path = Path(str(distribution.locate_file(file))) if distribution else None
+    return path if path and path.is_file() else None
+
+
+def _package_files(name: str) -> list[Path]:
+    """The files that an installed package says it has. The package is never imported."""
+    distribution = _distribution(name)
+    listed = (distribution.files or []) if distribution else []
+    return [Path(str(file.locate())) for file in listed if is_relative_name(file.as_posix())]
+
+
+def _distribution(name: str) -> "Distribution | None":
+    from importlib.metadata import PackageNotFoundError, distribution  # 30 ms, and few paths are names of packages
+
+    try:
+        return distribution(name) if is_package_name(name) else None
+    except PackageNotFoundError:
+        return None
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Up to eight names."""
+    every = list(names)
+    return ", ".join(every[:8]) + (" …" if len(every) > 8 else "")
+
 
 # The usual names of adapter files. In a folder that has several, the first one is taken: safetensors before pickles.
 NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
@@ -40,8 +106,44 @@ _LFS = b"version https://git-lfs"  # how a pointer file of Git LFS begins
 Container = Literal["safetensors", "gguf", "pickle"]
 
 
-def adapter_file(path: Path) -> Path:
-    """The adapter file at ``path`` or in the folder ``path``.
+@final
+@dataclass(frozen=True, slots=True)
+class AdapterPaths:
+    """Where an adapter is stored. It stands for its path wherever a path is taken, and is not looked for again.
+
+    Attributes
+    ----------
+    given
+        The path as it was given.
+    path
+        The file or folder that it names: for a Hub id the folder of a snapshot, for a package that of its model.
+    file
+        The weights.
+    container
+        The container of the weights by their first bytes.
+    config
+        The ``adapter_config.json`` beside the weights, whether it is readable or not.
+    """
+
+    given: Path
+    path: Path
+    file: Path
+    container: Container
+    config: Path | None
+
+    def __fspath__(self) -> str:
+        return str(self.given)
+
+    @property
+    def inputs(self) -> list[Input]:
+        """All of these paths, for checks that none of them is written to."""
+        what = f"the adapter {self.given}"
+        config = [(f"the configuration of {self.given}", self.config)] if self.config else []
+        return [(what, self.path), (what, self.file), *config]
+
+
+def find_adapter(given: Path) -> AdapterPaths:
+    """Find the adapter at a path, once for everything that reads it.
 
     Raises
     ------
@@ -50,12 +152,18 @@ def adapter_file(path: Path) -> Path:
     FormatError
         The folder holds no adapter file or several, or the file is a Git-LFS pointer, a web page, or too short.
     """
-    path = existing_path(path)
+    path = existing_path(given)
     with _report_os_errors(path):
         file = file_in_folder(path) if path.is_dir() else path
         with place(file):
-            _check_start(file)
-    return file
+            start = _first_bytes(file)
+            _check_start(start)
+    return AdapterPaths(given, path, file, _container(start), config_beside(file))
+
+
+def adapter_file(path: Path) -> Path:
+    """The weights of `find_adapter`."""
+    return find_adapter(path).file
 
 
 @contextmanager
@@ -72,7 +180,7 @@ def existing_path(path: Path) -> Path:
     """Find what a path names: an existing file or folder, a Hub id in the local cache, or an installed package.
 
     For a Hub id it is the folder of the snapshot, for a package the folder of its model, or its GGUF file. Readers of
-    models call `loralens.formats.models.model_location.model_path`, which turns the GGUF file of a package into a
+    models call `loralens.formats.models.model_files.model_path`, which turns the GGUF file of a package into a
     folder of floats.
 
     Raises
@@ -207,9 +315,8 @@ def file_in_folder(folder: Path) -> Path:
     if not files:
         fix = f"give the file, or a folder with {NAMES[0]}"
         raise FormatError("the folder holds no adapter file", fix=fix).at(str(folder))
-    listed = ", ".join(str(file.relative_to(folder)) for file in files[:8]) + (" …" if len(files) > 8 else "")
     raise FormatError(
-        f"the folder holds several candidates: {listed}",
+        f"the folder holds several candidates: {_listed(str(file.relative_to(folder)) for file in files)}",
         fix="give one of these files; `loralens survey` lists all adapters under a folder",
     ).at(str(folder))
 
@@ -230,9 +337,8 @@ def _adapters_below(folder: Path) -> list[Path]:
 _CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r\f") | {127}
 
 
-def _check_start(file: Path) -> None:
+def _check_start(start: bytes) -> None:
     """Refuse a file whose first bytes show that it holds no tensors: a Git-LFS pointer, a web page, or nothing."""
-    start = _first_bytes(file, 64)
     if start.startswith(_LFS):
         fix = "run 'git lfs pull', or download the file itself"
         raise FormatError("is a Git-LFS pointer, not the weights", fix=fix)
@@ -253,13 +359,16 @@ def _check_start(file: Path) -> None:
 
 def container_of(file: Path) -> Container:
     """The container of a file by its first bytes; a file that begins as no other one does counts as safetensors."""
+    return _container(_first_bytes(file))
+
+
+def _container(start: bytes) -> Container:
     # A safetensors file begins with the length of its header in eight bytes, the upper four of which are zero, and then
     # the brace of its header. A length of 640 or 896 … modulo 65,536 gives the same two bytes as a pickle's protocol.
-    start = _first_bytes(file, 9)
     if start.startswith(b"GGUF"):
         return "gguf"
     protocol = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    safetensors = start[4:8] == bytes(4) and start[8:9] == b"{"
+    safetensors = start[4:9] == bytes(4) + b"{"
     return "pickle" if start[:4] == b"PK\x03\x04" or (protocol and not safetensors) else "safetensors"
 
 
@@ -273,11 +382,11 @@ def is_gguf(file: Path) -> bool:
     return container_of(file) == "gguf"
 
 
-def _first_bytes(file: Path, count: int) -> bytes:
-    """Read up to ``count`` bytes; none of a pipe, because reading it would wait for another process to write to it."""
+def _first_bytes(file: Path) -> bytes:
+    """Read up to 64 bytes; none of a pipe, because reading it would wait for another process to write to it."""
     try:
         with open_stream(file) as stream:
-            return stream.read(count)
+            return stream.read(64)
     except FormatError:
         if file.exists() and not file.is_file():
             return b""

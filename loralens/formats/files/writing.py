@@ -2,34 +2,46 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
-from os import SEEK_END
 from pathlib import Path
 from typing import BinaryIO
-
-import numpy as np
 
 from loralens.core.lazy import LazyArray
 from loralens.core.messages import quote_word
 from loralens.core.threads import in_order, processor_count
 from loralens.errors import FormatError, LoraLensError, OptionError, place
-from loralens.formats.files.atomic import ImmovableError, Put, atomic_file, atomic_path, why_immovable
-from loralens.formats.files.container import CONFIG, PEFT, PREFIX, RECORD, Files, Stored, read_safetensors
-from loralens.formats.files.disk import check_room, disk_errors, hurried
+from loralens.formats.files.atomic import (
+    COMPANIONS,
+    Put,
+    atomic_file,
+    atomic_path,
+    is_moved_aside,
+    replaced_together,
+    tidy,
+    tidy_folder,
+)
+from loralens.formats.files.container import (
+    CONFIG,
+    PEFT,
+    RECORD,
+    Files,
+    Stored,
+    as_bytes,
+    by_width,
+    header_bytes,
+    read_safetensors,
+    tensor_pieces,
+)
+from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.json_text import dumps
-from loralens.formats.files.leftovers import COMPANIONS, is_moved_aside, tidy, tidy_folder
 from loralens.formats.files.location import NAMES, SUFFIXES, container_of, weights_among
-from loralens.formats.files.safetensors_header import Metadata, Named, by_width, header_pieces, prefix_of, tensor_pieces
-from loralens.formats.files.staging import Staging
 
 # Bytes of the largest tensor up to which several are computed ahead, and the threads that do so. They hold at most
 # twice as many tensors, so at most 32 MiB. A factor of rank 64 for 11,008 inputs has 2.7 MiB.
 AHEAD = 1 << 22
 AHEAD_THREADS = 4
-# Bytes of the longest header that is checked, as of seven thousand modules: the check takes six times its length.
-CHECKED = 1 << 22
 # Keys of factors that the configuration beside them describes: of PEFT, mlx-lm, loralib, torchtune, litgpt, and of
 # diffusers and ComfyUI where they look like PEFT's. kohya's names have neither these ends nor this beginning.
 _FACTOR = re.compile(r"\blora_(?:embedding_)?[ABab]\b|^base_model\.model\.")
@@ -38,26 +50,18 @@ _FACTOR = re.compile(r"\blora_(?:embedding_)?[ABab]\b|^base_model\.model\.")
 def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> None:
     """Write tensors and metadata, one tensor at a time, while threads compute the next ones.
 
-    The same input gives the same bytes.
-
-    Before the file takes its place, the reference implementation of the format opens it as a check, unless its header
-    is longer than `CHECKED`. ``put`` gives the stream to write to.
+    The same input gives the same bytes. Before the file takes its place, the reference implementation of the format
+    opens it as a check. ``put`` gives the stream to write to.
     """
     from safetensors import SafetensorError, safe_open
 
     with put(path) as stream:
-        length = write_tensors(
-            stream,
-            lambda: by_width(stored.tensors.items),
-            stored.metadata,
-            threads=min(AHEAD_THREADS, processor_count()),
-        )
+        threads = min(AHEAD_THREADS, processor_count())
+        write_tensors(stream, by_width(stored.tensors.items()), stored.metadata, threads=threads)
         stream.flush()
-        if length > CHECKED:
-            return
         try:
             with safe_open(stream.name, framework="numpy") as check:
-                for key in stored.tensors:  # `check.keys()` would make two more copies of all names
+                for key in check.keys():  # noqa: SIM118 - it is no mapping
                     check.get_slice(key)
         except SafetensorError as error:
             what = f"safetensors cannot read what was written ({error})"
@@ -65,36 +69,16 @@ def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> 
 
 
 def write_tensors(
-    stream: BinaryIO, tensors: Callable[[], Named], metadata: Metadata | None, *, threads: int = 1
-) -> int:
-    """Write the content of a safetensors file to an empty stream; returns the length of its header.
-
-    ``tensors`` is called twice.
-
-    So many ``threads`` compute the next tensors while others are written.
-    """
-    # The length is known when the header has been written, and the header is never held as a whole.
-    stream.write(bytes(PREFIX))
-    length = sum(map(stream.write, header_pieces(tensors(), metadata)))
-    stream.seek(0)
-    stream.write(prefix_of(length))
-    stream.seek(0, SEEK_END)
-    stream.writelines(hurried(_numbers([tensor for _, tensor in tensors()], threads), stream))
-    return length
-
-
-def _numbers(tensors: Sequence[LazyArray], threads: int = 1) -> Iterator[memoryview]:
-    """The numbers of tensors in order, as bytes, one tensor or some of its rows at a time.
-
-    So many ``threads`` compute the next tensors, apart from those that are read in pieces.
-    """
+    stream: BinaryIO, tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None, *, threads: int = 1
+) -> None:
+    """Write a safetensors file, while ``threads`` compute the next tensors."""
+    stream.write(header_bytes(tensors, metadata))
+    arrays = list(tensors.values())
     # A tensor that streams is only copied, which no thread would speed up, and may be large.
-    calls = [_nothing if tensor.streams else tensor.read for tensor in tensors]
-    largest = max((tensor.nbytes for tensor in tensors if not tensor.streams), default=0)
-    arrays = in_order(calls, threads if largest <= AHEAD else 1)
-    for tensor, array in zip(tensors, arrays, strict=True):
-        for rows in tensor_pieces(tensor) if array is None else (array,):
-            yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+    calls = [_nothing if tensor.streams else tensor.read for tensor in arrays]
+    largest = max((tensor.nbytes for tensor in arrays if not tensor.streams), default=0)
+    for tensor, array in zip(arrays, in_order(calls, threads if largest <= AHEAD else 1), strict=True):
+        stream.writelines(map(as_bytes, tensor_pieces(tensor) if array is None else [array]))
 
 
 def _nothing() -> None:
@@ -135,12 +119,7 @@ def _is_misspelt(suffix: str) -> bool:
 
 
 def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files = PEFT) -> None:
-    """Write the files of a dialect into a folder.
-
-    A new folder appears complete or not at all. Weights in an existing folder are replaced together with the files
-    that belong to them: by a new folder that takes over all other files, or file by file if the folder cannot be
-    renamed. While files are replaced one by one there is no adapter. If the run is killed, the next run restores the
-    old adapter.
+    """Write the files of a dialect into a folder; a new folder appears complete or not at all.
 
     Raises
     ------
@@ -152,24 +131,11 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
     with place(folder), disk_errors():
         tidy(folder)
         tidy_folder(folder, {*NAMES, *COMPANIONS, files.weights}.__contains__)
-        # Only a run that is alive keeps the folder aside now, and it is about to put a new one in its place.
-        if not folder.exists() and is_moved_aside(folder):
-            raise OptionError(
-                "another run is writing there at this moment", fix="wait for its end, or choose another target"
-            )
-    if not _check_folder(stored, folder, files, overwrite=overwrite):
-        with atomic_path(folder, folder=True, overwrite=False) as part, name_target(folder, part):
-            _write_together(stored, part / files.weights, files)
+    if _check_folder(stored, folder, files, overwrite=overwrite):
+        _write_together(stored, folder / files.weights, files)
         return
-    companions = _companion_files(stored, files)
-    # One rename replaces a single file. Several files are replaced by one rename of their folder, if that is possible.
-    if companions and os.path.lexists(folder / files.weights) and not why_immovable(folder):
-        without = {files.weights, *companions}
-        with suppress(ImmovableError):
-            with atomic_path(folder, folder=True, overwrite=True, without=without) as part, name_target(folder, part):
-                _write_together(stored, part / files.weights, files)
-            return
-    _write_together(stored, folder / files.weights, files)
+    with atomic_path(folder, folder=True, overwrite=False) as part, name_target(folder, part):
+        _write_together(stored, part / files.weights, files)
 
 
 @contextmanager
@@ -200,7 +166,8 @@ def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PE
 def _check_folder(stored: Stored, folder: Path, files: Files, *, overwrite: bool) -> bool:
     """Whether a folder exists; refuse one that cannot be written into."""
     # `adapter_file` takes the first of NAMES that it finds, so another one would be loaded instead of what is written.
-    strangers = [name for name in NAMES if name != files.weights and (folder / name).exists()]
+    with place(folder), disk_errors():
+        strangers = [name for name in NAMES if name != files.weights and (folder / name).exists()]
     if strangers:
         what = f"{folder}: holds another adapter, {strangers[0]}, which would be found in place of this one"
         raise OptionError(what, fix="choose another folder")
@@ -299,25 +266,18 @@ def _companion_files(stored: Stored, files: Files) -> dict[str, bytes | None]:
 def _write_together(stored: Stored, path: Path, files: Files) -> None:
     """Write weights and their companion files; none takes its place before all of them are complete."""
     companions = _companion_files(stored, files)
-    # A single file takes its place by one rename, without moving the old one aside.
-    if not companions:
-        {".gguf": write_gguf_file, ".bin": write_pickle}.get(path.suffix, write_safetensors)(stored, path)
+    if path.suffix == ".gguf":  # which has no companions
+        from loralens.formats.files.gguf_file import write_gguf  # few adapters are written as GGUF
+
+        write_gguf(stored, path)
         return
-    with Staging(path) as staging:
+    absent = [path.with_name(name) for name, content in companions.items() if content is None]
+    with replaced_together(path, absent=absent) as put:
         for name, content in companions.items():
             if content is not None:
-                with staging.put(path.with_name(name)) as stream:
+                with put(path.with_name(name)) as stream:
                     stream.write(content)
-        write = write_pickle if path.suffix == ".bin" else write_safetensors
-        write(stored, path, put=staging.put)
-        staging.place(absent=[path.with_name(name) for name, content in companions.items() if content is None])
-
-
-def write_gguf_file(stored: Stored, path: Path) -> None:
-    """Write a GGUF file."""
-    from loralens.formats.files.gguf.container import write_gguf  # few adapters are written as GGUF
-
-    write_gguf(stored, path)
+        (write_pickle if path.suffix == ".bin" else write_safetensors)(stored, path, put=put)
 
 
 def write_pickle(stored: Stored, path: Path, *, put: Put = atomic_file) -> None:

@@ -15,11 +15,9 @@ import numpy as np
 from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.files.container import read_json, read_safetensors
-from loralens.formats.files.shards import weight_files
-from loralens.formats.models.float8 import dequantise, scales_of
-from loralens.formats.models.model_location import gguf_paths, resolve_path
-from loralens.formats.models.quantised_bases import check_not_quantised
+from loralens.formats.files.container import read_json
+from loralens.formats.models.model_files import gguf_paths, model_files, resolve_path
+from loralens.formats.models.quantised_bases import check_not_quantised, dequantise
 
 if TYPE_CHECKING:
     from loralens.core.weights import CodedWeight
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 # Model types whose linear layers are transformers' Conv1D, which stores its weight as (in, out).
 CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 GPTQ_CONFIG = "quantize_config.json"
-# files of weights that are not read, for a message that names one; transformers' own come first
-PICKLES = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
 
 
 @final
@@ -83,17 +79,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if gguf:
         return Checkpoint(gguf.tensors, gguf.notes, coded=gguf.coded, gguf=gguf)
     # The configuration is read separately, as a single file may be given.
-    stored, config = _read_tensors(path), _quantised_config(path)
+    stored, config = model_files(path).tensors, _quantised_config(path)
     _refuse_adapter(stored, path)
     with place(path):
         low_bit = _coded_tensors(stored, config, path)
         decoded = low_bit.floats(stored)
         check_not_quantised(decoded, config)
-        tensors, notes = dequantise(decoded, config)
-        spread = scales_of(decoded, config).spread if notes else {}
+        floats = dequantise(decoded, config)
     # The doctor needs the stored dtypes and scales to predict how a merge is rounded.
-    float8 = {key: (stored[key].dtype, scale) for key, scale in spread.items()}
-    return Checkpoint(tensors, (*low_bit.notes(), *notes), float8, low_bit.coded)
+    float8 = {key: (stored[key].dtype, scale) for key, scale in floats.scales.items()}
+    return Checkpoint(floats.floats, (*low_bit.notes(), *floats.notes), float8, low_bit.coded)
 
 
 def weights(path: Path) -> Mapping[str, LazyArray]:
@@ -113,7 +108,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     gguf = _gguf_model(path)
     if gguf:
         return {key: tensor.shape for key, tensor in gguf.tensors.items()}
-    stored, config = _read_tensors(path), _quantised_config(path)
+    stored, config = model_files(path).tensors, _quantised_config(path)
     _refuse_adapter(stored, path)
     with place(path):
         decoded = _coded_tensors(stored, config, path).floats(stored)
@@ -194,34 +189,3 @@ def _coded_tensors(stored: Mapping[str, LazyArray], config: dict[str, Any] | Non
     from loralens.formats.models.low_bit.layouts import coded_tensors
 
     return coded_tensors(stored, config, conv1d=stores_conv1d(path))
-
-
-def _read_tensors(path: Path) -> Mapping[str, LazyArray]:
-    """The tensors of a file or folder as they are stored."""
-    # A single file has no index and no other shards.
-    if path.is_file():
-        return read_safetensors(path).tensors
-    with place(path):
-        tensors = _folder(path)
-        # A folder without weights may hold the components of a pipeline, whose keys begin with the component's name.
-        if tensors is None:
-            tensors = {}
-            # Sorted, so that keys have the same order on every disk.
-            for inner in sorted(p for p in path.iterdir() if p.is_dir()):
-                tensors |= {f"{inner.name}.{key}": tensor for key, tensor in (_folder(inner) or {}).items()}
-        if not tensors:
-            raise _no_weights_error(path)
-    return tensors
-
-
-def _no_weights_error(folder: Path) -> FormatError:
-    """The error for a folder that holds no safetensors weights."""
-    pickled = next((file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))), "")
-    fix = f"convert {pickled} to safetensors" if pickled else "give the folder of a model"
-    return FormatError("holds no safetensors weights", fix=f"{fix}; a Hub download may still be incomplete")
-
-
-def _folder(folder: Path) -> dict[str, LazyArray] | None:
-    """The tensors in the folder of one model; None if it holds none."""
-    listing = weight_files(folder)
-    return {key: t for file in listing.files for key, t in read_safetensors(file).tensors.items()} if listing else None

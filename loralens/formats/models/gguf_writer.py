@@ -19,21 +19,20 @@ import ml_dtypes
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray, row_blocks
+from loralens.core.names import some
 from loralens.errors import LEAVE_OUT, FormatError, place
 from loralens.formats.dialects.gguf.architectures import place_of
 from loralens.formats.files.atomic import check_space
+from loralens.formats.files.container import tensor_pieces
 from loralens.formats.files.disk import write_at
-from loralens.formats.files.gguf.container import DTYPES, TYPES
-from loralens.formats.files.gguf.model import GgufHeader, tensors_in_file
-from loralens.formats.files.gguf.types import TENSOR_TYPES
-from loralens.formats.files.gguf.values import CODES, SCALARS
-from loralens.formats.files.relative_name import path_to_write
-from loralens.formats.files.safetensors_header import tensor_pieces
-from loralens.formats.models.gguf_base import GgufModel, StoredWeight
-from loralens.formats.models.gguf_config import ARCHITECTURE
+from loralens.formats.files.gguf_file import CODES, DTYPES, SCALARS, TENSOR_TYPES, TYPES, GgufHeader, rounded_up
+from loralens.formats.files.outside import path_to_write
+from loralens.formats.models.gguf_base import ARCHITECTURE, GgufModel, StoredWeight
 from loralens.formats.models.low_bit.gguf_layouts import Order, can_decode
-from loralens.formats.models.model_copy import CopyOptions, Fill, WriteJob, new_copy, write_jobs
 from loralens.formats.models.model_files import ModelFiles
+from loralens.formats.models.model_writer import CopyOptions, Fill, WriteJob, new_copy, write_jobs
+from loralens.linalg.codes import GGML_BLOCK, Q4_1, Q8_0
+from loralens.tables.numbers import count
 
 # The values of general.file_type (llama_ftype in llama.h), which states the type of most tensors.
 FILE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 32}
@@ -145,11 +144,8 @@ def write_gguf_copy(
     """
     model = files.gguf
     assert model is not None
-    dtypes = float_dtypes(model, dtype) if dtype is not None else {}
-    types = _float_types(dtypes) if dtypes else types
-    new = _added_tensors(model, added or {})
-    plans = [_plan_part(model, part, types, new) for part in range(len(model.paths))]
-    makers = _Makers(model, frozenset(changes), fill, dtypes)
+    new, plans = _plan(model, dtype, types, added)
+    makers = _Makers(model, frozenset(changes), fill, {} if dtype is None else float_dtypes(model, dtype))
     with new_copy(files, target, options) as unfinished, ExitStack() as opened:
         check_space(target, sum(plan.size for plan in plans))
         jobs = list[WriteJob]()
@@ -162,11 +158,9 @@ def write_gguf_copy(
             for position, data in plan.fixed:
                 write_at(fd, data, position)
             jobs += _jobs(model, part, plan, makers, fd)
-            jobs += [
-                WriteJob(key, fd, plan.positions[tensor], plan.tensors[tensor].nbytes, partial(fill, key), copied=False)
-                for key, (tensor, _) in new.items()
-                if part == len(plans) - 1
-            ]
+        # New tensors follow the last tensor of the last file.
+        for key, (tensor, stored) in new.items():
+            jobs.append(WriteJob(key, fd, plan.positions[tensor], stored.nbytes, partial(fill, key), copied=False))
         write_jobs(unfinished, jobs, options)
 
 
@@ -178,9 +172,7 @@ def gguf_copy_bytes(
     added: Mapping[str, StoredChange] | None = None,
 ) -> int:
     """The bytes of all tensors that `write_gguf_copy` writes, without headers."""
-    types = _float_types(float_dtypes(model, dtype)) if dtype is not None else types
-    new = _added_tensors(model, added or {})
-    plans = [_plan_part(model, part, types, new) for part in range(len(model.paths))]
+    _, plans = _plan(model, dtype, types, added)
     return sum(tensor.nbytes for plan in plans for tensor in plan.tensors.values())
 
 
@@ -217,22 +209,21 @@ class _PartPlan(NamedTuple):
     positions: Mapping[str, int]
 
 
-def _plan_part(
-    model: GgufModel,
-    part: int,
-    types: NewTypes | None,
-    new: Mapping[str, tuple[str, StoredChange]],
-) -> _PartPlan:
-    header = model.headers[part]
-    by_key = types.kinds if types else {}
-    kinds = {w.tensor: by_key[key] for key, w in model.weights.items() if w.part == part and key in by_key}
-    tensors = {name: StoredChange(kinds.get(name, info.kind), info.shape) for name, info in header.infos.items()}
-    # New tensors follow the last tensor of the last file.
-    if part == len(model.paths) - 1:
-        tensors |= dict(new.values())
-    if tensors == {name: StoredChange(info.kind, info.shape) for name, info in header.infos.items()} and not new:
-        return _same_layout(header, tensors)
-    return _new_layout(header, tensors, types=types, added=len(new))
+def _plan(
+    model: GgufModel, dtype: np.dtype[Any] | None, types: NewTypes | None, added: Mapping[str, StoredChange] | None
+) -> tuple[dict[str, tuple[str, StoredChange]], list[_PartPlan]]:
+    """The new matrices, and what every file of the copy holds."""
+    new, plans = _added_tensors(model, added or {}), []
+    types = types if dtype is None else _float_types(float_dtypes(model, dtype))
+    kinds = {model.weights[key].tensor: kind for key, kind in types.kinds.items()} if types else {}
+    for header in model.headers:
+        old = {name: StoredChange(info.kind, info.shape) for name, info in header.infos.items()}
+        tensors = {name: StoredChange(kinds.get(name, stored.kind), stored.shape) for name, stored in old.items()}
+        if header is model.headers[-1]:
+            tensors |= dict(new.values())
+        same = tensors == old and not new
+        plans.append(_same_layout(header, old) if same else _new_layout(header, tensors, types=types, added=len(new)))
+    return new, plans
 
 
 def _float_types(dtypes: Mapping[str, np.dtype[Any]]) -> NewTypes:
@@ -245,7 +236,7 @@ def _same_layout(header: GgufHeader, tensors: Mapping[str, StoredChange]) -> _Pa
     """A file whose header, positions and padding are those of the original."""
     fixed = [(0, header.file.read(0, header.start))]
     positions, end = {}, header.start
-    for name, info in tensors_in_file(header):
+    for name, info in sorted(header.infos.items(), key=lambda item: item[1].begin):
         begin = header.start + info.begin
         # ggml writes zeros as padding. The copy keeps the padding of the original, whatever it is.
         if begin > end:
@@ -269,17 +260,17 @@ def _new_layout(
             _append_missing(header, front, types.file_type)
     offsets, end, entries = {}, 0, bytearray()
     for name, tensor in tensors.items():
-        offsets[name] = -(-end // header.alignment) * header.alignment  # rounded up
+        offsets[name] = rounded_up(end, header.alignment)
         end = offsets[name] + tensor.nbytes
         text = name.encode()
         axes = tensor.shape[::-1]
         entries += struct.pack(
             f"<Q{len(text)}sI{len(axes)}QIQ", len(text), text, len(axes), *axes, tensor.kind, offsets[name]
         )
-    start = -(-(len(front) + len(entries)) // header.alignment) * header.alignment
+    start = rounded_up(len(front) + len(entries), header.alignment)
     head = bytes(front + entries).ljust(start, b"\0")
     # ggml pads the last tensor too.
-    size = start + -(-end // header.alignment) * header.alignment
+    size = start + rounded_up(end, header.alignment)
     return _PartPlan(size, [(0, head)], tensors, {name: start + offset for name, offset in offsets.items()})
 
 
@@ -290,7 +281,7 @@ def _patch(header: GgufHeader, front: bytearray, key: str, change: Callable[[int
         return
     code = f"<{SCALARS[CODES[value.kind]][1]}"
     # The number is at the end of its key-value pair.
-    struct.pack_into(code, front, header.spans[key][1] - struct.calcsize(code), change(value.value))
+    struct.pack_into(code, front, header.ends[key] - struct.calcsize(code), change(value.value))
 
 
 def _append_missing(header: GgufHeader, front: bytearray, file_type: int) -> None:
@@ -365,14 +356,61 @@ def _jobs(model: GgufModel, part: int, plan: _PartPlan, makers: _Makers, fd: int
         info, tensor = header.infos[weight.tensor], plan.tensors[weight.tensor]
         # One expert is a part of the stored tensor; all experts have the same size.
         share = 1 if weight.expert is None else info.shape[0]
-        nbytes, stored_bytes = tensor.nbytes // share, info.nbytes // share
+        nbytes = tensor.nbytes // share
         offset = plan.positions[weight.tensor] + (weight.expert or 0) * nbytes
         if key in makers.changes or tensor.kind != info.kind:
             yield WriteJob(key, fd, offset, nbytes, partial(makers.blocks, key, weight), copied=False)
             continue
-        begin = header.start + info.begin + (weight.expert or 0) * stored_bytes
-        raw = header.file.array(begin, (stored_bytes,), np.dtype(np.uint8))
+        raw = model.raw(key)
         # The hash is that of the numbers in Hugging Face's order and without a shift, unlike the floats in the file.
         differs = info.kind in DTYPES and (weight.order is not None or weight.shift != 0)
         watched = partial(tensor_pieces, model.stored(key)) if differs else None
         yield WriteJob(key, fd, offset, nbytes, partial(tensor_pieces, raw), copied=True, watched=watched)
+
+
+# The numbers of general.file_type (llama_ftype in llama.h) by the type of most weights.
+BLOCK_FILE_TYPES = {Q4_1.number: 3, Q8_0.number: 7}
+FLOATS = ("F32", "F16", "BF16")
+# Small matrices, or ones that are no linear layers, by a part of their name.
+LEFT_IN_FLOATS = (
+    "_norm.weight", "ffn_gate_inp", "position_embd.weight", "token_types.weight", "attn_rel_b.weight", "ssm_conv1d",
+    "shortconv.conv.weight", "altup", "laurel", "per_layer_model_proj",
+)  # fmt: skip
+HEAD, EMBEDDING = "output.weight", "token_embd.weight"
+
+
+def block_types(model: GgufModel, number: int, *, new_head: bool = False) -> tuple[NewTypes, str]:
+    """What the weights of a model in floats become, and a sentence on what is quantised and what stays as it is.
+
+    Parameters
+    ----------
+    model : GgufModel
+    number : int
+        ggml's number of the type of most weights: Q4_1 or Q8_0.
+    new_head : bool
+        Whether a head is added, which stays in floats.
+    """
+    names = {name for header in model.headers for name in header.infos}
+    # Without a head of its own, the model multiplies by the embedding.
+    head = HEAD if new_head or HEAD in names else EMBEDDING
+    kinds: dict[str, int] = {}
+    floats = ["the new head"] if new_head else []
+    for key, weight in model.weights.items():
+        info = model.info(weight)
+        if len(info.shape) < 2:
+            continue
+        if TENSOR_TYPES[info.kind].name in FLOATS and _is_quantised(weight.tensor, info.shape):
+            kinds[key] = Q8_0.number if weight.tensor == head else number
+        else:
+            floats.append(weight.tensor)
+    own = sum(kind == number for kind in kinds.values())
+    text = f"{count(own, 'weight')} become {TENSOR_TYPES[number].name}"
+    if own < len(kinds):
+        text += f" and the head {TENSOR_TYPES[Q8_0.number].name}"
+    float_names = f"{some(list(dict.fromkeys(floats)), 3)} and vectors" if floats else "vectors"
+    return NewTypes(kinds, BLOCK_FILE_TYPES[number]), f"{text}; {float_names} stay floats"
+
+
+def _is_quantised(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether llama.cpp quantises a stored tensor with this name and shape."""
+    return name.endswith("weight") and shape[-1] % GGML_BLOCK == 0 and not any(part in name for part in LEFT_IN_FLOATS)

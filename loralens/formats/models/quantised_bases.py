@@ -1,18 +1,118 @@
-"""Recognise quantised bases that cannot be read, so that their codes are not taken for weights.
+"""Float8 weights with scales, which are multiplied when they are read, and quantised bases that cannot be read.
 
-They are recognised by the keys and dtypes of their tensors. The layouts that can be read are in
-`loralens.formats.models.low_bit`, and their tensors are decoded before this check.
+Keys of the scale of ``x.weight`` (transformers' finegrained_fp8 and fbgemm_fp8, DeepSeek, compressed-tensors):
+
+    x.weight_scale_inv    one for each block, 128 × 128 unless the configuration says otherwise, or a single one
+    x.weight_scale        a single one, one for each row (out, 1), or one for each block
+
+Despite its name, the first is a factor and not a divisor. For a stack of experts both have one more axis in front.
+
+Bases that cannot be read are recognised by the keys and dtypes of their tensors, so that their codes are not taken for
+weights. The layouts in `loralens.formats.models.low_bit` are decoded before this check.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from loralens.core.lazy import LazyArray
-from loralens.errors import FormatError
+from loralens.core.adapter import Finding
+from loralens.core.lazy import Array, LazyArray
+from loralens.errors import FormatError, place
+
+SCALES = ("_scale_inv", "_scale")
+# Scales of activations and of the key-value cache, which the weights do not depend on.
+BESIDE = ("input_scale", "input_scale_ub", "activation_scale", "output_scale", "k_scale", "v_scale", "q_scale")
+BLOCK = (128, 128)  # the default of transformers' finegrained_fp8
 
 Tensors = Mapping[str, LazyArray]
+
+
+class Float8Floats(NamedTuple):
+    """The tensors of a checkpoint with float8 weights multiplied by their scales to float32, and without the scales.
+
+    ``scales`` has the scale of each of their numbers, float32, by the keys of the weights.
+    """
+
+    floats: Tensors
+    scales: Mapping[str, LazyArray]
+
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        """A note about what was read; none if nothing was."""
+        text = f"{len(self.scales)} float8 weights are read as float32, multiplied by their scales"
+        return (Finding("note", "float8", text),) if self.scales else ()
+
+
+def dequantise(tensors: Tensors, config: Mapping[str, Any] | None) -> Float8Floats:
+    """Multiply float8 weights by their scales; a FormatError if the shape of a scale fits no rule."""
+    # E8M0 is a type of scales, not of weights.
+    weights = [key for key, t in tensors.items() if t.dtype.name.startswith("float8") and "e8m0" not in t.dtype.name]
+    # Of two scales, the first end in SCALES counts.
+    scaled = {key: key + end for key in weights for end in reversed(SCALES) if key + end in tensors}
+    if not scaled:
+        return Float8Floats(tensors, {})
+    hidden, block = {*scaled.values()}, _block(config)
+    floats, scales = {}, {}
+    for key, tensor in tensors.items():
+        if key in scaled:
+            with place(key):
+                floats[key], scales[key] = _scaled(tensor, tensors[scaled[key]], block)
+        elif key not in hidden and key.rpartition(".")[2] not in BESIDE:
+            floats[key] = tensor
+    return Float8Floats(floats, scales)
+
+
+def _block(config: Mapping[str, Any] | None) -> tuple[int, int]:
+    """The block size of the configuration, or the default."""
+    section = (config or {}).get("quantization_config")
+    size = section.get("weight_block_size") if isinstance(section, dict) else None
+    if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
+        return size[0], size[1]
+    return BLOCK
+
+
+def _scaled(tensor: LazyArray, scale: LazyArray, block: tuple[int, int]) -> tuple[LazyArray, LazyArray]:
+    """A weight times its scale, and the scale of each of its numbers; rows can be read separately."""
+    shape, counts = tensor.shape, scale.shape
+    # A single scale, with or without axes; or one for each row, stored without the axes of length 1.
+    if scale.size == 1 or counts == shape[:1]:
+        counts = (scale.size, *(1,) * (len(shape) - 1))[: len(shape)]
+    # Blocks are two-dimensional: the axes in front of the last two (experts) have their own scales. An axis with one
+    # scale shares it, and an axis with as many scales as numbers is not in blocks.
+    sizes = (*(1,) * (len(shape) - 2), *block)[-len(shape) :] if shape else ()
+    if len(counts) != len(shape) or not all(
+        count in (1, n, -(-n // size)) for n, count, size in zip(shape, counts, sizes, strict=True)
+    ):
+        what = f"a float8 weight {shape} with scales {scale.shape} and blocks of {block[0]} × {block[1]}"
+        fix = "keep config.json beside the weights: it says the block size; or give the model in 16 bits"
+        raise FormatError(what, fix=fix)
+
+    def factor(start: int, stop: int) -> Array:
+        ends = ((start, stop), *((0, n) for n in shape[1:]))
+        axes = zip(ends, shape, counts, sizes, strict=False)
+        index = [
+            np.zeros(1, np.intp) if count == 1 else np.arange(*end) // (1 if count == n else size)
+            for end, n, count, size in axes
+        ]
+        return np.asarray(scale.read().astype(np.float32).reshape(counts)[np.ix_(*index)])
+
+    def rows(start: int, stop: int) -> Array:
+        product = (tensor.rows(start, stop) if shape else tensor).read().astype(np.float32)
+        product *= factor(start, stop)  # in place, without a second copy of the weight
+        return product
+
+    def spread(start: int, stop: int) -> Array:
+        return np.broadcast_to(factor(start, stop), (stop - start, *shape[1:])[: len(shape)]).copy()
+
+    end = shape[0] if shape else 1
+    product, scales = (
+        LazyArray(partial(read, 0, end), shape=shape, dtype=np.float32, rows=read if tensor.streams else None)
+        for read in (rows, spread)
+    )
+    return product, scales
+
 
 # Methods of ``quantization_config`` that store float8 weights with scales. Some of them can also store codes, and the
 # name of the method does not say which of the two a model has.

@@ -4,18 +4,18 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import final
 from zlib import crc32
 
 import numpy as np
 
-from loralens.core.hashes import sha256
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.weights import Weight
-from loralens.errors import FormatError
+from loralens.errors import FormatError, OptionError
+from loralens.formats.files.atomic import tidy_folder
 from loralens.formats.files.container import Stored, read_safetensors
-from loralens.formats.files.leftovers import tidy_folder
 from loralens.formats.files.writing import write_safetensors
 from loralens.linalg.lanczos import Decomposed
 from loralens.linalg.randomized import Leading
@@ -37,16 +37,13 @@ def default_folder() -> Path:
 
 
 class WeightHash:
-    """SHA-256 of the numbers, dtype, shape and orientation of a weight, taken while its blocks of rows are read.
-
-    ``among`` is the number of bytes of all weights that are hashed; it decides how they are hashed, not the result.
-    """
+    """SHA-256 of the numbers, dtype, shape and orientation of a weight, taken while its blocks of rows are read."""
 
     __slots__ = ("_hasher",)
 
-    def __init__(self, weight: Weight, version: str = VERSION, *, among: int = 0) -> None:
+    def __init__(self, weight: Weight, version: str = VERSION) -> None:
         stored = weight.stored
-        self._hasher = sha256(max(stored.nbytes, among))
+        self._hasher = sha256()
         self._hasher.update(f"{version} {stored.dtype} {stored.shape} {weight.transposed}".encode())
 
     def follow(self, blocks: Iterable[tuple[slice, Array]]) -> Iterator[tuple[slice, Array]]:
@@ -60,9 +57,9 @@ class WeightHash:
         return self._hasher.hexdigest()
 
 
-def weight_digest(weight: Weight, *, among: int = 0) -> str:
+def weight_digest(weight: Weight) -> str:
     """The `WeightHash` of a weight, which is read a block of rows at a time."""
-    own = WeightHash(weight, among=among)
+    own = WeightHash(weight)
     for _ in own.follow(weight.blocks()):
         pass
     return own.hexdigest()
@@ -175,7 +172,8 @@ class SvdCache:
         # Remains of killed runs are removed here, because no other run may ever write the same entry.
         tidy_folder(self.folder, _ENTRY.fullmatch)
         tensors = {name: LazyArray.of(part) for name, part in parts.items()}
-        write_safetensors(Stored(tensors, {"crc32": _checksum(parts.values()), **metadata}), file)
+        with suppress(OptionError):  # another process is writing the same entry
+            write_safetensors(Stored(tensors, {"crc32": _checksum(parts.values()), **metadata}), file)
         self._used.add(file.name)
         return True
 

@@ -15,9 +15,9 @@ from loralens.errors import LoraLensError, OptionError
 from loralens.formats import RETIRED, load
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import CONFIG, OpenFile, read_safetensors
-from loralens.formats.files.gguf.header import Header, read_counts, read_values
+from loralens.formats.files.gguf_file import Header, read_counts, read_values
 from loralens.formats.files.location import is_gguf, is_pickle, is_tensor_file, weights_among
-from loralens.formats.files.walking import listings
+from loralens.formats.files.outside import listings
 
 _OF_THE_SYSTEM = ("/proc/", "/sys/")  # /proc has links to the folders in which other programs work
 

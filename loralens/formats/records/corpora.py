@@ -34,15 +34,15 @@ import csv
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, final
 
-from loralens.core.hashes import blake2b
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.files.packages import is_installed, package_file
-from loralens.formats.files.regular import open_stream
+from loralens.formats.files.location import is_installed, package_file
+from loralens.formats.files.outside import open_stream
 from loralens.requirements import KNOWN_TEXTS, install_command, missing_packages
 
 HELD_OUT = 640  # texts for the final accuracy, in each of the four tasks

@@ -7,8 +7,7 @@ another size now, was written by somebody else: even ``--overwrite`` does not re
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO, NamedTuple, Self, final
@@ -18,11 +17,10 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.atomic import atomic_file
-from loralens.formats.files.container import read_json, read_safetensors
+from loralens.formats.files.container import by_width, header_bytes, read_json, read_safetensors
 from loralens.formats.files.disk import disk_errors, write_at
-from loralens.formats.files.json_text import finite_number, json_or_none, object_pieces
-from loralens.formats.files.relative_name import is_relative_name
-from loralens.formats.files.safetensors_header import Named, by_width, header_size
+from loralens.formats.files.json_text import finite_number, json_or_none, json_text
+from loralens.formats.files.outside import is_relative_name
 from loralens.formats.files.writing import write_tensors
 
 KEY = "loralens_undo"
@@ -73,23 +71,28 @@ class _KeptBytes:
         return np.frombuffer(os.pread(self._file, last - first, self._start + first), np.uint8)
 
 
-Content = Callable[[], Iterable[tuple[str, Any]]]  # the fields of the JSON object, as `object_pieces` takes them
+Named = Iterable[tuple[str, LazyArray]]  # tensors with their keys
+Content = Callable[[], Iterable[tuple[str, Any]]]  # the fields of the JSON object; an iterator of fields is an object
 
 
 def write_undo(tensors: Callable[[], Named], content: Content, path: Path) -> None:
-    """Write an undo file, which appears complete or not at all.
-
-    Only loralens reads undo files, so `safetensors` does not check them: it would take four times the memory of all
-    names. ``tensors`` is called several times.
-    """
+    """Write an undo file, which appears complete or not at all. ``safetensors`` does not check it."""
     with atomic_file(path) as stream:
-        write_tensors(stream, partial(by_width, tensors), {KEY: object_pieces(content())})
+        write_tensors(stream, by_width(tensors()), _metadata(content()))
 
 
 def undo_size(tensors: Callable[[], Named], content: Content) -> int:
     """The bytes of the file that `write_undo` would write; no number is read."""
-    header = header_size(by_width(tensors), {KEY: object_pieces(content())})
-    return header + sum(tensor.nbytes for _, tensor in tensors())
+    ordered = by_width(tensors())
+    return len(header_bytes(ordered, _metadata(content()))) + sum(tensor.nbytes for tensor in ordered.values())
+
+
+def _metadata(fields: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    return {KEY: json_text(_as_object(fields))}
+
+
+def _as_object(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: _as_object(value) if isinstance(value, Iterator) else value for name, value in fields}
 
 
 def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:

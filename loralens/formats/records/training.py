@@ -34,14 +34,12 @@ from loralens.core.names import natural_key, some
 from loralens.core.stored import State, parse_json
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, place
 from loralens.formats import save
-from loralens.formats.files.atomic import atomic_file, move_aside
+from loralens.formats.files.atomic import atomic_file, is_moved_aside, keep_mode, move_aside, remove, tidy
 from loralens.formats.files.container import CONFIG, Stored, read_json, read_safetensors
-from loralens.formats.files.disk import check_room, disk_errors
-from loralens.formats.files.hold import Hold, check_free
+from loralens.formats.files.disk import Hold, check_free, check_room, disk_errors
 from loralens.formats.files.json_text import finite_number, is_safe_text, json_or_none
-from loralens.formats.files.leftovers import is_moved_aside, keep_mode, remove, tidy
 from loralens.formats.files.location import NAMES, SUFFIXES, adapter_file, existing_path
-from loralens.formats.files.regular import open_stream, read_whole
+from loralens.formats.files.outside import open_stream, read_whole
 from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens.training"  # the key in the metadata of a state

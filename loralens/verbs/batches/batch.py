@@ -22,11 +22,10 @@ from loralens.core.messages import LEVELS, LOGGER, display_progress, note, progr
 from loralens.core.threads import share_processors
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.dialects.table import FORMATS
-from loralens.formats.files.disk import disk_errors
-from loralens.formats.files.hold import Hold
-from loralens.formats.files.leftovers import COMPANIONS, tidy, tidy_folder
+from loralens.formats.files.atomic import COMPANIONS, tidy, tidy_folder
+from loralens.formats.files.disk import Hold, disk_errors
 from loralens.formats.files.location import NAMES, SUFFIXES, file_in_folder, weights_among
-from loralens.formats.models.model_location import resolve_path
+from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import count
 from loralens.tables.text import display_width
 from loralens.verbs.batches.batch_result import BatchResult, BatchRow, Status, line_of

@@ -23,7 +23,7 @@ from loralens.formats.dialects.table import FORMATS, GGUF
 from loralens.formats.files.container import Stored
 from loralens.formats.models.base_copies import FULL, drop_copies
 from loralens.formats.models.checkpoint import model_config, shapes, weights
-from loralens.formats.models.model_location import resolve_path
+from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import count, number, percent, shape
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter

@@ -8,11 +8,11 @@ from pathlib import Path
 from loralens.core.adapter import Adapter
 from loralens.errors import OptionError
 from loralens.formats.dialects.table import FORMATS
-from loralens.formats.files.apart import adapter_inputs, check_apart
+from loralens.formats.files.atomic import check_apart
 from loralens.formats.files.container import Files, Stored
-from loralens.formats.files.location import SUFFIXES, adapter_file, config_beside
+from loralens.formats.files.location import SUFFIXES, find_adapter
 from loralens.formats.files.writing import write_files
-from loralens.formats.models.model_location import resolve_path
+from loralens.formats.models.model_files import resolve_path
 from loralens.tables.result import Tabular
 from loralens.verbs.shared.adapters import AdapterSource
 
@@ -88,13 +88,13 @@ class Target:
         self.check_inputs({"the base": base, **(other_inputs or {})})
 
     def _check_apart_from_source(self, output: Path, source: Path) -> None:
-        file = adapter_file(source)
+        found = find_adapter(source)
+        file, config = found.file, found.config
         # Refused even with --overwrite, since the result lacks what was cut or rounded. samefile() follows links.
         if output.exists() and (output.samefile(file) or output.samefile(file.parent)):
             raise OptionError(
                 f"{output} is where the source is", fix="choose another target: a source is never written over"
             )
-        config = config_beside(file)
         # Readers take α and r from adapter_config.json beside the weights. With two files of weights in one folder the
         # configuration can belong to only one of them. A GGUF file holds its configuration itself.
         shares = output.suffix in SUFFIXES and output.suffix != ".gguf"
@@ -104,7 +104,7 @@ class Target:
                 fix="choose another folder",
             )
         # A single file replaces nothing in the source's folder, so it may lie there; a folder has to lie outside.
-        check_apart(output, adapter_inputs(str(source)), within=output.suffix not in SUFFIXES)
+        check_apart(output, found.inputs, within=output.suffix not in SUFFIXES)
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Refuse a target that is one of the inputs, contains one or lies in one."""

@@ -9,7 +9,7 @@ from loralens.choices import RoundingMode
 from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import warn
 from loralens.errors import MismatchError, OptionError
-from loralens.formats.models.model_location import resolve_path
+from loralens.formats.models.model_files import resolve_path
 from loralens.formats.records.merged import (
     BEFORE,
     CERTIFICATE,

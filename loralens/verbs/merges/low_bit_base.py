@@ -170,7 +170,7 @@ def quantised_plan(
         These codes cannot be written for this base.
     """
     if files.gguf and bits in GGUF_BITS:
-        from loralens.formats.models.gguf_quantised import block_types  # only for GGUF
+        from loralens.formats.models.gguf_writer import block_types  # only for GGUF
 
         new_head = bool(plan.tensors.keys() - files.gguf.weights.keys())
         types, text = block_types(files.gguf, GGUF_BITS[bits].number, new_head=new_head)

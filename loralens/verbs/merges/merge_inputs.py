@@ -16,13 +16,13 @@ from loralens.core.messages import warn
 from loralens.core.selection import select
 from loralens.core.weights import CodedWeight
 from loralens.errors import FormatError, LoraLensError, OptionError, place
-from loralens.formats.files.apart import Input, adapter_inputs
+from loralens.formats.files.atomic import Input
 from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import dumps
-from loralens.formats.files.regular import read_whole
+from loralens.formats.files.location import find_adapter
+from loralens.formats.files.outside import read_whole
 from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, stores_conv1d
-from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
-from loralens.formats.models.model_location import resolve_path
+from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files, resolve_path
 from loralens.formats.models.model_writer import Change
 from loralens.linalg.codes import BLOCK_TYPES, BlockType
 from loralens.merging.changes import recast, recast_dtype
@@ -165,8 +165,8 @@ class MergeInputs:
 
     def places(self, base: str = "the base") -> list[Input]:
         """All places that are read, each with its name in messages; ``base`` is the name of the base."""
-        paths = [str(adapter.path) for adapter in self.adapters if adapter.path]
-        adapters = [place for path in paths for place in adapter_inputs(path)]
+        paths = [adapter.path for adapter in self.adapters if adapter.path]
+        adapters = [place for path in paths for place in find_adapter(path).inputs]
         # The given path may be a Hub id or a link, and then the files lie elsewhere.
         return [(base, self.files.root), (base, Path(self.base)), *adapters]
 

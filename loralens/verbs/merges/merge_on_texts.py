@@ -18,9 +18,9 @@ from loralens.core.lazy import Array
 from loralens.core.messages import note, progress
 from loralens.core.names import some
 from loralens.errors import MismatchError, OptionError, place
-from loralens.formats.files.packages import is_installed
+from loralens.formats.files.location import is_installed
+from loralens.formats.models.base_cache import float_copy, float_folder
 from loralens.formats.models.checkpoint import open_checkpoint
-from loralens.formats.models.float_folder import float_copy, float_folder
 from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.linalg.codes import GGML_BLOCK, dequantise_nf4, quantise_nf4
 from loralens.linalg.device import Device

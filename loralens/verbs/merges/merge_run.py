@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -12,17 +13,14 @@ from typing import Any, Final, Literal, final
 import numpy as np
 
 from loralens.choices import RoundingMode
-from loralens.core.hashes import Hasher, sha256
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.messages import note, progress
 from loralens.core.names import some
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
-from loralens.formats.files.apart import check_apart
-from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.atomic import atomic_file, check_apart, remove, reserve, tidy, was_killed
 from loralens.formats.files.disk import check_room, disk_errors, sync, sync_folder
-from loralens.formats.files.json_text import dump
-from loralens.formats.files.leftovers import remove, reserve, tidy, was_killed
+from loralens.formats.files.json_text import dumps
 from loralens.formats.files.writing import name_target
 from loralens.formats.records.merged import (
     BEFORE,
@@ -110,7 +108,7 @@ class MergeRun:
 
             self.texts = measure_on_texts(inputs, data, rounding=rounding, seed=seed, device=device)
         self.records: dict[str, TensorRecord] = {}
-        self.digests: dict[str, Hasher] = {}
+        self.digests: dict[str, Any] = {}
         # In a dry run the patches are made for their size.
         self.undo_content = UndoContent(inputs, self.adapters, count_only) if undo else None
         self.files: dict[str, int] | None = None  # name → bytes in the written folder, for the certificate
@@ -169,7 +167,7 @@ class MergeRun:
                 self.files = file_sizes(part)
             if certificate:
                 with atomic_file(waiting.get(certificate) or _in_unfinished(certificate, output, part)) as stream:
-                    dump(self.certificate(), stream)
+                    stream.write(dumps(self.certificate()).encode())
             # Now only renames are left, that of the model the last one: a model never stands without its records.
             if waiting:
                 sync(part)
@@ -294,7 +292,7 @@ class MergeRun:
 
     def _hash_copy(self, key: str, rows: Array) -> None:
         """Hash the next rows of a tensor that stays as it is."""
-        feed_hash(self.digests.setdefault(key, sha256(self.inputs.files.stored[key].nbytes)), rows)
+        feed_hash(self.digests.setdefault(key, sha256()), rows)
 
     def _check_beside(
         self, file: Path, output: Path, is_ours: Callable[[Path], bool], *, what: str, overwrite: bool
@@ -329,7 +327,7 @@ class MergeRun:
         }
         # The base has these tensors, and the merged model does not.
         for key in dropped if side == "base" else ():
-            digest = hash_rows(matrix_blocks(tensors[key]), tensors[key].nbytes)
+            digest = hash_rows(matrix_blocks(tensors[key]))
             copies[key] = Hashed(str(tensors[key].dtype), tensors[key].shape, digest)
         return hashed_tensors(records, copies, side=side)
 
@@ -400,9 +398,7 @@ class UndoContent:
     def write(self, path: Path, digests: Mapping[str, str]) -> None:
         """Write the undo file; ``digests`` has the SHA-256 of every tensor that was copied."""
         tensors = self._inputs.files.tensors
-        dropped = {
-            key: hash_rows(matrix_blocks(tensors[key]), tensors[key].nbytes) for key in self._inputs.plan.dropped
-        }
+        dropped = {key: hash_rows(matrix_blocks(tensors[key])) for key in self._inputs.plan.dropped}
         write_undo(self._arrays, lambda: self._content(digests, dropped), path)
 
     def size(self) -> int:

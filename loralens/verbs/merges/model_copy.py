@@ -9,10 +9,9 @@ import numpy as np
 from loralens.core.lazy import LazyArray
 from loralens.core.messages import progress, warn
 from loralens.core.threads import in_threads, processor_count
-from loralens.formats.files.leftovers import was_killed
-from loralens.formats.models.model_copy import CopyOptions, Fill
+from loralens.formats.files.atomic import was_killed
 from loralens.formats.models.model_files import ModelFiles
-from loralens.formats.models.model_writer import Change, copy_bytes, write_model
+from loralens.formats.models.model_writer import Change, CopyOptions, Fill, copy_bytes, write_model
 
 # What reads and writes GGUF takes 15 ms to import, and few bases are GGUF.
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def warn_if_killed(model: Path) -> None:
 
 def _new_tensors(model: "GgufModel", changes: Mapping[str, Change]) -> "dict[str, StoredChange]":
     """The changes that the model has no tensor for, such as a head that was tied."""
-    from loralens.formats.files.gguf.container import TYPES
+    from loralens.formats.files.gguf_file import TYPES
     from loralens.formats.models.gguf_writer import StoredChange
 
     new = {key: change for key, change in changes.items() if key not in model.weights}

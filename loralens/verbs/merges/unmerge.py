@@ -3,19 +3,17 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import Any, Never, Unpack
 
-from loralens.core.hashes import Hasher, sha256
 from loralens.core.lazy import Array
 from loralens.core.messages import progress, warn
 from loralens.core.names import some
 from loralens.errors import FormatError, MismatchError, OptionError, place
-from loralens.formats.files.shards import check_index
 from loralens.formats.models.checkpoint import open_checkpoint
-from loralens.formats.models.model_files import CONFIG, model_files, offsets_of
-from loralens.formats.models.model_location import resolve_path
+from loralens.formats.models.model_files import CONFIG, check_index, model_files, offsets_of, resolve_path
 from loralens.formats.models.model_writer import Change
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, NAME, MergeSettings, is_certificate, read_undo
 from loralens.linalg.device import Device
@@ -67,7 +65,7 @@ class UnmergeRun:
         arrays, content = read_undo(file)
         self.files = model_files(root)
         self.tensors = self.files.stored
-        self._digests: dict[str, Hasher] = {}
+        self._digests: dict[str, Any] = {}
         # Only the whole checkpoint shows whether its weights are codes: by its configuration, and by the tensors that
         # store each weight.
         self._coded = open_checkpoint(root).coded if content.get("version") == WITH_CODES else {}
@@ -209,7 +207,7 @@ class UnmergeRun:
 
     def _dropped_rows(self, key: str) -> Iterator[Array]:
         """The rows of a tensor that the merged model does not have."""
-        digest = sha256(self.undo.dropped[key].nbytes)
+        digest = sha256()
         for rows in matrix_blocks(self.undo.dropped[key]):
             feed_hash(digest, rows)
             yield rows
@@ -217,7 +215,7 @@ class UnmergeRun:
             raise MismatchError("is not the tensor of the base", fix=DAMAGED)
 
     def _hash_copy(self, key: str, rows: Array) -> None:
-        feed_hash(self._digests.setdefault(key, sha256(self.tensors[key].nbytes)), rows)
+        feed_hash(self._digests.setdefault(key, sha256()), rows)
 
     def _check_copies(self, _: Path) -> None:
         """Refuse a model that was changed while it was read, or a tensor that was changed since the merge."""

@@ -16,8 +16,7 @@ from loralens.core.threads import in_threads, processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import read_json
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
-from loralens.formats.models.model_files import ModelFiles, model_files
-from loralens.formats.models.model_location import resolve_path
+from loralens.formats.models.model_files import ModelFiles, model_files, resolve_path
 from loralens.formats.records.merged import CERTIFICATE, FILES, file_sizes, is_certificate
 from loralens.linalg.device import Device
 from loralens.merging.codec import FloatCodec, hash_rows, prepare
@@ -410,7 +409,7 @@ def _hash_tensors(files: ModelFiles) -> dict[str, Hashed]:
 
     def hashed(key: str) -> Hashed:
         tensor = tensors[key]
-        digest = hash_rows(matrix_blocks(tensor), tensor.nbytes)
+        digest = hash_rows(matrix_blocks(tensor))
         if step:
             step(tensor.nbytes)
         return Hashed(str(tensor.dtype), tensor.shape, digest)

@@ -16,8 +16,8 @@ from loralens.core.messages import warn
 from loralens.core.threads import processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import CONFIG
-from loralens.formats.files.regular import check_folder
-from loralens.formats.models.model_location import gguf_paths, model_path
+from loralens.formats.files.outside import check_folder
+from loralens.formats.models.model_files import gguf_paths, model_path
 from loralens.requirements import missing_packages
 from loralens.verbs.models.loaded import Head, Loaded
 from loralens.verbs.shared.option_values import check_choice
@@ -259,7 +259,7 @@ def _model_folder(source: str | PathLike[str]) -> Path:
     if not paths:
         return folder
     # Imported here because it imports the readers and writers of models, which other calls do not need.
-    from loralens.formats.models.float_folder import float_folder
+    from loralens.formats.models.base_cache import float_folder
 
     # transformers runs floats, so the weights are decoded once, as those of a package that holds a GGUF file.
     return float_folder(Path(source).name, paths)

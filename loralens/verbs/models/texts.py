@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from loralens.core.stored import parse_json
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.files.regular import check_folder, open_stream
+from loralens.formats.files.outside import check_folder, open_stream
 from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.requirements import missing_packages
 

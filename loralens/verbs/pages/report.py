@@ -11,7 +11,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line, note
 from loralens.core.stored import Moments
 from loralens.errors import OptionError, visible
-from loralens.formats.files.apart import check_apart
+from loralens.formats.files.atomic import check_apart
 from loralens.formats.files.location import existing_path
 from loralens.reporting.document import PageTable, Report
 from loralens.reporting.writing import (

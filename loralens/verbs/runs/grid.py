@@ -37,13 +37,12 @@ from loralens.errors import DivergenceError, LoraLensError, MismatchError, Optio
 from loralens.formats import load
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import read_json
-from loralens.formats.files.disk import disk_errors
-from loralens.formats.files.hold import Hold, check_free
+from loralens.formats.files.disk import Hold, check_free, disk_errors
 from loralens.formats.files.json_text import finite_number
 from loralens.formats.files.location import NAMES
-from loralens.formats.files.regular import read_whole
-from loralens.formats.models.base_digest import base_digest
-from loralens.formats.models.model_location import model_path
+from loralens.formats.files.outside import read_whole
+from loralens.formats.models.base_cache import base_digest
+from loralens.formats.models.model_files import model_path
 from loralens.formats.records.training import (
     GRID,
     LOG,

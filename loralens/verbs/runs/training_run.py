@@ -15,8 +15,8 @@ from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import warn
 from loralens.errors import DivergenceError, FormatError, LoraLensError
 from loralens.formats.files.location import NAMES
-from loralens.formats.models.base_digest import base_digest
-from loralens.formats.models.model_location import model_path
+from loralens.formats.models.base_cache import base_digest
+from loralens.formats.models.model_files import model_path
 from loralens.formats.records.training import GRID, LOG, STATE, WATCHED, History, Training, history
 from loralens.tables.numbers import json_number, number
 from loralens.training.course import ADAM

@@ -46,12 +46,11 @@ def decompositions(
     """
     # All weights are digested before any is decomposed, so that the note can say how many SVDs are missing.
     keys = {}
-    total = sum(weight.stored.nbytes for weight in weights.values())
     with place(base):
         with progress("reading the base", len(weights)) as advance:
             for name, weight in weights.items():
                 with place(name):
-                    keys[name] = weight_digest(weight, among=total)
+                    keys[name] = weight_digest(weight)
                 if advance:
                     advance(1)
         missing = [name for name in weights if cache is None or keys[name] not in cache]

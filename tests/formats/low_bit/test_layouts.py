@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from loralens.formats.models.checkpoint import open_checkpoint, shapes
-from loralens.formats.models.low_bit.packing import pack_codes, unpack_codes
+from loralens.formats.models.low_bit.grouped import pack_codes, unpack_codes
 from tests.formats.low_bit.cases import CASES, field_of, gptq, mlx, packed
 from tests.marks import examples
 

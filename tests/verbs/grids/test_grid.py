@@ -14,7 +14,7 @@ import pytest
 
 import loralens
 from loralens.errors import FormatError, MismatchError, OptionError
-from loralens.formats.files.hold import Hold
+from loralens.formats.files.disk import Hold
 from loralens.formats.records.training import Training
 from loralens.verbs.runs.grid import GridResult
 from tests import models

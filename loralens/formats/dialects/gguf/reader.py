@@ -36,8 +36,8 @@ from loralens.formats.dialects.gguf.architectures import (
     unpermute,
 )
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Fields, Parts, match_leaf
+from loralens.formats.files import gguf_file as gguf_values
 from loralens.formats.files.container import Stored
-from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.json_text import plain_text
 
 NAME = "gguf"

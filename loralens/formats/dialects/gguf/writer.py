@@ -44,9 +44,9 @@ from loralens.formats.dialects.gguf.reader import (
     stated_heads,
 )
 from loralens.formats.dialects.pairs import Fields, is_as_read, stack_matrices
+from loralens.formats.files import gguf_file as gguf_values
 from loralens.formats.files.container import Stored
-from loralens.formats.files.gguf import values as gguf_values
-from loralens.formats.files.gguf.values import Value
+from loralens.formats.files.gguf_file import Value
 
 # GGUF has float64 as well, but llama.cpp cannot multiply with it.
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))

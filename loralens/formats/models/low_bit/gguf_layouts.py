@@ -12,11 +12,22 @@ from numpy.typing import NDArray
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import CodedWeight, Codes, GridRows
 from loralens.errors import FormatError
-from loralens.formats.files.gguf.types import TENSOR_TYPES
-from loralens.formats.models.low_bit.gguf_block import BlockLayout, Bytes
-from loralens.formats.models.low_bit.gguf_k_quants import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
-from loralens.formats.models.low_bit.gguf_mxfp4 import MXFP4
-from loralens.formats.models.low_bit.gguf_simple import Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+from loralens.formats.files.gguf_file import TENSOR_TYPES
+from loralens.formats.models.low_bit.gguf_blocks import (
+    MXFP4,
+    Q2_K,
+    Q3_K,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+    BlockLayout,
+    Bytes,
+)
 from loralens.linalg.exact import Singles
 
 # by ggml's number of the type

@@ -1,4 +1,4 @@
-"""Weights whose columns are in groups that share a step: the numbers and the grid of every layout of this kind.
+"""Weights whose columns are in groups that share a step: their stored tensors, their numbers and their grid.
 
 A layout says how its codes, steps, zeros and biases are read. With them
 
@@ -6,32 +6,135 @@ A layout says how its codes, steps, zeros and biases are read. With them
 
 or level(code[i, j]) · step[i, g(j)], each operation rounded to float32. A weight of more than two axes is a stack: its
 matrices lie below each other in the file, and a row of the `CodedWeight` is one matrix, flattened.
+
+Codes of a few bits fill bytes without gaps, least significant bit first; a word is its bytes in little-endian order.
+bitsandbytes alone has the high nibble first.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple, final
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.lazy import Array
+from loralens.core.lazy import Array, LazyArray
 from loralens.core.weights import CodedWeight, Codes, GridRows
-from loralens.formats.models.low_bit.packing import Bytes
+from loralens.errors import FormatError
+from loralens.formats.models.quantised_bases import BESIDE
 from loralens.linalg.exact import Singles
+
+Tensors = Mapping[str, LazyArray]
+Config = Mapping[str, Any]
+Shape = tuple[int, ...]
+Bytes = NDArray[np.uint8]
+
+AGAIN = "download the model again, or give the 16-bit model it was made from"
+SIBLING = "give the 16-bit model it was made from"
+FLOATS: frozenset[np.dtype[Any]] = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32)))
+WORDS: frozenset[np.dtype[Any]] = frozenset(map(np.dtype, (np.int32, np.uint32)))
+INDICES: frozenset[np.dtype[Any]] = frozenset(map(np.dtype, (np.int32, np.int64)))
+BYTES = frozenset({np.dtype(np.uint8)})
+# Sizes from here on overflow in NumPy, and no tensor has them.
+MOST = 1 << 48
+
+
+class CheckpointWeight(NamedTuple):
+    """A coded weight in a checkpoint: the key of the float weight, and the keys of all tensors that it is stored in."""
+
+    key: str
+    weight: CodedWeight
+    parts: tuple[str, ...]
+
+
+# ---- Stored tensors
+
+
+def part(stored: Tensors, key: str, dtypes: Collection[np.dtype[Any]], shape: Shape | None = None) -> LazyArray:
+    """A stored tensor of one of these dtypes, and of this shape if one is given; a FormatError if there is none."""
+    tensor = stored.get(key)
+    if tensor is None:
+        raise FormatError(f"{key} is missing", fix=AGAIN)
+    if tensor.dtype not in dtypes:
+        names = " or ".join(sorted(map(str, dtypes)))
+        raise FormatError(f"{key} is {tensor.dtype}, where this layout has {names}", fix=AGAIN)
+    if shape is not None and tensor.shape != shape:
+        raise FormatError(f"{key} has the shape {tensor.shape}, where its weight needs {shape}", fix=AGAIN)
+    return tensor
+
+
+def activation_keys(stored: Tensors, module: str) -> tuple[str, ...]:
+    """The keys of a module's scales of activations and of the cache, which its weight does not depend on."""
+    return tuple(key for name in (*BESIDE, "input_global_scale") if (key := f"{module}.{name}") in stored)
+
+
+def bits_of(stored: Tensors, keys: Collection[str], shape: Shape) -> float:
+    """The bits that every number of a weight takes in the file, with its scales."""
+    return 8 * sum(stored[key].nbytes for key in keys) / max(1, prod(shape))
+
+
+def section(config: Config | None, name: str = "quantization_config") -> Mapping[str, Any]:
+    """A section of ``config.json``; empty if it has none."""
+    value = (config or {}).get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def whole_number(value: object, least: int = 1) -> int | None:
+    """``value`` if it is a whole number from ``least`` on and of sensible size, else None; files may state anything."""
+    return value if type(value) is int and least <= value < MOST else None
+
+
+# ---- Codes in bytes
+
+
+def unpack_codes(data: Bytes, bits: int, count: int) -> Bytes:
+    """The first ``count`` codes of 1 to 8 bits of every row of bytes (…, bytes), which holds at least as many."""
+    if 8 % bits == 0:
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        codes: Bytes = (data[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+        return np.asarray(codes.reshape(*data.shape[:-1], data.shape[-1] * (8 // bits))[..., :count])
+    flags = np.unpackbits(data, axis=-1, count=count * bits, bitorder="little")
+    return np.packbits(flags.reshape(*data.shape[:-1], count, bits), axis=-1, bitorder="little")[..., 0]
+
+
+def pack_codes(codes: Array, bits: int, size: int) -> Bytes:
+    """The inverse of `unpack_codes`: ``size`` bytes for every row of codes; bits without a code are 0."""
+    narrow = np.zeros((*codes.shape[:-1], size * 8 // bits), np.uint8)
+    narrow[..., : codes.shape[-1]] = codes
+    if 8 % bits == 0:
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        joined: Bytes = np.bitwise_or.reduce(narrow.reshape(*codes.shape[:-1], size, 8 // bits) << shifts, axis=-1)
+        return joined
+    flags = np.unpackbits(narrow[..., None], axis=-1, count=bits, bitorder="little")
+    packed = np.zeros((*codes.shape[:-1], size), np.uint8)
+    filled = np.packbits(flags.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
+    packed[..., : filled.shape[-1]] = filled
+    return packed
+
+
+def bytes_of(array: Array) -> Bytes:
+    """The bytes of an array; those of its last axis stay together."""
+    return np.ascontiguousarray(array).view(np.uint8)
+
+
+def stored_bytes(tensor: LazyArray, start: int, stop: int) -> Bytes:
+    """Bytes ``start`` to ``stop`` of a stored tensor, read without the others."""
+    size = tensor.dtype.itemsize
+    first = start // size
+    data = bytes_of(tensor.reshape(tensor.size).rows(first, -(-stop // size)).read())
+    return data[start - first * size : stop - first * size]
+
+
+# ---- Weights
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """A table of levels, in the order of the stored codes.
-
-    Attributes
-    ----------
-    stored : float32 array
-        The level of every stored code.
-    """
+    """A table of levels (float32), in the order of the stored codes."""
 
     stored: Singles
 
@@ -49,14 +152,7 @@ class Levels:
 @final
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """The group of every column.
-
-    Attributes
-    ----------
-    of_column : intp array
-    size : int
-        The number of columns of each group, if all have the same and their columns are neighbours; else 0.
-    """
+    """The group of every column; ``size`` is that of each if all have the same and their columns are neighbours."""
 
     of_column: NDArray[np.intp]
     size: int = 0
@@ -65,6 +161,14 @@ class Groups:
     def of_size(cls, columns: int, size: int) -> "Groups":
         """Groups of neighbours; the last one may be smaller."""
         return cls(np.arange(columns, dtype=np.intp) // size, 0 if columns % size else size)
+
+    @classmethod
+    def stated(cls, indices: LazyArray, plain: "Groups", count: int, name: str) -> "Groups":
+        """The groups that a stored tensor states for every column; a FormatError if it names others than ``count``."""
+        of_column = indices.read().astype(np.intp)
+        if of_column.size and not 0 <= of_column.min() <= of_column.max() < count:
+            raise FormatError(f"its {name} has group numbers outside 0 to {count - 1}", fix=AGAIN)
+        return plain if np.array_equal(of_column, plain.of_column) else cls(of_column)
 
     def apply(self, operation: Callable[..., Any], W: Singles, of_groups: Singles) -> None:
         """Apply a ufunc in place to each entry of W, (rows, columns), and the number of its group in ``of_groups``."""
@@ -84,53 +188,58 @@ class CodeBlock(NamedTuple):
     bias: Singles | None = None
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class GroupedWeight:
-    """A weight in groups; `weight` makes a `CodedWeight` of it.
+@dataclass(frozen=True, kw_only=True)
+class GroupedWeight(ABC):
+    """A weight in groups, in the order in which its layout stores it.
 
     Attributes
     ----------
-    layout, shape, bits, stored
+    layout, shape
         As in `CodedWeight`.
-    block : callable
-        Takes start and stop among the rows of all matrices, and returns their `CodeBlock`.
-    groups : callable
-        Returns the groups. Some layouts store them in a tensor, which is read in this call.
-    pack : callable
-        Takes the first row and the stored codes of rows (of all rows, if ``by_rows`` is false). Returns their bytes,
-        uint8, shape (rows, bytes per row) or (bytes,).
-    lowest, highest : int
-        The range of the stored codes; without meaning if there are levels.
-    turned : bool
+    keys
+        The keys of the stored tensors; that of the codes is the first.
+    highest
+        The highest stored code; the lowest is 0. Without meaning if there are levels.
+    turned
         Whether the last two axes of ``shape`` are those of the stored matrices in the opposite order.
+    by_rows
+        Whether `pack` gives the bytes of rows, shape (rows, bytes per row); else it gets all rows, and gives the bytes
+        of the whole tensor.
     """
 
     layout: str
     shape: tuple[int, ...]
-    bits: float
-    stored: str
-    block: Callable[[int, int], CodeBlock]
-    groups: Callable[[], Groups]
-    pack: Callable[[int, Array], Bytes]
-    lowest: int = 0
+    keys: tuple[str, ...]
     highest: int = 15
     levels: Levels | None = None
     turned: bool = False
     by_rows: bool = True
 
-    def weight(self) -> CodedWeight:
-        """The weight in the form that all layouts share."""
-        return CodedWeight(
+    @abstractmethod
+    def block(self, start: int, stop: int) -> CodeBlock:
+        """The content of some of the rows of all matrices."""
+
+    @abstractmethod
+    def groups(self) -> Groups:
+        """The groups. Some layouts store them in a tensor, which is read in this call."""
+
+    @abstractmethod
+    def pack(self, first: int, codes: Array, /) -> Bytes:
+        """The bytes of rows from ``first`` on, from their stored codes."""
+
+    def in_checkpoint(self, stored: Tensors, key: str, beside: tuple[str, ...] = ()) -> CheckpointWeight:
+        """The weight under its key; the tensors ``beside`` it belong to it, and it does not depend on them."""
+        weight = CodedWeight(
             self.layout,
             self.shape,
-            self.bits,
+            bits_of(stored, self.keys, self.shape),
             self._decode,
-            self.stored,
+            self.keys[0],
             grid=self._grid,
             encode=self._encode,
             by_rows=self.by_rows,
         )
+        return CheckpointWeight(key, weight, (*self.keys, *beside))
 
     @property
     def _matrix(self) -> tuple[int, int]:
@@ -143,10 +252,7 @@ class GroupedWeight:
     def _decode(self, start: int, stop: int) -> Singles:
         rows, columns = self._matrix
         block, groups = self.block(start * rows, stop * rows), self.groups()
-        if self.levels:
-            W = np.take(self.levels.stored, block.codes)
-        else:
-            W = block.codes.astype(np.float32)
+        W = np.take(self.levels.stored, block.codes) if self.levels else block.codes.astype(np.float32)
         # A step of a damaged file may be infinite; what comes out is what the layout's own software gets.
         with np.errstate(invalid="ignore", over="ignore"):
             if block.zero is not None:
@@ -161,14 +267,13 @@ class GroupedWeight:
         return np.ascontiguousarray(entries.swapaxes(1, 2)) if self.turned else entries
 
     def _grid(self, start: int, stop: int) -> GridRows:
-        rows, columns = self._matrix
-        count = stop - start
+        (rows, columns), count, levels = self._matrix, stop - start, self.levels
         block, groups = self.block(start * rows, stop * rows), self.groups()
         offset = block.bias
         if block.zero is not None:
             with np.errstate(invalid="ignore", over="ignore"):
                 offset = -block.zero * block.step
-        codes = block.codes.astype(np.int16) if self.levels is None else np.take(self.levels.ranks, block.codes)
+        codes = np.take(levels.ranks, block.codes) if levels else block.codes.astype(np.int16)
         step = block.step.reshape(count, rows * block.step.shape[1])
         of_column = groups.of_column
         # The matrices of a stack have groups of their own.
@@ -181,14 +286,14 @@ class GroupedWeight:
             step=step,
             offset=None if offset is None else offset.reshape(step.shape),
             group_of_column=of_column,
-            lowest=self.lowest if self.levels is None else 0,
-            highest=self.highest if self.levels is None else len(self.levels.stored) - 1,
-            levels=None if self.levels is None else self.levels.stored[self.levels.order],
+            lowest=0,
+            highest=len(levels.stored) - 1 if levels else self.highest,
+            levels=levels.stored[levels.order] if levels else None,
         )
 
     def _encode(self, first: int, codes: Codes) -> Bytes:
         rows, columns = self._matrix
-        stored: Array = codes if self.levels is None else np.take(self.levels.order, codes)
+        stored: Array = np.take(self.levels.order, codes) if self.levels else codes
         if self.turned:
             stored = stored.reshape(len(codes), columns, rows).swapaxes(1, 2)
         packed = self.pack(first * rows, stored.reshape(len(codes) * rows, columns))

@@ -1,31 +1,109 @@
-"""A folder of float weights for a model that is stored in few bits: a GGUF file, or a folder with codes.
+"""What the cache of the user holds of base models: digests of their files, and folders of floats.
 
-Training and evaluation need a model of transformers, which runs floats. The weights are decoded once, as `gguf_base`
-and `loralens.formats.models.checkpoint` read them, and kept in the cache of the user. For a GGUF file, transformers
-makes the configuration and the tokenizer from the metadata of the file; a folder has them beside its weights.
+A digest is cheap enough to check at every run that the base is still the same. A folder of floats is for a model that
+is stored in few bits, because training and evaluation need a model of transformers, which runs floats. The weights are
+decoded once. For a GGUF file, transformers makes the configuration and the tokenizer from the metadata of the file; a
+folder has them beside its weights.
 """
 
+import os
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
+from time import time_ns
 from typing import Any
 
 import numpy as np
 
-from loralens.core.hashes import sha256_hex
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.messages import note
-from loralens.errors import FormatError, place
-from loralens.formats.files.atomic import check_space
+from loralens.errors import FormatError, LoraLensError, place
+from loralens.formats.files.atomic import atomic_file, check_space, reserve
 from loralens.formats.files.container import Stored, read_json
 from loralens.formats.files.disk import disk_errors, sync, sync_folder
 from loralens.formats.files.json_text import dumps
-from loralens.formats.files.leftovers import reserve, tidy
-from loralens.formats.files.regular import read_whole
+from loralens.formats.files.outside import open_stream, read_whole
 from loralens.formats.files.writing import write_safetensors
-from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.gguf_base import GgufModel, open_gguf
 from loralens.formats.records.cache import default_folder
 from loralens.requirements import missing_packages
+
+BLOCK = 1 << 20  # bytes that are read at a time
+KEPT_FROM = 1 << 23  # bytes from which the digest of a file is kept; a smaller file is hashed in 10 ms
+# A file system may give two writes within this time the same stamp; FAT has the coarsest stamps.
+SETTLED = 2_000_000_000  # nanoseconds
+_WEIGHTS = re.compile(r".*\.(?:safetensors|bin|pt|pth|model|gguf)")
+# the files that decide what a model computes; not a README, and no other configuration
+_TELLING = re.compile(
+    r"(?:quantize_)?config\.json|.*\.(?:index\.json|tiktoken)|(?:vocab|merges|tokenizer|added_tokens|special_tokens"
+    r"|chat_template).*|"
+    rf"{_WEIGHTS.pattern}"
+)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def base_digest(folder: Path) -> str:
+    """SHA-256, in hexadecimal, of the weights, the configuration and the tokenizer in a folder, or of one file.
+
+    Every byte counts, because a merge into one module changes only a part of a file. Paths and times do not count. The
+    digest of a large file is kept in the cache of the user under the device, inode, size and times of the file, so
+    that a file is read completely only once.
+
+    Raises
+    ------
+    FormatError
+        A file cannot be read.
+    """
+    home = folder.parent if folder.is_file() else folder
+    files = [folder] if folder.is_file() else sorted(folder.iterdir())
+    # Without weights of its own, it may hold the components of a pipeline.
+    if not any(_WEIGHTS.fullmatch(file.name) for file in files):
+        files += sorted(folder.glob("*/*"))
+    hasher = sha256()
+    for file in files:
+        if file.is_file() and (file == folder or _TELLING.fullmatch(file.name)):
+            hasher.update(f"{file.relative_to(home).as_posix()}\0".encode())
+            hasher.update(bytes.fromhex(_file_digest(file)))
+    return hasher.hexdigest()
+
+
+def _file_digest(file: Path) -> str:
+    """The digest of the size and all bytes of a file, from the cache if the file is the one that was hashed."""
+    hasher = sha256()
+    try:
+        with open_stream(file) as stream:
+            before = os.fstat(stream.fileno())
+            kept = _kept(before)
+            with suppress(FormatError, UnicodeDecodeError):
+                if kept and _DIGEST.fullmatch(known := read_whole(kept).decode("ascii")):
+                    return known
+            hasher.update(before.st_size.to_bytes(8, "little"))
+            while block := stream.read(BLOCK):
+                hasher.update(block)
+            after = os.fstat(stream.fileno())
+    except OSError as error:
+        with place(file):
+            raise FormatError(f"cannot be read: {error.strerror}", fix="check its permissions") from error
+    settled = time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) > SETTLED
+    if kept and settled and kept == _kept(after):
+        # Without a cache that can be written, the next run reads the file again.
+        with suppress(OSError, LoraLensError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(kept) as out:
+                out.write(hasher.hexdigest().encode())
+    return hasher.hexdigest()
+
+
+def _kept(state: os.stat_result) -> Path | None:
+    """Where the digest of a large file in this state is kept; None for a small file."""
+    if state.st_size < KEPT_FROM:
+        return None
+    # The time of the last change of the inode belongs to it, because programs can set the time of the content.
+    key = f"{state.st_dev} {state.st_ino} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}"
+    return default_folder() / "digests" / sha256(key.encode()).hexdigest()
+
 
 VERSION = "loralens float folder 1"  # of the folder's content; the digest in its name includes it
 _DIGITS = 32  # hexadecimal digits of the digest in the name of a folder, so that nobody can make a file with the same
@@ -98,7 +176,7 @@ def _make_once(
     fill: Callable[[Path], Mapping[str, LazyArray]],
 ) -> Path:
     """The folder in the cache; ``fill`` writes what lies beside the weights into a new one, and gives the weights."""
-    digest = sha256_hex(" ".join([VERSION, *map(base_digest, paths)]).encode())[:_DIGITS]
+    digest = sha256(" ".join([VERSION, *map(base_digest, paths)]).encode()).hexdigest()[:_DIGITS]
     folder = default_folder() / "models" / f"{name.lower()}-{digest}"
     # The same file may have been given under another name: by its path, or by the name of its package.
     for known in (folder, *sorted(folder.parent.glob(f"*-{digest}"))):
@@ -109,20 +187,14 @@ def _make_once(
         f"{name}: its weights are decoded once to float32, {needed / 1e6:,.0f} MB in {folder}, "
         "which can be deleted later"
     )
-    with place(folder), disk_errors():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        tidy(folder)
-        check_space(folder, needed + _BESIDE)
-        with reserve(folder, folder=True) as part:
+    # Another process that makes the same folder is waited for.
+    with place(folder), disk_errors(), reserve(folder, folder=True, wait=True) as part:
+        if not _is_complete(folder):
+            check_space(folder, needed + _BESIDE)
             tensors = {key: _as_float32(tensor) for key, tensor in fill(part).items()}
             write_safetensors(Stored(tensors, {"format": "pt"}), part / "model.safetensors")
             sync(part)
-            try:
-                part.rename(folder)
-            except OSError:
-                # Another process may have made the same folder meanwhile.
-                if not _is_complete(folder):
-                    raise
+            part.rename(folder)
             sync_folder(folder.parent)
     return folder
 

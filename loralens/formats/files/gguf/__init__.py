@@ -1,1 +1,0 @@
-"""The GGUF container: its header, its key-values and its tensors."""
