@@ -17,7 +17,7 @@ of B and its column of A. On trained factors this is a relative 2e-8 of ‖ΔW�
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, log2, sqrt
+from math import ceil, log2
 from typing import Any, final
 
 import numpy as np
@@ -332,86 +332,3 @@ def _piece(pairs: Slices, start: int, stop: int) -> Any:
     """Some rows of the product of one block of rank indices, float64, on the device."""
     products = [left[start:stop] @ right for left, right in pairs]
     return products[0] if len(products) == 1 else products[0] + products[1]
-
-
-NORM = 2.0**12  # of a rounded column: products of two are at most 2²⁴, the integers that float32 has
-ROUNDING = NORM * 2.0**-24  # how much a float32 operation with a number up to that rounds
-# Columns with other norms are taken as 0. The exponents of the others are in [−60, 40], so the smallest product is
-# 2^-120, a normal float32 number, and the largest sum 2^104.
-SMALLEST, LARGEST = 2.0**-48, 2.0**51
-# A slice of the exact product has at most 27 bits.
-WIDE_BITS = 30  # of an integer in 32 bits
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class NarrowFactor:
-    """Columns of integers, each times a power of two.
-
-    Attributes
-    ----------
-    integers : int16 or int32 array, shape (r, n)
-    exponents : int16 array, shape (n,)
-    """
-
-    integers: NDArray[Any]
-    exponents: NDArray[np.int16]
-
-    @classmethod
-    def rounded(cls, X: Floats) -> "NarrowFactor":
-        """The columns of X (r, n), rounded so that the norm of each is at most 2¹² in units of its integers."""
-        with np.errstate(over="ignore", under="ignore"):
-            singles = X.astype(np.float32, order="C")
-            norms = np.sqrt(np.einsum("ij,ij->j", singles, singles))
-        # Rounding adds at most ½ to each of r integers, and the norm itself is rounded.
-        exponents = np.frexp(norms * np.float32(1 / (NORM - sqrt(len(X)) / 2 - ROUNDING * (len(X) + 8))))[1]
-        inside = (norms > SMALLEST) & (norms < LARGEST)
-        exponents *= inside
-        singles *= np.ldexp(inside.astype(np.float32), -exponents)
-        return cls(np.rint(singles, out=singles).astype(np.int16), exponents.astype(np.int16))
-
-    @classmethod
-    def of_slice(cls, X: Floats) -> "NarrowFactor":
-        """The columns of X (r, n), a slice of an exact product, without any rounding."""
-        exponents = np.frexp(np.abs(X).max(axis=0, initial=0.0))[1] - WIDE_BITS
-        return cls(np.ldexp(X, -exponents).astype(np.int32), exponents.astype(np.int16))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of both arrays."""
-        return self.integers.nbytes + self.exponents.nbytes
-
-    def dense(self) -> Array:
-        """The columns, in float32 for integers of 16 bits and in float64 for others."""
-        if self.integers.dtype == np.int16:
-            # Quicker than `ldexp` of all numbers where NumPy has no AVX-512.
-            return self.integers.astype(np.float32) * np.ldexp(np.ones(1, np.float32), self.exponents)
-        return np.ldexp(self.integers.astype(np.float64), self.exponents)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class NarrowProduct:
-    """The factors of a coarse product, both with the rank index first: Bᵀ (r, m) and A (r, n)."""
-
-    left: NarrowFactor
-    right: NarrowFactor
-
-    @classmethod
-    def rounded(cls, B: Floats, A: Floats) -> "NarrowProduct":
-        """The factors B (m, r) and A (r, n), rounded to 16 bits; r is at most 512."""
-        return cls(NarrowFactor.rounded(B.T), NarrowFactor.rounded(A))
-
-    @classmethod
-    def of_slices(cls, B: Floats, A: Floats) -> "NarrowProduct":
-        """The leading slices B (m, r) and A (r, n) of an exact product."""
-        return cls(NarrowFactor.of_slice(B.T), NarrowFactor.of_slice(A))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of both factors."""
-        return self.left.nbytes + self.right.nbytes
-
-    def factors(self) -> tuple[Array, Array]:
-        """B (m, r) and A (r, n), whose product in their dtype has the same bits however it is summed."""
-        return self.left.dense().T, self.right.dense()

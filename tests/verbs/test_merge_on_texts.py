@@ -18,6 +18,7 @@ from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.linalg.device import Device
+from loralens.merging.codec import FloatCodec
 from loralens.merging.plan import Slab, TensorPlan
 from loralens.verbs.merges import merge_on_texts
 from loralens.verbs.merges.low_bit_base import NO_CODES
@@ -270,7 +271,7 @@ def test_a_weight_of_several_blocks_is_taken_block_by_block() -> None:
         rng.standard_normal((3000, 2)).astype(np.float32), rng.standard_normal((2, 256)).astype(np.float32), 1.0
     )
     plan = TensorPlan("w", LazyArray.of(W), W.shape, (Slab("m", 0, 3000, ((1.0, update),)),))
-    inputs: Any = SimpleNamespace(coded={}, dtypes={"w": np.dtype(np.float32)}, quantised=NO_CODES)
+    inputs: Any = SimpleNamespace(codec=lambda *_: FloatCodec(plan), quantised=NO_CODES)
     whole, merged = np.zeros_like(W), np.zeros_like(W)
     blocks = 0
     for start, *rows in changed_rows(inputs, plan, "nearest", 0, Device.of("cpu")):
