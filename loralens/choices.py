@@ -52,3 +52,5 @@ ScaleRule = Literal["lora", "rslora"]
 StartName = Literal["kaiming", "gaussian", "pissa", "olora", "lora-ga"]
 Schedule = Literal["constant", "linear", "cosine"]
 Optimiser = Literal["adamw", "sgd", "muon"]
+
+DemoTraining = Literal["one", "all"]  # which adapters the demo trains

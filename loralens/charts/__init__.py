@@ -17,17 +17,4 @@ if TYPE_CHECKING:
     from loralens.charts.spectrum import spectrum_figure as spectrum_figure
     from loralens.charts.trajectory import trajectory_figure as trajectory_figure
 else:
-    __all__, __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "amplification": ["amplification_figure"],
-            "curve": ["curve_figure"],
-            "figure": ["check_suffix", "save_figure"],
-            "mpl": ["draw_figure"],
-            "pairwise": ["pairwise_figure"],
-            "similarity": ["nesting_figure", "similarity_figure"],
-            "spec": ["Figure"],
-            "spectrum": ["spectrum_figure"],
-            "trajectory": ["trajectory_figure"],
-        },
-    )
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -11,22 +11,26 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from mmap import mmap
 from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
 
-from loralens.cli.dashes import check_dashes
+from loralens.cli.commands import WITHOUT_VERB, command_of
 from loralens.cli.messages import messages_on_stderr
-from loralens.cli.overview import COMMANDS, EXAMPLES, GROUPS, WITHOUT_VERB
-from loralens.cli.paths import prepare_paths
 from loralens.cli.signals import SIGNALLED, unwind_once
 from loralens.cli.terminal import end_with_readers, harmless_output, occupy_closed_streams, say_message
+from loralens.cli.usage_hints import check_dashes
 from loralens.errors import LoraLensError, visible
+from loralens.verbs import COMMANDS, GROUPS
 from loralens.version import __version__
 
+EXAMPLES = (
+    ("loralens adapter.safetensors", "what is in this file?"),
+    ("loralens doctor adapter/", "is anything wrong with it?"),
+    ("loralens compress adapter/ --energy 0.99 -o OUT", "make it smaller"),
+)
 # The last message of a command that a signal has stopped: Ctrl-C; or kill, a scheduler, a shutdown.
 ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 FAILED = 2  # the exit code of an error; 1 is the answer no, so that scripts can tell them apart
@@ -46,13 +50,13 @@ class LensGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import ``loralens.cli.<name>``."""
+        """Derive the command from its function."""
         del ctx
-        if cmd_name not in COMMANDS:
-            return None
-        command = import_module(f"loralens.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
-        return prepare_paths(command)
+        if cmd_name == "fleet":
+            from loralens.cli.fleet import fleet
+
+            return fleet
+        return command_of(cmd_name) if cmd_name in COMMANDS else None
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The names from the table, without an import of the commands, and the options of the group."""
@@ -80,7 +84,7 @@ class LensGroup(click.Group):
             ctx.meta[WITHOUT_VERB] = True
             return "inspect", self.get_command(ctx, "inspect"), args
         # Imported here because difflib takes long to import, and only this answer needs it.
-        from loralens.cli.other_words import on_unknown
+        from loralens.cli.usage_hints import on_unknown
 
         # Without the context, whose usage would hide the one sentence that answers.
         raise click.UsageError(on_unknown(*args[:2]))
@@ -103,7 +107,7 @@ class LensGroup(click.Group):
         width = max(map(len, COMMANDS))
         for group, names in GROUPS.items():
             with formatter.section(group):
-                formatter.write_dl([(name.ljust(width), COMMANDS[name]) for name in names])
+                formatter.write_dl([(name.ljust(width), line) for name, line in names.items()])
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the group with output that cannot act on a terminal."""

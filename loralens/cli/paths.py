@@ -9,11 +9,6 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-# Options whose value may be a path, although their type is a plain string, since a Hub id or ``A:0.7`` is not a path.
-PLACES = frozenset(
-    ("activations", "adapter", "adapters", "base", "data", "eval", "first_a", "model", "start_from", "tuned")
-)
-
 EMPTY = "is empty; a variable of the shell may not be set"
 
 
@@ -40,11 +35,3 @@ class PathType(click.types.StringParamType):
         """Let the shell complete the names of files."""
         del ctx, param
         return [CompletionItem(incomplete, type="file")]
-
-
-def prepare_paths(command: click.Command) -> click.Command:
-    """The command, changed so that arguments, and the options in `PLACES`, are paths although they are strings."""
-    for param in command.params:
-        if param.type is click.STRING and (isinstance(param, click.Argument) or param.name in PLACES):
-            param.type = PathType()
-    return command

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from loralens.cli import demo_steps
-from loralens.cli.overview import COMMANDS
+from loralens.cli import demo as demo_steps
 from loralens.formats.files import packages
+from loralens.verbs import COMMANDS
 from tests.cli.command import Command
 
 SHA = "67b9e1b1ff7d7f1dd7b8b5c4b1a4f39e"  # whatever: both files hold it

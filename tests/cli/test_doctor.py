@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.cli.main import main
 from loralens.verbs.shared.adapters import command_line_options
+from loralens.verbs.shared.options import Reading
 from tests import conftest
 from tests.cli.command import Command
 
@@ -198,9 +199,8 @@ def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: 
 
 
 def test_options_of_reading_are_typed_again_where_they_were_given() -> None:
-    given = {"format": "a b", "alpha": 0.0, "scale": None}
-    assert command_line_options(given) == "--format 'a b' --alpha 0.0"
-    assert command_line_options({"once": True}) == "--once"
+    assert command_line_options(Reading(format="a b", alpha=0.0)) == "--format 'a b' --alpha 0.0"
+    assert command_line_options(Reading(once=True)) == "--once"
 
 
 def test_a_command_repeats_the_options_of_reading(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.cli.other_words import on_unknown
 from tests.cli.command import Command
 from tests.formats import test_image as images
 
@@ -30,7 +29,6 @@ from tests.formats import test_image as images
         (("spectrum", "SMALL", "--plot", "x.pdf", "--dpi", "300"), "for that there is --figure-dpi"),
         (("spectrum", "SMALL", "-o", "x.png"), "for that there is --plot"),
         (("combine", "SMALL", "SMALL", "--out", "x"), "for that there is --output"),
-        (("similarity", "SMALL", "--latex"), "in Python: loralens.similarity(…).to_latex()"),
         (("inspect", "SMALL", "--for", "vLLM"), "for vLLM there is --for vllm"),
         (("merge", "SMALL", "SMALL", "-o", "x"), "to make one adapter of several there is loralens combine"),
     ],
@@ -109,17 +107,6 @@ def test_a_folder_of_several_files_is_answered_with_a_file_in_it(small: Path, tm
     (tmp_path / "models").mkdir()
     said = Command("convert").refused(small, "--to", "kohya", "-o", tmp_path / "models")
     assert f"fix: choose another target, such as {tmp_path}/models/NAME.safetensors, or give --overwrite" in said
-
-
-@pytest.mark.parametrize("word", ["list", "ls"])
-def test_a_list_is_of_a_folder(word: str) -> None:
-    assert "loralens survey (" in on_unknown(word)
-    assert "in one of them: loralens inspect" in on_unknown(word)
-
-
-@pytest.mark.parametrize("word", ["trigger", "trigger-words", "tags", "keywords"])
-def test_words_for_the_training_metadata_lead_to_inspect(word: str) -> None:
-    assert "loralens inspect" in on_unknown(word)
 
 
 @pytest.mark.parametrize(

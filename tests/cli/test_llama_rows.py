@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.cli.overview import COMMANDS
+from loralens.cli.main import main
 from loralens.core.attached import Attachment
 from loralens.errors import FormatError
 from loralens.merging.switchboard import Switchboard
+from loralens.verbs import COMMANDS
 from tests import models
 from tests.bases import contents
 from tests.cli.command import Command
@@ -112,7 +112,7 @@ def test_every_verb_with_a_base_or_a_model_is_among_them() -> None:
     """A verb that is added has to be tried here too."""
 
     def options(name: str) -> set[str]:
-        command: click.Command = import_module(f"loralens.cli.{name}").command
+        command: click.Command = main.get_command(click.Context(main), name)
         return {str(parameter.name) for parameter in command.params}
 
     with_one = {name for name in COMMANDS if options(name) & {"base", "model"}}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from loralens.cli.commands import command_of
 from loralens.cli.main import main
 
 RUN = [sys.executable, "-m", "loralens"]
@@ -87,7 +88,8 @@ def test_another_pipe_that_breaks_is_an_error_and_no_end(small: Path) -> None:
     """Such as the pipe to a worker process that was killed."""
     code = (
         "import os, sys\n"
-        "from loralens.cli import inspect, main\n"
+        "from loralens.cli import main\n"
+        "from loralens.cli.commands import command_of\n"
         "def command(*_, **__):\n"
         "    end, start = os.pipe()\n"
         "    os.close(end)\n"
@@ -95,7 +97,7 @@ def test_another_pipe_that_breaks_is_an_error_and_no_end(small: Path) -> None:
         "        os.write(start, b'task')\n"
         "    except BrokenPipeError:\n"
         "        print('lives')\n"
-        "inspect.command.callback = command\n"
+        "command_of('inspect').callback = command\n"
         "main.run()\n"
     )
     for buffering in ([], ["-u"]):
@@ -113,7 +115,7 @@ def test_a_library_that_lacks_memory_while_it_is_loaded(monkeypatch) -> None:
     def command(*_: object, **__: object) -> None:
         raise ImportError("numpy._core.umath failed to import")
 
-    monkeypatch.setattr("loralens.cli.inspect.command.callback", command)
+    monkeypatch.setattr(command_of("inspect"), "callback", command)
     broken = CliRunner().invoke(main, ["inspect", "a"])
     assert isinstance(broken.exception, ImportError)
     monkeypatch.setattr(sys.modules["loralens.cli.main"], "mmap", no_map)

@@ -14,7 +14,8 @@ from click import Choice
 from click.testing import CliRunner, Result
 
 import loralens
-from loralens.cli import train, train_show
+from loralens.cli import train_show
+from loralens.cli.commands import command_of
 from loralens.cli.main import main
 from loralens.cli.train_show import TrainingLine
 from loralens.errors import FormatError
@@ -298,11 +299,12 @@ def test_what_is_missing_is_a_matter_of_usage(tmp_path: Path) -> None:
 
 def test_choices_are_the_rows_of_the_tables_that_need_torch() -> None:
     from loralens.choices import Optimiser, Schedule
-    from loralens.cli.train import command
     from loralens.training.course import METHODS
     from loralens.training.texts.tasks import TASKS
 
-    choices = {param.name: tuple(param.type.choices) for param in command.params if isinstance(param.type, Choice)}
+    choices = {
+        param.name: tuple(param.type.choices) for param in command_of("train").params if isinstance(param.type, Choice)
+    }
     assert choices["method"] == tuple(method.name for method in METHODS)
     assert choices["task"] == tuple(task.name for task in TASKS)
     assert (choices["optimiser"], choices["schedule"]) == (get_args(Optimiser), get_args(Schedule))
@@ -376,7 +378,7 @@ def test_where_the_adapter_is_when_its_folder_cannot_be_renamed(home: Path, tmp_
             (tmp_path / "a").mkdir(exist_ok=True)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "TrainingLine", Blocking)
+        patch.setattr(train_show, "TrainingLine", Blocking)
         message = refused(*classify(home, tmp_path / "a"))
     assert f"the run is done; {tmp_path / 'a.unfinished'} holds the finished adapter" in message
 
@@ -443,7 +445,7 @@ def test_a_base_with_other_numbers_is_another_run(home: Path, tmp_path: Path, mo
     models.folder(models.llama(), tmp_path / "base")
     mine = lambda target, *more: speak(tmp_path, target, "--data", home / "d.txt", *more, model="base")  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "TrainingLine", type("Stopping", (TrainingLine,), {"step": _stop_at_3}))
+        patch.setattr(train_show, "TrainingLine", type("Stopping", (TrainingLine,), {"step": _stop_at_3}))
         run(*mine(tmp_path / "a", "--save-every", 2))
     kept = (tmp_path / "base" / "model.safetensors").read_bytes()
     changed = models.llama()
@@ -578,7 +580,7 @@ def test_what_exists_is_kept_until_the_new_is_finished(home: Path, tmp_path: Pat
             seen.append((tmp_path / "a" / "adapter_model.safetensors").read_bytes())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "TrainingLine", Looking)
+        patch.setattr(train_show, "TrainingLine", Looking)
         good(*classify(home, tmp_path / "a", "--overwrite", "--seed", 2))
     assert seen == [before] * 4
     assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() != before
@@ -596,7 +598,7 @@ def interrupted(home: Path, target: Path, *more: object, at: int) -> Result:
                 raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "TrainingLine", Stopping)
+        patch.setattr(train_show, "TrainingLine", Stopping)
         return run(*classify(home, target, *more))
 
 
@@ -668,7 +670,7 @@ def test_a_run_that_goes_on_is_not_disturbed(home: Path, tmp_path: Path) -> None
                 seen.append(refused(*classify(home, tmp_path / "a", "--resume", "--seed", 3)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "TrainingLine", Asking)
+        patch.setattr(train_show, "TrainingLine", Asking)
         good(*classify(home, tmp_path / "a"))
     assert len(seen) == 3
     assert all("a.unfinished: a run is going on there at this moment" in message for message in seen)

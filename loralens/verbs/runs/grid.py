@@ -71,6 +71,7 @@ from loralens.verbs.runs.training_options import TrainingOptions, fill_in
 from loralens.verbs.runs.training_result import TrainPlan
 from loralens.verbs.shared.adapters import load_source
 from loralens.verbs.shared.option_values import check_counts
+from loralens.verbs.shared.options import Reading
 
 RUNS = "runs.csv"
 # Options of a single run, which mean nothing for a grid, with the advice against each.
@@ -375,7 +376,7 @@ def _digest_of_base(model: Any) -> str:
 
 
 def _digest_of_adapter(source: Any) -> str:
-    return fingerprint(load_source(source, {}, strict=False))[:DIGITS]
+    return fingerprint(load_source(source, Reading(), strict=False))[:DIGITS]
 
 
 def _digest_of_texts(source: Any) -> str:
