@@ -114,10 +114,10 @@ def _parameters(module: str, node: ast.FunctionDef, row: Row) -> Iterator[Parame
 
 
 def _fields(module: str, name: str) -> Iterator[Parameter]:
-    """The fields of a class of options, those of the classes that it extends first."""
+    """The fields of a class of options, those of the last class that it extends first, as dataclasses do."""
     node = _parsed(module)[0][name]
     assert isinstance(node, ast.ClassDef)
-    for base in map(ast.unparse, node.bases):
+    for base in map(ast.unparse, reversed(node.bases)):
         if base in _parsed(module)[0]:
             yield from _fields(module, base)
     # A class is a group, whose heading is the beginning of its first line.
@@ -125,7 +125,7 @@ def _fields(module: str, name: str) -> Iterator[Parameter]:
     for line in node.body:
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
             field, default = line.target.id, _value(line.value)
-            place = MAIN if default is REQUIRED or field == "output" else HEADINGS.get(field, heading)
+            place = MAIN if default is REQUIRED or field == "output" else heading
             yield Parameter(field, ast.unparse(line.annotation), default, abouts.get(field, ""), place)
 
 
@@ -152,7 +152,7 @@ def _type(parameter: Parameter, row: Row) -> Any:
         return row.types.get(name) or RANGES[name]
     if name in PLACES or (parameter.argument and not words & {"PathLike", "str"}):
         return PathType()
-    if "PathLike" in words and not words & {"Sequence", "Mapping", "Moments"}:
+    if words & {"Path", "PathLike"} and not words & {"Sequence", "Mapping", "Moments"}:
         return PATH
     if "float" in words and "str" not in words:
         return click.FLOAT

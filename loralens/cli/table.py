@@ -75,9 +75,9 @@ RANGES: dict[str, Any] = {
 HEADINGS = {
     name: heading
     for heading, names in {
-        "Writing": "to arch dtype allow_loss allow_missing overwrite dry_run jobs uniform drop_dead drop_extra force "
+        "Writing": "to arch dtype allow_loss allow_missing overwrite dry_run uniform drop_dead drop_extra force "
         "only_if_smaller take",
-        "Computing": "device seed exact limit batch length threads phi_rank directions no_top",
+        "Computing": "jobs device seed exact limit batch length threads phi_rank directions no_top",
     }.items()
     for name in names.split()
 }

@@ -249,7 +249,6 @@ def test_snapshots_watch_and_trajectory(home: Path, tmp_path: Path) -> None:
     assert [step for step, _ in found["history"]["eval_loss"]] == [0, 4]
     assert found["trainer_state"] is None
     assert CliRunner().invoke(main, ["spectrum", str(tmp_path / "a")]).exit_code == 0
-    assert "for that there is --watch" in refused(*classify(home, tmp_path / "b", "--spectra"))
 
 
 def test_names_are_said_in_one_line(home: Path, tmp_path: Path) -> None:

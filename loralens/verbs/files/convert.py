@@ -170,7 +170,7 @@ def convert(
     where it is not, the conversion is refused and the tensor is named. The error of what ``rank`` cuts off, and of
     rounding (``dtype``, a scale that is folded in), is reported. The source is never overwritten.
 
-    Several SOURCEs, or a folder that has adapters in it, are written into the folder TARGET, each under its own name.
+    Several SOURCEs, or a folder that has adapters in it, are written into the folder OUT, each under its own name.
     What exists there is skipped, unless ``overwrite`` is given.
 
     Parameters

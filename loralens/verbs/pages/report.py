@@ -147,7 +147,7 @@ def report(
         Whether to look for intruder dimensions, which takes an SVD of every weight. [default: if it takes at most about
         a minute]
     markdown : bool
-        Also write the page as Markdown with pictures, beside FILE.
+        Also write the page as Markdown with pictures, beside the page.
     overwrite : bool
         Replace what is already at the output path.
     selection : ModuleChoice

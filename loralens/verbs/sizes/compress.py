@@ -274,7 +274,7 @@ def compress(
     If the file would not become smaller, the adapter is written as it was, unless ``to``, ``dtype`` or ``uniform`` asks
     for another form. If such a file is larger than the source, the command exits with 1 unless ``force`` is given.
 
-    Several SOURCEs, or a folder that has adapters in it, are written into the folder TARGET, each under its own name.
+    Several SOURCEs, or a folder that has adapters in it, are written into the folder OUT, each under its own name.
     What exists there is skipped, unless ``overwrite`` is given.
 
     Parameters
