@@ -26,7 +26,7 @@ from loralens.cli.show import (
     tell_written,
     wrap_sentences,
 )
-from loralens.cli.table import ROWS, Row
+from loralens.cli.table import ROWS
 from loralens.cli.terminal import say
 from loralens.errors import OptionError
 from loralens.exports import homes_of
@@ -43,8 +43,10 @@ _NUMBER = re.compile(r"[+-]?\d*[.,]?\d+")
 def command_of(name: str) -> click.Command:
     """The command of a verb."""
     if name == "demo":
-        function = read_function("loralens.cli.demo", name, Row())
-        return derive(name, function, Row(), [], lambda values, _: import_module("loralens.cli.demo").demo(**values))
+        function = read_function("loralens.cli.demo", name, ROWS[name])
+        return derive(
+            name, function, ROWS[name], [], lambda values, _: import_module("loralens.cli.demo").demo(**values)
+        )
     module, row = homes_of("loralens")[name], ROWS[name]
     function = read_function(module, name, row)
     own = {parameter.name for parameter in function.parameters}

@@ -8,7 +8,7 @@ with ``$`` below ``Examples`` are examples to copy. `loralens.cli.table` has wha
 
 import ast
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import isfinite
@@ -21,10 +21,12 @@ from click.core import ParameterSource
 from loralens import choices
 from loralens.cli.paths import FilledPath, PathType
 from loralens.cli.table import ARGUMENTS, HEADINGS, METAVARS, NAMES, PLACES, RANGES, Row
+from loralens.cli.usage_hints import check_dashes
 
 SOURCES = Path(__file__).parents[2]
 REQUIRED = object()  # in place of a default
 MAIN, SHOWING = "Options", "Showing the result"
+LAST = ("Modules", "Writing", "Computing", "Reading adapters", SHOWING)  # headings, after those of single commands
 WIDEST = 26  # columns of the words of options, beside which explanations stand
 # Every number of something is at least 1: 0 is never useful, and is refused as wrong usage.
 COUNT = click.IntRange(min=1)
@@ -232,8 +234,7 @@ class DerivedCommand(click.Command):
                 groups.setdefault(getattr(param, "heading", SHOWING), []).append(record)
         # One width for all groups, so that the page has one column of explanations.
         width = min(WIDEST, max(len(words) for records in groups.values() for words, _ in records))
-        # The result last, with --help.
-        for heading in [*(each for each in groups if each != SHOWING), SHOWING]:
+        for heading in [*(each for each in groups if each not in LAST), *LAST]:
             if groups.get(heading):
                 with formatter.section(heading):
                     formatter.write_dl([(words.ljust(width), text) for words, text in groups[heading]], col_max=WIDEST)
@@ -269,3 +270,38 @@ def derive(
 
     params = [*(_param(each, row, translate) for each in function.parameters), *row.params, *shown]
     return DerivedCommand(function, name=name, params=params, callback=call)
+
+
+class DerivedGroup(click.Group):
+    """A group whose commands are derived when they are called; ``lines`` has their names and what each does."""
+
+    def __init__(
+        self, *arguments: Any, find: Callable[[str], click.Command], lines: Mapping[str, str], **keywords: Any
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.find, self.lines = find, lines
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order of the table; click would sort them."""
+        del ctx
+        return list(self.lines)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Derive the command."""
+        del ctx
+        return self.find(cmd_name) if cmd_name in self.lines else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of the first word, after a look at the dashes of its options."""
+        name, command, arguments = super().resolve_command(ctx, args)
+        if command and not ctx.resilient_parsing:
+            check_dashes(command, arguments, click.Context(command, ctx, info_name=name))
+        return name, command, arguments
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the lines without deriving a command."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([*self.lines.items()])

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli.derive import derive, read_function
+from loralens.cli.derive import DerivedGroup, derive, read_function
 from loralens.cli.show import row_params, rows_of, show
 from loralens.cli.table import ROWS
-from loralens.cli.usage_hints import check_dashes
 from loralens.core.messages import warn
-from loralens.errors import visible
 from loralens.exports import Options, takes_options
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
@@ -249,52 +247,6 @@ def _print_lines(lines: Iterable[str], *, complete: str, key: str) -> None:
         )
 
 
-class FleetGroup(click.Group):
-    """Derives a sub-command when it is called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names in the order of the table."""
-        del ctx
-        return list(SUBCOMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Derive the sub-command."""
-        del ctx
-        return _subcommand(cmd_name) if cmd_name in SUBCOMMANDS else None
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The sub-command of the first word, whose options are checked as those of a command."""
-        if args and args[0] not in SUBCOMMANDS and not ctx.resilient_parsing:
-            from difflib import get_close_matches  # takes 5 ms to import
-
-            meant = get_close_matches(args[0], SUBCOMMANDS, 1)
-            if meant and not args[0].startswith("-"):
-                ctx.fail(f"No such command '{visible(args[0])}'. Did you mean '{meant[0]}'?")
-        name, command, arguments = super().resolve_command(ctx, args)
-        if command and not ctx.resilient_parsing:
-            check_dashes(command, arguments, click.Context(command, ctx, info_name=name))
-        return name, command, arguments
-
-    def invoke(self, ctx: click.Context) -> object:
-        """Run the sub-command; a folder that is given as to ``index`` is answered by the option that takes it."""
-        try:
-            return super().invoke(ctx)
-        except click.UsageError as error:
-            options = [word for option in error.ctx.command.params for word in option.opts] if error.ctx else []
-            if not error.message.startswith("Got unexpected extra argument") or "--fleet" not in options:
-                raise
-            hint = "The index, or the folder that holds it, is given as --fleet DIR."
-            raise click.UsageError(f"{error.message}. {hint}", error.ctx) from error
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the sub-commands without deriving them."""
-        del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl([*SUBCOMMANDS.items()])
-
-
 @cache
 def _subcommand(name: str) -> click.Command:
     row = ROWS[f"fleet {name}"]
@@ -311,7 +263,7 @@ def _subcommand(name: str) -> click.Command:
     return derive(name, function, row, row_params(row, overwrites=False), run)
 
 
-@click.group("fleet", cls=FleetGroup)
+@click.group("fleet", cls=DerivedGroup, find=_subcommand, lines=SUBCOMMANDS)
 def fleet() -> None:
     """Index thousands of adapters, and search and group them.
 

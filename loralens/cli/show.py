@@ -4,10 +4,10 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import click
 
@@ -25,7 +25,6 @@ _BEFORE_ESCAPE = re.compile(rf"(\\+)(?=x[0-9a-f]{{2}}|u[0-9a-f]{{4}}|(?![\n\t]){
 _C1 = re.compile(r"[\x80-\x9f]")
 # Lines that are not wrapped: they hold a command, which is copied as a whole, or are set as they are.
 _UNWRAPPED = re.compile(r"^ |\n|\b(loralens|pip|python3?) ")
-ECHOED = 1 << 16  # letters of JSON that are printed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,18 +152,10 @@ def _check_figure(figure: Mapping[str, Any], plot: Path | None) -> None:
     FigureStyle(**figure).check()
 
 
-@runtime_checkable
-class InPieces(Protocol):
-    """A result whose JSON may be too large for memory: it yields the text in pieces."""
-
-    def json_pieces(self) -> Iterator[str]:
-        """The text of the whole object, including the version of loralens."""
-        ...
-
-
 def show(result: Tabular, rows: RowOptions) -> None:
     """Print a result, and draw its figure if there is a file for it."""
-    if rows.as_json and isinstance(result, InPieces):
+    # The JSON of a large collection takes more memory than its numbers, so it comes in pieces.
+    if rows.as_json and hasattr(result, "json_pieces"):
         for piece in result.json_pieces():
             click.echo(piece, nl=False)
         click.echo()
@@ -177,7 +168,12 @@ def show(result: Tabular, rows: RowOptions) -> None:
         _show_text(result, rows)
     # Last, so that the result is printed even if the figure cannot be written.
     if rows.plot:
-        save_figure_of(result, rows.plot, rows.figure, overwrite=rows.overwrite)
+        # Imported here, since matplotlib takes long to import.
+        from loralens.charts.figure import save_figure
+        from loralens.verbs.pages.plot import plot
+
+        save_figure(plot(result, **rows.figure), rows.plot, overwrite=rows.overwrite)
+        tell_written(rows.plot)
 
 
 def _distinct(text: str) -> str:
@@ -239,40 +235,7 @@ def _terminal_width() -> int | None:
 
 def show_json(record: dict[str, Any]) -> None:
     """Print a record as one JSON object, with the version of loralens."""
-    text: list[str] = []
-    size = 0
-    # Several at a time, as every echo empties the buffer of the stream.
-    for piece in json_pieces({"loralens": __version__, **record}):
-        text.append(piece)
-        size += len(piece)
-        if size > ECHOED:
-            click.echo("".join(text), nl=False)
-            text, size = [], 0
-    click.echo("".join(text))
-
-
-def json_pieces(value: Any, depth: int = 2) -> Iterator[str]:
-    """The text of `json.dumps` in pieces, so that the text of many rows is never held as a whole.
-
-    ``depth`` is the number of levels that are divided: an object, and its lists of rows.
-    """
-    if not (depth and value and isinstance(value, dict | list | tuple)):
-        yield json.dumps(value)
-    elif isinstance(value, dict):
-        opening = "{"
-        for key, inner in value.items():
-            # As a name of an object, which `json.dumps` turns into text if it is a number.
-            yield opening + json.dumps({key: 0})[1:-2]
-            yield from json_pieces(inner, depth - 1)
-            opening = ", "
-        yield "}"
-    else:
-        opening = "["
-        for inner in value:
-            yield opening
-            yield from json_pieces(inner, depth - 1)
-            opening = ", "
-        yield "]"
+    click.echo(json.dumps({"loralens": __version__, **record}))
 
 
 def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = False) -> None:
@@ -331,16 +294,6 @@ def _print_styled(text: str, width: int | None, **style: Any) -> None:
     # To the stream below, since the escapes of the style must act on the terminal.
     for line in [text] if width is None else wrap(text, width):
         click.secho(line, file=raw_stream(sys.stdout), **style)
-
-
-def save_figure_of(result: object, file: Path, figure: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Write the figure of a result, and report it on standard error."""
-    # Imported here, since matplotlib takes long to import.
-    from loralens.charts.figure import save_figure
-    from loralens.verbs.pages.plot import plot
-
-    save_figure(plot(result, **figure), file, overwrite=overwrite)
-    tell_written(file)
 
 
 def tell_written(file: Path) -> None:

@@ -75,9 +75,9 @@ RANGES: dict[str, Any] = {
 HEADINGS = {
     name: heading
     for heading, names in {
-        "Writing": "to arch dtype allow_loss allow_missing overwrite dry_run uniform drop_dead drop_extra force "
+        "Writing": "to arch allow_loss allow_missing overwrite dry_run uniform drop_dead drop_extra force "
         "only_if_smaller take",
-        "Computing": "jobs device seed exact limit batch length threads phi_rank directions no_top",
+        "Computing": "jobs device seed batch length threads phi_rank directions no_top",
     }.items()
     for name in names.split()
 }
@@ -180,6 +180,7 @@ ROWS = {
     "trajectory": Row("checkpoint", "the run over its steps", metavars={"adapters": "RUN|LOG|ADAPTER..."}),
     "unmerge": Row(verbose="Also list the tensors.", metavars=WEIGHTED, options=("adapter",), asks=False),
     "verify": Row("module", metavars=WEIGHTED, types={"seed": click.INT}, options=("adapter",)),
+    "demo": Row(metavars={"adapters": "DIR"}),
     # Sub-commands of fleet
     "fleet index": Row("file that has changed", metavars={"output": "HOME"}),
     "fleet near": Row("neighbour"),

@@ -3,55 +3,50 @@
 import os
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import click
 
 from loralens.verbs import COMMANDS
 
-# The words of other tools that are unlike ours: for commands, options, and values of --to and --for.
-COMMAND_OF = {
-    word: command
-    for command, words in {
-        "inspect": "info show view cat header metadata",
-        "doctor": "check lint validate test",
-        "spectrum": "svd rank analyze",
-        "report": "plot html",
-        "survey": "list ls find scan",
-        "similarity": "compare cosine",
-        "equal": "diff same",
-        "compress": "shrink resize prune quantize",
-        "combine": "merge-adapters merge-loras add average ties dare",
-        "scale": "strength",
-        "merge": "fuse bake apply merge-and-unload",
-        "extract": "extract-lora svd-extract",
-        "convert": "export save",
-        "train": "finetune fine-tune",
-        "evaluate": "eval perplexity",
-    }.items()
-    for word in words.split()
-}
-OPTION_OF = {
-    word: options.split()
-    for options, words in {
-        "--block": "--layers --layer --blocks",
-        "--modules": "--include --filter --only --target-modules",
-        "--figure-dpi": "--dpi",
-        "--figure-size": "--figsize --size",
-        "--output --plot": "--out --save -o",
-        "--base": "--model --base-model",
-        "--quiet": "--silent",
-        "--verbose": "--all",
-        "--top": "--limit --head",
-    }.items()
-    for word in words.split()
-}
-VALUE_OF = {
-    "to": {"a1111": "kohya", "webui": "kohya", "comfy": "comfyui", "hf": "peft", "llama.cpp": "gguf", "ollama": "gguf"},
-    "consumer": {"a1111": "sd-scripts", "kohya": "sd-scripts", "comfy": "comfyui", "ollama": "llama.cpp", "hf": "peft"},
+# Our commands, options and values, and the words by which other tools call them.
+WORDS = {
+    "inspect": "info show view cat header metadata",
+    "doctor": "check lint validate test",
+    "spectrum": "svd rank analyze",
+    "report": "plot html",
+    "survey": "list ls find scan",
+    "similarity": "compare cosine",
+    "equal": "diff same",
+    "compress": "shrink resize prune quantize",
+    "combine": "merge-adapters merge-loras add average ties dare",
+    "scale": "strength",
+    "merge": "fuse bake apply merge-and-unload",
+    "extract": "extract-lora svd-extract",
+    "convert": "export save",
+    "train": "finetune fine-tune",
+    "evaluate": "eval perplexity",
+    "--block": "--layers --layer --blocks",
+    "--modules": "--include --filter --only --target-modules",
+    "--figure-dpi": "--dpi",
+    "--figure-size": "--figsize",
+    "--output": "--out --save",
+    "--plot": "--out --save -o --png --pdf",
+    "--base": "--model --base-model",
+    "--top": "--limit --head",
+    "kohya": "a1111 webui forge",
+    "sd-scripts": "a1111 webui forge kohya",
+    "comfyui": "comfy",
+    "peft": "hf huggingface transformers",
+    "gguf": "llama.cpp ollama",
+    "llama.cpp": "ollama gguf",
 }
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz", ".ckpt", ".json")
-_COMMA = re.compile(r"[+-]?\d+,\d+")
-_PERCENT = re.compile(r"[+-]?\d+(?:[.,]\d+)? ?%")
+
+
+def _meant(word: str, ours: Sequence[str]) -> str | None:
+    """The one of our words that other tools call by this word."""
+    return next((each for each in WORDS if each in ours and word in WORDS[each].split()), None)
 
 
 def on_unknown(word: str, following: str = "") -> str:
@@ -62,25 +57,17 @@ def on_unknown(word: str, following: str = "") -> str:
     # `Merge-Adapters`, `merge_adapters` and `merge-adapters` are one word to people.
     plain = word.lower().strip("-").replace("_", "-")
     if plain in ("help", "version"):
-        command = _nearest(following) if plain == "help" and following else None
-        return f"{word!r} is not a command: type loralens {f'{command} ' if command else ''}--{plain}"
+        command = f"{following} " if plain == "help" and following in COMMANDS else ""
+        return f"{word!r} is not a command: type loralens {command}--{plain}"
     if "/" in word or os.sep in word or word.lower().endswith(SUFFIXES):
         # A Hub id and a path look alike, and only the readers know how to find the first.
         hub = f"; of a Hub id, type loralens inspect {word}" if word.count("/") == 1 and word[0] not in "./~" else ""
         return f"{word!r} is not an existing file or folder{hub}"
-    if command := _nearest(plain):
-        return f"{word!r} is not a command; for that there is loralens {command} ({COMMANDS[command].rstrip('.')})"
+    # 0.75 accepts one wrong or missing letter of a word of five.
+    near = _meant(plain, [*COMMANDS]) or next(iter(get_close_matches(plain, COMMANDS, 1, 0.75)), None)
+    if near:
+        return f"{word!r} is not a command; for that there is loralens {near} ({COMMANDS[near].rstrip('.')})"
     return f"{word!r} is neither a command nor an existing file: loralens --help lists the commands"
-
-
-def _nearest(word: str) -> str | None:
-    """The command that a word stands for, or the one that it misspells."""
-    # Imported here because difflib takes long to import, and only this answer needs it.
-    from difflib import get_close_matches
-
-    # 0.75 accepts one wrong or missing letter of a word of five, and no other word of the table.
-    near = get_close_matches(word, [*COMMANDS, *COMMAND_OF], n=1, cutoff=0.75)
-    return COMMAND_OF.get(near[0], near[0]) if near else None
 
 
 def check_dashes(command: click.Command, words: Sequence[str], ctx: click.Context) -> None:
@@ -109,33 +96,22 @@ def check_dashes(command: click.Command, words: Sequence[str], ctx: click.Contex
 def hint(error: click.UsageError) -> str:
     """A sentence on what was probably meant; empty if nothing is known."""
     if isinstance(error, click.NoSuchOption) and error.ctx:
-        named = {name for param in error.ctx.command.params for name in param.opts}
-        meant = next((option for option in OPTION_OF.get(error.option_name, ()) if option in named), None)
+        meant = _meant(error.option_name, [name for param in error.ctx.command.params for name in param.opts])
         if meant:
             # click would suggest options that look like the word, but mean something else.
             vars(error)["possibilities"] = None  # click declares it as final for type checkers
         return f"for that there is {meant}" if meant else ""
-    param = getattr(error, "param", None)
-    if (
-        isinstance(error, click.MissingParameter)
-        and error.ctx
-        and (error.ctx.command.name, param and param.name)
-        == (
-            "merge",
-            "base",
-        )
-    ):
-        # Most tools call it merging when adapters are added to each other.
-        return "to make one adapter of several there is loralens combine; merge writes them into a base model"
-    quoted = re.search(r"'([^']*)'", error.message)
-    if not isinstance(error, click.BadParameter) or not param or not quoted:
-        return ""
-    word = quoted[1]
-    if isinstance(param.type, click.types.FloatParamType):
-        if _COMMA.fullmatch(word):
+    words = [name for param in error.ctx.command.params for name in param.opts] if error.ctx else []
+    if error.message.startswith("Got unexpected extra argument") and "--fleet" in words:
+        return "the index, or the folder that holds it, is given as --fleet DIR"
+    if error.ctx and isinstance(error.ctx.command, click.Group) and error.message.startswith("No such command"):
+        near = get_close_matches(error.message.split("'")[1], error.ctx.command.list_commands(error.ctx), 1)
+        return f"the nearest command is {near[0]}" if near else ""
+    quoted, param = re.search(r"'([^']*)'", error.message), getattr(error, "param", None)
+    if isinstance(error, click.BadParameter) and param and quoted:
+        word, choices = quoted[1].lower(), getattr(param.type, "choices", ())
+        if isinstance(param.type, click.types.FloatParamType) and re.fullmatch(r"[+-]?\d+,\d+", word):
             return f"numbers have a point: {word.replace(',', '.')}"
-        if _PERCENT.fullmatch(word):
-            return f"give the share as a number: {float(word.rstrip(' %').replace(',', '.')) / 100:g}"
-    choices, lower = getattr(param.type, "choices", ()), word.lower()
-    value = lower if lower in choices else VALUE_OF.get(str(param.name), {}).get(lower)
-    return f"for {word} there is {'--to' if param.name == 'to' else '--for'} {value}" if value and choices else ""
+        if meant := word if word in choices else _meant(word, choices):
+            return f"for {quoted[1]} there is {param.opts[-1]} {meant}"
+    return ""

@@ -20,7 +20,6 @@ from tests.formats import test_image as images
         (("scale", ".5", "SMALL", "-o", "x"), "give the factor with --by: --by .5"),
         (("inspect", "SMALL", "0,5"), "a number needs its option, such as --by 0.5"),
         (("scale", "SMALL", "--by", "0,5", "-o", "x"), "numbers have a point: 0.5"),
-        (("scale", "SMALL", "--by", "50%", "-o", "x"), "give the share as a number: 0.5"),
         (("convert", "SMALL", "--to", "a1111", "-o", "x"), "for a1111 there is --to kohya"),
         (("convert", "SMALL", "--to", "Comfy", "-o", "x"), "for Comfy there is --to comfyui"),
         (("inspect", "SMALL", "--for", "A1111"), "for A1111 there is --for sd-scripts"),
@@ -30,7 +29,6 @@ from tests.formats import test_image as images
         (("spectrum", "SMALL", "-o", "x.png"), "for that there is --plot"),
         (("combine", "SMALL", "SMALL", "--out", "x"), "for that there is --output"),
         (("inspect", "SMALL", "--for", "vLLM"), "for vLLM there is --for vllm"),
-        (("merge", "SMALL", "SMALL", "-o", "x"), "to make one adapter of several there is loralens combine"),
     ],
 )
 def test_wrong_usage_is_answered_with_what_was_meant(words: tuple[str, ...], hint: str, small: Path) -> None:

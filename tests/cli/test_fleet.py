@@ -147,7 +147,7 @@ def test_sentences_below_a_table_are_wrapped_and_commands_are_not(root: Path, te
 def test_a_folder_that_is_no_option_is_told_which_one_it_is(words: list[str], root: Path) -> None:
     result = CliRunner().invoke(main, ["fleet", *words, str(root)])
     assert result.exit_code == 2
-    assert result.stderr.endswith(f"({root}). The index, or the folder that holds it, is given as --fleet DIR.\n")
+    assert result.stderr.endswith(f"({root})\n  fix: the index, or the folder that holds it, is given as --fleet DIR\n")
     assert "--fleet" not in CliRunner().invoke(main, ["fleet", "index", "a", "b"]).stderr
 
 
@@ -233,7 +233,7 @@ def test_wrong_usage(root: Path) -> None:
     assert "exclude each other" in fleet.refused("index", root, "--jobs", 2, "--dask", "tcp://localhost:1")
     assert "-json has two dashes" in fleet.refused("stats", "-json")
     assert "No such command 'nonsense'" in fleet.refused("nonsense")
-    assert "No such command 'copie'. Did you mean 'copies'?" in fleet.refused("copie")
+    assert "No such command 'copie'.\n  fix: the nearest command is copies" in fleet.refused("copie")
     assert "is not a folder" in fleet.refused("index", root / "nowhere")
     assert fleet.run("index", root, "--jobs", 0).exit_code == 2
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from loralens.cli.commands import command_of
 from loralens.cli.main import main
 
 RUN = [sys.executable, "-m", "loralens"]
@@ -104,22 +103,3 @@ def test_another_pipe_that_breaks_is_an_error_and_no_end(small: Path) -> None:
         words = [sys.executable, *buffering, "-c", code, "inspect", str(small)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, "lives\n", "")
-
-
-def test_a_library_that_lacks_memory_while_it_is_loaded(monkeypatch) -> None:
-    """It says anything; whether memory is at its end is tried out."""
-
-    def no_map(*_: object) -> None:
-        raise OSError(12, "Cannot allocate memory")
-
-    def command(*_: object, **__: object) -> None:
-        raise ImportError("numpy._core.umath failed to import")
-
-    monkeypatch.setattr(command_of("inspect"), "callback", command)
-    broken = CliRunner().invoke(main, ["inspect", "a"])
-    assert isinstance(broken.exception, ImportError)
-    monkeypatch.setattr(sys.modules["loralens.cli.main"], "mmap", no_map)
-    done = CliRunner().invoke(main, ["inspect", "a"])
-    assert done.exit_code == 2
-    assert done.output.count("error:") == 1
-    assert "not enough memory" in done.output
