@@ -14,8 +14,7 @@ from typing import Any
 
 import click
 
-from loralens.cli.derive import Function, derive, read_function
-from loralens.cli.paths import EMPTY
+from loralens.cli.derive import EMPTY, Function, derive, read_function
 from loralens.cli.show import (
     RowOptions,
     row_params,

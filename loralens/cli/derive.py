@@ -17,9 +17,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from loralens import choices
-from loralens.cli.paths import FilledPath, PathType
 from loralens.cli.table import ARGUMENTS, HEADINGS, METAVARS, NAMES, PLACES, RANGES, Row
 from loralens.cli.usage_hints import check_dashes
 
@@ -30,6 +30,34 @@ LAST = ("Modules", "Writing", "Computing", "Reading adapters", SHOWING)  # headi
 WIDEST = 26  # columns of the words of options, beside which explanations stand
 # Every number of something is at least 1: 0 is never useful, and is refused as wrong usage.
 COUNT = click.IntRange(min=1)
+EMPTY = "is empty; a variable of the shell may not be set"
+
+
+class FilledPath(click.Path):
+    """A path that is not empty: ``-o "$OUT"`` with a variable that is not set means no current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path as a value of ``path_type``."""
+        if value == "":
+            self.fail(EMPTY, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class PathType(click.types.StringParamType):
+    """A string that may be a path, such as an adapter (also ``A:0.7`` or a Hub id), a model, or texts."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The string as it is."""
+        if value == "":
+            self.fail(EMPTY, param, ctx)
+        return super().convert(value, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Let the shell complete the names of files."""
+        del ctx, param
+        return [CompletionItem(incomplete, type="file")]
+
+
 PATH = FilledPath(path_type=Path)
 
 

@@ -80,8 +80,7 @@ def row_params(row: Row, *, overwrites: bool) -> list[click.Parameter]:
         text = f"Draw {row.plot} into FILE (.png, .jpg, .webp, .svg or .pdf)."
         title = "The title of the figure in place of its own; '' for none."
         declared += [
-            # The callback runs before the command.
-            click.Option(["--plot"], type=PATH, callback=_check_drawable, metavar="FILE", help=text),
+            click.Option(["--plot"], type=PATH, metavar="FILE", help=text),
             click.Option(["--figure-title"], metavar="TEXT", help=title),
             click.Option(
                 ["--figure-size"], type=Inches(), metavar="WxH", help="Its width and height in inches, such as 6.5x4."
@@ -110,9 +109,12 @@ def rows_of(values: dict[str, Any]) -> RowOptions:
     if rows.quiet + rows.verbose + bool(top) > 1:
         raise click.UsageError("--quiet, --verbose and --top exclude each other: give one of them")
     if rows.plot:
-        from loralens.charts.figure import check_figure_file
+        # Imported here, since the renderers take long to import and few calls need them.
+        from loralens.charts.figure import check_figure_file, check_suffix
 
-        check_figure_file(rows.plot, overwrite=rows.overwrite)  # before any work
+        # Before any work.
+        check_suffix(rows.plot)
+        check_figure_file(rows.plot, overwrite=rows.overwrite)
     _check_figure(figure, rows.plot)
     # Warnings may change what the conclusion means, and notes do not.
     if rows.quiet:
@@ -127,17 +129,6 @@ def _check_no_file(option: str, values: Iterable[Any]) -> None:
             # A file that exists may be meant: the index of a model is JSON too.
             if isinstance(word, str) and word.lower().endswith(f".{option[2:]}") and not Path(word).exists():
                 raise click.UsageError(f"{option} takes no file: to write {word}, end the command with > {word}")
-
-
-def _check_drawable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse, before any work, a file to which no figure can be written."""
-    del ctx, param
-    if value:
-        # Imported here, since the renderers take long to import and few calls need them.
-        from loralens.charts.figure import check_suffix
-
-        check_suffix(value)
-    return value
 
 
 def _check_figure(figure: Mapping[str, Any], plot: Path | None) -> None:
