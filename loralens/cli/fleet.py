@@ -17,7 +17,7 @@ from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 
 if TYPE_CHECKING:
-    from loralens.fleet.fleet import Fleet
+    from loralens.verbs.fleets.fleet_verbs import Fleet
 
 HOME = str | PathLike[str]
 
@@ -50,7 +50,7 @@ class Home(Options):
     def opened(self) -> "Fleet":
         """The fleet; a note says whether files have changed."""
         # Imported here, since the help of a command needs no NumPy.
-        from loralens.verbs.pages.fleet import open_fleet
+        from loralens.verbs.fleets.fleet_verbs import open_fleet
 
         return open_fleet(self.fleet)
 
@@ -80,7 +80,7 @@ def index(
     """
     if dask and jobs:
         raise click.UsageError("--jobs and --dask exclude each other: the workers of Dask are as many as were started")
-    from loralens.verbs.pages.fleet import index_fleet
+    from loralens.verbs.fleets.fleet_verbs import index_fleet
 
     return index_fleet(folder, output=output, jobs=jobs, dask=dask, once=once)
 

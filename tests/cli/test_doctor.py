@@ -71,11 +71,6 @@ def well(tmp_path: Path) -> Path:
     return tmp_path / "well"
 
 
-def test_nothing_found_is_said(well: Path) -> None:
-    lines = f"Nothing is wrong with {well}, as far as can be seen.\n\n{well} (5 modules): nothing found\n\n"
-    assert run("doctor", well).stdout == lines
-
-
 @pytest.mark.parametrize(
     ("level", "which", "code"),
     [("error", "small", 0), ("warning", "small", 1), ("note", "small", 1), ("note", "well", 0), ("error", "broken", 1)],
@@ -186,11 +181,6 @@ def test_what_is_wrong_is_one_message_and_exit_2(small: Path, arguments: list[st
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [[], ["--fail-on", "never", "x"], ["--dtype", "int8", "x"]])
-def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
-    assert run("doctor", *arguments).exit_code == 2
-
-
 def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "loralens.verbs.spectra.doctor.load_source", lambda *args, **kwargs: pytest.fail("the work has begun")
@@ -213,16 +203,3 @@ def test_a_command_repeats_the_options_of_reading(tmp_path: Path) -> None:
     (command,) = re.findall(r"`loralens (compress [^`]*)`", result.stdout)
     assert command.endswith("--energy 0.99 --format loralib")
     assert CliRunner().invoke(main, [*shlex.split(command)]).exit_code == 0
-
-
-def test_a_command_for_a_dialect_that_is_only_read_writes_another(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    B, A = (rng.standard_normal((20, 8)) * 0.1 ** np.arange(8)).astype(np.float32), np.eye(8, 20, dtype=np.float32)
-    tensors = {f"w_{x}_{i:03}": t for i in range(4) for x, t in (("a", A), ("b", B))}
-    save_file({key: np.ascontiguousarray(t) for key, t in tensors.items()}, tmp_path / "sam.safetensors")
-    adapter = loralens.load(tmp_path / "sam.safetensors")
-    assert adapter.format == "plain"
-    text = run("doctor", tmp_path / "sam.safetensors").stdout
-    (command,) = re.findall(r"`loralens (compress [^`]*)`", text)
-    assert command.endswith("--energy 0.99 --to peft")
-    assert CliRunner().invoke(main, shlex.split(command.replace("-e99.safetensors", "-e99"))).exit_code == 0

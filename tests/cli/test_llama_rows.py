@@ -13,9 +13,6 @@ import pytest
 
 import loralens
 from loralens.cli.main import main
-from loralens.core.attached import Attachment
-from loralens.errors import FormatError
-from loralens.merging.switchboard import Switchboard
 from loralens.verbs import COMMANDS
 from tests import models
 from tests.bases import contents
@@ -234,21 +231,6 @@ def test_a_merged_model_without_heads_is_not_unmerged(home: Path, tmp_path: Path
     told = call.refused("unmerge", tmp_path / "merged", "--adapter", home / "gguf", "-o", tmp_path / "out")
     assert "the order of llama.cpp" in told
     assert not (tmp_path / "out").exists()
-
-
-def test_in_python_too(home: Path, tmp_path: Path) -> None:
-    turned_one, right = loralens.load(home / "gguf"), loralens.load(home / "gguf", base=home / "base")
-    model = models.llama()
-    for use in (
-        lambda: Attachment(model, turned_one),
-        lambda: Switchboard(model, {"a": turned_one}),
-        lambda: loralens.save(turned_one, tmp_path / "peft", format="peft"),
-    ):
-        with pytest.raises(FormatError, match=r"the order of llama\.cpp"):
-            use()
-    assert Attachment(model, right).hooked == tuple(right)
-    with pytest.raises(loralens.MismatchError, match=r"in the order of llama\.cpp in one adapter"):
-        _ = turned_one + loralens.load(home / "peft")
 
 
 def test_gguf_keeps_the_mark(home: Path, tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from loralens.core.structured import Update
 from loralens.core.threads import Step, processor_count
 from loralens.core.together import magnitudes, match_modules, match_names, pad_rank, with_modules
 from loralens.errors import LoraLensError, MismatchError, OptionError, place
-from loralens.formats import stored_size
 from loralens.exports import takes_options
+from loralens.formats import stored_size
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.results import read_recipe, stamp_recipe
 from loralens.tables.numbers import MINUS, count, fixed, join_words, number, percent, shape, size

@@ -11,8 +11,8 @@ from typing import Any
 from loralens.analysis.equality import UpdateDifference, differences
 from loralens.core.messages import progress, tell_findings
 from loralens.errors import MismatchError, OptionError
-from loralens.formats.dialects.fitting import divide_as
 from loralens.exports import takes_options
+from loralens.formats.dialects.fitting import divide_as
 from loralens.formats.dialects.gguf.reader import has_permuted_rows, restore_rows
 from loralens.tables.numbers import count, json_number, number
 from loralens.tables.result import Tabular

@@ -10,8 +10,8 @@ from loralens.choices import FLOAT_TYPES, MergeBits, ModelDtype, RoundingMode
 from loralens.core.messages import note, warn
 from loralens.core.names import some
 from loralens.errors import OptionError
-from loralens.formats.records.merged import CERTIFICATE, NAME
 from loralens.exports import takes_options
+from loralens.formats.records.merged import CERTIFICATE, NAME
 from loralens.linalg.device import Device
 from loralens.merging.plan import MergePlan
 from loralens.merging.record import MergedModule, module_columns

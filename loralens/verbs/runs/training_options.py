@@ -18,8 +18,8 @@ from loralens.choices import (
     TaskName,
 )
 from loralens.errors import OptionError
-from loralens.training.course import Course, MakeOptimiser, TrainingMethod, training_method
 from loralens.exports import Options
+from loralens.training.course import Course, MakeOptimiser, TrainingMethod, training_method
 from loralens.verbs.models.models import ModelSource
 from loralens.verbs.models.texts import TextSource
 from loralens.verbs.models.tokens import DEFAULT_LENGTH

@@ -12,8 +12,8 @@ from os import PathLike
 from typing import Any
 
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
-from loralens.core.selection import within_blocks
 from loralens.core.ranks import Rule, RuleName
+from loralens.core.selection import within_blocks
 from loralens.errors import OptionError
 from loralens.exports import Options
 from loralens.tables.numbers import parse_size

@@ -14,8 +14,8 @@ from loralens.core.messages import progress, warn
 from loralens.core.names import some
 from loralens.core.stored import Moments
 from loralens.errors import OptionError, place
-from loralens.formats.records.results import check_moments_target, save_moments
 from loralens.exports import takes_options
+from loralens.formats.records.results import check_moments_target, save_moments
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
