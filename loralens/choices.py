@@ -46,7 +46,7 @@ PredictedRounding = Literal["nearest", "stochastic"]
 Noise = Literal["rounding", "median"]
 
 TaskName = Literal["classification", "causal-lm", "masked-lm"]
-# The names of combinations of the axes below (training/method.py); a test compares.
+# The names of combinations of the axes below (training/course.py); a test compares.
 MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "olora", "lora-ga", "frozen-a"]
 ScaleRule = Literal["lora", "rslora"]
 StartName = Literal["kaiming", "gaussian", "pissa", "olora", "lora-ga"]
