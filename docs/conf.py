@@ -35,7 +35,9 @@ nitpick_ignore_regex = [("py:class", ".*")]  # the types of attributes are words
 def _bars(*event: object) -> None:
     """|x| is a number in our docstrings, and a substitution in reStructuredText."""
     lines: list[str] = event[-1]  # type: ignore[assignment]
+    # A command to copy is a line of its own.
     lines[:] = [re.sub(r"(``.*?``)|\|", lambda bar: bar[1] or r"\|", line) for line in lines]
+    lines[:] = [re.sub(r"^\$ (.*)", r"| ``\1``", line) for line in lines]
 
 
 def _usage(*event: object) -> None:

@@ -6,8 +6,7 @@ import click
 
 import loralens
 from loralens.cli.main import main
-from loralens.cli.overview import COMMANDS, GROUPS
-from loralens.verbs import VERBS
+from loralens.verbs import GROUPS, VERBS
 
 MARK = "<!-- usage -->"  # where a page of docs/commands shows it
 WIDTH = 100  # columns
@@ -17,9 +16,9 @@ def usage(page: str) -> str:
     """What is shown on the page of a command, or on the page ``index``."""
     if page == "index":
         rows = [
-            f"| {'' if number else heading} | [`{name}`]({name}.md) | {COMMANDS[name]} |"
+            f"| {'' if number else heading} | [`{name}`]({name}.md) | {line} |"
             for heading, names in GROUPS.items()
-            for number, name in enumerate(names)
+            for number, (name, line) in enumerate(names.items())
         ]
         return "\n".join(["| | command | |", "| --- | --- | --- |", *rows])
     group = click.Context(main, info_name="loralens", terminal_width=WIDTH)

@@ -5,36 +5,8 @@
     >>> loralens.spectrum(adapter).to_frame()
     >>> loralens.compress(adapter, rank=8, output="smaller")
 
-Every command of the command line is a function of the same name, with the same options; `plot` draws what they return,
-`load` and `save` read and write adapters:
-
-    inspect      Show what is in an adapter file, and how it was understood.
-    convert      Write an adapter in another dialect, with its names and scales.
-    equal        Test whether two adapters are the same update.
-    spectrum     Show the singular values of ΔW, and the ranks and norms that follow from them.
-    similarity   Compare the directions of adapters: φ(i, j), cosines and angles, with their chance levels.
-    trajectory   Follow one run through its checkpoints.
-    survey       List the adapters under a folder, and name duplicates.
-    amplify      Show how strongly ΔW amplifies W, compared with random and top directions.
-    intruders    Find singular vectors of W + ΔW that W does not have.
-    doctor       Examine adapters for faults, and say how to mend them.
-    compress     Make an adapter smaller, and measure the error of that.
-    curve        Show the file size and the error at every rank, before anything is written.
-    calibrate    Measure the second moments of real inputs, for compress --activations.
-    combine      Combine several adapters into one: exact sums, and the methods of the literature.
-    negate       Change the sign of an adapter, everywhere or in some modules.
-    scale        Change the strength of an adapter, everywhere or in some modules.
-    subtract     Subtract one adapter from another, exactly.
-    interpolate  Write a point on the line between two adapters, exactly.
-    drop         Leave out modules of an adapter.
-    merge        Merge adapters into a base model, with a certificate and an undo patch.
-    unmerge      Restore the base from a merged model, bit for bit.
-    verify       Test whether a merged model holds an adapter, and how faithfully.
-    extract      Make an adapter from two models: of a full fine-tune, or of a merge.
-    report       Write one page about adapters, to read and to send.
-    train        Train LoRA layers on texts: adapters to study, and to use.
-    evaluate     Measure a model on held-out texts, with each of several adapters.
-    behave       Show what adapters do to a model's outputs on real inputs.
+Every command of the command line is a function of the same name, with the same options; `loralens.verbs.VERBS` lists
+them. `plot` draws what they return, `load` and `save` read and write adapters.
 
 Functions, types and packages are imported when they are first used, so ``import loralens`` costs next to nothing.
 """
@@ -42,8 +14,7 @@ Functions, types and packages are imported when they are first used, so ``import
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from loralens.exports import lazy_exports, with_options_written_out
-from loralens.verbs import MODULES, VERBS
+from loralens.exports import lazy_exports
 from loralens.version import __version__ as __version__
 
 # Without ``cli``: the library prints nothing, so the package that does is not part of its public names.
@@ -64,7 +35,7 @@ _PACKAGES = [
     "watching",
 ]
 
-# For type checkers and editors: what they would not find in the table below. At run time none of it is imported.
+# For type checkers and editors, and the table of where public names are defined. At run time none of it is imported.
 if TYPE_CHECKING:
     from loralens.analysis.amplification import Amplification as Amplification
     from loralens.analysis.behaviour import Behaviour as Behaviour
@@ -119,39 +90,12 @@ if TYPE_CHECKING:
     from loralens.verbs.spectra.spectrum import spectrum as spectrum
     from loralens.watching.view import live as live
 else:
-    _names, _get_type, _ = lazy_exports(
-        __name__,
-        {
-            "analysis.amplification": ["Amplification"],
-            "analysis.behaviour": ["Behaviour"],
-            "analysis.diagnosis": ["Diagnosis"],
-            "analysis.two_adapters": ["Comparison", "Similarity"],
-            "analysis.spectrum": ["Spectrum"],
-            "arithmetic.combine": ["Combination"],
-            "core.adapter": ["Adapter"],
-            "core.fingerprint": ["fingerprint"],
-            "core.lowrank": ["LowRank"],
-            "core.ranks": ["Rule"],
-            "core.stored": ["Moments"],
-            "errors": ["DivergenceError", "FormatError", "LoraLensError", "MismatchError", "OptionError", "ShapeError"],
-            "verbs.fleets.fleet_verbs": ["Fleet"],
-            "formats": ["load", "save"],
-            "formats.records.results": ["load_moments", "save_moments"],
-            "watching.view": ["live"],
-        },
-    )
-    __all__ = sorted([*_names, *VERBS, "plot", "__version__"])
+    _names, _get_public, _ = lazy_exports(__name__)
+    __all__ = sorted([*_names, "__version__"])
 
     # Called for names that the module does not have yet.
     def __getattr__(name: str) -> Any:
-        if name in _PACKAGES:
-            return import_module(f"loralens.{name}")
-        if name not in MODULES:
-            return _get_type(name)
-        function = with_options_written_out(getattr(import_module(f"loralens.verbs.{MODULES[name]}"), name))
-        # Stored, so that the signature is built once and later uses of the name do not come here.
-        globals()[name] = function
-        return function
+        return import_module(f"loralens.{name}") if name in _PACKAGES else _get_public(name)
 
     def __dir__() -> list[str]:
         return sorted([*__all__, *_PACKAGES])

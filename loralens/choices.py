@@ -46,9 +46,11 @@ PredictedRounding = Literal["nearest", "stochastic"]
 Noise = Literal["rounding", "median"]
 
 TaskName = Literal["classification", "causal-lm", "masked-lm"]
-# The names of combinations of the axes below (training/method.py); a test compares.
+# The names of combinations of the axes below (training/course.py); a test compares.
 MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "olora", "lora-ga", "frozen-a"]
 ScaleRule = Literal["lora", "rslora"]
 StartName = Literal["kaiming", "gaussian", "pissa", "olora", "lora-ga"]
 Schedule = Literal["constant", "linear", "cosine"]
 Optimiser = Literal["adamw", "sgd", "muon"]
+
+DemoTraining = Literal["one", "all"]  # which adapters the demo trains

@@ -1,56 +1,80 @@
-"""Lazy imports of public names, and signatures in which all options are written out."""
+"""Lazy imports of public names, and keywords that a function gathers into classes of options."""
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+import sys
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
 from inspect import Parameter, signature
-from typing import Any, TypeVar, get_args
+from pathlib import Path
+from typing import Any, TypeVar
 
-F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
+
+# Words that a caller of a verb takes from the command line, and what does the same in Python.
+ELSEWHERE = {
+    "plot": "loralens.plot(result).savefig(file) draws a figure",
+    "csv": "result.to_csv(file) writes CSV",
+    "json": "result.record() is the JSON object",
+}
 
 
-def lazy_exports(
-    package: str, names_by_module: Mapping[str, Sequence[str]]
-) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+def homes_of(package: str) -> dict[str, str]:
+    """The public names of a package, and the module that defines each, from the imports in its source."""
+    source = Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8")
+    found = re.findall(r"^    from (\S+) import (\w+) as \2$", source, re.MULTILINE)
+    return {name: module for module, name in found}
+
+
+def lazy_exports(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
     """Return ``__all__``, ``__getattr__`` and ``__dir__`` of a package whose public names are defined in its modules.
 
-    A name is imported when it is first used. For type checkers the package imports the names under `TYPE_CHECKING`, in
-    the form ``import name as name``, which marks them as public.
-
-    Parameters
-    ----------
-    package : str
-        The ``__name__`` of the package.
-    names_by_module : mapping of str to sequence of str
-        Module, without the name of the package → the public names that it defines.
+    The source of the package lists them once, as imports for type checkers below `TYPE_CHECKING`, in the form
+    ``from module import name as name``. At run time a name is imported when it is first used.
     """
-    homes = {name: module for module, names in names_by_module.items() for name in names}
+    homes = homes_of(package)
 
     def get_attribute(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{homes[name]}"), name)
+        return getattr(import_module(homes[name]), name)
 
     # dir() would also list the modules that happen to have been imported, which are not public names.
     return sorted(homes), get_attribute, lambda: sorted(homes)
 
 
-def with_options_written_out(function: F) -> F:
-    """Return the function, after every option of its ``**options: Unpack[Options]`` was added to its signature.
+class Options:
+    """Options that belong together: the base of frozen dataclasses that `takes_options` makes of keywords."""
 
-    `help` and editors then show the options one by one. A `TypedDict` states no defaults, so an option of type bool is
-    shown with the default False and any other with None.
+
+def takes_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Return the function with keywords in place of its parameters that are `Options`: one for each of their fields.
+
+    `help` and editors then show the options one by one, and the function gets them in groups.
     """
-    parameters: list[Parameter] = []
-    for parameter in signature(function).parameters.values():
-        if parameter.kind is not Parameter.VAR_KEYWORD:
-            parameters.append(parameter)
+    written: list[Parameter] = []
+    groups: dict[str, tuple[type[Options], list[str]]] = {}
+    for name, parameter in signature(function).parameters.items():
+        kind = parameter.annotation
+        if not (isinstance(kind, type) and issubclass(kind, Options)):
+            written.append(parameter)
             continue
-        # The annotation is Unpack[Options], whose one argument is the TypedDict.
-        (options,) = get_args(parameter.annotation)
-        parameters += [
-            Parameter(name, Parameter.KEYWORD_ONLY, default=False if kind is bool else None, annotation=kind)
-            for name, kind in options.__annotations__.items()
-        ]
-    # inspect.signature takes this attribute, if there is one, instead of the real parameters.
-    vars(function)["__signature__"] = signature(function).replace(parameters=parameters)
-    return function
+        fields = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in signature(kind).parameters.values()]
+        groups[name] = kind, [field.name for field in fields]
+        written += fields
+    flat = signature(function).replace(parameters=sorted(written, key=lambda each: each.kind))
+
+    @wraps(function)
+    def call(*arguments: Any, **keywords: Any) -> R:
+        unknown = next((name for name in keywords if name in ELSEWHERE and name not in flat.parameters), None)
+        if unknown:
+            raise TypeError(f"got an unexpected keyword argument {unknown!r}; {ELSEWHERE[unknown]}")
+        flat.bind(*arguments, **keywords)  # raises the TypeError of Python about unknown and missing ones
+        gathered = {
+            group: kind(**{name: keywords.pop(name) for name in names if name in keywords})
+            for group, (kind, names) in groups.items()
+        }
+        return function(*arguments, **keywords, **gathered)
+
+    vars(call)["__signature__"] = flat  # inspect.signature takes it instead of the real parameters
+    return call

@@ -89,7 +89,7 @@ def use(python: Path, work: Path) -> None:
     assert "spectrum" in run(python, "-m", "loralens", "--help")
     where = run(python, "-c", "import loralens; print(loralens.__file__)")
     assert Path(where.strip()).is_relative_to(work), f"the tree was used, not the wheel: {where}"
-    commands = run(python, "-c", "from loralens.cli.overview import COMMANDS; print(*COMMANDS)").split()
+    commands = run(python, "-c", "from loralens.verbs import COMMANDS; print(*COMMANDS)").split()
     for name in commands:
         run(loralens, name, "--help")
     run(python, "-c", ADAPTER)

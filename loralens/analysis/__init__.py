@@ -26,18 +26,4 @@ if TYPE_CHECKING:
     from loralens.analysis.two_adapters import compare_subspaces as compare_subspaces
 # The results that verbs return, such as `Spectrum` and `Comparison`, are names of `loralens` itself and not repeated.
 else:
-    __all__, __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "amplification": ["measure_amplification"],
-            "intruders": ["Intruders", "find_intruders", "remove_intruders"],
-            "behaviour": ["measure_behaviour"],
-            "interference": ["Interference", "interference"],
-            "every_pair": ["Pairwise", "pairwise"],
-            "two_adapters": ["compare_subspaces"],
-            "doctor": ["examine_all", "run_checks"],
-            "inspection": ["Inspection", "inspect_adapter"],
-            "spectrum": ["Outlier", "find_outliers", "measure_spectrum"],
-            "trajectory": ["Trajectory", "measure_trajectory"],
-        },
-    )
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

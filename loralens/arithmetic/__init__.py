@@ -9,6 +9,4 @@ if TYPE_CHECKING:
     from loralens.arithmetic.combine import combine_adapters as combine_adapters
     from loralens.arithmetic.methods import METHODS as METHODS
 else:
-    __all__, __getattr__, __dir__ = lazy_exports(
-        __name__, {"combine": ["Combination", "combine_adapters"], "methods": ["METHODS"]}
-    )
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -17,15 +17,4 @@ if TYPE_CHECKING:
     from loralens.charts.spectrum_charts import curve_figure as curve_figure
     from loralens.charts.spectrum_charts import spectrum_figure as spectrum_figure
 else:
-    __all__, __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "amplification_charts": ["amplification_figure"],
-            "figure_file": ["check_suffix", "save_figure"],
-            "mpl": ["draw_figure"],
-            "pair_charts": ["nesting_figure", "pairwise_figure", "similarity_figure"],
-            "run_charts": ["trajectory_figure"],
-            "spec": ["Figure"],
-            "spectrum_charts": ["curve_figure", "spectrum_figure"],
-        },
-    )
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -1,78 +1,270 @@
-"""The command ``loralens fleet``: a group whose sub-commands are imported when they run."""
+"""The command ``loralens fleet``: each sub-command is derived from a function of this file."""
 
-from importlib import import_module
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from loralens.cli.dashes import check_dashes
-from loralens.errors import visible
+from loralens.cli.derive import DerivedGroup, derive, read_function
+from loralens.cli.show import row_params, rows_of, show
+from loralens.cli.table import ROWS
+from loralens.core.messages import warn
+from loralens.exports import Options, takes_options
+from loralens.tables.numbers import count
+from loralens.tables.result import Tabular
 
-# Name → the module in `loralens.cli.fleets` with ``command_NAME``, and the line in the help of the group.
-SUBCOMMANDS: dict[str, tuple[str, str]] = {
-    "index": ("catalogue", "Make or update the index of all adapters under a folder."),
-    "near": ("near", "Find the adapters that are most like an example."),
-    "copies": ("groups", "Find copies, and the files that can be deleted."),
-    "runs": ("groups", "Group the adapters that began from the same random A."),
-    "families": ("groups", "Group the adapters whose updates are alike."),
-    "bases": ("bases", "Show which base model each adapter is for."),
-    "empty": ("catalogue", "List the adapters that change no weight."),
-    "stats": ("catalogue", "Count adapters, ranks and dialects."),
-    "rows": ("catalogue", "Show what the catalogue answers to a SELECT."),
+if TYPE_CHECKING:
+    from loralens.verbs.fleets.fleet_verbs import Fleet
+
+HOME = str | PathLike[str]
+
+# Sub-command → its line in the help of the group.
+SUBCOMMANDS = {
+    "index": "Make or update the index of all adapters under a folder.",
+    "near": "Find the adapters that are most like an example.",
+    "copies": "Find copies, and the files that can be deleted.",
+    "runs": "Group the adapters that began from the same random A.",
+    "families": "Group the adapters whose updates are alike.",
+    "bases": "Show which base model each adapter is for.",
+    "empty": "List the adapters that change no weight.",
+    "stats": "Count adapters, ranks and dialects.",
+    "rows": "Show what the catalogue answers to a SELECT.",
 }
 
 
-class FleetGroup(click.Group):
-    """Loads a sub-command when it is called."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Home(Options):
+    """Options: the index that answers.
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names in the order of the table."""
-        del ctx
-        return list(SUBCOMMANDS)
+    Parameters
+    ----------
+    fleet
+        The index, or the folder that holds .loralens-fleet.
+    """
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the sub-command."""
-        del ctx
-        if cmd_name not in SUBCOMMANDS:
-            return None
-        command = getattr(import_module(f"loralens.cli.fleets.{SUBCOMMANDS[cmd_name][0]}"), f"command_{cmd_name}")
-        assert isinstance(command, click.Command)
-        return command
+    fleet: HOME = "."
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The sub-command of the first word, whose options are checked as those of a command."""
-        if args and args[0] not in SUBCOMMANDS and not ctx.resilient_parsing:
-            from difflib import get_close_matches  # takes 5 ms to import
+    def opened(self) -> "Fleet":
+        """The fleet; a note says whether files have changed."""
+        # Imported here, since the help of a command needs no NumPy.
+        from loralens.verbs.fleets.fleet_verbs import open_fleet
 
-            near = get_close_matches(args[0], SUBCOMMANDS, 1)
-            if near and not args[0].startswith("-"):
-                ctx.fail(f"No such command '{visible(args[0])}'. Did you mean '{near[0]}'?")
-        name, command, arguments = super().resolve_command(ctx, args)
-        if command and not ctx.resilient_parsing:
-            check_dashes(command, arguments, click.Context(command, ctx, info_name=name))
-        return name, command, arguments
-
-    def invoke(self, ctx: click.Context) -> object:
-        """Run the sub-command; a folder that is given as to ``index`` is answered by the option that takes it."""
-        try:
-            return super().invoke(ctx)
-        except click.UsageError as error:
-            options = [word for option in error.ctx.command.params for word in option.opts] if error.ctx else []
-            if not error.message.startswith("Got unexpected extra argument") or "--fleet" not in options:
-                raise
-            hint = "The index, or the folder that holds it, is given as --fleet DIR."
-            raise click.UsageError(f"{error.message}. {hint}", error.ctx) from error
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the sub-commands without an import of them."""
-        del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in SUBCOMMANDS.items()])
+        return open_fleet(self.fleet)
 
 
-@click.group("fleet", cls=FleetGroup)
-def command() -> None:
+def index(
+    folder: HOME, *, output: HOME | None = None, jobs: int | None = None, dask: str | None = None, once: bool = False
+) -> Tabular:
+    """Make or update the index of all adapters under DIR.
+
+    Only files that are new or have changed are read. A file that cannot be read is listed with the reason. The exit
+    code is 0 whatever is there. A run that is interrupted or killed goes on from there when it is called again.
+
+    Parameters
+    ----------
+    output
+        The folder of the index. [default: .loralens-fleet in DIR]
+    jobs
+        Measure the files in N processes. [default: one for each processor from 400 files on, else threads]
+    dask
+        Measure the files on the workers of this Dask scheduler; they need the disk.
+    once
+        Add the update of the out_proj of an nn.MultiheadAttention once; PEFT adds it twice.
+
+    Examples
+    --------
+    $ loralens fleet index folder
+    """
+    if dask and jobs:
+        raise click.UsageError("--jobs and --dask exclude each other: the workers of Dask are as many as were started")
+    from loralens.verbs.fleets.fleet_verbs import index_fleet
+
+    return index_fleet(folder, output=output, jobs=jobs, dask=dask, once=once)
+
+
+@takes_options
+def near(adapter: HOME, *, k: int = 10, sketch: bool = False, exact: bool = False, home: Home) -> Tabular:
+    """Find the adapters of a fleet whose updates are most like ADAPTER.
+
+    ADAPTER is a file, a folder that holds one, or the name of an adapter in the fleet. Sketches propose adapters, and
+    the nearest of them are read and compared exactly. The cosine is that of the whole updates, where a module that one
+    of them lacks counts as 0; `common` is the cosine over the modules that both have.
+
+    Parameters
+    ----------
+    k
+        The number of neighbours.
+    sketch
+        Compare sketches only, and read no file of the fleet.
+    exact
+        Compare every adapter exactly that has a module of the example.
+
+    Examples
+    --------
+    $ loralens fleet near adapter --fleet folder
+    """
+    return home.opened().near(adapter, k=k, sketch=sketch, exact=exact)
+
+
+@takes_options
+def copies(*, home: Home, paths: bool = False) -> Tabular | None:
+    """Find adapters that are the same update as another, and say which files can be deleted.
+
+    Copies in another dialect, dtype or rank and with other factors are found too, and every copy is confirmed by
+    reading both files. One file of each group stays, and so does every target of a link, and a copy that names another
+    base. Paths that lead to one file through a link are not copies, and checkpoints of different steps are not either.
+
+    Parameters
+    ----------
+    paths
+        Print only the files that can be deleted without a loss, one per line.
+
+    Examples
+    --------
+    $ loralens fleet copies --fleet folder
+    """
+    opened = home.opened()
+    result = opened.copies()
+    if not paths:
+        return result
+    # No program may take a path for an option: a folder may be called ``-rf``.
+    lines = [f"./{path}" if str(path).startswith("-") else str(path) for path in result.safe_to_delete]
+    _print_lines(lines, complete=opened.command("copies", "--json"), key="safe_to_delete")
+    return None
+
+
+@takes_options
+def runs(*, home: Home, sketch: bool = False) -> Tabular:
+    """Group the adapters that began from the same random A: checkpoints of one run, and runs with one seed.
+
+    Parameters
+    ----------
+    sketch
+        State cosines by sketches, and read no file of the fleet.
+
+    Examples
+    --------
+    $ loralens fleet runs --fleet folder
+    """
+    return home.opened().runs(sketch=sketch)
+
+
+@takes_options
+def families(*, at: float = 0.5, home: Home, sketch: bool = False) -> Tabular:
+    """Group the adapters whose updates are alike, by average linkage of their cosines.
+
+    Parameters
+    ----------
+    at
+        The smallest mean cosine within a family. 0.2 also joins adapters of one task by different authors.
+    sketch
+        State cosines by sketches, and read no file of the fleet.
+
+    Examples
+    --------
+    $ loralens fleet families --fleet folder
+    """
+    return home.opened().families(at, sketch=sketch)
+
+
+@takes_options
+def bases(*, home: Home) -> Tabular:
+    """Show which base model each adapter is for: the one that it names, or the one that it shows.
+
+    If a file names no base, the names and shapes of its modules show it, or other adapters of the fleet that are like
+    it. If several bases fit, the base is unknown. Adapters that name a base whose weights they do not fit are listed.
+
+    Examples
+    --------
+    $ loralens fleet bases --fleet folder
+    """
+    return home.opened().bases()
+
+
+@takes_options
+def empty(*, home: Home) -> Tabular:
+    """List the adapters that change no weight, because ΔW is 0 in all their modules.
+
+    Examples
+    --------
+    $ loralens fleet empty --fleet folder
+    """
+    return home.opened().empty()
+
+
+@takes_options
+def stats(*, home: Home, above: int | None = None) -> Tabular | None:
+    """Count adapters, ranks and dialects, and say which rank a server must allow.
+
+    Parameters
+    ----------
+    above
+        Print only the names of the adapters with a module of a rank above R, one per line.
+
+    Examples
+    --------
+    $ loralens fleet stats --fleet folder
+    """
+    opened = home.opened()
+    if above is None:
+        return opened.stats()
+    _print_lines(opened.stats().above(above), complete=opened.command("stats", "--json"), key="above")
+    return None
+
+
+@takes_options
+def rows(sql: str, *, home: Home) -> Tabular:
+    """Show what the catalogue answers to a SELECT.
+
+    The tables are adapters, unreadable, files (both, and files without LoRA pairs) and signatures. The catalogue is
+    opened for reading only.
+
+    Examples
+    --------
+    $ loralens fleet rows "SELECT path, rank FROM adapters" --fleet folder
+    """
+    return home.opened().rows(sql)
+
+
+def _print_lines(lines: Iterable[str], *, complete: str, key: str) -> None:
+    """Print those lines that are printed as they are: a program that reads them must not be given another name.
+
+    ``complete`` is a command that prints all of them as JSON, under ``key``.
+    """
+    left_out = 0
+    for line in lines:
+        if line.isprintable():
+            click.echo(line)
+        else:
+            left_out += 1
+    if left_out:
+        warn(
+            f"{count(left_out, 'path')} with a line end, a control character or a wrong encoding left out",
+            fix=f"{complete} has them in {key}",
+        )
+
+
+@cache
+def _subcommand(name: str) -> click.Command:
+    row = ROWS[f"fleet {name}"]
+    function = read_function(__name__, name, row)
+
+    def run(values: dict[str, Any], given: set[str]) -> None:
+        shown = rows_of(values)
+        arguments = [values[each.name] for each in function.parameters if each.argument]
+        names = {each.name for each in function.parameters if not each.argument} & given
+        result = globals()[name](*arguments, **{each: values[each] for each in names})
+        if result is not None:
+            show(result, shown)
+
+    return derive(name, function, row, row_params(row, overwrites=False), run)
+
+
+@click.group("fleet", cls=DerivedGroup, find=_subcommand, lines=SUBCOMMANDS)
+def fleet() -> None:
     """Index thousands of adapters, and search and group them.
 
     The index holds a catalogue of the files and a sketch of every update. All questions are answered from it, and files

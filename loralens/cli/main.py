@@ -11,48 +11,37 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import import_module
-from mmap import mmap
 from typing import Any, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
 
-from loralens.cli.dashes import check_dashes
+from loralens.cli.commands import WITHOUT_VERB, command_of
+from loralens.cli.derive import DerivedGroup
 from loralens.cli.messages import messages_on_stderr
-from loralens.cli.overview import COMMANDS, EXAMPLES, GROUPS, WITHOUT_VERB
-from loralens.cli.paths import prepare_paths
 from loralens.cli.signals import SIGNALLED, unwind_once
 from loralens.cli.terminal import end_with_readers, harmless_output, occupy_closed_streams, say_message
+from loralens.cli.usage_hints import hint, on_unknown
 from loralens.errors import LoraLensError, visible
+from loralens.verbs import COMMANDS, GROUPS
 from loralens.version import __version__
 
+EXAMPLES = (
+    ("loralens adapter.safetensors", "what is in this file?"),
+    ("loralens doctor adapter/", "is anything wrong with it?"),
+    ("loralens compress adapter/ --energy 0.99 -o OUT", "make it smaller"),
+)
 # The last message of a command that a signal has stopped: Ctrl-C; or kill, a scheduler, a shutdown.
 ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 FAILED = 2  # the exit code of an error; 1 is the answer no, so that scripts can tell them apart
-TRIAL = 64 << 20  # bytes, about what any command needs; if the system refuses them, an error is due to lack of memory
 
 NO_MEMORY = "there is not enough memory\n  fix: choose fewer modules (--modules), or use a machine with more memory"
 # Fragments of the messages of libraries, of the dynamic loader and of threading, in lower case.
 SHORT_OF_MEMORY = ("allocate memory", "failed to map segment", "can't start new thread", "not enough memory")
 
 
-class LensGroup(click.Group):
-    """Loads a command when it is called, so that ``loralens --help`` imports no command."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names in the order of the table; click would sort them."""
-        del ctx
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import ``loralens.cli.<name>``."""
-        del ctx
-        if cmd_name not in COMMANDS:
-            return None
-        command = import_module(f"loralens.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
-        return prepare_paths(command)
+class LensGroup(DerivedGroup):
+    """The group of all commands. A path in place of a command is inspected."""
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The names from the table, without an import of the commands, and the options of the group."""
@@ -71,17 +60,11 @@ class LensGroup(click.Group):
         word = args[0]
         # Shell completion parses words that are not complete yet, and needs no answer about them.
         if word in COMMANDS or ctx.resilient_parsing or word.startswith("-"):
-            name, command, arguments = super().resolve_command(ctx, args)
-            if command and not ctx.resilient_parsing:
-                check_dashes(command, arguments, click.Context(command, ctx, info_name=name))
-            return name, command, arguments
+            return super().resolve_command(ctx, args)
         # A Path would raise for a word that is longer than a name of a file may be.
         if os.path.exists(word):  # noqa: PTH110
             ctx.meta[WITHOUT_VERB] = True
             return "inspect", self.get_command(ctx, "inspect"), args
-        # Imported here because difflib takes long to import, and only this answer needs it.
-        from loralens.cli.other_words import on_unknown
-
         # Without the context, whose usage would hide the one sentence that answers.
         raise click.UsageError(on_unknown(*args[:2]))
 
@@ -103,7 +86,7 @@ class LensGroup(click.Group):
         width = max(map(len, COMMANDS))
         for group, names in GROUPS.items():
             with formatter.section(group):
-                formatter.write_dl([(name.ljust(width), COMMANDS[name]) for name in names])
+                formatter.write_dl([(name.ljust(width), line) for name, line in names.items()])
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the group with output that cannot act on a terminal."""
@@ -128,7 +111,8 @@ class LensGroup(click.Group):
             raise
         # Lack of memory appears as errors of many classes, such as OSError, ImportError and RuntimeError of torch.
         except Exception as error:
-            if not _is_out_of_memory(error):
+            known = any(sign in str(error).lower() for sign in SHORT_OF_MEMORY)
+            if not (known or isinstance(error, MemoryError)):
                 raise
         # Outside the handler, where the memory that the command held has been released.
         say_message(f"error: {NO_MEMORY}")
@@ -147,34 +131,27 @@ def _usage_in_one_line() -> Iterator[None]:
         # For ``loralens`` without arguments click 8.2 raises an error whose message is our help of many lines.
         if type(error).__name__ == "NoArgsIsHelpError":
             raise
-        # Imported here, since most calls are right.
-        from loralens.cli.usage_hints import hint
-
         meant = hint(error) if isinstance(error, click.UsageError) else ""
         # click declares the message as final for type checkers.
         vars(error)["message"] = visible(error.message) + (f"\n  fix: {visible(meant)}" if meant else "")
         raise
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is due to lack of memory, judged by the messages of Python, the dynamic loader and torch.
+def _find(name: str) -> click.Command:
+    if name == "fleet":
+        from loralens.cli.fleet import fleet
 
-    A library whose loading fails for lack of memory raises some other error. A trial allocation then decides.
-    """
-    if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in SHORT_OF_MEMORY):
-        return True
-    # An OSError names a file, and `run` reports it.
-    if isinstance(error, OSError):
-        return False
-    try:
-        mmap(-1, TRIAL).close()
-    except (OSError, MemoryError):
-        return True
-    return False
+        return fleet
+    return command_of(name)
 
 
 # click's own limit of 80 columns would break formulas and paths in the help texts.
-@click.group(cls=LensGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LensGroup,
+    find=_find,
+    lines=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="loralens")
 @click.pass_context
 def main(ctx: click.Context) -> None:

@@ -4,15 +4,15 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import wraps
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import click
 
-from loralens.cli import options
+from loralens.cli.derive import COUNT, PATH
+from loralens.cli.table import Row
 from loralens.cli.terminal import raw_stream, say
 from loralens.core.messages import LOGGER
 from loralens.errors import UNPRINTABLE, visible
@@ -25,7 +25,6 @@ _BEFORE_ESCAPE = re.compile(rf"(\\+)(?=x[0-9a-f]{{2}}|u[0-9a-f]{{4}}|(?![\n\t]){
 _C1 = re.compile(r"[\x80-\x9f]")
 # Lines that are not wrapped: they hold a command, which is copied as a whole, or are set as they are.
 _UNWRAPPED = re.compile(r"^ |\n|\b(loralens|pip|python3?) ")
-ECHOED = 1 << 16  # letters of JSON that are printed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,93 +60,66 @@ class Inches(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not ge
         return width, height
 
 
-FIGURE = (
-    click.option("--figure-title", metavar="TEXT", help="The title of the figure in place of its own; '' for none."),
-    click.option("--figure-size", type=Inches(), metavar="WxH", help="Its width and height in inches, such as 6.5x4."),
-    click.option("--figure-dpi", type=float, metavar="N", help="Its dots per inch.  [default: 150]"),
-)
-QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the conclusion only.")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the complete result as one JSON object.")
+def row_params(row: Row, *, overwrites: bool) -> list[click.Parameter]:
+    """The options of a command that shows rows, whose values `rows_of` takes.
 
-
-def row_options(
-    *,
-    csv: str = "",
-    plot: str = "",
-    top: bool = True,
-    overwrites: bool = False,
-    verbose: str = "Print all rows, not only the notable ones, and explain the columns.",
-) -> Callable[[options.Command], options.Command]:
-    """The options of every command that shows rows; the command receives them as one `RowOptions`.
-
-    Parameters
-    ----------
-    csv, plot : str
-        What a row of ``--csv`` stands for, and what ``--plot`` draws; if empty, there is no such option.
-    top : bool
-        Whether there is a ``--top`` that limits the rows of tables; not for a command whose own ``--top`` chooses them.
-    overwrites : bool
-        Whether the command has an ``--overwrite`` of its own, which then counts for the figure too.
-    verbose : str
-        What ``--verbose`` does.
+    With ``overwrites`` the command has an ``--overwrite`` of its own, which then counts for the figure too. Not every
+    result has rows or a figure: an option for something that a result does not have would mislead.
     """
-
-    def decorate(function: options.Command) -> options.Command:
-        @wraps(function)
-        def with_rows(
-            *arguments: Any,
-            as_json: bool = False,
-            as_csv: bool = False,
-            plot: Path | None = None,
-            quiet: bool = False,
-            verbose: bool = False,
-            rows_shown: int | None = None,
-            figure_title: str | None = None,
-            figure_size: tuple[float, float] | None = None,
-            figure_dpi: float | None = None,
-            overwrite_plot: bool = False,
-            **values: Any,
-        ) -> None:
-            # Both would be written to standard output.
-            if as_json and as_csv:
-                raise click.UsageError("--json and --csv exclude each other")
-            _check_no_file("--json" if as_json else "--csv" if as_csv else "", [*arguments, *values.values()])
-            # They ask for the conclusion alone, for every row, and for some rows, so they contradict each other.
-            if quiet + verbose + bool(rows_shown) > 1:
-                raise click.UsageError("--quiet, --verbose and --top exclude each other: give one of them")
-            overwrite = overwrite_plot or values.get("overwrite", False)
-            if plot:
-                from loralens.charts.figure_file import check_figure_file
-
-                check_figure_file(plot, overwrite=overwrite)  # before any work
-            figure = {"figure_title": figure_title, "figure_size": figure_size, "figure_dpi": figure_dpi}
-            _check_figure(figure, plot)
-            # Warnings may change what the conclusion means, and notes do not.
-            if quiet:
-                LOGGER.setLevel(logging.WARNING)
-            shown = RowOptions(as_json, as_csv, plot, quiet, verbose, rows_shown, figure, overwrite)
-            function(*arguments, rows=shown, **values)
-
-        declared = [JSON, QUIET, click.option("--verbose", "-v", is_flag=True, help=verbose)]
-        if top and csv:
-            text = "Show only the first N rows of each table. Not with --quiet or --verbose."
-            declared.append(click.option("--top", "rows_shown", type=options.COUNT, metavar="N", help=text))
-        # Not every result has rows or a figure. An option for something that a result does not have would mislead.
-        if csv:
-            declared.append(click.option("--csv", "as_csv", is_flag=True, help=f"Print CSV with one row per {csv}."))
-        if plot:
-            text = f"Draw {plot} into FILE (.png, .jpg, .webp, .svg or .pdf)."
-            # The callback runs before the command.
+    declared = [
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the complete result as one JSON object."),
+        click.Option(["--quiet", "-q"], is_flag=True, help="Print the conclusion only."),
+        click.Option(["--verbose", "-v"], is_flag=True, help=row.verbose),
+    ]
+    if row.csv and row.top:
+        text = "Show only the first N rows of each table. Not with --quiet or --verbose."
+        declared.append(click.Option(["--top", "rows_shown"], type=COUNT, metavar="N", help=text))
+    if row.csv:
+        declared.append(click.Option(["--csv", "as_csv"], is_flag=True, help=f"Print CSV with one row per {row.csv}."))
+    if row.plot:
+        text = f"Draw {row.plot} into FILE (.png, .jpg, .webp, .svg or .pdf)."
+        title = "The title of the figure in place of its own; '' for none."
+        declared += [
+            click.Option(["--plot"], type=PATH, metavar="FILE", help=text),
+            click.Option(["--figure-title"], metavar="TEXT", help=title),
+            click.Option(
+                ["--figure-size"], type=Inches(), metavar="WxH", help="Its width and height in inches, such as 6.5x4."
+            ),
+            click.Option(["--figure-dpi"], type=float, metavar="N", help="Its dots per inch.  [default: 150]"),
+        ]
+        if not overwrites:
             declared.append(
-                click.option("--plot", type=options.PATH, callback=_check_drawable, metavar="FILE", help=text)
+                click.Option(["--overwrite", "overwrite_plot"], is_flag=True, help="Replace the FILE of --plot.")
             )
-            declared += FIGURE
-            if not overwrites:
-                text = "Replace the FILE of --plot."
-                declared.append(click.option("--overwrite", "overwrite_plot", is_flag=True, help=text))
-        return options.decorate(with_rows, declared)
+    return [*declared]
 
-    return decorate
+
+def rows_of(values: dict[str, Any]) -> RowOptions:
+    """Take the options that show a result out of the values of all options, and check them."""
+    names = ("as_json", "as_csv", "plot", "quiet", "verbose")
+    taken = {name: value for name in names if (value := values.pop(name, None))}
+    top, overwrite = values.pop("rows_shown", None), values.pop("overwrite_plot", False)
+    figure = {name: values.pop(name, None) for name in ("figure_title", "figure_size", "figure_dpi")}
+    rows = RowOptions(**taken, top=top, figure=figure, overwrite=overwrite or values.get("overwrite", False))
+    # Both would be written to standard output.
+    if rows.as_json and rows.as_csv:
+        raise click.UsageError("--json and --csv exclude each other")
+    _check_no_file("--json" if rows.as_json else "--csv" if rows.as_csv else "", values.values())
+    # They ask for the conclusion alone, for every row, and for some rows, so they contradict each other.
+    if rows.quiet + rows.verbose + bool(top) > 1:
+        raise click.UsageError("--quiet, --verbose and --top exclude each other: give one of them")
+    if rows.plot:
+        # Imported here, since the renderers take long to import and few calls need them.
+        from loralens.charts.figure_file import check_figure_file, check_suffix
+
+        # Before any work.
+        check_suffix(rows.plot)
+        check_figure_file(rows.plot, overwrite=rows.overwrite)
+    _check_figure(figure, rows.plot)
+    # Warnings may change what the conclusion means, and notes do not.
+    if rows.quiet:
+        LOGGER.setLevel(logging.WARNING)
+    return rows
 
 
 def _check_no_file(option: str, values: Iterable[Any]) -> None:
@@ -157,17 +129,6 @@ def _check_no_file(option: str, values: Iterable[Any]) -> None:
             # A file that exists may be meant: the index of a model is JSON too.
             if isinstance(word, str) and word.lower().endswith(f".{option[2:]}") and not Path(word).exists():
                 raise click.UsageError(f"{option} takes no file: to write {word}, end the command with > {word}")
-
-
-def _check_drawable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse, before any work, a file to which no figure can be written."""
-    del ctx, param
-    if value:
-        # Imported here, since the renderers take long to import and few calls need them.
-        from loralens.charts.figure_file import check_suffix
-
-        check_suffix(value)
-    return value
 
 
 def _check_figure(figure: Mapping[str, Any], plot: Path | None) -> None:
@@ -182,18 +143,10 @@ def _check_figure(figure: Mapping[str, Any], plot: Path | None) -> None:
     FigureStyle(**figure).check()
 
 
-@runtime_checkable
-class InPieces(Protocol):
-    """A result whose JSON may be too large for memory: it yields the text in pieces."""
-
-    def json_pieces(self) -> Iterator[str]:
-        """The text of the whole object, including the version of loralens."""
-        ...
-
-
 def show(result: Tabular, rows: RowOptions) -> None:
     """Print a result, and draw its figure if there is a file for it."""
-    if rows.as_json and isinstance(result, InPieces):
+    # The JSON of a large collection takes more memory than its numbers, so it comes in pieces.
+    if rows.as_json and hasattr(result, "json_pieces"):
         for piece in result.json_pieces():
             click.echo(piece, nl=False)
         click.echo()
@@ -206,7 +159,12 @@ def show(result: Tabular, rows: RowOptions) -> None:
         _show_text(result, rows)
     # Last, so that the result is printed even if the figure cannot be written.
     if rows.plot:
-        save_figure_of(result, rows.plot, rows.figure, overwrite=rows.overwrite)
+        # Imported here, since matplotlib takes long to import.
+        from loralens.charts.figure_file import save_figure
+        from loralens.verbs.pages.plot import plot
+
+        save_figure(plot(result, **rows.figure), rows.plot, overwrite=rows.overwrite)
+        tell_written(rows.plot)
 
 
 def _distinct(text: str) -> str:
@@ -268,40 +226,7 @@ def _terminal_width() -> int | None:
 
 def show_json(record: dict[str, Any]) -> None:
     """Print a record as one JSON object, with the version of loralens."""
-    text: list[str] = []
-    size = 0
-    # Several at a time, as every echo empties the buffer of the stream.
-    for piece in json_pieces({"loralens": __version__, **record}):
-        text.append(piece)
-        size += len(piece)
-        if size > ECHOED:
-            click.echo("".join(text), nl=False)
-            text, size = [], 0
-    click.echo("".join(text))
-
-
-def json_pieces(value: Any, depth: int = 2) -> Iterator[str]:
-    """The text of `json.dumps` in pieces, so that the text of many rows is never held as a whole.
-
-    ``depth`` is the number of levels that are divided: an object, and its lists of rows.
-    """
-    if not (depth and value and isinstance(value, dict | list | tuple)):
-        yield json.dumps(value)
-    elif isinstance(value, dict):
-        opening = "{"
-        for key, inner in value.items():
-            # As a name of an object, which `json.dumps` turns into text if it is a number.
-            yield opening + json.dumps({key: 0})[1:-2]
-            yield from json_pieces(inner, depth - 1)
-            opening = ", "
-        yield "}"
-    else:
-        opening = "["
-        for inner in value:
-            yield opening
-            yield from json_pieces(inner, depth - 1)
-            opening = ", "
-        yield "]"
+    click.echo(json.dumps({"loralens": __version__, **record}))
 
 
 def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = False) -> None:
@@ -360,16 +285,6 @@ def _print_styled(text: str, width: int | None, **style: Any) -> None:
     # To the stream below, since the escapes of the style must act on the terminal.
     for line in [text] if width is None else wrap(text, width):
         click.secho(line, file=raw_stream(sys.stdout), **style)
-
-
-def save_figure_of(result: object, file: Path, figure: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Write the figure of a result, and report it on standard error."""
-    # Imported here, since matplotlib takes long to import.
-    from loralens.charts.figure_file import save_figure
-    from loralens.verbs.pages.plot import plot
-
-    save_figure(plot(result, **figure), file, overwrite=overwrite)
-    tell_written(file)
 
 
 def tell_written(file: Path) -> None:

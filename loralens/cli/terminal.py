@@ -104,40 +104,18 @@ def harmless_output() -> Iterator[None]:
     """Within the context, everything that is printed is harmless to a terminal."""
     # Restored at the end, so that a program that calls the group can print as before.
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast("TextIO", _wrap_stream(stream)) for stream in before)
+    sys.stdout, sys.stderr = (
+        cast("TextIO", stream if isinstance(stream, Harmless) else Harmless(stream)) for stream in before
+    )
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
 
 
-def _wrap_stream(stream: TextIO | None) -> TextIO | Harmless:
-    # Python has no stream where the caller has closed the file; what is printed there is lost.
-    if stream is None:
-        return Harmless(cast("TextIO", _DiscardingStream()))
-    return stream if isinstance(stream, Harmless) else Harmless(stream)
-
-
 def raw_stream(stream: TextIO) -> TextIO:
     """The stream below, for output that moves the cursor on purpose; names in it must be `visible` already."""
     return stream.below if isinstance(stream, Harmless) else stream
-
-
-@final
-class _DiscardingStream:
-    """A text stream that discards everything."""
-
-    encoding, errors = "utf-8", "replace"
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        """Do nothing, since there is nothing to flush."""
-
-    def isatty(self) -> bool:
-        """False."""
-        return False
 
 
 def occupy_closed_streams() -> None:

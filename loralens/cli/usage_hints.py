@@ -1,125 +1,117 @@
-"""What is added to click's message about wrong usage where it is known what was meant."""
+"""What is said about wrong words: the command, the option or the value that was probably meant."""
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 import click
 
-# The words by which people call the dialects of --to.
-DIALECT_OF = {
-    word: dialect
-    for dialect, words in {
-        "kohya": "a1111 automatic1111 webui forge sd-scripts sdscripts civitai fooocus invoke invokeai sd",
-        "comfyui": "comfy comfy-ui",
-        "diffusers": "diffuser huggingface-diffusers",
-        "peft": "hf huggingface transformers vllm safetensors",
-        "mlx": "mlx-lm apple",
-        "gguf": "llama.cpp llamacpp ollama llama-cpp",
-    }.items()
-    for word in words.split()
+from loralens.verbs import COMMANDS
+
+# Our commands, options and values, and the words by which other tools call them.
+WORDS = {
+    "inspect": "info show view cat header metadata",
+    "doctor": "check lint validate test",
+    "spectrum": "svd rank analyze",
+    "report": "plot html",
+    "survey": "list ls find scan",
+    "similarity": "compare cosine",
+    "equal": "diff same",
+    "compress": "shrink resize prune quantize",
+    "combine": "merge-adapters merge-loras add average ties dare",
+    "scale": "strength",
+    "merge": "fuse bake apply merge-and-unload",
+    "extract": "extract-lora svd-extract",
+    "convert": "export save",
+    "train": "finetune fine-tune",
+    "evaluate": "eval perplexity",
+    "--block": "--layers --layer --blocks",
+    "--modules": "--include --filter --only --target-modules",
+    "--figure-dpi": "--dpi",
+    "--figure-size": "--figsize",
+    "--output": "--out --save",
+    "--plot": "--out --save -o --png --pdf",
+    "--base": "--model --base-model",
+    "--top": "--limit --head",
+    "kohya": "a1111 webui forge",
+    "sd-scripts": "a1111 webui forge kohya",
+    "comfyui": "comfy",
+    "peft": "hf huggingface transformers",
+    "gguf": "llama.cpp ollama",
+    "llama.cpp": "ollama gguf",
 }
-# The words by which people call the programs of --for.
-CONSUMER_OF = {
-    **dict.fromkeys(("kohya", "a1111", "automatic1111", "webui", "forge", "sdscripts", "sd", "fooocus"), "sd-scripts"),
-    **dict.fromkeys(("comfy", "comfy-ui"), "comfyui"),
-    **dict.fromkeys(("ollama", "llamacpp", "llama-cpp", "lm-studio"), "llama.cpp"),
-    **dict.fromkeys(("transformers", "hf"), "peft"),
-}
-# The words by which people call options of ours. The first option after a word that the command has is meant.
-OPTIONS_OF = {
-    word: options.split()
-    for options, words in {
-        "--block": "--blocks --layer --layers --depth --block-range",
-        "--modules": "--module --include --filter --only --match --target-modules --target-module --pattern --names",
-        "--figure-dpi": "--dpi --resolution",
-        "--figure-size": "--size --figsize --fig-size --width --height",
-        "--figure-title": "--title",
-        "--plot": "--figure --fig --image --png --pdf --svg --chart --graph --draw --save-plot --savefig",
-        "--output --plot": "--out --output --save --save-to --write --outfile --out-file --file -o",
-        "--base": "--model --base-model --base_model",
-        "--watch": "--spectra",
-        "--quiet": "--silent --brief --short",
-        "--verbose": "--all --full --long --explain --legend --describe --columns",
-        "--top": "--limit --head --max-rows --first",
-    }.items()
-    for word in words.split()
-}
-# Files of torch are read without running code in them, so there is nothing to allow.
-NOT_NEEDED = ("--allow-pickle", "--pickle", "--unsafe", "--trust")
-# What only the Python function has.
-METHODS_OF = {
-    **dict.fromkeys(("--latex", "--tex", "--tabular"), "to_latex"),
-    **dict.fromkeys(("--pandas", "--dataframe", "--df", "--frame", "--parquet", "--excel"), "to_frame"),
-}
-_COMMA = re.compile(r"[+-]?\d+,\d+")
-_PERCENT = re.compile(r"[+-]?\d+(?:[.,]\d+)? ?%")
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz", ".ckpt", ".json")
+
+
+def _meant(word: str, ours: Sequence[str]) -> str | None:
+    """The one of our words that other tools call by this word."""
+    return next((each for each in WORDS if each in ours and word in WORDS[each].split()), None)
+
+
+def on_unknown(word: str, following: str = "") -> str:
+    """One sentence about a first word that is neither a command nor an existing path; it names what was meant.
+
+    ``following`` is the second word: ``help spectrum`` asks for the help of a command.
+    """
+    # `Merge-Adapters`, `merge_adapters` and `merge-adapters` are one word to people.
+    plain = word.lower().strip("-").replace("_", "-")
+    if plain in ("help", "version"):
+        command = f"{following} " if plain == "help" and following in COMMANDS else ""
+        return f"{word!r} is not a command: type loralens {command}--{plain}"
+    if "/" in word or os.sep in word or word.lower().endswith(SUFFIXES):
+        # A Hub id and a path look alike, and only the readers know how to find the first.
+        hub = f"; of a Hub id, type loralens inspect {word}" if word.count("/") == 1 and word[0] not in "./~" else ""
+        return f"{word!r} is not an existing file or folder{hub}"
+    # 0.75 accepts one wrong or missing letter of a word of five.
+    near = _meant(plain, [*COMMANDS]) or next(iter(get_close_matches(plain, COMMANDS, 1, 0.75)), None)
+    if near:
+        return f"{word!r} is not a command; for that there is loralens {near} ({COMMANDS[near].rstrip('.')})"
+    return f"{word!r} is neither a command nor an existing file: loralens --help lists the commands"
+
+
+def check_dashes(command: click.Command, words: Sequence[str], ctx: click.Context) -> None:
+    """Refuse a long option after one dash, which click would take for a short one, and a short one with ``=``.
+
+    Raises
+    ------
+    UsageError
+        A word is such an option; the message says how it is written.
+    """
+    names = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    for word in words:
+        # Words after this one are not options.
+        if word == "--":
+            return
+        option, equals, value = word.partition("=")
+        if not option.startswith("-") or option.startswith("--"):
+            continue
+        # Two letters are a short option, and perhaps its value.
+        if len(option) > 2 and f"-{option}" in names:
+            raise click.UsageError(f"{option} has two dashes: -{word}", ctx=ctx)
+        if equals and option in names:
+            raise click.UsageError(f"{word} has no =: write {option} {value}", ctx=ctx)
 
 
 def hint(error: click.UsageError) -> str:
     """A sentence on what was probably meant; empty if nothing is known."""
-    return next((text for guess in _GUESSES if (text := guess(error))), "")
-
-
-def _other_number(error: click.UsageError) -> str:
-    """A decimal comma, or a percentage."""
-    quoted = _first_quoted(error)
-    if not isinstance(error, click.BadParameter) or not isinstance(
-        getattr(error.param, "type", None), click.types.FloatParamType
-    ):
-        return ""
-    if _COMMA.fullmatch(quoted):
-        return f"numbers have a point: {quoted.replace(',', '.')}"
-    if _PERCENT.fullmatch(quoted):
-        return f"give the share as a number: {float(quoted.rstrip(' %').replace(',', '.')) / 100:g}"
+    if isinstance(error, click.NoSuchOption) and error.ctx:
+        meant = _meant(error.option_name, [name for param in error.ctx.command.params for name in param.opts])
+        if meant:
+            # click would suggest options that look like the word, but mean something else.
+            vars(error)["possibilities"] = None  # click declares it as final for type checkers
+        return f"for that there is {meant}" if meant else ""
+    words = [name for param in error.ctx.command.params for name in param.opts] if error.ctx else []
+    if error.message.startswith("Got unexpected extra argument") and "--fleet" in words:
+        return "the index, or the folder that holds it, is given as --fleet DIR"
+    if error.ctx and isinstance(error.ctx.command, click.Group) and error.message.startswith("No such command"):
+        near = get_close_matches(error.message.split("'")[1], error.ctx.command.list_commands(error.ctx), 1)
+        return f"the nearest command is {near[0]}" if near else ""
+    quoted, param = re.search(r"'([^']*)'", error.message), getattr(error, "param", None)
+    if isinstance(error, click.BadParameter) and param and quoted:
+        word, choices = quoted[1].lower(), getattr(param.type, "choices", ())
+        if isinstance(param.type, click.types.FloatParamType) and re.fullmatch(r"[+-]?\d+,\d+", word):
+            return f"numbers have a point: {word.replace(',', '.')}"
+        if meant := word if word in choices else _meant(word, choices):
+            return f"for {quoted[1]} there is {param.opts[-1]} {meant}"
     return ""
-
-
-def _other_dialect(error: click.UsageError) -> str:
-    """The name of a program in place of the dialect that it reads, or of a program that reads the same."""
-    if not isinstance(error, click.BadParameter):
-        return ""
-    word = _first_quoted(error)
-    name = getattr(error.param, "name", None)
-    option, other_words = {"to": ("--to", DIALECT_OF), "consumer": ("--for", CONSUMER_OF)}.get(str(name), ("", {}))
-    choices = getattr(getattr(error.param, "type", None), "choices", ())
-    meant = word.lower() if word.lower() in choices else other_words.get(word.lower().replace("_", "-"))
-    return f"for {word} there is {option} {meant}" if meant else ""
-
-
-def _other_option(error: click.UsageError) -> str:
-    """The name of an option in another tool, or something that only the function in Python does."""
-    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
-        return ""
-    word, command = error.option_name, error.ctx.command
-    named = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
-    meant = next((option for option in OPTIONS_OF.get(word, ()) if option in named), None)
-    if not meant and word not in (*METHODS_OF, *NOT_NEEDED):
-        return ""
-    # click would suggest options that look like the word, but mean something else.
-    vars(error)["possibilities"] = None  # click declares it as final for type checkers
-    if meant:
-        return f"for that there is {meant}"
-    if word in NOT_NEEDED:
-        return "it is no longer needed: leave it out"
-    return f"in Python: loralens.{command.name}(…).{METHODS_OF[word]}()"
-
-
-def _merge_without_base(error: click.UsageError) -> str:
-    """Most tools call it merging when adapters are added to each other."""
-    missing = isinstance(error, click.MissingParameter) and getattr(error.param, "name", None) == "base"
-    if missing and error.ctx is not None and error.ctx.command.name == "merge":
-        return "to make one adapter of several there is loralens combine; merge writes them into a base model"
-    return ""
-
-
-def _first_quoted(error: click.UsageError) -> str:
-    quoted = re.search(r"'([^']*)'", error.message)
-    return quoted[1] if quoted else ""
-
-
-_GUESSES: tuple[Callable[[click.UsageError], str], ...] = (
-    _other_number,
-    _other_dialect,
-    _other_option,
-    _merge_without_base,
-)

@@ -10,11 +10,4 @@ if TYPE_CHECKING:
     from loralens.compression.loss import losses as losses
     from loralens.compression.plan import TruncationPlan as TruncationPlan
 else:
-    __all__, __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "calibration": ["measure_moments"],
-            "loss": ["UpdateLoss", "losses"],
-            "plan": ["TruncationPlan"],
-        },
-    )
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -16,15 +16,4 @@ if TYPE_CHECKING:
     from loralens.core.weights import Weight as Weight
     from loralens.core.weights import weights_of as weights_of
 else:
-    __all__, __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "adapter": ["Adapter", "Finding"],
-            "lazy": ["LazyArray"],
-            "lowrank": ["LowRank", "Scaling"],
-            "ranks": ["Rule"],
-            "stored": ["Moments"],
-            "structured": ["Structured"],
-            "weights": ["Weight", "weights_of"],
-        },
-    )
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

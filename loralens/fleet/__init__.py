@@ -12,6 +12,4 @@ if TYPE_CHECKING:
     from loralens.fleet.sketches import Sketches as Sketches
 else:
     # Imported on first use, since NumPy is not needed for help texts.
-    __all__, __getattr__, __dir__ = lazy_exports(
-        __name__, {"catalogue": ["Member", "Signature", "Unreadable"], "sketches": ["Sketch", "Sketches"]}
-    )
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -23,17 +23,4 @@ if TYPE_CHECKING:
     from loralens.linalg.subspace import phi_map as phi_map
     from loralens.linalg.subspace import principal_angles as principal_angles
 else:
-    __all__, __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "chance": ["overlap_chance", "projection_moments"],
-            "device": ["Device"],
-            "exact": ["ExactProduct"],
-            "factor": ["Basis"],
-            "lanczos": ["LeadingTriplets", "leading_triplets"],
-            "measures": ["effective_rank", "stable_rank"],
-            "product": ["product_bases", "product_norm", "product_singular_values", "product_svd"],
-            "rounding": ["round_to_dtype"],
-            "subspace": ["linear_cka", "phi_map", "principal_angles"],
-        },
-    )
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -8,6 +8,4 @@ if TYPE_CHECKING:
     from loralens.merging.extraction import extract_adapter as extract_adapter
     from loralens.merging.switchboard import Switchboard as Switchboard
 else:
-    __all__, __getattr__, __dir__ = lazy_exports(
-        __name__, {"extraction": ["extract_adapter"], "switchboard": ["Switchboard"]}
-    )
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

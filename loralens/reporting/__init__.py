@@ -9,6 +9,4 @@ if TYPE_CHECKING:
     from loralens.reporting.make import make_report as make_report
     from loralens.reporting.writing import write_report as write_report
 else:
-    __all__, __getattr__, __dir__ = lazy_exports(
-        __name__, {"document": ["Report"], "make": ["make_report"], "writing": ["write_report"]}
-    )
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

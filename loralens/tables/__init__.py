@@ -10,6 +10,4 @@ if TYPE_CHECKING:
     from loralens.tables.table import Table as Table
     from loralens.tables.text import lay_out as lay_out
 else:
-    __all__, __getattr__, __dir__ = lazy_exports(
-        __name__, {"result": ["Tabular"], "table": ["Column", "Table"], "text": ["lay_out"]}
-    )
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -17,13 +17,4 @@ if TYPE_CHECKING:
     from loralens.training.readout import record_of as record_of
 else:
     # Imported on first use: `import loralens` gives `loralens.training`, and torch takes a second to import.
-    __all__, __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "course": ["METHODS", "Course"],
-            "fitting": ["Fitted", "fit"],
-            "injection": ["Injection", "inject"],
-            "readout": ["read_injection", "record_of"],
-            "loop": ["Step", "Watch"],
-        },
-    )
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -16,13 +16,4 @@ if TYPE_CHECKING:
     from loralens.watching.watcher import lightning_callback as lightning_callback
 else:
     # Imported on first use, since torch takes a second to import. No trainer is imported until its callback is used.
-    __all__, __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "looks": ["SIGNS", "HealthWarning"],
-            "merged": ["LiveSwitchboard"],
-            "trainer_callback": ["ExactMergeCallback", "SpectralCallback"],
-            "view": ["live"],
-            "watcher": ["Look", "Watcher", "lightning_callback"],
-        },
-    )
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

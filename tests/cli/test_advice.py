@@ -22,7 +22,7 @@ from tests.bases import sharded, tensors
 
 PACKAGE = Path(loralens.__file__).parent
 # These name words of other programs: options that a user may try, and style sheets.
-OTHER_WORDS = ("cli/usage_hints.py", "cli/other_words.py", "reporting/html.py", "reporting/page/", "charts/")
+OTHER_WORDS = ("cli/usage_hints.py", "cli/derive.py", "reporting/html.py", "reporting/page/", "charts/")
 # Options of other programs: vLLM, sd-scripts, torchrun, pip and llama.cpp.
 FOREIGN = {"--max-lora-rank", "--runner", "--concat", "--nproc-per-node", "--no-deps", "--python", "--lora"}
 # Options of earlier releases, in messages about the files that they wrote.

@@ -10,7 +10,6 @@ from safetensors.numpy import save_file
 import loralens
 from tests.cli.command import Command
 from tests.conftest import small_adapter
-from tests.marks import slow_except
 
 MODULE_KEYS = {
     "name", "rank", "delta_norm", "weight_norm", "projected_norm", "top_norm", "random_norm", "amplification",
@@ -55,12 +54,6 @@ v_proj        2          0.461   2.376  +6.11        2       0.03
 
 amplification 0.461 to 0.5; ‖ΔW‖/‖W‖ 0.4472 to 0.4851; excess over random 2.376
 """
-
-
-def test_table_is_exactly_this(small: Path, base: Path) -> None:
-    result = run("amplify", small, "--base", base)
-    assert result.stdout.replace(str(small), "PATH").replace(str(base), "BASE") == TABLE
-    assert "1 of 6 modules do nothing (ΔW = 0): model.layers.10.self_attn.v_proj" in result.stderr
 
 
 def test_json_keeps_its_contract(small: Path, base: Path) -> None:
@@ -110,15 +103,6 @@ def test_the_paths_of_no_top_and_exact_agree(small: Path, base: Path) -> None:
     assert len(third[0]["phi"]["in"][0]) == 4
 
 
-@pytest.mark.some(1)
-@pytest.mark.parametrize("suffix", slow_except(["png", "svg", "pdf"], "png"))
-@pytest.mark.parametrize("top", [(), ("--no-top",)])
-def test_plot_is_written(small: Path, base: Path, tmp_path: Path, suffix: str, top: tuple[str, ...]) -> None:
-    file = tmp_path / f"amplification.{suffix}"
-    assert run("amplify", small, "--base", base, "--plot", file, *top).exit_code == 0
-    assert file.stat().st_size > 1000
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -142,14 +126,6 @@ def test_what_is_wrong_is_one_message_and_exit_2(
     assert message in result.stderr
     assert "\n  fix: " in result.stderr
     assert result.stdout == ""
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["x"], ["x", "--base", "y", "--rank", "0"], ["x", "--base", "y", "--no-top", "--directions", "3"]],
-)
-def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
-    assert run("amplify", *arguments).exit_code == 2
 
 
 def test_what_is_not_in_the_update_is_said(tmp_path: Path, base: Path) -> None:

@@ -1,7 +1,6 @@
 """``loralens behave``: the table, the JSON contract, and what it says of what it could not do."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -61,26 +60,6 @@ def test_json_keeps_its_contract(home: Path) -> None:
         assert contrast["hidden"][0] == 0
 
 
-def test_the_table(home: Path) -> None:
-    args = ("--model", home / "llama", "--adapters", home / "one", "--data", home / "texts.jsonl")
-    conclusion, empty, *lines = run(*args).stdout.splitlines()
-    assert (conclusion, empty) == (
-        "one keeps the first choice of the model in 88 % of the tokens (KL 0.0002167 nats).",
-        "",
-    )
-    assert lines[0] == f"{home / 'llama'} on 4 texts of {home / 'texts.jsonl'}: 25 tokens"
-    assert lines[1].split("  ")[0] == "from"
-    assert all(title in lines[1] for title in ("KL (nats)", "logits rms", "same top", "hidden, last"))
-    assert lines[2].split()[:2] == ["base", "one"]
-    assert lines[4].startswith("hidden states")
-    assert [line.split()[0] for line in lines[5:9]] == ["layer", "0", "1", "2"]
-    record = json.loads(run(*args, "--json").stdout)["contrasts"][0]
-    agreement = f"{100 * record['agreement']:.2f}"
-    assert lines[2].split()[2:] == [
-        f"{record['kl']:.4g}", f"{record['logits']:.4g}", agreement, "%", f"{record['hidden'][-1]:.4g}"
-    ]  # fmt: skip
-
-
 def test_the_conclusion_on_several_adapters_names_the_one_that_changes_most_and_least(home: Path) -> None:
     args = ("--model", home / "llama", home / "two", home / "one", "--data", home / "texts.jsonl")
     record = json.loads(run(*args, "--json").stdout)["contrasts"]
@@ -93,12 +72,6 @@ def test_the_conclusion_on_several_adapters_names_the_one_that_changes_most_and_
         f"Of 2 adapters {from_base[1]['second']} changes the outputs most ({most} of the tokens) "
         f"and {from_base[0]['second']} least ({least})."
     )
-
-
-def test_the_conclusion_on_a_model_without_a_head(home: Path) -> None:
-    args = ("--model", home / "bert", home / "zero", home / "nought", "--data", home / "texts.jsonl", "--quiet")
-    shutil.copytree(home / "zero", home / "nought", dirs_exist_ok=True)
-    assert run(*args).stdout == "Each of the 2 adapters moves the last hidden states as much as the others (0).\n"
 
 
 def test_an_encoder_and_an_adapter_that_does_nothing(home: Path) -> None:
@@ -130,28 +103,6 @@ def test_a_head_that_the_model_lacks_is_said(home: Path, tmp_path: Path) -> None
     )
 
 
-def test_names_where_two_folders_are_called_alike(home: Path, tmp_path: Path) -> None:
-    import shutil
-
-    twin = tmp_path / "one"
-    shutil.copytree(home / "one", twin)
-    result = run(
-        "--model",
-        home / "llama",
-        "--adapters",
-        home / "one",
-        "--adapters",
-        twin,
-        "--data",
-        home / "texts.jsonl",
-        "--json",
-    )
-    record = json.loads(result.stdout)
-    assert [one["name"] for one in record["adapters"]] == [str(home / "one"), str(twin)]
-    assert record["contrasts"][-1]["kl"] == pytest.approx(0, abs=1e-15)
-    assert record["contrasts"][-1]["hidden"] == [0, 0, 0]
-
-
 @pytest.mark.parametrize(
     ("adapters", "message"),
     [
@@ -168,7 +119,3 @@ def test_what_is_wrong_is_one_message(home: Path, adapters: list[str], message: 
     assert message in result.stderr
     assert "\n  fix: " in result.stderr
     assert result.stdout == ""
-
-
-def test_wrong_usage_is_exit_2() -> None:
-    assert run("--model", "x", "--data", "y.txt").exit_code == 2

@@ -1,7 +1,6 @@
 """``loralens calibrate``: what it writes, says and refuses."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from loralens.formats.records.results import load_moments
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
-from tests.test_house import HEAVY, imported
 from tests.tolerances import MOMENTS_32
 
 torch = pytest.importorskip("torch")
@@ -79,19 +77,6 @@ def test_batches_make_no_difference_and_two_runs_none_at_all(home: Path, tmp_pat
         assert moment.G is not None
         assert moment.G.any()
         np.testing.assert_allclose(other[name].G, moment.G, rtol=1e-3, atol=1e-4 * np.abs(moment.G).max())
-
-
-def test_limit_length_and_plain_lines(home: Path, tmp_path: Path) -> None:
-    target = tmp_path / "stats.safetensors"
-    args = arguments(home, "llama", target, "--limit", 2, "--length", 5, "--json")
-    args[args.index("--data") + 1] = home / "texts.txt"
-    result = run(*args)
-    record = json.loads(result.stdout)
-    assert record["target"] == str(target)
-    assert record["source"]["texts"] == 2
-    assert record["modules"][0] == {"name": "model.layers.0.mlp.down_proj", "rank": 3, "count": 10}
-    assert (record["unreached"], record["unmeasured"]) == ([], {})
-    assert record["fingerprint"] == load_moments(target).fingerprint
 
 
 def test_texts_longer_than_the_model_are_cut(home: Path, tmp_path: Path) -> None:
@@ -198,86 +183,3 @@ def test_an_encoder_has_no_loss(home: Path, tmp_path: Path) -> None:
     result = run(*arguments(home, "bert", tmp_path / "stats.safetensors", "--out-side"))
     assert result.exit_code == 2
     assert "needs a causal language model or a classifier" in result.stderr
-
-
-def test_a_folder_without_tokenizer_and_one_with_weights_missing(home: Path, tmp_path: Path) -> None:
-    models.llama().save_pretrained(tmp_path / "bare")
-    args = arguments(home, "llama", tmp_path / "stats.safetensors")
-    args[1] = tmp_path / "bare"
-    result = run(*args)
-    assert result.exit_code == 2
-    assert "no tokenizer can be loaded" in result.stderr
-    models.bert().save_pretrained(tmp_path / "wordless")  # of this kind transformers makes an empty one
-    args = arguments(home, "bert", tmp_path / "stats.safetensors")
-    args[1] = tmp_path / "wordless"
-    result = run(*args)
-    assert (result.exit_code, "its tokenizer knows no words" in result.stderr) == (2, True)
-    headless = models.folder(models.bert(), tmp_path / "headless")
-    config = json.loads((headless / "config.json").read_text())
-    config["architectures"] = ["BertForMaskedLM"]
-    (headless / "config.json").write_text(json.dumps(config))
-    args = arguments(home, "bert", tmp_path / "stats.safetensors")
-    args[1] = headless
-    result = run(*args)
-    assert result.exit_code == 0
-    assert "weights are missing and random here: cls.predictions" in result.stderr
-
-
-def test_a_tokenizer_without_a_pad_pads_with_its_end_or_is_refused(home: Path, tmp_path: Path) -> None:
-    bare = models.folder(models.llama(), tmp_path / "bare")
-    for file, keys in (("config.json", ["pad_token_id"]), ("tokenizer_config.json", ["pad_token"])):
-        config = json.loads((bare / file).read_text())
-        (bare / file).write_text(json.dumps({key: value for key, value in config.items() if key not in keys}))
-    args = arguments(home, "llama", tmp_path / "stats.safetensors")
-    args[1] = bare
-    assert run(*args).exit_code == 0
-    whole = tmp_path / "whole.safetensors"
-    assert run(*arguments(home, "llama", whole)).exit_code == 0
-    assert (tmp_path / "stats.safetensors").read_bytes() == whole.read_bytes()
-    config = json.loads((bare / "tokenizer_config.json").read_text())
-    (bare / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "eos_token"}))
-    result = run(*args, "--overwrite")
-    assert result.exit_code == 2
-    assert "its tokenizer has no token for padding" in result.stderr
-
-
-def test_an_encoder_with_a_decoder_is_refused(home: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "architectures": ["T5Model"]}))
-    args = arguments(home, "llama", tmp_path / "stats.safetensors")
-    args[1] = tmp_path
-    result = run(*args)
-    assert result.exit_code == 2
-    assert "t5 is an encoder with a decoder" in result.stderr
-
-
-def test_what_of_the_adapter_is_not_applied_is_said(home: Path, tmp_path: Path) -> None:
-    from loralens.core.adapter import Adapter, Extra
-    from loralens.core.lazy import LazyArray
-
-    adapter = models.adapter(models.bert(), ("query",))
-    key = "base_model.model.classifier.weight"
-    extra = {key: Extra("saved", "classifier", LazyArray.of(np.ones((2, 16), np.float32)))}
-    config = {"modules_to_save": ["classifier"]}
-    headed = models.saved(Adapter(modules=adapter.modules, extra=extra, config=config), tmp_path / "headed")
-    args = arguments(home, "bert", tmp_path / "stats.safetensors")
-    args[args.index("--adapter") + 1] = headed
-    result = run(*args)
-    assert result.exit_code == 0
-    assert f"warning: {headed}: {key} is not applied (saved: the model has no parameter of" in result.stderr
-
-
-def test_without_torch_it_says_what_to_install(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    result = run(*arguments(home, "llama", tmp_path / "stats.safetensors"))
-    assert result.exit_code == 2
-    assert "-m pip install 'torch>=2.4' 'transformers>=4.45'" in result.stderr
-
-
-@pytest.mark.parametrize("args", [[], ["--model", "x"], ["--batch", "0"]])
-def test_wrong_usage_is_exit_2(args: list[Any]) -> None:
-    assert run(*args).exit_code == 2
-
-
-@pytest.mark.parametrize("command", ["calibrate", "behave"])
-def test_help_is_light(command: str) -> None:
-    assert not imported(command, "--help") & set(HEAVY)

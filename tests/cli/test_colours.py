@@ -11,7 +11,6 @@ import pytest
 
 import loralens
 from tests.cli.terminals import read_until
-from tests.marks import slow_except
 
 PACKAGE = Path(loralens.__file__).parent
 ESCAPE = "\x1b["
@@ -38,26 +37,6 @@ def test_a_terminal_gets_colours_and_with_no_color_none(small: Path) -> None:
     plain = on_a_terminal(command, NO_COLOR="1")
     assert "q_proj" in plain
     assert not COLOUR.search(plain)
-
-
-# What asks for colours is the likeliest to bring them.
-@pytest.mark.parametrize("colour", slow_except([{"FORCE_COLOR": "1"}, {}, {"NO_COLOR": "1"}], {"FORCE_COLOR": "1"}))
-@pytest.mark.parametrize("command", slow_except(["inspect", "spectrum", "similarity", "doctor"], "spectrum"))
-def test_a_pipe_gets_plain_text(small: Path, command: str, colour: dict[str, str]) -> None:
-    done = subprocess.run(
-        [*RUN, command, str(small)], capture_output=True, text=True, check=True, env=os.environ | colour
-    )
-    assert ESCAPE not in done.stdout + done.stderr
-
-
-def test_what_click_styles_follows_no_color() -> None:
-    code = (
-        "import sys\nimport click\nfrom loralens.cli.main import main\nfrom loralens.cli.terminal import raw_stream\n"
-        "@click.command('x')\ndef x():\n    click.secho('red', fg='red', file=raw_stream(sys.stdout))\n"
-        "main.get_command = lambda ctx, name: x\nmain(['spectrum'])"
-    )
-    assert COLOUR.search(on_a_terminal([sys.executable, "-c", code]))
-    assert ESCAPE not in on_a_terminal([sys.executable, "-c", code], NO_COLOR="1")
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """``loralens combine``: exact output on a small adapter, the JSON contract, recipes, every refusal."""
 
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -53,52 +51,6 @@ def test_a_misspelt_method_is_answered_by_the_nearest_one(small: Path) -> None:
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith("  fix: the nearest name is della, of sum, ")
     assert "choose one of: sum (" in run("combine", small, "--method", "zzz", "--dry-run").stderr
-
-
-def test_the_adapters_of_a_combination_are_counted(small: Path) -> None:
-    shown = run("combine", small, "--rank", "1", "--dry-run").stdout
-    assert "1 adapter, weights" in shown, shown
-
-
-REPORT = """\
-Wrote TARGET: 0.75 × SOURCE − 0.25 × SOURCE, 38.6 % off the exact sum (6 modules, peft, SIZE).
-Its directions hold 85.1 % of SOURCE and 85.1 % of SOURCE.
-
-sum: 6 modules, r before and r' after, truncation, error to the exact sum
-module                            out × in      r  r'  truncation   error
-model.layers.0.self_attn.q_proj      6 × 4  2 + 2   1      44.7 %  44.7 %
-model.layers.0.self_attn.v_proj      6 × 4  2 + 2   1      24.3 %  24.3 %
-model.layers.1.self_attn.q_proj      6 × 4  2 + 2   1      44.7 %  44.7 %
-model.layers.1.self_attn.v_proj      6 × 4  2 + 2   1      24.3 %  24.3 %
-model.layers.10.self_attn.q_proj     6 × 4  2 + 2   1      44.7 %  44.7 %
-model.layers.10.self_attn.v_proj     6 × 4  2 + 2   1           0       0
-
-2 adapters, weights add up to 0.5
-adapter  weight  retained   gain  interference in the sum  in the result
-SOURCE     0.75    85.1 %  0.426                   −0.250         −0.324
-SOURCE    −0.25    85.1 %  0.426                    0.750          0.676
-
-error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = 38.6 % over all modules, before the factors are rounded
-truncation  ‖F−R‖/‖F‖ = 38.6 % over all modules: the part of the method's own result F that was cut off
-parameters  60
-bytes       BYTES
-"""
-
-
-def test_report_is_exactly_this(small: Path, tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    result = run("combine", f"{small}:0.75", f"{small}:-0.25", "-o", target, "--rank", 1)
-    assert result.exit_code == 0, result.stderr
-    shown = result.stdout.replace(str(target), "TARGET").replace(str(small), "SOURCE".ljust(len(str(small))))
-    bytes_ = (target / "adapter_model.safetensors").stat().st_size
-    lines = [line.replace("adapter".ljust(len(str(small))), "adapter") for line in shown.splitlines()]
-    lines = [line.replace("SOURCE".ljust(len(str(small))), "SOURCE ") for line in lines]
-    expected = REPORT.replace("SIZE", f"{bytes_ / 1000:.1f} kB").replace("BYTES", f"{bytes_:,}")
-    # What follows a name in a sentence has no column.
-    for end in ",.":
-        lines = [line.replace(f"SOURCE {end}", f"SOURCE{end}") for line in lines]
-    lines = [line.replace("SOURCE  ", "SOURCE ") if "0.75 ×" in line or "Its" in line else line for line in lines]
-    assert "\n".join(lines) + "\n" == expected
 
 
 def test_json_contract_and_the_file_is_the_sum(small: Path, other: Path, tmp_path: Path) -> None:
@@ -180,71 +132,6 @@ def test_what_cancels_is_zeros_in_the_file_or_gone(small: Path, tmp_path: Path) 
     assert len(loralens.load(tmp_path / "alive")) == 5
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
-def test_dtype_and_uniform(small: Path, other: Path, tmp_path: Path, dtype: str) -> None:
-    told(small, other, "-o", tmp_path / "out", "--dtype", dtype, "--uniform", "--to", "mlx")
-    found = loralens.load(tmp_path / "out")
-    assert {m.rank for m in found.modules.values()} == {4}
-    assert {m.dtype.itemsize for m in found.modules.values()} == {4 if dtype == "f32" else 2}
-
-
-def test_elementwise_methods_say_their_space(small: Path, other: Path) -> None:
-    record = told(small, other, "--dry-run", "--method", "ties", "--density", "0.5", "--space", "core")
-    assert (record["target"], record["space"]) == (None, "core")
-    assert told(small, other, "--dry-run", "--method", "ties")["space"] == "full"
-
-
-def test_truncation_is_told_beside_the_error_to_the_sum(small: Path, other: Path) -> None:
-    """Of iso-c all singular values are alike, so one of four is a quarter of the energy; of ties F has full rank."""
-    flat = told(small, other, "--dry-run", "--method", "iso-c")
-    assert flat["total"]["truncation"] == 0.0
-    cut = told(small, other, "--dry-run", "--method", "iso-c", "--rank", "1")
-    for whole, module in zip(flat["modules"], cut["modules"], strict=True):
-        assert module["truncation"] == pytest.approx(np.sqrt(1 - 1 / whole["rank"]))
-    full = told(small, other, "--dry-run", "--method", "ties", "--density", "0.3")
-    less = told(small, other, "--dry-run", "--method", "ties", "--density", "0.3", "--rank", "1")
-    for whole, module in zip(full["modules"], less["modules"], strict=True):
-        assert module["truncation"] >= whole["truncation"]
-    assert less["total"]["truncation"] > full["total"]["truncation"]
-
-
-def wide_pair(tmp_path: Path) -> list[Path]:
-    """Two adapters of rank 3 whose weights have 40 × 30 numbers."""
-    rng = np.random.default_rng(4)
-    for n in (1, 2):
-        pairs = {
-            f"m.{i}.q": loralens.LowRank(rng.standard_normal((40, 3)), rng.standard_normal((3, 30))) for i in (0, 1)
-        }
-        loralens.save(loralens.Adapter(modules=pairs), tmp_path / f"a{n}")
-    return [tmp_path / "a1", tmp_path / "a2"]
-
-
-@pytest.mark.parametrize("method", ["ties", "dare", "della", "magnitude", "breadcrumbs"])
-def test_a_rank_above_that_of_the_sum_is_given_where_the_result_has_it(method: str, tmp_path: Path) -> None:
-    """In the full space an elementwise result has full rank: 10 directions lose less of it than the 6 of the sum."""
-    words = [*wide_pair(tmp_path), "--method", method, "--density", "0.5", "--dry-run"]
-    whole, more = told(*words), told(*words, "--rank", "10")
-    assert [module["rank"] for module in whole["modules"]] == [6, 6]
-    assert [module["rank"] for module in more["modules"]] == [10, 10]
-    assert more["total"]["truncation"] < whole["total"]["truncation"]
-    full = told(*words, "--rank", "64")
-    assert [module["rank"] for module in full["modules"]] == [30, 30]
-    assert full["total"]["truncation"] < 1e-6
-    assert "2 of 2 modules have 30 directions, not 64" in run("combine", *words, "--rank", "64").stderr
-
-
-@pytest.mark.parametrize(
-    "command", [["combine", "A", "A"], ["combine", "A", "B", "--method", "ties", "--space", "core"]]
-)
-def test_a_rank_above_the_true_one_is_said_to_add_nothing(command: list[str], tmp_path: Path) -> None:
-    spelled = dict(zip("AB", wide_pair(tmp_path), strict=True))
-    words = [*(spelled.get(word, word) for word in command), "--dry-run", "--rank", "64"]
-    result = run(*words)
-    assert result.exit_code == 0
-    assert f"modules have {'3' if command[-1] == 'A' else 'at most 6'} directions, not 64: all of them" in result.stderr
-    assert "not 2" not in run(*words[:-1], "2").stderr
-
-
 def test_heads_need_a_choice(small: Path, tmp_path: Path) -> None:
     for name, value in (("one", 1.0), ("two", 2.0)):
         key = "base_model.model.score.weight"
@@ -293,43 +180,6 @@ def test_what_is_wrong_is_one_message_and_exit_2(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["SMALL"],
-        ["SMALL", "--rank", "2", "--energy", "0.5", "-o", "OUT"],
-        ["SMALL", "--recipe", "SMALL", "-o", "OUT"],
-        ["--recipe", "SMALL", "--method", "sum", "-o", "OUT"],
-        ["--recipe", "SMALL", "--seed", "0", "-o", "OUT"],
-        ["--recipe", "SMALL", "--lambda", "0", "-o", "OUT"],
-        ["--recipe", "SMALL", "--parameters", "inf", "-o", "OUT"],
-        ["SMALL", "--set", "beta", "-o", "OUT"],
-        ["SMALL", "--set", "beta=much", "-o", "OUT"],
-        ["SMALL", "--lambda", "nan", "-o", "OUT"],
-        ["SMALL:inf", "-o", "OUT"],
-    ],
-)
-def test_wrong_usage_is_exit_2(small: Path, tmp_path: Path, arguments: list[str]) -> None:
-    spelled = {"SMALL": str(small), "OUT": str(tmp_path / "out")}
-    assert run("combine", *(spelled.get(a, a.replace("SMALL", str(small))) for a in arguments)).exit_code == 2
-
-
-def test_wrong_usage_names_options_as_they_are_typed(small: Path, tmp_path: Path) -> None:
-    result = run("combine", small, "--size", "1KB", "--sv-ratio", 2, "-o", tmp_path / "out")
-    assert "--sv-ratio, --size exclude each other\n  fix: give one of them" in result.stderr
-    result = run("combine", "--recipe", small, "--size", "1KB", "--set", "mu=1", "-o", tmp_path / "out")
-    assert "--settings, --size and --recipe exclude each other" in result.stderr
-
-
-def test_an_infinite_option_is_null_in_json(small: Path, other: Path, tmp_path: Path) -> None:
-    record = told(small, other, "--method", "null-space", "--set", "mu=inf", "-o", tmp_path / "out")
-    assert record["recipe"]["options"] == {"mu": None}
-    told("--recipe", tmp_path / "out", "-o", tmp_path / "again")
-    one, two = (loralens.load(tmp_path / name) for name in ("out", "again"))
-    assert all(np.array_equal(one[name].B, two[name].B) for name in one)
-
-
 def test_adapters_of_two_models_are_named(small: Path, tmp_path: Path) -> None:
 
     loralens.save(Adapter(modules={"encoder.query": LowRank(np.ones((3, 1)), np.ones((1, 3)))}), tmp_path / "b")
@@ -348,25 +198,3 @@ def test_an_unknown_strength_is_not_added_up(small: Path, tmp_path: Path) -> Non
     assert (result.exit_code, "give --alpha or --scale" in result.stderr) == (2, True)
     run("combine", tmp_path / "bare", f"{small}:-1", "-o", tmp_path / "out", "--alpha", "8")
     assert all(not m.B.any() for m in loralens.load(tmp_path / "out").modules.values())
-
-
-def test_help_imports_nothing_heavy() -> None:
-    """One process says the help of every command, one after the other."""
-    code = (
-        "import sys; from loralens.cli.main import main\n"
-        "for command in sys.argv[1:]:\n"
-        "    try: main([command, '--help'])\n    except SystemExit: pass\n"
-        "    assert not {'scipy', 'torch', 'rich', 'matplotlib'} & set(sys.modules), (command, sorted(sys.modules))"
-    )
-    commands = ["combine", "negate", "scale", "subtract", "interpolate", "drop"]
-    subprocess.run([sys.executable, "-c", code, *commands], check=True, capture_output=True)
-
-
-def test_real_adapters_of_two_dialects(real: Path, tmp_path: Path) -> None:
-    peft, mlx = real / "qwen05b-peft-r8", real / "qwen05b-mlx-100"
-    told(f"{peft}:0.5", mlx, "-o", tmp_path / "out")
-    found, a, b = (loralens.load(path) for path in (tmp_path / "out", peft, mlx))
-    assert len(found) == 48
-    for name in list(found)[-4:]:
-        expected = 0.5 * a[name].dense() + b[name].dense()
-        assert np.linalg.norm(found[name].dense() - expected) < 1e-6 * np.linalg.norm(expected)

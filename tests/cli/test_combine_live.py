@@ -1,7 +1,6 @@
 """``loralens combine`` beside a base model, on a terminal, and interrupted."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from tests import bases, reference
 from tests.cli.command import Command
-from tests.cli.terminals import read_until
 from tests.tolerances import DORA_FILE
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -118,40 +116,6 @@ def test_what_the_method_is_told_is_checked_before_anything_is_read(tmp_path: Pa
         assert message in result.stderr
 
 
-def test_the_table_of_methods_is_cheap() -> None:
-    code = (
-        "import sys; from loralens.arithmetic.methods import METHODS\n"
-        "assert len(METHODS) > 20\n"
-        "assert not {'numpy', 'scipy'} & set(sys.modules)\n"
-        "METHODS['sum'].rule\n"
-        "assert 'loralens.arithmetic.linear_methods' in sys.modules\n"
-        "others = {'loralens.arithmetic.elementwise_methods', 'loralens.arithmetic.subspace_methods'}\n"
-        "assert not others & set(sys.modules)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(("method", "steps"), [("sum", 6), ("ties", 12)])
-def test_a_bar_counts_every_look_at_every_module(
-    small: Path, tmp_path: Path, method: str, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[int] = []
-
-    class Bar:
-        def __init__(self, label: str, total: int) -> None:
-            assert (label, total) == (method, steps)
-
-        def __enter__(self):  # type: ignore[no-untyped-def]
-            return told.append
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setattr("loralens.verbs.combinations.combine.progress", Bar)
-    done("combine", small, f"{small}:0.5", "--method", method, "-o", tmp_path / "out")
-    assert sum(told) == steps
-
-
 INTERRUPTED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the shell of the tests ignores it
@@ -185,25 +149,3 @@ def test_interrupted_it_leaves_nothing_behind(
     assert found.returncode == 130, found.stderr
     assert found.stderr.strip() == "interrupted"
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_on_a_terminal_the_time_left_is_shown(small: Path, tmp_path: Path) -> None:
-    leader, follower = os.openpty()
-    command = [sys.executable, "-m", "loralens", "combine", str(small), str(small), "-o", str(tmp_path / "out")]
-    terminal = {**os.environ, "TERM": "xterm"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, env=terminal)
-    printed = list[bytes]()
-    shown = read_until(leader, follower, lambda: printed.append(process.communicate()[0]))
-    assert process.returncode == 0
-    assert "sum" in shown
-    assert "left" in shown
-    assert b"Wrote" in printed[0]
-
-
-def test_a_base_beside_adapters_that_do_not_need_it_changes_nothing(small: Path, base: Path, tmp_path: Path) -> None:
-    files = []
-    for extra in ([], ["--base", base]):
-        done("combine", small, f"{small}:0.5", *extra, "-o", tmp_path / "out", "--overwrite")
-        files.append((tmp_path / "out" / "adapter_model.safetensors").read_bytes())
-    assert files[0] == files[1]

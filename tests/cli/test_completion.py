@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from loralens.cli.overview import COMMANDS
+from loralens.verbs import COMMANDS
 
 HEAVY = {"torch", "scipy", "matplotlib", "rich", "transformers", "safetensors"}
 SHELLS = ("bash", "zsh", "fish")

@@ -207,40 +207,6 @@ def test_dry_run_writes_nothing_and_needs_no_target(small: Path, tmp_path: Path)
     assert not (tmp_path / "dry").exists()
 
 
-def test_plot(small: Path, tmp_path: Path) -> None:
-    assert run("compress", small, "--dry-run", "--rank", 1, "--plot", tmp_path / "curve.png").exit_code == 0
-    assert (tmp_path / "curve.png").stat().st_size > 1000
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "give one of --rank"),
-        (["--rank", 1, "--energy", 0.9], "exclude each other"),
-        (["--rank", 0], "0 is not in the range"),
-        (["--rank", "1.5"], "not a valid integer"),
-        (["--energy", 0], "not in the range"),
-        (["--energy", 1.1], "not in the range"),
-        (["--error", 1], "not in the range"),
-        (["--sv-ratio", 0.5], "not in the range"),
-        (["--parameters", 0], "not in the range"),
-        (["--parameters", "inf"], "finite"),
-        (["--size", "20 parsecs"], "is not a size"),
-        (["--size", "0MB"], "not a number above 0"),
-        (["--rank", 1, "--dtype", "f64"], "is not one of"),
-    ],
-)
-def test_wrong_usage(arguments: list[object], message: str, small: Path, tmp_path: Path) -> None:
-    result = run("compress", small, "-o", tmp_path / "out", *arguments)
-    assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_where_to_write_has_to_be_said(small: Path) -> None:
-    result = run("compress", small, "--rank", 1)
-    assert (result.exit_code, "--dry-run" in result.stderr) == (2, True)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -269,13 +235,6 @@ def test_refusals(
     assert [path.name for path in tmp_path.iterdir()] == ["THERE"]
 
 
-def test_the_smallest_that_works_works(small: Path, tmp_path: Path) -> None:
-    said = run("compress", small, "--size", "1KB", "--dry-run").stderr
-    least = int(said.split("at least ")[1].split(" ")[0].replace(",", ""))
-    assert run("compress", small, "--size", least, "-o", tmp_path / "out").exit_code == 0
-    assert run("compress", small, "--size", least - 1, "--dry-run").exit_code == 2
-
-
 def test_an_interruption_leaves_nothing(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -294,9 +253,3 @@ def test_weights_from_a_file(small: Path, tmp_path: Path) -> None:
     for text, message in (("{", "JSON"), ("[1]", "not a JSON object"), ('{"v_proj": "x"}', "the weight of v_proj")):
         file.write_text(text)
         assert message in run("compress", small, "--dry-run", "--parameters", 80, "--weights", file).stderr
-
-
-def test_a_rank_above_the_true_one_is_said_to_add_nothing(small: Path) -> None:
-    result = Command("compress").good(small, "--rank", "64", "--dry-run")
-    assert "modules have at most 2 directions, not 64: all of them are kept" in result.stdout
-    assert "not 1" not in Command("compress").good(small, "--rank", "1", "--dry-run").stdout

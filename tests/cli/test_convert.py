@@ -10,7 +10,6 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.errors import LEAVE_OUT
-from loralens.tables.numbers import percent
 from tests.bases import single
 from tests.cli.command import Command
 from tests.conftest import small_adapter
@@ -74,14 +73,6 @@ def test_an_unknown_alpha_is_not_carried_on(small: Path, tmp_path: Path) -> None
     assert run("equal", small, tmp_path / "k.safetensors").exit_code == 0
 
 
-def test_what_the_reader_found_is_said(small: Path, tmp_path: Path) -> None:
-    bare = tmp_path / "bare.safetensors"
-    bare.write_bytes((small / "adapter_model.safetensors").read_bytes())
-    for words in (["equal", small, bare], ["convert", bare, "-o", tmp_path / "lora.bin", "--to", "loralib"]):
-        assert f"{bare}: " in run(*words).stderr
-        assert "--alpha" in run(*words).stderr
-
-
 def test_a_source_is_never_written_over(small: Path) -> None:
     before = {file.name: file.read_bytes() for file in small.iterdir()}
     for target in (small, small / "adapter_model.safetensors"):
@@ -118,13 +109,6 @@ def test_kohya_names_of_other_people_need_the_base(small: Path, base: Path, tmp_
     assert next(iter(loralens.load(tmp_path / "out"))) == "layers.0.self_attn.q_proj"
 
 
-def test_a_prefix_that_matches_nothing(small: Path, tmp_path: Path) -> None:
-    result = run("convert", small, "-o", tmp_path / "x", "--to", "peft", "--prefix", "unet.=transformer.")
-    assert result.exit_code == 2
-    assert "matches nothing" in result.stderr
-    assert not (tmp_path / "x").exists()
-
-
 def test_a_file_that_somebody_changed_after_its_conversion_keeps_its_own_scale(small: Path, tmp_path: Path) -> None:
     from safetensors import safe_open
 
@@ -153,61 +137,6 @@ def test_numbers_that_a_dtype_does_not_hold_are_an_error_and_nothing_is_written(
     assert "warning: m.q holds NaN or Inf, and is written so; nothing could be measured\n  fix: " in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("consumer", "code"),
-    [("vllm", None), ("lorax", None), ("peft", None), ("llama.cpp", "dialect"), ("comfyui", "dialect")],
-)
-def test_for_a_consumer(small: Path, consumer: str, code: str | None) -> None:
-    record = json.loads(run("inspect", "--json", "--for", consumer, small).stdout)["adapters"][0]
-    codes = {finding["code"] for finding in record["findings"]} - {"zero-update"}
-    assert codes == ({code} if code else set())
-    assert all(finding["fix"] for finding in record["findings"])
-
-
-@pytest.mark.parametrize(("rank", "scale"), [(1, 1.0), (2, 2.0)])
-def test_for_peft_experts_that_are_modules_of_their_own_have_one_rank_and_scale(
-    tmp_path: Path, rank: int, scale: float
-) -> None:
-    def experts(rank: int, scale: float) -> loralens.Adapter:
-        first = loralens.LowRank(np.eye(6, 2), np.eye(2, 4), 1.0)
-        second = loralens.LowRank(np.eye(6, rank), np.eye(rank, 4), scale)
-        names = [f"model.layers.0.block_sparse_moe.experts.{e}.w1" for e in (0, 1)]
-        return loralens.Adapter(modules=dict(zip(names, (first, second), strict=True)))
-
-    loralens.save(experts(rank, scale), tmp_path / "mixed")
-    loralens.save(experts(2, 1.0), tmp_path / "alike")
-    for name, expected in (("mixed", {"experts-differ"}), ("alike", set())):
-        record = json.loads(run("inspect", "--json", "--for", "peft", tmp_path / name).stdout)["adapters"][0]
-        assert {finding["code"] for finding in record["findings"]} == expected
-        said = run("compress", tmp_path / name, "--rank", "2", "--dry-run").stdout
-        assert ("transformers 5 joins them into one stack" in said) == (name == "mixed")
-
-
-def test_for_vllm_everything_it_refuses(tmp_path: Path, base: Path) -> None:
-    wide = loralens.LowRank(np.ones((6, 24), np.float32), np.ones((24, 4), np.float32), 1.0)
-    modules = {name: wide if "q_proj" in name else module for name, module in small_adapter().items()}
-    loralens.save(loralens.Adapter(modules=modules), tmp_path / "a")
-    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
-    tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"] = np.ones(6, np.float32)
-    tensors["base_model.model.lm_head.weight"] = np.ones((3, 3), np.float32)
-    save_file(tensors, tmp_path / "a" / "adapter_model.safetensors")
-    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
-    config |= {"modules_to_save": ["lm_head"], "use_dora": True}
-    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config))
-    record = json.loads(run("inspect", "--json", "--for", "vllm", "--base", base, tmp_path / "a").stdout)["adapters"][0]
-    codes = {finding["code"] for finding in record["findings"]}
-    assert {"dora", "saved-modules", "rank", "rank-pattern", "names-differ"} <= codes
-
-
-@pytest.mark.parametrize("to", ["peft", "kohya", "comfyui", "diffusers", "mlx", "loralib"])
-def test_by_way_of_gguf(small: Path, tmp_path: Path, to: str) -> None:
-    gguf, back = tmp_path / "a.gguf", tmp_path / "back"
-    assert "--arch" in run("convert", small, "-o", gguf, "--to", "gguf").stderr
-    assert run("convert", small, "-o", gguf, "--to", "gguf", "--arch", "qwen2").exit_code == 0
-    assert run("convert", gguf, "-o", back, "--to", to).exit_code == 0
-    assert run("equal", small, back).exit_code == 0
-
-
 def test_what_a_folder_already_holds_is_not_hidden_behind_another_dialect(small: Path, tmp_path: Path) -> None:
     run("convert", small, "-o", tmp_path / "out", "--to", "peft")
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
@@ -215,23 +144,6 @@ def test_what_a_folder_already_holds_is_not_hidden_behind_another_dialect(small:
     assert result.exit_code == 2
     assert "holds another adapter" in result.stderr
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["convert", "SMALL", "-o", "TMP/k.bin", "--to", "kohya"], "is not written to .bin files"),
-        (["convert", "SMALL", "-o", "TMP/x", "--to", "peft", "--rank", "1"], "--rank is for modules"),
-        (["inspect", "SMALL", "--format", "kohya"], "nothing in it is of the dialect kohya"),
-        (["equal", "SMALL", "SMALL", "--format", "gguf"], "nothing in it is of the dialect gguf"),
-        (["inspect", "SMALL", "--format", "nonsense"], "is not a format"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused(small: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
-    result = run(*(a.replace("SMALL", str(small)).replace("TMP", str(tmp_path)) for a in arguments))
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_head_that_the_base_has_as_its_embedding(tmp_path: Path) -> None:
@@ -295,43 +207,6 @@ def test_a_dtype_that_loses_much_is_refused_unless_allowed(tmp_path: Path) -> No
     assert record["rounding"]["error"] == pytest.approx(total, rel=1e-6)
 
 
-@pytest.mark.parametrize(("dtype", "most"), [("bf16", 0.01), ("f16", 0.001), ("f32", 0.0)])
-def test_what_a_dtype_costs_is_said(dtype: str, most: float, tmp_path: Path) -> None:
-    source = tiny(tmp_path / "a", 1e-2)
-    result = run("convert", source, "-o", tmp_path / "b", "--to", "peft", "--dtype", dtype)
-    assert result.exit_code == 0, result.output
-    total, worst = dense_error(source, tmp_path / "b")
-    assert total <= worst <= most
-    line = next((line for line in result.stdout.splitlines() if line.startswith("rounding")), "")
-    assert line == (f"rounding    ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(total)} over all modules, at most {percent(worst)} (m.q)"
-                    if most else "")  # fmt: skip
-
-
-def test_a_scale_that_is_folded_in_is_said(tmp_path: Path) -> None:
-    """GGUF has one α: of mixed scales the factors are rounded once more."""
-    rng = np.random.default_rng(3)
-    names = [f"model.layers.0.self_attn.{kind}" for kind in ("o_proj", "v_proj")]
-    factors = [(rng.standard_normal((6, 2)).astype(np.float32), rng.standard_normal((2, 6)).astype(np.float32))] * 2
-    modules = {
-        name: loralens.LowRank(B, A, scale) for name, (B, A), scale in zip(names, factors, (0.3, 0.7), strict=True)
-    }
-    loralens.save(loralens.Adapter(modules=modules), tmp_path / "a")
-    words = ("convert", tmp_path / "a", "-o", tmp_path / "b.gguf", "--to", "gguf", "--arch", "qwen2", "--json")
-    record = json.loads(run(*words).stdout)
-    assert 0 < record["rounding"]["error"] < 1e-7
-
-
-def test_what_a_rank_leaves_out_is_said(tmp_path: Path) -> None:
-    rng = np.random.default_rng(3)
-    whole = rng.standard_normal((6, 5)).astype(np.float32)
-    save_file({"lora_unet_x.diff": whole}, tmp_path / "full.safetensors")
-    words = ("convert", tmp_path / "full.safetensors", "-o", tmp_path / "b.safetensors", "--to", "kohya", "--rank", "2")
-    s = np.linalg.svd(whole.astype(np.float64), compute_uv=False)
-    record = json.loads(run(*words, "--json").stdout)
-    assert record["truncation"] == pytest.approx(np.sqrt((s[2:] ** 2).sum() / (s**2).sum()), rel=1e-5)
-    assert f"truncation  ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(record['truncation'])}" in run(*words, "--overwrite").stdout
-
-
 @pytest.fixture
 def llama(tmp_path: Path) -> tuple[Path, Path]:
     """A base of four heads of queries and two of keys, and an adapter of it."""
@@ -391,7 +266,6 @@ TRAINED = {
     "layers_pattern": ["layers"],
     "exclude_modules": ".*lm_head.*",
 }
-DIALECTS = ["kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf"]
 
 
 def there_and_back(source: Path, folder: Path, *ways: str) -> Path:
@@ -419,31 +293,6 @@ def said(folder: Path) -> dict[str, object]:
     return {name: config.get(name) for name in TRAINED}
 
 
-@pytest.mark.parametrize("ways", [*([to] for to in DIALECTS), ["kohya", "gguf"]], ids=" ".join)
-def test_what_peft_said_of_the_training_survives(ways: list[str], trained: Path, tmp_path: Path) -> None:
-    assert said(there_and_back(trained, tmp_path, *ways)) == TRAINED
-
-
-def test_targets_that_name_more_than_is_left_do_not(trained: Path, tmp_path: Path) -> None:
-    """Modules that went, in a command or by another tool: the targets are then named one by one."""
-    assert run("drop", trained, "-m", "*.0.*", "--to", "kohya", "-o", tmp_path / "k.safetensors").exit_code == 0
-    one = there_and_back(tmp_path / "k.safetensors", tmp_path / "one")
-    assert run("convert", trained, "-o", tmp_path / "m", "--to", "mlx").exit_code == 0
-    tensors = load_file(tmp_path / "m" / "adapters.safetensors")
-    kept = {key: tensor for key, tensor in tensors.items() if ".0." not in key}
-    from safetensors import safe_open
-
-    with safe_open(tmp_path / "m" / "adapters.safetensors", "numpy") as file:
-        metadata = file.metadata()
-    save_file(kept, tmp_path / "m" / "adapters.safetensors", metadata)
-    two = there_and_back(tmp_path / "m", tmp_path / "two")
-    for folder in (one, two):
-        config = json.loads((folder / "adapter_config.json").read_text())
-        assert sorted(config["target_modules"]) == sorted(loralens.load(folder))
-        assert (config["task_type"], config["lora_dropout"]) == ("CAUSAL_LM", 0.05)
-        assert "layers_to_transform" not in config
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -464,18 +313,6 @@ def test_a_record_of_nonsense_is_not_believed(fields: object, trained: Path, tmp
     config = json.loads((there_and_back(tmp_path / "k.safetensors", tmp_path) / "adapter_config.json").read_text())
     assert (config["task_type"], config["lora_dropout"], config["r"]) == (None, 0.0, 2)
     assert set(config["target_modules"]) == set(small_adapter())
-
-
-def test_the_dropout_of_mlx_is_that_of_peft(trained: Path, tmp_path: Path) -> None:
-    run("convert", trained, "-o", tmp_path / "m", "--to", "mlx")
-    config = json.loads((tmp_path / "m" / "adapter_config.json").read_text())
-    assert config["lora_parameters"]["dropout"] == 0.05
-    config["lora_parameters"]["dropout"] = 0.25
-    tensors = load_file(tmp_path / "m" / "adapters.safetensors")
-    save_file(tensors, tmp_path / "m" / "adapters.safetensors")  # without our record
-    (tmp_path / "m" / "adapter_config.json").write_text(json.dumps(config))
-    back = there_and_back(tmp_path / "m", tmp_path / "back")
-    assert json.loads((back / "adapter_config.json").read_text())["lora_dropout"] == 0.25
 
 
 def with_full(source: Path, target: Path, tensors: dict[str, np.ndarray]) -> Path:

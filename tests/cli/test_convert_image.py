@@ -107,18 +107,6 @@ def test_the_folder_of_a_unet_gives_the_keys_that_the_programs_look_up(pipeline:
     assert set(load_file(out)) == {name + end for name in looked_up for end in ends}
 
 
-@pytest.mark.parametrize("to", ["comfyui", "kohya"])
-def test_the_text_encoder_of_transformers_5_gets_its_old_names(tmp_path: Path, to: str) -> None:
-    """ComfyUI and sd-scripts know the layers below text_model alone, which transformers 5 no longer writes."""
-    component(tmp_path / "base" / "text_encoder", FIRST)
-    names = {f"text_encoder.{name}": shape for name, shape in FIRST.items()}
-    source, out = peft(tmp_path / "a", names), tmp_path / "out.safetensors"
-    convert.good(source, "-o", out, "--to", to, "--base", tmp_path / "base")
-    found = {key.removesuffix(".alpha") for key in load_file(out) if key.endswith(".alpha")}
-    dotted = {f"text_encoder.text_model.{name}" for name in FIRST}
-    assert found == (dotted if to == "comfyui" else {"lora_te_text_model_" + name.replace(".", "_") for name in FIRST})
-
-
 @pytest.mark.parametrize("to", ["comfyui", "kohya", "diffusers"])
 @pytest.mark.parametrize("folder", ["unet", "."], ids=["the UNet's folder", "the pipeline's"])
 def test_a_unet_by_either_folder(pipeline: Path, tmp_path: Path, to: str, folder: str) -> None:
@@ -135,23 +123,6 @@ def test_a_unet_by_either_folder(pipeline: Path, tmp_path: Path, to: str, folder
     if to == "kohya":
         assert all(map(sd_scripts_has, found))
         assert found == set(map(flat, UNET))
-    assert list(loralens.load(out)) == list(loralens.load(source))
-
-
-@pytest.mark.parametrize("to", ["comfyui", "kohya", "diffusers"])
-def test_text_encoders_under_the_names_of_transformers_5(pipeline: Path, tmp_path: Path, to: str) -> None:
-    names = {f"text_encoder.{name}": shape for name, shape in FIRST.items()}
-    names |= {f"text_encoder_2.{name}": shape for name, shape in SECOND.items()}
-    source, out = peft(tmp_path / "a", names), tmp_path / "out.safetensors"
-    convert.good(source, "-o", out, "--to", to, "--base", pipeline)
-    found = stems(out)
-    assert len(found) == 8
-    if to == "kohya":
-        assert {name[: len("lora_te1_text_model")] for name in found} == {"lora_te1_text_model", "lora_te2_text_model"}
-        assert all(map(sd_scripts_has, found))
-    else:
-        assert all(name.split(".")[1] == "text_model" for name in found)
-    assert all(map(comfyui_has, found))
     assert list(loralens.load(out)) == list(loralens.load(source))
 
 

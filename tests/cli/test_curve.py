@@ -17,22 +17,6 @@ from tests.conftest import small_adapter
 run = Command().run
 
 
-def test_table(small: Path) -> None:
-    conclusion, _, *lines = run("curve", small).stdout.replace(str(small), "PATH").splitlines()
-    assert conclusion.startswith(
-        "No rank below 2 in every module keeps 99 % of the energy of PATH; rank 1 keeps 85.1 %"
-    )
-    assert lines[0] == "PATH: 6 modules; ‖ΔW−ΔW'‖/‖ΔW‖ over all of them"
-    assert lines[1].split() == ["rank", "parameters", "peft", "file", "error", "by", "budget", "its", "ranks"]
-    assert lines[2].split()[0:2] + lines[2].split()[4:6] == [
-        "2",
-        "110",
-        "0",
-        "0",
-    ]  # the module that does nothing has no second direction
-    assert lines[3].split()[0:2] + lines[3].split()[4:8] == ["1", "60", "38.6", "%", "38.6", "%"]
-
-
 def test_points_are_files_that_compress_writes(small: Path, tmp_path: Path) -> None:
     record = json.loads(run("curve", small, "--json").stdout)
     assert set(record) == {"loralens", "source", "format", "activations", "modules", "bytes_before", "points"}
@@ -45,13 +29,6 @@ def test_points_are_files_that_compress_writes(small: Path, tmp_path: Path) -> N
             assert set(point[how]) == {"ranks", "parameters", "bytes", "relative_error"}
             assert point[how]["bytes"] == done["bytes_after"]
             assert point[how]["relative_error"] == pytest.approx(done["relative_error"], abs=1e-7)
-
-
-@pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_plot(suffix: str, small: Path, tmp_path: Path) -> None:
-    file = tmp_path / f"curve.{suffix}"
-    assert run("curve", small, "--plot", file, "--to", "kohya", "--dtype", "f16").exit_code == 0
-    assert file.stat().st_size > 1000
 
 
 def test_a_dialect_of_one_rank(tmp_path: Path) -> None:

@@ -62,30 +62,6 @@ def test_what_is_left_out_is_counted_and_said(command: str, length: int, home: P
     assert f"texts.jsonl: {texts[length]} left out (a larger --length keeps more)\n" in stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_what_a_model_has_no_positions_for_is_not_mended_by_a_larger_length(
-    command: str, home: Path, tmp_path: Path
-) -> None:
-    cut, stderr = told(command, home, tmp_path / "out", "--data", home / "long.jsonl")
-    assert cut == {"length": POSITIONS, "texts": 1, "tokens": 40 - POSITIONS}
-    assert (
-        "1 of 2 texts is longer than 32 tokens; 8 tokens are left out (the model has no positions for more)\n" in stderr
-    )
-
-
-def test_a_rehearsal_and_the_texts_of_an_evaluation(home: Path, tmp_path: Path) -> None:
-    words = COMMANDS["calibrate"].format(home=home, out=tmp_path / "out").split()
-    given = ("--threads", 1, "--length", 6, "--json")
-    result = call.good(*words, "--data", home / "texts.jsonl", *given, "--dry-run")
-    assert json.loads(result.stdout)["cut"] == {"length": 6, "texts": 2, "tokens": 5}
-    words = COMMANDS["train"].format(home=home, out=tmp_path / "out").split()
-    result = call.good(*words, "--data", home / "texts.jsonl", "--eval", home / "long.jsonl", *given, "--dry-run")
-    record = json.loads(result.stdout)
-    assert record["cut"] == {"length": 6, "texts": 2, "tokens": 5}
-    assert record["evaluation_cut"] == {"length": 6, "texts": 1, "tokens": 34}
-    assert "long.jsonl: 1 of 2 texts is longer than 6 tokens; 34 tokens are left out" in result.stderr
-
-
 def test_one_token_is_one_token_and_adapters_of_one_length_say_it_once(home: Path) -> None:
     words = ("--model", home / "llama", "--task", "causal-lm", "--data", home / "texts.jsonl", "--length", 9)
     stderr = call.good("evaluate", home / "adapter", home / "adapter", *words, "--threads", 1).stderr

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from loralens.cli import demo_steps
-from loralens.cli.overview import COMMANDS
+from loralens.cli import demo as demo_steps
 from loralens.formats.files import location as packages
+from loralens.verbs import COMMANDS
 from tests.cli.command import Command
 
 SHA = "67b9e1b1ff7d7f1dd7b8b5c4b1a4f39e"  # whatever: both files hold it
@@ -119,23 +119,6 @@ def test_a_second_demo_trains_nothing(commands: Commands, tmp_path: Path) -> Non
     assert "exists already; remove it to train it again" in result.stdout
 
 
-def test_companions_that_are_not_there_are_trained_and_said_to_be(commands: Commands) -> None:
-    result = run("--folder", "some where")
-    assert commands.names[:5] == ["train", "train", "compress", "evaluate", "train"]
-    assert (
-        "examples/adapters/reuters-r8-r64-seed0 does not exist, so such an adapter is trained now; --adapters"
-        in result.stdout
-    )
-    assert "-o 'some where/20newsgroups-r8'" in result.stdout
-
-
-def test_all_are_trained_where_that_is_wished(commands: Commands, tmp_path: Path) -> None:
-    companions(tmp_path / "examples" / "adapters")
-    result = run("--train", "all")
-    assert commands.names[:6] == ["train", "train", "compress", "evaluate", "train", "spectrum"]
-    assert "is not there" not in result.stdout
-
-
 def test_what_an_interrupted_demo_left_is_begun_anew(commands: Commands, tmp_path: Path) -> None:
     companions(tmp_path / "examples" / "adapters")
     (tmp_path / "out/demo/reuters-r8-r8.unfinished").mkdir(parents=True)
@@ -161,21 +144,6 @@ def test_an_interrupted_command_ends_it(commands: Commands, code: int) -> None:
     assert "ended with" not in result.stderr
 
 
-def test_an_interruption_waits_for_the_command_to_clear_up(commands: Commands) -> None:
-    said = iter([KeyboardInterrupt, KeyboardInterrupt, 0])
-
-    def end() -> int:
-        next_ = next(said)
-        if isinstance(next_, int):
-            return next_
-        raise next_
-
-    commands.ends["spectrum"] = end
-    assert run().exit_code == 1  # click's own for an interruption, of which the entry point makes 130
-    assert commands.names[-1] == "spectrum"
-    assert next(said, None) is None
-
-
 def test_what_is_not_installed_is_named_before_anything_is_done(
     commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,23 +157,4 @@ def test_what_is_not_installed_is_named_before_anything_is_done(
     assert "the demo needs torch and transformers (they are not installed)" in message
     assert "-m pip install 'torch>=2.4' 'transformers>=4.45'" in message
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
-    assert not commands.words
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("--report", "page.md"), "page.md: a report is a .html page"),
-        (("--report", "file/page.html"), "is a file, not a folder"),
-        (("--folder", "file/demo"), "is a file, not a folder"),
-        (("--folder", "file"), "file"),
-    ],
-)
-def test_places_are_checked_before_anything_is_done(
-    commands: Commands, tmp_path: Path, options: tuple[str, str], words: str
-) -> None:
-    (tmp_path / "file").write_text("")
-    result = run(*options)
-    assert result.exit_code == 2
-    assert words in result.stderr
     assert not commands.words

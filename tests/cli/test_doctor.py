@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.cli.main import main
 from loralens.verbs.shared.adapters import command_line_options
+from loralens.verbs.shared.options import Reading
 from tests import conftest
 from tests.cli.command import Command
 
@@ -68,11 +69,6 @@ def test_json_keeps_its_contract(small: Path) -> None:
 def well(tmp_path: Path) -> Path:
     loralens.save(loralens.Adapter(modules=dict(list(small_adapter().items())[:5])), tmp_path / "well")
     return tmp_path / "well"
-
-
-def test_nothing_found_is_said(well: Path) -> None:
-    lines = f"Nothing is wrong with {well}, as far as can be seen.\n\n{well} (5 modules): nothing found\n\n"
-    assert run("doctor", well).stdout == lines
 
 
 @pytest.mark.parametrize(
@@ -185,11 +181,6 @@ def test_what_is_wrong_is_one_message_and_exit_2(small: Path, arguments: list[st
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [[], ["--fail-on", "never", "x"], ["--dtype", "int8", "x"]])
-def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
-    assert run("doctor", *arguments).exit_code == 2
-
-
 def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "loralens.verbs.spectra.doctor.load_source", lambda *args, **kwargs: pytest.fail("the work has begun")
@@ -198,9 +189,8 @@ def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: 
 
 
 def test_options_of_reading_are_typed_again_where_they_were_given() -> None:
-    given = {"format": "a b", "alpha": 0.0, "scale": None}
-    assert command_line_options(given) == "--format 'a b' --alpha 0.0"
-    assert command_line_options({"once": True}) == "--once"
+    assert command_line_options(Reading(format="a b", alpha=0.0)) == "--format 'a b' --alpha 0.0"
+    assert command_line_options(Reading(once=True)) == "--once"
 
 
 def test_a_command_repeats_the_options_of_reading(tmp_path: Path) -> None:
@@ -213,16 +203,3 @@ def test_a_command_repeats_the_options_of_reading(tmp_path: Path) -> None:
     (command,) = re.findall(r"`loralens (compress [^`]*)`", result.stdout)
     assert command.endswith("--energy 0.99 --format loralib")
     assert CliRunner().invoke(main, [*shlex.split(command)]).exit_code == 0
-
-
-def test_a_command_for_a_dialect_that_is_only_read_writes_another(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    B, A = (rng.standard_normal((20, 8)) * 0.1 ** np.arange(8)).astype(np.float32), np.eye(8, 20, dtype=np.float32)
-    tensors = {f"w_{x}_{i:03}": t for i in range(4) for x, t in (("a", A), ("b", B))}
-    save_file({key: np.ascontiguousarray(t) for key, t in tensors.items()}, tmp_path / "sam.safetensors")
-    adapter = loralens.load(tmp_path / "sam.safetensors")
-    assert adapter.format == "plain"
-    text = run("doctor", tmp_path / "sam.safetensors").stdout
-    (command,) = re.findall(r"`loralens (compress [^`]*)`", text)
-    assert command.endswith("--energy 0.99 --to peft")
-    assert CliRunner().invoke(main, shlex.split(command.replace("-e99.safetensors", "-e99"))).exit_code == 0

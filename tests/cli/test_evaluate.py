@@ -11,7 +11,6 @@ from click.testing import CliRunner
 import loralens
 from loralens.cli.main import main
 from loralens.core.adapter import Adapter
-from loralens.core.messages import display_progress
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
@@ -103,21 +102,6 @@ def test_the_model_as_it_is(home: Path) -> None:
     assert "(the model as it is)" in good(*of(home, "llama")).stdout
 
 
-def test_where_nothing_is_asked_there_is_no_measure(home: Path) -> None:
-    asked = (*of(home, "llama"), "--length", 1)  # one token has none before it
-    assert rows(*asked) == [{"path": None, "parameters": None, "loss": None, "accuracy": None, "perplexity": None}]
-    assert good(*asked).stdout.splitlines()[-2].split()[-3:] == ["–"] * 3
-
-
-def test_a_model_is_loaded_with_the_head_of_the_task(home: Path) -> None:
-    from loralens.verbs.models.models import load_headed, load_model
-
-    how: dict[str, Any] = {"device": "cpu", "dtype": "f32", "threads": 1}
-    assert load_model(str(home / "classifier"), **how).head == "classifier"
-    assert load_model(str(home / "bert"), **how).head == ""
-    assert load_headed(str(home / "bert"), "AutoModelForMaskedLM", **how).head == "masked"
-
-
 def test_a_classifier_has_its_head_its_labels_and_its_length_from_the_adapter(home: Path) -> None:
 
     (row,) = rows(home / "c", *of(home, "bert"))
@@ -184,37 +168,6 @@ def test_a_model_that_sees_later_tokens_is_not_measured_as_a_causal_one(home: Pa
     assert f"{home / 'bert'}: this bert model looks at later tokens" in refused(*asked)
 
 
-def test_a_bias_that_begins_as_0_is_not_random(home: Path, tmp_path: Path) -> None:
-    models.folder(models.bert(), tmp_path / "bert")
-    tokenizer = models.tokenizer()
-    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
-    tokenizer.save_pretrained(tmp_path / "bert")
-    asked = ("--model", tmp_path / "bert", "--task", "masked-lm", "--data", home / "d.jsonl")
-    trained = ("--rank", 2, "--batch", 4, "--steps", 2, "--threads", 1, "-o", tmp_path / "m", "--eval", asked[-1])
-    result = CliRunner().invoke(main, ["train", *map(str, (*asked, *trained))])
-    assert result.exit_code == 0, result.output
-    said = good(tmp_path / "m", *asked)
-    assert "random" not in said.stderr
-    assert "cls.predictions.bias and 5 more: random here" in good(*asked).stderr
-
-
-def test_progress_counts_every_text_of_every_version(home: Path) -> None:
-    from contextlib import contextmanager
-
-    told: list[Any] = []
-
-    @contextmanager
-    def counting(label: str, total: int) -> Any:
-        told.append(total)
-        yield told.append
-
-    with display_progress(counting):
-        loralens.evaluate(
-            home / "l0", home / "l1", model=home / "llama", task="causal-lm", data=home / "d.jsonl", batch=3, threads=1
-        )
-    assert told == [8, 3, 1, 3, 1]
-
-
 def test_a_file_of_the_result_is_shown_by_a_report(home: Path, tmp_path: Path) -> None:
     file, page = tmp_path / "e.json", tmp_path / "page.html"
     shown = good(home / "l0", home / "l1", *of(home, "llama"), "-o", file).stdout
@@ -231,10 +184,3 @@ def test_a_file_of_the_result_is_shown_by_a_report(home: Path, tmp_path: Path) -
     inside = home / "l0" / "adapter_model.safetensors"
     assert "lies within" in refused(home / "l0", *of(home, "llama"), "-o", inside, "--overwrite")
     assert loralens.load(home / "l0")
-
-
-def test_a_report_does_not_replace_the_evaluation_that_it_shows(home: Path, tmp_path: Path) -> None:
-    file = tmp_path / "e.html"
-    good(home / "l0", *of(home, "llama"), "-o", file)
-    with pytest.raises(loralens.OptionError):
-        loralens.report(home / "l0", evaluations=[file], output=file, overwrite=True)

@@ -12,8 +12,7 @@ from click.testing import CliRunner
 from loralens.cli.main import main
 from loralens.errors import FormatError
 from loralens.formats.files.container import read_safetensors
-from loralens.formats.files.outside import folders, listings
-from loralens.formats.records.collection import candidates
+from loralens.formats.files.outside import folders
 from tests.bases import contents, sharded, tensors
 from tests.formats.blobs import limits
 
@@ -46,13 +45,6 @@ def test_a_dead_link_beside_the_base(small, base, tmp_path):
     (base / "more" / "gone.txt").symlink_to("nowhere")
     said = message("merge", small, "--base", base, "-o", tmp_path / "out")
     assert f"{base}: more/gone.txt is a link to a file that is not there" in said
-
-
-def test_a_dead_link_to_weights_that_are_left_out_is_no_matter(small, base, tmp_path):
-    """A Hub download of the safetensors alone leaves such links."""
-    (base / "pytorch_model.bin").symlink_to("nowhere")
-    done = CliRunner().invoke(main, ["merge", str(small), "--base", str(base), "-o", str(tmp_path / "out")])
-    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
@@ -113,32 +105,6 @@ def test_nested_folders_are_walked_through(nested):
     message("inspect", nested)
     assert CliRunner().invoke(main, ["doctor", str(nested)]).exception is None
     assert len(list(folders(nested, without=lambda _: False))) > 1000
-
-
-def test_walking_gives_what_the_system_library_gives(tmp_path):
-    for name in ("a/b/x", "a/.git/y", "c/z", "w"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "link").symlink_to("a")
-    (tmp_path / "a" / "up").symlink_to("..")
-    expected = {Path(folder): sorted(names) for folder, _, names in os.walk(tmp_path)}
-    found = dict(folders(tmp_path, without=lambda _: False))
-    assert found.keys() == expected.keys()
-    assert found[tmp_path] == ["link", "w"]  # os.walk calls links to folders folders; here they are not gone through
-    links = {Path(listing.folder): listing.links for listing in listings(tmp_path, without=lambda _: False)}
-    assert {folder: names for folder, names in links.items() if names} == {tmp_path: ["link"], tmp_path / "a": ["up"]}
-    followed = [folder for folder, _ in folders(tmp_path, follow=True, without=lambda name: name == ".git")]
-    assert tmp_path / "link" / "b" in followed
-    assert not any(".git" in folder.parts for folder in followed)
-    assert len(followed) < 20  # the loop ends
-
-
-def test_hidden_folders_hold_no_candidates(small, tmp_path):
-    for name in (".hidden", "shown"):
-        (tmp_path / name).mkdir()
-        for file in small.iterdir():
-            (tmp_path / name / file.name).write_bytes(file.read_bytes())
-    assert candidates(tmp_path) == [tmp_path / "shown" / "adapter_model.safetensors"]
 
 
 def rewrite(path, *, replace):

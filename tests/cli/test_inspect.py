@@ -9,28 +9,7 @@ import loralens
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
-TEXT = """\
-PATH: peft adapter of rank 2 in 6 modules, for tiny/base.
-1 warning: zero-update.
-
-as a whole
-scale  4, α/r = 8/2 (adapter_config.json)
-size   120 parameters in pairs, 480 B
-
-modules
-kind    modules  blocks  weight  out × in  r  scale    dtype  parameters
-q_proj        3  0–1 10  linear     6 × 4  2      4  float32          60
-v_proj        3  0–1 10  linear     6 × 4  2      4  float32          60
-
-warning: 1 of 6 modules do nothing, because their B or A is 0: model.layers.10.self_attn.v_proj
-  fix: they were never trained: check the training code, or drop them
-"""
-
 run = Command().run
-
-
-def test_text_is_exactly_this(small: Path) -> None:
-    assert run("inspect", small).stdout.replace(str(small), "PATH") == TEXT
 
 
 def test_json(small: Path) -> None:

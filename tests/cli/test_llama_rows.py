@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.cli.overview import COMMANDS
-from loralens.core.attached import Attachment
-from loralens.errors import FormatError
-from loralens.merging.switchboard import Switchboard
+from loralens.cli.main import main
+from loralens.verbs import COMMANDS
 from tests import models
 from tests.bases import contents
 from tests.cli.command import Command
@@ -112,7 +109,7 @@ def test_every_verb_with_a_base_or_a_model_is_among_them() -> None:
     """A verb that is added has to be tried here too."""
 
     def options(name: str) -> set[str]:
-        command: click.Command = import_module(f"loralens.cli.{name}").command
+        command: click.Command = main.get_command(click.Context(main), name)
         return {str(parameter.name) for parameter in command.params}
 
     with_one = {name for name in COMMANDS if options(name) & {"base", "model"}}
@@ -234,21 +231,6 @@ def test_a_merged_model_without_heads_is_not_unmerged(home: Path, tmp_path: Path
     told = call.refused("unmerge", tmp_path / "merged", "--adapter", home / "gguf", "-o", tmp_path / "out")
     assert "the order of llama.cpp" in told
     assert not (tmp_path / "out").exists()
-
-
-def test_in_python_too(home: Path, tmp_path: Path) -> None:
-    turned_one, right = loralens.load(home / "gguf"), loralens.load(home / "gguf", base=home / "base")
-    model = models.llama()
-    for use in (
-        lambda: Attachment(model, turned_one),
-        lambda: Switchboard(model, {"a": turned_one}),
-        lambda: loralens.save(turned_one, tmp_path / "peft", format="peft"),
-    ):
-        with pytest.raises(FormatError, match=r"the order of llama\.cpp"):
-            use()
-    assert Attachment(model, right).hooked == tuple(right)
-    with pytest.raises(loralens.MismatchError, match=r"in the order of llama\.cpp in one adapter"):
-        _ = turned_one + loralens.load(home / "peft")
 
 
 def test_gguf_keeps_the_mark(home: Path, tmp_path: Path) -> None:

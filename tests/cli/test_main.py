@@ -87,7 +87,8 @@ def test_another_pipe_that_breaks_is_an_error_and_no_end(small: Path) -> None:
     """Such as the pipe to a worker process that was killed."""
     code = (
         "import os, sys\n"
-        "from loralens.cli import inspect, main\n"
+        "from loralens.cli import main\n"
+        "from loralens.cli.commands import command_of\n"
         "def command(*_, **__):\n"
         "    end, start = os.pipe()\n"
         "    os.close(end)\n"
@@ -95,29 +96,10 @@ def test_another_pipe_that_breaks_is_an_error_and_no_end(small: Path) -> None:
         "        os.write(start, b'task')\n"
         "    except BrokenPipeError:\n"
         "        print('lives')\n"
-        "inspect.command.callback = command\n"
+        "command_of('inspect').callback = command\n"
         "main.run()\n"
     )
     for buffering in ([], ["-u"]):
         words = [sys.executable, *buffering, "-c", code, "inspect", str(small)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, "lives\n", "")
-
-
-def test_a_library_that_lacks_memory_while_it_is_loaded(monkeypatch) -> None:
-    """It says anything; whether memory is at its end is tried out."""
-
-    def no_map(*_: object) -> None:
-        raise OSError(12, "Cannot allocate memory")
-
-    def command(*_: object, **__: object) -> None:
-        raise ImportError("numpy._core.umath failed to import")
-
-    monkeypatch.setattr("loralens.cli.inspect.command.callback", command)
-    broken = CliRunner().invoke(main, ["inspect", "a"])
-    assert isinstance(broken.exception, ImportError)
-    monkeypatch.setattr(sys.modules["loralens.cli.main"], "mmap", no_map)
-    done = CliRunner().invoke(main, ["inspect", "a"])
-    assert done.exit_code == 2
-    assert done.output.count("error:") == 1
-    assert "not enough memory" in done.output

@@ -7,7 +7,6 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import loralens
 from loralens.formats.files.container import read_safetensors
@@ -15,7 +14,6 @@ from loralens.formats.records.merged import NAME
 from tests.bases import CONFIG, MODULES, contents, sharded, single, tensors
 from tests.cli.command import Command
 from tests.conftest import small_adapter
-from tests.test_house import HEAVY, imported
 
 CERTIFICATE = "merge_certificate.json"
 MODULE_KEYS = {
@@ -87,12 +85,6 @@ def test_the_table_is_exactly_this(small: Path, base: Path, tmp_path: Path) -> N
     assert result.stderr == ""
 
 
-@pytest.mark.some(1)
-@pytest.mark.parametrize("command", ["merge", "unmerge", "verify"])
-def test_help_is_light(command: str) -> None:
-    assert not imported(command, "--help") & {*HEAVY}
-
-
 @pytest.mark.parametrize("make", [single, sharded])
 def test_weights_are_merged_and_all_else_stays(make, small: Path, tmp_path: Path) -> None:
     held = tensors()
@@ -157,18 +149,6 @@ def test_a_pipeline_keeps_its_folders(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, (unet["mid.to_q.weight"].astype(np.float32) + 1).astype(np.float16))
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(base)
-
-
-def test_stale_weights_are_left_out_and_said(small: Path, base: Path, tmp_path: Path) -> None:
-    for name in ("pytorch_model.bin", "flax_model.msgpack", "onnx/model.onnx", "original/consolidated.00.pth"):
-        (base / name).parent.mkdir(exist_ok=True)
-        (base / name).write_bytes(b"old")
-    (base / "original" / "params.json").write_text("{}")
-    result = done("merge", small, "--base", base, "-o", tmp_path / "out")
-    assert "left out, as they hold weights that are not merged: flax_model.msgpack, onnx/model.onnx" in result.stderr
-    after = contents(tmp_path / "out")
-    assert "original/params.json" in after
-    assert not {"pytorch_model.bin", "flax_model.msgpack", "onnx/model.onnx"} & set(after)
 
 
 @pytest.mark.parametrize(("option", "name"), [("f32", "float32"), ("f16", "float16"), ("bf16", "bfloat16")])
@@ -302,26 +282,6 @@ def test_a_dry_run_measures_and_writes_nothing(small: Path, base: Path, tmp_path
     assert done("merge", small, "--base", base, "--dry-run").stdout.startswith("Would write: ")
 
 
-def test_nothing_but_the_model_where_nothing_else_is_wanted(small: Path, base: Path, tmp_path: Path) -> None:
-    result = done("merge", small, "--base", base, "-o", tmp_path / "out", "--undo", "none", "--certificate", "none")
-    assert set(contents(tmp_path / "out")) == set(contents(base))
-    assert result.stdout.splitlines() == [
-        f"Wrote {tmp_path / 'out'}: {base} with {small} merged in, 6 tensors changed.",
-        "How much of the update arrived was not measured, as there is no certificate.",
-    ]
-
-
-def test_undo_and_certificate_may_go_elsewhere(small: Path, base: Path, tmp_path: Path) -> None:
-    places = ["--undo", tmp_path / "u", "--certificate", tmp_path / "c.json"]
-    done("merge", small, "--base", base, "-o", tmp_path / "out", *places)
-    assert set(contents(tmp_path / "out")) == set(contents(base))
-    refused = run("merge", small, "--base", base, "-o", tmp_path / "again", *places)
-    assert refused.exit_code == 2
-    assert "u: exists" in refused.stderr
-    done("unmerge", tmp_path / "out", "-o", tmp_path / "back", "--undo", tmp_path / "u")
-    assert contents(tmp_path / "back") == contents(base)
-
-
 def test_swallowed_updates_are_said_with_a_way_out(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     W = (0.02 * rng.standard_normal((64, 64))).astype(ml_dtypes.bfloat16)
@@ -390,11 +350,6 @@ def test_adapters_of_two_bases_are_told_of(tmp_path: Path) -> None:
     assert "base models" not in done("merge", both[0], both[0], "--base", base, "-o", tmp_path / "two").stderr
 
 
-def test_modules_are_chosen(small: Path, base: Path, tmp_path: Path) -> None:
-    record = json.loads(done("merge", small, "--base", base, "--dry-run", "-m", "v_proj", "--json").stdout)
-    assert [module["name"] for module in record["modules"]] == [name for name in MODULES if "v_proj" in name]
-
-
 def test_out_is_replaced_only_when_asked_for(small: Path, base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done("merge", small, "--base", base, "-o", out)
@@ -438,26 +393,3 @@ def test_a_quantised_base_is_refused_by_name(small: Path, tmp_path: Path) -> Non
     refused = run("merge", small, "--base", single(tmp_path / "base", held), "-o", tmp_path / "out")
     assert refused.exit_code == 2
     assert "quantised: HQQ" in refused.stderr
-
-
-def test_an_edit_of_names_is_said(small: Path, tmp_path: Path) -> None:
-    base = single(tmp_path / "base", {key.removeprefix("model."): array for key, array in tensors().items()})
-    result = done("merge", small, "--base", base, "-o", tmp_path / "out")
-    assert result.stderr == "note: 6/6 modules match after dropping 'model.'\n"
-
-
-def test_usage(small: Path, base: Path) -> None:
-    assert run("merge", small, "--base", base).exit_code == 2
-    assert run("merge", "--base", base, "-o", "x").exit_code == 2
-    assert run("merge", small, "--base", "nowhere", "-o", "x").exit_code == 2
-
-
-def test_a_base_that_holds_the_other_file_layout(small: Path, tmp_path: Path) -> None:
-    """Numbers that do not lie in the order of the header, and metadata of one's own: nothing is rearranged."""
-    held = tensors(np.float32)
-    base = single(tmp_path / "base", dict(reversed(held.items())))
-    save_file(held, base / "model.safetensors", metadata={"b": "2", "a": "1"})
-    done("merge", small, "--base", base, "-o", tmp_path / "out")
-    before, after = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("base", "out"))
-    length = 8 + int.from_bytes(before[:8], "little")
-    assert before[:length] == after[:length]

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.bases import contents, sharded, tensors
-from tests.cli.terminals import read_until
 from tests.cli.test_merge import done
 from tests.marks import slow_except
 
@@ -118,62 +117,3 @@ def test_a_signal_that_python_ignores_is_sent_again(name: str, code: int, word: 
     found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert (found.returncode, found.stderr.strip()) == (code, word)
     assert contents(tmp_path) == before
-
-
-LABELS = {
-    "merge": "merging", "dry run": "measuring", "unmerge": "unmerging", "subtract": "subtracting",
-    "verify": "replaying the merge", "extract": "extracting",
-}  # fmt: skip
-
-
-@pytest.mark.some(1)
-@pytest.mark.parametrize("name", slow_except(LABELS, "unmerge", "verify"))
-def test_on_a_terminal_there_is_a_bar_and_the_time_that_is_left(name: str, commands) -> None:
-    """A terminal of the system stands behind stderr; the bar is drawn there and wiped off, stdout has the result."""
-    import pty
-
-    ours, theirs = pty.openpty()
-    code = "from loralens.cli.main import run; run()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, commands[name])],
-        stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
-    )  # fmt: skip
-    printed = list[bytes]()
-    text = read_until(ours, theirs, lambda: printed.append(process.communicate()[0]))
-    shown = printed[0].decode()
-    assert process.returncode == 0
-    assert LABELS[name] in text
-    assert "left" in text
-    assert "100%" in text
-    assert f"{LABELS[name]} " not in shown  # the conclusion may end with the same word
-    assert shown
-
-
-@pytest.mark.slow
-def test_in_a_pipe_nothing_is_drawn(commands) -> None:
-    code = "from loralens.cli.main import run; run()"
-    found = subprocess.run(
-        [sys.executable, "-c", code, *map(str, commands["merge"])], capture_output=True, text=True, check=True
-    )
-    assert "merging" not in found.stdout + found.stderr
-
-
-def test_threads_end_with_what_they_work_on() -> None:
-    """An interrupt does not wait for all that is left: 40 names of 0.1 s would be two seconds."""
-    code = """
-import os, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from loralens.core.threads import in_threads
-seen = []
-def work(name):
-    seen.append(name)
-    if name == "0": os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.1)
-try:
-    in_threads(work, [str(i) for i in range(40)], 2)
-except KeyboardInterrupt:
-    time.sleep(0.5)
-    print(len(seen))
-"""
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(found.stdout) <= 4

@@ -131,24 +131,6 @@ def test_code_in_a_folder_never_runs(
     assert not marker.exists()
 
 
-@pytest.mark.parametrize(
-    ("file", "fields", "said"),
-    [
-        ("config.json", {"architectures": 7}, "has architectures that are not names: 7"),
-        ("config.json", {"architectures": [7]}, "has architectures that are not names: [7]"),
-        ("config.json", {"hidden_size": "x"}, "holds no transformers model"),
-        ("config.json", {"id2label": [1, 2]}, "holds no transformers model"),
-        ("tokenizer_config.json", {"auto_map": 7}, "no tokenizer can be loaded"),
-        ("config.json", {"attn_implementation": "someone/kernel"}, "names a kernel of the Hub, 'someone/kernel'"),
-        ("config.json", {"_attn_implementation": "someone/kernel"}, "names a kernel of the Hub, 'someone/kernel'"),
-    ],
-)
-def test_a_configuration_with_other_values(tmp_path: Path, file: str, fields: dict[str, Any], said: str) -> None:
-    path = models.folder(models.llama(), tmp_path / "llama")
-    (path / file).write_text(json.dumps(json.loads((path / file).read_text()) | fields))
-    assert said in str(load(path))
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_model_that_sees_later_tokens_is_refused_as_a_causal_one(dtype: str) -> None:
     examples = Examples([[3, 4, 5, 6, 7], [8]], 0)

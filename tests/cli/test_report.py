@@ -1,8 +1,6 @@
 """``loralens report``: what is written where, what is refused, and the numbers."""
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -134,21 +132,6 @@ def test_a_base_adds_its_section(first: Path, base: Path, tmp_path: Path, monkey
     assert all(word in text for word in ("Against the base", "Intruder dimensions", "Merge fidelity, predicted"))
 
 
-def test_intruders_can_be_left_out(first: Path, base: Path, tmp_path: Path) -> None:
-    result = run(first, "--base", base, "--no-intruders", "-o", tmp_path / "x.html", "--json")
-    assert "intruders" not in json.loads(result.stdout)["adapters"][0]["modules"][0]
-    assert "Intruder dimensions were not looked for: --no-intruders was given." in (tmp_path / "x.html").read_text()
-
-
-def test_svds_that_would_take_long_are_not_taken_unasked(
-    first: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("loralens.verbs.pages.page.PATIENCE", -1.0)
-    result = run(first, "--base", base, "-o", tmp_path / "x.html")
-    assert result.exit_code == 0
-    assert "intruders were not looked for, as the SVD of 6 weights of the base would take about" in result.stderr
-
-
 def test_modules_of_another_base_are_findings(first: Path, base: Path, tmp_path: Path) -> None:
     weights = load_file(base / "model.safetensors")
     del weights[f"{NAMES[0]}.weight"]
@@ -184,12 +167,6 @@ def test_adapters_of_several_runs_are_no_run(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["run"] is None
 
 
-def test_only_the_modules_asked_for(first: Path) -> None:
-    record = json.loads(run(first, "--modules", "q_proj", "--json").stdout)
-    assert [one["name"] for one in record["adapters"][0]["modules"]] == NAMES[::2]
-    assert record["chosen"] == ["q_proj"]
-
-
 def test_an_adapter_with_nan_is_a_page_with_a_finding(first: Path, tmp_path: Path) -> None:
     tensors = load_file(first / "adapter_model.safetensors")
     key = next(key for key in tensors if NAMES[1] in key)
@@ -200,28 +177,6 @@ def test_an_adapter_with_nan_is_a_page_with_a_finding(first: Path, tmp_path: Pat
     record = json.loads(result.stdout)
     assert record["adapters"][0]["left_out"] == [NAMES[1]]
     assert "1 error" in record["summary"][0]
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        ([], "Missing option '-o'"),
-        (["--json", "--markdown"], "markdown is written next to the page"),
-        (["-o", "x.html", "--intruders"], "give base"),
-    ],
-)
-def test_wrong_usage(first: Path, args: list[str], said: str) -> None:
-    result = run(first, *args)
-    assert result.exit_code == 2
-    assert said in result.stderr
-
-
-@pytest.mark.parametrize("name", ["x.txt", "x", "x.md"])
-def test_a_page_is_html(first: Path, tmp_path: Path, name: str) -> None:
-    result = run(first, "-o", tmp_path / name)
-    assert result.exit_code == 2
-    assert "a report is a .html page" in result.stderr
-    assert "fix: end the name in .html" in result.stderr
 
 
 @pytest.mark.parametrize("there", ["x.html", "x.md", "x_files"])
@@ -264,20 +219,6 @@ def test_an_unreadable_file_is_one_error(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "fix:" in result.stderr
     assert not (tmp_path / "x.html").exists()
-
-
-@pytest.mark.slow
-def test_the_real_rank_series_and_the_real_run(real: Path, tmp_path: Path) -> None:
-    series = [real / f"sam-vitb-rank{rank}" for rank in (2, 4, 8, 16)]
-    record = json.loads(run(*series, "--json").stdout)
-    ranks = [one["recommended_rank"] for one in record["adapters"]]
-    assert ranks == sorted(ranks)
-    assert record["run"] is None
-    assert record["together"]["families"] == []
-    steps = [real / f"minilm-souravt-ckpt{step}" for step in (400, 100, 750)]
-    record = json.loads(run(*steps, "--json").stdout)
-    assert [one["step"] for one in record["run"]["checkpoints"]] == [100, 400, 750]
-    assert record["together"]["families"] == [[0, 1, 2]]
 
 
 def activations(path: Path, target: Path) -> Path:
@@ -350,31 +291,9 @@ def test_a_folder_of_adapters_that_is_no_run_says_how_to_give_them(tmp_path: Pat
     assert f"give each: loralens report {tmp_path / 'many' / 'a'} {tmp_path / 'many' / 'b'}" in result.stderr
 
 
-@pytest.mark.slow
-def test_what_an_older_report_leaves_is_named(first: Path, tmp_path: Path) -> None:
-    run(first, "-o", tmp_path / "x.html", "--markdown")
-    result = run(first, "-o", tmp_path / "x.html", "--overwrite")
-    assert f"note: {tmp_path / 'x.md'} and {tmp_path / 'x_files'} of an earlier report left unchanged" in result.stderr
-    assert "note" not in run(first, "-o", tmp_path / "x.html", "--overwrite", "--markdown").stderr
-
-
 def test_a_link_to_nothing_is_there(first: Path, tmp_path: Path) -> None:
     (tmp_path / "x.html").symlink_to(tmp_path / "nowhere.html")
     result = run(first, "-o", tmp_path / "x.html")
     assert result.exit_code == 2
     assert "x.html: exists" in result.stderr
     assert (tmp_path / "x.html").is_symlink()
-
-
-@pytest.mark.slow
-def test_the_command_on_the_page_survives_a_newline(tmp_path: Path) -> None:
-    strange = tmp_path / "a\nb  'c\\"
-    loralens.save(drawn(1), strange)
-    result = run(strange, "-o", tmp_path / "x.html", "--markdown", "--json")
-    assert result.exit_code == 0, result.stderr
-    command = json.loads(result.stdout)["command"]
-    assert f"$ {command}\n" in (tmp_path / "x.md").read_text()
-    bash = shutil.which("bash")
-    assert bash
-    words = subprocess.run([bash, "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True).stdout
-    assert words.decode().split("\0")[2] == str(strange)

@@ -172,14 +172,6 @@ def test_pairs_beyond_chance_are_named(tmp_path: Path) -> None:
     assert text.rstrip().splitlines()[-1].split()[:5] == ["layers.0.q", "layers.1.q", "1.000", "1.0000", "0.0067"]
 
 
-def test_figures_are_written(small: Path, other: Path, tmp_path: Path) -> None:
-    for paths, name in (((small, other), "two.png"), ((small,), "one.svg")):
-        result = run(*paths, "--plot", tmp_path / name)
-        assert result.exit_code == 0
-        assert f"wrote {tmp_path / name}" in result.stderr
-        assert (tmp_path / name).stat().st_size > 1000
-
-
 def test_three_are_compared_in_pairs(small: Path, other: Path) -> None:
     record = json.loads(run(small, other, small, "--json").stdout)
     assert [(pair["first"], pair["second"]) for pair in record["pairs"]] == [(0, 1), (0, 2), (1, 2)]
@@ -214,11 +206,6 @@ def test_what_is_wrong_is_one_message_and_exit_2(
     assert "\n  fix: " in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [[], ["--of", "C", "x"], ["--side", "left", "x"], ["--phi-rank", "0", "x"]])
-def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
-    assert run(*arguments).exit_code == 2
-
-
 def spoiled(small: Path, folder: Path, factor: float) -> Path:
     """The small adapter with every B times ``factor``."""
     adapter = loralens.load(small)
@@ -249,7 +236,3 @@ def test_an_update_that_is_0_everywhere_has_no_numbers(small: Path, tmp_path: Pa
     assert "nan" not in alone
     assert "\n\nnot compared, as ΔW is 0: model.layers.0.self_attn.q_proj, model.layers.1." in alone
     assert alone.endswith(" and 3 more\n")
-
-
-def test_one_module_is_one_module(small: Path, other: Path) -> None:
-    assert f"{small} and {other}: 1 module, out side" in run(small, other, "-m", QUERY).stdout

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.verbs.shared.adapters import short_labels
 from tests.cli.command import Command
 
 N = 40
@@ -35,68 +34,6 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for name, one in made.items():
         loralens.save(one, folder / name)
     return [folder / name for name in made]
-
-
-OUTPUT = """\
-Of the 6 pairs the largest |cosine| is 0.955: a and b do much the same (cosine +0.955).
-a and d fight most in blocks 0–2, v (cosine −0.980).
-
-4 adapters, near ones side by side; energy inside and outside the others' directions
-#  adapter  modules  r  ‖ΔW‖F   shared  by chance  private  by chance  start
-1  c              4  1   2.04   2.96 %     0.19 %  22.10 %    90.19 %      2
-2  b              6  1  2.449  91.27 %     0.29 %   0.00 %    89.46 %      1
-3  a              6  1  2.449  97.37 %     0.29 %   0.00 %    89.46 %      1
-4  d              6  1  1.936  96.05 %     0.29 %   0.00 %    89.46 %      1
-
-cosine of the updates
-#         1      2      3      4
-1  c  1.000  0.164  0.172  0.053
-2  b  0.164  1.000  0.955  0.296
-3  a  0.172  0.955  1.000  0.310
-4  d  0.053  0.296  0.310  1.000
-
-φ, out side, mean over modules (chance 0.025)
-#         1      2      3      4
-1  c  1.000  0.703  0.770  0.740
-2  b  0.703  1.000  0.913  0.877
-3  a  0.770  0.913  1.000  0.961
-4  d  0.740  0.877  0.961  1.000
-
-shared initialisation: cosine of A
-#         1      2      3      4
-1  c  1.000  0.196  0.196  0.196
-2  b  0.196  1.000  1.000  1.000
-3  a  0.196  1.000  1.000  1.000
-4  d  0.196  1.000  1.000  1.000
-
-pairs, the largest |cosine| first
-adapter  and  modules  cosine      z  φ out  by chance  cosine of A
-a        b          6  +0.955  +93.6  0.913      0.025        1.000
-a        d          6  +0.310  +30.4  0.961      0.025        1.000
-b        d          6  +0.296  +29.0  0.877      0.025        1.000
-a        c          4  +0.172  +13.8  0.770      0.025        0.196
-b        c          4  +0.164  +13.2  0.703      0.025        0.196
-c        d          4  +0.053   +4.3  0.740      0.025        0.196
-
-two oppose each other (each module with |cosine| ≥ 0.2 and at least 4.0 standard deviations from chance)
-adapter  and  in             modules  cosine  of all
-a        d    blocks 0–2, v        3  −0.980  −0.310
-b        d    blocks 0–2, v        3  −0.936  −0.296
-
-two agree (each module with |cosine| ≥ 0.2 and at least 4.0 standard deviations from chance)
-adapter  and  in                modules  cosine  of all
-a        b    blocks 0–2, q, v        6  +0.955  +0.955
-a        d    blocks 0–2, q           3  +0.980  +0.620
-b        d    blocks 0–2, q           3  +0.936  +0.592
-
-pairs have 4 to 6 modules in common: each is compared on those
-
-began from one A (cosine of A ≥ 0.5): a, b, d
-"""
-
-
-def test_output_is_exactly_this(collection: list[Path]) -> None:
-    assert run(*collection).stdout == OUTPUT
 
 
 def test_json_keeps_its_contract(collection: list[Path]) -> None:
@@ -129,14 +66,6 @@ def test_json_keeps_its_contract(collection: list[Path]) -> None:
     assert fight["cosine"] == pytest.approx(-np.cos(0.2), abs=1e-6)
 
 
-def test_json_has_maps_of_pairs_only_if_they_are_asked_for(collection: list[Path]) -> None:
-    with_maps, without = (json.loads(run("--json", *options, *collection).stdout) for options in (["--phi"], []))
-    for pair in with_maps["pairs"]:
-        for module in pair["modules"]:
-            del module["phi"], module["chance"]
-    assert without == with_maps
-
-
 def test_side_rank_factor_and_modules_are_passed_on(collection: list[Path]) -> None:
     record = json.loads(run("--json", "--of", "B", "-m", "q", *collection).stdout)
     assert (record["of"], record["side"], list(record["phi"])) == ("B", "out", ["out"])
@@ -146,40 +75,6 @@ def test_side_rank_factor_and_modules_are_passed_on(collection: list[Path]) -> N
     shown = run("--side", "out", *collection).stdout
     assert "φ, out side" in shown
     assert "φ, in side" not in shown
-
-
-def test_what_nobody_shares_is_a_dash(collection: list[Path], tmp_path: Path) -> None:
-    alone = loralens.Adapter(modules={"elsewhere.q": adapter(0.1, 1)["layers.0.q"]})
-    loralens.save(alone, tmp_path / "alone")
-    shown = run(*collection[:2], tmp_path / "alone").stdout
-    assert "pairs have 0 to 6 modules in common: each is compared on those" in shown
-    record = json.loads(run("--json", *collection[:2], tmp_path / "alone").stdout)
-    assert record["cosine"][0][2] is None
-    assert record["pairs"][1]["modules"] == []
-
-
-@pytest.mark.slow
-def test_many_adapters_leave_the_matrices_to_the_figure(collection: list[Path], tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    paths = []
-    for i in range(14):
-        module = loralens.LowRank(rng.standard_normal((N, 2)), rng.standard_normal((2, N)))
-        loralens.save(loralens.Adapter(modules={"layers.0.q": module}), tmp_path / f"task{i}")
-        paths.append(tmp_path / f"task{i}")
-    result = run(*paths, "--plot", tmp_path / "many.png")
-    assert result.exit_code == 0
-    assert "cosine of the updates" not in result.stdout
-    assert "pairs, the largest |cosine| first" in result.stdout
-    assert "79 more rows (--verbose shows every row)" in result.stdout
-    assert "No two clearly oppose each other in any module (cosine −0.2 or less)." in result.stdout
-    assert (tmp_path / "many.png").stat().st_size > 1000
-
-
-def test_labels_leave_out_the_folders_that_all_share() -> None:
-    assert short_labels(["/x/y/a", "/x/y/b", "/x/z/a"]) == ["y/a", "y/b", "z/a"]
-    assert short_labels(["/x/a/m", "/x/b/m"]) == ["a/m", "b/m"]
-    assert short_labels(["org/a", "org/a", "org/b"]) == ["a (1)", "a (2)", "b (3)"]
-    assert short_labels(["a", "a/b", "c"]) == ["a", "a/b", "c"]
 
 
 def test_no_module_in_common_is_exit_2(collection: list[Path], tmp_path: Path) -> None:

@@ -20,36 +20,6 @@ MODULE_KEYS = {
 run = Command().run
 
 
-TABLE = """\
-PATH uses its rank of 2: no lower rank in every module keeps 99 % of the energy; the effective rank is 1.8 on \
-average.
-
-PATH: 6 modules, ‖ΔW‖F = 9.695 in all
-module                            out × in  r  scale  ‖ΔW‖F  σ₁  stable  effective  E90  E99  spectrum
-model.layers.0.self_attn.q_proj      6 × 4  2      4  4.472   4    1.25       1.89    2    2  █▄
-model.layers.0.self_attn.v_proj      6 × 4  2      4  4.123   4    1.06       1.65    1    2  █▂
-model.layers.1.self_attn.q_proj      6 × 4  2      4  4.472   4    1.25       1.89    2    2  █▄
-model.layers.1.self_attn.v_proj      6 × 4  2      4  4.123   4    1.06       1.65    1    2  █▂
-model.layers.10.self_attn.q_proj     6 × 4  2      4  4.472   4    1.25       1.89    2    2  █▄
-1 module with ΔW = 0 (--verbose shows every row)
-
-by kind
-kind    modules  ‖ΔW‖F  energy  effective  zero  share of energy
-q_proj        3  7.746  63.8 %       1.89        ████████████████████
-v_proj        3  5.831  36.2 %       1.65     1  ███████████
-
-by block
-block  modules  ‖ΔW‖F  energy  effective  zero  share of energy
-0            2  6.083  39.4 %       1.77        ████████████████████
-1            2  6.083  39.4 %       1.77        ████████████████████
-10           2  4.472  21.3 %       1.89     1  ███████████
-"""
-
-
-def test_table_is_exactly_this(small: Path) -> None:
-    assert run("spectrum", small).stdout.replace(str(small), "PATH").rstrip("\n") == TABLE.rstrip("\n")
-
-
 def test_json_keeps_its_contract(small: Path) -> None:
     result = run("spectrum", "--json", small)
     record = json.loads(result.stdout)
@@ -103,15 +73,6 @@ def test_selection_and_order(small: Path, options: list[str], blocks: list[str])
     assert [module["name"].split(".")[2] for module in modules] == blocks
 
 
-@pytest.mark.some(1)
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-def test_plot_is_written(small: Path, tmp_path: Path, suffix: str) -> None:
-    file = tmp_path / f"spectra.{suffix}"
-    result = run("spectrum", small, "--plot", file)
-    assert result.exit_code == 0
-    assert file.stat().st_size > 1000
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -129,13 +90,6 @@ def test_what_is_wrong_is_one_message_and_exit_2(small: Path, arguments: list[st
     assert "\n  fix: " in result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.output
-
-
-@pytest.mark.parametrize(
-    "arguments", [[], ["--top", "0", "x"], ["--json", "--csv", "x"], ["--sort", "beauty", "x"], ["--scale", "nan", "x"]]
-)
-def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
-    assert run("spectrum", *arguments).exit_code == 2
 
 
 def test_nan_in_a_factor_names_the_module(tmp_path: Path) -> None:

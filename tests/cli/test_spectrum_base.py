@@ -52,10 +52,3 @@ def test_a_weight_of_zero_has_no_share(small: Path, tmp_path: Path) -> None:
     module = json.loads(run("spectrum", small, "--base", tmp_path, "--json").stdout)["adapters"][0]["modules"][0]
     assert (module["weight_frobenius"], module["relative_frobenius"], module["relative_spectral"]) == (0, None, None)
     assert run("spectrum", small, "--base", tmp_path).exit_code == 0
-
-
-def test_what_is_wrong(small: Path, base: Path) -> None:
-    result = run("spectrum", small, "--base", base, "--device", "tpu")
-    assert result.exit_code == 2
-    assert "no device is called 'tpu'" in result.stderr
-    assert run("spectrum", small, "--device", "cpu").exit_code == 2

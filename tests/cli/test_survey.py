@@ -119,33 +119,6 @@ def test_csv_has_a_line_for_each_and_the_numbers_of_the_json(folder: Path) -> No
     assert all(row["reason"] and not row["format"] for row in rows[3:])
 
 
-def test_a_folder_with_nothing_in_it(tmp_path: Path) -> None:
-    result = run(tmp_path)
-    assert result.exit_code == 0
-    assert result.stdout == f"{tmp_path}: no adapter in this folder, nor in any under it.\n"
-    assert run("--csv", tmp_path).stdout == ",".join(COLUMNS) + "\n"
-    assert json.loads(run("--json", tmp_path).stdout)["adapters"] == []
-
-
-def test_no_folder_and_two_forms_are_exit_2(tmp_path: Path) -> None:
-    result = run(tmp_path / "nowhere")
-    assert result.exit_code == 2
-    assert "is not a folder" in result.stderr
-    assert run("--json", "--csv", tmp_path).exit_code == 2
-
-
-@pytest.mark.slow
-def test_all_real_adapters(real: Path) -> None:
-    result = run("--json", real)
-    assert result.exit_code == 0
-    record = json.loads(result.stdout)
-    assert len(record["adapters"]) == 24
-    assert len(record["unreadable"]) == 3
-    copies = [one for one in record["adapters"] if one["duplicate_of"]]
-    assert [Path(one["path"]).parent.name for one in copies] == ["sd15-timohavdk-kohya"]
-    assert Path(copies[0]["duplicate_of"]).parent.name == "sd15-timohavdk-diffusers"
-
-
 def test_duplicates_are_the_copies_of_the_fleet(small: Path, tmp_path: Path) -> None:
     """Another head and another step are other adapters, and a link is the file to which it leads."""
     one = small_adapter()

@@ -138,19 +138,6 @@ def test_a_report_is_not_written_over_what_it_is_of(home: Path) -> None:
     assert contents(home) == before
 
 
-def test_findings_are_not_written_over_an_adapter(home: Path) -> None:
-    before = contents(home)
-    for name in ("runs/a/adapter_config.json", "runs/a/adapter_model.safetensors", "runs/notes.txt"):
-        refused = run("doctor", "runs/a", "--sarif", name)
-        assert refused.exit_code == 2
-        assert f"{name}: exists, and holds no log of findings" in refused.stderr
-        assert contents(home) == before
-    Path("empty").touch()
-    for _ in range(2):
-        run("doctor", "runs/a", "--sarif", "empty")
-    assert json.loads(Path("empty").read_text())["version"] == "2.1.0"
-
-
 def test_targets_beside_the_inputs_are_fine(home: Path) -> None:
     done("convert", "lone/x.safetensors", "--to", "kohya", "-o", "lone/y.safetensors")
     done("convert", "runs/a", "--to", "peft", "-o", "runs/c")

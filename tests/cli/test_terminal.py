@@ -116,48 +116,6 @@ def test_names_of_missing_files_and_wrong_options(name, made):
         assert code in (1, 2)
 
 
-@pytest.mark.some(2)
-@named
-def test_outputs_metadata_and_json_hold_such_paths(name, made, tmp_path):
-    folder, out = made(name), tmp_path / f"out{name}"
-    assert said("combine", folder, folder, "-o", out)[0] == 0
-    assert said("combine", "--recipe", out, "-o", tmp_path / "again")[0] == 0
-    assert json.loads(said("inspect", folder, "--json")[1])["adapters"][0]["path"] == str(folder)
-    base = sharded(tmp_path / f"base{name}", tensors(size=2.0))
-    assert said("merge", folder, "--base", base, "-o", tmp_path / f"m{name}")[0] == 0
-    assert said("verify", tmp_path / f"m{name}", "--adapter", folder, "--base", base)[0] == 0
-    assert said("unmerge", tmp_path / f"m{name}", "-o", tmp_path / f"b{name}")[0] == 0
-
-
-@pytest.mark.slow
-def test_what_was_written_is_said_in_one_line(made, small, tmp_path):
-    folder, name, shown = made(MOVING), MOVING, r"a\x0aerror: fake\x09b\x0dc\x1b[31m"
-    base = sharded(tmp_path / f"base{name}", tensors(size=2.0))
-    plain = sharded(tmp_path / "plain", tensors(size=2.0))  # an adapter can name no base that is called so
-    merged, back = tmp_path / f"m{name}", tmp_path / f"u{name}"
-    commands = {
-        "c": ["convert", folder, "--to", "kohya", "-o", tmp_path / f"c{name}"],
-        "s": ["compress", folder, "--rank", "1", "-o", tmp_path / f"s{name}"],
-        "p": ["combine", folder, small, "-o", tmp_path / f"p{name}"],
-        "d": ["drop", folder, "--modules", "*.0.*", "-o", tmp_path / f"d{name}"],
-        "m": ["merge", folder, "--base", base, "-o", merged, "--dtype", "f32"],
-        "u": ["unmerge", merged, "-o", back],
-        "e": ["extract", "--base", plain, "--tuned", merged, "-o", tmp_path / f"e{name}", "--rank", "2"],
-        "i": ["intruders", folder, "--base", base, "--no-cache", "--remove", "1", "-o", tmp_path / f"i{name}"],
-        "r": ["report", folder, "-o", tmp_path / f"r{name}.html"],
-        "f": ["spectrum", folder, "--plot", tmp_path / f"f{name}.svg"],
-        "x": ["doctor", folder, "--sarif", tmp_path / f"x{name}.sarif"],
-    }
-    for letter, words in commands.items():
-        dry = [] if letter in "urfx" else ["--dry-run"]
-        for more in (dry, []) if dry else ([],):
-            code, text = said(*words, *more)
-            assert code == 0 or letter == "x", text
-            verb = "would write" if more else "wrote"
-            lines = [line for line in text.splitlines() if verb in line.lower()]
-            assert any(f"{letter}{shown}" in line for line in lines), ascii(text)
-
-
 @pytest.mark.parametrize("where", ["module", "base model"])
 def test_names_in_an_adapter_are_said_in_one_line(where, made, small, tmp_path):
     folder = made("a")
@@ -186,37 +144,6 @@ def test_reports_show_such_names_as_escapes(name, made, tmp_path):
     assert said("report", folder, "-o", tmp_path / "r.html", "--markdown")[0] == 0
     for file in ("r.html", "r.md"):
         assert not HARMFUL.search((tmp_path / file).read_text("utf-8"))
-
-
-def test_a_shard_that_an_index_names(small, tmp_path):
-    base = sharded(tmp_path / "base", tensors(size=2.0))
-    index = base / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    content["weight_map"] = dict.fromkeys(content["weight_map"], "\x1b[2J\nerror: fake\u202e.safetensors")
-    index.write_text(json.dumps(content))
-    for words in (["merge", small, "--base", base, "--dry-run"], ["inspect", small, "--base", base]):
-        _, text = said(*words)
-        assert r"\x1b[2J\x0aerror: fake\u202e" in text
-
-
-@pytest.mark.parametrize("key", ["fingerprint", "source", "unmeasured"])
-def test_metadata_of_moments(key, small, tmp_path):
-    harm = "\x1b]0;t\x07\u202e"
-    name = "model.layers.0.self_attn.q_proj"
-    record = {"version": 1, "fingerprint": "0", "counts": {name: 1}, "traces": {}, "unmeasured": {}, "source": {}}
-    record[key] = harm if key == "fingerprint" else {harm: harm, "adapter": harm, "model": harm, name: harm}
-    save_file({f"{name}.K": np.eye(2)}, tmp_path / "m.safetensors", {"loralens.moments": json.dumps(record)})
-    said("compress", small, "--rank", "1", "--activations", tmp_path / "m.safetensors", "--dry-run")
-
-
-def test_a_module_that_moments_name(small, tmp_path):
-    harm = "\x1b]0;t\x07\u202e"
-    record = {"version": 1, "fingerprint": "0", "counts": {harm: 1}, "traces": {}, "unmeasured": {}, "source": {}}
-    save_file({"x.K": np.eye(2)}, tmp_path / "m.safetensors", {"loralens.moments": json.dumps(record)})
-    for words in (["compress", small, "--rank", "1", "--dry-run"], ["report", small, "-o", tmp_path / "page.html"]):
-        code, text = said(*words, "--activations", tmp_path / "m.safetensors")
-        assert code == 2
-        assert r"\x1b]0;t\x07\u202e: it was counted, but its moments are missing" in text
 
 
 def test_tables_of_a_real_terminal_are_coloured_and_names_in_them_are_not(made):

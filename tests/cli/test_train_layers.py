@@ -49,11 +49,6 @@ def test_layers_are_excluded_and_get_ranks_of_their_own(home: Path, tmp_path: Pa
     assert (run["exclude"], run["rank_pattern"]) == (["o_proj", "*.1.mlp"], {"down_proj": 2, "q_proj": 12})
 
 
-def test_a_rank_that_is_too_large_for_some_layers_is_said(home: Path, tmp_path: Path) -> None:
-    result = TRAIN.good(*speak(home, tmp_path / "a", "--rank", 16))
-    assert "k_proj gets rank 8 (2 of them), v_proj gets rank 8 (2 of them)" in result.stderr
-
-
 @pytest.mark.parametrize("text", ["q_proj", "q_proj=", "=3", "q_proj=x", "q_proj=-1"])
 def test_a_rank_without_a_glob_or_a_number_is_refused(home: Path, tmp_path: Path, text: str) -> None:
     assert f"--rank-pattern {text!r} is not GLOB=R" in TRAIN.refused(

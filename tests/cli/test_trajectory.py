@@ -126,14 +126,6 @@ def test_a_checkpoint_that_is_zero_is_a_dash(tmp_path: Path) -> None:
     assert record["settled"] is None
 
 
-@pytest.mark.some(1)
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-def test_plot_is_written(folder: Path, suffix: str) -> None:
-    file = folder / f"run.{suffix}"
-    assert run(folder, "--plot", file).exit_code == 0
-    assert file.stat().st_size > 1000
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -150,10 +142,6 @@ def test_what_is_wrong_is_one_message_and_exit_2(folder: Path, arguments: list[s
     assert message in result.stderr
     assert "\n  fix: " in result.stderr
     assert result.stdout == ""
-
-
-def test_no_argument_is_exit_2() -> None:
-    assert run().exit_code == 2
 
 
 def test_a_checkpoint_that_is_0_does_not_hide_the_chance_level(tmp_path: Path) -> None:

@@ -4,16 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.core.lazy import LazyArray
-from loralens.formats.records.merged import NAME, Spool, read_undo, write_undo
-from tests import bases
-from tests.bases import contents, sharded, single, tensors
+from loralens.formats.records.merged import NAME, read_undo, write_undo
+from tests.bases import contents, sharded, tensors
 from tests.cli.test_merge import CERTIFICATE, done, run
 from tests.conftest import small_adapter
 
@@ -128,13 +126,6 @@ def test_what_is_no_undo_file_is_told(file: str, message: str, out: Path, tmp_pa
     assert message in refused.stderr
 
 
-def test_usage(out: Path, small: Path) -> None:
-    assert run("unmerge", out).exit_code == 2
-    assert run("unmerge", out, "-o", "x", "--undo", "u", "--adapter", small).exit_code == 2
-    assert run("unmerge", out, "-o", "x", "-m", "q_proj").exit_code == 2
-    assert run("unmerge", "nowhere", "-o", "x").exit_code == 2
-
-
 def test_out_is_replaced_only_when_asked_for(base: Path, out: Path, tmp_path: Path) -> None:
     done("unmerge", out, "-o", tmp_path / "back")
     assert run("unmerge", out, "-o", tmp_path / "back").exit_code == 2
@@ -184,31 +175,6 @@ def test_a_merged_model_may_be_moved_and_renamed(base: Path, out: Path, tmp_path
     assert contents(tmp_path / "back") == contents(tmp_path / "gone")
     (tmp_path / "elsewhere" / CERTIFICATE).unlink()
     done("unmerge", tmp_path / "elsewhere", "-o", tmp_path / "again")
-
-
-def test_the_spool_gives_back_what_it_keeps(tmp_path: Path) -> None:
-    with Spool(tmp_path) as spool:
-        held = [spool.keep(data) for data in (b"one", b"", b"three" * 1000)]
-        assert [one.read().tobytes() for one in held] == [b"one", b"", b"three" * 1000]
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.some(1)
-@pytest.mark.parametrize("name", ["minilm-souravt-ckpt100", "minilm-souravt-finetuned"])
-def test_a_real_base_with_a_real_adapter(name: str, real: Path, tmp_path: Path) -> None:
-    real_base = bases.real()
-    done("merge", real / name, "--base", real_base, "-o", tmp_path / "out")
-    done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
-    assert contents(tmp_path / "back") == contents(real_base)
-    bits = json.loads((tmp_path / "out" / CERTIFICATE).read_text())["total"]["undo_bits_per_weight"]
-    assert bits < 0.4
-
-
-def test_bfloat16_in_one_file(small: Path, tmp_path: Path) -> None:
-    base = single(tmp_path / "one", tensors(ml_dtypes.bfloat16))
-    done("merge", small, "--base", base, "-o", tmp_path / "merged")
-    done("unmerge", tmp_path / "merged", "-o", tmp_path / "back")
-    assert contents(tmp_path / "back") == contents(base)
 
 
 def tampered(out: Path, change) -> None:

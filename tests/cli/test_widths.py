@@ -10,11 +10,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from math import isclose
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import ml_dtypes
 import numpy as np
 import pytest
@@ -160,12 +160,10 @@ def _shown(words: Sequence[str], folder: Path) -> Shown:
     results: list[Tabular] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        command = import_module(f"loralens.cli.{words[0]}").command
+        command = main.get_command(click.Context(main), words[0])
         options = {option for param in command.params for option in param.opts}
         texts = {option: _output([*words, option]) for option in ("--json", "--csv") if option in options}
-        # Commands that take several adapters show their results in one place.
-        module = words[0] if hasattr(import_module(f"loralens.cli.{words[0]}"), "show") else "several"
-        patch.setattr(f"loralens.cli.{module}.show", lambda result, rows: results.append(result))
+        patch.setattr("loralens.cli.commands.show", lambda result, rows: results.append(result))
         CliRunner().invoke(main, list(words))
     (result,) = results
     return Shown(words, result, json.loads(texts["--json"]), list(csv.DictReader(io.StringIO(texts.get("--csv", "")))))

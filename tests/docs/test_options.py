@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
 
-from loralens.cli.overview import COMMANDS
+from loralens.cli.main import main
+from loralens.verbs import COMMANDS
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -40,7 +40,7 @@ def options_of(command: click.Command) -> set[str]:
     return named | {"--help"}
 
 
-OPTIONS = {name: options_of(import_module(f"loralens.cli.{name}").command) for name in COMMANDS}
+OPTIONS = {name: options_of(main.get_command(click.Context(main), name)) for name in COMMANDS}
 
 
 def lines(page: Path) -> Iterator[str]:

@@ -4,7 +4,7 @@ import runpy
 
 import pytest
 
-from loralens.cli.overview import COMMANDS
+from loralens.verbs import COMMANDS
 from tests.conftest import ROOT
 
 PAGES = ROOT / "docs" / "commands"

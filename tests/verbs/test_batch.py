@@ -4,9 +4,8 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +14,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.errors import FormatError, LoraLensError, OptionError
 from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.combinations.linear import ScaleOptions
-from loralens.verbs.files.convert import ConvertOptions
-from loralens.verbs.sizes.compress import CompressOptions, CompressResult
-from loralens.verbs.spectra.doctor import DoctorOptions
+from loralens.verbs.sizes.compress import CompressResult
 from tests.conftest import small_adapter
 from tests.marks import slow_except
 from tests.verbs.batches import files_under, lay_adapters, spoil, statuses
@@ -327,14 +323,3 @@ def test_messages_are_kept_in_the_rows(folder: Path, caplog: pytest.LogCaptureFi
     assert not caplog.records
     assert result[0].messages == told
     assert logging.getLogger("loralens").propagate
-
-
-OPTIONS = {"compress": CompressOptions, "convert": ConvertOptions, "scale": ScaleOptions, "doctor": DoctorOptions}
-
-
-@pytest.mark.parametrize("verb", OPTIONS)
-def test_the_signatures_for_type_checkers_have_the_options_of_the_function(verb: str) -> None:
-    parameters = signature(getattr(loralens, verb)).parameters.values()
-    keywords = {each.name for each in parameters if each.kind is Parameter.KEYWORD_ONLY}
-    written_out = {"output"} if verb == "doctor" else set()
-    assert {*get_type_hints(OPTIONS[verb])} == keywords - written_out

@@ -11,7 +11,8 @@ from loralens.errors import OptionError
 from loralens.formats.dialects.table import FORMATS
 from loralens.verbs.files.output_format import OutputFormat
 from loralens.verbs.files.target import Target
-from loralens.verbs.shared.rank_rules import optional_rule, rank_notes, rank_rule
+from loralens.verbs.shared.options import RankRules
+from loralens.verbs.shared.rank_rules import rank_notes
 
 
 def test_target_formats_are_those_with_a_writer() -> None:
@@ -61,16 +62,16 @@ def test_a_form_is_the_own_one_or_the_one_asked_for(small: Path) -> None:
 
 
 def test_one_rule_of_ranks() -> None:
-    assert optional_rule(rank=None, size=None) is None
-    assert rank_rule(rank=8) == Rule("rank", 8)
-    assert rank_rule(sv_ratio=2.0) == Rule("sv-ratio", 2.0)
-    assert rank_rule(size="20MB") == Rule("bytes", 20_000_000)
-    assert isinstance(rank_rule(rank=8.0).value, int)  # type: ignore[arg-type]
-    assert isinstance(rank_rule(energy=1.0).value, float)
+    assert RankRules().optional() is None
+    assert RankRules(rank=8).required() == Rule("rank", 8)
+    assert RankRules(sv_ratio=2.0).required() == Rule("sv-ratio", 2.0)
+    assert RankRules(size="20MB").required() == Rule("bytes", 20_000_000)
+    assert isinstance(RankRules(rank=8.0).required().value, int)  # type: ignore[arg-type]
+    assert isinstance(RankRules(energy=1.0).required().value, float)
     with pytest.raises(OptionError, match="how to choose the ranks"):
-        rank_rule()
+        RankRules().required()
     with pytest.raises(OptionError, match="--rank, --size exclude each other"):
-        rank_rule(rank=8, size=100)
+        RankRules(rank=8, size=100).required()
 
 
 def test_a_rank_above_all_directions_is_said() -> None:

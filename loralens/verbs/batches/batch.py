@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from importlib import import_module
-from inspect import Parameter, signature
+from inspect import signature
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
@@ -171,9 +171,7 @@ def in_batches(work: Callable[[Callable[..., Any]], AdapterWork]) -> Callable[[F
     """
 
     def decorate(verb: F) -> F:
-        name, parameters = verb.__name__, signature(verb).parameters
-        first = next(iter(parameters))
-        catch_all = [parameter.name for parameter in parameters.values() if parameter.kind is Parameter.VAR_KEYWORD]
+        name, first = verb.__name__, next(iter(signature(verb).parameters))
         WORK[name] = work(verb)
 
         @wraps(verb)
@@ -182,9 +180,6 @@ def in_batches(work: Callable[[Callable[..., Any]], AdapterWork]) -> Callable[[F
             if not is_several(cast("Source", source)):
                 return verb(*arguments, **keywords)
             options = signature(verb).bind(*arguments, **keywords).arguments
-            # The options of a TypedDict are bound as one mapping.
-            for keyword in catch_all:
-                options |= options.pop(keyword, {})
             adapters = options.pop(first)
             chosen = adapters if isinstance(adapters, list | tuple) else [adapters]
             return run_batch(name, chosen, partial(_adapter_target, options.get("to")), options)

@@ -7,7 +7,7 @@ from math import isfinite
 from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -26,24 +26,20 @@ from loralens.core.structured import Update
 from loralens.core.threads import Step, processor_count
 from loralens.core.together import magnitudes, match_modules, match_names, pad_rank, with_modules
 from loralens.errors import LoraLensError, MismatchError, OptionError, place
+from loralens.exports import takes_options
 from loralens.formats import stored_size
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.results import read_recipe, stamp_recipe
 from loralens.tables.numbers import MINUS, count, fixed, join_words, number, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.files.factor_rounding import RoundingCost
-from loralens.verbs.files.output_format import (
-    OutputFormat,
-    RulesWritingAndReading,
-    WritingAndReading,
-    check_known,
-    check_writing,
-)
+from loralens.verbs.files.output_format import OutputFormat, check_known
 from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.adapters import DORA, AdapterSource, Reading, check_unread, read_where_unknown, sources
+from loralens.verbs.shared.adapters import DORA, AdapterSource, check_unread, read_where_unknown, sources
 from loralens.verbs.shared.base_reading import base_weights, warn_of_base, warn_of_bases
-from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice, check_finite, numpy_dtype
-from loralens.verbs.shared.rank_rules import option_names, optional_rule, rank_notes, split_rules
+from loralens.verbs.shared.option_values import check_choice, check_finite, numpy_dtype
+from loralens.verbs.shared.options import ModuleChoice, RankRules, Reading, Writing, option_names
+from loralens.verbs.shared.rank_rules import rank_notes
 from loralens.verbs.shared.weighted import (
     WithStrength,
     ingredients,
@@ -360,12 +356,13 @@ def combine_sources(
     take: AdapterSource | None = None,
     drop_dead: bool = False,
     force: bool = False,
-    **options: Unpack[WritingAndReading],
+    writing: Writing,
+    reading: Reading,
 ) -> CombineResult:
     """The exact sum of adapters, each with its own strength: ΔW = Σ w·ΔW."""
     originals = sources([[source for source, _ in pairs]])
     recipe = Recipe(ingredients(pairs), take=label_of_taken(take, pairs), drop_dead=drop_dead)
-    return follow_recipe(recipe, originals, force=force, **options)
+    return follow_recipe(recipe, originals, force=force, writing=writing, reading=reading)
 
 
 def follow_recipe(
@@ -373,34 +370,20 @@ def follow_recipe(
     originals: Sequence[AdapterSource],
     *,
     force: bool = False,
-    output: str | PathLike[str] | None = None,
-    to: TargetFormat | None = None,
-    base: BasePath | None = None,
-    dtype: FloatType | None = None,
-    allow_loss: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    **reading: Unpack[Reading],
+    writing: Writing,
+    reading: Reading,
 ) -> CombineResult:
     """Combine adapters according to a recipe, and write the result if there is an ``output``.
 
-    Parameters
-    ----------
-    recipe : Recipe
-    originals : sequence of path or Adapter
-        The adapters of the recipe, in its order.
-    force : bool
-        Combine adapters of different image models too.
-    output, to, base, dtype, allow_loss, overwrite, dry_run
-        The options of `Writing`.
-    **reading : Reading
-        How files are read. ``alpha`` and ``scale`` are used only for files that do not state their scale.
+    ``originals`` are the adapters of the recipe, in its order. ``alpha`` and ``scale`` are used only for files that do
+    not state their scale.
     """
+    to, base, dtype = writing.to, writing.base, writing.dtype
     # Everything that needs no file is checked before any file is read.
-    check_writing(to, dtype)
+    writing.check()
     method = find_combining_method(recipe.method, METHODS)
     method.settings(recipe.options, cast("Space | None", recipe.space))
-    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    target = Target.of(writing.output, overwrite=writing.overwrite, dry_run=writing.dry_run)
     paths = [ingredient.path for ingredient in recipe.adapters]
     if all(isinstance(source, Adapter) for source in originals):
         check_unread(reading)
@@ -425,7 +408,7 @@ def follow_recipe(
     damage = name_damaged(list(zip(paths, adapters, strict=True)))
     with progress(recipe.method, passes * len(modules)) as step, damage:
         factors = _combine(recipe, adapters, form, dtype, weights, step)
-    adapter, rounding = factors.adapter, _rounding_cost(factors, dtype, allow_loss=allow_loss)
+    adapter, rounding = factors.adapter, _rounding_cost(factors, dtype, allow_loss=writing.allow_loss)
     for text in (*factors.combination.notes, *rank_notes(recipe.truncate.get("rank"), factors.ranks)):
         note(text)
     rows, combination = match_modules(adapters, paths), factors.combination
@@ -660,8 +643,10 @@ def _encode_with_recipe(adapter: Adapter, recipe: Recipe, form: OutputFormat) ->
     return (stamp_recipe(stored, recipe) if files.weights.endswith(".safetensors") else stored), files
 
 
+@takes_options
 def combine(
     *adapters: WithStrength,
+    rules: RankRules,
     recipe: str | PathLike[str] | Recipe | None = None,
     method: str | None = None,
     strength: float | None = None,
@@ -669,48 +654,53 @@ def combine(
     settings: Mapping[str, float] | Iterable[tuple[str, float]] = (),
     seed: int | None = None,
     space: Space | None = None,
-    modules: Sequence[str] = (),
-    block: Blocks = (),
     take: AdapterSource | None = None,
     drop_dead: bool = False,
     uniform: bool = False,
     force: bool = False,
-    **options: Unpack[RulesWritingAndReading],
+    selection: ModuleChoice,
+    writing: Writing,
+    reading: Reading,
 ) -> CombineResult:
     """Combine several adapters into one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
 
-    The sum R = Σ w·ΔW, which is the default, is exact and has its true rank; ``rank``, ``energy``, ``size`` and the
-    other rules then truncate it optimally. Its cost is O((out + in)·ρ²) per module, with ρ = Σr: no ΔW is formed. Only
-    elementwise methods in the space ``full`` form ΔW, in blocks of rows. The result has the names, the dialect and the
-    layout of the first adapter. The recipe is stored in the metadata of the file, and ``combine(recipe=file)`` follows
-    it again.
+    The sum, which is the default, is exact and has its true rank; ``rank``, ``energy``, ``size`` and the other rules
+    then truncate it optimally. The result has the names, the dialect and the layout of the first adapter. ADAPTER:0.7
+    has the weight 0.7; ADAPTER:-1 is subtracted. The recipe is stored in the metadata of OUT, and ``recipe`` OUT
+    follows it again.
 
     Parameters
     ----------
     *adapters : path, Adapter, (adapter, weight), or a sequence or mapping of them
         ``combine("a", ("b", 0.5))``, ``combine([a, b])``, ``combine({"a": 0.5, "b": 0.5})``. A weight is a number of
-        any sign, 1 by default, or a mapping of globs over modules to numbers, of which the last match counts:
-        ``("b", {"v_proj": 0.3})``.
+        any sign, 1 by default, or a mapping of globs over modules to numbers, of which the last match counts: ``("b",
+        {"v_proj": 0.3})``.
     recipe : path or Recipe, optional
+        Follow a recipe: a .toml file, or an adapter that combine has written.
+
         Follow a recipe: a TOML file, an adapter that was combined, or the ``recipe`` of a result. It replaces the
         adapters and all options except those of writing and reading.
     method : str, optional
+        How the updates are combined; a wrong name lists all methods. [default: sum]
+
         A name in `loralens.arithmetic.methods.METHODS`; by default ``sum``, which is exact.
     strength : float, optional
+        λ, the factor by which the combined update is multiplied.
+
         λ, the factor by which the combined update is multiplied; the default depends on the method and is mostly 1.
     density : float, optional
-        The share of the entries that a sparsifying method keeps, in (0, 1].
+        The share of the entries that a sparsifying method keeps.
     settings : mapping of str to float, or pairs
+        Another setting of the method, by name.
+
         Other options of the method, such as ``{"mu": 1.5}``. A wrong name lists those that the method has.
     seed : int, optional
-        Seed of the random numbers for random methods; by default 0.
+        Seed of the random numbers for random methods.
     space : str, optional
-        The space in which an elementwise method works: ``full``, ``knots`` or ``core``.
-    modules : sequence of str
-        Only modules whose name or kind matches one of these glob patterns.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+        The space in which an elementwise method works.
     take : path or Adapter, optional
+        The adapter whose heads and biases are written where several adapters have some; 'none' leaves them out.
+
         The adapter whose heads and biases are written if several adapters have some: its path, its name, its number
         from ``"1"``, or the object that was given; ``"none"`` leaves them out.
     drop_dead : bool
@@ -718,11 +708,15 @@ def combine(
     uniform : bool
         Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
     force : bool
-        Combine adapters of different image models too, such as SDXL and SD 1.5, which share a text encoder.
-    **options : RankRules, Writing and Reading
-        How the result is truncated (at most one of ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters`` and
-        ``size``; see `loralens.compress`), how it is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``,
-        ``overwrite``, ``dry_run``), and how files are read (``format``, ``alpha``, ``scale``, ``once``).
+        Combine adapters of different image models too.
+    rules : RankRules
+        The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters``, ``size``.
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
+    writing : Writing
+        The options ``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -736,17 +730,27 @@ def combine(
         as DoRA without its base or the heads of several adapters without ``take``.
     ShapeError
         A module has two shapes, so the adapters belong to two base models.
+
+    Notes
+    -----
+    Its cost is O((out + in)·ρ²) per module, with ρ = Σr: no ΔW is formed. Only elementwise methods in the space
+    ``full`` form ΔW, in blocks of rows.
+
+    Examples
+    --------
+    $ loralens combine adapter:0.7 other:0.3 -o both
+    $ loralens combine adapter other --method ties -o both
     """
-    rules, files = split_rules(options)
     if recipe is not None:
         # All that a recipe states itself. A value of 0 was given by the user; None, () and False are defaults.
         excluded = {
             "strength": strength, "density": density, "settings": settings or None, "method": method, "space": space,
-            "seed": seed, "modules": modules or None, "take": take, "drop_dead": drop_dead or None,
-            "uniform": uniform or None, **rules,
+            "seed": seed, "modules": selection.modules or None, "take": take, "drop_dead": drop_dead or None,
+            "uniform": uniform or None, **rules.stated,
         }  # fmt: skip
         stored = _read_recipe(recipe, adapters, excluded)
-        return follow_recipe(stored, [ingredient.path for ingredient in stored.adapters], force=force, **files)
+        paths = [ingredient.path for ingredient in stored.adapters]
+        return follow_recipe(stored, paths, force=force, writing=writing, reading=reading)
     # Refused before anything is read.
     check_choice("space", space, SPACES)
     if strength is not None:
@@ -757,7 +761,7 @@ def combine(
     if not adapters:
         raise OptionError("no adapter is given", fix="give at least one ADAPTER, or --recipe")
     pairs = sources_with_strengths(adapters)
-    rule = optional_rule(**rules)
+    rule = rules.optional()
     combination = Recipe(
         ingredients(pairs),
         # On held-out tasks thirteen of eighteen methods could not be told apart, and the exact sum, which needs no
@@ -766,13 +770,13 @@ def combine(
         options=_method_options(strength, density, settings),
         space=space,
         seed=seed or 0,
-        modules=as_globs(modules, block),
+        modules=selection.globs,
         take=label_of_taken(take, pairs),
         drop_dead=drop_dead,
         truncate={} if rule is None else {rule.name: rule.value},
         uniform=uniform,
     )
-    return follow_recipe(combination, [source for source, _ in pairs], force=force, **files)
+    return follow_recipe(combination, [source for source, _ in pairs], force=force, writing=writing, reading=reading)
 
 
 def _read_recipe(

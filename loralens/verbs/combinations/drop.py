@@ -1,24 +1,23 @@
 """The verb ``drop``: writes an adapter without some of its modules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
-from typing import Any, Unpack
+from typing import Any
 
-from loralens.choices import FloatType, TargetFormat
 from loralens.core.adapter import Adapter
 from loralens.core.selection import select
 from loralens.errors import OptionError, place
+from loralens.exports import takes_options
 from loralens.formats import save
 from loralens.tables.numbers import count
 from loralens.tables.table import Column, Table
 from loralens.verbs.combinations.combine import form_of, read_source
 from loralens.verbs.files.convert import COLUMNS, NamedModule
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
-from loralens.verbs.files.output_format import check_writing
 from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.adapters import AdapterSource, Reading, labels, sources
-from loralens.verbs.shared.option_values import Blocks, BlockWeights, as_globs, numpy_dtype, weights_by_module
+from loralens.verbs.shared.adapters import AdapterSource, labels, sources
+from loralens.verbs.shared.option_values import Blocks, numpy_dtype, weights_by_module
+from loralens.verbs.shared.options import BlockWeights, ModuleChoice, Reading, Writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,54 +78,35 @@ class DropResult(Written):
         }
 
 
+@takes_options
 def drop(
     adapter: AdapterSource,
     modules: str | Sequence[str] = (),
     *,
+    blocks: BlockWeights,
     block: Blocks = (),
-    preset: str | None = None,
-    block_weights: str | Mapping[str, float] | Sequence[float] | None = None,
-    output: str | PathLike[str] | None = None,
-    to: TargetFormat | None = None,
-    base: str | PathLike[str] | None = None,
-    dtype: FloatType | None = None,
-    allow_loss: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    **reading: Unpack[Reading],
+    writing: Writing,
+    reading: Reading,
 ) -> DropResult:
     """Write an adapter without the modules that match a glob pattern, to see what they contribute.
 
     The other modules keep their stored bits. What belongs to a dropped module (a magnitude of DoRA, a bias on B) is
-    dropped with it; heads and other tensors that were trained in full stay.
+    dropped with it; heads and other tensors that were trained in full stay. With ``preset`` or ``block_weights``, the
+    blocks of an image model that have the weight 0 are left out.
 
     Parameters
     ----------
     adapter : path or Adapter
     modules : str or sequence of str
-        Leave out the modules whose name or kind matches one of these glob patterns.
+        Leave out the modules whose name or kind matches this glob pattern, or has it as whole parts.
     block : int, str or sequence of them
-        Leave out the modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model. With ``modules``, only
-        those that both choose.
-    preset, block_weights
-        Leave out the blocks of an image model that have the weight 0 here, as in `scale`. The others must have the
-        weight 1.
-    output : path, optional
-        A folder, or a file with the suffix of the dialect. Without it nothing is written.
-    to : str, optional
-        The dialect to write; the adapter's own by default.
-    base : path, optional
-        The base model, which is needed to write GGUF.
-    dtype : str, optional
-        The dtype of all factors: ``f32``, ``bf16`` or ``f16``. By default every factor keeps its own.
-    allow_loss : bool
-        Write even if rounding changes the update of a module by more than 1 %.
-    overwrite : bool
-        Replace what is already at ``output``.
-    dry_run : bool
-        Check everything, and write nothing.
-    **reading : Reading
-        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
+        Leave out these blocks: 3, 4-8, or IN04 of an image model; with ``modules``, what both choose.
+    blocks : BlockWeights
+        The options ``preset``, ``block_weights``.
+    writing : Writing
+        The options ``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -136,35 +116,39 @@ def drop(
         costs too much.
     FormatError
         The file is not an adapter.
+
+    Examples
+    --------
+    $ loralens drop adapter -m v_proj -o without-v
     """
-    check_writing(to, dtype)
-    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    writing.check()
+    target = Target.of(writing.output, overwrite=writing.overwrite, dry_run=writing.dry_run)
     (original,) = sources([[adapter]])
     (label,) = labels([original])
     # As in the other verbs that combine: --alpha only counts if the file does not state its own.
-    before = read_source(original, label, reading, base)
-    form = form_of(before, target, to=to, base=base)
+    before = read_source(original, label, reading, writing.base)
+    form = form_of(before, target, to=writing.to, base=writing.base)
     # The target is checked before the work, as in the other verbs.
     form.check_target(target, original)
     with place(label):
-        gone = _to_drop(before, as_globs(modules, block), BlockWeights(preset=preset, block_weights=block_weights))
+        gone = _to_drop(before, ModuleChoice(modules=modules, block=block).globs, blocks)
         # No reader accepts an adapter without modules.
         if len(gone) == len(before):
             raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
     # A weight that was saved in full replaces that of the base, whatever else was trained in the module.
     extra = {key: each for key, each in before.extra.items() if each.module not in gone or each.role == "saved"}
     remaining = replace(before.without(gone), extra=extra)
-    new = round_factors(remaining, numpy_dtype(dtype))
+    new = round_factors(remaining, numpy_dtype(writing.dtype))
     with place(label):
-        cost = RoundingCost.between(remaining, new.modules, allow_loss=allow_loss, dtype=dtype)
+        cost = RoundingCost.between(remaining, new.modules, allow_loss=writing.allow_loss, dtype=writing.dtype)
     if target.output is not None:
-        save(new, target.output, format=form.name, overwrite=overwrite, dry_run=dry_run, **form.options)
+        save(new, target.output, format=form.name, overwrite=writing.overwrite, dry_run=writing.dry_run, **form.options)
     return DropResult(label, before, new, form.name, cost, target)
 
 
 def _to_drop(adapter: Adapter, globs: Sequence[str], blocks: BlockWeights) -> set[str]:
     """The modules that are left out."""
-    weights = weights_by_module(adapter, blocks)
+    weights = weights_by_module(adapter, blocks.preset, blocks.block_weights)
     if weights is None and not globs:
         raise OptionError(
             "nothing says what to drop", fix="give --modules GLOB, --block, --preset NAME or --block-weights"

@@ -6,18 +6,20 @@ from functools import partial
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from loralens.analysis.equality import UpdateDifference, differences
 from loralens.core.messages import progress, tell_findings
 from loralens.errors import MismatchError, OptionError
+from loralens.exports import takes_options
 from loralens.formats.dialects.fitting import divide_as
 from loralens.formats.dialects.gguf.reader import has_permuted_rows, restore_rows
 from loralens.tables.numbers import count, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.shared.adapters import AdapterSource, Reading, labels, read_where_unknown
+from loralens.verbs.shared.adapters import AdapterSource, labels, read_where_unknown
 from loralens.verbs.shared.base_reading import warn_of_bases
+from loralens.verbs.shared.options import Reading
 
 ROUNDED = 0.01  # relative difference up to which 16-bit factors may be the reason: bfloat16 leaves 0.4 % at most
 SHOWN = 20  # modules that the table lists of those that differ, the worst first; --json and --csv list all modules
@@ -123,31 +125,35 @@ COLUMNS: tuple[Column[UpdateDifference], ...] = (
 )
 
 
+@takes_options
 def equal(
     first: AdapterSource,
     second: AdapterSource,
     *,
-    tolerance: float = 1e-6,  # above the rounding of float32 factors (6e-8), far below that of float16 (5e-4)
+    tolerance: float = 1e-06,
     base: str | PathLike[str] | None = None,
-    **reading: Unpack[Reading],
+    reading: Reading,
 ) -> EqualResult:
     """Test whether two adapters are the same update, whatever their dialects, ranks or factors.
 
     Modules are matched by name; if that fails, dots and underscores are taken as the same. ``alpha`` and ``scale`` are
     used for the adapter that does not state its own. If one of two GGUF files states the head counts, they are used for
-    both; otherwise ``base`` is needed.
+    both; otherwise ``base`` is needed. The exit code is 0 if they are equal, 1 if not.
 
     Parameters
     ----------
-    first, second : path or Adapter
+    first : path or Adapter
+    second : path or Adapter
     tolerance : float
-        The largest relative difference ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of equal modules.
+        The largest relative difference ‖ΔW₁−ΔW₂‖/‖ΔW‖ of equal modules.
     base : path, optional
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Says the head counts for
+        GGUF files, and how stacks of experts are ordered.
+
         The base model. Its head counts determine the order of rows of q and k in GGUF files, and its type how gate and
         up lie in stacks of experts.
-    **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``once``. ``alpha`` and ``scale`` are
-        used for whichever of the two does not state its own.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -157,6 +163,10 @@ def equal(
         A file that is not an adapter; a module that holds NaN or Inf.
     MismatchError
         The rows of q and k of one adapter are in another order, and no head counts are known to restore it.
+
+    Examples
+    --------
+    $ loralens equal adapter other
     """
     # A tolerance of 0 is allowed: equal factors differ by exactly 0.
     if not isfinite(tolerance) or tolerance < 0:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Unpack, get_args
+from typing import get_args
 
 from loralens.analysis.every_pair import cluster_order, pairwise
 from loralens.analysis.interference import find_interactions, interference
@@ -13,33 +13,34 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import progress, tell_findings, warn
 from loralens.core.stored import same_start
 from loralens.core.threads import processor_count
+from loralens.exports import takes_options
 from loralens.verbs.comparisons.collection_similarity import CollectionSimilarity
 from loralens.verbs.comparisons.pair_similarity import NestedSimilarity, PairSimilarity
-from loralens.verbs.shared.adapters import Reading, Source, labels, read_where_unknown, sources, with_grids
+from loralens.verbs.shared.adapters import Source, labels, read_where_unknown, sources, with_grids
 from loralens.verbs.shared.base_reading import warn_of_bases
-from loralens.verbs.shared.option_values import Blocks, as_globs, check_at_least, check_choice
+from loralens.verbs.shared.option_values import check_at_least, check_choice
+from loralens.verbs.shared.options import ModuleChoice, Reading
 
 SimilarityResult = NestedSimilarity | PairSimilarity | CollectionSimilarity
 
 THREADS = processor_count()  # modules are independent of each other, and BLAS is limited to one thread
 
 
+@takes_options
 def similarity(
     *adapters: Source,
     of: Of = "update",
     side: Side | None = None,
-    modules: Sequence[str] = (),
-    block: Blocks = (),
     phi_rank: int | None = None,
     phi: bool = False,
-    **reading: Unpack[Reading],
+    selection: ModuleChoice,
+    reading: Reading,
 ) -> SimilarityResult:
     """Compare the directions of adapters with each other and with chance.
 
-    The modules of one adapter are compared with each other if they have the same width. Two adapters are compared
-    module by module: φ(i, j), cosine, principal angles and CKA. Of three and more adapters every pair is compared, and
-    the adapters are clustered. ``alpha`` and ``scale`` are used for files that do not state their own. ΔW is never
-    formed.
+    One adapter: its own modules of equal width are compared with each other. Two adapters: φ(i, j), cosine, principal
+    angles and CKA of every module. Three and more: every pair, clustered. ``alpha`` and ``scale`` are used for files
+    that do not state their own. The folder of a grid of runs stands for its finished runs.
 
     Parameters
     ----------
@@ -47,22 +48,26 @@ def similarity(
         One, two, or more: files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load`
         returns. The folder of a grid of runs stands for its finished runs.
     of : str
-        Whose directions: ``update``, the singular directions of ΔW; ``A`` or ``B``, those of one factor alone.
-        Cosines and CKA are always of ΔW.
+        The matrix whose directions are compared: ΔW, A alone (as in the LoRA paper), or B alone.
+
+        Whose directions: ``update``, the singular directions of ΔW; ``A`` or ``B``, those of one factor alone. Cosines
+        and CKA are always of ΔW.
     side : str, optional
+        Whether directions of the inputs or of the outputs are compared. [default: out; of A: in]
+
         ``in`` or ``out``: the directions of the inputs or of the outputs. The default is ``out``, but ``in`` if ``of``
         is ``A``. The in side of ΔW mostly shows the random start of A, which adapters of one seed have in common.
-    modules : sequence of str
-        Only modules whose name or kind matches one of these glob patterns.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     phi_rank : int, optional
-        Compare at most this many leading directions; by default all.
+        Compare at most the N leading directions. [default: all]
     phi : bool
+        With --json: also the map φ(i, j) of every module of two adapters, and its chance level.
+
         The record of the result, which is also its JSON, has the map φ(i, j) of every module of two adapters and its
         chance level. The maps of many adapters are most of the text.
-    **reading : Reading
-        How files are read; ``alpha`` and ``scale`` apply to files that do not state their own.
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Returns
     -------
@@ -77,8 +82,17 @@ def similarity(
         A file that is not an adapter; a module that holds NaN or Inf.
     MismatchError
         No module in common; ``of`` is ``A`` or ``B``, but an update has no factors.
+
+    Notes
+    -----
+    The modules of one adapter are compared with each other if they have the same width. Of three and more adapters
+    every pair is compared, and the adapters are clustered. ΔW is never formed.
+
+    Examples
+    --------
+    $ loralens similarity adapter other
     """
-    modules = as_globs(modules, block)
+    modules = selection.globs
     check_choice("of", str(of), get_args(Of))
     check_choice("side", side, get_args(Side))
     check_at_least("phi_rank", phi_rank, 1)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 from loralens.analysis.spectrum import Spectrum, mean_effective_rank, total_norm
 from loralens.analysis.trajectory import SETTLED, Trajectory, TrajectoryPoint, measure_trajectory, trajectory_steps
@@ -14,6 +14,7 @@ from loralens.core.messages import progress, tell_findings, warn
 from loralens.core.selection import select
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
+from loralens.exports import takes_options
 from loralens.formats import load
 from loralens.formats.files.json_text import finite_number
 from loralens.formats.records.training import (
@@ -33,9 +34,9 @@ from loralens.reporting.document import Report
 from loralens.tables.numbers import UNDEFINED, count, fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.shared.adapters import AdapterSource, Reading, Source, check_unread, labels, sources
+from loralens.verbs.shared.adapters import AdapterSource, Source, check_unread, labels, sources
 from loralens.verbs.shared.base_reading import warn_of_bases
-from loralens.verbs.shared.option_values import Blocks, as_globs
+from loralens.verbs.shared.options import ModuleChoice, Reading
 from loralens.watching.looks import defined_mean
 
 
@@ -395,25 +396,35 @@ class TrajectoryResult(Tabular):
         }
 
 
+@takes_options
 def trajectory(
-    *adapters: Source, modules: Sequence[str] = (), block: Blocks = (), **reading: Unpack[Reading]
+    *adapters: Source,
+    selection: ModuleChoice,
+    reading: Reading,
 ) -> TrajectoryResult | WatchedResult:
     """Follow one run through its checkpoints: how far ΔW has moved, where it turned, and the loss.
+
+    RUN is a folder with checkpoint-N folders (loralens train, the Trainer of transformers) or with
+    NNNNNNN_adapters.safetensors files (mlx-lm); the adapters can also be named one by one. They are ordered by step:
+    the global_step in the trainer_state.json beside them, else the number in the name. If one of them states no step,
+    nothing is concluded from their order. Losses are read from the trainer_state.json of the latest step, or from the
+    log of loralens train.
+
+    LOG is the .jsonl file that a Watcher or a callback of loralens.watching wrote while another program trained; it
+    needs no checkpoints.
 
     Parameters
     ----------
     *adapters : path or Adapter
         A folder with ``checkpoint-N`` folders in it (`loralens train`, transformers' Trainer) or with
         ``NNNNNNN_adapters.safetensors`` files (mlx-lm); or two or more adapters. Paths are put in order of steps: the
-        ``global_step`` of the trainer_state.json beside them, else the number in the name. Adapters that have been
-        read have no step, and nothing is concluded from their order. Or the log of a watched run
-        (`loralens.watching`), which needs no checkpoints.
-    modules : sequence of str
-        Only modules whose name or kind matches one of these glob patterns.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
-    **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+        ``global_step`` of the trainer_state.json beside them, else the number in the name. Adapters that have been read
+        have no step, and nothing is concluded from their order. Or the log of a watched run (`loralens.watching`),
+        which needs no checkpoints.
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -423,8 +434,12 @@ def trajectory(
         A file that is not an adapter, or a trainer_state.json that cannot be read; a module that holds NaN or Inf.
     MismatchError
         No two checkpoints have a module in common.
+
+    Examples
+    --------
+    $ loralens trajectory run
     """
-    modules, chosen = as_globs(modules, block), sources(adapters)
+    modules, chosen = selection.globs, sources(adapters)
     if (log := watch_log_of(chosen)) is not None:
         check_unread(reading)
         return read_watched(log, modules)
@@ -458,7 +473,7 @@ def _read_checkpoints(chosen: Sequence[AdapterSource], reading: Reading) -> tupl
     # Paths are read by the reader of runs, which knows their steps; objects have none.
     if not loaded:
         run = read_run([Path(source) for source in chosen if not isinstance(source, Adapter)])
-        adapters = [load(checkpoint.path, **reading) for checkpoint in run.checkpoints]
+        adapters = [load(checkpoint.path, **reading.stated) for checkpoint in run.checkpoints]
         for checkpoint, adapter in zip(run.checkpoints, adapters, strict=True):
             tell_findings(str(checkpoint.path), adapter.findings)
         return run, adapters

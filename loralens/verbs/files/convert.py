@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack, cast, overload
+from typing import Any, cast
 
-from loralens.choices import TARGET_FORMATS, FloatType, TargetFormat
+from loralens.choices import TARGET_FORMATS, TargetFormat
 from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.matching import Match, Shape, match
@@ -17,6 +17,7 @@ from loralens.core.threads import processor_count
 from loralens.core.together import NORMS
 from loralens.core.weights import with_kernels
 from loralens.errors import OptionError, place
+from loralens.exports import takes_options
 from loralens.formats.dialects import record
 from loralens.formats.dialects.fitting import OF_IMAGE_MODELS, fit_to_dialect
 from loralens.formats.dialects.table import FORMATS, GGUF
@@ -29,11 +30,12 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
-from loralens.verbs.files.output_format import OutputFormat, check_known, check_writing, writer_options
+from loralens.verbs.files.output_format import OutputFormat, check_known, writer_options
 from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.adapters import AdapterSource, Reading, Source, labels, read_adapter
+from loralens.verbs.shared.adapters import Source, labels, read_adapter
 from loralens.verbs.shared.base_reading import base_weights
 from loralens.verbs.shared.option_values import numpy_dtype
+from loralens.verbs.shared.options import Reading, Writing
 
 NamedModule = tuple[str, Update]
 
@@ -139,56 +141,27 @@ class ConvertResult(Written):
 CHANGES = ("to", "dtype", "prefix", "rank", "drop_extra")  # the options that say what changes
 
 
-class ConvertOptions(Reading, total=False):
-    """The options of `convert`, for its two signatures."""
-
-    output: str | PathLike[str] | None
-    to: TargetFormat | None
-    base: str | PathLike[str] | None
-    arch: str | None
-    dtype: FloatType | None
-    prefix: Sequence[str] | Mapping[str, str]
-    rank: int | None
-    drop_extra: bool
-    allow_loss: bool
-    overwrite: bool
-    dry_run: bool
-    jobs: int | None
-
-
 def _check_change(options: Mapping[str, Any]) -> None:
     """Refuse an unknown dialect or dtype, and options that ask for no change, before anything is read."""
-    check_writing(options.get("to"), options.get("dtype"))
+    Writing(to=options.get("to"), dtype=options.get("dtype")).check()
     # `rank` 0 is refused with a message of its own.
     if not any(options.get(name) not in (None, False, (), [], {}) for name in CHANGES):
         fix = f"give --to ({', '.join(TARGET_FORMATS)}), or --dtype bf16"
         raise OptionError("nothing says what to convert to", fix=fix)
 
 
-# As of `compress`: the first signature wins, and a path may name a folder with several adapters.
-@overload
-def convert(  # type: ignore[overload-overlap]
-    source: AdapterSource, **options: Unpack[ConvertOptions]
-) -> ConvertResult | Any: ...
-@overload
-def convert(source: Sequence[AdapterSource], **options: Unpack[ConvertOptions]) -> BatchResult: ...
 @in_batches(lambda verb: AdapterWork(verb, ConvertResult.numbers, check=_check_change))
+@takes_options
 def convert(
     source: Source,
     *,
-    output: str | PathLike[str] | None = None,
-    to: TargetFormat | None = None,
-    base: str | PathLike[str] | None = None,
     arch: str | None = None,
-    dtype: FloatType | None = None,
     prefix: Sequence[str] | Mapping[str, str] = (),
     rank: int | None = None,
     drop_extra: bool = False,
-    allow_loss: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
     jobs: int | None = None,
-    **reading: Unpack[Reading],
+    writing: Writing,
+    reading: Reading,
 ) -> ConvertResult | BatchResult:
     """Write an adapter in another dialect, with its names and scales.
 
@@ -197,39 +170,29 @@ def convert(
     where it is not, the conversion is refused and the tensor is named. The error of what ``rank`` cuts off, and of
     rounding (``dtype``, a scale that is folded in), is reported. The source is never overwritten.
 
+    Several SOURCEs, or a folder that has adapters in it, are written into the folder OUT, each under its own name.
+    What exists there is skipped, unless ``overwrite`` is given.
+
     Parameters
     ----------
     source : path or Adapter, or a list of them
         Several adapters, or a folder that has some in it, give a `BatchResult` with one row for each.
-    output : path, optional
-        The file or folder to write. Without it nothing is written, and the result holds the converted adapter. For
-        several adapters it is a folder, in which each has its own name.
-    to : str, optional
-        The dialect to write. Only if ``dtype``, ``prefix``, ``rank`` or ``drop_extra`` says what changes, it is by
-        default the dialect of each adapter.
-    base : path, optional
-        The base model. Its configuration and the names and shapes of its weights are read. Its numbers are read only
-        for magnitudes that the adapter's file lacks, and for tensors of the adapter that may be copies of the base's.
     arch : str, optional
-        The architecture that GGUF states, such as ``llama`` or ``qwen2``; by default that of ``base``.
-    dtype : str, optional
-        Round the factors to ``f32``, ``bf16`` or ``f16``. By default they stay as they are.
+        The architecture that GGUF states, such as llama or qwen2. [default: from ``base``]
     prefix : sequence of str, or mapping of str to str
+        Rename modules whose name begins with OLD, so that it begins with NEW.
+
         ``"OLD=NEW"``, or ``{old: new}``: modules whose name begins with OLD get a name that begins with NEW.
     rank : int, optional
-        Make pairs of factors of this rank from modules that are not pairs (LoKr, LoHa, full differences).
+        The rank of modules that are not a pair of factors yet (LoKr, LoHa, full differences).
     drop_extra : bool
         Leave out tensors that the target dialect has no place for.
-    allow_loss : bool
-        Write even if rounding changes the update of a module by more than 1 %.
-    overwrite : bool
-        Replace what is already at ``output``.
-    dry_run : bool
-        Check everything, and write nothing.
     jobs : int, optional
-        The number of adapters that are processed at a time, each in its own process; 1 by default.
-    **reading : Reading
-        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
+        The number of adapters that are processed at a time, each in its own process. [default: 1]
+    writing : Writing
+        The options ``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -239,32 +202,36 @@ def convert(
         input.
     FormatError, MismatchError
         The file cannot be read, the target dialect cannot hold something of it, or the base lacks a module.
+
+    Examples
+    --------
+    $ loralens convert adapter --to kohya -o style.safetensors
     """
     del jobs  # one adapter is one job
     source = one_adapter(source)
-    _check_change({"to": to, "dtype": dtype, "prefix": prefix, "rank": rank, "drop_extra": drop_extra})
-    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    _check_change({"to": writing.to, "dtype": writing.dtype, "prefix": prefix, "rank": rank, "drop_extra": drop_extra})
+    target = Target.of(writing.output, overwrite=writing.overwrite, dry_run=writing.dry_run)
     (label,) = labels([source])
-    adapter = read_adapter(source, reading, base=base, label=label)
+    adapter = read_adapter(source, reading, base=writing.base, label=label)
     format_before = adapter.format
     with place(label):
-        to = _dialect(adapter, to)
+        to = _dialect(adapter, writing.to)
         adapter, notes = with_known_names(adapter, to)
-        if base is not None:
-            adapter, base_notes = rename_as_in_base(adapter, base, to)
+        if writing.base is not None:
+            adapter, base_notes = rename_as_in_base(adapter, writing.base, to)
             notes += base_notes
         # Prefixes last, so that OLD may begin a name of the base.
-        adapter, magnitude_notes = add_magnitudes(replace_prefixes(adapter, prefix), base)
+        adapter, magnitude_notes = add_magnitudes(replace_prefixes(adapter, prefix), writing.base)
         notes += magnitude_notes
         # This comes after the magnitudes: those that were just added are left out too if the user wants no extras.
         if drop_extra:
             notes.append(f"left out {len(adapter.extra)} tensors that do not belong to a pair")
             adapter = replace(adapter, extra={})
         pairs, truncation = _as_pairs(adapter, rank)
-        narrow = round_factors(pairs, numpy_dtype(dtype))
-    target.check_source(source, base=base)
+        narrow = round_factors(pairs, numpy_dtype(writing.dtype))
+    target.check_source(source, base=writing.base)
     with place(label):
-        form = OutputFormat(to, writer_options(to, base, arch), base)
+        form = OutputFormat(to, writer_options(to, writing.base, arch), writing.base)
         stored, files = form.encode(narrow)
         # The stored form is read back in memory: the result is what a reader will see, whether it is written or not.
         back = next(each for each in FORMATS if each.name == to).read(stored)
@@ -277,7 +244,7 @@ def convert(
             exact = fit_to_dialect(to, pairs, base_config=options.get("base_config"), arch=options.get("arch"))
             notes += _note_architecture(to, pairs, exact)
         written = _rename_back(exact, back, stored)
-        cost = RoundingCost.between(exact, written, allow_loss=allow_loss, dtype=dtype)
+        cost = RoundingCost.between(exact, written, allow_loss=writing.allow_loss, dtype=writing.dtype)
     target.write(stored, files)
     measured = len(adapter), sum(module.parameters for module in narrow.modules.values()), notes, truncation, cost
     # An adapter may have so many modules that one more copy of their objects takes the most memory.

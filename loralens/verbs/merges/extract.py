@@ -1,10 +1,10 @@
 """The verb ``extract``: makes an adapter from the difference of two models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack, get_args
+from typing import Any, get_args
 
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, Noise, TargetFormat
 from loralens.core.adapter import Adapter
@@ -13,6 +13,7 @@ from loralens.core.names import some
 from loralens.core.ranks import Rule
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
+from loralens.exports import takes_options
 from loralens.formats.models.checkpoint import Checkpoint, model_config, stores_conv1d
 from loralens.formats.models.transformers_names import use_memory_names
 from loralens.merging.checkpoint_difference import NoiseEdge
@@ -22,8 +23,8 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.files.output_format import OutputFormat, writer_options
 from loralens.verbs.files.target import Target, Written
 from loralens.verbs.shared.base_reading import read_checkpoint
-from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice, numpy_dtype
-from loralens.verbs.shared.rank_rules import RULES, RankRules, option_names, optional_rule
+from loralens.verbs.shared.option_values import check_choice, numpy_dtype
+from loralens.verbs.shared.options import ModuleChoice, RankRules, option_names
 
 ModuleRow = tuple[str, ExtractedModule]  # the name of a module, and the quality of its pair
 
@@ -144,39 +145,43 @@ class ExtractResult(Written):
         }
 
 
+@takes_options
 def extract(
     base: str | PathLike[str],
     tuned: str | PathLike[str],
     *,
     output: str | PathLike[str] | None = None,
+    rules: RankRules,
     noise_edge: Noise | None = None,
     uniform: bool = False,
     exact: bool = False,
     to: TargetFormat = "peft",
     dtype: FloatType = "f32",
-    modules: Sequence[str] = (),
-    block: Blocks = (),
     drop_extra: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
-    **rules: Unpack[RankRules],
+    selection: ModuleChoice,
 ) -> ExtractResult:
     """Make an adapter from the difference of two models: of a full fine-tune, or of a merge by another tool.
 
-    Every weight matrix that differs becomes a pair of factors, the best approximation of D = W_tuned − W_base of its
-    rank; embeddings only if ``modules`` asks for them (``"*"`` for all). One rule of ranks, as in `loralens.compress`,
-    or ``noise_edge`` has to be given. Norms, biases and new heads are copied in full. Everything that differs and is
-    not in the adapter is listed. The names are those of ``tuned``; for PEFT those that transformers 5 has in memory.
-    Large matrices take a randomised SVD with a fixed seed, whose error is stated; the error of every pair is measured
-    on all entries.
+    One rule of ranks, as in `compress`, or ``noise_edge`` has to be given. Every weight matrix that differs becomes a
+    pair of factors; embeddings only if ``modules`` asks for them (* for all). Norms, biases and new heads are copied in
+    full. Everything that differs and is not in the adapter is listed. The names are those of ``tuned``; for PEFT those
+    that transformers 5 has in memory.
 
     Parameters
     ----------
-    base, tuned : path
-        Models: folders, safetensors files, or Hub ids in the local cache.
+    base : path
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
+    tuned : path
+        The fine-tuned or merged model, in the same forms.
     output : path, optional
-        The file or folder to write. Without it nothing is written, and the result holds the adapter.
+        The file or folder to write.
     noise_edge : str, optional
+        Keep the directions that stand above the noise. 'rounding' is the noise of rounding to the dtype of ``tuned``;
+        'median' estimates unknown noise from the median of all singular values, if the difference has full rank.
+        [default without a value: rounding]
+
         Instead of a rule, keep the directions whose singular values stand above the noise. ``rounding`` is the noise of
         rounding to the dtype of ``tuned``. ``median`` estimates unknown noise from the median of all singular values,
         if the difference has full rank (Gavish and Donoho 2014).
@@ -187,19 +192,17 @@ def extract(
     to : str
         The dialect to write.
     dtype : str
-        The dtype of all factors: ``f32``, ``bf16`` or ``f16``.
-    modules : sequence of str
-        Only modules whose name or kind matches one of these glob patterns.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+        The dtype of all factors.
     drop_extra : bool
         Leave out what is not a matrix: norms, biases and new heads.
     overwrite : bool
-        Replace what is already at ``output``.
+        Replace what is already at the output path.
     dry_run : bool
-        Make the adapter, and write nothing.
-    **rules : RankRules
-        One rule of ranks: ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters`` or ``size``.
+        Check everything, report what would be done, write nothing.
+    rules : RankRules
+        The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters``, ``size``.
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
 
     Raises
     ------
@@ -207,6 +210,15 @@ def extract(
         No rule or several were given, a choice does not exist, no matrix differs, or the output overlaps with an input.
     FormatError
         A file cannot be read, or a difference has NaN or infinity.
+
+    Notes
+    -----
+    Large matrices take a randomised SVD with a fixed seed, whose error is stated; the error of every pair is measured
+    on all entries.
+
+    Examples
+    --------
+    $ loralens extract --base model --tuned tuned --rank 8 -o adapter
     """
     check_choice("to", to, TARGET_FORMATS)
     check_choice("dtype", dtype, FLOAT_TYPES)
@@ -233,7 +245,7 @@ def extract(
             base_config=model_config(Path(base)),
             tuned_config=tuned_config,
             base_model=str(base),
-            modules=as_globs(modules, block),
+            modules=selection.globs,
             one_rank=uniform,
             # Either may lack a config.json that says so, and both store their weights in the same way.
             conv1d=stores_conv1d(Path(tuned)) or stores_conv1d(Path(base)),
@@ -264,19 +276,14 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
     ------
     OptionError
         No rule or several were given, or there is no such noise.
-    TypeError
-        A keyword is not an option of `extract`.
     """
     check_choice("noise_edge", noise_edge, get_args(Noise))
-    names = [name for name, value in rules.items() if value is not None]
-    unknown = [name for name in names if name not in RULES]
-    # A TypedDict is not checked at run time, so a misspelt option would silently be no rule.
-    if unknown:
-        raise TypeError(f"extract() got an unexpected keyword argument {unknown[0]!r}")
     # The edge finds a rank by itself, so a rule beside it would contradict it.
-    if noise_edge is not None and names:
-        raise OptionError(f"--noise-edge and {option_names(names[0])} exclude each other", fix="give one of them")
-    rule = NoiseEdge(noise_edge) if noise_edge is not None else optional_rule(**rules)
+    if noise_edge is not None and rules.stated:
+        raise OptionError(
+            f"--noise-edge and {option_names(*[*rules.stated][:1])} exclude each other", fix="give one of them"
+        )
+    rule = NoiseEdge(noise_edge) if noise_edge is not None else rules.optional()
     if rule is None:
         raise OptionError(
             "no option says how many directions to keep",

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack, get_args
+from typing import Any, get_args
 
 from loralens.choices import FLOAT_TYPES, MergeBits, ModelDtype, RoundingMode
 from loralens.core.messages import note, warn
 from loralens.core.names import some
 from loralens.errors import OptionError
+from loralens.exports import takes_options
 from loralens.formats.records.merged import CERTIFICATE, NAME
 from loralens.linalg.device import Device
 from loralens.merging.plan import MergePlan
@@ -30,8 +31,8 @@ from loralens.verbs.merges.merge_losses import (
 )
 from loralens.verbs.merges.merge_run import MergeRun
 from loralens.verbs.models.texts import TextSource
-from loralens.verbs.shared.adapters import Reading
-from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice
+from loralens.verbs.shared.option_values import check_choice
+from loralens.verbs.shared.options import ModuleChoice, Reading
 from loralens.verbs.shared.weighted import Weighted, weighted_label, weighted_sources
 
 # Given in place of a file, which is then not written. A word, since leaving the option out means the default place.
@@ -130,6 +131,7 @@ def _bits_text(bits: float) -> str:
     return number(bits, 2) if bits and text == "0.00" else text
 
 
+@takes_options
 def merge(
     *adapters: Weighted,
     base: str | PathLike[str],
@@ -147,14 +149,14 @@ def merge(
     device: str = "cpu",
     overwrite: bool = False,
     dry_run: bool = False,
-    modules: Sequence[str] = (),
-    block: Blocks = (),
-    **reading: Unpack[Reading],
+    selection: ModuleChoice,
+    reading: Reading,
 ) -> MergeResult:
     """Merge adapters into a base model, W' = W + Σ w·ΔW, shard by shard and rounded once.
 
-    The update is computed in float32 in a defined order, so the result has the same bits on every machine. Every other
-    tensor is copied byte for byte, and so are the files beside the weights. The output appears complete or not at all.
+    Every other tensor is copied byte for byte, and so are the files beside the weights. ADAPTER:0.7 has the weight 0.7.
+    By default OUT also holds an undo patch, from which `loralens unmerge` restores the base bit for bit, and a
+    certificate of how much of every update arrived, which --json prints.
 
     Parameters
     ----------
@@ -163,45 +165,55 @@ def merge(
     base : path
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     output : path
-        The folder to write, or the file if the base is a single file. It may be left out in a dry run.
+        The folder to write, or the file if the base is a single file, such as a GGUF file.
     undo : path, optional
+        Where the undo patch is written; 'none' writes none. [default: undo.loralens in OUT; for a file OUT.gguf
+        OUT.undo.loralens]
+
         The file of the undo patch, from which `loralens.unmerge` restores the base bit for bit. By default it is in
         ``output``, or beside it if that is a file; ``"none"`` writes none.
     certificate : path, optional
-        The file of the certificate, which states how much of every update arrived. The default and ``"none"`` are as
-        for ``undo``.
+        Where the certificate is written; 'none' writes none. [default: merge_certificate.json in OUT; for a file
+        OUT.gguf OUT.merge_certificate.json]
     measure : bool
         Measure how much of every update arrived, even if no certificate is written.
     rounding : str, optional
+        How a merge rounds the new weights. [default: nearest; stochastic with ``bits`` keep]
+
         How a merge rounds the new weights: ``nearest``, ``stochastic`` or ``feedback``. By default ``nearest``, and
         ``stochastic`` where codes are kept, as rounding to the nearest code loses the adapter.
     seed : int
         Seed of the random numbers for stochastic rounding.
     dtype : str
-        The dtype of the merged model: ``f32``, ``bf16``, ``f16``, or ``keep`` for every tensor's own.
+        The dtype of the merged model; 'keep' leaves every tensor in its own.
     bits : str, optional
+        The codes of the merged model: 'keep' keeps the format and the scales of a low-bit base, and changes only codes.
+        The other values merge in floats and quantise once: 'nf4' is for a base in safetensors, 'q4_1' and 'q8_0' are
+        for a GGUF base. A low-bit base needs this or ``dtype``.
+
         ``keep``: the codes of a low-bit base move on their grid, and its scales and its layout stay. ``nf4``: merged in
         floats, then quantised once, as bitsandbytes reads it. ``q4_1``, ``q8_0``: the same for a GGUF base in floats,
         in these types of llama.cpp. A low-bit base needs this or ``dtype``.
     data : path or iterable, optional
+        Texts of the adapter's domain. The certificate then gives the loss of the merged model, and its divergence from
+        the base with the unmerged adapter.
+
         Texts of the adapter's domain that it was not trained on. The certificate then says the loss of the base, of the
         unmerged and of the merged model, and the divergence of the merged one, on these and on general texts.
     allow_missing : bool
         Leave out modules that have no weight in the base.
     untie : bool, optional
-        Whether a head that shares the embedding's weight gets a weight of its own; by default if the adapter needs one.
+        Whether a head that shares the embedding's weight gets a weight of its own. [default: if the adapter needs one]
     device : str
-        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``. The result has the same bits on every device.
+        The device for computations on W: cpu, cuda or cuda:N. The result has the same bits on every device.
     overwrite : bool
-        Replace what is already at ``output``.
+        Replace what is already at the output path.
     dry_run : bool
-        Measure what would arrive and how large the undo file would be, and write nothing.
-    modules : sequence of str
-        Only modules whose name or kind matches one of these glob patterns.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
-    **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+        Check everything, report what would be done, write nothing.
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -212,6 +224,16 @@ def merge(
         A file cannot be read.
     MismatchError
         Adapters and base do not fit together.
+
+    Notes
+    -----
+    The update is computed in float32 in a defined order, so the result has the same bits on every machine. The output
+    appears complete or not at all.
+
+    Examples
+    --------
+    $ loralens merge adapter --base model -o merged
+    $ loralens merge adapter:0.7 other:0.3 --base model -o merged
     """
     check_choice("dtype", dtype, get_args(ModelDtype))
     rounding = choose_rounding(rounding, bits=bits, dtype=dtype)
@@ -222,7 +244,7 @@ def merge(
         weighted_sources(adapters),
         base,
         reading,
-        modules=as_globs(modules, block),
+        modules=selection.globs,
         allow_missing=allow_missing,
         untie=untie,
         dtype=FLOAT_TYPES.get(dtype),

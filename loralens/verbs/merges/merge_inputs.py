@@ -31,9 +31,10 @@ from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.plan import MergePlan
 from loralens.merging.planning import plan_merge
 from loralens.verbs.merges.low_bit_base import NO_CODES, NewCodes, check_bits, check_codes, part_of, quantised_plan
-from loralens.verbs.shared.adapters import Reading, labels, path_of, read_adapter
+from loralens.verbs.shared.adapters import labels, path_of, read_adapter
 from loralens.verbs.shared.base_reading import ModelPath, warn_of_bases
 from loralens.verbs.shared.option_values import check_choice
+from loralens.verbs.shared.options import Reading
 from loralens.verbs.shared.weighted import Pair
 
 

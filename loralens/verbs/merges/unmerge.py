@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
-from typing import Any, Never, Unpack
+from typing import Any, Never
 
 from loralens.core.lazy import Array
 from loralens.core.messages import progress, warn
 from loralens.core.names import some
 from loralens.errors import FormatError, MismatchError, OptionError, place
+from loralens.exports import takes_options
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.model_files import CONFIG, check_index, model_files, offsets_of, resolve_path
 from loralens.formats.models.model_writer import Change
@@ -27,9 +28,7 @@ from loralens.verbs.merges.certified import check_subtracted, settings_of
 from loralens.verbs.merges.merge_inputs import MergeInputs, read_merge_inputs, record_path
 from loralens.verbs.merges.merge_run import THREADS
 from loralens.verbs.merges.model_copy import bytes_of_copy, rehearse, warn_if_killed, write_copy
-from loralens.verbs.shared.adapters import Reading, stated_options
-from loralens.verbs.shared.option_values import Blocks, as_globs
-from loralens.verbs.shared.rank_rules import option_names
+from loralens.verbs.shared.options import ModuleChoice, Reading, option_names
 from loralens.verbs.shared.weighted import Weighted, weighted_sources
 
 # Three remedies for three faults: a file that no merge wrote, a damaged file, and the right file for another state.
@@ -331,6 +330,7 @@ class UnmergeResult(Written):
         return self.listing()[0].record(self)
 
 
+@takes_options
 def unmerge(
     merged: str | PathLike[str],
     *,
@@ -340,40 +340,39 @@ def unmerge(
     device: str = "cpu",
     overwrite: bool = False,
     dry_run: bool = False,
-    modules: Sequence[str] = (),
-    block: Blocks = (),
-    **reading: Unpack[Reading],
+    selection: ModuleChoice,
+    reading: Reading,
 ) -> UnmergeResult:
     """Restore the base that adapters were merged into.
 
-    The undo patch restores every bit of the base, which its SHA-256 proves; the adapters are not needed. Without an
-    undo file, ``adapter`` is subtracted, W = round(W' − Σ w·ΔW). Rounding gave several weights the same W', so the
-    entries that this leaves uncertain are counted. For codes of a low-bit model, the stochastic rounding of the merge
-    is repeated with the seed that its certificate states. Several merges are undone in reverse order.
+    The undo patch restores every bit of the base, which its SHA-256 proves. ``adapter`` subtracts the update instead,
+    and the entries that rounding leaves uncertain are counted. Several merges are undone in reverse order; of single
+    files, keep the undo file of each merge.
 
     Parameters
     ----------
     merged : path
         The merged model.
     output : path
-        The folder to write, or the file if ``merged`` is one. It may be left out in a dry run.
+        Where the base is written: a folder, or a file if MERGED is one.
     undo : path, optional
-        The undo file of the merge; by default the one in ``merged``, or beside it if ``merged`` is a file.
+        The undo patch of the merge, which restores every bit. [default: undo.loralens in MERGED; for a file MERGED.gguf
+        MERGED.undo.loralens]
     adapter : path or Adapter, pair, mapping, or sequence of these
-        The adapter that was merged: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``. It is subtracted, and
-        the undo file is not used.
+        The adapter that was merged, with weight W. It is subtracted, and no undo patch is used.
+
+        The adapter that was merged: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``. It is subtracted, and the undo
+        file is not used.
     device : str
-        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``. The result has the same bits on every device.
+        The device for computations on W: cpu, cuda or cuda:N. The result has the same bits on every device.
     overwrite : bool
-        Replace what is already at ``output``.
+        Replace what is already at the output path.
     dry_run : bool
-        Restore and check everything, and write nothing.
-    modules : sequence of str
-        Subtract only modules whose name or kind matches one of these glob patterns.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
-    **reading : Reading
-        How ``adapter`` is read: ``format``, ``alpha``, ``scale``, ``once``.
+        Check everything, report what would be done, write nothing.
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -384,11 +383,21 @@ def unmerge(
         codes of a low-bit model also: the certificate names another adapter or another weight.
     FormatError
         A file cannot be read.
+
+    Notes
+    -----
+    Without an undo file, ``adapter`` is subtracted, W = round(W' − Σ w·ΔW). Rounding gave several weights the same W',
+    so the entries that this leaves uncertain are counted. For codes of a low-bit model, the stochastic rounding of the
+    merge is repeated with the seed that its certificate states. Several merges are undone in reverse order.
+
+    Examples
+    --------
+    $ loralens unmerge merged -o restored
     """
-    modules = as_globs(modules, block)
+    modules = selection.globs
     # () and an empty list from the command line mean that no adapter was given; an empty text is a wrong path.
     subtracting = isinstance(adapter, str | PathLike) or bool(adapter)
-    misplaced = [*(["modules"] if modules else []), *stated_options(reading)]
+    misplaced = [*(["modules"] if modules else []), *reading.stated]
     # Silently restoring all modules would not be what the user asked for.
     if misplaced and not subtracting:
         raise OptionError(

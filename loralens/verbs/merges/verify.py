@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import sqrt
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Unpack, cast, get_args, overload
+from typing import Any, Literal, cast, get_args
 
 from loralens.choices import MergeBits, RoundingMode
 from loralens.core.lazy import LazyArray
@@ -14,6 +14,7 @@ from loralens.core.messages import progress
 from loralens.core.names import some
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
+from loralens.exports import takes_options
 from loralens.formats.files.container import read_json
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
 from loralens.formats.models.model_files import ModelFiles, model_files, resolve_path
@@ -31,9 +32,8 @@ from loralens.verbs.merges.certified import settings_of
 from loralens.verbs.merges.merge_inputs import read_merge_inputs, record_path
 from loralens.verbs.merges.merge_losses import DAMAGED
 from loralens.verbs.merges.model_copy import warn_if_killed
-from loralens.verbs.shared.adapters import Reading, stated_options
-from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice
-from loralens.verbs.shared.rank_rules import option_names
+from loralens.verbs.shared.option_values import check_choice
+from loralens.verbs.shared.options import ModuleChoice, Reading, option_names
 from loralens.verbs.shared.weighted import Weighted, name_damaged, weighted_label, weighted_sources
 
 # The cosines from which the directions of two updates are called the same, and similar. Between step 750 of a run and
@@ -425,22 +425,7 @@ def _changed_files(folder: Path, certificate: Mapping[str, Any]) -> list[str]:
     return [name for name, size in listed.items() if sizes.get(name) != size] if isinstance(listed, dict) else []
 
 
-@overload
-def verify(merged: str | PathLike[str]) -> CertificateResult: ...
-@overload
-def verify(
-    merged: str | PathLike[str],
-    *,
-    base: str | PathLike[str],
-    adapter: Weighted,
-    rounding: RoundingMode | None = None,
-    seed: int | None = None,
-    untie: bool | None = None,
-    device: str = "cpu",
-    modules: Sequence[str] = (),
-    block: Blocks = (),
-    **reading: Unpack[Reading],
-) -> VerifyResult: ...
+@takes_options
 def verify(
     merged: str | PathLike[str],
     *,
@@ -450,46 +435,45 @@ def verify(
     seed: int | None = None,
     untie: bool | None = None,
     device: str = "cpu",
-    modules: Sequence[str] = (),
-    block: Blocks = (),
-    **reading: Unpack[Reading],
+    selection: ModuleChoice,
+    reading: Reading,
 ) -> VerifyResult | CertificateResult:
     """Test for every module of an adapter whether a merged model holds its update, by repeating the merge.
+
+    Without ``base`` and ``adapter``: test whether the model is unchanged since its merge, by the certificate in its
+    folder. The exit code is 1 if a tensor changed. Whether an adapter is in the model is not tested.
 
     exact: every bit is the one that loralens writes. rounded: the update is there in full, with another rounding.
     partial: the strength of the update is below 0.9 or above 1.1, or differs from what the rounding predicts. absent:
     the strength is below 0.1, as in the base or another model. If the rounding itself lost an update, it is partial or
-    absent, even if every bit is the one that loralens writes. The answer for the model is that of its worst module.
-
-    Without ``base`` and ``adapter`` every tensor is compared with its hash in the certificate that the merge left in
-    the folder of ``merged``. That shows whether the model was changed since, and not whether an adapter is in it.
-
-    The strength is the gain ⟨M − W, D⟩/‖D‖², with the merged weight M, the weight W of the base, and the update D. The
-    formulas and the standard error of the gain are in `loralens.merging.verify`.
+    absent, even if every bit is the one that loralens writes. The answer for the model is that of its worst module. The
+    exit code is 0 for exact and rounded, 1 for partial and absent.
 
     Parameters
     ----------
     merged : path
         The model that may hold the adapter.
     base : path, optional
-        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Goes with ``adapter``.
     adapter : path or Adapter, pair, mapping, or sequence of these, optional
+        An adapter that was merged, with weight W. Goes with ``base``.
+
         The adapters that may have been merged, with their weights: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     rounding : str, optional
+        How the merge rounded the new weights. [default: as its certificate says; without one, nearest]
+
         How the merge rounded the new weights: ``nearest``, ``stochastic`` or ``feedback``. By default what the
         certificate of the merge says; without one ``nearest``, or ``stochastic`` for the codes of a low-bit base.
     seed : int, optional
-        Seed of the random numbers for stochastic rounding, by default what the certificate says; without one 0.
+        Seed of the random numbers for stochastic rounding. [default: as the certificate says; without one, 0]
     untie : bool, optional
-        Whether the merge gave the head a weight of its own; by default as in ``merged``, or if the adapter needs one.
+        Whether the merge gave the head a weight of its own. [default: as in MERGED, or if the adapter needs one]
     device : str
-        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``. The result has the same bits on every device.
-    modules : sequence of str
-        Only modules whose name or kind matches one of these glob patterns.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
-    **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+        The device for computations on W: cpu, cuda or cuda:N. The result has the same bits on every device.
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -500,14 +484,27 @@ def verify(
         The merged model lacks a tensor of the base, or the adapter belongs to another base.
     FormatError
         A file cannot be read.
+
+    Notes
+    -----
+    Without ``base`` and ``adapter`` every tensor is compared with its hash in the certificate that the merge left in
+    the folder of ``merged``. That shows whether the model was changed since, and not whether an adapter is in it.
+
+    The strength is the gain ⟨M − W, D⟩/‖D‖², with the merged weight M, the weight W of the base, and the update D. The
+    formulas and the standard error of the gain are in `loralens.merging.verify`.
+
+    Examples
+    --------
+    $ loralens verify merged
+    $ loralens verify merged --base model --adapter adapter
     """
-    modules = as_globs(modules, block)
+    modules = selection.globs
     check_choice("rounding", rounding, get_args(RoundingMode))
     # () and an empty list from the command line mean that no adapter was given; an empty text is a wrong path.
     has_adapter = isinstance(adapter, str | PathLike) or bool(adapter)
     if base is None or not has_adapter:
         others_set = {"rounding": rounding, "seed": seed, "untie": untie, "device": device != "cpu"}
-        _refuse_half(base is not None, has_adapter, {**others_set, "modules": modules, **stated_options(reading)})
+        _refuse_half(base is not None, has_adapter, {**others_set, "modules": modules, **reading.stated})
         return check_certificate(merged)
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     # ``shown`` gives a shared weight under all its names, so that planned tensors are found whether or not the merge

@@ -4,23 +4,26 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
+from dataclasses import dataclass
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from loralens.choices import CODES, FLOAT_TYPES
+from loralens.choices import CODES, FLOAT_TYPES, FloatType
 from loralens.core.attached import keep_modes
 from loralens.core.messages import warn
 from loralens.core.threads import processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
+from loralens.exports import Options
 from loralens.formats.files.container import CONFIG
 from loralens.formats.files.outside import check_folder
 from loralens.formats.models.model_files import gguf_paths, model_path
 from loralens.requirements import missing_packages
 from loralens.verbs.models.loaded import Head, Loaded
-from loralens.verbs.shared.option_values import check_choice
+from loralens.verbs.models.texts import TextSource
+from loralens.verbs.shared.option_values import check_choice, check_counts
 
 if TYPE_CHECKING:
     from torch import device as Device  # noqa: N812
@@ -460,3 +463,47 @@ def digest_of_model(model: "nn.Module") -> str:
         # As bytes, since NumPy does not know bfloat16.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running(Options):
+    """Computing: the model that runs, and the texts on which it runs.
+
+    Parameters
+    ----------
+    model : path or (model, tokenizer)
+        The base model: a transformers folder, a GGUF file, a Hub id in the local cache, or an installed package.
+
+        Or a model of transformers and its tokenizer, which is left as it was.
+    data : path or iterable
+        Real inputs: a .jsonl file of {"text": …}, a .txt file of one text per line, or a .csv or .tsv file with a
+        column named text.
+
+        Or a list of texts.
+    limit : int, optional
+        Use only the first N texts.
+    batch : int
+        The number of texts that the model sees at a time.
+    length : int
+        The number of tokens after which a text is cut.
+    device : str
+        The device that runs the model: cpu, cuda, cuda:1, mps …, or auto for a GPU if there is one.
+    dtype : str
+        The dtype of the model's weights, in which it computes.
+    threads : int, optional
+        The number of CPU threads. [default: all that the process may use]
+    """
+
+    model: ModelSource
+    data: TextSource
+    limit: int | None = None
+    # Fewer than `evaluate` takes, since hidden states are kept for a whole batch.
+    batch: int = 16
+    length: int = 256
+    device: str = "auto"
+    dtype: FloatType = "f32"
+    threads: int | None = None
+
+    def check(self) -> None:
+        """Refuse counts below 1."""
+        check_counts(limit=self.limit, batch=self.batch, length=self.length, threads=self.threads)

@@ -36,8 +36,9 @@ from loralens.reporting.subject import (
 )
 from loralens.verbs.files.output_format import OutputFormat, file_saving, source_bytes
 from loralens.verbs.pages.page_tables import checkpoints_table, pairs_table, quality_table_of, subject_tables
-from loralens.verbs.shared.adapters import AdapterSource, Reading, labels, load_source, short_labels
+from loralens.verbs.shared.adapters import AdapterSource, labels, load_source, short_labels
 from loralens.verbs.shared.examination import examine_adapters, open_base
+from loralens.verbs.shared.options import Reading, SvdCaching
 from loralens.verbs.spectra.decompositions import decompositions, duration, svd_cache, svd_seconds
 
 # Seconds that the SVDs of the base may take without --intruders. The documentation promises "about a minute".
@@ -209,7 +210,7 @@ def _intruders(
             return {}, f"{reason} (loralens report --intruders looks for them, and stores the SVDs)"
     new = {}
     # Closed so that its progress ends after an error too.
-    with closing(decompositions(plain, svd_cache(), base, device)) as bases:
+    with closing(decompositions(plain, svd_cache(SvdCaching()), base, device)) as bases:
         for name, W in bases:
             with place(examination.path), place(name):
                 new[name] = find_intruders(examination.adapter[name], W).without_vectors()  # only counted here

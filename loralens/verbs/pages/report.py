@@ -1,16 +1,17 @@
 """``report``: all measurements of one or more adapters on one self-contained page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import Any, Never, Unpack
+from typing import Any, Never
 
 from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line, note
 from loralens.core.stored import Moments
 from loralens.errors import OptionError, visible
+from loralens.exports import takes_options
 from loralens.formats.files.atomic import check_apart
 from loralens.formats.files.location import existing_path
 from loralens.reporting.document import PageTable, Report
@@ -28,14 +29,13 @@ from loralens.verbs.comparisons.trajectory import read_watched, watch_log_of, wa
 from loralens.verbs.pages.page import report_page
 from loralens.verbs.shared.adapters import (
     AdapterSource,
-    Reading,
     Source,
     command_line_options,
     path_of,
     sources,
     with_checkpoints,
 )
-from loralens.verbs.shared.option_values import Blocks, as_globs
+from loralens.verbs.shared.options import ModuleChoice, Reading
 
 ActivationSource = str | PathLike[str] | Moments
 
@@ -107,6 +107,7 @@ def _adapter_column(label: str) -> Column[Any]:
     return Column("adapter", lambda _: label, "adapter", align="left", priority=ALWAYS)
 
 
+@takes_options
 def report(
     *adapters: Source,
     output: str | PathLike[str] | None = None,
@@ -114,16 +115,17 @@ def report(
     base: str | PathLike[str] | None = None,
     activations: ActivationSource | Sequence[ActivationSource] = (),
     evaluations: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
-    modules: Sequence[str] = (),
-    block: Blocks = (),
     intruders: bool | None = None,
     markdown: bool = False,
     overwrite: bool = False,
-    **reading: Unpack[Reading],
+    selection: ModuleChoice,
+    reading: Reading,
 ) -> ReportResult:
-    """Put all measurements of adapters on one page: findings, spectra, ranks, and how the adapters compare.
+    """Write one self-contained page about adapters: findings, spectra, ranks, and comparisons; or about a fleet.
 
-    With a base the page also shows what ΔW amplifies, intruder dimensions, and the error that a merge would have.
+    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. With ``base`` the page also says what ΔW
+    amplifies, which dimensions are intruders, and what a merge would lose. The folder of a run stands for its
+    checkpoints, and that of a grid of runs for its finished runs.
 
     Parameters
     ----------
@@ -131,27 +133,30 @@ def report(
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. The folder of
         a run stands for its checkpoints. Or the log of a watched run (`loralens.watching`).
     output : path, optional
+        The HTML page to write, such as reports/x.html.
+
         The page to write, a ``.html`` file; folders on the way are made. Without it nothing is written.
     fleet : path, optional
-        The index of a fleet, or the folder that holds it: the page is about the fleet, and no adapter is given.
+        Write the page of a fleet: its index, or the folder that holds .loralens-fleet. Without ADAPTER.
     base : path, optional
-        The base model: each adapter is also measured against it.
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Also compare each adapter
+        with its weights.
     activations : path or Moments, or a sequence of them
-        Second moments of real inputs, as `loralens.calibrate` measures them, each for the adapter it belongs to.
+        A file of `loralens calibrate`: the second moments of real inputs. Each file belongs to the adapter that it was
+        measured with.
     evaluations : path, or a sequence of them
-        Files of `loralens.evaluate`: what they measured on texts is shown at the top of the page.
-    modules : sequence of str
-        Globs over names or kinds: only these modules are measured.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+        A file of `loralens evaluate ``output```, whose accuracies or losses then stand at the top of the page.
     intruders : bool, optional
-        Look for intruder dimensions, which takes an SVD of every weight. By default only where it takes under a minute.
+        Whether to look for intruder dimensions, which takes an SVD of every weight. [default: if it takes at most about
+        a minute]
     markdown : bool
-        Write the report as Markdown with pictures too, next to the page.
+        Also write the page as Markdown with pictures, beside the page.
     overwrite : bool
-        Replace existing files.
-    **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+        Replace what is already at the output path.
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Returns
     -------
@@ -172,8 +177,12 @@ def report(
     Notes
     -----
     ΔW is never formed. With a base its weights are read twice, one at a time: by the doctor, and for the amplification.
+
+    Examples
+    --------
+    $ loralens report adapter other -o report.html
     """
-    modules = as_globs(modules, block)
+    modules = selection.globs
     if markdown and output is None:
         raise OptionError("markdown is written next to the page, and there is no page", fix="give output, the page")
     # A report without intruders needs no base, so only True is refused.
@@ -266,7 +275,7 @@ def _command(
     activations: Sequence[ActivationSource],
     evaluations: Sequence[str | PathLike[str]],
     modules: Sequence[str],
-    reading: Mapping[str, Any],
+    reading: Reading,
     *,
     intruders: bool | None,
     markdown: bool,

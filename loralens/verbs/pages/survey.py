@@ -257,24 +257,36 @@ COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
 )
 
 
-def survey(folder: str | PathLike[str], *, once: bool = False) -> SurveyResult:
+def survey(
+    folder: str | PathLike[str],
+    *,
+    once: bool = False,
+) -> SurveyResult:
     """List the adapters under a folder: format, base, ranks, norms, effective rank, fingerprint, duplicates.
 
     A file that should be an adapter and cannot be read is listed with the reason. Whole models are recognised by their
-    headers, and only counted. If the folder has an index (`loralens.Fleet`) and no file has changed since it was made,
-    the index answers; otherwise all files are read.
+    headers, and only counted. The exit code is 0 whatever is there.
 
     Parameters
     ----------
     folder : path
         The folder; its subfolders are searched too.
     once : bool
-        Add the update of the ``out_proj`` of an `nn.MultiheadAttention` once; PEFT adds it twice.
+        Add the update of the out_proj of an nn.MultiheadAttention once; PEFT adds it twice.
 
     Raises
     ------
     OptionError
         ``folder`` is not a folder.
+
+    Notes
+    -----
+    If the folder has an index (`loralens.Fleet`) and no file has changed since it was made, the index answers;
+    otherwise all files are read.
+
+    Examples
+    --------
+    $ loralens survey folder
     """
     root = Path(folder)
     if not root.is_dir():

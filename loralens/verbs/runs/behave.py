@@ -3,22 +3,22 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from loralens.analysis.behaviour import BASE, Behaviour, Contrast, measure_behaviour
-from loralens.choices import FloatType
 from loralens.core.adapter import Adapter
 from loralens.core.messages import progress, warn
 from loralens.errors import OptionError, place
+from loralens.exports import takes_options
 from loralens.tables.numbers import fixed, json_number, number, percent
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.models.loaded import Head
-from loralens.verbs.models.models import ModelSource, load_model, model_label, restore_settings
-from loralens.verbs.models.texts import TextSource, read_texts, text_label
+from loralens.verbs.models.models import Running, load_model, model_label, restore_settings
+from loralens.verbs.models.texts import read_texts, text_label
 from loralens.verbs.models.tokens import Cut, count_cut
-from loralens.verbs.shared.adapters import AdapterSource, Reading, Source, labels, read_adapter, sources
-from loralens.verbs.shared.option_values import check_counts
+from loralens.verbs.shared.adapters import AdapterSource, Source, labels, read_adapter, sources
+from loralens.verbs.shared.options import Reading
 
 NAMED = 3  # tensors that warnings name; an adapter of another base may have hundreds of the same kind
 # What the logits of a model are counted by: a classifier has one row of logits for a text.
@@ -167,41 +167,26 @@ def _layer_columns(from_base: Sequence[Contrast]) -> list[Column[Any]]:
     return [layer, *(column(place, contrast) for place, contrast in enumerate(from_base))]
 
 
+@takes_options
 def behave(
     *adapters: Source,
-    model: ModelSource,
-    data: TextSource,
-    limit: int | None = None,
-    batch: int = 16,
-    length: int = 256,
-    device: str = "auto",
-    dtype: FloatType = "f32",
-    threads: int | None = None,
-    **reading: Unpack[Reading],
+    running: Running,
+    reading: Reading,
 ) -> BehaviourResult:
     """Show what each adapter does to the outputs of its base on real inputs, and how far adapters are apart.
 
     Differences of hidden states are always measured; KL divergence and differences of logits where the model has a
     head. Updates are added in float32, and nothing is merged.
 
+    `--adapters A B` means the same as A B.
+
     Parameters
     ----------
     *adapters : path or Adapter
-    model : path or (model, tokenizer)
-        The base: a transformers folder, a Hub id in the local cache, or a package; or a model of transformers and its
-        tokenizer, which is left as it was.
-    data : path or iterable
-        Real inputs: ``.jsonl``, ``.txt``, ``.csv`` or ``.tsv``, or a list of texts.
-    limit : int, optional
-        Use only the first ``limit`` texts.
-    batch, length : int
-        The number of texts that the model sees at a time, and of tokens after which a text is cut.
-    device, dtype : str
-        The device and the dtype of a model that is loaded from a folder.
-    threads : int, optional
-        The number of CPU threads; by default all that the process may use.
-    **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+    running : Running
+        The options ``model``, ``data``, ``limit``, ``batch``, ``length``, ``device``, ``dtype``, ``threads``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -212,9 +197,14 @@ def behave(
         An adapter, a model or texts cannot be read.
     MismatchError
         An adapter does not fit the model.
+
+    Examples
+    --------
+    $ loralens behave adapter --model model --data texts.txt
     """
-    check_counts(limit=limit, batch=batch, length=length, threads=threads)
-    texts = read_texts(data, limit=limit)
+    running.check()
+    model, data = running.model, running.data
+    texts = read_texts(data, limit=running.limit)
     paths = _name_adapters(sources(adapters))
     # A model that is an object has no files with which an adapter could be compared.
     base = None if isinstance(model, tuple) else model
@@ -223,14 +213,14 @@ def behave(
         for name, (_, source) in paths.items()
     }
     with restore_settings(model):
-        loaded = load_model(model, device=device, dtype=dtype, threads=threads)
-        cut = count_cut(loaded, [text.text for text in texts], length=length)
+        loaded = load_model(model, device=running.device, dtype=running.dtype, threads=running.threads)
+        cut = count_cut(loaded, [text.text for text in texts], length=running.length)
         cut.warn(text_label(data))
         config: Any = loaded.model.config
         # `restore_settings` restores it.
         config.output_hidden_states = True
         with place(model_label(model)), progress("running the model", len(texts)) as step:
-            batches = loaded.batches(texts, batch=batch, length=length, step=step)
+            batches = loaded.batches(texts, batch=running.batch, length=running.length, step=step)
             behaviour = measure_behaviour(loaded.model, batches, adapters=read)
     _warn_of_exceptions(behaviour)
     return BehaviourResult(

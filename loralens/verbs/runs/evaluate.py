@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from loralens.choices import FloatType, TaskName
 from loralens.core.adapter import Adapter
@@ -15,6 +15,7 @@ from loralens.core.messages import progress, warn
 from loralens.core.names import some
 from loralens.core.stored import record_of
 from loralens.errors import OptionError, place
+from loralens.exports import takes_options
 from loralens.formats.files.atomic import check_write_target
 from loralens.formats.records.results import write_evaluation
 from loralens.tables.numbers import count, json_number, number
@@ -24,8 +25,9 @@ from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.models import ModelSource, labels_of, load_headed, model_label, restore_settings
 from loralens.verbs.models.texts import Texts, TextSource, read_data, text_label
 from loralens.verbs.models.tokens import CAUSAL, DEFAULT_LENGTH, Cut, check_causal, count_cut
-from loralens.verbs.shared.adapters import Reading, Source, labels, read_adapter, sources
+from loralens.verbs.shared.adapters import Source, labels, read_adapter, sources
 from loralens.verbs.shared.option_values import check_choice, check_counts
+from loralens.verbs.shared.options import Reading
 from loralens.version import __version__
 
 if TYPE_CHECKING:  # torch takes a second
@@ -145,20 +147,21 @@ def _measure_column(measure: str) -> Column[Evaluation]:
     return Column(measure, lambda row: json_number(row.measures[measure]), measure, number, priority=ALWAYS)
 
 
+@takes_options
 def evaluate(
     *adapters: Source,
     model: ModelSource,
     task: TaskName,
     data: TextSource,
+    output: str | PathLike[str] | None = None,
     limit: int | None = None,
     batch: int = 64,
     length: int | None = None,
     device: str = "auto",
     dtype: FloatType = "f32",
     threads: int | None = None,
-    output: str | PathLike[str] | None = None,
     overwrite: bool = False,
-    **reading: Unpack[Reading],
+    reading: Reading,
 ) -> EvaluationResult:
     """Measure loss, accuracy and, for language models, perplexity: with each adapter, or without any.
 
@@ -170,29 +173,34 @@ def evaluate(
     *adapters : path or Adapter
         Without any, the model itself is measured.
     model : path or (model, tokenizer)
+        The base model: a transformers folder, a GGUF file, a Hub id in the local cache, or an installed package.
+
         The base: a transformers folder, a Hub id in the local cache, or a package; or a model of transformers and its
         tokenizer, which is left as it was.
     task : str
-        ``classification``, ``causal-lm`` or ``masked-lm``.
+        The task that is measured.
     data : path, name of a corpus, or iterable
+        The texts, in a file as train reads it; or the name of a corpus, of which the held-out texts are taken.
+
         Texts as for `loralens.train`; of a corpus the held-out texts.
+    output : path, optional
+        Also write the result to this .json file, for `report --evaluations`.
     limit : int, optional
-        Use only the first ``limit`` texts.
+        Use only the first N texts.
     batch : int
         The number of texts that the model sees at a time.
     length : int, optional
-        The number of tokens after which a text is cut; by default as the adapter was trained if it states that, else
-        256.
-    device, dtype : str
-        The device and the dtype of a model that is loaded from a folder.
+        The number of tokens after which a text is cut. [default: as the adapter was trained, else 256]
+    device : str
+        The device that runs the model: cpu, cuda, cuda:1, mps …, or auto for a GPU if there is one.
+    dtype : str
+        The dtype of the model's weights, in which it computes.
     threads : int, optional
-        The number of CPU threads; by default all that the process may use.
-    output : path, optional
-        A file to which the result is written as JSON, for ``evaluations`` of `loralens.report`.
+        The number of CPU threads. [default: all that the process may use]
     overwrite : bool
-        Replace what is at ``output``.
-    **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+        Replace what is already at the output path.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -203,6 +211,10 @@ def evaluate(
         An adapter, a model or texts cannot be read.
     MismatchError
         The adapter or the task does not fit the model.
+
+    Examples
+    --------
+    $ loralens evaluate adapter --model model --task causal-lm --data texts.txt
     """
     check_choice("task", task, get_args(TaskName))
     check_counts(limit=limit, batch=batch, length=length, threads=threads)

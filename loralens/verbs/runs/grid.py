@@ -14,9 +14,9 @@ import os
 import pickle
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from hashlib import sha256
 from io import StringIO
@@ -70,6 +70,7 @@ from loralens.verbs.runs.training_options import TrainingOptions, fill_in
 from loralens.verbs.runs.training_result import TrainPlan
 from loralens.verbs.shared.adapters import load_source
 from loralens.verbs.shared.option_values import check_counts
+from loralens.verbs.shared.options import Reading
 
 RUNS = "runs.csv"
 # Options of a single run, which mean nothing for a grid, with the advice against each.
@@ -252,19 +253,19 @@ class GridTask(NamedTuple):
     record: Mapping[str, Any]
 
 
-def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, fixed: Collection[str]) -> GridResult:
+def train_grid(options: TrainingOptions, grid: Grid, *, jobs: int | None, demo: bool) -> GridResult:
     """Make the runs of a grid that are missing in its folder.
 
     Parameters
     ----------
-    keywords : mapping
-        The options of `loralens.train` except for ``grid`` and ``jobs``: those of all runs.
+    options : TrainingOptions
+        Those of all runs; what differs from its default cannot be an axis.
     grid : str, mapping, or sequence of these
         The axes, see `loralens.verbs.runs.grid_axes.grid_points`.
     jobs : int, optional
         The number of runs at a time, 1 by default.
-    fixed : collection of str
-        The options that have one value for all runs.
+    demo : bool
+        Whether the demo fills in what was left out.
 
     Raises
     ------
@@ -273,10 +274,10 @@ def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, fix
     MismatchError
         The folder has a run of the same name with other settings.
     """
-    _check_options(keywords, jobs)
+    folder, dry = _check_options(options, jobs), options.dry_run
+    fixed = {field.name for field in fields(options) if getattr(options, field.name) != field.default}
     points = grid_points(grid, fixed)
-    folder, dry = Path(keywords["output"]), keywords["dry_run"]
-    planned = _plan(keywords, points)
+    planned = _plan(options, folder, points, demo=demo)
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"{folder}: is a file, but a grid is a folder", fix="choose another folder")
     hold = Hold()
@@ -288,7 +289,7 @@ def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, fix
         if not runs and (foreign := next((name for name in (RUNS, RUN, NAMES[0]) if _is_foreign(folder / name)), None)):
             what = f"{folder}: holds {foreign}, which no grid has written there"
             raise OptionError(what, fix="choose another folder")
-        asked = [_asked(task, folder, runs, overwrite=keywords["overwrite"]) for task in planned]
+        asked = [_asked(task, folder, runs, overwrite=options.overwrite) for task in planned]
         missing = [
             task._replace(options=replace(task.options, resume=True, overwrite=False))
             if run.status == "unfinished"
@@ -307,32 +308,35 @@ def train_grid(keywords: Mapping[str, Any], grid: Grid, *, jobs: int | None, fix
     return GridResult(folder, asked, axes, len(missing), dry=dry)
 
 
-def _check_options(keywords: Mapping[str, Any], jobs: int | None) -> None:
-    if keywords["output"] is None:
+def _check_options(options: TrainingOptions, jobs: int | None) -> Path:
+    """The folder of the grid."""
+    if options.output is None:
         raise OptionError("Missing option '--output'", fix="say where to write the grid (-o FOLDER)")
     for name, fix in SINGLE.items():
-        if keywords[name]:
+        if getattr(options, name):
             option = f"--{spell(name)}"
             raise OptionError(f"--grid and {option} exclude each other", fix=fix or f"leave {option} out")
     # torchrun starts every process with the same command.
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         raise OptionError("a grid is made by one process, and torchrun has started several", fix="start it without")
     check_counts(jobs=jobs)
+    return Path(options.output)
 
 
-def _plan(keywords: Mapping[str, Any], points: Sequence[GridPoint]) -> list[GridTask]:
+def _plan(options: TrainingOptions, folder: Path, points: Sequence[GridPoint], *, demo: bool) -> list[GridTask]:
     """The runs with their options and settings. Every value that can be checked without the model is checked."""
     if not points:
         raise OptionError("the grid has no axes", fix="give one: --grid rank=1,8")
     # Texts that can be iterated only once are stored for all runs.
-    iterators = {name: list(keywords[name]) for name in ("data", "eval") if hasattr(keywords[name], "__next__")}
+    texts: dict[str, Any] = {"data": options.data, "eval": options.eval}
+    iterators = {name: list(each) for name, each in texts.items() if hasattr(each, "__next__")}
     planned: list[GridTask] = []
     for point in points:
         with place(point.name):
-            output = Path(keywords["output"]) / point.name
-            options = fill_in({**keywords, **iterators, **point.values, "output": output, "dry_run": False})
-            options.check()
-        planned.append(GridTask(point.name, options, {}))
+            own = {**iterators, **point.values, "output": folder / point.name, "dry_run": False}
+            run = fill_in(replace(options, **own), demo=demo)
+            run.check()
+        planned.append(GridTask(point.name, run, {}))
     digests: dict[Any, str] = {}
     return [task._replace(record={"settings": _settings(task.options, digests)}) for task in planned]
 
@@ -374,7 +378,7 @@ def _digest_of_base(model: Any) -> str:
 
 
 def _digest_of_adapter(source: Any) -> str:
-    return fingerprint(load_source(source, {}, strict=False))[:DIGITS]
+    return fingerprint(load_source(source, Reading(), strict=False))[:DIGITS]
 
 
 def _digest_of_texts(source: Any) -> str:

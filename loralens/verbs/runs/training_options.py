@@ -18,6 +18,7 @@ from loralens.choices import (
     TaskName,
 )
 from loralens.errors import OptionError
+from loralens.exports import Options
 from loralens.training.course import Course, MakeOptimiser, TrainingMethod, training_method
 from loralens.verbs.models.models import ModelSource
 from loralens.verbs.models.texts import TextSource
@@ -58,68 +59,289 @@ METHOD_AXES = ("scale_rule", "start", "magnitude", "lr_ratio", "freeze_a")
 MOST_EPOCHS = 1e6
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class TrainingOptions:
-    """The options of `loralens.train`, with the values that replace those left out.
+# In place of a value that `fill_in` finds out, from the demo or from `DEFAULTS`.
+MISSING: Any = None
 
-    The names are those of the parameters of `train`, which passes all of them on by name.
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TextOptions(Options):
+    """Options: the model, the texts, and where the adapter is written.
+
+    Parameters
+    ----------
+    model : path or (model, tokenizer)
+        The base model: a transformers folder, a GGUF file, a Hub id in the local cache, or an installed package.
+
+        Or a model of transformers and its tokenizer, which is left as it was.
+    task : str
+        The task that is learned.
+    data : path, name of a corpus, or iterable
+        The texts to learn from: a .jsonl, .csv, .tsv, .parquet or .txt file, a folder of datasets, or the name of a
+        corpus (see below).
+
+        Or a list of texts or of (text, label) pairs. For ``causal-lm`` a record may have ``prompt`` and ``completion``,
+        or ``messages``, instead of ``text``.
+    eval : path or iterable, optional
+        The texts to evaluate on. [default: what a corpus holds out]
+    eval_limit : int, optional
+        Evaluate on the first N texts only.
+    output : path
+        The folder to write the adapter to. Required, except with ``dry_run``.
     """
 
-    model: ModelSource
-    task: TaskName
-    data: TextSource
-    eval: TextSource | None
-    eval_limit: int | None
-    output: Path | None
-    targets: tuple[str, ...]
-    exclude: tuple[str, ...]
-    heads: tuple[str, ...]
-    rank: int
-    rank_pattern: Mapping[str, int]
-    alpha: float
-    method: MethodName
-    scale_rule: ScaleRule | None
-    start: StartName | None
-    magnitude: bool | None
-    lr_ratio: float | None
-    freeze_a: bool | None
-    dropout: float
-    base_dropout: bool
-    steps: int | None
-    epochs: float | None
-    batch: int
-    accumulate: int
-    length: int
-    mask_prompt: bool
-    pack: bool
-    group_by_length: bool
-    lr: float
-    schedule: Schedule
-    warmup: float
-    optimiser: Optimiser | MakeOptimiser
-    beta1: float
-    beta2: float
-    epsilon: float
-    weight_decay: float
-    clip: float
-    seed: int
-    device: str
-    dtype: BaseDtype | None
-    autocast: bool | None
-    threads: int | None
-    checkpointing: bool
-    shard: bool
-    evaluate_every: int | None
-    patience: int | None
-    snapshots: int | None
-    watch: int | None
-    save_every: int
-    resume: bool
-    more_steps: int | None
-    start_from: AdapterSource | None
-    first_a: AdapterSource | None
-    overwrite: bool
-    dry_run: bool
+    model: ModelSource = MISSING
+    task: TaskName = MISSING
+    data: TextSource = MISSING
+    eval: TextSource | None = None
+    eval_limit: int | None = None
+    output: Path | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerOptions(Options):
+    """Layers: which are trained, and at which rank.
+
+    Parameters
+    ----------
+    targets : str or sequence of str
+        The layers that get a pair of factors: glob patterns. [default: all-linear]
+    exclude : str or sequence of str
+        Modules in which nothing is adapted: glob patterns.
+    heads : str or sequence of str
+        The layers that are trained in full: glob patterns. [default: a classifier, and layers that are new]
+    rank : int
+        The rank r of every update.
+
+        A layer that is narrower gets the rank that it allows.
+    rank_pattern : str, sequence of str, or mapping of str to int
+        Another rank for the layers that match a glob pattern.
+
+        ``"down_proj=4"``, several of them, or ``{"down_proj": 4}``.
+    alpha : float
+        The α of the scale α/r. Keep it the same when you change the rank.
+    """
+
+    targets: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    rank: int = 8
+    rank_pattern: Mapping[str, int] = ()  # type: ignore[assignment]  # a mapping in the end
+    alpha: float = 16.0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MethodOptions(Options):
+    """Method: a variant of LoRA, and dropout.
+
+    Parameters
+    ----------
+    method : str
+        The variant of LoRA: a short name for a combination of the next five options.
+    scale_rule : str, optional
+        The scale: α/r (lora) or α/√r (rslora).
+    start : str, optional
+        The first factors: drawn (kaiming, gaussian), made of the weight (pissa, olora), or along the gradient of the
+        first step (lora-ga).
+    magnitude : bool, optional
+        Train the length of every output separately, as DoRA does.
+    lr_ratio : float, optional
+        The learning rate of B divided by that of A.
+    freeze_a : bool, optional
+        Train only B.
+    dropout : float
+        The probability of dropout on the input of every A.
+    base_dropout : bool
+        Keep the dropout of the model itself switched on, which makes a CPU a third slower.
+    """
+
+    method: MethodName = "lora"
+    scale_rule: ScaleRule | None = None
+    start: StartName | None = None
+    magnitude: bool | None = None
+    lr_ratio: float | None = None
+    freeze_a: bool | None = None
+    dropout: float = 0.0
+    base_dropout: bool = False
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CourseOptions(Options):
+    """Course: the steps, their texts, and the learning rate.
+
+    Parameters
+    ----------
+    steps : int, optional
+        The number of updates of the weights. [default: one epoch]
+    epochs : float, optional
+        The number of passes over the texts; replaces ``steps``.
+    batch : int
+        The number of texts in a step, over all processes. [default: 16]
+    accumulate : int
+        The number of parts into which the texts of a step are cut, to save memory.
+    length : int
+        The number of tokens after which a text is cut. [default: 256]
+    mask_prompt : bool
+        Learn only completions and the answers of the assistant, not what they answer.
+    pack : bool
+        Put several texts into a row of ``length`` tokens, in which none sees another; ``batch`` counts rows.
+    group_by_length : bool
+        Put texts of similar lengths into a batch, which saves padding.
+    lr : float
+        The highest learning rate. [default: 0.0005]
+    schedule : str
+        How the learning rate changes after the warm-up. [default: constant]
+    warmup : float
+        The share of the steps in which the learning rate rises from 0.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    batch: int = MISSING
+    accumulate: int = 1
+    length: int = MISSING
+    mask_prompt: bool = True
+    pack: bool = False
+    group_by_length: bool = False
+    lr: float = MISSING
+    schedule: Schedule = MISSING
+    warmup: float = 0.05
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OptimiserOptions(Options):
+    """Optimiser: its settings, and the seed.
+
+    Parameters
+    ----------
+    optimiser : str or callable
+        The optimiser; sgd has no momentum, and muon is for the factors, beside adamw for everything else.
+
+        Or a function that takes parameter groups and returns an optimiser of torch: ``torch.optim.RAdam``.
+    beta1 : float
+        The β₁ of adamw.
+    beta2 : float
+        The β₂ of adamw.
+    epsilon : float
+        The ε of adamw.
+    weight_decay : float
+        The weight decay of adamw and muon.
+    clip : float
+        The norm above which the gradient is scaled down; 0 never scales it.
+    seed : int
+        Seed of the random numbers for A, new heads, the order of the texts, and dropout.
+    """
+
+    optimiser: Optimiser | MakeOptimiser = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MachineOptions(Options):
+    """Computing: the device, precision and memory.
+
+    Parameters
+    ----------
+    device : str
+        The device that runs the model: cpu, cuda, cuda:1, mps …, or auto for a GPU if there is one.
+    dtype : str, optional
+        The dtype of the model's weights; nf4 and int8 need bitsandbytes. [default: bf16 on a CUDA GPU, else f32]
+    autocast : bool, optional
+        Compute in 16 bits where that is safe. [default: on a CUDA GPU]
+    threads : int, optional
+        The number of CPU threads. [default: all that the process may use]
+    checkpointing : bool
+        Compute activations a second time in the backward pass, to save memory.
+    shard : bool
+        Divide the model among all processes with FSDP2; needs torchrun (see below).
+    """
+
+    device: str = "auto"
+    dtype: BaseDtype | None = None
+    autocast: bool | None = None
+    threads: int | None = None
+    checkpointing: bool = False
+    shard: bool = False
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WatchingOptions(Options):
+    """Watching and saving: what is measured and kept during the run.
+
+    Parameters
+    ----------
+    evaluate_every : int, optional
+        The number of steps between evaluations. [default: only before and after training]
+    patience : int, optional
+        Stop after N evaluations in a row without a better one, and write the best adapter.
+    snapshots : int, optional
+        Keep the adapter every N steps, for `loralens trajectory`.
+    watch : int, optional
+        Look at the adapter every N steps: write its norms, ranks and directions to watch.jsonl in OUT, and warn of
+        signs that the run goes wrong.
+
+        See `loralens.watching.Watcher`.
+    save_every : int
+        The number of steps after which the state of the run is saved, for ``resume``.
+    """
+
+    evaluate_every: int | None = None
+    patience: int | None = None
+    snapshots: int | None = None
+    watch: int | None = None
+    save_every: int = 50
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ContinuingOptions(Options):
+    """Continuing: from an unfinished run, a finished one, or an adapter.
+
+    Parameters
+    ----------
+    resume : bool
+        Continue the unfinished run of ``output``.
+    more_steps : int, optional
+        Continue the finished run of ``output`` for N more steps, with the same options otherwise.
+
+        The learning rate is that of a run which has all these steps.
+    start_from : path or Adapter, optional
+        An adapter whose factors the run starts with; its modules, ranks and α are those of the run.
+
+        It is a new run: the optimiser begins anew. Heads and magnitudes are those of the adapter too.
+    first_a : path or Adapter, optional
+        An adapter whose A the run starts with, while B starts at 0.
+
+        Its ranks must be those of the run.
+    overwrite : bool
+        Replace what is already at the output path.
+    dry_run : bool
+        Check everything, report what would be done, write nothing.
+    """
+
+    resume: bool = False
+    more_steps: int | None = None
+    start_from: AdapterSource | None = None
+    first_a: AdapterSource | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainingOptions(
+    ContinuingOptions,
+    WatchingOptions,
+    MachineOptions,
+    OptimiserOptions,
+    CourseOptions,
+    MethodOptions,
+    LayerOptions,
+    TextOptions,
+):
+    """The options of one run. Python lists the fields of the last class first, as ``--help`` does."""
 
     def check(self) -> None:
         """Refuse options that are wrong whatever the model and the texts are.
@@ -221,16 +443,17 @@ class TrainingOptions:
         }
 
 
-def fill_in(keywords: dict[str, Any]) -> TrainingOptions:
+def fill_in(options: TrainingOptions, *, demo: bool = False) -> TrainingOptions:
     """The options of `train`, in which values of the demo and defaults replace those that were left out."""
+    keywords = dict(vars(options))
     keywords |= {name: _split(name, keywords[name]) or None for name in ("targets", "heads", "exclude")}
     keywords["rank_pattern"] = _ranks_by_glob(keywords["rank_pattern"])
     if keywords["start_from"] is not None:
         _check_alone(keywords)
-    if keywords.pop("demo"):
+    if demo:
         # --epochs and --steps exclude each other, so the demo must not add the latter.
-        demo = DEMO if keywords["epochs"] is None else {**DEMO, "steps": None}
-        keywords |= {name: value for name, value in demo.items() if keywords[name] is None}
+        values = DEMO if keywords["epochs"] is None else {**DEMO, "steps": None}
+        keywords |= {name: value for name, value in values.items() if keywords[name] is None}
     # The command cannot declare these options as required, since --demo fills them in. The message is that of click.
     for name in ("model", "task", "data"):
         if keywords[name] is None:

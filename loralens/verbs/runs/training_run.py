@@ -26,6 +26,7 @@ from loralens.verbs.runs.training_inputs import TrainingInputs
 from loralens.verbs.runs.training_options import METHOD_AXES, TrainingOptions
 from loralens.verbs.runs.training_result import TrainedParts
 from loralens.verbs.shared.adapters import read_adapter
+from loralens.verbs.shared.options import Reading
 from loralens.watching.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ class TrainingRun:
         self._device, self._grid = device, grid
         self._keep_model = (keep_model or isinstance(options.model, tuple)) and not options.shard
         self.start, self.first_a = (
-            None if source is None else read_adapter(source, {}, applies_all=True)
+            None if source is None else read_adapter(source, Reading(), applies_all=True)
             for source in (options.start_from, options.first_a)
         )
         self.method = options.training_method()

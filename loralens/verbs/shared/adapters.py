@@ -1,9 +1,9 @@
 """Adapters as inputs of a verb: paths or objects, the options of reading them, and their labels in messages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypedDict
 
 from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line, tell_findings
@@ -12,6 +12,7 @@ from loralens.errors import LoraLensError, OptionError
 from loralens.formats import load
 from loralens.formats.files.location import SUFFIXES, adapter_file
 from loralens.formats.records.training import grid_runs, is_finished, read_run
+from loralens.verbs.shared.options import Reading
 
 AdapterSource = str | PathLike[str] | Adapter
 Source = AdapterSource | Sequence[AdapterSource]
@@ -19,35 +20,6 @@ Source = AdapterSource | Sequence[AdapterSource]
 # Codes of findings that say what an adapter carries besides ΔW: DoRA's magnitudes, and differences and weights in full.
 # A verb that applies these too must not say that they are left out.
 DORA, DIFFERENCES = "use-dora", frozenset({"full-difference", "bias-difference", "set-weight"})
-
-
-class Reading(TypedDict, total=False):
-    """How a file is read where it does not say so itself: the options of every verb that reads adapters.
-
-    Attributes
-    ----------
-    format : str, optional
-        The dialect of the file, if its content could belong to several.
-    alpha, scale : float, optional
-        α (scale = α/r), or the scale, of a file that does not state it.
-    once : bool
-        Add the update of the ``out_proj`` of an `nn.MultiheadAttention` once; PEFT adds it twice.
-    """
-
-    format: str | None
-    alpha: float | None
-    scale: float | None
-    once: bool
-
-
-# The defaults, written out because a TypedDict has none of its own.
-READING = Reading(format=None, alpha=None, scale=None, once=False)
-# Options of the command line that show a result, and what does so in Python.
-ELSEWHERE = {
-    "plot": "loralens.plot(result).savefig(file) draws a figure",
-    "csv": "result.to_csv(file) writes CSV",
-    "json": "result.record() is the JSON object",
-}
 
 
 def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
@@ -149,9 +121,7 @@ def load_source(
     if isinstance(source, Adapter):
         check_unread(reading)
         return source
-    # Checked here, because Python's own error about an unknown keyword would name `load` and not the verb.
-    stated_options(reading)
-    return load(str(source), base=base, strict=strict, **reading)
+    return load(str(source), base=base, strict=strict, **reading.stated)
 
 
 def check_unread(reading: Reading) -> None:
@@ -159,26 +129,11 @@ def check_unread(reading: Reading) -> None:
 
     They would have no effect, although a caller who gives them expects one.
     """
-    for name, value in stated_options(reading).items():
+    for name, value in reading.stated.items():
         raise OptionError(
             f"{name}={value!r} says how to read a file, and this adapter was already read",
             fix=f"give a path, or {name} to loralens.load",
         )
-
-
-def stated_options(reading: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of reading that differ from their defaults.
-
-    Raises
-    ------
-    TypeError
-        A keyword that is not such an option. Python raises this error for functions whose keywords are written out.
-    """
-    unknown = [name for name in reading if name not in READING]
-    if unknown:
-        meant = f"; {ELSEWHERE[unknown[0]]}" if unknown[0] in ELSEWHERE else ""
-        raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}{meant}")
-    return {name: value for name, value in reading.items() if value is not None and value is not False}
 
 
 def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | PathLike[str] | None = None) -> Adapter:
@@ -187,19 +142,18 @@ def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | P
     Some of several adapters may be objects, to which the options do not apply, so this is not an error here.
     """
     if isinstance(source, Adapter):
-        stated_options(reading)  # still refuses keywords that are not options
         return source
     # First without them: whether the file states its own scale is known only after reading it.
-    unscaled: Reading = {**reading, "alpha": None, "scale": None}
-    adapter = load(str(source), base=base, **unscaled)
+    unscaled = replace(reading, alpha=None, scale=None)
+    adapter = load(str(source), base=base, **unscaled.stated)
     stated = any(module.scaling.stated for module in adapter.modules.values())
-    return adapter if stated else load(str(source), base=base, **reading)
+    return adapter if stated else load(str(source), base=base, **reading.stated)
 
 
-def command_line_options(reading: Mapping[str, Any]) -> str:
+def command_line_options(reading: Reading) -> str:
     """The options of reading that were given, as a user types them in another command."""
     words: list[str] = []
-    for name, value in stated_options(reading).items():
+    for name, value in reading.stated.items():
         words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]  # a flag has no value
     return command_line(*words)
 

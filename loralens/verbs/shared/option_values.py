@@ -1,16 +1,15 @@
 """The possible values of options that several verbs have, and checks of values."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import isfinite
 from numbers import Real
-from typing import Any, TypedDict
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from loralens.choices import FLOAT_TYPES
 from loralens.core.adapter import Adapter
-from loralens.core.selection import within_blocks
 from loralens.errors import OptionError
 from loralens.formats.dialects.image import model_of
 
@@ -31,20 +30,6 @@ def check_finite(name: str, value: object) -> None:
     """Refuse a value of the option ``name`` that is not a finite number."""
     if not isinstance(value, Real) or not isfinite(value):
         raise OptionError(f"{name} {value!r} is not possible", fix="give a finite number")
-
-
-def as_globs(modules: str | Sequence[str], block: Blocks = ()) -> tuple[str, ...]:
-    """The options ``modules`` and ``block`` as globs of `loralens.core.selection`.
-
-    Python may give a single glob as a string, and a single block as a number or a string.
-
-    Raises
-    ------
-    OptionError
-        A text is not a block.
-    """
-    globs = (modules,) if isinstance(modules, str) else tuple(modules)
-    return within_blocks(globs, [block] if isinstance(block, int | str) else block)
 
 
 def numpy_dtype(name: str | None) -> np.dtype[Any] | None:
@@ -68,23 +53,7 @@ def check_counts(**counts: int | None) -> None:
         check_at_least(name, count, 1)
 
 
-class BlockWeights(TypedDict, total=False):
-    """Weights for the blocks of SD, SDXL and FLUX.1, as block weight tools write them.
-
-    Attributes
-    ----------
-    preset : str, optional
-        The name of a preset, such as ``OUTALL``; docs/commands/scale.md lists them.
-    block_weights : str, mapping or sequence of float, optional
-        ``"IN04=0,MID=1"``, ``{"IN04": 0, "MID": 1}``, or the weights of all blocks in their order. They come after the
-        preset, and blocks that neither names keep the weight 1.
-    """
-
-    preset: str | None
-    block_weights: str | Mapping[str, float] | Sequence[float] | None
-
-
-def weights_by_module(adapter: Adapter, options: BlockWeights) -> dict[str, float] | None:
+def weights_by_module(adapter: Adapter, preset: str | None, blocks: Any) -> dict[str, float] | None:
     """The weight of each module; None if neither option is given.
 
     Raises
@@ -92,7 +61,6 @@ def weights_by_module(adapter: Adapter, options: BlockWeights) -> dict[str, floa
     OptionError
         The adapter is of no known image model, or the model has no such preset or block.
     """
-    preset, blocks = options.get("preset"), options.get("block_weights")
     if preset is None and blocks is None:
         return None
     model = model_of(adapter)

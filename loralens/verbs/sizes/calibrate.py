@@ -4,9 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
-from loralens.choices import FloatType
 from loralens.compression.calibration import label_loss, measure_moments, next_token_loss
 from loralens.core.adapter import Adapter
 from loralens.core.attached import Attachment
@@ -15,16 +14,17 @@ from loralens.core.messages import progress, warn
 from loralens.core.names import some
 from loralens.core.stored import Moments
 from loralens.errors import OptionError, place
+from loralens.exports import takes_options
 from loralens.formats.records.results import check_moments_target, save_moments
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.models.loaded import Loaded
-from loralens.verbs.models.models import ModelSource, load_model, model_label, restore_settings
-from loralens.verbs.models.texts import InputText, TextSource, read_texts, text_label
+from loralens.verbs.models.models import Running, load_model, model_label, restore_settings
+from loralens.verbs.models.texts import InputText, read_texts, text_label
 from loralens.verbs.models.tokens import Cut, count_cut
-from loralens.verbs.shared.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.shared.option_values import check_counts
+from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
+from loralens.verbs.shared.options import Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,55 +116,39 @@ class CalibrateResult(Tabular):
         }
 
 
+@takes_options
 def calibrate(
     adapter: AdapterSource,
     *,
-    model: ModelSource,
-    data: TextSource,
     output: str | PathLike[str] | None = None,
-    limit: int | None = None,
-    batch: int = 16,
-    length: int = 256,
-    device: str = "auto",
-    dtype: FloatType = "f32",
-    threads: int | None = None,
+    running: Running,
     out_side: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
-    **reading: Unpack[Reading],
+    reading: Reading,
 ) -> CalibrateResult:
     """Measure the second moments of real inputs in every module of an adapter: K = E[z zᵀ], z = A x.
 
     The model runs with the adapter switched on, so x are the inputs that its modules will see. `compress` takes the r ×
-    r matrices as ``activations``, and keeps the directions that matter on such inputs. A few hundred texts like those
-    of later use are enough. The same call on the same machine gives the same bytes.
+    r matrices as --activations, and keeps the directions that matter on such inputs. A few hundred texts like those of
+    later use are enough. The same call on the same machine gives the same bytes.
 
     Parameters
     ----------
     adapter : path or Adapter
-    model : path or (model, tokenizer)
-        The base: a transformers folder, a Hub id in the local cache, or a package; or a model of transformers and its
-        tokenizer, which is left as it was. A model of PEFT carries the adapter itself.
-    data : path or iterable
-        Real inputs: ``.jsonl``, ``.txt``, ``.csv`` or ``.tsv``, or a list of texts.
+        The adapter: a file, a folder, or a Hub id.
     output : path, optional
-        The ``.safetensors`` to write; without it the result holds the moments.
-    limit : int, optional
-        Use only the first ``limit`` texts.
-    batch, length : int
-        The number of texts that the model sees at a time, and of tokens after which a text is cut.
-    device, dtype : str
-        The device and the dtype of a model that is loaded from a folder.
-    threads : int, optional
-        The number of CPU threads; by default all that the process may use.
+        The .safetensors file to write.
     out_side : bool
         Also measure the gradients at the outputs of every module, which takes a loss and a backward pass.
     overwrite : bool
-        Replace what is at ``output``, where that holds moments.
+        Replace what is already at the output path.
     dry_run : bool
-        Check model, adapter and texts, without running the model or writing.
-    **reading : Reading
-        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
+        Check everything, report what would be done, write nothing.
+    running : Running
+        The options ``model``, ``data``, ``limit``, ``batch``, ``length``, ``device``, ``dtype``, ``threads``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -175,29 +159,35 @@ def calibrate(
         An adapter, a model or texts that cannot be read.
     MismatchError
         The adapter does not fit the model.
+
+    Examples
+    --------
+    $ loralens calibrate --adapter adapter --model model --data texts.txt -o moments.safetensors
     """
-    check_counts(limit=limit, batch=batch, length=length, threads=threads)
+    running.check()
+    model, data = running.model, running.data
     target = None if output is None else Path(output)
     # The target is checked before the texts are read and the model runs, which may take minutes.
     if target is not None:
         check_moments_target(target, overwrite=overwrite)
-    examples = read_texts(data, limit=limit)
+    examples = read_texts(data, limit=running.limit)
     (name,) = labels([adapter])
     base = None if isinstance(model, tuple) else model  # a loaded model has no path to read the base from
     adapter_in_full = read_adapter(adapter, reading, base=base, applies_all=True, label=name)
     # A model that was given as an object is set back, as its owner goes on using it.
     with restore_settings(model):
-        loaded = load_model(model, device=device, dtype=dtype, threads=threads)
-        cut = count_cut(loaded, [text.text for text in examples], length=length)
+        loaded = load_model(model, device=running.device, dtype=running.dtype, threads=running.threads)
+        cut = count_cut(loaded, [text.text for text in examples], length=running.length)
         cut.warn(text_label(data))  # before the work, so that the user can stop it
         loss = _objective(loaded, examples) if out_side else None
         hooked = _measured_modules(loaded, adapter_in_full, name, model_label(model))
         # Only a model that was loaded, also in a dry run, shows whether the adapter fits.
         # Without the folder of the data, so that the file has the same bytes wherever it is made.
-        source = {"texts": len(examples), "length": length, "dtype": dtype, "data": Path(text_label(data)).name}
+        name_of_data = Path(text_label(data)).name
+        source = {"texts": len(examples), "length": running.length, "dtype": running.dtype, "data": name_of_data}
         moments = None
         if not dry_run:
-            moments = _measure(loaded, adapter_in_full, examples, loss, batch=batch, source=source)
+            moments = _measure(loaded, adapter_in_full, examples, loss, batch=running.batch, source=source)
     if moments is not None:
         _keep(moments, target, overwrite=overwrite)
     return CalibrateResult(name, model_label(model), text_label(data), len(examples), cut, hooked, moments, target)

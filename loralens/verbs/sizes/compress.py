@@ -1,9 +1,9 @@
 """The verb ``compress``: truncates an adapter to fewer directions, and measures the error of the result."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import TYPE_CHECKING, Any
 
 from loralens.choices import FloatType, TargetFormat
 from loralens.compression.directions import FactorSplits
@@ -17,23 +17,17 @@ from loralens.core.structured import Structured
 from loralens.core.threads import processor_count
 from loralens.core.together import magnitudes
 from loralens.errors import place
+from loralens.exports import takes_options
 from loralens.tables.numbers import change, count, fixed, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.output_format import OutputFormat, source_bytes
 from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.adapters import AdapterSource, Source, labels, read_adapter
-from loralens.verbs.shared.option_values import Blocks, as_globs, numpy_dtype
-from loralens.verbs.shared.rank_rules import (
-    RulesAndReading,
-    rank_notes,
-    rank_rule,
-    read_directions,
-    read_moments,
-    read_protection,
-    split_rules,
-)
+from loralens.verbs.shared.adapters import Source, labels, read_adapter
+from loralens.verbs.shared.option_values import numpy_dtype
+from loralens.verbs.shared.options import RULES, ModuleChoice, RankRules, Reading
+from loralens.verbs.shared.rank_rules import rank_notes, read_directions, read_moments, read_protection
 
 if TYPE_CHECKING:
     from loralens.compression.plan import CurvePoint
@@ -240,62 +234,35 @@ COLUMNS: tuple[Column[ModuleLoss], ...] = (
 DATA_ERROR: Column[ModuleLoss] = Column("data_error", lambda row: row.data_error, "on data", percent, priority=8)
 
 
-class CompressOptions(RulesAndReading, total=False):
-    """The options of `compress`, for its two signatures."""
-
-    output: str | PathLike[str] | None
-    uniform: bool
-    weights: str | PathLike[str] | Mapping[str, float]
-    activations: str | PathLike[str] | Moments | None
-    base: str | PathLike[str] | None
-    to: TargetFormat | None
-    dtype: FloatType | None
-    modules: Sequence[str]
-    block: Blocks
-    drop_dead: bool
-    only_if_smaller: bool
-    force: bool
-    overwrite: bool
-    dry_run: bool
-    jobs: int | None
-
-
-# For a type checker a string is a sequence of strings too, and the first of the two signatures wins. A path may name a
-# folder with several adapters, which no type can tell. So the first signature returns what one adapter gives, or Any.
-@overload
-def compress(  # type: ignore[overload-overlap]
-    source: AdapterSource, **options: Unpack[CompressOptions]
-) -> CompressResult | Any: ...
-@overload
-def compress(source: Sequence[AdapterSource], **options: Unpack[CompressOptions]) -> BatchResult: ...
 @in_batches(
     lambda verb: AdapterWork(
         verb,
         CompressResult.numbers,
         status=lambda result: "unchanged" if result.kept_whole else "written",
         answer=lambda result: not result.withheld,
-        check=lambda options: rank_rule(**split_rules(options)[0]),
+        check=lambda options: RankRules(**{name: options[name] for name in RULES if name in options}).required(),
     )
 )
+@takes_options
 def compress(
     source: Source,
     *,
     output: str | PathLike[str] | None = None,
+    rules: RankRules,
     uniform: bool = False,
     weights: str | PathLike[str] | Mapping[str, float] = "absolute",
     activations: str | PathLike[str] | Moments | None = None,
     base: str | PathLike[str] | None = None,
     to: TargetFormat | None = None,
     dtype: FloatType | None = None,
-    modules: Sequence[str] = (),
-    block: Blocks = (),
     drop_dead: bool = False,
     only_if_smaller: bool = False,
     force: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     jobs: int | None = None,
-    **options: Unpack[RulesAndReading],
+    selection: ModuleChoice,
+    reading: Reading,
 ) -> CompressResult | BatchResult:
     """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
@@ -305,63 +272,59 @@ def compress(
     errors are those of the written file, read back. The source is never overwritten.
 
     If the file would not become smaller, the adapter is written as it was, unless ``to``, ``dtype`` or ``uniform`` asks
-    for another form.
+    for another form. If such a file is larger than the source, the command exits with 1 unless ``force`` is given.
 
-    For each module, the update of rank r' that is nearest to ΔW in the Frobenius and the spectral norm is the sum of
-    its r' leading singular triplets (Eckart and Young 1936). They are computed from the factors: ΔW is never formed,
-    and the cost is O((out + in)·r²) per module.
+    Several SOURCEs, or a folder that has adapters in it, are written into the folder OUT, each under its own name.
+    What exists there is skipped, unless ``overwrite`` is given.
 
     Parameters
     ----------
     source : path or Adapter, or a list of them
         Several adapters, or a folder that has some in it, give a `BatchResult` with one row for each.
     output : path, optional
-        The file or folder to write. Without it nothing is written, and the result holds the smaller adapter. For
-        several adapters it is a folder, in which each has its own name.
-    rank : int, optional
-        Keep this many leading directions of every module.
-    energy : float, optional
-        Keep the fewest directions of a module that hold this share of its energy Σσ², in (0, 1].
-    error : float, optional
-        Keep the fewest directions of a module whose relative error ‖ΔW−ΔW'‖/‖ΔW‖ is at most this, in [0, 1).
-    sv_ratio : float, optional
-        Keep the directions of a module whose singular value is above σ₁/sv_ratio.
-    parameters : float, optional
-        One budget for the whole adapter: a share of its parameters, up to 1, or their number.
-    size : int or str, optional
-        The same budget in bytes of the file: ``20_000_000``, ``"20MB"``, ``"512KiB"``.
+        The file or folder to write; of several adapters, the folder for all of them.
     uniform : bool
         Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
     weights : str, path or mapping of str to float
+        The error that a budget minimises: absolute, relative to each module, or weighted by a JSON file that maps globs
+        to weights.
+
         The error that a budget minimises: ``absolute``, ``relative`` to each module, or weighted by a mapping of globs
         to weights, which may be in a JSON file.
     activations : path or Moments, optional
+        A file of `loralens calibrate`: the second moments of real inputs. Errors are measured on them.
+
         The second moments of real inputs, as `loralens.calibrate` measures them. The error on those inputs is then
         minimised.
     base : path, optional
-        The base model. With it DoRA's magnitudes are solved anew, and GGUF can be written.
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Needed for DoRA's
+        magnitudes, and for GGUF.
     to : str, optional
-        The dialect to write; the adapter's own by default.
+        The dialect to write. [default: the dialect of the source]
     dtype : str, optional
-        The dtype of all factors: ``f32``, ``bf16`` or ``f16``. By default every factor keeps its own.
-    modules : sequence of str
-        Only modules whose name or kind matches one of these glob patterns become smaller.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+        Round all factors to this dtype. [default: the dtypes of the source]
     drop_dead : bool
         Leave out modules whose update is zero, or that get no rank from the budget.
     only_if_smaller : bool
+        Write nothing, and exit with 1, if the file would not become smaller.
+
         Write nothing if the file would not become smaller; ``answer`` of the result is then False.
     force : bool
+        Exit with 0 also if the file becomes larger, as with another ``dtype``.
+
         If the file becomes larger, ``answer`` of the result stays True. It says nothing for several adapters.
     overwrite : bool
-        Replace what is already at ``output``.
+        Replace what is already at the output path.
     dry_run : bool
-        Check everything, and write nothing.
+        Check everything, report what would be done, write nothing.
     jobs : int, optional
-        The number of adapters that are processed at a time, each in its own process; 1 by default.
-    **options : RankRules and Reading
-        The six rules above, and how the file is read: ``format``, ``alpha``, ``scale``, ``once``.
+        The number of adapters that are processed at a time, each in its own process. [default: 1]
+    rules : RankRules
+        The options ``rank``, ``energy``, ``error``, ``sv_ratio``, ``parameters``, ``size``.
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -372,13 +335,23 @@ def compress(
         The file is not an adapter, or a module holds NaN or Inf.
     MismatchError
         The activations are those of another adapter.
+
+    Notes
+    -----
+    For each module, the update of rank r' that is nearest to ΔW in the Frobenius and the spectral norm is the sum of
+    its r' leading singular triplets (Eckart and Young 1936). They are computed from the factors: ΔW is never formed,
+    and the cost is O((out + in)·r²) per module.
+
+    Examples
+    --------
+    $ loralens compress adapter --energy 0.99 -o smaller
+    $ loralens compress adapter --size 20MB -o smaller
     """
     del jobs  # one adapter is one job
     source = one_adapter(source)
-    modules = as_globs(modules, block)
+    modules = selection.globs
     # Several rules or none are refused before anything is read.
-    rules, reading = split_rules(options)
-    rule = rank_rule(**rules)
+    rule = rules.required()
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     (label,) = labels([source])
     before = read_adapter(source, reading, base=base, label=label)
@@ -407,7 +380,7 @@ def compress(
     after, bytes_after = form.write(new, target)
     module_losses = _measure_losses(before, after, plan, splits)
     on_data = data_losses(before, after, moments) if moments else {}
-    notes += _notes(before, ranks, after, rules.get("rank"), form.name)
+    notes += _notes(before, ranks, after, rules.rank, form.name)
     measured = module_losses, on_data, bytes_before, bytes_after, notes
     chosen = plan, form, unchanged, only_if_smaller, force
     return CompressResult(label, after, before, form.name, target, *measured, *chosen)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Unpack
+from typing import Any
 
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
 from loralens.compression.directions import Protection
@@ -13,12 +13,14 @@ from loralens.core.messages import progress
 from loralens.core.stored import Moments
 from loralens.core.threads import processor_count
 from loralens.errors import place
+from loralens.exports import takes_options
 from loralens.tables.numbers import count, fixed, percent, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.files.output_format import OutputFormat, source_bytes
-from loralens.verbs.shared.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice, numpy_dtype
+from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
+from loralens.verbs.shared.option_values import check_choice, numpy_dtype
+from loralens.verbs.shared.options import ModuleChoice, Reading
 from loralens.verbs.shared.rank_rules import read_moments, read_protection
 
 
@@ -88,6 +90,7 @@ class CurveResult(Tabular):
         }
 
 
+@takes_options
 def curve(
     source: AdapterSource,
     *,
@@ -96,36 +99,33 @@ def curve(
     weights: str | PathLike[str] | Mapping[str, float] = "absolute",
     activations: str | PathLike[str] | Moments | None = None,
     base: str | PathLike[str] | None = None,
-    modules: Sequence[str] = (),
-    block: Blocks = (),
-    **reading: Unpack[Reading],
+    selection: ModuleChoice,
+    reading: Reading,
 ) -> CurveResult:
     """Show the file size and the error at every rank: for one rank in all modules, and for ranks chosen by a budget.
 
-    Every row stands for two files that `compress` would write: one with ``rank``, and one with ``size`` and the same
-    number of bytes. Errors are those of truncation; rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature,
-    float16 0.03 %. With ``activations`` errors are measured on those inputs.
+    Every row stands for two files that `compress` would write: one with --rank, and one with --size and the same number
+    of bytes. Errors are those of truncation; rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03
+    %. With ``activations`` errors are measured on those inputs.
 
     Parameters
     ----------
     source : path or Adapter
     to : str, optional
-        The dialect of the file; the adapter's own by default, or PEFT's where that is only read.
+        The dialect to write. [default: the dialect of the source]
     dtype : str, optional
-        The dtype of the file: ``f32``, ``bf16`` or ``f16``; as it is by default.
+        Round all factors to this dtype. [default: the dtypes of the source]
     weights : str, path or mapping of str to float
-        The error that a budget minimises: ``absolute``, ``relative`` to each module, or weighted by a mapping of globs
-        to weights, which may be in a JSON file.
+        The error that a budget minimises: absolute, relative to each module, or weighted by a JSON file that maps globs
+        to weights.
     activations : path or Moments, optional
-        The second moments of real inputs, as `calibrate` measures them; errors are then measured on those inputs.
+        A file of `loralens calibrate`: the second moments of real inputs. Errors are measured on them.
     base : path, optional
-        The base model, which GGUF needs.
-    modules : sequence of str
-        Only modules whose name or kind matches one of these glob patterns become smaller.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
-    **reading : Reading
-        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Needed for GGUF.
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -135,8 +135,12 @@ def curve(
         A file that is not an adapter; a module that holds NaN or Inf.
     MismatchError
         Activations of another adapter.
+
+    Examples
+    --------
+    $ loralens curve adapter
     """
-    modules = as_globs(modules, block)
+    modules = selection.globs
     check_choice("dtype", dtype, FLOAT_TYPES)
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=base, label=label)

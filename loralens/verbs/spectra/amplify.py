@@ -6,7 +6,7 @@ from math import inf
 from os import PathLike
 from statistics import median
 from threading import Lock
-from typing import Any, NamedTuple, Unpack, final
+from typing import Any, NamedTuple, final
 
 from loralens.analysis.amplification import FAR, Amplification, KeptRank, count_far, measure_amplification, weight_steps
 from loralens.core.messages import note, progress, warn
@@ -16,16 +16,18 @@ from loralens.core.threads import processor_count
 from loralens.core.together import magnitudes
 from loralens.core.weights import Weight
 from loralens.errors import FormatError, OptionError, place
+from loralens.exports import takes_options
 from loralens.formats.records.cache import LEADING_VERSION, SvdCache, WeightHash
 from loralens.linalg.device import Device
 from loralens.linalg.randomized import Block, Leading
 from loralens.tables.numbers import count, fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.shared.adapters import AdapterSource, Reading, labels, read_adapter
+from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
 from loralens.verbs.shared.base_reading import base_weights
 from loralens.verbs.shared.module_groups import group_by_kind
-from loralens.verbs.shared.option_values import Blocks, as_globs, check_at_least
+from loralens.verbs.shared.option_values import check_at_least
+from loralens.verbs.shared.options import ModuleChoice, Reading, SvdCaching
 from loralens.verbs.spectra.decompositions import svd_cache
 
 
@@ -160,6 +162,7 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
         }
 
 
+@takes_options
 def amplify(
     adapter: AdapterSource,
     *,
@@ -171,18 +174,15 @@ def amplify(
     phi_rank: int = 16,
     device: str = "cpu",
     seed: int = 0,
-    cache: str | PathLike[str] | None = None,
-    cache_limit: str = "20GB",
-    no_cache: bool = False,
-    modules: Sequence[str] = (),
-    block: Blocks = (),
-    **reading: Unpack[Reading],
+    caching: SvdCaching,
+    selection: ModuleChoice,
+    reading: Reading,
 ) -> AmplifyResult:
     """Show how strongly ΔW amplifies W: ‖ΔW‖/‖UᵀWV‖, with U, V the singular directions of ΔW (LoRA paper, Table 7).
 
-    The factor is shown with three comparisons: the share of W that random directions would catch, the excess of ΔW
-    over them with its z-score, and the largest share that any directions could catch. At most two weights of the base
-    are read at a time. The leading directions of large weights are kept for the next run.
+    The factor is shown with three comparisons: the share of W that random directions would catch, the excess of ΔW over
+    them with its z-score, and the largest share that any directions could catch. At most two weights of the base are
+    read at a time. The leading directions of large weights are kept for the next run.
 
     Parameters
     ----------
@@ -190,31 +190,25 @@ def amplify(
     base : path
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     rank : int or sequence of int
-        Look at this many leading directions of ΔW, with a row for each number; by default all.
+        Look at the R leading directions of ΔW only. [default: all]
     no_top : bool
         Leave out the comparison with the leading directions of W, which takes long.
     directions : int, optional
-        The number of leading directions of W to compare with; by default as many as of ΔW.
+        The number of leading directions of W to compare with. [default: as many as of ΔW]
     exact : bool
         Take a dense SVD of every W: minutes and more memory for a large weight.
     phi_rank : int
-        The largest i and j of φ(i, j) between the directions of ΔW and of W.
+        The largest i and j of φ(i, j).
     device : str
-        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``.
+        The device for computations on W: cpu, cuda or cuda:N.
     seed : int
         Seed of the random numbers for the sketch of W and the starting vectors.
-    cache : path, optional
-        The folder in which directions of W are kept between runs; by default in the user's cache folder.
-    cache_limit : str
-        The size of that folder above which the oldest entries are deleted.
-    no_cache : bool
-        Neither use nor keep directions of earlier runs.
-    modules : sequence of str
-        Only modules whose name or kind matches one of these glob patterns.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
-    **reading : Reading
-        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
+    caching : SvdCaching
+        The options ``cache``, ``cache_limit``, ``no_cache``.
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -224,15 +218,22 @@ def amplify(
         A file that is not an adapter, or not a model; numbers that are NaN or Inf.
     MismatchError
         A module that has no weight in the base.
+
+    Examples
+    --------
+    $ loralens amplify adapter --base model
     """
-    modules = as_globs(modules, block)
-    for option, role in ((directions, "directions says how many of them"), (cache, "cache says where they are kept")):
+    modules = selection.globs
+    for option, role in (
+        (directions, "directions says how many of them"),
+        (caching.cache, "cache says where they are kept"),
+    ):
         if no_top and option:
             raise OptionError(f"no_top leaves out the directions of W, and {role}", fix="give one of the two")
     # What can be refused without the base is refused before it is read.
     for name, value, least in (("directions", directions, 1), ("phi_rank", phi_rank, 1), ("seed", seed, 0)):
         check_at_least(name, value, least)
-    folder = svd_cache(cache, cache_limit, no_cache=no_cache)
+    folder = svd_cache(caching)
     linalg_device = Device.of(device, threads=processor_count())
     (label,) = labels([adapter])
     loaded = read_adapter(adapter, reading, base=base, label=label)

@@ -10,10 +10,11 @@ import numpy as np
 from loralens.core.messages import note, progress, warn
 from loralens.core.weights import Weight
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.records.cache import LIMIT, SvdCache, default_folder, svd_bytes, weight_digest
+from loralens.formats.records.cache import SvdCache, default_folder, svd_bytes, weight_digest
 from loralens.linalg.device import Device
 from loralens.linalg.lanczos import Decomposed, decompose
 from loralens.tables.numbers import count, parse_size, size
+from loralens.verbs.shared.options import SvdCaching
 
 # Side of the matrix whose SVD is timed for an estimate: small, so that the estimate itself takes little time.
 SAMPLE = 256
@@ -21,19 +22,20 @@ SAMPLE = 256
 COMPUTED = 20
 
 
-def svd_cache(
-    folder: str | PathLike[str] | None = None, limit: str = LIMIT, *, no_cache: bool = False
-) -> SvdCache | None:
+def svd_cache(options: SvdCaching) -> SvdCache | None:
     """The folder in which SVDs of weights are kept between runs; None with ``no_cache``.
 
     Raises
     ------
     OptionError
-        Both a folder and ``no_cache`` were given, or ``limit`` is not a size.
+        Both a folder and ``no_cache`` were given, or ``cache_limit`` is not a size.
     """
-    if no_cache and folder:
+    if options.no_cache and options.cache:
         raise OptionError("cache and no_cache exclude each other", fix="give one of the two")
-    return None if no_cache else SvdCache(Path(folder) if folder else default_folder(), limit=parse_size(limit))
+    if options.no_cache:
+        return None
+    folder = Path(options.cache) if options.cache else default_folder()
+    return SvdCache(folder, limit=parse_size(options.cache_limit))
 
 
 def decompositions(

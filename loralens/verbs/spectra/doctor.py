@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack, get_args, overload
+from typing import Any, get_args
 
 from loralens.analysis.clients import check
 from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
@@ -17,6 +17,7 @@ from loralens.core.adapter import Adapter, Finding
 from loralens.core.matching import match
 from loralens.core.names import kind
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
+from loralens.exports import takes_options
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import read_json
 from loralens.formats.files.disk import check_room
@@ -31,10 +32,11 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.batches.batch import WORK, AdapterWork, is_several, run_batch
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.output_format import file_saving
-from loralens.verbs.shared.adapters import AdapterSource, Reading, Source, labels, load_source, sources
+from loralens.verbs.shared.adapters import AdapterSource, Source, labels, load_source, sources
 from loralens.verbs.shared.base_reading import ModelPath, with_tied_head
 from loralens.verbs.shared.examination import examine_adapters, open_base
-from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice
+from loralens.verbs.shared.option_values import check_choice
+from loralens.verbs.shared.options import ModuleChoice, Reading
 from loralens.version import __version__
 
 WORST = 3  # modules that the text names for findings with one cause; --verbose and --json list all of them
@@ -189,32 +191,12 @@ FINDING_COLUMNS: tuple[Column[Diagnosis], ...] = (
 DTYPES = FLOAT_TYPES | {"fp8": "float8_e4m3fn"}  # option → the name in NumPy and ml_dtypes
 
 
-class DoctorOptions(Reading, total=False):
-    """The options of `doctor`, for its two signatures."""
-
-    base: str | PathLike[str] | None
-    modules: Sequence[str]
-    block: Blocks
-    dtype: MergeDType | None
-    rounding: PredictedRounding
-    consumer: Consumer | None
-    sarif: str | PathLike[str] | None
-    fail_on: Level | None
-    overwrite: bool
-    jobs: int | None
-
-
 # A path may name a folder with several adapters, which no type can tell: hence Any.
-@overload
-def doctor(*adapters: Source, output: None = None, **options: Unpack[DoctorOptions]) -> DoctorResult | Any: ...
-@overload
-def doctor(*adapters: Source, output: str | PathLike[str], **options: Unpack[DoctorOptions]) -> BatchResult: ...
+@takes_options
 def doctor(
     *adapters: Source,
     output: str | PathLike[str] | None = None,
     base: str | PathLike[str] | None = None,
-    modules: Sequence[str] = (),
-    block: Blocks = (),
     dtype: MergeDType | None = None,
     rounding: PredictedRounding = "nearest",
     consumer: Consumer | None = None,
@@ -222,15 +204,18 @@ def doctor(
     fail_on: Level | None = None,
     overwrite: bool = False,
     jobs: int | None = None,
-    **reading: Unpack[Reading],
+    selection: ModuleChoice,
+    reading: Reading,
 ) -> DoctorResult | BatchResult:
     """Examine adapters for faults: list the findings, most serious first, each with its evidence and its remedy.
 
-    Several adapters that are named are also compared with each other. A file that cannot be read is a finding too.
+    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. Several adapters are also compared with
+    each other. A file that cannot be read is a finding too. The exit code is 0 whatever is found, unless ``fail_on`` is
+    given. How a merge with error feedback would round is known only from merging, so ``rounding`` does not offer it.
 
     The adapters in a folder that is not an adapter itself, or any adapters with ``output``, are examined one by one,
-    and the result is a `BatchResult` with one row for each. An adapter that cannot be read then has the status
-    ``failed``.
+    with one line for each; the exit code is then 2 if one of them cannot be read. With ``output``, an adapter whose
+    file exists is skipped, and its findings are those in the file, unless ``overwrite`` is given.
 
     Parameters
     ----------
@@ -238,32 +223,31 @@ def doctor(
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. An adapter
         with wrong numbers is examined too; `loralens.load` returns it with ``strict=False``.
     output : path, optional
+        Examine the adapters one by one, and write the findings of each into this folder, as JSON.
+
         A folder for one JSON file with the findings of each adapter. An adapter whose file exists is skipped, and its
         row has the findings in the file.
     base : path, optional
-        The base model: its names and sizes are compared, and the effect of rounding in a merge is predicted.
-    modules : sequence of str
-        Only modules whose name or kind matches one of these glob patterns.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Also check the adapters
+        against its weights.
     dtype : str, optional
-        The dtype of the merged model whose rounding is predicted: ``bf16``, ``f16``, ``f32`` or ``fp8``; as the base by
-        default.
+        The dtype of the merged model whose rounding is predicted. [default: the dtypes of the base]
     rounding : str
-        How a merge rounds the new weights: ``nearest`` or ``stochastic``. Error feedback is known only from merging.
+        How a merge rounds the new weights to their dtype.
     consumer : str, optional
-        A program that loads the adapter, such as ``vllm``: what it rejects or ignores is found too.
+        Also find what this program rejects or ignores.
     sarif : path, optional
-        A file to write the findings to, as SARIF 2.1.0.
+        Also write the findings to FILE as SARIF 2.1.0, for CI systems.
     fail_on : str, optional
-        ``error``, ``warning`` or ``note``: the result's ``answer`` is false where a finding is of this level or worse.
+        Exit with code 1 if there is a finding of this level or a more serious one.
     overwrite : bool
-        Examine adapters again whose files exist in ``output``.
+        Replace what is already at the output path.
     jobs : int, optional
-        The number of adapters that are examined at a time, each in its own process, if they are examined one by one; 1
-        by default.
-    **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+        The number of adapters that are processed at a time, each in its own process. [default: 1]
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -272,8 +256,17 @@ def doctor(
         be written.
     FormatError
         A base that is not a model.
+
+    Notes
+    -----
+    An adapter that cannot be read then has the status ``failed``.
+
+    Examples
+    --------
+    $ loralens doctor adapter
+    $ loralens doctor folder --fail-on warning
     """
-    modules = as_globs(modules, block)
+    modules = selection.globs
     check_choice("dtype", dtype, get_args(MergeDType))
     check_choice("rounding", str(rounding), get_args(PredictedRounding))
     check_choice("consumer", consumer, get_args(Consumer))
@@ -287,7 +280,7 @@ def doctor(
         "dtype": dtype,
         "rounding": rounding,
         "consumer": consumer,
-        **reading,
+        **reading.stated,
     }
     if output is not None or any(map(is_several, chosen)):
         run = {"output": output, "fail_on": fail_on, "overwrite": overwrite, "jobs": jobs}
@@ -301,6 +294,7 @@ def doctor(
     return result
 
 
+@takes_options
 def _examine(
     chosen: Sequence[AdapterSource],
     *,
@@ -310,7 +304,7 @@ def _examine(
     rounding: PredictedRounding,
     consumer: Consumer | None = None,
     fail_on: Level | None = None,
-    **reading: Unpack[Reading],
+    reading: Reading,
 ) -> DoctorResult:
     """Examine adapters and compare them with each other."""
     loaded: dict[str, Adapter | None] = {}

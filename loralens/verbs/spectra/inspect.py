@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack, get_args
+from typing import Any, NamedTuple, get_args
 
 from loralens.analysis.inspection import Inspection, inspect_adapter
 from loralens.choices import Consumer, Level
@@ -14,12 +14,14 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.names import block, kind, natural_key, some
 from loralens.core.structured import Update
 from loralens.errors import MismatchError, place
+from loralens.exports import takes_options
 from loralens.formats.records.training_notes import Folder, TrainingNotes
 from loralens.tables.numbers import count, join_words, number, shape, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.shared.adapters import Reading, Source, labels, load_source, sources
-from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice
+from loralens.verbs.shared.adapters import Source, labels, load_source, sources
+from loralens.verbs.shared.option_values import check_choice
+from loralens.verbs.shared.options import ModuleChoice, Reading
 
 EXTRA_SHOWN = 20  # tensors besides the pairs that are listed for people; a model saved in full has hundreds
 SCALES_NAMED = 5  # scales of one adapter, the most frequent ones, that its facts list; --json has every module's
@@ -326,31 +328,31 @@ def _ranges_text(numbers: Iterable[int]) -> str:
     return " ".join(span([number for _, number in run]) for _, run in runs)
 
 
+@takes_options
 def inspect(
     *adapters: Source,
-    modules: Sequence[str] = (),
-    block: Blocks = (),
     base: str | PathLike[str] | None = None,
     consumer: Consumer | None = None,
-    **reading: Unpack[Reading],
+    selection: ModuleChoice,
+    reading: Reading,
 ) -> InspectResult:
     """Show what is in an adapter file: format, base, modules, scales and their source, other tensors, warnings.
+
+    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache.
 
     Parameters
     ----------
     *adapters : path or Adapter
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
-    modules : sequence of str
-        Only modules whose name or kind matches one of these glob patterns.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     base : path, optional
-        The base model: findings say how the names match its weights, of which the headers alone are read.
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Say how the names match
+        its weights, of which only headers are read.
     consumer : str, optional
-        Findings say what this program would reject or ignore: ``vllm``, ``lorax``, ``llama.cpp``, ``comfyui``,
-        ``sd-scripts`` or ``peft``.
-    **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+        Say what this program rejects or ignores. Exit with code 1 if there is any error.
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -358,8 +360,13 @@ def inspect(
         A glob that matches nothing; an unknown consumer.
     FormatError
         A file that is not an adapter. What is wrong with an adapter is a finding.
+
+    Examples
+    --------
+    $ loralens inspect adapter
+    $ loralens inspect adapter --for vllm
     """
-    modules = as_globs(modules, block)
+    modules = selection.globs
     check_choice("consumer", consumer, get_args(Consumer))
     chosen = sources(adapters)
     inspected = []

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack, get_args
+from typing import Any, NamedTuple, get_args
 
 from loralens.analysis.intruders import (
     THRESHOLD,
@@ -23,6 +23,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.errors import OptionError, place
+from loralens.exports import takes_options
 from loralens.formats import save
 from loralens.formats.dialects.table import FORMATS
 from loralens.linalg.device import Device
@@ -31,10 +32,11 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
 from loralens.verbs.files.target import Target
-from loralens.verbs.shared.adapters import AdapterSource, Reading, labels, read_adapter
+from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
 from loralens.verbs.shared.base_reading import base_weights
 from loralens.verbs.shared.module_groups import group_by_kind
-from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice, numpy_dtype
+from loralens.verbs.shared.option_values import check_choice, numpy_dtype
+from loralens.verbs.shared.options import ModuleChoice, Reading, SvdCaching
 from loralens.verbs.spectra.decompositions import decompositions, svd_cache
 
 
@@ -352,72 +354,66 @@ KIND_COLUMNS: tuple[Column[KindIntruders], ...] = (
 )
 
 
+@takes_options
 def intruders(
     adapter: AdapterSource,
     *,
     base: str | PathLike[str],
-    modules: Sequence[str] = (),
-    block: Blocks = (),
+    output: str | PathLike[str] | None = None,
     top: int = TOP,
     threshold: float = THRESHOLD,
     remove: float | None = None,
-    output: str | PathLike[str] | None = None,
     uniform: bool = False,
     dtype: FloatType = "f32",
     allow_loss: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
-    cache: str | PathLike[str] | None = None,
-    cache_limit: str = "20GB",
-    no_cache: bool = False,
     device: str = "cpu",
-    **reading: Unpack[Reading],
+    caching: SvdCaching,
+    selection: ModuleChoice,
+    reading: Reading,
 ) -> IntrudersResult:
     """Find the leading singular directions of W + ΔW that no singular direction of W resembles (arXiv 2410.21228).
 
-    The score of a direction is the largest |cosine| of its left singular vector with those of W; below ``threshold``
-    the direction is an intruder. Nearly every random direction is one, as the column "chance" shows: a low score means
-    that the direction is spread over many directions of W, not that W does not have it. W is decomposed once, and its
-    SVD is kept; W + ΔW is not decomposed at all.
+    The score of a direction is the largest |cosine| of its left singular vector with those of W. If it is below
+    ``threshold``, the direction is an intruder. Nearly every random direction is an intruder too, as the column
+    "chance" shows: a low score means that the direction is spread over many directions of W, not that it is new to W. W
+    is decomposed once, and its SVD is kept. W + ΔW is not decomposed.
 
     Parameters
     ----------
     adapter : path or Adapter
     base : path
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
-    modules : sequence of str
-        Only modules whose name or kind matches one of these glob patterns.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+    output : path, optional
+        The file or folder that ``remove`` writes.
     top : int
         The number of leading singular directions of W + ΔW to look at.
     threshold : float
-        A direction is an intruder if no |cosine| with a direction of W is as large as this; above 0, at most 1.
+        A direction is an intruder if no |cosine| with a direction of W is as large as this.
     remove : float, optional
+        Write an adapter in which every intruder is multiplied by λ: 0 removes them, 1 keeps them. Needs ``output``.
+
         Make an adapter in which every intruder is multiplied by this: 0 removes them, 1 keeps them. It is the
         ``adapter`` of the result.
-    output : path, optional
-        Where that adapter is written: a folder or a file. Without it nothing is written.
     uniform : bool
-        Give all modules of that adapter the same rank, padded with zeros.
+        Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
     dtype : str
-        The dtype of the factors that change: ``f32``, ``bf16`` or ``f16``.
+        The dtype of the factors that ``remove`` changes.
     allow_loss : bool
-        Accept the result even if rounding changes the update of a module by more than 1 %.
+        Write even if rounding changes the update of a module by more than 1 %.
     overwrite : bool
-        Replace what is already at ``output``.
+        Replace what is already at the output path.
     dry_run : bool
-        Say what would be written, and write nothing.
-    cache : path, optional
-        The folder in which SVDs of W are kept between runs; by default in the user's cache folder.
-    cache_limit : str
-        The size of that folder above which the oldest SVDs are deleted.
-    no_cache : bool
-        Neither use nor keep SVDs of earlier runs.
+        Check everything, report what would be done, write nothing.
     device : str
-        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``.
-    **reading : Reading
-        How the file is read: ``format``, ``alpha``, ``scale``, ``once``.
+        The device for computations on W: cpu, cuda or cuda:N.
+    caching : SvdCaching
+        The options ``cache``, ``cache_limit``, ``no_cache``.
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -427,6 +423,10 @@ def intruders(
         A file that is not an adapter, or not a model; numbers that are NaN or Inf.
     MismatchError
         A module that has no weight in the base, or whose tuned weight is not W + ΔW (DoRA).
+
+    Examples
+    --------
+    $ loralens intruders adapter --base model
     """
     check_definition(top=top, threshold=threshold)
     check_choice("dtype", str(dtype), get_args(FloatType))
@@ -435,12 +435,12 @@ def intruders(
         raise OptionError(f"remove {remove!r} is not possible", fix="give a finite number: 0 removes, 1 keeps")
     if output is not None and remove is None:  # a forgotten `remove` would be noticed only after the search
         raise OptionError(f"nothing would be written to {output}", fix="give remove, the factor for the intruders")
-    store = svd_cache(cache, cache_limit, no_cache=no_cache)
+    store = svd_cache(caching)
     linalg_device = Device.of(device)
     (label,) = labels([adapter])
     loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):
-        names = select(loaded, as_globs(modules, block))
+        names = select(loaded, selection.globs)
         # With a strength of 1 nothing is edited, so modules that are not pairs may stay.
         check_plain(loaded, names, pairs=remove not in (None, 1))
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -21,11 +21,13 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import progress
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
+from loralens.exports import takes_options
 from loralens.tables.numbers import count, fixed, number, percent, shape, spark, whole_percent
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.shared.adapters import Reading, Source, labels, read_adapter, sources
-from loralens.verbs.shared.option_values import Blocks, as_globs, check_choice
+from loralens.verbs.shared.adapters import Source, labels, read_adapter, sources
+from loralens.verbs.shared.option_values import check_choice
+from loralens.verbs.shared.options import ModuleChoice, Reading
 
 if TYPE_CHECKING:
     from loralens.analysis.amplification import WeightNorms
@@ -223,39 +225,39 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
         return {**base, "adapters": [adapter.record() for adapter in self.adapters]}
 
 
+@takes_options
 def spectrum(
     *adapters: Source,
-    modules: Sequence[str] = (),
-    block: Blocks = (),
     top: int | None = None,
     sort: Sort | None = None,
     base: str | PathLike[str] | None = None,
     device: str | None = None,
-    **reading: Unpack[Reading],
+    selection: ModuleChoice,
+    reading: Reading,
 ) -> SpectrumResult:
     """Show the singular values of ΔW = scale·B·A for every module, and the ranks and norms that follow from them.
 
-    ΔW is never formed: the cost is O((out + in)·r²) per module.
+    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. ΔW is never formed: the cost is O((out +
+    in)·r²) per module.
 
     Parameters
     ----------
     *adapters : path or Adapter
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
-    modules : sequence of str
-        Only modules whose name or kind matches one of these glob patterns.
-    block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     top : int, optional
-        List only the first ``top`` modules in the order of ``sort``.
+        Show only the first N modules in the order of ``sort``.
     sort : str, optional
-        The quantity that modules are sorted by, largest first; ``"name"`` sorts by name. The default is ``"name"``, or
-        ``"frobenius"`` if ``top`` is given.
+        The quantity that modules are sorted by, largest first; 'name' sorts by name. [default: name; with ``top``:
+        frobenius]
     base : path, optional
-        The base model: ΔW is compared with W.
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Also say how large ΔW is
+        in relation to W.
     device : str, optional
-        The device for computations on W: ``cpu`` (the default), ``cuda`` or ``cuda:N``.
-    **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``once``.
+        The device for computations on W: cpu, cuda or cuda:N. [default: cpu]
+    selection : ModuleChoice
+        The options ``modules``, ``block``.
+    reading : Reading
+        The options ``format``, ``alpha``, ``scale``, ``once``.
 
     Raises
     ------
@@ -265,8 +267,13 @@ def spectrum(
         A file that is not an adapter; a module that holds NaN or Inf.
     MismatchError
         A module that has no weight in the base.
+
+    Examples
+    --------
+    $ loralens spectrum adapter
+    $ loralens spectrum adapter --top 10 --plot spectra.png
     """
-    modules = as_globs(modules, block)
+    modules = selection.globs
     check_choice("sort", sort, get_args(Sort))
     if top is not None and top < 1:
         raise OptionError(f"top {top} leaves nothing to list", fix="give a whole number of 1 or more")

@@ -1,0 +1,284 @@
+"""The commands: each is derived from its function, calls it, shows the result and chooses the exit code."""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from importlib import import_module
+from math import isfinite
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import click
+
+from loralens.cli.derive import EMPTY, Function, derive, read_function
+from loralens.cli.show import (
+    RowOptions,
+    row_params,
+    rows_of,
+    show,
+    show_json,
+    show_tables,
+    tell_written,
+    wrap_sentences,
+)
+from loralens.cli.table import ROWS
+from loralens.cli.terminal import say
+from loralens.errors import OptionError
+from loralens.exports import homes_of
+
+FAILED, NO = 2, 1  # exit codes: an adapter could not be processed, an answer is no
+# Under this key the context of a command says that the user named none, and that `inspect` was chosen for a path.
+WITHOUT_VERB = "loralens.without_verb"
+# These refuse a missing target themselves, or need one only sometimes.
+OWN_TARGETS = ("merge", "unmerge", "intruders", "train")
+_NUMBER = re.compile(r"[+-]?\d*[.,]?\d+")
+
+
+@cache
+def command_of(name: str) -> click.Command:
+    """The command of a verb."""
+    if name == "demo":
+        function = read_function("loralens.cli.demo", name, ROWS[name])
+        return derive(
+            name, function, ROWS[name], [], lambda values, _: import_module("loralens.cli.demo").demo(**values)
+        )
+    module, row = homes_of("loralens")[name], ROWS[name]
+    function = read_function(module, name, row)
+    own = {parameter.name for parameter in function.parameters}
+
+    def run(values: dict[str, Any], given: set[str]) -> None:
+        rows = rows_of(values)
+        needs_target = {"output", "dry_run"} <= own and name not in OWN_TARGETS
+        # Here and not by click, as a dry run needs no target; and before any work.
+        if needs_target and values["output"] is None and not values["dry_run"]:
+            raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
+        for parameter in function.parameters:
+            if {"Weighted", "WithStrength"} & parameter.words:
+                values[parameter.name] = [split_weight(text) for text in values[parameter.name]]
+        # Defaults are left to the function.
+        kept = {each: value for each, value in values.items() if each in given}
+        RUNNERS.get(name, _run)(Call(name, function, kept), values, rows)
+
+    return derive(name, function, row, row_params(row, overwrites="overwrite" in own), run)
+
+
+def split_weight(text: str) -> tuple[str, float]:
+    """``ADAPTER:0.7`` as path and weight: the text after the last colon is a weight if it is a number.
+
+    A path that exists has no weight, since names of files may contain colons.
+    """
+    path, colon, number = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        return text, 1.0
+    if not path:
+        raise click.BadParameter(f"{text}: the path before the weight {EMPTY}")
+    # If the path before the colon does not exist, the error is about the path, not about the weight.
+    from loralens.formats.files.location import existing_path
+
+    existing_path(Path(path))
+    if not isfinite(weight):
+        raise click.BadParameter(f"{text}: the weight must be a finite number")
+    return path, weight
+
+
+class Call:
+    """The call of a verb with the values that the user gave."""
+
+    def __init__(self, name: str, function: Function, values: dict[str, Any]) -> None:
+        self.name, self.function, self.values = name, function, values
+
+    def __call__(self, **changes: Any) -> Any:
+        """What the verb returns."""
+        keywords = self.values | changes
+        arguments: list[Any] = []
+        for parameter in self.function.parameters:
+            if parameter.argument:
+                value = keywords.pop(parameter.name, ())
+                arguments += value if parameter.star else [value]
+        return getattr(import_module("loralens"), self.name)(*arguments, **keywords)
+
+
+def _run(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    """Call a verb and show its answer. Some take several adapters, one after the other."""
+    first = call.function.parameters[0]
+    if first.star or "Source" not in first.words:
+        result = call()
+        show(result, rows)
+        if ROWS[call.name].asks:
+            _exit(result)
+        return
+    # Imported here, so that showing the help of a command does not import NumPy.
+    from loralens.verbs.batches.batch import is_several
+
+    adapters = values[first.name]
+    source = adapters[0] if len(adapters) == 1 else list(adapters)
+    several = is_several(source)
+    # This is refused before any work.
+    if rows.plot and several:
+        raise click.UsageError("--plot draws one adapter, and there are several")
+    with _lines_shown(rows):
+        result = call(**{first.name: source})
+    _show_answer(result, rows, several=several)
+
+
+@contextmanager
+def _lines_shown(rows: RowOptions) -> Iterator[None]:
+    """Within the context, a line about each of several adapters appears on a terminal as soon as it is finished."""
+    if not _is_live(rows):
+        yield
+        return
+    from loralens.verbs.batches.batch import watch_lines
+
+    with watch_lines(_print_line):
+        yield
+
+
+def _is_live(rows: RowOptions) -> bool:
+    """Whether lines are for a reader who waits; programs get the complete result."""
+    return sys.stdout.isatty() and not (rows.as_json or rows.as_csv or rows.quiet)
+
+
+def _show_answer(result: Any, rows: RowOptions, *, several: bool) -> None:
+    """Show a result, and exit with its answer. If there were several adapters, it is a `BatchResult`.
+
+    On a terminal the lines about several adapters stand there already, and what they say together comes last. Elsewhere
+    the conclusion comes first, as of every result.
+    """
+    if several and _is_live(rows):
+        say("", *wrap_sentences(result.conclusion()))
+        if sentences := result.sentences():
+            say("", *wrap_sentences([sentence.strip() for sentence in sentences]))
+    else:
+        show(result, rows)
+    if several and rows.verbose and not (rows.as_json or rows.as_csv):
+        say(*result.details())
+    _exit(result)
+
+
+def _exit(result: Any) -> None:
+    """Exit with the answer of a result. Many have none, which counts as yes; None means that nothing was asked."""
+    if getattr(result, "failed", None):
+        click.get_current_context().exit(FAILED)
+    if getattr(result, "answer", None) not in (None, True):
+        click.get_current_context().exit(NO)
+
+
+def _print_line(line: str) -> None:
+    first, *continued = wrap_sentences([line])
+    say(first, *(f"  {part}" for part in continued))
+
+
+# ---- What single commands do of their own
+
+
+def _inspect(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    result = call()
+    if rows.as_json or rows.as_csv:
+        show(result, rows)
+    else:
+        # One after the other, so that the findings of an adapter are below its own tables.
+        for adapter in result.adapters:
+            show(adapter, rows)
+            if rows.verbose:
+                show_tables(*adapter.listing())
+        if WITHOUT_VERB in click.get_current_context().meta and not rows.quiet:
+            adapter = quote(values["adapters"][0])
+            next_steps = (
+                f"next: loralens doctor {adapter} (is anything wrong?), spectrum (which rank does it need?), "
+                "similarity (to another adapter), compress (make it smaller); loralens --help has them all"
+            )
+            # Tables end with an empty line, and findings do not.
+            say(*([""] if result.adapters[-1].sentences() else []), *wrap_sentences([next_steps]))
+    _exit(result)
+
+
+def _doctor(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    from loralens.verbs.spectra.doctor import DoctorResult
+
+    with _lines_shown(rows):
+        result = call()
+    if values["sarif"]:
+        tell_written(values["sarif"])
+    if isinstance(result, DoctorResult):
+        # Evidence and remedies are printed as sentences and not as rows, so the result itself applies --top.
+        modules_told = None if rows.verbose else result.modules_told
+        result = replace(result, causes_told=rows.top, modules_told=modules_told)
+    _show_answer(result, rows, several=not isinstance(result, DoctorResult))
+
+
+def _report(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    if not (values["adapters"] or values["fleet"]):
+        raise click.UsageError("Missing argument 'ADAPTER...': give adapters, or --fleet HOME")
+    # The page is the result; only the numbers can be had without it.
+    if values["output"] is None and not rows.as_json:
+        raise click.UsageError(
+            "Missing option '-o': say where to write the page, such as -o report.html, or give --json"
+        )
+    result = call()
+    if rows.as_json:
+        # On standard error, where it does not disturb the JSON.
+        for path in result.written:
+            tell_written(path)
+        show_json(result.record())
+        return
+    say(*result.conclusion(), *(result.document.summary[1:] if rows.verbose else ()))
+
+
+def _train(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    from loralens.cli.train_show import TrainingLine
+    from loralens.verbs.runs.run_display import displaying_runs
+
+    del values
+    with displaying_runs(TrainingLine):
+        result = call()
+    # Only the first of several processes under torchrun prints.
+    if result.main:
+        show(result, rows)
+
+
+def _merge(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    # Without a measurement there would be nothing to show as JSON or CSV.
+    show(call(measure=values["measure"] or rows.as_json or rows.as_csv), rows)
+
+
+def _scale(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    number = next((word for word in values["adapter"] if _NUMBER.fullmatch(word) and not Path(word).exists()), None)
+    if number is not None and all(values[name] is None for name in ("by", "preset", "block_weights")):
+        fix = f"give the factor with --by: --by {number.replace(',', '.')}"
+        raise OptionError(f"{number} is not an adapter", fix=fix)
+    _run(call, values, rows)
+
+
+def _intruders(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    # --remove without -o would have no effect, and -o without --remove would have nothing to write.
+    if (values["remove"] is None) != (values["output"] is None):
+        raise click.UsageError("--remove and -o must be given together")
+    _run(call, values, rows)
+
+
+def _behave(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
+    # In the order of the words `--adapters A B`, where click takes only A as the value of the option.
+    adapters = (*call.values.pop("older", ()), *values["adapters"])
+    if not adapters:
+        raise click.UsageError("Missing argument 'ADAPTER...'.")
+    show(call(adapters=adapters), rows)
+
+
+RUNNERS: dict[str, Callable[[Call, dict[str, Any], RowOptions], None]] = {
+    "behave": _behave,
+    "doctor": _doctor,
+    "inspect": _inspect,
+    "intruders": _intruders,
+    "merge": _merge,
+    "report": _report,
+    "scale": _scale,
+    "train": _train,
+}

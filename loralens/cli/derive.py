@@ -1,0 +1,335 @@
+"""Makes a click command of a function: of its signature and its numpydoc text, read from its source.
+
+The function is not imported, because verbs import NumPy, and ``--help`` would take a second. A parameter whose type is
+a class of `Options` stands for the fields of that class. The first paragraph about a parameter is the help of its
+option; further paragraphs are for Python only. The text before ``Parameters`` is the help of the command, and lines
+with ``$`` below ``Examples`` are examples to copy. `loralens.cli.table` has what Python cannot say.
+"""
+
+import ast
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
+
+from loralens import choices
+from loralens.cli.table import ARGUMENTS, HEADINGS, METAVARS, NAMES, PLACES, RANGES, Row
+from loralens.cli.usage_hints import check_dashes
+
+SOURCES = Path(__file__).parents[2]
+REQUIRED = object()  # in place of a default
+MAIN, SHOWING = "Options", "Showing the result"
+LAST = ("Modules", "Writing", "Computing", "Reading adapters", SHOWING)  # headings, after those of single commands
+WIDEST = 26  # columns of the words of options, beside which explanations stand
+# Every number of something is at least 1: 0 is never useful, and is refused as wrong usage.
+COUNT = click.IntRange(min=1)
+EMPTY = "is empty; a variable of the shell may not be set"
+
+
+class FilledPath(click.Path):
+    """A path that is not empty: ``-o "$OUT"`` with a variable that is not set means no current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path as a value of ``path_type``."""
+        if value == "":
+            self.fail(EMPTY, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class PathType(click.types.StringParamType):
+    """A string that may be a path, such as an adapter (also ``A:0.7`` or a Hub id), a model, or texts."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The string as it is."""
+        if value == "":
+            self.fail(EMPTY, param, ctx)
+        return super().convert(value, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Let the shell complete the names of files."""
+        del ctx, param
+        return [CompletionItem(incomplete, type="file")]
+
+
+PATH = FilledPath(path_type=Path)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter as its source declares it: the text of its type, its default, and what is said about it."""
+
+    name: str
+    kind: str
+    default: Any
+    about: str = ""
+    heading: str = MAIN
+    argument: bool = False
+    star: bool = False
+
+    @property
+    def words(self) -> set[str]:
+        """The words of the type."""
+        return set(re.findall(r"\w+", self.kind))
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function as its source describes it: its first line, the text below, examples, and parameters."""
+
+    summary: str
+    text: str
+    examples: list[str]
+    parameters: list[Parameter]
+
+
+@cache
+def _parsed(module: str) -> tuple[dict[str, ast.FunctionDef | ast.ClassDef], dict[str, str]]:
+    """The functions and classes of a module, and the modules from which it imports other names."""
+    path = SOURCES.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    defined = {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    imports = [node for node in body if isinstance(node, ast.ImportFrom)]
+    return defined, {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+def read_function(module: str, name: str, row: Row) -> Function:
+    """What the source of a function says."""
+    node = _parsed(module)[0][name]
+    assert isinstance(node, ast.FunctionDef)
+    parts = _sections(node)
+    summary, _, text = parts[""].partition("\n\n")
+    examples = re.findall(r"^\$ (.+)$", parts.get("Examples", ""), re.MULTILINE)
+    return Function(" ".join(summary.split()), text, examples, list(_parameters(module, node, row)))
+
+
+def _sections(node: ast.FunctionDef | ast.ClassDef) -> dict[str, str]:
+    """The sections of a numpydoc text by their headings; the text before them has the heading ``""``."""
+    start, *rest = re.split(r"\n*^(\w+)\n-{3,}\n", ast.get_docstring(node) or "", flags=re.MULTILINE)
+    return {"": start, **dict(zip(rest[::2], rest[1::2], strict=True))}
+
+
+def _abouts(node: ast.FunctionDef | ast.ClassDef) -> dict[str, str]:
+    """Parameter → the first paragraph about it."""
+    abouts = {}
+    for entry in re.split(r"^(?=\S)", _sections(node).get("Parameters", ""), flags=re.MULTILINE):
+        names, _, text = entry.partition("\n")
+        for name in names.partition(" :")[0].split(","):
+            abouts[name.strip("* ")] = " ".join(text.partition("\n\n")[0].split())
+    return abouts
+
+
+def _parameters(module: str, node: ast.FunctionDef, row: Row) -> Iterator[Parameter]:
+    abouts, args = _abouts(node), node.args
+    missing: list[ast.expr | None] = [None] * (len(args.args) - len(args.defaults))
+    given = [*zip(args.args, [*missing, *args.defaults], strict=True)]
+    if args.vararg:
+        given.insert(0, (args.vararg, None))
+    for each, default in (*given, *zip(args.kwonlyargs, args.kw_defaults, strict=True)):
+        name, kind = each.arg, ast.unparse(each.annotation) if each.annotation else ""
+        home = module if kind in _parsed(module)[0] else _parsed(module)[1].get(kind, "")
+        if default is None and home.startswith("loralens.") and kind in _parsed(home)[0]:
+            yield from _fields(home, kind)
+            continue
+        argument = default is None and name in ARGUMENTS and name not in row.options
+        heading = MAIN if default is None else HEADINGS.get(name, MAIN)
+        yield Parameter(name, kind, _value(default), abouts.get(name, ""), heading, argument, each is args.vararg)
+
+
+def _fields(module: str, name: str) -> Iterator[Parameter]:
+    """The fields of a class of options, those of the last class that it extends first, as dataclasses do."""
+    node = _parsed(module)[0][name]
+    assert isinstance(node, ast.ClassDef)
+    for base in map(ast.unparse, reversed(node.bases)):
+        if base in _parsed(module)[0]:
+            yield from _fields(module, base)
+    # A class is a group, whose heading is the beginning of its first line.
+    abouts, heading = _abouts(node), _sections(node)[""].partition(":")[0]
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+            field, default = line.target.id, _value(line.value)
+            place = MAIN if default is REQUIRED or field == "output" else heading
+            yield Parameter(field, ast.unparse(line.annotation), default, abouts.get(field, ""), place)
+
+
+def _value(default: ast.expr | None) -> Any:
+    """The value of a default; None where that is a name, which stands for what the function finds out."""
+    if default is None:
+        return REQUIRED
+    try:
+        return ast.literal_eval(default)
+    except ValueError:
+        return None
+
+
+# ---- As parameters of click
+
+
+def _type(parameter: Parameter, row: Row) -> Any:
+    """The type of click for a type of Python."""
+    name, words = parameter.name, parameter.words
+    for word in sorted(words):
+        if get_origin(literal := getattr(choices, word, None)) is Literal:
+            return click.Choice(get_args(literal))
+    if name in row.types or name in RANGES:
+        return row.types.get(name) or RANGES[name]
+    if name in PLACES or (parameter.argument and not words & {"PathLike", "str"}):
+        return PathType()
+    if words & {"Path", "PathLike"} and not words & {"Sequence", "Mapping", "Moments"}:
+        return PATH
+    if "float" in words and "str" not in words:
+        return click.FLOAT
+    return COUNT if "int" in words and "str" not in words else click.STRING
+
+
+def _finite(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Refuse NaN and infinity as wrong usage; Python's float accepts both as text."""
+    del ctx
+    if isinstance(value, float) and not isfinite(value):
+        raise click.BadParameter("must be a finite number", param=param)
+    return value
+
+
+class _Option(click.Option):
+    """An option with the heading below which the help lists it."""
+
+    heading = SHOWING
+
+
+def _param(parameter: Parameter, row: Row, translate: Callable[[str], str]) -> click.Parameter:
+    """The argument or the option of a parameter."""
+    name, kind, default, words = parameter.name, _type(parameter, row), parameter.default, parameter.words
+    metavar = row.metavars.get(name) or METAVARS.get(name)
+    if parameter.argument:
+        several = parameter.star or "Source" in words
+        metavar = metavar or name.upper()
+        metavar = metavar if not several or "..." in metavar else f"{metavar}..."
+        required = not metavar.startswith("[")
+        return click.Argument([name], type=kind, nargs=-1 if several else 1, required=required, metavar=metavar)
+    multiple = default == ()
+    names = NAMES.get(name, (f"--{name.replace('_', '-')}",))
+    text = f"{translate(parameter.about)}{' Repeatable.' if multiple else ''}"
+    keywords: dict[str, Any] = {"help": text, "required": default is REQUIRED}
+    if default is not REQUIRED and not multiple:
+        keywords |= {"default": default, "show_default": default is not None and default is not False}
+    if "bool" in words:
+        if default is not False and name not in NAMES:
+            names = (f"{names[0]}/--no-{names[0][2:]}",)
+        keywords["is_flag"] = True
+    else:
+        if not isinstance(kind, click.Choice):
+            metavar = metavar or {click.STRING: "NAME", PATH: "FILE"}.get(kind, "N" if "int" in words else "X")
+        keywords |= {"type": kind, "multiple": multiple, "metavar": metavar, "callback": _finite}
+        # A value that stands for the option without one.
+        if name in row.flag_values:
+            keywords |= {"is_flag": False, "flag_value": row.flag_values[name]}
+    option = _Option([*names, name], **keywords)
+    option.heading = parameter.heading
+    return option
+
+
+# ---- The command
+
+
+class DerivedCommand(click.Command):
+    """A command whose help has one line about it, examples, options in groups, and then the rest of the text."""
+
+    def __init__(self, function: Function, **keywords: Any) -> None:
+        translate = _translation(function.parameters)
+        super().__init__(**keywords, help=translate(function.summary))
+        self.examples, self.text = function.examples, translate(function.text)
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the line and the examples."""
+        super().format_help_text(ctx, formatter)
+        if self.examples:
+            with formatter.section("Examples"):
+                for line in self.examples:
+                    formatter.write(f"  {line}\n")
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options below their headings, and the rest of the text."""
+        groups: dict[str, list[tuple[str, str]]] = {MAIN: []}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                groups.setdefault(getattr(param, "heading", SHOWING), []).append(record)
+        # One width for all groups, so that the page has one column of explanations.
+        width = min(WIDEST, max(len(words) for records in groups.values() for words, _ in records))
+        for heading in [*(each for each in groups if each not in LAST), *LAST]:
+            if groups.get(heading):
+                with formatter.section(heading):
+                    formatter.write_dl([(words.ljust(width), text) for words, text in groups[heading]], col_max=WIDEST)
+        if self.text:
+            with formatter.section("More"):
+                formatter.write_text(self.text)
+
+
+def _translation(parameters: Sequence[Parameter]) -> Callable[[str], str]:
+    """Turns what docstrings say into the words of the command line: ``sv_ratio`` into --sv-ratio."""
+    words = {each.name: NAMES.get(each.name, (f"--{each.name.replace('_', '-')}",))[0] for each in parameters}
+    words |= {each.name: METAVARS.get(each.name, each.name.upper()) for each in parameters if each.argument}
+
+    def translate(text: str) -> str:
+        text = re.sub(r"``(.+?)``", lambda quoted: words.get(quoted[1], quoted[1]), text)
+        return re.sub(r"`loralens\.(\w+)`", r"`loralens \1`", text)
+
+    return translate
+
+
+def derive(
+    name: str, function: Function, row: Row, shown: Sequence[click.Parameter], run: Callable[..., None]
+) -> click.Command:
+    """The command of a function; ``shown`` are the options that show a result.
+
+    ``run`` is called with the values of all arguments and options, and with the names of those that the user gave.
+    """
+    translate = _translation(function.parameters)
+
+    @click.pass_context
+    def call(ctx: click.Context, /, **values: Any) -> None:
+        run(values, {each for each in values if ctx.get_parameter_source(each) is not ParameterSource.DEFAULT})
+
+    params = [*(_param(each, row, translate) for each in function.parameters), *row.params, *shown]
+    return DerivedCommand(function, name=name, params=params, callback=call)
+
+
+class DerivedGroup(click.Group):
+    """A group whose commands are derived when they are called; ``lines`` has their names and what each does."""
+
+    def __init__(
+        self, *arguments: Any, find: Callable[[str], click.Command], lines: Mapping[str, str], **keywords: Any
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.find, self.lines = find, lines
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order of the table; click would sort them."""
+        del ctx
+        return list(self.lines)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Derive the command."""
+        del ctx
+        return self.find(cmd_name) if cmd_name in self.lines else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of the first word, after a look at the dashes of its options."""
+        name, command, arguments = super().resolve_command(ctx, args)
+        if command and not ctx.resilient_parsing:
+            check_dashes(command, arguments, click.Context(command, ctx, info_name=name))
+        return name, command, arguments
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the lines without deriving a command."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([*self.lines.items()])

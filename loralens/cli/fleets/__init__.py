@@ -1,1 +1,0 @@
-"""The sub-commands of `loralens fleet`, one subject in each file."""

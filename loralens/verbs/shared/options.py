@@ -1,0 +1,253 @@
+"""Options that belong together and that several verbs have: each class is a parameter of a verb.
+
+Users give the fields as keywords (`loralens.exports.takes_options`). The first line of a class begins with the heading
+of its options in ``--help``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import inf, isfinite, nan
+from numbers import Real
+from os import PathLike
+from typing import Any
+
+from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
+from loralens.core.ranks import Rule, RuleName
+from loralens.core.selection import within_blocks
+from loralens.errors import OptionError
+from loralens.exports import Options
+from loralens.tables.numbers import parse_size
+from loralens.verbs.shared.option_values import Blocks, check_choice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleChoice(Options):
+    """Modules: which of them a verb works on.
+
+    Parameters
+    ----------
+    modules : str or sequence of str
+        Only modules whose name or kind matches this glob pattern, or has it as whole parts.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``4-8``, or ``IN04`` of an image model; with ``modules``, what both choose.
+    """
+
+    modules: str | Sequence[str] = ()
+    block: Blocks = ()
+
+    @property
+    def globs(self) -> tuple[str, ...]:
+        """Both as globs of `loralens.core.selection`.
+
+        Raises
+        ------
+        OptionError
+            A text is not a block.
+        """
+        globs = (self.modules,) if isinstance(self.modules, str) else tuple(self.modules)
+        return within_blocks(globs, [self.block] if isinstance(self.block, int | str) else self.block)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockWeights(Options):
+    """Weights of blocks: those of SD, SDXL and FLUX.1, as block weight tools write them.
+
+    Parameters
+    ----------
+    preset : str, optional
+        Preset weights for the blocks of SD, SDXL or FLUX: ``OUTALL``, ``MIDD`` …
+
+        docs/commands/scale.md lists them.
+    block_weights : str, mapping or sequence of float, optional
+        Weights of blocks: ``IN04=0,MID=1``, or all in their order, as block weight tools write them.
+
+        Also ``{"IN04": 0, "MID": 1}``. They come after the preset, and blocks that neither names keep the weight 1.
+    """
+
+    preset: str | None = None
+    block_weights: str | Mapping[str, float] | Sequence[float] | None = None
+
+    def __bool__(self) -> bool:
+        """Whether one of them is given."""
+        return self.preset is not None or self.block_weights is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading(Options):
+    """Reading adapters: what a file does not say itself.
+
+    Parameters
+    ----------
+    format : str, optional
+        The dialect of the file, if its content fits several dialects.
+    alpha : float, optional
+        The α to use if the file states none. The scale is then α/r.
+    scale : float, optional
+        The scale of a file that does not state it.
+    once : bool
+        Add the update of the out_proj of an nn.MultiheadAttention once; PEFT adds it twice.
+    """
+
+    format: str | None = None
+    alpha: float | None = None
+    scale: float | None = None
+    once: bool = False
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The options that differ from their defaults."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing(Options):
+    """Writing: where the result is written, and how.
+
+    Parameters
+    ----------
+    output : path, optional
+        The file or folder to write; of several adapters, the folder for all of them.
+
+        A file has the suffix of the dialect. Without it nothing is written.
+    to : str, optional
+        The dialect to write. [default: the dialect of the first adapter]
+    base : path, optional
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache. Needed for DoRA, and for
+        GGUF.
+    dtype : str, optional
+        Round all factors to this dtype. [default: the dtypes of the source]
+    allow_loss : bool
+        Write even if rounding changes the update of a module by more than 1 %.
+    overwrite : bool
+        Replace what is already at the output path.
+    dry_run : bool
+        Check everything, report what would be done, write nothing.
+    """
+
+    output: str | PathLike[str] | None = None
+    to: TargetFormat | None = None
+    base: str | PathLike[str] | None = None
+    dtype: FloatType | None = None
+    allow_loss: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
+
+    def check(self) -> None:
+        """Refuse an unknown dialect or dtype before anything is read."""
+        check_choice("to", self.to, TARGET_FORMATS)
+        check_choice("dtype", self.dtype, FLOAT_TYPES)
+
+
+# Option → rule. ``bytes`` is the rule's name in recipes too, where it may not depend on how an option is spelt.
+RULES: Mapping[str, RuleName] = {
+    "rank": "rank",
+    "energy": "energy",
+    "error": "error",
+    "sv_ratio": "sv-ratio",
+    "parameters": "parameters",
+    "size": "bytes",
+}
+
+
+def option_names(*options: str) -> str:
+    """Parameters as options of the command line: ``--sv-ratio, --size``."""
+    return ", ".join("--" + name.replace("_", "-") for name in options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankRules(Options):
+    """Ranks: the rules that choose them, of which one is given.
+
+    Parameters
+    ----------
+    rank : int, optional
+        Keep the R leading directions of every module.
+    energy : float, optional
+        Keep the fewest directions of a module that hold this share of its energy Σσ², such as 0.99.
+    error : float, optional
+        Keep the fewest directions of a module whose relative error ‖ΔW−ΔW'‖/‖ΔW‖ is at most this, such as 0.05.
+    sv_ratio : float, optional
+        Keep the directions of a module whose singular value is above σ₁/X.
+    parameters : float, optional
+        Keep as many directions as one budget for the whole adapter allows: a share of its parameters (0.5), or their
+        number.
+    size : int or str, optional
+        The same budget in bytes of the file, such as 20MB or 512KiB.
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+    error: float | None = None
+    sv_ratio: float | None = None
+    parameters: float | None = None
+    size: int | str | None = None
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The rules that were given, with their values."""
+        return {name: value for name in RULES if (value := getattr(self, name)) is not None}
+
+    def optional(self) -> Rule | None:
+        """The rule that was given, or None.
+
+        Raises
+        ------
+        OptionError
+            Several rules were given, or the value is not possible for the rule.
+        """
+        stated = self.stated
+        if not stated:
+            return None
+        if len(stated) > 1:
+            raise OptionError(f"{option_names(*stated)} exclude each other", fix="give one of them")
+        ((name, value),) = stated.items()
+        # Only sizes have units.
+        if name == "size" and isinstance(value, str):
+            value = parse_size(value)
+        try:
+            # True is an int for Python, but rank=True is a mistake.
+            amount = float(value) if isinstance(value, Real) and not isinstance(value, bool) else nan
+        except OverflowError:  # of an integer beyond all floats
+            amount = inf
+        if not isfinite(amount):
+            raise OptionError(f"{option_names(name)} {value!r:.100} is not a finite number", fix="give a finite number")
+        # rank=8.0 is taken as 8. Rule refuses a rank with a fraction, so that has to stay a float here.
+        return Rule(RULES[name], int(amount) if name == "size" or (name == "rank" and amount.is_integer()) else amount)
+
+    def required(self) -> Rule:
+        """The rule that was given, for a verb that needs one.
+
+        Raises
+        ------
+        OptionError
+            No rule or several rules were given, or the value is not possible for the rule.
+        """
+        rule = self.optional()
+        if rule is None:
+            raise OptionError(
+                "no option says how to choose the ranks",
+                fix=f"give one of {option_names(*RULES)}, such as --energy 0.99; loralens convert --dtype keeps all "
+                "ranks",
+            )
+        return rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SvdCaching(Options):
+    """Computing: where decompositions of the weights of a base are kept between runs.
+
+    Parameters
+    ----------
+    cache : path, optional
+        The folder in which decompositions of W are kept between runs. [default: in the user's cache folder]
+    cache_limit : str
+        If the folder is larger than this, its oldest entries are deleted.
+    no_cache : bool
+        Neither use nor keep decompositions of earlier runs.
+    """
+
+    cache: str | PathLike[str] | None = None
+    # U and V of a whole SVD take 8 bytes for every number of a square weight: 20 GB hold 2.5 billion numbers.
+    cache_limit: str = "20GB"
+    no_cache: bool = False
