@@ -62,11 +62,7 @@ def _comfyui_names(adapter: Adapter) -> Iterator[Finding]:
         unsure = [file for file, known in files.values() if known and image_names.comfyui_may_lack(file)]
         if unsure:
             text = f"{len(unsure)} modules have names that no map of ComfyUI 0.3.64 has: {some(unsure, 1)}"
-            fix = (
-                "if ComfyUI's model has the names after the prefix: loralens convert … "
-                "--prefix transformer.=diffusion_model."
-            )
-            yield warning("names-unmapped", text, fix)
+            yield warning("names-unmapped", text, "load it in ComfyUI, and look for 'lora key not loaded' in its log")
 
 
 def _comfyui_files(adapter: Adapter) -> dict[str, tuple[str, bool]]:
@@ -308,7 +304,10 @@ def check(
             f"{consumer} looks the names up as they are, and they match the base only after {match.edit}: most "
             "versions load such an adapter and do nothing"
         )
-        findings.append(warning("names-differ", text, "loralens convert … --base DIR writes it under the base's names"))
+        # What the modules of a base are called that is stored under other names, its files do not say.
+        unknown = "test the outputs against those of the base"
+        fix = unknown if match.by_storage else "loralens convert … --base DIR writes it under the base's names"
+        findings.append(warning("names-differ", text, fix))
     if consumer == "peft":
         findings += _peft_kernels(adapter, match, base or {})
     # Sorting is stable: among errors, and among warnings, the order of the rules stays.
@@ -559,7 +558,10 @@ BY_NAME = ("vllm", "lorax", "peft")  # consumers that look modules up under exac
 VLLM_SCALE = _one_scale(
     f"vLLM before {VLLM_PATTERNS} ignores", f"serve with vLLM {VLLM_PATTERNS} or later, or give all modules one α/r"
 )
-LORAX_SCALE = _one_scale("LoRAX ignores", "give all modules one α/r: train so, or loralens compress --uniform")
+LORAX_SCALE = _one_scale(
+    "LoRAX ignores",
+    "give all modules one α/r: train so, or fold the scales with loralens convert --to mlx, then its result --to peft",
+)
 SERVERS = (_must_be("peft"), _configured, _only_lora, _no_dora, _no_bias, _no_experts)
 CONSUMERS: dict[Consumer, Rules] = {
     "vllm": (*SERVERS, _vllm_saved, _vllm_config, VLLM_SCALE, _vllm_rank),

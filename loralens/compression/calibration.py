@@ -397,7 +397,7 @@ def _moment(K: Array, rank: int, name: str) -> Array:
     if K.shape != (rank, rank):
         raise ShapeError(
             f"{name} has the shape {K.shape}, and the module has rank {rank}",
-            fix="measure the moments of this adapter: loralens calibrate",
+            fix="measure them again with this one: loralens calibrate",
         )
     if not np.isfinite(K).all():
         raise FormatError(

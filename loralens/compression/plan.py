@@ -241,7 +241,7 @@ class TruncationPlan:
             A criterion for each module alone, or one budget for all modules. A budget of ``parameters`` up to 1 is a
             share of the parameters of the adapter. Modules outside the plan count in a budget too.
         one_rank : bool
-            Whether all modules get the same rank, as far as their factors are wide enough.
+            Whether all modules get the same rank; narrower ones are padded with zeros.
         protect : "absolute", "relative" or mapping of str to float
             What a budget minimises: Σ‖ΔW−ΔW'‖², the same relative to ‖ΔW‖² of each module, or the former with a weight
             for each glob (1 for modules that no glob matches).

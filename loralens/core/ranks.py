@@ -340,8 +340,8 @@ def ranks(
     one_rank : bool
         Give all modules the same rank: the largest that a module needs, or that the budget allows.
     widths : mapping of str to int, optional
-        Module name → the width of its factors, which limits the rank under ``one_rank``. Otherwise the number of
-        singular values limits it.
+        Module name → the width of its factors, the largest of which limits the rank under ``one_rank``. Otherwise the
+        number of singular values of each module limits it.
     size : callable, optional
         For budgets: the exact size of ranks. The default is Σ rank·cost.
 
@@ -404,8 +404,9 @@ def rank_items(
     """An `Item` for every module, or for every group of modules that share a rank; parameters as for `ranks`."""
     shared, weights = shared or {}, weights or {}
     floors = {name: least if isinstance(least, int) else least[name] for name in spectra}
-    # One rank for all may exceed the directions of some modules; these are padded with zeros up to their width.
-    tops = {name: widths[name] if widths and one_rank else s.size for name, s in spectra.items()}
+    # One rank for all may exceed the directions of some modules; these are padded with zeros.
+    widest = max(widths.values(), default=0) if widths and one_rank else 0
+    tops = {name: widest or s.size for name, s in spectra.items()}
     groups: dict[str, list[str]] = {}
     for name in spectra:
         groups.setdefault(shared.get(name, name), []).append(name)

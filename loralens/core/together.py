@@ -164,7 +164,7 @@ def _check_dialect(adapters: Sequence[Adapter], holder: int, labels: Sequence[st
         raise MismatchError(
             f"the extra tensors of {labels[holder]} are {adapters[holder].format}'s, and {labels[0]} is "
             f"{adapters[0].format}",
-            fix=f"convert it first: loralens convert --to {adapters[0].format}, or --take none",
+            fix=f"leave them out with --take none, or name {labels[holder]} first",
         )
 
 

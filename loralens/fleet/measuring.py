@@ -277,10 +277,7 @@ def _measure_file(root: str, path: str, *, once: bool) -> MeasuredFile:
         fix = "index again when nothing else writes to it; if nothing does, check the disk"
     # A damaged file may make NumPy raise any of these, and one file must not end the index of thousands.
     except (MemoryError, ArithmeticError, ValueError, RecursionError) as error:
-        reason, fix = (
-            f"cannot be measured: {str(error) or type(error).__name__}",
-            "check the file; loralens doctor says more",
-        )
+        reason, fix = f"cannot be measured: {str(error) or type(error).__name__}", "download or save the file again"
     return MeasuredFile(path, "unreadable", reason, fix)
 
 

@@ -477,7 +477,7 @@ class GgmlCodec(FloatCodec):
         # Scales are float16. An infinite one would turn the 32 numbers of its block into NaN or infinity.
         if not np.isfinite(quantised.numbers).all() and np.isfinite(numbers).all():
             what = f"{self.plan.key}: numbers are too large for the float16 scales of {self._type.name}"
-            raise FormatError(what, fix="check the adapter's α with loralens doctor, or merge with --dtype")
+            raise FormatError(what, fix="check the adapter's α and scale, or merge with --dtype")
         block.quantised = quantised.numbers.reshape(numbers.shape)
         block.written = quantised.stored.reshape(len(numbers), -1)
         return block

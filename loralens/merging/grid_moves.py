@@ -52,7 +52,7 @@ def asked_moves(grid: GridRows, D: Singles) -> Floats:
         D holds NaN or Inf.
     """
     if not np.isfinite(D).all():
-        raise FormatError("the update leaves float32", fix="check the adapter's α and scale with loralens doctor")
+        raise FormatError("the update leaves float32", fix="check the adapter's α and scale")
     moves = np.multiply(per_column(_inverse(grid.step), grid), _in_groups(D, grid), dtype=np.float64).reshape(D.shape)
     return moves if grid.levels is None else _along_levels(grid, grid.levels, moves)
 

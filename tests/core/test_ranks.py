@@ -161,10 +161,10 @@ def test_modules_of_one_tensor_share_a_rank():
     assert budget == {"e[0]": 1, "e[1]": 1, "q": 2}
 
 
-def test_one_rank_is_the_highest_that_any_module_needs_and_pads_up_to_the_width():
+def test_one_rank_is_the_highest_that_any_module_needs_and_narrower_ones_are_padded():
     spectra_, widths = {"a": S, "dead": S[:0], "narrow": S[:1]}, {"a": 4, "dead": 4, "narrow": 1}
     found = ranks(spectra_, dict.fromkeys(spectra_, 1), Rule("energy", 0.99), one_rank=True, widths=widths)
-    assert found == {"a": 2, "dead": 2, "narrow": 1}
+    assert found == {"a": 2, "dead": 2, "narrow": 2}
     assert ranks(spectra_, dict.fromkeys(spectra_, 1), Rule("rank", 8)) == {"a": 3, "dead": 1, "narrow": 1}
 
 

@@ -356,7 +356,7 @@ def _findings(
     if forms:
         forms_text = ", ".join(f"{count} as {name}" for name, count in forms.items())
         text = f"{forms_text}: of more than half the full rank, so kept in this form, without B and A"
-        yield Finding("note", "structured", text, "make pairs of them: loralens convert --rank R")
+        yield Finding("note", "structured", text, "make pairs of them: loralens convert --to kohya --rank R")
     added = [key for key, one in extra.items() if one.role in ("diff", "diff_b")]
     if added:
         text = f"{len(added)} tensors are differences of biases and norms, to be added: {', '.join(added[:3])}"

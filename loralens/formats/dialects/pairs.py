@@ -284,7 +284,7 @@ def pack_pair(module: "Update") -> tuple[LazyArray, LazyArray]:
         raise MismatchError(
             "this may be a grouped convolution, which a pair cannot change as this update does: its weight reads "
             f"{module.shape[1] // prod(kernel)} channels, and no other tensor of the base has as many rows",
-            fix="merge the adapter into its base, or leave this module out first: loralens drop",
+            fix="merge the adapter into its base: loralens merge",
         )
     # The stored B of a grouped convolution holds only the blocks, and a changed update has entries outside of them.
     if module.layout.groups > 1:

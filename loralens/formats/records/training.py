@@ -71,8 +71,8 @@ class Training:
         if target.name in ("", ".."):
             raise OptionError(f"{target}: is not a name for a run", fix="give a folder that is not there yet")
         if target.suffix in SUFFIXES:
-            fix = f"give {target.with_suffix('')}; loralens convert makes a file of what is in it"
-            raise OptionError(f"{target}: a run is a folder, not a {target.suffix} file", fix=fix)
+            what = f"{target}: a run is a folder, not a {target.suffix} file"
+            raise OptionError(what, fix=f"give {target.with_suffix('')}")
         self.target = target
         self.folder = target.with_name(target.name + UNFINISHED)
         self._hold = Hold()

@@ -322,7 +322,7 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
     if overflowed:
         # bfloat16 has the range of float32, so there the update itself is too large.
         narrow = dtype not in ("float32", "bfloat16")
-        fix = "write --dtype f32 (or bf16)" if narrow else "check the adapter's α and scale with loralens doctor"
+        fix = "write --dtype f32 (or bf16)" if narrow else "check the adapter's α and scale"
         warn(f"{overflowed:,} weights became infinite, because they are too large for {dtype}", fix)
     spoilt = {fidelity.module: fidelity.non_finite for fidelity in arrived if fidelity.non_finite}
     if spoilt:

@@ -358,9 +358,9 @@ def compress(
     form = OutputFormat.of(before, to=to, base=base, dtype=dtype)
     # Moments in memory have no place that the target could overwrite.
     activations_file = None if isinstance(activations, Moments) else activations
+    protect, moments = read_protection(weights), read_moments(activations)
     # The target is checked before any factor is read, so that a wrong one costs no work.
     form.check_target(target, source, other_inputs={"the moments": activations_file})
-    protect, moments = read_protection(weights), read_moments(activations)
     with place(label):
         plan = read_directions(before, modules=modules, dtype=numpy_dtype(dtype), moments=moments)
         ranks = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size)

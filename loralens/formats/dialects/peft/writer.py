@@ -209,10 +209,12 @@ def _config(adapter: Adapter, stacks: Stacks) -> Fields | None:
     if old.get("peft_type") is None:
         old = {"peft_type": "LORA", **old}  # PEFT does not load a configuration without it
     config = PeftConfig(old)
-    if old is adapter.config and _still_true(config, stacks) and not adapter.narrowed:
+    # PEFT then takes the targets of the kind of model, and servers refuse the file.
+    untargeted = old.get("target_modules") is None and old.get("target_parameters") is None
+    if old is adapter.config and _still_true(config, stacks) and not adapter.narrowed and not untargeted:
         return old
     config.check_base_unchanged()
-    return _update_fields(old, stacks, exact=adapter.narrowed)
+    return _update_fields(old, stacks, exact=adapter.narrowed or untargeted)
 
 
 def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
