@@ -521,6 +521,16 @@ def test_every_dtype_and_shape_survives_the_file(dtype, shape, tmp_path):
         np.testing.assert_array_equal(back.tensors["x"].rows(1, 2).read(), value.tensors["x"].read()[1:2])
 
 
+def test_a_header_of_several_chunks(tmp_path):
+    """Values begin at every place of a chunk."""
+    texts = {f"long.{i}": "x" * (gguf_values.CHUNK - 5 * i) for i in range(9)}
+    numbers = {f"n.{i}:u32[]": str(list(range(40))) for i in range(9)}
+    between = dict(item for pair in zip(texts.items(), numbers.items(), strict=True) for item in pair)
+    filled = {f"{i}:u32[]": str(list(range(1000))) for i in range(40)}
+    value = stored(pair(), {**KINDS, **between, **filled})
+    assert on_disk(value, tmp_path).metadata == value.metadata
+
+
 def test_another_alignment_is_kept(tmp_path):
     value = stored(pair(), {**KINDS, "general.alignment:u32": "256"})
     assert_same_tensors(on_disk(value, tmp_path).tensors, value.tensors)

@@ -96,7 +96,7 @@ def test_the_library_opens_it(tmp_path):
 
 
 def test_every_tensor_begins_at_a_multiple_of_its_width(tmp_path):
-    tensors = {f"{i}{name}": LazyArray.of(np.zeros(1, dtype)) for i in "01" for name, dtype in DTYPES.items()}
+    tensors = {name: LazyArray.of(np.zeros(1, DTYPES[name])) for name in ("U8", "F16", "F32", "F64")}
     write_safetensors(Stored(tensors), tmp_path / "a")
     data = (tmp_path / "a").read_bytes()
     header, start = read_header(data)
