@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from loralens.analysis.every_pair import pairwise as pairwise
     from loralens.analysis.inspection import Inspection as Inspection
     from loralens.analysis.inspection import inspect_adapter as inspect_adapter
-    from loralens.analysis.interference import Interference as Interference
-    from loralens.analysis.interference import interference as interference
+    from loralens.analysis.interacting_pairs import Interference as Interference
+    from loralens.analysis.interacting_pairs import interference as interference
     from loralens.analysis.intruders import Intruders as Intruders
     from loralens.analysis.intruders import find_intruders as find_intruders
     from loralens.analysis.intruders import remove_intruders as remove_intruders

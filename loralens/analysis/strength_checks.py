@@ -10,7 +10,7 @@ import numpy as np
 
 from loralens.analysis.diagnosis import Diagnosis, Examination, share
 from loralens.analysis.every_pair import connected_groups, match_collection
-from loralens.analysis.interference import is_same
+from loralens.analysis.interacting_pairs import is_same
 from loralens.analysis.merge_effect import update_entries
 from loralens.analysis.readings import ModuleReading
 from loralens.analysis.two_adapters import compare_subspaces

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from loralens.analysis.every_pair import Pairwise, known_mean
-from loralens.analysis.interference import Interference
+from loralens.analysis.interacting_pairs import Interference
 from loralens.analysis.nested import Nesting
 from loralens.analysis.two_adapters import Comparison, side_of
 from loralens.charts.module_grid import Column, Grid, all_blocks, arithmetic_mean, column_names, fit_name, thin

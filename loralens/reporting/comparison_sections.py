@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loralens.analysis.interference import LARGE, Interaction, far_cosine
+from loralens.analysis.interacting_pairs import LARGE, Interaction, far_cosine
 from loralens.analysis.two_adapters import SAME_START
 from loralens.charts.pair_charts import conflict_map, pair_matrices, phi_maps, shared_energy_map
 from loralens.charts.run_charts import trajectory_charts, watched_charts

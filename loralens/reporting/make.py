@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from loralens.analysis.diagnosis import Diagnosis
-from loralens.analysis.interference import Interaction
+from loralens.analysis.interacting_pairs import Interaction
 from loralens.formats.records.results import StoredEvaluation
 from loralens.reporting.adapter_sections import (
     base_section,

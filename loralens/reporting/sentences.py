@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from loralens.analysis.amplification import FAR, count_far
 from loralens.analysis.diagnosis import LEVELS, Diagnosis, by_cause
-from loralens.analysis.interference import FIGHT, LARGE, SAME, in_words
+from loralens.analysis.interacting_pairs import FIGHT, LARGE, SAME, in_words
 from loralens.analysis.spectrum import by_kind, mean_effective_rank
 from loralens.analysis.trajectory import SETTLED
 from loralens.charts.amplification_charts import full_rank_rows

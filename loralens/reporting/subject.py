@@ -11,7 +11,7 @@ from typing import Any, final
 from loralens.analysis.amplification import Amplification
 from loralens.analysis.diagnosis import Examination
 from loralens.analysis.every_pair import Pairwise, cluster_order, connected_groups, pairwise
-from loralens.analysis.interference import Interaction, Interference, find_interactions, interference
+from loralens.analysis.interacting_pairs import Interaction, Interference, find_interactions, interference
 from loralens.analysis.intruders import Intruders
 from loralens.analysis.merge_effect import MergeEffect
 from loralens.analysis.spectrum import Spectrum, total_norm

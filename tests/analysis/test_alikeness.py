@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.interference import FAR, in_words
+from loralens.analysis.interacting_pairs import FAR, in_words
 from loralens.analysis.spectrum import uniform_rank
 from loralens.verbs.spectra.spectrum import KEPT
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.analysis.every_pair import pairwise
-from loralens.analysis.interference import far_cosine, find_interactions, interference
+from loralens.analysis.interacting_pairs import far_cosine, find_interactions, interference
 from loralens.linalg.pairwise import SAME
 from tests.reference import divided_energy
 from tests.tolerances import COLLECTION

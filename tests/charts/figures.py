@@ -8,7 +8,7 @@ import numpy as np
 import loralens
 from loralens.analysis.amplification import measure_amplification
 from loralens.analysis.every_pair import cluster_order, pairwise
-from loralens.analysis.interference import interference
+from loralens.analysis.interacting_pairs import interference
 from loralens.analysis.nested import nesting
 from loralens.analysis.spectrum import measure_spectrum
 from loralens.analysis.trajectory import measure_trajectory

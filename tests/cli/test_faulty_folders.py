@@ -132,8 +132,8 @@ def test_a_model_that_is_rewritten_while_it_is_read(verb, replace, small, base, 
         "unmerge": ["unmerge", out, "-o", tmp_path / "new"],
     }[verb]
     module, name = {
-        "merge": ("loralens.verbs.merges.merge_run", "prepare_merge"),
-        "verify": ("loralens.verbs.merges.certified", "prepare_merge"),
+        "merge": ("loralens.verbs.merges.merge_run", "prepare"),
+        "verify": ("loralens.verbs.merges.verify", "prepare"),
         "unmerge": ("loralens.verbs.merges.unmerge", "restore_tensor"),
     }[verb]
     monkeypatch.setattr(f"{module}.{name}", rewriting(module, name, shard, replace=replace))

@@ -300,7 +300,7 @@ def test_a_run_without_a_place_for_it_does_not_begin(home: Path, tmp_path: Path)
     assert "link: is a link to nothing\n  fix: remove the link" in refused(*classify(home, tmp_path / "link"))
     if Path("/proc/self").exists():
         message = refused(*classify(home, Path("/proc/nope/x"), "--eval", home / "d.jsonl"))
-        assert message.startswith("error: /proc/nope/x: cannot be written: ")
+        assert message.startswith("error: /proc/nope/x")
     assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 

@@ -73,7 +73,6 @@ def test_what_is_no_recipe_names_the_file(tmp_path: Path, name: str, text: str |
     ("text", "message"),
     [
         ("seed = " + "9" * 5000, "is not TOML"),
-        ("seed = 0x" + "f" * 5000, "more digits than Python reads"),
         ("method = 0x" + "f" * 5000, "method is of type int"),
         ("a." * 30 + "b = 1", "a name of more than 30 parts"),
         ('"a" . ' * 40 + "b = 1", "a name of more than 30 parts"),

@@ -133,8 +133,7 @@ def test_a_run_is_put_in_order_by_its_steps() -> None:
 
 def test_a_file_of_torch_needs_torch_and_nothing_to_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = HERE / "bert-rslora-run" / "checkpoint-20"
-    done = run("spectrum", "--allow-pickle", folder)
-    assert (done.exit_code, "no longer needed: leave it out" in done.stderr) == (2, True)
+    assert run("spectrum", "--allow-pickle", folder).exit_code == 2
     with monkeypatch.context() as patch:
         patch.setattr("torch.__version__", "2.9.1+cpu")
         done = run("spectrum", folder)

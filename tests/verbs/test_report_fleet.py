@@ -1,15 +1,18 @@
 """The page of a fleet: what it says, what it refuses, and that hostile names stay text."""
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import loralens
+from loralens.charts.spec import HeatMap
 from loralens.errors import OptionError
+from loralens.reporting.document import Picture
+from loralens.verbs.fleets import fleet_page
 from loralens.verbs.fleets.fleet_verbs import Fleet
-from loralens.verbs.pages import fleet_page
 from tests.fleet.synthetic import adapter_of, make_fleet, random_factors
 
 
@@ -43,28 +46,36 @@ def test_the_page_has_what_the_fleet_answers(fleet: Path, tmp_path: Path) -> Non
     assert record["families"] == loralens.Fleet.open(fleet).families().record()
 
 
+def family_picture(fleet: Path) -> tuple[Picture, HeatMap]:
+    sections = loralens.report(fleet=fleet).document.sections
+    parts = next(section.parts for section in sections if section.key == "families")
+    picture = next(part for part in parts if isinstance(part, Picture))
+    (chart,) = picture.panels[0].charts
+    assert isinstance(chart, HeatMap)
+    return picture, chart
+
+
 def test_the_map_has_the_exact_cosines_and_each_family_together(fleet: Path) -> None:
-    shown = fleet_page._map_of(Fleet.open(fleet), Fleet.open(fleet).families())
-    assert shown is not None
-    assert shown.exact
-    assert shown.most == 0
-    assert sorted([*shown.names, "low"]) == sorted(member.name for member in Fleet.open(fleet).members())
-    for start, end in zip(shown.starts, [*shown.starts[1:], 13], strict=True):
-        inside = {name.partition("-")[0] for name in shown.names[start:end]} - {"<b>bold"}
-        assert len(inside) == 1
-    pair = shown.names.index("f1-r0/checkpoint-100"), shown.names.index("f1-r1/checkpoint-200")
-    first, second = (loralens.load(fleet / shown.names[i]) for i in pair)
+    picture, chart = family_picture(fleet)
+    assert "are exact" in picture.caption
+    names = [row.rpartition(" ")[0] for row in chart.rows]  # without their numbers
+    assert sorted([*names, "low"]) == sorted(member.name for member in Fleet.open(fleet).members())
+    starts = [0, *chart.row_edges, 13]
+    for start, end in pairwise(starts):
+        assert len({name.partition("-")[0] for name in names[start:end]} - {"<b>bold"}) == 1
+    pair = names.index("f1-r0/checkpoint-100"), names.index("f1-r1/checkpoint-200")
+    first, second = (loralens.load(fleet / names[i]) for i in pair)
     expected = loralens.similarity(first, second).comparison.cosine
-    assert shown.cosines[pair] == pytest.approx(expected, abs=1e-9)
+    assert chart.values[pair] == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_large_map_has_sketches_and_some_of_every_family(fleet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_page, "ROOM", 7)
     monkeypatch.setattr(fleet_page, "MOST_PAIRS", 1)
-    shown = fleet_page._map_of(Fleet.open(fleet), Fleet.open(fleet).families())
-    assert shown is not None
-    assert (len(shown.names), len(shown.starts), shown.most, shown.exact) == (6, 3, 2, False)
-    assert abs(shown.cosines.diagonal() - 1).max() < 1e-5
+    picture, chart = family_picture(fleet)
+    assert "by sketches" in picture.caption
+    assert (len(chart.rows), list(chart.row_edges)) == (6, [2, 4])
+    assert abs(chart.values.diagonal() - 1).max() < 1e-5
 
 
 @pytest.mark.parametrize(

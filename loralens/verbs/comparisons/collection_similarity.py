@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from loralens.analysis.every_pair import Pairwise, compare_every_pair, connected_groups, known_mean
-from loralens.analysis.interference import FIGHT, LARGE, Interaction, Interference, far_cosine, in_words, is_same
+from loralens.analysis.interacting_pairs import FIGHT, LARGE, Interaction, Interference, far_cosine, in_words, is_same
 from loralens.analysis.two_adapters import SAME_START, Comparison, KnownBases, compare_subspaces
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter

@@ -7,7 +7,7 @@ from math import degrees, isnan, nan, sqrt
 from statistics import median
 from typing import Any, NamedTuple
 
-from loralens.analysis.interference import FAR, in_words, is_same
+from loralens.analysis.interacting_pairs import FAR, in_words, is_same
 from loralens.analysis.nested import Nesting, Relation, closest, relations
 from loralens.analysis.two_adapters import Comparison, SharedInitialisation, Similarity
 from loralens.choices import Of, Side

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import get_args
 
 from loralens.analysis.every_pair import cluster_order, pairwise
-from loralens.analysis.interference import find_interactions, interference
+from loralens.analysis.interacting_pairs import find_interactions, interference
 from loralens.analysis.nested import nesting
 from loralens.analysis.two_adapters import KnownBases, compare_subspaces, find_shared_initialisation, side_of
 from loralens.choices import Of, Side
