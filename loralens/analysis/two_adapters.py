@@ -21,7 +21,7 @@ from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import Basis, Floats
 from loralens.linalg.measures import frobenius
 from loralens.linalg.product import column_basis
-from loralens.linalg.subspace import Overlap, linear_cka, linear_cka_chance, phi_map, update_cosine, vector_cosine
+from loralens.linalg.subspace import Overlap, energy_cka, phi_map, unit_energies, update_cosine, vector_cosine
 from loralens.linalg.subspace import overlaps as overlaps_of
 
 ALIKE = 1 - 1e-9  # smallest computed cosine of two equal updates, with room for rounding, which is a few 1e-16
@@ -144,6 +144,7 @@ class ComparedUpdate:
     s: Floats
     right: Basis
     factor: Basis | None
+    energies: Floats
 
     @classmethod
     def of(cls, update: Update, of: Of, *, directions: KnownBases | None = None) -> Self:
@@ -155,7 +156,7 @@ class ComparedUpdate:
         factor = None if of == "update" else column_basis(update.A.T if of == "A" else update.B)[0]
         if directions is not None:
             left, right, factor = left.cast(), right.cast(), factor and factor.cast()
-        return cls(update, left, s, right, factor)
+        return cls(update, left, s, right, factor, unit_energies(s))
 
 
 def measure_similarity(
@@ -186,11 +187,19 @@ def measure_similarity(
             one: overlaps_of([first.head(most)], [second.head(most)], G[None, :most, :most])[0]
             for one, (first, second, G) in compared.items()
         }
-        spans = {one: float(phi_map(G)[-1, -1]) if nonzero else nan for one, G in inner.items()}
-        cka = {one: linear_cka(a.s, b.s, G) for one, G in inner.items()}
+        # The map of all directions is there already, unless other directions are compared, or fewer.
+        maps = {one: overlaps[one].phi for one in inner if one in compared and compared[one][2] is inner[one]}
+        spans = {
+            one: float((maps[one] if one in maps and maps[one].shape == G.shape else phi_map(G))[-1, -1])
+            if nonzero
+            else nan
+            for one, G in inner.items()
+        }
+        cka = {one: energy_cka(a.energies, b.energies, G) for one, G in inner.items()}
         # Random numbers are drawn row by row, so the first rows of two ranks may be the same numbers.
         rows = min(first_pair.rank, second_pair.rank) if first_pair and second_pair else 0
         initial = vector_cosine(a.update.A[:rows], b.update.A[:rows]) if rows else nan
+    chance = float(a.energies.sum() * b.energies.sum()) if nonzero else nan  # of CKA in one dimension
     return Similarity(
         other=other,
         side=side,
@@ -202,7 +211,7 @@ def measure_similarity(
         overlaps=overlaps,
         spans=spans,
         cka=cka,
-        cka_chance={one: linear_cka_chance(a.s, b.s, n) for one, n in sizes.items()},
+        cka_chance={one: chance / n for one, n in sizes.items()},
         initial=initial,
     )
 

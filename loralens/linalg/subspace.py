@@ -6,6 +6,7 @@ length n are formed only if two directions nearly coincide, because G then no lo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import nan, pi, sqrt
 from typing import NamedTuple, Self, final
 
@@ -121,9 +122,15 @@ def phi_map(G: Floats) -> Floats:
     float64 array, shape (..., k1, k2)
         In [0, 1]. The cumulative sums of G² along both axes give all entries at the cost of one.
     """
-    i, j = np.ogrid[1 : G.shape[-2] + 1, 1 : G.shape[-1] + 1]
     sums = (G * G).cumsum(axis=-2).cumsum(axis=-1)
-    return np.asarray(np.clip(sums / np.minimum(i, j), 0.0, 1.0), dtype=np.float64)
+    return np.asarray(np.clip(sums / _smaller_indices(*G.shape[-2:]), 0.0, 1.0), dtype=np.float64)
+
+
+@lru_cache(maxsize=64)
+def _smaller_indices(k1: int, k2: int) -> Array:
+    """min(i, j), shape (k1, k2), which the maps of many pairs share."""
+    i, j = np.ogrid[1 : k1 + 1, 1 : k2 + 1]
+    return np.minimum(i, j)
 
 
 def principal_angles(first: Basis, second: Basis, G: Floats | None = None) -> Floats:
@@ -183,10 +190,14 @@ def linear_cka(s1: Floats, s2: Floats, G: Floats) -> float:
     responses of the two maps to white inputs are (Kornblith et al. 2019, eq. 5, without its centring, since white
     inputs have mean 0). On the out side (G = U₁ᵀU₂) it is the linear CKA of the transposed maps.
     """
-    if not (s1.size and s2.size):
+    return energy_cka(unit_energies(s1), unit_energies(s2), G)
+
+
+def energy_cka(first: Floats, second: Floats, G: Floats) -> float:
+    """`linear_cka` from the `unit_energies` of both matrices, which many comparisons share."""
+    if not (first.size and second.size):
         return nan
-    energies = unit_energies(s1)[None], unit_energies(s2)[None]
-    return float(np.clip(weighted_sums(energies[0], (G * G)[None], energies[1]), 0.0, 1.0)[0])
+    return min(max(float(weighted_sums(first[None], (G * G)[None], second[None])[0]), 0.0), 1.0)
 
 
 def linear_cka_chance(s1: Floats, s2: Floats, n: int) -> float:
