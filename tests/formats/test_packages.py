@@ -13,7 +13,6 @@ from loralens.formats.files.location import (
     is_installed,
     is_package_name,
     model_folder,
-    package_file,
 )
 from loralens.formats.models.checkpoint import shapes
 from tests.formats.blobs import blob
@@ -102,13 +101,6 @@ def test_several_models_are_told_and_none_is_taken(site: Site) -> None:
         existing_path(Path("zoo"))
     assert caught.value.what == f"zoo: the installed package holds several models: {root}/zoo/large, {root}/zoo/small"
     assert existing_path(root / "zoo" / "large") == root / "zoo" / "large"
-
-
-def test_a_file_of_a_package(site: Site) -> None:
-    root = site.install("data-of-ours", "data_of_ours/texts.tab")
-    assert package_file("data-of-ours", "data_of_ours/texts.tab") == root / "data_of_ours" / "texts.tab"
-    assert package_file("data-of-ours", "data_of_ours/other.tab") is None
-    assert package_file("data-of-nobody", "data_of_ours/texts.tab") is None
 
 
 @pytest.mark.parametrize(

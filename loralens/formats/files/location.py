@@ -54,13 +54,6 @@ def gguf_file(name: str) -> Path | None:
     return paths[0] if len(paths) == 1 else None
 
 
-def package_file(name: str, file: str) -> Path | None:
-    """A file of an installed package by its path relative to ``site-packages``; None if it is not there."""
-    distribution = _distribution(name)
-    path = Path(str(distribution.locate_file(file))) if distribution else None
-    return path if path and path.is_file() else None
-
-
 def _package_files(name: str) -> list[Path]:
     """The files that an installed package says it has. The package is never imported."""
     distribution = _distribution(name)
