@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import FormatError, LoraLensError, OptionError
-from loralens.formats.files.location import NAMES, SUFFIXES, adapter_file, config_beside, is_pickle
+from loralens.formats.files.location import NAMES, SUFFIXES, config_beside, find_adapter, is_pickle
 from tests.formats.blobs import blob, limits
 
 MODEL = "adapter_model.safetensors"
@@ -49,7 +49,7 @@ def tree(folder, *paths, data=EMPTY):
     ],
 )
 def test_the_file_in_a_folder(there, meant, tmp_path):
-    assert adapter_file(tree(tmp_path, *there)) == tmp_path / meant
+    assert find_adapter(tree(tmp_path, *there)).file == tmp_path / meant
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,13 @@ def test_the_file_in_a_folder(there, meant, tmp_path):
 )
 def test_a_folder_that_does_not_say(there, what, tmp_path):
     with pytest.raises(FormatError, match=f"{tmp_path}: the folder .*{what}") as caught:
-        adapter_file(tree(tmp_path, *there))
+        find_adapter(tree(tmp_path, *there))
     assert "\n  fix: give " in str(caught.value)
 
 
 def test_every_known_name_is_found(tmp_path):
     for name in (*NAMES, *(f"x{suffix}" for suffix in SUFFIXES)):
-        assert adapter_file(tree(tmp_path / name, name)) == tmp_path / name / name
+        assert find_adapter(tree(tmp_path / name, name)).file == tmp_path / name / name
 
 
 @pytest.mark.parametrize(
@@ -85,15 +85,15 @@ def test_every_known_name_is_found(tmp_path):
 def test_odd_names(name, tmp_path, monkeypatch):
     folder, file = tmp_path / name, tmp_path / f"{name}.safetensors"
     tree(tmp_path, file.name, f"{name}/{MODEL}")
-    assert adapter_file(folder) == folder / MODEL
-    assert adapter_file(file) == file
+    assert find_adapter(folder).file == folder / MODEL
+    assert find_adapter(file).file == file
     monkeypatch.chdir(tmp_path)
-    assert adapter_file(Path(name)) == Path(name) / MODEL
+    assert find_adapter(Path(name)).file == Path(name) / MODEL
 
 
 def test_a_name_that_is_not_unicode(tmp_path):
     name = os.fsdecode(b"\xff\xfe.safetensors")
-    assert adapter_file(tree(tmp_path, name) / name) == tmp_path / name
+    assert find_adapter(tree(tmp_path, name) / name).file == tmp_path / name
 
 
 @pytest.mark.parametrize("path", ["nothing", "nothing/here", "a/b/c", "a" * 300, "a/" * 3000, "nul\0byte", "\udcff"])
@@ -101,30 +101,30 @@ def test_nothing_there(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(LoraLensError, match=r"no such file or folder|File name too long"):
-        adapter_file(Path(path))
+        find_adapter(Path(path))
 
 
 def test_links(tmp_path):
     tree(tmp_path, "real.safetensors")
     for name, target in (("good", "real.safetensors"), ("gone", "nothing"), ("loop", "loop")):
         (tmp_path / f"{name}.safetensors").symlink_to(target)
-    assert adapter_file(tmp_path / "good.safetensors") == tmp_path / "good.safetensors"
+    assert find_adapter(tmp_path / "good.safetensors").file == tmp_path / "good.safetensors"
     for name in ("gone", "loop"):
         with pytest.raises(OptionError, match="no such file or folder"):
-            adapter_file(tmp_path / f"{name}.safetensors")
+            find_adapter(tmp_path / f"{name}.safetensors")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "self").symlink_to(tmp_path / "folder")
     with limits(5, 1 << 20), pytest.raises(FormatError, match="holds no adapter file"):
-        adapter_file(tmp_path / "folder")
+        find_adapter(tmp_path / "folder")
 
 
 def test_what_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.safetensors")
     for path in (tmp_path / "pipe.safetensors", Path("/dev/null"), Path("/dev/zero")):
         with limits(5, 1 << 20), pytest.raises(OptionError, match=f"{path}: is not a regular file"):
-            adapter_file(path)
+            find_adapter(path)
     with pytest.raises(FormatError, match="holds no adapter file"):  # the pipe is not even a candidate
-        adapter_file(tmp_path)
+        find_adapter(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_what_is_no_file(tmp_path):
 )
 def test_no_tensor_file_by_its_first_bytes(data, what, fix, tmp_path):
     with pytest.raises(FormatError) as caught:
-        adapter_file(tree(tmp_path, MODEL, data=data))
+        find_adapter(tree(tmp_path, MODEL, data=data))
     assert str(caught.value).startswith(f"{tmp_path / MODEL}: {what}")
     assert fix in caught.value.fix
 
@@ -194,12 +194,12 @@ def cached(hub, *snapshots, main=None):
 def test_a_hub_id(snapshots, main, meant, hub):
     cached(hub, *snapshots, main=main)
     if meant:
-        assert adapter_file(Path("org/name")) == hub / HUB / "snapshots" / meant / MODEL
+        assert find_adapter(Path("org/name")).file == hub / HUB / "snapshots" / meant / MODEL
     else:
         with pytest.raises(
             OptionError, match="org/name: no such file or folder, and the local Hub cache has no snapshot"
         ):
-            adapter_file(Path("org/name"))
+            find_adapter(Path("org/name"))
 
 
 def test_where_the_hub_cache_is(hub, tmp_path, monkeypatch):
@@ -218,19 +218,19 @@ def test_where_the_hub_cache_is(hub, tmp_path, monkeypatch):
         if variable:
             monkeypatch.setenv(variable, str(value))
         cached(place, "abc")
-        assert adapter_file(Path("org/name")) == place / HUB / "snapshots" / "abc" / MODEL
+        assert find_adapter(Path("org/name")).file == place / HUB / "snapshots" / "abc" / MODEL
 
 
 def test_a_folder_outranks_the_hub(hub):
     cached(hub, "abc")
-    assert adapter_file(tree(Path("org/name"), MODEL)) == Path("org/name") / MODEL
+    assert find_adapter(tree(Path("org/name"), MODEL)).file == Path("org/name") / MODEL
 
 
 @pytest.mark.parametrize("path", ["name", "a/org/name", "/org/name", "./org", "org/na me"])
 def test_no_hub_id(path, hub):
     cached(hub, "abc")
     with pytest.raises(OptionError) as caught:
-        adapter_file(Path(path))
+        find_adapter(Path(path))
     assert "Hub cache has no snapshot" not in caught.value.what
 
 
@@ -238,7 +238,7 @@ def test_a_file_in_the_cache_is_a_link_to_a_blob(hub):
     tree(hub, f"{HUB}/blobs/0123")
     (hub / HUB / "snapshots" / "abc").mkdir(parents=True)
     (hub / HUB / "snapshots" / "abc" / MODEL).symlink_to("../../blobs/0123")
-    assert adapter_file(Path("org/name")).read_bytes() == EMPTY
+    assert find_adapter(Path("org/name")).file.read_bytes() == EMPTY
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def test_no_permission(nobody):
         path.chmod(mode)
     for path in ("file", f"file/{MODEL}", "folder", f"folder/{MODEL}", "outer/inner", f"outer/inner/{MODEL}"):
         with pytest.raises(FormatError, match="cannot be opened: Permission denied"):
-            adapter_file(nobody / path)
+            find_adapter(nobody / path)
     for path in ("folder", "outer"):
         (nobody / path).chmod(0o755)
 

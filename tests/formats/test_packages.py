@@ -8,8 +8,8 @@ import pytest
 
 from loralens.errors import OptionError
 from loralens.formats.files.location import (
-    adapter_file,
     existing_path,
+    find_adapter,
     is_installed,
     is_package_name,
     model_folder,
@@ -132,7 +132,7 @@ def test_a_path_outranks_a_package(site: Site) -> None:
 def test_what_was_tried_is_told(path: str, tried: str, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(site.root / "nothing"))
     site.install("bare", "bare/readme.txt")
-    for reads in (existing_path, adapter_file, shapes):
+    for reads in (existing_path, find_adapter, shapes):
         with pytest.raises(OptionError) as caught:
             reads(Path(path))
         assert caught.value.what == f"{path}: no such file or folder{tried}"

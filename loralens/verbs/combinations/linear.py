@@ -11,7 +11,7 @@ from loralens.exports import takes_options
 from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.combinations.combine import CombineResult, combine_sources
-from loralens.verbs.shared.adapters import AdapterSource, Source, labels, read_where_unknown
+from loralens.verbs.shared.adapters import AdapterSource, Source, find_source, labels, read_where_unknown
 from loralens.verbs.shared.option_values import check_finite, weights_by_module
 from loralens.verbs.shared.options import BlockWeights, ModuleChoice, Reading, Writing
 from loralens.verbs.shared.weighted import strength_within
@@ -84,7 +84,7 @@ def scale(
     del jobs  # one adapter is one job
     adapter = one_adapter(adapter)
     _check_factor(by, blocks)
-    factor = 1.0 if by is None else by
+    adapter, factor = find_source(adapter), 1.0 if by is None else by
     strength = strength_within(selection.globs, factor, elsewhere=1.0)
     if blocks:
         strength = _strength_of_blocks(adapter, reading, blocks, selection.globs, factor)

@@ -32,7 +32,7 @@ from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
 from loralens.verbs.files.output_format import OutputFormat, check_known, writer_options
 from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.adapters import Source, labels, read_adapter
+from loralens.verbs.shared.adapters import Source, find_source, labels, read_adapter
 from loralens.verbs.shared.base_reading import base_weights
 from loralens.verbs.shared.option_values import numpy_dtype
 from loralens.verbs.shared.options import Reading, Writing
@@ -208,9 +208,9 @@ def convert(
     $ loralens convert adapter --to kohya -o style.safetensors
     """
     del jobs  # one adapter is one job
-    source = one_adapter(source)
     _check_change({"to": writing.to, "dtype": writing.dtype, "prefix": prefix, "rank": rank, "drop_extra": drop_extra})
     target = Target.of(writing.output, overwrite=writing.overwrite, dry_run=writing.dry_run)
+    source = find_source(one_adapter(source))
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=writing.base, label=label)
     format_before = adapter.format

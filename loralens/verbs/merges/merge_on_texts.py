@@ -19,7 +19,6 @@ from loralens.core.messages import note, progress
 from loralens.core.names import some
 from loralens.errors import MismatchError, OptionError, place
 from loralens.formats.models.base_cache import float_copy, float_folder
-from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.linalg.codes import GGML_BLOCK, dequantise_nf4, quantise_nf4
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles
@@ -113,9 +112,9 @@ def _runnable(inputs: MergeInputs) -> str | Path:
     name = Path(inputs.base).name
     if inputs.files.gguf:
         return float_folder(name, inputs.files.gguf.paths)
-    root = inputs.files.root
-    # Opened again, as the inputs hold only the weights that change.
-    return float_copy(name, root, open_checkpoint(root).tensors) if inputs.decoded or inputs.coded else inputs.base
+    if not (inputs.decoded or inputs.coded):
+        return inputs.base
+    return float_copy(name, inputs.files.root, inputs.checkpoint.tensors)
 
 
 class _Weights:

@@ -24,7 +24,7 @@ from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.output_format import OutputFormat, source_bytes
 from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.adapters import Source, labels, read_adapter
+from loralens.verbs.shared.adapters import Source, find_source, labels, read_adapter
 from loralens.verbs.shared.option_values import numpy_dtype
 from loralens.verbs.shared.options import RULES, ModuleChoice, RankRules, Reading
 from loralens.verbs.shared.rank_rules import rank_notes, read_directions, read_moments, read_protection
@@ -348,11 +348,11 @@ def compress(
     $ loralens compress adapter --size 20MB -o smaller
     """
     del jobs  # one adapter is one job
-    source = one_adapter(source)
     modules = selection.globs
     # Several rules or none are refused before anything is read.
     rule = rules.required()
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    source = find_source(one_adapter(source))
     (label,) = labels([source])
     before = read_adapter(source, reading, base=base, label=label)
     form = OutputFormat.of(before, to=to, base=base, dtype=dtype)

@@ -22,7 +22,7 @@ from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import read_json
 from loralens.formats.files.disk import check_room
 from loralens.formats.files.json_text import dumps, is_safe_text
-from loralens.formats.files.location import adapter_file
+from loralens.formats.files.location import find_adapter
 from loralens.formats.models.checkpoint import shapes
 from loralens.formats.records.results import check_log_target, write_sarif
 from loralens.formats.records.results import sarif as sarif_log
@@ -407,7 +407,7 @@ def _write_sarif(diagnoses: Sequence[Diagnosis], file: Path) -> None:
     def locate(label: str) -> str:
         # SARIF names files, and a user may have given the folder of one, or a Hub id; what has no file keeps its label.
         try:
-            return str(adapter_file(Path(label)))
+            return str(find_adapter(label).file)
         except LoraLensError:
             return label
 
