@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line, tell_findings
@@ -47,9 +48,9 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
     return flat
 
 
-def find_source(source: AdapterSource) -> AdapterSource:
-    """The adapter that a verb was given, with its file found once for all that the verb does with it."""
-    return source if isinstance(source, Adapter) else find_adapter(source)
+def find_source(source: Source) -> AdapterSource:
+    """The one adapter that a verb was given, with its file found once for all that the verb does with it."""
+    return source if isinstance(source, Adapter) else find_adapter(cast("str | PathLike[str]", source))
 
 
 def labels(adapters: Sequence[AdapterSource]) -> list[str]:

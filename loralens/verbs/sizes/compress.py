@@ -20,7 +20,7 @@ from loralens.errors import place
 from loralens.exports import takes_options
 from loralens.tables.numbers import change, count, fixed, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter
+from loralens.verbs.batches.batch import AdapterWork, in_batches
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.output_format import OutputFormat, source_bytes
 from loralens.verbs.files.target import Target, Written
@@ -237,9 +237,11 @@ DATA_ERROR: Column[ModuleLoss] = Column("data_error", lambda row: row.data_error
 @in_batches(
     lambda verb: AdapterWork(
         verb,
-        CompressResult.numbers,
-        status=lambda result: "unchanged" if result.kept_whole else "written",
-        answer=lambda result: not result.withheld,
+        lambda result: {
+            "numbers": result.numbers(),
+            "answer": not result.withheld,
+            **({"status": "unchanged"} if result.kept_whole else {}),
+        },
         check=lambda options: RankRules(**{name: options[name] for name in RULES if name in options}).required(),
     )
 )
@@ -352,7 +354,7 @@ def compress(
     # Several rules or none are refused before anything is read.
     rule = rules.required()
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
-    source = find_source(one_adapter(source))
+    source = find_source(source)
     (label,) = labels([source])
     before = read_adapter(source, reading, base=base, label=label)
     form = OutputFormat.of(before, to=to, base=base, dtype=dtype)

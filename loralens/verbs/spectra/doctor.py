@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 from loralens.analysis.clients import check
@@ -284,7 +284,7 @@ def doctor(
     }
     if output is not None or any(map(is_several, chosen)):
         run = {"output": output, "fail_on": fail_on, "overwrite": overwrite, "jobs": jobs}
-        batch = run_batch("doctor", chosen, lambda name, *_: name.with_name(f"{name.name}.json"), options | run)
+        batch = run_batch("doctor", chosen, lambda task: PurePosixPath(f"{task.name}.json"), options | run)
         if sarif:
             _write_sarif(_findings_of(batch), Path(sarif))
         return batch
@@ -396,9 +396,11 @@ def _findings_of(batch: BatchResult) -> list[Diagnosis]:
 
 WORK["doctor"] = AdapterWork(
     _examine_one,
-    DoctorResult.numbers,
-    answer=lambda result: result.answer,
-    findings=lambda result: result.record()["findings"],
+    lambda result: {
+        "numbers": result.numbers(),
+        "answer": result.answer,
+        "findings": result.record()["findings"],
+    },
     recall=_read_findings,
 )
 
