@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import FormatError, LoraLensError, OptionError
-from loralens.formats.files.location import NAMES, SUFFIXES, config_beside, find_adapter, is_pickle
+from loralens.formats.files.location import config_beside, find_adapter, is_pickle
 from tests.formats.blobs import blob, limits
 
 MODEL = "adapter_model.safetensors"
@@ -29,8 +29,6 @@ def tree(folder, *paths, data=EMPTY):
     [
         ([MODEL], MODEL),
         (["adapter_model.bin"], "adapter_model.bin"),
-        (["adapters.safetensors"], "adapters.safetensors"),
-        (["pytorch_lora_weights.safetensors"], "pytorch_lora_weights.safetensors"),
         (["anything.safetensors"], "anything.safetensors"),
         (["lora.pt"], "lora.pt"),
         ([MODEL, "adapter_model.bin"], MODEL),
@@ -43,9 +41,7 @@ def tree(folder, *paths, data=EMPTY):
         (["one.safetensors", "one-state/model.safetensors", ".cache/x.safetensors"], "one.safetensors"),
         (["0100_adapters.safetensors", "adapter_config.json", "x/adapters.safetensors"], "0100_adapters.safetensors"),
         (["default/adapter_model.safetensors"], "default/adapter_model.safetensors"),
-        (["default/adapter_model.safetensors", "runs/log"], "default/adapter_model.safetensors"),
         (["default/adapter_model.safetensors", "default/adapter_model.bin"], "default/adapter_model.safetensors"),
-        (["mit leer zeichen/adapter_model.safetensors"], "mit leer zeichen/adapter_model.safetensors"),
     ],
 )
 def test_the_file_in_a_folder(there, meant, tmp_path):
@@ -56,10 +52,7 @@ def test_the_file_in_a_folder(there, meant, tmp_path):
     ("there", "what"),
     [
         ([], "holds no adapter file"),
-        (["README.md"], "holds no adapter file"),
         (["a/b/adapter_model.safetensors"], "holds no adapter file"),
-        (["a/lora.safetensors"], "holds no adapter file"),
-        (["a.safetensors", "b.safetensors"], "several candidates: a.safetensors, b.safetensors"),
         (["a.safetensors", "b.pt"], "several candidates: a.safetensors, b.pt"),
         (["x/adapter_model.bin", "y/adapter_model.bin"], "candidates: x/adapter_model.bin, y/adapter_model.bin"),
         (["one.safetensors", "x/adapter_model.bin"], "several candidates: one.safetensors, x/adapter_model.bin"),
@@ -73,11 +66,6 @@ def test_a_folder_that_does_not_say(there, what, tmp_path):
     assert "\n  fix: give " in str(caught.value)
 
 
-def test_every_known_name_is_found(tmp_path):
-    for name in (*NAMES, *(f"x{suffix}" for suffix in SUFFIXES)):
-        assert find_adapter(tree(tmp_path / name, name)).file == tmp_path / name / name
-
-
 @pytest.mark.parametrize(
     "name",
     ["with space", "Ünïcødé-名前-😀", "C:\\Users\\me\\lora", "a:0.7", "-o", "~", "$HOME", "%41", "*", "a\nb", "..."],
@@ -89,11 +77,6 @@ def test_odd_names(name, tmp_path, monkeypatch):
     assert find_adapter(file).file == file
     monkeypatch.chdir(tmp_path)
     assert find_adapter(Path(name)).file == Path(name) / MODEL
-
-
-def test_a_name_that_is_not_unicode(tmp_path):
-    name = os.fsdecode(b"\xff\xfe.safetensors")
-    assert find_adapter(tree(tmp_path, name) / name).file == tmp_path / name
 
 
 @pytest.mark.parametrize("path", ["nothing", "nothing/here", "a/b/c", "a" * 300, "a/" * 3000, "nul\0byte", "\udcff"])
@@ -132,9 +115,7 @@ def test_what_is_no_file(tmp_path):
     [
         (b"", "is empty", "again"),
         (b"\0\0", "2 bytes are too few", "again"),
-        (b"1234567", "7 bytes are too few", "again"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "is a Git-LFS pointer", "git lfs pull"),
-        (b"version https://git-lfs.github.com/spec/v1\r\noid sha256:1\r\n", "is a Git-LFS pointer", "git lfs pull"),
         (b"\x89HDF\r\n\x1a\n" + bytes(64), "is an HDF5 file", "extract"),
         (b"<!DOCTYPE html>\n<html>", "is a web page", "log in first"),
         (b"# Adapters\n\nThe files in this folder are", "is a text, not the weights", "leave it out"),
