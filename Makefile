@@ -51,6 +51,7 @@ $(MODEL): | $(BIN)/python
 
 # TRAIN=all trains the companions too.
 demo: $(READY)-demo $(DATA)
+	$(BIN)/python examples/corpora.py reuters-r8 20newsgroups -o out/texts
 	$(BIN)/loralens demo $(if $(TRAIN),--train $(TRAIN))
 
 # The paper's experiment, the methods that it compares LoRA with, and the comparison of combining methods.

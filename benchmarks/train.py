@@ -18,8 +18,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+from examples.corpora import read_corpus
 from loralens.formats.files.location import is_installed, model_folder
-from loralens.formats.records.corpora import read_corpus
 from loralens.requirements import install_command
 
 if TYPE_CHECKING:

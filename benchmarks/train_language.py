@@ -22,8 +22,8 @@ from threading import Thread
 from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
+from examples.corpora import read_corpus
 from loralens.formats.files.location import is_installed
-from loralens.formats.records.corpora import read_corpus
 from loralens.requirements import install_command
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from corpora import CORPORA
 from rivals.costs import LATENCIES, measure
 from rivals.kept import finished, keep
 from rivals.methods import METHODS, Method, method_named
@@ -33,7 +34,6 @@ from rivals.training import train_lora, train_one
 from loralens.charts.figure_file import save_figure
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.atomic import atomic_file
-from loralens.formats.records.corpora import CORPORA
 
 __all__ = [
     "METHODS",

@@ -12,11 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from corpora import read_corpus, write_corpus
 from matplotlib.figure import Figure
 
 import loralens
 from loralens.charts.palette import SERIES as COLOURS
-from loralens.formats.records.corpora import read_corpus
 
 ADAPTER = Path(__file__).parent / "adapters" / "reuters-r8-r64-seed0"
 IMAGE = Path(__file__).parents[1] / "docs" / "images" / "hero.png"
@@ -38,7 +38,8 @@ def measure(limit: int | None) -> list[Cut]:
         paths = [ADAPTER if rank == RANKS[0] else Path(folder) / f"rank-{rank}" for rank in RANKS]
         for rank, path in zip(RANKS[1:], paths[1:], strict=True):
             loralens.compress(ADAPTER, rank=rank, output=path)
-        result = loralens.evaluate(*paths, model=MODEL, task="classification", data=TASK, limit=limit)
+        texts = write_corpus(TASK, Path(folder))["test"]
+        result = loralens.evaluate(*paths, model=MODEL, task="classification", data=texts, limit=limit)
         sizes = [(path / "adapter_model.safetensors").stat().st_size for path in paths]
         return [
             Cut(rank, size, row.measures["accuracy"])

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from corpora import read_corpus, write_corpus
+
 import loralens
 from loralens.verbs.runs.grid import GridRun
 
@@ -46,26 +48,34 @@ class Run:
 
     @property
     def axes(self) -> dict[str, Any]:
-        """The options that differ between the runs of a study."""
-        return {"data": self.task, "rank": self.rank, "seed": self.seed}
+        """The options that differ between the runs of a task."""
+        return {"rank": self.rank, "seed": self.seed}
 
 
 def make(runs: Iterable[Run], folder: Path, *, jobs: int = 2) -> dict[Run, GridRun]:
-    """All runs of one recipe, as a grid; missing runs are made, ``jobs`` at a time, and unfinished ones continued."""
-    runs = list(dict.fromkeys(runs))
-    grid = loralens.train(
-        model=MODEL,
-        task="classification",
-        **runs[0].recipe,
-        length=LENGTH,
-        lr=RATE,
-        schedule="linear",
-        threads=1,
-        grid=[run.axes for run in runs],
-        output=folder,
-        jobs=jobs,
-    )
-    return {run: grid.where(**run.axes)[0] for run in runs}
+    """All runs of one recipe, a grid for each task; missing runs are made, ``jobs`` at a time, others continued."""
+    made: dict[Run, GridRun] = {}
+    by_task: dict[str, list[Run]] = {}
+    for run in dict.fromkeys(runs):
+        by_task.setdefault(run.task, []).append(run)
+    for task, own in by_task.items():
+        texts = write_corpus(task, folder / "texts")
+        grid = loralens.train(
+            model=MODEL,
+            task="classification",
+            data=texts["train"],
+            eval=texts["test"],
+            **own[0].recipe,
+            length=LENGTH,
+            lr=RATE,
+            schedule="linear",
+            threads=1,
+            grid=[run.axes for run in own],
+            output=folder / task,
+            jobs=jobs,
+        )
+        made |= {run: grid.where(**run.axes)[0] for run in own}
+    return made
 
 
 def quiet() -> dict[str, str]:
@@ -92,7 +102,6 @@ class Judge:
     """
 
     def __init__(self, task: str, *, limit: int | None = None, part: str = "held_out", threads: int = 1) -> None:
-        from loralens.formats.records.corpora import read_corpus
         from loralens.training.texts.encoding import encode_texts
         from loralens.training.texts.tasks import task_named
         from loralens.verbs.models.models import load_headed
@@ -156,16 +165,13 @@ def asked(script: str, text: str | None, folder: str = "out/paper") -> Asked:
 
 def tune(tasks: Sequence[str], rates: Sequence[float], folder: Path, jobs: int) -> None:
     """Print the accuracy on the validation texts for every learning rate, at r = 8."""
-    from loralens.formats.records.corpora import read_corpus
-
     for task in tasks:
-        split = read_corpus(task)
-        validation = [(text, split.labels[label]) for text, label in split.validation]
+        texts = write_corpus(task, folder / "texts")
         grid = loralens.train(
             model=MODEL,
             task="classification",
-            data=task,
-            eval=validation,
+            data=texts["train"],
+            eval=texts["validation"],
             targets="query,value",
             steps=120,
             batch=32,

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 import transformers
+from corpora import read_corpus
 
 import loralens
-from loralens.formats.records.corpora import read_corpus
 from loralens.training import Watch, fit
 from loralens.training.course import Course
 from loralens.watching import Watcher

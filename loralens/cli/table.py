@@ -180,7 +180,7 @@ ROWS = {
     "trajectory": Row("checkpoint", "the run over its steps", metavars={"adapters": "RUN|LOG|ADAPTER..."}),
     "unmerge": Row(verbose="Also list the tensors.", metavars=WEIGHTED, options=("adapter",), asks=False),
     "verify": Row("module", metavars=WEIGHTED, types={"seed": click.INT}, options=("adapter",)),
-    "demo": Row(metavars={"adapters": "DIR"}),
+    "demo": Row(metavars={"adapters": "DIR", "texts": "DIR"}),
     # Sub-commands of fleet
     "fleet index": Row("file that has changed", metavars={"output": "HOME"}),
     "fleet near": Row("neighbour"),

@@ -31,7 +31,7 @@ from loralens.fleet.measuring import measure_adapter
 from loralens.fleet.sketches import Sketch, Sketches, module_keys
 from loralens.fleet.updating import count_changes, real_of, stamp_of
 from loralens.formats import load
-from loralens.formats.files.location import adapter_file
+from loralens.formats.files.location import find_adapter
 from loralens.tables.numbers import count
 
 SIMILAR = 3  # names that are shown if no member has a name
@@ -256,7 +256,7 @@ class MemberLookup:
         path = Path(text)
         if path.is_dir():
             try:
-                path = adapter_file(path)
+                path = find_adapter(path).file
             except LoraLensError:  # several adapters, or none: `load` says so
                 return None
         return self._by_file.get(real_of(path))

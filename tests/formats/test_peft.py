@@ -18,7 +18,7 @@ from loralens.errors import FormatError, LoraLensError, ShapeError
 from loralens.formats.dialects.peft import reader as peft
 from loralens.formats.dialects.peft import writer as peft_writer
 from loralens.formats.files.container import Stored, read_safetensors
-from loralens.formats.files.location import adapter_file
+from loralens.formats.files.location import find_adapter
 from loralens.formats.files.writing import write_folder
 from tests.formats.stores import assert_same_file, number
 from tests.tolerances import SAME_UPDATE
@@ -120,7 +120,7 @@ def test_what_is_read_is_written_back_bit_for_bit(name: str, tmp_path: Path) -> 
     loralens.save(peft.read(source), tmp_path / "out")
     back = loralens.load(tmp_path / "out", strict=False)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text()) if source.config else None
-    assert_same(replace(read_safetensors(adapter_file(tmp_path / "out")), config=config), source)
+    assert_same(replace(read_safetensors(find_adapter(tmp_path / "out").file), config=config), source)
     assert_same(peft_writer.write(back), source)
 
 

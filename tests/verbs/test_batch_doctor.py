@@ -1,7 +1,6 @@
 """The doctor on the adapters of a folder: one by one, with the findings of each as JSON; named ones together."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -46,27 +45,6 @@ def test_errors_are_told_where_the_adapters_are_only_counted(folder: Path) -> No
     assert told[0].startswith("b: error: non-finite: bert.encoder.layer.")
     asked = loralens.doctor("all", fail_on="error")
     assert asked.conclusion()[1:] == ["With findings of the level of --fail-on, or a more serious one: b."]
-
-
-@pytest.mark.slow
-def test_a_folder_is_checked_for_the_program_that_serves_it(folder: Path) -> None:
-    loralens.convert("all/b", to="kohya", output="all/d.safetensors", drop_extra=True)
-    result = loralens.doctor("all", consumer="vllm", fail_on="error")
-    assert [row.name for row in result.answered_no] == ["d.safetensors"]
-    told = {row.name: {each["code"] for each in row.findings} for row in result}
-    assert {"rank", "saved-head"} <= told["a"]  # of rank 64, with a head
-    assert "rank" not in told["b"]
-    # What inspect says of each is there, after what the doctor says without.
-    for row in result:
-        (alone,) = loralens.inspect(row.source, consumer="vllm").adapters
-        found = loralens.doctor(row.source, consumer="vllm")
-        without = {(each.level, each.code, each.evidence) for each in loralens.doctor(row.source)}
-        added = [each for each in found if (each.level, each.code, each.evidence) not in without]
-        assert [(f.level, f.code, f.evidence, f.fix) for f in added] == [
-            (f.level, f.code, f"vllm: {f.text}", f.fix) for f in alone.refusals
-        ]
-    with pytest.raises(loralens.LoraLensError, match="consumer"):
-        loralens.doctor("all", consumer="vlm")  # type: ignore[arg-type]
 
 
 def test_the_findings_are_written_in_the_form_of_one_adapter(folder: Path) -> None:
@@ -115,12 +93,3 @@ def test_a_file_that_holds_no_findings_is_neither_believed_nor_replaced(
     assert "--overwrite" in result[0].fix
     assert files_under(folder / "found") == before
     assert set(statuses(loralens.doctor("all", output="found", overwrite=True)).values()) == {"written"}
-
-
-@pytest.mark.slow
-def test_the_jobs_change_no_byte(folder: Path) -> None:
-    shutil.copytree("all/a", "all/e/f")
-    for jobs in (1, 2):
-        loralens.doctor("all", output=f"jobs-{jobs}", jobs=jobs, sarif=f"jobs-{jobs}.sarif")
-    assert files_under(folder / "jobs-1") == files_under(folder / "jobs-2")
-    assert (folder / "jobs-1.sarif").read_bytes() == (folder / "jobs-2.sarif").read_bytes()

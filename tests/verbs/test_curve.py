@@ -13,7 +13,7 @@ from loralens.compression.plan import recommended_point
 from loralens.core.fingerprint import fingerprint
 from loralens.core.stored import Moment, Moments
 from loralens.errors import OptionError
-from loralens.formats.files.location import adapter_file
+from loralens.formats.files.location import find_adapter
 from loralens.tables.numbers import whole_percent
 from tests.cli.command import Command
 
@@ -89,12 +89,12 @@ def test_what_an_adapter_could_save_is_one_number_in_every_command(form: str, tm
     }
     path = tmp_path / ("a.safetensors" if form == "kohya" else "a")
     loralens.save(loralens.Adapter(modules=modules), path, format=form)
-    there = adapter_file(path).stat().st_size
+    there = find_adapter(path).file.stat().st_size
 
     def saved(**rule: float) -> float:
         out = tmp_path / f"{path.stem}-out{path.suffix}"
         loralens.compress(path, output=out, overwrite=True, **rule)
-        return 1 - adapter_file(out).stat().st_size / there
+        return 1 - find_adapter(out).file.stat().st_size / there
 
     (fix,) = [finding.fix for finding in loralens.doctor(path).findings if finding.code == "rank-unused"]
     assert fix.endswith(f" saves {whole_percent(saved(energy=0.99))} of the file")

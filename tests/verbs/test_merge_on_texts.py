@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +18,6 @@ from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.linalg.device import Device
 from loralens.merging.codec import FloatCodec
 from loralens.merging.plan import Slab, TensorPlan
-from loralens.verbs.merges import merge_on_texts
 from loralens.verbs.merges.low_bit_base import NO_CODES
 from loralens.verbs.merges.merge_losses import conclusion_on_texts
 from loralens.verbs.merges.merge_on_texts import changed_rows, general_texts
@@ -31,14 +28,6 @@ from tests.verbs.low_bit_bases import nf4_base, pair_adapter
 
 torch = pytest.importorskip("torch")
 TEXTS = list(models.TEXTS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def general_texts_are_read_once() -> Iterator[None]:
-    """To read the corpus takes longer than everything else in most tests here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merge_on_texts, "read_corpus", cache(merge_on_texts.read_corpus))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -54,13 +54,6 @@ def gguf_file(name: str) -> Path | None:
     return paths[0] if len(paths) == 1 else None
 
 
-def package_file(name: str, file: str) -> Path | None:
-    """A file of an installed package by its path relative to ``site-packages``; None if it is not there."""
-    distribution = _distribution(name)
-    path = Path(str(distribution.locate_file(file))) if distribution else None
-    return path if path and path.is_file() else None
-
-
 def _package_files(name: str) -> list[Path]:
     """The files that an installed package says it has. The package is never imported."""
     distribution = _distribution(name)
@@ -134,6 +127,8 @@ class AdapterPaths:
     def __fspath__(self) -> str:
         return str(self.given)
 
+    __str__ = __fspath__
+
     @property
     def inputs(self) -> list[Input]:
         """All of these paths, for checks that none of them is written to."""
@@ -142,8 +137,8 @@ class AdapterPaths:
         return [(what, self.path), (what, self.file), *config]
 
 
-def find_adapter(given: Path) -> AdapterPaths:
-    """Find the adapter at a path, once for everything that reads it.
+def find_adapter(source: str | os.PathLike[str]) -> AdapterPaths:
+    """Find the adapter at a path, once for everything that reads it: what was found before is returned as it is.
 
     Raises
     ------
@@ -152,6 +147,9 @@ def find_adapter(given: Path) -> AdapterPaths:
     FormatError
         The folder holds no adapter file or several, or the file is a Git-LFS pointer, a web page, or too short.
     """
+    if isinstance(source, AdapterPaths):
+        return source
+    given = Path(source)
     path = existing_path(given)
     with _report_os_errors(path):
         file = file_in_folder(path) if path.is_dir() else path
@@ -159,11 +157,6 @@ def find_adapter(given: Path) -> AdapterPaths:
             start = _first_bytes(file)
             _check_start(start)
     return AdapterPaths(given, path, file, _container(start), config_beside(file))
-
-
-def adapter_file(path: Path) -> Path:
-    """The weights of `find_adapter`."""
-    return find_adapter(path).file
 
 
 @contextmanager
@@ -295,7 +288,7 @@ def _folder(variable: str, default: Path) -> Path:
 
 
 def file_in_folder(folder: Path) -> Path:
-    """The adapter file in a folder; whether it can be read is not checked. Errors as for `adapter_file`."""
+    """The adapter file in a folder; whether it can be read is not checked. Errors as for `find_adapter`."""
     for name in NAMES:
         if (folder / name).is_file():
             return folder / name

@@ -165,7 +165,7 @@ def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PE
 
 def _check_folder(stored: Stored, folder: Path, files: Files, *, overwrite: bool) -> bool:
     """Whether a folder exists; refuse one that cannot be written into."""
-    # `adapter_file` takes the first of NAMES that it finds, so another one would be loaded instead of what is written.
+    # `find_adapter` takes the first of NAMES that it finds, so another one would be loaded instead of what is written.
     with place(folder), disk_errors():
         strangers = [name for name in NAMES if name != files.weights and (folder / name).exists()]
     if strangers:

@@ -21,7 +21,7 @@ from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import OpenFile, Stored, read_json, read_safetensors
 from loralens.formats.files.disk import check_room
 from loralens.formats.files.json_text import dumps, finite_number, json_text, plain_text
-from loralens.formats.files.location import adapter_file, existing_file, existing_path
+from loralens.formats.files.location import existing_file, existing_path, find_adapter
 from loralens.formats.files.writing import write_safetensors
 from loralens.version import __version__
 
@@ -221,7 +221,7 @@ def read_recipe(path: Path) -> Recipe:
     with place(path):
         if path.suffix == ".toml":
             return _from_toml(path)
-        file = adapter_file(path)
+        file = find_adapter(path).file
         # Only safetensors files have metadata that a recipe is written to.
         if file.suffix != ".safetensors":
             raise FormatError("holds no recipe", fix="give a .toml file, or an adapter that loralens combined")

@@ -38,7 +38,7 @@ from loralens.formats.files.atomic import atomic_file, is_moved_aside, keep_mode
 from loralens.formats.files.container import CONFIG, Stored, read_json, read_safetensors
 from loralens.formats.files.disk import Hold, check_free, check_room, disk_errors
 from loralens.formats.files.json_text import finite_number, is_safe_text, json_or_none
-from loralens.formats.files.location import NAMES, SUFFIXES, adapter_file, existing_path
+from loralens.formats.files.location import NAMES, SUFFIXES, existing_path, find_adapter
 from loralens.formats.files.outside import open_stream, read_whole
 from loralens.formats.files.writing import write_safetensors
 
@@ -668,7 +668,7 @@ def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
 def _only_adapter(path: Path) -> str:
     """The name of the adapter file in a folder; empty if the path is not a folder, or holds none or several."""
     with suppress(LoraLensError, OSError):
-        return adapter_file(path).name if path.is_dir() else ""
+        return find_adapter(path).file.name if path.is_dir() else ""
     return ""
 
 

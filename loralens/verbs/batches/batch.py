@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from functools import partial, wraps
 from importlib import import_module
 from inspect import signature
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
 from loralens.core.adapter import Adapter
-from loralens.core.messages import LEVELS, LOGGER, display_progress, note, progress
+from loralens.core.messages import LOGGER, display_progress, note, progress
 from loralens.core.threads import share_processors
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.dialects.table import FORMATS
@@ -28,19 +29,15 @@ from loralens.formats.files.location import NAMES, SUFFIXES, file_in_folder, wei
 from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import count
 from loralens.tables.text import display_width
-from loralens.verbs.batches.batch_result import BatchResult, BatchRow, Status, line_of
-from loralens.verbs.shared.adapters import AdapterSource, Source
+from loralens.verbs.batches.batch_result import BatchResult, BatchRow, line_of
+from loralens.verbs.shared.adapters import AdapterSource
 from loralens.verbs.shared.option_values import check_counts
 
 Options = Mapping[str, Any]
-LineWatcher = Callable[[str], None]
-# What the name of a target is made of: the name of an adapter, whether it is a single file, and its dialect ("" if it
-# cannot be read).
-NameTarget = Callable[[PurePosixPath, bool, str], PurePosixPath]
 F = TypeVar("F", bound=Callable[..., Any])
 
 WIDEST_NAME = 32  # columns of a terminal that the names of adapters take at most in the lines
-_watcher: ContextVar[LineWatcher | None] = ContextVar("watcher", default=None)
+_watcher: ContextVar[Callable[[str], None] | None] = ContextVar("watcher", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +48,8 @@ class AdapterWork:
     ----------
     run : callable
         ``run(source, output=…, overwrite=…, **keywords)``: does it and returns a result.
-    numbers : callable
-        Result → its important numbers as JSON values.
-    status : callable
-        Result → ``written`` or ``unchanged``.
-    answer : callable
-        Result → the answer of the verb.
-    findings : callable
-        Result → the findings of the doctor.
+    describe : callable
+        Result → fields of its `BatchRow`: ``numbers``, and a ``status`` or an ``answer`` that is not written and yes.
     check : callable
         Options → nothing: raises the errors that are the same for every adapter, before anything is read.
     recall : callable
@@ -66,10 +57,7 @@ class AdapterWork:
     """
 
     run: Callable[..., Any]
-    numbers: Callable[[Any], Mapping[str, Any]]
-    status: Callable[[Any], Status] = lambda _: "written"
-    answer: Callable[[Any], bool] = lambda _: True
-    findings: Callable[[Any], Sequence[Mapping[str, Any]]] = lambda _: []
+    describe: Callable[[Any], Mapping[str, Any]]
     check: Callable[[Options], object] = lambda _: None
     recall: Callable[[Path, Options], Any] = lambda *_: None
 
@@ -79,86 +67,68 @@ WORK: dict[str, AdapterWork] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class BatchItem:
-    """One adapter of several.
+class BatchTask:
+    """One adapter of several, and what the run wants of it.
 
     Attributes
     ----------
+    options : mapping of str to value
+        The keywords of the verb, without ``output`` and ``jobs``.
     name : str
         Its name among the others: relative to the folder in which it was found, or the last part of its path.
-    source : path or Adapter
     single : bool
         Whether it is named by its file, and not by its folder.
     format : str
         Its dialect; empty if it cannot be read, which the verb then reports.
+    target : Path or None
+        The place of the output.
     """
 
+    verb: str
+    options: Options
     name: str
     source: AdapterSource
     single: bool = False
     format: str = ""
+    target: Path | None = None
 
     @property
     def path(self) -> str:
         """The path, or the name of an object."""
         return self.name if isinstance(self.source, Adapter) else str(self.source)
 
-
-@dataclass(frozen=True, slots=True)
-class BatchTask:
-    """One adapter, and what the run wants of it; ``row`` has its name, its path and its target."""
-
-    verb: str
-    row: BatchRow
-    source: AdapterSource
-    keywords: Options
-    overwrite: bool
-
-    @property
-    def target(self) -> Path | None:
-        """The place of the output."""
-        return None if self.row.target is None else Path(self.row.target)
-
     def tidy(self) -> None:
         """Remove what a killed process has left at the target, and put back what it had moved aside."""
-        if self.target and not self.keywords.get("dry_run"):
+        if self.target and not self.options.get("dry_run"):
             tidy(self.target)
             tidy_folder(self.target, lambda name: name in COMPANIONS or weights_among([name]))
 
-    def failed(self, reason: str, fix: str) -> BatchRow:
-        """The row of an adapter that could not be processed."""
-        return replace(self.row, reason=reason, fix=fix)
+    def row(self, **fields: Any) -> BatchRow:
+        """The row of the adapter; it has failed unless there is another ``status``."""
+        return BatchRow(self.name, self.path, None if self.target is None else str(self.target), **fields)
+
+
+NameTarget = Callable[[BatchTask], PurePosixPath]
 
 
 # ---- A verb for one adapter as a verb for several
 
 
-def is_several(source: Source) -> bool:
+def is_several(source: object) -> bool:
     """Whether a verb was given several adapters: a list, or a folder that is not an adapter itself but holds some."""
     if isinstance(source, list | tuple):
         return True
-    # A sequence of another type is refused later, because it is not an adapter.
-    return not isinstance(source, Adapter) and isinstance(source, str | os.PathLike) and _is_collection(Path(source))
-
-
-def _is_collection(path: Path) -> bool:
+    if isinstance(source, Adapter) or not isinstance(source, str | os.PathLike):
+        return False
+    path = Path(source)
     try:
-        if not path.is_dir():
-            return False
         # A damaged file does not make the folder of one adapter a collection.
-        file_in_folder(path)
+        return path.is_dir() and not file_in_folder(path)
     except (LoraLensError, OSError):
         from loralens.formats.records.collection import candidates
 
         # An empty folder is not a collection. The verb itself reports what is missing, as for every path.
         return path.is_dir() and bool(candidates(path))
-    return False
-
-
-def one_adapter(source: Source) -> AdapterSource:
-    """The adapter that a verb was given; several have been taken by `in_batches`."""
-    assert not isinstance(source, list | tuple)
-    return cast("AdapterSource", source)
 
 
 def in_batches(work: Callable[[Callable[..., Any]], AdapterWork]) -> Callable[[F], F]:
@@ -171,47 +141,48 @@ def in_batches(work: Callable[[Callable[..., Any]], AdapterWork]) -> Callable[[F
     """
 
     def decorate(verb: F) -> F:
-        name, first = verb.__name__, next(iter(signature(verb).parameters))
+        name, parameters = verb.__name__, signature(verb)
+        first = next(iter(parameters.parameters))
         WORK[name] = work(verb)
 
         @wraps(verb)
         def for_several(*arguments: Any, **keywords: Any) -> Any:
             source = arguments[0] if arguments else keywords.get(first)
-            if not is_several(cast("Source", source)):
+            if not is_several(source):
                 return verb(*arguments, **keywords)
-            options = signature(verb).bind(*arguments, **keywords).arguments
-            adapters = options.pop(first)
-            chosen = adapters if isinstance(adapters, list | tuple) else [adapters]
-            return run_batch(name, chosen, partial(_adapter_target, options.get("to")), options)
+            options = parameters.bind(*arguments, **keywords).arguments
+            del options[first]
+            chosen = list(source) if isinstance(source, list | tuple) else [cast("AdapterSource", source)]
+            return run_batch(name, chosen, _adapter_target, options)
 
         return cast("F", for_several)
 
     return decorate
 
 
-def _adapter_target(to: str | None, name: PurePosixPath, single: bool, dialect: str) -> PurePosixPath:
+def _adapter_target(task: BatchTask) -> PurePosixPath:
     """The name of the output of a verb that writes adapters.
 
     A folder becomes a folder. A single file becomes a file with the suffix of the dialect that is written, if the
     dialect needs no other file. Otherwise it becomes a folder, since its companion files would collide with those of
     the adapters beside it.
     """
-    files = next((form.files for form in FORMATS if form.name == (to or dialect)), None)
+    name, dialect = PurePosixPath(task.name), task.options.get("to") or task.format
+    files = next((form.files for form in FORMATS if form.name == dialect), None)
     # A file that cannot be read, or not be written, fails under its own name.
-    if not single or files is None:
+    if not task.single or files is None:
         return name
     stem = name.with_suffix("") if name.suffix in SUFFIXES else name
     suffix = Path(files.weights).suffix
     # The record of a pickle is a file beside it.
-    alone = files.config is None and suffix != ".bin"
-    return stem.with_name(f"{stem.name}{suffix}") if alone else stem
+    return stem if files.config is not None or suffix == ".bin" else stem.with_name(f"{stem.name}{suffix}")
 
 
 # ---- The run
 
 
 @contextmanager
-def watch_lines(watcher: LineWatcher) -> Iterator[None]:
+def watch_lines(watcher: Callable[[str], None]) -> Iterator[None]:
     """Let ``watcher`` see a line about every adapter of a batch within the block as soon as it is finished."""
     token = _watcher.set(watcher)
     try:
@@ -238,28 +209,20 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
         resolve_path(Path(options["base"]))
     check_counts(jobs=options.get("jobs"))
     output = None if options.get("output") is None else Path(options["output"])
-    dry_run, overwrite = bool(options.get("dry_run")), bool(options.get("overwrite"))
-    items = _find_adapters(adapters, output, once=bool(options.get("once")))
-    targets = _place_targets(items, output, name_target) if output else [None] * len(items)
-    keywords = {name: value for name, value in options.items() if name not in ("output", "jobs", "overwrite")}
-    tasks = [
-        BatchTask(
-            verb,
-            BatchRow(item.name, item.path, None if target is None else str(target)),
-            item.source,
-            keywords,
-            overwrite,
-        )
-        for item, target in zip(items, targets, strict=True)
-    ]
+    keywords = {name: value for name, value in options.items() if name not in ("output", "jobs")}
+    tasks = _find_adapters(partial(BatchTask, verb, keywords), adapters, output)
+    if output:
+        tasks = _place_targets(tasks, output, name_target)
+    dry_run = bool(options.get("dry_run"))
+    written = None if dry_run else output
     hold = Hold()
-    if output and not dry_run:
-        with disk_errors(output):
-            output.mkdir(parents=True, exist_ok=True)
-        hold.take(output)
+    if written:
+        with disk_errors(written):
+            written.mkdir(parents=True, exist_ok=True)
+        hold.take(written)
     rows: dict[str, BatchRow] = {}
     watcher = _watcher.get()
-    width = min(WIDEST_NAME, max(display_width(item.name) for item in items))
+    width = min(WIDEST_NAME, max(display_width(task.name) for task in tasks))
     try:
         # Closed with this block, so that no process stays behind.
         with progress(verb, len(tasks)) as step, closing(_perform_all(tasks, options.get("jobs") or 1)) as finished:
@@ -270,46 +233,45 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
                 if step:
                     step(1)
     except KeyboardInterrupt:
-        if output and not dry_run:
+        if written:
             note(f"{len(rows)} of {count(len(tasks), 'adapter')} were processed; the same command continues from there")
         raise
     finally:
         hold.release()
-    return BatchResult(verb, [rows[item.name] for item in items], output, dry_run)
+    return BatchResult(verb, [rows[task.name] for task in tasks], output, dry_run)
 
 
 def _perform_all(tasks: Sequence[BatchTask], jobs: int) -> Generator[BatchRow, None, None]:
-    """Perform tasks, and give the row of each when it is finished."""
+    """Perform tasks, and give the row of each when it is finished.
+
+    Processes are killed if the caller wants no more or is interrupted.
+    """
     # An adapter in memory may not be able to go to another process.
     if jobs == 1 or len(tasks) == 1 or any(isinstance(task.source, Adapter) for task in tasks):
         yield from map(perform, tasks)
         return
-    # What lies in the target of another task comes after it: a folder takes its place by a rename, which fails if
-    # another process has made one there.
-    places = {task.target for task in tasks}
-    depths = [len(places.intersection(task.target.parents)) if task.target else 0 for task in tasks]
-    for depth in sorted({*depths}):
-        yield from _perform_in_processes(
-            [task for task, each in zip(tasks, depths, strict=True) if each == depth], jobs
-        )
-
-
-def _perform_in_processes(tasks: Sequence[BatchTask], jobs: int) -> Iterator[BatchRow]:
-    """Perform tasks in processes, which are killed if the caller wants no more or is interrupted."""
     # It takes 50 ms to import, and most runs have one adapter.
     from loralens.core.processes import ProcessKilled, perform_in_processes
 
-    left = {task.row.name: task for task in tasks}
+    places = {task.target for task in tasks}
+
+    def depth(task: BatchTask) -> int:
+        return len(places.intersection(task.target.parents)) if task.target else 0
+
+    left = {task.name: task for task in tasks}
     try:
-        with closing(perform_in_processes(tasks, partial(_perform_shared, jobs=jobs), jobs)) as finished:
-            for task, outcome in finished:
-                del left[task.row.name]
-                if isinstance(outcome, ProcessKilled):
-                    what = "the process that worked on it was killed"
-                    outcome = task.failed(what, "use a machine with more memory if it is short")
-                elif isinstance(outcome, BaseException):  # an option that cannot go to another process
-                    outcome = task.failed(f"{type(outcome).__name__}: {outcome}", "give --jobs 1")
-                yield outcome
+        # What lies in the target of another task comes after it: a folder takes its place by a rename, which fails if
+        # another process has made one there.
+        for _, level in groupby(sorted(tasks, key=depth), depth):
+            with closing(perform_in_processes(list(level), partial(_perform_shared, jobs=jobs), jobs)) as finished:
+                for task, outcome in finished:
+                    del left[task.name]
+                    if isinstance(outcome, ProcessKilled):
+                        fix = "use a machine with more memory if it is short"
+                        outcome = task.row(reason="the process that worked on it was killed", fix=fix)
+                    elif isinstance(outcome, BaseException):  # an option that cannot go to another process
+                        outcome = task.row(reason=f"{type(outcome).__name__}: {outcome}", fix="give --jobs 1")
+                    yield outcome
     finally:
         for task in left.values():
             task.tidy()
@@ -326,24 +288,24 @@ def perform(task: BatchTask) -> BatchRow:
     messages: list[str] = []
     with _messages_kept(messages), display_progress(None):
         try:
-            row = _perform(task)
+            return replace(_perform(task), messages=messages)
         except LoraLensError as error:
-            row = task.failed(": ".join((*error.where, error.what)), error.fix)
+            what, fix = ": ".join((*error.where, error.what)), error.fix
         except MemoryError:
-            row = task.failed("there is not enough memory", "give fewer --jobs, or use a machine with more memory")
+            what, fix = "there is not enough memory", "give fewer --jobs, or use a machine with more memory"
         except OSError as error:
-            what = f"{error.filename or task.row.source}: {error.strerror or error}"
-            row = task.failed(what, "check the path and its permissions")
+            what = f"{error.filename or task.path}: {error.strerror or error}"
+            fix = "check the path and its permissions"
         # One adapter must not stop two hundred others, whatever is wrong with it; its row reports the error.
         except Exception as error:  # noqa: BLE001
-            row = task.failed(f"{type(error).__name__}: {error}", "report this as a bug")
-    return replace(row, messages=messages)
+            what, fix = f"{type(error).__name__}: {error}", "report this as a bug"
+    return task.row(reason=what, fix=fix, messages=messages)
 
 
 def _perform(task: BatchTask) -> BatchRow:
     getattr(import_module("loralens"), task.verb)  # imports it in a new process
-    work, target, overwrite = WORK[task.verb], task.target, task.overwrite
-    exists = False
+    work, target, keywords = WORK[task.verb], task.target, dict(task.options)
+    overwrite, exists = bool(keywords.pop("overwrite", False)), False
     if target:
         task.tidy()
         is_folder = target.is_dir()
@@ -351,20 +313,13 @@ def _perform(task: BatchTask) -> BatchRow:
         exists = bool(weights_among(files)) if is_folder else os.path.lexists(target)
         # A folder may hold only the outputs of other adapters in subfolders. Then nothing in it is replaced.
         overwrite = overwrite or (is_folder and not exists and files.isdisjoint(COMPANIONS))
-    status: Status
-    if exists and not overwrite:
-        assert target
-        result, status = work.recall(target, task.keywords), "exists"
-        if result is None:
-            return replace(task.row, status=status)
-    else:
-        result = work.run(task.source, output=target, overwrite=overwrite, **task.keywords)
-        status = work.status(result)
-        if status == "written" and (target is None or task.keywords.get("dry_run")):
-            status = "done"
-    answer, numbers = work.answer(result), work.numbers(result)
-    status = status if answer or status == "exists" else "no"
-    return replace(task.row, status=status, answer=answer, numbers=numbers, findings=work.findings(result))
+    if target and exists and not overwrite:
+        result = work.recall(target, keywords)
+        return task.row(**({} if result is None else work.describe(result)), status="exists")
+    result = work.run(task.source, output=target, overwrite=overwrite, **keywords)
+    fields = {"status": "done" if target is None or keywords.get("dry_run") else "written", "answer": True}
+    fields |= work.describe(result)
+    return task.row(**fields if fields["answer"] else {**fields, "status": "no"})
 
 
 @contextmanager
@@ -373,8 +328,7 @@ def _messages_kept(messages: list[str]) -> Iterator[None]:
 
     class Keeper(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            name = next((name for name, number in LEVELS.items() if number == record.levelno), record.levelname)
-            messages.append(f"{name.lower()}: {record.getMessage()}")
+            messages.append(f"{record.levelname.lower().replace('info', 'note')}: {record.getMessage()}")
 
     before = LOGGER.handlers, LOGGER.level, LOGGER.propagate
     LOGGER.handlers, LOGGER.propagate = [Keeper()], False
@@ -389,7 +343,9 @@ def _messages_kept(messages: list[str]) -> Iterator[None]:
 # ---- The adapters and their targets
 
 
-def _find_adapters(adapters: Sequence[AdapterSource], output: Path | None, *, once: bool) -> list[BatchItem]:
+def _find_adapters(
+    make: Callable[..., BatchTask], adapters: Sequence[AdapterSource], output: Path | None
+) -> list[BatchTask]:
     """The adapters that were named and those under the folders that were named, each with its name.
 
     Files that hold tensors and no LoRA pairs are left out; those that cannot be read are not. What lies under
@@ -403,47 +359,48 @@ def _find_adapters(adapters: Sequence[AdapterSource], output: Path | None, *, on
     # Imported here, as the folder of one adapter needs no search.
     from loralens.formats.records.collection import examine_file
 
-    items: list[BatchItem] = []
+    tasks: list[BatchTask] = []
     for number, source in enumerate(adapters, start=1):
         if isinstance(source, Adapter):
-            items.append(BatchItem(f"adapter-{number}", source, format=source.format))
+            tasks.append(make(f"adapter-{number}", source, format=source.format))
         elif not isinstance(source, str | os.PathLike):
             raise OptionError(f"{source!r} is not an adapter", fix="give a path, or what loralens.load returns")
-        elif _is_collection(Path(source)):
-            items += _in_folder(Path(source), output, once=once)
+        elif is_several(source):
+            tasks += _in_folder(make, Path(source), output)
         else:
             path = Path(source)
-            examined = examine_file(path, once=once)
             name = path.name if path.name not in ("", "..") else Path(os.path.realpath(path)).name
-            items.append(BatchItem(name, source, path.is_file(), examined.adapter.format if examined.adapter else ""))
-    if not items:
+            task = make(name, source, path.is_file())
+            examined = examine_file(path, once=bool(task.options.get("once")))
+            tasks.append(replace(task, format=examined.adapter.format if examined.adapter else ""))
+    if not tasks:
         raise OptionError("there is no adapter", fix="give adapters, or a folder that has some in it")
     fix = "rename one of them, or give the folder that holds both"
-    _refuse_doubles(items, [item.name for item in items], "have the same name,", fix)
-    return items
+    _refuse_doubles(tasks, [task.name for task in tasks], "have the same name,", fix)
+    return tasks
 
 
-def _in_folder(root: Path, output: Path | None, *, once: bool) -> Iterator[BatchItem]:
+def _in_folder(make: Callable[..., BatchTask], root: Path, output: Path | None) -> Iterator[BatchTask]:
     """The adapters under a folder, with their paths relative to it as names."""
     from loralens.formats.records.collection import candidates, examine_file, note_repeated_links
 
     real, outside = Path(os.path.realpath(root)), Path(os.path.realpath(output)) if output else None
     if outside == real:
         raise OptionError(f"{output} is the folder of the adapters itself", fix="choose another output folder")
-    # The outputs of an earlier run may lie below the folder; they are not inputs.
-    outputs = outside if outside and real in outside.parents else None
     links: list[Path] = []
-    found = candidates(root, linked=links.append)
-    paths = [path for path in found if not (outputs and Path(os.path.realpath(path)).is_relative_to(outputs))]
+    paths = candidates(root, linked=links.append)
+    # The outputs of an earlier run may lie below the folder; they are not inputs.
+    if outside and real in outside.parents:
+        paths = [path for path in paths if not Path(os.path.realpath(path)).is_relative_to(outside)]
     note_repeated_links(root, paths, links)
+    once = bool(make("", "").options.get("once"))
     entries = []
     with progress("looking", len(paths)) as step:
         for path in paths:
-            entry = examine_file(path, once=once)
-            if entry.status != "other":
-                entries.append(entry)
+            entries.append(examine_file(path, once=once))
             if step:
                 step(1)
+    entries = [entry for entry in entries if entry.status != "other"]
     files = Counter(entry.path.parent for entry in entries)
     for entry in entries:
         path, dialect = entry.path, entry.adapter.format if entry.adapter else ""
@@ -452,19 +409,19 @@ def _in_folder(root: Path, output: Path | None, *, once: bool) -> Iterator[Batch
         by_folder = path.name in NAMES and files[path.parent] == 1 and path.parent != root
         place = path.parent if by_folder else path
         name = place.relative_to(root).as_posix() if place != root else root.resolve().name
-        yield BatchItem(name, str(place), not place.is_dir(), dialect)
+        yield make(name, str(place), not place.is_dir(), dialect)
 
 
-def _refuse_doubles(items: Sequence[BatchItem], places: Sequence[object], what: str, fix: str) -> None:
+def _refuse_doubles(tasks: Sequence[BatchTask], places: Sequence[object], what: str, fix: str) -> None:
     """Refuse two adapters in one place, because the output of one would replace that of the other."""
     for place, number in Counter(places).items():
         if number > 1:
-            paths = [item.path for item, each in zip(items, places, strict=True) if each == place]
+            paths = [task.path for task, each in zip(tasks, places, strict=True) if each == place]
             raise OptionError(f"{' and '.join(paths)} {what} {place}", fix=fix)
 
 
-def _place_targets(items: Sequence[BatchItem], output: Path, name_target: NameTarget) -> list[Path]:
-    """The target of every adapter in the output folder, under the name of the adapter.
+def _place_targets(tasks: Sequence[BatchTask], output: Path, name_target: NameTarget) -> list[BatchTask]:
+    """The tasks, each with its target in the output folder, under the name of the adapter.
 
     Raises
     ------
@@ -473,30 +430,25 @@ def _place_targets(items: Sequence[BatchItem], output: Path, name_target: NameTa
     """
     if output.suffix in SUFFIXES:
         raise OptionError(f"{output}: is the name of one file, and there are several adapters", fix="name a folder")
+    other = "choose another output folder"
     if output.exists() and not output.is_dir():
-        raise OptionError(f"{output}: is a file, not a folder", fix="choose another output folder")
-    targets = [output / name_target(PurePosixPath(item.name), item.single, item.format) for item in items]
-    fix = "rename one of them, or write them into two folders"
-    _refuse_doubles(items, targets, "would both be written to", fix)
-    _check_apart(items, output, targets)
-    return targets
-
-
-def _check_apart(items: Sequence[BatchItem], output: Path, targets: Sequence[Path]) -> None:
-    """Refuse targets that are, hold or lie in one of the adapters; each verb checks the one that it writes again."""
+        raise OptionError(f"{output}: is a file, not a folder", fix=other)
+    targets = [output / name_target(task) for task in tasks]
+    _refuse_doubles(tasks, targets, "would both be written to", "rename one of them, or write them into two folders")
     # Compared by sets of paths and not pair by pair: two hundred adapters have forty thousand pairs.
-    sources = {os.path.realpath(item.source): item for item in items if not isinstance(item.source, Adapter)}
+    sources = {os.path.realpath(task.source): task for task in tasks if not isinstance(task.source, Adapter)}
     real_output = Path(os.path.realpath(output))
     for folder in (real_output, *real_output.parents):
-        if item := sources.get(str(folder)):
-            raise OptionError(f"{output} lies within the adapter {item.path}", fix="choose another output folder")
+        if task := sources.get(str(folder)):
+            raise OptionError(f"{output} lies within the adapter {task.path}", fix=other)
     real_targets = {os.path.realpath(target): target for target in targets}
     # The folder may come from somebody else.
     for real, target in real_targets.items():
         if real_output not in Path(real).parents:
-            raise OptionError(f"{target} leads out of {output} by a link", fix="choose another output folder")
-    for real, item in sources.items():
+            raise OptionError(f"{target} leads out of {output} by a link", fix=other)
+    for real, task in sources.items():
         for path in (Path(real), *Path(real).parents):
             if covering := real_targets.get(str(path)):
-                what = f"{covering} is or holds the adapter {item.path}, and would be written over"
-                raise OptionError(what, fix="choose another output folder")
+                what = f"{covering} is or holds the adapter {task.path}, and would be written over"
+                raise OptionError(what, fix=other)
+    return [replace(task, target=target) for task, target in zip(tasks, targets, strict=True)]

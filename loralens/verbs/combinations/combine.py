@@ -35,7 +35,7 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.files.factor_rounding import RoundingCost
 from loralens.verbs.files.output_format import OutputFormat, check_known
 from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.adapters import DORA, AdapterSource, check_unread, read_where_unknown, sources
+from loralens.verbs.shared.adapters import DORA, AdapterSource, check_unread, find_source, read_where_unknown, sources
 from loralens.verbs.shared.base_reading import base_weights, warn_of_base, warn_of_bases
 from loralens.verbs.shared.option_values import check_choice, check_finite, numpy_dtype
 from loralens.verbs.shared.options import ModuleChoice, RankRules, Reading, Writing, option_names
@@ -387,6 +387,7 @@ def follow_recipe(
     paths = [ingredient.path for ingredient in recipe.adapters]
     if all(isinstance(source, Adapter) for source in originals):
         check_unread(reading)
+    originals = [find_source(source) for source in originals]
     adapters = [read_source(source, path, reading, base) for source, path in zip(originals, paths, strict=True)]
     # A single adapter may have an unknown scale, because scaling and negating are relative. A sum of several needs the
     # scale of each, and for q and k in GGUF files the number of heads, which says how their rows are ordered.

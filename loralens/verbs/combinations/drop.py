@@ -15,7 +15,7 @@ from loralens.verbs.combinations.combine import form_of, read_source
 from loralens.verbs.files.convert import COLUMNS, NamedModule
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
 from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.adapters import AdapterSource, labels, sources
+from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, sources
 from loralens.verbs.shared.option_values import Blocks, numpy_dtype, weights_by_module
 from loralens.verbs.shared.options import BlockWeights, ModuleChoice, Reading, Writing
 
@@ -123,7 +123,7 @@ def drop(
     """
     writing.check()
     target = Target.of(writing.output, overwrite=writing.overwrite, dry_run=writing.dry_run)
-    (original,) = sources([[adapter]])
+    original = find_source(*sources([[adapter]]))
     (label,) = labels([original])
     # As in the other verbs that combine: --alpha only counts if the file does not state its own.
     before = read_source(original, label, reading, writing.base)

@@ -2,30 +2,24 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from loralens.core.selection import select
 from loralens.core.stored import Strength
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
-from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter
+from loralens.verbs.batches.batch import AdapterWork, in_batches
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.combinations.combine import CombineResult, combine_sources
-from loralens.verbs.shared.adapters import AdapterSource, Source, labels, read_where_unknown
+from loralens.verbs.shared.adapters import AdapterSource, Source, find_source, labels, read_where_unknown
 from loralens.verbs.shared.option_values import check_finite, weights_by_module
 from loralens.verbs.shared.options import BlockWeights, ModuleChoice, Reading, Writing
 from loralens.verbs.shared.weighted import strength_within
 
 
-def _numbers(result: CombineResult) -> dict[str, Any]:
-    """What matters of one adapter among several, as JSON values."""
-    return {"modules": len(result.adapter), "format": result.format, "bytes": result.size}
-
-
 @in_batches(
     lambda verb: AdapterWork(
         verb,
-        _numbers,
+        lambda result: {"numbers": {"modules": len(result.adapter), "format": result.format, "bytes": result.size}},
         check=lambda options: _check_factor(
             options.get("by"), BlockWeights(**{name: options.get(name) for name in ("preset", "block_weights")})
         ),
@@ -82,9 +76,8 @@ def scale(
     $ loralens scale adapter --by 0.5 -o weaker
     """
     del jobs  # one adapter is one job
-    adapter = one_adapter(adapter)
     _check_factor(by, blocks)
-    factor = 1.0 if by is None else by
+    adapter, factor = find_source(adapter), 1.0 if by is None else by
     strength = strength_within(selection.globs, factor, elsewhere=1.0)
     if blocks:
         strength = _strength_of_blocks(adapter, reading, blocks, selection.globs, factor)

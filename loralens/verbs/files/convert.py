@@ -27,12 +27,12 @@ from loralens.formats.models.checkpoint import model_config, shapes, weights
 from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import count, number, percent, shape
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter
+from loralens.verbs.batches.batch import AdapterWork, in_batches
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
 from loralens.verbs.files.output_format import OutputFormat, check_known, writer_options
 from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.adapters import Source, labels, read_adapter
+from loralens.verbs.shared.adapters import Source, find_source, labels, read_adapter
 from loralens.verbs.shared.base_reading import base_weights
 from loralens.verbs.shared.option_values import numpy_dtype
 from loralens.verbs.shared.options import Reading, Writing
@@ -150,7 +150,7 @@ def _check_change(options: Mapping[str, Any]) -> None:
         raise OptionError("nothing says what to convert to", fix=fix)
 
 
-@in_batches(lambda verb: AdapterWork(verb, ConvertResult.numbers, check=_check_change))
+@in_batches(lambda verb: AdapterWork(verb, lambda result: {"numbers": result.numbers()}, check=_check_change))
 @takes_options
 def convert(
     source: Source,
@@ -208,9 +208,9 @@ def convert(
     $ loralens convert adapter --to kohya -o style.safetensors
     """
     del jobs  # one adapter is one job
-    source = one_adapter(source)
     _check_change({"to": writing.to, "dtype": writing.dtype, "prefix": prefix, "rank": rank, "drop_extra": drop_extra})
     target = Target.of(writing.output, overwrite=writing.overwrite, dry_run=writing.dry_run)
+    source = find_source(source)
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=writing.base, label=label)
     format_before = adapter.format

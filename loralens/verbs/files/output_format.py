@@ -15,7 +15,7 @@ from loralens.errors import LoraLensError, OptionError
 from loralens.formats import encode_adapter, file_size, load, save
 from loralens.formats.dialects.table import GGUF, WriterOptions
 from loralens.formats.files.container import Files, Stored
-from loralens.formats.files.location import adapter_file
+from loralens.formats.files.location import find_adapter
 from loralens.verbs.files.target import Inputs, Target
 from loralens.verbs.shared.adapters import AdapterSource
 from loralens.verbs.shared.option_values import check_choice
@@ -92,8 +92,8 @@ class OutputFormat:
             return adapter, self.size(adapter)
         save(adapter, output, format=self.name, overwrite=target.overwrite, **self.options)
         # strict=False, since an adapter that was loaded so would be refused here, after it was written.
-        back = load(output, format=self.name, base=self.base, strict=False)
-        return back, adapter_file(output).stat().st_size
+        found = find_adapter(output)
+        return load(found, format=self.name, base=self.base, strict=False), found.file.stat().st_size
 
 
 def check_known(adapter: Adapter, to: str) -> None:
@@ -138,7 +138,7 @@ def writer_options(name: str, base: str | PathLike[str] | None, arch: str | None
 def source_bytes(source: AdapterSource, adapter: Adapter, form: OutputFormat) -> int:
     """The size in bytes of the file that was read. For an object, it is the size of a file of its own dialect."""
     if not isinstance(source, Adapter):
-        return adapter_file(Path(source)).stat().st_size
+        return find_adapter(source).file.stat().st_size
     # A dialect without a writer has no size that could be computed, so that of the result stands in for it.
     if adapter.format not in TARGET_FORMATS:
         return form.size(adapter)

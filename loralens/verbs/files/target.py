@@ -10,7 +10,7 @@ from loralens.errors import OptionError
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.atomic import check_apart
 from loralens.formats.files.container import Files, Stored
-from loralens.formats.files.location import SUFFIXES, find_adapter
+from loralens.formats.files.location import SUFFIXES, AdapterPaths, find_adapter
 from loralens.formats.files.writing import write_files
 from loralens.formats.models.model_files import resolve_path
 from loralens.tables.result import Tabular
@@ -84,11 +84,10 @@ class Target:
             return
         # An object may have come from a file, but from which one is not known here.
         if not isinstance(source, Adapter):
-            self._check_apart_from_source(self.output, Path(source))
+            self._check_apart_from_source(self.output, find_adapter(source))
         self.check_inputs({"the base": base, **(other_inputs or {})})
 
-    def _check_apart_from_source(self, output: Path, source: Path) -> None:
-        found = find_adapter(source)
+    def _check_apart_from_source(self, output: Path, found: AdapterPaths) -> None:
         file, config = found.file, found.config
         # Refused even with --overwrite, since the result lacks what was cut or rounded. samefile() follows links.
         if output.exists() and (output.samefile(file) or output.samefile(file.parent)):

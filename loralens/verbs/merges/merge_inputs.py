@@ -19,7 +19,7 @@ from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.atomic import Input
 from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import dumps
-from loralens.formats.files.location import find_adapter
+from loralens.formats.files.location import AdapterPaths, find_adapter
 from loralens.formats.files.outside import read_whole
 from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, stores_conv1d
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files, resolve_path
@@ -31,7 +31,7 @@ from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.plan import MergePlan
 from loralens.merging.planning import plan_merge
 from loralens.verbs.merges.low_bit_base import NO_CODES, NewCodes, check_bits, check_codes, part_of, quantised_plan
-from loralens.verbs.shared.adapters import labels, path_of, read_adapter
+from loralens.verbs.shared.adapters import labels, read_adapter
 from loralens.verbs.shared.base_reading import ModelPath, warn_of_bases
 from loralens.verbs.shared.option_values import check_choice
 from loralens.verbs.shared.options import Reading
@@ -50,14 +50,14 @@ class WeightedAdapter:
         Only the modules that are merged, with their tensors.
     weight : float
         The factor w of the update in W' = W + Σ w·ΔW.
-    path : Path or None
-        The file or folder that it was read from; None for an object.
+    found : AdapterPaths or None
+        Where it was read from; None for an object.
     """
 
     label: str
     adapter: Adapter
     weight: float
-    path: Path | None
+    found: AdapterPaths | None
 
     def record(self) -> dict[str, Any]:
         """Path, weight and fingerprint as a JSON object, for certificates and undo files.
@@ -75,6 +75,8 @@ class MergeInputs:
     ----------
     base : str
         The path or Hub id that was given.
+    checkpoint : Checkpoint
+        The weights of the base as numbers.
     dtypes : mapping of str to dtype
         Key of a planned tensor → the dtype in which it is written.
     dtype : str or None
@@ -90,6 +92,7 @@ class MergeInputs:
     """
 
     base: str
+    checkpoint: Checkpoint
     files: ModelFiles
     plan: MergePlan
     dtypes: Mapping[str, np.dtype[Any]]
@@ -166,8 +169,7 @@ class MergeInputs:
 
     def places(self, base: str = "the base") -> list[Input]:
         """All places that are read, each with its name in messages; ``base`` is the name of the base."""
-        paths = [adapter.path for adapter in self.adapters if adapter.path]
-        adapters = [place for path in paths for place in find_adapter(path).inputs]
+        adapters = [place for adapter in self.adapters if adapter.found for place in adapter.found.inputs]
         # The given path may be a Hub id or a link, and then the files lie elsewhere.
         return [(base, self.files.root), (base, Path(self.base)), *adapters]
 
@@ -268,8 +270,8 @@ def read_merge_inputs(
         # A FormatError is about an adapter alone; every other error is about an adapter and this base.
         names = ", ".join(term.label for term in weighted)
         raise error.at(names if isinstance(error, FormatError) else str(base)) from None
-    inputs = MergeInputs(str(base), files, planned, {}, weighted, dtype, bits=bits)
-    return _with_output(inputs, checkpoint, tensors, config)
+    inputs = MergeInputs(str(base), checkpoint, files, planned, {}, weighted, dtype, bits=bits)
+    return _with_output(inputs, tensors, config)
 
 
 def _read_weighted(
@@ -280,17 +282,16 @@ def _read_weighted(
     weighted: list[WeightedAdapter] = []
     for label, (source, weight) in zip(names, adapters, strict=True):
         # applies_all is set because a merge also applies magnitudes and full differences, which other verbs leave out.
-        adapter = read_adapter(source, reading, base=base, applies_all=True, label=label)
-        weighted.append(WeightedAdapter(label, _select_modules(adapter, label, modules), weight, path_of(source)))
+        found = None if isinstance(source, Adapter) else find_adapter(source)
+        adapter = read_adapter(found or source, reading, base=base, applies_all=True, label=label)
+        weighted.append(WeightedAdapter(label, _select_modules(adapter, label, modules), weight, found))
     warn_of_bases(names, [term.adapter for term in weighted])
     return weighted
 
 
-def _with_output(
-    inputs: MergeInputs, checkpoint: Checkpoint, tensors: Mapping[str, LazyArray], config: Mapping[str, Any]
-) -> MergeInputs:
+def _with_output(inputs: MergeInputs, tensors: Mapping[str, LazyArray], config: Mapping[str, Any]) -> MergeInputs:
     """The inputs with what the merged model stores: the codes of the base, new codes, or floats of some dtype."""
-    files, planned, bits, dtype = inputs.files, inputs.plan, inputs.bits, inputs.dtype
+    files, planned, bits, dtype, checkpoint = inputs.files, inputs.plan, inputs.bits, inputs.dtype, inputs.checkpoint
     if bits == "keep":
         coded = {key: weight for key, weight in checkpoint.coded.items() if key in planned.tensors}
         with place(inputs.base):

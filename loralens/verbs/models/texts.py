@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from loralens.core.stored import parse_json
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.outside import check_folder, open_stream
-from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.requirements import missing_packages
 
 PARQUET = ".parquet"
@@ -447,50 +446,15 @@ def read_data(
     one_label: bool = False,
     dialogues: bool = False,
 ) -> tuple[Texts, Texts | None]:
-    """The texts for training, and those for evaluation, which are by default the held-out texts of a corpus.
+    """The texts for training, and those for evaluation; sources and errors are those of `read_texts`.
 
-    Parameters
-    ----------
-    data, evaluation : path, name of a corpus, or iterable
-        As for `loralens.verbs.models.texts.read_texts`; ``data`` may also be the name of a corpus.
-    labelled : bool
-        Whether every text must have a label.
-    one_label : bool
-        Whether all texts may have the same label.
-    dialogues : bool
-        Whether there may be dialogues in place of texts.
-
-    Raises
-    ------
-    OptionError
-        There is no such file or corpus; the texts for evaluation have a label that those for training do not have.
-    FormatError
-        A line has no text, or not the label that the task needs.
+    A label of a text for evaluation must be one of those for training. ``one_label`` says whether all texts for
+    training may have the same label.
     """
-    if isinstance(data, str | PathLike):
-        name = str(data)
-        # A file of that name has precedence over the corpus, but a folder is probably an adapter trained on the corpus.
-        if name in CORPORA and not Path(name).is_file():
-            split = read_corpus(name)
-            learned = _corpus_texts(name, split.train, split.labels, labelled=labelled)
-            held_out = _corpus_texts(f"{name} held out", split.held_out, split.labels, labelled=labelled)
-            return learned, held_out if evaluation is None else _read(
-                evaluation, learned.labels, labelled=labelled, dialogues=dialogues
-            )
-        # A name without a suffix may be meant as a corpus; `read_texts` has the message for every other.
-        if not Path(name).exists() and not Path(name).suffix:
-            raise OptionError(
-                f"{name}: no such file, and no corpus of that name", fix=f"give a file, or one of {', '.join(CORPORA)}"
-            )
     learned = _read(data, (), labelled=labelled, one_label=one_label, dialogues=dialogues)
-    return learned, None if evaluation is None else _read(
-        evaluation, learned.labels, labelled=labelled, dialogues=dialogues
-    )
-
-
-def _corpus_texts(name: str, examples: Sequence[Any], labels: tuple[str, ...], *, labelled: bool) -> Texts:
-    texts = [example.text for example in examples]
-    return Texts(name, texts, [e.label for e in examples], labels) if labelled else Texts(name, texts, None, ())
+    if evaluation is None:
+        return learned, None
+    return learned, _read(evaluation, learned.labels, labelled=labelled, dialogues=dialogues)
 
 
 def _read(

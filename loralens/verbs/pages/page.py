@@ -36,7 +36,7 @@ from loralens.reporting.subject import (
 )
 from loralens.verbs.files.output_format import OutputFormat, file_saving, source_bytes
 from loralens.verbs.pages.page_tables import checkpoints_table, pairs_table, quality_table_of, subject_tables
-from loralens.verbs.shared.adapters import AdapterSource, labels, load_source, short_labels
+from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, load_source, short_labels
 from loralens.verbs.shared.examination import examine_adapters, open_base
 from loralens.verbs.shared.options import Reading, SvdCaching
 from loralens.verbs.spectra.decompositions import decompositions, duration, svd_cache, svd_seconds
@@ -59,7 +59,7 @@ def report_page(
     command: str,
 ) -> Report:
     """The document about these adapters; parameters as in `loralens.report`, and ``command`` as the page shows it."""
-    by_label = dict(zip(labels(sources), sources, strict=True))
+    by_label = dict(zip(labels(sources), map(find_source, sources), strict=True))
     # Wrong numbers are not an error here, because the doctor reports them as findings.
     adapters = {label: load_source(source, reading, base=base, strict=False) for label, source in by_label.items()}
     moments = _moments(activations, adapters)

@@ -179,10 +179,10 @@ def evaluate(
         tokenizer, which is left as it was.
     task : str
         The task that is measured.
-    data : path, name of a corpus, or iterable
-        The texts, in a file as train reads it; or the name of a corpus, of which the held-out texts are taken.
+    data : path or iterable
+        The texts, in a file as train reads it.
 
-        Texts as for `loralens.train`; of a corpus the held-out texts.
+        Texts as for `loralens.train`.
     output : path, optional
         Also write the result to this .json file, for `report --evaluations`.
     limit : int, optional
@@ -226,9 +226,8 @@ def evaluate(
         from loralens.training.texts.tasks import task_named  # torch takes a second
 
         row = task_named(task)
-        learned, held_out = read_data(data, labelled=row.labelled, one_label=True, dialogues=row.head == CAUSAL)
-        # The held-out texts of a corpus, since the adapter may have been trained on the others.
-        texts = (held_out or learned).head(limit)
+        texts, _ = read_data(data, labelled=row.labelled, one_label=True, dialogues=row.head == CAUSAL)
+        texts = texts.head(limit)
         chosen = sources(adapters) if adapters else []
         names = labels(chosen)
         # A model that is an object has no files with which an adapter could be compared.
@@ -261,7 +260,7 @@ def _check_target(
 ) -> None:
     """Refuse a file that exists, or that is an input or lies inside one."""
     paths = [Path(source) for source in (*adapters, model, data) if isinstance(source, str | PathLike)]
-    # The name of a corpus or of a package is not a path, and cannot be overwritten.
+    # The name of a package is not a path, and cannot be overwritten.
     inputs = [(str(path), path) for path in paths if path.exists()]
     with place(target):
         check_write_target(target, inputs, folder=False, overwrite=overwrite)

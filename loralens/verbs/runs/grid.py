@@ -382,7 +382,7 @@ def _digest_of_adapter(source: Any) -> str:
 
 
 def _digest_of_texts(source: Any) -> str:
-    """A digest of texts or of their file; empty for the name of a corpus and for a folder."""
+    """A digest of texts or of their file; empty for a folder."""
     if not isinstance(source, str | PathLike):
         return sha256(repr(list(source)).encode(errors="replace")).hexdigest()[:DIGITS]
     if not Path(source).is_file():

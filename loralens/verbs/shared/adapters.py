@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line, tell_findings
 from loralens.core.together import magnitudes
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats import load
-from loralens.formats.files.location import SUFFIXES, adapter_file
+from loralens.formats.files.location import SUFFIXES, find_adapter
 from loralens.formats.records.training import grid_runs, is_finished, read_run
 from loralens.verbs.shared.options import Reading
 
@@ -45,6 +46,11 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
     if not flat:
         raise OptionError("no adapter is given", fix="give one or several: paths, or what loralens.load returns")
     return flat
+
+
+def find_source(source: Source) -> AdapterSource:
+    """The one adapter that a verb was given, with its file found once for all that the verb does with it."""
+    return source if isinstance(source, Adapter) else find_adapter(cast("str | PathLike[str]", source))
 
 
 def labels(adapters: Sequence[AdapterSource]) -> list[str]:
@@ -121,7 +127,7 @@ def load_source(
     if isinstance(source, Adapter):
         check_unread(reading)
         return source
-    return load(str(source), base=base, strict=strict, **reading.stated)
+    return load(source, base=base, strict=strict, **reading.stated)
 
 
 def check_unread(reading: Reading) -> None:
@@ -145,9 +151,10 @@ def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | P
         return source
     # First without them: whether the file states its own scale is known only after reading it.
     unscaled = replace(reading, alpha=None, scale=None)
-    adapter = load(str(source), base=base, **unscaled.stated)
+    source = find_adapter(source)
+    adapter = load(source, base=base, **unscaled.stated)
     stated = any(module.scaling.stated for module in adapter.modules.values())
-    return adapter if stated else load(str(source), base=base, **reading.stated)
+    return adapter if stated else load(source, base=base, **reading.stated)
 
 
 def command_line_options(reading: Reading) -> str:
@@ -223,6 +230,6 @@ def _checkpoints(path: str) -> list[str]:
 
 def _is_adapter(path: Path) -> bool:
     try:
-        return (path.is_dir() or path.suffix in SUFFIXES) and bool(adapter_file(path))
+        return (path.is_dir() or path.suffix in SUFFIXES) and bool(find_adapter(path))
     except LoraLensError:
         return False

@@ -20,11 +20,11 @@ from loralens.errors import place
 from loralens.exports import takes_options
 from loralens.tables.numbers import change, count, fixed, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.batches.batch import AdapterWork, in_batches, one_adapter
+from loralens.verbs.batches.batch import AdapterWork, in_batches
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.output_format import OutputFormat, source_bytes
 from loralens.verbs.files.target import Target, Written
-from loralens.verbs.shared.adapters import Source, labels, read_adapter
+from loralens.verbs.shared.adapters import Source, find_source, labels, read_adapter
 from loralens.verbs.shared.option_values import numpy_dtype
 from loralens.verbs.shared.options import RULES, ModuleChoice, RankRules, Reading
 from loralens.verbs.shared.rank_rules import rank_notes, read_directions, read_moments, read_protection
@@ -237,9 +237,11 @@ DATA_ERROR: Column[ModuleLoss] = Column("data_error", lambda row: row.data_error
 @in_batches(
     lambda verb: AdapterWork(
         verb,
-        CompressResult.numbers,
-        status=lambda result: "unchanged" if result.kept_whole else "written",
-        answer=lambda result: not result.withheld,
+        lambda result: {
+            "numbers": result.numbers(),
+            "answer": not result.withheld,
+            **({"status": "unchanged"} if result.kept_whole else {}),
+        },
         check=lambda options: RankRules(**{name: options[name] for name in RULES if name in options}).required(),
     )
 )
@@ -348,11 +350,11 @@ def compress(
     $ loralens compress adapter --size 20MB -o smaller
     """
     del jobs  # one adapter is one job
-    source = one_adapter(source)
     modules = selection.globs
     # Several rules or none are refused before anything is read.
     rule = rules.required()
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
+    source = find_source(source)
     (label,) = labels([source])
     before = read_adapter(source, reading, base=base, label=label)
     form = OutputFormat.of(before, to=to, base=base, dtype=dtype)

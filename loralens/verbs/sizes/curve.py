@@ -18,7 +18,7 @@ from loralens.tables.numbers import count, fixed, percent, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.files.output_format import OutputFormat, source_bytes
-from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
+from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, read_adapter
 from loralens.verbs.shared.option_values import check_choice, numpy_dtype
 from loralens.verbs.shared.options import ModuleChoice, Reading
 from loralens.verbs.shared.rank_rules import read_moments, read_protection
@@ -142,6 +142,7 @@ def curve(
     """
     modules = selection.globs
     check_choice("dtype", dtype, FLOAT_TYPES)
+    source = find_source(source)
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=base, label=label)
     # The files of a dialect that is only read would be written as PEFT's.

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 from loralens.analysis.clients import check
@@ -22,7 +22,7 @@ from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import read_json
 from loralens.formats.files.disk import check_room
 from loralens.formats.files.json_text import dumps, is_safe_text
-from loralens.formats.files.location import adapter_file
+from loralens.formats.files.location import find_adapter
 from loralens.formats.models.checkpoint import shapes
 from loralens.formats.records.results import check_log_target, write_sarif
 from loralens.formats.records.results import sarif as sarif_log
@@ -284,7 +284,7 @@ def doctor(
     }
     if output is not None or any(map(is_several, chosen)):
         run = {"output": output, "fail_on": fail_on, "overwrite": overwrite, "jobs": jobs}
-        batch = run_batch("doctor", chosen, lambda name, *_: name.with_name(f"{name.name}.json"), options | run)
+        batch = run_batch("doctor", chosen, lambda task: PurePosixPath(f"{task.name}.json"), options | run)
         if sarif:
             _write_sarif(_findings_of(batch), Path(sarif))
         return batch
@@ -396,9 +396,11 @@ def _findings_of(batch: BatchResult) -> list[Diagnosis]:
 
 WORK["doctor"] = AdapterWork(
     _examine_one,
-    DoctorResult.numbers,
-    answer=lambda result: result.answer,
-    findings=lambda result: result.record()["findings"],
+    lambda result: {
+        "numbers": result.numbers(),
+        "answer": result.answer,
+        "findings": result.record()["findings"],
+    },
     recall=_read_findings,
 )
 
@@ -407,7 +409,7 @@ def _write_sarif(diagnoses: Sequence[Diagnosis], file: Path) -> None:
     def locate(label: str) -> str:
         # SARIF names files, and a user may have given the folder of one, or a Hub id; what has no file keeps its label.
         try:
-            return str(adapter_file(Path(label)))
+            return str(find_adapter(label).file)
         except LoraLensError:
             return label
 

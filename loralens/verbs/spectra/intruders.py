@@ -32,7 +32,7 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
 from loralens.verbs.files.target import Target
-from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
+from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, read_adapter
 from loralens.verbs.shared.base_reading import base_weights
 from loralens.verbs.shared.module_groups import group_by_kind
 from loralens.verbs.shared.option_values import check_choice, numpy_dtype
@@ -437,6 +437,7 @@ def intruders(
         raise OptionError(f"nothing would be written to {output}", fix="give remove, the factor for the intruders")
     store = svd_cache(caching)
     linalg_device = Device.of(device)
+    adapter = find_source(adapter)
     (label,) = labels([adapter])
     loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):

