@@ -65,11 +65,6 @@ class MergeResult(Written):
     certificate_file: Path | None = None
     undo_size: int | None = None
 
-    def __repr__(self) -> str:
-        total = self.certificate["total"]
-        gain = f", gain {total['gain']:.4f}" if self.modules else ""
-        return f"MergeResult({total['tensors']} tensors, {len(self.modules)} updates{gain})"
-
     def conclusion(self) -> list[str]:
         """What was merged into what; then how much of the update arrived, and with which error."""
         total = self.certificate["total"]

@@ -40,7 +40,7 @@ from loralens.verbs.shared.options import ModuleChoice, Reading
 ActivationSource = str | PathLike[str] | Moments
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ReportResult(Tabular):
     """A report, which can be written as a page, as Markdown or as JSON.
 
@@ -54,11 +54,6 @@ class ReportResult(Tabular):
 
     document: Report
     written: Sequence[Path] = ()
-
-    def __repr__(self) -> str:
-        # Keys of sections are ours; a title may hold what a terminal would obey.
-        sections = ", ".join(section.key for section in self.document.sections)
-        return f"ReportResult({visible(self.document.title)!r}: {sections})"
 
     def __reduce__(self) -> Never:
         # The tables of a page hold functions that make and write their cells.
