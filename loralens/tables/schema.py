@@ -15,7 +15,6 @@ SIMPLE = {bool: "boolean", int: "integer", str: "string", NoneType: "null"}
 
 def schema_of(kind: Any) -> dict[str, Any]:
     """Return the JSON Schema of a type: of a class with ``json_keys``, a type of Python, `Rows`, or a dict of types."""
-    arguments = get_args(kind)
     if isinstance(kind, Rows):
         return {"type": "array", "items": _object(kind.columns, kind.row)}
     if isinstance(kind, list):
@@ -25,6 +24,11 @@ def schema_of(kind: Any) -> dict[str, Any]:
     if isinstance(kind, dict):
         properties = {key.removesuffix("?"): schema_of(inner) for key, inner in kind.items()}
         return _fixed(properties, [key for key in kind if not key.endswith("?")])
+    return _schema_of_type(kind)
+
+
+def _schema_of_type(kind: Any) -> dict[str, Any]:
+    arguments = get_args(kind)
     if kind in SIMPLE or kind is None:
         return {"type": SIMPLE.get(kind, "null")}
     # JSON has neither NaN nor infinity, so a number that is not defined is null.

@@ -150,7 +150,7 @@ COLUMNS: tuple[Column[Contrast], ...] = (
         json=False,
     ),
     # A column without a title is not shown in tables: --json has the whole list, and tables have its last layer.
-    Column("hidden", lambda row: [json_number(value) for value in row.hidden]),
+    Column("hidden"),
 )
 
 

@@ -116,7 +116,7 @@ class CalibrateResult(Tabular):
                     Column("rank", type=int, may_lack=True),
                     Column("count", type=int, may_lack=True),
                 ),
-                lambda result: result.listing()[0],
+                source=lambda result: result.listing()[0],
             ),
             *(_measured(key, kind) for key, kind in (("unreached", list[str]), ("unmeasured", dict[str, str]))),
         )

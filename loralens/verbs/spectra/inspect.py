@@ -219,7 +219,7 @@ MODULE_COLUMNS: tuple[Column[ModuleInspection], ...] = (
     Column("rank", "module.rank", "r", priority=7),
     Column("scale", "module.scale", "scale", number, priority=6),
     Column("scale_source", lambda row: str(row.module.scaling)),  # a wrong scale mostly comes from a wrong source
-    Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=2),
+    Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=2, type=str),
     Column("parameters", "module.parameters", "parameters", "{:,}".format, priority=4),
     Column("bytes", "module.nbytes"),
     Column("zero"),
@@ -244,9 +244,9 @@ KIND_COLUMNS: tuple[Column[Kind], ...] = (
 EXTRA_COLUMNS: tuple[Column[tuple[str, Extra]], ...] = (
     Column("key", lambda row: row[0], "key", align="left", priority=ALWAYS),
     Column("role", lambda row: row[1].role, "role", align="left", priority=ALWAYS),
-    Column("module", lambda row: row[1].module),
+    Column("module", lambda row: row[1].module, type=str | None),
     Column("shape", lambda row: list(row[1].tensor.shape), "shape", shape, priority=3),
-    Column("dtype", lambda row: str(row[1].tensor.dtype), "dtype", priority=2),
+    Column("dtype", lambda row: str(row[1].tensor.dtype), "dtype", priority=2, type=str),
     Column("bytes", lambda row: row[1].tensor.nbytes, "size", size, priority=4),
 )
 

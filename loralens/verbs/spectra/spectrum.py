@@ -335,7 +335,7 @@ def _energy_column(fraction: float) -> Column[ModuleSpectrum]:
     title = f"E{100 * fraction:.0f}" if fraction != 0.95 else ""  # two of the three fit a terminal
     about = f"directions that hold {100 * fraction:.0f} % of the energy"
     key = "energy_rank", f"{fraction:g}"  # JSON nests them: {"energy_rank": {"0.9": 3, …}}
-    return Column(key, lambda row: row.spectrum.energy_rank(fraction), title, priority=4, about=about)
+    return Column(key, lambda row: row.spectrum.energy_rank(fraction), title, priority=4, about=about, type=int)
 
 
 # The report lists modules by these columns too (`verbs.outputs.page_tables`).
@@ -369,7 +369,7 @@ COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     _measure_column("participation_ratio"),
     *map(_energy_column, FRACTIONS),
     # Last, as the only cell whose length grows with the rank.
-    Column("singular_values", lambda row: row.spectrum.s.tolist()),
+    Column("singular_values", lambda row: row.spectrum.s.tolist(), type=list[float]),
 )
 BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     Column("weight_frobenius", "weight.frobenius", type=float),
