@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from loralens.verbs.merges.verify import verify as verify
     from loralens.verbs.pages.plot import plot as plot
     from loralens.verbs.pages.report import report as report
+    from loralens.verbs.pages.schema import schema as schema
     from loralens.verbs.pages.survey import survey as survey
     from loralens.verbs.runs.behave import behave as behave
     from loralens.verbs.runs.evaluate import evaluate as evaluate

@@ -17,6 +17,7 @@ from loralens.core.messages import quote_word
 from loralens.core.names import is_expert_alone
 from loralens.core.selection import select
 from loralens.core.threads import Step
+from loralens.tables.table import Keys, Recorded
 
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")  # most serious first
 ALONE = 3  # up to so many findings of one code without a module are shown one by one; more have one common cause
@@ -24,7 +25,7 @@ ALONE = 3  # up to so many findings of one code without a module are shown one b
 
 @final
 @dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(Recorded):
     """The result of one check about one module or the whole adapter.
 
     Attributes
@@ -50,10 +51,17 @@ class Diagnosis:
     module: str | None = None
     adapter: str = ""
 
-    def record(self) -> dict[str, str | None]:
-        """As a JSON object."""
-        # In the order of the documented JSON: what a finding is about comes before what was found.
-        return {key: getattr(self, key) for key in ("level", "code", "adapter", "module", "evidence", "fix")}
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "level",
+            "code",
+            "adapter",
+            "module",
+            "evidence",
+            "fix",
+        )
 
 
 def by_cause(findings: Iterable[Diagnosis]) -> list[list[Diagnosis]]:

@@ -1,8 +1,9 @@
 """The commands: each is derived from its function, calls it, shows the result and chooses the exit code."""
 
+import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -48,6 +49,8 @@ def command_of(name: str) -> click.Command:
         )
     module, row = homes_of("loralens")[name], ROWS[name]
     function = read_function(module, name, row)
+    if name == "schema":
+        return derive(name, function, row, [], lambda values, _: _schema(values["name"]))
     own = {parameter.name for parameter in function.parameters}
 
     def run(values: dict[str, Any], given: set[str]) -> None:
@@ -198,6 +201,12 @@ def _inspect(call: Call, values: dict[str, Any], rows: RowOptions) -> None:
             # Tables end with an empty line, and findings do not.
             say(*([""] if result.adapters[-1].sentences() else []), *wrap_sentences([next_steps]))
     _exit(result)
+
+
+def _schema(name: Sequence[str]) -> None:
+    from loralens.verbs.pages.schema import schema
+
+    say(*json.dumps(schema(*name), indent=1, ensure_ascii=False).splitlines())
 
 
 def _doctor(call: Call, values: dict[str, Any], rows: RowOptions) -> None:

@@ -151,7 +151,7 @@ def show(result: Tabular, rows: RowOptions) -> None:
             click.echo(piece, nl=False)
         click.echo()
     elif rows.as_json:
-        show_json(result.record())  # type: ignore[attr-defined]  # every result has one
+        show_json(result.record())
     elif rows.as_csv:
         # click would take the escapes of colours out of a name where the output is no terminal.
         click.echo(_distinct(result.to_csv()), nl=False, color=True)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 # Parameters that are arguments of a command; everything else is an option.
-ARGUMENTS = frozenset(("adapter", "adapters", "first", "folder", "merged", "second", "source", "sql"))
+ARGUMENTS = frozenset(("adapter", "adapters", "first", "folder", "merged", "name", "second", "source", "sql"))
 # Options whose value may be a path, although it is passed on as a string: a Hub id or ``A:0.7`` is not a path.
 PLACES = frozenset(
     ("activations", "adapter", "adapters", "base", "data", "eval", "first_a", "model", "start_from", "tuned")
@@ -28,6 +28,7 @@ METAVARS = {
     "first": "A",
     "second": "B",
     "folder": "DIR",
+    "name": "COMMAND",
     "sql": '"SELECT …"',
     "activations": "FILE",
     "adapter": "ADAPTER",
@@ -171,6 +172,7 @@ ROWS = {
     # Without --csv and --top: the page has tables of many kinds, and the terminal gets sentences only.
     "report": Row(verbose="Also print the other sentences of the summary.", metavars={"adapters": "[ADAPTER...]"}),
     "scale": Row("module"),
+    "schema": Row(),
     "similarity": Row("module (of one adapter: pair of modules; of three and more: pair of adapters)", "φ(i, j)"),
     # Its own --top sorts the modules by their norm.
     "spectrum": Row("module", "the spectra", top=False),

@@ -1,7 +1,7 @@
 """`Adapter`: the updates of a whole model, and the other content of their file."""
 
 from collections.abc import Callable, Collection, ItemsView, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, final, overload
@@ -12,14 +12,14 @@ from loralens.core.names import kind, natural_key, nearest
 from loralens.core.selection import matches, wild
 from loralens.errors import OptionError, UnknownModuleError
 from loralens.tables.numbers import number, shape
-from loralens.tables.table import Column, Table
+from loralens.tables.table import Column, Recorded, Table
 
 if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
     from loralens.core.structured import Update
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Recorded):
     """A message of a reader about a file.
 
     Attributes
@@ -37,10 +37,6 @@ class Finding:
     code: str
     text: str
     fix: str = ""
-
-    def record(self) -> dict[str, str]:
-        """The finding as a JSON object."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

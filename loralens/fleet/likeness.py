@@ -24,6 +24,7 @@ from loralens.linalg.factor import SQUARES, cross_gram, gram
 from loralens.linalg.measures import frobenius
 from loralens.linalg.subspace import update_cosine
 from loralens.tables.numbers import number
+from loralens.tables.table import Keys, Recorded
 
 Level = Literal["copy", "run", "family", "kin", ""]
 
@@ -49,7 +50,7 @@ MEANINGS: dict[Level, str] = {
 
 @final
 @dataclass(frozen=True, slots=True)
-class ChanceLevels:
+class ChanceLevels(Recorded):
     """What unrelated adapters give by chance alone.
 
     Attributes
@@ -89,9 +90,15 @@ class ChanceLevels:
             f"and the largest of {self.among:,} is about {number(self.largest, 2)}"
         )
 
-    def record(self) -> dict[str, float | None]:
-        """The levels as a JSON object."""
-        return {"cosine": self.cosine, "largest": self.largest, "sketch": self.sketch, "start": self.start}
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "cosine",
+            "largest",
+            "sketch",
+            "start",
+        )
 
 
 def level_of(cosine: float, *, start: float = 0.0, copy: bool = False) -> Level:

@@ -151,12 +151,12 @@ def merged_modules(records: Sequence[TensorRecord]) -> list[MergedModule]:
 
 def _measure(key: str, title: str = "", *, of: str = "", **options: Any) -> Column[MergedModule]:
     """A column with an attribute of `Fidelity`; ``of`` is its name if that differs from the key."""
-    return Column(key, lambda row: getattr(row.fidelity, of or key), title, **options)
+    return Column(key, f"fidelity.{of or key}", title, **options)
 
 
 MODULE_COLUMNS: tuple[Column[MergedModule], ...] = (
     _measure("name", "module", of="module", align="left", priority=ALWAYS),
-    Column("weight", lambda row: row.weight),
+    Column("weight"),
     _measure("gain", "gain", text=fixed(".4f"), priority=ALWAYS),
     _measure("relative_error", "error", of="error", text=number, priority=ALWAYS),
     _measure("subspace_error", "error in its inputs", text=number, priority=4),
@@ -181,7 +181,7 @@ MODULE_COLUMNS: tuple[Column[MergedModule], ...] = (
 
 def _of_codes(key: str, title: str = "", **options: Any) -> Column[MergedModule]:
     """A column with an attribute of `CodeFidelity`."""
-    return Column(key, lambda row: getattr(row.fidelity.codes, key, None), title, **options)
+    return Column(key, f"fidelity.codes.{key}", title, **options)
 
 
 # Further columns of a merge into the codes of low-bit weights.

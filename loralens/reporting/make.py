@@ -159,7 +159,7 @@ def _base_measurements(subject: Subject, name: str) -> dict[str, Any]:
         record["intruders"] = {"count": new.count, "of": int(new.s.size), "scores": new.scores.tolist()}
         record["intruders"] |= _numbers(new, "energy_share", "chance", "threshold")
     if effect := subject.merge_effects.get(name):
-        # The dtype is always that of the base, never an assumed one. The key stays because docs/json.md promises it.
+        # The dtype is always that of the base, never an assumed one. The key stays because the JSON of reports has it.
         record["merge"] = {"dtype": effect.dtype, "supposed": False, **_numbers(effect, "ratio")}
         record["merge"] |= _numbers(effect.rounding, "gain", "error", "unmoved")
     return record

@@ -1,8 +1,9 @@
 """Numbers as text for people: every quantity has one form and one unit, wherever it is shown."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
+from typing import TypeAlias
 
 from loralens.errors import OptionError, visible
 
@@ -16,6 +17,9 @@ SMALL_SHARE = 1e-5
 # Shares are quotients of sums of squares in float64. By rounding, a share of exactly 1 may come out slightly smaller.
 # The tolerance is far above the rounding of such sums, and far below the 0.05 % that three digits can show.
 WHOLE = 1e-9
+# Types of values in JSON: a matrix, and numbers for both sides of ΔW.
+JsonMatrix: TypeAlias = list[list[float]]
+SIDES = {"in": float, "out": float}
 UNITS = ("kB", "MB", "GB", "TB")  # powers of 1000, as the Hub, operating systems and --size 20MB count
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?|\.\d+)\s*(?P<power>[kmgt]?)(?P<binary>i?)b?", re.IGNORECASE)
@@ -165,6 +169,11 @@ def json_number(value: float | None) -> float | None:
 def matrix(values: Iterable[Iterable[float]]) -> list[list[float | None]]:
     """Return a matrix as rows of numbers for JSON."""
     return [[json_number(value) for value in row] for row in values]
+
+
+def json_numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Return numbers by name for JSON."""
+    return {name: json_number(value) for name, value in values.items()}
 
 
 def as_text(value: object) -> str:

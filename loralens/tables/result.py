@@ -1,30 +1,33 @@
 """The mixin of all results: renders their tables as CSV, data frame, LaTeX and HTML."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from operator import attrgetter
 from os import PathLike
 from pathlib import Path
 from stat import S_IMODE
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, overload
 
 from loralens.errors import FormatError, OptionError, visible
-from loralens.tables.table import Table
+from loralens.tables.table import Recorded, Table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+Item = TypeVar("Item")
 
 
 # `tables.render` is imported in the methods that use it: it needs csv and html, which take 2 ms to import, and most
 # commands print a table or JSON.
 
 
-class Tabular:
+class Tabular(Recorded):
     """The base class of results, which renders their tables for notebooks, papers, spreadsheets and data frames.
 
-    A result overrides `tables`. It overrides `listing` if the rows for machines are in other tables than those for
-    people, `conclusion` for what is printed first, and `sentences` if something is printed below the tables. Its method
-    ``record`` returns everything that it holds as a JSON object.
+    A result overrides `tables`, and `json_keys`, the keys of its JSON object. It overrides `listing` if the rows for
+    machines are in other tables than those for people, `conclusion` for what is printed first, and `sentences` if
+    something is printed below the tables. `ResultSequence` and `ResultMapping` are also what they hold.
     """
 
     # Results are frozen dataclasses with slots; a base class without slots would give them a __dict__ again.
@@ -45,6 +48,9 @@ class Tabular:
     def sentences(self) -> Sequence[str]:
         """Return the sentences that are printed below the tables."""
         return ()
+
+    def __repr__(self) -> str:
+        return visible(f"{type(self).__name__}({' '.join(self.conclusion())})")
 
     def __str__(self) -> str:
         """What the command prints where there is no terminal."""
@@ -98,6 +104,40 @@ class Tabular:
         """The tables for people; without any, those for machines, whose columns then get headings."""
         tables = self.tables() or [table.with_headings() for table in self.listing()]
         return [table for table in tables if table.rows]
+
+
+class ResultSequence(Tabular, Generic[Item]):
+    """A result that is also the sequence at the path ``contents``."""
+
+    __slots__ = ()
+
+    contents: ClassVar[str]
+
+    def __len__(self) -> int:
+        return len(attrgetter(self.contents)(self))
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(attrgetter(self.contents)(self))
+
+    def __getitem__(self, index: int) -> Item:
+        return cast("Item", attrgetter(self.contents)(self)[index])
+
+
+class ResultMapping(Tabular, Mapping[str, Item]):
+    """A result that is also the mapping ``contents``, from the names of modules."""
+
+    __slots__ = ()
+
+    contents: ClassVar[str] = "modules"
+
+    def __len__(self) -> int:
+        return len(getattr(self, self.contents))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(getattr(self, self.contents))
+
+    def __getitem__(self, name: str) -> Item:
+        return cast("Item", getattr(self, self.contents)[name])
 
 
 def _returned_or_written(text: str, path: str | PathLike[str] | None, *, overwrite: bool) -> str | None:

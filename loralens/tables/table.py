@@ -1,16 +1,51 @@
 """Columns and tables: one declaration serves people and machines."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from operator import attrgetter
+from os import PathLike
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
-from loralens.tables.numbers import as_text, count
+from loralens.tables.numbers import as_text, count, json_number
 
 Row = TypeVar("Row")
 Outer = TypeVar("Outer")
 # The priority of columns that are never left out. Columns in use have the priorities 0 to 8, and
 # `lay_out` only compares with this number.
 ALWAYS = 9
+
+
+def follow(path: str) -> Callable[[Any], Any]:
+    """Return a function that follows a path of attributes, and returns what it finds as plain data."""
+    if "." not in path:
+        get = attrgetter(path)
+        return lambda row: plain(get(row))
+    names = path.split(".")
+
+    def value(row: Any) -> Any:
+        for name in names:
+            row = None if row is None else getattr(row, name)
+        return plain(row)
+
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: tuples as lists, paths as text, and parts of results as objects."""
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return json_number(value)
+    if hasattr(value, "record"):
+        return value.record()
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return str(value) if isinstance(value, PathLike) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +57,10 @@ class Column(Generic[Row]):
     key : str or tuple of str
         The name of the column in JSON, CSV and data frames. A tuple is a path into nested JSON objects; CSV and data
         frames join its parts by underscores.
-    value : callable
-        Row → the value for machines: text, a number, a list, or None where the quantity is not defined.
+    source : callable or str
+        Row → the value for machines: text, a number, a list, or None where the quantity is not defined. A text is a
+        path of attributes, such as ``module.rank``; it is None where a part of the path is, and by default it is the
+        key.
     title : str
         The heading for people. A column without a heading is for machines only.
     text : callable
@@ -42,12 +79,16 @@ class Column(Generic[Row]):
         Whether different texts stay different where they are shortened: other columns are left out before.
     sentence : bool
         Whether the text is a sentence, which is shortened at its end; a name is shortened in its middle.
+    type : type, mapping or Rows, optional
+        The type of the value in JSON, for its schema; by default that of the attributes, or what ``text`` takes.
+    may_lack : bool
+        Whether the key is missing in some JSON objects. A value of ``...`` leaves it out.
     drawn : bool
         Whether the text is a drawing made of characters. LaTeX has no font for these, so the column is left out there.
     """
 
     key: str | tuple[str, ...]
-    value: Callable[[Row], Any]
+    source: Callable[[Row], Any] | str = ""
     title: str = ""
     text: Callable[[Any], str] = as_text
     align: Literal["left", "right"] = "right"
@@ -59,6 +100,13 @@ class Column(Generic[Row]):
     distinct: bool = False
     sentence: bool = False
     drawn: bool = False
+    type: Any = None
+    may_lack: bool = False
+    value: Callable[[Row], Any] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        source = self.source or self.name
+        object.__setattr__(self, "value", follow(source) if isinstance(source, str) else source)
 
     @property
     def name(self) -> str:
@@ -83,7 +131,7 @@ class Column(Generic[Row]):
             return None if row is None else self.value(row)
 
         # The cast is needed because `replace` keeps the type of the rows, and this type changes here.
-        return replace(cast("Column[Any]", self), value=value)
+        return replace(cast("Column[Any]", self), source=value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +193,8 @@ class Table(Generic[Row]):
                 place = result
                 for key in outer:
                     place = place.setdefault(key, {})
-                place[last] = value(row)
+                if (found := value(row)) is not ...:
+                    place[last] = found
             return result
 
         return record
@@ -157,3 +206,53 @@ class Table(Generic[Row]):
     def records(self) -> list[dict[str, Any]]:
         """Return all rows as JSON objects."""
         return list(map(self.recorder(), self.rows))
+
+
+Keys = Sequence[str | Column[Any]]
+
+
+class Rows(NamedTuple):
+    """The type of a list of rows in JSON: the class of a row, or the path to a list of them, and the columns."""
+
+    row: Any
+    columns: Keys
+
+
+def rows_key(key: str, columns: Keys, row: Any = None, source: Callable[[Any], Any] | str = "") -> Column[Any]:
+    """A key of JSON whose value is a list of rows; ``source`` gives the rows, or a table that has columns of its own.
+
+    ``row`` is the class of a row, as far as the annotation at the path ``source`` does not say it.
+    """
+    path = source or key
+    get = attrgetter(path) if isinstance(path, str) else path
+    shown = [column for column in columns if not isinstance(column, str)]
+
+    def value(result: Any) -> Any:
+        found = get(result)
+        return (found if isinstance(found, Table) else Table("", shown, found)).records()
+
+    return Column(key, value, type=Rows(row or (path if isinstance(path, str) else None), columns))
+
+
+class Recorded:
+    """The base of results and their parts: one declaration of their keys gives their JSON object and its schema."""
+
+    __slots__ = ()
+
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """Return the keys of the JSON object, in order: names of attributes, and columns for everything else.
+
+        The key ``*`` stands for further keys, which `record` adds. By default the keys are the fields.
+        """
+        return [field.name for field in fields(cast("Any", cls))]
+
+    def record(self) -> dict[str, Any]:
+        """Return everything as a JSON object."""
+        return _recorder_of(self.json_keys)(self)
+
+
+@cache
+def _recorder_of(json_keys: Callable[[], Keys]) -> Callable[[Any], dict[str, Any]]:
+    columns = [Column(key) if isinstance(key, str) else key for key in json_keys() if key != "*"]
+    return Table("", columns, ()).recorder()

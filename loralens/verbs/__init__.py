@@ -15,6 +15,7 @@ GROUPS = {
         "report": "Write one page about adapters, to read and to send.",
         "survey": "List the adapters under a folder, and name duplicates.",
         "fleet": "Index thousands of adapters, and search and group them.",
+        "schema": "Print the JSON Schema of what a command prints with --json.",
     },
     "Compare": {
         "similarity": "Compare the directions of adapters: φ(i, j), cosines and angles, with their chance levels.",

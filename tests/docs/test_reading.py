@@ -1,11 +1,10 @@
-"""How pages are read: blocks, commands, when an output is the one that is shown, and contracts."""
+"""How pages are read: blocks, commands, and when an output is the one that is shown."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.docs.blocks import blocks, commands, indented, same
-from tests.docs.contract import breaches
 
 PAGE = """
 # A page
@@ -71,23 +70,3 @@ def test_a_page_is_cut_into_blocks_and_blocks_into_commands(tmp_path: Path) -> N
 )
 def test_what_counts_as_the_same_output(shown: list[str], printed: list[str], equal: bool) -> None:
     assert same(shown, printed) is equal
-
-
-@pytest.mark.parametrize(
-    ("contract", "value", "broken"),
-    [
-        ({"a": "integer"}, {"a": 1}, []),
-        ({"a": "integer"}, {"a": True}, ["$.a: True is not integer"]),
-        ({"a": "number | null"}, {"a": None}, []),
-        ({"a": "integer"}, {}, ["$.a is described, and missing"]),
-        ({"a": "integer"}, {"a": 1, "b": 2}, ["$.b is there, and not described"]),
-        ({"a?": "integer"}, {}, []),
-        ({"a | null": {"b": "string"}}, {"a": None}, []),
-        ({"a | null": {"b": "string"}}, {"a": {"b": 1}}, ["$.a.b: 1 is not string"]),
-        ({"a": ["string"]}, {"a": ["x", 2]}, ["$.a[1]: 2 is not string"]),
-        ({"<name>": "integer"}, {"x": 1, "y": "z"}, ["$.y: 'z' is not integer"]),
-        ({"a": "intger"}, {"a": 1}, ["$.a: the contract says 'intger', which is no type"]),
-    ],
-)
-def test_contracts(contract: object, value: object, broken: list[str]) -> None:
-    assert breaches(contract, value) == broken

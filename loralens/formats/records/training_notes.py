@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, final
 
 from loralens.errors import visible
 from loralens.formats.files.json_text import json_or_none
+from loralens.tables.table import Recorded
 
 LONGEST = 300  # characters of a value that are shown; a description is rarely longer
 PARSED = 4 << 20  # characters of a value that are parsed as JSON; tags of 10,000 images take 1 MB
@@ -44,7 +45,7 @@ class Folder(NamedTuple):
 
 @final
 @dataclass(frozen=True, slots=True)
-class TrainingNotes:
+class TrainingNotes(Recorded):
     """What the metadata say about the training.
 
     Attributes
@@ -78,16 +79,6 @@ class TrainingNotes:
         if not (values.keys() - {"network"} or tags or folders or words):
             return None
         return cls(values, words, [Tag(*tag) for tag in tags.most_common(MOST_TAGS)], len(tags), folders)
-
-    def record(self) -> dict[str, Any]:
-        """The notes as a JSON object."""
-        return {
-            "values": dict(self.values),
-            "trigger_words": self.trigger_words,
-            "tags": [tag._asdict() for tag in self.tags],
-            "tag_count": self.tag_count,
-            "folders": [folder._asdict() for folder in self.folders],
-        }
 
 
 def _values(header: Mapping[str, str]) -> dict[str, str]:

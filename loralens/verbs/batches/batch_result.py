@@ -1,15 +1,15 @@
 """The result of a verb that was given several adapters: one row for each of them, and the sentences about all."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from loralens.core.names import some
 from loralens.tables.numbers import count, join_words, percent, size
-from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.result import ResultSequence
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.tables.text import display_width, shorten
 
 # ``done`` is the status if nothing was to be written: in a dry run, or without an output folder.
@@ -62,8 +62,8 @@ class BatchRow:
         return (self.numbers or {}).get(key)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchResult(Tabular):
+@dataclass(frozen=True, slots=True, repr=False)
+class BatchResult(ResultSequence[BatchRow]):
     """Several adapters that one verb has worked on; the result is a sequence of rows in the order of the adapters.
 
     Attributes
@@ -77,22 +77,12 @@ class BatchResult(Tabular):
         Whether nothing was to be written.
     """
 
+    contents = "rows"
+
     verb: str
     rows: Sequence[BatchRow]
     output: Path | None = None
     dry_run: bool = False
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> BatchRow:
-        return self.rows[index]
-
-    def __iter__(self) -> Iterator[BatchRow]:
-        return iter(self.rows)
-
-    def __repr__(self) -> str:
-        return f"BatchResult({self.verb}, {count(len(self.rows), 'adapter')})"
 
     @property
     def failed(self) -> list[BatchRow]:
@@ -175,23 +165,29 @@ class BatchResult(Tabular):
             lines += [f"{row.name}: {text}" for text in row.messages]
         return lines
 
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object."""
-        statuses = Counter(row.status for row in self.rows)
-        return {
-            "verb": self.verb,
-            "target": str(self.output) if self.output and not self.dry_run else None,
-            "adapters": [
-                {
-                    **Table("", [*IDENTITY, *COLUMNS[self.verb], *REASONS], []).record(row),
-                    **({"findings": list(row.findings)} if self.verb == "doctor" else {}),
-                    "messages": list(row.messages),
-                }
-                for row in self.rows
-            ],
-            "counts": {status: statuses[status] for status in STATUSES},
-            "answer": self.answer,
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "verb",
+            Column(
+                "target",
+                lambda result: str(result.output) if result.output and not result.dry_run else None,
+                type=str | None,
+            ),
+            rows_key(
+                "adapters",
+                json_columns(None),
+                BatchRow,
+                lambda result: Table("", json_columns(result.verb), result.rows),
+            ),
+            Column(
+                "counts",
+                lambda result: {status: sum(row.status == status for row in result.rows) for status in STATUSES},
+                type=dict[str, int],
+            ),
+            "answer",
+        )
 
 
 def _names(rows: Sequence[BatchRow]) -> str:
@@ -254,10 +250,17 @@ def _outcome(verb: str, row: BatchRow) -> str:
     return "exists" if row.status == "exists" else WORDS[verb][row.status]
 
 
-def _number(key: str, title: str = "", *, text: Callable[[Any], str] = str, **options: Any) -> Column[BatchRow]:
+def _number(
+    key: str, title: str = "", *, text: Callable[[Any], str] = str, type: Any = int | None, **options: Any
+) -> Column[BatchRow]:
     """A column of one of the numbers; empty for an adapter without it."""
     return Column(
-        key, lambda row: row.number(key), title, lambda value: "" if value is None else text(value), **options
+        key,
+        lambda row: row.number(key),
+        title,
+        lambda value: "" if value is None else text(value),
+        type=type,
+        **options,
     )
 
 
@@ -268,19 +271,19 @@ COLUMNS: Mapping[str, Sequence[Column[BatchRow]]] = {
         _number("rank_after", "r'", priority=8),
         _number("bytes_before", "size", text=size, priority=5),
         _number("bytes_after", "after", text=size, priority=6),
-        _number("relative_error", "error", text=percent, priority=ALWAYS),
-        _number("smaller"),
+        _number("relative_error", "error", text=percent, type=float, priority=ALWAYS),
+        _number("smaller", type=bool | None),
     ],
     "convert": [
         _number("modules", "modules", priority=4),
-        _number("format_before", "from", align="left", priority=7),
-        _number("format", "to", align="left", priority=8),
-        _number("truncation", "truncation", text=percent, priority=5),
-        _number("rounding", "rounding", text=percent, priority=6),
+        _number("format_before", "from", type=str | None, align="left", priority=7),
+        _number("format", "to", type=str | None, align="left", priority=8),
+        _number("truncation", "truncation", text=percent, type=float, priority=5),
+        _number("rounding", "rounding", text=percent, type=float, priority=6),
     ],
     "scale": [
         _number("modules", "modules", priority=8),
-        _number("format", "format", align="left", priority=4),
+        _number("format", "format", type=str | None, align="left", priority=4),
         _number("bytes", "size", text=size, priority=6),
     ],
     "doctor": [
@@ -288,18 +291,28 @@ COLUMNS: Mapping[str, Sequence[Column[BatchRow]]] = {
         _number("errors", "errors", priority=8),
         _number("warnings", "warnings", priority=7),
         _number("notes", "notes", priority=6),
-        _number("codes", "kinds", text=", ".join, align="left", priority=5),
+        _number("codes", "kinds", text=", ".join, type=list[str] | None, align="left", priority=5),
     ],
 }
-NAME: Column[BatchRow] = Column("name", lambda row: row.name, "adapter", align="left", priority=ALWAYS)
+
+
+def json_columns(verb: str | None) -> Sequence[Column[BatchRow]]:
+    """The columns in JSON of a verb; for None those of every verb, of which an object has some."""
+    numbers = COLUMNS[verb] if verb else {column.key: column for each in COLUMNS.values() for column in each}.values()
+    findings = [FINDINGS] if verb in (None, "doctor") else []
+    return [*IDENTITY, *(replace(column, may_lack=True) for column in numbers), *REASONS, *findings, Column("messages")]
+
+
+NAME: Column[BatchRow] = Column("name", "name", "adapter", align="left", priority=ALWAYS)
 IDENTITY: Sequence[Column[BatchRow]] = (
     NAME,
-    Column("source", lambda row: row.source),
-    Column("target", lambda row: row.target),
-    Column("status", lambda row: row.status),
-    Column("answer", lambda row: row.answer),
+    Column("source"),
+    Column("target"),
+    Column("status"),
+    Column("answer"),
 )
 REASONS: Sequence[Column[BatchRow]] = (
-    Column("reason", lambda row: row.reason),
-    Column("fix", lambda row: row.fix),
+    Column("reason"),
+    Column("fix"),
 )
+FINDINGS: Column[BatchRow] = Column("findings", may_lack=True)

@@ -31,7 +31,7 @@ from loralens.formats import stored_size
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.results import read_recipe, stamp_recipe
 from loralens.tables.numbers import MINUS, count, fixed, join_words, number, percent, shape, size
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.files.factor_rounding import RoundingCost
 from loralens.verbs.files.output_format import OutputFormat, check_known
 from loralens.verbs.files.target import Target, Written
@@ -93,7 +93,7 @@ class CombinedAdapter:
     share: AdapterShare
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CombineResult(Written):
     """Several adapters that were combined into one.
 
@@ -127,10 +127,6 @@ class CombineResult(Written):
     size: int | None
     rounding: RoundingCost | None
     target: Target
-
-    def __repr__(self) -> str:
-        adapters = len(self.recipe.adapters)
-        return f"CombineResult({self.recipe.method} of {adapters} adapters, {len(self.adapter)} modules, {self.format})"
 
     @property
     def total(self) -> CombinationQuality:
@@ -215,31 +211,25 @@ class CombineResult(Written):
             lines.append(f"bytes       {self.size:,}")
         return lines
 
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object."""
-        total, table, recipe = self.total, self._adapters_table(), self.recipe.record()
-        # JSON has no infinity, which only an option may be. The recipe in the metadata of a file keeps it.
-        if "options" in recipe:
-            recipe["options"] = {name: value if isfinite(value) else None for name, value in recipe["options"].items()}
-        return {
-            "target": self.target.record(),
-            "format": self.format,
-            "method": self.recipe.method,
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            Column("target", "target.written"),
+            "format",
+            Column("method", "recipe.method"),
             # Methods that commute with rotations have no space of their own; they work on the small cores.
-            "space": self.recipe.space or "core",
-            "adapters": [{**row.ingredient.record(), **table.record(row)} for row in table.rows],
-            "modules": self._modules_table().records(),
-            "total": {
-                "error_to_sum": total.error_to_sum,
-                "truncation": total.truncation,
-                "rounding": self.rounding.record() if self.rounding else None,
-                "modules": len(self.adapter),
-                "parameters": self.adapter.parameters,
-                "bytes": self.size,
-            },
-            "recipe": recipe,
-            "notes": list(self.combination.notes),
-        }
+            Column("space", lambda result: result.recipe.space or "core", type=str),
+            rows_key("adapters", (*ADAPTER_COLUMNS[:1], *WEIGHTS, *ADAPTER_COLUMNS[1:])),
+            rows_key("modules", MODULE_COLUMNS),
+            *(Column(("total", key), f"total.{key}") for key in ("error_to_sum", "truncation")),
+            Column(("total", "rounding"), "rounding"),
+            Column(("total", "modules"), lambda result: len(result.adapter), type=int),
+            Column(("total", "parameters"), "adapter.parameters"),
+            Column(("total", "bytes"), "size"),
+            Column("recipe", _recipe_record, type=dict[str, Any]),
+            Column("notes", "combination.notes"),
+        )
 
     def _modules_table(self) -> Table[CombinedModule]:
         truncated = self.total.truncation >= EXACT  # as in `sentences`
@@ -269,6 +259,14 @@ class CombineResult(Written):
         if any(strength.modules for strength in strengths):
             title += " (*: others in some modules)"
         return Table(title, ADAPTER_COLUMNS, rows)
+
+
+def _recipe_record(result: CombineResult) -> dict[str, Any]:
+    recipe = result.recipe.record()
+    # JSON has no infinity, which only an option may be. The recipe in the metadata of a file keeps it.
+    if "options" in recipe:
+        recipe["options"] = {name: value if isfinite(value) else None for name, value in recipe["options"].items()}
+    return recipe
 
 
 def _ingredient_text(ingredient: Ingredient) -> str:
@@ -305,41 +303,46 @@ def _ranks(ranks: Sequence[int]) -> str:
 # In column r, "–" means that the adapter lacks the module; in r', "gone" means that the result does. The error and the
 # new rank are what methods are compared by, so a narrow terminal keeps these columns.
 MODULE_COLUMNS: tuple[Column[CombinedModule], ...] = (
-    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("shape", lambda row: row.shape, "out × in", lambda sizes: shape(sizes or ()), csv=False, priority=4),
+    Column("name", "name", "module", align="left", priority=ALWAYS),
+    Column("shape", "shape", "out × in", lambda sizes: shape(sizes or ()), csv=False, priority=4),
     Column("out", lambda row: row.shape and row.shape[0], json=False),
     Column("in", lambda row: row.shape and row.shape[1], json=False),
-    Column("ranks_before", lambda row: row.ranks_before, "r", _ranks, priority=5),
-    Column("rank", lambda row: row.rank, "r'", lambda rank: str(rank or "gone"), priority=ALWAYS),
-    Column("truncation", lambda row: row.truncation, "truncation", _error, priority=6),
-    Column("error_to_sum", lambda row: row.error_to_sum, "error", _error, priority=ALWAYS),
+    Column("ranks_before", "ranks_before", "r", _ranks, priority=5),
+    Column("rank", "rank", "r'", lambda rank: str(rank or "gone"), priority=ALWAYS),
+    Column("truncation", "truncation", "truncation", _error, priority=6),
+    Column("error_to_sum", "error_to_sum", "error", _error, priority=ALWAYS),
 )
 
 
+# Weights of their own for some modules are rare, and left out where there are none.
+WEIGHTS: tuple[Column[CombinedAdapter], ...] = (
+    Column("weight", "ingredient.strength.weight"),
+    Column("modules", lambda row: dict(row.ingredient.strength.modules) or ..., type=dict[str, float], may_lack=True),
+)
 # JSON has the weight from the record of the ingredient, with its exceptions by module, which one column cannot state.
 ADAPTER_COLUMNS: tuple[Column[CombinedAdapter], ...] = (
-    Column("path", lambda row: row.ingredient.path, "adapter", align="left", priority=ALWAYS),
+    Column("path", "ingredient.path", "adapter", align="left", priority=ALWAYS),
     Column(
         "strength",
-        lambda row: row.ingredient.strength,
+        "ingredient.strength",
         "weight",
         lambda strength: number(strength.weight, 6) + (" *" if strength.modules else ""),
         json=False,
         csv=False,
         priority=8,
     ),
-    Column("retained", lambda row: row.share.retained, "retained", percent, priority=ALWAYS),
-    Column("gain", lambda row: row.share.gain, "gain", fixed(".3f"), priority=ALWAYS),
+    Column("retained", "share.retained", "retained", percent, priority=ALWAYS),
+    Column("gain", "share.gain", "gain", fixed(".3f"), priority=ALWAYS),
     Column(
         ("interference", "before"),
-        lambda row: row.share.interference_before,
+        "share.interference_before",
         "interference in the sum",
         fixed(".3f"),
         priority=3,
     ),
     Column(
         ("interference", "after"),
-        lambda row: row.share.interference_after,
+        "share.interference_after",
         "in the result",
         fixed(".3f"),
         priority=2,

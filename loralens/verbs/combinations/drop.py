@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from loralens.core.adapter import Adapter
 from loralens.core.selection import select
@@ -10,7 +9,7 @@ from loralens.errors import OptionError, place
 from loralens.exports import takes_options
 from loralens.formats import save
 from loralens.tables.numbers import count
-from loralens.tables.table import Column, Table
+from loralens.tables.table import Column, Keys, Table
 from loralens.verbs.combinations.combine import form_of, read_source
 from loralens.verbs.files.convert import COLUMNS, NamedModule
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
@@ -20,7 +19,7 @@ from loralens.verbs.shared.option_values import Blocks, numpy_dtype, weights_by_
 from loralens.verbs.shared.options import BlockWeights, ModuleChoice, Reading, Writing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DropResult(Written):
     """An adapter without some of its modules.
 
@@ -43,9 +42,6 @@ class DropResult(Written):
     rounding: RoundingCost
     target: Target
 
-    def __repr__(self) -> str:
-        return f"DropResult({len(self.dropped)} of {len(self.before)} modules dropped, {self.format})"
-
     @property
     def dropped(self) -> list[str]:
         """The names of the dropped modules, in natural order."""
@@ -66,16 +62,17 @@ class DropResult(Written):
         """The error of rounding."""
         return [str(self.rounding)] if self.rounding.worst else []
 
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object."""
-        return {
-            "source": self.source,
-            "target": self.target.record(),
-            "format": self.format,
-            "dropped": sorted(self.dropped),
-            "left": len(self.adapter),
-            "rounding": self.rounding.record(),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "source",
+            Column("target", "target.written"),
+            "format",
+            Column("dropped", lambda result: sorted(result.dropped), type=list[str]),
+            Column("left", lambda result: len(result.adapter), type=int),
+            "rounding",
+        )
 
 
 @takes_options

@@ -15,10 +15,10 @@ from loralens.analysis.two_adapters import SAME_START, Comparison, KnownBases, c
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.linalg.factor import Floats
-from loralens.tables.numbers import UNDEFINED, count, fixed, json_number, matrix, number, signed, span
+from loralens.tables.numbers import UNDEFINED, JsonMatrix, count, fixed, json_number, matrix, number, signed, span
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.comparisons.pair_similarity import ModuleSimilarity, record_columns
+from loralens.tables.table import ALWAYS, Column, Keys, Rows, Table, rows_key
+from loralens.verbs.comparisons.pair_similarity import JSON_COLUMNS, ModuleSimilarity, record_columns
 from loralens.verbs.shared.adapters import short_labels
 from loralens.version import __version__
 
@@ -32,7 +32,7 @@ SAME_NAMED = 3  # pairs that are practically the same adapter and that the concl
 PLACES = 8  # places where two oppose each other that are listed for people, and as many where they agree
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CollectionSimilarity(Tabular):
     """Three or more adapters in pairs, clustered, with the places where two of them oppose each other or agree.
 
@@ -73,9 +73,6 @@ class CollectionSimilarity(Tabular):
     agreements: Sequence[Interaction]
     maps: bool = False
     directions: KnownBases = field(default_factory=KnownBases, repr=False, compare=False)
-
-    def __repr__(self) -> str:
-        return f"CollectionSimilarity({len(self.adapters)} adapters, {len(self.pairs.modules)} modules)"
 
     @property
     def labels(self) -> list[str]:
@@ -162,20 +159,19 @@ class CollectionSimilarity(Tabular):
         """Which adapters cannot be compared, and which began from one A."""
         return [*self._on_common_modules(), *self._on_initialisation()]
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object.
+    def _pairs(self) -> list[dict[str, Any]]:
+        """The records of every pair.
 
-        With a hundred adapters of 12 modules it takes 70 MB of text; `json_pieces` never holds all of it.
+        With a hundred adapters of 12 modules they take 70 MB of text; `json_pieces` never holds all of it.
         """
-        pairs = [
+        return [
             {"first": s, "second": t, "modules": modules} for s, t, modules in self._pair_records(lambda record: record)
         ]
-        return {**self._summary(), "pairs": pairs}
 
     def json_pieces(self) -> Iterator[str]:
         """The text of that JSON object in pieces, one pair of adapters after the other."""
         # The object is opened without its brace at the end, and the pairs, which come last, follow.
-        head = json.dumps({"loralens": __version__, **self._summary()})
+        head = json.dumps({"loralens": __version__, **Table("", SUMMARY, ()).record(self)})
         yield f'{head[:-1]}, "pairs": ['
         separator = ""
         for s, t, modules in self._pair_records(json.dumps):
@@ -183,33 +179,11 @@ class CollectionSimilarity(Tabular):
             separator = ", "
         yield "]}"
 
-    def _summary(self) -> dict[str, Any]:
-        """All but the pairs, for JSON."""
-        pairs, energy = self.pairs, self.energy
-        return {
-            "of": self.of,
-            "side": self.side,
-            "adapters": list(self.adapters),
-            "cosine": matrix(pairs.cosine),
-            "cosine_z": matrix(pairs.cosine_z),
-            "phi": {side: matrix(pairs.phi(side)) for side in pairs.overlaps},
-            "chance": {side: matrix(pairs.chance(side)) for side in pairs.overlaps},
-            "shared_initialisation": matrix(pairs.shared_initialisation),
-            "common_modules": pairs.common.tolist(),
-            "order": list(self.order),
-            "groups": connected_groups(pairs.shared_initialisation),
-            "interference": [
-                {
-                    "name": module.name,
-                    "shape": list(module.shape),
-                    "cosine": matrix(pairs.cosines[m]),
-                    **{key: [json_number(value) for value in getattr(energy, key)[m]] for key in SHARES},
-                }
-                for m, module in enumerate(pairs.modules)
-            ],
-            "fights": [_interaction_record(interaction) for interaction in self.fights],
-            "agreements": [_interaction_record(interaction) for interaction in self.agreements],
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object; the pairs come last."""
+        pair = {"first": int, "second": int, "modules": Rows(ModuleSimilarity, JSON_COLUMNS)}
+        return (*SUMMARY, Column("pairs", cls._pairs, type=(pair,)))
 
     def _pair_records(self, keep: Callable[[dict[str, Any]], Kept]) -> Iterator[tuple[int, int, list[Kept]]]:
         """The indices of every pair, and what is kept of the record of each module that both have."""
@@ -318,19 +292,62 @@ class CollectionSimilarity(Tabular):
         columns: tuple[Column[Interaction], ...] = (
             Column("first", lambda row: labels[row.first], "adapter", align="left", priority=ALWAYS),
             Column("second", lambda row: labels[row.second], "and", align="left", priority=ALWAYS),
-            Column("location", lambda row: row.location, "in", align="left", priority=ALWAYS),
-            Column("modules", lambda row: row.modules, "modules", priority=5),
-            Column("cosine", lambda row: row.cosine, "cosine", fixed("+.3f"), priority=ALWAYS),
-            Column(
-                "weight", lambda row: row.weight, "of all", fixed("+.3f"), priority=3, about="part of the whole cosine"
-            ),
+            Column("location", "location", "in", align="left", priority=ALWAYS),
+            Column("modules", "modules", "modules", priority=5),
+            Column("cosine", "cosine", "cosine", fixed("+.3f"), priority=ALWAYS),
+            Column("weight", "weight", "of all", fixed("+.3f"), priority=3, about="part of the whole cosine"),
         )
         return Table(title, columns, interactions, most=PLACES)
 
 
-def _interaction_record(interaction: Interaction) -> dict[str, Any]:
-    keys = ("first", "second", "stack", "blocks", "kinds", "modules", "cosine", "weight")
-    return {key: getattr(interaction, key) for key in keys}
+def _matrix_key(key: str) -> Column[CollectionSimilarity]:
+    return Column(key, lambda result: matrix(getattr(result.pairs, key)), type=JsonMatrix)
+
+
+def _interference_records(result: CollectionSimilarity) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": module.name,
+            "shape": list(module.shape),
+            "cosine": matrix(result.pairs.cosines[m]),
+            **{key: [json_number(value) for value in getattr(result.energy, key)[m]] for key in SHARES},
+        }
+        for m, module in enumerate(result.pairs.modules)
+    ]
+
+
+INTERACTION_COLUMNS: list[Column[Interaction]] = [
+    Column(key) for key in ("first", "second", "stack", "blocks", "kinds", "modules", "cosine", "weight")
+]
+# All but the pairs, for JSON.
+SUMMARY: tuple[Column[CollectionSimilarity], ...] = (
+    Column("of"),
+    Column("side"),
+    Column("adapters"),
+    _matrix_key("cosine"),
+    _matrix_key("cosine_z"),
+    Column(
+        "phi",
+        lambda result: {side: matrix(result.pairs.phi(side)) for side in result.pairs.overlaps},
+        type=dict[str, JsonMatrix],
+    ),
+    Column(
+        "chance",
+        lambda result: {side: matrix(result.pairs.chance(side)) for side in result.pairs.overlaps},
+        type=dict[str, JsonMatrix],
+    ),
+    _matrix_key("shared_initialisation"),
+    Column("common_modules", lambda result: result.pairs.common.tolist(), type=list[list[int]]),
+    Column("order"),
+    Column("groups", lambda result: connected_groups(result.pairs.shared_initialisation), type=list[list[int]]),
+    Column(
+        "interference",
+        _interference_records,
+        type=({"name": str, "shape": list[int], "cosine": JsonMatrix, **dict.fromkeys(SHARES, list[float])},),
+    ),
+    rows_key("fights", INTERACTION_COLUMNS),
+    rows_key("agreements", INTERACTION_COLUMNS),
+)
 
 
 def pairs_by_cosine(pairs: Pairwise) -> list[Pair]:

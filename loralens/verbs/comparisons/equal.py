@@ -14,9 +14,9 @@ from loralens.errors import MismatchError, OptionError
 from loralens.exports import takes_options
 from loralens.formats.dialects.fitting import divide_as
 from loralens.formats.dialects.gguf.reader import has_permuted_rows, restore_rows
-from loralens.tables.numbers import count, json_number, number
+from loralens.tables.numbers import count, number
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.shared.adapters import AdapterSource, labels, read_where_unknown
 from loralens.verbs.shared.base_reading import warn_of_bases
 from loralens.verbs.shared.options import Reading
@@ -25,7 +25,7 @@ ROUNDED = 0.01  # relative difference up to which 16-bit factors may be the reas
 SHOWN = 20  # modules that the table lists of those that differ, the worst first; --json and --csv list all modules
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class EqualResult(Tabular):
     """The differences of two adapters. Its truth value says whether they are the same update.
 
@@ -67,9 +67,6 @@ class EqualResult(Tabular):
         """‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the module that differs most; 0 if there are no modules."""
         return max((difference.relative for difference in self.differences), default=0.0)
 
-    def __repr__(self) -> str:
-        return f"EqualResult({'equal' if self.equal else 'different'}, largest difference {self.largest:.3g})"
-
     def tables(self) -> list[Table[UpdateDifference]]:
         """The modules that differ most."""
         worst = sorted(self.differences, key=lambda difference: -difference.relative)
@@ -108,20 +105,21 @@ class EqualResult(Tabular):
             return []
         return [f"not compared: {self.not_compared} tensors that do not belong to a pair (heads, biases, magnitudes …)"]
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        return {
-            "equal": self.equal,
-            "tolerance": self.tolerance,
-            "not_compared": self.not_compared,
-            "modules": self.listing()[0].records(),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "equal",
+            "tolerance",
+            "not_compared",
+            rows_key("modules", COLUMNS, source="differences"),
+        )
 
 
 COLUMNS: tuple[Column[UpdateDifference], ...] = (
-    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("relative", lambda row: json_number(row.relative), "difference", partial(number, digits=3), priority=ALWAYS),
-    Column("note", lambda row: row.note, "note", align="left"),
+    Column("name", "name", "module", align="left", priority=ALWAYS),
+    Column("relative", "relative", "difference", partial(number, digits=3), priority=ALWAYS),
+    Column("note", "note", "note", align="left"),
 )
 
 

@@ -1,6 +1,6 @@
 """The result of `similarity` for two adapters: its tables and sentences."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import degrees, isnan, nan, sqrt
@@ -14,9 +14,20 @@ from loralens.choices import Of, Side
 from loralens.core.names import some
 from loralens.linalg.factor import Floats
 from loralens.linalg.subspace import Overlap
-from loralens.tables.numbers import count, fixed, json_number, matrix, number, percent, signed
-from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.numbers import (
+    SIDES,
+    JsonMatrix,
+    count,
+    fixed,
+    json_number,
+    json_numbers,
+    matrix,
+    number,
+    percent,
+    signed,
+)
+from loralens.tables.result import ResultMapping, Tabular
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.shared.adapters import short_labels
 from loralens.verbs.shared.module_groups import group_by_kind
 
@@ -45,8 +56,8 @@ class KindSimilarity(NamedTuple):
         return [member.overlaps[self.side] for member in self.members]
 
 
-@dataclass(frozen=True, slots=True)
-class PairSimilarity(Tabular, Mapping[str, Similarity]):
+@dataclass(frozen=True, slots=True, repr=False)
+class PairSimilarity(ResultMapping[Similarity]):
     """Two adapters compared module by module: a mapping from module names of the first to `Similarity`.
 
     Attributes
@@ -63,24 +74,14 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
         Whether the record has the map φ(i, j) of every module; the modules themselves have it always.
     """
 
+    contents = "comparison"
+
     adapters: tuple[str, str]
     comparison: Comparison
     initialisation: SharedInitialisation
     of: Of
     side: Side
     maps: bool = False
-
-    def __getitem__(self, name: str) -> Similarity:
-        return self.comparison[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.comparison)
-
-    def __len__(self) -> int:
-        return len(self.comparison)
-
-    def __repr__(self) -> str:
-        return f"PairSimilarity({len(self)} modules, {self.side} side of {self.of}, cosine {number(self.cosine)})"
 
     @property
     def cosine(self) -> float:
@@ -150,32 +151,39 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
         lines = [f"{start.text}: {meaning}"] if start.text and self.side == "out" else []
         return lines + [f"{text}: {some(names)}" for text, names in notes.items() if names]
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object; undefined numbers are null."""
-        comparison, start = self.comparison, self.initialisation
-        cosine = None if comparison.zero else comparison.cosine
-        return {
-            "of": self.of,
-            "side": self.side,
-            "adapters": list(self.adapters),
-            "modules": pair_modules_table(comparison, maps=self.maps).records(),
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "of",
+            "side",
+            "adapters",
+            rows_key(
+                "modules",
+                JSON_COLUMNS,
+                ModuleSimilarity,
+                lambda result: pair_modules_table(result.comparison, maps=result.maps),
+            ),
             # Matrices, so that programs read two adapters and more in the same way.
-            "cosine": [[1.0, cosine], [cosine, 1.0]],
-            "cosine_z": None if comparison.zero else comparison.cosine_z,
-            "shared_initialisation": [[1.0, json_number(start.cosine)], [json_number(start.cosine), 1.0]],
-            "initialisation": {
-                "verdict": start.verdict,
-                "text": start.text,
-                "advice": start.advice,
-                "alike": start.alike,
-                "compared": start.compared,
-                "phi": {end: json_number(value) for end, value in start.spans.items()},
-                "chance": {end: json_number(value) for end, value in start.chance.items()},
-            },
-            "only_first": list(comparison.alone[0]),
-            "only_second": list(comparison.alone[1]),
-            "misfits": list(comparison.misfits),
-        }
+            Column(
+                "cosine", lambda result: _matrix_of(None if result.comparison.zero else result.cosine), type=JsonMatrix
+            ),
+            Column("cosine_z", lambda result: None if result.comparison.zero else result.cosine_z, type=float),
+            Column(
+                "shared_initialisation",
+                lambda result: _matrix_of(json_number(result.initialisation.cosine)),
+                type=JsonMatrix,
+            ),
+            *(
+                Column(("initialisation", key), f"initialisation.{key}")
+                for key in ("verdict", "text", "advice", "alike", "compared")
+            ),
+            Column(("initialisation", "phi"), lambda result: json_numbers(result.initialisation.spans), type=SIDES),
+            Column(("initialisation", "chance"), lambda result: json_numbers(result.initialisation.chance), type=SIDES),
+            Column("only_first", lambda result: list(result.comparison.alone[0]), type=list[str]),
+            Column("only_second", lambda result: list(result.comparison.alone[1]), type=list[str]),
+            Column("misfits", "comparison.misfits"),
+        )
 
 
 def pair_modules_table(comparison: Comparison, title: str = "", *, maps: bool = False) -> Table[ModuleSimilarity]:
@@ -188,6 +196,10 @@ def record_columns(*, maps: bool) -> Sequence[Column[ModuleSimilarity]]:
     """The columns of a module, with or without the map φ(i, j) and its chance level."""
     # With k₁ rows and k₂ columns, the maps are most of the text of the JSON, and few readers need them.
     return COLUMNS if maps else [column for column in COLUMNS if column.key not in MAPS]
+
+
+def _matrix_of(value: float | None) -> list[list[float | None]]:
+    return [[1.0, value], [value, 1.0]]
 
 
 def _deviations(z: float) -> str:
@@ -256,7 +268,7 @@ def _distance_column(key: str, title: str = "", about: str = "") -> Column[Modul
 
 
 def _side_column(quantity: str, side: Side) -> Column[ModuleSimilarity]:
-    return Column((quantity, side), lambda row: json_number(getattr(row.similarity, quantity)[side]))
+    return Column((quantity, side), lambda row: json_number(getattr(row.similarity, quantity)[side]), type=float)
 
 
 def _angle_column(
@@ -306,38 +318,39 @@ ABOUT_CHANCE = "φ(all) of random directions"
 ABOUT_Z = "of φ(all): standard deviations from chance"
 ABOUT_CKA = "cosine of the two Gram matrices, from 0 to 1: like φ, but strong directions count for more"
 
+OVERLAP = dict.fromkeys(("first", "full", "chance", "z"), float)
 MAPS = ("phi", "chance")  # the keys of the columns that are matrices
 
 # On a narrow terminal angles and distances are left out first: φ also describes the two subspaces, and its chance level
 # is shown with it. The cosine is never left out, as its sign says whether the updates agree or oppose each other.
 COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
-    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    Column("name", "name", "module", align="left", priority=ALWAYS),
     # Dialects write names in different ways, so the second adapter may call the module otherwise.
-    Column("second_name", lambda row: row.similarity.other),
-    Column("shape", lambda row: list(row.similarity.shape), csv=False),
+    Column("second_name", "similarity.other"),
+    Column("shape", "similarity.shape", csv=False),
     Column("out", lambda row: row.similarity.shape[0], json=False),
     Column("in", lambda row: row.similarity.shape[1], json=False),
     # The nominal ranks, and the numbers of directions that ΔW really has.
     Column(
         "ranks",
-        lambda row: list(row.similarity.ranks),
+        "similarity.ranks",
         "r",
         _ranks_text,
         priority=5,
         about="nominal rank, of both where they differ",
     ),
-    Column("directions", lambda row: list(row.similarity.directions)),
-    Column("norms", lambda row: list(row.similarity.norms)),
+    Column("directions", "similarity.directions"),
+    Column("norms", "similarity.norms"),
     _cosine_column("cosine", "cosine", "+.3f", ALWAYS, f"{ABOUT_COSINE}: 1 the same, 0 chance, −1 the opposite"),
     _cosine_column("cosine_z", "z", "+.1f", 6, "of the cosine: standard deviations from chance"),
     # A map is a matrix, for which CSV has no cell.
-    Column("phi", lambda row: row.similarity.overlap.phi.tolist(), csv=False),
-    Column("chance", lambda row: row.similarity.overlap.chance.tolist(), csv=False),
+    Column("phi", lambda row: row.similarity.overlap.phi.tolist(), type=JsonMatrix, csv=False),
+    Column("chance", lambda row: row.similarity.overlap.chance.tolist(), type=JsonMatrix, csv=False),
     _overlap_column("phi_first", "first", "φ(1,1)", ".3f", 7, ABOUT_FIRST),
     _overlap_column("phi_all", "full", "φ(all)", ".3f", 8, ABOUT_ALL),
     _overlap_column("phi_chance", "full_chance", "chance", ".2g", 6, ABOUT_CHANCE),
-    Column("phi_z", lambda row: json_number(row.similarity.overlap.z), "z", fixed("+.1f"), priority=7, about=ABOUT_Z),
-    Column("principal_angles", lambda row: row.similarity.overlap.angles.tolist()),
+    Column("phi_z", "similarity.overlap.z", "z", fixed("+.1f"), priority=7, about=ABOUT_Z),
+    Column("principal_angles", lambda row: row.similarity.overlap.angles.tolist(), type=list[float]),
     _angle_column(
         "smallest_angle", "θ min °", min, "smallest principal angle of the two spans: 0 is a direction in common"
     ),
@@ -348,20 +361,23 @@ COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
     ),
     _distance_column("geodesic_distance"),
     _distance_column("gap"),
-    Column("sides", _sides, csv=False),
+    Column("sides", _sides, type=dict.fromkeys(("in?", "out?"), OVERLAP), csv=False),
     _side_column("cka", "in"),
     _side_column("cka", "out"),
     # The CKA of the requested side; only the table for people needs it, as JSON and CSV have both sides.
     Column("side_cka", _shown_cka, "CKA", fixed(".3f"), priority=4, json=False, csv=False, about=ABOUT_CKA),
     _side_column("cka_chance", "in"),
     _side_column("cka_chance", "out"),
-    Column("shared_initialisation", lambda row: json_number(row.similarity.initial)),
-    Column("zero", lambda row: row.similarity.zero),
+    Column("shared_initialisation", "similarity.initial"),
+    Column("zero", "similarity.zero"),
 )
 
+# The maps are there only if they are asked for.
+JSON_COLUMNS = [replace(column, may_lack=column.key in MAPS) for column in COLUMNS]
+
 KIND_COLUMNS: tuple[Column[KindSimilarity], ...] = (
-    Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
-    Column("side", lambda row: row.side, "side", align="left", priority=ALWAYS),
+    Column("kind", "kind", "kind", align="left", priority=ALWAYS),
+    Column("side", "side", "side", align="left", priority=ALWAYS),
     Column("modules", lambda row: len(row.members), "modules", priority=5),
     Column(
         "cosine",
@@ -399,7 +415,7 @@ KIND_COLUMNS: tuple[Column[KindSimilarity], ...] = (
 Pair = tuple[int, int]  # the indices of two modules of one width, which are also an index of a matrix
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class NestedSimilarity(Tabular):
     """The modules of one adapter compared with each other, within each width.
 
@@ -417,10 +433,6 @@ class NestedSimilarity(Tabular):
     groups: Sequence[Nesting]
     of: Of
     side: Side
-
-    def __repr__(self) -> str:
-        modules = sum(len(group.names) for group in self.groups)
-        return f"NestedSimilarity({modules} modules of {len(self.groups)} widths, {self.side} side of {self.of})"
 
     def tables(self) -> list[Table[Any]]:
         """Two tables for every width of at least two modules: pairs of kinds, and the pairs that share most."""
@@ -461,28 +473,29 @@ class NestedSimilarity(Tabular):
         sentences = [f"no other module is as wide as {some(alone)}"] if alone else []
         return sentences + ([f"not compared, as {WHOSE[self.of]} is 0: {some(zero)}"] if zero else [])
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object; undefined numbers are null."""
-        return {
-            "of": self.of,
-            "side": self.side,
-            "adapters": list(self.adapters),
-            "groups": [
-                {
-                    "width": group.width,
-                    "modules": list(group.names),
-                    "directions": group.directions.tolist(),
-                    "first": matrix(group.first),
-                    "phi": matrix(group.full),
-                    "chance": matrix(group.chance),
-                    "z": matrix(group.z),
-                }
-                for group in self.groups
-            ],
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "of",
+            "side",
+            "adapters",
+            rows_key("groups", NESTING_COLUMNS),
             # Matrices of one row, so that programs read one adapter and more in the same way.
-            "cosine": [[1.0]],
-            "shared_initialisation": [[1.0]],
-        }
+            *(Column(key, lambda _: [[1.0]], type=JsonMatrix) for key in ("cosine", "shared_initialisation")),
+        )
+
+
+def _nesting_key(key: str) -> Column[Nesting]:
+    return Column(key, lambda group: matrix(getattr(group, "full" if key == "phi" else key)), type=JsonMatrix)
+
+
+NESTING_COLUMNS: tuple[Column[Nesting], ...] = (
+    Column("width"),
+    Column("modules", "names"),
+    Column("directions", lambda group: group.directions.tolist(), type=list[int]),
+    *map(_nesting_key, ("first", "phi", "chance", "z")),
+)
 
 
 def _pairs_table(title: str, group: Nesting, rows: Sequence[Pair]) -> Table[Pair]:
@@ -509,21 +522,19 @@ def _pairs_table(title: str, group: Nesting, rows: Sequence[Pair]) -> Table[Pair
 RELATION_COLUMNS: tuple[Column[Relation], ...] = (
     Column("kind", lambda row: row.kinds[0], "kind", align="left", priority=ALWAYS),
     Column("other_kind", lambda row: row.kinds[1], "and", align="left", priority=ALWAYS),
-    Column("pairs", lambda row: row.pairs, "pairs", priority=3, about="of modules of these two kinds"),
+    Column("pairs", "pairs", "pairs", priority=3, about="of modules of these two kinds"),
     Column(
         "phi_first",
-        lambda row: row.first,
+        "first",
         "φ(1,1) nearest",
         fixed(".3f"),
         priority=4,
         about=f"of the nearest blocks; {ABOUT_FIRST}",
     ),
-    Column(
-        "same_block", lambda row: row.same, "φ(all) same block", fixed(".4f"), priority=8, about=f"mean; {ABOUT_ALL}"
-    ),
+    Column("same_block", "same", "φ(all) same block", fixed(".4f"), priority=8, about=f"mean; {ABOUT_ALL}"),
     Column(
         "next_block",
-        lambda row: row.next,
+        "next",
         "next block",
         fixed(".4f"),
         priority=6,
@@ -531,11 +542,11 @@ RELATION_COLUMNS: tuple[Column[Relation], ...] = (
     ),
     Column(
         "farther",
-        lambda row: row.farther,
+        "farther",
         "farther",
         fixed(".4f"),
         priority=5,
         about="φ(all) of modules in blocks farther apart, mean",
     ),
-    Column("chance", lambda row: row.chance, "chance", fixed(".2g"), priority=7, about=ABOUT_CHANCE),
+    Column("chance", "chance", "chance", fixed(".2g"), priority=7, about=ABOUT_CHANCE),
 )

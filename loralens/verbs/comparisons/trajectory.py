@@ -31,9 +31,9 @@ from loralens.formats.records.training import (
 )
 from loralens.reporting.comparison_sections import watched_report
 from loralens.reporting.document import Report
-from loralens.tables.numbers import UNDEFINED, count, fixed, json_number, number
-from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.numbers import SIDES, UNDEFINED, JsonMatrix, count, fixed, json_number, json_numbers, number
+from loralens.tables.result import ResultSequence
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.shared.adapters import AdapterSource, Source, check_unread, labels, sources
 from loralens.verbs.shared.base_reading import warn_of_bases
 from loralens.verbs.shared.options import ModuleChoice, Reading
@@ -63,22 +63,15 @@ class WatchedLook(NamedTuple):
     warnings: tuple[Mapping[str, Any], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class WatchedResult(Tabular):
+@dataclass(frozen=True, slots=True, repr=False)
+class WatchedResult(ResultSequence[WatchedLook]):
     """A watched run: its looks in order of steps. ``len`` is their number, and iteration is over them."""
+
+    contents = "rows"
 
     path: Path
     rows: tuple[WatchedLook, ...]
     modules: int
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[WatchedLook]:
-        return iter(self.rows)
-
-    def __repr__(self) -> str:
-        return f"WatchedResult({count(len(self), 'look')})"
 
     @property
     def warnings(self) -> list[Mapping[str, Any]]:
@@ -135,14 +128,19 @@ class WatchedResult(Tabular):
         out, in_ = compared[-1].chance_out, compared[-1].chance_in
         return [f"φ: with the look before; chance level out {number(out)}, in {number(in_)}"]
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object; undefined numbers are null."""
-        return {
-            "log": str(self.path),
-            "modules": self.modules,
-            "looks": Table("", COLUMNS, self.rows).records(),
-            "warnings": [{**warning, "step": self.step_of(warning)} for warning in self.warnings],
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            Column("log", "path"),
+            "modules",
+            rows_key("looks", COLUMNS, source="rows"),
+            Column(
+                "warnings",
+                lambda result: [{**warning, "step": result.step_of(warning)} for warning in result.warnings],
+                type=({"code": str, "step": int, "modules": list[str], "text": str, "fix": str},),
+            ),
+        )
 
 
 def watch_log_of(adapters: Sequence[AdapterSource]) -> Path | None:
@@ -236,9 +234,7 @@ def _length(values: Iterator[float]) -> float:
 
 
 def _column(key: str, title: str, text: Any, priority: int, about: str) -> Column[WatchedLook]:
-    return Column(
-        key, lambda row: json_number(getattr(row, key)), title, _or_blank(text), priority=priority, about=about
-    )
+    return Column(key, key, title, _or_blank(text), priority=priority, about=about)
 
 
 def _or_blank(text: Any) -> Any:
@@ -247,7 +243,7 @@ def _or_blank(text: Any) -> Any:
 
 
 COLUMNS: tuple[Column[WatchedLook], ...] = (
-    Column("step", lambda row: row.step, "step", fixed("d"), priority=ALWAYS),
+    Column("step", "step", "step", fixed("d"), priority=ALWAYS),
     _column("frobenius", "‖ΔW‖F", number, ALWAYS, "length of ΔW"),
     _column("spectral", "σ₁", number, 3, "largest singular value"),
     _column("effective_rank", "effective", fixed(".2f"), 7, "effective rank, mean over modules"),
@@ -256,8 +252,8 @@ COLUMNS: tuple[Column[WatchedLook], ...] = (
     _column("phi_out", "φ out", fixed(".3f"), 5, "share of the out side's directions that the row above has too"),
     _column("phi_in", "φ in", fixed(".3f"), 4, "the same for the in side"),
     _column("drift", "drift of A", fixed(".2%"), 5, "‖A − A₀‖/‖A₀‖, mean over modules"),
-    Column("chance_out", lambda row: json_number(row.chance_out)),
-    Column("chance_in", lambda row: json_number(row.chance_in)),
+    Column("chance_out", "chance_out"),
+    Column("chance_in", "chance_in"),
     _column("gradient_b", "‖∂B‖", number, 2, "norm of the gradient of B"),
     _column("gradient_a", "‖∂A‖", number, 2, "norm of the gradient of A"),
     Column(
@@ -285,24 +281,17 @@ class CheckpointRow(NamedTuple):
     eval_loss: LoggedLoss | None
 
 
-@dataclass(frozen=True, slots=True)
-class TrajectoryResult(Tabular):
+@dataclass(frozen=True, slots=True, repr=False)
+class TrajectoryResult(ResultSequence[TrajectoryPoint]):
     """The checkpoints of a run in the order of their steps, with the logged losses and the measured trajectory.
 
     ``len`` is the number of checkpoints, and iteration is over their measurements.
     """
 
+    contents = "trajectory.points"
+
     run: Run
     trajectory: Trajectory
-
-    def __len__(self) -> int:
-        return len(self.run.checkpoints)
-
-    def __iter__(self) -> Iterator[TrajectoryPoint]:
-        return iter(self.trajectory.points)
-
-    def __repr__(self) -> str:
-        return f"TrajectoryResult({len(self)} checkpoints)"
 
     @property
     def names(self) -> list[str]:
@@ -376,24 +365,42 @@ class TrajectoryResult(Tabular):
             sentences.append(f"φ in is high from the start because {near}: what was learnt is on the out side.")
         return sentences
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object; undefined numbers are null."""
-        run, trajectory = self.run, self.trajectory
-        paths = [str(checkpoint.path) for checkpoint in run.checkpoints]
-        return {
-            # The key names transformers' file; the log of `loralens train` is not such a file.
-            "trainer_state": str(run.source) if run.source and run.source.name == TRAINER_STATE else None,
-            "chance": {side: json_number(value) for side, value in trajectory.chance.items()},
-            "ordered": run.ordered,
-            "settled": str(self.settled.path) if self.settled else None,
-            "settled_cosine": SETTLED,  # the limit that "settled" was found with
-            "runs": [[paths[i] for i in group] for group in trajectory.runs],
-            "checkpoints": Table("", TRAJECTORY_COLUMNS, self.rows).records(),
-            "history": {
-                "loss": [[loss.step, loss.value] for loss in run.train],
-                "eval_loss": [[loss.step, loss.value] for loss in run.evaluation],
-            },
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            # the file of transformers
+            Column(
+                "trainer_state",
+                lambda result: (
+                    str(result.run.source) if result.run.source and result.run.source.name == TRAINER_STATE else None
+                ),
+                type=str | None,
+            ),
+            Column("chance", lambda result: json_numbers(result.trajectory.chance), type=SIDES),
+            Column("ordered", "run.ordered"),
+            Column("settled", "settled.path"),
+            # the limit that "settled" was found with
+            Column("settled_cosine", lambda _: SETTLED, type=float),
+            Column(
+                "runs",
+                lambda result: [
+                    [str(result.run.checkpoints[i].path) for i in group] for group in result.trajectory.runs
+                ],
+                type=list[list[str]],
+            ),
+            rows_key("checkpoints", TRAJECTORY_COLUMNS, source="rows"),
+            Column(
+                ("history", "loss"),
+                lambda result: [[loss.step, loss.value] for loss in result.run.train],
+                type=JsonMatrix,
+            ),
+            Column(
+                ("history", "eval_loss"),
+                lambda result: [[loss.step, loss.value] for loss in result.run.evaluation],
+                type=JsonMatrix,
+            ),
+        )
 
 
 @takes_options
@@ -526,7 +533,7 @@ def _loss_columns(
 
     # One key for all three: JSON nests the step, CSV has no nesting, and people get one cell.
     return (
-        Column(key, record, csv=False),
+        Column(key, record, type=[{"value": float, "step": int}, None], csv=False),
         Column(key, lambda row: loss.value if (loss := of(row)) else None, json=False),
         Column(f"{key}_step", lambda row: loss.step if (loss := of(row)) else None, json=False),
         Column(key, text, title, priority=6, json=False, csv=False),
@@ -580,14 +587,14 @@ def _step_column(
 # the cosine with the last checkpoint are never left out: they show how far ΔW has moved and in which direction.
 TRAJECTORY_COLUMNS: tuple[Column[CheckpointRow], ...] = (
     # Machines get the whole path, people the shortest name that tells the checkpoints apart.
-    Column("path", lambda row: str(row.checkpoint.path)),
-    Column("checkpoint", lambda row: row.name, "checkpoint", align="left", priority=ALWAYS, json=False, csv=False),
-    Column("step", lambda row: row.checkpoint.step, "step", fixed("d"), priority=8),
-    Column("frobenius", lambda row: row.point.frobenius, "‖ΔW‖F", number, priority=ALWAYS, about="length of ΔW"),
-    Column("spectral", lambda row: row.point.spectral, "σ₁", number, priority=3, about="largest singular value"),
+    Column("path", "checkpoint.path"),
+    Column("checkpoint", "name", "checkpoint", align="left", priority=ALWAYS, json=False, csv=False),
+    Column("step", "checkpoint.step", "step", fixed("d"), priority=8),
+    Column("frobenius", "point.frobenius", "‖ΔW‖F", number, priority=ALWAYS, about="length of ΔW"),
+    Column("spectral", "point.spectral", "σ₁", number, priority=3, about="largest singular value"),
     Column(
         "effective_rank",
-        lambda row: row.point.effective_rank,
+        "point.effective_rank",
         "effective",
         fixed(".2f"),
         priority=4,
@@ -595,27 +602,27 @@ TRAJECTORY_COLUMNS: tuple[Column[CheckpointRow], ...] = (
     ),
     # Machines get null both for a step that does not exist and for an undefined number. People get a blank for the
     # first and a dash for the second, so each quantity has two columns.
-    Column("step_length", lambda row: json_number(row.point.length)),
+    Column("step_length", "point.length"),
     _step_column("moved", "moved", lambda row: row.point.length, number, 7, "‖ΔW − ΔW of the row above‖"),
-    Column("previous_cosine", lambda row: json_number(row.point.previous_cosine)),
+    Column("previous_cosine", "point.previous_cosine"),
     _step_column(
         "turned", "cos previous", lambda row: row.point.previous_cosine, fixed(".3f"), 5, "cosine with the row above"
     ),
     Column(
         "cosine",
-        lambda row: json_number(row.point.cosine),
+        "point.cosine",
         "cos last",
         fixed(".3f"),
         priority=ALWAYS,
         about="cosine with the last checkpoint",
     ),
-    Column("cosine_z", lambda row: json_number(row.point.cosine_z)),
+    Column("cosine_z", "point.cosine_z"),
     _phi_column("out"),
     _phi_column("in"),
-    Column("previous_phi", _previous_phi, csv=False),
+    Column("previous_phi", _previous_phi, type=[SIDES, None], csv=False),
     _previous_phi_column("in"),
     _previous_phi_column("out"),
-    Column("initial_cosine", lambda row: json_number(row.point.initial)),
+    Column("initial_cosine", "point.initial"),
     *_loss_columns("loss", "loss", lambda row: row.loss),
     *_loss_columns("eval_loss", "eval loss", lambda row: row.eval_loss),
 )

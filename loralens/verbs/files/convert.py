@@ -26,7 +26,7 @@ from loralens.formats.models.base_copies import FULL, drop_copies
 from loralens.formats.models.checkpoint import model_config, shapes, weights
 from loralens.formats.models.model_files import resolve_path
 from loralens.tables.numbers import count, number, percent, shape
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Table
 from loralens.verbs.batches.batch import AdapterWork, in_batches
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
@@ -50,7 +50,7 @@ COLUMNS: tuple[Column[NamedModule], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ConvertResult(Written):
     """An adapter in another dialect, and the errors of the conversion.
 
@@ -88,9 +88,6 @@ class ConvertResult(Written):
     rank: int | None = None
     format_before: str = ""
 
-    def __repr__(self) -> str:
-        return f"ConvertResult({self.format}, {self.modules} modules)"
-
     def numbers(self) -> dict[str, Any]:
         """What matters of this adapter among several, as JSON values."""
         return {
@@ -123,19 +120,20 @@ class ConvertResult(Written):
             lines.append(str(self.rounding))
         return lines
 
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object."""
-        return {
-            "source": self.source,
-            # A dry run states it too, as docs/json.md says.
-            "target": None if self.target.output is None else str(self.target.output),
-            "format": self.format,
-            "notes": self.notes,
-            "modules": self.modules,
-            "parameters": self.parameters,
-            "truncation": self.truncation,
-            "rounding": self.rounding.record(),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "source",
+            # also in a dry run
+            Column("target", "target.output"),
+            "format",
+            "notes",
+            "modules",
+            "parameters",
+            "truncation",
+            "rounding",
+        )
 
 
 CHANGES = ("to", "dtype", "prefix", "rank", "drop_extra")  # the options that say what changes

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from loralens.core.structured import Update
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import OptionError, place
 from loralens.tables.numbers import percent
+from loralens.tables.table import Column, Keys, Recorded
 
 # The largest relative error of one module that is written without --allow-loss. Rounding both factors to bfloat16 costs
 # about 0.002 and to float16 about 0.0003, so only numbers below the range of float16 (6e-8) or a scale that is folded
@@ -25,7 +26,7 @@ LIMIT = 0.01
 
 @final
 @dataclass(frozen=True, slots=True)
-class RoundingCost:
+class RoundingCost(Recorded):
     """The error that rounding the factors adds to an adapter.
 
     Attributes
@@ -100,10 +101,17 @@ class RoundingCost:
             )
         return cost
 
-    def record(self) -> dict[str, Any]:
-        """The error as a JSON object."""
-        worst = {"module": self.module, "error": self.worst} if self.module else None
-        return {"error": self.total, "worst": worst}
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            Column("error", "total"),
+            Column(
+                "worst",
+                lambda cost: {"module": cost.module, "error": cost.worst} if cost.module else None,
+                type=[{"module": str, "error": float}, None],
+            ),
+        )
 
     def __str__(self) -> str:
         return (

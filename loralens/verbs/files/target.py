@@ -48,10 +48,6 @@ class Target:
         """Whether the caller asked for a file, if only in a dry run. Python may ask for the resulting object alone."""
         return self.output is not None or self.dry_run
 
-    def record(self) -> str | None:
-        """The place that is written to, as JSON objects state it."""
-        return None if self.written is None else str(self.written)
-
     def sentence(self, what: str) -> str:
         """``wrote OUT: what``, or ``would write OUT: what`` in a dry run."""
         return f"{'wrote' if self.written else 'would write'} {self.output or ''}".rstrip() + f": {what}"

@@ -217,22 +217,22 @@ def size_rows(members: Sequence[Member]) -> list[SizeRow]:
 
 
 RANK_COLUMNS: tuple[Column[RankRow], ...] = (
-    Column("rank", lambda row: row.rank, "rank", priority=ALWAYS),
-    Column("adapters", lambda row: row.adapters, "adapters", priority=ALWAYS),
-    Column("share", lambda row: row.share, "share", percent, bar=True),
-    Column("fitting", lambda row: row.fitting, "fit into this limit"),
+    Column("rank", "rank", "rank", priority=ALWAYS),
+    Column("adapters", "adapters", "adapters", priority=ALWAYS),
+    Column("share", "share", "share", percent, bar=True),
+    Column("fitting", "fitting", "fit into this limit"),
 )
 SIZE_COLUMNS: tuple[Column[SizeRow], ...] = (
-    Column("low", lambda row: row.low, "from", size, priority=ALWAYS),
-    Column("high", lambda row: row.high, "to", size, priority=ALWAYS),
-    Column("adapters", lambda row: row.adapters, "adapters", priority=ALWAYS),
-    Column("share", lambda row: row.share, "share", percent, bar=True),
-    Column("total", lambda row: row.total, "together", size),
+    Column("low", "low", "from", size, priority=ALWAYS),
+    Column("high", "high", "to", size, priority=ALWAYS),
+    Column("adapters", "adapters", "adapters", priority=ALWAYS),
+    Column("share", "share", "share", percent, bar=True),
+    Column("total", "total", "together", size),
 )
 NEWEST_COLUMNS: tuple[Column[Member], ...] = (
-    Column("name", lambda row: row.name, "adapter", align="left", priority=ALWAYS),
-    Column("added", lambda row: row.added, "first indexed", align="left", priority=ALWAYS),
+    Column("name", "name", "adapter", align="left", priority=ALWAYS),
+    Column("added", "added", "first indexed", align="left", priority=ALWAYS),
     Column("base", lambda row: row.base or row.inferred, "base", align="left"),
-    Column("frobenius", lambda row: row.frobenius, "‖ΔW‖F", number),
-    Column("bytes", lambda row: row.bytes, "size", size),
+    Column("frobenius", "frobenius", "‖ΔW‖F", number),
+    Column("bytes", "bytes", "size", size),
 )

@@ -10,8 +10,17 @@ from loralens.fleet.copies import Copy, LinkedPath
 from loralens.fleet.groups import Family, SharedStart, base_of
 from loralens.fleet.likeness import RUN, ChanceLevels, Kind
 from loralens.tables.numbers import count, fixed, number, signed, size, span
-from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.result import ResultSequence
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
+
+
+def paths_of(members: Sequence[Member]) -> list[str]:
+    """The paths of adapters, for JSON."""
+    return [str(member.path) for member in members]
+
+
+# The adapters that are in no group.
+ALONE: Column[Any] = Column("alone", lambda result: paths_of(result.alone), type=list[str])
 
 
 @final
@@ -31,8 +40,8 @@ class GroupRow(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class CopiesResult(Tabular):
+@dataclass(frozen=True, slots=True, repr=False)
+class CopiesResult(ResultSequence[Copy]):
     """The copies in a fleet; the result is a sequence of them.
 
     Attributes
@@ -48,20 +57,13 @@ class CopiesResult(Tabular):
         The command that lists the files that can be deleted.
     """
 
+    contents = "copies"
+
     members: int
     copies: Sequence[Copy]
     close: Sequence[Copy]
     links: Sequence[LinkedPath] = field(default=())
     command: str = "loralens fleet copies --paths"
-
-    def __len__(self) -> int:
-        return len(self.copies)
-
-    def __getitem__(self, index: int) -> Copy:
-        return self.copies[index]
-
-    def __repr__(self) -> str:
-        return f"CopiesResult({count(len(self.copies), 'copy').replace('copys', 'copies')})"
 
     @property
     def groups(self) -> list[CopyGroup]:
@@ -124,36 +126,37 @@ class CopiesResult(Tabular):
         text = f"{len(self.links)} {leads} to the file of another adapter through a link{counted}"
         return [text + (", and are not counted as copies" if several else "") + f": {example}"]
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        return {
-            "members": self.members,
-            "copies": Table("copies", RECORD_COLUMNS, self.copies).records(),
-            "close": Table("close", RECORD_COLUMNS, self.close).records(),
-            "links": [{"path": str(link.member.path), "file": str(link.file.path)} for link in self.links],
-            "safe_to_delete": [str(path) for path in self.safe_to_delete],
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "members",
+            rows_key("copies", RECORD_COLUMNS),
+            rows_key("close", RECORD_COLUMNS),
+            rows_key("links", (Column("path", "member.path"), Column("file", "file.path"))),
+            "safe_to_delete",
+        )
 
 
 KINDS: Mapping[Kind, str] = {"tensors": "same numbers", "update": "same ΔW", "close": "nearly the same", "": ""}
 DIFFERENCE: Column[Copy] = Column(
     "difference",
-    lambda row: row.sameness.difference,
+    "sameness.difference",
     "difference",
     lambda value: "" if value is None else number(value, 2),
     priority=6,
     about="‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the worst module",
 )
-KIND: Column[Copy] = Column("kind", lambda row: row.sameness.kind, "kind", lambda kind: KINDS[kind or ""], "left", 8)
+KIND: Column[Copy] = Column("kind", "sameness.kind", "kind", lambda kind: KINDS[kind or ""], "left", 8)
 NAMES: tuple[Column[GroupRow], ...] = (
-    Column("group", lambda row: row.group, "#", priority=ALWAYS),
-    Column("name", lambda row: row.member.name, "adapter", align="left", priority=ALWAYS, distinct=True),
+    Column("group", "group", "#", priority=ALWAYS),
+    Column("name", "member.name", "adapter", align="left", priority=ALWAYS, distinct=True),
 )
 COPY_COLUMNS: tuple[Column[GroupRow], ...] = (
     *NAMES,
     KIND.of(lambda row: row.copy),
     DIFFERENCE.of(lambda row: row.copy),
-    Column("bytes", lambda row: row.member.bytes, "size", size, priority=5),
+    Column("bytes", "member.bytes", "size", size, priority=5),
     Column(
         "delete",
         lambda row: (row.copy.protected or "safe") if row.copy else "stays",
@@ -167,27 +170,27 @@ CLOSE_COLUMNS: tuple[Column[GroupRow], ...] = (
     *NAMES,
     Column(
         "cosine",
-        lambda row: row.copy and row.copy.sameness.cosine,
+        "copy.sameness.cosine",
         "cosine",
         lambda value: "" if value is None else fixed("+.4f")(value),
         priority=7,
     ),
     DIFFERENCE.of(lambda row: row.copy),
-    Column("reason", lambda row: row.copy and row.copy.sameness.reason, "why not a copy", align="left", priority=8),
+    Column("reason", "copy.sameness.reason", "why not a copy", align="left", priority=8),
 )
 RECORD_COLUMNS: tuple[Column[Copy], ...] = (
-    Column("name", lambda row: row.member.name),
-    Column("path", lambda row: str(row.member.path)),
-    Column("kept", lambda row: row.kept.name),
-    Column("kept_path", lambda row: str(row.kept.path)),
+    Column("name", "member.name"),
+    Column("path", "member.path"),
+    Column("kept", "kept.name"),
+    Column("kept_path", "kept.path"),
     KIND,
-    Column("cosine", lambda row: row.sameness.cosine),
+    Column("cosine", "sameness.cosine"),
     DIFFERENCE,
     Column("reason", lambda row: row.sameness.reason or row.protected),
-    Column("safe_to_delete", lambda row: row.safe_to_delete),
+    Column("safe_to_delete"),
     # A cell of CSV would hold the repr of a list of paths.
-    Column("files", lambda row: [str(path) for path in row.files], csv=False),
-    Column("bytes", lambda row: row.member.bytes),
+    Column("files", "files", csv=False),
+    Column("bytes", "member.bytes"),
 )
 
 
@@ -202,8 +205,8 @@ class RunMember:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class RunsResult(Tabular):
+@dataclass(frozen=True, slots=True, repr=False)
+class RunsResult(ResultSequence[SharedStart]):
     """The groups of a fleet that began from the same random A, the largest first.
 
     Attributes
@@ -216,19 +219,12 @@ class RunsResult(Tabular):
         The command that lists the adapters of each group.
     """
 
+    contents = "runs"
+
     runs: Sequence[SharedStart]
     alone: Sequence[Member]
     chance: ChanceLevels
     command: str = "loralens fleet runs --csv"
-
-    def __len__(self) -> int:
-        return len(self.runs)
-
-    def __getitem__(self, index: int) -> SharedStart:
-        return self.runs[index]
-
-    def __repr__(self) -> str:
-        return f"RunsResult({count(len(self.runs), 'run')})"
 
     @property
     def members(self) -> int:
@@ -270,23 +266,21 @@ class RunsResult(Tabular):
             f"to list the adapters of each group: {self.command}",
         ]
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        return {
-            "members": self.members,
-            "runs": [
-                {
-                    **Table("", RUN_COLUMNS, [run]).records()[0],
-                    "members": [
-                        {"path": str(member.path), "step": step}
-                        for member, step in zip(run.members, run.steps, strict=True)
-                    ],
-                }
-                for run in self.runs
-            ],
-            "alone": [str(member.path) for member in self.alone],
-            "chance": self.chance.record(),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "members",
+            rows_key(
+                "runs", (*RUN_COLUMNS, Column("members", _steps_of_members, type=({"path": str, "step": int | None},)))
+            ),
+            ALONE,
+            "chance",
+        )
+
+
+def _steps_of_members(run: SharedStart) -> list[dict[str, Any]]:
+    return [{"path": str(member.path), "step": step} for member, step in zip(run.members, run.steps, strict=True)]
 
 
 def _steps_text(steps: Sequence[int]) -> str:
@@ -295,19 +289,19 @@ def _steps_text(steps: Sequence[int]) -> str:
 
 
 RUN_COLUMNS: tuple[Column[SharedStart], ...] = (
-    Column("run", lambda row: row.number, "#", priority=ALWAYS),
+    Column("run", "number", "#", priority=ALWAYS),
     Column("adapters", lambda row: len(row.members), "adapters", priority=ALWAYS),
-    Column("steps", lambda row: row.known_steps, "steps", _steps_text, priority=7),
+    Column("steps", "known_steps", "steps", _steps_text, priority=7),
     Column(
         "cosine",
-        lambda row: row.cosine,
+        "cosine",
         "first to last",
         signed,
         priority=7,
         about="cosine of the updates of the first and the last step",
     ),
-    Column("exact", lambda row: row.exact),
-    Column("base", lambda row: base_of(row.members) or None, "base", align="left", priority=5),
+    Column("exact"),
+    Column("base", lambda row: base_of(row.members) or None, "base", align="left", priority=5, type=str | None),
     Column(
         "names",
         lambda row: row.members[0].name,
@@ -319,10 +313,10 @@ RUN_COLUMNS: tuple[Column[SharedStart], ...] = (
     ),
 )
 RUN_MEMBER_COLUMNS: tuple[Column[RunMember], ...] = (
-    Column("run", lambda row: row.run, "run"),
-    Column("step", lambda row: row.step, "step"),
-    Column("name", lambda row: row.member.name, "adapter", align="left"),
-    Column("path", lambda row: str(row.member.path)),
+    Column("run", "run", "run"),
+    Column("step", "step", "step"),
+    Column("name", "member.name", "adapter", align="left"),
+    Column("path", "member.path"),
 )
 
 
@@ -336,8 +330,8 @@ class FamilyMember:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class FamiliesResult(Tabular):
+@dataclass(frozen=True, slots=True, repr=False)
+class FamiliesResult(ResultSequence[Family]):
     """The families of a fleet, the largest first; the result is a sequence of them.
 
     Attributes
@@ -352,20 +346,13 @@ class FamiliesResult(Tabular):
         The command that lists the adapters of each family.
     """
 
+    contents = "families"
+
     at: float
     families: Sequence[Family]
     alone: Sequence[Member]
     chance: ChanceLevels
     command: str = "loralens fleet families --csv"
-
-    def __len__(self) -> int:
-        return len(self.families)
-
-    def __getitem__(self, index: int) -> Family:
-        return self.families[index]
-
-    def __repr__(self) -> str:
-        return f"FamiliesResult({count(len(self.families), 'family', 'families')} at {self.at})"
 
     @property
     def members(self) -> int:
@@ -401,37 +388,35 @@ class FamiliesResult(Tabular):
         chance = self.chance.sentence(sketched=not any(one.exact for one in self.families))
         return [chance, f"to list the adapters of each family: {self.command}"]
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        return {
-            "at": self.at,
-            "members": self.members,
-            "families": [
-                {
-                    **Table("", FAMILY_COLUMNS, [family]).records()[0],
-                    "members": [str(one.path) for one in family.members],
-                }
-                for family in self.families
-            ],
-            "alone": [str(member.path) for member in self.alone],
-            "chance": self.chance.record(),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "at",
+            "members",
+            rows_key(
+                "families",
+                (*FAMILY_COLUMNS, Column("members", lambda family: paths_of(family.members), type=list[str])),
+            ),
+            ALONE,
+            "chance",
+        )
 
 
 FAMILY_COLUMNS: tuple[Column[Family], ...] = (
-    Column("family", lambda row: row.number, "#", priority=ALWAYS),
+    Column("family", "number", "#", priority=ALWAYS),
     Column("adapters", lambda row: len(row.members), "adapters", priority=ALWAYS),
     Column(
         "middle_to_furthest",
-        lambda row: row.middle_to_furthest,
+        "middle_to_furthest",
         "to furthest",
         signed,
         priority=7,
         about="cosine of the adapter nearest to the middle of the family with the one furthest from it",
     ),
-    Column("exact", lambda row: row.exact),
-    Column("base", lambda row: row.base or None, "base", align="left", priority=5),
-    Column("ranks", lambda row: row.ranks, "r", span, priority=4),
+    Column("exact"),
+    Column("base", lambda row: row.base or None, "base", align="left", priority=5, type=str | None),
+    Column("ranks", "ranks", "r", span, priority=4),
     Column(
         "names",
         lambda row: row.members[0].name,
@@ -443,8 +428,8 @@ FAMILY_COLUMNS: tuple[Column[Family], ...] = (
     ),
 )
 FAMILY_MEMBER_COLUMNS: tuple[Column[FamilyMember], ...] = (
-    Column("family", lambda row: row.family, "family"),
-    Column("name", lambda row: row.member.name, "adapter", align="left"),
-    Column("path", lambda row: str(row.member.path)),
+    Column("family", "family", "family"),
+    Column("name", "member.name", "adapter", align="left"),
+    Column("path", "member.path"),
     Column("base", lambda row: row.member.base or row.member.inferred),
 )

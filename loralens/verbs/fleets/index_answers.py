@@ -14,8 +14,8 @@ from loralens.errors import OptionError
 from loralens.fleet.catalogue import Member, Unreadable, is_interrupted, open_to_read
 from loralens.fleet.updating import FileChange
 from loralens.tables.numbers import count, percent, size
-from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.result import ResultSequence
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 
 MOST_CHANGES = 20  # changes that a terminal shows
 MOST = 0.9  # the share of the adapters for which the smallest sufficient rank is named
@@ -32,8 +32,8 @@ _FIX = (
 Row = tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateResult(Tabular):
+@dataclass(frozen=True, slots=True, repr=False)
+class UpdateResult(ResultSequence[FileChange]):
     """An index after its update; the result is a sequence of the changes.
 
     Attributes
@@ -54,6 +54,8 @@ class UpdateResult(Tabular):
         Whether there was no index before.
     """
 
+    contents = "changes"
+
     home: Path
     root: Path
     adapters: int
@@ -62,12 +64,6 @@ class UpdateResult(Tabular):
     unreadable: Sequence[Unreadable]
     unreachable: Sequence[Path]
     first: bool
-
-    def __len__(self) -> int:
-        return len(self.changes)
-
-    def __getitem__(self, index: int) -> FileChange:
-        return self.changes[index]
 
     def counts(self) -> dict[str, int]:
         """How many files are new, changed and gone."""
@@ -102,30 +98,35 @@ class UpdateResult(Tabular):
         """The changes."""
         return [Table("changes", CHANGES, self.changes)]
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        return {
-            "root": str(self.root),
-            "home": str(self.home),
-            "adapters": self.adapters,
-            "no_adapters": self.no_adapters,
-            **self.counts(),
-            "changes": self.listing()[0].records(),
-            "unreadable": Table("unreadable", UNREADABLE, self.unreadable).records(),
-            "unreachable": [str(path) for path in self.unreachable],
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "root",
+            "home",
+            "adapters",
+            "no_adapters",
+            *map(_count_of, ("new", "changed", "gone")),
+            rows_key("changes", CHANGES),
+            rows_key("unreadable", UNREADABLE),
+            "unreachable",
+        )
+
+
+def _count_of(kind: str) -> Column[UpdateResult]:
+    return Column(kind, lambda result: result.counts()[kind], type=int)
 
 
 CHANGES: tuple[Column[FileChange], ...] = (
-    Column("path", lambda row: row.path, "file", align="left", priority=ALWAYS, distinct=True),
-    Column("change", lambda row: row.change, "change", align="left", priority=ALWAYS),
+    Column("path", "path", "file", align="left", priority=ALWAYS, distinct=True),
+    Column("change", "change", "change", align="left", priority=ALWAYS),
 )
 UNREADABLE: tuple[Column[Unreadable], ...] = (
-    Column("name", lambda row: row.name, "file", align="left", priority=ALWAYS, distinct=True),
-    Column("path", lambda row: str(row.path)),
-    Column("bytes", lambda row: row.bytes),
-    Column("reason", lambda row: row.reason, "reason", align="left", priority=ALWAYS, sentence=True),
-    Column("fix", lambda row: row.fix),
+    Column("name", "name", "file", align="left", priority=ALWAYS, distinct=True),
+    Column("path"),
+    Column("bytes"),
+    Column("reason", "reason", "reason", align="left", priority=ALWAYS, sentence=True),
+    Column("fix"),
 )
 
 
@@ -148,8 +149,8 @@ class FormatCount:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class StatsResult(Tabular):
+@dataclass(frozen=True, slots=True, repr=False)
+class StatsResult(ResultSequence[RankCount]):
     """A fleet in numbers; the result is a sequence of the counts of ranks.
 
     Attributes
@@ -175,6 +176,8 @@ class StatsResult(Tabular):
     formats : sequence of FormatCount
     """
 
+    contents = "ranks"
+
     root: Path
     adapters: int
     unreadable: int
@@ -187,12 +190,6 @@ class StatsResult(Tabular):
     largest: Mapping[str, int]
     command: str
     formats: Sequence[FormatCount]
-
-    def __len__(self) -> int:
-        return len(self.ranks)
-
-    def __getitem__(self, index: int) -> RankCount:
-        return self.ranks[index]
 
     def above(self, rank: int) -> list[str]:
         """The names of the adapters with a module of a larger rank."""
@@ -244,22 +241,26 @@ class StatsResult(Tabular):
         each = f'loralens compress {quote_word(str(self.root))}/"$name" --rank {rank} -o OUT/"$name"'
         return f"{self.command} {rank} | while IFS= read -r name; do {each}; done"
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        ranks, formats = self.tables()
-        return {
-            "root": str(self.root),
-            "adapters": self.adapters,
-            "unreadable": self.unreadable,
-            "empty": self.empty,
-            "bytes": self.bytes,
-            "parameters": self.parameters,
-            "index_bytes": self.index_bytes,
-            "ranks": ranks.records(),
-            "common_rank": self.common_rank,
-            "above": [str(self.root / name) for name in self.above(self.common_rank)],
-            "formats": formats.records(),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "root",
+            "adapters",
+            "unreadable",
+            "empty",
+            "bytes",
+            "parameters",
+            "index_bytes",
+            rows_key("ranks", RANKS),
+            "common_rank",
+            Column(
+                "above",
+                lambda result: [str(result.root / name) for name in result.above(result.common_rank)],
+                type=list[str],
+            ),
+            rows_key("formats", FORMATS),
+        )
 
 
 def count_members(
@@ -294,24 +295,20 @@ def count_members(
 
 
 RANKS: tuple[Column[RankCount], ...] = (
-    Column("rank", lambda row: row.rank, "rank", priority=ALWAYS),
-    Column("adapters", lambda row: row.adapters, "adapters", "{:,}".format, priority=ALWAYS),
-    Column(
-        "up_to", lambda row: row.up_to, "up to it", "{:,}".format, priority=8, about="adapters of at most this rank"
-    ),
-    Column(
-        "share", lambda row: row.share, "share", percent, priority=7, about="share of adapters of at most this rank"
-    ),
+    Column("rank", "rank", "rank", priority=ALWAYS),
+    Column("adapters", "adapters", "adapters", "{:,}".format, priority=ALWAYS),
+    Column("up_to", "up_to", "up to it", "{:,}".format, priority=8, about="adapters of at most this rank"),
+    Column("share", "share", "share", percent, priority=7, about="share of adapters of at most this rank"),
 )
 FORMATS: tuple[Column[FormatCount], ...] = (
-    Column("format", lambda row: row.format, "dialect", align="left", priority=ALWAYS),
-    Column("adapters", lambda row: row.adapters, "adapters", "{:,}".format, priority=ALWAYS),
-    Column("bytes", lambda row: row.bytes, "size", size, priority=8),
+    Column("format", "format", "dialect", align="left", priority=ALWAYS),
+    Column("adapters", "adapters", "adapters", "{:,}".format, priority=ALWAYS),
+    Column("bytes", "bytes", "size", size, priority=8),
 )
 
 
-@dataclass(frozen=True, slots=True)
-class EmptyResult(Tabular):
+@dataclass(frozen=True, slots=True, repr=False)
+class EmptyResult(ResultSequence[Member]):
     """The adapters with modules whose ΔW is 0, those first that have no other module; a sequence of `Member`.
 
     Attributes
@@ -320,15 +317,11 @@ class EmptyResult(Tabular):
         How many adapters the fleet has.
     """
 
+    contents = "members"
+
     root: Path
     members: Sequence[Member]
     adapters: int
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __getitem__(self, index: int) -> Member:
-        return self.members[index]
 
     @property
     def without_effect(self) -> list[Member]:
@@ -366,9 +359,14 @@ class EmptyResult(Tabular):
         how = "" if self.without_effect else f" (--verbose names {'it' if number == 1 else 'them'})"
         return f"{number:,} {has} ΔW = 0 in some of the modules{how}"
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        return {"root": str(self.root), "adapters": self.adapters, "empty": self.tables()[0].records()}
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "root",
+            "adapters",
+            rows_key("empty", EMPTY_COLUMNS, source="members"),
+        )
 
 
 def is_empty(member: Member) -> bool:
@@ -384,29 +382,25 @@ def empty_members(root: Path, members: Sequence[Member]) -> EmptyResult:
 
 
 EMPTY_COLUMNS: tuple[Column[Member], ...] = (
-    Column("name", lambda row: row.name, "adapter", align="left", priority=ALWAYS, distinct=True),
-    Column("path", lambda row: str(row.path)),
-    Column("zero_modules", lambda row: row.zero_modules, "zero", priority=8, about="modules with ΔW = 0"),
-    Column("modules", lambda row: row.modules, "modules", priority=7),
-    Column("extras", lambda row: row.extras, "others", priority=6, about="trained tensors that belong to no pair"),
-    Column("bytes", lambda row: row.bytes, "size", size, priority=5),
+    Column("name", "name", "adapter", align="left", priority=ALWAYS, distinct=True),
+    Column("path"),
+    Column("zero_modules", "zero_modules", "zero", priority=8, about="modules with ΔW = 0"),
+    Column("modules", "modules", "modules", priority=7),
+    Column("extras", "extras", "others", priority=6, about="trained tensors that belong to no pair"),
+    Column("bytes", "bytes", "size", size, priority=5),
     Column("findings", lambda row: " ".join(row.findings), json=False),
-    Column("findings", lambda row: list(row.findings), csv=False),
+    Column("findings", "findings", csv=False),
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RowsResult(Tabular):
+@dataclass(frozen=True, slots=True, repr=False)
+class RowsResult(ResultSequence[Row]):
     """The answer to a SELECT: names of columns, and rows; the result is a sequence of the rows."""
+
+    contents = "rows"
 
     columns: Sequence[str]
     rows: Sequence[Row]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Row:
-        return self.rows[index]
 
     def conclusion(self) -> list[str]:
         """How many rows there are."""
@@ -416,9 +410,13 @@ class RowsResult(Tabular):
         """The rows."""
         return [Table("catalogue", [_column(i, name, self.rows) for i, name in enumerate(self.columns)], self.rows)]
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        return {"columns": list(self.columns), "rows": self.tables()[0].records()}
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "columns",
+            Column("rows", lambda result: result.tables()[0].records(), type=list[dict[str, Any]]),
+        )
 
 
 def _column(index: int, name: str, rows: Sequence[Row]) -> Column[Row]:

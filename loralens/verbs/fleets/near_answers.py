@@ -8,15 +8,15 @@ from loralens.fleet.likeness import MEANINGS, ChanceLevels
 from loralens.fleet.member_bases import BaseRow, MemberBase, Source
 from loralens.fleet.near import Neighbour
 from loralens.tables.numbers import UNDEFINED, count, number, signed, size, span
-from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.result import ResultSequence
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 
 SHOWN = 3  # bases that a cell lists
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class NearResult(Tabular):
+@dataclass(frozen=True, slots=True, repr=False)
+class NearResult(ResultSequence[Neighbour]):
     """The members near an example, the nearest first; the result is a sequence of them.
 
     Attributes
@@ -35,6 +35,8 @@ class NearResult(Tabular):
         Why there is no neighbour, in words; empty if there is one.
     """
 
+    contents = "neighbours"
+
     example: str
     modules: int
     neighbours: Sequence[Neighbour]
@@ -42,15 +44,6 @@ class NearResult(Tabular):
     read: int
     chance: ChanceLevels
     reason: str = ""
-
-    def __len__(self) -> int:
-        return len(self.neighbours)
-
-    def __getitem__(self, index: int) -> Neighbour:
-        return self.neighbours[index]
-
-    def __repr__(self) -> str:
-        return f"NearResult({self.example!r}, {count(len(self.neighbours), 'neighbour')})"
 
     def conclusion(self) -> list[str]:
         """Which member is nearest, and what that means."""
@@ -78,46 +71,47 @@ class NearResult(Tabular):
         meanings = [f"{level or 'no level'}: {MEANINGS[level]}" for level in MEANINGS if level in levels]
         return [self.chance.sentence(sketched=not self.read), *meanings]
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        return {
-            "example": self.example,
-            "modules": self.modules,
-            "compared": self.compared,
-            "read": self.read,
-            "chance": self.chance.record(),
-            "reason": self.reason,
-            "neighbours": Table("near", NEAR_COLUMNS, self.neighbours).records(),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "example",
+            "modules",
+            "compared",
+            "read",
+            "chance",
+            "reason",
+            rows_key("neighbours", NEAR_COLUMNS),
+        )
 
 
 NEAR_COLUMNS: tuple[Column[Neighbour], ...] = (
-    Column("name", lambda row: row.member.name, "adapter", align="left", priority=ALWAYS, distinct=True),
-    Column("path", lambda row: str(row.member.path)),
-    Column("level", lambda row: row.level or None, "level", align="left", priority=8),
-    Column("cosine", lambda row: row.cosine, "cosine", signed, priority=ALWAYS, about="of the whole updates"),
+    Column("name", "member.name", "adapter", align="left", priority=ALWAYS, distinct=True),
+    Column("path", "member.path"),
+    Column("level", lambda row: row.level or None, "level", align="left", priority=8, type=str | None),
+    Column("cosine", "cosine", "cosine", signed, priority=ALWAYS, about="of the whole updates"),
     Column(
         "common_cosine",
-        lambda row: row.common_cosine,
+        "common_cosine",
         "common",
         signed,
         priority=7,
         about="cosine over the modules that both have",
     ),
-    Column("common_modules", lambda row: row.common_modules, "modules", priority=5, about="modules that both have"),
-    Column("exact", lambda row: row.exact),
-    Column("sketch", lambda row: row.sketch, "sketch", signed, priority=2, about="cosine by sketches"),
-    Column("start", lambda row: row.start, "start", signed, priority=4, about="cosine of the first A, by sketches"),
-    Column("base_model", lambda row: row.base_model, "base", align="left", priority=3),
-    Column("ranks", lambda row: list(row.member.ranks), "r", span, priority=6),
-    Column("frobenius", lambda row: row.member.frobenius, "‖ΔW‖F", number, priority=4),
-    Column("bytes", lambda row: row.member.bytes, "size", size, priority=1),
+    Column("common_modules", "common_modules", "modules", priority=5, about="modules that both have"),
+    Column("exact"),
+    Column("sketch", "sketch", "sketch", signed, priority=2, about="cosine by sketches"),
+    Column("start", "start", "start", signed, priority=4, about="cosine of the first A, by sketches"),
+    Column("base_model", "base_model", "base", align="left", priority=3),
+    Column("ranks", "member.ranks", "r", span, priority=6),
+    Column("frobenius", "member.frobenius", "‖ΔW‖F", number, priority=4),
+    Column("bytes", "member.bytes", "size", size, priority=1),
 )
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class BasesResult(Tabular):
+@dataclass(frozen=True, slots=True, repr=False)
+class BasesResult(ResultSequence[BaseRow]):
     """The bases of a fleet, the most frequent first; the result is a sequence of them.
 
     Attributes
@@ -130,19 +124,12 @@ class BasesResult(Tabular):
         The command that lists the base of each adapter.
     """
 
+    contents = "bases"
+
     bases: Sequence[BaseRow]
     unknown: Sequence[MemberBase]
     contradictions: Sequence[MemberBase]
     command: str = "loralens fleet bases --csv"
-
-    def __len__(self) -> int:
-        return len(self.bases)
-
-    def __getitem__(self, index: int) -> BaseRow:
-        return self.bases[index]
-
-    def __repr__(self) -> str:
-        return f"BasesResult({count(len(self.bases), 'base')})"
 
     @property
     def members(self) -> int:
@@ -177,17 +164,18 @@ class BasesResult(Tabular):
         rows = [adapter for row in self.bases for adapter in row.adapters]
         return [Table("adapters", MEMBER_COLUMNS, [*rows, *self.unknown])]
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        return {
-            "bases": Table("bases", BASE_COLUMNS, self.bases).records(),
-            "adapters": self.listing()[0].records(),
-            "unknown": [str(adapter.member.path) for adapter in self.unknown],
-            "contradictions": [
-                {"path": str(adapter.member.path), "named": adapter.member.base, "reason": adapter.contradiction}
-                for adapter in self.contradictions
-            ],
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            rows_key("bases", BASE_COLUMNS),
+            rows_key("adapters", MEMBER_COLUMNS, MemberBase, lambda result: result.listing()[0]),
+            Column("unknown", lambda result: [str(adapter.member.path) for adapter in result.unknown], type=list[str]),
+            rows_key(
+                "contradictions",
+                (Column("path", "member.path"), Column("named", "member.base"), Column("reason", "contradiction")),
+            ),
+        )
 
 
 def _count_column(key: str, source: Source, title: str, about: str, priority: int) -> Column[BaseRow]:
@@ -201,31 +189,29 @@ def _some_names(names: Sequence[str]) -> str:
 
 
 BASE_COLUMNS: tuple[Column[BaseRow], ...] = (
-    Column("base", lambda row: row.base, "base", align="left", priority=ALWAYS),
+    Column("base", "base", "base", align="left", priority=ALWAYS),
     Column("adapters", lambda row: len(row.adapters), "adapters", priority=ALWAYS),
     _count_column("named", "named", "named", "adapters whose file or configuration names the base", 6),
     _count_column("shown", "names and shapes", "by shapes", "adapters whose names and shapes show it", 6),
     _count_column("by_neighbours", "neighbours", "by neighbours", "adapters that are like others of this base", 4),
-    Column("names", lambda row: row.names, "called", _some_names, align="left", priority=3),
+    Column("names", "names", "called", _some_names, align="left", priority=3),
 )
-NAME: Column[MemberBase] = Column(
-    "name", lambda row: row.member.name, "adapter", align="left", priority=ALWAYS, distinct=True
-)
+NAME: Column[MemberBase] = Column("name", "member.name", "adapter", align="left", priority=ALWAYS, distinct=True)
 MEMBER_COLUMNS: tuple[Column[MemberBase], ...] = (
     NAME,
-    Column("path", lambda row: str(row.member.path)),
-    Column("base", lambda row: row.base or None),
-    Column("source", lambda row: row.source),
-    Column("named", lambda row: row.member.base),
-    Column("contradiction", lambda row: row.contradiction or None),
-    Column("candidates", lambda row: list(row.candidates), csv=False),
+    Column("path", "member.path"),
+    Column("base", lambda row: row.base or None, type=str | None),
+    Column("source"),
+    Column("named", "member.base"),
+    Column("contradiction", lambda row: row.contradiction or None, type=str | None),
+    Column("candidates", "candidates", csv=False),
 )
 UNKNOWN_COLUMNS: tuple[Column[MemberBase], ...] = (
     NAME,
-    Column("candidates", lambda row: row.candidates, "could be", _some_names, align="left", priority=8),
+    Column("candidates", "candidates", "could be", _some_names, align="left", priority=8),
 )
 CONTRADICTION_COLUMNS: tuple[Column[MemberBase], ...] = (
     NAME,
-    Column("named", lambda row: row.member.base, "names", align="left", priority=7),
-    Column("contradiction", lambda row: row.contradiction, "but", align="left", priority=8),
+    Column("named", "member.base", "names", align="left", priority=7),
+    Column("contradiction", "contradiction", "but", align="left", priority=8),
 )

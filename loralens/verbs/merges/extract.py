@@ -19,7 +19,7 @@ from loralens.formats.models.transformers_names import use_memory_names
 from loralens.merging.checkpoint_difference import NoiseEdge
 from loralens.merging.extraction import ExtractedModule, Extraction, extract_adapter
 from loralens.tables.numbers import count, fixed, json_number, number, percent, shape
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.files.output_format import OutputFormat, writer_options
 from loralens.verbs.files.target import Target, Written
 from loralens.verbs.shared.base_reading import read_checkpoint
@@ -50,12 +50,12 @@ COLUMNS: tuple[Column[ModuleRow], ...] = (
     _measure("frobenius", "‖ΔW‖", text=number, priority=6),
     _measure("relative_error", "error", text=percent, priority=ALWAYS),
     _measure("energy_kept", "energy kept", text=fixed(".2%"), priority=5),
-    _measure("svd_error"),
-    _measure("noise"),
+    _measure("svd_error", type=float),
+    _measure("noise", type=float),
     Column("residue", lambda row: json_number(row[1].residue), "left / noise", number, priority=4),
 )
 # It has a title only if some module has an edge: without --noise-edge the column would be empty for people.
-EDGE_COLUMN: Column[ModuleRow] = Column("noise_edge", lambda row: row[1].edge, priority=2)
+EDGE_COLUMN: Column[ModuleRow] = Column("noise_edge", lambda row: row[1].edge, priority=2, type=float)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -88,9 +88,6 @@ class ExtractResult(Written):
         """How well the pair of every module represents its difference."""
         return self.extraction.modules
 
-    def __repr__(self) -> str:
-        return f"ExtractResult({len(self.modules)} modules, error {percent(self.extraction.relative_error)})"
-
     def tables(self) -> list[Table[ModuleRow]]:
         """The modules that differ, one per row."""
         edges = any(module.edge is not None for module in self.modules.values())
@@ -122,27 +119,24 @@ class ExtractResult(Written):
             sentences.append(f"extra       {len(extra)} tensors kept in full ({roles})")
         return [*sentences, f"format      {self.format}"]
 
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object."""
-        extraction = self.extraction
-        return {
-            "base": self.base,
-            "tuned": self.tuned,
-            "target": self.target.record(),
-            "format": self.format,
-            "modules": self.tables()[0].records(),
-            "total": {
-                "relative_error": extraction.relative_error,
-                "share": extraction.share,
-                "parameters": extraction.adapter.parameters,
-                "unchanged": extraction.unchanged,
-            },
-            "extra": list(extraction.adapter.extra),
-            "left_out": [
-                {"key": tensor.key, "why": tensor.why, "frobenius": tensor.norm} for tensor in extraction.left_out
-            ],
-            "notes": list(extraction.notes),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "base",
+            "tuned",
+            Column("target", "target.written"),
+            "format",
+            rows_key("modules", (*COLUMNS, EDGE_COLUMN), source=lambda result: result.tables()[0]),
+            *(Column(("total", key), f"extraction.{key}") for key in ("relative_error", "share")),
+            Column(("total", "parameters"), "extraction.adapter.parameters"),
+            Column(("total", "unchanged"), "extraction.unchanged"),
+            Column("extra", lambda result: list(result.extraction.adapter.extra), type=list[str]),
+            rows_key(
+                "left_out", (Column("key"), Column("why"), Column("frobenius", "norm")), source="extraction.left_out"
+            ),
+            Column("notes", "extraction.notes"),
+        )
 
 
 @takes_options

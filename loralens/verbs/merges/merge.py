@@ -1,7 +1,7 @@
 """The verb ``merge``: merges adapters into a base model, with a certificate of what arrived and an undo patch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
@@ -14,9 +14,9 @@ from loralens.exports import takes_options
 from loralens.formats.records.merged import CERTIFICATE, NAME
 from loralens.linalg.device import Device
 from loralens.merging.plan import MergePlan
-from loralens.merging.record import MergedModule, module_columns
+from loralens.merging.record import CODE_COLUMNS, MODULE_COLUMNS, MergedModule, module_columns
 from loralens.tables.numbers import count, fixed, number, percent
-from loralens.tables.table import Table
+from loralens.tables.table import Column, Keys, Rows, Table
 from loralens.verbs.files.target import Target, Written
 from loralens.verbs.merges.certified import warn_of_repeats
 from loralens.verbs.merges.merge_inputs import MergeInputs, choose_rounding, read_merge_inputs, record_path
@@ -64,11 +64,6 @@ class MergeResult(Written):
     undo_file: Path | None = None
     certificate_file: Path | None = None
     undo_size: int | None = None
-
-    def __repr__(self) -> str:
-        total = self.certificate["total"]
-        gain = f", gain {total['gain']:.4f}" if self.modules else ""
-        return f"MergeResult({total['tensors']} tensors, {len(self.modules)} updates{gain})"
 
     def conclusion(self) -> list[str]:
         """What was merged into what; then how much of the update arrived, and with which error."""
@@ -119,6 +114,28 @@ class MergeResult(Written):
         if self.certificate_file:
             sentences.append(f"certificate: {self.certificate_file}")
         return sentences
+
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the certificate, from which `record` takes their values."""
+        means = ("gain", "relative_error", "subspace_error", "predicted_gain", "predicted_relative_error")
+        shares = ("unmoved", "predicted_unmoved", "undo_bits_per_weight")
+        of_codes = ("changed", "clipped", "mean_move", "noise", "predicted_changed", "predicted_clipped")
+        counts = dict.fromkeys(("tensors", "overflowed"), int) | {"undo_bytes": int | None, "drawn?": int}
+        codes = [replace(column, may_lack=True) for column in CODE_COLUMNS]
+        return (
+            Column("base", type={"path": str, "sha256": str | None}),
+            Column("result", type={"sha256": str | None, "tensors": dict[str, Any] | None}),
+            Column("adapters", type=({"path": str, "weight": float, "fingerprint": str},)),
+            *(Column(key, type=list[str]) for key in ("names", "missing", "notes")),
+            Column("rounding", type={"mode": str, "seed?": int}),
+            Column("dtype", type=str),
+            Column("bits", type=str, may_lack=True),
+            Column("modules", type=Rows(MergedModule, (*MODULE_COLUMNS, *codes))),
+            Column("total", type=counts | dict.fromkeys((*means, *shares, *(f"{key}?" for key in of_codes)), float)),
+            Column("texts", type=dict[str, Any], may_lack=True),
+            Column("files", type=dict[str, int], may_lack=True),
+        )
 
     def record(self) -> dict[str, Any]:
         """The certificate as a JSON object."""

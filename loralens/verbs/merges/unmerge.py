@@ -22,7 +22,7 @@ from loralens.merging.codec import feed_hash, prepare
 from loralens.merging.plan import MergePlan, matrix_blocks
 from loralens.merging.undo import WITH_CODES, Doubt, parse_undo, restore_tensor, subtract_tensor
 from loralens.tables.numbers import count
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Table
 from loralens.verbs.files.target import Target, Written
 from loralens.verbs.merges.certified import check_subtracted, settings_of
 from loralens.verbs.merges.merge_inputs import MergeInputs, read_merge_inputs, record_path
@@ -283,9 +283,6 @@ class UnmergeResult(Written):
         """Whether this can be the base: the merge could have written every entry of the merged model."""
         return self.doubt is None or not self.doubt.none
 
-    def __repr__(self) -> str:
-        return f"UnmergeResult({len(self.keys)} tensors, {'bit for bit' if self.exact else 'by subtracting'})"
-
     def listing(self) -> list[Table["UnmergeResult"]]:
         """The result as a table of one row."""
         return [Table("", COLUMNS if self.doubt is None else (*COLUMNS, *DOUBT_COLUMNS), [self])]
@@ -325,9 +322,10 @@ class UnmergeResult(Written):
             )
         ]
 
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object."""
-        return self.listing()[0].record(self)
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (*COLUMNS, *DOUBT_COLUMNS)
 
 
 @takes_options
@@ -501,14 +499,16 @@ def _check_subtractable(plan: MergePlan) -> None:
 
 # None of the columns has a title: people read the sentence, and the row is for JSON, CSV and data frames.
 COLUMNS: tuple[Column[UnmergeResult], ...] = (
-    Column("merged", lambda row: row.merged),
-    Column("output", lambda row: row.target.record()),
-    Column("exact", lambda row: row.exact),
-    Column("tensors", lambda row: len(row.keys)),
+    Column("merged"),
+    Column("output", "target.written"),
+    Column("exact"),
+    Column("tensors", lambda row: len(row.keys), type=int),
 )
+
+
 # Only where the update was subtracted; an undo file leaves nothing open.
-DOUBT_COLUMNS: tuple[Column[UnmergeResult], ...] = (
-    Column("entries", lambda row: row.doubt and row.doubt.entries),
-    Column("several", lambda row: row.doubt and row.doubt.several),
-    Column("none", lambda row: row.doubt and row.doubt.none),
-)
+def _doubt_column(key: str) -> Column[UnmergeResult]:
+    return Column(key, lambda row: getattr(row.doubt, key) if row.doubt else ..., type=int, may_lack=True)
+
+
+DOUBT_COLUMNS = [*map(_doubt_column, ("entries", "several", "none"))]

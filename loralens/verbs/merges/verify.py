@@ -27,7 +27,7 @@ from loralens.merging.record import Hashed, model_hash
 from loralens.merging.verify import HIGH, LOW, Outcome, Verdict, have_same_values, relation, verdicts
 from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.merges.certified import settings_of
 from loralens.verbs.merges.merge_inputs import read_merge_inputs, record_path
 from loralens.verbs.merges.merge_losses import DAMAGED
@@ -48,12 +48,12 @@ GOOD: tuple[Outcome, ...] = ("exact", "rounded")
 
 # The predicted gain is for machines: people read it in the sentence about a module whose gain differs from it.
 COLUMNS: tuple[Column[Verdict], ...] = (
-    Column("name", lambda row: row.module, "module", align="left", priority=ALWAYS),
-    Column("verdict", lambda row: row.outcome, "verdict", align="left", priority=ALWAYS),
-    Column("gain", lambda row: row.gain, "gain", fixed(".4f"), priority=ALWAYS),
-    Column("predicted_gain", lambda row: row.predicted),
-    Column("relative_error", lambda row: row.error, "error", number, priority=5),
-    Column("different", lambda row: row.different, "entries differ", "{:,}".format, priority=4),
+    Column("name", "module", "module", align="left", priority=ALWAYS),
+    Column("verdict", "outcome", "verdict", align="left", priority=ALWAYS),
+    Column("gain", "gain", "gain", fixed(".4f"), priority=ALWAYS),
+    Column("predicted_gain", "predicted"),
+    Column("relative_error", "error", "error", number, priority=5),
+    Column("different", "different", "entries differ", "{:,}".format, priority=4),
 )
 
 
@@ -94,9 +94,6 @@ class VerifyResult(Tabular):
     def answer(self) -> bool:
         """Whether the model contains every module at full strength."""
         return self.verdict in GOOD
-
-    def __repr__(self) -> str:
-        return f"VerifyResult({self.verdict}, {len(self.modules)} modules)"
 
     @property
     def _bad(self) -> list[Verdict]:
@@ -227,15 +224,16 @@ class VerifyResult(Tabular):
             sentences.append(f"note: {what}: {some(self.others_changed)}")
         return sentences
 
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object."""
-        return {
-            "merged": self.merged,
-            "base": self.base,
-            "modules": self.listing()[0].records(),
-            "others_changed": list(self.others_changed),
-            "verdict": self.verdict,
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "merged",
+            "base",
+            rows_key("modules", COLUMNS),
+            "others_changed",
+            "verdict",
+        )
 
 
 State = Literal["unchanged", "changed", "missing", "added"]
@@ -251,8 +249,8 @@ class CheckedTensor:
 
 
 CERTIFICATE_CHECK_COLUMNS: tuple[Column[CheckedTensor], ...] = (
-    Column("name", lambda row: row.name, "tensor", align="left", priority=ALWAYS),
-    Column("state", lambda row: row.state, "state", align="left", priority=ALWAYS),
+    Column("name", "name", "tensor", align="left", priority=ALWAYS),
+    Column("state", "state", "state", align="left", priority=ALWAYS),
 )
 
 
@@ -297,9 +295,6 @@ class CertificateResult(Tabular):
         """The names of the tensors that are not as they were merged."""
         return [tensor.name for tensor in self.tensors if tensor.state != "unchanged"]
 
-    def __repr__(self) -> str:
-        return f"CertificateResult({'unchanged' if self.unchanged else 'changed'}, {len(self.tensors)} tensors)"
-
     def conclusion(self) -> list[str]:
         """Whether the model is unchanged, or which tensors changed."""
         merge = f"the merge that the certificate describes ({' + '.join(self.adapters)} into {self.base})"
@@ -329,17 +324,18 @@ class CertificateResult(Tabular):
             sentences.append(f"note: gone, or of another size than at the merge: {some(self.files_changed)}")
         return [*sentences, "To test whether an adapter is in the model, give --base and --adapter."]
 
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object."""
-        return {
-            "merged": self.merged,
-            "certificate": self.certificate,
-            "base": self.base,
-            "adapters": list(self.adapters),
-            "unchanged": self.unchanged,
-            "tensors": self.tables()[0].records(),
-            "files_changed": list(self.files_changed),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "merged",
+            "certificate",
+            "base",
+            "adapters",
+            "unchanged",
+            rows_key("tensors", CERTIFICATE_CHECK_COLUMNS),
+            "files_changed",
+        )
 
 
 def check_certificate(merged: str | os.PathLike[str]) -> CertificateResult:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from loralens.core.messages import note
 from loralens.errors import MismatchError, OptionError
 from loralens.tables.numbers import count
+from loralens.tables.table import Keys, Recorded
 from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.texts import Dialogue
 
@@ -20,7 +21,7 @@ DEFAULT_LENGTH = 256  # of every command that cuts texts; whoever leaves the opt
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(Recorded):
     """The numbers of texts and tokens that are lost when texts are cut to a length.
 
     Attributes
@@ -44,9 +45,14 @@ class Cut:
     limited: bool
     asked_length: int = DEFAULT_LENGTH
 
-    def record(self) -> dict[str, int]:
-        """The numbers as a JSON object."""
-        return {"length": self.length, "texts": self.texts, "tokens": self.tokens}
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "length",
+            "texts",
+            "tokens",
+        )
 
     def warn(self, data: str, *, length: bool = True) -> None:
         """Tell the user what is left out, if anything is, and of a length for which the model has no positions.

@@ -105,10 +105,10 @@ def _modules(subject: Subject) -> Table[str]:
             Column("intruders", lambda x: (own := against.intruders.get(x)) and own.count, "intruders", json=False)
         )
     if effects:
-        ratio: Column[MergeEffect] = Column("relative_norm", lambda x: x.ratio, "‖ΔW‖/‖W‖", percent, json=False)
+        ratio: Column[MergeEffect] = Column("relative_norm", "ratio", "‖ΔW‖/‖W‖", percent, json=False)
         about = "predicted, as a share of ‖ΔW‖"
         error: Column[MergeEffect] = Column(
-            "merge_error", lambda x: x.rounding.error, "merge error", percent, json=False, about=about
+            "merge_error", "rounding.error", "merge error", percent, json=False, about=about
         )
         columns += [ratio.of(effects.get), error.of(effects.get)]
     return Table(subject.label, columns, list(rows))
@@ -170,7 +170,7 @@ def quality_table_of(evaluation: StoredEvaluation, subjects: Sequence[Subject]) 
 
 # Columns for which one bad module spoils a merge show the worst module of a kind; the others show the median.
 MERGE_COLUMNS: tuple[Column[KindMerges], ...] = (
-    Column("kind", lambda row: row.kind, "kind", align="left"),
+    Column("kind", "kind", "kind", align="left"),
     Column("modules", lambda row: len(row.effects), "modules"),
     Column("relative_norm", lambda row: median(x.ratio for x in row.effects), "‖ΔW‖/‖W‖", percent, about="median"),
     Column(

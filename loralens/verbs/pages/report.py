@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Never
 
+from loralens.analysis.diagnosis import Diagnosis
 from loralens.core.adapter import Adapter
 from loralens.core.messages import command_line, note
 from loralens.core.stored import Moments
@@ -24,7 +25,7 @@ from loralens.reporting.writing import (
 )
 from loralens.tables.numbers import join_words
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Rows, Table
 from loralens.verbs.comparisons.trajectory import read_watched, watch_log_of, watched_page
 from loralens.verbs.pages.page import report_page
 from loralens.verbs.shared.adapters import (
@@ -36,11 +37,12 @@ from loralens.verbs.shared.adapters import (
     with_checkpoints,
 )
 from loralens.verbs.shared.options import ModuleChoice, Reading
+from loralens.verbs.spectra.doctor import FINDING_COLUMNS
 
 ActivationSource = str | PathLike[str] | Moments
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ReportResult(Tabular):
     """A report, which can be written as a page, as Markdown or as JSON.
 
@@ -54,11 +56,6 @@ class ReportResult(Tabular):
 
     document: Report
     written: Sequence[Path] = ()
-
-    def __repr__(self) -> str:
-        # Keys of sections are ours; a title may hold what a terminal would obey.
-        sections = ", ".join(section.key for section in self.document.sections)
-        return f"ReportResult({visible(self.document.title)!r}: {sections})"
 
     def __reduce__(self) -> Never:
         # The tables of a page hold functions that make and write their cells.
@@ -87,6 +84,13 @@ class ReportResult(Tabular):
     def to_markdown(self, folder: str = "report_files") -> str:
         """The report as Markdown, whose pictures are PNG files of ``folder``."""
         return report_markdown(self.document, folder)
+
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys that pages about adapters and fleets share; `record` takes the values from the page."""
+        texts = [Column(key, type=str, may_lack=True) for key in ("command", "headline")]
+        findings = Column("findings", type=Rows(Diagnosis, FINDING_COLUMNS), may_lack=True)
+        return (*texts, Column("summary", type=list[str], may_lack=True), findings, "*")
 
     def record(self) -> dict[str, Any]:
         """The numbers of the report as a JSON object."""

@@ -16,8 +16,8 @@ from loralens.fleet.likeness import Sameness
 from loralens.formats import load
 from loralens.formats.records.collection import FolderEntry, folder_labels
 from loralens.tables.numbers import UNDEFINED, count, fixed, number, size, span
-from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.result import ResultSequence
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.fleets.fleet_verbs import Fleet
 from loralens.verbs.fleets.group_answers import CopiesResult
 from loralens.verbs.shared.base_reading import note_of_bases
@@ -107,8 +107,8 @@ class SurveyedAdapter:
         return f"wrong: {', '.join(wrong)}" if wrong else ""
 
 
-@dataclass(frozen=True, slots=True)
-class SurveyResult(Tabular):
+@dataclass(frozen=True, slots=True, repr=False)
+class SurveyResult(ResultSequence[SurveyedAdapter]):
     """The adapters under a folder, in order of paths; the result is a sequence of them.
 
     Attributes
@@ -119,19 +119,12 @@ class SurveyResult(Tabular):
         Files that hold tensors and no LoRA pairs: models, for example.
     """
 
+    contents = "adapters"
+
     folder: Path
     adapters: Sequence[SurveyedAdapter]
     unreadable: Sequence[SurveyedAdapter]
     without_pairs: Sequence[FolderEntry]
-
-    def __len__(self) -> int:
-        return len(self.adapters)
-
-    def __getitem__(self, index: int) -> SurveyedAdapter:
-        return self.adapters[index]
-
-    def __repr__(self) -> str:
-        return f"SurveyResult({str(self.folder)!r}, {count(len(self.adapters), 'adapter')})"
 
     def tables(self) -> list[Table[SurveyedAdapter]]:
         """The adapters, and the files that cannot be read."""
@@ -180,21 +173,22 @@ class SurveyResult(Tabular):
             sentences.append(f"no adapters: {files} {hold} tensors and no LoRA pairs: {names}{ellipsis}")
         return sentences
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        return {
-            "folder": str(self.folder),
-            "adapters": Table("adapters", COLUMNS, self.adapters).records(),
-            "unreadable": [{"path": str(row.path), "reason": row.reason, "fix": row.fix} for row in self.unreadable],
-            "no_adapters": [
-                {"path": str(file.path), "bytes": file.size, "reason": file.reason} for file in self.without_pairs
-            ],
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "folder",
+            rows_key("adapters", COLUMNS),
+            rows_key("unreadable", (Column("path"), Column("reason"), Column("fix"))),
+            rows_key(
+                "no_adapters", (Column("path"), Column("bytes", "size"), Column("reason")), source="without_pairs"
+            ),
+        )
 
 
 def _index_column(key: str, title: str = "", **options: Any) -> Column[SurveyedAdapter]:
     """A column of a field of the index; empty for a file that cannot be read."""
-    return Column(key, lambda row: getattr(row.member, key, None), title, **options)
+    return Column(key, f"member.{key}", title, **options)
 
 
 def _modules_text(row: SurveyedAdapter) -> str | None:
@@ -212,25 +206,23 @@ def _base_name(name: str | None) -> str:
     return (name or UNDEFINED).replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
-LABEL: Column[SurveyedAdapter] = Column("label", lambda row: row.label, "path", align="left", priority=ALWAYS)
-REASON: Column[SurveyedAdapter] = Column(
-    "reason", lambda row: row.reason, "reason", align="left", priority=ALWAYS, sentence=True
-)
-NOTE: Column[SurveyedAdapter] = Column("note", lambda row: row.note, "note", align="left", priority=8)
+LABEL: Column[SurveyedAdapter] = Column("label", "label", "path", align="left", priority=ALWAYS)
+REASON: Column[SurveyedAdapter] = Column("reason", "reason", "reason", align="left", priority=ALWAYS, sentence=True)
+NOTE: Column[SurveyedAdapter] = Column("note", "note", "note", align="left", priority=8)
 # On a narrow terminal the fingerprint and the scale are left out first: size, ranks, norm and notes tell most adapters
 # apart.
 COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
-    Column("path", lambda row: str(row.path)),
-    Column("format", lambda row: row.member and row.member.format, "format", align="left", priority=3),
-    Column("base_model", lambda row: row.member and row.member.base, "base", _base_name, align="left", priority=4),
+    Column("path"),
+    Column("format", "member.format", "format", align="left", priority=3),
+    Column("base_model", "member.base", "base", _base_name, align="left", priority=4),
     _index_column("modules"),
     # One column for people instead of two, as modules with ΔW = 0 are rare.
     Column("modules_and_zeros", _modules_text, "modules", priority=4, json=False, csv=False),
     _index_column("zero_modules"),
-    Column("ranks", lambda row: row.member and list(row.member.ranks), "r", span, priority=8),
+    Column("ranks", "member.ranks", "r", span, priority=8),
     Column(
         "scales",
-        lambda row: row.member and list(row.member.scales),
+        "member.scales",
         "scale",
         _scales_text,
         priority=2,
@@ -246,14 +238,14 @@ COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
     _index_column(
         "fingerprint", "fingerprint", text=lambda text: text[:12], align="left", priority=1, about="hash of the content"
     ),
-    Column("duplicate_of", lambda row: str(row.original.path) if row.original else None),
-    Column("duplicate_kind", lambda row: row.duplicate and row.duplicate.kind),
-    Column("duplicate_difference", lambda row: row.duplicate and row.duplicate.difference),
-    Column("same_file_as", lambda row: str(row.same_file_as.path) if row.same_file_as else None),
+    Column("duplicate_of", "original.path"),
+    Column("duplicate_kind", "duplicate.kind"),
+    Column("duplicate_difference", "duplicate.difference"),
+    Column("same_file_as", "same_file_as.path"),
     # JSON has the whole findings; a cell of CSV holds their codes.
-    Column("findings", lambda row: [finding.record() for finding in row.findings], csv=False),
+    Column("findings", "findings", csv=False),
     Column("findings", lambda row: " ".join(finding.code for finding in row.findings), json=False),
-    Column("reason", lambda row: row.reason, json=False),
+    Column("reason", "reason", json=False),
 )
 
 

@@ -12,7 +12,7 @@ from loralens.errors import OptionError, place
 from loralens.exports import takes_options
 from loralens.tables.numbers import fixed, json_number, number, percent
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.models.loaded import Head
 from loralens.verbs.models.models import Running, load_model, model_label, restore_settings
 from loralens.verbs.models.texts import read_texts, text_label
@@ -25,7 +25,7 @@ NAMED = 3  # tensors that warnings name; an adapter of another base may have hun
 POSITIONS = {"causal": "tokens", "masked": "tokens", "classifier": "texts", "": "tokens"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class BehaviourResult(Tabular):
     """How adapters change the outputs of a model.
 
@@ -55,9 +55,6 @@ class BehaviourResult(Tabular):
     def contrasts(self) -> Sequence[Contrast]:
         """The differences between the base and every adapter, then those between adapters."""
         return self.behaviour.contrasts
-
-    def __repr__(self) -> str:
-        return f"BehaviourResult({len(self.adapters)} adapters on {self.texts} texts of {self.data})"
 
     def conclusion(self) -> list[str]:
         """How strongly the adapters change the outputs; of several, which one does most and which one least."""
@@ -106,42 +103,43 @@ class BehaviourResult(Tabular):
         columns = COLUMNS if self.behaviour.positions else [replace(c, title="") if c in LOGITS else c for c in COLUMNS]
         return [Table(title, columns, self.contrasts)]
 
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object, with every layer, and the tensors that were not applied."""
-        behaviour = self.behaviour
-        return {
-            "model": self.model,
-            "head": self.head or None,
-            "data": {
-                "file": self.data,
-                "texts": self.texts,
-                "cut": self.cut.record(),
-                "positions": behaviour.positions or None,
-                "states": behaviour.states,
-            },
-            "adapters": [
-                {
-                    "name": name,
-                    "path": path,
-                    "not_applied": dict(behaviour.left_out[name]),
-                    "never_called": list(behaviour.idle[name]),
-                    "rounded": list(behaviour.changed[name]),
-                }
-                for name, path in self.adapters.items()
-            ],
-            "contrasts": self.listing()[0].records(),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "model",
+            Column("head", lambda result: result.head or None, type=str | None),
+            Column(("data", "file"), "data"),
+            Column(("data", "texts"), "texts"),
+            Column(("data", "cut"), "cut"),
+            Column(("data", "positions"), lambda result: result.behaviour.positions or None, type=int | None),
+            Column(("data", "states"), "behaviour.states"),
+            Column(
+                "adapters",
+                _adapter_records,
+                type=(
+                    {
+                        "name": str,
+                        "path": str,
+                        "not_applied": dict[str, str],
+                        "never_called": list[str],
+                        "rounded": list[str],
+                    },
+                ),
+            ),
+            rows_key("contrasts", COLUMNS),
+        )
 
 
 # On a narrow terminal columns of low priority are left out first. KL, which alone compares whole distributions, stays.
 LOGITS: tuple[Column[Contrast], ...] = (
-    Column("kl", lambda row: json_number(row.kl), "KL (nats)", number, priority=ALWAYS),
-    Column("logits", lambda row: json_number(row.logits), "logits rms", number, priority=3),
-    Column("agreement", lambda row: row.agreement, "same top", fixed(".2%"), priority=4),
+    Column("kl", "kl", "KL (nats)", number, priority=ALWAYS),
+    Column("logits", "logits", "logits rms", number, priority=3),
+    Column("agreement", "agreement", "same top", fixed(".2%"), priority=4),
 )
 COLUMNS: tuple[Column[Contrast], ...] = (
-    Column("first", lambda row: row.first, "from", align="left", priority=ALWAYS),
-    Column("second", lambda row: row.second, "to", align="left", priority=ALWAYS),
+    Column("first", "first", "from", align="left", priority=ALWAYS),
+    Column("second", "second", "to", align="left", priority=ALWAYS),
     *LOGITS,
     Column(
         "hidden_last",
@@ -152,8 +150,22 @@ COLUMNS: tuple[Column[Contrast], ...] = (
         json=False,
     ),
     # A column without a title is not shown in tables: --json has the whole list, and tables have its last layer.
-    Column("hidden", lambda row: [json_number(value) for value in row.hidden]),
+    Column("hidden"),
 )
+
+
+def _adapter_records(result: BehaviourResult) -> list[dict[str, Any]]:
+    behaviour = result.behaviour
+    return [
+        {
+            "name": name,
+            "path": path,
+            "not_applied": dict(behaviour.left_out[name]),
+            "never_called": list(behaviour.idle[name]),
+            "rounded": list(behaviour.changed[name]),
+        }
+        for name, path in result.adapters.items()
+    ]
 
 
 def _layer_columns(from_base: Sequence[Contrast]) -> list[Column[Any]]:

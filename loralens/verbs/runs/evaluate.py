@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from loralens.choices import FloatType, TaskName
 from loralens.core.adapter import Adapter
@@ -20,7 +20,7 @@ from loralens.formats.files.atomic import check_write_target
 from loralens.formats.records.results import write_evaluation
 from loralens.tables.numbers import count, json_number, number
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.models import ModelSource, labels_of, load_headed, model_label, restore_settings
 from loralens.verbs.models.texts import Texts, TextSource, read_data, text_label
@@ -53,7 +53,7 @@ class Evaluation:
     parameters: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class EvaluationResult(Tabular):
     """The quality of a model on a task, with each of several adapters.
 
@@ -85,9 +85,6 @@ class EvaluationResult(Tabular):
                 return evaluation.measures
         raise KeyError(path)
 
-    def __repr__(self) -> str:
-        return f"EvaluationResult({len(self.evaluations)} evaluations of {self.task} on {self.data})"
-
     def conclusion(self) -> list[str]:
         """The measures of the best adapter, or of the only version."""
         # Accuracy is what a task is about where there is one; every task has a loss, and less of it is better.
@@ -111,22 +108,22 @@ class EvaluationResult(Tabular):
         """The file that was written."""
         return [f"wrote {self.output}"] if self.output else []
 
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object."""
-        (table,) = self.tables()
-        return {
-            "model": self.model,
-            "task": self.task,
-            "data": self.data,
-            "texts": self.texts,
-            "cut": [cut.record() for cut in self.cuts],
-            "adapters": table.records(),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "model",
+            "task",
+            "data",
+            "texts",
+            Column("cut", "cuts"),
+            rows_key("adapters", (ADAPTER, PARAMETERS, "*"), Evaluation, lambda result: result.tables()[0]),
+        )
 
 
 ADAPTER: Column[Evaluation] = Column(
     "path",
-    lambda row: row.path,
+    "path",
     "adapter",
     lambda path: "(the model as it is)" if path is None else path,
     align="left",
@@ -135,7 +132,7 @@ ADAPTER: Column[Evaluation] = Column(
 
 
 # For machines and for pages; on a terminal the names of the measures need the room.
-PARAMETERS: Column[Evaluation] = Column("parameters", lambda row: row.parameters)
+PARAMETERS: Column[Evaluation] = Column("parameters")
 
 
 def quality_table(title: str, evaluations: Sequence[Evaluation]) -> Table[Evaluation]:

@@ -57,8 +57,8 @@ from loralens.formats.records.training import (
 )
 from loralens.tables.numbers import count, number
 from loralens.tables.render import no_formula
-from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.result import ResultSequence
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.models import digest_of_model, load_headed, model_name, restore_settings
 from loralens.verbs.models.texts import text_label
@@ -126,8 +126,8 @@ class GridRun:
         return log_entries((self.output if self.status == "done" else _unfinished(self.output)) / LOG)
 
 
-@dataclass(frozen=True, slots=True)
-class GridResult(Tabular):
+@dataclass(frozen=True, slots=True, repr=False)
+class GridResult(ResultSequence[GridRun]):
     """The runs of a grid, where the last axis varies fastest; the result is a sequence of them.
 
     ``runs.csv`` in the folder has them too, beside those of other grids in the same folder.
@@ -147,21 +147,14 @@ class GridResult(Tabular):
         Whether this process reports; a grid has one.
     """
 
+    contents = "runs"
+
     output: Path
     runs: Sequence[GridRun]
     axes: tuple[str, ...]
     trained: int
     dry: bool = False
     main: bool = True
-
-    def __len__(self) -> int:
-        return len(self.runs)
-
-    def __getitem__(self, index: int) -> GridRun:
-        return self.runs[index]
-
-    def __repr__(self) -> str:
-        return f"GridResult({str(self.output)!r}, {count(len(self.runs), 'run')})"
 
     def where(self, **settings: Any) -> list[GridRun]:
         """The runs that have these settings: ``result.where(rank=8, seed=0)``."""
@@ -183,11 +176,11 @@ class GridResult(Tabular):
     def listing(self) -> list[Table[GridRun]]:
         """The runs with all settings and results: the content of ``runs.csv``."""
         columns: list[Column[GridRun]] = [
-            Column("run", lambda run: run.name),
-            Column("status", lambda run: run.status),
+            Column("run", "name"),
+            Column("status"),
             *(Column(key, _setting(key)) for key in _keys(run.settings for run in self.runs)),
             *(Column(key, _result(key)) for key in _keys(run.results for run in self.runs)),
-            Column("message", lambda run: run.message),
+            Column("message"),
         ]
         return [Table("runs", columns, self.runs)]
 
@@ -203,22 +196,24 @@ class GridResult(Tabular):
             lines.append(f"{count(statuses['diverged'], 'run')} diverged: the loss is no longer finite.")
         return lines
 
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object."""
-        runs = [
-            {
-                "run": run.name,
-                "status": run.status,
-                "settings": dict(run.settings),
-                "results": dict(run.results),
-                "message": run.message,
-            }
-            for run in self.runs
-        ]
-        return {"target": str(self.output), "axes": list(self.axes), "trained": self.trained, "runs": runs}
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            Column("target", "output"),
+            "axes",
+            "trained",
+            rows_key("runs", RUN_COLUMNS),
+        )
 
 
-STATUS: Column[GridRun] = Column("status", lambda run: run.status, "status", align="left", priority=ALWAYS)
+STATUS: Column[GridRun] = Column("status", "status", "status", align="left", priority=ALWAYS)
+
+
+RUN_COLUMNS: tuple[Column[GridRun], ...] = (
+    Column("run", "name"),
+    *map(Column, ("status", "settings", "results", "message")),
+)
 
 
 def _keys(mappings: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from loralens.core.adapter import Adapter
 from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Table
 from loralens.verbs.models.tokens import Cut
 
 if TYPE_CHECKING:  # torch takes a second
@@ -46,7 +46,7 @@ class TrainedParts:
         return cls(tuple(injection.layers), tuple(injection.heads), ranks, injection.trainable, injection.frozen)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TrainPlan(Tabular):
     """What a run would train: the result of a dry run.
 
@@ -69,9 +69,6 @@ class TrainPlan(Tabular):
     evaluation_cut: Cut | None
     main: bool = True
 
-    def __repr__(self) -> str:
-        return f"TrainPlan({len(self.parts.modules)} modules, {self.run['steps']} steps)"
-
     def conclusion(self) -> list[str]:
         """What would be trained."""
         parts, run = self.parts, self.run
@@ -84,11 +81,18 @@ class TrainPlan(Tabular):
 
     def record(self) -> dict[str, Any]:
         """The plan as a JSON object."""
-        trained = {"target": None, **_parts_record(self.parts), "frozen": self.parts.frozen}
-        return {**trained, **self.run, **_cut_record(self.cut, self.evaluation_cut)}
+        record = super(TrainPlan, self).record()
+        cuts = {key: record.pop(key) for key in ("cut", "evaluation_cut")}
+        return {**record, **self.run, **cuts}
+
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object, besides those of the run, which stand before the cuts."""
+        target: Column[Any] = Column("target", lambda _: None, type=type(None))
+        return (target, *PARTS, Column("frozen", "parts.frozen"), "cut", "evaluation_cut", "*")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TrainResult(Tabular):
     """The adapter that a run has trained, and its losses and evaluations.
 
@@ -134,9 +138,6 @@ class TrainResult(Tabular):
         """The loss of the step whose adapter was written."""
         return self.losses.get(self.written_step)
 
-    def __repr__(self) -> str:
-        return f"TrainResult({str(self.output)!r}, {self.steps} steps)"
-
     def listing(self) -> list[Table[Any]]:
         """The evaluations, as rows for a data frame; the losses of the steps where there was no evaluation."""
         step: Column[Any] = Column("step", lambda row: row[0], "step", priority=ALWAYS)
@@ -171,17 +172,23 @@ class TrainResult(Tabular):
             return []
         return [f"best of the evaluations: step {self.best_step}, which is what was written"]
 
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object."""
-        return {
-            "target": str(self.output),
-            "steps": self.steps,
-            "best_step": self.best_step,
-            "loss": self.loss,
-            "evaluations": [{"step": step, **measures} for step, measures in self.evaluations],
-            **_parts_record(self.parts),
-            **_cut_record(self.cut, self.evaluation_cut),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            Column("target", "output"),
+            "steps",
+            "best_step",
+            "loss",
+            Column(
+                "evaluations",
+                lambda result: [{"step": step, **measures} for step, measures in result.evaluations],
+                type=list[dict[str, float]],
+            ),
+            *PARTS,
+            "cut",
+            "evaluation_cut",
+        )
 
 
 # The measures depend on the task, so their columns are made from the names.
@@ -189,12 +196,7 @@ def _measure_column(name: str) -> Column[Any]:
     return Column(name, lambda row: row[1].get(name), name, number)
 
 
-def _parts_record(parts: TrainedParts) -> dict[str, Any]:
-    return {"modules": list(parts.modules), "heads": list(parts.heads), "trainable": parts.trainable}
-
-
-def _cut_record(cut: Cut, evaluation_cut: Cut | None) -> dict[str, Any]:
-    return {"cut": cut.record(), "evaluation_cut": evaluation_cut.record() if evaluation_cut else None}
+PARTS: list[Column[Any]] = [Column(key, f"parts.{key}") for key in ("modules", "heads", "trainable")]
 
 
 def _and_heads(heads: Collection[str]) -> str:

@@ -44,11 +44,11 @@ def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
 
     columns: tuple[Column[Group], ...] = (
         Column(what, label, what, align="left", priority=ALWAYS),
-        Column("modules", lambda row: row.modules, "modules"),
-        Column("frobenius", lambda row: row.frobenius, "‖ΔW‖F", number, priority=3, about="√Σ‖ΔW‖² of its modules"),
+        Column("modules", "modules", "modules"),
+        Column("frobenius", "frobenius", "‖ΔW‖F", number, priority=3, about="√Σ‖ΔW‖² of its modules"),
         Column(
             "energy",
-            lambda row: row.share,
+            "share",
             "energy",
             fixed(".1%"),
             priority=3,
@@ -57,16 +57,14 @@ def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
         ),
         Column(
             "effective_rank",
-            lambda row: row.effective_rank,
+            "effective_rank",
             "effective",
             fixed(".2f"),
             priority=2,
             about="effective rank, mean over modules that are not 0",
         ),
         # Blank instead of 0, so that the rare group with such modules catches the eye.
-        Column(
-            "zero", lambda row: row.zero, "zero", lambda zero: str(zero) if zero else "", about="modules with ΔW = 0"
-        ),
+        Column("zero", "zero", "zero", lambda zero: str(zero) if zero else "", about="modules with ΔW = 0"),
         # The bar repeats the energy, so it is the first column to go on a narrow terminal.
         Column("share", bar, "share of energy", align="left", priority=0, drawn=True),
     )
@@ -74,11 +72,11 @@ def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
 
 
 OUTLIER_COLUMNS: tuple[Column[Outlier], ...] = (
-    Column("module", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("value", lambda row: row.value, "‖ΔW‖F", number, about="Frobenius norm of ΔW"),
+    Column("module", "name", "module", align="left", priority=ALWAYS),
+    Column("value", "value", "‖ΔW‖F", number, about="Frobenius norm of ΔW"),
     Column(
         "typical",
-        lambda row: row.typical,
+        "typical",
         "typical",
         number,
         about="of a module of its kind and shape at its depth, by a line through all of them",
@@ -91,7 +89,7 @@ OUTLIER_COLUMNS: tuple[Column[Outlier], ...] = (
     ),
     Column(
         "deviations",
-        lambda row: row.deviations,
+        "deviations",
         "deviations",
         fixed(".1f"),
         about="distance of the logarithms, in median absolute deviations of its kind",

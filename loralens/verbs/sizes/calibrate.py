@@ -18,7 +18,7 @@ from loralens.exports import takes_options
 from loralens.formats.records.results import check_moments_target, save_moments
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Table, plain, rows_key
 from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.models import Running, load_model, model_label, restore_settings
 from loralens.verbs.models.texts import InputText, read_texts, text_label
@@ -27,7 +27,7 @@ from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
 from loralens.verbs.shared.options import Reading
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CalibrateResult(Tabular):
     """The second moments of real inputs in the modules of an adapter.
 
@@ -55,9 +55,6 @@ class CalibrateResult(Tabular):
     hooked: Sequence[str]
     moments: Moments | None = None
     output: Path | None = None
-
-    def __repr__(self) -> str:
-        return f"CalibrateResult({len(self.hooked)} modules, {self.texts} texts)"
 
     def listing(self) -> list[Table[str]]:
         """The modules that were measured, or would be, one module per row."""
@@ -100,20 +97,39 @@ class CalibrateResult(Tabular):
         measured = f"the moments of {count(len(self.moments), 'module')} over {self.positions:,} positions of {texts}"
         return [f"Wrote {self.output}: {measured}." if self.output else f"Measured {measured}."]
 
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object, without the matrices themselves: these are in the file."""
-        (table,) = self.listing()
-        common = {"cut": self.cut.record(), "modules": table.records()}
-        if self.moments is None:
-            return {"target": None, "texts": self.texts, **common}
-        return {
-            "target": None if self.output is None else str(self.output),
-            "fingerprint": self.moments.fingerprint,
-            "source": dict(self.moments.source),
-            **common,
-            "unreached": list(self.moments.unreached),
-            "unmeasured": dict(self.moments.unmeasured),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            Column(
+                "target",
+                lambda result: None if result.moments is None or result.output is None else str(result.output),
+                type=str | None,
+            ),
+            Column("texts", lambda result: result.texts if result.moments is None else ..., type=int, may_lack=True),
+            *(_measured(key, kind) for key, kind in (("fingerprint", str), ("source", dict[str, Any]))),
+            "cut",
+            rows_key(
+                "modules",
+                (
+                    Column("name", type=str),
+                    Column("rank", type=int, may_lack=True),
+                    Column("count", type=int, may_lack=True),
+                ),
+                source=lambda result: result.listing()[0],
+            ),
+            *(_measured(key, kind) for key, kind in (("unreached", list[str]), ("unmeasured", dict[str, str]))),
+        )
+
+
+def _measured(key: str, kind: Any) -> Column[CalibrateResult]:
+    """What the moments say, which a dry run has not measured."""
+    return Column(
+        key,
+        lambda result: ... if result.moments is None else plain(getattr(result.moments, key)),
+        type=kind,
+        may_lack=True,
+    )
 
 
 @takes_options

@@ -19,7 +19,7 @@ from loralens.core.together import magnitudes
 from loralens.errors import place
 from loralens.exports import takes_options
 from loralens.tables.numbers import change, count, fixed, percent, shape, size
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.batches.batch import AdapterWork, in_batches
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.output_format import OutputFormat, source_bytes
@@ -43,7 +43,7 @@ class ModuleLoss:
     data_error: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CompressResult(Written):
     """A smaller adapter, and the error of each of its modules.
 
@@ -88,12 +88,6 @@ class CompressResult(Written):
     kept_whole: bool = False
     only_if_smaller: bool = False
     force: bool = False
-
-    def __repr__(self) -> str:
-        return (
-            f"CompressResult({self.before.parameters:,} → {self.adapter.parameters:,} parameters, "
-            f"error {percent(self.relative_error)})"
-        )
 
     @property
     def smaller(self) -> bool:
@@ -196,42 +190,47 @@ class CompressResult(Written):
         measured = "; errors are measured on the file, read back" if self.output and not self.kept_whole else ""
         return [*lines, f"format      {self.format}{measured}", *self.notes]
 
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object."""
-        return {
-            "source": self.source,
-            "target": self.target.record(),
-            "format": self.format,
-            "modules": self.tables()[0].records(),
-            "total": {
-                "relative_error": self.relative_error,
-                # Only with moments, as docs/json.md says.
-                **({"data_error": self.data_error} if self.data_losses else {}),
-                "modules_before": len(self.before),
-                "modules_after": len(self.adapter),
-                "parameters_before": self.before.parameters,
-                "parameters_after": self.adapter.parameters,
-                "bytes_before": self.bytes_before,
-                "bytes_after": self.bytes_after,
-            },
-            "smaller": self.smaller,
-            "notes": self.notes,
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "source",
+            Column("target", "target.written"),
+            "format",
+            rows_key(
+                "modules", (*COLUMNS, replace(DATA_ERROR, may_lack=True)), ModuleLoss, lambda result: result.tables()[0]
+            ),
+            Column(("total", "relative_error"), "relative_error"),
+            # Only with moments.
+            Column(
+                ("total", "data_error"),
+                lambda result: result.data_error if result.data_losses else ...,
+                type=float,
+                may_lack=True,
+            ),
+            Column(("total", "modules_before"), lambda result: len(result.before), type=int),
+            Column(("total", "modules_after"), lambda result: len(result.adapter), type=int),
+            Column(("total", "parameters_before"), "before.parameters"),
+            Column(("total", "parameters_after"), "adapter.parameters"),
+            *(Column(("total", key), key) for key in ("bytes_before", "bytes_after")),
+            "smaller",
+            "notes",
+        )
 
 
 # A narrow terminal loses the shape first: names and ranks tell modules apart, and the error is what one looks for.
 COLUMNS: tuple[Column[ModuleLoss], ...] = (
-    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("shape", lambda row: list(row.shape), "out × in", shape, priority=2, csv=False),
+    Column("name", "name", "module", align="left", priority=ALWAYS),
+    Column("shape", "shape", "out × in", shape, priority=2, csv=False),
     Column("out", lambda row: row.shape[0], json=False),
     Column("in", lambda row: row.shape[1], json=False),
-    Column("rank_before", lambda row: row.loss.rank_before, "r", priority=7),
-    Column("rank_after", lambda row: row.loss.rank_after, "r'", lambda rank: str(rank) if rank else "gone", priority=8),
-    Column("relative_error", lambda row: row.loss.relative_error, "error", percent, priority=ALWAYS),
-    Column("spectral_error", lambda row: row.loss.spectral_error, "spectral", percent, priority=4),
-    Column("energy_kept", lambda row: row.loss.energy_kept, "energy kept", fixed(".2%"), priority=3),
+    Column("rank_before", "loss.rank_before", "r", priority=7),
+    Column("rank_after", "loss.rank_after", "r'", lambda rank: str(rank) if rank else "gone", priority=8),
+    Column("relative_error", "loss.relative_error", "error", percent, priority=ALWAYS),
+    Column("spectral_error", "loss.spectral_error", "spectral", percent, priority=4),
+    Column("energy_kept", "loss.energy_kept", "energy kept", fixed(".2%"), priority=3),
 )
-DATA_ERROR: Column[ModuleLoss] = Column("data_error", lambda row: row.data_error, "on data", percent, priority=8)
+DATA_ERROR: Column[ModuleLoss] = Column("data_error", "data_error", "on data", percent, priority=8)
 
 
 @in_batches(

@@ -1,9 +1,8 @@
 """The verb ``curve``: computes size and error of every rank before anything is written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any
 
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, TargetFormat
 from loralens.compression.directions import Protection
@@ -16,7 +15,7 @@ from loralens.errors import place
 from loralens.exports import takes_options
 from loralens.tables.numbers import count, fixed, percent, size, span
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.files.output_format import OutputFormat, source_bytes
 from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, read_adapter
 from loralens.verbs.shared.option_values import check_choice, numpy_dtype
@@ -24,7 +23,7 @@ from loralens.verbs.shared.options import ModuleChoice, Reading
 from loralens.verbs.shared.rank_rules import read_moments, read_protection
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CurveResult(Tabular):
     """The size and the error of every rank of an adapter.
 
@@ -48,9 +47,6 @@ class CurveResult(Tabular):
     points: Sequence[CurvePoint]
     bytes_before: int
     activations: str | None = None
-
-    def __repr__(self) -> str:
-        return f"CurveResult({len(self.points)} ranks of {len(self.adapter)} modules, {self.format})"
 
     @property
     def on_data(self) -> bool:
@@ -78,16 +74,17 @@ class CurveResult(Tabular):
         title = f"{self.source}: {count(len(self.adapter), 'module')}; {error} over all of them"
         return [Table(title, point_columns(self.format, on_data=self.on_data), self.points)]
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        return {
-            "source": self.source,
-            "format": self.format,
-            "activations": self.activations,
-            "modules": len(self.adapter),
-            "bytes_before": self.bytes_before,
-            "points": self.tables()[0].records(),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "source",
+            "format",
+            "activations",
+            Column("modules", lambda result: len(result.adapter), type=int),
+            "bytes_before",
+            rows_key("points", _json_columns(), CurvePoint, lambda result: result.tables()[0]),
+        )
 
 
 @takes_options
@@ -199,12 +196,10 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
     error = "data_error" if on_data else "relative_error"
     # The uniform rank is never left out; a budget is an alternative to it.
     return [
-        Column("rank", lambda point: point.rank, "rank", priority=ALWAYS, about="one for all modules"),
-        Column(("uniform", "ranks"), lambda point: list(point.uniform.ranks)),
-        Column(
-            ("uniform", "parameters"), lambda point: point.uniform.parameters, "parameters", "{:,}".format, priority=3
-        ),
-        Column(("uniform", "bytes"), lambda point: point.uniform.bytes, f"{format} file", size, priority=ALWAYS),
+        Column("rank", "rank", "rank", priority=ALWAYS, about="one for all modules"),
+        Column(("uniform", "ranks"), "uniform.ranks"),
+        Column(("uniform", "parameters"), "uniform.parameters", "parameters", "{:,}".format, priority=3),
+        Column(("uniform", "bytes"), "uniform.bytes", f"{format} file", size, priority=ALWAYS),
         Column(
             ("uniform", error),
             lambda point: point.uniform.error,
@@ -223,12 +218,18 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
         ),
         Column(
             ("budget", "ranks"),
-            lambda point: list(point.budget.ranks),
+            "budget.ranks",
             "its ranks",
             span,
             priority=4,
             about="the lowest and the highest of these ranks",
         ),
-        Column(("budget", "parameters"), lambda point: point.budget.parameters),
-        Column(("budget", "bytes"), lambda point: point.budget.bytes),
+        Column(("budget", "parameters"), "budget.parameters"),
+        Column(("budget", "bytes"), "budget.bytes"),
     ]
+
+
+def _json_columns() -> list[Column[CurvePoint]]:
+    """The columns of both kinds of errors, of which a point has one."""
+    columns = {column.key: column for on_data in (False, True) for column in point_columns("", on_data=on_data)}
+    return [replace(column, may_lack="error" in column.key[1]) for column in columns.values()]

@@ -20,9 +20,9 @@ from loralens.exports import takes_options
 from loralens.formats.records.cache import LEADING_VERSION, SvdCache, WeightHash
 from loralens.linalg.device import Device
 from loralens.linalg.randomized import Block, Leading
-from loralens.tables.numbers import count, fixed, json_number, number
-from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.numbers import JsonMatrix, count, fixed, json_number, number
+from loralens.tables.result import ResultMapping
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.shared.adapters import AdapterSource, labels, read_adapter
 from loralens.verbs.shared.base_reading import base_weights
 from loralens.verbs.shared.module_groups import group_by_kind
@@ -46,8 +46,8 @@ class KindAmplification(NamedTuple):
     rows: Sequence[KeptRank]
 
 
-@dataclass(frozen=True, slots=True)
-class AmplifyResult(Tabular, Mapping[str, Amplification]):
+@dataclass(frozen=True, slots=True, repr=False)
+class AmplifyResult(ResultMapping[Amplification]):
     """The amplification of an adapter on its base: a mapping from module names to `Amplification`.
 
     Attributes
@@ -68,18 +68,6 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
     phi_rank: int
     device: str
     exact: bool
-
-    def __getitem__(self, name: str) -> Amplification:
-        return self.modules[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.modules)
-
-    def __len__(self) -> int:
-        return len(self.modules)
-
-    def __repr__(self) -> str:
-        return f"AmplifyResult({self.path!r} on {self.base!r}, {len(self)} modules)"
 
     @property
     def rows(self) -> list[KeptDirections]:
@@ -145,21 +133,22 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
             )
         return sentences
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object, with curves, directions and φ; undefined numbers are null."""
-        only_json: tuple[Column[KeptDirections], ...] = (
-            Column("curve", lambda row: [_kept_rank_record(at) for at in row.module.curve[: row.directions.rank]]),
-            Column("directions", _direction_records),
-            Column("phi", lambda row: _phi_record(row, self.phi_rank)),
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            Column("adapter", "path"),
+            "base",
+            # part of the result: those of a CPU and a GPU agree to 1e-5
+            Column("device"),
+            "exact",
+            rows_key(
+                "modules",
+                json_columns(0),
+                KeptDirections,
+                lambda result: Table("", json_columns(result.phi_rank), result.rows),
+            ),
         )
-        table = Table("", (*COLUMNS, *only_json), self.rows)
-        return {
-            "adapter": self.path,
-            "base": self.base,
-            "device": self.device,  # part of the result: those of a CPU and a GPU agree to 1e-5
-            "exact": self.exact,
-            "modules": [table.record(row) | _top_record(row) for row in self.rows],
-        }
 
 
 @takes_options
@@ -278,6 +267,22 @@ def _range_text(values: Sequence[float]) -> str:
     return number(low) + (f" to {number(high)}" if high > low else "")
 
 
+def json_columns(phi_rank: int) -> Sequence[Column[KeptDirections]]:
+    """The columns in JSON, with the φ(i, j) up to ``phi_rank``."""
+    maps = dict.fromkeys(("out", "in", "chance_out", "chance_in"), JsonMatrix)
+    return (
+        *COLUMNS,
+        Column(
+            "curve",
+            lambda row: [_kept_rank_record(at) for at in row.module.curve[: row.directions.rank]],
+            type=list[KeptRank],
+        ),
+        Column("directions", _direction_records, type=(dict.fromkeys(("sigma", "projected", "amplification"), float),)),
+        Column("phi", lambda row: _phi_record(row, phi_rank), type=[maps, None]),
+        Column("top", _top_record, type={"sigma": list[float], "error": list[float], "exact": bool}, may_lack=True),
+    )
+
+
 def _kept_rank_record(directions: KeptRank) -> dict[str, int | float | None]:
     return {key: value if isinstance(value, int) else json_number(value) for key, value in directions._asdict().items()}
 
@@ -303,10 +308,10 @@ def _phi_record(row: KeptDirections, phi_rank: int) -> dict[str, Any] | None:
     return {key: phi[:i, :j].tolist() for key, phi in maps.items()}
 
 
-def _top_record(row: KeptDirections) -> dict[str, Any]:
+def _top_record(row: KeptDirections) -> Any:
     """The leading singular values of W; without them JSON has no such key."""
     top = row.module.top
-    return {"top": {"sigma": top.s.tolist(), "error": top.error.tolist(), "exact": top.exact}} if top else {}
+    return {"sigma": top.s.tolist(), "error": top.error.tolist(), "exact": top.exact} if top else ...
 
 
 def _relative_norm(row: KeptDirections) -> float | None:
@@ -315,7 +320,7 @@ def _relative_norm(row: KeptDirections) -> float | None:
 
 
 def _number_column(key: str) -> Column[KeptDirections]:
-    return Column(key, lambda row: json_number(getattr(row.directions, key)))
+    return Column(key, f"directions.{key}")
 
 
 def _shown_column(
@@ -346,16 +351,16 @@ def _median_column(
 # On a narrow terminal the comparisons are left out first, including random and W: excess and z say the same in one
 # number each.
 COLUMNS: tuple[Column[KeptDirections], ...] = (
-    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("shape", lambda row: list(row.module.shape), csv=False),
+    Column("name", "name", "module", align="left", priority=ALWAYS),
+    Column("shape", "module.shape", csv=False),
     Column("out", lambda row: row.module.shape[0], json=False),
     Column("in", lambda row: row.module.shape[1], json=False),
     # The adapter's r; the next column is the number of directions of this row.
-    Column("nominal_rank", lambda row: row.module.rank),
-    Column("rank", lambda row: row.directions.rank, "r", priority=5, about="the directions of ΔW that are kept"),
-    Column("delta_norm", lambda row: row.directions.delta_norm, "‖ΔW‖F", number, priority=7, about="√Σσ²"),
-    Column("weight_norm", lambda row: row.module.weight_norm, "‖W‖F", number, priority=4),
-    Column("relative_norm", _relative_norm),
+    Column("nominal_rank", "module.rank"),
+    Column("rank", "directions.rank", "r", priority=5, about="the directions of ΔW that are kept"),
+    Column("delta_norm", "directions.delta_norm", "‖ΔW‖F", number, priority=7, about="√Σσ²"),
+    Column("weight_norm", "module.weight_norm", "‖W‖F", number, priority=4),
+    Column("relative_norm", _relative_norm, type=float),
     # The other fields twice: null in JSON and CSV, which know no infinity, and as text for people.
     *map(_number_column, KeptRank._fields[2:]),
     _shown_column(
@@ -375,7 +380,7 @@ COLUMNS: tuple[Column[KeptDirections], ...] = (
     _shown_column("z", "z", fixed("+.2f"), 8, "standard deviations of ‖UᵀWV‖² from random directions"),
 )
 KIND_COLUMNS: tuple[Column[KindAmplification], ...] = (
-    Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
+    Column("kind", "kind", "kind", align="left", priority=ALWAYS),
     Column("modules", lambda row: len(row.rows), "modules", priority=5),
     _median_column("amplification", "amplification", number, ALWAYS, "median of ‖ΔW‖/‖UᵀWV‖"),
     _median_column("excess", "excess", fixed(".3f"), 8, "median of ‖UᵀWV‖ over what random directions catch"),

@@ -28,7 +28,7 @@ from loralens.formats.records.results import check_log_target, write_sarif
 from loralens.formats.records.results import sarif as sarif_log
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.batches.batch import WORK, AdapterWork, is_several, run_batch
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.files.output_format import file_saving
@@ -43,7 +43,7 @@ WORST = 3  # modules that the text names for findings with one cause; --verbose 
 CODES = 4  # kinds of findings that the conclusion names
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DoctorResult(Tabular):
     """The findings about adapters, most serious first; iteration is over the findings.
 
@@ -70,9 +70,6 @@ class DoctorResult(Tabular):
 
     def __iter__(self) -> Iterator[Diagnosis]:
         return iter(self.findings)
-
-    def __repr__(self) -> str:
-        return f"DoctorResult({_levels(Counter(finding.level for finding in self.findings))})"
 
     @property
     def answer(self) -> bool:
@@ -147,9 +144,10 @@ class DoctorResult(Tabular):
                 lines += _cause_lines(cause, len(adapter or ()), self.modules_told)
         return [*lines, ""]
 
-    def record(self) -> dict[str, Any]:
-        """The findings as a JSON object."""
-        return {"findings": Table("", FINDING_COLUMNS, self.findings).records()}
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (rows_key("findings", FINDING_COLUMNS),)
 
 
 def _levels(counts: Mapping[Level, int]) -> str:
@@ -179,12 +177,12 @@ def _cause_lines(diagnoses: Sequence[Diagnosis], of: int, most: int | None) -> l
 
 # No table for people: evidence and remedies are sentences, which a column would cut. --csv and --json use the columns.
 FINDING_COLUMNS: tuple[Column[Diagnosis], ...] = (
-    Column("level", lambda row: row.level, "level", align="left", priority=ALWAYS),
-    Column("code", lambda row: row.code, "code", align="left", priority=ALWAYS),
-    Column("adapter", lambda row: row.adapter, "adapter", align="left", priority=3),
-    Column("module", lambda row: row.module, "module", align="left", priority=8),
-    Column("evidence", lambda row: row.evidence, "evidence", align="left", priority=7),
-    Column("fix", lambda row: row.fix, "fix", align="left", priority=2),
+    Column("level", "level", "level", align="left", priority=ALWAYS),
+    Column("code", "code", "code", align="left", priority=ALWAYS),
+    Column("adapter", "adapter", "adapter", align="left", priority=3),
+    Column("module", "module", "module", align="left", priority=8),
+    Column("evidence", "evidence", "evidence", align="left", priority=7),
+    Column("fix", "fix", "fix", align="left", priority=2),
 )
 
 

@@ -18,7 +18,7 @@ from loralens.exports import takes_options
 from loralens.formats.records.training_notes import Folder, TrainingNotes
 from loralens.tables.numbers import count, join_words, number, shape, size, span
 from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.table import ALWAYS, Column, Keys, Table, rows_key
 from loralens.verbs.shared.adapters import Source, labels, load_source, sources
 from loralens.verbs.shared.option_values import check_choice
 from loralens.verbs.shared.options import ModuleChoice, Reading
@@ -49,7 +49,7 @@ class Kind(NamedTuple):
     parameters: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AdapterInspection(Tabular):
     """The contents of one adapter.
 
@@ -92,9 +92,6 @@ class AdapterInspection(Tabular):
     def training(self) -> TrainingNotes | None:
         """What the metadata of an image model's adapter say about its training; None if they say nothing."""
         return TrainingNotes.of(self.adapter.metadata)
-
-    def __repr__(self) -> str:
-        return f"AdapterInspection({self.path!r}, {len(self.modules)} modules, {len(self.findings)} findings)"
 
     def tables(self) -> list[Table[Any]]:
         """The adapter as a whole, its modules by kind, and the tensors that belong to no pair."""
@@ -147,30 +144,26 @@ class AdapterInspection(Tabular):
             for line in (f"{finding.level}: {finding.text}", *([f"  fix: {finding.fix}"] if finding.fix else []))
         ]
 
-    def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
-        adapter, inspection = self.adapter, self.inspection
-        (modules,) = self.listing()
-        *_, extra = self.tables()
-        return {
-            "path": self.path,
-            "format": adapter.format,
-            "base_model": adapter.base_model,
-            "modules": modules.records(),
-            "extra": extra.records(),
-            "metadata": None if adapter.metadata is None else dict(adapter.metadata),
-            "training": None if self.training is None else self.training.record(),
-            "findings": [finding.record() for finding in self.findings],
-            "total": {
-                "modules": len(inspection.modules),
-                "parameters": inspection.parameters,
-                "bytes": inspection.nbytes,
-                "extra_bytes": _extra_bytes(inspection),
-            },
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "path",
+            Column("format", "adapter.format"),
+            Column("base_model", "adapter.base_model"),
+            rows_key("modules", MODULE_COLUMNS, ModuleInspection, lambda result: result.listing()[0]),
+            rows_key("extra", EXTRA_COLUMNS, source=lambda result: list(result.inspection.extra.items())),
+            Column("metadata", "adapter.metadata"),
+            "training",
+            "findings",
+            Column(("total", "modules"), lambda result: len(result.inspection.modules), type=int),
+            Column(("total", "parameters"), "inspection.parameters"),
+            Column(("total", "bytes"), "inspection.nbytes"),
+            Column(("total", "extra_bytes"), lambda result: _extra_bytes(result.inspection), type=int),
+        )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class InspectResult(Tabular):
     """The contents of adapters.
 
@@ -194,9 +187,6 @@ class InspectResult(Tabular):
         """The findings of all adapters."""
         return [finding for adapter in self.adapters for finding in adapter.findings]
 
-    def __repr__(self) -> str:
-        return f"InspectResult({count(len(self.adapters), 'adapter')}, {count(len(self.findings), 'finding')})"
-
     def tables(self) -> list[Table[Any]]:
         """The tables of all adapters, one adapter after the other."""
         return [table for adapter in self.adapters for table in adapter.tables()]
@@ -213,25 +203,26 @@ class InspectResult(Tabular):
         """The findings of all adapters."""
         return [sentence for adapter in self.adapters for sentence in adapter.sentences()]
 
-    def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
-        return {"adapters": [adapter.record() for adapter in self.adapters]}
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return ("adapters",)
 
 
 MODULE_COLUMNS: tuple[Column[ModuleInspection], ...] = (
-    Column("path", lambda row: row.path, json=False),
-    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("kind", lambda row: row.module.layout.kind, "weight", align="left"),
-    Column("shape", lambda row: list(row.module.shape), "out × in", shape, csv=False, priority=3),
+    Column("path", "path", json=False),
+    Column("name", "name", "module", align="left", priority=ALWAYS),
+    Column("kind", "module.layout.kind", "weight", align="left"),
+    Column("shape", "module.shape", "out × in", shape, csv=False, priority=3),
     Column("out", lambda row: row.module.shape[0], json=False),
     Column("in", lambda row: row.module.shape[1], json=False),
-    Column("rank", lambda row: row.module.rank, "r", priority=7),
-    Column("scale", lambda row: row.module.scale, "scale", number, priority=6),
+    Column("rank", "module.rank", "r", priority=7),
+    Column("scale", "module.scale", "scale", number, priority=6),
     Column("scale_source", lambda row: str(row.module.scaling)),  # a wrong scale mostly comes from a wrong source
-    Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=2),
-    Column("parameters", lambda row: row.module.parameters, "parameters", "{:,}".format, priority=4),
-    Column("bytes", lambda row: row.module.nbytes),
-    Column("zero", lambda row: row.zero),
+    Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=2, type=str),
+    Column("parameters", "module.parameters", "parameters", "{:,}".format, priority=4),
+    Column("bytes", "module.nbytes"),
+    Column("zero"),
 )
 # Facts are rows of two columns, so that they are aligned by the same code as all other tables.
 FACT_COLUMNS: tuple[Column[tuple[str, str]], ...] = (
@@ -240,22 +231,22 @@ FACT_COLUMNS: tuple[Column[tuple[str, str]], ...] = (
 )
 # On a narrow terminal the kind of the weight is left out first, as nearly all are linear; the rank is never left out.
 KIND_COLUMNS: tuple[Column[Kind], ...] = (
-    Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
+    Column("kind", "kind", "kind", align="left", priority=ALWAYS),
     Column("modules", lambda row: len(row.names), "modules", priority=8),
     Column("blocks", lambda row: _block_ranges(row.names), "blocks", align="left", priority=3),
-    Column("weight", lambda row: row.weight, "weight", align="left", priority=2),
-    Column("shape", lambda row: row.module.shape, "out × in", shape, priority=5),
-    Column("rank", lambda row: row.module.rank, "r", priority=ALWAYS),
-    Column("scale", lambda row: row.module.scale, "scale", number, priority=7),
+    Column("weight", "weight", "weight", align="left", priority=2),
+    Column("shape", "module.shape", "out × in", shape, priority=5),
+    Column("rank", "module.rank", "r", priority=ALWAYS),
+    Column("scale", "module.scale", "scale", number, priority=7),
     Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=4),
-    Column("parameters", lambda row: row.parameters, "parameters", "{:,}".format, priority=6),
+    Column("parameters", "parameters", "parameters", "{:,}".format, priority=6),
 )
 EXTRA_COLUMNS: tuple[Column[tuple[str, Extra]], ...] = (
     Column("key", lambda row: row[0], "key", align="left", priority=ALWAYS),
     Column("role", lambda row: row[1].role, "role", align="left", priority=ALWAYS),
-    Column("module", lambda row: row[1].module),
+    Column("module", lambda row: row[1].module, type=str | None),
     Column("shape", lambda row: list(row[1].tensor.shape), "shape", shape, priority=3),
-    Column("dtype", lambda row: str(row[1].tensor.dtype), "dtype", priority=2),
+    Column("dtype", lambda row: str(row[1].tensor.dtype), "dtype", priority=2, type=str),
     Column("bytes", lambda row: row[1].tensor.nbytes, "size", size, priority=4),
 )
 

@@ -1,8 +1,8 @@
 """The verb ``intruders``: finds singular vectors of W + ΔW that W does not have, and can shrink them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import isfinite
 from os import PathLike
 from pathlib import Path
@@ -28,8 +28,8 @@ from loralens.formats import save
 from loralens.formats.dialects.table import FORMATS
 from loralens.linalg.device import Device
 from loralens.tables.numbers import count, fixed, number, shape, span
-from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.result import ResultMapping
+from loralens.tables.table import ALWAYS, Column, Keys, Recorded, Table, rows_key
 from loralens.verbs.files.factor_rounding import RoundingCost, round_factors
 from loralens.verbs.files.target import Target
 from loralens.verbs.shared.adapters import AdapterSource, find_source, labels, read_adapter
@@ -81,7 +81,7 @@ class IntruderTotal:
 
 
 @dataclass(frozen=True, slots=True)
-class Removal:
+class Removal(Recorded):
     """The adapter whose intruders have another strength, and where it was written.
 
     Attributes
@@ -111,23 +111,24 @@ class Removal:
         ranks = [module.rank for module in self.adapter.modules.values()]
         return [min(ranks), max(ranks)]
 
-    def record(self) -> dict[str, Any]:
-        """The edit as a JSON object."""
-        return {
-            "strength": self.strength,
-            "path": str(self.path) if self.path else None,
-            "format": self.format,
-            "dry_run": self.dry_run,
-            "modules": len(self.adapter),
-            "changed": self.changed,
-            "ranks": self.ranks,
-            "parameters": self.adapter.parameters,
-            "rounding": self.rounding.record(),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "strength",
+            "path",
+            "format",
+            "dry_run",
+            Column("modules", lambda removal: len(removal.adapter), type=int),
+            "changed",
+            "ranks",
+            Column("parameters", "adapter.parameters"),
+            "rounding",
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class IntrudersResult(Tabular, Mapping[str, Intruders]):
+@dataclass(frozen=True, slots=True, repr=False)
+class IntrudersResult(ResultMapping[Intruders]):
     """The intruders of an adapter in its base: a mapping from module names to `Intruders`.
 
     Attributes
@@ -150,19 +151,6 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
     ranks: Mapping[str, int]
     removal: Removal | None = None
 
-    def __getitem__(self, name: str) -> Intruders:
-        return self.modules[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.modules)
-
-    def __len__(self) -> int:
-        return len(self.modules)
-
-    def __repr__(self) -> str:
-        total = self.total
-        return f"IntrudersResult({len(self)} modules, {total.count} of {total.directions} directions are intruders)"
-
     @property
     def adapter(self) -> Adapter | None:
         """The adapter whose intruders have another strength; None unless ``remove`` was given."""
@@ -180,7 +168,7 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
             KindIntruders(kind, len(modules), IntruderTotal.of(modules))
             for kind, modules in group_by_kind(self.modules).items()
         ]
-        modules = Table(title, COLUMNS, self._rows(), lambda row: not row.intruders.count, _sum_up_others)
+        modules = Table(title, COLUMNS, self.rows, lambda row: not row.intruders.count, _sum_up_others)
         return [modules, Table("by kind", KIND_COLUMNS, kinds)]
 
     def conclusion(self) -> list[str]:
@@ -212,19 +200,25 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
             sentences.append(f"dense: {dense} modules needed a dense SVD, as Lanczos did not converge in time")
         return sentences + (self._on_removal(self.removal) if self.removal and self.removal.path else [])
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        return {
-            "adapter": self.path,
-            "base": self.base,
-            "threshold": self.threshold,
-            "top": self.top,
-            "modules": Table("", COLUMNS, self._rows()).records(),
-            "total": {"modules": len(self), **asdict(self.total)},
-            **({"output": self.removal.record()} if self.removal else {}),
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            Column("adapter", "path"),
+            "base",
+            "threshold",
+            "top",
+            rows_key("modules", COLUMNS, source="rows"),
+            Column(("total", "modules"), len, type=int),
+            *(Column(("total", key), f"total.{key}") for key in ("directions", "count", "energy_share")),
+            Column(
+                "output", lambda result: result.removal.record() if result.removal else ..., type=Removal, may_lack=True
+            ),
+        )
 
-    def _rows(self) -> list[ModuleIntruders]:
+    @property
+    def rows(self) -> list[ModuleIntruders]:
+        """One row for every module."""
         return [ModuleIntruders(name, self.ranks[name], module) for name, module in self.items()]
 
     def _on_removal(self, removal: Removal) -> list[str]:
@@ -279,13 +273,13 @@ PERCENT = fixed(".1%")
 # On a narrow terminal the shape and the details of the first intruder are left out first. The energy stays longest,
 # because counts alone do not tell a good adapter from a harmful one.
 COLUMNS: tuple[Column[ModuleIntruders], ...] = (
-    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("shape", lambda row: list(row.intruders.shape), "out × in", shape, csv=False, priority=2),
+    Column("name", "name", "module", align="left", priority=ALWAYS),
+    Column("shape", "intruders.shape", "out × in", shape, csv=False, priority=2),
     Column("out", lambda row: row.intruders.shape[0], json=False),
     Column("in", lambda row: row.intruders.shape[1], json=False),
-    Column("rank", lambda row: row.rank, "r", priority=4),
+    Column("rank", "rank", "r", priority=4),
     # Machines get the number of intruders alone, and people get it with the number of directions.
-    Column("count", lambda row: row.intruders.count),
+    Column("count", "intruders.count"),
     Column(
         "counts",
         lambda row: (row.intruders.count, row.intruders.s.size),
@@ -298,7 +292,7 @@ COLUMNS: tuple[Column[ModuleIntruders], ...] = (
     ),
     Column(
         "energy_share",
-        lambda row: row.intruders.energy_share,
+        "intruders.energy_share",
         "energy",
         PERCENT,
         priority=8,
@@ -319,22 +313,22 @@ COLUMNS: tuple[Column[ModuleIntruders], ...] = (
     # The control: nearly every random direction of a large weight is an intruder, so a low score alone proves little.
     Column(
         "random_score",
-        lambda row: row.intruders.random_score,
+        "intruders.random_score",
         "random",
         fixed(".3f"),
         priority=5,
         about="the score of a random direction",
     ),
-    Column("chance", lambda row: row.intruders.chance, "chance", number, priority=6),
-    Column("singular_values", lambda row: row.intruders.s.tolist()),
-    Column("scores", lambda row: row.intruders.scores.tolist()),
-    Column("intruders", _intruder_records, csv=False),
-    Column("tied", lambda row: row.intruders.tied),
-    Column("method", lambda row: row.intruders.method),
+    Column("chance", "intruders.chance", "chance", number, priority=6),
+    Column("singular_values", lambda row: row.intruders.s.tolist(), type=list[float]),
+    Column("scores", lambda row: row.intruders.scores.tolist(), type=list[float]),
+    Column("intruders", _intruder_records, type=({"index": int, "singular_value": float, "score": float},), csv=False),
+    Column("tied", "intruders.tied"),
+    Column("method", "intruders.method"),
 )
 KIND_COLUMNS: tuple[Column[KindIntruders], ...] = (
-    Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
-    Column("modules", lambda row: row.modules, "modules", priority=5),
+    Column("kind", "kind", "kind", align="left", priority=ALWAYS),
+    Column("modules", "modules", "modules", priority=5),
     Column(
         "counts",
         lambda row: (row.total.count, row.total.directions),
@@ -345,7 +339,7 @@ KIND_COLUMNS: tuple[Column[KindIntruders], ...] = (
     ),
     Column(
         "energy_share",
-        lambda row: row.total.energy_share,
+        "total.energy_share",
         "energy",
         PERCENT,
         priority=8,

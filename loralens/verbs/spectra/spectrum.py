@@ -1,6 +1,6 @@
 """The verb ``spectrum``: computes the singular values of ΔW, and the ranks and norms that follow from them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -23,8 +23,8 @@ from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.exports import takes_options
 from loralens.tables.numbers import count, fixed, number, percent, shape, spark, whole_percent
-from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.result import ResultMapping
+from loralens.tables.table import ALWAYS, Column, Keys, Recorded, Table, rows_key
 from loralens.verbs.shared.adapters import Source, labels, read_adapter, sources
 from loralens.verbs.shared.option_values import check_choice
 from loralens.verbs.shared.options import ModuleChoice, Reading
@@ -63,7 +63,7 @@ class ModuleSpectrum(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterSpectra(Mapping[str, Spectrum]):
+class AdapterSpectra(Recorded, Mapping[str, Spectrum]):
     """The spectra of one adapter: a mapping from module names to `Spectrum`.
 
     Attributes
@@ -134,26 +134,35 @@ class AdapterSpectra(Mapping[str, Spectrum]):
         relative = [row.relative_frobenius for row in self.rows if row.relative_frobenius is not None]
         return f" ‖ΔW‖ is {percent(float(np.median(relative)))} of ‖W‖ in the median." if relative else ""
 
-    def record(self) -> dict[str, Any]:
-        """The modules listed as a JSON object, with the totals over these modules."""
-        modules = [self.adapter[name] for name in self.listed]
-        return {
-            "path": self.path,
-            "format": self.adapter.format,
-            "base_model": self.adapter.base_model,
-            "modules": self.table.records(),
-            "total": {
-                "modules": len(modules),
-                "parameters": sum(module.parameters for module in modules),
-                "bytes": sum(module.nbytes for module in modules),
-                "frobenius": total_norm(self.spectra[name] for name in self.listed),
-            },
-            "findings": [finding.record() for finding in self.adapter.findings],
-        }
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (
+            "path",
+            Column("format", "adapter.format"),
+            Column("base_model", "adapter.base_model"),
+            rows_key(
+                "modules",
+                (*COLUMNS, *(replace(column, may_lack=True) for column in BASE_COLUMNS)),
+                ModuleSpectrum,
+                "table",
+            ),
+            Column(("total", "modules"), lambda spectra: len(spectra.listed), type=int),
+            *(
+                Column(("total", key), _sum_of(attribute), type=int)
+                for key, attribute in (("parameters", "parameters"), ("bytes", "nbytes"))
+            ),
+            Column(
+                ("total", "frobenius"),
+                lambda spectra: total_norm(spectra.spectra[name] for name in spectra.listed),
+                type=float,
+            ),
+            Column("findings", "adapter.findings"),
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class SpectrumResult(Tabular, Mapping[str, Spectrum]):
+@dataclass(frozen=True, slots=True, repr=False)
+class SpectrumResult(ResultMapping[Spectrum]):
     """The spectra of adapters.
 
     The result for a single adapter is a mapping: ``result["model.layers.0.self_attn.q_proj"]`` is the `Spectrum` of a
@@ -164,6 +173,8 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
     base : str or None
         The base model that ΔW was compared with.
     """
+
+    contents = "only"
 
     adapters: Sequence[AdapterSpectra]
     base: str | None = None
@@ -180,19 +191,6 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
         if len(self.adapters) != 1:
             raise OptionError(f"these are the spectra of {len(self.adapters)} adapters", fix="choose one: .adapters[0]")
         return self.adapters[0]
-
-    def __getitem__(self, name: str) -> Spectrum:
-        return self.only[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.only)
-
-    def __len__(self) -> int:
-        return len(self.only)
-
-    def __repr__(self) -> str:
-        modules = sum(len(adapter) for adapter in self.adapters)
-        return f"SpectrumResult({count(len(self.adapters), 'adapter')}, {count(modules, 'module')})"
 
     def tables(self) -> list[Table[Any]]:
         """For every adapter its modules, its kinds, its blocks, and the modules that stand apart."""
@@ -219,10 +217,10 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
         """The modules of all adapters, one module per row."""
         return [adapter.table for adapter in self.adapters]
 
-    def record(self) -> dict[str, Any]:
-        """The whole result as a JSON object."""
-        base = {"base": self.base} if self.base else {}
-        return {**base, "adapters": [adapter.record() for adapter in self.adapters]}
+    @classmethod
+    def json_keys(cls) -> Keys:
+        """The keys of the JSON object."""
+        return (Column("base", lambda result: result.base or ..., type=str, may_lack=True), "adapters")
 
 
 @takes_options
@@ -325,27 +323,31 @@ def _weight_norms(measured: AdapterSpectra, base: str | PathLike[str], device: s
         return weight_norms(weights, device=linalg_device, step=step)
 
 
+def _sum_of(attribute: str) -> Callable[[AdapterSpectra], int]:
+    return lambda spectra: sum(getattr(spectra.adapter[name], attribute) for name in spectra.listed)
+
+
 def _measure_column(key: str, title: str = "", **options: Any) -> Column[ModuleSpectrum]:
-    return Column(key, lambda row: getattr(row.spectrum, key), title, **options)
+    return Column(key, f"spectrum.{key}", title, **options)
 
 
 def _energy_column(fraction: float) -> Column[ModuleSpectrum]:
     title = f"E{100 * fraction:.0f}" if fraction != 0.95 else ""  # two of the three fit a terminal
     about = f"directions that hold {100 * fraction:.0f} % of the energy"
     key = "energy_rank", f"{fraction:g}"  # JSON nests them: {"energy_rank": {"0.9": 3, …}}
-    return Column(key, lambda row: row.spectrum.energy_rank(fraction), title, priority=4, about=about)
+    return Column(key, lambda row: row.spectrum.energy_rank(fraction), title, priority=4, about=about, type=int)
 
 
 # The report lists modules by these columns too (`verbs.outputs.page_tables`).
 # On a narrow terminal scale and shape are left out first, as they are often the same in all modules. The norm, the
 # nominal rank and the effective rank stay longest, as most users ask how much of the rank is used.
 COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
-    Column("path", lambda row: row.path, json=False),  # in JSON it stands once, at the adapter
-    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("shape", lambda row: list(row.spectrum.shape), "out × in", shape, csv=False, priority=3),
+    Column("path", "path", json=False),  # in JSON it stands once, at the adapter
+    Column("name", "name", "module", align="left", priority=ALWAYS),
+    Column("shape", "spectrum.shape", "out × in", shape, csv=False, priority=3),
     Column("out", lambda row: row.spectrum.shape[0], json=False),
     Column("in", lambda row: row.spectrum.shape[1], json=False),
-    Column("rank", lambda row: row.spectrum.rank, "r", priority=7, about="nominal rank"),
+    Column("rank", "spectrum.rank", "r", priority=7, about="nominal rank"),
     Column(
         "scale", lambda row: row.adapter[row.name].scale, "scale", number, priority=2, about="the number before B·A"
     ),
@@ -367,15 +369,15 @@ COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     _measure_column("participation_ratio"),
     *map(_energy_column, FRACTIONS),
     # Last, as the only cell whose length grows with the rank.
-    Column("singular_values", lambda row: row.spectrum.s.tolist()),
+    Column("singular_values", lambda row: row.spectrum.s.tolist(), type=list[float]),
 )
 BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
-    Column("weight_frobenius", lambda row: row.weight and row.weight.frobenius),
-    Column("weight_spectral", lambda row: row.weight and row.weight.spectral),
-    Column("weight_spectral_error", lambda row: row.weight and row.weight.spectral_error),
+    Column("weight_frobenius", "weight.frobenius", type=float),
+    Column("weight_spectral", "weight.spectral", type=float),
+    Column("weight_spectral_error", "weight.spectral_error", type=float),
     Column(
         "relative_frobenius",
-        lambda row: row.relative_frobenius,
+        "relative_frobenius",
         "‖ΔW‖/‖W‖",
         number,
         priority=8,
@@ -383,7 +385,7 @@ BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     ),
     Column(
         "relative_spectral",
-        lambda row: row.relative_spectral,
+        "relative_spectral",
         "σ₁/σ₁(W)",
         number,
         priority=7,
