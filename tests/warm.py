@@ -195,11 +195,11 @@ def _ended(pid: int, flags: int) -> int | None:
 
 
 def _import_everything() -> None:
-    import loralens.cli.train
     import peft
     import torch.distributed.fsdp
     import transformers
 
+    import loralens.cli.train_show
     import loralens.training.fitting
     import loralens.training.texts.tasks
     import loralens.verbs.runs.grid

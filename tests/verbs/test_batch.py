@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import loralens
 from loralens.errors import FormatError, LoraLensError, OptionError
@@ -59,23 +57,6 @@ def test_the_number_of_jobs_changes_no_byte(verb: str, folder: Path) -> None:
     assert records[0] == records[1]
 
 
-def test_numbers_of_a_row_are_those_of_the_verb_alone(folder: Path) -> None:
-    row = loralens.compress(["all/a"], rank=4)[0]
-    alone = loralens.compress("all/a", rank=4)
-    assert row.status == "done"
-    assert row.target is None
-    numbers = {
-        "modules": 12,
-        "rank_before": 8,
-        "rank_after": 4,
-        "bytes_before": (folder / "all/a/adapter_model.safetensors").stat().st_size,
-        "bytes_after": alone.bytes_after,
-        "relative_error": alone.relative_error,
-        "smaller": True,
-    }
-    assert row.numbers == numbers
-
-
 def test_one_adapter_is_one_adapter(folder: Path) -> None:
     """Also a folder with checkpoints below it, and an adapter that PEFT has put into a folder of its name."""
     shutil.copytree("all/b", "all/a/checkpoint-10")
@@ -108,15 +89,6 @@ def test_one_that_fails_does_not_stop_the_others(folder: Path) -> None:
     assert result[1].fix
     assert "no such file" in result[2].reason
     assert {path.name for path in (folder / "out").iterdir()} == {"a", "c"}
-
-
-def test_whole_models_and_the_output_folder_are_no_input(folder: Path) -> None:
-    (folder / "all" / "model").mkdir()
-    save_file({"embed.weight": np.zeros((4, 4), np.float32)}, folder / "all" / "model" / "model.safetensors")
-    result = loralens.compress("all", output="all/out", rank=4)
-    assert statuses(result) == {"a": "written", "b": "written", "c": "written"}
-    again = loralens.compress("all", output="all/out", rank=4)
-    assert statuses(again) == {"a": "exists", "b": "exists", "c": "exists"}
 
 
 def test_a_loose_file_beside_folders_of_adapters_is_one_of_several(folder: Path) -> None:
@@ -162,15 +134,6 @@ def test_what_is_wrong_with_every_adapter_is_said_once(folder: Path) -> None:
             verb(["all/a", "all/b"], **{"output": "out", **options})
     assert files_under(folder) == before
     assert not (folder / "out").exists()
-
-
-def test_the_output_is_not_the_folder_of_the_adapters_but_may_hold_it(folder: Path) -> None:
-    with pytest.raises(OptionError, match="all is the folder of the adapters itself"):
-        loralens.compress("all", output="all", rank=4)
-    assert statuses(loralens.compress("all", output=".", rank=4)) == {"a": "written", "b": "written", "c": "written"}
-    shutil.copytree("all/a", "all/all")
-    with pytest.raises(OptionError, match="all is or holds the adapter all/a"):
-        loralens.compress("all", output=".", rank=4)
 
 
 def test_a_link_in_the_output_folder_leads_nowhere(folder: Path) -> None:
@@ -225,14 +188,6 @@ def test_a_dtype_alone_keeps_the_dialect_of_each(folder: Path) -> None:
         loralens.convert("all/a")
 
 
-def test_two_files_that_would_become_one_are_refused(folder: Path) -> None:
-    adapter = small_adapter()
-    loralens.save(adapter, folder / "loras" / "x.safetensors", format="kohya")
-    loralens.save(adapter, folder / "loras" / "x.bin", format="loralib")
-    with pytest.raises(OptionError, match=r"loras/x.bin and loras/x.safetensors would both be written to out/x"):
-        loralens.convert("loras", output="out", to="peft", scale=4)
-
-
 @pytest.mark.parametrize("jobs", slow_except([1, 2], 1))
 def test_checkpoints_within_an_adapters_folder_go_into_its_output(folder: Path, jobs: int) -> None:
     for step in (10, 20):
@@ -244,37 +199,12 @@ def test_checkpoints_within_an_adapters_folder_go_into_its_output(folder: Path, 
     assert statuses(loralens.scale("all", 2, output="out", jobs=jobs)) == dict.fromkeys(names, "exists")
 
 
-def test_an_outer_adapter_that_comes_later_is_written_into_the_folder_that_is_there(folder: Path) -> None:
-    shutil.copytree("all/b", "all/a/checkpoint-10")
-    shutil.copytree("all/a", "kept")
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        (folder / "all/a" / name).unlink()
-    assert set(statuses(loralens.scale("all", 2, output="out"))) == {"a/checkpoint-10", "b", "c"}
-    shutil.copytree("kept", "all/a", dirs_exist_ok=True)
-    result = loralens.scale("all", 2, output="out")
-    assert statuses(result) == {"a": "written", "a/checkpoint-10": "exists", "b": "exists", "c": "exists"}
-
-
 def test_adapters_in_memory_have_numbers_as_names(folder: Path) -> None:
     adapters = [loralens.load("all/a"), loralens.load("all/b")]
     result = loralens.scale(adapters, 0.5, output="out")
     assert statuses(result) == {"adapter-1": "written", "adapter-2": "written"}
     again = loralens.scale(adapters, 0.5, output="out", jobs=2)
     assert statuses(again) == {"adapter-1": "exists", "adapter-2": "exists"}
-
-
-def test_an_answer_that_is_no_stays_no(folder: Path) -> None:
-    options = {"rank": 8, "only_if_smaller": True, "output": "out"}
-    result = loralens.compress(["all/a", "all/b"], **options)
-    assert statuses(result) == {"a": "no", "b": "no"}
-    assert not result.answer
-    assert not result.failed
-    assert result.conclusion()[-1] == "Not written, as it would not become smaller: a and b."
-    assert not files_under(folder / "out")
-    assert statuses(loralens.compress(["all/a", "all/b"], **options)) == {"a": "no", "b": "no"}
-    unchanged = loralens.compress(["all/a", "all/b"], output="out", rank=8)
-    assert statuses(unchanged) == {"a": "unchanged", "b": "unchanged"}
-    assert unchanged.answer
 
 
 def test_a_dry_run_writes_nothing_and_tells_what_is_done(folder: Path) -> None:
@@ -286,40 +216,3 @@ def test_a_dry_run_writes_nothing_and_tells_what_is_done(folder: Path) -> None:
     result = loralens.compress("all", output="out", rank=4, dry_run=True)
     assert statuses(result) == {"a": "exists", "b": "exists", "c": "done"}
     assert files_under(folder) == before
-
-
-def test_a_dry_run_tells_apart_what_would_stay_as_it_is(folder: Path) -> None:
-    lay_adapters(folder / "all" / "big", "reuters-r8-r64-seed0")
-    tried = loralens.compress("all", output="out", rank=8, dry_run=True)
-    done = loralens.compress("all", output="out", rank=8)
-    assert statuses(tried) == {"a": "unchanged", "b": "unchanged", "big/a": "done", "c": "unchanged"}
-    assert statuses(done) == {"a": "unchanged", "b": "unchanged", "big/a": "written", "c": "unchanged"}
-    assert tried.conclusion()[0].startswith("out: 4 adapters, 1 would be compressed and 3 unchanged; ")
-
-
-def test_failures_with_one_cause_are_told_once_without_paths(folder: Path) -> None:
-    for name in ("a", "b", "c"):
-        spoil(folder / "all" / name)
-    result = loralens.scale("all", 0.5, output="out")
-    assert result.sentences()[0].startswith("a, b and c: is a text")
-
-
-def test_a_sentence_names_a_few_adapters(folder: Path) -> None:
-    for number in range(10):
-        (folder / "all" / f"bad-{number}").mkdir()
-        (folder / "all" / f"bad-{number}" / "adapter_model.safetensors").write_bytes(b"no tensors at all")
-    told = "\n".join([*(result := loralens.scale("all", 0.5)).conclusion(), *result.sentences()])
-    assert told.count("bad-7 and 2 more") == 2
-    assert "bad-8" not in told
-
-
-def test_messages_are_kept_in_the_rows(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "loralens"):
-        loralens.scale("all/a", 0.5, output="alone")
-        told = [f"note: {record.getMessage()}" for record in caplog.records]
-        caplog.clear()
-        result = loralens.scale("all", 0.5, output="out")
-    assert told
-    assert not caplog.records
-    assert result[0].messages == told
-    assert logging.getLogger("loralens").propagate

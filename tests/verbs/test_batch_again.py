@@ -1,6 +1,5 @@
 """A batch that is repeated: what exists is skipped, whatever made it, and is made again only if that was asked for."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,12 +47,6 @@ def test_overwrite_makes_it_again(jobs: int, folder: Path) -> None:
     assert (folder / "out/a/README.md").read_text() == "mine"
 
 
-def test_what_is_missing_is_made(folder: Path) -> None:
-    shutil.copytree("all/b", "all/c")
-    shutil.rmtree("out/a")
-    assert statuses(scale()) == {"a": "written", "b": "exists", "c": "written"}
-
-
 def test_a_folder_without_weights_is_no_output(folder: Path) -> None:
     for name, kept in (("a", "README.md"), ("b", "adapter_config.json")):
         shutil.rmtree(folder / "out" / name)
@@ -81,12 +74,3 @@ def test_two_runs_do_not_write_into_one_folder(folder: Path) -> None:
         scale()
     hold.release()
     assert statuses(scale()) == SKIPPED
-
-
-@pytest.mark.skipif(os.name == "nt", reason="names are bytes")
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_names_that_are_no_text_are_names_too(jobs: int, folder: Path) -> None:
-    for name in (b"a\xff", b"a\x1b[2J"):
-        shutil.copytree("all/a", Path("all") / os.fsdecode(name))
-    assert sorted(statuses(scale(jobs=jobs)).values()) == ["exists", "exists", "written", "written"]
-    assert set(statuses(scale(jobs=jobs)).values()) == {"exists"}

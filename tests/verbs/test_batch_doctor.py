@@ -1,7 +1,6 @@
 """The doctor on the adapters of a folder: one by one, with the findings of each as JSON; named ones together."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,12 +114,3 @@ def test_a_file_that_holds_no_findings_is_neither_believed_nor_replaced(
     assert "--overwrite" in result[0].fix
     assert files_under(folder / "found") == before
     assert set(statuses(loralens.doctor("all", output="found", overwrite=True)).values()) == {"written"}
-
-
-@pytest.mark.slow
-def test_the_jobs_change_no_byte(folder: Path) -> None:
-    shutil.copytree("all/a", "all/e/f")
-    for jobs in (1, 2):
-        loralens.doctor("all", output=f"jobs-{jobs}", jobs=jobs, sarif=f"jobs-{jobs}.sarif")
-    assert files_under(folder / "jobs-1") == files_under(folder / "jobs-2")
-    assert (folder / "jobs-1.sarif").read_bytes() == (folder / "jobs-2.sarif").read_bytes()
