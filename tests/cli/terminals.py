@@ -1,14 +1,12 @@
 """Commands under real pseudo-terminals of a given width, each forked from one process that has imported them.
 
-``python -m tests.cli.terminals`` reads one JSON list per line: the width, the words of a command, and optionally the
-pickled result that the verb of the command shall return. It answers with the output of the command as JSON text. With a
-result, the process neither does the work of the verb nor imports torch where that runs a model.
+``python -m tests.cli.terminals`` reads one JSON list per line: the width, and the words of a command. It answers with
+the output of the command as JSON text.
 """
 
 import fcntl
 import json
 import os
-import pickle
 import pty
 import struct
 import subprocess
@@ -21,7 +19,6 @@ from typing import Any
 
 from click.testing import CliRunner
 
-import loralens
 from loralens.cli.main import main
 
 LINES = 50  # of every terminal
@@ -46,12 +43,11 @@ class Terminals:
             encoding="utf-8",
         )
 
-    def run(self, width: int, words: Sequence[str], result: object = None) -> str:
-        """The standard output of a command in a terminal of that width; its verb returns ``result`` if there is one."""
+    def run(self, width: int, words: Sequence[str]) -> str:
+        """The standard output of a command in a terminal of that width."""
         assert self.process.stdin
         assert self.process.stdout
-        pickled = None if result is None else pickle.dumps(result).hex()
-        self.process.stdin.write(json.dumps([width, list(words), pickled]) + "\n")
+        self.process.stdin.write(json.dumps([width, list(words)]) + "\n")
         self.process.stdin.flush()
         text: str = json.loads(self.process.stdout.readline())
         return text
@@ -61,13 +57,13 @@ class Terminals:
         self.process.communicate()
 
 
-def show(width: int, words: Sequence[str], result: object = None) -> str:
+def show(width: int, words: Sequence[str]) -> str:
     """Run a command in a child whose standard output is a terminal of that width, and return its output."""
     terminal, end = pty.openpty()  # no terminal of a session: that would drop what is unread when its leader ends
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, width, 0, 0))
     child = os.fork()
     if not child:
-        _in_child(end, words, result)
+        _in_child(end, words)
     return read_until(terminal, end, lambda: os.waitpid(child, 0))
 
 
@@ -88,11 +84,9 @@ def read_until(terminal: int, end: int, wait: Callable[[], object]) -> str:
     return written.removesuffix(END).decode("utf-8").replace("\r\n", "\n")
 
 
-def _in_child(terminal: int, words: Sequence[str], result: object) -> Any:
+def _in_child(terminal: int, words: Sequence[str]) -> Any:
     """Never returns."""
     try:
-        if result is not None:
-            setattr(loralens, words[0], lambda *_, **__: result)  # commands call their verb as loralens.VERB
         os.dup2(terminal, 1)
         os.close(terminal)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -108,10 +102,9 @@ def _in_child(terminal: int, words: Sequence[str], result: object) -> Any:
 if __name__ == "__main__":
     seen = set()
     for request in sys.stdin:
-        columns, words, pickled = json.loads(request)
-        result = None if pickled is None else pickle.loads(bytes.fromhex(pickled))
-        # Without a result the command is run once here, so that every child finds what it imports.
-        if result is None and tuple(words) not in seen:
+        columns, words = json.loads(request)
+        # The command is run once here, so that every child finds what it imports.
+        if tuple(words) not in seen:
             CliRunner().invoke(main, words)
             seen.add(tuple(words))
-        print(json.dumps(show(columns, words, result)), flush=True)
+        print(json.dumps(show(columns, words)), flush=True)

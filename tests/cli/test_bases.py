@@ -11,7 +11,6 @@ import pytest
 
 import loralens
 from tests import bases
-from tests.bases import MODULES
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
@@ -27,6 +26,7 @@ SEVERAL = {
     "equal": "equal {one} {two}",
     "trajectory": "trajectory {one} {two}",
     "doctor": "doctor {one} {two}",
+    "merge": "merge {one} {two} --base {base} --dry-run",
 }
 WITH_BASE = {
     "merge": "merge {one} --base {base} --dry-run",
@@ -108,59 +108,12 @@ def test_a_base_that_may_be_the_adapters(verb: str, home: Path) -> None:
     assert "as its base" not in said(WITH_BASE[verb], home, one="one", base="bert-base-uncased")
 
 
-def test_sizes_of_a_base_in_the_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The base that the adapter names is on this machine, and has another vocabulary than the folder of any name."""
-    snapshot = home / "cache" / "models--bert-base-cased" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text(json.dumps({"vocab_size": 28996, "hidden_size": 768}))
-    monkeypatch.setenv("HF_HUB_CACHE", str(home / "cache"))
-    told = said("merge {one} --base {base} --dry-run", home)
-    assert "their vocabularies are 28,996 and 5" in told
-    (snapshot / "config.json").write_text("{")  # of a model that nobody asked for
-    assert "as its base" not in said("merge {one} --base {base} --dry-run", home)
-
-
 def test_a_name_in_a_file_is_no_path(home: Path) -> None:
     """Nothing is opened because a file says its path."""
     from loralens.formats.files.location import known_folder
 
-    for name in (
-        str(home / "base"),
-        "../base",
-        "..",
-        "C:\\x",
-        "\\\\server\\share",
-        "a/b/c",
-        "",
-        "x" * 400,
-        "a\0b",
-        "~/x",
-    ):
+    for name in (str(home / "base"), "../base", "\\\\server\\share", "a/b/c", "", "a\0b", "~/x"):
         assert known_folder(name) is None, name
-
-
-def test_the_report_and_the_survey(home: Path) -> None:
-    record = json.loads(call.good("report", home / "one", home / "two", "--json").stdout)
-    assert [f["code"] for f in record["findings"] if f["code"].startswith("base")] == ["bases-differ"]
-    words = ("report", home / "one", "--base", home / "bert-base-uncased", "--no-intruders", "--json")
-    assert "base-differs" in {f["code"] for f in json.loads(call.good(*words).stdout)["findings"]}
-    (home / "adapters").mkdir()
-    for name in ("one", "spelt", "none"):
-        (home / name).rename(home / "adapters" / name)
-    assert call.good("survey", home / "adapters").stderr == ""
-    (home / "two").rename(home / "adapters" / "two")
-    told = call.good("survey", home / "adapters").stderr
-    assert told.startswith("note: these are adapters of 2 base models (")
-
-
-def test_doctor_tells_adapters_of_other_shapes_apart(home: Path) -> None:
-    modules = {name: loralens.LowRank(np.ones((8, 2)), np.ones((2, 4))) for name in MODULES}
-    loralens.save(loralens.Adapter(modules=modules), home / "wide")
-    told = call.good("doctor", home / "one", home / "wide").stdout
-    assert (
-        f"bases-differ: {home / 'one'} and {home / 'wide'} are adapters of two base models: {MODULES[0]} is 6 × 4"
-        in told
-    )
 
 
 @pytest.mark.slow

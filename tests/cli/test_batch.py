@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import Command
-from tests.cli.terminals import Terminals
 from tests.conftest import ROOT
 from tests.verbs.batches import files_under, lay_adapters, spoil
 
@@ -56,49 +55,11 @@ def test_the_exit_code_is_2_if_one_fails_else_1_if_one_answer_is_no(folder: Path
     assert Command("doctor").run("all", "-o", "found", "--fail-on", "note").exit_code == 2
 
 
-def test_json_is_one_object_and_csv_one_line_each(folder: Path) -> None:
-    record = compress.told("all", "-o", "out", "--rank", 4)
-    assert record["counts"] == {"written": 3, "unchanged": 0, "done": 0, "exists": 0, "no": 0, "failed": 0}
-    assert [row["name"] for row in record["adapters"]] == ["a", "b", "c"]
-    heading, *rows = compress.good("all", "-o", "out", "--rank", 4, "--csv").stdout.splitlines()
-    assert heading.startswith("name,source,target,status,answer,modules,rank_before,rank_after")
-    assert [row.split(",")[3] for row in rows] == ["exists"] * 3
-
-
-def test_verbose_tells_the_messages_and_the_findings(folder: Path) -> None:
-    scaled = Command("scale").good("all", "--by", 0.5, "-o", "out", "-v").stdout
-    assert scaled.count("note: 2 tensors trained in full stay as they are") == 3
-    found = Command("doctor").good("all", "-v").stdout
-    assert "a: note: rank-unused: r=8" in found
-    assert "rank-unused: r=8" not in Command("doctor").good("all").stdout
-
-
 def test_what_only_one_adapter_has_is_refused(folder: Path) -> None:
     assert "--plot draws one adapter" in compress.refused("all", "--dry-run", "--rank", 4, "--plot", "x.png")
     assert "Missing option '-o'" in compress.refused("all", "--rank", 4)
     assert "have the same name" in compress.refused("all/a", "./all/a", "--rank", 4, "-o", "out")
     assert not (folder / "out").exists()
-
-
-def test_on_a_terminal_a_line_for_each_and_then_the_conclusion(folder: Path) -> None:
-    spoil(folder / "all" / "b")
-    terminals = Terminals(folder)
-    try:
-        lines = terminals.run(80, ["compress", "all", "--dry-run", "--rank", "4"]).splitlines()
-        doctor = terminals.run(80, ["doctor", "all"]).splitlines()
-    finally:
-        terminals.close()
-    assert max(map(len, [*lines, *doctor])) <= 80
-    assert [line.split()[0] for line in lines[:3]] == ["a", "b", "c"]
-    assert lines[0].startswith("a  r 8, r' 4, size 184.0 kB, after ")
-    assert lines[0].endswith(" %")
-    assert lines[1] == "b  failed"
-    assert lines[3:6] == [
-        "",
-        "3 adapters, 2 would be compressed and 1 failed; 341.4 kB → 193.9 kB, 43.2 %",
-        "smaller.",
-    ]
-    assert doctor[0].endswith("notes 2, kinds spike, rank-unused")
 
 
 # ---- Runs that are stopped

@@ -60,49 +60,6 @@ def test_json_keeps_its_contract(home: Path) -> None:
         assert contrast["hidden"][0] == 0
 
 
-def test_the_conclusion_on_several_adapters_names_the_one_that_changes_most_and_least(home: Path) -> None:
-    args = ("--model", home / "llama", home / "two", home / "one", "--data", home / "texts.jsonl")
-    record = json.loads(run(*args, "--json").stdout)["contrasts"]
-    from_base = sorted((row for row in record if row["first"] == "base"), key=lambda row: row["kl"])
-    least, most = (
-        f"KL {row['kl']:.4g} nats, another first choice in {100 * (1 - row['agreement']):.3g} %" for row in from_base
-    )
-    (conclusion,) = run(*args, "--quiet").stdout.splitlines()
-    assert conclusion == (
-        f"Of 2 adapters {from_base[1]['second']} changes the outputs most ({most} of the tokens) "
-        f"and {from_base[0]['second']} least ({least})."
-    )
-
-
-def test_an_encoder_and_an_adapter_that_does_nothing(home: Path) -> None:
-    result = run("--model", home / "bert", "--adapters", home / "zero", "--data", home / "texts.jsonl")
-    assert result.exit_code == 0
-    assert "KL" not in result.stdout
-    lines = result.stdout.splitlines()
-    assert lines[0] == "zero moves the last hidden states by 0."
-    assert lines[4].split() == ["base", "zero", "0"]
-
-
-def test_a_head_that_the_model_lacks_is_said(home: Path, tmp_path: Path) -> None:
-    import numpy as np
-
-    from loralens.core.adapter import Adapter, Extra
-    from loralens.core.lazy import LazyArray
-
-    adapter = models.adapter(models.bert(), ("query",))
-    key = "base_model.model.classifier.weight"
-    extra = {key: Extra("saved", "classifier", LazyArray.of(np.ones((2, 16), np.float32)))}
-    models.saved(
-        Adapter(modules=adapter.modules, extra=extra, config={"modules_to_save": ["classifier"]}), tmp_path / "headed"
-    )
-    result = run("--model", home / "bert", "--adapters", tmp_path / "headed", "--data", home / "texts.jsonl")
-    assert result.exit_code == 0
-    assert (
-        f"warning: headed: {key} (saved: the model has no parameter of this name and size) is not applied"
-        in result.stderr
-    )
-
-
 @pytest.mark.parametrize(
     ("adapters", "message"),
     [

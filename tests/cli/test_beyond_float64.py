@@ -9,10 +9,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-import loralens
 from loralens.cli.main import main
-from loralens.core.joint import Joint
-from loralens.errors import FormatError
 from tests.bases import sharded, tensors
 
 VERBS = [
@@ -92,25 +89,6 @@ def test_every_verb_ends_with_json_or_one_message(damage, verb, places, tmp_path
         assert done.stderr.count("fix:") >= 1
         # What ends with an error has written nothing.
         assert not list(tmp_path.glob("out*"))
-
-
-@pytest.mark.parametrize("ask", ["singular_values", "svd", "bases"])
-def test_singular_values_beyond_float64_are_refused_and_large_ones_are_not(ask):
-    eye = np.eye(3)
-    with pytest.raises(
-        FormatError, match="too large for float64, which has to hold sums of its squares: its scale is 5e\\+307"
-    ):
-        getattr(loralens.LowRank(eye, eye, 5e307), ask)()
-    with pytest.raises(FormatError, match="too large for float64"):
-        getattr(loralens.LowRank(eye * 1e150, eye * 1e150), ask)()
-    getattr(loralens.LowRank(eye * 1e60, eye * 1e60, 1e10), ask)()
-
-
-def test_combinations_beyond_float64_are_refused():
-    module = loralens.LowRank(np.eye(3), np.eye(3), 1e100)
-    with pytest.raises(FormatError, match="too large for float64"):
-        Joint.of([module, module], [1.0, 1e100])
-    assert Joint.of([module, module], [1.0, -1.0]).total().shape == (3, 3)
 
 
 def test_a_merge_of_an_update_beyond_float32_writes_no_infinities(places, tmp_path):

@@ -1,8 +1,6 @@
 """``loralens calibrate``: what it writes, says and refuses."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +17,6 @@ torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.usefixtures("quiet_torch")
 
-QUERY = "model.layers.0.self_attn.q_proj"
 
 run = Command("calibrate", "--threads", "1").run
 
@@ -79,14 +76,6 @@ def test_batches_make_no_difference_and_two_runs_none_at_all(home: Path, tmp_pat
         np.testing.assert_allclose(other[name].G, moment.G, rtol=1e-3, atol=1e-4 * np.abs(moment.G).max())
 
 
-def test_texts_longer_than_the_model_are_cut(home: Path, tmp_path: Path) -> None:
-    target = tmp_path / "stats.safetensors"
-    args = arguments(home, "bert", target)
-    args[args.index("--data") + 1] = models.jsonl(tmp_path / "long.jsonl", [" ".join(models.TEXTS * 3)])
-    assert run(*args).exit_code == 0
-    assert {moment.count for _, moment in load_moments(target).items()} == {32}
-
-
 def test_a_classifier_with_labels(home: Path, tmp_path: Path) -> None:
     target = tmp_path / "stats.safetensors"
     assert run(*arguments(home, "classifier", target, "--out-side")).exit_code == 0
@@ -100,51 +89,12 @@ def test_a_classifier_with_labels(home: Path, tmp_path: Path) -> None:
     assert "cat, dog" in result.stderr
 
 
-def test_a_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
-    target = tmp_path / "stats.safetensors"
-    result = run(*arguments(home, "bert", target, "--dry-run"))
-    assert result.stdout == f"Would write {target}: the moments of 2 modules on 4 texts.\n"
-    record = json.loads(run(*arguments(home, "bert", target, "--dry-run", "--json")).stdout)
-    names = [{"name": f"bert.encoder.layer.{i}.attention.self.query".removeprefix("bert.")} for i in range(2)]
-    cut = {"length": 32, "texts": 0, "tokens": 0}
-    assert record == {"loralens": loralens.__version__, "target": None, "texts": 4, "cut": cut, "modules": names}
-    assert not target.exists()
-
-
-def test_modules_without_moments_are_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import transformers
-
-    monkeypatch.setattr(transformers.LlamaModel, "forward", _second_layer_only(transformers.LlamaModel.forward))
-    result = run(*arguments(home, "llama", tmp_path / "stats.safetensors"))
-    assert result.exit_code == 0
-    names = f"{QUERY.replace('self_attn.q', 'mlp.down')}, {QUERY}"
-    first, second = result.stderr.splitlines()
-    assert first == f"warning: 2 modules were reached by no input: {names}"
-    assert second == "  fix: compress truncates these by their weights alone"
-
-
-def _second_layer_only(forward: Any) -> Any:
-    def skipping(self: Any, *args: Any, **kwargs: Any) -> Any:
-        layers = self.layers
-        self.layers = layers[1:]
-        try:
-            return forward(self, *args, **kwargs)
-        finally:
-            self.layers = layers
-
-    return skipping
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"--model": "nowhere"}, "nowhere: no such file or folder"),
-        ({"--model": "llama-adapter"}, "holds no transformers model"),
         ({"--adapter": "bert-adapter"}, "no weight in the base"),
-        ({"--data": "nowhere.jsonl"}, "no such file"),
         ({"-o": "stats.bin"}, ".safetensors"),
-        ({"-o": "llama/config.json/stats.safetensors"}, "is a file, not a folder"),
-        ({"--device": "cuda:99"}, "--device cuda:99"),
         ({"--device": "nonsense"}, "--device nonsense"),
     ],
     ids=str,
@@ -171,9 +121,6 @@ def test_an_existing_target_is_left_alone(home: Path, tmp_path: Path) -> None:
     result = run(*arguments(home, "llama", target, "--overwrite"))
     assert (result.exit_code, target.read_bytes()) == (2, b"mine")  # no moments: nothing that this command made
     assert "holds no moments" in result.stderr
-    base, before = home / "llama" / "model.safetensors", (home / "llama" / "model.safetensors").read_bytes()
-    assert run(*arguments(home, "llama", base, "--overwrite")).exit_code == 2
-    assert base.read_bytes() == before
     target.unlink()
     assert run(*arguments(home, "llama", target)).exit_code == 0
     assert run(*arguments(home, "llama", target, "--overwrite")).exit_code == 0

@@ -1,7 +1,6 @@
 """``loralens combine``: exact output on a small adapter, the JSON contract, recipes, every refusal."""
 
-import warnings
-from dataclasses import replace
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,14 @@ import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
+from tests import bases, reference
 from tests.cli.command import Command
 from tests.conftest import small_adapter
+from tests.tolerances import DORA_FILE
 
 Q = "model.layers.0.self_attn.q_proj"
 
-run, told = Command().run, Command("combine").told
+run, done, told = Command().run, Command().good, Command("combine").told
 
 
 @pytest.fixture
@@ -31,26 +32,6 @@ def other(tmp_path: Path) -> Path:
     }
     loralens.save(Adapter(modules=modules), tmp_path / "other")
     return tmp_path / "other"
-
-
-def test_huge_updates_give_one_message_and_no_warning_of_numpy(small: Path, tmp_path: Path) -> None:
-    modules = {
-        name: LowRank(np.full((6, 2), 1e30, np.float32), np.full((2, 4), 1e30, np.float32)) for name in small_adapter()
-    }
-    loralens.save(Adapter(modules=modules), tmp_path / "huge")
-    for method in ("ties", "della", "dare", "sum"):
-        words = ["combine", str(small), str(tmp_path / "huge"), "--method", method, "--dry-run", "-q"]
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            run(*words)
-        assert not [warning for warning in seen if issubclass(warning.category, RuntimeWarning)], method
-
-
-def test_a_misspelt_method_is_answered_by_the_nearest_one(small: Path) -> None:
-    result = run("combine", small, "--method", "dela", "--dry-run")
-    assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1].startswith("  fix: the nearest name is della, of sum, ")
-    assert "choose one of: sum (" in run("combine", small, "--method", "zzz", "--dry-run").stderr
 
 
 def test_json_contract_and_the_file_is_the_sum(small: Path, other: Path, tmp_path: Path) -> None:
@@ -121,48 +102,10 @@ def test_weights_by_glob_in_a_recipe(small: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(found[name].dense(), factor * whole[name].dense(), rtol=1e-12)
 
 
-def test_what_cancels_is_zeros_in_the_file_or_gone(small: Path, tmp_path: Path) -> None:
-    run("combine", small, f"{small}:-1", "-o", tmp_path / "zero")
-    found = loralens.load(tmp_path / "zero")
-    assert all(not m.B.any() and not m.A.any() and m.rank == 1 for m in found.modules.values())
-    result = run("combine", small, f"{small}:-1", "-o", tmp_path / "none", "--drop-dead")
-    assert (result.exit_code, "nothing is left" in result.stderr) == (2, True)
-    record = told(small, "--drop-dead", "-o", tmp_path / "alive")
-    assert [m["rank"] for m in record["modules"]].count(0) == 1
-    assert len(loralens.load(tmp_path / "alive")) == 5
-
-
-def test_heads_need_a_choice(small: Path, tmp_path: Path) -> None:
-    for name, value in (("one", 1.0), ("two", 2.0)):
-        key = "base_model.model.score.weight"
-        head = {key: Extra("saved", "score", LazyArray.of(np.full((2, 4), value, np.float32)))}
-        adapter = replace(loralens.load(small), extra=head)
-        adapter = replace(adapter, config={**(adapter.config or {}), "modules_to_save": ["score"]})
-        loralens.save(adapter, tmp_path / name)
-    pair = (tmp_path / "one", tmp_path / "two")
-    refused = run("combine", *pair, "-o", tmp_path / "out")
-    assert refused.exit_code == 2
-    assert ": score\n" in refused.stderr
-    assert "--take" in refused.stderr
-    for take, value in ((pair[1], 2.0), ("two", 2.0), ("1", 1.0)):
-        told(*pair, "-o", tmp_path / "out", "--take", take, "--overwrite")
-        (extra,) = loralens.load(tmp_path / "out").extra.values()
-        assert extra.tensor.read()[0, 0] == value
-    told(*pair, "-o", tmp_path / "out", "--take", "none", "--overwrite")
-    assert not loralens.load(tmp_path / "out").extra
-    assert "no such adapter" in run("combine", *pair, "--dry-run", "--take", "three").stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["SMALL", "nowhere", "-o", "OUT"], "no such file or folder"),
         (["SMALL", "--method", "wrong", "-o", "OUT"], "iso-c (the sum with all singular values made equal"),
-        (["SMALL", "SMALL", "--method", "ties", "--density", "0", "-o", "OUT"], "density 0 is not"),
-        (["SMALL", "SMALL", "--method", "ties", "--density", "1.5", "-o", "OUT"], "in (0, 1]"),
-        (["SMALL", "--density", "0.5", "-o", "OUT"], "sum has no option density"),
-        (["SMALL", "--modules", "k_prj", "-o", "OUT"], "the nearest names are"),
-        (["SMALL", "-o", "SMALL"], "is where the source is"),
         (["SMALL", "SMALL", "SMALL", "--method", "slerp", "-o", "OUT"], "slerp takes 2 adapters"),
         (["--recipe", "SMALL", "-o", "OUT"], "no recipe is in it"),
         (["SMALL", "--size", "10", "-o", "OUT"], "too few"),
@@ -186,15 +129,93 @@ def test_adapters_of_two_models_are_named(small: Path, tmp_path: Path) -> None:
     result = run("combine", small, tmp_path / "b", "--dry-run")
     assert "no module in common" in result.stderr
     assert "6 modules (q_proj, v_proj)" in result.stderr
-    loralens.save(Adapter(modules={Q: LowRank(np.ones((3, 1)), np.ones((1, 3)))}), tmp_path / "c")
-    result = run("combine", small, tmp_path / "c", "--dry-run")
-    assert f"{Q} is 6 × 4 in {small} and 3 × 3 in {tmp_path / 'c'}: they belong to two base models" in result.stderr
 
 
-def test_an_unknown_strength_is_not_added_up(small: Path, tmp_path: Path) -> None:
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "adapter_model.safetensors").write_bytes((small / "adapter_model.safetensors").read_bytes())
-    result = run("combine", small, tmp_path / "bare", "-o", tmp_path / "out")
-    assert (result.exit_code, "give --alpha or --scale" in result.stderr) == (2, True)
-    run("combine", tmp_path / "bare", f"{small}:-1", "-o", tmp_path / "out", "--alpha", "8")
-    assert all(not m.B.any() for m in loralens.load(tmp_path / "out").modules.values())
+# ---- DoRA, beside a base model
+
+KEY = "base_model.model.{}.lora_magnitude_vector"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return bases.single(tmp_path / "base", bases.tensors(np.float32, size=1.0))
+
+
+def weights() -> dict[str, np.ndarray]:
+    held = bases.tensors(np.float32, size=1.0)
+    return {name: held[f"{name}.weight"].astype(np.float64) for name in bases.MODULES}
+
+
+def saved(folder: Path, seed: int, *, dora: bool = True) -> Path:
+    """An adapter of all modules, DoRA or not, with trained lengths."""
+    rng, modules, extra = np.random.default_rng(seed), {}, {}
+    for name, W in weights().items():
+        B, A = (0.3 * rng.standard_normal(shape).astype(np.float32) for shape in ((6, 2), (2, 4)))
+        modules[name] = LowRank(B, A, 2.0)
+        if dora:
+            m = np.linalg.norm(W + modules[name].dense(), axis=1) * (1 + 0.1 * rng.standard_normal(6))
+            extra[KEY.format(name)] = Extra("magnitude", name, LazyArray.of(m.astype(np.float32)))
+    loralens.save(Adapter(modules=modules, extra=extra), folder)
+    return folder
+
+
+def changes(folder: Path) -> dict[str, np.ndarray]:
+    """W' − W of every module, by the definition."""
+    adapter, found = loralens.load(folder), {}
+    lengths = {e.module: e.tensor.read().astype(np.float64) for e in adapter.extra.values() if e.role == "magnitude"}
+    for name, W in weights().items():
+        D = adapter[name].dense()
+        found[name] = reference.dora(W, D, lengths[name]) - W if name in lengths else D
+    return found
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_dora_with_its_base_is_exact_and_stays_dora(base: Path, tmp_path: Path, first: bool) -> None:
+    pair = saved(tmp_path / "a", 1, dora=first), saved(tmp_path / "b", 2, dora=not first)
+    result = done("combine", f"{pair[0]}:0.7", f"{pair[1]}:-0.4", "--base", base, "-o", tmp_path / "out")
+    assert "1 of 2 adapters is DoRA; the result is DoRA too, exact for this base" in result.stderr
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["use_dora"] is True
+    a, b, found = (changes(folder) for folder in (*pair, tmp_path / "out"))
+    for name, W in weights().items():
+        expected = 0.7 * a[name] - 0.4 * b[name]
+        assert np.linalg.norm(found[name] - expected) < 4 * DORA_FILE * np.linalg.norm(W)  # factors are float32 too
+
+
+def test_dora_cut_and_scaled(base: Path, tmp_path: Path) -> None:
+    pair = saved(tmp_path / "a", 3), saved(tmp_path / "b", 4)
+    record = json.loads(done("combine", *pair, "--base", base, "--rank", 1, "--json", "-o", tmp_path / "cut").stdout)
+    a, b, cut = (changes(folder) for folder in (*pair, tmp_path / "cut"))
+    for module in record["modules"]:
+        S, R = (x[module["name"]] for x in ({name: a[name] + b[name] for name in a}, cut))
+        assert module["rank"] == 1
+        assert module["error_to_sum"] == pytest.approx(np.linalg.norm(R - S) / np.linalg.norm(S), abs=1e-5)
+    done("scale", pair[0], "--by", 0.5, "--base", base, "-o", tmp_path / "half")
+    half = changes(tmp_path / "half")
+    assert all(np.linalg.norm(half[n] - 0.5 * a[n]) < 4 * DORA_FILE * np.linalg.norm(W) for n, W in weights().items())
+
+
+def test_where_the_product_alone_is_measured_it_is_said(base: Path, tmp_path: Path) -> None:
+    dora, said = saved(tmp_path / "a", 1), "what is measured is ΔW = scale·B·A alone"
+    for verb, *more in (("spectrum",), ("amplify", "--base", base, "--no-top"), ("inspect",), ("doctor",)):
+        assert said in done(verb, dora, *more).output
+    done("merge", dora, "--base", base, "-o", tmp_path / "merged")
+    assert "alone" not in done("merge", dora, "--base", base, "--dry-run").output
+    assert "alone" not in done("verify", tmp_path / "merged", "--base", base, "--adapter", dora).output
+
+
+def test_dora_without_its_base_says_the_way_out(tmp_path: Path, base: Path) -> None:
+    pair = saved(tmp_path / "a", 5), saved(tmp_path / "b", 6)
+    for arguments, message in (
+        ([*pair], "--base"),
+        ([pair[0], "--rank", 1], "loralens compress"),
+        ([*pair, "--base", base, "--method", "ties"], "--method sum or average"),
+        ([*pair, "--base", tmp_path / "a"], str(tmp_path / "a")),
+    ):
+        result = run("combine", *arguments, "-o", tmp_path / "out")
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert "\n  fix: " in result.stderr
+        assert not (tmp_path / "out").exists()
+    assert done("combine", pair[0], "-o", tmp_path / "same").exit_code == 0  # alone, as it is
+    assert changes(tmp_path / "same")[Q].tobytes() == changes(pair[0])[Q].tobytes()

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
 import loralens
@@ -13,9 +12,7 @@ from loralens.compression.loss import losses, total_error
 from loralens.core.fingerprint import fingerprint
 from loralens.core.stored import Moment, Moments
 from loralens.formats.records.results import save_moments
-from tests import reference
 from tests.cli.command import Command
-from tests.conftest import small_adapter
 
 Q = "model.layers.0.self_attn.q_proj"
 
@@ -73,15 +70,10 @@ def test_json_keeps_its_contract(small: Path, tmp_path: Path) -> None:
     [
         (["--rank", 1], [1, 1, 1, 1, 1, 1]),
         (["--rank", 7], [2, 2, 2, 2, 2, 1]),  # the last one does nothing
-        (["--rank", 7, "--uniform"], [2, 2, 2, 2, 2, 2]),
         (["--energy", "0.9"], [2, 1, 2, 1, 2, 1]),
-        (["--energy", "0.9", "--uniform"], [2, 2, 2, 2, 2, 2]),
         (["--error", "0.3"], [2, 1, 2, 1, 2, 1]),
-        (["--sv-ratio", "2"], [1, 1, 1, 1, 1, 1]),
         (["--sv-ratio", "2.1"], [2, 1, 2, 1, 2, 1]),
-        (["--parameters", "0.75"], [2, 1, 2, 1, 2, 1]),
         (["--parameters", "80"], [2, 1, 2, 1, 1, 1]),
-        (["--parameters", "80", "--weights", "relative"], [2, 1, 2, 1, 1, 1]),
         (["--parameters", "80", "--uniform"], [1, 1, 1, 1, 1, 1]),
         (["--energy", "0.9", "-m", "q_proj"], [2, 2, 2, 2, 2, 2]),
         (["--energy", "0.9", "--drop-dead"], [2, 1, 2, 1, 2, 0]),
@@ -101,20 +93,6 @@ def test_size_is_kept_to_the_byte(small: Path, tmp_path: Path) -> None:
         size = (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
         assert size == record["total"]["bytes_after"] <= budget
         assert sum(module["rank_after"] for module in record["modules"]) == 11 or size > budget - 40 - 16
-
-
-def test_untouched_it_keeps_its_bits(small: Path, tmp_path: Path) -> None:
-    run("compress", small, "-o", tmp_path / "out", "--rank", 2, "--uniform")
-    name = "adapter_model.safetensors"
-    assert (tmp_path / "out" / name).read_bytes() == (small / name).read_bytes()
-
-
-def test_dtype_and_dialect(small: Path, tmp_path: Path) -> None:
-    record = told(small, "-o", tmp_path / "a.safetensors", "--energy", 1, "--dtype", "bf16", "--to", "kohya", "--force")
-    back = loralens.load(tmp_path / "a.safetensors")
-    assert (record["format"], back.format) == ("kohya", "kohya")
-    assert {str(module.dtype) for module in back.modules.values()} == {"bfloat16"}
-    assert record["total"]["relative_error"] == 0  # powers of two
 
 
 def test_products_keep_the_dtype_of_the_file_and_a_larger_file_is_not_a_success(tmp_path: Path) -> None:
@@ -137,7 +115,7 @@ def test_products_keep_the_dtype_of_the_file_and_a_larger_file_is_not_a_success(
             assert {str(module.dtype) for module in loralens.load(out).modules.values()} == {"float16"}
 
 
-def test_activations(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations(small: Path, tmp_path: Path) -> None:
     adapter = loralens.load(small)
     K = np.diag([1e-4, 1.0])  # the second direction is all that the data knows
     moments = Moments(modules={name: Moment(K, 10) for name in adapter}, fingerprint=fingerprint(adapter))
@@ -149,24 +127,6 @@ def test_activations(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert record["total"]["data_error"] < 0.1
     shown = run("compress", small, "--dry-run", "--rank", 1, "--activations", tmp_path / "k.safetensors").stdout
     assert "on data" in shown
-    assert "over the 5 modules measured" in shown or "over the 6 modules measured" in shown
-    drawn: list[dict[str, object]] = []
-    monkeypatch.setattr(
-        "loralens.verbs.pages.plot.curve_figure",
-        lambda *_, **how: drawn.append(how) or Figure(),  # type: ignore[func-returns-value]
-    )
-    more = ["--activations", tmp_path / "k.safetensors", "--plot", tmp_path / "curve.png"]
-    run("compress", small, "--dry-run", "--rank", 1, *more)
-    run("compress", small, "--dry-run", "--rank", 1, "--plot", tmp_path / "curve.png")
-    on_data, on_weights = drawn
-    assert (on_data["on_data"], on_weights["on_data"]) == (True, False)
-    assert on_data["chosen"][1] == pytest.approx(record["total"]["data_error"])
-    assert on_weights["chosen"][1] == pytest.approx((14 / 94) ** 0.5)
-    twin = tmp_path / "twin"
-    loralens.save(small_adapter().map(lambda m: m.rescaled(2.0, m.scaling)), twin)
-    result = run("compress", twin, "--dry-run", "--rank", 1, "--activations", tmp_path / "k.safetensors")
-    assert result.exit_code == 2
-    assert "belong to another adapter" in result.stderr
 
 
 def test_dora_is_solved_anew_with_the_base_and_kept_without(tmp_path: Path) -> None:
@@ -189,38 +149,17 @@ def test_dora_is_solved_anew_with_the_base_and_kept_without(tmp_path: Path) -> N
     solved = told(folder, "-o", tmp_path / "solved", "--rank", 1, "--base", base)
     assert kept["notes"] == ["magnitudes of 1 DoRA modules kept; with --base they are solved anew"]
     assert solved["notes"] == ["magnitudes of 1 DoRA modules solved anew"]
-    old = reference.dora(W, loralens.load(folder)["fc"].dense(), m)
-    distances = []
-    for name in ("kept", "solved"):
-        adapter = loralens.load(tmp_path / name)
-        (extra,) = adapter.extra.values()
-        distances.append(np.linalg.norm(old - reference.dora(W, adapter["fc"].dense(), extra.tensor.read())))
-    assert distances[1] < distances[0]
-
-
-def test_dry_run_writes_nothing_and_needs_no_target(small: Path, tmp_path: Path) -> None:
-    record = told(small, "--dry-run", "--rank", 1)
-    assert record["target"] is None
-    assert record == {**told(small, "-o", tmp_path / "out", "--rank", 1), "target": None}
-    result = run("compress", small, "--dry-run", "--rank", 1, "-o", tmp_path / "dry")
-    assert result.stdout.startswith(f"Would write {tmp_path / 'dry'}: 12")
-    assert not (tmp_path / "dry").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rank", 1, "-o", "SMALL"], "is where the source is"),
         (["--rank", 1, "-o", "SMALL/adapter_model.safetensors", "--overwrite"], "is where the source is"),
         (["--rank", 1, "-o", "SMALL/other.safetensors", "--overwrite"], "would share adapter_config.json"),
         (["--rank", 1, "-o", "THERE"], "exists"),
-        (["--rank", 1, "-o", "out", "-m", "k_prj"], "no module matches"),
         (["--size", "1KB", "-o", "out"], "rank 1 everywhere"),
         (["--parameters", "59", "-o", "out"], "at least 60 parameters"),
-        (["--parameters", "1", "-o", "out", "--weights", "nowhere.json"], "no such file"),
-        (["--rank", 1, "-o", "out", "--activations", "nowhere"], "nowhere"),
         (["--rank", 1, "-o", "out.bin"], "not written to .bin"),
-        (["--rank", 1, "-o", "out", "--plot", "x.gif"], "x.gif"),
     ],
 )
 def test_refusals(
@@ -233,16 +172,6 @@ def test_refusals(
     assert message in result.stderr
     assert "\n  fix: " in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["THERE"]
-
-
-def test_an_interruption_leaves_nothing(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("loralens.compression.directions.times", interrupted)
-    result = run("compress", small, "-o", tmp_path / "out", "--rank", 1)
-    assert result.exit_code != 0
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_from_a_file(small: Path, tmp_path: Path) -> None:

@@ -37,32 +37,6 @@ def test_there_and_back_is_equal(small: Path, tmp_path: Path, to: str) -> None:
     assert list(loralens.load(back)) == list(loralens.load(small))
 
 
-def test_equal_says_no_with_exit_1(small: Path, tmp_path: Path) -> None:
-    other = small_adapter().map(lambda m: loralens.LowRank(m.B, m.A, 1.001 * m.scale))
-    loralens.save(other, tmp_path / "other")
-    result = run("equal", small, tmp_path / "other")
-    assert result.exit_code == 1
-    assert "5 of 6 modules differ" in result.stdout
-    assert run("equal", small, tmp_path / "other", "--tolerance", "0.01").exit_code == 0
-    record = json.loads(run("equal", "--json", small, tmp_path / "other").stdout)
-    assert record["equal"] is False
-    assert record["modules"][0]["relative"] == pytest.approx(0.001 / 1.001, rel=1e-6)
-
-
-def test_alpha_is_stored_as_float32_whatever_the_dtype(small: Path, tmp_path: Path) -> None:
-    odd = small_adapter().map(lambda m: loralens.LowRank(m.B, m.A, 7 / 24))
-    loralens.save(odd, tmp_path / "odd")
-    assert (
-        run("convert", tmp_path / "odd", "-o", tmp_path / "k.safetensors", "--to", "kohya", "--dtype", "bf16").exit_code
-        == 0
-    )
-    tensors = load_file(tmp_path / "k.safetensors")
-    alphas = {key: tensor for key, tensor in tensors.items() if key.endswith(".alpha")}
-    assert len(alphas) == 6
-    assert all(alpha.dtype == np.float32 and alpha == np.float32(2 * 7 / 24) for alpha in alphas.values())
-    assert {tensor.dtype.name for key, tensor in tensors.items() if key.endswith(".weight")} == {"bfloat16"}
-
-
 def test_an_unknown_alpha_is_not_carried_on(small: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare.safetensors"
     bare.write_bytes((small / "adapter_model.safetensors").read_bytes())
@@ -73,33 +47,6 @@ def test_an_unknown_alpha_is_not_carried_on(small: Path, tmp_path: Path) -> None
     assert run("equal", small, tmp_path / "k.safetensors").exit_code == 0
 
 
-def test_a_source_is_never_written_over(small: Path) -> None:
-    before = {file.name: file.read_bytes() for file in small.iterdir()}
-    for target in (small, small / "adapter_model.safetensors"):
-        result = run("convert", small, "-o", target, "--to", "peft", "--overwrite")
-        assert result.exit_code == 2
-        assert "never written over" in result.stderr
-    assert {file.name: file.read_bytes() for file in small.iterdir()} == before
-
-
-def test_dry_run_writes_nothing_and_a_target_that_exists_is_refused(small: Path, tmp_path: Path) -> None:
-    target = tmp_path / "k.safetensors"
-    assert "Would write" in run("convert", small, "-o", target, "--to", "kohya", "--dry-run").stdout
-    assert not target.exists()
-    target.write_text("mine")
-    assert run("convert", small, "-o", target, "--to", "kohya").exit_code == 2
-    assert target.read_text() == "mine"
-    assert run("convert", small, "-o", target, "--to", "kohya", "--overwrite").exit_code == 0
-
-
-def test_names_are_those_of_the_base(small: Path, base: Path, tmp_path: Path) -> None:
-    result = run("convert", small, "-o", tmp_path / "out", "--to", "peft", "--base", base)
-    assert "6/6 modules match after dropping 'model.'" in result.stdout
-    assert next(iter(loralens.load(tmp_path / "out"))) == "layers.0.self_attn.q_proj"
-    shown = run("inspect", small, "--base", base)
-    assert "6/6 modules match after dropping 'model.'" in shown.stdout
-
-
 def test_kohya_names_of_other_people_need_the_base(small: Path, base: Path, tmp_path: Path) -> None:
     theirs = tmp_path / "theirs.safetensors"
     run("convert", small, "-o", theirs, "--to", "kohya", "--prefix", "model.=")
@@ -107,20 +54,6 @@ def test_kohya_names_of_other_people_need_the_base(small: Path, base: Path, tmp_
     assert next(iter(loralens.load(theirs))) == "lora_unet_layers_0_self_attn_q_proj"
     assert run("convert", theirs, "-o", tmp_path / "out", "--to", "peft", "--base", base).exit_code == 0
     assert next(iter(loralens.load(tmp_path / "out"))) == "layers.0.self_attn.q_proj"
-
-
-def test_a_file_that_somebody_changed_after_its_conversion_keeps_its_own_scale(small: Path, tmp_path: Path) -> None:
-    from safetensors import safe_open
-
-    file = tmp_path / "k.safetensors"
-    run("convert", small, "-o", file, "--to", "kohya")
-    with safe_open(file, framework="numpy") as opened:
-        metadata = opened.metadata()
-    tensors = {k: np.asarray(2 * t) if k.endswith(".alpha") else t for k, t in load_file(file).items()}
-    save_file(tensors, file, metadata)
-    adapter = loralens.load(file)
-    assert {module.scale for module in adapter.modules.values()} == {8.0}
-    assert "record-disagrees" in {finding.code for finding in adapter.findings}
 
 
 def test_numbers_that_a_dtype_does_not_hold_are_an_error_and_nothing_is_written(tmp_path: Path) -> None:
@@ -135,15 +68,6 @@ def test_numbers_that_a_dtype_does_not_hold_are_an_error_and_nothing_is_written(
     result = run("convert", tmp_path / "n", "-o", tmp_path / "b", "--to", "peft", "--dtype", "f16")
     assert result.exit_code == 0
     assert "warning: m.q holds NaN or Inf, and is written so; nothing could be measured\n  fix: " in result.stderr
-
-
-def test_what_a_folder_already_holds_is_not_hidden_behind_another_dialect(small: Path, tmp_path: Path) -> None:
-    run("convert", small, "-o", tmp_path / "out", "--to", "peft")
-    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    result = run("convert", small, "-o", tmp_path / "out", "--to", "mlx", "--overwrite")
-    assert result.exit_code == 2
-    assert "holds another adapter" in result.stderr
-    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
 
 def test_a_head_that_the_base_has_as_its_embedding(tmp_path: Path) -> None:
@@ -183,15 +107,6 @@ def tiny(path: Path, size: float = 3e-8) -> Path:
     return path
 
 
-def dense_error(before: Path, after: Path) -> tuple[float, float]:
-    """‖ΔW−ΔW'‖/‖ΔW‖ over all modules, and of the module that lost most; dense, float64."""
-    old, new = loralens.load(before), loralens.load(after)
-    gone = {name: np.linalg.norm(old[name].dense() - new[name].dense()) for name in old}
-    whole = {name: np.linalg.norm(old[name].dense()) for name in old}
-    total = np.sqrt(sum(x**2 for x in gone.values()) / sum(x**2 for x in whole.values()))
-    return float(total), max(float(gone[name] / whole[name]) for name in old)
-
-
 def test_a_dtype_that_loses_much_is_refused_unless_allowed(tmp_path: Path) -> None:
     source = tiny(tmp_path / "a")
     words = ("convert", source, "-o", tmp_path / "b", "--to", "peft", "--dtype", "f16")
@@ -201,10 +116,12 @@ def test_a_dtype_that_loses_much_is_refused_unless_allowed(tmp_path: Path) -> No
     assert "--allow-loss" in refused.stderr
     assert not (tmp_path / "b").exists()
     record = json.loads(run(*words, "--allow-loss", "--json").stdout)
-    total, worst = dense_error(source, tmp_path / "b")
-    assert worst > 0.2
-    assert record["rounding"]["worst"] == {"module": "m.q", "error": pytest.approx(worst, rel=1e-6)}
-    assert record["rounding"]["error"] == pytest.approx(total, rel=1e-6)
+    old, new = loralens.load(source), loralens.load(tmp_path / "b")
+    gone = {name: np.linalg.norm(old[name].dense() - new[name].dense()) for name in old}
+    whole = {name: np.linalg.norm(old[name].dense()) for name in old}
+    worst = {"module": "m.q", "error": pytest.approx(gone["m.q"] / whole["m.q"], rel=1e-6)}
+    total = np.linalg.norm(list(gone.values())) / np.linalg.norm(list(whole.values()))
+    assert record["rounding"] == {"error": pytest.approx(total, rel=1e-6), "worst": worst}
 
 
 @pytest.fixture
@@ -258,41 +175,6 @@ def test_gguf_files_that_llama_cpp_treats_alike_are_equal(llama: tuple[Path, Pat
     assert "1 of 8 modules differ" in result.stdout
 
 
-TRAINED = {
-    "task_type": "CAUSAL_LM",
-    "lora_dropout": 0.05,
-    "target_modules": ["q_proj", "v_proj"],
-    "layers_to_transform": [0, 1, 10],
-    "layers_pattern": ["layers"],
-    "exclude_modules": ".*lm_head.*",
-}
-
-
-def there_and_back(source: Path, folder: Path, *ways: str) -> Path:
-    """The adapter through these dialects and into PEFT's."""
-    for n, to in enumerate([*ways, "peft"]):
-        arch = ["--arch", "qwen2"] if to == "gguf" else []
-        target = folder / f"{n}-{to}"
-        words = ["convert", source, "-o", target, "--to", to, *arch]
-        result = run(*words)
-        assert result.exit_code == 0, result.stderr
-        source = target
-    return source
-
-
-@pytest.fixture
-def trained(tmp_path: Path) -> Path:
-    loralens.save(small_adapter(), tmp_path / "trained")
-    file = tmp_path / "trained" / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | TRAINED))
-    return tmp_path / "trained"
-
-
-def said(folder: Path) -> dict[str, object]:
-    config = json.loads((folder / "adapter_config.json").read_text())
-    return {name: config.get(name) for name in TRAINED}
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -301,16 +183,17 @@ def said(folder: Path) -> dict[str, object]:
         ["task_type"],
     ],
 )
-def test_a_record_of_nonsense_is_not_believed(fields: object, trained: Path, tmp_path: Path) -> None:
+def test_a_record_of_nonsense_is_not_believed(fields: object, small: Path, tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    run("convert", trained, "-o", tmp_path / "k.safetensors", "--to", "kohya")
+    run("convert", small, "-o", tmp_path / "k.safetensors", "--to", "kohya")
     with safe_open(tmp_path / "k.safetensors", "numpy") as file:
         metadata = file.metadata()
     record = json.loads(metadata["loralens"]) | {"peft": fields}
     tensors = load_file(tmp_path / "k.safetensors")
     save_file(tensors, tmp_path / "k.safetensors", metadata | {"loralens": json.dumps(record)})
-    config = json.loads((there_and_back(tmp_path / "k.safetensors", tmp_path) / "adapter_config.json").read_text())
+    run("convert", tmp_path / "k.safetensors", "-o", tmp_path / "back", "--to", "peft")
+    config = json.loads((tmp_path / "back" / "adapter_config.json").read_text())
     assert (config["task_type"], config["lora_dropout"], config["r"]) == (None, 0.0, 2)
     assert set(config["target_modules"]) == set(small_adapter())
 

@@ -9,7 +9,7 @@ from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("quiet_torch")
 
 call = Command()
@@ -60,12 +60,6 @@ def test_what_is_left_out_is_counted_and_said(command: str, length: int, home: P
         7: "1 of 4 texts is longer than 7 tokens; 3 tokens are",
     }
     assert f"texts.jsonl: {texts[length]} left out (a larger --length keeps more)\n" in stderr
-
-
-def test_one_token_is_one_token_and_adapters_of_one_length_say_it_once(home: Path) -> None:
-    words = ("--model", home / "llama", "--task", "causal-lm", "--data", home / "texts.jsonl", "--length", 9)
-    stderr = call.good("evaluate", home / "adapter", home / "adapter", *words, "--threads", 1).stderr
-    assert stderr.count("1 of 4 texts is longer than 9 tokens; 1 token is left out") == 1
 
 
 @pytest.mark.some(2)

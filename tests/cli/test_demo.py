@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loralens.cli import demo as demo_steps
+from loralens.cli.commands import command_of
 from loralens.formats.files import location as packages
 from loralens.verbs import COMMANDS
 from tests.cli.command import Command
@@ -105,20 +106,10 @@ def test_the_commands_of_a_demo(commands: Commands, tmp_path: Path) -> None:
     assert [name for _, name in sums] == ["package/model.safetensors", "back/model.safetensors"]
     assert sums[0][0] == sums[1][0]
     assert result.stdout.splitlines()[-1].endswith("open reports/demo.html")
-
-
-def test_every_command_of_the_demo_can_be_parsed(commands: Commands, tmp_path: Path) -> None:
-    companions(tmp_path / "examples" / "adapters")
-    run()
-    from loralens.cli.main import main as group
-
     for name, *words in commands.words:
-        command = group.get_command(None, name)  # type: ignore[arg-type]
-        assert command is not None
         for path in (word for word in words if word.startswith(("out/", "reports/"))):
-            if not Path(path).exists():
-                Path(path).mkdir(parents=True)  # some must exist
-        command.make_context(name, list(words))
+            Path(path).mkdir(parents=True, exist_ok=True)  # some must exist
+        command_of(name).make_context(name, list(words))
 
 
 def test_a_second_demo_trains_nothing(commands: Commands, tmp_path: Path) -> None:
@@ -129,29 +120,12 @@ def test_a_second_demo_trains_nothing(commands: Commands, tmp_path: Path) -> Non
     assert "exists already; remove it to train it again" in result.stdout
 
 
-def test_what_an_interrupted_demo_left_is_begun_anew(commands: Commands, tmp_path: Path) -> None:
-    companions(tmp_path / "examples" / "adapters")
-    (tmp_path / "out/demo/reuters-r8-r8.unfinished").mkdir(parents=True)
-    run()
-    (words,) = [words for words in commands.words if words[0] == "train"]
-    assert words[-1] == "--overwrite"
-
-
 def test_a_command_that_fails_ends_it(commands: Commands) -> None:
     commands.ends["similarity"] = lambda: 1
     result = run()
     assert result.exit_code == 2
     assert "loralens similarity ended with exit code 1\n  fix: see its message above" in result.stderr
     assert commands.names[-1] == "similarity"
-
-
-@pytest.mark.parametrize("code", [130, -2])
-def test_an_interrupted_command_ends_it(commands: Commands, code: int) -> None:
-    commands.ends["spectrum"] = lambda: code
-    result = run()
-    assert isinstance(result.exception, SystemExit)
-    assert commands.names[-1] == "spectrum"
-    assert "ended with" not in result.stderr
 
 
 def test_what_is_not_installed_is_named_before_anything_is_done(

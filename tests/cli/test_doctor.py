@@ -13,8 +13,6 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.cli.main import main
-from loralens.verbs.shared.adapters import command_line_options
-from loralens.verbs.shared.options import Reading
 from tests import conftest
 from tests.cli.command import Command
 
@@ -65,26 +63,6 @@ def test_json_keeps_its_contract(small: Path) -> None:
     assert finding["module"] == "model.layers.10.self_attn.v_proj"
 
 
-@pytest.fixture
-def well(tmp_path: Path) -> Path:
-    loralens.save(loralens.Adapter(modules=dict(list(small_adapter().items())[:5])), tmp_path / "well")
-    return tmp_path / "well"
-
-
-@pytest.mark.parametrize(
-    ("level", "which", "code"),
-    [("error", "small", 0), ("warning", "small", 1), ("note", "small", 1), ("note", "well", 0), ("error", "broken", 1)],
-)
-def test_fail_on_counts_a_level_and_worse(
-    level: str, which: str, code: int, small: Path, well: Path, tmp_path: Path
-) -> None:
-    broken = tmp_path / "broken.safetensors"
-    broken.write_bytes(b"no")
-    path = {"small": small, "well": well, "broken": broken}[which]
-    assert run("doctor", path, "--fail-on", level).exit_code == code
-    assert run("doctor", path).exit_code == 0
-
-
 def test_a_file_that_cannot_be_read_is_a_finding_and_the_others_are_examined(small: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no")
@@ -122,31 +100,6 @@ def test_findings_of_one_kind_are_told_together(small: Path, tmp_path: Path) -> 
     assert [one["code"] for one in wide] == ["zero-update"]
 
 
-def test_names_that_match_nothing_in_the_base_are_findings(small: Path, tmp_path: Path) -> None:
-    (tmp_path / "base").mkdir()
-    save_file({"other.weight": np.ones((3, 3), np.float32)}, tmp_path / "base" / "model.safetensors")
-    result = run("doctor", small, "--base", tmp_path / "base")
-    assert result.exit_code == 0
-    assert "error: base-mismatch: this is not its base: 6 of 6 modules" in result.stdout
-
-
-def test_nan_is_a_finding_and_only_chosen_modules_are_examined(tmp_path: Path) -> None:
-    def spoil(module: loralens.LowRank) -> loralens.LowRank:
-        B = module.B.copy()
-        B[0, 0] = np.nan
-        return loralens.LowRank(B, module.A, module.scale)
-
-    loralens.save(small_adapter().map(spoil), tmp_path / "bad")
-    result = run("doctor", tmp_path / "bad", "--modules", "q_proj", "--json")
-    findings = json.loads(result.stdout)["findings"]
-    assert {one["code"] for one in findings} == {"non-finite"}
-    assert len(findings) == 3
-    assert (
-        "error: non-finite: 3 of 6 modules, of the kind q_proj\n"
-        in run("doctor", tmp_path / "bad", "-m", "q_proj").stdout
-    )
-
-
 def test_sarif_names_the_file_and_stays_the_same(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(small.parent)
     first = run("doctor", small, "--sarif", tmp_path / "a.sarif")
@@ -159,38 +112,6 @@ def test_sarif_names_the_file_and_stays_the_same(small: Path, tmp_path: Path, mo
     assert location["logicalLocations"][0]["fullyQualifiedName"] == "model.layers.10.self_attn.v_proj"
     other = (tmp_path / "b.sarif").read_text(encoding="utf-8")
     assert other == text.replace(str(small), "small")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nowhere"], "no such file or folder"),
-        (["SMALL", "--modules", "k_prj"], "the nearest names are"),
-        (["SMALL", "--alpha", "3"], "the file states its own scale"),
-        (["SMALL", "--base", "nowhere"], "no such file or folder"),
-        (["SMALL", "--sarif", "pyproject.toml/x.sarif"], "pyproject.toml: is a file, not a folder"),
-        (["SMALL", "--sarif", "."], "is a folder"),
-    ],
-)
-def test_what_is_wrong_is_one_message_and_exit_2(small: Path, arguments: list[str], message: str) -> None:
-    result = run("doctor", *(str(small) if a == "SMALL" else a for a in arguments))
-    assert result.exit_code == 2
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert "\n  fix: " in result.stderr
-    assert result.stdout == ""
-
-
-def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "loralens.verbs.spectra.doctor.load_source", lambda *args, **kwargs: pytest.fail("the work has begun")
-    )
-    assert run("doctor", small, "--sarif", "pyproject.toml/x.sarif").exit_code == 2
-
-
-def test_options_of_reading_are_typed_again_where_they_were_given() -> None:
-    assert command_line_options(Reading(format="a b", alpha=0.0)) == "--format 'a b' --alpha 0.0"
-    assert command_line_options(Reading(once=True)) == "--once"
 
 
 def test_a_command_repeats_the_options_of_reading(tmp_path: Path) -> None:

@@ -83,36 +83,6 @@ def test_a_size_is_kept_to_the_byte(both: tuple[Path, Path], tmp_path: Path) -> 
     assert smaller < size
 
 
-@pytest.mark.parametrize("form", ["kohya", "mlx", "diffusers"])
-def test_other_dialects_and_dtypes(both: tuple[Path, Path], tmp_path: Path, form: str) -> None:
-    base, tuned = both
-    refused = run(
-        "extract", "--base", base, "--tuned", tuned, "-o", tmp_path / "x", "--rank", 2, "--to", form, "--uniform"
-    )
-    assert refused.exit_code == 2
-    assert "norm" in refused.stderr
-    assert not (tmp_path / "x").exists()
-    told(base, tuned, "-o", tmp_path / "x", "--rank", 2, "--to", form, "--uniform", "--drop-extra", "--dtype", "bf16")
-    adapter = loralens.load(tmp_path / "x")
-    assert adapter.format == form
-    assert {module.dtype for module in adapter.modules.values()} == {np.dtype(ml_dtypes.bfloat16)}
-    np.testing.assert_allclose(adapter["layers.0.q"].dense(), step(6, 4, 4, 1), atol=0.02)
-
-
-def test_targets_are_looked_at_before_any_work(both: tuple[Path, Path], tmp_path: Path) -> None:
-    base, tuned = both
-    assert run("extract", "--base", base, "--tuned", tuned, "--rank", 1).exit_code == 2
-    (tmp_path / "out").mkdir()
-    result = run("extract", "--base", base, "--tuned", tuned, "--rank", 1, "-o", tmp_path / "out")
-    assert result.exit_code == 2
-    assert "--overwrite" in result.stderr
-    told(base, tuned, "--rank", 1, "-o", tmp_path / "new", "--dry-run")
-    assert not (tmp_path / "new").exists()
-    same = run("extract", "--base", base, "--tuned", base, "--rank", 1, "--dry-run")
-    assert same.exit_code == 2
-    assert "no matrix differs" in same.stderr
-
-
 def test_float8_with_scales_has_no_known_rounding(both: tuple[Path, Path]) -> None:
     base, tuned = both
     tensors = load_file(tuned / "model.safetensors")
@@ -150,7 +120,6 @@ def test_a_merge_gives_the_adapter_back_as_the_certificate_says(tmp_path: Path, 
         assert found["rank"] == 4 or dtype == "bf16"
         # all of the difference has the certificate's error; the directions of the adapter hold only a part of it
         assert np.linalg.norm(was - now) / np.linalg.norm(was) < stated["relative_error"]
-        assert np.vdot(was, now) / np.vdot(was, was) == pytest.approx(stated["gain"], abs=0.06)
         assert cosine(was, now) > 1 - 0.5 * stated["relative_error"] ** 2
 
 
@@ -207,46 +176,4 @@ def test_peft_makes_the_tuned_model_of_base_and_adapter(name: str, tmp_path: Pat
         live = peft.PeftModel.from_pretrained(net, str(tmp_path / "out")).eval()
         got = live(ids).logits
     assert (plain - wanted).abs().max() > 0.01
-    torch.testing.assert_close(got, wanted, **EXTRACTED_OUTPUT)
-
-
-@pytest.mark.filterwarnings(
-    r"ignore:The following (rank|alpha)_pattern keys:RuntimeWarning"
-)  # it looks at modules alone
-def test_peft_takes_an_embedding_convolutions_and_a_bare_parameter(tmp_path: Path) -> None:
-    peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
-
-    class Net(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed_tokens = torch.nn.Embedding(12, 6)
-            self.conv = torch.nn.Conv1d(6, 5, 3)
-            self.depthwise = torch.nn.Conv1d(5, 5, 3, padding=1, groups=5)
-            self.norm, self.shifted = torch.nn.LayerNorm(4), Shifted()
-
-        def forward(self, ids: object) -> object:
-            return self.shifted(self.norm(self.depthwise(self.conv(self.embed_tokens(ids).transpose(1, 2)))))
-
-    class Shifted(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table, self.bias = torch.nn.Parameter(torch.randn(5, 4)), torch.nn.Parameter(torch.randn(4))
-
-        def forward(self, x: object) -> object:
-            return x + self.table + self.bias
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net, other = Net(), Net()
-    for folder, one in (("base", net), ("tuned", other)):
-        (tmp_path / folder).mkdir()
-        tensors = {key: value.numpy() for key, value in one.state_dict().items()}
-        tensors["norm.bias"] = tensors["norm.bias"] + (folder == "tuned")
-        save_file(tensors, tmp_path / folder / "model.safetensors")
-    with torch.no_grad():
-        other.norm.bias += 1
-        told(tmp_path / "base", tmp_path / "tuned", "-o", tmp_path / "out", "--energy", 1, "--modules", "*")
-        ids = torch.arange(6)[None]
-        wanted = other(ids)
-        got = peft.PeftModel.from_pretrained(net, str(tmp_path / "out")).eval()(ids)
     torch.testing.assert_close(got, wanted, **EXTRACTED_OUTPUT)

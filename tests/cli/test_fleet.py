@@ -5,8 +5,6 @@ import io
 import json
 import os
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from click.testing import CliRunner
 
 from loralens.cli.main import main
 from tests.cli.command import Command
-from tests.cli.terminals import Terminals
 from tests.fleet.makers import random_adapter, save, save_many
 
 fleet = Command("fleet")
@@ -98,21 +95,6 @@ def test_a_stale_index_is_one_note(root: Path) -> None:
     assert result.stdout == "count(*)\n3\n"
 
 
-def test_rows(root: Path) -> None:
-    lines = fleet.good("rows", "select name, rank, base from adapters order by name").stdout.splitlines()
-    assert lines[0] == "3 rows."
-    assert lines[-2].split() == ["a002", "4", "tiny/base"]
-    told = json.loads(fleet.good("rows", "select name from adapters order by name limit 1", "--json").stdout)
-    assert told["rows"] == [{"name": "a000"}]
-
-
-@pytest.fixture(scope="module")
-def terminals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminals]:
-    running = Terminals(tmp_path_factory.mktemp("terminals"))
-    yield running
-    running.close()
-
-
 @pytest.mark.parametrize("words", [["stats"], ["copies"], ["near", "a"], ["rows", "select 1"]])
 def test_a_folder_that_is_no_option_is_told_which_one_it_is(words: list[str], root: Path) -> None:
     result = CliRunner().invoke(main, ["fleet", *words, str(root)])
@@ -133,35 +115,6 @@ def test_a_folder_without_an_index_is_named_in_the_fix(tmp_path: Path) -> None:
     (tmp_path / "my adapters").mkdir()
     told = fleet.refused("stats", "--fleet", tmp_path / "my adapters")
     assert f"loralens fleet index '{tmp_path}/my adapters'" in told
-
-
-ODD_NAMES = [
-    "plain",
-    "a\x1b[31mb",
-    "ab",
-    "a\\x1b[31mb",
-    "a\\\x1b[31mb",
-    "a\\\\x1b[31mb",
-    "c\x85",
-    "c\\x85",
-    "tab\there",
-]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
-def test_csv_tells_names_with_control_characters_apart(tmp_path: Path) -> None:
-    names = [*ODD_NAMES, os.fsdecode(b"c\x85")]
-    for i, name in enumerate(names):
-        save(tmp_path / name, random_adapter(i))
-    fleet.good("index", tmp_path)
-    words = ["rows", "select name from adapters", "--fleet", tmp_path]
-    told = {row["name"] for row in json.loads(fleet.good(*words, "--json").stdout)["rows"]}
-    assert told == set(names)
-    shown = fleet.good(*words, "--csv").stdout
-    assert "\x1b" not in shown
-    rows = [row["name"] for row in csv.DictReader(io.StringIO(shown))]
-    assert len(set(rows)) == len(names)
-    assert {"plain", "a\\x1b[31mb", "ab", "a\\\\x1b[31mb"} <= set(rows)
 
 
 def test_empty(root: Path) -> None:

@@ -121,8 +121,3 @@ def test_a_fleet_of_one_is_no_error(command: str, made: Path, tmp_path: Path) ->
     fleet.good("index", tmp_path / "one", "-q")
     assert fleet.good(command, "--fleet", tmp_path / "one").stdout.startswith("1 adapter")
     assert "no other adapter" in fleet.good("near", "only", "--fleet", tmp_path / "one").stdout
-
-
-@pytest.mark.parametrize("words", [["copies"], ["runs"], ["families"], ["bases"], ["near", "x"]])
-def test_a_missing_index_is_one_message(words: list[str], tmp_path: Path) -> None:
-    assert len(fleet.refused(*words, "--fleet", tmp_path / "nowhere").splitlines()) == 2

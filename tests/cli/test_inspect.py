@@ -3,11 +3,7 @@
 import json
 from pathlib import Path
 
-import numpy as np
-
-import loralens
 from tests.cli.command import Command
-from tests.conftest import small_adapter
 
 run = Command().run
 
@@ -45,15 +41,3 @@ def test_rank_that_disagrees_is_shown_by_inspect_and_refused_by_spectrum(small: 
     refused = run("spectrum", folder)
     assert refused.exit_code == 2
     assert "r = 3" in refused.stderr
-
-
-def test_targets_that_match_nothing_and_numbers_that_are_none(small: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "odd"
-    broken = small_adapter().map(lambda m: loralens.LowRank(m.B + np.float32(np.inf), m.A, m.scale))
-    loralens.save(broken, folder)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    config["target_modules"].append("gate_proj")
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    result = run("inspect", folder)
-    assert "target_modules names 'gate_proj'" in result.stdout
-    assert "6 hold NaN or Inf" in result.stdout

@@ -223,20 +223,3 @@ def test_rows_in_two_orders_are_not_compared(others: tuple[str, ...], home: Path
     # The projections without heads have one order, and so have adapters of one order.
     call.good("similarity", *files, "-m", "v_proj")
     call.good("similarity", files[-1], files[-1])
-
-
-def test_a_merged_model_without_heads_is_not_unmerged(home: Path, tmp_path: Path) -> None:
-    shutil.copytree(home / "merged", tmp_path / "merged")
-    (tmp_path / "merged" / "config.json").unlink()
-    told = call.refused("unmerge", tmp_path / "merged", "--adapter", home / "gguf", "-o", tmp_path / "out")
-    assert "the order of llama.cpp" in told
-    assert not (tmp_path / "out").exists()
-
-
-def test_gguf_keeps_the_mark(home: Path, tmp_path: Path) -> None:
-    read = loralens.load(home / "gguf")
-    assert sum(module.layout.rows == "llama.cpp" for module in read.modules.values()) == 4
-    loralens.save(read, tmp_path / "again.gguf")
-    again = loralens.load(tmp_path / "again.gguf", base=home / "base")
-    for name, module in loralens.load(home / "peft").items():
-        np.testing.assert_array_equal(again[name].B, module.B)

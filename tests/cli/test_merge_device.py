@@ -1,14 +1,12 @@
 """``--device``: torch makes the products, and not a bit is another; torch on the CPU stands for a GPU."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import loralens
 from loralens.linalg import device, exact
-from tests.bases import contents, sharded, single, tensors
+from tests.bases import contents, sharded, tensors
 from tests.cli.test_merge import done, run
 from tests.formats.conftest import quiet_torch
 
@@ -58,22 +56,6 @@ def test_merge_unmerge_and_verify_there_are_those_of_numpy(dtype: str, small: Pa
         done("unmerge", tmp_path / "here", "--adapter", small, "-o", tmp_path / name, "--device", where)
     assert made_there
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-
-
-def test_dora_and_a_dry_run(tmp_path: Path, made_there) -> None:
-    """The lengths of DoRA are measured on W + D: they too come out the same."""
-    from tests.merging.made import Maker, dora
-
-    case = dora(Maker(0, np.dtype("float16")))
-    base = single(tmp_path / "base", case.base, config={})
-    made = case.adapters[0][0]
-    named = {"base_model.model.a.lora_magnitude_vector.weight": made.extra["m"]}
-    loralens.save(replace(made, extra=named), tmp_path / "adapter")
-    for name, where in (("here", "cpu"), ("there", "cuda")):
-        done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / name, "--device", where)
-    assert contents(tmp_path / "there") == contents(tmp_path / "here")
-    dry = ("merge", tmp_path / "adapter", "--base", base, "--dry-run", "--json")
-    assert done(*dry, "--device", "cuda").stdout == done(*dry).stdout
 
 
 @pytest.mark.parametrize("command", ["merge", "unmerge", "verify"])

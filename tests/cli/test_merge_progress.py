@@ -69,29 +69,6 @@ def test_interrupted_it_ends_with_130_and_leaves_nothing(name: str, commands, tm
     assert contents(tmp_path) == before
 
 
-# An impatient user: Ctrl-C again, in the middle of what the first one left to be tidied up.
-AGAIN = """
-import shutil
-remove = shutil.rmtree
-def disturbed(*args, **options):
-    os.kill(os.getpid(), signal.SIGINT)
-    return remove(*args, **options)
-shutil.rmtree = disturbed
-"""
-
-
-@pytest.mark.slow
-def test_a_second_interrupt_does_not_disturb_what_tidies_up_after_the_first(commands, tmp_path: Path) -> None:
-    before = contents(tmp_path)
-    module, name = PLACES["merge"]
-    script = INTERRUPTED.format(module=module, name=name).replace("from loralens.cli", AGAIN + "from loralens.cli")
-    command = [sys.executable, "-c", script, *map(str, commands["merge"])]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert found.returncode == 130, (found.returncode, found.stderr)
-    assert found.stderr.splitlines()[-1] == "interrupted"
-    assert contents(tmp_path) == before
-
-
 # Python ignores what the callback of a weak reference raises, and every import ends with such callbacks.
 IGNORED = """
 import os, signal, weakref

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError
+from loralens.errors import FormatError, LoraLensError, MismatchError
 from loralens.training.texts.tasks import Examples
 from loralens.verbs.models.loaded import Loaded
 from loralens.verbs.models.models import load_headed
@@ -28,15 +28,6 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def framed() -> Any:
-    """A tokenizer that puts two tokens of its own around a text."""
-    from tokenizers.processors import TemplateProcessing
-
-    made = models.tokenizer()
-    made.backend_tokenizer.post_processor = TemplateProcessing("[END] $A [END]", special_tokens=[("[END]", 1)])
-    return made
-
-
 @pytest.mark.parametrize(
     ("kind", "first", "most"), [("Roberta", {"pad_token_id": 1}, 10), ("MPNet", {}, 10), ("Bert", {}, 12)]
 )
@@ -50,17 +41,6 @@ def test_a_text_of_the_most_tokens_that_there_are_positions_for(kind: str, first
         model(**batch)
     with pytest.raises((IndexError, RuntimeError)), torch.no_grad():
         model(input_ids=torch.full((1, most + 1), 5))
-
-
-def test_a_length_must_leave_room_for_a_text() -> None:
-    loaded = Loaded(models.bert(), framed(), "")
-    assert loaded.encode(["the cat"], length=3).tokens == [[1, 3, 1]]
-    for length in (1, 2):
-        with pytest.raises(OptionError, match=f"--length {length} leaves no room .* adds 2 tokens") as error:
-            loaded.encode(["the cat"], length=length)
-        assert "fix: give 3 or more" in str(error.value)
-        with pytest.raises(OptionError):
-            next(loaded.batches([InputText("the cat")], batch=1, length=length))
 
 
 def test_tokens_that_the_model_does_not_have_are_named() -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import loralens
 from tests.cli.command import Command
+from tests.cli.test_amplify import small_base
 from tests.conftest import small_adapter
 
 MODULE_KEYS = {
@@ -18,6 +20,7 @@ MODULE_KEYS = {
 }  # fmt: skip
 
 run = Command().run
+KEYS = {"weight_frobenius", "weight_spectral", "weight_spectral_error", "relative_frobenius", "relative_spectral"}
 
 
 def test_json_keeps_its_contract(small: Path) -> None:
@@ -37,14 +40,6 @@ def test_json_keeps_its_contract(small: Path) -> None:
     assert adapter["total"] == {
         "modules": 6, "parameters": 6 * 20, "bytes": 6 * 80, "frobenius": pytest.approx(expected),
     }  # fmt: skip
-
-
-def test_several_adapters_and_a_negative_scale(small: Path, tmp_path: Path) -> None:
-    twin = tmp_path / "twin"
-    loralens.save(small_adapter().map(lambda m: loralens.LowRank(m.B, m.A, -m.scale)), twin)
-    first, second = json.loads(run("spectrum", "--json", small, twin).stdout)["adapters"]
-    assert second["modules"][0]["scale"] == -4.0
-    assert [m["singular_values"] for m in first["modules"]] == [m["singular_values"] for m in second["modules"]]
 
 
 def test_csv_has_the_numbers_of_the_json(small: Path) -> None:
@@ -92,19 +87,6 @@ def test_what_is_wrong_is_one_message_and_exit_2(small: Path, arguments: list[st
     assert "Traceback" not in result.output
 
 
-def test_nan_in_a_factor_names_the_module(tmp_path: Path) -> None:
-    def spoil(module: loralens.LowRank) -> loralens.LowRank:
-        B = module.B.copy()
-        B[0, 0] = np.nan
-        return loralens.LowRank(B, module.A, module.scale)
-
-    loralens.save(small_adapter().map(spoil), tmp_path / "bad")
-    result = run("spectrum", tmp_path / "bad")
-    assert result.exit_code == 2
-    assert "model.layers.0.self_attn.q_proj" in result.stderr
-    assert "NaN" in result.stderr
-
-
 def test_verbose_says_once_what_the_columns_mean(small: Path) -> None:
     told, brief = run("spectrum", small, "--verbose").stdout, run("spectrum", small).stdout
     assert "stable: stable rank: Σσ²/σ₁²\n" in told
@@ -114,38 +96,39 @@ def test_verbose_says_once_what_the_columns_mean(small: Path) -> None:
     assert told.count("energy: part of the ‖ΔW‖² of all modules chosen\n") == 1
 
 
-def test_every_quantity_of_the_main_tables_is_explained(small: Path) -> None:
-    """Names, counts and sizes need no explanation; other headings do."""
-    plain = {
-        "module",
-        "and",
-        "kind",
-        "block",
-        "side",
-        "modules",
-        "out × in",
-        "parameters",
-        "checkpoint",
-        "step",
-        "path",
-    }
-    plain |= {"#", "adapter", "in", "loss", "format", "base", "size", "note", "r", "rank", "‖W‖F", "peft file", " "}
-    other = small.parent / "other"
-    loralens.scale(small, by=2, output=other, overwrite=True)
-    results = [
-        loralens.spectrum(small),
-        loralens.similarity(small),
-        loralens.similarity(small, other),
-        loralens.similarity(small, other, small),
-        loralens.trajectory(small, other),
-        loralens.curve(small),
-        loralens.survey(small),
-    ]
-    unexplained = {
-        column.title
-        for result in results
-        for table in result.tables()
-        for column in table.shown
-        if not column.about and column.title not in plain and not column.title.isdigit()
-    }
-    assert unexplained <= {"cosine", "share of energy", "ratio", "reason"}
+# ---- With a base: ΔW beside W
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_base(tmp_path_factory.mktemp("bases") / "base")
+
+
+def test_the_table_has_two_columns_more(small: Path, base: Path) -> None:
+    lines = run("spectrum", small, "--base", base).stdout.splitlines()
+    title, heads, first, *_ = lines[lines.index("") + 1 :]  # below the conclusion
+    assert "randomised" not in title
+    assert heads.split()[-3:] == ["‖ΔW‖/‖W‖", "σ₁/σ₁(W)", "spectrum"]
+    assert first.split()[-3:-1] == ["0.4851", "0.5"]
+    assert "σ₁(W)" not in run("spectrum", small).stdout
+
+
+def test_json_and_csv_with_a_base(small: Path, base: Path) -> None:
+    record = json.loads(run("spectrum", small, "--base", base, "--json", "--top", "2").stdout)
+    assert record["base"] == str(base)
+    modules = record["adapters"][0]["modules"]
+    assert len(modules) == 2
+    assert modules[0]["weight_frobenius"] == pytest.approx(85**0.5)
+    assert (modules[0]["weight_spectral"], modules[0]["weight_spectral_error"]) == (pytest.approx(8), 0)
+    assert modules[0]["relative_frobenius"] == pytest.approx((20 / 85) ** 0.5)
+    assert modules[0]["relative_spectral"] == pytest.approx(0.5)
+    plain = json.loads(run("spectrum", small, "--json").stdout)
+    assert "base" not in plain
+    assert not KEYS & set(plain["adapters"][0]["modules"][0])
+
+
+def test_a_weight_of_zero_has_no_share(small: Path, tmp_path: Path) -> None:
+    save_file({f"{name}.weight": np.zeros((6, 4), np.float32) for name in small_adapter()}, tmp_path / "m.safetensors")
+    module = json.loads(run("spectrum", small, "--base", tmp_path, "--json").stdout)["adapters"][0]["modules"][0]
+    assert (module["weight_frobenius"], module["relative_frobenius"], module["relative_spectral"]) == (0, None, None)
+    assert run("spectrum", small, "--base", tmp_path).exit_code == 0

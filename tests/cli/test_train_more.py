@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import time
 from pathlib import Path
@@ -72,15 +71,6 @@ def test_a_finished_run_goes_on_as_one_that_had_all_steps(home: Path, tmp_path: 
     assert listed == [tmp_path / "a" / "adapter_model.safetensors"]
 
 
-@pytest.mark.slow
-def test_equal_runs_leave_equal_states_whatever_other_code_has_drawn(home: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        random.random()
-        TRAIN.good(*speak(home, tmp_path / name, "--targets", "q_proj", "--rank", 2, "--steps", 2))
-    one, two = ((tmp_path / name / "state.safetensors").read_bytes() for name in ("a", "b"))
-    assert one == two
-
-
 def test_what_cannot_go_on_is_refused_and_stays(home: Path, tmp_path: Path) -> None:
     options = ("--targets", "q_proj", "--rank", 2)
     assert "there is no run that could go on" in TRAIN.refused(
@@ -114,25 +104,6 @@ def test_a_run_starts_from_an_adapter(home: Path, tmp_path: Path) -> None:
     record = record_of(new) or {}
     assert record["initialisation"] == "adapter"
     assert len(record["started_from"]) > 8
-
-
-@pytest.mark.slow
-def test_a_classifier_goes_on_with_its_head(home: Path, tmp_path: Path) -> None:
-    words = (
-        "--model",
-        home / "bert",
-        "--task",
-        "classification",
-        "--data",
-        home / "d.jsonl",
-        "--eval",
-        home / "d.jsonl",
-    )
-    more = ("--batch", 4, "--lr", 0.01)
-    first = TRAIN.told(*words, *more, "--steps", 6, "--rank", 2, "--method", "dora", "-o", tmp_path / "a")
-    start = ("--start-from", tmp_path / "a", "--method", "dora")
-    second = TRAIN.told(*words, "--steps", 2, *start, "-o", tmp_path / "b")
-    assert second["evaluations"][0]["loss"] == pytest.approx(first["evaluations"][-1]["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

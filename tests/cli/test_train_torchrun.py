@@ -1,9 +1,7 @@
 """``torchrun -m loralens train``: two processes from the command line."""
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +30,6 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
     models.jsonl(home / "d.jsonl", models.TEXTS * 2, label=["x", "y", "y", "x"] * 2)
     result = CliRunner().invoke(main, ["train", *options(home), "-o", str(home / "one"), "--json"])
     assert result.exit_code == 0, result.output
-    shutil.copytree(home / "one", home / "old")
     return home
 
 
@@ -41,21 +38,6 @@ def options(home: Path) -> list[str]:
     sgd = ("--optimiser", "sgd", "--lr", 1.0, "--targets", "query,value,dense", "--rank", 2)
     rest = ("--batch", 4, "--steps", 3, "--watch", 2)
     return [str(part) for part in (*files, "--task", "classification", *sgd, *rest)]
-
-
-@pytest.fixture(scope="module")
-def forked(home: Path) -> dict[str, list[dict[str, Any]]]:
-    """What either process says, by case, where two are started as torchrun starts them."""
-    given = [*options(home), "--threads", "1"]
-    cases = {
-        "shard": [*given, "-o", str(home / "shard"), "--json", "--shard"],
-        "parts": [*given, "-o", str(home / "parts"), "--batch", "3"],
-        "again": [*given, "-o", str(home / "old"), "--overwrite"],
-    }
-    (home / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-    done = run_warm("tests.cli.processes", home)
-    assert done.code == 0, done.stderr
-    return {name: [json.loads((home / f"{name}.{rank}.json").read_text()) for rank in (0, 1)] for name in cases}
 
 
 def close(theirs: Adapter, ours: Adapter) -> None:
@@ -90,26 +72,3 @@ def test_torchrun_starts_two_that_write_one_adapter(home: Path, tmp_path: Path) 
     files = [sorted(path.name for path in folder.iterdir()) for folder in (tmp_path / "two", home / "one")]
     assert files[0] == files[1]
     assert [path.name for path in tmp_path.iterdir()] == ["two"]
-
-
-def test_a_model_in_shards_gives_the_same(home: Path, forked: dict[str, list[dict[str, Any]]]) -> None:
-    first, second = forked["shard"]
-    assert (first["code"], second["code"]) == (0, 0), first["stderr"] + second["stderr"]
-    assert json.loads(first["stdout"])["steps"] == 3
-    assert second["stdout"] == second["stderr"] == ""
-    assert "Warning" not in first["stderr"]
-    close(loralens.load(home / "shard"), loralens.load(home / "one"))
-    see_the_same(home / "shard", home / "one")
-
-
-def test_an_error_ends_both(home: Path, forked: dict[str, list[dict[str, Any]]]) -> None:
-    assert [process["code"] for process in forked["parts"]] == [2, 2]
-    assert "a batch of 3 cannot be cut into 2 equal parts" in forked["parts"][0]["stderr"]
-    assert not (home / "parts").exists()
-    assert not (home / "parts.unfinished").exists()
-
-
-def test_what_is_there_is_replaced_once(home: Path, forked: dict[str, list[dict[str, Any]]]) -> None:
-    assert [process["code"] for process in forked["again"]] == [0, 0], forked["again"]
-    assert (record_of(loralens.load(home / "old")) or {})["processes"] == 2
-    assert not (home / "old.unfinished").exists()

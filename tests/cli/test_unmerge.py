@@ -1,7 +1,6 @@
 """``loralens unmerge``: the base back bit for bit, last merge first; anything else is an error and writes nothing."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import loralens
 from loralens.core.lazy import LazyArray
 from loralens.formats.records.merged import NAME, read_undo, write_undo
 from tests.bases import contents, sharded, tensors
-from tests.cli.test_merge import CERTIFICATE, done, run
+from tests.cli.test_merge import done, run
 from tests.conftest import small_adapter
 
 
@@ -62,12 +61,6 @@ def test_several_merges_are_undone_last_first(small: Path, base: Path, out: Path
     assert contents(tmp_path / "back") == contents(base)
 
 
-def test_several_adapters_merged_at_once_are_undone_at_once(small: Path, base: Path, tmp_path: Path) -> None:
-    done("merge", f"{small}:0.4", f"{small}:-0.9", "--base", base, "-o", tmp_path / "both")
-    done("unmerge", tmp_path / "both", "-o", tmp_path / "back")
-    assert contents(tmp_path / "back") == contents(base)
-
-
 def spoilt(how: str, out: Path) -> str:
     """Do something to a merged folder; what must be said of it."""
     shard = out / "model-00001-of-00003.safetensors"
@@ -101,37 +94,6 @@ def test_a_change_is_an_error_and_nothing_is_written(how: str, out: Path, tmp_pa
     assert message in refused.stderr
     assert "fix: " in refused.stderr
     assert set(tmp_path.rglob("*")) == before
-
-
-def test_the_undo_of_another_model_is_an_error(small: Path, out: Path, tmp_path: Path) -> None:
-    other = sharded(tmp_path / "other", tensors(size=2.0, seed=1))
-    done("merge", small, "--base", other, "-o", tmp_path / "out_other")
-    for merged, undo in ((out, tmp_path / "out_other" / NAME), (other, out / NAME)):
-        refused = run("unmerge", merged, "-o", tmp_path / "back", "--undo", undo)
-        assert refused.exit_code == 2
-        assert not (tmp_path / "back").exists()
-
-
-@pytest.mark.parametrize(
-    ("file", "message"),
-    [
-        ("base/config.json", "header"),
-        ("base/model-00001-of-00003.safetensors", "is not an undo file"),
-        ("x", "no such file"),
-    ],
-)
-def test_what_is_no_undo_file_is_told(file: str, message: str, out: Path, tmp_path: Path) -> None:
-    refused = run("unmerge", out, "-o", tmp_path / "back", "--undo", tmp_path / file)
-    assert refused.exit_code == 2
-    assert message in refused.stderr
-
-
-def test_out_is_replaced_only_when_asked_for(base: Path, out: Path, tmp_path: Path) -> None:
-    done("unmerge", out, "-o", tmp_path / "back")
-    assert run("unmerge", out, "-o", tmp_path / "back").exit_code == 2
-    done("unmerge", out, "-o", tmp_path / "back", "--overwrite")
-    assert run("unmerge", out, "-o", out, "--overwrite").exit_code == 2
-    assert contents(tmp_path / "back") == contents(base)
 
 
 def test_subtracting_says_what_it_cannot_know(small: Path, base: Path, out: Path, tmp_path: Path) -> None:
@@ -168,15 +130,6 @@ def test_what_was_replaced_cannot_be_subtracted(base: Path, tmp_path: Path) -> N
     assert contents(tmp_path / "back") == contents(base)
 
 
-def test_a_merged_model_may_be_moved_and_renamed(base: Path, out: Path, tmp_path: Path) -> None:
-    shutil.move(out, tmp_path / "elsewhere")
-    shutil.move(base, tmp_path / "gone")
-    done("unmerge", tmp_path / "elsewhere", "-o", tmp_path / "back")
-    assert contents(tmp_path / "back") == contents(tmp_path / "gone")
-    (tmp_path / "elsewhere" / CERTIFICATE).unlink()
-    done("unmerge", tmp_path / "elsewhere", "-o", tmp_path / "again")
-
-
 def tampered(out: Path, change) -> None:
     """The undo file in a merged model with another record, its digest made anew; its tensors stay."""
     arrays, content = read_undo(out / NAME)
@@ -205,12 +158,8 @@ def test_a_damaged_text_of_an_undo_file_is_noticed(part: str, out: Path, tmp_pat
     [
         "../escaped",
         "ABS",
-        "sub/../../escaped",
-        "..",
         "",
-        "a\\b",
         "tokenizer.json",
-        "modeling.py",
         NAME,
         "config.json/x",
     ],
@@ -238,26 +187,6 @@ def test_an_index_of_an_undo_file_names_no_other_place(name: str, out: Path, tmp
     assert refused.exit_code == 2
     assert f"index.json names {name!a}, which is not a plain file name" in refused.stderr
     assert not (tmp_path / "back").exists()
-
-
-@pytest.mark.parametrize("text", ["no JSON", "[]", "{}", '{"weight_map": {"a": 1}}', 3])
-def test_an_index_of_an_undo_file_is_one(text: object, out: Path, tmp_path: Path) -> None:
-    tampered(out, lambda content: content["texts"].update({"model.safetensors.index.json": text}))
-    refused = run("unmerge", out, "-o", tmp_path / "back")
-    assert refused.exit_code == 2
-    assert refused.stderr.count("\n") == 2
-    assert not (tmp_path / "back").exists()
-
-
-@pytest.mark.parametrize("name", ["../x.safetensors", "model-00009-of-00003.safetensors"])
-def test_headers_of_an_undo_file_are_those_of_the_shards(name: str, out: Path, tmp_path: Path) -> None:
-    def change(content) -> None:
-        content["headers"] = {name: content["headers"].popitem()[1], **content["headers"]}
-
-    tampered(out, change)
-    refused = run("unmerge", out, "-o", tmp_path / "back")
-    assert refused.exit_code == 2
-    assert "its shards are not those of the merged model" in refused.stderr
 
 
 def test_a_link_in_the_merged_model_is_followed_and_never_written_through(

@@ -1,6 +1,5 @@
 """A batch that is repeated: what exists is skipped, whatever made it, and is made again only if that was asked for."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,12 +74,3 @@ def test_two_runs_do_not_write_into_one_folder(folder: Path) -> None:
         scale()
     hold.release()
     assert statuses(scale()) == SKIPPED
-
-
-@pytest.mark.skipif(os.name == "nt", reason="names are bytes")
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_names_that_are_no_text_are_names_too(jobs: int, folder: Path) -> None:
-    for name in (b"a\xff", b"a\x1b[2J"):
-        shutil.copytree("all/a", Path("all") / os.fsdecode(name))
-    assert sorted(statuses(scale(jobs=jobs)).values()) == ["exists", "exists", "written", "written"]
-    assert set(statuses(scale(jobs=jobs)).values()) == {"exists"}

@@ -11,13 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.core.selection import select, within_blocks
 from loralens.errors import OptionError
 from loralens.verbs import VERBS
 from tests.cli.command import Command
-from tests.conftest import ROOT
-
-CHOOSING = [verb for verb in VERBS if "modules" in signature(getattr(loralens, verb)).parameters]
 
 
 @pytest.fixture(scope="module")
@@ -41,31 +37,17 @@ def places(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 # Arguments as the command has them; names of `places` stand for paths.
 WORDS: dict[str, tuple[str, ...]] = {
-    "inspect": ("other",),
     "spectrum": ("other",),
     "similarity": ("small", "other"),
-    "trajectory": ("small", "other"),
-    "amplify": ("other", "--base", "base"),
-    "intruders": ("other", "--base", "base", "--no-cache"),
-    "doctor": ("other",),
     "compress": ("other", "--rank", "1", "--dry-run"),
-    "curve": ("other",),
-    "combine": ("small", "other", "--dry-run"),
-    "negate": ("other", "--dry-run"),
-    "scale": ("other", "--by", "0.5", "--dry-run"),
-    "subtract": ("other", "small", "--dry-run"),
-    "interpolate": ("small", "other", "--at", "0.5", "--dry-run"),
-    "drop": ("other", "--dry-run"),
     "merge": ("other", "--base", "base", "--dry-run"),
     "unmerge": ("merged", "--adapter", "other", "--dry-run"),
-    "verify": ("merged", "--base", "base", "--adapter", "other"),
-    "extract": ("--base", "base", "--tuned", "merged", "--rank", "1", "--dry-run"),
-    "report": ("other",),
 }
 
 
-def test_no_verb_is_forgotten() -> None:
-    assert set(WORDS) == set(CHOOSING)
+def test_every_verb_that_chooses_modules_chooses_blocks() -> None:
+    options = {verb: signature(getattr(loralens, verb)).parameters for verb in VERBS}
+    assert [verb for verb, names in options.items() if "modules" in names and "block" not in names] == []
 
 
 def told(verb: str, places: dict[str, Path], *more: str) -> Any:
@@ -80,7 +62,7 @@ def told(verb: str, places: dict[str, Path], *more: str) -> Any:
 
 
 @pytest.mark.some(3)
-@pytest.mark.parametrize("verb", CHOOSING)
+@pytest.mark.parametrize("verb", WORDS)
 def test_a_block_is_the_glob_of_its_modules(verb: str, places: dict[str, Path]) -> None:
     by_glob = told(verb, places, "-m", "*.1.*", "-m", "*.10.*")
     assert told(verb, places, "--block", "1-10") == by_glob
@@ -91,11 +73,9 @@ def test_a_block_is_the_glob_of_its_modules(verb: str, places: dict[str, Path]) 
     assert one != by_glob
 
 
-@pytest.mark.parametrize("verb", CHOOSING)
-def test_a_block_without_modules_is_refused(verb: str, places: dict[str, Path]) -> None:
-    done = Command(verb).run(*(places.get(word, word) for word in WORDS[verb]), "--block", "7", "--json")
-    assert done.exit_code == 2
-    assert "no module is in block 7\n  fix: the modules are in the blocks 0-1, 10 of model.layers" in done.stderr
+def test_a_block_without_modules_is_refused(places: dict[str, Path]) -> None:
+    said = Command("spectrum").refused(places["other"], "--block", "7")
+    assert "no module is in block 7\n  fix: the modules are in the blocks 0-1, 10 of model.layers" in said
 
 
 CALLS: dict[str, Callable[[Any], Any]] = {
@@ -139,21 +119,3 @@ def test_blocks_of_adapters_that_people_published(real: Path, name: str, block: 
     chosen = loralens.inspect(real / name, block=block).adapters[0].modules
     assert len(chosen) == count
     assert all(part in module for module in chosen)
-
-
-def test_blocks_of_a_kept_adapter() -> None:
-    kept = ROOT / "examples" / "adapters" / "reuters-r8-r8-seed0"
-    chosen = loralens.inspect(kept, block="1-2", modules="query").adapters[0].modules
-    assert [name.split(".layer.")[1] for name in chosen] == [f"{i}.attention.self.query" for i in (1, 2)]
-
-
-def test_blocks_of_sdxl_in_the_names_of_kohya() -> None:
-    names = [
-        "lora_te1_text_model_encoder_layers_0_mlp_fc1",
-        "lora_unet_input_blocks_4_0_skip_connection",
-        "lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k",
-        "lora_unet_output_blocks_2_2_conv",
-    ]
-    assert select(names, within_blocks((), ["IN04"])) == [name for name in names if "input_blocks_4" in name]
-    assert select(names, within_blocks((), ["OUT02"])) == ["lora_unet_output_blocks_2_2_conv"]
-    assert select(names, within_blocks((), ["BASE"])) == ["lora_te1_text_model_encoder_layers_0_mlp_fc1"]

@@ -1,16 +1,12 @@
 """``loralens.calibrate``: paths and objects, one result, the command's numbers, and nothing written unasked."""
 
-from csv import DictReader
-from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import loralens
 from loralens.core.stored import Moments
-from loralens.errors import OptionError
 from loralens.formats.records.results import load_moments
 from tests import models
 from tests.bases import contents
@@ -71,27 +67,6 @@ def test_without_output_nothing_is_written(home: Path, tmp_path: Path, monkeypat
     assert smaller.data_error is not None
 
 
-def test_with_output_and_in_a_dry_run(home: Path, tmp_path: Path) -> None:
-    target = tmp_path / "stats.safetensors"
-    options: dict[str, Any] = {"model": home / "llama", "data": home / "texts.jsonl", "output": target}
-    dry = loralens.calibrate(home / "adapter", **options, dry_run=True)
-    assert dry.moments is None
-    assert not target.exists()
-    written = loralens.calibrate(home / "adapter", **options)
-    assert written.moments is not None
-    same(written.moments, load_moments(target), 0)
-    with pytest.raises(OptionError, match="exists"):
-        loralens.calibrate(home / "adapter", **options)
-
-
-def test_the_modules_are_a_listing(home: Path) -> None:
-    result = loralens.calibrate(home / "adapter", model=home / "llama", data=home / "texts.jsonl")
-    rows = list(DictReader(StringIO(result.to_csv())))
-    assert [{"name": r["name"], "rank": int(r["rank"]), "count": int(r["count"])} for r in rows] == result.record()[
-        "modules"
-    ]
-
-
 def test_a_model_of_peft_carries_its_adapter(home: Path) -> None:
     peft = pytest.importorskip("peft")
     carrying = peft.PeftModel.from_pretrained(models.llama(), home / "adapter")
@@ -100,21 +75,3 @@ def test_a_model_of_peft_carries_its_adapter(home: Path) -> None:
     assert result.moments is not None
     assert plain.moments is not None
     same(result.moments, plain.moments, MOMENTS_32)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dtype": "f64"}, "choose one of f32, bf16, f16"),
-        ({"device": "nonsense"}, "nonsense"),
-        ({"batch": 0}, "batch"),
-        ({"length": 0}, "length"),
-        ({"output": "stats.bin"}, ".safetensors"),
-        ({"data": "nowhere.jsonl"}, "no such file"),
-    ],
-    ids=str,
-)
-def test_wrong_values_are_option_errors(options: dict[str, Any], message: str, home: Path) -> None:
-    with pytest.raises(OptionError) as refusal:
-        loralens.calibrate(home / "adapter", **{"model": home / "llama", "data": home / "texts.jsonl", **options})
-    assert message in str(refusal.value)

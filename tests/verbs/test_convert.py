@@ -5,18 +5,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 import loralens
+from loralens.choices import TARGET_FORMATS
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.errors import OptionError
-from loralens.formats import file_size
+from loralens.formats.dialects.table import FORMATS
 from tests.bases import contents
 from tests.cli.command import Command
 
 told = Command("convert").told
 DIALECTS = ["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib"]
+
+
+def test_target_formats_are_those_with_a_writer() -> None:
+    assert set(TARGET_FORMATS) == {form.name for form in FORMATS if form.writer}
 
 
 @pytest.mark.parametrize("to", DIALECTS)
@@ -68,25 +72,6 @@ def test_without_output_nothing_is_written(small: Path, tmp_path: Path, monkeypa
     assert not (tmp_path / "out").exists()
 
 
-def test_names_of_the_base(small: Path, tmp_path: Path) -> None:
-    names = [f"layers.{i}.self_attn.{kind}.weight" for i in (0, 1, 10) for kind in ("q_proj", "v_proj")]
-    save_file({name: np.zeros((6, 4), np.float32) for name in names}, tmp_path / "model.safetensors")
-    result = loralens.convert(loralens.load(small), to="peft", base=tmp_path / "model.safetensors")
-    assert next(iter(result.adapter)) == "layers.0.self_attn.q_proj"
-    assert "after dropping 'model.'" in result.notes[0]
-
-
-def test_a_converted_adapter_can_be_saved_and_measured(small: Path, tmp_path: Path) -> None:
-    adapter = loralens.convert(small, to="kohya").adapter
-    loralens.save(adapter, tmp_path / "saved.safetensors")
-    loralens.convert(small, to="kohya", output=tmp_path / "out.safetensors")
-    saved, out = load_file(tmp_path / "saved.safetensors"), load_file(tmp_path / "out.safetensors")
-    assert saved.keys() == out.keys()
-    assert all(np.array_equal(saved[key], out[key]) for key in out)
-    assert file_size(adapter) == (tmp_path / "saved.safetensors").stat().st_size
-    assert loralens.spectrum(adapter)["model.layers.0.self_attn.q_proj"].rank == 2
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -104,18 +89,6 @@ def test_wrong_values_are_option_errors(options: dict[str, Any], message: str, s
     with pytest.raises(OptionError) as refusal:
         loralens.convert(small, **options)
     assert message in str(refusal.value)
-
-
-def test_a_source_is_never_written_over(small: Path) -> None:
-    with pytest.raises(OptionError, match="is where the source is"):
-        loralens.convert(small, to="peft", output=small, overwrite=True)
-
-
-def test_one_line_and_the_modules(small: Path) -> None:
-    result = loralens.convert(small, to="kohya")
-    assert repr(result) == "ConvertResult(kohya, 6 modules)"
-    assert result.tables() == ()  # on a terminal the modules are shown to who asks for them
-    assert [line.split(",")[0] for line in result.to_csv().splitlines()] == ["name", *result.adapter]
 
 
 @pytest.mark.parametrize(("layer", "fmt"), [("transformer_blocks.0.attn.to_q", "diffusers"), ("h.0.attn", "peft")])

@@ -1,8 +1,6 @@
 """``loralens.doctor``: findings as values, and an answer."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -50,36 +48,3 @@ def test_the_answer_is_that_of_the_exit_code(turned: Path, level: str | None, an
     words = ("--fail-on", level) if level else ()
     for shown in ((), ("--json",), ("--csv",)):
         assert run.run(turned, *words, *shown).exit_code == int(not answer)
-
-
-def test_findings_are_a_table_in_a_notebook_and_in_a_frame(turned: Path) -> None:
-    result = loralens.doctor(turned)
-    assert "zero-update" in result._repr_html_()
-    assert "zero-update" in result.to_latex()
-
-
-def test_a_log_is_written_where_it_was_asked_for(turned: Path, tmp_path: Path) -> None:
-    loralens.doctor(turned, sarif=str(tmp_path / "log.sarif"))
-    log = json.loads((tmp_path / "log.sarif").read_text("utf-8"))
-    assert [one["ruleId"] for one in log["runs"][0]["results"]] == ["zero-update"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dtype": "int8"}, "bf16, f16, f32, fp8"),
-        ({"rounding": "feedback"}, "nearest, stochastic"),
-        ({"fail_on": "never"}, "error, warning, note"),
-        ({"modules": ["k_prj"]}, "the nearest names are"),
-        ({"base": "nowhere"}, "no such file or folder"),
-        ({"sarif": "pyproject.toml/x.sarif"}, "pyproject.toml: is a file, not a folder"),
-    ],
-)
-def test_wrong_values_name_the_right_ones(turned: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(loralens.LoraLensError, match=message):
-        loralens.doctor(turned, **options)
-
-
-def test_a_path_where_nothing_is_is_no_finding() -> None:
-    with pytest.raises(loralens.OptionError, match="no such file or folder"):
-        loralens.doctor("nowhere")

@@ -134,25 +134,6 @@ def test_a_merge_with_the_named_dtype_loses_nothing(code: str, ratio: float, tmp
     assert fixes(code, adapter, base=base, dtype=options[options.index("--dtype") + 1]) == []
 
 
-def test_the_other_commands_run(tmp_path: Path) -> None:
-    adapter = EXAMPLES / "reuters-r8-r8-seed0"
-    base = weights(tmp_path / "base", adapter, 3.0)
-    (command,) = {tuple(words) for fix in fixes("update-dominates", adapter, base=base) for words in commands(fix)}
-    assert "scale" in Command().good(*command).stdout
-
-    def decomposed(tensors: dict[str, Any]) -> None:
-        for key in [key for key in tensors if "lora_A" in key]:
-            other = key.replace("lora_A", "lora_B")
-            U, s, Vh = np.linalg.svd(tensors[other].astype(float) @ tensors[key], full_matrices=False)
-            tensors[other], tensors[key] = (U[:, :8] * s[:8]).astype(np.float32), Vh[:8].astype(np.float32)
-
-    svd = changed(tmp_path / "svd", decomposed, lora_alpha=8, peft_version="0.15.0")
-    (fix,) = fixes("svd-combined", svd)
-    ((*command, source),) = commands(fix)
-    assert source == "SOURCE…"
-    Command().good(*command, adapter)
-
-
 def test_the_commands_about_merges_into_codes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     base = nf4_base(tmp_path / "base")

@@ -8,7 +8,6 @@ import pytest
 
 import loralens
 from loralens.errors import OptionError
-from loralens.tables.text import lay_out
 from tests.bases import contents
 from tests.cli.command import Command
 from tests.cli.test_extract import both, run, step
@@ -41,23 +40,6 @@ def test_the_result_is_what_the_command_says_and_writes(both: tuple[Path, Path],
     assert listed.stdout == result.to_csv()
 
 
-def test_a_dry_run_writes_nothing(both: tuple[Path, Path], tmp_path: Path) -> None:
-    base, tuned = both
-    result = loralens.extract(base, tuned, output=tmp_path / "out", size="20MB", dry_run=True)
-    assert not (tmp_path / "out").exists()
-    assert result.conclusion()[0].startswith(f"Would write {tmp_path / 'out'}: the difference of ")
-    assert result.record()["target"] is None
-
-
-def test_the_columns_that_matter_most_fit_60(both: tuple[Path, Path]) -> None:
-    base, tuned = both
-    table = loralens.extract(base, tuned, noise_edge="rounding").tables()[0]
-    assert lay_out(table).heading.split()[-1] == "edge"
-    lines = str(lay_out(table, 60)).splitlines()
-    assert max(map(len, lines[1:-1])) <= 60
-    assert {"module", "r", "error"} <= set(lines[1].split())
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -73,8 +55,3 @@ def test_the_columns_that_matter_most_fit_60(both: tuple[Path, Path]) -> None:
 def test_wrong_options(options: dict[str, object], message: str, both: tuple[Path, Path]) -> None:
     with pytest.raises(OptionError, match=message):
         loralens.extract(*both, **options)
-
-
-def test_a_misspelt_option_is_no_option(both: tuple[Path, Path]) -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'ranks'"):
-        loralens.extract(*both, ranks=3)

@@ -54,10 +54,3 @@ def test_adapters_of_two_image_models_are_combined_only_if_the_user_insists(
     assert not out.exists()
     Command("combine").good(*files, "-o", out, "--force")
     assert out.exists()
-
-
-def test_an_adapter_of_the_text_encoder_alone_fits_every_model_that_has_it() -> None:
-    text = adapter("SDXL")
-    text = loralens.Adapter(modules={CLIP: text[CLIP]}, format="diffusers")
-    for model in (*OWN, "SD3"):
-        assert len(loralens.combine(adapter(model), text).adapter) == 2

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-import loralens
 from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.verbs.models.texts import InputText, read_data, read_texts
 from tests import models
@@ -43,11 +41,6 @@ def test_what_is_wrong_with_a_list_is_said_with_its_place(texts: Any, error: typ
     with pytest.raises(error) as raised:
         read_data(texts, labelled=True)
     assert str(raised.value).startswith(message)
-
-
-def test_a_label_that_was_not_learned_is_named() -> None:
-    with pytest.raises(OptionError, match="texts: text 1: label 'z' is not among the labels of the texts for training"):
-        read_data([("a", "x"), ("b", "y")], [("c", "z")], labelled=True)
 
 
 @pytest.fixture(scope="module")
@@ -121,18 +114,3 @@ def test_what_is_no_model_or_has_another_head_is_refused(llama: tuple[Any, Any])
     assert load_headed(classifier, "AutoModelForSequenceClassification", labels=["y", "x"], **how).head == "classifier"
     with pytest.raises(MismatchError, match=r"its labels are y, x, but those of the texts are x, y"):
         load_headed(classifier, "AutoModelForSequenceClassification", labels=["x", "y"], **how)
-
-
-def test_options_of_the_command_line_that_show_a_result(small: Path) -> None:
-    """The verb refuses them in its own name, not in that of a function that it calls, and says what has them."""
-    with pytest.raises(TypeError, match=r"^got an unexpected keyword argument 'plot'; loralens\.plot\(result\)"):
-        loralens.spectrum(small, plot="x.png")  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match=r"^got an unexpected keyword argument 'colour'$"):
-        loralens.spectrum(small, colour="red")  # type: ignore[call-arg]
-
-
-def test_an_array_in_place_of_an_adapter_is_shown_in_one_line() -> None:
-    with pytest.raises(OptionError) as error:
-        loralens.spectrum(np.eye(3))  # type: ignore[arg-type]
-    assert "array([[1., 0., 0.], [0., 1., 0.]" in str(error.value)
-    assert str(error.value).count("\n") == 1

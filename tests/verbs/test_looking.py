@@ -1,7 +1,6 @@
 """``inspect``, ``equal`` and ``survey`` from Python: the JSON of the commands, natural guesses, narrow terminals."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +9,13 @@ import pytest
 
 import loralens
 from loralens.errors import OptionError
-from loralens.tables.text import lay_out
 from tests.cli.command import Command
 from tests.conftest import small_adapter
-
-WIDTHS = (60, 80, 100, 140, 200)
 
 
 def plain(result: Any) -> Any:
     """The record of a result as JSON has it."""
     return {"loralens": loralens.__version__, **json.loads(json.dumps(result.record()))}
-
-
-def printed(result: Any, width: int) -> list[str]:
-    """The lines of all tables in a terminal of so many columns."""
-    return [line for table in result.tables() if table.rows for line in str(lay_out(table, width)).splitlines()[1:]]
 
 
 # --- inspect ---
@@ -67,22 +58,6 @@ def test_a_warning_of_the_consumer_is_not_its_no(tmp_path: Path) -> None:
     assert Command("inspect").run(tmp_path / "wide", "--consumer", "vllm").exit_code == 0
 
 
-def test_the_modules_of_an_adapter_as_csv(small: Path) -> None:
-    lines = Command("inspect").good(small, "--csv").stdout.splitlines()
-    assert lines[0] == "path,name,kind,out,in,rank,scale,scale_source,dtype,parameters,bytes,zero"
-    assert lines[1].startswith(f"{small},model.layers.0.self_attn.q_proj,linear,6,4,2,4.0,")
-    assert [line.rpartition(",")[2] for line in lines[1:]] == ["False"] * 5 + ["True"]
-
-
-def test_wrong_values_of_inspect_are_one_message(small: Path) -> None:
-    with pytest.raises(OptionError, match="consumer 'tgi' is not possible\n  fix: choose one of vllm, lorax"):
-        loralens.inspect(small, consumer="tgi")
-    with pytest.raises(OptionError, match="alpha=8 says how to read a file"):
-        loralens.inspect(loralens.load(small), alpha=8)
-    with pytest.raises(OptionError, match="no adapter is given"):
-        loralens.inspect()
-
-
 # --- equal ---
 
 
@@ -99,13 +74,6 @@ def test_equal_is_a_truth_value_and_gives_the_json_of_the_command(small: Path, t
     assert repr(different) == "EqualResult(different, largest difference 0.000999)"
     with pytest.raises(OptionError, match="tolerance -1 is not possible"):
         loralens.equal(small, small, tolerance=-1)
-
-
-def test_shapes_that_differ_are_no_number_but_a_note(small: Path) -> None:
-    cut = small_adapter().map(lambda m: loralens.LowRank(m.B[:3], m.A, m.scale))
-    result = loralens.equal(small, cut)
-    assert all(record["relative"] is None and record["note"] for record in result.record()["modules"])
-    assert "(6, 4) and (3, 4)" in printed(result, 80)[1]
 
 
 # --- survey ---
@@ -136,33 +104,3 @@ def test_survey_gives_the_json_of_the_command(folder: Path) -> None:
     assert repr(result) == f"SurveyResult({str(folder)!r}, 4 adapters)"
     with pytest.raises(OptionError, match="is not a folder"):
         loralens.survey(folder / "nowhere")
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_a_survey_never_cuts_a_number_and_never_leaves_out_a_path(folder: Path, width: int) -> None:
-    result = loralens.survey(folder)
-    heading, *lines = printed(result, width)
-    assert all(len(line) <= width for line in (heading, *lines) if not line.startswith("not shown here: "))
-    assert heading.startswith("path ")
-    records = result.record()["adapters"]
-    numbers = {f"{value:,}" for record in records for value in (record["parameters"], record["modules"])}
-    numbers |= {f"{record[name]:.4g}" for record in records for name in ("frobenius",)}
-    numbers |= {f"{record['effective_rank']:.2f}" for record in records} | {"4", "16", "2–2.143"}
-    for line, record in zip(lines, records, strict=False):
-        name = Path(record["path"]).parent.name
-        assert line.split()[0].endswith(name[-8:])
-        cells = re.split(r" {2,}", line)[1:]
-        found = {cell for cell in cells if re.fullmatch(r"\d[\d.,–]*", cell)}
-        assert found <= numbers
-        assert f"{record['frobenius']:.4g}" in found
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_the_tables_of_inspect_fit_a_terminal(folder: Path, width: int) -> None:
-    result = loralens.inspect(*sorted((folder / "collection").iterdir()))
-    tables = [table for table in result.tables() if table.title == "modules"]
-    for table in tables:
-        layout = lay_out(table, width)
-        assert max(map(len, (layout.heading, *layout.lines))) <= width
-        assert layout.heading.split()[0] == "kind"
-        assert "r" in layout.heading.split()

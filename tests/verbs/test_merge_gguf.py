@@ -10,7 +10,7 @@ from gguf import GGUFReader, quants
 
 import loralens
 from loralens.core.adapter import Adapter
-from loralens.errors import FormatError, MismatchError, OptionError
+from loralens.errors import FormatError, OptionError
 from loralens.formats.models.checkpoint import open_checkpoint
 from tests import ggufs
 from tests.marks import slow_except
@@ -89,12 +89,6 @@ def test_a_folder_with_a_gguf_model_becomes_a_folder(tmp_path: Path) -> None:
     assert digest(tmp_path / "again" / "m.gguf") == digest(base / "m.gguf")
 
 
-def test_codes_are_not_quantised_again(tmp_path: Path) -> None:
-    base = base_of(tmp_path / "m.gguf", "Q4_1")
-    with pytest.raises(OptionError, match="quantising their floats again loses the adapter"):
-        loralens.merge(adapter_for(base), base=base, output=tmp_path / "o.gguf", bits="q4_1")
-
-
 @pytest.mark.parametrize("others", ["IQ4_NL", "Q4_1"])
 def test_a_type_whose_codes_cannot_be_moved_is_named(others: str, tmp_path: Path) -> None:
     """gguf's own package decodes IQ4_NL; such weights are no floats, whatever the others are."""
@@ -120,17 +114,6 @@ def test_a_type_whose_codes_cannot_be_moved_is_named(others: str, tmp_path: Path
         loralens.merge(adapter, base=base, output=tmp_path / "kept.gguf", bits="keep", modules=("down_proj",))
         loralens.unmerge(tmp_path / "kept.gguf", output=tmp_path / "again.gguf")
         assert digest(tmp_path / "again.gguf") == digest(base)
-
-
-@pytest.mark.slow
-def test_threads_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loralens.verbs.merges import merge_run
-
-    base = base_of(tmp_path / "m.gguf", "Q4_K")
-    for threads in (1, 3):
-        monkeypatch.setattr(merge_run, "THREADS", threads)
-        loralens.merge(adapter_for(base), base=base, output=tmp_path / f"{threads}.gguf", bits="keep")
-    assert digest(tmp_path / "1.gguf") == digest(tmp_path / "3.gguf")
 
 
 def test_merges_into_a_single_file_are_undone_one_after_the_other(tmp_path: Path) -> None:
@@ -165,36 +148,3 @@ def test_an_adapter_that_is_merged_again_is_told(tmp_path: Path, caplog: pytest.
         loralens.save(adapter, tmp_path / name)
     loralens.merge(tmp_path / "a", tmp_path / "b", base=base, bits="keep", dry_run=True)
     assert f"{tmp_path / 'a'} and {tmp_path / 'b'} are the same adapter, which" in caplog.text
-
-
-def test_a_certificate_is_not_taken_for_an_undo_file(tmp_path: Path) -> None:
-    base, out = base_of(tmp_path / "base.gguf", "Q4_1"), tmp_path / "out.gguf"
-    loralens.merge(adapter_for(base), base=base, output=out, bits="keep")
-    with pytest.raises(OptionError, match="is the certificate of the merge, not its undo file"):
-        loralens.unmerge(out, undo=tmp_path / "out.merge_certificate.json", dry_run=True)
-
-
-@pytest.mark.parametrize("dry", [False, True])
-def test_a_changed_model_is_named_and_not_the_output(dry: bool, tmp_path: Path) -> None:
-    base, out = base_of(tmp_path / "base.gguf", "Q4_1"), tmp_path / "out.gguf"
-    loralens.merge(adapter_for(base), base=base, output=out, bits="keep")
-    data = bytearray(out.read_bytes())
-    data[-3] ^= 1
-    out.write_bytes(data)
-    with pytest.raises(MismatchError, match="was changed since") as refused:
-        loralens.unmerge(out, output=tmp_path / "back.gguf", dry_run=dry)
-    assert refused.value.where[0] == str(out)
-    assert "back.gguf" not in str(refused.value)
-
-
-def test_the_output_that_exists_is_named(tmp_path: Path) -> None:
-    base, out = base_of(tmp_path / "base.gguf", "Q4_1"), tmp_path / "out.gguf"
-    told = loralens.merge(adapter_for(base), base=base, output=out, bits="keep").sentences()
-    size = (tmp_path / "out.undo.loralens").stat().st_size
-    assert told[0].startswith(f"undo file: {tmp_path / 'out.undo.loralens'}, {size:,} bytes")
-    assert told[1] == f"certificate: {tmp_path / 'out.merge_certificate.json'}"
-    with pytest.raises(OptionError, match=f"^{out}: exists"):
-        loralens.merge(adapter_for(base), base=base, output=out, bits="keep")
-    out.unlink()
-    with pytest.raises(OptionError, match=f"out.undo.loralens: exists, and would be an undo file of {out}"):
-        loralens.merge(adapter_for(base), base=base, output=out, bits="keep")

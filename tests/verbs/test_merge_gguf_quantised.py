@@ -13,7 +13,7 @@ from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.gguf_writer import write_gguf_copy
 from loralens.formats.models.model_files import model_files
 from tests import ggufs
-from tests.formats.test_gguf_base import STACKS, mixtral, split
+from tests.formats.test_gguf_base import STACKS, mixtral
 from tests.verbs.test_merge_gguf import adapter_for, base_of, digest
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"
@@ -93,15 +93,6 @@ def test_only_matrices_in_whole_blocks_become_codes(tmp_path: Path, caplog: pyte
     W, merged = (open_checkpoint(tmp_path / name).tensors[f"{expert}.weight"].read() for name in ("m.gguf", "o.gguf"))
     np.testing.assert_allclose(merged, W.astype(np.float32) + 0.1 * B @ A, atol=0.05)
     assert loralens.verify(tmp_path / "o.gguf").answer
-
-
-def test_a_model_in_parts_stays_in_parts(tmp_path: Path) -> None:
-    (tmp_path / "m").mkdir()
-    split(tmp_path / "m", ggufs.llama(), kinds="F16")
-    loralens.merge(adapter_for(tmp_path / "m"), base=tmp_path / "m", output=tmp_path / "o", bits="q8_0")
-    assert {path.name for path in (tmp_path / "o").glob("*.gguf")} == {p.name for p in (tmp_path / "m").glob("*.gguf")}
-    assert {weight.layout for weight in open_checkpoint(tmp_path / "o").coded.values()} == {"Q8_0"}
-    assert loralens.verify(tmp_path / "o").answer
 
 
 @pytest.mark.some(1)

@@ -1,6 +1,5 @@
 """`merge --bits keep` into every layout of safetensors: codes alone move, the update arrives, the base comes back."""
 
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,7 @@ from safetensors import deserialize
 
 import loralens
 from loralens.core.adapter import Adapter
-from loralens.core.weights import CodedWeight, GridRows
-from loralens.errors import FormatError, MismatchError
 from loralens.formats.models.checkpoint import open_checkpoint
-from loralens.merging.plan import MergePlan, TensorPlan
-from loralens.verbs.merges.low_bit_base import check_codes
 from tests.bases import contents
 from tests.formats.low_bit.cases import CASES, Case, bitsandbytes
 from tests.formats.low_bit.test_layouts import write
@@ -99,29 +94,3 @@ def test_gptqmodel_and_autoawq_read_these_numbers(name: str, tmp_path: Path) -> 
     loralens.merge(adapter_for(case.W, "a"), base=base, output=tmp_path / "out", bits="keep")
     W = open_checkpoint(tmp_path / "out").tensors["a.weight"].read()
     assert sha256(W.tobytes()).hexdigest()[:16] == ORACLES[name]
-
-
-@pytest.mark.parametrize("name", STACKS)
-def test_stacks_of_experts_are_named_as_not_yet_merged(name: str, tmp_path: Path) -> None:
-    case = CASES[name]()
-    rename = "h.0.experts.down_proj"
-    stored = {key.replace("a.gate_up_proj", rename).replace("a.", f"{rename}."): t for key, t in case.tensors.items()}
-    base = write(tmp_path / "base", stored, case.config)
-    rng = np.random.default_rng(0)
-    B, A = (rng.standard_normal(shape).astype(np.float32) for shape in ((case.W.shape[1], 2), (2, case.W.shape[2])))
-    key = next(iter(open_checkpoint(base).tensors)).removesuffix(".weight")
-    adapter = Adapter(modules={f"{key}[0]": loralens.LowRank(B, A, 0.1)})
-    with pytest.raises(FormatError, match=f"{case.layout} can be read, but its codes cannot be merged into yet"):
-        loralens.merge(adapter, base=base, output=tmp_path / "out", bits="keep")
-
-
-def test_two_weights_in_one_stored_tensor_are_refused() -> None:
-    weight = CodedWeight("x", (4, 4), 4.0, lambda start, stop: np.zeros((stop - start, 4), np.float32), "both")
-    grid = GridRows(np.zeros((4, 4), np.int16), np.ones((4, 1), np.float32), None, np.zeros(4, np.intp), 0, 15)
-    weight = replace(weight, grid=lambda start, stop: grid, encode=lambda first, codes: codes.astype(np.uint8))
-    plan = MergePlan({key: TensorPlan(key, weight.floats(), (4, 4)) for key in ("q.weight", "k.weight")})
-    with pytest.raises(MismatchError, match=r"k.weight and q.weight: their codes lie in one stored tensor \(both\)"):
-        check_codes(plan, {"q.weight": weight, "k.weight": weight})
-    # Experts of a GGUF stack are parts of a stored tensor, each with rows of its own.
-    parts = {key: replace(weight, row_order=np.arange(4)) for key in ("q.weight", "k.weight")}
-    check_codes(plan, parts)

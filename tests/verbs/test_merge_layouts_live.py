@@ -80,6 +80,22 @@ def four_bits(W: Any, *, kind: str) -> tuple[Parts, Callable[[Parts], Any]]:
     return {"weight": codes} | {f"weight.{key}": value for key, value in state.as_dict(packed=True).items()}, decode
 
 
+MLX = {"group_size": 64, "bits": 4}
+
+
+def mlx(W: Any) -> tuple[Parts, Callable[[Parts], Any]]:
+    """MLX's codes of 4 bits."""
+    import mlx.core as mx
+
+    names = ("weight", "scales", "biases")
+    made = mx.quantize(mx.array(W.numpy()), **MLX)
+
+    def decode(parts: Parts) -> Any:
+        return torch.from_numpy(np.array(mx.dequantize(*(mx.array(parts[name].numpy()) for name in names), **MLX)))
+
+    return {name: torch.from_numpy(np.array(part)) for name, part in zip(names, made, strict=True)}, decode
+
+
 LAYOUTS: dict[str, tuple[str, Callable[[Any], tuple[Parts, Callable[[Parts], Any]]]]] = {
     "int4": ("compressed_tensors", lambda W: integers(W, symmetric=True)),
     "int4, zeros": ("compressed_tensors", lambda W: integers(W, symmetric=False)),
@@ -88,6 +104,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[Any], tuple[Parts, Callable[[Parts], Any
     "int8": ("bitsandbytes", int8),
     "nf4": ("bitsandbytes", lambda W: four_bits(W, kind="nf4")),
     "fp4": ("bitsandbytes", lambda W: four_bits(W, kind="fp4")),
+    "mlx": ("mlx.core", mlx),
 }
 
 
@@ -107,7 +124,9 @@ def test_its_own_software_reads_the_update_out_of_the_merged_codes(name: str, tm
     base, out = tmp_path / "base", tmp_path / "out"
     base.mkdir()
     save_file(stored, base / "model.safetensors")
-    (base / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (base / "config.json").write_text(
+        json.dumps({"model_type": "llama"} | ({"quantization": MLX} if name == "mlx" else {}))
+    )
     result = loralens.merge(Adapter(modules=updates), base=base, output=out, bits="keep")
     merged = load_file(out / "model.safetensors")
     coded = open_checkpoint(base).coded

@@ -10,7 +10,6 @@ import pytest
 
 import loralens
 from loralens.errors import MismatchError, OptionError
-from loralens.formats.records.merged import NAME
 from tests.bases import MODULES, contents
 from tests.cli.test_merge import CERTIFICATE
 from tests.verbs.low_bit_bases import SHAPE, decode, floats, nf4_base, pair_adapter, stored, unpack
@@ -61,14 +60,6 @@ def test_seeds_give_other_codes_and_the_same_seed_the_same_bytes(base: Path, tmp
     assert contents(tmp_path / "a")["model.safetensors"] != contents(tmp_path / "c")["model.safetensors"]
 
 
-def test_the_base_comes_back_bit_for_bit(base: Path, tmp_path: Path) -> None:
-    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep")
-    result = loralens.unmerge(tmp_path / "out", output=tmp_path / "again")
-    assert result.exact
-    assert contents(tmp_path / "again") == contents(base)
-    assert loralens.unmerge(tmp_path / "out", dry_run=True).exact
-
-
 def test_verify_reads_the_seed_from_the_certificate(base: Path, tmp_path: Path) -> None:
     adapter = pair_adapter()
     loralens.merge(adapter, base=base, output=tmp_path / "out", bits="keep", seed=7)
@@ -81,13 +72,6 @@ def test_verify_reads_the_seed_from_the_certificate(base: Path, tmp_path: Path) 
     assert unknown.verdict in ("rounded", "partial")
     other = loralens.verify(tmp_path / "out", base=base, adapter=pair_adapter(seed=9))
     assert not other.answer
-
-
-def test_a_low_bit_base_needs_bits_or_a_dtype(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="codes of a few bits") as error:
-        loralens.merge(pair_adapter(), base=base, output=tmp_path / "out")
-    assert "--bits keep" in error.value.fix
-    assert "--dtype bf16" in error.value.fix
 
 
 @pytest.mark.parametrize(
@@ -105,12 +89,6 @@ def test_options_that_do_not_go_together(base: Path, tmp_path: Path, options: di
     assert not (tmp_path / "out").exists()
 
 
-def test_nearest_is_done_with_a_warning(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    result = loralens.merge(pair_adapter(1e-4), base=base, output=tmp_path / "out", bits="keep", rounding="nearest")
-    assert "loses nearly all of an adapter" in caplog.text
-    assert result.certificate["total"]["gain"] < 0.5
-
-
 def test_the_decoded_merge_writes_floats_and_the_base_comes_back(base: Path, tmp_path: Path) -> None:
     adapter = pair_adapter()
     loralens.merge(adapter, base=base, output=tmp_path / "out", dtype="f32")
@@ -125,31 +103,6 @@ def test_the_decoded_merge_writes_floats_and_the_base_comes_back(base: Path, tmp
     assert loralens.verify(tmp_path / "out", base=base, adapter=adapter).verdict == "exact"
     loralens.unmerge(tmp_path / "out", output=tmp_path / "again")
     assert contents(tmp_path / "again") == contents(base)
-
-
-def test_a_dry_run_measures_and_writes_nothing(base: Path, tmp_path: Path) -> None:
-    before = contents(tmp_path)
-    result = loralens.merge(pair_adapter(), base=base, bits="keep", dry_run=True)
-    assert contents(tmp_path) == before
-    assert result.certificate["total"]["changed"] > 0.1
-    text = " ".join(result.conclusion())
-    assert "of the codes would change" in text
-    assert "The update would arrive with" in text
-    [undo] = result.sentences()
-    assert undo.startswith(f"undo file: would have {result.undo_size:,} bytes")
-    assert "in its own directions" in text
-
-
-def test_a_model_that_was_changed_since_is_not_unmerged(base: Path, tmp_path: Path) -> None:
-    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep")
-    file = tmp_path / "out" / "model.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-10] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(loralens.LoraLensError):
-        loralens.unmerge(tmp_path / "out", output=tmp_path / "again")
-    assert not (tmp_path / "again").exists()
-    assert (tmp_path / "out" / NAME).is_file()
 
 
 def test_floats_have_no_codes_to_keep(tmp_path: Path) -> None:
@@ -191,12 +144,6 @@ def test_what_the_certificate_does_not_name_is_not_subtracted_from_codes(
     assert not (tmp_path / "again").exists()
 
 
-def test_chosen_modules_are_subtracted_from_codes(base: Path, tmp_path: Path) -> None:
-    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep")
-    result = loralens.unmerge(tmp_path / "out", adapter=pair_adapter(), dry_run=True, modules=MODULES[0])
-    assert result.answer
-
-
 def test_codes_that_were_not_drawn_are_not_subtracted(base: Path, tmp_path: Path) -> None:
     loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep", rounding="nearest")
     with pytest.raises(OptionError, match="moved by rounding to the nearest code, which only the undo file takes back"):
@@ -213,16 +160,3 @@ def test_a_sweep_of_an_earlier_loralens_is_undone_and_not_repeated(base: Path, t
         with pytest.raises(OptionError, match="moved by a sweep, which loralens no longer repeats"):
             repeated(out, adapter=adapter)
     assert loralens.unmerge(out, dry_run=True).exact
-
-
-def test_an_undo_file_excludes_the_adapter(base: Path, tmp_path: Path) -> None:
-    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep")
-    with pytest.raises(OptionError, match="exclude each other"):
-        loralens.unmerge(tmp_path / "out", undo=tmp_path / "out" / NAME, adapter=pair_adapter(), dry_run=True)
-
-
-def test_without_a_certificate_codes_are_not_subtracted(base: Path, tmp_path: Path) -> None:
-    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep")
-    (tmp_path / "out" / CERTIFICATE).unlink()
-    with pytest.raises(OptionError, match="cannot be subtracted from codes"):
-        loralens.unmerge(tmp_path / "out", adapter=pair_adapter(), dry_run=True)

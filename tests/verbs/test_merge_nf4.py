@@ -66,14 +66,6 @@ def test_our_own_reader_reads_it_and_the_certificate_fits(tmp_path: Path) -> Non
         assert len({shard for key, shard in index.items() if key.startswith(f"{name}.weight")}) == 1
 
 
-def test_no_undo_file_is_written(tmp_path: Path) -> None:
-    base = single(tmp_path / "base", base_tensors())
-    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="nf4")
-    assert not list((tmp_path / "out").glob("*undo*"))
-    with pytest.raises(OptionError, match="no undo file"):
-        loralens.merge(pair_adapter(), base=base, output=tmp_path / "b", bits="nf4", undo=tmp_path / "u")
-
-
 def test_a_decoded_base_is_refused_and_a_plain_merge_into_it_is_explained(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -50,13 +50,6 @@ def test_folders_on_the_way_are_made(write: Callable[[Path, Path], object], file
     assert not [path for path in files.rglob("*") if path.name.startswith(".")]
 
 
-def test_a_base_is_restored_into_a_new_folder(files: Path) -> None:
-    loralens.merge(files / "a", base=files / "base", output=files / "merged")
-    loralens.unmerge(files / "merged", output=files / "new" / "deep" / "base")
-    restored, base = (folder / "model.safetensors" for folder in (files / "new" / "deep" / "base", files / "base"))
-    assert restored.read_bytes() == base.read_bytes()
-
-
 def test_a_dry_run_makes_no_folder(files: Path) -> None:
     loralens.compress(files / "a", rank=1, output=files / "new" / "x.safetensors", dry_run=True)
     loralens.merge(files / "a", base=files / "base", output=files / "new" / "merged", dry_run=True)

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure as Drawing
 
 import loralens
-from loralens.charts.spec import Figure, LineChart
+from loralens.charts.spec import LineChart
 from loralens.errors import OptionError
 from loralens.verbs.pages.plot import figure_of
 from loralens.verbs.spectra.spectrum import spectrum
@@ -17,16 +17,6 @@ def adapter() -> loralens.Adapter:
     return loralens.Adapter(
         modules={n: loralens.LowRank(rng.standard_normal((9, 4)), rng.standard_normal((4, 7))) for n in names}
     )
-
-
-def test_the_figure_of_a_result() -> None:
-    result = spectrum(adapter())
-    figure = figure_of(result)
-    assert isinstance(figure, Figure)
-    assert [chart.title for chart in figure.charts] == ["q_proj", ""]
-    drawing = loralens.plot(result)
-    assert isinstance(drawing, Drawing)
-    assert "q_proj" in [axes.get_title(loc="left") for axes in drawing.axes]
 
 
 def test_axes_hold_a_figure_of_one_panel_only() -> None:

@@ -11,7 +11,6 @@ from safetensors.numpy import load_file, save_file
 import loralens
 from loralens.cli.main import main
 from loralens.core.lowrank import Scaling
-from loralens.errors import MismatchError, OptionError
 from loralens.formats.files.container import read_safetensors
 from tests.bases import contents
 from tests.formats.low_bit.cases import CASES
@@ -61,11 +60,6 @@ def bases(request, tmp_path_factory):
     return Bases(request.param, tmp_path_factory.mktemp("bases"))
 
 
-@pytest.fixture(scope="module")
-def nf4(tmp_path_factory):
-    return Bases("nf4", tmp_path_factory.mktemp("nf4"))
-
-
 def tensors_of(folder):
     return {key: array for file in sorted(folder.glob("*.safetensors")) for key, array in load_file(file).items()}
 
@@ -106,34 +100,6 @@ def test_undo_restores_every_byte_of_the_codes(bases, tmp_path):
     assert result.certificate["total"]["undo_bytes"] >= sum(parts)
     loralens.unmerge(tmp_path / "merged", output=tmp_path / "back")
     assert contents(tmp_path / "back") == contents(bases.coded)
-
-
-def test_damaged_codes_in_an_undo_file_are_noticed(nf4, tmp_path):
-    loralens.merge(nf4.adapter, base=nf4.coded, output=tmp_path / "merged", dtype="bf16")
-    (file,) = (tmp_path / "merged").glob("*undo*")
-    data, codes = bytearray(file.read_bytes()), CASES["nf4"]().tensors["a.weight"].tobytes()
-    data[data.index(codes)] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(MismatchError, match="is not the tensor of the base"):
-        loralens.unmerge(tmp_path / "merged", output=tmp_path / "back")
-    assert not (tmp_path / "back").exists()
-
-
-def test_a_merge_that_says_nothing_of_the_dtype_is_refused(bases, tmp_path):
-    with pytest.raises(OptionError, match="its weights are quantised") as error:
-        loralens.merge(bases.adapter, base=bases.coded, output=tmp_path / "out")
-    assert "--dtype" in error.value.fix
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_update_is_not_subtracted_from_codes(nf4, tmp_path):
-    with pytest.raises(OptionError, match="cannot be subtracted from codes") as error:
-        loralens.unmerge(nf4.coded, adapter=nf4.adapter, output=tmp_path / "out")
-    assert "undo file" in error.value.fix
-
-
-def test_verify_finds_no_adapter_in_the_quantised_base_itself(nf4):
-    assert loralens.verify(nf4.coded, base=nf4.coded, adapter=nf4.adapter).verdict == "absent"
 
 
 COMMANDS = {

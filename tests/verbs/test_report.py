@@ -1,6 +1,5 @@
 """``loralens.report``: the page of paths and of objects, without a file and with one, equal to the command's."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import loralens
 from loralens.cli.main import main
 from loralens.core.fingerprint import fingerprint
 from loralens.core.stored import Moment, Moments
-from tests.reporting.adapters import NAMES, drawn
+from tests.reporting.adapters import drawn
 
 
 @pytest.fixture
@@ -31,11 +30,6 @@ def test_without_output_nothing_is_written_and_the_result_holds_the_document(pat
     assert result.to_markdown("pictures").startswith("# first and second\n")
     assert "(pictures/spectra-1.png)" in result.to_markdown("pictures")
     assert repr(result) == ("ReportResult('first and second': findings, identity, spectra, ranks, together, modules)")
-
-
-def test_the_record_is_that_of_the_command(paths: list[Path]) -> None:
-    printed = CliRunner().invoke(main, ["report", *map(str, paths), "--json"]).stdout
-    assert loralens.report(*paths).record() == json.loads(printed)
 
 
 @pytest.mark.slow
@@ -76,13 +70,6 @@ def test_a_notebook_shows_the_summary_and_no_markup_of_a_name() -> None:
     assert "<script" not in shown
 
 
-def test_modules_are_chosen_by_globs(paths: list[Path]) -> None:
-    record = loralens.report(paths[0], modules=["q_proj"]).record()
-    assert [module["name"] for module in record["adapters"][0]["modules"]] == NAMES[::2]
-    with pytest.raises(loralens.OptionError):
-        loralens.report(paths[0], modules=["nothing_like_it"])
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -94,13 +81,3 @@ def test_modules_are_chosen_by_globs(paths: list[Path]) -> None:
 def test_options_that_make_no_sense_together(paths: list[Path], options: dict[str, object], message: str) -> None:
     with pytest.raises(loralens.OptionError, match=message):
         loralens.report(paths[0], **options)
-
-
-def test_options_of_reading_belong_to_files() -> None:
-    with pytest.raises(loralens.OptionError, match="this adapter was already read"):
-        loralens.report(drawn(1), alpha=8.0)
-
-
-def test_no_adapter_is_an_error_that_says_so() -> None:
-    with pytest.raises(loralens.OptionError, match="no adapter is given"):
-        loralens.report()

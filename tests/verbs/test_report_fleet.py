@@ -78,19 +78,6 @@ def test_a_large_map_has_sketches_and_some_of_every_family(fleet: Path, monkeypa
     assert abs(chart.values.diagonal() - 1).max() < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"base": "base"}, "base is for adapters"),
-        ({"modules": "*.q_proj"}, "modules is for adapters"),
-        ({"activations": "x"}, "activations is for adapters"),
-    ],
-)
-def test_what_is_measured_on_adapters_is_refused(fleet: Path, options: dict[str, str], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        loralens.report(fleet=fleet, **options)  # type: ignore[arg-type]
-
-
 def test_adapters_and_a_fleet_exclude_each_other(fleet: Path) -> None:
     with pytest.raises(OptionError, match="exclude each other"):
         loralens.report(fleet / "<b>bold", fleet=fleet)

@@ -1,10 +1,6 @@
 """``train``, ``evaluate`` and ``behave`` from Python: objects beside paths, and the JSON of the commands."""
 
-import csv
 import json
-import logging
-import pickle
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ from loralens.errors import OptionError
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+from tests.verbs.shown import check_tables_fit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -61,6 +58,7 @@ def test_evaluate_gives_the_json_of_the_command_for_paths_and_objects(home: Path
     words = ("--model", home / "llama", "--task", "causal-lm", "--data", home / "d.jsonl")
     assert plain(result) == told("evaluate", *paths, *words)
     assert result[str(paths[0])] == result.evaluations[0].measures
+    check_tables_fit(result)
     objects = [loralens.load(path) for path in paths]
     model = models.llama(), models.tokenizer()
     before = state(model[0])
@@ -84,26 +82,6 @@ def test_a_classifier_object_is_measured_by_its_own_labels(home: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"task": "causal"},
-            "task 'causal' is not possible\n  fix: choose one of classification, causal-lm, masked-lm",
-        ),
-        ({"dtype": "float16"}, "dtype 'float16' is not possible"),
-        ({"batch": 0}, "batch 0 is not possible\n  fix: give 1 or more"),
-        ({"data": "nothing.jsonl"}, "nothing.jsonl: no such file"),
-        ({"device": "nonsense"}, "--device nonsense"),
-    ],
-)
-def test_wrong_values_of_evaluate_are_one_message(home: Path, options: dict[str, Any], message: str) -> None:
-    given = {"model": home / "llama", "task": "causal-lm", "data": home / "d.jsonl", "threads": 1} | options
-    with pytest.raises(OptionError) as raised:
-        loralens.evaluate(**given)
-    assert message in str(raised.value)
-
-
 # --- behave ---
 
 
@@ -112,6 +90,7 @@ def test_behave_gives_the_json_of_the_command_in_either_spelling(home: Path) -> 
     result = loralens.behave(*paths, model=home / "llama", data=home / "d.jsonl", threads=1)
     words = ("--model", home / "llama", "--data", home / "d.jsonl")
     expected = plain(result)
+    check_tables_fit(result)
     assert expected == told("behave", *paths, *words)
     assert expected == told("behave", *words, "--adapters", *paths)
     assert expected == told("behave", *words, "--adapters", paths[0], "--adapters", paths[1])
@@ -122,14 +101,6 @@ def test_behave_gives_the_json_of_the_command_in_either_spelling(home: Path) -> 
     assert list(again.adapters) == ["adapter 1", "adapter 2"]
     assert not model[0].config.output_hidden_states
     assert Command("behave").run(*words).exit_code == 2
-
-
-def test_behave_without_adapters_or_with_one_twice_is_refused(home: Path) -> None:
-    how: dict[str, Any] = {"model": home / "llama", "data": ["it ran"], "threads": 1}
-    with pytest.raises(OptionError, match="no adapter is given"):
-        loralens.behave(**how)
-    with pytest.raises(OptionError, match="an adapter is given twice"):
-        loralens.behave(home / "l0", home / "l0", **how)
 
 
 # --- train ---
@@ -171,15 +142,6 @@ def test_a_model_object_is_trained_and_left_as_it_was(home: Path, tmp_path: Path
     assert from_object.adapter.base_model == "BertForSequenceClassification"
 
 
-def test_a_plan_writes_nothing_and_needs_no_output(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    plan = loralens.train(model=home / "llama", task="causal-lm", data=models.TEXTS, dry_run=True, **SHORT)
-    assert (plan.run["steps"], plan.run["rank"], plan.parts.ranks, plan.output) == (2, 2, (2,), None)
-    assert plan.conclusion()[0].startswith("Would train ")
-    assert plan.record()["target"] is None
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -202,13 +164,6 @@ def test_wrong_values_of_train_are_one_message_and_leave_nothing(
         loralens.train(**(given | options))
     assert message in str(raised.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_how_a_run_goes_is_said_as_notes(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="loralens"):
-        loralens.train(model=home / "llama", task="causal-lm", data=models.TEXTS, output=tmp_path / "a", **SHORT)
-    assert [record.getMessage().split()[:2] for record in caplog.records] == [["step", "1/2"], ["step", "2/2"]]
-    assert {record.levelname for record in caplog.records} == {"INFO"}
 
 
 def test_an_object_that_was_trained_goes_on_only_with_the_same_numbers(
@@ -242,42 +197,3 @@ def test_an_object_that_was_trained_goes_on_only_with_the_same_numbers(
 
 
 # --- tables for other programs ---
-
-
-@pytest.mark.some(4)
-@pytest.mark.parametrize(
-    "verb", ["train", "train with evaluation", "evaluate", "evaluate alone", "behave", "calibrate"]
-)
-def test_every_result_of_a_run_is_a_table_for_other_programs(verb: str, home: Path, tmp_path: Path) -> None:
-    on: dict[str, Any] = {"model": home / "llama", "data": home / "d.jsonl", "threads": 1}
-    task: dict[str, Any] = {**on, "task": "causal-lm"}
-    training = {**task, **SHORT, "output": tmp_path / "run"}
-    result: Any = {
-        "train": lambda: loralens.train(**training),
-        "train with evaluation": lambda: loralens.train(**training, eval=home / "d.jsonl"),
-        "evaluate": lambda: loralens.evaluate(home / "l0", home / "l1", **task),
-        "evaluate alone": lambda: loralens.evaluate(**task),
-        "behave": lambda: loralens.behave(home / "l0", home / "l1", **on),
-        "calibrate": lambda: loralens.calibrate(home / "l0", **on),
-    }[verb]()
-    heading, *rows = csv.reader(StringIO(result.to_csv()))
-    assert rows
-    assert all(len(row) == len(heading) for row in rows)
-    assert result.to_latex().count(r"\begin{tabular}") >= 1
-    assert "<table" in result._repr_html_()
-    assert pickle.loads(pickle.dumps(result)).to_csv() == result.to_csv()
-    pandas = pytest.importorskip("pandas")
-    frame = result.to_frame()
-    assert (list(frame.columns), len(frame)) == (heading, len(rows))
-    # Numbers are numbers, also where all of them are absent.
-    texts = {"path", "first", "second", "name", "hidden"}
-    assert all(pandas.api.types.is_numeric_dtype(frame[name]) for name in heading if name not in texts)
-
-
-def test_without_an_evaluation_the_table_of_a_training_has_its_losses(home: Path, tmp_path: Path) -> None:
-    result = loralens.train(
-        model=home / "llama", data=home / "d.jsonl", task="causal-lm", output=tmp_path / "run", **SHORT
-    )
-    heading, *rows = csv.reader(StringIO(result.to_csv()))
-    assert heading == ["step", "loss"]
-    assert [(int(step), float(loss)) for step, loss in rows] == list(result.losses.items())

@@ -122,17 +122,14 @@ def test_wrong_values_are_refused(files: Path, verb: str, options: dict[str, Any
     assert error.value.fix
 
 
+def test_a_multiple_keeps_the_stored_bits(files: Path) -> None:
+    whole, negated = loralens.load("small"), loralens.negate("small").adapter
+    assert all(np.array_equal(negated[name].B, whole[name].B) for name in whole)
+    assert loralens.equal("small", loralens.negate(negated).adapter, tolerance=0)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None])
 def test_a_strength_has_to_be_a_finite_number(files: Path, value: Any) -> None:
     for function, *inputs in ((loralens.scale, "small"), (loralens.interpolate, "small", "other")):
         with pytest.raises(loralens.OptionError, match="finite number"):
             function(*inputs, value)
-
-
-def test_what_is_no_adapter_is_refused(files: Path) -> None:
-    with pytest.raises(loralens.OptionError, match="3 is not an adapter"):
-        loralens.negate(3)
-    with pytest.raises(loralens.OptionError, match="says how to read a file"):
-        loralens.negate(small_adapter(), alpha=4.0)
-    with pytest.raises(loralens.OptionError, match="nothing would be left"):
-        loralens.drop("small", "*")

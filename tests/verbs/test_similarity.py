@@ -1,6 +1,5 @@
 """``loralens.similarity``: paths and objects, one, two and more; the result is what the command prints."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,13 @@ import pytest
 
 import loralens
 from loralens.analysis import every_pair as every_pair
-from loralens.analysis.two_adapters import compare_subspaces
 from loralens.tables.result import Tabular
 from loralens.verbs.comparisons.collection_similarity import CollectionSimilarity
 from loralens.verbs.comparisons.pair_similarity import NestedSimilarity, PairSimilarity
 from tests.cli.command import Command
-from tests.verbs.shown import check_tables_fit, record_of, rows_of
+from tests.verbs.shown import record_of
 
 run = Command("similarity")
-QUERY = "model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture(scope="module")
@@ -70,23 +67,6 @@ def test_objects_are_compared_as_their_files_are(several: list[Path]) -> None:
     assert mixed.adapters == (str(several[0]), "adapter 2")
 
 
-def test_two_are_a_mapping_of_their_modules(several: list[Path]) -> None:
-    first, second = map(loralens.load, several[:2])
-    result, below = loralens.similarity(first, second), compare_subspaces(first, second)
-    assert list(result) == list(below)
-    assert (result.cosine, result.cosine_z) == (below.cosine, below.cosine_z)
-    assert [similarity.cosine for _, similarity in result.items()] == [one.cosine for _, one in below.items()]
-    assert result[QUERY].overlap.full == below[QUERY].overlap.full
-
-
-def test_the_json_of_many_comes_in_pieces(several: list[Path]) -> None:
-    result = loralens.similarity(several)
-    pieces = list(result.json_pieces())
-    assert len(pieces) == 2 + 6
-    assert json.loads("".join(pieces)) == record_of(result)
-    assert result.cosine[0, 1] == pytest.approx(loralens.similarity(*several[:2]).cosine)
-
-
 @pytest.mark.parametrize("options", [{}, {"of": "A"}, {"of": "B", "phi_rank": 1}])
 def test_every_pair_of_many_is_what_the_two_alone_are(several: list[Path], options: dict[str, Any]) -> None:
     pairs = record_of(loralens.similarity(several, phi=True, **options))["pairs"]
@@ -96,66 +76,12 @@ def test_every_pair_of_many_is_what_the_two_alone_are(several: list[Path], optio
         assert pair["modules"] == record_of(loralens.similarity(*two, phi=True, **options))["modules"]
 
 
-def test_limits_of_memory_change_no_number(several: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = record_of(loralens.similarity(several))
-    monkeypatch.setattr(every_pair, "HELD", 1)
-    assert record_of(loralens.similarity(several)) == expected
-
-
-def test_csv_has_a_row_a_module_or_a_pair(several: list[Path], small: Path) -> None:
-    alone = rows_of(loralens.similarity(small))
-    assert len(alone) == 6 * 5 / 2
-    assert alone[0].keys() == {"first", "second", "width", "phi_first", "phi", "chance", "z"}
-    assert alone[-1]["phi"] == ""  # of a module that is 0
-    (row, *_) = rows_of(loralens.similarity(*several[:2]))
-    similarity = loralens.similarity(*several[:2])[QUERY]
-    assert (row["name"], row["out"], row["in"], row["ranks"]) == (QUERY, "12", "10", "2 2")
-    assert float(row["cosine"]) == similarity.cosine
-    assert float(row["phi_all"]) == similarity.overlap.full
-    assert float(row["cka_in"]) == similarity.cka["in"]
-    pairs = rows_of(loralens.similarity(several))
-    assert [(row["first"], row["second"]) for row in pairs[:3]] == [("a", "b"), ("a", "c"), ("a", "d")]
-    assert float(pairs[0]["cosine"]) == pytest.approx(loralens.similarity(*several[:2]).cosine)
-    assert {"phi_in", "phi_out", "chance_in", "shared_initialisation"} <= pairs[0].keys()
-
-
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_tables_fit_every_terminal(several: list[Path], count: int) -> None:
-    result = loralens.similarity(*several[:count])
-    check_tables_fit(result)
-    assert result.to_latex().count(r"\begin{tabular}") == len([table for table in result.tables() if table.rows])
-    assert result._repr_html_().count("<table")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_each_has_its_figure(several: list[Path], count: int) -> None:
-    assert loralens.plot(loralens.similarity(*several[:count])).axes
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"of": "C"}, "update, A, B"),
-        ({"of": None}, "update, A, B"),
-        ({"side": "output"}, "in, out"),
-        ({"of": "A", "side": "out"}, "A has no out side"),
-        ({"phi_rank": 0}, "give 1 or more"),
-        ({"modules": ["k_prj"]}, "the nearest names are"),
-    ],
-)
-def test_wrong_values_name_the_right_ones(several: list[Path], options: dict[str, Any], message: str) -> None:
-    with pytest.raises(loralens.OptionError, match=message):
-        loralens.similarity(*several[:2], **options)
-
-
 def test_nothing_to_compare_is_an_error() -> None:
     with pytest.raises(loralens.OptionError, match="no adapter is given"):
         loralens.similarity()
 
 
 KEPT = Path("examples/adapters")
-ONE_TASK = ("20newsgroups-r8-seed0", "20newsgroups-r8-seed1")
 ONE_SEED = ("20newsgroups-r8-seed0", "reuters-r8-r8-seed0")
 
 
@@ -165,19 +91,6 @@ def test_the_side_is_out_unless_the_factor_or_the_user_says_otherwise(several):
     for count in (1, 2, 3):
         assert loralens.similarity(*several[:count]).record()["side"] == "out"
         assert loralens.similarity(*several[:count], side="in").record()["side"] == "in"
-
-
-def test_the_out_side_orders_what_the_in_side_does_not():
-    """The reason for the default, on adapters whose tasks and seeds are known (docs/similarity.md has the figures)."""
-
-    def shared(pair, side):
-        result = loralens.similarity(*(KEPT / name for name in pair), side=side)
-        return float(np.median([one.overlap.full for one in result.values()]))
-
-    assert shared(ONE_TASK, "out") == pytest.approx(0.123, abs=5e-4)
-    assert shared(ONE_SEED, "out") == pytest.approx(0.064, abs=5e-4)
-    assert shared(ONE_TASK, "in") == pytest.approx(0.066, abs=5e-4)
-    assert shared(ONE_SEED, "in") == pytest.approx(0.374, abs=5e-4)
 
 
 def test_a_shared_start_is_a_warning_only_to_whoever_looks_at_the_in_side(capsys, caplog):

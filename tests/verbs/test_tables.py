@@ -16,9 +16,8 @@ import loralens
 from loralens.verbs import VERBS
 from tests.cli.command import Command
 from tests.conftest import ROOT
-from tests.marks import slow_except
 
-# Verbs that run a model are tried in tests/verbs/test_running.py; their results are of the same class.
+# Verbs that run a model; their results are of the same class.
 RUNNING = {"train", "evaluate", "behave", "calibrate"}
 CALLS: dict[str, Callable[[], Any]] = {
     "inspect": lambda: loralens.inspect("chat"),
@@ -47,12 +46,6 @@ CALLS: dict[str, Callable[[], Any]] = {
 }
 
 
-def _fleet() -> loralens.Fleet:
-    fleet = loralens.Fleet(Path())
-    fleet.update(".")
-    return fleet
-
-
 def _merged() -> str:
     if not Path("merged").exists():
         loralens.merge("chat", base="base", output="merged")
@@ -64,37 +57,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("tables") / "playground"
     subprocess.run([sys.executable, ROOT / "docs" / "playground.py", target], check=True)
     return target
-
-
-# Results of other classes than those of the verbs.
-MORE: dict[str, Callable[[], Any]] = {
-    "compress two": lambda: loralens.compress(["wide", "chat"], rank=4, output="small", overwrite=True),
-    "verify alone": lambda: loralens.verify(_merged()),
-    "similarity of three": lambda: loralens.similarity("poems", "terse", "chat"),
-    "merge in floats": lambda: loralens.merge("chat", base="base", output="floats", dtype="f32", overwrite=True),
-    "index": lambda: loralens.Fleet(Path()).update("."),
-    "stats": lambda: _fleet().stats(),
-    "near": lambda: _fleet().near("chat"),
-    "copies": lambda: _fleet().copies(),
-    "runs": lambda: _fleet().runs(),
-    "families": lambda: _fleet().families(),
-    "bases": lambda: _fleet().bases(),
-    "empty": lambda: _fleet().empty(),
-    "rows": lambda: _fleet().rows("SELECT name FROM adapters"),
-}
-
-
-@pytest.mark.parametrize("name", slow_except({**CALLS, **MORE}, "compress", "combine", "merge", "near"))
-def test_every_result_can_be_pickled(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    result = {**CALLS, **MORE}[name]()
-    if name == "report":
-        with pytest.raises(TypeError, match=r"a report cannot be pickled: keep what to_html\(\)"):
-            pickle.dumps(result)
-        return
-    copy = pickle.loads(pickle.dumps(result))
-    assert type(copy) is type(result)
-    assert copy.to_csv() == result.to_csv()
 
 
 def test_no_verb_is_forgotten() -> None:
@@ -134,6 +96,11 @@ def test_every_result_is_a_table_for_other_programs(verb: str, folder: Path, mon
             write(Path("nowhere", name))
         Path(name).unlink()
     assert not list(folder.glob(".table*"))
+    if verb == "report":
+        with pytest.raises(TypeError, match=r"a report cannot be pickled: keep what to_html\(\)"):
+            pickle.dumps(result)
+    else:
+        assert pickle.loads(pickle.dumps(result)).to_csv() == result.to_csv()
     printed = str(result)
     assert all(sentence in printed for sentence in (*result.conclusion(), *result.sentences()))
     assert "\n\n\n" not in printed

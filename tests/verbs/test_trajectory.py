@@ -8,7 +8,7 @@ import pytest
 
 import loralens
 from tests.cli.command import Command
-from tests.verbs.shown import check_tables_fit, record_of, rows_of
+from tests.verbs.shown import record_of
 
 run = Command("trajectory")
 
@@ -37,14 +37,6 @@ def test_the_result_is_what_the_command_prints(folder: Path) -> None:
     assert result.settled.step == 20
 
 
-def test_csv_has_a_row_a_checkpoint(folder: Path) -> None:
-    rows = rows_of(loralens.trajectory(folder))
-    assert [row["step"] for row in rows] == ["5", "20", "100"]
-    assert (rows[1]["loss"], rows[1]["loss_step"], rows[1]["eval_loss"]) == ("2.25", "19", "")
-    assert rows[0]["step_length"] == rows[0]["previous_phi_in"] == ""
-    assert float(rows[0]["phi_out"]) == pytest.approx(np.cos(1.0) ** 2, abs=1e-6)
-
-
 def test_adapters_that_have_been_read_have_no_steps(folder: Path) -> None:
     loaded = [loralens.load(folder / f"checkpoint-{step}") for step in (5, 20, 100)]
     result = loralens.trajectory(*loaded)
@@ -58,16 +50,3 @@ def test_adapters_that_have_been_read_have_no_steps(folder: Path) -> None:
         loralens.trajectory(loaded[0])
     with pytest.raises(loralens.OptionError, match="this adapter was already read"):
         loralens.trajectory(*loaded, alpha=3.0)
-
-
-def test_tables_fit_every_terminal_and_there_is_a_figure(folder: Path) -> None:
-    result = loralens.trajectory(folder)
-    check_tables_fit(result)
-    assert loralens.plot(result).axes
-    (table,) = result.tables()
-    assert "eval loss" not in [column.title for column in table.shown]  # nothing logged one
-
-
-def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(loralens.OptionError, match="holds no checkpoints"):
-        loralens.trajectory(tmp_path)

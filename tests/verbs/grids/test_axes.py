@@ -76,10 +76,6 @@ def test_several_mappings_are_several_grids_and_equal_runs_come_once() -> None:
     ]
 
 
-def test_names_do_not_depend_on_the_order_of_axes() -> None:
-    assert names(["seed=0", "lr=1e-4,0.001", "rank=8"]) == ["rank=8_lr=0.0001_seed=0", "rank=8_lr=0.001_seed=0"]
-
-
 def test_names_are_names_of_folders_on_every_system() -> None:
     assert names({"targets": [["*.q_proj", "v_proj"]]})[0].startswith("targets=-.q_proj+v_proj-")
     assert names({"targets": ["*_proj"]}) != names({"targets": ["?_proj"]})

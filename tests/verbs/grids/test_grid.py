@@ -14,7 +14,6 @@ import pytest
 
 import loralens
 from loralens.errors import FormatError, MismatchError, OptionError
-from loralens.formats.files.disk import Hold
 from loralens.formats.records.training import Training
 from loralens.verbs.runs.grid import GridResult
 from tests import models
@@ -44,11 +43,6 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
 
 def speak(home: Path, **more: Any) -> dict[str, Any]:
     return {"model": home / "llama", "task": "causal-lm", "data": home / "d.txt", "eval": home / "d.txt", "steps": 3,
-            "batch": 4, "threads": 1, "lr": 0.01, "jobs": 1} | more  # fmt: skip
-
-
-def classify(home: Path, **more: Any) -> dict[str, Any]:
-    return {"model": home / "bert", "task": "classification", "data": home / "d.jsonl", "rank": 2, "steps": 2,
             "batch": 4, "threads": 1, "lr": 0.01, "jobs": 1} | more  # fmt: skip
 
 
@@ -95,19 +89,6 @@ def test_starts_that_change_the_weights_leave_them_as_they_were(home: Path, tmp_
         assert weights(tmp_path / run.name) == weights(run.output)
 
 
-@pytest.mark.slow
-def test_a_classifier_of_another_seed_has_another_head_and_that_of_the_run_alone(home: Path, tmp_path: Path) -> None:
-    options = classify(home)
-    options.pop("rank")
-    found = grid(**options, grid={"rank": [1, 2], "seed": [0, 1]}, output=tmp_path / "g")
-    for run in found:
-        single = options | {"rank": run.settings["rank"], "seed": run.settings["seed"], "output": tmp_path / run.name}
-        single.pop("jobs")
-        loralens.train(**single)
-        assert weights(tmp_path / run.name) == weights(run.output)
-    assert weights(found[0].output) != weights(found[1].output)
-
-
 def test_runs_csv_has_every_setting_and_result(made: GridResult) -> None:
     found = {row["run"]: row for row in rows(made.output)}
     assert set(found) == {run.name for run in made}
@@ -115,8 +96,6 @@ def test_runs_csv_has_every_setting_and_result(made: GridResult) -> None:
         row = found[run.name]
         assert row["status"] == run.status == "done"
         assert (row["rank"], row["seed"]) == (str(run.settings["rank"]), str(run.settings["seed"]))
-        assert row["targets"] in ("all-linear", "q_proj+v_proj")
-        assert (row["model"], row["data"], row["lr"], row["patience"]) == ("llama", "d.txt", "0.01", "")
         result = run.results
         assert float(row["eval_loss"]) == result["eval_loss"]
         evaluations = [line["evaluation"]["loss"] for line in run.log if "evaluation" in line]
@@ -127,11 +106,6 @@ def test_runs_csv_has_every_setting_and_result(made: GridResult) -> None:
         assert (result["steps_done"], result["modules"]) == (3, len(run.adapter))
         assert result["frozen"] == sum(parameter.numel() for parameter in models.llama().parameters())
         assert float(row["seconds"]) > 0
-
-
-def test_the_listing_is_the_table(made: GridResult) -> None:
-    listed = {row["run"]: row for row in csv.DictReader(StringIO(made.to_csv()))}
-    assert listed == {row["run"]: row for row in rows(made.output)}
 
 
 def test_runs_are_chosen_by_their_settings(made: GridResult) -> None:
@@ -173,29 +147,6 @@ def test_another_setting_in_the_same_folder_is_refused_and_overwrite_replaces(ho
     assert [(row["rank"], row["lr"]) for row in rows(folder)] == [("1", "0.02"), ("2", "0.01")]
 
 
-@pytest.mark.slow
-def test_a_kill_while_runs_are_replaced_does_not_leave_the_old_one(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, axes = tmp_path / "g", {"rank": [1, 2]}
-    old = [weights(run.output) for run in grid(**speak(home), grid=axes, output=folder)]
-    with monkeypatch.context() as patch:
-
-        def kill(*args: Any, **more: Any) -> Any:
-            raise KeyboardInterrupt
-
-        patch.setattr("loralens.verbs.runs.grid.make_run", kill)
-        with pytest.raises(KeyboardInterrupt):
-            grid(**speak(home, lr=0.02), grid=axes, output=folder, overwrite=True)
-    # The old runs are there, and are not taken for the new ones.
-    with pytest.raises(MismatchError, match=r"lr is 0.01 there, 0.02 here"):
-        grid(**speak(home, lr=0.02), grid=axes, output=folder)
-    again = grid(**speak(home, lr=0.02), grid=axes, output=folder, overwrite=True)
-    assert again.trained == 2
-    assert all(weights(run.output) != before for run, before in zip(again, old, strict=True))
-    assert grid(**speak(home, lr=0.02), grid=axes, output=folder).trained == 0
-
-
 @pytest.mark.parametrize("name", ["runs.csv", "run.json", "adapter_model.safetensors"])
 def test_a_folder_of_something_else_is_refused(home: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "g").mkdir()
@@ -205,24 +156,6 @@ def test_a_folder_of_something_else_is_refused(home: Path, tmp_path: Path, name:
     assert (tmp_path / "g" / name).read_text() == "mine"
     with pytest.raises(OptionError, match="is a file, but a grid is a folder"):
         grid(**speak(home), grid={"rank": [1]}, output=tmp_path / "g" / name)
-
-
-def test_one_process_makes_a_grid(home: Path, made: GridResult) -> None:
-    first = Hold()
-    first.take(made.output)
-    with pytest.raises(OptionError, match="a run is going on there at this moment"):
-        grid(**speak(home), grid=AXES, output=made.output)
-    first.release()
-    assert grid(**speak(home), grid=AXES, output=made.output).trained == 0
-
-
-def test_other_texts_under_the_same_name_are_other_settings(home: Path, tmp_path: Path) -> None:
-    data = tmp_path / "t.txt"
-    data.write_text((home / "d.txt").read_text())
-    grid(**speak(home, data=data), grid={"rank": [1]}, output=tmp_path / "g")
-    data.write_text((home / "other.txt").read_text())
-    with pytest.raises(MismatchError, match="data_digest is"):
-        grid(**speak(home, data=data), grid={"rank": [1]}, output=tmp_path / "g")
 
 
 @pytest.mark.slow
@@ -237,18 +170,6 @@ def test_a_run_that_diverges_does_not_stop_the_others_and_is_not_tried_again(hom
     assert grid(**options, grid={"lr": [1e30, 0.01]}, output=tmp_path / "g").trained == 0
 
 
-def test_a_run_that_diverges_in_its_first_step_is_not_tried_again(home: Path, tmp_path: Path) -> None:
-    """It has no log yet, and so no folder of its own."""
-    model = models.llama()
-    with torch.no_grad():
-        model.lm_head.weight[0] = torch.nan
-    models.folder(model, tmp_path / "broken")
-    options = speak(home, model=tmp_path / "broken", eval=None)
-    found = [grid(**options, grid={"rank": [1]}, output=tmp_path / "g") for _ in range(2)]
-    assert [(each[0].status, each.trained) for each in found] == [("diverged", 1), ("diverged", 0)]
-    assert rows(tmp_path / "g")[0]["message"].startswith("the loss is nan at step 1")
-
-
 @pytest.mark.some(6)
 @pytest.mark.parametrize(
     ("more", "axes", "words"),
@@ -256,12 +177,7 @@ def test_a_run_that_diverges_in_its_first_step_is_not_tried_again(home: Path, tm
         ({}, {"rank": [1, 200]}, r"rank=200: rank 200 is larger than the matrix of any target allows"),
         ({}, {"targets": ["q_proj", "q_prj"]}, r"targets=q_prj: no module matches 'q_prj'\n  fix: .*q_proj"),
         ({}, {"batch": [4, 6], "accumulate": 4}, "batch=6_accumulate=4: a batch of 6 cannot be cut into 4"),
-        ({}, {"lr_ratio": [1, -1]}, "lr-ratio=-1: lr_ratio -1 is not a positive number"),
-        ({}, {"beta1": [0.9, 1.0]}, "beta1=1: beta1 1.0 is not a number in"),
         ({}, {"start": ["kaiming", "kaimnig"]}, "start=kaimnig: start 'kaimnig' is not possible"),
-        ({}, {"dropout": [0.0, 1.5]}, "dropout=1.5: dropout 1.5 is not in"),
-        ({}, {"seed": [0, -1]}, "seed=-1: seed -1 is not possible"),
-        ({}, {"patience": [None, 2]}, "patience=2: --patience counts evaluations"),
         ({"eval": None}, {"evaluate_every": [None, 2]}, "evaluate-every=2: --evaluate-every needs texts"),
         ({}, {"data": ["d.txt", "nowhere.txt"]}, "nowhere.txt: "),
     ],
@@ -281,8 +197,6 @@ def test_every_value_is_checked_before_the_first_run(
     ("more", "words"),
     [
         ({"resume": True}, "--grid and --resume exclude each other"),
-        ({"more_steps": 3}, "--grid and --more-steps exclude each other"),
-        ({"shard": True}, "--grid and --shard exclude each other"),
         ({"output": None}, "Missing option '--output'"),
         ({"jobs": 0}, "jobs 0 is not possible"),
     ],
@@ -295,23 +209,6 @@ def test_options_of_a_single_run_are_refused(home: Path, tmp_path: Path, more: d
 def test_jobs_without_a_grid_are_refused(home: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="--jobs is the number of runs of a grid"):
         loralens.train(**speak(home), output=tmp_path / "a")
-
-
-def test_a_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
-    found = grid(**speak(home), grid={"rank": [1, 2]}, output=tmp_path / "g", dry_run=True)
-    assert [run.status for run in found] == ["missing", "missing"]
-    assert "2 runs, of which 2 would be trained" in found.conclusion()[0]
-    assert not (tmp_path / "g").exists()
-
-
-@pytest.mark.parametrize("text", ["[]", "{", "{}", '{"grid": 3}', '{"grid": {"settings": []}}'])
-def test_a_folder_that_is_no_run_of_the_grid_is_not_replaced(home: Path, tmp_path: Path, text: str) -> None:
-    """Every run is checked before the first: that of rank 1 is not trained."""
-    (tmp_path / "g" / "rank=2").mkdir(parents=True)
-    (tmp_path / "g" / "rank=2" / "run.json").write_text(text)
-    with pytest.raises(OptionError, match="rank=2: exists"):
-        grid(**speak(home), grid={"rank": [1, 2]}, output=tmp_path / "g")
-    assert [path.name for path in (tmp_path / "g").iterdir()] == ["rank=2"]
 
 
 def test_a_run_that_was_interrupted_goes_on_from_its_state(
@@ -341,50 +238,6 @@ def test_a_run_that_was_interrupted_goes_on_from_its_state(
     with pytest.raises(FormatError, match="rank=1: "):
         grid(**options)
     assert grid(**options, overwrite=True).trained == 2
-
-
-def test_what_is_cut_off_the_texts_is_said_once(home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "loralens"):
-        grid(**speak(home, eval=None, length=2), grid={"rank": [1, 2]}, output=tmp_path / "g")
-    assert len([each for each in caplog.records if "d.txt" in each.getMessage()]) == 1
-
-
-@pytest.mark.slow
-def test_several_data_are_read_once_each(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loralens.verbs.runs import grid as module
-
-    read, loaded = [], []
-    inputs, load = module.read_training_inputs, module.load_headed
-
-    def count_inputs(options: Any, **more: Any) -> Any:
-        read.append(Path(options.data).name)
-        return inputs(options, **more)
-
-    def count_models(*args: Any, **more: Any) -> Any:
-        loaded.append(args[0])
-        return load(*args, **more)
-
-    monkeypatch.setattr(module, "read_training_inputs", count_inputs)
-    monkeypatch.setattr(module, "load_headed", count_models)
-    options = speak(home, eval=None)
-    options.pop("data")
-    axes = {"rank": [1, 2], "data": [home / "d.txt", home / "other.txt"], "seed": range(2)}
-    assert len(grid(**options, grid=axes, output=tmp_path / "g")) == 8
-    assert sorted(read) == ["d.txt", "other.txt"]
-    assert len(loaded) == 1
-
-
-@pytest.mark.slow
-def test_the_model_of_the_caller_is_as_it_was(home: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(home / "llama", dtype=torch.float32)
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    options = speak(home, model=(model, AutoTokenizer.from_pretrained(home / "llama")), jobs=2)
-    found = grid(**options, grid={"rank": [1, 2], "start": ["kaiming", "pissa"]}, output=tmp_path / "g")
-    assert [run.status for run in found] == ["done"] * 4
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
-    assert set(before) == set(model.state_dict())
 
 
 def test_optimisers_of_the_caller_are_an_axis(home: Path, tmp_path: Path) -> None:
@@ -424,18 +277,6 @@ def test_other_commands_read_the_folder(made: GridResult, tmp_path: Path) -> Non
     assert not survey["unreadable"]
     similar = json.loads(Command("similarity").good(made.output, "--json").stdout)
     assert {Path(path).name for path in similar["adapters"]} == {run.name for run in made}
-    page = Command("report").good(made.output, "-o", tmp_path / "page.html")
-    assert "page.html" in page.stdout
-    text = (tmp_path / "page.html").read_text()
-    assert all(run.name in text for run in made)
-
-
-def test_a_grid_without_finished_runs_is_no_collection(made: GridResult, tmp_path: Path) -> None:
-    unfinished = tmp_path / "g" / f"{made[0].name}.unfinished"
-    unfinished.mkdir(parents=True)
-    (unfinished / "run.json").write_text((made[0].output / "run.json").read_text())
-    with pytest.raises(OptionError, match="no run of this grid is finished"):
-        loralens.similarity(tmp_path / "g")
 
 
 # ---- Kills, and errors
