@@ -10,7 +10,6 @@ from loralens.analysis.every_pair import pairwise
 from loralens.analysis.interacting_pairs import far_cosine, find_interactions, interference
 from loralens.linalg.pairwise import SAME
 from tests.reference import divided_energy
-from tests.tolerances import COLLECTION
 
 
 def low_rank(rng: np.random.Generator, shape: tuple[int, int], rank: int) -> loralens.LowRank:
@@ -53,19 +52,6 @@ def test_chance_is_the_mean_over_random_directions() -> None:
         assert np.mean(values) == pytest.approx(getattr(found[0], chance)[0, 2], abs=4 * np.std(values) / 300**0.5)
 
 
-def test_copies_share_all_and_strangers_in_their_own_spaces_share_nothing() -> None:
-    rng = np.random.default_rng(2)
-    one, two = np.zeros((8, 2)), np.zeros((8, 2))
-    one[:4], two[4:] = rng.standard_normal((2, 4, 2))
-    alone = [loralens.Adapter(modules={"q": loralens.LowRank(B, B.T)}) for B in (one, two)]
-    apart = interference(alone, pairwise(alone).modules)
-    np.testing.assert_allclose(apart.shared, 0, atol=COLLECTION)
-    np.testing.assert_allclose(apart.private, 1, atol=COLLECTION)
-    twins = interference([alone[0], alone[0]], pairwise(alone).modules)
-    np.testing.assert_allclose(twins.shared, 1, atol=COLLECTION)
-    np.testing.assert_allclose(twins.private, 0, atol=COLLECTION)
-
-
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 
 
@@ -98,17 +84,6 @@ def test_contiguous_blocks_become_one_stretch_and_kinds_come_together() -> None:
     ]
     assert fights[0].weight == pytest.approx(-0.5 * 6 / 36)
     assert [one.location for one in find_interactions(pairs, opposing=False)] == ["block 9, down_proj"]
-
-
-def test_of_several_stacks_the_one_that_is_meant_is_named() -> None:
-    extra = {f"vision.layers.{i}.self_attn.v_proj": -0.5 if i < 2 else 0.0 for i in range(4)}
-    pairs = pairwise(fighting({(i, "self_attn.v_proj"): -0.5 for i in (0, 1, 3)}, extra={**extra, "lm_head": -0.7}))
-    assert sorted(one.location for one in find_interactions(pairs, opposing=True)) == [
-        "block 3 of model.layers, v_proj",
-        "blocks 0–1 of model.layers, v_proj",
-        "blocks 0–1 of vision.layers, v_proj",
-        "lm_head",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -162,14 +162,6 @@ def test_the_kinds_of_least_energy_share_a_panel() -> None:
     assert len([chart for chart in two.charts if isinstance(chart, LineChart)]) == 24
 
 
-def test_late_blocks_do_not_hide_early_ones() -> None:
-    lines = panels(spectrum_figure({"deep": llama(range(40))}))["q_proj"].lines
-    places = [int(line.ink[1:]) for line in lines]
-    assert places != sorted(places)
-    halves = np.array(places[:20]).mean(), np.array(places[20:]).mean()
-    assert abs(halves[0] - halves[1]) < 2
-
-
 @pytest.mark.parametrize("name", ["spectra.gif", "spectra", "png"])
 def test_another_suffix_is_an_error_that_lists_those_there_are(tmp_path, name):
     with pytest.raises(OptionError) as error:

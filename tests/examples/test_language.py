@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from loralens.errors import OptionError
 from tests import models
 
 torch = pytest.importorskip("torch")
@@ -59,14 +58,6 @@ def test_the_parts_of_the_texts_share_no_prompt(texts: Path) -> None:
     assert len(found.train) == 20
     assert found.references["name : Café 3 =>"] == ["Café 3 is very very very good .", "Café 3 is very very very bad ."]
     assert all(pair.completion.strip() in found.references[pair.prompt] for pair in found.held_out)
-
-
-def test_texts_that_are_too_long_are_left_out(texts: Path) -> None:
-    from language.texts import read_pairs
-
-    found = read_pairs(45)
-    assert {pair.prompt for pair in found.held_out} == {f"name : Café {i} =>" for i in range(3)}
-    assert len(found.references["name : Café 0 =>"]) == 2
 
 
 @pytest.mark.some(2)
@@ -138,26 +129,6 @@ def test_bleu_is_that_of_its_formula() -> None:
     precisions = (6 / 7) * (4 / 6) * (2 / 5) * (1 / 4)
     assert found["bleu"] == pytest.approx(100 * precisions**0.25 * exp(1 - 8 / 7))
     assert "tok:13a" in found["signature"]
-
-
-def test_without_sacrebleu_a_study_ends_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nlg_study import QUICK, study
-
-    monkeypatch.setitem(__import__("sys").modules, "sacrebleu.metrics", None)
-    with pytest.raises(OptionError, match="BLEU needs sacrebleu"):
-        study(QUICK, None, Path("none"))  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["nlg_study", "without_regret_study"])
-def test_a_page_of_nothing_is_refused(script: str, tmp_path: Path) -> None:
-    pytest.importorskip("sacrebleu")
-    study = __import__(script)
-    with pytest.raises(SystemExit, match=r"no such file\n  fix: run the study first"):
-        study.main(["--report", "--reports", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"contains no runs of this study\n  fix: leave --so-far out"):
-        study.main(["--so-far", "--runs", str(tmp_path / "none"), "--reports", str(tmp_path)])
-    assert list(tmp_path.iterdir()) == []
 
 
 def recipe(**changes: Any) -> Any:

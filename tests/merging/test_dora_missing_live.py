@@ -10,7 +10,6 @@ from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.core.together import NORMS
-from loralens.core.weights import Weight
 from tests import models
 from tests.cli.test_merge import done, run
 from tests.formats.conftest import quiet_torch
@@ -148,24 +147,3 @@ def test_what_has_no_base_keeps_the_fact(tmp_path: Path) -> None:
     plain = loralens.load(tmp_path / "plain")
     assert not plain.config["use_dora"]
     assert not plain.extra
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_lengths_are_rounded_as_peft_rounds_them(dtype, tmp_path: Path) -> None:
-    model = models.llama().to(getattr(torch, dtype))
-    folder = trained(models.llama(), tmp_path, ["down_proj"])
-    theirs = peft.PeftModel.from_pretrained(model, folder)
-    name = "model.layers.0.mlp.down_proj"
-    layer = theirs.base_model.model.get_submodule(name)
-    expected = layer.lora_magnitude_vector["default"].weight.detach().double().numpy()
-    weight = Weight(f"{name}.weight", lazily(layer.base_layer.weight), transposed=False)
-    found = weight.lengths()
-    np.testing.assert_allclose(found, expected, rtol=2.0**-22 if dtype == "float32" else 2.0**-8)
-    assert np.count_nonzero(found == expected) > 0.5 * len(found)  # to the bit, but where norms lie between two
-    turned = Weight(
-        f"{name}.weight",
-        weight.stored.map(np.transpose, shape=weight.shape[::-1], dtype=weight.stored.dtype),
-        transposed=True,
-    )
-    np.testing.assert_array_equal(turned.lengths(), found)
-    np.testing.assert_array_equal(turned.lengths(by_input=True), weight.lengths(by_input=True))

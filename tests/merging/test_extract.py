@@ -186,28 +186,6 @@ def test_every_kind_of_weight_gets_its_orientation():
     assert set(merged.tensors) == set(base)
 
 
-def test_a_pair_of_an_embedding_that_both_tie_is_meant_for_the_head_too():
-    rng = np.random.default_rng(8)
-    base = {"model.embed_tokens.weight": weights(rng, 20, 6), "model.a.weight": weights(rng, 6, 6)}
-    tuned = {key: W + weights(rng, *W.shape) for key, W in base.items()}
-    tie = {"tie_word_embeddings": True}
-
-    def found(tuned, **options):
-        whole = extract_adapter(lazy(base), lazy(tuned), Rule("energy", 1), modules=["*"], base_config=tie, **options)
-        return whole.adapter
-
-    adapter = found(tuned, tuned_config=tie)
-    assert adapter.config["ensure_weight_tying"] is True
-    merged = plan_merge([(adapter, 1.0)], lazy(base), config=tie)
-    assert set(merged.tensors) == set(base)  # as the tuned checkpoint is
-    head = {"lm_head.weight": base["model.embed_tokens.weight"] + weights(rng, 20, 6)}
-    untied = found({**tuned, **head}, tuned_config={"tie_word_embeddings": False})
-    assert "ensure_weight_tying" not in untied.config
-    assert "lm_head" in untied
-    only_a = {**base, "model.a.weight": tuned["model.a.weight"]}
-    assert "ensure_weight_tying" not in found(only_a, tuned_config=tie).config
-
-
 def norm(rng, n):
     return {"weight": 1 + weights(rng, n), "bias": weights(rng, n)}
 
@@ -283,18 +261,6 @@ def test_a_change_of_dtype_alone_is_no_difference():
     assert not found.adapter.extra
 
 
-def test_threads_and_company_change_nothing():
-    rng = np.random.default_rng(13)
-    base, tuned = pair_of(rng, rows=600, columns=540, count=3)
-    one = extract_adapter(lazy(base), lazy(tuned), Rule("energy", 0.9))
-    two = extract_adapter(lazy(base), lazy(tuned), Rule("energy", 0.9), modules=["blocks.1.q"], threads=2)
-    for factor in ("B", "A"):
-        np.testing.assert_array_equal(
-            getattr(one.adapter["blocks.1.q"], factor), getattr(two.adapter["blocks.1.q"], factor)
-        )
-    assert {left.why for left in two.left_out} == {"not selected"}
-
-
 def test_errors():
     rng = np.random.default_rng(14)
     base, tuned = pair_of(rng)
@@ -311,14 +277,6 @@ def test_errors():
     tuned["blocks.1.q.weight"][3, 3] = np.inf
     with pytest.raises(FormatError, match=r"blocks\.1\.q: the difference holds NaN"):
         extract_adapter(lazy(base), lazy(tuned), Rule("rank", 1))
-
-
-def test_nothing_above_the_noise_is_an_error_that_says_so():
-    rng = np.random.default_rng(15)
-    W = weights(rng, 60, 50, dtype=ml_dtypes.bfloat16)
-    T = (W.astype(np.float32) * (1 + 2.0**-10 * rng.standard_normal(W.shape).astype(np.float32))).astype(W.dtype)
-    with pytest.raises(OptionError, match="1 matrices differ, but none is extracted: nothing rises above the noise"):
-        extract_adapter(lazy({"a.q.weight": W}), lazy({"a.q.weight": T}), NoiseEdge())
 
 
 def test_errors_of_all_pairs_together_and_the_energy_they_keep():

@@ -44,36 +44,14 @@ def bert() -> Any:
     return model
 
 
-def roberta() -> Any:
-    config = transformers.RobertaConfig(**SMALL, max_position_embeddings=32)
-    return seeded(lambda: transformers.RobertaForMaskedLM(config))
-
-
-def distilbert() -> Any:
-    config = transformers.DistilBertConfig(vocab_size=24, dim=16, hidden_dim=24, n_layers=1, n_heads=2)
-    return seeded(lambda: transformers.DistilBertForMaskedLM(config))
-
-
 def gpt2() -> Any:
     config = transformers.GPT2Config(vocab_size=24, n_embd=16, n_layer=1, n_head=2, n_positions=32)
     return seeded(lambda: transformers.GPT2LMHeadModel(config))
 
 
-def opt() -> Any:
-    config = transformers.OPTConfig(**SMALL, ffn_dim=24, word_embed_proj_dim=16, max_position_embeddings=32)
-    return seeded(lambda: transformers.OPTForCausalLM(config))
-
-
 def t5() -> Any:
     config = transformers.T5Config(vocab_size=24, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
     return seeded(lambda: transformers.T5ForConditionalGeneration(config))
-
-
-def bart() -> Any:
-    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "d_model": 16}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 32}
-    config = transformers.BartConfig(vocab_size=24, **sizes, **heads)
-    return seeded(lambda: transformers.BartForConditionalGeneration(config))
 
 
 def logits(model: Any) -> Any:
@@ -116,18 +94,9 @@ CASES = [
     (llama, {"target_modules": ["q_proj"]}, []),
     (bert, {"target_modules": ["word_embeddings"]}, ["cls.predictions.decoder.bias", "cls.predictions.decoder.weight"]),
     (bert, {"target_modules": ["decoder"]}, ["cls.predictions.decoder.bias", "cls.predictions.decoder.weight"]),
-    (roberta, {"target_modules": ["word_embeddings"]}, ["lm_head.decoder.bias", "lm_head.decoder.weight"]),
-    (distilbert, {"target_modules": ["word_embeddings"]}, ["vocab_projector.weight"]),
     (gpt2, {"target_modules": ["wte"], "fan_in_fan_out": True}, ["lm_head.weight"]),
-    (opt, {"target_modules": ["embed_tokens"]}, ["lm_head.weight"]),
     (t5, {"target_modules": ["encoder.embed_tokens"]}, ["encoder.embed_tokens.weight"]),
     (t5, {"target_modules": ["embed_tokens"]}, ["decoder.embed_tokens.weight", "encoder.embed_tokens.weight"]),
-    (t5, {"target_modules": ["lm_head"]}, ["lm_head.weight"]),
-    (
-        bart,
-        {"target_modules": ["decoder.embed_tokens"]},
-        ["lm_head.weight", "model.decoder.embed_tokens.weight", "model.encoder.embed_tokens.weight"],
-    ),
 ]
 
 

@@ -6,7 +6,7 @@ of the package computes an expected value; the package only says what a page wou
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
@@ -17,11 +17,9 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.charts.spec import HeatMap
 from loralens.core.lowrank import LowRank, Scaling
-from loralens.reporting import adapter_sections as ranks
-from loralens.reporting.document import Paragraph, Report, Slider
+from loralens.reporting.document import Report, Slider
 from loralens.tables.numbers import percent, signed, size, true_minus
 from tests import reference
-from tests.reporting.adapters import drawn, measured
 from tests.reporting.reading import (
     cells,
     cells_of,
@@ -690,38 +688,3 @@ def test_matrices_of_three_have_each_pair_in_its_cell_with_its_names(three: Held
 def mean_phi(held: Held, a: str, b: str, side: str) -> float:
     pairs = zip(flat(held.dense[a]), flat(held.dense[b]), strict=True)
     return float(np.mean([phi_all(D, E, side) for D, E in pairs]))
-
-
-def test_what_the_errors_of_the_ranks_are_errors_of() -> None:
-    """Of ΔW, of outputs on real inputs, or of both where only some adapters have such inputs."""
-    plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
-    one, other = measured({"a": drawn(1), "b": drawn(2)})
-    with_inputs = [replace(subject, on_data=True, positions=7, update_error=0.25) for subject in (one, other)]
-    assert ranks.ranks_section([one, other]).lead.startswith(f"The error is {plain} over all modules")
-    assert ranks.ranks_section(with_inputs).lead.startswith(f"The error is {output} over all modules")
-    mixed = ranks.ranks_section([one, with_inputs[1]])
-    assert mixed.lead.startswith(f"The error is {output}, or {plain} without such inputs, over all modules")
-    assert mixed.parts[0] == Paragraph("No activations were given for a, so their errors are those of ΔW itself.")
-    said = ranks.advice(with_inputs[0])
-    assert "of the squared output on the inputs given (7 positions; error " in said
-    assert "; 25 % of ΔW itself)" in said
-    assert "positions" not in ranks.advice(one)
-
-
-def test_conflicts_of_three_are_the_most_negative_of_any_two(three: Held) -> None:
-    values = cells_of(picture(three.report, "conflicts").charts[0])
-    for name in NAMES:
-        cosines = [
-            reference.dense_cosine(three.dense[a][name], three.dense[b][name])
-            for a, b in itertools.combinations("xyz", 2)
-        ]
-        assert values[kind_of(name), str(block_of(name))] == pytest.approx(min(cosines), rel=1e-6)
-
-
-def test_the_fewest_modules_that_hold_half_of_nearly_even_energy(three: Held) -> None:
-    """Where energy is spread evenly, a half is not a quarter."""
-    for label in ("x", "y", "z"):
-        shares = [energy / three.whole(label) for energy in three.energy[label].values()]
-        assert fewest_with_half(shares) == 5
-        (own,) = [text for text in three.report.summary if text.startswith(f"{label}: ")]
-        assert own.startswith(f"{label}: 5 of {len(NAMES)} modules hold half of the energy")

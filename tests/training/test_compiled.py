@@ -38,16 +38,6 @@ def test_names_and_first_factors_are_those_of_the_model_inside(wrapped: Any) -> 
     assert made.digests == plain.digests
 
 
-def test_globs_and_messages_know_the_names_inside() -> None:
-    made = inject(whole(models.llama()), targets="model.layers.0.*.q_proj", rank=2)
-    assert list(made.layers) == ["model.layers.0.self_attn.q_proj"]
-    with pytest.raises(OptionError, match=r"^model\.layers\.0\.self_attn\.q_proj is a LoRA layer already"):
-        inject(made.model, targets="v_proj", rank=2)
-    tied = whole(models.llama(tie_word_embeddings=True))
-    with pytest.raises(OptionError, match=r"^lm_head\.weight is tied to model\.embed_tokens\.weight"):
-        inject(tied, targets="q_proj", heads="lm_head", rank=2)
-
-
 def test_a_layer_that_is_compiled_by_itself_is_refused() -> None:
     """The wrapper holds the code of the layer, so that a layer inside it would never be called."""
     model = nn.Sequential(compiled(nn.Linear(3, 3)), nn.Linear(3, 3))

@@ -115,12 +115,6 @@ TOOLS = [
             "user : and then [END] assistant : under the tree <it> <[END]>",
         ),
         (
-            THINKING,
-            TURNS[2:],
-            "assistant : <it> <ran> <under> <the> <tree> <[END]> "
-            "user : and then [END] assistant : <under> <the> <tree> <it> <slept> <[END]>",
-        ),
-        (
             ENDING,
             TURNS[1:],
             "user : the cat sat [PAD] assistant : <it> <ran> <under> <the> <tree> <[PAD]> "

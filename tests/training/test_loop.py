@@ -246,9 +246,6 @@ def test_a_gradient_that_is_not_finite_stops_the_run() -> None:
         (lambda model, batch: model(**batch).logits.sum((1, 2)), r"the loss has the shape \(8,\)"),
         (lambda model, batch: model(**batch).logits.sum().detach(), "depends on nothing that is trained"),
         (lambda model, batch: None, "the loss is None, which is not a tensor"),
-        (lambda model, batch: 1.5, "the loss is 1.5, which is not a tensor"),
-        (lambda model, batch: (model(**batch).logits.sum(), None), "the loss is .*None.*, which is not a tensor"),
-        (lambda model, batch: (model(**batch).logits.sum(), 1, 2), "the loss is .*1, 2.*, which is not a tensor"),
     ],
 )
 def test_a_loss_that_cannot_be_learned_from_is_refused(loss: Any, words: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from loralens.errors import OptionError
-from loralens.training.course import Course, Together, make_optimiser, optimiser_name
+from loralens.training.course import Course, Together, make_optimiser
 from loralens.training.injection import inject
 from tests import models
 
@@ -59,12 +59,6 @@ def test_together_takes_the_steps_of_both() -> None:
     assert both.state.get(torch.ones(1), "none") == "none"
 
 
-def test_a_torch_without_muon_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(OptionError, match=r"has no Muon\n  fix: install torch 2.9 or newer"):
-        make_optimiser(groups(), Course(1, optimiser="muon"), device=CPU)
-
-
 def test_muon_refuses_stacks_of_experts() -> None:
     stack = [{"name": "A", "params": [torch.nn.Parameter(torch.ones(2, 3, 4))], "lr": 1e-3}]
     with pytest.raises(OptionError, match="Muon takes matrices"):
@@ -83,15 +77,6 @@ def test_muon_refuses_stacks_of_experts() -> None:
 def test_what_is_no_optimiser_of_the_run_is_refused(make: Any, words: str) -> None:
     with pytest.raises(OptionError, match=words):
         make_optimiser(groups(), Course(1, optimiser=make), device=CPU)
-
-
-def test_names_of_optimisers_tell_their_arguments() -> None:
-    from functools import partial
-
-    assert optimiser_name("adamw") == "adamw"
-    assert optimiser_name(torch.optim.RAdam) == "torch.optim.radam.RAdam"
-    one = partial(partial(torch.optim.SGD, momentum=0.9), nesterov=True)
-    assert optimiser_name(one) == "torch.optim.sgd.SGD(momentum=0.9, nesterov=True)"
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", torch.optim.RAdam])

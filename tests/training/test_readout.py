@@ -112,15 +112,6 @@ def test_pissa_is_a_plain_lora_of_twice_the_rank_on_the_base_as_it_was() -> None
     close(torch.from_numpy(module.dense()) + W, residual + layer.scale * layer.B @ layer.A, ATTACHED)
 
 
-def test_magnitudes_are_in_the_convention_of_peft(tmp_path: Path) -> None:
-    for kind, shape in (("linear", (5,)), ("conv2d", (1, 5, 1, 1)), ("embedding", (5,)), ("Conv1D", (5,))):
-        made = injected(kind, method="dora", random=False)
-        (extra,) = read_injection(made).extra.values()
-        assert (extra.role, extra.module, extra.tensor.shape) == ("magnitude", "net.layer", shape)
-        W = made.layers["net.layer"].matrix(holder(kind).net.layer)
-        close(torch.from_numpy(extra.tensor.read()).reshape(-1), W.norm(dim=1), ATTACHED)
-
-
 def test_a_head_is_saved_and_loaded(tmp_path: Path) -> None:
     model = models.bert("BertForSequenceClassification")
     base = copy.deepcopy(model)

@@ -22,16 +22,6 @@ def findings(adapter: Any, base: Path) -> dict[str, list[Any]]:
     return found
 
 
-def test_it_predicts_what_the_merge_measures(tmp_path: Path) -> None:
-    base, adapter = nf4_base(tmp_path / "base"), pair_adapter()
-    (note,) = findings(adapter, base)["codes-merge"]
-    total = loralens.merge(adapter, base=base, bits="keep", dry_run=True).certificate["total"]
-    assert note.level == "note"
-    assert f"gain of {total['predicted_gain']:.3f}" in note.evidence
-    assert "bitsandbytes NF4" in note.evidence
-    assert total["gain"] == pytest.approx(total["predicted_gain"], abs=0.03)
-
-
 def test_everything_that_a_certificate_says_of_codes_is_predicted(tmp_path: Path) -> None:
     """The means of the merges with many seeds are the numbers of the note."""
     base, adapter = nf4_base(tmp_path / "base"), pair_adapter()
@@ -64,13 +54,6 @@ def test_weak_updates_are_warned_of_and_floats_have_no_codes(tmp_path: Path) -> 
     assert "codes-weak" not in findings(pair_adapter(), base)
     original = single(tmp_path / "floats", floats())
     assert not {"codes-weak", "codes-merge"} & set(findings(pair_adapter(), original))
-
-
-def test_an_adapter_of_another_base_is_no_prediction(tmp_path: Path) -> None:
-    base = nf4_base(tmp_path / "base")
-    adapter = pair_adapter()
-    strangers = {f"{name}.inner": module for name, module in adapter.items()}
-    assert "codes-merge" not in findings(type(adapter)(modules=strangers), base)
 
 
 def test_the_note_has_the_command_of_the_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
