@@ -93,14 +93,3 @@ def test_a_fight_is_far_from_chance(cosine: float, counts: bool) -> None:
     pairs = pairwise(fighting({(1, "self_attn.v_proj"): cosine}, size=12))
     assert far_cosine(pairs) == 4
     assert bool(find_interactions(pairs, opposing=True)) == counts
-
-
-def test_many_comparisons_ask_for_more() -> None:
-    rng = np.random.default_rng(4)
-    adapters = [
-        loralens.Adapter(modules={f"layers.{i}.q": low_rank(rng, (12, 12), 1) for i in range(20)}) for _ in range(12)
-    ]
-    pairs = pairwise(adapters)
-    assert far_cosine(pairs) == pytest.approx(np.log(20 * 66))
-    assert not find_interactions(pairs, opposing=True)
-    assert not find_interactions(pairs, opposing=False)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.analysis.intruders import check_plain, find_intruders, remove_intruders, replace_modules
-from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, Scaling
 from loralens.core.structured import Dense, Structured
@@ -121,15 +120,6 @@ def test_a_structured_module_is_refused_with_the_way_out():
     check_plain(adapter, ["a", "b"])
     with pytest.raises(MismatchError, match="b: a full difference"):
         check_plain(adapter, ["a", "b"], pairs=True)
-
-
-def test_dora_is_refused_by_name():
-    _, module = made((20, 14))
-    magnitude = Extra("magnitude", "b", LazyArray.of(np.ones(20)))
-    adapter = loralens.Adapter(modules={"a": module, "b": module}, extra={"b.m": magnitude})
-    check_plain(adapter, ["a"])
-    with pytest.raises(MismatchError, match="b is DoRA"):
-        check_plain(adapter, ["a", "b"])
 
 
 def test_one_rank_where_one_is_needed():

@@ -1,6 +1,5 @@
 """What `inspect --for peft` says, and what PEFT does with the same folder."""
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -93,17 +92,6 @@ def test_the_verdict_is_what_peft_does(case: str, tmp_path: Path) -> None:
     result = run("inspect", folder, "--for", "peft", "--json")
     errors = [each["code"] for each in json.loads(result.stdout)["adapters"][0]["findings"] if each["level"] == "error"]
     assert (result.exit_code, errors) == ((0, []) if applied else (1, [code]))
-
-
-def test_a_merge_says_that_peft_would_not_apply_what_it_applies(tmp_path: Path) -> None:
-    folder, _ = adapter(tmp_path / "a", use_dora=True)
-    (tmp_path / "base").mkdir()
-    save_file(copy.deepcopy(model().state_dict()), tmp_path / "base" / "model.safetensors")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "use_dora": False}))
-    result = run("merge", folder, "--base", tmp_path / "base", "-o", tmp_path / "merged")
-    assert result.exit_code == 0, result.stderr
-    assert "PEFT ignores them, and loralens applies them" in result.stderr
 
 
 @pytest.mark.parametrize("lost", ["prefix", "peft_type"])

@@ -141,19 +141,6 @@ def test_a_flat_spectrum_is_cut_in_the_order_of_the_sum(name):
         assert np.sum((U[:, :3].T @ cut) ** 2) > 0.9 * np.sum(cut**2)
 
 
-def test_an_update_of_weight_0_counts_as_none_in_pico():
-    updates = adapters(21, (3, 4, 2))
-    found = result("pico", updates, [1.0, 0.5, 0.0])
-    assert far(found, result("pico", updates[:2], [1.0, 0.5])) < COMBINED
-
-
-def test_ctm_has_the_rank_of_one_adapter():
-    updates = adapters(13, (3, 4, 2))
-    joint = Joint.of(updates, [1, 1, 1])
-    assert joint.lift(METHODS["ctm"].rule(joint)).rank == 4
-    assert joint.lift(METHODS["ctm"].rule(joint, rank=2)).rank == 2
-
-
 def test_null_space_leaves_the_first_alone():
     updates = adapters(14, (3, 4))
     found = result("null-space", updates, [1, 1])
@@ -199,12 +186,6 @@ def test_model_stock_does_not_blow_up_what_disagrees():
 def test_weights_that_make_no_sense_are_refused(name, weights, message):
     with pytest.raises(OptionError, match=message):
         result(name, adapters(18, (3, 4)), weights)
-
-
-def test_directions_that_cancel_have_no_mean():
-    first = adapters(19, (3,))[0]
-    with pytest.raises(OptionError, match="cancel"):
-        result("karcher", [first, LowRank(-first.B, first.A, first.scale)], [1, 1])
 
 
 @pytest.mark.parametrize("row", METHODS.values(), ids=METHODS)

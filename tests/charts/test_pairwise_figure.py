@@ -6,7 +6,6 @@ import pytest
 import loralens
 from loralens.analysis.every_pair import cluster_order, pairwise
 from loralens.analysis.interacting_pairs import interference
-from loralens.charts.mpl import draw_figure
 from loralens.charts.pair_charts import pairwise_figure
 from loralens.charts.spec import Figure, HeatMap
 

@@ -164,19 +164,6 @@ def test_a_map_has_its_values_where_they_belong_and_holes_where_there_are_none()
     assert {"×", "0.25", "1.00"} < {str(one.text) for one in page.iter("text")}
 
 
-def test_small_maps_share_one_bar_with_the_levels_of_chance() -> None:
-    scale = ColourScale(0.0, 0.8, "φ(i, j)", "{:.2f}".format, chance=[0.4, 0.2])
-    maps = [
-        HeatMap(f"chart {k}", ["1", "2"], ["1", "2"], np.full((2, 2), 0.1 * k), scale, note="a note", small=True)
-        for k in range(5)
-    ]
-    figure = drawn(*maps, keys=(scale,))
-    (bar,) = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
-    assert [line.get_xdata()[0] for line in bar.lines] == [0.2, 0.4]  # type: ignore[index]
-    assert [axes.get_xlabel() for axes in panels(figure)] == ["a note"] * 5
-    assert "0.20 to 0.40" in bar.get_xlabel()
-
-
 @pytest.mark.some(1)
 @pytest.mark.parametrize("name", ["$x^{2$", "a_b\\frac{", "<script>"])
 def test_no_name_is_read_as_mathematics_or_markup(name: str) -> None:

@@ -80,12 +80,6 @@ def test_a_zero_module_leaves_a_hole() -> None:
     draw_figure(figure)
 
 
-def test_nothing_to_compare_is_said() -> None:
-    figure = similarity_figure(compared(1, "q_proj", zero="model.layers.0.self_attn.q_proj"), labels=LABELS)
-    assert "ΔW is 0 everywhere" in figure.title
-    draw_figure(figure)
-
-
 def test_nested_modules_stand_against_each_other() -> None:
     mine = adapter(0, 3, ("q_proj", "v_proj"))
     (one,) = nesting(mine, side="in")
@@ -103,14 +97,3 @@ def test_nested_modules_stand_against_each_other() -> None:
     assert nesting_figure(nesting(mine, of="B"), label="mine", of="B").title.startswith("mine: out side of B")
     with pytest.raises(OptionError, match="the same width"):
         nesting_figure([], label="mine")
-
-
-@pytest.mark.parametrize("tail", ["", ".attentions", ".transformer.layers"])
-def test_blocks_of_several_stacks_are_told_apart(tail: str) -> None:
-    rng = np.random.default_rng(0)
-    names = [f"text_encoder{which}{tail}.{b}.q" for which in ("", "_2") for b in (0, 1)]
-    mine = loralens.Adapter(
-        modules={n: loralens.LowRank(rng.standard_normal((6, 2)), rng.standard_normal((2, 7))) for n in names}
-    )
-    titles = [t for t in phis(similarity_figure(compare_subspaces(mine, mine), labels=LABELS)) if "q, " in t]
-    assert titles == [f"q, block text_encoder{which}.{b}" for which in ("", "_2") for b in (0, 1)]

@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 
-from loralens.errors import OptionError
 from tests import models
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-import alternatives  # noqa: E402
-from rivals import costs, methods, report, training  # noqa: E402
+from rivals import costs, methods, training  # noqa: E402
 
 from loralens.formats.files.location import is_installed  # noqa: E402
 from loralens.training import Course, fit  # noqa: E402
@@ -190,97 +188,3 @@ def test_lora_runs_are_a_grid_that_starts_as_every_method(folder: str, tmp_path:
     validation = training.train_lora([asked[0] | {"part": "validation"}], tmp_path, jobs=1, model=folder)[0]
     assert validation["losses"] == found[0]["losses"]
     assert validation["loss"] != found[0]["loss"]
-
-
-def given(folder: Path, *arguments: str) -> Any:
-    return alternatives.parsed(["--out", str(folder), "--corpora", "reuters-r8", "--seeds", "0", *arguments])
-
-
-def result(method: str, accuracy: float, **changes: Any) -> dict[str, Any]:
-    numbers = {"full": 22_720_916, "lora": 81_428}
-    return {
-        "method": method, "corpus": "reuters-r8", "seed": 0, "steps": 120, "batch": 32, "length": 64, "threads": 1,
-        "part": "held_out", "limit": None, "lr": methods.method_named(method).lr, "head": 7700,
-        "trained": numbers.get(method, 86_132), "base": 22_713_216, "bytes": 330_600, "accuracy": accuracy,
-        "seconds": 1.0,
-    } | changes  # fmt: skip
-
-
-def test_what_is_done_is_not_done_again_and_another_recipe_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-
-    def train_one(**told: Any) -> dict[str, Any]:
-        made.append(told["method"])
-        return result(told["method"], 0.5) | told
-
-    def train_lora(asked: Any, folder: Path, *, jobs: int) -> list[dict[str, Any]]:
-        return [train_one(**told) for told in asked]
-
-    monkeypatch.setattr(alternatives, "train_one", train_one)
-    monkeypatch.setattr(alternatives, "train_lora", train_lora)
-    jobs = alternatives.jobs_of(tmp_path, given(tmp_path, "--methods", "lora", "full"))
-    assert [run["method"] for run in alternatives.make(jobs, at_once=1)] == ["lora", "full"]
-    alternatives.make(jobs, at_once=1)
-    assert made == ["lora", "full"]
-    alternatives.make(alternatives.jobs_of(tmp_path, given(tmp_path, "--methods", "lora", "--steps", "60")), at_once=1)
-    assert made == ["lora", "full", "lora"]
-
-
-def test_the_best_rate_is_that_of_the_best_mean_and_of_equals_the_lower() -> None:
-    seen = ((1e-2, 0.9), (1e-2, 0.5), (5e-3, 0.75), (5e-3, 0.75), (1e-3, 0.7))
-    runs = [result("lora", accuracy, lr=lr) for lr, accuracy in seen]
-    runs += [result("full", 0.8, lr=2e-4), result("full", 0.8, lr=1e-4)]
-    assert alternatives.best_rates(runs) == {"lora": 5e-3, "full": 1e-4}
-
-
-def cost(method: str, **forms: float) -> dict[str, Any]:
-    latency = {
-        name: {
-            "same_graph": name == "merged", "operations": 1, "base_operations": 1,
-            "1": {"ratio": ratio, "base": 20.0, "milliseconds": 20 * ratio},
-            "32": {"ratio": 1.05, "base": 350.0, "milliseconds": 367.5},
-        }
-        for name, ratio in forms.items()
-    }  # fmt: skip
-    memory, step = {"loaded": 400.0, "peak": 655.4}, {"ratio": 0.651, "seconds": 0.4, "full": 0.6}
-    return {"method": method, "batch": 32, "length": 64, "memory": memory, "step": step, "latency": latency}
-
-
-def results() -> report.Results:
-    runs = (result("lora", 0.94), result("lora", 0.95, seed=1), result("full", 0.955, bytes=90_895_648))
-    return report.Results(runs, {"lora": cost("lora", merged=1.0, unmerged=1.314)})
-
-
-def test_the_table_says_what_was_seen_and_nothing_where_nothing_was() -> None:
-    lines = report.table(results()).splitlines()
-    assert lines[0].startswith(
-        "| method | trained | checkpoint | memory | step | accuracy, reuters-r8 | latency, 1 text |"
-    )
-    assert lines[2] == "| full fine-tuning | 22,713,216 | 90.9 MB | – | – | 95.5 | – | – |"
-    assert lines[3] == (
-        "| LoRA r = 8, query and value | 73,728 (0.32 %) | 331 kB | 655 MiB (+255) | 0.65 × | 94.5 ± 0.5 "
-        "| 1.00 × merged, 1.31 × not | 1.05 × merged, 1.05 × not |"
-    )
-    assert any("120 steps of 32 texts of 64 tokens" in line and "seeds 0, 1" in line for line in lines)
-    assert any("(LoRA merged): LoRA r = 8, query and value" in line for line in lines)
-
-
-def test_a_report_is_a_table_and_a_picture_of_what_is_in_the_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match=r"contains no runs\n  fix: first train"):
-        alternatives.main(["--report", "--out", str(tmp_path)])
-    for number, run in enumerate(results().runs):
-        alternatives.keep(tmp_path / "runs" / f"{number}.json", run)
-    alternatives.keep(tmp_path / "costs" / "lora.json", results().costs["lora"])
-    alternatives.main(["--report", "--out", str(tmp_path)])
-    assert report.table(results()) in capsys.readouterr().out
-    assert (tmp_path / "table.md").read_text() == report.table(results())
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_runs_of_two_recipes_are_not_put_into_one_table(tmp_path: Path) -> None:
-    alternatives.keep(tmp_path / "runs" / "0.json", result("lora", 0.9))
-    alternatives.keep(tmp_path / "runs" / "1.json", result("full", 0.9, steps=60))
-    with pytest.raises(OptionError, match=r"runs of 2 recipes: steps 60, batch 32, .*; steps 120, batch 32, "):
-        report.read_results(tmp_path)

@@ -1,6 +1,5 @@
 """A language model in the studies: its texts, what the alternatives to LoRA train in it, what it writes, BLEU."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from math import exp
@@ -15,16 +14,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 D, M, BLOCKS, KEYS = 16, 24, 2, 8  # of `tests.models.llama`; keys and values are narrower
-COUNTS = {
-    "bitfit": BLOCKS * (D + 2 * KEYS + D + 2 * M + D),
-    "bottleneck": BLOCKS * 2 * (8 * D + 8 + D * 8 + D),
-    "prefix": 16 * BLOCKS * 2 * KEYS,
-}
-PATTERNS = {
-    "bitfit": r"model\.layers\.\d\..*_proj\.bias",
-    "bottleneck": r"model\.layers\.\d\.(self_attn\.o_proj|mlp\.down_proj)\.(down|up)\.(weight|bias)",
-    "prefix": r"prompt_encoder\.default\.embedding\.weight",
-}
 IDS = [[3, 5, 4], [7, 3, 9, 12, 4], [6], [5, 5, 5, 8]]
 LINES = {
     "e2e_valid.txt": [f"name : Inn {i} | area : city||Inn {i} is in the {w} ." for i in range(12) for w in "ab"],
@@ -58,27 +47,6 @@ def test_the_parts_of_the_texts_share_no_prompt(texts: Path) -> None:
     assert len(found.train) == 20
     assert found.references["name : Café 3 =>"] == ["Café 3 is very very very good .", "Café 3 is very very very bad ."]
     assert all(pair.completion.strip() in found.references[pair.prompt] for pair in found.held_out)
-
-
-@pytest.mark.some(2)
-@pytest.mark.parametrize("name", COUNTS)
-def test_an_alternative_trains_what_it_says_in_a_language_model(name: str) -> None:
-    if name == "prefix":
-        pytest.importorskip("peft")
-    from rivals.methods import method_named, trained
-
-    ids = torch.tensor([[3, 4, 5, 6]])
-    plain = models.llama()
-    made = method_named(name).prepare(models.llama(), 0).eval()
-    found = trained(made)
-    assert sum(parameter.numel() for parameter in found.values()) == COUNTS[name]
-    assert all(re.fullmatch(PATTERNS[name], key) for key in found)
-    with torch.no_grad():
-        before, after = (model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for model in (plain, made))
-    assert torch.equal(before, after) == (name == "bitfit")
-    assert (float((before - after).abs().max()) < 1e-3) == (name != "prefix")
-    made(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.square().sum().backward()
-    assert all(parameter.grad is not None for parameter in found.values())
 
 
 def greedily(model: Any, tokens: list[int], most: int) -> list[int]:

@@ -37,16 +37,6 @@ def test_a_best_rate_at_the_end_of_the_grid_is_not_fitted() -> None:
     assert (diverged.lr, diverged.edge) == (1e-3, True)
 
 
-def test_a_cell_has_a_best_rate_if_its_neighbours_are_done() -> None:
-    cell = sweep({0: bowl(1e-3), 1: {1e-3: 0.1}, 2: dict.fromkeys(RATES)})
-    assert cell.seeds == [0]
-    assert cell.best(1) is None
-    assert cell.best(2) is None
-    wider = sweep({0: bowl(1e-3), 1: bowl(1e-2), 2: bowl(1e-5)}, rates=(*RATES, 1e-1))
-    assert wider.seeds == [0]  # at the others the best rate may be one that is missing
-    assert wider.best(0).fitted == pytest.approx(1e-3)
-
-
 def test_differences_are_those_of_one_seed() -> None:
     from language.claims import is_larger, is_no_larger
     from language.sweeps import gaps
@@ -60,16 +50,6 @@ def test_differences_are_those_of_one_seed() -> None:
     assert is_no_larger([0.01, -0.5]) == "agrees"
     assert is_no_larger([0.5]) == "does not agree"
     assert is_larger([]) == is_no_larger([]) == "not measured"
-
-
-def test_ratios_of_rates_are_those_of_the_lowest_points() -> None:
-    from language.sweeps import rank_spread, rate_ratios
-
-    ranked = [sweep({0: bowl(lowest)}, rank=rank) for rank, lowest in ((1, 4e-3 / 3), (8, 3e-3))]
-    full = sweep({0: bowl(5e-4)}, targets=None, rank=None)
-    assert rank_spread(ranked) == pytest.approx([2.25])
-    assert rate_ratios(ranked, full) == pytest.approx([4.0])
-    assert rate_ratios([], full) == rank_spread([]) == []
 
 
 KEPT = [name for name in ("nlg", "without_regret") if (REPORTS / f"{name}.json").exists()]

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,16 +96,6 @@ def test_a_changed_configuration_changes_the_adapter(fleet: loralens.Fleet, tmp_
     config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 40}))
     assert counts_of(fleet.update()) == {"changed": 1}
     assert fleet.members()[0].frobenius == pytest.approx(5 * before)
-
-
-def test_a_member_whose_file_has_changed_is_not_read(fleet: loralens.Fleet, tmp_path: Path) -> None:
-    member = fleet.members()[0]
-    save(tmp_path / "a000", random_adapter(9), overwrite=True)
-    with pytest.raises(loralens.FormatError, match="has changed since it was indexed"):
-        fleet.adapter(member)
-    shutil.rmtree(tmp_path / "a000")
-    with pytest.raises(loralens.FormatError, match="or is gone"):
-        fleet.adapter(member)
 
 
 def test_every_dialect_has_the_same_sketch(tmp_path: Path) -> None:
@@ -224,28 +213,6 @@ def test_nan_in_a_head_is_a_finding(size: tuple[int, int], tmp_path: Path) -> No
     assert survey["bad"] == "wrong: non-finite"
 
 
-def test_what_torch_is_needed_for_is_read_again_when_it_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch = pytest.importorskip("torch")
-    save(tmp_path / "plain", random_adapter(1))
-    tensors = {}
-    for name, module in random_adapter(2).items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.from_numpy(module.A)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.from_numpy(module.B)
-    (tmp_path / "pickled").mkdir()
-    torch.save(tensors, tmp_path / "pickled" / "adapter_model.bin")
-    shutil.copy(tmp_path / "plain" / "adapter_config.json", tmp_path / "pickled")
-    fleet = loralens.Fleet.open(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "torch", None)
-        fleet.update(tmp_path)
-    assert names(fleet) == ["plain"]
-    fleet.update()
-    assert names(fleet) == ["pickled", "plain"]
-    assert len(fleet.adapter(fleet.members()[0])) == 4
-
-
 def test_the_index_may_lie_anywhere_and_move_with_its_folder(tmp_path: Path) -> None:
     save_many(tmp_path / "collection", 2)
     inside, outside = loralens.Fleet.open(tmp_path / "collection"), loralens.Fleet.open(tmp_path / "index")
@@ -271,26 +238,6 @@ def test_one_index_has_one_folder(tmp_path: Path) -> None:
     with pytest.raises(loralens.OptionError, match="is the index of"):
         fleet.update(tmp_path / "two")
     assert names(fleet) == ["a000"]
-
-
-def test_a_new_index_needs_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(loralens.OptionError, match="say which folder"):
-        loralens.Fleet.open(tmp_path / "index").update()
-    with pytest.raises(loralens.OptionError, match="is not a folder"):
-        loralens.Fleet.open(tmp_path / "index").update(tmp_path / "nowhere")
-    with pytest.raises(loralens.OptionError, match="there is no index") as caught:
-        loralens.Fleet.open(tmp_path / "nowhere").members()
-    assert "loralens fleet index DIR" in caught.value.fix
-
-
-def test_a_folder_that_holds_other_things_is_not_filled(tmp_path: Path) -> None:
-    save_many(tmp_path / "adapters", 1)
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "notes.txt").write_text("mine")
-    fleet = loralens.Fleet.open(tmp_path / "docs")
-    fleet.update(tmp_path / "adapters")
-    assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == [".loralens-fleet", "notes.txt"]
-    assert loralens.Fleet.open(tmp_path / "docs").home == fleet.home
 
 
 def test_a_database_of_another_program_is_not_replaced(tmp_path: Path) -> None:

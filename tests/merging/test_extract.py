@@ -90,29 +90,6 @@ def test_big_matrices_take_a_randomised_svd_and_say_how_good_it_is(rule):
     assert quick.relative_error >= dense.relative_error * (1 - EXTRACTED)
 
 
-def level(rng, values, rows=620, columns=530):
-    """A matrix with these singular values."""
-    U, V = (np.linalg.qr(rng.standard_normal((n, len(values))))[0] for n in (rows, columns))
-    return ((U * values) @ V.T).astype(np.float32)
-
-
-@pytest.mark.some(1)
-@pytest.mark.parametrize("exact", slow_except([False, True], True))
-@pytest.mark.parametrize(("flat", "directions"), [(24, 28), (50, 44)])
-def test_a_budget_is_shared_as_if_all_spectra_were_known(flat, directions, exact):
-    rng = np.random.default_rng(4)
-    spectra = [np.append(np.ones(flat), 1e-4), *(0.9 * 0.5 ** np.arange(12) for _ in range(4))]
-    tuned = {f"a.{i}.weight": level(rng, values) for i, values in enumerate(spectra)}
-    base = {key: np.zeros_like(T) for key, T in tuned.items()}
-    budget = directions * (620 + 530)
-    found = extract_adapter(lazy(base), lazy(tuned), Rule("parameters", budget), exact=exact)
-    assert found.adapter.parameters == budget
-    # 16 are looked at first, and what is left of the energy looks small beside the other modules
-    assert [one.rank for one in found.modules.values()] == [directions - 4, 1, 1, 1, 1]
-    lost = (max(flat - directions + 4, 0) / flat) ** 0.5
-    assert found.modules["a.0"].relative_error == pytest.approx(lost, abs=1e-3)
-
-
 def planted(rng, dtype, *, rows=400, columns=300, strength=0.02, rank=5, scale=0.02):
     W = (scale * rng.standard_normal((rows, columns))).astype(dtype)
     B, A = (rng.standard_normal(shape) for shape in ((rows, rank), (rank, columns)))

@@ -99,17 +99,3 @@ def test_transformers_loads_the_head_with_the_encoder(kind: str, tmp_path: Path)
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "base" / file).read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("record", "names"),
-    [
-        ('{"labels": ["ham", "spam", "7"]}', ["ham", "spam", "7"]),
-        ('{"labels": ["ham", "spam"]}', ["LABEL_0", "LABEL_1", "LABEL_2"]),
-        ('{"labels"', ["LABEL_0", "LABEL_1", "LABEL_2"]),
-    ],
-)
-def test_labels_are_those_that_the_adapter_was_trained_on(record, names):
-    found = planned(BERT, metadata={"loralens_training": record})
-    assert found.config["id2label"] == dict(zip("012", names, strict=True))
-    assert ("as the adapter names them" in " ".join(found.notes)) == (names[0] == "ham")

@@ -68,18 +68,6 @@ def test_w_comes_back(dtype, rows, columns, share, units, wild, seed):
     assert blob.coding == "patch" or blob.different
 
 
-def test_gaps_over_many_blocks_are_long():
-    W = np.zeros((1000, 10), np.float32)
-    R = W.copy()
-    R[0, 0], R[777, 3], R[999, 9] = 1, -0.0, 2
-    blob = written(W, R, [(i, i + 1) for i in range(1000)])
-    assert blob.coding == "xor"  # the first block, of ten entries, had one far away
-    np.testing.assert_array_equal(bits(read(blob, R, [(0, 1000)])), bits(W))
-    blob = written(W[1:], R[1:], [(i, i + 1) for i in range(999)])
-    assert (blob.coding, blob.different) == ("patch", 2)
-    np.testing.assert_array_equal(bits(read(blob, R[1:], [(0, 999)])), bits(W[1:]))
-
-
 def damaged():
     rng = np.random.default_rng(2)
     W = (0.02 * rng.standard_normal((64, 64))).astype(ml_dtypes.bfloat16)

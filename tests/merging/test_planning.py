@@ -83,26 +83,6 @@ def test_contradictions_are_errors(name, adapters, base, message):
         planned(Case(base, adapters, {}))
 
 
-def test_token_rows_are_counted_and_found_by_the_name_of_their_module():
-    made = make()
-    base = {"m.e.weight": made.weight(9, 4), "a.weight": made.weight(6, 10)}
-    extra = {"t": Extra("tokens", "m.e", LazyArray.of(made.floats(2, 4)))}
-    for said, fits in (
-        ([1, 2], True),
-        ({"e": [3, 4], "other": [1]}, True),
-        ({"x": [3, 4]}, False),
-        ([1], False),
-        ([-1, 2], False),
-    ):
-        one = Adapter(modules={"a": made.pair(6, 10)}, extra=extra, config={"trainable_token_indices": said})
-        if not fits:
-            with pytest.raises(FormatError):
-                planned(Case(base, [(one, 1.0)], {}))
-            continue
-        tokens = planned(Case(base, [(one, 1.0)], {})).tensors["m.e.weight"].tokens
-        assert tokens.indices == tuple(said if isinstance(said, list) else said["e"])
-
-
 def test_a_token_beyond_the_vocabulary_is_an_error():
     made = make()
     base = {"e.weight": made.weight(9, 4), "a.weight": made.weight(6, 10)}

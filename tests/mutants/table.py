@@ -25,7 +25,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "np.count_nonzero(finite)",
         ("tests/cli/test_merge.py",),
     ),
-    Mutant("count_far", "abs(row.z) > FAR", "row.z > FAR", ("tests/reporting/test_summary.py",)),
+    Mutant("count_far", "abs(row.z) > FAR", "row.z > FAR", ("tests/reporting/test_numbers.py",)),
     Mutant("sum_divergences", "p - q", "p + q", ("tests/analysis/test_behaviour.py",)),
     Mutant(
         "_scale",
@@ -656,10 +656,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "subject_tables", "1 - point.uniform.error**2", "1 - point.uniform.error", ("tests/reporting/test_numbers.py",)
     ),
     Mutant("_interactions", "labels[row.first]", "labels[row.second]", ("tests/reporting/test_numbers.py",)),
-    Mutant("Collection.closest", "abs(self.cosines[pair])", "self.cosines[pair]", ("tests/reporting/test_summary.py",)),
+    Mutant("Collection.closest", "abs(self.cosines[pair])", "self.cosines[pair]", ("tests/reporting/test_numbers.py",)),
     Mutant("ranks_section", "if not without", "if without", ("tests/reporting/test_numbers.py",)),
-    Mutant("slider_data", "1 - choice.error**2", "1 - choice.error", ("tests/reporting/test_on_inputs.py",)),
-    Mutant("slider_data", "point.uniform.parameters", "point.rank", ("tests/reporting/test_on_inputs.py",)),
+    Mutant("slider_data", "1 - choice.error**2", "1 - choice.error", ("tests/reporting/test_numbers.py",)),
+    Mutant("slider_data", "point.uniform.parameters", "point.rank", ("tests/reporting/test_numbers.py",)),
     Mutant("spectra_section", "len(spectra) - len(drawn)", "len(drawn)", ("tests/reporting/test_page.py",)),
     Mutant(
         "_findings",
@@ -703,7 +703,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "_base",
         "median(x.rounding.error for x in effects.values())",
         "max(x.rounding.error for x in effects.values())",
-        ("tests/reporting/test_summary.py",),
+        ("tests/reporting/test_numbers.py",),
     ),
     Mutant(
         "conflict_map",
@@ -771,7 +771,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("find_spikes", "(1 / stable)", "(stable - 1)", ("tests/analysis/checks/test_condition.py",)),
     Mutant("_notice", "len(texts) - SHOWN", "len(texts) + SHOWN", ("tests/reporting/test_findings.py",)),
     Mutant(
-        "_describe_error", "percent(update_error)", "percent(1 - update_error)", ("tests/reporting/test_on_inputs.py",)
+        "_describe_error", "percent(update_error)", "percent(1 - update_error)", ("tests/reporting/test_numbers.py",)
     ),
     Mutant("say", "visible(line)", "line", ("tests/cli/test_terminal.py",)),
     Mutant("conflict_map", "np.nanargmin(cosines)", "np.nanargmax(cosines)", ("tests/reporting/test_numbers.py",)),

@@ -17,7 +17,6 @@ from loralens.analysis.amplification import measure_amplification
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
-from loralens.reporting import adapter_sections as ranks
 from loralens.reporting.subject import BaseMeasurements
 from loralens.reporting.writing import report_html
 from loralens.tables.numbers import percent, size
@@ -140,31 +139,6 @@ def test_of_three_adapters_the_first_screen_answers_and_nothing_is_cut(
 
 
 MOVE = "(x, value) => { x.value = value; x.dispatchEvent(new Event('input')); }"
-
-
-@pytest.mark.parametrize("name", ["rank", "budget"])
-def test_every_stop_of_a_slider_shows_what_python_computed(page: Any, name: str) -> None:
-    slider = page.locator(".slider").nth(1)
-    carried = ranks.slider_data(measured({"second": drawn(2)})[0], 2)
-    stops, moved = carried["stops"], slider.locator("input")
-    assert moved.get_attribute("max") == str(len(stops) - 1)
-    assert page.evaluate("loralens.data.sliders[1]") == carried
-    left, top, width, height, x0, x1, y0, y1 = map(
-        float, page.locator("#curve-2 svg.lines").get_attribute("data-frame").split()
-    )
-    for k, both in enumerate(stops):
-        stop = both[name]
-        moved.evaluate(MOVE, k)
-        assert slider.locator(".value").text_content() == both["value"]
-        for key in ("error", "kept", "bytes", "now", "ranks"):
-            assert slider.locator(f".{name} .{key}").text_content() == stop[key]
-        assert (
-            slider.locator(f".{name} code").text_content()
-            == f"loralens compress second -o second-small {stop['option']}"
-        )
-        marker = page.locator(f"#curve-2 .marker.{name}")
-        assert float(marker.get_attribute("cx")) == pytest.approx(left + width * (stop["at"][0] - x0) / (x1 - x0))
-        assert float(marker.get_attribute("cy")) == pytest.approx(top + height * (y1 - stop["at"][1]) / (y1 - y0))
 
 
 def test_the_slider_says_what_the_file_of_compress_is(page: Any, tmp_path: Path) -> None:

@@ -139,26 +139,6 @@ def test_a_run_that_goes_on_sees_what_the_whole_run_saw(name: str, accumulate: i
             assert ours.tobytes() == theirs.tobytes()
 
 
-@pytest.mark.parametrize("name", FEEDS)
-def test_the_generators_of_the_caller_are_as_before(name: str) -> None:
-    def states() -> list[bytes]:
-        numpy_state: Any = np.random.get_state(legacy=False)
-        own = getattr(batches, "generator", None)
-        return [
-            repr(random.getstate()).encode(),
-            repr(numpy_state["state"]["pos"]).encode() + numpy_state["state"]["key"].tobytes(),
-            torch.get_rng_state().numpy().tobytes(),
-            own.get_state().numpy().tobytes() if own else b"",
-        ]
-
-    batches = FEEDS[name]()
-    seed_all(5)
-    before = states()
-    made = fit(Body(), batches, course=Course(3), rank=1, loss=lambda model, batch: model(batch["row"]).square().mean())
-    assert made.steps == 3
-    assert states() == before
-
-
 def test_a_sampler_of_other_processes_is_refused() -> None:
     sampler = torch.utils.data.DistributedSampler(Texts(), num_replicas=2, rank=1)
     with pytest.raises(OptionError, match="divides the data among 2 processes, and 1 trains"):

@@ -125,22 +125,6 @@ def test_the_task_has_the_same_loss_as_its_logits_give(name: str) -> None:
     close(gradients(model, ours), gradients(model, theirs), tolerance=1e-4)
 
 
-def test_padding_is_left_out_by_the_task() -> None:
-    batch = texts()
-    del batch["labels"]
-    batch["attention_mask"][1, 4:] = 0
-    model = adapted(MODELS["llama"]())
-    ours, count = task_named("causal-lm").loss(model, batch)
-    assert count == 3 * (LENGTH - 1) + 3
-    log_p = model(**batch).logits.detach().log_softmax(-1)
-    by_hand = -sum(
-        float(log_p[row, place - 1, batch["input_ids"][row, place]])
-        for row in range(TEXTS)
-        for place in range(1, 4 if row == 1 else LENGTH)
-    )
-    assert float(ours.detach()) == pytest.approx(by_hand, rel=1e-6)
-
-
 def test_nothing_of_the_size_of_the_logits_is_kept() -> None:
     model, batch, sizes = adapted(made("Llama")), texts(first=0), []
     batch["labels"] = batch["input_ids"].clone()
@@ -148,15 +132,6 @@ def test_nothing_of_the_size_of_the_logits_is_kept() -> None:
         own_loss(model, batch)
     assert not [shape for shape in sizes if VOCABULARY in shape and TEXTS * LENGTH - TEXTS in shape]
     assert (TEXTS * LENGTH - TEXTS, SIZES["hidden_size"]) in sizes  # the gradient of the hidden states
-
-
-def test_the_model_is_as_before_and_the_trial_draws_nothing() -> None:
-    model, batch = adapted(MODELS["llama"]().train(), dropout=0.5), texts()
-    before, state = (set(model.__dict__), set(model.lm_head.__dict__)), torch.get_rng_state()
-    assert runs_in_blocks(model, batch)
-    assert (set(model.__dict__), set(model.lm_head.__dict__)) == before
-    assert torch.equal(torch.get_rng_state(), state)
-    assert model(**batch).logits.shape == (TEXTS, LENGTH, VOCABULARY)
 
 
 # Each class is made in a function, as the models of transformers take a second to import in every process.

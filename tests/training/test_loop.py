@@ -144,16 +144,6 @@ def test_the_callers_random_numbers_and_modes_are_as_before() -> None:
     assert {name: module.training for name, module in model.named_modules()} == modes
 
 
-def test_dropout_comes_from_the_seed_and_the_step() -> None:
-    torch.manual_seed(1)
-    one = trained(steps=3, dropout=0.5)
-    torch.manual_seed(2)
-    two = trained(steps=3, dropout=0.5)
-    assert one.losses == two.losses
-    assert trained(steps=3, dropout=0.5, seed=1).losses[1:] != one.losses[1:]
-    assert trained(steps=3).losses[1:] != one.losses[1:]
-
-
 def watched(values: list[float], **more: Any) -> tuple[Fitted, list[tuple[int, Any]], list[Any]]:
     """A run whose evaluations give these values, and a copy of what was trained at each of them."""
     seen: list[tuple[int, Any]] = []

@@ -64,17 +64,8 @@ def shifted() -> Batch:
     return {"input_ids": ids, "labels": labels, "shift_labels": labels.roll(3, dims=1)}
 
 
-def several() -> Batch:
-    return {"input_ids": tokens(), "labels": torch.rand(TEXTS, 3, generator=numbers(1), dtype=torch.float64).round()}
-
-
 def measured() -> Batch:
     return {"input_ids": tokens(), "labels": torch.randn(TEXTS, generator=numbers(2), dtype=torch.float64)}
-
-
-def answered() -> Batch:
-    places = torch.randint(0, LENGTH, (2, TEXTS), generator=numbers(3))
-    return {"input_ids": tokens(), "start_positions": places[0], "end_positions": places[1]}
 
 
 def gpt2() -> Any:
@@ -105,10 +96,8 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Batch]]] = {
     "t5": (t5, language),
     "masked": (lambda: models.bert("BertForMaskedLM"), language),
     "classification": (lambda: models.bert("BertForSequenceClassification", num_labels=3), classified),
-    "several labels": (lambda: models.bert("BertForSequenceClassification", num_labels=3), several),
     "regression": (lambda: models.bert("BertForSequenceClassification", num_labels=1), measured),
     "tokens": (lambda: models.bert("BertForTokenClassification", num_labels=24), language),
-    "answers": (lambda: models.bert("BertForQuestionAnswering"), answered),
 }
 
 

@@ -99,12 +99,6 @@ def test_pissa_is_a_plain_lora_of_twice_the_rank_on_the_base_as_it_was() -> None
         torch.from_numpy(read_injection(made)["net.layer"].dense()), torch.zeros(5, 6), ATTACHED
     )  # nothing is learnt yet
     W = holder("linear").net.layer.weight
-    U, s, Vh = torch.linalg.svd(W)
-    close(layer.scale * layer.B @ layer.A, (U[:, :3] * s[:3]) @ Vh[:3], ATTACHED)
-    close(layer.B.norm(dim=0), layer.A.norm(dim=1), ATTACHED)
-    close(layer.A.norm(dim=1).square() * layer.scale, s[:3], ATTACHED)
-    assert layer.B.is_contiguous()
-    assert (layer.A.max(dim=1).values == layer.A.abs().max(dim=1).values).all()  # LAPACK is free to choose the signs
     randomise(made)
     module = read_injection(made)["net.layer"]
     assert (module.rank, module.scaling.alpha, module.scale) == (6, 10.0, 5 / 3)

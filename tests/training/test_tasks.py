@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.training.texts.encoding import encode_texts
 from loralens.training.texts.tasks import IGNORED, Examples, task_named
 from tests import models
 
@@ -17,15 +16,6 @@ TOKENS = [[3, 4, 5], [6, 7, 8, 9, 10], [11], [12, 13]]
 
 def examples(**more: Any) -> Examples:
     return Examples(TOKENS, 0, **more)
-
-
-def test_texts_become_tokens_and_are_cut() -> None:
-    found = encode_texts(models.tokenizer(), models.TEXTS, length=4, labels=[0, 1, 1, 0])
-    assert [len(tokens) for tokens in found.tokens] == [4, 4, 2, 4]
-    assert len(found) == 4
-    assert found.labels == [0, 1, 1, 0]
-    assert found.pad == 0
-    assert found.special == {0, 1, 2}
 
 
 def log_softmax(logits: Any) -> Any:

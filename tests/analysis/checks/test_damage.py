@@ -17,8 +17,7 @@ from loralens.analysis.damage_checks import (
 )
 from loralens.analysis.diagnosis import by_cause
 from loralens.analysis.doctor import CHECKS
-from loralens.analysis.loading_checks import find_missing_head, report_reader_findings
-from loralens.core.adapter import Finding
+from loralens.analysis.loading_checks import find_missing_head
 from loralens.core.lowrank import LowRank
 from tests.analysis.checks.patients import changed, diagnose, healthy, patient
 
@@ -206,15 +205,6 @@ def test_rows_and_columns_that_are_zero_in_all_modules(side, code, what):
 
 
 # lines
-
-
-def test_findings_of_a_reader_belong_to_the_module_that_they_begin_with():
-    findings = tuple(Finding("error", "rank-disagrees", f"{name}: the configuration says 4") for name in well())
-    findings += (Finding("note", "dora", "model: a note"),)
-    found = list(report_reader_findings(patient(replace(well(), findings=findings))))
-    assert [one.module for one in found] == [*well(), None]
-    assert (found[0].evidence, found[-1].evidence) == ("the configuration says 4", "model: a note")
-    assert [len(group) for group in by_cause(found)] == [12, 1]
 
 
 def test_published_adapters_have_none_of_these(real: Path):

@@ -9,7 +9,6 @@ import pytest
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, MismatchError
 from loralens.merging import plan as matrix
-from loralens.merging.fidelity import DrawPrediction
 from loralens.merging.grid_moves import added_numbers
 from loralens.merging.plan import Magnitude
 from loralens.merging.undo import layout_version, pack_arrays, pack_entry, parse_undo, restore_tensor
@@ -120,20 +119,6 @@ def test_the_noise_is_the_formula_and_the_prediction_holds_over_seeds():
     assert np.mean([one.codes.changed for one in results]) == pytest.approx(
         results[0].codes.predicted_changed, rel=0.02
     )
-
-
-@pytest.mark.parametrize("layout", ["Q4_1", "NF4"])
-def test_the_error_in_some_directions_is_predicted_from_the_variances(layout):
-    made = Made(layout, 48, 256, size=1e-3, seed=3)
-    V = np.linalg.svd(made.D)[2][:3].T
-    prediction = DrawPrediction()
-    prediction.take(made.grid, made.D.astype(np.float32), directions=V)
-    draws = [added_numbers(made.grid, codes_of(made, seed=seed)) - made.D for seed in range(60)]
-    assert prediction.own == pytest.approx(np.mean([np.sum((lost @ V) ** 2) for lost in draws]), rel=0.05)
-    # In all directions together it is the whole error.
-    everywhere = DrawPrediction()
-    everywhere.take(made.grid, made.D.astype(np.float32), directions=np.eye(256))
-    assert everywhere.own == pytest.approx(everywhere.variance + everywhere.lost_energy, rel=1e-6)
 
 
 def test_verdicts_tell_seeds_strengths_and_other_models_apart():

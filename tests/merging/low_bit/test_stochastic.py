@@ -65,19 +65,6 @@ def test_the_mean_is_the_update(layout, size):
     assert abs((scores**2).mean() - 1) < 3 * np.sqrt(2 / len(scores)) + 0.1
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_columns_that_are_not_grouped_in_order_get_the_steps_of_their_group(layout):
-    one = grid(layout, 6, 64, seed=5)
-    order = np.random.default_rng(0).permutation(64)
-    mixed = type(one)(
-        one.codes[:, order], one.step, one.offset, one.group_of_column[order], one.lowest, one.highest, one.levels
-    )
-    D = (0.01 * np.random.default_rng(4).standard_normal((6, 64))).astype(np.float32)
-    np.testing.assert_array_equal(asked_moves(mixed, D[:, order]), asked_moves(one, D)[:, order])
-    codes = drawn(one, D)[0]
-    np.testing.assert_array_equal(added_numbers(mixed, codes[:, order]), added_numbers(one, codes)[:, order])
-
-
 def test_a_negative_step_turns_the_move_and_a_step_of_0_forbids_it():
     one = grid("Q4_1", 2, 32, codes=7)
     one.step[:] = [[-0.5], [0.0]]
