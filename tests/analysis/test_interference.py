@@ -39,19 +39,6 @@ def test_energy_is_divided_as_dense_projections_divide_it(seed: int, count: int,
         assert found.private_chance[0, t] == pytest.approx((1 - d_U / D.shape[0]) * (1 - d_V / D.shape[1]))
 
 
-@pytest.mark.slow
-def test_chance_is_the_mean_over_random_directions() -> None:
-    rng = np.random.default_rng(1)
-    fixed = [loralens.Adapter(modules={"q": low_rank(rng, (12, 9), 2)}) for _ in range(2)]
-    found = []
-    for _ in range(300):
-        adapters = [*fixed, loralens.Adapter(modules={"q": low_rank(rng, (12, 9), 2)})]
-        found.append(interference(adapters, pairwise(adapters).modules))
-    for energy, chance in (("shared", "shared_chance"), ("private", "private_chance")):
-        values = [getattr(one, energy)[0, 2] for one in found]
-        assert np.mean(values) == pytest.approx(getattr(found[0], chance)[0, 2], abs=4 * np.std(values) / 300**0.5)
-
-
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 
 

@@ -237,18 +237,3 @@ def test_options_that_make_no_sense_are_refused(arguments, message):
         combine_adapters([(made(42), 1)], **arguments)
     with pytest.raises(OptionError, match="at least 1"):
         combine_adapters([])
-
-
-@pytest.mark.parametrize(
-    ("weight", "arguments", "message"),
-    [
-        (float("nan"), {}, "b has the weight nan"),
-        (1.0, {"take": 2}, "take=2 is not the position of an adapter"),
-        (1.0, {"labels": ["a"]}, "1 labels for 2 adapters"),
-        (0.0, {"modules": ["k_proj"]}, "nothing is left: the weights are 0 in all modules"),
-    ],
-)
-def test_what_is_given_with_the_adapters_is_checked(weight, arguments, message):
-    b = made(43, names=[Q, "model.layers.2.self_attn.k_proj"])
-    with pytest.raises(OptionError, match=message):
-        combine_adapters([(made(42), 1), (b, weight)], **{"labels": ["a", "b"], **arguments})

@@ -151,12 +151,6 @@ def test_null_space_leaves_the_first_alone():
         assert far(result("null-space", updates, [1, 1], mu=mu, rank=rank), expected) < COMBINED
 
 
-def test_karcher_of_two_is_halfway_along_the_arc():
-    first, second = adapters(15, (3, 4))
-    unit = [LowRank(u.B, u.A, u.scale / np.linalg.norm(u.dense())) for u in (first, second)]
-    assert far(result("karcher", unit, [1, 1]), result("slerp", unit, [1, 1])) < COMBINED_ITERATED
-
-
 @pytest.mark.parametrize("weights", [[1, 3], [2, 1], [1, 1]])
 def test_slerp_of_nearly_opposite_updates_is_the_straight_line(weights):
     """The angle is nearly π there, and its sine, by which the arc divides, nearly 0."""
@@ -200,18 +194,3 @@ def test_the_table_says_what_the_rules_take(row):
         assert all(taken[option.name].default == option.default for option in row.options)
     assert set(row.spaces) <= set(SPACES)
     assert row.rule.__doc__
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"gamma": 1.0}, "has no option gamma"),
-        ({"beta": 1.5}, r"in \[0, 1\]"),
-        ({"rank": 1.5}, "whole number"),
-        ({"lam": float("nan")}, "lam"),
-        ({"lam": float("inf")}, r"lam inf is not a number in \(-inf, inf\)"),
-    ],
-)
-def test_options_are_checked(options, message):
-    with pytest.raises(OptionError, match=message):
-        METHODS["ctm"].settings(options)

@@ -89,20 +89,6 @@ def test_zero_and_missing_modules_are_told_apart_and_are_named() -> None:
     assert [len(y) for y in curves(q)] == [4, 4, 4]
 
 
-def test_adapters_share_their_limits_and_colours() -> None:
-    first, second = llama(range(3)), {k: Spectrum(1000 * s.s**3, s.shape, 4) for k, s in llama(range(1, 5)).items()}
-    figure = spectrum_figure({"first": first, "second": second})
-    charts = [chart for chart in figure.charts if isinstance(chart, LineChart)]
-    assert [chart.title for chart in charts] == ["q_proj", "v_proj"] * 2
-    assert len({chart.y_limits for chart in charts}) == 1
-    assert charts[0].y_limits[1] > max(s.spectral for s in second.values())
-    assert charts[0].lines[1].ink == charts[2].lines[0].ink  # block 1 in both
-    upper, lower = maps(figure)
-    assert labels(upper) == labels(lower) == ["0", "1", "2", "3", "4"]
-    assert upper.scale == lower.scale
-    assert [band.title for band in figure.bands] == ["first", "", "second", ""]
-
-
 def test_stacks_are_told_apart() -> None:
     parts = ("unet.down_blocks.0", "unet.down_blocks.1", "unet.mid_block.attentions.0", "unet.up_blocks.1")
     spectra = {f"{p}.attentions.0.attn{a}.to_q": one(3 * a, 1) for p in parts for a in (1, 2)}

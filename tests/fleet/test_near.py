@@ -11,7 +11,6 @@ import pytest
 
 import loralens
 from loralens.errors import FormatError, OptionError
-from loralens.fleet import near as search
 from loralens.fleet.likeness import ExactUpdate, exact_cosine
 from loralens.fleet.sketches import module_keys
 from loralens.verbs.fleets.fleet_verbs import Fleet
@@ -42,15 +41,6 @@ def test_the_nearest_are_those_of_brute_force(fleet: Fleet, exact: bool) -> None
     assert [row.level for row in result] == ["run", "run", "family", "family", "family"]
     assert result.compared == 26
     assert result.read == 26
-
-
-def test_sketches_propose_what_is_read(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "RERANKED", 8)
-    monkeypatch.setattr(search, "COARSE_KEPT", 12)
-    result = fleet.near("f2-r1/checkpoint-100", 2)
-    expected = brute_force(fleet, loralens.load(fleet.root / "f2-r1/checkpoint-100"), "f2-r1/checkpoint-100")
-    assert result.read == 8
-    assert [row.member.name for row in result] == [name for name, _ in expected[:2]]
 
 
 def test_by_sketch_no_file_is_read(tmp_path: Path) -> None:

@@ -2,37 +2,12 @@
 
 import subprocess
 import sys
-import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import loralens
-from loralens.verbs.fleets.fleet_verbs import index_fleet
 from tests.fleet.makers import save_many
-
-
-def use(monkeypatch: pytest.MonkeyPatch, client: Callable[[str], Any]) -> None:
-    """Take this for Dask."""
-    distributed, comm = types.ModuleType("distributed"), types.ModuleType("distributed.comm")
-    vars(distributed)["Client"] = client
-    vars(comm)["CommClosedError"] = type("CommClosedError", (OSError,), {})
-    monkeypatch.setitem(sys.modules, "distributed", distributed)
-    monkeypatch.setitem(sys.modules, "distributed.comm", comm)
-
-
-@pytest.mark.parametrize("error", [OSError("timed out"), ValueError("missing port number")])
-def test_no_scheduler_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def client(address: str) -> None:
-        raise error
-
-    use(monkeypatch, client)
-    save_many(tmp_path, 2)
-    with pytest.raises(loralens.OptionError, match="no Dask scheduler at nowhere"):
-        index_fleet(tmp_path, dask="nowhere")
-
 
 # Without workers, so that the command waits.
 SCHEDULER = """

@@ -3,17 +3,13 @@
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import loralens
-from loralens.core.adapter import Extra
 from loralens.core.fingerprint import fingerprint
-from loralens.core.lazy import LazyArray
 from loralens.fleet import measuring
 from loralens.fleet.measuring import measure_adapter
 from tests.fleet.makers import random_adapter, save, save_many
@@ -126,20 +122,6 @@ def test_every_dialect_has_the_same_sketch(tmp_path: Path) -> None:
     assert abs(directions["mlx"] @ directions["peft"]) < 0.2
 
 
-def test_several_adapters_in_one_folder_have_names_of_their_own(tmp_path: Path) -> None:
-    for i in range(3):
-        save(tmp_path / "many" / f"{i}.safetensors", random_adapter(i), format="diffusers")
-    save(tmp_path / "one" / "x.safetensors", random_adapter(7), format="diffusers")
-    save_file({"model.embed.weight": np.ones((300, 2), np.float32)}, tmp_path / "one" / "model.safetensors")
-    fleet = loralens.Fleet.open(tmp_path)
-    result = fleet.update(tmp_path)
-    assert result.no_adapters == 1
-    assert names(fleet) == ["many/0.safetensors", "many/1.safetensors", "many/2.safetensors", "one"]
-    save(tmp_path / "one" / "y.safetensors", random_adapter(8), format="diffusers")
-    fleet.update()
-    assert names(fleet)[3:] == ["one/x.safetensors", "one/y.safetensors"]
-
-
 def test_links_lead_to_one_file(tmp_path: Path) -> None:
     """A Hub cache has links to blobs; a run has links such as ``latest``; hard links are one file, too."""
     blobs = tmp_path / "models--org--name" / "blobs"
@@ -199,20 +181,6 @@ def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
     assert names(fleet) == ["good", "nan"]
 
 
-@pytest.mark.parametrize("size", [(2, 32), (900, 600)])
-def test_nan_in_a_head_is_a_finding(size: tuple[int, int], tmp_path: Path) -> None:
-    head = np.ones(size, np.float32)
-    for name, value in (("good", 1.0), ("bad", np.nan)):
-        head[-1, -1] = value
-        extra = {"base_model.model.score.weight": Extra("saved", "score", LazyArray.of(head.copy()))}
-        save(tmp_path / name, replace(random_adapter(1), extra=extra))
-    fleet = loralens.Fleet.open(tmp_path)
-    fleet.update(tmp_path)
-    assert {member.name: member.findings for member in fleet.members()} == {"good": (), "bad": ("non-finite",)}
-    survey = {row.label: row.note for row in loralens.survey(tmp_path)}
-    assert survey["bad"] == "wrong: non-finite"
-
-
 def test_the_index_may_lie_anywhere_and_move_with_its_folder(tmp_path: Path) -> None:
     save_many(tmp_path / "collection", 2)
     inside, outside = loralens.Fleet.open(tmp_path / "collection"), loralens.Fleet.open(tmp_path / "index")
@@ -228,16 +196,6 @@ def test_the_index_may_lie_anywhere_and_move_with_its_folder(tmp_path: Path) -> 
     # The same files under another name of the folder: nothing is measured again.
     assert not outside.update(tmp_path / "moved").changes
     assert outside.members()[0].path.exists()
-
-
-def test_one_index_has_one_folder(tmp_path: Path) -> None:
-    save_many(tmp_path / "one", 1)
-    save_many(tmp_path / "two", 1)
-    fleet = loralens.Fleet.open(tmp_path / "index")
-    fleet.update(tmp_path / "one")
-    with pytest.raises(loralens.OptionError, match="is the index of"):
-        fleet.update(tmp_path / "two")
-    assert names(fleet) == ["a000"]
 
 
 def test_a_database_of_another_program_is_not_replaced(tmp_path: Path) -> None:

@@ -261,9 +261,6 @@ def test_weights_that_are_stored_otherwise_or_have_gone():
     net.float()
     with pytest.raises(MismatchError, match=r"q\.weight was bfloat16 \(24, 16\) and is float32"):
         board.switch("a")
-    meta = torch.nn.ModuleDict({"q": torch.nn.Linear(16, 24, device="meta")})
-    with pytest.raises(MismatchError, match="meta device"):
-        Switchboard(meta, {"a": Adapter(modules={"q": low_rank(rng, 24, 16)})})
 
 
 @pytest.mark.gpu

@@ -572,21 +572,6 @@ def test_maps_of_phi(two: Held, side: str) -> None:
     assert numbers(shown.chance.split("here ")[1])[:2] == pytest.approx([min(levels), max(levels)], rel=0.05)
 
 
-def test_labels_of_identity(two: Held) -> None:
-    (table,) = tables(two.report, "identity", "")
-    told = rows(table)
-    for label in LABELS:
-        assert told["file"][label] == str(two.files[label])
-        assert number(told["‖ΔW‖"][label]) == pytest.approx(math.sqrt(two.whole(label)), rel=6e-4)
-        assert told["modules"][label] == f"{len(NAMES)} modules"
-        parameters = sum(RANK * sum(SHAPES[kind_of(name)]) for name in NAMES)
-        assert told["parameters"][label] == f"{parameters:,} in pairs"
-        assert told["size"][label] == size(4 * parameters)
-        assert told["rank r"][label] == str(RANK)
-
-
-
-
 # ---------------------------------------------------------------- three
 
 
@@ -622,29 +607,6 @@ def test_the_nearest_of_three_is_told_by_its_size_whatever_its_sign(three: Held)
     assert said.startswith(f"{nearest}, {abs(z):.1f} standard")
     (table,) = tables(three.report, "together", "Pairs")
     assert [tuple(line[:2]) for line in cells(table)] == sorted(cosine, key=lambda both: -abs(cosine[both]))
-
-
-def test_matrices_of_three_have_each_pair_in_its_cell_with_its_names(three: Held) -> None:
-    shown = picture(three.report, "pairs")
-    charts = {chart.title: chart for chart in shown.charts}
-    names = [label.split()[0] for label in charts["cosine of ΔW"].rows]
-    assert sorted(names) == ["x", "y", "z"]
-    for title, value in (
-        ("cosine of ΔW", lambda a, b: reference.whole_cosine(flat(three.dense[a]), flat(three.dense[b]))),
-        ("φ, out side", lambda a, b: mean_phi(three, a, b, "out")),
-        ("φ, in side", lambda a, b: mean_phi(three, a, b, "in")),
-    ):
-        for (i, j), shown_value in np.ndenumerate(charts[title].values):
-            assert shown_value == pytest.approx(value(names[i], names[j]), rel=1e-6, abs=1e-9)
-            assert charts[title].tips[i, j] == (f"{names[i]} and {names[j]}", f"{title} {shown_value:.3f}")
-    for side in ("out", "in"):
-        level = np.mean([RANK / dimension(name, side) for name in NAMES])
-        assert charts[f"φ, {side} side"].scale.chance == pytest.approx([level], rel=1e-9)
-
-
-def mean_phi(held: Held, a: str, b: str, side: str) -> float:
-    pairs = zip(flat(held.dense[a]), flat(held.dense[b]), strict=True)
-    return float(np.mean([phi_all(D, E, side) for D, E in pairs]))
 
 
 def test_what_the_errors_of_the_ranks_are_errors_of() -> None:

@@ -84,19 +84,6 @@ def test_several_adapters_by_name_and_the_sum_of_the_active_ones() -> None:
         loralens.live(model, adapter="on")
 
 
-def test_a_scale_that_was_set_in_the_layers_counts(tmp_path: Path) -> None:
-    model = adapted()
-    for module in model.modules():
-        if hasattr(module, "set_scale"):
-            module.set_scale("default", 0.3)
-    view = loralens.live(model)
-    assert {module.scale for module in view.modules.values()} == {0.3 * 6 / 4}
-    loralens.save(view, tmp_path / "ours")
-    again = peft.PeftModel.from_pretrained(models.llama(), tmp_path / "ours").eval()
-    with torch.no_grad():
-        assert torch.allclose(model(IDS).logits, again(IDS).logits, atol=1e-6)
-
-
 class Module(nn.Module):
     """A module of Lightning, or of a user, around the model."""
 

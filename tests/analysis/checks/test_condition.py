@@ -5,7 +5,6 @@ import pytest
 
 import loralens
 from loralens.analysis.damage_checks import find_non_finite, find_zero_updates
-from loralens.analysis.diagnosis import examine_adapter
 from loralens.analysis.learning_checks import (
     find_random_spectra,
     find_spikes,
@@ -15,7 +14,6 @@ from loralens.analysis.learning_checks import (
 )
 from loralens.analysis.loading_checks import report_reader_findings
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
 from loralens.core.structured import Dense, Structured
 from tests.analysis.checks.patients import changed, healthy, patient, trained
 
@@ -137,13 +135,3 @@ def test_rank_beyond_the_size_of_the_weight():
     assert [one.code for one in found] == ["rank-impossible"] * 2
     assert found[0].evidence == "r = 8 for a weight of 3 × 40"
     assert found[0].fix == "train it with r = 3; `loralens compress adapter -o adapter-cut --energy 1` drops them"
-
-
-def test_commands_repeat_how_the_adapter_was_read_and_give_lone_experts_one_rank():
-    one = examine_adapter(healthy(), "a.bin", reading="--once --alpha 8.0")
-    assert one.compress("cut", "--energy 1") == ("loralens compress a.bin -o a-cut.bin --energy 1 --once --alpha 8.0")
-    assert one.command("inspect") == "loralens inspect a.bin --once --alpha 8.0"
-    rng = np.random.default_rng(0)
-    experts = {f"model.layers.0.mlp.experts.{e}.w1": LowRank(*trained(rng)) for e in range(2)}
-    one = examine_adapter(loralens.Adapter(modules=experts), "a", to="peft")
-    assert one.compress("cut", "--energy 1") == "loralens compress a -o a-cut --energy 1 --uniform --to peft"

@@ -149,14 +149,6 @@ def test_a_scale_applied_twice_shows_in_the_weights(rank):
     assert "0.5 of the strength" in found.fix
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_of_two_the_one_with_the_bug_is_named_in_either_order(order):
-    first = healthy(0)
-    doubled = changed(first, lambda B, A, s: (B, A, s * s))
-    (found,) = judged(*[first, doubled][::order])
-    assert (found.code, found.adapter) == ("combination-scale", "adapter1" if order == 1 else "adapter0")
-
-
 def test_unrelated_adapters_and_differences_are_no_sums():
     first, second, third = healthy(0), healthy(1), healthy(2)
     assert judged(first, second, third) == []
