@@ -66,3 +66,11 @@ def test_nan_is_no_difference_but_an_error_whatever_the_form(value: float) -> No
     for one, two in ((fine, pair), (fine, dense), (dense, whole), (whole, pair)):
         with pytest.raises(FormatError, match="m: a factor holds NaN"):
             differences(one, two)
+
+
+def test_a_difference_is_in_units_of_the_larger_of_two_matrices_in_full() -> None:
+    """One of the two is no pair and twice as long; whichever comes first."""
+    large = adapter(m=Structured(Dense(LazyArray.of(2 * B @ A)), 1.0))
+    small = adapter(m=loralens.LowRank(B, A))
+    assert largest(large, small) == pytest.approx(0.5)
+    assert largest(small, large) == pytest.approx(0.5)

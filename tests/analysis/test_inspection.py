@@ -45,6 +45,7 @@ def test_forms_without_a_pair_are_read_like_pairs() -> None:
     }
     found = inspect_adapter(loralens.Adapter(modules=modules))
     assert found.zero == ["b", "c", "f", "h"]
+    assert found.parameters == sum(module.parameters for module in modules.values())
     assert codes(found) == {
         "zero-update": "4 of 9 modules do nothing, because their B or A is 0: b, c, f and 1 more",
         "non-finite": "2 hold NaN or Inf: d, i",

@@ -20,6 +20,7 @@ from loralens.arithmetic.elementwise_methods import (
 from loralens.core.adapter import Adapter
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
+from loralens.errors import OptionError
 from loralens.linalg.rounding import Draws
 from tests import reference
 from tests.tolerances import ELEMENTWISE, RANGE_FINDER, SMALL_SPACE
@@ -131,6 +132,15 @@ def test_an_adapter_that_lacks_the_module_counts_as_0(name, space):
         assert_close(absent, (U[:, :5] * s[:5]) @ Vh[:5], ELEMENTWISE)  # rank 3 + 2
 
 
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("space", ["full", "knots", "core"])
+def test_nothing_comes_to_exact_zeros(name, space):
+    (one, *_) = updates(np.random.default_rng(11))
+    found = RULES[name][0](Joint.of([one, None], [0.0, 1.0]), space=space).update
+    assert found.rank == 1
+    assert not found.B.any()
+
+
 @pytest.mark.slow
 def test_the_mean_of_dare_over_seeds_is_the_sum():
     ups = updates(np.random.default_rng(15))
@@ -152,6 +162,16 @@ def test_adapters_have_draws_of_their_own_and_seeds_decide():
     assert np.linalg.norm(first - second) > 0.1 * np.linalg.norm(first)
     np.testing.assert_array_equal(dare(joint, density=0.5, seed=SEED).update.dense(), first)
     assert np.any(dare(joint, density=0.5, seed=np.random.SeedSequence(4)).update.dense() != first)
+
+
+def test_della_asks_for_probabilities():
+    joint = Joint.of(updates(np.random.default_rng(18)), STRENGTHS)
+    with pytest.raises(OptionError, match=r"is not within \(0, 1\]") as caught:
+        della(joint, density=0.9, epsilon=0.2)
+    assert "0.1 or less" in caught.value.fix
+    with pytest.raises(OptionError):
+        della(joint, density=0.2, epsilon=0.2)
+    assert della(Joint.of(updates(np.random.default_rng(18), n=1), STRENGTHS), density=1.0, epsilon=0.0)
 
 
 def test_truncation_is_what_does_not_fit_into_the_ranks():

@@ -141,6 +141,13 @@ def test_a_flat_spectrum_is_cut_in_the_order_of_the_sum(name):
         assert np.sum((U[:, :3].T @ cut) ** 2) > 0.9 * np.sum(cut**2)
 
 
+def test_ctm_has_the_rank_of_one_adapter():
+    updates = adapters(13, (3, 4, 2))
+    joint = Joint.of(updates, [1, 1, 1])
+    assert joint.lift(METHODS["ctm"].rule(joint)).rank == 4
+    assert joint.lift(METHODS["ctm"].rule(joint, rank=2)).rank == 2
+
+
 def test_null_space_leaves_the_first_alone():
     updates = adapters(14, (3, 4))
     found = result("null-space", updates, [1, 1])

@@ -9,6 +9,11 @@ from loralens.errors import OptionError
 SPECTRA = {"m.0.q_proj": np.array([3.0, 4.0])[::-1], "m.0.v_proj": np.array([2.0]), "m.1.q_proj": np.zeros(0)}
 
 
+def test_no_norm_is_too_large_or_too_small():
+    far = {"q": np.array([1e200]), "k": np.array([1e180]), "v": np.array([1e-200])}
+    assert list(protection(far, "relative").values()) == pytest.approx([1, 1e40, 1e100])
+
+
 def test_the_first_glob_that_matches_counts_and_the_rest_is_one():
     found = protection(SPECTRA, {"m.0.*": 5, "q_proj": 2})
     assert found == {"m.0.q_proj": 5.0, "m.0.v_proj": 5.0, "m.1.q_proj": 2.0}

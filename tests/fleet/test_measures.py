@@ -141,3 +141,13 @@ def test_the_start_tells_who_began_from_one_A() -> None:
     )
     assert start_cosine(first, moved) > 0.9
     assert abs(start_cosine(first, random_adapter(2, in_=300))) < 0.25
+
+
+def test_the_start_estimates_cosines_of_any_numbers() -> None:
+    """Half of the entries of A are ones, and in the other adapter the other half: the cosine is 0."""
+    halves = np.zeros((2, 1, 1024), np.float32)
+    halves[0, 0, :512] = halves[1, 0, 512:] = 1
+    B = np.ones((3, 1), np.float32)
+    layers = [f"layers.{i}.q" for i in range(8)]
+    first, second = (loralens.Adapter(modules={name: loralens.LowRank(B, A) for name in layers}) for A in halves)
+    assert abs(start_cosine(first, second)) < 0.25

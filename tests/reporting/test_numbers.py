@@ -621,3 +621,12 @@ def test_what_the_errors_of_the_ranks_are_errors_of() -> None:
     said = ranks.advice(with_inputs[0])
     assert "of the squared output on the inputs given (7 positions; error " in said
     assert "; 25 % of ΔW itself)" in said
+
+
+def test_the_fewest_modules_that_hold_half_of_nearly_even_energy(three: Held) -> None:
+    """Where energy is spread evenly, a half is not a quarter."""
+    for label in ("x", "y", "z"):
+        shares = [energy / three.whole(label) for energy in three.energy[label].values()]
+        assert fewest_with_half(shares) == 5
+        (own,) = [text for text in three.report.summary if text.startswith(f"{label}: ")]
+        assert own.startswith(f"{label}: 5 of {len(NAMES)} modules hold half of the energy")

@@ -186,6 +186,14 @@ def test_an_adapter_that_is_zero_does_nothing() -> None:
     assert keys(made({"a": adapter})) & {"spectra-1", "energy-1", "ranks-1", "shares-1"} == {"spectra-1", "energy-1"}
 
 
+def test_the_spectra_count_the_modules_that_have_no_line() -> None:
+    # Two of six: any other rule of counting gives another number.
+    adapter = without(without(drawn(1), NAMES[0], 0.0), NAMES[3], 0.0)
+    text = report_html(made({"a": adapter}))
+    assert "ΔW is 0 in 2 modules: there is no line." in text
+    assert ": there is no line" not in report_html(made({"a": drawn(1)}))
+
+
 def test_adapters_with_nothing_in_common_are_not_compared() -> None:
     found = made({"a": drawn(1), "b": drawn(2, names=["other.w"], width=9)})
     assert "nothing was compared" in report_html(found)

@@ -11,7 +11,7 @@ from loralens.analysis.strength_checks import (
     find_weighted_sums,
     find_wrong_scales,
 )
-from loralens.core.lowrank import LowRank, Scaling
+from loralens.core.lowrank import Layout, LowRank, Scaling
 from tests.analysis.checks.patients import changed, healthy, patient, scaling, trained
 
 
@@ -36,6 +36,18 @@ def test_scales_that_are_hardly_meant(alpha, code):
         f"scale {alpha / 8:.4g}, α/r = {alpha:g}/8 (adapter_config.json), in all 8 modules"
     )
     assert found.level == ("note" if code in ("scale-small", "scale-negative") else "warning")
+
+
+def test_some_modules_of_many_are_named_and_all_of_them_are_not():
+    some = {f"model.layers.{block}.self_attn.q_proj": 100.0 + block for block in (1, 2, 3)}
+    adapter = healthy()
+    strong = {name: changed(adapter, lambda B, A, s, to=to: (B, A, to))[name] for name, to in some.items()}
+    (found,) = find_wrong_scales(patient(loralens.Adapter(modules={**adapter.modules, **strong})))
+    first, second, third = some
+    how = "scale 101, α/r = 808/8 (adapter_config.json), in 3 of 8 modules"
+    assert (found.evidence, found.module) == (f"{how}: {first}, {second}, {third}", None)
+    (found,) = find_wrong_scales(patient(healthy(alpha=720.0)))
+    assert (found.evidence, found.module) == ("scale 90, α/r = 720/8 (adapter_config.json), in all 8 modules", None)
 
 
 @pytest.mark.parametrize(("said", "found"), [({"scale": 16.0, "alpha": 16}, 1), ({"scale": 20.0, "alpha": 16}, 0)])
@@ -114,6 +126,62 @@ def test_split_projections_at_a_third_or_a_quarter(parts, alpha, found):
     said = list(find_joined_pairs(patient(adapter)))
     assert codes(said) == ["split-qkv-alpha"] * found
     assert all(f"{parts} parts of rank 4" in one.evidence and f"{parts} times" in one.fix for one in said)
+
+
+def part_ranks(make, **changes):
+    """What is suspected of projections trained apart, at a scale that would fit one part of many: parts and rank."""
+    adapter = healthy(alpha=1.0, make=make, format="kohya")
+    adapter = adapter.map(lambda m: LowRank(m.B, m.A, m.scale, scaling=m.scaling, **changes))
+    return [one.evidence.split(", ")[1] for one in find_joined_pairs(patient(adapter)) if one.code == "split-qkv-alpha"]
+
+
+def cleared(rows, columns):
+    def make(rng):
+        B, A = split(rng)
+        B[rows, columns] = 0
+        return B, A
+
+    return make
+
+
+def apart(width, parts):
+    """B of ``parts`` blocks of ``width`` columns."""
+
+    def make(rng):
+        B = np.kron(np.eye(parts), np.ones((6, width))) * rng.normal(size=(6 * parts, width * parts))
+        return B.astype(np.float32), rng.normal(size=(width * parts, 40)).astype(np.float32)
+
+    return make
+
+
+def test_the_finest_blocks_count_and_those_of_one_column_are_none():
+    assert part_ranks(apart(2, 4)) == ["4 parts of rank 2"]  # of rank 4 there would be two
+    assert part_ranks(apart(3, 3)) == ["3 parts of rank 3"]
+    assert part_ranks(apart(3, 2)) == ["2 parts of rank 3"]
+    assert part_ranks(apart(1, 3)) == part_ranks(apart(1, 5)) == []
+
+
+def test_rows_that_no_part_writes_are_no_obstacle_and_a_part_that_writes_none_is():
+    assert part_ranks(split) == ["3 parts of rank 4"]
+    assert part_ranks(cleared([0, 20, 47], slice(None))) == ["3 parts of rank 4"]
+    assert part_ranks(cleared(slice(0, 16), slice(None))) == part_ranks(cleared(slice(32, 48), slice(None))) == []
+
+
+def test_blocks_in_another_order_or_that_share_a_row_are_not_parts_of_a_projection():
+    def swapped(rng):
+        B, A = split(rng)
+        return np.concatenate([B[32:], B[16:32], B[:16]]), A
+
+    def shared(rng):
+        B, A = split(rng)
+        B[17, 0] = 1
+        return B, A
+
+    assert part_ranks(swapped) == part_ranks(shared) == []
+
+
+def test_a_merged_pair_has_blocks_by_its_layout():
+    assert part_ranks(split, layout=Layout("merged", groups=3)) == []
 
 
 def together(*terms, rank=None):
