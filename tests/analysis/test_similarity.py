@@ -1,7 +1,5 @@
 """Similarity of two adapters against dense matrices, its laws, its null, and what is known of real adapters."""
 
-from pathlib import Path
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -204,14 +202,6 @@ def test_modules_of_one_width_are_nested_or_not():
     assert qq.next == pytest.approx((pick("0.q_proj", "1.q_proj") + pick("1.q_proj", "2.q_proj")) / 2)
     assert qq.farther == pytest.approx(pick("0.q_proj", "2.q_proj"))
     assert np.isnan(qq.same)
-
-
-def test_two_trainers_who_share_a_seed_are_found_out(real: Path):
-    found = compare_subspaces(loralens.load(real / "gemma270m-aowei-main"), loralens.load(real / "gemma270m-zouhe0"))
-    seen = find_shared_initialisation(found)
-    assert (seen.verdict, seen.alike, seen.compared, seen.one_sided) == ("shared", 72, 72, True)
-    assert seen.spans == {"in": pytest.approx(0.93, abs=0.005), "out": pytest.approx(0.04, abs=0.005)}
-    assert found.cosine == pytest.approx(0.12, abs=0.005)
 
 
 def test_a_recorded_start_settles_it() -> None:

@@ -1,11 +1,9 @@
 """Every method against the same rule written out for dense matrices, and what the methods promise."""
 
-import inspect
-
 import numpy as np
 import pytest
 
-from loralens.arithmetic.methods import METHODS, SPACES
+from loralens.arithmetic.methods import METHODS
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
 from loralens.errors import OptionError
@@ -187,17 +185,3 @@ def test_model_stock_does_not_blow_up_what_disagrees():
 def test_weights_that_make_no_sense_are_refused(name, weights, message):
     with pytest.raises(OptionError, match=message):
         result(name, adapters(18, (3, 4)), weights)
-
-
-@pytest.mark.parametrize("row", METHODS.values(), ids=METHODS)
-def test_the_table_says_what_the_rules_take(row):
-    """Name and paper for each, and options that are the keywords of its rule, with the same defaults."""
-    assert METHODS[row.name] is row
-    assert row.text
-    assert any(character.isdigit() for character in row.paper)
-    taken = inspect.signature(row.rule).parameters
-    if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()) and not row.spaces:
-        assert {name for name in taken if name != "joint"} == {option.name for option in row.options}
-        assert all(taken[option.name].default == option.default for option in row.options)
-    assert set(row.spaces) <= set(SPACES)
-    assert row.rule.__doc__

@@ -180,16 +180,3 @@ def test_numbers_that_do_not_fit_a_dtype_are_refused_not_written_as_infinity():
     after = TruncationPlan.of(adapter, dtype=np.float16).at({"a": 1})
     with pytest.raises(FormatError, match=r"^a: its factors are too large"):
         after["a"].B.sum()
-
-
-@pytest.mark.parametrize("scale", [1e-300, 1e130])
-def test_a_scale_of_any_size_loses_the_same(adapter, scale):
-    far = adapter.map(lambda module: module.rescaled(scale, module.scaling))
-    plain = adapter.map(lambda module: module.rescaled(1.0, module.scaling))
-    for protect in ("absolute", "relative"):
-        rule = Rule("parameters", 0.4)
-        expected, found = (truncate(one, rule, protect=protect).losses for one in (plain, far))
-        for name, loss in found.items():
-            assert loss.rank_after == expected[name].rank_after
-            assert loss.relative_error == pytest.approx(expected[name].relative_error, rel=LOSS)
-            assert loss.spectral_error == pytest.approx(expected[name].spectral_error, rel=LOSS)

@@ -70,11 +70,3 @@ def test_muon_refuses_stacks_of_experts() -> None:
 def test_what_is_no_optimiser_of_the_run_is_refused(make: Any, words: str) -> None:
     with pytest.raises(OptionError, match=words):
         make_optimiser(groups(), Course(1, optimiser=make), device=CPU)
-
-
-@pytest.mark.parametrize("optimiser", ["sgd", torch.optim.RAdam])
-def test_options_of_adamw_are_refused_where_they_have_no_effect(optimiser: Any) -> None:
-    with pytest.raises(OptionError, match="beta1 is an option of AdamW, and not of"):
-        Course(1, optimiser=optimiser, beta1=0.5)
-    assert "beta1" not in Course(1).record
-    assert Course(1, beta1=0.5).record["beta1"] == 0.5

@@ -105,22 +105,6 @@ def test_wrappers_change_nothing() -> None:
     same(loralens.live(inner), plain)
 
 
-def test_a_model_of_transformers_with_add_adapter(tmp_path: Path) -> None:
-    model = models.llama()
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        # What add_adapter does, which asks for a later release of PEFT than the oldest that works.
-        peft.inject_adapter_in_model(peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj"]), model)
-        model._hf_peft_config_loaded = True
-        shake(model)
-    view = loralens.live(model)
-    assert list(view) == [f"model.layers.{i}.self_attn.q_proj" for i in range(2)]
-    loralens.save(view, tmp_path / "ours")
-    again = peft.PeftModel.from_pretrained(models.llama(), tmp_path / "ours").eval()
-    with torch.no_grad():
-        assert torch.allclose(model.eval()(IDS).logits, again(IDS).logits)
-
-
 @pytest.mark.parametrize("method", ["lora", "dora", "pissa", "rslora"])
 def test_our_own_layers_with_and_without_their_injection(method: str, tmp_path: Path) -> None:
     model = models.llama()

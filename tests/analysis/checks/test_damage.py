@@ -15,7 +15,6 @@ from loralens.analysis.damage_checks import (
     missing_modules,
 )
 from loralens.analysis.diagnosis import by_cause
-from loralens.analysis.doctor import CHECKS
 from loralens.analysis.loading_checks import find_missing_head
 from loralens.core.lowrank import LowRank
 from tests.analysis.checks.patients import changed, diagnose, healthy, patient
@@ -197,11 +196,3 @@ def test_rows_and_columns_that_are_zero_in_all_modules(side, code, what):
 
 
 # lines
-
-
-def test_published_adapters_have_none_of_these(real: Path):
-    checks = (find_copies, find_dead_sides, find_missing_head, find_missing_modules, find_swapped_factors)
-    codes = {code for check in CHECKS if check.single in checks for code in check.codes}
-    for folder in sorted(path for path in real.iterdir() if path.is_dir() and not path.name.startswith("neg")):
-        found = diagnose({"a": loralens.load(folder, strict=False)})
-        assert not codes & {one.code for one in found}, folder.name
