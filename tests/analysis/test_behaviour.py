@@ -12,7 +12,6 @@ from loralens.analysis.behaviour import BASE, measure_behaviour, sum_divergences
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.errors import MismatchError, OptionError
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.marks import when_used
@@ -140,34 +139,6 @@ def test_what_was_not_applied_not_called_or_rounded_is_named() -> None:
     assert (found.positions, found.states) == (0, 6)
     assert len(found.contrasts[0].hidden) == 1
     assert found.contrasts[0].hidden[0] > 0.01
-
-
-def test_misuse() -> None:
-    model = models.llama()
-    adapter = models.adapter(model, ("q_proj",))
-    with pytest.raises(OptionError, match="no adapters"):
-        measure_behaviour(model, batches(), adapters={})
-    with pytest.raises(OptionError, match="is called 'base'"):
-        measure_behaviour(model, batches(), adapters={BASE: adapter})
-    with pytest.raises(OptionError, match="no inputs"):
-        measure_behaviour(model, [], adapters={"a": adapter})
-    with pytest.raises(MismatchError, match=r"mine: .*no weight in the base"):
-        measure_behaviour(models.bert(), batches(), adapters={"mine": adapter})
-    with pytest.raises(MismatchError, match="carries PEFT adapters already"):
-        measure_behaviour(
-            peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])), batches(), adapters={"a": adapter}
-        )
-
-    class Odd(nn.Linear):
-        def forward(self, x: Any) -> Any:
-            return [super().forward(x)]
-
-    with pytest.raises(OptionError, match="returns list, without logits"):
-        measure_behaviour(
-            nn.Sequential(Odd(2, 2)),
-            [torch.ones(1, 2)],
-            adapters={"a": Adapter(modules={"0": LowRank(np.ones((2, 1)), np.ones((1, 2)))})},
-        )
 
 
 def test_the_divergence_of_almost_equal_models_is_not_negative() -> None:

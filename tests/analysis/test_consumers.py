@@ -29,15 +29,6 @@ def test_tensors_that_comfyui_applies_are_not_called_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("roles", "which"), [(("saved",), "x0"), (("saved", "copy", "tokens"), "x0 and 2 more"), (("bias", "saved"), "x1")]
-)
-def test_modules_trained_in_full_are_named_and_counted(roles: tuple[str, ...], which: str) -> None:
-    assert said(adapter(*roles), "vllm")["saved-modules"] == (
-        f"modules trained in full are refused or ignored: {which}"
-    )
-
-
-@pytest.mark.parametrize(
     ("rank", "consumer", "text"),
     [
         (16, "vllm", None),
@@ -49,8 +40,3 @@ def test_modules_trained_in_full_are_named_and_counted(roles: tuple[str, ...], w
 )
 def test_the_bounds_of_ranks(rank: int, consumer: str, text: str | None) -> None:
     assert said(adapter(rank=rank), consumer).get("rank") == text
-
-
-def test_errors_come_first() -> None:
-    levels = [finding.level for finding in check(adapter("bias", rank=20, form="kohya"), "vllm")]
-    assert levels == ["error", "error", "warning"]

@@ -10,7 +10,6 @@ from loralens.analysis.every_pair import pairwise
 from loralens.analysis.interacting_pairs import far_cosine, find_interactions, interference
 from loralens.linalg.pairwise import SAME
 from tests.reference import divided_energy
-from tests.tolerances import COLLECTION
 
 
 def low_rank(rng: np.random.Generator, shape: tuple[int, int], rank: int) -> loralens.LowRank:
@@ -38,32 +37,6 @@ def test_energy_is_divided_as_dense_projections_divide_it(seed: int, count: int,
         assert found.private[0, t] == pytest.approx(private, abs=1e-8)
         assert found.shared_chance[0, t] == pytest.approx(d_U * d_V / D.size)
         assert found.private_chance[0, t] == pytest.approx((1 - d_U / D.shape[0]) * (1 - d_V / D.shape[1]))
-
-
-@pytest.mark.slow
-def test_chance_is_the_mean_over_random_directions() -> None:
-    rng = np.random.default_rng(1)
-    fixed = [loralens.Adapter(modules={"q": low_rank(rng, (12, 9), 2)}) for _ in range(2)]
-    found = []
-    for _ in range(300):
-        adapters = [*fixed, loralens.Adapter(modules={"q": low_rank(rng, (12, 9), 2)})]
-        found.append(interference(adapters, pairwise(adapters).modules))
-    for energy, chance in (("shared", "shared_chance"), ("private", "private_chance")):
-        values = [getattr(one, energy)[0, 2] for one in found]
-        assert np.mean(values) == pytest.approx(getattr(found[0], chance)[0, 2], abs=4 * np.std(values) / 300**0.5)
-
-
-def test_copies_share_all_and_strangers_in_their_own_spaces_share_nothing() -> None:
-    rng = np.random.default_rng(2)
-    one, two = np.zeros((8, 2)), np.zeros((8, 2))
-    one[:4], two[4:] = rng.standard_normal((2, 4, 2))
-    alone = [loralens.Adapter(modules={"q": loralens.LowRank(B, B.T)}) for B in (one, two)]
-    apart = interference(alone, pairwise(alone).modules)
-    np.testing.assert_allclose(apart.shared, 0, atol=COLLECTION)
-    np.testing.assert_allclose(apart.private, 1, atol=COLLECTION)
-    twins = interference([alone[0], alone[0]], pairwise(alone).modules)
-    np.testing.assert_allclose(twins.shared, 1, atol=COLLECTION)
-    np.testing.assert_allclose(twins.private, 0, atol=COLLECTION)
 
 
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
@@ -100,17 +73,6 @@ def test_contiguous_blocks_become_one_stretch_and_kinds_come_together() -> None:
     assert [one.location for one in find_interactions(pairs, opposing=False)] == ["block 9, down_proj"]
 
 
-def test_of_several_stacks_the_one_that_is_meant_is_named() -> None:
-    extra = {f"vision.layers.{i}.self_attn.v_proj": -0.5 if i < 2 else 0.0 for i in range(4)}
-    pairs = pairwise(fighting({(i, "self_attn.v_proj"): -0.5 for i in (0, 1, 3)}, extra={**extra, "lm_head": -0.7}))
-    assert sorted(one.location for one in find_interactions(pairs, opposing=True)) == [
-        "block 3 of model.layers, v_proj",
-        "blocks 0–1 of model.layers, v_proj",
-        "blocks 0–1 of vision.layers, v_proj",
-        "lm_head",
-    ]
-
-
 @pytest.mark.parametrize(
     ("cosine", "counts"), [(-0.5, True), (-1.01 * 4 / 12, True), (-0.99 * 4 / 12, False), (0.5, False)]
 )
@@ -118,14 +80,3 @@ def test_a_fight_is_far_from_chance(cosine: float, counts: bool) -> None:
     pairs = pairwise(fighting({(1, "self_attn.v_proj"): cosine}, size=12))
     assert far_cosine(pairs) == 4
     assert bool(find_interactions(pairs, opposing=True)) == counts
-
-
-def test_many_comparisons_ask_for_more() -> None:
-    rng = np.random.default_rng(4)
-    adapters = [
-        loralens.Adapter(modules={f"layers.{i}.q": low_rank(rng, (12, 12), 1) for i in range(20)}) for _ in range(12)
-    ]
-    pairs = pairwise(adapters)
-    assert far_cosine(pairs) == pytest.approx(np.log(20 * 66))
-    assert not find_interactions(pairs, opposing=True)
-    assert not find_interactions(pairs, opposing=False)

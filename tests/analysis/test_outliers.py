@@ -1,12 +1,9 @@
 """Outliers: none where nothing is odd, found where several modules are, and the same in every dialect."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-import loralens
-from loralens.analysis.spectrum import Spectrum, distances_from_line, find_outliers, measure_spectrum
+from loralens.analysis.spectrum import Spectrum, distances_from_line, find_outliers
 
 
 def test_the_line_is_that_of_theil_and_sen() -> None:
@@ -51,13 +48,6 @@ def test_a_module_ten_times_as_strong_or_weak_is_found_and_nothing_else(blocks: 
     assert strays <= 1
 
 
-def test_norms_of_single_experts_are_not_compared() -> None:
-    spectra = {f"layers.{i}.experts.{e}.up": Spectrum(np.array([100.0 if (i, e) == (3, 1) else 1.0]), (8, 8), 1)
-               for i in range(8) for e in range(2)}  # fmt: skip
-    assert find_outliers(spectra) == []
-    assert len(find_outliers({name.replace("experts", "parts"): s for name, s in spectra.items()})) == 1
-
-
 def test_of_few_modules_none_is_named_and_small_differences_are_none() -> None:
     few = {f"layers.{i}.q": Spectrum(np.array([1.0 + 99 * (i == 2)]), (8, 8), 1) for i in range(5)}
     assert find_outliers(few) == []
@@ -67,27 +57,3 @@ def test_of_few_modules_none_is_named_and_small_differences_are_none() -> None:
     near = {name: Spectrum(s.s if i != 2 else np.array([3.9]), (8, 8), 1) for i, (name, s) in enumerate(equal.items())}
     assert find_outliers(near) == []  # good adapters have modules of three times the usual norm
     assert find_outliers({name: Spectrum(np.zeros(1), (8, 8), 1) for name in equal}) == []
-
-
-def test_norms_that_underflow_are_compared_too() -> None:
-    spectra = {f"layers.{i}.q": Spectrum(np.array([1e-300, 1e-301]) * (1 + i % 3), (8, 8), 2) for i in range(9)}
-    assert find_outliers(spectra) == []
-
-
-def plain(name: str) -> str:
-    """A name without what dialects put before it."""
-    return name.replace(".", "_").removeprefix("diffusion_model_").removeprefix("lora_").removeprefix("unet_")
-
-
-def test_the_real_pair_in_two_dialects_has_the_same_outliers_when_one_module_is_spoilt(real: Path) -> None:
-    found = []
-    for name in ("sd15-timohavdk-diffusers", "sd15-timohavdk-kohya"):
-        spectra = measure_spectrum(loralens.load(real / name))
-        assert find_outliers(spectra) == []
-        (victim,) = [
-            n for n in spectra if plain(n).endswith("up_blocks_2_attentions_1_transformer_blocks_0_attn2_to_v")
-        ]
-        spectra[victim] = Spectrum(spectra[victim].s * 10, spectra[victim].shape, spectra[victim].rank)
-        found.append([(plain(o.name), o.value, o.typical) for o in find_outliers(spectra)])
-    assert found[0] == found[1]
-    assert len(found[0]) == 1

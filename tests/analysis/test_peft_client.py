@@ -1,6 +1,5 @@
 """What `inspect --for peft` says, and what PEFT does with the same folder."""
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-import loralens
 from tests.cli.command import Command
 from tests.marks import when_used
 
@@ -93,30 +91,3 @@ def test_the_verdict_is_what_peft_does(case: str, tmp_path: Path) -> None:
     result = run("inspect", folder, "--for", "peft", "--json")
     errors = [each["code"] for each in json.loads(result.stdout)["adapters"][0]["findings"] if each["level"] == "error"]
     assert (result.exit_code, errors) == ((0, []) if applied else (1, [code]))
-
-
-def test_a_merge_says_that_peft_would_not_apply_what_it_applies(tmp_path: Path) -> None:
-    folder, _ = adapter(tmp_path / "a", use_dora=True)
-    (tmp_path / "base").mkdir()
-    save_file(copy.deepcopy(model().state_dict()), tmp_path / "base" / "model.safetensors")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "use_dora": False}))
-    result = run("merge", folder, "--base", tmp_path / "base", "-o", tmp_path / "merged")
-    assert result.exit_code == 0, result.stderr
-    assert "PEFT ignores them, and loralens applies them" in result.stderr
-
-
-@pytest.mark.parametrize("lost", ["prefix", "peft_type"])
-def test_the_advice_makes_a_folder_that_peft_applies(lost: str, tmp_path: Path) -> None:
-    folder, trained = adapter(tmp_path / "a", modules_to_save=["head"])
-    if lost == "prefix":
-        file = folder / "adapter_model.safetensors"
-        save_file(bare(load_file(file)), file)
-    else:
-        config = json.loads((folder / "adapter_config.json").read_text())
-        del config["peft_type"]
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-    (finding,) = loralens.inspect(folder, consumer="peft").adapters[0].refusals[:1]
-    assert finding.fix.startswith("loralens convert … --to peft")
-    assert run("convert", folder, "--to", "peft", "-o", tmp_path / "b").exit_code == 0
-    assert torch.allclose(outputs(peft.PeftModel.from_pretrained(model(), tmp_path / "b").eval()), trained, atol=1e-5)

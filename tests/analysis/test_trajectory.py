@@ -88,14 +88,6 @@ def test_another_run_is_told_apart_and_nothing_is_settled() -> None:
     assert led.settled is None
 
 
-def test_a_run_that_ends_refactored_is_one_run() -> None:
-    adapters = run(turn=True)
-    last = adapters[-1].map(lambda m: loralens.LowRank(m.B[:, ::-1], -m.A[::-1], -m.scale))  # type: ignore[arg-type]
-    found = measure_trajectory([*adapters[:3], last])
-    assert found.points[2].initial < 0.5
-    assert found.runs == ((0, 1, 2, 3),)
-
-
 def test_a_zero_checkpoint_has_no_direction() -> None:
     one, two = run((0.0, 1.0))
     found = measure_trajectory([one, two])

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from loralens.arithmetic.combine import combine_adapters
-from loralens.arithmetic.methods import METHODS
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank, Scaling
@@ -143,30 +142,6 @@ def test_quality_is_that_of_the_dense_matrices_at_every_rank():
                 assert got[0] == pytest.approx(sum(inside) / energy, rel=1e-9)
 
 
-def test_an_adapter_that_is_0_has_no_shares_and_a_sum_that_is_0_no_relative_error():
-    a = made(19)
-    zero = a.map(lambda m: LowRank(0 * m.B, m.A, m.scale))
-    shares = combine_adapters([(a, 1), (zero, 1)]).total().shares
-    assert (shares[1].retained, shares[1].gain, shares[1].interference_after) == (None, None, None)
-    assert combine_adapters([(a, 1), (a, -1)], method="tsv-m").total().error_to_sum in (None, 0.0)
-
-
-@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if not row.spaces])
-def test_every_method_works_on_several_modules_and_is_recorded(method):
-    a, b = made(22), made(23, names=[Q])
-    found = combine_adapters([(a, 0.6), (b, 0.4)], method=method, labels=["a", "b"])
-    assert set(found.adapter) == set(a)
-    assert found.recipe.record()["method"] == method
-    assert [one.path for one in found.recipe.adapters] == ["a", "b"]
-
-
-def test_dtype_is_that_of_all_or_what_is_asked_for():
-    a, b = made(26, dtype=np.float16), made(27, dtype=np.float32)
-    assert combine_adapters([(a, 1), (b, 1)]).adapter[Q].dtype == np.float32
-    assert combine_adapters([(a, 1)], dtype=np.float32).adapter[Q].dtype == np.float32
-    assert combine_adapters([(a, 1)]).adapter[Q] is a[Q]
-
-
 def stack(seed, ranks):
     rng = np.random.default_rng(seed)
     return {
@@ -187,9 +162,6 @@ def test_the_experts_of_a_stack_keep_one_rank():
     kept = combine_adapters([(a, -2.0)])  # alone they stay as they are, together
     assert all(kept.adapter[name].B is a[name].B for name in a)
     assert all(m.layout.kind == "experts" for m in found.adapter.modules.values())
-    mixed = combine_adapters([(a, Strength(1.0, {"*1]": 3.0}))])  # one scale for all of a stack
-    assert {m.scale for m in mixed.adapter.modules.values()} == {1.0}
-    assert_equals(mixed.adapter, {n: (3 if n.endswith("1]") else 1) * a[n].dense() for n in a})
 
 
 def test_full_tensors_of_one_ride_along_and_of_several_need_a_choice():
@@ -265,21 +237,3 @@ def test_options_that_make_no_sense_are_refused(arguments, message):
         combine_adapters([(made(42), 1)], **arguments)
     with pytest.raises(OptionError, match="at least 1"):
         combine_adapters([])
-
-
-@pytest.mark.parametrize(
-    ("weight", "arguments", "message"),
-    [
-        (float("nan"), {}, "b has the weight nan"),
-        ({"q_proj": float("inf")}, {}, "b has the weight inf"),
-        (Strength(float("-inf")), {}, "b has the weight -inf"),
-        (1.0, {"take": 2}, "take=2 is not the position of an adapter"),
-        (1.0, {"take": -1}, "take=-1 is not the position of an adapter"),
-        (1.0, {"labels": ["a"]}, "1 labels for 2 adapters"),
-        (0.0, {"modules": ["k_proj"]}, "nothing is left: the weights are 0 in all modules"),
-    ],
-)
-def test_what_is_given_with_the_adapters_is_checked(weight, arguments, message):
-    b = made(43, names=[Q, "model.layers.2.self_attn.k_proj"])
-    with pytest.raises(OptionError, match=message):
-        combine_adapters([(made(42), 1), (b, weight)], **{"labels": ["a", "b"], **arguments})

@@ -116,17 +116,6 @@ def pair_lost(one, name, W, K):
     return np.sum(L**2) - np.sum((U.T @ L @ V) ** 2)
 
 
-def test_what_cancels_is_plain_zeros(base):
-    a = adapter(10, base)
-    found = combine_adapters([(a, 0.5), (a, -0.5)], weights=weights(base))
-    assert not found.adapter.extra
-    assert found.adapter.config["use_dora"] is False
-    assert all(not m.B.any() and not m.A.any() for m in found.adapter.modules.values())
-    assert found.total().error_to_sum == 0
-    with pytest.raises(OptionError, match="nothing is left"):
-        combine_adapters([(a, 0.5), (a, -0.5)], weights=weights(base), drop_dead=True)
-
-
 def test_without_the_base_it_is_refused_with_the_way_out(base):
     a, b = adapter(15, base), adapter(16, base)
     with pytest.raises(MismatchError, match=r"is a DoRA adapter(.|\n)*--base"):

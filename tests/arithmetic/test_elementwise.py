@@ -8,13 +8,11 @@ import pytest
 
 from loralens.arithmetic import elementwise
 from loralens.arithmetic.combine import combine_adapters
-from loralens.arithmetic.elementwise import Modules, Product, Workspace, entries_in_space, whole_cutoffs
 from loralens.arithmetic.elementwise_methods import (
     breadcrumbs,
     dare,
     dare_ties,
     della,
-    elected_mean,
     magnitude,
     sce,
     ties,
@@ -143,14 +141,6 @@ def test_nothing_comes_to_exact_zeros(name, space):
     assert not found.B.any()
 
 
-def test_blocks_have_the_same_bits_however_they_are_cut():
-    there = entries_in_space(Joint.of(updates(np.random.default_rng(14), m=40, n=50), STRENGTHS), "full")
-    whole = np.concatenate([stack.copy() for _, stack in there.entries.blocks()], axis=1)
-    pieces = np.concatenate([stack.copy() for _, stack in there.entries.blocks(1)], axis=1)
-    assert whole.dtype == np.float32
-    np.testing.assert_array_equal(pieces, whole)
-
-
 @pytest.mark.slow
 def test_the_mean_of_dare_over_seeds_is_the_sum():
     ups = updates(np.random.default_rng(15))
@@ -193,12 +183,6 @@ def test_truncation_is_what_does_not_fit_into_the_ranks():
     assert found.truncation == pytest.approx(lost, rel=1e-5)
     smallest = np.linalg.norm(F - reference.best_of_rank(F, 7)) / np.linalg.norm(F)
     assert lost <= smallest * (1 + RANGE_FINDER)
-
-
-def test_nan_is_refused_by_name():
-    one = LowRank(np.full((4, 2), np.nan), np.ones((2, 5)))
-    with pytest.raises(Exception, match="NaN"):
-        Product.of(one, 1.0)
 
 
 def test_combine_looks_at_the_whole_adapter_for_ties_and_says_what_was_lost():
@@ -258,42 +242,3 @@ def test_what_a_rule_makes_is_the_same_to_the_bit_on_every_machine(name, monkeyp
     assert F.dtype == np.float32
     # Zeros have either sign; adding 0 makes all of them positive.
     assert sha256((F + np.float32(0)).astype("<f4").tobytes()).hexdigest() == DIGESTS[name]
-
-
-def plain_election(stack):
-    """The mean of the updates that have the sign of the sum, in the dtype of the stack, written with indices."""
-    sign = np.sign(stack.sum(axis=0))
-    agrees = (np.sign(stack) == sign) & (sign != 0)
-    return np.where(agrees, stack, 0).sum(axis=0, dtype=stack.dtype) / np.maximum(agrees.sum(axis=0), 1).astype(
-        stack.dtype
-    )
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("updates", [1, 2, 3])
-@pytest.mark.parametrize("masked", [True, False])
-def test_an_election_has_the_bits_of_its_definition(dtype, updates, masked):
-    rng = np.random.default_rng(27)
-    # Few values, so that entries are often 0, equal, or opposite; and many, so that the mean is rounded.
-    for stack in (rng.integers(-2, 3, (updates, 40, 50)), rng.standard_normal((updates, 40, 50))):
-        stack = (stack * 0.1).astype(dtype)
-        kept = rng.random(stack.shape) < 0.6 if masked else np.ones(stack.shape, bool)
-        kept &= stack != 0
-        expected = plain_election(np.where(kept, stack, dtype(0)))
-        found = elected_mean(stack.copy(), Workspace(), kept=list(kept) if masked else ())
-        assert found.dtype == dtype
-        np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("share", [0.001, 0.2, 0.9])
-def test_cutoffs_have_the_bits_of_the_entries(share):
-    """They are found by products in float32, but an order statistic of the exact entries is one of them."""
-    ups = updates(np.random.default_rng(28), m=300, n=500, ranks=(16, 16))
-    joint = Joint.of(ups, STRENGTHS[:2])
-    entries = entries_in_space(joint, "full").entries
-    sizes = [np.sort(np.abs(matrix.product.dense()), axis=None)[::-1] for matrix in entries.matrices]
-    k = int(share * 150_000)
-    assert entries.cutoffs(k, 1) == [(float(size[k - 1]), float(size[0])) for size in sizes]
-    assert whole_cutoffs(Modules("0", lambda _: joint, 150_000), share, space="full") == tuple(
-        float(size[k - 1]) for size in sizes
-    )

@@ -88,13 +88,6 @@ def test_the_maps_hold_excess_and_z_of_every_block_and_kind() -> None:
     assert excess.scale.chance_text == "1"
 
 
-def test_several_modules_of_a_cell_are_their_median() -> None:
-    found = {f"blocks.0.experts.w[{i}]": one(factor=i + 1.0) for i in range(3)}
-    chart = heat(amplification_figure(found), EXCESS)
-    assert chart.values[0, 0] == pytest.approx(np.log2(found["blocks.0.experts.w[1]"].at_rank(3).excess))
-    assert "a cell: the median of its modules" in chart.note
-
-
 def test_phi_on_both_sides_with_chance() -> None:
     figure = amplification_figure(llama(), phi_rank=2)
     maps = [chart for chart in figure.charts if isinstance(chart, HeatMap) and chart.small]

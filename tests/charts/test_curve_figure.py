@@ -4,7 +4,7 @@ import pytest
 
 from loralens.charts.mpl import draw_figure
 from loralens.charts.spec import LineChart
-from loralens.charts.spectrum_charts import curve_chart, curve_figure
+from loralens.charts.spectrum_charts import curve_figure
 from loralens.compression.plan import Choice, CurvePoint
 
 
@@ -34,12 +34,6 @@ def test_axes_lines_and_labels() -> None:
     assert (list(lines["what was written"].x), list(lines["what was written"].y)) == ([100], [50])
     assert (chart.x_limits, chart.y_limits) == ((0, pytest.approx(1.08 * 320)), (0, pytest.approx(1.08 * 87.5)))
     assert len({(line.ink, line.marker) for line in chart.lines}) == 3
-
-
-def test_on_data_the_error_is_that_of_outputs() -> None:
-    assert curve_chart(points(), on_data=True).y_label == "error ‖(ΔW−ΔW')x‖ / ‖ΔWx‖ (%)"
-    assert curve_chart(points(), dialect="peft").x_label == "size of the peft file (kB)"
-    assert curve_chart([]).remark
 
 
 @pytest.mark.parametrize("count", [1, 64])

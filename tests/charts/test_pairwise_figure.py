@@ -6,10 +6,8 @@ import pytest
 import loralens
 from loralens.analysis.every_pair import cluster_order, pairwise
 from loralens.analysis.interacting_pairs import interference
-from loralens.charts.mpl import draw_figure
 from loralens.charts.pair_charts import pairwise_figure
 from loralens.charts.spec import Figure, HeatMap
-from loralens.errors import OptionError
 
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 
@@ -81,37 +79,3 @@ def test_what_is_not_there_is_left_out() -> None:
     assert np.isnan(matrix.values).sum() == 5
     assert conflict.rows == ["down_proj", "v_proj"]
     assert {i for i, _ in conflict.tips} == {0, 1}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("count", "blocks"), [(3, 32), (30, 3)])
-def test_no_label_leaves_the_figure_nor_meets_another(count: int, blocks: int) -> None:
-    kinds = (*KINDS, "self_attn.k_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj")
-    drawing = draw_figure(figure(collection(count, blocks, kinds), name="a-rather-long-name-of-an-adapter-{}"))
-    drawing.draw_without_rendering()
-    width, height = drawing.bbox.x1, drawing.bbox.y1
-    for axes in drawing.axes:
-        box = axes.get_tightbbox()
-        if box is None:
-            continue
-        assert (box.x0 >= -1, box.y0 >= -1, box.x1 <= width + 1, box.y1 <= height + 1) == (True,) * 4
-        for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
-            boxes = [tick.get_window_extent() for tick in ticks if tick.get_text() and tick.get_visible()]
-            shown = [one for one in boxes if one.width and one.height]
-            assert not any(a.overlaps(b) for i, a in enumerate(shown) for b in shown[i + 1 :])
-
-
-@pytest.mark.parametrize(
-    ("count", "numbers"),
-    [(4, ["1", "2", "3", "4"]), (15, ["5", "10", "15"]), (26, ["5", "10", "15", "20", "25"])],
-)
-def test_adapters_have_their_numbers_under_the_matrix(count: int, numbers: list[str]) -> None:
-    chart = maps(figure(collection(count, 1, KINDS[:1])))[0]
-    assert [name for name in chart.columns if name] == numbers
-
-
-def test_one_adapter_has_no_pairs() -> None:
-    adapters = collection(2, 1)
-    pairs = pairwise(adapters)
-    with pytest.raises(OptionError, match="no pairs"):
-        pairwise_figure(["a"], pairs, interference(adapters, pairs.modules), [0, 1], ["in"])

@@ -72,43 +72,11 @@ def test_of_many_blocks_four_are_shown_as_in_the_paper_and_all_at_a_glance() -> 
         assert chart.values.shape == (2, 32)
 
 
-@pytest.mark.parametrize(
-    ("blocks", "kinds", "overviews"), [(2, 1, 0), (6, 2, 0), (7, 2, 2), (9, 1, 2), (1, 9, 2), (2, 9, 2)]
-)
-def test_few_modules_that_all_have_a_heat_map_need_no_map_of_all(blocks: int, kinds: int, overviews: int) -> None:
-    figure = similarity_figure(compared(blocks, *(f"k{i}" for i in range(kinds))), labels=LABELS)
-    assert len(maps(figure)) == overviews
-
-
-@pytest.mark.parametrize(
-    ("blocks", "kinds", "tail"),
-    [
-        (1, 9, ""),
-        pytest.param(32, 7, "", marks=pytest.mark.slow),
-        pytest.param(110, 9, "_with_a_rather_long_name", marks=pytest.mark.slow),
-    ],
-)
-def test_no_panel_title_touches_its_neighbour(blocks: int, kinds: int, tail: str) -> None:
-    names = [f"{k}_proj{tail}" for k in ("q", "k", "v", "o", "gate", "up", "down", "in", "out")]
-    figure = similarity_figure(compared(blocks, *names[:kinds]), labels=LABELS)
-    drawing = draw_figure(figure)
-    drawing.draw_without_rendering()
-    boxes = [axes._left_title.get_window_extent() for axes in drawing.axes if axes.get_title(loc="left")]  # type: ignore[attr-defined]
-    assert not any(one.overlaps(two) for i, one in enumerate(boxes) for two in boxes[:i])
-    assert ("8 of 9 kinds" in figure.title) == (kinds > 8)
-
-
 def test_a_zero_module_leaves_a_hole() -> None:
     found = compared(2, "q_proj", "v_proj", zero="model.layers.1.self_attn.q_proj")
     figure = similarity_figure(found, labels=LABELS)
     assert figure.bands[0].charts[2] is None
     assert "v_proj, block 1" in phis(figure)
-    draw_figure(figure)
-
-
-def test_nothing_to_compare_is_said() -> None:
-    figure = similarity_figure(compared(1, "q_proj", zero="model.layers.0.self_attn.q_proj"), labels=LABELS)
-    assert "ΔW is 0 everywhere" in figure.title
     draw_figure(figure)
 
 
@@ -129,14 +97,3 @@ def test_nested_modules_stand_against_each_other() -> None:
     assert nesting_figure(nesting(mine, of="B"), label="mine", of="B").title.startswith("mine: out side of B")
     with pytest.raises(OptionError, match="the same width"):
         nesting_figure([], label="mine")
-
-
-@pytest.mark.parametrize("tail", ["", ".attentions", ".transformer.layers"])
-def test_blocks_of_several_stacks_are_told_apart(tail: str) -> None:
-    rng = np.random.default_rng(0)
-    names = [f"text_encoder{which}{tail}.{b}.q" for which in ("", "_2") for b in (0, 1)]
-    mine = loralens.Adapter(
-        modules={n: loralens.LowRank(rng.standard_normal((6, 2)), rng.standard_normal((2, 7))) for n in names}
-    )
-    titles = [t for t in phis(similarity_figure(compare_subspaces(mine, mine), labels=LABELS)) if "q, " in t]
-    assert titles == [f"q, block text_encoder{which}.{b}" for which in ("", "_2") for b in (0, 1)]

@@ -10,7 +10,7 @@ from loralens.analysis.spectrum import Spectrum
 from loralens.charts.figure_file import check_suffix, save_figure
 from loralens.charts.spec import Figure, HeatMap, LineChart
 from loralens.charts.spectrum_charts import spectrum_figure
-from loralens.errors import FormatError, OptionError
+from loralens.errors import OptionError
 
 Spectra = Mapping[str, Spectrum]
 
@@ -89,32 +89,6 @@ def test_zero_and_missing_modules_are_told_apart_and_are_named() -> None:
     assert [len(y) for y in curves(q)] == [4, 4, 4]
 
 
-def test_a_line_ends_where_sigma_is_zero_to_rounding() -> None:
-    figure = spectrum_figure({"mine": {"layers.0.q": one(2, 1, 1e-17, 0), "layers.1.q": one(4, 3, 2, 1)}})
-    assert curves(panels(figure)["q"]) == [[2, 1], [4, 3, 2, 1]]
-    assert panels(figure)["q"].y_limits[0] > 0.1
-
-
-def test_no_adapter_is_an_error_and_no_module_is_said() -> None:
-    with pytest.raises(OptionError, match="no adapter"):
-        spectrum_figure({})
-    assert [band.title for band in spectrum_figure({"bare": {}}).bands] == ["bare: no modules"]
-
-
-def test_adapters_share_their_limits_and_colours() -> None:
-    first, second = llama(range(3)), {k: Spectrum(1000 * s.s**3, s.shape, 4) for k, s in llama(range(1, 5)).items()}
-    figure = spectrum_figure({"first": first, "second": second})
-    charts = [chart for chart in figure.charts if isinstance(chart, LineChart)]
-    assert [chart.title for chart in charts] == ["q_proj", "v_proj"] * 2
-    assert len({chart.y_limits for chart in charts}) == 1
-    assert charts[0].y_limits[1] > max(s.spectral for s in second.values())
-    assert charts[0].lines[1].ink == charts[2].lines[0].ink  # block 1 in both
-    upper, lower = maps(figure)
-    assert labels(upper) == labels(lower) == ["0", "1", "2", "3", "4"]
-    assert upper.scale == lower.scale
-    assert [band.title for band in figure.bands] == ["first", "", "second", ""]
-
-
 def test_stacks_are_told_apart() -> None:
     parts = ("unet.down_blocks.0", "unet.down_blocks.1", "unet.mid_block.attentions.0", "unet.up_blocks.1")
     spectra = {f"{p}.attentions.0.attn{a}.to_q": one(3 * a, 1) for p in parts for a in (1, 2)}
@@ -129,21 +103,6 @@ def test_stacks_are_told_apart() -> None:
     np.testing.assert_allclose(chart.values, [[mean] * 4])
     assert chart.note == "block\na cell: the mean of its modules, up to 2"
     assert chart.column_edges == [2, 3]
-
-
-def test_modules_outside_any_block_have_a_column_and_a_grey_line() -> None:
-    figure = spectrum_figure({"mine": {**llama(), "classifier.dense": one(2, 1)}})
-    assert labels(maps(figure)[0]) == ["0", "1", "2", "outside"]
-    dense = panels(figure)["dense"]
-    assert (dense.lines[0].style, dense.lines[0].ink, dense.note) == ("--", "quiet", "dashed: outside any block")
-
-
-def test_a_stack_of_experts_is_drawn_as_the_mean_of_each_block() -> None:
-    spectra = {f"layers.{b}.mlp.experts.down_proj[{e}]": one(e + b + 2, 1) for b in range(3) for e in range(128)}
-    spectra["layers.0.mlp.experts.down_proj[0]"] = one(0, 0)
-    (chart,) = panels(spectrum_figure({"moe": spectra})).values()
-    np.testing.assert_allclose(curves(chart), [[np.mean(np.arange(1, 128) + 2), 1], [66.5, 1], [67.5, 1]])
-    assert chart.note == "mean of each block's modules\n1 of 384 modules are zero"
 
 
 def test_adapters_of_rank_one_are_drawn_against_the_block() -> None:
@@ -162,14 +121,6 @@ def test_the_kinds_of_least_energy_share_a_panel() -> None:
     assert len([chart for chart in two.charts if isinstance(chart, LineChart)]) == 24
 
 
-def test_late_blocks_do_not_hide_early_ones() -> None:
-    lines = panels(spectrum_figure({"deep": llama(range(40))}))["q_proj"].lines
-    places = [int(line.ink[1:]) for line in lines]
-    assert places != sorted(places)
-    halves = np.array(places[:20]).mean(), np.array(places[20:]).mean()
-    assert abs(halves[0] - halves[1]) < 2
-
-
 @pytest.mark.parametrize("name", ["spectra.gif", "spectra", "png"])
 def test_another_suffix_is_an_error_that_lists_those_there_are(tmp_path, name):
     with pytest.raises(OptionError) as error:
@@ -178,33 +129,6 @@ def test_another_suffix_is_an_error_that_lists_those_there_are(tmp_path, name):
     with pytest.raises(OptionError):
         save_figure(Drawing(), tmp_path / name)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_cannot_be_made_is_an_error_before_the_work(tmp_path):
-    (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(OptionError, match="file: is a file, not a folder"):
-        check_suffix(tmp_path / "file" / "a.png")
-    with pytest.raises(OptionError, match="link: is a link to nothing"):
-        check_suffix(tmp_path / "link" / "a.png")
-
-
-def test_what_stood_there_stays_until_the_new_file_is_whole(tmp_path, monkeypatch):
-    target = tmp_path / "a.png"
-    target.write_bytes(b"old")
-
-    def fail(self, stream, **options):
-        stream.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Drawing, "savefig", fail)
-        with pytest.raises(FormatError, match="No space left"):
-            save_figure(Drawing(), target, overwrite=True)
-    assert target.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [target]
-    save_figure(spectrum_figure({"a": llama()}), str(target), overwrite=True)
-    assert target.read_bytes() != b"old"
 
 
 def test_the_users_own_settings_change_nothing(tmp_path):

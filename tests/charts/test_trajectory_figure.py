@@ -4,7 +4,6 @@ import numpy as np
 
 import loralens
 from loralens.analysis.trajectory import Trajectory, measure_trajectory
-from loralens.charts.mpl import draw_figure
 from loralens.charts.run_charts import trajectory_figure
 from loralens.charts.spec import LineChart
 
@@ -55,23 +54,3 @@ def test_without_steps_checkpoints_stand_under_their_names() -> None:
         assert chart.x_ticks == [(0.0, "a"), (1.0, "b"), (2.0, "a $ve…deed")]
     assert isinstance(loss, LineChart)
     assert loss.note == "not drawn: some steps are unknown"
-
-
-def test_without_losses_the_panel_says_so() -> None:
-    assert charts(found(), [1, 2, 3], {"loss": []})[3].note == "no losses logged"
-
-
-def test_a_run_of_zeros_can_be_drawn() -> None:
-    zero = loralens.Adapter(modules={"q": loralens.LowRank(np.zeros((3, 1)), np.ones((1, 3)))})
-    draw_figure(trajectory_figure(measure_trajectory([zero, zero]), [1, 2], {}, ["a", "b"]))
-
-
-def test_no_label_leaves_the_figure() -> None:
-    names = [f"a-long-name-of-checkpoint-{i}" for i in range(20)]
-    drawing = draw_figure(trajectory_figure(found(20), [None] * 20, {}, names))
-    drawing.draw_without_rendering()
-    for axes in drawing.axes:
-        box = axes.get_tightbbox()
-        assert box is not None
-        assert box.x0 >= -1
-        assert box.x1 <= drawing.bbox.x1 + 1

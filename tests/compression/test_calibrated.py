@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from loralens.compression.calibration import data_error, data_norm, whitened_svd
 from loralens.core.lowrank import LowRank
-from loralens.errors import FormatError, ShapeError
 from tests import reference
 from tests.marks import examples
 from tests.tolerances import WHITENED
@@ -135,29 +134,3 @@ def test_what_rounding_puts_beside_the_rows_of_a_counts_by_the_length_of_the_inp
     counted, not_counted = np.sqrt(np.mean(np.square(errors), axis=0))
     assert counted == pytest.approx(1, rel=0.08)
     assert not_counted < 0.4
-    smaller = best(module, whitened_svd(module, K), 2)
-    assert data_error(module, smaller, K, trace=trace) == pytest.approx(data_error(module, smaller, K), rel=1e-12)
-    seen = LowRank(np.eye(3, 2), np.eye(2, 4))  # of inputs with C = diag(9, 4, 1, 1)
-    beside = LowRank(np.eye(3, 2), np.array([[1, 0, 0.5, 0], [0, 1, 0, 2.0]]))
-    expected = np.sqrt((0.5**2 + 2**2) / (9 + 4))
-    assert data_error(seen, beside, np.diag([9.0, 4.0]), trace=15.0) == pytest.approx(expected, rel=1e-12)
-    wide = LowRank(np.ones((3, 6)), np.random.default_rng(0).standard_normal((6, 5)))  # A sees all inputs
-    assert data_error(wide, LowRank(wide.B, 2 * wide.A), np.eye(6), trace=1e9) == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
-    ("K", "error", "message"),
-    [
-        (np.eye(4), ShapeError, "and the module has rank 5"),
-        (np.full((5, 5), np.nan), FormatError, "NaN or Inf"),
-    ],
-)
-def test_moments_that_cannot_be(K, error, message):
-    module, _, _ = case(13)
-    for call in (
-        lambda: whitened_svd(module, K),
-        lambda: whitened_svd(module, np.eye(5), K),
-        lambda: data_norm(module, K),
-    ):
-        with pytest.raises(error, match=message):
-            call()

@@ -116,12 +116,6 @@ def test_a_peft_model_that_does_not_use_the_adapter_is_refused(tmp_path: Any) ->
         measure_moments(model, masked(), adapter=trained_on)
     folded = adapter.map(lambda m: LowRank(m.scale * m.B, m.A))  # the same update, its scale in B
     assert set(measure_moments(model, masked(), adapter=folded)) == set(adapter)
-    with pytest.raises(MismatchError, match="does not contain"):
-        measure_moments(model, masked(), adapter=models.adapter(models.llama(), ("o_proj",)))
-    model.add_adapter("other", peft.LoraConfig(target_modules=list(QV), r=3))
-    model.set_adapter("other")
-    with pytest.raises(MismatchError, match="does not contain"):
-        measure_moments(model, masked(), adapter=adapter)
     model.set_adapter("default")
     measure_moments(model, masked(), adapter=adapter)
     with model.disable_adapter(), pytest.raises(MismatchError, match="merged or switched off"):
@@ -256,12 +250,6 @@ def test_losses_are_sums_over_what_counts() -> None:
     batch = {**batch, "labels": torch.tensor([0, 2, 1])}
     output = classifier(**batch)
     assert float(label_loss(output, batch).detach()) == pytest.approx(3 * float(output.loss.detach()), rel=1e-5)
-    moments = [
-        measure_moments(classifier, [batch], adapter=models.adapter(classifier, ("query",)), out_side=True, loss=loss)
-        for loss in (None, label_loss)
-    ]
-    first = "bert.encoder.layer.0.attention.self.query"
-    np.testing.assert_allclose(9 * moments[0][first].G, moments[1][first].G, rtol=1e-4)
 
 
 def test_what_cannot_be_measured_is_named_and_applied() -> None:
@@ -275,14 +263,3 @@ def test_what_cannot_be_measured_is_named_and_applied() -> None:
     assert pytest.approx(np.array([[np.mean(z**2)]])) == moments["1"].K
     with pytest.raises(OptionError, match="no moments of 0: a full difference has no A"):
         moments["0"]
-
-
-def test_misuse() -> None:
-    model = models.llama()
-    adapter = models.adapter(model, QV)
-    with pytest.raises(OptionError, match="no batches"):
-        measure_moments(model, [], adapter=adapter)
-    with pytest.raises(OptionError, match="returned no loss"):
-        measure_moments(model, masked(), adapter=adapter, out_side=True)
-    with pytest.raises(MismatchError, match="no weight in the base"):
-        measure_moments(models.bert(), masked(), adapter=adapter)

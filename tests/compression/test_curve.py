@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loralens.compression.loss import total_error
-from loralens.compression.plan import TruncationPlan, curve_ranks, rank_curve
+from loralens.compression.plan import TruncationPlan, rank_curve
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.ranks import Rule
@@ -24,13 +24,6 @@ def adapter():
 
 def size(adapter):
     return 1000 + adapter.nbytes
-
-
-def test_ranks_shown():
-    assert curve_ranks(0) == []
-    assert curve_ranks(3) == [1, 2, 3]
-    assert curve_ranks(40)[-6:] == [16, 20, 24, 28, 32, 40]
-    assert curve_ranks(100)[-4:] == [64, 80, 96, 100]
 
 
 def test_points_are_truncations(adapter):

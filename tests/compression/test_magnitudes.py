@@ -10,7 +10,6 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.ranks import Rule
 from loralens.core.together import magnitudes
 from loralens.core.weights import Weight
-from loralens.errors import ShapeError
 from tests import reference
 from tests.compression.truncation import truncate
 
@@ -65,10 +64,3 @@ def test_what_is_the_same_module_keeps_its_magnitude_and_the_dtype_stays():
     after = solve_magnitudes(adapter, truncate(adapter, Rule("rank", 1)).adapter, weights)
     assert after.extra["a.m"].tensor.dtype == np.float32
     assert magnitudes(after) == {"a": "a.m"}
-
-
-def test_a_magnitude_of_another_length_is_refused():
-    adapter, weights, _, _ = dora()
-    wrong = Adapter(modules=adapter.modules, extra={"a.m": Extra("magnitude", "a", LazyArray.of(np.ones(5)))})
-    with pytest.raises(ShapeError, match="not one number for each of 7"):
-        solve_magnitudes(wrong, truncate(wrong, Rule("rank", 1)).adapter, weights)

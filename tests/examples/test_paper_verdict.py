@@ -40,24 +40,6 @@ def test_the_accuracies_of_the_verdict() -> None:
     assert (low, high) == (pytest.approx(100 * min(kept), abs=0.5), pytest.approx(100 * max(kept), abs=0.5))
 
 
-def first_overlaps(study: str) -> list[float]:
-    return [
-        one[f"{kind} {side}"]["phi_1_1"]
-        for one in FOUND[study].values()
-        for kind in ("query", "value")
-        for side in ("in", "out")
-    ]
-
-
-def test_the_overlaps_of_the_verdict() -> None:
-    pattern = r"is ([\d.]+) to ([\d.]+) between r = 8 and r = 64, and ([\d.]+) to ([\d.]+) between two seeds"
-    ranks, seeds = first_overlaps("ranks"), first_overlaps("seeds")
-    assert numbers(pattern) == pytest.approx([min(ranks), max(ranks), min(seeds), max(seeds)], abs=6e-3)
-    assert numbers(r"cosine ([\d.]+) at most") == [
-        pytest.approx(max(abs(one["cosine"]) for one in FOUND["tasks"].values()), abs=6e-3)
-    ]
-
-
 def test_the_excess_of_the_verdict() -> None:
     excess = [
         one["excess"] for name, one in FOUND["amplification"].items() if int(re.findall(r"r=(\d+)", name)[0]) >= 4

@@ -1,7 +1,6 @@
 """The strengths of the combining study: a best at an end of what was tried says only that more should be tried."""
 
 import combining_study as study
-import pytest
 
 from loralens.arithmetic.methods import METHODS
 from tests.conftest import ROOT
@@ -19,11 +18,3 @@ def test_no_method_has_its_best_at_an_end_of_the_grid() -> None:
     found = chosen()
     assert len(found) == 18
     assert {name: strength for name, strength in found.items() if not tried[0] < strength < tried[-1]} == {}
-
-
-@pytest.mark.parametrize("peak", [0.25, 0.5, 1.0, 1.4, 2.8, 8.0])
-def test_the_grid_grows_until_the_best_lies_inside(peak: float) -> None:
-    tried = study.search(lambda strength: -abs(strength - peak))
-    best = max(tried, key=lambda strength: tried[strength])
-    assert best == peak
-    assert min(tried) < best < max(tried)

@@ -46,30 +46,3 @@ def test_the_paper(runs: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
     make(plan.runs, runs, jobs=1)  # what is there is not made again
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")} == before
-
-
-def test_combining(runs: Path, tmp_path: Path) -> None:
-    from combining_figure import draw
-    from combining_study import QUICK, alone, examine, norm, report
-    from runs import make
-
-    few = ("tweet-sentiment", "tweet-author")  # of few labels: some guesses are right
-    plan = replace(QUICK, tasks=few, methods=("sum", "ties"), validation=4, judged=8, **SMALL)
-    made = make(plan.runs(0), runs, jobs=1)
-    folders = {0: [made[run].output for run in plan.runs(0)]}
-    ends = alone(plan, folders, tmp_path)
-    found = [examine(plan, folders, method, tmp_path) for method in plan.methods]
-    assert [one["method"] for one in found] == ["sum", "ties"]
-    assert all(0 <= value <= 1 for one in found for value in one["accuracy"]["0"].values())
-    text = report(plan, found, ends, "this")
-    assert "| sum |" in text
-    assert "*no adapter*" in text
-    draw(plan, found, ends, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size
-
-    from combining_study import Set
-
-    import loralens
-
-    one = Set(plan.tasks, [loralens.load(path) for path in folders[0]])
-    assert norm(one.combined("sum", 8)) == pytest.approx(1, rel=1e-3)

@@ -5,7 +5,6 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 
 import loralens
@@ -56,25 +55,6 @@ def test_the_adapter_is_of_the_convolutions_and_the_last_layer(told: Told) -> No
     assert told.scores["trained"] < told.scores["parameters"] / 4
 
 
-@pytest.mark.parametrize(
-    "verb",
-    ["spectrum", "similarity", "amplify", "intruders", "doctor", "compress", "combine", "merge", "verify", "unmerge"],
-)
-def test_every_tool_is_used_on_it(told: Told, verb: str) -> None:
-    after = told.text.partition(f">>> loralens.{verb}(")[2].partition("\n>>> ")[0]
-    assert "conv1" in after or verb in ("doctor", "unmerge")
-    assert len(after.splitlines()) > 1
-
-
-def test_a_shifted_task_has_the_same_digits(told: Told) -> None:
-    (upright, labels), _ = vision_lora.digits()
-    (turned, same), held_out = vision_lora.digits(vision_lora.TASKS["turned"])
-    assert torch.equal(labels, same)
-    assert torch.equal(torch.rot90(turned, -1, (2, 3)), upright)
-    assert len(held_out[1]) == vision_lora.HELD_OUT
-    assert len(labels) + len(held_out[1]) == 1797
-
-
 def test_merged_weights_read_as_the_adapter_beside_the_base_does(told: Told) -> None:
     assert told.scores["merged on turned"] == pytest.approx(told.scores["lora on turned"], abs=1 / vision_lora.HELD_OUT)
     held_out = vision_lora.digits(vision_lora.TASKS["turned"])[1][0][:32]
@@ -90,30 +70,3 @@ def test_unmerging_gives_the_base_back(told: Told) -> None:
     base, restored = (told.out / folder / "model.safetensors" for folder in ("base", "restored"))
     assert told.scores["restored"]
     assert base.read_bytes() == restored.read_bytes() != (told.out / "merged" / "model.safetensors").read_bytes()
-
-
-def test_half_the_rank_is_half_the_adapter(told: Told) -> None:
-    half = loralens.load(told.out / "turned-half")
-    assert {module.rank for module in half.modules.values()} == {vision_lora.RANK // 2}
-    assert told.scores["base on turned"] < told.scores["half on turned"]
-
-
-def test_two_seeds_begin_elsewhere_and_end_in_similar_updates(told: Told) -> None:
-    first, second = (loralens.load(told.out / name) for name in ("turned", "turned-1"))
-    found = loralens.similarity(first, second)
-    assert 0.1 < found.cosine < 0.95
-    assert found.cosine_z > 5
-
-
-def test_equal_seeds_give_equal_adapters(told: Told) -> None:
-    weights = told.out / "base" / "model.safetensors"
-    learned = vision_lora.digits(vision_lora.TASKS["turned"])[0]
-    again, before = vision_lora.adapted(SMALL, weights, learned, seed=0), loralens.load(told.out / "turned")
-    for name, module in again.items():
-        np.testing.assert_array_equal(np.asarray(module.B), np.asarray(before[name].B))
-        np.testing.assert_array_equal(np.asarray(module.A), np.asarray(before[name].A))
-
-
-def test_a_tool_that_fails_ends_the_story(tmp_path: Path) -> None:
-    with pytest.raises(loralens.OptionError, match="nothing"):
-        vision_lora.tool("spectrum", tmp_path / "nothing")

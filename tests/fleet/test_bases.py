@@ -36,10 +36,8 @@ def llama(blocks: int, hidden: int, q: int, kv: int, mlp: int, kinds: str = "qv"
     [
         (gpt2(12), "gpt2"),
         (gpt2(6), "distilgpt2"),
-        (gpt2(24, 1024), "gpt2-medium"),
         ({**gpt2(12), "score": (2, 768)}, "gpt2"),
         (llama(18, 640, 1024, 256, 2048), "gemma-3-270m"),
-        (llama(24, 896, 896, 128, 4864), "qwen2-0.5b"),
         ({f"bert.encoder.layer.{b}.attention.self.query": (384, 384) for b in range(6)}, "minilm-l6"),
         ({f"decoder.block.{b}.layer.0.SelfAttention.q": (512, 512) for b in range(6)}, "t5-small"),
     ],
@@ -74,11 +72,6 @@ def test_unknown_rather_than_a_guess(shapes: Shapes, candidates: set[str]) -> No
     assert set(identification.candidates) == candidates
 
 
-def test_image_models_are_those_of_their_own_table() -> None:
-    shapes = {f"unet.up_blocks.1.attentions.{i}.transformer_blocks.0.attn2.to_k": (1280, 768) for i in range(3)}
-    assert identify_base(signature(shapes)).name == "SD 1.5"
-
-
 def test_every_row_of_the_table_fits_itself_and_is_found_by_its_name() -> None:
     for row in known_bases():
         shapes = {}
@@ -97,16 +90,12 @@ def test_every_row_of_the_table_fits_itself_and_is_found_by_its_name() -> None:
     ("called", "name"),
     [
         ("distilbert/distilbert-base-uncased-finetuned-sst-2-english", "distilbert-base"),
-        ("gpt2", "gpt2"),
         ("unsloth/Qwen2.5-0.5B-Instruct-bnb-4bit", "qwen2-0.5b"),
         (r"D:\models\gemma3-270m", "gemma-3-270m"),
         ("meta-llama/Llama-2-7b-hf", "llama-7b"),
         ("meta-llama/Meta-Llama-3-8B", "llama-3-8b"),
         ("sentence-transformers/all-MiniLM-L6-v2", "minilm-l6"),
-        ("google/flan-t5-base", "flan-t5-base or mt5-base"),
-        ("EleutherAI/pythia-1.4b", "pythia-1.4b"),
         ("xlm-roberta-base", "roberta-base or xlm-roberta-base"),
-        ("google/gemma-2-2b-it", "gemma-2-2b"),
         ("someone/My Own_Model", "my-own-model"),
     ],
 )
@@ -122,7 +111,6 @@ def test_names_of_bases(called: str, name: str) -> None:
         ("distilgpt2", gpt2(12), "it has block 11, and distilgpt2 has 6 blocks"),
         ("gpt2", gpt2(12, 1024), "h_#_attn_c_attn is 3072 × 1024, and 2304 × 768 in gpt2"),
         ("gpt2", llama(12, 768, 768, 768, 3072), "gpt2 has no module model_layers_#_mlp_up_proj"),
-        ("someone/else", gpt2(12), ""),
         ("gpt2", {"classifier": (6, 768)}, ""),
     ],
 )
@@ -142,19 +130,6 @@ def test_neighbours_of_equal_names_and_shapes_decide_if_they_agree() -> None:
     assert infer_bases({"own": signatures["own"], **deeper}, {"deeper": Counter({"org/Odd-2B": 1})}) == {
         "deeper": "odd-2b"
     }
-
-
-def test_a_name_that_its_own_modules_contradict_decides_nothing() -> None:
-    signatures = {"llama": signature({"model.layers.0.self_attn.q_proj": (64, 64)})}
-    assert infer_bases(signatures, {"llama": Counter({"gpt2": 2})}) == {}
-    assert infer_bases(signatures, {"llama": Counter({"gpt2": 2, "org/Odd-1B": 1})}) == {"llama": "odd-1b"}
-
-
-def test_a_candidate_of_the_table_that_neighbours_name(tmp_path: Path) -> None:
-    shapes = signature(llama(32, 4096, 4096, 1024, 14336))
-    assert infer_bases({"a": shapes}, {"a": Counter({"mistralai/Mistral-7B-v0.3": 3})}) == {"a": "mistral-7b"}
-    both = Counter({"mistralai/Mistral-7B-v0.3": 3, "meta-llama/Meta-Llama-3-8B": 1})
-    assert infer_bases({"a": shapes}, {"a": both}) == {}
 
 
 def save(folder: Path, shapes: Shapes, base: str | None, *, B: float = 1.0, seed: int = 0) -> None:

@@ -15,9 +15,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.processes import process_pool
-from loralens.fleet import executors, updating
-from loralens.fleet.measuring import MeasuredFile, measure_files
+from loralens.fleet import updating
 from tests.fleet.makers import random_adapter, save, save_many
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes under /proc")
@@ -101,24 +99,6 @@ def test_a_file_that_kills_its_worker_is_found_and_gets_a_reason(tmp_path: Path,
     assert same(fleet, undisturbed(root, tmp_path))
 
 
-@pytest.mark.slow
-def test_an_executor_of_the_caller_that_breaks(tmp_path: Path, killing: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Committed rows stay, the next call does the rest, and it finds the file that kills."""
-    monkeypatch.setattr(executors, "CHUNK", 4)
-    root = tmp_path / "fleet"
-    save_many(root, 12)
-    save(root / "a010-killer", random_adapter(99))
-    fleet = loralens.Fleet.open(tmp_path / "index")
-    with process_pool(1) as pool, pytest.raises(loralens.OptionError, match="takes no more work") as caught:
-        fleet.update(root, pool)
-    assert "call update again" in caught.value.fix
-    with process_pool(1) as pool:
-        result = fleet.update(root, pool)
-    assert [row.name for row in result.unreadable] == ["a010-killer"]
-    assert len(result.changes) <= 13 - 4
-    assert len(fleet.members()) == 12
-
-
 COORDINATOR = (
     "import sys, loralens; loralens.Fleet.open(sys.argv[2]).update(sys.argv[1], jobs=int(sys.argv[3]) or None)"
 )
@@ -187,18 +167,6 @@ def test_a_file_that_killed_the_coordinator_is_found_by_the_next_call(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
-    save_many(tmp_path / "fleet", 2)
-    script = tmp_path / "script.py"
-    script.write_text(COORDINATOR)
-    words = [sys.executable, str(script), str(tmp_path / "fleet"), str(tmp_path / "index"), "1"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert "worker processes end as soon as they are started" in done.stderr
-    assert '__name__ == "__main__"' in done.stderr
-    assert loralens.Fleet.open(tmp_path / "index").unreadable() == ()
-
-
-@pytest.mark.slow
 def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
     root = tmp_path / "fleet"
     save_many(root, 60)
@@ -216,35 +184,6 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
     kept = len(fleet.members())
     assert kept > 0
     assert len(fleet.update(root).changes) == 60 - kept
-
-
-def test_halves_of_a_chunk_that_a_cluster_gives_up(tmp_path: Path) -> None:
-    """An executor that raises the error of Dask for every chunk with this file."""
-    from concurrent.futures import Executor, Future
-
-    class KilledWorker(Exception):  # the name that Dask gives it
-        pass
-
-    class Cluster(Executor):
-        tasks: list[int] = []  # noqa: RUF012
-
-        def submit(self, work: object, root: str, paths: list[str], *options: bool) -> Future[list[MeasuredFile]]:  # type: ignore[override]
-            self.tasks.append(len(paths))
-            future: Future[list[MeasuredFile]] = Future()
-            if any("killer" in path for path in paths):
-                future.set_exception(KilledWorker())
-            else:
-                future.set_result(measure_files(root, paths, *options))
-            return future
-
-    save_many(tmp_path, 30)
-    save(tmp_path / "a004-killer", random_adapter(99))
-    fleet = loralens.Fleet.open(tmp_path)
-    result = fleet.update(tmp_path, Cluster())
-    assert [row.name for row in result.unreadable] == ["a004-killer"]
-    assert result.adapters == 30
-    assert max(Cluster.tasks) > 1
-    assert 1 in Cluster.tasks
 
 
 @pytest.fixture
@@ -281,34 +220,3 @@ def test_a_killed_worker_of_dask(tmp_path: Path, cluster: object, monkeypatch: p
     assert result.adapters == 200
     assert not result.unreadable
     assert same(fleet, undisturbed(root, tmp_path))
-
-
-@pytest.mark.live
-@pytest.mark.filterwarnings("ignore")
-def test_the_command_with_a_scheduler_of_dask(tmp_path: Path, cluster: object) -> None:
-    from tests.cli.command import Command
-
-    save_many(tmp_path / "fleet", 5)
-    address = cluster.scheduler.address  # type: ignore[attr-defined]
-    done = Command("fleet").run("index", tmp_path / "fleet", "--dask", address)
-    assert done.exit_code == 0, done.output
-    assert "5 adapters in the index" in done.stdout
-
-
-@pytest.mark.slow
-def test_a_pool_of_threads_or_processes_is_the_same(tmp_path: Path) -> None:
-    root = tmp_path / "fleet"
-    save_many(root, 6)
-    fleet = loralens.Fleet.open(tmp_path / "index")
-    fleet.update(root, jobs=2)
-    assert same(fleet, undisturbed(root, tmp_path))
-
-
-def test_chunks_are_smaller_for_few_files_and_for_large_ones() -> None:
-    many = executors.make_chunks([(str(i), 1000) for i in range(1000)], 2)
-    assert [len(chunk) for chunk in many] == [32] * 31 + [8]
-    few = executors.make_chunks([(str(i), 1000) for i in range(70)], 2)
-    assert [len(chunk) for chunk in few] == [12, 12, 12, 12, 12, 10]
-    large = executors.make_chunks([("a", 1000), ("b", 30 << 20), ("c", 30 << 20), ("d", 1 << 30), ("e", 1)] * 100, 1)
-    assert [list(chunk) for chunk in large[:4]] == [["a", "b"], ["c"], ["d"], ["e", "a", "b"]]
-    assert executors.make_chunks([], 2) == []

@@ -11,11 +11,10 @@ import pytest
 
 import loralens
 from loralens.errors import FormatError, OptionError
-from loralens.fleet import near as search
 from loralens.fleet.likeness import ExactUpdate, exact_cosine
 from loralens.fleet.sketches import module_keys
 from loralens.verbs.fleets.fleet_verbs import Fleet
-from tests.fleet.synthetic import SHAPES, adapter_of, dense_cosine, make_fleet, random_factors
+from tests.fleet.synthetic import adapter_of, dense_cosine, make_fleet, random_factors
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +41,6 @@ def test_the_nearest_are_those_of_brute_force(fleet: Fleet, exact: bool) -> None
     assert [row.level for row in result] == ["run", "run", "family", "family", "family"]
     assert result.compared == 26
     assert result.read == 26
-
-
-def test_sketches_propose_what_is_read(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "RERANKED", 8)
-    monkeypatch.setattr(search, "COARSE_KEPT", 12)
-    result = fleet.near("f2-r1/checkpoint-100", 2)
-    expected = brute_force(fleet, loralens.load(fleet.root / "f2-r1/checkpoint-100"), "f2-r1/checkpoint-100")
-    assert result.read == 8
-    assert [row.member.name for row in result] == [name for name, _ in expected[:2]]
 
 
 def test_by_sketch_no_file_is_read(tmp_path: Path) -> None:
@@ -92,24 +82,6 @@ def test_the_same_update_in_other_factors_is_a_copy_and_in_half_strength_it_is_n
     assert [fleet.near(half, 1)[0].level, fleet.near(half, 1)[0].cosine] == ["run", pytest.approx(1)]
 
 
-def test_another_model_has_no_neighbour(fleet: Fleet) -> None:
-    other = loralens.Adapter(
-        modules={"h.0.attn.c_attn": loralens.LowRank(np.ones((6, 1), np.float32), np.ones((1, 4), np.float32))}
-    )
-    result = fleet.near(other)
-    assert len(result) == 0
-    assert result.conclusion() == ["the adapter: no other adapter of the fleet has an update of the same modules."]
-
-
-def test_an_update_of_0_has_no_neighbour(fleet: Fleet) -> None:
-    zero = {
-        name: (np.zeros((out, 2), np.float32), np.ones((2, in_), np.float32)) for name, (out, in_) in SHAPES.items()
-    }
-    result = fleet.near(adapter_of(zero))
-    assert len(result) == 0
-    assert result.conclusion() == ["the adapter: its ΔW is 0, so it has no direction that could be compared."]
-
-
 def test_a_file_that_has_changed_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_fleet(tmp_path, families=1)
     index = Fleet.open(tmp_path)
@@ -145,22 +117,6 @@ def test_a_misspelt_name_is_told_with_the_nearest_ones(fleet: Fleet, given: str,
     with pytest.raises(OptionError, match="no adapter of the fleet has this name, and there is no such file") as raised:
         fleet.near(given)
     assert re.match(advice, raised.value.fix)
-
-
-def test_a_member_that_cannot_be_read_is_not_called_misspelt(tmp_path: Path) -> None:
-    (tmp_path / "adapters" / "spoilt").mkdir(parents=True)
-    (tmp_path / "adapters" / "spoilt" / "adapter_model.safetensors").write_bytes(b"nothing")
-    fleet = Fleet.open(tmp_path / "index")
-    fleet.update(tmp_path / "adapters")
-    assert [file.name for file in fleet.unreadable()] == ["spoilt"]
-    with pytest.raises(OptionError, match=r"spoilt: this file of the fleet cannot be read: .+"):
-        fleet.near("spoilt")
-
-
-@pytest.mark.parametrize(("options", "message"), [({"k": 0}, "k is 0"), ({"sketch": True, "exact": True}, "exclude")])
-def test_wrong_options_are_refused(fleet: Fleet, options: dict[str, int], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        fleet.near("f0-r0/checkpoint-100", **options)  # type: ignore[arg-type]
 
 
 def test_exact_cosines_are_those_of_dense_matrices_in_every_gauge() -> None:

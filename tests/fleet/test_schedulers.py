@@ -2,67 +2,12 @@
 
 import subprocess
 import sys
-import types
-from collections.abc import Callable
-from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import loralens
-from loralens.verbs.fleets.fleet_verbs import index_fleet
 from tests.fleet.makers import save_many
-
-
-def use(monkeypatch: pytest.MonkeyPatch, client: Callable[[str], Any]) -> None:
-    """Take this for Dask."""
-    distributed, comm = types.ModuleType("distributed"), types.ModuleType("distributed.comm")
-    vars(distributed)["Client"] = client
-    vars(comm)["CommClosedError"] = type("CommClosedError", (OSError,), {})
-    monkeypatch.setitem(sys.modules, "distributed", distributed)
-    monkeypatch.setitem(sys.modules, "distributed.comm", comm)
-
-
-@pytest.mark.parametrize("error", [OSError("timed out"), ValueError("missing port number")])
-def test_no_scheduler_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def client(address: str) -> None:
-        raise error
-
-    use(monkeypatch, client)
-    save_many(tmp_path, 2)
-    with pytest.raises(loralens.OptionError, match="no Dask scheduler at nowhere"):
-        index_fleet(tmp_path, dask="nowhere")
-
-
-class Lost:
-    """A client whose tasks are cancelled, as after a lost connection."""
-
-    def __init__(self, address: str) -> None:
-        del address
-
-    def __enter__(self) -> "Lost":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def get_executor(self, *, pure: bool) -> "Lost":
-        assert not pure
-        return self
-
-    def submit(self, *_: object) -> None:
-        raise CancelledError
-
-
-def test_a_scheduler_that_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, Lost)
-    save_many(tmp_path, 3)
-    with pytest.raises(loralens.OptionError, match="has ended"):
-        index_fleet(tmp_path, dask="tcp://there:1")
-    # The next call does the work.
-    assert index_fleet(tmp_path).adapters == 3
-
 
 # Without workers, so that the command waits.
 SCHEDULER = """

@@ -70,26 +70,6 @@ def test_a_folder_that_cannot_be_listed_keeps_its_adapters(
     assert not [member for member in fleet.members() if member.findings]
 
 
-def test_a_survey_of_such_a_folder_says_so(fleet: loralens.Fleet, closed: Path) -> None:
-    for _ in range(2):
-        result = loralens.survey(fleet.root)
-        assert [row.label for row in result] == ["open/a000", "open/a001"]
-        assert [row.reason for row in result.unreadable] == ["this folder cannot be listed: Permission denied"]
-        # The second survey does not take the index for current, which keeps what was there.
-        fleet.update()
-
-
-def test_a_root_that_cannot_be_listed_is_refused(fleet: loralens.Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: object) -> object:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(walking.os, "scandir", refuse)
-    with pytest.raises(loralens.FormatError, match="cannot be listed: Permission denied"):
-        fleet.update()
-    monkeypatch.undo()
-    assert len(fleet.members()) == 4
-
-
 def test_an_emptied_root_is_refused(tmp_path: Path) -> None:
     save_many(tmp_path / "disk", 3)
     fleet = loralens.Fleet.open(tmp_path / "index")

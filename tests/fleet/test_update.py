@@ -3,18 +3,13 @@
 import json
 import os
 import shutil
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import loralens
-from loralens.core.adapter import Extra
 from loralens.core.fingerprint import fingerprint
-from loralens.core.lazy import LazyArray
 from loralens.fleet import measuring
 from loralens.fleet.measuring import measure_adapter
 from tests.fleet.makers import random_adapter, save, save_many
@@ -99,16 +94,6 @@ def test_a_changed_configuration_changes_the_adapter(fleet: loralens.Fleet, tmp_
     assert fleet.members()[0].frobenius == pytest.approx(5 * before)
 
 
-def test_a_member_whose_file_has_changed_is_not_read(fleet: loralens.Fleet, tmp_path: Path) -> None:
-    member = fleet.members()[0]
-    save(tmp_path / "a000", random_adapter(9), overwrite=True)
-    with pytest.raises(loralens.FormatError, match="has changed since it was indexed"):
-        fleet.adapter(member)
-    shutil.rmtree(tmp_path / "a000")
-    with pytest.raises(loralens.FormatError, match="or is gone"):
-        fleet.adapter(member)
-
-
 def test_every_dialect_has_the_same_sketch(tmp_path: Path) -> None:
     layers = tuple(f"unet.down_blocks.{i}.attentions.0.transformer_blocks.0.attn1.to_q" for i in (0, 1))
     adapter = random_adapter(3, layers=layers)
@@ -135,20 +120,6 @@ def test_every_dialect_has_the_same_sketch(tmp_path: Path) -> None:
     starts = dict(zip(names(fleet), fleet.sketches().start_directions(), strict=True))
     assert starts["mlx"] @ starts["two"] > 0.999
     assert abs(directions["mlx"] @ directions["peft"]) < 0.2
-
-
-def test_several_adapters_in_one_folder_have_names_of_their_own(tmp_path: Path) -> None:
-    for i in range(3):
-        save(tmp_path / "many" / f"{i}.safetensors", random_adapter(i), format="diffusers")
-    save(tmp_path / "one" / "x.safetensors", random_adapter(7), format="diffusers")
-    save_file({"model.embed.weight": np.ones((300, 2), np.float32)}, tmp_path / "one" / "model.safetensors")
-    fleet = loralens.Fleet.open(tmp_path)
-    result = fleet.update(tmp_path)
-    assert result.no_adapters == 1
-    assert names(fleet) == ["many/0.safetensors", "many/1.safetensors", "many/2.safetensors", "one"]
-    save(tmp_path / "one" / "y.safetensors", random_adapter(8), format="diffusers")
-    fleet.update()
-    assert names(fleet)[3:] == ["one/x.safetensors", "one/y.safetensors"]
 
 
 def test_links_lead_to_one_file(tmp_path: Path) -> None:
@@ -210,42 +181,6 @@ def test_what_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
     assert names(fleet) == ["good", "nan"]
 
 
-@pytest.mark.parametrize("size", [(2, 32), (900, 600)])
-def test_nan_in_a_head_is_a_finding(size: tuple[int, int], tmp_path: Path) -> None:
-    head = np.ones(size, np.float32)
-    for name, value in (("good", 1.0), ("bad", np.nan)):
-        head[-1, -1] = value
-        extra = {"base_model.model.score.weight": Extra("saved", "score", LazyArray.of(head.copy()))}
-        save(tmp_path / name, replace(random_adapter(1), extra=extra))
-    fleet = loralens.Fleet.open(tmp_path)
-    fleet.update(tmp_path)
-    assert {member.name: member.findings for member in fleet.members()} == {"good": (), "bad": ("non-finite",)}
-    survey = {row.label: row.note for row in loralens.survey(tmp_path)}
-    assert survey["bad"] == "wrong: non-finite"
-
-
-def test_what_torch_is_needed_for_is_read_again_when_it_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch = pytest.importorskip("torch")
-    save(tmp_path / "plain", random_adapter(1))
-    tensors = {}
-    for name, module in random_adapter(2).items():
-        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.from_numpy(module.A)
-        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.from_numpy(module.B)
-    (tmp_path / "pickled").mkdir()
-    torch.save(tensors, tmp_path / "pickled" / "adapter_model.bin")
-    shutil.copy(tmp_path / "plain" / "adapter_config.json", tmp_path / "pickled")
-    fleet = loralens.Fleet.open(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "torch", None)
-        fleet.update(tmp_path)
-    assert names(fleet) == ["plain"]
-    fleet.update()
-    assert names(fleet) == ["pickled", "plain"]
-    assert len(fleet.adapter(fleet.members()[0])) == 4
-
-
 def test_the_index_may_lie_anywhere_and_move_with_its_folder(tmp_path: Path) -> None:
     save_many(tmp_path / "collection", 2)
     inside, outside = loralens.Fleet.open(tmp_path / "collection"), loralens.Fleet.open(tmp_path / "index")
@@ -261,36 +196,6 @@ def test_the_index_may_lie_anywhere_and_move_with_its_folder(tmp_path: Path) -> 
     # The same files under another name of the folder: nothing is measured again.
     assert not outside.update(tmp_path / "moved").changes
     assert outside.members()[0].path.exists()
-
-
-def test_one_index_has_one_folder(tmp_path: Path) -> None:
-    save_many(tmp_path / "one", 1)
-    save_many(tmp_path / "two", 1)
-    fleet = loralens.Fleet.open(tmp_path / "index")
-    fleet.update(tmp_path / "one")
-    with pytest.raises(loralens.OptionError, match="is the index of"):
-        fleet.update(tmp_path / "two")
-    assert names(fleet) == ["a000"]
-
-
-def test_a_new_index_needs_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(loralens.OptionError, match="say which folder"):
-        loralens.Fleet.open(tmp_path / "index").update()
-    with pytest.raises(loralens.OptionError, match="is not a folder"):
-        loralens.Fleet.open(tmp_path / "index").update(tmp_path / "nowhere")
-    with pytest.raises(loralens.OptionError, match="there is no index") as caught:
-        loralens.Fleet.open(tmp_path / "nowhere").members()
-    assert "loralens fleet index DIR" in caught.value.fix
-
-
-def test_a_folder_that_holds_other_things_is_not_filled(tmp_path: Path) -> None:
-    save_many(tmp_path / "adapters", 1)
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "notes.txt").write_text("mine")
-    fleet = loralens.Fleet.open(tmp_path / "docs")
-    fleet.update(tmp_path / "adapters")
-    assert sorted(path.name for path in (tmp_path / "docs").iterdir()) == [".loralens-fleet", "notes.txt"]
-    assert loralens.Fleet.open(tmp_path / "docs").home == fleet.home
 
 
 def test_a_database_of_another_program_is_not_replaced(tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ from loralens.merging.planning import plan_merge
 from tests.merging.made import CASES, DTYPES, Maker, adapter, streamed
 from tests.tolerances import MERGED_SINGLE, MERGED_UNITS
 
-WIDER = (np.float32, np.float16, ml_dtypes.bfloat16)
-
 
 def planned(case):
     return plan_merge(case.adapters, case.lazy, **case.options)
@@ -43,15 +41,6 @@ def test_every_kind_of_weight_is_the_dense_sum_rounded_once(made, dtype):
         found = merged(tensor)
         assert found.dtype == (tensor.base.dtype if tensor.base else tensor.source.dtype)
         check(found, case.expected[key], found.dtype)
-
-
-@pytest.mark.parametrize("dtype", WIDER, ids=lambda dtype: np.dtype(dtype).name)
-@pytest.mark.parametrize("made", CASES, ids=lambda made: made.__name__)
-def test_the_result_may_have_another_dtype(made, dtype):
-    case = made(Maker(2, np.float16))
-    for key, tensor in planned(case).tensors.items():
-        if tensor.replacement is None and tensor.tokens is None:
-            check(merged(tensor, dtype=dtype), case.expected[key], dtype)
 
 
 @pytest.mark.parametrize("made", CASES, ids=lambda made: made.__name__)

@@ -1,7 +1,6 @@
 """Bases as transformers saves them, adapters as PEFT saves them: a merge of the files is what PEFT merges in memory."""
 
 import json
-import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import loralens
-from loralens.core.attached import Attachment
 from tests.architectures import ARCHITECTURES, Architecture
 from tests.cli.command import Command
 from tests.cli.test_merge import loaded
@@ -120,46 +117,6 @@ def test_a_round_through_other_names_is_loaded_by_peft(name, to, file, tmp_path:
     assert set(state) == set(wanted)
     for key, tensor in wanted.items():
         torch.testing.assert_close(state[key], tensor, rtol=1e-5, atol=1e-5, msg=key)
-
-
-def renamed(folder: Path, names, file_name: str = "adapter_model.safetensors") -> None:
-    """What lies in ``folder`` under other names, as transformers 4 had them."""
-    from safetensors.torch import load_file, save_file
-
-    file = folder / file_name
-    tensors = {}
-    for key, tensor in load_file(file).items():
-        for old, new in names:
-            key = re.sub(old, new, key)
-        tensors[key] = tensor
-    save_file(tensors, file, metadata={"format": "pt"})
-
-
-OLD_VIT = (
-    (r"layers\.(\d)\.", r"encoder.layer.\1."), (r"attention\.q_proj", "attention.attention.query"),
-    (r"attention\.k_proj", "attention.attention.key"), (r"attention\.v_proj", "attention.attention.value"),
-    (r"attention\.o_proj", "attention.output.dense"), (r"mlp\.fc1", "intermediate.dense"),
-    (r"mlp\.fc2", "output.dense"),
-)  # fmt: skip
-
-
-def test_an_adapter_of_transformers_4_on_the_model_in_memory(tmp_path: Path) -> None:
-    named("vit").save(tmp_path)
-    renamed(tmp_path / "adapter", OLD_VIT)
-    merged_alike(tmp_path)
-    x = torch.randn(1, 3, 8, 8)
-    answers_alike(transformers.ViTForImageClassification, tmp_path, tmp_path / "adapter", x)
-
-
-def answers_alike(model, folder: Path, adapter: Path, x) -> None:
-    """A model with the adapter attached answers as the merged one that PEFT saved."""
-    base, merged = (model.from_pretrained(folder / name).eval() for name in ("base", "merged"))
-    with torch.no_grad():
-        plain, wanted = base(x).logits, merged(x).logits
-        with Attachment(base, loralens.load(adapter)).on():
-            torch.testing.assert_close(base(x).logits, wanted, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(base(x).logits, plain)
-    assert not torch.allclose(plain, wanted, atol=1e-3)
 
 
 EXTRACTED = ["vit", "dinov2-swiglu", "llava", "qwen2-vl", "mixtral", "phimoe", "granitemoe", "jamba", "gpt-oss"]

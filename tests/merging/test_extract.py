@@ -90,29 +90,6 @@ def test_big_matrices_take_a_randomised_svd_and_say_how_good_it_is(rule):
     assert quick.relative_error >= dense.relative_error * (1 - EXTRACTED)
 
 
-def level(rng, values, rows=620, columns=530):
-    """A matrix with these singular values."""
-    U, V = (np.linalg.qr(rng.standard_normal((n, len(values))))[0] for n in (rows, columns))
-    return ((U * values) @ V.T).astype(np.float32)
-
-
-@pytest.mark.some(1)
-@pytest.mark.parametrize("exact", slow_except([False, True], True))
-@pytest.mark.parametrize(("flat", "directions"), [(24, 28), (50, 44)])
-def test_a_budget_is_shared_as_if_all_spectra_were_known(flat, directions, exact):
-    rng = np.random.default_rng(4)
-    spectra = [np.append(np.ones(flat), 1e-4), *(0.9 * 0.5 ** np.arange(12) for _ in range(4))]
-    tuned = {f"a.{i}.weight": level(rng, values) for i, values in enumerate(spectra)}
-    base = {key: np.zeros_like(T) for key, T in tuned.items()}
-    budget = directions * (620 + 530)
-    found = extract_adapter(lazy(base), lazy(tuned), Rule("parameters", budget), exact=exact)
-    assert found.adapter.parameters == budget
-    # 16 are looked at first, and what is left of the energy looks small beside the other modules
-    assert [one.rank for one in found.modules.values()] == [directions - 4, 1, 1, 1, 1]
-    lost = (max(flat - directions + 4, 0) / flat) ** 0.5
-    assert found.modules["a.0"].relative_error == pytest.approx(lost, abs=1e-3)
-
-
 def planted(rng, dtype, *, rows=400, columns=300, strength=0.02, rank=5, scale=0.02):
     W = (scale * rng.standard_normal((rows, columns))).astype(dtype)
     B, A = (rng.standard_normal(shape) for shape in ((rows, rank), (rank, columns)))
@@ -186,28 +163,6 @@ def test_every_kind_of_weight_gets_its_orientation():
     assert set(merged.tensors) == set(base)
 
 
-def test_a_pair_of_an_embedding_that_both_tie_is_meant_for_the_head_too():
-    rng = np.random.default_rng(8)
-    base = {"model.embed_tokens.weight": weights(rng, 20, 6), "model.a.weight": weights(rng, 6, 6)}
-    tuned = {key: W + weights(rng, *W.shape) for key, W in base.items()}
-    tie = {"tie_word_embeddings": True}
-
-    def found(tuned, **options):
-        whole = extract_adapter(lazy(base), lazy(tuned), Rule("energy", 1), modules=["*"], base_config=tie, **options)
-        return whole.adapter
-
-    adapter = found(tuned, tuned_config=tie)
-    assert adapter.config["ensure_weight_tying"] is True
-    merged = plan_merge([(adapter, 1.0)], lazy(base), config=tie)
-    assert set(merged.tensors) == set(base)  # as the tuned checkpoint is
-    head = {"lm_head.weight": base["model.embed_tokens.weight"] + weights(rng, 20, 6)}
-    untied = found({**tuned, **head}, tuned_config={"tie_word_embeddings": False})
-    assert "ensure_weight_tying" not in untied.config
-    assert "lm_head" in untied
-    only_a = {**base, "model.a.weight": tuned["model.a.weight"]}
-    assert "ensure_weight_tying" not in found(only_a, tuned_config=tie).config
-
-
 def norm(rng, n):
     return {"weight": 1 + weights(rng, n), "bias": weights(rng, n)}
 
@@ -264,35 +219,6 @@ def test_what_is_no_matrix_rides_along_or_is_named():
         "1 tensors of the base are not in the tuned model: pooler.weight",
     )
     assert found.unchanged == 1
-    bare = extract_adapter(lazy(base), lazy(tuned), Rule("rank", 2), drop_extra=True)
-    assert not bare.adapter.extra
-    assert bare.notes == found.notes[1:]  # nothing is kept in full
-    assert bare.adapter.config["modules_to_save"] is None
-    assert len(bare.left_out) == len(found.left_out) + 8
-
-
-def test_a_change_of_dtype_alone_is_no_difference():
-    rng = np.random.default_rng(11)
-    base = {f"a.{i}.weight": weights(rng, 12, 10) for i in range(3)} | {"norm.weight": weights(rng, 10)}
-    base["a.2.weight"][0, 0] = np.nan
-    tuned = {key: W.astype(ml_dtypes.bfloat16) for key, W in base.items()}
-    tuned["a.1.weight"][0, 0] += 1
-    found = extract_adapter(lazy(base), lazy(tuned), Rule("rank", 1))
-    assert list(found.modules) == ["a.1"]
-    assert found.unchanged == 2
-    assert not found.adapter.extra
-
-
-def test_threads_and_company_change_nothing():
-    rng = np.random.default_rng(13)
-    base, tuned = pair_of(rng, rows=600, columns=540, count=3)
-    one = extract_adapter(lazy(base), lazy(tuned), Rule("energy", 0.9))
-    two = extract_adapter(lazy(base), lazy(tuned), Rule("energy", 0.9), modules=["blocks.1.q"], threads=2)
-    for factor in ("B", "A"):
-        np.testing.assert_array_equal(
-            getattr(one.adapter["blocks.1.q"], factor), getattr(two.adapter["blocks.1.q"], factor)
-        )
-    assert {left.why for left in two.left_out} == {"not selected"}
 
 
 def test_errors():
@@ -311,14 +237,6 @@ def test_errors():
     tuned["blocks.1.q.weight"][3, 3] = np.inf
     with pytest.raises(FormatError, match=r"blocks\.1\.q: the difference holds NaN"):
         extract_adapter(lazy(base), lazy(tuned), Rule("rank", 1))
-
-
-def test_nothing_above_the_noise_is_an_error_that_says_so():
-    rng = np.random.default_rng(15)
-    W = weights(rng, 60, 50, dtype=ml_dtypes.bfloat16)
-    T = (W.astype(np.float32) * (1 + 2.0**-10 * rng.standard_normal(W.shape).astype(np.float32))).astype(W.dtype)
-    with pytest.raises(OptionError, match="1 matrices differ, but none is extracted: nothing rises above the noise"):
-        extract_adapter(lazy({"a.q.weight": W}), lazy({"a.q.weight": T}), NoiseEdge())
 
 
 def test_errors_of_all_pairs_together_and_the_energy_they_keep():

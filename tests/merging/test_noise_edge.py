@@ -25,11 +25,6 @@ def test_thresholds_are_those_of_the_paper(beta):
     assert median_threshold(2.0, shape) == pytest.approx(2 * best / middle, rel=NOISE_EDGE)
 
 
-def test_the_square_case_is_four_over_root_three():
-    assert known_threshold(1.0, (100, 100)) == pytest.approx(4 / 3**0.5 * 10)
-    assert median_threshold(1.0, (100, 100)) == pytest.approx(2.858, abs=1e-3)
-
-
 def test_white_noise_stays_below_every_threshold_and_a_direction_above_it_is_seen():
     rng = np.random.default_rng(1)
     N = 0.2 * rng.standard_normal((300, 500))

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loralens.merging.merge_rounding import MergeRounding, merge_entries, slices_for, subtract_update
+from loralens.merging.merge_rounding import MergeRounding, merge_entries, subtract_update
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
 
@@ -33,10 +33,6 @@ def test_overflow_is_infinite_but_in_fp8_the_largest_number():
     np.testing.assert_array_equal(found, np.array([np.inf, -3e4, np.inf, np.nan], np.float16))
     fp8 = merge_entries(np.array([400.0, -400.0]).astype(ml_dtypes.float8_e4m3fn), np.float32([1e4, -1e4]), DTYPES[4])
     np.testing.assert_array_equal(fp8.astype(float), [448, -448])
-
-
-def test_slices():
-    assert [slices_for(dtype) for dtype in DTYPES] == [2, 2, 1, 1, 1, 1]
 
 
 def test_a_gain_multiplies_the_sum_and_is_divided_out_first():

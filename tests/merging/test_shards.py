@@ -52,13 +52,3 @@ def test_the_rows_of_a_process_are_those_of_the_whole(made, dtype):
                 assert b"".join(row.tobytes() for row in rows) == own.tobytes()
             divided += 1
     assert divided
-
-
-def test_rows_of_other_processes_cannot_be_read():
-    part = Shard((4, 2), 1, 3).as_part(np.arange(4.0).reshape(2, 2))
-    np.testing.assert_array_equal(part.rows(1, 3).read(), [[0, 1], [2, 3]])
-    for start, stop in ((0, 1), (1, 4)):
-        with pytest.raises(AssertionError):
-            part.rows(start, stop).read()
-    with pytest.raises(AssertionError):
-        part.read()

@@ -1,14 +1,11 @@
 """Subtracting without a patch: the base but for what rounding leaves open, and that is counted."""
 
-import ml_dtypes
 import numpy as np
 
-from loralens.core.lowrank import LowRank
 from loralens.merging.codec import prepare_merge
-from loralens.merging.merge_rounding import merge_entries
 from loralens.merging.planning import plan_merge
 from loralens.merging.undo import Doubt, subtract_tensor
-from tests.merging.made import Case, adapter, streamed
+from tests.merging.made import streamed
 from tests.merging.test_apply import merged
 from tests.merging.test_record import gaussian
 
@@ -38,19 +35,6 @@ def test_the_doubts_are_those_found_by_trying_every_float16():
             for w, d in zip(W1.ravel(), D.ravel(), strict=True)
         ])  # fmt: skip
     assert doubt.several == np.count_nonzero(preimages > 1)
-
-
-def test_the_doubts_of_float8_are_those_found_by_trying_every_one_of_them():
-    dtype = np.dtype(ml_dtypes.float8_e5m2)
-    everything = np.arange(1 << 8, dtype=np.uint8).view(dtype)
-    everything = everything[np.isfinite(everything)]
-    W1 = everything[np.abs(everything.astype(float)) > 500][None]  # beyond the largest number of e4m3
-    one = LowRank(np.ones((1, 1), np.float32), np.full((1, W1.size), 100, np.float32))
-    _, doubt = restored(Case({}, [(adapter({"a": one}), 1.0)], {}), W1)
-    reached = merge_entries(everything, np.full(everything.size, 100, np.float32), dtype).astype(float)
-    preimages = np.array([np.count_nonzero(reached == w) for w in W1.ravel().astype(float)])
-    assert doubt.several == np.count_nonzero(preimages > 1) > 0
-    assert doubt.none == np.count_nonzero(preimages == 0)
 
 
 def test_another_model_has_entries_that_no_weight_leads_to():

@@ -4,12 +4,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from loralens.core.adapter import Adapter
 from loralens.merging.codec import prepare_merge
 from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.planning import plan_merge
 from loralens.merging.verify import have_same_values, verdicts
-from tests.merging.made import CASES, DTYPES, Maker, adapter, linear, resized, streamed, tokens
+from tests.merging.made import CASES, DTYPES, Maker, linear, resized, streamed, tokens
 from tests.merging.test_apply import merged
 from tests.merging.test_record import gaussian
 
@@ -50,12 +49,6 @@ def test_other_roundings_are_rounded():
         other = merged(tensor, rounding=MergeRounding(mode, 7, "k"))
         assert judged(tensor, other) == ["rounded"]
         assert judged(tensor, merged(tensor, rounding=MergeRounding(mode, 1, tensor.key)), mode) == ["exact"]
-
-
-def test_another_dtype_is_replayed_in_it():
-    tensor, _, _ = the_tensor()
-    for dtype in (np.float32, np.float16):
-        assert judged(tensor, merged(tensor, dtype=dtype)) == ["exact"]
 
 
 def test_half_an_update_is_partial_and_another_one_absent():
@@ -101,22 +94,3 @@ def test_what_rounding_swallows_is_not_exact(relative, outcome):
     assert one.gain == pytest.approx(one.predicted, abs=1e-12)
     (wide,) = verdicts(prepare_merge(tensor, dtype=np.float32), streamed(merged(tensor, dtype=np.float32)))
     assert (wide.outcome, wide.by_rounding) == ("exact", False)
-
-
-def test_a_tensor_that_was_not_replaced_is_absent_however_alike():
-    made = Maker(1, np.float32)
-    W = made.weight(40, 4)
-    new = W.copy()
-    new[3] += 1
-    one = adapter({}, w=("saved", "e", new, "weight"))
-    (tensor,) = plan_merge([(one, 1.0)], {"e.weight": streamed(W)}).tensors.values()
-    assert judged(tensor, new) == ["exact"]
-    assert judged(tensor, W) == ["absent"]
-    words = Adapter(
-        modules={},
-        extra=adapter({}, t=("tokens", "e", new[3:4], "weight")).extra,
-        config={"trainable_token_indices": [3]},
-    )
-    (tensor,) = plan_merge([(words, 1.0)], {"e.weight": streamed(W)}).tensors.values()
-    assert judged(tensor, new) == ["exact"]
-    assert judged(tensor, W) == ["absent"]

@@ -25,7 +25,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "np.count_nonzero(finite)",
         ("tests/cli/test_merge.py",),
     ),
-    Mutant("count_far", "abs(row.z) > FAR", "row.z > FAR", ("tests/reporting/test_summary.py",)),
+    Mutant("count_far", "abs(row.z) > FAR", "row.z > FAR", ("tests/analysis/test_amplification.py",)),
     Mutant("sum_divergences", "p - q", "p + q", ("tests/analysis/test_behaviour.py",)),
     Mutant(
         "_scale",
@@ -390,7 +390,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_authorise", "action not in _ALLOWED", "False", ("tests/fleet/test_catalogue.py",)),
     Mutant("_stamp", "{_size_and_time(os.stat(config))}", "", ("tests/fleet/test_update.py",)),
     Mutant("_chosen_root", "!= real", "== real", ("tests/fleet/test_update.py",)),
-    Mutant("short_names", "count[folder] == 1", "count[folder] >= 1", ("tests/fleet/test_update.py",)),
+    Mutant("short_names", "count[folder] == 1", "count[folder] >= 1", ("tests/fleet/test_copies.py",)),
     # formats
     Mutant(
         "_rescale",
@@ -656,10 +656,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "subject_tables", "1 - point.uniform.error**2", "1 - point.uniform.error", ("tests/reporting/test_numbers.py",)
     ),
     Mutant("_interactions", "labels[row.first]", "labels[row.second]", ("tests/reporting/test_numbers.py",)),
-    Mutant("Collection.closest", "abs(self.cosines[pair])", "self.cosines[pair]", ("tests/reporting/test_summary.py",)),
+    Mutant("Collection.closest", "abs(self.cosines[pair])", "self.cosines[pair]", ("tests/reporting/test_numbers.py",)),
     Mutant("ranks_section", "if not without", "if without", ("tests/reporting/test_numbers.py",)),
-    Mutant("slider_data", "1 - choice.error**2", "1 - choice.error", ("tests/reporting/test_on_inputs.py",)),
-    Mutant("slider_data", "point.uniform.parameters", "point.rank", ("tests/reporting/test_on_inputs.py",)),
+    Mutant("slider_data", "1 - choice.error**2", "1 - choice.error", ("tests/reporting/test_numbers.py",)),
+    Mutant("slider_data", "point.uniform.parameters", "point.rank", ("tests/reporting/test_numbers.py",)),
     Mutant("spectra_section", "len(spectra) - len(drawn)", "len(drawn)", ("tests/reporting/test_page.py",)),
     Mutant(
         "_findings",
@@ -689,7 +689,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "TRAJECTORY_COLUMNS",
         "lambda row: row.point.previous_cosine,",
         "lambda row: row.point.cosine,",
-        ("tests/reporting/test_numbers.py",),
+        ("tests/cli/test_trajectory.py",),
     ),
     Mutant("energy_curve", "(spectrum.s / unit) ** 2", "spectrum.s / unit", ("tests/reporting/test_numbers.py",)),
     Mutant("energy_curve", "spectrum.s.size + 1", "spectrum.s.size - 1", ("tests/reporting/test_numbers.py",)),
@@ -703,7 +703,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "_base",
         "median(x.rounding.error for x in effects.values())",
         "max(x.rounding.error for x in effects.values())",
-        ("tests/reporting/test_summary.py",),
+        ("tests/reporting/test_numbers.py",),
     ),
     Mutant(
         "conflict_map",
@@ -771,10 +771,10 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("find_spikes", "(1 / stable)", "(stable - 1)", ("tests/analysis/checks/test_condition.py",)),
     Mutant("_notice", "len(texts) - SHOWN", "len(texts) + SHOWN", ("tests/reporting/test_findings.py",)),
     Mutant(
-        "_describe_error", "percent(update_error)", "percent(1 - update_error)", ("tests/reporting/test_on_inputs.py",)
+        "_describe_error", "percent(update_error)", "percent(1 - update_error)", ("tests/reporting/test_numbers.py",)
     ),
     Mutant("say", "visible(line)", "line", ("tests/cli/test_terminal.py",)),
-    Mutant("conflict_map", "np.nanargmin(cosines)", "np.nanargmax(cosines)", ("tests/reporting/test_numbers.py",)),
+    Mutant("conflict_map", "np.nanargmin(cosines)", "np.nanargmax(cosines)", ("tests/charts/test_pairwise_figure.py",)),
     # The share of each module as it is, whatever its norm.
     Mutant(
         "IntruderTotal.of",
@@ -782,7 +782,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "sum(module.energy_share for module in modules) / max(len(modules), 1)",
         ("tests/reporting/test_numbers.py",),
     ),
-    Mutant("half_energy_modules", "reverse=True", "reverse=False", ("tests/reporting/test_page.py",)),
+    Mutant("half_energy_modules", "reverse=True", "reverse=False", ("tests/reporting/test_numbers.py",)),
     Mutant("half_energy_modules", "share >= 0.5", "share >= 0.25", ("tests/reporting/test_numbers.py",)),
     Mutant(
         "comparison_section",

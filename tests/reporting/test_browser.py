@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from loralens.analysis.amplification import measure_amplification
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
-from loralens.reporting import adapter_sections as ranks
 from loralens.reporting.subject import BaseMeasurements
 from loralens.reporting.writing import report_html
 from loralens.tables.numbers import percent, size
@@ -140,52 +138,7 @@ def test_of_three_adapters_the_first_screen_answers_and_nothing_is_cut(
         assert [text for text in page.evaluate(CUT) if "verdicts" in text] == []
 
 
-def test_a_map_that_is_too_wide_for_a_column_stands_alone(browser: Any, tmp_path: Path) -> None:
-    names = [f"model.layers.{k}.self_attn.q_proj" for k in range(32)]
-    file = written(tmp_path, {f"adapter{seed}": drawn(seed, rank=2, names=names) for seed in range(3)})
-    for page in opened(browser, file):
-        maps = [page.locator(f"#ranks-{k}") for k in (1, 2, 3)]
-        tops = [one.bounding_box()["y"] for one in maps]
-        assert tops == sorted(set(tops))
-        curves = [page.locator(f"#energy-{k}").bounding_box()["y"] for k in (1, 2, 3)]
-        assert len(set(curves)) == 1  # these are narrow enough
-        assert page.evaluate(CUT) == []
-    for page in opened(browser, written(tmp_path, {"one": drawn(1, rank=2, names=names)}, base=True)):
-        assert page.evaluate(CUT) == []
-
-
 MOVE = "(x, value) => { x.value = value; x.dispatchEvent(new Event('input')); }"
-
-
-@pytest.mark.parametrize("name", ["rank", "budget"])
-def test_every_stop_of_a_slider_shows_what_python_computed(page: Any, name: str) -> None:
-    slider = page.locator(".slider").nth(1)
-    carried = ranks.slider_data(measured({"second": drawn(2)})[0], 2)
-    stops, moved = carried["stops"], slider.locator("input")
-    assert moved.get_attribute("max") == str(len(stops) - 1)
-    assert page.evaluate("loralens.data.sliders[1]") == carried
-    left, top, width, height, x0, x1, y0, y1 = map(
-        float, page.locator("#curve-2 svg.lines").get_attribute("data-frame").split()
-    )
-    for k, both in enumerate(stops):
-        stop = both[name]
-        moved.evaluate(MOVE, k)
-        assert slider.locator(".value").text_content() == both["value"]
-        for key in ("error", "kept", "bytes", "now", "ranks"):
-            assert slider.locator(f".{name} .{key}").text_content() == stop[key]
-        assert (
-            slider.locator(f".{name} code").text_content()
-            == f"loralens compress second -o second-small {stop['option']}"
-        )
-        marker = page.locator(f"#curve-2 .marker.{name}")
-        assert float(marker.get_attribute("cx")) == pytest.approx(left + width * (stop["at"][0] - x0) / (x1 - x0))
-        assert float(marker.get_attribute("cy")) == pytest.approx(top + height * (y1 - stop["at"][1]) / (y1 - y0))
-
-
-def test_a_page_knows_no_rule_of_ranks_and_no_size_of_files(file: Path) -> None:
-    script = (files("loralens.reporting") / "templates" / "report.js").read_text()
-    assert not re.search(r"kB|MB|1000|1e[36]|Math.sqrt|gains|capacity|data_offsets", script)
-    assert len(file.read_text()) < 400_000
 
 
 def test_the_slider_says_what_the_file_of_compress_is(page: Any, tmp_path: Path) -> None:
@@ -346,12 +299,3 @@ def test_no_table_is_wider_than_the_paper(browser: Any, tmp_path: Path) -> None:
             assert over == 0
         heads = page.evaluate("[...document.querySelectorAll('th button')].map((x) => getComputedStyle(x).display)")
         assert set(heads) == {"contents"}  # Chromium repeats no button on the next page
-
-
-def test_wide_tables_are_printed_across(browser: Any, tmp_path: Path) -> None:
-    names = [f"model.layers.{k}.self_attn.q_proj" for k in range(60)]
-    file = written(tmp_path, {"one": drawn(1, names=names)}, base=True)
-    for page in opened(browser, file):
-        paper = page.pdf(format="A4")
-        boxes = [tuple(map(float, box.split())) for box in re.findall(rb"/MediaBox \[([^\]]*)\]", paper)]
-        assert {box[2] > box[3] for box in boxes} == {True, False}

@@ -181,36 +181,6 @@ def test_what_a_merge_would_swallow(seen: Seen) -> None:
     assert one(seen, "merge-lossy", SMALL) == f"{cost(seen, SMALL)}; {told} of {RANK} directions rise above the noise"
 
 
-def participation(D: np.ndarray) -> float:
-    G = D.T @ D
-    return float(np.trace(G) ** 2 / (G**2).sum())
-
-
-def test_a_random_adapter(seen: Seen) -> None:
-    rng = np.random.default_rng(9)
-    null = {
-        shape: [
-            participation(rng.standard_normal((shape[0], RANK)) @ rng.standard_normal((RANK, shape[1])))
-            for _ in range(300)
-        ]
-        for shape in SHAPES.values()
-    }
-    ratios = {name: participation(D) for name, D in seen.dense["noisy"].items()}
-    lowest = {name: np.quantile(null[D.shape], 0.01) for name, D in seen.dense["noisy"].items()}
-    assert all(abs(ratios[name] - lowest[name]) > 0.2 for name in NAMES)  # an edge of 300 draws is known to 0.15
-    alike = [name for name in NAMES if ratios[name] > lowest[name]]
-    assert {*NAMES} - {*alike} == {LEARNED}
-    notice = seen.notices["noisy", "random-spectrum"]
-    assert notice.place == "noisy"
-    (evidence,) = notice.evidence
-    first = f"participation ratio (at most r) of {alike[0]} {ratios[alike[0]]:.2f} (random "
-    assert evidence.startswith(f"{len(alike)} of {len(NAMES)} spectra are as flat as random ones; {first}")
-    low, high = (float(text) for text in evidence.rpartition("random ")[2].rstrip(")").split("–"))
-    drawn = null[seen.dense["noisy"][alike[0]].shape]
-    assert low == pytest.approx(min(drawn), abs=0.4)
-    assert high == pytest.approx(max(drawn), abs=0.4)
-
-
 def test_several_modules_of_one_finding(tmp_path: Path) -> None:
     """Four modules: three are shown and the rest counted; where they are is said by their number and kind."""
     rng = np.random.default_rng(4)

@@ -47,9 +47,3 @@ def test_the_measure_that_says_most(task: str, measures: dict[str, float], text:
     row = name_on_page(MeasuredAdapter(None, None, measures), [])
     sentence = quality_sentence(StoredEvaluation("m", task, "t", 1, [row]))
     assert sentence.endswith(text)
-
-
-def test_many_adapters_are_counted() -> None:
-    rows = [MeasuredAdapter(f"x{i}", None, {"accuracy": i / 10}) for i in range(7)]
-    sentence = quality_sentence(StoredEvaluation("m", "classification", "t", 2, rows))
-    assert sentence == "On 2 texts of t: accuracy 0 with x0, 10 % with x1, 20 % with x2, 30 % with x3 and 3 more below."

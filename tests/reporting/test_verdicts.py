@@ -123,19 +123,6 @@ def test_page_markdown_notebook_and_json_say_the_same(held) -> None:
     json.dumps(result.record(), allow_nan=False)
 
 
-def test_without_a_base_nothing_of_it_is_promised() -> None:
-    document = report(measured({"a": drawn(1)}), [])
-    assert document.verdicts is not None
-    assert [column.title for column in document.verdicts.shown] == [
-        "adapter",
-        "verdict",
-        "rank needed",
-        "saves",
-        "findings",
-    ]
-    assert document.record["verdicts"][0]["strength"] is None
-
-
 def test_what_is_broken_comes_first() -> None:
     subjects = measured({"a": drawn(1), "b": drawn(1)})
     wrong = Diagnosis("error", "non-finite", "holds NaN", adapter="b")
@@ -148,14 +135,3 @@ def test_what_is_broken_comes_first() -> None:
     warned = report(measured({"b": drawn(1)}), [replace(wrong, level="warning", code="spike")])
     assert warned.headline.startswith("b has 1 warning; rank ")  # a name keeps its letters
     assert table_of(warned)["b"]["verdict"] == "look at it first: spike"
-
-
-def test_a_zero_update_does_nothing() -> None:
-    adapter = drawn(1)
-    modules = {
-        n: loralens.LowRank(np.zeros((m.shape[0], 2)), np.ones((2, m.shape[1])), 1.0) for n, m in adapter.items()
-    }
-    zero = loralens.Adapter(modules=modules)
-    document = report(measured({"a": zero}), [])
-    assert document.headline == "a does nothing: ΔW is 0."
-    assert table_of(document)["a"]["rank needed"] == table_of(document)["a"]["saves"] == "–"

@@ -1,7 +1,6 @@
 """The project's own trained adapters: every ΔW is what the software that trained it said, through every command."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +128,3 @@ def test_a_run_is_put_in_order_by_its_steps() -> None:
         for step in (20, 40, 60)
     ]
     assert [point["frobenius"] for point in record["checkpoints"]] == pytest.approx(norms, rel=1e-5)
-
-
-def test_a_file_of_torch_needs_torch_and_nothing_to_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = HERE / "bert-rslora-run" / "checkpoint-20"
-    assert run("spectrum", "--allow-pickle", folder).exit_code == 2
-    with monkeypatch.context() as patch:
-        patch.setattr("torch.__version__", "2.9.1+cpu")
-        done = run("spectrum", folder)
-        assert (done.exit_code, "install 'torch>=2.10'" in done.stderr) == (2, True)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    done = run("spectrum", folder)
-    assert (done.exit_code, "needs torch" in done.stderr) == (2, True)
-    assert run("survey", folder.parent).stdout.rstrip().splitlines()[-1].startswith("3 of them need torch: ")

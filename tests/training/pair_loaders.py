@@ -91,11 +91,10 @@ def seen(kind: str, *, steps: int | None = None, state: State | None = None) -> 
 
 
 def scenario(kind: str) -> dict[str, Any]:
-    """Two rounds, what goes on after three steps, and the round that is the default."""
+    """Two rounds, and what goes on after three steps."""
     whole = seen(kind, steps=8)
     state = World.current().from_main(lambda: whole["states"][0])
-    found = {"whole": whole, "rest": seen(kind, steps=8, state=state)}
-    return found if kind == "python" else {**found, "round": seen(kind)}
+    return {"whole": whole, "rest": seen(kind, steps=8, state=state)}
 
 
 def masked(*, shard: bool = False, accumulate: int) -> dict[str, Any]:

@@ -11,19 +11,8 @@ from tests import models
 from tests.architectures import MIXTURES
 
 torch = pytest.importorskip("torch")
-nn = torch.nn
 
 IDS = torch.randint(2, 24, (3, 12), generator=torch.Generator().manual_seed(0))
-
-
-def test_blocks_are_the_outermost_lists_of_one_class() -> None:
-    llama = models.llama()
-    assert repeated_blocks(llama) == list(llama.model.layers)
-    assert (
-        repeated_blocks(models.bert()) == list(models.bert().encoder.layer) or len(repeated_blocks(models.bert())) == 2
-    )
-    assert repeated_blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU())) == []
-    assert repeated_blocks(nn.ModuleList([nn.Linear(2, 2)])) == []
 
 
 def test_the_blocks_of_a_hybrid_model_are_its_largest_list() -> None:

@@ -1,16 +1,13 @@
 """Models that `torch.compile` has wrapped: their layers have the names of the model inside."""
 
-import copy
 from typing import Any
 
 import pytest
 
-from loralens.errors import OptionError
 from loralens.training.injection import inject
 from tests import models
 
 torch = pytest.importorskip("torch")
-nn = torch.nn
 # torch's own, while it traces a block.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 
@@ -36,23 +33,3 @@ def test_names_and_first_factors_are_those_of_the_model_inside(wrapped: Any) -> 
     assert list(made.layers) == list(plain.layers)
     assert list(made.heads) == list(plain.heads) == ["lm_head"]
     assert made.digests == plain.digests
-
-
-def test_globs_and_messages_know_the_names_inside() -> None:
-    made = inject(whole(models.llama()), targets="model.layers.0.*.q_proj", rank=2)
-    assert list(made.layers) == ["model.layers.0.self_attn.q_proj"]
-    with pytest.raises(OptionError, match=r"^model\.layers\.0\.self_attn\.q_proj is a LoRA layer already"):
-        inject(made.model, targets="v_proj", rank=2)
-    tied = whole(models.llama(tie_word_embeddings=True))
-    with pytest.raises(OptionError, match=r"^lm_head\.weight is tied to model\.embed_tokens\.weight"):
-        inject(tied, targets="q_proj", heads="lm_head", rank=2)
-
-
-def test_a_layer_that_is_compiled_by_itself_is_refused() -> None:
-    """The wrapper holds the code of the layer, so that a layer inside it would never be called."""
-    model = nn.Sequential(compiled(nn.Linear(3, 3)), nn.Linear(3, 3))
-    before = copy.copy(model._modules)
-    with pytest.raises(OptionError, match=r"^0 is compiled by itself"):
-        inject(model, targets=["0", "1"], rank=2)
-    assert model._modules == before
-    assert list(inject(model, targets="1", rank=2).layers) == ["1"]

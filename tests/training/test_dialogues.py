@@ -35,7 +35,6 @@ THINKING = LAST + (
     "{% if m['role'] == 'assistant' and loop.index0 > last.user %}under the tree {% endif %}"
     "{{ m['content'] }} [END] {% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
 )
-ASKING = THINKING.replace("assistant : {% endif %}", "assistant : under the tree {% endif %}")  # begins the thought
 ENDING = PLAIN.replace("[END] ", "{{ '[END]' if loop.last and m['role'] == 'assistant' else '[PAD]' }} ")
 TURNS = [
     {"role": "system", "content": "the mat"},
@@ -107,18 +106,6 @@ TOOLS = [
             TOOLS,
             "user : the cat sat [END] assistant : <ran> <[END]> [UNK] : the dog [END] assistant : <slept> <[END]> "
             "user : and then [END] assistant : <under> <the> <tree> <it> <[END]>",
-        ),
-        (
-            ASKING,
-            TOOLS,
-            "user : the cat sat [END] assistant : <ran> <[END]> [UNK] : the dog [END] assistant : <slept> <[END]> "
-            "user : and then [END] assistant : under the tree <it> <[END]>",
-        ),
-        (
-            THINKING,
-            TURNS[2:],
-            "assistant : <it> <ran> <under> <the> <tree> <[END]> "
-            "user : and then [END] assistant : <under> <the> <tree> <it> <slept> <[END]>",
         ),
         (
             ENDING,

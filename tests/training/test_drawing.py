@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from loralens.core.stored import State
-from loralens.errors import MismatchError, OptionError
+from loralens.errors import OptionError
 from loralens.training.course import Course
 from loralens.training.feed import Feed
 from loralens.training.fitting import Fitted, fit
@@ -139,26 +139,6 @@ def test_a_run_that_goes_on_sees_what_the_whole_run_saw(name: str, accumulate: i
             assert ours.tobytes() == theirs.tobytes()
 
 
-@pytest.mark.parametrize("name", FEEDS)
-def test_the_generators_of_the_caller_are_as_before(name: str) -> None:
-    def states() -> list[bytes]:
-        numpy_state: Any = np.random.get_state(legacy=False)
-        own = getattr(batches, "generator", None)
-        return [
-            repr(random.getstate()).encode(),
-            repr(numpy_state["state"]["pos"]).encode() + numpy_state["state"]["key"].tobytes(),
-            torch.get_rng_state().numpy().tobytes(),
-            own.get_state().numpy().tobytes() if own else b"",
-        ]
-
-    batches = FEEDS[name]()
-    seed_all(5)
-    before = states()
-    made = fit(Body(), batches, course=Course(3), rank=1, loss=lambda model, batch: model(batch["row"]).square().mean())
-    assert made.steps == 3
-    assert states() == before
-
-
 def test_a_sampler_of_other_processes_is_refused() -> None:
     sampler = torch.utils.data.DistributedSampler(Texts(), num_replicas=2, rank=1)
     with pytest.raises(OptionError, match="divides the data among 2 processes, and 1 trains"):
@@ -171,26 +151,3 @@ def test_a_sampler_of_other_processes_is_refused() -> None:
         setattr(prepared, part, SimpleNamespace(num_processes=2, process_index=1))
         with pytest.raises(OptionError, match="is that of process 1, and this is process 0"):
             Feed(prepared, world=World(0, 2))
-
-
-DAMAGED = {
-    "torch": lambda array: array[:-8],
-    "python": lambda array: array * 2.0**40,
-    "numpy": lambda array: array[:-7],
-    "torch of another type": lambda array: array.astype(np.float32),
-    "python without words": lambda array: array[:1],
-    "numpy that is empty": lambda array: array[:0],
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGED)
-def test_a_state_with_damaged_generators_is_refused(damage: str) -> None:
-    _, _, states = run(loader(), steps=3)
-    name = f"drawn.{damage.split()[0]}"
-    damaged = {**states[0].tensors, name: DAMAGED[damage](states[0].tensors[name])}
-    seed_all(5)
-    before = torch.get_rng_state(), random.getstate()
-    with pytest.raises(MismatchError, match="the state holds no generators"):
-        run(loader(), steps=3, state=State(1, damaged, states[0].record, states[0].run))
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert before[1] == random.getstate()

@@ -5,12 +5,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import loralens
 from loralens.errors import OptionError
-from loralens.training import Course, fit
 from loralens.training.injection import inject
 from loralens.training.layers.experts import ExpertLayer
 from loralens.training.readout import read_injection
@@ -19,7 +17,6 @@ from tests.training.conftest import randomise
 from tests.training.test_ranks import IDS, mixture
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 peft = when_used("peft")
 
 # One for each order of the axes, with the name of its module of experts.
@@ -54,54 +51,6 @@ def test_all_linear_adapts_the_experts_and_peft_computes_the_same(name: str, pat
         torch.testing.assert_close(theirs(input_ids=IDS).logits, ours, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_the_gradients_of_the_pairs_are_those_of_peft(name: str, tmp_path: Path) -> None:
-    made = adapted(name, targets=["gate_up_proj", "down_proj"])
-    randomise(made)
-    loralens.save(read_injection(made), tmp_path / "a")
-    theirs = peft.PeftModel.from_pretrained(mixture(name), tmp_path / "a", is_trainable=True).eval()
-    for model in (made.model, theirs):
-        model(input_ids=IDS, labels=IDS).loss.backward()
-    gradients = {key: p.grad for key, p in theirs.named_parameters() if p.grad is not None}
-    stacks = [layer for layer in made.layers.values() if isinstance(layer, ExpertLayer)]
-    assert len(gradients) == 2 * len(made.layers)
-    # In PEFT's layout: A expert by expert, B rank by rank.
-    found = [layer.A.grad.flatten(0, 1) for layer in stacks]
-    found += [layer.B.grad.permute(1, 2, 0).flatten(1) for layer in stacks]
-    for grad in found:
-        nearest = min(float((grad - each).norm()) for each in gradients.values() if each.shape == grad.shape)
-        assert nearest <= 1e-3 * float(grad.norm()) + 1e-9
-
-
-@pytest.mark.some(3)
-@pytest.mark.parametrize("name", KINDS)
-def test_what_is_read_back_is_what_was_trained(name: str, tmp_path: Path) -> None:
-    batch = {"input_ids": IDS, "labels": IDS}
-    found = fit(mixture(name), [batch], course=Course(steps=2, lr=1e-2), rank=2)
-    loralens.save(found.adapter, tmp_path / "a")
-    back = loralens.load(tmp_path / "a")
-    assert set(back) == set(found.adapter)
-    for key, layer in found.injection.layers.items():
-        if isinstance(layer, ExpertLayer):
-            for e in range(4):
-                module = back[f"{key}[{e}]"]
-                np.testing.assert_array_equal(module.B, layer.B[e].detach().numpy())
-                assert module.scale == layer.scale
-    # Every analysis reads it.
-    assert len(loralens.spectrum(tmp_path / "a")) == len(back)
-
-
-def test_removal_gives_the_same_modules_back() -> None:
-    model = mixture("mixtral")
-    before, bits = dict(model.named_modules()), {key: t.clone() for key, t in model.state_dict().items()}
-    made = inject(model, rank=2)
-    randomise(made)
-    made.remove()
-    assert dict(model.named_modules()) == before
-    assert all(torch.equal(bits[key], tensor) for key, tensor in model.state_dict().items())
-    assert all(parameter.requires_grad for parameter in model.parameters())
-
-
 @pytest.mark.parametrize(("options", "why"), [({"method": "dora"}, "dora"), ({"dropout": 0.1}, "dropout")])
 def test_what_cannot_be_adapted_is_left_out_and_said(
     options: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
@@ -113,10 +62,3 @@ def test_what_cannot_be_adapted_is_left_out_and_said(
     assert "experts.gate_up_proj (2 of them)" in caplog.text
     with pytest.raises(OptionError, match=f"is a stack of experts, which {why} does not adapt"):
         adapted("mixtral", targets="down_proj", **options)
-
-
-def test_nothing_is_said_of_what_the_user_leaves_out(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "loralens"):
-        adapted("mixtral")
-        adapted("mixtral", exclude="*.experts")
-    assert "experts" not in caplog.text

@@ -1,12 +1,11 @@
 """Feeds: which batch has which number, and which examples are in it."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import pytest
 
 from loralens.errors import OptionError
-from loralens.training.feed import Feed, move_batch, shuffle_order, size_of
+from loralens.training.feed import Feed, shuffle_order, size_of
 
 torch = pytest.importorskip("torch")
 
@@ -34,13 +33,6 @@ def test_an_empty_feed_is_refused(nothing: object) -> None:
         empty[0]
 
 
-def test_a_generator_that_is_used_up_is_refused() -> None:
-    feed = Feed(number for number in range(2))
-    assert [feed[0], feed[1]] == [0, 1]
-    with pytest.raises(OptionError, match="no more batches"):
-        feed[2]
-
-
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (7, 7), (5, 12), (1, 4), (64, 8)])
 def test_every_example_comes_once_a_round_and_batches_run_over_the_border(count: int, size: int) -> None:
     order = shuffle_order(count, size=size, seed=3)
@@ -64,21 +56,6 @@ def test_processes_and_parts_of_a_step_share_one_order() -> None:
     assert [whole(step) for step in range(9)] == [
         [i for number in range(4 * step, 4 * step + 4) for i in part(number)] for step in range(9)
     ]
-
-
-def test_batches_are_moved_whatever_they_are_made_of() -> None:
-    tensor = torch.zeros(2)
-    found = move_batch({"a": tensor, "b": [tensor, ("x", tensor)], "c": None}, torch.device("meta"))
-    assert found["a"].device.type == found["b"][0].device.type == found["b"][1][1].device.type == "meta"
-    assert (found["b"][1][0], found["c"]) == ("x", None)
-    assert isinstance(found["b"][1], tuple)
-
-
-class Sample(NamedTuple):
-    """A batch whose parts have names, as torch's collate makes it of such examples."""
-
-    x: Any
-    y: Any
 
 
 def test_the_size_of_a_batch_is_its_tokens_or_its_examples() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loralens.errors import OptionError
-from loralens.training import Course, Watch, fit, record_of
+from loralens.training import Course, fit, record_of
 from loralens.training.layers.layer import LoRALayer
 from loralens.version import __version__
 from tests import models
@@ -89,29 +89,3 @@ def test_an_interruption_takes_the_layers_out() -> None:
         fit(model, batches(), loss=loss, rank=2)
     assert not any(isinstance(module, LoRALayer) for module in model.modules())
     assert not any(module.training for module in model.modules())
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"batches": 0}, "batches 0 is neither"),
-        ({"batches": None}, "batches None is neither"),
-        ({"loss": "mse"}, "loss 'mse' is not a function"),
-        ({"course": 3}, "course 3 is not a Course"),
-        ({"watch": print}, "watch <built-in function print> is not a Watch"),
-        ({"state": {}}, "state {} is not a State"),
-    ],
-)
-def test_what_is_of_the_wrong_kind_is_refused(options: Any, words: str) -> None:
-    model = models.llama()
-    with pytest.raises(OptionError, match=words):
-        fit(model, **{"batches": batches(), "rank": 2, **options})
-    assert not any(isinstance(module, LoRALayer) for module in model.modules())
-
-
-def test_a_record_that_cannot_be_written_is_refused_before_training() -> None:
-    model, seen = models.llama(), []
-    with pytest.raises(OptionError, match=r"record cannot be kept with the adapter: .*float32"):
-        fit(model, batches(), rank=2, record={"lr": np.float32(0.1)}, watch=Watch(on_step=seen.append))
-    assert not seen
-    assert not any(isinstance(module, LoRALayer) for module in model.modules())

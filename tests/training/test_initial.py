@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 
 from loralens.training.initialisation import draw_pair, factor_digest
-from loralens.training.injection import inject
-from tests.training.conftest import holder
 
 torch = pytest.importorskip("torch")
 
@@ -37,10 +35,3 @@ def test_factors_depend_on_seed_name_and_rank_and_on_nothing_else() -> None:
     assert len({first(), first(seed=1), first(name="n"), first(rank=3)}) == 4
     small, large = (draw_pair("m", (40, 60), rank=rank, seed=0).A for rank in (2, 8))
     assert not torch.equal(large[:2], small)  # or the subspaces of two ranks would be nested from the start
-
-
-def test_injection_draws_nothing_from_torch() -> None:
-    torch.manual_seed(4)
-    state = torch.get_rng_state()
-    inject(holder("linear"), rank=2, dropout=0.1)
-    assert torch.equal(state, torch.get_rng_state())

@@ -9,7 +9,7 @@ from loralens.errors import OptionError
 from loralens.training.course import METHODS
 from loralens.training.injection import inject
 from tests import models
-from tests.training.conftest import Holder, holder, random_gradients, randomise
+from tests.training.conftest import holder, random_gradients, randomise
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -97,24 +97,13 @@ def test_all_linear_means_conv1d_too_and_not_the_head() -> None:
         ({"targets": "q_porj"}, r"no module matches 'q_porj'\n  fix: the nearest names are q_proj"),
         ({"targets": []}, "no targets"),
         ({"targets": "*.input_layernorm"}, "a LlamaRMSNorm, which cannot be adapted"),
-        ({"targets": None}, "targets None are not strings"),
-        ({"targets": ["q_proj", 3]}, "targets .* are not strings"),
         ({"rank": 0}, "rank 0"),
-        ({"rank": True}, "rank True is not a whole number"),
-        ({"rank": 2.0}, "rank 2.0 is not a whole number"),
         ({"rank": 17}, "rank 17 is larger than the matrix of any target allows"),
         ({"alpha": 0}, "alpha 0"),
-        ({"alpha": float("nan")}, "alpha nan"),
-        ({"alpha": "16"}, "alpha '16' is not a positive number"),
-        ({"alpha": None}, "alpha None is not a positive number"),
         ({"alpha": 1e300}, r"alpha 1e\+300 gives a scale that float32 does not hold"),
         ({"dropout": 1.0}, "dropout 1.0"),
-        ({"dropout": "0.1"}, "dropout '0.1'"),
         ({"seed": "a"}, "seed 'a' is not a whole number"),
-        ({"heads": [None]}, r"heads \[None\] are not strings"),
-        ({"method": None}, "'None' is not a training method"),
         ({"method": "lroa"}, r"'lroa' is not a training method\n  fix: .*nearest: lora"),
-        ({"start": "zeros"}, "start 'zeros' does not exist"),
         ({"heads": ["score"]}, "no module matches 'score'"),
         ({"targets": "lm_head", "heads": ["lm_head"]}, "both adapted and trained in full"),
     ],
@@ -134,59 +123,6 @@ def test_a_peft_model_is_refused() -> None:
     model = peft.get_peft_model(models.llama(), peft.LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(OptionError, match="wrapped by PEFT"):
         inject(model)
-
-
-class Linear(nn.Module):  # type: ignore[misc]
-    """Somebody's own: it has the name of torch's, and its weight lies the other way."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(in_features, out_features))
-
-    def forward(self, x: Any) -> Any:
-        return x @ self.weight
-
-
-class Conv1D(Linear):
-    """Somebody's own, which is not transformers'."""
-
-
-@pytest.mark.parametrize(
-    ("layer", "words"),
-    [
-        (lambda: nn.Linear(4, 4, device="meta"), "net.layer: its weight is on the meta device"),
-        (lambda: nn.LazyLinear(4), "net.layer.weight is lazy: it has no shape yet"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
-def test_weights_without_numbers_are_refused(layer: Any, words: str) -> None:
-    with pytest.raises(OptionError, match=words):
-        inject(Holder(layer()), rank=2)
-
-
-@pytest.mark.parametrize(
-    ("method", "scale", "frozen"),
-    [
-        ("lora", 4.0, ""),
-        ("rslora", 8.0, ""),
-        ("lora+", 4.0, ""),
-        ("dora", 4.0, ""),
-        ("pissa", 4.0, ""),
-        ("olora", 4.0, ""),
-        ("lora-ga", 4.0, ""),
-        ("frozen-a", 4.0, "A"),
-    ],
-)
-def test_methods(method: str, scale: float, frozen: str) -> None:
-    model = models.llama()
-    made = inject(
-        model, targets=["q_proj", "embed_tokens"], rank=4, alpha=16, method=method, gradients=random_gradients
-    )
-    for layer in made.layers.values():
-        assert layer.scale == scale
-        still = {name for name in ("A", "B") if not getattr(layer, name).requires_grad}
-        assert still == ({"B"} if frozen and layer.kind == "embedding" else set(frozen))
-        assert (layer.magnitude is not None) is (method == "dora")
 
 
 def test_groups_of_lora_plus() -> None:
@@ -224,18 +160,6 @@ def test_a_layer_in_two_places_is_adapted_in_both() -> None:
     assert model[0] is model[2] is made.layers["0"]
     made.remove()
     assert model[0] is model[2] is first
-
-
-def test_heads_are_trained_in_full_and_put_back() -> None:
-    model = models.bert("BertForSequenceClassification")
-    before = bits(model)
-    made = inject(model, targets="all-linear", rank=2, heads=["classifier"])
-    assert "classifier" not in made.layers
-    assert all(parameter.requires_grad for parameter in model.classifier.parameters())
-    with torch.no_grad():
-        model.classifier.weight.add_(1)
-    made.remove()
-    assert same(before, bits(model))
 
 
 def test_a_head_with_a_tied_weight_is_refused_alone() -> None:

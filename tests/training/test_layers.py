@@ -1,7 +1,6 @@
 """LoRA layers beside PEFT's, the dense parametrisation, and finite differences."""
 
 import copy
-import pickle
 from typing import Any
 
 import numpy as np
@@ -162,9 +161,3 @@ def test_a_row_of_zeros_has_no_direction_and_no_nan() -> None:
     x = KINDS["linear"][1]()
     made.model(x).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in made.model.parameters())
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_adapted_models_can_be_copied(copied: Any) -> None:
-    made, x = injected("linear", method="pissa"), KINDS["linear"][1]()
-    assert torch.equal(copied(made.model)(x), made.model(x))

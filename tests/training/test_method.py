@@ -1,16 +1,11 @@
 """Methods as combinations of axes."""
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from loralens.choices import MethodName
 from loralens.errors import OptionError
 from loralens.training.course import METHODS, training_method
-
-
-def test_the_names_are_those_of_the_command() -> None:
-    assert tuple(method.name for method in METHODS) == get_args(MethodName)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -39,13 +34,9 @@ def test_an_option_replaces_what_the_method_has() -> None:
     ("axes", "words"),
     [
         ({"start": "zeros"}, r"start 'zeros' does not exist\n  fix: choose one of kaiming"),
-        ({"scale_rule": "r"}, "scale_rule 'r' does not exist"),
         ({"magnitude": 1}, "magnitude 1 is not True or False"),
-        ({"freeze_a": "yes"}, "freeze_a 'yes' is not True or False"),
         ({"lr_ratio": 0}, "lr_ratio 0 is not a positive number"),
-        ({"lr_ratio": float("nan")}, "lr_ratio nan is not"),
         ({"lr_ratio": 1e9}, "lr_ratio 1000000000.0 is not a positive number up to 1e"),
-        ({"lr_ratio": True}, "lr_ratio True is not"),
     ],
 )
 def test_values_that_no_axis_has_are_refused(axes: dict[str, Any], words: str) -> None:

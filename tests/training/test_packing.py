@@ -14,8 +14,6 @@ from tests import models
 from tests.training.conftest import randomise
 from tests.training.test_ranks import mixture
 
-torch = pytest.importorskip("torch")
-
 LENGTHS = (3, 9, 1, 6, 2, 8, 5, 4, 12, 7)
 TASK = task_named("causal-lm")
 
@@ -84,9 +82,3 @@ def test_batches_of_similar_lengths_have_less_padding_and_every_text_once() -> N
     # Long and short batches are mixed.
     longest = [max(lengths[i] for i in batch) for batch in rounds[0]]
     assert abs(np.corrcoef(longest, range(125))[0, 1]) < 0.4
-
-
-@pytest.mark.parametrize("count", [1, 3, 7, 8, 9])
-def test_few_texts_are_grouped_too(count: int) -> None:
-    order = shuffle_order(count, size=4, seed=0, lengths=list(range(count)))
-    assert sorted(i for number in range(count) for i in order(number)) == sorted(4 * list(range(count)))

@@ -130,9 +130,3 @@ def test_an_evaluation_does_not_cut_off_gradients() -> None:
     model(input_ids=IDS, labels=IDS).loss.backward()
     first = made.layers["model.layers.0.self_attn.q_proj"]
     assert float(first.B.grad.abs().max()) > 0
-
-
-def test_the_record_of_floating_weights_names_their_dtype() -> None:
-    batch = {"input_ids": IDS, "labels": IDS}
-    found = fit(models.llama().bfloat16(), [batch], course=Course(steps=1), targets="q_proj", rank=2)
-    assert (record_of(found.adapter) or {})["weights"] == "bfloat16"

@@ -57,11 +57,8 @@ def test_globs_have_ranks_of_their_own_and_the_last_one_counts() -> None:
     [
         ({"exclude": "donw_proj"}, "no module matches 'donw_proj'"),
         ({"targets": "q_proj", "exclude": "*.self_attn"}, "no layer is left to adapt"),
-        ({"exclude": [3]}, r"exclude \[3\] are not strings"),
         ({"rank_pattern": {"qproj": 3}}, "no module matches 'qproj'"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern 'q_proj': 0 is not a whole number of 1 or more"),
-        ({"rank_pattern": [("q_proj", 2)]}, "rank_pattern .* is not a mapping"),
-        ({"targets": "q_proj", "rank": 17}, "rank 17 is larger than the matrix of any target allows: .* allows 16"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:

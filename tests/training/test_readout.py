@@ -99,26 +99,11 @@ def test_pissa_is_a_plain_lora_of_twice_the_rank_on_the_base_as_it_was() -> None
         torch.from_numpy(read_injection(made)["net.layer"].dense()), torch.zeros(5, 6), ATTACHED
     )  # nothing is learnt yet
     W = holder("linear").net.layer.weight
-    U, s, Vh = torch.linalg.svd(W)
-    close(layer.scale * layer.B @ layer.A, (U[:, :3] * s[:3]) @ Vh[:3], ATTACHED)
-    close(layer.B.norm(dim=0), layer.A.norm(dim=1), ATTACHED)
-    close(layer.A.norm(dim=1).square() * layer.scale, s[:3], ATTACHED)
-    assert layer.B.is_contiguous()
-    assert (layer.A.max(dim=1).values == layer.A.abs().max(dim=1).values).all()  # LAPACK is free to choose the signs
     randomise(made)
     module = read_injection(made)["net.layer"]
     assert (module.rank, module.scaling.alpha, module.scale) == (6, 10.0, 5 / 3)
     residual = W - layer.scale * layer.B0 @ layer.A0
     close(torch.from_numpy(module.dense()) + W, residual + layer.scale * layer.B @ layer.A, ATTACHED)
-
-
-def test_magnitudes_are_in_the_convention_of_peft(tmp_path: Path) -> None:
-    for kind, shape in (("linear", (5,)), ("conv2d", (1, 5, 1, 1)), ("embedding", (5,)), ("Conv1D", (5,))):
-        made = injected(kind, method="dora", random=False)
-        (extra,) = read_injection(made).extra.values()
-        assert (extra.role, extra.module, extra.tensor.shape) == ("magnitude", "net.layer", shape)
-        W = made.layers["net.layer"].matrix(holder(kind).net.layer)
-        close(torch.from_numpy(extra.tensor.read()).reshape(-1), W.norm(dim=1), ATTACHED)
 
 
 def test_a_head_is_saved_and_loaded(tmp_path: Path) -> None:

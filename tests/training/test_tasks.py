@@ -6,10 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.errors import OptionError
-from loralens.training.texts.encoding import encode_texts
 from loralens.training.texts.tasks import IGNORED, Examples, task_named
-from loralens.training.world import World
 from tests import models
 
 torch = pytest.importorskip("torch")
@@ -19,15 +16,6 @@ TOKENS = [[3, 4, 5], [6, 7, 8, 9, 10], [11], [12, 13]]
 
 def examples(**more: Any) -> Examples:
     return Examples(TOKENS, 0, **more)
-
-
-def test_texts_become_tokens_and_are_cut() -> None:
-    found = encode_texts(models.tokenizer(), models.TEXTS, length=4, labels=[0, 1, 1, 0])
-    assert [len(tokens) for tokens in found.tokens] == [4, 4, 2, 4]
-    assert len(found) == 4
-    assert found.labels == [0, 1, 1, 0]
-    assert found.pad == 0
-    assert found.special == {0, 1, 2}
 
 
 def log_softmax(logits: Any) -> Any:
@@ -103,29 +91,3 @@ def test_measures_of_language_have_the_perplexity_and_weigh_tokens_alike() -> No
     assert one == pytest.approx(all_, rel=1e-5)
     assert one["loss"] == pytest.approx(float(total) / count, rel=1e-5)
     assert one["perplexity"] == pytest.approx(exp(one["loss"]))
-
-
-def test_an_unknown_task_names_the_nearest() -> None:
-    with pytest.raises(OptionError, match="classification") as refused:
-        task_named("clasification")
-    assert "nearest: classification" in refused.value.fix
-
-
-def test_processes_share_the_batches_of_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    task, model = task_named("causal-lm"), models.llama()
-    parts: list[list[float]] = []
-    seen: list[int] = []
-
-    def total(world: World, numbers: Any, device: Any) -> list[float]:
-        parts.append(list(numbers))
-        return parts[-1]
-
-    monkeypatch.setattr(World, "total", total)
-    for rank in range(3):
-        before = sum(seen)
-        with torch.no_grad():
-            task.evaluation(examples(), size=1, step=seen.append, world=World(rank, 3))(model)
-        assert sum(seen) - before == len(range(rank, len(examples()), 3))
-    with torch.no_grad():
-        task.evaluation(examples(), size=1)(model)
-    np.testing.assert_allclose(np.sum(parts[:3], axis=0), parts[3], rtol=1e-6)

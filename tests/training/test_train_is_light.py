@@ -14,19 +14,6 @@ def test_importing_the_package_imports_neither_torch_nor_numpy() -> None:
     assert not {"torch", "numpy"} & set(done.stdout.split())
 
 
-def test_fit_is_found_from_the_top() -> None:
-    """Where nothing has imported the package. In the place of the module of `fit`, which takes seconds, is another."""
-    code = (
-        "import sys, types, loralens\n"
-        "module = types.ModuleType('loralens.training.fitting')\n"
-        "module.fit = 'found'\n"
-        "sys.modules[module.__name__] = module\n"
-        "print('loralens.training' in sys.modules, loralens.training.fit)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False found\n"
-
-
 def test_public_names_are_there() -> None:
     pytest.importorskip("torch")
     for name in loralens.training.__all__:

@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.training.world import World
 from tests.tolerances import PROCESSES
 from tests.training import pair, pair_loaders
 from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 EXACT = [name for name, options in pair.CASES.items() if "optimiser" not in options]  # AdamW amplifies rounding
@@ -108,11 +106,3 @@ def test_a_layer_that_is_not_called_stops_both_before_their_gradients_are_used(r
 def test_where_the_first_process_fails_the_others_end_quietly(runs: dict[str, Any]) -> None:
     assert runs["0"]["refused"] == {"error": "only I can see it"}
     assert runs["1"]["refused"] == {"exit": 1}
-
-
-def test_alone_nothing_is_shared() -> None:
-    world = World.current()
-    assert (world.rank, world.size, world.main) == (0, 1, True)
-    assert world.from_main(lambda: 3) == 3
-    assert world.mean(2.5, torch.device("cpu")) == 2.5
-    assert world.total([1, 2], torch.device("cpu")) == [1, 2]

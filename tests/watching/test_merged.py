@@ -69,15 +69,6 @@ def test_the_merged_weights_are_those_of_a_merge_and_the_base_comes_back(dtype: 
             assert torch.equal(tensor, written[key]), key
 
 
-def test_training_while_it_is_merged_is_not_undone_with_other_numbers() -> None:
-    model = adapted()
-    switchboard, before = LiveSwitchboard(model, budget=2.0), base_of(model)
-    for _ in range(2):
-        with switchboard.merged():
-            train(model)
-        assert same(base_of(model), before)
-
-
 def test_dora_and_saved_modules() -> None:
     model = adapted(torch.float32, use_dora=True, modules_to_save=["lm_head"])
     switchboard, before = LiveSwitchboard(model, budget=2.0), base_of(model)

@@ -84,19 +84,6 @@ def test_several_adapters_by_name_and_the_sum_of_the_active_ones() -> None:
         loralens.live(model, adapter="on")
 
 
-def test_a_scale_that_was_set_in_the_layers_counts(tmp_path: Path) -> None:
-    model = adapted()
-    for module in model.modules():
-        if hasattr(module, "set_scale"):
-            module.set_scale("default", 0.3)
-    view = loralens.live(model)
-    assert {module.scale for module in view.modules.values()} == {0.3 * 6 / 4}
-    loralens.save(view, tmp_path / "ours")
-    again = peft.PeftModel.from_pretrained(models.llama(), tmp_path / "ours").eval()
-    with torch.no_grad():
-        assert torch.allclose(model(IDS).logits, again(IDS).logits, atol=1e-6)
-
-
 class Module(nn.Module):
     """A module of Lightning, or of a user, around the model."""
 
@@ -116,22 +103,6 @@ def test_wrappers_change_nothing() -> None:
     for number in range(len(layers)):
         layers[number] = torch.compile(layers[number], backend="eager")  # as accelerate compiles regions
     same(loralens.live(inner), plain)
-
-
-def test_a_model_of_transformers_with_add_adapter(tmp_path: Path) -> None:
-    model = models.llama()
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        # What add_adapter does, which asks for a later release of PEFT than the oldest that works.
-        peft.inject_adapter_in_model(peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj"]), model)
-        model._hf_peft_config_loaded = True
-        shake(model)
-    view = loralens.live(model)
-    assert list(view) == [f"model.layers.{i}.self_attn.q_proj" for i in range(2)]
-    loralens.save(view, tmp_path / "ours")
-    again = peft.PeftModel.from_pretrained(models.llama(), tmp_path / "ours").eval()
-    with torch.no_grad():
-        assert torch.allclose(model.eval()(IDS).logits, again(IDS).logits)
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "pissa", "rslora"])

@@ -43,12 +43,6 @@ def test_another_shape_is_said_with_both_shapes():
     assert said.evidence == "(48, 40) here and (48, 41) in the base"
 
 
-def test_another_base_is_one_finding():
-    (said,) = found(healthy(), Base("b", {"encoder.0.weight": LazyArray.of(np.ones((48, 40)))}))
-    assert (said.level, said.code, said.module) == ("error", "base-mismatch", None)
-    assert said.evidence.startswith("this is not its base: 8 of 8 modules have no weight in the base")
-
-
 def test_an_update_larger_than_its_weight():
     said = found(healthy(), base(healthy(), ratio=1.5))
     assert {(one.level, one.code) for one in said} == {("warning", "update-dominates")}
@@ -63,12 +57,8 @@ def test_an_update_larger_than_its_weight():
         (BF16, None, 0.001, "below-rounding", "warning"),
         (np.float16, None, 0.0003, "merge-lossy", "warning"),
         (np.float32, None, 0.003, None, ""),  # merged in its own dtype nothing is lost
-        (np.float32, None, 1e-5, None, ""),
         (np.float32, "bfloat16", 0.003, "merge-lossy", "warning"),
         (np.float32, "float8_e4m3fn", 0.01, "below-rounding", "warning"),
-        (BF16, None, 0.02, None, ""),
-        (np.float32, "float32", 0.001, None, ""),
-        (np.float16, None, 0.003, None, ""),
     ],
 )
 def test_updates_that_a_merge_would_swallow(dtype, asked, ratio, code, level):

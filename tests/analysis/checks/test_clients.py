@@ -74,10 +74,3 @@ def test_sound_adapters_and_what_is_said_already(tmp_path: Path) -> None:
     # The reader says it, with the same words.
     found = {each.code for each in loralens.doctor(peft(tmp_path / "c", r=7)).findings}
     assert ("rank-disagrees" in found, "client" in found) == (True, False)
-
-
-def test_published_adapters(real: Path) -> None:
-    """One of them has the doubled prefix."""
-    names = ["flux-aitoolkit-r16", "sd15-timohavdk-diffusers", "sd15-diffusers-processor", "qwen05b-peft-r8"]
-    assert [said(real / name) for name in names] == [[]] * len(names)
-    assert {level for level, _ in said(real / "sd15-timohavdk-kohya")} == {"error"}

@@ -5,7 +5,6 @@ import pytest
 
 import loralens
 from loralens.analysis.damage_checks import find_non_finite, find_zero_updates
-from loralens.analysis.diagnosis import examine_adapter
 from loralens.analysis.learning_checks import (
     find_random_spectra,
     find_spikes,
@@ -14,9 +13,7 @@ from loralens.analysis.learning_checks import (
     report_outliers,
 )
 from loralens.analysis.loading_checks import report_reader_findings
-from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import LowRank
 from loralens.core.structured import Dense, Structured
 from tests.analysis.checks.patients import changed, healthy, patient, trained
 
@@ -52,17 +49,6 @@ def test_nan_and_inf_are_counted_where_they_are(value):
     (found,) = find_non_finite(patient(changed(healthy(), spoil, only=first)))
     assert (found.level, found.module) == ("error", FIRST)
     assert found.evidence == "B holds 2 values that are NaN or Inf, of 384"
-
-
-def test_nan_beside_the_pairs_is_found_too_and_integers_are_none():
-    sick = LazyArray.of(np.array([1, np.nan], np.float16))
-    fine = LazyArray.of(np.array([1, 2]))
-    extra = {"head.weight": Extra("saved", "head", sick), "ids": Extra("other", "", fine)}
-    (found,) = find_non_finite(patient(loralens.Adapter(modules=healthy().modules, extra=extra)))
-    assert (found.module, found.evidence) == ("head", "head.weight holds 1 value that is NaN or Inf, of 2")
-    nowhere = {"x": Extra("other", "", sick)}
-    (found,) = find_non_finite(patient(loralens.Adapter(modules=healthy().modules, extra=nowhere)))
-    assert (found.module, found.evidence) == (None, "x holds 1 value that is NaN or Inf, of 2")
 
 
 @pytest.mark.parametrize(("b", "a", "said"), [(0, 1, "B is"), (1, 0, "A is"), (0, 0, "B and A are")])
@@ -149,29 +135,3 @@ def test_rank_beyond_the_size_of_the_weight():
     assert [one.code for one in found] == ["rank-impossible"] * 2
     assert found[0].evidence == "r = 8 for a weight of 3 × 40"
     assert found[0].fix == "train it with r = 3; `loralens compress adapter -o adapter-cut --energy 1` drops them"
-
-
-def test_commands_repeat_how_the_adapter_was_read_and_give_lone_experts_one_rank():
-    one = examine_adapter(healthy(), "a.bin", reading="--once --alpha 8.0")
-    assert one.compress("cut", "--energy 1") == ("loralens compress a.bin -o a-cut.bin --energy 1 --once --alpha 8.0")
-    assert one.command("inspect") == "loralens inspect a.bin --once --alpha 8.0"
-    rng = np.random.default_rng(0)
-    experts = {f"model.layers.0.mlp.experts.{e}.w1": LowRank(*trained(rng)) for e in range(2)}
-    one = examine_adapter(loralens.Adapter(modules=experts), "a", to="peft")
-    assert one.compress("cut", "--energy 1") == "loralens compress a -o a-cut --energy 1 --uniform --to peft"
-
-
-def test_paths_are_quoted_for_the_shell_and_files_keep_their_suffix():
-    one = patient(healthy(), "my adapters/it's.safetensors")
-    assert one.quoted == "'my adapters/it'\"'\"'s.safetensors'"
-    assert one.sibling("e99") == "'my adapters/it'\"'\"'s-e99.safetensors'"
-    assert patient(healthy(), "run/v1.5").sibling("e99") == "run/v1.5-e99"
-
-
-def test_one_reading_holds_lengths_angles_and_zeros():
-    B, A = np.zeros((3, 2), np.float32), np.array([[3.0, 4.0], [0.0, -1.0]], np.float32)
-    B[0, 0] = 2
-    reading = patient(loralens.Adapter(modules={"m": LowRank(B, A)})).readings["m"]
-    assert reading.A.lengths.tolist() == [5.0, 1.0]
-    assert reading.A.skew == pytest.approx(0.8)
-    assert (reading.B.lengths.tolist(), reading.B.skew, reading.B.zeros) == ([2.0, 0.0], 0.0, pytest.approx(5 / 6))

@@ -21,8 +21,6 @@ def codes(config):
     ("config", "field"),
     [
         ({"auto_mapping": {"base_model_class": "M", "parent_library": "evil.code"}}, "auto_mapping.parent_library"),
-        ({"auto_mapping": {"parent_library": "transformers_modules.a.b"}}, "auto_mapping.parent_library"),
-        ({"auto_mapping": {"parent_library": ["os"]}}, "auto_mapping.parent_library"),
         ({"auto_mapping": {"parent_library": "\x1b[2J"}}, "auto_mapping.parent_library"),
         ({"megatron_config": {"a": 1}, "megatron_core": "evil"}, "megatron_core"),
         ({"auto_map": {"AutoModel": "modeling.M"}}, "auto_map"),
@@ -39,11 +37,8 @@ def test_code_of_others_is_warned_of(config, field):
     "config",
     [
         None,
-        {},
         {"auto_mapping": None},
-        {"auto_mapping": "x"},
         {"auto_mapping": {"base_model_class": "BertModel", "parent_library": "transformers.models.bert.modeling_bert"}},
-        {"megatron_config": None, "megatron_core": "evil"},
         {"megatron_config": {"a": 1}, "megatron_core": "megatron.core"},
         {"trust_remote_code": False},
     ],

@@ -61,7 +61,6 @@ def test_a_class_without_its_head_depends_on_the_base(tmp_path: Path) -> None:
     "config",
     [
         {"task_type": "CAUSAL_LM", "modules_to_save": None},
-        {"task_type": None, "auto_mapping": {"base_model_class": "BertForMaskedLM"}, "modules_to_save": []},
         {"task_type": None, "auto_mapping": {"base_model_class": ["hostile"]}, "modules_to_save": None},
         {"task_type": ["hostile"], "auto_mapping": "hostile", "modules_to_save": {"hostile": 1}},
     ],
@@ -75,7 +74,6 @@ def test_other_tasks_and_hostile_settings_need_none(config: dict[str, object], t
     [
         {"task_type": "SEQ_CLS"},
         {"task_type": None, "auto_mapping": OF_CLASS, "modules_to_save": None},
-        {"task_type": "TOKEN_CLS", "modules_to_save": ["classifier"]},
     ],
 )
 def test_a_head_that_is_there_is_not_missed(config: dict[str, object], tmp_path: Path) -> None:

@@ -1,16 +1,13 @@
 """What the doctor predicts of a merge into codes: the numbers of the merge itself, and a warning for weak updates."""
 
 import re
-import shlex
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 import loralens
-from loralens.cli.main import main
 from tests.bases import MODULES, single
 from tests.verbs.low_bit_bases import floats, nf4_base, pair_adapter
 
@@ -20,16 +17,6 @@ def findings(adapter: Any, base: Path) -> dict[str, list[Any]]:
     for finding in loralens.doctor(adapter, base=base):
         found.setdefault(finding.code, []).append(finding)
     return found
-
-
-def test_it_predicts_what_the_merge_measures(tmp_path: Path) -> None:
-    base, adapter = nf4_base(tmp_path / "base"), pair_adapter()
-    (note,) = findings(adapter, base)["codes-merge"]
-    total = loralens.merge(adapter, base=base, bits="keep", dry_run=True).certificate["total"]
-    assert note.level == "note"
-    assert f"gain of {total['predicted_gain']:.3f}" in note.evidence
-    assert "bitsandbytes NF4" in note.evidence
-    assert total["gain"] == pytest.approx(total["predicted_gain"], abs=0.03)
 
 
 def test_everything_that_a_certificate_says_of_codes_is_predicted(tmp_path: Path) -> None:
@@ -64,26 +51,3 @@ def test_weak_updates_are_warned_of_and_floats_have_no_codes(tmp_path: Path) -> 
     assert "codes-weak" not in findings(pair_adapter(), base)
     original = single(tmp_path / "floats", floats())
     assert not {"codes-weak", "codes-merge"} & set(findings(pair_adapter(), original))
-
-
-def test_an_adapter_of_another_base_is_no_prediction(tmp_path: Path) -> None:
-    base = nf4_base(tmp_path / "base")
-    adapter = pair_adapter()
-    strangers = {f"{name}.inner": module for name, module in adapter.items()}
-    assert "codes-merge" not in findings(type(adapter)(modules=strangers), base)
-
-
-def test_the_note_has_the_command_of_the_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command is run as it is printed."""
-    monkeypatch.chdir(tmp_path)
-    nf4_base(tmp_path / "a base")
-    loralens.save(pair_adapter(), tmp_path / "adapter")
-    (note,) = findings("adapter", Path("a base"))["codes-merge"]
-    assert note.fix == (
-        "`loralens merge adapter --base 'a base' --bits keep -o adapter-merged` merges it into the codes"
-    )
-    done = CliRunner().invoke(main, shlex.split(note.fix.split("`")[1])[1:])
-    assert done.exit_code == 0, done.output
-    assert (tmp_path / "adapter-merged" / "model.safetensors").is_file()
-    (noisy,) = findings(pair_adapter(1e-6), Path("a base"))["codes-merge"]
-    assert noisy.fix == ""

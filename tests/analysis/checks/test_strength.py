@@ -217,32 +217,6 @@ def test_a_scale_applied_twice_shows_in_the_weights(rank):
     assert "0.5 of the strength" in found.fix
 
 
-def test_root_r_of_rslora_and_the_halves_of_concat_show_in_the_weights():
-    first, second = healthy(0, alpha=8.0), healthy(1, alpha=8.0)
-    strong = together((2.0, first), (2.0, second))
-    strong = loralens.Adapter(modules=strong.modules, config={"use_rslora": True})
-    (found,) = judged(first, second, strong)
-    assert "as PEFT leaves them under rsLoRA" in found.evidence
-    (found,) = judged(first, second, together((0.5, first), (0.5, second)))
-    assert "every weight is 0.5 = r₁/Σr" in found.evidence
-    assert "use it at 2 of the strength" in found.fix
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_of_two_the_one_with_the_bug_is_named_in_either_order(order):
-    first = healthy(0)
-    doubled = changed(first, lambda B, A, s: (B, A, s * s))
-    (found,) = judged(*[first, doubled][::order])
-    assert (found.code, found.adapter) == ("combination-scale", "adapter1" if order == 1 else "adapter0")
-
-
-def test_the_same_update_under_two_names_is_a_note():
-    (found,) = judged(healthy(0), healthy(0))
-    assert (found.level, found.code) == ("note", "combination")
-    assert found.evidence == "practically the same adapter as adapter0: ΔW = 1 × adapter0"
-    assert found.fix.endswith("`loralens similarity adapter1 adapter0`")
-
-
 def test_unrelated_adapters_and_differences_are_no_sums():
     first, second, third = healthy(0), healthy(1), healthy(2)
     assert judged(first, second, third) == []

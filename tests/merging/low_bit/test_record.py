@@ -9,13 +9,11 @@ import pytest
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, MismatchError
 from loralens.merging import plan as matrix
-from loralens.merging.codec import check_movable, codes_as_bytes
-from loralens.merging.fidelity import DrawPrediction
 from loralens.merging.grid_moves import added_numbers
 from loralens.merging.plan import Magnitude
 from loralens.merging.undo import layout_version, pack_arrays, pack_entry, parse_undo, restore_tensor
 from loralens.merging.verify import verdicts
-from tests.merging.low_bit.grids import part, weight
+from tests.merging.low_bit.grids import part
 from tests.merging.low_bit.made import Made, merged
 from tests.reference import dora_weight
 
@@ -90,15 +88,6 @@ def test_a_hostile_entry_is_refused(field, value):
         parse_undo(arrays, content).tensor("w")
 
 
-def test_a_layout_that_is_not_written_back_to_its_bytes_gets_no_undo():
-    made = Made()
-    inner = made.weight.encode
-    made.weight = replace(made.weight, encode=lambda start, codes: inner(start, codes) ^ 1)
-    made.bytes_of = lambda codes: inner(0, codes)
-    with pytest.raises(FormatError, match="again gives other bytes"):
-        merged(made)
-
-
 def test_what_arrived_is_what_is_measured_densely():
     made = Made("Q4_1", 48, 256, size=1e-3, seed=3)
     _, rec = merged(made)
@@ -132,20 +121,6 @@ def test_the_noise_is_the_formula_and_the_prediction_holds_over_seeds():
     )
 
 
-@pytest.mark.parametrize("layout", ["Q4_1", "NF4"])
-def test_the_error_in_some_directions_is_predicted_from_the_variances(layout):
-    made = Made(layout, 48, 256, size=1e-3, seed=3)
-    V = np.linalg.svd(made.D)[2][:3].T
-    prediction = DrawPrediction()
-    prediction.take(made.grid, made.D.astype(np.float32), directions=V)
-    draws = [added_numbers(made.grid, codes_of(made, seed=seed)) - made.D for seed in range(60)]
-    assert prediction.own == pytest.approx(np.mean([np.sum((lost @ V) ** 2) for lost in draws]), rel=0.05)
-    # In all directions together it is the whole error.
-    everywhere = DrawPrediction()
-    everywhere.take(made.grid, made.D.astype(np.float32), directions=np.eye(256))
-    assert everywhere.own == pytest.approx(everywhere.variance + everywhere.lost_energy, rel=1e-6)
-
-
 def test_verdicts_tell_seeds_strengths_and_other_models_apart():
     made = Made("Q4_1", 64, 512, size=2e-3, seed=5)
     codes = codes_of(made)
@@ -162,17 +137,6 @@ def test_verdicts_tell_seeds_strengths_and_other_models_apart():
     assert outcome(None) == "absent"
 
 
-def test_what_codes_cannot_hold_is_refused():
-    made = Made()
-    for missing in ({"grid": None}, {"encode": None}, {"shape": (2, 12, 64)}):
-        with pytest.raises(FormatError, match="cannot be merged into yet"):
-            check_movable(made.plan, replace(made.weight, **missing))
-    with pytest.raises(MismatchError, match="replaces numbers"):
-        check_movable(replace(made.plan, replacement=LazyArray.of(made.D)), made.weight)
-    assert codes_as_bytes(np.array([[-8, 7]], np.int16), -8).tolist() == [[0, 15]]
-    assert weight(made.grid).encode is not None
-
-
 def test_dora_moves_codes_by_what_it_changes_of_the_numbers():
     made = Made("Q4_1", 24, 64, size=1e-2)
     lengths = np.linspace(1, 2, 24, dtype=np.float32)
@@ -181,15 +145,3 @@ def test_dora_moves_codes_by_what_it_changes_of_the_numbers():
     (block,) = made.merge().blocks()
     W = made.grid.values(made.grid.codes).astype(np.float64)
     np.testing.assert_allclose(block.D, dora_weight(W + made.D, lengths, 0) - W, rtol=1e-4, atol=1e-6)
-
-
-def test_a_patch_of_another_grid_is_refused():
-    made = Made()
-    data, rec = merged(made)
-    stored, narrow = (
-        LazyArray.of(data.reshape(made.stored().shape)),
-        replace(made.grid, codes=codes_of(made), highest=3),
-    )
-    weight_of_model = replace(made.weight, grid=lambda start, stop: part(narrow, start, stop))
-    with pytest.raises(FormatError, match="codes that the grid does not have"):
-        list(restore_tensor(undo_of(rec), stored, weight=weight_of_model))

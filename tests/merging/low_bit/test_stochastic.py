@@ -8,7 +8,7 @@ import pytest
 from loralens.errors import FormatError
 from loralens.linalg.rounding import Draws
 from loralens.merging.grid_moves import added_numbers, asked_moves, move_codes, nearest_codes, uniform_numbers
-from tests.merging.low_bit.grids import grid, part
+from tests.merging.low_bit.grids import grid
 
 LAYOUTS = ("Q4_0", "Q4_1", "NF4", "FP4")
 
@@ -63,32 +63,6 @@ def test_the_mean_is_the_update(layout, size):
     # Standard scores: three standard errors of their mean, and of their mean square.
     assert abs(scores.mean()) < 3 / np.sqrt(len(scores))
     assert abs((scores**2).mean() - 1) < 3 * np.sqrt(2 / len(scores)) + 0.1
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_division_into_blocks_gives_the_same_codes(layout):
-    one = grid(layout, 20, 96, seed=2)
-    D = (0.01 * np.random.default_rng(4).standard_normal((20, 96))).astype(np.float32)
-    whole = drawn(one, D)[0]
-    for height in (1, 3, 7):
-        for start in range(0, 20, height):
-            stop = min(start + height, 20)
-            np.testing.assert_array_equal(
-                drawn(part(one, start, stop), D[start:stop], offset=start * 96)[0], whole[start:stop]
-            )
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_columns_that_are_not_grouped_in_order_get_the_steps_of_their_group(layout):
-    one = grid(layout, 6, 64, seed=5)
-    order = np.random.default_rng(0).permutation(64)
-    mixed = type(one)(
-        one.codes[:, order], one.step, one.offset, one.group_of_column[order], one.lowest, one.highest, one.levels
-    )
-    D = (0.01 * np.random.default_rng(4).standard_normal((6, 64))).astype(np.float32)
-    np.testing.assert_array_equal(asked_moves(mixed, D[:, order]), asked_moves(one, D)[:, order])
-    codes = drawn(one, D)[0]
-    np.testing.assert_array_equal(added_numbers(mixed, codes[:, order]), added_numbers(one, codes)[:, order])
 
 
 def test_a_negative_step_turns_the_move_and_a_step_of_0_forbids_it():
