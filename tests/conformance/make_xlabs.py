@@ -11,7 +11,6 @@ import numpy as np
 from safetensors.numpy import save_file
 
 HERE = Path(__file__).parent
-WIDTH = 4
 MODULES = {  # stored → weight, rows of the update, inputs, rows of the weight
     "double_blocks.0.processor.qkv_lora1": ("double_blocks.0.img_attn.qkv", 12, 4, 12),
     "double_blocks.0.processor.qkv_lora2": ("double_blocks.0.txt_attn.qkv", 12, 4, 12),

@@ -17,6 +17,8 @@ from loralens.core.image_names import ORIGINAL, is_of_diffusers_transformer
 from loralens.core.lowrank import LowRank
 from loralens.core.names import is_expert_alone
 from loralens.formats.dialects.table import FORMATS
+from loralens.formats.files.container import Stored
+from tests.formats.stores import numbered
 from tests.tolerances import CONFORMANCE
 
 HERE = Path(__file__).parent
@@ -41,6 +43,45 @@ def options(case: str) -> dict[str, object]:
 
 def loaded(case: str) -> loralens.Adapter:
     return loralens.load(adapter_path(case), **options(case))  # type: ignore[arg-type]
+
+
+# One key of a pair, of which the other has up for down, B for A or b for a → the dialect whose file it is.
+CLAIMED = {
+    "base_model.model.unet.x.lora_A.weight": "peft",
+    "transformer.h.0.attn.c_attn.lora_A.weight": None,
+    "transformer.x.to_q.lora_A.weight": "diffusers",
+    "unet.x.to_q.lora.down.weight": "diffusers",
+    "down_blocks.0.attn1.processor.to_q_lora.down.weight": "diffusers",
+    "transformer.x.y.lora_down.weight": "comfyui",
+    "diffusion_model.x.y.lora_A.weight": "comfyui",
+    "diffusion_model.double_blocks.0.processor.qkv_lora1.down.weight": "xlabs",
+    "lora_unet_x.lora_down.weight": "kohya",
+    "roberta.x.query.lora_A": "loralib",
+    "transformer.h.0.attn.qkv.lora_A": "litgpt",
+    "transformer.x.lora_a": "mlx",
+    "transformer.x.lora_a.weight": "torchtune",
+    "unet:0:down": "safeloras",
+    "w_a_000": "plain",
+    "lora_unet_x.lora_down": None,
+    "single_blocks.3.processor.qkv_lora1.down.weight": None,
+}
+
+
+def named(key: str) -> Stored:
+    other = key.replace("w_a", "w_b")
+    for one, two in (("down", "up"), ("lora_A", "lora_B"), ("lora_a", "lora_b")):
+        other = two.join(other.rsplit(one, 1))
+    return numbered({key: (2, 4), other: (4, 2)})
+
+
+@pytest.mark.parametrize("key", CLAIMED)
+def test_a_file_is_of_one_dialect_by_its_names(key: str) -> None:
+    assert [form.name for form in FORMATS if form.detect(named(key))] == [CLAIMED[key]] * (CLAIMED[key] is not None)
+
+
+def test_names_of_two_dialects_are_of_neither() -> None:
+    both = named("lora_unet_x.lora_down.weight").tensors | named("diffusion_model.x.y.lora_down.weight").tensors
+    assert not [form.name for form in FORMATS if form.detect(Stored(both))]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -84,14 +84,11 @@ def test_the_order_of_the_file_is_nothing(files: Files) -> None:
     ("texts", "kept"),
     [
         (["test", "test ", " Test!", "TEST http://a.b/c"], 1),
-        (["test", "test test"], 2),
         (["a", "b", "a"], 2),
         (["!", "→", " ", "", "https://t.co/x", "_"], 0),
         (["#StandWithUs", "stand with us"], 1),
         (["x" * 300 + " one", "x" * 300 + " two"], 1),
         (["x" * 299 + " one", "x" * 298 + "y one"], 2),
-        (["go to https://t.co/abc now", "go to http://t.co/xyz now"], 1),
-        (["STRASSE", "straße"], 1),
     ],
 )
 def test_what_counts_as_one_text(texts: list[str], kept: int, files: Files) -> None:
@@ -105,7 +102,6 @@ def test_what_counts_as_one_text(texts: list[str], kept: int, files: Files) -> N
     ("name", "body", "message"),
     [
         ("reuters-r8", "coffee\tbeans\n", "label 'coffee' is none of acq, crude"),
-        ("reuters-r8", "earn\n", "is not the table that is known"),
         ("reuters-r8", 'earn\t"' + "x" * 200_000, "is not the table that is known: field larger than"),
     ],
 )

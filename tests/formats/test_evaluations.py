@@ -38,16 +38,12 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"model": 3},
         {"model": "a\x1b[2J"},
         {"task": None},
         {"data": ""},
         {"texts": "160"},
-        {"texts": True},
         {"texts": 10**400},
-        {"adapters": {}},
         {"adapters": []},
-        {"adapters": [3]},
         {"adapters": [{"path": ["a"]}]},
         {"adapters": [{"path": "a\x1b[2J"}]},
     ],

@@ -48,15 +48,11 @@ ORDINARY = [
 ]
 HOSTILE = [
     ("(a+)+b", "a" * 40),
-    ("(a|a)*b", "a" * 40),
     ("(a{1,99999}){1,99999}b", "a" * 40),
     (r"(.*)\1\1\1x", "a" * 60),
     ("a?" * 30 + "a" * 30, "a" * 29),
-    ("(x+x+)+y", "x" * 40),
     ("(.*)*(.*)*(.*)*[^a]", "a" * 40),
-    (".*" * 12 + "x", "a." * 40),
     ("((a?){9}){9}b", "a" * 60),
-    ("(?:a|b|ab)*c", "ab" * 30),
 ]
 
 
@@ -155,13 +151,11 @@ def test_the_limit_is_one_for_all_names_and_expressions_of_an_adapter(text):
     "text",
     [
         "(" * 20 + "a+" + ")+" * 20,
-        "(?:" * 20 + "a{2}" + "){2}" * 20,
         "(" * 90 + "a" + ")+" * 90,
         "(?:a?){40000000}b",  # for this one `regex` does not look at its clock, either
         r"(?:(?:\b){4000}){400}a",
-        "(?:a?){9000}" * 20 + "b",
     ],
-    ids=["repeats", "counts", "deep", "count", "nothing", "sum"],
+    ids=["repeats", "deep", "count", "nothing"],
 )
 def test_an_expression_that_would_fill_the_memory_when_it_is_compiled_is_refused(text):
     """`regex` copies what is repeated: 62 letters took more than 1.4 GB."""
@@ -184,10 +178,6 @@ def test_long_expressions_are_refused():
 def test_what_the_two_engines_read_differently_is_refused_where_it_matters(text):
     with pytest.raises(FormatError, match="target_modules"):
         PeftConfig({"target_modules": text}).targets("a" * 40)
-
-
-def test_a_set_within_a_set_warns_nobody():
-    assert PeftConfig({"target_modules": "[[a]+"}).targets("aa")
 
 
 def test_anchors_and_escaped_dots_leave_a_key_literal():

@@ -22,8 +22,7 @@ from loralens.formats.records.results import load_moments, read_recipe, save_mom
 from loralens.formats.records.training import read_run
 from tests.bases import sharded, tensors
 from tests.conftest import small_adapter
-from tests.formats.blobs import limits
-from tests.formats.test_fuzz import HARMFUL, damaged
+from tests.formats.blobs import HARMFUL, damaged, limits
 from tests.marks import examples
 from tests.verbs.low_bit_bases import SHAPE, nf4_base, pair_adapter
 
@@ -31,30 +30,8 @@ pytestmark = pytest.mark.slow
 
 fuzz = examples(40, suppress_health_check=[HealthCheck.too_slow])
 ODD = [None, True, False, 0, -1, 1.5, 2**63, 10**400, 1e308, -1e999, "", "x", "\x1b[2J", "../x", "/x", "f4", [], {}]
-ODD += [
-    [None],
-    [[]],
-    {"a": {}},
-    [1, 2],
-    [-1, 2],
-    [2**40, 2**40],
-    "int64",
-    "object",
-    "float32",
-    "V8",
-    "O",
-    "<f4,<f4",
-    "(,)f4",
-    "9" * 5000,
-]
+ODD += [[None], {"a": {}}, [1, 2], [-1, 2], [2**40, 2**40], "int64", "object", "V8", "<f4,<f4", "9" * 5000]
 odd = st.sampled_from(ODD) | st.floats(allow_nan=False) | st.integers(-5, 5)
-
-
-def deep(levels):
-    value = []
-    for _ in range(levels):
-        value = [value]
-    return value
 
 
 def places(value, path=()):
@@ -89,18 +66,13 @@ def confused(draw, good):
     return value
 
 
-def refused(work, *words):
-    """The LoraLensError that work ends with, if it does; nothing else may come out of it, within time and memory."""
+def check(work, *words):
+    """Nothing but a LoraLensError that harms no terminal comes out of work, within time and memory."""
     try:
         with limits(20, 64 << 20):
             work(*words)
     except LoraLensError as error:
-        return error
-    return None
-
-
-def check(error):
-    assert error is None or not HARMFUL.search(str(error).replace("\n", ""))
+        assert not HARMFUL.search(str(error).replace("\n", ""))  # noqa: PT017
 
 
 def dora_adapter():
@@ -182,17 +154,6 @@ def test_an_undo_file_that_says_something_else(made, data):
     made.unmerge(made.packed(data.draw(confused(made.content))))
 
 
-def test_an_undo_file_that_is_nested_deeply():
-    MADE.unmerge(MADE.packed({**MADE.content, "texts": deep(900)}))
-
-
-def test_an_undo_file_that_drops_what_is_no_name():
-    """A list, although an array has the name that its text makes."""
-    empty = {"dtype": "U8", "shape": [0], "data_offsets": [len(MADE.data)] * 2}
-    content = {**MADE.content, "dropped": [["x"]]}
-    assert not MADE.unmerge(MADE.packed(content, {**MADE.header, "['x']#whole": empty}))
-
-
 @each_kind
 @fuzz
 @given(data=st.data())
@@ -206,25 +167,6 @@ def test_an_undo_file_whose_arrays_have_other_dtypes_and_shapes(made, data):
         return
     shape = data.draw(st.sampled_from([[count], [1, count], [count, 1], [1, 1, count]]))
     made.unmerge(made.packed(made.content, {**made.header, key: {**entry, "dtype": dtype, "shape": shape}}))
-
-
-def with_header(key, **changes):
-    """The undo file, in whose header of a shard the entry of a tensor says something else."""
-    headers = dict(MADE.content["headers"])
-    shard = next(name for name, text in headers.items() if f'"{key}"' in text)
-    header = json.loads(headers[shard])
-    header[key].update(changes)
-    return MADE.packed({**MADE.content, "headers": {**headers, shard: json.dumps(header)}})
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"shape": [1, 4]}, {"shape": [4, 6]}, {"shape": [10**15]}, {"shape": ["a"]}, {"dtype": "F32"},
-     {"dtype": "I16"}, {"data_offsets": [0, 48]}, {"data_offsets": [88, 130]}, {"data_offsets": ["a", 1]}],
-    ids=str,
-)  # fmt: skip
-def test_an_undo_file_whose_header_of_a_shard_says_something_else(changes):
-    MADE.unmerge(with_header("model.layers.10.self_attn.v_proj.weight", **changes))
 
 
 MOMENTS = {f"layers.{i}.q": Moment(np.eye(2), 5, np.eye(2), trace=4.0) for i in range(2)}
@@ -257,7 +199,7 @@ def read_moments(data):
 @fuzz
 @given(damaged(GOOD_MOMENTS))
 def test_damaged_moments(data):
-    check(refused(read_moments, data))
+    check(read_moments, data)
 
 
 @settings(fuzz, max_examples=25)
@@ -265,7 +207,7 @@ def test_damaged_moments(data):
 def test_moments_that_say_something_else(record):
     header = {**MOMENTS_HEADER, "__metadata__": {"loralens.moments": json.dumps(record)}}
     text = json.dumps(header).encode()
-    check(refused(read_moments, len(text).to_bytes(8, "little") + text + GOOD_MOMENTS[8 + LENGTH :]))
+    check(read_moments, len(text).to_bytes(8, "little") + text + GOOD_MOMENTS[8 + LENGTH :])
 
 
 INDEX = json.loads((MADE.folder / "base" / "model.safetensors.index.json").read_text())
@@ -285,15 +227,9 @@ def read_base(text, changed="model.safetensors.index.json"):
 
 
 @settings(fuzz, max_examples=25)
-@given(damaged(json.dumps(INDEX).encode()))
-def test_a_damaged_index(text):
-    check(refused(read_base, text))
-
-
-@settings(fuzz, max_examples=25)
 @given(confused(INDEX))
 def test_an_index_that_says_something_else(content):
-    check(refused(read_base, json.dumps(content).encode()))
+    check(read_base, json.dumps(content).encode())
 
 
 CONFIG = {
@@ -305,15 +241,7 @@ CONFIG = {
 @settings(fuzz, max_examples=25)
 @given(confused(CONFIG))
 def test_a_configuration_of_the_base_that_says_something_else(content):
-    check(refused(read_base, json.dumps(content).encode(), "config.json"))
-
-
-def test_every_field_of_a_configuration_of_the_base_with_values_of_every_type():
-    for i, path in enumerate(places(CONFIG)):
-        # A sixth of the values for each field, others for its neighbours, so that every value comes to many fields.
-        for value in ODD[i % 6 :: 6]:
-            if path:
-                check(refused(read_base, json.dumps(put(CONFIG, path, value)).encode(), "config.json"))
+    check(read_base, json.dumps(content).encode(), "config.json")
 
 
 MARK = "\ufeff".encode()  # of UTF-8, as editors of Windows put it before a text
@@ -366,7 +294,7 @@ def combine(text):
 @fuzz
 @given(damaged(RECIPE.replace("ADAPTER", str(MADE.folder / "adapter")).encode()))
 def test_a_damaged_recipe(text):
-    check(refused(combine, text))
+    check(combine, text)
 
 
 FIELDS = {
@@ -412,13 +340,6 @@ def test_a_file_of_weights_that_says_something_else(text, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_sizes_of_too_many_digits(tmp_path):
-    words = ["compress", MADE.folder / "adapter", "--size", "9" * 400, "-o", tmp_path / "out"]
-    done = CliRunner().invoke(main, [*map(str, words)])
-    assert done.exit_code == 2, done.exception
-    assert "too many digits" in done.output
-
-
 STATE = {"global_step": 20, "log_history": [{"loss": 1.5, "step": 10}, {"eval_loss": 1.0, "step": 20}]}
 
 
@@ -436,10 +357,4 @@ def trajectory(text, name):
 @settings(fuzz, max_examples=12)
 @given(confused(STATE), st.sampled_from(["checkpoint-20/trainer_state.json", "trainer_state.json", "log.jsonl"]))
 def test_a_run_folder_that_says_something_else(state, name):
-    check(refused(trajectory, json.dumps(state).encode(), name))
-
-
-@settings(fuzz, max_examples=12)
-@given(damaged(json.dumps(STATE).encode()), st.sampled_from(["checkpoint-20/trainer_state.json", "log.jsonl"]))
-def test_a_damaged_run_folder(text, name):
-    check(refused(trajectory, text, name))
+    check(trajectory, json.dumps(state).encode(), name)

@@ -33,13 +33,6 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     assert set(files.tensors) == set(tensors()) == set(weights(tmp_path / "m"))
 
 
-def test_one_file_alone(tmp_path: Path) -> None:
-    file = single(tmp_path / "m", tensors()) / "model.safetensors"
-    files = model_files(file)
-    assert [shard.name for shard in files.shards] == ["model.safetensors"]
-    assert files.root == file
-
-
 def test_a_pipeline(tmp_path: Path) -> None:
     for name in ("unet", "vae"):
         single(tmp_path / "p" / name, {"x": np.ones(2, np.float32)}, name="diffusion_pytorch_model.safetensors")

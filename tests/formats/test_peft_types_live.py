@@ -45,18 +45,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "LoHaConfig",
         {"r": 2, "alpha": 5, "rank_pattern": {"lin": 3}, "alpha_pattern": {"conv2": 7}, "target_modules": ALL},
     ),
-    "lokr": ("LoKrConfig", {"r": 2, "alpha": 5, "target_modules": ALL}),
     "lokr-full": ("LoKrConfig", {"r": 16, "alpha": 5, "target_modules": ALL}),
     "lokr-both": ("LoKrConfig", {"r": 1, "alpha": 5, "decompose_both": True, "target_modules": ALL}),
     "lokr-factor": (
         "LoKrConfig",
-        {
-            "r": 2, "alpha": 5, "decompose_factor": 4, "use_effective_conv2d": True,
-            "target_modules": ALL,
-        },
+        {"r": 2, "alpha": 5, "decompose_factor": 4, "use_effective_conv2d": True, "target_modules": ALL},
     ),
     "adalora": ("AdaLoraConfig", {**ADALORA, "target_modules": ["lin", "conv2"]}),
-    "adalora-negative-alpha": ("AdaLoraConfig", {**ADALORA, "lora_alpha": -1, "target_modules": ["lin"]}),
 }  # fmt: skip
 
 

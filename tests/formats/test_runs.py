@@ -64,14 +64,6 @@ def test_a_list_is_sorted_and_those_without_a_step_come_last_as_given(tmp_path: 
     assert run.source is None
 
 
-def test_a_folder_of_mlx(tmp_path: Path) -> None:
-    for name in ("0000200_adapters.safetensors", "0000100_adapters.safetensors", "adapters.safetensors"):
-        (tmp_path / name).touch()
-    assert [(one.path.name, one.step) for one in read_run([tmp_path]).checkpoints] == [
-        ("0000100_adapters.safetensors", 100), ("0000200_adapters.safetensors", 200),
-    ]  # fmt: skip
-
-
 def test_what_is_no_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no such file"):
         read_run([tmp_path / "nowhere"])

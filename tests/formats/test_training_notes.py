@@ -70,9 +70,7 @@ def test_what_modelspec_and_ai_toolkit_write() -> None:
     [
         None,
         {},
-        {"format": "pt"},
         {"ss_steps": "None", "ss_tag_frequency": "{}"},
-        {"ss_network_module": "networks.lora", "ss_network_dim": "4"},
     ],
 )
 def test_a_file_that_says_nothing(metadata: dict[str, str] | None) -> None:
