@@ -58,18 +58,3 @@ def assert_same_file(first, second):
     assert_same_tensors(first.tensors, second.tensors)
     assert first.metadata == second.metadata
     assert first.config == second.config
-
-
-def assert_same_adapter(first, second):
-    """Two adapters agree in every number, name, scale, extra, metadata and configuration."""
-    assert list(first) == list(second)
-    for name, module in first.items():
-        other = second[name]
-        assert (module.scale, module.scaling, module.layout) == (other.scale, other.scaling, other.layout), name
-        assert module.B.tobytes() == other.B.tobytes(), name
-        assert module.A.tobytes() == other.A.tobytes(), name
-    assert {key: (e.role, e.module) for key, e in first.extra.items()} == {
-        key: (e.role, e.module) for key, e in second.extra.items()
-    }
-    assert first.metadata == second.metadata
-    assert first.config == second.config

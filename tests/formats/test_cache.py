@@ -8,12 +8,10 @@ import pytest
 
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
-from loralens.errors import FormatError
 from loralens.formats.records.cache import (
     HEADER,
     SUFFIX,
     SvdCache,
-    WeightHash,
     svd_bytes,
     weight_digest,
 )
@@ -60,17 +58,6 @@ def test_the_name_is_of_the_content() -> None:
         weight(W.view(np.int32)),
     ]
     assert len({key, *map(weight_digest, others)}) == 5
-
-
-@pytest.mark.parametrize("numbers", [1, 20, 96, 1000])
-def test_the_hash_does_not_depend_on_the_blocks(numbers: int) -> None:
-    taken = WeightHash(weight(W, streams=True))
-    passed = list(taken.follow(weight(W, streams=True).blocks(numbers)))
-    np.testing.assert_array_equal(np.vstack([block for _, block in passed]), W)
-    assert taken.hexdigest() == weight_digest(weight(W))
-    other = WeightHash(weight(W), "another version")
-    list(other.follow(weight(W).blocks()))
-    assert other.hexdigest() != taken.hexdigest()
 
 
 def leading(count: int, *, steps: int) -> Leading:
@@ -158,22 +145,3 @@ def test_the_oldest_go_first_and_a_read_counts_as_use(tmp_path: Path) -> None:
     assert again.write(third, decompose(W))
     assert (first in again, second in again, third in again) == (False, True, True)
     assert (tmp_path / f"mine{SUFFIX}").exists()
-
-
-def test_what_this_run_used_stays_where_not_all_fits(tmp_path: Path) -> None:
-    first, second, third = keys(3)
-    cache = SvdCache(tmp_path, limit=3 * svd_bytes(weight(W)) // 2 + HEADER)
-    assert cache.write(first, decompose(W))
-    assert not cache.write(second, decompose(W))
-    assert cache.write(first, decompose(W))
-    assert (first in cache, second in cache) == (True, False)
-    assert SvdCache(tmp_path, limit=cache.limit).write(third, decompose(W))  # a later run may
-    assert (first in cache, third in cache) == (False, True)
-    assert not SvdCache(tmp_path, limit=10).write(second, decompose(W))
-    assert third in cache
-
-
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FormatError, match="cannot be made"):
-        SvdCache(tmp_path / "file" / "inner", limit=10**6).write(keys(1)[0], decompose(W))

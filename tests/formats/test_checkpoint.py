@@ -98,23 +98,6 @@ def test_a_damaged_gguf_file_is_refused_as_a_file_and_as_a_folder(tmp_path):
                 read(path)
 
 
-def test_of_several_indices_the_usual_one(tmp_path):
-    folder = sharded(tmp_path / "many", a=array(2, 2))
-    model(folder, {"b.weight": array(3, 3)}, name="consolidated-1.safetensors")
-    other = {"weight_map": {"b.weight": "consolidated-1.safetensors"}}
-    (folder / "consolidated.safetensors.index.json").write_text(json.dumps(other))
-    assert shapes(folder) == {"a.weight": (2, 2)}
-    (folder / "model.safetensors.index.json").rename(folder / "x.safetensors.index.json")
-    with pytest.raises(FormatError, match=r"several indices: consolidated\.safetensors\.index\.json, x"):
-        weights(folder)
-
-
-@pytest.mark.parametrize("read", [weights, shapes, model_config])
-def test_a_path_that_the_system_refuses(read):
-    with pytest.raises(FormatError, match="cannot be opened: File name too long"):
-        read(Path("a" * 300))
-
-
 @pytest.mark.parametrize("form", ["peft", "kohya"])
 def test_an_adapter_is_not_a_model(tmp_path, form):
     path = tmp_path / "adapter.safetensors"

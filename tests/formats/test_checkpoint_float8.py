@@ -38,10 +38,8 @@ def entry(q, scale, block):
 CASES = {
     "blocks of 128": ("_scale_inv", weight(200, 300), s := scales(2, 3), s, (128, 128)),
     "other blocks": ("_scale_inv", weight(30, 50), s := scales(4, 4), s, (8, 16)),
-    "one in all": ("_scale_inv", weight(20, 30), s := scales(1), s.reshape(1, 1), (128, 128)),
     "one a row": ("_scale", weight(20, 30), s := scales(20, 1), s, (128, 128)),
     "one a row, flat": ("_scale", weight(20, 30), s := scales(20), s.reshape(20, 1), (128, 128)),
-    "bf16 scales": ("_scale", weight(20, 30), s := scales(20, 1).astype(ml_dtypes.bfloat16), s, (128, 128)),
     "powers of two": (
         "_scale_inv", weight(200, 300), s := np.array([[1, 2, 4], [0.5, 8, 1]]).astype(ml_dtypes.float8_e8m0fnu), s,
         (128, 128)),

@@ -17,7 +17,6 @@ from hypothesis.extra import numpy as hnp
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
-from loralens.formats.files import container as safetensors_header
 from loralens.formats.files.container import (
     DTYPES,
     HEADER_LIMIT,
@@ -102,12 +101,8 @@ def test_no_number_is_read_before_it_is_asked_for_and_none_is_kept(tmp_path):
 
 BROKEN = {  # name: file, what the message says
     "empty": (b"", "0 bytes are too few"),
-    "git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n", "the header claims"),
     "header longer than the file": ((100).to_bytes(8, "little") + b"{}", "the header claims 100 bytes"),
     "header of 2**64 - 1": (b"\xff" * 8 + b"{}", "the header claims"),
-    "no JSON": (blob(b"{'a': 1}"), "the header is not valid JSON"),
-    "half a JSON": (blob(b'{"a":{"dty'), "the header is not valid JSON"),
-    "a list": (blob([]), "the header is not a JSON object"),
     "not UTF-8": (blob(b'{"\xff":{}}'), "the header is not valid JSON ('utf-8' codec"),
     "deep objects": (blob(b'{"a":' * 100_000), "the header is not valid JSON (nested more than 64 levels"),
     "deep dtype": (
@@ -120,26 +115,17 @@ BROKEN = {  # name: file, what the message says
     "escape sequence": (blob({"\x1b[2J": {}}), r"the name '\x1b[2J' holds control characters"),
     "NUL": (blob({"a\0": {}}), r"the name 'a\x00' holds control characters"),
     "endless name": (blob({"a" * 50_000: {}}), "a name is 50,000 characters long"),
-    "metadata of numbers": (blob({"__metadata__": {"a": 1}}), "__metadata__ is not a mapping"),
-    "surrogate in metadata": (blob(b'{"__metadata__":{"a":"\\udc00"}}'), "__metadata__ is not a mapping"),
     "entry is null": (blob({"a": None}), "a: its header entry lacks dtype"),
-    "no offsets": (blob({"a": {"dtype": "U8", "shape": [0]}}), "a: its header entry lacks dtype"),
     "unknown dtype": (blob({"a": entry([1], 0, 1, "I128")}, b"1"), "a: dtype 'I128' is unknown"),
-    "endless dtype": (blob({"a": entry([1], 0, 1, "U" * 9999)}, b"1"), f"a: dtype '{'U' * 40}' is unknown"),
     "dtype is a number": (blob({"a": entry([1], 0, 1, 8)}, b"1"), "a: its dtype is not text"),
     "negative dimension": (blob({"a": entry([-1], 0, 1)}, b"1"), "a: shape or data_offsets are not whole"),
-    "bool dimension": (blob({"a": entry([True], 0, 1)}, b"1"), "a: shape or data_offsets are not whole"),
-    "negative offset": (blob({"a": entry([1], -1, 0)}, b"1"), "a: shape or data_offsets are not whole"),
-    "three offsets": (blob({"a": {**entry([1], 0, 1), "data_offsets": [0, 1, 1]}}, b"1"), "a: shape or data_offsets"),
     "product overflows": (blob({"a": entry([2**32, 2**32], 0, 0)}), "a: U8 (4294967296, 4294967296) is too big"),
     "product overflows beside a zero": (blob({"a": entry([0, 2**62, 2**62], 0, 0)}), "is too big for any array"),
     "a million dimensions": (blob({"a": entry([2] * 1_000_000, 0, 1)}, b"1"), "is too big for any array"),
-    "a terabyte": (blob({"a": entry([2**40], 0, 2**40)}, b"1"), "the file is truncated"),
     "wrong size": (blob({"a": entry([2], 0, 4, "F32")}, bytes(4)), "F32 (2) does not take the 4 bytes"),
     "end before begin": (blob({"a": entry([1], 1, 0)}, b"1"), "U8 (1) does not take the -1 bytes"),
     "out of range": (blob({"a": entry([2], 0, 2)}, b"1"), "a ends at byte 2 of the data, but the file holds 1"),
     "overlap": (blob({"a": entry([2], 0, 2), "b": entry([2], 1, 3)}, bytes(3)), "a and b overlap"),
-    "gap": (blob({"a": entry([1], 0, 1), "b": entry([1], 2, 3)}, bytes(3)), "a and b leave 1 unused bytes"),
     "trailing byte": (GOOD + b"x", "1 bytes follow the last tensor"),
     "bytes and no tensor": (blob({}, b"hidden"), "6 bytes follow the last tensor"),
 }
@@ -270,13 +256,3 @@ def test_what_safetensors_cannot_hold_is_not_written():
     ):
         with pytest.raises(FormatError, match=what):
             header_bytes(held, metadata)
-
-
-def test_a_header_that_no_reader_accepts_is_not_written(monkeypatch):
-    tensors = {f"{i}": LazyArray.of(np.zeros(2)) for i in range(9)}
-    size = len(header_bytes(tensors, None)) - 8
-    monkeypatch.setattr(safetensors_header, "HEADER_LIMIT", size)
-    assert header_bytes(tensors, None)
-    monkeypatch.setattr(safetensors_header, "HEADER_LIMIT", size - 1)
-    with pytest.raises(FormatError, match=f"a header of {size:,} bytes is too long for safetensors"):
-        header_bytes(tensors, None)

@@ -6,7 +6,7 @@ goes another way, on which it does not look at the header, and every scale is 1.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
-from loralens.formats.dialects import diffusers, xlabs
 from loralens.formats.dialects import diffusers as diffusers_writer
 from loralens.formats.dialects.diffusers import KEY
-from loralens.formats.files.container import Stored, read_safetensors
+from loralens.formats.files.container import Stored
 from loralens.formats.files.writing import write_safetensors
 from tests.tolerances import LIVE_OUTPUT, MOVED, PEFT_UPDATE
 
@@ -168,78 +167,6 @@ def test_magnitudes_and_biases_of_another_dialect(tmp_path: Path) -> None:
     assert_same_output(model, by_hand(base, source, "unet", dora), base)
 
 
-CONFIGS: Mapping[str, dict[str, Any]] = {
-    "rslora": {"r": 3, "lora_alpha": 5, "use_rslora": True, "target_modules": ["to_q", "proj_in"]},
-    "patterns": {
-        "r": 2, "lora_alpha": 6, "target_modules": ["to_q", "to_k", "conv_in"],
-        "rank_pattern": {"attn2.to_q": 3, "conv_in": 1}, "alpha_pattern": {"to_k": 0.7},
-    },
-    "dora": {"r": 2, "lora_alpha": 6, "target_modules": ["to_q", "conv_in"], "use_dora": True},
-}  # fmt: skip
-
-
-@pytest.mark.some(2)
-@pytest.mark.parametrize("case", CONFIGS)
-def test_what_a_model_saves(case: str, tmp_path: Path) -> None:
-    model = made.unet()
-    base = copy.deepcopy(model)
-    made.adapt(model, **CONFIGS[case])
-    expected = made.deltas(model, "")
-    assert (answer(model) - answer(base)).abs().max() > MOVED
-    model.save_lora_adapter(tmp_path / "theirs")
-    stored = read_safetensors(tmp_path / "theirs" / FILE)
-    assert diffusers.detect(stored)
-    found = diffusers.read(stored)
-    assert set(found) == set(expected)
-    for name, delta in expected.items():
-        np.testing.assert_allclose(found[name].dense(), delta, **PEFT_UPDATE)
-
-    # changed, and written anew under the old configuration: diffusers gives the new model
-    halved = found.map(lambda one: LowRank(one.B[:, :1], one.A[:1], one.scale / 2, layout=one.layout))
-    written(halved, tmp_path / "ours")
-    other, plain = made.unet(), made.unet()
-    other.load_lora_adapter(tmp_path / "ours", weight_name=FILE, prefix=None)
-    if "dora" not in case:
-        assert_same_output(other, by_hand(plain, halved, ""), plain)
-    for name, delta in made.deltas(other, "").items():
-        np.testing.assert_allclose(delta, halved[name].dense(), **PEFT_UPDATE)
-
-
-def test_xlabs_as_diffusers_converts_it() -> None:
-    """diffusers splits q, k and v; the rows of the fused weights here must be theirs."""
-    convert = pytest.importorskip("diffusers.loaders.lora_conversion_utils")._convert_xlabs_flux_lora_to_diffusers
-    rng = np.random.default_rng(2)
-    shapes = {
-        "double_blocks.0.processor.qkv_lora1": (24, 8), "double_blocks.0.processor.qkv_lora2": (24, 8),
-        "double_blocks.0.processor.proj_lora1": (8, 8), "double_blocks.0.processor.proj_lora2": (8, 8),
-        "single_blocks.0.processor.qkv_lora": (24, 8), "single_blocks.0.processor.proj_lora": (8, 40),
-    }  # fmt: skip
-    tensors = {}
-    for key, (out, in_) in shapes.items():
-        tensors[f"{key}.down.weight"] = rng.standard_normal((2, in_)).astype(np.float32)
-        tensors[f"{key}.up.weight"] = rng.standard_normal((out, 2)).astype(np.float32)
-    found = xlabs.read(Stored({key: LazyArray.of(tensor) for key, tensor in tensors.items()}))
-    theirs = convert({key: torch.from_numpy(tensor) for key, tensor in tensors.items()})
-    split = diffusers.read(Stored({key: LazyArray.of(tensor.numpy()) for key, tensor in theirs.items()}))
-
-    double, single = "transformer.transformer_blocks.0.attn", "transformer.single_transformer_blocks.0"
-    rows = {
-        "double_blocks.0.img_attn.qkv": [f"{double}.to_{x}" for x in "qkv"],
-        "double_blocks.0.txt_attn.qkv": [f"{double}.add_{x}_proj" for x in "qkv"],
-        "double_blocks.0.img_attn.proj": [f"{double}.to_out.0"],
-        "double_blocks.0.txt_attn.proj": [f"{double}.to_add_out"],
-        "single_blocks.0.linear1": [f"{single}.attn.to_{x}" for x in "qkv"],
-        "single_blocks.0.linear2": [f"{single}.proj_out"],
-    }
-    assert set(found) == set(rows)
-    for name, parts in rows.items():
-        expected = np.concatenate([split[part].dense() for part in parts])
-        delta = found[name].dense()
-        np.testing.assert_array_equal(delta[: len(expected)], expected)
-        assert not delta[len(expected) :].any()
-    assert found["single_blocks.0.linear1"].shape == (56, 8)  # 3·8 + 40 - 8
-
-
 def sd3() -> Any:
     from diffusers import SD3Transformer2DModel
 
@@ -249,16 +176,7 @@ def sd3() -> Any:
     )  # fmt: skip
 
 
-def wan() -> Any:
-    from diffusers import WanTransformer3DModel
-
-    return WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8, freq_dim=16,
-        ffn_dim=20, num_layers=1,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("make", [sd3, wan, made.flux])
+@pytest.mark.parametrize("make", [sd3, made.flux])
 def test_a_pipeline_loads_every_layer_of_a_folder_of_peft(make: Callable[[], Any], tmp_path: Path) -> None:
     """PEFT's names have no component, and a pipeline loads only what is under ``transformer.``."""
     from diffusers.loaders.lora_pipeline import SD3LoraLoaderMixin

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, Scaling
+from loralens.core.lowrank import Layout
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
 from loralens.formats.dialects.gguf import reader as gguf
 from loralens.formats.dialects.gguf.writer import write
@@ -22,10 +22,9 @@ from tests.formats.blobs import damaged
 from tests.formats.stores import assert_same_tensors
 from tests.formats.test_fuzz import read_everything
 from tests.marks import examples
-from tests.tolerances import CONFORMANCE, MOVED, SAME_UPDATE
+from tests.tolerances import CONFORMANCE, SAME_UPDATE
 
 package = pytest.importorskip("gguf")
-OWN = sorted((Path(__file__).parent.parent / "conformance").glob("gguf-*"))
 Q, K, V = (f"model.layers.0.self_attn.{kind}_proj" for kind in "qkv")
 LLAMA = {"architectures": ["LlamaForCausalLM"], "num_attention_heads": 4, "num_key_value_heads": 2}
 QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_attention_heads": 4}
@@ -77,48 +76,12 @@ def by_hand(rows, heads):
     return turned
 
 
-def hugging_face_rotary(x, position):
-    """The halves of a head turned against each other; x (heads, d)."""
-    half = x.shape[1] // 2
-    angle = position * 10000.0 ** (-np.arange(half) / half)
-    first, second = x[:, :half], x[:, half:]
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=1)
-
-
-def ggml_rotary(x, position):
-    """Neighbours turned against each other: ggml's "normal" kind."""
-    half = x.shape[1] // 2
-    angle = position * 10000.0 ** (-np.arange(half) / half)
-    even, odd = x[:, ::2], x[:, 1::2]
-    turned = np.empty_like(x)
-    turned[:, ::2] = even * np.cos(angle) - odd * np.sin(angle)
-    turned[:, 1::2] = odd * np.cos(angle) + even * np.sin(angle)
-    return turned
-
-
-def scores(rotary, W_q, W_k, x, y, heads, kv):
-    """Attention scores of one position for another, by query head."""
-    q = rotary((W_q @ x).reshape(heads, -1), 7)
-    k = rotary((W_k @ y).reshape(kv, -1), 3)
-    return np.sum(q * np.repeat(k, heads // kv, axis=0), axis=1)
-
-
-def test_the_attention_of_the_written_adapter_in_ggml_is_that_of_hugging_face():
-    """W + ΔW scores the same with either program's rows and rotary embedding, and W alone does not."""
-    q, k = low_rank(scale=0.5), low_rank(8, scale=0.5)
-    written = write(adapter({Q: q, K: k}), base_config=LLAMA).tensors
-    W_q, W_k, x, y = drawn(16, 6, dtype=float), drawn(8, 6, dtype=float), drawn(6, dtype=float), drawn(6, dtype=float)
-    expected = scores(hugging_face_rotary, W_q + q.dense(), W_k + k.dense(), x, y, 4, 2)
-    there = [
-        0.5 * written[f"blk.0.attn_{name}.weight.lora_b"].read().astype(float)
-        @ written[f"blk.0.attn_{name}.weight.lora_a"].read()
-        for name in "qk"
-    ]  # fmt: skip
-    base = by_hand(W_q, 4), by_hand(W_k, 2)
-    found = scores(ggml_rotary, base[0] + there[0], base[1] + there[1], x, y, 4, 2)
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
-    assert np.abs(found - scores(ggml_rotary, *base, x, y, 4, 2)).max() > MOVED
+def test_rows_of_q_and_k_are_written_in_llama_cpp_s_order():
+    written, source = write(adapter(), base_config=LLAMA).tensors, adapter()
+    for name, key, heads in ((Q, "q", 4), (K, "k", 2)):
+        B = written[f"blk.0.attn_{key}.weight.lora_b"].read()
+        np.testing.assert_array_equal(B, by_hand(source[name].B, heads))
+        assert not np.array_equal(B, source[name].B)
 
 
 def test_only_q_and_k_of_llama_need_the_numbers_of_heads():
@@ -343,18 +306,6 @@ def test_options_that_say_nothing_or_two_things_are_refused(options, message):
 # --- back into the same file ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("folder", OWN, ids=lambda folder: folder.name)
-def test_what_was_read_is_written_back_to_the_bit(folder, tmp_path):
-    first = read_gguf(folder / "adapter.gguf")
-    found = gguf.read(first)
-    for again in (write(found), on_disk(write(found), tmp_path)):
-        assert_same_tensors(again.tensors, first.tensors)
-        assert again.metadata == first.metadata
-        assert again.plain == first.plain
-        assert gguf.read(again).config == found.config
-    assert not write(found).names
-
-
 @pytest.mark.parametrize("known", [True, False])
 def test_a_changed_module_is_written_in_the_rows_of_its_file(known):
     """Where rows were brought into Hugging Face's order they go back; where nobody knew the heads they never left."""
@@ -368,31 +319,12 @@ def test_a_changed_module_is_written_in_the_rows_of_its_file(known):
     assert_same_tensors(write(changed, base_config=LLAMA).tensors, value.tensors)
 
 
-def test_one_changed_rank_keeps_alpha_and_one_changed_scale_folds_all():
+def test_one_changed_rank_keeps_alpha():
     first = gguf.read(stored({**pair(), **pair("blk.1.attn_v")}, {**KINDS, "adapter.lora.alpha:f32": "4.0"}))
     truncated = loralens.LowRank(first[V].B[:, :1], first[V].A[:1], 4.0)
     value = write(replace(first, modules={**first.modules, V: truncated}))
     assert value.plain["adapter.lora.alpha"] == 4.0
     assert value.tensors["blk.0.attn_v.weight.lora_b"].shape == (16, 1)
-    mixed = replace(first, modules={**first.modules, V: first[V].rescaled(3.0, Scaling())})
-    back = gguf.read(write(mixed))
-    for name, module in mixed.items():
-        np.testing.assert_allclose(back[name].dense(), module.dense(), rtol=1e-6, atol=1e-6)
-
-
-def experts():
-    folder = next(folder for folder in OWN if folder.name == "gguf-experts")
-    return read_gguf(folder / "adapter.gguf")
-
-
-def test_experts_of_a_stack_are_written_back_in_part_as_new():
-    first = gguf.read(experts())
-    name = "model.layers.0.mlp.experts.1.gate_proj"
-    changed = loralens.LowRank(3 * first[name].B, first[name].A, 2.0)
-    back = gguf.read(write(replace(first, modules={**first.modules, name: changed})))
-    np.testing.assert_array_equal(back[name].dense(), changed.dense())
-    other = "model.layers.0.mlp.experts.2.gate_proj"
-    np.testing.assert_array_equal(back[other].dense(), first[other].dense())
 
 
 # --- the container --------------------------------------------------------------------------------------------------
@@ -464,22 +396,6 @@ def test_another_alignment_is_kept(tmp_path):
             write_gguf(stored(pair(), {**KINDS, "general.alignment:u32": said}), tmp_path / "b.gguf")
 
 
-def test_q8_0_is_read_as_the_reference_implementation_does(tmp_path):
-    kind = package.GGMLQuantizationType.Q8_0
-    packed = package.quants.quantize(drawn(6, 64), kind)
-    writer = package.GGUFWriter(tmp_path / "a.gguf", "qwen2")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_tensor("x", packed, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    found, expected = read_gguf(tmp_path / "a.gguf").tensors["x"], package.quants.dequantize(packed, kind)
-    np.testing.assert_array_equal(found.read(), expected)
-    np.testing.assert_array_equal(found.rows(2, 5).read(), expected[2:5])
-
-
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
@@ -519,10 +435,7 @@ def after(data, text):
         (lambda d: b"GGML" + d[4:], "does not begin"),
         (lambda d: placed(d, 4, 1, 4), "version 1"),
         (lambda d: placed(d, 4, 3 << 24, 4), "big-endian"),
-        (lambda d: placed(d, 8, 1 << 62, 8), "too many"),
-        (lambda d: placed(d, 24, 1 << 62, 8), "a name claims"),
         (lambda d: placed(d, after(d, b"general.architecture"), 99, 4), "type 99"),
-        (lambda d: placed(d, after(d, b"tokens") + 4, 9, 4), "array of arrays"),
         (lambda d: placed(d, after(d, b"lora_a"), 5, 4), "axes"),
         (lambda d: placed(d, after(d, b"lora_a") + 4, 1 << 62, 8), "truncated"),
         (lambda d: placed(d, after(d, b"lora_a") + 20, 2, 4), "Q4_0"),

@@ -13,14 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError, LoraLensError, MismatchError
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, shapes, stores_conv1d
+from loralens.formats.models.checkpoint import model_config, open_checkpoint, shapes
 from loralens.formats.models.model_files import gguf_paths, model_files
 from tests import ggufs
 from tests.formats.blobs import damaged, limits
 from tests.marks import examples
 
 KINDS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "IQ4_NL"]
-K_QUANTS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 
 
 def equal(path: Path, numbers: dict[str, np.ndarray]) -> None:
@@ -46,12 +45,6 @@ def test_every_weight_has_the_name_the_rows_and_the_numbers_of_hugging_face(kind
     assert shapes(tmp_path / "m.gguf") == {key: array.shape for key, array in numbers.items()}
 
 
-@pytest.mark.some(2)
-@pytest.mark.parametrize("kind", K_QUANTS)
-def test_k_quants(kind: str, tmp_path: Path) -> None:
-    equal(tmp_path / "m.gguf", ggufs.write(tmp_path / "m.gguf", ggufs.llama(hidden=512, blocks=1), kinds=kind))
-
-
 def test_gemma_has_one_more_in_its_norms(tmp_path: Path) -> None:
     block = "model.layers.0."
     norms = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -62,18 +55,6 @@ def test_gemma_has_one_more_in_its_norms(tmp_path: Path) -> None:
     numbers = ggufs.write(tmp_path / "m.gguf", weights, arch="gemma3", names=names)
     equal(tmp_path / "m.gguf", numbers)
     np.testing.assert_array_equal(numbers[f"{block}pre_feedforward_layernorm.weight"], 2)
-
-
-def test_biases_and_unpermuted_rows(tmp_path: Path) -> None:
-    weights = ggufs.llama(blocks=1)
-    rng = np.random.default_rng(0)
-    weights |= {
-        key.replace(".weight", ".bias"): rng.standard_normal(len(array)).astype(np.float32)
-        for key, array in weights.items()
-        if "self_attn" in key and "o_proj" not in key
-    }
-    for arch in ("qwen2", "llama"):
-        equal(tmp_path / arch, ggufs.write(tmp_path / arch, weights, arch=arch))
 
 
 def mixtral(experts: int = 3) -> dict[str, np.ndarray]:
@@ -155,20 +136,6 @@ def test_the_factors_of_llama_3_are_its_scaling(tmp_path: Path) -> None:
     }
 
 
-def test_gpt2_is_stored_as_other_models_are(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    kinds = {"attn.c_attn": (192, 64), "attn.c_proj": (64, 64), "mlp.c_fc": (96, 64), "mlp.c_proj": (64, 96)}
-    weights = {f"transformer.h.0.{kind}.weight": rng.standard_normal(shape) for kind, shape in kinds.items()}
-    weights |= {f"transformer.h.0.{norm}.weight": rng.standard_normal(64) for norm in ("ln_1", "ln_2")}
-    weights |= {
-        "transformer.wte.weight": rng.standard_normal((40, 64)),
-        "transformer.ln_f.bias": rng.standard_normal(64),
-    }
-    weights |= {"transformer.wpe.weight": rng.standard_normal((8, 64))}
-    equal(tmp_path / "m.gguf", ggufs.write(tmp_path / "m.gguf", weights, arch="gpt2"))
-    assert not stores_conv1d(tmp_path / "m.gguf")
-
-
 def split(folder: Path, weights: dict[str, np.ndarray], **options: object) -> dict[str, np.ndarray]:
     """A model in two parts, as gguf-split writes them."""
     keys, numbers = list(weights), {}
@@ -233,9 +200,6 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     at = data.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight") + 4 + 16
     path.write_bytes(data[:at] + struct.pack("<I", 99) + data[at + 4 :])
     with pytest.raises(FormatError, match="stored as type 99 of ggml, which is unknown here"):
-        open_checkpoint(path)
-    path.write_bytes(data[:-40])
-    with pytest.raises(FormatError, match="the file is truncated"):
         open_checkpoint(path)
 
 

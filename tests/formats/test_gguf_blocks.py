@@ -112,17 +112,6 @@ def test_the_sizes_of_blocks_are_those_of_gguf() -> None:
     assert {layout.number for layout in ALL} <= shared
 
 
-@pytest.mark.parametrize("shape", [(5, 512), (2, 3, 256)])
-def test_rows_are_read_apart_in_any_number_of_axes(shape) -> None:
-    layout = LAYOUTS[12]
-    raw, rows = rows_of(layout, int(np.prod(shape[:-1])), shape[-1] // 256, 1, strange=False)
-    read = row_decoder(rows, 12, shape, name="x")
-    whole = quants.dequantize(raw, GGMLQuantizationType.Q4_K).reshape(shape)
-    np.testing.assert_array_equal(read(0, shape[0]), whole)
-    np.testing.assert_array_equal(read(1, 2), whole[1:2])
-    assert read(1, 1).shape == (0, *shape[1:])
-
-
 def test_a_matrix_larger_than_a_slab_is_decoded_in_slabs() -> None:
     layout = LAYOUTS[3]
     rows, columns = 40, 2**14

@@ -131,14 +131,6 @@ def test_a_shared_A_is_not_repeated(tmp_path: Path) -> None:
     np.testing.assert_array_equal(joined[0].A, whole[0].A)
 
 
-def test_different_scales_are_joined() -> None:
-    original = adapter(FLUX[:3], scales=(0.5, 0.3, 0.0))
-    joined = loralens.convert(original, to="kohya").adapter
-    found = applied(joined[0])
-    check_close(found, np.concatenate([applied(original[name]) for name in FLUX[:3]]))
-    assert not found[6144:].any()
-
-
 def test_magnitudes_are_divided_with_the_rows_and_others_are_refused() -> None:
     name = "lora_unet_double_blocks_0_img_attn_qkv"
     rng = np.random.default_rng(4)

@@ -10,7 +10,7 @@ from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects import kohya, lycoris
 from loralens.formats.files.container import read_safetensors
 from tests.formats.stores import stored
-from tests.tolerances import BACKWARD, MOVED, PEFT_UPDATE, SAME_UPDATE
+from tests.tolerances import BACKWARD, MOVED, PEFT_UPDATE
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance"
 X = "lora_unet_x"
@@ -63,26 +63,6 @@ def reader(held):
 # --- against LyCORIS itself ---
 
 CASES = sorted(folder.name for folder in CONFORMANCE.glob("*") if folder.is_dir())
-
-
-def lycoris_cases():
-    return [name for name in CASES if name.startswith("lycoris-") or name in ("kohya-locon", "kohya-dora")]
-
-
-@pytest.mark.parametrize("case", lycoris_cases())
-def test_the_update_is_what_the_forward_pass_adds(case, oracle):
-    model, before, over = oracle.network(oracle.CASES[case], seed=1)
-    held = of_network(over, oracle)
-    read = reader(held).read(held)
-    assert read.format == case.split("-")[0]
-    added = oracle.added(model, before, over)
-    assert set(read) == set(added)
-    for name, module in read.items():
-        np.testing.assert_allclose(module.dense(), added[name].numpy(), **SAME_UPDATE)
-        assert abs(added[name].numpy()).max() > MOVED
-        s = np.linalg.svd(added[name].numpy(), compute_uv=False)
-        np.testing.assert_allclose(module.singular_values(), s[: module.rank], rtol=0, atol=10 * BACKWARD * s[0])
-        assert not np.any(s[module.rank :] > 10 * BACKWARD * s[0])
 
 
 DORA = [name for name in CASES if "dora" in name and name.startswith(("kohya", "lycoris"))]

@@ -61,20 +61,6 @@ def test_another_dtype_moves_what_follows_and_the_index_says_the_size(tmp_path: 
     assert index["metadata"] == {"total_size": sum(array.nbytes for array in found.values()), "x": 1}
 
 
-def test_an_index_may_name_what_no_shard_holds(tmp_path: Path) -> None:
-    root = sharded(tmp_path / "m", tensors())
-    file = root / "model.safetensors.index.json"
-    index = {**json.loads(file.read_text()), "metadata": None}
-    index["weight_map"]["ghost.weight"] = index["weight_map"][KEY]
-    file.write_text(json.dumps(index))
-    write(root, tmp_path / "same")
-    assert (tmp_path / "same" / file.name).read_bytes() == file.read_bytes()
-    write(root, tmp_path / "wide", dtype=np.float32)
-    after = json.loads((tmp_path / "wide" / file.name).read_text())
-    assert after["weight_map"] == index["weight_map"]
-    assert after["metadata"] == {"total_size": sum(array.nbytes for array in held(tmp_path / "wide").values())}
-
-
 def test_keys_come_and_go(tmp_path: Path) -> None:
     root = sharded(tmp_path / "m", tensors())
     new = {"extra.weight": Change(np.dtype(np.float16), (3,))}
@@ -86,17 +72,6 @@ def test_keys_come_and_go(tmp_path: Path) -> None:
     assert set(names) == set(found)
     for key, name in names.items():
         assert key in read_safetensors(tmp_path / "out" / name).tensors
-
-
-def test_a_new_key_goes_to_its_own_component(tmp_path: Path) -> None:
-    for name in ("unet", "vae"):
-        single(tmp_path / "p" / name, {"x": np.ones(2, np.float32)}, name="diffusion_pytorch_model.safetensors")
-    changes = {"unet.y": Change(np.dtype(np.float32), (2,))}
-    write_model(
-        model_files(tmp_path / "p"), tmp_path / "out", changes=changes, fill=lambda key: iter([np.zeros(2, np.float32)])
-    )
-    for name, keys in (("unet", {"x", "y"}), ("vae", {"x"})):
-        assert set(held(tmp_path / "out" / name)) == keys
 
 
 def test_copied_rows_are_seen_in_order(tmp_path: Path) -> None:

@@ -8,14 +8,12 @@ import pytest
 
 from loralens.errors import OptionError
 from loralens.formats.files.location import (
-    adapter_file,
     existing_path,
     is_installed,
     is_package_name,
     model_folder,
     package_file,
 )
-from loralens.formats.models.checkpoint import shapes
 from tests.formats.blobs import blob
 
 MODEL = ("config.json", "model.safetensors")
@@ -120,26 +118,6 @@ def test_a_path_outranks_a_package(site: Site) -> None:
     assert existing_path(Path("base")) == Path("base")
 
 
-@pytest.mark.parametrize(
-    ("path", "tried"),
-    [
-        ("bare", ", and the installed package bare holds no transformers model"),
-        ("nobody", ", and no package of this name is installed"),
-        ("nobody/bare", ", and the local Hub cache has no snapshot of it"),
-        ("a/nobody/bare", ""),
-        ("bare.safetensors", ""),
-    ],
-)
-def test_what_was_tried_is_told(path: str, tried: str, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(site.root / "nothing"))
-    site.install("bare", "bare/readme.txt")
-    for reads in (existing_path, adapter_file, shapes):
-        with pytest.raises(OptionError) as caught:
-            reads(Path(path))
-        assert caught.value.what == f"{path}: no such file or folder{tried}"
-        assert "check the path" in caught.value.fix
-
-
 def test_whoever_gives_a_path_pays_for_no_packages(small: Path) -> None:
     code = (
         "import sys\nfrom loralens.cli.main import main\n"
@@ -147,15 +125,3 @@ def test_whoever_gives_a_path_pays_for_no_packages(small: Path) -> None:
         "assert 'importlib.metadata' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, "spectrum", "--json", str(small)], check=True, capture_output=True)
-
-
-def test_packages_of_older_tools_are_installed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    (site.root / "my_old.egg-info").mkdir()
-    (site.root / "my_old.egg-info" / "PKG-INFO").write_text("Metadata-Version: 1.0\nName: my-old\nVersion: 1\n")
-    assert is_installed("My.Old")
-    egg = site.root / "hatched-1.0-py3.11.egg"
-    (egg / "EGG-INFO").mkdir(parents=True)
-    (egg / "EGG-INFO" / "PKG-INFO").write_text("Metadata-Version: 1.0\nName: hatched\nVersion: 1\n")
-    monkeypatch.syspath_prepend(str(egg))
-    assert is_installed("hatched")
-    assert not is_installed("hatch")

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.formats import save
 from loralens.formats.records.training import LoggedLoss, read_run
-from tests.conftest import small_adapter
 
 
 def checkpoint(folder: Path, state: object = None) -> Path:
@@ -78,17 +76,6 @@ def test_what_is_no_run_says_so(tmp_path: Path) -> None:
     (twin / "trainer_state.json").write_text("[")
     with pytest.raises(FormatError, match="trainer_state"):
         read_run([one, twin])
-
-
-def test_steps_that_no_run_reaches_are_none(tmp_path: Path) -> None:
-    """They would be beyond float64 in a figure."""
-    for step in (10, 20):
-        save(small_adapter(), tmp_path / f"checkpoint-{step}")
-    state = {"global_step": 10**400, "log_history": [{"loss": 1.0, "step": 10**400}, {"loss": 2.0, "step": 3}]}
-    (tmp_path / "checkpoint-20" / "trainer_state.json").write_text(json.dumps(state))
-    run = read_run([tmp_path])
-    assert [one.step for one in run.checkpoints] == [10, 20]
-    assert [loss.step for loss in run.train] == [3]
 
 
 def test_our_own_log_has_the_losses(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_torchtune_takes_alpha_from_the_configuration_it_writes_beside():
     assert adapter[TUNE].scaling == Scaling("alpha/r", 16.0, 2, "adapter_config.json")
     assert adapter[TUNE].scale == 8.0
     assert [finding.code for finding in adapter.findings] == ["rotary-rows"]
-    for stray in ({"r": 8, "lora_alpha": 16}, {"r": 2, "lora_alpha": "16"}, {"r": 2, "lora_alpha": 10**400}):
+    for stray in ({"r": 8, "lora_alpha": 16}, {"r": 2, "lora_alpha": 10**400}):
         assert torchtune.read(stored(tune(), config=stray))[TUNE].scaling.formula == "unknown"
 
 
@@ -124,5 +124,3 @@ def test_safeloras_numbers_are_numbers():
     assert "CrossAttention" in adapter.findings[0].text
     with pytest.raises(FormatError, match="are the same tensor of one module"):
         safeloras.read(stored({**tensors, "unet:010:up": drawn(6, 1)}))
-    long = {f"unet:{'1' * 5000}:{half}": drawn(1, 1) for half in ("up", "down")}
-    assert list(safeloras.read(stored(long))) == [f"unet.{'1' * 5000}"]

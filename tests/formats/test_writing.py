@@ -97,12 +97,6 @@ def read_header(data):
     return json.loads(data[8 : 8 + length]), 8 + length
 
 
-@pytest.mark.parametrize("metadata", [None, {}, {"b": "1", "a": "2"}])
-def test_metadata_comes_back(metadata, tmp_path):
-    write_safetensors(Stored(stored().tensors, metadata), tmp_path / "a")
-    assert read_safetensors(tmp_path / "a").metadata == metadata
-
-
 def test_the_same_bytes_from_any_process(tmp_path):
     code = (
         "import sys, numpy as np\n"
@@ -201,25 +195,6 @@ def test_over_the_very_file_that_is_read(name, tmp_path):
     again = loralens.load(tmp_path)["q"]
     assert again.B.tobytes() == module.B.tobytes()
     assert read_json(tmp_path / CONFIG) == CONFIG_FIELDS
-
-
-@pytest.mark.parametrize("overwrite", [True, False])
-def test_a_target_of_the_other_kind(overwrite, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "folder.safetensors").mkdir()
-    for write, name in ((write_folder, "file"), (write_folder, "file/below"), (write_file, "folder.safetensors")):
-        with pytest.raises((OptionError, FormatError), match=rf"{tmp_path}/{name}: \w"):
-            write(stored(), tmp_path / name, overwrite=overwrite)
-    assert tree(tmp_path) == {"file": b"mine"}
-    with pytest.raises(OptionError, match="file: is a file, not a folder"):
-        write_folder(stored(), tmp_path / "file", overwrite=True)
-
-
-@pytest.mark.parametrize("name", ["Ünïcødé 名前 😀", "a\nb", os.fsdecode(b"\xff\xfe"), "x" * 200, ".hidden"])
-@pytest.mark.parametrize("suffix", ["", ".safetensors"])
-def test_odd_names(name, suffix, tmp_path):
-    loralens.save(loralens.load(made(tmp_path / "in")), tmp_path / f"{name}{suffix}")
-    assert list(loralens.load(tmp_path / f"{name}{suffix}")) == ["q"]
 
 
 def made(folder):
