@@ -162,6 +162,7 @@ def test_dora_without_magnitudes_has_the_lengths_of_the_base() -> None:
     adapter = diffusers.read(stored(shapes, said))
     assert {one.module: one.role for one in adapter.extra.values()} == {Q: "magnitude", K: "norms"}
     assert "dora-magnitudes-missing" in codes(adapter)
+    assert codes(adapter).count("use-dora") == 1
     assert_same_file(write(adapter), stored(shapes, said))
     plain = diffusers.read(stored(shapes, {**said, "unet.use_dora": False}))
     assert {one.role for one in plain.extra.values()} == {"magnitude"}

@@ -29,7 +29,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["scale", "rank"]), inner, max_size=2),
     max_leaves=4,
 )
-FIELDS = ["enable_lora", "n_head", "head_size", "lora_query", "r", "lora_alpha", "peft_type"]
+FIELDS = ["enable_lora", "n_head", "head_size", "lora_query", "r", "lora_alpha"]
 FIELDS += ["fine_tune_type", "lora_parameters", "target_modules"]
 
 

@@ -25,6 +25,7 @@ from tests.marks import examples
 from tests.tolerances import CONFORMANCE, SAME_UPDATE
 
 package = pytest.importorskip("gguf")
+OWN = sorted((Path(__file__).parent.parent / "conformance").glob("gguf-*"))
 Q, K, V = (f"model.layers.0.self_attn.{kind}_proj" for kind in "qkv")
 LLAMA = {"architectures": ["LlamaForCausalLM"], "num_attention_heads": 4, "num_key_value_heads": 2}
 QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_attention_heads": 4}
@@ -304,6 +305,14 @@ def test_options_that_say_nothing_or_two_things_are_refused(options, message):
 
 
 # --- back into the same file ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", OWN, ids=lambda folder: folder.name)
+def test_what_was_read_is_written_back_to_the_bit(folder):
+    first = read_gguf(folder / "adapter.gguf")
+    again = write(gguf.read(first))
+    assert_same_tensors(again.tensors, first.tensors)
+    assert again.metadata == first.metadata
 
 
 @pytest.mark.parametrize("known", [True, False])

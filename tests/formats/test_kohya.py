@@ -61,6 +61,7 @@ def test_without_alpha_the_scale_is_one_and_that_is_said():
     assert [(finding.level, finding.code) for finding in read.findings] == [("note", "alpha-missing")]
     some = kohya.read(stored({**pair("lora_unet_a", alpha=4), **pair("lora_unet_b")}))
     assert [(finding.level, finding.code) for finding in some.findings] == [("warning", "alpha-missing")]
+    assert not loralens.load(CONFORMANCE / "kohya-glued", alpha=4).findings
 
 
 def test_alpha_zero_means_r():

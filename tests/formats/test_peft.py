@@ -299,6 +299,8 @@ def test_a_file_without_configuration(tmp_path: Path) -> None:
         assert (adapter["q"].scale, adapter["q"].scaling.formula, adapter.findings) == (scale, rule, ())
         loralens.save(adapter, tmp_path / rule.replace("/", " "))
         assert loralens.load(tmp_path / rule.replace("/", " "))["q"].scale == scale
+    doubled = folder(bare(FILES["attention"]), tmp_path / "attention")  # PEFT adds out_proj's update twice
+    assert loralens.load(doubled, scale=3)["x.attn.out_proj"].scale == 6
 
 
 # ---------------------------------------------------------------- changed adapters
