@@ -41,25 +41,20 @@ def save(case, state, expected, *, config=None, load='{"alpha": 16}'):
     (folder / "load.json").write_text(load + "\n")
 
 
-class Model(torch.nn.Module):
-    def __init__(self, **layers):
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
+def modules(**layers):
+    return torch.nn.ModuleDict(layers)
 
 
 def plain():
     """Linear, one stored (in, out), Embedding, a head beside them, biases."""
-    model = Model(
+    model = modules(
         query=filled(loralib.Linear(4, 6, r=2, lora_alpha=16)),
         c_proj=filled(loralib.Linear(6, 4, r=2, lora_alpha=16, fan_in_fan_out=True)),
         embed_tokens=filled(loralib.Embedding(7, 4, r=2, lora_alpha=16)),
         classifier=torch.nn.Linear(4, 3),
     )
-    torch.nn.init.ones_(model.classifier.weight)
-    torch.nn.init.ones_(model.query.bias)
-    torch.nn.init.ones_(model.c_proj.bias)
-    torch.nn.init.ones_(model.classifier.bias)
+    for ones in (model.classifier.weight, model.query.bias, model.c_proj.bias, model.classifier.bias):
+        torch.nn.init.ones_(ones)
     expected = {
         "query": delta(model.query),
         "c_proj": delta(model.c_proj).T,
@@ -72,7 +67,7 @@ def plain():
 
 def merged(case, enabled, **options):
     layer = filled(loralib.MergedLinear(4, 6, r=2, lora_alpha=16, enable_lora=enabled, **options))
-    model = Model(c_attn=layer, c_proj=filled(loralib.Linear(6, 4, r=2, lora_alpha=16)))
+    model = modules(c_attn=layer, c_proj=filled(loralib.Linear(6, 4, r=2, lora_alpha=16)))
     fused = delta(layer)
     expected = {"c_attn": fused.T if options else fused, "c_proj": delta(model.c_proj)}
     save(case, loralib.lora_state_dict(model), expected, config={"enable_lora": enabled})
@@ -80,7 +75,7 @@ def merged(case, enabled, **options):
 
 def conv():
     """Conv2d of a kernel 3, with its own weight and bias beside, and one of kernel 1."""
-    model = Model(
+    model = modules(
         wide=filled(loralib.Conv2d(2, 6, 3, r=2, lora_alpha=16)),
         narrow=filled(loralib.Conv2d(4, 6, 1, r=2, lora_alpha=16)),
     )

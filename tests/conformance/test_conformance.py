@@ -14,9 +14,12 @@ from safetensors.numpy import load_file
 import loralens
 from loralens.analysis.equality import differences
 from loralens.core.image_names import ORIGINAL, is_of_diffusers_transformer
+from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.names import is_expert_alone
 from loralens.formats.dialects.table import FORMATS
+from loralens.formats.files.container import Stored
+from tests.formats.stores import numbered
 from tests.tolerances import CONFORMANCE
 
 HERE = Path(__file__).parent
@@ -43,6 +46,45 @@ def loaded(case: str) -> loralens.Adapter:
     return loralens.load(adapter_path(case), **options(case))  # type: ignore[arg-type]
 
 
+# One key of a pair, of which the other has up for down, B for A or b for a → the dialect whose file it is.
+CLAIMED = {
+    "base_model.model.unet.x.lora_A.weight": "peft",
+    "transformer.h.0.attn.c_attn.lora_A.weight": None,
+    "transformer.x.to_q.lora_A.weight": "diffusers",
+    "unet.x.to_q.lora.down.weight": "diffusers",
+    "down_blocks.0.attn1.processor.to_q_lora.down.weight": "diffusers",
+    "transformer.x.y.lora_down.weight": "comfyui",
+    "diffusion_model.x.y.lora_A.weight": "comfyui",
+    "diffusion_model.double_blocks.0.processor.qkv_lora1.down.weight": "xlabs",
+    "lora_unet_x.lora_down.weight": "kohya",
+    "roberta.x.query.lora_A": "loralib",
+    "transformer.h.0.attn.qkv.lora_A": "litgpt",
+    "transformer.x.lora_a": "mlx",
+    "transformer.x.lora_a.weight": "torchtune",
+    "unet:0:down": "safeloras",
+    "w_a_000": "plain",
+    "lora_unet_x.lora_down": None,
+    "single_blocks.3.processor.qkv_lora1.down.weight": None,
+}
+
+
+def named(key: str) -> Stored:
+    other = key.replace("w_a", "w_b")
+    for one, two in (("down", "up"), ("lora_A", "lora_B"), ("lora_a", "lora_b")):
+        other = two.join(other.rsplit(one, 1))
+    return numbered({key: (2, 4), other: (4, 2)})
+
+
+@pytest.mark.parametrize("key", CLAIMED)
+def test_a_file_is_of_one_dialect_by_its_names(key: str) -> None:
+    assert [form.name for form in FORMATS if form.detect(named(key))] == [CLAIMED[key]] * (CLAIMED[key] is not None)
+
+
+def test_names_of_two_dialects_are_of_neither() -> None:
+    both = named("lora_unet_x.lora_down.weight").tensors | named("diffusion_model.x.y.lora_down.weight").tensors
+    assert not [form.name for form in FORMATS if form.detect(Stored(both))]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_update_is_the_expected_one(case: str) -> None:
     expected = load_file(HERE / case / "expected.safetensors")
@@ -52,10 +94,9 @@ def test_every_update_is_the_expected_one(case: str) -> None:
         found = adapter[name].dense()
         assert found.shape == delta.reshape(len(delta), -1).shape
         np.testing.assert_allclose(found, delta.reshape(found.shape), atol=CONFORMANCE * np.abs(delta).max())
+        values = adapter[name].singular_values()
         s = np.linalg.svd(found, compute_uv=False)
-        np.testing.assert_allclose(
-            adapter[name].singular_values(), s[: adapter[name].singular_values().size], atol=1e-12 * s[0]
-        )
+        np.testing.assert_allclose(values, s[: values.size], atol=1e-12 * s[0])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -68,19 +109,17 @@ def test_written_in_its_own_dialect_it_is_the_same_to_the_bit(case: str, tmp_pat
     target = tmp_path / files.weights if files.config is None else tmp_path / "out"
     loralens.save(adapter, target)
     again = loralens.load(target, **options(case))  # type: ignore[arg-type]
-    assert list(again) == list(adapter)
-    assert again.config == adapter.config
-    assert again.metadata == adapter.metadata
-    assert list(again.extra) == list(adapter.extra)
+    assert (list(again), again.config, again.metadata) == (list(adapter), adapter.config, adapter.metadata)
+    extras = [{key: bits(extra.tensor) for key, extra in each.extra.items()} for each in (again, adapter)]
+    assert extras[0] == extras[1]
     for name, module in adapter.items():
         assert again[name].scale == module.scale
-        assert again[name].origin is not None
-        for key, tensor in module.origin.tensors.items():  # type: ignore[union-attr]
-            back = again[name].origin.tensors[key].read()  # type: ignore[union-attr]
-            assert back.tobytes() == tensor.read().tobytes()
-            assert back.dtype == tensor.dtype
-    for key, extra in adapter.extra.items():
-        assert again.extra[key].tensor.read().tobytes() == extra.tensor.read().tobytes()
+        first, second = (each.origin.tensors for each in (module, again[name]))  # type: ignore[union-attr]
+        assert {key: bits(second[key]) for key in first} == {key: bits(tensor) for key, tensor in first.items()}
+
+
+def bits(tensor: LazyArray) -> tuple[object, bytes]:
+    return tensor.dtype, tensor.read().tobytes()
 
 
 def convertible(case: str, to: str) -> loralens.Adapter:

@@ -7,7 +7,6 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import loralens
 from loralens.core.stored import Moment, Moments, State
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files import atomic
-from loralens.formats.files.atomic import atomic_file, reserve, tidy
+from loralens.formats.files.atomic import atomic_file, tidy
 from loralens.formats.files.disk import lock
 from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_writer import Change, write_model
@@ -35,10 +34,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked pr
 DIALECTS = {
     "peft": "folder",
     "gguf": "x.gguf",
-    "mlx": "folder",
     "kohya": "x.safetensors",
-    "diffusers": "x.safetensors",
-    "comfyui": "folder",
     "loralib": "x.bin",
 }
 LLAMA = {"model_type": "llama", "num_attention_heads": 2, "num_key_value_heads": 2, "hidden_size": 8}
@@ -63,14 +59,6 @@ def write_copy(home: Path) -> None:
     write_model(model_files(base), home / "model", changes=change, fill=lambda _: iter([new]), overwrite=True)
 
 
-def write_figure(home: Path) -> None:
-    from matplotlib.figure import Figure
-
-    from loralens.charts.figure_file import save_figure
-
-    save_figure(Figure(), home / "a.png", overwrite=True)
-
-
 def write_entry(home: Path) -> None:
     SvdCache(home, limit=10**9).write("0" * 64, Decomposed(np.ones((2, 2)), np.ones(2), np.ones((2, 2))))
 
@@ -86,12 +74,6 @@ def write_state(home: Path) -> None:
     training.release()
 
 
-def write_picture_folder(home: Path) -> None:
-    from loralens.reporting.writing import _write_folder
-
-    _write_folder(home / "page_files", {"a.png": b"x"})
-
-
 MOMENTS = Moments(modules={"q": Moment(np.eye(2), 3, trace=1.0)}, fingerprint="f")
 WRITERS: dict[str, Callable[[Path], None]] = {
     **{dialect: lambda home, dialect=dialect: write_adapter(dialect, home) for dialect in DIALECTS},  # type: ignore[misc]
@@ -99,31 +81,9 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "undo file": lambda home: write_undo({}.items, {}.items, home / "undo.loralens"),
     "moments": lambda home: save_moments(MOMENTS, home / "m.safetensors", overwrite=True),
     "log of findings": lambda home: write_sarif("{}", home / "a.sarif"),
-    "figure": write_figure,
     "cache": write_entry,
-    "pictures of a report": write_picture_folder,
     "training run": write_state,
 }
-
-
-def killed(work: Callable[[], None], *, at: int) -> bool:
-    """Whether a child that does the work is killed as it waits for the disk the n-th time."""
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    count, fsync = [0], os.fsync
-
-    def deadly(descriptor: int) -> None:
-        count[0] += 1
-        if count[0] == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        fsync(descriptor)
-
-    try:
-        os.fsync = deadly
-        work()
-    finally:
-        os._exit(0)
 
 
 def hidden_names(home: Path) -> list[str]:
@@ -135,11 +95,9 @@ def hidden_names(home: Path) -> list[str]:
 def test_the_next_run_removes_what_a_killed_one_left(name: str, tmp_path: Path) -> None:
     home, write = tmp_path / "home", WRITERS[name]
     home.mkdir()
-    if name == "figure":
-        write(tmp_path)  # imports matplotlib before the fork
     left = 0
-    for at in range(1, 30):
-        died = killed(lambda: write(home), at=at)
+    for step in range(1, 99):
+        died = forked(lambda: write(home), step) == -signal.SIGKILL
         left += bool(hidden_names(home))
         write(home)
         assert hidden_names(home) == []
@@ -154,16 +112,6 @@ def test_a_cache_forgets_the_half_of_another_entry(tmp_path: Path) -> None:
     (tmp_path / ".mine.part").write_bytes(b"mine")
     write_entry(tmp_path)
     assert hidden_names(tmp_path) == [".mine.part"]
-
-
-ALIVE = """
-import sys
-from pathlib import Path
-from loralens.formats.files.atomic import reserve
-with reserve(Path(sys.argv[1]), folder=sys.argv[2] == "folder") as part:
-    print(part, flush=True)
-    sys.stdin.read()
-"""
 
 
 ALIVE = """
@@ -192,41 +140,6 @@ def test_what_a_live_run_writes_stays_and_a_second_run_is_refused(kind: str, tmp
     with atomic_file(tmp_path / "a") as stream:
         stream.write(b"y")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_without_locks_what_is_unfinished_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "lock", lambda *_, **__: None)
-    monkeypatch.setattr(atomic, "lock_or_refuse", lambda *_, **__: None)
-    with atomic_file(tmp_path / "a") as stream:
-        stream.write(b"x")
-    (tmp_path / ".a.part").write_bytes(b"half")
-    tidy(tmp_path / "a")
-    with pytest.raises(OptionError, match="or one was killed") as error, atomic_file(tmp_path / "a"):
-        pass
-    assert f"remove {tmp_path}/.a.part" in str(error.value)
-
-
-@pytest.mark.slow
-def test_who_writes_and_who_tidies_at_once(tmp_path: Path) -> None:
-    """A part that is made and not yet locked may be taken for a dead one's: the writer makes it anew."""
-    target, stop = tmp_path / "a", threading.Event()
-
-    def keep_tidying() -> None:
-        while not stop.is_set():
-            tidy(target)
-
-    others = [threading.Thread(target=keep_tidying) for _ in range(2)]
-    for thread in others:
-        thread.start()
-    try:
-        for _ in range(300):
-            with reserve(target) as part:
-                part.write_bytes(b"x")
-                assert part.exists()
-    finally:
-        stop.set()
-        for thread in others:
-            thread.join()
 
 
 def test_a_part_that_is_made_anew_while_one_tidies_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,14 +180,8 @@ def test_a_fifo_or_a_link_of_such_a_name_stops_nobody(tmp_path: Path) -> None:
     assert hidden_names(tmp_path) == []
 
 
-STEPS = [
-    (Path, "rename"),
-    (Path, "replace"),
-    (Path, "unlink"),
-    (Path, "mkdir"),
-    (Path, "touch"),
-    (shutil, "rmtree"),
-]
+STEPS = [(Path, name) for name in ("rename", "replace", "unlink", "mkdir", "touch")]
+STEPS += [(shutil, "rmtree"), (os, "fsync")]
 
 
 def scaled_adapter(alpha: float) -> loralens.Adapter:

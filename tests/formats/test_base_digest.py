@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from loralens.errors import FormatError
 from loralens.formats.models import base_cache as module
 from loralens.formats.models.base_cache import base_digest
 
@@ -94,12 +93,3 @@ def test_a_large_file_is_read_completely_once(base: Path, tmp_path: Path, monkey
     entry.write_text("damaged")
     assert base_digest(base) == digest
     assert entry.read_text() != "damaged"
-
-
-def test_a_file_that_cannot_be_read_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(FormatError, match=r"config\.json: cannot be opened: Permission denied"):
-        base_digest(base)

@@ -51,12 +51,6 @@ def test_a_folder_a_file_and_shards_are_read_alike(tmp_path, dtype):
         assert shapes(path) == {"a.weight": (3, 5), "b.weight": (4, 2)}
 
 
-def test_a_pipeline_has_its_components_names(tmp_path):
-    model(tmp_path / "unet", {"a.weight": array(2, 2)}, name="diffusion_pytorch_model.safetensors")
-    model(tmp_path / "vae", {"a.weight": array(3, 3)})
-    assert shapes(tmp_path) == {"unet.a.weight": (2, 2), "vae.a.weight": (3, 3)}
-
-
 def cache(tmp_path: Path, *revisions: str, main: str | None) -> Path:
     hub = tmp_path / "models--org--name"
     for i, revision in enumerate(revisions, start=1):
@@ -104,34 +98,6 @@ def test_a_damaged_gguf_file_is_refused_as_a_file_and_as_a_folder(tmp_path):
                 read(path)
 
 
-def test_a_missing_shard_and_two_files_are_said(tmp_path):
-    folder = sharded(tmp_path / "many", a=array(2, 2), b=array(2, 2))
-    (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(OptionError, match=r"model-00002-of-00002\.safetensors is named by"):
-        weights(folder)
-    model(tmp_path / "two", {"a": array(2)}, name="one.safetensors")
-    model(tmp_path / "two", {"a": array(2)}, name="other.safetensors")
-    with pytest.raises(FormatError, match="several files and no index"):
-        weights(tmp_path / "two")
-
-
-def test_of_several_indices_the_usual_one(tmp_path):
-    folder = sharded(tmp_path / "many", a=array(2, 2))
-    model(folder, {"b.weight": array(3, 3)}, name="consolidated-1.safetensors")
-    other = {"weight_map": {"b.weight": "consolidated-1.safetensors"}}
-    (folder / "consolidated.safetensors.index.json").write_text(json.dumps(other))
-    assert shapes(folder) == {"a.weight": (2, 2)}
-    (folder / "model.safetensors.index.json").rename(folder / "x.safetensors.index.json")
-    with pytest.raises(FormatError, match=r"several indices: consolidated\.safetensors\.index\.json, x"):
-        weights(folder)
-
-
-@pytest.mark.parametrize("read", [weights, shapes, model_config])
-def test_a_path_that_the_system_refuses(read):
-    with pytest.raises(FormatError, match="cannot be opened: File name too long"):
-        read(Path("a" * 300))
-
-
 @pytest.mark.parametrize("form", ["peft", "kohya"])
 def test_an_adapter_is_not_a_model(tmp_path, form):
     path = tmp_path / "adapter.safetensors"
@@ -148,7 +114,7 @@ def test_a_model_with_factors_beside_its_weights_is_not_refused_as_an_adapter(tm
     assert open_checkpoint(tmp_path).tensors.keys() == held.keys()
 
 
-@pytest.mark.parametrize("kind", [{}, ["bert"], 3, True], ids=str)
+@pytest.mark.parametrize("kind", [{}, 3], ids=str)
 def test_a_model_type_that_is_not_text_is_refused(tmp_path, kind):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     save_file({"a.weight": np.ones((2, 2), np.float32)}, tmp_path / "model.safetensors")

@@ -37,21 +37,14 @@ def entry(q, scale, block):
 # end of the scale's key, weight, scale, the same scale with as many axes as the weight, block
 CASES = {
     "blocks of 128": ("_scale_inv", weight(200, 300), s := scales(2, 3), s, (128, 128)),
-    "one row of blocks": ("_scale_inv", weight(100, 300), s := scales(1, 3), s, (128, 128)),
     "other blocks": ("_scale_inv", weight(30, 50), s := scales(4, 4), s, (8, 16)),
-    "one in all": ("_scale_inv", weight(20, 30), s := scales(1), s.reshape(1, 1), (128, 128)),
-    "a scalar": ("_scale", weight(20, 30), s := scales(), s.reshape(1, 1), (128, 128)),
     "one a row": ("_scale", weight(20, 30), s := scales(20, 1), s, (128, 128)),
     "one a row, flat": ("_scale", weight(20, 30), s := scales(20), s.reshape(20, 1), (128, 128)),
-    "one a row, square": ("_scale", weight(20, 20), s := scales(20, 1), s, (128, 128)),
-    "e5m2": ("_scale", weight(20, 30, dtype=ml_dtypes.float8_e5m2), s := scales(20, 1), s, (128, 128)),
-    "bf16 scales": ("_scale", weight(20, 30), s := scales(20, 1).astype(ml_dtypes.bfloat16), s, (128, 128)),
     "powers of two": (
         "_scale_inv", weight(200, 300), s := np.array([[1, 2, 4], [0.5, 8, 1]]).astype(ml_dtypes.float8_e8m0fnu), s,
         (128, 128)),
     "a stack of experts": ("_scale_inv", weight(3, 20, 30), s := scales(3, 3, 2), s, (8, 16)),
     "a stack, one a row": ("_scale", weight(3, 20, 30), s := scales(3, 20, 1), s, (128, 128)),
-    "a stack, one each": ("_scale", weight(3, 20, 30), s := scales(3, 1, 1), s, (128, 128)),
 }  # fmt: skip
 
 
@@ -88,7 +81,7 @@ def test_the_block_size_is_128_where_nothing_says_so(tmp_path):
     np.testing.assert_array_equal(open_checkpoint(tmp_path).tensors["a.weight"].read(), entry(q, scale, (128, 128)))
 
 
-@pytest.mark.parametrize("shape", [(3, 3), (2, 2), (2,), (2, 3, 1)])
+@pytest.mark.parametrize("shape", [(3, 3), (2,), (2, 3, 1)])
 def test_scales_that_fit_no_rule_are_refused(shape, tmp_path):
     save_file({"a.weight": weight(200, 300), "a.weight_scale_inv": scales(*shape)}, tmp_path / "model.safetensors")
     with pytest.raises(FormatError, match=r"a\.weight: a float8 weight"):
@@ -103,15 +96,6 @@ def test_one_dimension(count, share, tmp_path):
     expected = q.astype(np.float32) * np.repeat(scale, share)[:count]
     np.testing.assert_array_equal(found.read(), expected)
     np.testing.assert_array_equal(found.rows(2, 5).read(), expected[2:5])
-
-
-@pytest.mark.parametrize(("shape", "of_scale"), [((300,), (4,)), ((), (4,))])
-def test_odd_shapes_are_refused(shape, of_scale, tmp_path):
-    save_file(
-        {"a.weight": np.array(weight(*shape)), "a.weight_scale": scales(*of_scale)}, tmp_path / "model.safetensors"
-    )
-    with pytest.raises(FormatError, match=r"a\.weight: a float8 weight"):
-        open_checkpoint(tmp_path)
 
 
 def test_scales_without_a_float8_weight_stay(tmp_path):

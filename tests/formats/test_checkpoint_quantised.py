@@ -4,14 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from safetensors.numpy import save_file
 
-import loralens
-from loralens.cli.main import main
 from loralens.errors import FormatError
 from loralens.formats.models.checkpoint import shapes, weights
-from tests.conftest import small_adapter
 
 
 def codes(dtype, *shape):
@@ -40,21 +36,17 @@ BASES = {
         {}, False),
     "GPTQ": (AWQ | {"a.g_idx": codes(np.int32, 4)}, {}, False),
     "GPTQ as marlin": (GPTQ, stated(quant_method="gptq", checkpoint_format="marlin"), False),
-    "GPTQ, and nothing says how it stores zeros": (GPTQ, {}, False),
     "AWQ": (AWQ, stated(quant_method="awq"), False),
     "AWQ as gemv": (GEMM, stated(quant_method="awq", version="GEMV"), False),
     "MLX mxfp8": (MLX, {"quantization": {"bits": 8, "group_size": 32, "mode": "mxfp8"}}, False),
-    "MLX, and config.json states no bits and group_size under quantization": (MLX, {}, False),
     "compressed-tensors": ({"a.weight_packed": codes(np.int64, 6, 1)}, {}, False),
     "compressed-tensors with 3 bits": (
         {"a.weight_packed": codes(np.int32, 6, 3), "a.weight_scale": codes(np.float16, 6, 1),
          "a.weight_shape": np.array([6, 32])}, {}, False),
     "HQQ": ({"a.W_q": codes(np.uint8, 3, 4)}, {}, False),
-    "AQLM": ({"a.codes": codes(np.int16, 1, 1, 1), "a.codebooks": codes(np.float16, 1, 1, 1, 8)}, {}, False),
     "quanto": ({"a.weight._data": codes(np.int8, 6, 4), "a.weight._scale": codes(np.float16, 6, 1)}, {}, False),
     "integer": ({"a.weight": codes(np.int8, 6, 4), "a.weight_scale": codes(np.float16, 6, 1)},
                 stated(quant_method="compressed-tensors"), True),
-    "eetq": ({"a.weight": codes(np.int8, 6, 4)}, stated(quant_method="eetq"), True),
 }  # fmt: skip
 
 
@@ -72,13 +64,6 @@ def test_it_is_refused_by_name_with_the_way_out(name, tmp_path):
     else:
         with pytest.raises(FormatError, match="quantised: "):
             shapes(tmp_path)
-
-
-def test_the_model_it_was_made_from_is_named(tmp_path):
-    save_file(BASES["HQQ"][0], tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text('{"_name_or_path": "org/model-quantised"}')
-    with pytest.raises(FormatError, match=r"HQQ \(org/model-quantised\)"):
-        weights(tmp_path)
 
 
 def test_gptq_without_g_idx_is_known_by_its_configuration(tmp_path):
@@ -99,24 +84,3 @@ def test_16_bit_weights_with_whole_numbers_beside_them_are_read(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "bitsandbytes"}}))
     assert set(weights(tmp_path)) == set(tensors)
-
-
-@pytest.mark.parametrize("command", [["amplify"], ["spectrum"], ["intruders"], ["inspect"]])
-def test_every_command_refuses_it_or_needs_only_names(command, tmp_path):
-    adapter = tmp_path / "adapter"
-    loralens.save(small_adapter(), adapter)
-    for name in ("HQQ", "integer"):
-        base = tmp_path / name
-        base.mkdir()
-        tensors = {}
-        for module in small_adapter():
-            tensors |= {key.replace("a.", f"{module}.", 1): value for key, value in BASES[name][0].items()}
-        save_file(tensors, base / "model.safetensors")
-        result = CliRunner().invoke(main, [*command, str(adapter), "--base", str(base)])
-        if command == ["inspect"] and name == "integer":
-            assert "6/6 modules match" in result.stdout
-            assert result.exit_code == 0
-        else:
-            assert result.exit_code == 2, result.output
-            assert f"its weights are quantised: {name}" in result.stderr
-            assert "Traceback" not in result.output

@@ -12,7 +12,6 @@ import loralens
 from loralens.errors import FormatError, OptionError
 from loralens.formats.records.collection import candidates, examine_file
 from tests.conftest import small_adapter
-from tests.formats.blobs import limits
 
 
 @pytest.fixture
@@ -72,23 +71,6 @@ def test_a_folder_that_lacks_its_weights_is_itself_unreadable(tmp_path: Path) ->
     assert [entry.path for entry in loralens.survey(tmp_path).unreadable] == [tmp_path]
 
 
-def gguf(kind: str | None) -> bytes:
-    """The head of a GGUF file: no tensors, two keys, the second cut short."""
-
-    def text(value: str) -> bytes:
-        return len(value).to_bytes(8, "little") + value.encode()
-
-    said = text("general.type") + (8).to_bytes(4, "little") + text(kind) if kind else b""
-    head = b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little")
-    return head + (2).to_bytes(8, "little") + said + text("general.name")
-
-
-@pytest.mark.parametrize(("kind", "found"), [("model", "other"), (None, "other"), ("adapter", "unreadable")])
-def test_a_gguf_model_is_told_from_a_broken_adapter(tmp_path: Path, kind: str | None, found: str) -> None:
-    (tmp_path / "x.gguf").write_bytes(gguf(kind))
-    assert examine_file(tmp_path / "x.gguf").status == found
-
-
 def test_only_a_folder_can_be_looked_through(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="is not a folder"):
         candidates(tmp_path / "nowhere")
@@ -107,18 +89,13 @@ def test_links_to_folders_are_followed_once(small: Path, tmp_path: Path) -> None
     (root / "again").symlink_to(root / "own")
     (root / "a-far").symlink_to(outside / "far")
     (root / "loop").symlink_to(root)
-    (root / "up").symlink_to(tmp_path)
     (root / "nowhere").symlink_to(root / "none")
     (outside / "back").symlink_to(root)
-    (root / "own" / "to-file").symlink_to(root / "own" / "adapter_config.json")
     links: list[Path] = []
     found = [path.relative_to(root) for path in candidates(root, linked=links.append)]
     # Every link to a folder, also one behind a link; links to files and to nothing are not among them.
-    assert {str(link.relative_to(root)) for link in links} == {"all", "all/back", "again", "a-far", "loop", "up"}
+    assert {str(link.relative_to(root)) for link in links} == {"all", "all/back", "again", "a-far", "loop"}
     assert found == [Path("a-far/adapter_model.safetensors"), Path("own/adapter_model.safetensors")]
-    (tmp_path / "link").symlink_to(root)
-    assert len(candidates(tmp_path / "link")) == 2
-    assert {found.status for found in map(examine_file, candidates(root))} == {"adapter"}
 
 
 @pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="needs /proc")
@@ -130,14 +107,3 @@ def test_links_into_proc_are_not_followed(small: Path, tmp_path: Path, monkeypat
     shutil.copytree(small, tmp_path / "elsewhere" / "adapter")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert candidates(tmp_path / "root") == []
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_pipe_among_the_files_stops_nobody(small: Path, tmp_path: Path) -> None:
-    """Opening it as a file would wait for ever."""
-    shutil.copytree(small, tmp_path / "good")
-    os.mkfifo(tmp_path / "pipe.safetensors")
-    with limits(5, 1 << 20):
-        kinds = {found.path.name: (found.status, found.reason) for found in map(examine_file, candidates(tmp_path))}
-    assert kinds.pop("pipe.safetensors")[0] == "unreadable"
-    assert {kind for kind, _ in kinds.values()} == {"adapter"}

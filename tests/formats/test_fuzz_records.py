@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.cli.main import main
-from loralens.core.adapter import Adapter, Extra
-from loralens.core.lazy import LazyArray
 from loralens.core.stored import Moment, Moments
 from loralens.errors import LoraLensError
 from loralens.formats.models.model_files import weight_files
@@ -22,39 +20,15 @@ from loralens.formats.records.results import load_moments, read_recipe, save_mom
 from loralens.formats.records.training import read_run
 from tests.bases import sharded, tensors
 from tests.conftest import small_adapter
-from tests.formats.blobs import limits
-from tests.formats.test_fuzz import HARMFUL, damaged
+from tests.formats.blobs import HARMFUL, damaged, limits
 from tests.marks import examples
-from tests.verbs.low_bit_bases import SHAPE, nf4_base, pair_adapter
 
 pytestmark = pytest.mark.slow
 
 fuzz = examples(40, suppress_health_check=[HealthCheck.too_slow])
 ODD = [None, True, False, 0, -1, 1.5, 2**63, 10**400, 1e308, -1e999, "", "x", "\x1b[2J", "../x", "/x", "f4", [], {}]
-ODD += [
-    [None],
-    [[]],
-    {"a": {}},
-    [1, 2],
-    [-1, 2],
-    [2**40, 2**40],
-    "int64",
-    "object",
-    "float32",
-    "V8",
-    "O",
-    "<f4,<f4",
-    "(,)f4",
-    "9" * 5000,
-]
+ODD += [[None], {"a": {}}, [1, 2], [-1, 2], [2**40, 2**40], "int64", "object", "V8", "<f4,<f4", "9" * 5000]
 odd = st.sampled_from(ODD) | st.floats(allow_nan=False) | st.integers(-5, 5)
-
-
-def deep(levels):
-    value = []
-    for _ in range(levels):
-        value = [value]
-    return value
 
 
 def places(value, path=()):
@@ -89,43 +63,23 @@ def confused(draw, good):
     return value
 
 
-def refused(work, *words):
-    """The LoraLensError that work ends with, if it does; nothing else may come out of it, within time and memory."""
+def check(work, *words):
+    """Nothing but a LoraLensError that harms no terminal comes out of work, within time and memory."""
     try:
         with limits(20, 64 << 20):
             work(*words)
     except LoraLensError as error:
-        return error
-    return None
-
-
-def check(error):
-    assert error is None or not HARMFUL.search(str(error).replace("\n", ""))
-
-
-def dora_adapter():
-    """A pair and a magnitude for every module of the base in NF4."""
-    adapter = pair_adapter()
-    lengths = np.full(SHAPE[0], 0.6, np.float32)
-    extra = {
-        f"base_model.model.{name}.lora_magnitude_vector": Extra("magnitude", name, LazyArray.of(lengths))
-        for name in adapter.modules
-    }
-    return Adapter(modules=dict(adapter.modules), extra=extra)
+        assert not HARMFUL.search(str(error).replace("\n", ""))  # noqa: PT017
 
 
 class Made:
     """A merge, its undo file taken apart, made once."""
 
-    def __init__(self, *, codes=False):
+    def __init__(self):
         self.folder = Path(tempfile.mkdtemp())
-        loralens.save(dora_adapter() if codes else small_adapter(), self.folder / "adapter")
-        if codes:
-            nf4_base(self.folder / "base")
-        else:
-            sharded(self.folder / "base", tensors(size=2.0))
+        loralens.save(small_adapter(), self.folder / "adapter")
+        sharded(self.folder / "base", tensors(size=2.0))
         words = ["merge", self.folder / "adapter", "--base", self.folder / "base", "-o", self.folder / "out"]
-        words += ["--bits", "keep"] if codes else []
         assert CliRunner().invoke(main, [*map(str, words)]).exit_code == 0
         self.undo = self.folder / "out" / "undo.loralens"
         self.bytes = self.undo.read_bytes()
@@ -158,73 +112,24 @@ class Made:
             return not done.exit_code
 
 
-MADE, CODED = Made(), Made(codes=True)
-each_kind = pytest.mark.parametrize("made", [MADE, CODED], ids=["floats", "codes"])
+MADE = Made()
 
 
-@each_kind
-def test_the_undamaged_undo_file_unmerges(made):
-    assert made.unmerge(made.bytes)
-    assert made.unmerge(made.packed(made.content))
+def test_the_undamaged_undo_file_unmerges():
+    assert MADE.unmerge(MADE.bytes)
+    assert MADE.unmerge(MADE.packed(MADE.content))
 
 
-@each_kind
 @fuzz
 @given(data=st.data())
-def test_a_damaged_undo_file(made, data):
-    made.unmerge(data.draw(damaged(made.bytes)))
+def test_a_damaged_undo_file(data):
+    MADE.unmerge(data.draw(damaged(MADE.bytes)))
 
 
-@each_kind
 @settings(fuzz, max_examples=25)
 @given(data=st.data())
-def test_an_undo_file_that_says_something_else(made, data):
-    made.unmerge(made.packed(data.draw(confused(made.content))))
-
-
-def test_an_undo_file_that_is_nested_deeply():
-    MADE.unmerge(MADE.packed({**MADE.content, "texts": deep(900)}))
-
-
-def test_an_undo_file_that_drops_what_is_no_name():
-    """A list, although an array has the name that its text makes."""
-    empty = {"dtype": "U8", "shape": [0], "data_offsets": [len(MADE.data)] * 2}
-    content = {**MADE.content, "dropped": [["x"]]}
-    assert not MADE.unmerge(MADE.packed(content, {**MADE.header, "['x']#whole": empty}))
-
-
-@each_kind
-@fuzz
-@given(data=st.data())
-def test_an_undo_file_whose_arrays_have_other_dtypes_and_shapes(made, data):
-    key = data.draw(st.sampled_from(sorted(set(made.header) - {"__metadata__"})))
-    entry = made.header[key]
-    size = entry["data_offsets"][1] - entry["data_offsets"][0]
-    dtype, width = data.draw(st.sampled_from([("U8", 1), ("I8", 1), ("F16", 2), ("F32", 4), ("BF16", 2), ("I64", 8)]))
-    count, rest = divmod(size, width)
-    if rest:
-        return
-    shape = data.draw(st.sampled_from([[count], [1, count], [count, 1], [1, 1, count]]))
-    made.unmerge(made.packed(made.content, {**made.header, key: {**entry, "dtype": dtype, "shape": shape}}))
-
-
-def with_header(key, **changes):
-    """The undo file, in whose header of a shard the entry of a tensor says something else."""
-    headers = dict(MADE.content["headers"])
-    shard = next(name for name, text in headers.items() if f'"{key}"' in text)
-    header = json.loads(headers[shard])
-    header[key].update(changes)
-    return MADE.packed({**MADE.content, "headers": {**headers, shard: json.dumps(header)}})
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"shape": [1, 4]}, {"shape": [4, 6]}, {"shape": [10**15]}, {"shape": ["a"]}, {"dtype": "F32"},
-     {"dtype": "I16"}, {"data_offsets": [0, 48]}, {"data_offsets": [88, 130]}, {"data_offsets": ["a", 1]}],
-    ids=str,
-)  # fmt: skip
-def test_an_undo_file_whose_header_of_a_shard_says_something_else(changes):
-    MADE.unmerge(with_header("model.layers.10.self_attn.v_proj.weight", **changes))
+def test_an_undo_file_that_says_something_else(data):
+    MADE.unmerge(MADE.packed(data.draw(confused(MADE.content))))
 
 
 MOMENTS = {f"layers.{i}.q": Moment(np.eye(2), 5, np.eye(2), trace=4.0) for i in range(2)}
@@ -257,7 +162,7 @@ def read_moments(data):
 @fuzz
 @given(damaged(GOOD_MOMENTS))
 def test_damaged_moments(data):
-    check(refused(read_moments, data))
+    check(read_moments, data)
 
 
 @settings(fuzz, max_examples=25)
@@ -265,7 +170,7 @@ def test_damaged_moments(data):
 def test_moments_that_say_something_else(record):
     header = {**MOMENTS_HEADER, "__metadata__": {"loralens.moments": json.dumps(record)}}
     text = json.dumps(header).encode()
-    check(refused(read_moments, len(text).to_bytes(8, "little") + text + GOOD_MOMENTS[8 + LENGTH :]))
+    check(read_moments, len(text).to_bytes(8, "little") + text + GOOD_MOMENTS[8 + LENGTH :])
 
 
 INDEX = json.loads((MADE.folder / "base" / "model.safetensors.index.json").read_text())
@@ -285,15 +190,9 @@ def read_base(text, changed="model.safetensors.index.json"):
 
 
 @settings(fuzz, max_examples=25)
-@given(damaged(json.dumps(INDEX).encode()))
-def test_a_damaged_index(text):
-    check(refused(read_base, text))
-
-
-@settings(fuzz, max_examples=25)
 @given(confused(INDEX))
 def test_an_index_that_says_something_else(content):
-    check(refused(read_base, json.dumps(content).encode()))
+    check(read_base, json.dumps(content).encode())
 
 
 CONFIG = {
@@ -305,15 +204,7 @@ CONFIG = {
 @settings(fuzz, max_examples=25)
 @given(confused(CONFIG))
 def test_a_configuration_of_the_base_that_says_something_else(content):
-    check(refused(read_base, json.dumps(content).encode(), "config.json"))
-
-
-def test_every_field_of_a_configuration_of_the_base_with_values_of_every_type():
-    for i, path in enumerate(places(CONFIG)):
-        # A sixth of the values for each field, others for its neighbours, so that every value comes to many fields.
-        for value in ODD[i % 6 :: 6]:
-            if path:
-                check(refused(read_base, json.dumps(put(CONFIG, path, value)).encode(), "config.json"))
+    check(read_base, json.dumps(content).encode(), "config.json")
 
 
 MARK = "\ufeff".encode()  # of UTF-8, as editors of Windows put it before a text
@@ -366,32 +257,7 @@ def combine(text):
 @fuzz
 @given(damaged(RECIPE.replace("ADAPTER", str(MADE.folder / "adapter")).encode()))
 def test_a_damaged_recipe(text):
-    check(refused(combine, text))
-
-
-FIELDS = {
-    "method": "ties", "options": {"density": 0.2}, "seed": 3, "modules": ["q_proj"], "truncate": {"rank": 2},
-    "take": "none", "drop_dead": False, "uniform": False, "space": "union",
-    "adapters": [{"path": str(MADE.folder / "adapter"), "weight": 0.7, "modules": {"q_*": 0.3}}],
-}  # fmt: skip
-
-
-@settings(fuzz, max_examples=12)
-@given(confused(FIELDS))
-def test_a_recipe_in_metadata_that_says_something_else(record):
-    with tempfile.TemporaryDirectory() as name:
-        adapter = loralens.load(MADE.folder / "adapter")
-        loralens.save(adapter, Path(name) / "a")
-        file = Path(name) / "a" / "adapter_model.safetensors"
-        data = file.read_bytes()
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        header["__metadata__"] = {"loralens_recipe": json.dumps(record)}
-        text = json.dumps(header).encode()
-        file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
-        done = CliRunner().invoke(main, ["combine", "--recipe", f"{name}/a", "-o", f"{name}/out", "--dry-run"])
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
-        assert CliRunner().invoke(main, ["doctor", f"{name}/a"]).exception is None
+    check(combine, text)
 
 
 @pytest.mark.parametrize(
@@ -412,13 +278,6 @@ def test_a_file_of_weights_that_says_something_else(text, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_sizes_of_too_many_digits(tmp_path):
-    words = ["compress", MADE.folder / "adapter", "--size", "9" * 400, "-o", tmp_path / "out"]
-    done = CliRunner().invoke(main, [*map(str, words)])
-    assert done.exit_code == 2, done.exception
-    assert "too many digits" in done.output
-
-
 STATE = {"global_step": 20, "log_history": [{"loss": 1.5, "step": 10}, {"eval_loss": 1.0, "step": 20}]}
 
 
@@ -436,10 +295,4 @@ def trajectory(text, name):
 @settings(fuzz, max_examples=12)
 @given(confused(STATE), st.sampled_from(["checkpoint-20/trainer_state.json", "trainer_state.json", "log.jsonl"]))
 def test_a_run_folder_that_says_something_else(state, name):
-    check(refused(trajectory, json.dumps(state).encode(), name))
-
-
-@settings(fuzz, max_examples=12)
-@given(damaged(json.dumps(STATE).encode()), st.sampled_from(["checkpoint-20/trainer_state.json", "log.jsonl"]))
-def test_a_damaged_run_folder(text, name):
-    check(refused(trajectory, text, name))
+    check(trajectory, json.dumps(state).encode(), name)

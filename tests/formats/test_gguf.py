@@ -11,22 +11,21 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, Scaling
+from loralens.core.lowrank import Layout
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
-from loralens.formats.dialects.gguf import architectures as gguf_rows
 from loralens.formats.dialects.gguf import reader as gguf
 from loralens.formats.dialects.gguf.writer import write
 from loralens.formats.files import gguf_file as gguf_values
-from loralens.formats.files.container import Stored, read_safetensors
+from loralens.formats.files.container import Stored
 from loralens.formats.files.gguf_file import read_gguf, write_gguf
+from tests.formats.blobs import damaged
 from tests.formats.stores import assert_same_tensors
 from tests.formats.test_fuzz import read_everything
 from tests.marks import examples
-from tests.tolerances import CONFORMANCE, MOVED, SAME_UPDATE
+from tests.tolerances import CONFORMANCE, SAME_UPDATE
 
 package = pytest.importorskip("gguf")
-CASES = sorted(folder for folder in (Path(__file__).parent.parent / "conformance").iterdir() if folder.is_dir())
-OWN = [folder for folder in CASES if folder.name.startswith("gguf-")]
+OWN = sorted((Path(__file__).parent.parent / "conformance").glob("gguf-*"))
 Q, K, V = (f"model.layers.0.self_attn.{kind}_proj" for kind in "qkv")
 LLAMA = {"architectures": ["LlamaForCausalLM"], "num_attention_heads": 4, "num_key_value_heads": 2}
 QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_attention_heads": 4}
@@ -78,59 +77,12 @@ def by_hand(rows, heads):
     return turned
 
 
-@pytest.mark.parametrize(("heads", "size"), [(1, 2), (1, 8), (3, 4), (4, 6)])
-def test_permuting_B_permutes_the_rows_of_the_update_as_the_base_is_permuted(heads, size):
-    B, A = drawn(heads * size, 2), drawn(2, 5)
-    turned = gguf_rows.permute(B, heads)
-    np.testing.assert_array_equal(turned, by_hand(B, heads))
-    np.testing.assert_allclose(turned @ A, by_hand(B @ A, heads), rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(gguf_rows.unpermute(turned, heads), B)
-    if size > 2:
-        assert not np.array_equal(turned, B)
-
-
-def hugging_face_rotary(x, position):
-    """The halves of a head turned against each other; x (heads, d)."""
-    half = x.shape[1] // 2
-    angle = position * 10000.0 ** (-np.arange(half) / half)
-    first, second = x[:, :half], x[:, half:]
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=1)
-
-
-def ggml_rotary(x, position):
-    """Neighbours turned against each other: ggml's "normal" kind."""
-    half = x.shape[1] // 2
-    angle = position * 10000.0 ** (-np.arange(half) / half)
-    even, odd = x[:, ::2], x[:, 1::2]
-    turned = np.empty_like(x)
-    turned[:, ::2] = even * np.cos(angle) - odd * np.sin(angle)
-    turned[:, 1::2] = odd * np.cos(angle) + even * np.sin(angle)
-    return turned
-
-
-def scores(rotary, W_q, W_k, x, y, heads, kv):
-    """Attention scores of one position for another, by query head."""
-    q = rotary((W_q @ x).reshape(heads, -1), 7)
-    k = rotary((W_k @ y).reshape(kv, -1), 3)
-    return np.sum(q * np.repeat(k, heads // kv, axis=0), axis=1)
-
-
-def test_the_attention_of_the_written_adapter_in_ggml_is_that_of_hugging_face():
-    """W + ΔW scores the same with either program's rows and rotary embedding, and W alone does not."""
-    q, k = low_rank(scale=0.5), low_rank(8, scale=0.5)
-    written = write(adapter({Q: q, K: k}), base_config=LLAMA).tensors
-    W_q, W_k, x, y = drawn(16, 6, dtype=float), drawn(8, 6, dtype=float), drawn(6, dtype=float), drawn(6, dtype=float)
-    expected = scores(hugging_face_rotary, W_q + q.dense(), W_k + k.dense(), x, y, 4, 2)
-    there = [
-        0.5 * written[f"blk.0.attn_{name}.weight.lora_b"].read().astype(float)
-        @ written[f"blk.0.attn_{name}.weight.lora_a"].read()
-        for name in "qk"
-    ]  # fmt: skip
-    base = by_hand(W_q, 4), by_hand(W_k, 2)
-    found = scores(ggml_rotary, base[0] + there[0], base[1] + there[1], x, y, 4, 2)
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
-    assert np.abs(found - scores(ggml_rotary, *base, x, y, 4, 2)).max() > MOVED
+def test_rows_of_q_and_k_are_written_in_llama_cpp_s_order():
+    written, source = write(adapter(), base_config=LLAMA).tensors, adapter()
+    for name, key, heads in ((Q, "q", 4), (K, "k", 2)):
+        B = written[f"blk.0.attn_{key}.weight.lora_b"].read()
+        np.testing.assert_array_equal(B, by_hand(source[name].B, heads))
+        assert not np.array_equal(B, source[name].B)
 
 
 def test_only_q_and_k_of_llama_need_the_numbers_of_heads():
@@ -144,28 +96,12 @@ def test_only_q_and_k_of_llama_need_the_numbers_of_heads():
 # --- what is read ---------------------------------------------------------------------------------------------------
 
 
-def test_one_alpha_is_there_for_all_ranks():
-    found = gguf.read(stored({**pair(), **pair("blk.1.attn_v", r=3)}, {**KINDS, "adapter.lora.alpha:f32": "7.0"}))
-    scales = [module.scale for module in found.modules.values()]
-    assert scales == [7 / 2, 7 / 3]
-    assert all(module.scaling.formula == "alpha/r" for module in found.modules.values())
-
-
-def test_the_token_embedding_is_stored_with_lora_a_transposed():
-    a, b = drawn(9, 2), drawn(4, 2)
-    found = gguf.read(stored({"token_embd.weight.lora_a": a, "token_embd.weight.lora_b": b}))["model.embed_tokens"]
-    assert found.layout.kind == "embedding"
-    assert found.shape == (4, 9)
-    np.testing.assert_allclose(found.dense(), b.astype(float) @ a.T.astype(float), **SAME_UPDATE)
-
-
 def test_rows_are_brought_back_where_the_file_or_the_base_says_the_heads():
     tensors, llama = pair("blk.0.attn_q"), {**KINDS, "general.architecture": "llama"}
-    expected = gguf_rows.unpermute(tensors["blk.0.attn_q.weight.lora_b"], 4)
     own = {**llama, f"{gguf.HEADS}:u32": "4", f"{gguf.HEADS_KV}:u32": "2"}
     for value in (stored(tensors, own), stored(tensors, llama, config=LLAMA)):
         found = gguf.read(value)
-        np.testing.assert_array_equal(found[Q].B, expected)
+        np.testing.assert_array_equal(by_hand(found[Q].B, 4), tensors["blk.0.attn_q.weight.lora_b"])
         assert not found.findings
 
 
@@ -188,14 +124,11 @@ def test_rows_stay_where_nothing_says_the_heads_and_that_is_said():
     assert not gguf.read(stored(pair("blk.0.attn_q"))).findings
 
 
-def test_a_base_of_another_architecture_is_refused():
-    with pytest.raises(MismatchError, match=r"qwen2.*llama"):
-        gguf.read(stored(pair(), config=LLAMA))
-
-
-def test_rows_that_are_not_so_many_heads_are_refused():
+def test_other_heads_or_a_base_of_another_architecture_are_refused():
     with pytest.raises(MismatchError, match="16 rows cannot be divided into 3 heads"):
         gguf.read(stored(pair("blk.0.attn_q"), {**KINDS, "general.architecture": "llama", f"{gguf.HEADS}:u32": "3"}))
+    with pytest.raises(MismatchError, match=r"qwen2.*llama"):
+        gguf.read(stored(pair(), config=LLAMA))
 
 
 def test_an_unknown_architecture_keeps_its_names():
@@ -217,11 +150,6 @@ def test_norms_and_strange_tensors_ride_along():
     assert [finding.code for finding in found.findings] == ["norms-ignored"]
 
 
-def test_an_activated_lora_is_said_to_be_one():
-    found = gguf.read(stored(pair(), {**KINDS, "adapter.alora.invocation_tokens:u32[]": "[64, 512]"}))
-    assert [finding.code for finding in found.findings] == ["alora"]
-
-
 A_KEY, B_KEY = "blk.0.attn_v.weight.lora_a", "blk.0.attn_v.weight.lora_b"
 
 
@@ -229,11 +157,8 @@ A_KEY, B_KEY = "blk.0.attn_v.weight.lora_a", "blk.0.attn_v.weight.lora_b"
     ("change", "error", "message"),
     [
         ({A_KEY: None}, FormatError, "has no A beside it"),
-        ({B_KEY: None}, FormatError, "has no B beside it"),
         ({A_KEY: np.zeros((2, 6), np.int8)}, FormatError, "int8"),
         ({A_KEY: np.zeros((3, 6), np.float32)}, ShapeError, "do not multiply"),
-        ({A_KEY: np.zeros((0, 6), np.float32), B_KEY: np.zeros((8, 0), np.float32)}, ShapeError, "no numbers"),
-        ({A_KEY: np.zeros((2, 3, 2), np.float32)}, ShapeError, "do not have the shapes of a pair"),
         (
             {"blk.0.attn_v_exps.lora_a": np.zeros((2, 2, 6)), "blk.0.attn_v_exps.lora_b": np.zeros((3, 8, 2))},
             ShapeError,
@@ -251,7 +176,7 @@ def test_a_damaged_pair_is_refused_with_its_name(change, error, message):
 
 @pytest.mark.parametrize(
     ("kind", "alpha"),
-    [(":f32", "NaN"), (":f32", "Infinity"), (":f64", "1e300"), (":f64", "0.1"), ("", "16"), (":bool", "true")],
+    [(":f32", "NaN"), (":f64", "1e300"), (":f64", "0.1"), ("", "16")],
 )
 def test_an_alpha_that_is_no_float32_is_refused(kind, alpha):
     with pytest.raises(FormatError, match="finite float32"):
@@ -299,20 +224,6 @@ def test_the_update_survives_whatever_the_scales(base, dtype, scales, tmp_path):
         assert error <= CONFORMANCE * np.abs(module.dense()).max()
 
 
-@pytest.mark.parametrize("scales", [(2, 3), (0, 0), (1e300, 1e300)])
-def test_other_scales_go_into_B_and_alpha_is_0(scales):
-    first = adapter({name: low_rank(scale=s, dtype=np.float16) for name, s in zip((Q, K), scales, strict=True)})
-    value = write(first, arch="qwen2")
-    assert value.plain["adapter.lora.alpha"] == 0
-    B = value.tensors["blk.0.attn_q.weight.lora_b"]
-    assert B.dtype == np.float32
-    if scales[0] > 1e30:
-        with pytest.raises(FormatError, match="overflows"):
-            B.read()
-    else:
-        np.testing.assert_array_equal(B.read(), np.float32(scales[0]) * first[Q].B.astype(np.float32))
-
-
 def test_an_embedding_is_written_transposed_and_only_as_one():
     embedding = low_rank(4, 9, layout=Layout("embedding"))
     value = write(adapter({"model.embed_tokens": embedding}), arch="qwen2")
@@ -320,15 +231,12 @@ def test_an_embedding_is_written_transposed_and_only_as_one():
     np.testing.assert_allclose(gguf.read(value)["model.embed_tokens"].dense(), embedding.dense(), **SAME_UPDATE)
     with pytest.raises(FormatError, match="token_embd as linear"):
         write(adapter({"model.embed_tokens": low_rank()}), arch="qwen2")
-    with pytest.raises(FormatError, match="attn_q as embedding"):
-        write(adapter({Q: embedding}), arch="qwen2")
 
 
 @pytest.mark.parametrize(
     ("arch", "pattern", "tensor"),
     [
         ("qwen3moe", "model.layers.1.mlp.experts.{}.down_proj", "blk.1.ffn_down_exps"),
-        ("qwen3moe", "model.layers.1.mlp.experts.down_proj[{}]", "blk.1.ffn_down_exps"),
         ("llama", "model.layers.1.block_sparse_moe.experts.{}.w3", "blk.1.ffn_up_exps"),
     ],
 )
@@ -360,7 +268,6 @@ def test_a_stack_without_some_experts_is_refused():
     ("modules", "message"),
     [
         ({"model.layers.0.conv": low_rank()}, "no tensor of that name"),
-        ({"vision_tower.layers.0.self_attn.q_proj": low_rank()}, "no tensor of that name"),
         ({Q: low_rank(in_=9, layout=Layout("conv", kernel=(3, 3)))}, "convolutions"),
         ({Q: low_rank(), f"language_model.{Q}": low_rank()}, "has the same place in a GGUF file as"),
         ({Q: low_rank(dtype=np.float64)}, "float64"),
@@ -381,21 +288,15 @@ def test_a_head_that_is_the_embedding_is_refused_where_only_the_family_says_so()
     with pytest.raises(FormatError, match="head is its embedding") as caught:
         write(adapter({"lm_head": low_rank()}), base_config=gemma)
     assert "loralens drop ADAPTER -m NAME" in caught.value.fix
-    with pytest.raises(FormatError, match="no tensor of that name"):
-        write(adapter({"lm_head": low_rank()}), base_config={**gemma, "tie_word_embeddings": False})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "has to state the architecture"),
-        ({"arch": "gpt9"}, "gpt9"),
         ({"base_config": {"architectures": ["GPT9ForCausalLM"], "model_type": "llama"}}, "GPT9ForCausalLM"),
-        ({"base_config": {}}, "none of those known"),
         ({"base_config": LLAMA, "arch": "qwen2"}, "--arch says qwen2"),
         ({"base_config": {**LLAMA, "num_attention_heads": "many"}}, "not numbers of heads"),
         ({"base_config": {**LLAMA, "num_key_value_heads": [1, 2]}}, "not numbers of heads"),
-        ({"base_config": {**LLAMA, "num_attention_heads": 0}}, "not numbers of heads"),
     ],
 )
 def test_options_that_say_nothing_or_two_things_are_refused(options, message):
@@ -407,15 +308,11 @@ def test_options_that_say_nothing_or_two_things_are_refused(options, message):
 
 
 @pytest.mark.parametrize("folder", OWN, ids=lambda folder: folder.name)
-def test_what_was_read_is_written_back_to_the_bit(folder, tmp_path):
+def test_what_was_read_is_written_back_to_the_bit(folder):
     first = read_gguf(folder / "adapter.gguf")
-    found = gguf.read(first)
-    for again in (write(found), on_disk(write(found), tmp_path)):
-        assert_same_tensors(again.tensors, first.tensors)
-        assert again.metadata == first.metadata
-        assert again.plain == first.plain
-        assert gguf.read(again).config == found.config
-    assert not write(found).names
+    again = write(gguf.read(first))
+    assert_same_tensors(again.tensors, first.tensors)
+    assert again.metadata == first.metadata
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -431,34 +328,12 @@ def test_a_changed_module_is_written_in_the_rows_of_its_file(known):
     assert_same_tensors(write(changed, base_config=LLAMA).tensors, value.tensors)
 
 
-def test_one_changed_rank_keeps_alpha_and_one_changed_scale_folds_all():
+def test_one_changed_rank_keeps_alpha():
     first = gguf.read(stored({**pair(), **pair("blk.1.attn_v")}, {**KINDS, "adapter.lora.alpha:f32": "4.0"}))
     truncated = loralens.LowRank(first[V].B[:, :1], first[V].A[:1], 4.0)
     value = write(replace(first, modules={**first.modules, V: truncated}))
     assert value.plain["adapter.lora.alpha"] == 4.0
     assert value.tensors["blk.0.attn_v.weight.lora_b"].shape == (16, 1)
-    mixed = replace(first, modules={**first.modules, V: first[V].rescaled(3.0, Scaling())})
-    back = gguf.read(write(mixed))
-    for name, module in mixed.items():
-        np.testing.assert_allclose(back[name].dense(), module.dense(), rtol=1e-6, atol=1e-6)
-
-
-def experts():
-    folder = next(folder for folder in OWN if folder.name == "gguf-experts")
-    return read_gguf(folder / "adapter.gguf")
-
-
-def test_experts_of_a_stack_are_written_back_in_part_as_new():
-    first = gguf.read(experts())
-    name = "model.layers.0.mlp.experts.1.gate_proj"
-    changed = loralens.LowRank(3 * first[name].B, first[name].A, 2.0)
-    back = gguf.read(write(replace(first, modules={**first.modules, name: changed})))
-    np.testing.assert_array_equal(back[name].dense(), changed.dense())
-    other = "model.layers.0.mlp.experts.2.gate_proj"
-    np.testing.assert_array_equal(back[other].dense(), first[other].dense())
-
-
-# --- names ----------------------------------------------------------------------------------------------------------
 
 
 # --- the container --------------------------------------------------------------------------------------------------
@@ -467,18 +342,13 @@ def test_experts_of_a_stack_are_written_back_in_part_as_new():
 def test_values_keep_their_types(tmp_path):
     metadata = {
         **KINDS,
-        "empty": "",
         "text": "two\nlines: é",
         "colon:in:key:str": "x",
         "adapter.alora.invocation_tokens:u32[]": "[64, 4294967295]",
-        "words:str[]": '["a", "é"]',
         "yes:bool": "true",
         "flags:bool[]": "[true, false]",
-        "low:i8": "-128",
         "far:i64": "-9223372036854775808",
-        "high:u64": "18446744073709551615",
         "third:f32": "0.3333333432674408",
-        "exact:f64": "0.1",
     }
     assert on_disk(stored(pair(), metadata), tmp_path).metadata == metadata
     reader = package.GGUFReader(tmp_path / "adapter.gguf")
@@ -496,12 +366,8 @@ def test_values_keep_their_types(tmp_path):
         ("x:u9", "1", "not a type"),
         ("x:u8", "256", "cannot be stored as u8"),
         ("x:u8", "true", "cannot be stored as u8"),
-        ("x:u8", "[1]", "cannot be stored as u8"),
-        ("x:u8[]", "1", "cannot be stored as u8"),
         ("x:f32", "1e39", "cannot be stored as f32"),
-        ("x:f32", "one", "not valid JSON"),
         ("x:str[]", "[1]", "cannot be stored as str"),
-        ("x:bool", "1", "cannot be stored as bool"),
         ("x:u32[]", "[]", "empty array"),
     ],
 )
@@ -539,31 +405,10 @@ def test_another_alignment_is_kept(tmp_path):
             write_gguf(stored(pair(), {**KINDS, "general.alignment:u32": said}), tmp_path / "b.gguf")
 
 
-def test_q8_0_is_read_as_the_reference_implementation_does(tmp_path):
-    kind = package.GGMLQuantizationType.Q8_0
-    packed, flat = (package.quants.quantize(drawn(*shape), kind) for shape in ((6, 64), (64,)))
-    writer = package.GGUFWriter(tmp_path / "a.gguf", "qwen2")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_tensor("x", packed, raw_dtype=kind)
-    writer.add_tensor("y", flat, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    found, expected = read_gguf(tmp_path / "a.gguf").tensors["x"], package.quants.dequantize(packed, kind)
-    np.testing.assert_array_equal(found.read(), expected)
-    np.testing.assert_array_equal(found.rows(2, 5).read(), expected[2:5])
-    found, expected = read_gguf(tmp_path / "a.gguf").tensors["y"], package.quants.dequantize(flat, kind)
-    np.testing.assert_array_equal(found.read(), expected)
-    np.testing.assert_array_equal(found.rows(3, 40).read(), expected[3:40])
-
-
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
         ({"general.architecture": "llama"}, "is a GGUF 'model' file"),
-        ({"general.architecture": "llama", "general.type": "model"}, "is a GGUF 'model' file"),
         ({"general.type": "imatrix"}, "'imatrix' file"),
         ({**KINDS, "adapter.type": "control"}, "'control' adapter"),
     ],
@@ -599,22 +444,13 @@ def after(data, text):
         (lambda d: b"GGML" + d[4:], "does not begin"),
         (lambda d: placed(d, 4, 1, 4), "version 1"),
         (lambda d: placed(d, 4, 3 << 24, 4), "big-endian"),
-        (lambda d: placed(d, 8, 1 << 62, 8), "too many"),
-        (lambda d: placed(d, 16, 1 << 62, 8), "too many"),
-        (lambda d: placed(d, 24, 1 << 62, 8), "a name claims"),
         (lambda d: placed(d, after(d, b"general.architecture"), 99, 4), "type 99"),
-        (lambda d: placed(d, after(d, b"general.architecture") + 4, 1 << 62, 8), "header needs"),
-        (lambda d: placed(d, after(d, b"tokens") + 4, 9, 4), "array of arrays"),
-        (lambda d: placed(d, after(d, b"tokens") + 8, 1 << 62, 8), "header needs"),
         (lambda d: placed(d, after(d, b"lora_a"), 5, 4), "axes"),
         (lambda d: placed(d, after(d, b"lora_a") + 4, 1 << 62, 8), "truncated"),
         (lambda d: placed(d, after(d, b"lora_a") + 20, 2, 4), "Q4_0"),
-        (lambda d: placed(d, after(d, b"lora_a") + 20, 999, 4), "stored as type 999"),
         (lambda d: placed(d, after(d, b"lora_a") + 20, 8, 4), "blocks of 32"),
         (lambda d: placed(d, after(d, b"lora_a") + 24, 32, 8), "not right after"),
-        (lambda d: placed(d, after(d, b"lora_a") + 24, 1 << 62, 8), "not right after"),
         (lambda d: d.replace(b"lora_b", b"lora_a"), "appears twice"),
-        (lambda d: d.replace(b"adapter.type", b"general.type"), "appears twice"),
         (lambda d: d.replace(b"tokens", b"tok\x1b[s"), "control characters"),
         (lambda d: d.replace(b"qwen2", b"qwen\xff"), "not UTF-8"),
         (lambda d: d[:-40], "truncated"),
@@ -633,24 +469,8 @@ def test_a_damaged_file_is_refused_before_a_number_is_read(whole, change, messag
 @fuzz
 @given(st.data())
 def test_whatever_happens_to_the_bytes_it_is_an_adapter_or_an_error(whole, tmp_path_factory, data):
-    damaged = bytearray(whole)
-    for _ in range(data.draw(st.integers(1, 4))):
-        position = data.draw(st.integers(0, len(damaged) - 1))
-        how = data.draw(st.sampled_from(["flip", "cut", "splice", "number"]))
-        if how == "flip":
-            damaged[position] ^= 1 << data.draw(st.integers(0, 7))
-        elif how == "cut":
-            del damaged[position : position + data.draw(st.integers(1, 40))]
-        elif how == "splice":
-            begin = data.draw(st.integers(0, len(whole) - 1))
-            damaged[position:position] = whole[begin : begin + data.draw(st.integers(1, 40))]
-        else:
-            number = data.draw(st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1]))
-            damaged[position : position + 8] = number.to_bytes(8, "little")
-        if not damaged:
-            break
     file = tmp_path_factory.getbasetemp() / "fuzz.gguf"
-    file.write_bytes(damaged)
+    file.write_bytes(data.draw(damaged(whole)))
     try:
         found = gguf.read(read_gguf(file))
         read_everything(found)
@@ -658,17 +478,3 @@ def test_whatever_happens_to_the_bytes_it_is_an_adapter_or_an_error(whole, tmp_p
         assert gguf.read(written).modules.keys() == found.modules.keys()
     except LoraLensError as error:
         assert "\x1b" not in str(error)  # noqa: PT017
-
-
-# --- beside the other dialects, and real adapters -------------------------------------------------------------------
-
-
-def test_no_other_file_is_taken_for_a_gguf_adapter(real):
-    folders = [*(folder for folder in CASES if folder not in OWN), *real.iterdir()]
-    files = [file for folder in folders if folder.is_dir() for file in folder.glob("*.safetensors")]
-    assert len(files) > 20
-    for file in files:
-        if file.name != "expected.safetensors" and "neg-" not in file.parent.name:
-            assert not gguf.detect(read_safetensors(file)), file
-    for folder in OWN:
-        assert gguf.detect(read_gguf(folder / "adapter.gguf"))

@@ -8,22 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, quants
+from gguf import GGUFValueType
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError, LoraLensError, MismatchError
-from loralens.formats.files import gguf_file as gguf_model
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, shapes, stores_conv1d
-from loralens.formats.models.gguf_base import open_gguf
+from loralens.formats.models.checkpoint import model_config, open_checkpoint, shapes
 from loralens.formats.models.model_files import gguf_paths, model_files
 from tests import ggufs
-from tests.formats.blobs import limits
+from tests.formats.blobs import damaged, limits
 from tests.marks import examples
 
 KINDS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4", "IQ4_NL"]
-K_QUANTS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
-Q, K = "model.layers.1.self_attn.q_proj.weight", "model.layers.1.self_attn.k_proj.weight"
 
 
 def equal(path: Path, numbers: dict[str, np.ndarray]) -> None:
@@ -49,24 +45,6 @@ def test_every_weight_has_the_name_the_rows_and_the_numbers_of_hugging_face(kind
     assert shapes(tmp_path / "m.gguf") == {key: array.shape for key, array in numbers.items()}
 
 
-@pytest.mark.some(2)
-@pytest.mark.parametrize("kind", K_QUANTS)
-def test_k_quants(kind: str, tmp_path: Path) -> None:
-    equal(tmp_path / "m.gguf", ggufs.write(tmp_path / "m.gguf", ggufs.llama(hidden=512, blocks=1), kinds=kind))
-
-
-def test_the_codes_of_q_stand_where_its_rows_stand(tmp_path: Path) -> None:
-    ggufs.write(tmp_path / "m.gguf", ggufs.llama())
-    raw = {tensor.name: tensor.data for tensor in GGUFReader(tmp_path / "m.gguf").tensors}
-    for key, name in ((Q, "blk.1.attn_q.weight"), (K, "blk.1.attn_k.weight")):
-        weight = open_checkpoint(tmp_path / "m.gguf").coded[key]
-        assert weight.grid is not None
-        assert weight.encode is not None
-        assert weight.row_order is not None
-        rows = weight.encode(0, weight.grid(0, weight.shape[0]).codes)
-        np.testing.assert_array_equal(raw[name][weight.row_order], rows)
-
-
 def test_gemma_has_one_more_in_its_norms(tmp_path: Path) -> None:
     block = "model.layers.0."
     norms = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -77,18 +55,6 @@ def test_gemma_has_one_more_in_its_norms(tmp_path: Path) -> None:
     numbers = ggufs.write(tmp_path / "m.gguf", weights, arch="gemma3", names=names)
     equal(tmp_path / "m.gguf", numbers)
     np.testing.assert_array_equal(numbers[f"{block}pre_feedforward_layernorm.weight"], 2)
-
-
-def test_biases_and_unpermuted_rows(tmp_path: Path) -> None:
-    weights = ggufs.llama(blocks=1)
-    rng = np.random.default_rng(0)
-    weights |= {
-        key.replace(".weight", ".bias"): rng.standard_normal(len(array)).astype(np.float32)
-        for key, array in weights.items()
-        if "self_attn" in key and "o_proj" not in key
-    }
-    for arch in ("qwen2", "llama"):
-        equal(tmp_path / arch, ggufs.write(tmp_path / arch, weights, arch=arch))
 
 
 def mixtral(experts: int = 3) -> dict[str, np.ndarray]:
@@ -134,13 +100,11 @@ def test_the_configuration_is_that_of_the_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stated", "scaling"),
     [
-        ({"type": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
         (
             {"type": "yarn", "factor": 4.0, "original_context_length": 32768, "yarn_beta_fast": 24.0},
             {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "beta_fast": 24.0},
         ),
         ({"type": "none"}, None),
-        ({"factor": 4.0}, None),
     ],
 )
 def test_stretched_positions_are_in_the_configuration(
@@ -170,24 +134,6 @@ def test_the_factors_of_llama_3_are_its_scaling(tmp_path: Path) -> None:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    # Other factors say nothing that is known.
-    weights["rope"] = np.linspace(1, 2, 64, dtype=np.float32)
-    ggufs.write(tmp_path / "o.gguf", weights, values=values, names={"rope": "rope_freqs.weight"})
-    assert "rope_scaling" not in (model_config(tmp_path / "o.gguf") or {})
-
-
-def test_gpt2_is_stored_as_other_models_are(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    kinds = {"attn.c_attn": (192, 64), "attn.c_proj": (64, 64), "mlp.c_fc": (96, 64), "mlp.c_proj": (64, 96)}
-    weights = {f"transformer.h.0.{kind}.weight": rng.standard_normal(shape) for kind, shape in kinds.items()}
-    weights |= {f"transformer.h.0.{norm}.weight": rng.standard_normal(64) for norm in ("ln_1", "ln_2")}
-    weights |= {
-        "transformer.wte.weight": rng.standard_normal((40, 64)),
-        "transformer.ln_f.bias": rng.standard_normal(64),
-    }
-    weights |= {"transformer.wpe.weight": rng.standard_normal((8, 64))}
-    equal(tmp_path / "m.gguf", ggufs.write(tmp_path / "m.gguf", weights, arch="gpt2"))
-    assert not stores_conv1d(tmp_path / "m.gguf")
 
 
 def split(folder: Path, weights: dict[str, np.ndarray], **options: object) -> dict[str, np.ndarray]:
@@ -255,9 +201,6 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     path.write_bytes(data[:at] + struct.pack("<I", 99) + data[at + 4 :])
     with pytest.raises(FormatError, match="stored as type 99 of ggml, which is unknown here"):
         open_checkpoint(path)
-    path.write_bytes(data[:-40])
-    with pytest.raises(FormatError, match="the file is truncated"):
-        open_checkpoint(path)
 
 
 def test_a_type_without_decoder_is_told_and_the_others_can_be_read(tmp_path: Path) -> None:
@@ -272,21 +215,6 @@ def test_a_type_without_decoder_is_told_and_the_others_can_be_read(tmp_path: Pat
     np.testing.assert_array_equal(checkpoint.tensors[key].read(), numbers[key])
 
 
-def fuzz_outcome(path: Path) -> None:
-    """Every number of the model, or one error, within time and memory that fit the file."""
-    with limits(10, 20 * path.stat().st_size + (1 << 20)):
-        try:
-            checkpoint = open_checkpoint(path)
-            for tensor in checkpoint.tensors.values():
-                tensor.read()
-            for weight in checkpoint.coded.values():
-                assert (weight.grid is None) == (weight.encode is None)
-                if weight.grid and weight.encode:
-                    weight.encode(0, weight.grid(0, weight.shape[0]).codes)
-        except LoraLensError as error:
-            assert str(error)  # noqa: PT017
-
-
 @examples(60)
 @given(data=st.data())
 def test_damaged_files_are_read_or_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -295,47 +223,22 @@ def test_damaged_files_are_read_or_refused(data: st.DataObject, tmp_path_factory
     if not good.exists():
         folder.mkdir(exist_ok=True)
         ggufs.write(good, {k: v for k, v in ggufs.llama(blocks=1).items() if "mlp" not in k})
-    content = bytearray(good.read_bytes())
+    content = good.read_bytes()
     # Most of the header is the list of tokens, so both its front and the entries of tensors are hit often.
     entries = content.index(b"token_embd")
-    for _ in range(data.draw(st.integers(1, 4))):
-        low, high = data.draw(st.sampled_from([(0, 400), (entries - 50, entries + 700), (0, len(content) - 1)]))
-        content[data.draw(st.integers(low, min(high, len(content) - 1)))] = data.draw(st.integers(0, 255))
-    cut = data.draw(st.sampled_from([None, data.draw(st.integers(0, len(content)))]))
+    start, end = data.draw(st.sampled_from([(0, 400), (entries - 50, entries + 700), (0, len(content))]))
     bad = folder / "bad.gguf"
-    bad.write_bytes(content[:cut])
-    fuzz_outcome(bad)
-
-
-def test_long_arrays_are_passed_and_short_ones_read(tmp_path: Path) -> None:
-    ggufs.write(tmp_path / "m.gguf", ggufs.llama(), values={"x.list": ([1, 2, 3], GGUFValueType.ARRAY)})
-    header = gguf_model.read_gguf_header(tmp_path / "m.gguf")
-    assert header.values["x.list"].value == [1, 2, 3]
-    assert header.values["tokenizer.ggml.tokens"].value is None
-    reader = GGUFReader(tmp_path / "m.gguf")
-    assert [t.name for t in reader.tensors] == list(header.infos)
-    data = (tmp_path / "m.gguf").read_bytes()
-    assert data[: header.ends["tokenizer.ggml.tokens"]].endswith(b"t1099")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["smollm2", "gemma"])
-def test_a_real_file(name: str) -> None:
-    """Every tensor of real files, of which at most 512 rows, by gguf's own decoding."""
-    path = real_file(name)
-    model = open_gguf((path,))
-    header = model.headers[0]
-    for key, weight in model.weights.items():
-        info = header.infos[weight.tensor]
-        raw = np.memmap(path, np.uint8, "r", header.start + info.begin, (info.nbytes,))
-        # Rows of q and k move within a head, so that a part of the rows is a whole number of heads.
-        rows = min(512, info.shape[0])
-        part = raw.reshape(info.shape[0], -1)[:rows]
-        whole = quants.dequantize(np.ascontiguousarray(part), GGMLQuantizationType(info.kind)).reshape(rows, -1)
-        whole = whole if weight.order is None else whole[weight.order[:rows]]
-        found = model.tensors[key].rows(0, rows).read().reshape(rows, -1)
-        np.testing.assert_array_equal(found, whole - np.float32(weight.shift), err_msg=key)
-    assert not [key for key, weight in model.weights.items() if key == weight.tensor]
+    bad.write_bytes(content[:start] + data.draw(damaged(content[start:end])) + content[end:])
+    with limits(10, 20 * bad.stat().st_size + (1 << 20)):
+        try:
+            checkpoint = open_checkpoint(bad)
+            for tensor in checkpoint.tensors.values():
+                tensor.read()
+            for weight in checkpoint.coded.values():
+                if weight.grid and weight.encode:
+                    weight.encode(0, weight.grid(0, weight.shape[0]).codes)
+        except LoraLensError as error:
+            assert str(error)  # noqa: PT017
 
 
 def real_file(name: str) -> Path:

@@ -104,49 +104,12 @@ def test_other_codes_are_what_gguf_reads_then(layout) -> None:
         assert (np.diff(grid.levels) >= 0).all()
 
 
-def test_an_independent_formula_for_a_block() -> None:
-    """One block of Q4_K and one of Q6_K by the loops of ggml-quants.c, number by number."""
-    block = random_blocks(LAYOUTS[12], 1, 3, strange=False)[0]
-    d, dmin = (float(block[at : at + 2].copy().view(np.float16)[0]) for at in (0, 2))
-    scales, numbers = block[4:16].astype(int), []
-    for j in range(8):
-        if j < 4:
-            s, m = scales[j] & 63, scales[j + 4] & 63
-        else:
-            s, m = (scales[j + 4] & 15) | (scales[j - 4] >> 6 << 4), (scales[j + 4] >> 4) | (scales[j] >> 6 << 4)
-        for i in range(32):
-            q = block[16 + 32 * (j // 2) + i] >> (4 * (j % 2)) & 15
-            numbers.append(d * s * int(q) - dmin * m)
-    np.testing.assert_allclose(LAYOUTS[12].decode(block[None])[0], numbers, rtol=1e-6)
-    block = random_blocks(LAYOUTS[14], 1, 4, strange=False)[0]
-    d, numbers = float(block[208:].copy().view(np.float16)[0]), np.empty(256)
-    for half in range(2):
-        for i in range(32):
-            low, high = block[64 * half :][:64], int(block[128 + 32 * half + i])
-            for k, nibble in enumerate((low[i] & 15, low[i + 32] & 15, low[i] >> 4, low[i + 32] >> 4)):
-                q = (int(nibble) | (high >> (2 * k) & 3) << 4) - 32
-                scale = int(block[192 + 8 * half + i // 16 + 2 * k].view(np.int8))
-                numbers[128 * half + 32 * k + i] = d * scale * q
-    np.testing.assert_allclose(LAYOUTS[14].decode(block[None])[0], numbers, rtol=1e-6)
-
-
 def test_the_sizes_of_blocks_are_those_of_gguf() -> None:
     known = {int(kind): (kind.name, *GGML_QUANT_SIZES[kind]) for kind in GGML_QUANT_SIZES}
     shared = known.keys() & TENSOR_TYPES.keys()
     # Q8_1 is no type of files, and was read in two sizes.
     assert {n: tuple(TENSOR_TYPES[n]) for n in shared} == {n: known[n] for n in shared}
     assert {layout.number for layout in ALL} <= shared
-
-
-@pytest.mark.parametrize("shape", [(5, 512), (2, 3, 256)])
-def test_rows_are_read_apart_in_any_number_of_axes(shape) -> None:
-    layout = LAYOUTS[12]
-    raw, rows = rows_of(layout, int(np.prod(shape[:-1])), shape[-1] // 256, 1, strange=False)
-    read = row_decoder(rows, 12, shape, name="x")
-    whole = quants.dequantize(raw, GGMLQuantizationType.Q4_K).reshape(shape)
-    np.testing.assert_array_equal(read(0, shape[0]), whole)
-    np.testing.assert_array_equal(read(1, 2), whole[1:2])
-    assert read(1, 1).shape == (0, *shape[1:])
 
 
 def test_a_matrix_larger_than_a_slab_is_decoded_in_slabs() -> None:

@@ -92,23 +92,6 @@ def test_merged_weights_do_what_the_adapter_does(base: Path, tmp_path: Path) -> 
     assert distance(inside, beside) < tolerances.ENGINE_FLOAT32 < 0.02 * distance(logits(plain, IDS), beside)
 
 
-def test_moved_codes_are_read(base: Path, tmp_path: Path) -> None:
-    """A copy with other codes computes what a copy in floats of the same numbers does."""
-    from tests.llama_engine import logits
-
-    key = "model.layers.3.self_attn.q_proj.weight"
-    weight = open_checkpoint(base).coded[key]
-    assert weight.grid is not None
-    assert weight.encode is not None
-    grid = weight.grid(0, weight.shape[0])
-    codes = grid.codes[::-1].copy()  # the codes of other rows, which change the model much
-    encoded = weight.encode(0, codes)
-    write_gguf_copy(model_files(base), tmp_path / "codes.gguf", changes=[key], fill=lambda _: iter([encoded]))
-    floats = copy_in(np.float32, base, tmp_path / "floats.gguf", {key: grid.values(codes)})
-    one, other, before = (logits(path, IDS) for path in (tmp_path / "codes.gguf", floats, base))
-    assert distance(one, other) < tolerances.ENGINE_CODES < 0.2 * distance(before, other)
-
-
 @pytest.mark.parametrize("bits", ["q4_1", "q8_0"])
 def test_floats_that_were_merged_and_quantised_once_are_loaded(bits: str, base: Path, tmp_path: Path) -> None:
     """A merge with ``--bits`` computes what a copy in floats of the same numbers does, the adapter included."""

@@ -1,20 +1,16 @@
 """LyCORIS: every algorithm against its own forward pass, and what is refused or rides along."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
 from loralens.core.lowrank import LowRank
-from loralens.core.structured import Structured
-from loralens.errors import FormatError, MismatchError, ShapeError
+from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects import kohya, lycoris
-from loralens.formats.dialects import kohya as kohya_writer
 from loralens.formats.files.container import read_safetensors
 from tests.formats.stores import stored
-from tests.tolerances import BACKWARD, MOVED, PEFT_UPDATE, SAME_UPDATE
+from tests.tolerances import BACKWARD, MOVED, PEFT_UPDATE
 
 CONFORMANCE = Path(__file__).parent.parent / "conformance"
 X = "lora_unet_x"
@@ -67,26 +63,6 @@ def reader(held):
 # --- against LyCORIS itself ---
 
 CASES = sorted(folder.name for folder in CONFORMANCE.glob("*") if folder.is_dir())
-
-
-def lycoris_cases():
-    return [name for name in CASES if name.startswith("lycoris-") or name in ("kohya-locon", "kohya-dora")]
-
-
-@pytest.mark.parametrize("case", lycoris_cases())
-def test_the_update_is_what_the_forward_pass_adds(case, oracle):
-    model, before, over = oracle.network(oracle.CASES[case], seed=1)
-    held = of_network(over, oracle)
-    read = reader(held).read(held)
-    assert read.format == case.split("-")[0]
-    added = oracle.added(model, before, over)
-    assert set(read) == set(added)
-    for name, module in read.items():
-        np.testing.assert_allclose(module.dense(), added[name].numpy(), **SAME_UPDATE)
-        assert abs(added[name].numpy()).max() > MOVED
-        s = np.linalg.svd(added[name].numpy(), compute_uv=False)
-        np.testing.assert_allclose(module.singular_values(), s[: module.rank], rtol=0, atol=10 * BACKWARD * s[0])
-        assert not np.any(s[module.rank :] > 10 * BACKWARD * s[0])
 
 
 DORA = [name for name in CASES if "dora" in name and name.startswith(("kohya", "lycoris"))]
@@ -143,11 +119,7 @@ def test_two_full_sides_take_no_alpha():
 # --- pairs and forms ---
 
 
-def kron(*arrays):
-    return np.kron(*(array.astype(np.float64) for array in arrays))
-
-
-@pytest.mark.parametrize("w1", [(2, 3), (3, 2), (1, 4)])
+@pytest.mark.parametrize("w1", [(2, 3), (1, 4)])
 @pytest.mark.parametrize("w2", [(4, 7, 3), (7, 4, 2), (6, 6, 5)])
 @pytest.mark.parametrize("full", [(True, False), (False, False), (True, True)])
 def test_kronecker_products_of_any_shape(w1, w2, full):
@@ -158,7 +130,7 @@ def test_kronecker_products_of_any_shape(w1, w2, full):
     first = sides["lokr_w1"] if full[0] else sides["lokr_w1_a"].astype(float) @ sides["lokr_w1_b"].astype(float)
     second = sides["lokr_w2"] if full[1] else sides["lokr_w2_a"].astype(float) @ sides["lokr_w2_b"].astype(float)
     module = lycoris.read(stored(under(X, **sides)))[X]
-    dense = kron(first, second)
+    dense = np.kron(first.astype(float), second.astype(float))
     s = np.linalg.svd(dense, compute_uv=False)
     assert module.shape == dense.shape == (a * b, c * d)
     assert module.rank == np.linalg.matrix_rank(dense)
@@ -167,11 +139,6 @@ def test_kronecker_products_of_any_shape(w1, w2, full):
     np.testing.assert_allclose(module.dense(), dense, rtol=0, atol=4 * rounded * s[0])
     found = module.singular_values()
     np.testing.assert_allclose(found, s[: len(found)], rtol=0, atol=4 * rounded * s[0])
-
-
-def test_too_big_for_float32_is_infinite_and_no_warning():
-    tensors = {key: array * np.float32(1e30) for key, array in loha().items()}
-    assert np.isinf(lycoris.read(stored(tensors))[X].B).any()
 
 
 # --- what stands beside updates ---
@@ -186,13 +153,6 @@ def test_differences_of_biases_and_norms_ride_along():
         "lycoris_norm.b_norm": ("diff_b", "lycoris_norm"),
     }
     assert [(finding.level, finding.code) for finding in read.findings] == [("note", "bias-differences")]
-    full = lycoris.read(read_safetensors(CONFORMANCE / "lycoris-full" / "adapter_model.safetensors"))
-    assert {key: extra.role for key, extra in full.extra.items()} == {
-        "lycoris_linear.diff_b": "diff_b",
-        "lycoris_conv.diff_b": "diff_b",
-    }
-    assert {module.form.name for module in full.modules.values()} == {"full difference"}
-    assert {finding.code for finding in full.findings} == {"structured", "bias-differences"}
 
 
 def test_other_algorithms_beside_updates_are_kept_and_named():
@@ -219,29 +179,15 @@ TUCKER = under(X, lora_up_dot_weight=drawn(6, 2), lora_down_dot_weight=drawn(2, 
 BROKEN = {
     "no w2_b": ({key: a for key, a in loha().items() if key != W2B}, FormatError, "has no hada_w2_b beside it"),
     "one core": (loha(hada_t1=drawn(2, 2, 3)), FormatError, "one of hada_t1 and hada_t2 is missing"),
-    "sizes": ({**loha(), W2A: drawn(21, 2)}, ShapeError, r"\(20, 24\) and \(21, 24\) do not fit"),
-    "ranks": ({**loha(), W2A: drawn(20, 3)}, ShapeError, "do not multiply"),
-    "kernels": ({**loha(), W2B: drawn(2, 6, 4)}, ShapeError, "kernels"),
     "cores": (
         {**loha(20, 20, 20), **under(X, hada_t1=drawn(20, 20, 3), hada_t2=drawn(20, 3, 20))},
         ShapeError,
         "do not fit together",
     ),
     "whole numbers": ({**loha(), W1A: np.ones((20, 2), int)}, FormatError, "int64, not floating point"),
-    "empty": ({**loha(), W1A: np.ones((0, 2), "f")}, ShapeError, "is not a matrix"),
-    "a number": ({**loha(), W1A: np.float32(1)}, ShapeError, "is not a matrix"),
     "w1 with a kernel": ({**lokr(), f"{X}.lokr_w1": drawn(3, 2, 3, 3)}, ShapeError, "lokr_w1 has a kernel"),
     "full and factored": (lokr(lokr_w2=drawn(4, 6)), FormatError, "both in full and in factors"),
-    "two inner dimensions": (
-        {
-            **under(X, lokr_w1_a=drawn(3, 2), lokr_w1_b=drawn(2, 2)),
-            **{key: a for key, a in lokr().items() if not key.endswith("w1")},
-        },
-        ShapeError,
-        r"inner dimensions \[1, 2\]",
-    ),
     "two algorithms": ({**lokr(), **loha()}, FormatError, "several updates of one weight"),
-    "middle alone": (under(X, lora_mid_dot_weight=drawn(2, 2, 3)), FormatError, "has no B beside it"),
     "resized Tucker": ({**TUCKER, f"{X}.lora_up.weight": drawn(6, 1)}, ShapeError, r"core \(2, 2, 3\) between"),
     "magnitude": (lokr(dora_scale=drawn(5, 1)), ShapeError, "fits neither side"),
     "alpha": (lokr(alpha=np.float32("inf")), FormatError, "alpha is inf"),
@@ -255,30 +201,3 @@ def test_what_is_wrong_is_said_with_its_place(name):
         lycoris.read(stored(tensors))
     assert caught.value.where == (X,)
     assert caught.value.fix
-
-
-# --- which files are LyCORIS' ---
-
-
-# --- into a kohya file ---
-
-
-@pytest.mark.parametrize("case", [name for name in lycoris_cases() if name.startswith("lycoris-")])
-def test_pairs_can_be_written_for_kohya_and_forms_are_refused(case):
-    held = read_safetensors(CONFORMANCE / case / "adapter_model.safetensors")
-    read = lycoris.read(held)
-    read = replace(read, extra={k: extra for k, extra in read.extra.items() if extra.role.startswith("magnitude")})
-    if any(isinstance(module, Structured) for module in read.modules.values()):
-        with pytest.raises(MismatchError, match="has no factors B and A"):
-            kohya_writer.write(read)
-        return
-    back = kohya.read(kohya_writer.write(read))
-    assert {extra.role for extra in back.extra.values()} == {extra.role for extra in read.extra.values()}
-    for name, module in read.items():
-        np.testing.assert_array_equal(back[name].dense(), module.dense())
-
-
-# --- anything at all ---
-
-
-sizes = st.integers(1, 5)

@@ -90,7 +90,6 @@ EXTRAS = {
 FILES = {
     "plain": stored({**pair(f"{P}a.0.q"), **pair(f"{P}a.0.v"), **pair(f"{P}a.10.q")}),
     "bfloat16": stored(pair(f"{P}q"), dtype=ml_dtypes.bfloat16),
-    "float16": stored(pair(f"{P}q"), dtype=np.float16),
     "adapter-name": stored({f"{P}q.lora_A.task.weight": (2, 4), f"{P}q.lora_B.task.weight": (5, 2)}),
     "no-prefix": stored(pair("m.q")),
     "bare": bare(stored(pair(f"{P}q"))),
@@ -107,8 +106,6 @@ FILES = {
     "unknown-fields": stored(pair(f"{P}q"), zeta={"deep": [1, 2.5, None]}, alpha="β", revision=None),
     "untargeted": stored(pair(f"{P}other"), target_modules=["q"]),
     "rank-disagrees": stored(pair(f"{P}q"), r=3),
-    "no-metadata": replace(stored(pair(f"{P}q")), metadata=None),
-    "empty-metadata": replace(stored(pair(f"{P}q")), metadata={}),
     "more-metadata": replace(stored(pair(f"{P}q")), metadata={"format": "np", "note": "ü", "": "x"}),
 }
 
@@ -137,45 +134,7 @@ def test_a_missing_prefix_is_a_finding_and_is_written() -> None:
 # ---------------------------------------------------------------- what a file means
 
 
-@pytest.mark.parametrize(
-    ("name", "module", "shape", "rank", "scale", "kind"),
-    [
-        ("plain", "a.10.q", (5, 4), 2, 3.0, "linear"),
-        ("adapter-name", "q", (5, 4), 2, 3.0, "linear"),
-        ("no-prefix", "m.q", (5, 4), 2, 3.0, "linear"),
-        ("bare", "q", (5, 4), 2, 1.0, "linear"),
-        ("conv", "q", (6, 18), 4, 1.5, "conv"),
-        ("grouped-conv", "q", (8, 18), 4, 1.5, "conv"),
-        ("embedding", "words", (4, 9), 2, 3.0, "embedding"),
-        ("attention", "x.attn.in_proj_weight", (12, 4), 3, 2.0, "parameter"),
-        ("attention", "x.attn.out_proj", (4, 4), 3, 4.0, "linear"),  # PEFT adds it twice
-        ("fused", "h.0.attn", (15, 6), 4, 3.0, "merged"),
-        ("experts", "m.experts.gate_up_proj[2]", (7, 4), 2, 3.0, "experts"),
-        ("experts", "m.experts.down_proj[0]", (4, 5), 2, 3.0, "experts"),
-        ("patterns", "a.q", (5, 4), 3, 2.0, "linear"),
-        ("patterns", "b.q", (5, 4), 2, 3.75, "linear"),
-    ],
-)
-def test_names_shapes_and_scales(
-    name: str, module: str, shape: tuple[int, int], rank: int, scale: float, kind: str
-) -> None:
-    found = peft.read(FILES[name])[module]
-    assert (found.shape, found.rank, found.scale, found.layout.kind) == (shape, rank, scale, kind)
-
-
-def test_conv_and_grouped_conv() -> None:
-    source = FILES["conv"]
-    A, B = got(source, f"{P}q.lora_A.weight"), got(source, f"{P}q.lora_B.weight")
-    expected = 1.5 * np.einsum("orxy,rikl->oikl", B, A).reshape(6, -1)
-    np.testing.assert_allclose(peft.read(source)["q"].dense(), expected, **SAME_UPDATE)
-
-    source = FILES["grouped-conv"]
-    A, B = got(source, f"{P}q.lora_A.weight"), got(source, f"{P}q.lora_B.weight")[:, :, 0]
-    halves = [1.5 * B[i * 4 : i * 4 + 4] @ A[i * 2 : i * 2 + 2].reshape(2, -1) for i in (0, 1)]
-    np.testing.assert_allclose(peft.read(source)["q"].dense(), np.concatenate(halves), **SAME_UPDATE)
-
-
-@pytest.mark.parametrize("enabled", [[True, False, True], [False, True, True], [True, True]])
+@pytest.mark.parametrize("enabled", [[True, False, True], [True, True]])
 def test_fused_projections_fill_the_enabled_slices(enabled: list[bool]) -> None:
     source = stored(FUSED, enable_lora=enabled)
     A, B = got(source, f"{P}h.0.attn.lora_A.weight"), got(source, f"{P}h.0.attn.lora_B.weight")[:, :, 0]
@@ -218,16 +177,12 @@ def test_a_pair_that_old_peft_saved_twice_is_one_module() -> None:
     ("key", "config", "role"),
     [
         ("score.weight", {"task_type": "SEQ_CLS"}, "saved"),
-        ("score.weight", {}, "other"),
-        ("qa_outputs.weight", {"task_type": "QUESTION_ANS"}, "saved"),
         ("lm_head.weight", {"modules_to_save": ["head"]}, "saved"),  # PEFT looks at the end of the name
         ("head.dense.weight", {"modules_to_save": ["head"]}, "saved"),
         ("headless.weight", {"modules_to_save": ["head"]}, "other"),
         ("score.modules_to_save.weight", {}, "saved"),
         ("q.lora_magnitude_vector.default.weight", {}, "magnitude"),
-        ("q.lora_magnitude_vector.weight", {}, "magnitude"),
         ("q.lora_magnitude_vector.default", {}, "magnitude"),
-        ("q.lora_diag.default", {}, "diagonal"),
     ],
 )
 def test_roles_by_name(key: str, config: dict[str, Any], role: str) -> None:
@@ -241,17 +196,14 @@ def test_roles_by_name(key: str, config: dict[str, Any], role: str) -> None:
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("r", [0, -1, 2.0, "2", None, True, [2]]),
-        ("lora_alpha", ["16", None, True, float("nan"), float("inf"), 10**400, [1]]),
-        ("rank_pattern", [[], "q", {"q": 0}, {"q": 2.5}, {"q": None}, {"(": 2}, {"[": 2}]),
-        ("alpha_pattern", [[], "q", {"q": "1"}, {"q": float("nan")}, {"*": 2}]),
-        ("target_modules", [3, {"q": 1}, [1], ["q", None], "(", True]),
-        ("target_parameters", ["experts.w1", 3, [1], {"a": 1}]),
-        ("modules_to_save", ["classifier", 3, [None]]),
-        ("use_rslora", ["false", 1, "true", []]),
-        ("use_dora", ["false"]),
+        ("r", [0, 2.0, "2", None, True]),
+        ("lora_alpha", ["16", None, True, float("nan"), 10**400]),
+        ("rank_pattern", [[], {"q": 0}, {"q": 2.5}, {"(": 2}]),
+        ("alpha_pattern", [[], {"q": "1"}, {"q": float("nan")}]),
+        ("target_modules", [3, ["q", None], "("]),
+        ("target_parameters", ["experts.w1", [1]]),
+        ("use_rslora", ["false", 1]),
         ("fan_in_fan_out", ["false"]),
-        ("lora_bias", [0]),
     ],
 )
 def test_bad_fields_are_refused(field: str, values: list[Any]) -> None:
@@ -265,19 +217,12 @@ def test_bad_fields_are_refused(field: str, values: list[Any]) -> None:
     [
         ({"init_lora_weights": "pissa"}, ["mutated-base"]),
         ({"init_lora_weights": "PiSSA_niter_16"}, ["mutated-base"]),
-        ({"init_lora_weights": "olora"}, ["mutated-base"]),
         ({"init_lora_weights": "gaussian"}, []),
-        ({"init_lora_weights": False}, []),
         ({"use_dora": True}, ["dora-magnitudes-missing"]),
         ({"layer_replication": [[0, 4], [2, 6]]}, ["layer-replication"]),
-        ({"kasa_config": {}}, []),
         ({"kasa_config": {"beta": 1}}, ["kasa-config"]),
-        ({"target_modules": ["q", "nowhere"]}, ["target-unmatched"]),
         ({"target_modules": "nowhere.*"}, ["target-unmatched", "module-untargeted"]),
         ({"target_modules": ["q", "down"], "exclude_modules": ["mlp.down"]}, []),
-        ({"target_modules": ["q", "mlp.down"], "exclude_modules": ["down"]}, []),
-        ({"target_modules": ["q", "down"], "exclude_modules": r".*\.mlp\.down"}, []),
-        ({"target_modules": ["q", "down"], "exclude_modules": ["up"]}, ["target-unmatched"]),
         ({"target_modules": ["q", "down"], "exclude_modules": r".*\.up"}, ["target-unmatched"]),
         ({"target_modules": ["v"], "ensure_weight_tying": True}, ["target-unmatched"]),
         ({"target_modules": [], "target_parameters": ["q.weight"]}, []),
@@ -314,32 +259,17 @@ def test_tensors_that_peft_passes_over_are_a_warning(key: str, shape: tuple[int,
     ("shapes", "config", "error", "message"),
     [
         ({f"{P}q.lora_A.weight": (2, 4)}, {}, FormatError, r"q: .*lora_A.weight \(2, 4\) has no lora_B"),
-        ({f"{P}q.lora_B.weight": (2, 4)}, {}, FormatError, r"q: .*lora_B.weight \(2, 4\) has no lora_A"),
         ({f"{P}q.lora_A.weight": (2, 4), f"{P}q.lora_B.weight": (5, 3)}, {}, ShapeError, "do not multiply"),
-        ({f"{P}q.lora_A.weight": (0,), f"{P}q.lora_B.weight": (0,)}, {}, ShapeError, "holds no numbers"),
-        ({f"{P}q.lora_A.weight": (2, 4, 3), f"{P}q.lora_B.weight": (5, 2)}, {}, ShapeError, "do not fit together"),
         ({f"{P}q.lora_A.weight": (4, 4, 3), f"{P}q.lora_B.weight": (5, 2, 1)}, {}, ShapeError, "do not fit together"),
-        ({f"{P}q.lora_A.weight": (4, 4, 3), f"{P}q.lora_B.weight": (4, 0, 1)}, {}, ShapeError, "holds no numbers"),
-        ({f"{P}q.lora_A.weight": (4, 4, 3), f"{P}q.lora_B.weight": (4, 4, 2)}, {}, ShapeError, "do not fit together"),
         ({f"{P}experts.w1.lora_A.weight": (3, 2, 4), f"{P}experts.w1.lora_B.weight": (3, 5, 2)},
-         {}, FormatError, "Tinker"),
-        ({f"{P}m.experts.w1.lora_A.weight": (3, 1, 4), f"{P}m.experts.w1.lora_B.weight": (3, 5, 1)},
          {}, FormatError, "Tinker"),
         ({f"{P}q.lora_A.a.weight": (2, 4), f"{P}q.lora_B.a.weight": (5, 2), f"{P}v.lora_A.b.weight": (2, 4)},
          {}, FormatError, "several adapters: a, b"),
-        ({**pair(f"{P}q"), f"{P}q.lora_A.a.weight": (2, 4)}, {}, FormatError, "several adapters"),
         ({**pair(f"{P}m.q"), **pair("m.q")}, {}, FormatError, "are the same tensor of one module"),
-        ({**pair(f"{P}m.q"), **pair(f"{P}m.base_layer.q")}, {}, FormatError, "m.q is stored twice"),
         (FUSED, {}, FormatError, "enable_lora is None"),
-        (FUSED, {"enable_lora": [False, False]}, FormatError, "enable_lora is"),
-        (FUSED, {"enable_lora": [True, "x"]}, FormatError, "enable_lora is"),
         (FUSED, {"enable_lora": [True, True, True]}, ShapeError, "do not fit 3 adapted slices"),
-        ({f"{P}q.lora_A.weight": (4, 6), f"{P}q.lora_B.weight": (10, 2, 3)}, {"enable_lora": [True, True]},
-         ShapeError, "do not fit 2 adapted slices"),
-        ({**pair(f"{P}q"), f"{P}q.lora_diag": (3,)}, {}, ShapeError, "does not fit rank 2"),
         (pair(f"{P}q"), {"use_bdlora": {"nblocks": 2}}, FormatError, "compact blocks"),
         (STACKS, {**EXPERTS, "r": 4}, ShapeError, "not a stack of experts of rank 4"),
-        (pair(f"{P}m.experts", 6), EXPERTS, FormatError, "names 2 parameters here and the file holds 1 pairs"),
         ({**pair(f"{P}e"), **pair(f"{P}e.base_layer")}, {"target_modules": [], "target_parameters": ["e.x", "e.y"]},
          FormatError, "depends on the model's code"),
     ],
@@ -369,6 +299,8 @@ def test_a_file_without_configuration(tmp_path: Path) -> None:
         assert (adapter["q"].scale, adapter["q"].scaling.formula, adapter.findings) == (scale, rule, ())
         loralens.save(adapter, tmp_path / rule.replace("/", " "))
         assert loralens.load(tmp_path / rule.replace("/", " "))["q"].scale == scale
+    doubled = folder(bare(FILES["attention"]), tmp_path / "attention")  # PEFT adds out_proj's update twice
+    assert loralens.load(doubled, scale=3)["x.attn.out_proj"].scale == 6
 
 
 # ---------------------------------------------------------------- changed adapters
@@ -380,8 +312,6 @@ def mixed(ranks: Mapping[str, int], scales: Mapping[str, float], **config: Any) 
 
 
 MIXED = [
-    ({"a.q": 2, "b.q": 3}, {}),
-    ({"q": 2, "b.q": 4, "c.q": 4}, {}),  # the key of one is the end of the others
     ({"q": 2, "b.q": 4, "a.b.q": 2, "c.q": 4}, {"a.b.q": 0.1}),
     ({"a.q": 1, "b.q": 1}, {"a.q": 0.1, "b.q": -7 / 3}),
     ({"a+b.q": 1, "a(b.q": 3, "[c].q": 2}, {"a+b.q": 0.7}),
@@ -427,17 +357,13 @@ E0 = "m.experts.down_proj[0]"
 @pytest.mark.parametrize(
     ("adapter", "error", "message"),
     [
-        (ranked(READ["experts"], E0, 1), ShapeError, "differ in rank"),
         (rescaled(READ["experts"], E0, 9.0), ShapeError, "differ in rank or scale"),
         (without(READ["experts"], E0), ShapeError, "some experts of this stack are missing"),
-        (without(READ["experts"], "m.experts.down_proj[2]"), ShapeError, "some experts of this stack are missing"),
-        (without(changed(READ["experts"]), E0), ShapeError, "some experts of this stack are missing"),
         (ranked(READ["attention"], "x.attn.out_proj", 1), ShapeError, "x.attn: its parts differ"),
         (without(peft.read(stored(ATTENTION, r=3)), "x.attn.out_proj"), FormatError, "x.attn would appear"),
         (without(READ["experts"], *GATE_UP), FormatError, "names 2 parameters here and the file holds 1"),
         (changed(READ["grouped-conv"]), ShapeError, "no longer block-diagonal"),
         (ranked(READ["kasa"], "q", 1), FormatError, "changes the base weight"),
-        (rescaled(READ["kasa"], "q", 1.0), FormatError, "changes the base weight"),
     ],
 )
 def test_what_peft_cannot_hold_is_refused(adapter: Adapter, error: type[LoraLensError], message: str) -> None:

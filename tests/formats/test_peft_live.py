@@ -15,7 +15,6 @@ import pytest
 import loralens
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
-from loralens.errors import FormatError
 from tests.marks import when_used
 from tests.tolerances import MOVED, PEFT_UPDATE, TWO_SVDS
 
@@ -63,22 +62,13 @@ def mixtral() -> nn.Module:
     return transformers.MixtralForCausalLM(config)
 
 
-def qwen3_moe() -> nn.Module:
-    config = transformers.Qwen3MoeConfig(
-        vocab_size=24, hidden_size=16, intermediate_size=24, moe_intermediate_size=10, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=4, num_experts=5, num_experts_per_tok=2,
-        decoder_sparse_step=1, mlp_only_layers=[0], experts_implementation="eager",
-    )  # fmt: skip
-    return transformers.Qwen3MoeForCausalLM(config)
-
-
 class Convolutions(nn.Module):
-    def __init__(self, groups: int = 1) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.one = nn.Conv1d(4, 6, 3, padding=1, groups=groups)
-        self.two = nn.Conv2d(6, 8, (3, 2), padding=1, groups=groups)
-        self.point = nn.Conv2d(8, 8, 1, groups=groups)
-        self.three = nn.Conv3d(8, 10, (1, 2, 3), padding=1, groups=groups)
+        self.one = nn.Conv1d(4, 6, 3, padding=1)
+        self.two = nn.Conv2d(6, 8, (3, 2), padding=1)
+        self.point = nn.Conv2d(8, 8, 1)
+        self.three = nn.Conv3d(8, 10, (1, 2, 3), padding=1)
 
     def forward(self, x: Any) -> Any:
         x = self.one(x)
@@ -194,13 +184,7 @@ EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 CASES = [
     Case("llama", llama, ids, LAYER, {L0 + "self_attn.q_proj": (16, 16, 4), L0 + "self_attn.v_proj": (8, 16, 4)},
          {L0 + "self_attn.q_proj": 3.0}),
-    Case("all-linear", llama, ids, {"target_modules": "all-linear", "r": 3, "lora_alpha": 7},
-         {L0 + "mlp.down_proj": (16, 24, 3)}, {L0 + "mlp.down_proj": 7 / 3}),
-    Case("regex-target", llama, ids, {"target_modules": r".*layers\.1\..*(q|o)_proj", "r": 2},
-         {"model.layers.1.self_attn.o_proj": (16, 16, 2)}),
     Case("rslora", llama, ids, {**LAYER, "use_rslora": True}, {}, {L0 + "self_attn.q_proj": 12 / 4**0.5}),
-    Case("alpha-odd", llama, ids, {**LAYER, "r": 7, "lora_alpha": 3.7, "use_rslora": True},
-         {}, {L0 + "self_attn.q_proj": 3.7 / 7**0.5}),
     Case("patterns", llama, ids,
          {"target_modules": ["q_proj", "k_proj", "v_proj", "down_proj"], "r": 4, "lora_alpha": 8,
           "rank_pattern": {r"^model.layers.1.self_attn.q_proj": 2, "q_proj": 3, r"layers\.\d+\.mlp\..*": 5, "j": 9},
@@ -211,17 +195,12 @@ CASES = [
           "model.layers.0.self_attn.k_proj": 1.5, "model.layers.0.self_attn.v_proj": 2.0,
           "model.layers.1.self_attn.v_proj": 0.25}),
     Case("dora", llama, ids, {**LAYER, "use_dora": True}, {}, roles={"magnitude": 4}, findings=("use-dora",)),
-    Case("dora-conv", Convolutions, floats(2, 4, 5), {"target_modules": ["one", "two"], "r": 3, "use_dora": True},
-         {}, roles={"magnitude": 2}, findings=("use-dora",)),
     Case("saved", llama, ids, {**LAYER, "modules_to_save": ["lm_head", "norm"]}, {}, roles={"saved": 6}),
     Case("classifier", classifier, ids, {"target_modules": ["query"], "r": 2, "task_type": "SEQ_CLS", "bias": "all"},
          {"bert.encoder.layer.1.attention.self.query": (16, 16, 2)}, roles={"saved": 2, "bias": 18, "copy": 2}),
-    Case("bias-only", gpt2, ids, {"target_modules": ["c_attn"], "r": 2, "bias": "lora_only"}, {}, roles={"bias": 2}),
     Case("embedding", llama, ids, {"target_modules": ["embed_tokens", "lm_head", "q_proj"], "r": 3},
          {"model.embed_tokens": (16, 24, 3), "lm_head": (24, 16, 3)}, roles={"embedding": 2}),
     Case("words", Words, ids, {"target_modules": ["words"], "r": 3, "lora_alpha": 5}, {"words": (6, 24, 3)}),
-    Case("words-dora", Words, ids, {"target_modules": ["words"], "r": 3, "use_dora": True}, {},
-         roles={"magnitude": 1}, findings=("use-dora",)),
     Case("tokens", llama, ids, {**LAYER, "trainable_token_indices": [1, 3]}, {}, roles={"tokens": 1}),
     Case("gpt2", gpt2, ids, {"target_modules": ["c_attn", "c_proj"], "r": 4, "lora_alpha": 6},
          {"transformer.h.1.attn.c_attn": (48, 16, 4), "transformer.h.0.mlp.c_proj": (16, 64, 4)}),
@@ -247,23 +226,11 @@ CASES = [
          {"target_modules": ["out"], "target_parameters": EXPERTS, "r": 3, "lora_alpha": 4},
          {"layers.0.experts.gate_up_proj[3]": (10, 6, 3)}, {"layers.0.experts.gate_up_proj[3]": 4 / 3},
          transposed=True),
-    Case("experts-one", Mixture, floats(2, 6),
-         {"target_modules": ["out"], "target_parameters": ["0.experts.gate_up_proj", "1.experts.down_proj"], "r": 2},
-         {"layers.0.experts.gate_up_proj[0]": (10, 6, 2), "layers.1.experts.down_proj[1]": (6, 5, 2)}),
-    Case("expert-single", lambda: Mixture(count=1), floats(2, 6),
-         {"target_modules": [], "target_parameters": EXPERTS, "r": 2},
-         {"layers.0.experts.gate_up_proj": (10, 6, 2)}),
-    Case("experts-bare", Mixture, floats(2, 6),
-         {"target_modules": ["out"], "target_parameters": ["gate_up_proj", "down_proj"], "r": 2},
-         {"layers.0.experts.gate_up_proj[2]": (10, 6, 2), "out": (5, 4, 2)}),
     Case("mixtral", mixtral, ids, {"target_modules": ["q_proj"], "target_parameters": EXPERTS, "r": 2},
          {L0 + "mlp.experts.gate_up_proj[2]": (24, 16, 2), L0 + "mlp.experts.down_proj[0]": (16, 12, 2)}),
     Case("mixtral-v4", mixtral, ids, {"target_modules": ["q_proj", "gate", "w1", "w2", "w3"], "r": 2},
          {L0 + "mlp.experts.gate_up_proj[2]": (24, 16, 4), L0 + "mlp.experts.down_proj[0]": (16, 12, 2),
           L0 + "mlp.gate": (3, 16, 2)}),
-    Case("qwen3-moe", qwen3_moe, ids,
-         {"target_modules": ["v_proj"], "target_parameters": ["mlp.experts.down_proj"], "r": 3, "use_rslora": True},
-         {"model.layers.1.mlp.experts.down_proj[4]": (16, 10, 3)}),
 ]  # fmt: skip
 
 
@@ -376,54 +343,39 @@ def test_reads_what_peft_adds_and_peft_reads_what_is_written(case: Case, tmp_pat
     assert (answer(reloaded, case) - expected).abs().max() > MOVED
 
 
-def llama_case(**config: Any) -> Case:
-    return Case("llama", llama, ids, {**LAYER, **config}, {})
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-def test_a_grouped_convolution_reads_all_channels(groups: int, tmp_path: Path) -> None:
+def test_a_grouped_convolution_reads_all_channels(tmp_path: Path) -> None:
     """PEFT does not merge one: its update has another shape than the weight. It is what the layer computes, though."""
 
     class Grouped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(4, 6, 3, padding=1, groups=groups)
+            self.conv = nn.Conv2d(4, 6, 3, padding=1, groups=2)
 
         def forward(self, x: Any) -> Any:
             return self.conv(x)
 
     case = Case("grouped", Grouped, floats(2, 4, 5, 5), {"target_modules": ["conv"], "r": 4, "lora_alpha": 6}, {})
-    with pytest.warns(UserWarning, match="groups") if groups > 1 else torch.no_grad():
+    with pytest.warns(UserWarning, match="groups"):
         model = adapt(case)
     model.save_pretrained(tmp_path / "peft")
     module = loralens.load(tmp_path / "peft")["conv"]
-    assert (module.shape, module.rank, module.layout.groups) == ((6, 36), 4, groups)
+    assert (module.shape, module.rank, module.layout.groups) == ((6, 36), 4, 2)
     W = torch.from_numpy(module.dense()).reshape(6, 4, 3, 3)
     expected = answer(model, case) - answer(base(case), case)
     np.testing.assert_allclose(nn.functional.conv2d(case.input(), W, padding=1), expected, **PEFT_UPDATE)
     assert expected.abs().max() > MOVED
 
 
-MUTATED = [
-    ("pissa", {"init_lora_weights": "pissa"}, "mutated-base"),
-    ("pissa_niter_2", {"init_lora_weights": "pissa_niter_2"}, "mutated-base"),
-    ("olora", {"init_lora_weights": "olora"}, "mutated-base"),
-    ("kasa", {"kasa_config": "KasaConfig"}, "kasa-config"),
-]
-
-
-@pytest.mark.some(3)
-@pytest.mark.parametrize(("name", "config", "code"), MUTATED, ids=[name for name, *_ in MUTATED])
-def test_a_changed_base_is_said_and_keeps_rank_and_scale(
-    name: str, config: dict[str, Any], code: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", ["pissa", "kasa"])
+def test_a_changed_base_is_said_and_keeps_rank_and_scale(name: str, tmp_path: Path) -> None:
+    config, code = {"init_lora_weights": "pissa"}, "mutated-base"
     if name == "kasa":
         from peft.tuners.lora import config as configs
 
         if not hasattr(configs, "KasaConfig"):
             pytest.skip("this PEFT has no KaSA")
-        config = {"kasa_config": configs.KasaConfig()}
-    case = llama_case(**config)
+        config, code = {"kasa_config": configs.KasaConfig()}, "kasa-config"
+    case = Case("llama", llama, ids, {**LAYER, **config}, {})
     model = adapt(case)
     model.save_pretrained(tmp_path / "peft")
     adapter = loralens.load(tmp_path / "peft")
@@ -439,10 +391,3 @@ def test_a_changed_base_is_said_and_keeps_rank_and_scale(
     reloaded = load_in_peft(case, tmp_path / "same")
     assert (answer(reloaded, case) - answer(model, case)).abs().max() < TWO_SVDS
     assert (answer(base(case), case) - answer(model, case)).abs().max() > MOVED
-
-    turned = adapter.map(lambda m: LowRank(-m.B, -m.A, m.scale, layout=m.layout, scaling=m.scaling))
-    loralens.save(turned, tmp_path / "turned")
-    for module_name, module in loralens.load(tmp_path / "turned").items():
-        np.testing.assert_allclose(module.dense(), adapter[module_name].dense(), **PEFT_UPDATE)
-    with pytest.raises(FormatError, match="changes the base weight"):
-        loralens.save(shrunk(adapter), tmp_path / "less")

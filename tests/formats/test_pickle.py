@@ -18,28 +18,15 @@ from hypothesis import strategies as st
 
 from loralens.errors import FormatError, LoraLensError
 from loralens.formats.files.torch_pickle import read_pickle
+from tests.formats.blobs import damaged
 from tests.marks import examples, slow_except
 
-REAL = [
-    "bertbase-rslora-epoch2/adapter_model.bin",
-    "bloom560m-mergedlinear/adapter_model.bin",
-    "neg-prompt-tuning/adapter_model.bin",
-    "roberta-mnli-loralib/roberta_base_lora_mnli.bin",
-]
 LEGACY_HEAD = b"".join(
     pickle.dumps(part, protocol=2)
     for part in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
 )
 
 both = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-
-
-def real_file(name: str) -> Path:
-    folder = os.environ.get("LORALENS_REAL_ADAPTERS", Path(__file__).parents[3] / "shared" / "adapters")
-    path = Path(folder) / name
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    return path
 
 
 def save(state, path: Path, zipped: bool) -> Path:
@@ -128,17 +115,6 @@ def refused(path: Path, match: str) -> FormatError:
 # --- what torch writes ---
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_real_files_read_as_torch_reads_them(name):
-    path = real_file(name)
-    tensors, rest = read_pickle(path)
-    wanted = torch.load(path, map_location="cpu", weights_only=True)
-    assert list(tensors) == list(wanted)
-    assert rest == {}
-    for key, value in wanted.items():
-        same(tensors[key], value)
-
-
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.bool),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
@@ -179,7 +155,7 @@ def test_views_share_one_storage(tmp_path, zipped):
 
 
 @both
-@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (0, 4096), (1, 1), (1, 5, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1, 5, 1)], ids=str)
 def test_scalars_and_empty_tensors(tmp_path, shape, zipped):
     x = torch.ones(shape)
     state = {"x": x, "transposed": x.permute(tuple(reversed(range(len(shape))))), "bool": x.bool()}
@@ -194,7 +170,6 @@ def test_plain_values_come_back_beside_the_tensors(tmp_path, zipped):
     plain = {
         "lora_alpha": 16,
         "big": 2**70,
-        "negative": -300,
         "lr": 1e-4,
         "name": "σ",
         "flag": True,
@@ -233,18 +208,12 @@ def test_a_bool_is_true_whatever_its_byte(tmp_path):
     ("state", "match"),
     [
         ([1, 2], "holds a list, not a state dict"),
-        (torch.ones(2), "holds a Tensor, not a state dict"),
         ({"x": torch.ones(2), 3: 4}, "a key that is not a string"),
         ({"x": torch.ones(2), "\x1b[2J": 4}, "control characters"),
         ({"x": torch.ones(2), "config": {"r": 8}}, "config holds a dict"),
-        ({"x": torch.ones(2), "nested": [[1]]}, "nested holds a list"),
-        ({"x": torch.ones(2), "dtype": torch.float16}, "dtype holds a dtype"),
         ({"a": {"x": torch.ones(2)}, "b": {"x": torch.ones(2)}}, "more than one state dict: a, b"),
-        ({"x": torch.ones(2), "inner": {"y": torch.ones(2)}}, "inner holds a dict"),
-        ({"a": {"b": {"x": torch.ones(2)}}}, "a holds a dict"),
         ({"a": {"x": torch.ones(2), "r": 8}, "r": 4}, "r inside and beside a"),
         ({"x": torch.ones(2, dtype=torch.complex64)}, r"torch\.ComplexFloatStorage"),
-        ({"x": torch.ones(2).to_sparse()}, r"torch\._utils\._rebuild_sparse_tensor"),
         ({"x": Path("a")}, r"pathlib"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -261,8 +230,8 @@ def test_another_protocol_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"PK", b"\x80", b"version https://git-lfs.github.com/spec/v1\n", pickle.dumps({"x": 1}, 2), bytes(100)],
-    ids=["empty", "two bytes", "one byte", "git-lfs", "plain pickle", "zeros"],
+    [b"", b"PK", pickle.dumps({"x": 1}, 2), bytes(100)],
+    ids=["empty", "two bytes", "plain pickle", "zeros"],
 )
 def test_files_of_another_kind(tmp_path, content):
     path = tmp_path / "x.bin"
@@ -340,48 +309,25 @@ def test_attacks_in_any_of_the_five_legacy_pickles(tmp_path, monkeypatch, part):
     "value",
     [
         REBUILD + push({"__defaults__": (1,)}) + b"b",
-        named("collections", "OrderedDict") + push((None, {"__init__": 1})) + b"b",
         tensor() + push({"shape": (9,)}) + b"b",
         call(named("torch", "FloatStorage"), 1 << 40),
-        call(named("torch", "float32")),
-        call(push("text")),
         named("torch", "Size") + push([1]) + b"R",
-        call(named("torch", "Size"), "12"),
-        call(named("torch", "Size"), (True,)),
-        call(named("torch", "Size")),
         call(named("collections", "OrderedDict"), [["a", 1]]),
-        call(named("torch._utils", "_rebuild_parameter"), 3, True, None),
         call(REBUILD, 3, 0, (1,), (1,), False, None),
-        call(named("torch._utils", "_rebuild_tensor_v3"), storage(), 0, (1,), (1,), False, None, 3),
         named("torch._utils", "_rebuild_qtensor"),
-        named("torch", "QInt8Storage"),
-        named("torch", "complex64"),
         call(REBUILD, storage(), 0, (1,), (1,), False, None, {"neg": True}),
         tensor(offset="0"),
-        tensor(size=[4]),
         push(("storage", named("torch", "Size"), "0", "cpu", 4)) + b"Q",
-        push(("module", named("torch", "FloatStorage"), "0", "cpu", 4)) + b"Q",
         push(("storage", named("torch", "FloatStorage"), "0", "cpu", 4, ("1", 0, 4))) + b"Q",
-        push("0") + b"Q",
-        push(1) + b"(ae",
         b"(((",
         b"e",
-        b"\x87",
         b"h\x07",
         b"Nq\x01",
-        b"}" + push((1,)) + b"Ns",
         b"}(" + push("a") + b"u",
-        b"}(" + push(1) + b"e",
         b"X\x02\0\0\0\xff\xff",
-        b"X\x03\0\0\0\xed\xa0\x80",
         b"ctorch\nSize",
-        b"c\xff\nSize\n",
         b"c\x1b[2J\nSize\n",
-        b"c\\d\nSize\n",
         b"\x80\x03",
-        b"\xfe",
-        b"0",
-        b"\x82\x01",
         b"P0\n",
     ],
 )
@@ -395,26 +341,11 @@ def test_a_pickle_of_too_many_steps(tmp_path, monkeypatch):
     refused(path, "more than 30 steps")
 
 
-def test_an_ordered_dict_whose_methods_are_hidden(tmp_path):
-    state = call(named("collections", "OrderedDict")) + b"(" + push("x") + tensor() + b"u"
-    hidden = state + push({"items": 1, "keys": 2, "values": 3}) + b"b"
-    assert list(read_pickle(zip_file(tmp_path / "x.bin", b"\x80\x02" + hidden + b"."))[0]) == ["x"]
-
-
-def test_a_program_without_an_end(tmp_path):
-    refused(zip_file(tmp_path / "x.bin", program({"x": tensor()})[:-1]), "damaged")
-
-
 DEEP = 400_000  # deep enough to crash CPython 3.11 when hashed
 BOMBS = {
     "key": b"}" + b")" + b"\x85" * DEEP + b"Ns",
-    "value": b"}" + push("x") + b")" + b"\x85" * DEEP + b"s",
-    "marks": b"}" + push("x") + b"(" * DEEP + b"t" * DEEP + b"s",
     "lists": b"]" * DEEP + b"a" * (DEEP - 1),
-    "dicts": b"}" + (push("a") + b"}") * DEEP + b"s" * DEEP,
     "storage": push(("storage", b")" + b"\x85" * DEEP, "0", "cpu", 4)) + b"Q",
-    "storage id": b")" + b"\x85" * DEEP + b"Q",
-    "size": tensor(size=b")" + b"\x85" * DEEP),
     "itself": b"]q\x00" + b"h\x00a" * 3,
     "doubled": b"})q\x00" + b"".join(bytes([104, i, 104, i, 0x86, 113, i + 1]) for i in range(99)) + b"Ns",
 }
@@ -433,16 +364,10 @@ FALSE = struct.pack("<I", 0xFFFFFFF0)
     "body",
     [
         b"X" + FALSE + b"abc",  # BINUNICODE
-        b"\x8a\xff\x01",  # LONG1
-        b"\x8b" + struct.pack("<i", 2**31 - 1),  # LONG4
-        b"T" + struct.pack("<i", 2**31 - 1),  # BINSTRING
         b"B" + FALSE,  # BINBYTES
         b"\x8d" + struct.pack("<Q", 2**40),  # BINUNICODE8
-        b"\x8e" + struct.pack("<Q", 2**40),  # BINBYTES8
         b"\x96" + struct.pack("<Q", 2**40),  # BYTEARRAY8
-        b"\x95" + struct.pack("<Q", 2**40),  # FRAME
         b"Nr" + FALSE,  # LONG_BINPUT: 16 GB of memo in CPython's own
-        b"j" + FALSE,  # LONG_BINGET
     ],
     ids=lambda body: body[:2].hex(),
 )
@@ -469,21 +394,14 @@ HUGE = 1 << 62
     "value",
     [
         tensor(offset=1),
-        tensor(offset=-1),
         tensor(size=(5,)),
-        tensor(size=(-4,)),
         tensor(strides=(-1,), offset=3),
         tensor(strides=(2,)),
         tensor(size=(2, 2), strides=(2,)),
-        tensor(size=(1,) * 65, strides=(0,) * 65),
         tensor(size=(HUGE,), strides=(0,)),
-        tensor(size=(2**40,), strides=(0,)),
         tensor(size=(2**10,) * 64, strides=(0,) * 64),
-        tensor(size=(0, HUGE), strides=(0, 0)),
         tensor(size=(2,), strides=(1 << 2000,)),
-        tensor(of=storage(key="1")),
         tensor(of=storage(numel=5)),
-        tensor(of=storage(numel=1 << 2000)),
         tensor(of=storage(numel=-1), size=(0,)),
         tensor(of=storage(kind="DoubleStorage")),
     ],
@@ -512,8 +430,6 @@ def test_zip_bombs_are_refused(tmp_path):
 
 def test_a_pickle_too_large_to_be_one(tmp_path):
     refused(zip_file(tmp_path / "x.bin", bytes((1 << 24) + 1)), "larger than")
-    entries = [("archive/byteorder", bytes((1 << 24) + 1))]
-    refused(zip_file(tmp_path / "x.bin", program({}), entries=entries), "larger than")
 
 
 def test_a_big_endian_file(tmp_path):
@@ -521,7 +437,7 @@ def test_a_big_endian_file(tmp_path):
     refused(zip_file(tmp_path / "x.bin", program({"x": tensor()}), entries=entries), "big-endian")
 
 
-@pytest.mark.parametrize("name", ["archive/data/0", "archive/data.pkl", "archive/DATA.PKL"])
+@pytest.mark.parametrize("name", ["archive/data/0", "archive/DATA.PKL"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_two_entries_of_one_name(tmp_path, name):
     entries = [("archive/data/0", bytes(16)), (name, bytes(16))]
@@ -552,19 +468,15 @@ def test_torch_reads_no_other_directory_than_the_one_that_was_checked(tmp_path):
         refused(path, "damaged|does not begin")
 
 
-def test_an_entry_may_not_claim_to_end_after_the_file(tmp_path):
-    path = zip_file(tmp_path / "x.bin", program({"x": tensor()}))
-    content = bytearray(path.read_bytes())
-    at = content.rindex(b"PK\x01\x02")
-    content[at + 20 : at + 28] = struct.pack("<II", 1 << 20, 1 << 20)
-    path.write_bytes(content)
-    refused(path, "does not read it")
-
-
 @pytest.mark.parametrize(
     ("at", "new", "match"),
-    [(10, struct.pack("<H", 8), "compressed"), (8, struct.pack("<H", 1), "encrypted"), (42, FALSE, "does not read it")],
-    ids=["deflated to the same size", "encrypted", "beyond the file"],
+    [
+        (10, struct.pack("<H", 8), "compressed"),
+        (8, struct.pack("<H", 1), "encrypted"),
+        (42, FALSE, "does not read it"),
+        (20, struct.pack("<II", 1 << 20, 1 << 20), "does not read it"),
+    ],
+    ids=["deflated to the same size", "encrypted", "beyond the file", "ends after the file"],
 )
 def test_what_the_zip_directory_says_of_an_entry_is_checked(tmp_path, at, new, match):
     path = zip_file(tmp_path / "x.bin", program({"x": tensor()}))
@@ -589,13 +501,9 @@ def test_every_truncation_is_refused(tmp_path, zipped):
     [
         (["0"], b""),
         (["0"], struct.pack("<q", 5) + bytes(16)),
-        (["0"], struct.pack("<q", -4) + bytes(16)),
         (["0"], struct.pack("<q", 1 << 62) + bytes(16)),
-        (["0"], struct.pack("<q", 3) + bytes(16)),
         (["0"], struct.pack("<q", 4) + bytes(17)),
         ([], struct.pack("<q", 4) + bytes(16)),
-        (["0", "0"], (struct.pack("<q", 4) + bytes(16)) * 2),
-        (["1"], struct.pack("<q", 4) + bytes(16)),
         ([0], struct.pack("<q", 4) + bytes(16)),
     ],
 )
@@ -610,27 +518,6 @@ def test_a_legacy_storage_that_is_not_listed_would_hold_what_was_in_memory(tmp_p
 
 
 # --- fuzz ---
-
-
-@st.composite
-def damage(draw, content: bytes) -> bytes:
-    """A few flips, cuts and splices."""
-    data = bytearray(content)
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, max(len(data) - 1, 0)))
-        match draw(st.sampled_from(["flip", "put", "cut", "splice", "opcode"])):
-            case "flip" if data:
-                data[at] ^= 1 << draw(st.integers(0, 7))
-            case "put" if data:
-                data[at] = draw(st.integers(0, 255))
-            case "cut":
-                del data[at : at + draw(st.integers(1, 40))]
-            case "splice":
-                start = draw(st.integers(0, len(content)))
-                data[at:at] = content[start : start + draw(st.integers(1, 60))]
-            case "opcode" if data:
-                data[at] = ord(draw(st.sampled_from([op.code for op in pickletools.opcodes])))
-    return bytes(data)
 
 
 @pytest.fixture(scope="module")
@@ -669,7 +556,7 @@ fuzz = examples(500, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_damaged_files_give_a_result_or_a_clear_error(scratch, whole, zipped, data):
     path = scratch / "damaged.bin"
-    path.write_bytes(data.draw(damage(whole[zipped])))
+    path.write_bytes(data.draw(damaged(whole[zipped])))
     assert all(array.nbytes <= path.stat().st_size for array in arrays(path))
 
 
@@ -678,5 +565,5 @@ def test_damaged_files_give_a_result_or_a_clear_error(scratch, whole, zipped, da
 @given(data=st.data())
 def test_damaged_pickles_in_a_whole_zip(scratch, data):
     pickled = program({"x": tensor(), "y": tensor(offset=1, size=(3,)), "r": 8, "z": [1, "a", None]})
-    path = zip_file(scratch / "pickle.bin", data.draw(damage(pickled)))
+    path = zip_file(scratch / "pickle.bin", data.draw(damaged(pickled)))
     assert not any(array.any() for array in arrays(path))  # every byte of the storage is 0

@@ -7,14 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import loralens
-from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
-from loralens.fleet import measuring
-from loralens.fleet.measuring import measure_files
 from loralens.formats.files.container import DTYPES, MOST_READ, read_safetensors, read_together
-from tests.fleet.makers import random_adapter, save
 from tests.formats.blobs import blob, entry
 
 KINDS = [("F32", [3, 5]), ("F16", [7]), ("U8", [3]), ("BF16", [2, 2]), ("F64", [4]), ("F32", [0, 3]), ("F32", [])]
@@ -75,11 +70,6 @@ def test_bytes_that_nobody_needs_are_not_read(tmp_path: Path, reads: list[int]) 
     assert reads == [60, 14]
 
 
-def test_nothing_is_read_for_no_array(reads: list[int]) -> None:
-    assert read_together([]) == []
-    assert not reads
-
-
 @pytest.mark.parametrize("change", ["shorter", "newer"])
 def test_a_file_that_changes_is_refused(change: str, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
@@ -90,36 +80,3 @@ def test_a_file_that_changes_is_refused(change: str, tmp_path: Path) -> None:
         os.utime(path, (1, 1))
     with pytest.raises(FormatError, match=r"a\.safetensors: (the file became shorter|was changed)"):
         read_together(arrays)
-
-
-def test_an_index_reads_the_numbers_of_a_file_at_once(tmp_path: Path, reads: list[int]) -> None:
-    adapter = random_adapter(1)
-    file = save(tmp_path / "a", adapter) / "adapter_model.safetensors"
-    numbers = sum(module.nbytes for module in adapter.modules.values())
-    (measured,) = measure_files(str(tmp_path), ["a/adapter_model.safetensors"], once=False)
-    assert measured.status == "adapter"
-    assert numbers in reads
-    assert measured.columns
-    assert measured.columns["fingerprint"] == fingerprint(loralens.load(file))
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (IsADirectoryError(21, "Is a directory", "/x"), "cannot be read: Is a directory"),
-        (OSError("no strerror"), "cannot be read: no strerror"),
-        (MemoryError(), "cannot be measured: MemoryError"),
-    ],
-)
-def test_a_file_that_another_program_changes_has_one_reason(
-    error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save(tmp_path / "a", random_adapter(1))
-
-    def fail(*_: object) -> str:
-        raise error
-
-    monkeypatch.setattr(measuring, "measure_adapter", fail)
-    (measured,) = measure_files(str(tmp_path), ["a/adapter_model.safetensors"], once=False)
-    assert (measured.status, measured.reason) == ("unreadable", reason)
-    assert measured.fix

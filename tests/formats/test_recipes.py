@@ -72,10 +72,7 @@ def test_what_is_no_recipe_names_the_file(tmp_path: Path, name: str, text: str |
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed = " + "9" * 5000, "is not TOML"),
-        ("method = 0x" + "f" * 5000, "method is of type int"),
         ("a." * 30 + "b = 1", "a name of more than 30 parts"),
-        ('"a" . ' * 40 + "b = 1", "a name of more than 30 parts"),
         ("[" + "a." * 100_000 + "b]", "a name of more than 30 parts"),
         ("x" * 10_000 + " = 1", "an unknown field 'xxx"),
         ("method = 'sum' " + "#" * 1_000_000, "too many for a recipe"),

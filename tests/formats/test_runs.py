@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.formats import save
 from loralens.formats.records.training import LoggedLoss, read_run
-from tests.conftest import small_adapter
 
 
 def checkpoint(folder: Path, state: object = None) -> Path:
@@ -64,14 +62,6 @@ def test_a_list_is_sorted_and_those_without_a_step_come_last_as_given(tmp_path: 
     assert run.source is None
 
 
-def test_a_folder_of_mlx(tmp_path: Path) -> None:
-    for name in ("0000200_adapters.safetensors", "0000100_adapters.safetensors", "adapters.safetensors"):
-        (tmp_path / name).touch()
-    assert [(one.path.name, one.step) for one in read_run([tmp_path]).checkpoints] == [
-        ("0000100_adapters.safetensors", 100), ("0000200_adapters.safetensors", 200),
-    ]  # fmt: skip
-
-
 def test_what_is_no_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no such file"):
         read_run([tmp_path / "nowhere"])
@@ -86,17 +76,6 @@ def test_what_is_no_run_says_so(tmp_path: Path) -> None:
     (twin / "trainer_state.json").write_text("[")
     with pytest.raises(FormatError, match="trainer_state"):
         read_run([one, twin])
-
-
-def test_steps_that_no_run_reaches_are_none(tmp_path: Path) -> None:
-    """They would be beyond float64 in a figure."""
-    for step in (10, 20):
-        save(small_adapter(), tmp_path / f"checkpoint-{step}")
-    state = {"global_step": 10**400, "log_history": [{"loss": 1.0, "step": 10**400}, {"loss": 2.0, "step": 3}]}
-    (tmp_path / "checkpoint-20" / "trainer_state.json").write_text(json.dumps(state))
-    run = read_run([tmp_path])
-    assert [one.step for one in run.checkpoints] == [10, 20]
-    assert [loss.step for loss in run.train] == [3]
 
 
 def test_our_own_log_has_the_losses(tmp_path: Path) -> None:

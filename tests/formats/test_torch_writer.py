@@ -5,14 +5,11 @@ from io import BytesIO
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
 from loralens.formats.files.torch_pickle import DTYPES, read_pickle, write_torch
 from tests.formats.stores import drawn
-from tests.marks import examples
 
 SHAPES = [(), (0,), (3,), (2, 0, 3), (6, 4), (1, 2, 3, 4)]
 
@@ -81,31 +78,3 @@ def test_a_dtype_that_torch_pickles_do_not_have_here(dtype):
 def test_a_key_that_no_terminal_should_see():
     with pytest.raises(FormatError, match="control characters"):
         write_torch({"x\x1b[2J": LazyArray.of(drawn(2))}, BytesIO())
-
-
-def test_nothing_at_all(tmp_path):
-    assert read_pickle(written({}, tmp_path / "a.bin")) == ({}, {})
-    assert pytest.importorskip("torch").load(tmp_path / "a.bin") == {}
-
-
-keys = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), max_size=20)
-arrays = st.tuples(st.lists(st.integers(0, 300), max_size=3), st.sampled_from(list(DTYPES.values())))
-
-
-@examples(60)
-@given(st.dictionaries(keys, arrays, max_size=4))
-def test_any_names_and_shapes_come_back(tmp_path_factory, specs):
-    made = {key: np.zeros([n % 9 for n in shape[1:]] + shape[:1], dtype) for key, (shape, dtype) in specs.items()}
-    tensors, _ = read_pickle(written(made, tmp_path_factory.getbasetemp() / "any.bin"))
-    assert {key: (t.shape, t.dtype) for key, t in tensors.items()} == {k: (a.shape, a.dtype) for k, a in made.items()}
-
-
-def test_a_full_disk_is_an_error_of_the_disk():
-    class Full(BytesIO):
-        def write(self, data):
-            if self.tell() < 1000 <= self.tell() + len(data):
-                raise OSError("No space left on device")
-            return super().write(data)
-
-    with pytest.raises(OSError, match="No space"):
-        write_torch({"x": LazyArray.of(drawn(30, 30)), "y": LazyArray.of(drawn(2))}, Full())

@@ -115,11 +115,6 @@ def test_what_is_no_run_is_never_replaced(tmp_path: Path, name: str) -> None:
     with pytest.raises(OptionError, match=r"exists|is in the way"):
         Training(tmp_path / "mine").begin(RUN, overwrite=False)
     assert (tmp_path / name / "thesis.txt").read_text() == "years"
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OptionError, match="is a file, but a run is a folder"):
-        Training(tmp_path / "file").check(overwrite=True)
-    with pytest.raises(OptionError, match="is a file, not a folder"):
-        Training(tmp_path / "file" / "out").check(overwrite=False)
 
 
 def test_the_old_stands_until_the_new_is_finished(tmp_path: Path) -> None:
@@ -163,16 +158,6 @@ def test_what_no_run_wrote_is_never_lost(tmp_path: Path, name: str) -> None:
         assert folder == "out" or (tmp_path / "out" / name).read_text() == "years"
         shutil.rmtree(tmp_path / "out")
         run.release()
-
-
-def test_killed_between_the_renames_the_old_run_comes_back(tmp_path: Path) -> None:
-    begun(tmp_path / "out").finish(small_adapter())
-    (tmp_path / "out").rename(tmp_path / ".out.old")
-    with pytest.raises(OptionError, match="out: exists"):
-        Training(tmp_path / "out").check(overwrite=False)
-    assert not (tmp_path / "out").exists()
-    begun(tmp_path / "out", overwrite=True)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["out", "out.unfinished"]
 
 
 def test_what_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:

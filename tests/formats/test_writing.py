@@ -12,12 +12,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
-from safetensors.torch import load_file
 
 import loralens
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, LoraLensError, OptionError
-from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import DTYPES, Stored, read_json, read_safetensors
 from loralens.formats.files.writing import write_file, write_folder, write_safetensors
 
@@ -58,7 +56,7 @@ def as_folder(target, folder, **options):
 
 
 forms = pytest.mark.parametrize("write", [as_file, as_folder])
-FAILURES = [RuntimeError("a bug"), KeyboardInterrupt(), FormatError("became shorter", fix="copy it"), OSError(5, "I/O")]
+FAILURES = [KeyboardInterrupt(), FormatError("became shorter", fix="copy it"), OSError(5, "I/O")]
 
 
 def test_what_is_written_is_what_was_given(tmp_path):
@@ -85,16 +83,6 @@ def test_what_is_written_is_what_was_given(tmp_path):
         assert again.tensors[key].read().tobytes() == bytes(theirs[key]["data"]) == array.tobytes(), key
 
 
-def test_the_library_opens_it(tmp_path):
-    write_folder(stored(), tmp_path / "out", overwrite=False)
-    with safetensors.safe_open(tmp_path / "out" / MODEL, "numpy") as file:
-        assert file.metadata() == {"format": "pt"}
-        for key, tensor in stored().tensors.items():
-            assert file.get_tensor(key).dtype == tensor.dtype
-            assert file.get_tensor(key).tobytes() == tensor.read().tobytes()
-    assert load_file(tmp_path / "out" / MODEL).keys() == stored().tensors.keys()
-
-
 def test_every_tensor_begins_at_a_multiple_of_its_width(tmp_path):
     tensors = {name: LazyArray.of(np.zeros(1, DTYPES[name])) for name in ("U8", "F16", "F32", "F64")}
     write_safetensors(Stored(tensors), tmp_path / "a")
@@ -107,12 +95,6 @@ def test_every_tensor_begins_at_a_multiple_of_its_width(tmp_path):
 def read_header(data):
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]), 8 + length
-
-
-@pytest.mark.parametrize("metadata", [None, {}, {"b": "1", "a": "2"}])
-def test_metadata_comes_back(metadata, tmp_path):
-    write_safetensors(Stored(stored().tensors, metadata), tmp_path / "a")
-    assert read_safetensors(tmp_path / "a").metadata == metadata
 
 
 def test_the_same_bytes_from_any_process(tmp_path):
@@ -141,15 +123,6 @@ def test_a_failure_leaves_what_was_there(write, error, tmp_path):
     with pytest.raises((type(error), LoraLensError)):
         write(failing(error), tmp_path, overwrite=True)
     assert tree(tmp_path) == before  # the configuration too: new α with old factors would be a wrong scale
-
-
-@forms
-def test_a_configuration_that_is_no_json(write, tmp_path):
-    write(stored(), tmp_path, overwrite=True)
-    before = tree(tmp_path)
-    with pytest.raises(TypeError):
-        write(stored(2.0, {"r": np.float32(1)}), tmp_path, overwrite=True)
-    assert tree(tmp_path) == before
 
 
 @contextmanager
@@ -197,7 +170,7 @@ def test_no_foreign_configuration_stays_beside(write, tmp_path):
     assert set(tree(tmp_path)) == {MODEL}
 
 
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
 @forms
 def test_the_mode_follows_the_umask(write, umask, mode, tmp_path):
     before = os.umask(umask)
@@ -222,25 +195,6 @@ def test_over_the_very_file_that_is_read(name, tmp_path):
     again = loralens.load(tmp_path)["q"]
     assert again.B.tobytes() == module.B.tobytes()
     assert read_json(tmp_path / CONFIG) == CONFIG_FIELDS
-
-
-@pytest.mark.parametrize("overwrite", [True, False])
-def test_a_target_of_the_other_kind(overwrite, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "folder.safetensors").mkdir()
-    for write, name in ((write_folder, "file"), (write_folder, "file/below"), (write_file, "folder.safetensors")):
-        with pytest.raises((OptionError, FormatError), match=rf"{tmp_path}/{name}: \w"):
-            write(stored(), tmp_path / name, overwrite=overwrite)
-    assert tree(tmp_path) == {"file": b"mine"}
-    with pytest.raises(OptionError, match="file: is a file, not a folder"):
-        write_folder(stored(), tmp_path / "file", overwrite=True)
-
-
-@pytest.mark.parametrize("name", ["Ünïcødé 名前 😀", "a\nb", os.fsdecode(b"\xff\xfe"), "x" * 200, ".hidden"])
-@pytest.mark.parametrize("suffix", ["", ".safetensors"])
-def test_odd_names(name, suffix, tmp_path):
-    loralens.save(loralens.load(made(tmp_path / "in")), tmp_path / f"{name}{suffix}")
-    assert list(loralens.load(tmp_path / f"{name}{suffix}")) == ["q"]
 
 
 def made(folder):
@@ -286,7 +240,7 @@ def test_a_dry_run_refuses_what_writing_would(dry_run, there, target, overwrite,
     assert set(tree(tmp_path)) == {f"in/{MODEL}", f"in/{CONFIG}", there}
 
 
-@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+@pytest.mark.parametrize("mode", [0o600, 0o444])
 @forms
 def test_what_is_replaced_keeps_its_permissions(write, mode, tmp_path):
     write(stored(), tmp_path / "out", overwrite=True)
@@ -300,9 +254,3 @@ def test_what_is_replaced_keeps_its_permissions(write, mode, tmp_path):
         mode,
     ]
     assert (read_safetensors(tmp_path / "out" / MODEL).tensors["base_model.model.q.lora_A.weight"].read() == 2).all()
-
-
-def test_a_private_file_is_private_while_it_is_written(tmp_path):
-    (tmp_path / "a").touch(0o600)
-    with atomic_file(tmp_path / "a") as stream:
-        assert stat.S_IMODE(os.fstat(stream.fileno()).st_mode) == 0o600

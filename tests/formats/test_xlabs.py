@@ -2,11 +2,7 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-import pytest
-
-from loralens.formats.dialects import comfyui, diffusers, kohya, lycoris, xlabs
-from loralens.formats.dialects.peft import reader as peft
+from loralens.formats.dialects import xlabs
 from tests.formats.stores import numbered
 
 DOUBLE, SINGLE = "double_blocks.7.processor", "single_blocks.3.processor"
@@ -15,29 +11,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def pair(name: str, out: int = 4, in_: int = 4, r: int = 2) -> Shapes:
     return {f"{name}.down.weight": (r, in_), f"{name}.up.weight": (out, r)}
-
-
-@pytest.mark.parametrize(
-    ("key", "out", "name"),
-    [
-        (f"{DOUBLE}.qkv_lora1", 12, "double_blocks.7.img_attn.qkv"),
-        (f"{DOUBLE}.qkv_lora2", 12, "double_blocks.7.txt_attn.qkv"),
-        (f"{DOUBLE}.proj_lora1", 4, "double_blocks.7.img_attn.proj"),
-        (f"{DOUBLE}.proj_lora2", 4, "double_blocks.7.txt_attn.proj"),
-        (f"{SINGLE}.qkv_lora", 12, "single_blocks.3.linear1"),
-        (f"{SINGLE}.proj_lora", 4, "single_blocks.3.linear2"),
-        (f"diffusion_model.{DOUBLE}.proj_lora1", 4, "diffusion_model.double_blocks.7.img_attn.proj"),
-    ],
-)
-def test_names_and_scale(key: str, out: int, name: str) -> None:
-    source = numbered(pair(key, out))
-    assert xlabs.detect(source)
-    assert not any(form.detect(source) for form in (peft, kohya, lycoris, diffusers, comfyui))
-    adapter = xlabs.read(source)
-    assert list(adapter) == [name]
-    assert (adapter[name].scale, adapter[name].scaling.formula) == (1.0, "given")
-    np.testing.assert_array_equal(adapter[name].A, source.tensors[f"{key}.down.weight"].read())
-    np.testing.assert_array_equal(adapter[name].B[:out], source.tensors[f"{key}.up.weight"].read())
 
 
 def test_the_mlp_s_rows_of_linear1_are_zero_and_as_many_as_linear2_says() -> None:
@@ -53,18 +26,3 @@ def test_the_mlp_s_rows_of_linear1_are_zero_and_as_many_as_linear2_says() -> Non
     assert not module.B[12:].any()
     assert module.origin is not None
     assert sorted(module.origin.tensors) == [f"{SINGLE}.qkv_lora.down.weight", f"{SINGLE}.qkv_lora.up.weight"]
-
-
-FOREIGN = {
-    "diffusers": pair("down_blocks.0.attn1.processor.to_q_lora"),
-    "layers": pair("unet.down_blocks.0.attn1.to_q.lora"),
-    "kohya": {"lora_unet_x.lora_down.weight": (2, 4), "lora_unet_x.lora_up.weight": (4, 2)},
-    "mixed": {**pair(f"{DOUBLE}.proj_lora1"), **pair("x.to_q.lora")},
-    "a layer that single blocks do not have": pair(f"{SINGLE}.qkv_lora1"),
-    "nothing": {},
-}
-
-
-@pytest.mark.parametrize("case", FOREIGN)
-def test_files_of_others(case: str) -> None:
-    assert not xlabs.detect(numbered(FOREIGN[case]))

@@ -177,6 +177,15 @@ def packed(*, bits=4, symmetric=True, groups=3, order=False, shape=(20, 96), nam
     return Case(layout, f"{name}.weight", tensors, W, f"{name}.weight_packed", facts=facts)
 
 
+def e2m1(codes, steps, size):
+    """The numbers of rows of bytes, a step for each group of ``size`` of them."""
+    W = np.empty((len(codes), 2 * codes.shape[1]), f32)
+    for o, i in np.ndindex(*W.shape):
+        byte = int(codes[o, i // 2])
+        W[o, i] = f32(E2M1[byte & 15 if i % 2 == 0 else byte >> 4]) * steps[o, i // size]
+    return W
+
+
 def four_bit_floats(form, shape=(12, 96)):
     rows, columns = shape
     size = 32 if form == "MXFP4" else 16
@@ -197,11 +206,7 @@ def four_bit_floats(form, shape=(12, 96)):
             whole = np.array(0.00123, f32)
             steps, layout = scales.astype(f32) * whole, "modelopt NVFP4"
             tensors = {"a.weight": codes, "a.weight_scale": scales, "a.weight_scale_2": whole}
-    W = np.empty(shape, f32)
-    for o, i in np.ndindex(*shape):
-        byte = int(codes[o, i // 2])
-        W[o, i] = f32(E2M1[byte & 15 if i % 2 == 0 else byte >> 4]) * steps[o, i // size]
-    return Case(layout, "a.weight", tensors, W, next(iter(tensors)))
+    return Case(layout, "a.weight", tensors, e2m1(codes, steps, size), next(iter(tensors)))
 
 
 def mlx_floats(mode, shape=(12, 96)):
@@ -209,11 +214,7 @@ def mlx_floats(mode, shape=(12, 96)):
     case = four_bit_floats(mode.upper(), shape)
     size, codes, scales = (32 if mode == "mxfp4" else 16), *list(case.tensors.values())[:2]
     if mode == "nvfp4":
-        steps, W = scales.astype(f32), np.empty(shape, f32)
-        for o, i in np.ndindex(*shape):
-            byte = int(codes[o, i // 2])
-            W[o, i] = f32(E2M1[byte & 15 if i % 2 == 0 else byte >> 4]) * steps[o, i // size]
-        case.W = W
+        case.W = e2m1(codes, scales.astype(f32), size)
     tensors = {"a.weight": codes.view(np.uint32), "a.scales": scales.view(np.uint8)}
     config = {"quantization": {"group_size": size, "bits": 4, "mode": mode}}
     return Case(f"MLX {mode.upper()}", "a.weight", tensors, case.W, "a.weight", config, facts={"mode": mode})
@@ -221,13 +222,10 @@ def mlx_floats(mode, shape=(12, 96)):
 
 def stack(experts=2, rows=6, groups=3):
     codes, scales = some_bytes("stack", experts, rows, groups, 16), some_bytes("ss", experts, rows, groups) % 12 + 116
-    W = np.empty((experts, groups * 32, rows), f32)
-    for e, i, o in np.ndindex(*W.shape):
-        byte = int(codes[e, o, i // 32, i % 32 // 2])
-        step = np.ldexp(f32(1), int(scales[e, o, i // 32]) - 127)
-        W[e, i, o] = f32(E2M1[byte & 15 if i % 2 == 0 else byte >> 4]) * step
+    steps = np.ldexp(f32(1), scales.astype(int) - 127).astype(f32)
+    W = [e2m1(c.reshape(rows, -1), step, 32).T for c, step in zip(codes, steps, strict=True)]
     tensors = {"a.gate_up_proj_blocks": codes, "a.gate_up_proj_scales": scales}
-    return Case("gpt-oss MXFP4", "a.gate_up_proj", tensors, W, "a.gate_up_proj_blocks")
+    return Case("gpt-oss MXFP4", "a.gate_up_proj", tensors, np.array(W), "a.gate_up_proj_blocks")
 
 
 CASES = {

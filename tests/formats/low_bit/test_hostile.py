@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from loralens.errors import FormatError, LoraLensError
 from loralens.formats.models.checkpoint import open_checkpoint
 from tests.formats.blobs import limits
-from tests.formats.low_bit.cases import CASES, bitsandbytes, four_bit_floats, gptq, mlx, packed
+from tests.formats.low_bit.cases import CASES, bitsandbytes, four_bit_floats, gptq, packed
 from tests.formats.low_bit.test_layouts import write
 
 MIB = 1 << 20
@@ -61,17 +61,12 @@ def test_a_part_that_is_missing_or_has_another_shape_or_dtype_is_named(name, tmp
 
 STATES = {
     "not JSON": b"{",
-    "not an object": b"[]",
     "without a shape": b'{"blocksize": 64}',
     "no numbers": b'{"blocksize": 64, "shape": ["12", 128]}',
-    "a negative axis": b'{"blocksize": 64, "shape": [-12, -128]}',
     "another size": b'{"blocksize": 64, "shape": [12, 256]}',
     "a huge shape": b'{"blocksize": 64, "shape": [1000000000000, 1000000000000]}',
-    "a boolean": b'{"blocksize": true, "shape": [12, 128]}',
-    "no block": b'{"blocksize": 0, "shape": [12, 128]}',
     "a huge block": b'{"blocksize": 1e400, "shape": [12, 128]}',
     "another block": b'{"blocksize": 32, "shape": [12, 128]}',
-    "one axis": b'{"blocksize": 64, "shape": [1536]}',
     "deep": b"[" * 5000,
     "too long": b'{"blocksize": 64, "shape": [12, 128], "x": "' + b"x" * 70000 + b'"}',
 }
@@ -112,7 +107,7 @@ def test_a_group_that_does_not_exist_is_refused(group, tmp_path):
             open_checkpoint(tmp_path / "packed").tensors["a.weight"].read()
 
 
-@pytest.mark.parametrize("shape", [[20, 2**60], [0, 96], [-20, 96], [96, 20], [20, 20000]])
+@pytest.mark.parametrize("shape", [[20, 2**60], [0, 96], [-20, 96], [96, 20]])
 def test_a_hostile_shape_of_compressed_tensors_is_refused(shape, tmp_path):
     case = packed()
     case.tensors["a.weight_shape"] = np.array(shape, np.int64)
@@ -126,26 +121,14 @@ ODD = [None, True, 0, -4, 7, 2.0, "4", [4], {}, 2**80]
 
 @pytest.mark.some(24)
 @pytest.mark.parametrize("value", ODD, ids=repr)
-@pytest.mark.parametrize("name", ["bits", "group_size", "a", "mode"])
-def test_odd_settings_of_mlx_give_an_answer_or_an_error(name, value, tmp_path):
-    case = mlx(4)
-    case.config["quantization"][name] = value
-    write(tmp_path, case.tensors, case.config)
-    try:
-        read_all(tmp_path)
-    except FormatError as error:
-        assert "a.weight" in str(error)  # noqa: PT017
-
-
-@pytest.mark.some(8)
-@pytest.mark.parametrize("value", ODD, ids=repr)
-@pytest.mark.parametrize("name", ["checkpoint_format", "group_size", "version"])
-def test_odd_settings_of_gptq_and_awq_give_an_answer_or_an_error(name, value, tmp_path):
-    for layout in ("gptq", "awq"):
+@pytest.mark.parametrize("name", ["bits", "group_size", "a", "mode", "checkpoint_format", "version"])
+def test_odd_settings_give_an_answer_or_an_error(name, value, tmp_path):
+    for layout in ("mlx, 4 bits", "gptq", "awq"):
         case = CASES[layout]()
-        case.config["quantization_config"][name] = value
+        (settings,) = case.config.values()
+        settings[name] = value
         try:
-            read_all(write(tmp_path / layout, case.tensors, case.config))
+            read_all(write(tmp_path / layout[:4], case.tensors, case.config))
         except FormatError as error:
             assert "a.weight" in str(error)  # noqa: PT017
 
@@ -165,37 +148,20 @@ def test_steps_that_are_not_finite_give_what_the_software_gives(tmp_path):
     assert np.isfinite(W[1:]).all()
 
 
-@pytest.mark.parametrize("name", ["nf4", "gptq", "awq", "mlx, 4 bits", "int4", "nvfp4"])
+@pytest.mark.parametrize("name", ["mlx, 4 bits", "int4", "nvfp4"])
 def test_rows_are_read_in_the_memory_of_these_rows(name, tmp_path):
-    rows, columns = 2048, 1024
-    if name == "nf4":
-        tensors = CASES[name]().tensors | {
-            "a.weight": np.zeros((rows * columns // 2, 1), np.uint8),
-            "a.weight.absmax": np.ones(rows * columns // 64, np.float32),
-            "a.weight.quant_state.bitsandbytes__nf4": np.frombuffer(
-                json.dumps({"shape": [rows, columns], "blocksize": 64}).encode(), np.uint8
-            ),
-        }
-    else:
-        # The parts of the small case, repeated to the size.
-        small = CASES[name]()
-        out, width = small.W.shape
-        by_column = name in ("gptq", "awq")
-
-        def larger(key, array):
-            if array.ndim < 2 or key.endswith("weight_shape"):
-                return np.array([rows, width], np.int64) if key.endswith("weight_shape") else array
-            return np.repeat(array, rows // out + 1, axis=1 if by_column else 0)[
-                (slice(None), slice(0, array.shape[1] * rows // out)) if by_column else slice(0, rows)
-            ]
-
-        rows -= rows % out
-        tensors = {key: larger(key, array) for key, array in small.tensors.items()}
-    write(tmp_path, tensors, CASES[name]().config)
+    rows = 2048
+    # The parts of the small case, repeated to the size.
+    small = CASES[name]()
+    out, width = small.W.shape
+    rows -= rows % out
+    tensors = {k: np.repeat(a, rows // out, axis=0) if a.ndim > 1 else a for k, a in small.tensors.items()}
+    if name == "int4":
+        tensors["a.weight_shape"] = np.array([rows, width], np.int64)
+    write(tmp_path, tensors, small.config)
     W = open_checkpoint(tmp_path).tensors["a.weight"]
     assert W.shape[0] == rows
-    packed_bytes = max(array.nbytes for array in tensors.values()) if name in ("gptq", "awq") else 0
-    with limits(5, 16 * 4 * W.shape[1] * 16 + 2 * packed_bytes + MIB // 4):
+    with limits(5, 16 * 4 * W.shape[1] * 16 + MIB // 4):
         W.rows(100, 116).read()
 
 
@@ -208,21 +174,18 @@ def test_damaged_parts_give_numbers_or_an_error(name, data):
     keys = st.sampled_from(sorted(case.tensors))
     for key in data.draw(st.lists(keys, min_size=1, max_size=3)):
         array = case.tensors[key]
-        kind = data.draw(st.sampled_from(["dtype", "shape", "drop", "bytes", "cut"]))
         flat = np.ascontiguousarray(array).reshape(-1)
-        if kind == "dtype":
-            with np.errstate(all="ignore"):
-                case.tensors[key] = array.astype(data.draw(st.sampled_from([np.int8, np.uint8, np.int32, np.float16])))
-        elif kind == "shape":
-            case.tensors[key] = flat.reshape(data.draw(st.sampled_from([(1, -1), (-1, 1), (-1,), (1, 1, -1)])))
-        elif kind == "cut":
-            case.tensors[key] = flat[: data.draw(st.integers(0, flat.size))]
-        elif kind == "bytes" and flat.size:
-            raw = flat.view(np.uint8).copy()
-            raw[data.draw(st.integers(0, raw.size - 1))] ^= np.uint8(1 << data.draw(st.integers(0, 7)))
-            case.tensors[key] = raw.view(array.dtype).reshape(array.shape)
-        else:
-            case.tensors[key] = np.zeros(0, array.dtype)
+        match data.draw(st.sampled_from(["dtype", "shape", "bytes", "cut"])):
+            case "dtype":
+                with np.errstate(all="ignore"):
+                    case.tensors[key] = array.astype(data.draw(st.sampled_from([np.int8, np.int32, np.float16])))
+            case "shape":
+                case.tensors[key] = flat.reshape(data.draw(st.sampled_from([(1, -1), (-1,), (1, 1, -1)])))
+            case "bytes":
+                raw = np.frombuffer(data.draw(st.binary(min_size=flat.nbytes, max_size=flat.nbytes)), array.dtype)
+                case.tensors[key] = raw.reshape(array.shape)
+            case "cut":
+                case.tensors[key] = flat[: data.draw(st.integers(0, flat.size))]
     with TemporaryDirectory() as home, limits(5, 32 * MIB):
         folder = Path(home)
         save_file({key: np.ascontiguousarray(array) for key, array in case.tensors.items()}, folder / "m.safetensors")

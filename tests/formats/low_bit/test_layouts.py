@@ -3,17 +3,12 @@
 import json
 from hashlib import sha256
 
-import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from loralens.formats.models.checkpoint import open_checkpoint, shapes
-from loralens.formats.models.low_bit.grouped import pack_codes, unpack_codes
-from tests.formats.low_bit.cases import CASES, field_of, gptq, mlx, packed
-from tests.marks import examples
+from tests.formats.low_bit.cases import CASES, gptq, mlx, packed
 
 
 def write(folder, tensors, config=None):
@@ -95,19 +90,6 @@ def test_other_codes_are_read_back_as_the_grid_says(case, tmp_path):
     np.testing.assert_allclose(again.tensors[case.key].read(), expected, rtol=2e-7, atol=0)
 
 
-@given(st.integers(1, 8), st.integers(1, 70), st.integers(0, 2**600))
-@examples(60)
-def test_packing_is_one_long_number(bits, count, number):
-    size = -(-count * bits // 8)
-    data = np.frombuffer((number % (1 << (8 * size))).to_bytes(size, "little"), np.uint8)[None]
-    codes = unpack_codes(data, bits, count)
-    assert codes[0].tolist() == [field_of(data[0], i, bits) for i in range(count)]
-    packed_again = pack_codes(codes, bits, size)
-    assert int.from_bytes(packed_again.tobytes(), "little") == int.from_bytes(data.tobytes(), "little") % (
-        1 << (count * bits)
-    )
-
-
 def test_bits_beyond_a_row_stay(tmp_path):
     case = packed(shape=(20, 51))
     case.tensors["a.weight_packed"][:, -1] |= np.int32(0x70000000)
@@ -116,30 +98,6 @@ def test_bits_beyond_a_row_stay(tmp_path):
     assert weight.encode
     data = weight.encode(3, weight.grid(3, 20).codes)
     np.testing.assert_array_equal(data, case.tensors["a.weight_packed"][3:].view(np.uint8))
-
-
-def test_a_mixture_of_layouts_and_floats(tmp_path):
-    first, second = mlx(4, name="model.a"), packed(name="model.b")
-    plain = {"model.c.weight": np.ones((3, 4), ml_dtypes.bfloat16), "model.a.bias": np.ones(12, np.float16)}
-    tensors = {**first.tensors, **second.tensors, **plain}
-    base = write(tmp_path, tensors, first.config | {"quantization_config": {"modules_to_not_convert": ["model.c"]}})
-    found = open_checkpoint(base)
-    assert set(found.tensors) == {"model.a.weight", "model.b.weight", *plain}
-    assert found.tensors["model.c.weight"].dtype == ml_dtypes.bfloat16
-    same_bits(found.tensors["model.a.weight"].read(), first.W)
-    same_bits(found.tensors["model.b.weight"].read(), second.W)
-    (note,) = found.notes
-    assert note.text == "1 weights are MLX 4-bit and 1 weights are compressed-tensors int4, read as float32"
-
-
-def test_a_module_of_mlx_may_have_bits_of_its_own(tmp_path):
-    first, second = mlx(4, name="model.a"), mlx(8, 96, name="model.b")
-    config = {"quantization": {"group_size": 32, "bits": 4, "model.b": {"group_size": 96, "bits": 8}, "model.c": False}}
-    found = open_checkpoint(write(tmp_path, first.tensors | second.tensors, config))
-    same_bits(found.tensors["model.a.weight"].read(), first.W)
-    same_bits(found.tensors["model.b.weight"].read(), second.W)
-    layouts = {key: weight.layout for key, weight in found.coded.items()}
-    assert layouts == {"model.a.weight": "MLX 4-bit", "model.b.weight": "MLX 8-bit"}
 
 
 def test_a_module_of_mlx_does_not_take_its_mode_from_the_others(tmp_path):

@@ -44,32 +44,6 @@ def test_bitsandbytes_decodes_4_bits_to_the_same_numbers(kind, nested, shape, bl
 
 @pytest.mark.live
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
-def test_rows_that_end_within_a_block_are_those_of_one_long_row(kind, tmp_path):
-    functional = pytest.importorskip("bitsandbytes").functional
-    case = bitsandbytes(kind, (6, 96))
-    codes, absmax = (tensor(case.tensors[key]) for key in (case.key, f"{case.key}.absmax"))
-    # Given the shape of the weight, the kernel of bitsandbytes 0.50 for CPUs begins a block with every row, although
-    # blocks go on there: its numbers are not those that were quantised.
-    state = functional.QuantState(absmax, torch.Size((1, 576)), None, 64, kind, torch.float32)
-    theirs = functional.dequantize_4bit(codes, state)
-    same_bits(read(case, tmp_path), theirs.numpy().reshape(6, 96))
-
-
-@pytest.mark.live
-@pytest.mark.parametrize("kind", ["nf4", "fp4"])
-def test_what_it_quantises_in_such_rows_is_near_what_it_was_given(kind, tmp_path):
-    functional = pytest.importorskip("bitsandbytes").functional
-    W = torch.randn(6, 96, generator=torch.Generator().manual_seed(0))
-    codes, state = functional.quantize_4bit(W, quant_type=kind, blocksize=64)
-    held = {f"a.weight.{key}": value.numpy() for key, value in state.as_dict(packed=True).items()}
-    ours = open_checkpoint(write(tmp_path, {"a.weight": codes.numpy(), **held})).tensors["a.weight"].read()
-    # Half of the widest gap of the table, times the largest magnitude.
-    gap = 0.17 if kind == "fp4" else 0.153
-    assert np.abs(ours - W.numpy()).max() <= gap * W.abs().max().item()
-
-
-@pytest.mark.live
-@pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_what_bitsandbytes_quantises_is_read(kind, nested, tmp_path):
     functional = pytest.importorskip("bitsandbytes").functional
