@@ -168,7 +168,7 @@ def test_the_side_is_out_unless_the_factor_or_the_user_says_otherwise(several):
 
 
 def test_the_out_side_orders_what_the_in_side_does_not():
-    """The reason for the default, on adapters whose tasks and seeds are known (docs/similarity.md has the figures)."""
+    """The reason for the default, on adapters whose tasks and seeds are known (see its page)."""
 
     def shared(pair, side):
         result = loralens.similarity(*(KEPT / name for name in pair), side=side)
