@@ -6,7 +6,7 @@ Twenty groups of families share a weak direction. A family shares a strong one, 
 and two copies: 50 members. The A of a run stays near its random start. A copy is a checkpoint in another dtype, gauge,
 rank or dialect, or with another α. Families are of three shapes. FOLDER/truth.csv says what each adapter is.
 
-Exact cosines in this fleet (10 %, 50 % and 90 % of the pairs), and in 127 published adapters (docs/fleet.md):
+Exact cosines in this fleet (10 %, 50 % and 90 % of the pairs), and in 127 published adapters (docs/commands/fleet.md):
 
 ==================================================  ====================  =====================================
 pairs                                               here                  published

@@ -1,4 +1,4 @@
-"""How often every finding of `loralens doctor` is raised, and how often rightly: the table of docs/doctor.md.
+"""How often every finding of `loralens doctor` is raised, and how often rightly: reports/doctor_figures.md.
 
     python examples/doctor_figures.py FOLDER      FOLDER has one adapter in each folder; the table replaces the old one
 
@@ -33,7 +33,7 @@ import loralens
 from loralens.analysis.doctor import diagnosis_codes
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "doctor.md"
+PAGE = ROOT / "reports" / "doctor_figures.md"
 START, END = "<!-- figures: examples/doctor_figures.py -->", "<!-- end of figures -->"
 LEVELS = ("error", "warning", "note")
 CASES, SHARE = 10, 0.9

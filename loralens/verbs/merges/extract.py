@@ -29,7 +29,7 @@ from loralens.verbs.shared.options import ModuleChoice, RankRules, option_names
 ModuleRow = tuple[str, ExtractedModule]  # the name of a module, and the quality of its pair
 
 # The residue is the root mean square of what a pair leaves over, in units of the rounding noise. It is about 1 if only
-# rounding is left (0.97 to 0.98 in docs/extract.md). At 2 the energy is four times that of rounding, so three quarters
+# rounding is left (0.97 to 0.98 in its page). At 2 the energy is four times that of rounding, so three quarters
 # of the energy have another cause.
 FULL = 2.0
 RENAMED = "modules are called in the adapter as transformers 5 calls them in memory, where PEFT looks for them"

@@ -355,7 +355,7 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
     ways = ["write --dtype f32" + (" (or f16, where the model runs in it)" if dtype == "bfloat16" else "")]
     ways.append("serve the adapter unmerged")
     # Stochastic rounding keeps the strength, but its noise is larger: it only helps where the update itself is lost.
-    # Feedback is not recommended, since it is exact only for inputs along the adapter's own directions (docs/merge.md).
+    # Feedback is not recommended, since it is exact only for inputs along the adapter's own directions (see its page).
     if rounding == "nearest" and any(fidelity.gain < SWALLOWED for fidelity in damaged):
         ways.append("take --rounding stochastic: full strength at the price of noise")
     warn(

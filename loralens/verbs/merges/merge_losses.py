@@ -9,13 +9,13 @@ from loralens.merging.record import MergedModule
 from loralens.tables.numbers import count, number, percent
 
 # A merge warns of an update with a smaller gain or a larger error. The gain is stricter than the 0.9 below which verify
-# calls an update partial. At an error of 0.2, what rounding adds to the update has a fifth of its norm. docs/merge.md
+# calls an update partial. At an error of 0.2, what rounding adds to the update has a fifth of its norm. Its page
 # shows what a gain of 0.965 and an error of 0.35 do to the embeddings of MiniLM.
 SWALLOWED = 0.95
 DAMAGED = 0.2
 # On a grid of few bits an error of several times the update is usual: the noise is spread over all inputs, and little
 # of it lies in the directions of the adapter. At 3 to 8 times the update, adapters kept at least 85 % of the loss that
-# they gain (the last column of the table in docs/merge.md); at 22 times they did not.
+# they gain (the last column of the table in docs/commands/merge.md); at 22 times they did not.
 NOISY = 15.0  # noise relative to the update from which the merge warns
 # With codes, clipping usually takes 4 % of the gain. In small modules chance changes the gain by another 4 %.
 CLIPPED = 0.8

@@ -37,7 +37,7 @@ from loralens.verbs.shared.options import ModuleChoice, Reading, option_names
 from loralens.verbs.shared.weighted import Weighted, name_damaged, weighted_label, weighted_sources
 
 # The cosines from which the directions of two updates are called the same, and similar. Between step 750 of a run and
-# its steps 400 and 100 (docs/merge.md) the cosine is 0.99 and 0.70, and between two runs on one base 0.01. Chance alone
+# its steps 400 and 100 the cosine is 0.99 and 0.70, and between two runs on one base 0.01. Chance alone
 # gives 1/√(out·in), such as 0.003.
 SAME = 0.9
 RELATED = 0.3

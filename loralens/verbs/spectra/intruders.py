@@ -180,7 +180,7 @@ class IntrudersResult(ResultMapping[Intruders]):
             ]
         with_any = sum(module.count > 0 for module in self.values())
         # The count is given with the share of the energy, as counts saturate where ‖ΔW‖ is large: in one study 57 % and
-        # 99.7 % of the directions were intruders, with 43 % and 92 % of the energy (docs/intruders.md).
+        # 99.7 % of the directions were intruders, with 43 % and 92 % of the energy (docs/commands/intruders.md).
         return [
             f"{total.count:,} of {total.directions:,} leading directions of W + ΔW are intruders, with "
             f"{PERCENT(total.energy_share)} of their energy, in {with_any} of {modules}."
