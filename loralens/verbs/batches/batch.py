@@ -173,9 +173,7 @@ def _adapter_target(task: BatchTask) -> PurePosixPath:
     if not task.single or files is None:
         return name
     stem = name.with_suffix("") if name.suffix in SUFFIXES else name
-    suffix = Path(files.weights).suffix
-    # The record of a pickle is a file beside it.
-    return stem if files.config is not None or suffix == ".bin" else stem.with_name(f"{stem.name}{suffix}")
+    return stem if files.config else stem.with_name(f"{stem.name}{Path(files.weights).suffix}")
 
 
 # ---- The run
