@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from gguf import GGUFValueType
 
-import loralens
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files.location import existing_path, gguf_file, known_folder
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
@@ -106,12 +105,3 @@ def test_code_beside_a_gguf_file_never_runs(package: Path, tmp_path: Path, monke
     with pytest.raises(FormatError, match="cannot make a configuration and a tokenizer"):
         resolve_path(Path(NAME))
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("quiet_torch")
-def test_a_gguf_file_can_be_run(package: Path) -> None:
-    """A command with --model decodes a GGUF file once, as it does for a package that holds one."""
-    options = {"task": "causal-lm", "data": ["abc", "cab"], "threads": 1}
-    from_file, from_package = (loralens.evaluate(model=model, **options) for model in (package, NAME))
-    assert from_file.evaluations == from_package.evaluations

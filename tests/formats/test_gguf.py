@@ -105,15 +105,6 @@ def test_rows_are_brought_back_where_the_file_or_the_base_says_the_heads():
         assert not found.findings
 
 
-def test_two_tensors_of_one_name_are_refused():
-    tensors = {
-        "x_exps.lora_a": drawn(1, 2, 6), "x_exps.lora_b": drawn(1, 8, 2),
-        "x_exps[0].lora_a": drawn(2, 6), "x_exps[0].lora_b": drawn(8, 2),
-    }  # fmt: skip
-    with pytest.raises(FormatError, match=r"x_exps\[0\] is stored twice"):
-        gguf.read(stored(tensors))
-
-
 def test_rows_stay_where_nothing_says_the_heads_and_that_is_said():
     llama = {**KINDS, "general.architecture": "llama"}
     found = gguf.read(stored(pair("blk.0.attn_q"), llama))

@@ -7,7 +7,7 @@ import pytest
 
 from loralens.errors import FormatError, OptionError
 from loralens.formats.models.checkpoint import weights
-from loralens.formats.models.model_files import model_files, weight_files
+from loralens.formats.models.model_files import model_files
 from tests.bases import sharded, single, tensors
 
 
@@ -83,9 +83,3 @@ def test_what_is_wrong_is_said_alike_by_both_readers(how: str, message: str, tmp
     for read in (model_files, weights):
         with pytest.raises((FormatError, OptionError), match=message.replace(".", r"\.")):
             read(folder)
-
-
-def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="no such file or folder"):
-        model_files(tmp_path / "x")
-    assert weight_files(tmp_path) is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loralens.core.lazy import LazyArray
-from loralens.errors import FormatError, OptionError
+from loralens.errors import FormatError
 from loralens.formats.files.container import Stored
 from loralens.formats.files.writing import write_safetensors
 from loralens.formats.records.merged import KEY, NAME, Spool, read_undo, write_undo
@@ -31,8 +31,3 @@ def test_what_is_no_undo_file(metadata: dict[str, str] | None, tmp_path: Path) -
     write_safetensors(Stored({"x": LazyArray.of(np.zeros(2))}, metadata), path)
     with pytest.raises(FormatError, match=f"{path}: is not an undo file"):
         read_undo(path)
-
-
-def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="no such file"):
-        read_undo(tmp_path / NAME)

@@ -202,16 +202,6 @@ def made(folder):
     return folder
 
 
-@pytest.mark.parametrize("name", ["x" * 256, "/proc/nothing/here", "/dev/null/x"])
-@forms
-def test_a_place_that_cannot_be(write, name, tmp_path):
-    with pytest.raises(LoraLensError):
-        write(stored(), tmp_path / name, overwrite=True)
-    with pytest.raises(LoraLensError):
-        loralens.save(loralens.load(made(tmp_path / "in")), tmp_path / f"{name}.safetensors", overwrite=True)
-    assert set(tree(tmp_path)) == {f"in/{MODEL}", f"in/{CONFIG}"}
-
-
 def test_a_link_is_replaced_and_its_target_left_alone(tmp_path):
     """A snapshot of the Hub cache links to blobs that other snapshots share."""
     (tmp_path / "blob").write_bytes(b"shared")

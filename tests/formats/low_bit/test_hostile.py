@@ -133,13 +133,6 @@ def test_odd_settings_give_an_answer_or_an_error(name, value, tmp_path):
             assert "a.weight" in str(error)  # noqa: PT017
 
 
-@pytest.mark.parametrize("config", [{"quantization": 4}, {"quantization_config": [1]}, {"quantization_config": "gptq"}])
-def test_sections_that_are_no_objects_state_nothing(config, tmp_path):
-    for name in ("gptq", "mlx, 4 bits"):
-        with pytest.raises(FormatError, match=r"config\.json"):
-            open_checkpoint(write(tmp_path / name[:3], CASES[name]().tensors, config))
-
-
 def test_steps_that_are_not_finite_give_what_the_software_gives(tmp_path):
     case = four_bit_floats("MXFP4")
     case.tensors["a.weight_scale"][0, 0] = 255
