@@ -88,8 +88,8 @@ class ReportResult(Tabular):
     @classmethod
     def json_keys(cls) -> Keys:
         """The keys that pages about adapters and fleets share; `record` takes the values from the page."""
-        texts = [Column(key, type=str, may_lack=True) for key in ("command", "headline")]
-        findings = Column("findings", type=Rows(Diagnosis, FINDING_COLUMNS), may_lack=True)
+        texts: list[Column[Any]] = [Column(key, type=str, may_lack=True) for key in ("command", "headline")]
+        findings: Column[Any] = Column("findings", type=Rows(Diagnosis, FINDING_COLUMNS), may_lack=True)
         return (*texts, Column("summary", type=list[str], may_lack=True), findings, "*")
 
     def record(self) -> dict[str, Any]:
