@@ -1,6 +1,7 @@
 """What every command prints with ``--json`` has the schema that ``loralens schema`` prints."""
 
 import json
+import pickle
 import shlex
 import subprocess
 import sys
@@ -102,6 +103,16 @@ def test_every_schema_is_one_and_says_what_the_values_are(name: str) -> None:
     for each in schema.get("anyOf", [schema]):
         assert next(iter(each["properties"])) == "loralens"
         assert {} not in each["properties"].values(), "a key whose type is not declared"
+
+
+def test_a_result_is_a_line_a_sequence_and_can_be_pickled(small: Path) -> None:
+    result = loralens.compress(small, rank=1)
+    again = pickle.loads(pickle.dumps(result))
+    assert again.record() == result.record()
+    assert repr(again) == f"CompressResult({' '.join(result.conclusion())})"
+    spectrum = loralens.spectrum(small)
+    assert list(spectrum) == list(spectrum.only)
+    assert len(spectrum) == len(spectrum.only)
 
 
 def test_a_command_that_prints_no_json_is_refused() -> None:

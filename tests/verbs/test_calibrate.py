@@ -62,7 +62,6 @@ def test_without_output_nothing_is_written(home: Path, tmp_path: Path, monkeypat
     assert not list(tmp_path.iterdir())
     assert result.record()["target"] is None
     assert result.conclusion() == ["Measured the moments of 4 modules over 25 positions of 4 texts."]
-    assert repr(result) == "CalibrateResult(4 modules, 4 texts)"
     smaller = loralens.compress(home / "adapter", rank=1, activations=result.moments)
     assert smaller.data_error is not None
 

@@ -24,7 +24,6 @@ def test_without_an_output_the_result_holds_the_adapter(both: tuple[Path, Path],
     assert list(result.adapter) == list(result.modules) == ["layers.0.q", "layers.0.v"]
     np.testing.assert_allclose(result.adapter["layers.0.q"].dense(), step(6, 4, 4, 1), atol=1e-6)
     assert "rote" not in " ".join(result.conclusion())
-    assert repr(result).startswith("ExtractResult(2 modules, error ")
 
 
 def test_the_result_is_what_the_command_says_and_writes(both: tuple[Path, Path], tmp_path: Path) -> None:

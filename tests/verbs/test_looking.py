@@ -31,7 +31,6 @@ def test_inspect_gives_the_json_of_the_command_for_paths_and_objects(small: Path
     record = loralens.inspect(adapter).record()["adapters"][0]
     assert record == {**loralens.inspect(small).record()["adapters"][0], "path": "adapter"}
     assert [one.path for one in loralens.inspect([adapter, small]).adapters] == ["adapter 1", str(small)]
-    assert repr(result) == "InspectResult(2 adapters, 0 findings)"
 
 
 def test_the_answer_is_about_errors_of_the_consumer_alone(small: Path) -> None:
@@ -71,7 +70,6 @@ def test_equal_is_a_truth_value_and_gives_the_json_of_the_command(small: Path, t
     result = Command("equal").run(small, tmp_path / "other", "--json")
     assert (plain(different), result.exit_code) == (json.loads(result.stdout), 1)
     assert len(different.to_csv().splitlines()) == 1 + 6
-    assert repr(different) == "EqualResult(different, largest difference 0.000999)"
     with pytest.raises(OptionError, match="tolerance -1 is not possible"):
         loralens.equal(small, small, tolerance=-1)
 
@@ -101,6 +99,5 @@ def test_survey_gives_the_json_of_the_command(folder: Path) -> None:
     assert (len(result), [row.label for row in result.unreadable]) == (4, ["bad.safetensors"])
     copies = [row for row in result if row.original]
     assert [row.note for row in copies] == [f"= {row.original.label}" for row in copies if row.original]
-    assert repr(result) == f"SurveyResult({str(folder)!r}, 4 adapters)"
     with pytest.raises(OptionError, match="is not a folder"):
         loralens.survey(folder / "nowhere")

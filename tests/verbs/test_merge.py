@@ -49,7 +49,6 @@ def test_a_dry_run_measures_everything_and_writes_nothing(small: Path, base: Pat
     result = loralens.merge(small, base=base, dry_run=True)
     assert contents(tmp_path) == before
     assert [module.fidelity.module for module in result.modules] == MODULES
-    assert repr(result) == "MergeResult(6 tensors, 6 updates, gain 1.0006)"
     written = loralens.merge(small, base=base, output=tmp_path / "out")
     assert result.record()["modules"] == written.record()["modules"]
     assert result.tables()[0].records() == written.record()["modules"]

@@ -29,7 +29,6 @@ def test_without_output_nothing_is_written_and_the_result_holds_the_document(pat
     assert result.to_html().startswith("<!doctype html>")
     assert result.to_markdown("pictures").startswith("# first and second\n")
     assert "(pictures/spectra-1.png)" in result.to_markdown("pictures")
-    assert repr(result) == ("ReportResult('first and second': findings, identity, spectra, ranks, together, modules)")
 
 
 @pytest.mark.slow

@@ -92,7 +92,6 @@ def test_the_arithmetic(files: Path) -> None:
 
 def test_modules_are_dropped_and_named(files: Path) -> None:
     result = loralens.drop("small", "v_proj")
-    assert repr(result) == "DropResult(3 of 6 modules dropped, peft)"
     assert result.dropped == [name for name in small_adapter() if name.endswith("v_proj")]
     assert list(result.adapter) == [name for name in small_adapter() if name.endswith("q_proj")]
     lines = result.to_csv().splitlines()

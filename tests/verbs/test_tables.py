@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_verb_is_forgotten() -> None:
-    assert set(CALLS) | RUNNING == set(VERBS)
+    assert set(CALLS) | RUNNING == set(VERBS) - {"schema"}
 
 
 @pytest.mark.some(2)

@@ -28,7 +28,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_result_is_what_the_command_prints(folder: Path) -> None:
     result = loralens.trajectory(folder)
-    assert repr(result) == "TrajectoryResult(3 checkpoints)"
     assert record_of(result) == run.told(folder)
     assert run.good(folder, "--csv").stdout == result.to_csv()
     checkpoints = [folder / f"checkpoint-{step}" for step in (100, 5, 20)]

@@ -84,7 +84,6 @@ def test_starts_that_change_the_weights_leave_them_as_they_were(home: Path, tmp_
     """Also for the checks before the first run: the start along the gradient has none yet."""
     for run in grid(**speak(home), grid={"start": ["pissa", "lora-ga", "kaiming"]}, output=tmp_path / "g"):
         single = speak(home, start=run.settings["start"]) | {"output": tmp_path / run.name, "jobs": None}
-        assert repr(loralens.train(**single, dry_run=True)) == "TrainPlan(14 modules, 3 steps)"
         loralens.train(**single)
         assert weights(tmp_path / run.name) == weights(run.output)
 
