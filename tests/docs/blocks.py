@@ -3,8 +3,7 @@
 What readers see is the convention (it is told in docs/index.md): ``console`` blocks have commands behind ``$`` and what
 these print; a line ``…`` stands for any lines, ``…`` within a line for anything. ``real`` behind the language: it needs
 other people's adapters or the real base model; ``trained``: the project's own adapters, and that model. A word with a
-dot is the file that a block is written to before the next one runs. A ``json`` block right after a ``console`` block is
-the contract of what that printed.
+dot is the file that a block is written to before the next one runs.
 """
 
 import re
@@ -27,7 +26,6 @@ class Block:
     line: int
     words: tuple[str, ...]
     text: str
-    follows_console: bool = False
 
     @property
     def language(self) -> str:
@@ -54,7 +52,7 @@ def blocks(page: Path, root: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
     lines = page.read_text(encoding="utf-8").splitlines()
     name = page.relative_to(root).as_posix()
-    found: list[tuple[Block, int]] = []
+    found: list[Block] = []
     start: tuple[int, str, str] | None = None
     for i, line in enumerate(lines):
         fence = FENCE.match(line)
@@ -63,12 +61,10 @@ def blocks(page: Path, root: Path) -> list[Block]:
         elif start is not None and fence and fence[2] == start[1] and not fence[3].strip():
             text = "\n".join(lines[start[0] + 1 : i])
             words = tuple(start[2].split())
-            between = lines[found[-1][1] + 1 : start[0]] if found else []
-            after = bool(found) and found[-1][0].language == "console" and not any(one.strip() for one in between)
-            found.append((Block(name, start[0] + 2, words, text, after), i))
+            found.append(Block(name, start[0] + 2, words, text))
             start = None
     assert start is None, f"{name}:{start[0] + 1}: this block never ends"  # type: ignore[index]
-    return [block for block, _ in found]
+    return found
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 OTHERS = {
     "--concat": {"doctor.md", "others.md"},  # sd-scripts
     "--clamp": {"others.md"},  # sd-scripts: --clamp_quantile
-    "--no-deps": {"formats.md", "paper.md"},  # pip
+    "--no-deps": {"formats.md", "paper.md", "train.md"},  # pip
     "--full": {"paper.md"},  # examples/nlg_study.py and without_regret_study.py
     "--nproc-per-node": {"train.md"},  # torchrun
     "--lora": {"low_bit.md"},  # llama.cpp

@@ -29,10 +29,9 @@ a = 1
 def test_a_page_is_cut_into_blocks_and_blocks_into_commands(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(PAGE, encoding="utf-8")
-    console, contract, recipe = blocks(page, tmp_path)
+    console, plain, recipe = blocks(page, tmp_path)
     assert (console.language, console.real, console.where) == ("console", True, "page.md:5")
-    assert (contract.follows_console, recipe.follows_console) == (True, False)
-    assert (contract.file, recipe.file) == (None, "recipe.toml")
+    assert (plain.file, recipe.file) == (None, "recipe.toml")
     first, second = commands(console)
     assert (first.text, first.shown) == ("loralens inspect a \\\n    --json", ('{"x": 1}',))
     assert (second.text, second.shown, second.line) == ("true", (), 8)
