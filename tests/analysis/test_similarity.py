@@ -204,16 +204,6 @@ def test_modules_of_one_width_are_nested_or_not():
     assert np.isnan(qq.same)
 
 
-def test_a_recorded_start_settles_it() -> None:
-    rng = np.random.default_rng(7)
-    found = compare_subspaces(adapter(random(rng, 40, 60)), adapter(random(rng, 40, 60)))
-    assert find_shared_initialisation(found).verdict == "none"
-    said = find_shared_initialisation(found, recorded=True)
-    assert said.verdict == "shared"
-    assert "as their records say" in said.text
-    assert said.advice
-
-
 @pytest.mark.parametrize("of", ["update", "A", "B"])
 def test_the_same_numbers_are_exactly_alike(of):
     rng = np.random.default_rng(5)

@@ -8,6 +8,7 @@ import pytest
 
 from loralens.arithmetic import elementwise
 from loralens.arithmetic.combine import combine_adapters
+from loralens.arithmetic.elementwise import Modules, entries_in_space, whole_cutoffs
 from loralens.arithmetic.elementwise_methods import (
     breadcrumbs,
     dare,
@@ -242,3 +243,13 @@ def test_what_a_rule_makes_is_the_same_to_the_bit_on_every_machine(name, monkeyp
     assert F.dtype == np.float32
     # Zeros have either sign; adding 0 makes all of them positive.
     assert sha256((F + np.float32(0)).astype("<f4").tobytes()).hexdigest() == DIGESTS[name]
+
+
+def test_the_cutoff_of_a_whole_adapter_is_one_of_its_entries():
+    """It is found by products in float32, but an order statistic of the exact entries is one of them."""
+    ups = updates(np.random.default_rng(28), m=300, n=500, ranks=(16, 16))
+    joint = Joint.of(ups, STRENGTHS[:2])
+    matrices = entries_in_space(joint, "full").entries.matrices
+    sizes = [np.sort(np.abs(matrix.product.dense()), axis=None)[::-1] for matrix in matrices]
+    found = whole_cutoffs(Modules("0", lambda _: joint, 150_000), 0.2, space="full")
+    assert found == tuple(float(size[29_999]) for size in sizes)

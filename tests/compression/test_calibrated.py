@@ -134,3 +134,7 @@ def test_what_rounding_puts_beside_the_rows_of_a_counts_by_the_length_of_the_inp
     counted, not_counted = np.sqrt(np.mean(np.square(errors), axis=0))
     assert counted == pytest.approx(1, rel=0.08)
     assert not_counted < 0.4
+    seen = LowRank(np.eye(3, 2), np.eye(2, 4))  # of inputs with C = diag(9, 4, 1, 1)
+    beside = LowRank(np.eye(3, 2), np.array([[1, 0, 0.5, 0], [0, 1, 0, 2.0]]))
+    expected = np.sqrt((0.5**2 + 2**2) / (9 + 4))
+    assert data_error(seen, beside, np.diag([9.0, 4.0]), trace=15.0) == pytest.approx(expected, rel=1e-12)

@@ -30,13 +30,6 @@ def test_the_best_rate_is_that_of_the_parabola(lowest: float) -> None:
     assert not best.edge
 
 
-def test_a_best_rate_at_the_end_of_the_grid_is_not_fitted() -> None:
-    best = sweep({0: bowl(1e-5)}).best(0)
-    assert (best.lr, best.fitted, best.edge) == (1e-4, 1e-4, True)
-    diverged = sweep({0: {1e-4: 2.0, 1e-3: 1.0, 1e-2: None}}).best(0)
-    assert (diverged.lr, diverged.edge) == (1e-3, True)
-
-
 def test_differences_are_those_of_one_seed() -> None:
     from language.claims import is_larger, is_no_larger
     from language.sweeps import gaps

@@ -129,6 +129,15 @@ def test_two_modules_have_two_keys(first: str, second: str) -> None:
     assert len(set(together.values())) == 2
 
 
+def test_modules_whose_keys_would_be_equal_keep_more_of_their_names() -> None:
+    names = ["text_model.encoder.layers.0.q", "model.encoder.layers.0.q", "model.encoder.layers.1.q"]
+    keys = module_keys(names)
+    assert keys[names[0]] == "text_model_encoder_layers_0_q"
+    assert keys[names[1]] == "model_encoder_layers_0_q"
+    assert keys[names[2]] == "encoder_layers_1_q"
+    assert len(set(module_keys(["a.b", "a/b", "a_b"]).values())) == 3
+
+
 def test_the_start_tells_who_began_from_one_A() -> None:
     rng = np.random.default_rng(0)
     first = random_adapter(1, in_=300)

@@ -198,6 +198,16 @@ def test_the_index_may_lie_anywhere_and_move_with_its_folder(tmp_path: Path) -> 
     assert outside.members()[0].path.exists()
 
 
+def test_one_index_has_one_folder(tmp_path: Path) -> None:
+    save_many(tmp_path / "one", 1)
+    save_many(tmp_path / "two", 1)
+    fleet = loralens.Fleet.open(tmp_path / "index")
+    fleet.update(tmp_path / "one")
+    with pytest.raises(loralens.OptionError, match="is the index of"):
+        fleet.update(tmp_path / "two")
+    assert names(fleet) == ["a000"]
+
+
 def test_a_database_of_another_program_is_not_replaced(tmp_path: Path) -> None:
     content = b"a database of another program"
     save_many(tmp_path / "adapters", 1)
