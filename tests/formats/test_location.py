@@ -265,3 +265,10 @@ def test_a_pickle_is_one_by_its_first_bytes(tmp_path: Path) -> None:
     file = tmp_path / "weights.bin"
     file.write_bytes(pickle.dumps({"a": 1}, protocol=2))
     assert is_pickle(file)
+
+
+def test_what_was_found_is_not_looked_for_again(tmp_path: Path) -> None:
+    found = find_adapter(tree(tmp_path / "a", MODEL) / MODEL)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert find_adapter(found) is found
+    assert str(found) == os.fspath(found) == str(tmp_path / "a" / MODEL)
