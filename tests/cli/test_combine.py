@@ -200,8 +200,8 @@ def test_where_the_product_alone_is_measured_it_is_said(base: Path, tmp_path: Pa
     for verb, *more in (("spectrum",), ("amplify", "--base", base, "--no-top"), ("inspect",), ("doctor",)):
         assert said in done(verb, dora, *more).output
     done("merge", dora, "--base", base, "-o", tmp_path / "merged")
-    assert "alone" not in done("merge", dora, "--base", base, "--dry-run").output
-    assert "alone" not in done("verify", tmp_path / "merged", "--base", base, "--adapter", dora).output
+    assert said not in done("merge", dora, "--base", base, "--dry-run").output
+    assert said not in done("verify", tmp_path / "merged", "--base", base, "--adapter", dora).output
 
 
 def test_dora_without_its_base_says_the_way_out(tmp_path: Path, base: Path) -> None:
