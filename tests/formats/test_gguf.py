@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout
+from loralens.core.lowrank import Layout, Scaling
 from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
 from loralens.formats.dialects.gguf import reader as gguf
 from loralens.formats.dialects.gguf.writer import write
@@ -319,12 +319,16 @@ def test_a_changed_module_is_written_in_the_rows_of_its_file(known):
     assert_same_tensors(write(changed, base_config=LLAMA).tensors, value.tensors)
 
 
-def test_one_changed_rank_keeps_alpha():
+def test_one_changed_rank_keeps_alpha_and_one_changed_scale_folds_all():
     first = gguf.read(stored({**pair(), **pair("blk.1.attn_v")}, {**KINDS, "adapter.lora.alpha:f32": "4.0"}))
     truncated = loralens.LowRank(first[V].B[:, :1], first[V].A[:1], 4.0)
     value = write(replace(first, modules={**first.modules, V: truncated}))
     assert value.plain["adapter.lora.alpha"] == 4.0
     assert value.tensors["blk.0.attn_v.weight.lora_b"].shape == (16, 1)
+    mixed = replace(first, modules={**first.modules, V: first[V].rescaled(3.0, Scaling())})
+    back = gguf.read(write(mixed))
+    for name, module in mixed.items():
+        np.testing.assert_allclose(back[name].dense(), module.dense(), rtol=1e-6, atol=1e-6)
 
 
 # --- the container --------------------------------------------------------------------------------------------------

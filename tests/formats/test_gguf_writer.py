@@ -178,6 +178,10 @@ def test_a_split_model_is_a_folder(tmp_path: Path) -> None:
     assert [name for name in old if old[name] != new[name]] == ["m-00002-of-00002.gguf"]
     assert old.keys() == new.keys()
     np.testing.assert_array_equal(open_checkpoint(tmp_path / "o").tensors[Q].read(), numbers[Q])
+    added, head = {"lm_head.weight": StoredChange(0, (40, 64))}, np.ones((40, 64), np.float32)
+    write_gguf_copy(files, tmp_path / "f", changes=(), fill=lambda key: iter([head]), dtype=head.dtype, added=added)
+    fields = GGUFReader(tmp_path / "f" / "m-00001-of-00002.gguf").fields
+    assert fields["split.tensors.count"].contents() == len(open_checkpoint(tmp_path / "f").tensors)
 
 
 def test_another_alignment_and_padding_are_kept(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """loralib state dicts: against loralib's own merged weights, fused slices, convolutions, what else they hold."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,3 +103,8 @@ def test_loralib_itself_loads_what_is_written(tmp_path):
     before = model.q.weight.detach().clone()
     model.q.eval()
     np.testing.assert_allclose((model.q.weight - before).detach(), module.dense(), atol=1e-5)
+
+
+def test_alpha_belongs_to_r_and_not_to_the_width_of_a_convolution():
+    file = Path(__file__).parent.parent / "conformance" / "loralib-conv" / "adapter_model.bin"
+    assert loralens.load(file, alpha=16)["wide"].scale == 8

@@ -56,6 +56,7 @@ def test_a_bare_file_has_an_unknown_scale_and_names_the_option():
     assert finding.code == "alpha-unknown"
     assert "--scale" in finding.fix
     assert "--alpha" not in finding.fix
+    assert write(adapter).config is None
 
 
 @pytest.mark.parametrize("scale", ["10", True, float("nan"), 10**400])
@@ -147,8 +148,11 @@ def test_other_scales_are_folded_exactly_where_they_are_powers_of_two_apart():
     np.testing.assert_allclose(back["third"].dense(), modules["third"].dense(), rtol=1e-5, atol=1e-6)
 
 
-def magnitude(role, name, *shape):
-    return {f"base_model.model.{name}.lora_magnitude_vector": Extra(role, name, LazyArray.of(drawn(*shape)))}
+def test_a_magnitude_of_another_dialect_is_that_of_the_rows():
+    m = LazyArray.of(drawn(6))
+    out = write(made({Q: random_module()}, {"x": Extra("magnitude", Q, m)}))
+    assert out.config["fine_tune_type"] == "dora"
+    np.testing.assert_array_equal(out.tensors[f"{Q}.m"].read(), m.read())
 
 
 def test_what_mlx_cannot_hold_is_refused_by_name():
