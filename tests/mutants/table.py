@@ -476,7 +476,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "slice(e * rank, (e - 1) * rank)",
         ("tests/formats/test_peft.py",),
     ),
-    Mutant("tucker", "core.size // (p * q)", "core.size * (p * q)", ("tests/formats/test_lycoris.py",)),
+    Mutant("tucker", "core.size // (p * q)", "core.size * (p * q)", ("tests/conformance/test_conformance.py",)),
     Mutant("is_relative_name", '("", ".", "..")', '("", ".")', ("tests/formats/test_relative_name.py",)),
     Mutant(
         "path_to_write",
