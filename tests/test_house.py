@@ -106,7 +106,7 @@ def test_no_module_shadows_a_verb() -> None:
 
 
 # The operators of an adapter (a + b) stand on what sums adapters up, which stands on the adapter.
-CYCLES = [{f"loralens.core.{name}" for name in ("adapter", "carried", "together", "vector")}]
+CYCLES = [{"loralens.core.adapter", "loralens.core.together"}]
 
 
 def test_the_rooms_of_commands_list_their_rows() -> None:

@@ -193,7 +193,7 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "head": (("--heads", "clasifier"), "clasifier"),
     "parts": (("--accumulate", 3), "a batch of 4 cannot be cut into 3 equal parts"),
     "patience": (("--patience", 2, "--evaluate-every", 1), "--patience needs texts to evaluate on"),
-    "file": (("-o", "x.safetensors"), "x.safetensors: a run is a folder, not a .safetensors file\n  fix: give x;"),
+    "file": (("-o", "x.safetensors"), "x.safetensors: a run is a folder, not a .safetensors file\n  fix: give x"),
     "nowhere": (("-o", "."), ".: is not a name for a run"),
     "threads": (("--threads", 99999999999), "--threads 99999999999 is more than 4096"),
     "device": (("--device", "nonsense"), "--device nonsense"),

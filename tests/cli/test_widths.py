@@ -56,7 +56,16 @@ CASES = {
     "equal": "equal first second",
     "extract": "extract --base base --tuned merged --rank 4 --dry-run",
 }
-WITHOUT = {"calibrate", "convert", "doctor", "drop", "report", "train", "unmerge"}  # what they print are sentences
+WITHOUT = {
+    "calibrate",
+    "convert",
+    "doctor",
+    "drop",
+    "report",
+    "schema",
+    "train",
+    "unmerge",
+}  # what they print are sentences
 RUNNING = {"evaluate", "behave"}  # run a model; tests/verbs/test_running.py looks at their tables
 
 
