@@ -8,6 +8,7 @@ import pytest
 from loralens.errors import OptionError
 from loralens.tables.latex import latex
 from loralens.tables.numbers import (
+    change,
     fixed,
     number,
     parse_size,
@@ -74,3 +75,8 @@ def test_a_text_in_csv_is_no_formula_and_a_number_stays_one(start: str) -> None:
     text = f"{start}cmd|' /C calc'!A0"
     _, row = csv.reader(StringIO(csv_text(Table("", columns, [text]))))
     assert row == [f"'{text}", "-1.5", "-1 2"]
+
+
+def test_a_change_gives_the_share_that_is_left() -> None:
+    assert change(120, 60, str) == "120 → 60, 50.0 % of it"
+    assert change(0, 60, str) == "0 → 60"
