@@ -326,8 +326,8 @@ def header_bytes(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] |
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     # The numbers then start at a multiple of 8, as in files of the reference implementation.
     text += b" " * (-len(text) % 8)
-    if len(text) > HEADER_LIMIT:  # no reader accepts it
-        what = f"a header of {len(text):,} bytes is too long for safetensors, which allows {HEADER_LIMIT:,}"
+    if len(text) > HEADER_LIMIT:  # our reader would not accept it
+        what = f"the header would have {len(text):,} bytes, and loralens reads and writes at most {HEADER_LIMIT:,}"
         raise FormatError(what, fix="divide the modules among several files")
     return len(text).to_bytes(PREFIX, "little") + text
 
