@@ -190,6 +190,8 @@ def existing_path(path: Path) -> Path:
             if not (path.is_file() or path.is_dir()):
                 raise OptionError(f"{path}: {NO_FILE}, and no folder", fix="give a file or a folder")
             return path
+        if path.is_symlink():
+            raise OptionError(f"{path}: is a link that leads to nothing or to itself", fix="remove or correct the link")
         folder = _cache_snapshot(name) if hub else _package_folder(name)
         if folder:
             return folder
