@@ -14,7 +14,16 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Scaling
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.dialects.table import FORMATS, GGUF, WRITTEN_WITH, Format, WriterOptions
-from loralens.formats.files.container import RECORD, Files, Stored, by_width, header_bytes, read_json, read_safetensors
+from loralens.formats.files.container import (
+    MANY_TENSORS,
+    RECORD,
+    Files,
+    Stored,
+    by_width,
+    header_bytes,
+    read_json,
+    read_safetensors,
+)
 from loralens.formats.files.location import AdapterPaths, Container, find_adapter
 
 if TYPE_CHECKING:
@@ -295,6 +304,9 @@ def encode_adapter(
         what = f"{name} has no option {misplaced[0]!r}"
         raise OptionError(what, fix=f"it is one of {', '.join(WRITTEN_WITH[misplaced[0]])}")
     stored = form.write(adapter, **options)
+    # A header that is too long is refused before the tensors are read back and noted, which takes the most memory.
+    if len(stored.tensors) > MANY_TENSORS and form.files.weights.endswith(".safetensors"):
+        header_bytes(stored.tensors, stored.metadata)
     if adapter.format != name:
         from loralens.formats.dialects.fitting import carry_notes
 

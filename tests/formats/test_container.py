@@ -256,3 +256,18 @@ def test_what_safetensors_cannot_hold_is_not_written():
     ):
         with pytest.raises(FormatError, match=what):
             header_bytes(held, metadata)
+
+
+@pytest.mark.parametrize("value", ["{}", "[[]]", "[[[[[[[[]]]]]]]]"])
+def test_a_header_of_small_values_is_refused_before_it_is_parsed(tmp_path, value):
+    header = "{" + ",".join(f'"{n}":{value}' for n in range(1_350_000)) + "}"
+    data = header[:HEADER_LIMIT].encode()
+    (tmp_path / "a.safetensors").write_bytes(len(data).to_bytes(8, "little") + data)
+    with limits(5, 3 * HEADER_LIMIT), pytest.raises(FormatError, match="too many values"):
+        read_safetensors(tmp_path / "a.safetensors")
+
+
+def test_a_header_that_could_not_be_read_back_is_not_written():
+    tensor = LazyArray.of(np.zeros((1, 1), np.float32))
+    with pytest.raises(FormatError, match=r"270,000 tensors need a header of .*\n? *.*divide the modules"):
+        header_bytes({f"{n}": tensor for n in range(270_000)}, None)

@@ -23,13 +23,14 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
-from loralens.formats.files.json_text import check_printable, encodable, parse_object
+from loralens.formats.files.json_text import MOST_MEMORY, check_printable, encodable, parse_object, parsed_size
 from loralens.formats.files.outside import open_regular
 
 CONFIG = "adapter_config.json"
 RECORD = "loralens"  # the key of our record in the metadata, and the name of its file beside a pickle
 PREFIX = 8  # bytes before the header, which hold its length
 HEADER_LIMIT = 1 << 25  # bytes, as of 200,000 tensors; also of other JSON files
+MANY_TENSORS = 100_000  # from here on the header may become too long
 MOST_AXES = 64  # NumPy's limit
 MOST_READ = 2  # bytes that may be read at once for each byte that is needed
 PIECE = 1 << 20  # bytes of a tensor that are copied at a time, so that memory does not grow with the tensor
@@ -241,8 +242,12 @@ def read_header(file: OpenFile) -> bytes:
         raise FormatError(f"{file.size} bytes are too few for any tensor file", fix=_TRUNCATED)
     length = int.from_bytes(file.read(0, PREFIX), "little")
     # The length is checked before anything of that length is read.
-    if length > file.size - PREFIX or length > HEADER_LIMIT:
+    if length > file.size - PREFIX:
         raise FormatError(f"the header claims {length:,} bytes, but the file has {file.size:,}", fix=_BROKEN)
+    if length > HEADER_LIMIT:
+        raise FormatError(
+            f"the header claims {length:,} bytes, and loralens reads at most {HEADER_LIMIT:,}", fix=_BROKEN
+        )
     return file.read(0, PREFIX + length)
 
 
@@ -314,22 +319,30 @@ def read_json(path: Path, *, fix: str = _RESTORE) -> dict[str, Any]:
 
 def header_bytes(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> bytes:
     """The length prefix and the JSON header of a safetensors file; the same input gives the same bytes."""
-    entries: dict[str, Any] = {} if metadata is None else {"__metadata__": read_metadata(dict(metadata))}
-    begin = 0
+    # The text is put together entry by entry: 200,000 tensors as mappings would take five times its memory.
+    text, begin = bytearray(b"{"), 0
+    if metadata is not None:
+        text += b'"__metadata__":%b,' % _compact(read_metadata(dict(metadata)))
     for key, tensor in tensors.items():
         check_printable(key)
         if tensor.dtype not in DTYPE_NAMES:
             raise FormatError(f"{key}: safetensors has no {tensor.dtype}", fix="convert it to float32")
-        offsets = [begin, begin + tensor.nbytes]
-        entries[key] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": offsets}
-        begin = offsets[1]
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        end = begin + tensor.nbytes
+        entry = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": (begin, end)}
+        text += b"%b:%b," % (_compact(key), _compact(entry))
+        begin = end
+    text[max(1, len(text) - 1) :] = b"}"  # in the place of the last comma
     # The numbers then start at a multiple of 8, as in files of the reference implementation.
     text += b" " * (-len(text) % 8)
-    if len(text) > HEADER_LIMIT:  # our reader would not accept it
-        what = f"the header would have {len(text):,} bytes, and loralens reads and writes at most {HEADER_LIMIT:,}"
+    if len(text) > HEADER_LIMIT or parsed_size(text) > MOST_MEMORY:  # our reader would not accept it
+        what = f"{len(tensors):,} tensors need a header of {len(text):,} bytes, and loralens reads and writes"
+        what += f" at most {HEADER_LIMIT:,} bytes, and about 200,000 tensors"
         raise FormatError(what, fix="divide the modules among several files")
     return len(text).to_bytes(PREFIX, "little") + text
+
+
+def _compact(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def by_width(tensors: Iterable[tuple[str, LazyArray]]) -> dict[str, LazyArray]:
