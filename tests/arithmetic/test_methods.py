@@ -65,7 +65,7 @@ def far(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("ranks", [(4, 4), (2, 5), (1, 3, 6)])
+@pytest.mark.parametrize("ranks", [(20, 20), (2, 5), (1, 3, 6)])
 @pytest.mark.parametrize("name", EXACT)
 def test_a_method_is_its_dense_rule(name, ranks):
     dense, options, tolerance = CASES[name]
@@ -137,6 +137,18 @@ def test_a_flat_spectrum_is_cut_in_the_order_of_the_sum(name):
         assert far(cut, -s[0] * U[:, :3] @ V[:, :3].T) < COMBINED_ITERATED
     else:
         assert np.sum((U[:, :3].T @ cut) ** 2) > 0.9 * np.sum(cut**2)
+
+
+def test_cart_keeps_4_percent_of_the_shorter_side():
+    for shape, rank in (((80, 30), 2), ((30, 80), 2), ((10, 9), 1)):
+        updates = adapters(19, (4, 4, 4), shape)
+        expected = reference.dense_cart([u.dense() for u in updates], [1, 1, 1], rank)
+        assert far(result("cart", updates, [1, 1, 1]), expected) < COMBINED
+
+
+def test_an_update_of_0_shortens_the_karcher_mean():
+    update = adapters(20, (3,))[0]
+    assert far(result("karcher", [update, None], [1, 3]), update.dense() / 4) < COMBINED
 
 
 def test_ctm_has_the_rank_of_one_adapter():

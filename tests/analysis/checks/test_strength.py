@@ -69,6 +69,10 @@ def decomposed(B, A, s):
 def test_singular_vectors_under_alpha_equal_to_r_are_peft_s_combination(version, suspected):
     adapter = changed(healthy(config={"peft_version": version}), decomposed)
     assert codes(find_combining_bug(patient(adapter))) == ["svd-combined"] * suspected
+    # One module with another α shows that PEFT did not combine them.
+    one = next(iter(adapter))
+    adapter = changed(adapter, lambda B, A, s: (B, A, 2 * s), only=lambda name: name == one)
+    assert codes(find_combining_bug(patient(adapter))) == []
 
 
 def test_rslora_combinations_are_root_r_too_strong():
