@@ -185,6 +185,9 @@ def test_differences_add_up():
     np.testing.assert_array_equal(found.adapter.extra["d"].tensor.read(), np.full(12, -8.0))
     assert combine_adapters([(one, 1.0)]).adapter.extra["d"].tensor is one.extra["d"].tensor
     np.testing.assert_array_equal(combine_adapters([(one, -3.0)]).adapter.extra["d"].tensor.read(), np.full(12, -3.0))
+    shorter = made(35, extra={"d": extra("diff_b", Q, size=8)})
+    with pytest.raises(MismatchError, match="several shapes"):
+        combine_adapters([(one, 1.0), (shorter, 1.0)])
 
 
 @pytest.mark.parametrize(
@@ -199,7 +202,7 @@ def test_what_bends_an_update_is_refused_with_the_way_out(role, message):
         combine_adapters([(made(36), 1.0), (bent, 1.0)])
     if role.startswith("magnitude"):
         with pytest.raises(MismatchError, match=message):
-            combine_adapters([(bent, 2.0)])
+            combine_adapters([(bent, {"q_proj": 2.0})])
 
 
 def test_updates_that_are_no_pair_and_grouped_convolutions_are_refused():

@@ -41,7 +41,8 @@ def test_small_singular_values_are_those_of_the_factors(count: int) -> None:
     for i in range(count):
         U, V = (np.linalg.qr(rng.standard_normal((size, 4)))[0] for size in (30, 40))
         spectrum = np.array([1, 1e-3, 1e-6 * (i + 1), 1e-9])
-        modules[f"q{i}"] = loralens.LowRank(U * spectrum, V.T, -0.5 - i)
+        turn = np.triu(rng.standard_normal((4, 4))) + 3 * np.eye(4)
+        modules[f"q{i}"] = loralens.LowRank(U * spectrum @ turn, np.linalg.solve(turn, V.T), -0.5 - i)
         expected[f"q{i}"] = effective_rank(spectrum)
     measures = measure_adapter(loralens.Adapter(modules=modules))
     assert measures.effective_ranks == pytest.approx(expected, rel=1e-11)

@@ -68,6 +68,16 @@ def test_the_gauge_does_not_matter() -> None:
     assert relative(sketch_of(B @ turn, np.linalg.solve(turn, A)), sketch_of(B, A)) < 2e-3
 
 
+@pytest.mark.parametrize(("rank", "scale"), [(20, 0.5), (4, 2.0**20)])
+def test_modules_that_cannot_be_rounded_together_are_rounded_as_if_alone(rank: int, scale: float) -> None:
+    """Together they have more than 32 columns, or the second is so large that the first would lose its digits."""
+    B, A = RNG.standard_normal((64, rank)), RNG.standard_normal((rank, 64))
+    sketch = TensorSketch()
+    sketch.add_pair("q", B, A, 1.0)
+    sketch.add_pair("k", B, A, scale)
+    np.testing.assert_array_equal(sketch.total(), sketch_of(B, A) + sketch_of(B, A, scale, "k"))
+
+
 def test_numbers_near_the_ends_of_the_range() -> None:
     B, A = RNG.standard_normal((8, 2)), RNG.standard_normal((2, 8))
     for size in (2.0**-300, 2.0**300):

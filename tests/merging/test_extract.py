@@ -134,7 +134,7 @@ def test_every_kind_of_weight_gets_its_orientation():
     rng = np.random.default_rng(8)
     base = {
         "h.0.c_attn.weight": weights(rng, 6, 18),
-        "conv.weight": weights(rng, 8, 3, 2, 2),
+        "conv.weight": weights(rng, 6, 3, 2, 2),
         "wte.weight": weights(rng, 20, 6),
         "h.0.experts.gate_up_proj": weights(rng, 3, 6, 10),
         "h.0.experts.down_proj": weights(rng, 3, 5, 6),
@@ -147,7 +147,7 @@ def test_every_kind_of_weight_gets_its_orientation():
     )
     adapter = found.adapter
     assert {name: (module.shape, module.layout.kind) for name, module in adapter.items()} == {
-        "conv": ((8, 12), "conv"),
+        "conv": ((6, 12), "conv"),
         "h.0.c_attn": ((18, 6), "linear"),
         "wte": ((6, 20), "embedding"),
         "t.table": ((5, 7), "parameter"),
@@ -156,6 +156,8 @@ def test_every_kind_of_weight_gets_its_orientation():
     }
     assert len({adapter[f"h.0.experts.down_proj[{e}]"].rank for e in range(3)}) == 1
     assert not adapter["h.0.experts.down_proj[1]"].dense().any()
+    (note,) = found.notes  # of the convolution alone
+    assert note.startswith("1 convolutions are treated as ones without groups")
     merged = plan_merge([(adapter, 1.0)], lazy(base), conv1d=True)
     for key, tensor in merged.tensors.items():
         got = merged_tensor(tensor)

@@ -23,6 +23,8 @@ def test_thresholds_are_those_of_the_paper(beta):
     assert known_threshold(0.3, shape[::-1]) == known_threshold(0.3, shape)
     middle = reference.marchenko_pastur_middle(beta) ** 0.5
     assert median_threshold(2.0, shape) == pytest.approx(2 * best / middle, rel=NOISE_EDGE)
+    largest = 0.3 * sum(side**0.5 for side in shape)  # σ₁ of white noise in a large matrix
+    assert sampled_threshold(largest, shape) == pytest.approx(known_threshold(0.3, shape), rel=NOISE_EDGE)
 
 
 def test_white_noise_stays_below_every_threshold_and_a_direction_above_it_is_seen():

@@ -4,11 +4,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import loralens
 from loralens.merging.codec import prepare_merge
 from loralens.merging.merge_rounding import MergeRounding
 from loralens.merging.planning import plan_merge
 from loralens.merging.verify import have_same_values, verdicts
-from tests.merging.made import CASES, DTYPES, Maker, linear, resized, streamed, tokens
+from tests.merging.made import CASES, DTYPES, Maker, adapter, linear, resized, streamed, tokens
 from tests.merging.test_apply import merged
 from tests.merging.test_record import gaussian
 
@@ -34,8 +35,8 @@ def test_what_this_merge_writes_is_exact_and_the_base_is_not(made, dtype):
             assert set(judged(tensor, case.base[key])) <= {"absent", "partial"}
 
 
-def the_tensor(relative=0.01):
-    case = gaussian(relative, shape=(48, 64))
+def the_tensor(relative=0.01, dtype=BF16):
+    case = gaussian(relative, shape=(48, 64), dtype=dtype)
     (tensor,) = plan_merge(case.adapters, case.lazy, **case.options).tensors.values()
     W, D = case.base["a.weight"].astype(float), case.adapters[0][0].modules["a"].dense()
     return tensor, W, D
@@ -51,9 +52,25 @@ def test_other_roundings_are_rounded():
         assert judged(tensor, merged(tensor, rounding=MergeRounding(mode, 1, tensor.key)), mode) == ["exact"]
 
 
-def test_half_an_update_is_partial_and_another_one_absent():
+@pytest.mark.parametrize(
+    ("strength", "outcome"), [(0.05, "absent"), (0.5, "partial"), (0.95, "partial"), (1.05, "partial"), (2, "partial")]
+)
+def test_an_update_at_another_strength_is_partial(strength, outcome):
+    tensor, W, D = the_tensor(dtype=np.float32)
+    assert judged(tensor, (W + strength * D).astype(np.float32)) == [outcome]
+
+
+def test_what_rounding_enlarges_is_not_exact():
+    W, unit = np.ones((4, 4), BF16), np.float32(2**-7)  # one in the last place
+    one = loralens.LowRank(np.full((4, 1), 0.6 * unit), np.ones((1, 4), np.float32))
+    (tensor,) = plan_merge([(adapter({"a": one}), 1.0)], {"a.weight": streamed(W)}).tensors.values()
+    (found,) = verdicts(prepare_merge(tensor), streamed(merged(tensor)))
+    assert (found.outcome, found.by_rounding) == ("partial", True)
+    assert found.gain == pytest.approx(1 / 0.6)
+
+
+def test_another_update_is_absent_and_one_more_change_is_counted():
     tensor, W, D = the_tensor()
-    assert judged(tensor, (W + 0.5 * D).astype(BF16)) == ["partial"]
     assert judged(tensor, (W - D).astype(BF16)) == ["absent"]
     rng = np.random.default_rng(5)
     assert judged(tensor, (W + 1e-4 * rng.standard_normal(W.shape)).astype(BF16)) == ["absent"]

@@ -138,8 +138,8 @@ MUTANTS: tuple[Mutant, ...] = (
     # arithmetic
     Mutant(
         "cart",
-        "max(1, ceil(SHARE * min(joint.shape)))",
-        "min(1, ceil(SHARE * min(joint.shape)))",
+        "SHARE * min(joint.shape)",
+        "SHARE * max(joint.shape)",
         ("tests/arithmetic/test_methods.py",),
     ),
     Mutant(
@@ -179,7 +179,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "np.vdot(first, second) * norms",
         ("tests/arithmetic/test_methods.py",),
     ),
-    Mutant("_mean_direction", "shares / shares.sum()", "shares * shares.sum()", ("tests/arithmetic/test_methods.py",)),
+    Mutant("karcher", "/ w.sum()", "/ w[present].sum()", ("tests/arithmetic/test_methods.py",)),
+    Mutant(
+        "_mean_direction",
+        "np.divide(angles, sines",
+        "np.divide(sines, angles",
+        ("tests/arithmetic/test_methods.py",),
+    ),
     Mutant("slerp", "a * first + b * second", "a * first - b * second", ("tests/arithmetic/test_methods.py",)),
     Mutant(
         "_core",
@@ -612,8 +618,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("Triplets.factors", "min(rank, self.count)", "max(rank, self.count)", ("tests/merging/test_extract.py",)),
     Mutant(
         "Triplets.spectrum",
-        "min(len(self.U), len(self.V)) - self.s.size",
-        "min(len(self.U), len(self.V)) + self.s.size",
+        "self.norm**2 - float(self.s @ self.s)",
+        "0 * self.norm**2 - float(self.s @ self.s)",
         ("tests/merging/test_extract.py",),
     ),
     Mutant("KroneckerUpdate.rows", "stop - start", "stop + start", ("tests/merging/test_update.py",)),
