@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 import loralens
-from loralens.core.lowrank import Scaling
+from loralens.core import Scaling
 from tests.threads import one_thread
 
 __all__ = ["one_thread"]

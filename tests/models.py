@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 import loralens
-from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank
+from loralens import Adapter, LowRank
 
 WORDS = ("the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "then", "it", "slept")
 TEXTS = (

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.compression.calibration import measure_moments
-from loralens.formats.records.results import load_moments
+from loralens import load_moments
+from loralens.compression import measure_moments
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name

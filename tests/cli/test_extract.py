@@ -9,8 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank
+from loralens import Adapter, LowRank
 from tests import models
 from tests.cli.command import Command
 from tests.tolerances import EXTRACTED_OUTPUT

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.training.readout import record_of
+from loralens.training import record_of
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name

@@ -2,9 +2,8 @@
 
 from typing import NamedTuple
 
-from loralens.compression.loss import UpdateLoss, losses
-from loralens.compression.plan import TruncationPlan
-from loralens.core.adapter import Adapter
+from loralens import Adapter
+from loralens.compression import TruncationPlan, UpdateLoss, losses
 
 
 class Truncation(NamedTuple):

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank
-from loralens.errors import OptionError
+from loralens import Adapter, LowRank, OptionError
 
 
 def adapter() -> Adapter:

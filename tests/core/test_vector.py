@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank
-from loralens.errors import OptionError
+from loralens import Adapter, LowRank, OptionError
 from tests.tolerances import COMBINED
 
 

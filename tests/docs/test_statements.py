@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import loralens
-from loralens.arithmetic.methods import METHODS
+from loralens.arithmetic import METHODS
 from tests.conftest import ROOT
 
 

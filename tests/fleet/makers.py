@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 import loralens
-from loralens.core.lowrank import Scaling
+from loralens.core import Scaling
 
 LAYERS = tuple(f"model.layers.{block}.self_attn.{kind}" for block in (0, 1) for kind in ("q_proj", "v_proj"))
 

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank
+from loralens import Adapter, LowRank
 from tests.marks import when_used
 from tests.tolerances import MOVED, PEFT_UPDATE, TWO_SVDS
 

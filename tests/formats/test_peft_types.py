@@ -9,8 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.errors import FormatError, LoraLensError
-from loralens.formats import load, save
+from loralens import FormatError, LoraLensError, load, save
 
 Array = np.ndarray[Any, Any]
 Tensors = dict[str, Array]

@@ -1,6 +1,6 @@
 """Tables for people: rows with nothing notable become one sentence, and --top limits the others."""
 
-from loralens.tables.table import Column, Table
+from loralens.tables import Column, Table
 
 NUMBER: Column[int] = Column("number", lambda row: row, "number")
 TABLE = Table("numbers", (NUMBER,), [3, 0, 5, 0, 0, 7], lambda row: row == 0, "{} zeros".format)

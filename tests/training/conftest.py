@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loralens.training.injection import Injection, inject
+from loralens.training import Injection, inject
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loralens.training.injection import inject
+from loralens.training import inject
 from tests import models
 
 torch = pytest.importorskip("torch")

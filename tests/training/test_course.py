@@ -4,8 +4,8 @@ from math import cos, pi
 
 import pytest
 
-from loralens.errors import OptionError
-from loralens.training.course import Course
+from loralens import OptionError
+from loralens.training import Course
 
 STEPS = 20
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from loralens.errors import OptionError
-from loralens.training.course import METHODS
-from loralens.training.injection import inject
+from loralens import OptionError
+from loralens.training import METHODS, inject
 from tests import models
 from tests.training.conftest import holder, random_gradients, randomise
 

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.training.course import Course
-from loralens.training.fitting import Fitted, fit
+from loralens.training import Course, Fitted, fit
 from tests import models
 
 torch = pytest.importorskip("torch")

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 import loralens
-from loralens.errors import OptionError
-from loralens.training.injection import inject
-from loralens.training.readout import read_injection, record_of
+from loralens import OptionError
+from loralens.training import inject, read_injection, record_of
 from tests import models
 from tests.architectures import MIXTURES
 from tests.marks import when_used

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from loralens.training.course import Course
-from loralens.training.fitting import fit
+from loralens.training import Course, fit
 from tests.training.pair_loaders import Partly
 
 torch = pytest.importorskip("torch")

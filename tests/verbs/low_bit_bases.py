@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.core.adapter import Adapter
+from loralens import Adapter
 from tests.bases import CONFIG, MODULES
 from tests.merging.low_bit.grids import NF4
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.stored import Moments
-from loralens.formats.records.results import load_moments
+from loralens import Moments, load_moments
 from tests import models
 from tests.bases import contents
 from tests.cli.command import Command

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.errors import OptionError
+from loralens import OptionError
 from tests.bases import contents
 from tests.cli.command import Command
 from tests.cli.test_extract import both, run, step

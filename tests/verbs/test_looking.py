@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.errors import OptionError
+from loralens import OptionError
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 

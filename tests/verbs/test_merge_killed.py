@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import loralens
-from loralens.errors import OptionError
+from loralens import OptionError
 from tests.verbs.test_merge_gguf import adapter_for, base_of, digest
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")

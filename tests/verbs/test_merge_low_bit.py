@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.errors import MismatchError, OptionError
+from loralens import MismatchError, OptionError
 from tests.bases import MODULES, contents
 from tests.cli.test_merge import CERTIFICATE
 from tests.verbs.low_bit_bases import SHAPE, decode, floats, nf4_base, pair_adapter, stored, unpack

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Adapter
+from loralens import Adapter
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from loralens.errors import OptionError
+from loralens import OptionError
 from loralens.watching import LiveSwitchboard
 from tests.watching.pair import in_two, shard
 

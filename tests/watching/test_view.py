@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 import loralens
-from loralens.core.adapter import Adapter
-from loralens.errors import FormatError, OptionError
+from loralens import Adapter, FormatError, OptionError
 from loralens.training import inject, read_injection
 from tests import models
 from tests.marks import when_used
