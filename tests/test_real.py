@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import loralens
-from loralens.cli.main import main
+from tests.cli.command import Command
 from tests.conftest import real_adapters
 
 # folder → modules, ranks, scale, extras, kinds of layout
@@ -50,8 +49,7 @@ NEGATIVE = {
 pytestmark = pytest.mark.skipif(real_adapters() is None, reason="no real adapters: set LORALENS_REAL_ADAPTERS")
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
+run = Command().run
 
 
 @pytest.mark.parametrize("name", PEFT)

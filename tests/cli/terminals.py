@@ -17,9 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from click.testing import CliRunner
-
 from loralens.cli.main import main
+from tests.cli.command import Command
 
 LINES = 50  # of every terminal
 END = b"\x00"  # written to a terminal after all output of a command; no command prints it
@@ -105,6 +104,6 @@ if __name__ == "__main__":
         columns, words = json.loads(request)
         # The command is run once here, so that every child finds what it imports.
         if tuple(words) not in seen:
-            CliRunner().invoke(main, words)
+            Command().run(*words)
             seen.add(tuple(words))
         print(json.dumps(show(columns, words)), flush=True)

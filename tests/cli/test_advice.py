@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -23,6 +22,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from tests import models
 from tests.bases import MODULES, sharded, single, tensors
+from tests.cli.command import Command
 from tests.verbs.low_bit_bases import nf4_base
 
 PACKAGE = Path(loralens.__file__).parent
@@ -265,7 +265,7 @@ def moments_of(change: Callable[[], None]) -> Callable[[], Adapter]:
 
     def make() -> Adapter:
         loralens.save(adapter := model_and_texts(), Path("A"))
-        assert CliRunner().invoke(main, CALIBRATE.split()).exit_code == 0
+        assert Command().run(*CALIBRATE.split()).exit_code == 0
         change()
         shutil.rmtree("A")
         return adapter
@@ -283,7 +283,7 @@ def moments_of_another() -> None:
     other = Adapter(modules={"model.layers.0.self_attn.q_proj": update(16, 16, seed=7)})
     loralens.save(other, Path("ELSE"))
     words = CALIBRATE.replace("--adapter A", "--adapter ELSE").split()
-    assert CliRunner().invoke(main, words).exit_code == 0
+    assert Command().run(*words).exit_code == 0
 
 
 class Case(NamedTuple):
@@ -592,11 +592,11 @@ def test_a_fix_mends_what_it_is_printed_for(case: str, tmp_path: Path, monkeypat
     loralens.save(pair(), Path("OTHER"))
     if (adapter := make()) is not None:
         loralens.save(adapter, Path("A.safetensors" if adapter.format == "kohya" else "A"))
-    failed = CliRunner().invoke(main, failing.split())
+    failed = Command().run(*failing.split())
     assert failed.exit_code == code, failed.output
     assert words in failed.output, failed.output
     for command in fix:
-        done = CliRunner().invoke(main, command.split())
+        done = Command().run(*command.split())
         assert done.exit_code == 0, (command, done.output)
     # What inspect warned of without an answer "no" is not there any more.
     if code == 0 and command.startswith("inspect"):

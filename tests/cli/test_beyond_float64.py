@@ -6,11 +6,10 @@ import warnings
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from loralens.cli.main import main
 from tests.bases import sharded, tensors
+from tests.cli.command import Command
 
 VERBS = [
     "inspect IT",
@@ -80,7 +79,7 @@ def test_every_verb_ends_with_json_or_one_message(damage, verb, places, tmp_path
         words.append(str(places.get(word, out)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        done = CliRunner().invoke(main, [*words, "--json"])
+        done = Command().run(*words, "--json")
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     assert done.output.count("error:") <= 1
     if done.stdout:
@@ -93,9 +92,7 @@ def test_every_verb_ends_with_json_or_one_message(damage, verb, places, tmp_path
 
 def test_a_merge_of_an_update_beyond_float32_writes_no_infinities(places, tmp_path):
     huge(places["IT"])
-    done = CliRunner().invoke(
-        main, ["merge", *map(str, (places["IT"], "--base", places["BASE"], "-o", tmp_path / "out"))]
-    )
+    done = Command().run("merge", places["IT"], "--base", places["BASE"], "-o", tmp_path / "out")
     assert done.exit_code == 2
     assert "is beyond float32, in which an update is added to a weight" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -8,11 +8,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.cli.main import main
 from tests import conftest
 from tests.cli.command import Command
 
@@ -123,4 +121,4 @@ def test_a_command_repeats_the_options_of_reading(tmp_path: Path) -> None:
     result = run("doctor", tmp_path / "run", "--format", "loralib")
     (command,) = re.findall(r"`loralens (compress [^`]*)`", result.stdout)
     assert command.endswith("--energy 0.99 --format loralib")
-    assert CliRunner().invoke(main, [*shlex.split(command)]).exit_code == 0
+    assert Command().run(*shlex.split(command)).exit_code == 0

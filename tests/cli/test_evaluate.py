@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 import loralens
-from loralens.cli.main import main
 from loralens.core.adapter import Adapter
 from tests import models
 from tests.cli.command import Command
@@ -47,8 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
         models.saved(models.adapter(llama, ("q_proj", "down_proj"), seed=seed), home / f"l{seed}")
     trained = ("--rank", 2, "--batch", 4, "--steps", 3, "--lr", 0.05, "--length", 5, "--threads", 1)
     files = ("--model", home / "bert", "--data", home / "d.jsonl", "--task", "classification", "-o", home / "c")
-    result = CliRunner().invoke(main, ["train", *map(str, (*files, *trained))])
-    assert result.exit_code == 0, result.output
+    Command().good("train", *files, *trained)
     return home
 
 
@@ -122,10 +119,7 @@ def test_a_classifier_that_knows_the_labels_is_asked_in_its_own_order(home: Path
 def test_a_head_that_nobody_has_is_random_and_said_to_be(home: Path, tmp_path: Path) -> None:
     result = good(*of(home, "bert"))
     assert f"warning: {home / 'bert'}: the model does not have classifier.bias and 1 more: random here" in result.stderr
-    dropped = CliRunner().invoke(
-        main, ["combine", str(home / "c"), str(home / "c"), "--take", "none", "-o", str(tmp_path / "headless")]
-    )
-    assert dropped.exit_code == 0, dropped.output
+    Command().good("combine", home / "c", home / "c", "--take", "none", "-o", tmp_path / "headless")
     result = good(tmp_path / "headless", *of(home, "bert"))
     assert "neither the model nor the adapter has classifier.bias and 1 more: random here" in result.stderr
     assert "warning" not in good(home / "c", *of(home, "bert")).stderr

@@ -6,10 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from loralens.cli.main import main
 from tests.bases import contents, sharded, tensors
+from tests.cli.command import Command
 from tests.formats.blobs import limits
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named p
 def message(*words):
     """The one message of a command that fails."""
     with limits(60, 1 << 30):
-        done = CliRunner().invoke(main, [*map(str, words)])
+        done = Command().run(*words)
     assert isinstance(done.exception, SystemExit), done.exception
     assert done.exit_code == 2
     assert done.output.count("error:") == done.output.count("fix:") == 1, done.output
@@ -73,7 +72,7 @@ def rewrite(path, *, replace):
 @pytest.mark.parametrize("verb", ["merge", "verify", "unmerge"])
 def test_a_model_that_is_rewritten_while_it_is_read(verb, replace, small, base, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    assert CliRunner().invoke(main, ["merge", str(small), "--base", str(base), "-o", str(out)]).exit_code == 0
+    assert Command().run("merge", small, "--base", base, "-o", out).exit_code == 0
     shard = min((out if verb == "unmerge" else base).glob("*.safetensors"))
     words = {
         "merge": ["merge", small, "--base", base, "-o", tmp_path / "new"],

@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
 import loralens
-from loralens.cli.main import main
 from tests.cli.command import Command
 from tests.marks import slow_except
 from tests.reporting.adapters import drawn
@@ -23,8 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [*map(str, arguments)])
+run = Command().run
 
 
 @pytest.mark.parametrize("suffix", slow_except(FORMATS, next(iter(FORMATS))))

@@ -8,9 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from loralens.cli.main import main
 from tests.cli.command import Command
 from tests.fleet.makers import random_adapter, save, save_many
 
@@ -97,10 +95,10 @@ def test_a_stale_index_is_one_note(root: Path) -> None:
 
 @pytest.mark.parametrize("words", [["stats"], ["copies"], ["near", "a"], ["rows", "select 1"]])
 def test_a_folder_that_is_no_option_is_told_which_one_it_is(words: list[str], root: Path) -> None:
-    result = CliRunner().invoke(main, ["fleet", *words, str(root)])
+    result = Command().run("fleet", *words, root)
     assert result.exit_code == 2
     assert result.stderr.endswith(f"({root})\n  fix: the index, or the folder that holds it, is given as --fleet DIR\n")
-    assert "--fleet" not in CliRunner().invoke(main, ["fleet", "index", "a", "b"]).stderr
+    assert "--fleet" not in Command().run("fleet", "index", "a", "b").stderr
 
 
 def test_rows_that_are_refused(root: Path) -> None:

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from loralens.cli.main import main
+from tests.cli.command import Command
 
 RUN = [sys.executable, "-m", "loralens"]
 
@@ -50,7 +49,7 @@ def test_an_empty_path_is_not_the_current_directory(
     shutil.copytree(small, tmp_path / "home")
     monkeypatch.chdir(tmp_path / "home")
     before = {path.name: path.read_bytes() for path in Path().iterdir()}
-    result = CliRunner().invoke(main, [word.format(small) for word in words])
+    result = Command().run(*(word.format(small) for word in words))
     assert result.exit_code == 2
     assert "is empty; a variable of the shell may not be set" in result.stderr
     assert {path.name: path.read_bytes() for path in Path().iterdir()} == before

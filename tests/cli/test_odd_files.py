@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import loralens
 from loralens.cli.main import main
 from loralens.verbs.models.texts import read_texts
 from tests import models
 from tests.bases import sharded, tensors
+from tests.cli.command import Command
 from tests.formats.blobs import limits
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -100,7 +101,7 @@ def valid(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
 def ran(*args: object) -> Result:
     """A command that ends soon and takes little memory, whatever it reads."""
     with no_waiting(), limits(60, 1 << 30):
-        return CliRunner().invoke(main, [*map(str, args)])
+        return Command().run(*args)
 
 
 @contextmanager

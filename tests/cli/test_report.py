@@ -5,21 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.cli.main import main
 from loralens.core.fingerprint import fingerprint
 from loralens.core.stored import Moment, Moments
 from loralens.formats.records.results import save_moments
+from tests.cli.command import Command
 from tests.reporting.adapters import drawn
 
 PNG = b"\x89PNG"
 
 
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, ["report", *map(str, args)])
+run = Command("report").run
 
 
 def names(folder: Path) -> list[str]:
@@ -83,16 +81,16 @@ def test_json_has_the_numbers_of_the_other_commands(first: Path, second: Path) -
         "loralens", "base", "command", "activations", "chosen", "evaluations", "headline", "verdicts", "summary",
         "findings", "adapters", "together", "run",
     }  # fmt: skip
-    told = json.loads(CliRunner().invoke(main, ["spectrum", str(first), "--json"]).stdout)["adapters"][0]
+    told = Command("spectrum").told(first)["adapters"][0]
     for mine, theirs in zip(record["adapters"][0]["modules"], told["modules"], strict=True):
         assert mine["singular_values"] == pytest.approx(theirs["singular_values"], rel=1e-10)
-    doctor = json.loads(CliRunner().invoke(main, ["doctor", str(first), str(second), "--json"]).stdout)
+    doctor = Command("doctor").told(first, second)
     assert record["findings"] == doctor["findings"]
-    curve = json.loads(CliRunner().invoke(main, ["curve", str(first), "--json"]).stdout)
+    curve = Command("curve").told(first)
     for mine, theirs in zip(record["adapters"][0]["curve"], curve["points"], strict=True):
         assert mine["uniform"]["bytes"] == theirs["uniform"]["bytes"]
         assert mine["budget"]["error"] == pytest.approx(theirs["budget"]["relative_error"])
-    pair = json.loads(CliRunner().invoke(main, ["similarity", str(first), str(second), "--json"]).stdout)
+    pair = Command("similarity").told(first, second)
     assert record["together"]["cosine"][0][1] == pytest.approx(pair["cosine"][0][1], abs=1e-12)
     assert record["run"] is None
 

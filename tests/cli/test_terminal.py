@@ -13,15 +13,14 @@ import termios
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import loralens
 import loralens.cli.terminal
-from loralens.cli.main import main
 from loralens.cli.messages import progress_bar
 from loralens.errors import FormatError, visible
 from tests.bases import sharded, tensors
+from tests.cli.command import Command
 from tests.cli.terminals import read_until
 
 RUN = [sys.executable, "-m", "loralens"]
@@ -41,7 +40,7 @@ named = pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 
 def said(*words):
     """Exit code and output of a command, in which nothing is harmful."""
-    done = CliRunner().invoke(main, [*map(str, words)])
+    done = Command().run(*words)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     assert not HARMFUL.search(done.output), ascii(done.output)
     assert "\t" not in done.output, ascii(done.output)

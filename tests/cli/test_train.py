@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import loralens
 from loralens.cli import train_show
-from loralens.cli.main import main
 from loralens.cli.train_show import TrainingLine
 from loralens.errors import FormatError
 from loralens.formats.records.training import Training
@@ -162,7 +161,7 @@ def test_snapshots_watch_and_trajectory(home: Path, tmp_path: Path) -> None:
     adapter = loralens.load(tmp_path / "a")
     norms = [np.linalg.norm(module.dense()) for _, module in adapter.items()]
     assert watched.rows[-1].frobenius == pytest.approx(np.linalg.norm(norms), rel=1e-4)
-    found = json.loads(CliRunner().invoke(main, ["trajectory", str(tmp_path / "a"), "--json"]).stdout)
+    found = Command("trajectory").told(tmp_path / "a")
     assert [one["step"] for one in found["checkpoints"]] == [2, 4]
     assert [step for step, _ in found["history"]["loss"]] == [1, 2, 3, 4]
 

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from loralens.cli.main import main
 from tests import models
+from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.warm import run_warm
 
@@ -73,8 +72,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_killed_run_ends_in_the_same_bytes(home: Path, killed: Path, tmp_path: Path, name: str) -> None:
-    whole = CliRunner().invoke(main, ["train", *options(home, name), "-o", str(tmp_path / "whole")])
-    assert whole.exit_code == 0, whole.output
+    Command().good("train", *options(home, name), "-o", tmp_path / "whole")
     there, here = killed / name, tmp_path / "whole"
     files = sorted(str(file.relative_to(here)) for file in here.rglob("*") if file.is_file())
     assert files == sorted(str(file.relative_to(there)) for file in there.rglob("*") if file.is_file())

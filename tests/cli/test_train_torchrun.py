@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 import loralens
-from loralens.cli.main import main
 from loralens.core.adapter import Adapter
 from loralens.core.stored import record_of
 from tests import models
+from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.tolerances import PROCESSES
 from tests.warm import run_warm
@@ -28,8 +27,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
     home = tmp_path_factory.mktemp("home")
     models.folder(models.bert(), home / "bert")
     models.jsonl(home / "d.jsonl", models.TEXTS * 2, label=["x", "y", "y", "x"] * 2)
-    result = CliRunner().invoke(main, ["train", *options(home), "-o", str(home / "one"), "--json"])
-    assert result.exit_code == 0, result.output
+    Command().good("train", *options(home), "-o", home / "one", "--json")
     return home
 
 

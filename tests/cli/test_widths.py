@@ -12,15 +12,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.cli.main import main
 from loralens.core.lowrank import LowRank, Scaling
 from loralens.tables.result import Tabular
 from loralens.tables.text import lay_out
 from loralens.verbs import VERBS
+from tests.cli.command import Command
 from tests.cli.terminals import Terminals
 from tests.marks import slow_except
 from tests.verbs.shown import WIDTHS, check_tables_fit
@@ -122,7 +121,7 @@ def test_tables_fit_and_are_whole(
         results.append(result)
 
     monkeypatch.setattr("loralens.cli.commands.show", keep)
-    CliRunner().invoke(main, words)
+    Command().run(*words)
     (result,) = results
     check_tables_fit(result)
     for width in WIDTHS:

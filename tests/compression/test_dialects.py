@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.cli.main import main
 from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
+from tests.cli.command import Command
 from tests.conftest import real_adapters
 from tests.tolerances import LOSS_FLOAT32
 
@@ -20,8 +19,7 @@ ONLY_READ = ("safeloras", "plain", "xlabs", "litgpt", "torchtune", "lycoris")
 
 
 def compressed(source: Path, target: Path, *arguments: object) -> dict[str, object]:
-    result = CliRunner().invoke(main, ["compress", str(source), "-o", str(target), "--json", *map(str, arguments)])
-    assert result.exit_code == 0, result.stderr
+    result = Command().good("compress", source, "-o", target, "--json", *arguments)
     return json.loads(result.stdout)
 
 
@@ -71,7 +69,7 @@ def test_real_adapters_from_and_to_their_own_format(name: str, real: Path, tmp_p
     more += ["--uniform"] if adapter.format == "mlx" else []
     if adapter.format == "safeloras":  # it has word embeddings beside its pairs
         arguments = ["compress", str(real / name), "-o", str(tmp_path / "out"), "--rank", "1", "--to", "peft"]
-        result = CliRunner().invoke(main, arguments)
+        result = Command().run(*arguments)
         assert (result.exit_code, "no place for" in result.stderr) == (2, True)
         return
     record = compressed(real / name, tmp_path / "out", "--energy", 0.9, *known, *more)

@@ -15,6 +15,7 @@ import loralens
 from loralens.cli.main import main
 from loralens.verbs import VERBS
 from loralens.verbs.pages.schema import ANSWERS
+from tests.cli.command import Command
 from tests.conftest import ROOT
 
 NAMES = [*(verb for verb in VERBS if verb != "schema"), *(f"fleet {answer}" for answer in ANSWERS)]
@@ -116,9 +117,9 @@ def test_a_result_is_a_line_a_sequence_and_can_be_pickled(small: Path) -> None:
 
 
 def test_a_command_that_prints_no_json_is_refused() -> None:
-    done = CliRunner().invoke(main, ["schema", "demo"])
+    done = Command().run("schema", "demo")
     assert done.exit_code == 2
     assert (
-        CliRunner().invoke(main, ["schema", "fleet", "near"]).output
+        Command().run("schema", "fleet", "near").output
         == json.dumps(loralens.schema("fleet near"), indent=1, ensure_ascii=False) + "\n"
     )

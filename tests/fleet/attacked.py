@@ -8,9 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from click.testing import CliRunner
-
-from loralens.cli.main import main
+from tests.cli.command import Command
 
 SELECT = "select * from adapters, signatures order by name"
 
@@ -41,7 +39,7 @@ if __name__ == "__main__":
     for name, words in commands(*sys.argv[1:]).items():
         if name == "index":
             told["written by readers"] = [int(listing(home) != before), ""]
-        ended = CliRunner().invoke(main, words)
+        ended = Command().run(*words)
         told[name] = [ended.exit_code, ended.stderr if ended.exit_code in (0, 2) else repr(ended.exception)]
     # What the kernel counts of this process alone: `getrusage` begins with the peak of the parent.
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())

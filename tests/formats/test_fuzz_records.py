@@ -7,18 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.cli.main import main
 from loralens.core.stored import Moment, Moments
 from loralens.errors import LoraLensError
 from loralens.formats.models.model_files import weight_files
 from loralens.formats.records.results import load_moments, read_recipe, save_moments
 from loralens.formats.records.training import read_run
 from tests.bases import sharded, tensors
+from tests.cli.command import Command
 from tests.conftest import small_adapter
 from tests.formats.blobs import HARMFUL, damaged, limits
 from tests.marks import examples
@@ -80,7 +79,7 @@ class Made:
         loralens.save(small_adapter(), self.folder / "adapter")
         sharded(self.folder / "base", tensors(size=2.0))
         words = ["merge", self.folder / "adapter", "--base", self.folder / "base", "-o", self.folder / "out"]
-        assert CliRunner().invoke(main, [*map(str, words)]).exit_code == 0
+        assert Command().run(*words).exit_code == 0
         self.undo = self.folder / "out" / "undo.loralens"
         self.bytes = self.undo.read_bytes()
         length = int.from_bytes(self.bytes[:8], "little")
@@ -100,7 +99,7 @@ class Made:
             file.write_bytes(undo)
             words = ["unmerge", self.folder / "out", "--undo", file, "-o", back]
             with limits(20, 64 << 20):
-                done = CliRunner().invoke(main, [*map(str, words)])
+                done = Command().run(*words)
             assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
             assert not HARMFUL.search(done.output)
             if done.exit_code:
@@ -185,7 +184,7 @@ def read_base(text, changed="model.safetensors.index.json"):
         file.write_bytes(text)
         weight_files(Path(name))
         words = ["merge", MADE.folder / "adapter", "--base", name, "-o", f"{name}/../merged", "--overwrite"]
-        done = CliRunner().invoke(main, [*map(str, words)])
+        done = Command().run(*words)
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
 
 
@@ -222,7 +221,7 @@ def test_a_mark_before_a_text_of_the_base(name, tmp_path):
         ["merge", MADE.folder / "adapter", "--base", base, "--dtype", "f32", "-o", untied],
         ["unmerge", untied, "-o", tmp_path / "again"],
     ):
-        done = CliRunner().invoke(main, [*map(str, words)])
+        done = Command().run(*words)
         assert done.exit_code == 0, done.output
     for back in ("back", "again"):
         assert {path.name: path.read_bytes() for path in (tmp_path / back).iterdir()} == {
@@ -249,7 +248,7 @@ def combine(text):
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "r.toml"
         file.write_bytes(text)
-        done = CliRunner().invoke(main, ["combine", "--recipe", str(file), "-o", f"{name}/out", "--dry-run"])
+        done = Command().run("combine", "--recipe", file, "-o", f"{name}/out", "--dry-run")
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
         read_recipe(file)
 
@@ -270,7 +269,7 @@ def test_a_file_of_weights_that_says_something_else(text, tmp_path):
     file = tmp_path / "w.json"
     file.write_bytes(text.encode("latin-1"))
     words = ["compress", MADE.folder / "adapter", "--parameters", 0.5, "--weights", file, "-o", tmp_path / "out"]
-    done = CliRunner().invoke(main, [*map(str, words)])
+    done = Command().run(*words)
     assert done.exit_code == 2, done.exception
     assert done.output.count("error:") == 1
     assert not HARMFUL.search(done.output)
@@ -288,7 +287,7 @@ def trajectory(text, name):
         (Path(folder) / name).write_bytes(text)
         read_run([Path(folder)])
         for words in (["trajectory", folder], ["trajectory", folder, "--json"]):
-            done = CliRunner().invoke(main, words)
+            done = Command().run(*words)
             assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
 
 

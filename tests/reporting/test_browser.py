@@ -142,9 +142,7 @@ MOVE = "(x, value) => { x.value = value; x.dispatchEvent(new Event('input')); }"
 
 
 def test_the_slider_says_what_the_file_of_compress_is(page: Any, tmp_path: Path) -> None:
-    from click.testing import CliRunner
-
-    from loralens.cli.main import main
+    from tests.cli.command import Command
 
     loralens.save(drawn(1), tmp_path / "first")
     slider = page.locator(".slider").first
@@ -153,7 +151,7 @@ def test_the_slider_says_what_the_file_of_compress_is(page: Any, tmp_path: Path)
     assert command.startswith("loralens compress first -o first-small --parameters ")
     budget = command.rpartition(" ")[2]
     args = ["compress", str(tmp_path / "first"), "-o", str(tmp_path / "small"), "--parameters", budget, "--json"]
-    record = json.loads(CliRunner().invoke(main, args).stdout)
+    record = json.loads(Command().run(*args).stdout)
     written = (tmp_path / "small" / "adapter_model.safetensors").stat().st_size
     assert slider.locator(".budget .bytes").text_content() == size(written)
     after = [one["rank_after"] for one in record["modules"]]

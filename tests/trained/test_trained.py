@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 import loralens
-from loralens.cli.main import main
+from tests.cli.command import Command
 
 HERE = Path(__file__).parent
 EXPECTED: dict[str, dict[str, Any]] = json.loads((HERE / "expected.json").read_text())
@@ -31,8 +30,7 @@ SAID: dict[str, tuple[str, set[int], set[float], int, set[str]]] = {
 }
 
 
-def run(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
+run = Command().run
 
 
 def reading(folder: str) -> tuple[str, ...]:

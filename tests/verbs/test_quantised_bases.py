@@ -5,14 +5,13 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.cli.main import main
 from loralens.core.lowrank import Scaling
 from loralens.formats.files.container import read_safetensors
 from tests.bases import contents
+from tests.cli.command import Command
 from tests.formats.low_bit.cases import CASES
 
 NAMES = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
@@ -120,7 +119,7 @@ def test_every_command_says_of_codes_what_it_says_of_floats(command, bases, tmp_
 
     def run(base):
         words = {"ADAPTER": bases.adapter, "BASE": base, "TUNED": tmp_path / "tuned"}
-        result = CliRunner().invoke(main, [str(words.get(word, word)) for word in COMMANDS[command]])
+        result = Command().run(*(words.get(word, word) for word in COMMANDS[command]))
         assert result.exit_code in (0, 1), result.output
         return result.stdout.replace(str(base), "BASE")
 

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 import loralens
-from loralens.cli.main import main
 from loralens.core.fingerprint import fingerprint
 from loralens.core.stored import Moment, Moments
+from tests.cli.command import Command
 from tests.reporting.adapters import drawn
 
 
@@ -37,8 +36,7 @@ def test_the_page_is_that_of_the_command(paths: list[Path], tmp_path: Path) -> N
     result = loralens.report(paths, output=page, markdown=True)
     assert result.written == [page, tmp_path / "page.md", tmp_path / "page_files"]
     text = page.read_bytes()
-    printed = CliRunner().invoke(main, ["report", *map(str, paths), "-o", str(page), "--markdown", "--overwrite"])
-    assert printed.exit_code == 0, printed.stderr
+    Command().good("report", *paths, "-o", page, "--markdown", "--overwrite")
     assert page.read_bytes() == text == result.to_html().encode()
     assert (tmp_path / "page.md").read_text() == result.to_markdown("page_files")
 

@@ -1,18 +1,16 @@
 """``loralens.spectrum``: paths and objects, the result equals the JSON of the command, wrong values are refused."""
 
-import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 import loralens
-from loralens.cli.main import main
 from loralens.errors import OptionError
+from tests.cli.command import Command
 
 
 def test_paths_and_objects_give_what_the_command_prints(small: Path) -> None:
-    printed = json.loads(CliRunner().invoke(main, ["spectrum", str(small), "--json"]).stdout)
+    printed = Command("spectrum").told(small)
     by_path = loralens.spectrum(small)
     assert {"loralens": loralens.__version__, **by_path.record()} == printed
     by_object = loralens.spectrum(loralens.load(small)).record()
