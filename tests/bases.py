@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from loralens.formats.files.container import read_safetensors
+
 MODULES = [f"model.layers.{block}.self_attn.{kind}" for block in (0, 1, 10) for kind in ("q_proj", "v_proj")]
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16", "vocab_size": 5}
 
@@ -45,6 +47,12 @@ def sharded(folder: Path, held: dict[str, Any], *, shards: int = 3, config: Any 
         json.dumps({"metadata": {"total_size": size, "x": 1}, "weight_map": where}, indent=2)
     )
     return folder
+
+
+def stored(place: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file, or of all such files in a folder, by key."""
+    files = [place] if place.is_file() else sorted(place.glob("*.safetensors"))
+    return {key: tensor.read() for file in files for key, tensor in read_safetensors(file).tensors.items()}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

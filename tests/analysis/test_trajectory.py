@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.trajectory import SETTLED, measure_trajectory
+from loralens.analysis import measure_trajectory
 from tests.reference import effective_rank, whole_cosine
 from tests.tolerances import COLLECTION, MEASURE
 
@@ -69,12 +69,12 @@ def test_settled_is_the_first_from_which_all_have_the_direction() -> None:
     assert measure_trajectory(run()).settled == 0
     turning = measure_trajectory(run(turn=True))
     cosines = [point.cosine for point in turning.points]
-    assert turning.settled == next(t for t in range(4) if min(cosines[t:]) >= SETTLED)
-    assert cosines[turning.settled - 1] < SETTLED
+    assert turning.settled == next(t for t in range(4) if min(cosines[t:]) >= 0.9)
+    assert cosines[turning.settled - 1] < 0.9
     assert measure_trajectory(run((0.1, 0.2, 1.0), turn=True)).settled is None
     there_and_back = run((0.99, 0.2, 1.0), turn=True)
     found = measure_trajectory(there_and_back)
-    assert found.points[0].cosine > SETTLED > found.points[1].cosine
+    assert found.points[0].cosine > 0.9 > found.points[1].cosine
     assert found.settled is None
 
 

@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.formats.files.container import read_safetensors
-from loralens.formats.records.merged import NAME
-from tests.bases import CONFIG, MODULES, contents, sharded, single, tensors
+from tests.bases import CONFIG, MODULES, contents, sharded, single, stored, tensors
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
-CERTIFICATE = "merge_certificate.json"
+CERTIFICATE, UNDO = "merge_certificate.json", "undo.loralens"
 MODULE_KEYS = {
     "name", "weight", "gain", "relative_error", "subspace_error", "unmoved", "predicted_gain",
     "predicted_relative_error", "predicted_unmoved", "directions", "surviving", "overflowed",
@@ -26,14 +24,6 @@ TOTAL_KEYS = {
 }  # fmt: skip
 
 run, done = Command().run, Command().good
-
-
-def load_file(path: Path) -> dict[str, np.ndarray]:
-    return {key: tensor.read() for key, tensor in read_safetensors(path).tensors.items()}
-
-
-def loaded(folder: Path) -> dict[str, np.ndarray]:
-    return {key: array for file in sorted(folder.glob("*.safetensors")) for key, array in load_file(file).items()}
 
 
 def expected(held, strength: float = 1.0):
@@ -78,8 +68,8 @@ def test_the_table_is_exactly_this(small: Path, base: Path, tmp_path: Path) -> N
     table, records = stdout.split("undo file: ")
     assert table.rstrip("\n") == TABLE.rstrip("\n")
     patches = json.loads((tmp_path / "out" / CERTIFICATE).read_text())["total"]["undo_bytes"]
-    size = (tmp_path / "out" / NAME).stat().st_size
-    told = f"OUT/{NAME}, {size:,} bytes (patches of {8 * patches / 144:.2f} bits per changed weight)"
+    size = (tmp_path / "out" / UNDO).stat().st_size
+    told = f"OUT/{UNDO}, {size:,} bytes (patches of {8 * patches / 144:.2f} bits per changed weight)"
     assert records == f"{told}\ncertificate: OUT/{CERTIFICATE}\n"
     assert result.stderr == ""
 
@@ -91,9 +81,9 @@ def test_weights_are_merged_and_all_else_stays(make, small: Path, tmp_path: Path
     before = contents(base)
     done("merge", f"{small}:0.5", "--base", base, "-o", tmp_path / "out")
     assert contents(base) == before
-    check(loaded(tmp_path / "out"), expected(held, 0.5))
+    check(stored(tmp_path / "out"), expected(held, 0.5))
     after = contents(tmp_path / "out")
-    assert set(after) == {*before, NAME, CERTIFICATE}
+    assert set(after) == {*before, UNDO, CERTIFICATE}
     for name, data in before.items():
         if name.endswith(".safetensors"):
             length = 8 + int.from_bytes(data[:8], "little")
@@ -106,9 +96,9 @@ def test_a_single_file_is_merged_into_a_single_file(small: Path, tmp_path: Path)
     held = tensors()
     base = single(tmp_path / "base", held) / "model.safetensors"
     done("merge", small, "--base", base, "-o", tmp_path / "merged.safetensors")
-    check(load_file(tmp_path / "merged.safetensors"), expected(held))
+    check(stored(tmp_path / "merged.safetensors"), expected(held))
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"base", "merged.safetensors", f"merged.{NAME}", f"merged.{CERTIFICATE}"}
+    assert names == {"base", "merged.safetensors", f"merged.{UNDO}", f"merged.{CERTIFICATE}"}
     done("unmerge", tmp_path / "merged.safetensors", "-o", tmp_path / "back.safetensors")
     assert (tmp_path / "back.safetensors").read_bytes() == base.read_bytes()
 
@@ -124,7 +114,7 @@ def test_a_pipeline_keeps_its_folders(tmp_path: Path) -> None:
     one = loralens.LowRank(np.ones((6, 2), np.float32), np.ones((2, 4), np.float32), 0.5)
     loralens.save(loralens.Adapter(modules={"unet.mid.to_q": one}), tmp_path / "adapter")
     done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
-    found = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")["mid.to_q.weight"]
+    found = stored(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")["mid.to_q.weight"]
     np.testing.assert_array_equal(found, (unet["mid.to_q.weight"].astype(np.float32) + 1).astype(np.float16))
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(base)
@@ -137,11 +127,11 @@ def test_a_whole_model_in_another_dtype(make, option: str, name: str, small: Pat
     base = make(tmp_path / "base", held)
     done("merge", small, "--base", base, "-o", tmp_path / "out", "--dtype", option)
     wide = expected(held)
-    check(loaded(tmp_path / "out"), {k: v.astype(name) if v.dtype.kind == "f" else v for k, v in wide.items()})
+    check(stored(tmp_path / "out"), {k: v.astype(name) if v.dtype.kind == "f" else v for k, v in wide.items()})
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == name
     if make is sharded:
         index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
-        assert index["metadata"]["total_size"] == sum(a.nbytes for a in loaded(tmp_path / "out").values())
+        assert index["metadata"]["total_size"] == sum(a.nbytes for a in stored(tmp_path / "out").values())
         assert index["metadata"]["x"] == 1
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(base)
@@ -166,7 +156,7 @@ def test_float8_with_scales_stays_float8_under_the_same_scales(small: Path, tmp_
     base, real = float8(tmp_path / "base")
     result = done("merge", small, "--base", base, "-o", tmp_path / "out")
     assert "6 weights are float8 with scales: they are decoded, merged, and rounded to float8 again" in result.stderr
-    found, before, wide = loaded(tmp_path / "out"), loaded(base), expected(real)
+    found, before, wide = stored(tmp_path / "out"), stored(base), expected(real)
     for name in MODULES:
         key = f"{name}.weight"
         scale = before[f"{key}_scale_inv"]
@@ -197,7 +187,7 @@ def test_a_tied_model_is_untied_and_tied_again(tmp_path: Path) -> None:
     assert "lm_head.weight and model.embed_tokens.weight have different updates" in refused.stderr
     result = done("merge", tmp_path / "adapter", "--base", base, "-o", tmp_path / "out")
     assert "lm_head.weight: written as a weight of its own" in result.stderr
-    found = loaded(tmp_path / "out")
+    found = stored(tmp_path / "out")
     embedding = held["model.embed_tokens.weight"]
     np.testing.assert_array_equal(found["model.embed_tokens.weight"], embedding)
     np.testing.assert_array_equal(found["lm_head.weight"], (embedding.astype(np.float32) + 2).astype(embedding.dtype))

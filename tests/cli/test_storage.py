@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.bases import single
+from tests.bases import single, stored
 from tests.cli.command import Command
-from tests.cli.test_merge import loaded
 
 done = Command().good
 E, F, D = 3, 10, 16
@@ -94,7 +93,7 @@ def test_a_merge_is_the_same_and_says_where_each_half_went(folders, tmp_path: Pa
     adapter, stacks, alone = folders
     done("merge", adapter, "--base", stacks, "-o", tmp_path / "one")
     done("merge", adapter, "--base", alone, "-o", tmp_path / "two")
-    one, two = loaded(tmp_path / "one"), loaded(tmp_path / "two")
+    one, two = stored(tmp_path / "one"), stored(tmp_path / "two")
     for e in range(E):
         path = f"{BLOCK}.block_sparse_moe.experts.{e}"
         gate_up = one[f"{BLOCK}.mlp.experts.gate_up_proj"][e]
@@ -161,6 +160,6 @@ def test_what_convert_writes_of_expert_stacks_merges_as_the_adapter_does(
     assert exact["error"] < 1e-7 < 1e-5 < halved["error"] < 1e-3  # α = 0.2 has no float32 of its own
     done("merge", adapter, "--base", base, "-o", tmp_path / "one")
     done("merge", tmp_path / name, "--base", base, "-o", tmp_path / "two")
-    one, two = loaded(tmp_path / "one"), loaded(tmp_path / "two")
+    one, two = stored(tmp_path / "one"), stored(tmp_path / "two")
     for key, weight in one.items():
         np.testing.assert_allclose(two[key], weight, rtol=0, atol=2e-6, err_msg=key)

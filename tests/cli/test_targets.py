@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 import loralens
-from loralens.formats.records.merged import NAME
 from tests.bases import contents, sharded, tensors
-from tests.cli.test_merge import CERTIFICATE, done, run
+from tests.cli.test_merge import CERTIFICATE, UNDO, done, run
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def made(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "lone").mkdir()
     loralens.save(loralens.load(small), folder / "lone" / "x.safetensors", format="kohya")
     (folder / "undo").mkdir()
-    shutil.copy(folder / "models" / "merged" / NAME, folder / "undo" / "u")
+    shutil.copy(folder / "models" / "merged" / UNDO, folder / "undo" / "u")
     (folder / "link").symlink_to("runs/a")
     (folder / "texts").mkdir()
     (folder / "texts" / "t.txt").write_text("one\ntwo\n")

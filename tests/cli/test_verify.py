@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import loralens
-from tests.bases import MODULES, sharded, single, tensors
-from tests.cli.test_merge import done, expected, loaded, run
+from tests.bases import MODULES, sharded, single, stored, tensors
+from tests.cli.test_merge import done, expected, run
 from tests.conftest import small_adapter
 
 
@@ -82,7 +82,7 @@ def test_partly_and_not_at_all_fail(small: Path, base: Path, tmp_path: Path) -> 
 
 def test_the_headline_is_no_better_than_the_worst_module(small: Path, base: Path, tmp_path: Path) -> None:
     done("merge", small, "--base", base, "-o", tmp_path / "out")
-    held, before = loaded(tmp_path / "out"), tensors()
+    held, before = stored(tmp_path / "out"), tensors()
     gone = f"{MODULES[1]}.weight"
     single(tmp_path / "cut", {**held, gone: before[gone]})
     looked = ("verify", tmp_path / "cut", "--base", base, "--adapter", small)

@@ -15,7 +15,7 @@ from loralens.formats.files import atomic
 from loralens.formats.files.container import read_safetensors
 from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_writer import Change, write_model
-from tests.bases import contents, sharded, single, tensors
+from tests.bases import contents, sharded, single, stored, tensors
 
 KEY = "model.layers.0.self_attn.q_proj.weight"
 NEW = np.arange(24, dtype=np.float32).reshape(6, 4)
@@ -28,14 +28,6 @@ def write(root: Path, target: Path, *, dtype=None, changes=None, fill=None, **op
     write_model(files, target, changes={KEY: spec, **(changes or {})}, fill=rows, **options)
 
 
-def held(folder: Path) -> dict:
-    return {
-        key: tensor.read()
-        for file in sorted(folder.glob("*.safetensors"))
-        for key, tensor in read_safetensors(file).tensors.items()
-    }
-
-
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("make", [single, sharded])
 def test_one_tensor_changes_and_every_other_byte_stays(make, threads: int, tmp_path: Path) -> None:
@@ -43,8 +35,8 @@ def test_one_tensor_changes_and_every_other_byte_stays(make, threads: int, tmp_p
     write(root, tmp_path / "out", threads=threads)
     before, after = contents(root), contents(tmp_path / "out")
     assert list(before) == list(after)
-    found = held(tmp_path / "out")
-    for key, array in held(root).items():
+    found = stored(tmp_path / "out")
+    for key, array in stored(root).items():
         np.testing.assert_array_equal(found[key], NEW.astype(array.dtype) if key == KEY else array)
     different = [name for name in before if before[name] != after[name]]
     assert len(different) == 1
@@ -55,7 +47,7 @@ def test_one_tensor_changes_and_every_other_byte_stays(make, threads: int, tmp_p
 def test_another_dtype_moves_what_follows_and_the_index_says_the_size(tmp_path: Path) -> None:
     root = sharded(tmp_path / "m", tensors())
     write(root, tmp_path / "out", dtype=np.float32)
-    found = held(tmp_path / "out")
+    found = stored(tmp_path / "out")
     np.testing.assert_array_equal(found[KEY], NEW)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["metadata"] == {"total_size": sum(array.nbytes for array in found.values()), "x": 1}
@@ -66,7 +58,7 @@ def test_keys_come_and_go(tmp_path: Path) -> None:
     new = {"extra.weight": Change(np.dtype(np.float16), (3,))}
     rows = {KEY: NEW.astype(tensors()[KEY].dtype), "extra.weight": np.ones(3, np.float16)}
     write(root, tmp_path / "out", changes=new, fill=lambda key: iter([rows[key]]), dropped=["lm_head.weight"])
-    found = held(tmp_path / "out")
+    found = stored(tmp_path / "out")
     assert set(found) == {*tensors(), "extra.weight"} - {"lm_head.weight"}
     names = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
     assert set(names) == set(found)
@@ -80,7 +72,7 @@ def test_copied_rows_are_seen_in_order(tmp_path: Path) -> None:
     write(root, tmp_path / "out", watch=lambda key, rows: seen.setdefault(key, []).append(rows.copy()), threads=2)
     assert set(seen) == {*tensors(), "big"} - {KEY}
     assert len(seen["big"]) > 1
-    np.testing.assert_array_equal(np.concatenate(seen["big"]), held(root)["big"])
+    np.testing.assert_array_equal(np.concatenate(seen["big"]), stored(root)["big"])
 
 
 def test_texts_names_and_what_does_not_come_along(tmp_path: Path) -> None:

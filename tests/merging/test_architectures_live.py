@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.architectures import ARCHITECTURES, Architecture
+from tests.bases import stored
 from tests.cli.command import Command
-from tests.cli.test_merge import loaded
 from tests.formats.conftest import quiet_torch
 from tests.marks import slow_except, when_used
 from tests.tolerances import MERGED_BY_PEFT
@@ -31,7 +31,7 @@ def merged_alike(folder: Path, **options: str) -> dict[str, np.ndarray]:
     """Our merge of the files, held against the merged model that PEFT saved."""
     flags = [word for name, value in options.items() for word in (f"--{name}", value)]
     done("merge", folder / "adapter", "--base", folder / "base", "-o", folder / "ours", *flags)
-    ours, theirs = loaded(folder / "ours"), loaded(folder / "merged")
+    ours, theirs = stored(folder / "ours"), stored(folder / "merged")
     assert set(ours) == set(theirs)
     for key, array in theirs.items():
         scale = max(np.abs(array).max(), 1e-30)
@@ -62,7 +62,7 @@ def test_a_merge_of_the_files_is_peft_s_and_comes_off_again(
     architecture: Architecture, saved: Callable[[str], Path]
 ) -> None:
     folder = saved(architecture.name)
-    theirs, before = merged_alike(folder), loaded(folder / "base")
+    theirs, before = merged_alike(folder), stored(folder / "base")
     changed = {key for key, array in theirs.items() if not np.array_equal(array, before[key])}
     assert changed
     if architecture.experts:

@@ -9,7 +9,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.core.together import NORMS
 from tests import models
 from tests.cli.test_merge import done
 from tests.formats.conftest import quiet_torch
@@ -93,7 +92,7 @@ def test_what_is_merged_is_what_peft_merges(make, targets, options, dtype, tmp_p
     kind = getattr(torch, dtype)
     folder = trained(make(), tmp_path, targets, **options)
     adapter = loralens.load(folder)
-    missing = [one.module for one in adapter.extra.values() if one.role in NORMS]
+    missing = [one.module for one in adapter.extra.values() if one.role in ("norms", "norms_in")]
     assert missing
     (finding,) = [one for one in adapter.findings if one.code == "dora-magnitudes-missing"]
     assert finding.text.startswith(f"{len(missing)} of {len(adapter)} DoRA modules have no magnitude")
@@ -122,7 +121,7 @@ def test_what_has_no_base_keeps_the_fact(tmp_path: Path) -> None:
     def missing(path: Path) -> set[str]:
         adapter = loralens.load(path)
         assert adapter.config["use_dora"]
-        return {one.module for one in adapter.extra.values() if one.role in NORMS}
+        return {one.module for one in adapter.extra.values() if one.role in ("norms", "norms_in")}
 
     assert missing(source) == names
     for verb, *options in (("convert", "--to", "peft"), ("compress", "--rank", 1)):

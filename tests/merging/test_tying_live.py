@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests import models
-from tests.cli.test_merge import contents, done, loaded, run
+from tests.bases import stored
+from tests.cli.test_merge import contents, done, run
 from tests.formats.conftest import quiet_torch
 from tests.marks import when_used
 from tests.tolerances import MERGED_OUTPUT
@@ -105,7 +106,7 @@ def test_the_merged_model_does_what_the_unmerged_adapter_does(make, options, new
     trained(model, tmp_path / "adapter", **options)
     result = done("merge", tmp_path / "adapter", "--base", tmp_path / "base", "-o", tmp_path / "out")
     assert apart(tmp_path / "out", model, tmp_path / "adapter") < MERGED_OUTPUT
-    held, before = loaded(tmp_path / "out"), loaded(tmp_path / "base")
+    held, before = stored(tmp_path / "out"), stored(tmp_path / "base")
     assert sorted(set(held) - set(before)) == new
     cost = sum(held[key].nbytes for key in new)
     assert (f"written as a weight of its own, {cost:,} bytes more" in result.stderr) == bool(new)

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from loralens.training.initialisation import GAMMA
-from loralens.training.injection import Injection, inject
+from loralens.training import Injection, inject
 from tests import models
 from tests.marks import when_used
 
@@ -110,7 +109,7 @@ def test_the_start_along_the_gradient_has_pefts_directions(rule: str) -> None:
     """PEFT multiplies B by the singular values of the gradient and by a constant, and leaves A at length 1."""
     for layer, other, _ in pairs("lora-ga", rule):
         B, A = factors(other)
-        length = layer.B.shape[0] ** 0.25 / GAMMA**0.5
+        length = layer.B.shape[0] ** 0.25 / 16**0.5
         close(abs(layer.A), length * abs(A))
         close(abs(layer.B), length * abs(B / B.norm(dim=0)))
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.errors import OptionError
-from loralens.formats.records.merged import NAME
-from tests.bases import MODULES, contents, single, tensors
-from tests.cli.test_merge import CERTIFICATE, check, done, expected, loaded
+from loralens import OptionError
+from tests.bases import MODULES, contents, single, stored, tensors
+from tests.cli.test_merge import CERTIFICATE, UNDO, check, done, expected
 from tests.conftest import small_adapter
 
 
@@ -26,7 +25,7 @@ def test_a_path_and_an_object_are_merged_alike(small: Path, base: Path, tmp_path
     assert contents(tmp_path / "out") == contents(tmp_path / "shell")
     assert result.record() == json.loads((tmp_path / "out" / CERTIFICATE).read_text())
     loralens.merge(loralens.load(small), base=str(base), output=str(tmp_path / "object"))
-    check(loaded(tmp_path / "object"), loaded(tmp_path / "out"))
+    check(stored(tmp_path / "object"), stored(tmp_path / "out"))
     certificate = json.loads((tmp_path / "object" / CERTIFICATE).read_text())
     assert certificate["adapters"] == [{**result.certificate["adapters"][0], "path": "adapter"}]
 
@@ -41,7 +40,7 @@ def test_weights_are_pairs_or_a_mapping(small: Path, base: Path, tmp_path: Path)
         "once": [(str(small), 0.5)],
     }.items():
         loralens.merge(*adapters, base=base, output=tmp_path / name)
-        check(loaded(tmp_path / name), expected(tensors(), 0.5))
+        check(stored(tmp_path / name), expected(tensors(), 0.5))
 
 
 def test_a_dry_run_measures_everything_and_writes_nothing(small: Path, base: Path, tmp_path: Path) -> None:
@@ -64,7 +63,7 @@ def test_what_is_measured_without_a_certificate(small: Path, base: Path, tmp_pat
     ]
     result = loralens.merge(small, output=tmp_path / "b", measure=True, **without)
     assert len(result.modules) == 6
-    assert not {NAME, CERTIFICATE} & set(contents(tmp_path / "b"))
+    assert not {UNDO, CERTIFICATE} & set(contents(tmp_path / "b"))
 
 
 def test_the_listing_of_the_shell_is_that_of_the_result(small: Path, base: Path, tmp_path: Path) -> None:

@@ -5,12 +5,11 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 import loralens
 from loralens.core.lowrank import Scaling
-from loralens.formats.files.container import read_safetensors
-from tests.bases import contents
+from tests.bases import contents, stored
 from tests.cli.command import Command
 from tests.formats.low_bit.cases import CASES
 
@@ -59,10 +58,6 @@ def bases(request, tmp_path_factory):
     return Bases(request.param, tmp_path_factory.mktemp("bases"))
 
 
-def tensors_of(folder):
-    return {key: array for file in sorted(folder.glob("*.safetensors")) for key, array in load_file(file).items()}
-
-
 def test_a_merge_into_floats_is_that_of_the_decoded_folder_and_comes_back(bases, tmp_path):
     ours, theirs = (
         loralens.merge(bases.adapter, base=base, output=tmp_path / base.name, dtype="bf16")
@@ -70,7 +65,7 @@ def test_a_merge_into_floats_is_that_of_the_decoded_folder_and_comes_back(bases,
     )
     assert ours.certificate["total"]["gain"] == theirs.certificate["total"]["gain"]
     assert ours.certificate["result"]["sha256"] == theirs.certificate["result"]["sha256"]
-    merged, expected = tensors_of(tmp_path / "coded"), tensors_of(tmp_path / "floats")
+    merged, expected = stored(tmp_path / "coded"), stored(tmp_path / "floats")
     assert merged.keys() == expected.keys()
     for key, array in expected.items():
         assert merged[key].dtype == ml_dtypes.bfloat16
@@ -92,10 +87,9 @@ def test_a_merge_into_floats_is_that_of_the_decoded_folder_and_comes_back(bases,
 def test_undo_restores_every_byte_of_the_codes(bases, tmp_path):
     result = loralens.merge(bases.adapter, base=bases.coded, output=tmp_path / "merged", dtype="f32")
     # In float32 the weights that no adapter touches are written too, although their dtype is that of decoding.
-    assert tensors_of(tmp_path / "merged").keys() == tensors_of(bases.floats).keys()
+    assert stored(tmp_path / "merged").keys() == stored(bases.floats).keys()
     # The undo file keeps the codes and their scales as they are.
-    stored = [t for f in bases.coded.glob("*.safetensors") for t in read_safetensors(f).tensors.items()]
-    parts = [tensor.nbytes for key, tensor in stored if key.startswith("model.layers")]
+    parts = [array.nbytes for key, array in stored(bases.coded).items() if key.startswith("model.layers")]
     assert result.certificate["total"]["undo_bytes"] >= sum(parts)
     loralens.unmerge(tmp_path / "merged", output=tmp_path / "back")
     assert contents(tmp_path / "back") == contents(bases.coded)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 import loralens
-from loralens.errors import OptionError
-from loralens.formats.records.merged import NAME
+from loralens import OptionError
 from tests.bases import contents, sharded, tensors
 from tests.cli.test_merge import done
 from tests.conftest import small_adapter
@@ -66,7 +65,7 @@ def test_a_dry_run_proves_and_writes_nothing(small: Path, out: Path, tmp_path: P
     ("options", "message"),
     [
         ({}, "no output is given for the base"),
-        ({"undo": NAME, "adapter": "a", "dry_run": True}, "--undo and --adapter exclude each other"),
+        ({"undo": "undo.loralens", "adapter": "a", "dry_run": True}, "--undo and --adapter exclude each other"),
         ({"modules": ["q"], "dry_run": True}, "--modules goes with --adapter"),
         ({"once": True, "dry_run": True}, "--once goes with --adapter"),
         ({"device": "tpu", "dry_run": True}, "cpu, cuda or cuda:N"),
