@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from math import ceil
 from typing import Any
@@ -24,6 +25,14 @@ def examples(count: int, parent: settings | None = None, **more: Any) -> setting
     """Settings of a property with so many examples, of which a run tries the same share as of a hundred."""
     share = settings.default.max_examples / HUNDRED
     return settings(parent, max_examples=ceil(count * share), **more)
+
+
+def installed(*names: str) -> bool:
+    """Whether all of these distributions are."""
+    try:
+        return all(map(distribution, names))
+    except PackageNotFoundError:
+        return False
 
 
 class Later:

@@ -92,44 +92,6 @@ def intruders_scaled(W, D, indices, strength):
     return U @ np.diag(s) @ Vh
 
 
-# ---------------------------------------------------------------- few bits
-
-
-def unpacked_bits(line, bits, count):
-    """``count`` whole numbers from bytes, bit by bit: two's complement, least significant bit first."""
-    stream = [(int(byte) >> t) & 1 for byte in line for t in range(8)]
-    numbers = []
-    for j in range(count):
-        own = stream[j * bits : (j + 1) * bits]
-        value = sum(bit << t for t, bit in enumerate(own))
-        numbers.append(value - (1 << bits) if own[-1] else value)
-    assert not any(stream[count * bits :])
-    return numbers
-
-
-def gaussian_distortion(step, levels):
-    """E(x − x̂)² for x ~ N(0, 1) and x̂ the nearest of −levels·step … levels·step, by integration."""
-    x = np.linspace(-12, 12, 400_001)
-    nearest = step * np.clip(np.rint(x / step), -levels, levels)
-    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
-    return float(((x - nearest) ** 2 * density).sum() * (x[1] - x[0]))
-
-
-def truncation_bytes(spectra, shapes, width, budget):
-    """Energy that rank alone, 1 at least, loses within a budget: the best of every choice; infinite where none fits."""
-    best = {0: 0.0}
-    for name, s in spectra.items():
-        grown = {}
-        for used, kept in best.items():
-            for rank in range(1, len(s) + 1):
-                cost = used + rank * sum(shapes[name]) * width
-                gain = kept + float((s[:rank] ** 2).sum())
-                if cost <= budget and gain > grown.get(cost, -1.0):
-                    grown[cost] = gain
-        best = grown
-    return sum(float(s @ s) for s in spectra.values()) - max(best.values(), default=-math.inf)
-
-
 # Rounding W + D to a narrow dtype.
 
 

