@@ -13,7 +13,6 @@ from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from tests import models
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.marks import when_used
 
 torch = pytest.importorskip("torch")

@@ -10,7 +10,6 @@ from loralens import load_moments
 from loralens.compression import measure_moments
 from tests import models
 from tests.cli.command import Command
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.tolerances import MOMENTS_32
 
 torch = pytest.importorskip("torch")

@@ -7,7 +7,6 @@ import pytest
 
 from tests import models
 from tests.cli.command import Command
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("quiet_torch")

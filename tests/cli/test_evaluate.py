@@ -11,7 +11,6 @@ import loralens
 from loralens import Adapter
 from tests import models
 from tests.cli.command import Command
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.tolerances import EVALUATED
 
 torch = pytest.importorskip("torch")

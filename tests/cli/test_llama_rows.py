@@ -17,7 +17,6 @@ from loralens.verbs import COMMANDS
 from tests import models
 from tests.bases import contents
 from tests.cli.command import Command
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 
 gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")

@@ -8,10 +8,8 @@ import pytest
 from loralens.linalg import device, exact
 from tests.bases import contents, sharded, tensors
 from tests.cli.test_merge import done, run
-from tests.formats.conftest import quiet_torch
 
 torch = pytest.importorskip("torch")
-__all__ = ["quiet_torch"]
 pytestmark = pytest.mark.usefixtures("quiet_torch")
 
 

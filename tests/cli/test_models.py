@@ -14,7 +14,6 @@ from loralens.verbs.models.models import load_headed
 from loralens.verbs.models.texts import InputText
 from loralens.verbs.models.tokens import check_causal
 from tests import models
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -20,7 +20,6 @@ from loralens.verbs.runs.training_options import TrainingOptions
 from loralens.version import __version__
 from tests import models
 from tests.cli.command import Command
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.tolerances import TRAINED_LIVE
 
 torch = pytest.importorskip("torch")

@@ -16,7 +16,6 @@ from loralens.verbs.models.tokens import pack_rows
 from tests import models
 from tests.architectures import MIXTURES
 from tests.cli.command import Command
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.training.test_dialogues import PLAIN
 
 torch = pytest.importorskip("torch")

@@ -8,7 +8,6 @@ import pytest
 
 from tests import models
 from tests.cli.command import Command
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.warm import run_warm
 
 pytest.importorskip("torch")

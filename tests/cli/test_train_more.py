@@ -13,7 +13,6 @@ import loralens
 from loralens.training import record_of
 from tests import models
 from tests.cli.command import Command
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.warm import WarmProcess
 
 pytest.importorskip("torch")

@@ -11,7 +11,6 @@ from loralens import Adapter
 from loralens.training import record_of
 from tests import models
 from tests.cli.command import Command
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.tolerances import PROCESSES
 from tests.warm import run_warm
 

@@ -16,7 +16,6 @@ from loralens.core.lowrank import LowRank
 from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError, OptionError
 from tests import models
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.marks import when_used
 from tests.tolerances import MOMENTS, MOMENTS_32
 

@@ -12,7 +12,6 @@ from loralens.core.attached import Attachment
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.errors import MismatchError
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.marks import when_used
 from tests.tolerances import ATTACHED, ATTACHED_16, MOVED
 

@@ -11,7 +11,6 @@ import pytest
 from tests.architectures import ARCHITECTURES, Architecture
 from tests.bases import stored
 from tests.cli.command import Command
-from tests.formats.conftest import quiet_torch
 from tests.marks import slow_except, when_used
 from tests.tolerances import MERGED_BY_PEFT
 
@@ -19,7 +18,6 @@ torch = pytest.importorskip("torch")
 peft = when_used("peft")
 transformers = pytest.importorskip("transformers")
 
-__all__ = ["quiet_torch"]
 pytestmark = [
     pytest.mark.usefixtures("quiet_torch"),
     pytest.mark.filterwarnings("ignore"),  # of models with two layers and odd sizes

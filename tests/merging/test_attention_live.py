@@ -13,14 +13,12 @@ from safetensors.torch import save_file as save_torch
 import loralens
 from loralens.core.attached import Attachment
 from tests.cli.test_merge import done, run
-from tests.formats.conftest import quiet_torch
 from tests.formats.test_peft_live import Attention
 from tests.marks import when_used
 
 torch = pytest.importorskip("torch")
 peft = when_used("peft")
 
-__all__ = ["quiet_torch"]
 pytestmark = pytest.mark.usefixtures("quiet_torch")
 OUT = "attn.out_proj"
 

@@ -11,7 +11,6 @@ from safetensors.numpy import load_file, save_file
 import loralens
 from tests import models
 from tests.cli.test_merge import done
-from tests.formats.conftest import quiet_torch
 from tests.marks import when_used
 from tests.merging.test_merge_live import arrays, lazily, ours
 
@@ -19,7 +18,6 @@ torch = pytest.importorskip("torch")
 peft = when_used("peft")
 transformers = pytest.importorskip("transformers")
 
-__all__ = ["quiet_torch"]
 pytestmark = [
     pytest.mark.usefixtures("quiet_torch"),
     pytest.mark.filterwarnings("ignore:Found missing adapter keys"),

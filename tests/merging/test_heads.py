@@ -11,10 +11,7 @@ from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.merging.planning import plan_merge
 from tests.cli.test_merge import done
-from tests.formats.conftest import quiet_torch
 from tests.merging.made import streamed
-
-__all__ = ["quiet_torch"]
 
 
 def planned(config, *, labels=3, head="classifier", said=None, metadata=None):

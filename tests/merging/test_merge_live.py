@@ -13,7 +13,6 @@ from loralens.linalg.rounding import ulp
 from loralens.merging.codec import prepare_merge
 from loralens.merging.planning import plan_merge
 from tests.cli.test_merge import CERTIFICATE, done, run
-from tests.formats.conftest import quiet_torch
 from tests.formats.test_peft_live import CASES, adapt, base
 from tests.marks import slow_except, when_used
 from tests.models import llama
@@ -23,7 +22,6 @@ torch = pytest.importorskip("torch")
 peft = when_used("peft")
 transformers = pytest.importorskip("transformers")
 
-__all__ = ["quiet_torch"]
 pytestmark = [
     pytest.mark.usefixtures("quiet_torch"),
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`"),

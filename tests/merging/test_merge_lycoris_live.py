@@ -14,7 +14,6 @@ import loralens
 from loralens.core.lazy import LazyArray
 from loralens.merging.codec import prepare_merge
 from loralens.merging.planning import plan_merge
-from tests.formats.conftest import quiet_torch
 from tests.tolerances import LIVE_OUTPUT
 
 torch = pytest.importorskip("torch")
@@ -24,7 +23,6 @@ from lycoris.modules.loha import LohaModule  # noqa: E402
 from lycoris.modules.lokr import LokrModule  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-__all__ = ["quiet_torch"]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_torch")]
 NAME = "lora_unet_x"
 ALGORITHMS = {"locon": LoConModule, "loha": LohaModule, "lokr": LokrModule}

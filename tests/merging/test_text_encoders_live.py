@@ -7,12 +7,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.cli.command import Command
-from tests.formats.conftest import quiet_torch
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-__all__ = ["quiet_torch"]
 pytestmark = pytest.mark.usefixtures("quiet_torch")
 WIDTH = 16
 merge = Command("merge").good

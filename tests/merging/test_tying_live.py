@@ -11,7 +11,6 @@ import pytest
 from tests import models
 from tests.bases import stored
 from tests.cli.test_merge import contents, done, run
-from tests.formats.conftest import quiet_torch
 from tests.marks import when_used
 from tests.tolerances import MERGED_OUTPUT
 
@@ -19,7 +18,6 @@ torch = pytest.importorskip("torch")
 peft = when_used("peft")
 transformers = pytest.importorskip("transformers")
 
-__all__ = ["quiet_torch"]
 pytestmark = [
     pytest.mark.usefixtures("quiet_torch"),
     pytest.mark.filterwarnings("ignore:Model .* `tie_word_embeddings=True`"),

@@ -10,7 +10,6 @@ import loralens
 from loralens.training.course import training_method
 from loralens.training.injection import inject
 from loralens.training.readout import start_from, start_options
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 
 torch = pytest.importorskip("torch")
 

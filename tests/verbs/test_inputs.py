@@ -8,7 +8,6 @@ import pytest
 from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.verbs.models.texts import InputText, read_data, read_texts
 from tests import models
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 
 
 def test_a_list_of_texts_is_read_as_its_file_is(tmp_path: Path) -> None:

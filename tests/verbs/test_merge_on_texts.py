@@ -22,7 +22,6 @@ from loralens.verbs.merges.low_bit_base import NO_CODES
 from loralens.verbs.merges.merge_losses import conclusion_on_texts
 from loralens.verbs.merges.merge_on_texts import changed_rows, general_texts
 from tests import ggufs, models
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.formats.test_float_folder import TOKENS, VALUES
 from tests.verbs.low_bit_bases import nf4_base, pair_adapter
 

@@ -11,7 +11,6 @@ import loralens
 from loralens.errors import OptionError
 from tests import models
 from tests.cli.command import Command
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.verbs.shown import check_tables_fit
 
 torch = pytest.importorskip("torch")

@@ -18,7 +18,6 @@ from loralens.formats.records.training import Training
 from loralens.verbs.runs.grid import GridResult
 from tests import models
 from tests.cli.command import Command
-from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.warm import WarmProcess, run_warm
 
 torch = pytest.importorskip("torch")
