@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 
-from loralens.compression.loss import total_error
-from loralens.compression.plan import TruncationPlan, rank_curve
-from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank
-from loralens.core.ranks import Rule
-from tests.compression.truncation import truncate
+from loralens import Adapter, LowRank, Rule
+from loralens.compression import TruncationPlan
+from loralens.compression.plan import rank_curve
+from tests.compression.truncation import total_error, truncate
 from tests.tolerances import LOSS
 
 

@@ -8,9 +8,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.compression.loss import losses, total_error
-from loralens.core.adapter import Adapter
+from loralens import Adapter
+from loralens.compression import losses
 from tests.cli.command import Command
+from tests.compression.truncation import total_error
 from tests.conftest import real_adapters
 from tests.tolerances import LOSS_FLOAT32
 

@@ -5,14 +5,14 @@ import pytest
 
 from loralens.compression.calibration import whitened_svd
 from loralens.compression.directions import truncate_pair
-from loralens.compression.loss import data_losses, directions_on_data, equalise_units, total_error
+from loralens.compression.loss import data_losses, directions_on_data, equalise_units
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lowrank import LowRank
 from loralens.core.ranks import Rule
 from loralens.core.stored import Moment, Moments
 from loralens.errors import MismatchError
-from tests.compression.truncation import truncate
+from tests.compression.truncation import total_error, truncate
 from tests.tolerances import TRUNCATED
 
 SEEDS = {"a": 0, "b": 1, "c": 2}

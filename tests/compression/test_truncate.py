@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.compression.loss import total_error
 from loralens.compression.plan import TruncationPlan
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
@@ -15,7 +14,7 @@ from loralens.core.ranks import Rule
 from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError, OptionError
 from tests import strategies
-from tests.compression.truncation import truncate
+from tests.compression.truncation import total_error, truncate
 from tests.conftest import small_adapter
 from tests.marks import examples
 from tests.reference import truncated_error
