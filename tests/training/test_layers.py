@@ -130,7 +130,7 @@ def test_a_scaled_embedding_scales_its_update() -> None:
         def forward(self, input: Any) -> Any:
             return super().forward(input) * self.embed_scale
 
-    from loralens.training.injection import inject
+    from loralens.training import inject
     from tests.training.conftest import randomise
 
     made = inject(Holder(Scaled(9, 5).double()), targets="layer", rank=2)
@@ -142,7 +142,7 @@ def test_a_scaled_embedding_scales_its_update() -> None:
 
 @pytest.mark.parametrize("options", [{"dilation": 2}, {"padding": "same", "padding_mode": "circular"}])
 def test_convolutions_of_every_geometry_are_those_of_the_whole_weight(options: Any) -> None:
-    from loralens.training.injection import inject
+    from loralens.training import inject
     from tests.training.conftest import randomise
 
     made = inject(Holder(nn.Conv2d(4, 5, 3, **options).double()), targets="layer", rank=2)
@@ -153,7 +153,7 @@ def test_convolutions_of_every_geometry_are_those_of_the_whole_weight(options: A
 
 
 def test_a_row_of_zeros_has_no_direction_and_no_nan() -> None:
-    from loralens.training.injection import inject
+    from loralens.training import inject
 
     model = holder("linear")
     model.net.layer.weight.data[1] = 0

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.training import Course, Fitted, fit
+from loralens.training import Course, Fitted, fit, inject
 from tests import models
 
 torch = pytest.importorskip("torch")
@@ -143,7 +143,6 @@ def test_accumulated_steps_are_those_of_the_trainer_of_transformers(tmp_path: An
     """PEFT's layers with our first factors, in transformers' own loop, over parts with very different labels."""
     pytest.importorskip("accelerate")
     transformers = pytest.importorskip("transformers")
-    from loralens.training.injection import inject
     from tests.training.conftest import peft_beside
 
     rows = [{name: tensor[0] for name, tensor in part.items()} for part in parts_of(language(), [1] * 8)]
